@@ -1,0 +1,98 @@
+"""Rows and sequences to stored bytes and back: an 8-byte fingerprint, then the bytes of the array."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+from feature_client.groups import FINGERPRINT_BYTES, FeatureGroup, SequenceGroup
+
+
+class State(IntEnum):
+    """What was found under a key."""
+
+    PRESENT = 0
+    MISSING = 1
+    #: A value written for another group, version or embedding space: seen, counted, never read.
+    FOREIGN = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Decoded rows, in the order of the keys.
+
+    Attributes:
+        rows: structured[N] of the group's dtype; the group's default row where nothing usable was found.
+        states: uint8[N], one `State` each.
+    """
+
+    rows: np.ndarray
+    states: np.ndarray
+
+    def count(self, state: State) -> int:
+        return int(np.count_nonzero(self.states == state))
+
+
+def encode_rows(group: FeatureGroup, rows: np.ndarray) -> list[bytes]:
+    """Encode structured rows of `group.dtype` as stored values."""
+    if rows.dtype != group.dtype:
+        raise TypeError(f"group {group.ref} stores rows of {group.dtype}, got {rows.dtype}")
+    stored = np.empty(len(rows), _stored_dtype(group))
+    stored["fingerprint"] = np.void(group.fingerprint)
+    stored["row"] = rows
+    cut: list[bytes] = stored.view(f"V{stored.dtype.itemsize}").tolist()
+    return cut
+
+
+def decode_rows(group: FeatureGroup, values: Sequence[bytes | None]) -> Rows:
+    """Decode stored values; what is missing or foreign becomes the group's default row.
+
+    Cost: one join and one `frombuffer` when every value is whole; a pass over the values otherwise.
+    """
+    stored_dtype = _stored_dtype(group)
+    size = stored_dtype.itemsize
+    states = np.zeros(len(values), np.uint8)
+    whole = values
+    if any(value is None or len(value) != size for value in values):
+        blank = bytes(size)
+        states[:] = [
+            State.MISSING if v is None else (State.PRESENT if len(v) == size else State.FOREIGN) for v in values
+        ]
+        whole = [v if v is not None and len(v) == size else blank for v in values]
+    stored = np.frombuffer(b"".join(whole), stored_dtype)  # type: ignore[arg-type]
+    expected = np.frombuffer(group.fingerprint, np.uint64)[0]
+    foreign = (stored["fingerprint"].view(np.uint64) != expected) & (states == State.PRESENT)
+    states[foreign] = State.FOREIGN
+    rows = stored["row"]
+    if states.any():
+        rows = rows.copy()
+        rows[states != State.PRESENT] = group.default_row
+    return Rows(rows, states)
+
+
+def encode_sequence(group: SequenceGroup, events: np.ndarray) -> bytes:
+    """Encode the last `length_max` events, oldest first.
+
+    Args:
+        group: whose vocabularies the codes refer to.
+        events: structured[K] of `SequenceGroup.dtype`.
+    """
+    return group.fingerprint + events[-group.length_max :].astype(group.dtype, copy=False).tobytes()
+
+
+def decode_sequence(group: SequenceGroup, value: bytes | None) -> tuple[np.ndarray, State]:
+    """Return the events, oldest first (structured[K]; empty unless PRESENT), and what was found."""
+    empty = np.empty(0, group.dtype)
+    if value is None:
+        return empty, State.MISSING
+    body = memoryview(value)[FINGERPRINT_BYTES:]
+    if value[:FINGERPRINT_BYTES] != group.fingerprint or len(body) % group.dtype.itemsize:
+        return empty, State.FOREIGN
+    return np.frombuffer(body, group.dtype), State.PRESENT
+
+
+def _stored_dtype(group: FeatureGroup) -> np.dtype[np.void]:
+    return np.dtype([("fingerprint", f"V{FINGERPRINT_BYTES}"), ("row", group.dtype)])

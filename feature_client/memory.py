@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from feature_client.store import StoreUnavailableError
+
+
+class MemoryStore:
+    """A store in a dict: for tests and for literal data.
+
+    `failing` makes every read raise, the way a lost store does.
+    """
+
+    def __init__(self, values: Mapping[bytes, bytes] | None = None) -> None:
+        self.values: dict[bytes, bytes] = dict(values or {})
+        self.failing = False
+
+    async def start(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    async def multi_get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        if self.failing:
+            raise StoreUnavailableError("the memory store was told to fail")
+        return [self.values.get(key) for key in keys]
+
+    async def multi_put(self, items: Iterable[tuple[bytes, bytes]]) -> int:
+        written = dict(items)
+        self.values.update(written)
+        return len(written)

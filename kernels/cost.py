@@ -1,0 +1,55 @@
+"""Measuring what a run costs: a straight line in rows, fitted to the fastest of a few runs per size."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.engine import FeatureBatch
+
+_ROWS = (8, 32, 128, 512)
+_REPEATS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class LinearCost:
+    """Seconds of a run as `fixed_s + per_row_s * rows`."""
+
+    fixed_s: float = 0.0
+    per_row_s: float = 0.0
+
+    def __call__(self, rows: int) -> float:
+        return self.fixed_s + self.per_row_s * rows
+
+
+def measure_cost(run: Callable[[FeatureBatch], np.ndarray], sample: FeatureBatch) -> LinearCost:
+    """Fit the cost of single-request runs; the minimum of a few repeats ignores what else the machine does.
+
+    Args:
+        run: an engine's `run`.
+        sample: at least one request with at least one row; its first request's rows are repeated to each size.
+    """
+    seconds = []
+    for rows in _ROWS:
+        batch = first_request(sample, rows)
+        best = float("inf")
+        for _ in range(_REPEATS):
+            start = time.perf_counter()
+            run(batch)
+            best = min(best, time.perf_counter() - start)
+        seconds.append(best)
+    per_row_s, fixed_s = np.polyfit(_ROWS, seconds, 1, w=1 / np.array(seconds))
+    return LinearCost(max(0.0, float(fixed_s)), max(0.0, float(per_row_s)))
+
+
+def first_request(sample: FeatureBatch, rows: int) -> FeatureBatch:
+    """Return a batch of one request and exactly `rows` rows, made from the first request of `sample`."""
+    index = np.arange(rows) % int(sample.row_splits[1])
+    return FeatureBatch(
+        {name: tensor[:1] for name, tensor in sample.request.items()},
+        {name: tensor[index] for name, tensor in sample.candidate.items()},
+        np.array([0, rows], np.int32),
+    )

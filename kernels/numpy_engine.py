@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+from onnx.reference import ReferenceEvaluator
+
+from kernels.cost import LinearCost, measure_cost
+from kernels.engine import LOGITS, ROW_REQUEST, EngineError, FeatureBatch, TensorSpec
+
+
+class NumpyEngine:
+    """The reference: the network's ONNX operators one by one in NumPy. Correct and slow; the other engines' oracle."""
+
+    def __init__(self, network: bytes, inputs: Sequence[TensorSpec], heads: int, streams: int = 1) -> None:
+        try:
+            model = onnx.load_model_from_string(network)
+            onnx.checker.check_model(model)
+            self._evaluator = ReferenceEvaluator(model)
+        except (onnx.checker.ValidationError, NotImplementedError, ValueError, RuntimeError) as error:
+            raise EngineError(f"the network cannot be loaded: {error}") from error
+        self._inputs = tuple(inputs)
+        self._heads = heads
+        self._cost = LinearCost()
+        self.streams = streams
+
+    def run(self, batch: FeatureBatch) -> np.ndarray:
+        batch.check(self._inputs)
+        feeds = {**batch.request, **batch.candidate, ROW_REQUEST: batch.row_request()}
+        logits = np.asarray(self._evaluator.run([LOGITS], feeds)[0])  # type: ignore[index]
+        if logits.shape != (batch.rows, self._heads):
+            raise EngineError(f"the network returned {list(logits.shape)}, expected [{batch.rows}, {self._heads}]")
+        return logits.astype(np.float32, copy=False)
+
+    def warm_up(self, sample: FeatureBatch) -> None:
+        self._cost = measure_cost(self.run, sample)
+
+    def cost_s(self, requests: int, rows: int) -> float:  # noqa: ARG002 - a run costs the same for any split of its rows
+        return self._cost(rows)
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import queue
+from collections.abc import Sequence
+
+import numpy as np
+import openvino
+
+from kernels.cost import LinearCost, measure_cost
+from kernels.engine import LOGITS, ROW_REQUEST, EngineError, FeatureBatch, TensorSpec
+
+
+class OpenVinoEngine:
+    """The CPU engine: one single-threaded stream per core beats one stream over all cores (see FACTS in docs).
+
+    Computes in fp32 whatever the processor offers, so that answers are the same on every machine.
+    """
+
+    def __init__(self, network: bytes, inputs: Sequence[TensorSpec], heads: int, streams: int = 1) -> None:
+        self._inputs = tuple(inputs)
+        self._heads = heads
+        self._cost = LinearCost()
+        self.streams = streams
+        try:
+            core = openvino.Core()
+            model = core.read_model(network)
+            named = {name for port in model.inputs for name in port.get_names()}
+            expected = {spec.name for spec in inputs} | {ROW_REQUEST}
+            if named != expected:
+                raise EngineError(f"the network takes {sorted(named)}, the manifest declares {sorted(expected)}")
+            compiled = core.compile_model(
+                model,
+                "CPU",
+                {
+                    "PERFORMANCE_HINT": "THROUGHPUT",
+                    "NUM_STREAMS": str(streams),
+                    "INFERENCE_NUM_THREADS": str(streams),
+                    "INFERENCE_PRECISION_HINT": "f32",
+                },
+            )
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO cannot compile the network: {error}") from error
+        # A request is bound to no thread; who takes one from the queue owns it until it is put back.
+        self._idle: queue.SimpleQueue[openvino.InferRequest] = queue.SimpleQueue()
+        for _ in range(streams):
+            self._idle.put(compiled.create_infer_request())
+
+    def run(self, batch: FeatureBatch) -> np.ndarray:
+        batch.check(self._inputs)
+        feeds = {**batch.request, **batch.candidate, ROW_REQUEST: batch.row_request()}
+        request = self._idle.get()
+        try:
+            request.infer(feeds, share_inputs=True)
+            logits: np.ndarray = request.get_tensor(LOGITS).data.copy()
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO failed a run of {batch.rows} rows: {error}") from error
+        finally:
+            self._idle.put(request)
+        if logits.shape != (batch.rows, self._heads):
+            raise EngineError(f"the network returned {list(logits.shape)}, expected [{batch.rows}, {self._heads}]")
+        return logits
+
+    def warm_up(self, sample: FeatureBatch) -> None:
+        for _ in range(self.streams):  # each stream's first run allocates; the queue hands them out in turn
+            measure_cost(self.run, sample)
+        self._cost = measure_cost(self.run, sample)
+
+    def cost_s(self, requests: int, rows: int) -> float:  # noqa: ARG002 - a run costs the same for any split of its rows
+        return self._cost(rows)
+
+    def close(self) -> None:
+        while not self._idle.empty():
+            self._idle.get()

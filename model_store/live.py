@@ -1,0 +1,82 @@
+"""A model that can answer: a verified bundle, compiled, proven on its golden requests and warm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from feature_client.fetcher import FeatureNeeds
+from kernels.engine import Engine, EngineError, EngineFactory, FeatureBatch
+from model_store.assembly import Assembler
+from model_store.bundle import GOLDEN, NETWORK, UTILITY, Bundle, BundleError
+from model_store.golden import GoldenRequest, decode_golden
+from model_store.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LiveModel:
+    """Everything a request needs of its model; requests hold it from admission to the end."""
+
+    manifest: Manifest
+    digest: str
+    needs: FeatureNeeds
+    assembler: Assembler
+    engine: Engine
+    utility_toml: bytes
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Calibrate float32[N, H] logits into float32[N, H] probabilities; a non-finite logit stays non-finite."""
+        return calibrate(self.manifest, logits)
+
+
+def calibrate(manifest: Manifest, logits: np.ndarray) -> np.ndarray:
+    """Apply each head's logistic calibration: sigmoid(slope * logit + intercept)."""
+    slope = np.array([head.calibration.slope for head in manifest.heads], np.float32)
+    intercept = np.array([head.calibration.intercept for head in manifest.heads], np.float32)
+    # tanh saturates where exp would overflow; an infinite logit is an engine fault and must stay visible.
+    half = np.float32(0.5)
+    probabilities: np.ndarray = half * np.tanh(half * (slope * logits + intercept)) + half
+    probabilities[~np.isfinite(logits)] = np.nan
+    return probabilities
+
+
+def load_live(bundle: Bundle, factory: EngineFactory, streams: int) -> LiveModel:
+    """Compile a bundle, score its golden requests and warm it up.
+
+    Raises:
+        BundleError: the network cannot be compiled, or its golden scores differ by more than the manifest's tolerance.
+    """
+    manifest = bundle.manifest
+    assembler = Assembler(manifest)
+    try:
+        golden = decode_golden(bundle.files[GOLDEN])
+        if not golden:
+            raise BundleError(f"{manifest.ref}: {GOLDEN} holds no request, so nothing proves what the network computes")
+        engine = factory(bundle.files[NETWORK], manifest.specs, len(manifest.heads), streams)
+        try:
+            sample = FeatureBatch.concat([assembler.assemble(g.fetched, g.surface) for g in golden])
+            _verify(manifest, calibrate(manifest, engine.run(sample)), golden)
+            engine.warm_up(sample)
+        except BaseException:
+            engine.close()
+            raise
+    except (EngineError, ValueError, KeyError) as error:
+        raise BundleError(f"{manifest.ref}: {error}") from error
+    return LiveModel(manifest, bundle.digest, manifest.needs, assembler, engine, bundle.files[UTILITY])
+
+
+def _verify(manifest: Manifest, probabilities: np.ndarray, golden: list[GoldenRequest]) -> None:
+    expected = np.concatenate([g.probabilities for g in golden])
+    if expected.shape != probabilities.shape:
+        raise BundleError(
+            f"{manifest.ref}: golden scores have shape {expected.shape}, the network gives {probabilities.shape}"
+        )
+    difference = np.abs(probabilities - expected)
+    worst = float(np.max(np.where(np.isnan(difference), np.inf, difference)))
+    if worst > manifest.golden_tolerance:
+        row, head = np.unravel_index(int(np.argmax(np.nan_to_num(difference, nan=np.inf))), difference.shape)
+        raise BundleError(
+            f"{manifest.ref}: golden row {row}, head {manifest.heads[int(head)].name!r}: expected probability "
+            f"{expected[row, head]:.6f}, got {probabilities[row, head]:.6f} (tolerance {manifest.golden_tolerance:g})"
+        )
