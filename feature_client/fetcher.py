@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -71,7 +72,12 @@ class Fetched:
 
 
 async def fetch(
-    store: Store, needs: FeatureNeeds, user_id: int, pin_ids: np.ndarray, query_pin_id: int | None = None
+    store: Store,
+    needs: FeatureNeeds,
+    user_id: int,
+    pin_ids: np.ndarray,
+    query_pin_id: int | None = None,
+    budget_s: float | None = None,
 ) -> Fetched:
     """Read one request's features; whatever the store cannot give is marked missing, never raised.
 
@@ -81,16 +87,13 @@ async def fetch(
         user_id: the user.
         pin_ids: uint64[N], distinct candidates.
         query_pin_id: the pin that is the query, if a pin is.
+        budget_s: seconds the reads may take together before the store counts as unavailable; None waits.
     """
-    unavailable = False
+    reads = _Reads(store, budget_s)
     user_keys = [group.keys(np.array([user_id], np.uint64))[0] for group in needs.user_groups]
     if needs.sequence is not None:
         user_keys += needs.sequence.keys(np.array([user_id], np.uint64))
-    user_values: list[bytes | None]
-    try:
-        user_values = await store.multi_get(user_keys)
-    except StoreUnavailableError:
-        unavailable, user_values = True, [None] * len(user_keys)
+    user_values = await reads.multi_get(user_keys)
     user = {g.name: decode_rows(g, [value]) for g, value in zip(needs.user_groups, user_values, strict=False)}
     if needs.sequence is None:
         events, sequence_state = np.empty(0, SequenceGroup.dtype), State.PRESENT
@@ -103,11 +106,7 @@ async def fetch(
         wanted.append(np.array([query_pin_id], np.uint64))
     distinct, index = np.unique(np.concatenate(wanted), return_inverse=True)
     keys = [key for group in needs.pin_groups for key in group.keys(distinct)]
-    values: list[bytes | None]
-    try:
-        values = await store.multi_get(keys) if not unavailable else [None] * len(keys)
-    except StoreUnavailableError:
-        unavailable, values = True, [None] * len(keys)
+    values = await reads.multi_get(keys)
     pins = {
         group.name: decode_rows(group, values[i * len(distinct) : (i + 1) * len(distinct)])
         for i, group in enumerate(needs.pin_groups)
@@ -121,5 +120,23 @@ async def fetch(
         event_index=index[candidates : candidates + actions],
         query_index=int(index[-1]) if query_pin_id is not None else None,
         sequence_state=sequence_state,
-        store_unavailable=unavailable,
+        store_unavailable=reads.unavailable,
     )
+
+
+class _Reads:
+    """The reads of one request, within one budget; after the first failure nothing more is asked of the store."""
+
+    def __init__(self, store: Store, budget_s: float | None) -> None:
+        self._store = store
+        self._timeout = None if budget_s is None else asyncio.get_running_loop().time() + budget_s
+        self.unavailable = False
+
+    async def multi_get(self, keys: list[bytes]) -> list[bytes | None]:
+        if not self.unavailable:
+            try:
+                async with asyncio.timeout_at(self._timeout):
+                    return await self._store.multi_get(keys)
+            except (StoreUnavailableError, TimeoutError):
+                self.unavailable = True
+        return [None] * len(keys)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -155,4 +155,6 @@ class SequenceGroup(_Described):
     length_max: Annotated[int, Field(ge=1, le=100_000)]
 
     #: action and surface are positions in the vocabularies above; `time_ms` is Unix time in milliseconds.
-    dtype = np.dtype([("pin_id", "<u8"), ("time_ms", "<i8"), ("action", "u1"), ("surface", "u1")])
+    dtype: ClassVar[np.dtype[np.void]] = np.dtype(
+        [("pin_id", "<u8"), ("time_ms", "<i8"), ("action", "u1"), ("surface", "u1")]
+    )

@@ -87,10 +87,8 @@ class Assembler:
 
 
 def _real_values(stored: np.ndarray, space: EmbeddingSpace) -> np.ndarray:
-    values = np.asarray(stored, np.float32)
-    if space.scale != 1.0:
-        values = values * np.float32(space.scale)
-    return values
+    values: np.ndarray = stored.astype(np.float32)
+    return values if space.scale == 1.0 else np.multiply(values, space.scale, dtype=np.float32)
 
 
 def _padded(found: np.ndarray, length: int) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""The ranking server: from bytes on the wire to an ordered answer."""

@@ -1,0 +1,162 @@
+"""The composition root: the only file that names concrete parts and puts them together."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import grpc
+import grpc.aio
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from pinrank.v1 import ranking_pb2  # noqa: F401 - reflection answers from the registered descriptors
+
+from feature_client.opening import open_store
+from feature_client.store import Store
+from kernels.opening import engine_factory
+from model_store.live import LiveModel, load_live
+from model_store.store import FolderStore
+from server.admission import Admission
+from server.batching import EarliestDeadlineFirst
+from server.config import ConfigError, ServerConfig
+from server.edge import SERVICE, RankingEdge
+from server.http import HttpEndpoint
+from server.metrics import Metrics
+from server.pipeline import Pipeline
+from server.runner import Runner
+from server.served import Served, ServedModels
+from server.utility import load_utility
+
+_log = structlog.get_logger(__name__)
+
+
+class StartError(Exception):
+    """The server cannot start; the message says why."""
+
+
+class Server:
+    """A whole ranking server in one event loop."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._metrics = Metrics()
+        self._streams = config.engine_streams or os.cpu_count() or 1
+        self._store: Store = open_store(config.feature_store, read_only=True)
+        self._runner = Runner(EarliestDeadlineFirst(config.run_rows_target), self._streams, self._metrics)
+        self._health = health.aio.HealthServicer()
+        self._serving = False
+        self.grpc_port = 0
+        self.http_port = 0
+
+    async def start(self) -> None:
+        """Load and prove the models, open the store, then open the ports.
+
+        Raises:
+            ConfigError, StoreError, ModelStoreError, BundleError, UtilityError, StartError: why it cannot serve.
+        """
+        config = self._config
+        self._models = models = await asyncio.to_thread(_load_models, config, self._streams)
+        _check_surfaces(config, models)
+        await self._store.start()
+        admission = Admission(config.requests_in_flight_max, config.rows_in_flight_max)
+        pipeline = Pipeline(self._store, admission, self._runner, self._metrics, config.fetch_budget_share)
+        self._edge = RankingEdge(pipeline, models, config, self._metrics)
+        for label, served in models.by_label.items():
+            live = served.live
+            self._metrics.model_info.labels(live.manifest.name, live.manifest.version, label, live.digest).set(1)
+        await self._open_ports()
+        self._serving = True
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        _log.info(
+            "serving",
+            grpc=f"{config.host}:{self.grpc_port}",
+            http=f"{config.host}:{self.http_port}",
+            labels={label: served.live.manifest.ref for label, served in models.by_label.items()},
+            engine=config.engine,
+            streams=self._streams,
+            feature_store=config.feature_store.split("@")[-1],
+        )
+
+    async def drain_and_close(self) -> None:
+        """Refuse new calls, let those in flight finish within `drain_s`, then close everything."""
+        self._serving = False
+        self._edge.draining = True
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        _log.info("draining", drain_s=self._config.drain_s)
+        await self._grpc.stop(self._config.drain_s)
+        self._http.close()
+        await asyncio.to_thread(self._runner.close)
+        for served in self._models.by_version.values():
+            served.live.engine.close()
+        await self._store.close()
+        _log.info("stopped")
+
+    async def _open_ports(self) -> None:
+        config = self._config
+        self._grpc = grpc.aio.server(
+            options=(
+                ("grpc.max_receive_message_length", config.message_bytes_max),
+                # With port sharing on, a second server on the port would silently take half of the calls.
+                ("grpc.so_reuseport", 0),
+            )
+        )
+        self._grpc.add_generic_rpc_handlers((self._edge.handler(),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
+        try:
+            self.grpc_port = self._grpc.add_insecure_port(f"{config.host}:{config.grpc_port}")
+        except RuntimeError as error:
+            raise StartError(
+                f"cannot listen on {config.host}:{config.grpc_port}; is another server there? Set grpc_port to move"
+            ) from error
+        try:
+            self._http = HttpEndpoint(config.host, config.http_port, self._metrics.registry, lambda: self._serving)
+        except OSError as error:
+            raise StartError(
+                f"cannot listen on {config.host}:{config.http_port} ({error.strerror}); set http_port to move"
+            ) from error
+        self.http_port = self._http.port
+        self._http.start()
+        await self._grpc.start()
+
+    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for service in ("", SERVICE):
+            await self._health.set(service, status)
+
+
+async def serve(config: ServerConfig) -> None:
+    """Run a server until SIGTERM or SIGINT, then drain it."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    server = Server(config)
+    await server.start()
+    await stop.wait()
+    await server.drain_and_close()
+
+
+def _load_models(config: ServerConfig, streams: int) -> ServedModels:
+    """Load each label's version once; two labels on one version share it."""
+    store = FolderStore(config.model_store)
+    factory = engine_factory(config.engine)
+    override = config.utility.read_bytes() if config.utility else None
+    loaded: dict[int, LiveModel] = {}
+    by_label = {}
+    for label in config.labels:
+        version = store.resolve(config.model, label)
+        if version not in loaded:
+            loaded[version] = load_live(store.read(config.model, version), factory, streams)
+            _log.info("model_loaded", model=loaded[version].manifest.ref, digest=loaded[version].digest)
+        live = loaded[version]
+        by_label[label] = Served(live, load_utility(override or live.utility_toml, live.manifest))
+    return ServedModels(by_label)
+
+
+def _check_surfaces(config: ServerConfig, models: ServedModels) -> None:
+    known = {surface.name for served in models.by_label.values() for surface in served.live.manifest.surfaces}
+    unknown = sorted(set(config.surfaces) - known)
+    if unknown:
+        raise ConfigError(f"surfaces.{unknown[0]}: no served model ranks this surface; there are {sorted(known)}")

@@ -1,0 +1,111 @@
+"""Which tickets run next: a pure policy behind `offer`, `cancel` and `next`; the runner asks and acts."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """One request waiting for an engine.
+
+    Attributes:
+        number: unique; ties between deadlines go to the lower one.
+        rows: candidates to score.
+        deadline_s: when the answer is worthless, on the clock of `next`.
+        model: the model version it was admitted for; a run never mixes two.
+    """
+
+    number: int
+    rows: int
+    deadline_s: float
+    model: Hashable
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Score these together now."""
+
+    tickets: tuple[Ticket, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Expire:
+    """Their deadline has passed; answer them without scoring."""
+
+    tickets: tuple[Ticket, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WaitUntil:
+    """Ask again at `time_s`, or when a ticket is offered."""
+
+    time_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """Nothing waits; ask again when a ticket is offered."""
+
+
+class BatchPolicy(Protocol):
+    """Each offered ticket comes back exactly once, in a Run or an Expire, unless it is cancelled first."""
+
+    def offer(self, ticket: Ticket) -> None: ...
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Forget a waiting ticket; one that has already come back is ignored."""
+
+    def next(self, now_s: float) -> Run | Expire | WaitUntil | Idle: ...
+
+
+class EarliestDeadlineFirst:
+    """The earliest deadline runs first, joined by the next ones of its model while they fit `rows_target` rows.
+
+    It never waits: where an engine's row costs the same in any batch, waiting for a bigger one only adds delay.
+    """
+
+    def __init__(self, rows_target: int) -> None:
+        self._rows_target = rows_target
+        self._heap: list[tuple[float, int, Ticket]] = []
+        self._waiting: set[int] = set()
+
+    def offer(self, ticket: Ticket) -> None:
+        if ticket.number in self._waiting:
+            raise ValueError(f"ticket {ticket.number} is already waiting")
+        heapq.heappush(self._heap, (ticket.deadline_s, ticket.number, ticket))
+        self._waiting.add(ticket.number)
+
+    def cancel(self, ticket: Ticket) -> None:
+        # The heap forgets it when it comes to the top.
+        self._waiting.discard(ticket.number)
+
+    def next(self, now_s: float) -> Run | Expire | WaitUntil | Idle:
+        expired = []
+        while (head := self._peek()) is not None and head.deadline_s <= now_s:
+            expired.append(self._pop())
+        if expired:
+            return Expire(tuple(expired))
+        if head is None:
+            return Idle()
+        taken = [self._pop()]
+        rows = head.rows
+        while (head := self._peek()) is not None:
+            if head.model != taken[0].model or rows + head.rows > self._rows_target:
+                break
+            rows += head.rows
+            taken.append(self._pop())
+        return Run(tuple(taken))
+
+    def _peek(self) -> Ticket | None:
+        while self._heap and self._heap[0][1] not in self._waiting:
+            heapq.heappop(self._heap)
+        return self._heap[0][2] if self._heap else None
+
+    def _pop(self) -> Ticket:
+        ticket = heapq.heappop(self._heap)[2]
+        self._waiting.remove(ticket.number)
+        return ticket

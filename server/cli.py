@@ -1,0 +1,201 @@
+"""The `pinrank` command. Commands import what they need when they run, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points, version
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+    help="Rank pins for a user inside a ~10 ms budget: serve models, call them, manage their versions, train them.",
+)
+models = typer.Typer(no_args_is_help=True, help="Publish, inspect and label model versions.")
+app.add_typer(models, name="model")
+
+StoreOption = Annotated[Path, typer.Option("--store", help="The model store's folder.", envvar="PINRANK_MODEL_STORE")]
+
+
+def fail(message: str) -> NoReturn:
+    Console(stderr=True).print(f"[bold red]error:[/] {message}", highlight=False)
+    raise typer.Exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def main(
+    ctx: typer.Context,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if show_version:
+        typer.echo(f"pinrank {version('pinrank')}")
+        raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+@app.command()
+def serve(
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="TOML file; PINRANK_* variables go over it.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1].")] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="gRPC port; 0 takes a free one [default: 50051].")] = None,
+    http_port: Annotated[int | None, typer.Option(help="Port of /metrics and /healthz [default: 9095].")] = None,
+    model_store: Annotated[Path | None, typer.Option(help="The model store's folder.")] = None,
+    model: Annotated[str | None, typer.Option(help="Name of the model to serve.")] = None,
+    feature_store: Annotated[str | None, typer.Option(help="lmdb:///path, redis://host:port/db or memory://")] = None,
+) -> None:
+    """Serve Rank calls until SIGTERM or Ctrl-C, then drain.
+
+    Example: [bold]pinrank serve --model-store models --model ml1m --feature-store lmdb:///var/lib/pinrank/features[/]
+    """
+    import uvloop  # noqa: PLC0415
+
+    from feature_client.store import StoreError  # noqa: PLC0415
+    from model_store.bundle import BundleError  # noqa: PLC0415
+    from model_store.store import ModelStoreError  # noqa: PLC0415
+    from server import app as server  # noqa: PLC0415
+    from server.config import ConfigError, load_config  # noqa: PLC0415
+    from server.logs import configure_logs  # noqa: PLC0415
+    from server.utility import UtilityError  # noqa: PLC0415
+
+    options = {
+        "host": host, "grpc_port": grpc_port, "http_port": http_port,
+        "model_store": model_store, "model": model, "feature_store": feature_store,
+    }  # fmt: skip
+    try:
+        settings = load_config(config, options)
+        configure_logs(settings.log_level, settings.log_format)
+        uvloop.run(server.serve(settings))
+    except (ConfigError, StoreError, ModelStoreError, BundleError, UtilityError, server.StartError) as error:
+        fail(str(error))
+
+
+@app.command()
+def rank(
+    user: Annotated[int, typer.Option(help="User id.")],
+    pins: Annotated[str, typer.Option(help="Candidate pin ids, separated by commas.")],
+    surface: Annotated[str, typer.Option(help="Where the answer will be shown.")] = "home",
+    query_pin: Annotated[int | None, typer.Option(help="The pin that is the query, on surfaces that need one.")] = None,
+    label: Annotated[str | None, typer.Option(help="Model label [default: the server's].")] = None,
+    top_k: Annotated[int, typer.Option(help="Return only the best; 0 returns all.")] = 0,
+    deadline_ms: Annotated[float, typer.Option(help="Time budget of the call.")] = 1000,
+    address: Annotated[str, typer.Option(help="host:port of the server.")] = "127.0.0.1:50051",
+    json: Annotated[bool, typer.Option("--json", help="Print the whole response as JSON.")] = False,
+) -> None:
+    """Ask a running server to rank, and show why it answers so.
+
+    Example: [bold]pinrank rank --user 1 --pins 10,20,30[/]
+    """
+    from google.protobuf import json_format  # noqa: PLC0415
+    from pinrank.v1 import ranking_pb2  # noqa: PLC0415
+
+    from server.client import RankCallError, call_rank, show  # noqa: PLC0415
+
+    try:
+        pin_ids = [int(pin) for pin in pins.split(",") if pin.strip()]
+    except ValueError as error:
+        fail(f"--pins takes numbers separated by commas: {error}")
+    request = ranking_pb2.RankRequest(
+        user_id=user, pin_ids=pin_ids, surface=surface, label=label, top_k=top_k, explain=True
+    )
+    if query_pin is not None:
+        request.query.pin_id = query_pin
+    try:
+        response = call_rank(address, request, deadline_ms / 1e3)
+    except RankCallError as error:
+        fail(str(error))
+    if json:
+        typer.echo(json_format.MessageToJson(response, preserving_proto_field_name=True))
+    else:
+        show(response, Console())
+
+
+@models.command("list")
+def list_models(store: StoreOption) -> None:
+    """List models, their versions and labels."""
+    from model_store.store import FolderStore, ModelStoreError  # noqa: PLC0415
+
+    folder = FolderStore(store)
+    table = Table("model", "version", "labels")
+    try:
+        for model in folder.models():
+            labels = folder.labels(model)
+            for number in folder.versions(model):
+                table.add_row(model, str(number), ", ".join(name for name, v in labels.items() if v == number))
+    except ModelStoreError as error:
+        fail(str(error))
+    Console().print(table)
+
+
+@models.command("show")
+def show_model(model: str, number: Annotated[int, typer.Argument(metavar="VERSION")], store: StoreOption) -> None:
+    """Print a version's manifest."""
+    from model_store.bundle import BundleError  # noqa: PLC0415
+    from model_store.store import FolderStore, ModelStoreError  # noqa: PLC0415
+
+    try:
+        bundle = FolderStore(store).read(model, number)
+    except (ModelStoreError, BundleError) as error:
+        fail(str(error))
+    Console().print_json(bundle.manifest.model_dump_json())
+    typer.echo(f"digest {bundle.digest}")
+
+
+@models.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A bundle's folder.")],
+    engine: Annotated[str, typer.Option(help="Engine that scores the golden requests.")] = "openvino",
+) -> None:
+    """Check a bundle as a server would before serving it: digests, manifest, utility table, golden scores."""
+    from kernels.opening import engine_factory  # noqa: PLC0415
+    from model_store.bundle import BundleError, read_bundle  # noqa: PLC0415
+    from model_store.live import load_live  # noqa: PLC0415
+    from server.utility import UtilityError, load_utility  # noqa: PLC0415
+
+    try:
+        live = load_live(read_bundle(folder), engine_factory(engine), streams=1)
+        load_utility(live.utility_toml, live.manifest)
+    except (BundleError, UtilityError, ValueError) as error:
+        fail(str(error))
+    typer.echo(
+        f"{live.manifest.ref} is good: digest {live.digest}, 128 rows take {live.engine.cost_s(1, 128) * 1e3:.2f} ms"
+    )
+
+
+@models.command()
+def publish(folder: Annotated[Path, typer.Argument(help="A bundle's folder.")], store: StoreOption) -> None:
+    """Copy a bundle into the store under its own name and version."""
+    from model_store.bundle import BundleError  # noqa: PLC0415
+    from model_store.store import FolderStore, ModelStoreError  # noqa: PLC0415
+
+    try:
+        bundle = FolderStore(store).publish(folder)
+    except (BundleError, ModelStoreError, OSError) as error:
+        fail(str(error))
+    typer.echo(f"published {bundle.manifest.ref}, digest {bundle.digest}")
+
+
+@models.command("label")
+def set_label(
+    model: str, label: str, number: Annotated[int, typer.Argument(metavar="VERSION")], store: StoreOption
+) -> None:
+    """Point a label at a version. A running server takes it at its next start."""
+    from model_store.bundle import BundleError  # noqa: PLC0415
+    from model_store.store import FolderStore, ModelStoreError  # noqa: PLC0415
+
+    try:
+        FolderStore(store).set_label(model, label, number)
+    except (BundleError, ModelStoreError, OSError) as error:
+        fail(str(error))
+    typer.echo(f"{model}: {label} is now version {number}")
+
+
+for _point in entry_points(group="pinrank.commands"):
+    _point.load()(app)

@@ -1,0 +1,62 @@
+"""Calling a server from the command line, and showing its answer to a person."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import grpc
+from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
+from rich.console import Console
+from rich.table import Table
+
+
+class RankCallError(Exception):
+    """A call failed; the message says how to mend it where that is known."""
+
+
+def call_rank(address: str, request: ranking_pb2.RankRequest, timeout_s: float) -> ranking_pb2.RankResponse:
+    """Make one Rank call. Raises RankCallError."""
+    with grpc.insecure_channel(address) as channel:
+        stub = ranking_pb2_grpc.RankingServiceStub(channel)
+        try:
+            response: ranking_pb2.RankResponse = stub.Rank(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            code, details = error.code(), error.details()
+            if code == grpc.StatusCode.UNAVAILABLE:
+                details = (
+                    f"no server answers at {address} ({details}); start one with `pinrank serve`, or set --address"
+                )
+            raise RankCallError(f"{code.name}: {details}") from error
+    return response
+
+
+def show(response: ranking_pb2.RankResponse, console: Console, titles: Mapping[int, str] | None = None) -> None:
+    """Print an explained answer: pins with head probabilities and party utilities, timings, what was degraded."""
+    why = response.explanation
+    heads, parties = len(why.heads), len(why.parties)
+    table = Table(title="what the model predicts, and what it is worth to whom", title_justify="left")
+    table.add_column("#", justify="right")
+    table.add_column("pin")
+    for head in why.heads:
+        table.add_column(f"P({head})", justify="right", style="cyan")
+    for party, weight in zip(why.parties, why.party_weights, strict=True):
+        table.add_column(f"{party}\nx{weight:g}", justify="right", style="magenta")
+    table.add_column("utility", justify="right", style="bold")
+    for i, (pin, utility) in enumerate(zip(response.pin_ids, response.utilities, strict=True)):
+        probabilities = why.head_probabilities[i * heads : (i + 1) * heads]
+        worth = why.party_utilities[i * parties : (i + 1) * parties]
+        name = titles.get(pin, str(pin)) if titles else str(pin)
+        cells = [f"{p:.3f}" for p in probabilities] + [f"{u:.3f}" for u in worth]
+        table.add_row(str(i + 1), name, *cells, f"{utility:.3f}")
+    console.print(table)
+    timings = response.timings
+    stages = ("wire", "fetch", "assemble", "queue", "score", "utility", "select")
+    times = "  ".join(f"{stage} {getattr(timings, f'{stage}_us') / 1e3:.2f}" for stage in stages)
+    console.print(f"milliseconds: {times}  [bold]total {timings.total_us / 1e3:.2f}[/]")
+    versions = response.versions
+    console.print(
+        f"model {versions.model}@{versions.model_version} ({versions.model_digest[:12]}), "
+        f"utility {versions.utility[:12]}, features {', '.join(versions.feature_groups)}"
+    )
+    degraded = [f"{field.name}={value}" for field, value in response.degradation.ListFields()]
+    console.print(f"degraded: {', '.join(degraded) or 'nothing'}")

@@ -1,0 +1,95 @@
+"""The gRPC edge: the only file that knows calls, statuses and trailers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import NoReturn
+
+import grpc
+import grpc.aio
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from server.config import ServerConfig
+from server.errors import STATUS, DrainingError, InvalidRequestError, OverloadedError, RankError
+from server.metrics import Metrics
+from server.pipeline import Pipeline
+from server.served import ServedModels
+from server.wire import parse_request, to_query, to_response
+
+SERVICE = "pinrank.v1.RankingService"
+
+_Context = grpc.aio.ServicerContext[bytes, bytes]
+
+
+class RankingEdge:
+    """Answers `pinrank.v1.RankingService/Rank` over raw bytes, so that parsing is a timed stage with clear errors."""
+
+    def __init__(self, pipeline: Pipeline, models: ServedModels, config: ServerConfig, metrics: Metrics) -> None:
+        self._pipeline = pipeline
+        self._models = models
+        self._config = config
+        self._metrics = metrics
+        self.draining = False
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        rank: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(self.rank)
+        return grpc.method_handlers_generic_handler(SERVICE, {"Rank": rank})
+
+    async def rank(self, content: bytes, context: _Context) -> bytes:
+        start = time.perf_counter()
+        surface, code = "unknown", grpc.StatusCode.UNKNOWN
+        try:
+            if self.draining:
+                raise DrainingError("the server is shutting down; another replica can answer")
+            request = parse_request(content)
+            query = to_query(request, self._models, self._config, time.monotonic(), context.time_remaining())
+            surface = query.surface
+            self._metrics.candidates.observe(len(query.pin_ids))
+            wire_s = time.perf_counter() - start
+            ranking = await self._pipeline.rank(query)
+            response_start = time.perf_counter()
+            response = to_response(query, ranking)
+            end = time.perf_counter()
+            response.timings.wire_us = round(wire_s * 1e6)
+            response.timings.total_us = round((end - start) * 1e6)
+            answer: bytes = response.SerializeToString()
+            code = grpc.StatusCode.OK
+        except RankError as error:
+            code = STATUS[type(error)]
+            await _abort(context, code, error)
+        except asyncio.CancelledError:  # the caller hung up, or its deadline passed
+            code = grpc.StatusCode.CANCELLED
+            raise
+        finally:
+            self._metrics.requests.labels(surface, code.name).inc()
+        end = time.perf_counter()
+        stages = {**ranking.stage_s, "wire": wire_s, "response": end - response_start}
+        self._metrics.request_seconds.labels(surface).observe(end - start)
+        for stage, seconds in stages.items():
+            self._metrics.stage_seconds[stage].observe(seconds)
+        for kind in ranking.degradation:
+            self._metrics.degraded[kind].inc()
+        return answer
+
+
+async def _abort(context: _Context, code: grpc.StatusCode, error: RankError) -> NoReturn:
+    """End the call with google.rpc.Status details where there are any."""
+    trailer: list[tuple[str, str | bytes]] = []
+    match error:
+        case InvalidRequestError(violations=violations):
+            details = error_details_pb2.BadRequest(
+                field_violations=[
+                    error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
+                    for v in violations
+                ]
+            )
+            packed = any_pb2.Any()
+            packed.Pack(details)
+            status = status_pb2.Status(code=code.value[0], message=str(error), details=[packed])
+            trailer.extend(rpc_status.to_status(status).trailing_metadata)
+        case OverloadedError(retry_after_s=retry_after_s):
+            trailer.append(("grpc-retry-pushback-ms", str(max(1, round(retry_after_s * 1e3)))))
+    await context.abort(code, str(error), tuple(trailer))

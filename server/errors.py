@@ -1,0 +1,60 @@
+"""What can go wrong with a Rank call, and the gRPC status of each.
+
+RankError
+├── InvalidRequestError      the request itself is wrong; names every field at fault
+├── OverloadedError          refused on arrival, before any work; says when to try again
+├── DeadlineError            could not be scored in time, and was not
+├── DrainingError            the server is shutting down
+└── ScoringError             the engine failed this request's batch
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import grpc
+
+
+class RankError(Exception):
+    """A Rank call that ends without a ranking."""
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """One thing wrong with one field, as in google.rpc.BadRequest."""
+
+    field: str
+    description: str
+
+
+class InvalidRequestError(RankError):
+    def __init__(self, violations: list[FieldViolation]) -> None:
+        super().__init__("; ".join(f"{v.field}: {v.description}" for v in violations))
+        self.violations = violations
+
+
+class OverloadedError(RankError):
+    def __init__(self, reason: str, retry_after_s: float) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineError(RankError):
+    pass
+
+
+class DrainingError(RankError):
+    pass
+
+
+class ScoringError(RankError):
+    pass
+
+
+STATUS: dict[type[RankError], grpc.StatusCode] = {
+    InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
+    OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
+    DrainingError: grpc.StatusCode.UNAVAILABLE,
+    ScoringError: grpc.StatusCode.INTERNAL,
+}

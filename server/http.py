@@ -1,0 +1,50 @@
+"""`/metrics` and `/healthz` over HTTP, on a thread of their own: a busy event loop stays observable."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the signature is wsgiref's
+        """Scrapes are not worth a log line."""
+
+
+class HttpEndpoint:
+    """Serves until `close`. `healthy` is asked on every `/healthz`: 200 when true, 503 when not."""
+
+    def __init__(self, host: str, port: int, registry: CollectorRegistry, healthy: Callable[[], bool]) -> None:
+        metrics: Callable[[Any, Any], Iterable[bytes]] = make_wsgi_app(registry)
+
+        def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+            match environ["PATH_INFO"]:
+                case "/metrics":
+                    return metrics(environ, start_response)
+                case "/healthz":
+                    ok = healthy()
+                    start_response("200 OK" if ok else "503 Service Unavailable", [("Content-Type", "text/plain")])
+                    return [b"serving\n" if ok else b"not serving\n"]
+            start_response("404 Not Found", [("Content-Type", "text/plain")])
+            return [b"there are /metrics and /healthz\n"]
+
+        self._server = make_server(host, port, app, server_class=_Server, handler_class=_Quiet)
+        self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
+        self.port: int = self._server.server_port
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

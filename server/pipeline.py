@@ -1,0 +1,151 @@
+"""One request's way through the server, stage by stage."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from feature_client.codec import State
+from feature_client.fetcher import Fetched, fetch
+from feature_client.store import Store
+from server.admission import Admission, Refused
+from server.errors import DeadlineError, OverloadedError
+from server.metrics import Metrics
+from server.runner import Runner
+from server.selection import select
+from server.served import Served
+
+
+@dataclass(frozen=True, slots=True)
+class RankQuery:
+    """A valid request.
+
+    Attributes:
+        pin_ids: uint64[N], distinct.
+        query_vector: float32[D] in the model's query space; at most one of it and `query_pin_id` is set.
+        served: the model that answers, held to the end.
+        top_k: 0 returns all.
+        deadline_s: on the `time.monotonic` clock.
+    """
+
+    user_id: int
+    pin_ids: np.ndarray
+    surface: str
+    query_pin_id: int | None
+    query_vector: np.ndarray | None
+    served: Served
+    top_k: int
+    explain: bool
+    deadline_s: float
+
+
+@dataclass(slots=True)
+class Ranking:
+    """An answer: candidates as positions, best first, and how it came about.
+
+    Attributes:
+        order: int64[K], positions into the request's pin_ids.
+        utilities: float32[N], probabilities: float32[N, H], party_utilities: float64[N, P]; request order.
+        stage_s: seconds by stage.
+        degradation: what is zero or False is left out.
+    """
+
+    order: np.ndarray
+    utilities: np.ndarray
+    probabilities: np.ndarray
+    party_utilities: np.ndarray
+    stage_s: dict[str, float] = field(default_factory=dict)
+    degradation: dict[str, int] = field(default_factory=dict)
+
+
+class Pipeline:
+    """Ranks. Belongs to one event loop; the network runs elsewhere, everything else here."""
+
+    def __init__(
+        self, store: Store, admission: Admission, runner: Runner, metrics: Metrics, fetch_budget_share: float
+    ) -> None:
+        self._store = store
+        self._admission = admission
+        self._runner = runner
+        self._metrics = metrics
+        self._fetch_budget_share = fetch_budget_share
+
+    async def rank(self, query: RankQuery) -> Ranking:
+        """Rank one request.
+
+        Raises:
+            OverloadedError: refused on arrival.
+            DeadlineError: not scored in time.
+            ScoringError: the engine failed.
+        """
+        rows = len(query.pin_ids)
+        self._admit(query, rows)
+        try:
+            return await self._rank_admitted(query)
+        finally:
+            self._admission.release(rows)
+            self._publish_in_flight()
+
+    def _admit(self, query: RankQuery, rows: int) -> None:
+        if time.monotonic() >= query.deadline_s:
+            raise DeadlineError("the deadline had passed on arrival; nothing was read or scored")
+        clear_s = query.served.live.engine.cost_s(self._admission.requests, self._admission.rows)
+        match self._admission.offer(rows, clear_s):
+            case Refused(reason, retry_after_s):
+                raise OverloadedError(reason, retry_after_s)
+        self._publish_in_flight()
+
+    async def _rank_admitted(self, query: RankQuery) -> Ranking:
+        live, utility = query.served.live, query.served.utility
+        start = time.perf_counter()
+        budget_s = (query.deadline_s - time.monotonic()) * self._fetch_budget_share
+        fetched = await fetch(self._store, live.needs, query.user_id, query.pin_ids, query.query_pin_id, budget_s)
+        fetch_end = time.perf_counter()
+        batch = live.assembler.assemble(fetched, query.surface, query.query_vector)
+        assemble_end = time.perf_counter()
+        scored = await self._runner.score(live, batch, query.deadline_s)
+        score_end = time.perf_counter()
+        probabilities = live.probabilities(scored.logits)
+        party_utilities = utility.party_utilities(query.surface, probabilities, fetched)
+        utilities = utility.combine(query.surface, party_utilities)
+        utility_end = time.perf_counter()
+        order = select(utilities, query.top_k)
+        select_end = time.perf_counter()
+        return Ranking(
+            order,
+            utilities,
+            probabilities,
+            party_utilities,
+            {
+                "fetch": fetch_end - start,
+                "assemble": assemble_end - fetch_end,
+                # Hand-overs between the loop and the engine's thread count as queueing: the engine does not work on it.
+                "queue": score_end - assemble_end - scored.run_s,
+                "score": scored.run_s,
+                "utility": utility_end - score_end,
+                "select": select_end - utility_end,
+            },
+            _degradation(fetched, utilities),
+        )
+
+    def _publish_in_flight(self) -> None:
+        self._metrics.requests_in_flight.set(self._admission.requests)
+        self._metrics.rows_in_flight.set(self._admission.rows)
+
+
+def _degradation(fetched: Fetched, utilities: np.ndarray) -> dict[str, int]:
+    non_finite = len(utilities) - int(np.count_nonzero(np.isfinite(utilities)))
+    found = {
+        "user_missing": fetched.user_missing(),
+        "sequence_missing": fetched.sequence_state != State.PRESENT,
+        "pins_missing": fetched.pins_missing(),
+        "sequence_pins_missing": fetched.events_missing(),
+        "query_missing": fetched.query_missing(),
+        "foreign_values": fetched.foreign(),
+        "store_unavailable": fetched.store_unavailable,
+        "non_finite_scores": non_finite,
+        "fallback_order": non_finite == len(utilities),
+    }
+    return {name: value for name, value in found.items() if value}

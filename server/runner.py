@@ -1,0 +1,133 @@
+"""The shell around the batch policy: asks it what to run, runs it on an engine stream, answers the requests."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.engine import EngineError, FeatureBatch
+from model_store.live import LiveModel
+from server.batching import BatchPolicy, Expire, Idle, Run, Ticket, WaitUntil
+from server.errors import DeadlineError, ScoringError
+from server.metrics import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """float32[N, H] logits of one request; how long it waited for a stream, and how long its run took."""
+
+    logits: np.ndarray
+    queue_s: float
+    run_s: float
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    ticket: Ticket
+    model: LiveModel
+    batch: FeatureBatch
+    offered_s: float
+    answer: asyncio.Future[Scored]
+
+
+class Runner:
+    """Runs batches on `streams` threads. Its methods belong to one event loop; only `engine.run` leaves it."""
+
+    def __init__(
+        self, policy: BatchPolicy, streams: int, metrics: Metrics, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._policy = policy
+        self._free = streams
+        self._metrics = metrics
+        self._clock = clock
+        self._threads = ThreadPoolExecutor(streams, thread_name_prefix="engine")
+        self._numbers = itertools.count()
+        self._waiting: dict[int, _Waiting] = {}
+        self._wake: asyncio.TimerHandle | None = None
+
+    async def score(self, model: LiveModel, batch: FeatureBatch, deadline_s: float) -> Scored:
+        """Score one request's rows by `deadline_s` (this runner's clock). Cancelling the caller withdraws the ticket.
+
+        Raises:
+            DeadlineError: the deadline passed before a stream was free; nothing was scored.
+            ScoringError: the engine failed the run.
+        """
+        loop = asyncio.get_running_loop()
+        ticket = Ticket(next(self._numbers), batch.rows, deadline_s, model.digest)
+        waiting = _Waiting(ticket, model, batch, self._clock(), loop.create_future())
+        self._waiting[ticket.number] = waiting
+        self._policy.offer(ticket)
+        self._pump()
+        try:
+            return await waiting.answer
+        finally:
+            if self._waiting.pop(ticket.number, None) is not None:  # still queued: the caller hung up
+                self._policy.cancel(ticket)
+                self._metrics.cancelled_rows.inc(ticket.rows)
+
+    def close(self) -> None:
+        """Wait for runs in flight and end the threads."""
+        self._threads.shutdown(wait=True)
+
+    def _pump(self) -> None:
+        while self._free:
+            match self._policy.next(self._clock()):
+                case Run(tickets):
+                    self._start([self._waiting.pop(ticket.number) for ticket in tickets])
+                case Expire(tickets):
+                    for ticket in tickets:
+                        self._expire(self._waiting.pop(ticket.number))
+                case WaitUntil(time_s):
+                    self._wake_at(time_s)
+                    return
+                case Idle():
+                    return
+
+    def _start(self, members: list[_Waiting]) -> None:
+        self._free -= 1
+        batch = FeatureBatch.concat([member.batch for member in members])
+        self._metrics.run_rows.observe(batch.rows)
+        self._metrics.run_requests.observe(len(members))
+        started_s = self._clock()
+        loop = asyncio.get_running_loop()
+        run = loop.run_in_executor(self._threads, members[0].model.engine.run, batch)
+        run.add_done_callback(lambda done: self._finish(members, batch, started_s, done))
+
+    def _finish(
+        self, members: list[_Waiting], batch: FeatureBatch, started_s: float, run: asyncio.Future[np.ndarray]
+    ) -> None:
+        self._free += 1
+        finished_s = self._clock()
+        failure = run.exception()
+        starts = np.cumsum([0] + [member.batch.rows for member in members])
+        for member, start, stop in zip(members, starts[:-1], starts[1:], strict=True):
+            if member.answer.done():  # the caller hung up during the run
+                continue
+            if failure is None:
+                logits = run.result()[start:stop]
+                member.answer.set_result(Scored(logits, started_s - member.offered_s, finished_s - started_s))
+            elif isinstance(failure, EngineError):
+                member.answer.set_exception(ScoringError(f"the engine failed a run of {batch.rows} rows: {failure}"))
+            else:
+                member.answer.set_exception(failure)
+        self._pump()
+
+    def _expire(self, waiting: _Waiting) -> None:
+        self._metrics.expired_rows.inc(waiting.ticket.rows)
+        if not waiting.answer.done():
+            waited_ms = (self._clock() - waiting.offered_s) * 1e3
+            waiting.answer.set_exception(
+                DeadlineError(f"the deadline passed after {waited_ms:.1f} ms in the queue; nothing was scored")
+            )
+
+    def _wake_at(self, time_s: float) -> None:
+        if self._wake is not None:
+            self._wake.cancel()
+        delay_s = max(0.0, time_s - self._clock())
+        self._wake = asyncio.get_running_loop().call_later(delay_s, self._pump)

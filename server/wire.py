@@ -1,0 +1,177 @@
+"""Bytes to a valid query, a ranking to bytes. Everything a request can get wrong is found here, all of it at once."""
+
+from __future__ import annotations
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from pinrank.v1 import ranking_pb2
+
+from server.config import ServerConfig
+from server.errors import FieldViolation, InvalidRequestError
+from server.pipeline import Ranking, RankQuery
+from server.served import Served, ServedModels
+
+
+def parse_request(content: bytes) -> ranking_pb2.RankRequest:
+    """Parse a RankRequest. Raises InvalidRequestError for bytes that are none."""
+    try:
+        return ranking_pb2.RankRequest.FromString(content)
+    except DecodeError as error:
+        violation = FieldViolation("", f"the message is no pinrank.v1.RankRequest: {error}")
+        raise InvalidRequestError([violation]) from error
+
+
+def to_query(
+    request: ranking_pb2.RankRequest,
+    models: ServedModels,
+    config: ServerConfig,
+    now_s: float,
+    remaining_s: float | None,
+) -> RankQuery:
+    """Validate a request against the served models and the server's limits.
+
+    Args:
+        request: as parsed.
+        models: what is served.
+        config: the limits and each surface's default deadline.
+        now_s: `time.monotonic()` when the request arrived.
+        remaining_s: the call's gRPC time budget, None when it has no deadline.
+
+    Raises:
+        InvalidRequestError: names every field at fault.
+    """
+    problems: list[FieldViolation] = []
+    served = _served(request, models, problems)
+    pin_ids = _pin_ids(request, config.candidates_max, problems)
+    manifest = (served or models.default).live.manifest
+    surface = next((s for s in manifest.surfaces if s.name == request.surface), None)
+    if surface is None:
+        known = ", ".join(s.name for s in manifest.surfaces)
+        problems.append(FieldViolation("surface", f"unknown surface {request.surface!r}; {manifest.ref} ranks {known}"))
+    query_pin_id, query_vector = _query(request, served or models.default, problems)
+    if surface is not None and surface.query and not request.HasField("query"):
+        problems.append(
+            FieldViolation("query", f"surface {surface.name!r} ranks against a query; set pin_id or embedding")
+        )
+    if problems or served is None or surface is None:
+        raise InvalidRequestError(problems)
+    budget_s = config.surface(surface.name).deadline_ms / 1e3 if remaining_s is None else remaining_s
+    return RankQuery(
+        user_id=request.user_id,
+        pin_ids=pin_ids,
+        surface=surface.name,
+        query_pin_id=query_pin_id,
+        query_vector=query_vector,
+        served=served,
+        top_k=request.top_k,
+        explain=request.explain,
+        deadline_s=now_s + budget_s,
+    )
+
+
+def _served(request: ranking_pb2.RankRequest, models: ServedModels, problems: list[FieldViolation]) -> Served | None:
+    match request.WhichOneof("model"):
+        case "label":
+            if served := models.by_label.get(request.label):
+                return served
+            known = ", ".join(models.by_label)
+            problems.append(FieldViolation("label", f"unknown label {request.label!r}; this server serves {known}"))
+        case "version":
+            if served := models.by_version.get(request.version):
+                return served
+            known = ", ".join(map(str, models.by_version))
+            problems.append(FieldViolation("version", f"version {request.version} is not served; there are {known}"))
+        case _:
+            return models.default
+    return None
+
+
+def _pin_ids(request: ranking_pb2.RankRequest, candidates_max: int, problems: list[FieldViolation]) -> np.ndarray:
+    count = len(request.pin_ids)
+    if count == 0:
+        problems.append(FieldViolation("pin_ids", "no candidates; send at least one pin id"))
+    if count > candidates_max:
+        problems.append(
+            FieldViolation(
+                "pin_ids", f"{count} candidates; this server takes at most {candidates_max} (candidates_max)"
+            )
+        )
+        return np.empty(0, np.uint64)
+    pin_ids = np.array(request.pin_ids, np.uint64)
+    distinct, counts = np.unique(pin_ids, return_counts=True)
+    if len(distinct) != count:
+        repeated = distinct[counts > 1][:3].tolist()
+        problems.append(
+            FieldViolation(
+                "pin_ids", f"{count - len(distinct)} duplicate ids, for example {repeated}; send each pin once"
+            )
+        )
+    return pin_ids
+
+
+def _query(
+    request: ranking_pb2.RankRequest, served: Served, problems: list[FieldViolation]
+) -> tuple[int | None, np.ndarray | None]:
+    if not request.HasField("query"):
+        return None, None
+    manifest = served.live.manifest
+    space = manifest.query_space
+    if space is None:
+        problems.append(FieldViolation("query", f"model {manifest.ref} reads no query; leave it out"))
+        return None, None
+    match request.query.WhichOneof("kind"):
+        case "pin_id":
+            return request.query.pin_id, None
+        case "embedding":
+            embedding = request.query.embedding
+        case _:
+            problems.append(FieldViolation("query", "the query is empty; set pin_id or embedding, or leave it out"))
+            return None, None
+    if embedding.space != space.ref:
+        problems.append(
+            FieldViolation("query.embedding.space", f"space {embedding.space!r}; {manifest.ref} reads {space.ref!r}")
+        )
+    vector = np.array(embedding.values, np.float32)
+    if len(vector) != space.dim:
+        problems.append(
+            FieldViolation("query.embedding.values", f"{len(vector)} values; {space.ref} has {space.dim} dimensions")
+        )
+    if not np.isfinite(vector).all():
+        position = int(np.argmin(np.isfinite(vector)))
+        problems.append(FieldViolation(f"query.embedding.values[{position}]", f"{vector[position]} is not finite"))
+    return None, vector
+
+
+def to_response(query: RankQuery, ranking: Ranking) -> ranking_pb2.RankResponse:
+    """Build the response; `timings.wire_us` and `total_us` are the edge's to fill."""
+    live, utility, order = query.served.live, query.served.utility, ranking.order
+    response = ranking_pb2.RankResponse(
+        pin_ids=query.pin_ids[order].tolist(),
+        utilities=ranking.utilities[order].tolist(),
+        versions=ranking_pb2.Versions(
+            model=live.manifest.name,
+            model_version=live.manifest.version,
+            model_digest=live.digest,
+            utility=utility.digest,
+            feature_groups=_feature_groups(query.served),
+        ),
+        timings=ranking_pb2.StageTimings(**{f"{stage}_us": round(s * 1e6) for stage, s in ranking.stage_s.items()}),
+        degradation=ranking_pb2.Degradation(**ranking.degradation),  # type: ignore[arg-type]
+    )
+    if query.explain:
+        table = utility.surfaces[query.surface]
+        response.explanation.CopyFrom(
+            ranking_pb2.Explanation(
+                heads=[head.name for head in live.manifest.heads],
+                head_probabilities=ranking.probabilities[order].ravel().tolist(),
+                parties=table.parties,
+                party_utilities=ranking.party_utilities[order].ravel().tolist(),
+                party_weights=table.weights.tolist(),
+            )
+        )
+    return response
+
+
+def _feature_groups(served: Served) -> list[str]:
+    manifest = served.live.manifest
+    return [group.ref for group in manifest.groups] + ([manifest.sequence.ref] if manifest.sequence else [])
