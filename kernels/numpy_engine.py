@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError
 from onnx.reference import ReferenceEvaluator
 
 from kernels.cost import LinearCost, measure_cost
@@ -18,7 +19,7 @@ class NumpyEngine:
             model = onnx.load_model_from_string(network)
             onnx.checker.check_model(model)
             self._evaluator = ReferenceEvaluator(model)
-        except (onnx.checker.ValidationError, NotImplementedError, ValueError, RuntimeError) as error:
+        except (DecodeError, onnx.checker.ValidationError, NotImplementedError, ValueError, RuntimeError) as error:
             raise EngineError(f"the network cannot be loaded: {error}") from error
         self._inputs = tuple(inputs)
         self._heads = heads

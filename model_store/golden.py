@@ -48,7 +48,7 @@ def decode_golden(content: bytes) -> list[GoldenRequest]:
             arrays = {name: archive[name] for name in archive.files}
         count = len({name.split("/")[0] for name in arrays})
         return [_decode_one(arrays, f"{i}/") for i in range(count)]
-    except (KeyError, OSError, EOFError) as error:
+    except (KeyError, ValueError, OSError, EOFError) as error:
         raise ValueError(f"not an archive of golden requests: {error}") from error
 
 

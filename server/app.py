@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from contextlib import AsyncExitStack
 
 import grpc
 import grpc.aio
@@ -46,20 +47,33 @@ class Server:
         self._store: Store = open_store(config.feature_store, read_only=True)
         self._runner = Runner(EarliestDeadlineFirst(config.run_rows_target), self._streams, self._metrics)
         self._health = health.aio.HealthServicer()
-        self._serving = False
+        #: Closes what was opened, last first.
+        self._opened = AsyncExitStack()
+        self.serving = False
         self.grpc_port = 0
         self.http_port = 0
 
     async def start(self) -> None:
-        """Load and prove the models, open the store, then open the ports.
+        """Load and prove the models, open the store, then open the ports. What fails leaves nothing open.
 
         Raises:
             ConfigError, StoreError, ModelStoreError, BundleError, UtilityError, StartError: why it cannot serve.
         """
+        try:
+            await self._start()
+        except BaseException:
+            await self._opened.aclose()
+            raise
+
+    async def _start(self) -> None:
         config = self._config
         self._models = models = await asyncio.to_thread(_load_models, config, self._streams)
+        for served in models.by_version.values():
+            self._opened.callback(served.live.engine.close)
         _check_surfaces(config, models)
+        self._opened.push_async_callback(self._store.close)
         await self._store.start()
+        self._opened.push_async_callback(asyncio.to_thread, self._runner.close)
         admission = Admission(config.requests_in_flight_max, config.rows_in_flight_max)
         pipeline = Pipeline(self._store, admission, self._runner, self._metrics, config.fetch_budget_share)
         self._edge = RankingEdge(pipeline, models, config, self._metrics)
@@ -67,7 +81,7 @@ class Server:
             live = served.live
             self._metrics.model_info.labels(live.manifest.name, live.manifest.version, label, live.digest).set(1)
         await self._open_ports()
-        self._serving = True
+        self.serving = True
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         _log.info(
             "serving",
@@ -81,16 +95,12 @@ class Server:
 
     async def drain_and_close(self) -> None:
         """Refuse new calls, let those in flight finish within `drain_s`, then close everything."""
-        self._serving = False
+        self.serving = False
         self._edge.draining = True
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         _log.info("draining", drain_s=self._config.drain_s)
         await self._grpc.stop(self._config.drain_s)
-        self._http.close()
-        await asyncio.to_thread(self._runner.close)
-        for served in self._models.by_version.values():
-            served.live.engine.close()
-        await self._store.close()
+        await self._opened.aclose()
         _log.info("stopped")
 
     async def _open_ports(self) -> None:
@@ -112,13 +122,14 @@ class Server:
                 f"cannot listen on {config.host}:{config.grpc_port}; is another server there? Set grpc_port to move"
             ) from error
         try:
-            self._http = HttpEndpoint(config.host, config.http_port, self._metrics.registry, lambda: self._serving)
+            http = HttpEndpoint(config.host, config.http_port, self._metrics.registry, lambda: self.serving)
         except OSError as error:
             raise StartError(
                 f"cannot listen on {config.host}:{config.http_port} ({error.strerror}); set http_port to move"
             ) from error
-        self.http_port = self._http.port
-        self._http.start()
+        self.http_port = http.port
+        http.start()
+        self._opened.callback(http.close)
         await self._grpc.start()
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:

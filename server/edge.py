@@ -15,7 +15,7 @@ from grpc_status import rpc_status
 from server.config import ServerConfig
 from server.errors import STATUS, DrainingError, InvalidRequestError, OverloadedError, RankError
 from server.metrics import Metrics
-from server.pipeline import Pipeline
+from server.pipeline import Pipeline, Ranking
 from server.served import ServedModels
 from server.wire import parse_request, to_query, to_response
 
@@ -39,40 +39,47 @@ class RankingEdge:
         return grpc.method_handlers_generic_handler(SERVICE, {"Rank": rank})
 
     async def rank(self, content: bytes, context: _Context) -> bytes:
+        try:
+            return await self._answer(content, context.time_remaining())
+        except RankError as error:
+            await _abort(context, STATUS[type(error)], error)
+
+    async def _answer(self, content: bytes, remaining_s: float | None) -> bytes:
+        """Parse, rank and serialise one call; every outcome is counted before it leaves."""
         start = time.perf_counter()
         surface, code = "unknown", grpc.StatusCode.UNKNOWN
         try:
             if self.draining:
                 raise DrainingError("the server is shutting down; another replica can answer")
-            request = parse_request(content)
-            query = to_query(request, self._models, self._config, time.monotonic(), context.time_remaining())
+            query = to_query(parse_request(content), self._models, self._config, time.monotonic(), remaining_s)
             surface = query.surface
             self._metrics.candidates.observe(len(query.pin_ids))
-            wire_s = time.perf_counter() - start
+            wire_end = time.perf_counter()
             ranking = await self._pipeline.rank(query)
             response_start = time.perf_counter()
             response = to_response(query, ranking)
-            end = time.perf_counter()
-            response.timings.wire_us = round(wire_s * 1e6)
-            response.timings.total_us = round((end - start) * 1e6)
+            response.timings.wire_us = round((wire_end - start) * 1e6)
+            response.timings.total_us = round((time.perf_counter() - start) * 1e6)
             answer: bytes = response.SerializeToString()
+            end = time.perf_counter()
+            self._observe(surface, end - start, {"wire": wire_end - start, "response": end - response_start}, ranking)
             code = grpc.StatusCode.OK
         except RankError as error:
             code = STATUS[type(error)]
-            await _abort(context, code, error)
+            raise
         except asyncio.CancelledError:  # the caller hung up, or its deadline passed
             code = grpc.StatusCode.CANCELLED
             raise
         finally:
             self._metrics.requests.labels(surface, code.name).inc()
-        end = time.perf_counter()
-        stages = {**ranking.stage_s, "wire": wire_s, "response": end - response_start}
-        self._metrics.request_seconds.labels(surface).observe(end - start)
-        for stage, seconds in stages.items():
+        return answer
+
+    def _observe(self, surface: str, total_s: float, edge_stages_s: dict[str, float], ranking: Ranking) -> None:
+        self._metrics.request_seconds.labels(surface).observe(total_s)
+        for stage, seconds in {**ranking.stage_s, **edge_stages_s}.items():
             self._metrics.stage_seconds[stage].observe(seconds)
         for kind in ranking.degradation:
             self._metrics.degraded[kind].inc()
-        return answer
 
 
 async def _abort(context: _Context, code: grpc.StatusCode, error: RankError) -> NoReturn:

@@ -38,7 +38,7 @@ class HttpEndpoint:
             return [b"there are /metrics and /healthz\n"]
 
         self._server = make_server(host, port, app, server_class=_Server, handler_class=_Quiet)
-        self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="http", daemon=True)
         self.port: int = self._server.server_port
 
     def start(self) -> None:

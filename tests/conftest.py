@@ -79,7 +79,8 @@ async def start_server(config: ServerConfig) -> AsyncIterator[StartServer]:
 
     yield start
     for server in running:
-        await server.drain_and_close()
+        if server.serving:
+            await server.drain_and_close()
 
 
 @pytest.fixture

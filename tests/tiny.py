@@ -87,8 +87,8 @@ def network(seed: int = 0) -> bytes:
     h = len(HEADS)
     constants = [
         weights("w_pin", DIM, h), weights("w_scalars", 1, h), weights("w_topic", 8, h), weights("w_user", DIM, h),
-        weights("w_sequence", DIM, h), weights("w_actions", 3, h), weights("w_surface", 2, h), weights("w_query", DIM, h),
-        weights("w_interest", h),
+        weights("w_sequence", DIM, h), weights("w_actions", 3, h), weights("w_surface", 2, h),
+        weights("w_query", DIM, h), weights("w_interest", h),
     ]  # fmt: skip
     node = helper.make_node
     nodes = [
@@ -114,14 +114,12 @@ def network(seed: int = 0) -> bytes:
     ]
     constants.append(numpy_helper.from_array(np.array([1], np.int64), "axis1"))
     f32, i64 = TensorProto.FLOAT, TensorProto.INT64
-    inputs = [
-        helper.make_tensor_value_info(name, kind, shape)
-        for name, kind, shape in (
-            ("pin_embedding", f32, ["N", DIM]), ("pin_scalars", f32, ["N", 1]), ("pin_topic", i64, ["N"]),
-            ("user_embedding", f32, ["R", DIM]), ("sequence", f32, ["R", LENGTH, DIM]), ("actions", i64, ["R", LENGTH]),
-            ("surface", i64, ["R"]), ("query", f32, ["R", DIM]), ("row_request", i64, ["N"]),
-        )
-    ]  # fmt: skip
+    described: tuple[tuple[str, int, list[str | int | None]], ...] = (
+        ("pin_embedding", f32, ["N", DIM]), ("pin_scalars", f32, ["N", 1]), ("pin_topic", i64, ["N"]),
+        ("user_embedding", f32, ["R", DIM]), ("sequence", f32, ["R", LENGTH, DIM]), ("actions", i64, ["R", LENGTH]),
+        ("surface", i64, ["R"]), ("query", f32, ["R", DIM]), ("row_request", i64, ["N"]),
+    )  # fmt: skip
+    inputs = [helper.make_tensor_value_info(*one) for one in described]
     outputs = [helper.make_tensor_value_info("logits", f32, ["N", h])]
     graph = helper.make_graph(nodes, "tiny", inputs, outputs, constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)

@@ -1,0 +1,32 @@
+# The serving image: no PyTorch, no compiler, no package index; a non-root user; a health check.
+#
+#   docker build -t pinrank .
+#   docker run -p 50051:50051 -p 9095:9095 -v ./models:/models:ro -v ./features:/features:ro \
+#     -e PINRANK_MODEL=ml1m -e PINRANK_FEATURE_STORE=lmdb:///features pinrank
+FROM python:3.11-slim-bookworm AS build
+WORKDIR /src
+RUN python -m venv /opt/pinrank
+COPY pyproject.toml constraints.txt README.md ./
+COPY proto proto
+COPY feature_client feature_client
+COPY kernels kernels
+COPY model_store model_store
+COPY server server
+COPY ranker ranker
+COPY loadtest loadtest
+RUN /opt/pinrank/bin/pip install --no-cache-dir -c constraints.txt .
+
+FROM python:3.11-slim-bookworm
+RUN useradd --system --uid 10001 --no-create-home pinrank
+COPY --from=build /opt/pinrank /opt/pinrank
+ENV PATH=/opt/pinrank/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PINRANK_HOST=0.0.0.0 \
+    PINRANK_MODEL_STORE=/models \
+    PINRANK_LOG_FORMAT=json
+USER pinrank
+EXPOSE 50051 9095
+HEALTHCHECK --interval=5s --timeout=2s --start-period=20s \
+  CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9095/healthz', timeout=1)"]
+ENTRYPOINT ["pinrank"]
+CMD ["serve"]

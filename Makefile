@@ -1,0 +1,58 @@
+# `make demo` and `make test` are all a newcomer needs; each installs what it uses.
+PYTHON ?= python3
+BIN := .venv/bin
+DATA ?=
+NAME ?=
+# torch==2.13.0 comes through pip: a CPU build may be at hand locally where other installers do not look.
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help demo test check bench claims load proto clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo   fill a feature store from MovieLens-1M, start the server, rank for real users (DATA=folder: your own)"
+	@echo "make test   install everything and run every test"
+	@echo "make check  format, lint, types, import rules"
+	@echo "make bench  run the benchmarks (NAME=serving: one of them) and commit-ready results in bench/results/"
+	@echo "make claims print every committed claim, and whether it holds"
+	@echo "make load   load-test the running demo (ARGS='--rate 200 --duration 30')"
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+.venv/serving: $(BIN)/python pyproject.toml constraints.txt
+	@echo "installing pinrank (about half a minute)"
+	$(PIP) -e '.[data]'
+	@touch $@
+
+.venv/everything: .venv/serving
+	@echo "installing PyTorch and the development tools (about a minute)"
+	$(PIP) -e '.[data,train,dev]'
+	@touch $@
+
+demo: $(if $(DATA),.venv/everything,.venv/serving)
+	@$(BIN)/python deploy/demo/demo.py $(if $(DATA),--data '$(DATA)') $(ARGS)
+
+test: .venv/everything
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/everything
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/everything
+	$(BIN)/python -m bench $(NAME) $(ARGS)
+
+claims: .venv/everything
+	@$(BIN)/python -m bench claims
+
+load: .venv/serving
+	$(BIN)/pinrank load $(ARGS)
+
+proto: .venv/everything
+	cd proto && ../$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. pinrank/v1/*.proto
+
+clean:
+	rm -rf .venv

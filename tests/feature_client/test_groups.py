@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from feature_client.groups import Categorical, Embedding, EmbeddingSpace, FeatureGroup, Scalar, SequenceGroup
+
+SPACE = EmbeddingSpace(name="pinsage", version=5, dim=3, dtype="int8", scale=0.01)
+
+
+def group(**changes):
+    fields = {
+        "name": "pin_core",
+        "version": 1,
+        "entity": "pin",
+        "fields": (
+            Embedding(name="e", space=SPACE),
+            Scalar(name="count", default=-1),
+            Categorical(name="c", cardinality=300),
+        ),
+    }  # fmt: skip
+    return FeatureGroup(**fields | changes)
+
+
+def test_row_is_packed_and_little_endian():
+    assert group().dtype == np.dtype([("e", "i1", (3,)), ("count", "<f4"), ("c", "<u2")])
+    assert group().dtype.itemsize == 3 + 4 + 2
+
+
+def test_default_row_holds_the_fields_defaults():
+    e, count, category = group().default_row
+    assert (e.tolist(), count, category) == ([0, 0, 0], -1.0, 0)
+
+
+def test_fingerprint_is_the_same_on_every_machine():
+    assert len(group().fingerprint) == 8
+    actions = SequenceGroup(name="actions", version=1, actions=("save",), surfaces=("home",), length_max=10)
+    assert actions.fingerprint.hex() == "1971a74e3ffbe135"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        group(version=2),
+        group(name="pin_other"),
+        group(entity="user"),
+        group(fields=group().fields[::-1]),
+        group(fields=(Embedding(name="e", space=SPACE.model_copy(update={"version": 6})), *group().fields[1:])),
+        group(fields=(Embedding(name="e", space=SPACE.model_copy(update={"scale": 0.02})), *group().fields[1:])),
+    ],
+)
+def test_anything_that_changes_a_rows_meaning_changes_the_fingerprint(changed):
+    assert changed.fingerprint != group().fingerprint
+
+
+def test_action_vocabulary_is_part_of_a_sequences_fingerprint():
+    def sequence(*actions):
+        return SequenceGroup(name="actions", version=1, actions=actions, surfaces=("home",), length_max=10)
+
+    assert sequence("save", "hide").fingerprint != sequence("hide", "save").fingerprint
+
+
+def test_keys_are_the_group_and_the_big_endian_id():
+    ids = np.array([0, 1, 0xFFFF_FFFF_FFFF_FFFF], np.uint64)
+    assert group().keys(ids) == [b"pin_core@1:" + int(i).to_bytes(8, "big") for i in ids]
+    assert group().keys(np.empty(0, np.uint64)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fields": ()}, "at least 1 item"),
+        ({"fields": (Scalar(name="a"), Scalar(name="a"))}, "field names repeat"),
+        ({"name": "Pin-Core"}, "pattern"),
+        ({"entity": "board"}, "'pin' or 'user'"),
+        ({"colour": 1}, "Extra inputs"),
+    ],
+)
+def test_bad_group_is_refused_by_name(changes, message):
+    with pytest.raises(ValidationError) as raised:
+        group(**changes)
+    assert message in str(raised.value)
+
+
+def test_unknown_field_names_those_there_are():
+    with pytest.raises(KeyError, match=r"has no field 'x'; it has \['e', 'count', 'c'\]"):
+        group().field("x")

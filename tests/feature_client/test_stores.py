@@ -1,0 +1,139 @@
+"""One suite for every store: memory, LMDB, and a real redis-server."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from feature_client.codec import State, decode_rows
+from feature_client.embedded import EmbeddedStore
+from feature_client.fetcher import fetch
+from feature_client.memory import MemoryStore
+from feature_client.opening import open_store
+from feature_client.redis_store import RedisStore
+from feature_client.store import StoreConfigError, StoreUnavailableError
+from feature_client.writer import write_rows, write_sequences
+from tests import tiny
+
+_databases = itertools.count(1)
+
+
+@pytest.fixture(params=["memory", "lmdb", "redis"])
+async def store(request, tmp_path):
+    if request.param == "redis":
+        base = request.getfixturevalue("redis_url").removesuffix("/0")
+        opened = open_store(f"{base}/{next(_databases) % 16}")
+        await opened.start()
+        await opened._client.flushdb()
+    else:
+        opened = open_store({"memory": "memory://", "lmdb": f"lmdb://{tmp_path / 'store'}"}[request.param])
+        await opened.start()
+    yield opened
+    await opened.close()
+
+
+async def test_values_come_back_in_the_order_of_the_keys(store):
+    assert await store.multi_put([(b"a", b"1"), (b"b", b"\x00\xff"), (b"c", b"3")]) == 3
+    assert await store.multi_get([b"c", b"nothing", b"a", b"b"]) == [b"3", None, b"1", b"\x00\xff"]
+    assert await store.multi_get([]) == []
+
+
+async def test_a_write_replaces_what_was_there(store):
+    await store.multi_put([(b"a", b"old")])
+    await store.multi_put([(b"a", b"new")])
+    assert await store.multi_get([b"a"]) == [b"new"]
+
+
+async def test_thousands_of_values_are_written_and_read(store):
+    items = [(i.to_bytes(8, "big"), bytes([i % 256]) * 90) for i in range(5_000)]
+    assert await store.multi_put(iter(items)) == 5_000
+    assert await store.multi_get([key for key, _ in items]) == [value for _, value in items]
+
+
+async def test_rows_and_sequences_come_back_through_the_fetcher(store):
+    pins, users = np.arange(1, 21, dtype=np.uint64), np.array([7, 8], np.uint64)
+    await write_rows(store, tiny.PINS, pins, tiny.pin_rows(pins))
+    await write_rows(store, tiny.USERS, users, tiny.user_rows(users))
+    events = tiny.events([1, 2, 3, 4, 5, 6], [0, 1, 0, 1, 0, 1])
+    await write_sequences(store, tiny.ACTIONS, users, events, np.array([0, 4, 6]))
+    fetched = await fetch(store, tiny.manifest().needs, 7, np.array([9, 2, 900], np.uint64), query_pin_id=5)
+    assert fetched.events["pin_id"].tolist() == [4, 3, 2]  # the newest LENGTH, newest first
+    assert fetched.user["user_core"].rows[0] == tiny.user_rows(users)[0]
+    rows = fetched.pins["pin_core"]
+    assert rows.rows[fetched.candidate_index[:2]].tobytes() == tiny.pin_rows(np.array([9, 2])).tobytes()
+    assert rows.states[fetched.candidate_index].tolist() == [State.PRESENT, State.PRESENT, State.MISSING]
+    assert rows.rows[fetched.event_index].tobytes() == tiny.pin_rows(np.array([4, 3, 2])).tobytes()
+    assert rows.rows[fetched.query_index] == tiny.pin_rows(np.array([5]))[0]
+    assert len(rows.rows) == 6  # pin 2 is a candidate and an action: read once
+    assert (fetched.pins_missing(), fetched.events_missing(), fetched.query_missing()) == (1, 0, False)
+    assert not fetched.store_unavailable
+
+
+async def test_lmdb_readers_see_what_another_environment_wrote(tmp_path):
+    writer = EmbeddedStore(tmp_path / "store")
+    await writer.start()
+    await writer.multi_put([(b"a", b"1")])
+    await writer.close()
+    reader = EmbeddedStore(tmp_path / "store", read_only=True)
+    await reader.start()
+    assert await reader.multi_get([b"a"]) == [b"1"]
+    with pytest.raises(StoreUnavailableError, match="failed a write"):
+        await reader.multi_put([(b"a", b"2")])
+    await reader.close()
+    with pytest.raises(StoreUnavailableError, match="not started"):
+        await reader.multi_get([b"a"])
+
+
+async def test_reading_an_lmdb_store_that_is_not_there_names_the_path(tmp_path):
+    with pytest.raises(StoreConfigError, match=r"no feature store at .*absent"):
+        await open_store(f"lmdb://{tmp_path / 'absent'}", read_only=True).start()
+
+
+async def test_redis_that_is_down_starts_and_then_raises_on_every_read():
+    store = RedisStore("redis://127.0.0.1:1/0")
+    await store.start()
+    with pytest.raises(StoreUnavailableError, match="Redis failed a read"):
+        await store.multi_get([b"a"])
+    await store.close()
+
+
+@pytest.mark.parametrize("url", ["lmdb://relative/path", "ldap://x", "", "redis", "redis://127.0.0.1:port/0"])
+async def test_unusable_url_is_refused_by_name(url):
+    with pytest.raises(StoreConfigError):
+        await open_store(url).start()
+
+
+class StoreThatFailsSecond(MemoryStore):
+    async def multi_get(self, keys):
+        values = await super().multi_get(keys)
+        self.failing = True
+        return values
+
+
+async def test_what_was_read_before_the_store_failed_is_kept():
+    store = StoreThatFailsSecond(tiny.features())
+    fetched = await fetch(store, tiny.manifest().needs, 1, np.array([1, 2], np.uint64))
+    assert fetched.store_unavailable
+    assert not fetched.user_missing()
+    assert fetched.events["pin_id"].tolist() == [2, 1]
+    assert fetched.pins_missing() == 2
+
+
+class StoreThatHangs(MemoryStore):
+    async def multi_get(self, keys):
+        import asyncio
+
+        await asyncio.Event().wait()
+
+
+async def test_a_read_beyond_its_budget_counts_as_an_unavailable_store():
+    fetched = await fetch(StoreThatHangs(), tiny.manifest().needs, 1, np.array([1], np.uint64), budget_s=0.01)
+    assert fetched.store_unavailable
+    assert fetched.sequence_state == State.MISSING
+
+
+def test_decoding_reads_what_the_store_returned(tmp_path):
+    keys = tiny.PINS.keys(np.array([3], np.uint64))
+    assert decode_rows(tiny.PINS, [tiny.features()[keys[0]]]).rows[0] == tiny.pin_rows(np.array([3]))[0]

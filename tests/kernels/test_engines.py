@@ -1,0 +1,126 @@
+"""The contract every engine passes; `numpy` is the reference the others are held to."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from kernels.engine import EngineError, FeatureBatch, ShapeError
+from kernels.numpy_engine import NumpyEngine
+from kernels.opening import ENGINES, engine_factory
+from model_store.assembly import Assembler
+from tests import tiny
+
+SPECS = tiny.manifest().specs
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request):
+    opened = engine_factory(request.param)(tiny.network(), SPECS, heads=2, streams=2)
+    yield opened
+    opened.close()
+
+
+def batch(*sizes, seed=0):
+    rng = np.random.default_rng(seed)
+    sides = {"request": len(sizes), "candidate": sum(sizes)}
+    tensors = {"request": {}, "candidate": {}}
+    for spec in SPECS:
+        shape = (sides[spec.side], *spec.shape)
+        value = rng.integers(0, 2, shape) if spec.dtype == "int64" else rng.normal(size=shape)
+        tensors[spec.side][spec.name] = value.astype(spec.dtype)
+    return FeatureBatch(
+        tensors["request"], tensors["candidate"], np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
+    )
+
+
+@pytest.mark.parametrize("sizes", [(1,), (128,), (3, 1, 40), (0, 5), (2, 0, 2), (700,)])
+def test_every_engine_agrees_with_the_reference(engine, sizes):
+    reference = NumpyEngine(tiny.network(), SPECS, heads=2)
+    logits = engine.run(batch(*sizes))
+    assert logits.dtype == np.float32
+    assert logits.shape == (sum(sizes), 2)
+    np.testing.assert_allclose(logits, reference.run(batch(*sizes)), atol=1e-4)
+
+
+def test_a_batch_scores_as_its_requests_do_one_by_one(engine):
+    parts = [batch(n, seed=n) for n in (5, 1, 17)]
+    joined = engine.run(FeatureBatch.concat(parts))
+    np.testing.assert_allclose(joined, np.concatenate([engine.run(part) for part in parts]), atol=1e-5)
+
+
+def test_streams_run_at_once_and_do_not_mix_their_answers(engine):
+    parts = [batch(n, seed=n) for n in range(1, 41)]
+    expected = [engine.run(part) for part in parts]
+    found = [None] * len(parts)
+
+    def work(mine):
+        for i in mine:
+            found[i] = engine.run(parts[i])
+
+    threads = [threading.Thread(target=work, args=(range(start, len(parts), 4),)) for start in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_results_stay_as_they_were_after_later_runs(engine):
+    first = engine.run(batch(4))
+    kept = first.copy()
+    for seed in range(4):
+        engine.run(batch(4, seed=seed + 1))
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_cost_is_unknown_before_warm_up_and_grows_with_rows_after(engine):
+    assert engine.cost_s(1, 128) == 0
+    engine.warm_up(batch(8))
+    assert engine.cost_s(1, 100_000) >= engine.cost_s(1, 1) >= 0
+    assert engine.cost_s(1, 100_000) > 0
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda b: b.candidate.pop("pin_topic"), "lacks the candidate tensor 'pin_topic'"),
+        (lambda b: b.request.update(query=b.request["query"].astype(np.float64)), "'query': expected float32"),
+        (lambda b: b.request.update(query=b.request["query"][:, :2]), r"'query': expected float32\[2, 4\], got"),
+        (lambda b: b.candidate.update(pin_topic=b.candidate["pin_topic"][1:]), "'pin_topic'"),
+    ],
+)
+def test_wrong_batch_is_named(engine, damage, message):
+    wrong = batch(2, 3)
+    damage(wrong)
+    with pytest.raises(ShapeError, match=message):
+        engine.run(wrong)
+
+
+@pytest.mark.parametrize("network", [b"", b"not onnx", tiny.network()[:200]])
+@pytest.mark.parametrize("name", ENGINES)
+def test_damaged_network_is_an_engine_error(name, network):
+    with pytest.raises(EngineError):
+        engine_factory(name)(network, SPECS, heads=2, streams=1)
+
+
+def test_openvino_names_inputs_that_the_manifest_does_not_declare():
+    with pytest.raises(EngineError, match="the manifest declares"):
+        engine_factory("openvino")(tiny.network(), SPECS[1:], heads=2, streams=1)
+
+
+def test_unknown_engine_names_those_there_are():
+    with pytest.raises(ValueError, match="unknown engine 'abacus'; choose one of numpy, openvino"):
+        engine_factory("abacus")
+
+
+def test_rows_know_their_request():
+    assert batch(2, 0, 3).row_request().tolist() == [0, 0, 2, 2, 2]
+
+
+def test_assembled_batches_fit_the_engine(engine):
+    assembled = Assembler(tiny.manifest()).assemble(tiny.fetched([1, 2, 3], [4]), "home")
+    assert engine.run(assembled).shape == (3, 2)

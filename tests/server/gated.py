@@ -1,0 +1,32 @@
+"""An engine whose runs wait at a gate: it makes a busy server out of an idle one, without sleeping."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+
+from kernels.engine import EngineError, FeatureBatch, TensorSpec
+from kernels.numpy_engine import NumpyEngine
+
+
+class GatedEngine(NumpyEngine):
+    """The reference engine behind a gate that is open at first; counts what passes, fails when told to."""
+
+    def __init__(self, network: bytes, inputs: Sequence[TensorSpec], heads: int, streams: int = 1) -> None:
+        super().__init__(network, inputs, heads, streams)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.runs: list[FeatureBatch] = []
+        self.failing = False
+        self.spoiled = False
+
+    def run(self, batch: FeatureBatch) -> np.ndarray:
+        self.runs.append(batch)
+        if not self.gate.wait(timeout=30):
+            raise AssertionError("the test never opened the gate")
+        if self.failing:
+            raise EngineError("told to fail")
+        logits = super().run(batch)
+        return logits * np.nan if self.spoiled else logits

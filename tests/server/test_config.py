@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import pytest
+
+from server.config import ConfigError, load_config
+
+FILE = """
+model_store = "models"
+model = "tiny"
+feature_store = "memory://"
+grpc_port = 6000
+[surfaces.home]
+deadline_ms = 25
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "pinrank.toml"
+    path.write_text(FILE)
+    return path
+
+
+def test_file_values_and_defaults(file):
+    config = load_config(file)
+    assert (config.grpc_port, config.http_port) == (6000, 9095)
+    assert config.model_store == file.parent / "models"
+    assert (config.surface("home").deadline_ms, config.surface("related").deadline_ms) == (25, 100)
+
+
+def test_default_ports():
+    config = load_config(None, {"model_store": "m", "model": "tiny", "feature_store": "memory://"})
+    assert (config.grpc_port, config.http_port) == (50051, 9095)
+
+
+def test_options_replace_the_file_and_variables_replace_both(file, monkeypatch):
+    assert load_config(file, {"grpc_port": 7000, "host": None}).grpc_port == 7000
+    monkeypatch.setenv("PINRANK_GRPC_PORT", "8000")
+    monkeypatch.setenv("PINRANK_SURFACES__HOME__DEADLINE_MS", "7")
+    config = load_config(file, {"grpc_port": 7000})
+    assert config.grpc_port == 8000
+    assert config.surface("home").deadline_ms == 7
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ('engine = "abacus"', "engine: Input should be"),
+        ("grpc_port = 70000", "grpc_port: Input should be less than or equal to 65535"),
+        ("grpc_prot = 1", "grpc_prot: Extra inputs are not permitted"),
+        ("candidates_max = 0", "candidates_max: Input should be greater"),
+        ("fetch_budget_share = 2", "fetch_budget_share"),
+        ("host = [", "Invalid"),
+    ],
+)
+def test_bad_value_is_fatal_and_named(file, change, message):
+    file.write_text(change + "\n" + FILE.replace("grpc_port = 6000", ""))
+    with pytest.raises(ConfigError) as raised:
+        load_config(file)
+    assert message in str(raised.value)
+
+
+def test_missing_values_are_all_named():
+    with pytest.raises(ConfigError) as raised:
+        load_config(None)
+    assert all(name in str(raised.value) for name in ("model_store", "model", "feature_store"))
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"absent.toml"):
+        load_config(tmp_path / "absent.toml")

@@ -1,0 +1,39 @@
+"""What must be true of the repository itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_generated_code_is_that_of_the_proto_files(tmp_path):
+    protos = sorted(str(p.relative_to(ROOT / "proto")) for p in (ROOT / "proto").rglob("*.proto"))
+    outputs = [f"--{kind}_out={tmp_path}" for kind in ("python", "pyi", "grpc_python")]
+    command = [sys.executable, "-m", "grpc_tools.protoc", "-I", str(ROOT / "proto"), *outputs, *protos]
+    subprocess.run(command, check=True, cwd=ROOT / "proto")
+    fresh = {p.relative_to(tmp_path): p.read_text() for p in tmp_path.rglob("*_pb2*")}
+    committed = {p.relative_to(ROOT / "proto"): p.read_text() for p in (ROOT / "proto").rglob("*_pb2*.py*")}
+    committed = {path: text for path, text in committed.items() if "__pycache__" not in path.parts}
+    assert fresh == committed, "run `make proto` and commit the result"
+
+
+def test_imports_go_one_way():
+    linter = Path(sys.executable).with_name("lint-imports")
+    checked = subprocess.run([linter], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.parametrize("module", ["server.app", "server.cli", "ranker.features", "ranker.atomic", "loadtest.cli"])
+def test_serving_and_the_demo_import_no_training_library(module):
+    script = (
+        f"import sys, {module}\n"
+        "found = [m for m in ('torch', 'sklearn', 'onnxscript', 'tensorrt') if m in sys.modules]\n"
+        "sys.exit(f'{found}' if found else 0)"
+    )
+    checked = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert checked.returncode == 0, checked.stderr
