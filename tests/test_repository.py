@@ -37,3 +37,17 @@ def test_serving_and_the_demo_import_no_training_library(module):
     )
     checked = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT)
     assert checked.returncode == 0, checked.stderr
+
+
+def test_operations_page_names_every_setting_and_metric():
+    from server.config import ServerConfig, SurfaceConfig
+    from server.metrics import Metrics
+
+    page = (ROOT / "docs" / "operations.md").read_text()
+    settings = {name for name in ServerConfig.model_fields if name != "surfaces"}
+    settings |= {f"surfaces.NAME.{name}" for name in SurfaceConfig.model_fields}
+    metrics = set()
+    for family in Metrics().registry.collect():
+        metrics.add(family.name + ("_total" if family.type == "counter" else ""))
+    missing = {name for name in settings | metrics if f"`{name}`" not in page}
+    assert not missing

@@ -26,6 +26,7 @@ from pinrank.v1 import ranking_pb2
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from feature_client.codec import decode_sequence
 from feature_client.embedded import EmbeddedStore
@@ -89,7 +90,7 @@ def main(
                 console.print("[bold]The server stays up; Ctrl-C stops it.[/]")
                 process.wait()
     except (ObtainError, DatasetError, RankCallError, DemoError) as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
+        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
         console.print("\nstopped")
