@@ -121,7 +121,7 @@ class Pipeline:
             {
                 "fetch": fetch_end - start,
                 "assemble": assemble_end - fetch_end,
-                # Hand-overs between the loop and the engine's thread count as queueing: the engine does not work on it.
+                # All that is not the engine's own work: waiting for a stream, and the way to its thread and back.
                 "queue": score_end - assemble_end - scored.run_s,
                 "score": scored.run_s,
                 "utility": utility_end - score_end,
