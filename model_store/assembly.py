@@ -83,7 +83,7 @@ class Assembler:
         if self._manifest.group(group).entity == "user":
             return np.asarray(fetched.user[group].rows[0])
         rows: Rows = fetched.pins[group]
-        return rows.rows[fetched.candidate_index]
+        return np.asarray(rows.rows[fetched.candidate_index])
 
 
 def _real_values(stored: np.ndarray, space: EmbeddingSpace) -> np.ndarray:

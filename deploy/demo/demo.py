@@ -35,10 +35,11 @@ from feature_client.opening import open_store
 from model_store.bundle import EMBEDDINGS, Bundle
 from model_store.store import FolderStore
 from ranker.actions import ActionLog, action_log
-from ranker.atomic import AtomicDataset, DatasetError, read_atomic
+from ranker.atomic import AtomicDataset, read_atomic
 from ranker.embeddings import decode_embeddings
+from ranker.errors import DatasetError, ObtainError
 from ranker.features import Groups, fill_store
-from ranker.movielens import LICENCE, ObtainError, default_cache_dir, obtain
+from ranker.movielens import LICENCE, default_cache_dir, obtain
 from server.client import RankCallError, call_rank, show
 
 HERE = Path(__file__).parent

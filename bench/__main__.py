@@ -1,0 +1,53 @@
+"""`python -m bench [NAME...]` measures and writes results; `python -m bench claims` says which claims hold."""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from bench.harness import RESULTS, BenchmarkError, claims_table, read_claims, run
+
+#: Each module measures with `measure(*, quick: bool) -> Measured`.
+BENCHMARKS = {"serving": "bench.serving"}
+
+app = typer.Typer(pretty_exceptions_show_locals=False)
+
+
+@app.command()
+def main(
+    names: Annotated[
+        list[str] | None, typer.Argument(help=f"{', '.join(BENCHMARKS)} [default: all], or claims.")
+    ] = None,
+    results: Annotated[Path | None, typer.Option(help="Folder of the results [default: bench/results].")] = None,
+    quick: Annotated[
+        bool, typer.Option(help="Try the script in seconds; its numbers mean nothing and are kept only in --results.")
+    ] = False,
+) -> None:
+    """Run benchmarks, or print the claims of all committed results (`claims`; unmet ones do not fail)."""
+    try:
+        if names == ["claims"]:
+            Console().print(claims_table(read_claims(results or RESULTS)))
+            return
+        for name in _chosen(names):
+            measure = partial(import_module(BENCHMARKS[name]).measure, quick=quick)
+            run(name, measure, results or (None if quick else RESULTS))
+    except BenchmarkError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
+        raise typer.Exit(1) from error
+
+
+def _chosen(names: list[str] | None) -> list[str]:
+    """Return the benchmarks to run, known before the first of them starts."""
+    unknown = [name for name in names or () if name not in BENCHMARKS]
+    if unknown:
+        raise BenchmarkError(f"no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}, and `claims`")
+    return names or list(BENCHMARKS)
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m bench")

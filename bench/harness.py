@@ -1,0 +1,170 @@
+"""The form of every benchmark: what was measured, on which machine, against which limits, with all raw values kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "bench" / "results"
+
+_PACKAGES = ("grpcio", "lmdb", "numexpr", "numpy", "openvino", "protobuf", "uvloop")
+
+Direction = Literal["at_least", "at_most"]
+_SIGNS: dict[Direction, str] = {"at_least": ">=", "at_most": "<="}
+
+
+class BenchmarkError(Exception):
+    """A benchmark or its results cannot be used; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A measured value against a limit that was set before the measurement."""
+
+    name: str
+    measured: float
+    target: float
+    unit: str
+    direction: Direction
+
+    @property
+    def holds(self) -> bool:
+        """False also for NaN: what could not be measured is not shown to hold."""
+        if self.direction == "at_least":
+            return self.measured >= self.target
+        return self.measured <= self.target
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "holds": self.holds}
+
+    @staticmethod
+    def from_json(value: Any) -> Claim:
+        """Read a claim back. Raises BenchmarkError where a field is missing or `holds` is not what the numbers say."""
+        try:
+            claim = Claim(
+                str(value["name"]), float(value["measured"]), float(value["target"]), str(value["unit"]),
+                value["direction"],
+            )  # fmt: skip
+            held = value["holds"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise BenchmarkError(f"no claim: {error!r} in {value!r}") from error
+        if claim.direction not in get_args(Direction):
+            raise BenchmarkError(f"claim {claim.name!r}: unknown direction {claim.direction!r}")
+        if held is not claim.holds:
+            raise BenchmarkError(f"claim {claim.name!r} says holds={held}, its numbers say {claim.holds}")
+        return claim
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a benchmark hands back.
+
+    Attributes:
+        summary: the headline numbers, by a name that carries the unit.
+        claims: what the benchmark was made to decide.
+        raw: everything that was measured, run by run; plain JSON.
+    """
+
+    summary: dict[str, float]
+    claims: tuple[Claim, ...]
+    raw: dict[str, Any]
+
+
+def run(name: str, measure: Callable[[], Measured], results: Path | None = RESULTS) -> Measured:
+    """Measure, print, and write `results/name.json`; with `results` None, write nothing."""
+    started = datetime.now(UTC)
+    measured = measure()
+    console = Console()
+    console.print(summary_table(name, measured.summary))
+    console.print(claims_table({name: measured.claims}))
+    if results is not None:
+        results.mkdir(parents=True, exist_ok=True)
+        content = {
+            "name": name,
+            "date": started.isoformat(timespec="seconds"),
+            "machine": machine(),
+            "claims": [claim.as_json() for claim in measured.claims],
+            "summary": measured.summary,
+            "raw": measured.raw,
+        }
+        (results / f"{name}.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    return measured
+
+
+def read_claims(results: Path = RESULTS) -> dict[str, tuple[Claim, ...]]:
+    """Read the claims of every result in a folder, by benchmark. Raises BenchmarkError."""
+    found = {}
+    for path in sorted(results.glob("*.json")):
+        try:
+            content = json.loads(path.read_text())
+            found[content["name"]] = tuple(Claim.from_json(value) for value in content["claims"])
+        except (OSError, ValueError, KeyError, TypeError, BenchmarkError) as error:
+            raise BenchmarkError(f"{path.name}: {error}") from error
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Describe what the numbers depend on; nothing that names the machine or where things lie on it."""
+    cpu = _cpu_fields()
+    return {
+        "cpu": cpu.get("model name", platform.machine()),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads_per_core": int(cpu.get("siblings", 1)) // max(1, int(cpu.get("cpu cores", 1))),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "kernel": f"{platform.system()} {platform.release()}",
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "packages": {package: metadata.version(package) for package in _PACKAGES},
+        "commit": _commit(),
+    }
+
+
+def _cpu_fields() -> dict[str, str]:
+    """Return the first processor's entry of /proc/cpuinfo; nothing where there is none."""
+    try:
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _commit() -> str | None:
+    """Return the commit of the sources, marked where they were changed since; None outside a repository."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=ROOT, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()
+
+
+def summary_table(name: str, summary: Mapping[str, float]) -> Table:
+    table = Table("what", "value", title=name, title_justify="left")
+    table.columns[1].justify = "right"
+    for what, value in summary.items():
+        table.add_row(what, f"{value:.4g}")
+    return table
+
+
+def claims_table(claims: Mapping[str, Sequence[Claim]]) -> Table:
+    table = Table("benchmark", "claim", "measured", "target", "holds", title="claims", title_justify="left")
+    for name, made in claims.items():
+        for claim in made:
+            verdict = "[green]yes[/]" if claim.holds else "[bold red]NO[/]"
+            target = f"{_SIGNS[claim.direction]} {claim.target:g} {claim.unit}"
+            table.add_row(name, claim.name, f"{claim.measured:.4g} {claim.unit}", target, verdict)
+    return table

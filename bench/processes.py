@@ -1,0 +1,86 @@
+"""Processes that a benchmark starts, and what they cost."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+
+import grpc
+
+from bench.harness import BenchmarkError
+
+_START_S = 60.0
+_STOP_S = 15.0
+
+
+@contextmanager
+def server_process(config: Path, feature_store: str, log: Path) -> Iterator[tuple[str, int]]:
+    """Run `pinrank serve` on free loopback ports; it is gone afterwards, whatever happens.
+
+    Args:
+        config: the server's TOML file.
+        feature_store: goes over the file's.
+        log: where its standard error goes.
+
+    Yields:
+        The address that it answers at, and its process id.
+    """
+    grpc_port, http_port = _free_ports(2)
+    command = [
+        sys.executable, "-c", "from server.cli import app; app()", "serve", "--config", str(config),
+        "--host", "127.0.0.1", "--grpc-port", str(grpc_port), "--http-port", str(http_port),
+        "--feature-store", feature_store,
+    ]  # fmt: skip
+    address = f"127.0.0.1:{grpc_port}"
+    with log.open("wb") as stderr, subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr) as process:
+        try:
+            _wait_until_ready(process, address, log)
+            yield address, process.pid
+        finally:
+            process.terminate()
+            try:
+                process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
+    with grpc.insecure_channel(address) as channel:
+        ready = grpc.channel_ready_future(channel)
+        for _ in range(int(_START_S / 0.2)):
+            try:
+                ready.result(timeout=0.2)
+            except grpc.FutureTimeoutError:
+                if process.poll() is not None:
+                    break
+            else:
+                return
+        ready.cancel()
+    raise BenchmarkError(f"the server did not start:\n{log.read_text(errors='replace')[-2000:]}")
+
+
+def single_process() -> ProcessPoolExecutor:
+    """Return a pool of one fresh process: its work shares no interpreter with anything else that is measured."""
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the user and system time of a running process and its threads so far; counts in ticks of 10 ms."""
+    # The second field, the command in parentheses, may hold spaces; utime and stime are the 14th and 15th.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _free_ports(count: int) -> list[int]:
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [listener.getsockname()[1] for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    return ports

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.features import PINS, fill
+from bench.harness import BenchmarkError, run
+from bench.processes import cpu_seconds, server_process
+from bench.serving import measure
+from feature_client.fetcher import fetch
+from feature_client.memory import MemoryStore
+from model_store.store import FolderStore
+from tests import tiny
+
+
+@pytest.fixture
+def config_file(model_store: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "pinrank.toml"
+    path.write_text(
+        f'model_store = "{model_store}"\nmodel = "tiny"\nlabels = ["stable", "canary"]\n'
+        'feature_store = "memory://"\nengine_streams = 2\n'
+    )
+    return path
+
+
+async def test_filled_features_leave_nothing_missing(model_store):
+    store = MemoryStore()
+    bundle = FolderStore(model_store).read("tiny", 1)
+    user_ids, pin_ids = await fill(store, bundle, users=5, seed=0)
+    assert user_ids.tolist() == [1, 2, 3, 4, 5]
+    for user_id in user_ids.tolist():
+        fetched = await fetch(store, bundle.manifest.needs, user_id, pin_ids[:100])
+        assert not fetched.user_missing()
+        assert fetched.pins_missing() == fetched.events_missing() == fetched.foreign() == 0
+        assert len(fetched.events) == bundle.manifest.sequence_length
+
+
+async def test_filled_features_are_the_same_for_the_same_seed(model_store):
+    bundle = FolderStore(model_store).read("tiny", 1)
+    stores = [MemoryStore() for _ in range(3)]
+    for store, seed in zip(stores, (1, 1, 2), strict=True):
+        await fill(store, bundle, users=3, seed=seed)
+    assert stores[0].values == stores[1].values != stores[2].values
+
+
+async def test_pins_and_vectors_come_from_the_bundle_where_it_has_them(model_store, tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(3, tiny.DIM)).astype(np.float16)
+    np.savez(tmp_path / "embeddings.npz", pin_ids=np.array([7, 70, 700], np.uint64), vectors=vectors)
+    folder = tmp_path / "bundle"
+    tiny.write_tiny_bundle(folder, 9, **{"embeddings.npz": (tmp_path / "embeddings.npz").read_bytes()})
+    models = FolderStore(tmp_path / "models")
+    models.publish(folder)
+    store = MemoryStore()
+    _, pin_ids = await fill(store, models.read("tiny", 9), users=1, seed=0)
+    assert pin_ids.tolist() == [7, 70, 700]
+    fetched = await fetch(store, tiny.manifest().needs, 1, pin_ids)
+    found = fetched.pins["pin_core"].rows["embedding"][fetched.candidate_index]
+    assert np.array_equal(found, vectors)
+
+
+async def test_a_bundle_without_embeddings_gets_made_up_pins(model_store):
+    _, pin_ids = await fill(MemoryStore(), FolderStore(model_store).read("tiny", 1), users=1, seed=0)
+    assert pin_ids.tolist() == list(range(1, PINS + 1))
+
+
+def test_a_server_that_cannot_start_says_why_and_leaves_no_process(config_file, tmp_path):
+    with (
+        pytest.raises(BenchmarkError, match="no feature store"),
+        server_process(config_file, f"lmdb://{tmp_path / 'nowhere'}", tmp_path / "server.log"),
+    ):
+        pytest.fail("a server without its store must not be handed out")
+
+
+def test_a_server_is_gone_after_a_failure_in_the_measurement(config_file, tmp_path):
+    found = []
+
+    def fail(pid: int) -> None:
+        assert cpu_seconds(pid) > 0
+        found.append(pid)
+        raise ValueError("the measurement failed")
+
+    with (
+        pytest.raises(ValueError, match="the measurement failed"),
+        server_process(config_file, "memory://", tmp_path / "server.log") as (_, pid),
+    ):
+        fail(pid)
+    with pytest.raises(ProcessLookupError):
+        os.kill(found[0], 0)
+
+
+def test_a_quick_run_measures_every_part_and_keeps_no_path(config_file, tmp_path):
+    measured = run("serving", lambda: measure(quick=True, config=config_file), tmp_path / "results")
+    (only,) = measured.raw["rounds"]
+    assert only["saturated"]["degraded"] == only["half_load"]["degraded"] == 0
+    assert set(only["half_load"]["statuses"]) == {"OK"}
+    assert all(value >= 0 for value in measured.summary.values())
+    assert len(measured.claims) == 4
+    text = (tmp_path / "results" / "serving.json").read_text()
+    assert str(tmp_path) not in text
+    assert json.loads(text)["raw"]["setup"]["streams"] == 2
+
+
+def test_settings_from_the_environment_are_refused(config_file, monkeypatch):
+    monkeypatch.setenv("PINRANK_ENGINE", "numpy")
+    with pytest.raises(BenchmarkError, match="PINRANK_ENGINE"):
+        measure(quick=True, config=config_file)
