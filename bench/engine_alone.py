@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from pinrank.v1 import ranking_pb2
 
 from feature_client.fetcher import fetch
 from feature_client.opening import open_store
@@ -18,6 +17,7 @@ from kernels.engine import Engine, FeatureBatch
 from kernels.opening import engine_factory
 from model_store.live import LiveModel, load_live
 from model_store.store import FolderStore
+from pinrank.v1 import ranking_pb2
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,10 +45,12 @@ class OpenVinoEngine:
     def run(self, batch: FeatureBatch) -> np.ndarray:
         batch.check(self._inputs)
         feeds = {**batch.request, **batch.candidate, ROW_REQUEST: batch.row_request()}
+        # OpenVINO reads these where they are: they must live until the run is over.
+        held = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
         request = self._idle.get()
         try:
-            for name, array in feeds.items():  # half the cost of handing the whole dictionary to `infer`
-                request.set_tensor(name, openvino.Tensor(np.ascontiguousarray(array), shared_memory=True))
+            for name, array in held.items():  # half the cost of handing the whole dictionary to `infer`
+                request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
             request.infer()
             logits: np.ndarray = request.get_tensor(LOGITS).data.copy()
         except RuntimeError as error:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 import numpy as np
+
 from pinrank.v1 import ranking_pb2
 
 RANK = "/pinrank.v1.RankingService/Rank"

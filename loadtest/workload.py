@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from pinrank.v1 import ranking_pb2
 
 IDS_MAX = 10_000_000

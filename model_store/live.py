@@ -32,8 +32,7 @@ class LiveModel:
 
 def calibrate(manifest: Manifest, logits: np.ndarray) -> np.ndarray:
     """Apply each head's logistic calibration: sigmoid(slope * logit + intercept)."""
-    slope = np.array([head.calibration.slope for head in manifest.heads], np.float32)
-    intercept = np.array([head.calibration.intercept for head in manifest.heads], np.float32)
+    slope, intercept = manifest.calibration
     # tanh saturates where exp would overflow; an infinite logit is an engine fault and must stay visible.
     half = np.float32(0.5)
     probabilities: np.ndarray = half * np.tanh(half * (slope * logits + intercept)) + half

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Literal
 
 import numpy as np
@@ -163,6 +164,13 @@ class Manifest(_Frozen):
     @property
     def ref(self) -> str:
         return f"{self.name}@{self.version}"
+
+    @cached_property
+    def calibration(self) -> tuple[np.ndarray, np.ndarray]:
+        """Slopes and intercepts, float32[H] each."""
+        calibrations = [head.calibration for head in self.heads]
+        slopes = np.array([c.slope for c in calibrations], np.float32)
+        return slopes, np.array([c.intercept for c in calibrations], np.float32)
 
     def group(self, name: str) -> FeatureGroup:
         for group in self.groups:

@@ -12,13 +12,13 @@ import grpc.aio
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from pinrank.v1 import ranking_pb2  # noqa: F401 - reflection answers from the registered descriptors
 
 from feature_client.opening import open_store
 from feature_client.store import Store
 from kernels.opening import engine_factory
 from model_store.live import LiveModel, load_live
 from model_store.store import FolderStore
+from pinrank.v1 import ranking_pb2  # noqa: F401 - reflection answers from the registered descriptors
 from server.admission import Admission
 from server.batching import EarliestDeadlineFirst
 from server.config import ConfigError, ServerConfig

@@ -95,8 +95,8 @@ def rank(
     Example: [bold]pinrank rank --user 1 --pins 10,20,30[/]
     """
     from google.protobuf import json_format  # noqa: PLC0415
-    from pinrank.v1 import ranking_pb2  # noqa: PLC0415
 
+    from pinrank.v1 import ranking_pb2  # noqa: PLC0415
     from server.client import RankCallError, call_rank, show  # noqa: PLC0415
 
     try:

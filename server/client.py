@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import grpc
-from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
 from rich.console import Console
 from rich.table import Table
+
+from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
 
 
 class RankCallError(Exception):

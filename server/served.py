@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from model_store.live import LiveModel
+from pinrank.v1 import ranking_pb2
 from server.utility import UtilityTable
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Served:
-    """A live model with the utility table compiled for it."""
+    """A live model with the utility table compiled for it, and what its answers say of their origin."""
 
-    live: LiveModel
-    utility: UtilityTable
+    def __init__(self, live: LiveModel, utility: UtilityTable) -> None:
+        self.live = live
+        self.utility = utility
+        manifest = live.manifest
+        groups = [*manifest.groups, *([manifest.sequence] if manifest.sequence else [])]
+        self.versions = ranking_pb2.Versions(
+            model=manifest.name,
+            model_version=manifest.version,
+            model_digest=live.digest,
+            utility=utility.digest,
+            feature_groups=[group.ref for group in groups],
+        )
 
 
 class ServedModels:

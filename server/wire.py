@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 from google.protobuf.message import DecodeError
-from pinrank.v1 import ranking_pb2
 
+from pinrank.v1 import ranking_pb2
 from server.config import ServerConfig
 from server.errors import FieldViolation, InvalidRequestError
 from server.pipeline import Ranking, RankQuery
@@ -97,9 +97,10 @@ def _pin_ids(request: ranking_pb2.RankRequest, candidates_max: int, problems: li
             )
         )
         return np.empty(0, np.uint64)
-    pin_ids = np.array(request.pin_ids, np.uint64)
-    distinct, counts = np.unique(pin_ids, return_counts=True)
-    if len(distinct) != count:
+    listed = list(request.pin_ids)
+    pin_ids = np.array(listed, np.uint64)
+    if len(set(listed)) != count:
+        distinct, counts = np.unique(pin_ids, return_counts=True)
         repeated = distinct[counts > 1][:3].tolist()
         problems.append(
             FieldViolation(
@@ -148,13 +149,7 @@ def to_response(query: RankQuery, ranking: Ranking) -> ranking_pb2.RankResponse:
     response = ranking_pb2.RankResponse(
         pin_ids=query.pin_ids[order].tolist(),
         utilities=ranking.utilities[order].tolist(),
-        versions=ranking_pb2.Versions(
-            model=live.manifest.name,
-            model_version=live.manifest.version,
-            model_digest=live.digest,
-            utility=utility.digest,
-            feature_groups=_feature_groups(query.served),
-        ),
+        versions=query.served.versions,
         timings=ranking_pb2.StageTimings(**{f"{stage}_us": round(s * 1e6) for stage, s in ranking.stage_s.items()}),
         degradation=ranking_pb2.Degradation(**ranking.degradation),  # type: ignore[arg-type]
     )
@@ -170,8 +165,3 @@ def to_response(query: RankQuery, ranking: Ranking) -> ranking_pb2.RankResponse:
             )
         )
     return response
-
-
-def _feature_groups(served: Served) -> list[str]:
-    manifest = served.live.manifest
-    return [group.ref for group in manifest.groups] + ([manifest.sequence.ref] if manifest.sequence else [])

@@ -22,7 +22,6 @@ from typing import IO, Annotated, Any
 
 import numpy as np
 import typer
-from pinrank.v1 import ranking_pb2
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -34,6 +33,7 @@ from feature_client.groups import SequenceGroup
 from feature_client.opening import open_store
 from model_store.bundle import EMBEDDINGS, Bundle
 from model_store.store import FolderStore
+from pinrank.v1 import ranking_pb2
 from ranker.actions import ActionLog, action_log
 from ranker.atomic import AtomicDataset, read_atomic
 from ranker.embeddings import decode_embeddings

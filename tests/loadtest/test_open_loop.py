@@ -5,10 +5,10 @@ import asyncio
 import grpc.aio
 import numpy as np
 import pytest
-from pinrank.v1 import ranking_pb2
 
 from loadtest.open_loop import DROPPED, OK, STAGES, open_loop, run, saturate, sender
 from loadtest.workload import Workload
+from pinrank.v1 import ranking_pb2
 from tests.loadtest.virtual import now_s, run_virtual
 
 SERVICE_S, STALL_S, GAP_S = 0.001, 0.5, 0.01

@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from pinrank.v1 import ranking_pb2
 
 from loadtest.workload import Workload, WorkloadError, parse_candidates, read_ids
+from pinrank.v1 import ranking_pb2
 
 
 def workload(**changes: object) -> Workload:

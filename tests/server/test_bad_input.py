@@ -6,6 +6,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
 
 Query, Embedding = ranking_pb2.Query, ranking_pb2.QueryEmbedding

@@ -7,8 +7,8 @@ import asyncio
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
 
+from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
 from tests.conftest import eventually
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+
 from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
 
 PINRANK = str(Path(sys.executable).with_name("pinrank"))

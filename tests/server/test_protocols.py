@@ -9,11 +9,11 @@ import urllib.request
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
 from model_store.bundle import BundleError
 from model_store.store import ModelStoreError
+from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
 from server.app import StartError
 from server.config import ConfigError, SurfaceConfig
 from server.utility import UtilityError

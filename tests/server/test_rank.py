@@ -5,12 +5,12 @@ import math
 import grpc
 import numpy as np
 import pytest
-from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
 
 from feature_client.opening import open_store
 from kernels.numpy_engine import NumpyEngine
 from model_store.assembly import Assembler
 from model_store.live import calibrate
+from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
 from server.utility import load_utility
 from tests import tiny
 
