@@ -1,0 +1,1 @@
+"""Datasets, training, evaluation and export: how a bundle comes to be. PyTorch lives here and nowhere else."""

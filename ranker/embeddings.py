@@ -1,0 +1,93 @@
+"""Pin embeddings: what they are on disk, and the first producer of them, a truncated SVD.
+
+Loading needs NumPy only; producing needs scikit-learn.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+
+from feature_client.groups import EmbeddingSpace
+from ranker.actions import ActionLog
+from ranker.errors import DatasetError
+
+DIM = 32
+
+#: How much an action says that user and pin belong together, in the order of `ACTIONS`. A hide says nothing for it.
+AFFINITY = np.array([1.0, 0.7, 0.3, 0.0], np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class PinEmbeddings:
+    """Vectors of one embedding space.
+
+    Attributes:
+        pin_ids: uint64[K], ascending.
+        vectors: float16[K, D], rows of length one; zeros for a pin that nobody acted on but to hide it.
+    """
+
+    pin_ids: np.ndarray
+    vectors: np.ndarray
+
+    def of(self, pin_ids: np.ndarray) -> np.ndarray:
+        """Return float16[N, D], zeros for pins without a vector."""
+        if not len(self.pin_ids):
+            return np.zeros((len(pin_ids), self.vectors.shape[1]), np.float16)
+        index = np.searchsorted(self.pin_ids, pin_ids).clip(max=len(self.pin_ids) - 1)
+        found = self.pin_ids[index] == pin_ids
+        return np.where(found[:, None], self.vectors[index], np.float16(0))
+
+
+def space_of(name: str) -> EmbeddingSpace:
+    """Name the space that version 1 of the SVD producer makes from a dataset."""
+    return EmbeddingSpace(name=f"{name}-svd", version=1, dim=DIM, dtype="float16")
+
+
+def svd_embeddings(log: ActionLog, before_ms: int, seed: int) -> PinEmbeddings:
+    """Factor the matrix of users' actions on pins; users who act alike pull their pins together.
+
+    Args:
+        log: the history; only events strictly before `before_ms` are read.
+        before_ms: the end of the producer's window.
+        seed: of the randomised solver.
+
+    Raises:
+        DatasetError: the window holds too little to fit.
+    """
+    from scipy.sparse import csr_matrix  # noqa: PLC0415 - scikit-learn and SciPy come with the train extra
+    from sklearn.decomposition import TruncatedSVD  # noqa: PLC0415
+
+    stop = log.before(before_ms)
+    weight = AFFINITY[log.action[:stop]]
+    users, user = np.unique(log.user[:stop], return_inverse=True)
+    pins, pin = np.unique(log.pin[:stop], return_inverse=True)
+    if min(len(users), len(pins)) < 2 or not weight.any():
+        raise DatasetError(f"{stop} interactions before the end of the producer window are too few to fit embeddings")
+    # The square root of the counts keeps the few most popular pins from owning every dimension.
+    popularity = np.sqrt(np.bincount(pin, weights=weight, minlength=len(pins)) + 1.0)
+    matrix = csr_matrix((weight / popularity[pin], (user, pin)), shape=(len(users), len(pins)), dtype=np.float32)
+    dim = min(DIM, min(matrix.shape) - 1)
+    components = TruncatedSVD(dim, n_iter=7, random_state=seed).fit(matrix).components_.T
+    vectors = np.zeros((len(pins), DIM), np.float32)
+    vectors[:, :dim] = components * (np.sign(components.sum(axis=0)) + (components.sum(axis=0) == 0))
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return PinEmbeddings(log.pin_ids[pins], vectors.astype(np.float16))
+
+
+def encode_embeddings(embeddings: PinEmbeddings) -> bytes:
+    """Encode as an npz archive of two plain arrays; the same embeddings give the same bytes."""
+    buffer = io.BytesIO()
+    np.savez(buffer, pin_ids=embeddings.pin_ids, vectors=embeddings.vectors)
+    return buffer.getvalue()
+
+
+def decode_embeddings(content: bytes) -> PinEmbeddings:
+    """Decode `encode_embeddings`. Raises ValueError for anything else, pickles included."""
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            return PinEmbeddings(archive["pin_ids"], archive["vectors"])
+    except (KeyError, OSError, EOFError) as error:
+        raise ValueError(f"not an archive of embeddings: {error}") from error

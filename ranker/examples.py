@@ -1,0 +1,182 @@
+"""Requests of the past as input tensors and labels, built by the same assembler that serves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from feature_client.codec import Rows, State
+from feature_client.fetcher import Fetched
+from kernels.engine import FeatureBatch
+from model_store.assembly import Assembler
+from model_store.manifest import Manifest
+from ranker.actions import HEADS, ActionLog
+from ranker.embeddings import PinEmbeddings
+from ranker.errors import DatasetError
+from ranker.features import PIN_GROUP, USER_GROUP, Groups, events_of, pin_rows, user_rows
+from ranker.requests import Part, Request, Slice, Split, part_slices, slice_requests
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How many candidates a request gets beside the pins that were acted on: drawn uniformly from known pins.
+
+    Drawn pins are those the user never acts on, later included: the choice of candidates may know the future, their
+    features may not. Uniform draws are mostly unpopular pins, which is a help to a popularity baseline, not a handicap.
+    """
+
+    #: Drawn per training request.
+    negatives: int = 24
+    #: A validation or test request is filled up to this many candidates.
+    candidates: int = 100
+    #: At most so many requests per part, evenly thinned by draw; None takes all.
+    requests_max: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Requests with what came of them.
+
+    Attributes:
+        batch: R requests, N rows.
+        labels: float32[N, H], 1 where the candidate received the head's action.
+        popularity: float32[N, H], how often the candidate had received it from anyone before its slice.
+    """
+
+    batch: FeatureBatch
+    labels: np.ndarray
+    popularity: np.ndarray
+
+    def take(self, requests: np.ndarray) -> Examples:
+        """Return the requests at these positions, in the order given."""
+        splits = self.batch.row_splits.astype(np.int64)
+        counts = (splits[1:] - splits[:-1])[requests]
+        stops = np.cumsum(counts)
+        rows = np.arange(stops[-1] if len(stops) else 0) + np.repeat(splits[requests] - (stops - counts), counts)
+        batch = FeatureBatch(
+            {name: tensor[requests] for name, tensor in self.batch.request.items()},
+            {name: tensor[rows] for name, tensor in self.batch.candidate.items()},
+            np.concatenate([[0], stops]).astype(np.int32),
+        )
+        return Examples(batch, self.labels[rows], self.popularity[rows])
+
+
+class ExampleBuilder:
+    """Builds the examples of one model from one history."""
+
+    def __init__(
+        self, log: ActionLog, embeddings: PinEmbeddings, manifest: Manifest, split: Split, sampling: Sampling, seed: int
+    ) -> None:
+        self._log = log
+        self._manifest = manifest
+        self._groups = Groups.served_by(manifest)
+        self._vectors = embeddings.of(log.pin_ids)
+        self._assembler = Assembler(manifest)
+        self._columns = [HEADS.index(head.name) for head in manifest.heads]
+        self._split = split
+        self._sampling = sampling
+        self._seed = seed
+
+    def build(self, part: Part, progress: Callable[[int, int], None] = lambda _done, _total: None) -> Examples:
+        """Build a part's examples; `progress` is told slices done and in all.
+
+        Raises:
+            DatasetError: the part holds no request.
+        """
+        slices = part_slices(self._log, self._split, part)
+        share = self._kept_share(slices)
+        built: list[tuple[FeatureBatch, np.ndarray, np.ndarray]] = []
+        for done, span in enumerate(slices, start=1):
+            built += self._build_slice(span, part, share)
+            progress(done, len(slices))
+        if not built:
+            raise DatasetError(f"the {part} part of the data holds no request; give more data or another split")
+        batches, labels, popularity = zip(*built, strict=True)
+        return Examples(FeatureBatch.concat(batches), np.concatenate(labels), np.concatenate(popularity))
+
+    def _kept_share(self, slices: Sequence[Slice]) -> float:
+        if self._sampling.requests_max is None:
+            return 1.0
+        rng = np.random.default_rng(0)
+        total = sum(len(slice_requests(self._log, span, 0, rng)) for span in slices)
+        return min(1.0, self._sampling.requests_max / max(1, total))
+
+    def _build_slice(self, span: Slice, part: Part, share: float) -> list[tuple[FeatureBatch, np.ndarray, np.ndarray]]:
+        log = self._log
+        # Each slice draws from its own generator, so that what is drawn here cannot depend on another slice's events.
+        rng = np.random.default_rng([self._seed, span.number])
+        requests = slice_requests(log, span, self._manifest.sequence_length, rng)
+        keep = rng.random(len(requests)) < share
+        snapshot = _Snapshot.at(span.start_ms, log, self._groups, self._vectors, self._columns)
+        return [
+            self._build_request(request, snapshot, part, rng)
+            for request, kept in zip(requests, keep, strict=True)
+            if kept
+        ]
+
+    def _build_request(
+        self, request: Request, snapshot: _Snapshot, part: Part, rng: np.random.Generator
+    ) -> tuple[FeatureBatch, np.ndarray, np.ndarray]:
+        log = self._log
+        acted, at = np.unique(log.pin[request.chosen], return_inverse=True)
+        wanted = self._sampling.negatives if part == "train" else self._sampling.candidates - len(acted)
+        candidates = np.concatenate([acted, self._draw(request.user, wanted, snapshot, rng)])
+        labels = np.zeros((len(candidates), len(self._columns)), np.float32)
+        np.maximum.at(labels, at, log.labels[request.chosen][:, self._columns].astype(np.float32))
+        # Candidates come in no telling order.
+        order = rng.permutation(len(candidates))
+        fetched = self.fetched(request, candidates[order], snapshot.pins, snapshot.users)
+        batch = self._assembler.assemble(fetched, request.surface)
+        return batch, labels[order], snapshot.popularity[candidates[order]]
+
+    def fetched(self, request: Request, candidates: np.ndarray, pins: Rows, users: Rows) -> Fetched:
+        """Return what a fetch at the time of the request would have found.
+
+        Args:
+            request: who asks, and when.
+            candidates: int64[N] positions in `log.pin_ids`.
+            pins: all pins' rows of that time.
+            users: all users' rows of that time.
+        """
+        log = self._log
+        events, query = events_of(log, request.history), request.query_pin
+        wanted = np.concatenate([candidates, log.pin[request.history], [] if query is None else [query]])
+        distinct, index = np.unique(wanted.astype(np.int64), return_inverse=True)
+        acted = index[len(candidates) : len(candidates) + len(events)]
+        return Fetched(
+            user={USER_GROUP: Rows(users.rows[[request.user]], users.states[[request.user]])},
+            pins={PIN_GROUP: Rows(pins.rows[distinct], pins.states[distinct])},
+            candidate_index=index[: len(candidates)],
+            events=events,
+            event_index=acted,
+            query_index=None if query is None else int(index[-1]),
+            sequence_state=State.PRESENT if len(events) else State.MISSING,
+        )
+
+    def _draw(self, user: int, count: int, snapshot: _Snapshot, rng: np.random.Generator) -> np.ndarray:
+        log = self._log
+        eligible = snapshot.pins.states == State.PRESENT
+        eligible[log.pin[log.by_user[log.user_splits[user] : log.user_splits[user + 1]]]] = False
+        pool = np.flatnonzero(eligible)
+        return rng.choice(pool, min(max(0, count), len(pool)), replace=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """All stored features as of one moment."""
+
+    pins: Rows
+    users: Rows
+    popularity: np.ndarray
+
+    @staticmethod
+    def at(time_ms: int, log: ActionLog, groups: Groups, vectors: np.ndarray, columns: Sequence[int]) -> _Snapshot:
+        stop = log.before(time_ms)
+        counts = [np.bincount(log.pin[:stop], log.labels[:stop, column], len(log.pin_ids)) for column in columns]
+        return _Snapshot(
+            pin_rows(log, groups.pin, vectors, time_ms),
+            user_rows(log, groups.user, vectors, time_ms),
+            np.stack(counts, axis=-1).astype(np.float32),
+        )

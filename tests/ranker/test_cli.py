@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import builtins
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from model_store.store import FolderStore
+from ranker.cli import register
+from tests.ranker.interactions import write_atomic
+
+UTILITY = '[surfaces.home]\nweights = { pinner = 1.0 }\n[surfaces.home.utilities]\npinner = "save"\n'
+
+app = typer.Typer()
+register(app)
+
+
+def run(*arguments: str | Path) -> tuple[int, str]:
+    # Rich wraps at the terminal's width; messages are compared without their line breaks.
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, " ".join(result.output.split())
+
+
+@pytest.fixture
+def utility(tmp_path: Path) -> Path:
+    path = tmp_path / "utility.toml"
+    path.write_text(UTILITY)
+    return path
+
+
+def test_train_publishes_and_labels_and_evaluate_compares(tmp_path: Path, utility: Path) -> None:
+    data, store = write_atomic(tmp_path / "data", per_user=20), tmp_path / "models"
+    code, output = run(
+        "train", "--data", data, "--name", "toy", "--version", "4", "--utility", utility, "--store", store,
+        "--label", "canary", "--epochs", "1", "--no-sequence",
+    )  # fmt: skip
+    assert code == 0, output
+    assert "toy@4: " in output
+    assert FolderStore(store).labels("toy") == {"canary": 4}
+    code, output = run("evaluate", "--data", data, "--store", store, "--model", "toy", "--json", tmp_path / "e.json")
+    assert code == 0, output
+    assert "toy@4 (canary)" in output
+    assert "popularity" in output
+    assert {s["head"] for s in json.loads((tmp_path / "e.json").read_text())["scores"]} == {
+        "save", "like", "hide", "closeup",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nowhere to put the bundle; give --store DIR, --out DIR or both"),
+        (["--out", "new", "--label", "stable"], "--label needs --store DIR"),
+        (["--out", "."], ". exists already; name a new folder"),
+        (["--out", "new", "--data", "nowhere"], "no dataset folder at nowhere; it must hold NAME.inter"),
+        (["--out", "new", "--hide-at", "5"], "thresholds must rise: hide_at (5) < like_at (4)"),
+    ],
+)
+def test_train_refuses_what_cannot_work_and_says_why(
+    arguments: list[str], message: str, utility: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, output = run("train", "--utility", utility, *arguments)
+    assert code == 1
+    assert f"error: {message}" in output
+
+
+def test_a_utility_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    code, output = run("train", "--utility", tmp_path / "lost.toml", "--out", tmp_path / "new")
+    assert code == 1
+    assert "lost.toml" in output
+
+
+@pytest.mark.parametrize(("missing", "extra"), [("torch", "train"), ("sklearn", "train"), ("pyarrow", "data")])
+def test_a_missing_package_names_the_extra_that_brings_it(
+    missing: str, extra: str, utility: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    original = builtins.__import__
+
+    def without(name: str, *rest: Any, **named: Any) -> Any:
+        if name.split(".", maxsplit=1)[0] == "ranker" and name != "ranker.errors":
+            raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+        return original(name, *rest, **named)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    code, output = run("train", "--utility", utility, "--out", tmp_path / "new")
+    assert code == 1
+    assert f"error: this needs {missing}, which is not installed: pip install 'pinrank[{extra}]'" in output
+
+
+def test_evaluate_needs_a_label_or_a_version(tmp_path: Path) -> None:
+    (tmp_path / "models" / "toy" / "versions").mkdir(parents=True)
+    code, output = run("evaluate", "--store", tmp_path / "models", "--model", "toy", "--data", tmp_path)
+    assert code == 1
+    assert "model 'toy' has no labels yet; say which --version to evaluate" in output
+    code, output = run("evaluate", "--store", tmp_path / "models", "--engine", "abacus", "--data", tmp_path)
+    assert code == 1
+    assert "unknown engine 'abacus'" in output

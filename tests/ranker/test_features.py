@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from feature_client.codec import State
+from feature_client.fetcher import FeatureNeeds, fetch
+from feature_client.memory import MemoryStore
+from ranker.actions import ACTIONS, ActionLog, action_log
+from ranker.embeddings import DIM, PinEmbeddings, decode_embeddings, encode_embeddings, space_of, svd_embeddings
+from ranker.errors import DatasetError
+from ranker.features import PRIOR_ACTIONS, Groups, fill_store, made_up_parties, pin_rows, user_rows
+from tests.ranker.test_actions import dataset_of
+
+GROUPS = Groups.of(space_of("toy"))
+
+# (user, pin, rating, time): user 1 saves pin 10 and hides pin 11; user 2 likes pin 10 later, then opens pin 12.
+LOG = action_log(dataset_of([(1, 10, 5, 100), (1, 11, 1, 200), (2, 10, 4, 300), (2, 12, 3, 400)]))
+
+
+def axes(*pins: int) -> PinEmbeddings:
+    """Give each pin its own axis."""
+    vectors = np.zeros((len(pins), DIM), np.float16)
+    vectors[np.arange(len(pins)), np.arange(len(pins))] = 1
+    return PinEmbeddings(np.array(pins, np.uint64), vectors)
+
+
+EMBEDDINGS = axes(10, 11)
+VECTORS = EMBEDDINGS.of(LOG.pin_ids)
+
+
+def smoothed(own: float, actions: int, overall: float) -> float:
+    return (own + PRIOR_ACTIONS * overall) / (actions + PRIOR_ACTIONS)
+
+
+def test_a_pin_row_counts_only_what_happened_strictly_before() -> None:
+    rows = pin_rows(LOG, GROUPS.pin, VECTORS, 300)
+    assert rows.states.tolist() == [State.PRESENT, State.PRESENT, State.MISSING]
+    pin10, pin11, pin12 = rows.rows
+    assert pin10["log_actions"] == pytest.approx(np.log(2))
+    assert pin10["save_share"] == pytest.approx(smoothed(1, 1, 0.5))
+    assert pin11["save_share"] == pytest.approx(smoothed(0, 1, 0.5))
+    assert pin11["hide_share"] == pytest.approx(smoothed(1, 1, 0.5))
+    assert pin12 == GROUPS.pin.default_row
+    later = pin_rows(LOG, GROUPS.pin, VECTORS, 301).rows[0]
+    assert later["log_actions"] == pytest.approx(np.log(3))
+    assert later["like_share"] == pytest.approx(smoothed(2, 2, 2 / 3))
+
+
+def test_the_least_popular_pins_are_the_tail() -> None:
+    rows = pin_rows(LOG, GROUPS.pin, VECTORS, 1_000).rows
+    assert rows["creator_tail"].tolist() == [0.0, 0.75, 0.75]
+
+
+def test_a_user_row_folds_in_the_users_pins_by_affinity() -> None:
+    rows = user_rows(LOG, GROUPS.user, VECTORS, 1_000)
+    saved, liked = rows.rows
+    assert rows.states.tolist() == [State.PRESENT, State.PRESENT]
+    # A hide pulls nowhere, and pin 12 has no vector: both users stand where pin 10 does.
+    np.testing.assert_allclose(saved["embedding"], VECTORS[0], atol=1e-3)
+    np.testing.assert_allclose(liked["embedding"], VECTORS[0], atol=1e-3)
+    assert saved["log_actions"] == pytest.approx(np.log(3))
+    assert saved["hide_share"] == pytest.approx(smoothed(1, 2, 1 / 4))
+
+
+def test_a_user_without_a_past_is_missing() -> None:
+    rows = user_rows(LOG, GROUPS.user, VECTORS, 300)
+    assert rows.states.tolist() == [State.PRESENT, State.MISSING]
+    assert rows.rows[1] == GROUPS.user.default_row
+
+
+def test_before_the_first_event_nothing_is_known() -> None:
+    assert pin_rows(LOG, GROUPS.pin, VECTORS, 0).states.tolist() == [State.MISSING] * 3
+
+
+def test_made_up_parties_are_fixed_and_about_as_common_as_documented() -> None:
+    ids = np.arange(100_000, dtype=np.uint64)
+    merchant, ad = made_up_parties(ids)
+    assert merchant.mean() == pytest.approx(0.2, abs=0.01)
+    assert ad.mean() == pytest.approx(0.1, abs=0.01)
+    assert (merchant * ad).mean() == pytest.approx(0.02, abs=0.005)
+    again, _ = made_up_parties(ids[::-1].copy())
+    np.testing.assert_array_equal(again[::-1], merchant)
+
+
+async def test_a_filled_store_answers_a_fetch_with_the_end_of_the_data() -> None:
+    store, told = MemoryStore(), []
+    written = await fill_store(store, LOG, EMBEDDINGS, GROUPS, lambda what, count: told.append((what, count)))
+    assert written == {"pins": 3, "users": 2, "sequences": 2} == dict(told)
+    needs = FeatureNeeds((GROUPS.user,), (GROUPS.pin,), GROUPS.sequence, 64)
+    found = await fetch(store, needs, 2, np.array([12, 10, 99], np.uint64))
+    assert found.pins_missing() == 1
+    assert not found.user_missing()
+    assert [ACTIONS[a] for a in found.events["action"]] == ["closeup", "like"]
+    assert found.events["pin_id"].tolist() == [12, 10]
+    assert found.pins["pin_core"].rows[found.candidate_index[1]]["log_actions"] == pytest.approx(np.log(3))
+
+
+def test_embeddings_survive_their_archive_and_the_bytes_repeat() -> None:
+    content = encode_embeddings(EMBEDDINGS)
+    assert content == encode_embeddings(axes(10, 11))
+    read = decode_embeddings(content)
+    np.testing.assert_array_equal(
+        read.of(np.array([11, 7, 10], np.uint64)), EMBEDDINGS.vectors[[1, 0, 0]] * [[1], [0], [1]]
+    )
+    with pytest.raises(ValueError, match="not an archive of embeddings"):
+        decode_embeddings(b"PK\x05\x06" + bytes(18))
+
+
+def two_tastes() -> ActionLog:
+    """Make even users save even pins, odd users odd ones."""
+    rng = np.random.default_rng(0)
+    picks = [(u, int(p)) for u in range(200) for p in rng.choice(np.arange(u % 2, 120, 2), 10, replace=False)]
+    return action_log(dataset_of([(u, p, 5, time) for time, (u, p) in enumerate(picks)]))
+
+
+def test_pins_of_one_taste_point_the_same_way() -> None:
+    embeddings = svd_embeddings(two_tastes(), 10_000, seed=1)
+    vectors = embeddings.vectors.astype(np.float32)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-2)
+    similar = vectors @ vectors.T
+    same = embeddings.pin_ids[:, None] % 2 == embeddings.pin_ids % 2
+    np.fill_diagonal(similar, np.nan)
+    assert np.nanmean(similar[same]) > 0.03
+    assert abs(np.nanmean(similar[~same])) < 0.003
+
+
+def test_the_producer_reads_nothing_after_its_window() -> None:
+    log = two_tastes()
+    early = svd_embeddings(log, 120, seed=1)
+    changed = dataset_of([
+        (int(log.user_ids[u]), int(log.pin_ids[p]), 5 if t < 120 else 1, int(t))
+        for u, p, t in zip(log.user, log.pin, log.time_ms, strict=True)
+    ])  # fmt: skip
+    assert encode_embeddings(early) == encode_embeddings(svd_embeddings(action_log(changed), 120, seed=1))
+    with pytest.raises(DatasetError, match=r"^0 interactions before"):
+        svd_embeddings(log, 0, seed=1)

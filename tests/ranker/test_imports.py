@@ -1,0 +1,18 @@
+"""What must work without PyTorch: a fresh interpreter shows what each command pulls in."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["ranker.cli", "ranker.movielens", "ranker.atomic", "ranker.features", "ranker.examples", "ranker.evaluation"],
+)
+def test_reading_data_and_evaluating_import_no_training_library(module: str) -> None:
+    program = f"import sys, {module}; print(*{{'torch', 'sklearn', 'scipy', 'onnxscript'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

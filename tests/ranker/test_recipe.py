@@ -1,0 +1,192 @@
+"""From a folder of interactions to scores, on a dataset small enough to train on in seconds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kernels.engine import FeatureBatch
+from kernels.numpy_engine import NumpyEngine
+from kernels.openvino_engine import OpenVinoEngine
+from model_store.bundle import EMBEDDINGS, Bundle, BundleError
+from model_store.golden import decode_golden
+from model_store.live import load_live
+from ranker import export
+from ranker.actions import ActionLog, action_log
+from ranker.atomic import AtomicDataset, read_atomic
+from ranker.contract import draft_manifest
+from ranker.embeddings import decode_embeddings, space_of
+from ranker.errors import ParityError
+from ranker.evaluation import evaluate, table_of
+from ranker.examples import ExampleBuilder, Sampling
+from ranker.export import check_parity
+from ranker.model import NetworkConfig, RankerNetwork
+from ranker.recipe import Progress, Recipe, make_bundle
+from ranker.requests import Split
+from ranker.training import TrainingConfig
+from tests.ranker.interactions import write_atomic
+
+UTILITY = b'[surfaces.home]\nweights = { pinner = 1.0 }\n[surfaces.home.utilities]\npinner = "save"\n'
+SPLIT = Split(train_slices=2, validation_slices=1, test_slices=2)
+RECIPE = Recipe(
+    name="toy",
+    version=3,
+    dataset="toy",
+    command="pinrank train --data toy",
+    utility_toml=UTILITY,
+    split=SPLIT,
+    sampling=Sampling(negatives=12, candidates=30),
+    training=TrainingConfig(seed=11, epochs=4, patience=4, requests_per_batch=16, learning_rate=5e-3),
+)
+
+
+@dataclass
+class Notes:
+    notes: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def step(self, what: str) -> Iterator[Progress]:
+        self.notes.append(what)
+        yield lambda _done, _total: None
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> AtomicDataset:
+    return read_atomic(write_atomic(tmp_path_factory.mktemp("data")))
+
+
+@pytest.fixture(scope="module")
+def log(dataset: AtomicDataset) -> ActionLog:
+    return action_log(dataset)
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory, dataset: AtomicDataset) -> Bundle:
+    return make_bundle(tmp_path_factory.mktemp("full") / "bundle", dataset, RECIPE, Notes())
+
+
+@pytest.fixture(scope="module")
+def twin(tmp_path_factory: pytest.TempPathFactory, dataset: AtomicDataset) -> Bundle:
+    """The same without a sequence."""
+    return make_bundle(tmp_path_factory.mktemp("twin") / "bundle", dataset, replace(RECIPE, sequence=False), Notes())
+
+
+@pytest.fixture(params=["full", "twin"])
+def bundle(request: pytest.FixtureRequest) -> Bundle:
+    found: Bundle = request.getfixturevalue(request.param)
+    return found
+
+
+def test_both_engines_load_the_bundle_and_agree(bundle: Bundle) -> None:
+    scores = []
+    for factory in (NumpyEngine, OpenVinoEngine):
+        live = load_live(bundle, factory, streams=1)
+        golden = decode_golden(bundle.files["golden.npz"])
+        batch = FeatureBatch.concat([live.assembler.assemble(g.fetched, g.surface) for g in golden])
+        scores.append(live.probabilities(live.engine.run(batch)))
+        live.engine.close()
+    np.testing.assert_allclose(scores[0], scores[1], atol=1e-4)
+    assert np.isfinite(scores).all()
+    assert ((scores[0] > 0) & (scores[0] < 1)).all()
+
+
+def test_the_manifest_says_where_the_model_comes_from(full: Bundle, twin: Bundle, dataset: AtomicDataset) -> None:
+    lineage = full.manifest.lineage
+    assert (lineage.data, lineage.data_sha256, lineage.seed) == ("tiny-taste", dataset.sha256, 11)
+    assert lineage.command == "pinrank train --data toy"
+    assert {"hit_at_3_save", "auc_hide", "ece_closeup"} <= set(lineage.metrics)
+    assert [head.name for head in full.manifest.heads] == ["save", "like", "hide", "closeup"]
+    assert [(s.name, s.query) for s in full.manifest.surfaces] == [("home", False), ("related", True)]
+    assert (full.manifest.sequence_length, twin.manifest.sequence_length) == (64, 0)
+    assert twin.manifest.sequence is None
+    assert full.manifest.groups == twin.manifest.groups
+
+
+def test_golden_requests_are_invented_and_reach_every_path(full: Bundle, dataset: AtomicDataset) -> None:
+    golden = decode_golden(full.files["golden.npz"])
+    assert {len(g.fetched.events) for g in golden} >= {0, 64}
+    assert {g.surface for g in golden} == {"home", "related"}
+    assert any(g.fetched.user_missing() for g in golden)
+    assert all(g.fetched.pins_missing() for g in golden)
+    assert all(g.fetched.query_index is not None for g in golden if g.surface == "related")
+    times = set(dataset.time_ms.tolist())
+    assert not any(times & set(g.fetched.events["time_ms"].tolist()) for g in golden)
+
+
+def test_the_same_seed_makes_the_same_bundle(tmp_path: Path, dataset: AtomicDataset, twin: Bundle) -> None:
+    again = make_bundle(tmp_path / "again", dataset, replace(RECIPE, sequence=False), Notes())
+    assert again.digest == twin.digest
+
+
+def test_no_file_of_a_bundle_names_a_path_of_this_machine(bundle: Bundle) -> None:
+    here = str(Path(export.__file__).parent).encode()
+    for name, content in bundle.files.items():
+        assert here not in content, name
+        assert b"site-packages" not in content, name
+
+
+def test_only_the_full_ranker_listens_to_the_last_actions(full: Bundle, twin: Bundle) -> None:
+    for bundle, listens in ((full, True), (twin, False)):
+        live = load_live(bundle, OpenVinoEngine, streams=1)
+        fetched = decode_golden(full.files["golden.npz"])[0].fetched
+        other = replace(fetched, events=fetched.events.copy())
+        other.events["action"] = (fetched.events["action"] + 1) % 4
+        ours, theirs = (live.engine.run(live.assembler.assemble(f, "home")) for f in (fetched, other))
+        assert (not np.array_equal(ours, theirs)) == listens
+        live.engine.close()
+
+
+def test_what_was_learned_beats_popularity_on_the_test_period(full: Bundle, log: ActionLog) -> None:
+    evaluation = evaluate({"full": full}, log, OpenVinoEngine, RECIPE.sampling, 11, SPLIT)
+    by = {(score.scorer, score.head): score for score in evaluation.scores}
+    assert by["full", "save"].hit_at_3 > by["popularity", "save"].hit_at_3
+    assert by["full", "save"].auc > by["popularity", "save"].auc + 0.05
+    assert by["popularity", "save"].ece is None
+    assert (by["full", "save"].ece or 1) < 0.1
+    assert json.loads(json.dumps(evaluation.as_json()))["requests"] == evaluation.requests
+    assert evaluation.flat("full") == full.manifest.lineage.metrics
+    assert table_of(evaluation).row_count == 2 * 4
+
+
+def test_popularity_is_counted_before_the_slice_only(log: ActionLog, full: Bundle) -> None:
+    manifest = draft_manifest("toy", space_of("toy"), ["save"], sequence=False)
+    embeddings = decode_embeddings(full.files[EMBEDDINGS])
+    sampling = Sampling(candidates=len(log.pin_ids))
+    examples = ExampleBuilder(log, embeddings, manifest, Split(test_slices=1), sampling, 1).build("test")
+    saves_before = np.bincount(log.pin[: int(0.9 * len(log.pin))], log.labels[: int(0.9 * len(log.pin)), 0])
+    assert examples.popularity.max() == saves_before.max()
+
+
+def test_a_bundle_without_embeddings_cannot_be_evaluated(full: Bundle, log: ActionLog) -> None:
+    bare = replace(full, files={name: content for name, content in full.files.items() if name != EMBEDDINGS})
+    with pytest.raises(BundleError, match=r"toy@3 carries no embeddings.npz"):
+        evaluate({"bare": bare}, log, OpenVinoEngine, RECIPE.sampling, 11, SPLIT)
+
+
+def test_heads_without_positives_are_dropped_and_said_so(tmp_path: Path, dataset: AtomicDataset) -> None:
+    unrated = replace(dataset, rating=None)
+    notes = Notes()
+    recipe = replace(RECIPE, sequence=False, training=replace(RECIPE.training, epochs=1))
+    bundle = make_bundle(tmp_path / "bundle", unrated, recipe, notes)
+    assert [head.name for head in bundle.manifest.heads] == ["closeup"]
+    assert "no interaction is a save: the model gets no such head" in notes.notes
+
+
+def test_a_network_that_computes_something_else_is_refused(twin: Bundle) -> None:
+    torch.manual_seed(0)
+    stranger = RankerNetwork(NetworkConfig(heads=4, actions=4, surfaces=2, scalars=4, sequence=False))
+    live = load_live(twin, NumpyEngine, streams=1)
+    golden = decode_golden(twin.files["golden.npz"])
+    batch = FeatureBatch.concat([live.assembler.assemble(g.fetched, g.surface) for g in golden])
+    with pytest.raises(ParityError, match=r"the numpy engine's logits differ by .* allowed are 0.0001"):
+        check_parity(stranger, twin.files["network.onnx"], twin.manifest, batch)
