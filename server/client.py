@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import grpc
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -35,20 +36,26 @@ def show(response: ranking_pb2.RankResponse, console: Console, titles: Mapping[i
     """Print an explained answer: pins with head probabilities and party utilities, timings, what was degraded."""
     why = response.explanation
     heads, parties = len(why.heads), len(why.parties)
-    table = Table(title="what the model predicts, and what it is worth to whom", title_justify="left")
-    table.add_column("#", justify="right")
-    table.add_column("pin")
-    for head in why.heads:
-        table.add_column(f"P({head})", justify="right", style="cyan")
-    for party, weight in zip(why.parties, why.party_weights, strict=True):
-        table.add_column(f"{party}\nx{weight:g}", justify="right", style="magenta")
-    table.add_column("utility", justify="right", style="bold")
+    table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False)
+    columns = [(head, "cyan") for head in why.heads]
+    columns += [
+        (f"{party}\nx {weight:g}", "magenta") for party, weight in zip(why.parties, why.party_weights, strict=True)
+    ]
+    columns.append(("utility", "bold"))
+    widths = [max(5, *map(len, header.split("\n"))) for header, _ in columns]
+    table.add_column("#", justify="right", min_width=2)
+    # Titles give way to the numbers on a narrow terminal; ids do not.
+    room = console.width - 6 - sum(widths) - len(widths)
+    table.add_column("pin", no_wrap=True, max_width=max(12, room) if titles else None)
+    for (header, style), width in zip(columns, widths, strict=True):
+        table.add_column(header, justify="right", style=style, min_width=width)
     for i, (pin, utility) in enumerate(zip(response.pin_ids, response.utilities, strict=True)):
         probabilities = why.head_probabilities[i * heads : (i + 1) * heads]
         worth = why.party_utilities[i * parties : (i + 1) * parties]
         name = titles.get(pin, str(pin)) if titles else str(pin)
         cells = [f"{p:.3f}" for p in probabilities] + [f"{u:.3f}" for u in worth]
         table.add_row(str(i + 1), name, *cells, f"{utility:.3f}")
+    console.print("[cyan]probability of each action[/], [magenta]worth to each party, and its weight[/]")
     console.print(table)
     timings = response.timings
     stages = ("wire", "fetch", "assemble", "queue", "score", "utility", "select")

@@ -56,7 +56,7 @@ def test_rank_command_shows_the_answer_and_explains_refusals(process):
     address = serving_address(process)
     shown = pinrank("rank", "--user", "1", "--pins", "1,2,3", "--address", address)
     assert shown.returncode == 0
-    assert "P(save)" in shown.stdout
+    assert "probability of each action" in shown.stdout
     assert "degraded: nothing" in shown.stdout
     answer = json.loads(pinrank("rank", "--user", "1", "--pins", "3,2", "--address", address, "--json").stdout)
     assert sorted(answer["pin_ids"]) == ["2", "3"]
