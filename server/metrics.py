@@ -54,7 +54,7 @@ class Metrics:
             "pinrank_run_requests", "Requests per engine run", buckets=(1, 2, 4, 8, 16, 32), registry=registry
         )
         self.expired_rows = Counter(
-            "pinrank_expired_rows", "Rows whose deadline passed in the queue; never scored", registry=registry
+            "pinrank_expired_rows", "Rows that could no longer be scored in time; never scored", registry=registry
         )
         self.cancelled_rows = Counter(
             "pinrank_cancelled_rows", "Rows whose caller hung up in the queue; never scored", registry=registry

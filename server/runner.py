@@ -35,6 +35,23 @@ class _Waiting:
     answer: asyncio.Future[Scored]
 
 
+class Slowdown:
+    """How much longer runs take here than the engine measured alone: other streams, the event loop, the way there.
+
+    A running estimate that rises five times as fast as it falls, so that it settles above most runs; within [1, 4],
+    so that no outlier can make a server refuse everything.
+    """
+
+    def __init__(self) -> None:
+        self.factor = 1.0
+
+    def observe(self, predicted_s: float, actual_s: float) -> None:
+        if predicted_s <= 0:
+            return
+        error = min(4.0, max(1.0, actual_s / predicted_s)) - self.factor
+        self.factor += error * (0.1 if error > 0 else 0.02)
+
+
 class Runner:
     """Runs batches on `streams` threads. Its methods belong to one event loop; only `engine.run` leaves it."""
 
@@ -49,16 +66,18 @@ class Runner:
         self._numbers = itertools.count()
         self._waiting: dict[int, _Waiting] = {}
         self._wake: asyncio.TimerHandle | None = None
+        self._slowdown = Slowdown()
 
     async def score(self, model: LiveModel, batch: FeatureBatch, deadline_s: float) -> Scored:
         """Score one request's rows by `deadline_s` (this runner's clock). Cancelling the caller withdraws the ticket.
 
         Raises:
-            DeadlineError: the deadline passed before a stream was free; nothing was scored.
+            DeadlineError: no stream was free soon enough to end by the deadline; nothing was scored.
             ScoringError: the engine failed the run.
         """
         loop = asyncio.get_running_loop()
-        ticket = Ticket(next(self._numbers), batch.rows, deadline_s, model.digest)
+        cost_s = model.engine.cost_s(1, batch.rows) * self._slowdown.factor
+        ticket = Ticket(next(self._numbers), batch.rows, deadline_s, model.digest, cost_s)
         waiting = _Waiting(ticket, model, batch, self._clock(), loop.create_future())
         self._waiting[ticket.number] = waiting
         self._policy.offer(ticket)
@@ -93,12 +112,17 @@ class Runner:
         batch = FeatureBatch.concat([member.batch for member in members])
         self._metrics.run_rows.observe(batch.rows)
         self._metrics.run_requests.observe(len(members))
+        started_s = self._clock()
         loop = asyncio.get_running_loop()
         run = loop.run_in_executor(self._threads, _timed_run, members[0].model.engine, batch)
-        run.add_done_callback(lambda done: self._finish(members, batch, done))
+        run.add_done_callback(lambda done: self._finish(members, batch, started_s, done))
 
-    def _finish(self, members: list[_Waiting], batch: FeatureBatch, run: asyncio.Future[Scored]) -> None:
+    def _finish(
+        self, members: list[_Waiting], batch: FeatureBatch, started_s: float, run: asyncio.Future[Scored]
+    ) -> None:
         self._free += 1
+        predicted_s = members[0].model.engine.cost_s(len(members), batch.rows)
+        self._slowdown.observe(predicted_s, self._clock() - started_s)
         failure = run.exception()
         starts = np.cumsum([0] + [member.batch.rows for member in members])
         for member, start, stop in zip(members, starts[:-1], starts[1:], strict=True):
@@ -118,7 +142,9 @@ class Runner:
         if not waiting.answer.done():
             waited_ms = (self._clock() - waiting.offered_s) * 1e3
             waiting.answer.set_exception(
-                DeadlineError(f"the deadline passed after {waited_ms:.1f} ms in the queue; nothing was scored")
+                DeadlineError(
+                    f"too late to score by the deadline after {waited_ms:.1f} ms in the queue; nothing was scored"
+                )
             )
 
     def _wake_at(self, time_s: float) -> None:

@@ -7,8 +7,8 @@ import pytest
 from server.batching import EarliestDeadlineFirst, Expire, Idle, Run, Ticket
 
 
-def ticket(number, deadline_s, rows=10, model="a"):
-    return Ticket(number, rows, deadline_s, model)
+def ticket(number, deadline_s, rows=10, model="a", cost_s=0.0):
+    return Ticket(number, rows, deadline_s, model, cost_s)
 
 
 def test_nothing_offered_is_idle():
@@ -53,6 +53,32 @@ def test_expired_tickets_come_back_before_anything_runs():
     assert policy.next(1.0) == Run((late,))
 
 
+def test_ticket_that_would_end_late_expires_before_it_costs_the_others_their_time():
+    policy = EarliestDeadlineFirst(rows_target=32)
+    hopeless, fine = ticket(0, 1.0, cost_s=0.5), ticket(1, 2.0, cost_s=0.5)
+    policy.offer(hopeless)
+    policy.offer(fine)
+    assert policy.next(0.6) == Expire((hopeless,))
+    assert policy.next(0.6) == Run((fine,))
+
+
+def test_ticket_predicted_late_is_tried_when_nothing_else_waits():
+    policy = EarliestDeadlineFirst(rows_target=32)
+    alone = ticket(0, 1.0, cost_s=0.5)
+    policy.offer(alone)
+    assert policy.next(0.6) == Run((alone,))
+    policy.offer(alone)
+    assert policy.next(1.0) == Expire((alone,))
+
+
+def test_ticket_predicted_late_joins_no_run():
+    policy = EarliestDeadlineFirst(rows_target=32)
+    first, late = ticket(0, 1.0), ticket(1, 1.1, cost_s=5.0)
+    policy.offer(first)
+    policy.offer(late)
+    assert policy.next(0.0) == Run((first,))
+
+
 def test_cancelled_ticket_never_comes_back():
     policy = EarliestDeadlineFirst(rows_target=32)
     first, second = ticket(0, 1.0), ticket(1, 2.0)
@@ -72,13 +98,14 @@ def test_a_ticket_is_offered_once():
 
 
 @pytest.mark.parametrize("seed", range(200))
-def test_every_ticket_comes_back_exactly_once_in_time_or_expired(seed):
+def test_every_ticket_comes_back_exactly_once_and_none_runs_after_its_deadline(seed):
     rng = random.Random(seed)
     policy = EarliestDeadlineFirst(rows_target=rng.choice([1, 32, 200]))
     now, waiting, answered = 0.0, {}, set()
     for number in range(300):
         now += rng.expovariate(100)
-        offered = ticket(number, now + rng.choice([0.0, 0.01, 0.1, 10.0]), rng.randint(1, 100), rng.choice("ab"))
+        budget_s, cost_s = rng.choice([0.0, 0.01, 0.1, 10.0]), rng.choice([0.0, 0.005, 0.05])
+        offered = ticket(number, now + budget_s, rng.randint(1, 100), rng.choice("ab"), cost_s)
         policy.offer(offered)
         waiting[number] = offered
         if rng.random() < 0.2:
@@ -91,9 +118,12 @@ def test_every_ticket_comes_back_exactly_once_in_time_or_expired(seed):
                 assert waiting.pop(back.number) == back
                 assert back.number not in answered
                 answered.add(back.number)
-                assert (back.deadline_s <= now) == isinstance(decision, Expire)
-            if isinstance(decision, Run):
-                assert len({back.model for back in decision.tickets}) == 1
+                if isinstance(decision, Expire):
+                    assert back.deadline_s - back.cost_s <= now
+                else:
+                    assert back.deadline_s > now
+                    assert back.deadline_s - back.cost_s > now or (len(decision.tickets) == 1 and not waiting)
+            assert isinstance(decision, Expire) or len({back.model for back in decision.tickets}) == 1
     while not isinstance(decision := policy.next(now + 100), Idle):
         for back in decision.tickets:
             del waiting[back.number]
