@@ -66,9 +66,12 @@ def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path)
     raise BenchmarkError(f"the server did not start:\n{log.read_text(errors='replace')[-2000:]}")
 
 
-def single_process() -> ProcessPoolExecutor:
-    """Return a pool of one fresh process: its work shares no interpreter with anything else that is measured."""
-    return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+def single_process(calls_max: int | None = None) -> ProcessPoolExecutor:
+    """Return a pool of one fresh process: its work shares no interpreter with anything else that is measured.
+
+    grpc.aio does not survive a second event loop in one process: a gRPC client takes `calls_max=1`.
+    """
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=calls_max)
 
 
 def cpu_seconds(pid: int) -> float:

@@ -71,7 +71,7 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Measured:
             settings.engine_streams or os.cpu_count() or 1, feature_store, requests,
         )  # fmt: skip
         server = stack.enter_context(server_process(config, feature_store, folder / "server.log"))
-        processes = (stack.enter_context(single_process()), stack.enter_context(single_process()))
+        processes = (stack.enter_context(single_process()), stack.enter_context(single_process(calls_max=1)))
         _warm_up(processes, subject, server)
         rounds = [_round(plan, number, subject, server, processes) for number in range(plan.rounds)]
     return _conclude(plan, subject.streams, rounds)
