@@ -1,4 +1,4 @@
-"""Everything an operator can set: a TOML file, `PINRANK_*` variables on top. Nothing else reads the environment."""
+"""Everything an operator can set: a TOML file, `PINRANK_*` variables on top; the server reads them only here."""
 
 from __future__ import annotations
 

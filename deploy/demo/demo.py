@@ -113,6 +113,8 @@ def prepared(data: Path | None) -> Home:
         model = "ml1m"
     else:
         data = data.resolve()
+        if not any(data.glob("*.inter")):
+            raise DemoError(f"{data} holds no RecBole atomic files; a NAME.inter is needed")
         models = cache / "demo" / f"{data.name}-models"
         model = trained_on(data, models)
     store = FolderStore(models)
