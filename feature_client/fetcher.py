@@ -36,7 +36,7 @@ class Fetched:
         event_index: int64[K] into the U rows.
         query_index: position of the query pin in the U rows, or None.
         sequence_state: what was found under the user's sequence.
-        store_unavailable: the store failed; what it owed is missing.
+        store_failure: why the store could not be read, if so; what it owed is missing.
     """
 
     user: Mapping[str, Rows]
@@ -46,7 +46,11 @@ class Fetched:
     event_index: np.ndarray
     query_index: int | None
     sequence_state: State
-    store_unavailable: bool = False
+    store_failure: str | None = None
+
+    @property
+    def store_unavailable(self) -> bool:
+        return self.store_failure is not None
 
     def user_missing(self) -> bool:
         return any(rows.states[0] != State.PRESENT for rows in self.user.values())
@@ -99,7 +103,7 @@ async def fetch(
         events, sequence_state = np.empty(0, SequenceGroup.dtype), State.PRESENT
     else:
         events, sequence_state = decode_sequence(needs.sequence, user_values[-1])
-        events = events[-needs.sequence_length :][::-1]
+        events = events[max(0, len(events) - needs.sequence_length) :][::-1]
 
     wanted = [pin_ids, events["pin_id"]]
     if query_pin_id is not None:
@@ -120,7 +124,7 @@ async def fetch(
         event_index=index[candidates : candidates + actions],
         query_index=int(index[-1]) if query_pin_id is not None else None,
         sequence_state=sequence_state,
-        store_unavailable=reads.unavailable,
+        store_failure=reads.failure,
     )
 
 
@@ -130,13 +134,15 @@ class _Reads:
     def __init__(self, store: Store, budget_s: float | None) -> None:
         self._store = store
         self._timeout = None if budget_s is None else asyncio.get_running_loop().time() + budget_s
-        self.unavailable = False
+        self.failure: str | None = None
 
     async def multi_get(self, keys: list[bytes]) -> list[bytes | None]:
-        if not self.unavailable:
+        if self.failure is None:
             try:
                 async with asyncio.timeout_at(self._timeout):
                     return await self._store.multi_get(keys)
-            except (StoreUnavailableError, TimeoutError):
-                self.unavailable = True
+            except StoreUnavailableError as error:
+                self.failure = str(error)
+            except TimeoutError:
+                self.failure = "the store did not answer within the request's budget for reads"
         return [None] * len(keys)

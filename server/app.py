@@ -13,7 +13,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from feature_client.opening import open_store
+from feature_client.opening import open_store, redacted
 from feature_client.store import Store
 from kernels.opening import engine_factory
 from model_store.live import LiveModel, load_live
@@ -33,6 +33,9 @@ from server.utility import load_utility
 _log = structlog.get_logger(__name__)
 
 
+_LAST_ANSWERS_S = 0.5
+
+
 class StartError(Exception):
     """The server cannot start; the message says why."""
 
@@ -43,7 +46,7 @@ class Server:
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self._metrics = Metrics()
-        self._streams = config.engine_streams or os.cpu_count() or 1
+        self._streams = config.engine_streams or len(os.sched_getaffinity(0))
         self._store: Store = open_store(config.feature_store, read_only=True)
         self._runner = Runner(EarliestDeadlineFirst(config.run_rows_target), self._streams, self._metrics)
         self._health = health.aio.HealthServicer()
@@ -67,15 +70,15 @@ class Server:
 
     async def _start(self) -> None:
         config = self._config
-        self._models = models = await asyncio.to_thread(_load_models, config, self._streams)
-        for served in models.by_version.values():
-            self._opened.callback(served.live.engine.close)
+        self._models = models = await asyncio.to_thread(_load_models, config, self._streams, self._opened)
         _check_surfaces(config, models)
         self._opened.push_async_callback(self._store.close)
         await self._store.start()
         self._opened.push_async_callback(asyncio.to_thread, self._runner.close)
         admission = Admission(config.requests_in_flight_max, config.rows_in_flight_max)
-        pipeline = Pipeline(self._store, admission, self._runner, self._metrics, config.fetch_budget_share)
+        self._pipeline = pipeline = Pipeline(
+            self._store, admission, self._runner, self._metrics, config.fetch_budget_share
+        )
         self._edge = RankingEdge(pipeline, models, config, self._metrics)
         for label, served in models.by_label.items():
             live = served.live
@@ -90,7 +93,7 @@ class Server:
             labels={label: served.live.manifest.ref for label, served in models.by_label.items()},
             engine=config.engine,
             streams=self._streams,
-            feature_store=config.feature_store.split("@")[-1],
+            feature_store=redacted(config.feature_store),
         )
 
     async def drain_and_close(self) -> None:
@@ -99,7 +102,13 @@ class Server:
         self._edge.draining = True
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         _log.info("draining", drain_s=self._config.drain_s)
-        await self._grpc.stop(self._config.drain_s)
+        try:
+            async with asyncio.timeout(self._config.drain_s):
+                await self._pipeline.drained()
+        except TimeoutError:
+            _log.warning("drain_ended_early", requests_cut_off=self._pipeline.in_flight)
+        # Answers on their way out still leave; health watchers and idle connections are not waited for.
+        await self._grpc.stop(_LAST_ANSWERS_S)
         await self._opened.aclose()
         _log.info("stopped")
 
@@ -112,6 +121,7 @@ class Server:
                 ("grpc.so_reuseport", 0),
             )
         )
+        self._opened.push_async_callback(self._grpc.stop, 0)
         self._grpc.add_generic_rpc_handlers((self._edge.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
@@ -149,8 +159,8 @@ async def serve(config: ServerConfig) -> None:
     await server.drain_and_close()
 
 
-def _load_models(config: ServerConfig, streams: int) -> ServedModels:
-    """Load each label's version once; two labels on one version share it."""
+def _load_models(config: ServerConfig, streams: int, opened: AsyncExitStack) -> ServedModels:
+    """Load each label's version once; two labels on one version share it. Engines close with `opened`."""
     store = FolderStore(config.model_store)
     factory = engine_factory(config.engine)
     override = config.utility.read_bytes() if config.utility else None
@@ -160,9 +170,10 @@ def _load_models(config: ServerConfig, streams: int) -> ServedModels:
         version = store.resolve(config.model, label)
         if version not in loaded:
             loaded[version] = load_live(store.read(config.model, version), factory, streams)
+            opened.callback(loaded[version].engine.close)
             _log.info("model_loaded", model=loaded[version].manifest.ref, digest=loaded[version].digest)
         live = loaded[version]
-        by_label[label] = Served(live, load_utility(override or live.utility_toml, live.manifest))
+        by_label[label] = Served(live, load_utility(live.utility_toml if override is None else override, live.manifest))
     return ServedModels(by_label)
 
 

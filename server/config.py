@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, FilePath, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from feature_client.groups import Name
 from kernels.opening import ENGINES
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Milliseconds = Annotated[float, Field(gt=0, le=60_000)]
+
+
+PREFIX = "PINRANK_"
 
 
 class ConfigError(Exception):
@@ -32,7 +42,7 @@ class SurfaceConfig(BaseModel):
 class ServerConfig(BaseSettings):
     """The server's settings. Port 0 takes a free one and logs it."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="PINRANK_", env_nested_delimiter="__")
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix=PREFIX, env_nested_delimiter="__")
 
     host: str = "127.0.0.1"
     grpc_port: Port = 50051
@@ -43,7 +53,7 @@ class ServerConfig(BaseSettings):
     model: str
     labels: Annotated[tuple[Name, ...], Field(min_length=1)] = ("stable",)
     #: A utility table to use instead of the bundle's own.
-    utility: Path | None = None
+    utility: FilePath | None = None
     engine: Literal["openvino", "numpy"] = "openvino"
     #: Runs in flight at once; 0 takes one per processor core.
     engine_streams: Annotated[int, Field(ge=0, le=256)] = 0
@@ -71,42 +81,56 @@ class ServerConfig(BaseSettings):
     def surface(self, name: str) -> SurfaceConfig:
         return self.surfaces.get(name, SurfaceConfig())
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003 - the signature is pydantic's
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return env_settings, init_settings
-
 
 assert set(ENGINES) == {"openvino", "numpy"}, "ServerConfig.engine lists the engines by name"  # noqa: S101
 
 
-def load_config(path: Path | None, overrides: dict[str, Any] | None = None) -> ServerConfig:
-    """Read a TOML file, then `PINRANK_*` variables over it; `overrides` replace file values but not variables.
+def load_config(path: Path | None, options: dict[str, Any] | None = None) -> ServerConfig:
+    """Read the settings: options first, then `PINRANK_*` variables, then the TOML file, then the defaults.
 
-    Relative paths in the file are relative to the file.
+    Args:
+        path: the file; relative paths in it are relative to it.
+        options: by name, as from a command line; None means not given.
 
     Raises:
         ConfigError: names every bad, unknown or missing setting.
     """
-    values: dict[str, Any] = {}
-    if path is not None:
-        try:
-            values = tomllib.loads(path.read_text())
-        except (OSError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"{path}: {error}") from error
-        for key in ("model_store", "utility"):
-            if isinstance(values.get(key), str):
-                values[key] = path.parent / values[key]
-    values.update({key: value for key, value in (overrides or {}).items() if value is not None})
+    in_file = {} if path is None else _read_file(path)
+    for name in os.environ:
+        setting = name.removeprefix(PREFIX).split("__")[0].lower()
+        if name.startswith(PREFIX) and setting not in ServerConfig.model_fields:
+            raise ConfigError(f"{name}: there is no setting {setting!r}; unset it, or correct its name")
+
+    class FromEverywhere(ServerConfig):
+        @classmethod
+        def settings_customise_sources(  # type: ignore[override]
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            **_: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, InitSettingsSource(settings_cls, in_file)
+
     try:
-        return ServerConfig(**values)
-    except ValidationError as error:
-        source = f"{path} and PINRANK_* variables" if path else "PINRANK_* variables and options"
-        problems = "\n".join(f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ConfigError(f"unusable configuration from {source}:\n{problems}") from error
+        return FromEverywhere(**{key: value for key, value in (options or {}).items() if value is not None})
+    except (ValidationError, SettingsError) as error:
+        where = f"{path}, {PREFIX}* variables and options" if path else f"{PREFIX}* variables and options"
+        raise ConfigError(f"unusable configuration from {where}:\n{_problems(error)}") from error
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    for key in ("model_store", "utility"):
+        if isinstance(values.get(key), str):
+            values[key] = path.parent / values[key]
+    return values
+
+
+def _problems(error: ValidationError | SettingsError) -> str:
+    if isinstance(error, SettingsError):
+        return f'  {error} (lists are written as JSON: ["stable"])'
+    return "\n".join(f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())

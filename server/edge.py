@@ -8,16 +8,19 @@ from typing import NoReturn
 
 import grpc
 import grpc.aio
+import structlog
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from server.config import ServerConfig
-from server.errors import STATUS, DrainingError, InvalidRequestError, OverloadedError, RankError
+from server.errors import STATUS, DrainingError, InternalError, InvalidRequestError, OverloadedError, RankError
 from server.metrics import Metrics
 from server.pipeline import Pipeline, Ranking
 from server.served import ServedModels
 from server.wire import parse_request, to_query, to_response
+
+_log = structlog.get_logger(__name__)
 
 SERVICE = "pinrank.v1.RankingService"
 
@@ -42,12 +45,14 @@ class RankingEdge:
         try:
             return await self._answer(content, context.time_remaining())
         except RankError as error:
+            if STATUS[type(error)] == grpc.StatusCode.INTERNAL:
+                _log.error("request_failed", error=str(error), exc_info=error.__cause__)
             await _abort(context, STATUS[type(error)], error)
 
     async def _answer(self, content: bytes, remaining_s: float | None) -> bytes:
         """Parse, rank and serialise one call; every outcome is counted before it leaves."""
         start = time.perf_counter()
-        surface, code = "unknown", grpc.StatusCode.UNKNOWN
+        surface, code = "unknown", grpc.StatusCode.INTERNAL
         try:
             if self.draining:
                 raise DrainingError("the server is shutting down; another replica can answer")
@@ -70,6 +75,9 @@ class RankingEdge:
         except asyncio.CancelledError:  # the caller hung up, or its deadline passed
             code = grpc.StatusCode.CANCELLED
             raise
+        except Exception as error:  # the boundary: strangers need not know what a bug in here saw
+            code = grpc.StatusCode.INTERNAL
+            raise InternalError("the server failed this request; its log says why") from error
         finally:
             self._metrics.requests.labels(surface, code.name).inc()
         return answer

@@ -5,7 +5,8 @@ RankError
 ├── OverloadedError          refused on arrival, before any work; says when to try again
 ├── DeadlineError            could not be scored in time, and was not
 ├── DrainingError            the server is shutting down
-└── ScoringError             the engine failed this request's batch
+├── ScoringError             the engine failed this request's batch
+└── InternalError            a fault of the server's own: its log has it, the caller only hears of it
 """
 
 from __future__ import annotations
@@ -51,10 +52,15 @@ class ScoringError(RankError):
     pass
 
 
+class InternalError(RankError):
+    pass
+
+
 STATUS: dict[type[RankError], grpc.StatusCode] = {
     InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
     OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
     DrainingError: grpc.StatusCode.UNAVAILABLE,
     ScoringError: grpc.StatusCode.INTERNAL,
+    InternalError: grpc.StatusCode.INTERNAL,
 }

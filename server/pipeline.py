@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 
 import numpy as np
+import structlog
 
 from feature_client.codec import State
 from feature_client.fetcher import Fetched, fetch
@@ -16,6 +18,8 @@ from server.metrics import Metrics
 from server.runner import Runner
 from server.selection import select
 from server.served import Served
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,17 @@ class Pipeline:
         self._runner = runner
         self._metrics = metrics
         self._fetch_budget_share = fetch_budget_share
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._store_failure: str | None = None
+
+    @property
+    def in_flight(self) -> int:
+        return self._admission.requests
+
+    async def drained(self) -> None:
+        """Wait until nothing is in flight."""
+        await self._idle.wait()
 
     async def rank(self, query: RankQuery) -> Ranking:
         """Rank one request.
@@ -102,6 +117,7 @@ class Pipeline:
         start = time.perf_counter()
         budget_s = (query.deadline_s - time.monotonic()) * self._fetch_budget_share
         fetched = await fetch(self._store, live.needs, query.user_id, query.pin_ids, query.query_pin_id, budget_s)
+        self._note_store(fetched.store_failure)
         fetch_end = time.perf_counter()
         batch = live.assembler.assemble(fetched, query.surface, query.query_vector)
         assemble_end = time.perf_counter()
@@ -133,6 +149,18 @@ class Pipeline:
     def _publish_in_flight(self) -> None:
         self._metrics.requests_in_flight.set(self._admission.requests)
         self._metrics.rows_in_flight.set(self._admission.rows)
+        if self._admission.requests:
+            self._idle.clear()
+        else:
+            self._idle.set()
+
+    def _note_store(self, failure: str | None) -> None:
+        """Log when the store fails and when it is back, not every request in between."""
+        if failure and not self._store_failure:
+            _log.warning("feature_store_failed", reason=failure)
+        elif self._store_failure and not failure:
+            _log.info("feature_store_back")
+        self._store_failure = failure
 
 
 def _degradation(fetched: Fetched, utilities: np.ndarray) -> dict[str, int]:

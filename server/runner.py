@@ -72,7 +72,7 @@ class Runner:
         """Score one request's rows by `deadline_s` (this runner's clock). Cancelling the caller withdraws the ticket.
 
         Raises:
-            DeadlineError: no stream was free soon enough to end by the deadline; nothing was scored.
+            DeadlineError: the scores were not there by the deadline, or predicted not to be.
             ScoringError: the engine failed the run.
         """
         loop = asyncio.get_running_loop()
@@ -83,15 +83,26 @@ class Runner:
         self._policy.offer(ticket)
         self._pump()
         try:
-            return await waiting.answer
+            async with asyncio.timeout(deadline_s - self._clock()):
+                return await waiting.answer
+        except TimeoutError as error:
+            if self._withdraw(waiting):
+                self._metrics.expired_rows.inc(ticket.rows)
+            raise DeadlineError(_too_late(self._clock() - waiting.offered_s)) from error
         finally:
-            if self._waiting.pop(ticket.number, None) is not None:  # still queued: the caller hung up
-                self._policy.cancel(ticket)
+            if self._withdraw(waiting):  # still queued: the caller hung up
                 self._metrics.cancelled_rows.inc(ticket.rows)
 
     def close(self) -> None:
         """Wait for runs in flight and end the threads."""
         self._threads.shutdown(wait=True)
+
+    def _withdraw(self, waiting: _Waiting) -> bool:
+        """Take back a ticket that still waits; tell whether it did."""
+        if self._waiting.pop(waiting.ticket.number, None) is None:
+            return False
+        self._policy.cancel(waiting.ticket)
+        return True
 
     def _pump(self) -> None:
         while self._free:
@@ -109,20 +120,18 @@ class Runner:
 
     def _start(self, members: list[_Waiting]) -> None:
         self._free -= 1
-        batch = FeatureBatch.concat([member.batch for member in members])
-        self._metrics.run_rows.observe(batch.rows)
+        rows = sum(member.batch.rows for member in members)
+        self._metrics.run_rows.observe(rows)
         self._metrics.run_requests.observe(len(members))
         started_s = self._clock()
         loop = asyncio.get_running_loop()
-        run = loop.run_in_executor(self._threads, _timed_run, members[0].model.engine, batch)
-        run.add_done_callback(lambda done: self._finish(members, batch, started_s, done))
+        batches = [member.batch for member in members]
+        run = loop.run_in_executor(self._threads, _timed_run, members[0].model.engine, batches)
+        run.add_done_callback(lambda done: self._finish(members, rows, started_s, done))
 
-    def _finish(
-        self, members: list[_Waiting], batch: FeatureBatch, started_s: float, run: asyncio.Future[Scored]
-    ) -> None:
+    def _finish(self, members: list[_Waiting], rows: int, started_s: float, run: asyncio.Future[Scored]) -> None:
         self._free += 1
-        predicted_s = members[0].model.engine.cost_s(len(members), batch.rows)
-        self._slowdown.observe(predicted_s, self._clock() - started_s)
+        self._slowdown.observe(members[0].model.engine.cost_s(len(members), rows), self._clock() - started_s)
         failure = run.exception()
         starts = np.cumsum([0] + [member.batch.rows for member in members])
         for member, start, stop in zip(members, starts[:-1], starts[1:], strict=True):
@@ -132,7 +141,7 @@ class Runner:
                 scored = run.result()
                 member.answer.set_result(Scored(scored.logits[start:stop], scored.run_s))
             elif isinstance(failure, EngineError):
-                member.answer.set_exception(ScoringError(f"the engine failed a run of {batch.rows} rows: {failure}"))
+                member.answer.set_exception(ScoringError(f"the engine failed a run of {rows} rows: {failure}"))
             else:
                 member.answer.set_exception(failure)
         self._pump()
@@ -140,12 +149,7 @@ class Runner:
     def _expire(self, waiting: _Waiting) -> None:
         self._metrics.expired_rows.inc(waiting.ticket.rows)
         if not waiting.answer.done():
-            waited_ms = (self._clock() - waiting.offered_s) * 1e3
-            waiting.answer.set_exception(
-                DeadlineError(
-                    f"too late to score by the deadline after {waited_ms:.1f} ms in the queue; nothing was scored"
-                )
-            )
+            waiting.answer.set_exception(DeadlineError(_too_late(self._clock() - waiting.offered_s)))
 
     def _wake_at(self, time_s: float) -> None:
         if self._wake is not None:
@@ -154,8 +158,12 @@ class Runner:
         self._wake = asyncio.get_running_loop().call_later(delay_s, self._pump)
 
 
-def _timed_run(engine: Engine, batch: FeatureBatch) -> Scored:
+def _too_late(waited_s: float) -> str:
+    return f"not scored: after {waited_s * 1e3:.1f} ms it could not be in time for the deadline"
+
+
+def _timed_run(engine: Engine, batches: list[FeatureBatch]) -> Scored:
     """Run on the engine's thread; hand-overs between it and the event loop are not the engine's time."""
     start = time.perf_counter()
-    logits = engine.run(batch)
+    logits = engine.run(FeatureBatch.concat(batches))
     return Scored(logits, time.perf_counter() - start)

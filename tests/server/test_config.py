@@ -33,13 +33,25 @@ def test_default_ports():
     assert (config.grpc_port, config.http_port) == (50051, 9095)
 
 
-def test_options_replace_the_file_and_variables_replace_both(file, monkeypatch):
-    assert load_config(file, {"grpc_port": 7000, "host": None}).grpc_port == 7000
+def test_options_go_before_variables_and_variables_before_the_file(file, monkeypatch):
     monkeypatch.setenv("PINRANK_GRPC_PORT", "8000")
     monkeypatch.setenv("PINRANK_SURFACES__HOME__DEADLINE_MS", "7")
-    config = load_config(file, {"grpc_port": 7000})
+    config = load_config(file, {"host": None})
     assert config.grpc_port == 8000
     assert config.surface("home").deadline_ms == 7
+    assert load_config(file, {"grpc_port": 7000}).grpc_port == 7000
+
+
+@pytest.mark.parametrize(("name", "value"), [("PINRANK_GPRC_PORT", "1"), ("PINRANK_LABELS", "stable")])
+def test_misspelt_or_malformed_variable_is_fatal_and_named(file, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=name.removeprefix("PINRANK_").lower()):
+        load_config(file)
+
+
+def test_utility_file_that_is_not_there_is_named(file):
+    with pytest.raises(ConfigError, match="utility: Path does not point to a file"):
+        load_config(file, {"utility": file.parent / "absent.toml"})
 
 
 @pytest.mark.parametrize(
