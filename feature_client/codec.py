@@ -8,7 +8,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from feature_client.groups import FINGERPRINT_BYTES, FeatureGroup, SequenceGroup
+from feature_client.groups import FINGERPRINT_BYTES, Categorical, FeatureGroup, SequenceGroup
 
 
 class State(IntEnum):
@@ -16,7 +16,8 @@ class State(IntEnum):
 
     PRESENT = 0
     MISSING = 1
-    #: A value written for another group, version or embedding space: seen, counted, never read.
+    #: A value written for another group, version or embedding space, or one that cannot be this group's: a code outside
+    #: its vocabulary, a number that is not finite. Seen, counted, never read.
     FOREIGN = 2
 
 
@@ -37,9 +38,20 @@ class Rows:
 
 
 def encode_rows(group: FeatureGroup, rows: np.ndarray) -> list[bytes]:
-    """Encode structured rows of `group.dtype` as stored values."""
+    """Encode structured rows of `group.dtype` as stored values.
+
+    Raises:
+        TypeError: rows of another dtype.
+        ValueError: a code outside its vocabulary, or a number that is not finite.
+    """
     if rows.dtype != group.dtype:
         raise TypeError(f"group {group.ref} stores rows of {group.dtype}, got {rows.dtype}")
+    impossible = np.flatnonzero(_impossible(group, rows))
+    if len(impossible):
+        raise ValueError(
+            f"group {group.ref}: {len(impossible)} rows hold a code outside its vocabulary or a number that is not "
+            f"finite, the first at {impossible[0]}: {rows[impossible[0]]}"
+        )
     stored = np.empty(len(rows), _stored_dtype(group))
     stored["fingerprint"] = np.void(group.fingerprint)
     stored["row"] = rows
@@ -67,6 +79,7 @@ def decode_rows(group: FeatureGroup, values: Sequence[bytes | None]) -> Rows:
     foreign = (stored["fingerprint"].view(np.uint64) != expected) & (states == State.PRESENT)
     states[foreign] = State.FOREIGN
     rows = stored["row"]
+    states[_impossible(group, rows) & (states == State.PRESENT)] = State.FOREIGN
     if states.any():
         rows = rows.copy()
         rows[states != State.PRESENT] = group.default_row
@@ -91,7 +104,24 @@ def decode_sequence(group: SequenceGroup, value: bytes | None) -> tuple[np.ndarr
     body = memoryview(value)[FINGERPRINT_BYTES:]
     if value[:FINGERPRINT_BYTES] != group.fingerprint or len(body) % group.dtype.itemsize:
         return empty, State.FOREIGN
-    return np.frombuffer(body, group.dtype), State.PRESENT
+    events = np.frombuffer(body, group.dtype)
+    if len(events) and (events["action"].max() >= len(group.actions) or events["surface"].max() >= len(group.surfaces)):
+        return empty, State.FOREIGN
+    return events, State.PRESENT
+
+
+def _impossible(group: FeatureGroup, rows: np.ndarray) -> np.ndarray:
+    """Return bool[N]: rows that the group's description rules out."""
+    found = np.zeros(len(rows), bool)
+    for field in group.fields:
+        values = rows[field.name]
+        if isinstance(field, Categorical):
+            found |= values >= field.cardinality
+        elif values.dtype.kind == "f":
+            finite = np.isfinite(values)
+            if not finite.all():
+                found |= ~finite.reshape(len(rows), -1).all(axis=1)
+    return found
 
 
 def _all_of_size(values: Sequence[bytes | None], size: int) -> bool:

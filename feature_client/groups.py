@@ -48,7 +48,7 @@ class Scalar(_Frozen):
     kind: Literal["scalar"] = "scalar"
     name: Name
     dtype: Literal["float32", "float64", "int32", "int64"] = "float32"
-    default: float = 0.0
+    default: Annotated[float, Field(allow_inf_nan=False)] = 0.0
 
 
 class Categorical(_Frozen):
@@ -58,6 +58,12 @@ class Categorical(_Frozen):
     name: Name
     cardinality: Annotated[int, Field(ge=2, le=2**31)]
     default: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _default_is_a_code(self) -> Categorical:
+        if self.default >= self.cardinality:
+            raise ValueError(f"field {self.name!r}: default {self.default} is no code below {self.cardinality}")
+        return self
 
     @property
     def dtype(self) -> str:

@@ -34,4 +34,4 @@ class Store(Protocol):
         """Return the values in the order of `keys`, None where there is none. Raises StoreUnavailableError."""
 
     async def multi_put(self, items: Iterable[tuple[bytes, bytes]]) -> int:
-        """Write values, replacing what was there; return how many. Durable when it returns."""
+        """Write values, replacing what was there; return how many. As durable as the store itself."""

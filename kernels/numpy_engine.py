@@ -29,7 +29,10 @@ class NumpyEngine:
     def run(self, batch: FeatureBatch) -> np.ndarray:
         batch.check(self._inputs)
         feeds = {**batch.request, **batch.candidate, ROW_REQUEST: batch.row_request()}
-        logits = np.asarray(self._evaluator.run([LOGITS], feeds)[0])  # type: ignore[index]
+        try:
+            logits = np.asarray(self._evaluator.run([LOGITS], feeds)[0])  # type: ignore[index]
+        except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise EngineError(f"NumPy failed a run of {batch.rows} rows: {error}") from error
         if logits.shape != (batch.rows, self._heads):
             raise EngineError(f"the network returned {list(logits.shape)}, expected [{batch.rows}, {self._heads}]")
         return logits.astype(np.float32, copy=False)

@@ -82,27 +82,42 @@ class _Recorder:
     due_s: list[float] = field(default_factory=list)
     late_s: list[float] = field(default_factory=list)
     latency_s: list[float] = field(default_factory=list)
+    sent: int = 0
+    number: list[int] = field(default_factory=list)
     statuses: list[str] = field(default_factory=list)
     stage_us: list[tuple[int, ...]] = field(default_factory=list)
     degraded: list[bool] = field(default_factory=list)
 
     def restart(self) -> None:
         """Forget what was recorded, and count time from now."""
-        for column in (self.due_s, self.late_s, self.latency_s, self.statuses, self.stage_us, self.degraded):
+        for column in (
+            self.number,
+            self.due_s,
+            self.late_s,
+            self.latency_s,
+            self.statuses,
+            self.stage_us,
+            self.degraded,
+        ):
             column.clear()
         self.start_s, self.cpu_start_s = self.clock(), time.process_time()
 
     def drop(self, due_s: float) -> None:
-        self._append(due_s, self.clock() - due_s, float("nan"), DROPPED, b"")
+        self._append(self._take_number(), due_s, self.clock() - due_s, float("nan"), DROPPED, b"")
 
     async def call(self, send: Send, content: bytes, due_s: float) -> None:
         """Send one request that was due at `due_s` on this clock, and record what came of it."""
-        late_s = self.clock() - due_s
+        number, late_s = self._take_number(), self.clock() - due_s
         status, answer = await send(content)
-        self._append(due_s, late_s, self.clock() - due_s, status, answer)
+        self._append(number, due_s, late_s, self.clock() - due_s, status, answer)
 
-    def _append(self, due_s: float, late_s: float, latency_s: float, status: str, answer: bytes) -> None:
+    def _take_number(self) -> int:
+        self.sent += 1
+        return self.sent
+
+    def _append(self, number: int, due_s: float, late_s: float, latency_s: float, status: str, answer: bytes) -> None:
         parsed = ranking_pb2.RankResponse.FromString(answer)
+        self.number.append(number)
         self.due_s.append(due_s)
         self.late_s.append(late_s)
         self.latency_s.append(latency_s)
@@ -112,7 +127,7 @@ class _Recorder:
 
     def samples(self) -> Samples:
         wall_s, cpu_s = self.clock() - self.start_s, time.process_time() - self.cpu_start_s
-        order = np.argsort(self.due_s, kind="stable")
+        order = np.lexsort((self.number, self.due_s))  # those due at once in the order they were sent
         return Samples(
             np.array(self.due_s, np.float64)[order] - self.start_s,
             np.array(self.late_s, np.float64)[order],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,7 +49,7 @@ def decode_golden(content: bytes) -> list[GoldenRequest]:
             arrays = {name: archive[name] for name in archive.files}
         count = len({name.split("/")[0] for name in arrays})
         return [_decode_one(arrays, f"{i}/") for i in range(count)]
-    except (KeyError, ValueError, OSError, EOFError) as error:
+    except (AttributeError, EOFError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"not an archive of golden requests: {error}") from error
 
 

@@ -60,7 +60,7 @@ def load_live(bundle: Bundle, factory: EngineFactory, streams: int) -> LiveModel
         except BaseException:
             engine.close()
             raise
-    except (EngineError, ValueError, KeyError) as error:
+    except (EngineError, IndexError, KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{manifest.ref}: {error}") from error
     return LiveModel(manifest, bundle.digest, manifest.needs, assembler, engine, bundle.files[UTILITY])
 

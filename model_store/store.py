@@ -13,6 +13,7 @@ from pathlib import Path
 from model_store.bundle import MANIFEST, Bundle, BundleError, read_bundle
 
 _LABEL = re.compile(r"^[a-z][a-z0-9_-]{0,39}$")
+_NUMBER = re.compile(rb"^[0-9]{1,18}$")
 _MODEL = re.compile(r"^[a-z][a-z0-9-]{0,59}$")
 
 
@@ -39,14 +40,14 @@ class FolderStore:
         folder = self._model(model) / "labels"
         if not folder.is_dir():
             return {}
-        return {p.name: int(p.read_text()) for p in sorted(folder.iterdir()) if _LABEL.match(p.name)}
+        return {p.name: _read_label(p) for p in sorted(folder.iterdir()) if _LABEL.match(p.name)}
 
     def resolve(self, model: str, label: str) -> int:
-        labels = self.labels(model)
-        if label not in labels:
-            known = ", ".join(sorted(labels)) or "none yet"
+        path = self._model(model) / "labels" / label
+        if not _LABEL.match(label) or not path.exists():
+            known = ", ".join(sorted(p.name for p in path.parent.glob("[a-z]*"))) or "none yet"
             raise ModelStoreError(f"model {model!r} in {self._root} has no label {label!r} (labels: {known})")
-        return labels[label]
+        return _read_label(path)
 
     def read(self, model: str, version: int) -> Bundle:
         """Read and verify one version. Raises ModelStoreError, BundleError."""
@@ -65,8 +66,10 @@ class FolderStore:
         target = self._model(manifest.name) / "versions" / str(manifest.version)
         target.parent.mkdir(parents=True, exist_ok=True)
         with _staging(target.parent) as staging:
-            for name in (MANIFEST, *manifest.files):
-                shutil.copyfile(folder / name, staging / name)
+            shutil.copyfile(folder / MANIFEST, staging / MANIFEST)
+            for name, content in bundle.files.items():  # what was verified, not what the folder holds by now
+                (staging / name).write_bytes(content)
+            for name in (MANIFEST, *bundle.files):
                 _fsync(staging / name)
             _fsync(staging)
             try:
@@ -101,6 +104,16 @@ class FolderStore:
         if not _MODEL.match(model):
             raise ModelStoreError(f"model name {model!r}: use lower-case letters, digits and -, starting with a letter")
         return self._root / model
+
+
+def _read_label(path: Path) -> int:
+    try:
+        content = path.read_bytes().strip()
+    except OSError as error:
+        raise ModelStoreError(f"label file {path}: {error.strerror}; set the label again") from error
+    if not _NUMBER.match(content):
+        raise ModelStoreError(f"label file {path} holds {content[:20]!r}, not a version number; set the label again")
+    return int(content)
 
 
 @contextmanager

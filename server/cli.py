@@ -45,9 +45,9 @@ def serve(
     config: Annotated[
         Path | None, typer.Option("--config", "-c", help="TOML file; PINRANK_* variables go over it.")
     ] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1].")] = None,
-    grpc_port: Annotated[int | None, typer.Option(help="gRPC port; 0 takes a free one [default: 50051].")] = None,
-    http_port: Annotated[int | None, typer.Option(help="Port of /metrics and /healthz [default: 9095].")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on (default: 127.0.0.1).")] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="gRPC port; 0 takes a free one (default: 50051).")] = None,
+    http_port: Annotated[int | None, typer.Option(help="Port of /metrics and /healthz (default: 9095).")] = None,
     model_store: Annotated[Path | None, typer.Option(help="The model store's folder.")] = None,
     model: Annotated[str | None, typer.Option(help="Name of the model to serve.")] = None,
     feature_store: Annotated[str | None, typer.Option(help="lmdb:///path, redis://host:port/db or memory://")] = None,
@@ -84,7 +84,7 @@ def rank(
     pins: Annotated[str, typer.Option(help="Candidate pin ids, separated by commas.")],
     surface: Annotated[str, typer.Option(help="Where the answer will be shown.")] = "home",
     query_pin: Annotated[int | None, typer.Option(help="The pin that is the query, on surfaces that need one.")] = None,
-    label: Annotated[str | None, typer.Option(help="Model label [default: the server's].")] = None,
+    label: Annotated[str | None, typer.Option(help="Model label (default: the server's).")] = None,
     top_k: Annotated[int, typer.Option(help="Return only the best; 0 returns all.")] = 0,
     deadline_ms: Annotated[float, typer.Option(help="Time budget of the call.")] = 1000,
     address: Annotated[str, typer.Option(help="host:port of the server.")] = "127.0.0.1:50051",
@@ -103,11 +103,14 @@ def rank(
         pin_ids = [int(pin) for pin in pins.split(",") if pin.strip()]
     except ValueError as error:
         fail(f"--pins takes numbers separated by commas: {error}")
-    request = ranking_pb2.RankRequest(
-        user_id=user, pin_ids=pin_ids, surface=surface, label=label, top_k=top_k, explain=True
-    )
-    if query_pin is not None:
-        request.query.pin_id = query_pin
+    try:
+        request = ranking_pb2.RankRequest(
+            user_id=user, pin_ids=pin_ids, surface=surface, label=label, top_k=top_k, explain=True
+        )
+        if query_pin is not None:
+            request.query.pin_id = query_pin
+    except ValueError as error:
+        fail(f"ids are whole numbers from 0 to 2^64 - 1, --top-k to 2^32 - 1: {error}")
     try:
         response = call_rank(address, request, deadline_ms / 1e3)
     except RankCallError as error:

@@ -46,7 +46,9 @@ def show(response: ranking_pb2.RankResponse, console: Console, titles: Mapping[i
     table.add_column("#", justify="right", min_width=2)
     # Titles give way to the numbers on a narrow terminal; ids do not.
     room = console.width - 6 - sum(widths) - len(widths)
-    table.add_column("pin", no_wrap=True, max_width=max(12, room) if titles else None)
+    id_width = max((len(str(pin)) for pin in response.pin_ids), default=3)
+    pin_width = max(12, room) if titles else id_width
+    table.add_column("pin", no_wrap=True, max_width=pin_width, min_width=None if titles else pin_width)
     for (header, style), width in zip(columns, widths, strict=True):
         table.add_column(header, justify="right", style=style, min_width=width)
     for i, (pin, utility) in enumerate(zip(response.pin_ids, response.utilities, strict=True)):
@@ -56,7 +58,8 @@ def show(response: ranking_pb2.RankResponse, console: Console, titles: Mapping[i
         cells = [f"{p:.3f}" for p in probabilities] + [f"{u:.3f}" for u in worth]
         table.add_row(str(i + 1), name, *cells, f"{utility:.3f}")
     console.print("[cyan]probability of each action[/], [magenta]worth to each party, and its weight[/]")
-    console.print(table)
+    # A terminal too narrow for the ids gets long lines, not missing columns.
+    console.print(table, width=max(console.width, console.width - room + pin_width), crop=False, soft_wrap=True)
     timings = response.timings
     stages = ("wire", "fetch", "assemble", "queue", "score", "utility", "select")
     times = "  ".join(f"{stage} {getattr(timings, f'{stage}_us') / 1e3:.2f}" for stage in stages)

@@ -16,6 +16,9 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 
 class _Quiet(WSGIRequestHandler):
+    #: Seconds a client may take over its request; half-open connections must not pile up.
+    timeout = 5
+
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the signature is wsgiref's
         """Scrapes are not worth a log line."""
 

@@ -33,6 +33,11 @@ FUNCTIONS = {
     "sin": 1, "cos": 1, "floor": 1, "ceil": 1, "arctan2": 2, "maximum": 2, "minimum": 2,
 }  # fmt: skip
 
+EXPRESSION_CHARACTERS_MAX = 2_000
+
+# The event loop's thread evaluates; numexpr's own threads would only take cores from the engine.
+numexpr.set_num_threads(1)
+
 _ALLOWED = (
     ast.Expression, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Constant, ast.Name, ast.Attribute, ast.Call, ast.Load,
     ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow, ast.Mod, ast.USub, ast.UAdd, ast.BitAnd, ast.BitOr, ast.Invert,
@@ -150,19 +155,24 @@ def _compile_surface(name: str, table: _SurfaceTable, names: set[str]) -> Surfac
 
 
 def _compile(where: str, source: str, names: set[str]) -> _Expression:
+    if len(source) > EXPRESSION_CHARACTERS_MAX:
+        raise UtilityError(f"{where}: {len(source)} characters; an expression has at most {EXPRESSION_CHARACTERS_MAX}")
     try:
         tree = ast.parse(source.strip(), mode="eval")
     except SyntaxError as error:
         raise UtilityError(f"{where}: {error.msg} in {source!r}") from error
+    except (MemoryError, RecursionError) as error:
+        raise UtilityError(f"{where}: the expression is nested too deeply") from error
     used: dict[str, str] = {}
     checked = ast.unparse(_Checker(where, names, used).visit(tree))
     try:
         if not used:
-            value = numexpr.evaluate(checked, local_dict={}, global_dict={})
+            with np.errstate(all="ignore"):  # what comes of it is checked instead
+                value = numexpr.evaluate(checked, local_dict={}, global_dict={})
             return _Expression((), None, float(_number(where, np.asarray(value))))
         program = numexpr.NumExpr(checked, signature=[(alias, np.float64) for alias in used.values()])
         _number(where, np.asarray(program(*[np.full(2, 0.5)] * len(used))))
-    except (TypeError, ValueError, NotImplementedError, KeyError, ZeroDivisionError) as error:
+    except (ArithmeticError, KeyError, NotImplementedError, RecursionError, TypeError, ValueError) as error:
         raise UtilityError(f"{where}: cannot compile {source!r}: {error}") from error
     return _Expression(tuple(used), program, 0.0)
 
@@ -170,6 +180,8 @@ def _compile(where: str, source: str, names: set[str]) -> _Expression:
 def _number(where: str, value: np.ndarray) -> np.ndarray:
     if value.dtype.kind not in "fi":
         raise UtilityError(f"{where}: the expression is {value.dtype}, not a number; use where(condition, 1, 0)")
+    if value.ndim == 0 and not np.isfinite(value):
+        raise UtilityError(f"{where}: the expression is {value}, the same for every pin and not finite")
     return value
 
 
@@ -189,7 +201,10 @@ class _Checker(ast.NodeTransformer):
     def visit_Constant(self, node: ast.Constant) -> ast.AST:
         if isinstance(node.value, bool) or not isinstance(node.value, int | float):
             raise UtilityError(f"{self._where}: {node.value!r} is not a number")
-        return ast.Constant(float(node.value))
+        try:
+            return ast.Constant(float(node.value))
+        except OverflowError as error:
+            raise UtilityError(f"{self._where}: {str(node.value)[:20]}... is too large") from error
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
         return self._alias(node.id)

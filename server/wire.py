@@ -11,6 +11,8 @@ from server.errors import FieldViolation, InvalidRequestError
 from server.pipeline import Ranking, RankQuery
 from server.served import Served, ServedModels
 
+_SHOWN_MAX = 60
+
 
 def parse_request(content: bytes) -> ranking_pb2.RankRequest:
     """Parse a RankRequest. Raises InvalidRequestError for bytes that are none."""
@@ -47,7 +49,9 @@ def to_query(
     surface = next((s for s in manifest.surfaces if s.name == request.surface), None)
     if surface is None:
         known = ", ".join(s.name for s in manifest.surfaces)
-        problems.append(FieldViolation("surface", f"unknown surface {request.surface!r}; {manifest.ref} ranks {known}"))
+        problems.append(
+            FieldViolation("surface", f"unknown surface {_shown(request.surface)}; {manifest.ref} ranks {known}")
+        )
     query_pin_id, query_vector = _query(request, served or models.default, problems)
     if surface is not None and surface.query and not request.HasField("query"):
         problems.append(
@@ -75,7 +79,9 @@ def _served(request: ranking_pb2.RankRequest, models: ServedModels, problems: li
             if served := models.by_label.get(request.label):
                 return served
             known = ", ".join(models.by_label)
-            problems.append(FieldViolation("label", f"unknown label {request.label!r}; this server serves {known}"))
+            problems.append(
+                FieldViolation("label", f"unknown label {_shown(request.label)}; this server serves {known}")
+            )
         case "version":
             if served := models.by_version.get(request.version):
                 return served
@@ -130,7 +136,9 @@ def _query(
             return None, None
     if embedding.space != space.ref:
         problems.append(
-            FieldViolation("query.embedding.space", f"space {embedding.space!r}; {manifest.ref} reads {space.ref!r}")
+            FieldViolation(
+                "query.embedding.space", f"space {_shown(embedding.space)}; {manifest.ref} reads {space.ref!r}"
+            )
         )
     vector = np.array(embedding.values, np.float32)
     if len(vector) != space.dim:
@@ -141,6 +149,11 @@ def _query(
         position = int(np.argmin(np.isfinite(vector)))
         problems.append(FieldViolation(f"query.embedding.values[{position}]", f"{vector[position]} is not finite"))
     return None, vector
+
+
+def _shown(text: str) -> str:
+    """Quote what a caller sent; the status travels in headers, which have little room."""
+    return repr(text) if len(text) <= _SHOWN_MAX else f"{text[:_SHOWN_MAX]!r}... ({len(text)} characters)"
 
 
 def to_response(query: RankQuery, ranking: Ranking) -> ranking_pb2.RankResponse:

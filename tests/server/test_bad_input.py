@@ -15,6 +15,7 @@ GOOD = {"user_id": 1, "pin_ids": [1, 2, 3], "surface": "home"}
 #: What is changed of a good request, the field that is blamed, and what the error must say.
 BAD = {
     "unknown surface": ({"surface": "shop"}, "surface", "unknown surface 'shop'; tiny@1 ranks home, related"),
+    "endless surface": ({"surface": "x" * 100_000}, "surface", "... (100000 characters); tiny@1 ranks home, related"),
     "no surface": ({"surface": ""}, "surface", "unknown surface ''"),
     "unknown label": ({"label": "beta"}, "label", "unknown label 'beta'; this server serves stable, canary"),
     "unknown version": ({"version": 9}, "version", "version 9 is not served; there are 1, 2"),

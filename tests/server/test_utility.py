@@ -72,6 +72,11 @@ def test_non_finite_probability_stays_non_finite():
         ("save and hide", "BoolOp is not allowed"),
         ("save[0]", "Subscript is not allowed"),
         ("1 / 0", "cannot compile"),
+        ("log(0)", "the same for every pin and not finite"),
+        ("1e400", "the same for every pin and not finite"),
+        ("9" * 400, "is too large"),
+        ("(" * 300 + "save" + ")" * 300, "pinner"),
+        ("save + " * 400 + "save", "2804 characters; an expression has at most 2000"),
         ("", "invalid syntax"),
     ],
 )
