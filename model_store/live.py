@@ -33,9 +33,9 @@ class LiveModel:
 def calibrate(manifest: Manifest, logits: np.ndarray) -> np.ndarray:
     """Apply each head's logistic calibration: sigmoid(slope * logit + intercept)."""
     slope, intercept = manifest.calibration
-    # tanh saturates where exp would overflow; an infinite logit is an engine fault and must stay visible.
-    half = np.float32(0.5)
-    probabilities: np.ndarray = half * np.tanh(half * (slope * logits + intercept)) + half
+    # Within these bounds exp stays finite in float32; an infinite logit is an engine fault and must stay visible.
+    scaled = np.clip(slope * logits + intercept, -80, 80)
+    probabilities: np.ndarray = np.float32(1) / (np.float32(1) + np.exp(-scaled))
     probabilities[~np.isfinite(logits)] = np.nan
     return probabilities
 

@@ -21,7 +21,7 @@ from ranker.embeddings import PinEmbeddings, space_of, svd_embeddings
 from ranker.evaluation import evaluate
 from ranker.examples import ExampleBuilder, Examples, Sampling
 from ranker.export import BundleParts, export_bundle
-from ranker.features import PIN_GROUP, SURFACES, pin_rows
+from ranker.features import SURFACES
 from ranker.golden import golden_inputs
 from ranker.model import NetworkConfig, RankerNetwork
 from ranker.requests import Part, Split, producer_until_ms
@@ -126,8 +126,6 @@ def _bundle_parts(
     """Gather what stands in the bundle beside the network; its metrics are not known yet."""
     seed = recipe.training.seed
     draft = draft_manifest(recipe.name, space_of(recipe.dataset), log.heads, sequence=recipe.sequence)
-    vectors = embeddings.of(log.pin_ids)
-    pins = pin_rows(log, draft.group(PIN_GROUP), vectors, producer_until_ms(log, recipe.split))
     return BundleParts(
         name=recipe.name,
         version=recipe.version,
@@ -144,7 +142,7 @@ def _bundle_parts(
         ),
         utility_toml=recipe.utility_toml,
         embeddings=embeddings,
-        golden=golden_inputs(draft, log.pin_ids, pins, seed),
+        golden=golden_inputs(draft, embeddings, seed),
     )
 
 
