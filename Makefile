@@ -4,7 +4,13 @@ BIN := .venv/bin
 DATA ?=
 NAME ?=
 # torch==2.13.0 comes through pip: a CPU build may be at hand locally where other installers do not look.
-PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt
+# pip's one line a package, as a counter on one line.
+COUNTED = | awk '/^Collecting/ {printf "\r  %3d packages  %-50.50s", ++n, $$2; fflush()} END {print ""}'
+DEMO = $${XDG_CACHE_HOME:-$$HOME/.cache}/pinrank/demo/latest
+# So that a failed install fails its target, whatever counts its lines.
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 
 .PHONY: help demo test check bench claims load proto clean
 .DEFAULT_GOAL := help
@@ -22,16 +28,16 @@ $(BIN)/python:
 
 .venv/serving: $(BIN)/python pyproject.toml constraints.txt
 	@echo "installing pinrank (about half a minute)"
-	$(PIP) -e '.[data]'
+	@$(PIP) -e '.[data]' $(COUNTED)
 	@touch $@
 
 .venv/everything: .venv/serving
 	@echo "installing PyTorch and the development tools (about a minute)"
-	$(PIP) -e '.[data,train,dev]'
+	@$(PIP) -e '.[data,train,dev]' $(COUNTED)
 	@touch $@
 
-demo: $(if $(DATA),.venv/everything,.venv/serving)
-	@$(BIN)/python deploy/demo/demo.py $(if $(DATA),--data '$(DATA)') $(ARGS)
+demo: $(if $(wildcard $(DATA)),.venv/everything,.venv/serving)
+	@$(BIN)/python deploy/demo/demo.py $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 test: .venv/everything
 	$(BIN)/python -m pytest $(ARGS)
@@ -49,7 +55,7 @@ claims: .venv/everything
 	@$(BIN)/python -m bench claims
 
 load: .venv/serving
-	$(BIN)/pinrank load $(ARGS)
+	@$(BIN)/pinrank load --users $(DEMO)/users.json --pins $(DEMO)/pins.json $(ARGS)
 
 proto: .venv/everything
 	cd proto && ../$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. pinrank/v1/*.proto

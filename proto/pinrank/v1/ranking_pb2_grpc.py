@@ -57,6 +57,7 @@ class RankingServiceServicer:
         `grpc-retry-pushback-ms` says when to try again, where a retry can help
         DEADLINE_EXCEEDED   the request could not be scored in time, and was not
         UNAVAILABLE         the server is starting or draining; another replica can answer
+        INTERNAL            the server failed this request; its log says why
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
