@@ -34,6 +34,14 @@ class EmbeddedStore:
             )
         except (lmdb.Error, OSError) as error:
             raise StoreConfigError(f"cannot open the feature store at {self._path}: {error}") from error
+        # LMDB maps the file without a look at its size; a read past its end would kill the process.
+        wanted = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
+        found = (self._path / "data.mdb").stat().st_size
+        if found < wanted:
+            await self.close()
+            raise StoreConfigError(
+                f"the feature store at {self._path} is cut off: {found} bytes of {wanted}; fill it anew"
+            )
 
     async def close(self) -> None:
         if self._env is not None:

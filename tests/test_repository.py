@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -54,3 +56,29 @@ def test_operations_page_names_every_setting_and_metric():
         metrics.add(family.name + ("_total" if family.type == "counter" else ""))
     missing = {name for name in settings | metrics if f"`{name}`" not in page}
     assert not missing
+
+
+def test_the_wheel_serves_without_the_repository_and_without_pytorch(tmp_path):
+    """Build the wheel, and rank with nothing of ours on the path but what it holds."""
+    from tests import tiny
+
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
+    subprocess.run([*build, str(ROOT)], check=True)
+    site = tmp_path / "site"
+    with zipfile.ZipFile(next(tmp_path.glob("pinrank-*.whl"))) as wheel:
+        wheel.extractall(site)
+    for absent in ("torch", "sklearn", "onnxscript", "pyarrow"):
+        (site / f"{absent}.py").write_text(f"raise ModuleNotFoundError(name='{absent}')")
+    tiny.write_tiny_bundle(tmp_path / "bundle")
+    script = f"import server.cli; assert server.cli.__file__.startswith({str(site)!r}); server.cli.app()"
+
+    def pinrank(*arguments):
+        command = [sys.executable, "-c", script, *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(site)}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    verified = pinrank("model", "verify", str(tmp_path / "bundle"))
+    assert "tiny@1 is good" in verified.stdout, verified.stderr
+    refused = pinrank("train", "--utility", str(tmp_path / "bundle" / "utility.toml"), "--out", str(tmp_path / "new"))
+    assert refused.returncode == 1
+    assert "pip install 'pinrank[" in refused.stderr

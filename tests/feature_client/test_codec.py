@@ -39,6 +39,28 @@ def test_rows_of_another_layout_are_refused():
         encode_rows(tiny.PINS, tiny.user_rows(IDS))
 
 
+@pytest.mark.parametrize("damage", [("topic", 8), ("popularity", np.nan), ("embedding", np.inf)])
+def test_rows_that_cannot_be_the_groups_are_refused_when_written_and_foreign_when_read(damage):
+    field, value = damage
+    rows = tiny.pin_rows(IDS)
+    values = encode_rows(tiny.PINS, rows)
+    rows[field][1] = value
+    with pytest.raises(ValueError, match="pin_core@1: 1 rows hold a code outside its vocabulary or a number"):
+        encode_rows(tiny.PINS, rows)
+    values[1] = tiny.PINS.fingerprint + rows[1].tobytes()
+    decoded = decode_rows(tiny.PINS, values)
+    assert decoded.states.tolist() == [State.PRESENT, State.FOREIGN, State.PRESENT]
+    assert decoded.rows[1] == tiny.PINS.default_row
+
+
+@pytest.mark.parametrize("damage", ["action", "surface"])
+def test_sequence_with_a_code_outside_its_vocabulary_is_foreign(damage):
+    events = tiny.events([1, 2], [0, 1])
+    events[damage][0] = 200
+    decoded, state = decode_sequence(tiny.ACTIONS, encode_sequence(tiny.ACTIONS, events))
+    assert (len(decoded), state) == (0, State.FOREIGN)
+
+
 def test_sequence_keeps_the_newest_events_up_to_its_limit():
     events = tiny.events(list(range(1, 13)), [0] * 12)
     decoded, state = decode_sequence(tiny.ACTIONS, encode_sequence(tiny.ACTIONS, events))

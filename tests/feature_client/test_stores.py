@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from feature_client.codec import State, decode_rows
 from feature_client.embedded import EmbeddedStore
 from feature_client.fetcher import fetch
 from feature_client.memory import MemoryStore
-from feature_client.opening import open_store
+from feature_client.opening import open_store, redacted
 from feature_client.redis_store import RedisStore
 from feature_client.store import StoreConfigError, StoreUnavailableError
 from feature_client.writer import write_rows, write_sequences
@@ -91,6 +93,16 @@ async def test_reading_an_lmdb_store_that_is_not_there_names_the_path(tmp_path):
         await open_store(f"lmdb://{tmp_path / 'absent'}", read_only=True).start()
 
 
+async def test_lmdb_file_that_is_cut_off_is_refused(tmp_path):
+    store = EmbeddedStore(tmp_path / "store")
+    await store.start()
+    await store.multi_put((i.to_bytes(4, "big"), bytes(1000)) for i in range(1000))
+    await store.close()
+    os.truncate(tmp_path / "store" / "data.mdb", 100_000)
+    with pytest.raises(StoreConfigError, match="is cut off: 100000 bytes of"):
+        await EmbeddedStore(tmp_path / "store", read_only=True).start()
+
+
 async def test_redis_that_is_down_starts_and_then_raises_on_every_read():
     store = RedisStore("redis://127.0.0.1:1/0")
     await store.start()
@@ -99,10 +111,17 @@ async def test_redis_that_is_down_starts_and_then_raises_on_every_read():
     await store.close()
 
 
-@pytest.mark.parametrize("url", ["lmdb://relative/path", "ldap://x", "", "redis", "redis://127.0.0.1:port/0"])
+@pytest.mark.parametrize(
+    "url", ["lmdb://relative", "lmdb:///a#b", "ldap://x", "", "redis", "redis://127.0.0.1:port/0", "redis://:pw@[::1/0"]
+)
 async def test_unusable_url_is_refused_by_name(url):
     with pytest.raises(StoreConfigError):
         await open_store(url).start()
+
+
+def test_store_urls_are_shown_without_their_secrets():
+    assert redacted("redis://user:secret@host:6379/0?password=secret") == "redis://host:6379/0"
+    assert redacted("lmdb:///var/lib/features") == "lmdb:///var/lib/features"
 
 
 class StoreThatFailsSecond(MemoryStore):
@@ -123,8 +142,6 @@ async def test_what_was_read_before_the_store_failed_is_kept():
 
 class StoreThatHangs(MemoryStore):
     async def multi_get(self, keys):
-        import asyncio
-
         await asyncio.Event().wait()
 
 

@@ -77,7 +77,7 @@ def test_a_network_that_computes_something_else_is_refused_with_row_and_head(tmp
         load_live(read_bundle(tmp_path / "b"), NumpyEngine, streams=1)
 
 
-@pytest.mark.parametrize("content", [b"no archive", encode_golden([])])
+@pytest.mark.parametrize("content", [b"no archive", b"PK\x03\x04cut off", b"\x93NUMPY\x01\x00", encode_golden([])])
 def test_a_bundle_without_golden_requests_is_refused(tmp_path, content):
     tiny.write_tiny_bundle(tmp_path / "b", **{"golden.npz": content})
     with pytest.raises(BundleError, match="golden"):
@@ -172,6 +172,18 @@ def test_published_versions_are_immutable_and_labels_move(tmp_path):
     ):
         with pytest.raises(ModelStoreError, match=message):
             wrong()
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"abc", b"1.0", b"\xff\xfe", b"9" * 5000, "\u0661".encode(), b"1_0"])
+def test_damaged_label_file_is_named_and_harms_no_other_label(tmp_path, content):
+    tiny.write_tiny_bundle(tmp_path / "bundle")
+    store = FolderStore(tmp_path / "store")
+    store.publish(tmp_path / "bundle")
+    store.set_label("tiny", "stable", 1)
+    (tmp_path / "store" / "tiny" / "labels" / "canary").write_bytes(content)
+    assert store.resolve("tiny", "stable") == 1
+    with pytest.raises(ModelStoreError, match=r"label file .*canary holds .*set the label again"):
+        store.resolve("tiny", "canary")
 
 
 def test_publisher_killed_before_the_rename_leaves_no_version(tmp_path):

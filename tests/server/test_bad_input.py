@@ -4,8 +4,6 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
 
@@ -103,49 +101,3 @@ async def test_refusals_are_counted_under_their_status(channel, server):
     await refusal(channel, surface="shop")
     labels = {"surface": "unknown", "code": "INVALID_ARGUMENT"}
     assert server._metrics.registry.get_sample_value("pinrank_requests_total", labels) == 1
-
-
-ids = st.integers(0, 2**64 - 1)
-floats = st.floats(width=32, allow_nan=True, allow_infinity=True)
-queries = st.builds(Query, pin_id=ids) | st.builds(
-    lambda space, values: Query(embedding=Embedding(space=space, values=values)),
-    st.sampled_from(["tiny@1", "", "other@1"]),
-    st.lists(floats, max_size=6) | st.lists(floats, min_size=4, max_size=4),
-)
-requests = st.builds(
-    ranking_pb2.RankRequest,
-    user_id=ids,
-    pin_ids=st.lists(ids, max_size=120) | st.lists(ids, min_size=1, max_size=50, unique=True),
-    surface=st.sampled_from(["home", "related"]) | st.text(max_size=8),
-    query=st.none() | queries,
-    top_k=st.integers(0, 2**32 - 1),
-    explain=st.booleans(),
-)
-sent = requests.map(lambda request: request.SerializeToString()) | st.binary(max_size=400)
-
-
-async def test_arbitrary_bytes_and_requests_leave_the_server_healthy(channel):
-    rank = channel.unary_unary("/pinrank.v1.RankingService/Rank")
-    codes = set()
-    examples = []
-
-    @settings(max_examples=400, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(sent)
-    def collect(content):
-        examples.append(content)
-
-    collect()
-    for content in examples:
-        try:
-            answer = ranking_pb2.RankResponse.FromString(await rank(content))
-        except grpc.aio.AioRpcError as error:
-            codes.add(error.code())
-        else:
-            codes.add(grpc.StatusCode.OK)
-            wanted = ranking_pb2.RankRequest.FromString(content)
-            returned = wanted.top_k or len(wanted.pin_ids)
-            assert set(answer.pin_ids) <= set(wanted.pin_ids)
-            assert len(answer.pin_ids) == min(returned, len(wanted.pin_ids))
-    assert codes <= {grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT}
-    answer = await ranking_pb2_grpc.RankingServiceStub(channel).Rank(ranking_pb2.RankRequest(**GOOD))
-    assert sorted(answer.pin_ids) == [1, 2, 3]

@@ -143,3 +143,63 @@ async def test_draining_server_says_not_serving_finishes_what_runs_and_refuses_t
         assert len((await running).pin_ids) == 3
         watch.cancel()
         await draining
+
+
+async def test_fault_of_our_own_is_logged_and_tells_the_caller_nothing(gated, stub, monkeypatch, capfd):
+    def explode(*_):
+        raise IndexError("secret")
+
+    monkeypatch.setattr("server.pipeline.select", explode)
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await stub.Rank(request(), timeout=30)
+    assert raised.value.code() == grpc.StatusCode.INTERNAL
+    assert raised.value.details() == "the server failed this request; its log says why"
+    logged = capfd.readouterr()
+    assert "secret" in logged.out + logged.err
+    server, _ = gated
+    assert sample(server, "pinrank_requests_total", surface="home", code="INTERNAL") == 1
+
+
+async def test_batch_that_cannot_be_joined_fails_its_members_and_frees_its_stream(gated, stub, monkeypatch):
+    server, engine = gated
+    engine.gate.clear()
+    blocker = asyncio.ensure_future(stub.Rank(request(rows=2), timeout=30))
+    await eventually(lambda: len(engine.runs) == 1)
+    together = [asyncio.ensure_future(stub.Rank(request(rows=n), timeout=30)) for n in (3, 4)]
+    await eventually(lambda: sample(server, "pinrank_rows_in_flight") == 9)
+    with monkeypatch.context() as patched:
+        patched.setattr("kernels.engine.FeatureBatch.concat", lambda _: 1 / 0)
+        engine.gate.set()
+        await blocker
+        for call in together:
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await call
+            assert raised.value.code() == grpc.StatusCode.INTERNAL
+    assert len((await stub.Rank(request(), timeout=30)).pin_ids) == 3
+
+
+async def test_request_without_a_grpc_deadline_is_answered_by_its_surfaces_while_the_engine_is_stuck(gated, stub):
+    server, engine = gated
+    engine.gate.clear()
+    stuck = asyncio.ensure_future(stub.Rank(request(rows=3), timeout=30))
+    await eventually(lambda: len(engine.runs) == 1)
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await stub.Rank(request(rows=40))  # the surface's 100 ms
+    assert raised.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "it could not be in time for the deadline" in raised.value.details()
+    assert not stuck.done()
+    assert sample(server, "pinrank_expired_rows_total") == 40
+    engine.gate.set()
+    await stuck
+
+
+async def test_store_that_fails_and_comes_back_is_logged_once_each(start_server, capfd):
+    server = await start_server(feature_store="memory://")
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        rank = ranking_pb2_grpc.RankingServiceStub(channel).Rank
+        for failing in (False, True, True, True, False, False):
+            server._store.failing = failing
+            await rank(request())
+    logged = capfd.readouterr()
+    assert (logged.out + logged.err).count("feature_store_failed") == 1
+    assert (logged.out + logged.err).count("feature_store_back") == 1
