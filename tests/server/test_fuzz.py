@@ -39,7 +39,15 @@ requests = st.builds(
     top_k=st.integers(0, 2**32 - 1),
     explain=st.booleans(),
 )
-sent = requests.map(lambda request: request.SerializeToString()) | st.binary(max_size=400)
+good_requests = st.builds(
+    ranking_pb2.RankRequest,
+    user_id=ids,
+    pin_ids=st.lists(ids, min_size=1, max_size=50, unique=True),
+    surface=st.just("home"),
+    top_k=st.integers(0, 60),
+    explain=st.booleans(),
+)
+sent = (good_requests | requests).map(lambda request: request.SerializeToString()) | st.binary(max_size=400)
 
 
 @pytest.fixture(scope="module")
