@@ -68,6 +68,9 @@ class BatchPolicy(Protocol):
     def next(self, now_s: float) -> Run | Expire | WaitUntil | Idle: ...
 
 
+_FORGOTTEN_MAX = 64
+
+
 class EarliestDeadlineFirst:
     """The earliest deadline runs first, joined by the next ones of its model while they fit `rows_target` rows.
 
@@ -88,8 +91,11 @@ class EarliestDeadlineFirst:
         self._waiting.add(ticket.number)
 
     def cancel(self, ticket: Ticket) -> None:
-        # The heap forgets it when it comes to the top.
+        # The heap forgets it when it comes to the top, or at the latest when most of it is of this kind.
         self._waiting.discard(ticket.number)
+        if len(self._heap) > 2 * len(self._waiting) + _FORGOTTEN_MAX:
+            self._heap = [entry for entry in self._heap if entry[1] in self._waiting]
+            heapq.heapify(self._heap)
 
     def next(self, now_s: float) -> Run | Expire | WaitUntil | Idle:
         expired: list[Ticket] = []

@@ -106,7 +106,8 @@ class Pipeline:
     def _admit(self, query: RankQuery, rows: int) -> None:
         if time.monotonic() >= query.deadline_s:
             raise DeadlineError("the deadline had passed on arrival; nothing was read or scored")
-        clear_s = query.served.live.engine.cost_s(self._admission.requests, self._admission.rows)
+        engine = query.served.live.engine
+        clear_s = engine.cost_s(self._admission.requests, self._admission.rows) / engine.streams
         match self._admission.offer(rows, clear_s):
             case Refused(reason, retry_after_s):
                 raise OverloadedError(reason, retry_after_s)

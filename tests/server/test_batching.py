@@ -90,6 +90,18 @@ def test_cancelled_ticket_never_comes_back():
     assert policy.next(0.0) == Idle()
 
 
+def test_cancelled_tickets_with_far_deadlines_take_no_room():
+    policy = EarliestDeadlineFirst(rows_target=32)
+    kept = [ticket(number, 1e6 + number) for number in range(3)]
+    for one in kept:
+        policy.offer(one)
+    for number in range(3, 10_000):
+        policy.offer(ticket(number, 1e9))
+        policy.cancel(ticket(number, 1e9))
+    assert len(policy._heap) < 100
+    assert policy.next(0.0) == Run(tuple(kept))
+
+
 def test_a_ticket_is_offered_once():
     policy = EarliestDeadlineFirst(rows_target=32)
     policy.offer(ticket(0, 1.0))
