@@ -92,8 +92,8 @@ def main(
             show_rankings(home, address)
             show_how_to_call(home, address, http_address)
             if not once:
-                console.print("[bold]The server stays up; Ctrl-C stops it.[/]")
                 serving = True
+                console.print("[bold]The server stays up; Ctrl-C stops it.[/]")
                 raise DemoError(f"the server ended with {process.wait()}; its log is {home.folder / LOG}")
     except (ObtainError, DatasetError, RankCallError, DemoError, OSError) as error:
         Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
