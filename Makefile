@@ -6,7 +6,8 @@ NAME ?=
 # torch==2.13.0 comes through pip: a CPU build may be at hand locally where other installers do not look.
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt
 # pip's one line a package, as a counter on one line.
-COUNTED = | awk '/^Collecting/ {printf "\r  %3d packages  %-50.50s", ++n, $$2; fflush()} END {print ""}'
+COUNTED = | { n=0; while read -r word name _; do \
+	[ "$$word" != Collecting ] || printf '\r  %3d packages  %-50.50s' $$((++n)) "$$name"; done; echo; }
 DEMO = $${XDG_CACHE_HOME:-$$HOME/.cache}/pinrank/demo/latest
 # So that a failed install fails its target, whatever counts its lines.
 SHELL := /bin/bash
@@ -55,7 +56,8 @@ claims: .venv/everything
 	@$(BIN)/python -m bench claims
 
 load: .venv/serving
-	@$(BIN)/pinrank load --users $(DEMO)/users.json --pins $(DEMO)/pins.json $(ARGS)
+	@[ -e "$(DEMO)" ] || { echo 'no demo data yet: run `make demo` first, and leave it running'; exit 1; }
+	@$(BIN)/pinrank load --users "$(DEMO)/users.json" --pins "$(DEMO)/pins.json" $(ARGS)
 
 proto: .venv/everything
 	cd proto && ../$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. pinrank/v1/*.proto

@@ -57,7 +57,7 @@ def load(
 
     Requests are sent when they are due, whatever the server does, and latency counts from then.
 
-    Example: [bold]pinrank load --rate 100 --pins deploy/demo/models/ml1m/versions/1/embeddings.npz[/]
+    Example: [bold]pinrank load --rate 100 --users users.json --pins pins.json[/]
     """
     from json import dumps  # noqa: PLC0415
 

@@ -46,7 +46,7 @@ class Server:
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self._metrics = Metrics()
-        self._streams = config.engine_streams or len(os.sched_getaffinity(0))
+        self._streams = config.engine_streams or _cores()
         self._store: Store = open_store(config.feature_store, read_only=True)
         self._runner = Runner(EarliestDeadlineFirst(config.run_rows_target), self._streams, self._metrics)
         self._health = health.aio.HealthServicer()
@@ -157,6 +157,11 @@ async def serve(config: ServerConfig) -> None:
     await server.start()
     await stop.wait()
     await server.drain_and_close()
+
+
+def _cores() -> int:
+    """Return the cores this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _load_models(config: ServerConfig, streams: int, opened: AsyncExitStack) -> ServedModels:

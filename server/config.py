@@ -24,6 +24,8 @@ Milliseconds = Annotated[float, Field(gt=0, le=60_000)]
 
 
 PREFIX = "PINRANK_"
+#: What Kubernetes sets for a Service that is called pinrank.
+_SERVICE_LINKS = ("PINRANK_SERVICE_", "PINRANK_PORT")
 
 
 class ConfigError(Exception):
@@ -97,9 +99,11 @@ def load_config(path: Path | None, options: dict[str, Any] | None = None) -> Ser
     """
     in_file = {} if path is None else _read_file(path)
     for name in os.environ:
-        setting = name.removeprefix(PREFIX).split("__")[0].lower()
-        if name.startswith(PREFIX) and setting not in ServerConfig.model_fields:
-            raise ConfigError(f"{name}: there is no setting {setting!r}; unset it, or correct its name")
+        setting, nested, _ = name.upper().removeprefix(PREFIX).lower().partition("__")
+        if not name.upper().startswith(PREFIX) or name.startswith(_SERVICE_LINKS):
+            continue
+        if setting not in ServerConfig.model_fields or (nested and setting != "surfaces"):
+            raise ConfigError(f"{name}: there is no such setting; unset it, or correct its name")
 
     class FromEverywhere(ServerConfig):
         @classmethod

@@ -3,7 +3,7 @@
 RankError
 ├── InvalidRequestError      the request itself is wrong; names every field at fault
 ├── OverloadedError          refused on arrival, before any work; says when to try again
-├── DeadlineError            could not be scored in time, and was not
+├── DeadlineError            no scores in time; nothing is answered late
 ├── DrainingError            the server is shutting down
 ├── ScoringError             the engine failed this request's batch
 └── InternalError            a fault of the server's own: its log has it, the caller only hears of it

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
+import structlog
 from prometheus_client import CollectorRegistry, make_wsgi_app
+
+_log = structlog.get_logger(__name__)
 
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002 - the signature is theirs
+        """Log what fails, unless it is a client that went away or took too long."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            _log.error("http_failed", exc_info=error)
 
 
 class _Quiet(WSGIRequestHandler):

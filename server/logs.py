@@ -23,9 +23,12 @@ class _Forward(logging.Handler):
     """Hands what libraries log (gRPC, asyncio) to the same stream, in the same form."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        structlog.get_logger(record.name).log(
-            record.levelno, "library", logger=record.name, message=record.getMessage(), exc_info=record.exc_info
-        )
+        try:
+            log = structlog.get_logger(record.name)
+            tell = log.error if record.levelno >= logging.ERROR else log.warning
+            tell("library", logger=record.name, message=record.getMessage(), exc_info=record.exc_info)
+        except (KeyError, TypeError, ValueError):  # a malformed record must not fail the library that made it
+            self.handleError(record)
 
 
 def configure_logs(level: str, form: Literal["auto", "json", "console"]) -> None:

@@ -159,7 +159,7 @@ class Runner:
 
 
 def _too_late(waited_s: float) -> str:
-    return f"not scored: after {waited_s * 1e3:.1f} ms it could not be in time for the deadline"
+    return f"no scores by the deadline: given up after {waited_s * 1e3:.1f} ms"
 
 
 def _timed_run(engine: Engine, batches: list[FeatureBatch]) -> Scored:

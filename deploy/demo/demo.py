@@ -128,9 +128,10 @@ def prepared(data: Path | None) -> Home:
     home = Home(models, bundle, cache / "demo" / f"{data.name}-{bundle.digest[:12]}")
     if not home.folder.exists():
         fill(home, data)
-    latest = cache / "demo" / "latest"
-    latest.unlink(missing_ok=True)
-    latest.symlink_to(home.folder.name)
+    link = cache / "demo" / f".latest-{os.getpid()}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(home.folder.name)
+    link.replace(cache / "demo" / "latest")
     return home
 
 
@@ -148,19 +149,24 @@ def trained_on(data: Path, models: Path) -> str:
 def fill(home: Home, data: Path) -> None:
     """Fill the feature store and note what a person wants to see; the folder appears whole or not at all."""
     home.folder.parent.mkdir(parents=True, exist_ok=True)
-    with steps("reading the ratings") as progress, tempfile.TemporaryDirectory(dir=home.folder.parent) as temporary:
+    with (
+        steps("reading the ratings") as progress,
+        tempfile.TemporaryDirectory(prefix=".filling-", dir=home.folder.parent) as temporary,
+    ):
+        staging = Path(temporary) / "demo"
+        staging.mkdir()
         dataset = read_atomic(data)
         log = action_log(dataset)
         bar = progress.add_task("filling the feature store", total=len(log.pin_ids) + 2 * len(log.user_ids))
-        asyncio.run(_fill(Path(temporary) / "features", log, home, lambda _, count: progress.advance(bar, count)))
-        (Path(temporary) / CATALOGUE).write_text(json.dumps(catalogue(dataset, log)))
+        asyncio.run(_fill(staging / "features", log, home, lambda _, count: progress.advance(bar, count)))
+        (staging / CATALOGUE).write_text(json.dumps(catalogue(dataset, log)))
         # For `pinrank load`: everyone, and the pins by falling popularity.
-        (Path(temporary) / "users.json").write_text(json.dumps(log.user_ids.tolist()))
+        (staging / "users.json").write_text(json.dumps(log.user_ids.tolist()))
         pins, counts = np.unique(dataset.pins, return_counts=True)
-        (Path(temporary) / "pins.json").write_text(json.dumps(pins[np.argsort(-counts, kind="stable")].tolist()))
-        Path(temporary).chmod(0o755)
-        Path(temporary).rename(home.folder)
-        Path(temporary).mkdir()  # what the context removes
+        (staging / "pins.json").write_text(json.dumps(pins[np.argsort(-counts, kind="stable")].tolist()))
+        staging.chmod(0o755)
+        if not home.folder.exists():  # another first start may have been quicker
+            staging.rename(home.folder)
     console.print(
         f"{len(log.user_ids):,} users, {len(log.pin_ids):,} pins, {len(dataset.users):,} actions: {home.store_url}",
         soft_wrap=True,
@@ -223,9 +229,11 @@ def running_server(home: Home, grpc_port: int, http_port: int) -> Iterator[tuple
                 event = _until_serving(process.stderr, log)
             copier = threading.Thread(target=log.writelines, args=(process.stderr,), daemon=True)
             copier.start()
-            yield event["grpc"], event["http"], process
-            process.terminate()
-            copier.join()
+            try:
+                yield event["grpc"], event["http"], process
+            finally:
+                process.terminate()
+                copier.join()  # ends with the server
         finally:
             process.terminate()
             process.wait()
@@ -242,8 +250,10 @@ def _until_serving(lines: IO[str], log: IO[str]) -> dict[str, str]:
         if event["event"] == "serving":
             return event
     reason = " ".join(said)
-    hint = "; choose others: make demo ARGS='--grpc-port 0 --http-port 0'" if "cannot listen" in reason else ""
-    raise DemoError(f"the server did not start: {reason[reason.find('error: ') + 7 :]}{hint}")
+    reason = reason[reason.find("error: ") + 7 :]
+    if "cannot listen" in reason:
+        reason = f"{reason.partition(';')[0]}; choose other ports: make demo ARGS='--grpc-port 0 --http-port 0'"
+    raise DemoError(f"the server did not start: {reason}")
 
 
 def show_rankings(home: Home, address: str) -> None:

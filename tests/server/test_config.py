@@ -42,11 +42,26 @@ def test_options_go_before_variables_and_variables_before_the_file(file, monkeyp
     assert load_config(file, {"grpc_port": 7000}).grpc_port == 7000
 
 
-@pytest.mark.parametrize(("name", "value"), [("PINRANK_GPRC_PORT", "1"), ("PINRANK_LABELS", "stable")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PINRANK_GPRC_PORT", "1"),
+        ("PINRANK_GRPC_PORT__X", "1"),
+        ("pinrank_gprc_port", "1"),
+        ("PINRANK_LABELS", "stable"),
+    ],
+)
 def test_misspelt_or_malformed_variable_is_fatal_and_named(file, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=name.removeprefix("PINRANK_").lower()):
+    with pytest.raises(ConfigError, match=f"(?i){name.removeprefix('PINRANK_')}"):
         load_config(file)
+
+
+def test_variables_that_kubernetes_sets_for_a_service_of_our_name_are_none_of_ours(file, monkeypatch):
+    monkeypatch.setenv("PINRANK_PORT", "tcp://127.0.0.1:50051")
+    monkeypatch.setenv("PINRANK_PORT_50051_TCP_ADDR", "127.0.0.1")
+    monkeypatch.setenv("PINRANK_SERVICE_HOST", "127.0.0.1")
+    assert load_config(file).grpc_port == 6000
 
 
 def test_utility_file_that_is_not_there_is_named(file):

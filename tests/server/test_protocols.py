@@ -6,6 +6,7 @@ import asyncio
 import urllib.error
 import urllib.request
 
+import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -101,3 +102,26 @@ async def test_bad_utility_and_damaged_bundle_are_fatal_and_named(start_server, 
     (copy / "tiny" / "versions" / "1" / "network.onnx").write_bytes(b"")
     with pytest.raises(BundleError, match=r"network.onnx: 0 bytes"):
         await start_server(model_store=copy)
+
+
+async def test_half_open_http_connection_is_closed_in_silence(server, monkeypatch, capfd):
+    monkeypatch.setattr("server.http._Quiet.timeout", 0.1)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.http_port)
+    writer.write(b"GET /metr")
+    async with asyncio.timeout(10):
+        await reader.read()  # until the server hangs up
+    writer.close()
+    assert await get(server, "/healthz") == (200, "serving\n")
+    output = capfd.readouterr()
+    assert "Traceback" not in output.err + output.out
+    assert "http_failed" not in output.err + output.out
+
+
+async def test_drain_does_not_wait_for_health_watchers(start_server):
+    server = await start_server(drain_s=600)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        async with asyncio.timeout(60):
+            await server.drain_and_close()
+        watch.cancel()
