@@ -94,13 +94,22 @@ def main(
             if not once:
                 serving = True
                 console.print("[bold]The server stays up; Ctrl-C stops it.[/]")
-                raise DemoError(f"the server ended with {process.wait()}; its log is {home.folder / LOG}")
+                raise DemoError(f"the server ended with {ended(process)}; its log is {home.folder / LOG}")
     except (ObtainError, DatasetError, RankCallError, DemoError, OSError) as error:
         Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
         console.print("\nstopped")
         raise typer.Exit(0 if serving else 130) from None
+
+
+def ended(process: subprocess.Popen[str]) -> int:
+    """Wait for the server to end; in turns, because a signal that comes just before a blocking wait would be lost."""
+    while True:
+        try:
+            return process.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            continue
 
 
 class DemoError(Exception):

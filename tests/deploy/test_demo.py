@@ -78,9 +78,11 @@ def test_demo_fills_the_store_ranks_and_explains_and_a_second_start_finds_it_fil
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_demo_stays_up_until_it_is_stopped_and_takes_its_server_along(cache, number):
-    with subprocess.Popen(command(), env=environment(cache), stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command(), env=environment(cache), stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         assert process.stdout is not None
-        watchdog = threading.Timer(90, process.kill)
+        watchdog = threading.Timer(90, os.killpg, (process.pid, signal.SIGKILL))
         watchdog.start()
         for line in process.stdout:
             if "Ctrl-C stops it" in line:
