@@ -106,7 +106,11 @@ def _learn(
     validation = examples_of("validation", replace(recipe.sampling, requests_max=recipe.validation_requests_max))
     report.note(f"{examples.batch.requests:,} requests with {examples.batch.rows:,} rows to learn from")
     sizes = NetworkConfig(
-        heads=len(heads), actions=len(ACTIONS), surfaces=len(SURFACES), scalars=len(SCALARS), sequence=recipe.sequence
+        heads=len(heads),
+        actions=len(ACTIONS),
+        surfaces=len(SURFACES),
+        scalars=len(SCALARS),
+        fusion="early" if recipe.sequence else "none",
     )
     with report.step("training") as progress:
         network, _ = train(

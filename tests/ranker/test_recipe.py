@@ -184,7 +184,7 @@ def test_heads_without_positives_are_dropped_and_said_so(tmp_path: Path, dataset
 
 def test_a_network_that_computes_something_else_is_refused(twin: Bundle) -> None:
     torch.manual_seed(0)
-    stranger = RankerNetwork(NetworkConfig(heads=4, actions=4, surfaces=2, scalars=4, sequence=False))
+    stranger = RankerNetwork(NetworkConfig(heads=4, actions=4, surfaces=2, scalars=4, fusion="none"))
     live = load_live(twin, NumpyEngine, streams=1)
     golden = decode_golden(twin.files["golden.npz"])
     batch = FeatureBatch.concat([live.assembler.assemble(g.fetched, g.surface) for g in golden])
