@@ -118,6 +118,16 @@ def export_onnx(network: RankerNetwork, sample: FeatureBatch, form: Form = "serv
     return _stripped(model)
 
 
+def export_encoder(network: RankerNetwork, sample: FeatureBatch) -> bytes:
+    """Export the published encoder alone, float32[N, W] as `logits`: what the serving form's is measured against."""
+    encoder = network.eval().encoder
+    if encoder is None:
+        raise ParityError("this network reads no sequence: it has no encoder to export")
+    arguments = {name: value for name, value in tensors(sample).items() if name in _ROLES.values()}
+    way = _Traced(network, lambda inputs: encoder(*(inputs[name] for name in _ROLES.values())))
+    return _stripped(_exported(way, arguments, sample))
+
+
 class _Traced(nn.Module):
     """A way through a module, from named tensors to one, as something that can be exported."""
 
@@ -213,13 +223,13 @@ def _exported(module: nn.Module, arguments: Mapping[str, Tensor], sample: Featur
 
 
 def check_parity(network: RankerNetwork, content: bytes, manifest: Manifest, batch: FeatureBatch) -> np.ndarray:
-    """Return the reference's logits, float32[N, H], once every engine agrees with PyTorch within `PARITY_TOLERANCE`.
+    """Return the reference's logits, float32[N, H], once every engine agrees with the published form in PyTorch.
 
     Raises:
         ParityError: which engine differs, and by how much.
     """
     with torch.inference_mode():
-        expected: np.ndarray = network.eval()(**tensors(batch)).numpy()
+        expected: np.ndarray = network.eval().published(**tensors(batch)).numpy()
     logits: dict[str, np.ndarray] = {}
     for name, factory in _ENGINES.items():
         engine = factory(content, manifest.specs, len(manifest.heads), 1)
