@@ -125,7 +125,8 @@ def _oracle(network: RankerNetwork, part: str, batch: FeatureBatch) -> np.ndarra
         double.load_state_dict(network.state_dict())
         given = {name: value.double() if value.is_floating_point() else value for name, value in tensors(batch).items()}
         if part == "ranker":
-            return np.asarray(double.published(**given))
+            logits: torch.Tensor = double.published(**given)
+            return np.asarray(logits)
         assert double.encoder is not None  # noqa: S101 - the published size has one
         names = ("sequence_actions", "sequence_embeddings", "pin_embedding", ROW_REQUEST)
         encoded: torch.Tensor = double.encoder(*(given[name] for name in names))

@@ -21,10 +21,10 @@ from ranker.encoder import Attention, CrossFusion, EarlyFusion, EncoderLayer, La
 #: Folded weights by name; a Linear is `NAME` and `NAME_bias`.
 Weights = Mapping[str, Tensor]
 
-#: Half the span of exponents that two factors of a product may use, by dtype: exp of twice that, summed over a
-#: sequence, stays finite, and exp of minus that, squared, stays above the smallest normal number.
-_HEADROOM = {torch.float64: 350.0}
-_HEADROOM_FLOAT32 = 36.0
+#: How far below the largest a score is told apart: a product of two such exponentials stays a normal number, so that
+#: neither a sum nor a gradient underflows. In float32 exp(-40) is a hundred-millionth of a rounding error.
+_SPREAD_MAX = {torch.float64: 350.0}
+_SPREAD_MAX_FLOAT32 = 40.0
 
 
 def fold_query_key(attention: Attention) -> tuple[Tensor, Tensor]:
@@ -84,7 +84,7 @@ def shared_scores(own: Tensor, present: Tensor, query_key: Tensor, bias: Tensor,
         rows: how many of the newest rows ask.
 
     Returns:
-        float[R, rows, L]: exp(score - the row's largest), scaled up by the headroom; 0 where nothing is present.
+        float[R, rows, L]: exp(score - the row's largest), 0 where nothing is present.
     """
     scores = torch.matmul(functional.linear(own[:, :rows], query_key, bias), own.transpose(1, 2))
     return _safe_exp(scores + absent_bias(present)) * present.unsqueeze(1)
@@ -245,13 +245,9 @@ def encode_cross(
 
 
 def _safe_exp(scores: Tensor) -> Tensor:
-    """Return exp(score - the row's largest), scaled up so that a product of two neither over- nor underflows.
-
-    A score further below the largest than twice the headroom counts as that far below.
-    """
-    headroom = _HEADROOM.get(scores.dtype, _HEADROOM_FLOAT32)
+    """Return exp(score - the row's largest); what is further below than the largest spread counts as that far."""
     below = scores - scores.amax(dim=-1, keepdim=True)
-    return torch.exp(below.clamp_min(-2 * headroom) + headroom)
+    return torch.exp(below.clamp_min(-_SPREAD_MAX.get(scores.dtype, _SPREAD_MAX_FLOAT32)))
 
 
 def _linear(inputs: Tensor, weights: Weights, name: str) -> Tensor:

@@ -36,7 +36,7 @@ constexpr int WIDTH = 4;
 constexpr int ROWS = 4;
 #endif
 constexpr int HALF_ROWS = ROWS / 2;
-constexpr float HEADROOM = 36.0f;  // as in ranker/serving_form.py
+constexpr float SPREAD_MAX = 40.0f;  // as in ranker/serving_form.py
 
 typedef float Vector __attribute__((vector_size(WIDTH * 4)));
 typedef float Unaligned __attribute__((vector_size(WIDTH * 4), aligned(4), may_alias));
@@ -160,7 +160,7 @@ void normalise(float* values, int rows, int width, int size, float epsilon, cons
   }
 }
 
-// Turn rows of scores into exp(score - the row's largest + headroom), 0 beyond `length`.
+// Turn rows of scores into exp(score - the row's largest), 0 beyond `length`.
 void exponentiate(float* scores, int rows, int stride, int length) {
   for (int i = 0; i < rows; i++) {
     float* row = scores + (size_t)i * stride;
@@ -170,7 +170,7 @@ void exponentiate(float* scores, int rows, int stride, int length) {
     float top = length < WIDTH ? *std::max_element(row, row + length) : largest(tops);
     for (; from < length; from++) top = std::max(top, row[from]);
     for (int c = 0; c < padded(length); c += WIDTH)
-      store(row + c, exponential(larger(load(row + c) - top, splat(-2 * HEADROOM)) + HEADROOM));
+      store(row + c, exponential(larger(load(row + c) - top, splat(-SPREAD_MAX))));
     std::fill(row + length, row + padded(length), 0.0f);
   }
 }
@@ -445,7 +445,7 @@ class Encoding {
 #pragma GCC unroll 16
         for (int v = 0; v < N; v++) {
           float* at = attention + (size_t)j * lanes + c + v * WIDTH;
-          const Vector weight = exponential(larger(load(at) - top[v], splat(-2 * HEADROOM)));
+          const Vector weight = exponential(larger(load(at) - top[v], splat(-80.0f)));
           total[v] += weight;
           store(at, weight * scales[j]);
         }
