@@ -25,8 +25,8 @@ from model_store.manifest import Calibration, Lineage, Manifest
 from ranker.contract import manifest_fields
 from ranker.embeddings import PinEmbeddings, encode_embeddings, space_of
 from ranker.errors import ParityError
+from ranker.minibatches import tensors
 from ranker.model import RankerNetwork
-from ranker.training import tensors
 
 PARITY_TOLERANCE = 1e-4
 OPSET = 20

@@ -37,7 +37,7 @@ def test_train_publishes_and_labels_and_evaluate_compares(tmp_path: Path, utilit
     data, store = write_atomic(tmp_path / "data", per_user=20), tmp_path / "models"
     code, output = run(
         "train", "--data", data, "--name", "toy", "--version", "4", "--utility", utility, "--store", store,
-        "--label", "canary", "--epochs", "1", "--no-sequence",
+        "--label", "canary", "--epochs", "1", "--variant", "base",
     )  # fmt: skip
     assert code == 0, output
     assert "toy@4: " in output
