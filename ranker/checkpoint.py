@@ -80,7 +80,7 @@ class CheckpointFolder:
         """Make the folder, and return the checkpoint to go on from.
 
         Raises:
-            CheckpointError: there is one, and nobody asked to resume.
+            CheckpointError: there is one, and nobody asked to resume; or it is empty.
         """
         self._plan.folder.mkdir(parents=True, exist_ok=True)
         if not self._path.exists():
@@ -89,7 +89,10 @@ class CheckpointFolder:
             raise CheckpointError(
                 f"{self._path} exists already; --resume {self._plan.folder} goes on from it, or name another folder"
             )
-        return self._path.read_bytes()
+        content = self._path.read_bytes()
+        if not content:
+            raise CheckpointError(f"the checkpoint cannot be read; delete it to start again ({self._path} is empty)")
+        return content
 
     def write(self, checkpoint: Checkpoint) -> None:
         """Replace the checkpoint; whoever is killed here leaves the old one or the new one, whole."""

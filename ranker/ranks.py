@@ -50,6 +50,8 @@ class Ranks:
             return content
         size = torch.tensor([len(content)], device=self.device)
         distributed.broadcast(size, 0)
+        if not int(size):
+            return b""
         received = torch.empty(int(size), dtype=torch.uint8, device=self.device)
         if self.leads:
             received.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
@@ -70,7 +72,7 @@ class Ranks:
         if self.world == 1:
             return network
         # The buffers are constants of the data; sending them before every step would buy nothing.
-        return DistributedDataParallel(network, broadcast_buffers=False)
+        return DistributedDataParallel(network, forward_sync_buffers=False)
 
     def _meet(self) -> None:
         # A barrier; `distributed.barrier` would have to be told the device.

@@ -71,7 +71,7 @@ def train(
         int,
         typer.Option(
             min=0,
-            help="Epochs without a better validation loss that are waited out; the best epoch's weights are kept.",
+            help="Epochs in a row without a better validation loss to wait out; the best weights are kept.",
             rich_help_panel=_LEARNING,
         ),
     ] = 1,

@@ -29,7 +29,7 @@ class TrainingConfig:
 
     seed: int = 7
     epochs: int = 4
-    #: Epochs without a better validation loss before training stops.
+    #: Epochs in a row without a better validation loss that are waited out; the next one stops training.
     patience: int = 1
     #: Of all ranks together.
     requests_per_batch: int = 48
