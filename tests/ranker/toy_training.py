@@ -83,11 +83,11 @@ def killed_in_fsync(times: int) -> None:
     """Kill this process when a file is being made durable for the n-th time."""
     real, left = os.fsync, [times]
 
-    def fsync(file: Any) -> None:
+    def fsync(fd: Any) -> None:
         left[0] -= 1
         if not left[0]:
             os.kill(os.getpid(), signal.SIGKILL)
-        real(file)
+        real(fd)
 
     os.fsync = fsync
 
