@@ -24,8 +24,8 @@ from kernels.fused_encoder import FusedEncoder, instruction_sets
 from kernels.fusion import inlined, parse, take_out_encoder
 from kernels.openvino_engine import OpenVinoEngine
 from ranker.export import export_encoder, export_onnx
+from ranker.minibatches import tensors
 from ranker.model import NetworkConfig, RankerNetwork
-from ranker.training import tensors
 
 CANDIDATES = (128, 512)
 LENGTH = 100
@@ -100,7 +100,8 @@ def _batch(candidates: int, seed: int, requests: int = 1) -> FeatureBatch:
 
     def unit(*shape: int) -> np.ndarray:
         drawn = rng.normal(size=shape)
-        return (drawn / np.linalg.norm(drawn, axis=-1, keepdims=True)).astype(np.float32)
+        normed: np.ndarray = drawn / np.linalg.norm(drawn, axis=-1, keepdims=True)
+        return normed.astype(np.float32)
 
     request = {
         "user_embedding": unit(requests, 32),
@@ -126,11 +127,11 @@ def _oracle(network: RankerNetwork, part: str, batch: FeatureBatch) -> np.ndarra
         given = {name: value.double() if value.is_floating_point() else value for name, value in tensors(batch).items()}
         if part == "ranker":
             logits: torch.Tensor = double.published(**given)
-            return np.asarray(logits)
+            return logits.numpy()
         assert double.encoder is not None  # noqa: S101 - the published size has one
         names = ("sequence_actions", "sequence_embeddings", "pin_embedding", ROW_REQUEST)
         encoded: torch.Tensor = double.encoder(*(given[name] for name in names))
-        return np.asarray(encoded)
+        return encoded.numpy()
 
 
 def _sides(network: RankerNetwork) -> list[Side]:

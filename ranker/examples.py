@@ -43,11 +43,14 @@ class Examples:
         batch: R requests, N rows.
         labels: float32[N, H], 1 where the candidate received the head's action.
         popularity: float32[N, H], how often the candidate had received it from anyone before its slice.
+        ages_s: float32[R, L], seconds from each action of the sequence to the request, +inf past the end. Never an
+            input of a network.
     """
 
     batch: FeatureBatch
     labels: np.ndarray
     popularity: np.ndarray
+    ages_s: np.ndarray
 
     def take(self, requests: np.ndarray) -> Examples:
         """Return the requests at these positions, in the order given."""
@@ -60,7 +63,7 @@ class Examples:
             {name: tensor[rows] for name, tensor in self.batch.candidate.items()},
             np.concatenate([[0], stops]).astype(np.int32),
         )
-        return Examples(batch, self.labels[rows], self.popularity[rows])
+        return Examples(batch, self.labels[rows], self.popularity[rows], self.ages_s[requests])
 
 
 class ExampleBuilder:
@@ -87,14 +90,16 @@ class ExampleBuilder:
         """
         slices = part_slices(self._log, self._split, part)
         share = self._kept_share(slices)
-        built: list[tuple[FeatureBatch, np.ndarray, np.ndarray]] = []
+        built: list[tuple[FeatureBatch, np.ndarray, np.ndarray, np.ndarray]] = []
         for done, span in enumerate(slices, start=1):
             built += self._build_slice(span, part, share)
             progress(done, len(slices))
         if not built:
             raise DatasetError(f"the {part} part of the data holds no request; give more data or another split")
-        batches, labels, popularity = zip(*built, strict=True)
-        return Examples(FeatureBatch.concat(batches), np.concatenate(labels), np.concatenate(popularity))
+        batches, labels, popularity, ages_s = zip(*built, strict=True)
+        return Examples(
+            FeatureBatch.concat(batches), np.concatenate(labels), np.concatenate(popularity), np.stack(ages_s)
+        )
 
     def _kept_share(self, slices: Sequence[Slice]) -> float:
         if self._sampling.requests_max is None:
@@ -103,7 +108,9 @@ class ExampleBuilder:
         total = sum(len(slice_requests(self._log, span, 0, rng)) for span in slices)
         return min(1.0, self._sampling.requests_max / max(1, total))
 
-    def _build_slice(self, span: Slice, part: Part, share: float) -> list[tuple[FeatureBatch, np.ndarray, np.ndarray]]:
+    def _build_slice(
+        self, span: Slice, part: Part, share: float
+    ) -> list[tuple[FeatureBatch, np.ndarray, np.ndarray, np.ndarray]]:
         log = self._log
         # Each slice draws from its own generator, so that what is drawn here cannot depend on another slice's events.
         rng = np.random.default_rng([self._seed, span.number])
@@ -118,7 +125,7 @@ class ExampleBuilder:
 
     def _build_request(
         self, request: Request, snapshot: _Snapshot, part: Part, rng: np.random.Generator
-    ) -> tuple[FeatureBatch, np.ndarray, np.ndarray]:
+    ) -> tuple[FeatureBatch, np.ndarray, np.ndarray, np.ndarray]:
         log = self._log
         acted, at = np.unique(log.pin[request.chosen], return_inverse=True)
         wanted = self._sampling.negatives if part == "train" else self._sampling.candidates - len(acted)
@@ -129,7 +136,12 @@ class ExampleBuilder:
         order = rng.permutation(len(candidates))
         fetched = self.fetched(request, candidates[order], snapshot.pins, snapshot.users)
         batch = self._assembler.assemble(fetched, request.surface)
-        return batch, labels[order], snapshot.popularity[candidates[order]]
+        return batch, labels[order], snapshot.popularity[candidates[order]], self._ages_s(request)
+
+    def _ages_s(self, request: Request) -> np.ndarray:
+        ages_s = np.full(self._manifest.sequence_length, np.inf, np.float32)
+        ages_s[: len(request.history)] = (request.time_ms - self._log.time_ms[request.history]) / 1_000
+        return ages_s
 
     def fetched(self, request: Request, candidates: np.ndarray, pins: Rows, users: Rows) -> Fetched:
         """Return what a fetch at the time of the request would have found.

@@ -29,9 +29,9 @@ from ranker.contract import manifest_fields
 from ranker.embeddings import PinEmbeddings, encode_embeddings, space_of
 from ranker.encoder import EPSILON, EarlyFusion
 from ranker.errors import ParityError
+from ranker.minibatches import tensors
 from ranker.model import RankerNetwork
 from ranker.serving_form import early_readout, fold_early
-from ranker.training import tensors
 
 PARITY_TOLERANCE = 1e-4
 OPSET = 20

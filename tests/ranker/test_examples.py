@@ -116,7 +116,7 @@ def test_the_future_moves_no_tensor(log: ActionLog) -> None:
     def first_slice(history: ActionLog) -> list[dict[str, np.ndarray]]:
         builder = ExampleBuilder(history, embeddings, MANIFEST, only_first, Sampling(negatives=0), seed=5)
         built = builder._build_slice(first, "train", 1.0)
-        return [{**batch.request, **batch.candidate, "labels": labels} for batch, labels, _ in built]
+        return [{**batch.request, **batch.candidate, "labels": labels} for batch, labels, _, _ in built]
 
     before, after = first_slice(log), first_slice(changed)
     assert len(before) == len(after) > 10
@@ -142,7 +142,7 @@ def test_what_a_request_led_to_shows_in_its_labels_only(log: ActionLog) -> None:
     changed.action[last_events] = ACTIONS.index("hide")
     ours, theirs = (b._build_slice(first, "train", 1.0) for b in builders)
     moved = 0
-    for (batch, labels, _), (other, other_labels, _) in zip(ours, theirs, strict=True):
+    for (batch, labels, _, _), (other, other_labels, _, _) in zip(ours, theirs, strict=True):
         moved += not np.array_equal(labels, other_labels)
         for side in ("request", "candidate"):
             for name, tensor in getattr(batch, side).items():

@@ -30,7 +30,7 @@ from ranker.export import check_parity
 from ranker.model import NetworkConfig, RankerNetwork
 from ranker.recipe import Progress, Recipe, make_bundle
 from ranker.requests import Split
-from ranker.training import TrainingConfig
+from ranker.training_contract import TrainingConfig
 from tests.ranker.interactions import write_atomic
 
 UTILITY = b'[surfaces.home]\nweights = { pinner = 1.0 }\n[surfaces.home.utilities]\npinner = "save"\n'
@@ -43,7 +43,10 @@ RECIPE = Recipe(
     utility_toml=UTILITY,
     split=SPLIT,
     sampling=Sampling(negatives=12, candidates=30),
-    training=TrainingConfig(seed=11, epochs=4, patience=4, requests_per_batch=16, learning_rate=5e-3),
+    # A toy user acts for an hour; most of it must stay visible.
+    training=TrainingConfig(
+        seed=11, epochs=4, patience=4, requests_per_batch=16, learning_rate=3e-3, time_window_h_max=0.2
+    ),
 )
 
 
@@ -54,7 +57,7 @@ class Notes:
     @contextmanager
     def step(self, what: str) -> Iterator[Progress]:
         self.notes.append(what)
-        yield lambda _done, _total: None
+        yield lambda _done, _total, _detail="", /: None
 
     def note(self, message: str) -> None:
         self.notes.append(message)
@@ -78,7 +81,7 @@ def full(tmp_path_factory: pytest.TempPathFactory, dataset: AtomicDataset) -> Bu
 @pytest.fixture(scope="module")
 def twin(tmp_path_factory: pytest.TempPathFactory, dataset: AtomicDataset) -> Bundle:
     """The same without a sequence."""
-    return make_bundle(tmp_path_factory.mktemp("twin") / "bundle", dataset, replace(RECIPE, sequence=False), Notes())
+    return make_bundle(tmp_path_factory.mktemp("twin") / "bundle", dataset, replace(RECIPE, variant="base"), Notes())
 
 
 @pytest.fixture(params=["full", "twin"])
@@ -124,7 +127,7 @@ def test_golden_requests_are_invented_and_reach_every_path(full: Bundle, dataset
 
 
 def test_the_same_seed_makes_the_same_bundle(tmp_path: Path, dataset: AtomicDataset, twin: Bundle) -> None:
-    again = make_bundle(tmp_path / "again", dataset, replace(RECIPE, sequence=False), Notes())
+    again = make_bundle(tmp_path / "again", dataset, replace(RECIPE, variant="base"), Notes())
     assert again.digest == twin.digest
 
 
@@ -176,7 +179,7 @@ def test_a_bundle_without_embeddings_cannot_be_evaluated(full: Bundle, log: Acti
 def test_heads_without_positives_are_dropped_and_said_so(tmp_path: Path, dataset: AtomicDataset) -> None:
     unrated = replace(dataset, rating=None)
     notes = Notes()
-    recipe = replace(RECIPE, sequence=False, training=replace(RECIPE.training, epochs=1))
+    recipe = replace(RECIPE, variant="base", training=replace(RECIPE.training, epochs=1))
     bundle = make_bundle(tmp_path / "bundle", unrated, recipe, notes)
     assert [head.name for head in bundle.manifest.heads] == ["closeup"]
     assert "no interaction is a save: the model gets no such head" in notes.notes
