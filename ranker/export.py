@@ -22,6 +22,7 @@ from model_store.bundle import EMBEDDINGS, GOLDEN, NETWORK, UTILITY, write_bundl
 from model_store.golden import GoldenRequest, encode_golden
 from model_store.live import calibrate
 from model_store.manifest import Calibration, Lineage, Manifest
+from ranker.actions import ActionSchema
 from ranker.contract import manifest_fields
 from ranker.embeddings import PinEmbeddings, encode_embeddings, space_of
 from ranker.errors import ParityError
@@ -41,6 +42,7 @@ class BundleParts:
     name: str
     version: int
     dataset: str
+    schema: ActionSchema
     heads: Sequence[str]
     calibrations: Sequence[Calibration]
     lineage: Lineage
@@ -54,6 +56,7 @@ class BundleParts:
             self.name,
             self.version,
             space_of(self.dataset),
+            self.schema,
             self.heads,
             self.lineage,
             sequence=sequence,

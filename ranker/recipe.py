@@ -13,15 +13,15 @@ from typing import Protocol
 from kernels.openvino_engine import OpenVinoEngine
 from model_store.bundle import Bundle, read_bundle
 from model_store.manifest import Calibration, Lineage
-from ranker.actions import ACTIONS, HEADS, ActionLog, Thresholds, action_log
+from ranker.actions import ActionLog, action_log
 from ranker.atomic import AtomicDataset
 from ranker.calibration import fit_calibration
-from ranker.contract import SCALARS, draft_manifest
+from ranker.contract import draft_manifest
 from ranker.embeddings import PinEmbeddings, space_of, svd_embeddings
 from ranker.evaluation import evaluate
 from ranker.examples import ExampleBuilder, Examples, Sampling
 from ranker.export import BundleParts, export_bundle
-from ranker.features import SURFACES
+from ranker.features import SURFACES, scalar_names
 from ranker.golden import golden_inputs
 from ranker.model import NetworkConfig, RankerNetwork
 from ranker.requests import Part, Split, producer_until_ms
@@ -52,7 +52,6 @@ class Recipe:
     utility_toml: bytes
     sequence: bool = True
     parent: str | None = None
-    thresholds: Thresholds = field(default_factory=Thresholds)
     split: Split = field(default_factory=Split)
     sampling: Sampling = field(default_factory=Sampling)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -68,8 +67,8 @@ def make_bundle(folder: Path, dataset: AtomicDataset, recipe: Recipe, report: Re
         DatasetError: the data holds too little to learn from.
         ParityError: an engine does not compute what was trained.
     """
-    log = action_log(dataset, recipe.thresholds)
-    for head in HEADS:
+    log = action_log(dataset)
+    for head in log.schema.heads:
         if head not in log.heads:
             report.note(f"no interaction is a {head}: the model gets no such head")
     with report.step("embeddings"):
@@ -95,7 +94,7 @@ def _learn(
 ) -> tuple[RankerNetwork, list[Calibration]]:
     """Train a network, and calibrate its heads on the validation part."""
     heads = log.heads
-    draft = draft_manifest(recipe.name, space_of(recipe.dataset), heads, sequence=recipe.sequence)
+    draft = draft_manifest(recipe.name, space_of(recipe.dataset), log.schema, heads, sequence=recipe.sequence)
 
     def examples_of(part: Part, sampling: Sampling) -> Examples:
         with report.step(f"{part} examples") as progress:
@@ -106,7 +105,11 @@ def _learn(
     validation = examples_of("validation", replace(recipe.sampling, requests_max=recipe.validation_requests_max))
     report.note(f"{examples.batch.requests:,} requests with {examples.batch.rows:,} rows to learn from")
     sizes = NetworkConfig(
-        heads=len(heads), actions=len(ACTIONS), surfaces=len(SURFACES), scalars=len(SCALARS), sequence=recipe.sequence
+        heads=len(heads),
+        actions=len(log.schema.actions),
+        surfaces=len(SURFACES),
+        scalars=len(scalar_names(log.schema)),
+        sequence=recipe.sequence,
     )
     with report.step("training") as progress:
         network, _ = train(
@@ -125,11 +128,12 @@ def _bundle_parts(
 ) -> BundleParts:
     """Gather what stands in the bundle beside the network; its metrics are not known yet."""
     seed = recipe.training.seed
-    draft = draft_manifest(recipe.name, space_of(recipe.dataset), log.heads, sequence=recipe.sequence)
+    draft = draft_manifest(recipe.name, space_of(recipe.dataset), log.schema, log.heads, sequence=recipe.sequence)
     return BundleParts(
         name=recipe.name,
         version=recipe.version,
         dataset=recipe.dataset,
+        schema=log.schema,
         heads=log.heads,
         calibrations=calibrations,
         lineage=Lineage(
