@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from ranker.console import ConsoleReporter, DataOption, explained, fail, read_dataset
+from ranker.console import ActionsOption, ConsoleReporter, DataOption, explained, fail, read_dataset
 from ranker.train_cli import train
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def evaluate(
     versions: Annotated[list[int] | None, typer.Option("--version", help="A version; may be repeated.")] = None,
     labels: Annotated[list[str] | None, typer.Option("--label", help="A label; may be repeated.")] = None,
     data: DataOption = "ml-1m",
+    actions: ActionsOption = None,
     requests_max: Annotated[int, typer.Option(min=1, help="At most about so many test requests.")] = 3_000,
     seed: Annotated[int, typer.Option(help="Of the drawn candidates.")] = 7,
     engine: Annotated[str, typer.Option(help="The runtime to score with: openvino or numpy.")] = "openvino",
@@ -55,7 +56,7 @@ def evaluate(
             fail(str(error))
         bundles = _chosen(FolderStore(store), model, versions or [], labels or [])
         reporter = ConsoleReporter(Console(stderr=True))
-        log = action_log(read_dataset(data, reporter))
+        log = action_log(read_dataset(data, actions, reporter))
         with reporter.step("scoring") as progress:
             evaluation = evaluate_bundles(
                 bundles,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -33,6 +34,15 @@ DataOption = Annotated[
         rich_help_panel="Data",
     ),
 ]
+ActionsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--actions",
+        help="Which interactions are which actions (TOML). Default: the data folder's actions.toml; without one, a "
+        "rating column gives saves, likes, hides and closeups.",
+        rich_help_panel="Data",
+    ),
+]
 #: Which extra brings a module that a serving install lacks.
 _EXTRAS = {
     "pyarrow": "data",
@@ -46,7 +56,7 @@ _EXTRAS = {
 
 
 def fail(message: str) -> NoReturn:
-    Console(stderr=True).print(f"[bold red]error:[/] {message}", highlight=False)
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(message)}", highlight=False)
     raise typer.Exit(1)
 
 
@@ -63,22 +73,25 @@ def explained() -> Iterator[None]:
         missing = (error.name or "").split(".")[0]
         if missing not in _EXTRAS:
             raise
-        fail(f"this needs {missing}, which is not installed: pip install 'pinrank\\[{_EXTRAS[missing]}]'")
+        fail(f"this needs {missing}, which is not installed: pip install 'pinrank[{_EXTRAS[missing]}]'")
     except (RankerError, BundleError, ModelStoreError, OSError) as error:
         fail(str(error))
 
 
-def read_dataset(data: str, reporter: ConsoleReporter) -> AtomicDataset:
+def read_dataset(data: str, actions: Path | None, reporter: ConsoleReporter) -> AtomicDataset:
+    """Read what `--data` and `--actions` name; MovieLens-1M is fetched on first use."""
     from ranker import movielens  # noqa: PLC0415
     from ranker.atomic import read_atomic  # noqa: PLC0415
+    from ranker.schema import read_schema  # noqa: PLC0415
 
+    schema = None if actions is None else read_schema(actions)
     folder = Path(data)
     if data == movielens.NAME and not folder.is_dir():
         reporter.note(movielens.LICENCE.strip())
         with reporter.step("MovieLens-1M"):
             folder = movielens.obtain(movielens.default_cache_dir())
     with reporter.step("reading"):
-        return read_atomic(folder)
+        return read_atomic(folder, schema)
 
 
 class ConsoleReporter:

@@ -25,6 +25,7 @@ from model_store.bundle import EMBEDDINGS, GOLDEN, NETWORK, UTILITY, write_bundl
 from model_store.golden import GoldenRequest, encode_golden
 from model_store.live import calibrate
 from model_store.manifest import Calibration, Lineage, Manifest
+from ranker.actions import ActionSchema
 from ranker.contract import manifest_fields
 from ranker.embeddings import PinEmbeddings, encode_embeddings, space_of
 from ranker.encoder import EPSILON, EarlyFusion
@@ -53,6 +54,7 @@ class BundleParts:
     name: str
     version: int
     dataset: str
+    schema: ActionSchema
     heads: Sequence[str]
     calibrations: Sequence[Calibration]
     lineage: Lineage
@@ -66,6 +68,7 @@ class BundleParts:
             self.name,
             self.version,
             space_of(self.dataset),
+            self.schema,
             self.heads,
             self.lineage,
             sequence=sequence,

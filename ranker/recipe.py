@@ -13,18 +13,19 @@ from typing import Any, Protocol
 from kernels.openvino_engine import OpenVinoEngine
 from model_store.bundle import Bundle, read_bundle
 from model_store.manifest import Calibration, Lineage
-from ranker.actions import ACTIONS, HEADS, ActionLog, Thresholds, action_log
+from ranker.actions import ActionLog, action_log
 from ranker.atomic import AtomicDataset
 from ranker.calibration import fit_calibration
-from ranker.contract import SCALARS, draft_manifest
+from ranker.contract import draft_manifest
 from ranker.embeddings import PinEmbeddings, space_of, svd_embeddings
 from ranker.evaluation import evaluate
 from ranker.examples import ExampleBuilder, Examples, Sampling
 from ranker.export import BundleParts, export_bundle
-from ranker.features import SURFACES
+from ranker.features import SURFACES, scalar_names
 from ranker.golden import golden_inputs
 from ranker.model import NetworkConfig, RankerNetwork
 from ranker.requests import Part, Split, producer_until_ms
+from ranker.schema import ActionSchema
 from ranker.time_window import hidden_share
 from ranker.training import predict, train
 from ranker.training_contract import Epoch, Execution, Step, TrainingConfig
@@ -65,7 +66,6 @@ class Recipe:
     #: Fields of `NetworkConfig` that differ from the variant's.
     sizes: Mapping[str, Any] = field(default_factory=dict)
     parent: str | None = None
-    thresholds: Thresholds = field(default_factory=Thresholds)
     split: Split = field(default_factory=Split)
     sampling: Sampling = field(default_factory=Sampling)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -73,11 +73,15 @@ class Recipe:
     validation_requests_max: int = 2_000
     test_requests_max: int = 2_000
 
-    def network_config(self, heads: Sequence[str]) -> NetworkConfig:
+    def network_config(self, schema: ActionSchema, heads: Sequence[str]) -> NetworkConfig:
         """Return the network's sizes. Raises SettingError for a variant that there is not."""
         sizes = {**network_overrides(self.variant), **self.sizes}
         return NetworkConfig(
-            heads=len(heads), actions=len(ACTIONS), surfaces=len(SURFACES), scalars=len(SCALARS), **sizes
+            heads=len(heads),
+            actions=len(schema.actions),
+            surfaces=len(SURFACES),
+            scalars=len(scalar_names(schema)),
+            **sizes,
         )
 
     def described(self) -> dict[str, str]:
@@ -106,8 +110,8 @@ def make_bundle(
         DivergedError: the loss is no number any more.
         ParityError: an engine does not compute what was trained.
     """
-    log = action_log(dataset, recipe.thresholds)
-    for head in HEADS:
+    log = action_log(dataset)
+    for head in log.schema.heads:
         if head not in log.heads:
             report.note(f"no interaction is a {head}: the model gets no such head")
     embeddings = _embed(log, recipe, report)
@@ -134,7 +138,7 @@ def assist(dataset: AtomicDataset, recipe: Recipe, report: Reporter, execution: 
 
     Every rank prepares the examples for itself: that takes each of them as long as it would take one, and no transport.
     """
-    log = action_log(dataset, recipe.thresholds)
+    log = action_log(dataset)
     _learn(log, _embed(log, recipe, report), recipe, report, execution)
 
 
@@ -149,8 +153,8 @@ def _learn(
     """Train a network; return it and the validation part that it was stopped by."""
     heads = log.heads
     recipe.training.weights_of(heads)  # a name that is not there shows before the work
-    sizes = recipe.network_config(heads)
-    draft = draft_manifest(recipe.name, space_of(recipe.dataset), heads, sequence=sizes.sequence)
+    sizes = recipe.network_config(log.schema, heads)
+    draft = draft_manifest(recipe.name, space_of(recipe.dataset), log.schema, heads, sequence=sizes.sequence)
 
     def examples_of(part: Part, sampling: Sampling) -> Examples:
         with report.step(f"{part} examples") as progress:
@@ -199,12 +203,13 @@ def _bundle_parts(
 ) -> BundleParts:
     """Gather what stands in the bundle beside the network; its metrics are not known yet."""
     seed = recipe.training.seed
-    sequence = recipe.network_config(log.heads).sequence
-    draft = draft_manifest(recipe.name, space_of(recipe.dataset), log.heads, sequence=sequence)
+    sequence = recipe.network_config(log.schema, log.heads).sequence
+    draft = draft_manifest(recipe.name, space_of(recipe.dataset), log.schema, log.heads, sequence=sequence)
     return BundleParts(
         name=recipe.name,
         version=recipe.version,
         dataset=recipe.dataset,
+        schema=log.schema,
         heads=log.heads,
         calibrations=calibrations,
         lineage=Lineage(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from ranker.console import ConsoleReporter, DataOption, explained, fail, read_dataset
+from ranker.console import ActionsOption, ConsoleReporter, DataOption, explained, fail, read_dataset
 from ranker.errors import SettingError
 from ranker.variants import VARIANTS, parse_sizes
 
@@ -42,9 +42,7 @@ def train(
         Path | None, typer.Option(help="Write the bundle into this new folder.", rich_help_panel=_BUNDLE)
     ] = None,
     data: DataOption = "ml-1m",
-    save_at: Annotated[float, typer.Option(help="Ratings from here on are saves.", rich_help_panel=_DATA)] = 5.0,
-    like_at: Annotated[float, typer.Option(help="Ratings from here on are likes.", rich_help_panel=_DATA)] = 4.0,
-    hide_at: Annotated[float, typer.Option(help="Ratings up to here are hides.", rich_help_panel=_DATA)] = 2.0,
+    actions: ActionsOption = None,
     requests_max: Annotated[
         int | None,
         typer.Option(
@@ -168,7 +166,6 @@ def train(
     if resume is not None and checkpoints is not None:
         fail("--resume DIR keeps checkpoints in DIR itself; leave --checkpoints away")
     with explained():
-        from ranker.actions import Thresholds  # noqa: PLC0415
         from ranker.examples import Sampling  # noqa: PLC0415
         from ranker.ranks import joined  # noqa: PLC0415
         from ranker.recipe import Recipe, assist, make_bundle  # noqa: PLC0415
@@ -183,7 +180,6 @@ def train(
             utility_toml=utility.read_bytes(),
             variant=variant,
             sizes=parse_sizes(size or []),
-            thresholds=Thresholds(save_at, like_at, hide_at),
             sampling=Sampling(requests_max=requests_max),
             training=TrainingConfig(
                 seed=seed,
@@ -203,12 +199,12 @@ def train(
             reporter = ConsoleReporter(Console(stderr=True, quiet=not ranks.leads))
             if not ranks.leads:
                 with ranks.leader_first():
-                    dataset = read_dataset(data, reporter)
+                    dataset = read_dataset(data, actions, reporter)
                 assist(dataset, recipe, reporter, Execution(ranks, plan, threads=threads))
                 return
             with tracked(tensorboard, mlflow, name, recipe.described(), reporter.note) as trackers:
                 with ranks.leader_first():
-                    dataset = read_dataset(data, reporter)
+                    dataset = read_dataset(data, actions, reporter)
                 execution = Execution(ranks, plan, trackers, threads)
                 with tempfile.TemporaryDirectory() as temporary:
                     folder = out or Path(temporary) / "bundle"

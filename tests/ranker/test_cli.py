@@ -61,7 +61,6 @@ def test_train_publishes_and_labels_and_evaluate_compares(tmp_path: Path, utilit
         (["--out", "new", "--label", "stable"], "--label needs --store DIR"),
         (["--out", "."], ". exists already; name a new folder"),
         (["--out", "new", "--data", "nowhere"], "no dataset folder at nowhere; it must hold NAME.inter"),
-        (["--out", "new", "--hide-at", "5"], "thresholds must rise: hide_at (5) < like_at (4)"),
         (["--out", "new", "--resume", "a", "--checkpoints", "b"], "--resume DIR keeps checkpoints in DIR itself"),
         (["--out", "new", "--head-weight", "save"], "--head-weight save: write HEAD=WEIGHT, e.g. save=4"),
         (
@@ -73,6 +72,7 @@ def test_train_publishes_and_labels_and_evaluate_compares(tmp_path: Path, utilit
         (["--out", "new", "--precision", "fp8"], "no precision 'fp8'; there are auto, fp32, bf16"),
         (["--out", "new", "--device", "tpu"], "no device 'tpu'; there are auto, cpu and cuda"),
         (["--out", "new", "--learning-rate", "0"], "learning_rate cannot be 0.0"),
+        (["--out", "new", "--actions", "lost.toml"], "cannot read the actions: [Errno 2] No such file"),
     ],
 )
 def test_train_refuses_what_cannot_work_and_says_why(

@@ -19,7 +19,7 @@ from model_store.bundle import EMBEDDINGS, Bundle, BundleError
 from model_store.golden import decode_golden
 from model_store.live import load_live
 from ranker import export
-from ranker.actions import ActionLog, action_log
+from ranker.actions import RATINGS, ActionLog, action_log
 from ranker.atomic import AtomicDataset, read_atomic
 from ranker.contract import draft_manifest
 from ranker.embeddings import decode_embeddings, space_of
@@ -110,14 +110,14 @@ def test_the_manifest_says_where_the_model_comes_from(full: Bundle, twin: Bundle
     assert {"hit_at_3_save", "auc_hide", "ece_closeup"} <= set(lineage.metrics)
     assert [head.name for head in full.manifest.heads] == ["save", "like", "hide", "closeup"]
     assert [(s.name, s.query) for s in full.manifest.surfaces] == [("home", False), ("related", True)]
-    assert (full.manifest.sequence_length, twin.manifest.sequence_length) == (64, 0)
+    assert (full.manifest.sequence_length, twin.manifest.sequence_length) == (100, 0)
     assert twin.manifest.sequence is None
     assert full.manifest.groups == twin.manifest.groups
 
 
 def test_golden_requests_are_invented_and_reach_every_path(full: Bundle, dataset: AtomicDataset) -> None:
     golden = decode_golden(full.files["golden.npz"])
-    assert {len(g.fetched.events) for g in golden} >= {0, 64}
+    assert {len(g.fetched.events) for g in golden} >= {0, 100}
     assert {g.surface for g in golden} == {"home", "related"}
     assert any(g.fetched.user_missing() for g in golden)
     assert all(g.fetched.pins_missing() for g in golden)
@@ -162,7 +162,7 @@ def test_what_was_learned_beats_popularity_on_the_test_period(full: Bundle, log:
 
 
 def test_popularity_is_counted_before_the_slice_only(log: ActionLog, full: Bundle) -> None:
-    manifest = draft_manifest("toy", space_of("toy"), ["save"], sequence=False)
+    manifest = draft_manifest("toy", space_of("toy"), RATINGS, ["save"], sequence=False)
     embeddings = decode_embeddings(full.files[EMBEDDINGS])
     sampling = Sampling(candidates=len(log.pin_ids))
     examples = ExampleBuilder(log, embeddings, manifest, Split(test_slices=1), sampling, 1).build("test")
@@ -177,17 +177,18 @@ def test_a_bundle_without_embeddings_cannot_be_evaluated(full: Bundle, log: Acti
 
 
 def test_heads_without_positives_are_dropped_and_said_so(tmp_path: Path, dataset: AtomicDataset) -> None:
-    unrated = replace(dataset, rating=None)
+    unsaved = np.flatnonzero(~dataset.labels[:, RATINGS.position("save")])
+    columns = {name: getattr(dataset, name)[unsaved] for name in ("users", "pins", "time_ms", "labels")}
     notes = Notes()
     recipe = replace(RECIPE, variant="base", training=replace(RECIPE.training, epochs=1))
-    bundle = make_bundle(tmp_path / "bundle", unrated, recipe, notes)
-    assert [head.name for head in bundle.manifest.heads] == ["closeup"]
+    bundle = make_bundle(tmp_path / "bundle", replace(dataset, **columns), recipe, notes)
+    assert [head.name for head in bundle.manifest.heads] == ["like", "hide", "closeup"]
     assert "no interaction is a save: the model gets no such head" in notes.notes
 
 
 def test_a_network_that_computes_something_else_is_refused(twin: Bundle) -> None:
     torch.manual_seed(0)
-    stranger = RankerNetwork(NetworkConfig(heads=4, actions=4, surfaces=2, scalars=4, fusion="none"))
+    stranger = RankerNetwork(NetworkConfig(heads=4, actions=4, surfaces=2, scalars=5, fusion="none"))
     live = load_live(twin, NumpyEngine, streams=1)
     golden = decode_golden(twin.files["golden.npz"])
     batch = FeatureBatch.concat([live.assembler.assemble(g.fetched, g.surface) for g in golden])

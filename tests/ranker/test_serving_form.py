@@ -163,7 +163,7 @@ def test_without_any_action_the_readout_is_zero(fusion) -> None:
 
 
 def test_scores_hundreds_apart_stay_exact_in_float64() -> None:
-    encoder = shaken(EarlyFusion(Sizes()).double(), 2, scale=4.0)
+    encoder = shaken(EarlyFusion(Sizes()).double(), 2, scale=3.0)
     inputs = batch(Sizes(), (100, 3), 100, rows=5)
     own, _ = encoder.tokens(*inputs[:2])
     weight, bias = fold_query_key(encoder.layers[0].attention)  # type: ignore[arg-type]
