@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from ranker import data_cli
 from ranker.console import ActionsOption, DataOption, fail
 from ranker.console import ConsoleReporter as _ConsoleReporter
 from ranker.console import explained as _explained
@@ -28,6 +29,7 @@ def register(app: typer.Typer) -> None:
     """Add this folder's commands to the `pinrank` command."""
     app.command()(train)
     app.command()(evaluate)
+    data_cli.register(app)
 
 
 def train(
