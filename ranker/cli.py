@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from ranker import data_cli
 from ranker.console import ActionsOption, ConsoleReporter, DataOption, explained, fail, read_dataset
 from ranker.train_cli import train
 
@@ -21,6 +22,7 @@ def register(app: typer.Typer) -> None:
     """Add this folder's commands to the `pinrank` command."""
     app.command()(train)
     app.command()(evaluate)
+    data_cli.register(app)
 
 
 def evaluate(
