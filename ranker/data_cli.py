@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,6 +25,8 @@ def register(app: typer.Typer) -> None:
     """Add `pinrank data` to the `pinrank` command."""
     group = typer.Typer(no_args_is_help=True, help="Get datasets into shape, and see what training would see.")
     group.command()(check)
+    group.command()(fill)
+    group.command()(ids)
     group.command()(deskdrop)
     group.command()(kuairand)
     group.command(name="ml-1m")(ml_1m)
@@ -92,6 +95,64 @@ def check(
     _show(console, dataset.name, found)
     if any(problem.kind == "error" for problem in found.problems):
         raise typer.Exit(1)
+
+
+def fill(
+    folder: Annotated[str, typer.Argument(help="A folder of RecBole atomic files, or ml-1m.")],
+    store: Annotated[Path, typer.Option("--store", help="The model store's folder.")],
+    model: Annotated[str, typer.Option(help="Name of the model whose features to write.")],
+    feature_store: Annotated[str, typer.Option(help="Where to: lmdb:///FOLDER or redis://HOST:PORT/0.")],
+    label: Annotated[str, typer.Option(help="Label of the version.")] = "stable",
+    actions: ActionsOption = None,
+) -> None:
+    """Write every pin, user and action sequence of a dataset into a feature store, as a model's version reads them.
+
+    Example: [bold]pinrank data fill my-data --store models --model mine --feature-store lmdb:///var/lib/features[/]
+    """
+    with explained():
+        from feature_client.opening import open_store, redacted  # noqa: PLC0415
+        from feature_client.store import StoreError  # noqa: PLC0415
+        from model_store.bundle import EMBEDDINGS  # noqa: PLC0415
+        from model_store.store import FolderStore  # noqa: PLC0415
+        from ranker.actions import action_log  # noqa: PLC0415
+        from ranker.embeddings import decode_embeddings  # noqa: PLC0415
+        from ranker.features import Groups, fill_store  # noqa: PLC0415
+
+        models = FolderStore(store)
+        bundle = models.read(model, models.resolve(model, label))
+        if EMBEDDINGS not in bundle.files:
+            fail(f"{bundle.manifest.ref} carries no {EMBEDDINGS}, so its features cannot be built; train it anew")
+        log = action_log(read_dataset(folder, actions, ConsoleReporter(Console(stderr=True))))
+
+        async def write() -> dict[str, int]:
+            target = open_store(feature_store)
+            await target.start()
+            try:
+                embeddings = decode_embeddings(bundle.files[EMBEDDINGS])
+                return await fill_store(target, log, embeddings, Groups.served_by(bundle.manifest))
+            finally:
+                await target.close()
+
+        try:
+            written = asyncio.run(write())
+        except StoreError as error:
+            fail(str(error))
+    counts = ", ".join(f"{count:,} {what}" for what, count in written.items())
+    Console().print(f"{counts} in {redacted(feature_store)}", highlight=False, soft_wrap=True)
+
+
+def ids(
+    tokens: Annotated[list[str], typer.Argument(help="Identifiers of users or pins as the files have them.")],
+) -> None:
+    """Print the 64-bit ids that identifiers are served under: a plain number keeps its value, others are hashed.
+
+    Example: [bold]pinrank data ids listener-3 song/17[/]
+    """
+    with explained():
+        from ranker.atomic import token_id  # noqa: PLC0415
+
+        for token in tokens:
+            typer.echo(f"{token}\t{token_id(token)}")
 
 
 def _convert(name: str, source: Path, out: Path) -> None:

@@ -6,9 +6,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from ranker.atomic import token_id
 from ranker.cli import register
 from tests.ranker.interactions import write_atomic
 from tests.ranker.test_adapters import DESKDROP_HEADER
+
+DEMO_MODELS = Path(__file__).parents[2] / "deploy" / "demo" / "models"
 
 app = typer.Typer()
 register(app)
@@ -75,6 +78,26 @@ def test_other_actions_can_be_tried_on_the_same_data(tmp_path: Path) -> None:
     assert code == 0
     assert "listen │ yes │ 2,400" in output
     assert "no problems found" in output
+
+
+def test_a_store_is_filled_for_the_model_that_will_read_it(tmp_path: Path) -> None:
+    cache = tmp_path / "features"
+    url = f"lmdb://{cache}"
+    data = write_atomic(tmp_path / "data")
+    code, output = run("fill", data, "--store", DEMO_MODELS, "--model", "ml1m", "--feature-store", url)
+    assert code == 0
+    assert f"90 pins, 60 users, 60 sequences in {url}" in output
+    code, output = run("fill", data, "--store", DEMO_MODELS, "--model", "ml1m", "--feature-store", "ftp://x")
+    assert code == 1
+    assert "error: unknown feature store 'ftp://x'" in output
+    (data / "actions.toml").write_text(LISTEN.replace("0.2", "1.0"))
+    code, output = run("fill", data, "--store", DEMO_MODELS, "--model", "ml1m", "--feature-store", url)
+    assert code == 1
+    assert "error: the data has no action 'save'; it has listen" in output
+
+
+def test_ids_are_those_that_the_features_are_stored_under() -> None:
+    assert run("ids", "17", "song/17") == (0, f"17 17 song/17 {token_id('song/17')}")
 
 
 def test_movielens_is_copied_with_actions_to_start_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
