@@ -20,9 +20,9 @@ from ranker.contract import SEQUENCE_LENGTH, draft_manifest
 from ranker.embeddings import PinEmbeddings, space_of, svd_embeddings
 from ranker.examples import ExampleBuilder, Sampling, _Snapshot
 from ranker.features import SURFACES, Groups, events_of, fill_store, scalar_names
+from ranker.minibatches import tensors
 from ranker.model import NetworkConfig, RankerNetwork
 from ranker.requests import Part, Request, Slice, Split, part_slices, producer_until_ms, slice_requests
-from ranker.training import tensors
 from tests.ranker.test_actions import dataset_of
 
 SCHEMA = ActionSchema(
