@@ -96,6 +96,8 @@ class Engine(Protocol):
 
     #: How many runs can be in flight at once.
     streams: int
+    #: The native kernel's instruction set, or `none` where the runtime computes everything itself.
+    kernel: str
 
     def run(self, batch: FeatureBatch) -> np.ndarray:
         """Return float32[N, H] logits in row order. Raises ShapeError, EngineError."""

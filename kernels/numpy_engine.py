@@ -22,6 +22,7 @@ class NumpyEngine:
         self._heads = heads
         self._cost = LinearCost()
         self.streams = streams
+        self.kernel = "none"
 
     def run(self, batch: FeatureBatch) -> np.ndarray:
         batch.check(self._inputs)

@@ -63,7 +63,6 @@ class OpenVinoEngine:
             if call is not None and serves(call.shape):
                 self._encoder = FusedEncoder(call.weights, call.shape)
                 self._read, rest = call.inputs, call.rest
-            #: The kernel's instruction set, or `none`.
             self.kernel = "none" if self._encoder is None else self._encoder.isa
             core = openvino.Core()
             model = core.read_model(rest or inlined(parsed).SerializeToString())

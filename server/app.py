@@ -173,11 +173,11 @@ def _load_models(config: ServerConfig, streams: int, opened: AsyncExitStack) -> 
     by_label = {}
     for label in config.labels:
         version = store.resolve(config.model, label)
-        if version not in loaded:
-            loaded[version] = load_live(store.read(config.model, version), factory, streams)
-            opened.callback(loaded[version].engine.close)
-            _log.info("model_loaded", model=loaded[version].manifest.ref, digest=loaded[version].digest)
-        live = loaded[version]
+        live = loaded.get(version)
+        if live is None:
+            live = loaded[version] = load_live(store.read(config.model, version), factory, streams)
+            opened.callback(live.engine.close)
+            _log.info("model_loaded", model=live.manifest.ref, digest=live.digest, kernel=live.engine.kernel)
         by_label[label] = Served(live, load_utility(live.utility_toml if override is None else override, live.manifest))
     return ServedModels(by_label)
 
