@@ -5,8 +5,10 @@
 #     -e PINRANK_MODEL=ml1m -e PINRANK_FEATURE_STORE=lmdb:///features pinrank
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /src
+# For the native encoder; the serving image below gets the compiled library only.
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 RUN python -m venv /opt/pinrank
-COPY pyproject.toml constraints.txt README.md ./
+COPY pyproject.toml hatch_build.py constraints.txt README.md ./
 COPY proto proto
 COPY feature_client feature_client
 COPY kernels kernels

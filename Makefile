@@ -27,7 +27,7 @@ help:
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
-.venv/serving: $(BIN)/python pyproject.toml constraints.txt
+.venv/serving: $(BIN)/python pyproject.toml constraints.txt $(wildcard kernels/native/*.cpp kernels/native/*.h)
 	@echo "installing pinrank (about half a minute)"
 	@$(PIP) -e '.[data]' $(COUNTED)
 	@touch $@

@@ -13,7 +13,7 @@ from rich.console import Console
 from bench.harness import RESULTS, BenchmarkError, claims_table, read_claims, run
 
 #: Each module measures with `measure(*, quick: bool) -> Measured`.
-BENCHMARKS = {"serving": "bench.serving"}
+BENCHMARKS = {"encoder": "bench.encoder", "serving": "bench.serving"}
 
 app = typer.Typer(pretty_exceptions_show_locals=False)
 

@@ -3,12 +3,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import onnx
-from google.protobuf.message import DecodeError
 from onnx.reference import ReferenceEvaluator
 
 from kernels.cost import LinearCost, measure_cost
 from kernels.engine import LOGITS, ROW_REQUEST, EngineError, FeatureBatch, TensorSpec
+from kernels.fusion import parse
 
 
 class NumpyEngine:
@@ -16,10 +15,8 @@ class NumpyEngine:
 
     def __init__(self, network: bytes, inputs: Sequence[TensorSpec], heads: int, streams: int = 1) -> None:
         try:
-            model = onnx.load_model_from_string(network)
-            onnx.checker.check_model(model)
-            self._evaluator = ReferenceEvaluator(model)
-        except (DecodeError, onnx.checker.ValidationError, NotImplementedError, ValueError, RuntimeError) as error:
+            self._evaluator = ReferenceEvaluator(parse(network))
+        except (NotImplementedError, ValueError, RuntimeError) as error:
             raise EngineError(f"the network cannot be loaded: {error}") from error
         self._inputs = tuple(inputs)
         self._heads = heads

@@ -8,6 +8,8 @@ import openvino
 
 from kernels.cost import LinearCost, measure_cost
 from kernels.engine import LOGITS, ROW_REQUEST, EngineError, FeatureBatch, TensorSpec
+from kernels.fused_encoder import FusedEncoder, instruction_sets, serves
+from kernels.fusion import ENCODED, inlined, parse, take_out_encoder
 
 _PROPERTIES = {
     # One thread, the caller's: a model compiled for more streams hands every run to a thread of OpenVINO's own and
@@ -21,9 +23,28 @@ _PROPERTIES = {
 
 
 class OpenVinoEngine:
-    """The CPU engine: the network compiled once per stream, each run on the thread that asks for it."""
+    """The CPU engine: the network compiled once per stream, each run on the thread that asks for it.
 
-    def __init__(self, network: bytes, inputs: Sequence[TensorSpec], heads: int, streams: int = 1) -> None:
+    A network's early-fused encoder runs in the native kernel, on the same thread; OpenVINO runs the rest. Where the
+    kernel is not built, or does not serve the encoder's shape, OpenVINO runs all of it, several times slower, with the
+    same answers; `kernel` says which.
+    """
+
+    def __init__(
+        self, network: bytes, inputs: Sequence[TensorSpec], heads: int, streams: int = 1, *, native: bool = True
+    ) -> None:
+        """Compile.
+
+        Args:
+            network: ONNX.
+            inputs: the manifest's.
+            heads: the network's columns.
+            streams: how many runs may be in flight.
+            native: whether to use the native kernel where it can be.
+
+        Raises:
+            EngineError: what OpenVINO cannot honour.
+        """
         self._inputs = tuple(inputs)
         self._heads = heads
         self._cost = LinearCost()
@@ -31,12 +52,22 @@ class OpenVinoEngine:
         # Who takes a request from the queue owns it until it is put back.
         self._idle: queue.SimpleQueue[openvino.InferRequest] = queue.SimpleQueue()
         try:
-            core = openvino.Core()
-            model = core.read_model(network)
-            named = {name for port in model.inputs for name in port.get_names()}
+            parsed = parse(network)
+            named = {value.name for value in parsed.graph.input}
             expected = {spec.name for spec in inputs} | {ROW_REQUEST}
             if named != expected:
                 raise EngineError(f"the network takes {sorted(named)}, the manifest declares {sorted(expected)}")
+            call = take_out_encoder(parsed, inputs) if native and instruction_sets() else None
+            self._encoder = None
+            rest = None
+            if call is not None and serves(call.shape):
+                self._encoder = FusedEncoder(call.weights, call.shape)
+                self._read, rest = call.inputs, call.rest
+            #: The kernel's instruction set, or `none`.
+            self.kernel = "none" if self._encoder is None else self._encoder.isa
+            core = openvino.Core()
+            model = core.read_model(rest or inlined(parsed).SerializeToString())
+            self._fed = {name for port in model.inputs for name in port.get_names()}
             for _ in range(streams):
                 self._idle.put(core.compile_model(model, "CPU", _PROPERTIES).create_infer_request())
         except RuntimeError as error:
@@ -45,8 +76,11 @@ class OpenVinoEngine:
     def run(self, batch: FeatureBatch) -> np.ndarray:
         batch.check(self._inputs)
         feeds = {**batch.request, **batch.candidate, ROW_REQUEST: batch.row_request()}
+        if self._encoder is not None:
+            actions, embeddings, candidates = (feeds[name] for name in self._read)
+            feeds[ENCODED] = self._encoder.run(actions, embeddings, candidates, batch.row_splits)
         # OpenVINO reads these where they are: they must live until the run is over.
-        held = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+        held = {name: np.ascontiguousarray(array) for name, array in feeds.items() if name in self._fed}
         request = self._idle.get()
         try:
             for name, array in held.items():  # half the cost of handing the whole dictionary to `infer`

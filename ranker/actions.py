@@ -1,4 +1,4 @@
-"""Ratings to actions: what each interaction counts as, and the whole history as one columnar log."""
+"""The whole history as one columnar log of actions."""
 
 from __future__ import annotations
 
@@ -7,35 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ranker.atomic import AtomicDataset
-from ranker.errors import DatasetError, SettingError
+from ranker.errors import DatasetError
+from ranker.schema import CLOSEUPS, RATINGS, ActionRule, ActionSchema, read_schema
 
-#: Every action that a head can predict.
-HEADS = ("save", "like", "hide", "closeup")
-#: The actions of a sequence, strongest first; an event stands there as its strongest.
-ACTIONS = ("save", "like", "closeup", "hide")
-
-MEANINGS = {
-    "save": "rated at the top of the scale",
-    "like": "rated well; every save is a like too",
-    "hide": "rated badly",
-    "closeup": "rated at all: the user looked closely",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Thresholds:
-    """Which ratings are which actions; any rating is a closeup."""
-
-    save_at: float = 5.0
-    like_at: float = 4.0
-    hide_at: float = 2.0
-
-    def __post_init__(self) -> None:
-        if not self.hide_at < self.like_at <= self.save_at:
-            raise SettingError(
-                f"thresholds must rise: hide_at ({self.hide_at:g}) < like_at ({self.like_at:g}) "
-                f"<= save_at ({self.save_at:g})"
-            )
+__all__ = ["CLOSEUPS", "RATINGS", "ActionLog", "ActionRule", "ActionSchema", "action_log", "read_schema"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +18,19 @@ class ActionLog:
     """Everything that happened, oldest first.
 
     Attributes:
+        schema: which actions there are.
         user_ids: uint64[U], ascending; `user` counts into it.
         pin_ids: uint64[P], ascending; `pin` counts into it.
         user: int64[E].
         pin: int64[E].
         time_ms: int64[E], ascending.
-        labels: bool[E, 4], one column per action of `HEADS`.
-        action: uint8[E], the strongest action's position in `ACTIONS`.
+        labels: bool[E, A], one column per action of the schema, in its order.
+        action: uint8[E], the strongest action's position in the schema.
         by_user: int64[E], event numbers grouped by user, each user's oldest first.
         user_splits: int64[U + 1]; user u's events are `by_user[user_splits[u]:user_splits[u + 1]]`.
     """
 
+    schema: ActionSchema
     user_ids: np.ndarray
     pin_ids: np.ndarray
     user: np.ndarray
@@ -66,48 +43,40 @@ class ActionLog:
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """The actions that occur at all, in the order of `HEADS`; the others cannot be learned."""
-        return tuple(head for column, head in enumerate(HEADS) if self.labels[:, column].any())
+        """The schema's heads that occur at all, in its order; the others cannot be learned."""
+        return tuple(head for head in self.schema.heads if self.label(head).any())
+
+    def label(self, action: str) -> np.ndarray:
+        """Return bool[E], which events are an action. Raises DatasetError for one that the schema does not have."""
+        column: np.ndarray = self.labels[:, self.schema.position(action)]
+        return column
 
     def before(self, time_ms: int) -> int:
         """Return how many events happened strictly before a time."""
         return int(np.searchsorted(self.time_ms, time_ms))
 
 
-def action_labels(rating: np.ndarray | None, count: int, thresholds: Thresholds) -> np.ndarray:
-    """Return bool[count, 4] in the order of `HEADS`; without ratings everything is a closeup and nothing else."""
-    labels = np.zeros((count, len(HEADS)), bool)
-    labels[:, HEADS.index("closeup")] = True
-    if rating is not None:
-        labels[:, HEADS.index("save")] = rating >= thresholds.save_at
-        labels[:, HEADS.index("like")] = rating >= thresholds.like_at
-        labels[:, HEADS.index("hide")] = rating <= thresholds.hide_at
-    return labels
-
-
 def strongest_action(labels: np.ndarray) -> np.ndarray:
-    """Return uint8[E], the position in `ACTIONS` of each event's strongest action: save, like, hide, else closeup."""
-    save, like, hide = (labels[:, HEADS.index(name)] for name in ("save", "like", "hide"))
-    positions = [np.uint8(ACTIONS.index(name)) for name in ("save", "like", "hide")]
-    return np.select([save, like, hide], positions, np.uint8(ACTIONS.index("closeup"))).astype(np.uint8)
+    """Return uint8[E], the first action that each row of bool[E, A] has; every row must have one."""
+    return np.asarray(labels.argmax(axis=1), np.uint8)
 
 
-def action_log(dataset: AtomicDataset, thresholds: Thresholds | None = None) -> ActionLog:
+def action_log(dataset: AtomicDataset) -> ActionLog:
     """Turn interactions into the action log. Raises DatasetError when there are none."""
     if not len(dataset.users):
         raise DatasetError(f"dataset {dataset.name!r} holds no interactions")
     user_ids, user = np.unique(dataset.users, return_inverse=True)
     pin_ids, pin = np.unique(dataset.pins, return_inverse=True)
-    labels = action_labels(dataset.rating, len(user), thresholds or Thresholds())
     counts = np.bincount(user, minlength=len(user_ids))
     return ActionLog(
+        schema=dataset.schema,
         user_ids=user_ids,
         pin_ids=pin_ids,
         user=user,
         pin=pin,
         time_ms=dataset.time_ms,
-        labels=labels,
-        action=strongest_action(labels),
+        labels=dataset.labels,
+        action=strongest_action(dataset.labels),
         by_user=np.argsort(user, kind="stable"),
         user_splits=np.concatenate([[0], np.cumsum(counts)]),
     )

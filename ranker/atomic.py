@@ -13,8 +13,10 @@ import pyarrow.csv
 import pyarrow.types
 
 from ranker.errors import DatasetError
+from ranker.schema import CLOSEUPS, FILE, RATINGS, ActionSchema, Tokens, read_schema
 
-_TYPES = {"token": pa.string(), "token_seq": pa.string(), "float": pa.float64(), "float_seq": pa.string()}
+# The two kinds of text get two Arrow types, so that a column still knows which it is.
+_TYPES = {"token": pa.string(), "token_seq": pa.large_string(), "float": pa.float64(), "float_seq": pa.string()}
 _DIGITS_MAX = 19  # every unsigned integer of 19 digits fits 64 bits
 
 
@@ -27,8 +29,9 @@ class AtomicDataset:
         sha256: of the `.inter` file.
         users: uint64[E].
         pins: uint64[E].
-        rating: float32[E], or None when the data has no ratings.
         time_ms: int64[E], Unix time in milliseconds.
+        schema: which actions there are.
+        labels: bool[E, A], which interactions are which actions of the schema.
         titles: a title for every pin of the `.item` file and of the interactions.
         tokens: the same pins' identifiers as they stand in the files.
     """
@@ -37,17 +40,24 @@ class AtomicDataset:
     sha256: str
     users: np.ndarray
     pins: np.ndarray
-    rating: np.ndarray | None
     time_ms: np.ndarray
+    schema: ActionSchema
+    labels: np.ndarray
     titles: Mapping[int, str]
     tokens: Mapping[int, str]
 
 
-def read_atomic(folder: Path) -> AtomicDataset:
-    """Read `NAME.inter` and, where it exists, `NAME.item` from a folder.
+def read_atomic(folder: Path, schema: ActionSchema | None = None) -> AtomicDataset:
+    """Read `NAME.inter` and, where they exist, `NAME.item` and `actions.toml` from a folder.
+
+    Args:
+        folder: of one dataset.
+        schema: which interactions are which actions. None takes the folder's `actions.toml`; without that file, a
+            `rating` column gives saves, likes, hides and closeups, and without one everything is a closeup.
 
     Raises:
         DatasetError: a file or column is missing or unreadable, or two identifiers share a hash.
+        SettingError: `actions.toml` is unusable.
 
     Cost: about a second per million interactions; Python work per distinct identifier only.
     """
@@ -58,7 +68,8 @@ def read_atomic(folder: Path) -> AtomicDataset:
     users, _ = _ids(table["user_id"], "user")
     pins, tokens = _ids(table["item_id"], "item")
     time_ms = np.round(_numbers(table["timestamp"], path, "timestamp") * 1000).astype(np.int64)
-    rating = _numbers(table["rating"], path, "rating").astype(np.float32) if "rating" in table else None
+    schema = schema or _own_schema(folder, table)
+    labels = _labels(schema, table, path, len(users))
     order = np.argsort(time_ms, kind="stable")
     titles, item_tokens = _read_titles(path.with_suffix(".item"))
     tokens = _merged(tokens, item_tokens)
@@ -67,8 +78,9 @@ def read_atomic(folder: Path) -> AtomicDataset:
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         users=users[order],
         pins=pins[order],
-        rating=None if rating is None else rating[order],
         time_ms=time_ms[order],
+        schema=schema,
+        labels=labels[order],
         titles={**tokens, **titles},
         tokens=tokens,
     )
@@ -100,6 +112,32 @@ def _interaction_file(folder: Path) -> Path:
         held = ", ".join(p.name for p in found) or ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
         raise DatasetError(f"{folder} must hold exactly one NAME.inter file; it holds {held}")
     return found[0]
+
+
+def _own_schema(folder: Path, table: Mapping[str, pa.ChunkedArray]) -> ActionSchema:
+    if (folder / FILE).exists():
+        return read_schema(folder / FILE)
+    return RATINGS if "rating" in table else CLOSEUPS
+
+
+def _labels(schema: ActionSchema, table: Mapping[str, pa.ChunkedArray], path: Path, count: int) -> np.ndarray:
+    columns: dict[str, np.ndarray | Tokens] = {}
+    for name in schema.columns:
+        if name not in table:
+            raise DatasetError(f"{path}: the actions read column {name!r}; it has {', '.join(table)}")
+        numeric = pyarrow.types.is_floating(table[name].type)
+        columns[name] = _numbers(table[name], path, name).astype(np.float32) if numeric else _tokens(table[name])
+    try:
+        return schema.labels(columns, count)
+    except DatasetError as error:
+        raise DatasetError(f"{path}: {error}") from error
+
+
+def _tokens(column: pa.ChunkedArray) -> Tokens:
+    several = pyarrow.types.is_large_string(column.type)
+    encoded = column.combine_chunks().dictionary_encode()
+    sets = tuple(frozenset(v.split(" ") if several else [v]) for v in encoded.dictionary.to_pylist())
+    return Tokens(sets, np.asarray(encoded.indices))
 
 
 def _read_table(path: Path) -> dict[str, pa.ChunkedArray]:

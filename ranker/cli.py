@@ -1,34 +1,20 @@
-"""`pinrank train` and `pinrank evaluate`. They import what they need when they run: serving installs lack PyTorch."""
+"""`pinrank evaluate`, and where this folder's commands are added to the command line."""
 
 from __future__ import annotations
 
 import json
-import shlex
-import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from ranker.console import ActionsOption, ConsoleReporter, DataOption, explained, fail, read_dataset
+from ranker.train_cli import train
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from model_store.bundle import Bundle
     from model_store.store import FolderStore
-    from ranker.atomic import AtomicDataset
-
-DataOption = Annotated[
-    str, typer.Option(help="A folder of RecBole atomic files, or ml-1m: MovieLens-1M, downloaded on first use.")
-]
-#: Which extra brings a module that a serving install lacks.
-_EXTRAS = {"pyarrow": "data", "torch": "train", "sklearn": "train", "scipy": "train", "onnxscript": "train"}
-
-StoreOption = Annotated[Path | None, typer.Option("--store", help="The model store's folder.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -37,71 +23,13 @@ def register(app: typer.Typer) -> None:
     app.command()(evaluate)
 
 
-def train(
-    utility: Annotated[Path, typer.Option(help="The utility table (TOML) to put into the bundle.")],
-    data: DataOption = "ml-1m",
-    name: Annotated[str, typer.Option(help="Name of the model.")] = "ml1m",
-    version: Annotated[int, typer.Option(min=1, help="Version to publish as; versions never change.")] = 1,
-    store: StoreOption = None,
-    label: Annotated[str | None, typer.Option(help="Label to point at the new version; needs --store.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the bundle into this new folder.")] = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 7,
-    epochs: Annotated[int, typer.Option(min=1, help="At most so many passes over the training examples.")] = 3,
-    learning_rate: Annotated[float, typer.Option(help="Highest learning rate of the schedule.")] = 2e-3,
-    sequence: Annotated[bool, typer.Option(help="Whether the network reads the user's last actions.")] = True,
-    save_at: Annotated[float, typer.Option(help="Ratings from here on are saves.")] = 5.0,
-    like_at: Annotated[float, typer.Option(help="Ratings from here on are likes.")] = 4.0,
-    hide_at: Annotated[float, typer.Option(help="Ratings up to here are hides.")] = 2.0,
-) -> None:
-    """Train a ranker on interactions and make it a bundle.
-
-    Example: [bold]pinrank train --data ml-1m --utility utility.toml --store models --version 2 --label canary[/]
-
-    Example: [bold]pinrank train --data my-data --name mine --utility utility.toml --out bundle --no-sequence[/]
-    """
-    if store is None and out is None:
-        fail("nowhere to put the bundle; give --store DIR, --out DIR or both")
-    if label is not None and store is None:
-        fail("--label needs --store DIR")
-    if out is not None and out.exists():
-        fail(f"{out} exists already; name a new folder")
-    with _explained():
-        from model_store.store import FolderStore  # noqa: PLC0415
-        from ranker.actions import Thresholds  # noqa: PLC0415
-        from ranker.recipe import Recipe, make_bundle  # noqa: PLC0415
-        from ranker.training import TrainingConfig  # noqa: PLC0415
-
-        recipe = Recipe(
-            name=name,
-            version=version,
-            dataset=name,
-            command=shlex.join(["pinrank", *sys.argv[1:]]),
-            utility_toml=utility.read_bytes(),
-            sequence=sequence,
-            thresholds=Thresholds(save_at, like_at, hide_at),
-            training=TrainingConfig(seed=seed, epochs=epochs, learning_rate=learning_rate),
-        )
-        reporter = _ConsoleReporter(Console(stderr=True))
-        dataset = _read(data, reporter)
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = out or Path(temporary) / "bundle"
-            bundle = make_bundle(folder, dataset, recipe, reporter)
-            if store is not None:
-                models = FolderStore(store)
-                models.publish(folder)
-                if label is not None:
-                    models.set_label(name, label, version)
-    size_bytes = sum(len(content) for content in bundle.files.values())
-    labelled = "" if label is None else f", labelled {label}"
-    Console().print(f"{bundle.manifest.ref}: {size_bytes / 1e6:.2f} MB, digest {bundle.digest[:12]}{labelled}")
-
-
 def evaluate(
     store: Annotated[Path, typer.Option("--store", help="The model store's folder.")],
     model: Annotated[str, typer.Option(help="Name of the model.")] = "ml1m",
     versions: Annotated[list[int] | None, typer.Option("--version", help="A version; may be repeated.")] = None,
     labels: Annotated[list[str] | None, typer.Option("--label", help="A label; may be repeated.")] = None,
     data: DataOption = "ml-1m",
+    actions: ActionsOption = None,
     requests_max: Annotated[int, typer.Option(min=1, help="At most about so many test requests.")] = 3_000,
     seed: Annotated[int, typer.Option(help="Of the drawn candidates.")] = 7,
     engine: Annotated[str, typer.Option(help="The runtime to score with: openvino or numpy.")] = "openvino",
@@ -114,7 +42,7 @@ def evaluate(
 
     Example: [bold]pinrank evaluate --store models --model ml1m --json evaluation.json[/]
     """
-    with _explained():
+    with explained():
         from kernels.opening import engine_factory  # noqa: PLC0415
         from model_store.store import FolderStore  # noqa: PLC0415
         from ranker.actions import action_log  # noqa: PLC0415
@@ -127,8 +55,8 @@ def evaluate(
         except ValueError as error:
             fail(str(error))
         bundles = _chosen(FolderStore(store), model, versions or [], labels or [])
-        reporter = _ConsoleReporter(Console(stderr=True))
-        log = action_log(_read(data, reporter))
+        reporter = ConsoleReporter(Console(stderr=True))
+        log = action_log(read_dataset(data, actions, reporter))
         with reporter.step("scoring") as progress:
             evaluation = evaluate_bundles(
                 bundles,
@@ -141,42 +69,6 @@ def evaluate(
         if json_path is not None:
             json_path.write_text(json.dumps(evaluation.as_json(), indent=2) + "\n")
     Console().print(table_of(evaluation))
-
-
-def fail(message: str) -> NoReturn:
-    Console(stderr=True).print(f"[bold red]error:[/] {message}", highlight=False)
-    raise typer.Exit(1)
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Turn what a user can put right into one line that says how."""
-    from model_store.bundle import BundleError  # noqa: PLC0415
-    from model_store.store import ModelStoreError  # noqa: PLC0415
-    from ranker.errors import RankerError  # noqa: PLC0415
-
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").split(".")[0]
-        if missing not in _EXTRAS:
-            raise
-        fail(f"this needs {missing}, which is not installed: pip install 'pinrank\\[{_EXTRAS[missing]}]'")
-    except (RankerError, BundleError, ModelStoreError, OSError) as error:
-        fail(str(error))
-
-
-def _read(data: str, reporter: _ConsoleReporter) -> AtomicDataset:
-    from ranker import movielens  # noqa: PLC0415
-    from ranker.atomic import read_atomic  # noqa: PLC0415
-
-    folder = Path(data)
-    if data == movielens.NAME and not folder.is_dir():
-        reporter.note(movielens.LICENCE.strip())
-        with reporter.step("MovieLens-1M"):
-            folder = movielens.obtain(movielens.default_cache_dir())
-    with reporter.step("reading"):
-        return read_atomic(folder)
 
 
 def _chosen(store: FolderStore, model: str, versions: list[int], labels: list[str]) -> dict[str, Bundle]:
@@ -192,28 +84,3 @@ def _chosen(store: FolderStore, model: str, versions: list[int], labels: list[st
         f"{model}@{version}" + (f" ({', '.join(named[version])})" if named[version] else ""): store.read(model, version)
         for version in wanted
     }
-
-
-class _ConsoleReporter:
-    """Shows steps as progress bars on a console."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-
-    @contextmanager
-    def step(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-        )
-        with Progress(*columns, console=self._console) as shown:
-            task = shown.add_task(what, total=None)
-            yield lambda done, total: shown.update(task, completed=done, total=total)
-            total = shown.tasks[0].total or 1
-            shown.update(task, completed=total, total=total)
-
-    def note(self, message: str) -> None:
-        self._console.print(message, highlight=False)

@@ -20,23 +20,13 @@ from model_store.manifest import (
     SurfaceIndex,
     TensorInput,
 )
-from ranker.actions import MEANINGS
-from ranker.features import PIN_GROUP, SHARES, SURFACES, USER_GROUP, Groups
+from ranker.actions import ActionSchema
+from ranker.features import PIN_GROUP, SURFACES, USER_GROUP, Groups, scalar_names
 
-SEQUENCE_LENGTH = 64
+#: As published for TransAct.
+SEQUENCE_LENGTH = 100
 
-#: The scalars that networks read. A pin's party attributes are for the utility only.
-SCALARS = ("log_actions", *(f"{share}_share" for share in SHARES))
-
-#: Inputs of every network, then those of networks that read the sequence.
-_INPUTS = (
-    TensorInput(name="user_embedding", source=EmbeddingVector(group=USER_GROUP, field="embedding")),
-    TensorInput(name="user_scalars", source=Scalars(group=USER_GROUP, fields=SCALARS)),
-    TensorInput(name="surface", source=SurfaceIndex()),
-    TensorInput(name="query", source=QueryVector(group=PIN_GROUP, field="embedding")),
-    TensorInput(name="pin_embedding", source=EmbeddingVector(group=PIN_GROUP, field="embedding")),
-    TensorInput(name="pin_scalars", source=Scalars(group=PIN_GROUP, fields=SCALARS)),
-)
+#: What networks that read the sequence take beside the inputs of all.
 _SEQUENCE_INPUTS = (
     TensorInput(name="sequence_actions", source=SequenceActions()),
     TensorInput(name="sequence_embeddings", source=SequenceEmbeddings(group=PIN_GROUP, field="embedding")),
@@ -47,6 +37,7 @@ def manifest_fields(
     name: str,
     version: int,
     space: EmbeddingSpace,
+    schema: ActionSchema,
     heads: Sequence[str],
     lineage: Lineage,
     *,
@@ -59,12 +50,13 @@ def manifest_fields(
         name: of the model.
         version: of the model.
         space: of the pins' embeddings.
+        schema: of the actions: the sequence's vocabulary, the counted shares, and what each head means.
         heads: in the order of the network's columns.
         lineage: where the model comes from.
         sequence: whether the network reads the user's last actions.
         calibrations: one per head; None leaves logits as they are.
     """
-    groups = Groups.of(space)
+    groups = Groups.of(space, schema)
     calibrations = calibrations or [Calibration()] * len(heads)
     return {
         "name": name,
@@ -72,9 +64,9 @@ def manifest_fields(
         "groups": (groups.user, groups.pin),
         "sequence": groups.sequence if sequence else None,
         "sequence_length": SEQUENCE_LENGTH if sequence else 0,
-        "inputs": (*_INPUTS, *(_SEQUENCE_INPUTS if sequence else ())),
+        "inputs": (*_inputs(scalar_names(schema)), *(_SEQUENCE_INPUTS if sequence else ())),
         "heads": tuple(
-            Head(name=head, meaning=MEANINGS[head], calibration=calibration)
+            Head(name=head, meaning=schema.rule(head).meaning, calibration=calibration)
             for head, calibration in zip(heads, calibrations, strict=True)
         ),
         "surfaces": tuple(Surface(name=surface, query=surface == "related") for surface in SURFACES),
@@ -82,7 +74,21 @@ def manifest_fields(
     }
 
 
-def draft_manifest(name: str, space: EmbeddingSpace, heads: Sequence[str], *, sequence: bool) -> Manifest:
+def draft_manifest(
+    name: str, space: EmbeddingSpace, schema: ActionSchema, heads: Sequence[str], *, sequence: bool
+) -> Manifest:
     """Return a manifest that has no files yet: enough to assemble the tensors that a network is trained on."""
     unknown = Lineage(data="", data_sha256="", command="", code="", seed=0)
-    return Manifest(**manifest_fields(name, 1, space, heads, unknown, sequence=sequence), files={})
+    return Manifest(**manifest_fields(name, 1, space, schema, heads, unknown, sequence=sequence), files={})
+
+
+def _inputs(scalars: tuple[str, ...]) -> tuple[TensorInput, ...]:
+    """Return the inputs of every network."""
+    return (
+        TensorInput(name="user_embedding", source=EmbeddingVector(group=USER_GROUP, field="embedding")),
+        TensorInput(name="user_scalars", source=Scalars(group=USER_GROUP, fields=scalars)),
+        TensorInput(name="surface", source=SurfaceIndex()),
+        TensorInput(name="query", source=QueryVector(group=PIN_GROUP, field="embedding")),
+        TensorInput(name="pin_embedding", source=EmbeddingVector(group=PIN_GROUP, field="embedding")),
+        TensorInput(name="pin_scalars", source=Scalars(group=PIN_GROUP, fields=scalars)),
+    )

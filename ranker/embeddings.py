@@ -16,9 +16,6 @@ from ranker.errors import DatasetError
 
 DIM = 32
 
-#: How much an action says that user and pin belong together, in the order of `ACTIONS`. A hide says nothing for it.
-AFFINITY = np.array([1.0, 0.7, 0.3, 0.0], np.float32)
-
 
 @dataclass(frozen=True, slots=True)
 class PinEmbeddings:
@@ -26,7 +23,7 @@ class PinEmbeddings:
 
     Attributes:
         pin_ids: uint64[K], ascending.
-        vectors: float16[K, D], rows of length one; zeros for a pin that nobody acted on but to hide it.
+        vectors: float16[K, D], rows of length one; zeros for a pin that only got actions without affinity.
     """
 
     pin_ids: np.ndarray
@@ -61,7 +58,7 @@ def svd_embeddings(log: ActionLog, before_ms: int, seed: int) -> PinEmbeddings:
     from sklearn.decomposition import TruncatedSVD  # noqa: PLC0415
 
     stop = log.before(before_ms)
-    weight = AFFINITY[log.action[:stop]]
+    weight = log.schema.affinities[log.action[:stop]]
     users, user = np.unique(log.user[:stop], return_inverse=True)
     pins, pin = np.unique(log.pin[:stop], return_inverse=True)
     if min(len(users), len(pins)) < 2 or not weight.any():

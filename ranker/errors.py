@@ -9,7 +9,10 @@ class RankerError(Exception):
     ├── ObtainError                example data could not be made available
     │   ├── DownloadError          the package index could not be asked, or gave nothing
     │   └── UntrustedDownloadError what was downloaded is not what this code was written for
-    ├── SettingError               options that contradict each other
+    ├── SettingError               options that contradict each other, or name what there is not
+    ├── CheckpointError            a checkpoint cannot be read, or belongs to another run
+    ├── DivergedError              the loss is no number any more
+    ├── TrackingError              a tracker of metrics cannot be reached, or refuses them
     └── ParityError                an engine computes something else than what was trained
     """
 
@@ -27,6 +30,15 @@ class UntrustedDownloadError(ObtainError): ...
 
 
 class SettingError(RankerError): ...
+
+
+class CheckpointError(RankerError): ...
+
+
+class DivergedError(RankerError): ...
+
+
+class TrackingError(RankerError): ...
 
 
 class ParityError(RankerError): ...

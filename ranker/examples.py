@@ -9,10 +9,11 @@ import numpy as np
 
 from feature_client.codec import Rows, State
 from feature_client.fetcher import Fetched
+from feature_client.groups import SequenceGroup
 from kernels.engine import FeatureBatch
 from model_store.assembly import Assembler
 from model_store.manifest import Manifest
-from ranker.actions import HEADS, ActionLog
+from ranker.actions import ActionLog
 from ranker.embeddings import PinEmbeddings
 from ranker.errors import DatasetError
 from ranker.features import PIN_GROUP, USER_GROUP, Groups, events_of, pin_rows, user_rows
@@ -21,10 +22,14 @@ from ranker.requests import Part, Request, Slice, Split, part_slices, slice_requ
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How many candidates a request gets beside the pins that were acted on: drawn uniformly from known pins.
+    """How many candidates a request gets beside its logged pins: drawn uniformly from pins the user never acts on.
 
-    Drawn pins are those the user never acts on, later included: the choice of candidates may know the future, their
-    features may not. Uniform draws are mostly unpopular pins, which is a help to a popularity baseline, not a handicap.
+    "Never" includes later: the choice of candidates may know the future, their features may not. Uniform draws are
+    mostly unpopular pins, which is a help to a popularity baseline, not a handicap.
+
+    A pin that nobody acted on before the slice has no row yet. Logged pins often are such pins where the catalogue is
+    young; were drawn ones never, having no row would give the answer away. So each drawn pin is a new one, of those
+    that others first act on in the same slice, with the probability that an event of the slice is on a new pin.
     """
 
     #: Drawn per training request.
@@ -43,11 +48,31 @@ class Examples:
         batch: R requests, N rows.
         labels: float32[N, H], 1 where the candidate received the head's action.
         popularity: float32[N, H], how often the candidate had received it from anyone before its slice.
+        users: int64[R], positions in `log.user_ids`.
+        activity: int64[R], how many events the user had strictly before the request.
+        ages_s: float32[R, L], how long before the request each action of the sequence was, newest first; infinite past
+            the end.
+
+    What is beside the batch is for training and evaluation; no network reads it.
     """
 
     batch: FeatureBatch
     labels: np.ndarray
     popularity: np.ndarray
+    users: np.ndarray
+    activity: np.ndarray
+    ages_s: np.ndarray
+
+    @staticmethod
+    def concat(parts: Sequence[Examples]) -> Examples:
+        """Return the requests of all parts, in the order given."""
+        return Examples(
+            FeatureBatch.concat([part.batch for part in parts]),
+            *(
+                np.concatenate([getattr(part, name) for part in parts])
+                for name in ("labels", "popularity", "users", "activity", "ages_s")
+            ),
+        )
 
     def take(self, requests: np.ndarray) -> Examples:
         """Return the requests at these positions, in the order given."""
@@ -60,7 +85,14 @@ class Examples:
             {name: tensor[rows] for name, tensor in self.batch.candidate.items()},
             np.concatenate([[0], stops]).astype(np.int32),
         )
-        return Examples(batch, self.labels[rows], self.popularity[rows])
+        return Examples(
+            batch,
+            self.labels[rows],
+            self.popularity[rows],
+            self.users[requests],
+            self.activity[requests],
+            self.ages_s[requests],
+        )
 
 
 class ExampleBuilder:
@@ -74,7 +106,7 @@ class ExampleBuilder:
         self._groups = Groups.served_by(manifest)
         self._vectors = embeddings.of(log.pin_ids)
         self._assembler = Assembler(manifest)
-        self._columns = [HEADS.index(head.name) for head in manifest.heads]
+        self._columns = [log.schema.position(head.name) for head in manifest.heads]
         self._split = split
         self._sampling = sampling
         self._seed = seed
@@ -87,14 +119,13 @@ class ExampleBuilder:
         """
         slices = part_slices(self._log, self._split, part)
         share = self._kept_share(slices)
-        built: list[tuple[FeatureBatch, np.ndarray, np.ndarray]] = []
+        built: list[Examples] = []
         for done, span in enumerate(slices, start=1):
             built += self._build_slice(span, part, share)
             progress(done, len(slices))
         if not built:
             raise DatasetError(f"the {part} part of the data holds no request; give more data or another split")
-        batches, labels, popularity = zip(*built, strict=True)
-        return Examples(FeatureBatch.concat(batches), np.concatenate(labels), np.concatenate(popularity))
+        return Examples.concat(built)
 
     def _kept_share(self, slices: Sequence[Slice]) -> float:
         if self._sampling.requests_max is None:
@@ -103,22 +134,20 @@ class ExampleBuilder:
         total = sum(len(slice_requests(self._log, span, 0, rng)) for span in slices)
         return min(1.0, self._sampling.requests_max / max(1, total))
 
-    def _build_slice(self, span: Slice, part: Part, share: float) -> list[tuple[FeatureBatch, np.ndarray, np.ndarray]]:
+    def _build_slice(self, span: Slice, part: Part, share: float) -> list[Examples]:
         log = self._log
         # Each slice draws from its own generator, so that what is drawn here cannot depend on another slice's events.
         rng = np.random.default_rng([self._seed, span.number])
         requests = slice_requests(log, span, self._manifest.sequence_length, rng)
         keep = rng.random(len(requests)) < share
-        snapshot = _Snapshot.at(span.start_ms, log, self._groups, self._vectors, self._columns)
+        snapshot = _Snapshot.at(span, log, self._groups, self._vectors, self._columns)
         return [
             self._build_request(request, snapshot, part, rng)
             for request, kept in zip(requests, keep, strict=True)
             if kept
         ]
 
-    def _build_request(
-        self, request: Request, snapshot: _Snapshot, part: Part, rng: np.random.Generator
-    ) -> tuple[FeatureBatch, np.ndarray, np.ndarray]:
+    def _build_request(self, request: Request, snapshot: _Snapshot, part: Part, rng: np.random.Generator) -> Examples:
         log = self._log
         acted, at = np.unique(log.pin[request.chosen], return_inverse=True)
         wanted = self._sampling.negatives if part == "train" else self._sampling.candidates - len(acted)
@@ -129,7 +158,16 @@ class ExampleBuilder:
         order = rng.permutation(len(candidates))
         fetched = self.fetched(request, candidates[order], snapshot.pins, snapshot.users)
         batch = self._assembler.assemble(fetched, request.surface)
-        return batch, labels[order], snapshot.popularity[candidates[order]]
+        ages_s = np.full((1, self._manifest.sequence_length), np.inf, np.float32)
+        ages_s[0, : len(request.history)] = (request.time_ms - log.time_ms[request.history]) / 1000
+        return Examples(
+            batch,
+            labels[order],
+            snapshot.popularity[candidates[order]],
+            np.array([request.user]),
+            np.array([request.activity]),
+            ages_s,
+        )
 
     def fetched(self, request: Request, candidates: np.ndarray, pins: Rows, users: Rows) -> Fetched:
         """Return what a fetch at the time of the request would have found.
@@ -141,7 +179,8 @@ class ExampleBuilder:
             users: all users' rows of that time.
         """
         log = self._log
-        events, query = events_of(log, request.history), request.query_pin
+        query, sequence = request.query_pin, self._groups.sequence
+        events = np.empty(0, SequenceGroup.dtype) if sequence is None else events_of(log, request.history, sequence)
         wanted = np.concatenate([candidates, log.pin[request.history], [] if query is None else [query]])
         distinct, index = np.unique(wanted.astype(np.int64), return_inverse=True)
         acted = index[len(candidates) : len(candidates) + len(events)]
@@ -157,26 +196,49 @@ class ExampleBuilder:
 
     def _draw(self, user: int, count: int, snapshot: _Snapshot, rng: np.random.Generator) -> np.ndarray:
         log = self._log
+        own = log.pin[log.by_user[log.user_splits[user] : log.user_splits[user + 1]]]
         eligible = snapshot.pins.states == State.PRESENT
-        eligible[log.pin[log.by_user[log.user_splits[user] : log.user_splits[user + 1]]]] = False
-        pool = np.flatnonzero(eligible)
-        return rng.choice(pool, min(max(0, count), len(pool)), replace=False)
+        eligible[own] = False
+        known, new = np.flatnonzero(eligible), np.setdiff1d(snapshot.new_pins, own)
+        count = max(0, count)
+        news = min(int(rng.binomial(count, snapshot.new_share)), len(new))
+        return np.concatenate(
+            [
+                rng.choice(known, min(count - news, len(known)), replace=False),
+                rng.choice(new, news, replace=False),
+            ]
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class _Snapshot:
-    """All stored features as of one moment."""
+    """All stored features as of a slice's start.
+
+    Attributes:
+        pins: in the order of `log.pin_ids`.
+        users: in the order of `log.user_ids`.
+        popularity: float32[P, H].
+        new_pins: int64[K], pins whose first event lies in the slice.
+        new_share: which share of the slice's events is on those.
+    """
 
     pins: Rows
     users: Rows
     popularity: np.ndarray
+    new_pins: np.ndarray
+    new_share: float
 
     @staticmethod
-    def at(time_ms: int, log: ActionLog, groups: Groups, vectors: np.ndarray, columns: Sequence[int]) -> _Snapshot:
-        stop = log.before(time_ms)
+    def at(span: Slice, log: ActionLog, groups: Groups, vectors: np.ndarray, columns: Sequence[int]) -> _Snapshot:
+        stop = log.before(span.start_ms)
+        pins = pin_rows(log, groups.pin, vectors, span.start_ms)
+        acted = log.pin[stop : log.before(span.stop_ms)]
+        on_new = pins.states[acted] != State.PRESENT
         counts = [np.bincount(log.pin[:stop], log.labels[:stop, column], len(log.pin_ids)) for column in columns]
         return _Snapshot(
-            pin_rows(log, groups.pin, vectors, time_ms),
-            user_rows(log, groups.user, vectors, time_ms),
+            pins,
+            user_rows(log, groups.user, vectors, span.start_ms),
             np.stack(counts, axis=-1).astype(np.float32),
+            np.unique(acted[on_new]),
+            float(on_new.mean()) if len(on_new) else 0.0,
         )

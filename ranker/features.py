@@ -15,14 +15,16 @@ from feature_client.groups import Embedding, EmbeddingSpace, FeatureGroup, Scala
 from feature_client.store import Store
 from feature_client.writer import write_rows, write_sequences
 from model_store.manifest import Manifest
-from ranker.actions import ACTIONS, HEADS, ActionLog
-from ranker.embeddings import AFFINITY, PinEmbeddings
+from ranker.actions import ActionLog, ActionSchema
+from ranker.embeddings import PinEmbeddings
+from ranker.errors import DatasetError
 
 PIN_GROUP = "pin_core"
 USER_GROUP = "user_core"
-SHARES = ("save", "like", "hide")
 SURFACES = ("home", "related")
 LENGTH_MAX = 256
+
+_SHARE = "_share"
 
 #: A share counts as if this many earlier actions had shown the average of everyone.
 PRIOR_ACTIONS = 20.0
@@ -33,28 +35,33 @@ _HOME = np.uint8(0)
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """The groups of one dataset's model."""
+    """The groups of one dataset's model; `sequence` is None where the model reads no sequence."""
 
     pin: FeatureGroup
     user: FeatureGroup
-    sequence: SequenceGroup
+    sequence: SequenceGroup | None
 
     @staticmethod
-    def of(space: EmbeddingSpace) -> Groups:
-        """Return the groups whose embeddings live in `space`."""
-        counts = (Scalar(name="log_actions"), *(Scalar(name=f"{share}_share") for share in SHARES))
+    def of(space: EmbeddingSpace, schema: ActionSchema) -> Groups:
+        """Return the groups of a schema's actions, whose embeddings live in `space`."""
+        counts = tuple(Scalar(name=name) for name in scalar_names(schema))
         embedding = Embedding(name="embedding", space=space)
         parties = (Scalar(name="creator_tail", default=0.5), Scalar(name="merchant"), Scalar(name="ad"))
         return Groups(
-            FeatureGroup(name=PIN_GROUP, version=1, entity="pin", fields=(embedding, *counts, *parties)),
-            FeatureGroup(name=USER_GROUP, version=1, entity="user", fields=(embedding, *counts)),
-            SequenceGroup(name="actions", version=1, actions=ACTIONS, surfaces=SURFACES, length_max=LENGTH_MAX),
+            FeatureGroup(name=PIN_GROUP, version=2, entity="pin", fields=(embedding, *counts, *parties)),
+            FeatureGroup(name=USER_GROUP, version=2, entity="user", fields=(embedding, *counts)),
+            SequenceGroup(name="actions", version=2, actions=schema.names, surfaces=SURFACES, length_max=LENGTH_MAX),
         )
 
     @staticmethod
     def served_by(manifest: Manifest) -> Groups:
         """Return the groups that a bundle of this folder reads. Raises KeyError for another kind of bundle."""
-        return Groups.of(manifest.embedding_field(PIN_GROUP, "embedding").space)
+        return Groups(manifest.group(PIN_GROUP), manifest.group(USER_GROUP), manifest.sequence)
+
+
+def scalar_names(schema: ActionSchema) -> tuple[str, ...]:
+    """Return the scalars that networks read of pins and users alike; a pin's parties are for the utility only."""
+    return ("log_actions", *(f"{name}{_SHARE}" for name in schema.names))
 
 
 def pin_rows(log: ActionLog, group: FeatureGroup, vectors: np.ndarray, before_ms: int) -> Rows:
@@ -62,15 +69,18 @@ def pin_rows(log: ActionLog, group: FeatureGroup, vectors: np.ndarray, before_ms
 
     Args:
         log: the history.
-        group: `Groups.pin`.
+        group: `Groups.pin`; its `<action>_share` fields say which actions are counted.
         vectors: float16[P, D], the pins' embeddings.
         before_ms: only events strictly before this are read.
 
     Returns:
         P rows in the order of `log.pin_ids`; pins without an event by then are MISSING.
+
+    Raises:
+        DatasetError: the group counts an action that the data does not know.
     """
     stop = log.before(before_ms)
-    rows, counts = _counted_rows(group, log.pin[:stop], log.labels[:stop], len(log.pin_ids))
+    rows, counts = _counted_rows(group, log, log.pin[:stop], len(log.pin_ids))
     rows["embedding"] = vectors
     rows["creator_tail"] = 1 - _percentile(counts)
     rows["merchant"], rows["ad"] = made_up_parties(log.pin_ids)
@@ -86,20 +96,29 @@ def user_rows(log: ActionLog, group: FeatureGroup, vectors: np.ndarray, before_m
     """
     stop = log.before(before_ms)
     user, pin = log.user[:stop], log.pin[:stop]
-    rows, counts = _counted_rows(group, user, log.labels[:stop], len(log.user_ids))
-    weight = AFFINITY[log.action[:stop]]
+    rows, counts = _counted_rows(group, log, user, len(log.user_ids))
+    weight = log.schema.affinities[log.action[:stop]]
     columns = [np.bincount(user, weight * column[pin], len(log.user_ids)) for column in vectors.T.astype(np.float32)]
     folded = np.stack(columns, axis=-1)
     rows["embedding"] = folded / np.maximum(np.linalg.norm(folded, axis=1, keepdims=True), 1e-12)
     return _present_where(group, rows, counts > 0)
 
 
-def events_of(log: ActionLog, numbers: np.ndarray) -> np.ndarray:
-    """Return structured[K] of `SequenceGroup.dtype`, the log's events by number, in the order given."""
+def events_of(log: ActionLog, numbers: np.ndarray, group: SequenceGroup) -> np.ndarray:
+    """Return structured[K] of `SequenceGroup.dtype`, the log's events by number, in the order given.
+
+    Raises:
+        DatasetError: one of them is an action that the group's vocabulary lacks.
+    """
+    action = log.action[numbers]
+    code = np.array([group.actions.index(name) if name in group.actions else -1 for name in log.schema.names])[action]
+    if (code < 0).any():
+        lacking = log.schema.names[int(action[code < 0][0])]
+        raise DatasetError(f"sequence group {group.ref} has no action {lacking!r}; it has {', '.join(group.actions)}")
     events = np.empty(len(numbers), SequenceGroup.dtype)
     events["pin_id"] = log.pin_ids[log.pin[numbers]]
     events["time_ms"] = log.time_ms[numbers]
-    events["action"] = log.action[numbers]
+    events["action"] = code
     events["surface"] = _HOME
     return events
 
@@ -125,8 +144,11 @@ async def fill_store(
     embeddings: PinEmbeddings,
     groups: Groups,
     progress: Callable[[str, int], None] = lambda _what, _count: None,
+    before_ms: int | None = None,
 ) -> dict[str, int]:
-    """Write every pin, user and sequence as of the end of the data; return how many of each were written.
+    """Write every pin, user and sequence as of a time; return how many of each were written.
+
+    Pins and users without an event by then are not written, nor are sequences where `groups` has none.
 
     Args:
         store: a started store.
@@ -134,34 +156,49 @@ async def fill_store(
         embeddings: in the space of `groups`.
         groups: what to write; a bundle's are `Groups.served_by(manifest)`.
         progress: called after each kind with its name and count.
+        before_ms: only events strictly before this count; None takes all.
+
+    Raises:
+        DatasetError: the groups know other actions than the data.
     """
-    end_ms = int(log.time_ms[-1]) + 1
+    end_ms = int(log.time_ms[-1]) + 1 if before_ms is None else before_ms
     vectors = embeddings.of(log.pin_ids)
-    pins = pin_rows(log, groups.pin, vectors, end_ms)
-    users = user_rows(log, groups.user, vectors, end_ms)
     written = {}
-    written["pins"] = await write_rows(store, groups.pin, log.pin_ids, pins.rows)
-    progress("pins", written["pins"])
-    written["users"] = await write_rows(store, groups.user, log.user_ids, users.rows)
-    progress("users", written["users"])
-    events = events_of(log, log.by_user)
-    written["sequences"] = await write_sequences(store, groups.sequence, log.user_ids, events, log.user_splits)
-    progress("sequences", written["sequences"])
+    for what, group, ids, rows in (
+        ("pins", groups.pin, log.pin_ids, pin_rows(log, groups.pin, vectors, end_ms)),
+        ("users", groups.user, log.user_ids, user_rows(log, groups.user, vectors, end_ms)),
+    ):
+        present = rows.states == State.PRESENT
+        written[what] = await write_rows(store, group, ids[present], rows.rows[present])
+        progress(what, written[what])
+    if groups.sequence is not None:
+        earlier = log.by_user[log.time_ms[log.by_user] < end_ms]
+        counts = np.bincount(log.user[earlier], minlength=len(log.user_ids))
+        acted = counts > 0
+        splits = np.concatenate([[0], np.cumsum(counts[acted])])
+        events = events_of(log, earlier, groups.sequence)
+        written["sequences"] = await write_sequences(store, groups.sequence, log.user_ids[acted], events, splits)
+        progress("sequences", written["sequences"])
     return written
 
 
 def _counted_rows(
-    group: FeatureGroup, entity: np.ndarray, labels: np.ndarray, entities: int
+    group: FeatureGroup, log: ActionLog, entity: np.ndarray, entities: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows with the count fields filled, and float64[entities] counts."""
+    """Return rows with the count fields filled from the log's first events, and float64[entities] counts.
+
+    `entity` is int64[K], the pin or user of each of those events.
+    """
     rows = np.zeros(entities, group.dtype)
     counts = np.bincount(entity, minlength=entities).astype(np.float64)
     rows["log_actions"] = np.log1p(counts)
-    for share in SHARES:
-        labelled = labels[:, HEADS.index(share)]
+    for field in group.fields:
+        if not field.name.endswith(_SHARE):
+            continue
+        labelled = log.label(field.name.removesuffix(_SHARE))[: len(entity)]
         overall = labelled.mean() if len(labelled) else 0.0
         own = np.bincount(entity, labelled, entities)
-        rows[f"{share}_share"] = (own + PRIOR_ACTIONS * overall) / (counts + PRIOR_ACTIONS)
+        rows[field.name] = (own + PRIOR_ACTIONS * overall) / (counts + PRIOR_ACTIONS)
     return rows, counts
 
 

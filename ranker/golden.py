@@ -12,7 +12,6 @@ from feature_client.codec import Rows, State
 from feature_client.fetcher import Fetched
 from feature_client.groups import FeatureGroup, Scalar, SequenceGroup
 from model_store.manifest import Manifest
-from ranker.actions import ACTIONS
 from ranker.embeddings import PinEmbeddings
 from ranker.features import PIN_GROUP, USER_GROUP, Groups
 
@@ -58,7 +57,8 @@ def _invent(
     events = np.zeros(actions, SequenceGroup.dtype)
     events["pin_id"] = embeddings.pin_ids[place[candidates : candidates + actions]]
     events["time_ms"] = _TIME_MS - np.cumsum(rng.integers(1_000, 3_600_000, actions))
-    events["action"] = rng.integers(len(ACTIONS), size=actions)
+    if groups.sequence is not None:
+        events["action"] = rng.integers(len(groups.sequence.actions), size=actions)
     return Fetched(
         user={USER_GROUP: _invent_user(rng, groups.user, known)},
         pins={PIN_GROUP: Rows(rows, states)},

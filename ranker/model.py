@@ -1,120 +1,82 @@
-"""The network: a transformer over the user's last actions that sees the candidate from its first layer on.
-
-The shape follows TransAct (KDD 2023, arXiv 2306.00248): the candidate is concatenated to every action ("early fusion"),
-two post-norm encoder layers without positions, the newest K outputs and a max-pool as the readout, then a full-rank
-DCN-v2 cross network (arXiv 2008.13535) and one logit per head. One difference: the max-pool reads the first layer, so
-that the last one computes only the K rows it is asked for; they still attend to the whole sequence.
-"""
+"""The ranker: what an encoder reads from the last actions, joined with everything else, to one logit per head."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-#: What a masked attention score becomes: finite, so that a row with nothing to attend to has no NaN.
-_MASKED = -1e9
+from ranker.encoder import CrossFusion, EarlyFusion, LateFusion, per_row
+from ranker.errors import SettingError
+from ranker.serving_form import encode_cross, encode_early, encode_late, split_linear
+
+Fusion = Literal["none", "late", "early", "cross"]
+FUSIONS: tuple[Fusion, ...] = ("none", "late", "early", "cross")
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkConfig:
-    """All sizes of a network."""
+    """All sizes of a network; the encoder's are the published ones.
+
+    Attributes:
+        fusion: how the sequence meets the candidate. `none` reads no sequence; `late` encodes it alone; `early` puts
+            the candidate into every token; `cross` lets the candidate attend to the sequence encoded alone.
+        readout_dim: what the encoder's readout is mapped to before it joins the rest; 0 joins it as it is, which makes
+            the full-rank cross network, quadratic in its width, the dearest part of the ranker.
+    """
 
     heads: int
     actions: int
     surfaces: int
     scalars: int
     dim: int = 32
-    sequence: bool = True
-    action_dim: int = 8
-    token_pin_dim: int = 12
+    fusion: Fusion = "early"
+    action_dim: int = 32
+    token_pin_dim: int = 32
     encoder_layers: int = 2
     encoder_hidden: int = 32
     readout_rows: int = 10
+    readout_pool: bool = False
     readout_dim: int = 64
     surface_dim: int = 4
     cross_layers: int = 2
     hidden: tuple[int, ...] = (128, 64)
+    #: Multiplies the width that the dense layers work in and the sizes of `hidden`.
+    widen: int = 1
     #: In the layers after the cross network only: drawing masks for every token would double the training time.
     dropout: float = 0.1
 
+    def __post_init__(self) -> None:
+        if self.fusion not in FUSIONS:
+            raise SettingError(f"fusion must be one of {', '.join(FUSIONS)}, got {self.fusion!r}")
+
     @property
-    def token_dim(self) -> int:
-        return self.action_dim + 2 * self.token_pin_dim
-
-
-class EncoderLayer(nn.Module):
-    """One post-norm transformer layer with a single head, written out so that it exports as plain products.
-
-    With one head as wide as the tokens, the query and key maps only ever appear as their product, and so do the value
-    and output maps; each pair is one matrix here, which computes the same functions with half the work. Key biases
-    cancel in the softmax.
-    """
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.query_key, self.value_out = nn.Linear(dim, dim), nn.Linear(dim, dim)
-        self.feed_forward = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, dim))
-        self.norm_attention, self.norm_out = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self._scale = dim**-0.5
-
-    def forward(self, queries: Tensor, tokens: Tensor, bias: Tensor) -> Tensor:
-        """Encode float32[N, Q, D] rows that read float32[N, L, D]; `bias` float32[N, 1, L] is added to key scores."""
-        scores = torch.matmul(self.query_key(queries) * self._scale, tokens.transpose(1, 2)) + bias
-        attended = self.value_out(torch.matmul(torch.softmax(scores, dim=-1), tokens))
-        queries = self.norm_attention(queries + attended)
-        encoded: Tensor = self.norm_out(queries + self.feed_forward(queries))
-        return encoded
-
-
-class SequenceEncoder(nn.Module):
-    """The user's actions, read with one candidate in mind: float32[N, `readout_dim` + `token_dim`]."""
-
-    def __init__(self, config: NetworkConfig) -> None:
-        super().__init__()
-        self.action = nn.Embedding(config.actions + 1, config.action_dim)
-        self.acted = nn.Linear(config.dim, config.token_pin_dim)
-        self.candidate = nn.Linear(config.dim, config.token_pin_dim)
-        self.layers = nn.ModuleList(
-            EncoderLayer(config.token_dim, config.encoder_hidden) for _ in range(config.encoder_layers - 1)
-        )
-        self.last = EncoderLayer(config.token_dim, config.encoder_hidden)
-        self.newest = nn.Linear(config.readout_rows * config.token_dim, config.readout_dim)
-        self.pooled = nn.Linear(config.token_dim, config.token_dim)
-        self._rows = config.readout_rows
-
-    def forward(self, actions: Tensor, embeddings: Tensor, pin_embedding: Tensor, row_request: Tensor) -> Tensor:
-        """Encode int64[R, L] actions (0 past the end) on float32[R, L, D] pins, for float32[N, D] candidates."""
-        own = torch.cat([self.action(actions), self.acted(embeddings)], dim=-1)
-        present = (actions != 0).to(own.dtype)
-        # What does not depend on the candidate is computed once per request, then gathered per row.
-        tokens = self._fuse(_per_row(own, row_request), self.candidate(pin_embedding))
-        present_row = _per_row(present, row_request)
-        bias = ((1.0 - present_row) * _MASKED).unsqueeze(1)
-        for layer in self.layers:
-            tokens = layer(tokens, tokens, bias)
-        present_row = present_row.unsqueeze(-1)
-        newest = self.last(tokens[:, : self._rows], tokens, bias) * present_row[:, : self._rows]
-        pooled = (tokens * present_row).amax(dim=1)
-        return torch.cat([self.newest(newest.flatten(1)), self.pooled(pooled)], dim=-1)
-
-    def _fuse(self, own: Tensor, candidate: Tensor) -> Tensor:
-        repeated = candidate.unsqueeze(1).expand(-1, own.shape[1], -1)
-        return torch.cat([own, repeated], dim=-1)
+    def sequence(self) -> bool:
+        return self.fusion != "none"
 
 
 class CrossNetwork(nn.Module):
-    """DCN-v2: each layer multiplies the input with a linear map of what the layers before made of it."""
+    """DCN-v2 (arXiv 2008.13535): each layer multiplies the input with a linear map of what the layers before made."""
 
     def __init__(self, width: int, layers: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, request_part: Tensor, row_part: Tensor, row_request: Tensor) -> Tensor:
+        """Cross [request; row] of float[R, U] and float[N, C]; the first layer maps the request's part once."""
+        inputs = torch.cat([per_row(request_part, row_request), row_part], dim=-1)
         crossed = inputs
-        for layer in self.layers:
-            crossed = inputs * layer(crossed) + crossed
+        for number, layer in enumerate(self.layers):
+            if number == 0:
+                of_request, of_row = split_linear(layer, (request_part.shape[-1], row_part.shape[-1]))  # type: ignore[arg-type]
+                once = functional.linear(request_part, of_request, layer.bias)  # type: ignore[arg-type]
+                mapped = per_row(once, row_request) + functional.linear(row_part, of_row)
+            else:
+                mapped = layer(crossed)
+            crossed = inputs * mapped + crossed
         return crossed
 
 
@@ -122,7 +84,7 @@ class RankerNetwork(nn.Module):
     """One logit per head for every (request, candidate) row.
 
     Inputs carry the names of the manifest's; what belongs to a request comes once, and `row_request` says which rows
-    are its.
+    are its. `forward` computes the serving form, exactly what `published` computes from the same parameters.
     """
 
     user_mean: Tensor
@@ -136,15 +98,26 @@ class RankerNetwork(nn.Module):
         for side in ("user", "pin"):
             self.register_buffer(f"{side}_mean", torch.zeros(config.scalars))
             self.register_buffer(f"{side}_deviation", torch.ones(config.scalars))
-        self.encoder = SequenceEncoder(config) if config.sequence else None
+        self.encoder = _encoder(config)
         self.surface = nn.Embedding(config.surfaces, config.surface_dim)
-        width = 5 * config.dim + 2 * config.scalars + config.surface_dim
-        width += config.readout_dim + config.token_dim if config.sequence else 0
+        request_width = 2 * config.dim + config.scalars + config.surface_dim
+        row_width = 3 * config.dim + config.scalars
+        self.readout: nn.Linear | None = None
+        if self.encoder is not None:
+            if config.readout_dim:
+                self.readout = nn.Linear(self.encoder.width, config.readout_dim)
+            row_width += config.readout_dim or self.encoder.width
+        # A wider network first maps its inputs up; the base one crosses them as they are.
+        self.widen_request = self.widen_row = None
+        if config.widen > 1:
+            self.widen_request = nn.Linear(request_width, request_width * config.widen)
+            self.widen_row = nn.Linear(row_width, row_width * config.widen)
+        width = (request_width + row_width) * config.widen
         self.cross = CrossNetwork(width, config.cross_layers)
         layers: list[nn.Module] = []
         for size in config.hidden:
-            layers += [nn.Linear(width, size), nn.ReLU(), nn.Dropout(config.dropout)]
-            width = size
+            layers += [nn.Linear(width, size * config.widen), nn.ReLU(), nn.Dropout(config.dropout)]
+            width = size * config.widen
         self.deep = nn.Sequential(*layers, nn.Linear(width, config.heads))
 
     def forward(
@@ -172,21 +145,63 @@ class RankerNetwork(nn.Module):
             sequence_actions: int64[R, L], newest first, 0 past the end; needed by networks that read the sequence.
             sequence_embeddings: float32[R, L, D].
         """
-        user, asked = _per_row(user_embedding, row_request), _per_row(query, row_request)
-        parts = [
-            user,
-            _per_row((user_scalars - self.user_mean) / self.user_deviation, row_request),
-            _per_row(self.surface(surface), row_request),
-            asked,
+        read = None
+        if sequence_actions is not None and sequence_embeddings is not None:
+            read = self.encode(sequence_actions, sequence_embeddings, pin_embedding, row_request)
+        return self.score(user_embedding, user_scalars, surface, query, pin_embedding, pin_scalars, row_request, read)
+
+    def encode(self, actions: Tensor, embeddings: Tensor, pin_embedding: Tensor, row_request: Tensor) -> Tensor:
+        """Return the encoder's readout in its serving form, float32[N, W]."""
+        match self.encoder:
+            case EarlyFusion():
+                return encode_early(self.encoder, actions, embeddings, pin_embedding, row_request)
+            case LateFusion():
+                return encode_late(self.encoder, actions, embeddings, pin_embedding, row_request)
+            case CrossFusion():
+                return encode_cross(self.encoder, actions, embeddings, pin_embedding, row_request)
+            case _:
+                raise TypeError("this network reads no sequence")
+
+    def published(self, **inputs: Tensor) -> Tensor:
+        """Compute `forward` through the plain encoder modules, row by row as published: slow, and the oracle."""
+        actions, embeddings = inputs.pop("sequence_actions", None), inputs.pop("sequence_embeddings", None)
+        read = None
+        if self.encoder is not None:
+            read = self.encoder(actions, embeddings, inputs["pin_embedding"], inputs["row_request"])
+        return self.score(**inputs, read=read)
+
+    def score(
+        self,
+        user_embedding: Tensor,
+        user_scalars: Tensor,
+        surface: Tensor,
+        query: Tensor,
+        pin_embedding: Tensor,
+        pin_scalars: Tensor,
+        row_request: Tensor,
+        read: Tensor | None,
+    ) -> Tensor:
+        """Return logits from what stands beside the sequence, and float32[N, W] `read` from it."""
+        asked, user = per_row(query, row_request), per_row(user_embedding, row_request)
+        of_request = [
+            user_embedding,
+            (user_scalars - self.user_mean) / self.user_deviation,
+            self.surface(surface),
+            query,
+        ]
+        of_row = [
             pin_embedding,
             (pin_scalars - self.pin_mean) / self.pin_deviation,
             # Products of unit vectors are small beside standardised scalars; scaled to the same size.
             self.config.dim * pin_embedding * asked,
             self.config.dim * pin_embedding * user,
         ]
-        if self.encoder is not None:
-            parts.append(self.encoder(sequence_actions, sequence_embeddings, pin_embedding, row_request))
-        logits: Tensor = self.deep(self.cross(torch.cat(parts, dim=-1)))
+        if read is not None:
+            of_row.append(read if self.readout is None else self.readout(read))
+        request_part, row_part = torch.cat(of_request, dim=-1), torch.cat(of_row, dim=-1)
+        if self.widen_request is not None and self.widen_row is not None:
+            request_part, row_part = self.widen_request(request_part), self.widen_row(row_part)
+        logits: Tensor = self.deep(self.cross(request_part, row_part, row_request))
         return logits
 
     def standardise(self, user_scalars: Tensor, pin_scalars: Tensor) -> None:
@@ -198,6 +213,13 @@ class RankerNetwork(nn.Module):
             getattr(self, f"{side}_deviation").copy_(torch.where(deviation < 1e-3, 1.0, deviation))
 
 
-def _per_row(values: Tensor, row_request: Tensor) -> Tensor:
-    """Return [N, ...] from [R, ...]: each row's request."""
-    return torch.index_select(values, 0, row_request)
+def _encoder(config: NetworkConfig) -> EarlyFusion | LateFusion | CrossFusion | None:
+    match config.fusion:
+        case "early":
+            return EarlyFusion(config)
+        case "late":
+            return LateFusion(config)
+        case "cross":
+            return CrossFusion(config)
+        case "none":
+            return None

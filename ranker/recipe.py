@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from kernels.openvino_engine import OpenVinoEngine
 from model_store.bundle import Bundle, read_bundle
 from model_store.manifest import Calibration, Lineage
-from ranker.actions import ACTIONS, HEADS, ActionLog, Thresholds, action_log
+from ranker.actions import ActionLog, action_log
 from ranker.atomic import AtomicDataset
 from ranker.calibration import fit_calibration
-from ranker.contract import SCALARS, draft_manifest
+from ranker.contract import draft_manifest
 from ranker.embeddings import PinEmbeddings, space_of, svd_embeddings
 from ranker.evaluation import evaluate
 from ranker.examples import ExampleBuilder, Examples, Sampling
 from ranker.export import BundleParts, export_bundle
-from ranker.features import SURFACES
+from ranker.features import SURFACES, scalar_names
 from ranker.golden import golden_inputs
 from ranker.model import NetworkConfig, RankerNetwork
 from ranker.requests import Part, Split, producer_until_ms
-from ranker.training import Epoch, TrainingConfig, predict, train
+from ranker.schema import ActionSchema
+from ranker.time_window import hidden_share
+from ranker.training import predict, train
+from ranker.training_contract import Epoch, Execution, Step, TrainingConfig
+from ranker.variants import network_overrides
 
-Progress = Callable[[int, int], None]
+#: More than this hidden, and the network hardly sees what it will be served with.
+_HIDDEN_SHARE_FAIR = 0.5
+
+
+class Progress(Protocol):
+    """Is told how much of a step is done, how much there is, and what else is worth showing meanwhile."""
+
+    def __call__(self, done: int, total: int, detail: str = "", /) -> None: ...
 
 
 class Reporter(Protocol):
@@ -50,9 +61,11 @@ class Recipe:
     dataset: str
     command: str
     utility_toml: bytes
-    sequence: bool = True
+    #: One of `ranker.variants`.
+    variant: str = "early"
+    #: Fields of `NetworkConfig` that differ from the variant's.
+    sizes: Mapping[str, Any] = field(default_factory=dict)
     parent: str | None = None
-    thresholds: Thresholds = field(default_factory=Thresholds)
     split: Split = field(default_factory=Split)
     sampling: Sampling = field(default_factory=Sampling)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -60,21 +73,51 @@ class Recipe:
     validation_requests_max: int = 2_000
     test_requests_max: int = 2_000
 
+    def network_config(self, schema: ActionSchema, heads: Sequence[str]) -> NetworkConfig:
+        """Return the network's sizes. Raises SettingError for a variant that there is not."""
+        sizes = {**network_overrides(self.variant), **self.sizes}
+        return NetworkConfig(
+            heads=len(heads),
+            actions=len(schema.actions),
+            surfaces=len(SURFACES),
+            scalars=len(scalar_names(schema)),
+            **sizes,
+        )
 
-def make_bundle(folder: Path, dataset: AtomicDataset, recipe: Recipe, report: Reporter) -> Bundle:
+    def described(self) -> dict[str, str]:
+        """Return what tells one training from another, as text by name."""
+        sizes = {f"size_{name}": str(value) for name, value in self.sizes.items()}
+        settings = {name: str(value) for name, value in asdict(self.training).items()}
+        return {"version": str(self.version), "variant": self.variant, **sizes, **settings}
+
+
+def make_bundle(
+    folder: Path, dataset: AtomicDataset, recipe: Recipe, report: Reporter, execution: Execution | None = None
+) -> Bundle:
     """Train on a dataset and write the bundle into a folder that does not exist yet.
+
+    Args:
+        folder: of the bundle.
+        dataset: to learn from.
+        recipe: what to make of it.
+        report: told how far it is.
+        execution: how to train; where there are several ranks, the others call `assist`.
 
     Raises:
         DatasetError: the data holds too little to learn from.
+        SettingError: a head's weight or a variant names what there is not.
+        CheckpointError: the checkpoint to go on from is damaged, or of another run.
+        DivergedError: the loss is no number any more.
         ParityError: an engine does not compute what was trained.
     """
-    log = action_log(dataset, recipe.thresholds)
-    for head in HEADS:
+    log = action_log(dataset)
+    for head in log.schema.heads:
         if head not in log.heads:
             report.note(f"no interaction is a {head}: the model gets no such head")
-    with report.step("embeddings"):
-        embeddings = svd_embeddings(log, producer_until_ms(log, recipe.split), recipe.training.seed)
-    network, calibrations = _learn(log, embeddings, recipe, report)
+    embeddings = _embed(log, recipe, report)
+    network, validation = _learn(log, embeddings, recipe, report, execution or Execution())
+    logits = predict(network, validation, recipe.training.requests_per_batch)
+    calibrations = [fit_calibration(logits[:, i], validation.labels[:, i]) for i in range(len(log.heads))]
     parts = _bundle_parts(dataset, log, embeddings, calibrations, recipe)
     # Metrics are measured on a bundle, so the bundle is made twice: to be measured, and with what was measured.
     with report.step("test"), tempfile.TemporaryDirectory() as temporary:
@@ -90,12 +133,28 @@ def make_bundle(folder: Path, dataset: AtomicDataset, recipe: Recipe, report: Re
     return read_bundle(folder)
 
 
+def assist(dataset: AtomicDataset, recipe: Recipe, report: Reporter, execution: Execution) -> None:
+    """Take another rank's part in `make_bundle`: learn from a share of every minibatch, and leave the rest to rank 0.
+
+    Every rank prepares the examples for itself: that takes each of them as long as it would take one, and no transport.
+    """
+    log = action_log(dataset)
+    _learn(log, _embed(log, recipe, report), recipe, report, execution)
+
+
+def _embed(log: ActionLog, recipe: Recipe, report: Reporter) -> PinEmbeddings:
+    with report.step("embeddings"):
+        return svd_embeddings(log, producer_until_ms(log, recipe.split), recipe.training.seed)
+
+
 def _learn(
-    log: ActionLog, embeddings: PinEmbeddings, recipe: Recipe, report: Reporter
-) -> tuple[RankerNetwork, list[Calibration]]:
-    """Train a network, and calibrate its heads on the validation part."""
+    log: ActionLog, embeddings: PinEmbeddings, recipe: Recipe, report: Reporter, execution: Execution
+) -> tuple[RankerNetwork, Examples]:
+    """Train a network; return it and the validation part that it was stopped by."""
     heads = log.heads
-    draft = draft_manifest(recipe.name, space_of(recipe.dataset), heads, sequence=recipe.sequence)
+    recipe.training.weights_of(heads)  # a name that is not there shows before the work
+    sizes = recipe.network_config(log.schema, heads)
+    draft = draft_manifest(recipe.name, space_of(recipe.dataset), log.schema, heads, sequence=sizes.sequence)
 
     def examples_of(part: Part, sampling: Sampling) -> Examples:
         with report.step(f"{part} examples") as progress:
@@ -105,15 +164,34 @@ def _learn(
     examples = examples_of("train", recipe.sampling)
     validation = examples_of("validation", replace(recipe.sampling, requests_max=recipe.validation_requests_max))
     report.note(f"{examples.batch.requests:,} requests with {examples.batch.rows:,} rows to learn from")
-    sizes = NetworkConfig(
-        heads=len(heads), actions=len(ACTIONS), surfaces=len(SURFACES), scalars=len(SCALARS), sequence=recipe.sequence
-    )
-    with report.step("training") as progress:
-        network, _ = train(
-            sizes, heads, examples, validation, recipe.training, progress, lambda e: report.note(_epoch_line(e))
+    hidden = hidden_share(examples.ages_s, recipe.training.time_window_h_max, recipe.training.time_window_share)
+    if hidden > _HIDDEN_SHARE_FAIR:
+        report.note(
+            f"the time window hides {hidden:.0%} of all actions in training: this data's users act in short bursts; "
+            "a smaller --time-window-h or --time-window-share leaves more to learn from"
         )
-    logits = predict(network, validation, recipe.training.requests_per_batch)
-    return network, [fit_calibration(logits[:, i], validation.labels[:, i]) for i in range(len(heads))]
+    with report.step("training") as progress:
+        shown = replace(execution, watches=(_Shown(progress, report, recipe.training.epochs), *execution.watches))
+        network, _ = train(sizes, heads, examples, validation, recipe.training, shown)
+    return network, validation
+
+
+class _Shown:
+    """Shows a training to whoever waits for it."""
+
+    def __init__(self, progress: Progress, report: Reporter, epochs: int) -> None:
+        self._progress, self._report, self._epochs = progress, report, epochs
+
+    def step(self, step: Step) -> None:
+        detail = f"epoch {step.epoch}/{self._epochs}, loss {step.loss:.4f}, {step.rows_per_s:,.0f} rows/s"
+        self._progress(step.done, step.total, detail)
+
+    def epoch(self, epoch: Epoch) -> None:
+        by_head = ", ".join(f"{head} {loss:.4f}" for head, loss in epoch.validation_losses.items())
+        line = (
+            f"epoch {epoch.number}: loss {epoch.train_loss:.4f}, on validation {epoch.validation_loss:.4f} ({by_head})"
+        )
+        self._report.note(line)
 
 
 def _bundle_parts(
@@ -125,11 +203,13 @@ def _bundle_parts(
 ) -> BundleParts:
     """Gather what stands in the bundle beside the network; its metrics are not known yet."""
     seed = recipe.training.seed
-    draft = draft_manifest(recipe.name, space_of(recipe.dataset), log.heads, sequence=recipe.sequence)
+    sequence = recipe.network_config(log.schema, log.heads).sequence
+    draft = draft_manifest(recipe.name, space_of(recipe.dataset), log.schema, log.heads, sequence=sequence)
     return BundleParts(
         name=recipe.name,
         version=recipe.version,
         dataset=recipe.dataset,
+        schema=log.schema,
         heads=log.heads,
         calibrations=calibrations,
         lineage=Lineage(
@@ -151,7 +231,3 @@ def _code_version() -> str:
         return f"pinrank {version('pinrank')}"
     except PackageNotFoundError:
         return "pinrank, not installed"
-
-
-def _epoch_line(epoch: Epoch) -> str:
-    return f"epoch {epoch.number}: loss {epoch.train_loss:.4f}, on validation {epoch.validation_loss:.4f}"

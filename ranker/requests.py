@@ -12,10 +12,13 @@ from typing import Literal
 
 import numpy as np
 
-from ranker.actions import ACTIONS, ActionLog
+from ranker.actions import ActionLog
 from ranker.errors import SettingError
 
 PINS_MAX = 8
+
+#: A request may be asked from a pin that got an action of at least this affinity: one the user wants more of.
+QUERY_AFFINITY = 0.5
 
 Part = Literal["train", "validation", "test"]
 
@@ -58,6 +61,7 @@ class Request:
         time_ms: when it was made.
         chosen: int64[K], numbers of the events it led to.
         history: int64[<= L], numbers of the user's newest events strictly before, newest first.
+        activity: how many events the user had strictly before, also beyond `history`.
         query_pin: position in `log.pin_ids` of the pin it starts from; None asks from home.
     """
 
@@ -65,6 +69,7 @@ class Request:
     time_ms: int
     chosen: np.ndarray
     history: np.ndarray
+    activity: int
     query_pin: int | None
 
     @property
@@ -91,10 +96,11 @@ def part_slices(log: ActionLog, split: Split, part: Part) -> list[Slice]:
 def slice_requests(log: ActionLog, span: Slice, history_max: int, rng: np.random.Generator) -> list[Request]:
     """Return a slice's requests in order of user, then time.
 
-    Half of them, drawn by `rng`, are asked from the pin that the user saved or liked last; who has none asks from home.
+    Half of them, drawn by `rng`, are asked from the last pin on which the user's action had at least `QUERY_AFFINITY`
+    (with ratings: that the user saved or liked last); who has none asks from home.
     """
     first, stop = log.before(span.start_ms), log.before(span.stop_ms)
-    last_liked = _last_liked(log)
+    last_wanted = _last_wanted(log)
     requests = []
     for user in np.unique(log.user[first:stop]):
         events = log.by_user[log.user_splits[user] : log.user_splits[user + 1]]
@@ -103,25 +109,26 @@ def slice_requests(log: ActionLog, span: Slice, history_max: int, rng: np.random
         for chunk in range(start, end, PINS_MAX):
             time_ms = int(times[chunk])
             known = int(np.searchsorted(times, time_ms))
-            liked = last_liked[log.user_splits[user] + known]
-            related = bool(rng.random() < 0.5) and liked >= 0
+            wanted = last_wanted[log.user_splits[user] + known]
+            related = bool(rng.random() < 0.5) and wanted >= 0
             requests.append(
                 Request(
                     user=int(user),
                     time_ms=time_ms,
                     chosen=events[chunk : min(chunk + PINS_MAX, end)],
                     history=events[max(0, known - history_max) : known][::-1],
-                    query_pin=int(liked) if related else None,
+                    activity=known,
+                    query_pin=int(wanted) if related else None,
                 )
             )
     return requests
 
 
-def _last_liked(log: ActionLog) -> np.ndarray:
-    """Return int64[E]: per place in `by_user`, the pin its user saved or liked last before that place; -1 for none."""
+def _last_wanted(log: ActionLog) -> np.ndarray:
+    """Return int64[E]: per place in `by_user`, the last pin before it that its user wants more of; -1 for none."""
     event = log.by_user
-    liked = log.action[event] <= ACTIONS.index("like")
-    place = np.maximum.accumulate(np.where(liked, np.arange(len(event)), -1))
+    wanted = log.schema.affinities[log.action[event]] >= QUERY_AFFINITY
+    place = np.maximum.accumulate(np.where(wanted, np.arange(len(event)), -1))
     previous = np.concatenate([[-1], place[:-1]])
     own_start = log.user_splits[log.user[event]]
     return np.where(previous >= own_start, log.pin[event[previous]], -1)

@@ -64,7 +64,9 @@ class Home:
 
     @property
     def sequence(self) -> SequenceGroup:
-        return Groups.served_by(self.bundle.manifest).sequence
+        if (group := self.bundle.manifest.sequence) is None:
+            raise DemoError(f"{self.bundle.manifest.ref} reads no actions; the demo shows a ranker that does")
+        return group
 
     def catalogue(self) -> dict[str, Any]:
         content: dict[str, Any] = json.loads((self.folder / CATALOGUE).read_text())

@@ -5,18 +5,25 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from ranker.actions import ACTIONS, HEADS, Thresholds, action_labels, action_log, strongest_action
+from ranker.actions import RATINGS, ActionSchema, action_log, strongest_action
 from ranker.atomic import AtomicDataset
-from ranker.errors import DatasetError, SettingError
+from ranker.errors import DatasetError
 
 
-def dataset_of(events: Sequence[tuple[int, int, float, int]], *, rated: bool = True) -> AtomicDataset:
+def dataset_of(events: Sequence[tuple[int, int, float, int]], schema: ActionSchema = RATINGS) -> AtomicDataset:
     """Make a dataset of (user, pin, rating, time in ms), already in order of time."""
     users, pins, ratings, times = (np.array(column) for column in zip(*events, strict=True))
     return AtomicDataset(
-        "toy", "0" * 64, users.astype(np.uint64), pins.astype(np.uint64),
-        ratings.astype(np.float32) if rated else None, times.astype(np.int64), {}, {},
-    )  # fmt: skip
+        name="toy",
+        sha256="0" * 64,
+        users=users.astype(np.uint64),
+        pins=pins.astype(np.uint64),
+        time_ms=times.astype(np.int64),
+        schema=schema,
+        labels=schema.labels({"rating": ratings.astype(np.float32)}, len(users)),
+        titles={},
+        tokens={},
+    )
 
 
 @pytest.mark.parametrize(
@@ -30,23 +37,9 @@ def dataset_of(events: Sequence[tuple[int, int, float, int]], *, rated: bool = T
     ],
 )
 def test_a_rating_means_several_labels_and_one_strongest_action(rating: int, labels: set[str], strongest: str) -> None:
-    found = action_labels(np.array([rating]), 1, Thresholds())
-    assert {head for head, on in zip(HEADS, found[0].tolist(), strict=True) if on} == labels
-    assert ACTIONS[strongest_action(found)[0]] == strongest
-
-
-def test_thresholds_can_be_moved_but_must_rise() -> None:
-    labels = action_labels(np.array([8, 6, 3]), 3, Thresholds(save_at=8, like_at=6, hide_at=3))
-    assert labels[:, HEADS.index("save")].tolist() == [True, False, False]
-    assert labels[:, HEADS.index("hide")].tolist() == [False, False, True]
-    with pytest.raises(SettingError, match=r"hide_at \(4\) < like_at \(4\)"):
-        Thresholds(hide_at=4)
-
-
-def test_without_ratings_everything_is_a_closeup_and_no_other_head_remains() -> None:
-    log = action_log(dataset_of([(1, 2, 0, 0), (1, 3, 0, 1)], rated=False))
-    assert log.heads == ("closeup",)
-    assert [ACTIONS[a] for a in log.action] == ["closeup", "closeup"]
+    found = RATINGS.labels({"rating": np.array([rating], np.float32)}, 1)
+    assert {name for name, on in zip(RATINGS.names, found[0].tolist(), strict=True) if on} == labels
+    assert RATINGS.names[strongest_action(found)[0]] == strongest
 
 
 def test_heads_that_never_occur_are_left_out() -> None:
@@ -60,9 +53,11 @@ def test_the_log_groups_events_by_user_oldest_first() -> None:
     assert log.by_user.tolist() == [1, 0, 2]
     assert log.user_splits.tolist() == [0, 1, 3]
     assert [log.before(t) for t in (0, 1, 2, 3)] == [0, 1, 2, 3]
+    assert log.label("like").tolist() == [True, True, False]
 
 
 def test_a_dataset_without_interactions_is_refused() -> None:
     empty = np.empty(0)
+    labels = np.empty((0, 4), bool)
     with pytest.raises(DatasetError, match="holds no interactions"):
-        action_log(AtomicDataset("toy", "", empty, empty, None, empty, {}, {}))
+        action_log(AtomicDataset("toy", "", empty, empty, empty, RATINGS, labels, {}, {}))

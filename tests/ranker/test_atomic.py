@@ -26,8 +26,7 @@ def test_columns_are_read_in_order_of_time_and_ties_keep_file_order(tmp_path: Pa
     assert dataset.users.tolist() == [8, 7, 7]
     assert dataset.users.dtype == dataset.pins.dtype == np.uint64
     assert dataset.pins.tolist() == [31, 32, 30]
-    assert dataset.rating is not None
-    assert dataset.rating.tolist() == [1.0, 5.0, 4.5]
+    assert dataset.labels[:, 0].tolist() == [False, True, False]
     assert dataset.time_ms.tolist() == [1500, 1500, 2000]
     assert dataset.sha256 == hashlib.sha256((folder / "toy.inter").read_bytes()).hexdigest()
 
@@ -48,11 +47,6 @@ def test_an_item_file_without_titles_and_no_item_file_give_the_tokens(tmp_path: 
     assert read_atomic(folder).titles == {token_id("p"): "p"}
     (folder / "toy.item").unlink()
     assert read_atomic(folder).titles == {token_id("p"): "p"}
-
-
-def test_ratings_are_optional(tmp_path: Path) -> None:
-    folder = dataset_at(tmp_path, "timestamp:float\tuser_id:token\titem_id:token\n1\t2\t3\n")
-    assert read_atomic(folder).rating is None
 
 
 @pytest.mark.parametrize(

@@ -37,11 +37,14 @@ def test_train_publishes_and_labels_and_evaluate_compares(tmp_path: Path, utilit
     data, store = write_atomic(tmp_path / "data", per_user=20), tmp_path / "models"
     code, output = run(
         "train", "--data", data, "--name", "toy", "--version", "4", "--utility", utility, "--store", store,
-        "--label", "canary", "--epochs", "1", "--no-sequence",
+        "--label", "canary", "--epochs", "1", "--variant", "base", "--head-weight", "save=4", "--size", "hidden=16",
+        "--requests-max", "40", "--tensorboard", tmp_path / "runs", "--resume", tmp_path / "run",
     )  # fmt: skip
     assert code == 0, output
     assert "toy@4: " in output
     assert FolderStore(store).labels("toy") == {"canary": 4}
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint.pt"]
+    assert len(list((tmp_path / "runs").iterdir())) == 1
     code, output = run("evaluate", "--data", data, "--store", store, "--model", "toy", "--json", tmp_path / "e.json")
     assert code == 0, output
     assert "toy@4 (canary)" in output
@@ -58,14 +61,26 @@ def test_train_publishes_and_labels_and_evaluate_compares(tmp_path: Path, utilit
         (["--out", "new", "--label", "stable"], "--label needs --store DIR"),
         (["--out", "."], ". exists already; name a new folder"),
         (["--out", "new", "--data", "nowhere"], "no dataset folder at nowhere; it must hold NAME.inter"),
-        (["--out", "new", "--hide-at", "5"], "thresholds must rise: hide_at (5) < like_at (4)"),
+        (["--out", "new", "--resume", "a", "--checkpoints", "b"], "--resume DIR keeps checkpoints in DIR itself"),
+        (["--out", "new", "--head-weight", "save"], "--head-weight save: write HEAD=WEIGHT, e.g. save=4"),
+        (
+            ["--out", "new", "--head-weight", "click=2"],
+            "no head 'click' to weigh; the data gives the heads save",
+        ),
+        (["--out", "new", "--variant", "huge"], "no variant 'huge'; there are base, wide, late, early, cross"),
+        (["--out", "new", "--size", "depth=3"], "--size depth=3: no size 'depth'; write NAME=VALUE with one of"),
+        (["--out", "new", "--precision", "fp8"], "no precision 'fp8'; there are auto, fp32, bf16"),
+        (["--out", "new", "--device", "tpu"], "no device 'tpu'; there are auto, cpu and cuda"),
+        (["--out", "new", "--learning-rate", "0"], "learning_rate cannot be 0.0"),
+        (["--out", "new", "--actions", "lost.toml"], "cannot read the actions: [Errno 2] No such file"),
     ],
 )
 def test_train_refuses_what_cannot_work_and_says_why(
     arguments: list[str], message: str, utility: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, output = run("train", "--utility", utility, *arguments)
+    data = write_atomic(tmp_path / "data", per_user=20)
+    code, output = run("train", "--utility", utility, "--data", data, *arguments)
     assert code == 1
     assert f"error: {message}" in output
 
@@ -76,9 +91,18 @@ def test_a_utility_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert "lost.toml" in output
 
 
-@pytest.mark.parametrize(("missing", "extra"), [("torch", "train"), ("sklearn", "train"), ("pyarrow", "data")])
+@pytest.mark.parametrize(
+    ("missing", "extra"),
+    [
+        ("torch", "train"),
+        ("sklearn", "train"),
+        ("pyarrow", "data"),
+        ("tensorboard", "tensorboard"),
+        ("mlflow", "mlflow"),
+    ],
+)
 def test_a_missing_package_names_the_extra_that_brings_it(
-    missing: str, extra: str, utility: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    missing: str, extra: str | None, utility: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     original = builtins.__import__
 
@@ -90,7 +114,7 @@ def test_a_missing_package_names_the_extra_that_brings_it(
     monkeypatch.setattr(builtins, "__import__", without)
     code, output = run("train", "--utility", utility, "--out", tmp_path / "new")
     assert code == 1
-    assert f"error: this needs {missing}, which is not installed: pip install 'pinrank[{extra}]'" in output
+    assert f"error: this needs {missing}, which is not installed: pip install 'pinrank[{extra or missing}]'" in output
 
 
 def test_evaluate_needs_a_label_or_a_version(tmp_path: Path) -> None:

@@ -5,14 +5,16 @@ import pytest
 
 from feature_client.codec import State
 from feature_client.fetcher import FeatureNeeds, fetch
+from feature_client.groups import Scalar, SequenceGroup
 from feature_client.memory import MemoryStore
-from ranker.actions import ACTIONS, ActionLog, action_log
+from ranker.actions import RATINGS, ActionLog, action_log
 from ranker.embeddings import DIM, PinEmbeddings, decode_embeddings, encode_embeddings, space_of, svd_embeddings
 from ranker.errors import DatasetError
-from ranker.features import PRIOR_ACTIONS, Groups, fill_store, made_up_parties, pin_rows, user_rows
+from ranker.features import PRIOR_ACTIONS, Groups, events_of, fill_store, made_up_parties, pin_rows, user_rows
 from tests.ranker.test_actions import dataset_of
 
-GROUPS = Groups.of(space_of("toy"))
+VOCABULARY = ("closeup", "hide", "like", "save")
+GROUPS = Groups.of(space_of("toy"), RATINGS)
 
 # (user, pin, rating, time): user 1 saves pin 10 and hides pin 11; user 2 likes pin 10 later, then opens pin 12.
 LOG = action_log(dataset_of([(1, 10, 5, 100), (1, 11, 1, 200), (2, 10, 4, 300), (2, 12, 3, 400)]))
@@ -91,9 +93,44 @@ async def test_a_filled_store_answers_a_fetch_with_the_end_of_the_data() -> None
     found = await fetch(store, needs, 2, np.array([12, 10, 99], np.uint64))
     assert found.pins_missing() == 1
     assert not found.user_missing()
-    assert [ACTIONS[a] for a in found.events["action"]] == ["closeup", "like"]
+    assert [RATINGS.names[a] for a in found.events["action"]] == ["closeup", "like"]
     assert found.events["pin_id"].tolist() == [12, 10]
     assert found.pins["pin_core"].rows[found.candidate_index[1]]["log_actions"] == pytest.approx(np.log(3))
+
+
+async def test_a_store_can_be_filled_as_of_any_time() -> None:
+    store = MemoryStore()
+    written = await fill_store(store, LOG, EMBEDDINGS, GROUPS, before_ms=300)
+    assert written == {"pins": 2, "users": 1, "sequences": 1}
+    needs = FeatureNeeds((GROUPS.user,), (GROUPS.pin,), GROUPS.sequence, 64)
+    found = await fetch(store, needs, 1, np.array([10, 12], np.uint64))
+    assert found.events["pin_id"].tolist() == [11, 10]
+    assert found.pins["pin_core"].states[found.candidate_index].tolist() == [State.PRESENT, State.MISSING]
+    later = await fetch(store, needs, 2, np.array([10], np.uint64))
+    assert (later.user["user_core"].states[0], later.sequence_state) == (State.MISSING, State.MISSING)
+
+
+async def test_a_store_is_filled_in_the_layout_and_vocabulary_that_the_groups_say() -> None:
+    """Bundles stay servable when the data's schema has moved on: fewer shares, other codes, perhaps no sequence."""
+    fields = tuple(f for f in GROUPS.pin.fields if f.name in ("embedding", "log_actions", "hide_share", "ad"))
+    pin = GROUPS.pin.model_copy(update={"version": 1, "fields": fields})
+    sequence = SequenceGroup(name="actions", version=1, actions=VOCABULARY, surfaces=("home",), length_max=9)
+    store = MemoryStore()
+    await fill_store(store, LOG, EMBEDDINGS, Groups(pin, GROUPS.user, sequence))
+    found = await fetch(store, FeatureNeeds((), (pin,), sequence, 64), 1, np.array([11], np.uint64))
+    assert [VOCABULARY[a] for a in found.events["action"]] == ["hide", "save"]
+    assert found.pins["pin_core"].rows[found.candidate_index[0]]["hide_share"] == pytest.approx(smoothed(1, 1, 1 / 4))
+    without = await fill_store(MemoryStore(), LOG, EMBEDDINGS, Groups(pin, GROUPS.user, None))
+    assert without == {"pins": 3, "users": 2}
+
+
+def test_what_the_data_does_not_know_is_refused_by_name() -> None:
+    foreign = GROUPS.pin.model_copy(update={"fields": (*GROUPS.pin.fields, Scalar(name="listen_share"))})
+    with pytest.raises(DatasetError, match="the data has no action 'listen'; it has save, like, hide, closeup"):
+        pin_rows(LOG, foreign, VECTORS, 300)
+    short = SequenceGroup(name="actions", version=1, actions=VOCABULARY[1:], surfaces=("home",), length_max=9)
+    with pytest.raises(DatasetError, match="sequence group actions@1 has no action 'closeup'; it has hide, like, save"):
+        events_of(LOG, LOG.by_user, short)
 
 
 def test_embeddings_survive_their_archive_and_the_bytes_repeat() -> None:

@@ -10,8 +10,11 @@ import pytest
 
 @pytest.mark.parametrize(
     "module",
-    ["ranker.cli", "ranker.movielens", "ranker.atomic", "ranker.features", "ranker.examples", "ranker.evaluation"],
-)
+    [
+        "ranker.cli", "ranker.variants", "ranker.movielens", "ranker.atomic", "ranker.features", "ranker.examples",
+        "ranker.evaluation",
+    ],
+)  # fmt: skip
 def test_reading_data_and_evaluating_import_no_training_library(module: str) -> None:
     program = f"import sys, {module}; print(*{{'torch', 'sklearn', 'scipy', 'onnxscript'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -8,7 +8,7 @@ import torch
 from ranker.model import NetworkConfig, RankerNetwork
 
 SIZES = NetworkConfig(heads=3, actions=4, surfaces=2, scalars=4)
-LENGTH = 64
+LENGTH = 100
 
 
 def inputs(seed: int = 0, *, sequence: bool = True) -> dict[str, torch.Tensor]:
@@ -87,7 +87,7 @@ def test_the_candidate_is_fused_before_the_first_layer(network: RankerNetwork) -
 
 def test_the_network_without_a_sequence_takes_none() -> None:
     torch.manual_seed(1)
-    network = RankerNetwork(replace(SIZES, sequence=False)).eval()
+    network = RankerNetwork(replace(SIZES, fusion="none")).eval()
     assert network.encoder is None
     assert network(**inputs(sequence=False)).shape == (4, 3)
 

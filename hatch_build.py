@@ -1,0 +1,33 @@
+"""Compiles the native encoder when pinrank is installed or built into a wheel."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+
+class NativeEncoder(BuildHookInterface):  # type: ignore[type-arg]
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002 - hatchling's signature
+        """Compile; without a compiler say so and go on: everything works without the kernel, slower."""
+        if self.target_name != "wheel":
+            return
+        native = _load(Path(self.root) / "kernels" / "native" / "build.py")
+        try:
+            library = native.build()
+        except native.CompilerMissingError as error:
+            self.app.display_warning(f"pinrank's native encoder is not built, ranking will be slower: {error}")
+            return
+        build_data["artifacts"].append(str(library.relative_to(self.root)))
+        build_data["pure_python"] = False
+        build_data["infer_tag"] = True
+
+
+def _load(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location("native_build", path)
+    assert spec is not None and spec.loader is not None  # noqa: S101, PT018 - a file of ours
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,103 @@
+"""The one function of a network that has a kernel of its own: where it stands, and how to take it out.
+
+An exported ranker may call `pinrank.EarlyFusedEncoder`, a function that the same file defines in plain ONNX operators.
+Every runtime can therefore run the network as it is; an engine with the native kernel replaces the call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import helper, numpy_helper
+from onnx.inliner import inline_local_functions
+
+from kernels.engine import ROW_REQUEST, EngineError, TensorSpec
+from kernels.fused_encoder import EncoderShape
+
+DOMAIN = "pinrank"
+ENCODER = "EarlyFusedEncoder"
+#: The value that the function's call makes: float32[N, K * d].
+ENCODED = "encoded"
+#: The function's first inputs, by role; the folded weights follow under their own names.
+ENCODER_INPUTS = ("actions", "embeddings", "candidates", "row_request")
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderCall:
+    """A network cut in two: the encoder's call, and the rest, which takes `ENCODED` as one more input.
+
+    Attributes:
+        rest: the network without the call.
+        weights: float32, by name.
+        shape: of the encoder.
+        inputs: names of the network's inputs that the encoder reads as actions, embeddings and candidates.
+    """
+
+    rest: bytes
+    weights: dict[str, np.ndarray]
+    shape: EncoderShape
+    inputs: tuple[str, ...]
+
+
+def parse(network: bytes) -> onnx.ModelProto:
+    """Read and check an ONNX file's bytes. Raises EngineError for anything else."""
+    try:
+        model = onnx.load_model_from_string(network)
+        onnx.checker.check_model(model)
+    except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
+        raise EngineError(f"the network cannot be loaded: {error}") from error
+    return model
+
+
+def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the network with every call replaced by what the function does."""
+    return inline_local_functions(model) if model.functions else model
+
+
+def replace(field: Any, kept: Sequence[Any]) -> None:
+    """Make `kept`, which may live in it, the content of a repeated field."""
+    copies = [type(item).FromString(item.SerializeToString()) for item in kept]
+    del field[:]
+    field.extend(copies)
+
+
+def take_out_encoder(model: onnx.ModelProto, inputs: Sequence[TensorSpec]) -> EncoderCall | None:
+    """Cut the network at its encoder, or return None when it has none whose inputs and weights are all plain."""
+    calls = [node for node in model.graph.node if node.domain == DOMAIN and node.op_type == ENCODER]
+    functions = [function for function in model.functions if function.domain == DOMAIN and function.name == ENCODER]
+    if len(calls) != 1 or len(functions) != 1:
+        return None
+    call, (function,) = calls[0], functions
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    taken = dict(zip(function.input, call.input, strict=True))
+    roles = [taken[role] for role in ENCODER_INPUTS]
+    names = {name: value for name, value in taken.items() if name not in ENCODER_INPUTS}
+    length = next((spec.shape[0] for spec in inputs if spec.name == roles[0]), None)
+    if length is None or roles[3] != ROW_REQUEST or not held.keys() >= set(names.values()):
+        return None
+    attributes = {a.name: helper.get_attribute_value(a) for a in call.attribute}
+    weights = {name: numpy_helper.to_array(held[value]) for name, value in names.items()}
+    shape = EncoderShape(length, attributes["rows"], attributes["layers"], attributes["epsilon"])
+    return EncoderCall(_without(model, call), weights, shape, tuple(roles[:3]))
+
+
+def _without(model: onnx.ModelProto, call: onnx.NodeProto) -> bytes:
+    rest = onnx.ModelProto()
+    rest.CopyFrom(model)
+    graph = rest.graph
+    del rest.functions[:]
+    nodes = [node for node in graph.node if node.output[0] != call.output[0]]
+    read = {name for node in nodes for name in node.input}
+    initializers = [tensor for tensor in graph.initializer if tensor.name in read]
+    entered = [value for value in graph.input if value.name in read]
+    width = next(value for value in graph.value_info if value.name == call.output[0])
+    replace(graph.node, nodes)
+    replace(graph.initializer, initializers)
+    replace(graph.input, [*entered, width])
+    content: bytes = rest.SerializeToString()
+    return content

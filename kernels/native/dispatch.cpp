@@ -1,0 +1,61 @@
+// Chooses the widest instruction set that this processor has, among those that were compiled in.
+
+#include "encoder.h"
+
+#define DECLARE(isa)                                                                                            \
+  namespace isa {                                                                                               \
+  int encode(const PinrankEncoder&, const int64_t*, const float*, const float*, const int32_t*, int, float*);   \
+  int width();                                                                                                  \
+  }
+
+DECLARE(portable)
+#if defined(__x86_64__)
+DECLARE(avx2)
+DECLARE(avx512)
+#endif
+
+namespace {
+enum Isa { PORTABLE, AVX2, AVX512 };
+
+Isa widest() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    return AVX512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return AVX2;
+#endif
+  return PORTABLE;
+}
+}  // namespace
+
+extern "C" {
+
+// The names of what `isa` may be, and what is best here.
+const char* pinrank_isa_name(int isa) {
+  static const char* const names[] = {"portable", "avx2", "avx512"};
+  return isa >= 0 && isa <= AVX512 ? names[isa] : nullptr;
+}
+
+int pinrank_isa_widest() { return widest(); }
+
+// Floats in a vector; 0 for an instruction set that this processor lacks.
+int pinrank_isa_width(int isa) {
+  if (isa < PORTABLE || isa > widest()) return 0;
+#if defined(__x86_64__)
+  if (isa == AVX512) return avx512::width();
+  if (isa == AVX2) return avx2::width();
+#endif
+  return portable::width();
+}
+
+// Encode rows row_splits[r]..row_splits[r + 1] of candidates for each request r.
+// Returns 0, 1 when there is no memory, 2 for an instruction set that this processor lacks.
+int pinrank_encode(int isa, const PinrankEncoder* encoder, const int64_t* actions, const float* pins,
+                   const float* candidates, const int32_t* row_splits, int requests, float* out) {
+  if (pinrank_isa_width(isa) == 0 || encoder->length > PINRANK_LENGTH_MAX) return 2;
+#if defined(__x86_64__)
+  if (isa == AVX512) return avx512::encode(*encoder, actions, pins, candidates, row_splits, requests, out);
+  if (isa == AVX2) return avx2::encode(*encoder, actions, pins, candidates, row_splits, requests, out);
+#endif
+  return portable::encode(*encoder, actions, pins, candidates, row_splits, requests, out);
+}
+}

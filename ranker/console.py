@@ -1,0 +1,129 @@
+"""What this folder's commands share on a console: the dataset's option, progress, and errors that say what to do.
+
+Whatever is not in a serving install is imported when it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+if TYPE_CHECKING:
+    from ranker import recipe
+    from ranker.atomic import AtomicDataset
+
+DataOption = Annotated[
+    str,
+    typer.Option(
+        help="A folder of RecBole atomic files, or ml-1m: MovieLens-1M, downloaded on first use.",
+        rich_help_panel="Data",
+    ),
+]
+ActionsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--actions",
+        help="Which interactions are which actions (TOML). Default: the data folder's actions.toml; without one, a "
+        "rating column gives saves, likes, hides and closeups.",
+        rich_help_panel="Data",
+    ),
+]
+#: Which extra brings a module that a serving install lacks.
+_EXTRAS = {
+    "pyarrow": "data",
+    "torch": "train",
+    "sklearn": "train",
+    "scipy": "train",
+    "onnxscript": "train",
+    "tensorboard": "tensorboard",
+    "mlflow": "mlflow",
+}
+
+
+def fail(message: str) -> NoReturn:
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(message)}", highlight=False)
+    raise typer.Exit(1)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn what a user can put right into one line that says how."""
+    from model_store.bundle import BundleError  # noqa: PLC0415
+    from model_store.store import ModelStoreError  # noqa: PLC0415
+    from ranker.errors import RankerError  # noqa: PLC0415
+
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if missing not in _EXTRAS:
+            raise
+        fail(f"this needs {missing}, which is not installed: pip install 'pinrank[{_EXTRAS[missing]}]'")
+    except (RankerError, BundleError, ModelStoreError, OSError) as error:
+        fail(str(error))
+
+
+def read_dataset(data: str, actions: Path | None, reporter: ConsoleReporter) -> AtomicDataset:
+    """Read what `--data` and `--actions` name; MovieLens-1M is fetched on first use."""
+    from ranker import movielens  # noqa: PLC0415
+    from ranker.atomic import read_atomic  # noqa: PLC0415
+    from ranker.schema import read_schema  # noqa: PLC0415
+
+    schema = None if actions is None else read_schema(actions)
+    folder = Path(data)
+    if data == movielens.NAME and not folder.is_dir():
+        reporter.note(movielens.LICENCE.strip())
+        with reporter.step("MovieLens-1M"):
+            folder = movielens.obtain(movielens.default_cache_dir())
+    with reporter.step("reading"):
+        return read_atomic(folder, schema)
+
+
+class ConsoleReporter:
+    """Shows steps as progress bars on a console."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    @contextmanager
+    def step(self, what: str) -> Iterator[recipe.Progress]:
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[detail]}"),
+        )
+        with Progress(*columns, console=self._console) as shown:
+            task = shown.add_task(what, total=None, detail="")
+
+            def progress(done: int, total: int, detail: str = "", /) -> None:
+                if shown.tasks[0].total is None:
+                    # What was done before this began, as when a training is resumed, says nothing about the speed.
+                    shown.reset(task, total=total, completed=done)
+                shown.update(task, completed=done, total=total, detail=detail)
+
+            yield progress
+            total = shown.tasks[0].total or 1
+            # Training may stop early; what is over is shown as over.
+            shown.update(task, completed=total, total=total)
+
+    def note(self, message: str) -> None:
+        self._console.print(message, highlight=False, markup=False)

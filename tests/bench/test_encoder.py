@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from bench.encoder import _inversions, measure
+
+
+def test_the_script_measures_every_side_and_finds_them_equal() -> None:
+    measured = measure(quick=True)
+    rates = measured.raw["rows_per_s_by_round"]
+    assert {
+        "encoder, serving form in the engine, 128 candidates",
+        "ranker, published form in OpenVINO, 128 candidates",
+    } < set(rates)
+    assert all(rate > 0 for rounds in rates.values() for rate in rounds)
+    by_name = {claim.name: claim for claim in measured.claims}
+    assert by_name["largest difference from float64, fp32 sides"].holds
+    assert by_name["neighbours ranked the other way round, beyond ties"].holds
+    json.dumps(measured.raw)
+
+
+def test_only_neighbours_further_apart_than_a_tie_are_inversions() -> None:
+    expected = np.array([[0.5], [0.5 + 1e-6], [0.1], [0.3]])
+    assert _inversions(expected, expected) == 0
+    assert _inversions(np.array([[2.0], [1.0], [0.2], [0.3]]), expected) == 0
+    assert _inversions(np.array([[2.0], [1.0], [0.3], [0.2]]), expected) == 1
