@@ -16,6 +16,10 @@ from ranker.errors import DatasetError
 
 DIM = 32
 
+#: Of the producer; what it makes of the same data differs between versions, so their vectors may not be compared.
+#: 2: dimensions are weighted by the square root of their singular values.
+PRODUCER_VERSION = 2
+
 
 @dataclass(frozen=True, slots=True)
 class PinEmbeddings:
@@ -39,8 +43,8 @@ class PinEmbeddings:
 
 
 def space_of(name: str) -> EmbeddingSpace:
-    """Name the space that version 1 of the SVD producer makes from a dataset."""
-    return EmbeddingSpace(name=f"{name}-svd", version=1, dim=DIM, dtype="float16")
+    """Name the space that the SVD producer makes from a dataset."""
+    return EmbeddingSpace(name=f"{name}-svd", version=PRODUCER_VERSION, dim=DIM, dtype="float16")
 
 
 def svd_embeddings(log: ActionLog, before_ms: int, seed: int) -> PinEmbeddings:
@@ -67,7 +71,9 @@ def svd_embeddings(log: ActionLog, before_ms: int, seed: int) -> PinEmbeddings:
     popularity = np.sqrt(np.bincount(pin, weights=weight, minlength=len(pins)) + 1.0)
     matrix = csr_matrix((weight / popularity[pin], (user, pin)), shape=(len(users), len(pins)), dtype=np.float32)
     dim = min(DIM, min(matrix.shape) - 1)
-    components = TruncatedSVD(dim, n_iter=7, random_state=seed).fit(matrix).components_.T
+    fitted = TruncatedSVD(dim, n_iter=7, random_state=seed).fit(matrix)
+    # Between equal weights, where noise has the same say as taste, and full ones, which leave little but popularity.
+    components = fitted.components_.T * np.sqrt(fitted.singular_values_)
     vectors = np.zeros((len(pins), DIM), np.float32)
     vectors[:, :dim] = components * (np.sign(components.sum(axis=0)) + (components.sum(axis=0) == 0))
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -29,6 +29,8 @@ _SHARE = "_share"
 #: A share counts as if this many earlier actions had shown the average of everyone.
 PRIOR_ACTIONS = 20.0
 
+_FOLD_IN_ROUNDS = 2
+
 #: Events of a dataset carry no surface; all of them stand in the sequence as home.
 _HOME = np.uint8(0)
 
@@ -70,7 +72,7 @@ def pin_rows(log: ActionLog, group: FeatureGroup, vectors: np.ndarray, before_ms
     Args:
         log: the history.
         group: `Groups.pin`; its `<action>_share` fields say which actions are counted.
-        vectors: float16[P, D], the pins' embeddings.
+        vectors: float16[P, D], the pins' embeddings, zeros for pins that came after the producer's window.
         before_ms: only events strictly before this are read.
 
     Returns:
@@ -81,7 +83,7 @@ def pin_rows(log: ActionLog, group: FeatureGroup, vectors: np.ndarray, before_ms
     """
     stop = log.before(before_ms)
     rows, counts = _counted_rows(group, log, log.pin[:stop], len(log.pin_ids))
-    rows["embedding"] = vectors
+    rows["embedding"] = folded_in(log, vectors, stop)
     rows["creator_tail"] = 1 - _percentile(counts)
     rows["merchant"], rows["ad"] = made_up_parties(log.pin_ids)
     return _present_where(group, rows, counts > 0)
@@ -91,17 +93,50 @@ def user_rows(log: ActionLog, group: FeatureGroup, vectors: np.ndarray, before_m
     """Compute every user's row as of a time; the embedding is the mean of the user's pins, weighted by affinity.
 
     Args and result as for `pin_rows`, with U rows in the order of `log.user_ids`.
-
-    Cost: a `bincount` over all events per dimension, about 0.1 s for a million events.
     """
     stop = log.before(before_ms)
     user, pin = log.user[:stop], log.pin[:stop]
     rows, counts = _counted_rows(group, log, user, len(log.user_ids))
     weight = log.schema.affinities[log.action[:stop]]
-    columns = [np.bincount(user, weight * column[pin], len(log.user_ids)) for column in vectors.T.astype(np.float32)]
-    folded = np.stack(columns, axis=-1)
-    rows["embedding"] = folded / np.maximum(np.linalg.norm(folded, axis=1, keepdims=True), 1e-12)
+    rows["embedding"] = _means(user, pin, weight, folded_in(log, vectors, stop), len(log.user_ids))
     return _present_where(group, rows, counts > 0)
+
+
+def folded_in(log: ActionLog, vectors: np.ndarray, stop: int) -> np.ndarray:
+    """Give pins that the embedding's producer did not know a vector in its space, from who has acted on them since.
+
+    A user is the mean of the pins acted on, and a new pin the mean of its users, weighted by affinity: what a producer
+    does between two fits, so that the space stays as it is. A second round reaches users who know new pins only.
+
+    Args:
+        log: the history.
+        vectors: float16[P, D], zeros for unknown pins; the others are left as they are.
+        stop: only the first so many events are read.
+
+    Returns:
+        float32[P, D].
+    """
+    user, pin = log.user[:stop], log.pin[:stop]
+    weight = log.schema.affinities[log.action[:stop]]
+    found = vectors.astype(np.float32)
+    new = np.flatnonzero(~np.any(vectors, axis=1))
+    if not len(new):
+        return found
+    for _ in range(_FOLD_IN_ROUNDS):
+        users = _means(user, pin, weight, found, len(log.user_ids))
+        found[new] = _means(pin, user, weight, users, len(log.pin_ids))[new]
+    return found
+
+
+def _means(of: np.ndarray, over: np.ndarray, weight: np.ndarray, vectors: np.ndarray, count: int) -> np.ndarray:
+    """Return float32[count, D], of length one or zero: each one's mean of the vectors that its events lead to.
+
+    Cost: a `bincount` over all events per dimension, about 0.1 s for a million events.
+    """
+    columns = [np.bincount(of, weight * column[over], count) for column in vectors.T.astype(np.float32)]
+    folded = np.stack(columns, axis=-1)
+    means: np.ndarray = folded / np.maximum(np.linalg.norm(folded, axis=1, keepdims=True), 1e-12)
+    return means.astype(np.float32)
 
 
 def events_of(log: ActionLog, numbers: np.ndarray, group: SequenceGroup) -> np.ndarray:

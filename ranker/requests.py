@@ -33,9 +33,9 @@ class Split:
     producer_until: float = 0.60
     train_until: float = 0.80
     validation_until: float = 0.90
-    train_slices: int = 12
-    validation_slices: int = 4
-    test_slices: int = 4
+    train_slices: int = 24
+    validation_slices: int = 12
+    test_slices: int = 12
 
     def __post_init__(self) -> None:
         cuts = (0.0, self.producer_until, self.train_until, self.validation_until, 1.0)

@@ -8,9 +8,20 @@ from feature_client.fetcher import FeatureNeeds, fetch
 from feature_client.groups import Scalar, SequenceGroup
 from feature_client.memory import MemoryStore
 from ranker.actions import RATINGS, ActionLog, action_log
+from ranker.atomic import AtomicDataset
 from ranker.embeddings import DIM, PinEmbeddings, decode_embeddings, encode_embeddings, space_of, svd_embeddings
 from ranker.errors import DatasetError
-from ranker.features import PRIOR_ACTIONS, Groups, events_of, fill_store, made_up_parties, pin_rows, user_rows
+from ranker.features import (
+    PRIOR_ACTIONS,
+    Groups,
+    events_of,
+    fill_store,
+    folded_in,
+    made_up_parties,
+    pin_rows,
+    user_rows,
+)
+from ranker.schema import ActionRule, ActionSchema
 from tests.ranker.test_actions import dataset_of
 
 VOCABULARY = ("closeup", "hide", "like", "save")
@@ -172,3 +183,23 @@ def test_the_producer_reads_nothing_after_its_window() -> None:
     assert encode_embeddings(early) == encode_embeddings(svd_embeddings(action_log(changed), 120, seed=1))
     with pytest.raises(DatasetError, match=r"^0 interactions before"):
         svd_embeddings(log, 0, seed=1)
+
+
+def test_pins_that_the_producer_never_saw_get_the_vector_of_their_users() -> None:
+    schema = ActionSchema(actions=(ActionRule(name="save", meaning="saved", affinity=1.0),))
+    # User 1 acts on the known pins 10 and 11 and on the new pin 12; user 2 on 12 and the new pin 13; nobody on 14 yet.
+    users, pins = np.array([1, 1, 1, 2, 2, 2], np.uint64), np.array([10, 11, 12, 12, 13, 14], np.uint64)
+    dataset = AtomicDataset(
+        name="toy", sha256="", schema=schema, users=users, pins=pins, labels=np.ones((6, 1), bool),
+        time_ms=np.arange(6), titles={}, tokens={},
+    )  # fmt: skip
+    log = action_log(dataset)
+    vectors = np.zeros((5, 2), np.float16)
+    vectors[0], vectors[1] = (1, 0), (0, 1)
+    found = folded_in(log, vectors, stop=5)
+    half = np.float32(0.5**0.5)
+    np.testing.assert_array_equal(found[:2], vectors[:2])
+    np.testing.assert_allclose(found[2], [half, half], atol=1e-6)
+    np.testing.assert_allclose(found[3], [half, half], atol=1e-6)  # through user 2, who knows new pins only
+    np.testing.assert_array_equal(found[4], [0, 0])
+    np.testing.assert_array_equal(folded_in(log, vectors, stop=2)[2:], 0)

@@ -1,0 +1,202 @@
+"""`pinrank data`: datasets into atomic files, and a look at what training would see."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ranker.console import ActionsOption, ConsoleReporter, explained, fail, read_dataset
+
+if TYPE_CHECKING:
+    from ranker.inspection import Inspection
+
+SourceArgument = Annotated[Path, typer.Argument(help="The published file: plain, .gz, or alone in a .zip.")]
+OutOption = Annotated[Path, typer.Option(help="A new folder for the atomic files.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add `pinrank data` to the `pinrank` command."""
+    group = typer.Typer(no_args_is_help=True, help="Get datasets into shape, and see what training would see.")
+    group.command()(check)
+    group.command()(fill)
+    group.command()(ids)
+    group.command()(deskdrop)
+    group.command()(kuairand)
+    group.command(name="ml-1m")(ml_1m)
+    app.add_typer(group, name="data")
+
+
+def deskdrop(source: SourceArgument, out: OutOption) -> None:
+    """Make atomic files of DeskDrop: saves, follows, comments, likes and closeups of articles.
+
+    What a user did with an article in one sitting (each step within 30 minutes of the one before) becomes one
+    interaction at the time of its last step.
+
+    Example: [bold]pinrank data deskdrop users_interactions.csv.zip --out data/deskdrop[/]
+    """
+    _convert("deskdrop", source, out)
+
+
+def kuairand(source: SourceArgument, out: OutOption) -> None:
+    """Make atomic files of the like-or-hate extract of KuaiRand-27K: real likes and real hides of short videos.
+
+    Every row was liked (label 1) or hated (label 0); hated ones are logged negatives, the rest of a request's
+    candidates is drawn.
+
+    Example: [bold]pinrank data kuairand processed_standard_kcore_15.tsv.gz --out data/kuairand[/]
+    """
+    _convert("kuairand", source, out)
+
+
+def ml_1m(out: OutOption) -> None:
+    """Copy MovieLens-1M (downloaded on first use) with an actions.toml to start from.
+
+    Example: [bold]pinrank data ml-1m --out data/ml-1m[/]
+    """
+    with explained():
+        from ranker import movielens  # noqa: PLC0415
+        from ranker.schema import FILE, RATINGS, write_schema  # noqa: PLC0415
+
+        if out.exists():
+            fail(f"{out} exists already; name a new folder")
+        reporter = ConsoleReporter(Console(stderr=True))
+        reporter.note(movielens.LICENCE.strip())
+        with reporter.step("MovieLens-1M"):
+            shutil.copytree(movielens.obtain(movielens.default_cache_dir()), out)
+        write_schema(out / FILE, RATINGS)
+    _say_what_next(out)
+
+
+def check(
+    folder: Annotated[str, typer.Argument(help="A folder of RecBole atomic files, or ml-1m.")],
+    actions: ActionsOption = None,
+) -> None:
+    """Show what training would see of a dataset, and each problem with its fix; exit code 1 if training must fail.
+
+    Example: [bold]pinrank data check data/deskdrop[/]
+
+    Example: [bold]pinrank data check my-data --actions other-actions.toml[/]
+    """
+    with explained():
+        from ranker.actions import action_log  # noqa: PLC0415
+        from ranker.inspection import inspect  # noqa: PLC0415
+        from ranker.requests import Split  # noqa: PLC0415
+
+        dataset = read_dataset(folder, actions, ConsoleReporter(Console(stderr=True)))
+        found = inspect(action_log(dataset), Split())
+    console = Console()
+    _show(console, dataset.name, found)
+    if any(problem.kind == "error" for problem in found.problems):
+        raise typer.Exit(1)
+
+
+def fill(
+    folder: Annotated[str, typer.Argument(help="A folder of RecBole atomic files, or ml-1m.")],
+    store: Annotated[Path, typer.Option("--store", help="The model store's folder.")],
+    model: Annotated[str, typer.Option(help="Name of the model whose features to write.")],
+    feature_store: Annotated[str, typer.Option(help="Where to: lmdb:///FOLDER or redis://HOST:PORT/0.")],
+    label: Annotated[str, typer.Option(help="Label of the version.")] = "stable",
+    actions: ActionsOption = None,
+) -> None:
+    """Write every pin, user and action sequence of a dataset into a feature store, as a model's version reads them.
+
+    Example: [bold]pinrank data fill my-data --store models --model mine --feature-store lmdb:///var/lib/features[/]
+    """
+    with explained():
+        from feature_client.opening import open_store, redacted  # noqa: PLC0415
+        from feature_client.store import StoreError  # noqa: PLC0415
+        from model_store.bundle import EMBEDDINGS  # noqa: PLC0415
+        from model_store.store import FolderStore  # noqa: PLC0415
+        from ranker.actions import action_log  # noqa: PLC0415
+        from ranker.embeddings import decode_embeddings  # noqa: PLC0415
+        from ranker.features import Groups, fill_store  # noqa: PLC0415
+
+        models = FolderStore(store)
+        bundle = models.read(model, models.resolve(model, label))
+        if EMBEDDINGS not in bundle.files:
+            fail(f"{bundle.manifest.ref} carries no {EMBEDDINGS}, so its features cannot be built; train it anew")
+        log = action_log(read_dataset(folder, actions, ConsoleReporter(Console(stderr=True))))
+
+        async def write() -> dict[str, int]:
+            target = open_store(feature_store)
+            await target.start()
+            try:
+                embeddings = decode_embeddings(bundle.files[EMBEDDINGS])
+                return await fill_store(target, log, embeddings, Groups.served_by(bundle.manifest))
+            finally:
+                await target.close()
+
+        try:
+            written = asyncio.run(write())
+        except StoreError as error:
+            fail(str(error))
+    counts = ", ".join(f"{count:,} {what}" for what, count in written.items())
+    Console().print(f"{counts} in {redacted(feature_store)}", highlight=False, soft_wrap=True)
+
+
+def ids(
+    tokens: Annotated[list[str], typer.Argument(help="Identifiers of users or pins as the files have them.")],
+) -> None:
+    """Print the 64-bit ids that identifiers are served under: a plain number keeps its value, others are hashed.
+
+    Example: [bold]pinrank data ids listener-3 song/17[/]
+    """
+    with explained():
+        from ranker.atomic import token_id  # noqa: PLC0415
+
+        for token in tokens:
+            typer.echo(f"{token}\t{token_id(token)}")
+
+
+def _convert(name: str, source: Path, out: Path) -> None:
+    with explained():
+        from ranker.adapters import ADAPTERS, convert  # noqa: PLC0415
+
+        count = convert(ADAPTERS[name], source, out)
+    Console().print(f"{count:,} interactions in {out}", highlight=False)
+    _say_what_next(out)
+
+
+def _say_what_next(out: Path) -> None:
+    Console().print(f"see what training would see: pinrank data check {out}", highlight=False, soft_wrap=True)
+
+
+def _show(console: Console, name: str, found: Inspection) -> None:
+    from ranker.inspection import COLD_BELOW, HEAVY_FROM, PARTS  # noqa: PLC0415
+
+    # NumPy's dates reach beyond the year 9999: milliseconds taken for seconds must show, not fail.
+    first, last = (np.datetime64(ms, "ms").astype("datetime64[D]") for ms in (found.first_ms, found.last_ms))
+    days = (found.last_ms - found.first_ms) / 86_400_000
+    console.print(
+        f"[bold]{name}[/]: {found.users:,} users, {found.pins:,} pins, {found.events:,} interactions\n"
+        f"from {first} to {last}, {days:,.1f} days\n"
+        f"users by interactions: {found.cold:,} cold (below {COLD_BELOW}), {found.light:,} light, "
+        f"{found.heavy:,} heavy ({HEAVY_FROM} or more)\n"
+        "requests: " + ", ".join(f"{n:,} {part}" for n, part in zip(found.requests, PARTS, strict=True)) + "\n"
+        f"{found.new_share:.0%} of the test part's interactions are on pins that nobody acted on before",
+        highlight=False,
+    )
+    table = Table(title="actions, strongest first", title_justify="left")
+    table.add_column("action")
+    table.add_column("predicted")
+    for column in ("interactions", "share", *PARTS):
+        table.add_column(column, justify="right")
+    for action in found.actions:
+        parts = [f"{n:,}" for n in action.parts]
+        head = "yes" if action.head and action.events else "no"
+        table.add_row(action.name, head, f"{action.events:,}", f"{action.share:.2%}", *parts)
+    console.print(table)
+    for problem in found.problems:
+        colour = "red" if problem.kind == "error" else "yellow"
+        console.print(
+            f"[bold {colour}]{problem.kind}:[/] {problem.what}\n  fix: {problem.fix}", highlight=False, soft_wrap=True
+        )
+    if not found.problems:
+        console.print("no problems found")
