@@ -86,10 +86,14 @@ def evaluate(
     slices = _slices(test)
     hit = _Hits.of(test, slices, baseline, resamples, seed)
     spans = part_slices(log, split, "test")
+    logged = log.labels[log.before(spans[0].start_ms) : log.before(spans[-1].stop_ms)]
+    of_heads = logged[:, [log.schema.position(head) for head in test.heads]].any(axis=1)
     return Evaluation(
         data=data,
         test_start_ms=spans[0].start_ms,
         test_stop_ms=spans[-1].stop_ms,
+        events=len(logged),
+        events_without_action=int(np.count_nonzero(~of_heads)),
         requests=len(test.users),
         rows=len(test.labels),
         users=len(np.unique(test.users)),

@@ -40,6 +40,12 @@ class HeadScore:
     ece: float | None
     reliability: tuple[ReliabilityBin, ...]
 
+    @property
+    def lift_percent(self) -> float | None:
+        """The relative lift of HIT@3 in the final order, TransAct's measure; None where there is none."""
+        hit = self.hit_at_3_by_utility
+        return None if hit is None or hit.lift_percent is None else hit.lift_percent.value
+
 
 @dataclass(frozen=True, slots=True)
 class SliceScore:
@@ -97,6 +103,9 @@ class Evaluation:
     #: The test period; its end is not included.
     test_start_ms: int
     test_stop_ms: int
+    #: What was logged in the period, and how much of it received none of the heads' actions: shown and nothing more.
+    events: int
+    events_without_action: int
     requests: int
     rows: int
     users: int

@@ -24,16 +24,21 @@ def day(time_ms: int) -> str:
 
 def _of_the_data(evaluation: Evaluation) -> list[str]:
     share = evaluation.requests_without_history / max(1, evaluation.requests)
+    shown = "What a frontend showed is not in the data. "
+    if evaluation.events_without_action:
+        shown = (
+            f"{evaluation.events_without_action:,} of the period's {evaluation.events:,} logged pins were shown and "
+            "received none of these actions; an earlier ranking chose what was shown, and what it left out is unknown. "
+        )
     exposure = (
-        "What a frontend showed is not in the data. Candidates are the pins acted on, filled up to "
-        f"{evaluation.candidates} with uniform draws from pins the user never acted on (new pins as often as "
-        "events are on new pins). A drawn pin counts as one without an action, though the user may never have seen it, "
-        "and most are easier to tell apart than the pins that candidate generators would send. Probabilities are "
-        "relative to these candidates and shift with others."
+        f"{shown}Candidates are the logged pins, filled up to {evaluation.candidates} with uniform draws from pins "
+        "that are in none of the user's events (new pins as often as events are on new pins). A drawn pin counts as one "
+        "without an action, though the user may never have seen it, and most are easier to tell apart than the pins "
+        "that candidate generators would send. Probabilities are relative to these candidates and shift with others."
     )
     positions = "No positions were logged, so position bias can neither be measured nor corrected."
     requests = (
-        f"Requests are made up: up to {PINS_MAX} consecutive actions of a user count as what one request led to, and "
+        f"Requests are made up: up to {PINS_MAX} consecutive events of a user count as what one request led to, and "
         "half of the requests are asked from the last pin that the user wanted."
     )
     replay = (

@@ -114,7 +114,7 @@ def _measured(evaluation: Evaluation) -> str:
         "Data": escape(evaluation.data or "not named"),
         "Test period": f"{day(evaluation.test_start_ms)} to {day(evaluation.test_stop_ms)}, the newest events",
         "Requests": f"{evaluation.requests:,} ({capped}), {evaluation.users:,} users, {evaluation.rows:,} rows",
-        "Candidates": f"per request the pins acted on, filled up to {evaluation.candidates} with uniform draws",
+        "Candidates": f"per request the logged pins, filled up to {evaluation.candidates} with uniform draws",
         "Seed": str(evaluation.seed),
         "Intervals": f"{evaluation.resamples:,} resamples of users with replacement, percentiles",
     }

@@ -99,7 +99,7 @@ def terminal_tables(evaluation: Evaluation) -> list[Table]:
     heads = _rich(
         head_table(evaluation),
         f"{evaluation.requests:,} test requests of {evaluation.users:,} users, {evaluation.rows:,} rows",
-        "Candidates: the pins acted on and uniformly drawn others; probabilities are relative to these. "
+        "Candidates: the logged pins and uniformly drawn others; probabilities are relative to these. "
         "A request counts for a head when some candidate received it.",
     )
     return [heads, _rich(slice_table(evaluation), "By user activity", slice_line(evaluation))]

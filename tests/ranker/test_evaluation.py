@@ -67,6 +67,11 @@ def test_the_first_of_several_bundles_is_the_baseline(evaluation: Evaluation) ->
     assert bad.lift_percent.value == pytest.approx(100 * (bad.mean.value / good.mean.value - 1))
     assert bad.lift_percent.high is not None
     assert bad.lift_percent.high < 0
+    final = score(evaluation, "bad", "save").hit_at_3_by_utility
+    assert final is not None
+    assert final.lift_percent is not None
+    assert score(evaluation, "bad", "save").lift_percent == final.lift_percent.value
+    assert score(evaluation, "good", "save").lift_percent is None
 
 
 def test_a_model_differs_from_itself_by_exactly_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,6 +170,20 @@ def test_small_heads_and_slices_are_named_with_their_counts(evaluation: Evaluati
     assert "hide is small: 10 candidates received it, in 10 requests of 5 users" in said
     assert "The slice cold is small: 10 requests of 5 users" in said
     assert "10 of 40 requests (25.0%) come from users without any earlier action" in said
+
+
+def test_pins_that_were_shown_and_nothing_more_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    test = scored_test()
+    saves = ("save",)
+    by_bundle = {n: Scored(saves, s.probabilities[:, :1], s.utilities, None) for n, s in test.by_bundle.items()}
+    narrow = replace(
+        test, heads=saves, labels=test.labels[:, :1], popularity=test.popularity[:, :1], by_bundle=by_bundle
+    )
+    evaluation = measured(narrow, tmp_path, monkeypatch)
+    assert 0 < evaluation.events_without_action < evaluation.events == 60
+    said = f"{evaluation.events_without_action} of the period's 60 logged pins were shown and received none"
+    assert said in limits(evaluation)[0]
+    assert "What a frontend showed is not in the data" in limits(replace(evaluation, events_without_action=0))[0]
 
 
 @pytest.mark.parametrize(("baseline", "message"), [("best", "the baseline 'best' is not among good, bad, popularity")])
