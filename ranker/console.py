@@ -50,6 +50,7 @@ _EXTRAS = {
     "sklearn": "train",
     "scipy": "train",
     "onnxscript": "train",
+    "matplotlib": "train",
     "tensorboard": "tensorboard",
     "mlflow": "mlflow",
 }

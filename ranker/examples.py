@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from model_store.manifest import Manifest
 from ranker.actions import ActionLog
 from ranker.embeddings import PinEmbeddings
 from ranker.errors import DatasetError
-from ranker.features import PIN_GROUP, USER_GROUP, Groups, events_of, pin_rows, user_rows
+from ranker.features import PIN_GROUP, SURFACES, USER_GROUP, Groups, events_of, pin_rows, user_rows
 from ranker.requests import Part, Request, Slice, Split, part_slices, slice_requests
 
 
@@ -52,6 +52,8 @@ class Examples:
         activity: int64[R], how many events the user had strictly before the request.
         ages_s: float32[R, L], how long before the request each action of the sequence was, newest first; infinite past
             the end.
+        surfaces: uint8[R], positions in `ranker.features.SURFACES`.
+        attributes: [N] by name, the candidates' fields that `ExampleBuilder.build` was asked to keep.
 
     What is beside the batch is for training and evaluation; no network reads it.
     """
@@ -62,17 +64,18 @@ class Examples:
     users: np.ndarray
     activity: np.ndarray
     ages_s: np.ndarray
+    surfaces: np.ndarray
+    attributes: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @staticmethod
     def concat(parts: Sequence[Examples]) -> Examples:
         """Return the requests of all parts, in the order given."""
-        return Examples(
-            FeatureBatch.concat([part.batch for part in parts]),
-            *(
-                np.concatenate([getattr(part, name) for part in parts])
-                for name in ("labels", "popularity", "users", "activity", "ages_s")
-            ),
-        )
+        arrays = {
+            name: np.concatenate([getattr(part, name) for part in parts])
+            for name in ("labels", "popularity", "users", "activity", "ages_s", "surfaces")
+        }
+        attributes = {name: np.concatenate([part.attributes[name] for part in parts]) for name in parts[0].attributes}
+        return Examples(FeatureBatch.concat([part.batch for part in parts]), **arrays, attributes=attributes)
 
     def take(self, requests: np.ndarray) -> Examples:
         """Return the requests at these positions, in the order given."""
@@ -92,6 +95,8 @@ class Examples:
             self.users[requests],
             self.activity[requests],
             self.ages_s[requests],
+            self.surfaces[requests],
+            {name: column[rows] for name, column in self.attributes.items()},
         )
 
 
@@ -111,8 +116,18 @@ class ExampleBuilder:
         self._sampling = sampling
         self._seed = seed
 
-    def build(self, part: Part, progress: Callable[[int, int], None] = lambda _done, _total: None) -> Examples:
-        """Build a part's examples; `progress` is told slices done and in all.
+    def build(
+        self,
+        part: Part,
+        progress: Callable[[int, int], None] = lambda _done, _total: None,
+        attributes: Sequence[str] = (),
+    ) -> Examples:
+        """Build a part's examples.
+
+        Args:
+            part: of the split.
+            progress: told slices done and in all.
+            attributes: scalar and categorical fields of the pin group to keep beside the tensors.
 
         Raises:
             DatasetError: the part holds no request.
@@ -121,7 +136,7 @@ class ExampleBuilder:
         share = self._kept_share(slices)
         built: list[Examples] = []
         for done, span in enumerate(slices, start=1):
-            built += self._build_slice(span, part, share)
+            built += self._build_slice(span, part, share, attributes)
             progress(done, len(slices))
         if not built:
             raise DatasetError(f"the {part} part of the data holds no request; give more data or another split")
@@ -134,7 +149,7 @@ class ExampleBuilder:
         total = sum(len(slice_requests(self._log, span, 0, rng)) for span in slices)
         return min(1.0, self._sampling.requests_max / max(1, total))
 
-    def _build_slice(self, span: Slice, part: Part, share: float) -> list[Examples]:
+    def _build_slice(self, span: Slice, part: Part, share: float, attributes: Sequence[str] = ()) -> list[Examples]:
         log = self._log
         # Each slice draws from its own generator, so that what is drawn here cannot depend on another slice's events.
         rng = np.random.default_rng([self._seed, span.number])
@@ -142,12 +157,19 @@ class ExampleBuilder:
         keep = rng.random(len(requests)) < share
         snapshot = _Snapshot.at(span, log, self._groups, self._vectors, self._columns)
         return [
-            self._build_request(request, snapshot, part, rng)
+            self._build_request(request, snapshot, part, rng, attributes)
             for request, kept in zip(requests, keep, strict=True)
             if kept
         ]
 
-    def _build_request(self, request: Request, snapshot: _Snapshot, part: Part, rng: np.random.Generator) -> Examples:
+    def _build_request(
+        self,
+        request: Request,
+        snapshot: _Snapshot,
+        part: Part,
+        rng: np.random.Generator,
+        attributes: Sequence[str],
+    ) -> Examples:
         log = self._log
         acted, at = np.unique(log.pin[request.chosen], return_inverse=True)
         wanted = self._sampling.negatives if part == "train" else self._sampling.candidates - len(acted)
@@ -167,6 +189,8 @@ class ExampleBuilder:
             np.array([request.user]),
             np.array([request.activity]),
             ages_s,
+            np.array([SURFACES.index(request.surface)], np.uint8),
+            {name: snapshot.pins.rows[name][candidates[order]] for name in attributes},
         )
 
     def fetched(self, request: Request, candidates: np.ndarray, pins: Rows, users: Rows) -> Fetched:

@@ -18,6 +18,7 @@ from feature_client.store import Store
 from kernels.opening import engine_factory
 from model_store.live import LiveModel, load_live
 from model_store.store import FolderStore
+from model_store.utility import load_utility
 from pinrank.v1 import ranking_pb2  # noqa: F401 - reflection answers from the registered descriptors
 from server.admission import Admission
 from server.batching import EarliestDeadlineFirst
@@ -28,7 +29,6 @@ from server.metrics import Metrics
 from server.pipeline import Pipeline
 from server.runner import Runner
 from server.served import Served, ServedModels
-from server.utility import load_utility
 
 _log = structlog.get_logger(__name__)
 

@@ -61,10 +61,10 @@ def serve(
     from feature_client.store import StoreError  # noqa: PLC0415
     from model_store.bundle import BundleError  # noqa: PLC0415
     from model_store.store import ModelStoreError  # noqa: PLC0415
+    from model_store.utility import UtilityError  # noqa: PLC0415
     from server import app as server  # noqa: PLC0415
     from server.config import ConfigError, load_config  # noqa: PLC0415
     from server.logs import configure_logs  # noqa: PLC0415
-    from server.utility import UtilityError  # noqa: PLC0415
 
     options = {
         "host": host, "grpc_port": grpc_port, "http_port": http_port,
@@ -161,7 +161,7 @@ def verify(
     from kernels.opening import engine_factory  # noqa: PLC0415
     from model_store.bundle import BundleError, read_bundle  # noqa: PLC0415
     from model_store.live import load_live  # noqa: PLC0415
-    from server.utility import UtilityError, load_utility  # noqa: PLC0415
+    from model_store.utility import UtilityError, load_utility  # noqa: PLC0415
 
     try:
         live = load_live(read_bundle(folder), engine_factory(engine), streams=1)

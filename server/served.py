@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from model_store.live import LiveModel
+from model_store.utility import UtilityTable
 from pinrank.v1 import ranking_pb2
-from server.utility import UtilityTable
 
 
 class Served:

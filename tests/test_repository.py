@@ -37,7 +37,7 @@ def test_imports_go_one_way():
 def test_serving_and_the_demo_import_no_training_library(module):
     script = (
         f"import sys, {module}\n"
-        "found = [m for m in ('torch', 'sklearn', 'onnxscript', 'tensorrt') if m in sys.modules]\n"
+        "found = [m for m in ('torch', 'sklearn', 'onnxscript', 'matplotlib', 'tensorrt') if m in sys.modules]\n"
         "sys.exit(f'{found}' if found else 0)"
     )
     checked = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT)
@@ -67,7 +67,7 @@ def test_the_wheel_serves_without_the_repository_and_without_pytorch(tmp_path):
     site = tmp_path / "site"
     with zipfile.ZipFile(next(tmp_path.glob("pinrank-*.whl"))) as wheel:
         wheel.extractall(site)
-    for absent in ("torch", "sklearn", "onnxscript", "pyarrow"):
+    for absent in ("torch", "sklearn", "onnxscript", "matplotlib", "pyarrow"):
         (site / f"{absent}.py").write_text(f"raise ModuleNotFoundError(name='{absent}')")
     tiny.write_tiny_bundle(tmp_path / "bundle")
     script = f"import server.cli; assert server.cli.__file__.startswith({str(site)!r}); server.cli.app()"

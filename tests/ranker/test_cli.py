@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import builtins
 import json
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from typer.testing import CliRunner
 
 from model_store.store import FolderStore
 from ranker.cli import register
+from tests import tiny
 from tests.ranker.interactions import write_atomic
 
 UTILITY = '[surfaces.home]\nweights = { pinner = 1.0 }\n[surfaces.home.utilities]\npinner = "save"\n'
@@ -45,13 +48,21 @@ def test_train_publishes_and_labels_and_evaluate_compares(tmp_path: Path, utilit
     assert FolderStore(store).labels("toy") == {"canary": 4}
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint.pt"]
     assert len(list((tmp_path / "runs").iterdir())) == 1
-    code, output = run("evaluate", "--data", data, "--store", store, "--model", "toy", "--json", tmp_path / "e.json")
+    shutil.copytree(store / "toy" / "versions" / "4", tmp_path / "copy")
+    code, output = run(
+        "evaluate", "--data", data, "--store", store, "--model", "toy", "--version", "4", "--bundle", tmp_path / "copy",
+        "--baseline", "canary", "--json", tmp_path / "e.json", "--report", tmp_path / "r.html", "--requests-max", "20",
+    )  # fmt: skip
     assert code == 0, output
-    assert "toy@4 (canary)" in output
-    assert "popularity" in output
-    assert {s["head"] for s in json.loads((tmp_path / "e.json").read_text())["scores"]} == {
-        "save", "like", "hide", "closeup",
-    }  # fmt: skip
+    for expected in ("toy@4 (canary)", "copy", "popularity", "By user activity", "HIT@3 by utility"):
+        assert expected in output
+    assert "copy: no HIT@3 by utility: the utility table has surfaces ['home']" in output
+    numbers = json.loads((tmp_path / "e.json").read_text())
+    assert (numbers["data"], numbers["baseline"]) == ("tiny-taste", "toy@4 (canary)")
+    assert {s["head"] for s in numbers["scores"]} == {"save", "like", "hide", "closeup"}
+    differences = [s["hit_at_3_by_head"]["difference"]["value"] for s in numbers["scores"] if s["scorer"] == "copy"]
+    assert set(differences) <= {0.0, None}
+    assert "What this data cannot show" in (tmp_path / "r.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -125,3 +136,49 @@ def test_evaluate_needs_a_label_or_a_version(tmp_path: Path) -> None:
     code, output = run("evaluate", "--store", tmp_path / "models", "--engine", "abacus", "--data", tmp_path)
     assert code == 1
     assert "unknown engine 'abacus'" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to evaluate; give --store DIR, --bundle DIR or both"),
+        (["--bundle", "a", "--version", "1"], "--version and --label need --store DIR"),
+        (["--bundle", "lost"], "lost/manifest.json: No such file or directory"),
+        (["--bundle", "lost", "--report", "no/such/report.html"], "no/such is no folder to write report.html into"),
+    ],
+)
+def test_evaluate_refuses_what_cannot_work_and_says_why(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, output = run("evaluate", "--data", ".", *arguments)
+    assert code == 1
+    assert f"error: {message}" in output
+
+
+def test_two_bundles_of_one_name_are_refused(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        tiny.write_tiny_bundle(tmp_path / folder / "same")
+    code, output = run("evaluate", "--bundle", tmp_path / "a" / "same", "--bundle", tmp_path / "b" / "same")
+    assert code == 1
+    assert "two bundles would be shown as 'same'; rename a folder" in output
+
+
+def test_a_report_without_matplotlib_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, module)
+    for module in ("ranker.charts", "ranker.report"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    original = builtins.__import__
+
+    def without(name: str, *rest: Any, **named: Any) -> Any:
+        if name.partition(".")[0] == "matplotlib":
+            raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
+        return original(name, *rest, **named)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    code, output = run("evaluate", "--bundle", tmp_path / "lost", "--report", tmp_path / "report.html")
+    assert code == 1
+    assert "error: this needs matplotlib, which is not installed: pip install 'pinrank[train]'" in output

@@ -14,9 +14,9 @@ from model_store.bundle import UTILITY, Bundle
 from model_store.golden import decode_golden
 from model_store.live import load_live
 from model_store.store import FolderStore
+from model_store.utility import load_utility
 from ranker.embeddings import decode_embeddings
 from ranker.features import Groups
-from server.utility import load_utility
 
 DEMO = Path(__file__).parents[2] / "deploy" / "demo"
 STORE = FolderStore(DEMO / "models")

@@ -12,10 +12,12 @@ import pytest
     "module",
     [
         "ranker.cli", "ranker.variants", "ranker.movielens", "ranker.atomic", "ranker.features", "ranker.examples",
-        "ranker.evaluation",
+        "ranker.evaluation", "ranker.tables",
     ],
 )  # fmt: skip
 def test_reading_data_and_evaluating_import_no_training_library(module: str) -> None:
-    program = f"import sys, {module}; print(*{{'torch', 'sklearn', 'scipy', 'onnxscript'}} & set(sys.modules))"
+    program = (
+        f"import sys, {module}; print(*{{'torch', 'sklearn', 'scipy', 'onnxscript', 'matplotlib'}} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from ranker.atomic import AtomicDataset, read_atomic
 from ranker.contract import draft_manifest
 from ranker.embeddings import decode_embeddings, space_of
 from ranker.errors import ParityError
-from ranker.evaluation import evaluate, table_of
+from ranker.evaluation import evaluate
 from ranker.examples import ExampleBuilder, Sampling
 from ranker.export import check_parity
 from ranker.model import NetworkConfig, RankerNetwork
@@ -33,7 +34,14 @@ from ranker.requests import Split
 from ranker.training_contract import TrainingConfig
 from tests.ranker.interactions import write_atomic
 
-UTILITY = b'[surfaces.home]\nweights = { pinner = 1.0 }\n[surfaces.home.utilities]\npinner = "save"\n'
+UTILITY = b"""
+[surfaces.home]
+weights = { pinner = 1.0 }
+utilities = { pinner = "save" }
+[surfaces.related]
+weights = { pinner = 1.0, creator = 0.001 }
+utilities = { pinner = "save", creator = "pin.creator_tail" }
+"""
 SPLIT = Split(train_slices=2, validation_slices=1, test_slices=2)
 RECIPE = Recipe(
     name="toy",
@@ -107,7 +115,7 @@ def test_the_manifest_says_where_the_model_comes_from(full: Bundle, twin: Bundle
     lineage = full.manifest.lineage
     assert (lineage.data, lineage.data_sha256, lineage.seed) == ("tiny-taste", dataset.sha256, 11)
     assert lineage.command == "pinrank train --data toy"
-    assert {"hit_at_3_save", "auc_hide", "ece_closeup"} <= set(lineage.metrics)
+    assert {"hit_at_3_by_utility_hide", "hit_at_3_by_head_save", "auc_hide", "ece_closeup"} <= set(lineage.metrics)
     assert [head.name for head in full.manifest.heads] == ["save", "like", "hide", "closeup"]
     assert [(s.name, s.query) for s in full.manifest.surfaces] == [("home", False), ("related", True)]
     assert (full.manifest.sequence_length, twin.manifest.sequence_length) == (100, 0)
@@ -152,13 +160,42 @@ def test_only_the_full_ranker_listens_to_the_last_actions(full: Bundle, twin: Bu
 def test_what_was_learned_beats_popularity_on_the_test_period(full: Bundle, log: ActionLog) -> None:
     evaluation = evaluate({"full": full}, log, OpenVinoEngine, RECIPE.sampling, 11, SPLIT)
     by = {(score.scorer, score.head): score for score in evaluation.scores}
-    assert by["full", "save"].hit_at_3 > by["popularity", "save"].hit_at_3
-    assert by["full", "save"].auc > by["popularity", "save"].auc + 0.05
-    assert by["popularity", "save"].ece is None
-    assert (by["full", "save"].ece or 1) < 0.1
-    assert json.loads(json.dumps(evaluation.as_json()))["requests"] == evaluation.requests
+    learned, popular = by["full", "save"], by["popularity", "save"]
+    assert learned.hit_at_3_by_head is not None
+    assert learned.hit_at_3_by_head.difference is not None
+    assert (learned.hit_at_3_by_head.difference.value or 0) > 0
+    assert (learned.auc or 0) > (popular.auc or 1) + 0.05
+    assert popular.ece is None
+    assert (learned.ece or 1) < 0.1
+    assert json.loads(json.dumps(evaluation.as_json(), allow_nan=False))["requests"] == evaluation.requests
     assert evaluation.flat("full") == full.manifest.lineage.metrics
-    assert table_of(evaluation).row_count == 2 * 4
+
+
+def test_bundles_that_share_tensors_score_as_they_do_alone(
+    full: Bundle, twin: Bundle, log: ActionLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[str] = []
+    build = ExampleBuilder.build
+
+    def counted(self: ExampleBuilder, *arguments: Any) -> Any:
+        built.append("once")
+        return build(self, *arguments)
+
+    monkeypatch.setattr(ExampleBuilder, "build", counted)
+    together = evaluate({"twin": twin, "full": full}, log, OpenVinoEngine, RECIPE.sampling, 11, SPLIT)
+    assert built == ["once"]
+    assert [scorer.name for scorer in together.scorers] == ["twin", "full"]
+    for name, bundle in (("full", full), ("twin", twin)):
+        assert together.flat(name) == bundle.manifest.lineage.metrics
+
+
+def test_a_utility_without_a_surface_of_the_requests_leaves_that_order_out(twin: Bundle, log: ActionLog) -> None:
+    lame = replace(twin, files={**twin.files, "utility.toml": UTILITY.split(b"[surfaces.related]")[0]})
+    evaluation = evaluate({"lame": lame}, log, OpenVinoEngine, RECIPE.sampling, 11, SPLIT, resamples=0)
+    assert evaluation.scorers[0].utility_missing == (
+        "the utility table has surfaces ['home'], model toy@3 ranks ['home', 'related']"
+    )
+    assert all(score.hit_at_3_by_utility is None for score in evaluation.scores)
 
 
 def test_popularity_is_counted_before_the_slice_only(log: ActionLog, full: Bundle) -> None:

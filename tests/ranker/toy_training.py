@@ -55,7 +55,7 @@ def examples(seed: int, requests: int = 33) -> Examples:
     ages_s = np.where(present, np.cumsum(rng.exponential(10_000, (requests, LENGTH)), axis=1), np.inf)
     # The fields that training does not read are the builder's business.
     fields: dict[str, Any] = {f.name: np.zeros(requests, np.int64) for f in dataclasses.fields(Examples)}
-    fields |= {"batch": batch, "labels": labels, "popularity": np.zeros_like(labels)}
+    fields |= {"batch": batch, "labels": labels, "popularity": np.zeros_like(labels), "attributes": {}}
     return Examples(**{**fields, "ages_s": ages_s.astype(np.float32)})
 
 

@@ -14,10 +14,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from model_store.bundle import BundleError
 from model_store.store import ModelStoreError
+from model_store.utility import UtilityError
 from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
 from server.app import StartError
 from server.config import ConfigError, SurfaceConfig
-from server.utility import UtilityError
 
 
 async def get(server, path):

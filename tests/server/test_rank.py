@@ -10,8 +10,8 @@ from feature_client.opening import open_store
 from kernels.numpy_engine import NumpyEngine
 from model_store.assembly import Assembler
 from model_store.live import calibrate
+from model_store.utility import load_utility
 from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
-from server.utility import load_utility
 from tests import tiny
 
 

@@ -35,7 +35,7 @@ FUNCTIONS = {
 
 EXPRESSION_CHARACTERS_MAX = 2_000
 
-# The event loop's thread evaluates; numexpr's own threads would only take cores from the engine.
+# A server evaluates on its event loop's thread; numexpr's own threads would only take cores from the engine.
 numexpr.set_num_threads(1)
 
 _ALLOWED = (
@@ -75,6 +75,18 @@ class _Expression:
 
 
 @dataclass(frozen=True, slots=True)
+class PinAttribute:
+    """A scalar or categorical field of a pin group that expressions may read."""
+
+    group: str
+    field: str
+
+    @property
+    def name(self) -> str:
+        return f"pin.{self.field}"
+
+
+@dataclass(frozen=True, slots=True)
 class SurfaceUtility:
     """One surface's compiled table."""
 
@@ -91,10 +103,11 @@ class UtilityTable:
         self.surfaces = surfaces
         self.digest = digest
         self._heads = [head.name for head in manifest.heads]
-        self._attributes = [
-            (f"pin.{name}", group.name, name) for name, group in _pin_attributes(manifest).items()
+        #: The pin attributes that some expression reads.
+        self.attributes = tuple(
+            PinAttribute(group.name, name) for name, group in _pin_attributes(manifest).items()
             if any(f"pin.{name}" in e.names for s in surfaces.values() for e in s.expressions)
-        ]  # fmt: skip
+        )  # fmt: skip
 
     def party_utilities(self, surface: str, probabilities: np.ndarray, fetched: Fetched) -> np.ndarray:
         """Evaluate each party's expression.
@@ -107,10 +120,26 @@ class UtilityTable:
         Returns:
             float64[N, P], parties in the table's order; non-finite where a probability is.
         """
+        columns = {a: fetched.pins[a.group].rows[a.field][fetched.candidate_index] for a in self.attributes}
+        return self.party_utilities_of_rows(surface, probabilities, columns)
+
+    def party_utilities_of_rows(
+        self, surface: str, probabilities: np.ndarray, attributes: Mapping[PinAttribute, np.ndarray]
+    ) -> np.ndarray:
+        """Evaluate each party's expression over rows of any number of requests from one surface.
+
+        Args:
+            surface: a surface of the model.
+            probabilities: float32[N, H], calibrated.
+            attributes: [N] for each of `self.attributes`.
+
+        Returns:
+            As `party_utilities`.
+        """
         rows = len(probabilities)
         columns = dict(zip(self._heads, np.ascontiguousarray(probabilities.T, np.float64), strict=True))
-        for column, group, name in self._attributes:
-            columns[column] = fetched.pins[group].rows[name][fetched.candidate_index].astype(np.float64)
+        for attribute in self.attributes:
+            columns[attribute.name] = attributes[attribute].astype(np.float64)
         table = self.surfaces[surface]
         return np.stack([expression(columns, rows) for expression in table.expressions], axis=-1)
 

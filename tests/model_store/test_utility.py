@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from server.utility import UtilityError, load_utility
+from model_store.utility import UtilityError, load_utility
 from tests import tiny
 
 

@@ -1,0 +1,102 @@
+"""How sure a mean over requests is, and a difference between two: users drawn anew with replacement, a thousand times.
+
+A user's requests resemble each other, so users are drawn, each with all of their requests; drawing requests would make
+intervals too narrow. Two models are compared on the same draws: what a draw does to both cancels out.
+
+Percentile intervals: B. Efron, "Bootstrap methods: another look at the jackknife", 1979; clusters as the unit drawn:
+A. C. Davison and D. V. Hinkley, "Bootstrap Methods and their Application", 1997.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+RESAMPLES = 1_000
+LEVEL = 0.95
+
+#: Bounds the memory for weights: as many resamples at a time as fit.
+_WEIGHTS_MAX = 4_000_000
+#: An interval needs a value in at least this share of the resamples: fewer, and too few users have any.
+_DEFINED_SHARE_MIN = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value with its 95% interval; None where there is none to give, as for a head without positives."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Resampled:
+    """Sums over all users as measured, and over each resample of them.
+
+    Attributes:
+        measured: float64[...].
+        drawn: float64[B, ...].
+    """
+
+    measured: np.ndarray
+    drawn: np.ndarray
+
+    def __getitem__(self, index: tuple[int | slice, ...] | int) -> Resampled:
+        index = index if isinstance(index, tuple) else (index,)
+        return Resampled(self.measured[index], self.drawn[(slice(None), *index)])
+
+    def __truediv__(self, other: Resampled) -> Resampled:
+        with np.errstate(divide="ignore", invalid="ignore"):  # a resample may lack every user who counts
+            return Resampled(self.measured / other.measured, self.drawn / other.drawn)
+
+    def __sub__(self, other: Resampled) -> Resampled:
+        with np.errstate(invalid="ignore"):
+            return Resampled(self.measured - other.measured, self.drawn - other.drawn)
+
+    def scaled(self, factor: float) -> Resampled:
+        return Resampled(self.measured * factor, self.drawn * factor)
+
+    def estimate(self) -> Estimate:
+        """Return a single number with its percentile interval."""
+        value = float(self.measured)
+        if not np.isfinite(value):
+            return Estimate(None, None, None)
+        defined = self.drawn[np.isfinite(self.drawn)]
+        if len(defined) < max(1, _DEFINED_SHARE_MIN * len(self.drawn)):
+            return Estimate(value, None, None)
+        low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        return Estimate(value, float(low), float(high))
+
+
+def resample(users: np.ndarray, values: np.ndarray, resamples: int, seed: int) -> Resampled:
+    """Sum the requests' values over resamples of the users.
+
+    Args:
+        users: int64[R], whose request it is.
+        values: float64[R, K].
+        resamples: B, how many; 0 gives no intervals.
+        seed: of the draws; the same users and seed give the same draws, whatever the values.
+
+    Returns:
+        float64[K] and float64[B, K]. Whole numbers stay exact, so that equal values have a difference of exactly 0.
+
+    Cost: O(B * U * K) in a matrix product of U users; B * K numbers beside about 32 MB.
+    """
+    distinct, user = np.unique(users, return_inverse=True)
+    sums = np.zeros((len(distinct), values.shape[1]))
+    np.add.at(sums, user, values)
+    rng = np.random.default_rng([seed, len(distinct)])
+    drawn = np.empty((resamples, values.shape[1]))
+    step = max(1, _WEIGHTS_MAX // max(1, len(distinct)))
+    for start in range(0, resamples, step):
+        stop = min(start + step, resamples)
+        weights = np.stack([_draw(len(distinct), rng) for _ in range(start, stop)])
+        drawn[start:stop] = weights @ sums
+    return Resampled(sums.sum(axis=0), drawn)
+
+
+def _draw(users: int, rng: np.random.Generator) -> np.ndarray:
+    """Return float64[U], how often each user comes among as many draws as there are users."""
+    return np.bincount(rng.integers(users, size=users), minlength=users).astype(np.float64)

@@ -1,0 +1,73 @@
+"""A test period scored by hand: what evaluation and report are tested on, without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kernels.numpy_engine import NumpyEngine
+from model_store.bundle import Bundle
+from model_store.manifest import Manifest
+from ranker.actions import RATINGS, action_log
+from ranker.atomic import read_atomic
+from ranker.contract import draft_manifest
+from ranker.embeddings import space_of
+from ranker.evaluation import evaluate
+from ranker.evaluation_contract import Evaluation
+from ranker.examples import Sampling
+from ranker.scoring import Scored, ScoredTest
+from tests.ranker.interactions import write_atomic
+
+HEADS = ("save", "hide", "like")
+CANDIDATES = 6
+
+
+def scored_test(**changes: Any) -> ScoredTest:
+    """Return forty requests of six candidates by ten users with 0, 15 and 200 actions; nobody likes anything.
+
+    `good` orders by what was saved, `bad` the other way round.
+    """
+    rng = np.random.default_rng(12)
+    requests = 40
+    labels = np.zeros((requests * CANDIDATES, 3), np.float32)
+    for request in range(requests):
+        start = request * CANDIDATES
+        labels[start + rng.choice(CANDIDATES, 2, replace=False), 0] = 1
+        labels[start + rng.integers(CANDIDATES), 1] = request % 4 == 0
+    noise = rng.random(labels.shape).astype(np.float32)
+    good = np.clip(0.6 * labels + 0.3 * noise, 0, 1)
+    bad = np.clip(0.9 - good, 0, 1)
+    fields: dict[str, Any] = {
+        "heads": HEADS,
+        "labels": labels,
+        "popularity": np.round(10 * noise),
+        "row_splits": np.arange(0, len(labels) + 1, CANDIDATES, dtype=np.int32),
+        "users": np.arange(requests) % 10,
+        "activity": np.array([0, 15, 15, 200])[np.arange(requests) % 4],
+        "by_bundle": {
+            "good": Scored(HEADS, good, good[:, 0] - good[:, 1], None),
+            "bad": Scored(HEADS, bad, bad[:, 0] - bad[:, 1], None),
+        },
+    }
+    return ScoredTest(**{**fields, **changes})
+
+
+def bundles_of(test: ScoredTest) -> Mapping[str, Bundle]:
+    """Return bundles that hold a manifest and nothing else."""
+    return {name: Bundle(manifest(scored.heads), "0123456789abcdef", {}) for name, scored in test.by_bundle.items()}
+
+
+def manifest(heads: tuple[str, ...] = HEADS, *, sequence: bool = True) -> Manifest:
+    return draft_manifest("toy", space_of("toy"), RATINGS, heads, sequence=sequence)
+
+
+def measured(test: ScoredTest, folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Evaluation:
+    """Evaluate a test that is scored already."""
+    log = action_log(read_atomic(write_atomic(folder, per_user=10)))
+    monkeypatch.setattr("ranker.evaluation.score_test", lambda *_arguments: test)
+    options = {"data": "toy data", "resamples": 200, **options}
+    return evaluate(bundles_of(test), log, NumpyEngine, Sampling(candidates=CANDIDATES), 3, **options)
