@@ -56,19 +56,30 @@ class Course:
     """How a dataset is learned: the same for all its variants."""
 
     name: str
+    #: What its models are called.
+    model: str
     #: The head that stands for the talk's save.
     save: str
     training: TrainingConfig
     #: Drawn per training request: few, as a row of the early-fused variant costs as much to learn from as to serve.
     negatives: int = 12
+    #: How its heads are weighed; None takes each action's affinity.
+    utility: Path | None = None
     test_requests_max: int = 4_000
 
 
 COURSES = (
     # Users rate a whole evening's films in minutes: a window of hours would hide all of it.
-    Course("ml-1m", "save", TrainingConfig(seed=SEED, epochs=3, time_window_h_max=0.0), negatives=8),
-    Course("deskdrop", "save", TrainingConfig(seed=SEED, epochs=6, patience=2, time_window_share=0.5)),
-    Course("kuairand", "like", TrainingConfig(seed=SEED, epochs=6, patience=2, time_window_share=0.5)),
+    Course(
+        "ml-1m",
+        "ml1m",
+        "save",
+        TrainingConfig(seed=SEED, epochs=3, time_window_h_max=0.0),
+        negatives=8,
+        utility=ROOT / "deploy" / "demo" / "utility.toml",
+    ),
+    Course("deskdrop", "deskdrop", "save", TrainingConfig(seed=SEED, epochs=6, patience=2, time_window_share=0.5)),
+    Course("kuairand", "kuairand", "like", TrainingConfig(seed=SEED, epochs=6, patience=2, time_window_share=0.5)),
 )
 
 
@@ -130,23 +141,24 @@ def _trained(course: Course, dataset: AtomicDataset, plan: Plan, keep: Path) -> 
     """Return each variant's bundle, trained where it is not there yet."""
     console = Console(stderr=True)
     folders = {}
-    for number, variant in enumerate(VARIANTS, start=1):
+    # The demo's first models were versions 1 and 2.
+    for number, variant in enumerate(VARIANTS, start=3):
         folder = keep / course.name / variant
         if not folder.is_dir():
             folder.parent.mkdir(parents=True, exist_ok=True)
             console.rule(f"{course.name}, {variant}")
             training = replace(course.training, epochs=plan.epochs or course.training.epochs)
             recipe = Recipe(
-                name=course.name,
+                name=course.model,
                 version=number,
-                dataset=course.name,
+                dataset=course.model,
                 command="python -m bench lift",
-                utility_toml=_utility(dataset.schema),
+                utility_toml=course.utility.read_bytes() if course.utility else _utility(dataset.schema),
                 variant=variant,
                 sampling=Sampling(course.negatives, requests_max=plan.requests_max),
                 training=training,
                 validation_requests_max=plan.requests_max or 2_000,
-                test_requests_max=100,
+                test_requests_max=plan.requests_max or 2_000,
             )
             make_bundle(folder, dataset, recipe, ConsoleReporter(console))
         folders[variant] = folder

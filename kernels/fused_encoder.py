@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kernels.engine import EngineError
+from kernels.engine import EngineError, ShapeError
 
 _LIBRARY = Path(__file__).with_name("native") / "libpinrank_encoder.so"
 #: Widths are padded to the widest vector that any instruction set has, whichever runs.
@@ -104,15 +104,25 @@ class FusedEncoder:
 
         Returns:
             float32[N, K * d], the K newest actions' outputs side by side.
+
+        Raises:
+            ShapeError: the arrays do not fit each other or the encoder; the kernel itself checks nothing.
         """
-        actions, embeddings = np.ascontiguousarray(actions), np.ascontiguousarray(embeddings)
-        candidates, splits = np.ascontiguousarray(candidates), np.ascontiguousarray(splits)
+        actions, splits = np.ascontiguousarray(actions, np.int64), np.ascontiguousarray(splits, np.int32)
+        embeddings = np.ascontiguousarray(embeddings, np.float32)
+        candidates = np.ascontiguousarray(candidates, np.float32)
+        requests, length, dim = len(splits) - 1, self._struct.length, self._struct.embedding
+        shapes = (actions.shape, embeddings.shape, candidates.shape)
+        if shapes != ((requests, length), (requests, length, dim), (len(candidates), dim)):
+            raise ShapeError(f"{requests} requests with sequences of {length} pins of {dim} numbers, got {shapes}")
+        if splits[0] != 0 or splits[-1] != len(candidates) or (splits[1:] < splits[:-1]).any():
+            raise ShapeError(f"row_splits must rise from 0 to {len(candidates)}, got {splits.tolist()}")
         encoded = np.empty((len(candidates), self.width), np.float32)
         failed = self._library.pinrank_encode(
             self._isa,
             ctypes.byref(self._struct),
             *(array.ctypes.data_as(ctypes.c_void_p) for array in (actions, embeddings, candidates, splits)),
-            len(splits) - 1,
+            requests,
             encoded.ctypes.data_as(ctypes.c_void_p),
         )
         if failed:

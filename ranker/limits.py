@@ -33,8 +33,8 @@ def _of_the_data(evaluation: Evaluation) -> list[str]:
     exposure = (
         f"{shown}Candidates are the logged pins, filled up to {evaluation.candidates} with uniform draws from pins "
         "that are in none of the user's events (new pins as often as events are on new pins). A drawn pin counts as "
-        "one without an action, though the user may never have seen it, and most are easier to tell apart than the pins "
-        "that candidate generators would send. Probabilities are relative to these candidates and shift with others."
+        "one without an action, though the user may never have seen it, and most are easier to tell apart than what "
+        "candidate generators would send. Probabilities are relative to these candidates and shift with others."
     )
     positions = "No positions were logged, so position bias can neither be measured nor corrected."
     requests = (

@@ -49,6 +49,14 @@ def train(
             min=1, help="Learn from about so many requests, drawn evenly; all without.", rich_help_panel=_DATA
         ),
     ] = None,
+    negatives: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Pins drawn per training request beside those acted on; each costs a row.",
+            rich_help_panel=_DATA,
+        ),
+    ] = 24,
     variant: Annotated[
         str, typer.Option(help=f"How the network reads the user's last actions. {_VARIANTS}.", rich_help_panel=_NETWORK)
     ] = "early",
@@ -180,7 +188,7 @@ def train(
             utility_toml=utility.read_bytes(),
             variant=variant,
             sizes=parse_sizes(size or []),
-            sampling=Sampling(requests_max=requests_max),
+            sampling=Sampling(negatives, requests_max=requests_max),
             training=TrainingConfig(
                 seed=seed,
                 epochs=epochs,

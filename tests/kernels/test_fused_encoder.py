@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kernels.engine import EngineError
+from kernels.engine import EngineError, ShapeError
 from kernels.fused_encoder import EncoderShape, FusedEncoder, instruction_sets
 from ranker.encoder import EarlyFusion
 from ranker.serving_form import fold_early
@@ -109,3 +109,14 @@ def test_an_instruction_set_that_is_not_here_is_refused() -> None:
     weights = {name: weight.detach().numpy() for name, weight in fold_early(EarlyFusion(Sizes())).items()}
     with pytest.raises(EngineError, match="portable"):
         FusedEncoder(weights, EncoderShape(100, 10, 2), "mmx")
+
+
+@pytest.mark.parametrize("splits", [[0, 2], [0, 4], [1, 3], [0, 3, 3], [0, 4, 3]])
+def test_rows_that_do_not_fit_their_requests_never_reach_the_kernel(splits) -> None:
+    weights = {name: weight.detach().numpy() for name, weight in fold_early(EarlyFusion(Sizes())).items()}
+    kernel = FusedEncoder(weights, EncoderShape(20, 10, 2))
+    actions, embeddings, candidates, _ = batch(Sizes(), (20,), 20, 3, dtype=torch.float32)
+    with pytest.raises(ShapeError):
+        kernel.run(actions.numpy(), embeddings.numpy(), candidates.numpy(), np.array(splits, np.int32))
+    with pytest.raises(ShapeError):
+        kernel.run(actions.numpy()[:, 1:], embeddings.numpy(), candidates.numpy(), np.array([0, 3], np.int32))
