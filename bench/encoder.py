@@ -18,7 +18,7 @@ import onnxruntime
 import openvino
 import torch
 
-from bench.harness import BenchmarkError, Claim, Measured
+from bench.harness import BenchmarkError, Claim, Measured, markdown_table
 from kernels.engine import LOGITS, ROW_REQUEST, FeatureBatch, TensorSpec
 from kernels.fused_encoder import FusedEncoder, instruction_sets
 from kernels.fusion import inlined, parse, take_out_encoder
@@ -312,4 +312,32 @@ def _measured(
         "inversions": dict(inversions),
         "kernel": instruction_sets()[-1],
     }
-    return Measured(summary, tuple(claims), raw)
+    return Measured(summary, tuple(claims), raw, _table(rates, layouts, differences, sizes))
+
+
+def _table(
+    rates: Mapping[str, Mapping[str, list[float]]],
+    layouts: Mapping[str, str],
+    differences: Mapping[str, float],
+    sizes: list[int],
+) -> str:
+    """Return rows/s and differences, the encoder alone and the whole ranker, one line per side."""
+    header = ["", "layout"]
+    for size in sizes:
+        header += [f"rows/s, {size} candidates", "over OpenVINO", "largest difference"]
+    text = (
+        f"# {len(os.sched_getaffinity(0))} cores, one request of full length at a time per stream; medians of rounds\n"
+    )
+    for part, title in (("encoder", "Encoder alone"), ("ranker", "Whole ranker")):
+        names = dict.fromkeys(key.split(", ", 1)[1].rsplit(", ", 1)[0] for key in rates if key.startswith(part))
+        lines = []
+        for name in names:
+            cells = [name, layouts[f"{part}, {name}, {sizes[0]} candidates"]]
+            for size in sizes:
+                mine = np.array(rates[f"{part}, {name}, {size} candidates"]["rows_per_s"])
+                peer = np.array(rates[f"{part}, published form in OpenVINO, {size} candidates"]["rows_per_s"])
+                difference = differences[f"{part}, {name}, {size} candidates"]
+                cells += [f"{np.median(mine):,.0f}", f"{np.median(mine / peer):.2f}", f"{difference:.1e}"]
+            lines.append(cells)
+        text += "\n" + markdown_table(title, header, lines)
+    return text + "\nThe difference is from the published form in float64: of encoder outputs, or of logits.\n"

@@ -75,11 +75,13 @@ class Measured:
         summary: the headline numbers, by a name that carries the unit.
         claims: what the benchmark was made to decide.
         raw: everything that was measured, run by run; plain JSON.
+        table: the same for people, in Markdown; kept beside the JSON.
     """
 
     summary: dict[str, float]
     claims: tuple[Claim, ...]
     raw: dict[str, Any]
+    table: str | None = None
 
 
 def run(name: str, measure: Callable[[], Measured], results: Path | None = RESULTS) -> Measured:
@@ -100,6 +102,8 @@ def run(name: str, measure: Callable[[], Measured], results: Path | None = RESUL
             "raw": measured.raw,
         }
         (results / f"{name}.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        if measured.table is not None:
+            (results / f"{name}.md").write_text(measured.table)
     return measured
 
 
@@ -150,6 +154,12 @@ def _commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return described.stdout.strip()
+
+
+def markdown_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a titled Markdown table; all columns but the first stand to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return f"## {title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def summary_table(name: str, summary: Mapping[str, float]) -> Table:

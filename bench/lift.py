@@ -22,7 +22,7 @@ import grpc
 import numpy as np
 from rich.console import Console
 
-from bench.harness import ROOT, BenchmarkError, Claim, Measured
+from bench.harness import ROOT, BenchmarkError, Claim, Measured, markdown_table
 from bench.processes import server_process
 from feature_client.opening import open_store
 from kernels.openvino_engine import OpenVinoEngine
@@ -35,6 +35,7 @@ from ranker.atomic import AtomicDataset, read_atomic
 from ranker.console import ConsoleReporter
 from ranker.embeddings import decode_embeddings
 from ranker.evaluation import Evaluation, evaluate
+from ranker.evaluation_contract import Hit
 from ranker.examples import Sampling
 from ranker.features import Groups, fill_store
 from ranker.recipe import Recipe, make_bundle
@@ -95,13 +96,19 @@ QUICK = Plan(requests_max=40, epochs=1, rounds=1, users=2)
 
 
 def measure(
-    *, quick: bool = False, courses: tuple[Course, ...] = COURSES, data: Path = DATA, keep: Path = DATA / "lift"
+    *,
+    quick: bool = False,
+    courses: tuple[Course, ...] = COURSES,
+    variants: tuple[str, ...] = tuple(VARIANTS),
+    data: Path = DATA,
+    keep: Path = DATA / "lift",
 ) -> Measured:
     """Train, evaluate and serve every variant on every dataset.
 
     Args:
         quick: little of everything, kept nowhere.
         courses: the datasets.
+        variants: to compare, the base first.
         data: the folder that holds them.
         keep: where bundles stay.
 
@@ -112,10 +119,11 @@ def measure(
     summary: dict[str, float] = {}
     claims: list[Claim] = []
     raw: dict[str, Any] = {}
+    tables = ["# What each variant brings over the base, and what it costs\n"]
     with tempfile.TemporaryDirectory(prefix="pinrank-bench-") as temporary:
         for course in courses:
             dataset = _dataset(course.name, data)
-            folders = _trained(course, dataset, plan, Path(temporary) if quick else keep)
+            folders = _trained(course, variants, dataset, plan, Path(temporary) if quick else keep)
             bundles = {variant: read_bundle(folder) for variant, folder in folders.items()}
             log = action_log(dataset)
             sampling = Sampling(requests_max=plan.requests_max or course.test_requests_max)
@@ -125,7 +133,8 @@ def measure(
             told, made = _conclude(course, evaluation, latency_ms)
             summary |= told
             claims += made
-    return Measured(summary, tuple(claims), raw)
+            tables.append(_table(course, evaluation, latency_ms))
+    return Measured(summary, tuple(claims), raw, "\n".join(tables))
 
 
 def _dataset(name: str, data: Path) -> AtomicDataset:
@@ -137,12 +146,14 @@ def _dataset(name: str, data: Path) -> AtomicDataset:
     return read_atomic(folder)
 
 
-def _trained(course: Course, dataset: AtomicDataset, plan: Plan, keep: Path) -> dict[str, Path]:
+def _trained(
+    course: Course, variants: tuple[str, ...], dataset: AtomicDataset, plan: Plan, keep: Path
+) -> dict[str, Path]:
     """Return each variant's bundle, trained where it is not there yet."""
     console = Console(stderr=True)
     folders = {}
     # The demo's first models were versions 1 and 2.
-    for number, variant in enumerate(VARIANTS, start=3):
+    for number, variant in enumerate(variants, start=3):
         folder = keep / course.name / variant
         if not folder.is_dir():
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -157,7 +168,7 @@ def _trained(course: Course, dataset: AtomicDataset, plan: Plan, keep: Path) -> 
                 variant=variant,
                 sampling=Sampling(course.negatives, requests_max=plan.requests_max),
                 training=training,
-                validation_requests_max=plan.requests_max or 2_000,
+                validation_requests_max=plan.requests_max or 600,
                 test_requests_max=plan.requests_max or 2_000,
             )
             make_bundle(folder, dataset, recipe, ConsoleReporter(console))
@@ -194,8 +205,10 @@ def _latency(
                         started_s = time.perf_counter()
                         answer = rank(request, timeout=5.0)
                         spent_ms = (time.perf_counter() - started_s) * 1e3
-                        if len(answer.pin_ids) != CANDIDATES:
-                            raise BenchmarkError(f"{variant} answered {len(answer.pin_ids)} pins of {CANDIDATES}")
+                        if len(answer.pin_ids) != len(request.pin_ids):
+                            raise BenchmarkError(
+                                f"{variant} answered {len(answer.pin_ids)} of {len(request.pin_ids)} pins"
+                            )
                         if round_number:  # the first one warms up
                             milliseconds[variant].append(spent_ms)
     return milliseconds
@@ -230,8 +243,8 @@ def _requests(bundles: Mapping[str, Bundle], log: ActionLog, users: int) -> dict
     """Ask for the same users and pins of every variant; users as often as they act, as real traffic has them."""
     rng = np.random.default_rng(SEED)
     asking = log.user_ids[rng.choice(log.user, users)]
-    known = decode_embeddings(next(iter(bundles.values())).files[EMBEDDINGS]).pin_ids
-    pins = [rng.choice(known, CANDIDATES, replace=False).tolist() for _ in asking]
+    count = min(CANDIDATES, len(log.pin_ids))
+    pins = [rng.choice(log.pin_ids, count, replace=False).tolist() for _ in asking]
     return {
         variant: [
             ranking_pb2.RankRequest(user_id=int(user), pin_ids=candidates, surface="home", label=variant)
@@ -275,3 +288,33 @@ def _conclude(
         ),
     ]  # fmt: skip
     return summary, claims
+
+
+def _table(course: Course, evaluation: Evaluation, latency_ms: Mapping[str, list[float]]) -> str:
+    """Return one dataset's part of the talk's table: HIT@3 and its lift with a 95% interval, and the latency."""
+    heads = list(dict.fromkeys(score.head for score in evaluation.scores))
+    text = ""
+    for order, attribute in (
+        ("each head's own order", "hit_at_3_by_head"),
+        ("the utility's order", "hit_at_3_by_utility"),
+    ):
+        lines = []
+        base_ms = float(np.median(latency_ms[BASE]))
+        for variant, measured in latency_ms.items():
+            hits = {s.head: getattr(s, attribute) for s in evaluation.scores if s.scorer == variant}
+            median_ms = float(np.median(measured))
+            cells = [VARIANTS[variant].description, *(_hit_cell(hits.get(head)) for head in heads)]
+            lines.append([f"`{variant}`", *cells, f"{median_ms:.2f} ms, {100 * (median_ms / base_ms - 1):+.0f}%"])
+        title = f"{course.name}: HIT@3 in {order}, {evaluation.requests:,} requests"
+        text += markdown_table(title, ["variant", "", *heads, f"P50 of {CANDIDATES} candidates"], lines) + "\n"
+    return text
+
+
+def _hit_cell(hit: Hit | None) -> str:
+    if hit is None or hit.mean.value is None:
+        return "-"
+    lift = hit.lift_percent
+    if lift is None or lift.value is None:
+        return f"{hit.mean.value:.3f}"
+    interval = "" if lift.low is None or lift.high is None else f" [{lift.low:+.1f}, {lift.high:+.1f}]"
+    return f"{hit.mean.value:.3f}, {lift.value:+.1f}%{interval}"

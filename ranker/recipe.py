@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kernels.openvino_engine import OpenVinoEngine
-from model_store.bundle import Bundle, read_bundle
+from model_store.bundle import Bundle, read_bundle, write_bundle
 from model_store.manifest import Calibration, Lineage
 from ranker.actions import ActionLog, action_log
 from ranker.atomic import AtomicDataset
@@ -119,17 +119,18 @@ def make_bundle(
     logits = predict(network, validation, recipe.training.requests_per_batch)
     calibrations = [fit_calibration(logits[:, i], validation.labels[:, i]) for i in range(len(log.heads))]
     parts = _bundle_parts(dataset, log, embeddings, calibrations, recipe)
-    # Metrics are measured on a bundle, so the bundle is made twice: to be measured, and with what was measured.
-    with report.step("test"), tempfile.TemporaryDirectory() as temporary:
+    # Metrics are measured on a bundle and stand in its manifest, so a first one is made to be measured.
+    with tempfile.TemporaryDirectory() as temporary:
         trial = Path(temporary) / "bundle"
-        export_bundle(trial, network, parts)
+        with report.step("export"):
+            export_bundle(trial, network, parts)
+        made = read_bundle(trial)
+    with report.step("test"):
         sampling = replace(recipe.sampling, requests_max=recipe.test_requests_max)
-        measured = evaluate(
-            {"this": read_bundle(trial)}, log, OpenVinoEngine, sampling, recipe.training.seed, recipe.split
-        )
-    with report.step("export"):
-        lineage = parts.lineage.model_copy(update={"metrics": measured.flat("this")})
-        export_bundle(folder, network, replace(parts, lineage=lineage))
+        measured = evaluate({"this": made}, log, OpenVinoEngine, sampling, recipe.training.seed, recipe.split)
+    lineage = parts.lineage.model_copy(update={"metrics": measured.flat("this")})
+    fields = replace(parts, lineage=lineage).manifest_fields(sequence=network.config.sequence)
+    write_bundle(folder, fields, made.files)
     return read_bundle(folder)
 
 
