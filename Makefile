@@ -27,7 +27,7 @@ help:
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
-.venv/serving: $(BIN)/python pyproject.toml constraints.txt $(wildcard kernels/native/*.cpp kernels/native/*.h)
+.venv/serving: $(BIN)/python pyproject.toml constraints.txt hatch_build.py $(wildcard kernels/native/*.cpp kernels/native/*.h kernels/native/*.py)
 	@echo "installing pinrank (about half a minute)"
 	@$(PIP) -e '.[data]' $(COUNTED)
 	@touch $@

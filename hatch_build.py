@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ class NativeEncoder(BuildHookInterface):  # type: ignore[type-arg]
         native = _load(Path(self.root) / "kernels" / "native" / "build.py")
         try:
             library = native.build()
-        except native.CompilerMissingError as error:
+        except (native.CompilerMissingError, subprocess.CalledProcessError) as error:
             self.app.display_warning(f"pinrank's native encoder is not built, ranking will be slower: {error}")
             return
         build_data["artifacts"].append(str(library.relative_to(self.root)))

@@ -13,6 +13,7 @@ layers with one head. Everything that does not depend on a batch is folded here,
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from kernels.engine import EngineError, ShapeError
+
+_log = logging.getLogger(__name__)
 
 _LIBRARY = Path(__file__).with_name("native") / "libpinrank_encoder.so"
 #: Widths are padded to the widest vector that any instruction set has, whichever runs.
@@ -85,6 +88,7 @@ class FusedEncoder:
             raise EngineError(f"this processor runs {', '.join(names)}, not {isa}")
         self.isa = isa or names[-1]
         self._isa = names.index(self.isa)
+        _check_shapes(weights, shape)
         sizes, self._arrays = _fold({name: np.asarray(w, np.float64) for name, w in weights.items()}, shape)
         self.width = sizes["rows"] * sizes["dim"]
         self._struct = _Struct(**sizes, **dict.fromkeys(_EPSILONS, shape.epsilon))
@@ -117,6 +121,8 @@ class FusedEncoder:
             raise ShapeError(f"{requests} requests with sequences of {length} pins of {dim} numbers, got {shapes}")
         if splits[0] != 0 or splits[-1] != len(candidates) or (splits[1:] < splits[:-1]).any():
             raise ShapeError(f"row_splits must rise from 0 to {len(candidates)}, got {splits.tolist()}")
+        if actions.size and not 0 <= actions.min() <= actions.max() <= self._struct.actions:
+            raise ShapeError(f"actions must be codes from 0 to {self._struct.actions}, got {actions.max()}")
         encoded = np.empty((len(candidates), self.width), np.float32)
         failed = self._library.pinrank_encode(
             self._isa,
@@ -137,23 +143,58 @@ def serves(shape: EncoderShape) -> bool:
 
 @cache
 def library() -> ctypes.CDLL:
-    """Load the kernel. Raises EngineError when it was not built."""
+    """Load the kernel. Raises EngineError when it was not built, or built from other sources than these."""
     try:
         loaded = ctypes.CDLL(str(_LIBRARY))
-    except OSError as error:
+        built_for = loaded.pinrank_struct_bytes()
+    except (OSError, AttributeError) as error:
         raise EngineError(
             f"the native encoder cannot be loaded: {error}; install pinrank where a C++ compiler is"
         ) from error
+    if built_for != ctypes.sizeof(_Struct):
+        raise EngineError("the native encoder was built from other sources: python -m kernels.native.build")
     loaded.pinrank_isa_name.restype = ctypes.c_char_p
     return loaded
 
 
+@cache
 def instruction_sets() -> tuple[str, ...]:
-    """Return what this processor can run the kernel with, widest last; empty when the kernel was not built."""
-    if not _LIBRARY.exists():
+    """Return what this processor can run the kernel with, widest last; empty, and logged, when it cannot be used."""
+    try:
+        loaded = library()
+    except EngineError as error:
+        _log.warning("%s", error)
         return ()
-    loaded = library()
     return tuple(loaded.pinrank_isa_name(isa).decode() for isa in range(loaded.pinrank_isa_widest() + 1))
+
+
+def _check_shapes(weights: Mapping[str, np.ndarray], shape: EncoderShape) -> None:
+    """Raise EngineError for weights that do not fit each other: the kernel would read past them."""
+    try:
+        (pin, embedding), candidate = weights["acted"].shape, len(weights["candidate"])
+        (codes, action), (hidden, dim) = weights["action_table"].shape, weights["layer1_hidden"].shape
+        expected: dict[str, tuple[int, ...]] = {
+            "action_table": (codes, action),
+            "acted": (pin, embedding),
+            "acted_bias": (pin,),
+            "candidate": (candidate, embedding),
+            "candidate_bias": (candidate,),
+        }
+        for layer in range(1, shape.layers + 1):
+            for name, (out, into) in {
+                "query_key": (dim, dim),
+                "value_out": (dim, dim),
+                "hidden": (hidden, dim),
+            }.items():
+                expected |= {f"layer{layer}_{name}": (out, into), f"layer{layer}_{name}_bias": (out,)}
+            expected |= {f"layer{layer}_feed_forward": (dim, hidden), f"layer{layer}_feed_forward_bias": (dim,)}
+            for name in ("norm_attention", "norm_out"):
+                expected |= {f"layer{layer}_{name}": (dim,), f"layer{layer}_{name}_bias": (dim,)}
+        wrong = [name for name, wanted in expected.items() if weights[name].shape != wanted]
+    except (KeyError, TypeError, ValueError) as error:
+        raise EngineError(f"these are no encoder's weights: {error!r}") from error
+    if wrong or dim != action + pin + candidate or codes < 2:
+        raise EngineError(f"the encoder's weights do not fit each other: {wrong or 'token'} against {dim} wide tokens")
 
 
 def _fold(w: Mapping[str, np.ndarray], shape: EncoderShape) -> tuple[dict[str, int], dict[str, np.ndarray]]:

@@ -23,6 +23,8 @@ DOMAIN = "pinrank"
 ENCODER = "EarlyFusedEncoder"
 #: The value that the function's call makes: float32[N, K * d].
 ENCODED = "encoded"
+#: What the kernel was made for; a function that computes anything else must carry another number.
+FORM = 1
 #: The function's first inputs, by role; the folded weights follow under their own names.
 ENCODER_INPUTS = ("actions", "embeddings", "candidates", "row_request")
 
@@ -73,17 +75,19 @@ def take_out_encoder(model: onnx.ModelProto, inputs: Sequence[TensorSpec]) -> En
     if len(calls) != 1 or len(functions) != 1:
         return None
     call, (function,) = calls[0], functions
+    attributes = {a.name: helper.get_attribute_value(a) for a in call.attribute}
+    if attributes.get("form") != FORM or len(call.input) != len(function.input) or list(call.output) != [ENCODED]:
+        return None
     held = {tensor.name: tensor for tensor in model.graph.initializer}
     taken = dict(zip(function.input, call.input, strict=True))
-    roles = [taken[role] for role in ENCODER_INPUTS]
+    read = tuple(taken.get(role, "") for role in ENCODER_INPUTS)
     names = {name: value for name, value in taken.items() if name not in ENCODER_INPUTS}
-    length = next((spec.shape[0] for spec in inputs if spec.name == roles[0]), None)
-    if length is None or roles[3] != ROW_REQUEST or not held.keys() >= set(names.values()):
+    lengths = {spec.name: spec.shape[0] if spec.shape else 0 for spec in inputs}
+    if not lengths.keys() >= set(read[:3]) or read[3] != ROW_REQUEST or not held.keys() >= set(names.values()):
         return None
-    attributes = {a.name: helper.get_attribute_value(a) for a in call.attribute}
     weights = {name: numpy_helper.to_array(held[value]) for name, value in names.items()}
-    shape = EncoderShape(length, attributes["rows"], attributes["layers"], attributes["epsilon"])
-    return EncoderCall(_without(model, call), weights, shape, tuple(roles[:3]))
+    shape = EncoderShape(lengths[read[0]], attributes["rows"], attributes["layers"], attributes["epsilon"])
+    return EncoderCall(_without(model, call), weights, shape, read[:3])
 
 
 def _without(model: onnx.ModelProto, call: onnx.NodeProto) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -156,11 +156,22 @@ class ExampleBuilder:
         requests = slice_requests(log, span, self._manifest.sequence_length, rng)
         keep = rng.random(len(requests)) < share
         snapshot = _Snapshot.at(span, log, self._groups, self._vectors, self._columns)
+        new_to_users = [self._without_repeats(request) for request, kept in zip(requests, keep, strict=True) if kept]
         return [
             self._build_request(request, snapshot, part, rng, attributes)
-            for request, kept in zip(requests, keep, strict=True)
-            if kept
+            for request in new_to_users
+            if len(request.chosen)
         ]
+
+    def _without_repeats(self, request: Request) -> Request:
+        """Leave out what the user had acted on before, as candidate generators do.
+
+        Drawn pins never stand in the user's sequence: a candidate that does would give itself away.
+        """
+        start = self._log.user_splits[request.user]
+        before = self._log.pin[self._log.by_user[start : start + request.activity]]
+        new = ~np.isin(self._log.pin[request.chosen], before)
+        return replace(request, chosen=request.chosen[new])
 
     def _build_request(
         self,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from feature_client.fetcher import Fetched
 from kernels.engine import LOGITS, ROW_REQUEST, EngineFactory, FeatureBatch
-from kernels.fusion import DOMAIN, ENCODED, ENCODER, ENCODER_INPUTS, replace
+from kernels.fusion import DOMAIN, ENCODED, ENCODER, ENCODER_INPUTS, FORM, replace
 from kernels.numpy_engine import NumpyEngine
 from kernels.openvino_engine import OpenVinoEngine
 from model_store.assembly import Assembler
@@ -171,7 +171,7 @@ def _with_encoder_function(
         [value.name for value in body.graph.output],
         [*(helper.make_node("Constant", [], [t.name], value=t) for t in body.graph.initializer), *body.graph.node],
         list(body.opset_import),
-        ["layers", "rows", "epsilon"],
+        ["form", "layers", "rows", "epsilon"],
     )
     model.functions.append(function)
     model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
@@ -181,6 +181,7 @@ def _with_encoder_function(
         [*_ROLES.values(), *(prefixed[name] for name in function.input[len(_ROLES) :])],
         [ENCODED],
         domain=DOMAIN,
+        form=FORM,
         layers=layers,
         rows=rows,
         epsilon=EPSILON,

@@ -12,7 +12,7 @@ from ranker.actions import ActionLog
 from ranker.requests import QUERY_AFFINITY, Part, Split, part_slices, producer_until_ms, slice_requests
 
 #: A user is cold below the first number of events and heavy from the second on.
-COLD_BELOW, HEAVY_FROM = 5, 50
+COLD_BELOW, HEAVY_FROM = 10, 100
 
 #: Fewer positives than this teach a head little, or measure it badly.
 POSITIVES_MIN = 50
@@ -163,7 +163,7 @@ def _warnings(found: Inspection, log: ActionLog) -> Iterator[Problem]:
             "warning",
             f"{found.unembedded_share:.0%} of the interactions to learn from and to test on are on pins that came "
             "after the window that embeddings are fitted on",
-            "these pins have no vector and rank by their counts; give a longer time span",
+            "these pins get a vector from the users who act on them only; give a longer time span",
         )
 
 

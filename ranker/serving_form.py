@@ -21,10 +21,9 @@ from ranker.encoder import Attention, CrossFusion, EarlyFusion, EncoderLayer, La
 #: Folded weights by name; a Linear is `NAME` and `NAME_bias`.
 Weights = Mapping[str, Tensor]
 
-#: How far below the largest a score is told apart: a product of two such exponentials stays a normal number, so that
-#: neither a sum nor a gradient underflows. In float32 exp(-40) is a hundred-millionth of a rounding error.
-_SPREAD_MAX = {torch.float64: 350.0}
-_SPREAD_MAX_FLOAT32 = 40.0
+#: Up to this spread of both parts exp(a + b) may be computed as exp(a) exp(b): a product of two such exponentials stays
+#: a normal number of float32, so that neither a sum nor a gradient underflows.
+SPREAD_MAX = 40.0
 
 
 def fold_query_key(attention: Attention) -> tuple[Tensor, Tensor]:
@@ -74,7 +73,7 @@ def split_linear(linear: nn.Linear, widths: Sequence[int]) -> list[Tensor]:
 
 
 def shared_scores(own: Tensor, present: Tensor, query_key: Tensor, bias: Tensor, rows: int) -> Tensor:
-    """Exponentiate the part of layer 1's scores that no candidate changes, once per request.
+    """Compute the part of layer 1's scores that no candidate changes, once per request.
 
     Args:
         own: float[R, L, T], the tokens without the candidate.
@@ -84,34 +83,57 @@ def shared_scores(own: Tensor, present: Tensor, query_key: Tensor, bias: Tensor,
         rows: how many of the newest rows ask.
 
     Returns:
-        float[R, rows, L]: exp(score - the row's largest), 0 where nothing is present.
+        float[R, rows, L], `MASKED` lower where nothing is present.
     """
     scores = torch.matmul(functional.linear(own[:, :rows], query_key, bias), own.transpose(1, 2))
-    return _safe_exp(scores + absent_bias(present)) * present.unsqueeze(1)
+    return scores + absent_bias(present)
 
 
-def candidate_weights(candidate: Tensor, candidate_keys: Tensor, present: Tensor) -> Tensor:
-    """Exponentiate the candidate's part of layer 1's scores: float[N, L], from float[N, C] and float[N, L, C]."""
-    scores = torch.matmul(candidate_keys, candidate.unsqueeze(-1)).squeeze(-1)
-    return _safe_exp(scores + absent_bias(present).squeeze(1)) * present
+def candidate_scores(candidate: Tensor, candidate_keys: Tensor) -> Tensor:
+    """Compute the candidate's part of layer 1's scores: float[N, L], from float[N, C] and float[N, L, C]."""
+    return torch.matmul(candidate_keys, candidate.unsqueeze(-1)).squeeze(-1)
 
 
-def shared_attention(shared: Tensor, weights: Tensor, values: Tensor) -> Tensor:
-    """Attend with scores that are a sum of a shared and a candidate's part, without an exponential per pair.
+def shared_attention(shared: Tensor, added: Tensor, values: Tensor, present: Tensor, row_request: Tensor) -> Tensor:
+    """Attend with scores that are a sum of a request's and a candidate's part.
 
-    exp(S_ij + b_j) = E_ij w_j, so one product with the request's E serves every candidate.
+    exp(S_ij + b_j) = E_ij w_j, so there is one exponential per pair and request instead of one per pair and candidate.
+    Where the parts spread so far that the product would leave float32, and in what is exported (plain operators cannot
+    choose; the native kernel chooses row by row), it is a softmax of the sum.
 
     Args:
-        shared: float[N, Q, L] of `shared_scores`.
-        weights: float[N, L] of `candidate_weights`.
-        values: float[N, L, D].
+        shared: float[R, Q, L] of `shared_scores`.
+        added: float[N, L] of `candidate_scores`.
+        values: float[R, L, D].
+        present: float[R, L].
+        row_request: int64[N].
 
     Returns:
-        float[N, Q, D]; rows with nothing to attend to are 0.
+        float[N, Q, D]; rows of requests without actions mean nothing.
     """
-    mixed = torch.matmul(shared, weights.unsqueeze(-1) * values)
-    total = torch.matmul(shared, weights.unsqueeze(-1))
-    return mixed / total.clamp_min(torch.finfo(total.dtype).tiny)
+    value, there = per_row(values, row_request), per_row(present, row_request)
+    if torch.compiler.is_exporting() or not _factors(shared, added, present, there):
+        weights = torch.softmax(per_row(shared, row_request) + added.unsqueeze(1), dim=-1)
+        return torch.matmul(weights, value)
+    of_request = torch.exp(shared - shared.amax(dim=-1, keepdim=True)) * present.unsqueeze(1)
+    below = added + absent_bias(there).squeeze(1)
+    of_row = (torch.exp(below - below.amax(dim=-1, keepdim=True)) * there).unsqueeze(-1)
+    every = per_row(of_request, row_request)
+    total = torch.matmul(every, of_row)
+    return torch.matmul(every, of_row * value) / total.clamp_min(torch.finfo(total.dtype).tiny)
+
+
+def _factors(shared: Tensor, added: Tensor, present: Tensor, there: Tensor) -> bool:
+    """Say whether no score lies further than `SPREAD_MAX` from the largest of its part."""
+    return all(
+        bool(
+            (
+                torch.where(mask > 0, scores, -torch.inf).amax(-1) - torch.where(mask > 0, scores, torch.inf).amin(-1)
+                <= SPREAD_MAX
+            ).all()
+        )
+        for scores, mask in ((shared, present.unsqueeze(1)), (added, there))
+    )
 
 
 def encode_layer(queries: Tensor, tokens: Tensor, bias: Tensor, weights: Weights, prefix: str) -> Tensor:
@@ -173,11 +195,8 @@ def early_readout(
     candidate_keys = torch.matmul(own, query_key[:width, width:])
     values = torch.matmul(own, value_out[:, :width].T)
     present_row = per_row(present, row_request)
-    attended = shared_attention(
-        per_row(shared, row_request),
-        candidate_weights(candidate, per_row(candidate_keys, row_request), present_row),
-        per_row(values, row_request),
-    )
+    added = candidate_scores(candidate, per_row(candidate_keys, row_request))
+    attended = shared_attention(shared, added, values, present, row_request)
     constant = functional.linear(candidate, value_out[:, width:], weights["layer1_value_out_bias"])
     spread = candidate.unsqueeze(1).expand(-1, first, -1)
     tokens = torch.cat([per_row(own[:, :first], row_request), spread], dim=-1)
@@ -242,12 +261,6 @@ def encode_cross(
     attended = torch.matmul(attention.unsqueeze(1), per_row(values, row_request)).squeeze(1)
     read = encode_rows(query + attended + last["last_value_out_bias"], last, "last")
     return read * per_row(present[:, :1], row_request)
-
-
-def _safe_exp(scores: Tensor) -> Tensor:
-    """Return exp(score - the row's largest); what is further below than the largest spread counts as that far."""
-    below = scores - scores.amax(dim=-1, keepdim=True)
-    return torch.exp(below.clamp_min(-_SPREAD_MAX.get(scores.dtype, _SPREAD_MAX_FLOAT32)))
 
 
 def _linear(inputs: Tensor, weights: Weights, name: str) -> Tensor:

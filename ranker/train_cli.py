@@ -174,6 +174,7 @@ def train(
     if resume is not None and checkpoints is not None:
         fail("--resume DIR keeps checkpoints in DIR itself; leave --checkpoints away")
     with explained():
+        from model_store.store import FolderStore  # noqa: PLC0415
         from ranker.examples import Sampling  # noqa: PLC0415
         from ranker.ranks import joined  # noqa: PLC0415
         from ranker.recipe import Recipe, assist, make_bundle  # noqa: PLC0415
@@ -202,6 +203,10 @@ def train(
                 precision=precision_of(precision),
             ),
         )
+        if store is not None and version in (published := FolderStore(store).versions(name)):
+            fail(
+                f"{name}@{version} is published already; versions never change: --version {max(published) + 1} is free"
+            )
         plan = _plan(checkpoints, resume, checkpoint_minutes, checkpoint_batches)
         with joined(device) as ranks:
             reporter = ConsoleReporter(Console(stderr=True, quiet=not ranks.leads))

@@ -172,6 +172,10 @@ class _Training:
         losses = self._validation_losses()
         weights = self._weights.cpu().double()
         validation_loss = float((losses * weights).sum() / weights.sum())
+        if not math.isfinite(validation_loss):
+            raise DivergedError(
+                f"the validation loss of epoch {self._epoch + 1} is {validation_loss}; lower --learning-rate"
+            )
         if not self._epochs or validation_loss < min(epoch.validation_loss for epoch in self._epochs):
             self._best = copy.deepcopy(self._network.state_dict())
         by_head = dict(zip(self._heads, losses.tolist(), strict=True))

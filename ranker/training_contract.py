@@ -46,8 +46,9 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         limits = {
-            "learning_rate": self.learning_rate > 0,
-            "weight_decay": self.weight_decay >= 0,
+            "learning_rate": 0 < self.learning_rate < math.inf,
+            "epochs": self.epochs >= 1,
+            "weight_decay": 0 <= self.weight_decay < math.inf,
             "time_window_h_max": 0 <= self.time_window_h_max < math.inf,
             "time_window_share": 0 <= self.time_window_share <= 1,
         }

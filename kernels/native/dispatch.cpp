@@ -5,7 +5,6 @@
 #define DECLARE(isa)                                                                                            \
   namespace isa {                                                                                               \
   int encode(const PinrankEncoder&, const int64_t*, const float*, const float*, const int32_t*, int, float*);   \
-  int width();                                                                                                  \
   }
 
 DECLARE(portable)
@@ -37,21 +36,14 @@ const char* pinrank_isa_name(int isa) {
 
 int pinrank_isa_widest() { return widest(); }
 
-// Floats in a vector; 0 for an instruction set that this processor lacks.
-int pinrank_isa_width(int isa) {
-  if (isa < PORTABLE || isa > widest()) return 0;
-#if defined(__x86_64__)
-  if (isa == AVX512) return avx512::width();
-  if (isa == AVX2) return avx2::width();
-#endif
-  return portable::width();
-}
+// What the caller's struct must be as long as.
+int pinrank_struct_bytes() { return sizeof(PinrankEncoder); }
 
 // Encode rows row_splits[r]..row_splits[r + 1] of candidates for each request r.
 // Returns 0, 1 when there is no memory, 2 for an instruction set that this processor lacks.
 int pinrank_encode(int isa, const PinrankEncoder* encoder, const int64_t* actions, const float* pins,
                    const float* candidates, const int32_t* row_splits, int requests, float* out) {
-  if (pinrank_isa_width(isa) == 0 || encoder->length > PINRANK_LENGTH_MAX) return 2;
+  if (isa < PORTABLE || isa > widest() || encoder->length > PINRANK_LENGTH_MAX) return 2;
 #if defined(__x86_64__)
   if (isa == AVX512) return avx512::encode(*encoder, actions, pins, candidates, row_splits, requests, out);
   if (isa == AVX2) return avx2::encode(*encoder, actions, pins, candidates, row_splits, requests, out);

@@ -36,7 +36,11 @@ constexpr int WIDTH = 4;
 constexpr int ROWS = 4;
 #endif
 constexpr int HALF_ROWS = ROWS / 2;
-constexpr float SPREAD_MAX = 40.0f;  // as in ranker/serving_form.py
+// exp(a + b) is taken as exp(a) exp(b), each relative to its own largest and cut this far below it. A row whose sum of
+// weights comes out above DENOMINATOR_MIN = exp(-20) lost no more than a rounding error to the cut; the others, whose
+// largest sum is far from the largest of either part, are computed anew as they stand.
+constexpr float SPREAD_MAX = 40.0f;
+constexpr float DENOMINATOR_MIN = 2.0611536e-9f;
 
 typedef float Vector __attribute__((vector_size(WIDTH * 4)));
 typedef float Unaligned __attribute__((vector_size(WIDTH * 4), aligned(4), may_alias));
@@ -217,6 +221,7 @@ class Encoding {
     own = arena.take(length * token);
     own_across = arena.take((e.own + slack) * length);
     mapped = arena.take(length * token);
+    scores = arena.take(length * length);
     shared = arena.take(length * length);
     candidate_keys = arena.take((e.candidate + slack) * length);
     basis = arena.take(length * e.basis);
@@ -224,7 +229,9 @@ class Encoding {
     own_hidden = arena.take(length * e.hidden);
     candidate = arena.take(chunk * e.candidate);
     candidate_in = arena.take(chunk * e.embedding);
+    offsets = arena.take(chunk * length);
     weights = arena.take(chunk * length);
+    mixture = arena.take(length);
     candidate_centred = arena.take(chunk * e.dim_padded);
     candidate_hidden = arena.take(chunk * e.hidden);
     weighted = arena.take(length * e.basis);
@@ -297,7 +304,8 @@ class Encoding {
     }
     product(own, e.own, e.own_query_key, e.own_padded, e.own_query_key_bias, mapped, e.own_padded, present,
             e.own_padded, e.own);
-    product(mapped, e.own_padded, own_across, stride, nullptr, shared, stride, present, stride, e.own);
+    product(mapped, e.own_padded, own_across, stride, nullptr, scores, stride, present, stride, e.own);
+    std::memcpy(shared, scores, (size_t)present * stride * 4);
     exponentiate(shared, present, stride, present);
     product(e.candidate_query_key, e.own, own_across, stride, nullptr, candidate_keys, stride, e.candidate, stride,
             e.own);
@@ -320,7 +328,8 @@ class Encoding {
     std::memcpy(candidate_in, from, (size_t)count * e.embedding * 4);
     product(candidate_in, e.embedding, e.candidate_map, e.candidate, e.candidate_bias, candidate, e.candidate, count,
             e.candidate, e.embedding);
-    product(candidate, e.candidate, candidate_keys, stride, nullptr, weights, stride, count, stride, e.candidate);
+    product(candidate, e.candidate, candidate_keys, stride, nullptr, offsets, stride, count, stride, e.candidate);
+    std::memcpy(weights, offsets, (size_t)count * stride * 4);
     exponentiate(weights, count, stride, present);
     product(candidate, e.candidate, e.row_of_candidate, e.dim_padded, e.row_bias, candidate_centred, e.dim_padded,
             count, e.dim_padded, e.candidate);
@@ -335,11 +344,24 @@ class Encoding {
         store(weighted + (size_t)i * e.basis + c, load(basis + (size_t)i * e.basis + c) * weight[i]);
     const float* centred = candidate_centred + (size_t)n * e.dim_padded;
     const float* inner = candidate_hidden + (size_t)n * e.hidden;
-    over_rows(present, [&]<int M>(int i) { rows_of_first_layer<M>(i, centred, inner); });
+    const float* offset = offsets + (size_t)n * stride;
+    over_rows(present, [&]<int M>(int i) { rows_of_first_layer<M>(i, offset, centred, inner); });
+  }
+
+  // One row's mixture of the basis by a plain softmax of the summed scores.
+  void mix_as_it_stands(int i, const float* offset, float* mixed) {
+    const float* score = scores + (size_t)i * stride;
+    for (int j = 0; j < present; j++) mixture[j] = score[j] + offset[j];
+    exponentiate(mixture, 1, stride, present);
+    for (int c = 0; c < e.basis; c += WIDTH) {
+      Vector total{};
+      for (int j = 0; j < present; j++) total += load(basis + (size_t)j * e.basis + c) * mixture[j];
+      store(mixed + c, total);
+    }
   }
 
   template <int M>
-  void rows_of_first_layer(int i, const float* centred, const float* inner) {
+  void rows_of_first_layer(int i, const float* offset, const float* centred, const float* inner) {
     const int spanned = e.pin_padded + e.actions;  // the denominator's column spans nothing
     over_columns(e.basis / WIDTH, [&]<int N>(int c) {
       Vector sums[M][N];
@@ -349,6 +371,9 @@ class Encoding {
 #pragma GCC unroll 16
         for (int v = 0; v < N; v++) store(spans + m * e.basis + c + v * WIDTH, sums[m][v]);
     });
+    for (int m = 0; m < M; m++)
+      if (i + m < present && !(spans[m * e.basis + spanned] >= DENOMINATOR_MIN))
+        mix_as_it_stands(i + m, offset, spans + m * e.basis);
     float share[M], scale[M], mean[M];
     Vector squares[M], gained[M];
 #pragma GCC unroll 16
@@ -505,8 +530,8 @@ class Encoding {
   const PinrankEncoder& e;
   int present = 0, asked = 0, stride = 0;
   int codes[PINRANK_LENGTH_MAX], position[PINRANK_LENGTH_MAX];
-  float *embeddings, *own, *own_across, *mapped, *shared, *candidate_keys, *basis, *own_centred, *own_hidden;
-  float *candidate, *candidate_in, *weights, *candidate_centred, *candidate_hidden;
+  float *embeddings, *own, *own_across, *mapped, *scores, *shared, *candidate_keys, *basis, *own_centred, *own_hidden;
+  float *mixture, *candidate, *candidate_in, *offsets, *weights, *candidate_centred, *candidate_hidden;
   float *weighted, *outputs, *scales, *spans, *block, *hidden;
   float *asking, *queries, *queries_across, *attention, *read, *attended;
 };
@@ -525,7 +550,5 @@ int encode(const PinrankEncoder& e, const int64_t* actions, const float* pins, c
   }
   return 0;
 }
-
-int width() { return WIDTH; }
 
 }  // namespace PINRANK_ISA

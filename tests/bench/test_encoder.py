@@ -17,7 +17,7 @@ def test_the_script_measures_every_side_and_finds_them_equal() -> None:
     assert all(rate > 0 for rounds in rates.values() for rate in rounds)
     by_name = {claim.name: claim for claim in measured.claims}
     assert by_name["largest difference from float64, fp32 sides"].holds
-    assert by_name["neighbours ranked the other way round, beyond ties"].holds
+    assert by_name["rows ranked above one that they belong below, beyond ties"].holds
     json.dumps(measured.raw)
 
 
