@@ -45,6 +45,9 @@ def test_train_publishes_and_labels_and_evaluate_compares(tmp_path: Path, utilit
     )  # fmt: skip
     assert code == 0, output
     assert "toy@4: " in output
+    again = ("train", "--data", data, "--name", "toy", "--version", "4", "--utility", utility, "--store", store)
+    code, refusal = run(*again)
+    assert (code, "toy@4 is published already" in refusal) == (1, True)
     assert FolderStore(store).labels("toy") == {"canary": 4}
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint.pt"]
     assert len(list((tmp_path / "runs").iterdir())) == 1

@@ -7,8 +7,8 @@ import onnx
 import pytest
 import torch
 
-from kernels.engine import FeatureBatch, Side, TensorSpec
-from kernels.fused_encoder import instruction_sets
+from kernels.engine import EngineError, FeatureBatch, Side, TensorSpec
+from kernels.fused_encoder import FusedEncoder, instruction_sets
 from kernels.fusion import DOMAIN, ENCODER, parse, take_out_encoder
 from kernels.numpy_engine import NumpyEngine
 from kernels.openvino_engine import OpenVinoEngine
@@ -106,6 +106,32 @@ def test_a_call_whose_weights_are_computed_is_left_to_the_runtime() -> None:
     weight.name = "stored"
     model.graph.node.insert(0, onnx.helper.make_node("Identity", ["stored"], ["encoder.acted"]))
     assert take_out_encoder(model, specs) is None
+
+
+def test_a_call_of_another_form_or_of_no_plain_inputs_is_left_to_the_runtime() -> None:
+    _, specs = read_by("early", batch())
+    later = parse(exported())
+    call = next(node for node in later.graph.node if node.domain == DOMAIN)
+    next(a for a in call.attribute if a.name == "form").i = 2
+    assert take_out_encoder(later, specs) is None
+    bare = parse(exported())
+    del next(node for node in bare.graph.node if node.domain == DOMAIN).attribute[:]
+    assert take_out_encoder(bare, specs) is None
+    copied = parse(exported())
+    copied.graph.node.insert(0, onnx.helper.make_node("Identity", ["pin_embedding"], ["copied"]))
+    next(node for node in copied.graph.node if node.domain == DOMAIN).input[2] = "copied"
+    assert take_out_encoder(copied, specs) is None
+
+
+@pytest.mark.parametrize("name", ["candidate", "candidate_bias", "layer2_hidden_bias", "layer2_norm_out"])
+def test_weights_that_do_not_fit_never_reach_the_kernel(name: str) -> None:
+    _, specs = read_by("early", batch())
+    call = take_out_encoder(parse(exported()), specs)
+    assert call is not None
+    with pytest.raises(EngineError, match="do not fit"):
+        FusedEncoder({**call.weights, name: call.weights[name][..., :4]}, call.shape)
+    with pytest.raises(EngineError, match="no encoder's weights"):
+        FusedEncoder({n: w for n, w in call.weights.items() if n != "layer1_hidden"}, call.shape)
 
 
 def test_the_published_encoder_exports_alone() -> None:
