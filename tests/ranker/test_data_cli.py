@@ -27,7 +27,7 @@ def test_check_shows_what_training_would_see(tmp_path: Path) -> None:
     code, output = run("check", write_atomic(tmp_path / "data"))
     assert code == 0
     assert "tiny-taste: 60 users, 90 pins, 2,400 interactions" in output
-    assert "0 cold (below 5), 60 light, 0 heavy (50 or more)" in output
+    assert "0 cold (below 10), 60 light, 0 heavy (100 or more)" in output
     assert "from 1970-01-01 to 1970-01-01" in output
     assert "closeup │ yes │ 2,400 │ 100.00% │ 480 │ 240 │ 240" in output
 
@@ -55,7 +55,7 @@ LISTEN = '[[actions]]\nname = "listen"\nmeaning = "played"\naffinity = 0.2\n'
         ([(u, p, 1.7e12 + u) for u in range(9) for p in range(9)], 1, "after the year 2200 fix: timestamps are in"),
         ([(u, p, 5) for u in range(9) for p in range(9)], 1, "the train part has no request fix: give more data"),
         ([(1, p, p) for p in range(50)], 1, "has 1 users, 30 pins and too little that they share"),
-        ([(t, p, t) for t in range(60) for p in (1, 2)], 0, "100% of the users have fewer than 5 events"),
+        ([(t, p, t) for t in range(60) for p in (1, 2)], 0, "100% of the users have fewer than 10 events"),
         ([(t % 9, 1 + t % 4, t // 40) for t in range(400)], 0, "interactions repeat another's user, pin and time"),
         ([(t % 9, t, t) for t in range(400)], 0, "100% of the interactions to learn from and to test on are on pins"),
         ([(t % 9, t % 50, t) for t in range(400)], 0, "no action has an affinity of 0.5 or more"),
