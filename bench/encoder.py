@@ -59,24 +59,24 @@ def measure(*, quick: bool) -> Measured:
     """
     if not instruction_sets():
         raise BenchmarkError("the native kernel is not built: install pinrank where a C++ compiler is")
-    network = _network()
-    sides = _sides(network)
+    networks = {"encoder": _network(), "ranker": _network(), "flat ranker": _network(readout_dim=0)}
+    sides = _sides(networks)
     cores = len(os.sched_getaffinity(0))
-    rounds, window_s = (1, 0.05) if quick else (7, 1.0)
+    rounds, window_s = (1, 0.05) if quick else (5, 1.0)
     rates: dict[str, dict[str, list[float]]] = {}
     layouts: dict[str, str] = {}
     differences: dict[str, float] = {}
     inversions: dict[str, int] = {}
     for candidates in CANDIDATES[:1] if quick else CANDIDATES:
         batch = _batch(candidates, seed=candidates)
-        expected = {part: _oracle(network, part, batch) for part in ("encoder", "ranker")}
+        expected = {part: _oracle(network, part, batch) for part, network in networks.items()}
         opened: dict[str, list[Run]] = {}
         for side in sides:
             key = f"{side.part}, {side.name}, {candidates} candidates"
             opened[key], layouts[key] = _layout(side, cores, batch, window_s / 2)
             found = opened[key][0](batch)
             differences[key] = float(np.max(np.abs(found - expected[side.part])))
-            inversions[key] = _inversions(found, expected[side.part]) if side.part == "ranker" else 0
+            inversions[key] = 0 if side.part == "encoder" else _inversions(found, expected[side.part])
         rates |= {key: {"rows_per_s": []} for key in opened}
         for _ in range(rounds):
             for key, streams in opened.items():
@@ -84,10 +84,10 @@ def measure(*, quick: bool) -> Measured:
     return _measured(rates, layouts, differences, inversions)
 
 
-def _network() -> RankerNetwork:
+def _network(**sizes: int) -> RankerNetwork:
     """Return a ranker of the published size with seeded weights; every bias and gain is drawn, none left at 0 or 1."""
     torch.manual_seed(7)
-    network = RankerNetwork(NetworkConfig(heads=4, actions=4, surfaces=2, scalars=4)).eval()
+    network = RankerNetwork(NetworkConfig(heads=4, actions=4, surfaces=2, scalars=4, **sizes)).eval()  # type: ignore[arg-type]
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.ndim == 1:
@@ -125,7 +125,7 @@ def _oracle(network: RankerNetwork, part: str, batch: FeatureBatch) -> np.ndarra
         double = RankerNetwork(network.config).double().eval()
         double.load_state_dict(network.state_dict())
         given = {name: value.double() if value.is_floating_point() else value for name, value in tensors(batch).items()}
-        if part == "ranker":
+        if part != "encoder":
             logits: torch.Tensor = double.published(**given)
             return logits.numpy()
         assert double.encoder is not None  # noqa: S101 - the published size has one
@@ -134,7 +134,8 @@ def _oracle(network: RankerNetwork, part: str, batch: FeatureBatch) -> np.ndarra
         return encoded.numpy()
 
 
-def _sides(network: RankerNetwork) -> list[Side]:
+def _sides(networks: Mapping[str, RankerNetwork]) -> list[Side]:
+    network, flat = networks["ranker"], networks["flat ranker"]
     sample = _batch(17, seed=1, requests=3)
     specs = [TensorSpec(n, "request", str(array.dtype), array.shape[1:]) for n, array in sample.request.items()]
     specs += [TensorSpec(n, "candidate", str(array.dtype), array.shape[1:]) for n, array in sample.candidate.items()]
@@ -169,6 +170,10 @@ def _sides(network: RankerNetwork) -> list[Side]:
     sides.append(Side("ranker", "serving form in OpenVINO, without the kernel", _openvino(plain, "f32"), threaded=True))
     sides.append(Side("encoder", "serving form in the engine", native_encoder, threaded=False))
     sides.append(Side("ranker", "serving form in the engine", engine, threaded=False))
+    flat_published, flat_serving = export_onnx(flat, sample, "published"), export_onnx(flat, sample)
+    sides.append(Side("flat ranker", "published form in OpenVINO", _openvino(flat_published, "f32"), threaded=True))
+    flat_engine: Opened = lambda _threads: OpenVinoEngine(flat_serving, specs, 4).run  # noqa: E731
+    sides.append(Side("flat ranker", "serving form in the engine", flat_engine, threaded=False))
     return sides
 
 
@@ -329,8 +334,13 @@ def _table(
     text = (
         f"# {len(os.sched_getaffinity(0))} cores, one request of full length at a time per stream; medians of rounds\n"
     )
-    for part, title in (("encoder", "Encoder alone"), ("ranker", "Whole ranker")):
-        names = dict.fromkeys(key.split(", ", 1)[1].rsplit(", ", 1)[0] for key in rates if key.startswith(part))
+    titles = {
+        "encoder": "Encoder alone",
+        "ranker": "Whole ranker",
+        "flat ranker": "Whole ranker whose cross network takes the readout as it is (readout_dim = 0)",
+    }
+    for part, title in titles.items():
+        names = dict.fromkeys(key.split(", ", 1)[1].rsplit(", ", 1)[0] for key in rates if key.startswith(f"{part}, "))
         lines = []
         for name in names:
             cells = [name, layouts[f"{part}, {name}, {sizes[0]} candidates"]]
