@@ -80,7 +80,7 @@ COURSES = (
         utility=ROOT / "deploy" / "demo" / "utility.toml",
     ),
     Course("deskdrop", "deskdrop", "save", TrainingConfig(seed=SEED, epochs=6, patience=2, time_window_share=0.5)),
-    Course("kuairand", "kuairand", "like", TrainingConfig(seed=SEED, epochs=6, patience=2, time_window_share=0.5)),
+    Course("kuairand", "kuairand", "like", TrainingConfig(seed=SEED, epochs=4, time_window_share=0.5)),
 )
 
 
