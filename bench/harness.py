@@ -19,7 +19,7 @@ from rich.table import Table
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 
-_PACKAGES = ("grpcio", "lmdb", "numexpr", "numpy", "openvino", "protobuf", "uvloop")
+_PACKAGES = ("grpcio", "lmdb", "numexpr", "numpy", "onnxruntime", "openvino", "protobuf", "torch", "uvloop")
 
 Direction = Literal["at_least", "at_most"]
 _SIGNS: dict[Direction, str] = {"at_least": ">=", "at_most": "<="}
