@@ -194,7 +194,9 @@ def _latency(
     with tempfile.TemporaryDirectory(prefix="pinrank-bench-") as temporary:
         folder = Path(temporary)
         store = f"lmdb://{folder / 'features'}"
-        asyncio.run(_fill(store, next(iter(bundles.values())), log))
+        # Variants read the same groups; the base alone reads no sequence.
+        widest = max(bundles.values(), key=lambda bundle: bundle.manifest.sequence_length)
+        asyncio.run(_fill(store, widest, log))
         with _served(folders, store, folder) as address, grpc.insecure_channel(address) as channel:
             rank = ranking_pb2_grpc.RankingServiceStub(channel).Rank
             requests = _requests(bundles, log, plan.users)
@@ -205,10 +207,9 @@ def _latency(
                         started_s = time.perf_counter()
                         answer = rank(request, timeout=5.0)
                         spent_ms = (time.perf_counter() - started_s) * 1e3
-                        if len(answer.pin_ids) != len(request.pin_ids):
-                            raise BenchmarkError(
-                                f"{variant} answered {len(answer.pin_ids)} of {len(request.pin_ids)} pins"
-                            )
+                        lost = answer.degradation
+                        if len(answer.pin_ids) != len(request.pin_ids) or lost.sequence_missing or lost.user_missing:
+                            raise BenchmarkError(f"{variant} answered {len(answer.pin_ids)} pins, degraded: {lost}")
                         if round_number:  # the first one warms up
                             milliseconds[variant].append(spent_ms)
     return milliseconds
