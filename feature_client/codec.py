@@ -114,13 +114,12 @@ def _impossible(group: FeatureGroup, rows: np.ndarray) -> np.ndarray:
     """Return bool[N]: rows that the group's description rules out."""
     found = np.zeros(len(rows), bool)
     for field in group.fields:
-        values = rows[field.name]
         if isinstance(field, Categorical):
-            found |= values >= field.cardinality
-        elif values.dtype.kind == "f":
-            finite = np.isfinite(values)
-            if not finite.all():
-                found |= ~finite.reshape(len(rows), -1).all(axis=1)
+            found |= rows[field.name] >= field.cardinality
+    for block in group.float_blocks:
+        finite = np.isfinite(block.of(rows))
+        if not finite.all():
+            found |= ~finite.all(axis=1)
     return found
 
 

@@ -1,15 +1,17 @@
-"""Reading everything one request needs, in two round trips: the user first, then every distinct pin."""
+"""Reading everything one request needs: the user first, then the pins that the near caches do not hold."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
 from feature_client.codec import Rows, State, decode_rows, decode_sequence
 from feature_client.groups import FeatureGroup, SequenceGroup
+from feature_client.near_cache import NearCache
 from feature_client.store import Store, StoreUnavailableError
 
 
@@ -26,53 +28,89 @@ class FeatureNeeds:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """The features of one request. Pin rows are distinct; the index arrays say who uses which.
+    """The features of one request.
 
     Attributes:
         user: one row per user group.
-        pins: U distinct pins' rows per pin group.
-        candidate_index: int64[N] into the U rows, in the order the candidates were asked for.
+        pins: per pin group a row for each of the N candidates in the order they were asked for, then for each event's pin,
+            then for the query pin.
+        candidates: N.
         events: structured[K], the newest actions, newest first.
-        event_index: int64[K] into the U rows.
-        query_index: position of the query pin in the U rows, or None.
+        has_query_pin: whether a pin is the query.
         sequence_state: what was found under the user's sequence.
         store_failure: why the store could not be read, if so; what it owed is missing.
     """
 
     user: Mapping[str, Rows]
     pins: Mapping[str, Rows]
-    candidate_index: np.ndarray
+    candidates: int
     events: np.ndarray
-    event_index: np.ndarray
-    query_index: int | None
+    has_query_pin: bool
     sequence_state: State
     store_failure: str | None = None
+
+    def candidate_rows(self, group: str) -> np.ndarray:
+        """Return structured[N]."""
+        return self.pins[group].rows[: self.candidates]
+
+    def event_rows(self, group: str) -> np.ndarray:
+        """Return structured[K]."""
+        return self.pins[group].rows[self.candidates : self.candidates + len(self.events)]
+
+    def query_row(self, group: str) -> np.void | None:
+        """Return the query pin's row; None without a query pin, or where it is not there."""
+        if not self.has_query_pin or self.pins[group].states[-1] != State.PRESENT:
+            return None
+        row: np.void = self.pins[group].rows[-1]
+        return row
 
     @property
     def store_unavailable(self) -> bool:
         return self.store_failure is not None
 
-    def user_missing(self) -> bool:
-        return any(rows.states[0] != State.PRESENT for rows in self.user.values())
+    def first(self, candidates: int) -> Fetched:
+        """Keep only the first `candidates` candidates, as if no others had been asked for."""
+        keep = np.r_[:candidates, self.candidates : self.candidates + len(self.events) + self.has_query_pin]
+        pins = {name: Rows(rows.rows[keep], rows.states[keep]) for name, rows in self.pins.items()}
+        return replace(self, pins=pins, candidates=candidates)
 
-    def pins_missing(self) -> int:
-        """Count candidates that lack a row in any group."""
-        return int(np.count_nonzero(self._pin_lacks()[self.candidate_index]))
+    def lacks(self) -> Lacks:
+        """Count what is not there."""
+        user_missing = any(rows.states[0] != State.PRESENT for rows in self.user.values())
+        user_foreign = sum(rows.states[0] == State.FOREIGN for rows in self.user.values())
+        foreign = int(user_foreign) + (self.sequence_state == State.FOREIGN)
+        states = [rows.states for rows in self.pins.values() if rows.states.any()]
+        if not states:
+            return Lacks(user_missing, 0, 0, False, foreign)
+        # A pin without a row in any group counts.
+        lacking = np.logical_or.reduce([s != State.PRESENT for s in states])
+        events_end = self.candidates + len(self.events)
+        return Lacks(
+            user_missing,
+            int(np.count_nonzero(lacking[: self.candidates])),
+            int(np.count_nonzero(lacking[self.candidates : events_end])),
+            self.has_query_pin and bool(lacking[-1]),
+            foreign + sum(int(np.count_nonzero(s == State.FOREIGN)) for s in states),
+        )
 
-    def events_missing(self) -> int:
-        return int(np.count_nonzero(self._pin_lacks()[self.event_index]))
 
-    def query_missing(self) -> bool:
-        return self.query_index is not None and bool(self._pin_lacks()[self.query_index])
+@dataclass(frozen=True, slots=True)
+class Lacks:
+    """What of a request's features is not there.
 
-    def foreign(self) -> int:
-        """Count stored values that were written for another group or embedding space."""
-        rows = [*self.user.values(), *self.pins.values()]
-        return sum(r.count(State.FOREIGN) for r in rows) + (self.sequence_state == State.FOREIGN)
+    Attributes:
+        user: a user group's row.
+        candidates: how many candidates lack a row in some group.
+        event_pins: how many actions' pins do.
+        query_pin: the query pin does.
+        foreign: stored values that were written for another group or embedding space, or that cannot be the group's.
+    """
 
-    def _pin_lacks(self) -> np.ndarray:
-        lacks = [rows.states != State.PRESENT for rows in self.pins.values()]
-        return np.logical_or.reduce(lacks) if lacks else np.zeros(len(self.candidate_index) + len(self.events), bool)
+    user: bool
+    candidates: int
+    event_pins: int
+    query_pin: bool
+    foreign: int
 
 
 async def fetch(
@@ -82,6 +120,7 @@ async def fetch(
     pin_ids: np.ndarray,
     query_pin_id: int | None = None,
     budget_s: float | None = None,
+    near: Mapping[bytes, NearCache] | None = None,
 ) -> Fetched:
     """Read one request's features; whatever the store cannot give is marked missing, never raised.
 
@@ -92,40 +131,72 @@ async def fetch(
         pin_ids: uint64[N], distinct candidates.
         query_pin_id: the pin that is the query, if a pin is.
         budget_s: seconds the reads may take together before the store counts as unavailable; None waits.
+        near: caches by their group's fingerprint; groups without one are read from the store.
     """
     reads = _Reads(store, budget_s)
-    user_keys = [group.keys(np.array([user_id], np.uint64))[0] for group in needs.user_groups]
+    user = np.array([user_id], np.uint64)
+    keys = [key for group in needs.user_groups for key in group.keys(user)]
     if needs.sequence is not None:
-        user_keys += needs.sequence.keys(np.array([user_id], np.uint64))
-    user_values = await reads.multi_get(user_keys)
-    user = {g.name: decode_rows(g, [value]) for g, value in zip(needs.user_groups, user_values, strict=False)}
+        keys += needs.sequence.keys(user)
+    values = await reads.multi_get(keys)
+    users = {g.name: decode_rows(g, [value]) for g, value in zip(needs.user_groups, values, strict=False)}
     if needs.sequence is None:
         events, sequence_state = np.empty(0, SequenceGroup.dtype), State.PRESENT
     else:
-        events, sequence_state = decode_sequence(needs.sequence, user_values[-1])
+        events, sequence_state = decode_sequence(needs.sequence, values[-1])
         events = events[max(0, len(events) - needs.sequence_length) :][::-1]
 
     wanted = [pin_ids, events["pin_id"]]
     if query_pin_id is not None:
         wanted.append(np.array([query_pin_id], np.uint64))
-    distinct, index = np.unique(np.concatenate(wanted), return_inverse=True)
-    keys = [key for group in needs.pin_groups for key in group.keys(distinct)]
-    values = await reads.multi_get(keys)
-    pins = {
-        group.name: decode_rows(group, values[i * len(distinct) : (i + 1) * len(distinct)])
-        for i, group in enumerate(needs.pin_groups)
-    }
-    candidates, actions = len(pin_ids), len(events)
-    return Fetched(
-        user=user,
-        pins=pins,
-        candidate_index=index[:candidates],
-        events=events,
-        event_index=index[candidates : candidates + actions],
-        query_index=int(index[-1]) if query_pin_id is not None else None,
-        sequence_state=sequence_state,
-        store_failure=reads.failure,
-    )
+    pins = await _pins(reads, needs.pin_groups, np.concatenate(wanted), near or {})
+    return Fetched(users, pins, len(pin_ids), events, query_pin_id is not None, sequence_state, reads.failure)
+
+
+async def _pins(
+    reads: _Reads, groups: tuple[FeatureGroup, ...], ids: np.ndarray, near: Mapping[bytes, NearCache]
+) -> dict[str, Rows]:
+    """Return each group's rows in the order of `ids`: from its near cache, the rest in one read, each id once."""
+    now_s = asyncio.get_running_loop().time()
+    found: dict[str, Rows] = {}
+    absences: list[_Absence] = []
+    for group in groups:
+        cache = near.get(group.fingerprint)
+        if cache is None:
+            rows, absent = Rows(np.empty(len(ids), group.dtype), np.empty(len(ids), np.uint8)), np.ones(len(ids), bool)
+        else:
+            rows, absent = cache.get(ids, now_s)
+        found[group.name] = rows
+        if absent is not None and len(ids):
+            distinct, index = np.unique(ids[absent], return_inverse=True)
+            absences.append(_Absence(group, cache, absent, distinct, index))
+    if not absences:
+        return found
+    values = iter(await reads.multi_get([key for a in absences for key in a.group.keys(a.distinct)]))
+    for a in absences:
+        read = decode_rows(a.group, list(islice(values, len(a.distinct))))
+        found[a.group.name].rows[a.absent] = read.rows[a.index]
+        found[a.group.name].states[a.absent] = read.states[a.index]
+        if a.cache is not None and reads.failure is None:  # what a lost store owes is not missing
+            a.cache.put(a.distinct, read, now_s)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Absence:
+    """Pins of one group that its near cache does not hold.
+
+    Attributes:
+        absent: bool[M], which of the wanted ids.
+        distinct: uint64[U], these ids once each.
+        index: int64 into `distinct`, one for each absent id.
+    """
+
+    group: FeatureGroup
+    cache: NearCache | None
+    absent: np.ndarray
+    distinct: np.ndarray
+    index: np.ndarray
 
 
 class _Reads:

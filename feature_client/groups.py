@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, ClassVar, Literal
 
@@ -113,6 +115,27 @@ class _Described(_Frozen):
         return cut
 
 
+@dataclass(frozen=True, slots=True)
+class FloatBlock:
+    """Fields of one float type that lie side by side in a row: read together, they cost as much as one.
+
+    Attributes:
+        offset: bytes before them.
+        dtype: of each number.
+        columns: numbers in all of them.
+        row_dtype: a row with nothing but the block, as long as the whole row.
+    """
+
+    offset: int
+    dtype: np.dtype[np.generic]
+    columns: int
+    row_dtype: np.dtype[np.void]
+
+    def of(self, rows: np.ndarray) -> np.ndarray:
+        """View structured[N] rows as [N, columns]; nothing is copied."""
+        return rows.view(self.row_dtype)["block"]
+
+
 class FeatureGroup(_Described):
     """A fixed-width row of fields for one kind of entity."""
 
@@ -145,6 +168,29 @@ class FeatureGroup(_Described):
             if not isinstance(field, Embedding):
                 row[field.name] = field.default
         return row
+
+    @cached_property
+    def float_blocks(self) -> tuple[FloatBlock, ...]:
+        """All float fields, neighbours of one type joined."""
+        return self.blocks_of([name for name in self.dtype.names or () if self.dtype[name].base.kind == "f"])
+
+    def blocks_of(self, names: Sequence[str]) -> tuple[FloatBlock, ...]:
+        """Join neighbours of one float type among these fields, in this order."""
+        found: list[tuple[int, np.dtype[np.generic], int]] = []
+        for name in names:
+            inner, offset = (self.dtype.fields or {})[name][:2]
+            columns = inner.shape[0] if inner.shape else 1
+            if found and found[-1][1] == inner.base:
+                start, dtype, before = found[-1]
+                if start + before * dtype.itemsize == offset:
+                    found[-1] = (start, dtype, before + columns)
+                    continue
+            found.append((offset, inner.base, columns))
+        return tuple(FloatBlock(*block, self._block_dtype(*block)) for block in found)
+
+    def _block_dtype(self, offset: int, dtype: np.dtype[np.generic], columns: int) -> np.dtype[np.void]:
+        formats, size = [(dtype, (columns,))], self.dtype.itemsize
+        return np.dtype({"names": ["block"], "formats": formats, "offsets": [offset], "itemsize": size})  # type: ignore[call-overload, no-any-return]
 
     def field(self, name: str) -> Scalar | Categorical | Embedding:
         for field in self.fields:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from feature_client.codec import State
 from feature_client.fetcher import Fetched
-from feature_client.groups import EmbeddingSpace
+from feature_client.groups import EmbeddingSpace, FloatBlock
 from kernels.engine import FeatureBatch
 from model_store.manifest import (
     Category,
@@ -28,6 +27,17 @@ class Assembler:
         self._manifest = manifest
         self._surface_index = {surface.name: i for i, surface in enumerate(manifest.surfaces)}
         self._specs = {spec.name: spec for spec in manifest.specs}
+        groups = {group.name: group for group in manifest.groups}
+        self._blocks: dict[str, tuple[FloatBlock, ...]] = {}
+        self._spaces: dict[str, EmbeddingSpace] = {}
+        for tensor in manifest.inputs:
+            match tensor.source:
+                case Scalars(group=name, fields=fields):
+                    self._blocks[tensor.name] = groups[name].blocks_of(fields)
+                case EmbeddingVector(group=name, field=field) | SequenceEmbeddings(group=name, field=field):
+                    self._spaces[tensor.name] = manifest.embedding_field(name, field).space
+                case QueryVector(group=name, field=field):
+                    self._spaces[tensor.name] = manifest.embedding_field(name, field).space
 
     def assemble(self, fetched: Fetched, surface: str, query: np.ndarray | None = None) -> FeatureBatch:
         """Build the batch of one request.
@@ -38,7 +48,7 @@ class Assembler:
             query: float32[D], the caller's query vector; None takes the fetched query pin, or no query.
 
         Returns:
-            One request, N rows in the order of `fetched.candidate_index`.
+            One request, N rows in the order of the candidates.
         """
         request: dict[str, np.ndarray] = {}
         candidate: dict[str, np.ndarray] = {}
@@ -49,40 +59,47 @@ class Assembler:
                 request[tensor.name] = value[None]
             else:
                 candidate[tensor.name] = value
-        return FeatureBatch(request, candidate, np.array([0, len(fetched.candidate_index)], np.int32))
+        return FeatureBatch(request, candidate, np.array([0, fetched.candidates], np.int32))
 
     def _build(self, tensor: TensorInput, fetched: Fetched, surface: str, query: np.ndarray | None) -> np.ndarray:
         source = tensor.source
         match source:
             case Scalars(group=group, fields=fields):
-                return np.stack([self._column(fetched, group, f).astype(np.float32) for f in fields], axis=-1)
+                rows = self._rows(fetched, group)
+                blocks = self._blocks[tensor.name]
+                if len(blocks) == 1:
+                    values = blocks[0].of(rows).astype(np.float32)
+                else:
+                    values = np.empty((len(rows), len(fields)), np.float32)
+                    for i, field in enumerate(fields):
+                        values[:, i] = rows[field]
+                return values[0] if group in fetched.user else values
             case Category(group=group, field=field):
                 return np.asarray(self._column(fetched, group, field), np.int64)
             case EmbeddingVector(group=group, field=field):
-                space = self._manifest.embedding_field(group, field).space
-                return _real_values(self._column(fetched, group, field), space)
+                return _real_values(self._column(fetched, group, field), self._spaces[tensor.name])
             case SequenceEmbeddings(group=group, field=field):
-                space = self._manifest.embedding_field(group, field).space
-                found = _real_values(fetched.pins[group].rows[field][fetched.event_index], space)
+                found = _real_values(fetched.event_rows(group)[field], self._spaces[tensor.name])
                 return _padded(found, self._manifest.sequence_length)
             case SequenceActions():
                 return _padded(fetched.events["action"].astype(np.int64) + 1, self._manifest.sequence_length)
             case SurfaceIndex():
                 return np.asarray(self._surface_index[surface], np.int64)
             case QueryVector(group=group, field=field):
-                space = self._manifest.embedding_field(group, field).space
                 if query is not None:
                     return np.asarray(query, np.float32)
-                if fetched.query_index is None or fetched.pins[group].states[fetched.query_index] != State.PRESENT:
-                    return np.zeros(space.dim, np.float32)
-                return _real_values(fetched.pins[group].rows[field][fetched.query_index], space)
+                row = fetched.query_row(group)
+                if row is None:
+                    return np.zeros(self._spaces[tensor.name].dim, np.float32)
+                return _real_values(row[field], self._spaces[tensor.name])
 
     def _column(self, fetched: Fetched, group: str, field: str) -> np.ndarray:
         """Return a field of the user ([...]) or of the candidates ([N, ...])."""
-        if group in fetched.user:
-            return np.asarray(fetched.user[group].rows[field][0])
-        # The field first: gathering whole rows to read one field of them costs three times as much.
-        return np.asarray(fetched.pins[group].rows[field][fetched.candidate_index])
+        column = self._rows(fetched, group)[field]
+        return np.asarray(column[0] if group in fetched.user else column)
+
+    def _rows(self, fetched: Fetched, group: str) -> np.ndarray:
+        return fetched.user[group].rows if group in fetched.user else fetched.candidate_rows(group)
 
 
 def _real_values(stored: np.ndarray, space: EmbeddingSpace) -> np.ndarray:

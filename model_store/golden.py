@@ -29,10 +29,11 @@ def encode_golden(requests: Sequence[GoldenRequest]) -> bytes:
         fetched = golden.fetched
         arrays[f"{i}/surface"] = np.array(golden.surface)
         arrays[f"{i}/probabilities"] = golden.probabilities
-        arrays[f"{i}/candidate_index"] = fetched.candidate_index
+        places = np.arange(fetched.candidates + len(fetched.events) + fetched.has_query_pin)
+        arrays[f"{i}/candidate_index"] = places[: fetched.candidates]
         arrays[f"{i}/events"] = fetched.events
-        arrays[f"{i}/event_index"] = fetched.event_index
-        arrays[f"{i}/query_index"] = np.array(-1 if fetched.query_index is None else fetched.query_index)
+        arrays[f"{i}/event_index"] = places[fetched.candidates :][: len(fetched.events)]
+        arrays[f"{i}/query_index"] = np.array(places[-1] if fetched.has_query_pin else -1)
         for side, groups in (("user", fetched.user), ("pins", fetched.pins)):
             for name, rows in groups.items():
                 arrays[f"{i}/{side}/{name}/rows"] = rows.rows
@@ -59,14 +60,16 @@ def _decode_one(arrays: dict[str, np.ndarray], prefix: str) -> GoldenRequest:
         names = {name[len(start) :].split("/")[0] for name in arrays if name.startswith(start)}
         return {n: Rows(arrays[f"{start}{n}/rows"], arrays[f"{start}{n}/states"]) for n in sorted(names)}
 
+    # The archive says for each use of a pin which row is its own.
+    used = [arrays[f"{prefix}candidate_index"], arrays[f"{prefix}event_index"]]
     query_index = int(arrays[f"{prefix}query_index"])
+    index = np.concatenate([*used, [query_index] if query_index >= 0 else []]).astype(np.int64)
     fetched = Fetched(
         user=groups("user"),
-        pins=groups("pins"),
-        candidate_index=arrays[f"{prefix}candidate_index"],
+        pins={name: Rows(rows.rows[index], rows.states[index]) for name, rows in groups("pins").items()},
+        candidates=len(used[0]),
         events=arrays[f"{prefix}events"],
-        event_index=arrays[f"{prefix}event_index"],
-        query_index=None if query_index < 0 else query_index,
+        has_query_pin=query_index >= 0,
         sequence_state=State.PRESENT,
     )
     return GoldenRequest(fetched, str(arrays[f"{prefix}surface"]), arrays[f"{prefix}probabilities"])

@@ -120,7 +120,7 @@ class UtilityTable:
         Returns:
             float64[N, P], parties in the table's order; non-finite where a probability is.
         """
-        columns = {a: fetched.pins[a.group].rows[a.field][fetched.candidate_index] for a in self.attributes}
+        columns = {a: fetched.candidate_rows(a.group)[a.field] for a in self.attributes}
         return self.party_utilities_of_rows(surface, probabilities, columns)
 
     def party_utilities_of_rows(

@@ -216,16 +216,14 @@ class ExampleBuilder:
         log = self._log
         query, sequence = request.query_pin, self._groups.sequence
         events = np.empty(0, SequenceGroup.dtype) if sequence is None else events_of(log, request.history, sequence)
-        wanted = np.concatenate([candidates, log.pin[request.history], [] if query is None else [query]])
-        distinct, index = np.unique(wanted.astype(np.int64), return_inverse=True)
-        acted = index[len(candidates) : len(candidates) + len(events)]
+        acted = log.pin[request.history][: len(events)]
+        wanted = np.concatenate([candidates, acted, [] if query is None else [query]]).astype(np.int64)
         return Fetched(
             user={USER_GROUP: Rows(users.rows[[request.user]], users.states[[request.user]])},
-            pins={PIN_GROUP: Rows(pins.rows[distinct], pins.states[distinct])},
-            candidate_index=index[: len(candidates)],
+            pins={PIN_GROUP: Rows(pins.rows[wanted], pins.states[wanted])},
+            candidates=len(candidates),
             events=events,
-            event_index=acted,
-            query_index=None if query is None else int(index[-1]),
+            has_query_pin=query is not None,
             sequence_state=State.PRESENT if len(events) else State.MISSING,
         )
 

@@ -61,11 +61,10 @@ def _invent(
         events["action"] = rng.integers(len(groups.sequence.actions), size=actions)
     return Fetched(
         user={USER_GROUP: _invent_user(rng, groups.user, known)},
-        pins={PIN_GROUP: Rows(rows, states)},
-        candidate_index=index[:candidates],
+        pins={PIN_GROUP: Rows(rows[index], states[index])},
+        candidates=candidates,
         events=events,
-        event_index=index[candidates : candidates + actions],
-        query_index=int(index[-1]) if surface == "related" else None,
+        has_query_pin=surface == "related",
         sequence_state=State.PRESENT,
     )
 

@@ -166,13 +166,14 @@ class Pipeline:
 
 def _degradation(fetched: Fetched, utilities: np.ndarray) -> dict[str, int]:
     non_finite = len(utilities) - int(np.count_nonzero(np.isfinite(utilities)))
+    lacks = fetched.lacks()
     found = {
-        "user_missing": fetched.user_missing(),
+        "user_missing": lacks.user,
         "sequence_missing": fetched.sequence_state != State.PRESENT,
-        "pins_missing": fetched.pins_missing(),
-        "sequence_pins_missing": fetched.events_missing(),
-        "query_missing": fetched.query_missing(),
-        "foreign_values": fetched.foreign(),
+        "pins_missing": lacks.candidates,
+        "sequence_pins_missing": lacks.event_pins,
+        "query_missing": lacks.query_pin,
+        "foreign_values": lacks.foreign,
         "store_unavailable": fetched.store_unavailable,
         "non_finite_scores": non_finite,
         "fallback_order": non_finite == len(utilities),

@@ -182,15 +182,13 @@ def features(users: int = 4, pins: int = 50) -> dict[bytes, bytes]:
 
 def fetched(pins: list[int], history: list[int], user: int = 1, query: int | None = None) -> Fetched:
     """What the fetcher returns for present rows."""
-    distinct, index = np.unique([*pins, *history, *([] if query is None else [query])], return_inverse=True)
-    rows = pin_rows(distinct.astype(np.uint64))
+    rows = pin_rows(np.array([*pins, *history, *([] if query is None else [query])], np.uint64))
     return Fetched(
         user={"user_core": Rows(user_rows(np.array([user])), np.zeros(1, np.uint8))},
         pins={"pin_core": Rows(rows, np.zeros(len(rows), np.uint8))},
-        candidate_index=index[: len(pins)],
+        candidates=len(pins),
         events=events(history, [0] * len(history)),
-        event_index=index[len(pins) : len(pins) + len(history)],
-        query_index=None if query is None else int(index[-1]),
+        has_query_pin=query is not None,
         sequence_state=State.PRESENT,
     )
 

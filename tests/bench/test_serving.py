@@ -11,7 +11,7 @@ from bench.features import PINS, fill
 from bench.harness import BenchmarkError, run
 from bench.processes import cpu_seconds, server_process
 from bench.serving import measure
-from feature_client.fetcher import fetch
+from feature_client.fetcher import Lacks, fetch
 from feature_client.memory import MemoryStore
 from model_store.store import FolderStore
 from tests import tiny
@@ -34,8 +34,7 @@ async def test_filled_features_leave_nothing_missing(model_store):
     assert user_ids.tolist() == [1, 2, 3, 4, 5]
     for user_id in user_ids.tolist():
         fetched = await fetch(store, bundle.manifest.needs, user_id, pin_ids[:100])
-        assert not fetched.user_missing()
-        assert fetched.pins_missing() == fetched.events_missing() == fetched.foreign() == 0
+        assert fetched.lacks() == Lacks(user=False, candidates=0, event_pins=0, query_pin=False, foreign=0)
         assert len(fetched.events) == bundle.manifest.sequence_length
 
 
@@ -58,7 +57,7 @@ async def test_pins_and_vectors_come_from_the_bundle_where_it_has_them(model_sto
     _, pin_ids = await fill(store, models.read("tiny", 9), users=1, seed=0)
     assert pin_ids.tolist() == [7, 70, 700]
     fetched = await fetch(store, tiny.manifest().needs, 1, pin_ids)
-    found = fetched.pins["pin_core"].rows["embedding"][fetched.candidate_index]
+    found = fetched.candidate_rows("pin_core")["embedding"]
     assert np.array_equal(found, vectors)
 
 

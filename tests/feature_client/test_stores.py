@@ -11,7 +11,7 @@ import pytest
 
 from feature_client.codec import State, decode_rows
 from feature_client.embedded import EmbeddedStore
-from feature_client.fetcher import fetch
+from feature_client.fetcher import Lacks, fetch
 from feature_client.memory import MemoryStore
 from feature_client.opening import open_store, redacted
 from feature_client.redis_store import RedisStore
@@ -64,12 +64,11 @@ async def test_rows_and_sequences_come_back_through_the_fetcher(store):
     assert fetched.events["pin_id"].tolist() == [4, 3, 2]  # the newest LENGTH, newest first
     assert fetched.user["user_core"].rows[0] == tiny.user_rows(users)[0]
     rows = fetched.pins["pin_core"]
-    assert rows.rows[fetched.candidate_index[:2]].tobytes() == tiny.pin_rows(np.array([9, 2])).tobytes()
-    assert rows.states[fetched.candidate_index].tolist() == [State.PRESENT, State.PRESENT, State.MISSING]
-    assert rows.rows[fetched.event_index].tobytes() == tiny.pin_rows(np.array([4, 3, 2])).tobytes()
-    assert rows.rows[fetched.query_index] == tiny.pin_rows(np.array([5]))[0]
-    assert len(rows.rows) == 6  # pin 2 is a candidate and an action: read once
-    assert (fetched.pins_missing(), fetched.events_missing(), fetched.query_missing()) == (1, 0, False)
+    assert fetched.candidate_rows("pin_core")[:2].tobytes() == tiny.pin_rows(np.array([9, 2])).tobytes()
+    assert rows.states[:3].tolist() == [State.PRESENT, State.PRESENT, State.MISSING]
+    assert fetched.event_rows("pin_core").tobytes() == tiny.pin_rows(np.array([4, 3, 2])).tobytes()
+    assert fetched.query_row("pin_core") == tiny.pin_rows(np.array([5]))[0]
+    assert fetched.lacks() == Lacks(user=False, candidates=1, event_pins=0, query_pin=False, foreign=0)
     assert not fetched.store_unavailable
 
 
@@ -135,9 +134,9 @@ async def test_what_was_read_before_the_store_failed_is_kept():
     store = StoreThatFailsSecond(tiny.features())
     fetched = await fetch(store, tiny.manifest().needs, 1, np.array([1, 2], np.uint64))
     assert fetched.store_unavailable
-    assert not fetched.user_missing()
+    assert not fetched.lacks().user
     assert fetched.events["pin_id"].tolist() == [2, 1]
-    assert fetched.pins_missing() == 2
+    assert fetched.lacks().candidates == 2
 
 
 class StoreThatHangs(MemoryStore):

@@ -102,11 +102,11 @@ async def test_a_filled_store_answers_a_fetch_with_the_end_of_the_data() -> None
     assert written == {"pins": 3, "users": 2, "sequences": 2} == dict(told)
     needs = FeatureNeeds((GROUPS.user,), (GROUPS.pin,), GROUPS.sequence, 64)
     found = await fetch(store, needs, 2, np.array([12, 10, 99], np.uint64))
-    assert found.pins_missing() == 1
-    assert not found.user_missing()
+    assert found.lacks().candidates == 1
+    assert not found.lacks().user
     assert [RATINGS.names[a] for a in found.events["action"]] == ["closeup", "like"]
     assert found.events["pin_id"].tolist() == [12, 10]
-    assert found.pins["pin_core"].rows[found.candidate_index[1]]["log_actions"] == pytest.approx(np.log(3))
+    assert found.candidate_rows("pin_core")[1]["log_actions"] == pytest.approx(np.log(3))
 
 
 async def test_a_store_can_be_filled_as_of_any_time() -> None:
@@ -116,7 +116,7 @@ async def test_a_store_can_be_filled_as_of_any_time() -> None:
     needs = FeatureNeeds((GROUPS.user,), (GROUPS.pin,), GROUPS.sequence, 64)
     found = await fetch(store, needs, 1, np.array([10, 12], np.uint64))
     assert found.events["pin_id"].tolist() == [11, 10]
-    assert found.pins["pin_core"].states[found.candidate_index].tolist() == [State.PRESENT, State.MISSING]
+    assert found.pins["pin_core"].states[:2].tolist() == [State.PRESENT, State.MISSING]
     later = await fetch(store, needs, 2, np.array([10], np.uint64))
     assert (later.user["user_core"].states[0], later.sequence_state) == (State.MISSING, State.MISSING)
 
@@ -130,7 +130,7 @@ async def test_a_store_is_filled_in_the_layout_and_vocabulary_that_the_groups_sa
     await fill_store(store, LOG, EMBEDDINGS, Groups(pin, GROUPS.user, sequence))
     found = await fetch(store, FeatureNeeds((), (pin,), sequence, 64), 1, np.array([11], np.uint64))
     assert [VOCABULARY[a] for a in found.events["action"]] == ["hide", "save"]
-    assert found.pins["pin_core"].rows[found.candidate_index[0]]["hide_share"] == pytest.approx(smoothed(1, 1, 1 / 4))
+    assert found.candidate_rows("pin_core")[0]["hide_share"] == pytest.approx(smoothed(1, 1, 1 / 4))
     without = await fill_store(MemoryStore(), LOG, EMBEDDINGS, Groups(pin, GROUPS.user, None))
     assert without == {"pins": 3, "users": 2}
 

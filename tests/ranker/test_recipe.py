@@ -127,9 +127,9 @@ def test_golden_requests_are_invented_and_reach_every_path(full: Bundle, dataset
     golden = decode_golden(full.files["golden.npz"])
     assert {len(g.fetched.events) for g in golden} >= {0, 100}
     assert {g.surface for g in golden} == {"home", "related"}
-    assert any(g.fetched.user_missing() for g in golden)
-    assert all(g.fetched.pins_missing() for g in golden)
-    assert all(g.fetched.query_index is not None for g in golden if g.surface == "related")
+    assert any(g.fetched.lacks().user for g in golden)
+    assert all(g.fetched.lacks().candidates for g in golden)
+    assert all(g.fetched.has_query_pin for g in golden if g.surface == "related")
     times = set(dataset.time_ms.tolist())
     assert not any(times & set(g.fetched.events["time_ms"].tolist()) for g in golden)
 
