@@ -19,6 +19,8 @@ class EmbeddedStore:
     memory. Writes go to a thread.
     """
 
+    local = True
+
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self._path = path
         self._read_only = read_only

@@ -32,8 +32,8 @@ class Fetched:
 
     Attributes:
         user: one row per user group.
-        pins: per pin group a row for each of the N candidates in the order they were asked for, then for each event's pin,
-            then for the query pin.
+        pins: per pin group a row for each of the N candidates in the order they were asked for, then for each event's
+            pin, then for the query pin.
         candidates: N.
         events: structured[K], the newest actions, newest first.
         has_query_pin: whether a pin is the query.
@@ -76,12 +76,12 @@ class Fetched:
 
     def lacks(self) -> Lacks:
         """Count what is not there."""
-        user_missing = any(rows.states[0] != State.PRESENT for rows in self.user.values())
-        user_foreign = sum(rows.states[0] == State.FOREIGN for rows in self.user.values())
-        foreign = int(user_foreign) + (self.sequence_state == State.FOREIGN)
+        users = [int(rows.states[0]) for rows in self.user.values()]
+        user_missing = any(state != State.PRESENT for state in users)
+        foreign = users.count(State.FOREIGN) + (self.sequence_state == State.FOREIGN)
         states = [rows.states for rows in self.pins.values() if rows.states.any()]
         if not states:
-            return Lacks(user_missing, 0, 0, False, foreign)
+            return Lacks(user_missing, 0, 0, query_pin=False, foreign=foreign)
         # A pin without a row in any group counts.
         lacking = np.logical_or.reduce([s != State.PRESENT for s in states])
         events_end = self.candidates + len(self.events)
@@ -134,10 +134,9 @@ async def fetch(
         near: caches by their group's fingerprint; groups without one are read from the store.
     """
     reads = _Reads(store, budget_s)
-    user = np.array([user_id], np.uint64)
-    keys = [key for group in needs.user_groups for key in group.keys(user)]
+    keys = [group.key(user_id) for group in needs.user_groups]
     if needs.sequence is not None:
-        keys += needs.sequence.keys(user)
+        keys.append(needs.sequence.key(user_id))
     values = await reads.multi_get(keys)
     users = {g.name: decode_rows(g, [value]) for g, value in zip(needs.user_groups, values, strict=False)}
     if needs.sequence is None:
@@ -162,8 +161,9 @@ async def _pins(
     absences: list[_Absence] = []
     for group in groups:
         cache = near.get(group.fingerprint)
+        absent: np.ndarray | None = np.ones(len(ids), bool)
         if cache is None:
-            rows, absent = Rows(np.empty(len(ids), group.dtype), np.empty(len(ids), np.uint8)), np.ones(len(ids), bool)
+            rows = Rows(np.empty(len(ids), group.dtype), np.empty(len(ids), np.uint8))
         else:
             rows, absent = cache.get(ids, now_s)
         found[group.name] = rows
@@ -210,6 +210,8 @@ class _Reads:
     async def multi_get(self, keys: list[bytes]) -> list[bytes | None]:
         if self.failure is None:
             try:
+                if self._store.local:  # it answers at once; a timer costs more than the read
+                    return await self._store.multi_get(keys)
                 async with asyncio.timeout_at(self._timeout):
                     return await self._store.multi_get(keys)
             except StoreUnavailableError as error:

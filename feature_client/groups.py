@@ -107,12 +107,24 @@ class _Described(_Frozen):
 
         Cost: no Python work per id; NumPy cuts the keys.
         """
-        prefix = f"{self.ref}:".encode()
-        keys = np.empty(len(entity_ids), np.dtype([("prefix", f"V{len(prefix)}"), ("id", ">u8")]))
-        keys["prefix"] = np.void(prefix)
+        dtype = self._key_dtype
+        keys = np.empty(len(entity_ids), dtype)
+        keys["prefix"] = np.void(self._key_prefix)
         keys["id"] = entity_ids
-        cut: list[bytes] = keys.view(f"V{len(prefix) + 8}").tolist()
+        cut: list[bytes] = keys.view(f"V{dtype.itemsize}").tolist()
         return cut
+
+    def key(self, entity_id: int) -> bytes:
+        """Build one entity's store key."""
+        return self._key_prefix + entity_id.to_bytes(8, "big")
+
+    @cached_property
+    def _key_prefix(self) -> bytes:
+        return f"{self.ref}:".encode()
+
+    @cached_property
+    def _key_dtype(self) -> np.dtype[np.void]:
+        return np.dtype([("prefix", f"V{len(self._key_prefix)}"), ("id", ">u8")])
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +173,19 @@ class FeatureGroup(_Described):
         return np.dtype(parts)
 
     @cached_property
+    def stored_dtype(self) -> np.dtype[np.void]:
+        """A stored value: the fingerprint as one number, then the row."""
+        return np.dtype([("fingerprint", "<u8"), ("row", self.dtype)])
+
+    @cached_property
+    def fingerprint_word(self) -> np.uint64:
+        return np.uint64(int.from_bytes(self.fingerprint, "little"))
+
+    @cached_property
+    def categoricals(self) -> tuple[Categorical, ...]:
+        return tuple(field for field in self.fields if isinstance(field, Categorical))
+
+    @cached_property
     def default_row(self) -> np.void:
         """The row that stands in for an entity without one."""
         row: np.void = np.zeros(1, self.dtype)[0]
@@ -178,7 +203,8 @@ class FeatureGroup(_Described):
         """Join neighbours of one float type among these fields, in this order."""
         found: list[tuple[int, np.dtype[np.generic], int]] = []
         for name in names:
-            inner, offset = (self.dtype.fields or {})[name][:2]
+            assert self.dtype.fields is not None, "a group has fields"  # noqa: S101
+            inner, offset = self.dtype.fields[name][:2]
             columns = inner.shape[0] if inner.shape else 1
             if found and found[-1][1] == inner.base:
                 start, dtype, before = found[-1]
@@ -190,7 +216,7 @@ class FeatureGroup(_Described):
 
     def _block_dtype(self, offset: int, dtype: np.dtype[np.generic], columns: int) -> np.dtype[np.void]:
         formats, size = [(dtype, (columns,))], self.dtype.itemsize
-        return np.dtype({"names": ["block"], "formats": formats, "offsets": [offset], "itemsize": size})  # type: ignore[call-overload, no-any-return]
+        return np.dtype({"names": ["block"], "formats": formats, "offsets": [offset], "itemsize": size})
 
     def field(self, name: str) -> Scalar | Categorical | Embedding:
         for field in self.fields:

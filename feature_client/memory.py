@@ -11,6 +11,8 @@ class MemoryStore:
     `failing` makes every read raise, the way a lost store does.
     """
 
+    local = True
+
     def __init__(self, values: Mapping[bytes, bytes] | None = None) -> None:
         self.values: dict[bytes, bytes] = dict(values or {})
         self.failing = False

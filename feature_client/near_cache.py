@@ -1,4 +1,4 @@
-"""Rows of one group that this process read before: a set-associative cache, as processors have them, in NumPy arrays."""
+"""Rows of one group that this process read before: a set-associative cache, as processors have them, in NumPy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from feature_client.codec import Rows
 from feature_client.groups import FeatureGroup
 
-#: How many places an id may take. With eight, a table keeps what a fully associative one of nine tenths of its size would.
+#: How many places an id may take.
 _WAYS = 8
 #: Knuth's multiplicative hash (The Art of Computer Programming, 6.4): 2^64 over the golden ratio.
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -30,8 +30,8 @@ class NearCacheCounts:
 class NearCache:
     """Decoded rows by id, with what was found for them: missing and foreign ones are remembered too.
 
-    An id hashes to a set of eight places. A newcomer takes an empty place of its set, or that of the row used least; where
-    all have been used, uses are halved, so that what was popular long ago has to go too. A row counts as absent
+    An id hashes to a set of eight places. A newcomer takes an empty place of its set, or that of the row used least;
+    where all have been used, uses are halved, so that what was popular long ago has to go too. A row counts as absent
     `stale_s` seconds after it was read. Belongs to one event loop.
     """
 
@@ -62,6 +62,9 @@ class NearCache:
         self._states = np.zeros(places, np.uint8)
         self._uses = np.zeros(places, np.uint8)
         self._lookups = 0
+        # Fresh pages are given out at their first write, up to half a millisecond each: now rather than in a request.
+        for array in (self._keys, self._bytes, self._states, self._uses):
+            array.fill(0)
 
     @property
     def places(self) -> int:
@@ -124,7 +127,7 @@ class NearCache:
         self._uses[in_set[crowded]] >>= 1
         at = in_set[np.arange(len(ids)), way]
         self.counts.evictions += int(np.count_nonzero(least >= 0))
-        self._uses[at] = np.where(least == -2, self._uses[at], 0)  # noqa: PLR2004 - the rank of its own place
+        self._uses[at] = np.where(least == -2, self._uses[at], 0)
         self._flat_keys[at] = ids
         self._rows[at] = rows.rows
         self._states[at] = rows.states

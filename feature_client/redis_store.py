@@ -17,6 +17,8 @@ _log = structlog.get_logger(__name__)
 class RedisStore:
     """A store in one Redis server: an MGET a read, pipelined SETs a write."""
 
+    local = False
+
     def __init__(self, url: str, *, connections_max: int = 16, timeout_s: float = 1.0) -> None:
         self._url = url
         self._connections_max = connections_max

@@ -24,6 +24,9 @@ class StoreConfigError(StoreError):
 class Store(Protocol):
     """Holds values by key. Constructors only remember; `start` opens, `close` releases."""
 
+    #: Whether reads come from this process's memory, so that there is no answer to wait for.
+    local: bool
+
     async def start(self) -> None:
         """Open the store. Raises StoreConfigError or StoreUnavailableError."""
 

@@ -60,6 +60,13 @@ class FeatureBatch:
         """Return int64[N], the request that each row belongs to."""
         return np.repeat(np.arange(self.requests, dtype=np.int64), np.diff(self.row_splits))
 
+    def piece(self, start: int, stop: int) -> FeatureBatch:
+        """Return rows start:stop of a batch of one request; nothing is copied."""
+        if (start, stop) == (0, self.rows):
+            return self
+        candidate = {name: tensor[start:stop] for name, tensor in self.candidate.items()}
+        return FeatureBatch(self.request, candidate, np.array([0, stop - start], np.int32))
+
     @staticmethod
     def concat(batches: Sequence[FeatureBatch]) -> FeatureBatch:
         """Join batches of one model; rows keep their order."""

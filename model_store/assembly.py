@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from feature_client.fetcher import Fetched
@@ -65,14 +67,7 @@ class Assembler:
         source = tensor.source
         match source:
             case Scalars(group=group, fields=fields):
-                rows = self._rows(fetched, group)
-                blocks = self._blocks[tensor.name]
-                if len(blocks) == 1:
-                    values = blocks[0].of(rows).astype(np.float32)
-                else:
-                    values = np.empty((len(rows), len(fields)), np.float32)
-                    for i, field in enumerate(fields):
-                        values[:, i] = rows[field]
+                values = self._scalars(tensor.name, self._rows(fetched, group), fields)
                 return values[0] if group in fetched.user else values
             case Category(group=group, field=field):
                 return np.asarray(self._column(fetched, group, field), np.int64)
@@ -89,9 +84,18 @@ class Assembler:
                 if query is not None:
                     return np.asarray(query, np.float32)
                 row = fetched.query_row(group)
-                if row is None:
-                    return np.zeros(self._spaces[tensor.name].dim, np.float32)
-                return _real_values(row[field], self._spaces[tensor.name])
+                space = self._spaces[tensor.name]
+                return np.zeros(space.dim, np.float32) if row is None else _real_values(row[field], space)
+
+    def _scalars(self, tensor: str, rows: np.ndarray, fields: Sequence[str]) -> np.ndarray:
+        """Return float32[N, F]; fields that lie side by side are converted together."""
+        blocks = self._blocks[tensor]
+        if len(blocks) == 1:
+            return blocks[0].of(rows).astype(np.float32)
+        values = np.empty((len(rows), len(fields)), np.float32)
+        for i, field in enumerate(fields):
+            values[:, i] = rows[field]
+        return values
 
     def _column(self, fetched: Fetched, group: str, field: str) -> np.ndarray:
         """Return a field of the user ([...]) or of the candidates ([N, ...])."""

@@ -13,6 +13,8 @@ from model_store.bundle import GOLDEN, NETWORK, UTILITY, Bundle, BundleError
 from model_store.golden import GoldenRequest, decode_golden
 from model_store.manifest import Manifest
 
+_ONE, _LOW, _HIGH = np.float32(1), np.float32(-80), np.float32(80)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LiveModel:
@@ -25,6 +27,14 @@ class LiveModel:
     engine: Engine
     utility_toml: bytes
 
+    def bytes_of(self, rows: int) -> int:
+        """Estimate the memory that a request of so many candidates holds from fetch to answer: features and tensors.
+
+        An engine's own working memory is bounded by its streams, not by what waits.
+        """
+        request_bytes, row_bytes = self.manifest.request_bytes, self.manifest.row_bytes
+        return request_bytes + rows * row_bytes
+
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Calibrate float32[N, H] logits into float32[N, H] probabilities; a non-finite logit stays non-finite."""
         return calibrate(self.manifest, logits)
@@ -34,9 +44,14 @@ def calibrate(manifest: Manifest, logits: np.ndarray) -> np.ndarray:
     """Apply each head's logistic calibration: sigmoid(slope * logit + intercept)."""
     slope, intercept = manifest.calibration
     # Within these bounds exp stays finite in float32; an infinite logit is an engine fault and must stay visible.
-    scaled = np.clip(slope * logits + intercept, -80, 80)
-    probabilities: np.ndarray = np.float32(1) / (np.float32(1) + np.exp(-scaled))
-    probabilities[~np.isfinite(logits)] = np.nan
+    scaled = -(slope * logits + intercept)
+    np.minimum(np.maximum(scaled, _LOW, out=scaled), _HIGH, out=scaled)
+    np.exp(scaled, out=scaled)
+    scaled += _ONE
+    probabilities: np.ndarray = np.divide(_ONE, scaled, out=scaled)
+    finite = np.isfinite(logits)
+    if not finite.all():
+        probabilities[~finite] = np.nan
     return probabilities
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import Annotated, Literal
 
@@ -191,6 +192,24 @@ class Manifest(_Frozen):
             if isinstance(tensor.source, QueryVector):
                 return self.embedding_field(tensor.source.group, tensor.source.field).space
         return None
+
+    @cached_property
+    def request_bytes(self) -> int:
+        """Memory of a request's own features and tensors, its sequence's pins included."""
+        needs = self.needs
+        rows = sum(g.dtype.itemsize for g in needs.user_groups)
+        rows += self.sequence_length * sum(g.dtype.itemsize for g in needs.pin_groups)
+        return rows + self._tensor_bytes("request")
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """Memory of one candidate: its id, stored rows, tensors, logits and utilities."""
+        rows = sum(g.dtype.itemsize for g in self.needs.pin_groups)
+        return 8 + rows + self._tensor_bytes("candidate") + 16 * len(self.heads) + 16
+
+    def _tensor_bytes(self, side: str) -> int:
+        found = (s for s in self.specs if s.side == side)
+        return sum(math.prod(s.shape) * np.dtype(s.dtype).itemsize for s in found)
 
     @property
     def needs(self) -> FeatureNeeds:

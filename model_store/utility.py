@@ -68,10 +68,11 @@ class _Expression:
     program: numexpr.NumExpr | None
     constant: float
 
-    def __call__(self, columns: Mapping[str, np.ndarray], rows: int) -> np.ndarray:
+    def __call__(self, columns: Mapping[str, np.ndarray]) -> np.ndarray | float:
         if self.program is None:
-            return np.full(rows, self.constant)
-        return np.asarray(self.program(*[columns[name] for name in self.names]), np.float64)
+            return self.constant
+        value: np.ndarray = self.program(*[columns[name] for name in self.names])
+        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +138,14 @@ class UtilityTable:
             As `party_utilities`.
         """
         rows = len(probabilities)
-        columns = dict(zip(self._heads, np.ascontiguousarray(probabilities.T, np.float64), strict=True))
+        columns = dict(zip(self._heads, probabilities.T.astype(np.float64, "C"), strict=True))
         for attribute in self.attributes:
             columns[attribute.name] = attributes[attribute].astype(np.float64)
         table = self.surfaces[surface]
-        return np.stack([expression(columns, rows) for expression in table.expressions], axis=-1)
+        utilities = np.empty((rows, len(table.expressions)))
+        for i, expression in enumerate(table.expressions):
+            utilities[:, i] = expression(columns)
+        return utilities
 
     def combine(self, surface: str, party_utilities: np.ndarray) -> np.ndarray:
         """Weigh float64[N, P] party utilities into float32[N]."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Hashable
 from contextlib import AsyncExitStack
 
 import grpc
@@ -13,6 +14,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from feature_client.near_cache import near_caches
 from feature_client.opening import open_store, redacted
 from feature_client.store import Store
 from kernels.opening import engine_factory
@@ -20,11 +22,12 @@ from model_store.live import LiveModel, load_live
 from model_store.store import FolderStore
 from model_store.utility import load_utility
 from pinrank.v1 import ranking_pb2  # noqa: F401 - reflection answers from the registered descriptors
-from server.admission import Admission
-from server.batching import EarliestDeadlineFirst
+from server.admission import Admission, Overload
+from server.batching import EarliestDeadlineFirst, Lane
 from server.config import ConfigError, ServerConfig
 from server.edge import SERVICE, RankingEdge
 from server.http import HttpEndpoint
+from server.learned import CostModel
 from server.metrics import Metrics
 from server.pipeline import Pipeline
 from server.runner import Runner
@@ -48,7 +51,6 @@ class Server:
         self._metrics = Metrics()
         self._streams = config.engine_streams or _cores()
         self._store: Store = open_store(config.feature_store, read_only=True)
-        self._runner = Runner(EarliestDeadlineFirst(config.run_rows_target), self._streams, self._metrics)
         self._health = health.aio.HealthServicer()
         #: Closes what was opened, last first.
         self._opened = AsyncExitStack()
@@ -74,10 +76,16 @@ class Server:
         _check_surfaces(config, models)
         self._opened.push_async_callback(self._store.close)
         await self._store.start()
-        self._opened.push_async_callback(asyncio.to_thread, self._runner.close)
-        admission = Admission(config.requests_in_flight_max, config.rows_in_flight_max)
+        self._runner = runner = self._new_runner(models)
+        runner.start()
+        self._opened.push_async_callback(asyncio.to_thread, runner.close)
+        groups = tuple(group for served in models.by_label.values() for group in served.live.needs.pin_groups)
+        near = (
+            near_caches(groups, config.near_cache_bytes, config.near_cache_stale_s) if config.near_cache_bytes else {}
+        )
+        self._metrics.watch(runner.admission, near.values())
         self._pipeline = pipeline = Pipeline(
-            self._store, admission, self._runner, self._metrics, config.fetch_budget_share
+            self._store, near, runner, config.fetch_budget_share, config.answer_margin_ms / 1e3
         )
         self._edge = RankingEdge(pipeline, models, config, self._metrics)
         for label, served in models.by_label.items():
@@ -95,6 +103,20 @@ class Server:
             streams=self._streams,
             feature_store=redacted(config.feature_store),
         )
+
+    def _new_runner(self, models: ServedModels) -> Runner:
+        """Put the policies together: what is learned of each model, who goes first, what is refused."""
+        config = self._config
+        lives = [served.live for served in models.by_label.values()]
+        costs: dict[Hashable, CostModel] = {live.digest: CostModel(live.engine.cost_s) for live in lives}
+        settings = {name: config.surface(name) for name in models.surfaces}
+        lanes = {name: Lane(surface.priority, surface.share) for name, surface in settings.items()}
+        overload = {name: Overload(s.overload, s.trim_candidates_min) for name, s in settings.items()}
+        policy = EarliestDeadlineFirst(self._streams, costs.__getitem__, lanes)
+        admission = Admission(
+            policy, overload, config.requests_in_flight_max, config.rows_in_flight_max, config.bytes_in_flight_max
+        )
+        return Runner(policy, admission, self._streams, costs, self._metrics)
 
     async def drain_and_close(self) -> None:
         """Refuse new calls, let those in flight finish within `drain_s`, then close everything."""
@@ -183,7 +205,8 @@ def _load_models(config: ServerConfig, streams: int, opened: AsyncExitStack) -> 
 
 
 def _check_surfaces(config: ServerConfig, models: ServedModels) -> None:
-    known = {surface.name for served in models.by_label.values() for surface in served.live.manifest.surfaces}
-    unknown = sorted(set(config.surfaces) - known)
+    unknown = sorted(set(config.surfaces) - models.surfaces)
     if unknown:
-        raise ConfigError(f"surfaces.{unknown[0]}: no served model ranks this surface; there are {sorted(known)}")
+        raise ConfigError(
+            f"surfaces.{unknown[0]}: no served model ranks this surface; there are {sorted(models.surfaces)}"
+        )

@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FilePath, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FilePath, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -39,6 +39,22 @@ class SurfaceConfig(BaseModel):
 
     #: The time budget of a call that brings no gRPC deadline.
     deadline_ms: Milliseconds = 100
+    #: Surfaces of a higher priority run first, as long as they use no more than their share.
+    priority: Annotated[int, Field(ge=-100, le=100)] = 0
+    #: This surface's part of the engine's time when there is not enough for all, against the shares of the others.
+    share: Annotated[float, Field(gt=0, le=1_000)] = 1.0
+    #: What may be done, in this order, to a request that would miss its deadline, before it is refused.
+    overload: tuple[Literal["trim", "cheaper"], ...] = ()
+    #: A request is never trimmed to fewer candidates.
+    trim_candidates_min: Annotated[int, Field(ge=1)] = 32
+    #: The label that `cheaper` answers with; one of `labels`.
+    cheaper_label: Name | None = None
+
+    @model_validator(mode="after")
+    def _cheaper_has_a_label(self) -> SurfaceConfig:
+        if "cheaper" in self.overload and self.cheaper_label is None:
+            raise ValueError("overload names `cheaper`: set cheaper_label to the label that answers instead")
+        return self
 
 
 class ServerConfig(BaseSettings):
@@ -65,12 +81,18 @@ class ServerConfig(BaseSettings):
     #: The share of a request's time budget that its feature reads may use before defaults stand in.
     fetch_budget_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
 
+    #: Memory for pins' rows that were read before, and how long such a row may stand for the stored one.
+    near_cache_bytes: Annotated[int, Field(ge=0)] = 64 << 20
+    near_cache_stale_s: Annotated[float, Field(ge=0, le=86_400)] = 30
+
     candidates_max: Annotated[int, Field(ge=1, le=100_000)] = 5_000
     message_bytes_max: Annotated[int, Field(ge=1_024)] = 1 << 20
     requests_in_flight_max: Annotated[int, Field(ge=1)] = 256
     rows_in_flight_max: Annotated[int, Field(ge=1)] = 65_536
-    #: Small requests share a run until it holds this many rows; beyond, a row costs the same in any batch.
-    run_rows_target: Annotated[int, Field(ge=1)] = 32
+    #: Estimated memory of the requests in flight: their features and tensors.
+    bytes_in_flight_max: Annotated[int, Field(ge=1 << 20)] = 256 << 20
+    #: Kept free of every deadline for the answer's way back.
+    answer_margin_ms: Annotated[float, Field(ge=0, le=1_000)] = 0.5
     #: How long a stopping server lets requests in flight finish.
     drain_s: Annotated[float, Field(ge=0, le=600)] = 10
 
@@ -79,6 +101,16 @@ class ServerConfig(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     #: `auto` writes for people on a terminal and JSON elsewhere.
     log_format: Literal["auto", "json", "console"] = "auto"
+
+    @model_validator(mode="after")
+    def _cheaper_labels_are_served(self) -> ServerConfig:
+        for name, surface in self.surfaces.items():
+            if surface.cheaper_label is not None and surface.cheaper_label not in self.labels:
+                raise ValueError(
+                    f"surfaces.{name}.cheaper_label: {surface.cheaper_label!r} is not served; add it to labels "
+                    f"({', '.join(self.labels)})"
+                )
+        return self
 
     def surface(self, name: str) -> SurfaceConfig:
         return self.surfaces.get(name, SurfaceConfig())

@@ -62,15 +62,15 @@ class RankingEdge:
             wire_end = time.perf_counter()
             ranking = await self._pipeline.rank(query)
             response_start = time.perf_counter()
-            response = to_response(query, ranking)
-            response.timings.wire_us = round((wire_end - start) * 1e6)
-            response.timings.total_us = round((time.perf_counter() - start) * 1e6)
-            answer: bytes = response.SerializeToString()
+            wire_us, total_us = round((wire_end - start) * 1e6), round((response_start - start) * 1e6)
+            answer = to_response(query, ranking, wire_us, total_us)
             end = time.perf_counter()
             self._observe(surface, end - start, {"wire": wire_end - start, "response": end - response_start}, ranking)
             code = grpc.StatusCode.OK
         except RankError as error:
             code = STATUS[type(error)]
+            if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
+                self._metrics.refusal_seconds.observe(time.perf_counter() - start, surface)
             raise
         except asyncio.CancelledError:  # the caller hung up, or its deadline passed
             code = grpc.StatusCode.CANCELLED
@@ -79,13 +79,13 @@ class RankingEdge:
             code = grpc.StatusCode.INTERNAL
             raise InternalError("the server failed this request; its log says why") from error
         finally:
-            self._metrics.requests.labels(surface, code.name).inc()
+            self._metrics.count_request(surface, code.name)
         return answer
 
     def _observe(self, surface: str, total_s: float, edge_stages_s: dict[str, float], ranking: Ranking) -> None:
-        self._metrics.request_seconds.labels(surface).observe(total_s)
+        self._metrics.request_seconds.observe(total_s, surface)
         for stage, seconds in {**ranking.stage_s, **edge_stages_s}.items():
-            self._metrics.stage_seconds[stage].observe(seconds)
+            self._metrics.stage_seconds.observe(seconds, stage)
         for kind in ranking.degradation:
             self._metrics.degraded[kind].inc()
 

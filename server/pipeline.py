@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,15 +12,20 @@ import structlog
 
 from feature_client.codec import State
 from feature_client.fetcher import Fetched, fetch
+from feature_client.near_cache import NearCache
 from feature_client.store import Store
-from server.admission import Admission, Refused
+from server.admission import Admitted, Ask, Cheaper, Refused, Trimmed
+from server.batching import Ticket
 from server.errors import DeadlineError, OverloadedError
-from server.metrics import Metrics
+from server.learned import RunningQuantile
 from server.runner import Runner
 from server.selection import select
 from server.served import Served
 
 _log = structlog.get_logger(__name__)
+
+#: What an answer needs after its scores, before any was timed.
+_TAIL_S = 0.0005
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +35,8 @@ class RankQuery:
     Attributes:
         pin_ids: uint64[N], distinct.
         query_vector: float32[D] in the model's query space; at most one of it and `query_pin_id` is set.
-        served: the model that answers, held to the end.
+        served: the model that was asked for.
+        cheaper: the model that may answer instead under overload, if any may.
         top_k: 0 returns all.
         deadline_s: on the `time.monotonic` clock.
     """
@@ -40,6 +47,7 @@ class RankQuery:
     query_pin_id: int | None
     query_vector: np.ndarray | None
     served: Served
+    cheaper: Served | None
     top_k: int
     explain: bool
     deadline_s: float
@@ -50,12 +58,15 @@ class Ranking:
     """An answer: candidates as positions, best first, and how it came about.
 
     Attributes:
+        served: the model that answered.
         order: int64[K], positions into the request's pin_ids.
-        utilities: float32[N], probabilities: float32[N, H], party_utilities: float64[N, P]; request order.
+        utilities: float32[N], probabilities: float32[N, H], party_utilities: float64[N, P]; request order, NaN for
+            candidates that were trimmed.
         stage_s: seconds by stage.
         degradation: what is zero or False is left out.
     """
 
+    served: Served
     order: np.ndarray
     utilities: np.ndarray
     probabilities: np.ndarray
@@ -68,20 +79,22 @@ class Pipeline:
     """Ranks. Belongs to one event loop; the network runs elsewhere, everything else here."""
 
     def __init__(
-        self, store: Store, admission: Admission, runner: Runner, metrics: Metrics, fetch_budget_share: float
+        self, store: Store, near: Mapping[bytes, NearCache], runner: Runner, fetch_budget_share: float, margin_s: float
     ) -> None:
         self._store = store
-        self._admission = admission
+        self._near = near
         self._runner = runner
-        self._metrics = metrics
         self._fetch_budget_share = fetch_budget_share
+        self._margin_s = margin_s
+        #: Seconds from scores to answer, nine times of ten.
+        self._tail = RunningQuantile(0.9, _TAIL_S)
         self._idle = asyncio.Event()
         self._idle.set()
         self._store_failure: str | None = None
 
     @property
     def in_flight(self) -> int:
-        return self._admission.requests
+        return self._runner.admission.requests
 
     async def drained(self) -> None:
         """Wait until nothing is in flight."""
@@ -96,41 +109,72 @@ class Pipeline:
             ScoringError: the engine failed.
         """
         rows = len(query.pin_ids)
-        self._admit(query, rows)
-        try:
-            return await self._rank_admitted(query)
-        finally:
-            self._admission.release(rows)
-            self._publish_in_flight()
-
-    def _admit(self, query: RankQuery, rows: int) -> None:
         if time.monotonic() >= query.deadline_s:
             raise DeadlineError("the deadline had passed on arrival; nothing was read or scored")
-        engine = query.served.live.engine
-        clear_s = engine.cost_s(self._admission.requests, self._admission.rows) / engine.streams
-        match self._admission.offer(rows, clear_s):
+        live, cheaper = query.served.live, query.cheaper
+        ask = Ask(
+            surface=query.surface,
+            rows=rows,
+            bytes=live.bytes_of(rows),
+            deadline_s=query.deadline_s - self._tail.value - self._margin_s,
+            model=live.digest,
+            cheaper=cheaper.live.digest if cheaper else None,
+        )
+        served, degradation = query.served, {}
+        match self._runner.admit(ask):
             case Refused(reason, retry_after_s):
                 raise OverloadedError(reason, retry_after_s)
-        self._publish_in_flight()
+            case Admitted(ticket):
+                pass
+            case Trimmed(ticket):
+                degradation["pins_trimmed"] = rows - ticket.rows
+            case Cheaper(ticket):
+                assert cheaper is not None, "only an ask that names a cheaper model is given it"  # noqa: S101
+                served, degradation["cheaper_model"] = cheaper, 1
+        self._idle.clear()
+        try:
+            return await self._rank_admitted(query, served, ticket, degradation)
+        finally:
+            self._runner.release(ticket, ask.bytes)
+            if not self.in_flight:
+                self._idle.set()
 
-    async def _rank_admitted(self, query: RankQuery) -> Ranking:
-        live, utility = query.served.live, query.served.utility
+    async def _rank_admitted(
+        self, query: RankQuery, served: Served, ticket: Ticket, degradation: dict[str, int]
+    ) -> Ranking:
+        live, utility = served.live, served.utility
         start = time.perf_counter()
-        budget_s = (query.deadline_s - time.monotonic()) * self._fetch_budget_share
-        fetched = await fetch(self._store, live.needs, query.user_id, query.pin_ids, query.query_pin_id, budget_s)
+        fetched = await fetch(
+            self._store,
+            live.needs,
+            query.user_id,
+            query.pin_ids[: ticket.rows],
+            query.query_pin_id,
+            (query.deadline_s - time.monotonic()) * self._fetch_budget_share,
+            self._near,
+        )
         self._note_store(fetched.store_failure)
         fetch_end = time.perf_counter()
         batch = live.assembler.assemble(fetched, query.surface, query.query_vector)
         assemble_end = time.perf_counter()
-        scored = await self._runner.score(live, batch, query.deadline_s)
+        scored = await self._runner.score(ticket, live, batch, query.deadline_s)
         score_end = time.perf_counter()
         probabilities = live.probabilities(scored.logits)
         party_utilities = utility.party_utilities(query.surface, probabilities, fetched)
         utilities = utility.combine(query.surface, party_utilities)
         utility_end = time.perf_counter()
+        degradation |= _degradation(fetched, utilities)
+        unscored = len(query.pin_ids) - ticket.rows
+        if unscored:
+            utilities, probabilities, party_utilities = (
+                np.concatenate([array, np.full((unscored, *array.shape[1:]), np.nan, array.dtype)])
+                for array in (utilities, probabilities, party_utilities)
+            )
         order = select(utilities, query.top_k)
         select_end = time.perf_counter()
+        self._tail.observe(select_end - score_end)
         return Ranking(
+            served,
             order,
             utilities,
             probabilities,
@@ -144,16 +188,8 @@ class Pipeline:
                 "utility": utility_end - score_end,
                 "select": select_end - utility_end,
             },
-            _degradation(fetched, utilities),
+            degradation,
         )
-
-    def _publish_in_flight(self) -> None:
-        self._metrics.requests_in_flight.set(self._admission.requests)
-        self._metrics.rows_in_flight.set(self._admission.rows)
-        if self._admission.requests:
-            self._idle.clear()
-        else:
-            self._idle.set()
 
     def _note_store(self, failure: str | None) -> None:
         """Log when the store fails and when it is back, not every request in between."""

@@ -1,169 +1,298 @@
-"""The shell around the batch policy: asks it what to run, runs it on an engine stream, answers the requests."""
+"""The shell around admission and the batch policy: asks them, runs what they say on engine streams, answers requests.
+
+An engine stream is a thread. One that ends a run asks the policy for the next itself, under one lock with the event
+loop, so that no stream waits for a busy loop; the loop only starts streams that stand idle. Whoever asks acts.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
+import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from queue import SimpleQueue
 
 import numpy as np
 
-from kernels.engine import Engine, EngineError, FeatureBatch
+from kernels.engine import EngineError, FeatureBatch
 from model_store.live import LiveModel
-from server.batching import BatchPolicy, Expire, Idle, Run, Ticket, WaitUntil
+from server.admission import Admission, Ask, Decision
+from server.batching import BatchPolicy, Expire, Idle, Piece, Run, Ticket, WaitUntil
 from server.errors import DeadlineError, ScoringError
+from server.learned import CostModel
 from server.metrics import Metrics
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """float32[N, H] logits of one request, and how long the engine worked on its run."""
+    """float32[N, H] logits of one request, and the seconds from the start of its first run to the end of its last."""
 
     logits: np.ndarray
     run_s: float
 
 
+_NO_LOGITS = np.empty((0, 0), np.float32)
+
+
 @dataclass(slots=True, eq=False)
 class _Waiting:
+    """A ticket on its way through the engine; guarded by the runner's lock."""
+
     ticket: Ticket
     model: LiveModel
     batch: FeatureBatch
     offered_s: float
     answer: asyncio.Future[Scored]
+    rows_left: int
+    logits: np.ndarray = field(default_factory=lambda: _NO_LOGITS)
+    started_s: float = float("inf")
+    #: When the caller hung up or its time ran out.
+    gone_s: float = float("inf")
+
+    def take(self, piece: Piece, logits: np.ndarray, started_s: float) -> None:
+        """Put a piece's logits in their place."""
+        if piece.rows == self.batch.rows:
+            self.logits = logits
+        else:
+            if self.logits is _NO_LOGITS:
+                self.logits = np.empty((self.batch.rows, logits.shape[1]), np.float32)
+            self.logits[piece.start : piece.stop] = logits
+        self.started_s = min(self.started_s, started_s)
+        self.rows_left -= piece.rows
 
 
-class Slowdown:
-    """How much longer runs take here than the engine measured alone: other streams, the event loop, the way there.
-
-    A running estimate that rises five times as fast as it falls, so that it settles above most runs; within [1, 4],
-    so that no outlier can make a server refuse everything.
-    """
-
-    def __init__(self) -> None:
-        self.factor = 1.0
-
-    def observe(self, predicted_s: float, actual_s: float) -> None:
-        if predicted_s <= 0:
-            return
-        error = min(4.0, max(1.0, actual_s / predicted_s)) - self.factor
-        self.factor += error * (0.1 if error > 0 else 0.02)
+_Member = tuple[Piece, _Waiting]
+#: What became of a ticket, for the event loop to pass on.
+_Outcome = tuple[_Waiting, "Scored | Exception"]
 
 
 class Runner:
-    """Runs batches on `streams` threads. Its methods belong to one event loop; only `engine.run` leaves it."""
+    """Runs batches on `streams` threads. Public methods belong to one event loop."""
 
     def __init__(
-        self, policy: BatchPolicy, streams: int, metrics: Metrics, clock: Callable[[], float] = time.monotonic
+        self,
+        policy: BatchPolicy,
+        admission: Admission,
+        streams: int,
+        costs: Mapping[Hashable, CostModel],
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._policy = policy
-        self._free = streams
+        self._admission = admission
+        self._costs = costs
         self._metrics = metrics
         self._clock = clock
-        self._threads = ThreadPoolExecutor(streams, thread_name_prefix="engine")
-        self._numbers = itertools.count()
+        #: Guards the policies and everything waiting; held for microseconds, never while an engine runs.
+        self._lock = threading.Lock()
         self._waiting: dict[int, _Waiting] = {}
         self._wake: asyncio.TimerHandle | None = None
-        self._slowdown = Slowdown()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._inboxes: list[SimpleQueue[Run | None]] = [SimpleQueue() for _ in range(streams)]
+        self._idle = list(self._inboxes)
+        self._threads = [
+            threading.Thread(target=self._stream, args=(inbox,), name=f"engine-{i}", daemon=True)
+            for i, inbox in enumerate(self._inboxes)
+        ]
 
-    async def score(self, model: LiveModel, batch: FeatureBatch, deadline_s: float) -> Scored:
-        """Score one request's rows by `deadline_s` (this runner's clock). Cancelling the caller withdraws the ticket.
+    @property
+    def admission(self) -> Admission:
+        """What is in flight: to read, not to call."""
+        return self._admission
 
-        Raises:
-            DeadlineError: the scores were not there by the deadline, or predicted not to be.
-            ScoringError: the engine failed the run.
-        """
-        loop = asyncio.get_running_loop()
-        cost_s = model.engine.cost_s(1, batch.rows) * self._slowdown.factor
-        ticket = Ticket(next(self._numbers), batch.rows, deadline_s, model.digest, cost_s)
-        waiting = _Waiting(ticket, model, batch, self._clock(), loop.create_future())
-        self._waiting[ticket.number] = waiting
-        self._policy.offer(ticket)
-        self._pump()
-        try:
-            async with asyncio.timeout(deadline_s - self._clock()):
-                return await waiting.answer
-        except TimeoutError as error:
-            if self._withdraw(waiting):
-                self._metrics.expired_rows.inc(ticket.rows)
-            raise DeadlineError(_too_late(self._clock() - waiting.offered_s)) from error
-        finally:
-            if self._withdraw(waiting):  # still queued: the caller hung up
-                self._metrics.cancelled_rows.inc(ticket.rows)
+    @property
+    def idle_streams(self) -> int:
+        return len(self._idle)
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
         """Wait for runs in flight and end the threads."""
-        self._threads.shutdown(wait=True)
+        for inbox in self._inboxes:
+            inbox.put(None)
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
+
+    def admit(self, ask: Ask) -> Decision:
+        """Decide on a request that just arrived; one that is admitted holds its place until `release`."""
+        with self._lock:
+            return self._admission.offer(ask, self._clock())
+
+    def release(self, ticket: Ticket, size: int) -> None:
+        """Give back the place of an admitted request, whatever became of it."""
+        with self._lock:
+            self._policy.cancel(ticket)
+            self._admission.release(ticket, size)
+
+    async def score(self, ticket: Ticket, model: LiveModel, batch: FeatureBatch, deadline_s: float) -> Scored:
+        """Score an admitted request's rows by `deadline_s` (this runner's clock). Cancelling the caller withdraws it.
+
+        Raises:
+            DeadlineError: the scores were not there by the deadline, or predicted not to be.
+            ScoringError: the engine failed a run that held some of its rows.
+        """
+        loop = self._loop = asyncio.get_running_loop()
+        now_s = self._clock()
+        waiting = _Waiting(ticket, model, batch, now_s, loop.create_future(), batch.rows)
+        with self._lock:
+            self._waiting[ticket.number] = waiting
+            self._policy.offer(ticket, now_s)
+            outcomes = self._start_idle(now_s)
+        self._pass_on(outcomes)
+        timer = loop.call_later(max(0.0, deadline_s - now_s), self._time_out, waiting)
+        try:
+            return await waiting.answer
+        finally:
+            timer.cancel()
+            if self._withdraw(waiting):  # the caller hung up
+                self._metrics.cancelled_rows.inc(waiting.rows_left)
+
+    def _time_out(self, waiting: _Waiting) -> None:
+        if self._withdraw(waiting):
+            self._metrics.expired_rows.inc(waiting.rows_left)
+        if not waiting.answer.done():
+            waiting.answer.set_exception(self._too_late(waiting))
 
     def _withdraw(self, waiting: _Waiting) -> bool:
-        """Take back a ticket that still waits; tell whether it did."""
-        if self._waiting.pop(waiting.ticket.number, None) is None:
-            return False
-        self._policy.cancel(waiting.ticket)
-        return True
+        """Take back a ticket that is not fully scored; tell whether it was there to take back."""
+        with self._lock:
+            if self._waiting.pop(waiting.ticket.number, None) is None:
+                return False
+            waiting.gone_s = self._clock()
+            self._policy.cancel(waiting.ticket)
+            return True
 
-    def _pump(self) -> None:
-        while self._free:
-            match self._policy.next(self._clock()):
-                case Run(tickets):
-                    self._start([self._waiting.pop(ticket.number) for ticket in tickets])
+    def _pass_on(self, outcomes: list[_Outcome]) -> None:
+        """Answer, on the event loop."""
+        for waiting, outcome in outcomes:
+            if waiting.answer.done():  # the caller hung up meanwhile
+                continue
+            if isinstance(outcome, Scored):
+                waiting.answer.set_result(outcome)
+            else:
+                waiting.answer.set_exception(outcome)
+
+    def _start_idle(self, now_s: float) -> list[_Outcome]:
+        """Start what can start on idle streams; the lock is held. Return what expired."""
+        outcomes: list[_Outcome] = []
+        while self._idle:
+            run = self._next(now_s, outcomes)
+            if run is None:
+                break
+            self._idle.pop().put(run)
+        return outcomes
+
+    def _next(self, now_s: float, outcomes: list[_Outcome]) -> Run | None:
+        """Ask the policy until it names a run or has none; the lock is held."""
+        while True:
+            match self._policy.next(now_s):
+                case Run() as run:
+                    return run
                 case Expire(tickets):
                     for ticket in tickets:
-                        self._expire(self._waiting.pop(ticket.number))
+                        waiting = self._waiting.pop(ticket.number)
+                        waiting.gone_s = now_s
+                        self._metrics.expired_rows.inc(waiting.rows_left)
+                        outcomes.append((waiting, self._too_late(waiting)))
                 case WaitUntil(time_s):
-                    self._wake_at(time_s)
-                    return
+                    self._on_loop(self._wake_at, time_s)
+                    return None
                 case Idle():
-                    return
-
-    def _start(self, members: list[_Waiting]) -> None:
-        self._free -= 1
-        rows = sum(member.batch.rows for member in members)
-        self._metrics.run_rows.observe(rows)
-        self._metrics.run_requests.observe(len(members))
-        started_s = self._clock()
-        loop = asyncio.get_running_loop()
-        batches = [member.batch for member in members]
-        run = loop.run_in_executor(self._threads, _timed_run, members[0].model.engine, batches)
-        run.add_done_callback(lambda done: self._finish(members, rows, started_s, done))
-
-    def _finish(self, members: list[_Waiting], rows: int, started_s: float, run: asyncio.Future[Scored]) -> None:
-        self._free += 1
-        self._slowdown.observe(members[0].model.engine.cost_s(len(members), rows), self._clock() - started_s)
-        failure = run.exception()
-        starts = np.cumsum([0] + [member.batch.rows for member in members])
-        for member, start, stop in zip(members, starts[:-1], starts[1:], strict=True):
-            if member.answer.done():  # the caller hung up during the run
-                continue
-            if failure is None:
-                scored = run.result()
-                member.answer.set_result(Scored(scored.logits[start:stop], scored.run_s))
-            elif isinstance(failure, EngineError):
-                member.answer.set_exception(ScoringError(f"the engine failed a run of {rows} rows: {failure}"))
-            else:
-                member.answer.set_exception(failure)
-        self._pump()
-
-    def _expire(self, waiting: _Waiting) -> None:
-        self._metrics.expired_rows.inc(waiting.ticket.rows)
-        if not waiting.answer.done():
-            waiting.answer.set_exception(DeadlineError(_too_late(self._clock() - waiting.offered_s)))
+                    return None
 
     def _wake_at(self, time_s: float) -> None:
         if self._wake is not None:
             self._wake.cancel()
         delay_s = max(0.0, time_s - self._clock())
-        self._wake = asyncio.get_running_loop().call_later(delay_s, self._pump)
+        self._wake = asyncio.get_running_loop().call_later(delay_s, self._wake_up)
+
+    def _wake_up(self) -> None:
+        with self._lock:
+            outcomes = self._start_idle(self._clock())
+        self._pass_on(outcomes)
+
+    def _stream(self, inbox: SimpleQueue[Run | None]) -> None:
+        """One engine stream's thread: run, ask for the next, until there is none; then wait to be started again."""
+        while (run := inbox.get()) is not None:
+            while run is not None:
+                run = self._execute(run, inbox)
+
+    def _execute(self, run: Run, inbox: SimpleQueue[Run | None]) -> Run | None:
+        """Run, answer, and return this stream's next run."""
+        started_s = self._clock()
+        with self._lock:
+            # Between the decision and now a caller may have hung up, or the time run out.
+            members = [
+                (piece, waiting)
+                for piece in run.pieces
+                if (waiting := self._waiting.get(piece.ticket.number)) and started_s < piece.ticket.deadline_s
+            ]
+        result = _run(members)
+        ended_s = self._clock()
+        with self._lock:
+            outcomes = self._collect(members, result, started_s, ended_s)
+            self._policy.finished(run, ended_s)
+            following = self._next(ended_s, outcomes)
+            if following is None:
+                self._idle.append(inbox)
+            else:
+                outcomes += self._start_idle(ended_s)
+        if outcomes:
+            self._on_loop(self._pass_on, outcomes)
+        if members:
+            self._metrics.run_rows.observe(sum(piece.rows for piece, _ in members))
+            self._metrics.run_requests.observe(len(members))
+            self._metrics.run_seconds.observe(ended_s - started_s)
+        return following
+
+    def _collect(
+        self, members: list[_Member], result: np.ndarray | Exception, started_s: float, ended_s: float
+    ) -> list[_Outcome]:
+        """Give each member its rows of a run, and learn what the run cost; the lock is held. Return who has all."""
+        if members and not isinstance(result, Exception):
+            self._costs[members[0][0].ticket.model].observe(len(members), len(result), ended_s - started_s)
+        outcomes: list[_Outcome] = []
+        start = 0
+        for piece, waiting in members:
+            first, start = start, start + piece.rows
+            if min(waiting.gone_s, piece.ticket.deadline_s) < started_s:
+                self._metrics.late_run_rows.inc(piece.rows)
+            if piece.ticket.number not in self._waiting:  # gone meanwhile
+                continue
+            if isinstance(result, Exception):
+                self._policy.cancel(piece.ticket)
+                waiting.rows_left = 0
+                outcome: Scored | Exception = result
+            else:
+                waiting.take(piece, result[first:start], started_s)
+                outcome = Scored(waiting.logits, ended_s - waiting.started_s)
+            if waiting.rows_left == 0:
+                del self._waiting[piece.ticket.number]
+                outcomes.append((waiting, outcome))
+        return outcomes
+
+    def _on_loop(self, call: Callable[..., None], *arguments: object) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(call, *arguments)
+
+    def _too_late(self, waiting: _Waiting) -> DeadlineError:
+        waited_s = self._clock() - waiting.offered_s
+        return DeadlineError(f"no scores by the deadline: given up after {waited_s * 1e3:.1f} ms")
 
 
-def _too_late(waited_s: float) -> str:
-    return f"no scores by the deadline: given up after {waited_s * 1e3:.1f} ms"
-
-
-def _timed_run(engine: Engine, batches: list[FeatureBatch]) -> Scored:
-    """Run on the engine's thread; hand-overs between it and the event loop are not the engine's time."""
-    start = time.perf_counter()
-    logits = engine.run(FeatureBatch.concat(batches))
-    return Scored(logits, time.perf_counter() - start)
+def _run(members: list[_Member]) -> np.ndarray | Exception:
+    """Run what is left of a run on this thread; what fails comes back, for its requests to hear of."""
+    if not members:
+        return _NO_LOGITS
+    try:
+        batch = FeatureBatch.concat([waiting.batch.piece(piece.start, piece.stop) for piece, waiting in members])
+        return members[0][1].model.engine.run(batch)
+    except EngineError as error:
+        rows = sum(piece.rows for piece, _ in members)
+        return ScoringError(f"the engine failed a run of {rows} rows: {error}")
+    except Exception as error:  # noqa: BLE001 - a stream outlives whatever one run raises
+        return error

@@ -17,13 +17,16 @@ class Served:
         self.utility = utility
         manifest = live.manifest
         groups = [*manifest.groups, *([manifest.sequence] if manifest.sequence else [])]
-        self.versions = ranking_pb2.Versions(
-            model=manifest.name,
-            model_version=manifest.version,
-            model_digest=live.digest,
-            utility=utility.digest,
-            feature_groups=[group.ref for group in groups],
-        )
+        #: A response with nothing but its versions, serialised: the same in every answer.
+        self.versions: bytes = ranking_pb2.RankResponse(
+            versions=ranking_pb2.Versions(
+                model=manifest.name,
+                model_version=manifest.version,
+                model_digest=live.digest,
+                utility=utility.digest,
+                feature_groups=[group.ref for group in groups],
+            )
+        ).SerializeToString()
 
 
 class ServedModels:
@@ -35,3 +38,5 @@ class ServedModels:
         self.by_label = dict(by_label)
         self.by_version = {served.live.manifest.version: served for served in by_label.values()}
         self.default = next(iter(by_label.values()))
+        #: Every surface that some model ranks.
+        self.surfaces = frozenset(s.name for served in by_label.values() for s in served.live.manifest.surfaces)

@@ -59,7 +59,10 @@ def to_query(
         )
     if problems or served is None or surface is None:
         raise InvalidRequestError(problems)
-    budget_s = config.surface(surface.name).deadline_ms / 1e3 if remaining_s is None else remaining_s
+    settings = config.surface(surface.name)
+    budget_s = settings.deadline_ms / 1e3 if remaining_s is None else remaining_s
+    # Who asks for a version gets that version.
+    cheaper = models.by_label.get(settings.cheaper_label or "") if request.WhichOneof("model") != "version" else None
     return RankQuery(
         user_id=request.user_id,
         pin_ids=pin_ids,
@@ -67,6 +70,7 @@ def to_query(
         query_pin_id=query_pin_id,
         query_vector=query_vector,
         served=served,
+        cheaper=cheaper if cheaper is not served else None,
         top_k=request.top_k,
         explain=request.explain,
         deadline_s=now_s + budget_s,
@@ -156,25 +160,44 @@ def _shown(text: str) -> str:
     return repr(text) if len(text) <= _SHOWN_MAX else f"{text[:_SHOWN_MAX]!r}... ({len(text)} characters)"
 
 
-def to_response(query: RankQuery, ranking: Ranking) -> ranking_pb2.RankResponse:
-    """Build the response; `timings.wire_us` and `total_us` are the edge's to fill."""
-    live, utility, order = query.served.live, query.served.utility, ranking.order
-    response = ranking_pb2.RankResponse(
-        pin_ids=query.pin_ids[order].tolist(),
-        utilities=ranking.utilities[order].tolist(),
-        versions=query.served.versions,
-        timings=ranking_pb2.StageTimings(**{f"{stage}_us": round(s * 1e6) for stage, s in ranking.stage_s.items()}),
-        degradation=ranking_pb2.Degradation(**ranking.degradation),  # type: ignore[arg-type]
-    )
+def to_response(query: RankQuery, ranking: Ranking, wire_us: int, total_us: int) -> bytes:
+    """Serialise the answer.
+
+    Fields of a message may stand in any order and its bytes be joined (protobuf encoding, "Last One Wins"): so the long
+    fields are written from arrays as they lie in memory, and what no request changes was serialised once.
+    """
+    order = ranking.order
+    stages = {f"{stage}_us": round(s * 1e6) for stage, s in ranking.stage_s.items()}
+    # Tags: field number times eight, and 2 for a field with a length.
+    parts = [
+        _packed(b"\x0a", query.pin_ids[order]),
+        _packed(b"\x12", ranking.utilities[order]),
+        ranking.served.versions,
+        ranking_pb2.RankResponse(
+            timings=ranking_pb2.StageTimings(wire_us=wire_us, total_us=total_us, **stages)
+        ).SerializeToString(),
+    ]
+    if ranking.degradation:
+        degradation = ranking_pb2.Degradation(**ranking.degradation)  # type: ignore[arg-type]
+        parts.append(ranking_pb2.RankResponse(degradation=degradation).SerializeToString())
     if query.explain:
-        table = utility.surfaces[query.surface]
-        response.explanation.CopyFrom(
-            ranking_pb2.Explanation(
-                heads=[head.name for head in live.manifest.heads],
-                head_probabilities=ranking.probabilities[order].ravel().tolist(),
-                parties=table.parties,
-                party_utilities=ranking.party_utilities[order].ravel().tolist(),
-                party_weights=table.weights.tolist(),
-            )
+        table = ranking.served.utility.surfaces[query.surface]
+        explanation = ranking_pb2.Explanation(
+            heads=[head.name for head in ranking.served.live.manifest.heads],
+            head_probabilities=ranking.probabilities[order].ravel().tolist(),
+            parties=table.parties,
+            party_utilities=ranking.party_utilities[order].ravel().tolist(),
+            party_weights=table.weights.tolist(),
         )
-    return response
+        parts.append(ranking_pb2.RankResponse(explanation=explanation).SerializeToString())
+    return b"".join(parts)
+
+
+def _packed(tag: bytes, values: np.ndarray) -> bytes:
+    """Encode a packed repeated field of fixed-width numbers: tag, length as a varint, little-endian numbers."""
+    left, length = values.nbytes, bytearray()
+    while left > 0x7F:
+        length.append(left & 0x7F | 0x80)
+        left >>= 7
+    length.append(left)
+    return tag + length + values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()

@@ -140,6 +140,8 @@ async def test_what_was_read_before_the_store_failed_is_kept():
 
 
 class StoreThatHangs(MemoryStore):
+    local = False
+
     async def multi_get(self, keys):
         await asyncio.Event().wait()
 

@@ -53,8 +53,8 @@ class RankingServiceServicer:
 
         Errors (google.rpc.Status; INVALID_ARGUMENT carries google.rpc.BadRequest field violations):
         INVALID_ARGUMENT    the request itself is wrong; retrying it unchanged cannot help
-        RESOURCE_EXHAUSTED  the server is full, or the message exceeds its byte limit; the trailer
-        `grpc-retry-pushback-ms` says when to try again, where a retry can help
+        RESOURCE_EXHAUSTED  the server is full, the answer would come too late, or the message exceeds its byte limit;
+        the trailer `grpc-retry-pushback-ms` says when to try again, where a retry can help
         DEADLINE_EXCEEDED   the request no scores in time; nothing is answered late
         UNAVAILABLE         the server is starting or draining; another replica can answer
         INTERNAL            the server failed this request; its log says why

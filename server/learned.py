@@ -1,0 +1,113 @@
+"""What the server learns about itself while it runs: pure estimates, fed with observations, without a clock."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable
+from itertools import accumulate
+
+#: Sizes between which costs are interpolated: powers of two up to a million rows.
+_SIZES = tuple(1 << power for power in range(21))
+#: An observation moves an estimate by a fifth of its error, and no error counts for more than a factor of 1.65: a pause
+#: of the machine moves it by a tenth, a lasting change by a factor of two is followed within ten runs.
+_GAIN = 0.2
+_ERROR_MAX = 0.5
+#: The quantile of runs that promises are made for, and how far it may lie from a typical run.
+_CAREFUL = 0.95
+_SLACK_MAX = 4.0
+
+
+class RunningQuantile:
+    """A quantile of a positive quantity, followed as it moves (stochastic approximation of its logarithm).
+
+    Every observation moves it by a few percent, however far away it lies: what is rare and extreme counts once.
+    """
+
+    def __init__(self, quantile: float, initial: float, step: float = 0.05) -> None:
+        self.value = initial
+        self._up, self._down = math.exp(step * quantile), math.exp(-step * (1 - quantile))
+
+    def observe(self, value: float) -> None:
+        self.value *= self._up if value > self.value else self._down
+
+
+class CostModel:
+    """Seconds of an engine run of some requests with some rows together.
+
+    A table holds what one request of 1, 2, 4, ... rows takes, straight lines between; it begins as the engine's own
+    measurement and follows what runs really take here, among other work. Sizes that were not seen move with the rest. A
+    further request in the same run saves a part of what a run costs without any rows; that part is learned too.
+    """
+
+    def __init__(self, prior: Callable[[int, int], float]) -> None:
+        """Begin with a prediction.
+
+        Args:
+            prior: seconds of a run by requests and rows; where it is 0, nothing is known yet.
+        """
+        self._prior = [max(prior(1, size), 1e-7) for size in _SIZES]
+        self._learned = [0.0] * len(_SIZES)  # logarithms of factors over the prior
+        self._seen = [0] * len(_SIZES)
+        self._everywhere = 0.0
+        #: The part of a run's fixed cost that requests in one run share.
+        self._shared = 0.5
+        self._slack = RunningQuantile(_CAREFUL, 1.2)
+        self._table: list[float] = []
+        self._tabulate()
+
+    @property
+    def fixed_s(self) -> float:
+        """Seconds that one more run costs, whatever is in it."""
+        return self._empty_s() * self._shared
+
+    @property
+    def per_request_s(self) -> float:
+        """Seconds that one more request costs, beyond its rows."""
+        return self._empty_s() * (1 - self._shared)
+
+    def predict_s(self, requests: int, rows: int) -> float:
+        """Predict a typical run."""
+        return self._one_s(rows) + (requests - 1) * self.per_request_s
+
+    def finish_s(self, requests: int, rows: int) -> float:
+        """Predict a run so that nineteen of twenty are done by then: for promises."""
+        return self.predict_s(requests, rows) * max(1.0, min(_SLACK_MAX, self._slack.value))
+
+    def observe(self, requests: int, rows: int, seconds: float) -> None:
+        """Learn from a run."""
+        if seconds <= 0 or rows < 1:
+            return
+        predicted_s = self.predict_s(requests, rows)
+        self._slack.observe(seconds / predicted_s)
+        if requests > 1:
+            # What the requests after the first cost beyond their rows, in units of an empty run.
+            extra = (seconds - self._one_s(rows)) / ((requests - 1) * self._empty_s())
+            self._shared += _GAIN * (1 - min(1.0, max(0.0, extra)) - self._shared)
+            return
+        error = max(-_ERROR_MAX, min(_ERROR_MAX, math.log(seconds / predicted_s)))
+        self._everywhere += _GAIN * error
+        low = max(0, min(bisect_right(_SIZES, rows) - 1, len(_SIZES) - 2))
+        near_high = min(1.0, (rows - _SIZES[low]) / _SIZES[low])
+        for place, weight in ((low, 1 - near_high), (low + 1, near_high)):
+            if weight > 0:
+                if not self._seen[place]:  # it moved with the rest until now
+                    self._learned[place] = self._everywhere - _GAIN * error
+                self._seen[place] += 1
+                self._learned[place] += _GAIN * error * weight
+        self._tabulate()
+
+    def _tabulate(self) -> None:
+        factors = (own if seen else self._everywhere for own, seen in zip(self._learned, self._seen, strict=True))
+        costs = (prior * math.exp(factor) for prior, factor in zip(self._prior, factors, strict=True))
+        # More rows never cost less.
+        self._table = list(accumulate(costs, max))
+
+    def _one_s(self, rows: int) -> float:
+        low = max(0, min(bisect_right(_SIZES, rows) - 1, len(_SIZES) - 2))
+        start_s, end_s = self._table[low], self._table[low + 1]
+        return start_s + (end_s - start_s) * (rows - _SIZES[low]) / _SIZES[low]
+
+    def _empty_s(self) -> float:
+        """Seconds of a run without rows: the line through its two smallest sizes."""
+        return max(self._table[0] * 0.05, 2 * self._table[0] - self._table[1])

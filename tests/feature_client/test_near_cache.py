@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from feature_client.codec import Rows, State
+from feature_client.fetcher import fetch
+from feature_client.memory import MemoryStore
+from feature_client.near_cache import NearCache, near_caches
+from tests import tiny
+
+
+def ids(*values):
+    return np.array(values, np.uint64)
+
+
+def read(*pins):
+    return Rows(tiny.pin_rows(ids(*pins)), np.zeros(len(pins), np.uint8))
+
+
+def cache(kilobytes=64, stale_s=10.0):
+    return NearCache(tiny.PINS, kilobytes << 10, stale_s)
+
+
+def test_what_was_put_comes_back_in_the_order_asked_for():
+    near = cache()
+    near.put(ids(3, 0, 2**64 - 1), read(3, 0, 2**64 - 1), 1.0)
+    rows, absent = near.get(ids(2**64 - 1, 3, 3, 0), 2.0)
+    assert absent is None
+    assert rows.rows.tobytes() == tiny.pin_rows(ids(2**64 - 1, 3, 3, 0)).tobytes()
+    assert rows.states.tolist() == [0, 0, 0, 0]
+
+
+def test_what_was_never_put_is_absent_also_the_id_that_an_empty_place_holds():
+    near = cache()
+    _, absent = near.get(ids(0, 7), 0.0)
+    assert absent.tolist() == [True, True]
+    near.put(ids(7), read(7), 0.0)
+    _, absent = near.get(ids(0, 7), 0.0)
+    assert absent.tolist() == [True, False]
+
+
+def test_missing_and_foreign_rows_are_remembered_as_such():
+    near = cache()
+    states = np.array([State.MISSING, State.FOREIGN], np.uint8)
+    near.put(ids(1, 2), Rows(np.array([tiny.PINS.default_row] * 2, tiny.PINS.dtype), states), 0.0)
+    rows, absent = near.get(ids(2, 1), 0.0)
+    assert absent is None
+    assert rows.states.tolist() == [State.FOREIGN, State.MISSING]
+
+
+def test_a_row_counts_as_absent_once_it_is_stale_and_a_newer_read_takes_its_place():
+    near = cache(stale_s=10)
+    near.put(ids(1), read(1), 0.0)
+    assert near.get(ids(1), 9.9)[1] is None
+    assert near.get(ids(1), 10.0)[1].tolist() == [True]
+    near.put(ids(1), read(2), 10.0)
+    rows, absent = near.get(ids(1), 19.0)
+    assert absent is None
+    assert rows.rows.tobytes() == tiny.pin_rows(ids(2)).tobytes()
+    assert near.counts.evictions == 0
+
+
+def test_returned_rows_do_not_change_when_their_place_is_taken():
+    near = NearCache(tiny.PINS, 1, 10)
+    near.put(ids(1), read(1), 0.0)
+    rows, _ = near.get(ids(1), 0.0)
+    for pin in range(2, 50):
+        near.put(ids(pin), read(pin), 0.0)
+    assert rows.rows.tobytes() == tiny.pin_rows(ids(1)).tobytes()
+
+
+def test_memory_stays_within_its_bound_and_the_smallest_cache_still_works():
+    assert cache(kilobytes=64)._rows.nbytes < 64 << 10
+    smallest = NearCache(tiny.PINS, 1, 10)
+    assert smallest.places == 8
+    everything = np.arange(100, dtype=np.uint64)
+    smallest.put(everything, read(*everything.tolist()), 0.0)
+    _, absent = smallest.get(everything, 0.0)
+    assert np.count_nonzero(~absent) == 8
+    assert smallest.counts.evictions == 92
+
+
+def test_a_popular_row_survives_a_flood_of_ids_asked_for_once():
+    near = NearCache(tiny.PINS, 1, 1e9)
+    near.put(ids(1), read(1), 0.0)
+    for _ in range(64):
+        near.get(ids(1), 0.0)
+    for pin in range(2, 40):
+        near.put(ids(pin), read(pin), 0.0)
+        near.get(ids(1), 0.0)
+    assert near.get(ids(1), 0.0)[1] is None
+
+
+def test_random_puts_and_gets_never_give_one_ids_row_for_another():
+    rng = np.random.default_rng(5)
+    near = cache(kilobytes=8)
+    hits = 0
+    for now_s in range(400):
+        asked = rng.zipf(1.3, 60).astype(np.uint64)
+        rows, absent = near.get(asked, float(now_s))
+        found = np.ones(len(asked), bool) if absent is None else ~absent
+        hits += np.count_nonzero(found)
+        assert rows.rows[found].tobytes() == tiny.pin_rows(asked[found]).tobytes()
+        missed = np.unique(asked[~found])
+        near.put(missed, read(*missed.tolist()), float(now_s))
+    assert hits == near.counts.hits > 10_000
+
+
+class CountingStore(MemoryStore):
+    def __init__(self, values):
+        super().__init__(values)
+        self.asked = []
+
+    async def multi_get(self, keys):
+        self.asked.append(len(keys))
+        return await super().multi_get(keys)
+
+
+async def test_a_second_request_reads_only_the_user_again():
+    store, needs = CountingStore(tiny.features()), tiny.manifest().needs
+    near = near_caches(needs.pin_groups, 1 << 20, 60)
+    first = await fetch(store, needs, 1, ids(9, 2, 900), near=near)
+    second = await fetch(store, needs, 1, ids(9, 2, 900), near=near)
+    assert store.asked == [2, 4, 2]  # 9, 2 and 900, and pin 1 of the sequence; pin 2 is in both and read once
+    for one, other in zip(first.pins.values(), second.pins.values(), strict=True):
+        assert one.rows.tobytes() == other.rows.tobytes()
+        assert one.states.tobytes() == other.states.tobytes()
+    assert first.lacks() == second.lacks()
+    assert first.lacks().candidates == 1
+
+
+async def test_what_a_lost_store_owed_is_not_remembered_as_missing():
+    store, needs = MemoryStore(tiny.features()), tiny.manifest().needs
+    near = near_caches(needs.pin_groups, 1 << 20, 60)
+    store.failing = True
+    assert (await fetch(store, needs, 1, ids(9), near=near)).store_unavailable
+    store.failing = False
+    assert (await fetch(store, needs, 1, ids(9), near=near)).lacks().candidates == 0
+
+
+@pytest.mark.parametrize("kilobytes", [1, 16, 256])
+def test_ids_in_sequence_spread_over_the_sets(kilobytes):
+    near = cache(kilobytes=kilobytes)
+    half = np.arange(near.places // 2, dtype=np.uint64)
+    near.put(half, read(*half.tolist()), 0.0)
+    _, absent = near.get(half, 0.0)
+    assert absent is None or np.count_nonzero(absent) < len(half) / 20
