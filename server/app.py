@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 from collections.abc import Hashable
@@ -46,10 +47,17 @@ class StartError(Exception):
 class Server:
     """A whole ranking server in one event loop."""
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, *, shared_port: bool = False) -> None:
+        """Remember.
+
+        Args:
+            config: the settings.
+            shared_port: whether other servers of ours listen on the same gRPC port.
+        """
         self._config = config
+        self._shared_port = shared_port
         self._metrics = Metrics()
-        self._streams = config.engine_streams or _cores()
+        self._streams = config.engine_streams or cores()
         self._store: Store = open_store(config.feature_store, read_only=True)
         self._health = health.aio.HealthServicer()
         #: Closes what was opened, last first.
@@ -140,7 +148,7 @@ class Server:
             options=(
                 ("grpc.max_receive_message_length", config.message_bytes_max),
                 # With port sharing on, a second server on the port would silently take half of the calls.
-                ("grpc.so_reuseport", 0),
+                ("grpc.so_reuseport", int(self._shared_port)),
             )
         )
         self._opened.push_async_callback(self._grpc.stop, 0)
@@ -169,19 +177,21 @@ class Server:
             await self._health.set(service, status)
 
 
-async def serve(config: ServerConfig) -> None:
+async def serve(config: ServerConfig, *, shared_port: bool = False) -> None:
     """Run a server until SIGTERM or SIGINT, then drain it."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    server = Server(config)
+    server = Server(config, shared_port=shared_port)
     await server.start()
+    # What lives now lives as long as the server: the collector need not look at it again.
+    gc.freeze()
     await stop.wait()
     await server.drain_and_close()
 
 
-def _cores() -> int:
+def cores() -> int:
     """Return the cores this process may use, where the system tells."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -51,6 +51,9 @@ def serve(
     model_store: Annotated[Path | None, typer.Option(help="The model store's folder.")] = None,
     model: Annotated[str | None, typer.Option(help="Name of the model to serve.")] = None,
     feature_store: Annotated[str | None, typer.Option(help="lmdb:///path, redis://host:port/db or memory://")] = None,
+    processes: Annotated[
+        int | None, typer.Option(help="Servers on one gRPC port; each has its own cores (default: 1).")
+    ] = None,
 ) -> None:
     """Serve Rank calls until SIGTERM or Ctrl-C, then drain.
 
@@ -65,15 +68,19 @@ def serve(
     from server import app as server  # noqa: PLC0415
     from server.config import ConfigError, load_config  # noqa: PLC0415
     from server.logs import configure_logs  # noqa: PLC0415
+    from server.processes import serve_processes  # noqa: PLC0415
 
     options = {
         "host": host, "grpc_port": grpc_port, "http_port": http_port,
-        "model_store": model_store, "model": model, "feature_store": feature_store,
+        "model_store": model_store, "model": model, "feature_store": feature_store, "processes": processes,
     }  # fmt: skip
     try:
         settings = load_config(config, options)
         configure_logs(settings.log_level, settings.log_format)
-        uvloop.run(server.serve(settings))
+        if settings.processes > 1:
+            serve_processes(settings)
+        else:
+            uvloop.run(server.serve(settings))
     except (ConfigError, StoreError, ModelStoreError, BundleError, UtilityError, server.StartError) as error:
         fail(str(error))
 

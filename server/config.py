@@ -66,6 +66,9 @@ class ServerConfig(BaseSettings):
     grpc_port: Port = 50051
     http_port: Port = 9095
 
+    #: Servers on one gRPC port, each a process; /metrics of the second is at http_port + 1, and so on.
+    processes: Annotated[int, Field(ge=1, le=256)] = 1
+
     #: Where models live, which one to serve, and which of its labels; the first is the default.
     model_store: Path
     model: str

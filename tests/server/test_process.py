@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +94,60 @@ def test_model_commands_publish_list_show_verify_and_label(tmp_path):
     refused = pinrank("model", "label", "tiny", "stable", "9", "--store", store)
     assert refused.returncode == 1
     assert "no version 9" in refused.stderr
+
+
+def test_two_processes_share_a_port_replace_one_that_dies_and_drain_together(model_store, feature_store_url):
+    command = [
+        PINRANK, "serve", "--model-store", str(model_store), "--model", "tiny", "--processes", "2",
+        "--feature-store", feature_store_url, "--grpc-port", "0", "--http-port", "0",
+    ]  # fmt: skip
+    environment = {**os.environ, "PINRANK_NEAR_CACHE_BYTES": "100000"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as parent:
+        try:
+            address = serving_address(parent)
+            assert serving_address(parent) == address
+            children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+            servers = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+            assert len(servers) == 2
+            os.kill(int(servers[0]), signal.SIGKILL)
+            events = [json.loads(line)["event"] for line in iter_until(parent.stderr, "serving")]
+            assert "process_died" in events
+            for _ in range(8):  # new connections, some to each
+                with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+                    request = ranking_pb2.RankRequest(user_id=1, pin_ids=[1, 2, 3], surface="home")
+                    answer = ranking_pb2_grpc.RankingServiceStub(channel).Rank(request, timeout=10)
+                    assert sorted(answer.pin_ids) == [1, 2, 3]
+            parent.send_signal(signal.SIGTERM)
+            events = [json.loads(line)["event"] for line in parent.stderr]
+            assert parent.wait() == 0
+            assert sorted(events) == ["draining", "draining", "stopped", "stopped"]
+        finally:
+            parent.kill()
+
+
+def iter_until(lines, event):
+    """The lines up to the first one about this event."""
+    for line in lines:
+        yield line
+        if json.loads(line)["event"] == event:
+            return
+
+
+def test_processes_that_cannot_serve_end_the_command_with_the_reason(model_store):
+    command = ["serve", "--model-store", str(model_store), "--model", "nowhere", "--processes", "2"]
+    refused = pinrank(*command, "--feature-store", "memory://", "--grpc-port", "0", "--http-port", "0")
+    assert refused.returncode == 1
+    assert "cannot_serve" in refused.stderr
+    assert "its log says why" in refused.stderr
+
+
+def test_a_second_server_on_a_shared_port_is_refused(model_store):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        command = ["serve", "--model-store", str(model_store), "--model", "tiny", "--processes", "2"]
+        refused = pinrank(*command, "--feature-store", "memory://", "--grpc-port", port)
+    assert refused.returncode == 1
+    assert "is another server there?" in refused.stderr
 
 
 def test_help_teaches_every_command():
