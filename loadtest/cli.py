@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Awaitable, Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
+from loadtest.errors import LoadError
+
 if TYPE_CHECKING:
-    from loadtest.open_loop import Samples, Send
+    from loadtest.open_loop import Samples
     from loadtest.report import Summary
+    from loadtest.steps import Offer
 
 REQUESTS_MAX = 1_000_000
 RATE_MAX = 50_000
 DURATION_S_MAX = 3_600
 CALLERS_MAX = 1_024
-#: How many different requests, and pins in all of them, are made beforehand; a longer run sends them again.
-DISTINCT_MAX = 20_000
-DISTINCT_PINS_MAX = 10_000_000
 #: How long to look for a server.
 CONNECT_S = 3.0
-
-
-class LoadError(Exception):
-    """The load cannot be offered; the message says what to change."""
 
 
 def register(app: typer.Typer) -> None:
@@ -37,65 +33,116 @@ def register(app: typer.Typer) -> None:
 def load(
     address: Annotated[str, typer.Option(help="host:port of the server.")] = "127.0.0.1:50051",
     rate: Annotated[float, typer.Option(help="Requests per second, arriving like independent callers.")] = 100,
+    steps: Annotated[str | None, typer.Option(help="Several rates, one after the other: 50,100,200.")] = None,
+    search: Annotated[
+        bool, typer.Option("--search", help="Find the highest rate of which 99% are goodput, beginning with --rate.")
+    ] = False,
+    arrivals: Annotated[
+        Path | None, typer.Option(help="Instead of a rate: recorded arrivals, seconds one a line or .npy.")
+    ] = None,
+    speed: Annotated[float, typer.Option(help="Play recorded arrivals so much faster.")] = 1.0,
     closed_loop: Annotated[
         int, typer.Option(help="Instead of a rate: so many callers without pause, for the highest throughput.")
     ] = 0,
-    duration: Annotated[float, typer.Option(help="Seconds that are measured.")] = 10,
+    duration: Annotated[float, typer.Option(help="Seconds that are measured, for each rate.")] = 10,
     warmup_s: Annotated[float, typer.Option(help="Seconds of the same load before that.")] = 2,
     candidates: Annotated[str, typer.Option(help="Pins a request: 128, or COUNT:WEIGHT,...")] = "128",
-    users: Annotated[str, typer.Option(help="User ids: FIRST-LAST, a JSON list, .npy or .npz.")] = "1-1000",
+    users: Annotated[str, typer.Option(help="User ids, most active first: FIRST-LAST, a JSON list, .npy or .npz.")] = (
+        "1-1000"
+    ),
     pins: Annotated[str, typer.Option(help="Pin ids, most popular first; as for --users.")] = "1-5000",
     popularity: Annotated[float, typer.Option(help="Power-law exponent of the pins' popularity.")] = 0.8,
+    user_popularity: Annotated[float, typer.Option(help="Power-law exponent of the users' activity.")] = 0.5,
     surface: Annotated[str, typer.Option(help="Surface of every request.")] = "home",
+    label: Annotated[str, typer.Option(help="Model label of every request (default: the server's).")] = "",
+    top_k: Annotated[int, typer.Option(help="Ask for only the best; 0 asks for all.")] = 0,
     deadline_ms: Annotated[float, typer.Option(help="gRPC deadline of each call.")] = 25,
     target_ms: Annotated[float, typer.Option(help="An answer within this counts as goodput.")] = 10,
     seed: Annotated[int, typer.Option(help="The same seed offers the same load.")] = 0,
-    json: Annotated[Path | None, typer.Option(help="Also write settings and summary to this file.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Also write settings and summaries to this file.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Also write a report with plots: one HTML file.")] = None,
     allow_remote: Annotated[bool, typer.Option(help="Permit a server on another machine.")] = False,
 ) -> None:
     """Offer load to a running server and report rates, latency percentiles and what was degraded.
 
-    Requests are sent when they are due, whatever the server does, and latency counts from then.
+    Requests are sent when they are due, whatever the server does, and latency counts from then. Goodput is what was
+    answered with OK, undegraded, within --target-ms.
 
-    Example: [bold]pinrank load --rate 100 --users users.json --pins pins.json[/]
+    Examples: [bold]pinrank load --rate 100 --users users.json --pins pins.json[/],
+    [bold]pinrank load --steps 50,100,200 --report load.html[/], [bold]pinrank load --search --target-ms 25[/]
     """
-    from json import dumps  # noqa: PLC0415
-
-    from loadtest.arrivals import poisson  # noqa: PLC0415
-    from loadtest.open_loop import open_loop, run, saturate  # noqa: PLC0415
-    from loadtest.report import summarise, table  # noqa: PLC0415
+    from loadtest.arrivals import ArrivalsError  # noqa: PLC0415
+    from loadtest.open_loop import run  # noqa: PLC0415
+    from loadtest.steps import Offer, found_by, rates_of  # noqa: PLC0415
     from loadtest.workload import Workload, WorkloadError, parse_candidates, read_ids  # noqa: PLC0415
 
     settings: dict[str, Any] = {
-        "rate_per_s": None if closed_loop else rate, "callers": closed_loop or None, "duration_s": duration,
-        "warmup_s": warmup_s, "candidates": candidates, "users": users, "pins": pins, "popularity": popularity,
-        "surface": surface, "deadline_ms": deadline_ms, "target_ms": target_ms, "seed": seed,
+        "rate_per_s": None if closed_loop or steps or arrivals else rate, "steps": steps, "search": search,
+        "arrivals": str(arrivals) if arrivals else None, "speed": speed, "callers": closed_loop or None,
+        "duration_s": duration, "warmup_s": warmup_s, "candidates": candidates, "users": users, "pins": pins,
+        "popularity": popularity, "user_popularity": user_popularity, "surface": surface, "label": label,
+        "top_k": top_k, "deadline_ms": deadline_ms, "target_ms": target_ms, "seed": seed,
     }  # fmt: skip
-    if json is not None and not json.parent.is_dir():
-        _fail(f"--json {json}: there is no folder {json.parent}")
     try:
+        _check_outputs(json, report)
         check_address(address, allow_remote=allow_remote)
-        check_bounds(rate, duration, warmup_s, closed_loop, deadline_ms)
+        rates = rates_of(rate, steps)
+        _check_one_of(steps=steps, search=search, arrivals=arrivals, closed_loop=closed_loop)
+        check_bounds(max(rates), duration, warmup_s, closed_loop, deadline_ms)
+        check_bounds(min(rates), duration, warmup_s, closed_loop, deadline_ms)
+        if not 0 < speed < float("inf"):
+            raise LoadError(f"--speed {speed:g}: a number above 0")
         workload = Workload(
             read_ids(users, "user_ids"), read_ids(pins, "pin_ids"), parse_candidates(candidates), popularity, surface,
-            seed,
+            seed, user_popularity, label, top_k,
         )  # fmt: skip
-        due_s = poisson(rate, warmup_s + duration, seed)
-        distinct = min(DISTINCT_MAX, DISTINCT_PINS_MAX // max(count for count, _ in workload.candidates))
-        requests = list(workload.requests(max(1, distinct if closed_loop else min(distinct, len(due_s)))))
-
-        async def offer(send: Send) -> Samples:
-            if closed_loop:
-                return await saturate(send, requests, closed_loop, warmup_s, duration)
-            return (await open_loop(send, requests, due_s)).since(warmup_s)
-
-        samples = run(_connected(address, requests[0], deadline_ms / 1e3, offer, warmup_s + duration))
-    except (LoadError, WorkloadError) as error:
+        offer = Offer(workload, duration, warmup_s, target_ms, seed, closed_loop, arrivals, speed, search=search)
+        told = Console()
+        results = run(_connected(address, offer, rates, deadline_ms / 1e3, told))
+    except (LoadError, WorkloadError, ArrivalsError) as error:
         _fail(str(error))
-    summary: Summary = summarise(samples, duration, target_ms)
-    Console().print(table(summary, f"load on {address}"))
+    found_per_s = found_by(results) if search else None
+    if found_per_s is not None:
+        told.print(f"highest rate of which 99% were answered in full within {target_ms:g} ms: {found_per_s:.1f} /s")
+    _write(f"Load on {address}", settings, results, found_per_s, json, report)
+
+
+def _write(
+    title: str,
+    settings: dict[str, Any],
+    results: list[tuple[Summary, Samples]],
+    found_per_s: float | None,
+    json: Path | None,
+    report: Path | None,
+) -> None:
+    from json import dumps  # noqa: PLC0415
+
     if json is not None:
-        json.write_text(dumps({"settings": settings, "summary": summary.as_json()}, indent=2) + "\n")
+        steps = [summary.as_json() for summary, _ in results]
+        content = {"settings": settings, "summary": steps[-1], "steps": steps, "found_per_s": found_per_s}
+        json.write_text(dumps(content, indent=2) + "\n")
+    if report is not None:
+        from loadtest.html import report_html  # noqa: PLC0415
+
+        report.write_text(report_html(title, settings, results, found_per_s))
+        Console().print(f"wrote {report}")
+
+
+def _check_outputs(json: Path | None, report: Path | None) -> None:
+    """Raise LoadError for what could not be written at the end."""
+    from importlib.util import find_spec  # noqa: PLC0415
+
+    for option, path in (("--json", json), ("--report", report)):
+        if path is not None and not path.parent.is_dir():
+            raise LoadError(f"{option} {path}: there is no folder {path.parent}")
+    if report is not None and find_spec("matplotlib") is None:
+        raise LoadError("--report draws with matplotlib: pip install 'pinrank[load]'")
+
+
+def _check_one_of(**given: object) -> None:
+    named = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
+    if len(named) > 1:
+        raise LoadError(f"{' and '.join(named)} exclude each other; name one")
 
 
 def check_address(address: str, *, allow_remote: bool) -> None:
@@ -132,22 +179,30 @@ def check_bounds(rate: float, duration_s: float, warmup_s: float, callers: int, 
 
 
 async def _connected(
-    address: str, first: bytes, deadline_s: float, offer: Callable[[Send], Awaitable[Samples]], total_s: float
-) -> Samples:
+    address: str, offer: Offer, rates: Sequence[float], deadline_s: float, told: Console
+) -> list[tuple[Summary, Samples]]:
     """Offer load over one channel, once a server there has answered the first request."""
     import asyncio  # noqa: PLC0415
 
     import grpc.aio  # noqa: PLC0415
 
     from loadtest.open_loop import sender  # noqa: PLC0415
+    from loadtest.report import table  # noqa: PLC0415
 
     async with grpc.aio.insecure_channel(address) as channel:
-        await _probe(channel, address, first)
-        progress = asyncio.create_task(_show_progress(total_s))
-        try:
-            return await offer(sender(channel, deadline_s))
-        finally:
-            progress.cancel()
+        await _probe(channel, address, offer.requests[0])
+        results: list[tuple[Summary, Samples]] = []
+        steps = offer.steps(sender(channel, deadline_s), rates)
+        while True:
+            progress = asyncio.create_task(_show_progress(offer.warmup_s + offer.duration_s))
+            try:
+                result = await anext(steps, None)
+            finally:
+                progress.cancel()
+            if result is None:
+                return results
+            results.append(result)
+            told.print(table(result[0], f"load on {address}"))
 
 
 async def _probe(channel: Any, address: str, content: bytes) -> None:

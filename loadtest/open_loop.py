@@ -46,7 +46,8 @@ class Samples:
         latency_s: float64[K], from due to answered, with any status; NaN for those never sent.
         statuses: K names of gRPC statuses, or `DROPPED`.
         stage_us: uint32[K, S], the server's own timings in the order of `STAGES`; 0 unless OK.
-        degraded: bool[K], the answer says that it is less than the full ranking.
+        degradations: K tuples, the ways in which the answer says that it is less than the full ranking.
+        models: the models that answered, "name@version".
         generator_cores: CPU seconds that this process used per second of the run.
     """
 
@@ -55,8 +56,14 @@ class Samples:
     latency_s: np.ndarray
     statuses: tuple[str, ...]
     stage_us: np.ndarray
-    degraded: np.ndarray
+    degradations: tuple[tuple[str, ...], ...]
+    models: tuple[str, ...]
     generator_cores: float
+
+    @property
+    def degraded(self) -> np.ndarray:
+        """bool[K]: the answer is less than the full ranking."""
+        return np.array([bool(kinds) for kinds in self.degradations], bool)
 
     def since(self, start_s: float) -> Samples:
         """Leave out what was due before `start_s`, and count time from there."""
@@ -67,7 +74,8 @@ class Samples:
             self.latency_s[first:],
             self.statuses[first:],
             self.stage_us[first:],
-            self.degraded[first:],
+            self.degradations[first:],
+            self.models,
             self.generator_cores,
         )
 
@@ -86,7 +94,8 @@ class _Recorder:
     number: list[int] = field(default_factory=list)
     statuses: list[str] = field(default_factory=list)
     stage_us: list[tuple[int, ...]] = field(default_factory=list)
-    degraded: list[bool] = field(default_factory=list)
+    degradations: list[tuple[str, ...]] = field(default_factory=list)
+    models: set[str] = field(default_factory=set)
 
     def restart(self) -> None:
         """Forget what was recorded, and count time from now."""
@@ -97,7 +106,7 @@ class _Recorder:
             self.latency_s,
             self.statuses,
             self.stage_us,
-            self.degraded,
+            self.degradations,
         ):
             column.clear()
         self.start_s, self.cpu_start_s = self.clock(), time.process_time()
@@ -123,7 +132,9 @@ class _Recorder:
         self.latency_s.append(latency_s)
         self.statuses.append(status)
         self.stage_us.append(tuple(getattr(parsed.timings, f"{stage}_us") for stage in STAGES))
-        self.degraded.append(parsed.degradation.ByteSize() > 0)
+        self.degradations.append(tuple(found.name for found, _ in parsed.degradation.ListFields()))
+        if status == OK:
+            self.models.add(f"{parsed.versions.model}@{parsed.versions.model_version}")
 
     def samples(self) -> Samples:
         wall_s, cpu_s = self.clock() - self.start_s, time.process_time() - self.cpu_start_s
@@ -134,7 +145,8 @@ class _Recorder:
             np.array(self.latency_s, np.float64)[order],
             tuple(self.statuses[i] for i in order),
             np.array(self.stage_us, np.uint32).reshape(-1, len(STAGES))[order],
-            np.array(self.degraded, bool)[order],
+            tuple(self.degradations[i] for i in order),
+            tuple(sorted(self.models)),
             cpu_s / wall_s if wall_s > 0 else 0.0,
         )
 

@@ -7,9 +7,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from hdrh.histogram import HdrHistogram
 from rich.table import Table
 
 from loadtest.open_loop import OK, STAGES, Samples
+
+REFUSED = "RESOURCE_EXHAUSTED"
+#: Ten minutes: longer than any call may take.
+_HDR_US_MAX = 600_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +24,7 @@ class Percentiles:
     p50: float
     p90: float
     p99: float
+    p999: float
     max: float
 
     @staticmethod
@@ -26,8 +32,8 @@ class Percentiles:
         """Return None for no values."""
         if not len(values):
             return None
-        p50, p90, p99 = np.percentile(values, (50, 90, 99)).tolist()
-        return Percentiles(p50, p90, p99, float(values.max()))
+        p50, p90, p99, p999 = np.percentile(values, (50, 90, 99, 99.9)).tolist()
+        return Percentiles(p50, p90, p99, p999, float(values.max()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,27 +45,40 @@ class Summary:
         offered_per_s: requests due per second.
         achieved_per_s: OK answers per second, until the last one if that came after the window.
         goodput_per_s: OK, undegraded answers within `target_ms`, per second of the window.
+        good_share: goodput's part of what was offered.
         target_ms: the latency that goodput asks for.
         latency_ms: of OK answers, from due to answered; read it together with `statuses`, a refused or expired request
             has no place in it. None without any.
+        refused_ms: of RESOURCE_EXHAUSTED answers; None without any.
         late_ms: how late the generator sent; also part of `latency_ms`.
         statuses: how many requests ended with each gRPC status, or were dropped by the client.
         degraded: how many OK answers say that they are less than the full ranking.
+        degraded_by: how many of them in which way.
+        models: that answered, "name@version".
         stage_ms: medians of the server's own timings over OK answers.
+        stage_p99_ms: the same, P99.
         generator_cores: processor cores that the load generator itself kept busy.
+        latency_hdr: the OK answers' latency in microseconds as an encoded HdrHistogram (three digits), for tools that
+            merge or plot them.
     """
 
     duration_s: float
     offered_per_s: float
     achieved_per_s: float
     goodput_per_s: float
+    good_share: float
     target_ms: float
     latency_ms: Percentiles | None
+    refused_ms: Percentiles | None
     late_ms: Percentiles | None
     statuses: dict[str, int]
     degraded: int
+    degraded_by: dict[str, int]
+    models: list[str]
     stage_ms: dict[str, float]
+    stage_p99_ms: dict[str, float]
     generator_cores: float
+    latency_hdr: str
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -77,20 +96,36 @@ def summarise(samples: Samples, duration_s: float, target_ms: float) -> Summary:
     latency_ms = samples.latency_s[ok] * 1e3
     good = np.count_nonzero((latency_ms <= target_ms) & ~samples.degraded[ok])
     finished_s = max(duration_s, float(np.max((samples.due_s + samples.latency_s)[ok], initial=0.0)))
-    medians = np.median(samples.stage_us[ok], axis=0) / 1e3 if ok.any() else np.empty(0)
+    stages = np.percentile(samples.stage_us[ok], (50, 99), axis=0) / 1e3 if ok.any() else np.empty((2, 0))
+    refused = np.array([status == REFUSED for status in samples.statuses], bool)
     return Summary(
         duration_s=duration_s,
         offered_per_s=len(ok) / duration_s,
         achieved_per_s=int(ok.sum()) / finished_s,
         goodput_per_s=float(good / duration_s),
+        good_share=float(good / max(1, len(ok))),
         target_ms=target_ms,
         latency_ms=Percentiles.of(latency_ms),
+        refused_ms=Percentiles.of(samples.latency_s[refused] * 1e3),
         late_ms=Percentiles.of(samples.late_s * 1e3),
         statuses=dict(Counter(samples.statuses).most_common()),
         degraded=int(np.count_nonzero(samples.degraded[ok])),
-        stage_ms=dict(zip(STAGES, medians.tolist(), strict=False)),
+        degraded_by=dict(Counter(kind for kinds in samples.degradations for kind in kinds).most_common()),
+        models=list(samples.models),
+        stage_ms=dict(zip(STAGES, stages[0].tolist(), strict=False)),
+        stage_p99_ms=dict(zip(STAGES, stages[1].tolist(), strict=False)),
         generator_cores=samples.generator_cores,
+        latency_hdr=_encoded(latency_ms),
     )
+
+
+def _encoded(latency_ms: np.ndarray) -> str:
+    histogram = HdrHistogram(1, _HDR_US_MAX, 3)
+    values, counts = np.unique(np.clip(np.rint(latency_ms * 1e3), 1, _HDR_US_MAX).astype(np.int64), return_counts=True)
+    for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+        histogram.record_value(value, count)
+    encoded: bytes = histogram.encode()
+    return encoded.decode()
 
 
 def table(summary: Summary, title: str) -> Table:
@@ -103,11 +138,17 @@ def table(summary: Summary, title: str) -> Table:
     goodput = f"{summary.goodput_per_s:.1f} /s"
     shown.add_row(f"goodput: OK, undegraded, within {summary.target_ms:g} ms", goodput, style="bold", end_section=True)
     shown.add_row("latency of OK answers, from when they were due", _percentiles(summary.latency_ms))
+    if summary.refused_ms is not None:
+        shown.add_row("latency of refusals", _percentiles(summary.refused_ms))
     shown.add_row("the generator sent late by", _percentiles(summary.late_ms))
     shown.add_row("the generator's own load", f"{summary.generator_cores:.2f} cores", end_section=True)
     for status, count in summary.statuses.items():
         shown.add_row(status, f"{count} ({count / total:.2%})", style="" if status == OK else "red")
-    shown.add_row("OK but degraded", str(summary.degraded), style="red" if summary.degraded else "", end_section=True)
+    kinds = ", ".join(f"{kind} {count}" for kind, count in summary.degraded_by.items())
+    shown.add_row(
+        "OK but degraded", f"{summary.degraded} {kinds}".strip(), style="red" if summary.degraded else "",
+        end_section=True,
+    )  # fmt: skip
     for stage, milliseconds in summary.stage_ms.items():
         shown.add_row(f"server, median {stage}", f"{milliseconds:.2f} ms")
     return shown
@@ -116,4 +157,6 @@ def table(summary: Summary, title: str) -> Table:
 def _percentiles(found: Percentiles | None) -> str:
     if found is None:
         return "none"
-    return f"P50 {found.p50:.2f}  P90 {found.p90:.2f}  P99 {found.p99:.2f}  max {found.max:.2f} ms"
+    return (
+        f"P50 {found.p50:.2f}  P90 {found.p90:.2f}  P99 {found.p99:.2f}  P99.9 {found.p999:.2f}  max {found.max:.2f} ms"
+    )

@@ -28,11 +28,14 @@ class Workload:
     """Requests of random users over power-law popular pins.
 
     Attributes:
-        user_ids: uint64[U]; every user asks equally often.
+        user_ids: uint64[U], most active first.
         pin_ids: uint64[P], distinct, most popular first.
         candidates: (how many, weight) pairs; each request draws its number of candidates from them.
         popularity: a pin at position i of `pin_ids` weighs (i + 1) ** -popularity; 0 makes all pins equal.
+        user_popularity: the same for users.
         surface: of every request.
+        label: the model label of every request; empty leaves it to the server.
+        top_k: of every request; 0 asks for all.
         seed: the same seed gives the same bytes.
     """
 
@@ -42,6 +45,9 @@ class Workload:
     popularity: float = 0.8
     surface: str = "home"
     seed: int = 0
+    user_popularity: float = 0.0
+    label: str = ""
+    top_k: int = 0
 
     def __post_init__(self) -> None:
         if not len(self.user_ids) or not len(self.pin_ids):
@@ -64,10 +70,16 @@ class Workload:
         cumulative = np.cumsum(weights / weights.sum())
         sizes = np.array([size for size, _ in self.candidates])
         shares = np.array([weight for _, weight in self.candidates])
-        for size in rng.choice(sizes, count, p=shares / shares.sum()):
-            user_id = self.user_ids[rng.integers(len(self.user_ids))]
+        activity = np.arange(1, len(self.user_ids) + 1, dtype=np.float64) ** -self.user_popularity
+        users = rng.choice(len(self.user_ids), count, p=activity / activity.sum())
+        for size, user in zip(rng.choice(sizes, count, p=shares / shares.sum()), users, strict=True):
+            user_id = self.user_ids[user]
             pins = self.pin_ids[_distinct(rng, weights, cumulative, int(size))]
-            request = ranking_pb2.RankRequest(user_id=int(user_id), pin_ids=pins.tolist(), surface=self.surface)
+            request = ranking_pb2.RankRequest(
+                user_id=int(user_id), pin_ids=pins.tolist(), surface=self.surface, top_k=self.top_k
+            )
+            if self.label:
+                request.label = self.label
             yield request.SerializeToString()
 
 

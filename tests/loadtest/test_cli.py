@@ -7,7 +7,8 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from loadtest.cli import LoadError, check_address, check_bounds, register
+from loadtest.cli import check_address, check_bounds, register
+from loadtest.errors import LoadError
 from tests.conftest import free_port
 
 

@@ -20,7 +20,8 @@ def samples(latency_ms: list[float], statuses: list[str], degraded: list[bool] |
         np.array(latency_ms, np.float64) / 1e3,
         tuple(statuses),
         stages,
-        np.array(degraded or [False] * count, bool),
+        tuple(("pins_missing",) if d else () for d in degraded or [False] * count),
+        ("tiny@1",),
         0.25,
     )
 

@@ -1,0 +1,5 @@
+from __future__ import annotations
+
+
+class LoadError(Exception):
+    """The load cannot be offered; the message says what to change."""

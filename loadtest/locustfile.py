@@ -1,0 +1,99 @@
+"""The same workload for Locust: `locust -f loadtest/locustfile.py --host 127.0.0.1:50051`. Needs the extra `load`.
+
+A Locust user is a closed loop: while it waits for an answer it sends nothing, so a stall of the server is seen by one
+request per user and not by all that were due (coordinated omission); `pinrank load` counts from when a request was due.
+Take many users with a low rate each (`--rate-per-user`, 1 by default): with 200 users at 1/s, a stall of 100 ms keeps
+every tenth user from sending in time, with 10 users at 20/s all of them.
+
+Distributed: `locust -f loadtest/locustfile.py --master` and on other machines `--worker --master-host ...`; every
+worker draws other requests. For steps, a ramp or spike instead of `--users` and `--run-time`, name the shapes' file
+too: `locust -f loadtest/locustfile.py,loadtest/locust_shapes.py --load-shape spike`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import grpc.experimental.gevent
+from locust import User, constant_throughput, events, task
+from locust.env import Environment
+
+from loadtest.errors import LoadError
+from loadtest.open_loop import RANK
+from loadtest.workload import Workload, parse_candidates, read_ids
+
+# gRPC's waits must let other greenlets run.
+grpc.experimental.gevent.init_gevent()
+
+_REQUESTS = 5_000
+
+
+@events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
+def _options(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("pinrank")
+    group.add_argument("--user-ids", default="1-1000", help="FIRST-LAST, a JSON list, .npy or .npz.")
+    group.add_argument("--pin-ids", default="1-5000", help="Most popular first; as for --user-ids.")
+    group.add_argument("--candidates", default="128", help="Pins a request: 128, or COUNT:WEIGHT,...")
+    group.add_argument("--surface", default="home", help="Surface of every request.")
+    group.add_argument("--deadline-ms", type=float, default=1000, help="gRPC deadline of each call.")
+    group.add_argument("--rate-per-user", type=float, default=1.0, help="Requests per second that a user aims at.")
+    group.add_argument("--request-seed", type=int, default=0, help="The same seed draws the same requests.")
+
+
+class Ranker(User):
+    """A frontend: one Rank call after the other, at a steady pace."""
+
+    _contents: Iterator[bytes] | None = None
+    _channel: grpc.Channel | None = None
+
+    def wait_time(self) -> float:
+        wait: float = constant_throughput(self.environment.parsed_options.rate_per_user)(self)
+        return wait
+
+    def on_start(self) -> None:
+        """Share one channel and one sequence of requests among the users of a process."""
+        cls, options = type(self), self.environment.parsed_options
+        if cls._channel is None:
+            if not self.host:
+                raise LoadError("no server: add --host 127.0.0.1:50051")
+            cls._channel = grpc.insecure_channel(self.host.removeprefix("http://").rstrip("/"))
+            cls._contents = _contents(self.environment)
+        self._rank: grpc.UnaryUnaryMultiCallable[bytes, bytes] = cls._channel.unary_unary(RANK)
+        self._deadline_s = options.deadline_ms / 1e3
+
+    @task
+    def rank(self) -> None:
+        assert self._contents is not None, "on_start made them"  # noqa: S101
+        start_s, failure, size = time.perf_counter(), None, 0
+        try:
+            size = len(self._rank(next(self._contents), timeout=self._deadline_s))
+        except grpc.RpcError as error:
+            # The code alone: Locust counts failures by their text.
+            failure = RankFailedError(error.code().name)
+        self.environment.events.request.fire(
+            request_type="gRPC",
+            name="Rank",
+            response_time=(time.perf_counter() - start_s) * 1e3,
+            response_length=size,
+            exception=failure,
+            context={},
+        )
+
+
+class RankFailedError(Exception):
+    """A call that ended with another status than OK."""
+
+
+def _contents(environment: Environment) -> Iterator[bytes]:
+    """Draw requests, in every worker others."""
+    options: Any = environment.parsed_options
+    worker = getattr(environment.runner, "worker_index", 0)
+    ids = read_ids(options.user_ids, "user_ids"), read_ids(options.pin_ids, "pin_ids")
+    candidates, seed = parse_candidates(options.candidates), options.request_seed + 1_000_003 * worker
+    workload = Workload(*ids, candidates, surface=options.surface, seed=seed)
+    return itertools.cycle(list(workload.requests(_REQUESTS)))

@@ -1,0 +1,90 @@
+"""Rates one after the other: given ones, or those of a search; recorded arrivals; or callers without pause."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from loadtest.arrivals import poisson, recorded
+from loadtest.errors import LoadError
+from loadtest.open_loop import Samples, Send, open_loop, saturate
+from loadtest.report import Summary, summarise
+from loadtest.search import Found, RateSearch
+from loadtest.workload import Workload
+
+#: How many different requests, and pins in all of them, are made beforehand; a longer run sends them again.
+DISTINCT_MAX = 20_000
+DISTINCT_PINS_MAX = 10_000_000
+#: A rate holds when so many of its requests are goodput: a P99 that counts refused, late and degraded ones as failed.
+GOOD_SHARE = 0.99
+#: Between two steps, for what the last one left behind in the server.
+_SETTLE_S = 0.5
+
+
+@dataclass(slots=True)
+class Offer:
+    """A workload and how it is offered; `requests` are serialised once."""
+
+    workload: Workload
+    duration_s: float
+    warmup_s: float
+    target_ms: float
+    seed: int = 0
+    callers: int = 0
+    arrivals: Path | None = None
+    speed: float = 1.0
+    search: bool = field(default=False, kw_only=True)
+    requests: list[bytes] = field(init=False)
+
+    def __post_init__(self) -> None:
+        distinct = min(DISTINCT_MAX, DISTINCT_PINS_MAX // max(count for count, _ in self.workload.candidates))
+        self.requests = list(self.workload.requests(max(1, distinct)))
+
+    async def steps(self, send: Send, rates: Sequence[float]) -> AsyncIterator[tuple[Summary, Samples]]:
+        """Run step after step.
+
+        Args:
+            send: how to send.
+            rates: requests per second of each step; a search begins with the first.
+        """
+        if self.callers:
+            samples = await saturate(send, self.requests, self.callers, self.warmup_s, self.duration_s)
+            yield summarise(samples, self.duration_s, self.target_ms), samples
+        elif self.arrivals is not None:
+            due_s = recorded(self.arrivals, self.speed, self.warmup_s + self.duration_s)
+            samples = (await open_loop(send, self.requests, due_s)).since(self.warmup_s)
+            yield summarise(samples, self.duration_s, self.target_ms), samples
+        elif self.search:
+            search, number = RateSearch(rates[0]), 0
+            while not isinstance(decision := search.next(), Found):
+                result = await self._step(send, decision.rate_per_s, number)
+                search.tell(decision.rate_per_s, held=result[0].good_share >= GOOD_SHARE)
+                number += 1
+                yield result
+        else:
+            for number, rate_per_s in enumerate(rates):
+                yield await self._step(send, rate_per_s, number)
+
+    async def _step(self, send: Send, rate_per_s: float, number: int) -> tuple[Summary, Samples]:
+        if number:
+            await asyncio.sleep(_SETTLE_S)
+        due_s = poisson(rate_per_s, self.warmup_s + self.duration_s, self.seed + number)
+        samples = (await open_loop(send, self.requests, due_s)).since(self.warmup_s)
+        return summarise(samples, self.duration_s, self.target_ms), samples
+
+
+def found_by(results: Sequence[tuple[Summary, Samples]]) -> float:
+    """Return the highest offered rate that held; 0 when none did."""
+    return max((s.offered_per_s for s, _ in results if s.good_share >= GOOD_SHARE), default=0.0)
+
+
+def rates_of(rate_per_s: float, steps: str | None) -> list[float]:
+    """Read `50,100,200`, or take the one rate. Raises LoadError."""
+    if steps is None:
+        return [rate_per_s]
+    try:
+        return [float(part) for part in steps.split(",")]
+    except ValueError as error:
+        raise LoadError(f"--steps {steps!r}: write rates separated by commas, like 50,100,200") from error
