@@ -13,7 +13,7 @@ from rich.console import Console
 from bench.harness import RESULTS, BenchmarkError, claims_table, read_claims, run
 
 #: Each module measures with `measure(*, quick: bool) -> Measured`.
-BENCHMARKS = {"encoder": "bench.encoder", "lift": "bench.lift", "serving": "bench.serving"}
+BENCHMARKS = {name: f"bench.{name}" for name in ("encoder", "isolation", "lift", "load_tools", "overload", "serving")}
 #: Trains for most of an hour on data that must be brought: runs only when it is named.
 ON_REQUEST = ("lift",)
 

@@ -1,4 +1,4 @@
-"""The load generator's side of the serving benchmark; runs in a process of its own."""
+"""The load generator's side of the serving benchmarks; runs in a process of its own."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc.aio
+import numpy as np
 
 from bench.processes import cpu_seconds
 from loadtest import open_loop
 from loadtest.arrivals import poisson
 from loadtest.report import Summary, summarise
+from loadtest.search import Found, RateSearch
+from loadtest.steps import GOOD_SHARE
 
 #: Long enough that nothing is cut off: an expired request would leave its latency out of the percentiles.
-_DEADLINE_S = 2.0
+LONG_S = 2.0
 _TARGET_MS = 10.0
+_SETTLE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,7 @@ def saturate(
     async def main() -> Saturated:
         async with grpc.aio.insecure_channel(address) as channel:
             samples = await open_loop.saturate(
-                open_loop.sender(channel, _DEADLINE_S),
+                open_loop.sender(channel, LONG_S),
                 requests,
                 callers,
                 warmup_s,
@@ -47,14 +51,82 @@ def saturate(
 
 
 def offer(
-    address: str, requests: tuple[bytes, ...], rate_per_s: float, warmup_s: float, duration_s: float, seed: int
+    address: str,
+    requests: tuple[bytes, ...],
+    rate_per_s: float,
+    warmup_s: float,
+    duration_s: float,
+    seed: int,
+    deadline_s: float = LONG_S,
+    target_ms: float = _TARGET_MS,
 ) -> Summary:
     """Offer Poisson arrivals in an open loop."""
-    due_s = poisson(rate_per_s, warmup_s + duration_s, seed)
+    samples = offer_at(address, requests, poisson(rate_per_s, warmup_s + duration_s, seed), deadline_s)
+    return summarise(samples.since(warmup_s), duration_s, target_ms)
+
+
+def offer_at(address: str, requests: tuple[bytes, ...], due_s: np.ndarray, deadline_s: float) -> open_loop.Samples:
+    """Offer requests at given times."""
 
     async def main() -> Any:
         async with grpc.aio.insecure_channel(address) as channel:
             await channel.channel_ready()
-            return await open_loop.open_loop(open_loop.sender(channel, _DEADLINE_S), requests, due_s)
+            return await open_loop.open_loop(open_loop.sender(channel, deadline_s), requests, due_s)
 
-    return summarise(open_loop.run(main()).since(warmup_s), duration_s, _TARGET_MS)
+    samples: open_loop.Samples = open_loop.run(main())
+    return samples
+
+
+def offer_two(
+    address: str,
+    first: tuple[tuple[bytes, ...], np.ndarray, float],
+    second: tuple[tuple[bytes, ...], np.ndarray, float],
+) -> tuple[open_loop.Samples, open_loop.Samples]:
+    """Offer two kinds of requests at once, each as (requests, float64[K] due times, deadline in seconds)."""
+    import asyncio  # noqa: PLC0415
+
+    async def main() -> Any:
+        async with grpc.aio.insecure_channel(address) as channel:
+            await channel.channel_ready()
+            return await asyncio.gather(
+                *(
+                    open_loop.open_loop(open_loop.sender(channel, deadline_s), requests, due_s)
+                    for requests, due_s, deadline_s in (first, second)
+                )
+            )
+
+    one, other = open_loop.run(main())
+    return one, other
+
+
+def highest_rate(
+    address: str,
+    requests: tuple[bytes, ...],
+    first_per_s: float,
+    target_ms: float,
+    warmup_s: float,
+    duration_s: float,
+    seed: int,
+) -> tuple[float, list[Summary]]:
+    """Search the highest rate of which 99% are goodput within `target_ms`, which is also every call's deadline.
+
+    Returns:
+        The rate, and the summary of every try.
+    """
+    import asyncio  # noqa: PLC0415
+
+    async def main() -> tuple[float, list[Summary]]:
+        search = RateSearch(first_per_s, tolerance=0.06, tries_max=7)
+        tried: list[Summary] = []
+        async with grpc.aio.insecure_channel(address) as channel:
+            await channel.channel_ready()
+            send = open_loop.sender(channel, target_ms / 1e3)
+            while not isinstance(decision := search.next(), Found):
+                due_s = poisson(decision.rate_per_s, warmup_s + duration_s, seed + len(tried))
+                samples = await open_loop.open_loop(send, requests, due_s)
+                tried.append(summarise(samples.since(warmup_s), duration_s, target_ms))
+                search.tell(decision.rate_per_s, held=tried[-1].good_share >= GOOD_SHARE)
+                await asyncio.sleep(_SETTLE_S)
+        return decision.rate_per_s, tried
+
+    return open_loop.run(main())

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
+from bench.ideal_queue import REST_S, RunTimes
 from feature_client.fetcher import fetch
 from feature_client.opening import open_store
 from kernels.engine import Engine, FeatureBatch
@@ -78,12 +80,78 @@ def run_seconds(subject: Subject, duration_s: float) -> np.ndarray:
     return np.array(seconds)
 
 
+def run_times(subject: Subject, duration_s: float) -> RunTimes:
+    """Measure runs of whole requests and of two halves at once, without a pause and after one; a fifth of the time each.
+
+    Engines of two streams only: that is what the ideal queue knows.
+    """
+    engine, batches = _loaded(subject)
+    part_s = duration_s / 5
+    alone = run_seconds(subject, part_s)
+    rested = [_timed(engine, batches[i % len(batches)], REST_S) for i in range(_runs(part_s, alone, REST_S))]
+    beside: list[list[float]] = [[], []]
+    end_s = time.perf_counter() + part_s
+
+    def whole(stream: int) -> None:
+        while time.perf_counter() < end_s:
+            beside[stream].append(_timed(engine, batches[(2 * len(beside[stream]) + stream) % len(batches)]))
+
+    _on_two_threads(whole)
+    return RunTimes(
+        alone, np.array(beside[0] + beside[1]), _halves(engine, batches, _runs(part_s, alone, 0), 0),
+        np.array(rested), _halves(engine, batches, _runs(part_s, alone, REST_S), REST_S),
+    )  # fmt: skip
+
+
+def _halves(engine: Engine, batches: list[FeatureBatch], runs: int, pause_s: float) -> np.ndarray:
+    """Return float64[runs]: the longer of two halves that begin together, after a pause."""
+    seconds: list[list[float]] = [[], []]
+    together = threading.Barrier(2)
+
+    def half(stream: int) -> None:
+        for i in range(runs):
+            batch = batches[i % len(batches)]
+            middle = batch.rows // 2
+            piece = batch.piece(0, middle) if stream == 0 else batch.piece(middle, batch.rows)
+            time.sleep(pause_s)
+            together.wait()
+            seconds[stream].append(_timed(engine, piece))
+
+    _on_two_threads(half)
+    return np.maximum(*map(np.array, seconds))
+
+
+def _runs(duration_s: float, alone_s: np.ndarray, pause_s: float) -> int:
+    return max(2, int(duration_s / (float(np.median(alone_s)) + pause_s)))
+
+
+def _timed(engine: Engine, batch: FeatureBatch, pause_s: float = 0) -> float:
+    if pause_s:
+        time.sleep(pause_s)
+    start_s = time.perf_counter()
+    engine.run(batch)
+    return time.perf_counter() - start_s
+
+
+def _on_two_threads(work: Callable[[int], None]) -> None:
+    threads = [threading.Thread(target=work, args=(stream,)) for stream in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def load_subject(subject: Subject) -> LiveModel:
+    """Load and prove the subject's bundle."""
+    store = FolderStore(subject.model_store)
+    bundle = store.read(subject.model, store.resolve(subject.model, subject.label))
+    return load_live(bundle, engine_factory(subject.engine), subject.streams)
+
+
 @cache
 def _loaded(subject: Subject) -> tuple[Engine, list[FeatureBatch]]:
     """Load once per process; the pool keeps its one process from call to call."""
-    store = FolderStore(subject.model_store)
-    bundle = store.read(subject.model, store.resolve(subject.model, subject.label))
-    live = load_live(bundle, engine_factory(subject.engine), subject.streams)
+    live = load_subject(subject)
     return live.engine, asyncio.run(_assembled(live, subject))
 
 

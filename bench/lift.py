@@ -236,7 +236,7 @@ def _served(folders: Mapping[str, Path], feature_store: str, folder: Path) -> It
         f'model_store = "{folder / "models"}"\nmodel = "{manifest.name}"\nlabels = [{labels}]\n'
         'feature_store = "memory://"\n[surfaces.home]\ndeadline_ms = 1000\n'
     )
-    with server_process(config, feature_store, folder / "server.log") as (address, _):
+    with server_process(config, feature_store, folder / "server.log") as (address, _, _):
         yield address
 
 

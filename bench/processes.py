@@ -6,13 +6,16 @@ import os
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import grpc
+from prometheus_client.parser import text_string_to_metric_families
 
 from bench.harness import BenchmarkError
 
@@ -20,8 +23,22 @@ _START_S = 60.0
 _STOP_S = 15.0
 
 
+class Served(NamedTuple):
+    """A running server: its address, its process id, and where its metrics are."""
+
+    address: str
+    pid: int
+    metrics_url: str
+
+    def metric(self, name: str) -> float:
+        """Return the sum of a metric's samples."""
+        with urllib.request.urlopen(self.metrics_url, timeout=10) as page:  # noqa: S310 - loopback
+            families = text_string_to_metric_families(page.read().decode())
+        return sum(sample.value for family in families for sample in family.samples if sample.name == name)
+
+
 @contextmanager
-def server_process(config: Path, feature_store: str, log: Path) -> Iterator[tuple[str, int]]:
+def server_process(config: Path, feature_store: str, log: Path) -> Iterator[Served]:
     """Run `pinrank serve` on free loopback ports; it is gone afterwards, whatever happens.
 
     Args:
@@ -30,7 +47,7 @@ def server_process(config: Path, feature_store: str, log: Path) -> Iterator[tupl
         log: where its standard error goes.
 
     Yields:
-        The address that it answers at, and its process id.
+        Where it answers, and its process.
     """
     grpc_port, http_port = _free_ports(2)
     command = [
@@ -42,7 +59,7 @@ def server_process(config: Path, feature_store: str, log: Path) -> Iterator[tupl
     with log.open("wb") as stderr, subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr) as process:
         try:
             _wait_until_ready(process, address, log)
-            yield address, process.pid
+            yield Served(address, process.pid, f"http://127.0.0.1:{http_port}/metrics")
         finally:
             process.terminate()
             try:

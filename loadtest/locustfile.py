@@ -13,6 +13,7 @@ too: `locust -f loadtest/locustfile.py,loadtest/locust_shapes.py --load-shape sp
 from __future__ import annotations
 
 import itertools
+import random
 import time
 from argparse import ArgumentParser
 from collections.abc import Iterator
@@ -63,6 +64,8 @@ class Ranker(User):
                 raise LoadError("no server: add --host 127.0.0.1:50051")
             cls._channel = grpc.insecure_channel(self.host.removeprefix("http://").rstrip("/"))
             cls._contents = _contents(self.environment)
+        # Users that begin together would go on together, one stampede a period.
+        time.sleep(random.uniform(0, 1 / options.rate_per_user))
         self._rank: grpc.UnaryUnaryMultiCallable[bytes, bytes] = cls._channel.unary_unary(RANK)
         self._deadline_s = options.deadline_ms / 1e3
 

@@ -125,6 +125,11 @@ class Metrics:
             "pinrank_run_requests", "Requests per engine run", None, (1, 2, 4, 8, 16, 32), registry
         )
         self.run_seconds = Histograms("pinrank_run_seconds", "Time of engine runs", None, _SECONDS, registry)
+        self.run_cpu_seconds = Counter(
+            "pinrank_run_cpu_seconds",
+            "Processor time of engine runs, where the engine is the processor",
+            registry=registry,
+        )
         self.expired_rows = Counter(
             "pinrank_expired_rows", "Rows that could no longer be scored in time; never scored", registry=registry
         )

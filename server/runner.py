@@ -231,7 +231,9 @@ class Runner:
                 for piece in run.pieces
                 if (waiting := self._waiting.get(piece.ticket.number)) and started_s < piece.ticket.deadline_s
             ]
+        cpu_s = time.thread_time()
         result = _run(members)
+        cpu_s = time.thread_time() - cpu_s
         ended_s = self._clock()
         with self._lock:
             outcomes = self._collect(members, result, started_s, ended_s)
@@ -247,6 +249,7 @@ class Runner:
             self._metrics.run_rows.observe(sum(piece.rows for piece, _ in members))
             self._metrics.run_requests.observe(len(members))
             self._metrics.run_seconds.observe(ended_s - started_s)
+            self._metrics.run_cpu_seconds.inc(cpu_s)
         return following
 
     def _collect(

@@ -84,7 +84,7 @@ def test_a_server_is_gone_after_a_failure_in_the_measurement(config_file, tmp_pa
 
     with (
         pytest.raises(ValueError, match="the measurement failed"),
-        server_process(config_file, "memory://", tmp_path / "server.log") as (_, pid),
+        server_process(config_file, "memory://", tmp_path / "server.log") as (_, pid, _),
     ):
         fail(pid)
     with pytest.raises(ProcessLookupError):
@@ -94,10 +94,11 @@ def test_a_server_is_gone_after_a_failure_in_the_measurement(config_file, tmp_pa
 def test_a_quick_run_measures_every_part_and_keeps_no_path(config_file, tmp_path):
     measured = run("serving", lambda: measure(quick=True, config=config_file), tmp_path / "results")
     (only,) = measured.raw["rounds"]
-    assert only["saturated"]["degraded"] == only["half_load"]["degraded"] == 0
-    assert set(only["half_load"]["statuses"]) == {"OK"}
+    assert only["saturated"]["degraded"] == only["quiet"]["degraded"] == 0
+    assert set(only["quiet"]["statuses"]) == {"OK"}
     assert all(value >= 0 for value in measured.summary.values())
-    assert len(measured.claims) == 4
+    assert len(measured.claims) == 6
+    assert all(tried["offered_per_s"] > 0 for found in only["goodput"].values() for tried in found["tried"])
     text = (tmp_path / "results" / "serving.json").read_text()
     assert str(tmp_path) not in text
     assert json.loads(text)["raw"]["setup"]["streams"] == 2
