@@ -81,7 +81,7 @@ def run_seconds(subject: Subject, duration_s: float) -> np.ndarray:
 
 
 def run_times(subject: Subject, duration_s: float) -> RunTimes:
-    """Measure runs of whole requests and of two halves at once, without a pause and after one; a fifth of the time each.
+    """Measure runs of whole requests and of two halves at once, without a pause and after one; a fifth of it each.
 
     Engines of two streams only: that is what the ideal queue knows.
     """
@@ -118,7 +118,8 @@ def _halves(engine: Engine, batches: list[FeatureBatch], runs: int, pause_s: flo
             seconds[stream].append(_timed(engine, piece))
 
     _on_two_threads(half)
-    return np.maximum(*map(np.array, seconds))
+    longer: np.ndarray = np.maximum(np.array(seconds[0]), np.array(seconds[1]))
+    return longer
 
 
 def _runs(duration_s: float, alone_s: np.ndarray, pause_s: float) -> int:
