@@ -23,10 +23,11 @@ import grpc
 import grpc.experimental.gevent
 from locust import User, constant_throughput, events, task
 from locust.env import Environment
+from locust.exception import StopTest
 
 from loadtest.errors import LoadError
 from loadtest.open_loop import RANK
-from loadtest.workload import Workload, parse_candidates, read_ids
+from loadtest.workload import Workload, WorkloadError, parse_candidates, read_ids
 
 # gRPC's waits must let other greenlets run.
 grpc.experimental.gevent.init_gevent()
@@ -56,31 +57,50 @@ class Ranker(User):
         wait: float = constant_throughput(self.environment.parsed_options.rate_per_user)(self)
         return wait
 
-    def on_start(self) -> None:
-        """Share one channel and one sequence of requests among the users of a process."""
-        cls, options = type(self), self.environment.parsed_options
-        if cls._channel is None:
-            if not self.host:
-                raise LoadError("no server: add --host 127.0.0.1:50051")
-            cls._channel = grpc.insecure_channel(self.host.removeprefix("http://").rstrip("/"))
-            cls._contents = _contents(self.environment)
-        # Users that begin together would go on together, one stampede a period.
-        time.sleep(random.uniform(0, 1 / options.rate_per_user))
+    def __init__(self, environment: Environment) -> None:
+        """Share one channel and one sequence of requests among the users of a process.
+
+        Not in `on_start`: only what is raised here ends a test; from there every user would fail alone, and
+        the test go on.
+        """
+        super().__init__(environment)
+        options: Any = environment.parsed_options
+        cls = type(self)
+        try:
+            if cls._channel is None:
+                cls._contents = _contents(environment)
+                cls._channel = grpc.insecure_channel(_address(self.host))
+        except (LoadError, WorkloadError) as error:
+            environment.process_exit_code = 1  # Locust's own is 0 where nothing was sent
+            raise StopTest(f"error: {error}") from None
         self._rank: grpc.UnaryUnaryMultiCallable[bytes, bytes] = cls._channel.unary_unary(RANK)
         self._deadline_s = options.deadline_ms / 1e3
 
+    def on_start(self) -> None:
+        """Begin at any time: users that begin together would go on together, one stampede a period."""
+        time.sleep(random.uniform(0, 1 / self.environment.parsed_options.rate_per_user))
+
+    @classmethod
+    def forget(cls) -> None:
+        """Let the next user open a channel and draw requests again."""
+        if cls._channel is not None:
+            cls._channel.close()
+        cls._channel = cls._contents = None
+
     @task
     def rank(self) -> None:
-        assert self._contents is not None, "on_start made them"  # noqa: S101
-        start_s, failure, size = time.perf_counter(), None, 0
+        assert self._contents is not None, "the first user made them"  # noqa: S101
+        start_s, name, failure, size = time.perf_counter(), "Rank", None, 0
         try:
             size = len(self._rank(next(self._contents), timeout=self._deadline_s))
         except grpc.RpcError as error:
-            # The code alone: Locust counts failures by their text.
+            # The code alone: Locust counts failures by their text. Under their own name, because a refusal is quick and
+            # Locust's percentiles take in whatever has the name.
             failure = RankFailedError(error.code().name)
+            name = f"Rank {failure}"
         self.environment.events.request.fire(
             request_type="gRPC",
-            name="Rank",
+            name=name,
             response_time=(time.perf_counter() - start_s) * 1e3,
             response_length=size,
             exception=failure,
@@ -92,9 +112,26 @@ class RankFailedError(Exception):
     """A call that ended with another status than OK."""
 
 
+@events.test_start.add_listener  # type: ignore[untyped-decorator]
+def _begin(**_: Any) -> None:
+    """Start afresh: between two tests, the web page may have changed the host or any of the options."""
+    Ranker.forget()
+
+
+def _address(host: str | None) -> str:
+    """Return host:port; Locust's web page suggests to write a scheme before it."""
+    if not host:
+        raise LoadError("no server: add --host 127.0.0.1:50051")
+    return host.removeprefix("http://").rstrip("/")
+
+
 def _contents(environment: Environment) -> Iterator[bytes]:
     """Draw requests, in every worker others."""
     options: Any = environment.parsed_options
+    if not options.rate_per_user > 0 or not options.deadline_ms > 0:
+        raise LoadError(
+            f"--rate-per-user {options.rate_per_user:g}, --deadline-ms {options.deadline_ms:g}: both must be above 0"
+        )
     worker = getattr(environment.runner, "worker_index", 0)
     ids = read_ids(options.user_ids, "user_ids"), read_ids(options.pin_ids, "pin_ids")
     candidates, seed = parse_candidates(options.candidates), options.request_seed + 1_000_003 * worker

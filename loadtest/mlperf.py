@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import grpc
-import mlperf_loadgen as loadgen
 import typer
 from rich.console import Console
 
@@ -24,8 +23,16 @@ from loadtest.errors import LoadError
 from loadtest.open_loop import OK, RANK
 from loadtest.workload import Workload, WorkloadError, parse_candidates, read_ids
 
+try:
+    import mlperf_loadgen as loadgen
+except ModuleNotFoundError as missing:
+    raise ModuleNotFoundError("MLPerf's loadgen is not installed: pip install 'pinrank[load]'") from missing
+
+#: How long to look for a server.
+_CONNECT_S = 3.0
 #: Requests made beforehand; loadgen draws from them.
 _SAMPLES = 1_024
+_TARGET_MS_MAX = 60_000
 _SUMMARY = {
     "scheduled_per_s": r"Scheduled samples per second\s*:\s*([\d.]+)",
     "completed_per_s": r"Completed samples per second\s*:\s*([\d.]+)",
@@ -54,10 +61,10 @@ class Judge:
             call.add_done_callback(lambda done, number=sample.id: self._complete(number, done))  # type: ignore[misc]
 
     def _complete(self, number: int, call: Any) -> None:
-        loadgen.QuerySamplesComplete([loadgen.QuerySampleResponse(number, 0, 0)])
-        status = call.code().name if call.code() != grpc.StatusCode.OK else OK
         with self._lock:
-            self.statuses[status] += 1
+            self.statuses[call.code().name] += 1
+        # Last: with the last sample complete loadgen returns, and the statuses are read.
+        loadgen.QuerySamplesComplete([loadgen.QuerySampleResponse(number, 0, 0)])
 
 
 def judge(
@@ -72,6 +79,13 @@ def judge(
         duration_s: at least so long.
         target_ms: the latency that 99% must meet for loadgen's verdict.
         deadline_s: of each call.
+
+    Returns:
+        What `parse_summary` reads, how many calls ended with each status, and `valid`: loadgen's verdict if all were
+        answered. To loadgen every call that ended is an answer, and a refusal is a quick one.
+
+    Raises:
+        LoadError: no server answers, or it refuses the first request.
     """
     settings = loadgen.TestSettings()
     settings.scenario = loadgen.TestScenario.Server
@@ -82,7 +96,7 @@ def judge(
     settings.min_duration_ms = round(duration_s * 1e3)
     settings.min_query_count = settings.max_query_count = max(1, round(rate_per_s * duration_s))
     with tempfile.TemporaryDirectory(prefix="pinrank-loadgen-") as folder, grpc.insecure_channel(address) as channel:
-        grpc.channel_ready_future(channel).result(timeout=3)
+        _probe(channel, address, requests[0])
         answering = Judge(channel, requests, deadline_s)
         output = loadgen.LogOutputSettings()
         output.outdir, output.copy_summary_to_stdout = folder, False
@@ -96,12 +110,31 @@ def judge(
             loadgen.DestroyQSL(library)
             loadgen.DestroySUT(system)
         summary = (Path(folder) / "mlperf_log_summary.txt").read_text()
-    return {**parse_summary(summary), "statuses": dict(answering.statuses)}
+    found, statuses = parse_summary(summary), dict(answering.statuses)
+    valid = found["loadgen_verdict"] == "VALID" and set(statuses) == {OK}
+    return {"valid": valid, **found, "statuses": statuses}
+
+
+def _probe(channel: grpc.Channel, address: str, content: bytes) -> None:
+    """Find out whether a server is there and takes such requests, before the clock starts."""
+    rank: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(RANK)
+    try:
+        grpc.channel_ready_future(channel).result(timeout=_CONNECT_S)
+        rank(content, timeout=_CONNECT_S)
+    except grpc.FutureTimeoutError as error:
+        raise LoadError(f"no server answers at {address}; start one with `pinrank serve`, or set --address") from error
+    except grpc.RpcError as error:
+        raise LoadError(f"the server refused the first request: {error.code().name}: {error.details()}") from error
 
 
 def parse_summary(text: str) -> dict[str, Any]:
     """Read loadgen's summary. Raises LoadError where it lacks a number: another version may write another one."""
-    found: dict[str, Any] = {"valid": "Result is : VALID" in text}
+    verdict = re.search(r"Result is\s*:\s*(VALID|INVALID)", text)
+    if verdict is None:
+        raise LoadError(f"loadgen's summary holds no verdict:\n{text}")
+    # Too few requests for a P99 is a reason too: "Early stopping".
+    unmet = re.findall(r"^\s*(.+?) satisfied\s*:\s*NO", text, re.MULTILINE | re.IGNORECASE)
+    found: dict[str, Any] = {"loadgen_verdict": verdict[1], "unmet": unmet}
     for name, pattern in _SUMMARY.items():
         match = re.search(pattern, text)
         if match is None:
@@ -127,11 +160,11 @@ def main(
     try:
         check_address(address, allow_remote=allow_remote)
         check_bounds(rate, duration, 0, 0, deadline_ms)
+        if not 0 < target_ms <= _TARGET_MS_MAX:
+            raise LoadError(f"--target-ms {target_ms:g}: above 0, at most {_TARGET_MS_MAX:,} milliseconds")
         ids = read_ids(users, "user_ids"), read_ids(pins, "pin_ids")
         workload = Workload(*ids, parse_candidates(candidates), surface=surface, seed=seed)
         verdict = judge(address, list(workload.requests(_SAMPLES)), rate, duration, target_ms, deadline_ms / 1e3)
-    except grpc.FutureTimeoutError as error:
-        _fail(f"no server answers at {address}; start one with `pinrank serve`, or set --address", error)
     except (LoadError, WorkloadError) as error:
         _fail(str(error), error)
     typer.echo(json_format.dumps(verdict, indent=2))
