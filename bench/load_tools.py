@@ -17,6 +17,7 @@ import numpy as np
 from bench import client
 from bench.harness import ROOT, BenchmarkError, Claim, Measured
 from bench.scene import CONFIG, SEED, Scene, check_all_ok, median, scene
+from loadtest.open_loop import OK
 
 _BIN = Path(sys.executable).parent
 #: With so few a second from each, a Locust user hardly ever still waits when its next request is due.
@@ -67,6 +68,8 @@ def _mlperf(plan: Plan, stage: Scene, users: Path, pins: Path) -> dict[str, floa
         "--duration", f"{plan.duration_s:g}", "--users", str(users), "--pins", str(pins),
     ]  # fmt: skip
     verdict = json.loads(_output(command))
+    if set(verdict["statuses"]) != {OK}:
+        raise BenchmarkError(f"loadgen: not every answer was OK: {verdict['statuses']}")
     return {"p50_ms": verdict["p50_ms"], "p99_ms": verdict["p99_ms"]}
 
 
