@@ -191,7 +191,8 @@ class EarliestDeadlineFirst:
     - Lanes within their share go first: the higher priority, then the earlier deadline. Lanes beyond it take what is
       left.
     - A ticket that nothing else waits beside is split over idle streams, so that all end together, where that gains
-      more than the additional run costs. In a backlog tickets run whole: splitting costs and gains nothing.
+      more than the additional run costs. In a backlog tickets run whole: splitting costs and gains nothing. One stream
+      is left idle, for whatever else needs a processor, unless the ticket is much larger than its lane's others.
     - A ticket much larger than what other lanes bring runs in small pieces and leaves one stream to them.
     - A ticket joins a run where the seconds saved, for it and all behind it, outweigh the delay of those in the run.
     - It waits for a further ticket only where the next is expected sooner than the time that joining it saves.
@@ -296,8 +297,12 @@ class EarliestDeadlineFirst:
                 break
             alone = False
             work_s += self._cost(entry.ticket.model).predict_s(1, entry.rows)
-        rows = math.ceil(ticket.rows / self._streams) if alone and not self._is_large(own, now_s) else ticket.rows
-        finish_s = now_s + work_s / self._streams + cost.finish_s(1, rows)
+        if alone and len(self._running) < self._streams:
+            # Refusing it would give its time to nobody: a typical run has to do, not a careful promise.
+            rows = ticket.rows if self._is_large(own, now_s) else math.ceil(ticket.rows / self._parts_max(own))
+            finish_s = now_s + work_s / self._streams + cost.predict_s(1, rows)
+        else:
+            finish_s = now_s + work_s / self._streams + cost.finish_s(1, ticket.rows)
         harms, own_s = 0, cost.predict_s(1, ticket.rows)
         for entry in behind:
             if entry.ticket.lane in over and ticket.lane not in over:
@@ -337,8 +342,8 @@ class EarliestDeadlineFirst:
         yield from (rank[-1] for rank in sorted(ranked))
 
     def _hopeless(self, entry: _Entry, now_s: float) -> bool:
-        """Tell whether its rows cannot be scored in time even on all streams at once."""
-        rows = math.ceil(entry.rows / self._streams)
+        """Tell whether its rows cannot be scored in time even on all streams that it may take."""
+        rows = math.ceil(entry.rows / self._parts_max(entry))
         return now_s + self._cost(entry.ticket.model).predict_s(1, rows) > entry.ticket.deadline_s
 
     def _typical_of_others(self, entry: _Entry, now_s: float) -> float:
@@ -349,6 +354,14 @@ class EarliestDeadlineFirst:
 
     def _is_large(self, entry: _Entry, now_s: float) -> bool:
         return entry.ticket.rows > 2 * self._typical_of_others(entry, now_s)
+
+    def _left_idle(self, entry: _Entry) -> int:
+        """Return how many streams splitting it must leave idle."""
+        return int(entry.ticket.rows <= 2 * self._lane(entry.ticket.lane).typical_rows)
+
+    def _parts_max(self, entry: _Entry) -> int:
+        """Over how many streams it may be split."""
+        return max(1, self._streams - self._left_idle(entry))
 
     def _must_leave_a_stream(self, entry: _Entry, free: int, now_s: float) -> bool:
         return free == 1 and self._streams > 1 and self._is_large(entry, now_s)
@@ -361,10 +374,11 @@ class EarliestDeadlineFirst:
             rows = min(rows, math.ceil(limit))
             # The last two pieces alike, rather than a small one that costs a whole run.
             return math.ceil(head.rows / 2) if rows < head.rows < 2 * rows else rows
-        over = free - min(behind, free - 1)
+        usable = free - self._left_idle(head)
+        over = usable - min(behind, free - 1)
         if over > 1:
             part = math.ceil(rows / over)
-        elif behind == 0 and self._running:
+        elif behind == 0 and usable > 0 and self._running:
             # The rest can start on the next stream that ends its run: both should end together.
             until_s = max(0.0, min(out.started_s + out.cost_s for out in self._running) - now_s)
             per_row_s = (cost.predict_s(1, rows) - cost.predict_s(1, (rows + 1) // 2)) / max(1, rows // 2)

@@ -118,4 +118,4 @@ def test_actions_are_tried_in_the_surfaces_order():
     for actions, kind in ((("trim", "cheaper"), Trimmed), (("cheaper", "trim"), Cheaper)):
         _, door = admission(Overload(actions, 1))
         door.offer(ask(deadline_s=9, rows=256), 0.0)
-        assert isinstance(door.offer(ask(rows=1000, deadline_s=0.02, cheaper="cheap"), 0.0), kind)
+        assert isinstance(door.offer(ask(rows=2000, deadline_s=0.02, cheaper="cheap"), 0.0), kind)

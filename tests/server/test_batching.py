@@ -68,15 +68,24 @@ def test_no_more_runs_are_out_than_streams():
     assert isinstance(second, Run)
     assert chosen.next(0.0) == Idle()
     chosen.finished(first, 0.01)
-    assert isinstance(chosen.next(0.01), Run)
+    chosen.next(0.01)  # may wait a moment for a further ticket
+    assert isinstance(chosen.next(0.02), Run)
 
 
-def test_a_ticket_alone_is_split_over_idle_streams_and_covers_its_rows():
-    chosen = policy(streams=4)
+def test_a_ticket_alone_is_split_over_idle_streams_but_one_and_covers_its_rows():
+    chosen = policy(streams=5)
     chosen.offer(ticket(0, rows=200), 0.0)
     pieces = [chosen.next(0.0).pieces[0] for _ in range(4)]
     assert [(p.start, p.stop) for p in pieces] == [(0, 50), (50, 100), (100, 150), (150, 200)]
     assert chosen.next(0.0) == Idle()
+
+
+def test_a_ticket_much_larger_than_its_lanes_others_takes_all_idle_streams():
+    chosen = policy(streams=2)
+    chosen.offer(ticket(0, rows=200), 0.0)
+    assert drain(chosen) == [[(0, 200)]]
+    chosen.offer(ticket(1, rows=1000), 0.0)
+    assert [chosen.next(0.0).pieces[0].rows for _ in range(2)] == [500, 500]
 
 
 def test_a_tiny_ticket_is_not_split_under_load():
@@ -104,7 +113,7 @@ def test_the_rest_of_a_split_waits_for_the_stream_that_is_free_soon():
     first, second = chosen.next(1.0), chosen.next(1.0)
     assert (first.pieces[0].ticket.number, second.pieces[0].ticket.number) == (0, 1)
     chosen.finished(first, 1.001)
-    chosen.offer(ticket(2, 9.0, rows=512), 1.001)
+    chosen.offer(ticket(2, 9.0, rows=512), 1.001)  # much more than its lane's others
     part = chosen.next(1.001).pieces[0]
     # The other stream has 1.6 ms to go, 47 rows' worth: both end together if this one takes about 24 more than half.
     assert 270 <= part.rows <= 300
@@ -203,7 +212,7 @@ def test_alone_a_ticket_is_tried_until_its_deadline_whatever_the_prediction():
 
 
 def test_a_cancelled_ticket_never_runs_and_an_unknown_one_is_ignored():
-    chosen = policy(streams=2)
+    chosen = policy(streams=3)
     chosen.offer(ticket(0, rows=1000), 0.0)
     run = chosen.next(0.0)
     assert run.pieces[0].rows == 500
@@ -262,7 +271,7 @@ def test_a_large_ticket_runs_in_pieces_and_leaves_a_stream_to_smaller_lanes():
 def test_a_forecast_counts_what_runs_and_waits_before_and_whom_it_harms():
     chosen = policy()
     alone = chosen.forecast(ticket(0, 1.0), 0.0)
-    assert on_cpu(1, 128) < alone.finish_s < 1.5 * on_cpu(1, 128)
+    assert on_cpu(1, 128) <= alone.finish_s < 1.5 * on_cpu(1, 128)
     for number in range(3):
         chosen.offer(ticket(number, 0.5), 0.0)
     chosen.next(0.0)
