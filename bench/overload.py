@@ -10,6 +10,7 @@ import numpy as np
 
 from bench import client
 from bench.harness import Claim, Measured, markdown_table
+from bench.peers import plain_process
 from bench.scene import CONFIG, SEED, Scene, median, scene
 from loadtest.arrivals import poisson
 from loadtest.open_loop import OK, Samples
@@ -61,7 +62,13 @@ def _round(plan: Plan, number: int, stage: Scene) -> dict[str, Any]:
     )
     after = stage.client.submit(client.offer_at, address, requests, due_s, TARGET_MS / 1e3).result()
     refusal = _refusal_seconds(stage)
+    with plain_process(stage.subject) as (plain_address, _):
+        plain = stage.client.submit(
+            client.offer, plain_address, requests, _FACTORS[-1] * holds_per_s, plan.warmup_s, plan.step_s, SEED + number,
+            TARGET_MS / 1e3, TARGET_MS,
+        ).result()  # fmt: skip
     return {
+        "plain": plain.as_json(),
         "holds_per_s": holds_per_s,
         "steps": steps,
         "recovery_s": _recovery_s(after, plan.burst_s),
@@ -116,6 +123,7 @@ def _conclude(rounds: list[dict[str, Any]]) -> Measured:
     summary = {
         "holds, requests/s": median([r["holds_per_s"] for r in rounds]),
         **{f"goodput at {f:g}x, requests/s": at(f, "goodput_per_s") for f in _FACTORS},
+        "plain grpc.aio's goodput at 3x, requests/s": median([r["plain"]["goodput_per_s"] for r in rounds]),
         "refusals at 3x, P50 ms at the client": at(3.0, "refused_ms", "p50"),
         "client cores at 3x": at(3.0, "generator_cores"),
     }

@@ -21,7 +21,7 @@ from typing import Any
 
 import grpc
 import grpc.experimental.gevent
-from locust import User, constant_throughput, events, task
+from locust import User, events, task
 from locust.env import Environment
 from locust.exception import StopTest
 
@@ -54,8 +54,14 @@ class Ranker(User):
     _channel: grpc.Channel | None = None
 
     def wait_time(self) -> float:
-        wait: float = constant_throughput(self.environment.parsed_options.rate_per_user)(self)
-        return wait
+        """Keep a steady pace; what a late answer cost is not caught up.
+
+        Not Locust's `constant_throughput`: its first wait makes up for the time since the user was made, which brings
+        users that began at random times back into step.
+        """
+        now_s = time.perf_counter()
+        self._due_s = max(now_s, self._due_s + self._period_s)
+        return self._due_s - now_s
 
     def __init__(self, environment: Environment) -> None:
         """Share one channel and one sequence of requests among the users of a process.
@@ -75,10 +81,12 @@ class Ranker(User):
             raise StopTest(f"error: {error}") from None
         self._rank: grpc.UnaryUnaryMultiCallable[bytes, bytes] = cls._channel.unary_unary(RANK)
         self._deadline_s = options.deadline_ms / 1e3
+        self._period_s = 1 / options.rate_per_user
 
     def on_start(self) -> None:
         """Begin at any time: users that begin together would go on together, one stampede a period."""
-        time.sleep(random.uniform(0, 1 / self.environment.parsed_options.rate_per_user))
+        time.sleep(random.uniform(0, self._period_s))
+        self._due_s = time.perf_counter()
 
     @classmethod
     def forget(cls) -> None:
