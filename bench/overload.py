@@ -64,8 +64,8 @@ def _round(plan: Plan, number: int, stage: Scene) -> dict[str, Any]:
     refusal = _refusal_seconds(stage)
     with plain_process(stage.subject) as (plain_address, _):
         plain = stage.client.submit(
-            client.offer, plain_address, requests, _FACTORS[-1] * holds_per_s, plan.warmup_s, plan.step_s, SEED + number,
-            TARGET_MS / 1e3, TARGET_MS,
+            client.offer, plain_address, requests, _FACTORS[-1] * holds_per_s, plan.warmup_s, plan.step_s,
+            SEED + number, TARGET_MS / 1e3, TARGET_MS,
         ).result()  # fmt: skip
     return {
         "plain": plain.as_json(),

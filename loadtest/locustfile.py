@@ -52,6 +52,9 @@ class Ranker(User):
 
     _contents: Iterator[bytes] | None = None
     _channel: grpc.Channel | None = None
+    #: When the next request is due, and how far requests lie apart.
+    _due_s = 0.0
+    _period_s = 1.0
 
     def wait_time(self) -> float:
         """Keep a steady pace; what a late answer cost is not caught up.
