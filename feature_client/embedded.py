@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 
 import lmdb
 
-from feature_client.store import StoreConfigError, StoreUnavailableError
+from feature_client.store import Change, StoreConfigError, StoreUnavailableError
 
 #: LMDB reserves address space, not disk: the file grows with what is written.
 MAP_BYTES = 64 << 30
+_SCAN_KEYS = 20_000
 
 
 class EmbeddedStore:
@@ -21,13 +23,14 @@ class EmbeddedStore:
 
     local = True
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False, create: bool = True) -> None:
         self._path = path
         self._read_only = read_only
+        self._create = create and not read_only
         self._env: lmdb.Environment | None = None
 
     async def start(self) -> None:
-        if self._read_only and not (self._path / "data.mdb").exists():
+        if not self._create and not (self._path / "data.mdb").exists():
             raise StoreConfigError(f"no feature store at {self._path}; fill one first, or correct the URL")
         try:
             self._path.mkdir(parents=True, exist_ok=True)
@@ -50,7 +53,11 @@ class EmbeddedStore:
             self._env.close()
             self._env = None
 
-    async def multi_get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+    async def multi_get(
+        self,
+        keys: Sequence[bytes],
+        timeout_s: float | None = None,  # noqa: ARG002 - memory answers at once
+    ) -> list[bytes | None]:
         try:
             with self._opened().begin() as transaction:
                 get = transaction.get
@@ -60,6 +67,37 @@ class EmbeddedStore:
 
     async def multi_put(self, items: Iterable[tuple[bytes, bytes]]) -> int:
         return await asyncio.to_thread(self._put, items)
+
+    async def update(self, keys: Sequence[bytes], change: Change) -> None:
+        await asyncio.to_thread(self._update, keys, change)
+
+    async def scan(self) -> AsyncIterator[list[bytes]]:
+        start: bytes | None = b""
+        while start is not None:
+            keys, start = await asyncio.to_thread(self._keys_from, start)
+            yield keys
+
+    def _keys_from(self, start: bytes) -> tuple[list[bytes], bytes | None]:
+        """Return the next keys in order, and where to go on; None at the end. A transaction of its own each time."""
+        try:
+            with self._opened().begin() as transaction, transaction.cursor() as cursor:
+                if not (cursor.set_range(start) if start else cursor.first()):
+                    return [], None
+                keys = list(itertools.islice(cursor.iternext(keys=True, values=False), _SCAN_KEYS + 1))
+        except lmdb.Error as error:
+            raise StoreUnavailableError(f"the feature store at {self._path} failed a read: {error}") from error
+        return (keys, None) if len(keys) <= _SCAN_KEYS else (keys[:-1], keys[-1])
+
+    def _update(self, keys: Sequence[bytes], change: Change) -> None:
+        try:
+            with self._opened().begin(write=True) as transaction:  # LMDB lets one writer in at a time
+                before = [transaction.get(key) for key in keys]
+                after = change(range(len(keys)), before)
+                for key, old, new in zip(keys, before, after, strict=True):
+                    if new is not None and new != old:
+                        transaction.put(key, new)
+        except lmdb.Error as error:
+            raise StoreUnavailableError(f"the feature store at {self._path} failed a write: {error}") from error
 
     def _put(self, items: Iterable[tuple[bytes, bytes]]) -> int:
         try:

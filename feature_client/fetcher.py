@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass
 
 import numpy as np
 
 from feature_client.codec import Rows, State, decode_rows, decode_sequence
 from feature_client.groups import FeatureGroup, SequenceGroup
-from feature_client.near_cache import NearCache
+from feature_client.near_cache import Flight, NearCache
 from feature_client.store import Store, StoreUnavailableError
 
 
@@ -38,7 +37,8 @@ class Fetched:
         events: structured[K], the newest actions, newest first.
         has_query_pin: whether a pin is the query.
         sequence_state: what was found under the user's sequence.
-        store_failure: why the store could not be read, if so; what it owed is missing.
+        store_failure: why the store could not be read, if so; what it owed and no cache held is missing.
+        stale_rows: pin rows that are older than the near caches allow while the store can be read.
     """
 
     user: Mapping[str, Rows]
@@ -48,6 +48,7 @@ class Fetched:
     has_query_pin: bool
     sequence_state: State
     store_failure: str | None = None
+    stale_rows: int = 0
 
     def candidate_rows(self, group: str) -> np.ndarray:
         """Return structured[N]."""
@@ -67,12 +68,6 @@ class Fetched:
     @property
     def store_unavailable(self) -> bool:
         return self.store_failure is not None
-
-    def first(self, candidates: int) -> Fetched:
-        """Keep only the first `candidates` candidates, as if no others had been asked for."""
-        keep = np.r_[:candidates, self.candidates : self.candidates + len(self.events) + self.has_query_pin]
-        pins = {name: Rows(rows.rows[keep], rows.states[keep]) for name, rows in self.pins.items()}
-        return replace(self, pins=pins, candidates=candidates)
 
     def lacks(self) -> Lacks:
         """Count what is not there."""
@@ -137,7 +132,7 @@ async def fetch(
     keys = [group.key(user_id) for group in needs.user_groups]
     if needs.sequence is not None:
         keys.append(needs.sequence.key(user_id))
-    values = await reads.multi_get(keys)
+    values, _ = await reads.multi_get(keys)
     users = {g.name: decode_rows(g, [value]) for g, value in zip(needs.user_groups, values, strict=False)}
     if needs.sequence is None:
         events, sequence_state = np.empty(0, SequenceGroup.dtype), State.PRESENT
@@ -148,14 +143,19 @@ async def fetch(
     wanted = [pin_ids, events["pin_id"]]
     if query_pin_id is not None:
         wanted.append(np.array([query_pin_id], np.uint64))
-    pins = await _pins(reads, needs.pin_groups, np.concatenate(wanted), near or {})
-    return Fetched(users, pins, len(pin_ids), events, query_pin_id is not None, sequence_state, reads.failure)
+    pins, stale = await _pins(reads, needs.pin_groups, np.concatenate(wanted), near or {})
+    return Fetched(users, pins, len(pin_ids), events, query_pin_id is not None, sequence_state, reads.failure, stale)
 
 
 async def _pins(
     reads: _Reads, groups: tuple[FeatureGroup, ...], ids: np.ndarray, near: Mapping[bytes, NearCache]
-) -> dict[str, Rows]:
-    """Return each group's rows in the order of `ids`: from its near cache, the rest in one read, each id once."""
+) -> tuple[dict[str, Rows], int]:
+    """Read each group's rows, each id once: from its near cache, the rest in one read.
+
+    Returns:
+        Rows by group in the order of `ids`; and how many of them are older than the caches allow, used because the
+        store could not be read.
+    """
     now_s = asyncio.get_running_loop().time()
     found: dict[str, Rows] = {}
     absences: list[_Absence] = []
@@ -170,16 +170,13 @@ async def _pins(
         if absent is not None and len(ids):
             distinct, index = np.unique(ids[absent], return_inverse=True)
             absences.append(_Absence(group, cache, absent, distinct, index))
-    if not absences:
-        return found
-    values = iter(await reads.multi_get([key for a in absences for key in a.group.keys(a.distinct)]))
-    for a in absences:
-        read = decode_rows(a.group, list(islice(values, len(a.distinct))))
-        found[a.group.name].rows[a.absent] = read.rows[a.index]
-        found[a.group.name].states[a.absent] = read.states[a.index]
-        if a.cache is not None and reads.failure is None:  # what a lost store owes is not missing
-            a.cache.put(a.distinct, read, now_s)
-    return found
+    stale = 0
+    if absences:
+        for a, (read, aged) in zip(absences, await _read_absent(reads, absences, now_s), strict=True):
+            found[a.group.name].rows[a.absent] = read.rows[a.index]
+            found[a.group.name].states[a.absent] = read.states[a.index]
+            stale += int(np.count_nonzero(aged[a.index]))
+    return found, stale
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +185,7 @@ class _Absence:
 
     Attributes:
         absent: bool[M], which of the wanted ids.
-        distinct: uint64[U], these ids once each.
+        distinct: uint64[U], these ids once each, ascending.
         index: int64 into `distinct`, one for each absent id.
     """
 
@@ -199,23 +196,124 @@ class _Absence:
     index: np.ndarray
 
 
+async def _read_absent(reads: _Reads, absences: list[_Absence], now_s: float) -> list[tuple[Rows, np.ndarray]]:
+    """Return for each absence the rows of its distinct ids, and bool[U], which of them are aged ones of the cache.
+
+    What another request is reading already is waited for rather than read again.
+    """
+    read = [Rows(np.empty(len(a.distinct), a.group.dtype), np.zeros(len(a.distinct), np.uint8)) for a in absences]
+    left = [np.ones(len(a.distinct), bool) for a in absences]
+    joined = [
+        (i, flight)
+        for i, a in enumerate(absences)
+        if a.cache is not None and not reads.local
+        for flight in a.cache.flights
+    ]
+    shared: list[tuple[int, np.ndarray, Flight]] = []
+    for i, flight in joined:
+        both = left[i] & np.isin(absences[i].distinct, flight.ids, assume_unique=True)
+        if both.any():
+            left[i] &= ~both
+            shared.append((i, both, flight))
+    lost = await _read_own(reads, absences, left, read, now_s)
+    again = [np.zeros(len(a.distinct), bool) for a in absences]
+    for i, both, flight in shared:
+        rows = await reads.landed(flight)
+        if rows is None:
+            again[i] |= both
+            continue
+        place = np.searchsorted(flight.ids, absences[i].distinct[both])
+        read[i].rows[both], read[i].states[both] = rows.rows[place], rows.states[place]
+    if any(mask.any() for mask in again):
+        lost_again = await _read_own(reads, absences, again, read, now_s)
+        lost = [one | other for one, other in zip(lost, lost_again, strict=True)]
+    aged = []
+    for a, rows, missing in zip(absences, read, lost, strict=True):
+        usable = np.zeros(len(missing), bool)
+        if a.cache is not None and missing.any():
+            old, known = a.cache.aged(a.distinct, now_s)
+            usable = missing & known
+            rows.rows[usable], rows.states[usable] = old.rows[usable], old.states[usable]
+        aged.append(usable)
+    return list(zip(read, aged, strict=True))
+
+
+async def _read_own(
+    reads: _Reads, absences: list[_Absence], wanted: list[np.ndarray], into: list[Rows], now_s: float
+) -> list[np.ndarray]:
+    """Read wanted ids from the store, all groups in one call, into rows and caches; return bool[U] each, what was lost.
+
+    Args:
+        reads: of this request.
+        absences: whose ids.
+        wanted: bool[U] by absence.
+        into: by absence; what is lost becomes the group's default row, MISSING.
+        now_s: when these reads count as made.
+    """
+    ids = [a.distinct[mask] for a, mask in zip(absences, wanted, strict=True)]
+    flights: list[tuple[NearCache, Flight]] = []
+    for a, own in zip(absences, ids, strict=True):
+        if a.cache is not None and len(own) and not reads.local:
+            flight = Flight(own, asyncio.get_running_loop().create_future())
+            a.cache.flights.append(flight)
+            flights.append((a.cache, flight))
+    landed: dict[int, Rows] = {}
+    try:
+        keys = [key for a, own in zip(absences, ids, strict=True) for key in a.group.keys(own)]
+        values, gone = await reads.multi_get(keys)
+        lost, start = [], 0
+        for a, own, mask, rows in zip(absences, ids, wanted, into, strict=True):
+            stop = start + len(own)
+            decoded, own_gone = decode_rows(a.group, values[start:stop]), gone[start:stop]
+            rows.rows[mask], rows.states[mask] = decoded.rows, decoded.states
+            if a.cache is not None and not own_gone.any():
+                a.cache.put(own, decoded, now_s)
+                landed[id(own)] = decoded
+            elif a.cache is not None:  # what a lost store owes is not missing
+                there = ~own_gone
+                a.cache.put(own[there], Rows(decoded.rows[there], decoded.states[there]), now_s)
+            missing = np.zeros(len(mask), bool)
+            missing[mask] = own_gone
+            lost.append(missing)
+            start = stop
+    finally:
+        for cache, flight in flights:
+            cache.flights.remove(flight)
+            if not flight.landed.done():
+                flight.landed.set_result(landed.get(id(flight.ids)))
+    return lost
+
+
 class _Reads:
-    """The reads of one request, within one budget; after the first failure nothing more is asked of the store."""
+    """The reads of one request, within one budget; after a read that gave nothing the store is not asked again."""
 
     def __init__(self, store: Store, budget_s: float | None) -> None:
         self._store = store
-        self._timeout = None if budget_s is None else asyncio.get_running_loop().time() + budget_s
+        self.local = store.local
+        self._ends_s = None if budget_s is None else asyncio.get_running_loop().time() + budget_s
+        self._gone = False
         self.failure: str | None = None
 
-    async def multi_get(self, keys: list[bytes]) -> list[bytes | None]:
-        if self.failure is None:
+    async def multi_get(self, keys: list[bytes]) -> tuple[list[bytes | None], np.ndarray]:
+        """Return the values, and bool[N], which of them could not be read."""
+        if keys and not self._gone:
             try:
-                if self._store.local:  # it answers at once; a timer costs more than the read
-                    return await self._store.multi_get(keys)
-                async with asyncio.timeout_at(self._timeout):
-                    return await self._store.multi_get(keys)
+                # A local store answers at once; looking at the clock costs more than the read.
+                left_s = None if self.local else self._left_s()
+                return await self._store.multi_get(keys, left_s), np.zeros(len(keys), bool)
             except StoreUnavailableError as error:
                 self.failure = str(error)
-            except TimeoutError:
-                self.failure = "the store did not answer within the request's budget for reads"
-        return [None] * len(keys)
+                if error.values is not None:
+                    gone = np.zeros(len(keys), bool)
+                    gone[error.lost] = True
+                    return error.values, gone
+                self._gone = True
+        return [None] * len(keys), np.ones(len(keys), bool)
+
+    async def landed(self, flight: Flight) -> Rows | None:
+        """Wait for another request's read within the budget; None when it brought nothing."""
+        done, _ = await asyncio.wait([flight.landed], timeout=self._left_s())
+        return flight.landed.result() if done else None
+
+    def _left_s(self) -> float | None:
+        return None if self._ends_s is None else max(0.0, self._ends_s - asyncio.get_running_loop().time())

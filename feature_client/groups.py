@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -96,8 +96,12 @@ class _Described(_Frozen):
     @cached_property
     def fingerprint(self) -> bytes:
         """The first 8 bytes of SHA-256 over the canonical JSON of this description."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        canonical = json.dumps(self._identity(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).digest()[:FINGERPRINT_BYTES]
+
+    def _identity(self) -> dict[str, Any]:
+        """Return all that decides what stored bytes mean."""
+        return self.model_dump(mode="json")
 
     def keys(self, entity_ids: np.ndarray) -> list[bytes]:
         """Build the store keys of entities: `name@version:` and the id as 8 big-endian bytes.
@@ -232,7 +236,11 @@ class SequenceGroup(_Described):
     surfaces: Annotated[tuple[Name, ...], Field(min_length=1, max_length=254)]
     length_max: Annotated[int, Field(ge=1, le=100_000)]
 
-    #: action and surface are positions in the vocabularies above; `time_ms` is Unix time in milliseconds.
+    #: action and surface are positions in the vocabularies above; `time_ms` is Unix time in milliseconds. `event_id` is
+    #: the producer's, to know an action again; 0 where there is none.
     dtype: ClassVar[np.dtype[np.void]] = np.dtype(
-        [("pin_id", "<u8"), ("time_ms", "<i8"), ("action", "u1"), ("surface", "u1")]
+        [("pin_id", "<u8"), ("time_ms", "<i8"), ("event_id", "<u8"), ("action", "u1"), ("surface", "u1")]
     )
+
+    def _identity(self) -> dict[str, Any]:
+        return {**super()._identity(), "layout": self.dtype.descr}

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
-from feature_client.store import StoreUnavailableError
+from feature_client.store import Change, StoreUnavailableError
 
 
 class MemoryStore:
@@ -23,7 +23,11 @@ class MemoryStore:
     async def close(self) -> None:
         pass
 
-    async def multi_get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+    async def multi_get(
+        self,
+        keys: Sequence[bytes],
+        timeout_s: float | None = None,  # noqa: ARG002 - memory answers at once
+    ) -> list[bytes | None]:
         if self.failing:
             raise StoreUnavailableError("the memory store was told to fail")
         return [self.values.get(key) for key in keys]
@@ -32,3 +36,11 @@ class MemoryStore:
         written = dict(items)
         self.values.update(written)
         return len(written)
+
+    async def update(self, keys: Sequence[bytes], change: Change) -> None:
+        before = [self.values.get(key) for key in keys]
+        after = change(range(len(keys)), before)
+        self.values.update((key, new) for key, new in zip(keys, after, strict=True) if new is not None)
+
+    async def scan(self) -> AsyncIterator[list[bytes]]:
+        yield list(self.values)

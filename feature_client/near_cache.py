@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,19 @@ class NearCacheCounts:
     evictions: int = 0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Flight:
+    """A read on its way to a cache.
+
+    Attributes:
+        ids: uint64[U], ascending.
+        landed: their rows; None when the read failed or was given up.
+    """
+
+    ids: np.ndarray
+    landed: asyncio.Future[Rows | None]
+
+
 class NearCache:
     """Decoded rows by id, with what was found for them: missing and foreign ones are remembered too.
 
@@ -35,13 +49,14 @@ class NearCache:
     `stale_s` seconds after it was read. Belongs to one event loop.
     """
 
-    def __init__(self, group: FeatureGroup, bytes_max: int, stale_s: float) -> None:
+    def __init__(self, group: FeatureGroup, bytes_max: int, stale_s: float, outage_s: float = 0.0) -> None:
         """Allocate.
 
         Args:
             group: whose rows.
             bytes_max: of all arrays together; at least one set is kept.
             stale_s: seconds for which a row stands for what the store holds.
+            outage_s: the same while the store cannot be read.
         """
         # Key, time, state and uses of a place, beside its row.
         place_bytes = group.dtype.itemsize + 8 + 8 + 1 + 1
@@ -49,7 +64,9 @@ class NearCache:
         places = _WAYS << bits
         self.group = group
         self.counts = NearCacheCounts()
-        self._stale_s = stale_s
+        self._stale_s, self._outage_s = stale_s, max(stale_s, outage_s)
+        #: Reads on their way, for those who want the same rows.
+        self.flights: list[Flight] = []
         # A shift by all 64 bits is undefined in C: with a single set the product is masked instead.
         self._shift, self._mask = np.uint64(min(63, 64 - bits)), np.uint64((1 << bits) - 1)
         self._keys = np.zeros((places // _WAYS, _WAYS), np.uint64)
@@ -97,6 +114,22 @@ class NearCache:
         rows = Rows(self._bytes.take(at, axis=0).view(self.group.dtype).reshape(-1), self._states.take(at))
         return rows, None if hits == len(ids) else ~found
 
+    def aged(self, ids: np.ndarray, now_s: float) -> tuple[Rows, np.ndarray]:
+        """Look up rows that are too old for `get`: for when the store cannot be read.
+
+        Args:
+            ids: uint64[N].
+            now_s: as of `get`.
+
+        Returns:
+            Rows in the order of `ids`, copied; and bool[N], which of them are there and no older than `outage_s` (the
+            other rows mean nothing).
+        """
+        sets = self._sets(ids)
+        at = sets * _WAYS + (self._keys.take(sets, axis=0) == ids[:, None]).argmax(axis=1)
+        found = (self._flat_keys.take(at) == ids) & (self._read_s.take(at) > now_s - self._outage_s)
+        return Rows(self._rows.take(at), self._states.take(at)), found
+
     def put(self, ids: np.ndarray, rows: Rows, now_s: float) -> None:
         """Remember what the store gave for distinct ids.
 
@@ -137,7 +170,9 @@ class NearCache:
         return (((ids * _GOLDEN) >> self._shift) & self._mask).astype(np.int64)
 
 
-def near_caches(groups: tuple[FeatureGroup, ...], bytes_max: int, stale_s: float) -> dict[bytes, NearCache]:
+def near_caches(
+    groups: tuple[FeatureGroup, ...], bytes_max: int, stale_s: float, outage_s: float = 0.0
+) -> dict[bytes, NearCache]:
     """Share `bytes_max` evenly among distinct groups; the caches by the groups' fingerprints."""
     distinct = {group.fingerprint: group for group in groups}
-    return {key: NearCache(group, bytes_max // len(distinct), stale_s) for key, group in distinct.items()}
+    return {key: NearCache(group, bytes_max // len(distinct), stale_s, outage_s) for key, group in distinct.items()}

@@ -5,7 +5,7 @@ from urllib.parse import unquote, urlsplit
 
 from feature_client.embedded import EmbeddedStore
 from feature_client.memory import MemoryStore
-from feature_client.redis_store import RedisStore
+from feature_client.redis_store import RedisClusterStore, RedisStore
 from feature_client.store import Store, StoreConfigError
 
 
@@ -15,11 +15,17 @@ def redacted(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
-def open_store(url: str, *, read_only: bool = False) -> Store:
+def open_store(url: str, *, read_only: bool = False, create: bool = True) -> Store:
     """Return the store that a URL names, not yet started.
 
-    `lmdb:///absolute/path` is a folder on this machine, `redis://[user:password@]host:port/db` (or `rediss://`) a Redis
-    server, `memory://` an empty store in this process.
+    `lmdb:///absolute/path` is a folder on this machine, `redis://[user:password@]host:port/db` a Redis server,
+    `redis+cluster://[user:password@]host:port` a Redis Cluster by any of its nodes (`rediss` for TLS; redis-py's
+    options after `?`), `memory://` an empty store in this process.
+
+    Args:
+        url: which.
+        read_only: an `lmdb` store takes no writes.
+        create: whether an `lmdb` store that is not there is made.
 
     Raises:
         StoreConfigError: the URL names no known store.
@@ -34,11 +40,13 @@ def open_store(url: str, *, read_only: bool = False) -> Store:
                 raise StoreConfigError(
                     f"an lmdb URL is lmdb:///absolute/path: three slashes, `?` and `#` as %3F and %23; got {url!r}"
                 )
-            return EmbeddedStore(Path(unquote(parts.path)), read_only=read_only)
+            return EmbeddedStore(Path(unquote(parts.path)), read_only=read_only, create=create)
         case "redis" | "rediss":
             return RedisStore(url)
+        case "redis+cluster" | "rediss+cluster":
+            return RedisClusterStore(url)
         case "memory":
             return MemoryStore()
     raise StoreConfigError(
-        f"unknown feature store {redacted(url)!r}; use lmdb:///path, redis://host:port/db or memory://"
+        f"unknown feature store {redacted(url)!r}; use lmdb:///path, redis://host:port/db, redis+cluster://host:port or memory://"
     )

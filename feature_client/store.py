@@ -5,7 +5,7 @@ Stores know nothing of groups or rows; `codec` gives the bytes their meaning, `f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Protocol
 
 
@@ -14,11 +14,26 @@ class StoreError(Exception):
 
 
 class StoreUnavailableError(StoreError):
-    """The store cannot be reached, or did not answer in time; a later call may succeed."""
+    """The store cannot be reached, or did not answer in time; a later call may succeed.
+
+    Attributes:
+        values: of a read of which a part came back, these; None where nothing did.
+        lost: positions of the keys that were not read; with `values` None, all.
+    """
+
+    def __init__(self, message: str, values: list[bytes | None] | None = None, lost: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.values = values
+        self.lost = lost
 
 
 class StoreConfigError(StoreError):
     """The store's URL or what it points to is unusable; no retry can help."""
+
+
+#: From the values of some keys to the values to write in their place; None leaves a key as it is. May be called more
+#: than once, for the keys that somebody else wrote in between.
+Change = Callable[[Sequence[int], list[bytes | None]], list[bytes | None]]
 
 
 class Store(Protocol):
@@ -33,8 +48,22 @@ class Store(Protocol):
     async def close(self) -> None:
         """Release everything; the store may be started again."""
 
-    async def multi_get(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return the values in the order of `keys`, None where there is none. Raises StoreUnavailableError."""
+    async def multi_get(self, keys: Sequence[bytes], timeout_s: float | None = None) -> list[bytes | None]:
+        """Return the values in the order of `keys`, None where there is none.
+
+        Raises:
+            StoreUnavailableError: not all could be read within `timeout_s`; it holds those that were.
+        """
 
     async def multi_put(self, items: Iterable[tuple[bytes, bytes]]) -> int:
         """Write values, replacing what was there; return how many. As durable as the store itself."""
+
+    async def update(self, keys: Sequence[bytes], change: Change) -> None:
+        """Read distinct keys, let `change` say what to write, and write it; each key's change is atomic.
+
+        `change` gets the positions of the keys and their values. Raises StoreUnavailableError when some keys may not
+        have been written.
+        """
+
+    def scan(self) -> AsyncIterator[list[bytes]]:
+        """Yield all keys, some thousands at a time, in no order; one may come twice. Raises StoreUnavailableError."""

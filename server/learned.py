@@ -7,6 +7,8 @@ from bisect import bisect_right
 from collections.abc import Callable
 from itertools import accumulate
 
+from feature_client.quantile import RunningQuantile
+
 #: Sizes between which costs are interpolated: powers of two up to a million rows.
 _SIZES = tuple(1 << power for power in range(21))
 #: An observation moves an estimate by a fifth of its error, and no error counts for more than a factor of 1.65: a pause
@@ -16,20 +18,6 @@ _ERROR_MAX = 0.5
 #: The quantile of runs that promises are made for, and how far it may lie from a typical run.
 _CAREFUL = 0.95
 _SLACK_MAX = 4.0
-
-
-class RunningQuantile:
-    """A quantile of a positive quantity, followed as it moves (stochastic approximation of its logarithm).
-
-    Every observation moves it by a few percent, however far away it lies: what is rare and extreme counts once.
-    """
-
-    def __init__(self, quantile: float, initial: float, step: float = 0.05) -> None:
-        self.value = initial
-        self._up, self._down = math.exp(step * quantile), math.exp(-step * (1 - quantile))
-
-    def observe(self, value: float) -> None:
-        self.value *= self._up if value > self.value else self._down
 
 
 class CostModel:

@@ -13,11 +13,11 @@ import structlog
 from feature_client.codec import State
 from feature_client.fetcher import Fetched, fetch
 from feature_client.near_cache import NearCache
+from feature_client.quantile import RunningQuantile
 from feature_client.store import Store
 from server.admission import Admitted, Ask, Cheaper, Refused, Trimmed
 from server.batching import Ticket
 from server.errors import DeadlineError, OverloadedError
-from server.learned import RunningQuantile
 from server.runner import Runner
 from server.selection import select
 from server.served import Served
@@ -211,6 +211,7 @@ def _degradation(fetched: Fetched, utilities: np.ndarray) -> dict[str, int]:
         "query_missing": lacks.query_pin,
         "foreign_values": lacks.foreign,
         "store_unavailable": fetched.store_unavailable,
+        "stale_rows": fetched.stale_rows,
         "non_finite_scores": non_finite,
         "fallback_order": non_finite == len(utilities),
     }

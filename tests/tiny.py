@@ -157,6 +157,11 @@ def pin_rows(ids: np.ndarray) -> np.ndarray:
     return rows
 
 
+def changed(group: Any, **changes: Any) -> Any:
+    """Return a group that differs; `model_copy` would keep the cached fingerprint."""
+    return type(group)(**{**{name: getattr(group, name) for name in type(group).model_fields}, **changes})
+
+
 def user_rows(ids: np.ndarray) -> np.ndarray:
     rows = np.zeros(len(ids), USERS.dtype)
     for i, user in enumerate(ids.tolist()):

@@ -112,7 +112,7 @@ class CountingStore(MemoryStore):
         super().__init__(values)
         self.asked = []
 
-    async def multi_get(self, keys):
+    async def multi_get(self, keys, timeout_s=None):
         self.asked.append(len(keys))
         return await super().multi_get(keys)
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 
 from loadtest.cli import check_address, check_bounds, register
 from loadtest.errors import LoadError
-from tests.conftest import free_port
+from tests.redis_servers import free_port
 
 
 def invoke(*arguments: str) -> Result:

@@ -21,7 +21,7 @@ from loadtest.errors import LoadError
 from loadtest.mlperf import parse_summary
 from loadtest.shapes import users_at
 from loadtest.workload import Workload
-from tests.conftest import free_port
+from tests.redis_servers import free_port
 
 BIN = Path(sys.executable).parent
 LOADTEST = Path(__file__).parent.parent.parent / "loadtest"
@@ -70,7 +70,19 @@ def test_locust_calls_the_server_and_counts_its_answers(address: str, tmp_path: 
 
 def test_locust_keeps_refusals_apart_from_answers_by_their_status(address: str, tmp_path: Path) -> None:
     done = locust(
-        "--host", address, "-u", "1", "-t", "2s", "--csv", str(tmp_path / "run"), *WORKLOAD, "--surface", "nowhere"
+        "--host",
+        address,
+        "-u",
+        "1",
+        "-t",
+        "4s",
+        "--rate-per-user",
+        "20",
+        "--csv",
+        str(tmp_path / "run"),
+        *WORKLOAD,
+        "--surface",
+        "nowhere",
     )
     assert done.returncode == 1  # Locust's own verdict on a run with failures
     refused = totals(tmp_path, "Rank INVALID_ARGUMENT")

@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from server.learned import CostModel, RunningQuantile
+from feature_client.quantile import RunningQuantile
+from server.learned import CostModel
 
 
 def linear(fixed_s, per_row_s):

