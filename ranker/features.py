@@ -150,7 +150,7 @@ def events_of(log: ActionLog, numbers: np.ndarray, group: SequenceGroup) -> np.n
     if (code < 0).any():
         lacking = log.schema.names[int(action[code < 0][0])]
         raise DatasetError(f"sequence group {group.ref} has no action {lacking!r}; it has {', '.join(group.actions)}")
-    events = np.empty(len(numbers), SequenceGroup.dtype)
+    events = np.zeros(len(numbers), SequenceGroup.dtype)
     events["pin_id"] = log.pin_ids[log.pin[numbers]]
     events["time_ms"] = log.time_ms[numbers]
     events["action"] = code

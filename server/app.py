@@ -15,6 +15,8 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from feature_client.activity import ActivityWriter
+from feature_client.groups import SequenceGroup
 from feature_client.near_cache import near_caches
 from feature_client.opening import open_store, redacted
 from feature_client.store import Store
@@ -22,7 +24,9 @@ from kernels.opening import engine_factory
 from model_store.live import LiveModel, load_live
 from model_store.store import FolderStore
 from model_store.utility import load_utility
-from pinrank.v1 import ranking_pb2  # noqa: F401 - reflection answers from the registered descriptors
+from pinrank.v1 import activity_pb2, ranking_pb2  # noqa: F401 - reflection answers from the registered descriptors
+from server import activity
+from server.activity import ActivityEdge
 from server.admission import Admission, Overload
 from server.batching import EarliestDeadlineFirst, Lane
 from server.config import ConfigError, ServerConfig
@@ -58,7 +62,7 @@ class Server:
         self._shared_port = shared_port
         self._metrics = Metrics()
         self._streams = config.engine_streams or cores()
-        self._store: Store = open_store(config.feature_store, read_only=True)
+        self._store: Store = open_store(config.feature_store, read_only=not config.record_actions, create=False)
         self._health = health.aio.HealthServicer()
         #: Closes what was opened, last first.
         self._opened = AsyncExitStack()
@@ -89,13 +93,16 @@ class Server:
         self._opened.push_async_callback(asyncio.to_thread, runner.close)
         groups = tuple(group for served in models.by_label.values() for group in served.live.needs.pin_groups)
         near = (
-            near_caches(groups, config.near_cache_bytes, config.near_cache_stale_s) if config.near_cache_bytes else {}
+            near_caches(groups, config.near_cache_bytes, config.near_cache_stale_s, config.near_cache_outage_s)
+            if config.near_cache_bytes
+            else {}
         )
-        self._metrics.watch(runner.admission, near.values())
+        self._metrics.watch(runner.admission, near.values(), self._store)
         self._pipeline = pipeline = Pipeline(
             self._store, near, runner, config.fetch_budget_share, config.answer_margin_ms / 1e3
         )
         self._edge = RankingEdge(pipeline, models, config, self._metrics)
+        self._activity = ActivityEdge(self._activity_writers(models), self._metrics)
         for label, served in models.by_label.items():
             live = served.live
             self._metrics.model_info.labels(live.manifest.name, live.manifest.version, label, live.digest).set(1)
@@ -126,10 +133,18 @@ class Server:
         )
         return Runner(policy, admission, self._streams, costs, self._metrics)
 
+    def _activity_writers(self, models: ServedModels) -> list[tuple[SequenceGroup, ActivityWriter]]:
+        """Return a writer for each distinct sequence that a served model reads; none when actions are not recorded."""
+        if not self._config.record_actions:
+            return []
+        sequences = (served.live.manifest.sequence for served in models.by_label.values())
+        distinct = {sequence.fingerprint: sequence for sequence in sequences if sequence is not None}
+        return [(sequence, ActivityWriter(self._store, sequence)) for sequence in distinct.values()]
+
     async def drain_and_close(self) -> None:
         """Refuse new calls, let those in flight finish within `drain_s`, then close everything."""
         self.serving = False
-        self._edge.draining = True
+        self._edge.draining = self._activity.draining = True
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         _log.info("draining", drain_s=self._config.drain_s)
         try:
@@ -152,9 +167,11 @@ class Server:
             )
         )
         self._opened.push_async_callback(self._grpc.stop, 0)
-        self._grpc.add_generic_rpc_handlers((self._edge.handler(),))
+        self._grpc.add_generic_rpc_handlers((self._edge.handler(), self._activity.handler()))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
+        reflection.enable_server_reflection(
+            (SERVICE, activity.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc
+        )
         try:
             self.grpc_port = self._grpc.add_insecure_port(f"{config.host}:{config.grpc_port}")
         except RuntimeError as error:
@@ -173,7 +190,7 @@ class Server:
         await self._grpc.start()
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
-        for service in ("", SERVICE):
+        for service in ("", SERVICE, activity.SERVICE):
             await self._health.set(service, status)
 
 

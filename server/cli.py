@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from importlib.metadata import entry_points, version
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
+
+from server.features_cli import fail, features
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,13 +20,9 @@ app = typer.Typer(
 )
 models = typer.Typer(no_args_is_help=True, help="Publish, inspect and label model versions.")
 app.add_typer(models, name="model")
+app.add_typer(features, name="features")
 
 StoreOption = Annotated[Path, typer.Option("--store", help="The model store's folder.", envvar="PINRANK_MODEL_STORE")]
-
-
-def fail(message: str) -> NoReturn:
-    Console(stderr=True).print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
-    raise typer.Exit(1)
 
 
 @app.callback(invoke_without_command=True)

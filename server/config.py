@@ -79,7 +79,7 @@ class ServerConfig(BaseSettings):
     #: Runs in flight at once; 0 takes one per processor core.
     engine_streams: Annotated[int, Field(ge=0, le=256)] = 0
 
-    #: lmdb:///path, redis://host:port/db or memory://
+    #: lmdb:///path, redis://host:port/db, redis+cluster://host:port or memory://
     feature_store: str
     #: The share of a request's time budget that its feature reads may use before defaults stand in.
     fetch_budget_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
@@ -87,6 +87,11 @@ class ServerConfig(BaseSettings):
     #: Memory for pins' rows that were read before, and how long such a row may stand for the stored one.
     near_cache_bytes: Annotated[int, Field(ge=0)] = 64 << 20
     near_cache_stale_s: Annotated[float, Field(ge=0, le=86_400)] = 30
+    #: The same while the feature store cannot be read; such rows are counted in the answer.
+    near_cache_outage_s: Annotated[float, Field(ge=0, le=604_800)] = 3_600
+
+    #: Whether ActivityService writes users' actions into the feature store.
+    record_actions: bool = False
 
     candidates_max: Annotated[int, Field(ge=1, le=100_000)] = 5_000
     message_bytes_max: Annotated[int, Field(ge=1_024)] = 1 << 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
@@ -47,7 +47,7 @@ class RankingEdge:
         except RankError as error:
             if STATUS[type(error)] == grpc.StatusCode.INTERNAL:
                 _log.error("request_failed", error=str(error), exc_info=error.__cause__)
-            await _abort(context, STATUS[type(error)], error)
+            await abort(context, error)
 
     async def _answer(self, content: bytes, remaining_s: float | None) -> bytes:
         """Parse, rank and serialise one call; every outcome is counted before it leaves."""
@@ -90,8 +90,9 @@ class RankingEdge:
             self._metrics.degraded[kind].inc()
 
 
-async def _abort(context: _Context, code: grpc.StatusCode, error: RankError) -> NoReturn:
-    """End the call with google.rpc.Status details where there are any."""
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: RankError) -> NoReturn:
+    """End a call with an error's status, and google.rpc.Status details where there are any."""
+    code = STATUS[type(error)]
     trailer: list[tuple[str, str | bytes]] = []
     match error:
         case InvalidRequestError(violations=violations):

@@ -1,9 +1,12 @@
-"""What can go wrong with a Rank call, and the gRPC status of each.
+"""What can go wrong with a call, and the gRPC status of each.
 
 RankError
 ├── InvalidRequestError      the request itself is wrong; names every field at fault
 ├── OverloadedError          refused on arrival, before any work; says when to try again
 ├── DeadlineError            no scores in time; nothing is answered late
+├── RecordingFullError       more actions wait to be stored than the server holds
+├── NotRecordingError        this server records no actions
+├── StoreDownError           the feature store took no actions
 ├── DrainingError            the server is shutting down
 ├── ScoringError             the engine failed this request's batch
 └── InternalError            a fault of the server's own: its log has it, the caller only hears of it
@@ -17,7 +20,7 @@ import grpc
 
 
 class RankError(Exception):
-    """A Rank call that ends without a ranking."""
+    """A call that ends without what was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,18 @@ class OverloadedError(RankError):
         self.retry_after_s = retry_after_s
 
 
+class RecordingFullError(OverloadedError):
+    pass
+
+
+class NotRecordingError(RankError):
+    pass
+
+
+class StoreDownError(RankError):
+    pass
+
+
 class DeadlineError(RankError):
     pass
 
@@ -59,6 +74,9 @@ class InternalError(RankError):
 STATUS: dict[type[RankError], grpc.StatusCode] = {
     InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
     OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    RecordingFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    NotRecordingError: grpc.StatusCode.FAILED_PRECONDITION,
+    StoreDownError: grpc.StatusCode.UNAVAILABLE,
     DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
     DrainingError: grpc.StatusCode.UNAVAILABLE,
     ScoringError: grpc.StatusCode.INTERNAL,

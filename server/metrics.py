@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from feature_client.activity import Outcome
 from feature_client.near_cache import NearCache
+from feature_client.redis_store import RedisStore
+from feature_client.store import Store
 from server.admission import Admission
 
 #: Fine around the 10 ms budget: 12 bounds between 1 and 25 ms.
@@ -24,7 +28,7 @@ STAGES = ("wire", "fetch", "assemble", "queue", "score", "utility", "select", "r
 #: The ways an answer is degraded: `pinrank.v1.Degradation`, field by field.
 DEGRADATIONS = (
     "user_missing", "sequence_missing", "pins_missing", "sequence_pins_missing", "query_missing", "foreign_values",
-    "store_unavailable", "non_finite_scores", "pins_trimmed", "cheaper_model", "fallback_order",
+    "store_unavailable", "stale_rows", "non_finite_scores", "pins_trimmed", "cheaper_model", "fallback_order",
 )  # fmt: skip
 _FOLD_AT = 4_096
 
@@ -93,6 +97,26 @@ class _NearCacheCounts(Collector):
         yield evicted
 
 
+class _RedisCounts(Collector):
+    def __init__(self, store: RedisStore) -> None:
+        self._store = store
+
+    def collect(self) -> Iterator[Metric]:
+        calls = CounterMetricFamily(
+            "pinrank_redis_calls",
+            "Round trips by Redis server and kind: all, those sent twice as the server was slow, those that failed, "
+            "those not made as the circuit was open",
+            labels=["node", "kind"],
+        )
+        circuit = GaugeMetricFamily("pinrank_redis_circuit_open", "1 while a server is left alone", labels=["node"])
+        for name, node in sorted(self._store.nodes.items()):
+            for kind, count in asdict(node.counts).items():
+                calls.add_metric([name, kind], count)
+            circuit.add_metric([name], node.breaker.open)
+        yield calls
+        yield circuit
+
+
 class Metrics:
     """The server's metrics, on a registry of their own so that tests can run many servers in one process."""
 
@@ -120,6 +144,8 @@ class Metrics:
             "pinrank_degraded", "Answers degraded, by what was missing or left out", ["kind"], registry=registry
         )
         self.degraded = {kind: degraded.labels(kind) for kind in DEGRADATIONS}
+        actions = Counter("pinrank_actions", "Actions recorded, by what became of them", ["outcome"], registry=registry)
+        self.actions = {outcome.name.lower(): actions.labels(outcome.name.lower()) for outcome in Outcome}
         self.run_rows = Histograms("pinrank_run_rows", "Rows per engine run", None, _ROWS, registry)
         self.run_requests = Histograms(
             "pinrank_run_requests", "Requests per engine run", None, (1, 2, 4, 8, 16, 32), registry
@@ -153,12 +179,14 @@ class Metrics:
             registry=registry,
         )
 
-    def watch(self, admission: Admission, caches: Collection[NearCache]) -> None:
-        """Read what is in flight, and the near caches' counts, whenever metrics are collected."""
+    def watch(self, admission: Admission, caches: Collection[NearCache], store: Store) -> None:
+        """Read what is in flight, and the near caches' and the store's counts, whenever metrics are collected."""
         self._requests_in_flight.set_function(lambda: admission.requests)
         self._rows_in_flight.set_function(lambda: admission.rows)
         self._bytes_in_flight.set_function(lambda: admission.bytes)
         self.registry.register(_NearCacheCounts(caches))
+        if isinstance(store, RedisStore):
+            self.registry.register(_RedisCounts(store))
 
     def count_request(self, surface: str, code: str) -> None:
         """Count one Rank call."""

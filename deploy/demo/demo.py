@@ -136,7 +136,9 @@ def prepared(data: Path | None) -> Home:
         model = trained_on(data, models)
     store = FolderStore(models)
     bundle = store.read(model, store.resolve(model, "stable"))
-    home = Home(models, bundle, cache / "demo" / f"{data.name}-{bundle.digest[:12]}")
+    # What is stored depends on the bundle and on the layout of its sequence.
+    layout = bundle.manifest.sequence.fingerprint.hex()[:6] if bundle.manifest.sequence else "none"
+    home = Home(models, bundle, cache / "demo" / f"{data.name}-{bundle.digest[:12]}-{layout}")
     if not home.folder.exists():
         fill(home, data)
     link = cache / "demo" / f".latest-{os.getpid()}"

@@ -107,7 +107,7 @@ class StageTimings(_message.Message):
     def __init__(self, wire_us: _Optional[int] = ..., fetch_us: _Optional[int] = ..., assemble_us: _Optional[int] = ..., queue_us: _Optional[int] = ..., score_us: _Optional[int] = ..., utility_us: _Optional[int] = ..., select_us: _Optional[int] = ..., total_us: _Optional[int] = ...) -> None: ...
 
 class Degradation(_message.Message):
-    __slots__ = ("user_missing", "sequence_missing", "pins_missing", "sequence_pins_missing", "query_missing", "foreign_values", "store_unavailable", "non_finite_scores", "pins_trimmed", "fallback_order", "cheaper_model")
+    __slots__ = ("user_missing", "sequence_missing", "pins_missing", "sequence_pins_missing", "query_missing", "foreign_values", "store_unavailable", "non_finite_scores", "pins_trimmed", "fallback_order", "cheaper_model", "stale_rows")
     USER_MISSING_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_MISSING_FIELD_NUMBER: _ClassVar[int]
     PINS_MISSING_FIELD_NUMBER: _ClassVar[int]
@@ -119,6 +119,7 @@ class Degradation(_message.Message):
     PINS_TRIMMED_FIELD_NUMBER: _ClassVar[int]
     FALLBACK_ORDER_FIELD_NUMBER: _ClassVar[int]
     CHEAPER_MODEL_FIELD_NUMBER: _ClassVar[int]
+    STALE_ROWS_FIELD_NUMBER: _ClassVar[int]
     user_missing: bool
     sequence_missing: bool
     pins_missing: int
@@ -130,4 +131,5 @@ class Degradation(_message.Message):
     pins_trimmed: int
     fallback_order: bool
     cheaper_model: bool
-    def __init__(self, user_missing: _Optional[bool] = ..., sequence_missing: _Optional[bool] = ..., pins_missing: _Optional[int] = ..., sequence_pins_missing: _Optional[int] = ..., query_missing: _Optional[bool] = ..., foreign_values: _Optional[int] = ..., store_unavailable: _Optional[bool] = ..., non_finite_scores: _Optional[int] = ..., pins_trimmed: _Optional[int] = ..., fallback_order: _Optional[bool] = ..., cheaper_model: _Optional[bool] = ...) -> None: ...
+    stale_rows: int
+    def __init__(self, user_missing: _Optional[bool] = ..., sequence_missing: _Optional[bool] = ..., pins_missing: _Optional[int] = ..., sequence_pins_missing: _Optional[int] = ..., query_missing: _Optional[bool] = ..., foreign_values: _Optional[int] = ..., store_unavailable: _Optional[bool] = ..., non_finite_scores: _Optional[int] = ..., pins_trimmed: _Optional[int] = ..., fallback_order: _Optional[bool] = ..., cheaper_model: _Optional[bool] = ..., stale_rows: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,109 @@
+"""A server whose Redis misbehaves goes on answering: degraded, flagged, counted, and well again by itself."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc.aio
+import pytest
+
+from feature_client.opening import open_store
+from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
+from tests import tiny
+from tests.faulty_proxy import FaultyProxy
+from tests.redis_servers import RedisServer
+
+REQUEST = ranking_pb2.RankRequest(user_id=1, pin_ids=range(1, 21), surface="home")
+
+
+@pytest.fixture
+async def scene(tmp_path, start_server):
+    """A server on a Redis of its own behind a proxy; the Redis holds the tiny features."""
+    redis = RedisServer(tmp_path)
+    redis.start()
+    async with FaultyProxy(redis.port).running() as proxy:
+        await refill(redis)
+        server = await start_server(feature_store=proxy.url, near_cache_stale_s=0.0, fetch_budget_share=0.2)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+            rank = ranking_pb2_grpc.RankingServiceStub(channel).Rank
+            assert not (await rank(REQUEST, timeout=2)).HasField("degradation")
+            yield redis, proxy, rank, server
+    redis.kill()
+
+
+async def refill(redis):
+    store = open_store(redis.url)
+    await store.start()
+    await store.multi_put(tiny.features().items())
+    await store.close()
+
+
+async def well_again(rank):
+    async with asyncio.timeout(15):
+        while (await rank(REQUEST, timeout=2)).HasField("degradation"):  # noqa: ASYNC110 - the server recovers by itself
+            await asyncio.sleep(0.01)
+
+
+def hang(_, proxy):
+    proxy.silent = True
+
+
+def slow_down(_, proxy):
+    proxy.delay_s = 0.1
+
+
+def cut(_, proxy):
+    proxy.refusing = True
+
+
+def kill(redis, _):
+    redis.kill()
+
+
+@pytest.mark.parametrize("fault", [hang, slow_down, cut, kill])
+async def test_every_call_is_answered_from_aged_rows_and_defaults_until_redis_is_back(scene, fault):
+    redis, proxy, rank, server = scene
+    fault(redis, proxy)
+    answers = await asyncio.gather(*(rank(REQUEST, timeout=0.25) for _ in range(40)))
+    for answer in answers:
+        assert sorted(answer.pin_ids) == list(range(1, 21))
+        assert answer.degradation.store_unavailable
+        assert answer.degradation.user_missing
+        assert answer.degradation.sequence_missing
+        assert answer.degradation.stale_rows == 20
+        assert answer.degradation.pins_missing == 0
+    sample = server._metrics.registry.get_sample_value
+    assert sample("pinrank_degraded_total", {"kind": "stale_rows"}) >= 40
+    node = f"127.0.0.1:{proxy.port}"
+    assert sample("pinrank_redis_circuit_open", {"node": node}) == 1
+    assert sample("pinrank_redis_calls_total", {"node": node, "kind": "failures"}) >= 3
+    proxy.silent, proxy.delay_s = False, 0.0
+    proxy.refusing = True  # half-open connections are cut
+    proxy.refusing = False
+    if fault is kill:
+        redis.start()
+        await refill(redis)
+    await well_again(rank)
+
+
+async def test_a_redis_that_comes_back_empty_is_read_as_missing_and_a_refill_mends_it(scene):
+    redis, _, rank, _ = scene
+    redis.kill()
+    redis.start()
+    async with asyncio.timeout(15):
+        while (await rank(REQUEST, timeout=2)).degradation.store_unavailable:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.01)
+    answer = await rank(REQUEST, timeout=2)
+    assert (answer.degradation.pins_missing, answer.degradation.stale_rows) == (20, 0)
+    await refill(redis)
+    await well_again(rank)
+
+
+async def test_thirty_percent_missing_pins_and_a_missing_user_are_counted_one_by_one(scene):
+    _, _, rank, _ = scene
+    answer = await rank(
+        ranking_pb2.RankRequest(user_id=999, pin_ids=[*range(1, 15), *range(901, 907)], surface="home"), timeout=2
+    )
+    assert answer.degradation.pins_missing == 6
+    assert answer.degradation.user_missing
+    assert not answer.degradation.store_unavailable
