@@ -13,7 +13,12 @@ from rich.console import Console
 from bench.harness import RESULTS, BenchmarkError, claims_table, read_claims, run
 
 #: Each module measures with `measure(*, quick: bool) -> Measured`.
-BENCHMARKS = {name: f"bench.{name}" for name in ("encoder", "isolation", "lift", "load_tools", "overload", "serving")}
+BENCHMARKS = {
+    name: f"bench.{name}"
+    for name in (
+        "actions", "encoder", "feature_reads", "isolation", "lift", "load_tools", "near_cache", "overload", "serving",
+    )
+}  # fmt: skip
 #: Trains for most of an hour on data that must be brought: runs only when it is named.
 ON_REQUEST = ("lift",)
 

@@ -13,9 +13,12 @@ from model_store.bundle import EMBEDDINGS, Bundle
 
 #: How many pins a bundle without embeddings gets.
 PINS = 2_000
+_CHUNK = 50_000
 
 
-async def fill(store: Store, bundle: Bundle, users: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+async def fill(
+    store: Store, bundle: Bundle, users: int, seed: int, pins: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Write a row of every group of the bundle for every pin and user, and a full sequence for every user.
 
     Args:
@@ -23,18 +26,23 @@ async def fill(store: Store, bundle: Bundle, users: int, seed: int) -> tuple[np.
         bundle: its `embeddings.npz` gives the pins and their vectors, if it has one.
         users: how many; their ids are 1..users.
         seed: of everything that is drawn.
+        pins: how many; None takes the bundle's own. Made ones are used in sequences by a power law, the first the most.
 
     Returns:
         uint64[users] and uint64[P], the ids of users and pins.
     """
     rng = np.random.default_rng(seed)
     user_ids = np.arange(1, users + 1, dtype=np.uint64)
-    pin_ids, vectors = _pins(bundle)
+    pin_ids, vectors = _pins(bundle) if pins is None else (np.arange(1, pins + 1, dtype=np.uint64), None)
+    popularity = None if pins is None else power_law(pins)
     for group in bundle.manifest.groups:
         ids, known = (pin_ids, vectors) if group.entity == "pin" else (user_ids, None)
-        await write_rows(store, group, ids, _rows(group, len(ids), known, rng))
+        for start in range(0, len(ids), _CHUNK):
+            some = slice(start, start + _CHUNK)
+            own = None if known is None else known[some]
+            await write_rows(store, group, ids[some], _rows(group, len(ids[some]), own, rng))
     if (sequence := bundle.manifest.sequence) is not None:
-        events = _events(sequence, users * sequence.length_max, pin_ids, rng)
+        events = _events(sequence, users * sequence.length_max, pin_ids, popularity, rng)
         await write_sequences(store, sequence, user_ids, events, np.arange(users + 1) * sequence.length_max)
     return user_ids, pin_ids
 
@@ -70,9 +78,18 @@ def _unit_vectors(space: EmbeddingSpace, count: int, rng: np.random.Generator) -
     return cast
 
 
-def _events(group: SequenceGroup, count: int, pin_ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def power_law(count: int, exponent: float = 0.8) -> np.ndarray:
+    """Return float64[count], the shares of the most, second most, ... popular."""
+    weights = np.arange(1, count + 1) ** -exponent
+    shares: np.ndarray = weights / weights.sum()
+    return shares
+
+
+def _events(
+    group: SequenceGroup, count: int, pin_ids: np.ndarray, popularity: np.ndarray | None, rng: np.random.Generator
+) -> np.ndarray:
     events = np.zeros(count, group.dtype)
-    events["pin_id"] = rng.choice(pin_ids, count)
+    events["pin_id"] = rng.choice(pin_ids, count, p=popularity)
     events["time_ms"] = np.arange(count) * 1_000
     events["action"] = rng.integers(len(group.actions), size=count)
     events["surface"] = rng.integers(len(group.surfaces), size=count)

@@ -76,7 +76,7 @@ def scene(config: Path = CONFIG, extra: str = "", candidates: int = 128, request
         # Beside the original, as its paths are relative to it.
         settings = load_config(config)
         own = folder / "pinrank.toml"
-        own.write_text(_without_surfaces(config) + f'\nmodel_store = "{settings.model_store.absolute()}"\n{extra}')
+        own.write_text(without_surfaces(config) + f'\nmodel_store = "{settings.model_store.absolute()}"\n{extra}')
         feature_store = f"lmdb://{folder / 'features'}"
         user_ids, pin_ids = asyncio.run(_fill(settings, feature_store))
         made = tuple(Workload(user_ids, pin_ids, ((candidates, 1.0),), seed=SEED).requests(requests))
@@ -90,7 +90,7 @@ def scene(config: Path = CONFIG, extra: str = "", candidates: int = 128, request
         yield Scene(settings, subject, server, client, engine, user_ids, pin_ids, awake)
 
 
-def _without_surfaces(config: Path) -> str:
+def without_surfaces(config: Path) -> str:
     """Return the settings up to the first table, without the model store's relative path."""
     top = config.read_text().partition("\n[")[0]
     return "\n".join(line for line in top.splitlines() if not line.startswith("model_store"))
