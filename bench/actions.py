@@ -56,6 +56,7 @@ class Plan:
     users: int = 5_000
     fresh: int = 1_000
     kill_every_s: tuple[float, float] = (3.0, 8.0)
+    kill_follower_s: tuple[float, float] = (1.0, 2.5)
     rank_per_s: float = 10.0
     #: Messages on their way at once.
     senders: int = 8
@@ -78,11 +79,12 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Measured:
         url = f"redis://127.0.0.1:{stack.enter_context(redis_process(folder))}/0"
         pin_ids = asyncio.run(_fill(url, bundle, plan))
         own = folder / "pinrank.toml"
-        own.write_text(without_surfaces(config) + f'\nmodel_store = "{settings.model_store.absolute()}"\n')
+        text = without_surfaces(config) + f'\nmodel_store = "{settings.model_store.absolute()}"\n'
+        own.write_text(text if settings.record_actions else f"{text}record_actions = true\n")
         with server_process(own, url, folder / "fresh.log") as server:
             caller = stack.enter_context(single_process(calls_max=1))
             fresh_ms = caller.submit(_fresh, server.address, plan, sequence, pin_ids).result()
-        print(f"freshness of {len(fresh_ms)} actions measured", flush=True)
+        print("freshness measured", flush=True)
         recorded = uvloop.run(_record_while_killing(url, own, plan, sequence, pin_ids))
         print("recorded through the RPC", flush=True)
         streamed = _stream_while_killing(url, settings.model_store, settings.model, plan, sequence, pin_ids)
@@ -241,7 +243,7 @@ async def _record_while_killing(
             actions = [_action(group, user, number, int(pin_ids[number % len(pin_ids)])) for user, number in batch]
             content = activity_pb2.RecordRequest(actions=actions).SerializeToString()
             while not await line.call(content):
-                counts["sent_again"] += len(batch)
+                counts["sent_again"] += len(batch) if server.address else 0
         await line.close()
 
     async def rank() -> None:
@@ -287,7 +289,7 @@ def _stream_while_killing(
 
     while True:
         follower = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        ends_s = time.monotonic() + rng.uniform(*plan.kill_every_s)
+        ends_s = time.monotonic() + rng.uniform(*plan.kill_follower_s)
         while time.monotonic() < ends_s and not folded():
             time.sleep(0.05)
         follower.kill()

@@ -14,9 +14,14 @@ from feature_client.groups import FeatureGroup
 _WAYS = 8
 #: Knuth's multiplicative hash (The Art of Computer Programming, 6.4): 2^64 over the golden ratio.
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_USES_MAX = 255
-#: Every so many lookups note what they used: popularity is a statistic, a sample tells it.
-_NOTED_EVERY = 8
+#: Counters of how often ids were asked for: so many a place, each up to 255, halved after so many notes a place.
+_COUNTERS_A_PLACE = 16
+_NOTES_A_PLACE = 48
+#: Every so many lookups are noted: popularity is a statistic, a sample tells it.
+_NOTED_EVERY = 2
+#: Two more hashes: an id's count is the lower of two counters, as others on both are rare.
+_MIX = np.uint64(0xC2B2AE3D27D4EB4F)
+_MIX2 = np.uint64(0xD6E8FEB86659FD93)
 
 
 @dataclass(slots=True)
@@ -44,8 +49,10 @@ class Flight:
 class NearCache:
     """Decoded rows by id, with what was found for them: missing and foreign ones are remembered too.
 
-    An id hashes to a set of eight places. A newcomer takes an empty place of its set, or that of the row used least;
-    where all have been used, uses are halved, so that what was popular long ago has to go too. A row counts as absent
+    An id hashes to a set of eight places. A newcomer takes an empty place of its set, or that of the row asked for
+    least, if that is stale or the newcomer was asked for more often (TinyLFU: Einziger, Friedman and Manes, 2017): what
+    is asked for once does not drive out what is asked for often. How often, hashed counters know, also of ids that are
+    not held; they are halved from time to time, so that what was popular long ago has to go too. A row counts as absent
     `stale_s` seconds after it was read. Belongs to one event loop.
     """
 
@@ -58,8 +65,8 @@ class NearCache:
             stale_s: seconds for which a row stands for what the store holds.
             outage_s: the same while the store cannot be read.
         """
-        # Key, time, state and uses of a place, beside its row.
-        place_bytes = group.dtype.itemsize + 8 + 8 + 1 + 1
+        # Key, time, state and counters of a place, beside its row.
+        place_bytes = group.dtype.itemsize + 8 + 8 + 1 + _COUNTERS_A_PLACE
         bits = max(0, (bytes_max // (place_bytes * _WAYS)).bit_length() - 1)
         places = _WAYS << bits
         self.group = group
@@ -77,10 +84,11 @@ class NearCache:
         #: An empty place was read at no time.
         self._read_s = np.full(places, -np.inf)
         self._states = np.zeros(places, np.uint8)
-        self._uses = np.zeros(places, np.uint8)
-        self._lookups = 0
+        self._counters = np.zeros(_COUNTERS_A_PLACE * places, np.uint8)
+        self._counter_shift = np.uint64(64 - (len(self._counters).bit_length() - 1))
+        self._lookups = self._notes = 0
         # Fresh pages are given out at their first write, up to half a millisecond each: now rather than in a request.
-        for array in (self._keys, self._bytes, self._states, self._uses):
+        for array in (self._keys, self._bytes, self._states, self._counters):
             array.fill(0)
 
     @property
@@ -109,8 +117,7 @@ class NearCache:
         self.counts.misses += len(ids) - hits
         self._lookups += 1
         if self._lookups % _NOTED_EVERY == 0:
-            used = at[found]
-            self._uses[used] = np.minimum(self._uses[used], _USES_MAX - 1) + 1
+            self._note(ids)
         rows = Rows(self._bytes.take(at, axis=0).view(self.group.dtype).reshape(-1), self._states.take(at))
         return rows, None if hits == len(ids) else ~found
 
@@ -149,22 +156,46 @@ class NearCache:
     def _place(self, ids: np.ndarray, sets: np.ndarray, rows: Rows, now_s: float) -> None:
         """Write rows whose sets are distinct."""
         in_set = sets[:, None] * _WAYS + np.arange(_WAYS)
-        read_s, uses = self._read_s[in_set], self._uses[in_set].astype(np.int64)
+        read_s, keys = self._read_s[in_set], self._keys[sets]
         free = read_s == -np.inf
-        own = (self._keys[sets] == ids[:, None]) & ~free
-        # The id's own place, an empty one, the least used one; the oldest of several.
-        rank = np.where(own, -2, np.where(free, -1, uses))
-        least = rank.min(axis=1)
-        way = np.where(rank == least[:, None], read_s, np.inf).argmin(axis=1)
-        crowded = least > 0
-        self._uses[in_set[crowded]] >>= 1
-        at = in_set[np.arange(len(ids)), way]
-        self.counts.evictions += int(np.count_nonzero(least >= 0))
-        self._uses[at] = np.where(least == -2, self._uses[at], 0)
+        own = (keys == ids[:, None]) & ~free
+        # The id's own place, an empty one, the least asked for.
+        rank = np.where(own, -2, np.where(free, -1, self._asked(keys).astype(np.int64)))
+        way = rank.argmin(axis=1)
+        least = rank[np.arange(len(ids)), way]
+        stale = ~free & (read_s < now_s - self._stale_s)
+        welcome = (least < 0) | (self._asked(ids) > least) | stale[np.arange(len(ids)), way]
+        self.counts.evictions += int(np.count_nonzero(welcome & (least >= 0)))
+        at, ids, rows = (
+            in_set[np.arange(len(ids)), way][welcome],
+            ids[welcome],
+            Rows(rows.rows[welcome], rows.states[welcome]),
+        )
         self._flat_keys[at] = ids
         self._rows[at] = rows.rows
         self._states[at] = rows.states
         self._read_s[at] = now_s
+
+    def _note(self, ids: np.ndarray) -> None:
+        """Count that ids were asked for."""
+        one, other = self._counters_of(ids)
+        asked = self._asked(ids)
+        asked += asked < 255
+        # The higher of the two counts others too and stays.
+        self._counters[one] = np.maximum(self._counters.take(one), asked)
+        self._counters[other] = np.maximum(self._counters.take(other), asked)
+        self._notes += len(ids)
+        if self._notes > _NOTES_A_PLACE * self.places:
+            self._counters >>= 1
+            self._notes //= 2
+
+    def _asked(self, ids: np.ndarray) -> np.ndarray:
+        """Return uint8 of the shape of `ids`: how often they, or others on their counters, were asked for."""
+        one, other = self._counters_of(ids)
+        return np.minimum(self._counters.take(one), self._counters.take(other))
+
+    def _counters_of(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return (ids * _MIX) >> self._counter_shift, (ids * _MIX2) >> self._counter_shift
 
     def _sets(self, ids: np.ndarray) -> np.ndarray:
         return (((ids * _GOLDEN) >> self._shift) & self._mask).astype(np.int64)

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import redis.asyncio as redis
+from redis.asyncio.connection import AbstractConnection
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
 from feature_client.breaker import Breaker
@@ -60,10 +62,8 @@ class RedisNode:
         """
         self._timeout_s = timeout_s
         try:
-            self._pool = redis.BlockingConnectionPool.from_url(
+            self._pool = redis.ConnectionPool.from_url(  # only makes connections; which are free is kept here
                 url,
-                max_connections=connections_max,
-                timeout=timeout_s,
                 socket_timeout=None,  # every call brings its own
                 socket_connect_timeout=timeout_s,
                 retry=Retry(NoBackoff(), 0),
@@ -75,11 +75,16 @@ class RedisNode:
         self.name = str(kwargs.get("path") or f"{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}")
         self.breaker = Breaker()
         self.counts = NodeCounts()
+        #: Most recently used last, as that one is the most surely alive.
+        self._free: list[AbstractConnection] = []
+        self._places = asyncio.Semaphore(connections_max)
         self._slow = RunningQuantile(_SLOW_QUANTILE, _FIRST_GUESS_S)
         self._hedges = _HEDGES_SAVED_MAX
 
     async def close(self) -> None:
-        await self._pool.disconnect()
+        for connection in self._free:
+            await connection.disconnect()
+        self._free.clear()
 
     async def call(self, commands: Sequence[Command], timeout_s: float | None, *, idempotent: bool) -> list[Reply]:
         """Send commands together and return their replies; errors of single commands come back as exceptions.
@@ -127,42 +132,81 @@ class RedisNode:
     async def _hedged(self, commands: Sequence[Command]) -> list[Reply]:
         """Send; when no answer comes for unusually long, send again on another connection and take the first."""
         self._hedges = min(_HEDGES_SAVED_MAX, self._hedges + _HEDGES_PER_READ)
-        tasks = [asyncio.ensure_future(self._send(commands))]
-        try:
-            done, _ = await asyncio.wait(tasks, timeout=self._slow.value)
-            if not done and self._hedges >= 1:
+        loop = asyncio.get_running_loop()
+        first: asyncio.Future[list[Reply]] = loop.create_future()
+        tasks: list[asyncio.Task[list[Reply]]] = []
+
+        def land(task: asyncio.Task[list[Reply]]) -> None:
+            if task.cancelled():
+                return
+            error = task.exception()
+            if first.done():
+                return
+            if error is None:
+                first.set_result(task.result())
+            elif all(other.done() for other in tasks):
+                first.set_exception(error)
+
+        def send() -> None:
+            task = loop.create_task(self._send(commands))
+            tasks.append(task)
+            task.add_done_callback(land)
+
+        def send_again() -> None:
+            if self._hedges >= 1:
                 self._hedges -= 1
                 self.counts.hedged += 1
-                tasks.append(asyncio.ensure_future(self._send(commands)))
-            while True:
-                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    if task.exception() is None or len(tasks) == 1:
-                        return task.result()
-                    tasks.remove(task)
+                send()
+
+        send()
+        timer = loop.call_later(self._slow.value, send_again)
+        try:
+            return await first
         finally:
+            timer.cancel()
             for task in tasks:
-                if not task.cancel() and not task.cancelled():
-                    task.exception()  # seen, and of no interest any more
+                task.cancel()
+
+    def _new_connection(self) -> AbstractConnection:
+        made: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]
+        return made
 
     async def _send(self, commands: Sequence[Command]) -> list[Reply]:
-        # redis-py's own connection, without its command layer: that costs a tenth of a millisecond a call.
-        connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
-        try:
-            if len(commands) == 1:
-                await connection.send_packed_command(connection.pack_command(*commands[0]))
-            else:
-                await connection.send_packed_command(connection.pack_commands(commands))
-            replies = []
-            for _ in commands:
+        """Send on a free connection; on one that broke while it lay idle, once more on a new one."""
+        async with self._places:
+            connection = self._free.pop() if self._free else self._new_connection()
+            reused = connection.is_connected
+            try:
                 try:
-                    replies.append(await connection.read_response(disable_decoding=True))
-                except ResponseError as error:
-                    replies.append(error)
-        except BaseException:
-            # Replies may still be on their way: nobody else may read them.
-            await connection.disconnect(nowait=True)
-            raise
-        finally:
-            await self._pool.release(connection)
-        return replies
+                    return await _exchange(connection, commands)
+                except (RedisConnectionError, OSError):
+                    if not reused:
+                        raise
+                # The server was restarted, or dropped idle connections: the others are broken too.
+                for other in self._free:
+                    await other.disconnect(nowait=True)
+                return await _exchange(connection, commands)
+            finally:
+                self._free.append(connection)
+
+
+async def _exchange(connection: AbstractConnection, commands: Sequence[Command]) -> list[Reply]:
+    """Send commands and read their replies; whatever goes wrong, no reply is left for the next to read.
+
+    On redis-py's connection without its command layer and pool: those cost a fifth of a millisecond a call.
+    """
+    try:
+        if len(commands) == 1:
+            await connection.send_packed_command(connection.pack_command(*commands[0]))
+        else:
+            await connection.send_packed_command(connection.pack_commands(commands))
+        replies: list[Reply] = []
+        for _ in commands:
+            try:
+                replies.append(await connection.read_response(disable_decoding=True))
+            except ResponseError as error:
+                replies.append(error)
+    except BaseException:
+        await connection.disconnect(nowait=True)
+        raise
+    return replies

@@ -78,7 +78,19 @@ def test_memory_stays_within_its_bound_and_the_smallest_cache_still_works():
     smallest.put(everything, read(*everything.tolist()), 0.0)
     _, absent = smallest.get(everything, 0.0)
     assert np.count_nonzero(~absent) == 8
-    assert smallest.counts.evictions == 92
+    assert smallest.counts.evictions == 0, "nobody was asked for more often"
+
+
+def test_what_is_asked_for_more_often_takes_the_place_of_what_is_not_and_a_stale_row_gives_way_at_once():
+    smallest = NearCache(tiny.PINS, 1, 10)
+    smallest.put(ids(*range(8)), read(*range(8)), 0.0)
+    for _ in range(4):
+        smallest.get(ids(77), 0.0)
+    smallest.put(ids(77), read(77), 0.0)
+    assert smallest.get(ids(77), 0.0)[1] is None
+    assert smallest.counts.evictions == 1
+    smallest.put(ids(88), read(88), 100.0)
+    assert smallest.get(ids(88), 100.0)[1] is None
 
 
 def test_a_popular_row_survives_a_flood_of_ids_asked_for_once():

@@ -1,0 +1,30 @@
+"""The feature benchmarks run through, quickly: their numbers mean nothing here, what they count does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench import actions, feature_reads, near_cache
+from tests.bench.test_serving import config_file  # noqa: F401 - a fixture
+
+
+def test_no_action_is_lost_or_doubled_when_servers_and_followers_are_killed(config_file):  # noqa: F811
+    measured = actions.measure(quick=True, config=config_file)
+    assert measured.raw["rpc"]["wrong_users"] == 0
+    assert measured.raw["stream"]["wrong_users"] == 0
+    assert measured.raw["rpc"]["rank_failures_while_up"] == 0
+
+
+def test_every_way_to_read_is_timed_and_a_missing_feast_is_no_measurement(config_file):  # noqa: F811
+    measured = feature_reads.measure(quick=True, config=config_file, feast_python=Path("/nowhere"))
+    (found,) = measured.raw["rounds"]
+    assert found["feast"] is None
+    assert all(found[way]["p50_ms"] > 0 for way in ("cold", "cached", "redis_py", "bytes_alone"))
+    claims = {claim.name: claim for claim in measured.claims}
+    assert not claims["Feast's read over ours, cold"].holds
+
+
+def test_hit_rates_are_between_nothing_and_the_optimum():
+    (found,) = near_cache.measure(quick=True).raw["found"]
+    for way in ("near_cache", "s3_fifo", "lru"):
+        assert 0 < found[way] <= found["optimum"] + 0.1
