@@ -37,6 +37,17 @@ class Rows:
     rows: np.ndarray
     states: np.ndarray
 
+    def put(self, where: np.ndarray, found: Rows) -> None:
+        """Write rows to places: bool[N] or int64[M]. As plain bytes: NumPy copies structured rows field by field."""
+        plain = f"V{self.rows.dtype.itemsize}"
+        self.rows.view(plain)[where] = found.rows.view(plain)
+        self.states[where] = found.states
+
+    def take(self, places: np.ndarray) -> Rows:
+        """Return the rows at int64[M] or bool[N] places, copied."""
+        plain = self.rows.view(f"V{self.rows.dtype.itemsize}")[places]
+        return Rows(plain.view(self.rows.dtype), self.states[places])
+
     def count(self, state: State) -> int:
         return int(np.count_nonzero(self.states == state))
 

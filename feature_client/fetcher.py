@@ -173,8 +173,7 @@ async def _pins(
     stale = 0
     if absences:
         for a, (read, aged) in zip(absences, await _read_absent(reads, absences, now_s), strict=True):
-            found[a.group.name].rows[a.absent] = read.rows[a.index]
-            found[a.group.name].states[a.absent] = read.states[a.index]
+            found[a.group.name].put(a.absent, read.take(a.index))
             stale += int(np.count_nonzero(aged[a.index]))
     return found, stale
 
@@ -223,7 +222,7 @@ async def _read_absent(reads: _Reads, absences: list[_Absence], now_s: float) ->
             again[i] |= both
             continue
         place = np.searchsorted(flight.ids, absences[i].distinct[both])
-        read[i].rows[both], read[i].states[both] = rows.rows[place], rows.states[place]
+        read[i].put(both, rows.take(place))
     if any(mask.any() for mask in again):
         lost_again = await _read_own(reads, absences, again, read, now_s)
         lost = [one | other for one, other in zip(lost, lost_again, strict=True)]
@@ -233,7 +232,7 @@ async def _read_absent(reads: _Reads, absences: list[_Absence], now_s: float) ->
         if a.cache is not None and missing.any():
             old, known = a.cache.aged(a.distinct, now_s)
             usable = missing & known
-            rows.rows[usable], rows.states[usable] = old.rows[usable], old.states[usable]
+            rows.put(usable, old.take(usable))
         aged.append(usable)
     return list(zip(read, aged, strict=True))
 
@@ -265,13 +264,13 @@ async def _read_own(
         for a, own, mask, rows in zip(absences, ids, wanted, into, strict=True):
             stop = start + len(own)
             decoded, own_gone = decode_rows(a.group, values[start:stop]), gone[start:stop]
-            rows.rows[mask], rows.states[mask] = decoded.rows, decoded.states
+            rows.put(mask, decoded)
             if a.cache is not None and not own_gone.any():
                 a.cache.put(own, decoded, now_s)
                 landed[id(own)] = decoded
             elif a.cache is not None:  # what a lost store owes is not missing
                 there = ~own_gone
-                a.cache.put(own[there], Rows(decoded.rows[there], decoded.states[there]), now_s)
+                a.cache.put(own[there], decoded.take(there), now_s)
             missing = np.zeros(len(mask), bool)
             missing[mask] = own_gone
             lost.append(missing)

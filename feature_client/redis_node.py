@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import hiredis
 import redis.asyncio as redis
 from redis.asyncio.connection import AbstractConnection
 from redis.backoff import NoBackoff
@@ -193,13 +194,11 @@ class RedisNode:
 async def _exchange(connection: AbstractConnection, commands: Sequence[Command]) -> list[Reply]:
     """Send commands and read their replies; whatever goes wrong, no reply is left for the next to read.
 
-    On redis-py's connection without its command layer and pool: those cost a fifth of a millisecond a call.
+    On redis-py's connection without its command layer, packing and pool: those cost 0.3 ms a call of 228 keys.
     """
     try:
-        if len(commands) == 1:
-            await connection.send_packed_command(connection.pack_command(*commands[0]))
-        else:
-            await connection.send_packed_command(connection.pack_commands(commands))
+        packed: list[bytes] = [hiredis.pack_command(command) for command in commands]  # type: ignore[arg-type]
+        await connection.send_packed_command(b"".join(packed))
         replies: list[Reply] = []
         for _ in commands:
             try:
