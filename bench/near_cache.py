@@ -15,7 +15,7 @@ from feature_client.codec import Rows
 from feature_client.groups import Embedding, EmbeddingSpace, FeatureGroup, Scalar
 from feature_client.near_cache import NearCache
 
-_GROUP = FeatureGroup(
+GROUP = FeatureGroup(
     name="pins",
     version=1,
     entity="pin",
@@ -122,7 +122,7 @@ def _measure(plan: Plan, exponent: float, part: float) -> dict[str, float]:
     rng = np.random.default_rng(SEED)
     shares = power_law(plan.pins, exponent)
     wanted = int(part * plan.pins)
-    cache = NearCache(_GROUP, wanted * (_GROUP.dtype.itemsize + _PLACE_BYTES), 1e9)
+    cache = NearCache(GROUP, wanted * (GROUP.dtype.itemsize + _PLACE_BYTES), 1e9)
     places = cache.places
     others: dict[str, _Lru | _S3Fifo] = {"lru": _Lru(places), "s3_fifo": _S3Fifo(places)}
     hits = dict.fromkeys(("near_cache", *others), 0)
@@ -137,7 +137,7 @@ def _measure(plan: Plan, exponent: float, part: float) -> dict[str, float]:
         took_s = time.perf_counter() - start_s
         if absent is not None:
             missed = ids[absent]
-            cache.put(missed, Rows(np.zeros(len(missed), _GROUP.dtype), np.zeros(len(missed), np.uint8)), 0.0)
+            cache.put(missed, Rows(np.zeros(len(missed), GROUP.dtype), np.zeros(len(missed), np.uint8)), 0.0)
         measured = number >= plan.warmup
         if measured:
             seen += len(ids)

@@ -95,6 +95,11 @@ class NearCache:
     def places(self) -> int:
         return len(self._flat_keys)
 
+    def held(self, now_s: float) -> tuple[int, float]:
+        """Return how many rows are held, fresh or not, and the mean seconds since they were read (0 without any)."""
+        read_s = self._read_s[self._read_s > -np.inf]
+        return len(read_s), float(now_s - read_s.mean()) if len(read_s) else 0.0
+
     def get(self, ids: np.ndarray, now_s: float) -> tuple[Rows, np.ndarray | None]:
         """Look up rows.
 

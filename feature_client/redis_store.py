@@ -109,9 +109,13 @@ class RedisStore:
         written = 0
         remaining = iter(items)
         while chunk := list(itertools.islice(remaining, _PUT_CHUNK)):
-            await self._on_owners([("SET", key, value) for key, value in chunk], [key for key, _ in chunk])
+            await self._put(chunk)
             written += len(chunk)
         return written
+
+    async def _put(self, chunk: Sequence[tuple[bytes, bytes]]) -> None:
+        # One command of many keys is read and answered faster than many of one.
+        await self._on_owners([("MSET", *itertools.chain.from_iterable(chunk))], [chunk[0][0]])
 
     async def update(self, keys: Sequence[bytes], change: Change) -> None:
         left = list(range(len(keys)))
@@ -303,6 +307,9 @@ class RedisClusterStore(RedisStore):
             raise StoreUnavailableError(f"Redis failed a read twice: {reply}") from reply
         value: bytes | None = reply
         return value
+
+    async def _put(self, chunk: Sequence[tuple[bytes, bytes]]) -> None:
+        await self._on_owners([("SET", key, value) for key, value in chunk], [key for key, _ in chunk])
 
     async def _on_owners(self, commands: Sequence[Command], keys: Sequence[bytes]) -> list[Reply]:
         if self._started and not self._owners:

@@ -62,11 +62,16 @@ def load(
         async with _store(feature_store) as store:
             with Progress(
                 SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                TextColumn("{task.speed:,.0f} rows/s", justify="right"), TimeRemainingColumn(),
+                TextColumn("{task.fields[speed]}"), TimeRemainingColumn(),
                 console=Console(stderr=True),
             ) as progress:  # fmt: skip
-                task = progress.add_task(described.ref, total=opened.rows)
-                return await bulk.load(store, described, opened, lambda done: progress.update(task, completed=done))
+                task = progress.add_task(described.ref, total=opened.rows, speed="")
+
+                def show(done: int) -> None:
+                    speed = f"{progress.tasks[0].speed or 0:,.0f} rows/s"
+                    progress.update(task, completed=done, speed=speed)
+
+                return await bulk.load(store, described, opened, show)
 
     announced = _run(run())
     typer.echo(f"loaded and verified {announced.ref}: {announced.rows} rows, fingerprint {announced.fingerprint}")

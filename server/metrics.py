@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
@@ -89,12 +90,21 @@ class _NearCacheCounts(Collector):
         evicted = CounterMetricFamily(
             "pinrank_near_cache_evictions", "Rows that made place for others in the near caches", labels=["group"]
         )
+        held = GaugeMetricFamily("pinrank_near_cache_rows", "Rows held in the near caches", labels=["group"])
+        age = GaugeMetricFamily(
+            "pinrank_near_cache_age_seconds", "Mean time since the rows held were read", labels=["group"]
+        )
         for cache in self._caches:
+            rows, age_s = cache.held(time.monotonic())  # the event loop's clock
+            held.add_metric([cache.group.ref], rows)
+            age.add_metric([cache.group.ref], age_s)
             looked_up.add_metric([cache.group.ref, "yes"], cache.counts.hits)
             looked_up.add_metric([cache.group.ref, "no"], cache.counts.misses)
             evicted.add_metric([cache.group.ref], cache.counts.evictions)
         yield looked_up
         yield evicted
+        yield held
+        yield age
 
 
 class _RedisCounts(Collector):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench import actions, feature_reads, near_cache
+from bench import actions, bulk_load, faults, feature_reads, near_cache
 from tests.bench.test_serving import config_file  # noqa: F401 - a fixture
 
 
@@ -28,3 +28,16 @@ def test_hit_rates_are_between_nothing_and_the_optimum():
     (found,) = near_cache.measure(quick=True).raw["found"]
     for way in ("near_cache", "s3_fifo", "lru"):
         assert 0 < found[way] <= found["optimum"] + 0.1
+
+
+def test_no_call_fails_while_redis_misbehaves(config_file):  # noqa: F811
+    measured = faults.measure(quick=True, config=config_file)
+    for name, found in measured.raw["faults"].items():
+        assert found["errors_during"] == 0, name
+        assert found["requests_during"] > 0, name
+        assert found["degraded_during"] > 0.5, name
+
+
+def test_bulk_loads_are_verified_and_timed_beside_a_plain_client():
+    measured = bulk_load.measure(quick=True)
+    assert all(rate > 0 for rate in measured.raw["rounds"][0].values())

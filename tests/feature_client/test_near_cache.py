@@ -81,6 +81,14 @@ def test_memory_stays_within_its_bound_and_the_smallest_cache_still_works():
     assert smallest.counts.evictions == 0, "nobody was asked for more often"
 
 
+def test_what_is_held_is_told_with_its_mean_age():
+    near = cache()
+    assert near.held(5.0) == (0, 0.0)
+    near.put(ids(1), read(1), 1.0)
+    near.put(ids(2, 3, 4), read(2, 3, 4), 5.0)
+    assert near.held(7.0) == (4, 3.0)
+
+
 def test_what_is_asked_for_more_often_takes_the_place_of_what_is_not_and_a_stale_row_gives_way_at_once():
     smallest = NearCache(tiny.PINS, 1, 10)
     smallest.put(ids(*range(8)), read(*range(8)), 0.0)
