@@ -52,11 +52,11 @@ _STREAM = "pinrank:actions"
 @dataclass(frozen=True, slots=True)
 class Plan:
     actions: int = 1_000_000
-    streamed: int = 100_000
+    streamed: int = 1_000_000
     users: int = 5_000
     fresh: int = 1_000
     kill_every_s: tuple[float, float] = (3.0, 8.0)
-    kill_follower_s: tuple[float, float] = (1.0, 2.5)
+    kill_follower_s: tuple[float, float] = (3.0, 8.0)
     rank_per_s: float = 10.0
     #: Messages on their way at once.
     senders: int = 8
