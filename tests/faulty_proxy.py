@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator
 
 
@@ -17,8 +18,9 @@ class FaultyProxy:
         connections: accepted since the start.
     """
 
-    def __init__(self, target_port: int) -> None:
+    def __init__(self, target_port: int, tls: ssl.SSLContext | None = None) -> None:
         self._target_port = target_port
+        self._tls = tls
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.delay_s = 0.0
@@ -71,7 +73,7 @@ class FaultyProxy:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[FaultyProxy]:
-        server = await asyncio.start_server(self._track, "127.0.0.1", 0)
+        server = await asyncio.start_server(self._track, "127.0.0.1", 0, ssl=self._tls)
         self.port = server.sockets[0].getsockname()[1]
         try:
             yield self

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 
 import numpy as np
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from feature_client.codec import State
 from feature_client.fetcher import fetch
@@ -199,6 +206,48 @@ async def test_an_acl_user_reads_what_it_may(tmp_path):
         with pytest.raises(StoreUnavailableError, match="failed a write"):
             await store.multi_put([(b"a", b"1")])
         await store.close()
+
+
+def certificate(folder):
+    """A certificate for 127.0.0.1, signed by itself: the files of it and of its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    paths = folder / "certificate.pem", folder / "key.pem"
+    paths[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    paths[1].write_bytes(key.private_bytes(*form))
+    return paths
+
+
+async def test_rediss_speaks_tls_and_refuses_a_certificate_that_it_does_not_know(redis_server, tmp_path):
+    known, key = certificate(tmp_path)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(known, key)
+    redis_server.client().flushall()
+    async with FaultyProxy(redis_server.port, tls).running() as proxy:
+        store = open_store(f"rediss://127.0.0.1:{proxy.port}/0?ssl_ca_certs={known}")
+        await store.start()
+        await store.multi_put([(b"a", b"1")])
+        assert await store.multi_get([b"a"]) == [b"1"]
+        await store.close()
+        stranger = open_store(f"rediss://127.0.0.1:{proxy.port}/0")
+        await stranger.start()
+        with pytest.raises(StoreUnavailableError, match="certificate verify failed"):
+            await stranger.multi_get([b"a"])
+        await stranger.close()
 
 
 async def test_values_cut_off_or_of_another_version_are_counted_and_never_read(proxied):
