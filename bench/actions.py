@@ -33,7 +33,6 @@ from bench.awake import kept_awake
 from bench.features import fill
 from bench.harness import Claim, Measured
 from bench.processes import server_process, single_process
-from bench.redis_server import redis_process
 from bench.scene import CONFIG, SEED, without_surfaces
 from feature_client.codec import decode_sequence
 from feature_client.groups import SequenceGroup
@@ -43,6 +42,7 @@ from model_store.bundle import Bundle
 from model_store.store import FolderStore
 from pinrank.v1 import activity_pb2, activity_pb2_grpc, ranking_pb2, ranking_pb2_grpc
 from server.config import load_config
+from tests.redis_servers import running
 
 _FIRST_MS = 1_700_000_000_000
 _BATCH = 100
@@ -76,7 +76,7 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Measured:
     with ExitStack() as stack:
         awake = stack.enter_context(kept_awake())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pinrank-actions-")))
-        url = f"redis://127.0.0.1:{stack.enter_context(redis_process(folder))}/0"
+        url = stack.enter_context(running(folder)).url
         pin_ids = asyncio.run(_fill(url, bundle, plan))
         own = folder / "pinrank.toml"
         text = without_surfaces(config) + f'\nmodel_store = "{settings.model_store.absolute()}"\n'

@@ -14,11 +14,11 @@ import redis
 
 from bench.harness import Claim, Measured
 from bench.near_cache import GROUP
-from bench.redis_server import redis_process
 from bench.scene import SEED, median
 from feature_client.bulk import CHUNK_ROWS, Source, load
 from feature_client.codec import encode_rows
 from feature_client.opening import open_store
+from tests.redis_servers import running
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +35,12 @@ def measure(*, quick: bool = False) -> Measured:
     plan = QUICK if quick else Plan()
     rounds = []
     for _ in range(plan.rounds):
-        with tempfile.TemporaryDirectory(prefix="pinrank-load-") as folder, redis_process(Path(folder)) as port:
+        with tempfile.TemporaryDirectory(prefix="pinrank-load-") as folder, running(Path(folder)) as server:
             source = Source(_file(Path(folder), plan), GROUP)
             found = {
-                "redis": asyncio.run(_load(f"redis://127.0.0.1:{port}/0", source)),
+                "redis": asyncio.run(_load(server.url, source)),
                 "lmdb": asyncio.run(_load(f"lmdb://{folder}/store", source)),
-                "redis_py": _plain(port, source),
+                "redis_py": _plain(server.port, source),
             }
         rounds.append(found)
 

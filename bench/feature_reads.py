@@ -26,7 +26,6 @@ from bench.awake import kept_awake
 from bench.features import fill, power_law
 from bench.harness import ROOT, BenchmarkError, Claim, Measured
 from bench.processes import server_process, single_process
-from bench.redis_server import redis_process
 from bench.scene import CONFIG, SEED, median, without_surfaces
 from feature_client.codec import decode_rows
 from feature_client.fetcher import FeatureNeeds, fetch
@@ -36,6 +35,7 @@ from loadtest.workload import Workload
 from model_store.bundle import Bundle
 from model_store.store import FolderStore
 from server.config import load_config
+from tests.redis_servers import running
 
 CANDIDATES = 128
 _CACHE_BYTES = 64 << 20
@@ -71,7 +71,7 @@ def measure(*, quick: bool = False, config: Path = CONFIG, feast_python: Path | 
     with ExitStack() as stack:
         awake = stack.enter_context(kept_awake())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pinrank-reads-")))
-        port = stack.enter_context(redis_process(folder))
+        port = stack.enter_context(running(folder)).port
         url = f"redis://127.0.0.1:{port}/0"
         user_ids, pin_ids = asyncio.run(_fill(url, bundle, plan))
         reader = stack.enter_context(single_process())
