@@ -133,6 +133,7 @@ class _Network:
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
+        self._loop.close()
 
 
 async def _fill(url: str, bundle: Bundle, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
