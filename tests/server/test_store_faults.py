@@ -49,7 +49,7 @@ def hang(_, proxy):
 
 
 def slow_down(_, proxy):
-    proxy.delay_s = 0.1
+    proxy.delay_s = 1.0
 
 
 def cut(_, proxy):
