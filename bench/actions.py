@@ -39,7 +39,7 @@ from feature_client.groups import SequenceGroup
 from feature_client.opening import open_store
 from loadtest.workload import Workload
 from model_store.bundle import Bundle
-from model_store.store import FolderStore
+from model_store.store import open_model_store
 from pinrank.v1 import activity_pb2, activity_pb2_grpc, ranking_pb2, ranking_pb2_grpc
 from server.config import load_config
 from tests.redis_servers import running
@@ -69,7 +69,7 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Measured:
     """Measure. Raises BenchmarkError when a server does not start."""
     plan = QUICK if quick else Plan()
     settings = load_config(config)
-    models = FolderStore(settings.model_store)
+    models = open_model_store(settings.model_store)
     bundle = models.read(settings.model, models.resolve(settings.model, settings.labels[0]))
     sequence = bundle.manifest.sequence
     assert sequence is not None, "the demo's model reads one"  # noqa: S101
@@ -79,7 +79,7 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Measured:
         url = stack.enter_context(running(folder)).url
         pin_ids = asyncio.run(_fill(url, bundle, plan))
         own = folder / "pinrank.toml"
-        text = without_surfaces(config) + f'\nmodel_store = "{settings.model_store.absolute()}"\n'
+        text = without_surfaces(config) + f'\nmodel_store = "{Path(settings.model_store).absolute()}"\n'
         own.write_text(text if settings.record_actions else f"{text}record_actions = true\n")
         with server_process(own, url, folder / "fresh.log") as server:
             caller = stack.enter_context(single_process(calls_max=1))
@@ -87,7 +87,7 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Measured:
         print("freshness measured", flush=True)
         recorded = uvloop.run(_record_while_killing(url, own, plan, sequence, pin_ids))
         print("recorded through the RPC", flush=True)
-        streamed = _stream_while_killing(url, settings.model_store, settings.model, plan, sequence, pin_ids)
+        streamed = _stream_while_killing(url, Path(settings.model_store), settings.model, plan, sequence, pin_ids)
     claims = (
         Claim("from sending an action to a ranking that read it, P99", fresh_ms["p99"], 50.0, "ms", "at_most"),
         Claim("users whose sequence is not what was sent by RPC", recorded["wrong_users"], 0, "users", "at_most"),

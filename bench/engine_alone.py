@@ -18,7 +18,7 @@ from feature_client.opening import open_store
 from kernels.engine import Engine, FeatureBatch
 from kernels.opening import engine_factory
 from model_store.live import LiveModel, load_live
-from model_store.store import FolderStore
+from model_store.store import open_model_store
 from pinrank.v1 import ranking_pb2
 
 
@@ -144,7 +144,7 @@ def _on_two_threads(work: Callable[[int], None]) -> None:
 
 def load_subject(subject: Subject) -> LiveModel:
     """Load and prove the subject's bundle."""
-    store = FolderStore(subject.model_store)
+    store = open_model_store(subject.model_store)
     bundle = store.read(subject.model, store.resolve(subject.model, subject.label))
     return load_live(bundle, engine_factory(subject.engine), subject.streams)
 

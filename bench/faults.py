@@ -26,7 +26,7 @@ from feature_client.writer import write_rows
 from loadtest.open_loop import OK, Samples
 from loadtest.workload import Workload
 from model_store.bundle import Bundle
-from model_store.store import FolderStore
+from model_store.store import open_model_store
 from server.config import load_config
 from tests.faulty_proxy import FaultyProxy
 from tests.redis_servers import RedisServer
@@ -54,7 +54,7 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Measured:
     """Measure. Raises BenchmarkError when a server does not start."""
     plan = QUICK if quick else Plan()
     settings = load_config(config)
-    models = FolderStore(settings.model_store)
+    models = open_model_store(settings.model_store)
     bundle = models.read(settings.model, models.resolve(settings.model, settings.labels[0]))
     with ExitStack() as stack:
         awake = stack.enter_context(kept_awake())
@@ -66,7 +66,9 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Measured:
         network = _Network(redis.port)
         stack.callback(network.close)
         own = folder / "pinrank.toml"
-        own.write_text(without_surfaces(config) + f'\nmodel_store = "{settings.model_store.absolute()}"\n{_SETTINGS}')
+        own.write_text(
+            without_surfaces(config) + f'\nmodel_store = "{Path(settings.model_store).absolute()}"\n{_SETTINGS}'
+        )
         server = stack.enter_context(server_process(own, network.proxy.url, folder / "server.log"))
         requests = tuple(Workload(users, pins, ((128, 1.0),), seed=SEED).requests(512))
         caller = stack.enter_context(single_process(calls_max=1))

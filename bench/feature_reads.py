@@ -33,7 +33,7 @@ from feature_client.near_cache import NearCache, near_caches
 from feature_client.opening import open_store
 from loadtest.workload import Workload
 from model_store.bundle import Bundle
-from model_store.store import FolderStore
+from model_store.store import open_model_store
 from server.config import load_config
 from tests.redis_servers import running
 
@@ -66,7 +66,7 @@ def measure(*, quick: bool = False, config: Path = CONFIG, feast_python: Path | 
     plan = QUICK if quick else Plan()
     feast_python = feast_python or ROOT / ".venv-feast" / "bin" / "python"
     settings = load_config(config)
-    models = FolderStore(settings.model_store)
+    models = open_model_store(settings.model_store)
     bundle = models.read(settings.model, models.resolve(settings.model, settings.labels[0]))
     with ExitStack() as stack:
         awake = stack.enter_context(kept_awake())
@@ -83,7 +83,7 @@ def measure(*, quick: bool = False, config: Path = CONFIG, feast_python: Path | 
             for number in range(plan.rounds)
         ]
         own = folder / "pinrank.toml"
-        own.write_text(without_surfaces(config) + f'\nmodel_store = "{settings.model_store.absolute()}"\n')
+        own.write_text(without_surfaces(config) + f'\nmodel_store = "{Path(settings.model_store).absolute()}"\n')
         server = stack.enter_context(server_process(own, url, folder / "server.log"))
         caller = stack.enter_context(single_process(calls_max=1))
         requests = tuple(Workload(user_ids, pin_ids, ((CANDIDATES, 1.0),), seed=SEED).requests(2_000))

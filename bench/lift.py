@@ -27,7 +27,7 @@ from bench.processes import server_process
 from feature_client.opening import open_store
 from kernels.openvino_engine import OpenVinoEngine
 from model_store.bundle import EMBEDDINGS, Bundle, read_bundle
-from model_store.store import FolderStore
+from model_store.store import open_model_store
 from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
 from ranker import movielens
 from ranker.actions import ActionLog, action_log
@@ -226,7 +226,7 @@ async def _fill(address: str, bundle: Bundle, log: ActionLog) -> None:
 @contextmanager
 def _served(folders: Mapping[str, Path], feature_store: str, folder: Path) -> Iterator[str]:
     """Serve every variant under its name as a label."""
-    models = FolderStore(folder / "models")
+    models = open_model_store(folder / "models")
     for variant, source in folders.items():
         manifest = models.publish(source).manifest
         models.set_label(manifest.name, variant, manifest.version)

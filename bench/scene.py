@@ -22,7 +22,7 @@ from feature_client.opening import open_store
 from loadtest.open_loop import OK
 from loadtest.report import Summary
 from loadtest.workload import Workload
-from model_store.store import FolderStore
+from model_store.store import open_model_store
 from server.config import ServerConfig, load_config
 
 CONFIG = ROOT / "deploy" / "demo" / "pinrank.toml"
@@ -76,13 +76,19 @@ def scene(config: Path = CONFIG, extra: str = "", candidates: int = 128, request
         # Beside the original, as its paths are relative to it.
         settings = load_config(config)
         own = folder / "pinrank.toml"
-        own.write_text(without_surfaces(config) + f'\nmodel_store = "{settings.model_store.absolute()}"\n{extra}')
+        own.write_text(without_surfaces(config) + f'\nmodel_store = "{Path(settings.model_store).absolute()}"\n{extra}')
         feature_store = f"lmdb://{folder / 'features'}"
         user_ids, pin_ids = asyncio.run(_fill(settings, feature_store))
         made = tuple(Workload(user_ids, pin_ids, ((candidates, 1.0),), seed=SEED).requests(requests))
         streams = settings.engine_streams or os.cpu_count() or 1
         subject = Subject(
-            settings.model_store, settings.model, settings.labels[0], settings.engine, streams, feature_store, made
+            Path(settings.model_store),
+            settings.model,
+            settings.labels[0],
+            settings.engine,
+            streams,
+            feature_store,
+            made,
         )
         server = stack.enter_context(server_process(own, feature_store, folder / "server.log"))
         client = stack.enter_context(single_process(calls_max=1))
@@ -97,7 +103,7 @@ def without_surfaces(config: Path) -> str:
 
 
 async def _fill(settings: ServerConfig, feature_store: str) -> tuple[np.ndarray, np.ndarray]:
-    models = FolderStore(settings.model_store)
+    models = open_model_store(settings.model_store)
     bundle = models.read(settings.model, models.resolve(settings.model, settings.labels[0]))
     store = open_store(feature_store)
     await store.start()

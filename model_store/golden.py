@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from feature_client.codec import Rows, State
 from feature_client.fetcher import Fetched
+from model_store.archives import decode_arrays
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +46,10 @@ def encode_golden(requests: Sequence[GoldenRequest]) -> bytes:
 def decode_golden(content: bytes) -> list[GoldenRequest]:
     """Decode `encode_golden`. Raises ValueError for anything else, pickles included."""
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        arrays = decode_arrays(content)
         count = len({name.split("/")[0] for name in arrays})
         return [_decode_one(arrays, f"{i}/") for i in range(count)]
-    except (AttributeError, EOFError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"not an archive of golden requests: {error}") from error
 
 

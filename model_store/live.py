@@ -12,6 +12,7 @@ from model_store.assembly import Assembler
 from model_store.bundle import GOLDEN, NETWORK, UTILITY, Bundle, BundleError
 from model_store.golden import GoldenRequest, decode_golden
 from model_store.manifest import Manifest
+from model_store.network_check import NetworkError, check_network
 
 _ONE, _LOW, _HIGH = np.float32(1), np.float32(-80), np.float32(80)
 
@@ -55,8 +56,17 @@ def calibrate(manifest: Manifest, logits: np.ndarray) -> np.ndarray:
     return probabilities
 
 
-def load_live(bundle: Bundle, factory: EngineFactory, streams: int) -> LiveModel:
+def load_live(
+    bundle: Bundle, factory: EngineFactory, streams: int, *, warm: bool = True, checked: bool = False
+) -> LiveModel:
     """Compile a bundle, score its golden requests and warm it up.
+
+    Args:
+        bundle: as read.
+        factory: of the engine.
+        streams: runs in flight at once.
+        warm: whether to warm up, on the golden requests, and so to measure the cost of a run.
+        checked: the network was checked before (`model_store.proving`).
 
     Raises:
         BundleError: the network cannot be compiled, or its golden scores differ by more than the manifest's tolerance.
@@ -64,6 +74,8 @@ def load_live(bundle: Bundle, factory: EngineFactory, streams: int) -> LiveModel
     manifest = bundle.manifest
     assembler = Assembler(manifest)
     try:
+        if not checked:
+            check_network(bundle.files[NETWORK])
         golden = decode_golden(bundle.files[GOLDEN])
         if not golden:
             raise BundleError(f"{manifest.ref}: {GOLDEN} holds no request, so nothing proves what the network computes")
@@ -71,11 +83,12 @@ def load_live(bundle: Bundle, factory: EngineFactory, streams: int) -> LiveModel
         try:
             sample = FeatureBatch.concat([assembler.assemble(g.fetched, g.surface) for g in golden])
             _verify(manifest, calibrate(manifest, engine.run(sample)), golden)
-            engine.warm_up(sample)
+            if warm:
+                engine.warm_up(sample)
         except BaseException:
             engine.close()
             raise
-    except (EngineError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (EngineError, NetworkError, IndexError, KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{manifest.ref}: {error}") from error
     return LiveModel(manifest, bundle.digest, manifest.needs, assembler, engine, bundle.files[UTILITY])
 

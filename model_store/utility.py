@@ -95,6 +95,8 @@ class SurfaceUtility:
     #: float64[P]
     weights: np.ndarray
     expressions: tuple[_Expression, ...]
+    #: The expressions as they are written in the table.
+    sources: tuple[str, ...]
 
 
 class UtilityTable:
@@ -184,7 +186,8 @@ def _compile_surface(name: str, table: _SurfaceTable, names: set[str]) -> Surfac
         )
     parties = tuple(table.utilities)
     expressions = tuple(_compile(f"surfaces.{name}.utilities.{p}", table.utilities[p], names) for p in parties)
-    return SurfaceUtility(parties, np.array([table.weights[p] for p in parties]), expressions)
+    sources = tuple(table.utilities[p] for p in parties)
+    return SurfaceUtility(parties, np.array([table.weights[p] for p in parties]), expressions, sources)
 
 
 def _compile(where: str, source: str, names: set[str]) -> _Expression:

@@ -65,7 +65,7 @@ def fail(message: str) -> NoReturn:
 def explained() -> Iterator[None]:
     """Turn what a user can put right into one line that says how."""
     from model_store.bundle import BundleError  # noqa: PLC0415
-    from model_store.store import ModelStoreError  # noqa: PLC0415
+    from model_store.objects import ModelStoreError  # noqa: PLC0415
     from ranker.errors import RankerError  # noqa: PLC0415
 
     try:

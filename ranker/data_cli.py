@@ -99,7 +99,7 @@ def check(
 
 def fill(
     folder: Annotated[str, typer.Argument(help="A folder of RecBole atomic files, or ml-1m.")],
-    store: Annotated[Path, typer.Option("--store", help="The model store's folder.")],
+    store: Annotated[str, typer.Option("--store", help="The model store: a folder, or s3://bucket/prefix.")],
     model: Annotated[str, typer.Option(help="Name of the model whose features to write.")],
     feature_store: Annotated[str, typer.Option(help="Where to: lmdb:///FOLDER or redis://HOST:PORT/0.")],
     label: Annotated[str, typer.Option(help="Label of the version.")] = "stable",
@@ -113,12 +113,12 @@ def fill(
         from feature_client.opening import open_store, redacted  # noqa: PLC0415
         from feature_client.store import StoreError  # noqa: PLC0415
         from model_store.bundle import EMBEDDINGS  # noqa: PLC0415
-        from model_store.store import FolderStore  # noqa: PLC0415
+        from model_store.store import open_model_store  # noqa: PLC0415
         from ranker.actions import action_log  # noqa: PLC0415
         from ranker.embeddings import decode_embeddings  # noqa: PLC0415
         from ranker.features import Groups, fill_store  # noqa: PLC0415
 
-        models = FolderStore(store)
+        models = open_model_store(store)
         bundle = models.read(model, models.resolve(model, label))
         if EMBEDDINGS not in bundle.files:
             fail(f"{bundle.manifest.ref} carries no {EMBEDDINGS}, so its features cannot be built; train it anew")

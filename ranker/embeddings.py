@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from feature_client.groups import EmbeddingSpace
+from model_store.archives import decode_arrays
 from ranker.actions import ActionLog
 from ranker.errors import DatasetError
 
@@ -90,7 +91,7 @@ def encode_embeddings(embeddings: PinEmbeddings) -> bytes:
 def decode_embeddings(content: bytes) -> PinEmbeddings:
     """Decode `encode_embeddings`. Raises ValueError for anything else, pickles included."""
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            return PinEmbeddings(archive["pin_ids"], archive["vectors"])
-    except (KeyError, OSError, EOFError) as error:
+        arrays = decode_arrays(content)
+        return PinEmbeddings(arrays["pin_ids"], arrays["vectors"])
+    except KeyError as error:
         raise ValueError(f"not an archive of embeddings: {error}") from error

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from model_store.bundle import Bundle
-    from model_store.store import FolderStore
+    from model_store.store import ModelStore
     from ranker.evaluation_contract import Evaluation
 
 
 def evaluate(
-    store: Annotated[Path | None, typer.Option("--store", help="The model store's folder.")] = None,
+    store: Annotated[
+        str | None, typer.Option("--store", help="The model store: a folder, or s3://bucket/prefix.")
+    ] = None,
     model: Annotated[str, typer.Option(help="Name of the model in the store.")] = "ml1m",
     versions: Annotated[list[int] | None, typer.Option("--version", help="A version; may be repeated.")] = None,
     labels: Annotated[list[str] | None, typer.Option("--label", help="A label; may be repeated.")] = None,
@@ -114,11 +116,11 @@ def _show(evaluation: Evaluation) -> None:
 
 
 def _chosen(
-    store: Path | None, model: str, versions: list[int], labels: list[str], folders: list[Path]
+    store: str | None, model: str, versions: list[int], labels: list[str], folders: list[Path]
 ) -> dict[str, Bundle]:
     """Read the bundles asked for, under the names to show: versions, oldest first, then folders as given."""
     from model_store.bundle import read_bundle  # noqa: PLC0415
-    from model_store.store import FolderStore  # noqa: PLC0415
+    from model_store.store import open_model_store  # noqa: PLC0415
 
     if store is None and (versions or labels):
         fail("--version and --label need --store DIR")
@@ -126,7 +128,7 @@ def _chosen(
         fail("nothing to evaluate; give --store DIR, --bundle DIR or both")
     chosen: dict[str, Bundle] = {}
     if store is not None and (versions or labels or not folders):
-        chosen |= _stored(FolderStore(store), model, versions, labels)
+        chosen |= _stored(open_model_store(store), model, versions, labels)
     for folder in folders:
         name = folder.resolve().name
         if name in chosen:
@@ -135,7 +137,7 @@ def _chosen(
     return chosen
 
 
-def _stored(store: FolderStore, model: str, versions: list[int], labels: list[str]) -> dict[str, Bundle]:
+def _stored(store: ModelStore, model: str, versions: list[int], labels: list[str]) -> dict[str, Bundle]:
     """Read versions, oldest first, under names that say their version and labels; without a wish every labelled one."""
     known = store.labels(model)
     if not versions and not labels:
@@ -150,12 +152,12 @@ def _stored(store: FolderStore, model: str, versions: list[int], labels: list[st
     }
 
 
-def _named(wanted: str, bundles: Mapping[str, Bundle], store: Path | None, model: str) -> str:
+def _named(wanted: str, bundles: Mapping[str, Bundle], store: str | None, model: str) -> str:
     """Return the shown name that a baseline given as version, label or folder means; unknown ones are refused later."""
-    from model_store.store import FolderStore  # noqa: PLC0415
+    from model_store.store import open_model_store  # noqa: PLC0415
 
     if wanted in bundles or store is None:
         return wanted
-    version = int(wanted) if wanted.isdigit() else FolderStore(store).labels(model).get(wanted)
+    version = int(wanted) if wanted.isdigit() else open_model_store(store).labels(model).get(wanted)
     stored = (name for name in bundles if name.split(" ")[0] == f"{model}@{version}")
     return next(stored, wanted)

@@ -33,7 +33,8 @@ def train(
         int, typer.Option(min=1, help="Version to publish as; versions never change.", rich_help_panel=_BUNDLE)
     ] = 1,
     store: Annotated[
-        Path | None, typer.Option("--store", help="The model store's folder.", rich_help_panel=_BUNDLE)
+        str | None,
+        typer.Option("--store", help="The model store: a folder, or s3://bucket/prefix.", rich_help_panel=_BUNDLE),
     ] = None,
     label: Annotated[
         str | None, typer.Option(help="Label to point at the new version; needs --store.", rich_help_panel=_BUNDLE)
@@ -174,7 +175,7 @@ def train(
     if resume is not None and checkpoints is not None:
         fail("--resume DIR keeps checkpoints in DIR itself; leave --checkpoints away")
     with explained():
-        from model_store.store import FolderStore  # noqa: PLC0415
+        from model_store.store import open_model_store  # noqa: PLC0415
         from ranker.examples import Sampling  # noqa: PLC0415
         from ranker.ranks import joined  # noqa: PLC0415
         from ranker.recipe import Recipe, assist, make_bundle  # noqa: PLC0415
@@ -203,7 +204,7 @@ def train(
                 precision=precision_of(precision),
             ),
         )
-        if store is not None and version in (published := FolderStore(store).versions(name)):
+        if store is not None and version in (published := open_model_store(store).versions(name)):
             fail(
                 f"{name}@{version} is published already; versions never change: --version {max(published) + 1} is free"
             )
@@ -229,10 +230,10 @@ def train(
     Console().print(f"{bundle.manifest.ref}: {size_bytes / 1e6:.2f} MB, digest {bundle.digest[:12]}{labelled}")
 
 
-def _publish(folder: Path, store: Path, bundle: Bundle, label: str | None) -> None:
-    from model_store.store import FolderStore  # noqa: PLC0415
+def _publish(folder: Path, store: str, bundle: Bundle, label: str | None) -> None:
+    from model_store.store import open_model_store  # noqa: PLC0415
 
-    models = FolderStore(store)
+    models = open_model_store(store)
     models.publish(folder)
     if label is not None:
         models.set_label(bundle.manifest.name, label, bundle.manifest.version)

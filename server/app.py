@@ -22,7 +22,7 @@ from feature_client.opening import open_store, redacted
 from feature_client.store import Store
 from kernels.opening import engine_factory
 from model_store.live import LiveModel, load_live
-from model_store.store import FolderStore
+from model_store.store import open_model_store
 from model_store.utility import load_utility
 from pinrank.v1 import activity_pb2, ranking_pb2  # noqa: F401 - reflection answers from the registered descriptors
 from server import activity
@@ -215,7 +215,7 @@ def cores() -> int:
 
 def _load_models(config: ServerConfig, streams: int, opened: AsyncExitStack) -> ServedModels:
     """Load each label's version once; two labels on one version share it. Engines close with `opened`."""
-    store = FolderStore(config.model_store)
+    store = open_model_store(config.model_store)
     factory = engine_factory(config.engine)
     override = config.utility.read_bytes() if config.utility else None
     loaded: dict[int, LiveModel] = {}

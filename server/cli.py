@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from server.features_cli import fail, features
+from server.models_cli import models
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,11 +18,8 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     help="Rank pins for a user inside a ~10 ms budget: serve models, call them, manage their versions, train them.",
 )
-models = typer.Typer(no_args_is_help=True, help="Publish, inspect and label model versions.")
 app.add_typer(models, name="model")
 app.add_typer(features, name="features")
-
-StoreOption = Annotated[Path, typer.Option("--store", help="The model store's folder.", envvar="PINRANK_MODEL_STORE")]
 
 
 @app.callback(invoke_without_command=True)
@@ -45,7 +42,7 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on (default: 127.0.0.1).")] = None,
     grpc_port: Annotated[int | None, typer.Option(help="gRPC port; 0 takes a free one (default: 50051).")] = None,
     http_port: Annotated[int | None, typer.Option(help="Port of /metrics and /healthz (default: 9095).")] = None,
-    model_store: Annotated[Path | None, typer.Option(help="The model store's folder.")] = None,
+    model_store: Annotated[str | None, typer.Option(help="The model store: a folder, or s3://bucket/prefix.")] = None,
     model: Annotated[str | None, typer.Option(help="Name of the model to serve.")] = None,
     feature_store: Annotated[str | None, typer.Option(help="lmdb:///path, redis://host:port/db or memory://")] = None,
     processes: Annotated[
@@ -60,7 +57,7 @@ def serve(
 
     from feature_client.store import StoreError  # noqa: PLC0415
     from model_store.bundle import BundleError  # noqa: PLC0415
-    from model_store.store import ModelStoreError  # noqa: PLC0415
+    from model_store.objects import ModelStoreError  # noqa: PLC0415
     from model_store.utility import UtilityError  # noqa: PLC0415
     from server import app as server  # noqa: PLC0415
     from server.config import ConfigError, load_config  # noqa: PLC0415
@@ -123,86 +120,6 @@ def rank(
         typer.echo(json_format.MessageToJson(response, preserving_proto_field_name=True))
     else:
         show(response, Console())
-
-
-@models.command("list")
-def list_models(store: StoreOption) -> None:
-    """List models, their versions and labels."""
-    from model_store.store import FolderStore, ModelStoreError  # noqa: PLC0415
-
-    folder = FolderStore(store)
-    table = Table("model", "version", "labels")
-    try:
-        for model in folder.models():
-            labels = folder.labels(model)
-            for number in folder.versions(model):
-                table.add_row(model, str(number), ", ".join(name for name, v in labels.items() if v == number))
-    except ModelStoreError as error:
-        fail(str(error))
-    Console().print(table)
-
-
-@models.command("show")
-def show_model(model: str, number: Annotated[int, typer.Argument(metavar="VERSION")], store: StoreOption) -> None:
-    """Print a version's manifest."""
-    from model_store.bundle import BundleError  # noqa: PLC0415
-    from model_store.store import FolderStore, ModelStoreError  # noqa: PLC0415
-
-    try:
-        bundle = FolderStore(store).read(model, number)
-    except (ModelStoreError, BundleError) as error:
-        fail(str(error))
-    Console().print_json(bundle.manifest.model_dump_json())
-    typer.echo(f"digest {bundle.digest}")
-
-
-@models.command()
-def verify(
-    folder: Annotated[Path, typer.Argument(help="A bundle's folder.")],
-    engine: Annotated[str, typer.Option(help="Engine that scores the golden requests.")] = "openvino",
-) -> None:
-    """Check a bundle as a server would before serving it: digests, manifest, utility table, golden scores."""
-    from kernels.opening import engine_factory  # noqa: PLC0415
-    from model_store.bundle import BundleError, read_bundle  # noqa: PLC0415
-    from model_store.live import load_live  # noqa: PLC0415
-    from model_store.utility import UtilityError, load_utility  # noqa: PLC0415
-
-    try:
-        live = load_live(read_bundle(folder), engine_factory(engine), streams=1)
-        load_utility(live.utility_toml, live.manifest)
-    except (BundleError, UtilityError, ValueError) as error:
-        fail(str(error))
-    typer.echo(
-        f"{live.manifest.ref} is good: digest {live.digest}, 128 rows take {live.engine.cost_s(1, 128) * 1e3:.2f} ms"
-    )
-
-
-@models.command()
-def publish(folder: Annotated[Path, typer.Argument(help="A bundle's folder.")], store: StoreOption) -> None:
-    """Copy a bundle into the store under its own name and version."""
-    from model_store.bundle import BundleError  # noqa: PLC0415
-    from model_store.store import FolderStore, ModelStoreError  # noqa: PLC0415
-
-    try:
-        bundle = FolderStore(store).publish(folder)
-    except (BundleError, ModelStoreError, OSError) as error:
-        fail(str(error))
-    typer.echo(f"published {bundle.manifest.ref}, digest {bundle.digest}")
-
-
-@models.command("label")
-def set_label(
-    model: str, label: str, number: Annotated[int, typer.Argument(metavar="VERSION")], store: StoreOption
-) -> None:
-    """Point a label at a version. A running server takes it at its next start."""
-    from model_store.bundle import BundleError  # noqa: PLC0415
-    from model_store.store import FolderStore, ModelStoreError  # noqa: PLC0415
-
-    try:
-        FolderStore(store).set_label(model, label, number)
-    except (BundleError, ModelStoreError, OSError) as error:
-        fail(str(error))
-    typer.echo(f"{model}: {label} is now version {number}")
 
 
 for _point in entry_points(group="pinrank.commands"):

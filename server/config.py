@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FilePath, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FilePath, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -69,8 +69,9 @@ class ServerConfig(BaseSettings):
     #: Servers on one gRPC port, each a process; /metrics of the second is at http_port + 1, and so on.
     processes: Annotated[int, Field(ge=1, le=256)] = 1
 
-    #: Where models live, which one to serve, and which of its labels; the first is the default.
-    model_store: Path
+    #: Where models live (a folder, or s3://bucket/prefix), which one to serve, and which of its labels; the first is
+    #: the default.
+    model_store: Annotated[str, BeforeValidator(str)]
     model: str
     labels: Annotated[tuple[Name, ...], Field(min_length=1)] = ("stable",)
     #: A utility table to use instead of the bundle's own.
@@ -169,7 +170,7 @@ def _read_file(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
     for key in ("model_store", "utility"):
-        if isinstance(values.get(key), str):
+        if isinstance(values.get(key), str) and "://" not in values[key]:
             values[key] = path.parent / values[key]
     return values
 

@@ -30,7 +30,10 @@ FeatureStoreOption = Annotated[
     ),
 ]  # fmt: skip
 ModelStoreOption = Annotated[
-    Path | None, typer.Option("--model-store", help="The model store's folder.", envvar="PINRANK_MODEL_STORE")
+    str | None,
+    typer.Option(
+        "--model-store", help="The model store: a folder, or s3://bucket/prefix.", envvar="PINRANK_MODEL_STORE"
+    ),
 ]
 ModelOption = Annotated[str | None, typer.Option(help="A model that reads the group.", envvar="PINRANK_MODEL")]
 LabelOption = Annotated[str, typer.Option(help="Which of the model's versions.")]
@@ -59,7 +62,7 @@ def load(
     async def run() -> bulk.Announcement:
         described = _group(group, model_store, model, label)
         opened = bulk.Source(source, described)
-        async with _store(feature_store) as store:
+        async with started_store(feature_store) as store:
             with Progress(
                 SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
                 TextColumn("{task.fields[speed]}"), TimeRemainingColumn(),
@@ -73,7 +76,7 @@ def load(
 
                 return await bulk.load(store, described, opened, show)
 
-    announced = _run(run())
+    announced = run_store_work(run())
     typer.echo(f"loaded and verified {announced.ref}: {announced.rows} rows, fingerprint {announced.fingerprint}")
 
 
@@ -91,12 +94,12 @@ def stat(
     from feature_client import bulk  # noqa: PLC0415
 
     async def run() -> dict[str, bulk.GroupStat]:
-        async with _store(feature_store) as store:
+        async with started_store(feature_store) as store:
             with Console(stderr=True).status("reading keys") as status:
                 return await bulk.stat(store, lambda seen: status.update(f"reading keys: {seen:,}"))
 
     known = _fingerprints(_manifest(model_store, model, label)) if model else {}
-    found = _run(run())
+    found = run_store_work(run())
     if json_output:
         typer.echo(json.dumps({ref: asdict(own) for ref, own in found.items()}))
         return
@@ -147,12 +150,12 @@ def follow(
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        async with _store(feature_store) as store:
+        async with started_store(feature_store) as store:
             follower = StreamFollower(url, stream, consumer_group, name, store, sequence)
             await follower.follow(stop)
             return follower.counts
 
-    counts = _run(run())
+    counts = run_store_work(run())
     typer.echo(f"{counts.added} added, {counts.repeated} repeated, {counts.too_old} too old, {counts.refused} refused")
 
 
@@ -161,7 +164,7 @@ def fail(message: str) -> NoReturn:
     raise typer.Exit(1)
 
 
-def _run(work: Coroutine[Any, Any, Any]) -> Any:
+def run_store_work(work: Coroutine[Any, Any, Any]) -> Any:
     import uvloop  # noqa: PLC0415
 
     from feature_client.bulk import SourceError, VerificationError  # noqa: PLC0415
@@ -174,7 +177,7 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
 
 
 @asynccontextmanager
-async def _store(url: str) -> AsyncIterator[Store]:
+async def started_store(url: str) -> AsyncIterator[Store]:
     from feature_client.opening import open_store  # noqa: PLC0415
 
     store = open_store(url)
@@ -185,20 +188,21 @@ async def _store(url: str) -> AsyncIterator[Store]:
         await store.close()
 
 
-def _manifest(model_store: Path | None, model: str | None, label: str) -> Manifest:
+def _manifest(model_store: str | None, model: str | None, label: str) -> Manifest:
     from model_store.bundle import BundleError  # noqa: PLC0415
-    from model_store.store import FolderStore, ModelStoreError  # noqa: PLC0415
+    from model_store.objects import ModelStoreError  # noqa: PLC0415
+    from model_store.store import open_model_store  # noqa: PLC0415
 
     if model_store is None or model is None:
         fail("name the model that reads the group: --model-store FOLDER --model NAME")
-    store = FolderStore(model_store)
+    store = open_model_store(model_store)
     try:
         return store.read(model, store.resolve(model, label)).manifest
     except (ModelStoreError, BundleError) as error:
         fail(str(error))
 
 
-def _group(name: str, model_store: Path | None, model: str | None, label: str) -> Any:
+def _group(name: str, model_store: str | None, model: str | None, label: str) -> Any:
     """Return the group that a name in a manifest or a JSON file describes."""
     from pydantic import ValidationError  # noqa: PLC0415
 

@@ -9,7 +9,7 @@ import grpc.aio
 import pytest
 
 from feature_client.embedded import EmbeddedStore
-from model_store.store import FolderStore
+from model_store.store import open_model_store
 from server.app import Server
 from server.config import ServerConfig
 from tests import tiny
@@ -27,7 +27,7 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 def model_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with tiny@1 labelled `stable` and tiny@2 labelled `canary`."""
     root = tmp_path_factory.mktemp("models")
-    store = FolderStore(root)
+    store = open_model_store(root)
     for version, label in ((1, "stable"), (2, "canary")):
         folder = tmp_path_factory.mktemp("bundle") / str(version)
         tiny.write_tiny_bundle(folder, version)
@@ -49,7 +49,7 @@ async def feature_store_url(tmp_path: Path) -> str:
 @pytest.fixture
 def config(model_store: Path, feature_store_url: str) -> ServerConfig:
     return ServerConfig(
-        model_store=model_store,
+        model_store=str(model_store),
         model="tiny",
         labels=("stable", "canary"),
         feature_store=feature_store_url,

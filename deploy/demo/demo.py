@@ -32,7 +32,7 @@ from feature_client.embedded import EmbeddedStore
 from feature_client.groups import SequenceGroup
 from feature_client.opening import open_store
 from model_store.bundle import EMBEDDINGS, Bundle
-from model_store.store import FolderStore
+from model_store.store import open_model_store
 from pinrank.v1 import ranking_pb2
 from ranker.actions import ActionLog, action_log
 from ranker.atomic import AtomicDataset, read_atomic
@@ -134,7 +134,7 @@ def prepared(data: Path | None) -> Home:
             raise DemoError(f"{data} holds no RecBole atomic files; a NAME.inter is needed")
         models = cache / "demo" / f"{data.name}-models"
         model = trained_on(data, models)
-    store = FolderStore(models)
+    store = open_model_store(models)
     bundle = store.read(model, store.resolve(model, "stable"))
     # What is stored depends on the bundle and on the layout of its sequence.
     layout = bundle.manifest.sequence.fingerprint.hex()[:6] if bundle.manifest.sequence else "none"
@@ -229,7 +229,7 @@ def running_server(home: Home, grpc_port: int, http_port: int) -> Iterator[tuple
         "--model-store", str(home.models), "--model", manifest.name,
         "--grpc-port", str(grpc_port), "--http-port", str(http_port),
     ]  # fmt: skip
-    labels = sorted(FolderStore(home.models).labels(manifest.name), reverse=True)  # `stable` first: the default
+    labels = sorted(open_model_store(home.models).labels(manifest.name), reverse=True)  # `stable` first: the default
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PINRANK_")}
     environment |= {"PINRANK_LOG_FORMAT": "json", "PINRANK_LABELS": json.dumps(labels)}
     with (

@@ -13,7 +13,7 @@ from bench.processes import cpu_seconds, server_process
 from bench.serving import measure
 from feature_client.fetcher import Lacks, fetch
 from feature_client.memory import MemoryStore
-from model_store.store import FolderStore
+from model_store.store import open_model_store
 from tests import tiny
 
 
@@ -29,7 +29,7 @@ def config_file(model_store: Path, tmp_path: Path) -> Path:
 
 async def test_filled_features_leave_nothing_missing(model_store):
     store = MemoryStore()
-    bundle = FolderStore(model_store).read("tiny", 1)
+    bundle = open_model_store(model_store).read("tiny", 1)
     user_ids, pin_ids = await fill(store, bundle, users=5, seed=0)
     assert user_ids.tolist() == [1, 2, 3, 4, 5]
     for user_id in user_ids.tolist():
@@ -39,7 +39,7 @@ async def test_filled_features_leave_nothing_missing(model_store):
 
 
 async def test_filled_features_are_the_same_for_the_same_seed(model_store):
-    bundle = FolderStore(model_store).read("tiny", 1)
+    bundle = open_model_store(model_store).read("tiny", 1)
     stores = [MemoryStore() for _ in range(3)]
     for store, seed in zip(stores, (1, 1, 2), strict=True):
         await fill(store, bundle, users=3, seed=seed)
@@ -51,7 +51,7 @@ async def test_pins_and_vectors_come_from_the_bundle_where_it_has_them(model_sto
     np.savez(tmp_path / "embeddings.npz", pin_ids=np.array([7, 70, 700], np.uint64), vectors=vectors)
     folder = tmp_path / "bundle"
     tiny.write_tiny_bundle(folder, 9, **{"embeddings.npz": (tmp_path / "embeddings.npz").read_bytes()})
-    models = FolderStore(tmp_path / "models")
+    models = open_model_store(tmp_path / "models")
     models.publish(folder)
     store = MemoryStore()
     _, pin_ids = await fill(store, models.read("tiny", 9), users=1, seed=0)
@@ -62,7 +62,7 @@ async def test_pins_and_vectors_come_from_the_bundle_where_it_has_them(model_sto
 
 
 async def test_a_bundle_without_embeddings_gets_made_up_pins(model_store):
-    _, pin_ids = await fill(MemoryStore(), FolderStore(model_store).read("tiny", 1), users=1, seed=0)
+    _, pin_ids = await fill(MemoryStore(), open_model_store(model_store).read("tiny", 1), users=1, seed=0)
     assert pin_ids.tolist() == list(range(1, PINS + 1))
 
 

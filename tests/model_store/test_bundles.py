@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,7 +12,6 @@ from model_store.bundle import BundleError, read_bundle
 from model_store.golden import decode_golden, encode_golden
 from model_store.live import calibrate, load_live
 from model_store.manifest import Calibration, EmbeddingVector, Head, Manifest, Scalars, SequenceActions, TensorInput
-from model_store.store import FolderStore, ModelStoreError
 from tests import tiny
 
 
@@ -147,57 +143,3 @@ def test_assembly_pads_sequences_newest_first_and_scales_int8_spaces():
         side = assembled.request if spec.side == "request" else assembled.candidate
         assert side[spec.name].shape[1:] == spec.shape
         assert side[spec.name].dtype == spec.dtype
-
-
-def test_published_versions_are_immutable_and_labels_move(tmp_path):
-    store = FolderStore(tmp_path / "store")
-    for version in (1, 2):
-        tiny.write_tiny_bundle(tmp_path / str(version), version)
-        store.publish(tmp_path / str(version))
-    store.publish(tmp_path / "1")  # the same again is no error
-    tiny.write_tiny_bundle(tmp_path / "other", 1, golden_tolerance=0.5)
-    with pytest.raises(ModelStoreError, match=r"tiny@1 is already published with other content.*publish as version 3"):
-        store.publish(tmp_path / "other")
-    assert (store.models(), store.versions("tiny"), store.labels("tiny")) == (["tiny"], [1, 2], {})
-    store.set_label("tiny", "stable", 1)
-    store.set_label("tiny", "stable", 2)
-    assert store.resolve("tiny", "stable") == 2
-    assert store.read("tiny", 2).manifest.version == 2
-    for wrong, message in (
-        (lambda: store.set_label("tiny", "stable", 7), "no version 7"),
-        (lambda: store.set_label("tiny", "../x", 1), "label"),
-        (lambda: store.resolve("tiny", "beta"), "no label 'beta'"),
-        (lambda: store.read("../etc", 1), "model name"),
-        (lambda: FolderStore(tmp_path / "absent").models(), "no model store"),
-    ):
-        with pytest.raises(ModelStoreError, match=message):
-            wrong()
-
-
-@pytest.mark.parametrize("content", [b"", b"\n", b"abc", b"1.0", b"\xff\xfe", b"9" * 5000, "\u0661".encode(), b"1_0"])
-def test_damaged_label_file_is_named_and_harms_no_other_label(tmp_path, content):
-    tiny.write_tiny_bundle(tmp_path / "bundle")
-    store = FolderStore(tmp_path / "store")
-    store.publish(tmp_path / "bundle")
-    store.set_label("tiny", "stable", 1)
-    (tmp_path / "store" / "tiny" / "labels" / "canary").write_bytes(content)
-    assert store.resolve("tiny", "stable") == 1
-    with pytest.raises(ModelStoreError, match=r"label file .*canary holds .*set the label again"):
-        store.resolve("tiny", "canary")
-
-
-def test_publisher_killed_before_the_rename_leaves_no_version(tmp_path):
-    tiny.write_tiny_bundle(tmp_path / "bundle")
-    script = (
-        "import sys, os, signal; from pathlib import Path; from model_store import store\n"
-        "Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "store.FolderStore(Path(sys.argv[1])).publish(Path(sys.argv[2]))\n"
-    )
-    target = tmp_path / "store"
-    killed = subprocess.run([sys.executable, "-c", script, str(target), str(tmp_path / "bundle")], check=False)
-    assert killed.returncode == -signal.SIGKILL
-    store = FolderStore(target)
-    assert store.versions("tiny") == []
-    assert any(path.name.startswith(".publishing-") for path in (target / "tiny" / "versions").iterdir())
-    store.publish(tmp_path / "bundle")
-    assert store.versions("tiny") == [1]

@@ -58,7 +58,9 @@ def scored_test(**changes: Any) -> ScoredTest:
 
 def bundles_of(test: ScoredTest) -> Mapping[str, Bundle]:
     """Return bundles that hold a manifest and nothing else."""
-    return {name: Bundle(manifest(scored.heads), "0123456789abcdef", {}) for name, scored in test.by_bundle.items()}
+    return {
+        name: Bundle(manifest(scored.heads), b"", "0123456789abcdef", {}) for name, scored in test.by_bundle.items()
+    }
 
 
 def manifest(heads: tuple[str, ...] = HEADS, *, sequence: bool = True) -> Manifest:

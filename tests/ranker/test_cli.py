@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import builtins
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from model_store.store import FolderStore
+from model_store.store import open_model_store
 from ranker.cli import register
 from tests import tiny
 from tests.ranker.interactions import write_atomic
@@ -48,10 +47,10 @@ def test_train_publishes_and_labels_and_evaluate_compares(tmp_path: Path, utilit
     again = ("train", "--data", data, "--name", "toy", "--version", "4", "--utility", utility, "--store", store)
     code, refusal = run(*again)
     assert (code, "toy@4 is published already" in refusal) == (1, True)
-    assert FolderStore(store).labels("toy") == {"canary": 4}
+    assert open_model_store(store).labels("toy") == {"canary": 4}
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint.pt"]
     assert len(list((tmp_path / "runs").iterdir())) == 1
-    shutil.copytree(store / "toy" / "versions" / "4", tmp_path / "copy")
+    assert run("model", "pull", "toy", "4", tmp_path / "copy", "--store", store)[0] == 0
     code, output = run(
         "evaluate", "--data", data, "--store", store, "--model", "toy", "--version", "4", "--bundle", tmp_path / "copy",
         "--baseline", "canary", "--json", tmp_path / "e.json", "--report", tmp_path / "r.html", "--requests-max", "20",

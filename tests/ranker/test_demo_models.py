@@ -13,13 +13,13 @@ from kernels.openvino_engine import OpenVinoEngine
 from model_store.bundle import UTILITY, Bundle
 from model_store.golden import decode_golden
 from model_store.live import load_live
-from model_store.store import FolderStore
+from model_store.store import open_model_store
 from model_store.utility import load_utility
 from ranker.embeddings import decode_embeddings
 from ranker.features import Groups
 
 DEMO = Path(__file__).parents[2] / "deploy" / "demo"
-STORE = FolderStore(DEMO / "models")
+STORE = open_model_store(DEMO / "models")
 LABELS = ("cheap", "stable")
 
 

@@ -32,7 +32,7 @@ def examples(log: ActionLog, attributes: tuple[str, ...] = ()) -> Examples:
 
 
 def bundle(*, sequence: bool = True, embeddings: bytes = b"some") -> Bundle:
-    return Bundle(manifest(sequence=sequence), "", {EMBEDDINGS: embeddings})
+    return Bundle(manifest(sequence=sequence), b"", "", {EMBEDDINGS: embeddings})
 
 
 def test_each_surface_is_ranked_by_its_own_utility_with_the_pins_attributes(log: ActionLog) -> None:

@@ -24,7 +24,7 @@ def file(tmp_path):
 def test_file_values_and_defaults(file):
     config = load_config(file)
     assert (config.grpc_port, config.http_port) == (6000, 9095)
-    assert config.model_store == file.parent / "models"
+    assert config.model_store == str(file.parent / "models")
     assert (config.surface("home").deadline_ms, config.surface("related").deadline_ms) == (25, 100)
 
 

@@ -13,7 +13,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
 from model_store.bundle import BundleError
-from model_store.store import ModelStoreError
+from model_store.objects import ModelStoreError
+from model_store.store import open_model_store
 from model_store.utility import UtilityError
 from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
 from server.app import StartError
@@ -99,9 +100,10 @@ async def test_bad_utility_and_damaged_bundle_are_fatal_and_named(start_server, 
         await start_server(utility=utility)
     copy = tmp_path / "models"
     await asyncio.to_thread(__import__("shutil").copytree, model_store, copy)
-    (copy / "tiny" / "versions" / "1" / "network.onnx").write_bytes(b"")
-    with pytest.raises(BundleError, match=r"network.onnx: 0 bytes"):
-        await start_server(model_store=copy)
+    network = open_model_store(copy).manifest("tiny", 1).files["network.onnx"].sha256
+    (copy / "tiny" / "blobs" / network).write_bytes(b"")
+    with pytest.raises(BundleError, match=r"tiny@1: network.onnx was changed or damaged"):
+        await start_server(model_store=str(copy))
 
 
 async def test_half_open_http_connection_is_closed_in_silence(server, monkeypatch, capfd):

@@ -1,0 +1,292 @@
+"""Proving a version where it can do no harm: in a process of its own, forked for it and gone afterwards.
+
+A network file is a program from somewhere else. What compiling and running it may do (crash, take all memory, never
+end) happens to a child of a small helper process, which has everything imported and waits at the lowest priority; the
+server hears that it failed, and why.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import resource
+import select
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import IO, Any
+
+import numpy as np
+
+from kernels.engine import FeatureBatch
+from kernels.opening import engine_factory
+from model_store.archives import decode_arrays
+from model_store.bundle import BundleError
+from model_store.live import load_live
+from model_store.objects import ModelStoreError
+from model_store.statistics import read_statistics
+from model_store.store import open_model_store
+from model_store.utility import UtilityError, load_utility
+
+_LENGTH = struct.Struct(">Q")
+_NICE = 19
+#: An answer is a few numbers and the scores of the samples.
+_ANSWER_BYTES_MAX = 256 << 20
+
+
+class ProvingError(Exception):
+    """The proof could not be made for reasons that are not the bundle's; a later try may succeed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What is to be proven.
+
+    Attributes:
+        store: the model store's URL.
+        model, version, digest: which bundle.
+        engine: by name.
+        utility: a table to use instead of the bundle's own.
+        bundle_bytes_max: refuse a larger bundle.
+        memory_bytes_max: that the child may map beyond what it begins with.
+        timeout_s: after which it is killed.
+    """
+
+    store: str
+    model: str
+    version: int
+    digest: str
+    engine: str
+    utility: str | None
+    bundle_bytes_max: int
+    memory_bytes_max: int
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """A bundle that holds what it promises.
+
+    Attributes:
+        memory_bytes: that one stream of it took.
+        logits: float32[N, H] of the samples' rows.
+    """
+
+    memory_bytes: int
+    logits: np.ndarray
+
+
+class Prover:
+    """The server's side. `prove` blocks; one at a time, from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._helper: subprocess.Popen[bytes] | None = None
+
+    def prove(self, claim: Claim, samples: Sequence[FeatureBatch]) -> Proof:
+        """Prove a claim in a process of its own, and score samples with it.
+
+        Raises:
+            BundleError: the bundle is at fault; the message says how.
+            ProvingError: something else is.
+        """
+        with self._lock:
+            helper = self._started()
+            assert helper.stdin is not None  # noqa: S101 - both were asked for
+            assert helper.stdout is not None  # noqa: S101
+            try:
+                _send(helper.stdin, json.dumps(asdict(claim)).encode())
+                _send(helper.stdin, _encoded(samples))
+                answer = json.loads(_received(helper.stdout, _ANSWER_BYTES_MAX))
+                content = _received(helper.stdout, _ANSWER_BYTES_MAX)
+            except (BrokenPipeError, EOFError, ValueError) as error:
+                self._end()
+                raise ProvingError(f"the helper process ended: {error}") from error
+        match answer:
+            case {"fault": "bundle", "error": str(reason)}:
+                raise BundleError(reason)
+            case {"error": str(reason)}:
+                raise ProvingError(reason)
+            case {"memory_bytes": int(memory), "shape": [int(rows), int(heads)]} if len(content) == 4 * rows * heads:
+                logits = np.frombuffer(bytearray(content), np.float32).reshape(rows, heads)
+                return Proof(memory, logits)
+        raise BundleError(f"{claim.model}@{claim.version}: the proof's answer is none")
+
+    def close(self) -> None:
+        """End the helper, and whatever it is at."""
+        helper = self._helper  # without the lock: a proof in progress is given up
+        if helper is not None:
+            helper.kill()
+        with self._lock:
+            self._end()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._helper is not None and self._helper.poll() is not None:
+            self._end()
+        if self._helper is None:
+            self._helper = subprocess.Popen(
+                [sys.executable, "-m", "model_store.proving"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C is the server's
+            )
+        return self._helper
+
+    def _end(self) -> None:
+        if self._helper is not None:
+            self._helper.kill()
+            for pipe in (self._helper.stdin, self._helper.stdout):
+                if pipe is not None:
+                    try:
+                        pipe.close()
+                    except BrokenPipeError:  # what was not sent yet
+                        continue
+            self._helper.wait()
+            self._helper = None
+
+
+def _send(pipe: IO[bytes], content: bytes) -> None:
+    pipe.write(_LENGTH.pack(len(content)) + content)
+    pipe.flush()
+
+
+def _received(pipe: IO[bytes], bytes_max: int) -> bytes:
+    (length,) = _LENGTH.unpack(_exactly(pipe, _LENGTH.size))
+    if length > bytes_max:
+        raise ValueError(f"a message of {length} bytes")
+    return _exactly(pipe, length)
+
+
+def _exactly(pipe: IO[bytes], length: int) -> bytes:
+    content = pipe.read(length)
+    if len(content) != length:
+        raise EOFError("the pipe was closed")
+    return content
+
+
+def _encoded(samples: Sequence[FeatureBatch]) -> bytes:
+    arrays: dict[str, np.ndarray] = {}
+    for i, batch in enumerate(samples):
+        arrays[f"{i}/row_splits"] = batch.row_splits
+        arrays |= {f"{i}/request/{name}": tensor for name, tensor in batch.request.items()}
+        arrays |= {f"{i}/candidate/{name}": tensor for name, tensor in batch.candidate.items()}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def _decoded(content: bytes) -> list[FeatureBatch]:
+    arrays = decode_arrays(content)
+    count = sum(name.endswith("/row_splits") for name in arrays)
+
+    def side(i: int, which: str) -> dict[str, np.ndarray]:
+        start = f"{i}/{which}/"
+        return {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
+
+    return [FeatureBatch(side(i, "request"), side(i, "candidate"), arrays[f"{i}/row_splits"]) for i in range(count)]
+
+
+def _prove(claim: Claim, samples: Sequence[FeatureBatch]) -> tuple[dict[str, Any], bytes]:
+    """Prove in this process."""
+    try:
+        _bound_memory(claim.memory_bytes_max)
+        ref = f"{claim.model}@{claim.version}"
+        bundle = open_model_store(claim.store).read(claim.model, claim.version, claim.bundle_bytes_max)
+        if bundle.digest != claim.digest:
+            raise ModelStoreError(f"{ref} has digest {bundle.digest} by now, not {claim.digest}")
+        before = _resident_bytes()
+        live = load_live(bundle, engine_factory(claim.engine), streams=1, warm=False)
+        load_utility(claim.utility.encode() if claim.utility else live.utility_toml, live.manifest)
+        read_statistics(bundle)
+        logits = [live.engine.run(batch) for batch in samples]
+        stacked = np.concatenate(logits) if logits else np.empty((0, len(live.manifest.heads)), np.float32)
+        memory = max(0, _resident_bytes() - before) + sum(map(len, bundle.files.values()))
+        return {"memory_bytes": memory, "shape": list(stacked.shape)}, stacked.astype("<f4").tobytes()
+    except ModelStoreError as error:
+        return {"fault": "environment", "error": str(error)}, b""
+    except MemoryError:
+        return {"fault": "bundle", "error": f"{ref} needs more than {claim.memory_bytes_max:,} bytes of memory"}, b""
+    except (BundleError, UtilityError) as error:
+        return {"fault": "bundle", "error": str(error)}, b""
+    except Exception as error:  # noqa: BLE001 - whatever else a network can make a runtime raise
+        return {"fault": "bundle", "error": f"{ref}: {type(error).__name__}: {error}"}, b""
+
+
+def _bound_memory(bytes_max: int) -> None:
+    mapped = int(_statm()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + bytes_max, mapped + bytes_max))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _resident_bytes() -> int:
+    return int(_statm()[1]) * resource.getpagesize()
+
+
+def _statm() -> list[str]:
+    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
+        return file.read().split()
+
+
+def _in_a_child(claim: Claim, content: bytes) -> tuple[dict[str, Any], bytes]:
+    """Fork, prove there, and return the answer, or what became of the child."""
+    ref = f"{claim.model}@{claim.version}"
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        header, scores = _prove(claim, _decoded(content))
+        with os.fdopen(writer, "wb") as pipe:
+            _send(pipe, json.dumps(header).encode())
+            _send(pipe, scores)
+        os._exit(0)
+    os.close(writer)
+    answer = b""
+    until_s = time.monotonic() + claim.timeout_s
+    with os.fdopen(reader, "rb", buffering=0) as pipe:
+        while True:
+            ready, _, _ = select.select([pipe], [], [], max(0.0, until_s - time.monotonic()))
+            part = pipe.read(1 << 20) if ready else b""
+            if not part or len(answer) > _ANSWER_BYTES_MAX:
+                break
+            answer += part
+    if not ready:
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    if not ready:
+        return {"fault": "bundle", "error": f"{ref}: not proven within {claim.timeout_s:g} s"}, b""
+    if os.WIFSIGNALED(status):
+        name = signal.Signals(os.WTERMSIG(status)).name
+        return {"fault": "bundle", "error": f"{ref}: the process that tried it was killed by {name}"}, b""
+    try:
+        read = io.BytesIO(answer)
+        return json.loads(_received(read, _ANSWER_BYTES_MAX)), _received(read, _ANSWER_BYTES_MAX)
+    except (EOFError, ValueError, struct.error):
+        code = os.WEXITSTATUS(status)
+        return {"fault": "bundle", "error": f"{ref}: the process that tried it ended with {code}"}, b""
+
+
+def main() -> None:
+    """Serve claims from standard input until it is closed."""
+    os.nice(_NICE)
+    answers, claims = os.fdopen(os.dup(1), "wb"), sys.stdin.buffer
+    os.dup2(2, 1)  # whatever a runtime prints is no answer
+    engine_factory("openvino")  # imported before the forks
+    while True:
+        try:
+            claim = Claim(**json.loads(_received(claims, _ANSWER_BYTES_MAX)))
+            content = _received(claims, 1 << 40)
+        except EOFError:
+            return
+        header, scores = _in_a_child(claim, content)
+        _send(answers, json.dumps(header).encode())
+        _send(answers, scores)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Who published a bundle: Ed25519 signatures (RFC 8032) of a version's name and digest.
+
+openssl genpkey -algorithm ed25519 -out publisher.pem
+openssl pkey -in publisher.pem -pubout -out publisher.pub.pem
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+
+_NO_LIBRARY = "signatures need cryptography: pip install 'pinrank[signing]'"
+
+
+class SigningError(Exception):
+    """A key cannot be used, or a signature is not a trusted publisher's; the message says which."""
+
+
+class Signer:
+    """A publisher's private key."""
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self._key = key
+
+    @classmethod
+    def read(cls, path: Path) -> Signer:
+        """Read a PEM file. Raises SigningError."""
+        try:
+            from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
+            from cryptography.hazmat.primitives.asymmetric import ed25519  # noqa: PLC0415
+        except ImportError as error:
+            raise SigningError(_NO_LIBRARY) from error
+        try:
+            key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+        except (OSError, TypeError, ValueError) as error:
+            raise SigningError(f"{path} is no unencrypted PEM private key: {error}") from error
+        if not isinstance(key, ed25519.Ed25519PrivateKey):
+            raise SigningError(f"{path} is no Ed25519 key; make one: openssl genpkey -algorithm ed25519")
+        return cls(key)
+
+    def sign(self, ref: str, digest: str) -> str:
+        """Return the signature of a version, base64."""
+        return base64.b64encode(self._key.sign(_message(ref, digest))).decode()
+
+
+class Trust:
+    """The public keys of those whose bundles may be served."""
+
+    def __init__(self, keys: Sequence[Ed25519PublicKey]) -> None:
+        self._keys = tuple(keys)
+
+    @classmethod
+    def read(cls, paths: Sequence[Path]) -> Trust:
+        """Read PEM files. Raises SigningError."""
+        try:
+            from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
+            from cryptography.hazmat.primitives.asymmetric import ed25519  # noqa: PLC0415
+        except ImportError as error:
+            raise SigningError(_NO_LIBRARY) from error
+        keys = []
+        for path in paths:
+            try:
+                key = serialization.load_pem_public_key(path.read_bytes())
+            except (OSError, ValueError) as error:
+                raise SigningError(f"{path} is no PEM public key: {error}") from error
+            if not isinstance(key, ed25519.Ed25519PublicKey):
+                raise SigningError(f"{path} is no Ed25519 public key")
+            keys.append(key)
+        return cls(keys)
+
+    def check(self, ref: str, digest: str, signature: str | None) -> None:
+        """Raise SigningError unless one of the keys signed this version."""
+        from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - `read` has found the library
+
+        if signature is None:
+            raise SigningError(f"{ref} is not signed; publish it with --sign KEY")
+        try:
+            content = base64.b64decode(signature, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise SigningError(f"{ref}: its signature is no base64") from error
+        for key in self._keys:
+            try:
+                key.verify(content, _message(ref, digest))
+            except InvalidSignature:
+                continue
+            return
+        raise SigningError(f"{ref} is not signed by a trusted publisher (trusted_keys)")
+
+
+def _message(ref: str, digest: str) -> bytes:
+    """Return what is signed: with the name and version, so that a signature cannot be moved to another version."""
+    return f"pinrank bundle 1\n{ref}\n{digest}\n".encode()

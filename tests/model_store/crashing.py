@@ -1,0 +1,93 @@
+"""A process that changes a model store in forked children, each killed at a chosen step, and says what became of them.
+
+    python -m tests.model_store.crashing BUNDLES
+
+Reads one JSON list a line, `[store, operation, arguments, step]`, and answers with what became of it. Steps are
+counted at every call that changes a file: before it, in the middle of a write, and after it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from model_store.objects import ModelStoreError
+from model_store.store import open_model_store
+
+_CHANGING = ("open", "write", "fsync", "link", "unlink", "replace", "mkdir")
+
+
+class _Steps:
+    def __init__(self, kill_at: int) -> None:
+        self.count = 0
+        self._kill_at = kill_at
+
+    def arm(self) -> None:
+        for name in _CHANGING:
+            setattr(os, name, self._counted(name, getattr(os, name)))
+
+    def _counted(self, name, real):
+        def call(*arguments, **options):
+            self._step()
+            if name == "write":
+                descriptor, content = arguments
+                half = real(descriptor, bytes(content)[: len(content) // 2])
+                self._step()
+                return half + real(descriptor, bytes(content)[half:])
+            result = real(*arguments, **options)
+            self._step()
+            return result
+
+        return call
+
+    def _step(self) -> None:
+        if self.count == self._kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.count += 1
+
+
+def _work(store_url: str, bundles: Path, operation: str, arguments: dict[str, int]) -> str:
+    store = open_model_store(store_url)
+    match operation:
+        case "publish":
+            return store.publish(bundles / str(arguments["version"]), by="publisher").digest
+        case "label":
+            entry = store.set_label("tiny", str(arguments["label"]), arguments["version"], by="mover")
+            return str(entry.number if entry else None)
+        case "rollback":
+            return str(store.rollback("tiny", str(arguments["label"]), by="mover").number)
+        case "gc":
+            return str(store.gc("tiny", keep=arguments["keep"], by="gc", grace_s=0).versions)
+    raise ValueError(operation)
+
+
+def main() -> None:
+    bundles = Path(sys.argv[1])
+    for line in sys.stdin:
+        store_url, operation, arguments, step = json.loads(line)
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(reader)
+            steps = _Steps(step)
+            real_write = os.write
+            steps.arm()
+            try:
+                done = _work(store_url, bundles, operation, arguments)
+            except ModelStoreError as error:
+                done = f"refused: {error}"
+            real_write(writer, json.dumps({"done": done, "steps": steps.count}).encode())
+            os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader) as answer:
+            content = answer.read()
+        _, status = os.waitpid(child, 0)
+        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        print(json.dumps({"killed": killed, **(json.loads(content) if content else {})}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
