@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -94,6 +94,14 @@ class FeatureBatch:
                 )
 
 
+#: Called between runs of a warm-up with the seconds that the last one took: to leave the device to others meanwhile.
+Rest = Callable[[float], None]
+
+
+def no_rest(seconds: float) -> None:
+    """Go on at once."""
+
+
 class Engine(Protocol):
     """Runs one network on one device.
 
@@ -109,7 +117,7 @@ class Engine(Protocol):
     def run(self, batch: FeatureBatch) -> np.ndarray:
         """Return float32[N, H] logits in row order. Raises ShapeError, EngineError."""
 
-    def warm_up(self, sample: FeatureBatch) -> None:
+    def warm_up(self, sample: FeatureBatch, rest: Rest = no_rest) -> None:
         """Run on tilings of `sample` until first-run costs are paid, and measure the cost of a run."""
 
     def cost_s(self, requests: int, rows: int) -> float:

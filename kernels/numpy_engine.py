@@ -6,7 +6,7 @@ import numpy as np
 from onnx.reference import ReferenceEvaluator
 
 from kernels.cost import LinearCost, measure_cost
-from kernels.engine import LOGITS, ROW_REQUEST, EngineError, FeatureBatch, TensorSpec
+from kernels.engine import LOGITS, ROW_REQUEST, EngineError, FeatureBatch, Rest, TensorSpec, no_rest
 from kernels.fusion import parse
 
 
@@ -35,8 +35,8 @@ class NumpyEngine:
             raise EngineError(f"the network returned {list(logits.shape)}, expected [{batch.rows}, {self._heads}]")
         return logits.astype(np.float32, copy=False)
 
-    def warm_up(self, sample: FeatureBatch) -> None:
-        self._cost = measure_cost(self.run, sample)
+    def warm_up(self, sample: FeatureBatch, rest: Rest = no_rest) -> None:
+        self._cost = measure_cost(self.run, sample, rest)
 
     def cost_s(self, requests: int, rows: int) -> float:  # noqa: ARG002 - a run costs the same for any split of its rows
         return self._cost(rows)

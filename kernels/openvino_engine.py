@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import queue
+import time
 from collections.abc import Sequence
 
 import numpy as np
 import openvino
 
-from kernels.cost import LinearCost, measure_cost
-from kernels.engine import LOGITS, ROW_REQUEST, EngineError, FeatureBatch, TensorSpec
+from kernels.cost import ROWS, LinearCost, first_request, measure_cost
+from kernels.engine import LOGITS, ROW_REQUEST, EngineError, FeatureBatch, Rest, TensorSpec, no_rest
 from kernels.fused_encoder import FusedEncoder, instruction_sets, serves
 from kernels.fusion import ENCODED, inlined, parse, take_out_encoder
 
@@ -94,10 +95,14 @@ class OpenVinoEngine:
             raise EngineError(f"the network returned {list(logits.shape)}, expected [{batch.rows}, {self._heads}]")
         return logits
 
-    def warm_up(self, sample: FeatureBatch) -> None:
-        for _ in range(self.streams):  # each stream's first runs allocate; the queue hands them out in turn
-            measure_cost(self.run, sample)
-        self._cost = measure_cost(self.run, sample)
+    def warm_up(self, sample: FeatureBatch, rest: Rest = no_rest) -> None:
+        for rows in ROWS:
+            batch = first_request(sample, rows)
+            for _ in range(self.streams):  # each stream's first runs allocate; the queue hands them out in turn
+                start = time.perf_counter()
+                self.run(batch)
+                rest(time.perf_counter() - start)
+        self._cost = measure_cost(self.run, sample, rest)
 
     def cost_s(self, requests: int, rows: int) -> float:  # noqa: ARG002 - a run costs the same for any split of its rows
         return self._cost(rows)

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from model_store.objects import ModelStoreError
+from model_store.objects import NoVersionError, RefusedError
 
 _LABEL = re.compile(r"^[a-z][a-z0-9_-]{0,39}$")
 #: Traffic of a surface without its own line.
@@ -66,7 +66,7 @@ class Published(_Frozen):
     def after(self, state: State, model: str, at: AwareDatetime, by: str) -> State:
         if self.version in state.versions or self.version in state.retired:
             what = "already published with other content" if self.version in state.versions else "retired"
-            raise ModelStoreError(
+            raise RefusedError(
                 f"{model}@{self.version} is {what}; versions are immutable, publish as version {state.next_version()}"
             )
         release = Release(digest=self.digest, published_at=at, published_by=by, signature=self.signature)
@@ -83,18 +83,16 @@ class Labelled(_Frozen):
 
     def after(self, state: State, model: str, at: AwareDatetime, by: str) -> State:  # noqa: ARG002
         if not _LABEL.match(self.label):
-            raise ModelStoreError(
-                f"label {self.label!r}: use lower-case letters, digits, - and _, starting with a letter"
-            )
+            raise RefusedError(f"label {self.label!r}: use lower-case letters, digits, - and _, starting with a letter")
         labels = {name: version for name, version in state.labels.items() if name != self.label}
         if self.version is None:
             held = [surface for surface, shares in state.traffic.items() if self.label in shares]
             if held:
-                raise ModelStoreError(f"label {self.label!r} has traffic on {', '.join(held)}; set that to 0 first")
+                raise RefusedError(f"label {self.label!r} has traffic on {', '.join(held)}; set that to 0 first")
             return state.model_copy(update={"labels": labels})
         if self.version not in state.versions:
             there = ", ".join(map(str, sorted(state.versions))) or "none"
-            raise ModelStoreError(f"model {model!r} has no version {self.version} (versions: {there})")
+            raise NoVersionError(f"model {model!r} has no version {self.version} (versions: {there})")
         return state.model_copy(update={"labels": {**labels, self.label: self.version}})
 
 
@@ -110,10 +108,10 @@ class TrafficSet(_Frozen):
     def after(self, state: State, model: str, at: AwareDatetime, by: str) -> State:  # noqa: ARG002
         if self.label not in state.labels:
             known = ", ".join(sorted(state.labels)) or "none yet"
-            raise ModelStoreError(f"model {model!r} has no label {self.label!r} (labels: {known})")
+            raise NoVersionError(f"model {model!r} has no label {self.label!r} (labels: {known})")
         shares = {**state.traffic.get(self.surface, {}), self.label: self.share}
         if not 0 <= self.share <= 1 or sum(shares.values()) > 1 + 1e-9:
-            raise ModelStoreError(
+            raise RefusedError(
                 f"surface {self.surface!r}: shares lie from 0 to 1, and all labels' together; this would make {shares}"
             )
         traffic = {**state.traffic, self.surface: {name: share for name, share in shares.items() if share}}
@@ -129,7 +127,7 @@ class Retired(_Frozen):
     def after(self, state: State, model: str, at: AwareDatetime, by: str) -> State:  # noqa: ARG002
         for label, version in state.labels.items():
             if version in self.versions:
-                raise ModelStoreError(f"{model}@{version} is what label {label!r} names; move the label first")
+                raise RefusedError(f"{model}@{version} is what label {label!r} names; move the label first")
         kept = {number: release for number, release in state.versions.items() if number not in self.versions}
         gone = {*state.retired, *(set(state.versions) & set(self.versions))}
         return state.model_copy(update={"versions": kept, "retired": tuple(sorted(gone))})

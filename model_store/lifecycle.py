@@ -1,6 +1,7 @@
 """What a server does with versions as labels move: a table of phases, and a policy that names the next steps.
 
-Pure and idempotent: `decide` looks at a snapshot and says what to do; asked again before that is done, it says the same.
+Pure and idempotent: `decide` looks at a snapshot and says what to do; asked again before that is done, it says the
+same.
 """
 
 from __future__ import annotations
@@ -154,8 +155,8 @@ def decide(snapshot: Snapshot) -> tuple[Decision, ...]:
     """Return what to do next; nothing when all is as it should be.
 
     A label's old version answers until its new one is ready, and goes on answering where that one fails. One version is
-    loaded at a time, those of the first labels first. What no label names any more drains, and is unloaded once the last
-    request has let go of it.
+    loaded at a time, those of the first labels first. What no label names any more drains, and is unloaded once the
+    last request has let go of it.
     """
     labels, known, routes = snapshot.labels, snapshot.known, snapshot.routes
     wanted = dict.fromkeys((*labels.values(), *sorted(snapshot.pinned)))
@@ -167,20 +168,29 @@ def decide(snapshot: Snapshot) -> tuple[Decision, ...]:
     if not any(one.phase in _LOADING for one in known.values()):
         seen = [version for version in wanted if version in known and known[version].phase is Phase.SEEN]
         decisions += [Load(version) for version in seen[:1]]
-    held = set(wanted) | set(routes.values())
     for version, one in known.items():
-        if version not in held:
-            match one.phase:
-                case Phase.READY | Phase.SERVING:
-                    decisions.append(Drain(version))
-                case Phase.DRAINING if one.in_flight == 0:
-                    decisions.append(Unload(version))
-                case Phase.SEEN | Phase.FAILED:
-                    decisions.append(Forget(version))
-        elif one.phase is Phase.FAILED and snapshot.now_s >= one.retry_at_s:
-            decisions.append(Retry(version))
-        elif (
-            version not in labels.values() and one.phase in {Phase.READY, Phase.DRAINING} and version in snapshot.pinned
-        ):
-            decisions.append(Serve(version))
+        if version in wanted:
+            decisions += _of_wanted(version, one, snapshot)
+        elif version not in routes.values():
+            decisions += _of_unwanted(version, one)
     return tuple(decisions)
+
+
+def _of_wanted(version: int, one: Known, snapshot: Snapshot) -> list[Decision]:
+    if one.phase is Phase.FAILED and snapshot.now_s >= one.retry_at_s:
+        return [Retry(version)]
+    # What a label names is served by its route.
+    if version not in snapshot.labels.values() and one.phase in {Phase.READY, Phase.DRAINING}:
+        return [Serve(version)]
+    return []
+
+
+def _of_unwanted(version: int, one: Known) -> list[Decision]:
+    match one.phase:
+        case Phase.READY | Phase.SERVING:
+            return [Drain(version)]
+        case Phase.DRAINING if one.in_flight == 0:
+            return [Unload(version)]
+        case Phase.SEEN | Phase.FAILED:
+            return [Forget(version)]
+    return []

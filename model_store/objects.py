@@ -33,6 +33,18 @@ class NoObjectError(ModelStoreError):
     """There is no object of this name."""
 
 
+class NoVersionError(ModelStoreError):
+    """There is no such version or label."""
+
+
+class RefusedError(ModelStoreError):
+    """A change that is not possible as things stand."""
+
+
+class MovedError(RefusedError):
+    """Somebody changed a label meanwhile."""
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """An object in a listing; `name` is what follows the folder."""

@@ -36,7 +36,15 @@ from model_store.history import (
     version_before,
 )
 from model_store.manifest import Manifest
-from model_store.objects import ModelStoreError, NoObjectError, Objects, open_objects
+from model_store.objects import (
+    ModelStoreError,
+    MovedError,
+    NoObjectError,
+    NoVersionError,
+    Objects,
+    RefusedError,
+    open_objects,
+)
 from model_store.signing import Signer
 
 _MODEL = re.compile(r"^[a-z][a-z0-9-]{0,59}$")
@@ -112,7 +120,7 @@ class ModelStore:
         labels = self.labels(model)
         if label not in labels:
             known = ", ".join(labels) or "none yet"
-            raise ModelStoreError(f"model {model!r} in {self.where} has no label {label!r} (labels: {known})")
+            raise NoVersionError(f"model {model!r} in {self.where} has no label {label!r} (labels: {known})")
         return labels[label]
 
     def release(self, model: str, version: int) -> Release:
@@ -120,7 +128,7 @@ class ModelStore:
         state = self.state(model)
         if version not in state.versions:
             held = ", ".join(map(str, sorted(state.versions))) or "none"
-            raise ModelStoreError(f"model {model!r} in {self.where} has no version {version} (versions: {held})")
+            raise NoVersionError(f"model {model!r} in {self.where} has no version {version} (versions: {held})")
         return state.versions[version]
 
     def read(self, model: str, version: int, bytes_max: int | None = None) -> Bundle:
@@ -197,7 +205,7 @@ class ModelStore:
         def moving(state: State) -> Labelled | None:
             now = state.labels.get(label)
             if expected is not None and now != expected:
-                raise ModelStoreError(f"{model}: {label} is version {now} by now, not {expected}; nothing was changed")
+                raise MovedError(f"{model}: {label} is version {now} by now, not {expected}; nothing was changed")
             if now == version and label in state.labels:
                 return None
             return Labelled(label=label, version=version, before=now)
@@ -215,7 +223,7 @@ class ModelStore:
         now = self.resolve(model, label)
         before = version_before(self.history(model), label)
         if before is None:
-            raise ModelStoreError(f"{model}: {label} never named another version than {now}; label one by its number")
+            raise RefusedError(f"{model}: {label} never named another version than {now}; label one by its number")
         entry = self.set_label(model, label, before, by=by, why=why or f"rollback from {now}", expected=now)
         assert entry is not None, "the version before is another one"  # noqa: S101
         return entry
@@ -320,5 +328,5 @@ def open_model_store(url: str | Path) -> ModelStore:
 
 def _checked(model: str) -> str:
     if not _MODEL.match(model):
-        raise ModelStoreError(f"model name {model!r}: use lower-case letters, digits and -, starting with a letter")
+        raise RefusedError(f"model name {model!r}: use lower-case letters, digits and -, starting with a letter")
     return model

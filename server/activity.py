@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 
 import grpc
 import grpc.aio
@@ -11,7 +11,7 @@ import numpy as np
 
 from feature_client.activity import ActivityWriter, Outcome, QueueFullError
 from feature_client.groups import SequenceGroup
-from feature_client.store import StoreError
+from feature_client.store import Store, StoreError
 from pinrank.v1 import activity_pb2
 from server.edge import abort
 from server.errors import (
@@ -33,18 +33,32 @@ _VIOLATIONS_MAX = 10
 _Context = grpc.aio.ServicerContext[activity_pb2.RecordRequest, activity_pb2.RecordResponse]
 
 
+class _Sequence:
+    """A sequence that actions are recorded into, and the position of each name in its vocabularies."""
+
+    def __init__(self, group: SequenceGroup, writer: ActivityWriter) -> None:
+        self.group = group
+        self.writer = writer
+        self.actions = {name: i for i, name in enumerate(group.actions)}
+        self.surfaces = {name: i for i, name in enumerate(group.surfaces)}
+
+
 class ActivityEdge:
     """Answers Record calls. Every served model's sequence gets the actions that its vocabularies know."""
 
-    def __init__(self, writers: Sequence[tuple[SequenceGroup, ActivityWriter]], metrics: Metrics) -> None:
-        self._writers = writers
+    def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        #: The position of each name by group.
-        self._codes = [
-            ({name: i for i, name in enumerate(group.actions)}, {name: i for i, name in enumerate(group.surfaces)})
-            for group, _ in writers
-        ]
+        self._sequences: tuple[_Sequence, ...] = ()
         self.draining = False
+
+    def write_into(self, groups: Iterable[SequenceGroup], store: Store) -> None:
+        """Record into these sequences from now on; those that were recorded into before keep their writers."""
+        before = {sequence.group.fingerprint: sequence for sequence in self._sequences}
+        distinct = {group.fingerprint: group for group in groups}
+        self._sequences = tuple(
+            before.get(fingerprint) or _Sequence(group, ActivityWriter(store, group))
+            for fingerprint, group in distinct.items()
+        )
 
     def handler(self) -> grpc.GenericRpcHandler:
         parse, serialise = activity_pb2.RecordRequest.FromString, activity_pb2.RecordResponse.SerializeToString
@@ -81,18 +95,19 @@ class ActivityEdge:
         """Store actions in every sequence that knows them; return int64[3], how many by the best of their outcomes."""
         if self.draining:
             raise DrainingError("the server is shutting down; another replica can answer")
-        if not self._writers:
+        sequences = self._sequences
+        if not sequences:
             raise NotRecordingError("this server does not record actions; set record_actions = true")
         if not actions:
             return np.zeros(len(Outcome), np.int64)
-        known = self._check(actions)
+        known = _check(sequences, actions)
         users = np.array([a.user_id for a in actions], np.uint64)
         best = np.full(len(actions), len(Outcome))
-        for (_, writer), (events, into) in zip(self._writers, known, strict=True):
+        for sequence, (events, into) in zip(sequences, known, strict=True):
             if not len(into):
                 continue
             try:
-                outcomes = await writer.record(users[into], events)
+                outcomes = await sequence.writer.record(users[into], events)
             except QueueFullError as error:
                 raise RecordingFullError(str(error), 1.0) from error
             except StoreError as error:
@@ -103,57 +118,59 @@ class ActivityEdge:
             self._metrics.actions[outcome.name.lower()].inc(int(counts[outcome]))
         return counts
 
-    def _check(self, actions: Sequence[activity_pb2.Action]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return by writer the events that its group knows, structured[E], and their positions, int64[E].
 
-        Raises:
-            InvalidRequestError: names the first actions at fault.
-        """
-        latest_ms = int(time.time() * 1e3) + _AHEAD_MAX_MS
-        problems: list[FieldViolation] = []
-        found: list[tuple[list[tuple[int, int, int, int, int]], list[int]]] = [([], []) for _ in self._writers]
-        for i, a in enumerate(actions):
-            known = False
-            for (names, surfaces), (events, into) in zip(self._codes, found, strict=True):
-                action, surface = names.get(a.action), surfaces.get(a.surface)
-                if action is not None and surface is not None:
-                    known = True
-                    events.append((a.pin_id, a.time_ms, a.event_id, action, surface))
-                    into.append(i)
-            if not known:
-                problems += self._unknown(f"actions[{i}]", a)
-            if a.event_id == 0:
-                problems.append(FieldViolation(f"actions[{i}].event_id", "0; give every action an id of its own"))
-            if not 0 < a.time_ms <= latest_ms:
-                problems.append(
-                    FieldViolation(
-                        f"actions[{i}].time_ms",
-                        f"{a.time_ms} is no Unix time in milliseconds between 0 and now ({latest_ms - _AHEAD_MAX_MS})",
-                    )
-                )
-            if len(problems) >= _VIOLATIONS_MAX:
-                break
-        if problems:
-            raise InvalidRequestError(problems)
-        return [(np.array(events, SequenceGroup.dtype), np.array(into, np.int64)) for events, into in found]
+def _check(
+    sequences: Sequence[_Sequence], actions: Sequence[activity_pb2.Action]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return by sequence the events that its group knows, structured[E], and their positions, int64[E].
 
-    def _unknown(self, where: str, action: activity_pb2.Action) -> list[FieldViolation]:
-        names = sorted(set().union(*(names for names, _ in self._codes)))
-        surfaces = sorted(set().union(*(surfaces for _, surfaces in self._codes)))
-        problems = []
-        if action.action not in names:
+    Raises:
+        InvalidRequestError: names the first actions at fault.
+    """
+    latest_ms = int(time.time() * 1e3) + _AHEAD_MAX_MS
+    problems: list[FieldViolation] = []
+    found: list[tuple[list[tuple[int, int, int, int, int]], list[int]]] = [([], []) for _ in sequences]
+    for i, a in enumerate(actions):
+        known = False
+        for sequence, (events, into) in zip(sequences, found, strict=True):
+            action, surface = sequence.actions.get(a.action), sequence.surfaces.get(a.surface)
+            if action is not None and surface is not None:
+                known = True
+                events.append((a.pin_id, a.time_ms, a.event_id, action, surface))
+                into.append(i)
+        if not known:
+            problems += _unknown(sequences, f"actions[{i}]", a)
+        if a.event_id == 0:
+            problems.append(FieldViolation(f"actions[{i}].event_id", "0; give every action an id of its own"))
+        if not 0 < a.time_ms <= latest_ms:
             problems.append(
                 FieldViolation(
-                    f"{where}.action", f"unknown action {action.action[:60]!r}; there are {', '.join(names)}"
+                    f"actions[{i}].time_ms",
+                    f"{a.time_ms} is no Unix time in milliseconds between 0 and now ({latest_ms - _AHEAD_MAX_MS})",
                 )
             )
-        if action.surface not in surfaces:
-            problems.append(
-                FieldViolation(
-                    f"{where}.surface", f"unknown surface {action.surface[:60]!r}; there are {', '.join(surfaces)}"
-                )
+        if len(problems) >= _VIOLATIONS_MAX:
+            break
+    if problems:
+        raise InvalidRequestError(problems)
+    return [(np.array(events, SequenceGroup.dtype), np.array(into, np.int64)) for events, into in found]
+
+
+def _unknown(sequences: Sequence[_Sequence], where: str, action: activity_pb2.Action) -> list[FieldViolation]:
+    names = sorted(set().union(*(sequence.actions for sequence in sequences)))
+    surfaces = sorted(set().union(*(sequence.surfaces for sequence in sequences)))
+    problems = []
+    if action.action not in names:
+        problems.append(
+            FieldViolation(f"{where}.action", f"unknown action {action.action[:60]!r}; there are {', '.join(names)}")
+        )
+    if action.surface not in surfaces:
+        problems.append(
+            FieldViolation(
+                f"{where}.surface", f"unknown surface {action.surface[:60]!r}; there are {', '.join(surfaces)}"
             )
-        return problems or [FieldViolation(where, f"no served model knows {action.action!r} on {action.surface!r}")]
+        )
+    return problems or [FieldViolation(where, f"no served model knows {action.action!r} on {action.surface!r}")]
 
 
 async def _one(request: activity_pb2.RecordRequest) -> AsyncIterator[activity_pb2.RecordRequest]:

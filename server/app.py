@@ -6,7 +6,7 @@ import asyncio
 import gc
 import os
 import signal
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable, Mapping
 from contextlib import AsyncExitStack
 
 import grpc
@@ -15,33 +15,38 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from feature_client.activity import ActivityWriter
-from feature_client.groups import SequenceGroup
-from feature_client.near_cache import near_caches
+from feature_client.fetcher import FeatureNeeds, Fetched, fetch
+from feature_client.near_cache import NearCache, near_caches
 from feature_client.opening import open_store, redacted
 from feature_client.store import Store
 from kernels.opening import engine_factory
-from model_store.live import LiveModel, load_live
+from model_store.proving import Prover
 from model_store.store import open_model_store
-from model_store.utility import load_utility
-from pinrank.v1 import activity_pb2, ranking_pb2  # noqa: F401 - reflection answers from the registered descriptors
-from server import activity
+from pinrank.v1 import activity_pb2, models_pb2, ranking_pb2  # noqa: F401 - reflection answers from the registered descriptors
+from server import activity, model_service
 from server.activity import ActivityEdge
 from server.admission import Admission, Overload
 from server.batching import EarliestDeadlineFirst, Lane
 from server.config import ConfigError, ServerConfig
 from server.edge import SERVICE, RankingEdge
+from server.hot_swap import HotSwap
 from server.http import HttpEndpoint
+from server.intake import Intake
 from server.learned import CostModel
 from server.metrics import Metrics
+from server.model_service import ModelEdge
 from server.pipeline import Pipeline
+from server.recent import Recent, RecentRequests
 from server.runner import Runner
 from server.served import Served, ServedModels
+from server.shadow import LANE, Shadow
 
 _log = structlog.get_logger(__name__)
 
 
 _LAST_ANSWERS_S = 0.5
+#: For reading what a new version needs of one recent request.
+_SWAP_READ_S = 1.0
 
 
 class StartError(Exception):
@@ -51,18 +56,24 @@ class StartError(Exception):
 class Server:
     """A whole ranking server in one event loop."""
 
-    def __init__(self, config: ServerConfig, *, shared_port: bool = False) -> None:
+    def __init__(self, config: ServerConfig, *, shared_port: bool = False, prover: Prover | None = None) -> None:
         """Remember.
 
         Args:
             config: the settings.
             shared_port: whether other servers of ours listen on the same gRPC port.
+            prover: of new versions; its own without.
         """
+        self._prover = prover
         self._config = config
         self._shared_port = shared_port
         self._metrics = Metrics()
         self._streams = config.engine_streams or cores()
         self._store: Store = open_store(config.feature_store, read_only=not config.record_actions, create=False)
+        self._near: dict[bytes, NearCache] = {}
+        self._activity = ActivityEdge(self._metrics)
+        #: Versions in memory, by digest.
+        self._installed: dict[str, Served] = {}
         self._health = health.aio.HealthServicer()
         #: Closes what was opened, last first.
         self._opened = AsyncExitStack()
@@ -84,28 +95,31 @@ class Server:
 
     async def _start(self) -> None:
         config = self._config
-        self._models = models = await asyncio.to_thread(_load_models, config, self._streams, self._opened)
-        _check_surfaces(config, models)
+        self._models = models = ServedModels(config.labels[0])
         self._opened.push_async_callback(self._store.close)
         await self._store.start()
-        self._runner = runner = self._new_runner(models)
+        self._runner = runner = self._new_runner()
+        recent = RecentRequests()
+        models_store = open_model_store(config.model_store)
+        factory = engine_factory(config.engine)
+        intake = Intake(models_store, config, factory, self._streams, recent, self, self._prover)
+        self._swap = swap = HotSwap(models_store, config, models, intake, self, self._metrics)
+        self._opened.push_async_callback(swap.close)
         runner.start()
         self._opened.push_async_callback(asyncio.to_thread, runner.close)
-        groups = tuple(group for served in models.by_label.values() for group in served.live.needs.pin_groups)
-        near = (
-            near_caches(groups, config.near_cache_bytes, config.near_cache_stale_s, config.near_cache_outage_s)
-            if config.near_cache_bytes
-            else {}
-        )
-        self._metrics.watch(runner.admission, near.values(), self._store)
+        self._metrics.watch(runner.admission, self._near, self._store)
         self._pipeline = pipeline = Pipeline(
-            self._store, near, runner, config.fetch_budget_share, config.answer_margin_ms / 1e3
+            self._store, self._near, runner, config.fetch_budget_share, config.answer_margin_ms / 1e3
         )
-        self._edge = RankingEdge(pipeline, models, config, self._metrics)
-        self._activity = ActivityEdge(self._activity_writers(models), self._metrics)
-        for label, served in models.by_label.items():
-            live = served.live
-            self._metrics.model_info.labels(live.manifest.name, live.manifest.version, label, live.digest).set(1)
+        shadow = Shadow(models, pipeline, config.shadow.label, config.shadow.share)
+        self._opened.push_async_callback(shadow.close)
+        self._metrics.watch_models(
+            models, lambda: {v: str(held.phase) for v, held in swap.versions.copy().items()}, shadow
+        )
+        self._edge = RankingEdge(pipeline, models, config, self._metrics, recent, shadow)
+        self._model_edge = ModelEdge(swap, models, shadow, config)
+        await swap.start()
+        _check_surfaces(config, models)
         await self._open_ports()
         self.serving = True
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
@@ -119,27 +133,61 @@ class Server:
             feature_store=redacted(config.feature_store),
         )
 
-    def _new_runner(self, models: ServedModels) -> Runner:
+    def _new_runner(self) -> Runner:
         """Put the policies together: what is learned of each model, who goes first, what is refused."""
         config = self._config
-        lives = [served.live for served in models.by_label.values()]
-        costs: dict[Hashable, CostModel] = {live.digest: CostModel(live.engine.cost_s) for live in lives}
-        settings = {name: config.surface(name) for name in models.surfaces}
-        lanes = {name: Lane(surface.priority, surface.share) for name, surface in settings.items()}
-        overload = {name: Overload(s.overload, s.trim_candidates_min) for name, s in settings.items()}
+        costs: dict[Hashable, CostModel] = {}
+        lanes = {name: Lane(surface.priority, surface.share) for name, surface in config.surfaces.items()}
+        lanes[LANE] = Lane(priority=-100, share=0.01)
+        overload = {name: Overload(s.overload, s.trim_candidates_min) for name, s in config.surfaces.items()}
         policy = EarliestDeadlineFirst(self._streams, costs.__getitem__, lanes)
         admission = Admission(
             policy, overload, config.requests_in_flight_max, config.rows_in_flight_max, config.bytes_in_flight_max
         )
         return Runner(policy, admission, self._streams, costs, self._metrics)
 
-    def _activity_writers(self, models: ServedModels) -> list[tuple[SequenceGroup, ActivityWriter]]:
-        """Return a writer for each distinct sequence that a served model reads; none when actions are not recorded."""
-        if not self._config.record_actions:
-            return []
-        sequences = (served.live.manifest.sequence for served in models.by_label.values())
-        distinct = {sequence.fingerprint: sequence for sequence in sequences if sequence is not None}
-        return [(sequence, ActivityWriter(self._store, sequence)) for sequence in distinct.values()]
+    # What taking versions in and letting them go asks of the rest of the server (`intake.Features`, `hot_swap.Host`).
+
+    async def features(self, needs: FeatureNeeds, request: Recent) -> Fetched:
+        return await fetch(
+            self._store, needs, request.user_id, request.pin_ids, request.query_pin_id, _SWAP_READ_S, self._near
+        )
+
+    def new_caches(self, needs: FeatureNeeds) -> Mapping[bytes, NearCache]:
+        config = self._config
+        if not config.near_cache_bytes:
+            return {}
+        lacking = tuple(group for group in needs.pin_groups if group.fingerprint not in self._near)
+        # A model's groups share the memory; while two models read different groups, each model's do.
+        share = config.near_cache_bytes * len(lacking) // max(1, len(needs.pin_groups))
+        return near_caches(lacking, share, config.near_cache_stale_s, config.near_cache_outage_s) if lacking else {}
+
+    def add_caches(self, caches: Mapping[bytes, NearCache]) -> None:
+        self._near.update(caches)
+
+    def drop_caches(self, needed: Collection[FeatureNeeds]) -> None:
+        read = {group.fingerprint for needs in needed for group in needs.pin_groups}
+        for fingerprint in self._near.keys() - read:
+            del self._near[fingerprint]
+
+    def install(self, served: Served) -> None:
+        self._runner.learn(served.live)
+        self._installed[served.live.digest] = served
+        self._record_actions()
+
+    def dismiss(self, served: Served) -> None:
+        self._runner.forget(served.live)
+        del self._installed[served.live.digest]
+        self._record_actions()
+
+    def runs(self, served: Served) -> int:
+        return self._runner.runs(served.live)
+
+    def _record_actions(self) -> None:
+        """Record into every sequence that a model in memory reads; into none when actions are not recorded."""
+        if self._config.record_actions:
+            sequences = (served.live.manifest.sequence for served in self._installed.values())
+            self._activity.write_into([sequence for sequence in sequences if sequence is not None], self._store)
 
     async def drain_and_close(self) -> None:
         """Refuse new calls, let those in flight finish within `drain_s`, then close everything."""
@@ -167,10 +215,12 @@ class Server:
             )
         )
         self._opened.push_async_callback(self._grpc.stop, 0)
-        self._grpc.add_generic_rpc_handlers((self._edge.handler(), self._activity.handler()))
+        self._grpc.add_generic_rpc_handlers(
+            (self._edge.handler(), self._activity.handler(), self._model_edge.handler())
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         reflection.enable_server_reflection(
-            (SERVICE, activity.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc
+            (SERVICE, activity.SERVICE, model_service.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc
         )
         try:
             self.grpc_port = self._grpc.add_insecure_port(f"{config.host}:{config.grpc_port}")
@@ -190,7 +240,7 @@ class Server:
         await self._grpc.start()
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
-        for service in ("", SERVICE, activity.SERVICE):
+        for service in ("", SERVICE, activity.SERVICE, model_service.SERVICE):
             await self._health.set(service, status)
 
 
@@ -211,24 +261,6 @@ async def serve(config: ServerConfig, *, shared_port: bool = False) -> None:
 def cores() -> int:
     """Return the cores this process may use, where the system tells."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _load_models(config: ServerConfig, streams: int, opened: AsyncExitStack) -> ServedModels:
-    """Load each label's version once; two labels on one version share it. Engines close with `opened`."""
-    store = open_model_store(config.model_store)
-    factory = engine_factory(config.engine)
-    override = config.utility.read_bytes() if config.utility else None
-    loaded: dict[int, LiveModel] = {}
-    by_label = {}
-    for label in config.labels:
-        version = store.resolve(config.model, label)
-        live = loaded.get(version)
-        if live is None:
-            live = loaded[version] = load_live(store.read(config.model, version), factory, streams)
-            opened.callback(live.engine.close)
-            _log.info("model_loaded", model=live.manifest.ref, digest=live.digest, kernel=live.engine.kernel)
-        by_label[label] = Served(live, load_utility(live.utility_toml if override is None else override, live.manifest))
-    return ServedModels(by_label)
 
 
 def _check_surfaces(config: ServerConfig, models: ServedModels) -> None:

@@ -119,6 +119,9 @@ class BatchPolicy(Protocol):
     def forecast(self, ticket: Ticket, now_s: float) -> Forecast:
         """Predict what would become of a ticket."""
 
+    def forget(self, model: Hashable) -> None:
+        """Drop what was learned of a model that gets no more tickets."""
+
 
 #: Over what time lanes' use of the engine is compared.
 _MEMORY_S = 1.0
@@ -213,6 +216,9 @@ class EarliestDeadlineFirst:
     def __len__(self) -> int:
         """Tickets that wait, or of which rows wait."""
         return len(self._known)
+
+    def forget(self, model: Hashable) -> None:
+        self._gaps.pop(model, None)
 
     def reserve(self, ticket: Ticket, now_s: float) -> None:
         if ticket.number in self._known:

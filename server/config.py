@@ -24,6 +24,7 @@ Milliseconds = Annotated[float, Field(gt=0, le=60_000)]
 
 
 PREFIX = "PINRANK_"
+_NESTED = ("surfaces", "swap", "guard", "shadow")
 #: What Kubernetes sets for a Service that is called pinrank.
 _SERVICE_LINKS = ("PINRANK_SERVICE_", "PINRANK_PORT")
 
@@ -57,6 +58,57 @@ class SurfaceConfig(BaseModel):
         return self
 
 
+class SwapConfig(BaseModel):
+    """How versions are proven and taken in while traffic flows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: How often the model store is looked at.
+    poll_s: Annotated[float, Field(gt=0, le=3_600)] = 2
+    #: A version that failed for reasons outside its bundle (features not loaded yet, no memory) is tried again after so
+    #: long.
+    retry_s: Annotated[float, Field(gt=0, le=86_400)] = 30
+    proof_timeout_s: Annotated[float, Field(gt=0, le=3_600)] = 120
+    bundle_bytes_max: Annotated[int, Field(ge=1 << 20)] = 2 << 30
+    #: What the process that proves a bundle may take.
+    proof_memory_bytes_max: Annotated[int, Field(ge=64 << 20)] = 8 << 30
+    #: Memory that stays free for the rest of the server when a version is taken in.
+    memory_bytes_kept: Annotated[int, Field(ge=0)] = 256 << 20
+    #: Least mean rank correlation (Spearman) of a version's order with what recent requests were answered.
+    rank_correlation_min: Annotated[float, Field(ge=-1, le=1)] = 0.2
+    #: How many more of recent requests' candidates may lack a row than for the version that answered them.
+    pins_missing_max: Annotated[float, Field(ge=0, le=1)] = 0.05
+    #: The part of one core's time that warming up may take.
+    warm_share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    #: Fields of the manifest that may change although callers notice (`surfaces.related`, `heads.hide`), or "*".
+    accept_changes: tuple[str, ...] = ()
+    #: Public Ed25519 keys (PEM); with any, only bundles signed by one of them are served.
+    trusted_keys: tuple[FilePath, ...] = ()
+
+
+class GuardConfig(BaseModel):
+    """When a label is moved back to the default label's version by itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    enabled: bool = True
+    #: What is compared, and how many requests of each label it takes.
+    window_s: Annotated[float, Field(gt=0, le=3_600)] = 60
+    requests_min: Annotated[int, Field(ge=1)] = 200
+    error_rate_max: Annotated[float, Field(ge=0, le=1)] = 0.01
+    p99_ratio_max: Annotated[float, Field(ge=1)] = 1.5
+    psi_max: Annotated[float, Field(gt=0)] = 1.0
+
+
+class ShadowConfig(BaseModel):
+    """What nobody is answered with, only compared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    label: Name = "shadow"
+    share: Annotated[float, Field(ge=0, le=1)] = 0.05
+
+
 class ServerConfig(BaseSettings):
     """The server's settings. Port 0 takes a free one and logs it."""
 
@@ -69,11 +121,17 @@ class ServerConfig(BaseSettings):
     #: Servers on one gRPC port, each a process; /metrics of the second is at http_port + 1, and so on.
     processes: Annotated[int, Field(ge=1, le=256)] = 1
 
-    #: Where models live (a folder, or s3://bucket/prefix), which one to serve, and which of its labels; the first is
-    #: the default.
+    #: Where models live (a folder, or s3://bucket/prefix), which one to serve, and which of its labels, as soon as they
+    #: are there; the first is the default.
     model_store: Annotated[str, BeforeValidator(str)]
     model: str
-    labels: Annotated[tuple[Name, ...], Field(min_length=1)] = ("stable",)
+    labels: Annotated[tuple[Name, ...], Field(min_length=1)] = ("stable", "canary", "shadow")
+    #: How versions are taken in, when a label is moved back, what is compared in the shadow.
+    swap: SwapConfig = SwapConfig()
+    guard: GuardConfig = GuardConfig()
+    shadow: ShadowConfig = ShadowConfig()
+    #: A file with the token that callers of ModelService bring; without it the service takes no calls.
+    admin_token_file: FilePath | None = None
     #: A utility table to use instead of the bundle's own.
     utility: FilePath | None = None
     engine: Literal["openvino", "numpy"] = "openvino"
@@ -143,7 +201,7 @@ def load_config(path: Path | None, options: dict[str, Any] | None = None) -> Ser
         setting, nested, _ = name.upper().removeprefix(PREFIX).lower().partition("__")
         if not name.upper().startswith(PREFIX) or name.startswith(_SERVICE_LINKS):
             continue
-        if setting not in ServerConfig.model_fields or (nested and setting != "surfaces"):
+        if setting not in ServerConfig.model_fields or (nested and setting not in _NESTED):
             raise ConfigError(f"{name}: there is no such setting; unset it, or correct its name")
 
     class FromEverywhere(ServerConfig):
@@ -169,7 +227,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         values = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
-    for key in ("model_store", "utility"):
+    for key in ("model_store", "utility", "admin_token_file"):
         if isinstance(values.get(key), str) and "://" not in values[key]:
             values[key] = path.parent / values[key]
     return values

@@ -17,12 +17,16 @@ from server.config import ServerConfig
 from server.errors import STATUS, DrainingError, InternalError, InvalidRequestError, OverloadedError, RankError
 from server.metrics import Metrics
 from server.pipeline import Pipeline, Ranking
+from server.recent import RecentRequests
 from server.served import ServedModels
+from server.shadow import Shadow
 from server.wire import parse_request, to_query, to_response
 
 _log = structlog.get_logger(__name__)
 
 SERVICE = "pinrank.v1.RankingService"
+
+_MODELS_DOING = frozenset({grpc.StatusCode.OK, grpc.StatusCode.INTERNAL, grpc.StatusCode.DEADLINE_EXCEEDED})
 
 _Context = grpc.aio.ServicerContext[bytes, bytes]
 
@@ -30,8 +34,18 @@ _Context = grpc.aio.ServicerContext[bytes, bytes]
 class RankingEdge:
     """Answers `pinrank.v1.RankingService/Rank` over raw bytes, so that parsing is a timed stage with clear errors."""
 
-    def __init__(self, pipeline: Pipeline, models: ServedModels, config: ServerConfig, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        models: ServedModels,
+        config: ServerConfig,
+        metrics: Metrics,
+        recent: RecentRequests,
+        shadow: Shadow,
+    ) -> None:
         self._pipeline = pipeline
+        self._recent = recent
+        self._shadow = shadow
         self._models = models
         self._config = config
         self._metrics = metrics
@@ -52,12 +66,13 @@ class RankingEdge:
     async def _answer(self, content: bytes, remaining_s: float | None) -> bytes:
         """Parse, rank and serialise one call; every outcome is counted before it leaves."""
         start = time.perf_counter()
-        surface, code = "unknown", grpc.StatusCode.INTERNAL
+        ranking: Ranking | None = None
+        surface, label, code = "unknown", "", grpc.StatusCode.INTERNAL
         try:
             if self.draining:
                 raise DrainingError("the server is shutting down; another replica can answer")
             query = to_query(parse_request(content), self._models, self._config, time.monotonic(), remaining_s)
-            surface = query.surface
+            surface, label = query.surface, query.label
             self._metrics.candidates.observe(len(query.pin_ids))
             wire_end = time.perf_counter()
             ranking = await self._pipeline.rank(query)
@@ -67,6 +82,8 @@ class RankingEdge:
             end = time.perf_counter()
             self._observe(surface, end - start, {"wire": wire_end - start, "response": end - response_start}, ranking)
             code = grpc.StatusCode.OK
+            self._recent.note(query, ranking, time.monotonic())
+            self._shadow.offer(query, ranking)
         except RankError as error:
             code = STATUS[type(error)]
             if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
@@ -80,7 +97,16 @@ class RankingEdge:
             raise InternalError("the server failed this request; its log says why") from error
         finally:
             self._metrics.count_request(surface, code.name)
+            self._watch(label, time.perf_counter() - start, code, ranking)
         return answer
+
+    def _watch(self, label: str, total_s: float, code: grpc.StatusCode, ranking: Ranking | None) -> None:
+        """Note what a label's model made of a request, for its guard; what was not the model's doing is left out."""
+        window = self._models.windows.get(label)
+        if window is None or code not in _MODELS_DOING or (ranking and "cheaper_model" in ranking.degradation):
+            return
+        failed = ranking is None or "non_finite_scores" in ranking.degradation
+        window.note(time.monotonic(), total_s, failed=failed)
 
     def _observe(self, surface: str, total_s: float, edge_stages_s: dict[str, float], ranking: Ranking) -> None:
         self._metrics.request_seconds.observe(total_s, surface)

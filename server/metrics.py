@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -17,6 +18,10 @@ from feature_client.near_cache import NearCache
 from feature_client.redis_store import RedisStore
 from feature_client.store import Store
 from server.admission import Admission
+from server.served import ServedModels, drifts
+
+if TYPE_CHECKING:
+    from server.shadow import Shadow
 
 #: Fine around the 10 ms budget: 12 bounds between 1 and 25 ms.
 _SECONDS = (
@@ -80,7 +85,7 @@ class Histograms(Collector):
 
 
 class _NearCacheCounts(Collector):
-    def __init__(self, caches: Collection[NearCache]) -> None:
+    def __init__(self, caches: Mapping[bytes, NearCache]) -> None:
         self._caches = caches
 
     def collect(self) -> Iterator[Metric]:
@@ -94,7 +99,7 @@ class _NearCacheCounts(Collector):
         age = GaugeMetricFamily(
             "pinrank_near_cache_age_seconds", "Mean time since the rows held were read", labels=["group"]
         )
-        for cache in self._caches:
+        for cache in list(self._caches.values()):  # models come and go meanwhile
             rows, age_s = cache.held(time.monotonic())  # the event loop's clock
             held.add_metric([cache.group.ref], rows)
             age.add_metric([cache.group.ref], age_s)
@@ -125,6 +130,47 @@ class _RedisCounts(Collector):
             circuit.add_metric([name], node.breaker.open)
         yield calls
         yield circuit
+
+
+class _ModelStates(Collector):
+    def __init__(self, models: ServedModels, phases: Callable[[], Mapping[int, str]], shadow: Shadow) -> None:
+        self._models = models
+        self._phases = phases
+        self._shadow = shadow
+
+    def collect(self) -> Iterator[Metric]:
+        phase = GaugeMetricFamily(
+            "pinrank_model_phase", "1 for the phase that each known version is in", labels=["version", "phase"]
+        )
+        for version, name in self._phases().items():
+            phase.add_metric([str(version), name], 1)
+        yield phase
+        drift = GaugeMetricFamily(
+            "pinrank_model_drift_psi",
+            "Distance (population stability index) of what a version is given (input) and predicts (head) lately from "
+            "its training; above 0.25 something moved",
+            labels=["version", "kind", "name"],
+        )
+        for version, served in list(self._models.by_version.items()):
+            for (kind, name), psi in drifts(served).items():
+                drift.add_metric([str(version), kind, name], psi)
+        yield drift
+        status = self._shadow.status()
+        requests = CounterMetricFamily(
+            "pinrank_shadow_requests", "Requests ranked by the shadow label too, by outcome", labels=["outcome"]
+        )
+        for outcome in ("requests", "skipped", "failed"):
+            requests.add_metric(["compared" if outcome == "requests" else outcome], getattr(status, outcome))
+        yield requests
+        yield GaugeMetricFamily(
+            "pinrank_shadow_top_10_overlap", "Mean share of the ten best that both have", status.top_10_overlap
+        )
+        heads = GaugeMetricFamily(
+            "pinrank_shadow_psi", "Distance of the shadow's probabilities from those given", labels=["head"]
+        )
+        for head in status.heads:
+            heads.add_metric([head.head], head.psi)
+        yield heads
 
 
 class Metrics:
@@ -189,7 +235,27 @@ class Metrics:
             registry=registry,
         )
 
-    def watch(self, admission: Admission, caches: Collection[NearCache], store: Store) -> None:
+        self.swaps = Counter(
+            "pinrank_model_swaps",
+            "Versions that began to answer for a label (done), or failed, by what was at fault: the bundle, its "
+            "surroundings (features, memory, the store; tried again), or something unexpected",
+            ["outcome"],
+            registry=registry,
+        )
+        for outcome in ("done", "failed_bundle", "failed_surroundings", "failed_unexpected"):
+            self.swaps.labels(outcome)
+        self.rollbacks = Counter(
+            "pinrank_model_rollbacks", "Versions that a guard took off a label", ["label"], registry=registry
+        )
+        self.model_store_failures = Counter(
+            "pinrank_model_store_failures", "Looks at the model store that failed", registry=registry
+        )
+
+    def watch_models(self, models: ServedModels, phases: Callable[[], Mapping[int, str]], shadow: Shadow) -> None:
+        """Read versions' phases, how far they drifted and what the shadow says, whenever metrics are collected."""
+        self.registry.register(_ModelStates(models, phases, shadow))
+
+    def watch(self, admission: Admission, caches: Mapping[bytes, NearCache], store: Store) -> None:
         """Read what is in flight, and the near caches' and the store's counts, whenever metrics are collected."""
         self._requests_in_flight.set_function(lambda: admission.requests)
         self._rows_in_flight.set_function(lambda: admission.rows)

@@ -33,6 +33,8 @@ class RankQuery:
     """A valid request.
 
     Attributes:
+        label: whose model answers; empty for a request that asks for a version.
+        lane: whose share of the engine it uses: its surface's, or that of what nobody waits for.
         pin_ids: uint64[N], distinct.
         query_vector: float32[D] in the model's query space; at most one of it and `query_pin_id` is set.
         served: the model that was asked for.
@@ -44,6 +46,8 @@ class RankQuery:
     user_id: int
     pin_ids: np.ndarray
     surface: str
+    lane: str
+    label: str
     query_pin_id: int | None
     query_vector: np.ndarray | None
     served: Served
@@ -113,7 +117,7 @@ class Pipeline:
             raise DeadlineError("the deadline had passed on arrival; nothing was read or scored")
         live, cheaper = query.served.live, query.cheaper
         ask = Ask(
-            surface=query.surface,
+            surface=query.lane,
             rows=rows,
             bytes=live.bytes_of(rows),
             deadline_s=query.deadline_s - self._tail.value - self._margin_s,
@@ -132,9 +136,11 @@ class Pipeline:
                 assert cheaper is not None, "only an ask that names a cheaper model is given it"  # noqa: S101
                 served, degradation["cheaper_model"] = cheaper, 1
         self._idle.clear()
+        served.in_flight += 1  # nothing was awaited since the request took its model
         try:
             return await self._rank_admitted(query, served, ticket, degradation)
         finally:
+            served.in_flight -= 1
             self._runner.release(ticket, ask.bytes)
             if not self.in_flight:
                 self._idle.set()
@@ -164,6 +170,7 @@ class Pipeline:
         utilities = utility.combine(query.surface, party_utilities)
         utility_end = time.perf_counter()
         degradation |= _degradation(fetched, utilities)
+        served.sample(probabilities, batch)
         unscored = len(query.pin_ids) - ticket.rows
         if unscored:
             utilities, probabilities, party_utilities = (

@@ -31,6 +31,9 @@ class Recent:
     query_pin_id: int | None
     query_vector: np.ndarray | None
     utilities: np.ndarray
+    #: Whether the user had no row, and how many of these candidates had none, for the version that answered.
+    user_missing: bool
+    pins_missing: int
 
 
 class RecentRequests:
@@ -52,6 +55,8 @@ class RecentRequests:
                 query.query_pin_id,
                 query.query_vector,
                 ranking.utilities[:_ROWS_MAX].copy(),
+                bool(ranking.degradation.get("user_missing")),
+                min(_ROWS_MAX, ranking.degradation.get("pins_missing", 0)),
             )
         )
 

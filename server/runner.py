@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections import Counter
+from collections.abc import Callable, Hashable, MutableMapping
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
@@ -75,7 +76,7 @@ class Runner:
         policy: BatchPolicy,
         admission: Admission,
         streams: int,
-        costs: Mapping[Hashable, CostModel],
+        costs: MutableMapping[Hashable, CostModel],
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -87,6 +88,8 @@ class Runner:
         #: Guards the policies and everything waiting; held for microseconds, never while an engine runs.
         self._lock = threading.Lock()
         self._waiting: dict[int, _Waiting] = {}
+        #: Runs on streams by model: some may outlive the requests that they were for.
+        self._runs: Counter[Hashable] = Counter()
         self._wake: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._inboxes: list[SimpleQueue[Run | None]] = [SimpleQueue() for _ in range(streams)]
@@ -116,6 +119,21 @@ class Runner:
         for thread in self._threads:
             if thread.is_alive():
                 thread.join()
+
+    def learn(self, live: LiveModel) -> None:
+        """Begin to know a model, before the first request asks for it."""
+        with self._lock:
+            self._costs[live.digest] = CostModel(live.engine.cost_s)
+
+    def runs(self, live: LiveModel) -> int:
+        """Return how many runs of a model are on streams."""
+        return self._runs[live.digest]
+
+    def forget(self, live: LiveModel) -> None:
+        """Stop knowing a model that no request and no run holds."""
+        with self._lock:
+            self._policy.forget(live.digest)
+            del self._costs[live.digest], self._runs[live.digest]
 
     def admit(self, ask: Ask) -> Decision:
         """Decide on a request that just arrived; one that is admitted holds its place until `release`."""
@@ -190,7 +208,8 @@ class Runner:
         """Ask the policy until it names a run or has none; the lock is held."""
         while True:
             match self._policy.next(now_s):
-                case Run() as run:
+                case Run(pieces) as run:
+                    self._runs[pieces[0].ticket.model] += 1
                     return run
                 case Expire(tickets):
                     for ticket in tickets:
@@ -238,6 +257,7 @@ class Runner:
         with self._lock:
             outcomes = self._collect(members, result, started_s, ended_s)
             self._policy.finished(run, ended_s)
+            self._runs[run.pieces[0].ticket.model] -= 1
             following = self._next(ended_s, outcomes)
             if following is None:
                 self._idle.append(inbox)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Mapping
+from zlib import crc32
 
 import numpy as np
 
 from kernels.engine import FeatureBatch
 from model_store.live import LiveModel
-from model_store.statistics import Statistics, observed
+from model_store.statistics import Distribution, Statistics, observed, stability_index
 from model_store.utility import UtilityTable
 from pinrank.v1 import ranking_pb2
+from server.guard import Window, moved_by
 
 #: How much of what a version was given and gave is kept for comparing.
 _SAMPLES, _SAMPLED_EVERY, _ROWS_A_SAMPLE = 128, 8, 64
@@ -65,6 +67,8 @@ class ServedModels:
         self.default_label = default_label
         self.by_label: dict[str, Served] = {}
         self.by_version: dict[int, Served] = {}
+        #: What became of each label's requests lately.
+        self.windows: dict[str, Window] = {}
         self._traffic: Mapping[str, Mapping[str, float]] = {}
 
     @property
@@ -81,21 +85,59 @@ class ServedModels:
         self._traffic = {surface: dict(sorted(shares.items())) for surface, shares in traffic.items()}
 
     def assigned(self, surface: str, user_id: int) -> str:
-        """Return the label that answers a user who names none; a user stays with it while its share does not shrink."""
-        shares = self._traffic.get(surface) or self._traffic.get("*")
-        if shares:
-            place, reached = _place(user_id), 0.0
-            for label, share in shares.items():
-                # Each label has the places from its own start on, so that growing it takes nobody from it.
-                if reached <= place < reached + share:
-                    return label if label in self.by_label else self.default_label
-                reached += share
+        """Return the label that answers a user who names none.
+
+        A user stays with a label as long as its share does not shrink; growing a share only brings users to it.
+        """
+        left = 1.0
+        for label, share in (self._traffic.get(surface) or self._traffic.get("*") or {}).items():
+            # A draw of its own for each label, among those whom the labels before left.
+            if _place(user_id ^ crc32(label.encode()) << 32) * left < share:
+                return label if label in self.by_label else self.default_label
+            left -= share
         return self.default_label
 
 
-def _place(user_id: int) -> float:
-    """Spread user ids evenly over 0 to 1 (the finaliser of SplitMix64: Steele, Lea and Flood, 2014)."""
-    mixed = (user_id + 0x9E3779B97F4A7C15) & _MASK
+def _place(number: int) -> float:
+    """Spread numbers evenly over 0 to 1 (the finaliser of SplitMix64: Steele, Lea and Flood, 2014)."""
+    mixed = (number + 0x9E3779B97F4A7C15) & _MASK
     mixed = ((mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9) & _MASK
     mixed = ((mixed ^ mixed >> 27) * 0x94D049BB133111EB) & _MASK
-    return float((mixed ^ mixed >> 31) / 2**64)
+    return (mixed ^ mixed >> 31) / 2**64
+
+
+def drifts(served: Served) -> dict[tuple[str, str], float]:
+    """Return how far what a version is given and gives is from its training (PSI), by (input or head, name)."""
+    trained, samples = served.statistics, list(served.samples)
+    if trained is None or not samples:
+        return {}
+    found: dict[tuple[str, str], float] = {}
+    for i, head in enumerate(served.live.manifest.heads):
+        if head.name in trained.heads:
+            values = np.concatenate([probabilities[:, i] for probabilities, _ in samples])
+            found["head", head.name] = _distance(trained.heads[head.name], values)
+    for name, expected in trained.inputs.items():
+        given = [inputs[name] for _, inputs in samples if name in inputs]
+        if given:
+            found["input", name] = _distance(expected, np.concatenate(given))
+    return found
+
+
+def heads_moved(own: Served, other: Served) -> dict[str, float]:
+    """Return how far each head that both have moved (PSI), from what both gave lately."""
+    found = {}
+    places = {head.name: i for i, head in enumerate(other.live.manifest.heads)}
+    given, usual = list(own.samples), list(other.samples)
+    if not given or not usual:
+        return {}
+    for i, head in enumerate(own.live.manifest.heads):
+        if head.name in places:
+            column = np.concatenate([probabilities[:, i] for probabilities, _ in given])
+            against = np.concatenate([probabilities[:, places[head.name]] for probabilities, _ in usual])
+            found[head.name] = moved_by(column, against)
+    return found
+
+
+def _distance(expected: Distribution, values: np.ndarray) -> float:
+    values = values[np.isfinite(values)]
+    return stability_index(np.array(expected.shares), expected.counts(values)) if len(values) else 0.0

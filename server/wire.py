@@ -43,7 +43,8 @@ def to_query(
         InvalidRequestError: names every field at fault.
     """
     problems: list[FieldViolation] = []
-    served = _served(request, models, problems)
+    label = _label(request, models)
+    served = _served(request, label, models, problems)
     pin_ids = _pin_ids(request, config.candidates_max, problems)
     manifest = (served or models.default).live.manifest
     surface = next((s for s in manifest.surfaces if s.name == request.surface), None)
@@ -67,6 +68,8 @@ def to_query(
         user_id=request.user_id,
         pin_ids=pin_ids,
         surface=surface.name,
+        lane=surface.name,
+        label=label,
         query_pin_id=query_pin_id,
         query_vector=query_vector,
         served=served,
@@ -77,22 +80,29 @@ def to_query(
     )
 
 
-def _served(request: ranking_pb2.RankRequest, models: ServedModels, problems: list[FieldViolation]) -> Served | None:
+def _label(request: ranking_pb2.RankRequest, models: ServedModels) -> str:
     match request.WhichOneof("model"):
         case "label":
-            if served := models.by_label.get(request.label):
-                return served
-            known = ", ".join(models.by_label)
-            problems.append(
-                FieldViolation("label", f"unknown label {_shown(request.label)}; this server serves {known}")
-            )
+            return request.label
         case "version":
-            if served := models.by_version.get(request.version):
-                return served
-            known = ", ".join(map(str, models.by_version))
-            problems.append(FieldViolation("version", f"version {request.version} is not served; there are {known}"))
+            return ""
         case _:
-            return models.default
+            return models.assigned(request.surface, request.user_id)
+
+
+def _served(
+    request: ranking_pb2.RankRequest, label: str, models: ServedModels, problems: list[FieldViolation]
+) -> Served | None:
+    if label or request.WhichOneof("model") == "label":
+        if served := models.by_label.get(label):
+            return served
+        known = ", ".join(models.by_label)
+        problems.append(FieldViolation("label", f"unknown label {_shown(label)}; this server serves {known}"))
+    else:
+        if served := models.by_version.get(request.version):
+            return served
+        known = ", ".join(map(str, sorted(models.by_version)))
+        problems.append(FieldViolation("version", f"version {request.version} is not served; there are {known}"))
     return None
 
 

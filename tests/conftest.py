@@ -3,12 +3,14 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import grpc.aio
 import pytest
 
 from feature_client.embedded import EmbeddedStore
+from model_store.proving import Prover
 from model_store.store import open_model_store
 from server.app import Server
 from server.config import ServerConfig
@@ -60,16 +62,23 @@ def config(model_store: Path, feature_store_url: str) -> ServerConfig:
     )
 
 
+@pytest.fixture(scope="session")
+def prover() -> Iterator[Prover]:
+    """One for all servers, as it takes a second to start."""
+    with closing(Prover()) as shared:
+        yield shared
+
+
 StartServer = Callable[..., Awaitable[Server]]
 
 
 @pytest.fixture
-async def start_server(config: ServerConfig) -> AsyncIterator[StartServer]:
+async def start_server(config: ServerConfig, prover: Prover) -> AsyncIterator[StartServer]:
     """Start servers in this process, on free ports, with settings changed; all are drained at the end."""
     running = []
 
     async def start(**changes: object) -> Server:
-        server = Server(config.model_copy(update=changes))
+        server = Server(config.model_copy(update=changes), prover=prover)
         await server.start()
         running.append(server)
         return server

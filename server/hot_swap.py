@@ -1,0 +1,422 @@
+"""The shell around `model_store.lifecycle`: looks at the store, asks what to do, and does it while traffic flows.
+
+Everything that decides or changes what is served happens on the event loop, between two requests; what takes long
+happens elsewhere (`server/intake.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Coroutine, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+
+from feature_client.fetcher import FeatureNeeds
+from model_store.bundle import BundleError
+from model_store.history import Entry, State
+from model_store.lifecycle import (
+    Decision,
+    Drain,
+    Forget,
+    Known,
+    Load,
+    Phase,
+    Retry,
+    Route,
+    See,
+    Serve,
+    Snapshot,
+    Unload,
+    Unroute,
+    decide,
+    followed,
+)
+from model_store.manifest import Manifest
+from model_store.objects import ModelStoreError
+from model_store.proving import ProvingError
+from model_store.signing import SigningError
+from model_store.store import ModelStore, whoami
+from model_store.utility import UtilityError
+from server.config import ServerConfig
+from server.guard import Breach, Limits, Verdict, Window, judge
+from server.intake import Intake, Report
+from server.metrics import Metrics
+from server.served import Served, ServedModels, heads_moved
+from server.trial import NotReadyError
+
+_log = structlog.get_logger(__name__)
+
+#: Between looks at whether the last request has let go of a draining version.
+_DRAIN_LOOK_S = 0.02
+_GUARD_EVERY_S = 1.0
+_EVENTS_KEPT = 100
+
+
+class Host(Protocol):
+    """What the rest of the server does about versions; called on the event loop."""
+
+    def drop_caches(self, needed: Collection[FeatureNeeds]) -> None:
+        """Drop the near caches of groups that none of these read."""
+
+    def install(self, served: Served) -> None:
+        """Get ready for a version's first request."""
+
+    def dismiss(self, served: Served) -> None:
+        """Let go of a version that nothing holds any more."""
+
+    def runs(self, served: Served) -> int:
+        """Return how many engine runs of a version are under way."""
+
+
+@dataclass(slots=True)
+class Held:
+    """A version that the server knows of."""
+
+    phase: Phase
+    since_s: float
+    reason: str = ""
+    retry_at_s: float = float("inf")
+    report: Report = field(default_factory=Report)
+    served: Served | None = None
+
+
+class HotSwap:
+    """Keeps what is served as the labels say. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        store: ModelStore,
+        config: ServerConfig,
+        models: ServedModels,
+        intake: Intake,
+        host: Host,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._config = config
+        self._models = models
+        self._intake = intake
+        self._host = host
+        self._metrics = metrics
+        self._clock = clock
+        self.versions: dict[int, Held] = {}
+        self.pinned: set[int] = set()
+        self.entry: Entry | None = None
+        self.looked_s = float("-inf")
+        self.store_failure = ""
+        self.events: deque[tuple[float, str]] = deque(maxlen=_EVENTS_KEPT)
+        self.verdicts: dict[str, Verdict] = {}
+        #: Labels taken off a version that failed its guard, as long as the store still says it.
+        self._blocked: dict[str, int] = {}
+        self._wake = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._judged_s = float("-inf")
+
+    # What the server calls.
+
+    async def start(self) -> None:
+        """Load the default label's version, then whatever else can be; watch from then on.
+
+        Raises:
+            ModelStoreError, BundleError, UtilityError, SigningError: the default label cannot be served.
+        """
+        default = self._models.default_label
+        self.entry = await asyncio.to_thread(self._store.head, self._config.model)
+        self.looked_s = self._clock()
+        if self.entry is not None:
+            self._models.share_traffic(self.entry.state.traffic)
+        version = await asyncio.to_thread(self._store.resolve, self._config.model, default)
+        held = self.versions[version] = Held(Phase.SEEN, self._clock())
+        self._become(version, Phase.VERIFYING)
+        held.served = await self._intake.first(version, held.report, lambda: self._become(version, Phase.WARMING))
+        self._ready(version, held.served)
+        self._step()
+        await self._settled.wait()
+        self._run(self._watch())
+
+    async def close(self) -> None:
+        """Stop watching, give up what is being loaded, and free every version. No request may be in flight."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await self._intake.close()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for held in self.versions.values():
+            if held.served is not None:
+                held.served.live.engine.close()
+        self.versions.clear()
+
+    def look(self) -> None:
+        """Look at the store now rather than in a while."""
+        self._wake.set()
+
+    async def load(self, version: int) -> Held:
+        """Hold a version without a label; return it once it serves or failed. Raises ModelStoreError."""
+        await asyncio.to_thread(self._store.release, self._config.model, version)
+        self.pinned.add(version)
+        self._step()
+        while True:
+            held = self.versions.get(version)
+            if held is None:
+                raise ModelStoreError(f"version {version} was let go of meanwhile")
+            if held.phase in {Phase.SERVING, Phase.FAILED}:
+                return held
+            self._settled.clear()
+            await self._settled.wait()
+
+    def unload(self, version: int) -> None:
+        """Let go of a version held by `load`."""
+        self.pinned.discard(version)
+        self._step()
+
+    async def set_label(self, label: str, version: int, by: str, why: str, expected: int | None) -> Entry | None:
+        """Move a label in the store, and follow at once. Raises ModelStoreError, BundleError."""
+
+        def move() -> Entry | None:
+            return self._store.set_label(self._config.model, label, version, by=by, why=why, expected=expected)
+
+        entry = await asyncio.to_thread(move)
+        self.look()
+        return entry
+
+    @property
+    def labels(self) -> Mapping[str, int]:
+        """The labels to serve and the versions that the store, or a guard, says; the default label first."""
+        state = self.entry.state if self.entry else State()
+        default, found = self._models.default_label, {}
+        for label in self._config.labels:
+            if label in state.labels:
+                found[label] = state.labels[label]
+            elif label == default and label in self._models.by_label:  # it was removed: its last version goes on
+                found[label] = self._models.by_label[label].version
+        for label, version in self._blocked.items():
+            if found.get(label) == version:
+                found[label] = found[default]
+        return found
+
+    # Looking, deciding, doing.
+
+    async def _watch(self) -> None:
+        while True:
+            await self._look()
+            await self._judge()
+            drains = any(held.phase is Phase.DRAINING for held in self.versions.values())
+            pause_s = _DRAIN_LOOK_S if drains else min(self._config.swap.poll_s, _GUARD_EVERY_S)
+            try:
+                async with asyncio.timeout(pause_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            self._step()
+
+    async def _look(self) -> None:
+        """Read the store's newest entry, if it is time; what cannot be read changes nothing."""
+        if not self._wake.is_set() and self._clock() - self.looked_s < self._config.swap.poll_s:
+            return
+        self._wake.clear()
+        try:
+            entry = await asyncio.to_thread(self._store.head, self._config.model)
+        except ModelStoreError as error:
+            if not self.store_failure:
+                _log.warning("model_store_failed", reason=str(error))
+            self.store_failure = str(error)
+            self._metrics.model_store_failures.inc()
+            return
+        if self.store_failure:
+            _log.info("model_store_back")
+        self.store_failure, self.looked_s = "", self._clock()
+        if entry is not None and (self.entry is None or entry.number != self.entry.number):
+            self.entry = entry
+            for label, version in list(self._blocked.items()):
+                if entry.state.labels.get(label) != version:
+                    del self._blocked[label]
+            self._models.share_traffic(entry.state.traffic)
+
+    def _snapshot(self) -> Snapshot:
+        known = {}
+        for version, held in self.versions.items():
+            in_flight = held.served.in_flight + self._host.runs(held.served) if held.served else 0
+            known[version] = Known(held.phase, in_flight, held.retry_at_s)
+        routes = {label: served.version for label, served in self._models.by_label.items()}
+        return Snapshot(self._clock(), self.labels, frozenset(self.pinned), known, routes)
+
+    def _step(self) -> None:
+        """Do all that is to be done now."""
+        while decisions := decide(self._snapshot()):
+            for decision in decisions:
+                self._act(decision)
+        if not any(held.phase in {Phase.SEEN, Phase.VERIFYING, Phase.WARMING} for held in self.versions.values()):
+            self._settled.set()
+
+    def _act(self, decision: Decision) -> None:
+        models, versions = self._models, self.versions
+        match decision:
+            case See(version):
+                versions[version] = Held(Phase.SEEN, self._clock())
+                self._note(f"{version} seen")
+            case Load(version):
+                self._become(version, Phase.VERIFYING)
+                self._run(self._load(version))
+            case Route(label, version):
+                self._serve(version)
+                before = models.by_label.get(label)
+                self._label(label, versions[version].served)
+                self._note(f"{label}: {before.version if before else 'none'} -> {version}")
+                self._metrics.swaps.labels("done").inc()
+            case Unroute(label):
+                self._label(label, None)
+                self._note(f"{label} removed")
+            case Serve(version):
+                self._serve(version)
+            case Drain(version):
+                self._become(version, Phase.DRAINING)
+                models.by_version.pop(version, None)
+            case Unload(version):
+                self._become(version, Phase.GONE)
+                self._free(versions.pop(version))
+            case Retry(version):
+                versions[version] = Held(followed(versions[version].phase, Phase.SEEN), self._clock())
+            case Forget(version):
+                self._become(version, Phase.GONE)
+                del versions[version]
+
+    def _serve(self, version: int) -> None:
+        held = self.versions[version]
+        if held.phase is not Phase.SERVING:
+            self._become(version, Phase.SERVING)
+        assert held.served is not None, "what is ready is there"  # noqa: S101
+        self._models.by_version[version] = held.served
+
+    def _label(self, label: str, served: Served | None) -> None:
+        before = self._models.by_label.get(label)
+        if served is None:
+            del self._models.by_label[label]
+            self._models.windows.pop(label, None)
+        else:
+            # The default label stays the first.
+            self._models.by_label[label] = served
+            self._models.windows[label] = Window(self._config.guard.window_s)
+        self.verdicts.pop(label, None)
+        for one, value in ((before, None), (served, 1)):
+            if one is not None:
+                names = (one.live.manifest.name, str(one.version), label, one.live.digest)
+                if value is None:
+                    self._metrics.model_info.remove(*names)
+                else:
+                    self._metrics.model_info.labels(*names).set(value)
+
+    def _free(self, held: Held) -> None:
+        """Free what a version took, off the loop."""
+        served, held.served = held.served, None
+        if served is None:
+            return
+        self._host.dismiss(served)
+        self._drop_caches()
+        self._run(self._intake.free(served.live))
+
+    def _drop_caches(self) -> None:
+        loaded = (held.served for held in self.versions.values() if held.served is not None)
+        self._host.drop_caches([served.live.needs for served in loaded])
+
+    def _become(self, version: int, phase: Phase) -> None:
+        held = self.versions[version]
+        held.phase, held.since_s = followed(held.phase, phase), self._clock()
+        if phase in {Phase.READY, Phase.DRAINING, Phase.GONE}:
+            self._note(f"{version} {phase}")
+        _log.info("model_phase", model=f"{self._config.model}@{version}", phase=str(phase))
+
+    def _note(self, text: str) -> None:
+        self.events.append((self._clock(), text))
+
+    def _run(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("hot_swap_failed", exc_info=error)
+
+    # Taking a version in.
+
+    async def _load(self, version: int) -> None:
+        held = self.versions[version]
+        try:
+            served = await self._intake.take_in(
+                version, self._replaced_by(version), held.report, lambda: self._become(version, Phase.WARMING)
+            )
+        except (BundleError, SigningError, UtilityError) as error:
+            self._fail(version, "bundle", str(error), None)
+        except (ModelStoreError, NotReadyError, ProvingError) as error:
+            self._fail(version, "surroundings", str(error), self._config.swap.retry_s)
+        except Exception as error:  # noqa: BLE001 - the boundary: whatever a bundle can raise leaves what is serving alone
+            _log.error("model_load_failed", exc_info=error)
+            self._fail(version, "unexpected", f"{type(error).__name__}: {error}", None)
+        else:
+            self._ready(version, served)
+        self._step()
+
+    def _ready(self, version: int, served: Served) -> None:
+        self.versions[version].served = served
+        self._become(version, Phase.READY)
+        self._host.install(served)
+
+    def _replaced_by(self, version: int) -> dict[str, Manifest]:
+        """Return what answers now for the labels that a version is for; in the shadow nobody is answered."""
+        labels = [label for label, wanted in self.labels.items() if wanted == version]
+        return {
+            label: self._models.by_label.get(label, self._models.default).live.manifest
+            for label in labels
+            if label != self._config.shadow.label
+        }
+
+    def _fail(self, version: int, kind: str, reason: str, retry_s: float | None) -> None:
+        self._drop_caches()
+        held = self.versions[version]
+        held.phase, held.since_s, held.reason = followed(held.phase, Phase.FAILED), self._clock(), reason
+        if retry_s is not None:
+            held.retry_at_s = self._clock() + retry_s
+        self._note(f"{version} failed: {reason}")
+        self._metrics.swaps.labels(f"failed_{kind}").inc()
+        _log.error("model_failed", model=f"{self._config.model}@{version}", kind=kind, reason=reason, retry_s=retry_s)
+
+    # Watching what answers.
+
+    async def _judge(self) -> None:
+        """Compare every label with the default one, and take a version off a label that does worse."""
+        guard, now_s = self._config.guard, self._clock()
+        if not guard.enabled or now_s - self._judged_s < _GUARD_EVERY_S:
+            return
+        self._judged_s = now_s
+        default_label = self._models.default_label
+        default = self._models.default
+        limits = Limits(guard.requests_min, guard.error_rate_max, guard.p99_ratio_max, guard.psi_max)
+        for label, served in list(self._models.by_label.items()):
+            if served is default or label == self._config.shadow.label:
+                continue
+            own, usual = (self._models.windows[name].seen(now_s) for name in (label, default_label))
+            moved = await asyncio.to_thread(heads_moved, served, default)
+            verdict = self.verdicts[label] = judge(own, usual, moved, limits)
+            if isinstance(verdict, Breach) and self._models.by_label.get(label) is served:
+                await self._roll_back(label, served.version, verdict.reason)
+
+    async def _roll_back(self, label: str, version: int, reason: str) -> None:
+        """Give a label the default label's version, here at once and in the store for everybody."""
+        why = f"rolled back from {version}: {reason}"
+        self._blocked[label] = version
+        self._note(f"{label}: {why}")
+        self._metrics.rollbacks.labels(label).inc()
+        _log.error("model_rolled_back", model=f"{self._config.model}@{version}", label=label, reason=reason)
+        self._step()
+        default = self.labels[self._models.default_label]
+        try:
+            await self.set_label(label, default, f"guard of {whoami()}", why, version)
+        except (ModelStoreError, BundleError) as error:  # another server was faster, or the store is away
+            _log.warning("rollback_not_recorded", label=label, reason=str(error))

@@ -1,0 +1,270 @@
+"""Taking a version in while others serve: proven in a process of its own, warmed up on a thread that steps back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from feature_client.fetcher import FeatureNeeds, Fetched
+from feature_client.near_cache import NearCache
+from kernels.engine import EngineFactory, FeatureBatch
+from model_store.abi import breaks_callers
+from model_store.assembly import Assembler
+from model_store.bundle import UTILITY, Bundle, BundleError
+from model_store.live import LiveModel, load_live
+from model_store.manifest import Manifest
+from model_store.proving import Claim, Prover
+from model_store.signing import Trust
+from model_store.statistics import read_statistics
+from model_store.store import ModelStore
+from model_store.utility import load_utility
+from server.config import ServerConfig
+from server.memory import available_bytes, give_back_freed
+from server.recent import Recent, RecentRequests
+from server.served import Served
+from server.trial import NotReadyError, Sample, check_features, check_scores
+
+_T = TypeVar("_T")
+
+#: Recent requests that a version is tried on.
+_SAMPLES = 32
+#: A pause between them: requests first.
+_BETWEEN_SAMPLES_S = 0.001
+_LOADER_NICE = 10
+#: How long another thread may be kept waiting by the one that loads: the interpreter's own 5 ms would be felt.
+_SWITCH_S = 0.0005
+
+
+class Features(Protocol):
+    """What the rest of the server reads for a version that does not serve yet; called on the event loop."""
+
+    async def features(self, needs: FeatureNeeds, request: Recent) -> Fetched:
+        """Read what a model needs for a request."""
+
+    def new_caches(self, needs: FeatureNeeds) -> Mapping[bytes, NearCache]:
+        """Make near caches for the groups that have none. Takes long: on another thread."""
+
+    def add_caches(self, caches: Mapping[bytes, NearCache]) -> None:
+        """Use these from now on."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What was found of a version on its way in, for people."""
+
+    digest: str = ""
+    memory_bytes: int = 0
+    checks: list[str] = field(default_factory=list)
+
+
+class Intake:
+    """Makes versions ready, one at a time. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        store: ModelStore,
+        config: ServerConfig,
+        factory: EngineFactory,
+        streams: int,
+        recent: RecentRequests,
+        features: Features,
+        prover: Prover | None,
+    ) -> None:
+        """Remember.
+
+        Args:
+            store: of the models.
+            config: the settings.
+            factory: of the engine.
+            streams: runs in flight at once.
+            recent: requests to try versions on.
+            features: reads what they need.
+            prover: one that others use too; its own without.
+        """
+        self._store = store
+        self._config = config
+        self._factory = factory
+        self._streams = streams
+        self._recent = recent
+        self._features = features
+        self._own_prover = prover is None
+        self._prover = prover or Prover()
+        self._utility = config.utility.read_bytes() if config.utility else None
+        self._trust = Trust.read(config.swap.trusted_keys) if config.swap.trusted_keys else None
+        self._loader = ThreadPoolExecutor(1, "model-loader", initializer=_step_back)
+
+    async def close(self) -> None:
+        """Give up what is under way."""
+        if self._own_prover:
+            await asyncio.to_thread(self._prover.close)
+        await asyncio.to_thread(self._loader.shutdown)
+
+    async def first(self, version: int, report: Report, warming: Callable[[], None]) -> Served:
+        """Load the version that a server starts with: nothing is disturbed yet, so at once and in this process.
+
+        Raises:
+            ModelStoreError, BundleError, UtilityError, SigningError: why it cannot serve.
+        """
+        await self._released(version, report)
+        bundle = await self.on_loader(self._read, version)
+        warming()
+        served = await self.on_loader(self._compiled, bundle, None)
+        self._features.add_caches(await self.on_loader(self._features.new_caches, bundle.manifest.needs))
+        return served
+
+    async def take_in(
+        self, version: int, replaced: Mapping[str, Manifest], report: Report, warming: Callable[[], None]
+    ) -> Served:
+        """Prove a version, try it on recent requests, compile it here and warm it up.
+
+        Args:
+            version: its number.
+            replaced: by label that it is for, the manifest that answers there now.
+            report: told what was found.
+            warming: called when it is proven.
+
+        Raises:
+            BundleError, SigningError, UtilityError: the bundle is at fault.
+            ModelStoreError, NotReadyError, ProvingError: something else is.
+        """
+        config, swap = self._config, self._config.swap
+        digest = await self._released(version, report)
+        manifest = await self.on_loader(self._store.manifest, config.model, version)
+        self._check_abi(manifest, replaced)
+        report.checks.append("ABI: callers need not change")
+        self._features.add_caches(await self.on_loader(self._features.new_caches, manifest.needs))
+        samples = await self._samples(manifest)
+        if samples:
+            report.checks.append(check_features(manifest, samples, swap.pins_missing_max))
+        else:
+            report.checks.append("features and scores: not checked, no recent requests to try it on")
+        claim = Claim(
+            store=self._store.where,
+            model=config.model,
+            version=version,
+            digest=digest,
+            engine=config.engine,
+            utility=self._utility.decode() if self._utility else None,
+            bundle_bytes_max=swap.bundle_bytes_max,
+            memory_bytes_max=swap.proof_memory_bytes_max,
+            timeout_s=swap.proof_timeout_s,
+        )
+        proof = await self.on_loader(self._prover.prove, claim, [sample.batch for sample in samples])
+        report.checks.append("digests, network, utility table, golden scores: good, in a process of its own")
+        report.memory_bytes = proof.memory_bytes
+        bundle = await self.on_loader(self._read, version)
+        utility = await self.on_loader(load_utility, self._utility or bundle.files[UTILITY], manifest)
+        if samples:
+            report.checks += await self.on_loader(
+                check_scores, manifest, utility, samples, proof.logits, swap.rank_correlation_min
+            )
+        report.checks.append(self._check_memory(manifest, proof.memory_bytes * self._streams))
+        warming()
+        sample = FeatureBatch.concat([sample.batch for sample in samples[:4]]) if samples else None
+        return await self.on_loader(self._compiled, bundle, sample, True)  # noqa: FBT003
+
+    async def on_loader(self, work: Callable[..., _T], *arguments: object) -> _T:
+        """Do work on the thread that steps back."""
+        return await asyncio.get_running_loop().run_in_executor(self._loader, _politely, work, *arguments)
+
+    async def free(self, live: LiveModel) -> None:
+        """Free a version that nothing holds."""
+        await self.on_loader(_free, live)
+
+    async def _released(self, version: int, report: Report) -> str:
+        """Return a version's digest, its signature checked."""
+        release = await asyncio.to_thread(self._store.release, self._config.model, version)
+        report.digest = release.digest
+        if self._trust:
+            self._trust.check(f"{self._config.model}@{version}", release.digest, release.signature)
+            report.checks.append("signature: a trusted publisher's")
+        return release.digest
+
+    def _check_abi(self, manifest: Manifest, replaced: Mapping[str, Manifest]) -> None:
+        """Refuse what this server cannot honour, or what callers of a label would notice."""
+        config = self._config
+        needed = manifest.request_bytes + config.candidates_max * manifest.row_bytes
+        if needed > config.bytes_in_flight_max:
+            raise BundleError(
+                f"{manifest.ref}: a request of {config.candidates_max} candidates takes {needed:,} bytes, the limit is "
+                f"{config.bytes_in_flight_max:,}; lower sequence_length or candidates_max, or raise bytes_in_flight_max"
+            )
+        accepted = config.swap.accept_changes
+        for label, before in replaced.items():
+            for finding in breaks_callers(before, manifest):
+                if finding.field not in accepted and "*" not in accepted:
+                    raise BundleError(
+                        f"{manifest.ref} breaks callers of {label} ({before.ref}): {finding}; "
+                        f"or accept it: swap.accept_changes = [{finding.field!r}]"
+                    )
+
+    async def _samples(self, manifest: Manifest) -> list[Sample]:
+        """Read what recent requests would be made of by this version, one after the other."""
+        surfaces = {surface.name for surface in manifest.surfaces}
+        assembler, needs, space = Assembler(manifest), manifest.needs, manifest.query_space
+        found = []
+        for request in self._recent.latest(_SAMPLES):
+            if request.surface not in surfaces:
+                continue
+            fetched = await self._features.features(needs, request)
+            vector = request.query_vector
+            if vector is not None and (space is None or len(vector) != space.dim):
+                vector = None
+            found.append(Sample(request, fetched, assembler.assemble(fetched, request.surface, vector)))
+            await asyncio.sleep(_BETWEEN_SAMPLES_S)
+        return found
+
+    def _check_memory(self, manifest: Manifest, needed: int) -> str:
+        available, kept = available_bytes(), self._config.swap.memory_bytes_kept
+        if available is None:
+            return f"memory: about {needed / 1e6:.0f} MB, nobody says how much is available"
+        if needed + kept > available:
+            raise NotReadyError(
+                f"{manifest.ref} takes about {needed:,} bytes and {kept:,} stay free (swap.memory_bytes_kept), but "
+                f"only {available:,} are available"
+            )
+        return f"memory: about {needed / 1e6:.0f} MB of {available / 1e6:.0f} MB available"
+
+    def _read(self, version: int) -> Bundle:
+        return self._store.read(self._config.model, version, self._config.swap.bundle_bytes_max)
+
+    def _compiled(self, bundle: Bundle, sample: FeatureBatch | None, proven: bool = False) -> Served:
+        """Compile and warm up, on a sample of recent requests with rests between runs, or else on the golden ones."""
+        live = load_live(bundle, self._factory, self._streams, warm=sample is None, checked=proven)
+        try:
+            if sample is not None:
+                share = self._config.swap.warm_share
+                live.engine.warm_up(sample, lambda took_s: time.sleep(took_s * (1 / share - 1)))
+            utility = load_utility(self._utility or live.utility_toml, live.manifest)
+            return Served(live, utility, read_statistics(bundle))
+        except BaseException:
+            live.engine.close()
+            raise
+
+
+def _free(live: LiveModel) -> None:
+    live.engine.close()
+    give_back_freed()
+
+
+def _step_back() -> None:
+    """Let this thread run when others need not, where threads have priorities of their own (Linux)."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOADER_NICE)
+
+
+def _politely(work: Callable[..., _T], *arguments: object) -> _T:
+    """Do work of Python's without keeping other threads of Python's waiting."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_S)
+    try:
+        return work(*arguments)
+    finally:
+        sys.setswitchinterval(before)

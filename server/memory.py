@@ -1,0 +1,32 @@
+"""How much memory this process may still take."""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+from pathlib import Path
+
+
+def available_bytes(proc: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Return the least of what the machine has left and what the container may still take; None where nobody says."""
+    found = []
+    try:
+        lines = dict(line.split(":", 1) for line in proc.read_text().splitlines())
+        found.append(int(lines["MemAvailable"].split()[0]) << 10)
+    except (OSError, KeyError, ValueError):  # not Linux
+        pass
+    try:
+        limit, used = (cgroup / "memory.max").read_text().strip(), int((cgroup / "memory.current").read_text())
+        if limit != "max":
+            found.append(max(0, int(limit) - used))
+    except (OSError, ValueError):  # no container, or cgroups of the old kind
+        pass
+    return min(found, default=None)
+
+
+def give_back_freed() -> None:
+    """Return freed memory to the system, where the C library keeps it (glibc)."""
+    library = ctypes.CDLL(ctypes.util.find_library("c"))
+    trim = getattr(library, "malloc_trim", None)
+    if trim is not None:
+        trim(0)
