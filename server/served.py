@@ -87,7 +87,8 @@ class ServedModels:
     def assigned(self, surface: str, user_id: int) -> str:
         """Return the label that answers a user who names none.
 
-        A user stays with a label as long as its share does not shrink; growing a share only brings users to it.
+        A label that grows keeps its users, and takes them from others only to itself; where there are several labels
+        beside the default, they may get users of the default in return.
         """
         left = 1.0
         for label, share in (self._traffic.get(surface) or self._traffic.get("*") or {}).items():

@@ -239,7 +239,9 @@ BROKEN = {
     ),
     "scores not finite": (own_golden(nan_network()), {}, "candidates of recent requests get no finite score"),
     "scores say nothing": (
-        own_golden(flat_network()) | {"utility.toml": NO_ATTRIBUTES}, {}, "gives every candidate of a recent request the same utility"),
+        own_golden(flat_network()) | {"utility.toml": NO_ATTRIBUTES}, {},
+        "gives every candidate of a recent request the same utility",
+    ),
     "another order": (
         own_golden(tiny.network(seed=5)), {"swap": {"rank_correlation_min": 0.95}},
         "orders recent requests unlike what they were answered: rank correlation",

@@ -1,0 +1,423 @@
+"""Two hundred versions taken in one after the other under steady load, then the same with every fifth one broken.
+
+The load never stops while labels move. A swap lasts from the label's move until the version before is gone; a pause of
+the same length follows, so that as many requests are due during swaps as between them, on the same machine at the same
+time.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import onnx
+
+from bench import client
+from bench.harness import BenchmarkError, Claim, Measured
+from bench.scene import CONFIG, SEED, Scene, scene, without_surfaces
+from loadtest import open_loop
+from loadtest.arrivals import poisson
+from model_store.bundle import GOLDEN, NETWORK, UTILITY, Bundle, write_bundle
+from model_store.golden import GoldenRequest, decode_golden, encode_golden
+from model_store.objects import Objects, open_objects
+from model_store.store import ModelStore, open_model_store
+from pinrank.v1 import models_pb2, models_pb2_grpc
+from server.config import load_config
+
+_TOKEN = "of-the-benchmark"  # noqa: S105 - on loopback, gone with the server
+_DEADLINE_S = 2.0
+_SETTINGS = "[swap]\npoll_s = 0.25\nretry_s = 600\n"
+_LABEL = "stable"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    swaps: int = 200
+    #: Of what the server does saturated.
+    load: float = 0.7
+    saturated_s: float = 6.0
+    #: The load runs in parts, each with a generator of its own.
+    part_s: float = 60.0
+    warmup_s: float = 2.0
+    callers: int = 8
+    #: Swaps that the memory's slope leaves out: pools grow first.
+    settling: int = 50
+
+
+QUICK = Plan(swaps=5, saturated_s=0.5, part_s=6.0, warmup_s=0.5, settling=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """One label's move; times on the monotonic clock. `fault` is empty for a good version."""
+
+    version: int
+    fault: str
+    began_s: float
+    ended_s: float
+    outcome: str
+    rss_bytes: int
+
+
+def measure(*, quick: bool = False, config: Path = CONFIG) -> Measured:
+    """Measure swaps. Raises BenchmarkError when a version does not come to what it should."""
+    plan = QUICK if quick else Plan()
+    with tempfile.TemporaryDirectory(prefix="pinrank-swaps-") as folder:
+        own, store, bundle = _prepared(Path(folder), config)
+        with scene(own, extra=_SETTINGS) as stage, _calls(stage.server.address) as status:
+            held = stage.client.submit(
+                client.saturate, *stage.server[:2], stage.subject.requests, plan.callers, 1.0, plan.saturated_s
+            ).result()
+            rate_per_s = plan.load * held.summary.achieved_per_s
+            runs = {
+                name: _run(plan, stage, store, bundle, status, rate_per_s, first, broken_every, Path(folder))
+                for name, first, broken_every in (("good", 1_000, 0), ("every fifth broken", 10_000, 5))
+            }
+    return _conclude(plan, rate_per_s, runs)
+
+
+def _prepared(folder: Path, config: Path) -> tuple[Path, ModelStore, Bundle]:
+    """Make a model store of its own with the configured version, and settings that read it."""
+    settings = load_config(config)
+    source = open_model_store(settings.model_store)
+    bundle = source.read(settings.model, source.resolve(settings.model, settings.labels[0]))
+    store = open_model_store(folder / "models")
+    _publish(store, bundle, bundle.manifest.version, {}, {}, folder)
+    store.set_label(settings.model, _LABEL, bundle.manifest.version)
+    token = folder / "token"
+    token.write_text(_TOKEN)
+    own = folder / "pinrank.toml"
+    kept = [line for line in without_surfaces(config).splitlines() if not line.startswith("labels")]
+    added = (f'model_store = "{folder / "models"}"', f'labels = ["{_LABEL}"]', f'admin_token_file = "{token}"')
+    own.write_text("\n".join([*kept, *added]) + "\n")
+    return own, store, bundle
+
+
+@contextmanager
+def _calls(address: str) -> Iterator[Callable[[], models_pb2.StatusResponse]]:
+    with grpc.insecure_channel(address) as channel:
+        stub = models_pb2_grpc.ModelServiceStub(channel)
+        metadata = (("authorization", f"Bearer {_TOKEN}"),)
+        yield lambda: stub.Status(models_pb2.StatusRequest(), timeout=10, metadata=metadata)
+
+
+def _run(
+    plan: Plan,
+    stage: Scene,
+    store: ModelStore,
+    bundle: Bundle,
+    status: Callable[[], models_pb2.StatusResponse],
+    rate_per_s: float,
+    first: int,
+    broken_every: int,
+    folder: Path,
+) -> dict[str, Any]:
+    """Move the label to one new version after the other while requests come."""
+    swaps: list[Swap] = []
+    parts: list[tuple[float, open_loop.Samples]] = []
+    while len(swaps) < plan.swaps:
+        due_s = poisson(rate_per_s, plan.part_s, SEED + first + len(parts))
+        load = stage.client.submit(_offer, stage.server.address, stage.subject.requests, due_s)
+        until_s = time.monotonic() + plan.part_s
+        time.sleep(plan.warmup_s)
+        longest_s = 0.0
+        while len(swaps) < plan.swaps and time.monotonic() + 2.2 * longest_s < until_s:
+            number = first + len(swaps)
+            fault = ""
+            if broken_every and len(swaps) % broken_every == broken_every - 1:
+                fault = list(FAULTS)[len(swaps) // broken_every % len(FAULTS)]
+            swap = _swap(stage, store, bundle, status, number, fault, folder)
+            swaps.append(swap)
+            length_s = swap.ended_s - swap.began_s
+            longest_s = max(longest_s, length_s)
+            time.sleep(length_s)
+        parts.append(load.result())
+    return _told(plan, swaps, parts, bundle)
+
+
+def _offer(address: str, requests: tuple[bytes, ...], due_s: np.ndarray) -> tuple[float, open_loop.Samples]:
+    """Offer requests at given times; return when that began, on the monotonic clock, and what came of it."""
+    began_s = time.perf_counter()  # the monotonic clock of every process here
+    return began_s, client.offer_at(address, requests, due_s, _DEADLINE_S)
+
+
+def _swap(
+    stage: Scene,
+    store: ModelStore,
+    bundle: Bundle,
+    status: Callable[[], models_pb2.StatusResponse],
+    version: int,
+    fault: str,
+    folder: Path,
+) -> Swap:
+    model = bundle.manifest.name
+    fields, files, after = FAULTS[fault](bundle, version) if fault else ({}, {}, _nothing)
+    _publish(store, bundle, version, fields, files, folder)
+    began_s = time.perf_counter()
+    store.set_label(model, _LABEL, version, by="bench")
+    after(open_objects(store.where), store, version)
+    for _ in range(2_000):
+        found = {one.version: one for one in status().versions}
+        own = found.get(version)
+        if own is not None and (own.phase == "failed" or (own.phase == "serving" and len(found) == 1)):
+            break
+        time.sleep(0.03)
+    else:
+        raise BenchmarkError(f"version {version} ({fault or 'good'}) came to nothing: {found}")
+    if (own.phase == "failed") != bool(fault):
+        raise BenchmarkError(f"version {version} ({fault or 'good'}) is {own.phase}: {own.reason}")
+    outcome = own.reason or own.phase
+    return Swap(version, fault, began_s, time.perf_counter(), outcome, _rss_bytes(stage.server.pid))
+
+
+def _publish(
+    store: ModelStore, bundle: Bundle, version: int, fields: dict[str, Any], files: dict[str, bytes], folder: Path
+) -> None:
+    """Publish the bundle, changed, as another version."""
+    own = {name: getattr(bundle.manifest, name) for name in type(bundle.manifest).model_fields if name != "files"}
+    target = folder / "bundles" / str(version)
+    kept = {name: content for name, content in bundle.files.items() if name != "embeddings.npz"}
+    write_bundle(target, {**own, "version": version, **fields}, {**kept, **files})
+    store.publish(target, by="bench")
+
+
+def _rss_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
+
+
+# What a bundle can be broken by: manifest fields, files, and what is done once the label has moved.
+
+_After = Callable[[Objects, ModelStore, int], None]
+_Fault = tuple[dict[str, Any], dict[str, bytes], _After]
+
+
+def _nothing(objects: Objects, store: ModelStore, version: int) -> None:
+    pass
+
+
+def _wrong_golden(bundle: Bundle, version: int) -> _Fault:  # noqa: ARG001
+    wrong = [
+        GoldenRequest(golden.fetched, golden.surface, 1 - golden.probabilities)
+        for golden in decode_golden(bundle.files[GOLDEN])
+    ]
+    return {}, {GOLDEN: encode_golden(wrong)}, _nothing
+
+
+def _edited(bundle: Bundle, change: Callable[[onnx.ModelProto], object]) -> _Fault:
+    model = onnx.load_model_from_string(bundle.files[NETWORK])
+    change(model)
+    return {}, {NETWORK: model.SerializeToString()}, _nothing
+
+
+def _loop(bundle: Bundle, version: int) -> _Fault:  # noqa: ARG001
+    return _edited(bundle, lambda m: m.graph.node.append(onnx.helper.make_node("Loop", ["a"], ["b"])))
+
+
+def _unknown_operator(bundle: Bundle, version: int) -> _Fault:  # noqa: ARG001
+    return _edited(bundle, lambda m: m.graph.node.append(onnx.helper.make_node("Evil", ["a"], ["b"], domain="acme")))
+
+
+def _external_data(bundle: Bundle, version: int) -> _Fault:  # noqa: ARG001
+    def change(model: onnx.ModelProto) -> None:
+        tensor = model.graph.initializer[0]
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        entry = tensor.external_data.add()
+        entry.key, entry.value = "location", "../../../etc/passwd"
+
+    return _edited(bundle, change)
+
+
+def _huge_result(bundle: Bundle, version: int) -> _Fault:  # noqa: ARG001
+    """Takes all memory when it is run: the size is computed, so that no check of the file finds it."""
+
+    def change(model: onnx.ModelProto) -> None:
+        many = onnx.numpy_helper.from_array(np.array([1 << 20], np.int64), "many")
+        model.graph.initializer.append(many)
+        make = onnx.helper.make_node
+        model.graph.node.extend(
+            [
+                make("Shape", [model.graph.input[0].name], ["its_shape"]),
+                make("ReduceProd", ["its_shape"], ["its_size"], keepdims=1),
+                make("Mul", ["its_size", "many"], ["giant"]),
+                make("ConstantOfShape", ["giant"], ["zeros"]),
+                make("ReduceSum", ["zeros"], ["zero"], keepdims=0),
+                make("Add", ["logits", "zero"], ["logits_and_zero"]),
+            ]
+        )
+        model.graph.node[-1].output[0] = "logits"
+        for node in list(model.graph.node)[:-1]:
+            for i, name in enumerate(node.output):
+                if name == "logits":
+                    node.output[i] = "logits_before"
+        model.graph.node[-1].input[0] = "logits_before"
+
+    return _edited(bundle, change)
+
+
+def _zip_bomb(bundle: Bundle, version: int) -> _Fault:  # noqa: ARG001
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("0/surface.npy", bytes(50_000_000))
+    return {}, {GOLDEN: buffer.getvalue()}, _nothing
+
+
+def _pickle(bundle: Bundle, version: int) -> _Fault:  # noqa: ARG001
+    buffer = io.BytesIO()
+    np.savez(buffer, **{"0/surface": np.array([{}], object)})  # type: ignore[arg-type]
+    return {}, {GOLDEN: buffer.getvalue()}, _nothing
+
+
+def _broken_utility(bundle: Bundle, version: int) -> _Fault:  # noqa: ARG001
+    return {}, {UTILITY: b"[surfaces.home]\nweights = {}\n"}, _nothing
+
+
+def _surface_gone(bundle: Bundle, version: int) -> _Fault:  # noqa: ARG001
+    return {"surfaces": bundle.manifest.surfaces[:1]}, {}, _nothing
+
+
+def _features_missing(bundle: Bundle, version: int) -> _Fault:
+    """Reads a version of the pins' group that nobody loaded."""
+    groups = []
+    for group in bundle.manifest.groups:
+        same = {name: getattr(group, name) for name in type(group).model_fields}
+        groups.append(type(group)(**{**same, "version": version}) if group.entity == "pin" else group)
+    return {"groups": tuple(groups)}, {}, _nothing
+
+
+def _damaged(bundle: Bundle, version: int) -> _Fault:
+    """A file of it is changed in the store, after the label has moved."""
+
+    def damage(objects: Objects, store: ModelStore, version: int) -> None:
+        digest = store.manifest(bundle.manifest.name, version).files[UTILITY].sha256
+        objects.put(f"{bundle.manifest.name}/blobs/{digest}", b"damaged")
+
+    return {}, {UTILITY: bundle.files[UTILITY] + f"\n# {version}\n".encode()}, damage
+
+
+FAULTS: dict[str, Callable[[Bundle, int], _Fault]] = {
+    "golden scores": _wrong_golden,
+    "loop": _loop,
+    "damaged file": _damaged,
+    "unknown operator": _unknown_operator,
+    "features missing": _features_missing,
+    "external data": _external_data,
+    "zip bomb": _zip_bomb,
+    "takes all memory": _huge_result,
+    "pickle": _pickle,
+    "utility table": _broken_utility,
+    "surface gone": _surface_gone,
+}
+
+
+def _told(
+    plan: Plan, swaps: list[Swap], parts: list[tuple[float, open_loop.Samples]], bundle: Bundle
+) -> dict[str, Any]:
+    """Sum up a run: what callers saw during swaps and between them, and the server's memory."""
+    good = {f"{bundle.manifest.name}@{swap.version}" for swap in swaps if not swap.fault}
+    started = min(swap.version for swap in swaps)
+    good |= {name for _, s in parts for name in s.models if int(name.partition("@")[2]) < started}
+    during: list[np.ndarray] = []
+    between: list[np.ndarray] = []
+    failed: dict[str, int] = {}
+    degraded: dict[str, int] = {}
+    requests = invalid = 0
+    for began_s, samples in parts:
+        kept = samples.due_s >= plan.warmup_s
+        swapping = np.zeros(len(samples.due_s), bool)
+        for swap in swaps:
+            start_s, end_s = np.searchsorted(samples.due_s + began_s, [swap.began_s, swap.ended_s])
+            swapping[start_s:end_s] = True
+        requests += len(samples.due_s)
+        for status in samples.statuses:
+            if status != open_loop.OK:
+                failed[status] = failed.get(status, 0) + 1
+        for kinds in samples.degradations:
+            for kind in kinds:
+                degraded[kind] = degraded.get(kind, 0) + 1
+        invalid += len(set(samples.models) - good)
+        during.append(samples.latency_s[kept & swapping])
+        between.append(samples.latency_s[kept & ~swapping])
+    in_ms, out_ms = (np.concatenate(values) * 1e3 for values in (during, between))
+    rss = np.array([swap.rss_bytes for swap in swaps], np.float64)[plan.settling :]
+    slope, error = _slope(rss)
+    return {
+        "requests": requests,
+        "failed": failed,
+        "degraded": degraded,
+        "versions_invalid": invalid,
+        "swap_s": {"p50": float(np.median([s.ended_s - s.began_s for s in swaps if not s.fault]))},
+        "during_ms": _quantiles(in_ms),
+        "between_ms": _quantiles(out_ms),
+        "rss_slope_bytes_a_swap": slope,
+        "rss_slope_error_bytes_a_swap": error,
+        "rss_first_mb": swaps[0].rss_bytes / 1e6,
+        "rss_last_mb": swaps[-1].rss_bytes / 1e6,
+        "faults": {s.fault: s.outcome for s in swaps if s.fault},
+        "swaps": [[s.version, s.fault, round(s.began_s, 3), round(s.ended_s, 3), s.rss_bytes] for s in swaps],
+    }
+
+
+def _slope(values: np.ndarray) -> tuple[float, float]:
+    """Return the slope of a line through values, and twice its standard error, for values that hang together.
+
+    Memory of one swap is much like that of the swap before, so the residuals' autocorrelation widens the error (the
+    effective number of values: Bartlett, 1935).
+    """
+    if len(values) < 3:
+        return 0.0, float("inf")
+    x = np.arange(len(values)) - (len(values) - 1) / 2
+    slope = float(x @ values / (x @ x))
+    residuals = values - values.mean() - slope * x
+    together = float(residuals[:-1] @ residuals[1:] / max(residuals @ residuals, 1e-9))
+    effective = max(3.0, len(values) * (1 - max(0.0, together)) / (1 + max(0.0, together)))
+    variance = float(residuals @ residuals) / (effective - 2) / len(values) * effective
+    return slope, 2 * float(np.sqrt(variance / (x @ x) * len(values) / effective))
+
+
+def _quantiles(values: np.ndarray) -> dict[str, float]:
+    names = {"p50": 0.5, "p99": 0.99, "p999": 0.999}
+    return {name: float(np.nanquantile(values, at)) if len(values) else float("nan") for name, at in names.items()} | {
+        "requests": len(values)
+    }
+
+
+def _conclude(plan: Plan, rate_per_s: float, runs: dict[str, dict[str, Any]]) -> Measured:
+    claims: list[Claim] = []
+    summary: dict[str, float] = {"rate, requests/s": rate_per_s, "load, part of saturated": plan.load}
+    for name, run in runs.items():
+        claims += [
+            Claim(f"{name}: requests failed", sum(run["failed"].values()), 0, "requests", "at_most"),
+            Claim(f"{name}: requests degraded", sum(run["degraded"].values()), 0, "requests", "at_most"),
+            Claim(f"{name}: versions answered that should not be", run["versions_invalid"], 0, "versions", "at_most"),
+            Claim(
+                f"{name}: P99 during swaps over between them", run["during_ms"]["p99"] / run["between_ms"]["p99"], 1.2,
+                "ratio", "at_most",
+            ),
+            Claim(
+                f"{name}: memory's slope over its error (2 sigma)",
+                abs(run["rss_slope_bytes_a_swap"]) / run["rss_slope_error_bytes_a_swap"], 1.0, "ratio", "at_most",
+            ),
+        ]  # fmt: skip
+        summary |= {
+            f"{name}: swaps": len(run["swaps"]),
+            f"{name}: requests": run["requests"],
+            f"{name}: a swap takes, s": run["swap_s"]["p50"],
+            f"{name}: P50 during, ms": run["during_ms"]["p50"],
+            f"{name}: P50 between, ms": run["between_ms"]["p50"],
+            f"{name}: P99 during, ms": run["during_ms"]["p99"],
+            f"{name}: P99 between, ms": run["between_ms"]["p99"],
+            f"{name}: memory's slope, bytes a swap": run["rss_slope_bytes_a_swap"],
+            f"{name}: its error (2 sigma), bytes a swap": run["rss_slope_error_bytes_a_swap"],
+            f"{name}: memory first, MB": run["rss_first_mb"],
+            f"{name}: memory last, MB": run["rss_last_mb"],
+        }
+    return Measured(summary, tuple(claims), {"plan": asdict(plan), **runs})
