@@ -165,12 +165,12 @@ def _swap(
     began_s = time.perf_counter()
     store.set_label(model, _LABEL, version, by="bench")
     after(open_objects(store.where), store, version)
-    for _ in range(2_000):
+    for _ in range(600):
         found = {one.version: one for one in status().versions}
         own = found.get(version)
         if own is not None and (own.phase == "failed" or (own.phase == "serving" and len(found) == 1)):
             break
-        time.sleep(0.03)
+        time.sleep(0.1)
     else:
         raise BenchmarkError(f"version {version} ({fault or 'good'}) came to nothing: {found}")
     if (own.phase == "failed") != bool(fault):

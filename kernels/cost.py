@@ -10,8 +10,7 @@ import numpy as np
 
 from kernels.engine import FeatureBatch, Rest, no_rest
 
-#: Sizes that a run is measured at, and warmed up with.
-ROWS = (8, 32, 128, 512)
+_ROWS = (8, 32, 128, 512)
 _REPEATS = 5
 
 
@@ -26,26 +25,32 @@ class LinearCost:
         return self.fixed_s + self.per_row_s * rows
 
 
-def measure_cost(run: Callable[[FeatureBatch], np.ndarray], sample: FeatureBatch, rest: Rest = no_rest) -> LinearCost:
+def measure_cost(
+    run: Callable[[FeatureBatch], np.ndarray],
+    sample: FeatureBatch,
+    rest: Rest = no_rest,
+    repeats: int = _REPEATS,
+) -> LinearCost:
     """Fit the cost of single-request runs; the minimum of a few repeats ignores what else the machine does.
 
     Args:
         run: an engine's `run`.
         sample: at least one request with at least one row; its first request's rows are repeated to each size.
         rest: called after each run.
+        repeats: of each size, at least.
     """
     seconds = []
-    for rows in ROWS:
+    for rows in _ROWS:
         batch = first_request(sample, rows)
         best = float("inf")
-        for _ in range(_REPEATS):
+        for _ in range(repeats):
             start = time.perf_counter()
             run(batch)
             took_s = time.perf_counter() - start
             best = min(best, took_s)
             rest(took_s)
         seconds.append(best)
-    per_row_s, fixed_s = np.polyfit(ROWS, seconds, 1, w=1 / np.array(seconds))
+    per_row_s, fixed_s = np.polyfit(_ROWS, seconds, 1, w=1 / np.array(seconds))
     return LinearCost(max(0.0, float(fixed_s)), max(0.0, float(per_row_s)))
 
 

@@ -123,6 +123,9 @@ class Engine(Protocol):
     def cost_s(self, requests: int, rows: int) -> float:
         """Predict the seconds of one run; 0 before `warm_up`."""
 
+    def plan(self) -> bytes | None:
+        """Return the network as compiled for this machine and runtime, None where the runtime has no such form."""
+
     def close(self) -> None:
         """Free the device. No run may be in flight."""
 
@@ -130,5 +133,18 @@ class Engine(Protocol):
 class EngineFactory(Protocol):
     """Compiles an ONNX network for one runtime."""
 
-    def __call__(self, network: bytes, inputs: Sequence[TensorSpec], heads: int, streams: int) -> Engine:
-        """Return a ready engine. Raises EngineError naming what the runtime cannot honour."""
+    def __call__(
+        self, network: bytes, inputs: Sequence[TensorSpec], heads: int, streams: int, *, plan: bytes | None = None
+    ) -> Engine:
+        """Return a ready engine.
+
+        Args:
+            network: ONNX.
+            inputs: the manifest's.
+            heads: the network's columns.
+            streams: runs in flight at once.
+            plan: of an engine of this network, by the same runtime on the same machine: saves compiling it again.
+
+        Raises:
+            EngineError: what the runtime cannot honour.
+        """

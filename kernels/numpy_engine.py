@@ -13,7 +13,15 @@ from kernels.fusion import parse
 class NumpyEngine:
     """The reference: the network's ONNX operators one by one in NumPy. Correct and slow; the other engines' oracle."""
 
-    def __init__(self, network: bytes, inputs: Sequence[TensorSpec], heads: int, streams: int = 1) -> None:
+    def __init__(
+        self,
+        network: bytes,
+        inputs: Sequence[TensorSpec],
+        heads: int,
+        streams: int = 1,
+        *,
+        plan: bytes | None = None,  # noqa: ARG002 - nothing is compiled
+    ) -> None:
         try:
             self._evaluator = ReferenceEvaluator(parse(network))
         except (NotImplementedError, ValueError, RuntimeError) as error:
@@ -40,6 +48,9 @@ class NumpyEngine:
 
     def cost_s(self, requests: int, rows: int) -> float:  # noqa: ARG002 - a run costs the same for any split of its rows
         return self._cost(rows)
+
+    def plan(self) -> bytes | None:
+        return None
 
     def close(self) -> None:
         pass

@@ -57,7 +57,7 @@ def calibrate(manifest: Manifest, logits: np.ndarray) -> np.ndarray:
 
 
 def load_live(
-    bundle: Bundle, factory: EngineFactory, streams: int, *, warm: bool = True, checked: bool = False
+    bundle: Bundle, factory: EngineFactory, streams: int, *, warm: bool = True, plan: bytes | None = None
 ) -> LiveModel:
     """Compile a bundle, score its golden requests and warm it up.
 
@@ -66,7 +66,7 @@ def load_live(
         factory: of the engine.
         streams: runs in flight at once.
         warm: whether to warm up, on the golden requests, and so to measure the cost of a run.
-        checked: the network was checked before (`model_store.proving`).
+        plan: what the engine made of this very network in a process where it was proven.
 
     Raises:
         BundleError: the network cannot be compiled, or its golden scores differ by more than the manifest's tolerance.
@@ -74,12 +74,12 @@ def load_live(
     manifest = bundle.manifest
     assembler = Assembler(manifest)
     try:
-        if not checked:
+        if plan is None:
             check_network(bundle.files[NETWORK])
         golden = decode_golden(bundle.files[GOLDEN])
         if not golden:
             raise BundleError(f"{manifest.ref}: {GOLDEN} holds no request, so nothing proves what the network computes")
-        engine = factory(bundle.files[NETWORK], manifest.specs, len(manifest.heads), streams)
+        engine = factory(bundle.files[NETWORK], manifest.specs, len(manifest.heads), streams, plan=plan)
         try:
             sample = FeatureBatch.concat([assembler.assemble(g.fetched, g.surface) for g in golden])
             _verify(manifest, calibrate(manifest, engine.run(sample)), golden)

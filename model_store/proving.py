@@ -36,8 +36,15 @@ from model_store.utility import UtilityError, load_utility
 
 _LENGTH = struct.Struct(">Q")
 _NICE = 19
+#: How long a child runs at a time.
+_SLICE_S = 0.004
 #: An answer is a few numbers and the scores of the samples.
 _ANSWER_BYTES_MAX = 256 << 20
+_PLAN_BYTES_MAX = 4 << 30
+
+
+#: What was found, float32 scores of the samples, and the engine's plan.
+_Answer = tuple[dict[str, Any], bytes, bytes]
 
 
 class ProvingError(Exception):
@@ -56,6 +63,7 @@ class Claim:
         bundle_bytes_max: refuse a larger bundle.
         memory_bytes_max: that the child may map beyond what it begins with.
         timeout_s: after which it is killed.
+        share: of one core's time that the child may take.
     """
 
     store: str
@@ -67,6 +75,7 @@ class Claim:
     bundle_bytes_max: int
     memory_bytes_max: int
     timeout_s: float
+    share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +85,12 @@ class Proof:
     Attributes:
         memory_bytes: that one stream of it took.
         logits: float32[N, H] of the samples' rows.
+        plan: what the engine made of the network, if it has a form to keep.
     """
 
     memory_bytes: int
     logits: np.ndarray
+    plan: bytes | None
 
 
 class Prover:
@@ -88,6 +99,11 @@ class Prover:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._helper: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the helper, for the first proof not to wait for it."""
+        with self._lock:
+            self._started()
 
     def prove(self, claim: Claim, samples: Sequence[FeatureBatch]) -> Proof:
         """Prove a claim in a process of its own, and score samples with it.
@@ -105,6 +121,7 @@ class Prover:
                 _send(helper.stdin, _encoded(samples))
                 answer = json.loads(_received(helper.stdout, _ANSWER_BYTES_MAX))
                 content = _received(helper.stdout, _ANSWER_BYTES_MAX)
+                plan = _received(helper.stdout, _PLAN_BYTES_MAX)
             except (BrokenPipeError, EOFError, ValueError) as error:
                 self._end()
                 raise ProvingError(f"the helper process ended: {error}") from error
@@ -115,7 +132,7 @@ class Prover:
                 raise ProvingError(reason)
             case {"memory_bytes": int(memory), "shape": [int(rows), int(heads)]} if len(content) == 4 * rows * heads:
                 logits = np.frombuffer(bytearray(content), np.float32).reshape(rows, heads)
-                return Proof(memory, logits)
+                return Proof(memory, logits, plan or None)
         raise BundleError(f"{claim.model}@{claim.version}: the proof's answer is none")
 
     def close(self) -> None:
@@ -131,10 +148,10 @@ class Prover:
             self._end()
         if self._helper is None:
             self._helper = subprocess.Popen(
+                # In the server's own session: Linux shares the processors out by session before it looks at priorities.
                 [sys.executable, "-m", "model_store.proving"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                start_new_session=True,  # Ctrl-C is the server's
             )
         return self._helper
 
@@ -192,7 +209,7 @@ def _decoded(content: bytes) -> list[FeatureBatch]:
     return [FeatureBatch(side(i, "request"), side(i, "candidate"), arrays[f"{i}/row_splits"]) for i in range(count)]
 
 
-def _prove(claim: Claim, samples: Sequence[FeatureBatch]) -> tuple[dict[str, Any], bytes]:
+def _prove(claim: Claim, samples: Sequence[FeatureBatch]) -> _Answer:
     """Prove in this process."""
     try:
         _bound_memory(claim.memory_bytes_max)
@@ -207,15 +224,20 @@ def _prove(claim: Claim, samples: Sequence[FeatureBatch]) -> tuple[dict[str, Any
         logits = [live.engine.run(batch) for batch in samples]
         stacked = np.concatenate(logits) if logits else np.empty((0, len(live.manifest.heads)), np.float32)
         memory = max(0, _resident_bytes() - before) + sum(map(len, bundle.files.values()))
-        return {"memory_bytes": memory, "shape": list(stacked.shape)}, stacked.astype("<f4").tobytes()
+        scores = stacked.astype("<f4").tobytes()
+        return {"memory_bytes": memory, "shape": list(stacked.shape)}, scores, live.engine.plan() or b""
     except ModelStoreError as error:
-        return {"fault": "environment", "error": str(error)}, b""
+        return {"fault": "environment", "error": str(error)}, b"", b""
     except MemoryError:
-        return {"fault": "bundle", "error": f"{ref} needs more than {claim.memory_bytes_max:,} bytes of memory"}, b""
+        return (
+            {"fault": "bundle", "error": f"{ref} needs more than {claim.memory_bytes_max:,} bytes of memory"},
+            b"",
+            b"",
+        )
     except (BundleError, UtilityError) as error:
-        return {"fault": "bundle", "error": str(error)}, b""
+        return {"fault": "bundle", "error": str(error)}, b"", b""
     except Exception as error:  # noqa: BLE001 - whatever else a network can make a runtime raise
-        return {"fault": "bundle", "error": f"{ref}: {type(error).__name__}: {error}"}, b""
+        return {"fault": "bundle", "error": f"{ref}: {type(error).__name__}: {error}"}, b"", b""
 
 
 def _bound_memory(bytes_max: int) -> None:
@@ -233,47 +255,63 @@ def _statm() -> list[str]:
         return file.read().split()
 
 
-def _in_a_child(claim: Claim, content: bytes) -> tuple[dict[str, Any], bytes]:
+def _in_a_child(claim: Claim, content: bytes) -> _Answer:
     """Fork, prove there, and return the answer, or what became of the child."""
     ref = f"{claim.model}@{claim.version}"
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reader)
-        header, scores = _prove(claim, _decoded(content))
+        header, *others = _prove(claim, _decoded(content))
         with os.fdopen(writer, "wb") as pipe:
-            _send(pipe, json.dumps(header).encode())
-            _send(pipe, scores)
+            for part in (json.dumps(header).encode(), *others):
+                _send(pipe, part)
         os._exit(0)
     os.close(writer)
-    answer = b""
-    until_s = time.monotonic() + claim.timeout_s
-    with os.fdopen(reader, "rb", buffering=0) as pipe:
-        while True:
-            ready, _, _ = select.select([pipe], [], [], max(0.0, until_s - time.monotonic()))
-            part = pipe.read(1 << 20) if ready else b""
-            if not part or len(answer) > _ANSWER_BYTES_MAX:
-                break
-            answer += part
-    if not ready:
+    answer, ended = _listened(reader, child, claim)
+    if not ended:
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
-    if not ready:
-        return {"fault": "bundle", "error": f"{ref}: not proven within {claim.timeout_s:g} s"}, b""
+    if not ended:
+        return {"fault": "bundle", "error": f"{ref}: not proven within {claim.timeout_s:g} s"}, b"", b""
     if os.WIFSIGNALED(status):
         name = signal.Signals(os.WTERMSIG(status)).name
-        return {"fault": "bundle", "error": f"{ref}: the process that tried it was killed by {name}"}, b""
+        return {"fault": "bundle", "error": f"{ref}: the process that tried it was killed by {name}"}, b"", b""
     try:
         read = io.BytesIO(answer)
-        return json.loads(_received(read, _ANSWER_BYTES_MAX)), _received(read, _ANSWER_BYTES_MAX)
+        header, scores = json.loads(_received(read, _ANSWER_BYTES_MAX)), _received(read, _ANSWER_BYTES_MAX)
+        return header, scores, _received(read, _PLAN_BYTES_MAX)
     except (EOFError, ValueError, struct.error):
         code = os.WEXITSTATUS(status)
-        return {"fault": "bundle", "error": f"{ref}: the process that tried it ended with {code}"}, b""
+        return {"fault": "bundle", "error": f"{ref}: the process that tried it ended with {code}"}, b"", b""
+
+
+def _listened(reader: int, child: int, claim: Claim) -> tuple[bytes, bool]:
+    """Collect what a child writes, letting it run only for its share of the time; tell whether it ended by itself.
+
+    Priorities do not do that: a core's two threads share what they compute with, and what runs on an idle one slows the
+    other down.
+    """
+    answer = bytearray()
+    until_s = time.monotonic() + claim.timeout_s
+    with os.fdopen(reader, "rb", buffering=0) as pipe:
+        while time.monotonic() < until_s and len(answer) <= _ANSWER_BYTES_MAX + _PLAN_BYTES_MAX:
+            if select.select([pipe], [], [], _SLICE_S)[0]:
+                part = pipe.read(1 << 20)
+                if not part:
+                    return bytes(answer), True
+                answer += part
+            elif claim.share < 1:
+                os.kill(child, signal.SIGSTOP)
+                time.sleep(_SLICE_S * (1 / claim.share - 1))
+                os.kill(child, signal.SIGCONT)
+    return bytes(answer), False
 
 
 def main() -> None:
     """Serve claims from standard input until it is closed."""
     os.nice(_NICE)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's
     answers, claims = os.fdopen(os.dup(1), "wb"), sys.stdin.buffer
     os.dup2(2, 1)  # whatever a runtime prints is no answer
     engine_factory("openvino")  # imported before the forks
@@ -283,9 +321,9 @@ def main() -> None:
             content = _received(claims, 1 << 40)
         except EOFError:
             return
-        header, scores = _in_a_child(claim, content)
-        _send(answers, json.dumps(header).encode())
-        _send(answers, scores)
+        header, *others = _in_a_child(claim, content)
+        for part in (json.dumps(header).encode(), *others):
+            _send(answers, part)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,9 @@
-"""Taking a version in while others serve: proven in a process of its own, warmed up on a thread that steps back."""
+"""Taking a version in while others serve: proven in a process of its own, warmed up on a thread that rests."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -34,10 +32,9 @@ from server.trial import NotReadyError, Sample, check_features, check_scores
 _T = TypeVar("_T")
 
 #: Recent requests that a version is tried on.
-_SAMPLES = 32
+_SAMPLES = 16
 #: A pause between them: requests first.
-_BETWEEN_SAMPLES_S = 0.001
-_LOADER_NICE = 10
+_BETWEEN_SAMPLES_S = 0.01
 #: How long another thread may be kept waiting by the one that loads: the interpreter's own 5 ms would be felt.
 _SWITCH_S = 0.0005
 
@@ -98,7 +95,7 @@ class Intake:
         self._prover = prover or Prover()
         self._utility = config.utility.read_bytes() if config.utility else None
         self._trust = Trust.read(config.swap.trusted_keys) if config.swap.trusted_keys else None
-        self._loader = ThreadPoolExecutor(1, "model-loader", initializer=_step_back)
+        self._loader = ThreadPoolExecutor(1, "model-loader")
 
     async def close(self) -> None:
         """Give up what is under way."""
@@ -113,6 +110,7 @@ class Intake:
             ModelStoreError, BundleError, UtilityError, SigningError: why it cannot serve.
         """
         await self._released(version, report)
+        await asyncio.to_thread(self._prover.start)
         bundle = await self.on_loader(self._read, version)
         warming()
         served = await self.on_loader(self._compiled, bundle, None)
@@ -155,6 +153,7 @@ class Intake:
             bundle_bytes_max=swap.bundle_bytes_max,
             memory_bytes_max=swap.proof_memory_bytes_max,
             timeout_s=swap.proof_timeout_s,
+            share=swap.cpu_share,
         )
         proof = await self.on_loader(self._prover.prove, claim, [sample.batch for sample in samples])
         report.checks.append("digests, network, utility table, golden scores: good, in a process of its own")
@@ -168,11 +167,27 @@ class Intake:
         report.checks.append(self._check_memory(manifest, proof.memory_bytes * self._streams))
         warming()
         sample = FeatureBatch.concat([sample.batch for sample in samples[:4]]) if samples else None
-        return await self.on_loader(self._compiled, bundle, sample, True)  # noqa: FBT003
+        return await self.on_loader(self._compiled, bundle, sample, proof.plan)
 
     async def on_loader(self, work: Callable[..., _T], *arguments: object) -> _T:
-        """Do work on the thread that steps back."""
-        return await asyncio.get_running_loop().run_in_executor(self._loader, _politely, work, *arguments)
+        """Do work on the thread that loads."""
+        return await asyncio.get_running_loop().run_in_executor(self._loader, self._politely, work, *arguments)
+
+    def _politely(self, work: Callable[..., _T], *arguments: object) -> _T:
+        """Do work of Python's without keeping other threads of Python's waiting, and leave them some time after it."""
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCH_S)
+        used_s = time.thread_time()
+        try:
+            return work(*arguments)
+        finally:
+            sys.setswitchinterval(before)
+            self._rest(time.thread_time() - used_s)
+
+    def _rest(self, used_s: float) -> None:
+        """Leave the processor to requests for as long as the share asks for; nothing is served yet at the start."""
+        if self._recent.seen:
+            time.sleep(used_s * (1 / self._config.swap.cpu_share - 1))
 
     async def free(self, live: LiveModel) -> None:
         """Free a version that nothing holds."""
@@ -235,13 +250,12 @@ class Intake:
     def _read(self, version: int) -> Bundle:
         return self._store.read(self._config.model, version, self._config.swap.bundle_bytes_max)
 
-    def _compiled(self, bundle: Bundle, sample: FeatureBatch | None, proven: bool = False) -> Served:
+    def _compiled(self, bundle: Bundle, sample: FeatureBatch | None, plan: bytes | None = None) -> Served:
         """Compile and warm up, on a sample of recent requests with rests between runs, or else on the golden ones."""
-        live = load_live(bundle, self._factory, self._streams, warm=sample is None, checked=proven)
+        live = load_live(bundle, self._factory, self._streams, warm=sample is None, plan=plan)
         try:
             if sample is not None:
-                share = self._config.swap.warm_share
-                live.engine.warm_up(sample, lambda took_s: time.sleep(took_s * (1 / share - 1)))
+                live.engine.warm_up(sample, self._rest)
             utility = load_utility(self._utility or live.utility_toml, live.manifest)
             return Served(live, utility, read_statistics(bundle))
         except BaseException:
@@ -252,19 +266,3 @@ class Intake:
 def _free(live: LiveModel) -> None:
     live.engine.close()
     give_back_freed()
-
-
-def _step_back() -> None:
-    """Let this thread run when others need not, where threads have priorities of their own (Linux)."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOADER_NICE)
-
-
-def _politely(work: Callable[..., _T], *arguments: object) -> _T:
-    """Do work of Python's without keeping other threads of Python's waiting."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(_SWITCH_S)
-    try:
-        return work(*arguments)
-    finally:
-        sys.setswitchinterval(before)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _KEPT = 64
 _EVERY_S = 0.05
-_ROWS_MAX = 256
+_ROWS_MAX = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,11 @@ class RecentRequests:
     def __init__(self) -> None:
         self._kept: deque[Recent] = deque(maxlen=_KEPT)
         self._noted_s = float("-inf")
+
+    @property
+    def seen(self) -> bool:
+        """Whether any request was answered yet."""
+        return bool(self._kept)
 
     def note(self, query: RankQuery, ranking: Ranking, now_s: float) -> None:
         if now_s - self._noted_s < _EVERY_S:

@@ -14,8 +14,16 @@ from kernels.numpy_engine import NumpyEngine
 class GatedEngine(NumpyEngine):
     """The reference engine behind a gate that is open at first; counts what passes, fails when told to."""
 
-    def __init__(self, network: bytes, inputs: Sequence[TensorSpec], heads: int, streams: int = 1) -> None:
-        super().__init__(network, inputs, heads, streams)
+    def __init__(
+        self,
+        network: bytes,
+        inputs: Sequence[TensorSpec],
+        heads: int,
+        streams: int = 1,
+        *,
+        plan: bytes | None = None,
+    ) -> None:
+        super().__init__(network, inputs, heads, streams, plan=plan)
         self.gate = threading.Event()
         self.gate.set()
         self.runs: list[FeatureBatch] = []

@@ -465,8 +465,8 @@ class FailingLater(NumpyEngine):
 
     failing: frozenset[int] = frozenset()
 
-    def __init__(self, network, inputs, heads, streams=1):
-        super().__init__(network, inputs, heads, streams)
+    def __init__(self, network, inputs, heads, streams=1, *, plan=None):
+        super().__init__(network, inputs, heads, streams, plan=plan)
         self._own = network
 
     def run(self, batch):
