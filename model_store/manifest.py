@@ -114,6 +114,8 @@ class Lineage(_Frozen):
     code: str
     seed: int
     parent: str | None = None
+    #: Unix time in milliseconds of the first event that it did not learn from.
+    learned_until_ms: int | None = None
     #: Measured when the bundle was made; free-form, for people and for publishing gates.
     metrics: dict[str, float] = {}
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ranker.errors import CheckpointError
 from ranker.examples import Examples
@@ -154,6 +155,15 @@ def describe_run(*settings: Any, heads: tuple[str, ...], examples: Examples, val
     named = {name: repr(value) for part in settings for name, value in asdict(part).items()}
     data = {"the training data": _digest(examples), "the validation data": _digest(validation)}
     return {**named, "heads": ", ".join(heads), **data}
+
+
+def digest_of(parameters: Mapping[str, Tensor]) -> str:
+    """Return a digest of named tensors; of none, a digest of nothing."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, value in parameters.items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _digest(examples: Examples) -> str:

@@ -12,6 +12,7 @@ class RankerError(Exception):
     ├── SettingError               options that contradict each other, or name what there is not
     ├── CheckpointError            a checkpoint cannot be read, or belongs to another run
     ├── DivergedError              the loss is no number any more
+    ├── GateError                  what was trained is worse than its parent by more than may be
     ├── TrackingError              a tracker of metrics cannot be reached, or refuses them
     └── ParityError                an engine computes something else than what was trained
     """
@@ -36,6 +37,9 @@ class CheckpointError(RankerError): ...
 
 
 class DivergedError(RankerError): ...
+
+
+class GateError(RankerError): ...
 
 
 class TrackingError(RankerError): ...

@@ -21,7 +21,7 @@ from kernels.fusion import DOMAIN, ENCODED, ENCODER, ENCODER_INPUTS, FORM, repla
 from kernels.numpy_engine import NumpyEngine
 from kernels.openvino_engine import OpenVinoEngine
 from model_store.assembly import Assembler
-from model_store.bundle import EMBEDDINGS, GOLDEN, NETWORK, UTILITY, write_bundle
+from model_store.bundle import EMBEDDINGS, GOLDEN, NETWORK, PARAMETERS, STATISTICS, UTILITY, write_bundle
 from model_store.golden import GoldenRequest, encode_golden
 from model_store.live import calibrate
 from model_store.manifest import Calibration, Lineage, Manifest
@@ -32,6 +32,7 @@ from ranker.encoder import EPSILON, EarlyFusion
 from ranker.errors import ParityError
 from ranker.minibatches import tensors
 from ranker.model import RankerNetwork
+from ranker.parent import encode_parameters
 from ranker.serving_form import early_readout, fold_early
 
 #: Largest difference of a logit, absolute up to 1 and relative beyond.
@@ -63,6 +64,8 @@ class BundleParts:
     embeddings: PinEmbeddings
     #: Invented requests with their surfaces; the expected scores are computed here.
     golden: Sequence[tuple[Fetched, str]]
+    #: Of the training's rows, JSON.
+    statistics: bytes
 
     def manifest_fields(self, *, sequence: bool) -> dict[str, object]:
         return manifest_fields(
@@ -99,6 +102,8 @@ def export_bundle(folder: Path, network: RankerNetwork, parts: BundleParts) -> M
         UTILITY: parts.utility_toml,
         GOLDEN: encode_golden(golden),
         EMBEDDINGS: encode_embeddings(parts.embeddings),
+        STATISTICS: parts.statistics,
+        PARAMETERS: encode_parameters(network),
     }
     return write_bundle(folder, fields, files)
 

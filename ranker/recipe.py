@@ -10,21 +10,28 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from kernels.openvino_engine import OpenVinoEngine
 from model_store.bundle import Bundle, read_bundle, write_bundle
+from model_store.live import calibrate
 from model_store.manifest import Calibration, Lineage
+from model_store.statistics import make_statistics
 from ranker.actions import ActionLog, action_log
 from ranker.atomic import AtomicDataset
 from ranker.calibration import fit_calibration
 from ranker.contract import draft_manifest
 from ranker.embeddings import PinEmbeddings, space_of, svd_embeddings
+from ranker.errors import GateError, SettingError
 from ranker.evaluation import evaluate
 from ranker.examples import ExampleBuilder, Examples, Sampling
 from ranker.export import BundleParts, export_bundle
 from ranker.features import SURFACES, scalar_names
+from ranker.gates import Gates, breaches
 from ranker.golden import golden_inputs
 from ranker.model import NetworkConfig, RankerNetwork
-from ranker.requests import Part, Split, producer_until_ms
+from ranker.parent import Parent, split_after
+from ranker.requests import Part, Split, part_slices, producer_until_ms
 from ranker.schema import ActionSchema
 from ranker.time_window import hidden_share
 from ranker.training import predict, train
@@ -92,7 +99,13 @@ class Recipe:
 
 
 def make_bundle(
-    folder: Path, dataset: AtomicDataset, recipe: Recipe, report: Reporter, execution: Execution | None = None
+    folder: Path,
+    dataset: AtomicDataset,
+    recipe: Recipe,
+    report: Reporter,
+    execution: Execution | None = None,
+    parent: Parent | None = None,
+    gates: Gates | None = None,
 ) -> Bundle:
     """Train on a dataset and write the bundle into a folder that does not exist yet.
 
@@ -102,8 +115,11 @@ def make_bundle(
         recipe: what to make of it.
         report: told how far it is.
         execution: how to train; where there are several ranks, the others call `assist`.
+        parent: a version to train on from: on what is newer, with its network's sizes and in its embedding space.
+        gates: what must hold against the parent on the newest requests, for a bundle to be written.
 
     Raises:
+        GateError: a gate does not hold; nothing is written.
         DatasetError: the data holds too little to learn from.
         SettingError: a head's weight or a variant names what there is not.
         CheckpointError: the checkpoint to go on from is damaged, or of another run.
@@ -114,11 +130,12 @@ def make_bundle(
     for head in log.schema.heads:
         if head not in log.heads:
             report.note(f"no interaction is a {head}: the model gets no such head")
-    embeddings = _embed(log, recipe, report)
-    network, validation = _learn(log, embeddings, recipe, report, execution or Execution())
+    recipe = _of_parent(recipe, parent, log)
+    embeddings = parent.embeddings if parent else _embed(log, recipe, report)
+    network, validation = _learn(log, embeddings, recipe, report, execution or Execution(), parent)
     logits = predict(network, validation, recipe.training.requests_per_batch)
     calibrations = [fit_calibration(logits[:, i], validation.labels[:, i]) for i in range(len(log.heads))]
-    parts = _bundle_parts(dataset, log, embeddings, calibrations, recipe)
+    parts = _bundle_parts(dataset, log, embeddings, calibrations, recipe, validation, logits)
     # Metrics are measured on a bundle and stand in its manifest, so a first one is made to be measured.
     with tempfile.TemporaryDirectory() as temporary:
         trial = Path(temporary) / "bundle"
@@ -127,20 +144,39 @@ def make_bundle(
         made = read_bundle(trial)
     with report.step("test"):
         sampling = replace(recipe.sampling, requests_max=recipe.test_requests_max)
-        measured = evaluate({"this": made}, log, OpenVinoEngine, sampling, recipe.training.seed, recipe.split)
+        bundles = {"parent": parent.bundle, "this": made} if parent else {"this": made}
+        measured = evaluate(bundles, log, OpenVinoEngine, sampling, recipe.training.seed, recipe.split)
+    if parent and gates and (broken := breaches(measured, "this", "parent", gates)):
+        raise GateError(
+            f"worse than {parent.bundle.manifest.ref} on the newest requests, so not made: " + "; ".join(broken)
+        )
     lineage = parts.lineage.model_copy(update={"metrics": measured.flat("this")})
     fields = replace(parts, lineage=lineage).manifest_fields(sequence=network.config.sequence)
     write_bundle(folder, fields, made.files)
     return read_bundle(folder)
 
 
-def assist(dataset: AtomicDataset, recipe: Recipe, report: Reporter, execution: Execution) -> None:
+def _of_parent(recipe: Recipe, parent: Parent | None, log: ActionLog) -> Recipe:
+    """Return a recipe for what the parent has not learned from."""
+    if parent is None:
+        return recipe
+    return replace(
+        recipe,
+        parent=parent.bundle.manifest.ref,
+        split=split_after(log, parent.learned_until_ms, recipe.split),
+    )
+
+
+def assist(
+    dataset: AtomicDataset, recipe: Recipe, report: Reporter, execution: Execution, parent: Parent | None = None
+) -> None:
     """Take another rank's part in `make_bundle`: learn from a share of every minibatch, and leave the rest to rank 0.
 
     Every rank prepares the examples for itself: that takes each of them as long as it would take one, and no transport.
     """
     log = action_log(dataset)
-    _learn(log, _embed(log, recipe, report), recipe, report, execution)
+    recipe = _of_parent(recipe, parent, log)
+    _learn(log, parent.embeddings if parent else _embed(log, recipe, report), recipe, report, execution, parent)
 
 
 def _embed(log: ActionLog, recipe: Recipe, report: Reporter) -> PinEmbeddings:
@@ -149,12 +185,20 @@ def _embed(log: ActionLog, recipe: Recipe, report: Reporter) -> PinEmbeddings:
 
 
 def _learn(
-    log: ActionLog, embeddings: PinEmbeddings, recipe: Recipe, report: Reporter, execution: Execution
+    log: ActionLog,
+    embeddings: PinEmbeddings,
+    recipe: Recipe,
+    report: Reporter,
+    execution: Execution,
+    parent: Parent | None = None,
 ) -> tuple[RankerNetwork, Examples]:
     """Train a network; return it and the validation part that it was stopped by."""
     heads = log.heads
     recipe.training.weights_of(heads)  # a name that is not there shows before the work
-    sizes = recipe.network_config(log.schema, heads)
+    sizes = parent.config if parent else recipe.network_config(log.schema, heads)
+    if parent and [head.name for head in parent.bundle.manifest.heads] != list(heads):
+        known = ", ".join(head.name for head in parent.bundle.manifest.heads)
+        raise SettingError(f"{parent.bundle.manifest.ref} has the heads {known}, the data has {', '.join(heads)}")
     draft = draft_manifest(recipe.name, space_of(recipe.dataset), log.schema, heads, sequence=sizes.sequence)
 
     def examples_of(part: Part, sampling: Sampling) -> Examples:
@@ -173,7 +217,8 @@ def _learn(
         )
     with report.step("training") as progress:
         shown = replace(execution, watches=(_Shown(progress, report, recipe.training.epochs), *execution.watches))
-        network, _ = train(sizes, heads, examples, validation, recipe.training, shown)
+        parameters = parent.parameters if parent else None
+        network, _ = train(sizes, heads, examples, validation, recipe.training, shown, parameters)
     return network, validation
 
 
@@ -201,11 +246,22 @@ def _bundle_parts(
     embeddings: PinEmbeddings,
     calibrations: Sequence[Calibration],
     recipe: Recipe,
+    validation: Examples,
+    logits: np.ndarray,
 ) -> BundleParts:
     """Gather what stands in the bundle beside the network; its metrics are not known yet."""
     seed = recipe.training.seed
-    sequence = recipe.network_config(log.schema, log.heads).sequence
+    sequence = "sequence_actions" in validation.batch.request
     draft = draft_manifest(recipe.name, space_of(recipe.dataset), log.schema, log.heads, sequence=sequence)
+    calibrated = draft.model_copy(
+        update={
+            "heads": tuple(
+                h.model_copy(update={"calibration": c}) for h, c in zip(draft.heads, calibrations, strict=True)
+            )
+        }
+    )
+    # What the network was calibrated on is the nearest to what it will be asked.
+    statistics = make_statistics(draft, validation.batch, calibrate(calibrated, logits))
     return BundleParts(
         name=recipe.name,
         version=recipe.version,
@@ -220,10 +276,12 @@ def _bundle_parts(
             code=_code_version(),
             seed=seed,
             parent=recipe.parent,
+            learned_until_ms=part_slices(log, recipe.split, "validation")[-1].stop_ms,
         ),
         utility_toml=recipe.utility_toml,
         embeddings=embeddings,
         golden=golden_inputs(draft, embeddings, seed),
+        statistics=statistics.model_dump_json(indent=1).encode(),
     )
 
 

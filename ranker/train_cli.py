@@ -17,21 +17,58 @@ from ranker.variants import VARIANTS, parse_sizes
 
 if TYPE_CHECKING:
     from model_store.bundle import Bundle
+    from model_store.store import ModelStore
     from ranker.checkpoint import CheckpointPlan
+    from ranker.parent import Parent
 
 _DATA, _NETWORK, _LEARNING, _PLACE = "Data", "Network", "Learning", "Where it runs"
 _STOPS, _METRICS, _BUNDLE = "Going on after a stop", "Metrics", "The bundle"
+_PARENT = "From a parent"
+#: What is trained already is only to be moved a little.
+_RATE, _RATE_ON = 2e-3, 5e-4
 _VARIANTS = "; ".join(f"[bold]{name}[/]: {variant.description}" for name, variant in VARIANTS.items())
 
 
 def train(
     utility: Annotated[
-        Path, typer.Option(help="The utility table (TOML) to put into the bundle.", rich_help_panel=_BUNDLE)
-    ],
+        Path | None,
+        typer.Option(
+            help="The utility table (TOML) to put into the bundle; the parent's without.", rich_help_panel=_BUNDLE
+        ),
+    ] = None,
     name: Annotated[str, typer.Option(help="Name of the model.", rich_help_panel=_BUNDLE)] = "ml1m",
     version: Annotated[
-        int, typer.Option(min=1, help="Version to publish as; versions never change.", rich_help_panel=_BUNDLE)
-    ] = 1,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Version to publish as; versions never change. The next free one without.",
+            rich_help_panel=_BUNDLE,
+        ),
+    ] = None,
+    parent: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LABEL|VERSION",
+            help="Train on from this version of the store, on the events that it has not learned from; it is compared "
+            "on the newest of them, and nothing is made that is worse.",
+            rich_help_panel=_PARENT,
+        ),
+    ] = None,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Publish into --store (as without --out).", rich_help_panel=_BUNDLE)
+    ] = False,
+    gate_auc: Annotated[
+        float, typer.Option(min=0, help="AUC that a head may lose against the parent.", rich_help_panel=_PARENT)
+    ] = 0.005,
+    gate_hit_percent: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Percent of HIT@3 that a head may lose, beyond the interval.", rich_help_panel=_PARENT
+        ),
+    ] = 2.0,
+    gate_ece: Annotated[
+        float, typer.Option(min=0, help="Largest calibration error of a head.", rich_help_panel=_PARENT)
+    ] = 0.02,
     store: Annotated[
         str | None,
         typer.Option("--store", help="The model store: a folder, or s3://bucket/prefix.", rich_help_panel=_BUNDLE),
@@ -91,8 +128,12 @@ def train(
         ),
     ] = 48,
     learning_rate: Annotated[
-        float, typer.Option(help="Highest learning rate of the schedule.", rich_help_panel=_LEARNING)
-    ] = 2e-3,
+        float | None,
+        typer.Option(
+            help=f"Highest learning rate of the schedule (default: {_RATE:g}; from a parent {_RATE_ON:g}).",
+            rich_help_panel=_LEARNING,
+        ),
+    ] = None,
     weight_decay: Annotated[float, typer.Option(help="AdamW's decay of weights.", rich_help_panel=_LEARNING)] = 1e-4,
     head_weight: Annotated[
         list[str] | None,
@@ -163,11 +204,18 @@ def train(
     Saves matter most, and a stop costs ten minutes at most:
     [bold]pinrank train --utility utility.toml --out bundle --head-weight save=4 --resume run[/]
 
+    Every day, from what serves, on what is new; published only if it is no worse:
+    [bold]pinrank train --data my-data --name mine --store models --parent stable --publish --label canary[/]
+
     Two processes side by side:
     [bold]torchrun --standalone --nproc-per-node 2 --no-python pinrank train --utility utility.toml --out bundle[/]
     """
     if store is None and out is None:
         fail("nowhere to put the bundle; give --store DIR, --out DIR or both")
+    if (publish or parent is not None) and store is None:
+        fail("--publish and --parent need --store")
+    if utility is None and parent is None:
+        fail("--utility names the table that weighs the heads; only a --parent brings one")
     if label is not None and store is None:
         fail("--label needs --store DIR")
     if out is not None and out.exists():
@@ -175,19 +223,28 @@ def train(
     if resume is not None and checkpoints is not None:
         fail("--resume DIR keeps checkpoints in DIR itself; leave --checkpoints away")
     with explained():
+        from model_store.bundle import UTILITY  # noqa: PLC0415
         from model_store.store import open_model_store  # noqa: PLC0415
         from ranker.examples import Sampling  # noqa: PLC0415
+        from ranker.gates import Gates  # noqa: PLC0415
         from ranker.ranks import joined  # noqa: PLC0415
         from ranker.recipe import Recipe, assist, make_bundle  # noqa: PLC0415
         from ranker.tracking import tracked  # noqa: PLC0415
         from ranker.training_contract import Execution, TrainingConfig, precision_of  # noqa: PLC0415
 
+        models = open_model_store(store) if store is not None else None
+        origin = _parent(models, name, parent) if models is not None and parent is not None else None
+        taken = models.versions(name) if models is not None else []
+        if version in taken:
+            fail(f"{name}@{version} is published already; versions never change: --version {max(taken) + 1} is free")
+        number = version or (models.state(name).next_version() if models is not None else 1)
+        table = utility.read_bytes() if utility is not None else origin.bundle.files[UTILITY] if origin else b""
         recipe = Recipe(
             name=name,
-            version=version,
+            version=number,
             dataset=name,
             command=shlex.join(["pinrank", *sys.argv[1:]]),
-            utility_toml=utility.read_bytes(),
+            utility_toml=table,
             variant=variant,
             sizes=parse_sizes(size or []),
             sampling=Sampling(negatives, requests_max=requests_max),
@@ -196,7 +253,7 @@ def train(
                 epochs=epochs,
                 patience=patience,
                 requests_per_batch=batch_requests,
-                learning_rate=learning_rate,
+                learning_rate=learning_rate or (_RATE_ON if origin else _RATE),
                 weight_decay=weight_decay,
                 head_weights=_weights(head_weight or []),
                 time_window_h_max=time_window_h,
@@ -204,17 +261,13 @@ def train(
                 precision=precision_of(precision),
             ),
         )
-        if store is not None and version in (published := open_model_store(store).versions(name)):
-            fail(
-                f"{name}@{version} is published already; versions never change: --version {max(published) + 1} is free"
-            )
         plan = _plan(checkpoints, resume, checkpoint_minutes, checkpoint_batches)
         with joined(device) as ranks:
             reporter = ConsoleReporter(Console(stderr=True, quiet=not ranks.leads))
             if not ranks.leads:
                 with ranks.leader_first():
                     dataset = read_dataset(data, actions, reporter)
-                assist(dataset, recipe, reporter, Execution(ranks, plan, threads=threads))
+                assist(dataset, recipe, reporter, Execution(ranks, plan, threads=threads), origin)
                 return
             with tracked(tensorboard, mlflow, name, recipe.described(), reporter.note) as trackers:
                 with ranks.leader_first():
@@ -222,21 +275,26 @@ def train(
                 execution = Execution(ranks, plan, trackers, threads)
                 with tempfile.TemporaryDirectory() as temporary:
                     folder = out or Path(temporary) / "bundle"
-                    bundle = make_bundle(folder, dataset, recipe, reporter, execution)
-                    if store is not None:
-                        _publish(folder, store, bundle, label)
+                    gates = Gates(gate_auc, gate_hit_percent, gate_ece)
+                    bundle = make_bundle(folder, dataset, recipe, reporter, execution, origin, gates)
+                    if models is not None:
+                        _publish(folder, models, bundle, label)
     size_bytes = sum(len(content) for content in bundle.files.values())
     labelled = "" if label is None else f", labelled {label}"
     Console().print(f"{bundle.manifest.ref}: {size_bytes / 1e6:.2f} MB, digest {bundle.digest[:12]}{labelled}")
 
 
-def _publish(folder: Path, store: str, bundle: Bundle, label: str | None) -> None:
-    from model_store.store import open_model_store  # noqa: PLC0415
-
-    models = open_model_store(store)
+def _publish(folder: Path, models: ModelStore, bundle: Bundle, label: str | None) -> None:
     models.publish(folder)
     if label is not None:
-        models.set_label(bundle.manifest.name, label, bundle.manifest.version)
+        why = f"trained on from {bundle.manifest.lineage.parent}" if bundle.manifest.lineage.parent else "trained"
+        models.set_label(bundle.manifest.name, label, bundle.manifest.version, why=why)
+
+
+def _parent(models: ModelStore, name: str, parent: str) -> Parent:
+    from ranker.parent import Parent  # noqa: PLC0415
+
+    return Parent.of(models.read(name, int(parent) if parent.isdigit() else models.resolve(name, parent)))
 
 
 def _plan(checkpoints: Path | None, resume: Path | None, minutes: float, batches: int | None) -> CheckpointPlan | None:

@@ -8,7 +8,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ranker.checkpoint import Checkpoint, CheckpointFolder, decode_checkpoint, describe_run, differences
+from ranker.checkpoint import Checkpoint, CheckpointFolder, decode_checkpoint, describe_run, differences, digest_of
 from ranker.errors import DivergedError, SettingError
 from ranker.examples import Examples
 from ranker.minibatches import Minibatch, Minibatches, in_order
@@ -35,6 +35,7 @@ def train(
     validation: Examples,
     config: TrainingConfig,
     execution: Execution | None = None,
+    parameters: Mapping[str, Tensor] | None = None,
 ) -> tuple[RankerNetwork, list[Epoch]]:
     """Train a network; the same arguments on the same machine's CPUs give the same weights, killed in between or not.
 
@@ -47,6 +48,7 @@ def train(
         validation: to stop by.
         config: what to do.
         execution: where, and who is told; every rank calls this with the same other arguments.
+        parameters: to start from, by name, constants of standardisation included; random ones without.
 
     Returns:
         The network of the epoch with the lowest validation loss, on the CPU, in evaluation mode, and all epochs; the
@@ -57,7 +59,7 @@ def train(
         CheckpointError: the checkpoint to go on from is damaged, or of another run.
         DivergedError: the loss is no number any more.
     """
-    training = _Training(network_config, heads, examples, validation, config, execution or Execution())
+    training = _Training(network_config, heads, examples, validation, config, execution or Execution(), parameters)
     training.resume()
     while not training.finished():
         training.learn()
@@ -86,6 +88,7 @@ class _Training:
         validation: Examples,
         config: TrainingConfig,
         execution: Execution,
+        parameters: Mapping[str, Tensor] | None = None,
     ) -> None:
         torch.manual_seed(config.seed)
         torch.set_num_threads(execution.threads or threads_of_this_process())
@@ -94,10 +97,13 @@ class _Training:
         self._heads, self._validation = tuple(heads), validation
         device = self._ranks.device
         self._network = RankerNetwork(network_config)
-        self._network.standardise(
-            torch.from_numpy(examples.batch.request["user_scalars"]),
-            torch.from_numpy(examples.batch.candidate["pin_scalars"]),
-        )
+        if parameters is None:
+            self._network.standardise(
+                torch.from_numpy(examples.batch.request["user_scalars"]),
+                torch.from_numpy(examples.batch.candidate["pin_scalars"]),
+            )
+        else:
+            self._network.load_state_dict(dict(parameters))
         self._parallel = self._ranks.parallel(self._network.to(device))
         self._weights = torch.tensor(config.weights_of(heads), device=device)
         self._bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
@@ -125,6 +131,7 @@ class _Training:
             self._run = describe_run(
                 network_config, config, heads=self._heads, examples=examples, validation=validation
             )
+            self._run["the parent"] = digest_of(parameters or {})
         if execution.checkpoints is not None and self._ranks.leads:
             self._folder = CheckpointFolder(execution.checkpoints)
         self._saved_s, self._saved_batches = time.monotonic(), 0

@@ -86,6 +86,7 @@ def rank(
     surface: Annotated[str, typer.Option(help="Where the answer will be shown.")] = "home",
     query_pin: Annotated[int | None, typer.Option(help="The pin that is the query, on surfaces that need one.")] = None,
     label: Annotated[str | None, typer.Option(help="Model label (default: the server's).")] = None,
+    model_version: Annotated[int | None, typer.Option(help="A version by its number, instead of a label.")] = None,
     top_k: Annotated[int, typer.Option(help="Return only the best; 0 returns all.")] = 0,
     deadline_ms: Annotated[float, typer.Option(help="Time budget of the call.")] = 1000,
     address: Annotated[str, typer.Option(help="host:port of the server.")] = "127.0.0.1:50051",
@@ -100,13 +101,21 @@ def rank(
     from pinrank.v1 import ranking_pb2  # noqa: PLC0415
     from server.client import RankCallError, call_rank, show  # noqa: PLC0415
 
+    if label is not None and model_version is not None:
+        fail("give --label or --model-version, not both")
     try:
         pin_ids = [int(pin) for pin in pins.split(",") if pin.strip()]
     except ValueError as error:
         fail(f"--pins takes numbers separated by commas: {error}")
     try:
         request = ranking_pb2.RankRequest(
-            user_id=user, pin_ids=pin_ids, surface=surface, label=label, top_k=top_k, explain=True
+            user_id=user,
+            pin_ids=pin_ids,
+            surface=surface,
+            label=label,
+            version=model_version,
+            top_k=top_k,
+            explain=True,
         )
         if query_pin is not None:
             request.query.pin_id = query_pin

@@ -265,9 +265,9 @@ class HotSwap:
                 self._run(self._load(version))
             case Route(label, version):
                 self._serve(version)
-                before = models.by_label.get(label)
+                previous = models.by_label.get(label)
                 self._label(label, versions[version].served)
-                self._note(f"{label}: {before.version if before else 'none'} -> {version}")
+                self._note(f"{label}: {previous.version if previous else 'none'} -> {version}")
                 self._metrics.swaps.labels("done").inc()
             case Unroute(label):
                 self._label(label, None)
@@ -281,7 +281,8 @@ class HotSwap:
                 self._become(version, Phase.GONE)
                 self._free(versions.pop(version))
             case Retry(version):
-                versions[version] = Held(followed(versions[version].phase, Phase.SEEN), self._clock())
+                before = versions[version]
+                versions[version] = Held(followed(before.phase, Phase.SEEN), self._clock(), before.reason)
             case Forget(version):
                 self._become(version, Phase.GONE)
                 del versions[version]
@@ -291,6 +292,7 @@ class HotSwap:
         if held.phase is not Phase.SERVING:
             self._become(version, Phase.SERVING)
         assert held.served is not None, "what is ready is there"  # noqa: S101
+        held.reason = ""
         self._models.by_version[version] = held.served
 
     def _label(self, label: str, served: Served | None) -> None:
@@ -380,12 +382,16 @@ class HotSwap:
     def _fail(self, version: int, kind: str, reason: str, retry_s: float | None) -> None:
         self._drop_caches()
         held = self.versions[version]
+        known = held.reason == reason
         held.phase, held.since_s, held.reason = followed(held.phase, Phase.FAILED), self._clock(), reason
         if retry_s is not None:
             held.retry_at_s = self._clock() + retry_s
-        self._note(f"{version} failed: {reason}")
+        if not known:  # a try again that fails as the one before is no news
+            self._note(f"{version} failed: {reason}")
+            _log.error(
+                "model_failed", model=f"{self._config.model}@{version}", kind=kind, reason=reason, retry_s=retry_s
+            )
         self._metrics.swaps.labels(f"failed_{kind}").inc()
-        _log.error("model_failed", model=f"{self._config.model}@{version}", kind=kind, reason=reason, retry_s=retry_s)
 
     # Watching what answers.
 

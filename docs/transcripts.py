@@ -1,0 +1,359 @@
+"""Plays the two stories of docs/models.md with the real commands, a real server and real requests.
+
+    python docs/transcripts.py            prints them
+    python docs/transcripts.py --write    puts them into docs/models.md, between their markers
+
+The tests play them too, and compare; what differs from run to run (times, digests, counts) is made alike before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import onnx
+
+from bench.features import fill
+from feature_client.codec import decode_rows
+from feature_client.groups import Embedding, FeatureGroup, GroupField
+from feature_client.opening import open_store
+from kernels.numpy_engine import NumpyEngine
+from model_store.assembly import Assembler
+from model_store.bundle import EMBEDDINGS, GOLDEN, NETWORK, PARAMETERS, Bundle, write_bundle
+from model_store.golden import GoldenRequest, decode_golden, encode_golden
+from model_store.live import calibrate
+from model_store.manifest import Manifest
+from model_store.store import open_model_store
+from pinrank.v1 import models_pb2, models_pb2_grpc, ranking_pb2, ranking_pb2_grpc
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "models.md"
+PINRANK = str(Path(sys.executable).with_name("pinrank"))
+_USERS, _PINS, _CANDIDATES = 300, 400, 30
+_TOKEN = "of-the-story"  # noqa: S105 - on loopback, gone with the server
+_SETTINGS = """
+model_store = "models"
+model = "ml1m"
+feature_store = "{features}"
+admin_token_file = "token"
+[swap]
+poll_s = 0.2
+retry_s = 1
+cpu_share = 1
+accept_changes = ["inputs.query.space"]
+[guard]
+requests_min = 60
+p99_ratio_max = 1000
+"""
+#: The page shows these as they are; only what the story is about differs in them from a real server's.
+_WAIT_S = 60.0
+
+
+class Story:
+    """A folder with a model store, features and a server; commands run in it are written down with what they say."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.lines: list[str] = []
+        self.address = ""
+
+    def say(self, text: str) -> None:
+        self.lines.append(f"# {text}")
+
+    def run(self, *arguments: str, shown: bool = True) -> str:
+        """Run a pinrank command."""
+        added = ["--address", self.address, "--token-file", "token"] if arguments[:2] == ("model", "status") else []
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PINRANK_")}
+        environment |= {"COLUMNS": "118", "NO_COLOR": "1", "TERM": "dumb", "PINRANK_MODEL_STORE": "models"}
+        done = subprocess.run(
+            [PINRANK, *arguments, *added],
+            cwd=self.folder, env=environment, capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+        said = "\n".join(line.rstrip() for line in (done.stdout + done.stderr).splitlines())
+        if shown:
+            self.lines += [f"$ pinrank {' '.join(_quoted(a) for a in arguments)}", *said.splitlines()]
+            if done.returncode:
+                self.lines.append(f"(exit {done.returncode})")
+        return said
+
+    def requests(self, count: int) -> None:
+        """Let that many users be ranked for; every one must be answered."""
+        rng = np.random.default_rng(count)
+        with grpc.insecure_channel(self.address) as channel:
+            stub = ranking_pb2_grpc.RankingServiceStub(channel)
+            for user in rng.integers(1, _USERS + 1, count).tolist():
+                pins = rng.choice(np.arange(1, _PINS + 1), _CANDIDATES, replace=False).tolist()
+                request = ranking_pb2.RankRequest(user_id=user, pin_ids=pins, surface="home")
+                answer = stub.Rank(request, timeout=20)
+                assert len(answer.pin_ids) == _CANDIDATES, "nobody is answered less than everything"  # noqa: S101
+        self.lines.append(f"  ... {count} requests are answered ...")
+
+    def wait(self, condition: Callable[[models_pb2.StatusResponse], bool]) -> None:
+        """Wait until the server's status is as it should be."""
+        with grpc.insecure_channel(self.address) as channel:
+            stub = models_pb2_grpc.ModelServiceStub(channel)
+            until_s = time.monotonic() + _WAIT_S
+            while time.monotonic() < until_s:
+                status = stub.Status(
+                    models_pb2.StatusRequest(), timeout=20, metadata=(("authorization", f"Bearer {_TOKEN}"),)
+                )
+                if condition(status):
+                    return
+                time.sleep(0.05)
+        raise TimeoutError("\n".join([*self.lines, f"it never came to this: {list(status.versions)}"]))
+
+
+def _quoted(argument: str) -> str:
+    return f'"{argument}"' if " " in argument else argument
+
+
+def _phase(version: int, phase: str) -> Callable[[models_pb2.StatusResponse], bool]:
+    def holds(status: models_pb2.StatusResponse) -> bool:
+        found = {one.version: one.phase for one in status.versions}
+        return found.get(version, "gone") == phase
+
+    return holds
+
+
+@contextmanager
+def _scene() -> Iterator[tuple[Story, Bundle]]:
+    """A server with version 6 as `stable`."""
+    source = open_model_store(ROOT / "deploy" / "demo" / "models")
+    bundle = source.read("ml1m", source.resolve("ml1m", "stable"))
+    with tempfile.TemporaryDirectory(prefix="pinrank-story-") as temporary:
+        folder = Path(temporary)
+        made(folder / "out" / "6", bundle, bundle.manifest.version)
+        store = open_model_store(folder / "models")
+        store.publish(folder / "out" / "6", by="anna", why="the first")
+        store.set_label("ml1m", "stable", bundle.manifest.version, by="anna", why="the first")
+        features = f"lmdb://{folder / 'features'}"
+        asyncio.run(_filled(features, bundle))
+        (folder / "token").write_text(_TOKEN)
+        (folder / "pinrank.toml").write_text(_SETTINGS.format(features=features))
+        story = Story(folder)
+        command = [PINRANK, "serve", "--config", "pinrank.toml", "--grpc-port", "0", "--http-port", "0"]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PINRANK_")}
+        with subprocess.Popen(
+            command, cwd=folder, env=environment | {"PINRANK_LOG_FORMAT": "json"}, stderr=subprocess.PIPE, text=True
+        ) as server:
+            assert server.stderr is not None  # noqa: S101 - asked for
+            try:
+                for line in server.stderr:
+                    event = json.loads(line)
+                    if event["event"] == "serving":
+                        story.address = event["grpc"]
+                        break
+                yield story, bundle
+            finally:
+                server.terminate()
+                server.communicate(timeout=60)
+
+
+async def _filled(url: str, bundle: Bundle) -> None:
+    store = open_store(url)
+    await store.start()
+    await fill(store, bundle, _USERS, seed=7, pins=_PINS)
+    await store.close()
+
+
+def made(
+    folder: Path,
+    bundle: Bundle,
+    version: int,
+    change: Callable[[onnx.ModelProto], None] | None = None,
+    groups: tuple[FeatureGroup, ...] | None = None,
+    *,
+    honest: bool = True,
+) -> None:
+    """Write a bundle like another: under another version, its network changed, its golden scores its own."""
+    names = [name for name in type(bundle.manifest).model_fields if name != "files"]
+    fields: dict[str, Any] = {name: getattr(bundle.manifest, name) for name in names}
+    fields["version"] = version
+    fields["groups"] = groups or bundle.manifest.groups
+    files = {name: content for name, content in bundle.files.items() if name not in {EMBEDDINGS, PARAMETERS}}
+    if change is not None:
+        model = onnx.load_model_from_string(bundle.files[NETWORK])
+        change(model)
+        files[NETWORK] = model.SerializeToString()
+    manifest = Manifest(**fields, files={})
+    golden = decode_golden(bundle.files[GOLDEN])
+    if honest and change is not None:
+        engine, assembler = NumpyEngine(files[NETWORK], manifest.specs, len(manifest.heads)), Assembler(manifest)
+        files[GOLDEN] = encode_golden(
+            [
+                GoldenRequest(
+                    g.fetched, g.surface, calibrate(manifest, engine.run(assembler.assemble(g.fetched, g.surface)))
+                )
+                for g in golden
+            ]
+        )
+    write_bundle(folder, fields, files)
+
+
+def scaled_logits(scale: float, shift: float) -> Callable[[onnx.ModelProto], None]:
+    """Return a change of a network that gives other logits in the same, or the opposite, order."""
+
+    def change(model: onnx.ModelProto) -> None:
+        graph = model.graph
+        for node in graph.node:
+            for i, name in enumerate(node.output):
+                if name == "logits":
+                    node.output[i] = "logits_before"
+        for name, value in (("scale", scale), ("shift", shift)):
+            graph.initializer.append(onnx.numpy_helper.from_array(np.array(value, np.float32), f"story_{name}"))
+        graph.node.append(onnx.helper.make_node("Mul", ["logits_before", "story_scale"], ["logits_scaled"]))
+        graph.node.append(onnx.helper.make_node("Add", ["logits_scaled", "story_shift"], ["logits"]))
+
+    return change
+
+
+def bad_models() -> list[str]:
+    """Play the lives of three bad versions."""
+    with _scene() as (story, bundle):
+        made(story.folder / "out" / "7", bundle, 7, scaled_logits(1.0, 0.5), honest=False)
+        made(story.folder / "out" / "8", bundle, 8, scaled_logits(-1.0, 0.0))
+        made(story.folder / "out" / "9", bundle, 9, scaled_logits(1.0, 3.0))
+        story.requests(200)
+        story.say("Version 7 does not compute what its trainer said: it is not even published.")
+        story.run("model", "publish", "out/7")
+        story.say("Version 8 keeps its promises and orders all the other way round. The server tries it first.")
+        story.run("model", "publish", "out/8", "--label", "stable", "--by", "ben", "--why", "new loss")
+        story.wait(_phase(8, "failed"))
+        story.requests(20)
+        story.run("model", "status")
+        story.run("model", "rollback", "ml1m", "stable", "--by", "ben", "--why", "8 is upside down")
+        story.wait(_phase(8, "gone"))
+        story.say("Version 9 orders well but promises far too much. As a canary it gets a fifth of the users.")
+        story.run("model", "publish", "out/9", "--label", "canary", "--by", "ben", "--why", "more epochs")
+        story.run("model", "traffic", "ml1m", "canary", "20", "--by", "ben")
+        story.wait(_phase(9, "serving"))
+        store, after = open_model_store(story.folder / "models"), 0
+        while store.labels("ml1m")["canary"] == 9 and after < 5_000:
+            story.requests(400)
+            story.lines.pop()
+            after += 400
+        story.lines.append("  ... some hundred requests are answered ...")
+        story.wait(_phase(9, "gone"))
+        story.run("model", "history", "ml1m")
+        story.run("model", "gc", "ml1m", "--keep", "0", "--grace-s", "0", "--by", "anna")
+        return story.lines
+
+
+def roll_over() -> list[str]:
+    """Play the move of pin embeddings to a new space, the ranker with them."""
+    with _scene() as (story, bundle):
+        groups = tuple(_moved(g) if g.entity == "pin" else g for g in bundle.manifest.groups)
+        made(story.folder / "out" / "10", bundle, 10, groups=groups)
+        story.requests(200)
+        story.run("model", "publish", "out/10", "--by", "anna", "--why", "embeddings v3")
+        features = f"lmdb://{story.folder / 'features'}"
+        story.run("model", "diff", "ml1m", "stable", "10", "--feature-store", features)
+        story.say("No caller here sends embeddings as a query: the server's swap.accept_changes says so.")
+        story.say("The label may move first: the version waits for its features, and the one before answers.")
+        story.run("model", "label", "ml1m", "stable", "10", "--by", "anna", "--why", "embeddings v3")
+        story.wait(_phase(10, "failed"))
+        story.requests(20)
+        story.run("model", "status")
+        before = next(group for group in bundle.manifest.groups if group.entity == "pin")
+        asyncio.run(_write_rows(story.folder / "pins.npz", features, before))
+        story.run(
+            "features", "load", "pins.npz", "--group", before.name, "--feature-store", features,
+            "--model-store", "models", "--model", "ml1m", "--label", "stable",
+        )  # fmt: skip
+        story.wait(_phase(10, "serving"))
+        story.wait(_phase(6, "gone"))
+        story.requests(20)
+        story.run("model", "status")
+        story.run("model", "diff", "ml1m", "6", "stable", "--feature-store", features)
+        return story.lines
+
+
+def _moved(group: FeatureGroup) -> FeatureGroup:
+    """Return the next version of a group, its embeddings in the next version of their space."""
+    fields: list[GroupField] = []
+    for field in group.fields:
+        if isinstance(field, Embedding):
+            space = field.space.model_copy(update={"version": field.space.version + 1})
+            fields.append(Embedding(name=field.name, space=space))
+        else:
+            fields.append(field)
+    return FeatureGroup(name=group.name, version=group.version + 1, entity=group.entity, fields=tuple(fields))
+
+
+async def _write_rows(path: Path, features: str, before: FeatureGroup) -> None:
+    """Write what the new producer gives: in this story the vectors as they were, in the new space's name."""
+    store = open_store(features)
+    await store.start()
+    ids = np.arange(1, _PINS + 1, dtype=np.uint64)
+    rows = decode_rows(before, await store.multi_get(before.keys(ids))).rows
+    await store.close()
+    columns = {"id": ids, **{field.name: rows[field.name] for field in before.fields}}
+    np.savez(path, **columns)  # type: ignore[arg-type]
+
+
+STORIES = {"bad models": bad_models, "roll-over": roll_over}
+
+
+def written(lines: list[str], folder: str = "/srv") -> str:
+    """Return a transcript with what differs from run to run made alike."""
+    text = "\n".join(lines)
+    text = re.sub(r"/\S*pinrank-story-[a-z0-9_]+", folder, text)
+    for pattern, alike in (
+        (r"\b[0-9a-f]{64}\b", "3f9c...d2"),
+        (r"\b[0-9a-f]{12}\b", "3f9c0a1b22d4"),
+        (r"\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d)?", "2026-11-23 10:00:00"),
+        (r"guard of \S+", "guard of pinrank@host"),
+        (r"\d+(\.\d+)? (ms|MB|s ago|s)\b", r"N \2"),
+        (r" +(N s ago)", r" \1"),
+        (r"correlation -?\d\.\d+", "correlation N"),
+        (r"by \d+\.\d+ \(PSI\)", "by N (PSI)"),
+        (r"probability \d\.\d+, got \d\.\d+", "probability N, got N"),
+        (r"PSI \d+\.\d+", "PSI N"),
+        (r"golden row \d+, head '\w+'", "golden row N, head 'N'"),
+        (r"its \w+ probabilities", "its N probabilities"),
+        (r"\d+\.\d% of \d+ (recent|candidates|users)", r"N% of N \1"),
+        (r"answered: -?\d\.\d+", "answered: N"),
+        (r"all \d+ candidates of \d+", "all N candidates of N"),
+        (r"of \d+ candidates of", "of N candidates of"),
+    ):
+        text = re.sub(pattern, alike, text)
+    # What is tried again, and fails again, may do so more often on a slow machine.
+    lines_alike = text.splitlines()
+    return "\n".join(line for i, line in enumerate(lines_alike) if i == 0 or line != lines_alike[i - 1])
+
+
+def put_into(page: str, name: str, text: str) -> str:
+    """Return the page with a transcript between its markers."""
+    start, end = f"<!-- transcript: {name} -->", "<!-- end -->"
+    before, found, after = page.partition(start)
+    if not found:
+        raise ValueError(f"the page has no {start}")
+    return f"{before}{start}\n```console\n{text}\n```\n{end}{after.partition(end)[2]}"
+
+
+def main() -> None:
+    page = PAGE.read_text()
+    for name, play in STORIES.items():
+        text = written(play())
+        if "--write" in sys.argv:
+            page = put_into(page, name, text)
+        else:
+            print(f"== {name}\n{text}\n")
+    if "--write" in sys.argv:
+        PAGE.write_text(page)
+
+
+if __name__ == "__main__":
+    main()
