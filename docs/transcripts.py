@@ -1,7 +1,7 @@
 """Plays the two stories of docs/models.md with the real commands, a real server and real requests.
 
-    python docs/transcripts.py            prints them
-    python docs/transcripts.py --write    puts them into docs/models.md, between their markers
+    python -m docs.transcripts            prints them
+    python -m docs.transcripts --write    puts them into docs/models.md, between their markers
 
 The tests play them too, and compare; what differs from run to run (times, digests, counts) is made alike before.
 """

@@ -1,0 +1,161 @@
+"""What a hostile network can do to the process that proves it, and what the server hears of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from model_store.assembly import Assembler
+from model_store.bundle import BundleError
+from model_store.proving import Claim, Prover, ProvingError
+from model_store.store import open_model_store
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def prover():
+    with closing(Prover()) as shared:
+        yield shared
+
+
+def hungry():
+    """Takes memory without bound: the size is computed, so that no look at the file finds it."""
+    model = onnx.load_model_from_string(tiny.network(seed=1))
+    many = numpy_helper.from_array(np.array([1 << 40], np.int64), "many")
+    model.graph.initializer.append(many)
+    make = helper.make_node
+    model.graph.node[-1].output[0] = "before"
+    model.graph.node.extend(
+        [
+            make("Shape", ["query"], ["its_shape"]),
+            make("ReduceProd", ["its_shape"], ["its_size"], keepdims=1),
+            make("Mul", ["its_size", "many"], ["giant"]),
+            make("ConstantOfShape", ["giant"], ["zeros"]),
+            make("ReduceSum", ["zeros"], ["zero"], keepdims=0),
+            make("Add", ["before", "zero"], ["logits"]),
+        ]
+    )
+    return model.SerializeToString()
+
+
+def endless():
+    """Computes for minutes."""
+    model = onnx.load_model_from_string(tiny.network(seed=1))
+    size = numpy_helper.from_array(np.array([3000, 3000], np.int64), "size")
+    model.graph.initializer.append(size)
+    make = helper.make_node
+    model.graph.node[-1].output[0] = "before"
+    # From the input, so that no compiler computes it beforehand.
+    model.graph.node.extend(
+        [make("ReduceSum", ["query"], ["one"], keepdims=0), make("Expand", ["one", "size"], ["m0"])]
+    )
+    for i in range(400):
+        model.graph.node.append(make("MatMul", [f"m{i}", f"m{i}"], [f"m{i + 1}"]))
+    model.graph.node.extend(
+        [make("ReduceSum", ["m400"], ["sum"], keepdims=0), make("Add", ["before", "sum"], ["logits"])]
+    )
+    return model.SerializeToString()
+
+
+@pytest.fixture
+def claim(tmp_path):
+    """Make claims of tiny@1, each in a model store of its own, with a network of its own."""
+
+    def make(network=None, **changes):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        store = open_model_store(folder / "models")
+        tiny.write_tiny_bundle(folder / "bundle", 1, **({"network.onnx": network} if network else {}))
+        bundle = store.publish(folder / "bundle")
+        made = Claim(store.where, "tiny", 1, bundle.digest, "openvino", None, 1 << 30, 4 << 30, 60.0)
+        return replace(made, **changes)
+
+    return make
+
+
+@pytest.mark.parametrize("engine", ["openvino", "numpy"])
+def test_a_good_bundle_is_proven_and_scores_the_samples(prover, claim, engine):
+    samples = [
+        Assembler(tiny.manifest()).assemble(tiny.fetched(pins, [4, 5]), "home")
+        for pins in ([1, 2, 3], [7], list(range(1, 20)))
+    ]
+    proof = prover.prove(claim(engine=engine, share=0.5), samples)
+    assert proof.logits.shape == (23, 2)
+    assert np.isfinite(proof.logits).all()
+    assert (proof.plan is not None) == (engine == "openvino")
+    assert proof.memory_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("network", "changes", "message"),
+    [
+        (hungry, {"memory_bytes_max": 1 << 30}, "tiny@1"),
+        (endless, {"timeout_s": 3.0, "engine": "numpy"}, "tiny@1: not proven within 3 s"),
+        (None, {"bundle_bytes_max": 10}, "the limit is 10"),
+        (None, {"utility": "surfaces = {}"}, "surfaces"),
+    ],
+)
+def test_what_harms_is_refused_and_the_next_proof_works(prover, claim, network, changes, message):
+    good = claim()
+    with pytest.raises(BundleError, match=message):
+        prover.prove(claim(network and network(), **changes), [])
+    assert prover.prove(good, []).memory_bytes >= 0
+
+
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _while_proving(prover, claim, act):
+    """Prove on another thread, act while a child is at it, and return what came of it."""
+    outcome = []
+
+    def prove():
+        try:
+            outcome.append(prover.prove(claim, []))
+        except (BundleError, ProvingError) as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=prove)
+    thread.daemon = True
+    thread.start()
+    while not (found := children(prover._helper.pid) if prover._helper else []):
+        assert thread.is_alive()
+    act(found[0])
+    thread.join(60)
+    return outcome[0]
+
+
+def test_a_crash_of_the_network_is_the_bundles_fault(prover, claim):
+    slow = claim(endless(), engine="numpy")
+    prover.start()
+    found = _while_proving(prover, slow, lambda child: os.kill(child, signal.SIGSEGV))
+    assert isinstance(found, BundleError)
+    assert "the process that tried it was killed by SIGSEGV" in str(found)
+    assert prover.prove(claim(), []).memory_bytes >= 0
+
+
+def test_a_helper_that_dies_is_nobodys_fault_and_is_replaced(claim):
+    with closing(Prover()) as own:
+        slow = claim(endless(), engine="numpy")
+        own.start()
+
+        def kill(child):
+            os.kill(own._helper.pid, signal.SIGKILL)
+            os.kill(child, signal.SIGKILL)
+
+        assert isinstance(_while_proving(own, slow, kill), ProvingError)
+        assert own.prove(claim(), []).memory_bytes >= 0
+
+
+def test_another_bundle_than_was_claimed_is_not_proven(prover, claim):
+    with pytest.raises(ProvingError, match="has digest .* by now, not 000"):
+        prover.prove(replace(claim(), digest="0" * 64), [])
