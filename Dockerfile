@@ -16,7 +16,7 @@ COPY model_store model_store
 COPY server server
 COPY ranker ranker
 COPY loadtest loadtest
-RUN /opt/pinrank/bin/pip install --no-cache-dir -c constraints.txt .
+RUN /opt/pinrank/bin/pip install --no-cache-dir -c constraints.txt '.[s3,signing]'
 
 FROM python:3.11-slim-bookworm
 RUN useradd --system --uid 10001 --no-create-home pinrank

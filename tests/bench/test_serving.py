@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,16 +14,6 @@ from feature_client.fetcher import Lacks, fetch
 from feature_client.memory import MemoryStore
 from model_store.store import open_model_store
 from tests import tiny
-
-
-@pytest.fixture
-def config_file(model_store: Path, tmp_path: Path) -> Path:
-    path = tmp_path / "pinrank.toml"
-    path.write_text(
-        f'model_store = "{model_store}"\nmodel = "tiny"\nlabels = ["stable", "canary"]\n'
-        'feature_store = "memory://"\nengine_streams = 2\n'
-    )
-    return path
 
 
 async def test_filled_features_leave_nothing_missing(model_store):
