@@ -5,17 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench import actions, bulk_load, faults, feature_reads, near_cache
-from tests.bench.test_serving import config_file  # noqa: F401 - a fixture
 
 
-def test_no_action_is_lost_or_doubled_when_servers_and_followers_are_killed(config_file):  # noqa: F811
+def test_no_action_is_lost_or_doubled_when_servers_and_followers_are_killed(config_file):
     measured = actions.measure(quick=True, config=config_file)
     assert measured.raw["rpc"]["wrong_users"] == 0
     assert measured.raw["stream"]["wrong_users"] == 0
     assert measured.raw["rpc"]["rank_failures_while_up"] == 0
 
 
-def test_every_way_to_read_is_timed_and_a_missing_feast_is_no_measurement(config_file):  # noqa: F811
+def test_every_way_to_read_is_timed_and_a_missing_feast_is_no_measurement(config_file):
     measured = feature_reads.measure(quick=True, config=config_file, feast_python=Path("/nowhere"))
     (found,) = measured.raw["rounds"]
     assert found["feast"] is None
@@ -30,7 +29,7 @@ def test_hit_rates_are_between_nothing_and_the_optimum():
         assert 0 < found[way] <= found["optimum"] + 0.1
 
 
-def test_no_call_fails_while_redis_misbehaves(config_file):  # noqa: F811
+def test_no_call_fails_while_redis_misbehaves(config_file):
     measured = faults.measure(quick=True, config=config_file)
     for name, found in measured.raw["faults"].items():
         assert found["errors_during"] == 0, name
