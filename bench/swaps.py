@@ -1,7 +1,7 @@
 """Two hundred versions taken in one after the other under steady load, then the same with every fifth one broken.
 
 The load never stops while labels move. A swap lasts from the label's move until the version before is gone; a pause of
-the same length follows, so that as many requests are due during swaps as between them, on the same machine at the same
+half its length follows, so that many requests are due during swaps and between them, on the same machine at the same
 time.
 """
 
@@ -72,7 +72,7 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Measured:
     """Measure swaps. Raises BenchmarkError when a version does not come to what it should."""
     plan = QUICK if quick else Plan()
     with tempfile.TemporaryDirectory(prefix="pinrank-swaps-") as folder:
-        own, store, bundle = _prepared(Path(folder), config)
+        own, store, bundle = prepared(Path(folder), config)
         with scene(own, extra=_SETTINGS) as stage, _calls(stage.server.address) as status:
             held = stage.client.submit(
                 client.saturate, *stage.server[:2], stage.subject.requests, plan.callers, 1.0, plan.saturated_s
@@ -85,13 +85,13 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Measured:
     return _conclude(plan, rate_per_s, runs)
 
 
-def _prepared(folder: Path, config: Path) -> tuple[Path, ModelStore, Bundle]:
+def prepared(folder: Path, config: Path) -> tuple[Path, ModelStore, Bundle]:
     """Make a model store of its own with the configured version, and settings that read it."""
     settings = load_config(config)
     source = open_model_store(settings.model_store)
     bundle = source.read(settings.model, source.resolve(settings.model, settings.labels[0]))
     store = open_model_store(folder / "models")
-    _publish(store, bundle, bundle.manifest.version, {}, {}, folder)
+    publish(store, bundle, bundle.manifest.version, {}, {}, folder)
     store.set_label(settings.model, _LABEL, bundle.manifest.version)
     token = folder / "token"
     token.write_text(_TOKEN)
@@ -130,7 +130,7 @@ def _run(
         until_s = time.monotonic() + plan.part_s
         time.sleep(plan.warmup_s)
         longest_s = 0.0
-        while len(swaps) < plan.swaps and time.monotonic() + 2.2 * longest_s < until_s:
+        while len(swaps) < plan.swaps and time.monotonic() + 1.7 * longest_s < until_s:
             number = first + len(swaps)
             fault = ""
             if broken_every and len(swaps) % broken_every == broken_every - 1:
@@ -139,7 +139,7 @@ def _run(
             swaps.append(swap)
             length_s = swap.ended_s - swap.began_s
             longest_s = max(longest_s, length_s)
-            time.sleep(length_s)
+            time.sleep(length_s / 2)
         parts.append(load.result())
     return _told(plan, swaps, parts, bundle)
 
@@ -161,7 +161,7 @@ def _swap(
 ) -> Swap:
     model = bundle.manifest.name
     fields, files, after = FAULTS[fault](bundle, version) if fault else ({}, {}, _nothing)
-    _publish(store, bundle, version, fields, files, folder)
+    publish(store, bundle, version, fields, files, folder)
     began_s = time.perf_counter()
     store.set_label(model, _LABEL, version, by="bench")
     after(open_objects(store.where), store, version)
@@ -179,7 +179,7 @@ def _swap(
     return Swap(version, fault, began_s, time.perf_counter(), outcome, _rss_bytes(stage.server.pid))
 
 
-def _publish(
+def publish(
     store: ModelStore, bundle: Bundle, version: int, fields: dict[str, Any], files: dict[str, bytes], folder: Path
 ) -> None:
     """Publish the bundle, changed, as another version."""

@@ -253,7 +253,7 @@ def train(
                 epochs=epochs,
                 patience=patience,
                 requests_per_batch=batch_requests,
-                learning_rate=learning_rate or (_RATE_ON if origin else _RATE),
+                learning_rate=learning_rate if learning_rate is not None else _RATE_ON if origin else _RATE,
                 weight_decay=weight_decay,
                 head_weights=_weights(head_weight or []),
                 time_window_h_max=time_window_h,

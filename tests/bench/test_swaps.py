@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from bench import swap_kills
 from bench.swaps import FAULTS, _slope, measure
 from kernels.numpy_engine import NumpyEngine
 from model_store.bundle import BundleError, read_bundle, write_bundle
@@ -48,3 +49,9 @@ def test_a_quick_run_swaps_good_and_broken_versions_and_nobody_fails(config_file
     assert list(measured.raw["every fifth broken"]["faults"]) == ["golden scores"]
     assert "golden row" in measured.raw["every fifth broken"]["faults"]["golden scores"]
     assert len(measured.claims) == 10
+
+
+def test_a_quick_run_of_kills_loses_nothing(config_file):
+    measured = swap_kills.measure(quick=True, config=config_file)
+    assert len(measured.raw["kills"]) == 2
+    assert all(claim.holds for claim in measured.claims)

@@ -10,6 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from model_store.bundle import copy_out
 from model_store.store import open_model_store
 from ranker.cli import register
 from tests import tiny
@@ -50,7 +51,7 @@ def test_train_publishes_and_labels_and_evaluate_compares(tmp_path: Path, utilit
     assert open_model_store(store).labels("toy") == {"canary": 4}
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint.pt"]
     assert len(list((tmp_path / "runs").iterdir())) == 1
-    assert run("model", "pull", "toy", "4", tmp_path / "copy", "--store", store)[0] == 0
+    copy_out(open_model_store(store).read("toy", 4), tmp_path / "copy")
     code, output = run(
         "evaluate", "--data", data, "--store", store, "--model", "toy", "--version", "4", "--bundle", tmp_path / "copy",
         "--baseline", "canary", "--json", tmp_path / "e.json", "--report", tmp_path / "r.html", "--requests-max", "20",

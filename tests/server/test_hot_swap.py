@@ -15,6 +15,7 @@ from feature_client.opening import open_store
 from kernels.numpy_engine import NumpyEngine
 from model_store.manifest import Head, Surface
 from model_store.objects import open_objects
+from model_store.statistics import Distribution, Statistics
 from model_store.store import open_model_store
 from pinrank.v1 import models_pb2, models_pb2_grpc, ranking_pb2, ranking_pb2_grpc
 from server.config import GuardConfig, ShadowConfig, SwapConfig
@@ -105,8 +106,8 @@ def held(server, version):
     return str(found.phase) if found else "gone"
 
 
-def sample(server, name, **labels):
-    return server._metrics.registry.get_sample_value(name, labels) or 0
+def sample(server, metric, /, **labels):
+    return server._metrics.registry.get_sample_value(metric, labels) or 0
 
 
 async def test_a_moved_label_is_followed_without_a_failed_or_degraded_request(serve, calls, store, tmp_path):
@@ -600,6 +601,31 @@ async def test_status_says_what_was_checked_and_done(serve, calls, store, tmp_pa
     assert [event.text for event in status.events][-3:] == ["stable: 1 -> 2", "1 draining", "1 gone"]
     (label,) = [one for one in status.labels if one.label == "stable"]
     assert (label.version, label.wanted_version) == (2, 2)
+
+
+async def test_drift_from_the_training_is_a_metric(serve, calls, store, tmp_path):
+    """Trained on pins as popular as these, and on probabilities that nothing gives any more."""
+    rng = np.random.default_rng(0)
+    trained = Statistics(
+        rows=1_000,
+        inputs={"pin_core.popularity": Distribution.of(rng.uniform(size=1_000)), "gone.field": Distribution.of([1.0])},
+        heads={"save": Distribution.of(rng.uniform(0.98, 0.99, 1_000)), "other": Distribution.of([0.5])},
+    )
+    server = await serve()
+    call = calls(server)
+    publish(store, tmp_path, 2, **{"statistics.json": trained.model_dump_json().encode()})
+    store.set_label("tiny", "stable", 2)
+    await eventually(lambda: server._models.default.version == 2, 30)
+    assert (
+        sample(server, "pinrank_model_drift_psi", version="2", kind="head", name="save") == 0
+    )  # nothing was asked yet
+    for _ in range(20):
+        await call.rank(pins=range(1, 51))
+    assert sample(server, "pinrank_model_drift_psi", version="2", kind="head", name="save") > 1
+    assert 0 < sample(server, "pinrank_model_drift_psi", version="2", kind="input", name="pin_core.popularity") < 1
+    drifts = server._metrics.registry.get_sample_value
+    assert drifts("pinrank_model_drift_psi", {"version": "2", "kind": "input", "name": "gone.field"}) is None
+    assert sample(server, "pinrank_model_phase", version="2", phase="serving") == 1
 
 
 async def test_actions_are_recorded_into_the_sequences_of_every_version_in_memory(serve, store, tmp_path):
