@@ -7,10 +7,8 @@ time.
 
 from __future__ import annotations
 
-import io
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -19,16 +17,15 @@ from typing import Any
 
 import grpc
 import numpy as np
-import onnx
 
 from bench import client
+from bench.broken_bundles import FAULTS, nothing
 from bench.harness import BenchmarkError, Claim, Measured
 from bench.scene import CONFIG, SEED, Scene, scene, without_surfaces
 from loadtest import open_loop
 from loadtest.arrivals import poisson
-from model_store.bundle import GOLDEN, NETWORK, UTILITY, Bundle, write_bundle
-from model_store.golden import GoldenRequest, decode_golden, encode_golden
-from model_store.objects import Objects, open_objects
+from model_store.bundle import Bundle, write_bundle
+from model_store.objects import open_objects
 from model_store.store import ModelStore, open_model_store
 from pinrank.v1 import models_pb2, models_pb2_grpc
 from server.config import load_config
@@ -160,7 +157,7 @@ def _swap(
     folder: Path,
 ) -> Swap:
     model = bundle.manifest.name
-    fields, files, after = FAULTS[fault](bundle, version) if fault else ({}, {}, _nothing)
+    fields, files, after = FAULTS[fault](bundle, version) if fault else ({}, {}, nothing)
     publish(store, bundle, version, fields, files, folder)
     began_s = time.perf_counter()
     store.set_label(model, _LABEL, version, by="bench")
@@ -192,130 +189,6 @@ def publish(
 
 def _rss_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
-
-
-# What a bundle can be broken by: manifest fields, files, and what is done once the label has moved.
-
-_After = Callable[[Objects, ModelStore, int], None]
-_Fault = tuple[dict[str, Any], dict[str, bytes], _After]
-
-
-def _nothing(objects: Objects, store: ModelStore, version: int) -> None:
-    pass
-
-
-def _wrong_golden(bundle: Bundle, version: int) -> _Fault:  # noqa: ARG001
-    wrong = [
-        GoldenRequest(golden.fetched, golden.surface, 1 - golden.probabilities)
-        for golden in decode_golden(bundle.files[GOLDEN])
-    ]
-    return {}, {GOLDEN: encode_golden(wrong)}, _nothing
-
-
-def _edited(bundle: Bundle, change: Callable[[onnx.ModelProto], object]) -> _Fault:
-    model = onnx.load_model_from_string(bundle.files[NETWORK])
-    change(model)
-    return {}, {NETWORK: model.SerializeToString()}, _nothing
-
-
-def _loop(bundle: Bundle, version: int) -> _Fault:  # noqa: ARG001
-    return _edited(bundle, lambda m: m.graph.node.append(onnx.helper.make_node("Loop", ["a"], ["b"])))
-
-
-def _unknown_operator(bundle: Bundle, version: int) -> _Fault:  # noqa: ARG001
-    return _edited(bundle, lambda m: m.graph.node.append(onnx.helper.make_node("Evil", ["a"], ["b"], domain="acme")))
-
-
-def _external_data(bundle: Bundle, version: int) -> _Fault:  # noqa: ARG001
-    def change(model: onnx.ModelProto) -> None:
-        tensor = model.graph.initializer[0]
-        tensor.data_location = onnx.TensorProto.EXTERNAL
-        entry = tensor.external_data.add()
-        entry.key, entry.value = "location", "../../../etc/passwd"
-
-    return _edited(bundle, change)
-
-
-def _huge_result(bundle: Bundle, version: int) -> _Fault:  # noqa: ARG001
-    """Takes all memory when it is run: the size is computed, so that no check of the file finds it."""
-
-    def change(model: onnx.ModelProto) -> None:
-        many = onnx.numpy_helper.from_array(np.array([1 << 20], np.int64), "many")
-        model.graph.initializer.append(many)
-        make = onnx.helper.make_node
-        model.graph.node.extend(
-            [
-                make("Shape", [model.graph.input[0].name], ["its_shape"]),
-                make("ReduceProd", ["its_shape"], ["its_size"], keepdims=1),
-                make("Mul", ["its_size", "many"], ["giant"]),
-                make("ConstantOfShape", ["giant"], ["zeros"]),
-                make("ReduceSum", ["zeros"], ["zero"], keepdims=0),
-                make("Add", ["logits", "zero"], ["logits_and_zero"]),
-            ]
-        )
-        model.graph.node[-1].output[0] = "logits"
-        for node in list(model.graph.node)[:-1]:
-            for i, name in enumerate(node.output):
-                if name == "logits":
-                    node.output[i] = "logits_before"
-        model.graph.node[-1].input[0] = "logits_before"
-
-    return _edited(bundle, change)
-
-
-def _zip_bomb(bundle: Bundle, version: int) -> _Fault:  # noqa: ARG001
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("0/surface.npy", bytes(50_000_000))
-    return {}, {GOLDEN: buffer.getvalue()}, _nothing
-
-
-def _pickle(bundle: Bundle, version: int) -> _Fault:  # noqa: ARG001
-    buffer = io.BytesIO()
-    np.savez(buffer, **{"0/surface": np.array([{}], object)})  # type: ignore[arg-type]
-    return {}, {GOLDEN: buffer.getvalue()}, _nothing
-
-
-def _broken_utility(bundle: Bundle, version: int) -> _Fault:  # noqa: ARG001
-    return {}, {UTILITY: b"[surfaces.home]\nweights = {}\n"}, _nothing
-
-
-def _surface_gone(bundle: Bundle, version: int) -> _Fault:  # noqa: ARG001
-    return {"surfaces": bundle.manifest.surfaces[:1]}, {}, _nothing
-
-
-def _features_missing(bundle: Bundle, version: int) -> _Fault:
-    """Reads a version of the pins' group that nobody loaded."""
-    groups = []
-    for group in bundle.manifest.groups:
-        same = {name: getattr(group, name) for name in type(group).model_fields}
-        groups.append(type(group)(**{**same, "version": version}) if group.entity == "pin" else group)
-    return {"groups": tuple(groups)}, {}, _nothing
-
-
-def _damaged(bundle: Bundle, version: int) -> _Fault:
-    """A file of it is changed in the store, after the label has moved."""
-
-    def damage(objects: Objects, store: ModelStore, version: int) -> None:
-        digest = store.manifest(bundle.manifest.name, version).files[UTILITY].sha256
-        objects.put(f"{bundle.manifest.name}/blobs/{digest}", b"damaged")
-
-    return {}, {UTILITY: bundle.files[UTILITY] + f"\n# {version}\n".encode()}, damage
-
-
-FAULTS: dict[str, Callable[[Bundle, int], _Fault]] = {
-    "golden scores": _wrong_golden,
-    "loop": _loop,
-    "damaged file": _damaged,
-    "unknown operator": _unknown_operator,
-    "features missing": _features_missing,
-    "external data": _external_data,
-    "zip bomb": _zip_bomb,
-    "takes all memory": _huge_result,
-    "pickle": _pickle,
-    "utility table": _broken_utility,
-    "surface gone": _surface_gone,
-}
 
 
 def _told(

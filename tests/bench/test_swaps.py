@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from bench import swap_kills
-from bench.swaps import FAULTS, _slope, measure
+from bench.broken_bundles import FAULTS
+from bench.swaps import _slope, measure
 from kernels.numpy_engine import NumpyEngine
 from model_store.bundle import BundleError, read_bundle, write_bundle
 from model_store.live import load_live
