@@ -1,8 +1,8 @@
 """Two hundred versions taken in one after the other under steady load, then the same with every fifth one broken.
 
-The load never stops while labels move. A swap lasts from the label's move until the version before is gone; a pause of
-half its length follows, so that many requests are due during swaps and between them, on the same machine at the same
-time.
+The load never stops while labels move; all versions are published before. A swap lasts from the label's move until the
+version before is seen to be gone; a pause of a third of its length follows, so that many requests are due during swaps
+and between them, on the same machine at the same time.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ _TOKEN = "of-the-benchmark"  # noqa: S105 - on loopback, gone with the server
 _DEADLINE_S = 2.0
 _SETTINGS = "[swap]\npoll_s = 0.25\nretry_s = 600\n"
 _LABEL = "stable"
+#: Between looks at how far a swap is: every look takes a millisecond or two of the server's.
+_LOOK_S = 0.5
+_PAUSE = 1 / 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,7 @@ class Plan:
     load: float = 0.7
     saturated_s: float = 6.0
     #: The load runs in parts, each with a generator of its own.
-    part_s: float = 60.0
+    part_s: float = 600.0
     warmup_s: float = 2.0
     callers: int = 8
     #: Swaps that the memory's slope leaves out: pools grow first.
@@ -118,7 +122,15 @@ def _run(
     broken_every: int,
     folder: Path,
 ) -> dict[str, Any]:
-    """Move the label to one new version after the other while requests come."""
+    """Publish new versions, and move the label to one after the other while requests come."""
+    faults = [""] * plan.swaps
+    afters: list[Callable[[], None]] = []
+    for i in range(plan.swaps):
+        if broken_every and i % broken_every == broken_every - 1:
+            faults[i] = list(FAULTS)[i // broken_every % len(FAULTS)]
+        fields, files, after = FAULTS[faults[i]](bundle, first + i) if faults[i] else ({}, {}, nothing)
+        publish(store, bundle, first + i, fields, files, folder)
+        afters.append(partial(after, open_objects(store.where), store, first + i))
     swaps: list[Swap] = []
     parts: list[tuple[float, open_loop.Samples]] = []
     while len(swaps) < plan.swaps:
@@ -128,15 +140,11 @@ def _run(
         time.sleep(plan.warmup_s)
         longest_s = 0.0
         while len(swaps) < plan.swaps and time.monotonic() + 1.7 * longest_s < until_s:
-            number = first + len(swaps)
-            fault = ""
-            if broken_every and len(swaps) % broken_every == broken_every - 1:
-                fault = list(FAULTS)[len(swaps) // broken_every % len(FAULTS)]
-            swap = _swap(stage, store, bundle, status, number, fault, folder)
-            swaps.append(swap)
-            length_s = swap.ended_s - swap.began_s
+            i = len(swaps)
+            swaps.append(_swap(stage, store, bundle.manifest.name, status, first + i, faults[i], afters[i]))
+            length_s = swaps[-1].ended_s - swaps[-1].began_s
             longest_s = max(longest_s, length_s)
-            time.sleep(length_s / 2)
+            time.sleep(length_s * _PAUSE)
         parts.append(load.result())
     return _told(plan, swaps, parts, bundle)
 
@@ -150,24 +158,21 @@ def _offer(address: str, requests: tuple[bytes, ...], due_s: np.ndarray) -> tupl
 def _swap(
     stage: Scene,
     store: ModelStore,
-    bundle: Bundle,
+    model: str,
     status: Callable[[], models_pb2.StatusResponse],
     version: int,
     fault: str,
-    folder: Path,
+    after: Callable[[], None],
 ) -> Swap:
-    model = bundle.manifest.name
-    fields, files, after = FAULTS[fault](bundle, version) if fault else ({}, {}, nothing)
-    publish(store, bundle, version, fields, files, folder)
     began_s = time.perf_counter()
     store.set_label(model, _LABEL, version, by="bench")
-    after(open_objects(store.where), store, version)
-    for _ in range(600):
+    after()
+    for _ in range(240):
+        time.sleep(_LOOK_S)
         found = {one.version: one for one in status().versions}
         own = found.get(version)
         if own is not None and (own.phase == "failed" or (own.phase == "serving" and len(found) == 1)):
             break
-        time.sleep(0.1)
     else:
         raise BenchmarkError(f"version {version} ({fault or 'good'}) came to nothing: {found}")
     if (own.phase == "failed") != bool(fault):

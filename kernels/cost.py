@@ -10,7 +10,7 @@ import numpy as np
 
 from kernels.engine import FeatureBatch, Rest, no_rest
 
-_ROWS = (8, 32, 128, 512)
+_ROWS = (8, 32, 128, 256)
 _REPEATS = 5
 
 

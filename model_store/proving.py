@@ -18,7 +18,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
@@ -38,12 +37,12 @@ _LENGTH = struct.Struct(">Q")
 _NICE = 19
 #: How long a child runs at a time.
 _SLICE_S = 0.004
-#: An answer is a few numbers and the scores of the samples.
+#: An answer is a few numbers and the scores of the sample.
 _ANSWER_BYTES_MAX = 256 << 20
 _PLAN_BYTES_MAX = 4 << 30
 
 
-#: What was found, float32 scores of the samples, and the engine's plan.
+#: What was found, float32 scores of the sample, and the engine's plan.
 _Answer = tuple[dict[str, Any], bytes, bytes]
 
 
@@ -84,7 +83,7 @@ class Proof:
 
     Attributes:
         memory_bytes: that one stream of it took.
-        logits: float32[N, H] of the samples' rows.
+        logits: float32[N, H] of the sample's rows.
         plan: what the engine made of the network, if it has a form to keep.
     """
 
@@ -105,8 +104,8 @@ class Prover:
         with self._lock:
             self._started()
 
-    def prove(self, claim: Claim, samples: Sequence[FeatureBatch]) -> Proof:
-        """Prove a claim in a process of its own, and score samples with it.
+    def prove(self, claim: Claim, sample: FeatureBatch | None) -> Proof:
+        """Prove a claim in a process of its own, and score a sample of requests with it.
 
         Raises:
             BundleError: the bundle is at fault; the message says how.
@@ -118,7 +117,7 @@ class Prover:
             assert helper.stdout is not None  # noqa: S101
             try:
                 _send(helper.stdin, json.dumps(asdict(claim)).encode())
-                _send(helper.stdin, _encoded(samples))
+                _send(helper.stdin, _encoded(sample) if sample else b"")
                 answer = json.loads(_received(helper.stdout, _ANSWER_BYTES_MAX))
                 content = _received(helper.stdout, _ANSWER_BYTES_MAX)
                 plan = _received(helper.stdout, _PLAN_BYTES_MAX)
@@ -187,29 +186,25 @@ def _exactly(pipe: IO[bytes], length: int) -> bytes:
     return content
 
 
-def _encoded(samples: Sequence[FeatureBatch]) -> bytes:
-    arrays: dict[str, np.ndarray] = {}
-    for i, batch in enumerate(samples):
-        arrays[f"{i}/row_splits"] = batch.row_splits
-        arrays |= {f"{i}/request/{name}": tensor for name, tensor in batch.request.items()}
-        arrays |= {f"{i}/candidate/{name}": tensor for name, tensor in batch.candidate.items()}
+def _encoded(sample: FeatureBatch) -> bytes:
+    arrays = {"row_splits": sample.row_splits}
+    arrays |= {f"request/{name}": tensor for name, tensor in sample.request.items()}
+    arrays |= {f"candidate/{name}": tensor for name, tensor in sample.candidate.items()}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
 
 
-def _decoded(content: bytes) -> list[FeatureBatch]:
+def _decoded(content: bytes) -> FeatureBatch:
     arrays = decode_arrays(content)
-    count = sum(name.endswith("/row_splits") for name in arrays)
 
-    def side(i: int, which: str) -> dict[str, np.ndarray]:
-        start = f"{i}/{which}/"
-        return {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
+    def side(which: str) -> dict[str, np.ndarray]:
+        return {name.removeprefix(which): array for name, array in arrays.items() if name.startswith(which)}
 
-    return [FeatureBatch(side(i, "request"), side(i, "candidate"), arrays[f"{i}/row_splits"]) for i in range(count)]
+    return FeatureBatch(side("request/"), side("candidate/"), arrays["row_splits"])
 
 
-def _prove(claim: Claim, samples: Sequence[FeatureBatch]) -> _Answer:
+def _prove(claim: Claim, sample: FeatureBatch | None) -> _Answer:
     """Prove in this process."""
     try:
         _bound_memory(claim.memory_bytes_max)
@@ -221,11 +216,10 @@ def _prove(claim: Claim, samples: Sequence[FeatureBatch]) -> _Answer:
         live = load_live(bundle, engine_factory(claim.engine), streams=1, warm=False)
         load_utility(claim.utility.encode() if claim.utility else live.utility_toml, live.manifest)
         read_statistics(bundle)
-        logits = [live.engine.run(batch) for batch in samples]
-        stacked = np.concatenate(logits) if logits else np.empty((0, len(live.manifest.heads)), np.float32)
+        logits = live.engine.run(sample) if sample else np.empty((0, len(live.manifest.heads)), np.float32)
         memory = max(0, _resident_bytes() - before) + sum(map(len, bundle.files.values()))
-        scores = stacked.astype("<f4").tobytes()
-        return {"memory_bytes": memory, "shape": list(stacked.shape)}, scores, live.engine.plan() or b""
+        scores = logits.astype("<f4").tobytes()
+        return {"memory_bytes": memory, "shape": list(logits.shape)}, scores, live.engine.plan() or b""
     except ModelStoreError as error:
         return {"fault": "environment", "error": str(error)}, b"", b""
     except MemoryError:
@@ -262,7 +256,7 @@ def _in_a_child(claim: Claim, content: bytes) -> _Answer:
     child = os.fork()
     if child == 0:
         os.close(reader)
-        header, *others = _prove(claim, _decoded(content))
+        header, *others = _prove(claim, _decoded(content) if content else None)
         with os.fdopen(writer, "wb") as pipe:
             for part in (json.dumps(header).encode(), *others):
                 _send(pipe, part)

@@ -22,7 +22,7 @@ from model_store.proving import Claim, Prover
 from model_store.signing import Trust
 from model_store.statistics import read_statistics
 from model_store.store import ModelStore
-from model_store.utility import load_utility
+from model_store.utility import UtilityTable, load_utility
 from server.config import ServerConfig
 from server.memory import available_bytes, give_back_freed
 from server.recent import Recent, RecentRequests
@@ -33,8 +33,8 @@ _T = TypeVar("_T")
 
 #: Recent requests that a version is tried on.
 _SAMPLES = 16
-#: A pause between them: requests first.
-_BETWEEN_SAMPLES_S = 0.01
+#: A pause between them, on the event loop: requests first.
+_BETWEEN_SAMPLES_S = 0.03
 #: How long another thread may be kept waiting by the one that loads: the interpreter's own 5 ms would be felt.
 _SWITCH_S = 0.0005
 
@@ -96,6 +96,8 @@ class Intake:
         self._utility = config.utility.read_bytes() if config.utility else None
         self._trust = Trust.read(config.swap.trusted_keys) if config.swap.trusted_keys else None
         self._loader = ThreadPoolExecutor(1, "model-loader")
+        #: Of the work that the loader is at: what it rested for already.
+        self._rested_for_s = 0.0
 
     async def close(self) -> None:
         """Give up what is under way."""
@@ -113,7 +115,8 @@ class Intake:
         await asyncio.to_thread(self._prover.start)
         bundle = await self.on_loader(self._read, version)
         warming()
-        served = await self.on_loader(self._compiled, bundle, None)
+        utility = load_utility(self._utility or bundle.files[UTILITY], bundle.manifest)
+        served = await self.on_loader(self._compiled, bundle, utility, None)
         self._features.add_caches(await self.on_loader(self._features.new_caches, bundle.manifest.needs))
         return served
 
@@ -155,7 +158,8 @@ class Intake:
             timeout_s=swap.proof_timeout_s,
             share=swap.cpu_share,
         )
-        proof = await self.on_loader(self._prover.prove, claim, [sample.batch for sample in samples])
+        sample = FeatureBatch.concat([sample.batch for sample in samples]) if samples else None
+        proof = await self.on_loader(self._prover.prove, claim, sample)
         report.checks.append("digests, network, utility table, golden scores: good, in a process of its own")
         report.memory_bytes = proof.memory_bytes
         bundle = await self.on_loader(self._read, version)
@@ -166,8 +170,7 @@ class Intake:
             )
         report.checks.append(self._check_memory(manifest, proof.memory_bytes * self._streams))
         warming()
-        sample = FeatureBatch.concat([sample.batch for sample in samples[:4]]) if samples else None
-        return await self.on_loader(self._compiled, bundle, sample, proof.plan)
+        return await self.on_loader(self._compiled, bundle, utility, sample, proof.plan)
 
     async def on_loader(self, work: Callable[..., _T], *arguments: object) -> _T:
         """Do work on the thread that loads."""
@@ -177,17 +180,21 @@ class Intake:
         """Do work of Python's without keeping other threads of Python's waiting, and leave them some time after it."""
         before = sys.getswitchinterval()
         sys.setswitchinterval(_SWITCH_S)
-        used_s = time.thread_time()
+        began_s, self._rested_for_s = time.thread_time(), 0.0
         try:
             return work(*arguments)
         finally:
             sys.setswitchinterval(before)
-            self._rest(time.thread_time() - used_s)
+            self._rest(time.thread_time() - began_s - self._rested_for_s)
 
     def _rest(self, used_s: float) -> None:
-        """Leave the processor to requests for as long as the share asks for; nothing is served yet at the start."""
-        if self._recent.seen:
-            time.sleep(used_s * (1 / self._config.swap.cpu_share - 1))
+        """Leave the processor to requests for as long as the share asks for."""
+        self._rested_for_s += used_s
+        time.sleep(max(0.0, self._pause_s(used_s)))
+
+    def _pause_s(self, used_s: float) -> float:
+        """Return how long to pause after so much work; nothing is served yet at the start."""
+        return used_s * (1 / self._config.swap.cpu_share - 1) if self._recent.seen else 0.0
 
     async def free(self, live: LiveModel) -> None:
         """Free a version that nothing holds."""
@@ -250,13 +257,14 @@ class Intake:
     def _read(self, version: int) -> Bundle:
         return self._store.read(self._config.model, version, self._config.swap.bundle_bytes_max)
 
-    def _compiled(self, bundle: Bundle, sample: FeatureBatch | None, plan: bytes | None = None) -> Served:
+    def _compiled(
+        self, bundle: Bundle, utility: UtilityTable, sample: FeatureBatch | None, plan: bytes | None = None
+    ) -> Served:
         """Compile and warm up, on a sample of recent requests with rests between runs, or else on the golden ones."""
         live = load_live(bundle, self._factory, self._streams, warm=sample is None, plan=plan)
         try:
             if sample is not None:
                 live.engine.warm_up(sample, self._rest)
-            utility = load_utility(self._utility or live.utility_toml, live.manifest)
             return Served(live, utility, read_statistics(bundle))
         except BaseException:
             live.engine.close()

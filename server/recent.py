@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _KEPT = 64
 _EVERY_S = 0.05
-_ROWS_MAX = 64
+_ROWS_MAX = 32
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from kernels.engine import FeatureBatch
 from model_store.assembly import Assembler
 from model_store.bundle import BundleError
 from model_store.proving import Claim, Prover, ProvingError
@@ -87,7 +88,7 @@ def test_a_good_bundle_is_proven_and_scores_the_samples(prover, claim, engine):
         Assembler(tiny.manifest()).assemble(tiny.fetched(pins, [4, 5]), "home")
         for pins in ([1, 2, 3], [7], list(range(1, 20)))
     ]
-    proof = prover.prove(claim(engine=engine, share=0.5), samples)
+    proof = prover.prove(claim(engine=engine, share=0.5), FeatureBatch.concat(samples))
     assert proof.logits.shape == (23, 2)
     assert np.isfinite(proof.logits).all()
     assert (proof.plan is not None) == (engine == "openvino")
@@ -106,8 +107,8 @@ def test_a_good_bundle_is_proven_and_scores_the_samples(prover, claim, engine):
 def test_what_harms_is_refused_and_the_next_proof_works(prover, claim, network, changes, message):
     good = claim()
     with pytest.raises(BundleError, match=message):
-        prover.prove(claim(network and network(), **changes), [])
-    assert prover.prove(good, []).memory_bytes >= 0
+        prover.prove(claim(network and network(), **changes), None)
+    assert prover.prove(good, None).memory_bytes >= 0
 
 
 def children(pid):
@@ -120,7 +121,7 @@ def _while_proving(prover, claim, act):
 
     def prove():
         try:
-            outcome.append(prover.prove(claim, []))
+            outcome.append(prover.prove(claim, None))
         except (BundleError, ProvingError) as error:
             outcome.append(error)
 
@@ -140,7 +141,7 @@ def test_a_crash_of_the_network_is_the_bundles_fault(prover, claim):
     found = _while_proving(prover, slow, lambda child: os.kill(child, signal.SIGSEGV))
     assert isinstance(found, BundleError)
     assert "the process that tried it was killed by SIGSEGV" in str(found)
-    assert prover.prove(claim(), []).memory_bytes >= 0
+    assert prover.prove(claim(), None).memory_bytes >= 0
 
 
 def test_a_helper_that_dies_is_nobodys_fault_and_is_replaced(claim):
@@ -153,9 +154,9 @@ def test_a_helper_that_dies_is_nobodys_fault_and_is_replaced(claim):
             os.kill(child, signal.SIGKILL)
 
         assert isinstance(_while_proving(own, slow, kill), ProvingError)
-        assert own.prove(claim(), []).memory_bytes >= 0
+        assert own.prove(claim(), None).memory_bytes >= 0
 
 
 def test_another_bundle_than_was_claimed_is_not_proven(prover, claim):
     with pytest.raises(ProvingError, match="has digest .* by now, not 000"):
-        prover.prove(replace(claim(), digest="0" * 64), [])
+        prover.prove(replace(claim(), digest="0" * 64), None)
