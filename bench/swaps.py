@@ -1,8 +1,8 @@
 """Two hundred versions taken in one after the other under steady load, then the same with every fifth one broken.
 
 The load never stops while labels move; all versions are published before. A swap lasts from the label's move until the
-version before is seen to be gone; a pause of a third of its length follows, so that many requests are due during swaps
-and between them, on the same machine at the same time.
+version before is seen to be gone; a pause of a quarter of its length follows, so that many requests are due during
+swaps and between them, on the same machine at the same time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SETTINGS = "[swap]\npoll_s = 0.25\nretry_s = 600\n"
 _LABEL = "stable"
 #: Between looks at how far a swap is: every look takes a millisecond or two of the server's.
 _LOOK_S = 0.5
-_PAUSE = 1 / 3
+_PAUSE = 1 / 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,9 +46,8 @@ def measure_cost(
         for _ in range(repeats):
             start = time.perf_counter()
             run(batch)
-            took_s = time.perf_counter() - start
-            best = min(best, took_s)
-            rest(took_s)
+            best = min(best, time.perf_counter() - start)
+            rest()
         seconds.append(best)
     per_row_s, fixed_s = np.polyfit(_ROWS, seconds, 1, w=1 / np.array(seconds))
     return LinearCost(max(0.0, float(fixed_s)), max(0.0, float(per_row_s)))

@@ -94,11 +94,11 @@ class FeatureBatch:
                 )
 
 
-#: Called between runs of a warm-up with the seconds that the last one took: to leave the device to others meanwhile.
-Rest = Callable[[float], None]
+#: Called between runs of a warm-up, on the same thread: to leave the device to others meanwhile.
+Rest = Callable[[], None]
 
 
-def no_rest(seconds: float) -> None:
+def no_rest() -> None:
     """Go on at once."""
 
 

@@ -288,6 +288,7 @@ def _listened(reader: int, child: int, claim: Claim) -> tuple[bytes, bool]:
     """
     answer = bytearray()
     until_s = time.monotonic() + claim.timeout_s
+    rested_at_s = 0.0
     with os.fdopen(reader, "rb", buffering=0) as pipe:
         while time.monotonic() < until_s and len(answer) <= _ANSWER_BYTES_MAX + _PLAN_BYTES_MAX:
             if select.select([pipe], [], [], _SLICE_S)[0]:
@@ -297,9 +298,16 @@ def _listened(reader: int, child: int, claim: Claim) -> tuple[bytes, bool]:
                 answer += part
             elif claim.share < 1:
                 os.kill(child, signal.SIGSTOP)
-                time.sleep(_SLICE_S * (1 / claim.share - 1))
+                used_s = _cpu_s(child)
+                time.sleep((used_s - rested_at_s) * (1 / claim.share - 1))
+                rested_at_s = used_s
                 os.kill(child, signal.SIGCONT)
     return bytes(answer), False
+
+
+def _cpu_s(process: int) -> float:
+    """Return the processor time of a process: what `clock_getcpuclockid` gives on Linux, which Python lacks."""
+    return time.clock_gettime(~process << 3 | 2)
 
 
 def main() -> None:

@@ -79,7 +79,7 @@ class SwapConfig(BaseModel):
     #: How many more of recent requests' candidates may lack a row than for the version that answered them.
     pins_missing_max: Annotated[float, Field(ge=0, le=1)] = 0.05
     #: The part of one core's time that taking a version in may use while requests are answered.
-    cpu_share: Annotated[float, Field(gt=0, le=1)] = 0.06
+    cpu_share: Annotated[float, Field(gt=0, le=1)] = 0.08
     #: Fields of the manifest that may change although callers notice (`surfaces.related`, `heads.hide`), or "*".
     accept_changes: tuple[str, ...] = ()
     #: Public Ed25519 keys (PEM); with any, only bundles signed by one of them are served.

@@ -42,17 +42,17 @@ from model_store.signing import SigningError
 from model_store.store import ModelStore, whoami
 from model_store.utility import UtilityError
 from server.config import ServerConfig
-from server.guard import Breach, Limits, Verdict, Window, judge
+from server.guard import Window
 from server.intake import Intake, Report
+from server.label_guard import LabelGuard
 from server.metrics import Metrics
-from server.served import Served, ServedModels, heads_moved
+from server.served import Served, ServedModels
 from server.trial import NotReadyError
 
 _log = structlog.get_logger(__name__)
 
 #: Between looks at whether the last request has let go of a draining version.
 _DRAIN_LOOK_S = 0.02
-_GUARD_EVERY_S = 1.0
 _EVENTS_KEPT = 100
 
 
@@ -110,13 +110,10 @@ class HotSwap:
         self.looked_s = float("-inf")
         self.store_failure = ""
         self.events: deque[tuple[float, str]] = deque(maxlen=_EVENTS_KEPT)
-        self.verdicts: dict[str, Verdict] = {}
-        #: Labels taken off a version that failed its guard, as long as the store still says it.
-        self._blocked: dict[str, int] = {}
+        self.guard = LabelGuard(config, models, clock)
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._judged_s = float("-inf")
 
     # What the server calls.
 
@@ -195,19 +192,17 @@ class HotSwap:
                 found[label] = state.labels[label]
             elif label == default and label in self._models.by_label:  # it was removed: its last version goes on
                 found[label] = self._models.by_label[label].version
-        for label, version in self._blocked.items():
-            if found.get(label) == version:
-                found[label] = found[default]
-        return found
+        return {label: found[default] if self.guard.blocks(label, at) else at for label, at in found.items()}
 
     # Looking, deciding, doing.
 
     async def _watch(self) -> None:
         while True:
             await self._look()
-            await self._judge()
+            for label, version, reason in await self.guard.breaches():
+                await self._roll_back(label, version, reason)
             drains = any(held.phase is Phase.DRAINING for held in self.versions.values())
-            pause_s = _DRAIN_LOOK_S if drains else min(self._config.swap.poll_s, _GUARD_EVERY_S)
+            pause_s = _DRAIN_LOOK_S if drains else min(self._config.swap.poll_s, self.guard.every_s)
             try:
                 async with asyncio.timeout(pause_s):
                     await self._wake.wait()
@@ -233,9 +228,7 @@ class HotSwap:
         self.store_failure, self.looked_s = "", self._clock()
         if entry is not None and (self.entry is None or entry.number != self.entry.number):
             self.entry = entry
-            for label, version in list(self._blocked.items()):
-                if entry.state.labels.get(label) != version:
-                    del self._blocked[label]
+            self.guard.follow(entry.state.labels)
             self._models.share_traffic(entry.state.traffic)
 
     def _snapshot(self) -> Snapshot:
@@ -304,7 +297,7 @@ class HotSwap:
             # The default label stays the first.
             self._models.by_label[label] = served
             self._models.windows[label] = Window(self._config.guard.window_s)
-        self.verdicts.pop(label, None)
+        self.guard.verdicts.pop(label, None)
         for one, value in ((before, None), (served, 1)):
             if one is not None:
                 names = (one.live.manifest.name, str(one.version), label, one.live.digest)
@@ -393,30 +386,10 @@ class HotSwap:
             )
         self._metrics.swaps.labels(f"failed_{kind}").inc()
 
-    # Watching what answers.
-
-    async def _judge(self) -> None:
-        """Compare every label with the default one, and take a version off a label that does worse."""
-        guard, now_s = self._config.guard, self._clock()
-        if not guard.enabled or now_s - self._judged_s < _GUARD_EVERY_S:
-            return
-        self._judged_s = now_s
-        default_label = self._models.default_label
-        default = self._models.default
-        limits = Limits(guard.requests_min, guard.error_rate_max, guard.p99_ratio_max, guard.psi_max)
-        for label, served in list(self._models.by_label.items()):
-            if served is default or label == self._config.shadow.label:
-                continue
-            own, usual = (self._models.windows[name].seen(now_s) for name in (label, default_label))
-            moved = await asyncio.to_thread(heads_moved, served, default)
-            verdict = self.verdicts[label] = judge(own, usual, moved, limits)
-            if isinstance(verdict, Breach) and self._models.by_label.get(label) is served:
-                await self._roll_back(label, served.version, verdict.reason)
-
     async def _roll_back(self, label: str, version: int, reason: str) -> None:
         """Give a label the default label's version, here at once and in the store for everybody."""
         why = f"rolled back from {version}: {reason}"
-        self._blocked[label] = version
+        self.guard.block(label, version)
         self._note(f"{label}: {why}")
         self._metrics.rollbacks.labels(label).inc()
         _log.error("model_rolled_back", model=f"{self._config.model}@{version}", label=label, reason=reason)

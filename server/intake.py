@@ -96,8 +96,8 @@ class Intake:
         self._utility = config.utility.read_bytes() if config.utility else None
         self._trust = Trust.read(config.swap.trusted_keys) if config.swap.trusted_keys else None
         self._loader = ThreadPoolExecutor(1, "model-loader")
-        #: Of the work that the loader is at: what it rested for already.
-        self._rested_for_s = 0.0
+        #: The loader's own time at its last rest.
+        self._rested_at_s = 0.0
 
     async def close(self) -> None:
         """Give up what is under way."""
@@ -156,7 +156,7 @@ class Intake:
             bundle_bytes_max=swap.bundle_bytes_max,
             memory_bytes_max=swap.proof_memory_bytes_max,
             timeout_s=swap.proof_timeout_s,
-            share=swap.cpu_share,
+            share=self._share,
         )
         sample = FeatureBatch.concat([sample.batch for sample in samples]) if samples else None
         proof = await self.on_loader(self._prover.prove, claim, sample)
@@ -180,21 +180,26 @@ class Intake:
         """Do work of Python's without keeping other threads of Python's waiting, and leave them some time after it."""
         before = sys.getswitchinterval()
         sys.setswitchinterval(_SWITCH_S)
-        began_s, self._rested_for_s = time.thread_time(), 0.0
+        self._rested_at_s = time.thread_time()
         try:
             return work(*arguments)
         finally:
             sys.setswitchinterval(before)
-            self._rest(time.thread_time() - began_s - self._rested_for_s)
+            self._rest()
 
-    def _rest(self, used_s: float) -> None:
-        """Leave the processor to requests for as long as the share asks for."""
-        self._rested_for_s += used_s
-        time.sleep(max(0.0, self._pause_s(used_s)))
+    def _rest(self) -> None:
+        """On the thread that loads: leave the processor to requests for as long as the share asks for."""
+        time.sleep(self._pause_s(time.thread_time() - self._rested_at_s))
+        self._rested_at_s = time.thread_time()
 
     def _pause_s(self, used_s: float) -> float:
-        """Return how long to pause after so much work; nothing is served yet at the start."""
-        return used_s * (1 / self._config.swap.cpu_share - 1) if self._recent.seen else 0.0
+        """Return how long to pause after so much work."""
+        return used_s * (1 / self._share - 1)
+
+    @property
+    def _share(self) -> float:
+        """The part of a core to take; at the start, when nothing is served yet, all of it."""
+        return self._config.swap.cpu_share if self._recent.seen else 1.0
 
     async def free(self, live: LiveModel) -> None:
         """Free a version that nothing holds."""

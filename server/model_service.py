@@ -138,7 +138,7 @@ class ModelEdge:
                 requests=seen.requests if seen else 0,
                 errors=seen.errors if seen else 0,
                 p99_ms=seen.p99_s * 1e3 if seen else 0,
-                guard=_told(swap.verdicts.get(label)),
+                guard=_told(swap.guard.verdicts.get(label)),
             )
         if swap.entry is not None:
             for surface in swap.entry.state.traffic:

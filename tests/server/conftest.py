@@ -1,12 +1,16 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
+import grpc.aio
 import pytest
 
+from model_store.store import ModelStore, open_model_store
 from server.app import Server
 from tests.conftest import StartServer
 from tests.server.gated import GatedEngine
+from tests.server.swapping import SWAP, TOKEN, Calls, publish
 
 
 @pytest.fixture
@@ -21,3 +25,44 @@ async def gated(
     engine.runs.clear()
     yield server, engine
     engine.gate.set()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ModelStore:
+    """A store with tiny@1 as `stable`."""
+    opened = open_model_store(tmp_path / "models")
+    publish(opened, tmp_path, 1)
+    opened.set_label("tiny", "stable", 1)
+    return opened
+
+
+@pytest.fixture
+async def serve(start_server: StartServer, store: ModelStore, tmp_path: Path) -> StartServer:
+    """Start servers of the store, with settings changed."""
+    token = tmp_path / "token"
+    token.write_text(TOKEN + "\n")
+
+    async def start(swap: dict[str, object] | None = None, **changes: object) -> Server:
+        settings = {
+            "model_store": store.where,
+            "labels": ("stable", "canary", "shadow", "beta"),
+            "admin_token_file": token,
+            "swap": SWAP.model_copy(update=swap),
+        }
+        return await start_server(**settings | changes)
+
+    return start
+
+
+@pytest.fixture
+async def calls() -> AsyncIterator[Callable[..., Calls]]:
+    """Open channels to servers."""
+    channels = []
+
+    def to(server: Server, token: str = TOKEN) -> Calls:
+        channels.append(grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}"))
+        return Calls(channels[-1], token)
+
+    yield to
+    for channel in channels:
+        await channel.close()

@@ -14,7 +14,7 @@ import pytest
 from model_store.store import open_model_store
 from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
 from tests import tiny
-from tests.server.test_hot_swap import ALIKE, own_golden
+from tests.server.swapping import ALIKE, own_golden
 
 PINRANK = str(Path(sys.executable).with_name("pinrank"))
 
