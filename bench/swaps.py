@@ -33,7 +33,6 @@ from server.config import load_config
 
 _TOKEN = "of-the-benchmark"  # noqa: S105 - on loopback, gone with the server
 _DEADLINE_S = 2.0
-_SETTINGS = "[swap]\npoll_s = 0.25\nretry_s = 600\n"
 _LABEL = "stable"
 #: Between looks at how far a swap is: every look takes a millisecond or two of the server's.
 _LOOK_S = 0.5
@@ -52,9 +51,13 @@ class Plan:
     callers: int = 8
     #: Swaps that the memory's slope leaves out: pools grow first.
     settling: int = 50
+    #: Of the [swap] table.
+    settings: str = "poll_s = 0.25\nretry_s = 600\n"
 
 
-QUICK = Plan(swaps=5, saturated_s=0.5, part_s=6.0, warmup_s=0.5, settling=1)
+_AT_ONCE = "poll_s = 0.1\nretry_s = 600\ncpu_share = 0.5\n"
+#: At a load that a busy machine bears, for half a second tells little of how much that is.
+QUICK = Plan(swaps=5, load=0.25, saturated_s=0.5, part_s=6.0, warmup_s=0.5, settling=1, settings=_AT_ONCE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Measured:
     plan = QUICK if quick else Plan()
     with tempfile.TemporaryDirectory(prefix="pinrank-swaps-") as folder:
         own, store, bundle = prepared(Path(folder), config)
-        with scene(own, extra=_SETTINGS) as stage, _calls(stage.server.address) as status:
+        with scene(own, extra=f"[swap]\n{plan.settings}") as stage, _calls(stage.server.address) as status:
             held = stage.client.submit(
                 client.saturate, *stage.server[:2], stage.subject.requests, plan.callers, 1.0, plan.saturated_s
             ).result()

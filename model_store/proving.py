@@ -35,7 +35,7 @@ from model_store.utility import UtilityError, load_utility
 
 _LENGTH = struct.Struct(">Q")
 _NICE = 19
-#: How long a child runs at a time.
+#: The processor time that a child takes between rests.
 _SLICE_S = 0.004
 #: An answer is a few numbers and the scores of the sample.
 _ANSWER_BYTES_MAX = 256 << 20
@@ -296,11 +296,10 @@ def _listened(reader: int, child: int, claim: Claim) -> tuple[bytes, bool]:
                 if not part:
                     return bytes(answer), True
                 answer += part
-            elif claim.share < 1:
+            elif claim.share < 1 and (used_s := _cpu_s(child) - rested_at_s) >= _SLICE_S:
                 os.kill(child, signal.SIGSTOP)
-                used_s = _cpu_s(child)
-                time.sleep((used_s - rested_at_s) * (1 / claim.share - 1))
-                rested_at_s = used_s
+                time.sleep(used_s * (1 / claim.share - 1))
+                rested_at_s += used_s
                 os.kill(child, signal.SIGCONT)
     return bytes(answer), False
 

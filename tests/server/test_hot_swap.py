@@ -193,13 +193,13 @@ async def test_a_broken_version_fails_by_name_and_disturbs_nothing(fault, serve,
 
 
 async def test_a_damaged_store_fails_the_version_and_a_mended_one_heals_it(serve, calls, store, tmp_path):
-    server = await serve()
+    server = await serve(swap={"poll_s": 1.0})  # so that the store is damaged before the server looks again
     call = calls(server)
     bundle = publish(store, tmp_path, 2, **own_golden(tiny.network(seed=5)))
     digest = bundle.manifest.files["network.onnx"].sha256
     objects = open_objects(store.where)
-    objects.put(f"tiny/blobs/{digest}", b"damaged")
     store.set_label("tiny", "stable", 2)
+    objects.put(f"tiny/blobs/{digest}", b"damaged")
     await eventually(lambda: held(server, 2) == "failed", 30)
     assert "tiny@2: network.onnx was changed or damaged" in await call.reason(2)
     assert await call.version() == 1
