@@ -61,7 +61,7 @@ def _huge_result(bundle: Bundle, version: int) -> Fault:  # noqa: ARG001
     """Takes all memory when it is run: the size is computed, so that no check of the file finds it."""
 
     def change(model: onnx.ModelProto) -> None:
-        many = onnx.numpy_helper.from_array(np.array([1 << 20], np.int64), "many")
+        many = onnx.numpy_helper.from_array(np.array([1 << 28], np.int64), "many")
         model.graph.initializer.append(many)
         make = onnx.helper.make_node
         model.graph.node.extend(
