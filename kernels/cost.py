@@ -41,7 +41,7 @@ def measure_cost(
     """
     seconds = []
     for rows in _ROWS:
-        batch = first_request(sample, rows)
+        batch = tiled(sample, 1, rows)
         best = float("inf")
         for _ in range(repeats):
             start = time.perf_counter()
@@ -53,11 +53,11 @@ def measure_cost(
     return LinearCost(max(0.0, float(fixed_s)), max(0.0, float(per_row_s)))
 
 
-def first_request(sample: FeatureBatch, rows: int) -> FeatureBatch:
-    """Return a batch of one request and exactly `rows` rows, made from the first request of `sample`."""
+def tiled(sample: FeatureBatch, requests: int, rows: int) -> FeatureBatch:
+    """Return a batch of so many requests and rows, made from the first request of `sample`."""
     index = np.arange(rows) % int(sample.row_splits[1])
     return FeatureBatch(
-        {name: tensor[:1] for name, tensor in sample.request.items()},
+        {name: np.repeat(tensor[:1], requests, axis=0) for name, tensor in sample.request.items()},
         {name: tensor[index] for name, tensor in sample.candidate.items()},
-        np.array([0, rows], np.int32),
+        np.linspace(0, rows, requests + 1).astype(np.int32),
     )

@@ -111,8 +111,10 @@ class Engine(Protocol):
 
     #: How many runs can be in flight at once.
     streams: int
-    #: The native kernel's instruction set, or `none` where the runtime computes everything itself.
+    #: The kernel that runs the encoder (an instruction set, `triton`), or `none` where the runtime computes all itself.
     kernel: str
+    #: How far the rounding of products in half precision may move a probability; 0 where they are float32.
+    tolerance: float
 
     def run(self, batch: FeatureBatch) -> np.ndarray:
         """Return float32[N, H] logits in row order. Raises ShapeError, EngineError."""

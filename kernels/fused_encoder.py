@@ -88,7 +88,7 @@ class FusedEncoder:
             raise EngineError(f"this processor runs {', '.join(names)}, not {isa}")
         self.isa = isa or names[-1]
         self._isa = names.index(self.isa)
-        _check_shapes(weights, shape)
+        check_weights(weights, shape)
         sizes, self._arrays = _fold({name: np.asarray(w, np.float64) for name, w in weights.items()}, shape)
         self.width = sizes["rows"] * sizes["dim"]
         self._struct = _Struct(**sizes, **dict.fromkeys(_EPSILONS, shape.epsilon))
@@ -168,7 +168,7 @@ def instruction_sets() -> tuple[str, ...]:
     return tuple(loaded.pinrank_isa_name(isa).decode() for isa in range(loaded.pinrank_isa_widest() + 1))
 
 
-def _check_shapes(weights: Mapping[str, np.ndarray], shape: EncoderShape) -> None:
+def check_weights(weights: Mapping[str, np.ndarray], shape: EncoderShape) -> None:
     """Raise EngineError for weights that do not fit each other: the kernel would read past them."""
     try:
         (pin, embedding), candidate = weights["acted"].shape, len(weights["candidate"])

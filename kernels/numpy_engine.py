@@ -31,6 +31,7 @@ class NumpyEngine:
         self._cost = LinearCost()
         self.streams = streams
         self.kernel = "none"
+        self.tolerance = 0.0
 
     def run(self, batch: FeatureBatch) -> np.ndarray:
         batch.check(self._inputs)

@@ -72,6 +72,7 @@ class OpenVinoEngine:
                 self._encoder = FusedEncoder(call.weights, call.shape)
                 self._read, rest = call.inputs, call.rest
             self.kernel = "none" if self._encoder is None else self._encoder.isa
+            self.tolerance = 0.0
             core = openvino.Core()
             if plan is None:
                 model = core.read_model(rest or inlined(parsed).SerializeToString())

@@ -69,7 +69,8 @@ def load_live(
         plan: what the engine made of this very network in a process where it was proven.
 
     Raises:
-        BundleError: the network cannot be compiled, or its golden scores differ by more than the manifest's tolerance.
+        BundleError: the network cannot be compiled, or its golden scores differ by more than the manifest's tolerance,
+            or the engine's where it computes in half precision.
     """
     manifest = bundle.manifest
     assembler = Assembler(manifest)
@@ -82,7 +83,7 @@ def load_live(
         engine = factory(bundle.files[NETWORK], manifest.specs, len(manifest.heads), streams, plan=plan)
         try:
             sample = FeatureBatch.concat([assembler.assemble(g.fetched, g.surface) for g in golden])
-            _verify(manifest, calibrate(manifest, engine.run(sample)), golden)
+            _verify(manifest, calibrate(manifest, engine.run(sample)), golden, engine.tolerance)
             if warm:
                 engine.warm_up(sample)
         except BaseException:
@@ -93,7 +94,9 @@ def load_live(
     return LiveModel(manifest, bundle.digest, manifest.needs, assembler, engine, bundle.files[UTILITY])
 
 
-def _verify(manifest: Manifest, probabilities: np.ndarray, golden: list[GoldenRequest]) -> None:
+def _verify(
+    manifest: Manifest, probabilities: np.ndarray, golden: list[GoldenRequest], engine_tolerance: float
+) -> None:
     expected = np.concatenate([g.probabilities for g in golden])
     if expected.shape != probabilities.shape:
         raise BundleError(
@@ -101,9 +104,10 @@ def _verify(manifest: Manifest, probabilities: np.ndarray, golden: list[GoldenRe
         )
     difference = np.abs(probabilities - expected)
     worst = float(np.max(np.where(np.isnan(difference), np.inf, difference)))
-    if worst > manifest.golden_tolerance:
+    tolerance = max(manifest.golden_tolerance, engine_tolerance)
+    if worst > tolerance:
         row, head = np.unravel_index(int(np.argmax(np.nan_to_num(difference, nan=np.inf))), difference.shape)
         raise BundleError(
             f"{manifest.ref}: golden row {row}, head {manifest.heads[int(head)].name!r}: expected probability "
-            f"{expected[row, head]:.6f}, got {probabilities[row, head]:.6f} (tolerance {manifest.golden_tolerance:g})"
+            f"{expected[row, head]:.6f}, got {probabilities[row, head]:.6f} (tolerance {tolerance:g})"
         )

@@ -19,7 +19,7 @@ from feature_client.fetcher import FeatureNeeds, Fetched, fetch
 from feature_client.near_cache import NearCache, near_caches
 from feature_client.opening import open_store, redacted
 from feature_client.store import Store
-from kernels.opening import engine_factory
+from kernels.opening import default_streams, engine_factory
 from model_store.proving import Prover
 from model_store.store import open_model_store
 from pinrank.v1 import activity_pb2, models_pb2, ranking_pb2  # noqa: F401 - reflection answers from the registered descriptors
@@ -68,7 +68,7 @@ class Server:
         self._config = config
         self._shared_port = shared_port
         self._metrics = Metrics()
-        self._streams = config.engine_streams or cores()
+        self._streams = config.engine_streams or default_streams(config.engine, cores())
         self._store: Store = open_store(config.feature_store, read_only=not config.record_actions, create=False)
         self._near: dict[bytes, NearCache] = {}
         self._activity = ActivityEdge(self._metrics)

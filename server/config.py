@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FilePath, ValidationError, model_validator
 from pydantic_settings import (
@@ -134,8 +134,8 @@ class ServerConfig(BaseSettings):
     admin_token_file: FilePath | None = None
     #: A utility table to use instead of the bundle's own.
     utility: FilePath | None = None
-    engine: Literal["openvino", "numpy"] = "openvino"
-    #: Runs in flight at once; 0 takes one per processor core.
+    engine: Literal["openvino", "numpy", "torch", "tensorrt", "tensorrt_rtx"] = "openvino"
+    #: Runs in flight at once; 0 takes one per processor core, on a GPU three.
     engine_streams: Annotated[int, Field(ge=0, le=256)] = 0
 
     #: lmdb:///path, redis://host:port/db, redis+cluster://host:port or memory://
@@ -183,7 +183,8 @@ class ServerConfig(BaseSettings):
         return self.surfaces.get(name, SurfaceConfig())
 
 
-assert set(ENGINES) == {"openvino", "numpy"}, "ServerConfig.engine lists the engines by name"  # noqa: S101
+_LISTED = set(get_args(ServerConfig.model_fields["engine"].annotation))
+assert set(ENGINES) == _LISTED, "ServerConfig.engine lists the engines by name"  # noqa: S101
 
 
 def load_config(path: Path | None, options: dict[str, Any] | None = None) -> ServerConfig:

@@ -18,6 +18,7 @@ from multiprocessing.process import BaseProcess
 import structlog
 import uvloop
 
+from kernels.opening import default_streams
 from server.app import StartError, cores, serve
 from server.config import ServerConfig
 from server.logs import configure_logs
@@ -42,7 +43,7 @@ def serve_processes(config: ServerConfig) -> None:
     """
     with _reserved_port(config) as port, _signals() as stop:
         context = multiprocessing.get_context("spawn")
-        streams = config.engine_streams or max(1, cores() // config.processes)
+        streams = config.engine_streams or default_streams(config.engine, max(1, cores() // config.processes))
 
         def start(number: int) -> BaseProcess:
             http_port = config.http_port + number if config.http_port else 0

@@ -10,15 +10,26 @@ import pytest
 from kernels.engine import EngineError, FeatureBatch, ShapeError
 from kernels.numpy_engine import NumpyEngine
 from kernels.opening import ENGINES, engine_factory
+from kernels.tensorrt_engine import TensorRtEngine
 from model_store.assembly import Assembler
 from tests import tiny
+from tests.kernels.fake_cuda import PLAN, FakeDriver, fake_trt
 
 SPECS = tiny.manifest().specs
 
 
-@pytest.fixture(params=ENGINES)
+#: Those that run without a GPU; TensorRT's is on a device that only keeps the driver's rules.
+HERE = ("numpy", "openvino", "torch", "tensorrt on a fake device")
+
+
+@pytest.fixture(params=HERE)
 def engine(request):
-    opened = engine_factory(request.param)(tiny.network(), SPECS, heads=2, streams=2)
+    if request.param.startswith("tensorrt"):
+        driver = FakeDriver()
+        plan, trt = PLAN + tiny.network(), fake_trt(driver, SPECS, heads=2)
+        opened = TensorRtEngine(tiny.network(), SPECS, 2, streams=2, plan=plan, driver=driver, trt=trt)
+    else:
+        opened = engine_factory(request.param)(tiny.network(), SPECS, heads=2, streams=2)
     yield opened
     opened.close()
 
@@ -113,7 +124,9 @@ def test_openvino_names_inputs_that_the_manifest_does_not_declare():
 
 
 def test_unknown_engine_names_those_there_are():
-    with pytest.raises(ValueError, match="unknown engine 'abacus'; choose one of numpy, openvino"):
+    with pytest.raises(
+        ValueError, match="unknown engine 'abacus'; choose one of numpy, openvino, tensorrt, tensorrt_rtx, torch"
+    ):
         engine_factory("abacus")
 
 

@@ -1,0 +1,75 @@
+"""Products in half precision: what a strongly typed runtime must find in the network itself."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from kernels.fusion import replace
+
+Half = Literal["bfloat16", "float16"]
+
+#: How far a probability may lie from the float32 one's: what a few products of 8 bits one after the other come to.
+HALF_TOLERANCE = 1e-2
+
+_KINDS = {"bfloat16": TensorProto.BFLOAT16, "float16": TensorProto.FLOAT16}
+_PRODUCTS = ("MatMul", "Gemm")
+
+
+def with_half_products(model: onnx.ModelProto, half: Half) -> onnx.ModelProto:
+    """Return the network with the operands of every matrix product in half precision, and everything else as it was.
+
+    Products are where the time goes; norms, softmaxes, sums and masks (-1e9 is no float16) keep float32, and inputs and
+    outputs stay what the manifest says. Weights are stored in half precision.
+
+    Args:
+        model: without functions (`kernels.fusion.inlined`).
+        half: of the operands; the runtime accumulates in float32.
+    """
+    kind = _KINDS[half]
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    graph = changed.graph
+    floats = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
+    halves: dict[str, str] = {}
+    weights: list[TensorProto] = []
+    nodes: list[onnx.NodeProto] = []
+
+    def halved(name: str) -> str:
+        if name and name not in halves:
+            halves[name] = f"{name}.{half}"
+            if name in floats:
+                weights.append(_stored(floats[name], halves[name], kind))
+            else:
+                nodes.append(helper.make_node("Cast", [name], [halves[name]], to=kind))
+        return halves.get(name, name)
+
+    for node in graph.node:
+        if node.op_type in _PRODUCTS and not node.domain:
+            operands = [halved(name) for name in node.input]
+            product, (output,) = onnx.NodeProto(), node.output
+            product.CopyFrom(node)
+            replace_names(product.input, operands)
+            replace_names(product.output, [f"{output}.product"])
+            nodes += [product, helper.make_node("Cast", [f"{output}.product"], [output], to=TensorProto.FLOAT)]
+        else:
+            nodes.append(node)
+    read = {name for node in nodes for name in node.input}
+    replace(graph.node, nodes)
+    replace(graph.initializer, [*(tensor for tensor in graph.initializer if tensor.name in read), *weights])
+    onnx.checker.check_model(changed)
+    return changed
+
+
+def replace_names(field: object, names: list[str]) -> None:
+    """Make `names` the content of a repeated field of strings."""
+    del field[:]  # type: ignore[attr-defined]
+    field.extend(names)  # type: ignore[attr-defined]
+
+
+def _stored(weight: TensorProto, name: str, kind: int) -> TensorProto:
+    values = numpy_helper.to_array(weight).astype(np.float32)
+    return numpy_helper.from_array(values.astype(helper.tensor_dtype_to_np_dtype(kind)), name)
