@@ -1,0 +1,95 @@
+"""The fused kernel compiled ahead of time, for a GPU that need not be there: what TensorRT puts into its plans."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.interpreter import InterpretedFunction
+
+from kernels.engine import EngineError
+from kernels.triton_encoder import OPTIONS, TritonEncoder, encode_rows
+
+#: Pointers that are not to float32.
+_KINDS = {
+    "tiles": "*i32",
+    **dict.fromkeys(("exponentials", "values"), "*bf16"),
+    **dict.fromkeys(("hidden1", "out1", "query_key2", "value_out2", "hidden2", "out2"), "*bf16"),
+}
+#: Of the table of kept rows, which only PyTorch's engine has.
+_UNUSED = ("places", "kept", "kept_scales")
+_ENTRY = re.compile(r"(\.entry\s+\w+\()(.*?)(\n\))", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """A compiled kernel.
+
+    Attributes:
+        name: of the PTX's entry.
+        ptx: the kernel takes a pointer for each of `arguments()`, in that order, and nothing else.
+        cubin: the same as machine code.
+        threads: of a program; there are as many programs as tiles.
+        shared_bytes: of a program, all of them dynamic.
+    """
+
+    name: str
+    ptx: str
+    cubin: bytes
+    threads: int
+    shared_bytes: int
+
+
+def arguments() -> tuple[str, ...]:
+    """Return the names of what the kernel points to, the written one last."""
+    names = encode_rows.arg_names
+    return tuple(name for name in names[: names.index("encoded") + 1] if name not in _UNUSED)
+
+
+def compiled(encoder: TritonEncoder, architecture: str) -> Ahead:
+    """Compile the kernel for an encoder's sizes.
+
+    Args:
+        encoder: on any device.
+        architecture: compute capability, such as `9.0`.
+
+    Raises:
+        EngineError: Triton does not compile it, or only interprets kernels (TRITON_INTERPRET=1).
+    """
+    if isinstance(encode_rows, InterpretedFunction):
+        raise EngineError("Triton compiles nothing while it interprets; unset TRITON_INTERPRET")
+    constants: dict[str, Any] = {**encoder.constants, **dict.fromkeys(_UNUSED)}
+    names = encode_rows.arg_names
+    signature = {name: "constexpr" if name in constants else _KINDS.get(name, "*fp32") for name in names}
+    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in arguments()}
+    source = ASTSource(
+        encode_rows, signature, {(names.index(name),): value for name, value in constants.items()}, aligned
+    )
+    target = GPUTarget("cuda", int(architecture.replace(".", "")), 32)
+    try:
+        made = triton.compile(source, target=target, options={"num_warps": encoder.warps, **OPTIONS})
+    except (RuntimeError, triton.CompilationError) as error:
+        raise EngineError(f"Triton does not compile the encoder for {architecture}: {error}") from error
+    ptx = _only_arguments(made.asm["ptx"], len(arguments()))
+    return Ahead(made.metadata.name, ptx, made.asm["cubin"], made.metadata.num_warps * 32, made.metadata.shared)
+
+
+def _only_arguments(ptx: str, count: int) -> str:
+    """Drop the parameters that Triton adds for scratch memory; TensorRT passes the arguments alone.
+
+    Raises:
+        EngineError: the kernel reads one of them.
+    """
+    entry = _ENTRY.search(ptx)
+    if entry is None:
+        raise EngineError("Triton's PTX has no entry")
+    parameters = entry[2].split(",")
+    for added in parameters[count:]:
+        name = added.split()[-1]
+        if re.search(rf"\b{name}\b", ptx[entry.end() :]):
+            raise EngineError(f"the kernel reads {name}, Triton's scratch memory, which TensorRT does not give")
+    return ptx[: entry.start(2)] + ",".join(parameters[:count]) + ptx[entry.end(2) :]

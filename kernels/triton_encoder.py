@@ -1,0 +1,384 @@
+"""The early-fused encoder on a GPU: one Triton launch from ragged rows to the readout of each.
+
+What a request's rows share (tokens, layer 1's scores, values and keys) is computed once per request with plain matrix
+products. The launch takes a few rows of one request per program and keeps everything of a row on the chip: layer 1's
+mixture by the request's matrix, residual, norm, feed-forward, then layer 2 for the rows that are read. Operands of
+products are bf16; sums, norms and exponentials fp32.
+
+`ranker.serving_form.early_readout` is the plain reference; `kernels.fused_encoder` the same on CPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn import functional
+from triton.runtime.interpreter import InterpretedFunction
+
+from kernels.engine import EngineError
+from kernels.fused_encoder import EncoderShape, check_weights, serves
+
+#: What a mixture's weights must sum to; below, the product of exponentials is given up for a softmax of the sum. What
+#: underflows in a float32 is then less than 1e-12 of it.
+_SUM_MIN = tl.constexpr(1e-25)
+_MASKED = tl.constexpr(-1e30)
+#: Actions that go through layer 1 together.
+_BLOCK = 32
+#: How the kernel is compiled. Loads are not fetched ahead into shared memory: with Triton's default of 3 stages a
+#: program would take more than there is.
+OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}
+#: The longest sequence whose L x L matrix of scores one program holds.
+LENGTH_MAX = 256
+_NORMS = ("layer1_norm_attention", "layer1_norm_out", "layer2_norm_attention", "layer2_norm_out")
+
+
+@triton.jit
+def _half(x, interpreted: tl.constexpr):
+    """Round to bf16; Triton's interpreter multiplies no bf16, so there it is float32 again afterwards."""
+    x = x.to(tl.bfloat16)
+    if interpreted:
+        x = x.to(tl.float32)
+    return x
+
+
+@triton.jit
+def _norm(x, gain, shift, real, dim: tl.constexpr, epsilon: tl.constexpr):
+    mean = tl.sum(x * real[None, :], 1) / dim
+    centred = (x - mean[:, None]) * real[None, :]
+    variance = tl.sum(centred * centred, 1) / dim
+    return centred * tl.rsqrt(variance + epsilon)[:, None] * gain[None, :] + shift[None, :]
+
+
+@triton.jit
+def _feed_forward(x, hidden, hidden_bias, out, out_bias, interpreted: tl.constexpr):
+    inner = tl.maximum(tl.dot(_half(x, interpreted), hidden) + hidden_bias[None, :], 0.0)
+    return x + tl.dot(_half(inner, interpreted), out) + out_bias[None, :]
+
+
+@triton.jit
+def _first_layer(
+    i, j, d, there, weight, weighted, added, constant, real,
+    exponentials, scores, values, tokens, present, hidden, hidden_bias, out, out_bias, norms,
+    dim: tl.constexpr, epsilon: tl.constexpr, interpreted: tl.constexpr, L: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """Return bf16[B, D], layer 1's outputs of the actions `i`, and whether each is there."""
+    square, wide = i[:, None] * L + j[None, :], i[:, None] * D + d[None, :]
+    here = tl.load(present + i) > 0
+    shared = _half(tl.load(exponentials + square), interpreted)
+    mixed = tl.dot(shared, weighted)
+    total = tl.sum(shared.to(tl.float32) * weight[None, :], 1)
+    if tl.min(tl.where(here, total, 1.0), 0) < _SUM_MIN:
+        summed = tl.where(there[None, :], tl.load(scores + square) + added[None, :], _MASKED)
+        spread = tl.exp(summed - tl.max(summed, 1)[:, None])
+        value = _half(tl.load(values + j[:, None] * D + d[None, :]), interpreted)
+        mixed = tl.dot(_half(spread, interpreted), value)
+        total = tl.sum(spread, 1)
+    x = tl.load(tokens + wide) + constant[None, :] + mixed / tl.where(here, total, 1.0)[:, None]
+    x = _norm(x, tl.load(norms + d), tl.load(norms + D + d), real, dim, epsilon)
+    x = _feed_forward(x, hidden, hidden_bias, out, out_bias, interpreted)
+    x = _norm(x, tl.load(norms + 2 * D + d), tl.load(norms + 3 * D + d), real, dim, epsilon)
+    return _half(x, interpreted), here
+
+
+@triton.jit
+def encode_rows(
+    tiles, exponentials, scores, values, tokens, keys, present,
+    candidates, places, kept, kept_scales, candidate_map, candidate_bias, row_of_candidate, row_bias,
+    hidden1, hidden1_bias, out1, out1_bias, query_key2, query_key2_bias, value_out2, value_out2_bias,
+    hidden2, hidden2_bias, out2, out2_bias, norms, encoded,
+    dim: tl.constexpr, rows: tl.constexpr, embedding_dim: tl.constexpr, epsilon: tl.constexpr,
+    interpreted: tl.constexpr, L: tl.constexpr, D: tl.constexpr, C: tl.constexpr, E: tl.constexpr, H: tl.constexpr,
+    K: tl.constexpr, B: tl.constexpr,
+):  # fmt: skip
+    """Encode a tile's rows. Sizes in capitals are powers of two, at least 16; what lies beyond the real ones is 0.
+
+    A row's actions go through layer 1 in blocks of B, the newest first: those are the ones that ask in layer 2, which
+    reads a block while it is there (an online softmax: Milakov and Gimelshein, 2018). A whole row's outputs would take
+    more registers and shared memory than a program has.
+    """
+    tile = tl.program_id(0)
+    request = tl.load(tiles + 3 * tile).to(tl.int64)
+    start, stop = tl.load(tiles + 3 * tile + 1), tl.load(tiles + 3 * tile + 2)
+    exponentials += request * L * L
+    scores += request * L * L
+    values += request * L * D
+    tokens += request * L * D
+    keys += request * L * C
+    present += request * L
+    j, d, c, e = tl.arange(0, L), tl.arange(0, D), tl.arange(0, C), tl.arange(0, E)
+    h, k, i = tl.arange(0, H), tl.arange(0, K), tl.arange(0, B)
+    real = (d < dim).to(tl.float32)
+    there = tl.load(present + j) > 0
+    to_hidden, from_hidden = d[:, None] * H + h[None, :], h[:, None] * D + d[None, :]
+    full = d[:, None] * D + d[None, :]
+    newest = _half((k[:, None] == i[None, :]).to(tl.float32), interpreted)
+    reads = (k < rows) & (tl.load(present + tl.minimum(k, L - 1)) > 0)
+    for n in range(start, stop):
+        row = tl.cast(n, tl.int64)
+        if kept is None:
+            pin = tl.load(candidates + row * embedding_dim + e, mask=e < embedding_dim, other=0.0)
+        else:
+            place = tl.load(places + row).to(tl.int64)
+            pin = tl.load(kept + place * embedding_dim + e, mask=e < embedding_dim, other=0).to(tl.float32)
+            pin *= tl.load(kept_scales + place)
+            tl.store(candidates + row * embedding_dim + e, pin, mask=e < embedding_dim)
+        candidate = tl.sum(tl.load(candidate_map + c[:, None] * E + e[None, :]) * pin[None, :], 1)
+        candidate += tl.load(candidate_bias + c)
+        constant = tl.sum(tl.load(row_of_candidate + c[:, None] * D + d[None, :]) * candidate[:, None], 0)
+        constant += tl.load(row_bias + d)
+
+        key = tl.load(keys + j[:, None] * C + c[None, :])
+        added = tl.where(there, tl.sum(key * candidate[None, :], 1), _MASKED)
+        weight = tl.where(there, tl.exp(added - tl.max(added, 0)), 0.0)
+        weighted = _half(weight[:, None] * tl.load(values + j[:, None] * D + d[None, :]).to(tl.float32), interpreted)
+        hidden, hidden_bias = _half(tl.load(hidden1 + to_hidden), interpreted), tl.load(hidden1_bias + h)
+        out, out_bias = _half(tl.load(out1 + from_hidden), interpreted), tl.load(out1_bias + d)
+        x, here = _first_layer(
+            i, j, d, there, weight, weighted, added, constant, real,
+            exponentials, scores, values, tokens, present, hidden, hidden_bias, out, out_bias, norms,
+            dim, epsilon, interpreted, L, D,
+        )  # fmt: skip
+        asking = tl.dot(newest, x)
+        mapped = tl.dot(_half(asking, interpreted), _half(tl.load(query_key2 + full), interpreted))
+        mapped = _half(mapped + tl.load(query_key2_bias + d)[None, :], interpreted)
+        summed = tl.where(here[None, :], tl.dot(mapped, tl.trans(x)), _MASKED)
+        highest = tl.max(summed, 1)
+        spread = tl.exp(summed - highest[:, None])
+        whole = tl.sum(spread, 1)
+        read = tl.dot(_half(spread, interpreted), x)
+        for first in range(B, L, B):
+            x, here = _first_layer(
+                first + i, j, d, there, weight, weighted, added, constant, real,
+                exponentials, scores, values, tokens, present, hidden, hidden_bias, out, out_bias, norms,
+                dim, epsilon, interpreted, L, D,
+            )  # fmt: skip
+            summed = tl.where(here[None, :], tl.dot(mapped, tl.trans(x)), _MASKED)
+            higher = tl.maximum(highest, tl.max(summed, 1))
+            spread = tl.exp(summed - higher[:, None])
+            lowered = tl.exp(highest - higher)
+            whole = whole * lowered + tl.sum(spread, 1)
+            read = tl.dot(_half(spread, interpreted), x, read * lowered[:, None])
+            highest = higher
+        read = _half(read / whole[:, None], interpreted)
+        y = (
+            asking
+            + tl.dot(read, _half(tl.load(value_out2 + full), interpreted))
+            + tl.load(value_out2_bias + d)[None, :]
+        )
+        y = _norm(y, tl.load(norms + 4 * D + d), tl.load(norms + 5 * D + d), real, dim, epsilon)
+        y = _feed_forward(
+            y, _half(tl.load(hidden2 + to_hidden), interpreted), tl.load(hidden2_bias + h),
+            _half(tl.load(out2 + from_hidden), interpreted), tl.load(out2_bias + d), interpreted,
+        )  # fmt: skip
+        y = _norm(y, tl.load(norms + 6 * D + d), tl.load(norms + 7 * D + d), real, dim, epsilon)
+        readout = encoded + row * rows * dim + k[:, None] * dim + d[None, :]
+        tl.store(readout, tl.where(reads[:, None], y, 0.0), mask=(k[:, None] < rows) & (d[None, :] < dim))
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSide:
+    """What all rows of a request share, padded to the kernel's sizes."""
+
+    exponentials: Tensor  # bf16[R, L, L]
+    scores: Tensor  # float32[R, L, L]
+    values: Tensor  # bf16[R, L, D]
+    tokens: Tensor  # float32[R, L, D]
+    keys: Tensor  # float32[R, L, C]
+    present: Tensor  # float32[R, L]
+
+
+@dataclass(frozen=True, slots=True)
+class KeptRows:
+    """Candidates that the device has: row n is `rows[places[n]] * scales[places[n]]`."""
+
+    places: Tensor  # int32[N]
+    rows: Tensor  # int8[S, E]
+    scales: Tensor  # float32[S]
+
+
+class TritonEncoder:
+    """One encoder's weights in the kernel's layout, on one device. Immutable; may run on any number of streams."""
+
+    def __init__(
+        self,
+        weights: Mapping[str, np.ndarray],
+        shape: EncoderShape,
+        device: torch.device | str = "cuda",
+        warps: int | None = None,
+    ) -> None:
+        """Fold and lay out.
+
+        Args:
+            weights: float32, by the names of `ranker.serving_form.fold_early`.
+            shape: of the sequence and the readout.
+            device: of the weights and of all that is run; `cpu` under TRITON_INTERPRET=1.
+            warps: of a program; None takes what the sizes ask for.
+
+        Raises:
+            EngineError: the kernel does not serve this shape.
+        """
+        if not self.serves(shape):
+            raise EngineError(f"the kernel serves two layers and up to {LENGTH_MAX} actions, not {shape}")
+        check_weights(weights, shape)
+        w = {name: torch.as_tensor(np.array(value, np.float32), device=device) for name, value in weights.items()}
+        self._w = w
+        self._own, self.candidate_dim = w["action_table"].shape[1] + len(w["acted"]), len(w["candidate"])
+        self.dim = self._own + self.candidate_dim
+        self.width = shape.rows * self.dim
+        self._sizes = {
+            "L": _up(shape.length),
+            "D": _up(self.dim),
+            "C": _up(self.candidate_dim),
+            "E": _up(w["acted"].shape[1]),
+            "H": _up(len(w["layer1_hidden"])),
+            "K": _up(shape.rows),
+            "B": min(_up(shape.length), max(_BLOCK, _up(shape.rows))),
+        }
+        #: The kernel's arguments from `candidate_map` to `norms`.
+        self.arrays = self._laid_out()
+        self.constants: dict[str, int | float] = {
+            "dim": self.dim,
+            "rows": shape.rows,
+            "embedding_dim": w["acted"].shape[1],
+            "epsilon": shape.epsilon,
+            "interpreted": isinstance(encode_rows, InterpretedFunction),
+            **self._sizes,
+        }
+        self.warps = warps or 4
+
+    @staticmethod
+    def serves(shape: EncoderShape) -> bool:
+        """Say whether the kernel is made for an encoder of this shape."""
+        return serves(shape) and shape.length <= LENGTH_MAX
+
+    def _laid_out(self) -> tuple[Tensor, ...]:
+        w, own, s = self._w, self._own, self._sizes
+        of_candidate = w["layer1_value_out"][:, own:].T.clone()
+        of_candidate[:, own:] += torch.eye(self.candidate_dim, device=of_candidate.device)
+
+        def layer(number: int) -> list[Tensor]:
+            name = f"layer{number}"
+            return [
+                _pad(w[f"{name}_hidden"].T, s["D"], s["H"]).bfloat16(),
+                _pad(w[f"{name}_hidden_bias"], s["H"]),
+                _pad(w[f"{name}_feed_forward"].T, s["H"], s["D"]).bfloat16(),
+                _pad(w[f"{name}_feed_forward_bias"], s["D"]),
+            ]
+
+        attention = [
+            array
+            for name in ("query_key", "value_out")
+            for array in (
+                _pad(w[f"layer2_{name}"].T, s["D"], s["D"]).bfloat16(),
+                _pad(w[f"layer2_{name}_bias"], s["D"]),
+            )
+        ]
+        norms = torch.stack([_pad(w[f"{name}{part}"], s["D"]) for name in _NORMS for part in ("", "_bias")])
+        return (
+            _pad(w["candidate"], s["C"], s["E"]),
+            _pad(w["candidate_bias"], s["C"]),
+            _pad(of_candidate, s["C"], s["D"]),
+            _pad(w["layer1_value_out_bias"], s["D"]),
+            *layer(1),
+            *attention,
+            *layer(2),
+            norms,
+        )
+
+    def request_side(self, actions: Tensor, embeddings: Tensor) -> RequestSide:
+        """Compute what a request's rows share.
+
+        Args:
+            actions: int64[R, L], 0 where there is none.
+            embeddings: float32[R, L, E]; never read where there is no action.
+        """
+        w, own, s = self._w, self._own, self._sizes
+        room = s["L"] - actions.shape[1]
+        actions = functional.pad(actions, (0, room))
+        present = actions != 0
+        embeddings = torch.where(present.unsqueeze(-1), functional.pad(embeddings, (0, 0, 0, room)), 0.0)
+        tokens = torch.cat(
+            [
+                functional.embedding(actions, w["action_table"]),
+                functional.linear(embeddings, w["acted"], w["acted_bias"]),
+            ],
+            dim=-1,
+        )
+        query_key = w["layer1_query_key"]
+        asked = functional.linear(tokens, query_key[:own, :own], w["layer1_query_key_bias"][:own])
+        scores = torch.matmul(asked, tokens.transpose(1, 2)).masked_fill(~present.unsqueeze(1), -1e30)
+        exponentials = torch.exp(scores - scores.amax(dim=-1, keepdim=True)).masked_fill(~present.unsqueeze(1), 0.0)
+        values = torch.matmul(tokens, w["layer1_value_out"][:, :own].T)
+        keys = torch.matmul(tokens, query_key[:own, own:])
+        return RequestSide(
+            exponentials.bfloat16(),
+            scores,
+            _widened(values, s["D"]).bfloat16(),
+            _widened(tokens, s["D"]),
+            _widened(keys, s["C"]),
+            present.float(),
+        )
+
+    def run(
+        self,
+        side: RequestSide,
+        candidates: Tensor,
+        tiles: Tensor,
+        encoded: Tensor | None = None,
+        kept: KeptRows | None = None,
+    ) -> Tensor:
+        """Encode every row of `tiles` in one launch.
+
+        Args:
+            side: of `request_side`.
+            candidates: float32[N, E]; with `kept` they are gathered from there, and written here for others to read.
+            tiles: int32[T, 3] of `kernels.tiles.tiles_of`, on the device.
+            encoded: float32[N, K * d] to write to; rows of no tile stay as they are.
+            kept: where the candidates lie on the device.
+
+        Returns:
+            float32[N, K * d], the K newest actions' outputs side by side, absent ones 0.
+        """
+        if encoded is None:
+            encoded = torch.empty((len(candidates), self.width), dtype=torch.float32, device=candidates.device)
+        parts = (side.exponentials, side.scores, side.values, side.tokens, side.keys, side.present)
+        of_kept = (None, None, None) if kept is None else (kept.places, kept.rows, kept.scales)
+        encode_rows[(len(tiles),)](
+            tiles,
+            *(part.contiguous() for part in parts),
+            candidates,
+            *of_kept,
+            *self.arrays,
+            encoded,
+            **self.constants,
+            num_warps=self.warps,
+            **OPTIONS,
+        )
+        return encoded
+
+
+def runs_on(device: torch.device) -> bool:
+    """Say whether Triton's kernels run there: on GPUs, and in its interpreter on CPUs (TRITON_INTERPRET=1)."""
+    return device.type == "cuda" or isinstance(encode_rows, InterpretedFunction)
+
+
+def _up(size: int) -> int:
+    """Return the next power of two that a product's operand may be long."""
+    return max(16, int(triton.next_power_of_2(size)))
+
+
+def _pad(array: Tensor, *sizes: int) -> Tensor:
+    room = [
+        part for size, held in zip(reversed(sizes), reversed(array.shape), strict=True) for part in (0, size - held)
+    ]
+    return functional.pad(array, room).contiguous()
+
+
+def _widened(array: Tensor, width: int) -> Tensor:
+    return functional.pad(array, (0, width - array.shape[-1]))

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from kernels.engine import EngineError, ShapeError
+from kernels.numpy_engine import NumpyEngine
+from kernels.torch_engine import TorchEngine
+from tests import tiny
+from tests.kernels.test_engines import SPECS
+from tests.kernels.test_engines import batch as rows_of
+from tests.ranker.exported import FORMS, batch, exported, read_by
+
+
+@pytest.mark.parametrize(("fusion", "form"), FORMS)
+def test_every_exported_ranker_runs_and_agrees_with_the_reference(fusion, form):
+    content, specs = exported(fusion, form)
+    taken, _ = read_by(fusion, batch())
+    engine = TorchEngine(content, specs, 3, fused=False, device="cpu")
+    np.testing.assert_allclose(engine.run(taken), NumpyEngine(content, specs, 3).run(taken), atol=1e-4)
+    assert (engine.kernel, engine.tolerance) == ("none", 0)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # PyTorch's own, when its compiler is imported
+def test_a_compiled_network_ranks_as_an_eager_one():
+    taken = rows_of(3, 4)
+    plain = TorchEngine(tiny.network(), SPECS, 2, device="cpu")
+    compiled = TorchEngine(tiny.network(), SPECS, 2, device="cpu", compiled=True)
+    for _ in range(2):
+        np.testing.assert_allclose(compiled.run(taken), plain.run(taken), atol=1e-5)
+    assert len(compiled._compiled) == 1
+
+
+def test_the_encoder_runs_in_the_fused_kernel():
+    content, specs = exported()
+    taken, _ = read_by("early", batch())
+    engine = TorchEngine(content, specs, 3, device="cpu")
+    expected = NumpyEngine(content, specs, 3).run(taken)
+    found = engine.run(taken)
+    assert engine.kernel == "triton"
+    assert 0 < np.abs(found - expected).max() <= engine.tolerance * max(1.0, np.abs(expected).max())
+
+
+def test_candidates_that_the_device_has_are_not_sent_again_and_answers_stay_the_same():
+    content, specs = exported()
+    taken, _ = read_by("early", batch())
+    kept, whole = (TorchEngine(content, specs, 3, device="cpu", device_rows=rows) for rows in (64, 0))
+    expected = whole.run(taken)
+    first = kept.run(taken)
+    assert 0 < np.abs(first - expected).max() <= kept.tolerance * max(1.0, np.abs(expected).max())
+    np.testing.assert_array_equal(kept.run(taken), first)
+    rows = kept._kept.rows
+    assert (rows.hits, rows.misses) == (taken.rows, taken.rows)
+    assert whole._kept is None
+    changed = batch()
+    changed.candidate["pin_embedding"][3] += 1
+    found = kept.run(changed)
+    assert rows.misses == taken.rows + 1
+    others = np.arange(taken.rows) != 3
+    np.testing.assert_array_equal(found[others], first[others])
+    np.testing.assert_allclose(found, whole.run(changed), atol=kept.tolerance * 2)
+
+
+def test_codes_that_no_action_has_never_reach_the_device():
+    content, specs = exported()
+    taken, _ = read_by("early", batch())
+    taken.request["sequence_actions"][0, 0] = 99
+    with pytest.raises(ShapeError, match="actions must be codes from 0 to 4, got 0 to 99"):
+        TorchEngine(content, specs, 3, device="cpu").run(taken)
+
+
+def test_an_operator_that_is_not_known_is_named():
+    model = onnx.load_model_from_string(tiny.network())
+    model.graph.node.append(helper.make_node("Erf", ["query"], ["unused"]))
+    with pytest.raises(EngineError, match="knows no operator onnx.Erf"):
+        TorchEngine(model.SerializeToString(), SPECS, 2, device="cpu")
+
+
+def test_a_device_that_is_not_there_is_an_error():
+    with pytest.raises(EngineError, match="PyTorch cannot use cuda:7"):
+        TorchEngine(tiny.network(), SPECS, 2, device="cuda:7")
