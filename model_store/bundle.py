@@ -68,6 +68,7 @@ def copy_out(bundle: Bundle, folder: Path) -> None:
 def _write(folder: Path, manifest_json: bytes, files: Mapping[str, bytes]) -> None:
     folder.mkdir(parents=True)
     for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
     (folder / MANIFEST).write_bytes(manifest_json)
 
@@ -87,6 +88,8 @@ def read_bundle(folder: Path, bytes_max: int | None = None) -> Bundle:
     check_size(manifest, bytes_max)
     files = {}
     for name, entry in manifest.files.items():
+        if "/" in name and (folder / name).parent.is_symlink():
+            raise BundleError(f"{(folder / name).parent}: is no plain folder; a bundle holds no links")
         files[name] = _read(folder / name, entry.size_bytes)
         if sha256(files[name]) != entry.sha256:
             raise BundleError(f"{folder / name}: its digest is not the manifest's; the file was changed or damaged")

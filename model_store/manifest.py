@@ -125,7 +125,8 @@ class FileEntry(_Frozen):
     size_bytes: Annotated[int, Field(ge=0)]
 
 
-FileName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*(\.[a-z0-9]+)+$", max_length=80)]
+#: A file of the bundle's folder, or one in its `plans/`.
+FileName = Annotated[str, Field(pattern=r"^(plans/)?[a-z0-9][a-z0-9_-]*(\.[a-z0-9]+)+$", max_length=80)]
 
 
 class Manifest(_Frozen):

@@ -24,7 +24,7 @@ from typing import IO, Any
 import numpy as np
 
 from kernels.engine import FeatureBatch
-from kernels.opening import engine_factory
+from kernels.opening import ON_GPU, bundled_plan, engine_factory
 from model_store.archives import decode_arrays
 from model_store.bundle import BundleError
 from model_store.live import load_live
@@ -62,6 +62,7 @@ class Claim:
         bundle_bytes_max: refuse a larger bundle.
         memory_bytes_max: that the child may map beyond what it begins with.
         timeout_s: after which it is killed.
+        trusted: whether a publisher that the server trusts signed it, so that its plans may run.
         share: of one core's time that the child may take.
     """
 
@@ -74,6 +75,7 @@ class Claim:
     bundle_bytes_max: int
     memory_bytes_max: int
     timeout_s: float
+    trusted: bool = False
     share: float = 1.0
 
 
@@ -207,13 +209,15 @@ def _decoded(content: bytes) -> FeatureBatch:
 def _prove(claim: Claim, sample: FeatureBatch | None) -> _Answer:
     """Prove in this process."""
     try:
-        _bound_memory(claim.memory_bytes_max)
+        _bound_memory(claim)
         ref = f"{claim.model}@{claim.version}"
         bundle = open_model_store(claim.store).read(claim.model, claim.version, claim.bundle_bytes_max)
         if bundle.digest != claim.digest:
             raise ModelStoreError(f"{ref} has digest {bundle.digest} by now, not {claim.digest}")
         before = _resident_bytes()
-        live = load_live(bundle, engine_factory(claim.engine), streams=1, warm=False)
+        name = bundled_plan(claim.engine) if claim.trusted else None
+        plan = bundle.files.get(name) if name else None
+        live = load_live(bundle, engine_factory(claim.engine), streams=1, warm=False, plan=plan)
         load_utility(claim.utility.encode() if claim.utility else live.utility_toml, live.manifest)
         read_statistics(bundle)
         logits = live.engine.run(sample) if sample else np.empty((0, len(live.manifest.heads)), np.float32)
@@ -234,9 +238,11 @@ def _prove(claim: Claim, sample: FeatureBatch | None) -> _Answer:
         return {"fault": "bundle", "error": f"{ref}: {type(error).__name__}: {error}"}, b"", b""
 
 
-def _bound_memory(bytes_max: int) -> None:
-    mapped = int(_statm()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (mapped + bytes_max, mapped + bytes_max))
+def _bound_memory(claim: Claim) -> None:
+    # CUDA reserves addresses for all memory there is, so that there only what can be written is counted.
+    kind, column = (resource.RLIMIT_DATA, 5) if claim.engine in ON_GPU else (resource.RLIMIT_AS, 0)
+    most = int(_statm()[column]) * resource.getpagesize() + claim.memory_bytes_max
+    resource.setrlimit(kind, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 

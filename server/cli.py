@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from server import model_calls  # noqa: F401 - adds its commands to `model`
+from server import model_calls, plans_cli  # noqa: F401 - they add their commands to `model`
 from server.features_cli import fail, features
 from server.models_cli import models
 

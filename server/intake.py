@@ -156,6 +156,7 @@ class Intake:
             bundle_bytes_max=swap.bundle_bytes_max,
             memory_bytes_max=swap.proof_memory_bytes_max,
             timeout_s=swap.proof_timeout_s,
+            trusted=self._trust is not None,
             share=self._share,
         )
         sample = FeatureBatch.concat([sample.batch for sample in samples]) if samples else None
