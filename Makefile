@@ -13,7 +13,7 @@ DEMO = $${XDG_CACHE_HOME:-$$HOME/.cache}/pinrank/demo/latest
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: help demo test check bench claims load proto clean
+.PHONY: help demo test check bench bench-gpu gpu-wheels claims load proto clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,8 @@ help:
 	@echo "make test   install everything and run every test"
 	@echo "make check  format, lint, types, import rules"
 	@echo "make bench  run the benchmarks (NAME=serving: one of them) and commit-ready results in bench/results/"
+	@echo "make bench-gpu   measure the GPU engines and the fused kernel on this machine's GPU (GPU_PYTHON=python3)"
+	@echo "make gpu-wheels  bring what bench-gpu uses into gpu-wheels/, to be carried to a machine without a network"
 	@echo "make claims print every committed claim, and whether it holds"
 	@echo "make load   load-test the running demo (ARGS='--rate 200 --duration 30')"
 
@@ -51,6 +53,21 @@ check: .venv/everything
 
 bench: .venv/everything
 	$(BIN)/python -m bench $(NAME) $(ARGS)
+
+bench-gpu:
+	@bench/gpu.sh $(ARGS)
+
+# For another Python than this one: that of the machine with the GPU.
+GPU_PYTHON_VERSION ?= 3.12
+gpu-wheels: $(BIN)/python
+	@echo "bringing wheels for Python $(GPU_PYTHON_VERSION) into gpu-wheels/"
+	@$(BIN)/python -m pip download --disable-pip-version-check --progress-bar off --no-deps --dest gpu-wheels \
+		--python-version $(GPU_PYTHON_VERSION) --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 \
+		--platform manylinux2014_x86_64 --only-binary :all: -r bench/gpu-carry.txt \
+		mako markupsafe platformdirs pytools siphash24 $(COUNTED)
+	@$(BIN)/python -m pip download --disable-pip-version-check --progress-bar off --no-deps --dest gpu-wheels \
+		--no-binary :all: pycuda $(COUNTED)
+	@du -sh gpu-wheels
 
 claims: .venv/everything
 	@$(BIN)/python -m bench claims

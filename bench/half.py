@@ -1,0 +1,86 @@
+"""Does the precision of the GPU engines change what is ranked? HIT@3 of the demo's model, in both precisions.
+
+The arithmetic is the GPU's, on a CPU: operands of products rounded to bf16 and summed in float32, candidates as int8
+with a scale each. What a GPU adds is another order of the sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+
+from bench.harness import Claim, Measured
+from kernels.device_rows import quantised
+from kernels.engine import Engine, FeatureBatch
+from kernels.openvino_engine import OpenVinoEngine
+from kernels.torch_engine import TorchEngine
+from model_store.bundle import NETWORK, Bundle
+from model_store.store import open_model_store
+from ranker import movielens
+from ranker.actions import ActionLog, action_log
+from ranker.atomic import read_atomic
+from ranker.evaluation import evaluate
+from ranker.examples import Sampling
+
+STORE = Path(__file__).parents[1] / "deploy" / "demo" / "models"
+MODEL, LABEL = "ml1m", "stable"
+_FULL: Final = "float32"
+_HALF: Final = "bfloat16"
+_CANDIDATE = "pin_embedding"
+
+
+class _Rounded(TorchEngine):
+    """Candidates go through int8 first, as on the device."""
+
+    def run(self, batch: FeatureBatch) -> np.ndarray:
+        numbers, scales = quantised(batch.candidate[_CANDIDATE])
+        rows: Mapping[str, np.ndarray] = {**batch.candidate, _CANDIDATE: numbers * scales[:, None]}
+        return super().run(FeatureBatch(batch.request, rows, batch.row_splits))
+
+
+def measure(*, quick: bool = False, bundle: Bundle | None = None, log: ActionLog | None = None) -> Measured:
+    """Evaluate one bundle in both precisions, on the same candidates and draws of users."""
+    if bundle is None:
+        store = open_model_store(STORE)
+        bundle = store.read(MODEL, store.resolve(MODEL, LABEL))
+    if log is None:
+        log = action_log(read_atomic(movielens.obtain(movielens.default_cache_dir())))
+    # The same network under another name, so that each bundle is given its own engine.
+    renamed = onnx.load_model_from_string(bundle.files[NETWORK])
+    renamed.doc_string = _HALF
+    marked = renamed.SerializeToString()
+    in_half = replace(bundle, files={**bundle.files, NETWORK: marked})
+    rounded = partial(_Rounded, device="cpu", half=_HALF, fused=False)
+
+    def factory(network: bytes, *given: Any, **more: Any) -> Engine:
+        return rounded(network, *given, **more) if network == marked else OpenVinoEngine(network, *given, **more)
+
+    found = evaluate(
+        {_FULL: bundle, _HALF: in_half}, log, factory, Sampling(requests_max=50 if quick else 1_500), 7, baseline=_FULL
+    )
+    claims: list[Claim] = []
+    summary: dict[str, float] = {"requests": found.requests, "rows": found.rows}
+    for score in found.scores:
+        if score.scorer != _HALF or score.hit_at_3_by_utility is None:
+            continue
+        summary[f"HIT@3 {score.head}"] = score.hit_at_3_by_utility.mean.value or 0.0
+        lift = score.hit_at_3_by_utility.lift_percent
+        if lift is not None and lift.value is not None and lift.low is not None and lift.high is not None:
+            summary[f"HIT@3 {score.head}, difference in %"] = lift.value
+            apart = max(lift.low, -lift.high)
+            claims.append(
+                Claim(
+                    f"HIT@3 {score.head}: what lies between 0 and the difference's interval",
+                    apart,
+                    0.0,
+                    "percent",
+                    "at_most",
+                )
+            )
+    return Measured(summary, tuple(claims), {"evaluation": found.as_json()})
