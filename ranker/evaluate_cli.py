@@ -41,7 +41,9 @@ def evaluate(
     actions: ActionsOption = None,
     requests_max: Annotated[int, typer.Option(min=1, help="At most about so many test requests.")] = 3_000,
     seed: Annotated[int, typer.Option(help="Of the drawn candidates and the resamples.")] = 7,
-    engine: Annotated[str, typer.Option(help="The runtime to score with: openvino or numpy.")] = "openvino",
+    engine: Annotated[
+        str, typer.Option(help="The runtime to score with: openvino, torch, tensorrt, tensorrt_rtx or numpy.")
+    ] = "openvino",
     json_path: Annotated[Path | None, typer.Option("--json", help="Also write all numbers to this file.")] = None,
     report_path: Annotated[
         Path | None, typer.Option("--report", help="Also write a report with charts to this HTML file.")
