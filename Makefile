@@ -66,7 +66,7 @@ gpu-wheels: $(BIN)/python
 		--platform manylinux2014_x86_64 --only-binary :all: -r bench/gpu-carry.txt \
 		mako markupsafe platformdirs pytools siphash24 $(COUNTED)
 	@$(BIN)/python -m pip download --disable-pip-version-check --progress-bar off --no-deps --dest gpu-wheels \
-		--no-binary :all: pycuda $(COUNTED)
+		--no-binary pycuda pycuda $(COUNTED)
 	@du -sh gpu-wheels
 
 claims: .venv/everything

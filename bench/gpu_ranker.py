@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from kernels.engine import Engine, FeatureBatch
+from kernels.engine import Engine, EngineError, FeatureBatch
 from kernels.opening import engine_factory
 from model_store.bundle import BundleError
 from model_store.live import load_live
@@ -40,8 +40,11 @@ def ranker(engine: str, shapes: Sequence[tuple[int, int]], repeats: int) -> Iter
         return
     try:
         for requests, rows in shapes:
-            batch = _batch(live.manifest.specs, requests, rows)
-            yield {"engine": engine, "requests": requests, "rows": rows, **_run(live.engine, batch, repeats)}
+            about = {"engine": engine, "requests": requests, "rows": rows}
+            try:
+                yield {**about, **_run(live.engine, _batch(live.manifest.specs, requests, rows), repeats)}
+            except EngineError as error:
+                yield {**about, "rows_s": "not measured", "why": str(error)[:300]}
     finally:
         live.engine.close()
 
@@ -83,23 +86,19 @@ def _batch(specs: Any, requests: int, rows: int) -> FeatureBatch:
 
 
 def _run(engine: Engine, batch: FeatureBatch, repeats: int) -> dict[str, float]:
-    for _ in range(3 * engine.streams):
-        engine.run(batch)
-    seconds: list[float] = []
-
-    def work() -> None:
-        for _ in range(repeats):
+    def work(times: int) -> list[float]:
+        seconds = []
+        for _ in range(times):
             began = time.perf_counter()
             engine.run(batch)
             seconds.append(time.perf_counter() - began)
+        return seconds
 
-    threads = [threading.Thread(target=work) for _ in range(engine.streams)]
-    began = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    whole_s = time.perf_counter() - began
+    with ThreadPoolExecutor(engine.streams) as threads:
+        list(threads.map(work, [min(3, repeats)] * engine.streams))
+        began = time.perf_counter()
+        seconds = [one for mine in threads.map(work, [repeats] * engine.streams) for one in mine]
+        whole_s = time.perf_counter() - began
     return {
         "rows_s": batch.rows * repeats * engine.streams / whole_s,
         "ms_p50": float(np.quantile(seconds, 0.5)) * 1e3,

@@ -10,7 +10,9 @@ products are bf16; sums, norms and exponentials fp32.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +35,8 @@ _BLOCK = 32
 #: How the kernel is compiled. Loads are not fetched ahead into shared memory: with Triton's default of 3 stages a
 #: program would take more than there is.
 OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}
+#: Triton's interpreter runs one kernel at a time.
+_INTERPRETER = threading.Lock()
 #: The longest sequence whose L x L matrix of scores one program holds.
 LENGTH_MAX = 256
 _NORMS = ("layer1_norm_attention", "layer1_norm_out", "layer2_norm_attention", "layer2_norm_out")
@@ -349,17 +353,18 @@ class TritonEncoder:
             encoded = torch.empty((len(candidates), self.width), dtype=torch.float32, device=candidates.device)
         parts = (side.exponentials, side.scores, side.values, side.tokens, side.keys, side.present)
         of_kept = (None, None, None) if kept is None else (kept.places, kept.rows, kept.scales)
-        encode_rows[(len(tiles),)](
-            tiles,
-            *(part.contiguous() for part in parts),
-            candidates,
-            *of_kept,
-            *self.arrays,
-            encoded,
-            **self.constants,
-            num_warps=self.warps,
-            **OPTIONS,
-        )
+        with _INTERPRETER if self.constants["interpreted"] else nullcontext():
+            encode_rows[(len(tiles),)](
+                tiles,
+                *(part.contiguous() for part in parts),
+                candidates,
+                *of_kept,
+                *self.arrays,
+                encoded,
+                **self.constants,
+                num_warps=self.warps,
+                **OPTIONS,
+            )
         return encoded
 
 

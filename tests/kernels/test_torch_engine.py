@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import onnx
 import pytest
@@ -41,6 +43,16 @@ def test_the_encoder_runs_in_the_fused_kernel():
     found = engine.run(taken)
     assert engine.kernel == "triton"
     assert 0 < np.abs(found - expected).max() <= engine.tolerance * max(1.0, np.abs(expected).max())
+
+
+def test_streams_share_the_rows_on_the_device_and_do_not_mix_them():
+    content, specs = exported()
+    engine = TorchEngine(content, specs, 3, streams=3, device="cpu", device_rows=8)
+    parts = [read_by("early", batch(rows=rows))[0] for rows in (3, 5, 4)]
+    expected = [engine.run(part) for part in parts]
+    with ThreadPoolExecutor(3) as threads:
+        for found, wanted in zip(threads.map(engine.run, parts * 2), expected * 2, strict=True):
+            np.testing.assert_array_equal(found, wanted)
 
 
 def test_candidates_that_the_device_has_are_not_sent_again_and_answers_stay_the_same():
