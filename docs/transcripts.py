@@ -325,7 +325,8 @@ def written(lines: list[str], folder: str = "/srv") -> str:
         (r"its \w+ probabilities", "its N probabilities"),
         (r"\d+\.\d% of \d+ (recent|candidates|users)", r"N% of N \1"),
         (r"answered: -?\d\.\d+", "answered: N"),
-        (r"all \d+ candidates of \d+", "all N candidates of N"),
+        (r"finite for all \d+", "finite for all N"),
+        (r"candidates of \d+ recent", "candidates of N recent"),
         (r"of \d+ candidates of", "of N candidates of"),
     ):
         text = re.sub(pattern, alike, text)

