@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from kernels.engine import FeatureBatch, Rest, no_rest
+from kernels.staging import Bucket
 
 _ROWS = (8, 32, 128, 256)
 _REPEATS = 5
@@ -51,6 +52,25 @@ def measure_cost(
         seconds.append(best)
     per_row_s, fixed_s = np.polyfit(_ROWS, seconds, 1, w=1 / np.array(seconds))
     return LinearCost(max(0.0, float(fixed_s)), max(0.0, float(per_row_s)))
+
+
+def warm_buckets(
+    run: Callable[[FeatureBatch], np.ndarray], buckets: Sequence[Bucket], streams: int, sample: FeatureBatch, rest: Rest
+) -> None:
+    """Run every bucket of shapes on every stream, so that no request is the first of its shape.
+
+    Args:
+        run: an engine's `run`, whose streams take turns.
+        buckets: the smallest first; they are run from the largest down, so that buffers grow once.
+        streams: of the engine.
+        sample: at least one request with at least one row.
+        rest: called after each run.
+    """
+    for bucket in reversed(buckets):
+        batch = tiled(sample, bucket.requests, bucket.rows)
+        for _ in range(streams):
+            run(batch)
+            rest()
 
 
 def tiled(sample: FeatureBatch, requests: int, rows: int) -> FeatureBatch:

@@ -118,18 +118,7 @@ def build_here(network: bytes, inputs: Sequence[TensorSpec], settings: Settings,
     builder = trt.Builder(heard.logger)
     definition = parsed(trt, builder, prepared(trt, network, inputs, settings), heard)
     config = builder.create_builder_config()
-    profile = builder.create_optimization_profile()
-    sizes = {
-        "request": (1, settings.requests, settings.requests_max),
-        "candidate": (1, settings.rows, settings.rows_max),
-    }
-    ranges = {spec.name: [(size, *spec.shape) for size in sizes[spec.side]] for spec in inputs}
-    ranges[ROW_REQUEST] = [(size,) for size in sizes["candidate"]]
-    ranges[TILES] = [(tiles_max(r, n), 3) for r, n in zip(sizes["request"], sizes["candidate"], strict=True)]
-    for i in range(definition.num_inputs):
-        name = definition.get_input(i).name
-        profile.set_shape(name, *ranges[name])
-    config.add_optimization_profile(profile)
+    config.add_optimization_profile(profile_of(builder, definition, inputs, settings))
     cache = None
     if settings.library == "tensorrt_rtx":
         if settings.architectures:
@@ -141,6 +130,22 @@ def build_here(network: bytes, inputs: Sequence[TensorSpec], settings: Settings,
     if plan is None:
         raise EngineError(f"{settings.library} builds no plan: {heard.errors()}")
     return Built(bytes(plan), bytes(cache.serialize()) if cache is not None else b"")
+
+
+def profile_of(builder: Any, definition: Any, inputs: Sequence[TensorSpec], settings: Settings) -> Any:
+    """Return the shapes that a plan takes: every bucket of (requests, rows) up to the largest."""
+    profile = builder.create_optimization_profile()
+    sizes = {
+        "request": (1, settings.requests, settings.requests_max),
+        "candidate": (1, settings.rows, settings.rows_max),
+    }
+    ranges = {spec.name: [(size, *spec.shape) for size in sizes[spec.side]] for spec in inputs}
+    ranges[ROW_REQUEST] = [(size,) for size in sizes["candidate"]]
+    ranges[TILES] = [(tiles_max(r, n), 3) for r, n in zip(sizes["request"], sizes["candidate"], strict=True)]
+    for i in range(definition.num_inputs):
+        name = definition.get_input(i).name
+        profile.set_shape(name, *ranges[name])
+    return profile
 
 
 def prepared(trt: ModuleType, network: bytes, inputs: Sequence[TensorSpec], settings: Settings) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.cost import LinearCost, measure_cost, tiled
+from kernels.cost import LinearCost, measure_cost, warm_buckets
 from kernels.cuda import Driver, PyCudaDriver
 from kernels.engine import LOGITS, ROW_REQUEST, EngineError, FeatureBatch, Rest, TensorSpec, no_rest
 from kernels.half import HALF_TOLERANCE, Half
@@ -95,13 +95,7 @@ class TensorRtEngine:
         return logits
 
     def warm_up(self, sample: FeatureBatch, rest: Rest = no_rest) -> None:
-        # Each lane captures graphs of its own; the queue hands them out in turn, so every bucket goes through them all.
-        # The largest comes first, so that buffers grow once.
-        for bucket in reversed(self._buckets.all()):
-            batch = tiled(sample, bucket.requests, bucket.rows)
-            for _ in range(self.streams):
-                self.run(batch)
-                rest()
+        warm_buckets(self.run, self._buckets.all(), self.streams, sample, rest)  # each lane captures graphs of its own
         self._cost = measure_cost(self.run, sample, rest, repeats=max(2, self.streams))
 
     def cost_s(self, requests: int, rows: int) -> float:  # noqa: ARG002 - measured for one request; others cost alike

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from kernels.cost import LinearCost, measure_cost, tiled
+from kernels.cost import LinearCost, measure_cost, warm_buckets
 from kernels.device_rows import DeviceRows, Taken, quantised
 from kernels.engine import ROW_REQUEST, EngineError, FeatureBatch, Rest, ShapeError, TensorSpec, no_rest
 from kernels.fusion import ENCODED, EncoderCall, inlined, parse, take_out_encoder
@@ -131,13 +131,8 @@ class TorchEngine:
         return logits
 
     def warm_up(self, sample: FeatureBatch, rest: Rest = no_rest) -> None:
-        # Each lane captures graphs of its own; the queue hands them out in turn, so every bucket goes through them all.
-        # The largest comes first, so that buffers grow once.
-        for bucket in reversed(self._buckets.all() if self._graphs else []):
-            batch = tiled(sample, bucket.requests, bucket.rows)
-            for _ in range(self.streams):
-                self.run(batch)
-                rest()
+        if self._graphs:  # each lane captures its own
+            warm_buckets(self.run, self._buckets.all(), self.streams, sample, rest)
         self._cost = measure_cost(self.run, sample, rest, repeats=max(2, self.streams))
 
     def cost_s(self, requests: int, rows: int) -> float:  # noqa: ARG002 - measured for one request; others cost alike

@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 
 from kernels.engine import LOGITS, ROW_REQUEST, EngineError
-from kernels.tensorrt_build import Heard, Settings, build, build_here, load_library, parsed, plan_name, prepared
+from kernels.staging import Buckets, Layout
+from kernels.tensorrt_build import (
+    Heard,
+    Settings,
+    build,
+    build_here,
+    load_library,
+    parsed,
+    plan_name,
+    prepared,
+    profile_of,
+)
 from tests import tiny
 from tests.kernels.test_engines import SPECS
 from tests.ranker.exported import FORMS, exported
@@ -41,6 +52,20 @@ def test_the_parsed_network_has_the_manifests_inputs_and_types(fusion, form):
     assert (output.name, np.dtype(trt.nptype(output.dtype))) == (LOGITS, np.float32)
     kinds = {str(definition.get_layer(i).get_output(0).dtype) for i in range(definition.num_layers)}
     assert "DataType.BF16" in kinds
+
+
+def test_a_plan_takes_every_bucket_of_shapes():
+    network, specs = exported()
+    trt = load_library("tensorrt_rtx")
+    heard = Heard(trt)
+    builder = trt.Builder(heard.logger)
+    definition = parsed(trt, builder, prepared(trt, network, specs, RTX), heard)
+    profile = profile_of(builder, definition, specs, RTX)
+    for bucket in Buckets(RTX.requests_max, RTX.rows_max).all():
+        for name, place in Layout(specs, bucket).places.items():
+            least, _, most = profile.get_shape(name)
+            sizes = list(zip(least, place.shape, most, strict=True))
+            assert all(low <= size <= high for low, size, high in sizes), (name, bucket, sizes)
 
 
 def test_a_plan_is_built_in_a_process_of_its_own():
