@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Literal
@@ -93,6 +94,7 @@ class TorchEngine:
         self.kernel = "none" if self._fused is None else "triton"
         self.tolerance = HALF_TOLERANCE if half != "none" or self._fused is not None else 0.0
         self._graphs = graphs and on_gpu
+        self._capturing = threading.Lock()
         self._buckets = Buckets()
         self._kept: _Kept | None = None
         if self._fused is not None and device_rows:
@@ -224,7 +226,8 @@ class TorchEngine:
         out = self._compute(lane, layout)
         torch.cuda.current_stream().synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, lane.pool, lane.stream, capture_error_mode="thread_local"):
+        # One at a time: a capture begins by waiting for the whole device, which nothing may do while another one is on.
+        with self._capturing, torch.cuda.graph(graph, lane.pool, lane.stream, capture_error_mode="thread_local"):
             lane.outputs[layout] = self._compute(lane, layout)
         lane.graphs[layout] = graph
         return out
