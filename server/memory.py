@@ -15,8 +15,8 @@ def map_large_blocks_apart() -> None:
     """Let large blocks go back to the system when they are freed, where the C library would keep them (glibc).
 
     glibc raises the size from which it maps a block apart whenever such a block is freed, up to 32 MB. A version's near
-    caches are blocks like that: the second ones would come from the loading thread's heap, whose top nothing gives back,
-    malloc_trim neither. A fixed size keeps it from learning.
+    caches are blocks like that: the second ones would come from the loading thread's heap, whose top nothing gives
+    back, malloc_trim neither. A fixed size keeps it from learning.
     """
     choose = getattr(ctypes.CDLL(ctypes.util.find_library("c")), "mallopt", None)
     if choose is not None:
