@@ -29,6 +29,7 @@ from model_store.archives import decode_arrays
 from model_store.bundle import BundleError
 from model_store.live import load_live
 from model_store.objects import ModelStoreError
+from model_store.pacing import Pace
 from model_store.statistics import read_statistics
 from model_store.store import open_model_store
 from model_store.utility import UtilityError, load_utility
@@ -95,9 +96,14 @@ class Proof:
 
 
 class Prover:
-    """The server's side. `prove` blocks; one at a time, from any thread."""
+    """The server's side. `prove` blocks; one at a time, from any thread.
+
+    Attributes:
+        pace: of the proofs, which rest the longer while it is busy.
+    """
 
     def __init__(self) -> None:
+        self.pace = Pace()
         self._lock = threading.Lock()
         self._helper: subprocess.Popen[bytes] | None = None
 
@@ -137,20 +143,22 @@ class Prover:
         raise BundleError(f"{claim.model}@{claim.version}: the proof's answer is none")
 
     def close(self) -> None:
-        """End the helper, and whatever it is at."""
+        """End the helper, and whatever it is at. Nothing may be proven afterwards."""
         helper = self._helper  # without the lock: a proof in progress is given up
         if helper is not None:
             helper.kill()
         with self._lock:
             self._end()
+            self.pace.close()
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._helper is not None and self._helper.poll() is not None:
             self._end()
         if self._helper is None:
-            self._helper = subprocess.Popen(
+            self._helper = subprocess.Popen(  # noqa: S603 - ourselves
                 # In the server's own session: Linux shares the processors out by session before it looks at priorities.
-                [sys.executable, "-m", "model_store.proving"],
+                [sys.executable, "-m", "model_store.proving", str(self.pace.file)],
+                pass_fds=[self.pace.file],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
             )
@@ -261,7 +269,7 @@ def _statm() -> list[str]:
         return file.read().split()
 
 
-def _in_a_child(claim: Claim, content: bytes) -> _Answer:
+def _in_a_child(claim: Claim, content: bytes, pace: Pace) -> _Answer:
     """Fork, prove there, and return the answer, or what became of the child."""
     ref = f"{claim.model}@{claim.version}"
     reader, writer = os.pipe()
@@ -274,12 +282,17 @@ def _in_a_child(claim: Claim, content: bytes) -> _Answer:
                 _send(pipe, part)
         os._exit(0)
     os.close(writer)
-    answer, ended = _listened(reader, child, claim)
+    answer, ended = _listened(reader, child, claim, pace)
+    used_s = _cpu_s(child)
     if not ended:
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     if not ended:
-        return {"fault": "bundle", "error": f"{ref}: not proven within {claim.timeout_s:g} s"}, b"", b""
+        error = (
+            f"{ref}: not proven within {claim.timeout_s:g} s, of which it was let run {used_s:.3g} s; if that is too "
+            "little for it, raise swap.proof_timeout_s or swap.cpu_share"
+        )
+        return {"fault": "bundle", "error": error}, b"", b""
     if os.WIFSIGNALED(status):
         name = signal.Signals(os.WTERMSIG(status)).name
         return {"fault": "bundle", "error": f"{ref}: the process that tried it was killed by {name}"}, b"", b""
@@ -292,7 +305,7 @@ def _in_a_child(claim: Claim, content: bytes) -> _Answer:
         return {"fault": "bundle", "error": f"{ref}: the process that tried it ended with {code}"}, b"", b""
 
 
-def _listened(reader: int, child: int, claim: Claim) -> tuple[bytes, bool]:
+def _listened(reader: int, child: int, claim: Claim, pace: Pace) -> tuple[bytes, bool]:
     """Collect what a child writes, letting it run only for its share of the time; tell whether it ended by itself.
 
     Priorities do not do that: a core's two threads share what they compute with, and what runs on an idle one slows the
@@ -310,7 +323,7 @@ def _listened(reader: int, child: int, claim: Claim) -> tuple[bytes, bool]:
                 answer += part
             elif claim.share < 1 and (used_s := _cpu_s(child) - rested_at_s) >= _SLICE_S:
                 os.kill(child, signal.SIGSTOP)
-                time.sleep(used_s * (1 / claim.share - 1))
+                pace.rest(used_s, claim.share)
                 rested_at_s += used_s
                 os.kill(child, signal.SIGCONT)
     return bytes(answer), False
@@ -322,7 +335,8 @@ def _cpu_s(process: int) -> float:
 
 
 def main() -> None:
-    """Serve claims from standard input until it is closed."""
+    """Serve claims from standard input until it is closed. The argument: the descriptor of the server's pace."""
+    pace = Pace(int(sys.argv[1]))
     os.nice(_NICE)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's
     answers, claims = os.fdopen(os.dup(1), "wb"), sys.stdin.buffer
@@ -334,7 +348,7 @@ def main() -> None:
             content = _received(claims, 1 << 40)
         except EOFError:
             return
-        header, *others = _in_a_child(claim, content)
+        header, *others = _in_a_child(claim, content, pace)
         for part in (json.dumps(header).encode(), *others):
             _send(answers, part)
 

@@ -20,6 +20,7 @@ from feature_client.near_cache import NearCache, near_caches
 from feature_client.opening import open_store, redacted
 from feature_client.store import Store
 from kernels.opening import default_streams, engine_factory
+from model_store.pacing import Pace
 from model_store.proving import Prover
 from model_store.store import open_model_store
 from pinrank.v1 import activity_pb2, models_pb2, ranking_pb2  # noqa: F401 - reflection answers from the registered descriptors
@@ -65,7 +66,7 @@ class Server:
             shared_port: whether other servers of ours listen on the same gRPC port.
             prover: of new versions; its own without.
         """
-        self._prover = prover
+        self._shared_prover = prover
         self._config = config
         self._shared_port = shared_port
         self._metrics = Metrics()
@@ -99,11 +100,13 @@ class Server:
         self._models = models = ServedModels(config.labels[0])
         self._opened.push_async_callback(self._store.close)
         await self._store.start()
-        self._runner = runner = self._new_runner()
         recent = RecentRequests()
         models_store = open_model_store(config.model_store)
         factory = engine_factory(config.engine)
-        intake = Intake(models_store, config, factory, self._streams, recent, self, self._prover)
+        prover = self._shared_prover or Prover()
+        self._runner = runner = self._new_runner(prover.pace)
+        own_prover = self._shared_prover is None
+        intake = Intake(models_store, config, factory, self._streams, recent, self, prover, own_prover=own_prover)
         self._swap = swap = HotSwap(models_store, config, models, intake, self, self._metrics)
         self._opened.push_async_callback(swap.close)
         runner.start()
@@ -134,7 +137,7 @@ class Server:
             feature_store=redacted(config.feature_store),
         )
 
-    def _new_runner(self) -> Runner:
+    def _new_runner(self, pace: Pace) -> Runner:
         """Put the policies together: what is learned of each model, who goes first, what is refused."""
         config = self._config
         costs: dict[Hashable, CostModel] = {}
@@ -145,7 +148,7 @@ class Server:
         admission = Admission(
             policy, overload, config.requests_in_flight_max, config.rows_in_flight_max, config.bytes_in_flight_max
         )
-        return Runner(policy, admission, self._streams, costs, self._metrics)
+        return Runner(policy, admission, self._streams, costs, self._metrics, pace)
 
     # What taking versions in and letting them go asks of the rest of the server (`intake.Features`, `hot_swap.Host`).
 

@@ -72,7 +72,9 @@ class Intake:
         streams: int,
         recent: RecentRequests,
         features: Features,
-        prover: Prover | None,
+        prover: Prover,
+        *,
+        own_prover: bool,
     ) -> None:
         """Remember.
 
@@ -83,7 +85,8 @@ class Intake:
             streams: runs in flight at once.
             recent: requests to try versions on.
             features: reads what they need.
-            prover: one that others use too; its own without.
+            prover: of versions; it also keeps the pace of what is done here.
+            own_prover: close it with this, as nobody else uses it.
         """
         self._store = store
         self._config = config
@@ -91,8 +94,8 @@ class Intake:
         self._streams = streams
         self._recent = recent
         self._features = features
-        self._own_prover = prover is None
-        self._prover = prover or Prover()
+        self._prover = prover
+        self._own_prover = own_prover
         self._utility = config.utility.read_bytes() if config.utility else None
         self._trust = Trust.read(config.swap.trusted_keys) if config.swap.trusted_keys else None
         self._loader = ThreadPoolExecutor(1, "model-loader")
@@ -190,12 +193,8 @@ class Intake:
 
     def _rest(self) -> None:
         """On the thread that loads: leave the processor to requests for as long as the share asks for."""
-        time.sleep(self._pause_s(time.thread_time() - self._rested_at_s))
+        self._prover.pace.rest(time.thread_time() - self._rested_at_s, self._share)
         self._rested_at_s = time.thread_time()
-
-    def _pause_s(self, used_s: float) -> float:
-        """Return how long to pause after so much work."""
-        return used_s * (1 / self._share - 1)
 
     @property
     def _share(self) -> float:

@@ -18,6 +18,7 @@ import numpy as np
 
 from kernels.engine import EngineError, FeatureBatch
 from model_store.live import LiveModel
+from model_store.pacing import Pace
 from server.admission import Admission, Ask, Decision
 from server.batching import BatchPolicy, Expire, Idle, Piece, Run, Ticket, WaitUntil
 from server.errors import DeadlineError, ScoringError
@@ -78,12 +79,15 @@ class Runner:
         streams: int,
         costs: MutableMapping[Hashable, CostModel],
         metrics: Metrics,
+        pace: Pace,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._policy = policy
         self._admission = admission
         self._costs = costs
         self._metrics = metrics
+        self._pace = pace
+        self._streams = streams
         self._clock = clock
         #: Guards the policies and everything waiting; held for microseconds, never while an engine runs.
         self._lock = threading.Lock()
@@ -138,13 +142,20 @@ class Runner:
     def admit(self, ask: Ask) -> Decision:
         """Decide on a request that just arrived; one that is admitted holds its place until `release`."""
         with self._lock:
-            return self._admission.offer(ask, self._clock())
+            decision = self._admission.offer(ask, self._clock())
+            self._tell_pace()
+            return decision
 
     def release(self, ticket: Ticket, size: int) -> None:
         """Give back the place of an admitted request, whatever became of it."""
         with self._lock:
             self._policy.cancel(ticket)
             self._admission.release(ticket, size)
+            self._tell_pace()
+
+    def _tell_pace(self) -> None:
+        """Tell whatever runs beside requests whether they leave a stream idle; the lock is held."""
+        self._pace.busy = self._admission.requests >= self._streams
 
     async def score(self, ticket: Ticket, model: LiveModel, batch: FeatureBatch, deadline_s: float) -> Scored:
         """Score an admitted request's rows by `deadline_s` (this runner's clock). Cancelling the caller withdraws it.

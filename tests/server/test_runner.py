@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kernels.engine import EngineError, FeatureBatch
+from model_store.pacing import Pace
 from server.admission import Admission, Ask
 from server.batching import EarliestDeadlineFirst, WaitUntil
 from server.errors import DeadlineError, ScoringError
@@ -16,6 +17,7 @@ from server.metrics import Metrics
 from server.runner import Runner
 
 PER_ROW_S = 1e-4
+PACE = Pace()
 
 
 class CountingEngine:
@@ -36,7 +38,7 @@ def runner_of(engine, streams=2, policy=None):
     costs = {"m": CostModel(lambda requests, rows: 1e-4 * requests + PER_ROW_S * rows)}
     policy = policy or EarliestDeadlineFirst(streams, costs.__getitem__)
     metrics = Metrics()
-    runner = Runner(policy, Admission(policy, {}, 100, 100_000, 1 << 30), streams, costs, metrics)
+    runner = Runner(policy, Admission(policy, {}, 100, 100_000, 1 << 30), streams, costs, metrics, PACE)
     runner.start()
     return runner, model, metrics
 
@@ -88,6 +90,18 @@ async def test_many_requests_at_once_each_get_their_own_rows():
     assert count(metrics, "late_run_rows") == 0
     runner.close()
     assert runner.idle_streams == 3
+
+
+async def test_what_runs_beside_requests_is_told_whether_they_leave_a_stream_idle():
+    runner, _, _ = runner_of(CountingEngine())
+    one = admit(runner, 10, in_30_s())
+    assert not PACE.busy
+    other = admit(runner, 10, in_30_s())
+    assert PACE.busy
+    runner.release(one, 0)
+    assert not PACE.busy
+    runner.release(other, 0)
+    runner.close()
 
 
 async def test_a_piece_that_fails_fails_its_request_and_no_other():
