@@ -129,14 +129,14 @@ def _phase(version: int, phase: str) -> Callable[[models_pb2.StatusResponse], bo
 
 @contextmanager
 def _scene() -> Iterator[tuple[Story, Bundle]]:
-    """A server with version 6 as `stable`."""
+    """A server with version 7 as `stable`."""
     source = open_model_store(ROOT / "deploy" / "demo" / "models")
     bundle = source.read("ml1m", source.resolve("ml1m", "stable"))
     with tempfile.TemporaryDirectory(prefix="pinrank-story-") as temporary:
         folder = Path(temporary)
-        made(folder / "out" / "6", bundle, bundle.manifest.version)
+        made(folder / "out" / "7", bundle, bundle.manifest.version)
         store = open_model_store(folder / "models")
-        store.publish(folder / "out" / "6", by="anna", why="the first")
+        store.publish(folder / "out" / "7", by="anna", why="the first")
         store.set_label("ml1m", "stable", bundle.manifest.version, by="anna", why="the first")
         features = f"lmdb://{folder / 'features'}"
         asyncio.run(_filled(features, bundle))
@@ -222,30 +222,30 @@ def scaled_logits(scale: float, shift: float) -> Callable[[onnx.ModelProto], Non
 def bad_models() -> list[str]:
     """Play the lives of three bad versions."""
     with _scene() as (story, bundle):
-        made(story.folder / "out" / "7", bundle, 7, scaled_logits(1.0, 0.5), honest=False)
-        made(story.folder / "out" / "8", bundle, 8, scaled_logits(-1.0, 0.0))
-        made(story.folder / "out" / "9", bundle, 9, scaled_logits(1.0, 3.0))
+        made(story.folder / "out" / "8", bundle, 8, scaled_logits(1.0, 0.5), honest=False)
+        made(story.folder / "out" / "9", bundle, 9, scaled_logits(-1.0, 0.0))
+        made(story.folder / "out" / "10", bundle, 10, scaled_logits(1.0, 3.0))
         story.requests(200)
-        story.say("Version 7 does not compute what its trainer said: it is not even published.")
-        story.run("model", "publish", "out/7")
-        story.say("Version 8 keeps its promises and orders all the other way round. The server tries it first.")
-        story.run("model", "publish", "out/8", "--label", "stable", "--by", "ben", "--why", "new loss")
-        story.wait(_phase(8, "failed"))
+        story.say("Version 8 does not compute what its trainer said: it is not even published.")
+        story.run("model", "publish", "out/8")
+        story.say("Version 9 keeps its promises and orders all the other way round. The server tries it first.")
+        story.run("model", "publish", "out/9", "--label", "stable", "--by", "ben", "--why", "new loss")
+        story.wait(_phase(9, "failed"))
         story.requests(20)
         story.run("model", "status")
-        story.run("model", "rollback", "ml1m", "stable", "--by", "ben", "--why", "8 is upside down")
-        story.wait(_phase(8, "gone"))
-        story.say("Version 9 orders well but promises far too much. As a canary it gets a fifth of the users.")
-        story.run("model", "publish", "out/9", "--label", "canary", "--by", "ben", "--why", "more epochs")
+        story.run("model", "rollback", "ml1m", "stable", "--by", "ben", "--why", "9 is upside down")
+        story.wait(_phase(9, "gone"))
+        story.say("Version 10 orders well but promises far too much. As a canary it gets a fifth of the users.")
+        story.run("model", "publish", "out/10", "--label", "canary", "--by", "ben", "--why", "more epochs")
         story.run("model", "traffic", "ml1m", "canary", "20", "--by", "ben")
-        story.wait(_phase(9, "serving"))
+        story.wait(_phase(10, "serving"))
         store, after = open_model_store(story.folder / "models"), 0
-        while store.labels("ml1m")["canary"] == 9 and after < 5_000:
+        while store.labels("ml1m")["canary"] == 10 and after < 5_000:
             story.requests(400)
             story.lines.pop()
             after += 400
         story.lines.append("  ... some hundred requests are answered ...")
-        story.wait(_phase(9, "gone"))
+        story.wait(_phase(10, "gone"))
         story.run("model", "history", "ml1m")
         story.run("model", "gc", "ml1m", "--keep", "0", "--grace-s", "0", "--by", "anna")
         return story.lines
@@ -255,15 +255,15 @@ def roll_over() -> list[str]:
     """Play the move of pin embeddings to a new space, the ranker with them."""
     with _scene() as (story, bundle):
         groups = tuple(_moved(g) if g.entity == "pin" else g for g in bundle.manifest.groups)
-        made(story.folder / "out" / "10", bundle, 10, groups=groups)
+        made(story.folder / "out" / "11", bundle, 11, groups=groups)
         story.requests(200)
-        story.run("model", "publish", "out/10", "--by", "anna", "--why", "embeddings v3")
+        story.run("model", "publish", "out/11", "--by", "anna", "--why", "embeddings v3")
         features = f"lmdb://{story.folder / 'features'}"
-        story.run("model", "diff", "ml1m", "stable", "10", "--feature-store", features)
+        story.run("model", "diff", "ml1m", "stable", "11", "--feature-store", features)
         story.say("No caller here sends embeddings as a query: the server's swap.accept_changes says so.")
         story.say("The label may move first: the version waits for its features, and the one before answers.")
-        story.run("model", "label", "ml1m", "stable", "10", "--by", "anna", "--why", "embeddings v3")
-        story.wait(_phase(10, "failed"))
+        story.run("model", "label", "ml1m", "stable", "11", "--by", "anna", "--why", "embeddings v3")
+        story.wait(_phase(11, "failed"))
         story.requests(20)
         story.run("model", "status")
         before = next(group for group in bundle.manifest.groups if group.entity == "pin")
@@ -272,11 +272,11 @@ def roll_over() -> list[str]:
             "features", "load", "pins.npz", "--group", before.name, "--feature-store", features,
             "--model-store", "models", "--model", "ml1m", "--label", "stable",
         )  # fmt: skip
-        story.wait(_phase(10, "serving"))
-        story.wait(_phase(6, "gone"))
+        story.wait(_phase(11, "serving"))
+        story.wait(_phase(7, "gone"))
         story.requests(20)
         story.run("model", "status")
-        story.run("model", "diff", "ml1m", "6", "stable", "--feature-store", features)
+        story.run("model", "diff", "ml1m", "7", "stable", "--feature-store", features)
         return story.lines
 
 

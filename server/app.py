@@ -34,7 +34,7 @@ from server.hot_swap import HotSwap
 from server.http import HttpEndpoint
 from server.intake import Intake
 from server.learned import CostModel
-from server.memory import map_large_blocks_apart
+from server.memory import set_up_allocator
 from server.metrics import Metrics
 from server.model_service import ModelEdge
 from server.pipeline import Pipeline
@@ -250,7 +250,7 @@ class Server:
 
 async def serve(config: ServerConfig, *, shared_port: bool = False) -> None:
     """Run a server until SIGTERM or SIGINT, then drain it."""
-    map_large_blocks_apart()
+    set_up_allocator()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -6,21 +6,25 @@ import ctypes
 import ctypes.util
 from pathlib import Path
 
-#: mallopt's name for the size from which a block is mapped apart (malloc.h).
-_M_MMAP_THRESHOLD = -3
-_LARGE_BYTES = 4 << 20
+#: mallopt's names (malloc.h): the size from which a block is mapped apart, and how many heaps threads share.
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
+_LARGE_BYTES = 1 << 20
+_HEAPS = 2
 
 
-def map_large_blocks_apart() -> None:
-    """Let large blocks go back to the system when they are freed, where the C library would keep them (glibc).
+def set_up_allocator() -> None:
+    """Let what a version took go back to the system when it is gone, where the C library would keep it (glibc).
 
-    glibc raises the size from which it maps a block apart whenever such a block is freed, up to 32 MB. A version's near
-    caches are blocks like that: the second ones would come from the loading thread's heap, whose top nothing gives
-    back, malloc_trim neither. A fixed size keeps it from learning.
+    - Large blocks are mapped apart. glibc raises the size from which it does so whenever such a block is freed, up to
+      32 MB: a version's second near caches would come from a heap, whose top nothing gives back, malloc_trim neither.
+      A fixed size keeps it from learning.
+    - Threads share two heaps instead of having one each, up to eight per processor: versions are loaded and dropped on
+      various threads, and what stays behind between other things' blocks grew with every heap.
     """
     choose = getattr(ctypes.CDLL(ctypes.util.find_library("c")), "mallopt", None)
     if choose is not None:
         choose(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+        choose(_M_ARENA_MAX, _HEAPS)
 
 
 def available_bytes(proc: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:

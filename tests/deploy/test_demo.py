@@ -64,7 +64,7 @@ def test_demo_fills_the_store_ranks_and_explains_and_a_second_start_finds_it_fil
         "Pin number",
         "related to",
         "milliseconds: wire",
-        "model ml1m@6",
+        "model ml1m@7",
         "degraded: nothing",
         "pinrank rank --address 127.0.0.1:",
     ):

@@ -29,9 +29,9 @@ def bundle(request: pytest.FixtureRequest) -> Bundle:
 
 
 def test_the_store_holds_both_twins() -> None:
-    assert STORE.labels("ml1m") == {"cheap": 3, "stable": 6}
-    assert STORE.read("ml1m", 3).manifest.sequence is None
-    assert STORE.read("ml1m", 6).manifest.sequence_length == 100
+    assert STORE.labels("ml1m") == {"cheap": 4, "stable": 7}
+    assert STORE.read("ml1m", 4).manifest.sequence is None
+    assert STORE.read("ml1m", 7).manifest.sequence_length == 100
 
 
 @pytest.mark.parametrize("factory", [NumpyEngine, OpenVinoEngine])
@@ -75,6 +75,6 @@ def test_the_pinner_decides_and_the_others_are_heard(bundle: Bundle) -> None:
 
 def test_the_lineage_tells_how_to_make_the_bundle_again(bundle: Bundle) -> None:
     lineage = bundle.manifest.lineage
-    assert lineage.command == "python -m bench lift"
+    assert lineage.command.startswith("pinrank train --data ml-1m --name ml1m ")
     assert lineage.data == "ml-1m"
     assert lineage.metrics["auc_save"] > 0.85
