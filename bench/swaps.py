@@ -47,7 +47,7 @@ class Plan:
     load: float = 0.7
     saturated_s: float = 6.0
     #: The load runs in parts, each with a generator of its own.
-    part_s: float = 600.0
+    part_s: float = 300.0
     warmup_s: float = 2.0
     callers: int = 8
     #: Swaps that the memory's slope leaves out: pools grow first.

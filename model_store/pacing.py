@@ -6,17 +6,17 @@ import mmap
 import os
 import time
 
-#: Between looks at whether requests still need everything.
+#: Between looks at whether requests still need much.
 _LOOK_S = 0.004
-#: How many times longer a rest may become when requests never leave a stream idle.
+#: How many times longer a rest may become when requests never leave enough idle.
 _STRETCH_MAX = 4.0
 
 
 class Pace:
-    """Rests between pieces of work, longer while requests need all there is.
+    """Rests between pieces of work, longer while requests need much of what there is.
 
-    A share of a core is not enough: what runs while requests queue makes all of them late, and what runs while a stream
-    stands idle hardly any. The server says which it is; the byte that it says it with is shared between processes.
+    A share of a core is not enough: what runs while requests queue makes all of them late, and what runs while streams
+    stand idle hardly any. The server says which it is; the byte that it says it with is shared between processes.
     """
 
     def __init__(self, file: int | None = None) -> None:
@@ -32,7 +32,7 @@ class Pace:
 
     @property
     def busy(self) -> bool:
-        """Whether requests need every stream."""
+        """Whether requests leave too little for anything else."""
         return self._busy[0] != 0
 
     @busy.setter

@@ -154,8 +154,11 @@ class Runner:
             self._tell_pace()
 
     def _tell_pace(self) -> None:
-        """Tell whatever runs beside requests whether they leave a stream idle; the lock is held."""
-        self._pace.busy = self._admission.requests >= self._streams
+        """Tell whatever runs beside requests whether they leave half of the streams idle; the lock is held.
+
+        Half, as a core's two threads share what they compute with.
+        """
+        self._pace.busy = 2 * self._admission.requests >= self._streams
 
     async def score(self, ticket: Ticket, model: LiveModel, batch: FeatureBatch, deadline_s: float) -> Scored:
         """Score an admitted request's rows by `deadline_s` (this runner's clock). Cancelling the caller withdraws it.

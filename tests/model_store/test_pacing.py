@@ -45,13 +45,13 @@ def test_a_rest_leaves_the_share_that_was_asked_for(pace, clock):
     assert clock.now_s == pytest.approx(0.09)
 
 
-def test_while_requests_need_all_streams_it_lasts_longer_but_not_for_ever(pace, clock):
+def test_while_requests_need_much_it_lasts_longer_but_not_for_ever(pace, clock):
     pace.busy = True
     pace.rest(0.01, 0.1)
     assert clock.now_s == pytest.approx(4 * 0.09)
 
 
-def test_it_ends_soon_after_a_stream_stands_idle(pace, clock):
+def test_it_ends_soon_after_they_need_less(pace, clock):
     pace.busy = True
     clock.at[0.2] = lambda: setattr(pace, "busy", False)
     pace.rest(0.01, 0.1)

@@ -95,7 +95,7 @@ def test_a_good_bundle_is_proven_and_scores_the_samples(prover, claim, engine):
     assert proof.memory_bytes > 0
 
 
-def test_a_bundle_is_proven_also_while_requests_never_leave_a_stream_idle(claim):
+def test_a_bundle_is_proven_also_while_requests_leave_nothing_idle(claim):
     with closing(Prover()) as own:
         own.pace.busy = True
         assert own.prove(claim(share=0.5), None).memory_bytes > 0

@@ -92,8 +92,8 @@ async def test_many_requests_at_once_each_get_their_own_rows():
     assert runner.idle_streams == 3
 
 
-async def test_what_runs_beside_requests_is_told_whether_they_leave_a_stream_idle():
-    runner, _, _ = runner_of(CountingEngine())
+async def test_what_runs_beside_requests_is_told_whether_they_leave_half_of_the_streams_idle():
+    runner, _, _ = runner_of(CountingEngine(), streams=4)
     one = admit(runner, 10, in_30_s())
     assert not PACE.busy
     other = admit(runner, 10, in_30_s())
