@@ -27,8 +27,8 @@ from pinrank.v1 import activity_pb2, models_pb2, ranking_pb2  # noqa: F401 - ref
 from server import activity, model_service
 from server.activity import ActivityEdge
 from server.admission import Admission, Overload
-from server.batching import EarliestDeadlineFirst, Lane
 from server.config import ConfigError, ServerConfig
+from server.earliest_deadline import EarliestDeadlineFirst, Lane
 from server.edge import SERVICE, RankingEdge
 from server.hot_swap import HotSwap
 from server.http import HttpEndpoint

@@ -154,7 +154,7 @@ class Runner:
             self._tell_pace()
 
     def _tell_pace(self) -> None:
-        """Tell whatever runs beside requests whether they leave half of the streams idle; the lock is held.
+        """Tell whatever runs beside requests whether they take half of the streams or more; the lock is held.
 
         Half, as a core's two threads share what they compute with.
         """

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from server.admission import Admission, Admitted, Ask, Cheaper, Overload, Refused, Trimmed
-from server.batching import EarliestDeadlineFirst
+from server.earliest_deadline import EarliestDeadlineFirst
 from server.learned import CostModel
 
 COSTS = {

@@ -10,7 +10,8 @@ import pytest
 from kernels.engine import EngineError, FeatureBatch
 from model_store.pacing import Pace
 from server.admission import Admission, Ask
-from server.batching import EarliestDeadlineFirst, WaitUntil
+from server.batching import WaitUntil
+from server.earliest_deadline import EarliestDeadlineFirst
 from server.errors import DeadlineError, ScoringError
 from server.learned import CostModel
 from server.metrics import Metrics
@@ -92,7 +93,7 @@ async def test_many_requests_at_once_each_get_their_own_rows():
     assert runner.idle_streams == 3
 
 
-async def test_what_runs_beside_requests_is_told_whether_they_leave_half_of_the_streams_idle():
+async def test_what_runs_beside_requests_is_told_whether_they_take_half_of_the_streams():
     runner, _, _ = runner_of(CountingEngine(), streams=4)
     one = admit(runner, 10, in_30_s())
     assert not PACE.busy

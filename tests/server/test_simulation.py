@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from server.admission import Admission, Overload
-from server.batching import EarliestDeadlineFirst, Lane
+from server.earliest_deadline import EarliestDeadlineFirst, Lane
 from server.learned import CostModel
 from server.simulation import Arrival, simulate
 

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from server.batching import EarliestDeadlineFirst, Expire, Idle, Lane, Run, Ticket, WaitUntil
+from server.batching import Expire, Idle, Run, Ticket, WaitUntil
+from server.earliest_deadline import EarliestDeadlineFirst, Lane
 from server.learned import CostModel
 
 
