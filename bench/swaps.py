@@ -1,8 +1,8 @@
 """Two hundred versions taken in one after the other under steady load; `swaps_broken` has every fifth one broken.
 
 The load never stops while labels move; all versions are published before. A swap lasts from the label's move until the
-version before is seen to be gone; a pause of a quarter of its length follows, so that many requests are due during
-swaps and between them, on the same machine at the same time.
+version before is seen to be gone; a pause as long as itself follows, so that as many requests are due during swaps as
+between them, on the same machine at the same time, and a stall of that machine falls on either as likely.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _LABEL = "stable"
 _FIRST = 1_000
 #: Between looks at how far a swap is: every look takes a millisecond or two of the server's.
 _LOOK_S = 0.5
-_PAUSE = 1 / 4
+_PAUSE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,10 @@ class Plan:
     #: Of what the server does saturated.
     load: float = 0.7
     saturated_s: float = 6.0
+    #: In a closed loop before anything is measured: a process keeps some of what its busiest moment took, and a stall
+    #: of the machine would bring that moment in the middle.
+    flood_callers: int = 200
+    flood_s: float = 3.0
     #: The load runs in parts, each with a generator of its own.
     part_s: float = 300.0
     warmup_s: float = 2.0
@@ -61,7 +65,17 @@ class Plan:
 
 _AT_ONCE = "poll_s = 0.1\nretry_s = 600\ncpu_share = 0.5\n"
 #: At a load that a busy machine bears, for half a second tells little of how much that is.
-QUICK = Plan(swaps=5, load=0.25, saturated_s=0.5, part_s=6.0, warmup_s=0.5, settling=1, settings=_AT_ONCE)
+QUICK = Plan(
+    swaps=5,
+    load=0.25,
+    saturated_s=0.5,
+    flood_callers=16,
+    flood_s=0.5,
+    part_s=6.0,
+    warmup_s=0.5,
+    settling=1,
+    settings=_AT_ONCE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +107,10 @@ def measure(*, quick: bool = False, config: Path = CONFIG, broken_every: int = 0
     with tempfile.TemporaryDirectory(prefix="pinrank-swaps-") as folder:
         own, store, bundle = prepared(Path(folder), config)
         with scene(own, extra=f"[swap]\n{plan.settings}") as stage, _calls(stage.server.address) as status:
-            held = stage.client.submit(
-                client.saturate, *stage.server[:2], stage.subject.requests, plan.callers, 1.0, plan.saturated_s
-            ).result()
+            for callers, duration_s in ((plan.flood_callers, plan.flood_s), (plan.callers, plan.saturated_s)):
+                held = stage.client.submit(
+                    client.saturate, *stage.server[:2], stage.subject.requests, callers, 1.0, duration_s
+                ).result()
             rate_per_s = plan.load * held.summary.achieved_per_s
             run = _run(plan, stage, store, bundle, status, rate_per_s, broken_every, Path(folder))
     return _conclude(plan, rate_per_s, run)
@@ -153,7 +168,7 @@ def _run(
         until_s = time.monotonic() + plan.part_s
         time.sleep(plan.warmup_s)
         longest_s = 0.0
-        while len(swaps) < plan.swaps and time.monotonic() + 1.7 * longest_s < until_s:
+        while len(swaps) < plan.swaps and time.monotonic() + (1.2 + _PAUSE) * longest_s < until_s:
             i = len(swaps)
             swaps.append(_swap(stage, store, bundle.manifest.name, status, _FIRST + i, faults[i], afters[i]))
             length_s = swaps[-1].ended_s - swaps[-1].began_s

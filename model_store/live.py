@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from feature_client.fetcher import FeatureNeeds
-from kernels.engine import Engine, EngineError, EngineFactory, FeatureBatch
+from kernels.engine import Engine, EngineError, EngineFactory, FeatureBatch, Rest, no_rest
 from model_store.assembly import Assembler
 from model_store.bundle import GOLDEN, NETWORK, UTILITY, Bundle, BundleError
 from model_store.golden import GoldenRequest, decode_golden
@@ -57,7 +57,13 @@ def calibrate(manifest: Manifest, logits: np.ndarray) -> np.ndarray:
 
 
 def load_live(
-    bundle: Bundle, factory: EngineFactory, streams: int, *, warm: bool = True, plan: bytes | None = None
+    bundle: Bundle,
+    factory: EngineFactory,
+    streams: int,
+    *,
+    warm: bool = True,
+    plan: bytes | None = None,
+    rest: Rest = no_rest,
 ) -> LiveModel:
     """Compile a bundle, score its golden requests and warm it up.
 
@@ -67,6 +73,7 @@ def load_live(
         streams: runs in flight at once.
         warm: whether to warm up, on the golden requests, and so to measure the cost of a run.
         plan: what the engine made of this very network in a process where it was proven.
+        rest: called between the steps, none of which can be interrupted.
 
     Raises:
         BundleError: the network cannot be compiled, or its golden scores differ by more than the manifest's tolerance,
@@ -82,8 +89,10 @@ def load_live(
             raise BundleError(f"{manifest.ref}: {GOLDEN} holds no request, so nothing proves what the network computes")
         engine = factory(bundle.files[NETWORK], manifest.specs, len(manifest.heads), streams, plan=plan)
         try:
+            rest()
             sample = FeatureBatch.concat([assembler.assemble(g.fetched, g.surface) for g in golden])
             _verify(manifest, calibrate(manifest, engine.run(sample)), golden, engine.tolerance)
+            rest()
             if warm:
                 engine.warm_up(sample)
         except BaseException:

@@ -9,7 +9,7 @@ import time
 #: Between looks at whether requests still need much.
 _LOOK_S = 0.004
 #: How many times longer a rest may become when requests never leave enough idle.
-_STRETCH_MAX = 4.0
+_STRETCH_MAX = 16.0
 
 
 class Pace:
@@ -39,13 +39,19 @@ class Pace:
     def busy(self, value: bool) -> None:
         self._busy[0] = value
 
-    def rest(self, used_s: float, share: float) -> None:
-        """Sleep for as long as a share of a core asks for after so much work, and on, within bounds, while busy."""
+    def rest(self, used_s: float, share: float) -> float:
+        """Sleep for as long as a share of a core asks for after so much work, and on, within bounds, while busy.
+
+        Returns:
+            Seconds of the second kind.
+        """
         rest_s = used_s * (1 / share - 1)
         until_s = time.monotonic() + rest_s * _STRETCH_MAX
         time.sleep(rest_s)
+        rested_s = time.monotonic()
         while self.busy and (left_s := until_s - time.monotonic()) > 0:
             time.sleep(min(_LOOK_S, left_s))
+        return time.monotonic() - rested_s
 
     def close(self) -> None:
         """Give up the byte."""

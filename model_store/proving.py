@@ -282,17 +282,18 @@ def _in_a_child(claim: Claim, content: bytes, pace: Pace) -> _Answer:
                 _send(pipe, part)
         os._exit(0)
     os.close(writer)
-    answer, ended = _listened(reader, child, claim, pace)
+    answer, ended, held_back_s = _listened(reader, child, claim, pace)
     used_s = _cpu_s(child)
     if not ended:
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     if not ended:
         error = (
-            f"{ref}: not proven within {claim.timeout_s:g} s, of which it was let run {used_s:.3g} s; if that is too "
-            "little for it, raise swap.proof_timeout_s or swap.cpu_share"
+            f"{ref}: not proven within {claim.timeout_s:g} s, of which it was let run {used_s:.3g} s and held back "
+            f"{held_back_s:.3g} s for requests; if that is too little for it, raise swap.proof_timeout_s or "
+            "swap.cpu_share"
         )
-        return {"fault": "bundle", "error": error}, b"", b""
+        return {"fault": "environment" if held_back_s > claim.timeout_s / 2 else "bundle", "error": error}, b"", b""
     if os.WIFSIGNALED(status):
         name = signal.Signals(os.WTERMSIG(status)).name
         return {"fault": "bundle", "error": f"{ref}: the process that tried it was killed by {name}"}, b"", b""
@@ -305,28 +306,31 @@ def _in_a_child(claim: Claim, content: bytes, pace: Pace) -> _Answer:
         return {"fault": "bundle", "error": f"{ref}: the process that tried it ended with {code}"}, b"", b""
 
 
-def _listened(reader: int, child: int, claim: Claim, pace: Pace) -> tuple[bytes, bool]:
-    """Collect what a child writes, letting it run only for its share of the time; tell whether it ended by itself.
+def _listened(reader: int, child: int, claim: Claim, pace: Pace) -> tuple[bytes, bool, float]:
+    """Collect what a child writes, letting it run only for its share of the time.
+
+    Returns:
+        What it wrote, whether it ended by itself, and the seconds that it was held back beyond its share.
 
     Priorities do not do that: a core's two threads share what they compute with, and what runs on an idle one slows the
     other down.
     """
     answer = bytearray()
     until_s = time.monotonic() + claim.timeout_s
-    rested_at_s = 0.0
+    rested_at_s = held_back_s = 0.0
     with os.fdopen(reader, "rb", buffering=0) as pipe:
         while time.monotonic() < until_s and len(answer) <= _ANSWER_BYTES_MAX + _PLAN_BYTES_MAX:
             if select.select([pipe], [], [], _SLICE_S)[0]:
                 part = pipe.read(1 << 20)
                 if not part:
-                    return bytes(answer), True
+                    return bytes(answer), True, held_back_s
                 answer += part
             elif claim.share < 1 and (used_s := _cpu_s(child) - rested_at_s) >= _SLICE_S:
                 os.kill(child, signal.SIGSTOP)
-                pace.rest(used_s, claim.share)
+                held_back_s += pace.rest(used_s, claim.share)
                 rested_at_s += used_s
                 os.kill(child, signal.SIGCONT)
-    return bytes(answer), False
+    return bytes(answer), False, held_back_s
 
 
 def _cpu_s(process: int) -> float:

@@ -78,8 +78,8 @@ class SwapConfig(BaseModel):
     rank_correlation_min: Annotated[float, Field(ge=-1, le=1)] = 0.2
     #: How many more of recent requests' candidates may lack a row than for the version that answered them.
     pins_missing_max: Annotated[float, Field(ge=0, le=1)] = 0.05
-    #: The part of one core's time that taking a version in may use while requests are answered; down to a quarter of it
-    #: while they take half of the engine streams or more.
+    #: The part of one core's time that taking a version in may use while requests are answered; down to a sixteenth of
+    #: it while they take half of the engine streams or more.
     cpu_share: Annotated[float, Field(gt=0, le=1)] = 0.08
     #: Fields of the manifest that may change although callers notice (`surfaces.related`, `heads.hide`), or "*".
     accept_changes: tuple[str, ...] = ()

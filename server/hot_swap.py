@@ -374,6 +374,7 @@ class HotSwap:
 
     def _fail(self, version: int, kind: str, reason: str, retry_s: float | None) -> None:
         self._drop_caches()
+        self._run(self._intake.give_back())
         held = self.versions[version]
         known = held.reason == reason
         held.phase, held.since_s, held.reason = followed(held.phase, Phase.FAILED), self._clock(), reason

@@ -205,6 +205,10 @@ class Intake:
         """Free a version that nothing holds."""
         await self.on_loader(_free, live)
 
+    async def give_back(self) -> None:
+        """Return to the system what a version took that came to nothing."""
+        await self.on_loader(give_back_freed)
+
     async def _released(self, version: int, report: Report) -> str:
         """Return a version's digest, its signature checked."""
         release = await asyncio.to_thread(self._store.release, self._config.model, version)
@@ -266,7 +270,7 @@ class Intake:
         self, bundle: Bundle, utility: UtilityTable, sample: FeatureBatch | None, plan: bytes | None = None
     ) -> Served:
         """Compile and warm up, on a sample of recent requests with rests between runs, or else on the golden ones."""
-        live = load_live(bundle, self._factory, self._streams, warm=sample is None, plan=plan)
+        live = load_live(bundle, self._factory, self._streams, warm=sample is None, plan=plan, rest=self._rest)
         try:
             if sample is not None:
                 live.engine.warm_up(sample, self._rest)

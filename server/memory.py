@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 from pathlib import Path
 
 #: mallopt's names (malloc.h): the size from which a block is mapped apart, and how many heaps threads share.
@@ -21,7 +20,7 @@ def set_up_allocator() -> None:
     - Threads share two heaps instead of having one each, up to eight per processor: versions are loaded and dropped on
       various threads, and what stays behind between other things' blocks grew with every heap.
     """
-    choose = getattr(ctypes.CDLL(ctypes.util.find_library("c")), "mallopt", None)
+    choose = getattr(ctypes.CDLL(None), "mallopt", None)
     if choose is not None:
         choose(_M_MMAP_THRESHOLD, _LARGE_BYTES)
         choose(_M_ARENA_MAX, _HEAPS)
@@ -46,7 +45,6 @@ def available_bytes(proc: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sy
 
 def give_back_freed() -> None:
     """Return freed memory to the system, where the C library keeps it (glibc)."""
-    library = ctypes.CDLL(ctypes.util.find_library("c"))
-    trim = getattr(library, "malloc_trim", None)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -101,6 +101,13 @@ def test_a_bundle_is_proven_also_while_requests_leave_nothing_idle(claim):
         assert own.prove(claim(share=0.5), None).memory_bytes > 0
 
 
+def test_one_that_requests_left_no_time_for_is_not_the_bundles_fault(claim):
+    with closing(Prover()) as own:
+        own.pace.busy = True
+        with pytest.raises(ProvingError, match="tiny@1: not proven within 2 s, .* held back .* s for requests"):
+            own.prove(claim(endless(), timeout_s=2.0, engine="numpy", share=0.05), None)
+
+
 @pytest.mark.parametrize(
     ("network", "changes", "message"),
     [
