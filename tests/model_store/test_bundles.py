@@ -33,6 +33,22 @@ def test_good_bundle_loads_and_scores_its_golden_requests(folder):
     assert live.engine.cost_s(1, 128) > 0
 
 
+def test_loading_beside_requests_rests_after_compiling_and_after_the_golden_ones(folder):
+    steps = []
+
+    class Told(NumpyEngine):
+        def __init__(self, *arguments, **options):
+            steps.append("compiled")
+            super().__init__(*arguments, **options)
+
+        def run(self, batch):
+            steps.append("run")
+            return super().run(batch)
+
+    load_live(read_bundle(folder), Told, streams=1, warm=False, rest=lambda: steps.append("rest"))
+    assert steps == ["compiled", "rest", "run", "rest"]
+
+
 def test_the_same_content_gives_the_same_digest(tmp_path):
     for name in ("a", "b"):
         tiny.write_tiny_bundle(tmp_path / name)
