@@ -166,7 +166,7 @@ BROKEN = {
 @pytest.mark.parametrize("fault", BROKEN)
 async def test_a_broken_version_fails_by_name_and_disturbs_nothing(fault, serve, calls, store, tmp_path, monkeypatch):
     changes, settings, reason = BROKEN[fault]
-    given_back: list[int] = []
+    given_back = []
     monkeypatch.setattr("server.intake.give_back_freed", lambda: given_back.append(len(server._near)))
     server = await serve(**settings)
     call = calls(server)
