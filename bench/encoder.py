@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-import openvino
 import torch
 
 from bench.harness import BenchmarkError, Claim, Measured, markdown_table
@@ -23,6 +22,7 @@ from kernels.engine import LOGITS, ROW_REQUEST, FeatureBatch, TensorSpec
 from kernels.fused_encoder import FusedEncoder, instruction_sets
 from kernels.fusion import inlined, parse, take_out_encoder
 from kernels.openvino_engine import OpenVinoEngine
+from kernels.openvino_untold import openvino
 from ranker.export import export_encoder, export_onnx
 from ranker.minibatches import tensors
 from ranker.model import NetworkConfig, RankerNetwork

@@ -4,12 +4,12 @@ import queue
 from collections.abc import Sequence
 
 import numpy as np
-import openvino
 
 from kernels.cost import LinearCost, measure_cost
 from kernels.engine import LOGITS, ROW_REQUEST, EngineError, FeatureBatch, Rest, TensorSpec, no_rest
 from kernels.fused_encoder import FusedEncoder, instruction_sets, serves
 from kernels.fusion import ENCODED, inlined, parse, take_out_encoder
+from kernels.openvino_untold import openvino
 
 _PROPERTIES = {
     # One thread, the caller's: a model compiled for more streams hands every run to a thread of OpenVINO's own and

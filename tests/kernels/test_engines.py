@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -121,6 +124,20 @@ def test_damaged_network_is_an_engine_error(name, network):
 def test_openvino_names_inputs_that_the_manifest_does_not_declare():
     with pytest.raises(EngineError, match="the manifest declares"):
         engine_factory("openvino")(tiny.network(), SPECS[1:], heads=2, streams=1)
+
+
+def test_openvino_tells_nobody_that_it_is_used(tmp_path):
+    story = """
+import threading
+from kernels.opening import engine_factory
+engine_factory("openvino")
+print(threading.active_count())
+"""
+    # Nothing else of the environment: where CI is set it would tell nobody anyway.
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", story], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
+    assert not list(tmp_path.iterdir())  # it keeps an identity of the user's there
 
 
 def test_unknown_engine_names_those_there_are():
