@@ -309,11 +309,11 @@ def _in_a_child(claim: Claim, content: bytes, pace: Pace) -> _Answer:
 def _listened(reader: int, child: int, claim: Claim, pace: Pace) -> tuple[bytes, bool, float]:
     """Collect what a child writes, letting it run only for its share of the time.
 
-    Returns:
-        What it wrote, whether it ended by itself, and the seconds that it was held back beyond its share.
-
     Priorities do not do that: a core's two threads share what they compute with, and what runs on an idle one slows the
     other down.
+
+    Returns:
+        What it wrote, whether it ended by itself, and the seconds that it was held back beyond its share.
     """
     answer = bytearray()
     until_s = time.monotonic() + claim.timeout_s
