@@ -19,6 +19,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from feature_client.activity import Outcome, write_events
 from feature_client.groups import SequenceGroup
+from feature_client.redaction import said, secrets_of
 from feature_client.store import Store, StoreError
 
 _log = structlog.get_logger(__name__)
@@ -70,6 +71,7 @@ class StreamFollower:
         cluster = "+cluster" in url.partition("://")[0]
         make: Any = redis.RedisCluster if cluster else redis.Redis
         self._redis = make.from_url(url.replace("+cluster", "", 1), socket_timeout=10, socket_connect_timeout=2)
+        self._secrets = secrets_of(url)
         self._stream, self._consumer_group, self._name = stream, consumer_group, name
         self._store, self._group, self._batch = store, group, batch
         self._actions = {action.encode(): i for i, action in enumerate(group.actions)}
@@ -93,7 +95,7 @@ class StreamFollower:
                     await self._fold(await self._new())
                     pause_s = _PAUSE_FIRST_S
                 except (RedisError, StoreError, OSError) as error:
-                    _log.warning("action_stream_interrupted", error=str(error), pause_s=pause_s)
+                    _log.warning("action_stream_interrupted", error=said(error, self._secrets), pause_s=pause_s)
                     joined = False
                     try:
                         async with asyncio.timeout(pause_s * random.uniform(0.5, 1.5)):
@@ -162,10 +164,11 @@ class StreamFollower:
             self.counts.added += added
             self.counts.repeated += repeated
             self.counts.too_old += too_old
-        for (_, fields), reason in refused:
+        for (number, fields), reason in refused:
             await self._redis.xadd(f"{self._stream}:refused", {**fields, b"reason": reason}, maxlen=10_000)
             self.counts.refused += 1
-            _log.warning("action_refused", reason=reason)
+            # The reason quotes the entry, which is some user's.
+            _log.warning("action_refused", entry=number.decode(), see=f"{self._stream}:refused")
         await self._redis.xack(self._stream, self._consumer_group, *(number for number, _ in entries))
         await self._trim()
 

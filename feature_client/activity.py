@@ -12,10 +12,10 @@ import numpy as np
 
 from feature_client.codec import decode_sequence, encode_sequence
 from feature_client.groups import SequenceGroup
-from feature_client.store import Store, StoreError
+from feature_client.store import Store
 
-#: Actions of one write to the store: folding more at once would keep the event loop from ranking for milliseconds.
-_BATCH_MAX = 256
+#: Actions of one write to the store: folding so many into sequences of 100 keeps the event loop from ranking for 1 ms.
+_BATCH_MAX = 64
 #: Actions that may wait for a write.
 _WAITING_MAX = 20_000
 
@@ -100,47 +100,73 @@ class ActivityWriter:
             QueueFullError: they were not taken.
             StoreError: they may not have been stored; sending them again does no harm.
         """
+        if not len(events):
+            return np.zeros(0, np.uint8)
         if self._waiting and self._waiting_actions + len(events) > _WAITING_MAX:
             raise QueueFullError(f"{self._waiting_actions} actions wait to be stored; send again in a second")
         self._waiting_actions += len(events)
-        waiting = _Waiting(user_ids, events, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
+        done: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(user_ids, events, np.zeros(len(events), np.uint8), done))
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write())
-        return await waiting.outcome
+        return await done
 
     async def _write(self) -> None:
         """Write what waits, as long as something does; what comes meanwhile goes into the next batch."""
         while self._waiting:
-            batch = [self._waiting.popleft()]
-            size = len(batch[0].events)
-            while self._waiting and size + len(self._waiting[0].events) <= _BATCH_MAX:
-                batch.append(self._waiting.popleft())
-                size += len(batch[-1].events)
-            self._waiting_actions -= size
+            batch = self._next_batch()
+            if not batch:
+                return
             try:
                 outcome = await write_events(
                     self._store,
                     self._group,
-                    np.concatenate([waiting.user_ids for waiting in batch]),
-                    np.concatenate([waiting.events for waiting in batch]),
+                    np.concatenate([waiting.user_ids[part] for waiting, part in batch]),
+                    np.concatenate([waiting.events[part] for waiting, part in batch]),
                 )
-            except StoreError as error:
-                for waiting in batch:
-                    if not waiting.outcome.done():  # done: the caller hung up
-                        waiting.outcome.set_exception(error)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the callers hear of it, and the next are served
+                for waiting, _ in batch:
+                    if not waiting.done.done():  # done: the caller hung up
+                        waiting.done.set_exception(error)
+            else:
+                start = 0
+                for waiting, part in batch:
+                    length = part.stop - part.start
+                    waiting.outcome[part] = outcome[start : start + length]
+                    start += length
+                    if part.stop == len(waiting.events) and not waiting.done.done():
+                        waiting.done.set_result(waiting.outcome)
+            await asyncio.sleep(0)  # a store in memory has nothing to wait for
+
+    def _next_batch(self) -> list[tuple[_Waiting, slice]]:
+        """Take actions for one write from those who wait; who has more than fit goes to the end of the line."""
+        batch: list[tuple[_Waiting, slice]] = []
+        room = _BATCH_MAX
+        while self._waiting and room:
+            waiting = self._waiting.popleft()
+            left = len(waiting.events) - waiting.taken
+            if waiting.done.done():  # it hung up, or heard of a failure: nobody counts on the rest
+                self._waiting_actions -= left
                 continue
-            splits = np.cumsum([len(waiting.events) for waiting in batch])[:-1]
-            for waiting, own in zip(batch, np.split(outcome, splits), strict=True):
-                if not waiting.outcome.done():
-                    waiting.outcome.set_result(own)
+            size = min(room, left)
+            batch.append((waiting, slice(waiting.taken, waiting.taken + size)))
+            waiting.taken += size
+            room -= size
+            self._waiting_actions -= size
+            if size < left:
+                self._waiting.append(waiting)
+        return batch
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Waiting:
+    """A caller's actions, how many of them were taken for a write, and what became of those that were written."""
+
     user_ids: np.ndarray
     events: np.ndarray
-    outcome: asyncio.Future[np.ndarray]
+    outcome: np.ndarray
+    done: asyncio.Future[np.ndarray]
+    taken: int = 0
 
 
 async def write_events(store: Store, group: SequenceGroup, user_ids: np.ndarray, events: np.ndarray) -> np.ndarray:

@@ -5,14 +5,9 @@ from urllib.parse import unquote, urlsplit
 
 from feature_client.embedded import EmbeddedStore
 from feature_client.memory import MemoryStore
+from feature_client.redaction import redacted
 from feature_client.redis_store import RedisClusterStore, RedisStore
 from feature_client.store import Store, StoreConfigError
-
-
-def redacted(url: str) -> str:
-    """Return a store's URL without user, password and options, for logs and messages."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def open_store(url: str, *, read_only: bool = False, create: bool = True) -> Store:
@@ -33,12 +28,17 @@ def open_store(url: str, *, read_only: bool = False, create: bool = True) -> Sto
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        raise StoreConfigError(f"the feature store's URL cannot be read: {error}") from error
+        # Its text quotes user and password.
+        raise StoreConfigError(
+            f"the feature store's URL {redacted(url)!r} cannot be read: percent-encode special characters of user and "
+            "password, and put an IPv6 address into brackets"
+        ) from error
     match parts.scheme:
         case "lmdb":
             if parts.netloc or not parts.path.startswith("/") or parts.query or parts.fragment:
                 raise StoreConfigError(
-                    f"an lmdb URL is lmdb:///absolute/path: three slashes, `?` and `#` as %3F and %23; got {url!r}"
+                    "an lmdb URL is lmdb:///absolute/path: three slashes, `?` and `#` as %3F and %23; got "
+                    f"{redacted(url)!r}"
                 )
             return EmbeddedStore(Path(unquote(parts.path)), read_only=read_only, create=create)
         case "redis" | "rediss":

@@ -17,6 +17,7 @@ from redis.retry import Retry
 
 from feature_client.breaker import Breaker
 from feature_client.quantile import RunningQuantile
+from feature_client.redaction import redacted, said, secrets_of
 from feature_client.store import StoreConfigError, StoreUnavailableError
 
 Command = tuple[bytes | str | int, ...]
@@ -70,7 +71,13 @@ class RedisNode:
                 retry=Retry(NoBackoff(), 0),
             )
         except ValueError as error:
-            raise StoreConfigError(f"unusable Redis URL: {error}") from error
+            # Its text may quote the password, where that has a `/` or another character of a URL's own.
+            option = str(error) if str(error).startswith("Invalid value for") else "the port must be a number"
+            raise StoreConfigError(
+                f"unusable Redis URL {redacted(url)!r}: {option}; percent-encode special characters of user and "
+                "password"
+            ) from None
+        self._secrets = secrets_of(url)
         self._pool.connection_kwargs.update(overrides)
         kwargs = self._pool.connection_kwargs
         self.name = str(kwargs.get("path") or f"{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}")
@@ -112,7 +119,7 @@ class RedisNode:
         except AuthenticationError as error:
             self._failed(loop)
             raise RedisRefusedError(
-                f"Redis at {self.name} refused the user or password of the store URL: {error}"
+                f"Redis at {self.name} refused the user or password of the store URL: {said(error, self._secrets)}"
             ) from error
         except TimeoutError as error:
             self._failed(loop)
@@ -121,7 +128,7 @@ class RedisNode:
             ) from error
         except (RedisError, OSError) as error:
             self._failed(loop)
-            raise StoreUnavailableError(f"Redis at {self.name} failed: {error}") from error
+            raise StoreUnavailableError(f"Redis at {self.name} failed: {said(error, self._secrets)}") from error
         self.breaker.succeeded()
         self._slow.observe(max(1e-6, loop.time() - start_s))
         return replies
@@ -179,33 +186,33 @@ class RedisNode:
             reused = connection.is_connected
             try:
                 try:
-                    return await _exchange(connection, commands)
+                    return await self._exchange(connection, commands)
                 except (RedisConnectionError, OSError):
                     if not reused:
                         raise
                 # The server was restarted, or dropped idle connections: the others are broken too.
                 for other in self._free:
                     await other.disconnect(nowait=True)
-                return await _exchange(connection, commands)
+                return await self._exchange(connection, commands)
             finally:
                 self._free.append(connection)
 
+    async def _exchange(self, connection: AbstractConnection, commands: Sequence[Command]) -> list[Reply]:
+        """Send commands and read their replies; whatever goes wrong, no reply is left for the next to read.
 
-async def _exchange(connection: AbstractConnection, commands: Sequence[Command]) -> list[Reply]:
-    """Send commands and read their replies; whatever goes wrong, no reply is left for the next to read.
-
-    On redis-py's connection without its command layer, packing and pool: those cost 0.3 ms a call of 228 keys.
-    """
-    try:
-        packed: list[bytes] = [hiredis.pack_command(command) for command in commands]  # type: ignore[arg-type]
-        await connection.send_packed_command(b"".join(packed))
-        replies: list[Reply] = []
-        for _ in commands:
-            try:
-                replies.append(await connection.read_response(disable_decoding=True))
-            except ResponseError as error:
-                replies.append(error)
-    except BaseException:
-        await connection.disconnect(nowait=True)
-        raise
-    return replies
+        On redis-py's connection without its command layer, packing and pool: those cost 0.3 ms a call of 228 keys.
+        """
+        try:
+            packed: list[bytes] = [hiredis.pack_command(command) for command in commands]  # type: ignore[arg-type]
+            await connection.send_packed_command(b"".join(packed))
+            replies: list[Reply] = []
+            for _ in commands:
+                try:
+                    replies.append(await connection.read_response(disable_decoding=True))
+                except ResponseError as error:
+                    error.args = (said(error, self._secrets),)  # whoever shows it
+                    replies.append(error)
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return replies

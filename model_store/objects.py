@@ -17,11 +17,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from feature_client.redaction import hidden
+
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 #: Names beginning so are no objects: writers' unfinished files.
 _UNFINISHED = ".unfinished-"
+_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+#: In the XML of a refusal.
+_CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 _SAFE = re.compile(r"^[a-z0-9][a-z0-9._-]*(/[a-z0-9][a-z0-9._-]*)*$")
 
 
@@ -91,6 +96,8 @@ def open_objects(url: str | Path) -> Objects:
     if scheme == "file":
         return FolderObjects(Path(text.removeprefix("file://")))
     if scheme == "s3":
+        if "@" in text:
+            raise ModelStoreError("model store s3://...: leave the keys out of the URL; AWS_* variables hold them")
         return BucketObjects(text)
     raise ModelStoreError(f"model store {text!r}: use a folder, or s3://bucket/prefix")
 
@@ -280,5 +287,9 @@ def _bucket_explained(where: str) -> Iterator[None]:
     try:
         yield
     except BaseError as error:
-        reason = str(error).partition("\n")[0]
+        # A bucket's answer quotes the key, and what was signed with it.
+        reason = str(error).partition("\n")[0].partition("<")[0].strip()
+        if code := _CODE.search(str(error)):
+            reason = f"{reason} {code[1]}"
+        reason = hidden(reason, (os.environ[name] for name in _KEYS if name in os.environ))
         raise ModelStoreError(f"model store {where}: {reason} (credentials and endpoint: AWS_* variables)") from error

@@ -110,7 +110,8 @@ def fill(
     Example: [bold]pinrank data fill my-data --store models --model mine --feature-store lmdb:///var/lib/features[/]
     """
     with explained():
-        from feature_client.opening import open_store, redacted  # noqa: PLC0415
+        from feature_client.opening import open_store  # noqa: PLC0415
+        from feature_client.redaction import redacted  # noqa: PLC0415
         from feature_client.store import StoreError  # noqa: PLC0415
         from model_store.bundle import EMBEDDINGS  # noqa: PLC0415
         from model_store.store import open_model_store  # noqa: PLC0415

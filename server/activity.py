@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 
@@ -13,22 +14,24 @@ from feature_client.activity import ActivityWriter, Outcome, QueueFullError
 from feature_client.groups import SequenceGroup
 from feature_client.store import Store, StoreError
 from pinrank.v1 import activity_pb2
-from server.edge import abort
 from server.errors import (
     DrainingError,
     FieldViolation,
     InvalidRequestError,
     NotRecordingError,
-    RankError,
     RecordingFullError,
     StoreDownError,
 )
 from server.metrics import Metrics
+from server.status import listed
 
 SERVICE = "pinrank.v1.ActivityService"
 #: Clocks of producers differ; an action from further ahead would stand first in its sequence for as long.
 _AHEAD_MAX_MS = 60_000
 _VIOLATIONS_MAX = 10
+_SHOWN_MAX = 60
+#: Actions that are checked before the event loop is given away for a moment: half a millisecond.
+_SLICE = 256
 
 _Context = grpc.aio.ServicerContext[activity_pb2.RecordRequest, activity_pb2.RecordResponse]
 
@@ -70,23 +73,18 @@ class ActivityEdge:
             },
         )
 
-    async def record(self, request: activity_pb2.RecordRequest, context: _Context) -> activity_pb2.RecordResponse:
-        return await self._answer(_one(request), context)
+    async def record(self, request: activity_pb2.RecordRequest, _: _Context) -> activity_pb2.RecordResponse:
+        return await self._answer(_one(request))
 
     async def record_stream(
-        self, requests: AsyncIterator[activity_pb2.RecordRequest], context: _Context
+        self, requests: AsyncIterator[activity_pb2.RecordRequest], _: _Context
     ) -> activity_pb2.RecordResponse:
-        return await self._answer(requests, context)
+        return await self._answer(requests)
 
-    async def _answer(
-        self, requests: AsyncIterator[activity_pb2.RecordRequest], context: _Context
-    ) -> activity_pb2.RecordResponse:
+    async def _answer(self, requests: AsyncIterator[activity_pb2.RecordRequest]) -> activity_pb2.RecordResponse:
         counts = np.zeros(len(Outcome), np.int64)
-        try:
-            async for request in requests:
-                counts += await self._store(request.actions)
-        except RankError as error:
-            await abort(context, error)
+        async for request in requests:
+            counts += await self._store(request.actions)
         return activity_pb2.RecordResponse(
             added=counts[Outcome.ADDED], repeated_actions=counts[Outcome.REPEATED], too_old=counts[Outcome.TOO_OLD]
         )
@@ -100,8 +98,7 @@ class ActivityEdge:
             raise NotRecordingError("this server does not record actions; set record_actions = true")
         if not actions:
             return np.zeros(len(Outcome), np.int64)
-        known = _check(sequences, actions)
-        users = np.array([a.user_id for a in actions], np.uint64)
+        users, known = await _checked(sequences, actions)
         best = np.full(len(actions), len(Outcome))
         for sequence, (events, into) in zip(sequences, known, strict=True):
             if not len(into):
@@ -119,58 +116,74 @@ class ActivityEdge:
         return counts
 
 
-def _check(
+async def _checked(
     sequences: Sequence[_Sequence], actions: Sequence[activity_pb2.Action]
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return by sequence the events that its group knows, structured[E], and their positions, int64[E].
+) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+    """Check a call's actions, a slice at a time: what else waits for the event loop gets it in between.
+
+    Returns:
+        uint64[E], the users, and by sequence the events that its group knows, structured[E], with their positions,
+        int64[E].
 
     Raises:
-        InvalidRequestError: names the first actions at fault.
+        InvalidRequestError: names the first actions at fault, and says how many more problems there are.
     """
     latest_ms = int(time.time() * 1e3) + _AHEAD_MAX_MS
-    problems: list[FieldViolation] = []
+    users = np.zeros(len(actions), np.uint64)
     found: list[tuple[list[tuple[int, int, int, int, int]], list[int]]] = [([], []) for _ in sequences]
-    for i, a in enumerate(actions):
-        known = False
-        for sequence, (events, into) in zip(sequences, found, strict=True):
-            action, surface = sequence.actions.get(a.action), sequence.surfaces.get(a.surface)
-            if action is not None and surface is not None:
-                known = True
-                events.append((a.pin_id, a.time_ms, a.event_id, action, surface))
-                into.append(i)
-        if not known:
-            problems += _unknown(sequences, f"actions[{i}]", a)
-        if a.event_id == 0:
-            problems.append(FieldViolation(f"actions[{i}].event_id", "0; give every action an id of its own"))
-        if not 0 < a.time_ms <= latest_ms:
-            problems.append(
-                FieldViolation(
-                    f"actions[{i}].time_ms",
-                    f"{a.time_ms} is no Unix time in milliseconds between 0 and now ({latest_ms - _AHEAD_MAX_MS})",
-                )
-            )
-        if len(problems) >= _VIOLATIONS_MAX:
-            break
+    problems: list[FieldViolation] = []
+    more = 0
+    for start in range(0, len(actions), _SLICE):
+        if start:
+            await asyncio.sleep(0)
+        for i, a in enumerate(actions[start : start + _SLICE], start):
+            users[i] = a.user_id
+            known = False
+            for sequence, (events, into) in zip(sequences, found, strict=True):
+                action, surface = sequence.actions.get(a.action), sequence.surfaces.get(a.surface)
+                if action is not None and surface is not None:
+                    known = True
+                    events.append((a.pin_id, a.time_ms, a.event_id, action, surface))
+                    into.append(i)
+            if not known or a.event_id == 0 or not 0 < a.time_ms <= latest_ms:
+                of_one = _problems(sequences, f"actions[{i}]", a, latest_ms, known=known)
+                room = max(0, _VIOLATIONS_MAX - len(problems))
+                problems += of_one[:room]
+                more += len(of_one[room:])
     if problems:
-        raise InvalidRequestError(problems)
-    return [(np.array(events, SequenceGroup.dtype), np.array(into, np.int64)) for events, into in found]
+        raise InvalidRequestError(problems, more)
+    return users, [(np.array(events, SequenceGroup.dtype), np.array(into, np.int64)) for events, into in found]
+
+
+def _problems(
+    sequences: Sequence[_Sequence], where: str, action: activity_pb2.Action, latest_ms: int, *, known: bool
+) -> list[FieldViolation]:
+    problems = [] if known else _unknown(sequences, where, action)
+    if action.event_id == 0:
+        problems.append(FieldViolation(f"{where}.event_id", "0; give every action an id of its own"))
+    if not 0 < action.time_ms <= latest_ms:
+        now_ms = latest_ms - _AHEAD_MAX_MS
+        problems.append(
+            FieldViolation(
+                f"{where}.time_ms", f"{action.time_ms} is no Unix time in milliseconds between 0 and now ({now_ms})"
+            )
+        )
+    return problems
 
 
 def _unknown(sequences: Sequence[_Sequence], where: str, action: activity_pb2.Action) -> list[FieldViolation]:
-    names = sorted(set().union(*(sequence.actions for sequence in sequences)))
-    surfaces = sorted(set().union(*(sequence.surfaces for sequence in sequences)))
     problems = []
-    if action.action not in names:
-        problems.append(
-            FieldViolation(f"{where}.action", f"unknown action {action.action[:60]!r}; there are {', '.join(names)}")
-        )
-    if action.surface not in surfaces:
-        problems.append(
-            FieldViolation(
-                f"{where}.surface", f"unknown surface {action.surface[:60]!r}; there are {', '.join(surfaces)}"
+    for field, name, vocabularies in (
+        ("action", action.action, [sequence.actions for sequence in sequences]),
+        ("surface", action.surface, [sequence.surfaces for sequence in sequences]),
+    ):
+        if not any(name in vocabulary for vocabulary in vocabularies):
+            known = listed(sorted(set().union(*vocabularies)))
+            problems.append(
+                FieldViolation(f"{where}.{field}", f"unknown {field} {name[:_SHOWN_MAX]!r}; there are {known}")
             )
-        )
-    return problems or [FieldViolation(where, f"no served model knows {action.action!r} on {action.surface!r}")]
+    shown = f"{action.action[:_SHOWN_MAX]!r} on {action.surface[:_SHOWN_MAX]!r}"
+    return problems or [FieldViolation(where, f"no served model knows {shown}")]
 
 
 async def _one(request: activity_pb2.RecordRequest) -> AsyncIterator[activity_pb2.RecordRequest]:

@@ -17,7 +17,8 @@ from grpc_reflection.v1alpha import reflection
 
 from feature_client.fetcher import FeatureNeeds, Fetched, fetch
 from feature_client.near_cache import NearCache, near_caches
-from feature_client.opening import open_store, redacted
+from feature_client.opening import open_store
+from feature_client.redaction import redacted
 from feature_client.store import Store
 from kernels.opening import default_streams, engine_factory
 from model_store.pacing import Pace
@@ -27,6 +28,7 @@ from pinrank.v1 import activity_pb2, models_pb2, ranking_pb2  # noqa: F401 - ref
 from server import activity, model_service
 from server.activity import ActivityEdge
 from server.admission import Admission, Overload
+from server.calls import CallBoundary
 from server.config import ConfigError, ServerConfig
 from server.earliest_deadline import EarliestDeadlineFirst, Lane
 from server.edge import SERVICE, RankingEdge
@@ -71,7 +73,9 @@ class Server:
         self._shared_port = shared_port
         self._metrics = Metrics()
         self._streams = config.engine_streams or default_streams(config.engine, cores())
-        self._store: Store = open_store(config.feature_store, read_only=not config.record_actions, create=False)
+        self._store: Store = open_store(
+            config.feature_store.get_secret_value(), read_only=not config.record_actions, create=False
+        )
         self._near: dict[bytes, NearCache] = {}
         self._activity = ActivityEdge(self._metrics)
         #: Versions in memory, by digest.
@@ -134,7 +138,7 @@ class Server:
             labels={label: served.live.manifest.ref for label, served in models.by_label.items()},
             engine=config.engine,
             streams=self._streams,
-            feature_store=redacted(config.feature_store),
+            feature_store=redacted(config.feature_store.get_secret_value()),
         )
 
     def _new_runner(self, pace: Pace) -> Runner:
@@ -216,7 +220,8 @@ class Server:
                 ("grpc.max_receive_message_length", config.message_bytes_max),
                 # With port sharing on, a second server on the port would silently take half of the calls.
                 ("grpc.so_reuseport", int(self._shared_port)),
-            )
+            ),
+            interceptors=(CallBoundary(),),
         )
         self._opened.push_async_callback(self._grpc.stop, 0)
         self._grpc.add_generic_rpc_handlers(

@@ -71,7 +71,7 @@ def serve(
     }  # fmt: skip
     try:
         settings = load_config(config, options)
-        configure_logs(settings.log_level, settings.log_format)
+        configure_logs(settings.log_level, settings.log_format, settings.secrets())
         if settings.processes > 1:
             serve_processes(settings)
         else:

@@ -7,7 +7,16 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FilePath, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FilePath,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -17,6 +26,7 @@ from pydantic_settings import (
 )
 
 from feature_client.groups import Name
+from feature_client.redaction import secrets_of
 from kernels.opening import ENGINES
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -27,6 +37,8 @@ PREFIX = "PINRANK_"
 _NESTED = ("surfaces", "swap", "guard", "shadow")
 #: What Kubernetes sets for a Service that is called pinrank.
 _SERVICE_LINKS = ("PINRANK_SERVICE_", "PINRANK_PORT")
+#: Read by the model store's client, not by us.
+_BUCKET_KEYS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
 class ConfigError(Exception):
@@ -113,7 +125,9 @@ class ShadowConfig(BaseModel):
 class ServerConfig(BaseSettings):
     """The server's settings. Port 0 takes a free one and logs it."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix=PREFIX, env_nested_delimiter="__")
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix=PREFIX, env_nested_delimiter="__", hide_input_in_errors=True
+    )
 
     host: str = "127.0.0.1"
     grpc_port: Port = 50051
@@ -139,8 +153,8 @@ class ServerConfig(BaseSettings):
     #: Runs in flight at once; 0 takes one per processor core, on a GPU three.
     engine_streams: Annotated[int, Field(ge=0, le=256)] = 0
 
-    #: lmdb:///path, redis://host:port/db, redis+cluster://host:port or memory://
-    feature_store: str
+    #: lmdb:///path, redis://host:port/db, redis+cluster://host:port or memory://; may hold a password.
+    feature_store: SecretStr
     #: The share of a request's time budget that its feature reads may use before defaults stand in.
     fetch_budget_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
 
@@ -182,6 +196,11 @@ class ServerConfig(BaseSettings):
 
     def surface(self, name: str) -> SurfaceConfig:
         return self.surfaces.get(name, SurfaceConfig())
+
+    def secrets(self) -> frozenset[str]:
+        """Return what no log line may hold: the store's password, and the keys of a bucket."""
+        keys = {os.environ[name] for name in _BUCKET_KEYS if name in os.environ}
+        return secrets_of(self.feature_store.get_secret_value()) | keys
 
 
 _LISTED = set(get_args(ServerConfig.model_fields["engine"].annotation))

@@ -1,28 +1,22 @@
-"""The gRPC edge: the only file that knows calls, statuses and trailers."""
+"""The edge of Rank: from bytes to bytes, every outcome counted and timed."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
-import structlog
-from google.protobuf import any_pb2
-from google.rpc import error_details_pb2, status_pb2
-from grpc_status import rpc_status
 
 from server.config import ServerConfig
-from server.errors import STATUS, DrainingError, InternalError, InvalidRequestError, OverloadedError, RankError
+from server.errors import DrainingError, InternalError, RankError
 from server.metrics import Metrics
 from server.pipeline import Pipeline, Ranking
 from server.recent import RecentRequests
 from server.served import ServedModels
 from server.shadow import Shadow
+from server.status import code_of
 from server.wire import parse_request, to_query, to_response
-
-_log = structlog.get_logger(__name__)
 
 SERVICE = "pinrank.v1.RankingService"
 
@@ -56,12 +50,8 @@ class RankingEdge:
         return grpc.method_handlers_generic_handler(SERVICE, {"Rank": rank})
 
     async def rank(self, content: bytes, context: _Context) -> bytes:
-        try:
-            return await self._answer(content, context.time_remaining())
-        except RankError as error:
-            if STATUS[type(error)] == grpc.StatusCode.INTERNAL:
-                _log.error("request_failed", error=str(error), exc_info=error.__cause__)
-            await abort(context, error)
+        """Answer one call. Raises a RankError, which ends it."""
+        return await self._answer(content, context.time_remaining())
 
     async def _answer(self, content: bytes, remaining_s: float | None) -> bytes:
         """Parse, rank and serialise one call; every outcome is counted before it leaves."""
@@ -85,7 +75,7 @@ class RankingEdge:
             self._recent.note(query, ranking, time.monotonic())
             self._shadow.offer(query, ranking)
         except RankError as error:
-            code = STATUS[type(error)]
+            code = code_of(error)
             if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
                 self._metrics.refusal_seconds.observe(time.perf_counter() - start, surface)
             raise
@@ -114,24 +104,3 @@ class RankingEdge:
             self._metrics.stage_seconds.observe(seconds, stage)
         for kind in ranking.degradation:
             self._metrics.degraded[kind].inc()
-
-
-async def abort(context: grpc.aio.ServicerContext[Any, Any], error: RankError) -> NoReturn:
-    """End a call with an error's status, and google.rpc.Status details where there are any."""
-    code = STATUS[type(error)]
-    trailer: list[tuple[str, str | bytes]] = []
-    match error:
-        case InvalidRequestError(violations=violations):
-            details = error_details_pb2.BadRequest(
-                field_violations=[
-                    error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
-                    for v in violations
-                ]
-            )
-            packed = any_pb2.Any()
-            packed.Pack(details)
-            status = status_pb2.Status(code=code.value[0], message=str(error), details=[packed])
-            trailer.extend(rpc_status.to_status(status).trailing_metadata)
-        case OverloadedError(retry_after_s=retry_after_s):
-            trailer.append(("grpc-retry-pushback-ms", str(max(1, round(retry_after_s * 1e3)))))
-    await context.abort(code, str(error), tuple(trailer))

@@ -9,6 +9,7 @@ RankError
 ├── StoreDownError           the feature store took no actions
 ├── DrainingError            the server is shutting down
 ├── ScoringError             the engine failed this request's batch
+├── StatusError              ends with the status that it names (ModelService)
 └── InternalError            a fault of the server's own: its log has it, the caller only hears of it
 """
 
@@ -32,9 +33,12 @@ class FieldViolation:
 
 
 class InvalidRequestError(RankError):
-    def __init__(self, violations: list[FieldViolation]) -> None:
+    """Attributes: `violations`, and `more`, how many were found beyond them."""
+
+    def __init__(self, violations: list[FieldViolation], more: int = 0) -> None:
         super().__init__("; ".join(f"{v.field}: {v.description}" for v in violations))
         self.violations = violations
+        self.more = more
 
 
 class OverloadedError(RankError):
@@ -65,6 +69,12 @@ class DrainingError(RankError):
 
 class ScoringError(RankError):
     pass
+
+
+class StatusError(RankError):
+    def __init__(self, code: grpc.StatusCode, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
 
 
 class InternalError(RankError):

@@ -136,6 +136,7 @@ def follow(
     What is no action goes to the stream's neighbour STREAM:refused, with the reason.
     """
     from feature_client.action_stream import FollowerCounts, StreamFollower  # noqa: PLC0415
+    from feature_client.redaction import redacted, secrets_of  # noqa: PLC0415
     from server.logs import configure_logs  # noqa: PLC0415
 
     sequence = _manifest(model_store, model, label).sequence
@@ -143,8 +144,10 @@ def follow(
         fail(f"model {model} reads no action sequence")
     url = stream_url or feature_store
     if not url.startswith("redis"):
-        fail(f"the stream must be in Redis: set --stream-url redis://host:port/db (the feature store is {url})")
-    configure_logs("info", "auto")
+        fail(
+            f"the stream must be in Redis: set --stream-url redis://host:port/db (the feature store is {redacted(url)})"
+        )
+    configure_logs("info", "auto", secrets_of(url) | secrets_of(feature_store))
 
     async def run() -> FollowerCounts:
         stop = asyncio.Event()

@@ -1,12 +1,30 @@
+"""Events to standard error, one a line: without secrets, without what users sent, bounded in length and number."""
+
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
+import json
 import logging
+import re
 import sys
-from typing import Literal, TextIO, cast
+import threading
+import time
+from collections.abc import Iterable, Mapping, MutableMapping
+from typing import Any, Literal, TextIO, cast
 
+import grpc.aio
 import structlog
+from structlog.typing import EventDict, ExcInfo, Processor, WrappedLogger
+
+from feature_client.redaction import hidden
+from server.log_limits import LINE_BYTES_MAX, EventRates, Withhold, described, fitted
+
+#: Where a library begins to quote what it was given: a method's name, a task's result, a server's reply.
+_QUOTES = re.compile(r"[^A-Za-z ,.'_-]|'")
+#: Our own modules that log as libraries do.
+_OURS = ("kernels.", "ranker.")
 
 
 class _Stderr(io.TextIOBase):
@@ -19,32 +37,124 @@ class _Stderr(io.TextIOBase):
         return len(text)
 
 
+class _Limits:
+    """The process's rates, asked from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.rates = EventRates()
+
+    def __call__(self, _logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+        now_s = time.monotonic()
+        with self._lock:
+            decision = self.rates.decide(_kind(event), now_s)
+            untold = self.rates.untold(now_s)
+        for name, lines in untold.items():
+            structlog.get_logger(__name__).warning("log_lines_withheld", of=name, lines=lines)
+        if isinstance(decision, Withhold):
+            raise structlog.DropEvent
+        if decision.withheld:
+            event["withheld_before"] = decision.withheld
+        return event
+
+    def tell_rest(self) -> None:
+        """Write what was withheld and not told yet, at the process's end."""
+        with self._lock:
+            untold = self.rates.untold(float("inf"))
+        for name, lines in untold.items():
+            structlog.get_logger(__name__).warning("log_lines_withheld", of=name, lines=lines)
+
+
+_limits = _Limits()
+atexit.register(_limits.tell_rest)
+
+
+def withheld_lines() -> Mapping[str, int]:
+    """Return how many lines were left out since the process's start, by event, as they came too often."""
+    return _limits.rates.withheld.copy()
+
+
+def _kind(event: EventDict) -> str:
+    return f"{event['event']} {event['logger']}" if event["event"] == "library" else str(event["event"])
+
+
 class _Forward(logging.Handler):
     """Hands what libraries log (gRPC, asyncio) to the same stream, in the same form."""
 
+    def __init__(self, *, quote: bool) -> None:
+        super().__init__()
+        self._quote = quote
+
     def emit(self, record: logging.LogRecord) -> None:
+        log = structlog.get_logger(record.name)
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, grpc.aio.InternalError):
+            # gRPC could not send a status or an answer, as the call's caller had ended it: no fault of anyone's.
+            log.debug("caller_gone", logger=record.name)
+            return
+        tell = log.error if record.levelno >= logging.ERROR else log.warning
         try:
-            log = structlog.get_logger(record.name)
-            tell = log.error if record.levelno >= logging.ERROR else log.warning
-            tell("library", logger=record.name, message=record.getMessage(), exc_info=record.exc_info)
+            said = record.getMessage()
         except (KeyError, TypeError, ValueError):  # a malformed record must not fail the library that made it
-            self.handleError(record)
+            said = str(record.msg)
+        whole = self._quote or record.name.startswith(_OURS)
+        message = said if whole else _QUOTES.split(said, maxsplit=1)[0].strip()
+        tell("library", logger=record.name, message=message, at=f"{record.pathname}:{record.lineno}", exc_info=error)
 
 
-def configure_logs(level: str, form: Literal["auto", "json", "console"]) -> None:
-    """Send one event a line to standard error: JSON for machines, columns for people."""
+def _uncaught(args: threading.ExceptHookArgs) -> None:
+    if args.exc_value is not None and args.exc_type is not SystemExit:
+        name = args.thread.name if args.thread else "unknown"
+        structlog.get_logger(__name__).error("thread_failed", thread=name, exc_info=args.exc_value)
+
+
+def _exceptions(*, quote: bool, people: bool) -> Processor:
+    """Make the processor that turns `exc_info` into types and frames; structlog's own shows the frames' variables."""
+
+    def show(exc_info: ExcInfo) -> Any:
+        found = described(exc_info[1], quote=quote)
+        if not people:
+            return found
+        lines = []
+        for one in found:
+            lines.append(f"{one['type']}{': ' + one['text'] if 'text' in one else ''}")
+            lines += [f"  {frame}" for frame in one["frames"]]
+        return "\n".join(lines)
+
+    return structlog.processors.ExceptionRenderer(show)
+
+
+def configure_logs(level: str, form: Literal["auto", "json", "console"], secrets: Iterable[str] = ()) -> None:
+    """Send one event a line to standard error: JSON for machines, columns for people.
+
+    Args:
+        level: below it nothing is written. Only at `debug` do lines hold what users sent.
+        form: `auto` writes for people on a terminal and JSON elsewhere.
+        secrets: what no line may hold, should anything that is logged quote it.
+    """
     people = sys.stderr.isatty() if form == "auto" else form == "console"
-    renderer = structlog.dev.ConsoleRenderer() if people else structlog.processors.JSONRenderer()
+    number = logging.getLevelNamesMapping()[level.upper()]
+    quote = number <= logging.DEBUG
+    colors = sys.stderr.isatty()
+    columns = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
+    renderer: Any = columns if people else structlog.processors.JSONRenderer()
+    forms = {form for secret in secrets for form in (secret, json.dumps(secret)[1:-1], repr(secret)[1:-1])}
+
+    def line(logger: WrappedLogger, name: str, event: MutableMapping[str, Any]) -> str:
+        return hidden(fitted(lambda fields: str(renderer(logger, name, dict(fields))), event, LINE_BYTES_MAX), forms)
+
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            _limits,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.dict_tracebacks if not people else structlog.processors.StackInfoRenderer(),
-            renderer,
+            _exceptions(quote=quote, people=people),
+            line,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Stderr())),
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(handlers=[_Forward()], level=logging.WARNING, force=True)
+    logging.basicConfig(handlers=[_Forward(quote=quote)], level=logging.WARNING, force=True)
+    threading.excepthook = _uncaught

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
@@ -15,14 +17,16 @@ from model_store.bundle import BundleError
 from model_store.history import share_of
 from model_store.objects import ModelStoreError, MovedError, NoVersionError, RefusedError
 from pinrank.v1 import models_pb2
-from server.config import ServerConfig
+from server.config import ConfigError, ServerConfig
+from server.errors import StatusError
 from server.guard import Breach, Healthy, TooEarly
 from server.hot_swap import Held, HotSwap
 from server.served import ServedModels
 from server.shadow import Shadow
+from server.status import within
 
 SERVICE = "pinrank.v1.ModelService"
-_BEARER = "Bearer "
+_BEARER = b"Bearer "
 #: The first that an error is one of.
 _STATUS: dict[type[Exception], grpc.StatusCode] = {
     NoVersionError: grpc.StatusCode.NOT_FOUND,
@@ -32,10 +36,40 @@ _STATUS: dict[type[Exception], grpc.StatusCode] = {
     ModelStoreError: grpc.StatusCode.UNAVAILABLE,
 }
 _CALLER_MAX = 80
+#: A network's errors can name all of its thousands of tensors.
+_REASON_BYTES_MAX = 4_000
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Request = TypeVar("_Request", bound=Message)
 _Response = TypeVar("_Response", bound=Message)
+
+
+class TokenDigest:
+    """A token as its SHA-256: what compares tokens can show none."""
+
+    def __init__(self, token: bytes) -> None:
+        self._digest = hashlib.sha256(token).digest()
+
+    def is_in(self, authorization: str | bytes) -> bool:
+        """Tell whether a call's `authorization` brings it; the time that takes says nothing about it."""
+        given = authorization.encode() if isinstance(authorization, str) else authorization
+        bearer = given.startswith(_BEARER)
+        return hmac.compare_digest(hashlib.sha256(given[len(_BEARER) :]).digest(), self._digest) and bearer
+
+
+def read_token(path: Path) -> TokenDigest | None:
+    """Read a file's token; an empty file holds none.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds what no call can bring.
+    """
+    try:
+        token = path.read_bytes().strip()
+    except OSError as error:
+        raise ConfigError(f"admin_token_file {path}: {error.strerror}") from error
+    if not all(0x21 <= byte <= 0x7E for byte in token):
+        raise ConfigError(f"admin_token_file {path}: a token is one line of printable ASCII without spaces")
+    return TokenDigest(token) if token else None
 
 
 class ModelEdge:
@@ -46,7 +80,7 @@ class ModelEdge:
         self._models = models
         self._shadow = shadow
         self._config = config
-        self._token = config.admin_token_file.read_text().strip() if config.admin_token_file else ""
+        self._token = read_token(config.admin_token_file) if config.admin_token_file else None
 
     def handler(self) -> grpc.GenericRpcHandler:
         pb = models_pb2
@@ -67,44 +101,40 @@ class ModelEdge:
         response: type[_Response],
     ) -> grpc.RpcMethodHandler[_Request, _Response]:
         async def checked(message: _Request, context: _Context) -> _Response:
-            await self._check_caller(context)
+            self._check_caller(context)
             try:
                 return await answer(message, context)
             except (ModelStoreError, BundleError) as error:
                 code = next(code for kind, code in _STATUS.items() if isinstance(error, kind))
-                await context.abort(code, str(error))
+                raise StatusError(code, str(error)) from error
 
         return grpc.unary_unary_rpc_method_handler(checked, request.FromString, response.SerializeToString)
 
-    async def _check_caller(self, context: _Context) -> None:
-        if not self._token:
-            await _abort(
-                context,
+    def _check_caller(self, context: _Context) -> None:
+        if self._token is None:
+            raise StatusError(
                 grpc.StatusCode.FAILED_PRECONDITION,
                 "this server takes no ModelService calls; set admin_token_file",
             )
-        metadata = dict(context.invocation_metadata() or ())
-        given = str(metadata.get("authorization", ""))
-        expected = f"{_BEARER}{self._token}"
-        if not hmac.compare_digest(given.encode(), expected.encode()):
-            await _abort(
-                context, grpc.StatusCode.UNAUTHENTICATED, "bring the server's token as `authorization: Bearer TOKEN`"
+        given = dict(context.invocation_metadata() or ()).get("authorization", "")
+        if not self._token.is_in(given):
+            raise StatusError(
+                grpc.StatusCode.UNAUTHENTICATED, "bring the server's token as `authorization: Bearer TOKEN`"
             )
 
-    async def load(self, request: models_pb2.LoadRequest, context: _Context) -> models_pb2.ModelVersion:
-        await self._check_alone(context)
+    async def load(self, request: models_pb2.LoadRequest, context: _Context) -> models_pb2.ModelVersion:  # noqa: ARG002
+        self._check_alone()
         held = await self._swap.load(request.version)
         return self._version(request.version, held)
 
-    async def unload(self, request: models_pb2.UnloadRequest, context: _Context) -> models_pb2.UnloadResponse:
-        await self._check_alone(context)
+    async def unload(self, request: models_pb2.UnloadRequest, context: _Context) -> models_pb2.UnloadResponse:  # noqa: ARG002
+        self._check_alone()
         self._swap.unload(request.version)
         return models_pb2.UnloadResponse()
 
-    async def _check_alone(self, context: _Context) -> None:
+    def _check_alone(self) -> None:
         if self._config.processes > 1:
-            await _abort(
-                context,
+            raise StatusError(
                 grpc.StatusCode.FAILED_PRECONDITION,
                 f"{self._config.processes} processes share this port and the call reaches one; use a label",
             )
@@ -153,7 +183,7 @@ class ModelEdge:
             version=version,
             digest=held.report.digest,
             phase=str(held.phase),
-            reason=held.reason,
+            reason=within(held.reason, _REASON_BYTES_MAX),
             phase_s=time.monotonic() - held.since_s,
             in_flight=held.served.in_flight if held.served else 0,
             memory_bytes=held.report.memory_bytes,
@@ -171,7 +201,3 @@ def _told(verdict: Healthy | TooEarly | Breach | None) -> str:
             return f"breached: {reason}"
         case None:
             return ""
-
-
-async def _abort(context: _Context, code: grpc.StatusCode, text: str) -> Any:
-    await context.abort(code, text)

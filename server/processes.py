@@ -48,7 +48,7 @@ def serve_processes(config: ServerConfig) -> None:
         def start(number: int) -> BaseProcess:
             http_port = config.http_port + number if config.http_port else 0
             changes = {"grpc_port": port, "http_port": http_port, "engine_streams": streams}
-            settings = config.model_copy(update=changes).model_dump(mode="json")
+            settings = config.model_copy(update=changes).model_dump()  # as JSON, secrets would be stars
             process = context.Process(target=_one, args=(settings,), name=f"pinrank-{number}")
             process.start()
             return process
@@ -76,7 +76,7 @@ def serve_processes(config: ServerConfig) -> None:
 
 def _one(settings: dict[str, object]) -> None:
     config = ServerConfig(**settings)  # type: ignore[arg-type]
-    configure_logs(config.log_level, config.log_format)
+    configure_logs(config.log_level, config.log_format, config.secrets())
     try:
         uvloop.run(serve(config, shared_port=True))
     except Exception as error:  # the boundary of a process: the parent only sees its exit code

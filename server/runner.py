@@ -330,6 +330,8 @@ def _run(members: list[_Member]) -> np.ndarray | Exception:
         return members[0][1].model.engine.run(batch)
     except EngineError as error:
         rows = sum(piece.rows for piece, _ in members)
-        return ScoringError(f"the engine failed a run of {rows} rows: {error}")
+        failed = ScoringError(f"the engine failed a run of {rows} rows; the server's log says where")
+        failed.__cause__ = error  # its text may quote a row
+        return failed
     except Exception as error:  # noqa: BLE001 - a stream outlives whatever one run raises
         return error

@@ -10,6 +10,7 @@ from server.config import ServerConfig
 from server.errors import FieldViolation, InvalidRequestError
 from server.pipeline import Ranking, RankQuery
 from server.served import Served, ServedModels
+from server.status import listed
 
 _SHOWN_MAX = 60
 
@@ -49,7 +50,7 @@ def to_query(
     manifest = (served or models.default).live.manifest
     surface = next((s for s in manifest.surfaces if s.name == request.surface), None)
     if surface is None:
-        known = ", ".join(s.name for s in manifest.surfaces)
+        known = listed(s.name for s in manifest.surfaces)
         problems.append(
             FieldViolation("surface", f"unknown surface {_shown(request.surface)}; {manifest.ref} ranks {known}")
         )
@@ -96,12 +97,12 @@ def _served(
     if label or request.WhichOneof("model") == "label":
         if served := models.by_label.get(label):
             return served
-        known = ", ".join(models.by_label)
+        known = listed(models.by_label)
         problems.append(FieldViolation("label", f"unknown label {_shown(label)}; this server serves {known}"))
     else:
         if served := models.by_version.get(request.version):
             return served
-        known = ", ".join(map(str, sorted(models.by_version)))
+        known = listed(sorted(models.by_version))
         problems.append(FieldViolation("version", f"version {request.version} is not served; there are {known}"))
     return None
 

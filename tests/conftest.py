@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 
 import grpc.aio
 import pytest
 import torch
+from pydantic import SecretStr
 
 from feature_client.embedded import EmbeddedStore
 from model_store.proving import Prover
@@ -58,7 +59,7 @@ def config(model_store: Path, feature_store_url: str) -> ServerConfig:
         model_store=str(model_store),
         model="tiny",
         labels=("stable", "canary"),
-        feature_store=feature_store_url,
+        feature_store=SecretStr(feature_store_url),
         grpc_port=0,
         http_port=0,
         engine_streams=2,
@@ -73,6 +74,13 @@ def prover() -> Iterator[Prover]:
         yield shared
 
 
+def changed(config: ServerConfig, changes: Mapping[str, object]) -> ServerConfig:
+    """Return settings with some of them changed, and checked as any are."""
+    return ServerConfig.model_validate(
+        {**{name: getattr(config, name) for name in ServerConfig.model_fields}, **changes}
+    )
+
+
 StartServer = Callable[..., Awaitable[Server]]
 
 
@@ -82,7 +90,7 @@ async def start_server(config: ServerConfig, prover: Prover) -> AsyncIterator[St
     running = []
 
     async def start(**changes: object) -> Server:
-        server = Server(config.model_copy(update=changes), prover=prover)
+        server = Server(changed(config, changes), prover=prover)
         await server.start()
         running.append(server)
         return server

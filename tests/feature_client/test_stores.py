@@ -12,7 +12,8 @@ from feature_client.codec import State, decode_rows
 from feature_client.embedded import EmbeddedStore
 from feature_client.fetcher import Lacks, fetch
 from feature_client.memory import MemoryStore
-from feature_client.opening import open_store, redacted
+from feature_client.opening import open_store
+from feature_client.redaction import redacted
 from feature_client.redis_store import RedisStore
 from feature_client.store import StoreConfigError, StoreUnavailableError
 from feature_client.writer import write_rows, write_sequences

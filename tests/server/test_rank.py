@@ -111,7 +111,7 @@ async def test_missing_query_pin_is_flagged(stub):
 
 
 async def test_values_of_another_embedding_space_are_counted_and_not_read(start_server, config):
-    store = open_store(config.feature_store)
+    store = open_store(config.feature_store.get_secret_value())
     await store.start()
     keys = tiny.PINS.keys(np.array([1, 2], np.uint64))
     size = tiny.PINS.dtype.itemsize

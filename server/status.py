@@ -1,0 +1,117 @@
+"""What a caller hears of an error: code, message and details, within what gRPC's metadata holds. Pure.
+
+gRPC refuses trailers beyond 8 KiB (its default soft limit) with RESOURCE_EXHAUSTED in place of the status that they
+carry. A message is percent-encoded on its way, details are encoded as base64 and hold the message again: with the
+limits below, a status takes at most 5.5 KiB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from server.errors import STATUS, FieldViolation, InvalidRequestError, OverloadedError, RankError, StatusError
+
+MESSAGE_BYTES_MAX = 1_000
+_VIOLATIONS_BYTES_MAX = 2_000
+_FIELD_BYTES_MAX, _DESCRIPTION_BYTES_MAX = 120, 500
+_LISTED_BYTES_MAX = 200
+
+Status = tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]]
+
+
+def code_of(error: RankError) -> grpc.StatusCode:
+    return error.code if isinstance(error, StatusError) else STATUS[type(error)]
+
+
+def status_of(error: RankError) -> Status:
+    """Return an error's code, message and trailers. What has no room is left out, and how much of it is said."""
+    code = code_of(error)
+    match error:
+        case InvalidRequestError():
+            shown, count = _shown(error.violations), len(error.violations) + error.more
+            message = _message(shown, count)
+            noted = [*shown, FieldViolation("", _more(count - len(shown)))] if count > len(shown) else shown
+            one = error_details_pb2.BadRequest.FieldViolation
+            details = error_details_pb2.BadRequest(
+                field_violations=[one(field=v.field, description=v.description) for v in noted]
+            )
+            packed = any_pb2.Any()
+            packed.Pack(details)
+            status = status_pb2.Status(code=code.value[0], message=message, details=[packed])
+            return code, message, tuple(rpc_status.to_status(status).trailing_metadata)
+        case OverloadedError(retry_after_s=retry_after_s):
+            pushback = ("grpc-retry-pushback-ms", str(max(1, round(retry_after_s * 1e3))))
+            return code, within(str(error), MESSAGE_BYTES_MAX), (pushback,)
+    return code, within(str(error), MESSAGE_BYTES_MAX), ()
+
+
+def within(text: str, bytes_max: int) -> str:
+    """Return a text that takes at most so many bytes of a header; a longer one is cut, and says how long it was."""
+    text = text.encode(errors="replace").decode()  # a file's name need not be UTF-8
+    if _header_bytes(text) <= bytes_max:
+        return text
+    note = f"... ({len(text)} characters)"
+    room, kept = bytes_max - len(note), 0
+    for character in text:
+        room -= _header_bytes(character)
+        if room < 0:
+            break
+        kept += 1
+    return text[:kept] + note
+
+
+def listed(names: Iterable[object]) -> str:
+    """Return names joined by commas; of many the first, and how many more there are."""
+    every = [str(name) for name in names]
+    shown: list[str] = []
+    room = _LISTED_BYTES_MAX
+    for name in every:
+        room -= _header_bytes(name) + 2
+        if room < 0:
+            break
+        shown.append(name)
+    left = len(every) - len(shown)
+    return ", ".join([*shown, *([f"and {left} more"] if left else [])])
+
+
+def _header_bytes(text: str) -> int:
+    """Return what a text takes percent-encoded, as gRPC sends it."""
+    return sum(1 if 0x20 <= byte <= 0x7E and byte != 0x25 else 3 for byte in text.encode())
+
+
+def _shown(violations: Iterable[FieldViolation]) -> list[FieldViolation]:
+    """Return the first violations, as many as there is room for, each within its own bounds."""
+    shown: list[FieldViolation] = []
+    room = _VIOLATIONS_BYTES_MAX
+    for violation in violations:
+        one = FieldViolation(
+            within(violation.field, _FIELD_BYTES_MAX), within(violation.description, _DESCRIPTION_BYTES_MAX)
+        )
+        room -= len(one.field.encode()) + len(one.description.encode()) + 8
+        if room < 0:
+            break
+        shown.append(one)
+    return shown
+
+
+def _message(shown: Iterable[FieldViolation], count: int) -> str:
+    """Return the first of `count` violations as text, as many as there is room for."""
+    parts: list[str] = []
+    room = MESSAGE_BYTES_MAX - len(_more(count)) - 2
+    for violation in shown:
+        part = f"{violation.field}: {violation.description}" if violation.field else violation.description
+        room -= _header_bytes(part) + 2
+        if room < 0:
+            break
+        parts.append(part)
+    left = count - len(parts)
+    return "; ".join([*parts, *([_more(left)] if left else [])])
+
+
+def _more(count: int) -> str:
+    return f"{count} more problems are not listed"
