@@ -23,13 +23,13 @@ from server.errors import (
     StoreDownError,
 )
 from server.metrics import Metrics
-from server.status import listed
+from server.status import listed, within
 
 SERVICE = "pinrank.v1.ActivityService"
 #: Clocks of producers differ; an action from further ahead would stand first in its sequence for as long.
 _AHEAD_MAX_MS = 60_000
 _VIOLATIONS_MAX = 10
-_SHOWN_MAX = 60
+_SHOWN_MAX = 100
 #: Actions that are checked before the event loop is given away for a moment: half a millisecond.
 _SLICE = 256
 
@@ -180,9 +180,9 @@ def _unknown(sequences: Sequence[_Sequence], where: str, action: activity_pb2.Ac
         if not any(name in vocabulary for vocabulary in vocabularies):
             known = listed(sorted(set().union(*vocabularies)))
             problems.append(
-                FieldViolation(f"{where}.{field}", f"unknown {field} {name[:_SHOWN_MAX]!r}; there are {known}")
+                FieldViolation(f"{where}.{field}", f"unknown {field} {within(name, _SHOWN_MAX)!r}; there are {known}")
             )
-    shown = f"{action.action[:_SHOWN_MAX]!r} on {action.surface[:_SHOWN_MAX]!r}"
+    shown = f"{within(action.action, _SHOWN_MAX)!r} on {within(action.surface, _SHOWN_MAX)!r}"
     return problems or [FieldViolation(where, f"no served model knows {shown}")]
 
 

@@ -18,6 +18,7 @@ from feature_client.near_cache import NearCache
 from feature_client.redis_store import RedisStore
 from feature_client.store import Store
 from server.admission import Admission
+from server.logs import withheld_lines
 from server.served import ServedModels, drifts
 
 if TYPE_CHECKING:
@@ -130,6 +131,16 @@ class _RedisCounts(Collector):
             circuit.add_metric([name], node.breaker.open)
         yield calls
         yield circuit
+
+
+class _LogCounts(Collector):
+    def collect(self) -> Iterator[Metric]:
+        withheld = CounterMetricFamily(
+            "pinrank_log_lines_withheld", "Log lines left out as their event came too often", labels=["event"]
+        )
+        for event, lines in sorted(withheld_lines().items()):
+            withheld.add_metric([event], lines)
+        yield withheld
 
 
 class _ModelStates(Collector):
@@ -250,6 +261,8 @@ class Metrics:
         self.model_store_failures = Counter(
             "pinrank_model_store_failures", "Looks at the model store that failed", registry=registry
         )
+
+        registry.register(_LogCounts())
 
     def watch_models(self, models: ServedModels, phases: Callable[[], Mapping[int, str]], shadow: Shadow) -> None:
         """Read versions' phases, how far they drifted and what the shadow says, whenever metrics are collected."""

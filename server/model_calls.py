@@ -80,12 +80,14 @@ def _call(address: str, token_file: Path, name: str, request: Any) -> Any:
     from pinrank.v1 import models_pb2_grpc  # noqa: PLC0415
 
     try:
-        token = token_file.read_text().strip()
+        token = token_file.read_bytes().strip()
     except OSError as error:
         fail(f"{token_file}: {error.strerror}")
+    if not token or not all(0x21 <= byte <= 0x7E for byte in token):  # gRPC's own error would quote it
+        fail(f"{token_file} holds no token, which is one line of printable ASCII without spaces")
     with grpc.insecure_channel(address) as channel:
         try:
             method = getattr(models_pb2_grpc.ModelServiceStub(channel), name)
-            return method(request, timeout=300, metadata=(("authorization", f"Bearer {token}"),))
+            return method(request, timeout=300, metadata=(("authorization", f"Bearer {token.decode()}"),))
         except grpc.RpcError as error:
             fail(f"{error.code().name}: {error.details()}")

@@ -13,6 +13,7 @@ from grpc_status import rpc_status
 
 from feature_client.store import StoreUnavailableError
 from pinrank.v1 import activity_pb2, activity_pb2_grpc, ranking_pb2, ranking_pb2_grpc
+from server.activity import _checked
 from tests import tiny
 
 NOW_MS = int(time.time() * 1000)
@@ -145,3 +146,65 @@ async def test_ranking_and_recording_at_once_stay_correct(stubs):
         activity_pb2.RecordRequest(actions=[action(number, user_id=4) for number in range(1, 81)])
     )
     assert response.added == 0
+
+
+def many(count, **changes):
+    return activity_pb2.RecordRequest(actions=[action(i + 1, user_id=i, **changes) for i in range(count)])
+
+
+async def test_other_calls_are_answered_between_the_slices_of_a_long_record(stubs):
+    server, activity, ranking = stubs
+    works, slices, answered = server._store.update, [], []
+
+    async def note(keys, change):
+        # No slice is written before a ranking was answered that was asked for after the slice before.
+        answered.append(await utilities(ranking, 1))
+        slices.append(len(keys))
+        await works(keys, change)
+
+    server._store.update = note
+    assert (await activity.Record(many(1_000))).added == 1_000
+    assert len(answered) == len(slices) == 16
+    assert max(slices) <= 64
+
+
+async def test_a_record_gives_the_event_loop_away_while_it_checks_thousands_of_actions(start_server):
+    server = await start_server(record_actions=True)
+    turns, checked = 0, asyncio.create_task(_checked(server._activity._sequences, many(5_000).actions))
+    while not checked.done():
+        turns += 1
+        await asyncio.sleep(0)
+    users, _ = checked.result()
+    assert len(users) == 5_000
+    assert turns >= 5_000 // 256
+
+
+async def test_a_refused_record_of_thousands_stores_nothing_and_counts_its_problems(stubs):
+    _, activity, _ = stubs
+    request = many(1_000)
+    for i in range(500, 1_000):
+        request.actions[i].time_ms = 0
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await activity.Record(request)
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    details = error_details_pb2.BadRequest()
+    rpc_status.from_call(refused.value).details[0].Unpack(details)
+    found = [(violation.field, violation.description) for violation in details.field_violations]
+    assert [field for field, _ in found] == [*(f"actions[{i}].time_ms" for i in range(500, 510)), ""]
+    assert found[-1][1] == "490 more problems are not listed"
+    assert (await activity.Record(many(1_000))).added == 1_000
+
+
+async def test_unknown_actions_are_named_within_trailers_whatever_the_vocabulary(start_server):
+    names = tuple(f"a_rather_long_action_{i:02}" for i in range(40))
+    server = await start_server(record_actions=True)
+    server._activity.write_into([tiny.changed(tiny.ACTIONS, actions=names)], server._store)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await activity_pb2_grpc.ActivityServiceStub(channel).Record(many(5, name="\u00e9" * 1_000))
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    details = error_details_pb2.BadRequest()
+    rpc_status.from_call(refused.value).details[0].Unpack(details)
+    assert details.field_violations[0].field == "actions[0].action"
+    assert "there are a_rather_long_action_00, " in details.field_violations[0].description
+    assert "more" in details.field_violations[0].description

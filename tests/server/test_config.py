@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import pickle
+import traceback
+
 import pytest
 
-from server.config import ConfigError, load_config
+from server.config import ConfigError, ServerConfig, load_config
+from server.model_service import read_token
 
 FILE = """
 model_store = "models"
@@ -96,3 +100,68 @@ def test_missing_values_are_all_named():
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"absent.toml"):
         load_config(tmp_path / "absent.toml")
+
+
+URL = "redis://someone:planted-password@127.0.0.1:6379/0"
+
+
+def test_settings_print_no_secrets(file, monkeypatch):
+    monkeypatch.setenv("PINRANK_FEATURE_STORE", URL)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-key")
+    config = load_config(file)
+    shown = f"{config} {config!r} {config.model_dump_json()} {config.model_dump()}"
+    assert "planted" not in shown
+    assert config.feature_store.get_secret_value() == URL
+    assert config.secrets() == {"planted-password", "planted-key"}
+
+
+def test_processes_are_given_the_settings_with_their_secrets(file):
+    config = load_config(file, {"feature_store": URL})
+    given = pickle.loads(pickle.dumps(config.model_dump()))
+    assert ServerConfig(**given).model_dump() == config.model_dump()
+    assert given["feature_store"].get_secret_value() == URL
+
+
+@pytest.mark.parametrize("name", ["GRPC_PORT", "SURFACES", "FETCH_BUDGET_SHARE", "SWAP__POLL_S", "ADMIN_TOKEN_FILE"])
+def test_an_unusable_value_is_named_and_not_shown(file, monkeypatch, name):
+    monkeypatch.setenv(f"PINRANK_{name}", "planted-in-the-wrong-place")
+    with pytest.raises(ConfigError, match=f"(?i){name.replace('__', '.')}") as raised:
+        load_config(file)
+    shown = "".join(traceback.format_exception(raised.value))
+    assert "planted" not in shown
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"planted token", "one line of printable ASCII"),
+        (b"planted\xff", "one line of printable ASCII"),
+        (b"planted\nplanted", "one line of printable ASCII"),
+    ],
+)
+def test_a_token_that_no_call_can_bring_is_refused_and_not_shown(tmp_path, content, message):
+    path = tmp_path / "token"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message) as raised:
+        read_token(path)
+    assert "planted" not in str(raised.value)
+
+
+def test_a_token_is_kept_as_a_digest(tmp_path):
+    path = tmp_path / "token"
+    path.write_text("planted-token\n")
+    token = read_token(path)
+    assert token.is_in("Bearer planted-token")
+    assert token.is_in(b"Bearer planted-token")
+    for wrong in (
+        "",
+        "Bearer ",
+        "planted-token",
+        "Bearer planted-tokens",
+        "bearer planted-token",
+        "Basic planted-token",
+    ):
+        assert not token.is_in(wrong)
+    assert b"planted" not in pickle.dumps(token)
+    path.write_text("\n")
+    assert read_token(path) is None

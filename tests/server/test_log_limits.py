@@ -82,7 +82,7 @@ def test_for_debugging_the_texts_are_there_but_never_the_variables():
 
 
 def test_groups_and_long_chains_of_exceptions_end():
-    error: BaseException = ValueError("the first")
+    error = ValueError("the first")
     for _ in range(50):
         following = ValueError("the next")
         following.__cause__ = error

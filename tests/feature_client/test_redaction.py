@@ -1,0 +1,93 @@
+"""What is shown of URLs and of servers' errors."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from feature_client.opening import open_store
+from feature_client.redaction import hidden, redacted, said, secrets_of
+from feature_client.redis_node import RedisNode
+from feature_client.store import StoreConfigError, StoreUnavailableError
+from tests.hostile_redis import HostileRedis, echo, echoing_error, honest
+
+PASSWORD = "planted-password"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://user:planted-password@host:6379/0?password=planted-password", "redis://host:6379/0"),
+        ("redis://:planted-password@host", "redis://host"),
+        ("redis://:planted/-password@host:6379/0", "redis://host:6379/0"),
+        ("redis://:pl@nted-planted-password@host/0", "redis://host/0"),
+        ("redis://:what?planted-password@host/0", "redis://***"),
+        ("redis://host/0?password=pl@nted-password", "redis://***"),
+        ("redis://:planted#password@host", "redis://***"),
+        ("user:planted-password@host:6379", "***"),
+        ("lmdb:///var/lib/features", "lmdb:///var/lib/features"),
+        ("memory://", "memory://"),
+    ],
+)
+def test_urls_are_shown_without_their_secrets(url, shown):
+    assert redacted(url) == shown
+
+
+@given(st.text(st.characters(codec="ascii", exclude_categories=["C"]), min_size=6, max_size=20))
+def test_no_password_shows_however_it_is_written_into_a_url(password):
+    assert password not in redacted(f"redis://planteduser:{password}@h:1/0").removeprefix("redis://")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:planted/planted-password@host:6379/0",
+        "redis://user:planted-password@host:port/0",
+        "redis://user:planted-password@ho\u2100st/0",
+        "redis://user:planted-password@[::1/0",
+        "lmdb://user:planted-password@host/features",
+        "ldap://user:planted-password@host",
+        "user:planted-password@host",
+        "redis://host/0?socket_timeout=soon&password=planted-password",
+    ],
+)
+async def test_a_url_that_cannot_be_used_is_refused_without_its_password(url):
+    with pytest.raises(StoreConfigError) as refused:
+        await open_store(url).start()
+    assert "planted" not in str(refused.value)
+
+
+def test_passwords_are_known_in_every_form_in_which_they_may_be_quoted():
+    assert secrets_of("redis://user:pl%40nted@host/0?ssl_password=other-one") == {"pl@nted", "pl%40nted", "other-one"}
+    assert secrets_of("redis://host:6379/0") == set()
+    assert hidden("AUTH user pl@nted failed", secrets_of("redis://:pl%40nted@host")) == "AUTH user *** failed"
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        ("WRONGPASS invalid username-password pair or user is disabled.", None),
+        ("Error 111 connecting to 127.0.0.1:1. Connect call failed ('127.0.0.1', 1).",
+         "Error 111 connecting to 127.0.0.1:1. Connect call failed"),
+        ("unknown command 'AUTH', with args beginning with: 'user' 'planted-password'", "unknown command"),
+        ("MOVED 1234 127.0.0.1:7000", None),
+        ("\x00\x01planted", "ValueError"),
+        ("x" * 10_000, "x" * 200),
+    ],
+)  # fmt: skip
+def test_what_a_server_says_is_shown_up_to_where_it_quotes(error, shown):
+    assert said(ValueError(error), [PASSWORD]) == (error if shown is None else shown)
+
+
+@pytest.mark.parametrize("answer", [echoing_error, echo], ids=lambda answer: answer.__name__)
+async def test_a_server_that_sends_back_what_it_was_sent_brings_no_password_into_errors(answer):
+    with HostileRedis(honest({})).listening() as server:
+        server.answer = answer
+        node = RedisNode(f"redis://planted-user:{PASSWORD}@127.0.0.1:{server.port}/0", 1, 5.0)
+        try:
+            replies = await node.call([("MGET", b"planted-key")], None, idempotent=False)
+        except StoreUnavailableError as error:
+            replies = [error]
+        assert "planted" not in repr([str(reply) for reply in replies])
+        await node.close()
