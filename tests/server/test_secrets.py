@@ -122,6 +122,19 @@ def call(running: Running, method, request: bytes, timeout_s: float = 10, metada
     return made.code()
 
 
+def at_once(running: Running, calls) -> None:
+    """Make so many calls of each kind together that many of their callers are gone when their statuses are sent."""
+    made = [
+        method.future(request, timeout=deadline_s, metadata=metadata)
+        for _ in range(60)
+        for deadline_s in TINY_DEADLINES_S
+        for method, request, metadata in calls
+    ]
+    for one in made:
+        error = one.exception()
+        running.told += [repr(error), str(one.details()), repr(one.trailing_metadata())]
+
+
 def hostile_calls(running: Running, channel: grpc.Channel) -> None:
     def method(name: str):
         return channel.unary_unary(name)
@@ -154,6 +167,7 @@ def hostile_calls(running: Running, channel: grpc.Channel) -> None:
         for one in (good_record, bad_record):
             call(running, record, one)
         call(running, rank, good_rank)
+    at_once(running, [(status, b"", wrong), (rank, named.SerializeToString(), ()), (record, bad_record, ())])
     assert call(running, status, b"", metadata=wrong) == grpc.StatusCode.UNAUTHENTICATED
     assert call(running, rank, named.SerializeToString()) == grpc.StatusCode.INVALID_ARGUMENT
     assert call(running, record, bad_record) == grpc.StatusCode.INVALID_ARGUMENT
