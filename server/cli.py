@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Annotated
@@ -54,6 +55,9 @@ def serve(
 
     Example: [bold]pinrank serve --model-store models --model ml1m --feature-store lmdb:///var/lib/pinrank/features[/]
     """
+    # Below it gRPC writes to standard error by itself, what callers sent included; it reads this once, when imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
     import uvloop  # noqa: PLC0415
 
     from feature_client.store import StoreError  # noqa: PLC0415

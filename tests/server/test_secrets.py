@@ -8,6 +8,7 @@ import os
 import queue
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -135,6 +136,26 @@ def at_once(running: Running, calls) -> None:
         running.told += [repr(error), str(one.details()), repr(one.trailing_metadata())]
 
 
+def hostile_connections(port: int) -> None:
+    """Send what no gRPC client sends: another protocol, bytes without meaning, a farewell with a text of one's own."""
+    word = CALLERS["word"].encode()
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    settings, farewell = _frame(4, b""), _frame(7, bytes(7) + b"\x02" + word + b"\nforged line")
+    for sent in (b"GET /" + word + b" HTTP/1.1\r\n\r\n", preface + word * 100, preface + settings + farewell):
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.settimeout(10)
+            connection.sendall(sent)
+            connection.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):
+                while connection.recv(4_096):
+                    continue
+
+
+def _frame(kind: int, payload: bytes) -> bytes:
+    """Return an HTTP/2 frame of the whole connection."""
+    return len(payload).to_bytes(3, "big") + bytes([kind, 0]) + bytes(4) + payload
+
+
 def hostile_calls(running: Running, channel: grpc.Channel) -> None:
     def method(name: str):
         return channel.unary_unary(name)
@@ -189,6 +210,7 @@ def test_hostile_calls_bring_no_secret_and_no_user_data_to_light(form, model_sto
         address = re.search(r"grpc\"?\W+(127\.0\.0\.1:\d+)", "".join(running.lines))[1]
         with grpc.insecure_channel(address) as channel:
             hostile_calls(running, channel)
+        hostile_connections(int(address.rpartition(":")[2]))
         with urllib.request.urlopen(f"http://{http}/metrics", timeout=10) as answer:
             metrics = answer.read().decode()
         running.process.send_signal(signal.SIGTERM)
