@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench import actions, bulk_load, faults, feature_reads, near_cache
+from bench import actions, bulk_load, faults, feature_reads, near_cache, recording
 
 
 def test_no_action_is_lost_or_doubled_when_servers_and_followers_are_killed(config_file):
@@ -40,3 +40,11 @@ def test_no_call_fails_while_redis_misbehaves(config_file):
 def test_bulk_loads_are_verified_and_timed_beside_a_plain_client():
     measured = bulk_load.measure(quick=True)
     assert all(rate > 0 for rate in measured.raw["rounds"][0].values())
+
+
+def test_rankings_are_timed_with_and_without_long_records(config_file):
+    measured = recording.measure(quick=True, config=config_file)
+    (found,) = measured.raw["rounds"]["redis"]
+    assert set(found["without"]["statuses"]) == set(found["beside"]["statuses"]) == {"OK"}
+    assert found["record_s"]
+    assert measured.raw["held_ms"]["redis"][0] > 0
