@@ -7,6 +7,7 @@ machine that others use too does not change.
 from __future__ import annotations
 
 import asyncio
+import gc
 import tempfile
 import threading
 import time
@@ -51,12 +52,14 @@ class Plan:
     actions: int = 5_000
     record_every_s: float = 1.0
     users: int = 500
+    held_calls: int = 5
     stores: tuple[str, ...] = ("redis", "lmdb")
 
 
 QUICK = Plan(
-    rounds=1, rank_per_s=20.0, warmup_s=0.1, step_s=0.5, actions=200, record_every_s=0.1, users=50, stores=("redis",)
-)
+    rounds=1, rank_per_s=20.0, warmup_s=0.1, step_s=0.5, actions=200, record_every_s=0.1, users=50, held_calls=1,
+    stores=("redis",),
+)  # fmt: skip
 
 
 def measure(*, quick: bool = False, config: Path = CONFIG) -> Measured:
@@ -114,7 +117,8 @@ async def _held_ms(url: str, group: SequenceGroup, users: np.ndarray, plan: Plan
     edge = ActivityEdge(Metrics())
     edge.write_into([group], store)
     longest_ms = []
-    for _ in range(plan.rounds):
+    gc.freeze()  # as the server does
+    for _ in range(plan.held_calls):
         call = asyncio.create_task(edge.record(_request(group, users, plan), None))  # type: ignore[arg-type]
         turns, before_s = [0.0], time.thread_time()
         while not call.done():
