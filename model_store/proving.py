@@ -27,7 +27,7 @@ from kernels.engine import FeatureBatch
 from kernels.opening import ON_GPU, bundled_plan, engine_factory
 from model_store.archives import decode_arrays
 from model_store.bundle import BundleError
-from model_store.live import load_live
+from model_store.live import LiveModel, load_live
 from model_store.objects import ModelStoreError
 from model_store.pacing import Pace
 from model_store.statistics import read_statistics
@@ -228,7 +228,7 @@ def _prove(claim: Claim, sample: FeatureBatch | None) -> _Answer:
         live = load_live(bundle, engine_factory(claim.engine), streams=1, warm=False, plan=plan)
         load_utility(claim.utility.encode() if claim.utility else live.utility_toml, live.manifest)
         read_statistics(bundle)
-        logits = live.engine.run(sample) if sample else np.empty((0, len(live.manifest.heads)), np.float32)
+        logits = _scored(live, sample)
         memory = max(0, _peak_bytes() - before) + sum(map(len, bundle.files.values()))
         scores = logits.astype("<f4").tobytes()
         return {"memory_bytes": memory, "shape": list(logits.shape)}, scores, live.engine.plan() or b""
@@ -244,6 +244,17 @@ def _prove(claim: Claim, sample: FeatureBatch | None) -> _Answer:
         return {"fault": "bundle", "error": str(error)}, b"", b""
     except Exception as error:  # noqa: BLE001 - whatever else a network can make a runtime raise
         return {"fault": "bundle", "error": f"{ref}: {type(error).__name__}: {error}"}, b"", b""
+
+
+def _scored(live: LiveModel, sample: FeatureBatch | None) -> np.ndarray:
+    if sample is None:
+        return np.empty((0, len(live.manifest.heads)), np.float32)
+    try:
+        return live.engine.run(sample)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a network can make a runtime raise; its text may quote a user's row
+        raise BundleError(f"{live.manifest.ref}: {type(error).__name__} in a run of recent requests") from error
 
 
 def _bound_memory(claim: Claim) -> None:

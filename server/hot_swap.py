@@ -353,7 +353,8 @@ class HotSwap:
             self._fail(version, "surroundings", str(error), self._config.swap.retry_s)
         except Exception as error:  # noqa: BLE001 - the boundary: whatever a bundle can raise leaves what is serving alone
             _log.error("model_load_failed", exc_info=error)
-            self._fail(version, "unexpected", f"{type(error).__name__}: {error}", None)
+            # Its text may quote a row of the recent requests that the version was tried on.
+            self._fail(version, "unexpected", f"{type(error).__name__}; the log's model_load_failed says where", None)
         else:
             self._ready(version, served)
         self._step()

@@ -95,6 +95,14 @@ def test_a_good_bundle_is_proven_and_scores_the_samples(prover, claim, engine):
     assert proof.memory_bytes > 0
 
 
+def test_a_run_of_recent_requests_that_fails_quotes_nothing_of_them(prover, claim):
+    batch = Assembler(tiny.manifest()).assemble(tiny.fetched([1, 2, 3], [4, 5]), "home")
+    batch.candidate["pin_topic"][1] = 987_654  # beyond the network's eight
+    with pytest.raises(BundleError, match="tiny@1: .*Error in a run of recent requests") as failed:
+        prover.prove(claim(engine="numpy"), batch)
+    assert "987654" not in str(failed.value)
+
+
 def test_a_bundle_is_proven_also_while_requests_leave_nothing_idle(claim):
     with closing(Prover()) as own:
         own.pace.busy = True
