@@ -342,7 +342,8 @@ def main() -> None:
     """Serve claims from standard input until it is closed. The argument: the descriptor of the server's pace."""
     pace = Pace(int(sys.argv[1]))
     os.nice(_NICE)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's
+    for number in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C and the terminal's end are the server's
+        signal.signal(number, signal.SIG_IGN)
     answers, claims = os.fdopen(os.dup(1), "wb"), sys.stdin.buffer
     os.dup2(2, 1)  # whatever a runtime prints is no answer
     engine_factory("openvino")  # imported before the forks

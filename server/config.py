@@ -7,7 +7,16 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FilePath, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FilePath,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -18,6 +27,7 @@ from pydantic_settings import (
 
 from feature_client.groups import Name
 from kernels.opening import ENGINES
+from server.listening import is_host, socket_path
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Milliseconds = Annotated[float, Field(gt=0, le=60_000)]
@@ -31,6 +41,12 @@ _SERVICE_LINKS = ("PINRANK_SERVICE_", "PINRANK_PORT")
 
 class ConfigError(Exception):
     """The configuration cannot be used; the message names every bad value."""
+
+
+def _host(text: str) -> str:
+    if not is_host(text):
+        raise ValueError(f"{text!r}: write an address (127.0.0.1, ::), a name, or unix:/path, without a port")
+    return text
 
 
 class SurfaceConfig(BaseModel):
@@ -115,7 +131,8 @@ class ServerConfig(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix=PREFIX, env_nested_delimiter="__")
 
-    host: str = "127.0.0.1"
+    #: An address (`::` and `0.0.0.0` are all of them, of both families), a name, or `unix:/path` for the gRPC port.
+    host: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
     grpc_port: Port = 50051
     http_port: Port = 9095
 
@@ -169,6 +186,14 @@ class ServerConfig(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     #: `auto` writes for people on a terminal and JSON elsewhere.
     log_format: Literal["auto", "json", "console"] = "auto"
+
+    @model_validator(mode="after")
+    def _a_unix_socket_is_one_process(self) -> ServerConfig:
+        if self.processes > 1 and socket_path(self.host) is not None:
+            raise ValueError(
+                f"processes: {self.processes} cannot share {self.host}; set host to an address, or 1 process"
+            )
+        return self
 
     @model_validator(mode="after")
     def _cheaper_labels_are_served(self) -> ServerConfig:
