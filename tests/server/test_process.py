@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -41,7 +43,7 @@ def serving_address(process):
     raise AssertionError(f"the server ended with {process.wait()}")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_server_answers_and_drains_on_a_signal(process, number):
     address = serving_address(process)
     with grpc.insecure_channel(address) as channel:
@@ -96,6 +98,66 @@ def test_model_commands_publish_list_show_verify_and_label(tmp_path):
     assert "no version 9" in refused.stderr
 
 
+def servers_of(parent):
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+    return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def everything_under(pid):
+    """The processes that descend from one, itself included."""
+    children = [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+    return [pid, *(one for child in children for one in everything_under(child))]
+
+
+@contextlib.contextmanager
+def end_awaited(pids):
+    """Wait until none of these processes is there any more, also of those that are not our children."""
+    with contextlib.ExitStack() as opened:
+        watched = select.poll()
+        for pid in pids:
+            descriptor = os.pidfd_open(pid)
+            opened.callback(os.close, descriptor)
+            watched.register(descriptor, select.POLLIN)
+        yield
+        for _ in pids:
+            [(descriptor, _event), *_] = watched.poll(30_000)
+            watched.unregister(descriptor)
+
+
+def test_servers_whose_parent_is_killed_drain_and_leave_the_port_and_no_process(model_store, feature_store_url):
+    command = [
+        PINRANK, "serve", "--model-store", str(model_store), "--model", "tiny", "--processes", "2",
+        "--feature-store", feature_store_url, "--grpc-port", "0", "--http-port", "0",
+    ]  # fmt: skip
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as parent:
+        address = serving_address(parent)
+        assert serving_address(parent) == address
+        family = everything_under(parent.pid)
+        assert len(family) >= 5  # the parent, two servers, and the helper of each
+        with end_awaited(family):
+            parent.kill()
+            events = [json.loads(line)["event"] for line in parent.stderr]
+    assert sorted(events) == sorted(["parent_died", "draining", "stopped"] * 2)
+    with socket.create_server(("127.0.0.1", int(address.rpartition(":")[2]))):
+        pass
+
+
+def test_a_signal_during_the_start_ends_it(model_store, feature_store_url):
+    command = [
+        PINRANK, "serve", "--model-store", str(model_store), "--model", "tiny",
+        "--feature-store", feature_store_url, "--grpc-port", "0", "--http-port", "0",
+    ]  # fmt: skip
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as starting:
+        assert json.loads(starting.stderr.readline())["phase"] == "verifying"
+        starting.send_signal(signal.SIGTERM)
+        events = [json.loads(line)["event"] for line in starting.stderr]
+        assert starting.wait() == 0
+    assert events[-1] == "stopped_during_start"
+    assert "serving" not in events
+
+
 def test_two_processes_share_a_port_replace_one_that_dies_and_drain_together(model_store, feature_store_url):
     command = [
         PINRANK, "serve", "--model-store", str(model_store), "--model", "tiny", "--processes", "2",
@@ -106,10 +168,9 @@ def test_two_processes_share_a_port_replace_one_that_dies_and_drain_together(mod
         try:
             address = serving_address(parent)
             assert serving_address(parent) == address
-            children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
-            servers = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+            servers = servers_of(parent)
             assert len(servers) == 2
-            os.kill(int(servers[0]), signal.SIGKILL)
+            os.kill(servers[0], signal.SIGKILL)
             events = [json.loads(line)["event"] for line in iter_until(parent.stderr, "serving")]
             assert "process_died" in events
             for _ in range(8):  # new connections, some to each
