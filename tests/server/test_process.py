@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -16,6 +14,7 @@ import grpc
 import pytest
 
 from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
+from tests import processes
 
 PINRANK = str(Path(sys.executable).with_name("pinrank"))
 
@@ -103,29 +102,6 @@ def servers_of(parent):
     return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
-def everything_under(pid):
-    """The processes that descend from one, itself included."""
-    children = [
-        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
-    ]
-    return [pid, *(one for child in children for one in everything_under(child))]
-
-
-@contextlib.contextmanager
-def end_awaited(pids):
-    """Wait until none of these processes is there any more, also of those that are not our children."""
-    with contextlib.ExitStack() as opened:
-        watched = select.poll()
-        for pid in pids:
-            descriptor = os.pidfd_open(pid)
-            opened.callback(os.close, descriptor)
-            watched.register(descriptor, select.POLLIN)
-        yield
-        for _ in pids:
-            [(descriptor, _event), *_] = watched.poll(30_000)
-            watched.unregister(descriptor)
-
-
 def test_servers_whose_parent_is_killed_drain_and_leave_the_port_and_no_process(model_store, feature_store_url):
     command = [
         PINRANK, "serve", "--model-store", str(model_store), "--model", "tiny", "--processes", "2",
@@ -134,9 +110,9 @@ def test_servers_whose_parent_is_killed_drain_and_leave_the_port_and_no_process(
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as parent:
         address = serving_address(parent)
         assert serving_address(parent) == address
-        family = everything_under(parent.pid)
-        assert len(family) >= 5  # the parent, two servers, and the helper of each
-        with end_awaited(family):
+        everybody = processes.family(parent.pid)
+        assert len(everybody) >= 5  # the parent, two servers, and the helper of each
+        with processes.ends_of(everybody):
             parent.kill()
             events = [json.loads(line)["event"] for line in parent.stderr]
     assert sorted(events) == sorted(["parent_died", "draining", "stopped"] * 2)
