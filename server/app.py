@@ -221,7 +221,7 @@ class Server:
         hurried.cancel()
         if self._calls.in_flight:
             _log.warning("drain_ended_early", calls_cut_off=self._calls.in_flight)
-        hang_up({self.listens_on})
+        hang_up(self.listens_on)
         await self._grpc.stop(_HANG_UP_S)
         await self._opened.aclose()
         _log.info("stopped")

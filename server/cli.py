@@ -54,6 +54,7 @@ def serve(
 
     Example: [bold]pinrank serve --model-store models --model ml1m --feature-store lmdb:///var/lib/pinrank/features[/]
     """
+    import structlog  # noqa: PLC0415
     import uvloop  # noqa: PLC0415
 
     from feature_client.store import StoreError  # noqa: PLC0415
@@ -61,7 +62,7 @@ def serve(
     from model_store.objects import ModelStoreError  # noqa: PLC0415
     from model_store.utility import UtilityError  # noqa: PLC0415
     from server import app as server  # noqa: PLC0415
-    from server.config import ConfigError, load_config  # noqa: PLC0415
+    from server.config import ConfigError, load_config, shadowing_links  # noqa: PLC0415
     from server.logs import configure_logs  # noqa: PLC0415
     from server.processes import serve_processes  # noqa: PLC0415
 
@@ -72,6 +73,9 @@ def serve(
     try:
         settings = load_config(config, options)
         configure_logs(settings.log_level, settings.log_format)
+        if links := shadowing_links():
+            reason = "Kubernetes set them for a Service of that name; they are no settings"
+            structlog.get_logger(__name__).warning("variables_set_aside", names=links, reason=reason)
         if settings.processes > 1:
             serve_processes(settings)
         else:

@@ -13,7 +13,7 @@ import contextlib
 import os
 import socket
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,28 +52,30 @@ class Calls:
         self._changed.set()
 
 
-def hang_up(names: Collection[int | str]) -> None:
-    """Close this process's listeners of these names, and send the end of every connection that they accepted.
+def hang_up(name: int | str) -> None:
+    """Close this process's listeners of a name, and send the end of every connection that they accepted.
 
     What was written before still arrives. gRPC hands out no sockets, so they are found among the open descriptors.
 
     Args:
-        names: TCP ports, and paths of Unix sockets.
+        name: a TCP port, or the path of a Unix socket, which is removed.
     """
+    if isinstance(name, str):  # while it is ours: a successor may make its own once ours refuses
+        Path(name).unlink(missing_ok=True)
     # Listeners first, as a client that is hung up comes back at once. Each is replaced: gRPC would log the failure of
     # one that was shut down.
     with Path(os.devnull).open("rb") as nowhere:
-        for number, own in _sockets(names):
+        for number, own in _sockets(name):
             if own.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 os.dup2(nowhere.fileno(), number, inheritable=False)
-    for _, own in _sockets(names):
+    for _, own in _sockets(name):
         # One way only: what clients send is still read, so that no reset takes what is on its way to them.
         with contextlib.suppress(OSError):  # the client was first
             own.shutdown(socket.SHUT_WR)
 
 
-def _sockets(names: Collection[int | str]) -> Iterator[tuple[int, socket.socket]]:
-    """Yield the open descriptors that are sockets of these names, each with a socket of our own on what it is."""
+def _sockets(name: int | str) -> Iterator[tuple[int, socket.socket]]:
+    """Yield the open descriptors that are sockets of a name, each with a socket of our own on what it is."""
     for entry in os.listdir("/dev/fd"):  # noqa: PTH208 - numbers, not files
         number = int(entry)
         try:
@@ -83,7 +85,7 @@ def _sockets(names: Collection[int | str]) -> Iterator[tuple[int, socket.socket]
         except OSError:  # closed meanwhile
             continue
         with own:
-            if _name(own) in names:
+            if _name(own) == name:
                 yield number, own
 
 

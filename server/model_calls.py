@@ -11,10 +11,11 @@ from rich.table import Table
 
 from server.features_cli import fail
 from server.models_cli import VersionArgument, models
+from server.variables import TOKEN_FILE
 
 AddressOption = Annotated[str, typer.Option(help="host:port of the server.")]
 TokenOption = Annotated[
-    Path, typer.Option(help="File with the server's token (its setting admin_token_file).", envvar="PINRANK_TOKEN_FILE")
+    Path, typer.Option(help="File with the server's token (its setting admin_token_file).", envvar=TOKEN_FILE)
 ]
 
 

@@ -101,7 +101,7 @@ def test_hang_up_leaves_other_sockets_alone_and_what_was_written_arrives():
         accepted = [listener.accept()[0] for listener in (ours, others)]
         port = ours.getsockname()[1]
         accepted[0].sendall(b"last words")
-        hang_up({port})
+        hang_up(port)
         assert clients[0].recv(100) == b"last words"
         assert clients[0].recv(100) == b""
         with pytest.raises(ConnectionRefusedError):
