@@ -78,15 +78,21 @@ def unload(number: VersionArgument, token_file: TokenOption, address: AddressOpt
 def _call(address: str, token_file: Path, name: str, request: Any) -> Any:
     import grpc  # noqa: PLC0415
 
+    from pinrank.channels import AddressError, open_channel, parse_address  # noqa: PLC0415
     from pinrank.v1 import models_pb2_grpc  # noqa: PLC0415
 
     try:
         token = token_file.read_text().strip()
     except OSError as error:
         fail(f"{token_file}: {error.strerror}")
-    with grpc.insecure_channel(address) as channel:
+    try:
+        there = parse_address(address)
+    except AddressError as error:
+        fail(str(error))
+    with open_channel(address) as channel:
         try:
             method = getattr(models_pb2_grpc.ModelServiceStub(channel), name)
             return method(request, timeout=300, metadata=(("authorization", f"Bearer {token}"),))
         except grpc.RpcError as error:
-            fail(f"{error.code().name}: {error.details()}")
+            code, details = error.code(), error.details()
+            fail(f"{code.name}: {there.unanswered(details) if code == grpc.StatusCode.UNAVAILABLE else details}")

@@ -8,11 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
 import pytest
 
+from pinrank.channels import SERVICE_CONFIG
 from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
 from tests import processes
 
@@ -134,7 +137,26 @@ def test_a_signal_during_the_start_ends_it(model_store, feature_store_url):
     assert "serving" not in events
 
 
-def test_two_processes_share_a_port_replace_one_that_dies_and_drain_together(model_store, feature_store_url):
+def calls_until(address, calling, ended):
+    """Rank again and again on a connection of its own, as a frontend that makes calls again; the statuses."""
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.service_config", json.dumps(SERVICE_CONFIG))]
+    found = []
+    with grpc.insecure_channel(address, options) as channel:
+        rank = ranking_pb2_grpc.RankingServiceStub(channel).Rank
+        while not ended.is_set():
+            try:
+                rank(ranking_pb2.RankRequest(user_id=1, pin_ids=[1, 2, 3], surface="home"), timeout=10)
+                found.append("OK")
+            except grpc.RpcError as error:
+                found.append(f"{error.code().name}: {error.details()}")
+            if len(found) == 20:
+                calling.set()
+    return found
+
+
+def test_two_processes_share_a_port_replace_one_that_dies_and_lose_no_call_that_is_made_again(
+    model_store, feature_store_url
+):
     command = [
         PINRANK, "serve", "--model-store", str(model_store), "--model", "tiny", "--processes", "2",
         "--feature-store", feature_store_url, "--grpc-port", "0", "--http-port", "0",
@@ -146,8 +168,14 @@ def test_two_processes_share_a_port_replace_one_that_dies_and_drain_together(mod
             assert serving_address(parent) == address
             servers = servers_of(parent)
             assert len(servers) == 2
-            os.kill(servers[0], signal.SIGKILL)
-            events = [json.loads(line)["event"] for line in iter_until(parent.stderr, "serving")]
+            with ThreadPoolExecutor(8) as callers:
+                calling, killed = threading.Event(), threading.Event()
+                statuses = [callers.submit(calls_until, address, calling, killed) for _ in range(8)]
+                calling.wait(30)
+                os.kill(servers[0], signal.SIGKILL)
+                events = [json.loads(line)["event"] for line in iter_until(parent.stderr, "serving")]
+                killed.set()
+            assert {status for one in statuses for status in one.result()} == {"OK"}
             assert "process_died" in events
             for _ in range(8):  # new connections, some to each
                 with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
