@@ -160,7 +160,8 @@ class Prover:
         if self._helper is None:
             self._helper = subprocess.Popen(  # noqa: S603 - ourselves
                 # In the server's own session: Linux shares the processors out by session before it looks at priorities.
-                [sys.executable, "-m", "model_store.proving", str(self.pace.file)],
+                # And without the folder that it was started in on its path: that may hold a `model_store` of others.
+                [sys.executable, "-P", "-m", "model_store.proving", str(self.pace.file)],
                 pass_fds=[self.pace.file],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Annotated
@@ -54,6 +56,10 @@ def serve(
 
     Example: [bold]pinrank serve --model-store models --model ml1m --feature-store lmdb:///var/lib/pinrank/features[/]
     """
+    from server.signals import end_on_signals  # noqa: PLC0415
+
+    end_on_signals()
+    _open_standard_streams()
     import structlog  # noqa: PLC0415
     import uvloop  # noqa: PLC0415
 
@@ -134,6 +140,16 @@ def rank(
         typer.echo(json_format.MessageToJson(response, preserving_proto_field_name=True))
     else:
         show(response, Console())
+
+
+def _open_standard_streams() -> None:
+    """Open what a supervisor closed of 0 to 2, or a port or a store would be given the number, and what is printed."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
 
 
 for _point in entry_points(group="pinrank.commands"):

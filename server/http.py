@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
 from typing import Any
@@ -16,6 +17,8 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from server.listening import Interface
 
 _log = structlog.get_logger(__name__)
+
+_ACCEPT_AGAIN_S = 0.1
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -29,6 +32,14 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.server_name, self.server_port = interface.host, self.socket.getsockname()[1]
         self.setup_environ()
         self.server_activate()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection. One that cannot be, for want of descriptors, would be tried again without a pause."""
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(_ACCEPT_AGAIN_S)
+            raise
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002 - the signature is theirs
         """Log what fails, unless it is a client that went away or took too long."""

@@ -47,6 +47,8 @@ def serve_processes(config: ServerConfig) -> None:
         StartError: the port is taken, a process could not serve (its log says why), or they keep dying.
     """
     with _reserved_port(config) as port, _signals() as heard:
+        # Else a child would import the standard library from the folder that the server was started in first.
+        os.environ["PYTHONSAFEPATH"] = "1"
         context = multiprocessing.get_context("spawn")
         streams = config.engine_streams or default_streams(config.engine, max(1, cores() // config.processes))
 

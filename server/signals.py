@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -33,6 +34,12 @@ class Ending:
 def ending_signals() -> tuple[signal.Signals, ...]:
     """Return the signals to heed; not SIGHUP under nohup, which has it ignored."""
     return tuple(n for n in _ENDING if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN)
+
+
+def end_on_signals() -> None:
+    """Let an ending signal end the process until a server heeds them: process 1 of a container would ignore it."""
+    for number in ending_signals():
+        signal.signal(number, lambda *_: sys.exit(0))
 
 
 def heed_signals(loop: asyncio.AbstractEventLoop) -> Ending:

@@ -105,12 +105,22 @@ def servers_of(parent):
     return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
-def test_servers_whose_parent_is_killed_drain_and_leave_the_port_and_no_process(model_store, feature_store_url):
+@pytest.fixture
+def others_folder(tmp_path):
+    """A folder that holds somebody else's modules, by names of ours and of the standard library."""
+    for name in ("model_store", "kernels", "server", "feature_client", "pinrank", "signal", "queue"):
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('imported {name} from here')")
+    return tmp_path
+
+
+def test_servers_started_anywhere_whose_parent_is_killed_drain_and_leave_the_port_and_no_process(
+    model_store, feature_store_url, others_folder
+):
     command = [
         PINRANK, "serve", "--model-store", str(model_store), "--model", "tiny", "--processes", "2",
         "--feature-store", feature_store_url, "--grpc-port", "0", "--http-port", "0",
     ]  # fmt: skip
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=others_folder) as parent:
         address = serving_address(parent)
         assert serving_address(parent) == address
         everybody = processes.family(parent.pid)
@@ -152,6 +162,23 @@ def calls_until(address, calling, ended):
             if len(found) == 20:
                 calling.set()
     return found
+
+
+def test_a_server_bears_closed_streams_and_a_log_that_nobody_reads_any_more(model_store, feature_store_url):
+    command = [
+        PINRANK, "serve", "--model-store", str(model_store), "--model", "tiny",
+        "--feature-store", feature_store_url, "--grpc-port", "0", "--http-port", "0",
+    ]  # fmt: skip
+
+    closed = ["sh", "-c", 'exec "$@" <&- >&-', "sh"]
+    with subprocess.Popen([*closed, *command], stderr=subprocess.PIPE, text=True) as process:
+        address = serving_address(process)
+        process.stderr.close()
+        with grpc.insecure_channel(address) as channel:
+            request = ranking_pb2.RankRequest(user_id=1, pin_ids=[1, 2, 3], surface="home")
+            ranking_pb2_grpc.RankingServiceStub(channel).Rank(request, timeout=10)
+        process.terminate()
+        assert process.wait() == 0
 
 
 def test_two_processes_share_a_port_replace_one_that_dies_and_lose_no_call_that_is_made_again(

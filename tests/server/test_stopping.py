@@ -13,7 +13,7 @@ import pytest
 
 from pinrank.v1 import activity_pb2, activity_pb2_grpc, ranking_pb2, ranking_pb2_grpc
 from server.draining import hang_up
-from server.signals import Ending
+from server.signals import Ending, ending_signals
 from tests.conftest import eventually
 
 REQUEST = ranking_pb2.RankRequest(user_id=1, pin_ids=[1, 2, 3], surface="home")
@@ -66,6 +66,15 @@ async def test_impatience_cuts_off_what_is_in_flight_with_unavailable(gated, cap
         engine.gate.set()
         await draining
     assert "drain_ended_early" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(("before", "heeded"), [(signal.SIG_DFL, True), (signal.SIG_IGN, False)])
+def test_the_end_of_a_terminal_is_heeded_unless_it_was_to_be_ignored(before, heeded):
+    own = signal.signal(signal.SIGHUP, before)
+    try:
+        assert (signal.SIGHUP in ending_signals()) == heeded
+    finally:
+        signal.signal(signal.SIGHUP, own)
 
 
 async def test_actions_that_are_being_stored_are_waited_for(start_server, monkeypatch):
