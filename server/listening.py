@@ -12,6 +12,7 @@ import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 
@@ -79,8 +80,14 @@ def interfaces(host: str) -> tuple[Interface, ...]:
         found = socket.getaddrinfo(bare, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise ListenError(f"host {host!r}: no address goes by that name ({error})") from error
-    numbers = dict.fromkeys(Interface(family, str(address[0])) for family, _, _, _, address in found)
+    numbers = dict.fromkeys(Interface(family, _numeric(address)) for family, _, _, _, address in found)
     return _held_here(host, tuple(numbers))
+
+
+def _numeric(address: tuple[Any, ...]) -> str:
+    """Return a resolved address in numbers; with its interface, where it holds on one only (`fe80::1%2`)."""
+    scope = address[3] if len(address) == 4 else 0
+    return f"{address[0]}%{scope}" if scope else str(address[0])
 
 
 def _held_here(host: str, candidates: tuple[Interface, ...]) -> tuple[Interface, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
+from pathlib import Path
 
 import grpc
 import pytest
@@ -74,3 +76,24 @@ def test_addresses_of_a_name_that_the_machine_lacks_are_left_out(monkeypatch):
         socket, "getaddrinfo", lambda host, *rest, **o: found if host == "two" else real(host, *rest, **o)
     )
     assert [interface.at(1) for interface in interfaces("two")] == ["127.0.0.1:1"]
+
+
+def link_local():
+    """An address of this machine that holds on one interface only, and that interface's name."""
+    try:
+        lines = Path("/proc/net/if_inet6").read_text().splitlines()
+    except OSError:
+        return None
+    found = [(line.split()[0], line.split()[-1]) for line in lines if line.startswith("fe80")]
+    return (ipaddress.IPv6Address(int(found[0][0], 16)), found[0][1]) if found else None
+
+
+@pytest.mark.skipif(link_local() is None, reason="this machine has no link-local address")
+async def test_a_link_local_address_is_listened_on_with_its_interface():
+    address, name = link_local()
+    [interface] = interfaces(f"{address}%{name}")
+    with interface.bound(0) as bound:
+        assert bound.getsockname()[3] == socket.if_nametoindex(name)
+    server = grpc.aio.server()
+    assert open_grpc_port(server, f"{address}%{name}", 0) > 0
+    await server.stop(None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ import pytest
 
 from pinrank.channels import SERVICE_CONFIG
 from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
+from server.processes import _end
 from tests import processes
 
 PINRANK = str(Path(sys.executable).with_name("pinrank"))
@@ -223,6 +225,29 @@ def iter_until(lines, event):
         yield line
         if json.loads(line)["event"] == event:
             return
+
+
+def stubborn(ready):
+    """Ends when it is hurried only."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(7))
+    ready.send("ready")
+    while True:
+        signal.pause()
+
+
+@pytest.mark.parametrize(("heard", "within_s", "exitcode"), [([15, 2], 60, 7), ([2, 2], 60, 7), ([2, 15], 0.01, -9)])
+def test_impatience_is_passed_on_to_servers_that_drain_and_the_rest_is_killed(heard, within_s, exitcode):
+    context = multiprocessing.get_context("spawn")
+    reader, ready = context.Pipe(duplex=False)
+    process = context.Process(target=stubborn, args=(ready,))
+    process.start()
+    assert reader.recv() == "ready"
+    signals, parent = socket.socketpair()
+    with signals, parent:
+        parent.send(bytes(heard))
+        _end([process], signals, within_s)
+    assert process.exitcode == exitcode
 
 
 def test_processes_that_cannot_serve_end_the_command_with_the_reason(model_store):

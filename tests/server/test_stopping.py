@@ -45,6 +45,9 @@ async def test_calls_under_load_end_with_an_answer_or_unavailable(start_server, 
         await calling
     assert set(ended) <= {"OK", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "UNAVAILABLE: connect"}
     assert ended["UNAVAILABLE"] > 0
+    # What was ranked has arrived.
+    ranked = server._metrics.registry.get_sample_value("pinrank_requests_total", {"surface": "home", "code": "OK"})
+    assert ended["OK"] == ranked
 
 
 async def test_impatience_cuts_off_what_is_in_flight_with_unavailable(gated, capfd):
