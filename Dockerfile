@@ -29,6 +29,6 @@ ENV PATH=/opt/pinrank/bin:$PATH \
 USER pinrank
 EXPOSE 50051 9095
 HEALTHCHECK --interval=5s --timeout=2s --start-period=20s \
-  CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.getenv('PINRANK_HTTP_PORT', '9095') + '/healthz', timeout=1)"]
+  CMD ["python", "-P", "-m", "server.health"]
 ENTRYPOINT ["pinrank"]
 CMD ["serve"]

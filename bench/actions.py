@@ -40,6 +40,7 @@ from feature_client.opening import open_store
 from loadtest.workload import Workload
 from model_store.bundle import Bundle
 from model_store.store import open_model_store
+from pinrank.channels import open_aio_channel
 from pinrank.v1 import activity_pb2, activity_pb2_grpc, ranking_pb2, ranking_pb2_grpc
 from server.config import load_config
 from tests.redis_servers import running
@@ -123,7 +124,7 @@ def _fresh(address: str, plan: Plan, group: SequenceGroup, pin_ids: np.ndarray) 
 
     async def main() -> list[float]:
         took_ms = []
-        async with grpc.aio.insecure_channel(address) as channel:
+        async with open_aio_channel(address) as channel:
             record = activity_pb2_grpc.ActivityServiceStub(channel).Record
             rank = ranking_pb2_grpc.RankingServiceStub(channel).Rank
             for number in range(plan.fresh):
@@ -216,7 +217,7 @@ class _Line:
             return False
         if self._starts != self._server.starts:
             await self.close()
-            self._starts, self._channel = self._server.starts, grpc.aio.insecure_channel(self._server.address)
+            self._starts, self._channel = self._server.starts, open_aio_channel(self._server.address)
         assert self._channel is not None, "made at the first start"  # noqa: S101
         try:
             call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(self._method)

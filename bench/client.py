@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import grpc.aio
 import numpy as np
 
 from bench.processes import cpu_seconds
@@ -14,6 +13,7 @@ from loadtest.arrivals import poisson
 from loadtest.report import Summary, summarise
 from loadtest.search import Found, RateSearch
 from loadtest.steps import GOOD_SHARE
+from pinrank.channels import open_aio_channel
 
 #: Long enough that nothing is cut off: an expired request would leave its latency out of the percentiles.
 LONG_S = 2.0
@@ -35,7 +35,7 @@ def saturate(
     used_s: list[float] = []
 
     async def main() -> Saturated:
-        async with grpc.aio.insecure_channel(address) as channel:
+        async with open_aio_channel(address) as channel:
             samples = await open_loop.saturate(
                 open_loop.sender(channel, LONG_S),
                 requests,
@@ -69,7 +69,7 @@ def offer_at(address: str, requests: tuple[bytes, ...], due_s: np.ndarray, deadl
     """Offer requests at given times."""
 
     async def main() -> Any:
-        async with grpc.aio.insecure_channel(address) as channel:
+        async with open_aio_channel(address) as channel:
             await channel.channel_ready()
             return await open_loop.open_loop(open_loop.sender(channel, deadline_s), requests, due_s)
 
@@ -86,7 +86,7 @@ def offer_two(
     import asyncio  # noqa: PLC0415
 
     async def main() -> Any:
-        async with grpc.aio.insecure_channel(address) as channel:
+        async with open_aio_channel(address) as channel:
             await channel.channel_ready()
             return await asyncio.gather(
                 *(
@@ -118,7 +118,7 @@ def highest_rate(
     async def main() -> tuple[float, list[Summary]]:
         search = RateSearch(first_per_s, tolerance=0.06, tries_max=7)
         tried: list[Summary] = []
-        async with grpc.aio.insecure_channel(address) as channel:
+        async with open_aio_channel(address) as channel:
             await channel.channel_ready()
             send = open_loop.sender(channel, target_ms / 1e3)
             while not isinstance(decision := search.next(), Found):

@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 from rich.console import Console
 
@@ -28,6 +27,7 @@ from feature_client.opening import open_store
 from kernels.openvino_engine import OpenVinoEngine
 from model_store.bundle import EMBEDDINGS, Bundle, read_bundle
 from model_store.store import open_model_store
+from pinrank.channels import open_channel
 from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
 from ranker import movielens
 from ranker.actions import ActionLog, action_log
@@ -197,7 +197,7 @@ def _latency(
         # Variants read the same groups; the base alone reads no sequence.
         widest = max(bundles.values(), key=lambda bundle: bundle.manifest.sequence_length)
         asyncio.run(_fill(store, widest, log))
-        with _served(folders, store, folder) as address, grpc.insecure_channel(address) as channel:
+        with _served(folders, store, folder) as address, open_channel(address) as channel:
             rank = ranking_pb2_grpc.RankingServiceStub(channel).Rank
             requests = _requests(bundles, log, plan.users)
             milliseconds: dict[str, list[float]] = {variant: [] for variant in bundles}

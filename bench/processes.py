@@ -18,6 +18,7 @@ import grpc
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.harness import BenchmarkError
+from pinrank.channels import open_channel
 
 _START_S = 60.0
 _STOP_S = 15.0
@@ -32,7 +33,8 @@ class Served(NamedTuple):
 
     def metric(self, name: str) -> float:
         """Return the sum of a metric's samples."""
-        with urllib.request.urlopen(self.metrics_url, timeout=10) as page:  # noqa: S310 - loopback
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with direct.open(self.metrics_url, timeout=10) as page:
             families = text_string_to_metric_families(page.read().decode())
         return sum(sample.value for family in families for sample in family.samples if sample.name == name)
 
@@ -69,7 +71,7 @@ def server_process(config: Path, feature_store: str, log: Path) -> Iterator[Serv
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    with grpc.insecure_channel(address) as channel:
+    with open_channel(address) as channel:
         ready = grpc.channel_ready_future(channel)
         for _ in range(int(_START_S / 0.2)):
             try:

@@ -11,7 +11,7 @@ import gc
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -37,6 +37,7 @@ from model_store.store import open_model_store
 from pinrank.v1 import activity_pb2, activity_pb2_grpc
 from server.activity import ActivityEdge
 from server.config import load_config
+from server.draining import Calls
 from server.metrics import Metrics
 from tests.redis_servers import running
 
@@ -110,16 +111,20 @@ async def _fill(url: str, bundle: Bundle, plan: Plan) -> tuple[np.ndarray, np.nd
     return found
 
 
+async def _stream(request: activity_pb2.RecordRequest) -> AsyncIterator[activity_pb2.RecordRequest]:
+    yield request
+
+
 async def _held_ms(url: str, group: SequenceGroup, users: np.ndarray, plan: Plan) -> list[float]:
     """Return by call the processor time that the event loop's longest turn took while it recorded."""
     store = open_store(url)
     await store.start()
-    edge = ActivityEdge(Metrics())
+    edge = ActivityEdge(Metrics(), Calls())
     edge.write_into([group], store)
     longest_ms = []
     gc.freeze()  # as the server does
     for _ in range(plan.held_calls):
-        call = asyncio.create_task(edge.record(_request(group, users, plan), None))  # type: ignore[arg-type]
+        call = asyncio.create_task(edge.record_stream(_stream(_request(group, users, plan)), None))  # type: ignore[arg-type]
         turns, before_s = [0.0], time.thread_time()
         while not call.done():
             await asyncio.sleep(0)

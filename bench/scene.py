@@ -24,6 +24,7 @@ from loadtest.report import Summary
 from loadtest.workload import Workload
 from model_store.store import open_model_store
 from server.config import ServerConfig, load_config
+from server.variables import PREFIX, service_links
 
 CONFIG = ROOT / "deploy" / "demo" / "pinrank.toml"
 SEED = 0
@@ -67,7 +68,7 @@ def scene(config: Path = CONFIG, extra: str = "", candidates: int = 128, request
     Raises:
         BenchmarkError: the server did not start, or the environment changes its settings.
     """
-    outside = sorted(name for name in os.environ if name.startswith("PINRANK_"))
+    outside = sorted(name for name in os.environ.keys() - service_links(os.environ) if name.startswith(PREFIX))
     if outside:
         raise BenchmarkError(f"{outside[0]} is set; a benchmark takes no settings from the environment")
     with ExitStack() as stack:

@@ -15,14 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc
-
 from bench.harness import BenchmarkError, Claim, Measured
 from bench.scene import CONFIG
 from bench.swaps import prepared, publish
 from model_store.bundle import Bundle, BundleError
 from model_store.objects import ModelStoreError
 from model_store.store import ModelStore, open_model_store
+from pinrank.channels import open_channel
 from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
 
 _SEED = 7
@@ -104,7 +103,7 @@ def _with_a_first(lines: Any) -> Any:
 
 
 def _answered_by(address: str) -> int:
-    with grpc.insecure_channel(address) as channel:
+    with open_channel(address) as channel:
         request = ranking_pb2.RankRequest(user_id=1, pin_ids=[1, 2, 3], surface="home")
         answer = ranking_pb2_grpc.RankingServiceStub(channel).Rank(request, timeout=20)
     return int(answer.versions.model_version)

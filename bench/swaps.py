@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 
 from bench import client
@@ -28,6 +27,7 @@ from loadtest.arrivals import poisson
 from model_store.bundle import Bundle, write_bundle
 from model_store.objects import open_objects
 from model_store.store import ModelStore, open_model_store
+from pinrank.channels import open_channel
 from pinrank.v1 import models_pb2, models_pb2_grpc
 from server.config import load_config
 
@@ -135,7 +135,7 @@ def prepared(folder: Path, config: Path) -> tuple[Path, ModelStore, Bundle]:
 
 @contextmanager
 def _calls(address: str) -> Iterator[Callable[[], models_pb2.StatusResponse]]:
-    with grpc.insecure_channel(address) as channel:
+    with open_channel(address) as channel:
         stub = models_pb2_grpc.ModelServiceStub(channel)
         metadata = (("authorization", f"Bearer {_TOKEN}"),)
         yield lambda: stub.Status(models_pb2.StatusRequest(), timeout=10, metadata=metadata)

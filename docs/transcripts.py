@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 import onnx
 
@@ -36,6 +35,7 @@ from model_store.golden import GoldenRequest, decode_golden, encode_golden
 from model_store.live import calibrate
 from model_store.manifest import Manifest
 from model_store.store import open_model_store
+from pinrank.channels import open_channel
 from pinrank.v1 import models_pb2, models_pb2_grpc, ranking_pb2, ranking_pb2_grpc
 
 ROOT = Path(__file__).parents[1]
@@ -91,7 +91,7 @@ class Story:
     def requests(self, count: int) -> None:
         """Let that many users be ranked for; every one must be answered."""
         rng = np.random.default_rng(count)
-        with grpc.insecure_channel(self.address) as channel:
+        with open_channel(self.address) as channel:
             stub = ranking_pb2_grpc.RankingServiceStub(channel)
             for user in rng.integers(1, _USERS + 1, count).tolist():
                 pins = rng.choice(np.arange(1, _PINS + 1), _CANDIDATES, replace=False).tolist()
@@ -102,7 +102,7 @@ class Story:
 
     def wait(self, condition: Callable[[models_pb2.StatusResponse], bool]) -> None:
         """Wait until the server's status is as it should be."""
-        with grpc.insecure_channel(self.address) as channel:
+        with open_channel(self.address) as channel:
             stub = models_pb2_grpc.ModelServiceStub(channel)
             until_s = time.monotonic() + _WAIT_S
             while time.monotonic() < until_s:

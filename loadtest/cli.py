@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -61,6 +60,9 @@ def load(
     seed: Annotated[int, typer.Option(help="The same seed offers the same load.")] = 0,
     json: Annotated[Path | None, typer.Option(help="Also write settings and summaries to this file.")] = None,
     report: Annotated[Path | None, typer.Option(help="Also write a report with plots: one HTML file.")] = None,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Make calls that end with UNAVAILABLE again, as frontends do.")
+    ] = False,
     allow_remote: Annotated[bool, typer.Option(help="Permit a server on another machine.")] = False,
 ) -> None:
     """Offer load to a running server and report rates, latency percentiles and what was degraded.
@@ -81,7 +83,7 @@ def load(
         "arrivals": str(arrivals) if arrivals else None, "speed": speed, "callers": closed_loop or None,
         "duration_s": duration, "warmup_s": warmup_s, "candidates": candidates, "users": users, "pins": pins,
         "popularity": popularity, "user_popularity": user_popularity, "surface": surface, "label": label,
-        "top_k": top_k, "deadline_ms": deadline_ms, "target_ms": target_ms, "seed": seed,
+        "top_k": top_k, "deadline_ms": deadline_ms, "target_ms": target_ms, "seed": seed, "retry": retry,
     }  # fmt: skip
     try:
         _check_outputs(json, report)
@@ -98,7 +100,7 @@ def load(
         )  # fmt: skip
         offer = Offer(workload, duration, warmup_s, target_ms, seed, closed_loop, arrivals, speed, search=search)
         told = Console()
-        results = run(_connected(address, offer, rates, deadline_ms / 1e3, told))
+        results = run(_connected(address, offer, rates, deadline_ms / 1e3, told, retry=retry))
     except (LoadError, WorkloadError, ArrivalsError) as error:
         _fail(str(error))
     found_per_s = found_by(results) if search else None
@@ -147,16 +149,15 @@ def _check_one_of(**given: object) -> None:
 
 def check_address(address: str, *, allow_remote: bool) -> None:
     """Raise LoadError unless the address is this machine's loopback, or anything is allowed."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise LoadError(f"--address {address!r}: write host:port, for example 127.0.0.1:50051")
+    from pinrank.channels import AddressError, parse_address  # noqa: PLC0415
+
     try:
-        loopback = host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback and not allow_remote:
+        here = parse_address(address).here
+    except AddressError as error:
+        raise LoadError(f"--address {error}") from error
+    if not here and not allow_remote:
         raise LoadError(
-            f"{host} is not this machine: load on a server that others use is an outage. "
+            f"{address} is not this machine: load on a server that others use is an outage. "
             "Add --allow-remote if it is yours to load"
         )
 
@@ -179,17 +180,16 @@ def check_bounds(rate: float, duration_s: float, warmup_s: float, callers: int, 
 
 
 async def _connected(
-    address: str, offer: Offer, rates: Sequence[float], deadline_s: float, told: Console
+    address: str, offer: Offer, rates: Sequence[float], deadline_s: float, told: Console, *, retry: bool
 ) -> list[tuple[Summary, Samples]]:
     """Offer load over one channel, once a server there has answered the first request."""
     import asyncio  # noqa: PLC0415
 
-    import grpc.aio  # noqa: PLC0415
-
     from loadtest.open_loop import sender  # noqa: PLC0415
     from loadtest.report import table  # noqa: PLC0415
+    from pinrank.channels import open_aio_channel  # noqa: PLC0415
 
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with open_aio_channel(address, retry=retry) as channel:
         await _probe(channel, address, offer.requests[0])
         results: list[tuple[Summary, Samples]] = []
         steps = offer.steps(sender(channel, deadline_s), rates)
@@ -212,13 +212,14 @@ async def _probe(channel: Any, address: str, content: bytes) -> None:
     import grpc  # noqa: PLC0415
 
     from loadtest.open_loop import RANK  # noqa: PLC0415
+    from pinrank.channels import parse_address  # noqa: PLC0415
 
     try:
         async with asyncio.timeout(CONNECT_S):
             await channel.channel_ready()
         await channel.unary_unary(RANK)(content, timeout=CONNECT_S)
     except TimeoutError as error:
-        raise LoadError(f"no server answers at {address}; start one with `pinrank serve`, or set --address") from error
+        raise LoadError(parse_address(address).unanswered()) from error
     except grpc.aio.AioRpcError as error:
         raise LoadError(f"the server refused the first request: {error.code().name}: {error.details()}") from error
 

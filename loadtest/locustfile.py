@@ -28,6 +28,7 @@ from locust.exception import StopTest
 from loadtest.errors import LoadError
 from loadtest.open_loop import RANK
 from loadtest.workload import Workload, WorkloadError, parse_candidates, read_ids
+from pinrank.channels import AddressError, open_channel
 
 # gRPC's waits must let other greenlets run.
 grpc.experimental.gevent.init_gevent()
@@ -78,8 +79,8 @@ class Ranker(User):
         try:
             if cls._channel is None:
                 cls._contents = _contents(environment)
-                cls._channel = grpc.insecure_channel(_address(self.host))
-        except (LoadError, WorkloadError) as error:
+                cls._channel = open_channel(_address(self.host))
+        except (AddressError, LoadError, WorkloadError) as error:
             environment.process_exit_code = 1  # Locust's own is 0 where nothing was sent
             raise StopTest(f"error: {error}") from None
         self._rank: grpc.UnaryUnaryMultiCallable[bytes, bytes] = cls._channel.unary_unary(RANK)

@@ -22,6 +22,7 @@ from loadtest.cli import check_address, check_bounds
 from loadtest.errors import LoadError
 from loadtest.open_loop import OK, RANK
 from loadtest.workload import Workload, WorkloadError, parse_candidates, read_ids
+from pinrank.channels import open_channel, parse_address
 
 try:
     import mlperf_loadgen as loadgen
@@ -95,7 +96,7 @@ def judge(
     settings.server_target_latency_percentile = 0.99
     settings.min_duration_ms = round(duration_s * 1e3)
     settings.min_query_count = settings.max_query_count = max(1, round(rate_per_s * duration_s))
-    with tempfile.TemporaryDirectory(prefix="pinrank-loadgen-") as folder, grpc.insecure_channel(address) as channel:
+    with tempfile.TemporaryDirectory(prefix="pinrank-loadgen-") as folder, open_channel(address) as channel:
         _probe(channel, address, requests[0])
         answering = Judge(channel, requests, deadline_s)
         output = loadgen.LogOutputSettings()
@@ -122,7 +123,7 @@ def _probe(channel: grpc.Channel, address: str, content: bytes) -> None:
         grpc.channel_ready_future(channel).result(timeout=_CONNECT_S)
         rank(content, timeout=_CONNECT_S)
     except grpc.FutureTimeoutError as error:
-        raise LoadError(f"no server answers at {address}; start one with `pinrank serve`, or set --address") from error
+        raise LoadError(parse_address(address).unanswered()) from error
     except grpc.RpcError as error:
         raise LoadError(f"the server refused the first request: {error.code().name}: {error.details()}") from error
 

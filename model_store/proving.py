@@ -7,6 +7,7 @@ server hears that it failed, and why.
 
 from __future__ import annotations
 
+import ctypes
 import io
 import json
 import os
@@ -36,6 +37,8 @@ from model_store.utility import UtilityError, load_utility
 
 _LENGTH = struct.Struct(">Q")
 _NICE = 19
+#: Linux's; Python has no name for it.
+_PR_SET_PDEATHSIG = 1
 #: The processor time that a child takes between rests.
 _SLICE_S = 0.004
 #: An answer is a few numbers and the scores of the sample.
@@ -157,7 +160,8 @@ class Prover:
         if self._helper is None:
             self._helper = subprocess.Popen(  # noqa: S603 - ourselves
                 # In the server's own session: Linux shares the processors out by session before it looks at priorities.
-                [sys.executable, "-m", "model_store.proving", str(self.pace.file)],
+                # And without the folder that it was started in on its path: that may hold a `model_store` of others.
+                [sys.executable, "-P", "-m", "model_store.proving", str(self.pace.file)],
                 pass_fds=[self.pace.file],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -280,12 +284,24 @@ def _statm() -> list[str]:
         return file.read().split()
 
 
-def _in_a_child(claim: Claim, content: bytes, pace: Pace) -> _Answer:
-    """Fork, prove there, and return the answer, or what became of the child."""
+def _end_with(helper: int) -> None:
+    """Let the kernel kill this process when its helper ends, at whatever it is, and stopped too.
+
+    Of use in a forked child only: the signal comes when the thread that forked ends, which is the helper's only one.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != helper:  # it ended before the kernel was asked
+        os._exit(1)
+
+
+def _in_a_child(claim: Claim, content: bytes, pace: Pace, claims: IO[bytes]) -> _Answer:
+    """Fork, prove there, and return the answer, or what became of the child. Raises EOFError: the server is gone."""
     ref = f"{claim.model}@{claim.version}"
     reader, writer = os.pipe()
+    helper = os.getpid()
     child = os.fork()
     if child == 0:
+        _end_with(helper)
         os.close(reader)
         header, *others = _prove(claim, _decoded(content) if content else None)
         with os.fdopen(writer, "wb") as pipe:
@@ -293,7 +309,7 @@ def _in_a_child(claim: Claim, content: bytes, pace: Pace) -> _Answer:
                 _send(pipe, part)
         os._exit(0)
     os.close(writer)
-    answer, ended, held_back_s = _listened(reader, child, claim, pace)
+    answer, ended, held_back_s = _listened(reader, child, claim, pace, claims)
     used_s = _cpu_s(child)
     if not ended:
         os.kill(child, signal.SIGKILL)
@@ -317,7 +333,7 @@ def _in_a_child(claim: Claim, content: bytes, pace: Pace) -> _Answer:
         return {"fault": "bundle", "error": f"{ref}: the process that tried it ended with {code}"}, b"", b""
 
 
-def _listened(reader: int, child: int, claim: Claim, pace: Pace) -> tuple[bytes, bool, float]:
+def _listened(reader: int, child: int, claim: Claim, pace: Pace, claims: IO[bytes]) -> tuple[bytes, bool, float]:
     """Collect what a child writes, letting it run only for its share of the time.
 
     Priorities do not do that: a core's two threads share what they compute with, and what runs on an idle one slows the
@@ -325,13 +341,20 @@ def _listened(reader: int, child: int, claim: Claim, pace: Pace) -> tuple[bytes,
 
     Returns:
         What it wrote, whether it ended by itself, and the seconds that it was held back beyond its share.
+
+    Raises:
+        EOFError: the server is gone; the child is killed.
     """
     answer = bytearray()
     until_s = time.monotonic() + claim.timeout_s
     rested_at_s = held_back_s = 0.0
     with os.fdopen(reader, "rb", buffering=0) as pipe:
         while time.monotonic() < until_s and len(answer) <= _ANSWER_BYTES_MAX + _PLAN_BYTES_MAX:
-            if select.select([pipe], [], [], _SLICE_S)[0]:
+            ready = select.select([pipe, claims], [], [], _SLICE_S)[0]
+            if claims in ready:  # the server says nothing more while it waits for an answer
+                os.kill(child, signal.SIGKILL)
+                raise EOFError("the server is gone")
+            if pipe in ready:
                 part = pipe.read(1 << 20)
                 if not part:
                     return bytes(answer), True, held_back_s
@@ -353,7 +376,8 @@ def main() -> None:
     """Serve claims from standard input until it is closed. The argument: the descriptor of the server's pace."""
     pace = Pace(int(sys.argv[1]))
     os.nice(_NICE)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's
+    for number in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C and the terminal's end are the server's
+        signal.signal(number, signal.SIG_IGN)
     answers, claims = os.fdopen(os.dup(1), "wb"), sys.stdin.buffer
     os.dup2(2, 1)  # whatever a runtime prints is no answer
     engine_factory("openvino")  # imported before the forks
@@ -361,11 +385,11 @@ def main() -> None:
         try:
             claim = Claim(**json.loads(_received(claims, _ANSWER_BYTES_MAX)))
             content = _received(claims, 1 << 40)
-        except EOFError:
+            header, *others = _in_a_child(claim, content, pace, claims)
+            for part in (json.dumps(header).encode(), *others):
+                _send(answers, part)
+        except (EOFError, BrokenPipeError):
             return
-        header, *others = _in_a_child(claim, content, pace)
-        for part in (json.dumps(header).encode(), *others):
-            _send(answers, part)
 
 
 if __name__ == "__main__":

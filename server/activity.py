@@ -14,8 +14,8 @@ from feature_client.activity import ActivityWriter, Outcome, QueueFullError
 from feature_client.groups import SequenceGroup
 from feature_client.store import Store, StoreError
 from pinrank.v1 import activity_pb2
+from server.draining import Calls
 from server.errors import (
-    DrainingError,
     FieldViolation,
     InvalidRequestError,
     NotRecordingError,
@@ -49,10 +49,10 @@ class _Sequence:
 class ActivityEdge:
     """Answers Record calls. Every served model's sequence gets the actions that its vocabularies know."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, calls: Calls) -> None:
         self._metrics = metrics
+        self._calls = calls
         self._sequences: tuple[_Sequence, ...] = ()
-        self.draining = False
 
     def write_into(self, groups: Iterable[SequenceGroup], store: Store) -> None:
         """Record into these sequences from now on; those that were recorded into before keep their writers."""
@@ -73,7 +73,8 @@ class ActivityEdge:
             },
         )
 
-    async def record(self, request: activity_pb2.RecordRequest, _: _Context) -> activity_pb2.RecordResponse:
+    async def record(self, request: activity_pb2.RecordRequest, context: _Context) -> activity_pb2.RecordResponse:
+        self._calls.take(context)
         return await self._answer(_one(request))
 
     async def record_stream(
@@ -91,8 +92,7 @@ class ActivityEdge:
 
     async def _store(self, actions: Sequence[activity_pb2.Action]) -> np.ndarray:
         """Store actions in every sequence that knows them; return int64[3], how many by the best of their outcomes."""
-        if self.draining:
-            raise DrainingError("the server is shutting down; another replica can answer")
+        self._calls.check()
         sequences = self._sequences
         if not sequences:
             raise NotRecordingError("this server does not record actions; set record_actions = true")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import signal
 from collections.abc import Collection, Hashable, Mapping
 from contextlib import AsyncExitStack
 
@@ -30,12 +29,14 @@ from server.activity import ActivityEdge
 from server.admission import Admission, Overload
 from server.calls import CallBoundary
 from server.config import ConfigError, ServerConfig
+from server.draining import Calls, hang_up
 from server.earliest_deadline import EarliestDeadlineFirst, Lane
 from server.edge import SERVICE, RankingEdge
 from server.hot_swap import HotSwap
 from server.http import HttpEndpoint
 from server.intake import Intake
 from server.learned import CostModel
+from server.listening import ListenError, http_interfaces, http_shown, open_grpc_port, shown
 from server.memory import set_up_allocator
 from server.metrics import Metrics
 from server.model_service import ModelEdge
@@ -44,11 +45,13 @@ from server.recent import Recent, RecentRequests
 from server.runner import Runner
 from server.served import Served, ServedModels
 from server.shadow import LANE, Shadow
+from server.signals import Ending, heed_signals
 
 _log = structlog.get_logger(__name__)
 
 
-_LAST_ANSWERS_S = 0.5
+#: For clients to close their side of what was hung up.
+_HANG_UP_S = 0.5
 #: For reading what a new version needs of one recent request.
 _SWAP_READ_S = 1.0
 
@@ -77,15 +80,21 @@ class Server:
             config.feature_store.get_secret_value(), read_only=not config.record_actions, create=False
         )
         self._near: dict[bytes, NearCache] = {}
-        self._activity = ActivityEdge(self._metrics)
+        self._calls = Calls()
+        self._activity = ActivityEdge(self._metrics, self._calls)
         #: Versions in memory, by digest.
         self._installed: dict[str, Served] = {}
         self._health = health.aio.HealthServicer()
         #: Closes what was opened, last first.
         self._opened = AsyncExitStack()
         self.serving = False
-        self.grpc_port = 0
+        #: The gRPC port, or the path of a Unix socket.
+        self.listens_on: int | str = 0
         self.http_port = 0
+
+    @property
+    def grpc_port(self) -> int:
+        return self.listens_on if isinstance(self.listens_on, int) else 0
 
     async def start(self) -> None:
         """Load and prove the models, open the store, then open the ports. What fails leaves nothing open.
@@ -124,7 +133,7 @@ class Server:
         self._metrics.watch_models(
             models, lambda: {v: str(held.phase) for v, held in swap.versions.copy().items()}, shadow
         )
-        self._edge = RankingEdge(pipeline, models, config, self._metrics, recent, shadow)
+        self._edge = RankingEdge(pipeline, models, config, self._metrics, recent, shadow, self._calls)
         self._model_edge = ModelEdge(swap, models, shadow, config)
         await swap.start()
         _check_surfaces(config, models)
@@ -133,8 +142,8 @@ class Server:
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         _log.info(
             "serving",
-            grpc=f"{config.host}:{self.grpc_port}",
-            http=f"{config.host}:{self.http_port}",
+            grpc=shown(config.host, self.listens_on),
+            http=http_shown(config.host, self.http_port),
             labels={label: served.live.manifest.ref for label, served in models.by_label.items()},
             engine=config.engine,
             streams=self._streams,
@@ -197,19 +206,27 @@ class Server:
             sequences = (served.live.manifest.sequence for served in self._installed.values())
             self._activity.write_into([sequence for sequence in sequences if sequence is not None], self._store)
 
-    async def drain_and_close(self) -> None:
-        """Refuse new calls, let those in flight finish within `drain_s`, then close everything."""
+    async def drain_and_close(self, hurry: asyncio.Event | None = None) -> None:
+        """Refuse new calls, let those in flight finish within `drain_s`, then close everything.
+
+        Every caller gets its answer or UNAVAILABLE.
+
+        Args:
+            hurry: ends the wait for those in flight.
+        """
         self.serving = False
-        self._edge.draining = self._activity.draining = True
+        self._calls.draining = True
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         _log.info("draining", drain_s=self._config.drain_s)
-        try:
-            async with asyncio.timeout(self._config.drain_s):
-                await self._pipeline.drained()
-        except TimeoutError:
-            _log.warning("drain_ended_early", requests_cut_off=self._pipeline.in_flight)
-        # Answers on their way out still leave; health watchers and idle connections are not waited for.
-        await self._grpc.stop(_LAST_ANSWERS_S)
+        ended = asyncio.ensure_future(self._calls.ended())
+        hurried = asyncio.ensure_future((hurry or asyncio.Event()).wait())
+        await asyncio.wait({ended, hurried}, timeout=self._config.drain_s, return_when=asyncio.FIRST_COMPLETED)
+        ended.cancel()
+        hurried.cancel()
+        if self._calls.in_flight:
+            _log.warning("drain_ended_early", calls_cut_off=self._calls.in_flight)
+        hang_up(self.listens_on)
+        await self._grpc.stop(_HANG_UP_S)
         await self._opened.aclose()
         _log.info("stopped")
 
@@ -232,20 +249,20 @@ class Server:
             (SERVICE, activity.SERVICE, model_service.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc
         )
         try:
-            self.grpc_port = self._grpc.add_insecure_port(f"{config.host}:{config.grpc_port}")
-        except RuntimeError as error:
-            raise StartError(
-                f"cannot listen on {config.host}:{config.grpc_port}; is another server there? Set grpc_port to move"
-            ) from error
-        try:
-            http = HttpEndpoint(config.host, config.http_port, self._metrics.registry, lambda: self.serving)
-        except OSError as error:
-            raise StartError(
-                f"cannot listen on {config.host}:{config.http_port} ({error.strerror}); set http_port to move"
-            ) from error
-        self.http_port = http.port
-        http.start()
-        self._opened.callback(http.close)
+            self.listens_on = open_grpc_port(self._grpc, config.host, config.grpc_port)
+            for interface in http_interfaces(config.host):
+                port = self.http_port or config.http_port
+                try:
+                    http = HttpEndpoint(interface, port, self._metrics.registry, lambda: self.serving)
+                except OSError as error:
+                    raise ListenError(
+                        f"cannot listen on {interface.at(port)} ({error.strerror}); set http_port to move"
+                    ) from error
+                self.http_port = http.port
+                http.start()
+                self._opened.callback(http.close)
+        except ListenError as error:
+            raise StartError(str(error)) from error
         await self._grpc.start()
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
@@ -254,18 +271,30 @@ class Server:
 
 
 async def serve(config: ServerConfig, *, shared_port: bool = False) -> None:
-    """Run a server until SIGTERM or SIGINT, then drain it."""
+    """Run a server until a signal asks for its end, then drain it; one that comes during the start ends that."""
     set_up_allocator()
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    ending = heed_signals(asyncio.get_running_loop())
     server = Server(config, shared_port=shared_port)
-    await server.start()
+    if not await _started(server, ending):
+        _log.info("stopped_during_start")
+        return
     # What lives now lives as long as the server: the collector need not look at it again.
     gc.freeze()
-    await stop.wait()
-    await server.drain_and_close()
+    await ending.asked.wait()
+    await server.drain_and_close(ending.hurried)
+
+
+async def _started(server: Server, ending: Ending) -> bool:
+    """Start a server; False when its end was asked for before it served."""
+    start, asked = asyncio.ensure_future(server.start()), asyncio.ensure_future(ending.asked.wait())
+    await asyncio.wait({start, asked}, return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
+    start.cancel()  # nothing to one that is done
+    try:
+        await start
+    except asyncio.CancelledError:
+        return False
+    return True
 
 
 def cores() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Annotated
@@ -55,9 +56,14 @@ def serve(
 
     Example: [bold]pinrank serve --model-store models --model ml1m --feature-store lmdb:///var/lib/pinrank/features[/]
     """
+    from server.signals import end_on_signals  # noqa: PLC0415
+
+    end_on_signals()
+    _open_standard_streams()
     # Below it gRPC writes to standard error by itself, what callers sent included; it reads this once, when imported.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
+    import structlog  # noqa: PLC0415
     import uvloop  # noqa: PLC0415
 
     from feature_client.store import StoreError  # noqa: PLC0415
@@ -65,7 +71,7 @@ def serve(
     from model_store.objects import ModelStoreError  # noqa: PLC0415
     from model_store.utility import UtilityError  # noqa: PLC0415
     from server import app as server  # noqa: PLC0415
-    from server.config import ConfigError, load_config  # noqa: PLC0415
+    from server.config import ConfigError, load_config, shadowing_links  # noqa: PLC0415
     from server.logs import configure_logs  # noqa: PLC0415
     from server.processes import serve_processes  # noqa: PLC0415
 
@@ -76,6 +82,9 @@ def serve(
     try:
         settings = load_config(config, options)
         configure_logs(settings.log_level, settings.log_format, settings.secrets())
+        if links := shadowing_links():
+            reason = "Kubernetes set them for a Service of that name; they are no settings"
+            structlog.get_logger(__name__).warning("variables_set_aside", names=links, reason=reason)
         if settings.processes > 1:
             serve_processes(settings)
         else:
@@ -134,6 +143,16 @@ def rank(
         typer.echo(json_format.MessageToJson(response, preserving_proto_field_name=True))
     else:
         show(response, Console())
+
+
+def _open_standard_streams() -> None:
+    """Open what a supervisor closed of 0 to 2, or a port or a store would be given the number, and what is printed."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
 
 
 for _point in entry_points(group="pinrank.commands"):

@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from pinrank.channels import AddressError, open_channel, parse_address
 from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
 
 
@@ -17,17 +18,19 @@ class RankCallError(Exception):
 
 
 def call_rank(address: str, request: ranking_pb2.RankRequest, timeout_s: float) -> ranking_pb2.RankResponse:
-    """Make one Rank call. Raises RankCallError."""
-    with grpc.insecure_channel(address) as channel:
+    """Make one Rank call, again when its server is gone. Raises RankCallError."""
+    try:
+        there = parse_address(address)
+    except AddressError as error:
+        raise RankCallError(str(error)) from error
+    with open_channel(address, retry=True) as channel:
         stub = ranking_pb2_grpc.RankingServiceStub(channel)
         try:
             response: ranking_pb2.RankResponse = stub.Rank(request, timeout=timeout_s)
         except grpc.RpcError as error:
             code, details = error.code(), error.details()
             if code == grpc.StatusCode.UNAVAILABLE:
-                details = (
-                    f"no server answers at {address} ({details}); start one with `pinrank serve`, or set --address"
-                )
+                details = there.unanswered(details)
             raise RankCallError(f"{code.name}: {details}") from error
     return response
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -19,6 +20,7 @@ from pydantic import (
 )
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
@@ -28,21 +30,26 @@ from pydantic_settings import (
 from feature_client.groups import Name
 from feature_client.redaction import secrets_of
 from kernels.opening import ENGINES
+from server.listening import is_host, socket_path
+from server.variables import OF_COMMANDS, PREFIX, service_links
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Milliseconds = Annotated[float, Field(gt=0, le=60_000)]
 
 
-PREFIX = "PINRANK_"
 _NESTED = ("surfaces", "swap", "guard", "shadow")
-#: What Kubernetes sets for a Service that is called pinrank.
-_SERVICE_LINKS = ("PINRANK_SERVICE_", "PINRANK_PORT")
 #: Read by the model store's client, not by us.
 _BUCKET_KEYS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
 class ConfigError(Exception):
     """The configuration cannot be used; the message names every bad value."""
+
+
+def _host(text: str) -> str:
+    if not is_host(text):
+        raise ValueError(f"{text!r}: write an address (127.0.0.1, ::), a name, or unix:/path, without a port")
+    return text
 
 
 class SurfaceConfig(BaseModel):
@@ -129,7 +136,8 @@ class ServerConfig(BaseSettings):
         frozen=True, extra="forbid", env_prefix=PREFIX, env_nested_delimiter="__", hide_input_in_errors=True
     )
 
-    host: str = "127.0.0.1"
+    #: An address (`::` and `0.0.0.0` are all of them, of both families), a name, or `unix:/path` for the gRPC port.
+    host: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
     grpc_port: Port = 50051
     http_port: Port = 9095
 
@@ -184,6 +192,21 @@ class ServerConfig(BaseSettings):
     #: `auto` writes for people on a terminal and JSON elsewhere.
     log_format: Literal["auto", "json", "console"] = "auto"
 
+    @classmethod
+    def settings_customise_sources(  # type: ignore[override]
+        cls, _: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **__: PydanticBaseSettingsSource
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take what is given and nothing else: `load_config` reads the environment, once."""
+        return (init_settings,)
+
+    @model_validator(mode="after")
+    def _a_unix_socket_is_one_process(self) -> ServerConfig:
+        if self.processes > 1 and socket_path(self.host) is not None:
+            raise ValueError(
+                f"processes: {self.processes} cannot share {self.host}; set host to an address, or 1 process"
+            )
+        return self
+
     @model_validator(mode="after")
     def _cheaper_labels_are_served(self) -> ServerConfig:
         for name, surface in self.surfaces.items():
@@ -218,9 +241,10 @@ def load_config(path: Path | None, options: dict[str, Any] | None = None) -> Ser
         ConfigError: names every bad, unknown or missing setting.
     """
     in_file = {} if path is None else _read_file(path)
+    aside = service_links(os.environ) | OF_COMMANDS
     for name in os.environ:
         setting, nested, _ = name.upper().removeprefix(PREFIX).lower().partition("__")
-        if not name.upper().startswith(PREFIX) or name.startswith(_SERVICE_LINKS):
+        if not name.upper().startswith(PREFIX) or name in aside:
             continue
         if setting not in ServerConfig.model_fields or (nested and setting not in _NESTED):
             raise ConfigError(f"{name}: there is no such setting; unset it, or correct its name")
@@ -234,6 +258,9 @@ def load_config(path: Path | None, options: dict[str, Any] | None = None) -> Ser
             env_settings: PydanticBaseSettingsSource,
             **_: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
+            assert isinstance(env_settings, EnvSettingsSource)  # noqa: S101 - pydantic's own
+            lowered = {name.lower() for name in aside}
+            env_settings.env_vars = {k: v for k, v in env_settings.env_vars.items() if k not in lowered}
             return init_settings, env_settings, InitSettingsSource(settings_cls, in_file)
 
     try:
@@ -243,9 +270,18 @@ def load_config(path: Path | None, options: dict[str, Any] | None = None) -> Ser
         raise ConfigError(f"unusable configuration from {where}:\n{_problems(error)}") from error
 
 
+def shadowing_links() -> list[str]:
+    """Return the variables that have a setting's name and were set aside, as Kubernetes set them for a Service."""
+    return sorted(
+        name
+        for name in service_links(os.environ)
+        if name.removeprefix(PREFIX).lower().partition("__")[0] in ServerConfig.model_fields
+    )
+
+
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(path.read_text(encoding="utf-8"))  # TOML's, whatever the locale says
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
     for key in ("model_store", "utility", "admin_token_file"):

@@ -9,7 +9,8 @@ import grpc
 import grpc.aio
 
 from server.config import ServerConfig
-from server.errors import DrainingError, InternalError, RankError
+from server.draining import Calls
+from server.errors import InternalError, RankError
 from server.metrics import Metrics
 from server.pipeline import Pipeline, Ranking
 from server.recent import RecentRequests
@@ -36,6 +37,7 @@ class RankingEdge:
         metrics: Metrics,
         recent: RecentRequests,
         shadow: Shadow,
+        calls: Calls,
     ) -> None:
         self._pipeline = pipeline
         self._recent = recent
@@ -43,7 +45,7 @@ class RankingEdge:
         self._models = models
         self._config = config
         self._metrics = metrics
-        self.draining = False
+        self._calls = calls
 
     def handler(self) -> grpc.GenericRpcHandler:
         rank: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(self.rank)
@@ -51,16 +53,16 @@ class RankingEdge:
 
     async def rank(self, content: bytes, context: _Context) -> bytes:
         """Answer one call. Raises a RankError, which ends it."""
-        return await self._answer(content, context.time_remaining())
+        return await self._answer(content, context)
 
-    async def _answer(self, content: bytes, remaining_s: float | None) -> bytes:
+    async def _answer(self, content: bytes, context: _Context) -> bytes:
         """Parse, rank and serialise one call; every outcome is counted before it leaves."""
         start = time.perf_counter()
         ranking: Ranking | None = None
         surface, label, code = "unknown", "", grpc.StatusCode.INTERNAL
         try:
-            if self.draining:
-                raise DrainingError("the server is shutting down; another replica can answer")
+            self._calls.take(context)
+            remaining_s = context.time_remaining()
             query = to_query(parse_request(content), self._models, self._config, time.monotonic(), remaining_s)
             surface, label = query.surface, query.label
             self._metrics.candidates.observe(len(query.pin_ids))

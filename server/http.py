@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import structlog
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
+from server.listening import Interface
+
 _log = structlog.get_logger(__name__)
+
+_ACCEPT_AGAIN_S = 0.1
 
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+
+    def __init__(self, interface: Interface, port: int) -> None:
+        """Bind as the gRPC port is bound; the library's way asks the DNS for this machine's name, and may wait long."""
+        super().__init__((interface.host, port), _Quiet, bind_and_activate=False)
+        self.socket.close()
+        self.socket = interface.bound(port, socket.SO_REUSEADDR)
+        self.server_name, self.server_port = interface.host, self.socket.getsockname()[1]
+        self.setup_environ()
+        self.server_activate()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection. One that cannot be, for want of descriptors, would be tried again without a pause."""
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(_ACCEPT_AGAIN_S)
+            raise
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002 - the signature is theirs
         """Log what fails, unless it is a client that went away or took too long."""
@@ -36,7 +59,9 @@ class _Quiet(WSGIRequestHandler):
 class HttpEndpoint:
     """Serves until `close`. `healthy` is asked on every `/healthz`: 200 when true, 503 when not."""
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry, healthy: Callable[[], bool]) -> None:
+    def __init__(
+        self, interface: Interface, port: int, registry: CollectorRegistry, healthy: Callable[[], bool]
+    ) -> None:
         metrics: Callable[[Any, Any], Iterable[bytes]] = make_wsgi_app(registry)
 
         def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -50,9 +75,10 @@ class HttpEndpoint:
             start_response("404 Not Found", [("Content-Type", "text/plain")])
             return [b"there are /metrics and /healthz\n"]
 
-        self._server = make_server(host, port, app, server_class=_Server, handler_class=_Quiet)
+        self._server = _Server(interface, port)
+        self._server.set_app(app)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="http", daemon=True)
-        self.port: int = self._server.server_port
+        self.port = self._server.server_port
 
     def start(self) -> None:
         self._thread.start()

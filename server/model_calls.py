@@ -11,10 +11,11 @@ from rich.table import Table
 
 from server.features_cli import fail
 from server.models_cli import VersionArgument, models
+from server.variables import TOKEN_FILE
 
 AddressOption = Annotated[str, typer.Option(help="host:port of the server.")]
 TokenOption = Annotated[
-    Path, typer.Option(help="File with the server's token (its setting admin_token_file).", envvar="PINRANK_TOKEN_FILE")
+    Path, typer.Option(help="File with the server's token (its setting admin_token_file).", envvar=TOKEN_FILE)
 ]
 
 
@@ -77,6 +78,7 @@ def unload(number: VersionArgument, token_file: TokenOption, address: AddressOpt
 def _call(address: str, token_file: Path, name: str, request: Any) -> Any:
     import grpc  # noqa: PLC0415
 
+    from pinrank.channels import AddressError, open_channel, parse_address  # noqa: PLC0415
     from pinrank.v1 import models_pb2_grpc  # noqa: PLC0415
 
     try:
@@ -85,9 +87,14 @@ def _call(address: str, token_file: Path, name: str, request: Any) -> Any:
         fail(f"{token_file}: {error.strerror}")
     if not token or not all(0x21 <= byte <= 0x7E for byte in token):  # gRPC's own error would quote it
         fail(f"{token_file} holds no token, which is one line of printable ASCII without spaces")
-    with grpc.insecure_channel(address) as channel:
+    try:
+        there = parse_address(address)
+    except AddressError as error:
+        fail(str(error))
+    with open_channel(address) as channel:
         try:
             method = getattr(models_pb2_grpc.ModelServiceStub(channel), name)
             return method(request, timeout=300, metadata=(("authorization", f"Bearer {token.decode()}"),))
         except grpc.RpcError as error:
-            fail(f"{error.code().name}: {error.details()}")
+            code, details = error.code(), error.details()
+            fail(f"{code.name}: {there.unanswered(details) if code == grpc.StatusCode.UNAVAILABLE else details}")

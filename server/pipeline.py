@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -92,17 +91,7 @@ class Pipeline:
         self._margin_s = margin_s
         #: Seconds from scores to answer, nine times of ten.
         self._tail = RunningQuantile(0.9, _TAIL_S)
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._store_failure: str | None = None
-
-    @property
-    def in_flight(self) -> int:
-        return self._runner.admission.requests
-
-    async def drained(self) -> None:
-        """Wait until nothing is in flight."""
-        await self._idle.wait()
 
     async def rank(self, query: RankQuery) -> Ranking:
         """Rank one request.
@@ -135,15 +124,12 @@ class Pipeline:
             case Cheaper(ticket):
                 assert cheaper is not None, "only an ask that names a cheaper model is given it"  # noqa: S101
                 served, degradation["cheaper_model"] = cheaper, 1
-        self._idle.clear()
         served.in_flight += 1  # nothing was awaited since the request took its model
         try:
             return await self._rank_admitted(query, served, ticket, degradation)
         finally:
             served.in_flight -= 1
             self._runner.release(ticket, ask.bytes)
-            if not self.in_flight:
-                self._idle.set()
 
     async def _rank_admitted(
         self, query: RankQuery, served: Served, ticket: Ticket, degradation: dict[str, int]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +20,10 @@ from onnx import helper, numpy_helper
 from kernels.engine import FeatureBatch
 from model_store.assembly import Assembler
 from model_store.bundle import BundleError
-from model_store.proving import Claim, Prover, ProvingError
+from model_store.proving import Claim, Prover, ProvingError, _cpu_s
 from model_store.store import open_model_store
 from tests import tiny
+from tests.processes import ends_of
 
 
 @pytest.fixture(scope="module")
@@ -175,11 +179,28 @@ def test_a_helper_that_dies_is_nobodys_fault_and_is_replaced(claim):
         own.start()
 
         def kill(child):
-            os.kill(own._helper.pid, signal.SIGKILL)
-            os.kill(child, signal.SIGKILL)
+            while _cpu_s(child) < 0.01:  # not before it is at the proof
+                pass
+            with ends_of([child]):
+                os.kill(child, signal.SIGSTOP)  # as while it rests
+                os.kill(own._helper.pid, signal.SIGKILL)
 
         assert isinstance(_while_proving(own, slow, kill), ProvingError)
         assert own.prove(claim(), None).memory_bytes >= 0
+
+
+def test_the_helper_and_what_it_tries_end_with_a_server_that_is_killed(claim):
+    slow = json.dumps(asdict(claim(endless(), engine="numpy")))
+    script = (
+        "import json, sys; from model_store.proving import Claim, Prover; prover = Prover(); prover.start();"
+        "print(prover._helper.pid, flush=True); prover.prove(Claim(**json.loads(sys.argv[1])), None)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, slow], stdout=subprocess.PIPE, text=True) as server:
+        helper = int(server.stdout.readline())
+        while not (found := children(helper)):
+            assert server.poll() is None
+        with ends_of([helper, *found]):
+            server.kill()
 
 
 def test_another_bundle_than_was_claimed_is_not_proven(prover, claim):

@@ -5,7 +5,7 @@ import traceback
 
 import pytest
 
-from server.config import ConfigError, ServerConfig, load_config
+from server.config import ConfigError, ServerConfig, load_config, shadowing_links
 from server.model_service import read_token
 
 FILE = """
@@ -61,11 +61,118 @@ def test_misspelt_or_malformed_variable_is_fatal_and_named(file, monkeypatch, na
         load_config(file)
 
 
-def test_variables_that_kubernetes_sets_for_a_service_of_our_name_are_none_of_ours(file, monkeypatch):
-    monkeypatch.setenv("PINRANK_PORT", "tcp://127.0.0.1:50051")
-    monkeypatch.setenv("PINRANK_PORT_50051_TCP_ADDR", "127.0.0.1")
-    monkeypatch.setenv("PINRANK_SERVICE_HOST", "127.0.0.1")
-    assert load_config(file).grpc_port == 6000
+def links(service, number, protocol, address):
+    """What Kubernetes sets for a Service with one port that has a name."""
+    name, ports = service.upper().replace("-", "_"), f"{protocol.lower()}://{address}:{number}"
+    own = f"{name}_PORT_{number}_{protocol}"
+    return {
+        f"{name}_SERVICE_HOST": address, f"{name}_SERVICE_PORT": str(number),
+        f"{name}_SERVICE_PORT_HTTP_METRICS": str(number), f"{name}_PORT": ports, own: ports,
+        f"{own}_PROTO": protocol.lower(), f"{own}_PORT": str(number), f"{own}_ADDR": address,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("service", "shadowing"),
+    [
+        ("pinrank", []),
+        ("pinrank-canary", []),
+        ("pinrank-grpc", ["PINRANK_GRPC_PORT"]),
+        ("pinrank-http", ["PINRANK_HTTP_PORT"]),
+    ],
+)
+@pytest.mark.parametrize(("protocol", "address"), [("TCP", "10.0.0.1"), ("UDP", "10.0.0.1"), ("SCTP", "fd00::1")])
+def test_service_links_of_kubernetes_are_no_settings(file, monkeypatch, service, shadowing, protocol, address):
+    without = load_config(file)
+    for name, value in links(service, 50051, protocol, address).items():
+        monkeypatch.setenv(name, value)
+    found = load_config(file)
+    assert found.model_dump() == without.model_dump()
+    assert shadowing_links() == shadowing
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PINRANK_GRPC_PORT", "tcp://10.0.0.1"),
+        ("PINRANK_GRPC_PORT", "http://10.0.0.1:50051"),
+        ("PINRANK_GRPC_PORT", "tcp://example.com:50051"),
+        ("PINRANK_GRPC_PORT", ""),
+        ("PINRANK_HTTP_PORT", "65536"),
+        ("PINRANK_CANARY_SERVICE_HOST", "canary"),
+        ("PINRANK_CANARY_SERVICE_PORT", "http"),
+        ("PINRANK_CANARY_PORT", "50051"),
+        ("PINRANK_PORT_50051_TCP_PROTO", "udp"),
+        ("PINRANK_PORT_50051_ICMP", "icmp://10.0.0.1:50051"),
+        ("PINRANK_SWAP__POLL_S", "tcp://10.0.0.1:50051"),
+    ],
+)
+def test_what_only_looks_like_a_service_link_is_fatal_and_named(file, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"(?i){name.removeprefix('PINRANK_').replace('__', '.')}"):
+        load_config(file)
+
+
+def test_service_links_that_look_like_a_nested_setting_are_none(file, monkeypatch):
+    without = load_config(file)
+    for name, value in links("pinrank-swap--poll", 1, "TCP", "10.0.0.1").items():
+        monkeypatch.setenv(name, value)
+    assert load_config(file).model_dump() == without.model_dump()
+
+
+def test_settings_that_are_given_as_such_leave_the_environment_out(monkeypatch):
+    monkeypatch.setenv("PINRANK_GRPC_PORT", "7000")
+    monkeypatch.setenv("PINRANK_SWAP__NOTHING", "7000")
+    assert ServerConfig(model_store="m", model="tiny", feature_store="memory://").grpc_port == 50051
+
+
+def test_a_port_set_by_number_beside_service_links_is_the_port(file, monkeypatch):
+    for name, value in links("pinrank-grpc", 1, "TCP", "10.0.0.1").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PINRANK_GRPC_PORT", "7000")
+    assert load_config(file).grpc_port == 7000
+
+
+def test_a_variable_of_the_command_is_no_setting(file, monkeypatch):
+    monkeypatch.setenv("PINRANK_TOKEN_FILE", "/run/token")
+    assert load_config(file).admin_token_file is None
+
+
+def test_variables_that_commands_read_are_settings_or_known():
+    """Whatever the command reads from the environment, a server beside it must bear."""
+    import typer
+
+    from server.cli import app
+    from server.variables import OF_COMMANDS, PREFIX
+
+    def read(command):
+        for parameter in command.params:
+            yield from [parameter.envvar] if isinstance(parameter.envvar, str) else parameter.envvar or ()
+        for one in getattr(command, "commands", {}).values():
+            yield from read(one)
+
+    found = set(read(typer.main.get_command(app)))
+    assert found > OF_COMMANDS
+    assert {name.removeprefix(PREFIX).lower() for name in found - OF_COMMANDS} <= set(ServerConfig.model_fields)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "::", "[::]", "::1", "fe80::1%eth0", "0.0.0.0", "localhost", "ranker-1.svc", "unix:/run/p.sock"],
+)
+def test_hosts(file, host):
+    assert load_config(file, {"host": host}).host == host
+
+
+@pytest.mark.parametrize("host", ["", "127.0.0.1:80", "[::1]:80", "[::1", "http://a", "unix:relative.sock", "a b"])
+def test_bad_host_is_fatal_and_named(file, host):
+    with pytest.raises(ConfigError, match="host: .*write an address"):
+        load_config(file, {"host": host})
+
+
+def test_processes_cannot_share_a_unix_socket(file):
+    with pytest.raises(ConfigError, match="processes: 2 cannot share unix:/run/p.sock"):
+        load_config(file, {"host": "unix:/run/p.sock", "processes": 2})
 
 
 def test_utility_file_that_is_not_there_is_named(file):

@@ -132,13 +132,12 @@ async def test_draining_server_says_not_serving_finishes_what_runs_and_refuses_t
         health = health_pb2_grpc.HealthStub(channel)
         watch = health.Watch(health_pb2.HealthCheckRequest(service="pinrank.v1.RankingService"))
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
-        server._edge.draining = True
+        draining = asyncio.ensure_future(server.drain_and_close())
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await stub.Rank(request(), timeout=30)
         assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
-        server._edge.draining = False
-        draining = asyncio.ensure_future(server.drain_and_close())
-        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert "shutting down" in raised.value.details()
         assert not draining.done()
         engine.gate.set()
         assert len((await running).pin_ids) == 3

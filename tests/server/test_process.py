@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
 import pytest
 
+from pinrank.channels import SERVICE_CONFIG
 from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
+from server.processes import _end
+from tests import processes
 
 PINRANK = str(Path(sys.executable).with_name("pinrank"))
 
@@ -41,7 +47,7 @@ def serving_address(process):
     raise AssertionError(f"the server ended with {process.wait()}")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_server_answers_and_drains_on_a_signal(process, number):
     address = serving_address(process)
     with grpc.insecure_channel(address) as channel:
@@ -96,7 +102,90 @@ def test_model_commands_publish_list_show_verify_and_label(tmp_path):
     assert "no version 9" in refused.stderr
 
 
-def test_two_processes_share_a_port_replace_one_that_dies_and_drain_together(model_store, feature_store_url):
+def servers_of(parent):
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+    return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+@pytest.fixture
+def others_folder(tmp_path):
+    """A folder that holds somebody else's modules, by names of ours and of the standard library."""
+    for name in ("model_store", "kernels", "server", "feature_client", "pinrank", "signal", "queue"):
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('imported {name} from here')")
+    return tmp_path
+
+
+def test_servers_started_anywhere_whose_parent_is_killed_drain_and_leave_the_port_and_no_process(
+    model_store, feature_store_url, others_folder
+):
+    command = [
+        PINRANK, "serve", "--model-store", str(model_store), "--model", "tiny", "--processes", "2",
+        "--feature-store", feature_store_url, "--grpc-port", "0", "--http-port", "0",
+    ]  # fmt: skip
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=others_folder) as parent:
+        address = serving_address(parent)
+        assert serving_address(parent) == address
+        everybody = processes.family(parent.pid)
+        assert len(everybody) >= 5  # the parent, two servers, and the helper of each
+        with processes.ends_of(everybody):
+            parent.kill()
+            events = [json.loads(line)["event"] for line in parent.stderr]
+    assert sorted(events) == sorted(["parent_died", "draining", "stopped"] * 2)
+    with socket.create_server(("127.0.0.1", int(address.rpartition(":")[2]))):
+        pass
+
+
+def test_a_signal_during_the_start_ends_it(model_store, feature_store_url):
+    command = [
+        PINRANK, "serve", "--model-store", str(model_store), "--model", "tiny",
+        "--feature-store", feature_store_url, "--grpc-port", "0", "--http-port", "0",
+    ]  # fmt: skip
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as starting:
+        assert json.loads(starting.stderr.readline())["phase"] == "verifying"
+        starting.send_signal(signal.SIGTERM)
+        events = [json.loads(line)["event"] for line in starting.stderr]
+        assert starting.wait() == 0
+    assert events[-1] == "stopped_during_start"
+    assert "serving" not in events
+
+
+def calls_until(address, calling, ended):
+    """Rank again and again on a connection of its own, as a frontend that makes calls again; the statuses."""
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.service_config", json.dumps(SERVICE_CONFIG))]
+    found = []
+    with grpc.insecure_channel(address, options) as channel:
+        rank = ranking_pb2_grpc.RankingServiceStub(channel).Rank
+        while not ended.is_set():
+            try:
+                rank(ranking_pb2.RankRequest(user_id=1, pin_ids=[1, 2, 3], surface="home"), timeout=10)
+                found.append("OK")
+            except grpc.RpcError as error:
+                found.append(f"{error.code().name}: {error.details()}")
+            if len(found) == 20:
+                calling.set()
+    return found
+
+
+def test_a_server_bears_closed_streams_and_a_log_that_nobody_reads_any_more(model_store, feature_store_url):
+    command = [
+        PINRANK, "serve", "--model-store", str(model_store), "--model", "tiny",
+        "--feature-store", feature_store_url, "--grpc-port", "0", "--http-port", "0",
+    ]  # fmt: skip
+
+    closed = ["sh", "-c", 'exec "$@" <&- >&-', "sh"]
+    with subprocess.Popen([*closed, *command], stderr=subprocess.PIPE, text=True) as process:
+        address = serving_address(process)
+        process.stderr.close()
+        with grpc.insecure_channel(address) as channel:
+            request = ranking_pb2.RankRequest(user_id=1, pin_ids=[1, 2, 3], surface="home")
+            ranking_pb2_grpc.RankingServiceStub(channel).Rank(request, timeout=10)
+        process.terminate()
+        assert process.wait() == 0
+
+
+def test_two_processes_share_a_port_replace_one_that_dies_and_lose_no_call_that_is_made_again(
+    model_store, feature_store_url
+):
     command = [
         PINRANK, "serve", "--model-store", str(model_store), "--model", "tiny", "--processes", "2",
         "--feature-store", feature_store_url, "--grpc-port", "0", "--http-port", "0",
@@ -106,11 +195,16 @@ def test_two_processes_share_a_port_replace_one_that_dies_and_drain_together(mod
         try:
             address = serving_address(parent)
             assert serving_address(parent) == address
-            children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
-            servers = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+            servers = servers_of(parent)
             assert len(servers) == 2
-            os.kill(int(servers[0]), signal.SIGKILL)
-            events = [json.loads(line)["event"] for line in iter_until(parent.stderr, "serving")]
+            with ThreadPoolExecutor(8) as callers:
+                calling, killed = threading.Event(), threading.Event()
+                statuses = [callers.submit(calls_until, address, calling, killed) for _ in range(8)]
+                calling.wait(30)
+                os.kill(servers[0], signal.SIGKILL)
+                events = [json.loads(line)["event"] for line in iter_until(parent.stderr, "serving")]
+                killed.set()
+            assert {status for one in statuses for status in one.result()} == {"OK"}
             assert "process_died" in events
             for _ in range(8):  # new connections, some to each
                 with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
@@ -131,6 +225,29 @@ def iter_until(lines, event):
         yield line
         if json.loads(line)["event"] == event:
             return
+
+
+def stubborn(ready):
+    """Ends when it is hurried only."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(7))
+    ready.send("ready")
+    while True:
+        signal.pause()
+
+
+@pytest.mark.parametrize(("heard", "within_s", "exitcode"), [([15, 2], 60, 7), ([2, 2], 60, 7), ([2, 15], 0.01, -9)])
+def test_impatience_is_passed_on_to_servers_that_drain_and_the_rest_is_killed(heard, within_s, exitcode):
+    context = multiprocessing.get_context("spawn")
+    reader, ready = context.Pipe(duplex=False)
+    process = context.Process(target=stubborn, args=(ready,))
+    process.start()
+    assert reader.recv() == "ready"
+    signals, parent = socket.socketpair()
+    with signals, parent:
+        parent.send(bytes(heard))
+        _end([process], signals, within_s)
+    assert process.exitcode == exitcode
 
 
 def test_processes_that_cannot_serve_end_the_command_with_the_reason(model_store):

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
+import socket
+import sys
 import urllib.error
 import urllib.request
 
@@ -17,14 +21,15 @@ from model_store.objects import ModelStoreError
 from model_store.store import open_model_store
 from model_store.utility import UtilityError
 from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
+from server import health
 from server.app import StartError
 from server.config import ConfigError, SurfaceConfig
 
 
-async def get(server, path):
+async def get(server, path, host="127.0.0.1"):
     def read():
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{server.http_port}{path}", timeout=10) as answer:
+            with urllib.request.urlopen(f"http://{host}:{server.http_port}{path}", timeout=10) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:
@@ -75,6 +80,94 @@ async def test_healthz_follows_the_server(server):
     assert await get(server, "/healthz") == (503, "not serving\n")
     server.serving = True
     assert (await get(server, "/nothing"))[0] == 404
+
+
+async def test_health_check_of_the_image_asks_the_server_itself_whatever_the_surroundings_say(server, capfd):
+    command = [sys.executable, "-P", "-m", "server.health"]
+    port = str(server.http_port)
+    around = {**os.environ, "http_proxy": "http://127.0.0.1:1", "no_proxy": ""}
+    for changes in ({"PINRANK_HTTP_PORT": port}, {"PINRANK_HTTP_PORT": port, "PINRANK_HOST": "::"}):
+        asked = await asyncio.create_subprocess_exec(*command, env=around | changes)
+        assert await asked.wait() == 0
+    server.serving = False
+    asked = await asyncio.create_subprocess_exec(*command, env=around | {"PINRANK_HTTP_PORT": port})
+    assert await asked.wait() == 1
+    server.serving = True
+    assert "503" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("port", "host", "url"),
+    [
+        ("", "", "http://127.0.0.1:9095/healthz"),
+        ("tcp://10.0.0.1:80", "0.0.0.0", "http://127.0.0.1:9095/healthz"),
+        ("90", "::1", "http://[::1]:90/healthz"),
+        ("90", "10.0.0.1", "http://10.0.0.1:90/healthz"),
+        ("90", "unix:/run/p.sock", "http://127.0.0.1:90/healthz"),
+    ],
+)
+def test_health_check_asks_where_the_server_listens(monkeypatch, port, host, url):
+    monkeypatch.setenv("PINRANK_HTTP_PORT", port)
+    monkeypatch.setenv("PINRANK_HOST", host)
+    assert health.url() == url
+
+
+def has_ipv6():
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+V4, V6 = ["127.0.0.1"], ["[::1]"] if has_ipv6() else []
+
+
+@pytest.mark.parametrize(
+    ("host", "answering"),
+    [
+        ("::", V4 + V6), ("[::]", V4 + V6), ("0.0.0.0", V4 + V6), ("127.0.0.1", V4), ("localhost", ["localhost"]),
+        *((host, V6) for host in ("::1", "[::1]") if V6),
+    ],
+)  # fmt: skip
+async def test_both_ports_listen_on_what_the_host_says(start_server, monkeypatch, capfd, host, answering):
+    monkeypatch.setattr("socket.getfqdn", None)  # nothing may ask the DNS what this machine is called
+    server = await start_server(host=host)
+    logged = re.search(r" grpc=(\S+) http=(\S+)", capfd.readouterr().out)
+    for form in answering:
+        async with grpc.aio.insecure_channel(f"{form}:{server.grpc_port}") as channel:
+            await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+        assert await get(server, "/healthz", form) == (200, "serving\n")
+    async with grpc.aio.insecure_channel(logged[1]) as channel:
+        await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+    assert logged[2] == logged[1].replace(str(server.grpc_port), str(server.http_port))
+
+
+async def test_a_unix_socket_is_the_grpc_port_and_http_is_on_loopback(start_server, tmp_path):
+    path = tmp_path / "pinrank.sock"
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(path))  # what a server that was killed leaves behind
+    server = await start_server(host=f"unix:{path}")
+    async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
+        await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+    assert await get(server, "/healthz") == (200, "serving\n")
+    with pytest.raises(StartError, match=f"cannot listen on {path}: another server is there"):
+        await start_server(host=f"unix:{path}", feature_store="memory://")
+    await server.drain_and_close()
+    assert not path.exists()
+    path.write_text("precious")
+    with pytest.raises(StartError, match=f"cannot listen on {path}: something is there that is no socket"):
+        await start_server(host=f"unix:{path}")
+    assert path.read_text() == "precious"
+    with pytest.raises(StartError, match="is no folder, or may not be written to"):
+        await start_server(host=f"unix:{tmp_path}/absent/pinrank.sock")
+
+
+async def test_a_host_that_this_machine_does_not_have_is_named(start_server):
+    with pytest.raises(StartError, match="host '192.0.2.1': this machine has no such address"):
+        await start_server(host="192.0.2.1")
+    with pytest.raises(StartError, match="host 'nowhere.invalid': no address goes by that name"):
+        await start_server(host="nowhere.invalid")
 
 
 async def test_taken_ports_are_named(server, start_server):

@@ -1,0 +1,73 @@
+"""What `PINRANK_*` variables may be: settings, what the command itself reads, and what Kubernetes adds by itself.
+
+Kubernetes gives every container variables for every Service of its namespace ("service links"), whether they are
+wanted or not; those of a Service called pinrank, or pinrank-canary, look like settings.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+
+PREFIX = "PINRANK_"
+#: The file with the token that `pinrank model status`, `load` and `unload` bring; the server's is `admin_token_file`.
+TOKEN_FILE = f"{PREFIX}TOKEN_FILE"
+#: Read by commands, and no settings of a server.
+OF_COMMANDS = frozenset({TOKEN_FILE})
+
+_PROTOCOL = "(TCP|UDP|SCTP)"
+_LINK = re.compile(r"PINRANK(_[A-Z0-9_]+?)??_(?P<kind>SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_.+)?)")
+_LINK_PORT = re.compile(rf"PORT_\d+_{_PROTOCOL}(_(?P<part>PROTO|PORT|ADDR))?")
+_URL = re.compile(rf"{_PROTOCOL.lower()}://(?P<host>.+):(?P<port>\d+)")
+
+
+def is_service_link(name: str, value: str) -> bool:
+    """Tell whether Kubernetes set a variable for a Service called pinrank or pinrank-anything: by its name and value.
+
+    Both are needed, as a Service may be called what makes its link a setting: PINRANK_GRPC_PORT is a port when it holds
+    a number, and pinrank-grpc's address when it holds `tcp://10.0.0.1:50051`.
+    """
+    link = _LINK.fullmatch(name)
+    if link is None:
+        return False
+    kind = link["kind"]
+    if kind == "SERVICE_HOST":
+        return _is_address(value)
+    if kind.startswith("SERVICE_PORT"):
+        return _is_port(value)
+    if kind == "PORT":
+        return _is_url(value)
+    port = _LINK_PORT.fullmatch(kind)
+    if port is None:
+        return False
+    match port["part"]:
+        case "PROTO":
+            return value.upper() == port[1]
+        case "PORT":
+            return _is_port(value)
+        case "ADDR":
+            return _is_address(value)
+    return _is_url(value)
+
+
+def service_links(variables: Mapping[str, str]) -> frozenset[str]:
+    """Return the names of those that Kubernetes set."""
+    return frozenset(name for name, value in variables.items() if is_service_link(name, value))
+
+
+def _is_url(value: str) -> bool:
+    url = _URL.fullmatch(value)
+    return url is not None and _is_address(url["host"].strip("[]")) and _is_port(url["port"])
+
+
+def _is_port(value: str) -> bool:
+    return value.isascii() and value.isdecimal() and int(value) <= 65_535
+
+
+def _is_address(value: str) -> bool:
+    try:
+        ipaddress.ip_address(value)
+    except ValueError:
+        return False
+    return True
