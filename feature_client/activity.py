@@ -12,7 +12,7 @@ import numpy as np
 
 from feature_client.codec import decode_sequence, encode_sequence
 from feature_client.groups import SequenceGroup
-from feature_client.store import Store, StoreError
+from feature_client.store import Store
 
 #: Actions of one write to the store: folding more at once would keep the event loop from ranking for milliseconds.
 _BATCH_MAX = 256
@@ -125,7 +125,7 @@ class ActivityWriter:
                     np.concatenate([waiting.user_ids for waiting in batch]),
                     np.concatenate([waiting.events for waiting in batch]),
                 )
-            except StoreError as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, its callers wait for it and the next batch goes on
                 for waiting in batch:
                     if not waiting.outcome.done():  # done: the caller hung up
                         waiting.outcome.set_exception(error)

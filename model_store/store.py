@@ -11,6 +11,7 @@ that no entry names, for `gc`.
 from __future__ import annotations
 
 import getpass
+import os
 import re
 import secrets
 import socket
@@ -56,8 +57,12 @@ GC_GRACE_S = 3_600.0
 
 
 def whoami() -> str:
-    """Return who to name in the audit trail."""
-    return f"{getpass.getuser()}@{socket.gethostname()}"
+    """Return who to name in the audit trail: a container's user id often has no name."""
+    try:
+        user = getpass.getuser()
+    except (ImportError, KeyError, OSError):  # which of them depends on the version of Python
+        user = f"uid-{os.getuid()}"
+    return f"{user}@{socket.gethostname()}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ from server.recent import Recent, RecentRequests
 from server.runner import Runner
 from server.served import Served, ServedModels
 from server.shadow import LANE, Shadow
+from server.supervisor import Supervisor
 
 _log = structlog.get_logger(__name__)
 
@@ -69,7 +70,8 @@ class Server:
         self._shared_prover = prover
         self._config = config
         self._shared_port = shared_port
-        self._metrics = Metrics()
+        self._supervisor = Supervisor()
+        self._metrics = Metrics(self._supervisor)
         self._streams = config.engine_streams or default_streams(config.engine, cores())
         self._store: Store = open_store(config.feature_store, read_only=not config.record_actions, create=False)
         self._near: dict[bytes, NearCache] = {}
@@ -107,7 +109,7 @@ class Server:
         self._runner = runner = self._new_runner(prover.pace)
         own_prover = self._shared_prover is None
         intake = Intake(models_store, config, factory, self._streams, recent, self, prover, own_prover=own_prover)
-        self._swap = swap = HotSwap(models_store, config, models, intake, self, self._metrics)
+        self._swap = swap = HotSwap(models_store, config, models, intake, self, self._metrics, self._supervisor)
         self._opened.push_async_callback(swap.close)
         runner.start()
         self._opened.push_async_callback(asyncio.to_thread, runner.close)
@@ -115,8 +117,9 @@ class Server:
         self._pipeline = pipeline = Pipeline(
             self._store, self._near, runner, config.fetch_budget_share, config.answer_margin_ms / 1e3
         )
-        shadow = Shadow(models, pipeline, config.shadow.label, config.shadow.share)
+        shadow = Shadow(models, pipeline, config.shadow.label, config.shadow.share, self._supervisor)
         self._opened.push_async_callback(shadow.close)
+        self._opened.callback(self._supervisor.close)
         self._metrics.watch_models(
             models, lambda: {v: str(held.phase) for v, held in swap.versions.copy().items()}, shadow
         )
@@ -148,7 +151,7 @@ class Server:
         admission = Admission(
             policy, overload, config.requests_in_flight_max, config.rows_in_flight_max, config.bytes_in_flight_max
         )
-        return Runner(policy, admission, self._streams, costs, self._metrics, pace)
+        return Runner(policy, admission, self._streams, costs, self._metrics, pace, self._supervisor)
 
     # What taking versions in and letting them go asks of the rest of the server (`intake.Features`, `hot_swap.Host`).
 
@@ -193,6 +196,10 @@ class Server:
             sequences = (served.live.manifest.sequence for served in self._installed.values())
             self._activity.write_into([sequence for sequence in sequences if sequence is not None], self._store)
 
+    def catch_strays(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Count and log what fails on an event loop and is nobody's."""
+        self._supervisor.catch_strays(loop)
+
     async def drain_and_close(self) -> None:
         """Refuse new calls, let those in flight finish within `drain_s`, then close everything."""
         self.serving = False
@@ -233,7 +240,10 @@ class Server:
                 f"cannot listen on {config.host}:{config.grpc_port}; is another server there? Set grpc_port to move"
             ) from error
         try:
-            http = HttpEndpoint(config.host, config.http_port, self._metrics.registry, lambda: self.serving)
+            http = HttpEndpoint(
+                config.host, config.http_port, self._metrics.registry, lambda: self.serving, self._supervisor.lines,
+                self._supervisor,
+            )  # fmt: skip
         except OSError as error:
             raise StartError(
                 f"cannot listen on {config.host}:{config.http_port} ({error.strerror}); set http_port to move"
@@ -256,6 +266,7 @@ async def serve(config: ServerConfig, *, shared_port: bool = False) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     server = Server(config, shared_port=shared_port)
+    server.catch_strays(loop)
     await server.start()
     # What lives now lives as long as the server: the collector need not look at it again.
     gc.freeze()

@@ -44,9 +44,10 @@ from model_store.utility import UtilityError
 from server.config import ServerConfig
 from server.guard import Window
 from server.intake import Intake, Report
-from server.label_guard import LabelGuard
+from server.label_guard import EVERY_S, LabelGuard
 from server.metrics import Metrics
 from server.served import Served, ServedModels
+from server.supervisor import Supervisor
 from server.trial import NotReadyError
 
 _log = structlog.get_logger(__name__)
@@ -95,6 +96,7 @@ class HotSwap:
         intake: Intake,
         host: Host,
         metrics: Metrics,
+        supervisor: Supervisor,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
@@ -103,6 +105,7 @@ class HotSwap:
         self._intake = intake
         self._host = host
         self._metrics = metrics
+        self._supervisor = supervisor
         self._clock = clock
         self.versions: dict[int, Held] = {}
         self.pinned: set[int] = set()
@@ -135,7 +138,9 @@ class HotSwap:
         self._ready(version, held.served)
         self._step()
         await self._settled.wait()
-        self._run(self._watch())
+        self._run(self._supervisor.loop("model-watch", self._watch))
+        if self._config.guard.enabled:
+            self._run(self._supervisor.loop("label-guard", self._watch_labels))
 
     async def close(self) -> None:
         """Stop watching, give up what is being loaded, and free every version. No request may be in flight."""
@@ -199,16 +204,20 @@ class HotSwap:
     async def _watch(self) -> None:
         while True:
             await self._look()
-            for label, version, reason in await self.guard.breaches():
-                await self._roll_back(label, version, reason)
+            self._step()
             drains = any(held.phase is Phase.DRAINING for held in self.versions.values())
-            pause_s = _DRAIN_LOOK_S if drains else min(self._config.swap.poll_s, self.guard.every_s)
             try:
-                async with asyncio.timeout(pause_s):
+                async with asyncio.timeout(_DRAIN_LOOK_S if drains else self._config.swap.poll_s):
                     await self._wake.wait()
             except TimeoutError:
                 pass
-            self._step()
+
+    async def _watch_labels(self) -> None:
+        """Take back what breaches its label's guard: apart from the other loop, so that neither ends with the other."""
+        while True:
+            for label, version, reason in await self.guard.breaches():
+                await self._roll_back(label, version, reason)
+            await asyncio.sleep(EVERY_S)
 
     async def _look(self) -> None:
         """Read the store's newest entry, if it is time; what cannot be read changes nothing."""
@@ -255,7 +264,7 @@ class HotSwap:
                 self._note(f"{version} seen")
             case Load(version):
                 self._become(version, Phase.VERIFYING)
-                self._run(self._load(version))
+                self._run(self._supervisor.task("model-intake", self._load(version)))
             case Route(label, version):
                 self._serve(version)
                 previous = models.by_label.get(label)
@@ -313,7 +322,7 @@ class HotSwap:
             return
         self._host.dismiss(served)
         self._drop_caches()
-        self._run(self._intake.free(served.live))
+        self._run(self._supervisor.task("model-intake", self._intake.free(served.live)))
 
     def _drop_caches(self) -> None:
         loaded = (held.served for held in self.versions.values() if held.served is not None)
@@ -329,15 +338,10 @@ class HotSwap:
     def _note(self, text: str) -> None:
         self.events.append((self._clock(), text))
 
-    def _run(self, work: Coroutine[object, object, None]) -> None:
-        task = asyncio.create_task(work)
+    def _run(self, supervised: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(supervised)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("hot_swap_failed", exc_info=error)
+        task.add_done_callback(self._tasks.discard)
 
     # Taking a version in.
 
@@ -347,6 +351,7 @@ class HotSwap:
             served = await self._intake.take_in(
                 version, self._replaced_by(version), held.report, lambda: self._become(version, Phase.WARMING)
             )
+            self._ready(version, served)
         except (BundleError, SigningError, UtilityError) as error:
             self._fail(version, "bundle", str(error), None)
         except (ModelStoreError, NotReadyError, ProvingError) as error:
@@ -354,14 +359,12 @@ class HotSwap:
         except Exception as error:  # noqa: BLE001 - the boundary: whatever a bundle can raise leaves what is serving alone
             _log.error("model_load_failed", exc_info=error)
             self._fail(version, "unexpected", f"{type(error).__name__}: {error}", None)
-        else:
-            self._ready(version, served)
         self._step()
 
     def _ready(self, version: int, served: Served) -> None:
+        self._host.install(served)
         self.versions[version].served = served
         self._become(version, Phase.READY)
-        self._host.install(served)
 
     def _replaced_by(self, version: int) -> dict[str, Manifest]:
         """Return what answers now for the labels that a version is for; in the shadow nobody is answered."""
@@ -374,7 +377,7 @@ class HotSwap:
 
     def _fail(self, version: int, kind: str, reason: str, retry_s: float | None) -> None:
         self._drop_caches()
-        self._run(self._intake.give_back())
+        self._run(self._supervisor.task("model-intake", self._intake.give_back()))
         held = self.versions[version]
         known = held.reason == reason
         held.phase, held.since_s, held.reason = followed(held.phase, Phase.FAILED), self._clock(), reason
