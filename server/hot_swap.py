@@ -235,7 +235,7 @@ class HotSwap:
         if self.store_failure:
             _log.info("model_store_back")
         self.store_failure, self.looked_s = "", self._clock()
-        if entry is not None and (self.entry is None or entry.number != self.entry.number):
+        if entry is not None and entry != self.entry:
             self.entry = entry
             self.guard.follow(entry.state.labels)
             self._models.share_traffic(entry.state.traffic)

@@ -12,7 +12,8 @@ from moto.server import ThreadedMotoServer
 
 from model_store.bundle import BundleError
 from model_store.history import Labelled, Published, Retired, TrafficSet, share_of
-from model_store.objects import ModelStoreError, NoObjectError, open_objects
+from model_store.objects import ModelStoreError, NoObjectError
+from model_store.opening import open_objects
 from model_store.signing import Signer, SigningError, Trust
 from model_store.store import open_model_store
 from tests import tiny
@@ -233,9 +234,9 @@ def test_create_has_one_winner(url):
     for thread in threads:
         thread.join()
     assert len(wins) == 1
-    assert objects[0].get("a/b") == str(wins[0]).encode()
+    assert objects[0].get("a/b", 10) == str(wins[0]).encode()
     with pytest.raises(NoObjectError):
-        objects[0].get("a/c")
+        objects[0].get("a/c", 10)
     assert objects[0].listed("nothing") == []
 
 
