@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import signal
+import threading
 from collections.abc import Collection, Hashable, Mapping
 from contextlib import AsyncExitStack
 
@@ -48,6 +49,8 @@ _log = structlog.get_logger(__name__)
 
 
 _LAST_ANSWERS_S = 0.5
+#: What a server that stops may take beyond `drain_s`.
+_EXIT_GRACE_S = 15.0
 #: For reading what a new version needs of one recent request.
 _SWAP_READ_S = 1.0
 
@@ -108,7 +111,9 @@ class Server:
         prover = self._shared_prover or Prover()
         self._runner = runner = self._new_runner(prover.pace)
         own_prover = self._shared_prover is None
-        intake = Intake(models_store, config, factory, self._streams, recent, self, prover, own_prover=own_prover)
+        intake = Intake(
+            models_store, config, factory, self._streams, recent, self, prover, self._supervisor, own_prover=own_prover
+        )
         self._swap = swap = HotSwap(models_store, config, models, intake, self, self._metrics, self._supervisor)
         self._opened.push_async_callback(swap.close)
         runner.start()
@@ -263,15 +268,39 @@ async def serve(config: ServerConfig, *, shared_port: bool = False) -> None:
     set_up_allocator()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        stop.set()
+        _exit_within(config.drain_s + _EXIT_GRACE_S)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, end)
     server = Server(config, shared_port=shared_port)
     server.catch_strays(loop)
-    await server.start()
+    starting, stopping = loop.create_task(server.start()), loop.create_task(stop.wait())
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        _log.info("stopped")
+        return
+    starting.result()
     # What lives now lives as long as the server: the collector need not look at it again.
     gc.freeze()
-    await stop.wait()
+    await stopping
     await server.drain_and_close()
+
+
+def _exit_within(limit_s: float) -> None:
+    """End this process after so long at the latest, also where a thread hangs in a call that never returns."""
+
+    def end() -> None:
+        _log.error("exit_forced", after_s=limit_s, threads=sorted(thread.name for thread in threading.enumerate()))
+        os._exit(1)
+
+    timer = threading.Timer(limit_s, end)
+    timer.daemon = True
+    timer.start()
 
 
 def cores() -> int:

@@ -68,6 +68,8 @@ class SwapConfig(BaseModel):
     #: A version that failed for reasons outside its bundle (features not loaded yet, no memory) is tried again after so
     #: long.
     retry_s: Annotated[float, Field(gt=0, le=86_400)] = 30
+    #: How long the model store may take to answer a look; to give a whole bundle, `proof_timeout_s`.
+    store_timeout_s: Annotated[float, Field(gt=0, le=3_600)] = 30
     proof_timeout_s: Annotated[float, Field(gt=0, le=3_600)] = 120
     bundle_bytes_max: Annotated[int, Field(ge=1 << 20)] = 2 << 30
     #: What the process that proves a bundle may take.

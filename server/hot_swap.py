@@ -49,12 +49,15 @@ from server.metrics import Metrics
 from server.served import Served, ServedModels
 from server.supervisor import Supervisor
 from server.trial import NotReadyError
+from server.worker import Worker
 
 _log = structlog.get_logger(__name__)
 
 #: Between looks at whether the last request has let go of a draining version.
 _DRAIN_LOOK_S = 0.02
 _EVENTS_KEPT = 100
+#: For a look at the store to end when the server does.
+_CLOSE_S = 1.0
 
 
 class Host(Protocol):
@@ -117,6 +120,9 @@ class HotSwap:
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        #: Looks at the store; and what operators ask of it, which takes longer.
+        self._looking = Worker("model-store", supervisor)
+        self._calling = Worker("model-calls", supervisor)
 
     # What the server calls.
 
@@ -127,11 +133,13 @@ class HotSwap:
             ModelStoreError, BundleError, UtilityError, SigningError: the default label cannot be served.
         """
         default = self._models.default_label
-        self.entry = await asyncio.to_thread(self._store.head, self._config.model)
+        self.entry = await self._head()
         self.looked_s = self._clock()
         if self.entry is not None:
             self._models.share_traffic(self.entry.state.traffic)
-        version = await asyncio.to_thread(self._store.resolve, self._config.model, default)
+        version = await self._looking.ask(
+            self._config.swap.store_timeout_s, self._store.resolve, self._config.model, default
+        )
         held = self.versions[version] = Held(Phase.SEEN, self._clock())
         self._become(version, Phase.VERIFYING)
         held.served = await self._intake.first(version, held.report, lambda: self._become(version, Phase.WARMING))
@@ -148,7 +156,9 @@ class HotSwap:
         for task in tasks:
             task.cancel()
         await self._intake.close()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(
+            *tasks, self._looking.close(_CLOSE_S), self._calling.close(_CLOSE_S), return_exceptions=True
+        )
         for held in self.versions.values():
             if held.served is not None:
                 held.served.live.engine.close()
@@ -160,7 +170,7 @@ class HotSwap:
 
     async def load(self, version: int) -> Held:
         """Hold a version without a label; return it once it serves or failed. Raises ModelStoreError."""
-        await asyncio.to_thread(self._store.release, self._config.model, version)
+        await self._calling.ask(self._config.swap.store_timeout_s, self._store.release, self._config.model, version)
         self.pinned.add(version)
         self._step()
         while True:
@@ -183,7 +193,8 @@ class HotSwap:
         def move() -> Entry | None:
             return self._store.set_label(self._config.model, label, version, by=by, why=why, expected=expected)
 
-        entry = await asyncio.to_thread(move)
+        # It reads the whole bundle.
+        entry = await self._calling.ask(self._config.swap.proof_timeout_s, move)
         self.look()
         return entry
 
@@ -225,7 +236,7 @@ class HotSwap:
             return
         self._wake.clear()
         try:
-            entry = await asyncio.to_thread(self._store.head, self._config.model)
+            entry = await self._head()
         except ModelStoreError as error:
             if not self.store_failure:
                 _log.warning("model_store_failed", reason=str(error))
@@ -239,6 +250,9 @@ class HotSwap:
             self.entry = entry
             self.guard.follow(entry.state.labels)
             self._models.share_traffic(entry.state.traffic)
+
+    async def _head(self) -> Entry | None:
+        return await self._looking.ask(self._config.swap.store_timeout_s, self._store.head, self._config.model)
 
     def _snapshot(self) -> Snapshot:
         known = {}
