@@ -40,6 +40,7 @@ from server.metrics import Metrics
 from server.model_service import ModelEdge
 from server.pipeline import Pipeline
 from server.recent import Recent, RecentRequests
+from server.refusals import Refusals
 from server.runner import Runner
 from server.served import Served, ServedModels
 from server.shadow import LANE, Shadow
@@ -109,12 +110,17 @@ class Server:
         models_store = open_model_store(config.model_store)
         factory = engine_factory(config.engine)
         prover = self._shared_prover or Prover()
+        await asyncio.to_thread(prover.start)  # it imports what it needs meanwhile
+        refusals = Refusals(config.state_folder, config.model)
         self._runner = runner = self._new_runner(prover.pace)
         own_prover = self._shared_prover is None
         intake = Intake(
-            models_store, config, factory, self._streams, recent, self, prover, self._supervisor, own_prover=own_prover
+            models_store, config, factory, self._streams, recent, self, prover, self._supervisor, refusals,
+            own_prover=own_prover,
+        )  # fmt: skip
+        self._swap = swap = HotSwap(
+            models_store, config, models, intake, self, self._metrics, self._supervisor, refusals
         )
-        self._swap = swap = HotSwap(models_store, config, models, intake, self, self._metrics, self._supervisor)
         self._opened.push_async_callback(swap.close)
         runner.start()
         self._opened.push_async_callback(asyncio.to_thread, runner.close)
@@ -126,7 +132,7 @@ class Server:
         self._opened.push_async_callback(shadow.close)
         self._opened.callback(self._supervisor.close)
         self._metrics.watch_models(
-            models, lambda: {v: str(held.phase) for v, held in swap.versions.copy().items()}, shadow
+            models, lambda: {v: str(held.phase) for v, held in swap.versions.copy().items()}, shadow, swap.behind
         )
         self._edge = RankingEdge(pipeline, models, config, self._metrics, recent, shadow)
         self._model_edge = ModelEdge(swap, models, shadow, config)
@@ -246,7 +252,7 @@ class Server:
             ) from error
         try:
             http = HttpEndpoint(
-                config.host, config.http_port, self._metrics.registry, lambda: self.serving, self._supervisor.lines,
+                config.host, config.http_port, self._metrics.registry, lambda: self.serving, self._details,
                 self._supervisor,
             )  # fmt: skip
         except OSError as error:
@@ -257,6 +263,14 @@ class Server:
         http.start()
         self._opened.callback(http.close)
         await self._grpc.start()
+
+    def _details(self) -> list[str]:
+        """Say what is not as it should be, and how background work does."""
+        behind = [
+            f"{label}: answers with version {answers}, the model store names {named}"
+            for label, (answers, named) in self._swap.behind().items()
+        ]
+        return [*behind, *self._supervisor.lines()]
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in ("", SERVICE, activity.SERVICE, model_service.SERVICE):

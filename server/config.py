@@ -129,6 +129,8 @@ class ServerConfig(BaseSettings):
     model_store: Annotated[str, BeforeValidator(str)]
     model: str
     labels: Annotated[tuple[Name, ...], Field(min_length=1)] = ("stable", "canary", "shadow")
+    #: A folder of this server's own, for what should outlive a restart: which versions it refused, and why.
+    state_folder: Annotated[Path | None, BeforeValidator(lambda value: value or None)] = None
     #: How versions are taken in, when a label is moved back, what is compared in the shadow.
     swap: SwapConfig = SwapConfig()
     guard: GuardConfig = GuardConfig()
@@ -231,7 +233,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         values = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
-    for key in ("model_store", "utility", "admin_token_file"):
+    for key in ("model_store", "utility", "admin_token_file", "state_folder"):
         if isinstance(values.get(key), str) and "://" not in values[key]:
             values[key] = path.parent / values[key]
     return values

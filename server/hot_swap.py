@@ -42,10 +42,12 @@ from model_store.signing import SigningError
 from model_store.store import ModelStore, whoami
 from model_store.utility import UtilityError
 from server.config import ServerConfig
+from server.first_version import FirstVersion
 from server.guard import Window
 from server.intake import Intake, Report
 from server.label_guard import EVERY_S, LabelGuard
 from server.metrics import Metrics
+from server.refusals import Refusals
 from server.served import Served, ServedModels
 from server.supervisor import Supervisor
 from server.trial import NotReadyError
@@ -100,6 +102,7 @@ class HotSwap:
         host: Host,
         metrics: Metrics,
         supervisor: Supervisor,
+        refusals: Refusals,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
@@ -109,6 +112,7 @@ class HotSwap:
         self._host = host
         self._metrics = metrics
         self._supervisor = supervisor
+        self._refusals = refusals
         self._clock = clock
         self.versions: dict[int, Held] = {}
         self.pinned: set[int] = set()
@@ -130,7 +134,8 @@ class HotSwap:
         """Load the default label's version, then whatever else can be; watch from then on.
 
         Raises:
-            ModelStoreError, BundleError, UtilityError, SigningError: the default label cannot be served.
+            ModelStoreError, BundleError, UtilityError, SigningError, ProvingError: no version that the default label
+                names or named can be served; of them, what the first one failed with.
         """
         default = self._models.default_label
         self.entry = await self._head()
@@ -140,15 +145,50 @@ class HotSwap:
         version = await self._looking.ask(
             self._config.swap.store_timeout_s, self._store.resolve, self._config.model, default
         )
-        held = self.versions[version] = Held(Phase.SEEN, self._clock())
-        self._become(version, Phase.VERIFYING)
-        held.served = await self._intake.first(version, held.report, lambda: self._become(version, Phase.WARMING))
-        self._ready(version, held.served)
+        await self._begin_with(default, version)
         self._step()
         await self._settled.wait()
         self._run(self._supervisor.loop("model-watch", self._watch))
         if self._config.guard.enabled:
             self._run(self._supervisor.loop("label-guard", self._watch_labels))
+
+    async def _begin_with(self, default: str, wanted: int) -> None:
+        """Take in the newest version of the default label that can be proven now, the one it names before others."""
+        ask, first = self._looking.ask, FirstVersion(self._store, self._refusals, self._config.model)
+        limit_s = self._config.swap.proof_timeout_s
+        before = await ask(limit_s, first.refused, wanted)
+        failure: Exception | None = None
+        candidates = first.candidates(default)
+        while (version := await ask(limit_s, next, candidates, None)) is not None:
+            self.versions[version] = Held(Phase.SEEN, self._clock())
+            error = await self._take_in(version, starting=True)
+            if error is None:
+                break
+            failure = failure or error
+        if version is None:
+            raise failure or ModelStoreError(f"{default} names no version")
+        if version == wanted:
+            if before is not None:
+                _log.error(
+                    "refused_version_served", label=default, version=version, reason=before, why="no other is good"
+                )
+            return
+        self._act(Route(default, version))
+        reason = str(failure) if before is None else f"{before} (before a restart)"
+        if wanted not in self.versions:  # refused before: not tried until there are requests to try it on
+            self.versions[wanted] = Held(Phase.VERIFYING, self._clock())
+            self._fail(wanted, "surroundings", reason, self._config.swap.retry_s)
+        self._note(f"{default}: {version} instead of {wanted}")
+        _log.error("older_version_served", label=default, version=version, wanted=wanted, reason=reason)
+
+    def behind(self) -> dict[str, tuple[int, int]]:
+        """Return the labels that answer with another version than the store names: both versions. From any thread."""
+        named = self.entry.state.labels if self.entry else {}
+        return {
+            label: (served.version, named[label])
+            for label, served in self._models.by_label.copy().items()
+            if named.get(label, served.version) != served.version
+        }
 
     async def close(self) -> None:
         """Stop watching, give up what is being loaded, and free every version. No request may be in flight."""
@@ -360,25 +400,34 @@ class HotSwap:
     # Taking a version in.
 
     async def _load(self, version: int) -> None:
-        held = self.versions[version]
+        await self._take_in(version)
+        self._step()
+
+    async def _take_in(self, version: int, *, starting: bool = False) -> Exception | None:
+        """Make a version ready, or let it fail and return why."""
+        if starting:
+            self._become(version, Phase.VERIFYING)
+        held, replaced = self.versions[version], {} if starting else self._replaced_by(version)
         try:
             served = await self._intake.take_in(
-                version, self._replaced_by(version), held.report, lambda: self._become(version, Phase.WARMING)
+                version, replaced, held.report, lambda: self._become(version, Phase.WARMING), starting=starting
             )
-            self._ready(version, served)
+            self._host.install(served)
         except (BundleError, SigningError, UtilityError) as error:
             self._fail(version, "bundle", str(error), None)
+            self._refusals.note(held.report.digest, str(error))
+            return error
         except (ModelStoreError, NotReadyError, ProvingError) as error:
             self._fail(version, "surroundings", str(error), self._config.swap.retry_s)
+            return error
         except Exception as error:  # noqa: BLE001 - the boundary: whatever a bundle can raise leaves what is serving alone
             _log.error("model_load_failed", exc_info=error)
             self._fail(version, "unexpected", f"{type(error).__name__}: {error}", None)
-        self._step()
-
-    def _ready(self, version: int, served: Served) -> None:
-        self._host.install(served)
-        self.versions[version].served = served
+            return error
+        held.served = served
         self._become(version, Phase.READY)
+        self._refusals.forget(held.report.digest)
+        return None
 
     def _replaced_by(self, version: int) -> dict[str, Manifest]:
         """Return what answers now for the labels that a version is for; in the shadow nobody is answered."""

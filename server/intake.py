@@ -25,6 +25,7 @@ from model_store.utility import UtilityTable, load_utility
 from server.config import ServerConfig
 from server.memory import available_bytes, give_back_freed
 from server.recent import Recent, RecentRequests
+from server.refusals import Refusals
 from server.served import Served
 from server.supervisor import Supervisor
 from server.trial import NotReadyError, Sample, check_features, check_scores
@@ -77,6 +78,7 @@ class Intake:
         features: Features,
         prover: Prover,
         supervisor: Supervisor,
+        refusals: Refusals,
         *,
         own_prover: bool,
     ) -> None:
@@ -91,6 +93,7 @@ class Intake:
             features: reads what they need.
             prover: of versions; it also keeps the pace of what is done here.
             supervisor: of the thread that loads.
+            refusals: of versions, before a restart.
             own_prover: close it with this, as nobody else uses it.
         """
         self._store = store
@@ -100,6 +103,7 @@ class Intake:
         self._recent = recent
         self._features = features
         self._prover = prover
+        self._refusals = refusals
         self._own_prover = own_prover
         self._utility = config.utility.read_bytes() if config.utility else None
         self._trust = Trust.read(config.swap.trusted_keys) if config.swap.trusted_keys else None
@@ -113,23 +117,14 @@ class Intake:
             await asyncio.to_thread(self._prover.close)
         await self._loader.close(_CLOSE_S)
 
-    async def first(self, version: int, report: Report, warming: Callable[[], None]) -> Served:
-        """Load the version that a server starts with: nothing is disturbed yet, so at once and in this process.
-
-        Raises:
-            ModelStoreError, BundleError, UtilityError, SigningError: why it cannot serve.
-        """
-        await self._released(version, report)
-        await asyncio.to_thread(self._prover.start)
-        bundle = await self.on_loader(self._read, version)
-        warming()
-        utility = load_utility(self._utility or bundle.files[UTILITY], bundle.manifest)
-        served = await self.on_loader(self._compiled, bundle, utility, None)
-        self._features.add_caches(await self.on_loader(self._features.new_caches, bundle.manifest.needs))
-        return served
-
     async def take_in(
-        self, version: int, replaced: Mapping[str, Manifest], report: Report, warming: Callable[[], None]
+        self,
+        version: int,
+        replaced: Mapping[str, Manifest],
+        report: Report,
+        warming: Callable[[], None],
+        *,
+        starting: bool = False,
     ) -> Served:
         """Prove a version, try it on recent requests, compile it here and warm it up.
 
@@ -138,6 +133,7 @@ class Intake:
             replaced: by label that it is for, the manifest that answers there now.
             report: told what was found.
             warming: called when it is proven.
+            starting: nothing is served yet, so that there is nothing to compare it with or to leave memory for.
 
         Raises:
             BundleError, SigningError, UtilityError: the bundle is at fault.
@@ -147,9 +143,13 @@ class Intake:
         digest = await self._released(version, report)
         manifest = await self._asked(swap.store_timeout_s, self._store.manifest, config.model, version)
         self._check_abi(manifest, replaced)
+        if self._utility is not None:
+            load_utility(self._utility, manifest)
         report.checks.append("ABI: callers need not change")
         self._features.add_caches(await self.on_loader(self._features.new_caches, manifest.needs))
         samples = await self._samples(manifest)
+        if not samples and not starting and (reason := self._refusals.reason(digest)):
+            raise NotReadyError(f"{reason} (before a restart; tried again once there are recent requests to try it on)")
         if samples:
             report.checks.append(check_features(manifest, samples, swap.pins_missing_max))
         else:
@@ -177,7 +177,8 @@ class Intake:
             report.checks += await self.on_loader(
                 check_scores, manifest, utility, samples, proof.logits, swap.rank_correlation_min
             )
-        report.checks.append(self._check_memory(manifest, proof.memory_bytes * self._streams))
+        if not starting:
+            report.checks.append(self._check_memory(manifest, proof.memory_bytes * self._streams))
         warming()
         return await self.on_loader(self._compiled, bundle, utility, sample, proof.plan)
 

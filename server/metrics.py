@@ -171,10 +171,17 @@ class _BackgroundWork(Collector):
 
 
 class _ModelStates(Collector):
-    def __init__(self, models: ServedModels, phases: Callable[[], Mapping[int, str]], shadow: Shadow) -> None:
+    def __init__(
+        self,
+        models: ServedModels,
+        phases: Callable[[], Mapping[int, str]],
+        shadow: Shadow,
+        behind: Callable[[], Mapping[str, tuple[int, int]]],
+    ) -> None:
         self._models = models
         self._phases = phases
         self._shadow = shadow
+        self._behind = behind
 
     def collect(self) -> Iterator[Metric]:
         phase = GaugeMetricFamily(
@@ -183,6 +190,13 @@ class _ModelStates(Collector):
         for version, name in self._phases().items():
             phase.add_metric([str(version), name], 1)
         yield phase
+        behind = GaugeMetricFamily(
+            "pinrank_label_behind", "1 while a label answers with another version than the model store names",
+            labels=["label"],
+        )  # fmt: skip
+        for label in self._behind():
+            behind.add_metric([label], 1)
+        yield behind
         drift = GaugeMetricFamily(
             "pinrank_model_drift_psi",
             "Distance (population stability index) of what a version is given (input) and predicts (head) lately from "
@@ -292,9 +306,15 @@ class Metrics:
             "pinrank_model_store_failures", "Looks at the model store that failed", registry=registry
         )
 
-    def watch_models(self, models: ServedModels, phases: Callable[[], Mapping[int, str]], shadow: Shadow) -> None:
+    def watch_models(
+        self,
+        models: ServedModels,
+        phases: Callable[[], Mapping[int, str]],
+        shadow: Shadow,
+        behind: Callable[[], Mapping[str, tuple[int, int]]],
+    ) -> None:
         """Read versions' phases, how far they drifted and what the shadow says, whenever metrics are collected."""
-        self._register(_ModelStates(models, phases, shadow))
+        self._register(_ModelStates(models, phases, shadow, behind))
 
     def watch(self, admission: Admission, caches: Mapping[bytes, NearCache], store: Store) -> None:
         """Read what is in flight, and the near caches' and the store's counts, whenever metrics are collected."""
