@@ -25,7 +25,7 @@ from bench.scene import CONFIG, SEED, Scene, scene, without_surfaces
 from loadtest import open_loop
 from loadtest.arrivals import poisson
 from model_store.bundle import Bundle, write_bundle
-from model_store.objects import open_objects
+from model_store.opening import open_objects
 from model_store.store import ModelStore, open_model_store
 from pinrank.channels import open_channel
 from pinrank.v1 import models_pb2, models_pb2_grpc

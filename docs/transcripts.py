@@ -50,7 +50,7 @@ feature_store = "{features}"
 admin_token_file = "token"
 [swap]
 poll_s = 0.2
-retry_s = 1
+retry_s = 6
 cpu_share = 1
 accept_changes = ["inputs.query.space"]
 [guard]
@@ -263,8 +263,8 @@ def roll_over() -> list[str]:
         story.say("No caller here sends embeddings as a query: the server's swap.accept_changes says so.")
         story.say("The label may move first: the version waits for its features, and the one before answers.")
         story.run("model", "label", "ml1m", "stable", "11", "--by", "anna", "--why", "embeddings v3")
-        story.wait(_phase(11, "failed"))
         story.requests(20)
+        story.wait(_phase(11, "failed"))
         story.run("model", "status")
         before = next(group for group in bundle.manifest.groups if group.entity == "pin")
         asyncio.run(_write_rows(story.folder / "pins.npz", features, before))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from model_store.manifest import FileEntry, Manifest
+from model_store.plain_files import UnfitFileError, read_plain
 
 MANIFEST = "manifest.json"
 NETWORK = "network.onnx"
@@ -83,7 +83,7 @@ def read_bundle(folder: Path, bytes_max: int | None = None) -> Bundle:
     Raises:
         BundleError: what is wrong, by name.
     """
-    content = _read(folder / MANIFEST, None)
+    content = _read(folder / MANIFEST, MANIFEST_BYTES_MAX)
     manifest = parse_manifest(content, str(folder / MANIFEST))
     check_size(manifest, bytes_max)
     files = {}
@@ -91,6 +91,8 @@ def read_bundle(folder: Path, bytes_max: int | None = None) -> Bundle:
         if "/" in name and (folder / name).parent.is_symlink():
             raise BundleError(f"{(folder / name).parent}: is no plain folder; a bundle holds no links")
         files[name] = _read(folder / name, entry.size_bytes)
+        if len(files[name]) != entry.size_bytes:
+            raise BundleError(f"{folder / name}: {len(files[name])} bytes, the manifest says {entry.size_bytes}")
         if sha256(files[name]) != entry.sha256:
             raise BundleError(f"{folder / name}: its digest is not the manifest's; the file was changed or damaged")
     return Bundle(manifest, content, sha256(content), files)
@@ -126,14 +128,11 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _read(path: Path, size_bytes: int | None) -> bytes:
+def _read(path: Path, bytes_max: int) -> bytes:
     try:
-        status = path.lstat()
-        if not stat.S_ISREG(status.st_mode):
-            raise BundleError(f"{path}: is no plain file; a bundle holds no links")
-        if size_bytes is not None and status.st_size != size_bytes:
-            raise BundleError(f"{path}: {status.st_size} bytes, the manifest says {size_bytes}")
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-            return file.read()
+        return read_plain(path, bytes_max, follow_links=False)
+    except UnfitFileError as error:
+        raise BundleError(f"{path}: {error}") from error
     except OSError as error:
-        raise BundleError(f"{path}: {error.strerror or error}") from error
+        reason = "is no plain file; a bundle holds no links" if error.errno == errno.ELOOP else error.strerror or error
+        raise BundleError(f"{path}: {reason}") from error

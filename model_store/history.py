@@ -9,9 +9,10 @@ says in `after` what holds then, or raises ModelStoreError, saying what would be
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from model_store.objects import NoVersionError, RefusedError
 
@@ -20,6 +21,10 @@ _LABEL = re.compile(r"^[a-z][a-z0-9_-]{0,39}$")
 ANY_SURFACE = "*"
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+#: Numbers of entries are written with twelve digits.
+EntryNumber = Annotated[int, Field(ge=1, lt=10**12)]
+Version = Annotated[int, Field(ge=1, lt=1 << 63)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Frozen(BaseModel):
@@ -46,10 +51,20 @@ class State(_Frozen):
         retired: numbers that were versions; never used again.
     """
 
-    versions: dict[int, Release] = {}
-    labels: dict[str, int] = {}
-    traffic: dict[str, dict[str, float]] = {}
-    retired: tuple[int, ...] = ()
+    versions: dict[Version, Release] = {}
+    labels: dict[str, Version] = {}
+    traffic: dict[str, dict[str, Share]] = {}
+    retired: tuple[Version, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_what_is_there(self) -> State:
+        for label, version in self.labels.items():
+            if version not in self.versions:
+                raise ValueError(f"label {label!r} names version {version}, which is not there")
+        for surface, shares in self.traffic.items():
+            if not shares.keys() <= self.labels.keys():
+                raise ValueError(f"traffic of {surface!r} goes to a label that is not there")
+        return self
 
     def next_version(self) -> int:
         return max((*self.versions, *self.retired), default=0) + 1
@@ -140,7 +155,7 @@ Change = Annotated[AnyChange, Field(discriminator="kind")]
 class Entry(_Frozen):
     """One change of a model. `nonce` tells two writers' entries of the same words apart."""
 
-    number: int
+    number: EntryNumber
     at: AwareDatetime
     by: str
     why: str
@@ -149,10 +164,14 @@ class Entry(_Frozen):
     nonce: str
 
 
-def version_before(entries: list[Entry], label: str) -> int | None:
-    """Return the version that a label named before the one it names now, if it ever named another."""
-    named = [entry.state.labels[label] for entry in entries if label in entry.state.labels]
-    return next((version for version in reversed(named) if version != named[-1]), None)
+def versions_named(entries: Iterable[Entry], label: str) -> Iterator[int]:
+    """Tell the versions that a label named, each once, as it names or named them last; from entries, newest first."""
+    told = set()
+    for entry in entries:
+        version = entry.state.labels.get(label)
+        if version is not None and version not in told:
+            told.add(version)
+            yield version
 
 
 def unlabelled(state: State, keep: int) -> tuple[int, ...]:

@@ -11,18 +11,29 @@ that no entry names, for `gc`.
 from __future__ import annotations
 
 import getpass
+import os
 import re
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from model_store.bundle import MANIFEST, Bundle, BundleError, check_size, parse_manifest, read_bundle, sha256
+from model_store.bundle import (
+    MANIFEST,
+    MANIFEST_BYTES_MAX,
+    Bundle,
+    BundleError,
+    check_size,
+    parse_manifest,
+    read_bundle,
+    sha256,
+)
 from model_store.history import (
     AnyChange,
     Entry,
@@ -33,31 +44,41 @@ from model_store.history import (
     State,
     TrafficSet,
     unlabelled,
-    version_before,
+    versions_named,
 )
 from model_store.manifest import Manifest
 from model_store.objects import (
+    Found,
     ModelStoreError,
     MovedError,
     NoObjectError,
     NoVersionError,
     Objects,
     RefusedError,
-    open_objects,
+    UnfitObjectError,
 )
+from model_store.opening import open_objects
 from model_store.signing import Signer
 
 _MODEL = re.compile(r"^[a-z][a-z0-9-]{0,59}$")
 _ENTRY = re.compile(r"^([0-9]{12})\.json$")
 #: Attempts to be the one who writes the next entry; each lost one means that somebody else's change went in.
 _TRIES = 100
+#: An entry says all of a model: some hundred bytes for every version that is not retired.
+_ENTRY_BYTES_MAX = 64 << 20
+#: A listing that was taken while entries were written may lack one of them; the next does not.
+_LISTINGS = 3
 #: A publish must not take longer: younger blobs that no entry names may be about to be named.
 GC_GRACE_S = 3_600.0
 
 
 def whoami() -> str:
-    """Return who to name in the audit trail."""
-    return f"{getpass.getuser()}@{socket.gethostname()}"
+    """Return who to name in the audit trail: a container's user id often has no name."""
+    try:
+        user = getpass.getuser()
+    except (ImportError, KeyError, OSError):  # which of them depends on the version of Python
+        user = f"uid-{os.getuid()}"
+    return f"{user}@{socket.gethostname()}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +96,8 @@ class ModelStore:
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
-        #: The newest entry read of each model; later ones are looked for after it.
-        self._newest: dict[str, Entry] = {}
+        #: The newest entry read of each model, and what the listing said of it; later ones are looked for from there.
+        self._newest: dict[str, tuple[Entry, Found | None]] = {}
 
     @property
     def where(self) -> str:
@@ -91,14 +112,38 @@ class ModelStore:
         Cost: one listing, and one read when there is a new entry.
 
         Raises:
-            ModelStoreError: the entry cannot be read, or is damaged.
+            ModelStoreError: the entry cannot be read, or is damaged, or one before it is missing. Where it is deleted,
+                the entry before it is the newest again.
         """
-        known = self._newest.get(_checked(model))
-        after = f"{known.number:012}.json" if known else ""
-        numbers = [found.name for found in self._objects.listed(f"{model}/log", after) if _ENTRY.match(found.name)]
-        if numbers:
-            known = self._newest[model] = self._entry(model, numbers[-1])
+        known, found = self._newest.get(_checked(model), (None, None))
+        entries = self._entries(model, known.number - 1 if known else 0)
+        if known is not None and (not entries or entries[0].name != _name(known.number)):  # it was deleted
+            entries = self._entries(model, 0)
+        if not entries:
+            self._newest.pop(model, None)
+            return None
+        if known is None or entries[-1] != found:
+            known = self._entry(model, entries[-1].name)
+            self._newest[model] = known, entries[-1]
         return known
+
+    def _entries(self, model: str, beyond: int) -> list[Found]:
+        """List a model's entries with higher numbers, none of which may be missing between them."""
+        for _ in range(_LISTINGS):
+            listed = self._objects.listed(f"{model}/log", _name(beyond) if beyond else "")
+            found = [one for one in listed if _ENTRY.match(one.name)]
+            gaps = [
+                (one.name, other.name)
+                for one, other in pairwise(found)
+                if int(other.name[:12]) != int(one.name[:12]) + 1
+            ]
+            if not gaps:
+                return found
+        before, after = gaps[0]
+        raise ModelStoreError(
+            f"{self.where}: {model}/log has {after} right after {before}; restore what is missing between them from a "
+            f"backup, or delete {after} and what follows, to go back to the entry before"
+        )
 
     def state(self, model: str) -> State:
         entry = self.head(model)
@@ -106,8 +151,17 @@ class ModelStore:
 
     def history(self, model: str) -> list[Entry]:
         """Return a model's entries, oldest first."""
-        found = self._objects.listed(f"{_checked(model)}/log")
-        return [self._entry(model, one.name) for one in found if _ENTRY.match(one.name)]
+        return list(self.history_back(model))[::-1]
+
+    def history_back(self, model: str) -> Iterator[Entry]:
+        """Read a model's entries, newest first, as far as they are asked for."""
+        for found in reversed(self._entries(_checked(model), 0)):
+            yield self._entry(model, found.name)
+
+    def named(self, model: str, label: str) -> Iterator[int]:
+        """Tell the versions that a label named and that are still there, the one it names or named last first."""
+        there = self.state(model).versions
+        return (version for version in versions_named(self.history_back(model), label) if version in there)
 
     def versions(self, model: str) -> list[int]:
         return sorted(self.state(model).versions)
@@ -148,7 +202,10 @@ class ModelStore:
         if (manifest.name, manifest.version) != (model, version):
             raise BundleError(f"the bundle stored as {model}@{version} says it is {manifest.ref}")
         check_size(manifest, bytes_max)
-        files = {name: self._blob(manifest.ref, model, name, file.sha256) for name, file in manifest.files.items()}
+        files = {
+            name: self._blob(manifest.ref, model, name, file.sha256, file.size_bytes)
+            for name, file in manifest.files.items()
+        }
         return Bundle(manifest, manifest_json, sha256(manifest_json), files)
 
     def manifest(self, model: str, version: int) -> Manifest:
@@ -221,7 +278,7 @@ class ModelStore:
             ModelStoreError: it never named another, or that one was retired.
         """
         now = self.resolve(model, label)
-        before = version_before(self.history(model), label)
+        before = next((version for version in versions_named(self.history_back(model), label) if version != now), None)
         if before is None:
             raise RefusedError(f"{model}: {label} never named another version than {now}; label one by its number")
         entry = self.set_label(model, label, before, by=by, why=why or f"rollback from {now}", expected=now)
@@ -267,11 +324,14 @@ class ModelStore:
         return Swept(retired, blobs, size, unfinished)
 
     def _manifest_json(self, model: str, version: int) -> bytes:
-        return self._blob(f"{model}@{version}", model, MANIFEST, self.release(model, version).digest)
+        digest = self.release(model, version).digest
+        return self._blob(f"{model}@{version}", model, MANIFEST, digest, MANIFEST_BYTES_MAX)
 
-    def _blob(self, ref: str, model: str, name: str, digest: str) -> bytes:
+    def _blob(self, ref: str, model: str, name: str, digest: str, bytes_max: int) -> bytes:
         try:
-            content = self._objects.get(f"{model}/blobs/{digest}")
+            content = self._objects.get(f"{model}/blobs/{digest}", bytes_max)
+        except UnfitObjectError as error:
+            raise BundleError(f"{ref}: {name} was changed or damaged: {error}; publish it again") from error
         except NoObjectError as error:
             raise BundleError(f"{ref}: its {name} is gone from {self.where}; publish it again") from error
         if sha256(content) != digest:
@@ -279,13 +339,16 @@ class ModelStore:
         return content
 
     def _entry(self, model: str, name: str) -> Entry:
-        content = self._objects.get(f"{model}/log/{name}")
         try:
-            return Entry.model_validate_json(content)
-        except ValidationError as error:
+            entry = Entry.model_validate_json(self._objects.get(f"{model}/log/{name}", _ENTRY_BYTES_MAX))
+            if _name(entry.number) == name:
+                return entry
+            raise UnfitObjectError(f"it says that it is entry {entry.number}")
+        except (UnfitObjectError, ValidationError) as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
             raise ModelStoreError(
-                f"{self.where}: {model}/log/{name} is damaged ({error.errors()[0]['msg']}); restore it from a backup, "
-                "or delete it to go back to the entry before"
+                f"{self.where}: {model}/log/{name} is damaged ({reason}); restore it from a backup, or delete it, and "
+                "what follows, to go back to the entry before"
             ) from error
 
     def _append(
@@ -315,8 +378,8 @@ class ModelStore:
                 nonce=secrets.token_hex(8),
             )
             content = entry.model_dump_json(indent=1).encode()
-            if self._objects.create(f"{_checked(model)}/log/{number:012}.json", content):
-                self._newest[model] = entry
+            if self._objects.create(f"{_checked(model)}/log/{_name(number)}", content):
+                self._newest[model] = entry, None
                 return entry
         raise ModelStoreError(f"{self.where}: other writers changed {model} {_TRIES} times meanwhile; try again")
 
@@ -324,6 +387,10 @@ class ModelStore:
 def open_model_store(url: str | Path) -> ModelStore:
     """Open the model store in a folder or at `s3://bucket/prefix`."""
     return ModelStore(open_objects(url))
+
+
+def _name(number: int) -> str:
+    return f"{number:012}.json"
 
 
 def _checked(model: str) -> str:

@@ -42,16 +42,20 @@ from server.metrics import Metrics
 from server.model_service import ModelEdge
 from server.pipeline import Pipeline
 from server.recent import Recent, RecentRequests
+from server.refusals import Refusals
 from server.runner import Runner
 from server.served import Served, ServedModels
 from server.shadow import LANE, Shadow
 from server.signals import Ending, heed_signals
+from server.supervisor import Supervisor
 
 _log = structlog.get_logger(__name__)
 
 
 #: For clients to close their side of what was hung up.
 _HANG_UP_S = 0.5
+#: What a server that stops may take beyond `drain_s`.
+_EXIT_GRACE_S = 15.0
 #: For reading what a new version needs of one recent request.
 _SWAP_READ_S = 1.0
 
@@ -74,7 +78,8 @@ class Server:
         self._shared_prover = prover
         self._config = config
         self._shared_port = shared_port
-        self._metrics = Metrics()
+        self._supervisor = Supervisor()
+        self._metrics = Metrics(self._supervisor)
         self._streams = config.engine_streams or default_streams(config.engine, cores())
         self._store: Store = open_store(
             config.feature_store.get_secret_value(), read_only=not config.record_actions, create=False
@@ -117,10 +122,17 @@ class Server:
         models_store = open_model_store(config.model_store)
         factory = engine_factory(config.engine)
         prover = self._shared_prover or Prover()
+        await asyncio.to_thread(prover.start)  # it imports what it needs meanwhile
+        refusals = Refusals(config.state_folder, config.model)
         self._runner = runner = self._new_runner(prover.pace)
         own_prover = self._shared_prover is None
-        intake = Intake(models_store, config, factory, self._streams, recent, self, prover, own_prover=own_prover)
-        self._swap = swap = HotSwap(models_store, config, models, intake, self, self._metrics)
+        intake = Intake(
+            models_store, config, factory, self._streams, recent, self, prover, self._supervisor, refusals,
+            own_prover=own_prover,
+        )  # fmt: skip
+        self._swap = swap = HotSwap(
+            models_store, config, models, intake, self, self._metrics, self._supervisor, refusals
+        )
         self._opened.push_async_callback(swap.close)
         runner.start()
         self._opened.push_async_callback(asyncio.to_thread, runner.close)
@@ -128,10 +140,11 @@ class Server:
         self._pipeline = pipeline = Pipeline(
             self._store, self._near, runner, config.fetch_budget_share, config.answer_margin_ms / 1e3
         )
-        shadow = Shadow(models, pipeline, config.shadow.label, config.shadow.share)
+        shadow = Shadow(models, pipeline, config.shadow.label, config.shadow.share, self._supervisor)
         self._opened.push_async_callback(shadow.close)
+        self._opened.callback(self._supervisor.close)
         self._metrics.watch_models(
-            models, lambda: {v: str(held.phase) for v, held in swap.versions.copy().items()}, shadow
+            models, lambda: {v: str(held.phase) for v, held in swap.versions.copy().items()}, shadow, swap.behind
         )
         self._edge = RankingEdge(pipeline, models, config, self._metrics, recent, shadow, self._calls)
         self._model_edge = ModelEdge(swap, models, shadow, config)
@@ -161,7 +174,7 @@ class Server:
         admission = Admission(
             policy, overload, config.requests_in_flight_max, config.rows_in_flight_max, config.bytes_in_flight_max
         )
-        return Runner(policy, admission, self._streams, costs, self._metrics, pace)
+        return Runner(policy, admission, self._streams, costs, self._metrics, pace, self._supervisor)
 
     # What taking versions in and letting them go asks of the rest of the server (`intake.Features`, `hot_swap.Host`).
 
@@ -205,6 +218,10 @@ class Server:
         if self._config.record_actions:
             sequences = (served.live.manifest.sequence for served in self._installed.values())
             self._activity.write_into([sequence for sequence in sequences if sequence is not None], self._store)
+
+    def catch_strays(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Count and log what fails on an event loop and is nobody's."""
+        self._supervisor.catch_strays(loop)
 
     async def drain_and_close(self, hurry: asyncio.Event | None = None) -> None:
         """Refuse new calls, let those in flight finish within `drain_s`, then close everything.
@@ -253,7 +270,9 @@ class Server:
             for interface in http_interfaces(config.host):
                 port = self.http_port or config.http_port
                 try:
-                    http = HttpEndpoint(interface, port, self._metrics.registry, lambda: self.serving)
+                    http = HttpEndpoint(
+                        interface, port, self._metrics.registry, lambda: self.serving, self._details, self._supervisor
+                    )
                 except OSError as error:
                     raise ListenError(
                         f"cannot listen on {interface.at(port)} ({error.strerror}); set http_port to move"
@@ -265,6 +284,14 @@ class Server:
             raise StartError(str(error)) from error
         await self._grpc.start()
 
+    def _details(self) -> list[str]:
+        """Say what is not as it should be, and how background work does."""
+        behind = [
+            f"{label}: answers with version {answers}, the model store names {named}"
+            for label, (answers, named) in self._swap.behind().items()
+        ]
+        return [*behind, *self._supervisor.lines()]
+
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in ("", SERVICE, activity.SERVICE, model_service.SERVICE):
             await self._health.set(service, status)
@@ -273,8 +300,10 @@ class Server:
 async def serve(config: ServerConfig, *, shared_port: bool = False) -> None:
     """Run a server until a signal asks for its end, then drain it; one that comes during the start ends that."""
     set_up_allocator()
-    ending = heed_signals(asyncio.get_running_loop())
+    loop = asyncio.get_running_loop()
+    ending = heed_signals(loop, config.drain_s + _EXIT_GRACE_S)
     server = Server(config, shared_port=shared_port)
+    server.catch_strays(loop)
     if not await _started(server, ending):
         _log.info("stopped_during_start")
         return

@@ -69,11 +69,14 @@ def serve(
     from feature_client.store import StoreError  # noqa: PLC0415
     from model_store.bundle import BundleError  # noqa: PLC0415
     from model_store.objects import ModelStoreError  # noqa: PLC0415
+    from model_store.proving import ProvingError  # noqa: PLC0415
+    from model_store.signing import SigningError  # noqa: PLC0415
     from model_store.utility import UtilityError  # noqa: PLC0415
     from server import app as server  # noqa: PLC0415
     from server.config import ConfigError, load_config, shadowing_links  # noqa: PLC0415
     from server.logs import configure_logs  # noqa: PLC0415
     from server.processes import serve_processes  # noqa: PLC0415
+    from server.trial import NotReadyError  # noqa: PLC0415
 
     options = {
         "host": host, "grpc_port": grpc_port, "http_port": http_port,
@@ -89,7 +92,10 @@ def serve(
             serve_processes(settings)
         else:
             uvloop.run(server.serve(settings))
-    except (ConfigError, StoreError, ModelStoreError, BundleError, UtilityError, server.StartError) as error:
+    except (
+        ConfigError, StoreError, ModelStoreError, BundleError, UtilityError, SigningError, ProvingError,
+        NotReadyError, server.StartError,
+    ) as error:  # fmt: skip
         fail(str(error))
 
 

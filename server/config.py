@@ -87,6 +87,8 @@ class SwapConfig(BaseModel):
     #: A version that failed for reasons outside its bundle (features not loaded yet, no memory) is tried again after so
     #: long.
     retry_s: Annotated[float, Field(gt=0, le=86_400)] = 30
+    #: How long the model store may take to answer a look; to give a whole bundle, `proof_timeout_s`.
+    store_timeout_s: Annotated[float, Field(gt=0, le=3_600)] = 30
     proof_timeout_s: Annotated[float, Field(gt=0, le=3_600)] = 120
     bundle_bytes_max: Annotated[int, Field(ge=1 << 20)] = 2 << 30
     #: What the process that proves a bundle may take.
@@ -149,6 +151,8 @@ class ServerConfig(BaseSettings):
     model_store: Annotated[str, BeforeValidator(str)]
     model: str
     labels: Annotated[tuple[Name, ...], Field(min_length=1)] = ("stable", "canary", "shadow")
+    #: A folder of this server's own, for what should outlive a restart: which versions it refused, and why.
+    state_folder: Annotated[Path | None, BeforeValidator(lambda value: value or None)] = None
     #: How versions are taken in, when a label is moved back, what is compared in the shadow.
     swap: SwapConfig = SwapConfig()
     guard: GuardConfig = GuardConfig()
@@ -284,7 +288,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         values = tomllib.loads(path.read_text(encoding="utf-8"))  # TOML's, whatever the locale says
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
-    for key in ("model_store", "utility", "admin_token_file"):
+    for key in ("model_store", "utility", "admin_token_file", "state_folder"):
         if isinstance(values.get(key), str) and "://" not in values[key]:
             values[key] = path.parent / values[key]
     return values

@@ -42,18 +42,24 @@ from model_store.signing import SigningError
 from model_store.store import ModelStore, whoami
 from model_store.utility import UtilityError
 from server.config import ServerConfig
+from server.first_version import FirstVersion
 from server.guard import Window
 from server.intake import Intake, Report
-from server.label_guard import LabelGuard
+from server.label_guard import EVERY_S, LabelGuard
 from server.metrics import Metrics
+from server.refusals import Refusals
 from server.served import Served, ServedModels
+from server.supervisor import Supervisor
 from server.trial import NotReadyError
+from server.worker import Worker
 
 _log = structlog.get_logger(__name__)
 
 #: Between looks at whether the last request has let go of a draining version.
 _DRAIN_LOOK_S = 0.02
 _EVENTS_KEPT = 100
+#: For a look at the store to end when the server does.
+_CLOSE_S = 1.0
 
 
 class Host(Protocol):
@@ -95,6 +101,8 @@ class HotSwap:
         intake: Intake,
         host: Host,
         metrics: Metrics,
+        supervisor: Supervisor,
+        refusals: Refusals,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
@@ -103,6 +111,8 @@ class HotSwap:
         self._intake = intake
         self._host = host
         self._metrics = metrics
+        self._supervisor = supervisor
+        self._refusals = refusals
         self._clock = clock
         self.versions: dict[int, Held] = {}
         self.pinned: set[int] = set()
@@ -114,6 +124,9 @@ class HotSwap:
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        #: Looks at the store; and what operators ask of it, which takes longer.
+        self._looking = Worker("model-store", supervisor)
+        self._calling = Worker("model-calls", supervisor)
 
     # What the server calls.
 
@@ -121,21 +134,61 @@ class HotSwap:
         """Load the default label's version, then whatever else can be; watch from then on.
 
         Raises:
-            ModelStoreError, BundleError, UtilityError, SigningError: the default label cannot be served.
+            ModelStoreError, BundleError, UtilityError, SigningError, ProvingError: no version that the default label
+                names or named can be served; of them, what the first one failed with.
         """
         default = self._models.default_label
-        self.entry = await asyncio.to_thread(self._store.head, self._config.model)
+        self.entry = await self._head()
         self.looked_s = self._clock()
         if self.entry is not None:
             self._models.share_traffic(self.entry.state.traffic)
-        version = await asyncio.to_thread(self._store.resolve, self._config.model, default)
-        held = self.versions[version] = Held(Phase.SEEN, self._clock())
-        self._become(version, Phase.VERIFYING)
-        held.served = await self._intake.first(version, held.report, lambda: self._become(version, Phase.WARMING))
-        self._ready(version, held.served)
+        version = await self._looking.ask(
+            self._config.swap.store_timeout_s, self._store.resolve, self._config.model, default
+        )
+        await self._begin_with(default, version)
         self._step()
         await self._settled.wait()
-        self._run(self._watch())
+        self._run(self._supervisor.loop("model-watch", self._watch))
+        if self._config.guard.enabled:
+            self._run(self._supervisor.loop("label-guard", self._watch_labels))
+
+    async def _begin_with(self, default: str, wanted: int) -> None:
+        """Take in the newest version of the default label that can be proven now, the one it names before others."""
+        ask, first = self._looking.ask, FirstVersion(self._store, self._refusals, self._config.model)
+        limit_s = self._config.swap.proof_timeout_s
+        before = await ask(limit_s, first.refused, wanted)
+        failure: Exception | None = None
+        candidates = first.candidates(default)
+        while (version := await ask(limit_s, next, candidates, None)) is not None:
+            self.versions[version] = Held(Phase.SEEN, self._clock())
+            error = await self._take_in(version, starting=True)
+            if error is None:
+                break
+            failure = failure or error
+        if version is None:
+            raise failure or ModelStoreError(f"{default} names no version")
+        if version == wanted:
+            if before is not None:
+                _log.error(
+                    "refused_version_served", label=default, version=version, reason=before, why="no other is good"
+                )
+            return
+        self._act(Route(default, version))
+        reason = str(failure) if before is None else f"{before} (before a restart)"
+        if wanted not in self.versions:  # refused before: not tried until there are requests to try it on
+            self.versions[wanted] = Held(Phase.VERIFYING, self._clock())
+            self._fail(wanted, "surroundings", reason, self._config.swap.retry_s)
+        self._note(f"{default}: {version} instead of {wanted}")
+        _log.error("older_version_served", label=default, version=version, wanted=wanted, reason=reason)
+
+    def behind(self) -> dict[str, tuple[int, int]]:
+        """Return the labels that answer with another version than the store names: both versions. From any thread."""
+        named = self.entry.state.labels if self.entry else {}
+        return {
+            label: (served.version, named[label])
+            for label, served in self._models.by_label.copy().items()
+            if named.get(label, served.version) != served.version
+        }
 
     async def close(self) -> None:
         """Stop watching, give up what is being loaded, and free every version. No request may be in flight."""
@@ -143,7 +196,9 @@ class HotSwap:
         for task in tasks:
             task.cancel()
         await self._intake.close()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(
+            *tasks, self._looking.close(_CLOSE_S), self._calling.close(_CLOSE_S), return_exceptions=True
+        )
         for held in self.versions.values():
             if held.served is not None:
                 held.served.live.engine.close()
@@ -155,7 +210,7 @@ class HotSwap:
 
     async def load(self, version: int) -> Held:
         """Hold a version without a label; return it once it serves or failed. Raises ModelStoreError."""
-        await asyncio.to_thread(self._store.release, self._config.model, version)
+        await self._calling.ask(self._config.swap.store_timeout_s, self._store.release, self._config.model, version)
         self.pinned.add(version)
         self._step()
         while True:
@@ -178,7 +233,8 @@ class HotSwap:
         def move() -> Entry | None:
             return self._store.set_label(self._config.model, label, version, by=by, why=why, expected=expected)
 
-        entry = await asyncio.to_thread(move)
+        # It reads the whole bundle.
+        entry = await self._calling.ask(self._config.swap.proof_timeout_s, move)
         self.look()
         return entry
 
@@ -199,16 +255,20 @@ class HotSwap:
     async def _watch(self) -> None:
         while True:
             await self._look()
-            for label, version, reason in await self.guard.breaches():
-                await self._roll_back(label, version, reason)
+            self._step()
             drains = any(held.phase is Phase.DRAINING for held in self.versions.values())
-            pause_s = _DRAIN_LOOK_S if drains else min(self._config.swap.poll_s, self.guard.every_s)
             try:
-                async with asyncio.timeout(pause_s):
+                async with asyncio.timeout(_DRAIN_LOOK_S if drains else self._config.swap.poll_s):
                     await self._wake.wait()
             except TimeoutError:
                 pass
-            self._step()
+
+    async def _watch_labels(self) -> None:
+        """Take back what breaches its label's guard: apart from the other loop, so that neither ends with the other."""
+        while True:
+            for label, version, reason in await self.guard.breaches():
+                await self._roll_back(label, version, reason)
+            await asyncio.sleep(EVERY_S)
 
     async def _look(self) -> None:
         """Read the store's newest entry, if it is time; what cannot be read changes nothing."""
@@ -216,7 +276,7 @@ class HotSwap:
             return
         self._wake.clear()
         try:
-            entry = await asyncio.to_thread(self._store.head, self._config.model)
+            entry = await self._head()
         except ModelStoreError as error:
             if not self.store_failure:
                 _log.warning("model_store_failed", reason=str(error))
@@ -226,10 +286,13 @@ class HotSwap:
         if self.store_failure:
             _log.info("model_store_back")
         self.store_failure, self.looked_s = "", self._clock()
-        if entry is not None and (self.entry is None or entry.number != self.entry.number):
+        if entry is not None and entry != self.entry:
             self.entry = entry
             self.guard.follow(entry.state.labels)
             self._models.share_traffic(entry.state.traffic)
+
+    async def _head(self) -> Entry | None:
+        return await self._looking.ask(self._config.swap.store_timeout_s, self._store.head, self._config.model)
 
     def _snapshot(self) -> Snapshot:
         known = {}
@@ -255,7 +318,7 @@ class HotSwap:
                 self._note(f"{version} seen")
             case Load(version):
                 self._become(version, Phase.VERIFYING)
-                self._run(self._load(version))
+                self._run(self._supervisor.task("model-intake", self._load(version)))
             case Route(label, version):
                 self._serve(version)
                 previous = models.by_label.get(label)
@@ -313,7 +376,7 @@ class HotSwap:
             return
         self._host.dismiss(served)
         self._drop_caches()
-        self._run(self._intake.free(served.live))
+        self._run(self._supervisor.task("model-intake", self._intake.free(served.live)))
 
     def _drop_caches(self) -> None:
         loaded = (held.served for held in self.versions.values() if held.served is not None)
@@ -329,40 +392,43 @@ class HotSwap:
     def _note(self, text: str) -> None:
         self.events.append((self._clock(), text))
 
-    def _run(self, work: Coroutine[object, object, None]) -> None:
-        task = asyncio.create_task(work)
+    def _run(self, supervised: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(supervised)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("hot_swap_failed", exc_info=error)
+        task.add_done_callback(self._tasks.discard)
 
     # Taking a version in.
 
     async def _load(self, version: int) -> None:
-        held = self.versions[version]
+        await self._take_in(version)
+        self._step()
+
+    async def _take_in(self, version: int, *, starting: bool = False) -> Exception | None:
+        """Make a version ready, or let it fail and return why."""
+        if starting:
+            self._become(version, Phase.VERIFYING)
+        held, replaced = self.versions[version], {} if starting else self._replaced_by(version)
         try:
             served = await self._intake.take_in(
-                version, self._replaced_by(version), held.report, lambda: self._become(version, Phase.WARMING)
+                version, replaced, held.report, lambda: self._become(version, Phase.WARMING), starting=starting
             )
+            self._host.install(served)
         except (BundleError, SigningError, UtilityError) as error:
             self._fail(version, "bundle", str(error), None)
+            self._refusals.note(held.report.digest, str(error))
+            return error
         except (ModelStoreError, NotReadyError, ProvingError) as error:
             self._fail(version, "surroundings", str(error), self._config.swap.retry_s)
+            return error
         except Exception as error:  # noqa: BLE001 - the boundary: whatever a bundle can raise leaves what is serving alone
             _log.error("model_load_failed", exc_info=error)
             # Its text may quote a row of the recent requests that the version was tried on.
             self._fail(version, "unexpected", f"{type(error).__name__}; the log's model_load_failed says where", None)
-        else:
-            self._ready(version, served)
-        self._step()
-
-    def _ready(self, version: int, served: Served) -> None:
-        self.versions[version].served = served
+            return error
+        held.served = served
         self._become(version, Phase.READY)
-        self._host.install(served)
+        self._refusals.forget(held.report.digest)
+        return None
 
     def _replaced_by(self, version: int) -> dict[str, Manifest]:
         """Return what answers now for the labels that a version is for; in the shadow nobody is answered."""
@@ -375,7 +441,7 @@ class HotSwap:
 
     def _fail(self, version: int, kind: str, reason: str, retry_s: float | None) -> None:
         self._drop_caches()
-        self._run(self._intake.give_back())
+        self._run(self._supervisor.task("model-intake", self._intake.give_back()))
         held = self.versions[version]
         known = held.reason == reason
         held.phase, held.since_s, held.reason = followed(held.phase, Phase.FAILED), self._clock(), reason

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import socket
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -15,6 +15,7 @@ import structlog
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from server.listening import Interface
+from server.supervisor import Supervisor
 
 _log = structlog.get_logger(__name__)
 
@@ -57,11 +58,30 @@ class _Quiet(WSGIRequestHandler):
 
 
 class HttpEndpoint:
-    """Serves until `close`. `healthy` is asked on every `/healthz`: 200 when true, 503 when not."""
+    """Serves until `close`."""
 
     def __init__(
-        self, interface: Interface, port: int, registry: CollectorRegistry, healthy: Callable[[], bool]
+        self,
+        interface: Interface,
+        port: int,
+        registry: CollectorRegistry,
+        healthy: Callable[[], bool],
+        details: Callable[[], Sequence[str]],
+        supervisor: Supervisor,
     ) -> None:
+        """Open the port.
+
+        Args:
+            interface: address to listen on.
+            port: 0 takes a free one.
+            registry: of what `/metrics` tells.
+            healthy: asked on every `/healthz`: 200 when true, 503 when not.
+            details: the lines that follow the first one of `/healthz`.
+            supervisor: keeps the thread alive.
+
+        Raises:
+            OSError: the port cannot be opened.
+        """
         metrics: Callable[[Any, Any], Iterable[bytes]] = make_wsgi_app(registry)
 
         def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -71,13 +91,14 @@ class HttpEndpoint:
                 case "/healthz":
                     ok = healthy()
                     start_response("200 OK" if ok else "503 Service Unavailable", [("Content-Type", "text/plain")])
-                    return [b"serving\n" if ok else b"not serving\n"]
+                    lines = ["serving" if ok else "not serving", *details()]
+                    return ["".join(f"{line}\n" for line in lines).encode()]
             start_response("404 Not Found", [("Content-Type", "text/plain")])
             return [b"there are /metrics and /healthz\n"]
 
         self._server = _Server(interface, port)
         self._server.set_app(app)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="http", daemon=True)
+        self._thread = supervisor.thread("http", partial(self._server.serve_forever, 0.1))
         self.port = self._server.server_port
 
     def start(self) -> None:

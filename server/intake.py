@@ -6,7 +6,6 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -26,8 +25,11 @@ from model_store.utility import UtilityTable, load_utility
 from server.config import ServerConfig
 from server.memory import available_bytes, give_back_freed
 from server.recent import Recent, RecentRequests
+from server.refusals import Refusals
 from server.served import Served
+from server.supervisor import Supervisor
 from server.trial import NotReadyError, Sample, check_features, check_scores
+from server.worker import Worker
 
 _T = TypeVar("_T")
 
@@ -37,6 +39,8 @@ _SAMPLES = 16
 _BETWEEN_SAMPLES_S = 0.03
 #: How long another thread may be kept waiting by the one that loads: the interpreter's own 5 ms would be felt.
 _SWITCH_S = 0.0005
+#: For what is loaded to end when the server does.
+_CLOSE_S = 10.0
 
 
 class Features(Protocol):
@@ -73,6 +77,8 @@ class Intake:
         recent: RecentRequests,
         features: Features,
         prover: Prover,
+        supervisor: Supervisor,
+        refusals: Refusals,
         *,
         own_prover: bool,
     ) -> None:
@@ -86,6 +92,8 @@ class Intake:
             recent: requests to try versions on.
             features: reads what they need.
             prover: of versions; it also keeps the pace of what is done here.
+            supervisor: of the thread that loads.
+            refusals: of versions, before a restart.
             own_prover: close it with this, as nobody else uses it.
         """
         self._store = store
@@ -95,10 +103,11 @@ class Intake:
         self._recent = recent
         self._features = features
         self._prover = prover
+        self._refusals = refusals
         self._own_prover = own_prover
         self._utility = config.utility.read_bytes() if config.utility else None
         self._trust = Trust.read(config.swap.trusted_keys) if config.swap.trusted_keys else None
-        self._loader = ThreadPoolExecutor(1, "model-loader")
+        self._loader = Worker("model-loader", supervisor)
         #: The loader's own time at its last rest.
         self._rested_at_s = 0.0
 
@@ -106,25 +115,16 @@ class Intake:
         """Give up what is under way."""
         if self._own_prover:
             await asyncio.to_thread(self._prover.close)
-        await asyncio.to_thread(self._loader.shutdown)
-
-    async def first(self, version: int, report: Report, warming: Callable[[], None]) -> Served:
-        """Load the version that a server starts with: nothing is disturbed yet, so at once and in this process.
-
-        Raises:
-            ModelStoreError, BundleError, UtilityError, SigningError: why it cannot serve.
-        """
-        await self._released(version, report)
-        await asyncio.to_thread(self._prover.start)
-        bundle = await self.on_loader(self._read, version)
-        warming()
-        utility = load_utility(self._utility or bundle.files[UTILITY], bundle.manifest)
-        served = await self.on_loader(self._compiled, bundle, utility, None)
-        self._features.add_caches(await self.on_loader(self._features.new_caches, bundle.manifest.needs))
-        return served
+        await self._loader.close(_CLOSE_S)
 
     async def take_in(
-        self, version: int, replaced: Mapping[str, Manifest], report: Report, warming: Callable[[], None]
+        self,
+        version: int,
+        replaced: Mapping[str, Manifest],
+        report: Report,
+        warming: Callable[[], None],
+        *,
+        starting: bool = False,
     ) -> Served:
         """Prove a version, try it on recent requests, compile it here and warm it up.
 
@@ -133,6 +133,7 @@ class Intake:
             replaced: by label that it is for, the manifest that answers there now.
             report: told what was found.
             warming: called when it is proven.
+            starting: nothing is served yet, so that there is nothing to compare it with or to leave memory for.
 
         Raises:
             BundleError, SigningError, UtilityError: the bundle is at fault.
@@ -140,11 +141,15 @@ class Intake:
         """
         config, swap = self._config, self._config.swap
         digest = await self._released(version, report)
-        manifest = await self.on_loader(self._store.manifest, config.model, version)
+        manifest = await self._asked(swap.store_timeout_s, self._store.manifest, config.model, version)
         self._check_abi(manifest, replaced)
+        if self._utility is not None:
+            load_utility(self._utility, manifest)
         report.checks.append("ABI: callers need not change")
         self._features.add_caches(await self.on_loader(self._features.new_caches, manifest.needs))
         samples = await self._samples(manifest)
+        if not samples and not starting and (reason := self._refusals.reason(digest)):
+            raise NotReadyError(f"{reason} (before a restart; tried again once there are recent requests to try it on)")
         if samples:
             report.checks.append(check_features(manifest, samples, swap.pins_missing_max))
         else:
@@ -166,19 +171,24 @@ class Intake:
         proof = await self.on_loader(self._prover.prove, claim, sample)
         report.checks.append("digests, network, utility table, golden scores: good, in a process of its own")
         report.memory_bytes = proof.memory_bytes
-        bundle = await self.on_loader(self._read, version)
+        bundle = await self._asked(swap.proof_timeout_s, self._read, version)
         utility = await self.on_loader(load_utility, self._utility or bundle.files[UTILITY], manifest)
         if samples:
             report.checks += await self.on_loader(
                 check_scores, manifest, utility, samples, proof.logits, swap.rank_correlation_min
             )
-        report.checks.append(self._check_memory(manifest, proof.memory_bytes * self._streams))
+        if not starting:
+            report.checks.append(self._check_memory(manifest, proof.memory_bytes * self._streams))
         warming()
         return await self.on_loader(self._compiled, bundle, utility, sample, proof.plan)
 
     async def on_loader(self, work: Callable[..., _T], *arguments: object) -> _T:
         """Do work on the thread that loads."""
-        return await asyncio.get_running_loop().run_in_executor(self._loader, self._politely, work, *arguments)
+        return await self._loader.do(self._politely, work, *arguments)
+
+    async def _asked(self, limit_s: float, work: Callable[..., _T], *arguments: object) -> _T:
+        """Ask the store on the thread that loads. Raises ModelStoreError."""
+        return await self._loader.ask(limit_s, self._politely, work, *arguments)
 
     def _politely(self, work: Callable[..., _T], *arguments: object) -> _T:
         """Do work of Python's without keeping other threads of Python's waiting, and leave them some time after it."""
@@ -211,7 +221,8 @@ class Intake:
 
     async def _released(self, version: int, report: Report) -> str:
         """Return a version's digest, its signature checked."""
-        release = await asyncio.to_thread(self._store.release, self._config.model, version)
+        limit_s = self._config.swap.store_timeout_s
+        release = await self._asked(limit_s, self._store.release, self._config.model, version)
         report.digest = release.digest
         if self._trust:
             self._trust.check(f"{self._config.model}@{version}", release.digest, release.signature)

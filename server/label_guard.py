@@ -9,7 +9,8 @@ from server.config import ServerConfig
 from server.guard import Breach, Limits, Verdict, judge
 from server.served import ServedModels, heads_moved
 
-_EVERY_S = 1.0
+#: How often there is something to judge.
+EVERY_S = 1.0
 
 
 class LabelGuard:
@@ -17,32 +18,21 @@ class LabelGuard:
 
     Attributes:
         verdicts: by label, of its version.
-        judged_s: when, on the clock.
     """
 
     def __init__(self, config: ServerConfig, models: ServedModels, clock: Callable[[], float]) -> None:
         guard = config.guard
         self._limits = Limits(guard.requests_min, guard.error_rate_max, guard.p99_ratio_max, guard.psi_max)
-        self._enabled = guard.enabled
         self._shadow_label = config.shadow.label
         self._models = models
         self._clock = clock
         self.verdicts: dict[str, Verdict] = {}
-        self.judged_s = float("-inf")
         #: Versions taken off a label, as long as the store still says them.
         self._blocked: dict[str, int] = {}
 
-    @property
-    def every_s(self) -> float:
-        """How often there is something to judge."""
-        return _EVERY_S if self._enabled else float("inf")
-
     async def breaches(self) -> list[tuple[str, int, str]]:
-        """Judge every label, if it is time; return those to take back, with their versions and why."""
+        """Judge every label; return those to take back, with their versions and why."""
         now_s, found = self._clock(), []
-        if now_s - self.judged_s < self.every_s:
-            return []
-        self.judged_s = now_s
         models, default = self._models, self._models.default
         for label, served in list(models.by_label.items()):
             if served is default or label == self._shadow_label:

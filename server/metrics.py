@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from feature_client.store import Store
 from server.admission import Admission
 from server.logs import withheld_lines
 from server.served import ServedModels, drifts
+from server.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from server.shadow import Shadow
@@ -56,6 +58,8 @@ class Histograms(Collector):
         self._counts: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(buckets) + 1, np.int64))
         self._sums: dict[str, float] = defaultdict(float)
         self._pending: dict[str, list[float]] = defaultdict(list)
+        #: Engine streams fold, and so does the thread that tells metrics.
+        self._folding = threading.Lock()
         registry.register(self)
 
     def observe(self, value: float, label: str = "") -> None:
@@ -77,12 +81,13 @@ class Histograms(Collector):
 
     def _fold(self, label: str) -> None:
         pending = self._pending[label]
-        # What is appended meanwhile stands behind these and stays.
-        values = np.array(pending[:], np.float64)
-        del pending[: len(values)]
-        # A bucket holds what is at most its bound.
-        self._counts[label] += np.bincount(np.searchsorted(self._buckets, values), minlength=len(self._buckets) + 1)
-        self._sums[label] += float(values.sum())
+        with self._folding:
+            # What is appended meanwhile stands behind these and stays.
+            values = np.array(pending[:], np.float64)
+            del pending[: len(values)]
+            # A bucket holds what is at most its bound.
+            self._counts[label] += np.bincount(np.searchsorted(self._buckets, values), minlength=len(self._buckets) + 1)
+            self._sums[label] += float(values.sum())
 
 
 class _NearCacheCounts(Collector):
@@ -143,11 +148,51 @@ class _LogCounts(Collector):
         yield withheld
 
 
+class _Guarded(Collector):
+    """Tells nothing when a collector fails: the others' metrics are still told."""
+
+    def __init__(self, collector: Collector, supervisor: Supervisor) -> None:
+        self._collector = collector
+        self._supervisor = supervisor
+
+    def collect(self) -> Iterator[Metric]:
+        try:
+            yield from list(self._collector.collect())
+        except Exception as error:  # noqa: BLE001 - a bug in one must not hide all the others
+            self._supervisor.note("metrics", error)
+
+
+class _BackgroundWork(Collector):
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+
+    def collect(self) -> Iterator[Metric]:
+        failures = CounterMetricFamily(
+            "pinrank_background_failures", "Times that background work failed unexpectedly", labels=["name"]
+        )
+        waiting = GaugeMetricFamily(
+            "pinrank_background_waiting", "1 while a background loop that failed waits to be started again",
+            labels=["name"],
+        )  # fmt: skip
+        for one in self._supervisor.background:
+            failures.add_metric([one.name], one.failures)
+            waiting.add_metric([one.name], one.state == "waiting")
+        yield failures
+        yield waiting
+
+
 class _ModelStates(Collector):
-    def __init__(self, models: ServedModels, phases: Callable[[], Mapping[int, str]], shadow: Shadow) -> None:
+    def __init__(
+        self,
+        models: ServedModels,
+        phases: Callable[[], Mapping[int, str]],
+        shadow: Shadow,
+        behind: Callable[[], Mapping[str, tuple[int, int]]],
+    ) -> None:
         self._models = models
         self._phases = phases
         self._shadow = shadow
+        self._behind = behind
 
     def collect(self) -> Iterator[Metric]:
         phase = GaugeMetricFamily(
@@ -156,6 +201,13 @@ class _ModelStates(Collector):
         for version, name in self._phases().items():
             phase.add_metric([str(version), name], 1)
         yield phase
+        behind = GaugeMetricFamily(
+            "pinrank_label_behind", "1 while a label answers with another version than the model store names",
+            labels=["label"],
+        )  # fmt: skip
+        for label in self._behind():
+            behind.add_metric([label], 1)
+        yield behind
         drift = GaugeMetricFamily(
             "pinrank_model_drift_psi",
             "Distance (population stability index) of what a version is given (input) and predicts (head) lately from "
@@ -187,8 +239,12 @@ class _ModelStates(Collector):
 class Metrics:
     """The server's metrics, on a registry of their own so that tests can run many servers in one process."""
 
-    def __init__(self) -> None:
+    def __init__(self, supervisor: Supervisor | None = None) -> None:
+        """Make all metrics, those of what a supervisor runs too."""
         self.registry = registry = CollectorRegistry()
+        self._supervisor = supervisor or Supervisor()
+        registry.register(_BackgroundWork(self._supervisor))
+        registry.register(_LogCounts())
         self._requests = Counter(
             "pinrank_requests", "Rank calls by surface and gRPC status code", ["surface", "code"], registry=registry
         )
@@ -262,20 +318,27 @@ class Metrics:
             "pinrank_model_store_failures", "Looks at the model store that failed", registry=registry
         )
 
-        registry.register(_LogCounts())
-
-    def watch_models(self, models: ServedModels, phases: Callable[[], Mapping[int, str]], shadow: Shadow) -> None:
+    def watch_models(
+        self,
+        models: ServedModels,
+        phases: Callable[[], Mapping[int, str]],
+        shadow: Shadow,
+        behind: Callable[[], Mapping[str, tuple[int, int]]],
+    ) -> None:
         """Read versions' phases, how far they drifted and what the shadow says, whenever metrics are collected."""
-        self.registry.register(_ModelStates(models, phases, shadow))
+        self._register(_ModelStates(models, phases, shadow, behind))
 
     def watch(self, admission: Admission, caches: Mapping[bytes, NearCache], store: Store) -> None:
         """Read what is in flight, and the near caches' and the store's counts, whenever metrics are collected."""
         self._requests_in_flight.set_function(lambda: admission.requests)
         self._rows_in_flight.set_function(lambda: admission.rows)
         self._bytes_in_flight.set_function(lambda: admission.bytes)
-        self.registry.register(_NearCacheCounts(caches))
+        self._register(_NearCacheCounts(caches))
         if isinstance(store, RedisStore):
-            self.registry.register(_RedisCounts(store))
+            self._register(_RedisCounts(store))
+
+    def _register(self, collector: Collector) -> None:
+        self.registry.register(_Guarded(collector, self._supervisor))
 
     def count_request(self, surface: str, code: str) -> None:
         """Count one Rank call."""

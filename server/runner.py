@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Hashable, MutableMapping
 from dataclasses import dataclass, field
+from functools import partial
 from queue import SimpleQueue
 
 import numpy as np
@@ -24,6 +24,7 @@ from server.batching import BatchPolicy, Expire, Idle, Piece, Run, Ticket, WaitU
 from server.errors import DeadlineError, ScoringError
 from server.learned import CostModel
 from server.metrics import Metrics
+from server.supervisor import Supervisor
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,7 @@ class Runner:
         costs: MutableMapping[Hashable, CostModel],
         metrics: Metrics,
         pace: Pace,
+        supervisor: Supervisor,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._policy = policy
@@ -92,15 +94,16 @@ class Runner:
         #: Guards the policies and everything waiting; held for microseconds, never while an engine runs.
         self._lock = threading.Lock()
         self._waiting: dict[int, _Waiting] = {}
-        #: Runs on streams by model: some may outlive the requests that they were for.
-        self._runs: Counter[Hashable] = Counter()
+        #: Runs on streams: some may outlive the requests that they were for.
+        self._runs: set[Run] = set()
+        #: Streams that a bug ended, until their threads are started again.
+        self._broken: list[SimpleQueue[Run | None]] = []
         self._wake: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._inboxes: list[SimpleQueue[Run | None]] = [SimpleQueue() for _ in range(streams)]
         self._idle = list(self._inboxes)
         self._threads = [
-            threading.Thread(target=self._stream, args=(inbox,), name=f"engine-{i}", daemon=True)
-            for i, inbox in enumerate(self._inboxes)
+            supervisor.thread(f"engine-{i}", partial(self._stream, inbox)) for i, inbox in enumerate(self._inboxes)
         ]
 
     @property
@@ -131,13 +134,13 @@ class Runner:
 
     def runs(self, live: LiveModel) -> int:
         """Return how many runs of a model are on streams."""
-        return self._runs[live.digest]
+        return sum(run.pieces[0].ticket.model == live.digest for run in tuple(self._runs))
 
     def forget(self, live: LiveModel) -> None:
         """Stop knowing a model that no request and no run holds."""
         with self._lock:
             self._policy.forget(live.digest)
-            del self._costs[live.digest], self._runs[live.digest]
+            del self._costs[live.digest]
 
     def admit(self, ask: Ask) -> Decision:
         """Decide on a request that just arrived; one that is admitted holds its place until `release`."""
@@ -222,8 +225,8 @@ class Runner:
         """Ask the policy until it names a run or has none; the lock is held."""
         while True:
             match self._policy.next(now_s):
-                case Run(pieces) as run:
-                    self._runs[pieces[0].ticket.model] += 1
+                case Run() as run:
+                    self._runs.add(run)
                     return run
                 case Expire(tickets):
                     for ticket in tickets:
@@ -250,9 +253,36 @@ class Runner:
 
     def _stream(self, inbox: SimpleQueue[Run | None]) -> None:
         """One engine stream's thread: run, ask for the next, until there is none; then wait to be started again."""
-        while (run := inbox.get()) is not None:
+        with self._lock:
+            outcomes: list[_Outcome] = []
+            if inbox in self._broken:  # others may have left it something to do
+                self._broken.remove(inbox)
+                self._idle.append(inbox)
+                outcomes = self._start_idle(self._clock())
+        self._tell(outcomes)
+        while (first := inbox.get()) is not None:
+            run: Run | None = first
             while run is not None:
-                run = self._execute(run, inbox)
+                under_way = run
+                try:
+                    run = self._execute(under_way, inbox)
+                except BaseException as error:
+                    self._abandon(under_way, error, inbox)
+                    raise
+
+    def _abandon(self, run: Run, error: BaseException, inbox: SimpleQueue[Run | None]) -> None:
+        """Clean up behind a bug that ends a stream: the run's requests hear of it, and its place is free again."""
+        failure = ScoringError(f"an engine stream ended in the middle of a run: {type(error).__name__}")
+        with self._lock:
+            self._broken.append(inbox)
+            waiting = [self._waiting.pop(piece.ticket.number, None) for piece in run.pieces]
+            outcomes: list[_Outcome] = [(one, failure) for one in waiting if one is not None]
+            self._tell(outcomes)
+            if run in self._runs:
+                self._runs.remove(run)
+                for piece in run.pieces:
+                    self._policy.cancel(piece.ticket)
+                self._policy.finished(run, self._clock())
 
     def _execute(self, run: Run, inbox: SimpleQueue[Run | None]) -> Run | None:
         """Run, answer, and return this stream's next run."""
@@ -268,31 +298,37 @@ class Runner:
         result = _run(members)
         cpu_s = time.thread_time() - cpu_s
         ended_s = self._clock()
-        with self._lock:
-            outcomes = self._collect(members, result, started_s, ended_s)
-            self._policy.finished(run, ended_s)
-            self._runs[run.pieces[0].ticket.model] -= 1
-            following = self._next(ended_s, outcomes)
-            if following is None:
-                self._idle.append(inbox)
-            else:
-                outcomes += self._start_idle(ended_s)
-        if outcomes:
-            self._on_loop(self._pass_on, outcomes)
         if members:
             self._metrics.run_rows.observe(sum(piece.rows for piece, _ in members))
             self._metrics.run_requests.observe(len(members))
             self._metrics.run_seconds.observe(ended_s - started_s)
             self._metrics.run_cpu_seconds.inc(cpu_s)
+        outcomes: list[_Outcome] = []
+        try:
+            with self._lock:
+                self._policy.finished(run, ended_s)
+                self._runs.remove(run)
+                self._collect(members, result, started_s, ended_s, outcomes)
+                following = self._next(ended_s, outcomes)
+                if following is None:
+                    self._idle.append(inbox)
+                else:
+                    outcomes += self._start_idle(ended_s)
+        finally:  # what is decided stays so, whatever a bug does to this stream
+            self._tell(outcomes)
         return following
 
     def _collect(
-        self, members: list[_Member], result: np.ndarray | Exception, started_s: float, ended_s: float
-    ) -> list[_Outcome]:
-        """Give each member its rows of a run, and learn what the run cost; the lock is held. Return who has all."""
+        self,
+        members: list[_Member],
+        result: np.ndarray | Exception,
+        started_s: float,
+        ended_s: float,
+        outcomes: list[_Outcome],
+    ) -> None:
+        """Give each member its rows of a run, and learn what the run cost; the lock is held. Add who has all."""
         if members and not isinstance(result, Exception):
             self._costs[members[0][0].ticket.model].observe(len(members), len(result), ended_s - started_s)
-        outcomes: list[_Outcome] = []
         start = 0
         for piece, waiting in members:
             first, start = start, start + piece.rows
@@ -310,7 +346,11 @@ class Runner:
             if waiting.rows_left == 0:
                 del self._waiting[piece.ticket.number]
                 outcomes.append((waiting, outcome))
-        return outcomes
+
+    def _tell(self, outcomes: list[_Outcome]) -> None:
+        """Let the event loop answer; from any thread."""
+        if outcomes:
+            self._on_loop(self._pass_on, outcomes)
 
     def _on_loop(self, call: Callable[..., None], *arguments: object) -> None:
         if self._loop is not None and not self._loop.is_closed():
@@ -327,11 +367,14 @@ def _run(members: list[_Member]) -> np.ndarray | Exception:
         return _NO_LOGITS
     try:
         batch = FeatureBatch.concat([waiting.batch.piece(piece.start, piece.stop) for piece, waiting in members])
-        return members[0][1].model.engine.run(batch)
+        logits = members[0][1].model.engine.run(batch)
+        if len(logits) != batch.rows:
+            raise EngineError(f"{len(logits)} rows came back")
+        return logits
     except EngineError as error:
         rows = sum(piece.rows for piece, _ in members)
         failed = ScoringError(f"the engine failed a run of {rows} rows; the server's log says where")
         failed.__cause__ = error  # its text may quote a row
         return failed
-    except Exception as error:  # noqa: BLE001 - a stream outlives whatever one run raises
-        return error
+    except BaseException as error:  # noqa: BLE001 - a stream outlives whatever one run raises, SystemExit too
+        return error if isinstance(error, Exception) else ScoringError(f"the engine raised {type(error).__name__}")

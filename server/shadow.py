@@ -15,6 +15,7 @@ from server.errors import OverloadedError, RankError
 from server.guard import moved_by
 from server.pipeline import Pipeline, Ranking, RankQuery
 from server.served import Served, ServedModels
+from server.supervisor import Supervisor
 
 #: The lane of what nobody waits for: it takes what the others leave.
 LANE = "(shadow)"
@@ -27,11 +28,14 @@ _TOP = 10
 class Shadow:
     """Compares the shadow label's answers with those that were given. Belongs to one event loop."""
 
-    def __init__(self, models: ServedModels, pipeline: Pipeline, label: str, share: float) -> None:
+    def __init__(
+        self, models: ServedModels, pipeline: Pipeline, label: str, share: float, supervisor: Supervisor
+    ) -> None:
         self._models = models
         self._pipeline = pipeline
         self._label = label
         self._share = share
+        self._supervisor = supervisor
         self._random = random.Random()
         self._tasks: set[asyncio.Task[None]] = set()
         self._served: Served | None = None
@@ -66,7 +70,7 @@ class Shadow:
         )
         if query.surface not in served.utility.surfaces:
             return
-        task = asyncio.create_task(self._compare(again, ranking))
+        task = asyncio.create_task(self._supervisor.task("shadow", self._compare(again, ranking)))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -84,6 +88,9 @@ class Shadow:
         except RankError:
             self.failed += 1
             return
+        except Exception:
+            self.failed += 1
+            raise  # a bug, for the supervisor to tell of
         if query.served is not self._served:  # the label moved meanwhile
             return
         self.requests += 1

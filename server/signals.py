@@ -7,8 +7,14 @@ it to every process of a group, and the parent of several servers passes it on t
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
+import threading
+
+import structlog
+
+_log = structlog.get_logger(__name__)
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -21,13 +27,16 @@ class Ending:
         hurried: to wait for nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
         self.asked = asyncio.Event()
         self.hurried = asyncio.Event()
 
     def heard(self, number: int) -> None:
         if number == signal.SIGINT and self.asked.is_set():
             self.hurried.set()
+        if not self.asked.is_set():
+            _exit_within(self._limit_s)
         self.asked.set()
 
 
@@ -42,9 +51,21 @@ def end_on_signals() -> None:
         signal.signal(number, lambda *_: sys.exit(0))
 
 
-def heed_signals(loop: asyncio.AbstractEventLoop) -> Ending:
-    """Take the ending signals on an event loop from now on."""
-    ending = Ending()
+def heed_signals(loop: asyncio.AbstractEventLoop, limit_s: float) -> Ending:
+    """Take the ending signals on an event loop from now on; so long after the first, the process ends anyway."""
+    ending = Ending(limit_s)
     for number in ending_signals():
         loop.add_signal_handler(number, ending.heard, number)
     return ending
+
+
+def _exit_within(limit_s: float) -> None:
+    """End this process after so long at the latest, also where a thread hangs in a call that never returns."""
+
+    def end() -> None:
+        _log.error("exit_forced", after_s=limit_s, threads=sorted(thread.name for thread in threading.enumerate()))
+        os._exit(1)
+
+    timer = threading.Timer(limit_s, end)
+    timer.daemon = True
+    timer.start()

@@ -1,6 +1,8 @@
 """A process that changes a model store in forked children, each killed at a chosen step, and says what became of them.
 
-    python -m tests.model_store.crashing BUNDLES
+    python -m tests.model_store.crashing BUNDLES [links|renames|turns]
+
+On a volume with hard links; without, but with renames that fail where a name is taken; or with neither.
 
 Reads one JSON list a line, `[store, operation, arguments, step]`, and answers with what became of it. Steps are
 counted at every call that changes a file: before it, in the middle of a write, and after it.
@@ -8,16 +10,33 @@ counted at every call that changes a file: before it, in the middle of a write, 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import sys
 from pathlib import Path
 
+from model_store import folder_objects
 from model_store.objects import ModelStoreError
 from model_store.store import open_model_store
 
-_CHANGING = ("open", "write", "fsync", "link", "unlink", "replace", "mkdir")
+_CHANGING = ("open", "write", "fsync", "link", "unlink", "replace", "rename", "mkdir")
+
+
+def limit_volume(volume: str) -> None:
+    """Answer as volumes without hard links do, and without renames that fail where a name is taken."""
+
+    def unknown(number: int):
+        def call(*_):
+            raise OSError(number, os.strerror(number))
+
+        return call
+
+    if volume in {"renames", "turns"}:
+        os.link = unknown(errno.EPERM)  # as FAT says
+    if volume == "turns":
+        folder_objects.rename_unless_taken = unknown(errno.EINVAL)
 
 
 class _Steps:
@@ -28,6 +47,7 @@ class _Steps:
     def arm(self) -> None:
         for name in _CHANGING:
             setattr(os, name, self._counted(name, getattr(os, name)))
+        folder_objects.rename_unless_taken = self._counted("rename", folder_objects.rename_unless_taken)
 
     def _counted(self, name, real):
         def call(*arguments, **options):
@@ -66,6 +86,7 @@ def _work(store_url: str, bundles: Path, operation: str, arguments: dict[str, in
 
 def main() -> None:
     bundles = Path(sys.argv[1])
+    limit_volume(sys.argv[2] if len(sys.argv) > 2 else "links")
     for line in sys.stdin:
         store_url, operation, arguments, step = json.loads(line)
         reader, writer = os.pipe()

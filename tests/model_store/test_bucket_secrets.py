@@ -8,7 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from model_store.objects import ModelStoreError, open_objects
+from model_store.objects import ModelStoreError
+from model_store.opening import open_objects
 
 KEYS = {
     "AWS_ACCESS_KEY_ID": "PLANTEDACCESSKEY",

@@ -26,8 +26,8 @@ def bundles(tmp_path_factory):
 
 
 @contextmanager
-def worker(bundles):
-    command = [sys.executable, "-m", "tests.model_store.crashing", str(bundles)]
+def worker(bundles, volume="links"):
+    command = [sys.executable, "-m", "tests.model_store.crashing", str(bundles), volume]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
     ) as process:
@@ -63,8 +63,17 @@ def sound(root):
     return state
 
 
-@pytest.mark.parametrize("operation", ["first publish", "publish", "label", "rollback", "gc"])
-def test_killed_at_any_step_an_operation_was_done_or_not_at_all_and_can_be_done_again(tmp_path, bundles, operation):
+@pytest.mark.parametrize(
+    ("operation", "volume"),
+    [
+        *((operation, "links") for operation in ("first publish", "publish", "label", "rollback", "gc")),
+        ("label", "renames"),
+        ("label", "turns"),
+    ],
+)
+def test_killed_at_any_step_an_operation_was_done_or_not_at_all_and_can_be_done_again(
+    tmp_path, bundles, operation, volume
+):
     what, arguments, holds = {
         "first publish": ("publish", {"version": 1}, lambda state: set(state.versions) == {1}),
         "publish": ("publish", {"version": 4}, lambda state: set(state.versions) == {1, 2, 3, 4}),
@@ -73,7 +82,7 @@ def test_killed_at_any_step_an_operation_was_done_or_not_at_all_and_can_be_done_
         "gc": ("gc", {"keep": 0}, lambda state: set(state.versions) == {2}),
     }[operation]
     kills = 0
-    with worker(bundles) as process:
+    with worker(bundles, volume) as process:
         while True:
             root = tmp_path / str(kills)
             if operation != "first publish":
@@ -91,6 +100,20 @@ def test_killed_at_any_step_an_operation_was_done_or_not_at_all_and_can_be_done_
             assert not do(process, root, what, **arguments)["killed"]
             assert holds(sound(root))
     assert kills > 10
+
+
+@pytest.mark.parametrize("volume", ["renames", "turns"])
+def test_of_writers_at_once_on_a_volume_without_links_none_is_lost(tmp_path, bundles, volume):
+    root = tmp_path / "store"
+    with worker(bundles, volume) as a, worker(bundles, volume) as b, worker(bundles, volume) as c:
+        do(a, root, "publish", version=1)
+        for i in range(10):
+            for process in (a, b, c):
+                begin(process, root, "label", label=f"of-{process.pid}-{i}", version=1)
+            for process in (a, b, c):
+                assert not ended(process)["killed"]
+    state = sound(root)
+    assert len(state.labels) == 30
 
 
 def test_500_kills_of_publishers_movers_and_collectors_at_once(tmp_path, bundles):

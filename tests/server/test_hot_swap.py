@@ -13,7 +13,7 @@ import pytest
 from feature_client.codec import encode_rows
 from feature_client.opening import open_store
 from model_store.manifest import Head, Surface
-from model_store.objects import open_objects
+from model_store.opening import open_objects
 from pinrank.v1 import ranking_pb2
 from tests import tiny
 from tests.conftest import eventually

@@ -16,6 +16,7 @@ from server.errors import DeadlineError, ScoringError
 from server.learned import CostModel
 from server.metrics import Metrics
 from server.runner import Runner
+from server.supervisor import Supervisor
 
 PER_ROW_S = 1e-4
 PACE = Pace()
@@ -34,12 +35,14 @@ class CountingEngine:
         return batch.candidate["number"][:, None].astype(np.float32)
 
 
-def runner_of(engine, streams=2, policy=None):
+def runner_of(engine, streams=2, policy=None, supervisor=None):
     model = SimpleNamespace(engine=engine, digest="m")
     costs = {"m": CostModel(lambda requests, rows: 1e-4 * requests + PER_ROW_S * rows)}
     policy = policy or EarliestDeadlineFirst(streams, costs.__getitem__)
     metrics = Metrics()
-    runner = Runner(policy, Admission(policy, {}, 100, 100_000, 1 << 30), streams, costs, metrics, PACE)
+    runner = Runner(
+        policy, Admission(policy, {}, 100, 100_000, 1 << 30), streams, costs, metrics, PACE, supervisor or Supervisor()
+    )
     runner.start()
     return runner, model, metrics
 
@@ -185,4 +188,44 @@ async def test_a_policy_that_waits_is_asked_again_in_time():
     runner, model, _ = runner_of(CountingEngine(), streams=1, policy=policy)
     assert (await score(runner, model, 3, in_30_s())).logits.shape == (3, 1)
     assert policy.asked[1] >= policy.asked[0] + 0.009
+    runner.close()
+
+
+@pytest.mark.parametrize("broken", ["next", "finished", "_collect"])
+async def test_a_stream_that_a_bug_ends_is_started_again_and_its_requests_are_answered(broken, monkeypatch):
+    supervisor = Supervisor()
+    runner, model, _ = runner_of(CountingEngine(), streams=1, supervisor=supervisor)
+    owner = runner if broken == "_collect" else runner._policy
+    works, main = getattr(owner, broken), threading.get_ident()
+
+    def fails(*arguments):
+        if threading.get_ident() == main:  # as the request is offered
+            return works(*arguments)
+        monkeypatch.setattr(owner, broken, works)
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(owner, broken, fails)
+    first = await asyncio.gather(score(runner, model, 3, in_30_s()), return_exceptions=True)
+    if broken == "next":  # after its scores were there
+        assert first[0].logits.shape == (3, 1)
+    else:
+        assert "an engine stream ended in the middle of a run: KeyError" in str(first[0])
+    assert (await score(runner, model, 4, in_30_s())).logits.shape == (4, 1)
+    assert runner.runs(model) == 0
+    (one,) = supervisor.background
+    assert (one.name, one.failures, one.restarts) == ("engine-0", 1, 1)
+    runner.close()
+
+
+async def test_an_engine_that_ends_its_thread_or_loses_rows_fails_the_run_alone():
+    engine = CountingEngine()
+    runner, model, _ = runner_of(engine, streams=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "run", lambda batch: (_ for _ in ()).throw(SystemExit))
+        with pytest.raises(ScoringError, match="the engine raised SystemExit"):
+            await score(runner, model, 3, in_30_s())
+        patch.setattr(engine, "run", lambda batch: np.zeros((batch.rows - 1, 1), np.float32))
+        with pytest.raises(ScoringError, match="2 rows came back"):
+            await score(runner, model, 3, in_30_s())
+    assert (await score(runner, model, 3, in_30_s())).logits.shape == (3, 1)
     runner.close()
