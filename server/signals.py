@@ -27,16 +27,13 @@ class Ending:
         hurried: to wait for nothing.
     """
 
-    def __init__(self, limit_s: float) -> None:
-        self._limit_s = limit_s
+    def __init__(self) -> None:
         self.asked = asyncio.Event()
         self.hurried = asyncio.Event()
 
     def heard(self, number: int) -> None:
         if number == signal.SIGINT and self.asked.is_set():
             self.hurried.set()
-        if not self.asked.is_set():
-            _exit_within(self._limit_s)
         self.asked.set()
 
 
@@ -53,9 +50,15 @@ def end_on_signals() -> None:
 
 def heed_signals(loop: asyncio.AbstractEventLoop, limit_s: float) -> Ending:
     """Take the ending signals on an event loop from now on; so long after the first, the process ends anyway."""
-    ending = Ending(limit_s)
+    ending = Ending()
+
+    def heard(number: int) -> None:
+        if not ending.asked.is_set():
+            _exit_within(limit_s)
+        ending.heard(number)
+
     for number in ending_signals():
-        loop.add_signal_handler(number, ending.heard, number)
+        loop.add_signal_handler(number, heard, number)
     return ending
 
 

@@ -50,7 +50,7 @@ def refusing_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_a_refusal_is_told_by_its_code_and_without_the_keys(refusing_bucket):
     objects = open_objects(refusing_bucket)
-    for ask in (lambda: objects.get("a"), lambda: objects.listed("a"), lambda: objects.put("a", b"b")):
+    for ask in (lambda: objects.get("a", 9), lambda: objects.listed("a"), lambda: objects.put("a", b"b")):
         with pytest.raises(ModelStoreError) as refused:
             ask()
         assert "SignatureDoesNotMatch" in str(refused.value)
