@@ -10,7 +10,7 @@ from redis.exceptions import AskError, ClusterDownError, MovedError, ResponseErr
 
 from feature_client.redis_node import AGE_MAX_S, RedisNode
 from feature_client.redis_replies import Command, code_of
-from feature_client.redis_store import Positions, RedisStore, failed
+from feature_client.redis_store import Positions, RedisStore, all_done, failed
 from feature_client.resp import Reply
 from feature_client.slots import SLOTS, slots_of
 from feature_client.store import StoreConfigError, StoreError, StoreUnavailableError
@@ -19,8 +19,10 @@ _log = structlog.get_logger(__name__)
 
 #: The least time between two looks at a cluster's layout.
 _LAYOUT_AGE_MIN_S = 0.1
-#: Redis Cluster's own bound.
-_NODES_MAX = 1_000
+#: Primaries of a layout: Redis Cluster's own bound.
+_PRIMARIES_MAX = 1_000
+#: Nodes that redirects may name beyond the layout, until it is read again.
+_STRANGERS_MAX = 16
 
 
 class RedisClusterStore(RedisStore):
@@ -97,23 +99,25 @@ class RedisClusterStore(RedisStore):
 
     def _adopt(self, ranges: list[Any], asked: RedisNode) -> None:
         slots = np.full(SLOTS, -1, np.int16)
-        owners: list[RedisNode] = []
-        for first, last, primary, *_ in ranges:
-            node = self._node_at(primary[0].decode() if primary[0] else asked.host, primary[1])
-            if node not in owners:
-                owners.append(node)
-            slots[first : last + 1] = owners.index(node)
-        if not owners:
-            raise StoreUnavailableError("the cluster serves no slots yet")
-        self._slots, self._owners = slots, owners
+        positions: dict[tuple[str, int], int] = {}
+        for first, last, (host, port, *_), *_ in ranges:
+            primary = (host.decode() if host else asked.host, port)
+            slots[first : last + 1] = positions.setdefault(primary, len(positions))
+        if not 0 < len(positions) <= _PRIMARIES_MAX:
+            raise StoreUnavailableError(f"Redis at {asked.name} names {len(positions)} nodes that serve slots")
+        self._slots, self._owners = slots, [self._node_at(*primary) for primary in positions]
 
     def _node_at(self, host: str, port: int) -> RedisNode:
         name = f"{host}:{port}"
         if name not in self._nodes:
-            if len(self._nodes) >= _NODES_MAX:
-                raise StoreUnavailableError(f"the Redis Cluster names more than {_NODES_MAX} nodes")
             self._nodes[name] = self._new_node(host=host, port=port)
         return self._nodes[name]
+
+    def _stranger_at(self, host: str, port: int) -> RedisNode:
+        """Return the node that a redirect names, which the layout need not know yet."""
+        if f"{host}:{port}" not in self._nodes and len(self._nodes) > len(self._owners) + _STRANGERS_MAX:
+            raise StoreUnavailableError("the Redis Cluster redirects to ever more nodes")
+        return self._node_at(host, port)
 
     async def _forget_others(self) -> None:
         """Close nodes that the layout does not name any more, but for the URL's."""
@@ -164,13 +168,13 @@ class RedisClusterStore(RedisStore):
         async def send(host: str, port: int, asking: bool, positions: list[int]) -> None:
             left_s = None if timeout_s is None else max(0.0, timeout_s - (loop.time() - start_s))
             again = [c for i in positions for c in ((("ASKING",), commands[i]) if asking else (commands[i],))]
-            found = await self._node_at(host, port).call(again, left_s, idempotent=idempotent)
+            found = await self._stranger_at(host, port).call(again, left_s, idempotent=idempotent)
             for i, reply in zip(positions, found[asking :: 1 + asking], strict=True):
                 replies[i] = reply
 
         if elsewhere:
             self._look_again()
-            await asyncio.gather(*(send(*to, positions) for to, positions in elsewhere.items()))
+            await all_done(send(*to, positions) for to, positions in elsewhere.items())
         return replies
 
 

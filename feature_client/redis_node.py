@@ -107,7 +107,7 @@ class RedisNode:
         self.name = str(kwargs.get("path") or f"{self.host}:{kwargs.get('port', 6379)}")
         self.breaker = Breaker()
         self.counts = NodeCounts()
-        #: Most recently used last, as that one is the most surely alive.
+        #: Open ones; most recently used last, as that one is the most surely alive.
         self._free: list[_Connection] = []
         self._places = asyncio.Semaphore(connections_max)
         self._slow = RunningQuantile(_SLOW_QUANTILE, _FIRST_GUESS_S)
@@ -270,20 +270,22 @@ class RedisNode:
     async def _give_back(self, connection: _Connection) -> None:
         if self._closed or connection.opened_s < self._moved_s:
             await connection.to.disconnect(nowait=True)
-        self._free.append(connection)
+        elif connection.to.is_connected:
+            self._free.append(connection)
         if self._expired() is not None and (self._renewing is None or self._renewing.done()):
             self._renewing = asyncio.create_task(self._renew())
 
     async def _leave(self, moved_s: float) -> None:
         """Use no connection again that was opened before: they lead to where nobody answers as he should."""
         self._moved_s = max(self._moved_s, moved_s)
-        for other in self._free:
-            if other.opened_s < self._moved_s:
-                await other.to.disconnect(nowait=True)
+        left = [other for other in self._free if other.opened_s < self._moved_s]
+        self._free = [other for other in self._free if other not in left]
+        for other in left:
+            await other.to.disconnect(nowait=True)
 
     def _expired(self) -> _Connection | None:
         now_s = asyncio.get_running_loop().time()
-        return next((free for free in self._free if free.to.is_connected and free.expires_s <= now_s), None)
+        return next((free for free in self._free if free.expires_s <= now_s), None)
 
     async def _renew(self) -> None:
         """Replace free connections that are old by new ones, one after the other, as long as new ones can be opened."""

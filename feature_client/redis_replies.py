@@ -81,6 +81,8 @@ _ERR_TEXTS = (
     "unknown command",
 )
 _CODE = re.compile(r"[A-Z]{2,20}\Z")
+#: Up to Redis 6.2 a command that fails in a script is an ERR that quotes the error.
+_IN_SCRIPT = re.compile(r"^Error running script .*@user_script: ?\d+: -?([A-Z]{2,20})\b")
 _HOST = re.compile(rb"[0-9A-Za-z.:_-]{1,253}\Z")
 _REDIRECT = re.compile(r"(?:MOVED|ASK) \d{1,5} (?:[0-9A-Za-z.:_-]{1,253})?:\d{1,5}\Z")
 
@@ -92,6 +94,8 @@ def error_of(text: str) -> Exception:
         MalformedReplyError: a redirect that names no node.
     """
     code, _, rest = text.partition(" ")
+    if inner := _IN_SCRIPT.search(rest):
+        code = inner[1]
     if code in {"MOVED", "ASK"}:
         if not _REDIRECT.match(text):
             raise MalformedReplyError("a redirect that names no node")

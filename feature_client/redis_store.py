@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -195,7 +195,7 @@ class RedisStore:
                 replies[i] = reply
 
         if commands:
-            await asyncio.gather(*(send(node, positions) for node, positions in self._routes(keys)))
+            await all_done(send(node, positions) for node, positions in self._routes(keys))
         error = next((reply for reply in replies if isinstance(reply, ResponseError)), None)
         if error is not None:
             raise failed("", "a write", error)
@@ -208,6 +208,13 @@ class RedisStore:
             StoreUnavailableError: it failed, or answered with an error, which is the cause.
         """
         return (await self._on_owners([command], [key]))[0]
+
+
+async def all_done(work: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Wait for all, so that nothing is sent any more once a caller heard; raise the first failure."""
+    for failure in await asyncio.gather(*work, return_exceptions=True):
+        if failure is not None:
+            raise failure
 
 
 def failed(name: str, what: str, error: ResponseError) -> StoreUnavailableError:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
+from typing import Self
 
 from feature_client.resp import Incomplete, ReplyReader
 
@@ -20,6 +21,7 @@ class HostileRedis:
         greeting: sent before anything was asked.
         pause_s: between the bytes of an answer; None sends it whole.
         commands: that came.
+        asked_on: by command, the number of the connection that it came on.
         connections: accepted since the start.
     """
 
@@ -28,45 +30,55 @@ class HostileRedis:
         self.greeting = b""
         self.pause_s: float | None = None
         self.commands: list[list[bytes]] = []
+        self.asked_on: list[int] = []
         self.connections = 0
         self.port = 0
+        self._server: asyncio.Server
+        self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[HostileRedis]:
-        server = await asyncio.start_server(self._track, "127.0.0.1", 0)
-        self.port = server.sockets[0].getsockname()[1]
-        try:
-            yield self
-        finally:
-            server.close()
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._track, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Cut all connections and take none."""
+        self._server.close()
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.gather(*self._tasks)
 
     async def _track(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        self._writers.add(writer)
         try:
             with contextlib.suppress(ConnectionError):
                 await self._serve(reader, writer)
         finally:
             self._tasks.discard(task)
+            self._writers.discard(writer)
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        own_number = self.connections
         writer.write(self.greeting)
         commands = ReplyReader(ValueError)  # a command is written as an array of values
         while content := await reader.read(1 << 16):
             commands.feed(content)
             while (command := commands.take()) is not Incomplete.INCOMPLETE:
                 self.commands.append(command)
+                self.asked_on.append(own_number)
                 answer = self.answer(command)
                 await self._send(writer, like_redis(command) if answer is None else answer)
 
@@ -75,6 +87,8 @@ class HostileRedis:
             writer.write(answer)
         else:
             for i in range(len(answer)):
+                if writer.is_closing():
+                    return
                 writer.write(answer[i : i + 1])
                 await asyncio.sleep(self.pause_s)
         await writer.drain()

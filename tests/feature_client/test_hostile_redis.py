@@ -45,7 +45,7 @@ READS = {
 
 @pytest.fixture
 async def hostile():
-    async with HostileRedis().running() as server:
+    async with HostileRedis() as server:
         yield server
 
 
