@@ -58,9 +58,11 @@ class RedisClusterStore(RedisStore):
     async def _put(self, chunk: Sequence[tuple[bytes, bytes]]) -> None:
         await self._on_owners([("SET", key, value) for key, value in chunk], [key for key, _ in chunk])
 
-    async def _on_owners(self, commands: Sequence[Command], keys: Sequence[bytes]) -> list[Reply]:
+    async def _on_owners(
+        self, commands: Sequence[Command], keys: Sequence[bytes], what: str = "a write"
+    ) -> list[Reply]:
         await self._know_layout(None)
-        return await super()._on_owners(commands, keys)
+        return await super()._on_owners(commands, keys, what)
 
     async def _know_layout(self, timeout_s: float | None) -> None:
         """Wait for a layout where there is none; see to it that it does not become old."""

@@ -81,6 +81,7 @@ _ERR_TEXTS = (
     "unknown command",
 )
 _CODE = re.compile(r"[A-Z]{2,20}\Z")
+_STREAM_NUMBER = re.compile(rb"\d{1,20}-\d{1,20}\Z")
 #: Up to Redis 6.2 a command that fails in a script is an ERR that quotes the error.
 _IN_SCRIPT = re.compile(r"^Error running script .*@user_script: ?\d+: -?([A-Z]{2,20})\b")
 _HOST = re.compile(rb"[0-9A-Za-z.:_-]{1,253}\Z")
@@ -136,6 +137,10 @@ def _is_value(_: Command, reply: Reply) -> bool:
     return reply is None or isinstance(reply, bytes)
 
 
+def _is_added(_: Command, reply: Reply) -> bool:
+    return _is_number_in_stream(reply)
+
+
 def _is_echo(command: Command, reply: Reply) -> bool:
     return bool(reply == (command[1] if len(command) > 1 else "PONG"))
 
@@ -164,10 +169,14 @@ def _is_range(found: Reply) -> bool:
     return False
 
 
+def _is_number_in_stream(found: Reply) -> bool:
+    return isinstance(found, bytes) and bool(_STREAM_NUMBER.match(found))
+
+
 def _are_streams(_: Command, reply: Reply) -> bool:
     """Tell whether it is of an XREADGROUP of one stream: nothing, or its name and entries."""
     match reply:
-        case None | [[bytes(), None]]:
+        case None:
             return True
         case [[bytes(), list() as entries]]:
             return all(map(_is_entry, entries))
@@ -177,32 +186,44 @@ def _are_streams(_: Command, reply: Reply) -> bool:
 def _are_claimed(_: Command, reply: Reply) -> bool:
     """Tell whether it is of an XAUTOCLAIM: where to go on, entries (nil where one is gone), in Redis 7 those gone."""
     match reply:
-        case [bytes(), list() as entries, *_]:
-            return all(entry is None or _is_entry(entry) for entry in entries)
+        case [cursor, list() as entries, *_]:
+            return _is_number_in_stream(cursor) and all(entry is None or _is_entry(entry) for entry in entries)
     return False
 
 
 def _is_entry(found: Reply) -> bool:
+    """Tell whether it is an entry of a stream: its number, and names and values, nil when it was deleted."""
     match found:
-        case [bytes(), None]:
-            return True
-        case [bytes(), list() as fields]:
-            return len(fields) % 2 == 0 and _of_types(fields, bytes)
+        case [number, None]:
+            return _is_number_in_stream(number)
+        case [number, list() as fields]:
+            return _is_number_in_stream(number) and len(fields) % 2 == 0 and _of_types(fields, bytes)
     return False
 
 
 def _are_groups(_: Command, reply: Reply) -> bool:
-    """Tell whether it is of XINFO GROUPS: a list of names and what they stand for, by consumer group."""
-    return isinstance(reply, list) and all(
-        isinstance(group, list) and len(group) % 2 == 0 and _of_types(group[::2], bytes) for group in reply
+    """Tell whether it is of XINFO GROUPS: by consumer group, a list of names and what they stand for."""
+    return isinstance(reply, list) and all(map(_is_group, reply))
+
+
+def _is_group(found: Reply) -> bool:
+    if not isinstance(found, list) or len(found) % 2 or not _of_types(found[::2], bytes):
+        return False
+    told = dict(zip(found[::2], found[1::2], strict=True))
+    return (
+        isinstance(told.get(b"name"), bytes)
+        and isinstance(told.get(b"pending"), int)
+        and _is_number_in_stream(told.get(b"last-delivered-id"))
     )
 
 
 def _is_summary(_: Command, reply: Reply) -> bool:
     """Tell whether it is of an XPENDING without a range: how many, the first, the last, and by consumer."""
     match reply:
-        case [int(), bytes() | None, bytes() | None, list() | None]:
+        case [int(), None, None, list() | None]:
             return True
+        case [int(), first, last, list()]:
+            return _is_number_in_stream(first) and _is_number_in_stream(last)
     return False
 
 
@@ -221,7 +242,7 @@ _ANSWERS: Mapping[str, Callable[[Command, Reply], bool]] = {
     "SCAN": _is_page,
     "SET": _is_ok,
     "XACK": _is_number,
-    "XADD": _is_value,
+    "XADD": _is_added,
     "XAUTOCLAIM": _are_claimed,
     "XGROUP": _is_ok,
     "XINFO": _are_groups,

@@ -181,7 +181,9 @@ class RedisStore:
     ) -> list[Reply]:
         return await node.call(commands, timeout_s, idempotent=idempotent)
 
-    async def _on_owners(self, commands: Sequence[Command], keys: Sequence[bytes]) -> list[Reply]:
+    async def _on_owners(
+        self, commands: Sequence[Command], keys: Sequence[bytes], what: str = "a write"
+    ) -> list[Reply]:
         """Send each command to the server that holds its key; return the replies in order.
 
         Raises:
@@ -198,16 +200,18 @@ class RedisStore:
             await all_done(send(node, positions) for node, positions in self._routes(keys))
         error = next((reply for reply in replies if isinstance(reply, ResponseError)), None)
         if error is not None:
-            raise failed("", "a write", error)
+            raise failed("", what, error)
         return replies
 
-    async def ask(self, command: Command, key: bytes) -> Reply:
-        """Send one command to the server that holds a key, once more if need be; return its reply.
+    async def ask(self, key: bytes, *command: bytes | str | int) -> Reply:
+        """Send one command, of those in `redis_replies`, to the server that holds a key; return its reply.
+
+        It may be sent a second time, on a new connection, when the first one broke.
 
         Raises:
-            StoreUnavailableError: it failed, or answered with an error, which is the cause.
+            StoreUnavailableError: it failed, or answered with an error, which then is the cause.
         """
-        return (await self._on_owners([command], [key]))[0]
+        return (await self._on_owners([command], [key], str(command[0])))[0]
 
 
 async def all_done(work: Iterable[Coroutine[Any, Any, None]]) -> None:

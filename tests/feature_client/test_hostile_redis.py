@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
+from feature_client.action_stream import StreamFollower
 from feature_client.activity import write_events
 from feature_client.fetcher import fetch
 from feature_client.opening import open_store
 from feature_client.store import StoreUnavailableError
 from tests import tiny
+from tests.conftest import eventually
 from tests.hostile_redis import HostileRedis, array, bulk
 
 PINS = np.arange(1, 9, dtype=np.uint64)
@@ -275,3 +277,41 @@ async def test_a_layout_that_makes_no_sense_is_no_layout(hostile, layout):
             except StoreUnavailableError:
                 await asyncio.sleep(0.01)
     await store.close()
+
+
+STREAM_ANSWERS = {
+    "XREADGROUP": [
+        b"*2147483647\r\n", b"+OK\r\n", array(array(bulk(b"s"), b":1\r\n")), array(array(bulk(b"s"), array(b":1\r\n"))),
+        array(array(bulk(b"s"), array(array(bulk(b"1-1"), array(bulk(b"odd")))))),
+        array(array(bulk(b"s"), array(array(bulk(b"no number"), array())))),
+    ],
+    "XAUTOCLAIM": [b":1\r\n", array(bulk(b"0-0")), array(bulk(b"0-0"), array(b":1\r\n")), array(bulk(b"x"), array())],
+    "XGROUP": [b":1\r\n"],
+    "XINFO": [b"+OK\r\n", array(array(bulk(b"name"))), array(array(bulk(b"name"), b":1\r\n"))],
+    "XACK": [b"+OK\r\n"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "nonsense"), [(name, each) for name, them in STREAM_ANSWERS.items() for each in them])
+async def test_a_follower_takes_nonsense_for_an_absence_and_goes_on_after_it(
+    hostile, store, monkeypatch, name, nonsense
+):
+    monkeypatch.setattr("feature_client.action_stream._PAUSE_FIRST_S", 0.01)
+    action, surface = (names[0].encode() for names in (tiny.ACTIONS.actions, tiny.ACTIONS.surfaces))
+    fields = [b"event_id", b"1", b"user_id", b"1", b"pin_id", b"1", b"time_ms", b"1700000000000"]
+    entry = array(bulk(b"1-1"), array(*map(bulk, [*fields, b"action", action, b"surface", surface])))
+    follower = StreamFollower(hostile.url, "s", "fold", "one", store, tiny.ACTIONS)
+    added_before: list[int] = []
+
+    def answer(command):
+        if command[0] == name.encode() and len(added_before) < 2:
+            added_before.append(follower.counts.added)
+            return nonsense
+        return array(array(bulk(b"s"), array(entry))) if command[0] == b"XREADGROUP" and command[-1] == b">" else None
+
+    hostile.answer = answer
+    stop = asyncio.Event()
+    following = asyncio.create_task(follower.follow(stop))
+    await eventually(lambda: len(added_before) == 2 and follower.counts.added > added_before[-1])
+    stop.set()
+    await following

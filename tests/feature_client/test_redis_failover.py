@@ -162,6 +162,21 @@ async def test_followers_go_on_at_the_new_primary(pair, name):
         await following
 
 
+async def test_a_stream_in_a_cluster_is_followed(redis_cluster):
+    url = f"redis+cluster://127.0.0.1:{redis_cluster[0].port}"
+    async with started(open_store(url)) as store:
+        one = StreamFollower(url, "clustered", "fold", "one", store, tiny.ACTIONS)
+        stop = asyncio.Event()
+        following = asyncio.create_task(one.follow(stop))
+        for event in ("event_id", "1", "event_id", "none"), ("event_id", "2"):
+            fields = ("user_id", "1", "pin_id", "1", "time_ms", "1700000000000")
+            names = ("action", tiny.ACTIONS.actions[0], "surface", tiny.ACTIONS.surfaces[0])
+            await store.ask(b"clustered", "XADD", "clustered", "*", *fields, *names, *event)
+        await until(lambda: one.counts.added == 1 and one.counts.refused == 1)
+        stop.set()
+        await following
+
+
 def send(server, number):
     fields = {"event_id": number, "user_id": 1, "pin_id": number, "time_ms": 1_700_000_000_000 + number}
     server.client().xadd("s", fields | {"action": tiny.ACTIONS.actions[0], "surface": tiny.ACTIONS.surfaces[0]})
@@ -339,5 +354,5 @@ async def test_reads_and_writes_of_a_slot_on_its_way_follow_it(redis_cluster):
 async def test_a_key_that_holds_no_string_is_missing_and_costs_no_other_key(redis_cluster):
     async with started(open_store(f"redis+cluster://127.0.0.1:{redis_cluster[0].port}")) as store:
         await store.multi_put([(key, key) for key in KEYS])
-        await store.ask(("XADD", b"a stream", "*", "a", "b"), b"a stream")
+        await store.ask(b"a stream", "XADD", b"a stream", "*", "a", "b")
         assert await store.multi_get([*KEYS, b"a stream"]) == [*KEYS, None]
