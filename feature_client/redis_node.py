@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import redis.asyncio as redis
 import structlog
-from redis.asyncio.connection import AbstractConnection
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -19,7 +17,7 @@ from redis.retry import Retry
 
 from feature_client.breaker import Breaker
 from feature_client.quantile import RunningQuantile
-from feature_client.redis_connection import BoundedParser, exchange
+from feature_client.redis_connection import Connection
 from feature_client.redis_replies import Command, meaning_of
 from feature_client.resp import MalformedReplyError, Reply
 from feature_client.store import StoreConfigError, StoreUnavailableError
@@ -58,14 +56,6 @@ class NodeCounts:
     renewed: int = 0
 
 
-@dataclass(slots=True, eq=False)
-class _Connection:
-    to: AbstractConnection
-    #: When it was opened, and from when on it is to be replaced.
-    opened_s: float = 0.0
-    expires_s: float = 0.0
-
-
 class RedisNode:
     """A pool of connections to one server, its circuit breaker, and what is known of its speed.
 
@@ -101,14 +91,14 @@ class RedisNode:
             )
         except ValueError as error:
             raise StoreConfigError(f"unusable Redis URL: {error}") from error
-        self._pool.connection_kwargs.update(overrides, protocol=2, parser_class=BoundedParser)
+        self._pool.connection_kwargs.update(overrides)
         kwargs = self._pool.connection_kwargs
         self.host = str(kwargs.get("host", "localhost"))
         self.name = str(kwargs.get("path") or f"{self.host}:{kwargs.get('port', 6379)}")
         self.breaker = Breaker()
         self.counts = NodeCounts()
         #: Open ones; most recently used last, as that one is the most surely alive.
-        self._free: list[_Connection] = []
+        self._free: list[Connection] = []
         self._places = asyncio.Semaphore(connections_max)
         self._slow = RunningQuantile(_SLOW_QUANTILE, _FIRST_GUESS_S)
         self._hedges = _HEDGES_SAVED_MAX
@@ -124,7 +114,7 @@ class RedisNode:
             self._renewing.cancel()
             await asyncio.wait([self._renewing])
         for connection in self._free:
-            await connection.to.disconnect()
+            await connection.close()
         self._free.clear()
 
     async def call(self, commands: Sequence[Command], timeout_s: float | None, *, idempotent: bool) -> list[Reply]:
@@ -227,8 +217,8 @@ class RedisNode:
         It may be broken since the server was restarted, or lead to a server that another has taken over from.
         """
         async with self._places:
-            connection = self._free.pop() if self._free else self._new()
-            reused = connection.to.is_connected
+            connection = self._free.pop() if self._free else Connection(self._pool)
+            reused = connection.is_open
             try:
                 try:
                     replies = await self._exchange(connection, commands)
@@ -237,40 +227,23 @@ class RedisNode:
                         raise
                     await self._leave(asyncio.get_running_loop().time())
                     return await self._exchange(connection, commands)
-                if reused and not connection.to.is_connected:
+                if reused and not connection.is_open:
                     replies = await self._exchange(connection, commands)
-                    if connection.to.is_connected:
+                    if connection.is_open:
                         await self._leave(connection.opened_s)
                 return replies
             finally:
                 await self._give_back(connection)
 
-    async def _exchange(self, connection: _Connection, commands: Sequence[Command]) -> list[Reply]:
-        if not connection.to.is_connected:
-            await self._open(connection)
-        replies = await exchange(connection.to, commands)
-        if any(meaning_of(reply).reconnect for reply in replies):
-            await connection.to.disconnect(nowait=True)
-        return replies
+    async def _exchange(self, connection: Connection, commands: Sequence[Command]) -> list[Reply]:
+        if not connection.is_open:
+            await connection.open(self._age_max_s)
+        return await connection.exchange(commands)
 
-    async def _open(self, connection: _Connection) -> None:
-        try:
-            await connection.to.connect()  # type: ignore[no-untyped-call]
-        except BaseException:
-            await connection.to.disconnect(nowait=True)  # given up amid the handshake, its replies would be ours
-            raise
-        connection.opened_s = asyncio.get_running_loop().time()
-        # Not all at once.
-        connection.expires_s = connection.opened_s + self._age_max_s * random.uniform(0.5, 1.0)
-
-    def _new(self) -> _Connection:
-        made: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]
-        return _Connection(made)
-
-    async def _give_back(self, connection: _Connection) -> None:
+    async def _give_back(self, connection: Connection) -> None:
         if self._closed or connection.opened_s < self._moved_s:
-            await connection.to.disconnect(nowait=True)
-        elif connection.to.is_connected:
+            await connection.close()
+        elif connection.is_open:
             self._free.append(connection)
         if self._expired() is not None and (self._renewing is None or self._renewing.done()):
             self._renewing = asyncio.create_task(self._renew())
@@ -281,9 +254,9 @@ class RedisNode:
         left = [other for other in self._free if other.opened_s < self._moved_s]
         self._free = [other for other in self._free if other not in left]
         for other in left:
-            await other.to.disconnect(nowait=True)
+            await other.close()
 
-    def _expired(self) -> _Connection | None:
+    def _expired(self) -> Connection | None:
         now_s = asyncio.get_running_loop().time()
         return next((free for free in self._free if free.expires_s <= now_s), None)
 
@@ -292,10 +265,10 @@ class RedisNode:
         async with self._places:
             while (old := self._expired()) is not None:
                 self._free.remove(old)
-                new = self._new()
+                new = Connection(self._pool)
                 try:
                     async with asyncio.timeout(self._timeout_s):
-                        await self._open(new)
+                        await new.open(self._age_max_s)
                 except (RedisError, OSError, TimeoutError) as error:
                     # Names cannot be looked up for a while, say: the old ones still answer.
                     _log.warning("redis_connection_not_renewed", node=self.name, error=str(error))
@@ -303,6 +276,6 @@ class RedisNode:
                         kept.expires_s = max(kept.expires_s, asyncio.get_running_loop().time() + self._age_max_s)
                     return
                 finally:
-                    self._free.append(new if new.to.is_connected else old)
+                    self._free.append(new if new.is_open else old)
                 self.counts.renewed += 1
-                await old.to.disconnect(nowait=True)
+                await old.close()
