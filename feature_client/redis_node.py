@@ -89,9 +89,14 @@ class RedisNode:
                 retry=Retry(NoBackoff(), 0),
                 maint_notifications_config=MaintNotificationsConfig(enabled=False),  # these are of RESP3
             )
-        except ValueError as error:
-            raise StoreConfigError(f"unusable Redis URL: {error}") from error
-        self._pool.connection_kwargs.update(overrides)
+            self._pool.connection_kwargs.update(overrides)
+            Connection(self._pool)  # which knows its options
+        except (ValueError, TypeError, RedisError):
+            # What they say may quote a password that was taken for a port.
+            raise StoreConfigError(
+                "the Redis URL cannot be used: write redis://[user:password@]host:port/db, the signs / ? # @ : % of a "
+                "password as %2F %3F %23 %40 %3A %25, and after a ? only options that redis-py knows"
+            ) from None
         kwargs = self._pool.connection_kwargs
         self.host = str(kwargs.get("host", "localhost"))
         self.name = str(kwargs.get("path") or f"{self.host}:{kwargs.get('port', 6379)}")
@@ -133,6 +138,8 @@ class RedisNode:
         loop = asyncio.get_running_loop()
         budget_s = self._timeout_s if timeout_s is None else timeout_s
         start_s = loop.time()
+        if budget_s <= 0:
+            raise StoreUnavailableError(f"no time was left to ask Redis at {self.name}")
         if not self.breaker.allows(start_s, budget_s):
             self.counts.spared += 1
             raise StoreUnavailableError(f"Redis at {self.name} failed just now and is left alone for a moment")
