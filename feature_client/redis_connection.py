@@ -64,6 +64,7 @@ class Connection:
     Attributes:
         opened_s: when it was last opened.
         expires_s: when it is to be replaced.
+        replaced: another one has taken its place.
     """
 
     def __init__(self, pool: redis.ConnectionPool) -> None:
@@ -75,6 +76,7 @@ class Connection:
         )
         self.opened_s = 0.0
         self.expires_s = 0.0
+        self.replaced = False
 
     @property
     def is_open(self) -> bool:
@@ -87,7 +89,7 @@ class Connection:
         except BaseException:
             await self.close()  # given up amid the handshake, its replies would be those of the first command
             raise
-        self.opened_s = asyncio.get_running_loop().time()
+        self.opened_s, self.replaced = asyncio.get_running_loop().time(), False
         # Not all at once.
         self.expires_s = self.opened_s + age_max_s * random.uniform(0.5, 1.0)
 

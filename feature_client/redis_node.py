@@ -195,11 +195,11 @@ class RedisNode:
                 return
             if error is None:
                 first.set_result(task.result())
-            elif all(other.done() for other in tasks):
+            elif all(other.done() and (other.cancelled() or other.exception()) for other in tasks):
                 first.set_exception(error)
 
         def send() -> None:
-            task = loop.create_task(self._send(commands))
+            task = loop.create_task(self._send(commands, tasks[0] if tasks else None))
             tasks.append(task)
             task.add_done_callback(land)
 
@@ -218,12 +218,19 @@ class RedisNode:
             for task in tasks:
                 task.cancel()
 
-    async def _send(self, commands: Sequence[Command]) -> list[Reply]:
+    async def _send(self, commands: Sequence[Command], first: asyncio.Task[list[Reply]] | None = None) -> list[Reply]:
         """Send on a free connection; when that one led nowhere, once more on a new one.
 
         It may be broken since the server was restarted, or lead to a server that another has taken over from.
+
+        Args:
+            commands: what to send.
+            first: of a second try, the first.
         """
         async with self._places:
+            if first is not None and first.done():
+                # The connection that it just gave back would be closed when its answer lands.
+                return first.result()
             connection = self._free.pop() if self._free else Connection(self._pool)
             reused = connection.is_open
             try:
@@ -248,7 +255,7 @@ class RedisNode:
         return await connection.exchange(commands)
 
     async def _give_back(self, connection: Connection) -> None:
-        if self._closed or connection.opened_s < self._moved_s:
+        if self._closed or connection.replaced or connection.opened_s < self._moved_s:
             await connection.close()
         elif connection.is_open:
             self._free.append(connection)
@@ -271,18 +278,19 @@ class RedisNode:
         """Replace free connections that are old by new ones, one after the other, as long as new ones can be opened."""
         async with self._places:
             while (old := self._expired()) is not None:
-                self._free.remove(old)
                 new = Connection(self._pool)
                 try:
                     async with asyncio.timeout(self._timeout_s):
                         await new.open(self._age_max_s)
                 except (RedisError, OSError, TimeoutError) as error:
-                    # Names cannot be looked up for a while, say: the old ones still answer.
+                    # Names cannot be looked up for a while, say: the old ones still answer, and stay in use meanwhile.
                     _log.warning("redis_connection_not_renewed", node=self.name, error=str(error))
                     for kept in (old, *self._free):
                         kept.expires_s = max(kept.expires_s, asyncio.get_running_loop().time() + self._age_max_s)
                     return
-                finally:
-                    self._free.append(new if new.is_open else old)
                 self.counts.renewed += 1
-                await old.close()
+                self._free.append(new)
+                old.replaced = True
+                if old in self._free:
+                    self._free.remove(old)
+                    await old.close()

@@ -214,6 +214,23 @@ ERRORS = {
 }
 
 
+@pytest.mark.parametrize(("setting", "on", "off", "code"), [
+    ("maxmemory", 1, 0, "OOM"),
+    ("min-replicas-to-write", 5, 0, "NOREPLICAS"),
+])  # fmt: skip
+async def test_a_server_that_takes_no_writes_says_why_also_from_a_script(pair, setting, on, off, code):
+    client = pair[0].client()
+    async with started(open_store(pair[0].url)) as store:
+        client.config_set(setting, on)
+        try:
+            with pytest.raises(StoreUnavailableError, match=code):
+                await record(store, 1)
+            assert await store.multi_get([b"a"]) == [None]
+        finally:
+            client.config_set(setting, off)
+        assert await record(store, 1) == [Outcome.ADDED]
+
+
 def test_the_table_of_errors_is_whole():
     assert set(MEANINGS) <= {*ERRORS, "MOVED", "ASK"}
 
