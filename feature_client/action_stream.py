@@ -10,22 +10,23 @@ import asyncio
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import redis.asyncio as redis
 import structlog
-from redis.exceptions import RedisError, ResponseError
 
 from feature_client.activity import Outcome, write_events
 from feature_client.groups import SequenceGroup
-from feature_client.redaction import said, secrets_of
-from feature_client.store import Store, StoreError
+from feature_client.redis_cluster import RedisClusterStore
+from feature_client.redis_store import RedisStore
+from feature_client.resp import Reply
+from feature_client.store import Store, StoreError, StoreUnavailableError
 
 _log = structlog.get_logger(__name__)
 
 #: How long one read waits for new entries.
 _BLOCK_MS = 200
+#: How long any command may take.
+_TIMEOUT_S = 5.0
 #: Entries that a follower read and did not acknowledge for so long are another's to take.
 _ABANDONED_MS = 5_000
 _PAUSE_FIRST_S, _PAUSE_MAX_S = 0.1, 5.0
@@ -68,10 +69,8 @@ class StreamFollower:
             group: whose sequences.
             batch: entries read at once.
         """
-        cluster = "+cluster" in url.partition("://")[0]
-        make: Any = redis.RedisCluster if cluster else redis.Redis
-        self._redis = make.from_url(url.replace("+cluster", "", 1), socket_timeout=10, socket_connect_timeout=2)
-        self._secrets = secrets_of(url)
+        of = RedisClusterStore if "+cluster" in url.partition("://")[0] else RedisStore
+        self._server = of(url, timeout_s=_TIMEOUT_S)
         self._stream, self._consumer_group, self._name = stream, consumer_group, name
         self._store, self._group, self._batch = store, group, batch
         self._actions = {action.encode(): i for i, action in enumerate(group.actions)}
@@ -94,8 +93,8 @@ class StreamFollower:
                         abandoned_at_s = loop.time() + _ABANDONED_MS / 1e3
                     await self._fold(await self._new())
                     pause_s = _PAUSE_FIRST_S
-                except (RedisError, StoreError, OSError) as error:
-                    _log.warning("action_stream_interrupted", error=said(error, self._secrets), pause_s=pause_s)
+                except StoreError as error:
+                    _log.warning("action_stream_interrupted", error=str(error), pause_s=pause_s)
                     joined = False
                     try:
                         async with asyncio.timeout(pause_s * random.uniform(0.5, 1.5)):
@@ -103,25 +102,28 @@ class StreamFollower:
                     except TimeoutError:
                         pause_s = min(2 * pause_s, _PAUSE_MAX_S)
         finally:
-            await self._redis.aclose()
+            await self._server.close()
+
+    async def _ask(self, *command: bytes | str | int, key: str | None = None) -> Reply:
+        """Send a command of the stream's, or of another key's, to the server that holds it."""
+        return await self._server.ask((key or self._stream).encode(), *command)
 
     async def _join(self) -> None:
+        if not self._server.nodes:
+            await self._server.start()
         try:
-            await self._redis.xgroup_create(self._stream, self._consumer_group, id="0", mkstream=True)
-        except ResponseError as error:
+            await self._ask("XGROUP", "CREATE", self._stream, self._consumer_group, "0", "MKSTREAM")
+        except StoreUnavailableError as error:
             if "BUSYGROUP" not in str(error):
                 raise
 
     async def _read(self, start: str, block_ms: int | None) -> list[_Entry]:
-        reply = await self._redis.xreadgroup(
-            self._consumer_group, self._name, {self._stream: start}, count=self._batch, block=block_ms
-        )
-        streams = reply.values() if isinstance(reply, dict) else [entries for _, entries in reply or ()]
-        found: list[_Entry] = []
-        for entries in streams:
-            # RESP3 wraps the entries of a stream in one more list.
-            found += entries[0] if entries and isinstance(entries[0], list) else entries
-        return found
+        block: tuple[str | int, ...] = () if block_ms is None else ("BLOCK", block_ms)
+        reply = await self._ask(
+            "XREADGROUP", "GROUP", self._consumer_group, self._name, "COUNT", self._batch, *block,
+            "STREAMS", self._stream, start,
+        )  # fmt: skip
+        return [_entry(found) for _, entries in reply or () for found in entries]
 
     async def _own_unacknowledged(self) -> list[_Entry]:
         found: list[_Entry] = []
@@ -132,11 +134,10 @@ class StreamFollower:
         return found
 
     async def _abandoned(self) -> list[_Entry]:
-        reply = await self._redis.xautoclaim(
-            self._stream, self._consumer_group, self._name, _ABANDONED_MS, "0-0", count=self._batch
+        reply = await self._ask(
+            "XAUTOCLAIM", self._stream, self._consumer_group, self._name, _ABANDONED_MS, "0-0", "COUNT", self._batch
         )
-        found: list[_Entry] = reply[1]
-        return found
+        return [_entry(found) for found in reply[1] if found is not None]
 
     async def _new(self) -> list[_Entry]:
         return await self._read(">", _BLOCK_MS)
@@ -165,11 +166,15 @@ class StreamFollower:
             self.counts.repeated += repeated
             self.counts.too_old += too_old
         for (number, fields), reason in refused:
-            await self._redis.xadd(f"{self._stream}:refused", {**fields, b"reason": reason}, maxlen=10_000)
+            flat = [part for pair in fields.items() for part in pair]
+            neighbour = f"{self._stream}:refused"
+            await self._ask(
+                "XADD", neighbour, "MAXLEN", "~", 10_000, "*", *flat, b"reason", reason.encode(), key=neighbour
+            )
             self.counts.refused += 1
             # The reason quotes the entry, which is some user's.
-            _log.warning("action_refused", entry=number.decode(), see=f"{self._stream}:refused")
-        await self._redis.xack(self._stream, self._consumer_group, *(number for number, _ in entries))
+            _log.warning("action_refused", entry=number.decode(), see=neighbour)
+        await self._ask("XACK", self._stream, self._consumer_group, *(number for number, _ in entries))
         await self._trim()
 
     def _parse(self, fields: Mapping[bytes, bytes]) -> tuple[int, tuple[int, int, int, int, int]]:
@@ -182,17 +187,23 @@ class StreamFollower:
     async def _trim(self) -> None:
         """Delete what every consumer group of the stream has done with."""
         needed: list[tuple[int, int]] = []
-        for found in await self._redis.xinfo_groups(self._stream):
-            last, step = found["last-delivered-id"], 1
-            if found["pending"]:
-                summary = await self._redis.xpending(self._stream, found["name"])
-                if summary["min"] is not None:
-                    last, step = summary["min"], 0
-            milliseconds, sequence = map(int, last.decode().split("-"))
+        for told in await self._ask("XINFO", "GROUPS", self._stream):
+            group = dict(zip(told[::2], told[1::2], strict=True))
+            last, step = group[b"last-delivered-id"], 1
+            if group[b"pending"]:
+                _, first, *_ = await self._ask("XPENDING", self._stream, group[b"name"])
+                if first is not None:
+                    last, step = first, 0
+            milliseconds, sequence = map(int, last.split(b"-"))
             needed.append((milliseconds, sequence + step))
         if needed:
             oldest = min(needed)
-            await self._redis.xtrim(self._stream, minid=f"{oldest[0]}-{oldest[1]}", approximate=False)
+            await self._ask("XTRIM", self._stream, "MINID", f"{oldest[0]}-{oldest[1]}")
+
+
+def _entry(found: Reply) -> _Entry:
+    number, fields = found
+    return number, dict(zip((fields or ())[::2], (fields or ())[1::2], strict=True))
 
 
 def _unsigned(fields: Mapping[bytes, bytes], name: bytes) -> int:

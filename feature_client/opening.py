@@ -6,7 +6,8 @@ from urllib.parse import unquote, urlsplit
 from feature_client.embedded import EmbeddedStore
 from feature_client.memory import MemoryStore
 from feature_client.redaction import redacted
-from feature_client.redis_store import RedisClusterStore, RedisStore
+from feature_client.redis_cluster import RedisClusterStore
+from feature_client.redis_store import RedisStore
 from feature_client.store import Store, StoreConfigError
 
 

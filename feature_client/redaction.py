@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from urllib.parse import quote, unquote, urlsplit
 
 _HIDDEN = "***"
 #: Shorter ones stand in ordinary words too.
 _LENGTH_MIN = 6
-#: Where a server begins to quote what it was sent, as Redis does with a command that it does not know.
-_QUOTES = re.compile(r"['\"`\x00-\x1f\x7f-\x9f]")
-_SAID_MAX = 200
 
 
 def redacted(url: str) -> str:
@@ -45,9 +41,3 @@ def hidden(text: str, secrets: Iterable[str]) -> str:
     for secret in sorted((one for one in secrets if len(one) >= _LENGTH_MIN), key=len, reverse=True):
         text = text.replace(secret, _HIDDEN)
     return text
-
-
-def said(error: Exception, secrets: Iterable[str]) -> str:
-    """Return what a server's error says, up to where it quotes commands, which hold passwords, keys and rows."""
-    text = hidden(_QUOTES.split(str(error), maxsplit=1)[0], secrets)[:_SAID_MAX].rstrip(" ([{:,")
-    return text or type(error).__name__

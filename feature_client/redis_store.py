@@ -2,15 +2,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import structlog
-from redis.exceptions import AskError, MovedError, ResponseError
+from redis.exceptions import MovedError, ResponseError
 
-from feature_client.redis_node import Command, RedisNode, RedisRefusedError, Reply
-from feature_client.slots import SLOTS, slots_of
+from feature_client.redis_node import AGE_MAX_S, RedisNode, RedisRefusedError
+from feature_client.redis_replies import Command, code_of, meaning_of
+from feature_client.resp import Reply
 from feature_client.store import Change, StoreConfigError, StoreUnavailableError
 
 _log = structlog.get_logger(__name__)
@@ -20,15 +21,13 @@ _PUT_CHUNK = 1_000
 _GET_CHUNK = 1_000
 _SCAN_KEYS = 5_000
 _UPDATE_TRIES = 20
-#: The least time between two looks at a cluster's layout.
-_LAYOUT_AGE_MIN_S = 0.1
 
 #: Set a key where it still holds what was read; an absent one reads as empty, which no stored value is.
 _SET_IF_UNCHANGED = (
     "if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end redis.call('SET', KEYS[1], ARGV[2]) return 1"
 )
 
-_Positions = np.ndarray
+Positions = np.ndarray
 
 
 class RedisStore:
@@ -36,17 +35,21 @@ class RedisStore:
 
     local = False
 
-    def __init__(self, url: str, *, connections_max: int = 16, timeout_s: float = 1.0) -> None:
+    def __init__(
+        self, url: str, *, connections_max: int = 16, timeout_s: float = 1.0, age_max_s: float = AGE_MAX_S
+    ) -> None:
         """Remember.
 
         Args:
             url: `redis://[user:password@]host:port/db`, or `rediss://` for TLS; redis-py's options after `?`.
             connections_max: per server.
             timeout_s: to connect, and of calls without a budget of their own.
+            age_max_s: after which a connection is replaced by one for which the host's name was looked up anew.
         """
         self._url = url
         self._connections_max = connections_max
         self._timeout_s = timeout_s
+        self._age_max_s = age_max_s
         self._started = False
         #: By host:port.
         self._nodes: dict[str, RedisNode] = {}
@@ -89,7 +92,7 @@ class RedisStore:
         failures: list[str] = []
         lost: list[int] = []
 
-        async def read(node: RedisNode, positions: _Positions) -> None:
+        async def read(node: RedisNode, positions: Positions) -> None:
             try:
                 left_s = ends_s - asyncio.get_running_loop().time()
                 found = await self._read(node, [keys[i] for i in positions], left_s)
@@ -141,7 +144,7 @@ class RedisStore:
             while True:
                 (reply,) = await node.call([("SCAN", cursor, "COUNT", _SCAN_KEYS)], None, idempotent=True)
                 if isinstance(reply, ResponseError):
-                    raise StoreUnavailableError(f"Redis at {node.name} failed a scan: {reply}") from reply
+                    raise failed(node.name, "a scan", reply)
                 cursor, keys = reply
                 yield keys
                 if cursor == b"0":
@@ -151,28 +154,36 @@ class RedisStore:
         return list(self._nodes.values())
 
     def _new_node(self, **overrides: Any) -> RedisNode:
-        return RedisNode(self._url, self._connections_max, self._timeout_s, **overrides)
+        return RedisNode(self._url, self._connections_max, self._timeout_s, self._age_max_s, **overrides)
 
     async def _look(self) -> None:
         """See whether the server is there."""
-        (reply,) = await next(iter(self._nodes.values())).call([("PING",)], None, idempotent=True)
-        if isinstance(reply, Exception):
-            raise StoreUnavailableError(f"Redis answered PING with: {reply}") from reply
+        node = next(iter(self._nodes.values()))
+        (reply,) = await node.call([("PING",)], None, idempotent=True)
+        if isinstance(reply, ResponseError):
+            raise failed(node.name, "PING", reply)
 
-    def _routes(self, keys: Sequence[bytes]) -> list[tuple[RedisNode, _Positions]]:
+    def _routes(self, keys: Sequence[bytes]) -> list[tuple[RedisNode, Positions]]:
         """Say which server holds which keys."""
         if not self._started:
             raise StoreUnavailableError("the Redis store is not started")
         return [(next(iter(self._nodes.values())), np.arange(len(keys)))]
 
     async def _read(self, node: RedisNode, keys: Sequence[bytes], timeout_s: float) -> list[bytes | None]:
-        (reply,) = await node.call([("MGET", *keys)], timeout_s, idempotent=True)
-        if isinstance(reply, Exception):
-            raise StoreUnavailableError(f"Redis at {node.name} failed a read: {reply}") from reply
+        (reply,) = await self._call(node, [("MGET", *keys)], timeout_s, idempotent=True)
+        if isinstance(reply, ResponseError):
+            raise failed(node.name, "a read", reply)
         found: list[bytes | None] = reply
         return found
 
-    async def _on_owners(self, commands: Sequence[Command], keys: Sequence[bytes]) -> list[Reply]:
+    async def _call(
+        self, node: RedisNode, commands: Sequence[Command], timeout_s: float | None, *, idempotent: bool
+    ) -> list[Reply]:
+        return await node.call(commands, timeout_s, idempotent=idempotent)
+
+    async def _on_owners(
+        self, commands: Sequence[Command], keys: Sequence[bytes], what: str = "a write"
+    ) -> list[Reply]:
         """Send each command to the server that holds its key; return the replies in order.
 
         Raises:
@@ -180,165 +191,45 @@ class RedisStore:
         """
         replies: list[Reply] = [None] * len(commands)
 
-        async def send(node: RedisNode, positions: _Positions) -> None:
-            found = await node.call([commands[i] for i in positions], None, idempotent=False)
+        async def send(node: RedisNode, positions: Positions) -> None:
+            found = await self._call(node, [commands[i] for i in positions], None, idempotent=False)
             for i, reply in zip(positions, found, strict=True):
                 replies[i] = reply
 
         if commands:
-            await asyncio.gather(*(send(node, positions) for node, positions in self._routes(keys)))
-        failed = next((reply for reply in replies if isinstance(reply, ResponseError)), None)
-        if failed is not None:
-            raise StoreUnavailableError(f"Redis failed a write: {failed}") from failed
+            await all_done(send(node, positions) for node, positions in self._routes(keys))
+        error = next((reply for reply in replies if isinstance(reply, ResponseError)), None)
+        if error is not None:
+            raise failed("", what, error)
         return replies
 
+    async def ask(self, key: bytes, *command: bytes | str | int) -> Reply:
+        """Send one command, of those in `redis_replies`, to the server that holds a key; return its reply.
 
-class RedisClusterStore(RedisStore):
-    """A store in a Redis Cluster: each node is asked for its keys, all at once.
+        It may be sent a second time, on a new connection, when the first one broke.
 
-    Keys are spread over all slots, so a node's part of a read is a pipeline of GETs. The layout is read again when a
-    node says that a slot moved, or fails.
-    """
-
-    def __init__(self, url: str, *, connections_max: int = 16, timeout_s: float = 1.0) -> None:
-        super().__init__(url.replace("+cluster", "", 1), connections_max=connections_max, timeout_s=timeout_s)
-        #: int16[SLOTS], positions in `_owners`.
-        self._slots = np.zeros(SLOTS, np.int16)
-        self._owners: list[RedisNode] = []
-        self._looked_at_s = float("-inf")
-        self._looking: asyncio.Task[None] | None = None
-
-    async def close(self) -> None:
-        if self._looking is not None:
-            self._looking.cancel()
-        self._owners = []
-        await super().close()
-
-    async def multi_get(self, keys: Sequence[bytes], timeout_s: float | None = None) -> list[bytes | None]:
-        if self._started and not self._owners:
-            await self._look_soon(timeout_s)
-        return await super().multi_get(keys, timeout_s)
-
-    async def _look(self) -> None:
-        """Learn which node holds which slots, from the first node that answers."""
-        self._looked_at_s = asyncio.get_running_loop().time()
-        failure: Exception = StoreUnavailableError("no Redis node is known")
-        for node in list(self._nodes.values()):
-            try:
-                (reply,) = await node.call([("CLUSTER", "SLOTS")], None, idempotent=True)
-            except StoreUnavailableError as error:
-                failure = error
-                continue
-            if isinstance(reply, ResponseError):
-                raise StoreConfigError(
-                    f"Redis at {node.name} is no cluster ({reply}); use redis:// instead of redis+cluster://"
-                )
-            self._adopt(reply, node)
-            return
-        raise StoreUnavailableError(str(failure)) from failure
-
-    def _adopt(self, ranges: list[Any], asked: RedisNode) -> None:
-        slots = np.full(SLOTS, -1, np.int16)
-        owners: list[RedisNode] = []
-        for first, last, primary, *_ in ranges:
-            host = primary[0].decode() if primary[0] else asked.name.rpartition(":")[0]
-            node = self._node_at(host, int(primary[1]))
-            if node not in owners:
-                owners.append(node)
-            slots[first : last + 1] = owners.index(node)
-        if not owners:
-            raise StoreUnavailableError("the cluster serves no slots yet")
-        self._slots, self._owners = slots, owners
-
-    def _node_at(self, host: str, port: int) -> RedisNode:
-        name = f"{host}:{port}"
-        if name not in self._nodes:
-            self._nodes[name] = self._new_node(host=host, port=port)
-        return self._nodes[name]
-
-    async def _look_soon(self, timeout_s: float | None = None) -> None:
-        """Read the layout, once for all who want it and not too often."""
-        if self._looking is None or self._looking.done():
-            wait_s = self._looked_at_s + _LAYOUT_AGE_MIN_S - asyncio.get_running_loop().time()
-            if wait_s > 0 and self._owners:
-                return
-            self._looking = asyncio.create_task(self._look())
-            self._looking.add_done_callback(_note_failed_look)
-        await asyncio.wait([self._looking], timeout=timeout_s)
-
-    def _owning_nodes(self) -> list[RedisNode]:
-        return list(self._owners)
-
-    def _routes(self, keys: Sequence[bytes]) -> list[tuple[RedisNode, _Positions]]:
-        if not self._owners:
-            raise StoreUnavailableError("no node of the Redis Cluster could be reached yet")
-        owners = self._slots[slots_of(keys)]
-        uncovered = np.flatnonzero(owners < 0)
-        if len(uncovered):
-            owners[uncovered] = 0  # its answer says what is wrong
-        return [(self._owners[i], np.flatnonzero(owners == i)) for i in np.unique(owners)]
-
-    async def _read(self, node: RedisNode, keys: Sequence[bytes], timeout_s: float) -> list[bytes | None]:
-        ends_s = asyncio.get_running_loop().time() + timeout_s
-        try:
-            replies = await node.call([("GET", key) for key in keys], timeout_s, idempotent=True)
-        except StoreUnavailableError:
-            self._look_in_background()
-            raise
-        failed = [i for i, reply in enumerate(replies) if isinstance(reply, ResponseError)]
-        if not failed:
-            return replies
-        if any(isinstance(replies[i], MovedError) for i in failed):
-            await self._look_soon(max(0.0, ends_s - asyncio.get_running_loop().time()))
-        for i in failed:
-            left_s = ends_s - asyncio.get_running_loop().time()
-            replies[i] = await self._follow(replies[i], keys[i], left_s)
-        return replies
-
-    async def _follow(self, redirect: ResponseError, key: bytes, timeout_s: float) -> bytes | None:
-        """Ask the node that a redirect names."""
-        if not isinstance(redirect, AskError):  # a MovedError is one too
-            raise StoreUnavailableError(f"Redis failed a read: {redirect}") from redirect
-        moved = isinstance(redirect, MovedError)
-        commands: list[Command] = [("GET", key)] if moved else [("ASKING",), ("GET", key)]
-        node = self._node_at(redirect.host, redirect.port)
-        reply = (await node.call(commands, timeout_s, idempotent=True))[-1]
-        if isinstance(reply, ResponseError):
-            raise StoreUnavailableError(f"Redis failed a read twice: {reply}") from reply
-        value: bytes | None = reply
-        return value
-
-    async def _put(self, chunk: Sequence[tuple[bytes, bytes]]) -> None:
-        await self._on_owners([("SET", key, value) for key, value in chunk], [key for key, _ in chunk])
-
-    async def _on_owners(self, commands: Sequence[Command], keys: Sequence[bytes]) -> list[Reply]:
-        if self._started and not self._owners:
-            await self._look_soon()
-        try:
-            return await super()._on_owners(commands, keys)
-        except StoreUnavailableError as error:
-            if not isinstance(error.__cause__, MovedError):
-                self._look_in_background()
-                raise
-        # What was written before is written again: these commands may be.
-        await self._look_soon()
-        return await super()._on_owners(commands, keys)
-
-    def _look_in_background(self) -> None:
-        soon = asyncio.get_running_loop().create_task(self._look_soon())
-        _background.add(soon)
-        soon.add_done_callback(_background.discard)
+        Raises:
+            StoreUnavailableError: it failed, or answered with an error, which then is the cause.
+        """
+        return (await self._on_owners([command], [key], str(command[0])))[0]
 
 
-#: The event loop keeps only weak references to tasks.
-_background: set[asyncio.Task[None]] = set()
+async def all_done(work: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Wait for all, so that nothing is sent any more once a caller heard; raise the first failure."""
+    for failure in await asyncio.gather(*work, return_exceptions=True):
+        if failure is not None:
+            raise failure
 
 
-def _note_failed_look(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()):
-        _log.warning("redis_cluster_layout_unknown", error=str(error))
+def failed(name: str, what: str, error: ResponseError) -> StoreUnavailableError:
+    """Return what a caller is told when a server answers with an error, which becomes the cause."""
+    at, told = f" at {name}" if name else "", meaning_of(error).text or "it answered with an error"
+    advice = "; use redis+cluster:// for a cluster" if isinstance(error, MovedError) else ""
+    unavailable = StoreUnavailableError(f"Redis{at} failed {what}: {code_of(error)}, {told}{advice}")
+    unavailable.__cause__ = error
+    return unavailable
 
 
-def _chunks(node: RedisNode, positions: _Positions) -> Iterator[tuple[RedisNode, _Positions]]:
+def _chunks(node: RedisNode, positions: Positions) -> Iterator[tuple[RedisNode, Positions]]:
     for start in range(0, len(positions), _GET_CHUNK):
         yield node, positions[start : start + _GET_CHUNK]

@@ -126,7 +126,8 @@ class _RedisCounts(Collector):
         calls = CounterMetricFamily(
             "pinrank_redis_calls",
             "Round trips by Redis server and kind: all, those sent twice as the server was slow, those that failed, "
-            "those not made as the circuit was open",
+            "those of them that failed as the answer made no sense, those not made as the circuit was open; and "
+            "connections that were replaced as they were old",
             labels=["node", "kind"],
         )
         circuit = GaugeMetricFamily("pinrank_redis_circuit_open", "1 while a server is left alone", labels=["node"])

@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -121,12 +121,14 @@ def cluster(folder: Path, primaries: int = 3, replicas: int = 0) -> Iterator[lis
             client.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
         for server in servers[1:]:
             clients[0].execute_command("CLUSTER MEET", "127.0.0.1", server.port)
-        _until(lambda: all(_knows(client, len(servers)) for client in clients))
+        wait_until(lambda: all(_knows(client, len(servers)) for client in clients))
         for number in range(replicas):
             primary = clients[number].execute_command("CLUSTER MYID")
             clients[primaries + number].execute_command("CLUSTER REPLICATE", primary)
-        _until(lambda: all(client.execute_command("CLUSTER INFO")["cluster_state"] == "ok" for client in clients))
-        _until(lambda: all(client.info("replication")["master_link_status"] == "up" for client in clients[primaries:]))
+        wait_until(lambda: all(client.execute_command("CLUSTER INFO")["cluster_state"] == "ok" for client in clients))
+        wait_until(
+            lambda: all(client.info("replication")["master_link_status"] == "up" for client in clients[primaries:])
+        )
         yield servers
     finally:
         for server in servers:
@@ -137,9 +139,10 @@ def _knows(client: redis.Redis, count: int) -> bool:
     return int(client.execute_command("CLUSTER INFO")["cluster_known_nodes"]) == count
 
 
-def _until(condition) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Ask real servers until a condition holds."""
     ends = time.monotonic() + _START_S
     while not condition():
         if time.monotonic() > ends:
-            raise RuntimeError("the Redis cluster did not come up")
+            raise RuntimeError("the Redis servers did not come to that")
         time.sleep(0.02)

@@ -24,7 +24,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from pinrank.v1 import activity_pb2, models_pb2, ranking_pb2
 from tests import tiny
-from tests.hostile_redis import HostileRedis, echo, echoing_error, honest, wrong_type
+from tests.hostile_redis import HostileRedis, echo, echoing_error, honest, on_a_thread, wrong_type
 
 PINRANK = str(Path(sys.executable).with_name("pinrank"))
 #: What only the server knows.
@@ -82,33 +82,30 @@ def plain(line: str) -> str:
 def serving(model_store, tmp_path, form: str) -> Iterator[Running]:
     token = tmp_path / "token"
     token.write_text(SECRETS["token"] + "\n")
-    redis = HostileRedis(honest(tiny.features()))
     credentials = f"{SECRETS['redis user']}:{SECRETS['redis password']}"
-    environment = os.environ | {
-        "PINRANK_FEATURE_STORE": f"redis://{credentials}@127.0.0.1:{redis.port}/0",
-        "PINRANK_ADMIN_TOKEN_FILE": str(token),
-        "PINRANK_RECORD_ACTIONS": "true",
-        "PINRANK_LOG_FORMAT": form,
-        "PINRANK_NEAR_CACHE_BYTES": "0",
-        "AWS_ACCESS_KEY_ID": SECRETS["access key"],
-        "AWS_SECRET_ACCESS_KEY": SECRETS["secret key"],
-        "AWS_SESSION_TOKEN": SECRETS["session token"],
-    }
     command = [
         PINRANK, "serve", "--model-store", str(model_store), "--model", "tiny", "--grpc-port", "0", "--http-port", "0"
     ]  # fmt: skip
-    with (
-        redis.listening(),
-        subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process,
-    ):
-        running = Running(process, redis)
-        reader = threading.Thread(target=running.read)
-        reader.start()
-        try:
-            yield running
-        finally:
-            process.kill()
-            reader.join()
+    with on_a_thread(HostileRedis(honest(tiny.features()))) as redis:
+        environment = os.environ | {
+            "PINRANK_FEATURE_STORE": f"redis://{credentials}@127.0.0.1:{redis.port}/0",
+            "PINRANK_ADMIN_TOKEN_FILE": str(token),
+            "PINRANK_RECORD_ACTIONS": "true",
+            "PINRANK_LOG_FORMAT": form,
+            "PINRANK_NEAR_CACHE_BYTES": "0",
+            "AWS_ACCESS_KEY_ID": SECRETS["access key"],
+            "AWS_SECRET_ACCESS_KEY": SECRETS["secret key"],
+            "AWS_SESSION_TOKEN": SECRETS["session token"],
+        }
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+            running = Running(process, redis)
+            reader = threading.Thread(target=running.read)
+            reader.start()
+            try:
+                yield running
+            finally:
+                process.kill()
+                reader.join()
 
 
 def call(running: Running, method, request: bytes, timeout_s: float = 10, metadata=()):

@@ -8,10 +8,12 @@ import grpc.aio
 import pytest
 
 from feature_client.opening import open_store
-from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
+from pinrank.v1 import activity_pb2, activity_pb2_grpc, ranking_pb2, ranking_pb2_grpc
 from tests import tiny
 from tests.faulty_proxy import FaultyProxy
-from tests.redis_servers import RedisServer
+from tests.hostile_redis import HostileRedis
+from tests.moving_name import MovingName
+from tests.redis_servers import RedisServer, running, wait_until
 
 REQUEST = ranking_pb2.RankRequest(user_id=1, pin_ids=range(1, 21), surface="home")
 
@@ -107,3 +109,63 @@ async def test_thirty_percent_missing_pins_and_a_missing_user_are_counted_one_by
     assert answer.degradation.pins_missing == 6
     assert answer.degradation.user_missing
     assert not answer.degradation.store_unavailable
+
+
+async def test_recording_and_ranking_outlive_a_planned_failover(tmp_path, start_server, monkeypatch):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+    name = MovingName(monkeypatch)
+    with running(tmp_path / "one", "--repl-diskless-sync-delay", "0") as old, running(tmp_path / "two") as new:
+        await refill(old)
+        new.client().replicaof("127.0.0.1", old.port)
+        wait_until(lambda: new.client().info("replication")["master_link_status"] == "up")
+        name.port = old.port
+        server = await start_server(feature_store=name.url, record_actions=True, near_cache_stale_s=0.0)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+            rank = ranking_pb2_grpc.RankingServiceStub(channel).Rank
+            record = activity_pb2_grpc.ActivityServiceStub(channel).Record
+            assert (await record(action(1), timeout=10)).added == 1
+            old.client().wait(1, 10_000)
+            new.client().replicaof("NO", "ONE")
+            old.client().replicaof("127.0.0.1", new.port)
+            name.port = new.port
+            assert (await record(action(2), timeout=10)).added == 1, "the first after the failover, without a restart"
+            assert not (await rank(REQUEST, timeout=10)).HasField("degradation")
+            assert new.client().get(tiny.ACTIONS.key(1)) is not None
+
+
+def action(event_id):
+    return activity_pb2.RecordRequest(
+        actions=[
+            activity_pb2.Action(
+                event_id=event_id,
+                user_id=1,
+                pin_id=event_id,
+                action=tiny.ACTIONS.actions[0],
+                surface=tiny.ACTIONS.surfaces[0],
+                time_ms=1_700_000_000_000 + event_id,
+            )
+        ]
+    )
+
+
+@pytest.mark.parametrize("nonsense", [b"*2147483647\r\n", b":7\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+async def test_a_redis_that_answers_nonsense_degrades_answers_and_is_counted(start_server, nonsense):
+    async with HostileRedis() as redis:
+        server = await start_server(feature_store=redis.url, record_actions=True)
+        redis.answer = lambda command: nonsense if command[0] in {b"MGET", b"EVAL"} else None
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+            rank = ranking_pb2_grpc.RankingServiceStub(channel).Rank
+            record = activity_pb2_grpc.ActivityServiceStub(channel).Record
+            for answer in [await rank(REQUEST, timeout=10) for _ in range(5)]:
+                assert answer.degradation.store_unavailable
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await record(action(1), timeout=10)
+            assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+            sample, node = server._metrics.registry.get_sample_value, f"127.0.0.1:{redis.port}"
+            assert sample("pinrank_redis_calls_total", {"node": node, "kind": "malformed"}) >= 3
+            assert sample("pinrank_redis_circuit_open", {"node": node}) == 1
+            redis.answer = lambda _: None
+            async with asyncio.timeout(15):
+                while (await rank(REQUEST, timeout=10)).degradation.store_unavailable:  # noqa: ASYNC110 - as above
+                    await asyncio.sleep(0.01)
