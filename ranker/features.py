@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from feature_client.codec import Rows, State
+from feature_client.columns import ColumnError, field_values
 from feature_client.groups import Embedding, EmbeddingSpace, FeatureGroup, Scalar, SequenceGroup
 from feature_client.store import Store
 from feature_client.writer import write_rows, write_sequences
@@ -83,7 +84,7 @@ def pin_rows(log: ActionLog, group: FeatureGroup, vectors: np.ndarray, before_ms
     """
     stop = log.before(before_ms)
     rows, counts = _counted_rows(group, log, log.pin[:stop], len(log.pin_ids))
-    rows["embedding"] = folded_in(log, vectors, stop)
+    rows["embedding"] = _stored_vectors(group, folded_in(log, vectors, stop))
     rows["creator_tail"] = 1 - _percentile(counts)
     rows["merchant"], rows["ad"] = made_up_parties(log.pin_ids)
     return _present_where(group, rows, counts > 0)
@@ -98,7 +99,8 @@ def user_rows(log: ActionLog, group: FeatureGroup, vectors: np.ndarray, before_m
     user, pin = log.user[:stop], log.pin[:stop]
     rows, counts = _counted_rows(group, log, user, len(log.user_ids))
     weight = log.schema.affinities[log.action[:stop]]
-    rows["embedding"] = _means(user, pin, weight, folded_in(log, vectors, stop), len(log.user_ids))
+    means = _means(user, pin, weight, folded_in(log, vectors, stop), len(log.user_ids))
+    rows["embedding"] = _stored_vectors(group, means)
     return _present_where(group, rows, counts > 0)
 
 
@@ -235,6 +237,19 @@ def _counted_rows(
         own = np.bincount(entity, labelled, entities)
         rows[field.name] = (own + PRIOR_ACTIONS * overall) / (counts + PRIOR_ACTIONS)
     return rows, counts
+
+
+def _stored_vectors(group: FeatureGroup, vectors: np.ndarray) -> np.ndarray:
+    """Return vectors as the group stores them.
+
+    Raises:
+        DatasetError: its space has another width, or holds whole numbers, to which these would be cut off.
+    """
+    field = group.field("embedding")
+    try:
+        return field_values(field, vectors)
+    except ColumnError as error:
+        raise DatasetError(f"group {group.ref}: field embedding: {error}") from error
 
 
 def _present_where(group: FeatureGroup, rows: np.ndarray, present: np.ndarray) -> Rows:

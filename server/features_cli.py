@@ -7,12 +7,21 @@ import json
 import signal
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -58,23 +67,27 @@ def load(
     --feature-store redis://127.0.0.1:6379/0[/]
     """
     from feature_client import bulk  # noqa: PLC0415
+    from feature_client.source import Source  # noqa: PLC0415
 
     async def run() -> bulk.Announcement:
         described = _group(group, model_store, model, label)
-        opened = bulk.Source(source, described)
+        opened = Source(source, described)
+        if opened.ignored:
+            typer.echo(f"ignored, as {described.ref} has no such field: column {', '.join(opened.ignored)}", err=True)
         async with started_store(feature_store) as store:
             with Progress(
                 SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
                 TextColumn("{task.fields[speed]}"), TimeRemainingColumn(),
                 console=Console(stderr=True),
             ) as progress:  # fmt: skip
-                task = progress.add_task(described.ref, total=opened.rows, speed="")
+                checking = progress.add_task(f"checking {source.name}", total=opened.rows, speed="")
+                writing = progress.add_task(f"writing {described.ref}", total=opened.rows, speed="")
 
-                def show(done: int) -> None:
-                    speed = f"{progress.tasks[0].speed or 0:,.0f} rows/s"
+                def show(task: TaskID, done: int) -> None:
+                    speed = f"{progress.tasks[task].speed or 0:,.0f} rows/s"
                     progress.update(task, completed=done, speed=speed)
 
-                return await bulk.load(store, described, opened, show)
+                return await bulk.load(store, described, opened, partial(show, writing), partial(show, checking))
 
     announced = run_store_work(run())
     typer.echo(f"loaded and verified {announced.ref}: {announced.rows} rows, fingerprint {announced.fingerprint}")
@@ -167,7 +180,8 @@ def fail(message: str) -> NoReturn:
 def run_store_work(work: Coroutine[Any, Any, Any]) -> Any:
     import uvloop  # noqa: PLC0415
 
-    from feature_client.bulk import SourceError, VerificationError  # noqa: PLC0415
+    from feature_client.bulk import VerificationError  # noqa: PLC0415
+    from feature_client.source import SourceError  # noqa: PLC0415
     from feature_client.store import StoreError  # noqa: PLC0415
 
     try:

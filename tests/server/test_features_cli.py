@@ -68,6 +68,20 @@ def test_what_cannot_be_done_is_one_line_with_the_fix(model_store, tmp_path):
         assert says in result.output, result.output
 
 
+def test_a_file_of_text_is_refused_in_one_line_with_its_column(model_store, tmp_path):
+    ids = np.arange(1, 4, dtype=np.uint64)
+    rows = tiny.pin_rows(ids)
+    found = {name: rows[name] for name in rows.dtype.names} | {"topic": np.array(["DE", "FR", "IT"])}
+    np.savez(tmp_path / "pins.npz", id=ids, note=ids, **found)
+    result = invoke(
+        "load", tmp_path / "pins.npz", "--group", "pin_core", "--feature-store", f"lmdb://{tmp_path / 'store'}",
+        "--model-store", model_store, "--model", "tiny",
+    )  # fmt: skip
+    assert (result.exit_code, type(result.exception)) == (1, SystemExit)
+    assert "ignored, as pin_core@1 has no such field: column note" in result.output
+    assert "column topic holds <U2; the field needs numbers" in result.output
+
+
 def test_a_follower_folds_until_it_is_told_to_stop_and_says_what_it_did(model_store, redis_server):
     client = redis_server.client()
     client.flushall()
