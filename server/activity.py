@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 
 import grpc
 import grpc.aio
 import numpy as np
 
-from feature_client.activity import ActivityWriter, Outcome, QueueFullError
+from feature_client.activity import ActivityWriter, Outcome, QueueFullError, clock_ms, time_problem
 from feature_client.groups import SequenceGroup
 from feature_client.store import Store, StoreError
 from pinrank.v1 import activity_pb2
@@ -26,8 +25,6 @@ from server.errors import (
 from server.metrics import Metrics
 
 SERVICE = "pinrank.v1.ActivityService"
-#: Clocks of producers differ; an action from further ahead would stand first in its sequence for as long.
-_AHEAD_MAX_MS = 60_000
 _VIOLATIONS_MAX = 10
 
 _Context = grpc.aio.ServicerContext[activity_pb2.RecordRequest, activity_pb2.RecordResponse]
@@ -56,7 +53,7 @@ class ActivityEdge:
         before = {sequence.group.fingerprint: sequence for sequence in self._sequences}
         distinct = {group.fingerprint: group for group in groups}
         self._sequences = tuple(
-            before.get(fingerprint) or _Sequence(group, ActivityWriter(store, group))
+            before.get(fingerprint) or _Sequence(group, ActivityWriter(store, group, self._metrics.future_actions.inc))
             for fingerprint, group in distinct.items()
         )
 
@@ -127,7 +124,7 @@ def _check(
     Raises:
         InvalidRequestError: names the first actions at fault.
     """
-    latest_ms = int(time.time() * 1e3) + _AHEAD_MAX_MS
+    now_ms = clock_ms()
     problems: list[FieldViolation] = []
     found: list[tuple[list[tuple[int, int, int, int, int]], list[int]]] = [([], []) for _ in sequences]
     for i, a in enumerate(actions):
@@ -142,13 +139,8 @@ def _check(
             problems += _unknown(sequences, f"actions[{i}]", a)
         if a.event_id == 0:
             problems.append(FieldViolation(f"actions[{i}].event_id", "0; give every action an id of its own"))
-        if not 0 < a.time_ms <= latest_ms:
-            problems.append(
-                FieldViolation(
-                    f"actions[{i}].time_ms",
-                    f"{a.time_ms} is no Unix time in milliseconds between 0 and now ({latest_ms - _AHEAD_MAX_MS})",
-                )
-            )
+        if problem := time_problem(a.time_ms, now_ms):
+            problems.append(FieldViolation(f"actions[{i}].time_ms", problem))
         if len(problems) >= _VIOLATIONS_MAX:
             break
     if problems:

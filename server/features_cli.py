@@ -169,7 +169,12 @@ def follow(
             return follower.counts
 
     counts = run_store_work(run())
-    typer.echo(f"{counts.added} added, {counts.repeated} repeated, {counts.too_old} too old, {counts.refused} refused")
+    told = f"{counts.added} added, {counts.repeated} repeated, {counts.too_old} too old, {counts.refused} refused"
+    if counts.lost:
+        told += f", {counts.lost} deleted from the stream before they were folded"
+    if counts.future_dropped:
+        told += f"; {counts.future_dropped} stored actions in the future dropped"
+    typer.echo(told)
 
 
 def fail(message: str) -> NoReturn:

@@ -201,6 +201,11 @@ class Metrics:
         )
         self.degraded = {kind: degraded.labels(kind) for kind in DEGRADATIONS}
         actions = Counter("pinrank_actions", "Actions recorded, by what became of them", ["outcome"], registry=registry)
+        self.future_actions = Counter(
+            "pinrank_future_actions_dropped",
+            "Stored actions that no clock shows yet, dropped when their user's sequence was written",
+            registry=registry,
+        )
         self.actions = {outcome.name.lower(): actions.labels(outcome.name.lower()) for outcome in Outcome}
         self.run_rows = Histograms("pinrank_run_rows", "Rows per engine run", None, _ROWS, registry)
         self.run_requests = Histograms(

@@ -214,3 +214,12 @@ def test_vectors_that_a_space_would_cut_off_or_is_too_narrow_for_are_refused() -
         group = FeatureGroup(name="pin_core", version=2, entity="pin", fields=fields)
         with pytest.raises(DatasetError, match=f"group pin_core@2: field embedding: .*{says}"):
             pin_rows(LOG, group, VECTORS / 2, 1_000)
+
+
+async def test_a_log_with_actions_in_the_future_is_refused_before_anything_is_written() -> None:
+    seconds_taken_for_milliseconds_twice = 1_790_000_000_000_000
+    log = action_log(dataset_of([(1, 10, 5, 100), (2, 12, 3, seconds_taken_for_milliseconds_twice)]))
+    store = MemoryStore()
+    with pytest.raises(DatasetError, match="1 of 2 interactions are in the future, the last at 1790000000000000 ms"):
+        await fill_store(store, log, EMBEDDINGS, GROUPS)
+    assert not store.values
