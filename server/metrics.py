@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from feature_client.activity import Outcome
+from feature_client.embedded import EmbeddedStore
 from feature_client.near_cache import NearCache
 from feature_client.redis_store import RedisStore
 from feature_client.store import Store
@@ -268,6 +269,13 @@ class Metrics:
         self.registry.register(_NearCacheCounts(caches))
         if isinstance(store, RedisStore):
             self.registry.register(_RedisCounts(store))
+        if isinstance(store, EmbeddedStore):
+            reopened = Gauge(
+                "pinrank_feature_store_reopened",
+                "How often another LMDB file lay in the store's place and was opened instead",
+                registry=self.registry,
+            )
+            reopened.set_function(lambda: store.reopened)
 
     def count_request(self, surface: str, code: str) -> None:
         """Count one Rank call."""

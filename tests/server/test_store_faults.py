@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 
 import grpc.aio
 import pytest
@@ -107,3 +108,16 @@ async def test_thirty_percent_missing_pins_and_a_missing_user_are_counted_one_by
     assert answer.degradation.pins_missing == 6
     assert answer.degradation.user_missing
     assert not answer.degradation.store_unavailable
+
+
+async def test_a_deleted_lmdb_store_is_flagged_and_the_one_moved_into_its_place_is_read(start_server, tmp_path):
+    server = await start_server(near_cache_bytes=0)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        rank = ranking_pb2_grpc.RankingServiceStub(channel).Rank
+        assert not (await rank(REQUEST, timeout=10)).HasField("degradation")
+        (tmp_path / "features").rename(tmp_path / "aside")
+        assert (await rank(REQUEST, timeout=10)).degradation.store_unavailable
+        shutil.copytree(tmp_path / "aside", tmp_path / "new")
+        (tmp_path / "new").rename(tmp_path / "features")
+        await well_again(rank)
+    assert server._metrics.registry.get_sample_value("pinrank_feature_store_reopened") == 1
