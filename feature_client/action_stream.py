@@ -27,8 +27,6 @@ _log = structlog.get_logger(__name__)
 
 #: How long one read waits for new entries.
 _BLOCK_MS = 200
-#: Entries that a follower read and did not acknowledge for so long are another's to take.
-_ABANDONED_MS = 5_000
 _PAUSE_FIRST_S, _PAUSE_MAX_S = 0.1, 5.0
 #: Refused entries that are kept.
 _REFUSED_MAX = 10_000
@@ -63,6 +61,7 @@ class StreamFollower:
         store: Store,
         group: SequenceGroup,
         batch: int = 256,
+        abandoned_ms: int = 5_000,
         now_ms: Callable[[], int] = clock_ms,
     ) -> None:
         """Remember.
@@ -75,6 +74,7 @@ class StreamFollower:
             store: a started store that holds the sequences.
             group: whose sequences.
             batch: entries read at once.
+            abandoned_ms: entries that a member read and did not acknowledge for so long are another's to take.
             now_ms: the Unix time in milliseconds.
         """
         cluster = "+cluster" in url.partition("://")[0]
@@ -84,7 +84,8 @@ class StreamFollower:
         for command in ("XREADGROUP", "XAUTOCLAIM"):
             self._redis.set_response_callback(command, lambda reply, **_: reply)
         self._stream, self._consumer_group, self._name = stream, consumer_group, name
-        self._store, self._group, self._batch, self._now_ms = store, group, batch, now_ms
+        self._store, self._group, self._batch = store, group, batch
+        self._abandoned_ms, self._now_ms = abandoned_ms, now_ms
         self._vocabulary = Vocabulary(group)
         self._joined, self._claim_at_s, self._claim_from = False, 0.0, b"0-0"
         self.counts = FollowerCounts()
@@ -130,7 +131,7 @@ class StreamFollower:
         now_s = asyncio.get_running_loop().time()
         if now_s >= self._claim_at_s:
             await self._claim()
-            self._claim_at_s = now_s + _ABANDONED_MS / 1e3
+            self._claim_at_s = now_s + self._abandoned_ms / 1e3
         await self._fold(await self._read(">", block_ms))
         self._joined = True
 
@@ -159,7 +160,7 @@ class StreamFollower:
         """Take over and fold what other members abandoned; go on at the next call where this one ended."""
         claimed = read_claimed(
             await self._redis.xautoclaim(
-                self._stream, self._consumer_group, self._name, _ABANDONED_MS, self._claim_from, count=self._batch
+                self._stream, self._consumer_group, self._name, self._abandoned_ms, self._claim_from, count=self._batch
             )
         )
         self._claim_from = claimed.cursor

@@ -11,6 +11,7 @@ import pytest
 from redis import RedisCluster
 from redis.exceptions import InvalidResponse, ResponseError
 
+from bench import fuzz_stream
 from feature_client.action_stream import StreamFollower
 from feature_client.codec import decode_sequence, encode_sequence
 from feature_client.memory import MemoryStore
@@ -94,14 +95,13 @@ async def test_what_a_dead_follower_read_is_folded_by_its_successor(scene):
     assert await stored(store, 9) == [1, 2, 3, 4, 5]
 
 
-async def test_what_another_follower_abandoned_is_taken_over(scene, monkeypatch):
-    monkeypatch.setattr("feature_client.action_stream._ABANDONED_MS", 1)
+async def test_what_another_follower_abandoned_is_taken_over(scene):
     store, stream, client, follower = scene
     for number in range(1, 6):
         send(client, stream, number, user_id=9)
     client.xgroup_create(stream, "fold", id="0")
     client.xreadgroup("fold", "gone", {stream: ">"}, count=3)
-    two = follower("two")
+    two = follower("two", abandoned_ms=1)
     await follow_until(two, lambda: client.xlen(stream) == 0)
     assert await stored(store, 9) == [1, 2, 3, 4, 5]
 
@@ -179,15 +179,14 @@ async def test_entries_that_were_trimmed_while_they_were_owed_are_counted_and_th
     await one.close()
 
 
-async def test_entries_that_were_trimmed_while_another_owed_them_are_taken_off_the_list(scene, monkeypatch):
-    monkeypatch.setattr("feature_client.action_stream._ABANDONED_MS", 0)
+async def test_entries_that_were_trimmed_while_another_owed_them_are_taken_off_the_list(scene):
     store, stream, client, follower = scene
     for number in range(1, 6):
         send(client, stream, number, user_id=9)
     client.xgroup_create(stream, "fold", id="0")
     client.xreadgroup("fold", "gone", {stream: ">"}, count=4)
     client.xtrim(stream, maxlen=2, approximate=False)
-    two = follower("two")
+    two = follower("two", abandoned_ms=0)
     await two.turn(block_ms=None)
     assert await stored(store, 9) == [4, 5]
     assert two.counts.lost == 3
@@ -260,13 +259,12 @@ async def test_a_field_that_stands_twice_is_set_aside_as_it_came(scene):
     await one.close()
 
 
-async def test_what_cannot_be_set_aside_keeps_nothing_waiting_and_is_set_aside_later(scene, monkeypatch):
-    monkeypatch.setattr("feature_client.action_stream._ABANDONED_MS", 0)
+async def test_what_cannot_be_set_aside_keeps_nothing_waiting_and_is_set_aside_later(scene):
     store, stream, client, follower = scene
     client.set(f"{stream}:refused", "no stream")
     send(client, stream, 1, action="dance")
     send(client, stream, 2, user_id=9)
-    one = follower()
+    one = follower(abandoned_ms=0)
     await one.turn(block_ms=None)
     assert await stored(store, 9) == [2]
     assert client.xpending(stream, "fold")["pending"] == 1
@@ -356,3 +354,11 @@ def test_a_reply_that_is_no_stream_is_an_error_of_redis(reply):
         read_entries(reply)
     with pytest.raises(InvalidResponse):
         read_claimed(reply)
+
+
+def test_five_hundred_hostile_streams_store_what_a_slow_reader_says(redis_server):
+    tally = fuzz_stream.Tally()
+    fuzz_stream.fuzz(500, tally, redis_server)
+    assert tally.cases >= 500
+    reached = ("added", "repeated", "too_old", "refused", "lost", "future_dropped", "fault: group destroyed")
+    assert min(tally.outcomes[what] for what in reached) > 10
