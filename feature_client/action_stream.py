@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import redis.asyncio as redis
 import structlog
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
 from feature_client.activity import Outcome, clock_ms, write_events
 from feature_client.groups import SequenceGroup
-from feature_client.store import Store, StoreError
+from feature_client.store import Store, StoreConfigError, StoreError
 from feature_client.stream_entries import Action, Entry, Refusal, Vocabulary, read_claimed, read_entries
 
 _log = structlog.get_logger(__name__)
@@ -76,10 +76,16 @@ class StreamFollower:
             batch: entries read at once.
             abandoned_ms: entries that a member read and did not acknowledge for so long are another's to take.
             now_ms: the Unix time in milliseconds.
+
+        Raises:
+            StoreConfigError: the URL cannot be used.
         """
         cluster = "+cluster" in url.partition("://")[0]
         make: Any = redis.RedisCluster if cluster else redis.Redis
-        self._redis = make.from_url(url.replace("+cluster", "", 1), socket_timeout=10, socket_connect_timeout=2)
+        try:
+            self._redis = make.from_url(url.replace("+cluster", "", 1), socket_timeout=10, socket_connect_timeout=2)
+        except (ValueError, RedisError, RedisClusterException) as error:
+            raise StoreConfigError(f"the stream's URL cannot be used: {error}") from error
         # redis-py's own readers take of a name that repeats the last value, and stumble over entries that were deleted.
         for command in ("XREADGROUP", "XAUTOCLAIM"):
             self._redis.set_response_callback(command, lambda reply, **_: reply)
@@ -100,7 +106,7 @@ class StreamFollower:
                     pause_s = _PAUSE_FIRST_S
                 except Exception as error:  # noqa: BLE001 - whatever it is, the entries behind it are owed
                     self.counts.interrupted += 1
-                    expected = isinstance(error, (RedisError, StoreError, OSError))
+                    expected = isinstance(error, (RedisError, RedisClusterException, StoreError, OSError))
                     tell = _log.warning if expected else _log.error
                     what = str(error) if expected else f"{type(error).__name__}: {error}"
                     tell("action_stream_interrupted", stream=self._stream, error=what, pause_s=pause_s)
@@ -122,7 +128,7 @@ class StreamFollower:
             block_ms: how long to wait for new entries; None does not wait.
 
         Raises:
-            RedisError, StoreError, OSError: the next turn begins anew.
+            RedisError, RedisClusterException, StoreError, OSError: the next turn begins anew.
         """
         joined, self._joined = self._joined, False
         if not joined:

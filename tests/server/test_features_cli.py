@@ -61,6 +61,8 @@ def test_what_cannot_be_done_is_one_line_with_the_fix(model_store, tmp_path):
         (("load", source, "--group", "user_core", *store, *known), "no column activity"),
         (("load", source, "--group", tmp_path / "absent.json", *store), "describes no feature group"),
         (("follow", *store, *known), "the stream must be in Redis"),
+        (("follow", *store, *known, "--stream-url", "redis://127.0.0.1:port/0"), "the stream's URL cannot be used"),
+        (("follow", *store, *known, "--stream-url", "redis+cluster://h:6379/7"), "the stream's URL cannot be used"),
         (("stat", "--feature-store", "ldap://x"), "unknown feature store"),
     ):
         result = invoke(*arguments)
