@@ -117,13 +117,14 @@ def _slow_bytes(value: Any, kind: pa.DataType, dtype: str) -> bytes | None:
     letter = _LETTERS[dtype]
     try:
         if letter in "efd":
-            value = float(value) if type(value) is not bool else float(int(value))
-            if not math.isfinite(value):
+            as_float = float(value)
+            if not math.isfinite(as_float):
                 return None
-            packed = struct.pack(f"<{letter}", value)
-            # A whole number is stored as itself or not at all; a fraction is rounded to the nearest.
+            packed = struct.pack(f"<{letter}", as_float)
+            # A whole number is stored as itself or not at all; a fraction is rounded to the nearest. Python compares a
+            # float with a whole number exactly.
             whole = pa.types.is_integer(kind.value_type if pa.types.is_dictionary(kind) else kind)
-            return None if whole and struct.unpack(f"<{letter}", packed)[0] != int(value) else packed
+            return None if whole and struct.unpack(f"<{letter}", packed)[0] != value else packed
         if isinstance(value, float):
             # Whole numbers beyond the digits of their type may have lost some.
             digits = {"halffloat": 11, "float": 24, "double": 53}
