@@ -21,7 +21,7 @@ CHUNK_ROWS = 20_000
 
 #: What NumPy's reader raises about a broken file; Arrow's have a class of their own.
 _READER_ERRORS: tuple[type[Exception], ...] = (
-    OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error,
+    OSError, ValueError, KeyError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
 #: uint64[N] ids and structured[N] rows.
@@ -65,7 +65,7 @@ class Source:
         except ImportError as error:
             raise SourceError("reading Parquet needs pyarrow: pip install 'pinrank[data]'") from error
         self._reader_errors = (*_READER_ERRORS, pa.ArrowException)
-        self._parquet = pq.ParquetFile(self._path)
+        self._parquet = pq.ParquetFile(self._path, page_checksum_verification=True)  # where the file has them
         metadata = self._parquet.metadata
         self.rows = int(metadata.num_rows)
         self._check_names(self._parquet.schema_arrow.names)

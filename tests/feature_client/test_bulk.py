@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -246,6 +248,27 @@ def test_a_file_that_is_broken_anywhere_is_refused_by_name(tmp_path, suffix):
         path.write_bytes(broken)
         with pytest.raises(SourceError, match=f"broken{suffix}"):
             Source(path, MIXED).check(lambda done: None)
+
+
+def test_a_page_that_is_not_what_was_written_is_refused_where_the_file_has_checksums(tmp_path):
+    arrays = {name: pa.array(list(values)) for name, values in mixed().items()} | {"views": pa.array([7, 77, 777])}
+    options = {"write_page_checksum": True, "compression": "none", "use_dictionary": False}
+    pq.write_table(pa.table(arrays), tmp_path / "pins.parquet", **options)
+    whole = (tmp_path / "pins.parquet").read_bytes()
+    written, other = (np.array(values).tobytes() for values in ([7, 77, 777], [7, 78, 777]))
+    (tmp_path / "pins.parquet").write_bytes(whole.replace(written, other, 1))
+    with pytest.raises(SourceError, match="pins.parquet: cannot be read: .*CRC"):
+        Source(tmp_path / "pins.parquet", MIXED).check(lambda done: None)
+
+
+def test_an_archive_that_is_encrypted_is_refused(tmp_path):
+    path = npz(tmp_path / "pins.npz", mixed())
+    content = bytearray(path.read_bytes())
+    for at in (match.start() for match in re.finditer(b"PK\x01\x02", content)):
+        content[at + 8] |= 1  # of the flags in each name's entry, that it is encrypted
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match="pins.npz: cannot be read: .*encrypted"):
+        Source(path, MIXED)
 
 
 def test_arrays_of_different_lengths_are_refused(tmp_path):
