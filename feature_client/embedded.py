@@ -98,9 +98,14 @@ class EmbeddedStore:
 
     async def close(self) -> None:
         self._started = False
-        if self._env is not None:
-            self._env.close()
-            self._env = None
+        # A caller that was cancelled may have left a thread at work, and memory that is unmapped under it would end us.
+        await asyncio.to_thread(self._in_use.acquire)
+        try:
+            if self._env is not None:
+                self._env.close()
+                self._env = None
+        finally:
+            self._in_use.release()
 
     async def multi_get(
         self,

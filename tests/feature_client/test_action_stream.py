@@ -16,7 +16,7 @@ from feature_client.action_stream import StreamFollower
 from feature_client.codec import decode_sequence, encode_sequence
 from feature_client.memory import MemoryStore
 from feature_client.opening import open_store
-from feature_client.stream_entries import read_claimed, read_entries
+from feature_client.stream_entries import Claimed, Entry, read_claimed, read_entries
 from tests import tiny
 from tests.conftest import eventually
 from tests.redis_servers import RedisServer
@@ -362,3 +362,12 @@ def test_five_hundred_hostile_streams_store_what_a_slow_reader_says(redis_server
     assert tally.cases >= 500
     reached = ("added", "repeated", "too_old", "refused", "lost", "future_dropped", "fault: group destroyed")
     assert min(tally.outcomes[what] for what in reached) > 10
+
+
+def test_replies_of_every_protocol_and_version_are_read():
+    fields, read = [b"a", b"1", b"a", b"2"], (Entry(b"1-1", ((b"a", b"1"), (b"a", b"2"))), Entry(b"1-2", None))
+    entries = [[b"1-1", fields], [b"1-2", None]]
+    assert read_entries([[b"s", entries]]) == read_entries({b"s": entries}) == list(read)
+    assert read_entries(None) == read_entries([]) == read_entries({}) == []
+    assert read_claimed([b"0-0", [None, entries[0]]]) == Claimed(b"0-0", [read[0]], nameless=1, deleted=0)
+    assert read_claimed([b"1-2", [entries[0]], [b"1-7", b"1-8"]]) == Claimed(b"1-2", [read[0]], nameless=0, deleted=2)

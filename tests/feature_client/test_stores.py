@@ -197,6 +197,30 @@ async def test_lmdb_store_is_not_reopened_while_a_thread_writes_to_it(lmdb_store
     assert await lmdb_store.multi_get([b"a"]) == [b"2"]
 
 
+async def test_lmdb_store_is_closed_after_the_write_of_a_caller_that_hung_up(lmdb_store):
+    writing, go_on, written = threading.Event(), threading.Event(), threading.Event()
+
+    def change(positions, before):
+        writing.set()
+        go_on.wait(10)
+        written.set()
+        return [b"2"]
+
+    update = asyncio.create_task(lmdb_store.update([b"a"], change))
+    await asyncio.to_thread(writing.wait, 10)
+    update.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await update
+    closing = asyncio.create_task(lmdb_store.close())
+    await asyncio.sleep(0)
+    assert not closing.done()
+    go_on.set()
+    await closing
+    assert written.is_set()
+    await lmdb_store.start()
+    assert await lmdb_store.multi_get([b"a"]) == [b"2"]
+
+
 @pytest.mark.parametrize("first", ["read", "write"])
 async def test_lmdb_store_that_another_process_made_larger_than_was_mapped_is_mapped_anew(tmp_path, monkeypatch, first):
     monkeypatch.setattr("feature_client.embedded.MAP_BYTES", 1 << 20)
