@@ -18,7 +18,6 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
-    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -80,14 +79,14 @@ def load(
                 TextColumn("{task.fields[speed]}"), TimeRemainingColumn(),
                 console=Console(stderr=True),
             ) as progress:  # fmt: skip
-                checking = progress.add_task(f"checking {source.name}", total=opened.rows, speed="")
-                writing = progress.add_task(f"writing {described.ref}", total=opened.rows, speed="")
+                task = progress.add_task(described.ref, total=opened.rows, speed="")
 
-                def show(task: TaskID, done: int) -> None:
-                    speed = f"{progress.tasks[task].speed or 0:,.0f} rows/s"
-                    progress.update(task, completed=done, speed=speed)
+                def show(what: str, done: int) -> None:
+                    speed = f"{progress.tasks[0].speed or 0:,.0f} rows/s"
+                    progress.update(task, description=what, completed=done, speed=speed)
 
-                return await bulk.load(store, described, opened, partial(show, writing), partial(show, checking))
+                checking, writing = partial(show, f"checking {source.name}"), partial(show, described.ref)
+                return await bulk.load(store, described, opened, writing, checking)
 
     announced = run_store_work(run())
     typer.echo(f"loaded and verified {announced.ref}: {announced.rows} rows, fingerprint {announced.fingerprint}")
