@@ -15,9 +15,10 @@ import redis
 from bench.harness import Claim, Measured
 from bench.near_cache import GROUP
 from bench.scene import SEED, median
-from feature_client.bulk import CHUNK_ROWS, Source, load
+from feature_client.bulk import load
 from feature_client.codec import encode_rows
 from feature_client.opening import open_store
+from feature_client.source import CHUNK_ROWS, Source
 from tests.redis_servers import running
 
 

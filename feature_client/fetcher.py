@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from feature_client.activity import clock_ms, without_future
 from feature_client.codec import Rows, State, decode_rows, decode_sequence
 from feature_client.groups import FeatureGroup, SequenceGroup
 from feature_client.near_cache import Flight, NearCache
@@ -39,6 +40,7 @@ class Fetched:
         sequence_state: what was found under the user's sequence.
         store_failure: why the store could not be read, if so; what it owed and no cache held is missing.
         stale_rows: pin rows that are older than the near caches allow while the store can be read.
+        future_events: stored actions that were left out, as no clock shows their time yet.
     """
 
     user: Mapping[str, Rows]
@@ -49,6 +51,7 @@ class Fetched:
     sequence_state: State
     store_failure: str | None = None
     stale_rows: int = 0
+    future_events: int = 0
 
     def candidate_rows(self, group: str) -> np.ndarray:
         """Return structured[N]."""
@@ -73,7 +76,7 @@ class Fetched:
         """Count what is not there."""
         users = [int(rows.states[0]) for rows in self.user.values()]
         user_missing = any(state != State.PRESENT for state in users)
-        foreign = users.count(State.FOREIGN) + (self.sequence_state == State.FOREIGN)
+        foreign = users.count(State.FOREIGN) + (self.sequence_state == State.FOREIGN or self.future_events > 0)
         states = [rows.states for rows in self.pins.values() if rows.states.any()]
         if not states:
             return Lacks(user_missing, 0, 0, query_pin=False, foreign=foreign)
@@ -98,7 +101,8 @@ class Lacks:
         candidates: how many candidates lack a row in some group.
         event_pins: how many actions' pins do.
         query_pin: the query pin does.
-        foreign: stored values that were written for another group or embedding space, or that cannot be the group's.
+        foreign: stored values that were written for another group or embedding space, or that cannot be the group's;
+            a sequence with actions in the future, which were left out, is one.
     """
 
     user: bool
@@ -134,17 +138,21 @@ async def fetch(
         keys.append(needs.sequence.key(user_id))
     values, _ = await reads.multi_get(keys)
     users = {g.name: decode_rows(g, [value]) for g, value in zip(needs.user_groups, values, strict=False)}
+    future = 0
     if needs.sequence is None:
         events, sequence_state = np.empty(0, SequenceGroup.dtype), State.PRESENT
     else:
-        events, sequence_state = decode_sequence(needs.sequence, values[-1])
+        stored, sequence_state = decode_sequence(needs.sequence, values[-1])
+        events = without_future(stored, clock_ms())
+        future = len(stored) - len(events)
         events = events[max(0, len(events) - needs.sequence_length) :][::-1]
 
     wanted = [pin_ids, events["pin_id"]]
     if query_pin_id is not None:
         wanted.append(np.array([query_pin_id], np.uint64))
     pins, stale = await _pins(reads, needs.pin_groups, np.concatenate(wanted), near or {})
-    return Fetched(users, pins, len(pin_ids), events, query_pin_id is not None, sequence_state, reads.failure, stale)
+    has_query_pin = query_pin_id is not None
+    return Fetched(users, pins, len(pin_ids), events, has_query_pin, sequence_state, reads.failure, stale, future)
 
 
 async def _pins(

@@ -37,7 +37,7 @@ class EmbeddingSpace(_Frozen):
     version: Version
     dim: Annotated[int, Field(ge=1, le=4096)]
     dtype: Literal["float32", "float16", "int8"] = "float16"
-    scale: Annotated[float, Field(gt=0)] = 1.0
+    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
 
     @property
     def ref(self) -> str:
@@ -51,6 +51,17 @@ class Scalar(_Frozen):
     name: Name
     dtype: Literal["float32", "float64", "int32", "int64"] = "float32"
     default: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+
+    @model_validator(mode="after")
+    def _default_fits(self) -> Scalar:
+        if self.dtype.startswith("int"):
+            limits = np.iinfo(self.dtype)
+            fits = self.default.is_integer() and limits.min <= self.default <= limits.max
+        else:
+            fits = abs(self.default) <= float(np.finfo(self.dtype).max)
+        if not fits:
+            raise ValueError(f"field {self.name!r}: default {self.default} is no {self.dtype}")
+        return self
 
 
 class Categorical(_Frozen):

@@ -186,7 +186,7 @@ def _are_streams(_: Command, reply: Reply) -> bool:
 def _are_claimed(_: Command, reply: Reply) -> bool:
     """Tell whether it is of an XAUTOCLAIM: where to go on, entries (nil where one is gone), in Redis 7 those gone."""
     match reply:
-        case [cursor, list() as entries, *_]:
+        case [cursor, list() as entries, *gone] if all(isinstance(one, list) for one in gone):
             return _is_number_in_stream(cursor) and all(entry is None or _is_entry(entry) for entry in entries)
     return False
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from feature_client.activity import AHEAD_MAX_MS, clock_ms
 from feature_client.codec import Rows, State
+from feature_client.columns import ColumnError, field_values
 from feature_client.groups import Embedding, EmbeddingSpace, FeatureGroup, Scalar, SequenceGroup
 from feature_client.store import Store
 from feature_client.writer import write_rows, write_sequences
@@ -83,7 +85,7 @@ def pin_rows(log: ActionLog, group: FeatureGroup, vectors: np.ndarray, before_ms
     """
     stop = log.before(before_ms)
     rows, counts = _counted_rows(group, log, log.pin[:stop], len(log.pin_ids))
-    rows["embedding"] = folded_in(log, vectors, stop)
+    rows["embedding"] = _stored_vectors(group, folded_in(log, vectors, stop))
     rows["creator_tail"] = 1 - _percentile(counts)
     rows["merchant"], rows["ad"] = made_up_parties(log.pin_ids)
     return _present_where(group, rows, counts > 0)
@@ -98,7 +100,8 @@ def user_rows(log: ActionLog, group: FeatureGroup, vectors: np.ndarray, before_m
     user, pin = log.user[:stop], log.pin[:stop]
     rows, counts = _counted_rows(group, log, user, len(log.user_ids))
     weight = log.schema.affinities[log.action[:stop]]
-    rows["embedding"] = _means(user, pin, weight, folded_in(log, vectors, stop), len(log.user_ids))
+    means = _means(user, pin, weight, folded_in(log, vectors, stop), len(log.user_ids))
+    rows["embedding"] = _stored_vectors(group, means)
     return _present_where(group, rows, counts > 0)
 
 
@@ -194,8 +197,10 @@ async def fill_store(
         before_ms: only events strictly before this count; None takes all.
 
     Raises:
-        DatasetError: the groups know other actions than the data.
+        DatasetError: the groups know other actions than the data, or the data has actions in the future, which every
+            server would leave out; nothing was written.
     """
+    _refuse_future(log)
     end_ms = int(log.time_ms[-1]) + 1 if before_ms is None else before_ms
     vectors = embeddings.of(log.pin_ids)
     written = {}
@@ -217,6 +222,16 @@ async def fill_store(
     return written
 
 
+def _refuse_future(log: ActionLog) -> None:
+    now_ms = clock_ms()
+    count = int(np.count_nonzero(log.time_ms > now_ms + AHEAD_MAX_MS))
+    if count:
+        raise DatasetError(
+            f"{count} of {len(log.time_ms)} interactions are in the future, the last at {log.time_ms.max()} ms; now is "
+            f"{now_ms}: is the timestamp column in seconds?"
+        )
+
+
 def _counted_rows(
     group: FeatureGroup, log: ActionLog, entity: np.ndarray, entities: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -235,6 +250,19 @@ def _counted_rows(
         own = np.bincount(entity, labelled, entities)
         rows[field.name] = (own + PRIOR_ACTIONS * overall) / (counts + PRIOR_ACTIONS)
     return rows, counts
+
+
+def _stored_vectors(group: FeatureGroup, vectors: np.ndarray) -> np.ndarray:
+    """Return vectors as the group stores them.
+
+    Raises:
+        DatasetError: its space has another width, or holds whole numbers, to which these would be cut off.
+    """
+    field = group.field("embedding")
+    try:
+        return field_values(field, vectors)
+    except ColumnError as error:
+        raise DatasetError(f"group {group.ref}: field embedding: {error}") from error
 
 
 def _present_where(group: FeatureGroup, rows: np.ndarray, present: np.ndarray) -> Rows:

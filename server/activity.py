@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 
 import grpc
 import grpc.aio
 import numpy as np
 
-from feature_client.activity import ActivityWriter, Outcome, QueueFullError
+from feature_client.activity import ActivityWriter, Outcome, QueueFullError, clock_ms, time_problem
 from feature_client.groups import SequenceGroup
 from feature_client.store import Store, StoreError
 from pinrank.v1 import activity_pb2
@@ -26,8 +25,6 @@ from server.metrics import Metrics
 from server.status import listed, within
 
 SERVICE = "pinrank.v1.ActivityService"
-#: Clocks of producers differ; an action from further ahead would stand first in its sequence for as long.
-_AHEAD_MAX_MS = 60_000
 _VIOLATIONS_MAX = 10
 _SHOWN_MAX = 100
 #: Actions that are checked before the event loop is given away for a moment: half a millisecond.
@@ -59,7 +56,7 @@ class ActivityEdge:
         before = {sequence.group.fingerprint: sequence for sequence in self._sequences}
         distinct = {group.fingerprint: group for group in groups}
         self._sequences = tuple(
-            before.get(fingerprint) or _Sequence(group, ActivityWriter(store, group))
+            before.get(fingerprint) or _Sequence(group, ActivityWriter(store, group, self._metrics.future_actions.inc))
             for fingerprint, group in distinct.items()
         )
 
@@ -128,7 +125,7 @@ async def _checked(
     Raises:
         InvalidRequestError: names the first actions at fault, and says how many more problems there are.
     """
-    latest_ms = int(time.time() * 1e3) + _AHEAD_MAX_MS
+    now_ms = clock_ms()
     users = np.zeros(len(actions), np.uint64)
     found: list[tuple[list[tuple[int, int, int, int, int]], list[int]]] = [([], []) for _ in sequences]
     problems: list[FieldViolation] = []
@@ -145,8 +142,8 @@ async def _checked(
                     known = True
                     events.append((a.pin_id, a.time_ms, a.event_id, action, surface))
                     into.append(i)
-            if not known or a.event_id == 0 or not 0 < a.time_ms <= latest_ms:
-                of_one = _problems(sequences, f"actions[{i}]", a, latest_ms, known=known)
+            if not known or a.event_id == 0 or time_problem(a.time_ms, now_ms):
+                of_one = _problems(sequences, f"actions[{i}]", a, now_ms, known=known)
                 room = max(0, _VIOLATIONS_MAX - len(problems))
                 problems += of_one[:room]
                 more += len(of_one[room:])
@@ -156,18 +153,13 @@ async def _checked(
 
 
 def _problems(
-    sequences: Sequence[_Sequence], where: str, action: activity_pb2.Action, latest_ms: int, *, known: bool
+    sequences: Sequence[_Sequence], where: str, action: activity_pb2.Action, now_ms: int, *, known: bool
 ) -> list[FieldViolation]:
     problems = [] if known else _unknown(sequences, where, action)
     if action.event_id == 0:
         problems.append(FieldViolation(f"{where}.event_id", "0; give every action an id of its own"))
-    if not 0 < action.time_ms <= latest_ms:
-        now_ms = latest_ms - _AHEAD_MAX_MS
-        problems.append(
-            FieldViolation(
-                f"{where}.time_ms", f"{action.time_ms} is no Unix time in milliseconds between 0 and now ({now_ms})"
-            )
-        )
+    if problem := time_problem(action.time_ms, now_ms):
+        problems.append(FieldViolation(f"{where}.time_ms", problem))
     return problems
 
 

@@ -7,12 +7,20 @@ import json
 import signal
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -58,10 +66,13 @@ def load(
     --feature-store redis://127.0.0.1:6379/0[/]
     """
     from feature_client import bulk  # noqa: PLC0415
+    from feature_client.source import Source  # noqa: PLC0415
 
     async def run() -> bulk.Announcement:
         described = _group(group, model_store, model, label)
-        opened = bulk.Source(source, described)
+        opened = Source(source, described)
+        if opened.ignored:
+            typer.echo(f"ignored, as {described.ref} has no such field: column {', '.join(opened.ignored)}", err=True)
         async with started_store(feature_store) as store:
             with Progress(
                 SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
@@ -70,11 +81,12 @@ def load(
             ) as progress:  # fmt: skip
                 task = progress.add_task(described.ref, total=opened.rows, speed="")
 
-                def show(done: int) -> None:
+                def show(what: str, done: int) -> None:
                     speed = f"{progress.tasks[0].speed or 0:,.0f} rows/s"
-                    progress.update(task, completed=done, speed=speed)
+                    progress.update(task, description=what, completed=done, speed=speed)
 
-                return await bulk.load(store, described, opened, show)
+                checking, writing = partial(show, f"checking {source.name}"), partial(show, described.ref)
+                return await bulk.load(store, described, opened, writing, checking)
 
     announced = run_store_work(run())
     typer.echo(f"loaded and verified {announced.ref}: {announced.rows} rows, fingerprint {announced.fingerprint}")
@@ -166,7 +178,12 @@ def follow(
         return counts
 
     counts = run_store_work(run())
-    typer.echo(f"{counts.added} added, {counts.repeated} repeated, {counts.too_old} too old, {counts.refused} refused")
+    told = f"{counts.added} added, {counts.repeated} repeated, {counts.too_old} too old, {counts.refused} refused"
+    if counts.lost:
+        told += f", {counts.lost} deleted from the stream before they were folded"
+    if counts.future_dropped:
+        told += f"; {counts.future_dropped} stored actions in the future dropped"
+    typer.echo(told)
 
 
 def fail(message: str) -> NoReturn:
@@ -177,7 +194,8 @@ def fail(message: str) -> NoReturn:
 def run_store_work(work: Coroutine[Any, Any, Any]) -> Any:
     import uvloop  # noqa: PLC0415
 
-    from feature_client.bulk import SourceError, VerificationError  # noqa: PLC0415
+    from feature_client.bulk import VerificationError  # noqa: PLC0415
+    from feature_client.source import SourceError  # noqa: PLC0415
     from feature_client.store import StoreError  # noqa: PLC0415
 
     try:

@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from feature_client.activity import Outcome
+from feature_client.embedded import EmbeddedStore
 from feature_client.near_cache import NearCache
 from feature_client.redis_store import RedisStore
 from feature_client.store import Store
@@ -269,6 +270,11 @@ class Metrics:
         )
         self.degraded = {kind: degraded.labels(kind) for kind in DEGRADATIONS}
         actions = Counter("pinrank_actions", "Actions recorded, by what became of them", ["outcome"], registry=registry)
+        self.future_actions = Counter(
+            "pinrank_future_actions_dropped",
+            "Stored actions that no clock shows yet, dropped when their user's sequence was written",
+            registry=registry,
+        )
         self.actions = {outcome.name.lower(): actions.labels(outcome.name.lower()) for outcome in Outcome}
         self.run_rows = Histograms("pinrank_run_rows", "Rows per engine run", None, _ROWS, registry)
         self.run_requests = Histograms(
@@ -337,6 +343,13 @@ class Metrics:
         self._register(_NearCacheCounts(caches))
         if isinstance(store, RedisStore):
             self._register(_RedisCounts(store))
+        if isinstance(store, EmbeddedStore):
+            reopened = Gauge(
+                "pinrank_feature_store_reopened",
+                "How often another LMDB file lay in the store's place and was opened instead",
+                registry=self.registry,
+            )
+            reopened.set_function(lambda: store.reopened)
 
     def _register(self, collector: Collector) -> None:
         self.registry.register(_Guarded(collector, self._supervisor))

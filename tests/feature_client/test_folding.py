@@ -10,15 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_client.activity import ActivityWriter, Outcome, QueueFullError, fold, write_events
+from feature_client import activity
+from feature_client.activity import ActivityWriter, Outcome, QueueFullError, clock_ms, time_problem, write_events
 from feature_client.codec import decode_sequence, encode_sequence
+from feature_client.fetcher import FeatureNeeds, fetch
 from feature_client.groups import SequenceGroup
 from feature_client.memory import MemoryStore
 from feature_client.store import StoreUnavailableError
+from feature_client.writer import write_sequences
 from tests import tiny
 from tests.conftest import eventually
 
 GROUP = SequenceGroup(name="acts", version=1, actions=("save", "hide"), surfaces=("home",), length_max=5)
+NOW_MS = 1_790_000_000_000
+HOUR_MS = 3_600_000
 
 
 def events(*numbers_and_times):
@@ -28,6 +33,11 @@ def events(*numbers_and_times):
         made[i]["pin_id"] = made[i]["event_id"] = number
         made[i]["time_ms"] = time_ms
     return made
+
+
+def fold(group, users, new, before):
+    """Fold as of now, and look at the values and outcomes only."""
+    return activity.fold(group, users, new, before, NOW_MS)[:2]
 
 
 def ids(value):
@@ -227,4 +237,71 @@ async def test_a_fault_in_a_write_reaches_its_callers_and_the_next_are_served():
 async def test_writing_events_tells_what_became_of_each():
     store = MemoryStore()
     users = np.array([7, 8, 7], np.uint64)
-    assert (await write_events(store, GROUP, users, events((1, 1), (1, 1), (1, 1)))).tolist() == [0, 0, 1]
+    written = await write_events(store, GROUP, users, events((1, 1), (1, 1), (1, 1)), NOW_MS)
+    assert written.outcomes.tolist() == [0, 0, 1]
+
+
+async def test_an_error_that_is_none_of_the_stores_reaches_the_callers_and_the_writer_lives_on():
+    store = MemoryStore()
+    works, store.update = store.update, None
+    writer = ActivityWriter(store, GROUP)
+    with pytest.raises(TypeError):
+        await writer.record(np.array([1], np.uint64), events((1, 1)))
+    store.update = works
+    assert (await writer.record(np.array([1], np.uint64), events((1, 1)))).tolist() == [Outcome.ADDED]
+
+
+@pytest.mark.parametrize(
+    ("time_ms", "says"),
+    [
+        (NOW_MS, None),
+        (NOW_MS + 60_000, None),
+        (631_152_000_000, None),
+        (NOW_MS + 60_001, "to now"),
+        (631_151_999_999, "from 1990"),
+        (NOW_MS // 1000, "it looks like seconds"),
+        (NOW_MS * 1000, "it looks like microseconds"),
+        (NOW_MS * 1_000_000, "it looks like nanoseconds"),
+        (0, "from 1990"),
+        (-1, "from 1990"),
+        (2**63, "no Unix time in milliseconds"),
+    ],
+)
+def test_a_time_is_from_1990_to_a_minute_ahead_and_the_unit_that_was_meant_is_named(time_ms, says):
+    problem = time_problem(time_ms, NOW_MS)
+    assert (problem is None) == (says is None)
+    assert says is None or says in problem
+
+
+async def test_a_sequence_full_of_actions_in_the_future_heals_with_the_next_action():
+    poison = events(*((i, NOW_MS * 1000 + i) for i in range(1, 6)))
+    healthy = encode_sequence(GROUP, events((1, 10)))
+    store = MemoryStore({GROUP.key(7): encode_sequence(GROUP, poison), GROUP.key(8): healthy})
+    dropped = []
+    writer = ActivityWriter(store, GROUP, dropped.append)
+    outcomes = await writer.record(np.array([7, 8], np.uint64), events((3, NOW_MS), (2, 20)))
+    assert outcomes.tolist() == [Outcome.ADDED] * 2
+    assert (ids(store.values[GROUP.key(7)]), ids(store.values[GROUP.key(8)]), dropped) == ([3], [1, 2], [5])
+
+
+def test_a_repeated_action_heals_a_sequence_too_and_what_is_less_than_an_hour_ahead_stays():
+    mixed = encode_sequence(GROUP, events((1, 10), (2, NOW_MS + HOUR_MS), (3, NOW_MS + HOUR_MS + 1)))
+    (after,), outcome, dropped = activity.fold(GROUP, zeros(1), events((1, 10)), [mixed], NOW_MS)
+    assert (ids(after), outcome.tolist(), dropped.tolist()) == ([1, 2], [Outcome.REPEATED], [1])
+
+
+async def test_a_reader_leaves_out_actions_in_the_future_and_counts_the_value():
+    now_ms = clock_ms()
+    stored = events((1, now_ms - 5), (2, now_ms * 1000))
+    store = MemoryStore({GROUP.key(1): encode_sequence(GROUP, stored)})
+    fetched = await fetch(store, FeatureNeeds((), (), GROUP, 5), 1, np.array([], np.uint64))
+    assert fetched.events["event_id"].tolist() == [1]
+    assert (fetched.future_events, fetched.lacks().foreign) == (1, 1)
+
+
+async def test_whole_sequences_with_actions_in_the_future_are_refused_with_the_user():
+    store, users = MemoryStore(), np.array([5, 6], np.uint64)
+    sent = events((1, 10), (2, 20), (3, clock_ms() * 1000))
+    with pytest.raises(ValueError, match="1 events are in the future, the first of user 6"):
+        await write_sequences(store, GROUP, users, sent, np.array([0, 2, 3]))
+    assert not store.values

@@ -86,3 +86,9 @@ def test_bad_group_is_refused_by_name(changes, message):
 def test_unknown_field_names_those_there_are():
     with pytest.raises(KeyError, match=r"has no field 'x'; it has \['e', 'count', 'c'\]"):
         group().field("x")
+
+
+@pytest.mark.parametrize(("dtype", "default"), [("int32", 10.7), ("int32", 1e10), ("int64", 1e19), ("float32", 1e39)])
+def test_a_default_that_its_type_cannot_hold_is_refused(dtype, default):
+    with pytest.raises(ValidationError, match=f"is no {dtype}"):
+        Scalar(name="count", dtype=dtype, default=default)

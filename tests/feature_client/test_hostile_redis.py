@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from feature_client.action_stream import StreamFollower
-from feature_client.activity import write_events
+from feature_client.activity import clock_ms, write_events
 from feature_client.fetcher import fetch
 from feature_client.opening import open_store
 from feature_client.store import StoreUnavailableError
@@ -224,7 +224,7 @@ WRITES = {
 async def test_nonsense_after_a_write_fails_it(hostile, store, command, answer):
     hostile.answer = answering(command.encode(), answer)
     if command == "EVAL":
-        write = write_events(store, tiny.ACTIONS, np.array([1], np.uint64), tiny.events([1], [0]))
+        write = write_events(store, tiny.ACTIONS, np.array([1], np.uint64), tiny.events([1], [0]), clock_ms())
     else:
         write = store.multi_put([(b"a", b"1")])
     with pytest.raises(StoreUnavailableError, match="answered nonsense"):

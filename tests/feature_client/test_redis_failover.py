@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from feature_client.action_stream import StreamFollower
-from feature_client.activity import Outcome, write_events
+from feature_client.activity import Outcome, clock_ms, write_events
 from feature_client.opening import open_store
 from feature_client.redis_cluster import RedisClusterStore
 from feature_client.redis_replies import MEANINGS
@@ -76,7 +76,7 @@ def node(store):
 
 
 async def record(store, number):
-    return await write_events(store, tiny.ACTIONS, USER, tiny.events([number], [0]))
+    return await write_events(store, tiny.ACTIONS, USER, tiny.events([number], [0]), clock_ms())
 
 
 async def test_the_first_write_after_a_planned_failover_goes_to_the_new_primary(pair, name):

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
+import subprocess
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -84,6 +88,155 @@ async def test_lmdb_file_that_is_cut_off_is_refused(tmp_path):
     os.truncate(tmp_path / "store" / "data.mdb", 100_000)
     with pytest.raises(StoreConfigError, match="is cut off: 100000 bytes of"):
         await EmbeddedStore(tmp_path / "store", read_only=True).start()
+
+
+@pytest.fixture
+async def lmdb_store(tmp_path, monkeypatch):
+    """A started store with a=1, whose place may be looked at without a pause."""
+    monkeypatch.setattr("feature_client.embedded._REOPEN_PAUSE_S", 0.0)
+    store = EmbeddedStore(tmp_path / "store")
+    await store.start()
+    await store.multi_put([(b"a", b"1")])
+    yield store
+    await store.close()
+
+
+async def filled(path, value):
+    other = EmbeddedStore(path)
+    await other.start()
+    await other.multi_put([(b"a", value)])
+    await other.close()
+
+
+async def test_lmdb_store_that_is_replaced_is_read_anew(lmdb_store, tmp_path):
+    await filled(tmp_path / "new", b"2")
+    (tmp_path / "store").rename(tmp_path / "old")
+    (tmp_path / "new").rename(tmp_path / "store")
+    assert await lmdb_store.multi_get([b"a"]) == [b"2"]
+    assert lmdb_store.reopened == 1
+    await filled(tmp_path / "file", b"3")
+    (tmp_path / "file" / "data.mdb").rename(tmp_path / "store" / "data.mdb")
+    assert [keys async for keys in lmdb_store.scan()] == [[b"a"]]
+    assert await lmdb_store.multi_get([b"a"]) == [b"3"]
+    assert lmdb_store.reopened == 2
+
+
+async def test_lmdb_store_that_is_deleted_is_unavailable_and_not_made_anew_until_one_is_moved_in(lmdb_store, tmp_path):
+    await filled(tmp_path / "new", b"2")
+    shutil.rmtree(tmp_path / "store")
+    for _ in range(2):
+        with pytest.raises(StoreUnavailableError, match="was deleted"):
+            await lmdb_store.multi_get([b"a"])
+        with pytest.raises(StoreUnavailableError, match="was deleted"):
+            await lmdb_store.multi_put([(b"a", b"lost")])
+        with pytest.raises(StoreUnavailableError, match="was deleted"):
+            [keys async for keys in lmdb_store.scan()]
+    (tmp_path / "new").rename(tmp_path / "store")
+    await lmdb_store.multi_put([(b"b", b"3")])
+    assert await lmdb_store.multi_get([b"a", b"b"]) == [b"2", b"3"]
+
+
+async def test_lmdb_store_that_is_cut_off_under_a_reader_is_unavailable_until_it_is_whole(lmdb_store, tmp_path):
+    await lmdb_store.multi_put((i.to_bytes(4, "big"), bytes(1000)) for i in range(1000))
+    data = tmp_path / "store" / "data.mdb"
+    whole = data.read_bytes()
+    for cut in (100_000, 0):
+        os.truncate(data, cut)
+        for _ in range(2):
+            with pytest.raises(StoreUnavailableError, match="is cut off: 100000 bytes of|was deleted"):
+                await lmdb_store.multi_get([(999).to_bytes(4, "big")])
+    data.write_bytes(whole)
+    assert await lmdb_store.multi_get([(999).to_bytes(4, "big")]) == [bytes(1000)]
+
+
+@pytest.mark.parametrize("content", [b"no LMDB" * 10_000, None])
+async def test_what_lies_in_the_place_of_an_lmdb_store_and_is_none_is_unavailable(lmdb_store, tmp_path, content):
+    (tmp_path / "store" / "data.mdb").unlink()
+    if content is None:
+        os.mkfifo(tmp_path / "store" / "data.mdb")
+    else:
+        (tmp_path / "store" / "data.mdb").write_bytes(content)
+    with pytest.raises(StoreUnavailableError, match="feature store at"):
+        await lmdb_store.multi_get([b"a"])
+
+
+async def test_a_write_to_an_lmdb_store_that_is_replaced_meanwhile_fails_and_goes_to_the_new_one_when_repeated(
+    lmdb_store, tmp_path
+):
+    await filled(tmp_path / "new", b"2")
+
+    def change(positions, before):
+        if before == [b"1"]:
+            (tmp_path / "store").rename(tmp_path / "old")
+            (tmp_path / "new").rename(tmp_path / "store")
+        return [before[0] + b"+"]
+
+    with pytest.raises(StoreUnavailableError, match="replaced meanwhile; try again"):
+        await lmdb_store.update([b"a"], change)
+    await lmdb_store.update([b"a"], change)
+    assert await lmdb_store.multi_get([b"a"]) == [b"2+"]
+
+
+async def test_lmdb_store_is_not_reopened_while_a_thread_writes_to_it(lmdb_store, tmp_path):
+    await filled(tmp_path / "new", b"2")
+    writing, go_on = threading.Event(), threading.Event()
+
+    def change(positions, before):
+        writing.set()
+        go_on.wait(10)
+        return [None]
+
+    update = asyncio.create_task(lmdb_store.update([b"a"], change))
+    await asyncio.to_thread(writing.wait, 10)
+    shutil.rmtree(tmp_path / "store")
+    (tmp_path / "new").rename(tmp_path / "store")
+    with pytest.raises(StoreUnavailableError, match="still being written"):
+        await lmdb_store.multi_get([b"a"])
+    go_on.set()
+    with pytest.raises(StoreUnavailableError, match="replaced meanwhile"):
+        await update
+    assert await lmdb_store.multi_get([b"a"]) == [b"2"]
+
+
+async def test_lmdb_store_is_closed_after_the_write_of_a_caller_that_hung_up(lmdb_store):
+    writing, go_on, written = threading.Event(), threading.Event(), threading.Event()
+
+    def change(positions, before):
+        writing.set()
+        go_on.wait(10)
+        written.set()
+        return [b"2"]
+
+    update = asyncio.create_task(lmdb_store.update([b"a"], change))
+    await asyncio.to_thread(writing.wait, 10)
+    update.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await update
+    closing = asyncio.create_task(lmdb_store.close())
+    await asyncio.sleep(0)
+    assert not closing.done()
+    go_on.set()
+    await closing
+    assert written.is_set()
+    await lmdb_store.start()
+    assert await lmdb_store.multi_get([b"a"]) == [b"2"]
+
+
+@pytest.mark.parametrize("first", ["read", "write"])
+async def test_lmdb_store_that_another_process_made_larger_than_was_mapped_is_mapped_anew(tmp_path, monkeypatch, first):
+    monkeypatch.setattr("feature_client.embedded.MAP_BYTES", 1 << 20)
+    store = EmbeddedStore(tmp_path / "store")
+    await store.start()
+    grow = (
+        "import lmdb, sys; env = lmdb.open(sys.argv[1], map_size=1 << 26)\n"
+        "with env.begin(write=True) as t:\n    for i in range(4000): t.put(b'%d' % i, bytes(1000))"
+    )
+    await asyncio.to_thread(subprocess.run, [sys.executable, "-c", grow, str(tmp_path / "store")], check=True)
+    if first == "write":
+        await store.multi_put([(b"a", b"1")])
+        assert await store.multi_get([b"a"]) == [b"1"]
+    assert await store.multi_get([b"3999"]) == [bytes(1000)]
+    await store.close()
 
 
 async def test_redis_that_is_down_starts_and_then_raises_on_every_read():

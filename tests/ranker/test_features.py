@@ -5,7 +5,7 @@ import pytest
 
 from feature_client.codec import State
 from feature_client.fetcher import FeatureNeeds, fetch
-from feature_client.groups import Scalar, SequenceGroup
+from feature_client.groups import Embedding, EmbeddingSpace, FeatureGroup, Scalar, SequenceGroup
 from feature_client.memory import MemoryStore
 from ranker.actions import RATINGS, ActionLog, action_log
 from ranker.atomic import AtomicDataset
@@ -203,3 +203,23 @@ def test_pins_that_the_producer_never_saw_get_the_vector_of_their_users() -> Non
     np.testing.assert_allclose(found[3], [half, half], atol=1e-6)  # through user 2, who knows new pins only
     np.testing.assert_array_equal(found[4], [0, 0])
     np.testing.assert_array_equal(folded_in(log, vectors, stop=2)[2:], 0)
+
+
+def test_vectors_that_a_space_would_cut_off_or_is_too_narrow_for_are_refused() -> None:
+    for space, says in (
+        (EmbeddingSpace(name="codes", version=1, dim=DIM, dtype="int8", scale=0.01), "is no whole number, and int8"),
+        (EmbeddingSpace(name="narrow", version=1, dim=2), "the field's vectors are 2 wide"),
+    ):
+        fields = (Embedding(name="embedding", space=space), *GROUPS.pin.fields[1:])
+        group = FeatureGroup(name="pin_core", version=2, entity="pin", fields=fields)
+        with pytest.raises(DatasetError, match=f"group pin_core@2: field embedding: .*{says}"):
+            pin_rows(LOG, group, VECTORS / 2, 1_000)
+
+
+async def test_a_log_with_actions_in_the_future_is_refused_before_anything_is_written() -> None:
+    seconds_taken_for_milliseconds_twice = 1_790_000_000_000_000
+    log = action_log(dataset_of([(1, 10, 5, 100), (2, 12, 3, seconds_taken_for_milliseconds_twice)]))
+    store = MemoryStore()
+    with pytest.raises(DatasetError, match="1 of 2 interactions are in the future, the last at 1790000000000000 ms"):
+        await fill_store(store, log, EMBEDDINGS, GROUPS)
+    assert not store.values

@@ -11,6 +11,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from feature_client.codec import encode_sequence
 from feature_client.store import StoreUnavailableError
 from pinrank.v1 import activity_pb2, activity_pb2_grpc, ranking_pb2, ranking_pb2_grpc
 from server.activity import _checked
@@ -87,7 +88,7 @@ async def test_bad_actions_are_named_field_by_field_and_nothing_is_stored(stubs)
     before = await utilities(ranking, 1)
     bad = [
         action(1), action(0), action(2, name="dance"), action(3, surface="moon"), action(4, time_ms=-1),
-        action(5, time_ms=NOW_MS + 3_600_000),
+        action(5, time_ms=NOW_MS + 3_600_000), action(6, time_ms=NOW_MS // 1000), action(7, time_ms=NOW_MS * 1000),
     ]  # fmt: skip
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await activity.Record(activity_pb2.RecordRequest(actions=bad))
@@ -96,9 +97,23 @@ async def test_bad_actions_are_named_field_by_field_and_nothing_is_stored(stubs)
     rpc_status.from_call(refused.value).details[0].Unpack(details)
     assert [violation.field for violation in details.field_violations] == [
         "actions[1].event_id", "actions[2].action", "actions[3].surface", "actions[4].time_ms", "actions[5].time_ms",
+        "actions[6].time_ms", "actions[7].time_ms",
     ]  # fmt: skip
+    assert "looks like seconds" in details.field_violations[5].description
+    assert "looks like microseconds" in details.field_violations[6].description
     assert "there are" in details.field_violations[1].description
     assert await utilities(ranking, 1) == before
+
+
+async def test_actions_in_the_future_that_were_stored_before_are_flagged_dropped_and_counted(stubs):
+    server, activity, ranking = stubs
+    poison = tiny.events([1] * 8, [0] * 8)
+    poison["time_ms"], poison["event_id"] = NOW_MS * 1000, range(100, 108)
+    await server._store.multi_put([(tiny.ACTIONS.key(1), encode_sequence(tiny.ACTIONS, poison))])
+    assert (await utilities(ranking, 1))[1].foreign_values == 1
+    assert (await activity.Record(activity_pb2.RecordRequest(actions=[action(1)]))).added == 1
+    assert (await utilities(ranking, 1))[1].foreign_values == 0
+    assert server._metrics.registry.get_sample_value("pinrank_future_actions_dropped_total") == 8
 
 
 async def test_no_actions_are_no_error(stubs):

@@ -61,11 +61,27 @@ def test_what_cannot_be_done_is_one_line_with_the_fix(model_store, tmp_path):
         (("load", source, "--group", "user_core", *store, *known), "no column activity"),
         (("load", source, "--group", tmp_path / "absent.json", *store), "describes no feature group"),
         (("follow", *store, *known), "the stream must be in Redis"),
+        (("follow", *store, *known, "--stream-url", "redis://127.0.0.1:port/0"), "the stream's URL cannot be used"),
+        (("follow", *store, *known, "--stream-url", "redis+cluster://h:6379/7"), "the stream's URL cannot be used"),
         (("stat", "--feature-store", "ldap://x"), "unknown feature store"),
     ):
         result = invoke(*arguments)
         assert result.exit_code == 1, arguments
         assert says in result.output, result.output
+
+
+def test_a_file_of_text_is_refused_in_one_line_with_its_column(model_store, tmp_path):
+    ids = np.arange(1, 4, dtype=np.uint64)
+    rows = tiny.pin_rows(ids)
+    found = {name: rows[name] for name in rows.dtype.names} | {"topic": np.array(["DE", "FR", "IT"])}
+    np.savez(tmp_path / "pins.npz", id=ids, note=ids, **found)
+    result = invoke(
+        "load", tmp_path / "pins.npz", "--group", "pin_core", "--feature-store", f"lmdb://{tmp_path / 'store'}",
+        "--model-store", model_store, "--model", "tiny",
+    )  # fmt: skip
+    assert (result.exit_code, type(result.exception)) == (1, SystemExit)
+    assert "ignored, as pin_core@1 has no such field: column note" in result.output
+    assert "column topic holds <U2; the field needs numbers" in result.output
 
 
 def test_a_follower_folds_until_it_is_told_to_stop_and_says_what_it_did(model_store, redis_server):
@@ -75,7 +91,8 @@ def test_a_follower_folds_until_it_is_told_to_stop_and_says_what_it_did(model_st
         client.xadd(
             "pinrank:actions",
             {
-                "event_id": number, "user_id": 1, "pin_id": 3, "action": "save", "surface": "home", "time_ms": number,
+                "event_id": number, "user_id": 1, "pin_id": 3, "action": "save", "surface": "home",
+                "time_ms": 1_790_000_000_000 + number,
             },
         )  # fmt: skip
     command = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 
 import grpc.aio
 import pytest
@@ -169,3 +170,16 @@ async def test_a_redis_that_answers_nonsense_degrades_answers_and_is_counted(sta
             async with asyncio.timeout(15):
                 while (await rank(REQUEST, timeout=10)).degradation.store_unavailable:  # noqa: ASYNC110 - as above
                     await asyncio.sleep(0.01)
+
+
+async def test_a_deleted_lmdb_store_is_flagged_and_the_one_moved_into_its_place_is_read(start_server, tmp_path):
+    server = await start_server(near_cache_bytes=0)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        rank = ranking_pb2_grpc.RankingServiceStub(channel).Rank
+        assert not (await rank(REQUEST, timeout=10)).HasField("degradation")
+        (tmp_path / "features").rename(tmp_path / "aside")
+        assert (await rank(REQUEST, timeout=10)).degradation.store_unavailable
+        shutil.copytree(tmp_path / "aside", tmp_path / "new")
+        (tmp_path / "new").rename(tmp_path / "features")
+        await well_again(rank)
+    assert server._metrics.registry.get_sample_value("pinrank_feature_store_reopened") == 1
