@@ -71,7 +71,7 @@ class StreamFollower:
         cluster = "+cluster" in url.partition("://")[0]
         make: Any = redis.RedisCluster if cluster else redis.Redis
         self._redis = make.from_url(url.replace("+cluster", "", 1), socket_timeout=10, socket_connect_timeout=2)
-        self._secrets = secrets_of(url)
+        self._secrets = secrets_of(url, user=True)
         self._stream, self._consumer_group, self._name = stream, consumer_group, name
         self._store, self._group, self._batch = store, group, batch
         self._actions = {action.encode(): i for i, action in enumerate(group.actions)}

@@ -9,8 +9,8 @@ from urllib.parse import quote, unquote, urlsplit
 _HIDDEN = "***"
 #: Shorter ones stand in ordinary words too.
 _LENGTH_MIN = 6
-#: Where a server begins to quote what it was sent, as Redis does with a command that it does not know.
-_QUOTES = re.compile(r"['\"`\x00-\x1f\x7f-\x9f]")
+#: Where a server begins to quote what it was sent, as Redis does with an unknown command; no apostrophe as in "can't".
+_QUOTES = re.compile(r"""["`\x00-\x1f\x7f-\x9f]|(?<![A-Za-z])[bru]?'""")
 _SAID_MAX = 200
 
 
@@ -27,14 +27,18 @@ def redacted(url: str) -> str:
     return f"{scheme}://{shown}"
 
 
-def secrets_of(url: str) -> frozenset[str]:
-    """Return the passwords in a URL, in the forms in which an error may quote them."""
+def secrets_of(url: str, *, user: bool = False) -> frozenset[str]:
+    """Return the passwords in a URL, in the forms in which an error may quote them, and if wanted the user's name."""
     try:
         parts = urlsplit(url)
     except ValueError:
         return frozenset()
     options = (option.partition("=") for option in parts.query.split("&"))
-    found = {parts.password, *(value for name, _, value in options if name.endswith("password"))}
+    found = {
+        parts.password,
+        parts.username if user else None,
+        *(value for name, _, value in options if name.endswith("password")),
+    }
     given = {one for one in found if one}
     plain = {unquote(one) for one in given}
     return frozenset(given | plain | {quote(one, safe="") for one in plain})

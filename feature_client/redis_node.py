@@ -77,7 +77,7 @@ class RedisNode:
                 f"unusable Redis URL {redacted(url)!r}: {option}; percent-encode special characters of user and "
                 "password"
             ) from None
-        self._secrets = secrets_of(url)
+        self._secrets = secrets_of(url, user=True)
         self._pool.connection_kwargs.update(overrides)
         kwargs = self._pool.connection_kwargs
         self.name = str(kwargs.get("path") or f"{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}")

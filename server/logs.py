@@ -22,7 +22,7 @@ from feature_client.redaction import hidden
 from server.log_limits import LINE_BYTES_MAX, EventRates, Withhold, described, fitted
 
 #: Where a library begins to quote what it was given: a method's name, a task's result, a server's reply.
-_QUOTES = re.compile(r"[^A-Za-z ,.'_-]|'")
+_QUOTES = re.compile(r"[^A-Za-z ,.'_-]|(?<![A-Za-z])[bru]?'")
 #: Our own modules that log as libraries do.
 _OURS = ("kernels.", "ranker.")
 

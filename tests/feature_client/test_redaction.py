@@ -61,6 +61,7 @@ async def test_a_url_that_cannot_be_used_is_refused_without_its_password(url):
 def test_passwords_are_known_in_every_form_in_which_they_may_be_quoted():
     assert secrets_of("redis://user:pl%40nted@host/0?ssl_password=other-one") == {"pl@nted", "pl%40nted", "other-one"}
     assert secrets_of("redis://host:6379/0") == set()
+    assert secrets_of("redis://nobody:planted@host", user=True) == {"nobody", "planted"}
     assert hidden("AUTH user pl@nted failed", secrets_of("redis://:pl%40nted@host")) == "AUTH user *** failed"
 
 
@@ -70,6 +71,8 @@ def test_passwords_are_known_in_every_form_in_which_they_may_be_quoted():
         ("WRONGPASS invalid username-password pair or user is disabled.", None),
         ("Error 111 connecting to 127.0.0.1:1. Connect call failed ('127.0.0.1', 1).",
          "Error 111 connecting to 127.0.0.1:1. Connect call failed"),
+        ("READONLY You can't write against a read only replica.", None),
+        ("Protocol Error: b'planted-key'", "Protocol Error"),
         ("unknown command 'AUTH', with args beginning with: 'user' 'planted-password'", "unknown command"),
         ("MOVED 1234 127.0.0.1:7000", None),
         ("\x00\x01planted", "ValueError"),
@@ -80,7 +83,12 @@ def test_what_a_server_says_is_shown_up_to_where_it_quotes(error, shown):
     assert said(ValueError(error), [PASSWORD]) == (error if shown is None else shown)
 
 
-@pytest.mark.parametrize("answer", [echoing_error, echo], ids=lambda answer: answer.__name__)
+def no_permission(words: list[bytes]) -> bytes:
+    """Refuse as Redis does where a user's rules do not let it."""
+    return b"-NOPERM User planted-user has no permissions to run the 'mget' command\r\n"
+
+
+@pytest.mark.parametrize("answer", [echoing_error, echo, no_permission], ids=lambda answer: answer.__name__)
 async def test_a_server_that_sends_back_what_it_was_sent_brings_no_password_into_errors(answer):
     with HostileRedis(honest({})).listening() as server:
         server.answer = answer
