@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from feature_client.redaction import hidden, redacted, secrets_of
 from ranker.errors import TrackingError
 from ranker.training_contract import Epoch, Step, Watch
 
@@ -119,7 +120,7 @@ def _mlflow(uri: str, experiment: str, settings: Mapping[str, str], note: Callab
         try:
             yield
         except MlflowException as error:
-            raise TrackingError(f"MLflow at {uri}: {error}") from error
+            raise TrackingError(f"MLflow at {redacted(uri)}: {hidden(str(error), secrets_of(uri))}") from None
 
     with explained():
         client = MlflowClient(tracking_uri=uri)

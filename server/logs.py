@@ -22,7 +22,7 @@ from feature_client.redaction import hidden
 from server.log_limits import LINE_BYTES_MAX, EventRates, Withhold, described, fitted
 
 #: Where a library begins to quote what it was given: a method's name, a task's result, a server's reply.
-_QUOTES = re.compile(r"[^A-Za-z ,.'_-]|'")
+_QUOTES = re.compile(r"[^A-Za-z ,.'_-]|(?<![A-Za-z])[bru]?'")
 #: Our own modules that log as libraries do.
 _OURS = ("kernels.", "ranker.")
 
@@ -124,6 +124,11 @@ def _exceptions(*, quote: bool, people: bool) -> Processor:
     return structlog.processors.ExceptionRenderer(show)
 
 
+def _on_one_line(key: str, value: Any) -> Any:
+    """Return a value as it stands in a column: one that would begin a line of its own could pass for another event."""
+    return repr(value) if key != "exception" and isinstance(value, str) and not value.isprintable() else value
+
+
 def configure_logs(level: str, form: Literal["auto", "json", "console"], secrets: Iterable[str] = ()) -> None:
     """Send one event a line to standard error: JSON for machines, columns for people.
 
@@ -137,11 +142,18 @@ def configure_logs(level: str, form: Literal["auto", "json", "console"], secrets
     quote = number <= logging.DEBUG
     colors = sys.stderr.isatty()
     columns = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
-    renderer: Any = columns if people else structlog.processors.JSONRenderer()
+    renderer: Any = structlog.processors.JSONRenderer()
+    if people:
+
+        def renderer(logger: WrappedLogger, name: str, event: EventDict) -> str:
+            return str(columns(logger, name, {key: _on_one_line(key, value) for key, value in event.items()}))
+
     forms = {form for secret in secrets for form in (secret, json.dumps(secret)[1:-1], repr(secret)[1:-1])}
 
     def line(logger: WrappedLogger, name: str, event: MutableMapping[str, Any]) -> str:
-        return hidden(fitted(lambda fields: str(renderer(logger, name, dict(fields))), event, LINE_BYTES_MAX), forms)
+        # Before values are cut, or a part of a secret may stay; and after, for what stands deeper in them.
+        shown = {key: hidden(value, forms) if isinstance(value, str) else value for key, value in event.items()}
+        return hidden(fitted(lambda fields: str(renderer(logger, name, dict(fields))), shown, LINE_BYTES_MAX), forms)
 
     structlog.configure(
         processors=[

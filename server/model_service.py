@@ -152,7 +152,7 @@ class ModelEdge:
             model=self._config.model,
             entry=swap.entry.number if swap.entry else 0,
             looked_s_ago=now_s - swap.looked_s,
-            store_failure=swap.store_failure,
+            store_failure=within(swap.store_failure, _REASON_BYTES_MAX),
             versions=[self._version(version, held) for version, held in sorted(swap.versions.items())],
             shadow=self._shadow.status(),
         )
@@ -175,7 +175,7 @@ class ModelEdge:
                 for label, share in share_of(swap.entry.state, surface).items():
                     found.traffic.add(surface=surface, label=label, share=share)
         for at_s, text in swap.events:
-            found.events.add(s_ago=now_s - at_s, text=text)
+            found.events.add(s_ago=now_s - at_s, text=within(text, _REASON_BYTES_MAX))
         return found
 
     def _version(self, version: int, held: Held) -> models_pb2.ModelVersion:

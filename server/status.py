@@ -20,6 +20,8 @@ MESSAGE_BYTES_MAX = 1_000
 _VIOLATIONS_BYTES_MAX = 2_000
 _FIELD_BYTES_MAX, _DESCRIPTION_BYTES_MAX = 120, 500
 _LISTED_BYTES_MAX = 200
+#: A client whose queue would be free later than this should rather ask another server.
+_RETRY_MAX_S = 3_600.0
 
 Status = tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]]
 
@@ -45,7 +47,8 @@ def status_of(error: RankError) -> Status:
             status = status_pb2.Status(code=code.value[0], message=message, details=[packed])
             return code, message, tuple(rpc_status.to_status(status).trailing_metadata)
         case OverloadedError(retry_after_s=retry_after_s):
-            pushback = ("grpc-retry-pushback-ms", str(max(1, round(retry_after_s * 1e3))))
+            retry_ms = max(1, round(min(retry_after_s, _RETRY_MAX_S) * 1e3))
+            pushback = ("grpc-retry-pushback-ms", str(retry_ms))
             return code, within(str(error), MESSAGE_BYTES_MAX), (pushback,)
     return code, within(str(error), MESSAGE_BYTES_MAX), ()
 

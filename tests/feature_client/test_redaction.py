@@ -64,7 +64,12 @@ def test_passwords_are_known_in_every_form_in_which_they_may_be_quoted():
     assert hidden("AUTH user pl@nted failed", secrets_of("redis://:pl%40nted@host")) == "AUTH user *** failed"
 
 
-@pytest.mark.parametrize("answer", [echoing_error, echo], ids=lambda answer: answer.__name__)
+def no_permission(_: list[bytes]) -> bytes:
+    """Refuse as Redis does where a user's rules do not let it."""
+    return b"-NOPERM User planted-user has no permissions to run the 'mget' command\r\n"
+
+
+@pytest.mark.parametrize("answer", [echoing_error, echo, no_permission], ids=lambda answer: answer.__name__)
 async def test_a_server_that_sends_back_what_it_was_sent_brings_no_password_into_errors(answer):
     async with HostileRedis(answer) as server:
         node = RedisNode(f"redis://planted-user:{PASSWORD}@127.0.0.1:{server.port}/0", 1, 5.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,17 @@ def test_an_mlflow_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatch: p
     uri = (tmp_path / "mlflow").as_uri()
     with pytest.raises(TrackingError, match="MLflow at file:"), tracked(None, uri, "toy", {}, print):
         pass
+
+
+def test_an_mlflow_that_does_not_answer_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    uri = "http://someone:planted-password@127.0.0.1:1"
+    with (
+        pytest.raises(TrackingError, match="MLflow at http://127.0.0.1:1: ") as failed,
+        tracked(None, uri, "t", {}, print),
+    ):
+        pass
+    assert "planted" not in "".join(traceback.format_exception(failed.value))
 
 
 def test_a_tracker_that_fails_on_the_way_is_given_up_and_said_so() -> None:

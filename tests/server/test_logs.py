@@ -36,6 +36,8 @@ try:
 except grpc.aio.InternalError:
     logging.getLogger("grpc").exception("ExecuteBatchError raised in core")
 log.warning("said", reason="AUTH default planted-password", more='planted-"quoted"-password')
+log.warning("forged", reason="a reason\\n2026-01-01 [error] forged by a bundle")
+log.warning("nested", value={"key": ["planted-password"]}, text="x" * 2_720 + "planted-password" + "y" * 20_000)
 log.warning("long", names=["planted-name-%d" % i for i in range(10_000)])
 thread = threading.Thread(target=fail, args=("planted-row",), name="crashing")
 thread.start()
@@ -90,6 +92,7 @@ def test_a_thread_that_ends_by_an_exception_is_an_event(events):
 def test_known_secrets_are_unreadable_wherever_they_are_quoted(events):
     (said,) = named(events, "said")
     assert (said["reason"], said["more"]) == ("AUTH default ***", "***")
+    assert "planted-p" not in repr(events)
 
 
 def test_an_event_that_comes_often_is_cut_short_and_the_count_told_in_the_end(events):
@@ -114,6 +117,7 @@ def test_columns_for_people_hold_no_more_than_json():
     assert "planted-password" not in text
     assert "ValueError\n  <string>:" in text
     assert "\x1b" not in text  # no colors into a file
+    assert not [line for line in text.splitlines() if line.startswith("2026-01-01")]
 
 
 def test_for_debugging_texts_of_exceptions_are_there_but_no_secrets():

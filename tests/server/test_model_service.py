@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import grpc
 import pytest
+from typer.testing import CliRunner
 
+from server.cli import app
 from tests.conftest import eventually
 from tests.server.swapping import TOKEN, held, publish
 
@@ -90,3 +92,13 @@ async def test_status_says_what_was_checked_and_done(serve, calls, store, tmp_pa
     assert [event.text for event in status.events][-3:] == ["stable: 1 -> 2", "1 draining", "1 gone"]
     (label,) = [one for one in status.labels if one.label == "stable"]
     assert (label.version, label.wanted_version) == (2, 2)
+
+
+@pytest.mark.parametrize("content", [b"", b"planted token", b"planted\xff", b"planted\nplanted"])
+def test_the_command_refuses_a_token_that_no_call_can_bring_without_showing_it(content, tmp_path):
+    path = tmp_path / "token"
+    path.write_bytes(content)
+    refused = CliRunner().invoke(app, ["model", "status", "--token-file", str(path), "--address", "127.0.0.1:1"])
+    assert refused.exit_code == 1
+    assert "holds no token" in refused.output
+    assert "planted" not in refused.output
