@@ -128,7 +128,8 @@ def _vectors(column: Any, dim: int) -> np.ndarray:
     import pyarrow as pa  # noqa: PLC0415 - serving does not need it
     import pyarrow.compute as pc  # noqa: PLC0415
 
-    if not isinstance(column, (pa.FixedSizeListArray, pa.ListArray, pa.LargeListArray)):
+    lists = (pa.FixedSizeListArray, pa.ListArray, pa.LargeListArray)
+    if not isinstance(column, lists) or isinstance(column, pa.MapArray):  # a map is a list of pairs
         raise ColumnError(f"holds {column.type}; the field's vectors are lists of {dim} numbers")
     _refuse_nulls(column)
     widths = pc.list_value_length(column).to_numpy(zero_copy_only=False)

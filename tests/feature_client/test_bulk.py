@@ -219,6 +219,7 @@ async def test_whole_floats_and_large_ids_are_stored_as_what_they_are(tmp_path, 
         ("code", pa.array([[1, 2], None, [3, 4]], pa.list_(pa.int8(), 2)), "row 1 .*column code: the value is missing"),
         ("code", pa.array([[1, 2], [3, 4], [5, None]], pa.list_(pa.int8())), "row 2 .*column code: the value is miss"),
         ("code", pa.array([["a", "b"]] * 3), "column code holds string"),
+        ("code", pa.array([[(1, 2)]] * 3, pa.map_(pa.int8(), pa.int8())), "column code holds map.* lists of 2 numbers"),
     ],
 )  # fmt: skip
 async def test_arrow_values_that_are_missing_or_no_numbers_are_refused_with_their_row_group(
