@@ -13,7 +13,7 @@ from feature_client.resp import Incomplete, ReplyReader
 Answer = Callable[[list[bytes]], bytes | None]
 
 
-class HostileRedis:
+class ScriptedRedis:
     """Answers commands one after the other.
 
     Attributes:
