@@ -17,9 +17,9 @@ from feature_client.redis_store import RedisStore
 from feature_client.slots import slots_of
 from feature_client.store import StoreUnavailableError
 from tests import tiny
-from tests.scripted_redis import ScriptedRedis, array, bulk
 from tests.moving_name import NAME, MovingName
 from tests.redis_servers import RedisServer, running, wait_until
+from tests.scripted_redis import ScriptedRedis, array, bulk
 
 USER = np.array([1], np.uint64)
 

@@ -11,9 +11,9 @@ from feature_client.opening import open_store
 from pinrank.v1 import activity_pb2, activity_pb2_grpc, ranking_pb2, ranking_pb2_grpc
 from tests import tiny
 from tests.faulty_proxy import FaultyProxy
-from tests.scripted_redis import ScriptedRedis
 from tests.moving_name import MovingName
 from tests.redis_servers import RedisServer, running, wait_until
+from tests.scripted_redis import ScriptedRedis
 
 REQUEST = ranking_pb2.RankRequest(user_id=1, pin_ids=range(1, 21), surface="home")
 
