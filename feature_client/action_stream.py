@@ -90,9 +90,14 @@ class StreamFollower:
         self.counts = FollowerCounts()
 
     async def follow(self, stop: asyncio.Event) -> None:
-        """Fold what comes until `stop` is set; while Redis or the store is away, wait and try again."""
+        """Fold what comes until `stop` is set; while Redis or the store is away, wait and try again.
+
+        Raises:
+            StoreConfigError: the stream's URL cannot be used, or Redis refuses its user or password.
+        """
         pause_s = _PAUSE_FIRST_S
         try:
+            await self._server.start()
             while not stop.is_set():
                 try:
                     await self.turn()

@@ -99,6 +99,12 @@ class RedisClusterStore(RedisStore):
                 return
         raise failure
 
+    def _new_node(self, **overrides: Any) -> RedisNode:
+        node = super()._new_node(**overrides)
+        if node.db:
+            raise StoreConfigError("the Redis URL cannot be used: a cluster has no database but 0")
+        return node
+
     def _adopt(self, ranges: list[Any], asked: RedisNode) -> None:
         slots = np.full(SLOTS, -1, np.int16)
         positions: dict[tuple[str, int], int] = {}

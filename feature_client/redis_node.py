@@ -98,7 +98,7 @@ class RedisNode:
                 "password as %2F %3F %23 %40 %3A %25, and after a ? only options that redis-py knows"
             ) from None
         kwargs = self._pool.connection_kwargs
-        self.host = str(kwargs.get("host", "localhost"))
+        self.host, self.db = str(kwargs.get("host", "localhost")), int(kwargs.get("db") or 0)
         self.name = str(kwargs.get("path") or f"{self.host}:{kwargs.get('port', 6379)}")
         self.breaker = Breaker()
         self.counts = NodeCounts()

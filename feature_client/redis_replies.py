@@ -55,7 +55,7 @@ MEANINGS: Mapping[str, Meaning] = {
     "MISCONF": Meaning("it cannot save to its disk and takes no writes"),
     "OOM": Meaning("its memory is full (maxmemory) and it takes no writes"),
     "NOPERM": Meaning("its user may not use this command or key"),
-    "WRONGTYPE": Meaning("the key holds something else than a string"),
+    "WRONGTYPE": Meaning("the key holds a value of another kind"),
     "NOSCRIPT": Meaning("it does not know the script"),
     "EXECABORT": Meaning("it gave the transaction up"),
     "BUSYGROUP": Meaning("the consumer group is there already"),

@@ -161,7 +161,7 @@ class ReplyReader:
     def _run(self, size: int, start: int) -> int:
         """Take a value of an array and those after it of the same length, but for the last; return where that starts.
 
-        A feature group's values are of one length: 256 of them cost 15 us this way, and 150 us one by one.
+        A feature group's values are of one length: 256 of them cost half of what they would one by one.
         """
         elements, wanted = self._open[-1]
         buffer, separator = self._buffer, b"\r\n$%d\r\n" % size

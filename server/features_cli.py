@@ -150,7 +150,6 @@ def follow(
     from feature_client.action_stream import FollowerCounts, StreamFollower  # noqa: PLC0415
     from feature_client.redaction import redacted, secrets_of  # noqa: PLC0415
     from server.logs import configure_logs  # noqa: PLC0415
-    from server.supervisor import Backoff, Supervisor  # noqa: PLC0415
 
     sequence = _manifest(model_store, model, label).sequence
     if sequence is None:
@@ -166,16 +165,10 @@ def follow(
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        counts, supervisor = FollowerCounts(), Supervisor(Backoff(longest_s=5.0))
         async with started_store(feature_store) as store:
-
-            async def fold() -> None:
-                follower = StreamFollower(url, stream, consumer_group, name, store, sequence)
-                follower.counts = counts
-                await follower.follow(stop)
-
-            await supervisor.loop("follow", fold)
-        return counts
+            follower = StreamFollower(url, stream, consumer_group, name, store, sequence)
+            await follower.follow(stop)
+            return follower.counts
 
     counts = run_store_work(run())
     told = f"{counts.added} added, {counts.repeated} repeated, {counts.too_old} too old, {counts.refused} refused"

@@ -15,7 +15,7 @@ from feature_client.opening import open_store
 from feature_client.store import StoreUnavailableError
 from tests import tiny
 from tests.conftest import eventually
-from tests.hostile_redis import HostileRedis, array, bulk
+from tests.scripted_redis import ScriptedRedis, array, bulk
 
 PINS = np.arange(1, 9, dtype=np.uint64)
 PASSWORD = "S3cretOfTheStore"
@@ -47,7 +47,7 @@ READS = {
 
 @pytest.fixture
 async def hostile():
-    async with HostileRedis() as server:
+    async with ScriptedRedis() as server:
         yield server
 
 

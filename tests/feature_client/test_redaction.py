@@ -10,7 +10,7 @@ from feature_client.opening import open_store
 from feature_client.redaction import hidden, redacted, secrets_of
 from feature_client.redis_node import RedisNode
 from feature_client.store import StoreConfigError, StoreUnavailableError
-from tests.hostile_redis import HostileRedis, echo, echoing_error
+from tests.scripted_redis import ScriptedRedis, echo, echoing_error
 
 PASSWORD = "planted-password"
 
@@ -71,7 +71,7 @@ def no_permission(_: list[bytes]) -> bytes:
 
 @pytest.mark.parametrize("answer", [echoing_error, echo, no_permission], ids=lambda answer: answer.__name__)
 async def test_a_server_that_sends_back_what_it_was_sent_brings_no_password_into_errors(answer):
-    async with HostileRedis(answer) as server:
+    async with ScriptedRedis(answer) as server:
         node = RedisNode(f"redis://planted-user:{PASSWORD}@127.0.0.1:{server.port}/0", 1, 5.0)
         try:
             replies = await node.call([("MGET", b"planted-key")], None, idempotent=False)

@@ -17,9 +17,9 @@ from feature_client.redis_store import RedisStore
 from feature_client.slots import slots_of
 from feature_client.store import StoreUnavailableError
 from tests import tiny
-from tests.hostile_redis import HostileRedis, array, bulk
 from tests.moving_name import NAME, MovingName
 from tests.redis_servers import RedisServer, running, wait_until
+from tests.scripted_redis import ScriptedRedis, array, bulk
 
 USER = np.array([1], np.uint64)
 
@@ -238,7 +238,7 @@ def test_the_table_of_errors_is_whole():
 @pytest.mark.parametrize("code", ERRORS)
 async def test_an_error_drops_the_connection_or_opens_the_circuit_as_the_table_says(code):
     dropped, heard = ERRORS[code]
-    async with HostileRedis() as server, started(open_store(server.url)) as store:
+    async with ScriptedRedis() as server, started(open_store(server.url)) as store:
         await store.multi_put([(b"a", b"1")])
         server.commands.clear()
         server.asked_on.clear()
@@ -255,7 +255,7 @@ async def test_an_error_drops_the_connection_or_opens_the_circuit_as_the_table_s
 
 
 async def test_a_server_that_is_a_cluster_says_which_url_to_use():
-    async with HostileRedis() as server, started(open_store(server.url)) as store:
+    async with ScriptedRedis() as server, started(open_store(server.url)) as store:
         server.answer = lambda command: b"-MOVED 5 10.0.0.1:7000\r\n" if command[0] == b"MGET" else None
         with pytest.raises(StoreUnavailableError, match=r"use redis\+cluster://"):
             await store.multi_get([b"a"])
@@ -285,7 +285,7 @@ class Cluster:
 @pytest.fixture
 async def scripted(monkeypatch):
     """Three nodes of which the name leads to the first."""
-    async with HostileRedis() as a, HostileRedis() as b, HostileRedis() as c:
+    async with ScriptedRedis() as a, ScriptedRedis() as b, ScriptedRedis() as c:
         moving = MovingName(monkeypatch)
         moving.port = a.port
         cluster = Cluster([a, b, c])

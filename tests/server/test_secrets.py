@@ -25,7 +25,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pinrank.v1 import activity_pb2, models_pb2, ranking_pb2
 from server.log_limits import LINE_BYTES_MAX
 from tests import tiny
-from tests.hostile_redis import HostileRedis, echo, echoing_error, honest, on_a_thread, wrong_type
+from tests.scripted_redis import ScriptedRedis, echo, echoing_error, honest, on_a_thread, wrong_type
 
 PINRANK = str(Path(sys.executable).with_name("pinrank"))
 #: What only the server knows.
@@ -54,7 +54,7 @@ class Running:
     """A server process, all that it wrote, and all that callers were told."""
 
     process: subprocess.Popen[str]
-    redis: HostileRedis
+    redis: ScriptedRedis
     lines: list[str] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
     arrived: queue.Queue[str] = field(default_factory=queue.Queue)
@@ -86,7 +86,7 @@ def serving(model_store, tmp_path, form: str) -> Iterator[Running]:
     command = [
         PINRANK, "serve", "--model-store", str(model_store), "--model", "tiny", "--grpc-port", "0", "--http-port", "0"
     ]  # fmt: skip
-    with on_a_thread(HostileRedis(honest(tiny.features()))) as redis:
+    with on_a_thread(ScriptedRedis(honest(tiny.features()))) as redis:
         environment = os.environ | {
             "PINRANK_FEATURE_STORE": f"redis://{credentials}@127.0.0.1:{redis.port}/0",
             "PINRANK_ADMIN_TOKEN_FILE": str(token),

@@ -12,9 +12,9 @@ from feature_client.opening import open_store
 from pinrank.v1 import activity_pb2, activity_pb2_grpc, ranking_pb2, ranking_pb2_grpc
 from tests import tiny
 from tests.faulty_proxy import FaultyProxy
-from tests.hostile_redis import HostileRedis
 from tests.moving_name import MovingName
 from tests.redis_servers import RedisServer, running, wait_until
+from tests.scripted_redis import ScriptedRedis
 
 REQUEST = ranking_pb2.RankRequest(user_id=1, pin_ids=range(1, 21), surface="home")
 
@@ -152,7 +152,7 @@ def action(event_id):
 
 @pytest.mark.parametrize("nonsense", [b"*2147483647\r\n", b":7\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
 async def test_a_redis_that_answers_nonsense_degrades_answers_and_is_counted(start_server, nonsense):
-    async with HostileRedis() as redis:
+    async with ScriptedRedis() as redis:
         server = await start_server(feature_store=redis.url, record_actions=True)
         redis.answer = lambda command: nonsense if command[0] in {b"MGET", b"EVAL"} else None
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:

@@ -14,7 +14,7 @@ from feature_client.resp import Incomplete, ReplyReader
 Answer = Callable[[list[bytes]], bytes | None]
 
 
-class HostileRedis:
+class ScriptedRedis:
     """Answers commands one after the other.
 
     Attributes:
@@ -156,7 +156,7 @@ def wrong_type(_: list[bytes]) -> bytes:
 
 
 @contextlib.contextmanager
-def on_a_thread(server: HostileRedis) -> Iterator[HostileRedis]:
+def on_a_thread(server: ScriptedRedis) -> Iterator[ScriptedRedis]:
     """Let a server answer on an event loop of its own, for tests that block theirs."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
