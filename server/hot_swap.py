@@ -17,6 +17,7 @@ import structlog
 
 from feature_client.fetcher import FeatureNeeds
 from model_store.bundle import BundleError
+from model_store.entries import whoami
 from model_store.history import Entry, State
 from model_store.lifecycle import (
     Decision,
@@ -39,7 +40,7 @@ from model_store.manifest import Manifest
 from model_store.objects import ModelStoreError
 from model_store.proving import ProvingError
 from model_store.signing import SigningError
-from model_store.store import ModelStore, whoami
+from model_store.store import ModelStore
 from model_store.utility import UtilityError
 from server.config import ServerConfig
 from server.first_version import FirstVersion

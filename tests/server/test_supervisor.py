@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from feature_client.activity import ActivityWriter
-from model_store.store import whoami
+from model_store.entries import whoami
 from server.metrics import Histograms
 from server.supervisor import Backoff, RestartAt, Supervisor
 from tests import tiny
