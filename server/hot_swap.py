@@ -160,14 +160,18 @@ class HotSwap:
         before = await ask(limit_s, first.refused, wanted)
         failure: Exception | None = None
         candidates = first.candidates(default)
-        while (version := await ask(limit_s, next, candidates, None)) is not None:
+        while True:
+            try:
+                version = await ask(limit_s, next, candidates, None)
+            except ModelStoreError as error:  # such as an older entry that is damaged
+                raise failure or error from error
+            if version is None:
+                raise failure or ModelStoreError(f"{default} names no version")
             self.versions[version] = Held(Phase.SEEN, self._clock())
-            error = await self._take_in(version, starting=True)
-            if error is None:
+            why_not = await self._take_in(version, starting=True)
+            if why_not is None:
                 break
-            failure = failure or error
-        if version is None:
-            raise failure or ModelStoreError(f"{default} names no version")
+            failure = failure or why_not
         if version == wanted:
             if before is not None:
                 _log.error(
@@ -416,7 +420,8 @@ class HotSwap:
             self._host.install(served)
         except (BundleError, SigningError, UtilityError) as error:
             self._fail(version, "bundle", str(error), None)
-            self._refusals.note(held.report.digest, str(error))
+            if not starting:  # the next start proves anew, but has nothing to compare with
+                self._refusals.note(held.report.digest, str(error))
             return error
         except (ModelStoreError, NotReadyError, ProvingError) as error:
             self._fail(version, "surroundings", str(error), self._config.swap.retry_s)
