@@ -7,6 +7,7 @@ server hears that it failed, and why.
 
 from __future__ import annotations
 
+import ctypes
 import io
 import json
 import os
@@ -38,6 +39,8 @@ _LENGTH = struct.Struct(">Q")
 _NICE = 19
 #: The processor time that a child takes between rests.
 _SLICE_S = 0.004
+#: prctl(2), linux/prctl.h.
+_PR_SET_PDEATHSIG = 1
 #: An answer is a few numbers and the scores of the sample.
 _ANSWER_BYTES_MAX = 256 << 20
 _PLAN_BYTES_MAX = 4 << 30
@@ -277,8 +280,10 @@ def _in_a_child(claim: Claim, content: bytes, pace: Pace) -> _Answer:
     """Fork, prove there, and return the answer, or what became of the child."""
     ref = f"{claim.model}@{claim.version}"
     reader, writer = os.pipe()
+    helper = os.getpid()
     child = os.fork()
     if child == 0:
+        _end_with(helper)
         os.close(reader)
         header, *others = _prove(claim, _decoded(content) if content else None)
         with os.fdopen(writer, "wb") as pipe:
@@ -308,6 +313,13 @@ def _in_a_child(claim: Claim, content: bytes, pace: Pace) -> _Answer:
     except (EOFError, ValueError, struct.error):
         code = os.WEXITSTATUS(status)
         return {"fault": "bundle", "error": f"{ref}: the process that tried it ended with {code}"}, b"", b""
+
+
+def _end_with(helper: int) -> None:
+    """Have this child killed when the helper ends: nobody else would end a network that computes for ever."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != helper:  # it ended before
+        os._exit(1)
 
 
 def _listened(reader: int, child: int, claim: Claim, pace: Pace) -> tuple[bytes, bool, float]:

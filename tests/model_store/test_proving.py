@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -166,12 +167,25 @@ def test_a_helper_that_dies_is_nobodys_fault_and_is_replaced(claim):
         slow = claim(endless(), engine="numpy")
         own.start()
 
+        proving = []
+
         def kill(child):
+            proving.append(child)
             os.kill(own._helper.pid, signal.SIGKILL)
-            os.kill(child, signal.SIGKILL)
 
         assert isinstance(_while_proving(own, slow, kill), ProvingError)
         assert own.prove(claim(), None).memory_bytes >= 0
+        until_s = time.monotonic() + 30
+        while alive(proving[0]):  # with the helper ends what computes for minutes
+            assert time.monotonic() < until_s
+            time.sleep(0.01)
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_another_bundle_than_was_claimed_is_not_proven(prover, claim):
