@@ -116,6 +116,7 @@ class BucketObjects:
                 meta["e_tag"] or str(meta["last_modified"]),
             )
             for meta in metas
+            if meta["path"].rpartition("/")[0] == folder  # a bucket lists what lies deeper too
         ]  # fmt: skip
         return sorted(found, key=lambda one: one.name)
 

@@ -74,7 +74,7 @@ class Published(_Frozen):
     """A version came."""
 
     kind: Literal["published"] = "published"
-    version: int
+    version: Version
     digest: Digest
     signature: str | None = None
 

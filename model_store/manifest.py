@@ -134,7 +134,7 @@ class Manifest(_Frozen):
 
     schema_version: Literal[1] = 1
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$", max_length=60)]
-    version: Annotated[int, Field(ge=1)]
+    version: Annotated[int, Field(ge=1, lt=1 << 63)]
     groups: tuple[FeatureGroup, ...]
     sequence: SequenceGroup | None
     sequence_length: Annotated[int, Field(ge=0)]

@@ -54,6 +54,10 @@ class ProvingError(Exception):
     """The proof could not be made for reasons that are not the bundle's; a later try may succeed."""
 
 
+class HelperEndedError(ProvingError):
+    """The helper process ended; the next proof starts another."""
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """What is to be proven.
@@ -134,7 +138,7 @@ class Prover:
                 plan = _received(helper.stdout, _PLAN_BYTES_MAX)
             except (BrokenPipeError, EOFError, ValueError) as error:
                 self._end()
-                raise ProvingError(f"the helper process ended: {error}") from error
+                raise HelperEndedError(f"the helper process ended: {error}") from error
         match answer:
             case {"fault": "bundle", "error": str(reason)}:
                 raise BundleError(reason)

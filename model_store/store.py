@@ -10,19 +10,11 @@ that no entry names, for `gc`.
 
 from __future__ import annotations
 
-import getpass
-import os
-import re
-import secrets
-import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import pairwise
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from model_store.bundle import (
     MANIFEST,
@@ -34,8 +26,8 @@ from model_store.bundle import (
     read_bundle,
     sha256,
 )
+from model_store.entries import Entries, is_model
 from model_store.history import (
-    AnyChange,
     Entry,
     Labelled,
     Published,
@@ -48,8 +40,6 @@ from model_store.history import (
 )
 from model_store.manifest import Manifest
 from model_store.objects import (
-    Found,
-    ModelStoreError,
     MovedError,
     NoObjectError,
     NoVersionError,
@@ -60,25 +50,8 @@ from model_store.objects import (
 from model_store.opening import open_objects
 from model_store.signing import Signer
 
-_MODEL = re.compile(r"^[a-z][a-z0-9-]{0,59}$")
-_ENTRY = re.compile(r"^([0-9]{12})\.json$")
-#: Attempts to be the one who writes the next entry; each lost one means that somebody else's change went in.
-_TRIES = 100
-#: An entry says all of a model: some hundred bytes for every version that is not retired.
-_ENTRY_BYTES_MAX = 64 << 20
-#: A listing that was taken while entries were written may lack one of them; the next does not.
-_LISTINGS = 3
 #: A publish must not take longer: younger blobs that no entry names may be about to be named.
 GC_GRACE_S = 3_600.0
-
-
-def whoami() -> str:
-    """Return who to name in the audit trail: a container's user id often has no name."""
-    try:
-        user = getpass.getuser()
-    except (ImportError, KeyError, OSError):  # which of them depends on the version of Python
-        user = f"uid-{os.getuid()}"
-    return f"{user}@{socket.gethostname()}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,72 +69,31 @@ class ModelStore:
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
-        #: The newest entry read of each model, and what the listing said of it; later ones are looked for from there.
-        self._newest: dict[str, tuple[Entry, Found | None]] = {}
+        self._entries = Entries(objects)
 
     @property
     def where(self) -> str:
         return self._objects.where
 
     def models(self) -> list[str]:
-        return [name for name in self._objects.folders() if _MODEL.match(name) and self._objects.listed(f"{name}/log")]
+        return [name for name in self._objects.folders() if is_model(name) and self._objects.listed(f"{name}/log")]
 
     def head(self, model: str) -> Entry | None:
-        """Return a model's newest entry, None before its first version.
-
-        Cost: one listing, and one read when there is a new entry.
-
-        Raises:
-            ModelStoreError: the entry cannot be read, or is damaged, or one before it is missing. Where it is deleted,
-                the entry before it is the newest again.
-        """
-        known, found = self._newest.get(_checked(model), (None, None))
-        entries = self._entries(model, known.number - 1 if known else 0)
-        if known is not None and (not entries or entries[0].name != _name(known.number)):  # it was deleted
-            entries = self._entries(model, 0)
-        if not entries:
-            self._newest.pop(model, None)
-            return None
-        if known is None or entries[-1] != found:
-            known = self._entry(model, entries[-1].name)
-            self._newest[model] = known, entries[-1]
-        return known
-
-    def _entries(self, model: str, beyond: int) -> list[Found]:
-        """List a model's entries with higher numbers, none of which may be missing between them."""
-        for _ in range(_LISTINGS):
-            listed = self._objects.listed(f"{model}/log", _name(beyond) if beyond else "")
-            found = [one for one in listed if _ENTRY.match(one.name)]
-            gaps = [
-                (one.name, other.name)
-                for one, other in pairwise(found)
-                if int(other.name[:12]) != int(one.name[:12]) + 1
-            ]
-            if not gaps:
-                return found
-        before, after = gaps[0]
-        raise ModelStoreError(
-            f"{self.where}: {model}/log has {after} right after {before}; restore what is missing between them from a "
-            f"backup, or delete {after} and what follows, to go back to the entry before"
-        )
+        """Return a model's newest entry, None before its first version. Raises ModelStoreError."""
+        return self._entries.head(model)
 
     def state(self, model: str) -> State:
         entry = self.head(model)
         return entry.state if entry else State()
 
     def history(self, model: str) -> list[Entry]:
-        """Return a model's entries, oldest first."""
-        return list(self.history_back(model))[::-1]
-
-    def history_back(self, model: str) -> Iterator[Entry]:
-        """Read a model's entries, newest first, as far as they are asked for."""
-        for found in reversed(self._entries(_checked(model), 0)):
-            yield self._entry(model, found.name)
+        """Return a model's entries, oldest first. Raises ModelStoreError."""
+        return list(self._entries.back(model))[::-1]
 
     def named(self, model: str, label: str) -> Iterator[int]:
         """Tell the versions that a label named and that are still there, the one it names or named last first."""
         there = self.state(model).versions
-        return (version for version in versions_named(self.history_back(model), label) if version in there)
+        return (version for version in versions_named(self._entries.back(model), label) if version in there)
 
     def versions(self, model: str) -> list[int]:
         return sorted(self.state(model).versions)
@@ -235,7 +167,7 @@ class ModelStore:
         # Anew even where they are: that makes them young, so that no `gc` takes them meanwhile, and mends lost ones.
         for content in (bundle.manifest_json, *bundle.files.values()):
             self._objects.put(f"{manifest.name}/blobs/{sha256(content)}", content)
-        self._append(manifest.name, publishing, by, why or f"trained by: {manifest.lineage.command}")
+        self._entries.append(manifest.name, publishing, by, why or f"trained by: {manifest.lineage.command}")
         return bundle
 
     def set_label(
@@ -269,7 +201,7 @@ class ModelStore:
 
         if version is not None:
             self.read(model, version)  # a label never names what cannot be read
-        return self._append(model, moving, by, why)
+        return self._entries.append(model, moving, by, why)
 
     def rollback(self, model: str, label: str, *, by: str | None = None, why: str = "") -> Entry:
         """Point a label at the version that it named before.
@@ -278,7 +210,7 @@ class ModelStore:
             ModelStoreError: it never named another, or that one was retired.
         """
         now = self.resolve(model, label)
-        before = next((version for version in versions_named(self.history_back(model), label) if version != now), None)
+        before = next((version for version in versions_named(self._entries.back(model), label) if version != now), None)
         if before is None:
             raise RefusedError(f"{model}: {label} never named another version than {now}; label one by its number")
         entry = self.set_label(model, label, before, by=by, why=why or f"rollback from {now}", expected=now)
@@ -294,7 +226,7 @@ class ModelStore:
             before = state.traffic.get(surface, {}).get(label, 0.0)
             return None if before == share else TrafficSet(surface=surface, label=label, share=share, before=before)
 
-        return self._append(model, setting, by, why)
+        return self._entries.append(model, setting, by, why)
 
     def gc(self, model: str, keep: int, *, by: str | None = None, grace_s: float = GC_GRACE_S) -> Swept:
         """Retire versions without a label but the newest `keep`, and remove what nothing names any more.
@@ -310,7 +242,7 @@ class ModelStore:
             versions = unlabelled(state, keep)
             return Retired(versions=versions) if versions else None
 
-        entry = self._append(model, retiring, by, f"gc, the newest {keep} without a label kept")
+        entry = self._entries.append(model, retiring, by, f"gc, the newest {keep} without a label kept")
         retired = entry.change.versions if entry and isinstance(entry.change, Retired) else ()
         named: set[str] = set()
         for version, release in self.state(model).versions.items():
@@ -338,62 +270,7 @@ class ModelStore:
             raise BundleError(f"{ref}: {name} was changed or damaged in {self.where}; publish it again")
         return content
 
-    def _entry(self, model: str, name: str) -> Entry:
-        try:
-            entry = Entry.model_validate_json(self._objects.get(f"{model}/log/{name}", _ENTRY_BYTES_MAX))
-            if _name(entry.number) == name:
-                return entry
-            raise UnfitObjectError(f"it says that it is entry {entry.number}")
-        except (UnfitObjectError, ValidationError) as error:
-            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-            raise ModelStoreError(
-                f"{self.where}: {model}/log/{name} is damaged ({reason}); restore it from a backup, or delete it, and "
-                "what follows, to go back to the entry before"
-            ) from error
-
-    def _append(
-        self,
-        model: str,
-        decide: Callable[[State], AnyChange | None],
-        by: str | None,
-        why: str,
-    ) -> Entry | None:
-        """Make a change on the newest state; None when `decide` finds that nothing is to be changed."""
-        by = by or whoami()
-        for _ in range(_TRIES):
-            newest = self.head(model)
-            state = newest.state if newest else State()
-            change = decide(state)
-            if change is None:
-                return None
-            now = datetime.now(UTC)
-            number = newest.number + 1 if newest else 1
-            entry = Entry(
-                number=number,
-                at=now,
-                by=by,
-                why=why,
-                change=change,
-                state=change.after(state, model, now, by),
-                nonce=secrets.token_hex(8),
-            )
-            content = entry.model_dump_json(indent=1).encode()
-            if self._objects.create(f"{_checked(model)}/log/{_name(number)}", content):
-                self._newest[model] = entry, None
-                return entry
-        raise ModelStoreError(f"{self.where}: other writers changed {model} {_TRIES} times meanwhile; try again")
-
 
 def open_model_store(url: str | Path) -> ModelStore:
     """Open the model store in a folder or at `s3://bucket/prefix`."""
     return ModelStore(open_objects(url))
-
-
-def _name(number: int) -> str:
-    return f"{number:012}.json"
-
-
-def _checked(model: str) -> str:
-    if not _MODEL.match(model):
-        raise RefusedError(f"model name {model!r}: use lower-case letters, digits and -, starting with a letter")
-    return model

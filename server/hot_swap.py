@@ -17,6 +17,7 @@ import structlog
 
 from feature_client.fetcher import FeatureNeeds
 from model_store.bundle import BundleError
+from model_store.entries import whoami
 from model_store.history import Entry, State
 from model_store.lifecycle import (
     Decision,
@@ -39,7 +40,7 @@ from model_store.manifest import Manifest
 from model_store.objects import ModelStoreError
 from model_store.proving import ProvingError
 from model_store.signing import SigningError
-from model_store.store import ModelStore, whoami
+from model_store.store import ModelStore
 from model_store.utility import UtilityError
 from server.config import ServerConfig
 from server.first_version import FirstVersion
@@ -159,14 +160,18 @@ class HotSwap:
         before = await ask(limit_s, first.refused, wanted)
         failure: Exception | None = None
         candidates = first.candidates(default)
-        while (version := await ask(limit_s, next, candidates, None)) is not None:
+        while True:
+            try:
+                version = await ask(limit_s, next, candidates, None)
+            except ModelStoreError as error:  # such as an older entry that is damaged
+                raise failure or error from error
+            if version is None:
+                raise failure or ModelStoreError(f"{default} names no version")
             self.versions[version] = Held(Phase.SEEN, self._clock())
-            error = await self._take_in(version, starting=True)
-            if error is None:
+            why_not = await self._take_in(version, starting=True)
+            if why_not is None:
                 break
-            failure = failure or error
-        if version is None:
-            raise failure or ModelStoreError(f"{default} names no version")
+            failure = failure or why_not
         if version == wanted:
             if before is not None:
                 _log.error(
@@ -415,7 +420,8 @@ class HotSwap:
             self._host.install(served)
         except (BundleError, SigningError, UtilityError) as error:
             self._fail(version, "bundle", str(error), None)
-            self._refusals.note(held.report.digest, str(error))
+            if not starting:  # the next start proves anew, but has nothing to compare with
+                self._refusals.note(held.report.digest, str(error))
             return error
         except (ModelStoreError, NotReadyError, ProvingError) as error:
             self._fail(version, "surroundings", str(error), self._config.swap.retry_s)

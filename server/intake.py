@@ -17,7 +17,7 @@ from model_store.assembly import Assembler
 from model_store.bundle import UTILITY, Bundle, BundleError
 from model_store.live import LiveModel, load_live
 from model_store.manifest import Manifest
-from model_store.proving import Claim, Prover
+from model_store.proving import Claim, HelperEndedError, Proof, Prover
 from model_store.signing import Trust
 from model_store.statistics import read_statistics
 from model_store.store import ModelStore
@@ -104,6 +104,8 @@ class Intake:
         self._features = features
         self._prover = prover
         self._refusals = refusals
+        self._supervisor = supervisor
+        self._closed = False
         self._own_prover = own_prover
         self._utility = config.utility.read_bytes() if config.utility else None
         self._trust = Trust.read(config.swap.trusted_keys) if config.swap.trusted_keys else None
@@ -113,6 +115,7 @@ class Intake:
 
     async def close(self) -> None:
         """Give up what is under way."""
+        self._closed = True
         if self._own_prover:
             await asyncio.to_thread(self._prover.close)
         await self._loader.close(_CLOSE_S)
@@ -168,7 +171,7 @@ class Intake:
             share=self._share,
         )
         sample = FeatureBatch.concat([sample.batch for sample in samples]) if samples else None
-        proof = await self.on_loader(self._prover.prove, claim, sample)
+        proof = await self._proven(claim, sample)
         report.checks.append("digests, network, utility table, golden scores: good, in a process of its own")
         report.memory_bytes = proof.memory_bytes
         bundle = await self._asked(swap.proof_timeout_s, self._read, version)
@@ -181,6 +184,14 @@ class Intake:
             report.checks.append(self._check_memory(manifest, proof.memory_bytes * self._streams))
         warming()
         return await self.on_loader(self._compiled, bundle, utility, sample, proof.plan)
+
+    async def _proven(self, claim: Claim, sample: FeatureBatch | None) -> Proof:
+        try:
+            return await self.on_loader(self._prover.prove, claim, sample)
+        except HelperEndedError as error:
+            if not self._closed:
+                self._supervisor.note("prover", error)
+            raise
 
     async def on_loader(self, work: Callable[..., _T], *arguments: object) -> _T:
         """Do work on the thread that loads."""

@@ -12,8 +12,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from model_store.bundle import BundleError, read_bundle
+from model_store.history import Published
 from model_store.objects import ModelStoreError, NoVersionError
 from model_store.store import open_model_store
 from tests import tiny
@@ -203,3 +205,17 @@ def test_a_store_of_which_everything_is_gone_has_no_versions(root):
     assert store.head("tiny") is None
     with pytest.raises(NoVersionError):
         store.release("tiny", 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [({"by": "a\udcff"}, "cannot be written down"), ({"why": "x" * (65 << 20)}, "at most 67,108,864 are read")],
+    ids=["no UTF-8", "too long"],
+)
+def test_a_change_that_no_reader_would_take_is_not_written(words, message, root):
+    store = open_model_store(root)
+    with pytest.raises(ModelStoreError, match=message):
+        store.set_label("tiny", "canary", 1, **words)
+    assert open_model_store(root).head("tiny").number == 2
+    with pytest.raises(ValidationError, match="less than"):
+        Published(version=1 << 63, digest="a" * 64)

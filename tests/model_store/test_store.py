@@ -249,6 +249,8 @@ def test_listing_goes_on_after_a_name(url):
     for name in ("x/b", "x/a", "x/c"):
         objects.put(name, b"1")
     assert [found.name for found in objects.listed("x", after="a")] == ["b", "c"]
+    objects.put("x/deeper/d", b"1")
+    assert "d" not in [found.name for found in objects.listed("x")]
     assert objects.folders() == ["x"]
 
 

@@ -91,6 +91,7 @@ def test_bad_expression_is_a_named_error(expression, message):
     [
         (b"surfaces = [", "not TOML"),
         (b"\xff", "not TOML"),
+        (b"a = " + b"[" * 100_000, "not TOML"),
         (b"[surfaces.home]\nweights = {}\n", "surfaces.home.utilities: Field required"),
         (tiny.UTILITY.replace("pinner = 1.0, creator", "creator").encode(), "weights are given for ['creator']"),
         (tiny.UTILITY.replace("surfaces.related", "surfaces.shop").encode(), "surfaces ['home', 'shop']"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import getpass
 
 import grpc
 import numpy as np
@@ -85,6 +86,11 @@ async def test_a_canary_that_breaches_its_guard_is_rolled_back_for_everybody_wit
     breach, serve, calls, store, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("server.app.engine_factory", lambda _: FailingLater)
+
+    def nobody():  # as in a container whose user id has no name
+        raise KeyError("getpwuid(): uid not found: 10001")
+
+    monkeypatch.setattr(getpass, "getuser", nobody)
     network = ALIKE if breach == "errors" else tiny.network(seed=3)
     if breach == "errors":  # another file with the same content in other words
         model = onnx.load_model_from_string(ALIKE)
@@ -111,7 +117,7 @@ async def test_a_canary_that_breaches_its_guard_is_rolled_back_for_everybody_wit
             break
         server._swap.look()
     entry = store.head("tiny")
-    assert entry.by.startswith("guard of ")
+    assert entry.by.startswith("guard of uid-")
     assert entry.why.startswith("rolled back from 2: ")
     assert {"errors": "of its requests failed", "drift": "probabilities moved by"}[breach] in entry.why
     await eventually(lambda: held(server, 2) == "gone", 30)

@@ -20,6 +20,7 @@ from pinrank.channels import SERVICE_CONFIG
 from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
 from server.processes import _end
 from tests import processes
+from tests.model_store.test_store import _key
 
 PINRANK = str(Path(sys.executable).with_name("pinrank"))
 
@@ -84,6 +85,18 @@ def test_serve_names_what_is_missing():
     assert refused.returncode == 1
     assert "model_store: Field required" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_serve_names_a_key_that_is_none_and_a_version_that_nobody_signed(model_store, tmp_path, monkeypatch):
+    _, public = _key(tmp_path, "anna")
+    (tmp_path / "none.pem").write_text("no key")
+    serve = ("serve", "--model-store", str(model_store), "--model", "tiny", "--feature-store", "memory://")
+    for key, message in ((tmp_path / "none.pem", "none.pem is no PEM public key"), (public, "tiny@1 is not signed")):
+        monkeypatch.setenv("PINRANK_SWAP__TRUSTED_KEYS", json.dumps([str(key)]))
+        refused = pinrank(*serve, "--grpc-port", "0", "--http-port", "0")
+        assert refused.returncode == 1
+        assert f"error: {message}" in refused.stderr.replace(f"{tmp_path}/", "")
+        assert "Traceback" not in refused.stderr
 
 
 def test_model_commands_publish_list_show_verify_and_label(tmp_path):

@@ -9,6 +9,7 @@ import signal
 import pytest
 
 from model_store.bundle import BundleError
+from model_store.opening import open_objects
 from model_store.signing import Signer, SigningError
 from server.refusals import Refusals
 from tests import tiny
@@ -60,10 +61,14 @@ async def test_when_no_version_is_good_the_start_says_what_is_wrong_with_the_one
     serve, store, tmp_path
 ):
     labelled(store, tmp_path, 2, **{"network.onnx": b"nothing"})
-    objects = store._objects
+    objects = open_objects(store.where)
     objects.delete(f"tiny/blobs/{store.manifest('tiny', 1).files['network.onnx'].sha256}")
     with pytest.raises(BundleError, match="tiny@2: .*no ONNX network"):
         await serve()
+    (tmp_path / "models/tiny/log/000000000001.json").write_text("{")  # where the history cannot be read, too
+    with pytest.raises(BundleError, match="tiny@2: .*no ONNX network"):
+        await serve(state_folder=tmp_path / "state")
+    assert not (tmp_path / "state").exists()  # the next start sees for itself
 
 
 async def test_an_unsigned_newest_version_does_not_stop_a_start_where_one_before_it_is_signed(

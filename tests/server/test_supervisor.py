@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 import getpass
 import os
+import signal
 import threading
 
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
+from typer.testing import CliRunner
 
 from feature_client.activity import ActivityWriter
-from model_store.store import whoami
+from model_store.entries import whoami
+from model_store.store import open_model_store
+from server.cli import app
 from server.metrics import Histograms
 from server.supervisor import Backoff, RestartAt, Supervisor
 from tests import tiny
 from tests.conftest import eventually
+from tests.model_store.test_proving import children, endless
 from tests.server.swapping import publish, sample
 from tests.server.test_protocols import get
 
@@ -106,12 +111,27 @@ async def test_what_fails_on_the_event_loop_and_is_nobodys_is_counted():
 
 
 @pytest.mark.parametrize("error", [KeyError("getpwuid(): uid not found: 10001"), OSError("No username set")])
-def test_a_user_without_a_name_is_named_by_number(error, monkeypatch):
+def test_a_user_without_a_name_is_named_by_number(error, monkeypatch, store):
     def nobody():
         raise error
 
     monkeypatch.setattr(getpass, "getuser", nobody)
     assert whoami().startswith(f"uid-{os.getuid()}@")
+    moved = CliRunner().invoke(app, ["model", "label", "tiny", "beta", "1", "--store", store.where])
+    assert moved.exit_code == 0, moved.output
+    assert open_model_store(store.where).head("tiny").by == whoami()
+
+
+async def test_a_prover_that_is_killed_is_counted_and_its_version_is_tried_again(serve, store, tmp_path, prover):
+    server = await serve(engine="numpy")
+    publish(store, tmp_path, 2, **{"network.onnx": endless()})
+    store.set_label("tiny", "canary", 2)
+    await eventually(lambda: bool(children(prover._helper.pid)), 30)
+    prover._helper.kill()
+    await eventually(lambda: sample(server, "pinrank_background_failures_total", name="prover") == 1, 30)
+    await eventually(lambda: bool(prover._helper and children(prover._helper.pid)), 30)
+    os.kill(children(prover._helper.pid)[0], signal.SIGSEGV)
+    await eventually(lambda: "SIGSEGV" in server._swap.versions[2].reason, 30)
 
 
 async def test_a_watch_that_fails_goes_on_and_shows_in_healthz_and_metrics(serve, store, tmp_path, monkeypatch):
