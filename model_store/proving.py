@@ -39,6 +39,8 @@ _LENGTH = struct.Struct(">Q")
 _NICE = 19
 #: Linux's; Python has no name for it.
 _PR_SET_PDEATHSIG = 1
+#: Opened before any fork: a forked child should take no lock that another thread of the helper may hold.
+_LIBC = ctypes.CDLL(None)
 #: The processor time that a child takes between rests.
 _SLICE_S = 0.004
 #: An answer is a few numbers and the scores of the sample.
@@ -293,7 +295,7 @@ def _end_with(helper: int) -> None:
 
     Of use in a forked child only: the signal comes when the thread that forked ends, which is the helper's only one.
     """
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != helper:  # it ended before the kernel was asked
         os._exit(1)
 

@@ -242,7 +242,10 @@ class Server:
         hurried.cancel()
         if self._calls.in_flight:
             _log.warning("drain_ended_early", calls_cut_off=self._calls.in_flight)
-        hang_up(self.listens_on)
+        try:
+            hang_up(self.listens_on)
+        except OSError as error:  # without /dev/fd; gRPC's own way remains
+            _log.warning("not_hung_up", reason=f"{error}; callers may see CANCELLED")
         await self._grpc.stop(_HANG_UP_S)
         await self._opened.aclose()
         _log.info("stopped")

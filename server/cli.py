@@ -42,7 +42,9 @@ def serve(
     config: Annotated[
         Path | None, typer.Option("--config", "-c", help="TOML file; PINRANK_* variables go over it.")
     ] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on (default: 127.0.0.1).")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Where to listen: an address, ::, a name, unix:/path (default: 127.0.0.1).")
+    ] = None,
     grpc_port: Annotated[int | None, typer.Option(help="gRPC port; 0 takes a free one (default: 50051).")] = None,
     http_port: Annotated[int | None, typer.Option(help="Port of /metrics and /healthz (default: 9095).")] = None,
     model_store: Annotated[str | None, typer.Option(help="The model store: a folder, or s3://bucket/prefix.")] = None,

@@ -59,6 +59,9 @@ def hang_up(name: int | str) -> None:
 
     Args:
         name: a TCP port, or the path of a Unix socket, which is removed.
+
+    Raises:
+        OSError: the system does not tell the open descriptors.
     """
     if isinstance(name, str):  # while it is ours: a successor may make its own once ours refuses
         Path(name).unlink(missing_ok=True)

@@ -29,7 +29,7 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
         if name.startswith("PINRANK_"):
             monkeypatch.delenv(name)
     # Servers of tests are on loopback, whatever proxy the way out needs.
-    monkeypatch.setenv("no_proxy", f"{os.environ.get('no_proxy', '')},127.0.0.1,localhost,::1")
+    monkeypatch.setenv("no_proxy", f"{os.environ.get('no_proxy', '')},127.0.0.1,localhost,::1,[::1]")
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from model_store.bundle import BundleError
 from model_store.objects import ModelStoreError
 from model_store.store import open_model_store
 from model_store.utility import UtilityError
+from pinrank.channels import open_aio_channel
 from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
 from server import health
 from server.app import StartError
@@ -137,11 +138,11 @@ async def test_both_ports_listen_on_what_the_host_says(start_server, monkeypatch
     server = await start_server(host=host)
     logged = re.search(r" grpc=(\S+) http=(\S+)", capfd.readouterr().out)
     for form in answering:
-        async with grpc.aio.insecure_channel(f"{form}:{server.grpc_port}") as channel:
+        async with open_aio_channel(f"{form}:{server.grpc_port}") as channel:
             await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
         status, said = await get(server, "/healthz", form)
         assert (status, said.partition("\n")[0]) == (200, "serving")
-    async with grpc.aio.insecure_channel(logged[1]) as channel:
+    async with open_aio_channel(logged[1]) as channel:
         await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
     assert logged[2] == logged[1].replace(str(server.grpc_port), str(server.http_port))
 
@@ -151,7 +152,7 @@ async def test_a_unix_socket_is_the_grpc_port_and_http_is_on_loopback(start_serv
     with socket.socket(socket.AF_UNIX) as killed:
         killed.bind(str(path))  # what a server that was killed leaves behind
     server = await start_server(host=f"unix:{path}")
-    async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
+    async with open_aio_channel(f"unix:{path}") as channel:
         await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
     status, said = await get(server, "/healthz")
     assert (status, said.partition("\n")[0]) == (200, "serving")
