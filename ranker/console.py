@@ -5,6 +5,7 @@ Whatever is not in a serving install is imported when it is used.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from rich.progress import (
 if TYPE_CHECKING:
     from ranker import recipe
     from ranker.atomic import AtomicDataset
+    from ranker.problems import Problem
 
 DataOption = Annotated[
     str,
@@ -93,6 +95,13 @@ def read_dataset(data: str, actions: Path | None, reporter: ConsoleReporter) -> 
             folder = movielens.obtain(movielens.default_cache_dir())
     with reporter.step("reading"):
         return read_atomic(folder, schema)
+
+
+def suspicious(dataset: AtomicDataset) -> tuple[Problem, ...]:
+    """Return what is suspicious about a dataset as of now."""
+    from ranker.problems import problems_of  # noqa: PLC0415
+
+    return problems_of(dataset, time.time_ns() // 1_000_000)
 
 
 class ConsoleReporter:

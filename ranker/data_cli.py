@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from ranker.console import ActionsOption, ConsoleReporter, explained, fail, read_dataset
+from ranker.console import ActionsOption, ConsoleReporter, explained, fail, read_dataset, suspicious
 
 if TYPE_CHECKING:
+    from ranker.atomic import AtomicDataset
     from ranker.inspection import Inspection
+    from ranker.problems import Problem
 
 SourceArgument = Annotated[Path, typer.Argument(help="The published file: plain, .gz, or alone in a .zip.")]
 OutOption = Annotated[Path, typer.Option(help="A new folder for the atomic files.")]
@@ -91,9 +94,11 @@ def check(
 
         dataset = read_dataset(folder, actions, ConsoleReporter(Console(stderr=True)))
         found = inspect(action_log(dataset), Split())
+        problems = (*suspicious(dataset), *found.problems)
     console = Console()
-    _show(console, dataset.name, found)
-    if any(problem.kind == "error" for problem in found.problems):
+    _show(console, dataset, found)
+    _show_problems(console, problems)
+    if any(problem.kind == "error" for problem in problems):
         raise typer.Exit(1)
 
 
@@ -149,7 +154,7 @@ def ids(
     Example: [bold]pinrank data ids listener-3 song/17[/]
     """
     with explained():
-        from ranker.atomic import token_id  # noqa: PLC0415
+        from ranker.identifiers import token_id  # noqa: PLC0415
 
         for token in tokens:
             typer.echo(f"{token}\t{token_id(token)}")
@@ -168,14 +173,14 @@ def _say_what_next(out: Path) -> None:
     Console().print(f"see what training would see: pinrank data check {out}", highlight=False, soft_wrap=True)
 
 
-def _show(console: Console, name: str, found: Inspection) -> None:
+def _show(console: Console, dataset: AtomicDataset, found: Inspection) -> None:
     from ranker.inspection import COLD_BELOW, HEAVY_FROM, PARTS  # noqa: PLC0415
+    from ranker.problems import date_of  # noqa: PLC0415
 
-    # NumPy's dates reach beyond the year 9999: milliseconds taken for seconds must show, not fail.
-    first, last = (np.datetime64(ms, "ms").astype("datetime64[D]") for ms in (found.first_ms, found.last_ms))
+    first, last = date_of(found.first_ms), date_of(found.last_ms)
     days = (found.last_ms - found.first_ms) / 86_400_000
     console.print(
-        f"[bold]{name}[/]: {found.users:,} users, {found.pins:,} pins, {found.events:,} interactions\n"
+        f"[bold]{escape(dataset.name)}[/]: {found.users:,} users, {found.pins:,} pins, {found.events:,} interactions\n"
         f"from {first} to {last}, {days:,.1f} days\n"
         f"users by interactions: {found.cold:,} cold (below {COLD_BELOW}), {found.light:,} light, "
         f"{found.heavy:,} heavy ({HEAVY_FROM} or more)\n"
@@ -193,10 +198,19 @@ def _show(console: Console, name: str, found: Inspection) -> None:
         head = "yes" if action.head and action.events else "no"
         table.add_row(action.name, head, f"{action.events:,}", f"{action.share:.2%}", *parts)
     console.print(table)
-    for problem in found.problems:
+    for file, columns in dataset.unread.items():
+        if columns:
+            left_out = f"{file}: nothing reads {', '.join(columns)}"
+            console.print(left_out, highlight=False, markup=False, soft_wrap=True)
+
+
+def _show_problems(console: Console, problems: Sequence[Problem]) -> None:
+    for problem in problems:
         colour = "red" if problem.kind == "error" else "yellow"
         console.print(
-            f"[bold {colour}]{problem.kind}:[/] {problem.what}\n  fix: {problem.fix}", highlight=False, soft_wrap=True
+            f"[bold {colour}]{problem.kind}:[/] {escape(problem.what)}\n  fix: {escape(problem.fix)}",
+            highlight=False,
+            soft_wrap=True,
         )
-    if not found.problems:
+    if not problems:
         console.print("no problems found")

@@ -71,35 +71,15 @@ class ActionRule(_Frozen):
         return self
 
     def applies(self, columns: Columns, count: int) -> np.ndarray:
-        """Return bool[E], which of `count` interactions are this action.
-
-        Raises:
-            DatasetError: the column is not there, or holds numbers where the rule wants tokens, or the reverse.
-        """
+        """Return bool[E], which of `count` interactions are this action; its column must fit."""
         if self.column is None:
             return np.ones(count, bool)
-        if self.column not in columns:
-            raise DatasetError(f"action {self.name!r} reads column {self.column!r}, which is not there")
         column = columns[self.column]
         if isinstance(column, Tokens):
-            if self.any_of is None:
-                raise DatasetError(
-                    f"action {self.name!r} compares column {self.column!r} with a number, but it holds tokens; "
-                    f"declare it {self.column}:float, or use any_of"
-                )
-            wanted = frozenset(self.any_of)
+            wanted = frozenset(self.any_of or ())
             found = np.array([not wanted.isdisjoint(held) for held in column.sets], bool)
             return np.asarray(found[column.code])
-        if self.any_of is not None:
-            raise DatasetError(
-                f"action {self.name!r} looks for tokens in column {self.column!r}, but it holds numbers; "
-                f"declare it {self.column}:token, or use at_least or at_most"
-            )
-        # Columns are float32: a bound like 0.1 must be cut the same way, or values equal to it would miss it.
-        low, high = np.float32(-np.inf), np.float32(np.inf)
-        low = low if self.at_least is None else np.float32(self.at_least)
-        high = high if self.at_most is None else np.float32(self.at_most)
-        return np.asarray((column >= low) & (column <= high))
+        return np.asarray(column >= self.at_least if self.at_least is not None else column <= self.at_most)
 
 
 class ActionSchema(_Frozen):
@@ -147,22 +127,15 @@ class ActionSchema(_Frozen):
         return self.names.index(name)
 
     def labels(self, columns: Columns, count: int) -> np.ndarray:
-        """Return bool[E, A], which of `count` interactions are which actions.
+        """Return bool[E, A], which of `count` interactions are which actions; some may be none.
 
-        Raises:
-            DatasetError: a column does not fit its rule, or an interaction is no action at all.
+        Columns of numbers are float64, as the file has them: a bound holds for the values that equal it.
         """
-        labels = np.stack([rule.applies(columns, count) for rule in self.actions], axis=-1)
-        without = int(count - labels.any(axis=1).sum())
-        if without:
-            raise DatasetError(
-                f"{without:,} of {count:,} interactions are none of the actions {', '.join(self.names)}; if they are "
-                "pins that were shown and nothing more, say so with a last action without a column, like name = "
-                '"shown", meaning = "was shown", affinity = 0.0, head = false'
-            )
-        return labels
+        return np.stack([rule.applies(columns, count) for rule in self.actions], axis=-1)
 
 
+#: The best rating of the scale that `RATINGS` is for.
+RATINGS_MAX = 5
 #: The actions of ratings from 1 to 5.
 RATINGS = ActionSchema(
     actions=(

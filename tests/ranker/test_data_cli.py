@@ -52,7 +52,21 @@ LISTEN = '[[actions]]\nname = "listen"\nmeaning = "played"\naffinity = 0.2\n'
 @pytest.mark.parametrize(
     ("rows", "code", "message"),
     [
-        ([(u, p, 1.7e12 + u) for u in range(9) for p in range(9)], 1, "after the year 2200 fix: timestamps are in"),
+        (
+            [(u, p, 1.7e12 + u) for u in range(9) for p in range(9)],
+            1,
+            "this looks like milliseconds; divide by 1,000",
+        ),
+        (
+            [(t % 9, t % 50, t) for t in range(400)],
+            0,
+            "400 interactions lie before 1990, the oldest on 1970-01-01",
+        ),
+        (
+            [(t % 9, t % 50, 1.7e9 + t * 1e7) for t in range(400)],
+            0,
+            "interactions lie in the future, the newest on 2150-04-23 fix: correct their timestamps or leave them out",
+        ),
         ([(u, p, 5) for u in range(9) for p in range(9)], 1, "the train part has no request fix: give more data"),
         ([(1, p, p) for p in range(50)], 1, "has 1 users, 30 pins and too little that they share"),
         ([(t, p, t) for t in range(60) for p in (1, 2)], 0, "100% of the users have fewer than 10 events"),
@@ -72,7 +86,7 @@ def test_each_problem_comes_with_its_fix(
 
 
 def test_other_actions_can_be_tried_on_the_same_data(tmp_path: Path) -> None:
-    data = write_atomic(tmp_path / "data")
+    data = write_atomic(tmp_path / "data", start_s=1_700_000_000)
     (tmp_path / "other.toml").write_text(LISTEN.replace("0.2", "1.0"))
     code, output = run("check", data, "--actions", tmp_path / "other.toml")
     assert code == 0
