@@ -25,7 +25,7 @@ from rich.progress import (
 )
 
 if TYPE_CHECKING:
-    from ranker import recipe
+    from ranker import recipe_contract
     from ranker.atomic import AtomicDataset
     from ranker.problems import Problem
 
@@ -104,6 +104,12 @@ def suspicious(dataset: AtomicDataset) -> tuple[Problem, ...]:
     return problems_of(dataset, time.time_ns() // 1_000_000)
 
 
+def note_problems(dataset: AtomicDataset, reporter: ConsoleReporter) -> None:
+    """Say what is suspicious about a dataset before something is made of it."""
+    for problem in suspicious(dataset):
+        reporter.note(str(problem))
+
+
 class ConsoleReporter:
     """Shows steps as progress bars on a console."""
 
@@ -111,7 +117,7 @@ class ConsoleReporter:
         self._console = console
 
     @contextmanager
-    def step(self, what: str) -> Iterator[recipe.Progress]:
+    def step(self, what: str) -> Iterator[recipe_contract.Progress]:
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ranker.console import ActionsOption, ConsoleReporter, explained, fail, read_dataset, suspicious
+from ranker.console import ActionsOption, ConsoleReporter, explained, fail, note_problems, read_dataset, suspicious
 
 if TYPE_CHECKING:
     from ranker.atomic import AtomicDataset
@@ -107,7 +108,9 @@ def fill(
     store: Annotated[str, typer.Option("--store", help="The model store: a folder, or s3://bucket/prefix.")],
     model: Annotated[str, typer.Option(help="Name of the model whose features to write.")],
     feature_store: Annotated[str, typer.Option(help="Where to: lmdb:///FOLDER or redis://HOST:PORT/0.")],
-    label: Annotated[str, typer.Option(help="Label of the version.")] = "stable",
+    label: Annotated[
+        str | None, typer.Option(help="Label of the version [default: stable, or the model's only label].")
+    ] = None,
     actions: ActionsOption = None,
 ) -> None:
     """Write every pin, user and action sequence of a dataset into a feature store, as a model's version reads them.
@@ -117,24 +120,25 @@ def fill(
     with explained():
         from feature_client.opening import open_store, redacted  # noqa: PLC0415
         from feature_client.store import StoreError  # noqa: PLC0415
-        from model_store.bundle import EMBEDDINGS  # noqa: PLC0415
         from model_store.store import open_model_store  # noqa: PLC0415
         from ranker.actions import action_log  # noqa: PLC0415
-        from ranker.embeddings import decode_embeddings  # noqa: PLC0415
+        from ranker.embeddings import embeddings_of  # noqa: PLC0415
         from ranker.features import Groups, fill_store  # noqa: PLC0415
 
         models = open_model_store(store)
-        bundle = models.read(model, models.resolve(model, label))
-        if EMBEDDINGS not in bundle.files:
-            fail(f"{bundle.manifest.ref} carries no {EMBEDDINGS}, so its features cannot be built; train it anew")
-        log = action_log(read_dataset(folder, actions, ConsoleReporter(Console(stderr=True))))
+        bundle = models.read(model, models.resolve(model, label or _only_label(models.labels(model))))
+        embeddings, groups = embeddings_of(bundle), Groups.served_by(bundle.manifest)
+        reporter = ConsoleReporter(Console(stderr=True))
+        dataset = read_dataset(folder, actions, reporter)
+        note_problems(dataset, reporter)
+        _refuse_future(dataset)
+        log = action_log(dataset)
 
         async def write() -> dict[str, int]:
             target = open_store(feature_store)
             await target.start()
             try:
-                embeddings = decode_embeddings(bundle.files[EMBEDDINGS])
-                return await fill_store(target, log, embeddings, Groups.served_by(bundle.manifest))
+                return await fill_store(target, log, embeddings, groups)
             finally:
                 await target.close()
 
@@ -143,7 +147,23 @@ def fill(
         except StoreError as error:
             fail(str(error))
     counts = ", ".join(f"{count:,} {what}" for what, count in written.items())
-    Console().print(f"{counts} in {redacted(feature_store)}", highlight=False, soft_wrap=True)
+    where = f"{counts} for {bundle.manifest.ref} in {redacted(feature_store)}"
+    Console().print(where, highlight=False, markup=False, soft_wrap=True)
+
+
+def _only_label(labels: Mapping[str, int]) -> str:
+    """Return the label that is meant where none is named: what servers answer with, or the only one there is."""
+    return next(iter(labels)) if len(labels) == 1 else "stable"
+
+
+def _refuse_future(dataset: AtomicDataset) -> None:
+    from ranker.problems import date_of, in_future  # noqa: PLC0415
+
+    if count := in_future(dataset.time_ms, time.time_ns() // 1_000_000):
+        fail(
+            f"{count:,} interactions lie in the future, the newest on {date_of(int(dataset.time_ms[-1]))}: stored, "
+            "they would stand before everything that users do until then; correct their timestamps, or leave them out"
+        )
 
 
 def ids(
