@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import keyword
 import tomllib
 from collections.abc import Mapping
@@ -46,13 +47,13 @@ class ActionRule(_Frozen):
     name: Annotated[Name, Field(max_length=NAME_LENGTH_MAX)]
     meaning: Annotated[str, Field(min_length=1)]
     column: Annotated[str, Field(min_length=1)] | None = None
-    at_least: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    at_most: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    at_least: Annotated[float, Field(allow_inf_nan=False, strict=True)] | None = None
+    at_most: Annotated[float, Field(allow_inf_nan=False, strict=True)] | None = None
     any_of: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     #: How much the action says that user and pin belong together: 1 for the clearest sign, 0 for none or the opposite.
-    affinity: Annotated[float, Field(ge=0, le=1)]
+    affinity: Annotated[float, Field(ge=0, le=1, strict=True)]
     #: Whether networks predict it; an action without a head still stands in the sequence.
-    head: bool = True
+    head: Annotated[bool, Field(strict=True)] = True
 
     @field_validator("name")
     @classmethod
@@ -155,7 +156,7 @@ CLOSEUPS = ActionSchema(actions=(ActionRule(name="closeup", meaning="the user in
 def read_schema(path: Path) -> ActionSchema:
     """Read an `actions.toml`. Raises SettingError that names every mistake in it."""
     try:
-        return ActionSchema.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return ActionSchema.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig")))
     except OSError as error:
         raise SettingError(f"cannot read the actions: {error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -170,7 +171,8 @@ def write_schema(path: Path, schema: ActionSchema) -> None:
         "\n".join(["[[actions]]", *(f"{key} = {_toml(value)}" for key, value in rule.items())]) + "\n"
         for rule in schema.model_dump(exclude_none=True, exclude_defaults=True)["actions"]
     ]
-    path.write_text("# Strongest first; an interaction that is several stands in the sequence as the first.\n\n")
+    comment = "# Strongest first; an interaction that is several stands in the sequence as the first.\n\n"
+    path.write_text(comment, encoding="utf-8")
     with path.open("a", encoding="utf-8") as file:
         file.write("\n".join(tables))
 
@@ -190,6 +192,6 @@ def _toml(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
+        # TOML's basic strings are JSON's, but for DEL.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)

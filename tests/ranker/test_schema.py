@@ -82,7 +82,7 @@ def test_without_actions_ratings_decide_and_without_ratings_everything_is_a_clos
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
-    named = RATINGS.rule("like").model_copy(update={"meaning": 'said "yes", \\o/', "head": False})
+    named = RATINGS.rule("like").model_copy(update={"meaning": 'said "yes", \\o/ \n\x7f\x01é', "head": False})
     for schema in (RATINGS, schema_at(tmp_path), ActionSchema(actions=(named, *CLOSEUPS.actions))):
         write_schema(tmp_path / "again.toml", schema)
         assert read_schema(tmp_path / "again.toml") == schema
@@ -92,6 +92,11 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     ("old", "new", "message"),
     [
         ("affinity = 1.0", "affinity = 1.5", r"actions.toml: actions\[0\].affinity: .* less than or equal to 1"),
+        ("at_most = 10.0", "at_most = true", r"actions\[1\].at_most: Input should be a valid number"),
+        ("at_most = 10.0", 'at_most = "10"', r"actions\[1\].at_most: Input should be a valid number"),
+        ("at_most = 10.0", "at_most = nan", r"actions\[1\].at_most: Input should be a finite number"),
+        ("head = false", 'head = "no"', r"actions\[2\].head: Input should be a valid boolean"),
+        ("affinity = 1.0", "affinity = 1.0\naffinity = 0.5", r"actions.toml is no TOML: Cannot overwrite a value"),
         ("at_most = 10.0", "", r"actions\[1\]: a column needs exactly one of at_least, at_most, any_of; it has none"),
         ("at_most = 10.0", "at_most = 1\nat_least = 1", r"exactly one of .* it has \['at_least', 'at_most'\]"),
         ('column = "seconds"', "", r"actions\[1\]: at_most needs the column that it is about"),
@@ -106,6 +111,10 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 def test_mistakes_in_the_file_are_named_with_their_place(tmp_path: Path, old: str, new: str, message: str) -> None:
     with pytest.raises(SettingError, match=message):
         schema_at(tmp_path, LISTENING.replace(old, new))
+
+
+def test_actions_saved_with_a_byte_order_mark_are_read(tmp_path: Path) -> None:
+    assert schema_at(tmp_path, "\ufeff" + LISTENING).names == ("playlist_add", "skip", "listen")
 
 
 def test_a_schema_must_leave_something_to_predict_and_to_embed() -> None:
