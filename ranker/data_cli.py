@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -73,8 +74,14 @@ def ml_1m(out: OutOption) -> None:
         reporter = ConsoleReporter(Console(stderr=True))
         reporter.note(movielens.LICENCE.strip())
         with reporter.step("MovieLens-1M"):
-            shutil.copytree(movielens.obtain(movielens.default_cache_dir()), out)
-        write_schema(out / FILE, RATINGS)
+            source = movielens.obtain(movielens.default_cache_dir())
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # There whole or not at all, as whoever stops this in between would take a part for the data.
+        with tempfile.TemporaryDirectory(prefix=".writing-", dir=out.parent) as temporary:
+            staging = Path(temporary) / out.name
+            shutil.copytree(source, staging)
+            write_schema(staging / FILE, RATINGS)
+            staging.rename(out)
     _say_what_next(out)
 
 

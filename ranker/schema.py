@@ -159,7 +159,7 @@ def read_schema(path: Path) -> ActionSchema:
         return ActionSchema.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig")))
     except OSError as error:
         raise SettingError(f"cannot read the actions: {error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SettingError(f"{path} is no TOML: {error}") from error
     except ValidationError as error:
         raise SettingError(f"{path}: {_mistakes(error)}") from error

@@ -225,6 +225,22 @@ def test_a_line_of_many_megabytes_is_refused_or_read_whole(tmp_path: Path) -> No
     assert set(read_atomic(dataset_at(tmp_path, INTER + f"u\t{long}\t3\t1\n")).tokens.values()) == {long}
 
 
+def test_a_file_of_many_blocks_is_read_in_order_and_keeps_its_line_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ranker.atomic_file._BLOCK_BYTES", 256)
+    rows = [f"u{row % 7}\tp{row % 11}\t{1 + row % 5}\t{row}" for row in range(2_000)]
+    dataset = read_atomic(dataset_at(tmp_path, INTER + "\n\n".join(rows) + "\n"))
+    assert dataset.time_ms.tolist() == [1000 * row for row in range(2_000)]
+    assert [dataset.tokens[pin] for pin in dataset.pins.tolist()] == [f"p{row % 11}" for row in range(2_000)]
+    rows[1_500] = "u\tp\tx\t1"
+    with pytest.raises(DatasetError, match=r"line 3002: column 'rating' holds 'x'"):
+        read_atomic(dataset_at(tmp_path, INTER + "\n\n".join(rows) + "\n"))
+    rows[1_500] = "u\tp"
+    with pytest.raises(DatasetError, match=r"line 3002: 2 fields, but the header names 4 columns"):
+        read_atomic(dataset_at(tmp_path, INTER + "\n\n".join(rows) + "\n"))
+
+
 @settings(max_examples=500, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
 @given(drawn=files())
 def test_five_hundred_invented_datasets_are_read_as_a_slow_reader_reads_them_or_refused(

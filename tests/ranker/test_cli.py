@@ -10,8 +10,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from kernels.numpy_engine import NumpyEngine
 from model_store.bundle import copy_out
+from model_store.live import load_live
 from model_store.store import open_model_store
+from model_store.utility import load_utility
 from ranker.cli import register
 from tests import tiny
 from tests.ranker.interactions import write_atomic
@@ -61,7 +64,12 @@ def test_train_publishes_and_labels_and_evaluate_compares(tmp_path: Path, utilit
     assert open_model_store(store).labels("toy") == {"canary": 4}
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint.pt"]
     assert len(list((tmp_path / "runs").iterdir())) == 1
-    copy_out(open_model_store(store).read("toy", 4), tmp_path / "copy")
+    bundle = open_model_store(store).read("toy", 4)
+    # A server takes it: it computes what it says, and its utility table fits its heads.
+    live = load_live(bundle, NumpyEngine, streams=1)
+    load_utility(live.utility_toml, live.manifest)
+    live.engine.close()
+    copy_out(bundle, tmp_path / "copy")
     code, output = run(
         "evaluate", "--data", data, "--store", store, "--model", "toy", "--version", "4", "--bundle", tmp_path / "copy",
         "--baseline", "canary", "--json", tmp_path / "e.json", "--report", tmp_path / "r.html", "--requests-max", "20",
@@ -138,6 +146,7 @@ def worked(*_: object) -> Any:
         (("related", "search"), "the utility table has surfaces ['home', 'search'], model toy@1 ranks ['home',"),
         (("pinner = 1.0", "ad = 1.0"), "surface 'home': weights are given for ['ad'], utilities for ['pinner']"),
         (("[surfaces.home]", "[surfaces.home"), "the utility table is not TOML"),
+        (("[surfaces.home]", "a = " + 50_000 * "["), "the utility table is not TOML"),
     ],
 )
 def test_a_utility_table_that_no_server_would_take_is_refused_before_the_work(

@@ -106,6 +106,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         ("at_most", "atmost", r"actions\[1\].atmost: Extra inputs are not permitted"),
         ("[[actions]]", "[[action]]", r"actions: Field required"),
         ("[[actions]]", "[[actions", r"actions.toml is no TOML"),
+        ("[[actions]]", "a = " + 50_000 * "[", r"actions.toml is no TOML"),
     ],
 )
 def test_mistakes_in_the_file_are_named_with_their_place(tmp_path: Path, old: str, new: str, message: str) -> None:
