@@ -131,6 +131,7 @@ def fill(
         from ranker.actions import action_log  # noqa: PLC0415
         from ranker.embeddings import embeddings_of  # noqa: PLC0415
         from ranker.features import Groups, fill_store  # noqa: PLC0415
+        from ranker.problems import refuse_future  # noqa: PLC0415
 
         models = open_model_store(store)
         bundle = models.read(model, models.resolve(model, label or _only_label(models.labels(model))))
@@ -138,7 +139,7 @@ def fill(
         reporter = ConsoleReporter(Console(stderr=True))
         dataset = read_dataset(folder, actions, reporter)
         note_problems(dataset, reporter)
-        _refuse_future(dataset)
+        refuse_future(dataset, time.time_ns() // 1_000_000)
         log = action_log(dataset)
 
         async def write() -> dict[str, int]:
@@ -163,16 +164,6 @@ def _only_label(labels: Mapping[str, int]) -> str:
     return next(iter(labels)) if len(labels) == 1 else "stable"
 
 
-def _refuse_future(dataset: AtomicDataset) -> None:
-    from ranker.problems import date_of, in_future  # noqa: PLC0415
-
-    if count := in_future(dataset.time_ms, time.time_ns() // 1_000_000):
-        fail(
-            f"{count:,} interactions lie in the future, the newest on {date_of(int(dataset.time_ms[-1]))}: stored, "
-            "they would stand before everything that users do until then; correct their timestamps, or leave them out"
-        )
-
-
 def ids(
     tokens: Annotated[list[str], typer.Argument(help="Identifiers of users or pins as the files have them.")],
 ) -> None:
@@ -181,9 +172,11 @@ def ids(
     Example: [bold]pinrank data ids listener-3 song/17[/]
     """
     with explained():
-        from ranker.identifiers import token_id  # noqa: PLC0415
+        from ranker.identifiers import misspelt, token_id  # noqa: PLC0415
 
         for token in tokens:
+            if wrong := misspelt(token):
+                fail(f"no dataset has {token!r}: the identifier {wrong}")
             typer.echo(f"{token}\t{token_id(token)}")
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from ranker.errors import DatasetError
+
 if TYPE_CHECKING:
     from ranker.atomic import AtomicDataset
 
@@ -32,7 +34,16 @@ def problems_of(dataset: AtomicDataset, now_ms: int) -> tuple[Problem, ...]:
     return (*dataset.problems, *_time_problems(dataset.time_ms, now_ms), *_label_problems(dataset))
 
 
-def in_future(time_ms: np.ndarray, now_ms: int) -> int:
+def refuse_future(dataset: AtomicDataset, now_ms: int) -> None:
+    """Raise DatasetError when a dataset holds what cannot have happened yet: for whoever is about to store it."""
+    if count := _in_future(dataset.time_ms, now_ms):
+        raise DatasetError(
+            f"{count:,} interactions lie in the future, the newest on {date_of(int(dataset.time_ms[-1]))}: stored, "
+            "they would stand before everything that users do until then; correct their timestamps, or leave them out"
+        )
+
+
+def _in_future(time_ms: np.ndarray, now_ms: int) -> int:
     """Count the times later than now, a day of difference between clocks and time zones aside."""
     return int((time_ms > now_ms + _DAY_MS).sum())
 
@@ -42,7 +53,7 @@ def date_of(time_ms: int) -> str:
 
 
 def _time_problems(time_ms: np.ndarray, now_ms: int) -> Iterator[Problem]:
-    if future := in_future(time_ms, now_ms):
+    if future := _in_future(time_ms, now_ms):
         yield Problem(
             "warning",
             f"{future:,} interactions lie in the future, the newest on {date_of(int(time_ms.max()))}",

@@ -220,6 +220,13 @@ def test_ids_are_those_that_the_features_are_stored_under() -> None:
     assert run("ids", "17", "song/17") == (0, f"17 17 song/17 {token_id('song/17')}")
 
 
+def test_ids_of_what_no_dataset_can_hold_are_not_made_up() -> None:
+    assert run("ids", "17.0") == (
+        1,
+        "error: no dataset has '17.0': the identifier is a whole number written as a decimal; write 17",
+    )
+
+
 def test_movielens_is_copied_with_actions_to_start_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     write_atomic(tmp_path / "pinrank" / "ml-1m", name="ml-1m")
