@@ -25,6 +25,7 @@ _MARK = b"\xef\xbb\xbf"
 _GZIP, _UTF16 = b"\x1f\x8b", (b"\xff\xfe", b"\xfe\xff")
 #: A file is read a block at a time; a longer line than a block cannot be read.
 _BLOCK_BYTES = 16 << 20
+_SHOWN_MAX = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,8 @@ class AtomicFile:
 
     def blank_lines(self) -> tuple[int, int | None]:
         """Count the blank lines between others, and return the first of them."""
+        if b"\n\n" not in self.content and b"\n\r\n" not in self.content:
+            return 0, None
         end = len(self.content.rstrip(b"\r\n"))
         blank = [found.end() for found in re.finditer(rb"\n(?=\r?\n)", self.content[:end])]
         return len(blank), self.content.count(b"\n", 0, blank[0]) + 1 if blank else None
@@ -120,8 +123,8 @@ class Rows:
 
     def fault(self, row: int, name: str, message: str) -> DatasetError:
         """Return the error of one field, to be raised."""
-        value = self.texts[name][row].as_py()
-        return self.file.fault(self.file.line_of(row), f"column {name!r} holds {value!r}: {message}")
+        value = _shown(self.texts[name][row].as_py())
+        return self.file.fault(self.file.line_of(row), f"column {name!r} holds {value}: {message}")
 
     def encoded(self, name: str) -> tuple[list[str], np.ndarray]:
         """Return a column's distinct values, in order of appearance, and int64[E] positions in them."""
@@ -144,6 +147,11 @@ class Rows:
                 int(np.argmin(plain)), name, "that is no number; write it as 1234.5, or leave the line out"
             )
         return values
+
+
+def _shown(text: str) -> str:
+    """Return a value for a message: of a damaged file it may be megabytes."""
+    return repr(text) if len(text) <= _SHOWN_MAX else f"{text[:_SHOWN_MAX]!r}... ({len(text):,} characters)"
 
 
 def open_atomic(path: Path) -> AtomicFile:
@@ -200,7 +208,7 @@ def _kinds(path: Path, header: str) -> dict[str, str]:
         if not name or name != name.strip() or kind not in KINDS:
             raise DatasetError(
                 f"{path}, line 1: the header must name each column as name:type with type {', '.join(KINDS)}; "
-                f"column {place} is {described!r}"
+                f"column {place} is {_shown(described)}"
             )
         if name in kinds:
             raise DatasetError(

@@ -222,6 +222,10 @@ def test_suspicious_identifiers_are_read_and_named(tmp_path: Path, rows: str, it
 
 def test_a_line_of_many_megabytes_is_refused_or_read_whole(tmp_path: Path) -> None:
     long = "x" * (3 << 20)
+    with pytest.raises(
+        DatasetError, match=r"line 2: column 'rating' holds 'x{80}'... \(3,145,728 characters\): that is"
+    ):
+        read_atomic(dataset_at(tmp_path, INTER + f"u\tp\t{long}\t1\n"))
     assert set(read_atomic(dataset_at(tmp_path, INTER + f"u\t{long}\t3\t1\n")).tokens.values()) == {long}
 
 
