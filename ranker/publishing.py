@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from model_store.bundle import Bundle
+from model_store.bundle import Bundle, copy_out, read_bundle
+from model_store.objects import ModelStoreError
 from model_store.store import ModelStore
 from ranker.errors import SettingError
 
@@ -30,13 +31,33 @@ def free_version(models: ModelStore | None, name: str, wanted: int | None) -> in
     return wanted or state.next_version()
 
 
-def publish_bundle(folder: Path, models: ModelStore, bundle: Bundle, label: str | None) -> None:
-    """Publish a bundle, and point a label at it."""
-    models.publish(folder)
-    if label is not None:
-        parent = bundle.manifest.lineage.parent
-        why = f"trained on from {parent}" if parent else "trained"
-        models.set_label(bundle.manifest.name, label, bundle.manifest.version, why=why)
+def publish_bundle(folder: Path, models: ModelStore, label: str | None, keep_in: Path | None = None) -> None:
+    """Publish a bundle, and point a label at it.
+
+    Args:
+        folder: the bundle's.
+        models: where to.
+        label: None for none.
+        keep_in: where `folder` would not stay, a folder to copy the bundle into when the store does not take it.
+
+    Raises:
+        ModelStoreError: the store does not take it; the message says where the bundle is.
+    """
+    bundle = read_bundle(folder)
+    manifest = bundle.manifest
+    try:
+        models.publish(folder)
+        if label is not None:
+            why = f"trained on from {manifest.lineage.parent}" if manifest.lineage.parent else "trained"
+            models.set_label(manifest.name, label, manifest.version, why=why)
+    except ModelStoreError as error:
+        kept = folder if keep_in is None else keep_in / f"{manifest.name}-{manifest.version}-{bundle.digest[:12]}"
+        if not kept.exists():
+            copy_out(bundle, kept)
+        raise ModelStoreError(
+            f"{error}. The bundle is in {kept}: pinrank model publish {kept} --store {models.where}"
+            + (f" --label {label}" if label else "")
+        ) from error
 
 
 def what_is_left_to_do(models: ModelStore, bundle: Bundle, label: str | None) -> Iterator[str]:

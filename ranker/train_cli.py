@@ -277,7 +277,7 @@ def train(
                     folder = out or Path(temporary) / "bundle"
                     bundle = make_bundle(folder, dataset, recipe, reporter, execution, origin, gates)
                     if models is not None:
-                        publish_bundle(folder, models, bundle, label)
+                        publish_bundle(folder, models, label, keep_in=Path() if out is None else None)
     size_bytes = sum(len(content) for content in bundle.files.values())
     labelled = "" if label is None else f", labelled {label}"
     Console().print(f"{bundle.manifest.ref}: {size_bytes / 1e6:.2f} MB, digest {bundle.digest[:12]}{labelled}")
