@@ -16,9 +16,9 @@ from bench.harness import RESULTS, BenchmarkError, claims_table, read_claims, ru
 BENCHMARKS = {
     name: f"bench.{name}"
     for name in (
-        "actions", "bulk_load", "encoder", "faults", "feature_reads", "fuzz_parquet", "fuzz_stream", "half",
-        "isolation", "lift", "load_tools", "near_cache", "overload", "recording", "serving", "swap_kills", "swaps",
-        "swaps_broken",
+        "actions", "bulk_load", "encoder", "faults", "feature_reads", "fuzz_atomic", "fuzz_parquet", "fuzz_stream",
+        "half", "isolation", "lift", "load_tools", "near_cache", "overload", "recording", "serving", "swap_kills",
+        "swaps", "swaps_broken",
     )
 }  # fmt: skip
 #: Trains for most of an hour on data that must be brought: runs only when it is named.

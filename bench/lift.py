@@ -38,7 +38,8 @@ from ranker.evaluation import Evaluation, evaluate
 from ranker.evaluation_contract import Hit
 from ranker.examples import Sampling
 from ranker.features import Groups, fill_store
-from ranker.recipe import Recipe, make_bundle
+from ranker.recipe import make_bundle
+from ranker.recipe_contract import Recipe
 from ranker.requests import Split
 from ranker.schema import ActionSchema
 from ranker.training_contract import TrainingConfig

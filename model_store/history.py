@@ -88,6 +88,12 @@ class Published(_Frozen):
         return state.model_copy(update={"versions": {**state.versions, self.version: release}})
 
 
+def check_label(label: str) -> None:
+    """Raise RefusedError for what cannot be a label."""
+    if not _LABEL.match(label):
+        raise RefusedError(f"label {label!r}: use lower-case letters, digits, - and _, starting with a letter")
+
+
 class Labelled(_Frozen):
     """A label moved; `version` None removed it, `before` None made it."""
 
@@ -97,8 +103,7 @@ class Labelled(_Frozen):
     before: int | None = None
 
     def after(self, state: State, model: str, at: AwareDatetime, by: str) -> State:  # noqa: ARG002
-        if not _LABEL.match(self.label):
-            raise RefusedError(f"label {self.label!r}: use lower-case letters, digits, - and _, starting with a letter")
+        check_label(self.label)
         labels = {name: version for name, version in state.labels.items() if name != self.label}
         if self.version is None:
             held = [surface for surface, shares in state.traffic.items() if self.label in shares]

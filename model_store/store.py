@@ -144,6 +144,12 @@ class ModelStore:
         """Read one version's manifest alone. Raises ModelStoreError, BundleError."""
         return parse_manifest(self._manifest_json(model, version), f"{model}@{version}")
 
+    def check_writable(self, model: str) -> None:
+        """Write and remove an empty object where a version would go. Raises ModelStoreError."""
+        probe = f"{_checked(model)}/blobs/{secrets.token_hex(32)}"
+        self._objects.put(probe, b"")
+        self._objects.delete(probe)
+
     def publish(self, folder: Path, *, by: str | None = None, why: str = "", signer: Signer | None = None) -> Bundle:
         """Copy a bundle into the store under its own name and version. The same bundle again is no error.
 

@@ -12,6 +12,7 @@ import gzip
 import io
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import IO
 import numpy as np
 
 from ranker.errors import DatasetError
+from ranker.identifiers import misspelt
 from ranker.schema import FILE, ActionRule, ActionSchema, write_schema
 
 #: The usual limit of a web session. Of DeskDrop's gaps below it 99.9% lie within one session as the portal logged it,
@@ -56,6 +58,11 @@ class Adapter:
     schema: ActionSchema
 
 
+#: What a source that is damaged, or another one than it should be, raises.
+_UNREADABLE = (ValueError, EOFError, csv.Error, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error)
+_YEAR_2200_MS = 7_258_118_400_000
+
+
 def convert(adapter: Adapter, source: Path, folder: Path) -> int:
     """Write `NAME.inter` and `actions.toml` into a new folder; return how many interactions.
 
@@ -66,11 +73,7 @@ def convert(adapter: Adapter, source: Path, folder: Path) -> int:
         raise DatasetError(f"{folder} exists already; name a new folder")
     try:
         merged = one_per_sitting(adapter.read(source))
-    except KeyError as error:
-        raise DatasetError(
-            f"{source} is not the {adapter.name} log that this command knows: no column {error}"
-        ) from error
-    except (ValueError, UnicodeDecodeError, csv.Error, zipfile.BadZipFile, gzip.BadGzipFile) as error:
+    except _UNREADABLE as error:
         raise DatasetError(f"{source} is not the {adapter.name} log that this command knows: {error}") from error
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder.parent) as temporary:
@@ -120,16 +123,16 @@ _DESKDROP_EVENTS = {
 
 
 def _deskdrop(source: Path) -> Signs:
-    with _opened(source) as file:
-        rows = list(csv.DictReader(file))
+    rows = _read(source, ",", ("timestamp", "eventType", "contentId", "personId"))
     kinds = tuple(_DESKDROP_EVENTS)
-    if strange := sorted({row["eventType"] for row in rows} - set(kinds)):
-        raise ValueError(f"unknown eventType {strange[0]!r}")
+    for row in rows:
+        if row["eventType"] not in kinds:
+            raise row.fault("eventType", f"known are {', '.join(kinds)}")
     kind = np.array([kinds.index(row["eventType"]) for row in rows], np.int64)
     return Signs(
-        users=[row["personId"] for row in rows],
-        pins=[row["contentId"] for row in rows],
-        time_ms=np.array([int(row["timestamp"]) * 1000 for row in rows], np.int64),
+        users=[row.identifier("personId") for row in rows],
+        pins=[row.identifier("contentId") for row in rows],
+        time_ms=np.array([row.time_ms("timestamp", 1000) for row in rows], np.int64),
         names=tuple(_DESKDROP_EVENTS.values()),
         shown=kind[:, None] == np.arange(len(kinds)),
     )
@@ -147,23 +150,72 @@ _KUAIRAND_SIGNS = {
 
 
 def _kuairand(source: Path) -> Signs:
-    with _opened(source) as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
+    rows = _read(source, "\t", ("user_id", "video_id", "time_ms", "label", *_KUAIRAND_SIGNS))
     label = _zero_or_one(rows, "label")
     return Signs(
-        users=[row["user_id"] for row in rows],
-        pins=[row["video_id"] for row in rows],
-        time_ms=np.array([int(row["time_ms"]) for row in rows], np.int64),
+        users=[row.identifier("user_id") for row in rows],
+        pins=[row.identifier("video_id") for row in rows],
+        time_ms=np.array([row.time_ms("time_ms", 1) for row in rows], np.int64),
         names=("hate", "like", *_KUAIRAND_SIGNS.values()),
         shown=np.stack([~label, label, *(_zero_or_one(rows, name) for name in _KUAIRAND_SIGNS)], axis=-1),
     )
 
 
-def _zero_or_one(rows: Sequence[Mapping[str, str]], column: str) -> np.ndarray:
-    values = [row[column] for row in rows]
-    if strange := sorted(set(values) - {"0", "1"}):
-        raise ValueError(f"column {column!r} must be 0 or 1, it also holds {strange[0]!r}")
-    return np.array([value == "1" for value in values], bool)
+def _zero_or_one(rows: Sequence[_Row], column: str) -> np.ndarray:
+    for row in rows:
+        if row[column] not in {"0", "1"}:
+            raise row.fault(column, "it must be 0 or 1")
+    return np.array([row[column] == "1" for row in rows], bool)
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """The fields of one line that are read; what is wrong with one is raised as a ValueError with its place."""
+
+    line: int
+    fields: Mapping[str, str]
+
+    def __getitem__(self, column: str) -> str:
+        return self.fields[column]
+
+    def fault(self, column: str, message: str) -> ValueError:
+        return ValueError(f"line {self.line}: column {column!r} holds {self[column]!r}: {message}")
+
+    def identifier(self, column: str) -> str:
+        if wrong := misspelt(self[column]):
+            raise self.fault(column, f"the identifier {wrong}")
+        if not self[column].isprintable():
+            raise self.fault(column, "the identifier has characters that cannot be seen; remove them")
+        return self[column]
+
+    def time_ms(self, column: str, factor: int) -> int:
+        text = self[column]
+        if not (text.isascii() and text.isdigit()) or int(text[:20]) * factor >= _YEAR_2200_MS:
+            raise self.fault(column, "that is no Unix time between 1970 and 2200")
+        return int(text) * factor
+
+
+def _read(source: Path, delimiter: str, columns: Sequence[str]) -> list[_Row]:
+    """Read these columns of all lines. Raises one of `_UNREADABLE`."""
+    rows = []
+    with _opened(source) as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        header = next(reader, [])
+        for column in columns:
+            if header.count(column) != 1:
+                raise ValueError(f"{'no' if column not in header else 'more than one'} column {column!r}")
+        places = [header.index(column) for column in columns]
+        for fields in reader:
+            if fields and len(fields) != len(header):
+                raise ValueError(
+                    f"line {reader.line_num}: {len(fields)} fields, but the header names {len(header)} columns"
+                )
+            if fields:
+                read = {column: fields[place] for column, place in zip(columns, places, strict=True)}
+                rows.append(_Row(reader.line_num, read))
+    if not rows:
+        raise ValueError("it holds no line but the header")
+    return rows
 
 
 @contextmanager
@@ -174,13 +226,15 @@ def _opened(source: Path) -> Iterator[IO[str]]:
             names = archive.namelist()
             if len(names) != 1:
                 raise ValueError(f"the archive must hold one file, it holds {', '.join(names) or 'none'}")
-            with archive.open(names[0]) as member, io.TextIOWrapper(member, encoding="utf-8", newline="") as text:
+            if archive.getinfo(names[0]).flag_bits & 1:
+                raise ValueError("the archive is encrypted; unpack it first")
+            with archive.open(names[0]) as member, io.TextIOWrapper(member, encoding="utf-8-sig", newline="") as text:
                 yield text
     elif source.suffix == ".gz":
-        with gzip.open(source, "rt", encoding="utf-8", newline="") as text:
+        with gzip.open(source, "rt", encoding="utf-8-sig", newline="") as text:
             yield text
     else:
-        with source.open(encoding="utf-8", newline="") as text:
+        with source.open(encoding="utf-8-sig", newline="") as text:
             yield text
 
 

@@ -5,6 +5,7 @@ Whatever is not in a serving install is imported when it is used.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,8 +25,9 @@ from rich.progress import (
 )
 
 if TYPE_CHECKING:
-    from ranker import recipe
+    from ranker import recipe_contract
     from ranker.atomic import AtomicDataset
+    from ranker.problems import Problem
 
 DataOption = Annotated[
     str,
@@ -95,6 +97,19 @@ def read_dataset(data: str, actions: Path | None, reporter: ConsoleReporter) -> 
         return read_atomic(folder, schema)
 
 
+def suspicious(dataset: AtomicDataset) -> tuple[Problem, ...]:
+    """Return what is suspicious about a dataset as of now."""
+    from ranker.problems import problems_of  # noqa: PLC0415
+
+    return problems_of(dataset, time.time_ns() // 1_000_000)
+
+
+def note_problems(dataset: AtomicDataset, reporter: ConsoleReporter) -> None:
+    """Say what is suspicious about a dataset before something is made of it."""
+    for problem in suspicious(dataset):
+        reporter.note(str(problem))
+
+
 class ConsoleReporter:
     """Shows steps as progress bars on a console."""
 
@@ -102,7 +117,7 @@ class ConsoleReporter:
         self._console = console
 
     @contextmanager
-    def step(self, what: str) -> Iterator[recipe.Progress]:
+    def step(self, what: str) -> Iterator[recipe_contract.Progress]:
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from ranker.console import ActionsOption, ConsoleReporter, explained, fail, read_dataset
+from ranker.console import ActionsOption, ConsoleReporter, explained, fail, note_problems, read_dataset, suspicious
 
 if TYPE_CHECKING:
+    from ranker.atomic import AtomicDataset
     from ranker.inspection import Inspection
+    from ranker.problems import Problem
 
 SourceArgument = Annotated[Path, typer.Argument(help="The published file: plain, .gz, or alone in a .zip.")]
 OutOption = Annotated[Path, typer.Option(help="A new folder for the atomic files.")]
@@ -69,8 +74,14 @@ def ml_1m(out: OutOption) -> None:
         reporter = ConsoleReporter(Console(stderr=True))
         reporter.note(movielens.LICENCE.strip())
         with reporter.step("MovieLens-1M"):
-            shutil.copytree(movielens.obtain(movielens.default_cache_dir()), out)
-        write_schema(out / FILE, RATINGS)
+            source = movielens.obtain(movielens.default_cache_dir())
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # There whole or not at all, as whoever stops this in between would take a part for the data.
+        with tempfile.TemporaryDirectory(prefix=".writing-", dir=out.parent) as temporary:
+            staging = Path(temporary) / out.name
+            shutil.copytree(source, staging)
+            write_schema(staging / FILE, RATINGS)
+            staging.rename(out)
     _say_what_next(out)
 
 
@@ -91,9 +102,11 @@ def check(
 
         dataset = read_dataset(folder, actions, ConsoleReporter(Console(stderr=True)))
         found = inspect(action_log(dataset), Split())
+        problems = (*suspicious(dataset), *found.problems)
     console = Console()
-    _show(console, dataset.name, found)
-    if any(problem.kind == "error" for problem in found.problems):
+    _show(console, dataset, found)
+    _show_problems(console, problems)
+    if any(problem.kind == "error" for problem in problems):
         raise typer.Exit(1)
 
 
@@ -102,7 +115,9 @@ def fill(
     store: Annotated[str, typer.Option("--store", help="The model store: a folder, or s3://bucket/prefix.")],
     model: Annotated[str, typer.Option(help="Name of the model whose features to write.")],
     feature_store: Annotated[str, typer.Option(help="Where to: lmdb:///FOLDER or redis://HOST:PORT/0.")],
-    label: Annotated[str, typer.Option(help="Label of the version.")] = "stable",
+    label: Annotated[
+        str | None, typer.Option(help="Label of the version [default: stable, or the model's only label].")
+    ] = None,
     actions: ActionsOption = None,
 ) -> None:
     """Write every pin, user and action sequence of a dataset into a feature store, as a model's version reads them.
@@ -113,24 +128,26 @@ def fill(
         from feature_client.opening import open_store  # noqa: PLC0415
         from feature_client.redaction import redacted  # noqa: PLC0415
         from feature_client.store import StoreError  # noqa: PLC0415
-        from model_store.bundle import EMBEDDINGS  # noqa: PLC0415
         from model_store.store import open_model_store  # noqa: PLC0415
         from ranker.actions import action_log  # noqa: PLC0415
-        from ranker.embeddings import decode_embeddings  # noqa: PLC0415
+        from ranker.embeddings import embeddings_of  # noqa: PLC0415
         from ranker.features import Groups, fill_store  # noqa: PLC0415
+        from ranker.problems import refuse_future  # noqa: PLC0415
 
         models = open_model_store(store)
-        bundle = models.read(model, models.resolve(model, label))
-        if EMBEDDINGS not in bundle.files:
-            fail(f"{bundle.manifest.ref} carries no {EMBEDDINGS}, so its features cannot be built; train it anew")
-        log = action_log(read_dataset(folder, actions, ConsoleReporter(Console(stderr=True))))
+        bundle = models.read(model, models.resolve(model, label or _only_label(models.labels(model))))
+        embeddings, groups = embeddings_of(bundle), Groups.served_by(bundle.manifest)
+        reporter = ConsoleReporter(Console(stderr=True))
+        dataset = read_dataset(folder, actions, reporter)
+        note_problems(dataset, reporter)
+        refuse_future(dataset, time.time_ns() // 1_000_000)
+        log = action_log(dataset)
 
         async def write() -> dict[str, int]:
             target = open_store(feature_store)
             await target.start()
             try:
-                embeddings = decode_embeddings(bundle.files[EMBEDDINGS])
-                return await fill_store(target, log, embeddings, Groups.served_by(bundle.manifest))
+                return await fill_store(target, log, embeddings, groups)
             finally:
                 await target.close()
 
@@ -139,7 +156,13 @@ def fill(
         except StoreError as error:
             fail(str(error))
     counts = ", ".join(f"{count:,} {what}" for what, count in written.items())
-    Console().print(f"{counts} in {redacted(feature_store)}", highlight=False, soft_wrap=True)
+    where = f"{counts} for {bundle.manifest.ref} in {redacted(feature_store)}"
+    Console().print(where, highlight=False, markup=False, soft_wrap=True)
+
+
+def _only_label(labels: Mapping[str, int]) -> str:
+    """Return the label that is meant where none is named: what servers answer with, or the only one there is."""
+    return next(iter(labels)) if len(labels) == 1 else "stable"
 
 
 def ids(
@@ -150,9 +173,11 @@ def ids(
     Example: [bold]pinrank data ids listener-3 song/17[/]
     """
     with explained():
-        from ranker.atomic import token_id  # noqa: PLC0415
+        from ranker.identifiers import misspelt, token_id  # noqa: PLC0415
 
         for token in tokens:
+            if wrong := misspelt(token):
+                fail(f"no dataset has {token!r}: the identifier {wrong}")
             typer.echo(f"{token}\t{token_id(token)}")
 
 
@@ -169,14 +194,14 @@ def _say_what_next(out: Path) -> None:
     Console().print(f"see what training would see: pinrank data check {out}", highlight=False, soft_wrap=True)
 
 
-def _show(console: Console, name: str, found: Inspection) -> None:
+def _show(console: Console, dataset: AtomicDataset, found: Inspection) -> None:
     from ranker.inspection import COLD_BELOW, HEAVY_FROM, PARTS  # noqa: PLC0415
+    from ranker.problems import date_of  # noqa: PLC0415
 
-    # NumPy's dates reach beyond the year 9999: milliseconds taken for seconds must show, not fail.
-    first, last = (np.datetime64(ms, "ms").astype("datetime64[D]") for ms in (found.first_ms, found.last_ms))
+    first, last = date_of(found.first_ms), date_of(found.last_ms)
     days = (found.last_ms - found.first_ms) / 86_400_000
     console.print(
-        f"[bold]{name}[/]: {found.users:,} users, {found.pins:,} pins, {found.events:,} interactions\n"
+        f"[bold]{escape(dataset.name)}[/]: {found.users:,} users, {found.pins:,} pins, {found.events:,} interactions\n"
         f"from {first} to {last}, {days:,.1f} days\n"
         f"users by interactions: {found.cold:,} cold (below {COLD_BELOW}), {found.light:,} light, "
         f"{found.heavy:,} heavy ({HEAVY_FROM} or more)\n"
@@ -194,10 +219,19 @@ def _show(console: Console, name: str, found: Inspection) -> None:
         head = "yes" if action.head and action.events else "no"
         table.add_row(action.name, head, f"{action.events:,}", f"{action.share:.2%}", *parts)
     console.print(table)
-    for problem in found.problems:
+    for file, columns in dataset.unread.items():
+        if columns:
+            left_out = f"{file}: nothing reads {', '.join(columns)}"
+            console.print(left_out, highlight=False, markup=False, soft_wrap=True)
+
+
+def _show_problems(console: Console, problems: Sequence[Problem]) -> None:
+    for problem in problems:
         colour = "red" if problem.kind == "error" else "yellow"
         console.print(
-            f"[bold {colour}]{problem.kind}:[/] {problem.what}\n  fix: {problem.fix}", highlight=False, soft_wrap=True
+            f"[bold {colour}]{problem.kind}:[/] {escape(problem.what)}\n  fix: {escape(problem.fix)}",
+            highlight=False,
+            soft_wrap=True,
         )
-    if not found.problems:
+    if not problems:
         console.print("no problems found")

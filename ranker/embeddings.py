@@ -12,6 +12,7 @@ import numpy as np
 
 from feature_client.groups import EmbeddingSpace
 from model_store.archives import decode_arrays
+from model_store.bundle import EMBEDDINGS, Bundle, BundleError
 from ranker.actions import ActionLog
 from ranker.errors import DatasetError
 
@@ -41,6 +42,19 @@ class PinEmbeddings:
         index = np.searchsorted(self.pin_ids, pin_ids).clip(max=len(self.pin_ids) - 1)
         found = self.pin_ids[index] == pin_ids
         return np.where(found[:, None], self.vectors[index], np.float16(0))
+
+
+def embeddings_of(bundle: Bundle) -> PinEmbeddings:
+    """Return the vectors that a bundle carries. Raises BundleError when it carries none, or none that can be read."""
+    if EMBEDDINGS not in bundle.files:
+        raise BundleError(
+            f"{bundle.manifest.ref} carries no {EMBEDDINGS}, so its features cannot be built from interactions: load "
+            "them with `pinrank features load`, from where its vectors were made"
+        )
+    try:
+        return decode_embeddings(bundle.files[EMBEDDINGS])
+    except ValueError as error:
+        raise BundleError(f"{bundle.manifest.ref}: {EMBEDDINGS}: {error}") from error
 
 
 def space_of(name: str) -> EmbeddingSpace:

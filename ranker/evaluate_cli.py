@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from ranker.console import ActionsOption, ConsoleReporter, DataOption, explained, fail, read_dataset
+from ranker.console import ActionsOption, ConsoleReporter, DataOption, explained, fail, note_problems, read_dataset
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,7 +40,7 @@ def evaluate(
     data: DataOption = "ml-1m",
     actions: ActionsOption = None,
     requests_max: Annotated[int, typer.Option(min=1, help="At most about so many test requests.")] = 3_000,
-    seed: Annotated[int, typer.Option(help="Of the drawn candidates and the resamples.")] = 7,
+    seed: Annotated[int, typer.Option(min=0, help="Of the drawn candidates and the resamples.")] = 7,
     engine: Annotated[
         str, typer.Option(help="The runtime to score with: openvino, torch, tensorrt, tensorrt_rtx or numpy.")
     ] = "openvino",
@@ -58,14 +58,16 @@ def evaluate(
 
     Example: [bold]pinrank evaluate --data my-data --bundle runs/late --bundle runs/early --baseline late[/]
     """
-    _check_writable(json_path)
-    _check_writable(report_path)
     with explained():
         from kernels.opening import engine_factory  # noqa: PLC0415
         from ranker.actions import action_log  # noqa: PLC0415
         from ranker.evaluation import evaluate as evaluate_bundles  # noqa: PLC0415
         from ranker.examples import Sampling  # noqa: PLC0415
+        from ranker.places import check_file  # noqa: PLC0415
 
+        for path in (json_path, report_path):
+            if path is not None:
+                check_file(path)
         if report_path is not None:
             # Before the work rather than after it: matplotlib may be missing.
             from ranker.report import write_report  # noqa: PLC0415
@@ -78,6 +80,7 @@ def evaluate(
         against = None if baseline is None else _named(baseline, bundles, store, model)
         reporter = ConsoleReporter(Console(stderr=True))
         dataset = read_dataset(data, actions, reporter)
+        note_problems(dataset, reporter)
         with reporter.step("scoring") as progress:
             evaluation = evaluate_bundles(
                 bundles,
@@ -94,12 +97,6 @@ def evaluate(
         if report_path is not None:
             write_report(evaluation, report_path)
         _show(evaluation)
-
-
-def _check_writable(path: Path | None) -> None:
-    """Refuse before the work what could not be written after it."""
-    if path is not None and not path.parent.is_dir():
-        fail(f"{path.parent} is no folder to write {path.name} into; make it first")
 
 
 def _show(evaluation: Evaluation) -> None:

@@ -59,8 +59,14 @@ class Groups:
 
     @staticmethod
     def served_by(manifest: Manifest) -> Groups:
-        """Return the groups that a bundle of this folder reads. Raises KeyError for another kind of bundle."""
-        return Groups(manifest.group(PIN_GROUP), manifest.group(USER_GROUP), manifest.sequence)
+        """Return the groups that a bundle of this folder reads. Raises DatasetError for another kind of bundle."""
+        try:
+            return Groups(manifest.group(PIN_GROUP), manifest.group(USER_GROUP), manifest.sequence)
+        except KeyError as error:
+            raise DatasetError(
+                f"{manifest.ref} reads features that are not made from interactions ({error.args[0]}); load them with "
+                "`pinrank features load`"
+            ) from error
 
 
 def scalar_names(schema: ActionSchema) -> tuple[str, ...]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
 from ranker.actions import ActionLog
+from ranker.problems import Problem
 from ranker.requests import QUERY_AFFINITY, Part, Split, part_slices, producer_until_ms, slice_requests
 
 #: A user is cold below the first number of events and heavy from the second on.
@@ -18,16 +18,6 @@ COLD_BELOW, HEAVY_FROM = 10, 100
 POSITIVES_MIN = 50
 
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
-_YEAR_2200_MS = 7_258_118_400_000
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Something that stands in the way (`error`) or costs quality (`warning`), and what would mend it."""
-
-    kind: Literal["error", "warning"]
-    what: str
-    fix: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +106,6 @@ def _share_on_new(log: ActionLog, first_event: np.ndarray, spans: list[tuple[int
 
 def _errors(found: Inspection, log: ActionLog, produced: int) -> Iterator[Problem]:
     """What training cannot work with; `produced` events lie in the window of the embeddings."""
-    if found.last_ms > _YEAR_2200_MS:
-        yield Problem(
-            "error",
-            "the newest event lies after the year 2200",
-            "timestamps are in seconds; divide milliseconds by 1,000",
-        )
     users, pins = (len(np.unique(column[:produced])) for column in (log.user, log.pin))
     if min(users, pins) < 2 or not log.schema.affinities[log.action[:produced]].any():
         yield Problem(

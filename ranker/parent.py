@@ -14,7 +14,7 @@ from torch import Tensor
 from model_store.archives import decode_arrays
 from model_store.bundle import EMBEDDINGS, PARAMETERS, Bundle
 from ranker.actions import ActionLog
-from ranker.embeddings import PinEmbeddings, decode_embeddings
+from ranker.embeddings import PinEmbeddings, embeddings_of
 from ranker.errors import SettingError
 from ranker.model import NetworkConfig, RankerNetwork
 from ranker.requests import Split
@@ -52,9 +52,12 @@ class Parent:
         lacking = [name for name in (PARAMETERS, EMBEDDINGS) if name not in bundle.files]
         if lacking or until_ms is None:
             what = ", ".join(lacking) or "the time that it learned until"
-            raise SettingError(f"{ref} cannot be trained on from: it carries no {what}; train it anew, once")
+            raise SettingError(
+                f"{ref} cannot be trained on from: it carries no {what}; make a first version without --parent, which "
+                "later ones can be trained on from"
+            )
         config, parameters = decode_parameters(bundle.files[PARAMETERS])
-        return cls(bundle, config, parameters, decode_embeddings(bundle.files[EMBEDDINGS]), until_ms)
+        return cls(bundle, config, parameters, embeddings_of(bundle), until_ms)
 
 
 def encode_parameters(network: RankerNetwork) -> bytes:

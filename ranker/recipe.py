@@ -3,99 +3,38 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 
 from kernels.openvino_engine import OpenVinoEngine
 from model_store.bundle import Bundle, read_bundle, write_bundle
 from model_store.live import calibrate
-from model_store.manifest import Calibration, Lineage
+from model_store.manifest import Calibration, Lineage, Manifest
 from model_store.statistics import make_statistics
 from ranker.actions import ActionLog, action_log
 from ranker.atomic import AtomicDataset
 from ranker.calibration import fit_calibration
-from ranker.contract import draft_manifest
-from ranker.embeddings import PinEmbeddings, space_of, svd_embeddings
-from ranker.errors import GateError, SettingError
+from ranker.embeddings import PinEmbeddings, svd_embeddings
+from ranker.errors import GateError
 from ranker.evaluation import evaluate
 from ranker.examples import ExampleBuilder, Examples, Sampling
 from ranker.export import BundleParts, export_bundle
-from ranker.features import SURFACES, scalar_names
 from ranker.gates import Gates, breaches
 from ranker.golden import golden_inputs
-from ranker.model import NetworkConfig, RankerNetwork
+from ranker.model import RankerNetwork
 from ranker.parent import Parent, split_after
-from ranker.requests import Part, Split, part_slices, producer_until_ms
-from ranker.schema import ActionSchema
+from ranker.recipe_contract import Progress, Recipe, Reporter, Target, target_of
+from ranker.requests import Part, part_slices, producer_until_ms
 from ranker.time_window import hidden_share
 from ranker.training import predict, train
-from ranker.training_contract import Epoch, Execution, Step, TrainingConfig
-from ranker.variants import network_overrides
+from ranker.training_contract import Epoch, Execution, Step
 
 #: More than this hidden, and the network hardly sees what it will be served with.
 _HIDDEN_SHARE_FAIR = 0.5
-
-
-class Progress(Protocol):
-    """Is told how much of a step is done, how much there is, and what else is worth showing meanwhile."""
-
-    def __call__(self, done: int, total: int, detail: str = "", /) -> None: ...
-
-
-class Reporter(Protocol):
-    """What is told how far the recipe has come."""
-
-    def step(self, what: str) -> AbstractContextManager[Progress]:
-        """Enter a step; the function it gives is told how much is done and how much there is."""
-
-    def note(self, message: str) -> None:
-        """Say something worth reading afterwards."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """Everything that decides what comes out, beside the data."""
-
-    name: str
-    version: int
-    #: Names the embedding space; models over one store of features share it.
-    dataset: str
-    command: str
-    utility_toml: bytes
-    #: One of `ranker.variants`.
-    variant: str = "early"
-    #: Fields of `NetworkConfig` that differ from the variant's.
-    sizes: Mapping[str, Any] = field(default_factory=dict)
-    parent: str | None = None
-    split: Split = field(default_factory=Split)
-    sampling: Sampling = field(default_factory=Sampling)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    #: Requests to stop and calibrate on, and to measure the lineage's metrics on.
-    validation_requests_max: int = 2_000
-    test_requests_max: int = 2_000
-
-    def network_config(self, schema: ActionSchema, heads: Sequence[str]) -> NetworkConfig:
-        """Return the network's sizes. Raises SettingError for a variant that there is not."""
-        sizes = {**network_overrides(self.variant), **self.sizes}
-        return NetworkConfig(
-            heads=len(heads),
-            actions=len(schema.actions),
-            surfaces=len(SURFACES),
-            scalars=len(scalar_names(schema)),
-            **sizes,
-        )
-
-    def described(self) -> dict[str, str]:
-        """Return what tells one training from another, as text by name."""
-        sizes = {f"size_{name}": str(value) for name, value in self.sizes.items()}
-        settings = {name: str(value) for name, value in asdict(self.training).items()}
-        return {"version": str(self.version), "variant": self.variant, **sizes, **settings}
 
 
 def make_bundle(
@@ -121,7 +60,7 @@ def make_bundle(
     Raises:
         GateError: a gate does not hold; nothing is written.
         DatasetError: the data holds too little to learn from.
-        SettingError: a head's weight or a variant names what there is not.
+        SettingError: a head's weight, a variant or the utility table names what there is not; shown before any work.
         CheckpointError: the checkpoint to go on from is damaged, or of another run.
         DivergedError: the loss is no number any more.
         ParityError: an engine does not compute what was trained.
@@ -131,11 +70,12 @@ def make_bundle(
         if head not in log.heads:
             report.note(f"no interaction is a {head}: the model gets no such head")
     recipe = _of_parent(recipe, parent, log)
+    target = target_of(recipe, log, parent)
     embeddings = parent.embeddings if parent else _embed(log, recipe, report)
-    network, validation = _learn(log, embeddings, recipe, report, execution or Execution(), parent)
+    network, validation = _learn(log, embeddings, recipe, target, report, execution or Execution(), parent)
     logits = predict(network, validation, recipe.training.requests_per_batch)
     calibrations = [fit_calibration(logits[:, i], validation.labels[:, i]) for i in range(len(log.heads))]
-    parts = _bundle_parts(dataset, log, embeddings, calibrations, recipe, validation, logits)
+    parts = _bundle_parts(dataset, log, embeddings, calibrations, recipe, target.draft, validation, logits)
     # Metrics are measured on a bundle and stand in its manifest, so a first one is made to be measured.
     with tempfile.TemporaryDirectory() as temporary:
         trial = Path(temporary) / "bundle"
@@ -176,7 +116,9 @@ def assist(
     """
     log = action_log(dataset)
     recipe = _of_parent(recipe, parent, log)
-    _learn(log, parent.embeddings if parent else _embed(log, recipe, report), recipe, report, execution, parent)
+    target = target_of(recipe, log, parent)
+    embeddings = parent.embeddings if parent else _embed(log, recipe, report)
+    _learn(log, embeddings, recipe, target, report, execution, parent)
 
 
 def _embed(log: ActionLog, recipe: Recipe, report: Reporter) -> PinEmbeddings:
@@ -188,22 +130,16 @@ def _learn(
     log: ActionLog,
     embeddings: PinEmbeddings,
     recipe: Recipe,
+    target: Target,
     report: Reporter,
     execution: Execution,
     parent: Parent | None = None,
 ) -> tuple[RankerNetwork, Examples]:
     """Train a network; return it and the validation part that it was stopped by."""
-    heads = log.heads
-    recipe.training.weights_of(heads)  # a name that is not there shows before the work
-    sizes = parent.config if parent else recipe.network_config(log.schema, heads)
-    if parent and [head.name for head in parent.bundle.manifest.heads] != list(heads):
-        known = ", ".join(head.name for head in parent.bundle.manifest.heads)
-        raise SettingError(f"{parent.bundle.manifest.ref} has the heads {known}, the data has {', '.join(heads)}")
-    draft = draft_manifest(recipe.name, space_of(recipe.dataset), log.schema, heads, sequence=sizes.sequence)
 
     def examples_of(part: Part, sampling: Sampling) -> Examples:
         with report.step(f"{part} examples") as progress:
-            builder = ExampleBuilder(log, embeddings, draft, recipe.split, sampling, recipe.training.seed)
+            builder = ExampleBuilder(log, embeddings, target.draft, recipe.split, sampling, recipe.training.seed)
             return builder.build(part, progress)
 
     examples = examples_of("train", recipe.sampling)
@@ -218,7 +154,7 @@ def _learn(
     with report.step("training") as progress:
         shown = replace(execution, watches=(_Shown(progress, report, recipe.training.epochs), *execution.watches))
         parameters = parent.parameters if parent else None
-        network, _ = train(sizes, heads, examples, validation, recipe.training, shown, parameters)
+        network, _ = train(target.sizes, log.heads, examples, validation, recipe.training, shown, parameters)
     return network, validation
 
 
@@ -246,13 +182,12 @@ def _bundle_parts(
     embeddings: PinEmbeddings,
     calibrations: Sequence[Calibration],
     recipe: Recipe,
+    draft: Manifest,
     validation: Examples,
     logits: np.ndarray,
 ) -> BundleParts:
     """Gather what stands in the bundle beside the network; its metrics are not known yet."""
     seed = recipe.training.seed
-    sequence = "sequence_actions" in validation.batch.request
-    draft = draft_manifest(recipe.name, space_of(recipe.dataset), log.schema, log.heads, sequence=sequence)
     calibrated = draft.model_copy(
         update={
             "heads": tuple(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import keyword
 import tomllib
 from collections.abc import Mapping
@@ -46,13 +47,13 @@ class ActionRule(_Frozen):
     name: Annotated[Name, Field(max_length=NAME_LENGTH_MAX)]
     meaning: Annotated[str, Field(min_length=1)]
     column: Annotated[str, Field(min_length=1)] | None = None
-    at_least: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    at_most: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    at_least: Annotated[float, Field(allow_inf_nan=False, strict=True)] | None = None
+    at_most: Annotated[float, Field(allow_inf_nan=False, strict=True)] | None = None
     any_of: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     #: How much the action says that user and pin belong together: 1 for the clearest sign, 0 for none or the opposite.
-    affinity: Annotated[float, Field(ge=0, le=1)]
+    affinity: Annotated[float, Field(ge=0, le=1, strict=True)]
     #: Whether networks predict it; an action without a head still stands in the sequence.
-    head: bool = True
+    head: Annotated[bool, Field(strict=True)] = True
 
     @field_validator("name")
     @classmethod
@@ -71,35 +72,15 @@ class ActionRule(_Frozen):
         return self
 
     def applies(self, columns: Columns, count: int) -> np.ndarray:
-        """Return bool[E], which of `count` interactions are this action.
-
-        Raises:
-            DatasetError: the column is not there, or holds numbers where the rule wants tokens, or the reverse.
-        """
+        """Return bool[E], which of `count` interactions are this action; its column must fit."""
         if self.column is None:
             return np.ones(count, bool)
-        if self.column not in columns:
-            raise DatasetError(f"action {self.name!r} reads column {self.column!r}, which is not there")
         column = columns[self.column]
         if isinstance(column, Tokens):
-            if self.any_of is None:
-                raise DatasetError(
-                    f"action {self.name!r} compares column {self.column!r} with a number, but it holds tokens; "
-                    f"declare it {self.column}:float, or use any_of"
-                )
-            wanted = frozenset(self.any_of)
+            wanted = frozenset(self.any_of or ())
             found = np.array([not wanted.isdisjoint(held) for held in column.sets], bool)
             return np.asarray(found[column.code])
-        if self.any_of is not None:
-            raise DatasetError(
-                f"action {self.name!r} looks for tokens in column {self.column!r}, but it holds numbers; "
-                f"declare it {self.column}:token, or use at_least or at_most"
-            )
-        # Columns are float32: a bound like 0.1 must be cut the same way, or values equal to it would miss it.
-        low, high = np.float32(-np.inf), np.float32(np.inf)
-        low = low if self.at_least is None else np.float32(self.at_least)
-        high = high if self.at_most is None else np.float32(self.at_most)
-        return np.asarray((column >= low) & (column <= high))
+        return np.asarray(column >= self.at_least if self.at_least is not None else column <= self.at_most)
 
 
 class ActionSchema(_Frozen):
@@ -147,22 +128,15 @@ class ActionSchema(_Frozen):
         return self.names.index(name)
 
     def labels(self, columns: Columns, count: int) -> np.ndarray:
-        """Return bool[E, A], which of `count` interactions are which actions.
+        """Return bool[E, A], which of `count` interactions are which actions; some may be none.
 
-        Raises:
-            DatasetError: a column does not fit its rule, or an interaction is no action at all.
+        Columns of numbers are float64, as the file has them: a bound holds for the values that equal it.
         """
-        labels = np.stack([rule.applies(columns, count) for rule in self.actions], axis=-1)
-        without = int(count - labels.any(axis=1).sum())
-        if without:
-            raise DatasetError(
-                f"{without:,} of {count:,} interactions are none of the actions {', '.join(self.names)}; if they are "
-                "pins that were shown and nothing more, say so with a last action without a column, like name = "
-                '"shown", meaning = "was shown", affinity = 0.0, head = false'
-            )
-        return labels
+        return np.stack([rule.applies(columns, count) for rule in self.actions], axis=-1)
 
 
+#: The best rating of the scale that `RATINGS` is for.
+RATINGS_MAX = 5
 #: The actions of ratings from 1 to 5.
 RATINGS = ActionSchema(
     actions=(
@@ -182,10 +156,10 @@ CLOSEUPS = ActionSchema(actions=(ActionRule(name="closeup", meaning="the user in
 def read_schema(path: Path) -> ActionSchema:
     """Read an `actions.toml`. Raises SettingError that names every mistake in it."""
     try:
-        return ActionSchema.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return ActionSchema.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig")))
     except OSError as error:
         raise SettingError(f"cannot read the actions: {error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SettingError(f"{path} is no TOML: {error}") from error
     except ValidationError as error:
         raise SettingError(f"{path}: {_mistakes(error)}") from error
@@ -197,7 +171,8 @@ def write_schema(path: Path, schema: ActionSchema) -> None:
         "\n".join(["[[actions]]", *(f"{key} = {_toml(value)}" for key, value in rule.items())]) + "\n"
         for rule in schema.model_dump(exclude_none=True, exclude_defaults=True)["actions"]
     ]
-    path.write_text("# Strongest first; an interaction that is several stands in the sequence as the first.\n\n")
+    comment = "# Strongest first; an interaction that is several stands in the sequence as the first.\n\n"
+    path.write_text(comment, encoding="utf-8")
     with path.open("a", encoding="utf-8") as file:
         file.write("\n".join(tables))
 
@@ -217,6 +192,6 @@ def _toml(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
+        # TOML's basic strings are JSON's, but for DEL.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)

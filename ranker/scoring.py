@@ -17,7 +17,7 @@ from model_store.live import LiveModel, load_live
 from model_store.manifest import Head
 from model_store.utility import UtilityError, UtilityTable, load_utility
 from ranker.actions import ActionLog
-from ranker.embeddings import decode_embeddings
+from ranker.embeddings import embeddings_of
 from ranker.errors import DatasetError
 from ranker.examples import ExampleBuilder, Examples, Sampling
 from ranker.features import PIN_GROUP, SURFACES
@@ -182,10 +182,8 @@ def _build(
     progress: Progress,
 ) -> Examples:
     manifest = bundle.manifest
-    if EMBEDDINGS not in bundle.files:
-        raise BundleError(f"{manifest.ref} carries no {EMBEDDINGS}, so its features cannot be built; train it anew")
+    embeddings = embeddings_of(bundle)
     try:
-        embeddings = decode_embeddings(bundle.files[EMBEDDINGS])
         # Heads only say which labels to keep: those of all bundles, so that everyone is measured on all of them.
         builder = ExampleBuilder(log, embeddings, manifest.model_copy(update={"heads": heads}), split, sampling, seed)
         return builder.build("test", lambda done, total: progress("requests", done, total), attributes)

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from ranker.console import ActionsOption, ConsoleReporter, DataOption, explained, fail, read_dataset
+from ranker.console import ActionsOption, ConsoleReporter, DataOption, explained, fail, note_problems, read_dataset
 from ranker.errors import SettingError
 from ranker.variants import VARIANTS, parse_sizes
 
 if TYPE_CHECKING:
-    from model_store.bundle import Bundle
     from model_store.store import ModelStore
     from ranker.checkpoint import CheckpointPlan
     from ranker.parent import Parent
@@ -107,7 +106,9 @@ def train(
             rich_help_panel=_NETWORK,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.", rich_help_panel=_LEARNING)] = 7,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Of everything random.", rich_help_panel=_LEARNING)
+    ] = 7,
     epochs: Annotated[
         int, typer.Option(min=1, help="At most so many passes over the training requests.", rich_help_panel=_LEARNING)
     ] = 3,
@@ -218,8 +219,6 @@ def train(
         fail("--utility names the table that weighs the heads; only a --parent brings one")
     if label is not None and store is None:
         fail("--label needs --store DIR")
-    if out is not None and out.exists():
-        fail(f"{out} exists already; name a new folder")
     if resume is not None and checkpoints is not None:
         fail("--resume DIR keeps checkpoints in DIR itself; leave --checkpoints away")
     with explained():
@@ -227,21 +226,19 @@ def train(
         from model_store.store import open_model_store  # noqa: PLC0415
         from ranker.examples import Sampling  # noqa: PLC0415
         from ranker.gates import Gates  # noqa: PLC0415
+        from ranker.publishing import free_version, publish_bundle, what_is_left_to_do  # noqa: PLC0415
         from ranker.ranks import joined  # noqa: PLC0415
-        from ranker.recipe import Recipe, assist, make_bundle  # noqa: PLC0415
+        from ranker.recipe import assist, make_bundle  # noqa: PLC0415
+        from ranker.recipe_contract import Recipe  # noqa: PLC0415
         from ranker.tracking import tracked  # noqa: PLC0415
         from ranker.training_contract import Execution, TrainingConfig, precision_of  # noqa: PLC0415
 
         models = open_model_store(store) if store is not None else None
         origin = _parent(models, name, parent) if models is not None and parent is not None else None
-        taken = models.versions(name) if models is not None else []
-        if version in taken:
-            fail(f"{name}@{version} is published already; versions never change: --version {max(taken) + 1} is free")
-        number = version or (models.state(name).next_version() if models is not None else 1)
         table = utility.read_bytes() if utility is not None else origin.bundle.files[UTILITY] if origin else b""
         recipe = Recipe(
             name=name,
-            version=number,
+            version=free_version(models, name, version),
             dataset=name,
             command=shlex.join(["pinrank", *sys.argv[1:]]),
             utility_toml=table,
@@ -261,7 +258,9 @@ def train(
                 precision=precision_of(precision),
             ),
         )
+        gates = Gates(gate_auc, gate_hit_percent, gate_ece)
         plan = _plan(checkpoints, resume, checkpoint_minutes, checkpoint_batches)
+        _check_places(out, tensorboard, models, name, label)
         with joined(device) as ranks:
             reporter = ConsoleReporter(Console(stderr=True, quiet=not ranks.leads))
             if not ranks.leads:
@@ -272,23 +271,36 @@ def train(
             with tracked(tensorboard, mlflow, name, recipe.described(), reporter.note) as trackers:
                 with ranks.leader_first():
                     dataset = read_dataset(data, actions, reporter)
+                note_problems(dataset, reporter)
                 execution = Execution(ranks, plan, trackers, threads)
                 with tempfile.TemporaryDirectory() as temporary:
                     folder = out or Path(temporary) / "bundle"
-                    gates = Gates(gate_auc, gate_hit_percent, gate_ece)
                     bundle = make_bundle(folder, dataset, recipe, reporter, execution, origin, gates)
                     if models is not None:
-                        _publish(folder, models, bundle, label)
+                        publish_bundle(folder, models, label, keep_in=Path() if out is None else None)
     size_bytes = sum(len(content) for content in bundle.files.values())
     labelled = "" if label is None else f", labelled {label}"
     Console().print(f"{bundle.manifest.ref}: {size_bytes / 1e6:.2f} MB, digest {bundle.digest[:12]}{labelled}")
+    if models is not None:
+        for line in what_is_left_to_do(models, bundle, label):
+            Console().print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _publish(folder: Path, models: ModelStore, bundle: Bundle, label: str | None) -> None:
-    models.publish(folder)
+def _check_places(
+    out: Path | None, tensorboard: Path | None, models: ModelStore | None, name: str, label: str | None
+) -> None:
+    """Refuse before the work what could not be written, published or labelled after it."""
+    from model_store.history import check_label  # noqa: PLC0415
+    from ranker.places import check_folder, check_new_folder  # noqa: PLC0415
+
+    if out is not None:
+        check_new_folder(out)
+    if tensorboard is not None:
+        check_folder(tensorboard)
     if label is not None:
-        why = f"trained on from {bundle.manifest.lineage.parent}" if bundle.manifest.lineage.parent else "trained"
-        models.set_label(bundle.manifest.name, label, bundle.manifest.version, why=why)
+        check_label(label)
+    if models is not None:
+        models.check_writable(name)
 
 
 def _parent(models: ModelStore, name: str, parent: str) -> Parent:
@@ -298,17 +310,25 @@ def _parent(models: ModelStore, name: str, parent: str) -> Parent:
 
 
 def _plan(checkpoints: Path | None, resume: Path | None, minutes: float, batches: int | None) -> CheckpointPlan | None:
-    from ranker.checkpoint import CheckpointPlan  # noqa: PLC0415
+    from ranker.checkpoint import FILE, CheckpointPlan  # noqa: PLC0415
+    from ranker.places import check_folder  # noqa: PLC0415
 
     folder = resume or checkpoints
-    return None if folder is None else CheckpointPlan(folder, resume is not None, 60 * minutes, batches)
+    if folder is None:
+        return None
+    check_folder(folder)
+    if resume is None and (folder / FILE).exists():
+        fail(f"{folder / FILE} exists already; --resume {folder} goes on from it, or name another folder")
+    return CheckpointPlan(folder, resume is not None, 60 * minutes, batches)
 
 
 def _weights(settings: list[str]) -> dict[str, float]:
     """Read `HEAD=WEIGHT` settings; whether there are such heads shows with the data."""
-    weights = {}
+    weights: dict[str, float] = {}
     for setting in settings:
         head, _, weight = setting.partition("=")
+        if head in weights:
+            raise SettingError(f"--head-weight {setting}: {head} has a weight already; give each head one")
         try:
             weights[head] = float(weight)
         except ValueError:

@@ -31,6 +31,9 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
     }
 )
 
+#: No network of this kind gains from more, and a typing mistake should not ask for a terabyte.
+_COUNT_MAX = 8_192
+
 #: What the data or the variant decides.
 _DECIDED = frozenset({"heads", "actions", "surfaces", "scalars", "dim", "fusion", "sequence"})
 
@@ -62,6 +65,8 @@ def parse_sizes(settings: Iterable[str]) -> dict[str, Any]:
         name, _, text = setting.partition("=")
         if name not in names:
             raise SettingError(f"--size {setting}: no size {name!r}; write NAME=VALUE with one of {', '.join(names)}")
+        if name in sizes:
+            raise SettingError(f"--size {setting}: {name} has a value already; give each size one")
         try:
             sizes[name] = _value(name, text, kinds[name])
         except ValueError as error:
@@ -87,6 +92,8 @@ def _count(name: str, text: str) -> int:
     # A network may do without a readout map; nothing else can be left out by its size.
     if (value := int(text)) < 1 and name != "readout_dim":
         raise ValueError(f"{name} must be at least 1")
+    if value > _COUNT_MAX:
+        raise ValueError(f"{name} can be at most {_COUNT_MAX:,}")
     return value
 
 

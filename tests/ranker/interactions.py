@@ -11,7 +11,7 @@ PINS = 90
 KINDS = 3
 
 
-def write_atomic(folder: Path, seed: int = 3, per_user: int = 40, name: str = "tiny-taste") -> Path:
+def write_atomic(folder: Path, seed: int = 3, per_user: int = 40, name: str = "tiny-taste", start_s: int = 0) -> Path:
     """Write NAME.inter and NAME.item; users arrive one after another, in overlapping bursts."""
     rng = np.random.default_rng(seed)
     lines = []
@@ -19,7 +19,8 @@ def write_atomic(folder: Path, seed: int = 3, per_user: int = 40, name: str = "t
         kind = user % KINDS
         for step, pin in enumerate(rng.choice(PINS, per_user, replace=False)):
             rating = int(rng.integers(4, 6)) if pin % KINDS == kind else int(rng.integers(1, 4))
-            lines.append((1_000 * user + 97 * step, f"u{user}\tp{pin}\t{rating}\t{1_000 * user + 97 * step}"))
+            time_s = start_s + 1_000 * user + 97 * step
+            lines.append((time_s, f"u{user}\tp{pin}\t{rating}\t{time_s}"))
     folder.mkdir(parents=True, exist_ok=True)
     rows = [line for _, line in sorted(lines)]
     (folder / f"{name}.inter").write_text(

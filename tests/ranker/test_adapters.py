@@ -108,11 +108,11 @@ def test_a_video_shown_again_soon_is_one_interaction(tmp_path: Path) -> None:
 
 
 def test_what_is_not_the_known_log_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"not the deskdrop log .* unknown eventType 'SHARE'"):
+    with pytest.raises(DatasetError, match=r"not the deskdrop log .*: line 2: column 'eventType' holds 'SHARE': known"):
         deskdrop_at(tmp_path, (1, "SHARE", 2, 3))
-    with pytest.raises(DatasetError, match=r"not the kuairand log .* column 'label' must be 0 or 1, it also holds '2'"):
+    with pytest.raises(DatasetError, match=r"not the kuairand log .*: line 2: column 'label' holds '2': it must be 0"):
         kuairand_at(tmp_path, "1 2 1649581149287 0 0 0 0 0 0 2")
-    with pytest.raises(DatasetError, match=r"not the kuairand log .* no column 'label'"):
+    with pytest.raises(DatasetError, match=r"not the kuairand log .* no column 'user_id'"):
         convert(KUAIRAND, tmp_path / "users_interactions.csv.zip", tmp_path / "out")
     (tmp_path / "broken.zip").write_text("no archive")
     with pytest.raises(DatasetError, match=r"broken.zip is not the deskdrop log"):
@@ -121,3 +121,53 @@ def test_what_is_not_the_known_log_is_refused_and_nothing_is_left(tmp_path: Path
     (tmp_path / "out").mkdir()
     with pytest.raises(DatasetError, match="exists already; name a new folder"):
         convert(DESKDROP, tmp_path / "broken.zip", tmp_path / "out")
+
+
+GOOD = "1465413032,VIEW,11,5,77,agent,SP,BR\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "no column 'timestamp'"),
+        (DESKDROP_HEADER, "it holds no line but the header"),
+        (DESKDROP_HEADER.replace("sessionId", "personId") + GOOD, "more than one column 'personId'"),
+        (DESKDROP_HEADER + GOOD + "\n1465413032,VIEW,11\n", "line 4: 3 fields, but the header names 8 columns"),
+        (DESKDROP_HEADER + GOOD.replace("BR", "BR,1"), "line 2: 9 fields, but the header names 8 columns"),
+        (DESKDROP_HEADER + GOOD.replace("1465413032", "soon"), "line 2: column 'timestamp' holds 'soon': that is no"),
+        (
+            DESKDROP_HEADER + GOOD.replace("1465413032", "1465413032000"),
+            "line 2: .* no Unix time between 1970 and 2200",
+        ),
+        (DESKDROP_HEADER + GOOD.replace("1465413032", "9" * 5000), "line 2: .* no Unix time between 1970 and 2200"),
+        (DESKDROP_HEADER + GOOD.replace("1465413032", "-5"), "line 2: .* no Unix time between 1970 and 2200"),
+        (DESKDROP_HEADER + GOOD.replace(",5,", ",,"), "line 2: column 'personId' holds '': the identifier is empty"),
+        (
+            DESKDROP_HEADER + GOOD.replace(",5,", ",5.0,"),
+            "line 2: column 'personId' holds '5.0': .* decimal; write 5",
+        ),
+        (DESKDROP_HEADER + GOOD.replace(",5,", ',"a\tb",'), "line 2: .* has characters that cannot be seen"),
+        (DESKDROP_HEADER + GOOD + '1465413032,VIEW,11,"5,77', "unexpected end of data"),
+    ],
+)
+def test_a_line_that_cannot_be_understood_is_named_and_nothing_is_left(
+    tmp_path: Path, content: str, message: str
+) -> None:
+    (tmp_path / "log.csv").write_text(content)
+    with pytest.raises(DatasetError, match=r"log.csv is not the deskdrop log that this command knows: " + message):
+        convert(DESKDROP, tmp_path / "log.csv", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_archives_are_refused(tmp_path: Path) -> None:
+    whole = gzip.compress((DESKDROP_HEADER + 1000 * GOOD).encode())
+    damaged = whole[:30] + bytes(len(whole) - 38) + whole[-8:]
+    for number, content in enumerate((whole[:-12], damaged, b"no archive")):
+        (tmp_path / f"{number}.csv.gz").write_bytes(content)
+        with pytest.raises(DatasetError, match=f"{number}.csv.gz is not the deskdrop log"):
+            convert(DESKDROP, tmp_path / f"{number}.csv.gz", tmp_path / "out")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_columns_name(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("\ufeff" + DESKDROP_HEADER + GOOD)
+    assert convert(DESKDROP, tmp_path / "log.csv", tmp_path / "out") == 1

@@ -10,13 +10,23 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from kernels.numpy_engine import NumpyEngine
 from model_store.bundle import copy_out
+from model_store.live import load_live
 from model_store.store import open_model_store
+from model_store.utility import load_utility
 from ranker.cli import register
 from tests import tiny
 from tests.ranker.interactions import write_atomic
 
-UTILITY = '[surfaces.home]\nweights = { pinner = 1.0 }\n[surfaces.home.utilities]\npinner = "save"\n'
+UTILITY = """
+[surfaces.home]
+weights = { pinner = 1.0 }
+utilities = { pinner = "save" }
+[surfaces.related]
+weights = { pinner = 1.0 }
+utilities = { pinner = "save" }
+"""
 
 app = typer.Typer()
 register(app)
@@ -45,13 +55,21 @@ def test_train_publishes_and_labels_and_evaluate_compares(tmp_path: Path, utilit
     )  # fmt: skip
     assert code == 0, output
     assert "toy@4: " in output
+    assert "servers answer with the label stable, which toy does not have yet: set labels" in output
+    assert f"pinrank model label toy stable 4 --store {store}" in output
+    assert "warning: 1,200 interactions lie before 1990, the oldest on 1970-01-01" in output
     again = ("train", "--data", data, "--name", "toy", "--version", "4", "--utility", utility, "--store", store)
     code, refusal = run(*again)
     assert (code, "toy@4 is published already" in refusal) == (1, True)
     assert open_model_store(store).labels("toy") == {"canary": 4}
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint.pt"]
     assert len(list((tmp_path / "runs").iterdir())) == 1
-    copy_out(open_model_store(store).read("toy", 4), tmp_path / "copy")
+    bundle = open_model_store(store).read("toy", 4)
+    # A server takes it: it computes what it says, and its utility table fits its heads.
+    live = load_live(bundle, NumpyEngine, streams=1)
+    load_utility(live.utility_toml, live.manifest)
+    live.engine.close()
+    copy_out(bundle, tmp_path / "copy")
     code, output = run(
         "evaluate", "--data", data, "--store", store, "--model", "toy", "--version", "4", "--bundle", tmp_path / "copy",
         "--baseline", "canary", "--json", tmp_path / "e.json", "--report", tmp_path / "r.html", "--requests-max", "20",
@@ -59,7 +77,6 @@ def test_train_publishes_and_labels_and_evaluate_compares(tmp_path: Path, utilit
     assert code == 0, output
     for expected in ("toy@4 (canary)", "copy", "popularity", "By user activity", "HIT@3 by utility"):
         assert expected in output
-    assert "copy: no HIT@3 by utility: the utility table has surfaces ['home']" in output
     numbers = json.loads((tmp_path / "e.json").read_text())
     assert (numbers["data"], numbers["baseline"]) == ("tiny-taste", "toy@4 (canary)")
     assert {s["head"] for s in numbers["scores"]} == {"save", "like", "hide", "closeup"}
@@ -85,6 +102,20 @@ def test_train_publishes_and_labels_and_evaluate_compares(tmp_path: Path, utilit
         (["--out", "new", "--size", "depth=3"], "--size depth=3: no size 'depth'; write NAME=VALUE with one of"),
         (["--out", "new", "--precision", "fp8"], "no precision 'fp8'; there are auto, fp32, bf16"),
         (["--out", "new", "--device", "tpu"], "no device 'tpu'; there are auto, cpu and cuda"),
+        (["--out", "new", "--size", "hidden=8", "--size", "hidden=9"], "--size hidden=9: hidden has a value already"),
+        (["--out", "new", "--size", "hidden=99999"], "--size hidden=99999: hidden can be at most 8,192"),
+        (["--out", "new", "--size", "readout_rows=101"], "readout_rows can be at most 100, the length of a sequence"),
+        (["--out", "new", "--head-weight", "save=1", "--head-weight", "save=2"], "--head-weight save=2: save has a"),
+        (["--out", "new", "--name", "my_model"], "a model cannot be named 'my_model': use at most 56 lower-case"),
+        (["--out", "new", "--name", "m" * 57], f"a model cannot be named '{'m' * 57}': use at most 56 lower-case"),
+        (["--store", "models", "--label", "Best"], "label 'Best': use lower-case letters, digits, - and _"),
+        (["--store", "utility.toml"], "model store utility.toml: Not a directory"),
+        (["--store", "s3://"], "model store s3://: "),
+        (["--out", "utility.toml/new"], "utility.toml/new cannot be a folder:"),
+        (["--out", "/proc/new"], "cannot write into /proc: "),
+        (["--out", "new", "--checkpoints", "utility.toml"], "utility.toml cannot be a folder: utility.toml is a file"),
+        (["--out", "new", "--checkpoints", "kept"], "kept/checkpoint.pt exists already; --resume kept goes on from it"),
+        (["--out", "new", "--tensorboard", "utility.toml"], "utility.toml cannot be a folder"),
         (["--out", "new", "--learning-rate", "0"], "learning_rate cannot be 0.0"),
         (["--out", "new", "--actions", "lost.toml"], "cannot read the actions: [Errno 2] No such file"),
     ],
@@ -93,10 +124,71 @@ def test_train_refuses_what_cannot_work_and_says_why(
     arguments: list[str], message: str, utility: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ranker.recipe.svd_embeddings", worked)
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "checkpoint.pt").write_bytes(b"")
     data = write_atomic(tmp_path / "data", per_user=20)
     code, output = run("train", "--utility", utility, "--data", data, *arguments)
     assert code == 1
     assert f"error: {message}" in output
+    assert not (tmp_path / "new").exists()
+
+
+def worked(*_: object) -> Any:
+    """Stands for the first step that takes time."""
+    raise AssertionError("work was done before the settings were refused")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("save", "playlist_add"), "surfaces.home.utilities.pinner: unknown name 'playlist_add'; there are closeup,"),
+        (("related", "search"), "the utility table has surfaces ['home', 'search'], model toy@1 ranks ['home',"),
+        (("pinner = 1.0", "ad = 1.0"), "surface 'home': weights are given for ['ad'], utilities for ['pinner']"),
+        (("[surfaces.home]", "[surfaces.home"), "the utility table is not TOML"),
+        (("[surfaces.home]", "a = " + 50_000 * "["), "the utility table is not TOML"),
+    ],
+)
+def test_a_utility_table_that_no_server_would_take_is_refused_before_the_work(
+    change: tuple[str, str], message: str, utility: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("ranker.recipe.svd_embeddings", worked)
+    utility.write_text(UTILITY.replace(*change))
+    data, store = write_atomic(tmp_path / "data", per_user=20), tmp_path / "models"
+    code, output = run(
+        "train", "--utility", utility, "--data", data, "--name", "toy", "--store", store, "--label", "stable"
+    )
+    assert code == 1
+    assert f"error: no server would take a model with this utility table: {message}" in output
+    assert "the data gives the heads save, like, hide, closeup, and requests come from home, related" in output
+    assert open_model_store(store).versions("toy") == []
+
+
+def test_data_without_any_action_to_predict_is_refused_before_the_work(
+    utility: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("ranker.recipe.svd_embeddings", worked)
+    data = write_atomic(tmp_path / "data", per_user=20)
+    (data / "actions.toml").write_text(
+        '[[actions]]\nname = "save"\nmeaning = "m"\ncolumn = "rating"\nat_least = 9\naffinity = 1.0\n'
+        '[[actions]]\nname = "seen"\nmeaning = "m"\naffinity = 0.5\nhead = false\n'
+    )
+    code, output = run("train", "--utility", utility, "--data", data, "--out", tmp_path / "new")
+    assert code == 1
+    assert "error: no interaction is any of the actions to predict: save" in output
+
+
+def test_a_retired_versions_number_is_refused_before_the_work(tmp_path: Path, utility: Path) -> None:
+    models = open_model_store(tmp_path / "models")
+    for version in (1, 2):
+        tiny.write_tiny_bundle(tmp_path / str(version), version)
+        models.publish(tmp_path / str(version))
+    models.gc("tiny", keep=1)
+    arguments = ("train", "--utility", utility, "--data", tmp_path / "lost", "--store", models.where, "--name", "tiny")
+    for version, what in ((1, "retired"), (2, "published already")):
+        code, output = run(*arguments, "--version", str(version))
+        assert code == 1
+        assert f"error: tiny@{version} is {what}; versions never change: --version 3 is free" in output
 
 
 def test_a_utility_file_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -147,6 +239,8 @@ def test_evaluate_needs_a_label_or_a_version(tmp_path: Path) -> None:
         ([], "nothing to evaluate; give --store DIR, --bundle DIR or both"),
         (["--bundle", "a", "--version", "1"], "--version and --label need --store DIR"),
         (["--bundle", "lost"], "lost/manifest.json: No such file or directory"),
+        (["--bundle", "lost", "--json", "."], ". is a folder; name a file in it"),
+        (["--bundle", "lost", "--json", "/proc/e.json"], "cannot write into /proc: "),
         (["--bundle", "lost", "--report", "no/such/report.html"], "no/such is no folder to write report.html into"),
     ],
 )

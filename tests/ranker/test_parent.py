@@ -92,7 +92,7 @@ def test_without_enough_that_is_new_nothing_is_trained(first: Bundle, older: Ato
 
 def test_versions_that_bring_no_parameters_say_so(first: Bundle) -> None:
     older = replace(first, files={name: content for name, content in first.files.items() if name != PARAMETERS})
-    with pytest.raises(SettingError, match="cannot be trained on from: it carries no parameters.npz; train it anew"):
+    with pytest.raises(SettingError, match="cannot be trained on from: it carries no parameters.npz; make a first"):
         Parent.of(older)
 
 

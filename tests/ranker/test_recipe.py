@@ -24,12 +24,13 @@ from ranker.actions import RATINGS, ActionLog, action_log
 from ranker.atomic import AtomicDataset, read_atomic
 from ranker.contract import draft_manifest
 from ranker.embeddings import decode_embeddings, space_of
-from ranker.errors import ParityError
+from ranker.errors import ParityError, SettingError
 from ranker.evaluation import evaluate
 from ranker.examples import ExampleBuilder, Sampling
 from ranker.export import check_parity
 from ranker.model import NetworkConfig, RankerNetwork
-from ranker.recipe import Progress, Recipe, make_bundle
+from ranker.recipe import make_bundle
+from ranker.recipe_contract import Progress, Recipe
 from ranker.requests import Split
 from ranker.training_contract import TrainingConfig
 from tests.ranker.interactions import write_atomic
@@ -218,6 +219,9 @@ def test_heads_without_positives_are_dropped_and_said_so(tmp_path: Path, dataset
     columns = {name: getattr(dataset, name)[unsaved] for name in ("users", "pins", "time_ms", "labels")}
     notes = Notes()
     recipe = replace(RECIPE, variant="base", training=replace(RECIPE.training, epochs=1))
+    with pytest.raises(SettingError, match="unknown name 'save'; .*; the data gives the heads like, hide, closeup"):
+        make_bundle(tmp_path / "bundle", replace(dataset, **columns), recipe, Notes())
+    recipe = replace(recipe, utility_toml=UTILITY.replace(b'"save"', b'"like"'))
     bundle = make_bundle(tmp_path / "bundle", replace(dataset, **columns), recipe, notes)
     assert [head.name for head in bundle.manifest.heads] == ["like", "hide", "closeup"]
     assert "no interaction is a save: the model gets no such head" in notes.notes

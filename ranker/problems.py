@@ -1,0 +1,80 @@
+"""What is wrong or suspicious about data that can be read, each with what would mend it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from ranker.errors import DatasetError
+
+if TYPE_CHECKING:
+    from ranker.atomic import AtomicDataset
+
+_DAY_MS = 86_400_000
+_YEAR_1990_MS = 631_152_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that stands in the way (`error`) or costs quality (`warning`), and what would mend it."""
+
+    kind: Literal["error", "warning"]
+    what: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.what}\n  fix: {self.fix}"
+
+
+def problems_of(dataset: AtomicDataset, now_ms: int) -> tuple[Problem, ...]:
+    """Return all that is suspicious about a dataset before anything is made of it."""
+    return (*dataset.problems, *_time_problems(dataset.time_ms, now_ms), *_label_problems(dataset))
+
+
+def refuse_future(dataset: AtomicDataset, now_ms: int) -> None:
+    """Raise DatasetError when a dataset holds what cannot have happened yet: for whoever is about to store it."""
+    if count := _in_future(dataset.time_ms, now_ms):
+        raise DatasetError(
+            f"{count:,} interactions lie in the future, the newest on {date_of(int(dataset.time_ms[-1]))}: stored, "
+            "they would stand before everything that users do until then; correct their timestamps, or leave them out"
+        )
+
+
+def _in_future(time_ms: np.ndarray, now_ms: int) -> int:
+    """Count the times later than now, a day of difference between clocks and time zones aside."""
+    return int((time_ms > now_ms + _DAY_MS).sum())
+
+
+def date_of(time_ms: int) -> str:
+    return str(np.datetime64(time_ms, "ms").astype("datetime64[D]"))
+
+
+def _time_problems(time_ms: np.ndarray, now_ms: int) -> Iterator[Problem]:
+    if future := _in_future(time_ms, now_ms):
+        yield Problem(
+            "warning",
+            f"{future:,} interactions lie in the future, the newest on {date_of(int(time_ms.max()))}",
+            "correct their timestamps or leave them out; `pinrank data fill` does not store them, as they would stand "
+            "before everything that users do until then",
+        )
+    if early := int((time_ms < _YEAR_1990_MS).sum()):
+        yield Problem(
+            "warning",
+            f"{early:,} interactions lie before 1990, the oldest on {date_of(int(time_ms.min()))}",
+            "timestamps are Unix times in seconds; where they only count, or 0 stands for a missing one, ages and "
+            "slices of time mean nothing",
+        )
+
+
+def _label_problems(dataset: AtomicDataset) -> Iterator[Problem]:
+    for position, rule in enumerate(dataset.schema.actions):
+        if rule.column is not None and len(dataset.labels) and dataset.labels[:, position].all():
+            yield Problem(
+                "warning",
+                f"every interaction is a {rule.name}: what the rule asks of column {rule.column!r} tells nothing apart",
+                "check the rule in actions.toml against the column's values; ratings of another scale than 1 to 5 need "
+                "rules of their own",
+            )
