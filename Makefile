@@ -3,7 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA ?=
 NAME ?=
-# torch==2.13.0 comes through pip: a CPU build may be at hand locally where other installers do not look.
+# Which PyTorch `make test` installs: cpu (0.2 GB, from pytorch.org), pypi (2.7 GB, with CUDA), none (its tests are skipped), or
+# auto: pypi beside an NVIDIA driver, else cpu, and none where pytorch.org cannot be reached. docs/install.md has the costs.
+TORCH ?= auto
+TRAINING := .venv/training-$(TORCH)
+EVERYTHING := .venv/everything-$(TORCH)
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt
 # pip's one line a package, as a counter on one line.
 COUNTED = | { n=0; while read -r word name _; do \
@@ -13,13 +17,15 @@ DEMO = $${XDG_CACHE_HOME:-$$HOME/.cache}/pinrank/demo/latest
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: help demo test check bench bench-gpu gpu-wheels claims load proto clean
+.PHONY: help demo test check resolve wheel bench bench-gpu gpu-wheels claims load proto clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   fill a feature store from MovieLens-1M, start the server, rank for real users (DATA=folder: your own)"
-	@echo "make test   install everything and run every test"
+	@echo "make test   install everything and run every test (TORCH=cpu, pypi or none: which PyTorch)"
 	@echo "make check  format, lint, types, import rules"
+	@echo "make resolve  resolve every set of extras from the package index's metadata, with pip and uv, for each Python"
+	@echo "make wheel  build the wheel and run the demo from it on each Python"
 	@echo "make bench  run the benchmarks (NAME=serving: one of them) and commit-ready results in bench/results/"
 	@echo "make bench-gpu   measure the GPU engines and the fused kernel on this machine's GPU (GPU_PYTHON=python3)"
 	@echo "make gpu-wheels  bring what bench-gpu uses into gpu-wheels/, to be carried to a machine without a network"
@@ -34,24 +40,39 @@ $(BIN)/python:
 	@$(PIP) -e '.[data]' $(COUNTED)
 	@touch $@
 
-.venv/everything: .venv/serving
-	@echo "installing PyTorch and the development tools (about a minute)"
-	@$(PIP) -e '.[data,train,dev]' $(COUNTED)
+# The stamp says whether it is with PyTorch.
+$(TRAINING): .venv/serving deploy/install/torch.sh
+	@echo "installing PyTorch (about a minute)"
+	@rm -f .venv/training-*
+	@torch=$$(deploy/install/torch.sh $(TORCH) $(PIP) | tail -n 1) && echo $$torch > $@.part
+	@[ "$$(cat $@.part)" = without ] || $(PIP) -e '.[data,train]' $(COUNTED)
+	@mv $@.part $@
+
+$(EVERYTHING): $(TRAINING)
+	@echo "installing the development tools (about a minute)"
+	@rm -f .venv/everything-*
+	@$(PIP) -e ".[data,$$([ "$$(cat $(TRAINING))" = without ] || echo train,)dev]" $(COUNTED)
 	@touch $@
 
-demo: $(if $(wildcard $(DATA)),.venv/everything,.venv/serving)
+demo: $(if $(wildcard $(DATA)),$(TRAINING),.venv/serving)
 	@$(BIN)/python deploy/demo/demo.py $(if $(DATA),--data "$(DATA)") $(ARGS)
 
-test: .venv/everything
+test: $(EVERYTHING)
 	$(BIN)/python -m pytest $(ARGS)
 
-check: .venv/everything
+resolve: $(EVERYTHING)
+	$(BIN)/python deploy/install/resolve.py
+
+wheel: $(EVERYTHING)
+	$(BIN)/python deploy/install/wheel.py
+
+check: $(EVERYTHING)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/everything
+bench: $(EVERYTHING)
 	$(BIN)/python -m bench $(NAME) $(ARGS)
 
 bench-gpu:
@@ -69,14 +90,14 @@ gpu-wheels: $(BIN)/python
 		--no-binary pycuda pycuda $(COUNTED)
 	@du -sh gpu-wheels
 
-claims: .venv/everything
+claims: $(EVERYTHING)
 	@$(BIN)/python -m bench claims
 
 load: .venv/serving
 	@[ -e "$(DEMO)" ] || { echo 'no demo data yet: run `make demo` first, and leave it running'; exit 1; }
 	@$(BIN)/pinrank load --users "$(DEMO)/users.json" --pins "$(DEMO)/pins.json" $(ARGS)
 
-proto: .venv/everything
+proto: $(EVERYTHING)
 	cd proto && ../$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. pinrank/v1/*.proto
 
 clean:

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator
 from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 
 import grpc.aio
 import pytest
-import torch
 
 from feature_client.embedded import EmbeddedStore
 from model_store.proving import Prover
@@ -18,8 +18,56 @@ from server.config import ServerConfig
 from tests import tiny
 from tests.redis_servers import RedisServer, cluster, running
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is made
+#: What the extra `train` brings. `make test` goes on without it where PyTorch cannot be had; these tests are skipped then.
+TRAINING = ("torch", "sklearn", "onnxscript", "triton")
+WITHOUT_TRAINING = find_spec("torch") is None
+
+if not WITHOUT_TRAINING:
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is made
+
+
+class _TestModule(pytest.Module):
+    """A file of tests; skipped, with the reason, where it imports what is not installed on purpose."""
+
+    def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
+        try:
+            return super().collect()
+        except self.CollectError as error:
+            _skip_without_training(error.__cause__)
+            raise
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module:
+    module: pytest.Module = _TestModule.from_parent(parent, path=module_path)
+    return module
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None, object, object]:
+    return (yield from _skipping())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    return (yield from _skipping())
+
+
+def _skipping() -> Generator[None, object, object]:
+    try:
+        return (yield)
+    except ModuleNotFoundError as error:
+        _skip_without_training(error)
+        raise
+
+
+def _skip_without_training(error: BaseException | None) -> None:
+    missing = (getattr(error, "name", None) or "").partition(".")[0]
+    if WITHOUT_TRAINING and isinstance(error, ModuleNotFoundError) and missing in TRAINING:
+        pytest.skip(f"{missing} is not installed: see TORCH in docs/install.md")
+
 
 
 @pytest.fixture(autouse=True)
