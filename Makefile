@@ -12,7 +12,9 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar of
 # pip's one line a package, as a counter on one line.
 COUNTED = | { n=0; while read -r word name _; do \
 	[ "$$word" != Collecting ] || printf '\r  %3d packages  %-50.50s' $$((++n)) "$$name"; done; echo; }
-DEMO = $${XDG_CACHE_HOME:-$$HOME/.cache}/pinrank/demo/latest
+# The demo server that `make load` sends to; the link is there while it is up, and leads to the ids of its data.
+PORT ?= 50051
+SERVED = $${XDG_CACHE_HOME:-$$HOME/.cache}/pinrank/demo/serving-$(PORT)
 # So that a failed install fails its target, whatever counts its lines.
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
@@ -30,7 +32,7 @@ help:
 	@echo "make bench-gpu   measure the GPU engines and the fused kernel on this machine's GPU (GPU_PYTHON=python3)"
 	@echo "make gpu-wheels  bring what bench-gpu uses into gpu-wheels/, to be carried to a machine without a network"
 	@echo "make claims print every committed claim, and whether it holds"
-	@echo "make load   load-test the running demo (ARGS='--rate 200 --duration 30')"
+	@echo "make load   load-test the running demo (PORT=50051, ARGS='--rate 200 --duration 30')"
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
@@ -55,7 +57,7 @@ $(EVERYTHING): $(TRAINING)
 	@touch $@
 
 demo: $(if $(wildcard $(DATA)),$(TRAINING),.venv/serving)
-	@$(BIN)/python deploy/demo/demo.py $(if $(DATA),--data "$(DATA)") $(ARGS)
+	@$(BIN)/python -m deploy.demo.demo $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 test: $(EVERYTHING)
 	$(BIN)/python -m pytest $(ARGS)
@@ -94,8 +96,8 @@ claims: $(EVERYTHING)
 	@$(BIN)/python -m bench claims
 
 load: .venv/serving
-	@[ -e "$(DEMO)" ] || { echo 'no demo data yet: run `make demo` first, and leave it running'; exit 1; }
-	@$(BIN)/pinrank load --users "$(DEMO)/users.json" --pins "$(DEMO)/pins.json" $(ARGS)
+	@[ -e "$(SERVED)" ] || { echo 'no demo serves on port $(PORT): run `make demo` first, and leave it running (PORT=...: another port)'; exit 1; }
+	@$(BIN)/pinrank load --address 127.0.0.1:$(PORT) --users "$(SERVED)/users.json" --pins "$(SERVED)/pins.json" $(ARGS)
 
 proto: $(EVERYTHING)
 	cd proto && ../$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. pinrank/v1/*.proto

@@ -18,7 +18,7 @@ from server.config import ServerConfig
 from tests import tiny
 from tests.redis_servers import RedisServer, cluster, running
 
-#: What the extra `train` brings. `make test` goes on without it where PyTorch cannot be had; these tests are skipped then.
+#: What the extra `train` brings. Where PyTorch cannot be had, `make test` goes on without it and skips these tests.
 TRAINING = ("torch", "sklearn", "onnxscript", "triton")
 WITHOUT_TRAINING = find_spec("torch") is None
 
@@ -67,7 +67,6 @@ def _skip_without_training(error: BaseException | None) -> None:
     missing = (getattr(error, "name", None) or "").partition(".")[0]
     if WITHOUT_TRAINING and isinstance(error, ModuleNotFoundError) and missing in TRAINING:
         pytest.skip(f"{missing} is not installed: see TORCH in docs/install.md")
-
 
 
 @pytest.fixture(autouse=True)

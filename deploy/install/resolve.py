@@ -35,14 +35,14 @@ TIMEOUT_S = 600
 NOT_WITH_PIP = "tensorrt"
 # pip downloads what it has resolved even when it is to install nothing, so it is stopped after resolving.
 PIP_RESOLVE = """
-import json, sys
+import json, os, sys
 from pip._internal.operations.prepare import RequirementPreparer
 if not callable(getattr(RequirementPreparer, "prepare_linked_requirements_more", None)):
     sys.exit("this pip downloads what it resolves in a way that deploy/install/resolve.py does not know")
 def report(self, requirements, **_):
     with open(sys.argv[1], "w") as file:
         json.dump([requirement.link.url for requirement in requirements], file)
-    sys.exit(0)
+    os._exit(0)
 RequirementPreparer.prepare_linked_requirements_more = report
 from pip._internal.cli.main import main
 sys.exit(main(sys.argv[2:]))
@@ -74,10 +74,13 @@ def main() -> int:
             *((with_pip, *list(sets(extras))[-1], python) for python in PYTHONS),
         ]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            outcomes = list(pool.map(lambda job: job[0](*job[1:], environment, index, Path(folder)), jobs))
-    for outcome in outcomes:
-        verdict = f"FAILED\n{outcome.failure}" if outcome.failure else f"resolves to {outcome.packages} packages"
-        print(f"{outcome.what:<60} {verdict}")
+            outcomes = []
+            for outcome in pool.map(lambda job: job[0](*job[1:], environment, index, Path(folder)), jobs):
+                verdict = (
+                    f"FAILED\n{outcome.failure}" if outcome.failure else f"resolves to {outcome.packages} packages"
+                )
+                print(f"{outcome.what:<40} {verdict}", flush=True)
+                outcomes.append(outcome)
     failed = sum(bool(outcome.failure) for outcome in outcomes)
     print(f"{len(outcomes) - failed} of {len(outcomes)} sets resolve from published metadata")
     print(f"not checked with pip: {NOT_WITH_PIP}, whose libraries come from NVIDIA's own index (docs/install.md)")
@@ -113,7 +116,9 @@ def clean_environment() -> tuple[dict[str, str], str | None]:
     settings = dict(re.findall(r"^(?:global|install|:env:)\.([a-z-]+)='(.*)'$", listed, re.MULTILINE))
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "UV_", "PYTHON"))}
     roads = {f"PIP_{name.upper().replace('-', '_')}": settings[name] for name in ROADS if name in settings}
-    return kept | roads | {"PIP_CONFIG_FILE": os.devnull, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}, settings.get("index-url")
+    return kept | roads | {"PIP_CONFIG_FILE": os.devnull, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}, settings.get(
+        "index-url"
+    )
 
 
 def reach(environment: dict[str, str], index: str | None, folder: Path) -> None:
@@ -129,7 +134,8 @@ def with_uv(
     given, found = folder / f"uv-{python}-{name}.in", folder / f"uv-{python}-{name}.txt"
     given.write_text("\n".join(wanted))
     command = [
-        uv, "pip", "compile", "--quiet", "--no-config", "--no-sources", "--python-version", python,
+        uv, "pip", "compile", "--quiet", "--no-config", "--no-sources", "--no-python-downloads",
+        "--python", sys.executable, "--python-version", python,
         "--constraints", str(CONSTRAINTS), "--no-annotate", "--no-header", "--output-file", str(found), str(given),
         *(["--default-index", index] if index else []),
     ]  # fmt: skip
@@ -150,7 +156,8 @@ def with_pip(
         "--use-feature=fast-deps", "--constraint", str(CONSTRAINTS),
         *(line for line in wanted if Requirement(line).name != NOT_WITH_PIP),
     ]  # fmt: skip
-    if failure := run(command, environment):
+    # pip is stopped before it removes its temporary files.
+    if failure := run(command, environment | {"TMPDIR": str(folder)}):
         return Outcome(what, 0, failure)
     found = json.loads(report.read_text())
     local = [url for url in found if url.startswith("file:")]
