@@ -7,10 +7,11 @@ from pathlib import Path
 
 import lmdb
 
+from feature_client.lmdb_file import MAP_BYTES, open_file, read_values
 from feature_client.store import Change, StoreConfigError, StoreUnavailableError
 
-#: LMDB reserves address space, not disk: the file grows with what is written.
-MAP_BYTES = 64 << 30
+__all__ = ["MAP_BYTES", "EmbeddedStore"]
+
 _SCAN_KEYS = 20_000
 
 
@@ -28,15 +29,14 @@ class EmbeddedStore:
         self._read_only = read_only
         self._create = create and not read_only
         self._env: lmdb.Environment | None = None
+        self._locked = True
 
     async def start(self) -> None:
-        if not self._create and not (self._path / "data.mdb").exists():
-            raise StoreConfigError(f"no feature store at {self._path}; fill one first, or correct the URL")
         try:
+            if not self._create and not (self._path / "data.mdb").exists():
+                raise StoreConfigError(f"no feature store at {self._path}; fill one first, or correct the URL")
             self._path.mkdir(parents=True, exist_ok=True)
-            self._env = lmdb.open(
-                str(self._path), map_size=MAP_BYTES, readonly=self._read_only, max_readers=1024, readahead=False
-            )
+            self._env, self._locked = open_file(self._path, read_only=self._read_only)
         except (lmdb.Error, OSError) as error:
             raise StoreConfigError(f"cannot open the feature store at {self._path}: {error}") from error
         # LMDB maps the file without a look at its size; a read past its end would kill the process.
@@ -59,9 +59,7 @@ class EmbeddedStore:
         timeout_s: float | None = None,  # noqa: ARG002 - memory answers at once
     ) -> list[bytes | None]:
         try:
-            with self._opened().begin() as transaction:
-                get = transaction.get
-                return [get(key) for key in keys]
+            return read_values(self._opened(), keys, locked=self._locked)
         except lmdb.Error as error:
             raise StoreUnavailableError(f"the feature store at {self._path} failed a read: {error}") from error
 
