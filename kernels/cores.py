@@ -38,7 +38,7 @@ def _quotas(root: Path) -> Iterator[float]:
 
 
 def _groups(root: Path, mounts: tuple[str, ...], path: str) -> Iterator[Path]:
-    """Yield a group's folder and those above it. In a container the path may be the host's and its last folders absent."""
+    """Yield a group's folder and those above it; in a container the path may be the host's, with folders not there."""
     parts = PurePosixPath(path).parts[1:]
     for mount in mounts:
         for depth in range(len(parts) + 1):

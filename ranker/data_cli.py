@@ -11,6 +11,7 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ranker.console import ActionsOption, ConsoleReporter, explained, fail, read_dataset
 
@@ -66,7 +67,7 @@ def ml_1m(out: OutOption) -> None:
 
         if out.exists():
             fail(f"{out} exists already; name a new folder")
-        reporter = ConsoleReporter(Console(stderr=True))
+        reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True))
         reporter.note(movielens.LICENCE.strip())
         with reporter.step("MovieLens-1M"):
             shutil.copytree(movielens.obtain(movielens.default_cache_dir()), out)
@@ -89,9 +90,9 @@ def check(
         from ranker.inspection import inspect  # noqa: PLC0415
         from ranker.requests import Split  # noqa: PLC0415
 
-        dataset = read_dataset(folder, actions, ConsoleReporter(Console(stderr=True)))
+        dataset = read_dataset(folder, actions, ConsoleReporter(Console(markup=False, emoji=False, stderr=True)))
         found = inspect(action_log(dataset), Split())
-    console = Console()
+    console = Console(markup=False, emoji=False)
     _show(console, dataset.name, found)
     if any(problem.kind == "error" for problem in found.problems):
         raise typer.Exit(1)
@@ -122,7 +123,9 @@ def fill(
         bundle = models.read(model, models.resolve(model, label))
         if EMBEDDINGS not in bundle.files:
             fail(f"{bundle.manifest.ref} carries no {EMBEDDINGS}, so its features cannot be built; train it anew")
-        log = action_log(read_dataset(folder, actions, ConsoleReporter(Console(stderr=True))))
+        log = action_log(
+            read_dataset(folder, actions, ConsoleReporter(Console(markup=False, emoji=False, stderr=True)))
+        )
 
         async def write() -> dict[str, int]:
             target = open_store(feature_store)
@@ -138,7 +141,7 @@ def fill(
         except StoreError as error:
             fail(str(error))
     counts = ", ".join(f"{count:,} {what}" for what, count in written.items())
-    Console().print(f"{counts} in {redacted(feature_store)}", highlight=False, soft_wrap=True)
+    Console(markup=False, emoji=False).print(f"{counts} in {redacted(feature_store)}", highlight=False, soft_wrap=True)
 
 
 def ids(
@@ -160,12 +163,14 @@ def _convert(name: str, source: Path, out: Path) -> None:
         from ranker.adapters import ADAPTERS, convert  # noqa: PLC0415
 
         count = convert(ADAPTERS[name], source, out)
-    Console().print(f"{count:,} interactions in {out}", highlight=False)
+    Console(markup=False, emoji=False).print(f"{count:,} interactions in {out}", highlight=False)
     _say_what_next(out)
 
 
 def _say_what_next(out: Path) -> None:
-    Console().print(f"see what training would see: pinrank data check {out}", highlight=False, soft_wrap=True)
+    Console(markup=False, emoji=False).print(
+        f"see what training would see: pinrank data check {out}", highlight=False, soft_wrap=True
+    )
 
 
 def _show(console: Console, name: str, found: Inspection) -> None:
@@ -175,7 +180,7 @@ def _show(console: Console, name: str, found: Inspection) -> None:
     first, last = (np.datetime64(ms, "ms").astype("datetime64[D]") for ms in (found.first_ms, found.last_ms))
     days = (found.last_ms - found.first_ms) / 86_400_000
     console.print(
-        f"[bold]{name}[/]: {found.users:,} users, {found.pins:,} pins, {found.events:,} interactions\n"
+        f"{name}: {found.users:,} users, {found.pins:,} pins, {found.events:,} interactions\n"
         f"from {first} to {last}, {days:,.1f} days\n"
         f"users by interactions: {found.cold:,} cold (below {COLD_BELOW}), {found.light:,} light, "
         f"{found.heavy:,} heavy ({HEAVY_FROM} or more)\n"
@@ -195,8 +200,7 @@ def _show(console: Console, name: str, found: Inspection) -> None:
     console.print(table)
     for problem in found.problems:
         colour = "red" if problem.kind == "error" else "yellow"
-        console.print(
-            f"[bold {colour}]{problem.kind}:[/] {problem.what}\n  fix: {problem.fix}", highlight=False, soft_wrap=True
-        )
+        kind = (f"{problem.kind}:", f"bold {colour}")
+        console.print(Text.assemble(kind, f" {problem.what}\n  fix: {problem.fix}"), soft_wrap=True)
     if not found.problems:
         console.print("no problems found")

@@ -263,7 +263,7 @@ def train(
         )
         plan = _plan(checkpoints, resume, checkpoint_minutes, checkpoint_batches)
         with joined(device) as ranks:
-            reporter = ConsoleReporter(Console(stderr=True, quiet=not ranks.leads))
+            reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True, quiet=not ranks.leads))
             if not ranks.leads:
                 with ranks.leader_first():
                     dataset = read_dataset(data, actions, reporter)
@@ -281,7 +281,9 @@ def train(
                         _publish(folder, models, bundle, label)
     size_bytes = sum(len(content) for content in bundle.files.values())
     labelled = "" if label is None else f", labelled {label}"
-    Console().print(f"{bundle.manifest.ref}: {size_bytes / 1e6:.2f} MB, digest {bundle.digest[:12]}{labelled}")
+    Console(markup=False, emoji=False).print(
+        f"{bundle.manifest.ref}: {size_bytes / 1e6:.2f} MB, digest {bundle.digest[:12]}{labelled}"
+    )
 
 
 def _publish(folder: Path, models: ModelStore, bundle: Bundle, label: str | None) -> None:

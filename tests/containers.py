@@ -1,4 +1,4 @@
-"""What a container does to a process, without an engine: another user, mounts of its own, volumes that are read-only or full."""
+"""What a container does to a process, without an engine: another user, and mounts that are read-only or full."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Container:
         """Start a command in a mount namespace of its own; nothing of it is left when the block ends."""
         skip_without_namespaces()
         with tempfile.TemporaryDirectory() as stage:
-            os.chmod(stage, 0o755)
+            Path(stage).chmod(0o755)
             script = self._script([sys.base_prefix, sys.prefix, str(ROOT), str(folder)], Path(stage))
             environment = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}", **self.environment}
             full_command = ["unshare", "--mount", "sh", "-euc", script, "container", *command]

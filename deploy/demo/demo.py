@@ -22,7 +22,6 @@ from typing import IO, Annotated
 import numpy as np
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.text import Text
 
 from deploy.demo.home import CATALOGUE, HERE, PINRANK, DemoError, Home, console, prepared, steps
@@ -63,10 +62,12 @@ def main(
             if not once:
                 show_how_to_call(home, address, http_address)
                 serving = True
-                console.print("[bold]The server stays up; Ctrl-C stops it.[/]")
+                console.print("The server stays up; Ctrl-C stops it.", style="bold")
                 raise DemoError(f"the server ended with {ended(process)}; its log is {home.folder / LOG}")
     except (RankerError, ModelStoreError, BundleError, RankCallError, DemoError, OSError) as error:
-        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+        Console(markup=False, emoji=False, stderr=True).print(
+            Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True
+        )
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
         console.print("\nstopped")
@@ -169,18 +170,16 @@ def show_rankings(home: Home, address: str) -> None:
         )
     else:
         predicted = ", ".join(f"{head.name} ({head.meaning})" for head in home.bundle.manifest.heads)
-        console.print(f"predicted actions: {predicted}\n", markup=False)
+        console.print(f"predicted actions: {predicted}\n")
     for number, user in enumerate(catalogue["users"]):
         events = asyncio.run(last_events(home, user["id"]))
         query = None if number < len(catalogue["users"]) - 1 else int(events["pin_id"][-1])
         actions = home.sequence.actions
-        newest = ", ".join(
-            f"{actions[e['action']]} [italic]{escape(titles[int(e['pin_id'])])}[/]"
-            for e in events[-ACTIONS_SHOWN:][::-1]
-        )
-        surface = "home" if query is None else f"related to [italic]{escape(titles[query])}[/]"
+        newest = [(f"{actions[e['action']]} ", titles[int(e["pin_id"])]) for e in events[-ACTIONS_SHOWN:][::-1]]
+        surface = "home" if query is None else f"related to {titles[query]}"
         console.rule(f"user {user['id']} · {surface}")
-        console.print(f"{len(events)} actions on record; newest first: {newest}\n")
+        listed = Text(", ").join(Text.assemble(action, (title, "italic")) for action, title in newest)
+        console.print(Text(f"{len(events)} actions on record; newest first: ").append_text(listed).append("\n"))
         request = ranking_pb2.RankRequest(
             user_id=user["id"], pin_ids=user["pins"], surface="home", top_k=PINS_SHOWN, explain=True
         )
@@ -212,7 +211,6 @@ def show_how_to_call(home: Home, address: str, http_address: str) -> None:
         f"  any gRPC client: proto/pinrank/v1/ranking.proto, or server reflection at {address}\n",
         soft_wrap=True,
         highlight=False,
-        markup=False,
     )
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -38,7 +37,7 @@ USERS_SHOWN, CANDIDATES = 3, 128
 #: The name of a ranker that the demo trains.
 TRAINED = "demo"
 
-console = Console()
+console = Console(markup=False, emoji=False)
 
 
 class DemoError(Exception):
@@ -118,17 +117,17 @@ def train(data: Path, models: Path, options: Sequence[str]) -> None:
     """Train a ranker for a dataset that has none yet, and label it `stable`."""
     with steps("reading the data"):
         log = action_log(read_atomic(data))
-    console.print(f"no ranker for {escape(str(data))} yet: training one (needs the extra `train`)", soft_wrap=True)
+    console.print(f"no ranker for {data} yet: training one (needs the extra `train`)", soft_wrap=True)
     models.mkdir(parents=True, exist_ok=True)
     if (utility := data / UTILITY).exists():
-        console.print(f"{escape(str(utility))} weighs its actions", soft_wrap=True)
+        console.print(f"{utility} weighs its actions", soft_wrap=True)
     elif set(log.heads) == set(RATINGS.heads):
         utility = HERE / UTILITY
     else:
         utility = models / UTILITY
         utility.write_text(utility_by_affinity(log.schema, log.heads))
         console.print(
-            f"actions count by their affinity: {escape(str(utility))}; to weigh them yourself, put a {UTILITY} "
+            f"actions count by their affinity: {utility}; to weigh them yourself, put a {UTILITY} "
             "beside the data (docs/train-your-own.md)",
             soft_wrap=True,
         )
@@ -205,7 +204,7 @@ def catalogue(dataset: AtomicDataset, log: ActionLog) -> dict[str, Any]:
 @contextmanager
 def steps(first: str) -> Iterator[Progress]:
     """Show what is being done: a bar where the amount is known, else a moving one."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(first, total=None)
         yield progress
