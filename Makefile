@@ -63,10 +63,10 @@ test: $(EVERYTHING)
 	$(BIN)/python -m pytest $(ARGS)
 
 resolve: $(EVERYTHING)
-	$(BIN)/python deploy/install/resolve.py
+	$(BIN)/python -m deploy.install.resolve
 
 wheel: $(EVERYTHING)
-	$(BIN)/python deploy/install/wheel.py
+	$(BIN)/python -m deploy.install.wheel
 
 check: $(EVERYTHING)
 	$(BIN)/ruff format --check .

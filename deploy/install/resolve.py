@@ -1,6 +1,6 @@
 """Check that every set of extras resolves from the package index's published metadata alone, as a newcomer meets it.
 
-python deploy/install/resolve.py
+python -m deploy.install.resolve
 
 uv resolves each set for each Python. pip resolves all extras together on every Python found here: the versions that it
 finds for all of them satisfy each subset too, as they all obey the same constraints. Both see the index and nothing
@@ -152,7 +152,7 @@ def with_pip(
         return Outcome(what, 0, f"no Python {python} is installed here, so its pip could not be asked")
     report = folder / f"pip-{python}.json"
     command = [
-        interpreter, "-c", PIP_RESOLVE, str(report), "install", "--quiet", "--dry-run", "--ignore-installed",
+        interpreter, "-c", PIP_RESOLVE, str(report), "install", "--dry-run", "--ignore-installed",
         "--use-feature=fast-deps", "--constraint", str(CONSTRAINTS),
         *(line for line in wanted if Requirement(line).name != NOT_WITH_PIP),
     ]  # fmt: skip
@@ -184,7 +184,7 @@ def run(command: Sequence[str], environment: dict[str, str]) -> str:
         return f"{command[0]} is not installed; it comes with the extra `dev`"
     except subprocess.TimeoutExpired:
         return f"no answer within {TIMEOUT_S} s"
-    return "" if done.returncode == 0 else (done.stderr or done.stdout).strip()
+    return "" if done.returncode == 0 else f"{done.stdout}{done.stderr}".strip()[-4000:]
 
 
 if __name__ == "__main__":
