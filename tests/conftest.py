@@ -19,8 +19,11 @@ from tests import tiny
 from tests.redis_servers import RedisServer, cluster, running
 
 #: What the extra `train` brings. Where PyTorch cannot be had, `make test` goes on without it and skips these tests.
-TRAINING = ("torch", "sklearn", "onnxscript", "triton")
+TRAINING = ("torch", "sklearn", "scipy", "onnxscript", "triton")
 WITHOUT_TRAINING = find_spec("torch") is None
+_WHY = "is not installed: see TORCH in docs/install.md"
+#: For tests that train in another process, or through a command that reports what is missing.
+needs_training = pytest.mark.skipif(WITHOUT_TRAINING, reason=f"torch {_WHY}")
 
 if not WITHOUT_TRAINING:
     import torch
@@ -58,15 +61,18 @@ def pytest_runtest_call() -> Generator[None, object, object]:
 def _skipping() -> Generator[None, object, object]:
     try:
         return (yield)
-    except ModuleNotFoundError as error:
+    except Exception as error:
         _skip_without_training(error)
         raise
 
 
 def _skip_without_training(error: BaseException | None) -> None:
-    missing = (getattr(error, "name", None) or "").partition(".")[0]
-    if WITHOUT_TRAINING and isinstance(error, ModuleNotFoundError) and missing in TRAINING:
-        pytest.skip(f"{missing} is not installed: see TORCH in docs/install.md")
+    """Skip what failed because of a missing package that was left out on purpose, directly or at the root of it."""
+    while WITHOUT_TRAINING and error is not None:
+        missing = (getattr(error, "name", None) or "") if isinstance(error, ModuleNotFoundError) else ""
+        if missing.partition(".")[0] in TRAINING:
+            pytest.skip(f"{missing} {_WHY}")
+        error = error.__cause__
 
 
 @pytest.fixture(autouse=True)

@@ -165,7 +165,9 @@ def with_pip(
 
 
 def interpreter_of(python: str) -> str | None:
-    """Return a Python of this version that has pip: of the path, or one that pyenv has installed."""
+    """Return a Python of this version that has pip: this one, one that pyenv has installed, or one of the path."""
+    if python == f"{sys.version_info.major}.{sys.version_info.minor}":
+        return sys.executable
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     candidates = [*sorted(map(str, pyenv.glob(f"{python}.*/bin/python"))), shutil.which(f"python{python}")]
     for candidate in filter(None, candidates):

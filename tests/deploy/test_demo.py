@@ -15,6 +15,7 @@ import pytest
 
 from deploy.demo.home import PINRANK, content_digest, utility_by_affinity
 from ranker.schema import ActionRule, ActionSchema
+from tests.conftest import needs_training
 from tests.ranker.interactions import write_atomic
 
 ROOT = Path(__file__).parent.parent.parent
@@ -92,8 +93,8 @@ def own_actions(folder):
     return folder
 
 
+@needs_training
 def test_own_actions_are_trained_on_once_and_served(tmp_path):
-    pytest.importorskip("torch")
     data = own_actions(tmp_path / "songs")
     quickly = "--train=--epochs 1 --negatives 2 --size encoder_layers=1"
     first = run(tmp_path, "--data", str(data), "--once", quickly)

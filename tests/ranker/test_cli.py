@@ -14,6 +14,7 @@ from model_store.bundle import copy_out
 from model_store.store import open_model_store
 from ranker.cli import register
 from tests import tiny
+from tests.conftest import needs_training
 from tests.ranker.interactions import write_atomic
 
 UTILITY = '[surfaces.home]\nweights = { pinner = 1.0 }\n[surfaces.home.utilities]\npinner = "save"\n'
@@ -36,6 +37,7 @@ def utility(tmp_path: Path) -> Path:
     return path
 
 
+@needs_training
 def test_train_publishes_and_labels_and_evaluate_compares(tmp_path: Path, utility: Path) -> None:
     data, store = write_atomic(tmp_path / "data", per_user=20), tmp_path / "models"
     code, output = run(
@@ -68,6 +70,7 @@ def test_train_publishes_and_labels_and_evaluate_compares(tmp_path: Path, utilit
     assert "What this data cannot show" in (tmp_path / "r.html").read_text()
 
 
+@needs_training
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -99,6 +102,7 @@ def test_train_refuses_what_cannot_work_and_says_why(
     assert f"error: {message}" in output
 
 
+@needs_training
 def test_a_utility_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     code, output = run("train", "--utility", tmp_path / "lost.toml", "--out", tmp_path / "new")
     assert code == 1
