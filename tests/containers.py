@@ -69,11 +69,11 @@ class Container:
         for i, path in enumerate(needed):
             if closed & set(Path(path).parents):
                 lines += [f"mkdir -p {shlex.quote(path)}", f"mount --bind {stage}/{i} {shlex.quote(path)}"]
-        for volume in self.full:
-            quoted = shlex.quote(str(volume))
+        for i, volume in enumerate(self.full):
+            quoted, kept = shlex.quote(str(volume)), f"{stage}/kept-{i}"
             lines += [
-                f"mkdir {stage}/kept", f"cp -a --sparse=always {quoted}/. {stage}/kept",
-                f"mount -t tmpfs -o size=1m,mode=777 none {quoted}", f"cp -a --sparse=always {stage}/kept/. {quoted}",
+                f"mkdir {kept}", f"cp -a --sparse=always {quoted}/. {kept}",
+                f"mount -t tmpfs -o size=1m,mode=777 none {quoted}", f"cp -a --sparse=always {kept}/. {quoted}",
                 f"cat /dev/zero > {quoted}/.fills 2>/dev/null || true",
             ]  # fmt: skip
         for volume in self.read_only:

@@ -53,11 +53,7 @@ def until_serving(process):
     pytest.fail("".join(lines))
 
 
-def test_the_docker_files_run_serves_and_says_that_the_store_has_no_lock(volumes):
-    """User 10001 without a name, no HOME, read-only volumes and a read-only root."""
-    container = Container(
-        read_only=[volumes / "models", volumes / "features"], root_read_only=True, environment=settings(volumes)
-    )
+def events_of_a_server_that_ranks(container, volumes):
     with container.running(PINRANK, "serve", folder=volumes, stderr=subprocess.PIPE) as process:
         events = until_serving(process)
         with grpc.insecure_channel(events[-1]["grpc"]) as channel:
@@ -67,7 +63,25 @@ def test_the_docker_files_run_serves_and_says_that_the_store_has_no_lock(volumes
         assert not answer.degradation.ListFields()
         process.terminate()
         assert process.wait(timeout=30) == 0
-    assert "feature_store_without_lock" in {event["event"] for event in events}
+    return {event["event"]: event for event in events}
+
+
+def test_the_docker_files_run_serves_and_says_that_the_store_has_no_lock(volumes):
+    """User 10001 without a name, no HOME, read-only volumes and a read-only root."""
+    mounted = [volumes / "models", volumes / "features"]
+    container = Container(read_only=mounted, root_read_only=True, environment=settings(volumes))
+    events = events_of_a_server_that_ranks(container, volumes)
+    assert events["feature_store_without_lock"]["reason"] == "Permission denied"
+
+
+def test_a_server_starts_and_ranks_on_volumes_without_a_free_block(volumes):
+    (volumes / "tmp").mkdir()
+    full = [volumes / name for name in ("models", "features", "tmp")]
+    temporary = {"TMPDIR": str(volumes / "tmp")}
+    events = events_of_a_server_that_ranks(
+        Container(full=full, user=0, environment=settings(volumes) | temporary), volumes
+    )
+    assert events["feature_store_without_lock"]["reason"] == "No space left on device"
 
 
 OPEN = """
