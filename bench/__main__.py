@@ -32,7 +32,7 @@ def main(
     names: Annotated[
         list[str] | None, typer.Argument(help=f"{', '.join(BENCHMARKS)} [default: all but lift], or claims.")
     ] = None,
-    results: Annotated[Path | None, typer.Option(help="Folder of the results [default: bench/results].")] = None,
+    results: Annotated[Path | None, typer.Option(help="Folder of the results (default: bench/results).")] = None,
     quick: Annotated[
         bool, typer.Option(help="Try the script in seconds; its numbers mean nothing and are kept only in --results.")
     ] = False,
