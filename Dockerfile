@@ -3,6 +3,8 @@
 #   docker build -t pinrank .
 #   docker run -p 50051:50051 -p 9095:9095 -v ./models:/models:ro -v ./features:/features:ro \
 #     -e PINRANK_MODEL=ml1m -e PINRANK_FEATURE_STORE=lmdb:///features pinrank
+#
+# It runs with --read-only, as any --user, and within --cpus (docs/operations.md, "In a container").
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /src
 # For the native encoder; the serving image below gets the compiled library only.

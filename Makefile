@@ -3,28 +3,36 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA ?=
 NAME ?=
-# torch==2.13.0 comes through pip: a CPU build may be at hand locally where other installers do not look.
+# Which PyTorch `make test` installs: cpu (0.2 GB, from pytorch.org), pypi (2.7 GB, with CUDA), none (its tests are skipped), or
+# auto: pypi beside an NVIDIA driver, else cpu, and none where pytorch.org cannot be reached. docs/install.md has the costs.
+TORCH ?= auto
+TRAINING := .venv/training-$(TORCH)
+EVERYTHING := .venv/everything-$(TORCH)
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt
 # pip's one line a package, as a counter on one line.
 COUNTED = | { n=0; while read -r word name _; do \
 	[ "$$word" != Collecting ] || printf '\r  %3d packages  %-50.50s' $$((++n)) "$$name"; done; echo; }
-DEMO = $${XDG_CACHE_HOME:-$$HOME/.cache}/pinrank/demo/latest
+# The demo server that `make load` sends to; the link is there while it is up, and leads to the ids of its data.
+PORT ?= 50051
+SERVED = $${XDG_CACHE_HOME:-$$HOME/.cache}/pinrank/demo/serving-$(PORT)
 # So that a failed install fails its target, whatever counts its lines.
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: help demo test check bench bench-gpu gpu-wheels claims load proto clean
+.PHONY: help demo test check resolve wheel bench bench-gpu gpu-wheels claims load proto clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   fill a feature store from MovieLens-1M, start the server, rank for real users (DATA=folder: your own)"
-	@echo "make test   install everything and run every test"
+	@echo "make test   install everything and run every test (TORCH=cpu, pypi or none: which PyTorch)"
 	@echo "make check  format, lint, types, import rules"
+	@echo "make resolve  resolve every set of extras from the package index's metadata, with pip and uv, for each Python"
+	@echo "make wheel  build the wheel and run the demo from it on each Python"
 	@echo "make bench  run the benchmarks (NAME=serving: one of them) and commit-ready results in bench/results/"
 	@echo "make bench-gpu   measure the GPU engines and the fused kernel on this machine's GPU (GPU_PYTHON=python3)"
 	@echo "make gpu-wheels  bring what bench-gpu uses into gpu-wheels/, to be carried to a machine without a network"
 	@echo "make claims print every committed claim, and whether it holds"
-	@echo "make load   load-test the running demo (ARGS='--rate 200 --duration 30')"
+	@echo "make load   load-test the running demo (PORT=50051, ARGS='--rate 200 --duration 30')"
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
@@ -34,24 +42,39 @@ $(BIN)/python:
 	@$(PIP) -e '.[data]' $(COUNTED)
 	@touch $@
 
-.venv/everything: .venv/serving
-	@echo "installing PyTorch and the development tools (about a minute)"
-	@$(PIP) -e '.[data,train,dev]' $(COUNTED)
+# The stamp says whether it is with PyTorch.
+$(TRAINING): .venv/serving deploy/install/torch.sh
+	@echo "installing PyTorch (about a minute)"
+	@rm -f .venv/training-*
+	@torch=$$(deploy/install/torch.sh $(TORCH) $(PIP) | tail -n 1) && echo $$torch > $@.part
+	@[ "$$(cat $@.part)" = without ] || $(PIP) -e '.[data,train]' $(COUNTED)
+	@mv $@.part $@
+
+$(EVERYTHING): $(TRAINING)
+	@echo "installing the development tools (about a minute)"
+	@rm -f .venv/everything-*
+	@$(PIP) -e ".[data,$$([ "$$(cat $(TRAINING))" = without ] || echo train,)dev]" $(COUNTED)
 	@touch $@
 
-demo: $(if $(wildcard $(DATA)),.venv/everything,.venv/serving)
-	@$(BIN)/python deploy/demo/demo.py $(if $(DATA),--data "$(DATA)") $(ARGS)
+demo: $(if $(wildcard $(DATA)),$(TRAINING),.venv/serving)
+	@$(BIN)/python -m deploy.demo.demo $(if $(DATA),--data "$(DATA)") $(ARGS)
 
-test: .venv/everything
+test: $(EVERYTHING)
 	$(BIN)/python -m pytest $(ARGS)
 
-check: .venv/everything
+resolve: $(EVERYTHING)
+	$(BIN)/python -m deploy.install.resolve
+
+wheel: $(EVERYTHING)
+	$(BIN)/python -m deploy.install.wheel
+
+check: $(EVERYTHING)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/everything
+bench: $(EVERYTHING)
 	$(BIN)/python -m bench $(NAME) $(ARGS)
 
 bench-gpu:
@@ -69,14 +92,14 @@ gpu-wheels: $(BIN)/python
 		--no-binary pycuda pycuda $(COUNTED)
 	@du -sh gpu-wheels
 
-claims: .venv/everything
+claims: $(EVERYTHING)
 	@$(BIN)/python -m bench claims
 
 load: .venv/serving
-	@[ -e "$(DEMO)" ] || { echo 'no demo data yet: run `make demo` first, and leave it running'; exit 1; }
-	@$(BIN)/pinrank load --users "$(DEMO)/users.json" --pins "$(DEMO)/pins.json" $(ARGS)
+	@[ -e "$(SERVED)" ] || { echo 'no demo serves on port $(PORT): run `make demo` first, and leave it running (PORT=...: another port)'; exit 1; }
+	@$(BIN)/pinrank load --address 127.0.0.1:$(PORT) --users "$(SERVED)/users.json" --pins "$(SERVED)/pins.json" $(ARGS)
 
-proto: .venv/everything
+proto: $(EVERYTHING)
 	cd proto && ../$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. pinrank/v1/*.proto
 
 clean:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ class NativeEncoder(BuildHookInterface):  # type: ignore[type-arg]
             return
         build_data["artifacts"].append(str(library.relative_to(self.root)))
         build_data["pure_python"] = False
-        build_data["infer_tag"] = True
+        # The library is loaded by ctypes, so one wheel serves every Python.
+        build_data["tag"] = f"py3-none-{re.sub(r'[-.]', '_', sysconfig.get_platform())}"
 
 
 def _load(path: Path) -> Any:

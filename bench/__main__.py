@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from bench.harness import RESULTS, BenchmarkError, claims_table, read_claims, run
 
@@ -32,7 +33,7 @@ def main(
     names: Annotated[
         list[str] | None, typer.Argument(help=f"{', '.join(BENCHMARKS)} [default: all but lift], or claims.")
     ] = None,
-    results: Annotated[Path | None, typer.Option(help="Folder of the results [default: bench/results].")] = None,
+    results: Annotated[Path | None, typer.Option(help="Folder of the results (default: bench/results).")] = None,
     quick: Annotated[
         bool, typer.Option(help="Try the script in seconds; its numbers mean nothing and are kept only in --results.")
     ] = False,
@@ -40,13 +41,15 @@ def main(
     """Run benchmarks, or print the claims of all committed results (`claims`; unmet ones do not fail)."""
     try:
         if names == ["claims"]:
-            Console().print(claims_table(read_claims(results or RESULTS)))
+            Console(markup=False, emoji=False).print(claims_table(read_claims(results or RESULTS)))
             return
         for name in _chosen(names):
             measure = partial(import_module(BENCHMARKS[name]).measure, quick=quick)
             run(name, measure, results or (None if quick else RESULTS))
     except BenchmarkError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
+        Console(markup=False, emoji=False, stderr=True).print(
+            Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True
+        )
         raise typer.Exit(1) from error
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -88,7 +89,7 @@ def run(name: str, measure: Callable[[], Measured], results: Path | None = RESUL
     """Measure, print, and write `results/name.json`; with `results` None, write nothing."""
     started = datetime.now(UTC)
     measured = measure()
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print(summary_table(name, measured.summary))
     console.print(claims_table({name: measured.claims}))
     if results is not None:
@@ -174,7 +175,7 @@ def claims_table(claims: Mapping[str, Sequence[Claim]]) -> Table:
     table = Table("benchmark", "claim", "measured", "target", "holds", title="claims", title_justify="left")
     for name, made in claims.items():
         for claim in made:
-            verdict = "[green]yes[/]" if claim.holds else "[bold red]NO[/]"
+            verdict = Text("yes", "green") if claim.holds else Text("NO", "bold red")
             target = f"{_SIGNS[claim.direction]} {claim.target:g} {claim.unit}"
             table.add_row(name, claim.name, f"{claim.measured:.4g} {claim.unit}", target, verdict)
     return table

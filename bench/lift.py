@@ -151,7 +151,7 @@ def _trained(
     course: Course, variants: tuple[str, ...], dataset: AtomicDataset, plan: Plan, keep: Path
 ) -> dict[str, Path]:
     """Return each variant's bundle, trained where it is not there yet."""
-    console = Console(stderr=True)
+    console = Console(markup=False, emoji=False, stderr=True)
     folders = {}
     # The demo's first models were versions 1 and 2.
     for number, variant in enumerate(variants, start=3):

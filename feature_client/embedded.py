@@ -14,12 +14,11 @@ from typing import TypeVar
 import lmdb
 import structlog
 
+from feature_client.lmdb_file import open_file, read_values
 from feature_client.store import Change, StoreConfigError, StoreUnavailableError
 
 _log = structlog.get_logger(__name__)
 
-#: LMDB reserves address space, not disk: the file grows with what is written.
-MAP_BYTES = 64 << 30
 _SCAN_KEYS = 20_000
 #: The least time between two tries to open what lies in the place of a store that was deleted, replaced or cut off.
 _REOPEN_PAUSE_S = 0.5
@@ -51,6 +50,7 @@ class EmbeddedStore:
         self._create = create and not read_only
         self._started = False
         self._env: lmdb.Environment | None = None
+        self._locked = True
         #: Device and number of the file that is open, and its size when it was last seen: LMDB never makes it smaller.
         self._file = (0, 0)
         self._bytes = 0
@@ -62,9 +62,9 @@ class EmbeddedStore:
         self.reopened = 0
 
     async def start(self) -> None:
-        if not self._create and not self._data.exists():
-            raise StoreConfigError(f"no feature store at {self._path}; fill one first, or correct the URL")
         try:
+            if not self._create and not self._data.exists():
+                raise StoreConfigError(f"no feature store at {self._path}; fill one first, or correct the URL")
             self._path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreConfigError(f"cannot open the feature store at {self._path}: {error}") from error
@@ -77,9 +77,7 @@ class EmbeddedStore:
             before = self._data.stat() if self._data.exists() else None
             if before is not None and not stat.S_ISREG(before.st_mode):
                 raise StoreConfigError(f"cannot open the feature store at {self._path}: data.mdb is no plain file")
-            env = lmdb.open(
-                str(self._path), map_size=MAP_BYTES, readonly=self._read_only, max_readers=1024, readahead=False
-            )
+            env, self._locked = open_file(self._path, read_only=self._read_only)
             found = self._data.stat()
         except (lmdb.Error, OSError) as error:
             raise StoreConfigError(f"cannot open the feature store at {self._path}: {error}") from error
@@ -112,19 +110,16 @@ class EmbeddedStore:
         keys: Sequence[bytes],
         timeout_s: float | None = None,  # noqa: ARG002 - memory answers at once
     ) -> list[bytes | None]:
-        try:
-            return self._read(keys)
-        except lmdb.MapResizedError:
-            self._outgrown = True
-        try:
-            return self._read(keys)
-        except lmdb.Error as error:
-            raise StoreUnavailableError(f"the feature store at {self._path} failed a read: {error}") from error
-
-    def _read(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        with self._current().begin() as transaction:
-            get = transaction.get
-            return [get(key) for key in keys]
+        for last in (False, True):
+            try:
+                return read_values(self._current(), keys, locked=self._locked)
+            except lmdb.MapResizedError as error:
+                self._outgrown = True
+                if last:
+                    raise self._failed("read", error) from error
+            except lmdb.Error as error:
+                raise self._failed("read", error) from error
+        raise AssertionError("one of two tries returns or raises")
 
     async def multi_put(self, items: Iterable[tuple[bytes, bytes]]) -> int:
         return await self._in_thread("write", partial(_put, items))

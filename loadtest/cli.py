@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from loadtest.errors import LoadError
 
@@ -99,7 +100,7 @@ def load(
             seed, user_popularity, label, top_k,
         )  # fmt: skip
         offer = Offer(workload, duration, warmup_s, target_ms, seed, closed_loop, arrivals, speed, search=search)
-        told = Console()
+        told = Console(markup=False, emoji=False)
         results = run(_connected(address, offer, rates, deadline_ms / 1e3, told, retry=retry))
     except (LoadError, WorkloadError, ArrivalsError) as error:
         _fail(str(error))
@@ -127,7 +128,7 @@ def _write(
         from loadtest.html import report_html  # noqa: PLC0415
 
         report.write_text(report_html(title, settings, results, found_per_s))
-        Console().print(f"wrote {report}")
+        Console(markup=False, emoji=False).print(f"wrote {report}")
 
 
 def _check_outputs(json: Path | None, report: Path | None) -> None:
@@ -231,7 +232,9 @@ async def _show_progress(total_s: float) -> None:
 
     from rich.progress import Progress  # noqa: PLC0415
 
-    with Progress(auto_refresh=False, transient=True, console=Console(stderr=True)) as progress:
+    with Progress(
+        auto_refresh=False, transient=True, console=Console(markup=False, emoji=False, stderr=True)
+    ) as progress:
         task = progress.add_task("offering load", total=total_s)
         start_s = time.monotonic()
         while True:
@@ -240,5 +243,7 @@ async def _show_progress(total_s: float) -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    Console(stderr=True).print(f"[bold red]error:[/] {message}", highlight=False)
+    Console(markup=False, emoji=False, stderr=True).print(
+        Text.assemble(("error: ", "bold red"), message), soft_wrap=True
+    )
     raise typer.Exit(1)

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import grpc
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from loadtest.cli import check_address, check_bounds
 from loadtest.errors import LoadError
@@ -172,7 +173,9 @@ def main(
 
 
 def _fail(message: str, cause: Exception) -> None:
-    Console(stderr=True).print(f"[bold red]error:[/] {message}", highlight=False)
+    Console(markup=False, emoji=False, stderr=True).print(
+        Text.assemble(("error: ", "bold red"), message), soft_wrap=True
+    )
     raise typer.Exit(1) from cause
 
 

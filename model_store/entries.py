@@ -53,7 +53,7 @@ class Entries:
             ModelStoreError: the entry cannot be read, or is damaged, or one before it is missing. Where it is deleted,
                 the entry before it is the newest again.
         """
-        known, found = self._newest.get(_checked(model), (None, None))
+        known, found = self._newest.get(checked_name(model), (None, None))
         entries = self._listed(model, known.number - 1 if known else 0)
         if known is not None and (not entries or entries[0].name != _name(known.number)):  # it was deleted
             entries = self._listed(model, 0)
@@ -85,7 +85,7 @@ class Entries:
 
     def back(self, model: str) -> Iterator[Entry]:
         """Read a model's entries, newest first, as far as they are asked for."""
-        for found in reversed(self._listed(_checked(model), 0)):
+        for found in reversed(self._listed(checked_name(model), 0)):
             yield self._entry(model, found.name)
 
     def _entry(self, model: str, name: str) -> Entry:
@@ -144,7 +144,7 @@ class Entries:
                 nonce=secrets.token_hex(8),
             )
             content = self._written(entry)
-            if self._objects.create(f"{_checked(model)}/log/{_name(number)}", content):
+            if self._objects.create(f"{checked_name(model)}/log/{_name(number)}", content):
                 self._newest[model] = entry, None
                 return entry
         raise ModelStoreError(f"{self._where}: other writers changed {model} {_TRIES} times meanwhile; try again")
@@ -159,7 +159,7 @@ def _name(number: int) -> str:
     return f"{number:012}.json"
 
 
-def _checked(model: str) -> str:
+def checked_name(model: str) -> str:
     if not is_model(model):
         raise RefusedError(f"model name {model!r}: use lower-case letters, digits and -, starting with a letter")
     return model

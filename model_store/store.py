@@ -10,6 +10,7 @@ that no entry names, for `gc`.
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from model_store.bundle import (
     read_bundle,
     sha256,
 )
-from model_store.entries import Entries, is_model
+from model_store.entries import Entries, checked_name, is_model
 from model_store.history import (
     Entry,
     Labelled,
@@ -146,7 +147,7 @@ class ModelStore:
 
     def check_writable(self, model: str) -> None:
         """Write and remove an empty object where a version would go. Raises ModelStoreError."""
-        probe = f"{_checked(model)}/blobs/{secrets.token_hex(32)}"
+        probe = f"{checked_name(model)}/blobs/{secrets.token_hex(32)}"
         self._objects.put(probe, b"")
         self._objects.delete(probe)
 

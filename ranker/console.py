@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -23,6 +22,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 if TYPE_CHECKING:
     from ranker import recipe_contract
@@ -59,7 +59,9 @@ _EXTRAS = {
 
 
 def fail(message: str) -> NoReturn:
-    Console(stderr=True).print(f"[bold red]error:[/] {escape(message)}", highlight=False)
+    Console(markup=False, emoji=False, stderr=True).print(
+        Text.assemble(("error: ", "bold red"), message), soft_wrap=True
+    )
     raise typer.Exit(1)
 
 
@@ -120,12 +122,12 @@ class ConsoleReporter:
     def step(self, what: str) -> Iterator[recipe_contract.Progress]:
         columns = (
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[detail]}"),
+            TextColumn("{task.fields[detail]}", markup=False),
         )
         with Progress(*columns, console=self._console) as shown:
             task = shown.add_task(what, total=None, detail="")
@@ -142,4 +144,4 @@ class ConsoleReporter:
             shown.update(task, completed=total, total=total)
 
     def note(self, message: str) -> None:
-        self._console.print(message, highlight=False, markup=False)
+        self._console.print(message, highlight=False)

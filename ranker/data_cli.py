@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ranker.console import ActionsOption, ConsoleReporter, explained, fail, note_problems, read_dataset, suspicious
 
@@ -71,7 +71,7 @@ def ml_1m(out: OutOption) -> None:
 
         if out.exists():
             fail(f"{out} exists already; name a new folder")
-        reporter = ConsoleReporter(Console(stderr=True))
+        reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True))
         reporter.note(movielens.LICENCE.strip())
         with reporter.step("MovieLens-1M"):
             source = movielens.obtain(movielens.default_cache_dir())
@@ -100,10 +100,10 @@ def check(
         from ranker.inspection import inspect  # noqa: PLC0415
         from ranker.requests import Split  # noqa: PLC0415
 
-        dataset = read_dataset(folder, actions, ConsoleReporter(Console(stderr=True)))
+        dataset = read_dataset(folder, actions, ConsoleReporter(Console(markup=False, emoji=False, stderr=True)))
         found = inspect(action_log(dataset), Split())
         problems = (*suspicious(dataset), *found.problems)
-    console = Console()
+    console = Console(markup=False, emoji=False)
     _show(console, dataset, found)
     _show_problems(console, problems)
     if any(problem.kind == "error" for problem in problems):
@@ -137,7 +137,7 @@ def fill(
         models = open_model_store(store)
         bundle = models.read(model, models.resolve(model, label or _only_label(models.labels(model))))
         embeddings, groups = embeddings_of(bundle), Groups.served_by(bundle.manifest)
-        reporter = ConsoleReporter(Console(stderr=True))
+        reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True))
         dataset = read_dataset(folder, actions, reporter)
         note_problems(dataset, reporter)
         refuse_future(dataset, time.time_ns() // 1_000_000)
@@ -157,7 +157,7 @@ def fill(
             fail(str(error))
     counts = ", ".join(f"{count:,} {what}" for what, count in written.items())
     where = f"{counts} for {bundle.manifest.ref} in {redacted(feature_store)}"
-    Console().print(where, highlight=False, markup=False, soft_wrap=True)
+    Console(markup=False, emoji=False).print(where, highlight=False, soft_wrap=True)
 
 
 def _only_label(labels: Mapping[str, int]) -> str:
@@ -186,12 +186,14 @@ def _convert(name: str, source: Path, out: Path) -> None:
         from ranker.adapters import ADAPTERS, convert  # noqa: PLC0415
 
         count = convert(ADAPTERS[name], source, out)
-    Console().print(f"{count:,} interactions in {out}", highlight=False)
+    Console(markup=False, emoji=False).print(f"{count:,} interactions in {out}", highlight=False)
     _say_what_next(out)
 
 
 def _say_what_next(out: Path) -> None:
-    Console().print(f"see what training would see: pinrank data check {out}", highlight=False, soft_wrap=True)
+    Console(markup=False, emoji=False).print(
+        f"see what training would see: pinrank data check {out}", highlight=False, soft_wrap=True
+    )
 
 
 def _show(console: Console, dataset: AtomicDataset, found: Inspection) -> None:
@@ -201,7 +203,7 @@ def _show(console: Console, dataset: AtomicDataset, found: Inspection) -> None:
     first, last = date_of(found.first_ms), date_of(found.last_ms)
     days = (found.last_ms - found.first_ms) / 86_400_000
     console.print(
-        f"[bold]{escape(dataset.name)}[/]: {found.users:,} users, {found.pins:,} pins, {found.events:,} interactions\n"
+        f"{dataset.name}: {found.users:,} users, {found.pins:,} pins, {found.events:,} interactions\n"
         f"from {first} to {last}, {days:,.1f} days\n"
         f"users by interactions: {found.cold:,} cold (below {COLD_BELOW}), {found.light:,} light, "
         f"{found.heavy:,} heavy ({HEAVY_FROM} or more)\n"
@@ -222,16 +224,13 @@ def _show(console: Console, dataset: AtomicDataset, found: Inspection) -> None:
     for file, columns in dataset.unread.items():
         if columns:
             left_out = f"{file}: nothing reads {', '.join(columns)}"
-            console.print(left_out, highlight=False, markup=False, soft_wrap=True)
+            console.print(left_out, highlight=False, soft_wrap=True)
 
 
 def _show_problems(console: Console, problems: Sequence[Problem]) -> None:
     for problem in problems:
         colour = "red" if problem.kind == "error" else "yellow"
-        console.print(
-            f"[bold {colour}]{problem.kind}:[/] {escape(problem.what)}\n  fix: {escape(problem.fix)}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        kind = (f"{problem.kind}:", f"bold {colour}")
+        console.print(Text.assemble(kind, f" {problem.what}\n  fix: {problem.fix}"), soft_wrap=True)
     if not problems:
         console.print("no problems found")

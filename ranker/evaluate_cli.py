@@ -78,7 +78,7 @@ def evaluate(
             fail(str(error))
         bundles = _chosen(store, model, versions or [], labels or [], folders or [])
         against = None if baseline is None else _named(baseline, bundles, store, model)
-        reporter = ConsoleReporter(Console(stderr=True))
+        reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True))
         dataset = read_dataset(data, actions, reporter)
         note_problems(dataset, reporter)
         with reporter.step("scoring") as progress:
@@ -102,16 +102,16 @@ def evaluate(
 def _show(evaluation: Evaluation) -> None:
     from ranker.tables import terminal_tables  # noqa: PLC0415
 
-    console = Console()
+    console = Console(markup=False, emoji=False)
     for table in terminal_tables(evaluation):
         console.print(table)
     for scorer in evaluation.scorers:
         if scorer.utility_missing is not None:
             reason = f"{scorer.name}: no HIT@3 by utility: {scorer.utility_missing}"
-            console.print(reason, highlight=False, markup=False)
+            console.print(reason, highlight=False)
         if scorer.heads_missing:
             missing = f"{scorer.name} does not predict {', '.join(scorer.heads_missing)}"
-            console.print(missing, highlight=False, markup=False)
+            console.print(missing, highlight=False)
 
 
 def _chosen(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from kernels.cores import cores
 from ranker.errors import SettingError
 
 _CPU = torch.device("cpu")
@@ -108,7 +109,7 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
 
 def threads_of_this_process() -> int:
     """Return how many cores this process may use, shared evenly with the ranks beside it."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 #: What torchrun puts into the environment, and what holds without it.

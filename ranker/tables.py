@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ranker.bootstrap import Estimate
 from ranker.evaluation_contract import Evaluation, HeadScore, Hit, SliceScore
@@ -147,9 +147,9 @@ def _rich(content: TextTable, title: str, caption: str) -> Table:
     table = Table(title=title, caption=caption, caption_justify="left")
     for place, heading in enumerate(content.headings):
         words = place < content.left or heading == "scorer"
-        table.add_column(escape(heading), justify="left" if words else "right")
+        table.add_column(heading, justify="left" if words else "right")
     for block in content.blocks:
         for line in block:
-            table.add_row(*(f"[bold]{escape(c.text)}[/]" if c.strong else escape(c.text) for c in line))
+            table.add_row(*(Text(c.text, "bold" if c.strong else "") for c in line))
         table.add_section()
     return table

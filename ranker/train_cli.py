@@ -16,6 +16,7 @@ from ranker.errors import SettingError
 from ranker.variants import VARIANTS, parse_sizes
 
 if TYPE_CHECKING:
+    from model_store.bundle import Bundle
     from model_store.store import ModelStore
     from ranker.checkpoint import CheckpointPlan
     from ranker.parent import Parent
@@ -226,7 +227,7 @@ def train(
         from model_store.store import open_model_store  # noqa: PLC0415
         from ranker.examples import Sampling  # noqa: PLC0415
         from ranker.gates import Gates  # noqa: PLC0415
-        from ranker.publishing import free_version, publish_bundle, what_is_left_to_do  # noqa: PLC0415
+        from ranker.publishing import free_version, publish_bundle  # noqa: PLC0415
         from ranker.ranks import joined  # noqa: PLC0415
         from ranker.recipe import assist, make_bundle  # noqa: PLC0415
         from ranker.recipe_contract import Recipe  # noqa: PLC0415
@@ -262,7 +263,7 @@ def train(
         plan = _plan(checkpoints, resume, checkpoint_minutes, checkpoint_batches)
         _check_places(out, tensorboard, models, name, label)
         with joined(device) as ranks:
-            reporter = ConsoleReporter(Console(stderr=True, quiet=not ranks.leads))
+            reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True, quiet=not ranks.leads))
             if not ranks.leads:
                 with ranks.leader_first():
                     dataset = read_dataset(data, actions, reporter)
@@ -278,12 +279,19 @@ def train(
                     bundle = make_bundle(folder, dataset, recipe, reporter, execution, origin, gates)
                     if models is not None:
                         publish_bundle(folder, models, label, keep_in=Path() if out is None else None)
+    _say_what_was_made(bundle, models, label)
+
+
+def _say_what_was_made(bundle: Bundle, models: ModelStore | None, label: str | None) -> None:
+    from ranker.publishing import what_is_left_to_do  # noqa: PLC0415
+
     size_bytes = sum(len(content) for content in bundle.files.values())
     labelled = "" if label is None else f", labelled {label}"
-    Console().print(f"{bundle.manifest.ref}: {size_bytes / 1e6:.2f} MB, digest {bundle.digest[:12]}{labelled}")
+    console = Console(markup=False, emoji=False)
+    console.print(f"{bundle.manifest.ref}: {size_bytes / 1e6:.2f} MB, digest {bundle.digest[:12]}{labelled}")
     if models is not None:
         for line in what_is_left_to_do(models, bundle, label):
-            Console().print(line, highlight=False, markup=False, soft_wrap=True)
+            console.print(line, highlight=False, soft_wrap=True)
 
 
 def _check_places(

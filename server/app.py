@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 from collections.abc import Collection, Hashable, Mapping
 from contextlib import AsyncExitStack
 
@@ -19,6 +18,7 @@ from feature_client.near_cache import NearCache, near_caches
 from feature_client.opening import open_store
 from feature_client.redaction import redacted
 from feature_client.store import Store
+from kernels.cores import cores
 from kernels.opening import default_streams, engine_factory
 from model_store.pacing import Pace
 from model_store.proving import Prover
@@ -327,11 +327,6 @@ async def _started(server: Server, ending: Ending) -> bool:
     except asyncio.CancelledError:
         return False
     return True
-
-
-def cores() -> int:
-    """Return the cores this process may use, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_surfaces(config: ServerConfig, models: ServedModels) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from importlib.metadata import entry_points, version
 from pathlib import Path
@@ -103,10 +104,10 @@ def serve(
 
 @app.command()
 def rank(
-    user: Annotated[int, typer.Option(help="User id.")],
+    user: Annotated[str, typer.Option(help="User id.")],
     pins: Annotated[str, typer.Option(help="Candidate pin ids, separated by commas.")],
     surface: Annotated[str, typer.Option(help="Where the answer will be shown.")] = "home",
-    query_pin: Annotated[int | None, typer.Option(help="The pin that is the query, on surfaces that need one.")] = None,
+    query_pin: Annotated[str | None, typer.Option(help="The pin that is the query, on surfaces that need one.")] = None,
     label: Annotated[str | None, typer.Option(help="Model label (default: the server's).")] = None,
     model_version: Annotated[int | None, typer.Option(help="A version by its number, instead of a label.")] = None,
     top_k: Annotated[int, typer.Option(help="Return only the best; 0 returns all.")] = 0,
@@ -125,13 +126,12 @@ def rank(
 
     if label is not None and model_version is not None:
         fail("give --label or --model-version, not both")
-    try:
-        pin_ids = [int(pin) for pin in pins.split(",") if pin.strip()]
-    except ValueError as error:
-        fail(f"--pins takes numbers separated by commas: {error}")
+    user_id = _id("--user", user)
+    pin_ids = [_id("--pins", pin) for pin in pins.split(",") if pin.strip()]
+    query_pin_id = None if query_pin is None else _id("--query-pin", query_pin)
     try:
         request = ranking_pb2.RankRequest(
-            user_id=user,
+            user_id=user_id,
             pin_ids=pin_ids,
             surface=surface,
             label=label,
@@ -139,10 +139,10 @@ def rank(
             top_k=top_k,
             explain=True,
         )
-        if query_pin is not None:
-            request.query.pin_id = query_pin
     except ValueError as error:
-        fail(f"ids are whole numbers from 0 to 2^64 - 1, --top-k to 2^32 - 1: {error}")
+        fail(f"--model-version is a whole number from 0 to 2^64 - 1, --top-k to 2^32 - 1: {error}")
+    if query_pin_id is not None:
+        request.query.pin_id = query_pin_id
     try:
         response = call_rank(address, request, deadline_ms / 1e3)
     except RankCallError as error:
@@ -150,7 +150,18 @@ def rank(
     if json:
         typer.echo(json_format.MessageToJson(response, preserving_proto_field_name=True))
     else:
-        show(response, Console())
+        show(response, Console(markup=False, emoji=False))
+
+
+def _id(option: str, text: str) -> int:
+    """Read a 64-bit id; whoever has the data's own identifiers is told where to get it."""
+    text = text.strip()
+    if not (text.isascii() and text.isdigit() and len(text) <= 20 and int(text) < 1 << 64):
+        fail(
+            f"{option} {text!r}: servers know users and pins by ids, whole numbers from 0 to 2^64 - 1; "
+            f"`pinrank data ids {shlex.quote(text)}` prints the id of an identifier of your data"
+        )
+    return int(text)
 
 
 def _open_standard_streams() -> None:

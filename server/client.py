@@ -8,6 +8,7 @@ import grpc
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pinrank.channels import AddressError, open_channel, parse_address
 from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
@@ -60,13 +61,14 @@ def show(response: ranking_pb2.RankResponse, console: Console, titles: Mapping[i
         name = titles.get(pin, str(pin)) if titles else str(pin)
         cells = [f"{p:.3f}" for p in probabilities] + [f"{u:.3f}" for u in worth]
         table.add_row(str(i + 1), name, *cells, f"{utility:.3f}")
-    console.print("[cyan]probability of each action[/], [magenta]worth to each party, and its weight[/]")
+    legend = (("probability of each action", "cyan"), ", ", ("worth to each party, and its weight", "magenta"))
+    console.print(Text.assemble(*legend))
     # A terminal too narrow for the ids gets long lines, not missing columns.
     console.print(table, width=max(console.width, console.width - room + pin_width), crop=False, soft_wrap=True)
     timings = response.timings
     stages = ("wire", "fetch", "assemble", "queue", "score", "utility", "select")
     times = "  ".join(f"{stage} {getattr(timings, f'{stage}_us') / 1e3:.2f}" for stage in stages)
-    console.print(f"milliseconds: {times}  [bold]total {timings.total_us / 1e3:.2f}[/]")
+    console.print(Text.assemble(f"milliseconds: {times}  ", (f"total {timings.total_us / 1e3:.2f}", "bold")))
     versions = response.versions
     console.print(
         f"model {versions.model}@{versions.model_version} ({versions.model_digest[:12]}), "

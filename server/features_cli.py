@@ -75,9 +75,9 @@ def load(
             typer.echo(f"ignored, as {described.ref} has no such field: column {', '.join(opened.ignored)}", err=True)
         async with started_store(feature_store) as store:
             with Progress(
-                SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                TextColumn("{task.fields[speed]}"), TimeRemainingColumn(),
-                console=Console(stderr=True),
+                SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+                TextColumn("{task.fields[speed]}", markup=False), TimeRemainingColumn(),
+                console=Console(markup=False, emoji=False, stderr=True),
             ) as progress:  # fmt: skip
                 task = progress.add_task(described.ref, total=opened.rows, speed="")
 
@@ -107,7 +107,7 @@ def stat(
 
     async def run() -> dict[str, bulk.GroupStat]:
         async with started_store(feature_store) as store:
-            with Console(stderr=True).status("reading keys") as status:
+            with Console(markup=False, emoji=False, stderr=True).status("reading keys") as status:
                 return await bulk.stat(store, lambda seen: status.update(f"reading keys: {seen:,}"))
 
     known = _fingerprints(_manifest(model_store, model, label)) if model else {}
@@ -125,8 +125,8 @@ def stat(
         reads = "" if share is None else f"{share:.1%}"
         table.add_row(ref, f"{own.values:,}", f"{own.values * mean:,.0f}", prints, loaded, reads)
     for ref in sorted(set(known) - set(found)):
-        table.add_row(ref, "0", "0", "", "", "[bold red]nothing there[/]")
-    Console().print(table)
+        table.add_row(ref, "0", "0", "", "", Text("nothing there", "bold red"))
+    Console(markup=False, emoji=False).print(table)
 
 
 @features.command()
@@ -180,7 +180,9 @@ def follow(
 
 
 def fail(message: str) -> NoReturn:
-    Console(stderr=True).print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+    Console(markup=False, emoji=False, stderr=True).print(
+        Text.assemble(("error: ", "bold red"), message), soft_wrap=True
+    )
     raise typer.Exit(1)
 
 

@@ -25,7 +25,7 @@ def status(token_file: TokenOption, address: AddressOption = "127.0.0.1:50051") 
     from pinrank.v1 import models_pb2  # noqa: PLC0415
 
     found = _call(address, token_file, "Status", models_pb2.StatusRequest())
-    console = Console()
+    console = Console(markup=False, emoji=False)
     versions = Table("version", "phase", "for", "in flight", "memory", "what was found")
     for one in found.versions:
         checks = one.reason or "; ".join(one.checks)
@@ -42,7 +42,7 @@ def status(token_file: TokenOption, address: AddressOption = "127.0.0.1:50051") 
         )  # fmt: skip
     console.print(labels)
     if found.store_failure:
-        console.print(f"the model store cannot be read: {found.store_failure}", style="bold red", markup=False)
+        console.print(f"the model store cannot be read: {found.store_failure}", style="bold red")
     if found.shadow.version:
         shadow = found.shadow
         heads = ", ".join(f"{h.head} {h.mean:.4f} / {h.shadow_mean:.4f} (PSI {h.psi:.2f})" for h in shadow.heads)
@@ -52,7 +52,7 @@ def status(token_file: TokenOption, address: AddressOption = "127.0.0.1:50051") 
             highlight=False,
         )
     for event in list(found.events)[-10:]:
-        console.print(f"  {event.s_ago:5.0f} s ago  {event.text}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"  {event.s_ago:5.0f} s ago  {event.text}", highlight=False, soft_wrap=True)
 
 
 @models.command()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from server.features_cli import fail, run_store_work, started_store
 
@@ -80,7 +81,7 @@ def list_models(store: StoreOption) -> None:
                     model, str(number), ", ".join(labels), ", ".join(traffic), f"{release.published_at:%Y-%m-%d %H:%M}",
                     release.published_by, release.digest[:12], "yes" if release.signature else "",
                 )  # fmt: skip
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
 
 
 @models.command("show")
@@ -88,7 +89,7 @@ def show_model(model: ModelArgument, number: VersionArgument, store: StoreOption
     """Print a version's manifest."""
     with _explained():
         bundle = _store(store).read(model, number)
-    Console().print_json(bundle.manifest.model_dump_json())
+    Console(markup=False, emoji=False).print_json(bundle.manifest.model_dump_json())
     typer.echo(f"digest {bundle.digest}")
 
 
@@ -127,12 +128,12 @@ def diff(
         before, after = (_named(opened, model, name) for name in (old, new))
         findings = compare(before, after)
         coverages = _coverage(feature_store, after) if feature_store else None
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print(f"{before.manifest.ref} -> {after.manifest.ref}", highlight=False)
     titles = {
-        Effect.CALLERS: "[bold red]breaks callers[/]",
-        Effect.FEATURES: "[bold yellow]needs other features[/]",
-        Effect.NOTE: "[bold]worth knowing[/]",
+        Effect.CALLERS: Text("breaks callers", "bold red"),
+        Effect.FEATURES: Text("needs other features", "bold yellow"),
+        Effect.NOTE: Text("worth knowing", "bold"),
     }
     for effect, title in titles.items():
         concerned = [finding for finding in findings if finding.effect is effect]
@@ -140,11 +141,11 @@ def diff(
             continue
         console.print(title)
         for finding in concerned:
-            console.print(f"  {finding.field}", highlight=False, markup=False, style="bold")
-            console.print(f"    was   {finding.expected}", highlight=False, markup=False, soft_wrap=True)
-            console.print(f"    is    {finding.found}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"  {finding.field}", highlight=False, style="bold")
+            console.print(f"    was   {finding.expected}", highlight=False, soft_wrap=True)
+            console.print(f"    is    {finding.found}", highlight=False, soft_wrap=True)
             if finding.fix:
-                console.print(f"    fix   {finding.fix}", highlight=False, markup=False, soft_wrap=True)
+                console.print(f"    fix   {finding.fix}", highlight=False, soft_wrap=True)
     notes = sum(finding.effect is Effect.NOTE for finding in findings)
     if notes and not verbose:
         console.print(f"other differences, which need nobody's attention: {notes} (--all shows them)", highlight=False)
@@ -248,7 +249,7 @@ def history(model: ModelArgument, store: StoreOption, last: Annotated[int, typer
     with _explained():
         for entry in _store(store).history(model)[-last:]:
             table.add_row(str(entry.number), f"{entry.at:%Y-%m-%d %H:%M:%S}", entry.by, _told(entry), entry.why[:80])
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
 
 
 @models.command()
@@ -303,7 +304,7 @@ def _coverage(url: str, bundle: Bundle) -> list[Coverage]:
 
     async def run() -> list[Coverage]:
         async with started_store(url) as store:
-            with Console(stderr=True).status("sampling the feature store"):
+            with Console(markup=False, emoji=False, stderr=True).status("sampling the feature store"):
                 return await coverage(store, bundle.manifest.needs)
 
     found: list[Coverage] = run_store_work(run())

@@ -40,7 +40,7 @@ def compile_plans(
     from model_store.bundle import BundleError, read_bundle  # noqa: PLC0415
     from model_store.plans import add_plans  # noqa: PLC0415
 
-    console = Console(stderr=True)
+    console = Console(markup=False, emoji=False, stderr=True)
     try:
         version = str(load_library(library).__version__)
         if library == "tensorrt":

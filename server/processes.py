@@ -20,8 +20,9 @@ from multiprocessing.process import BaseProcess
 import structlog
 import uvloop
 
+from kernels.cores import cores
 from kernels.opening import default_streams
-from server.app import StartError, cores, serve
+from server.app import StartError, serve
 from server.config import ServerConfig
 from server.listening import ListenError, interfaces
 from server.logs import configure_logs

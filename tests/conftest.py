@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 
 import grpc.aio
 import pytest
-import torch
 from pydantic import SecretStr
 
 from feature_client.embedded import EmbeddedStore
@@ -19,8 +19,61 @@ from server.config import ServerConfig
 from tests import tiny
 from tests.redis_servers import RedisServer, cluster, running
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is made
+#: What the extra `train` brings. Where PyTorch cannot be had, `make test` goes on without it and skips these tests.
+TRAINING = ("torch", "sklearn", "scipy", "onnxscript", "triton")
+WITHOUT_TRAINING = find_spec("torch") is None
+_WHY = "is not installed: see TORCH in docs/install.md"
+#: For tests that train in another process, or through a command that reports what is missing.
+needs_training = pytest.mark.skipif(WITHOUT_TRAINING, reason=f"torch {_WHY}")
+
+if not WITHOUT_TRAINING:
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is made
+
+
+class _TestModule(pytest.Module):
+    """A file of tests; skipped, with the reason, where it imports what is not installed on purpose."""
+
+    def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
+        try:
+            return super().collect()
+        except self.CollectError as error:
+            _skip_without_training(error.__cause__)
+            raise
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module:
+    module: pytest.Module = _TestModule.from_parent(parent, path=module_path)
+    return module
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None, object, object]:
+    return (yield from _skipping())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    return (yield from _skipping())
+
+
+def _skipping() -> Generator[None, object, object]:
+    try:
+        return (yield)
+    except Exception as error:
+        _skip_without_training(error)
+        raise
+
+
+def _skip_without_training(error: BaseException | None) -> None:
+    """Skip what failed because of a missing package that was left out on purpose, directly or at the root of it."""
+    while WITHOUT_TRAINING and error is not None:
+        missing = (getattr(error, "name", None) or "") if isinstance(error, ModuleNotFoundError) else ""
+        if missing.partition(".")[0] in TRAINING:
+            pytest.skip(f"{missing} {_WHY}")
+        error = error.__cause__
 
 
 @pytest.fixture(autouse=True)

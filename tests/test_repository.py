@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -82,3 +83,16 @@ def test_the_wheel_serves_without_the_repository_and_without_pytorch(tmp_path):
     refused = pinrank("train", "--utility", str(tmp_path / "bundle" / "utility.toml"), "--out", str(tmp_path / "new"))
     assert refused.returncode == 1
     assert "pip install 'pinrank[" in refused.stderr
+
+
+def test_no_console_takes_brackets_in_a_message_for_markup():
+    """Titles, paths and `pip install 'pinrank[load]'` are printed as they are; styles are `Text`."""
+    calls = [
+        (path, call.lineno, {keyword.arg: getattr(keyword.value, "value", None) for keyword in call.keywords})
+        for folder in ("server", "ranker", "loadtest", "bench", "deploy")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "Console"
+    ]
+    assert len(calls) > 20
+    assert not [where for *where, given in calls if given.get("markup") is not False or given.get("emoji") is not False]

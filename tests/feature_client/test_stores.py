@@ -9,12 +9,14 @@ import subprocess
 import sys
 import threading
 
+import lmdb
 import numpy as np
 import pytest
 
 from feature_client.codec import State, decode_rows
 from feature_client.embedded import EmbeddedStore
 from feature_client.fetcher import Lacks, fetch
+from feature_client.lmdb_file import open_file, read_values
 from feature_client.memory import MemoryStore
 from feature_client.opening import open_store
 from feature_client.redaction import redacted
@@ -224,7 +226,7 @@ async def test_lmdb_store_is_closed_after_the_write_of_a_caller_that_hung_up(lmd
 
 @pytest.mark.parametrize("first", ["read", "write"])
 async def test_lmdb_store_that_another_process_made_larger_than_was_mapped_is_mapped_anew(tmp_path, monkeypatch, first):
-    monkeypatch.setattr("feature_client.embedded.MAP_BYTES", 1 << 20)
+    monkeypatch.setattr("feature_client.lmdb_file.MAP_BYTES", 1 << 20)
     store = EmbeddedStore(tmp_path / "store")
     await store.start()
     grow = (
@@ -296,3 +298,31 @@ async def test_a_read_beyond_its_budget_counts_as_an_unavailable_store():
 def test_decoding_reads_what_the_store_returned(tmp_path):
     keys = tiny.PINS.keys(np.array([3], np.uint64))
     assert decode_rows(tiny.PINS, [tiny.features()[keys[0]]]).rows[0] == tiny.pin_rows(np.array([3]))[0]
+
+
+class _Overtaken:
+    """A store that others commit to while it is read, as often as is said."""
+
+    def __init__(self, env, times):
+        self._env, self._times = env, times
+
+    def begin(self):
+        return self._env.begin()
+
+    def info(self):
+        self._times -= 1
+        return {"last_txnid": self._env.info()["last_txnid"] + (self._times >= 0)}
+
+
+async def test_a_reader_without_a_lock_reads_again_what_was_overtaken_and_gives_up_in_the_end(tmp_path):
+    store = EmbeddedStore(tmp_path)
+    await store.start()
+    await store.multi_put([(b"key", b"value")])
+    await store.close()
+    env, locked = open_file(tmp_path, read_only=True)
+    assert locked
+    assert read_values(_Overtaken(env, 2), [b"key", b"none"], locked=False) == [b"value", None]
+    with pytest.raises(lmdb.Error, match="written to during each of three reads"):
+        read_values(_Overtaken(env, 3), [b"key"], locked=False)
+    assert read_values(_Overtaken(env, 3), [b"key"], locked=True) == [b"value"]
+    env.close()

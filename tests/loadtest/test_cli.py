@@ -110,3 +110,10 @@ async def test_a_workload_that_the_server_refuses_stops_before_the_clock_starts(
     assert result.exit_code == 1
     assert "INVALID_ARGUMENT" in result.output
     assert "unknown surface" in result.output
+
+
+def test_what_to_install_is_said_with_its_brackets(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    refused = invoke("--report", str(tmp_path / "load.html"))
+    assert refused.exit_code == 1
+    assert "error: --report draws with matplotlib: pip install 'pinrank[load]'" in refused.output

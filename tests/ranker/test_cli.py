@@ -17,6 +17,7 @@ from model_store.store import open_model_store
 from model_store.utility import load_utility
 from ranker.cli import register
 from tests import tiny
+from tests.conftest import needs_training
 from tests.ranker.interactions import write_atomic
 
 UTILITY = """
@@ -46,6 +47,7 @@ def utility(tmp_path: Path) -> Path:
     return path
 
 
+@needs_training
 def test_train_publishes_and_labels_and_evaluate_compares(tmp_path: Path, utility: Path) -> None:
     data, store = write_atomic(tmp_path / "data", per_user=20), tmp_path / "models"
     code, output = run(
@@ -85,6 +87,7 @@ def test_train_publishes_and_labels_and_evaluate_compares(tmp_path: Path, utilit
     assert "What this data cannot show" in (tmp_path / "r.html").read_text()
 
 
+@needs_training
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -191,6 +194,7 @@ def test_a_retired_versions_number_is_refused_before_the_work(tmp_path: Path, ut
         assert f"error: tiny@{version} is {what}; versions never change: --version 3 is free" in output
 
 
+@needs_training
 def test_a_utility_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     code, output = run("train", "--utility", tmp_path / "lost.toml", "--out", tmp_path / "new")
     assert code == 1

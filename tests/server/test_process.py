@@ -61,6 +61,23 @@ def test_server_answers_and_drains_on_a_signal(process, number):
     assert events == ["draining", "stopped"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "option", "identifier"),
+    [
+        (("--user", "listener-1", "--pins", "1"), "--user", "listener-1"),
+        (("--user", "1", "--pins", "1,song/17"), "--pins", "song/17"),
+        (("--user", "1", "--pins", "1", "--query-pin", "song 4"), "--query-pin", "'song 4'"),
+        (("--user", "18446744073709551616", "--pins", "1"), "--user", "18446744073709551616"),
+        (("--user", "1", "--pins", "1,-2"), "--pins", "-2"),
+    ],
+)
+def test_an_identifier_of_the_data_leads_to_its_id(arguments, option, identifier):
+    refused = pinrank("rank", *arguments)
+    assert refused.returncode == 1
+    assert f"error: {option} " in refused.stderr
+    assert f"`pinrank data ids {identifier}`" in refused.stderr
+
+
 def test_rank_command_shows_the_answer_and_explains_refusals(process):
     address = serving_address(process)
     shown = pinrank("rank", "--user", "1", "--pins", "1,2,3", "--address", address)

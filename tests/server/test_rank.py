@@ -5,6 +5,7 @@ import math
 import grpc
 import numpy as np
 import pytest
+from rich.console import Console
 
 from feature_client.opening import open_store
 from kernels.numpy_engine import NumpyEngine
@@ -12,6 +13,7 @@ from model_store.assembly import Assembler
 from model_store.live import calibrate
 from model_store.utility import load_utility
 from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
+from server.client import show
 from tests import tiny
 
 
@@ -145,3 +147,11 @@ async def test_non_finite_scores_keep_the_callers_order_and_say_so(gated):
     assert list(answer.pin_ids) == [3, 1, 2]
     assert all(math.isnan(utility) for utility in answer.utilities)
     assert answer.degradation == ranking_pb2.Degradation(non_finite_scores=3, fallback_order=True)
+
+
+def test_titles_are_shown_with_their_brackets(capsys):
+    answer = ranking_pb2.RankResponse(pin_ids=[1, 2], utilities=[0.5, 0.25])
+    show(answer, Console(markup=False, emoji=False), {1: "[live] :fire: [bold]loud[/]", 2: "[/] no tag"})
+    shown = capsys.readouterr().out
+    assert "[live] :fire: [bold]loud[/]" in shown
+    assert "[/] no tag" in shown

@@ -1,0 +1,211 @@
+"""What the demo needs before it can serve: a dataset, a ranker for it, and a feature store filled from it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from feature_client.embedded import EmbeddedStore
+from feature_client.groups import SequenceGroup
+from model_store.bundle import EMBEDDINGS, Bundle
+from model_store.store import open_model_store
+from ranker.actions import ActionLog, action_log
+from ranker.atomic import AtomicDataset, read_atomic
+from ranker.embeddings import decode_embeddings
+from ranker.features import Groups, fill_store
+from ranker.movielens import LICENCE, default_cache_dir, obtain
+from ranker.schema import RATINGS, ActionSchema
+
+HERE = Path(__file__).parent
+PINRANK = str(Path(sys.executable).with_name("pinrank"))
+CATALOGUE, UTILITY = "catalogue.json", "utility.toml"
+USERS_SHOWN, CANDIDATES = 3, 128
+#: The name of a ranker that the demo trains.
+TRAINED = "demo"
+
+console = Console(markup=False, emoji=False)
+
+
+class DemoError(Exception):
+    """The demo cannot go on; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where the demo's prepared things are: nothing of the dataset is kept in the repository."""
+
+    models: Path
+    bundle: Bundle
+    folder: Path
+
+    @property
+    def store_url(self) -> str:
+        return f"lmdb://{self.folder / 'features'}"
+
+    @property
+    def sequence(self) -> SequenceGroup:
+        if (group := self.bundle.manifest.sequence) is None:
+            raise DemoError(f"{self.bundle.manifest.ref} reads no actions; the demo shows a ranker that does")
+        return group
+
+    def catalogue(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.folder / CATALOGUE).read_text())
+        return content
+
+    @property
+    def of_ratings(self) -> bool:
+        """Whether the actions come from ratings, so that the demo's own utility table weighs them."""
+        return {head.name for head in self.bundle.manifest.heads} == set(RATINGS.heads)
+
+
+def prepared(data: Path | None, train_options: Sequence[str] = ()) -> Home:
+    """Obtain the data, a ranker and, on the first run, fill the feature store; later runs find all of it.
+
+    Raises:
+        DemoError, DatasetError, ObtainError, ModelStoreError, BundleError: what is missing and what to do.
+    """
+    cache = default_cache_dir()
+    if data is None:
+        if not (cache / "ml-1m").is_dir():
+            with steps("downloading MovieLens-1M"):
+                obtain(cache)
+        console.print(Panel(LICENCE.strip(), title="the data's licence", border_style="yellow"))
+        data, name, models, model = cache / "ml-1m", "ml-1m", HERE / "models", "ml1m"
+    else:
+        data = data.resolve()
+        # By content: another folder of the same name, or the same one with other interactions, needs another ranker.
+        name = f"{data.name}-{content_digest(data)}"
+        models, model = cache / "demo" / f"{name}-models", TRAINED
+        if "stable" not in open_model_store(models).labels(model):
+            train(data, models, train_options)
+    store = open_model_store(models)
+    bundle = store.read(model, store.resolve(model, "stable"))
+    # What is stored depends on the bundle and on the layout of its sequence.
+    layout = bundle.manifest.sequence.fingerprint.hex()[:6] if bundle.manifest.sequence else "none"
+    home = Home(models, bundle, cache / "demo" / f"{name}-{bundle.digest[:12]}-{layout}")
+    if not home.folder.exists():
+        fill(home, data)
+    return home
+
+
+def content_digest(data: Path) -> str:
+    """Return what tells a dataset from others, as a few hexadecimal digits."""
+    files = sorted(path for path in data.glob("*") if path.suffix in {".inter", ".item", ".toml"})
+    if not any(path.suffix == ".inter" for path in files):
+        raise DemoError(f"{data} holds no RecBole atomic files; a NAME.inter is needed")
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:12]
+
+
+def train(data: Path, models: Path, options: Sequence[str]) -> None:
+    """Train a ranker for a dataset that has none yet, and label it `stable`."""
+    with steps("reading the data"):
+        log = action_log(read_atomic(data))
+    console.print(f"no ranker for {data} yet: training one (needs the extra `train`)", soft_wrap=True)
+    models.mkdir(parents=True, exist_ok=True)
+    if (utility := data / UTILITY).exists():
+        console.print(f"{utility} weighs its actions", soft_wrap=True)
+    elif set(log.heads) == set(RATINGS.heads):
+        utility = HERE / UTILITY
+    else:
+        utility = models / UTILITY
+        utility.write_text(utility_by_affinity(log.schema, log.heads))
+        console.print(
+            f"actions count by their affinity: {utility}; to weigh them yourself, put a {UTILITY} "
+            "beside the data (docs/train-your-own.md)",
+            soft_wrap=True,
+        )
+    command = [PINRANK, "train", "--data", str(data), "--name", TRAINED, "--utility", str(utility)]
+    if subprocess.run([*command, "--store", str(models), "--label", "stable", *options], check=False).returncode:
+        raise DemoError("training failed; the message above says why")
+
+
+def utility_by_affinity(schema: ActionSchema, heads: Sequence[str]) -> str:
+    """Return a utility table for actions that nobody has weighed: those that say that user and pin belong together."""
+    affinities = {name: float(affinity) for name, affinity in zip(schema.names, schema.affinities, strict=True)}
+    terms = [f"{affinities[head]:g} * {head}" for head in heads if affinities[head]] or list(heads[:1])
+    surfaces = [
+        f"[surfaces.{surface}]\nweights = {{ pinner = 1.0 }}\n[surfaces.{surface}.utilities]\n"
+        f'pinner = "{" + ".join(terms)}"\n'
+        for surface in ("home", "related")
+    ]
+    return "# Made by the demo: each action counts by its affinity in actions.toml.\n\n" + "\n".join(surfaces)
+
+
+def fill(home: Home, data: Path) -> None:
+    """Fill the feature store and note what a person wants to see; the folder appears whole or not at all."""
+    home.folder.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        steps("reading the ratings") as progress,
+        tempfile.TemporaryDirectory(prefix=".filling-", dir=home.folder.parent) as temporary,
+    ):
+        staging = Path(temporary) / "demo"
+        staging.mkdir()
+        dataset = read_atomic(data)
+        log = action_log(dataset)
+        bar = progress.add_task("filling the feature store", total=len(log.pin_ids) + 2 * len(log.user_ids))
+        asyncio.run(_fill(staging / "features", log, home, lambda _, count: progress.advance(bar, count)))
+        (staging / CATALOGUE).write_text(json.dumps(catalogue(dataset, log)))
+        # For `pinrank load`: everyone, and the pins by falling popularity.
+        (staging / "users.json").write_text(json.dumps(log.user_ids.tolist()))
+        pins, counts = np.unique(dataset.pins, return_counts=True)
+        (staging / "pins.json").write_text(json.dumps(pins[np.argsort(-counts, kind="stable")].tolist()))
+        staging.chmod(0o755)
+        if not home.folder.exists():  # another first start may have been quicker
+            staging.rename(home.folder)
+    console.print(
+        f"{len(log.user_ids):,} users, {len(log.pin_ids):,} pins, {len(dataset.users):,} actions: {home.store_url}",
+        soft_wrap=True,
+    )
+
+
+async def _fill(path: Path, log: ActionLog, home: Home, progress: Callable[[str, int], None]) -> None:
+    store = EmbeddedStore(path)
+    await store.start()
+    embeddings = decode_embeddings(home.bundle.files[EMBEDDINGS])
+    await fill_store(store, log, embeddings, Groups.served_by(home.bundle.manifest), progress)
+    await store.close()
+
+
+def catalogue(dataset: AtomicDataset, log: ActionLog) -> dict[str, Any]:
+    """Choose users with a middling history, and for each candidates that they have not acted on, by popularity."""
+    rng = np.random.default_rng(7)
+    lengths = np.diff(log.user_splits)
+    middling = np.flatnonzero((lengths >= np.quantile(lengths, 0.3)) & (lengths <= np.quantile(lengths, 0.7)))
+    chosen = rng.choice(middling if len(middling) else np.arange(len(lengths)), USERS_SHOWN)
+    pins, counts = np.unique(dataset.pins, return_counts=True)
+    users = []
+    for user in log.user_ids[chosen].tolist():
+        unseen = ~np.isin(pins, dataset.pins[dataset.users == user])
+        if not unseen.any():  # a user of a small dataset may have acted on everything
+            unseen[:] = True
+        weights = counts[unseen] / counts[unseen].sum()
+        size = min(CANDIDATES, int(unseen.sum()))
+        users.append({"id": user, "pins": rng.choice(pins[unseen], size, replace=False, p=weights).tolist()})
+    return {"users": users, "titles": {str(pin): title for pin, title in dataset.titles.items()}}
+
+
+@contextmanager
+def steps(first: str) -> Iterator[Progress]:
+    """Show what is being done: a bar where the amount is known, else a moving one."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(first, total=None)
+        yield progress
+        progress.update(task, total=1, completed=1)

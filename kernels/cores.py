@@ -1,0 +1,64 @@
+"""How many cores this process may use: of those that it may run on, what its control group's quota pays for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+#: Where systems mount control groups: version 2, beside version 1, and version 1.
+_MOUNTS_2 = ("sys/fs/cgroup", "sys/fs/cgroup/unified")
+_MOUNTS_1 = ("sys/fs/cgroup/cpu", "sys/fs/cgroup/cpu,cpuacct")
+
+
+def cores(root: Path = Path("/")) -> int:
+    """Return the cores that this process may keep busy; at least 1.
+
+    A quota (`docker run --cpus`, a CPU limit in Kubernetes) leaves all cores visible and stops the process for the rest
+    of a period when its threads have used the quota up. A part of a core counts for none: it would keep no thread busy.
+    """
+    visible = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min([visible, *_quotas(root)])))
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """Yield the quotas, in cores, of this process's control groups and of those above them."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            for group in _groups(root, _MOUNTS_2, path):
+                yield from _version_2(group)
+        elif "cpu" in controllers.split(","):
+            for group in _groups(root, _MOUNTS_1, path):
+                yield from _version_1(group)
+
+
+def _groups(root: Path, mounts: tuple[str, ...], path: str) -> Iterator[Path]:
+    """Yield a group's folder and those above it; in a container the path may be the host's, with folders not there."""
+    parts = PurePosixPath(path).parts[1:]
+    for mount in mounts:
+        for depth in range(len(parts) + 1):
+            yield root.joinpath(mount, *parts[:depth])
+
+
+def _version_2(group: Path) -> Iterator[float]:
+    words = _words(group / "cpu.max")
+    if len(words) == 2 and words[0] != "max":
+        yield int(words[0]) / int(words[1])
+
+
+def _version_1(group: Path) -> Iterator[float]:
+    quota, period = _words(group / "cpu.cfs_quota_us"), _words(group / "cpu.cfs_period_us")
+    if quota and period and int(quota[0]) > 0:
+        yield int(quota[0]) / int(period[0])
+
+
+def _words(file: Path) -> list[str]:
+    try:
+        return file.read_text().split()
+    except OSError:
+        return []

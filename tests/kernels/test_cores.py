@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kernels.cores import cores
+
+VISIBLE = len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "found"),
+    [
+        ("0::/\n", {"sys/fs/cgroup/cpu.max": "100000 100000\n"}, 1),
+        ("0::/\n", {"sys/fs/cgroup/cpu.max": "max 100000\n"}, VISIBLE),
+        ("0::/\n", {"sys/fs/cgroup/cpu.max": "30000 100000\n"}, 1),
+        ("0::/\n", {"sys/fs/cgroup/cpu.max": "170000 100000\n"}, 1),
+        ("0::/\n", {"sys/fs/cgroup/cpu.max": "6400000 100000\n"}, VISIBLE),
+        # the quota of a group above
+        (
+            "0::/pod/server\n",
+            {"sys/fs/cgroup/pod/cpu.max": "100000 100000", "sys/fs/cgroup/pod/server/cpu.max": "max 100000"},
+            1,
+        ),
+        # the host's path, in a container whose own group is the root of the mount
+        ("0::/docker/0123\n", {"sys/fs/cgroup/cpu.max": "50000 50000"}, 1),
+        # version 1
+        (
+            "4:memory:/\n1:cpu,cpuacct:/docker/0123\n0::/\n",
+            {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "100000", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"},
+            1,
+        ),
+        (
+            "1:cpu:/\n",
+            {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"},
+            VISIBLE,
+        ),
+        ("", {}, VISIBLE),
+    ],
+)
+def test_a_quota_counts_like_the_cores_that_it_pays_for(tmp_path, groups, files, found):
+    for name, content in {"proc/self/cgroup": groups, **files}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert cores(tmp_path) == found
+
+
+def test_where_the_system_tells_nothing_the_visible_cores_count(tmp_path):
+    assert cores(tmp_path) == VISIBLE
+
+
+def test_a_process_in_a_control_group_with_a_quota_sees_it():
+    """With this machine's own control groups."""
+    group = Path(f"/sys/fs/cgroup/cpu/pinrank-test-{os.getpid()}")
+    quota = group / "cpu.cfs_quota_us"
+    if not group.parent.is_dir():
+        group = Path(f"/sys/fs/cgroup/pinrank-test-{os.getpid()}")
+        quota = group / "cpu.max"
+    try:
+        group.mkdir()
+        quota.write_text("100000")
+    except OSError as error:
+        pytest.skip(f"this user may not make control groups with a quota: {error}")
+    script = f"open({str(group / 'cgroup.procs')!r}, 'w').write('0'); from kernels.cores import cores; print(cores())"
+    try:
+        told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    finally:
+        group.rmdir()
+    assert told.stdout == "1\n", told.stderr
