@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -125,6 +124,7 @@ def fill(
     Example: [bold]pinrank data fill my-data --store models --model mine --feature-store lmdb:///var/lib/features[/]
     """
     with explained():
+        from feature_client.activity import clock_ms  # noqa: PLC0415
         from feature_client.opening import open_store  # noqa: PLC0415
         from feature_client.redaction import redacted  # noqa: PLC0415
         from feature_client.store import StoreError  # noqa: PLC0415
@@ -140,7 +140,7 @@ def fill(
         reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True))
         dataset = read_dataset(folder, actions, reporter)
         note_problems(dataset, reporter)
-        refuse_future(dataset, time.time_ns() // 1_000_000)
+        refuse_future(dataset.time_ms, clock_ms())  # before the store is made
         log = action_log(dataset)
 
         async def write() -> dict[str, int]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from feature_client.activity import AHEAD_MAX_MS, clock_ms
+from feature_client.activity import clock_ms
 from feature_client.codec import Rows, State
 from feature_client.columns import ColumnError, field_values
 from feature_client.groups import Embedding, EmbeddingSpace, FeatureGroup, Scalar, SequenceGroup
@@ -20,6 +20,7 @@ from model_store.manifest import Manifest
 from ranker.actions import ActionLog, ActionSchema
 from ranker.embeddings import PinEmbeddings
 from ranker.errors import DatasetError
+from ranker.problems import refuse_future
 
 PIN_GROUP = "pin_core"
 USER_GROUP = "user_core"
@@ -206,7 +207,7 @@ async def fill_store(
         DatasetError: the groups know other actions than the data, or the data has actions in the future, which every
             server would leave out; nothing was written.
     """
-    _refuse_future(log)
+    refuse_future(log.time_ms, clock_ms())
     end_ms = int(log.time_ms[-1]) + 1 if before_ms is None else before_ms
     vectors = embeddings.of(log.pin_ids)
     written = {}
@@ -226,16 +227,6 @@ async def fill_store(
         written["sequences"] = await write_sequences(store, groups.sequence, log.user_ids[acted], events, splits)
         progress("sequences", written["sequences"])
     return written
-
-
-def _refuse_future(log: ActionLog) -> None:
-    now_ms = clock_ms()
-    count = int(np.count_nonzero(log.time_ms > now_ms + AHEAD_MAX_MS))
-    if count:
-        raise DatasetError(
-            f"{count} of {len(log.time_ms)} interactions are in the future, the last at {log.time_ms.max()} ms; now is "
-            f"{now_ms}: is the timestamp column in seconds?"
-        )
 
 
 def _counted_rows(

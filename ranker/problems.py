@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from feature_client.activity import AHEAD_MAX_MS, EARLIEST_MS
 from ranker.errors import DatasetError
 
 if TYPE_CHECKING:
     from ranker.atomic import AtomicDataset
-
-_DAY_MS = 86_400_000
-_YEAR_1990_MS = 631_152_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +32,18 @@ def problems_of(dataset: AtomicDataset, now_ms: int) -> tuple[Problem, ...]:
     return (*dataset.problems, *_time_problems(dataset.time_ms, now_ms), *_label_problems(dataset))
 
 
-def refuse_future(dataset: AtomicDataset, now_ms: int) -> None:
-    """Raise DatasetError when a dataset holds what cannot have happened yet: for whoever is about to store it."""
-    if count := _in_future(dataset.time_ms, now_ms):
+def refuse_future(time_ms: np.ndarray, now_ms: int) -> None:
+    """Raise DatasetError when interactions cannot have happened yet: for whoever is about to store them."""
+    if count := _in_future(time_ms, now_ms):
         raise DatasetError(
-            f"{count:,} interactions lie in the future, the newest on {date_of(int(dataset.time_ms[-1]))}: stored, "
-            "they would stand before everything that users do until then; correct their timestamps, or leave them out"
+            f"{count:,} interactions lie in the future, the newest on {date_of(int(time_ms.max()))}: stored, they "
+            "would stand before everything that users do until then; correct their timestamps, or leave them out"
         )
 
 
 def _in_future(time_ms: np.ndarray, now_ms: int) -> int:
-    """Count the times later than now, a day of difference between clocks and time zones aside."""
-    return int((time_ms > now_ms + _DAY_MS).sum())
+    """Count the times that servers would not take either."""
+    return int(np.count_nonzero(time_ms > now_ms + AHEAD_MAX_MS))
 
 
 def date_of(time_ms: int) -> str:
@@ -60,7 +58,7 @@ def _time_problems(time_ms: np.ndarray, now_ms: int) -> Iterator[Problem]:
             "correct their timestamps or leave them out; `pinrank data fill` does not store them, as they would stand "
             "before everything that users do until then",
         )
-    if early := int((time_ms < _YEAR_1990_MS).sum()):
+    if early := int((time_ms < EARLIEST_MS).sum()):
         yield Problem(
             "warning",
             f"{early:,} interactions lie before 1990, the oldest on {date_of(int(time_ms.min()))}",

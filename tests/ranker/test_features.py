@@ -220,6 +220,6 @@ async def test_a_log_with_actions_in_the_future_is_refused_before_anything_is_wr
     seconds_taken_for_milliseconds_twice = 1_790_000_000_000_000
     log = action_log(dataset_of([(1, 10, 5, 100), (2, 12, 3, seconds_taken_for_milliseconds_twice)]))
     store = MemoryStore()
-    with pytest.raises(DatasetError, match="1 of 2 interactions are in the future, the last at 1790000000000000 ms"):
+    with pytest.raises(DatasetError, match="1 interactions lie in the future, the newest on 58692-"):
         await fill_store(store, log, EMBEDDINGS, GROUPS)
     assert not store.values
