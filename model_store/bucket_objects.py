@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 #: Where the endpoint may stand, the most specific first, as the AWS tools read it.
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+#: What nobody may read in a log.
+SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 #: In the XML of a refusal.
 _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 #: Two conditional writes of it show whether the bucket keeps of two writers one. It stays, for the next to see at once.
@@ -174,5 +175,5 @@ def _bucket_explained(where: str) -> Iterator[None]:
         reason = str(error).partition("\n")[0].partition("<")[0].strip()
         if code := _CODE.search(str(error)):
             reason = f"{reason} {code[1]}"
-        reason = hidden(reason, (os.environ[name] for name in _KEYS if name in os.environ))
+        reason = hidden(reason, (os.environ[name] for name in SECRET_VARIABLES if name in os.environ))
         raise ModelStoreError(f"model store {where}: {reason} (credentials and endpoint: AWS_* variables)") from error

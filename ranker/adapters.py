@@ -23,6 +23,7 @@ import numpy as np
 
 from ranker.errors import DatasetError
 from ranker.identifiers import misspelt
+from ranker.problems import LATEST_MS
 from ranker.schema import FILE, ActionRule, ActionSchema, write_schema
 
 #: The usual limit of a web session. Of DeskDrop's gaps below it 99.9% lie within one session as the portal logged it,
@@ -60,7 +61,6 @@ class Adapter:
 
 #: What a source that is damaged, or another one than it should be, raises.
 _UNREADABLE = (ValueError, EOFError, csv.Error, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error)
-_YEAR_2200_MS = 7_258_118_400_000
 
 
 def convert(adapter: Adapter, source: Path, folder: Path) -> int:
@@ -190,7 +190,7 @@ class _Row:
 
     def time_ms(self, column: str, factor: int) -> int:
         text = self[column]
-        if not (text.isascii() and text.isdigit()) or int(text[:20]) * factor >= _YEAR_2200_MS:
+        if not (text.isascii() and text.isdigit()) or int(text[:20]) * factor >= LATEST_MS:
             raise self.fault(column, "that is no Unix time between 1970 and 2200")
         return int(text) * factor
 

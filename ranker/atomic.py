@@ -9,15 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
+from feature_client.activity import EARLIEST_MS
 from ranker.atomic_file import AtomicFile, Rows, open_atomic
 from ranker.errors import DatasetError
 from ranker.identifiers import MISSING, distinct_ids, misspelt, token_id
-from ranker.problems import Problem
+from ranker.problems import LATEST_MS, Problem
 from ranker.schema import CLOSEUPS, FILE, RATINGS, RATINGS_MAX, ActionSchema, Columns, Tokens, read_schema
 
 __all__ = ["AtomicDataset", "distinct_ids", "read_atomic", "token_id"]
 
-_YEAR_1990_S, _YEAR_2200_S = 631_152_000.0, 7_258_118_400.0
+_EARLIEST_S, _LATEST_S = EARLIEST_MS / 1e3, LATEST_MS / 1e3
 #: How many of each second there are, for telling which unit somebody used.
 _UNITS = {"milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9}
 
@@ -168,7 +169,7 @@ def _suspicious(rows: Rows, name: str, tokens: list[str], code: np.ndarray) -> I
 def _times_ms(rows: Rows) -> np.ndarray:
     """Return int64[E], Unix time in milliseconds, rounded half to even."""
     seconds = rows.numbers("timestamp")
-    wrong = np.flatnonzero(~((seconds >= 0) & (seconds < _YEAR_2200_S)))
+    wrong = np.flatnonzero(~((seconds >= 0) & (seconds < _LATEST_S)))
     if len(wrong):
         raise rows.fault(int(wrong[0]), "timestamp", _wrong_time(float(seconds[wrong[0]])))
     return np.round(seconds * 1000).astype(np.int64)
@@ -176,7 +177,7 @@ def _times_ms(rows: Rows) -> np.ndarray:
 
 def _wrong_time(seconds: float) -> str:
     for unit, per_second in _UNITS.items():
-        if _YEAR_1990_S <= seconds / per_second < _YEAR_2200_S:
+        if _EARLIEST_S <= seconds / per_second < _LATEST_S:
             return f"timestamps are Unix times in seconds, and this looks like {unit}; divide by {per_second:,.0f}"
     side = "before 1970" if seconds < 0 else "after the year 2200"
     return f"as a Unix time in seconds it lies {side}; correct it, or leave the line out"

@@ -5,7 +5,6 @@ Whatever is not in a serving install is imported when it is used.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,9 +100,10 @@ def read_dataset(data: str, actions: Path | None, reporter: ConsoleReporter) -> 
 
 def suspicious(dataset: AtomicDataset) -> tuple[Problem, ...]:
     """Return what is suspicious about a dataset as of now."""
+    from feature_client.activity import clock_ms  # noqa: PLC0415
     from ranker.problems import problems_of  # noqa: PLC0415
 
-    return problems_of(dataset, time.time_ns() // 1_000_000)
+    return problems_of(dataset, clock_ms())
 
 
 def note_problems(dataset: AtomicDataset, reporter: ConsoleReporter) -> None:

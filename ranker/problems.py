@@ -14,6 +14,9 @@ from ranker.errors import DatasetError
 if TYPE_CHECKING:
     from ranker.atomic import AtomicDataset
 
+#: The year 2200: no log reaches there, so a later time is of another unit or none at all.
+LATEST_MS = 7_258_118_400_000
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:

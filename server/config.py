@@ -30,6 +30,7 @@ from pydantic_settings import (
 from feature_client.groups import Name
 from feature_client.redaction import secrets_of
 from kernels.opening import ENGINES
+from model_store.bucket_objects import SECRET_VARIABLES
 from server.listening import is_host, socket_path
 from server.variables import OF_COMMANDS, PREFIX, service_links
 
@@ -38,8 +39,6 @@ Milliseconds = Annotated[float, Field(gt=0, le=60_000)]
 
 
 _NESTED = ("surfaces", "swap", "guard", "shadow")
-#: Read by the model store's client, not by us.
-_BUCKET_KEYS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
 class ConfigError(Exception):
@@ -226,7 +225,7 @@ class ServerConfig(BaseSettings):
 
     def secrets(self) -> frozenset[str]:
         """Return what no log line may hold: the store's password, and the keys of a bucket."""
-        keys = {os.environ[name] for name in _BUCKET_KEYS if name in os.environ}
+        keys = {os.environ[name] for name in SECRET_VARIABLES if name in os.environ}
         return secrets_of(self.feature_store.get_secret_value()) | keys
 
 
