@@ -6,24 +6,19 @@ import os
 import sys
 import urllib.request
 
-from server.variables import PREFIX, is_service_link
+from server.listening import http_url
+from server.variables import PREFIX
 
 _TIMEOUT_S = 1.0
-_EVERYWHERE = {"", "::", "[::]", "0.0.0.0"}  # noqa: S104 - what a server may listen on
+#: The settings' own, which are too slow to import for this.
+_HOST, _PORT = "127.0.0.1", 9095
 
 
 def url() -> str:
     """Return where `/healthz` is, by the variables that the server reads too."""
-    name = f"{PREFIX}HTTP_PORT"
-    port = os.environ.get(name, "")
-    if not port or is_service_link(name, port):
-        port = "9095"
-    host = os.environ.get(f"{PREFIX}HOST", "")
-    if host in _EVERYWHERE or host.startswith("unix:"):
-        host = "127.0.0.1"
-    elif ":" in host:
-        host = f"[{host.strip('[]')}]"
-    return f"http://{host}:{port}/healthz"
+    host, port = (os.environ.get(f"{PREFIX}{name}", "") for name in ("HOST", "HTTP_PORT"))
+    # No number: not set, or by Kubernetes for a Service called pinrank-http.
+    return f"{http_url(host or _HOST, int(port) if port.isdecimal() else _PORT)}/healthz"
 
 
 def main() -> None:

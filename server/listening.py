@@ -12,9 +12,10 @@ import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grpc.aio
+if TYPE_CHECKING:
+    import grpc.aio
 
 _UNIX = "unix:"
 #: Both mean every address; one socket takes both families where the machine has IPv6.
@@ -145,6 +146,11 @@ def shown(host: str, port: int | str) -> str:
 
 def http_shown(host: str, port: int) -> str:
     return shown("127.0.0.1" if socket_path(host) else host, port)
+
+
+def http_url(host: str, port: int) -> str:
+    """Return where this machine reaches the HTTP port."""
+    return f"http://{http_shown('127.0.0.1' if _bare(host) in _EVERYWHERE else host, port)}"
 
 
 def is_host(text: str) -> bool:

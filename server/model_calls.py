@@ -80,13 +80,16 @@ def _call(address: str, token_file: Path, name: str, request: Any) -> Any:
 
     from pinrank.channels import AddressError, open_channel, parse_address  # noqa: PLC0415
     from pinrank.v1 import models_pb2_grpc  # noqa: PLC0415
+    from server.tokens import BEARER, token_in  # noqa: PLC0415
 
     try:
-        token = token_file.read_bytes().strip()
+        token = token_in(token_file.read_bytes())  # gRPC's own error would quote it
     except OSError as error:
         fail(f"{token_file}: {error.strerror}")
-    if not token or not all(0x21 <= byte <= 0x7E for byte in token):  # gRPC's own error would quote it
-        fail(f"{token_file} holds no token, which is one line of printable ASCII without spaces")
+    except ValueError as error:
+        fail(f"{token_file} holds no token: {error}")
+    if not token:
+        fail(f"{token_file} holds no token: it is empty")
     try:
         there = parse_address(address)
     except AddressError as error:
@@ -94,7 +97,7 @@ def _call(address: str, token_file: Path, name: str, request: Any) -> Any:
     with open_channel(address) as channel:
         try:
             method = getattr(models_pb2_grpc.ModelServiceStub(channel), name)
-            return method(request, timeout=300, metadata=(("authorization", f"Bearer {token.decode()}"),))
+            return method(request, timeout=300, metadata=(("authorization", (BEARER + token).decode()),))
         except grpc.RpcError as error:
             code, details = error.code(), error.details()
             fail(f"{code.name}: {there.unanswered(details) if code == grpc.StatusCode.UNAVAILABLE else details}")

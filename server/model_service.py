@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -24,9 +22,9 @@ from server.hot_swap import Held, HotSwap
 from server.served import ServedModels
 from server.shadow import Shadow
 from server.status import within
+from server.tokens import TokenDigest, token_in
 
 SERVICE = "pinrank.v1.ModelService"
-_BEARER = b"Bearer "
 #: The first that an error is one of.
 _STATUS: dict[type[Exception], grpc.StatusCode] = {
     NoVersionError: grpc.StatusCode.NOT_FOUND,
@@ -44,19 +42,6 @@ _Request = TypeVar("_Request", bound=Message)
 _Response = TypeVar("_Response", bound=Message)
 
 
-class TokenDigest:
-    """A token as its SHA-256: what compares tokens can show none."""
-
-    def __init__(self, token: bytes) -> None:
-        self._digest = hashlib.sha256(token).digest()
-
-    def is_in(self, authorization: str | bytes) -> bool:
-        """Tell whether a call's `authorization` brings it; the time that takes says nothing about it."""
-        given = authorization.encode() if isinstance(authorization, str) else authorization
-        bearer = given.startswith(_BEARER)
-        return hmac.compare_digest(hashlib.sha256(given[len(_BEARER) :]).digest(), self._digest) and bearer
-
-
 def read_token(path: Path) -> TokenDigest | None:
     """Read a file's token; an empty file holds none.
 
@@ -64,11 +49,11 @@ def read_token(path: Path) -> TokenDigest | None:
         ConfigError: the file cannot be read, or holds what no call can bring.
     """
     try:
-        token = path.read_bytes().strip()
+        token = token_in(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"admin_token_file {path}: {error.strerror}") from error
-    if not all(0x21 <= byte <= 0x7E for byte in token):
-        raise ConfigError(f"admin_token_file {path}: a token is one line of printable ASCII without spaces")
+    except ValueError as error:
+        raise ConfigError(f"admin_token_file {path}: {error}") from error
     return TokenDigest(token) if token else None
 
 

@@ -24,7 +24,7 @@ from pinrank.channels import open_aio_channel
 from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
 from server import health
 from server.app import StartError
-from server.config import ConfigError, SurfaceConfig
+from server.config import ConfigError, ServerConfig, SurfaceConfig
 
 
 async def get(server, path, host="127.0.0.1"):
@@ -113,6 +113,10 @@ def test_health_check_asks_where_the_server_listens(monkeypatch, port, host, url
     monkeypatch.setenv("PINRANK_HTTP_PORT", port)
     monkeypatch.setenv("PINRANK_HOST", host)
     assert health.url() == url
+
+
+def test_health_check_takes_what_the_settings_say_by_default():
+    assert [ServerConfig.model_fields[name].default for name in ("host", "http_port")] == [health._HOST, health._PORT]
 
 
 def has_ipv6():
