@@ -28,12 +28,11 @@ def open_store(url: str, *, read_only: bool = False, create: bool = True) -> Sto
     """
     try:
         parts = urlsplit(url)
-    except ValueError as error:
-        # Its text quotes user and password.
+    except ValueError:  # its text quotes user and password
         raise StoreConfigError(
             f"the feature store's URL {redacted(url)!r} cannot be read: percent-encode special characters of user and "
             "password, and put an IPv6 address into brackets"
-        ) from error
+        ) from None
     match parts.scheme:
         case "lmdb":
             if parts.netloc or not parts.path.startswith("/") or parts.query or parts.fragment:

@@ -12,11 +12,9 @@ import numpy as np
 from feature_client.activity import EARLIEST_MS
 from ranker.atomic_file import AtomicFile, Rows, open_atomic
 from ranker.errors import DatasetError
-from ranker.identifiers import MISSING, distinct_ids, misspelt, token_id
+from ranker.identifiers import MISSING, distinct_ids, misspelt
 from ranker.problems import LATEST_MS, Problem
 from ranker.schema import CLOSEUPS, FILE, RATINGS, RATINGS_MAX, ActionSchema, Columns, Tokens, read_schema
-
-__all__ = ["AtomicDataset", "distinct_ids", "read_atomic", "token_id"]
 
 _EARLIEST_S, _LATEST_S = EARLIEST_MS / 1e3, LATEST_MS / 1e3
 #: How many of each second there are, for telling which unit somebody used.

@@ -9,11 +9,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
+def children(pid: int) -> list[int]:
+    """Return the processes that one's first thread started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def family(pid: int) -> list[int]:
     """Return the processes that descend from one, itself first."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
-    children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
-    return [pid, *(one for child in children for one in family(child))]
+    started = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    return [pid, *(one for child in started for one in family(child))]
 
 
 @contextlib.contextmanager

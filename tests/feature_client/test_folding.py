@@ -241,16 +241,6 @@ async def test_writing_events_tells_what_became_of_each():
     assert written.outcomes.tolist() == [0, 0, 1]
 
 
-async def test_an_error_that_is_none_of_the_stores_reaches_the_callers_and_the_writer_lives_on():
-    store = MemoryStore()
-    works, store.update = store.update, None
-    writer = ActivityWriter(store, GROUP)
-    with pytest.raises(TypeError):
-        await writer.record(np.array([1], np.uint64), events((1, 1)))
-    store.update = works
-    assert (await writer.record(np.array([1], np.uint64), events((1, 1)))).tolist() == [Outcome.ADDED]
-
-
 @pytest.mark.parametrize(
     ("time_ms", "says"),
     [

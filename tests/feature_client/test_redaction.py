@@ -50,12 +50,14 @@ def test_no_password_shows_however_it_is_written_into_a_url(password):
         "ldap://user:planted-password@host",
         "user:planted-password@host",
         "redis://host/0?socket_timeout=soon&password=planted-password",
+        "redis://host/0?no_such_option=planted-password",
     ],
 )
 async def test_a_url_that_cannot_be_used_is_refused_without_its_password(url):
     with pytest.raises(StoreConfigError) as refused:
         await open_store(url).start()
     assert "planted" not in str(refused.value)
+    assert refused.value.__context__ is None or refused.value.__suppress_context__
 
 
 def test_passwords_are_known_in_every_form_in_which_they_may_be_quoted():

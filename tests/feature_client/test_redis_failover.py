@@ -162,21 +162,6 @@ async def test_followers_go_on_at_the_new_primary(pair, name):
         await following
 
 
-async def test_a_stream_in_a_cluster_is_followed(redis_cluster):
-    url = f"redis+cluster://127.0.0.1:{redis_cluster[0].port}"
-    async with started(open_store(url)) as store:
-        one = StreamFollower(url, "clustered", "fold", "one", store, tiny.ACTIONS)
-        stop = asyncio.Event()
-        following = asyncio.create_task(one.follow(stop))
-        for event in ("event_id", "1", "event_id", "none"), ("event_id", "2"):
-            fields = ("user_id", "1", "pin_id", "1", "time_ms", "1700000000000")
-            names = ("action", tiny.ACTIONS.actions[0], "surface", tiny.ACTIONS.surfaces[0])
-            await store.ask(b"clustered", "XADD", "clustered", "*", *fields, *names, *event)
-        await until(lambda: one.counts.added == 1 and one.counts.refused == 1)
-        stop.set()
-        await following
-
-
 def send(server, number):
     fields = {"event_id": number, "user_id": 1, "pin_id": number, "time_ms": 1_700_000_000_000 + number}
     server.client().xadd("s", fields | {"action": tiny.ACTIONS.actions[0], "surface": tiny.ACTIONS.surfaces[0]})

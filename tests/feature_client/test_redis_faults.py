@@ -136,14 +136,6 @@ async def test_a_caller_without_time_left_is_no_failure_of_the_server(proxied):
     assert not node(proxied).counts.failures
 
 
-@pytest.mark.parametrize("url", ["redis://:S3cret/4@localhost:6379/0", "redis://localhost/0?no_such_option=S3cret"])
-async def test_a_url_that_cannot_be_used_is_named_without_its_password(url):
-    with pytest.raises(StoreConfigError, match="the Redis URL cannot be used") as told:
-        await open_store(url).start()
-    assert "S3cret" not in str(told.value)
-    assert told.value.__suppress_context__
-
-
 async def test_cut_connections_are_opened_again_within_the_next_reads(proxy, proxied):
     assert not (await read(proxied)).store_unavailable
     proxy.refusing = True

@@ -10,7 +10,6 @@ import sys
 import threading
 from contextlib import closing
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -23,7 +22,7 @@ from model_store.bundle import BundleError
 from model_store.proving import Claim, Prover, ProvingError, _cpu_s
 from model_store.store import open_model_store
 from tests import tiny
-from tests.processes import ends_of
+from tests.processes import children, ends_of
 
 
 @pytest.fixture(scope="module")
@@ -138,10 +137,6 @@ def test_what_harms_is_refused_and_the_next_proof_works(prover, claim, network, 
     with pytest.raises(BundleError, match=message):
         prover.prove(claim(network and network(), **changes), None)
     assert prover.prove(good, None).memory_bytes >= 0
-
-
-def children(pid):
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def _while_proving(prover, claim, act):

@@ -10,8 +10,9 @@ import pytest
 
 from ranker.actions import action_log
 from ranker.adapters import DESKDROP, KUAIRAND, SITTING_S, convert
-from ranker.atomic import AtomicDataset, read_atomic, token_id
+from ranker.atomic import AtomicDataset, read_atomic
 from ranker.errors import DatasetError
+from ranker.identifiers import token_id
 
 DESKDROP_HEADER = "timestamp,eventType,contentId,personId,sessionId,userAgent,userRegion,userCountry\n"
 KUAIRAND_HEADER = (

@@ -133,8 +133,8 @@ def test_model_commands_publish_list_show_verify_and_label(tmp_path):
 
 
 def servers_of(parent):
-    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
-    return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    started = processes.children(parent.pid)
+    return [pid for pid in started if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ from model_store.signing import Signer, SigningError
 from server.refusals import Refusals
 from tests import tiny
 from tests.conftest import eventually
-from tests.model_store.test_proving import children, endless
+from tests.model_store.test_proving import endless
 from tests.model_store.test_store import _key
+from tests.processes import children
 from tests.server.swapping import held, own_golden, publish, sample
 from tests.server.test_protocols import get
 

@@ -8,20 +8,18 @@ import os
 import signal
 import threading
 
-import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 from typer.testing import CliRunner
 
-from feature_client.activity import ActivityWriter
 from model_store.entries import whoami
 from model_store.store import open_model_store
 from server.cli import app
 from server.metrics import Histograms
 from server.supervisor import Backoff, RestartAt, Supervisor
-from tests import tiny
 from tests.conftest import eventually
-from tests.model_store.test_proving import children, endless
+from tests.model_store.test_proving import endless
+from tests.processes import children
 from tests.server.swapping import publish, sample
 from tests.server.test_protocols import get
 
@@ -181,24 +179,6 @@ async def test_an_intake_that_a_bug_ends_fails_its_version_and_the_next_one_is_t
     publish(store, tmp_path, 3)
     store.set_label("tiny", "stable", 3)
     await eventually(lambda: server._models.default.version == 3, 30)
-
-
-async def test_callers_of_a_write_that_a_bug_fails_hear_of_it_and_the_next_write_works():
-    failing = True
-
-    class Store:
-        async def update(self, keys, change):
-            if failing:
-                raise TypeError("a bug")
-            change(range(len(keys)), [None] * len(keys))
-
-    writer = ActivityWriter(Store(), tiny.ACTIONS)
-    event = np.array([(1, 1, 1, 0, 0)], tiny.ACTIONS.dtype)
-    with pytest.raises(TypeError):
-        async with asyncio.timeout(10):
-            await writer.record(np.array([1], np.uint64), event)
-    failing = False
-    assert await writer.record(np.array([1], np.uint64), event) == [0]
 
 
 async def test_a_collector_that_fails_hides_no_other_metric(server, monkeypatch):
