@@ -19,7 +19,7 @@ from tests.conftest import eventually
 from tests.server.swapping import publish, sample
 
 HANGING = """
-import os, sys, time
+import sys, threading
 from pathlib import Path
 from model_store.folder_objects import FolderObjects
 listed, gate = FolderObjects.listed, Path(sys.argv.pop(1))
@@ -28,7 +28,6 @@ def hanging(self, *arguments):
         print('{"event": "hangs"}', file=sys.stderr, flush=True)
         threading.Event().wait()
     return listed(self, *arguments)
-import threading
 FolderObjects.listed = hanging
 from server.cli import app
 app()
