@@ -66,8 +66,10 @@ def name(monkeypatch, pair):
 @contextlib.asynccontextmanager
 async def started(store):
     await store.start()
-    yield store
-    await store.close()
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 def node(store):
@@ -76,7 +78,8 @@ def node(store):
 
 
 async def record(store, number):
-    return await write_events(store, tiny.ACTIONS, USER, tiny.events([number], [0]), clock_ms())
+    written = await write_events(store, tiny.ACTIONS, USER, tiny.events([number], [0]), clock_ms())
+    return written.outcomes.tolist()
 
 
 async def test_the_first_write_after_a_planned_failover_goes_to_the_new_primary(pair, name):
