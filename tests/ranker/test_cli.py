@@ -112,7 +112,7 @@ def test_train_publishes_and_labels_and_evaluate_compares(tmp_path: Path, utilit
         (["--out", "new", "--name", "my_model"], "a model cannot be named 'my_model': use at most 56 lower-case"),
         (["--out", "new", "--name", "m" * 57], f"a model cannot be named '{'m' * 57}': use at most 56 lower-case"),
         (["--store", "models", "--label", "Best"], "label 'Best': use lower-case letters, digits, - and _"),
-        (["--store", "utility.toml"], "model store utility.toml: Not a directory"),
+        (["--store", "utility.toml"], "model store utility.toml/ml1m/log: Not a directory"),
         (["--store", "s3://"], "model store s3://: "),
         (["--out", "utility.toml/new"], "utility.toml/new cannot be a folder:"),
         (["--out", "/proc/new"], "cannot write into /proc: "),

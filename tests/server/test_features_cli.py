@@ -61,8 +61,8 @@ def test_what_cannot_be_done_is_one_line_with_the_fix(model_store, tmp_path):
         (("load", source, "--group", "user_core", *store, *known), "no column activity"),
         (("load", source, "--group", tmp_path / "absent.json", *store), "describes no feature group"),
         (("follow", *store, *known), "the stream must be in Redis"),
-        (("follow", *store, *known, "--stream-url", "redis://127.0.0.1:port/0"), "the stream's URL cannot be used"),
-        (("follow", *store, *known, "--stream-url", "redis+cluster://h:6379/7"), "the stream's URL cannot be used"),
+        (("follow", *store, *known, "--stream-url", "redis://127.0.0.1:port/0"), "the Redis URL cannot be used"),
+        (("follow", *store, *known, "--stream-url", "redis+cluster://h:6379/7"), "the Redis URL cannot be used"),
         (("stat", "--feature-store", "ldap://x"), "unknown feature store"),
     ):
         result = invoke(*arguments)
@@ -107,23 +107,3 @@ def test_a_follower_folds_until_it_is_told_to_stop_and_says_what_it_did(model_st
         assert process.wait(30) == 0
         assert process.stdout is not None
         assert process.stdout.read().strip() == "5 added, 0 repeated, 0 too old, 0 refused"
-
-
-def test_a_bug_in_the_follower_is_logged_and_it_is_started_again(model_store, monkeypatch, capfd):
-    from feature_client.action_stream import StreamFollower
-
-    ends = [TypeError("a bug"), None]
-
-    async def follow(self, stop):
-        self.counts.added += 1
-        if error := ends.pop(0):
-            raise error
-
-    monkeypatch.setattr(StreamFollower, "follow", follow)
-    followed = invoke(
-        "follow", "--feature-store", "memory://", "--stream-url", "redis://127.0.0.1:1", "--model-store", model_store,
-        "--model", "tiny",
-    )  # fmt: skip
-    assert followed.exit_code == 0, followed.output
-    assert "2 added" in followed.output
-    assert "background_failed" in capfd.readouterr().err + followed.output

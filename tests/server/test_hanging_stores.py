@@ -127,9 +127,9 @@ async def test_work_that_nobody_waits_for_any_more_is_not_begun():
 
 def test_a_process_that_cannot_end_is_ended():
     script = (
-        "import threading, server.app\n"
+        "import threading, server.signals\n"
         "threading.Thread(target=threading.Event().wait, name='engine-0').start()\n"
-        "server.app._exit_within(0.1)\n"
+        "server.signals._exit_within(0.1)\n"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1
