@@ -166,7 +166,6 @@ def configure_logs(level: str, form: Literal["auto", "json", "console"], secrets
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Stderr())),
-        cache_logger_on_first_use=True,
     )
     logging.basicConfig(handlers=[_Forward(quote=quote)], level=logging.WARNING, force=True)
     threading.excepthook = _uncaught

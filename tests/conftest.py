@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from importlib.util import find_spec
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import grpc.aio
 import pytest
+import structlog
 from pydantic import SecretStr
 
 from feature_client.embedded import EmbeddedStore
@@ -74,6 +77,17 @@ def _skip_without_training(error: BaseException | None) -> None:
         if missing.partition(".")[0] in TRAINING:
             pytest.skip(f"{missing} {_WHY}")
         error = error.__cause__
+
+
+@pytest.fixture(autouse=True)
+def own_logs() -> Iterator[None]:
+    """Let no test have the logs that a command, run in this process by another test, set up for all of it."""
+    handlers = logging.root.handlers.copy()
+    yield
+    if structlog.is_configured():
+        structlog.reset_defaults()
+        logging.root.handlers[:] = handlers
+        threading.excepthook = threading.__excepthook__
 
 
 @pytest.fixture(autouse=True)

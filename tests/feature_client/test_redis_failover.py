@@ -78,8 +78,7 @@ def node(store):
 
 
 async def record(store, number):
-    written = await write_events(store, tiny.ACTIONS, USER, tiny.events([number], [0]), clock_ms())
-    return written.outcomes.tolist()
+    return (await write_events(store, tiny.ACTIONS, USER, tiny.events([number], [0]), clock_ms())).outcomes
 
 
 async def test_the_first_write_after_a_planned_failover_goes_to_the_new_primary(pair, name):

@@ -9,17 +9,10 @@ import sys
 import time
 
 import numpy as np
-import pytest
 from typer.testing import CliRunner
 
 from server.cli import app
 from tests import tiny
-
-
-@pytest.fixture(autouse=True)
-def the_logs_of_tests_stay_as_they_are(monkeypatch):
-    """A command that is run in this process would set up its logs for all tests that follow."""
-    monkeypatch.setattr("server.logs.configure_logs", lambda *_: None)
 
 
 def invoke(*arguments):

@@ -154,7 +154,9 @@ async def test_fault_of_our_own_is_logged_and_tells_the_caller_nothing(gated, st
         await stub.Rank(request(), timeout=30)
     assert raised.value.code() == grpc.StatusCode.INTERNAL
     assert raised.value.details() == "the server failed this request; its log says why"
-    assert "IndexError" in capfd.readouterr().out
+    logged = capfd.readouterr()
+    assert "request_failed" in logged.out + logged.err
+    assert "IndexError" in logged.out + logged.err
     server, _ = gated
     assert sample(server, "pinrank_requests_total", surface="home", code="INTERNAL") == 1
 

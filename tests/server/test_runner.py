@@ -225,8 +225,8 @@ async def test_an_engine_that_ends_its_thread_or_loses_rows_fails_the_run_alone(
         with pytest.raises(ScoringError, match="the engine raised SystemExit"):
             await score(runner, model, 3, in_30_s())
         patch.setattr(engine, "run", lambda batch: np.zeros((batch.rows - 1, 1), np.float32))
-        with pytest.raises(ScoringError, match="failed a run of 3 rows") as raised:
+        with pytest.raises(ScoringError, match="the engine failed a run of 3 rows") as lost:
             await score(runner, model, 3, in_30_s())
-        assert "2 rows came back" in str(raised.value.__cause__)
+        assert "2 rows came back" in str(lost.value.__cause__)
     assert (await score(runner, model, 3, in_30_s())).logits.shape == (3, 1)
     runner.close()
