@@ -98,8 +98,8 @@ def test_every_extra_is_a_set_and_own_extras_are_expanded():
 
 def test_of_the_surroundings_only_the_way_to_the_index_is_kept(monkeypatch):
     for name, value in {
-        "PIP_FIND_LINKS": "/opt/wheels", "PIP_EXTRA_INDEX_URL": "http://other/simple", "PIP_CONSTRAINT": "c.txt",
-        "UV_FIND_LINKS": "/opt/wheels", "UV_INDEX": "http://other/simple",
+        "PIP_FIND_LINKS": "/some/wheels", "PIP_EXTRA_INDEX_URL": "http://other/simple", "PIP_CONSTRAINT": "c.txt",
+        "UV_FIND_LINKS": "/some/wheels", "UV_INDEX": "http://other/simple",
         "PIP_INDEX_URL": "http://mirror/simple", "HTTPS_PROXY": "http://proxy:3128",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
