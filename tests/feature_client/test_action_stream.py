@@ -356,6 +356,12 @@ def test_five_hundred_hostile_streams_store_what_a_slow_reader_says(redis_server
     assert min(tally.outcomes[what] for what in reached) > 10
 
 
+def test_a_follower_that_stores_what_the_slow_reader_refuses_is_found_by_the_fuzz(redis_server, monkeypatch):
+    monkeypatch.setattr(fuzz_stream, "_slow_action", lambda _: None)
+    with pytest.raises(fuzz_stream.WrongStateError):
+        fuzz_stream.fuzz(20, fuzz_stream.Tally(), redis_server)
+
+
 def test_replies_of_every_version_are_read():
     fields, read = [b"a", b"1", b"a", b"2"], (Entry(b"1-1", ((b"a", b"1"), (b"a", b"2"))), Entry(b"1-2", None))
     entries = [[b"1-1", fields], [b"1-2", None]]

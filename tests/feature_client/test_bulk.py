@@ -340,6 +340,17 @@ def test_five_hundred_hostile_files_store_what_a_slow_reader_says_or_are_refused
     assert min(tally.outcomes[what] for what in ("stored", "refused")) > 100
 
 
+def test_a_loader_that_stores_another_value_is_found_by_the_fuzz(tmp_path, monkeypatch):
+    def another(table, group):
+        read = fuzz_parquet_slow_read(table, group)
+        return read and {key: bytes([value[0] ^ 1]) + value[1:] for key, value in read.items()}
+
+    fuzz_parquet_slow_read = fuzz_parquet.slow_read
+    monkeypatch.setattr(fuzz_parquet, "slow_read", another)
+    with pytest.raises(fuzz_parquet.WrongValueError):
+        fuzz_parquet.fuzz(50, fuzz_parquet.Tally(), tmp_path)
+
+
 async def test_rows_that_the_group_rules_out_are_refused_with_their_place(tmp_path):
     found, _ = columns(50)
     found["embedding"] = found["embedding"].copy()
