@@ -68,6 +68,8 @@ def load(
     from feature_client import bulk  # noqa: PLC0415
     from feature_client.source import Source  # noqa: PLC0415
 
+    log_warnings(feature_store)
+
     async def run() -> bulk.Announcement:
         described = _group(group, model_store, model, label)
         opened = Source(source, described)
@@ -105,8 +107,10 @@ def stat(
 
     from feature_client import bulk  # noqa: PLC0415
 
+    log_warnings(feature_store)
+
     async def run() -> dict[str, bulk.GroupStat]:
-        async with started_store(feature_store) as store:
+        async with started_store(feature_store, read_only=True) as store:
             with Console(markup=False, emoji=False, stderr=True).status("reading keys") as status:
                 return await bulk.stat(store, lambda seen: status.update(f"reading keys: {seen:,}"))
 
@@ -199,11 +203,20 @@ def run_store_work(work: Coroutine[Any, Any, Any]) -> Any:
         fail(str(error))
 
 
+def log_warnings(url: str) -> None:
+    """Send what a store warns of to standard error, without the URL's password; standard output is the command's."""
+    from feature_client.redaction import secrets_of  # noqa: PLC0415
+    from server.logs import configure_logs  # noqa: PLC0415
+
+    configure_logs("warning", "auto", secrets_of(url))
+
+
 @asynccontextmanager
-async def started_store(url: str) -> AsyncIterator[Store]:
+async def started_store(url: str, *, read_only: bool = False) -> AsyncIterator[Store]:
+    """Open a store and close it. Where it is only read, none is made and its volume need not be writable."""
     from feature_client.opening import open_store  # noqa: PLC0415
 
-    store = open_store(url)
+    store = open_store(url, read_only=read_only)
     await store.start()
     try:
         yield store

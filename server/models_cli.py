@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from server.features_cli import fail, run_store_work, started_store
+from server.features_cli import fail, log_warnings, run_store_work, started_store
 
 if TYPE_CHECKING:
     from feature_client.coverage import Coverage
@@ -302,8 +302,10 @@ def _proven(bundle: Bundle, engine: str) -> float:
 def _coverage(url: str, bundle: Bundle) -> list[Coverage]:
     from feature_client.coverage import coverage  # noqa: PLC0415
 
+    log_warnings(url)
+
     async def run() -> list[Coverage]:
-        async with started_store(url) as store:
+        async with started_store(url, read_only=True) as store:
             with Console(markup=False, emoji=False, stderr=True).status("sampling the feature store"):
                 return await coverage(store, bundle.manifest.needs)
 

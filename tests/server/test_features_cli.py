@@ -107,3 +107,27 @@ def test_a_follower_folds_until_it_is_told_to_stop_and_says_what_it_did(model_st
         assert process.wait(30) == 0
         assert process.stdout is not None
         assert process.stdout.read().strip() == "5 added, 0 repeated, 0 too old, 0 refused"
+
+
+def test_commands_that_read_make_no_store_and_need_no_writable_volume(model_store, tmp_path):
+    absent = tmp_path / "absent"
+    refused = invoke("stat", "--feature-store", f"lmdb://{absent}")
+    assert refused.exit_code == 1
+    assert f"no feature store at {absent}" in refused.output
+    assert not absent.exists()
+    known = ("--model-store", model_store, "--model", "tiny")
+    compared = CliRunner().invoke(
+        app,
+        ["model", "diff", "tiny", "1", "2", "--store", str(model_store), "--feature-store", f"lmdb://{absent}"],
+    )
+    assert f"no feature store at {absent}" in compared.output
+    assert not absent.exists()
+
+    store = f"lmdb://{tmp_path / 'store'}"
+    invoke("load", pins(tmp_path / "pins.npz"), "--group", "pin_core", "--feature-store", store, *known)
+    (tmp_path / "store/lock.mdb").unlink()
+    (tmp_path / "store/lock.mdb").mkdir()  # as on a volume that is mounted read-only, the lock cannot be written
+    command = [sys.executable, "-c", "from server.cli import app; app()", "features", "stat", "--json"]
+    shown = subprocess.run([*command, "--feature-store", store], capture_output=True, text=True, check=True, timeout=60)
+    assert json.loads(shown.stdout)["pin_core@1"]["values"] == 100
+    assert "feature_store_without_lock" in shown.stderr
