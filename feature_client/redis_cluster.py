@@ -44,6 +44,7 @@ class RedisClusterStore(RedisStore):
         self._owners: list[RedisNode] = []
         self._looked_at_s = float("-inf")
         self._looking: asyncio.Task[None] | None = None
+        self._last_look_failed = False
 
     async def close(self) -> None:
         if self._looking is not None:
@@ -77,7 +78,7 @@ class RedisClusterStore(RedisStore):
         lately = self._owners and loop.time() < self._looked_at_s + _LAYOUT_AGE_MIN_S
         if self._looking is None or (self._looking.done() and not lately):
             self._looking = loop.create_task(self._look())
-            self._looking.add_done_callback(_note_failed_look)
+            self._looking.add_done_callback(self._note_look)
         return self._looking
 
     async def _look(self) -> None:
@@ -98,6 +99,17 @@ class RedisClusterStore(RedisStore):
                 await self._forget_others()
                 return
         raise failure
+
+    def _note_look(self, looked: asyncio.Task[None]) -> None:
+        """Log the first look that fails and the first that does not: an outage has many, as every read wants one."""
+        if looked.cancelled():
+            return
+        error = looked.exception()
+        if error is not None and not self._last_look_failed:
+            _log.warning("redis_cluster_layout_unknown", error=str(error))
+        elif error is None and self._last_look_failed:
+            _log.info("redis_cluster_layout_known", nodes=len(self._owners))
+        self._last_look_failed = error is not None
 
     def _new_node(self, **overrides: Any) -> RedisNode:
         node = super()._new_node(**overrides)
@@ -184,8 +196,3 @@ class RedisClusterStore(RedisStore):
             self._look_again()
             await all_done(send(*to, positions) for to, positions in elsewhere.items())
         return replies
-
-
-def _note_failed_look(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()):
-        _log.warning("redis_cluster_layout_unknown", error=str(error))

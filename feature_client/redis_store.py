@@ -224,7 +224,8 @@ async def all_done(work: Iterable[Coroutine[Any, Any, None]]) -> None:
 def failed(name: str, what: str, error: ResponseError) -> StoreUnavailableError:
     """Return what a caller is told when a server answers with an error, which becomes the cause."""
     at, told = f" at {name}" if name else "", meaning_of(error).text or "it answered with an error"
-    advice = "; use redis+cluster:// for a cluster" if isinstance(error, MovedError) else ""
+    of_a_cluster = isinstance(error, MovedError) or code_of(error) == "CROSSSLOT"
+    advice = "; use redis+cluster:// for a cluster" if of_a_cluster else ""
     unavailable = StoreUnavailableError(f"Redis{at} failed {what}: {code_of(error)}, {told}{advice}")
     unavailable.__cause__ = error
     return unavailable

@@ -36,7 +36,7 @@ class CostModel:
         """
         self._prior = [max(prior(1, size), 1e-7) for size in _SIZES]
         self._learned = [0.0] * len(_SIZES)  # logarithms of factors over the prior
-        self._seen = [0] * len(_SIZES)
+        self._seen = [False] * len(_SIZES)
         self._everywhere = 0.0
         #: The part of a run's fixed cost that requests in one run share.
         self._shared = 0.5
@@ -79,11 +79,27 @@ class CostModel:
         near_high = min(1.0, (rows - _SIZES[low]) / _SIZES[low])
         for place, weight in ((low, 1 - near_high), (low + 1, near_high)):
             if weight > 0:
-                if not self._seen[place]:  # it moved with the rest until now
-                    self._learned[place] = self._everywhere - _GAIN * error
-                self._seen[place] += 1
-                self._learned[place] += _GAIN * error * weight
+                self._move(place, _GAIN * error * weight)
+        # Sizes that no run had follow the rest, and do not run ahead of it.
+        seen = [own for own, seen in zip(self._learned, self._seen, strict=True) if seen]
+        self._everywhere = max(min(seen), min(max(seen), self._everywhere))
         self._tabulate()
+
+    def _move(self, place: int, step: float) -> None:
+        """Move what a size costs from what the table says now.
+
+        A smaller size may hold the table up there. A run that took less says so of the smaller size too; to lower only
+        the size's own cost would change no prediction, so the next run would lower it again, without an end.
+        """
+        cost_s = self._table[place] * math.exp(step)
+        for lower in range(place) if step < 0 else ():
+            if self._table[lower] > cost_s:
+                self._set(lower, cost_s)
+        self._set(place, cost_s)
+
+    def _set(self, place: int, cost_s: float) -> None:
+        self._seen[place] = True
+        self._learned[place] = math.log(cost_s / self._prior[place])
 
     def _tabulate(self) -> None:
         factors = (own if seen else self._everywhere for own, seen in zip(self._learned, self._seen, strict=True))

@@ -7,6 +7,7 @@ import contextlib
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from feature_client.action_stream import StreamFollower
 from feature_client.activity import Outcome, clock_ms, write_events
@@ -241,9 +242,10 @@ async def test_an_error_drops_the_connection_or_opens_the_circuit_as_the_table_s
         assert node(store).breaker.open == heard
 
 
-async def test_a_server_that_is_a_cluster_says_which_url_to_use():
+@pytest.mark.parametrize("error", [b"MOVED 5 10.0.0.1:7000", b"CROSSSLOT Keys in request don't hash to the same slot"])
+async def test_a_server_that_is_a_cluster_says_which_url_to_use(error):
     async with ScriptedRedis() as server, started(open_store(server.url)) as store:
-        server.answer = lambda command: b"-MOVED 5 10.0.0.1:7000\r\n" if command[0] == b"MGET" else None
+        server.answer = lambda command: b"-%b\r\n" % error if command[0] == b"MGET" else None
         with pytest.raises(StoreUnavailableError, match=r"use redis\+cluster://"):
             await store.multi_get([b"a"])
 
@@ -321,6 +323,28 @@ async def test_all_nodes_replaced_are_found_by_the_name_of_the_url(scripted):
                 except StoreUnavailableError:
                     await asyncio.sleep(0.01)
         assert set(store.nodes) == {f"{NAME}:6379", f"127.0.0.1:{c.port}"}
+
+
+async def test_a_cluster_that_is_gone_and_comes_back_is_logged_once_each(scripted):
+    cluster, name = scripted
+    async with started(cluster_store(name)) as store:
+        await store.multi_get(KEYS)
+        answers = [server.answer for server in cluster.servers]
+        with capture_logs() as logs:
+            for server in cluster.servers:
+                server.answer = lambda command: b"-ERR gone\r\n"
+            for _ in range(5):
+                await asyncio.wait([store._look_again()])
+                store._looked_at_s = float("-inf")
+            for server, answer in zip(cluster.servers, answers, strict=True):
+                server.answer = answer
+            async with asyncio.timeout(10):
+                while logs[-1]["event"] != "redis_cluster_layout_known":
+                    await asyncio.wait([store._look_again()])
+                    store._looked_at_s = float("-inf")
+                    await asyncio.sleep(0.01)
+        told = [line["event"] for line in logs if line["event"].startswith("redis_cluster")]
+        assert told == ["redis_cluster_layout_unknown", "redis_cluster_layout_known"]
 
 
 async def test_a_node_that_names_ever_more_nodes_is_stopped(scripted):

@@ -79,6 +79,21 @@ def test_predictions_stay_positive_and_grow_with_rows_and_requests_whatever_is_o
         assert model.predict_s(3, 100) >= model.predict_s(2, 100) >= model.predict_s(1, 100)
 
 
+@pytest.mark.parametrize("seldom", [0, 10])
+def test_small_runs_that_took_longer_than_large_ones_do_not_make_estimates_run_away(seldom):
+    model = CostModel(linear(1e-4, 1e-6))
+    learn(model, lambda *_: 1e-2, [(1, 2)], runs=20)
+    for number in range(10_000):
+        model.observe(1, 49, 5e-4)
+        if seldom and number % seldom == 0:
+            model.observe(1, 2, 1e-2)
+    assert model.predict_s(1, 49) == pytest.approx(5e-4, rel=0.3)
+    assert 1e-5 < model.predict_s(1, 1) <= model.predict_s(1, 2)
+    model.observe(2, 98, 8e-4)
+    learn(model, lambda *_: 2e-3, [(1, 49)], runs=40, noise=0)
+    assert model.predict_s(1, 49) == pytest.approx(2e-3, rel=0.2), "what was lowered rises again within tens of runs"
+
+
 @pytest.mark.parametrize("quantile", [0.5, 0.9, 0.99])
 def test_running_quantile_finds_the_quantile_from_anywhere(quantile):
     rng, estimate = random.Random(1), RunningQuantile(quantile, 1e-6, step=0.02)
