@@ -7,11 +7,13 @@ import contextlib
 import io
 import json
 import logging
+import os
 import re
 import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping, MutableMapping
+from pathlib import Path
 from typing import Any, Literal, TextIO, cast
 
 import grpc.aio
@@ -32,8 +34,13 @@ class _Stderr(io.TextIOBase):
 
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(text)
-            sys.stderr.flush()
+            try:
+                sys.stderr.write(text)
+                sys.stderr.flush()
+            except BrokenPipeError:
+                # Its reader never comes back; Python would try again at the end, and exit with 120 for it.
+                with Path(os.devnull).open("wb") as nowhere:
+                    os.dup2(nowhere.fileno(), sys.stderr.fileno())
         return len(text)
 
 

@@ -181,6 +181,7 @@ def test_data_without_any_action_to_predict_is_refused_before_the_work(
     assert "error: no interaction is any of the actions to predict: save" in output
 
 
+@needs_training
 def test_a_retired_versions_number_is_refused_before_the_work(tmp_path: Path, utility: Path) -> None:
     models = open_model_store(tmp_path / "models")
     for version in (1, 2):
