@@ -204,4 +204,5 @@ async def eventually(condition: Callable[[], bool], timeout_s: float = 10) -> No
     """Wait until `condition` holds, letting the event loop run; fail after `timeout_s`."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 - the condition is of plain state, nothing signals it
-            await asyncio.sleep(0)
+            # Not 0: whoever waits must leave the interpreter to the threads that it waits for.
+            await asyncio.sleep(0.002)
