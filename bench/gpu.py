@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from kernels.fused_encoder import EncoderShape
-from kernels.tiles import TILE_ROWS, tiles_of
-from kernels.triton_encoder import TritonEncoder
+from kernels.gpu.tiles import TILE_ROWS, tiles_of
+from kernels.gpu.triton_encoder import TritonEncoder
 from ranker.encoder import EarlyFusion
 from ranker.serving_form import fold_early
 

@@ -16,10 +16,10 @@ import numpy as np
 import onnx
 
 from bench.harness import Claim, Measured
-from kernels.device_rows import quantised
 from kernels.engine import Engine, FeatureBatch
+from kernels.gpu.device_rows import quantised
+from kernels.gpu.torch_engine import TorchEngine
 from kernels.openvino_engine import OpenVinoEngine
-from kernels.torch_engine import TorchEngine
 from model_store.bundle import NETWORK, Bundle
 from model_store.store import open_model_store
 from ranker import movielens

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kernels.engine import FeatureBatch, Rest, no_rest
-from kernels.staging import Bucket
+from kernels.gpu.staging import Bucket
 
 _ROWS = (8, 32, 128, 256)
 _REPEATS = 5

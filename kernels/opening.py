@@ -20,20 +20,20 @@ def _openvino() -> EngineFactory:
 
 def _torch() -> EngineFactory:
     try:
-        from kernels.torch_engine import TorchEngine  # noqa: PLC0415
+        from kernels.gpu.torch_engine import TorchEngine  # noqa: PLC0415
     except ImportError as error:
         raise ValueError(f"engine 'torch' lacks {error.name}; pip install 'pinrank[gpu]'") from error
     return TorchEngine
 
 
 def _tensorrt() -> EngineFactory:
-    from kernels.tensorrt_engine import TensorRtEngine  # noqa: PLC0415
+    from kernels.gpu.tensorrt_engine import TensorRtEngine  # noqa: PLC0415
 
     return TensorRtEngine
 
 
 def _tensorrt_rtx() -> EngineFactory:
-    from kernels.tensorrt_engine import TensorRtEngine  # noqa: PLC0415
+    from kernels.gpu.tensorrt_engine import TensorRtEngine  # noqa: PLC0415
 
     return partial(TensorRtEngine, library="tensorrt_rtx")
 
@@ -67,7 +67,7 @@ def bundled_plan(name: str) -> str | None:
     """
     if name not in ("tensorrt", "tensorrt_rtx"):
         return None
-    from kernels.tensorrt_engine import plan_here  # noqa: PLC0415
+    from kernels.gpu.tensorrt_engine import plan_here  # noqa: PLC0415
 
     return plan_here("tensorrt" if name == "tensorrt" else "tensorrt_rtx")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from kernels.tensorrt_build import Settings, build, plan_name
+from kernels.gpu.tensorrt_build import Settings, build, plan_name
 from model_store.bundle import MANIFEST, NETWORK, read_bundle, sha256
 from model_store.manifest import FileEntry, Manifest
 

@@ -34,9 +34,9 @@ def compile_plans(
 
     Example: [bold]pinrank model compile out/ml1m-42 --architecture 8.9 --architecture 12.0[/]
     """
-    from kernels.cuda import PyCudaDriver  # noqa: PLC0415
     from kernels.engine import EngineError  # noqa: PLC0415
-    from kernels.tensorrt_build import Settings, load_library  # noqa: PLC0415
+    from kernels.gpu.cuda import PyCudaDriver  # noqa: PLC0415
+    from kernels.gpu.tensorrt_build import Settings, load_library  # noqa: PLC0415
     from model_store.bundle import BundleError, read_bundle  # noqa: PLC0415
     from model_store.plans import add_plans  # noqa: PLC0415
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from kernels.engine import EngineError, FeatureBatch, ShapeError
+from kernels.gpu.tensorrt_engine import TensorRtEngine
 from kernels.numpy_engine import NumpyEngine
 from kernels.opening import ENGINES, engine_factory
-from kernels.tensorrt_engine import TensorRtEngine
 from model_store.assembly import Assembler
 from tests import tiny
-from tests.kernels.fake_cuda import PLAN, FakeDriver, fake_trt
+from tests.kernels.gpu.fake_cuda import PLAN, FakeDriver, fake_trt
 
 SPECS = tiny.manifest().specs
 

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from kernels.engine import EngineError
-from kernels.tensorrt_build import Settings, load_library, plan_name
+from kernels.gpu.tensorrt_build import Settings, load_library, plan_name
 from model_store.bundle import BundleError, read_bundle
 from model_store.plans import add_plans
 from model_store.store import open_model_store

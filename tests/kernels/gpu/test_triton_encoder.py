@@ -10,11 +10,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kernels.device_rows import quantised
 from kernels.engine import EngineError
 from kernels.fused_encoder import EncoderShape
-from kernels.tiles import tiles_of
-from kernels.triton_encoder import KeptRows, TritonEncoder
+from kernels.gpu.device_rows import quantised
+from kernels.gpu.tiles import tiles_of
+from kernels.gpu.triton_encoder import KeptRows, TritonEncoder
 from ranker.encoder import EarlyFusion
 from ranker.serving_form import fold_early
 from tests.ranker.encoders import Sizes, batch, shaken

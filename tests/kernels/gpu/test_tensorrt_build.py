@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from kernels.engine import LOGITS, ROW_REQUEST, EngineError
-from kernels.staging import Buckets, Layout
-from kernels.tensorrt_build import (
+from kernels.gpu.staging import Buckets, Layout
+from kernels.gpu.tensorrt_build import (
     Heard,
     Settings,
     build,

@@ -12,7 +12,7 @@ from triton.compiler import ASTSource
 from triton.runtime.interpreter import InterpretedFunction
 
 from kernels.engine import EngineError
-from kernels.triton_encoder import OPTIONS, TritonEncoder, encode_rows
+from kernels.gpu.triton_encoder import OPTIONS, TritonEncoder, encode_rows
 
 #: Pointers that are not to float32.
 _KINDS = {

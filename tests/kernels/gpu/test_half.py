@@ -8,7 +8,7 @@ from onnx.reference import ReferenceEvaluator
 
 from kernels.engine import LOGITS
 from kernels.fusion import inlined, parse
-from kernels.half import with_half_products
+from kernels.gpu.half import with_half_products
 from tests import tiny
 from tests.kernels.test_engines import batch
 

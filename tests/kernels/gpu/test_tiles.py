@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.tiles import TILE_ROWS, tiles_max, tiles_of
+from kernels.gpu.tiles import TILE_ROWS, tiles_max, tiles_of
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=8), st.integers(1, 9), st.integers(0, 20))

@@ -8,8 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels.fusion import ENCODED, inlined, parse, take_out_encoder
-from kernels.half import with_half_products
-from kernels.torch_network import TorchNetwork
+from kernels.gpu.half import with_half_products
+from kernels.gpu.torch_network import TorchNetwork
 from tests.ranker.exported import FORMS, batch, exported, read_by
 
 DEVICE = torch.device("meta")

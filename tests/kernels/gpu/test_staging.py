@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kernels.engine import FeatureBatch
-from kernels.staging import Bucket, Buckets, Layout
+from kernels.gpu.staging import Bucket, Buckets, Layout
 from tests.kernels.test_engines import SPECS, batch
 
 

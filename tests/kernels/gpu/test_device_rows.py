@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.device_rows import DeviceRows, quantised
+from kernels.gpu.device_rows import DeviceRows, quantised
 
 DIM, LANES, LANE_ROWS = 4, 3, 64
 PINS = np.random.default_rng(1).normal(size=(400, DIM)).astype(np.float32)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kernels import tensorrt_engine
-from kernels.cuda import PyCudaDriver
 from kernels.engine import EngineError
+from kernels.gpu import tensorrt_engine
+from kernels.gpu.cuda import PyCudaDriver
+from kernels.gpu.tensorrt_build import Built
+from kernels.gpu.tensorrt_engine import TensorRtEngine
 from kernels.numpy_engine import NumpyEngine
-from kernels.tensorrt_build import Built
-from kernels.tensorrt_engine import TensorRtEngine
 from tests import tiny
-from tests.kernels.fake_cuda import PLAN, FakeDriver, fake_trt
+from tests.kernels.gpu.fake_cuda import PLAN, FakeDriver, fake_trt
 from tests.kernels.test_engines import SPECS, batch
 
 

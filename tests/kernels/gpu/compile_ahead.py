@@ -1,4 +1,4 @@
-"""`python -m tests.kernels.compile_ahead 9.0 8.9`: the kernel compiled for the published encoder, and what came out.
+"""`python -m tests.kernels.gpu.compile_ahead 9.0`: the kernel compiled for the published encoder, and what came out.
 
 In a process of its own: in the tests' own Triton interprets.
 """
@@ -14,8 +14,8 @@ from pathlib import Path
 from triton.backends.nvidia.compiler import get_ptxas
 
 from kernels.fused_encoder import EncoderShape
-from kernels.triton_ahead import arguments, compiled
-from kernels.triton_encoder import TritonEncoder
+from kernels.gpu.triton_ahead import arguments, compiled
+from kernels.gpu.triton_encoder import TritonEncoder
 from ranker.encoder import EarlyFusion
 from ranker.serving_form import fold_early
 from tests.ranker.encoders import Sizes

@@ -12,8 +12,8 @@ import torch
 
 from kernels.engine import EngineError
 from kernels.fused_encoder import EncoderShape
-from kernels.triton_ahead import compiled
-from kernels.triton_encoder import TritonEncoder
+from kernels.gpu.triton_ahead import compiled
+from kernels.gpu.triton_encoder import TritonEncoder
 from ranker.encoder import EarlyFusion
 from ranker.serving_form import fold_early
 from tests.ranker.encoders import Sizes
@@ -25,7 +25,7 @@ SHARED_BYTES_MAX = {"8.0": 163 << 10, "8.6": 99 << 10, "8.9": 99 << 10, "9.0": 2
 @pytest.fixture(scope="module")
 def ahead():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.kernels.compile_ahead", *SHARED_BYTES_MAX]
+    command = [sys.executable, "-m", "tests.kernels.gpu.compile_ahead", *SHARED_BYTES_MAX]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return {facts["architecture"]: facts for facts in map(json.loads, done.stdout.splitlines())}

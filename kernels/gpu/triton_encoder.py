@@ -342,7 +342,7 @@ class TritonEncoder:
         Args:
             side: of `request_side`.
             candidates: float32[N, E]; with `kept` they are gathered from there, and written here for others to read.
-            tiles: int32[T, 3] of `kernels.tiles.tiles_of`, on the device.
+            tiles: int32[T, 3] of `kernels.gpu.tiles.tiles_of`, on the device.
             encoded: float32[N, K * d] to write to; rows of no tile stay as they are.
             kept: where the candidates lie on the device.
 

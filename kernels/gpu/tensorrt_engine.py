@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from kernels.cost import LinearCost, measure_cost, warm_buckets
-from kernels.cuda import Driver, PyCudaDriver
 from kernels.engine import LOGITS, ROW_REQUEST, EngineError, FeatureBatch, Rest, TensorSpec, no_rest
-from kernels.half import HALF_TOLERANCE, Half
-from kernels.staging import Bucket, Buckets, Layout
-from kernels.tensorrt_build import Library, Settings, build, load_library, plan_name
-from kernels.tiles import TILES, tiles_max, tiles_of
+from kernels.gpu.cuda import Driver, PyCudaDriver
+from kernels.gpu.half import HALF_TOLERANCE, Half
+from kernels.gpu.staging import Bucket, Buckets, Layout
+from kernels.gpu.tensorrt_build import Library, Settings, build, load_library, plan_name
+from kernels.gpu.tiles import TILES, tiles_max, tiles_of
 
 _log = logging.getLogger(__name__)
 

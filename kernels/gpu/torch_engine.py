@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from kernels.cost import LinearCost, measure_cost, warm_buckets
-from kernels.device_rows import DeviceRows, Taken, quantised
 from kernels.engine import ROW_REQUEST, EngineError, FeatureBatch, Rest, ShapeError, TensorSpec, no_rest
 from kernels.fusion import ENCODED, EncoderCall, inlined, parse, take_out_encoder
-from kernels.half import HALF_TOLERANCE, Half, with_half_products
-from kernels.staging import Bucket, Buckets, Layout
-from kernels.tiles import TILES, tiles_max, tiles_of
-from kernels.torch_network import TorchNetwork
-from kernels.triton_encoder import KeptRows, TritonEncoder, runs_on
+from kernels.gpu.device_rows import DeviceRows, Taken, quantised
+from kernels.gpu.half import HALF_TOLERANCE, Half, with_half_products
+from kernels.gpu.staging import Bucket, Buckets, Layout
+from kernels.gpu.tiles import TILES, tiles_max, tiles_of
+from kernels.gpu.torch_network import TorchNetwork
+from kernels.gpu.triton_encoder import KeptRows, TritonEncoder, runs_on
 
 #: What is sent beside a batch's tensors and the encoder's tiles: where rows lie in the device's table, the new ones
 #: with their scales, and where those go.

@@ -17,9 +17,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from kernels.engine import ROW_REQUEST, TensorSpec
 from kernels.fusion import DOMAIN, ENCODED, EncoderCall, replace
-from kernels.tiles import TILES
-from kernels.triton_ahead import Ahead, arguments
-from kernels.triton_encoder import TritonEncoder
+from kernels.gpu.tiles import TILES
+from kernels.gpu.triton_ahead import Ahead, arguments
+from kernels.gpu.triton_encoder import TritonEncoder
 
 #: The node that the kernel answers; its inputs are the kernel's arguments.
 NODE = "encode_rows"

@@ -1,6 +1,6 @@
 """From an ONNX network to a TensorRT plan, in a process of its own: a build may take minutes, or crash.
 
-`python -m kernels.tensorrt_build` is that process; `build` starts it and hands it the network.
+`python -m kernels.gpu.tensorrt_build` is that process; `build` starts it and hands it the network.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pydantic import TypeAdapter
 
 from kernels.engine import ROW_REQUEST, EngineError, TensorSpec
 from kernels.fusion import inlined, parse, take_out_encoder
-from kernels.half import Half, with_half_products
-from kernels.tiles import TILES, tiles_max
+from kernels.gpu.half import Half, with_half_products
+from kernels.gpu.tiles import TILES, tiles_max
 
 _log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def build(network: bytes, inputs: Sequence[TensorSpec], settings: Settings, timi
     given = b"".join(_LENGTH.pack(len(part)) + part for part in (head, network, timing_cache))
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "kernels.tensorrt_build"],
+            [sys.executable, "-m", "kernels.gpu.tensorrt_build"],
             input=given,
             capture_output=True,
             timeout=_BUILD_S,
@@ -158,9 +158,9 @@ def prepared(trt: ModuleType, network: bytes, inputs: Sequence[TensorSpec], sett
     call = take_out_encoder(model, inputs) if wanted else None
     if call is not None:
         try:
-            from kernels.tensorrt_plugin import register, with_kernel  # noqa: PLC0415 - needs PyTorch and Triton
-            from kernels.triton_ahead import compiled  # noqa: PLC0415
-            from kernels.triton_encoder import TritonEncoder  # noqa: PLC0415
+            from kernels.gpu.tensorrt_plugin import register, with_kernel  # noqa: PLC0415 - needs PyTorch and Triton
+            from kernels.gpu.triton_ahead import compiled  # noqa: PLC0415
+            from kernels.gpu.triton_encoder import TritonEncoder  # noqa: PLC0415
         except ImportError as error:
             print(f"the encoder is left to {settings.library}, as the kernel needs {error.name}", file=sys.stderr)  # noqa: T201
         else:

@@ -12,17 +12,17 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from kernels import tensorrt_build
 from kernels.engine import LOGITS, EngineError
 from kernels.fusion import DOMAIN, parse, take_out_encoder
-from kernels.half import with_half_products
+from kernels.gpu import tensorrt_build
+from kernels.gpu.half import with_half_products
+from kernels.gpu.tensorrt_build import Heard, Settings, load_library, parsed, prepared
+from kernels.gpu.tensorrt_plugin import NODE, register, with_kernel
+from kernels.gpu.tiles import TILES, tiles_of
+from kernels.gpu.triton_ahead import Ahead, arguments
+from kernels.gpu.triton_encoder import TritonEncoder
+from kernels.gpu.triton_encoder import encode_rows as kernel
 from kernels.numpy_engine import NumpyEngine
-from kernels.tensorrt_build import Heard, Settings, load_library, parsed, prepared
-from kernels.tensorrt_plugin import NODE, register, with_kernel
-from kernels.tiles import TILES, tiles_of
-from kernels.triton_ahead import Ahead, arguments
-from kernels.triton_encoder import TritonEncoder
-from kernels.triton_encoder import encode_rows as kernel
 from tests.ranker.exported import batch, exported, read_by
 
 AHEAD = Ahead("encode_rows", ".version 8.0", b"", 256, 65536)
@@ -127,7 +127,7 @@ def test_tensorrt_is_told_the_kernels_arguments_its_output_and_its_launch():
 
 def test_a_library_that_takes_kernels_is_given_the_node_and_the_kernel(monkeypatch):
     plugins, told = Plugins(), []
-    monkeypatch.setattr("kernels.triton_ahead.compiled", lambda _, architecture: told.append(architecture) or AHEAD)
+    monkeypatch.setattr("kernels.gpu.triton_ahead.compiled", lambda _, architecture: told.append(architecture) or AHEAD)
     monkeypatch.setitem(tensorrt_build.sys.modules, "standing_in.plugin", plugins)
     trt = SimpleNamespace(__name__="standing_in", IPluginV3QuickAOTBuild=object, float32="float32")
     content, specs = exported()

@@ -8,8 +8,8 @@ import pytest
 from onnx import helper
 
 from kernels.engine import EngineError, ShapeError
+from kernels.gpu.torch_engine import TorchEngine
 from kernels.numpy_engine import NumpyEngine
-from kernels.torch_engine import TorchEngine
 from tests import tiny
 from tests.kernels.test_engines import SPECS
 from tests.kernels.test_engines import batch as rows_of
