@@ -1,23 +1,19 @@
 """Does the precision of the GPU engines change what is ranked? HIT@3 of the demo's model, in both precisions.
 
-The arithmetic is the GPU's, on a CPU: operands of products rounded to bf16 and summed in float32, candidates as int8
-with a scale each. What a GPU adds is another order of the sums.
+The arithmetic is the GPU's, on a CPU: operands of products rounded to bf16 and summed in float32. What a GPU adds is another order of the sums.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import onnx
 
 from bench.harness import Claim, Measured
-from kernels.engine import Engine, FeatureBatch
-from kernels.gpu.device_rows import quantised
+from kernels.engine import Engine
 from kernels.gpu.torch_engine import TorchEngine
 from kernels.openvino_engine import OpenVinoEngine
 from model_store.bundle import NETWORK, Bundle
@@ -32,16 +28,6 @@ STORE = Path(__file__).parents[1] / "deploy" / "demo" / "models"
 MODEL, LABEL = "ml1m", "stable"
 _FULL: Final = "float32"
 _HALF: Final = "bfloat16"
-_CANDIDATE = "pin_embedding"
-
-
-class _Rounded(TorchEngine):
-    """Candidates go through int8 first, as on the device."""
-
-    def run(self, batch: FeatureBatch) -> np.ndarray:
-        numbers, scales = quantised(batch.candidate[_CANDIDATE])
-        rows: Mapping[str, np.ndarray] = {**batch.candidate, _CANDIDATE: numbers * scales[:, None]}
-        return super().run(FeatureBatch(batch.request, rows, batch.row_splits))
 
 
 def measure(*, quick: bool = False, bundle: Bundle | None = None, log: ActionLog | None = None) -> Measured:
@@ -56,7 +42,7 @@ def measure(*, quick: bool = False, bundle: Bundle | None = None, log: ActionLog
     renamed.doc_string = _HALF
     marked = renamed.SerializeToString()
     in_half = replace(bundle, files={**bundle.files, NETWORK: marked})
-    rounded = partial(_Rounded, device="cpu", half=_HALF, fused=False)
+    rounded = partial(TorchEngine, device="cpu", half=_HALF, fused=False)
 
     def factory(network: bytes, *given: Any, **more: Any) -> Engine:
         return rounded(network, *given, **more) if network == marked else OpenVinoEngine(network, *given, **more)

@@ -16,25 +16,18 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from kernels.cost import LinearCost, measure_cost, warm_buckets
 from kernels.engine import ROW_REQUEST, EngineError, FeatureBatch, Rest, ShapeError, TensorSpec, no_rest
 from kernels.fusion import ENCODED, EncoderCall, inlined, parse, take_out_encoder
-from kernels.gpu.device_rows import DeviceRows, Taken, quantised
 from kernels.gpu.half import HALF_TOLERANCE, Half, with_half_products
 from kernels.gpu.staging import Bucket, Buckets, Layout
 from kernels.gpu.tiles import TILES, tiles_max, tiles_of
 from kernels.gpu.torch_network import TorchNetwork
-from kernels.gpu.triton_encoder import KeptRows, TritonEncoder, runs_on
-
-#: What is sent beside a batch's tensors and the encoder's tiles: where rows lie in the device's table, the new ones
-#: with their scales, and where those go.
-_PLACES, _TARGETS, _SCALES, _NEW = "places", "targets", "new_scales", "new_rows"
+from kernels.gpu.triton_encoder import TritonEncoder, runs_on
 
 
 class TorchEngine:
     """The network's operators in PyTorch, the early-fused encoder in the Triton kernel.
 
     On a GPU every stream has a pinned buffer, one copy to the device per run, and a CUDA graph per bucket of shapes,
-    captured at the bucket's first run; products are bf16. The candidates that the encoder reads stay in a table on the
-    device (`DeviceRows`), as int8: places are sent, and only new rows; the kernel gathers them. On a CPU it is float32,
-    eager: for tests and comparisons.
+    captured at the bucket's first run; products are bf16. On a CPU it is float32, eager: for tests and comparisons.
     """
 
     def __init__(
@@ -50,7 +43,6 @@ class TorchEngine:
         fused: bool = True,
         graphs: bool = True,
         compiled: bool = False,
-        device_rows: int = 1 << 20,
     ) -> None:
         """Place the network.
 
@@ -65,7 +57,6 @@ class TorchEngine:
             fused: whether to use the Triton kernel where it can be.
             graphs: whether to capture CUDA graphs.
             compiled: whether PyTorch compiles the network for every bucket: seconds each, at its first run.
-            device_rows: of candidates to keep on the device, a byte a number; 0 sends every batch whole, as float32.
 
         Raises:
             EngineError: what PyTorch cannot honour.
@@ -96,15 +87,6 @@ class TorchEngine:
         self._graphs = graphs and on_gpu
         self._capturing = threading.Lock()
         self._buckets = Buckets()
-        self._kept: _Kept | None = None
-        if self._fused is not None and device_rows:
-            spec = next(spec for spec in inputs if spec.name == self._fused.candidates)
-            if spec.shape[-1] % 2 == 0:
-                self._kept = _Kept(
-                    spec, DeviceRows(device_rows, spec.shape[-1], streams, self._buckets.rows_max), self._device
-                )
-        #: What is sent with every batch, whatever the device has.
-        self._sent = tuple(spec for spec in inputs if self._kept is None or spec.name != self._kept.name)
         self._cost = LinearCost()
         self._idle: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
         for number in range(streams):
@@ -147,32 +129,25 @@ class TorchEngine:
         while not self._idle.empty():
             self._idle.get()
         del self._network
-        self._fused = self._kept = self._compiled = None
+        self._fused = self._compiled = None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _run_part(self, lane: _Lane, part: FeatureBatch) -> np.ndarray:
-        taken = self._kept.rows.take(part.candidate[self._kept.name], lane.number) if self._kept is not None else None
-        written = False
-        try:
-            layout = self._layout(lane, part)
-            used = self._fill(layout, lane.host, part, taken)
-            with torch.inference_mode(), lane.entered():
-                lane.device[:used].copy_(lane.pinned[:used], non_blocking=True)
-                graph = lane.graphs.get(layout)
-                if graph is not None:
-                    graph.replay()
-                    out = lane.outputs[layout]
-                elif self._graphs:
-                    out = self._captured(lane, layout)
-                else:
-                    out = self._compute(lane, layout)
-                # Copying to the host waits for the stream: the buffers may be written again afterwards.
-                found: np.ndarray = out[: part.rows].cpu().numpy()
-            written = True
-        finally:
-            if self._kept is not None and taken is not None:
-                self._kept.rows.give(taken, written=written)
+        layout = self._layout(lane, part)
+        self._fill(layout, lane.host, part)
+        with torch.inference_mode(), lane.entered():
+            lane.device[: layout.bytes].copy_(lane.pinned[: layout.bytes], non_blocking=True)
+            graph = lane.graphs.get(layout)
+            if graph is not None:
+                graph.replay()
+                out = lane.outputs[layout]
+            elif self._graphs:
+                out = self._captured(lane, layout)
+            else:
+                out = self._compute(lane, layout)
+            # Copying to the host waits for the stream: the buffers may be written again afterwards.
+            found: np.ndarray = out[: part.rows].cpu().numpy()
         return found
 
     def _layout(self, lane: _Lane, part: FeatureBatch) -> Layout:
@@ -180,40 +155,18 @@ class TorchEngine:
         extra: dict[str, tuple[str, tuple[int, ...]]] = {}
         if self._fused is not None:
             extra[TILES] = "int32", (tiles_max(bucket.requests, bucket.rows), 3)
-        if self._kept is not None:
-            extra |= {
-                _PLACES: ("int32", (bucket.rows,)),
-                _TARGETS: ("int32", (bucket.rows,)),
-                _SCALES: ("float32", (bucket.rows,)),
-                _NEW: ("int8", (bucket.rows, self._kept.dim)),
-            }
-        return lane.layout(bucket, lambda: Layout(self._sent, bucket, extra))
+        return lane.layout(bucket, lambda: Layout(self._inputs, bucket, extra))
 
-    def _fill(self, layout: Layout, host: np.ndarray, part: FeatureBatch, taken: Taken | None) -> int:
-        """Write what is sent, and return how many bytes that is: of new rows, which come last, only those there are."""
+    def _fill(self, layout: Layout, host: np.ndarray, part: FeatureBatch) -> None:
         layout.fill(host, part)
         if self._fused is not None:
             room = layout.places[TILES]
             room.of(host)[...] = tiles_of(part.row_splits, tiles=room.shape[0])
-        if self._kept is None or taken is None:
-            return layout.bytes
-        places, targets, scales, new = (layout.places[name].of(host) for name in (_PLACES, _TARGETS, _SCALES, _NEW))
-        nowhere, missed = self._kept.rows.nowhere, len(taken.missed)
-        places[: part.rows], places[part.rows :] = taken.places, nowhere
-        targets[:missed], targets[missed:] = taken.targets, nowhere
-        new[:missed], scales[:missed] = quantised(part.candidate[self._kept.name][taken.missed])
-        return layout.places[_NEW].start + missed * self._kept.dim
 
     def _compute(self, lane: _Lane, layout: Layout) -> Tensor:
         values = {name: _view(lane.device, layout, name) for name in layout.places}
-        kept = None
-        if self._kept is not None:
-            self._kept.write(values.pop(_TARGETS), values.pop(_NEW), values.pop(_SCALES))
-            kept = KeptRows(values.pop(_PLACES), self._kept.numbers, self._kept.scales)
-            # Padded rows are in no tile: they stay zeros.
-            values[self._kept.name] = torch.zeros((layout.bucket.rows, self._kept.dim), device=self._device)
         if self._fused is not None:
-            values[ENCODED] = self._fused.encoded(values, values.pop(TILES), kept)
+            values[ENCODED] = self._fused.encoded(values, values.pop(TILES))
         if self._compiled is None:
             return self._network(values)
         if layout.bucket not in self._compiled:
@@ -282,25 +235,12 @@ class _Fused:
         if codes.size and not 0 <= codes.min() <= codes.max() < self._known:
             raise ShapeError(f"actions must be codes from 0 to {self._known - 1}, got {codes.min()} to {codes.max()}")
 
-    def encoded(self, values: dict[str, Tensor], tiles: Tensor, kept: KeptRows | None) -> Tensor:
+    def encoded(self, values: dict[str, Tensor], tiles: Tensor) -> Tensor:
         side = self._kernel.request_side(values[self._actions], values[self._embeddings])
         candidates = values[self.candidates]
         # Padded rows are in no tile: zeros, so that nothing that was there before can make a NaN of them.
         room = torch.zeros((len(candidates), self._kernel.width), device=candidates.device)
-        return self._kernel.run(side, candidates, tiles, room, kept)
-
-
-class _Kept:
-    """The candidates' rows that stay on the device."""
-
-    def __init__(self, spec: TensorSpec, rows: DeviceRows, device: torch.device) -> None:
-        self.name, self.rows, self.dim = spec.name, rows, spec.shape[-1]
-        self.numbers = torch.zeros((rows.size, self.dim), dtype=torch.int8, device=device)
-        self.scales = torch.zeros(rows.size, device=device)
-
-    def write(self, targets: Tensor, numbers: Tensor, scales: Tensor) -> None:
-        self.numbers.index_copy_(0, targets.long(), numbers)
-        self.scales.index_copy_(0, targets.long(), scales)
+        return self._kernel.run(side, candidates, tiles, room)
 
 
 _DTYPES = {"float32": torch.float32, "int64": torch.int64, "int32": torch.int32, "int8": torch.int8}

@@ -20,8 +20,6 @@ _KINDS = {
     **dict.fromkeys(("exponentials", "values"), "*bf16"),
     **dict.fromkeys(("hidden1", "out1", "query_key2", "value_out2", "hidden2", "out2"), "*bf16"),
 }
-#: Of the table of kept rows, which only PyTorch's engine has.
-_UNUSED = ("places", "kept", "kept_scales")
 _ENTRY = re.compile(r"(\.entry\s+\w+\()(.*?)(\n\))", re.DOTALL)
 
 
@@ -47,7 +45,7 @@ class Ahead:
 def arguments() -> tuple[str, ...]:
     """Return the names of what the kernel points to, the written one last."""
     names = encode_rows.arg_names
-    return tuple(name for name in names[: names.index("encoded") + 1] if name not in _UNUSED)
+    return tuple(names[: names.index("encoded") + 1])
 
 
 def compiled(encoder: TritonEncoder, architecture: str) -> Ahead:
@@ -62,7 +60,7 @@ def compiled(encoder: TritonEncoder, architecture: str) -> Ahead:
     """
     if isinstance(encode_rows, InterpretedFunction):
         raise EngineError("Triton compiles nothing while it interprets; unset TRITON_INTERPRET")
-    constants: dict[str, Any] = {**encoder.constants, **dict.fromkeys(_UNUSED)}
+    constants: dict[str, Any] = dict(encoder.constants)
     names = encode_rows.arg_names
     signature = {name: "constexpr" if name in constants else _KINDS.get(name, "*fp32") for name in names}
     aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in arguments()}

@@ -93,7 +93,7 @@ def _first_layer(
 @triton.jit
 def encode_rows(
     tiles, exponentials, scores, values, tokens, keys, present,
-    candidates, places, kept, kept_scales, candidate_map, candidate_bias, row_of_candidate, row_bias,
+    candidates, candidate_map, candidate_bias, row_of_candidate, row_bias,
     hidden1, hidden1_bias, out1, out1_bias, query_key2, query_key2_bias, value_out2, value_out2_bias,
     hidden2, hidden2_bias, out2, out2_bias, norms, encoded,
     dim: tl.constexpr, rows: tl.constexpr, embedding_dim: tl.constexpr, epsilon: tl.constexpr,
@@ -125,13 +125,7 @@ def encode_rows(
     reads = (k < rows) & (tl.load(present + tl.minimum(k, L - 1)) > 0)
     for n in range(start, stop):
         row = tl.cast(n, tl.int64)
-        if kept is None:
-            pin = tl.load(candidates + row * embedding_dim + e, mask=e < embedding_dim, other=0.0)
-        else:
-            place = tl.load(places + row).to(tl.int64)
-            pin = tl.load(kept + place * embedding_dim + e, mask=e < embedding_dim, other=0).to(tl.float32)
-            pin *= tl.load(kept_scales + place)
-            tl.store(candidates + row * embedding_dim + e, pin, mask=e < embedding_dim)
+        pin = tl.load(candidates + row * embedding_dim + e, mask=e < embedding_dim, other=0.0)
         candidate = tl.sum(tl.load(candidate_map + c[:, None] * E + e[None, :]) * pin[None, :], 1)
         candidate += tl.load(candidate_bias + c)
         constant = tl.sum(tl.load(row_of_candidate + c[:, None] * D + d[None, :]) * candidate[:, None], 0)
@@ -195,15 +189,6 @@ class RequestSide:
     tokens: Tensor  # float32[R, L, D]
     keys: Tensor  # float32[R, L, C]
     present: Tensor  # float32[R, L]
-
-
-@dataclass(frozen=True, slots=True)
-class KeptRows:
-    """Candidates that the device has: row n is `rows[places[n]] * scales[places[n]]`."""
-
-    places: Tensor  # int32[N]
-    rows: Tensor  # int8[S, E]
-    scales: Tensor  # float32[S]
 
 
 class TritonEncoder:
@@ -335,16 +320,14 @@ class TritonEncoder:
         candidates: Tensor,
         tiles: Tensor,
         encoded: Tensor | None = None,
-        kept: KeptRows | None = None,
     ) -> Tensor:
         """Encode every row of `tiles` in one launch.
 
         Args:
             side: of `request_side`.
-            candidates: float32[N, E]; with `kept` they are gathered from there, and written here for others to read.
+            candidates: float32[N, E].
             tiles: int32[T, 3] of `kernels.gpu.tiles.tiles_of`, on the device.
             encoded: float32[N, K * d] to write to; rows of no tile stay as they are.
-            kept: where the candidates lie on the device.
 
         Returns:
             float32[N, K * d], the K newest actions' outputs side by side, absent ones 0.
@@ -352,13 +335,11 @@ class TritonEncoder:
         if encoded is None:
             encoded = torch.empty((len(candidates), self.width), dtype=torch.float32, device=candidates.device)
         parts = (side.exponentials, side.scores, side.values, side.tokens, side.keys, side.present)
-        of_kept = (None, None, None) if kept is None else (kept.places, kept.rows, kept.scales)
         with _INTERPRETER if self.constants["interpreted"] else nullcontext():
             encode_rows[(len(tiles),)](
                 tiles,
                 *(part.contiguous() for part in parts),
                 candidates,
-                *of_kept,
                 *self.arrays,
                 encoded,
                 **self.constants,

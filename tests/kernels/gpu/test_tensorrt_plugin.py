@@ -46,8 +46,7 @@ def node_of(encoder):
             given = [_tensor(array) for array in read]
             rows = len(read[arguments().index("candidates")])
             encoded = torch.zeros((rows, encoder.width))
-            place = arguments().index("candidates") + 1
-            kernel[(len(read[0]),)](*given[:place], None, None, None, *given[place:], encoded, **encoder.constants)
+            kernel[(len(read[0]),)](*given, encoded, **encoder.constants)
             return (encoded.numpy(),)
 
     return encode_rows

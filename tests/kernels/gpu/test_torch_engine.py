@@ -45,34 +45,14 @@ def test_the_encoder_runs_in_the_fused_kernel():
     assert 0 < np.abs(found - expected).max() <= engine.tolerance * max(1.0, np.abs(expected).max())
 
 
-def test_streams_share_the_rows_on_the_device_and_do_not_mix_them():
+def test_streams_do_not_mix_their_rows():
     content, specs = exported()
-    engine = TorchEngine(content, specs, 3, streams=3, device="cpu", device_rows=8)
+    engine = TorchEngine(content, specs, 3, streams=3, device="cpu")
     parts = [read_by("early", batch(rows=rows))[0] for rows in (3, 5, 4)]
     expected = [engine.run(part) for part in parts]
     with ThreadPoolExecutor(3) as threads:
         for found, wanted in zip(threads.map(engine.run, parts * 2), expected * 2, strict=True):
             np.testing.assert_array_equal(found, wanted)
-
-
-def test_candidates_that_the_device_has_are_not_sent_again_and_answers_stay_the_same():
-    content, specs = exported()
-    taken, _ = read_by("early", batch())
-    kept, whole = (TorchEngine(content, specs, 3, device="cpu", device_rows=rows) for rows in (64, 0))
-    expected = whole.run(taken)
-    first = kept.run(taken)
-    assert 0 < np.abs(first - expected).max() <= kept.tolerance * max(1.0, np.abs(expected).max())
-    np.testing.assert_array_equal(kept.run(taken), first)
-    rows = kept._kept.rows
-    assert (rows.hits, rows.misses) == (taken.rows, taken.rows)
-    assert whole._kept is None
-    changed = batch()
-    changed.candidate["pin_embedding"][3] += 1
-    found = kept.run(changed)
-    assert rows.misses == taken.rows + 1
-    others = np.arange(taken.rows) != 3
-    np.testing.assert_array_equal(found[others], first[others])
-    np.testing.assert_allclose(found, whole.run(changed), atol=kept.tolerance * 2)
 
 
 def test_codes_that_no_action_has_never_reach_the_device():

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from kernels.engine import EngineError
 from kernels.fused_encoder import EncoderShape
-from kernels.gpu.device_rows import quantised
 from kernels.gpu.tiles import tiles_of
-from kernels.gpu.triton_encoder import KeptRows, TritonEncoder
+from kernels.gpu.triton_encoder import TritonEncoder
 from ranker.encoder import EarlyFusion
 from ranker.serving_form import fold_early
 from tests.ranker.encoders import Sizes, batch, shaken
@@ -104,22 +103,6 @@ def test_rows_of_no_tile_stay_as_they_are():
     kernel.run(kernel.request_side(actions.to(DEVICE), embeddings.to(DEVICE)), candidates.to(DEVICE), tiles, encoded)
     assert (encoded[2:] == 7.0).all()
     assert (encoded[:2] != 7.0).any()
-
-
-def test_rows_that_the_device_has_are_gathered_and_handed_on():
-    encoder = shaken(EarlyFusion(SMALL).double(), 3)
-    weights = {name: weight.detach().numpy() for name, weight in fold_early(encoder).items()}
-    kernel = TritonEncoder(weights, EncoderShape(16, 3, 2), DEVICE)
-    actions, embeddings, candidates, _ = batch(SMALL, (16,), 16, 5, dtype=torch.float32)
-    numbers, scales = (torch.from_numpy(made).to(DEVICE) for made in quantised(candidates.numpy()))
-    places = torch.tensor([4, 0, 3, 1, 2], dtype=torch.int32, device=DEVICE)
-    expected = (numbers * scales[:, None])[places.long()]
-    side = kernel.request_side(actions.to(DEVICE), embeddings.to(DEVICE))
-    tiles = torch.from_numpy(tiles_of(np.array([0, 5], np.int32))).to(DEVICE)
-    gathered = torch.full_like(expected, torch.nan)
-    found = kernel.run(side, gathered, tiles, kept=KeptRows(places, numbers, scales))
-    assert torch.equal(gathered, expected)
-    assert torch.equal(found, kernel.run(side, expected, tiles))
 
 
 @pytest.mark.parametrize("shape", [EncoderShape(300, 10, 2), EncoderShape(100, 10, 3), EncoderShape(5, 10, 2)])
