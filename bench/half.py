@@ -1,6 +1,7 @@
 """Does the precision of the GPU engines change what is ranked? HIT@3 of the demo's model, in both precisions.
 
-The arithmetic is the GPU's, on a CPU: operands of products rounded to bf16 and summed in float32. What a GPU adds is another order of the sums.
+The arithmetic is the GPU's, on a CPU: operands of products rounded to bf16 and summed in float32. What a GPU adds is
+another order of the sums.
 """
 
 from __future__ import annotations
