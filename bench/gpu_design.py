@@ -1,0 +1,161 @@
+"""What the next encoder kernel would cost a GPU: instructions of its inner loops, as NVIDIA's own compiler makes them.
+
+The design is in `gpu_design.cu`, written out as far as its loops go; nothing launches it. Compiled for 9.0 without a
+GPU, its instructions say how many rows a second the chip's units allow, and how many are likely at the share of them
+that the present kernel is expected to reach. Nothing here is measured on a GPU.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.harness import BenchmarkError, Measured
+
+SOURCE = Path(__file__).with_suffix(".cu")
+_TARGET = ("-gencode", "arch=compute_90a,code=sm_90a")
+
+#: Of an H100 or H200: multiprocessors, their clock, warp instructions that each can start in a clock.
+_MULTIPROCESSORS, _CLOCK_HZ, _ISSUES = 132, 1.755e9, 4
+#: Clocks of a multiprocessor for one m16n8k16 product: 4,096 operations at a rate of 4,096 a clock, of which `mma`
+#: (unlike `wgmma`) is known to reach some 62% on this chip (Luo et al., Benchmarking and Dissecting the Nvidia Hopper
+#: GPU Architecture, 2024).
+_PRODUCT_CLOCKS = 1 / 0.62
+#: Clocks of a multiprocessor for a warp's access to shared memory, which moves 128 bytes in each.
+_SHARED_CLOCKS = {"LDSM": 4, "STSM": 4, "LDS": 1, "STS": 1}
+#: Share of the instructions that could be started that a kernel of dependent steps starts: what the present kernel's
+#: predicted 7M to 12M rows/s at 30,600 instructions a row come to.
+_SHARES = (0.23, 0.40)
+
+#: How often a candidate's row goes through each loop: seven warps share layer 1; seven candidates' ten rows are packed
+#: into five tiles of sixteen.
+_PASSES = {"layer1ILi2": 7 / 2, "layer2_attention": 1.0, "layer2_queries": 5 / 7, "layer2_tail": 5 / 7}
+#: The candidate's own maps and exponentials, small products of eight candidates at once: estimated, not compiled.
+_UNCOMPILED = 100.0
+
+_INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*);")
+_TO = re.compile(r"0x([0-9a-f]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """One kernel's innermost loop with matrix products.
+
+    Attributes:
+        name: of the kernel, mangled.
+        instructions: by first part of the name, such as `HMMA`.
+        registers: of a thread.
+        spilled_bytes: of a thread, stores and loads.
+    """
+
+    name: str
+    instructions: Counter[str]
+    registers: int
+    spilled_bytes: int
+
+
+def measure(*, quick: bool = False) -> Measured:  # noqa: ARG001 - it takes a second
+    """Compile and count."""
+    loops = {name: loop for loop in compiled() for name in _PASSES if name in loop.name}
+    a_row: Counter[str] = Counter()
+    for name, passes in _PASSES.items():
+        for kind, count in loops[name].instructions.items():
+            a_row[kind] += count * passes  # type: ignore[assignment]  # fractions of a pass
+    issued = sum(a_row.values()) + _UNCOMPILED
+    clocks = {
+        "issue": issued / _ISSUES,
+        "products": a_row["HMMA"] * _PRODUCT_CLOCKS,
+        "shared memory": sum(a_row[kind] * clocks for kind, clocks in _SHARED_CLOCKS.items()),
+    }
+    bounds = {name: _MULTIPROCESSORS * _CLOCK_HZ / value for name, value in clocks.items()}
+    low, high = (share * bounds["issue"] for share in _SHARES)
+    summary = {
+        "warp instructions a row": issued,
+        "MFLOP a row, padding included": a_row["HMMA"] * 4096 / 1e6,
+        **{f"rows/s that {name} allow": value for name, value in bounds.items()},
+        "predicted rows/s, low": low,
+        "predicted rows/s, high": min(high, *bounds.values()),
+    }
+    raw = {
+        loop.name: {"registers": loop.registers, "spilled_bytes": loop.spilled_bytes, "loop": dict(loop.instructions)}
+        for loop in compiled()
+    }
+    return Measured(summary, (), {"kernels": raw, "passes a row": _PASSES, "compiler": _version()})
+
+
+def compiled(source: Path = SOURCE) -> list[Loop]:
+    """Compile for 9.0, and return every kernel's loop. Raises BenchmarkError without nvcc and cuobjdump."""
+    with tempfile.TemporaryDirectory(prefix="pinrank-bench-") as folder:
+        cubin = Path(folder) / "design.cubin"
+        done = subprocess.run(
+            [_tool("nvcc"), "-std=c++17", "-O3", *_TARGET, "-Xptxas", "-v", "-cubin", "-o", cubin, source],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise BenchmarkError(f"nvcc does not compile {source.name}: {done.stderr[-2000:]}")
+        listing = subprocess.run(
+            [_tool("cuobjdump"), "-sass", cubin], capture_output=True, text=True, check=True
+        ).stdout
+    resources = _resources(done.stderr)
+    return [
+        Loop(name, loop_of(text), *resources[name])
+        for name, _, text in (part.partition("\n") for part in listing.split("Function : ")[1:])
+    ]
+
+
+def loop_of(listing: str) -> Counter[str]:
+    """Return the instructions of a kernel's last backward branch that encloses matrix products.
+
+    Args:
+        listing: of one function, as `cuobjdump -sass` prints it.
+
+    Raises:
+        BenchmarkError: there is no such loop.
+    """
+    lines = [(int(found[1], 16), found[2], found[3]) for found in _INSTRUCTION.finditer(listing)]
+    best: Counter[str] = Counter()
+    for address, name, operands in lines:
+        to = _TO.search(operands)
+        if not name.startswith("BRA") or to is None or int(to[1], 16) >= address:
+            continue
+        body = Counter(name.partition(".")[0] for at, name, _ in lines if int(to[1], 16) <= at <= address)
+        if body["HMMA"]:
+            best = body
+    if not best:
+        raise BenchmarkError("the listing has no loop with matrix products")
+    return best
+
+
+def _resources(said: str) -> dict[str, tuple[int, int]]:
+    """Return registers and spilled bytes by kernel, from what ptxas says."""
+    found = {}
+    for part in said.split("Compiling entry function '")[1:]:
+        stores, loads = (int(re.search(rf"(\d+) bytes spill {way}", part)[1]) for way in ("stores", "loads"))  # type: ignore[index]
+        found[part.partition("'")[0]] = int(re.search(r"Used (\d+) registers", part)[1]), stores + loads  # type: ignore[index]
+    return found
+
+
+def _version() -> str:
+    said = subprocess.run([_tool("nvcc"), "--version"], capture_output=True, text=True, check=True).stdout
+    return said.strip().splitlines()[-1]
+
+
+def _tool(name: str) -> str:
+    """Return a tool of CUDA: on the path, or the one that Triton's package brings."""
+    found = shutil.which(name)
+    if found is None and name != "nvcc":
+        try:
+            from triton.backends import nvidia  # noqa: PLC0415
+
+            beside = Path(nvidia.__path__[0]) / "bin" / name
+            found = str(beside) if beside.exists() else None
+        except ImportError:
+            found = None
+    if found is None:
+        raise BenchmarkError(f"{name} is not here; install the CUDA toolkit 13")
+    return found
