@@ -144,13 +144,15 @@ class Server:
         self._opened.push_async_callback(shadow.close)
         self._opened.callback(self._supervisor.close)
         self._metrics.watch_models(
-            models, lambda: {v: str(held.phase) for v, held in swap.versions.copy().items()}, shadow, swap.behind
-        )
+            models, lambda: {v: str(held.phase) for v, held in swap.versions.copy().items()}, shadow, swap.behind,
+            swap.warm_ups,
+        )  # fmt: skip
         self._edge = RankingEdge(pipeline, models, config, self._metrics, recent, shadow, self._calls)
         self._model_edge = ModelEdge(swap, models, shadow, config)
+        self._open_http()  # before the models are there: it says what the start is at
         await swap.start()
         _check_surfaces(config, models)
-        await self._open_ports()
+        await self._open_grpc()
         self.serving = True
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         _log.info(
@@ -250,7 +252,26 @@ class Server:
         await self._opened.aclose()
         _log.info("stopped")
 
-    async def _open_ports(self) -> None:
+    def _open_http(self) -> None:
+        config = self._config
+        try:
+            for interface in http_interfaces(config.host):
+                port = self.http_port or config.http_port
+                try:
+                    http = HttpEndpoint(
+                        interface, port, self._metrics.registry, lambda: self.serving, self._details, self._supervisor
+                    )
+                except OSError as error:
+                    raise ListenError(
+                        f"cannot listen on {interface.at(port)} ({error.strerror}); set http_port to move"
+                    ) from error
+                self.http_port = http.port
+                http.start()
+                self._opened.callback(http.close)
+        except ListenError as error:
+            raise StartError(str(error)) from error
+
+    async def _open_grpc(self) -> None:
         config = self._config
         self._grpc = grpc.aio.server(
             options=(
@@ -270,19 +291,6 @@ class Server:
         )
         try:
             self.listens_on = open_grpc_port(self._grpc, config.host, config.grpc_port)
-            for interface in http_interfaces(config.host):
-                port = self.http_port or config.http_port
-                try:
-                    http = HttpEndpoint(
-                        interface, port, self._metrics.registry, lambda: self.serving, self._details, self._supervisor
-                    )
-                except OSError as error:
-                    raise ListenError(
-                        f"cannot listen on {interface.at(port)} ({error.strerror}); set http_port to move"
-                    ) from error
-                self.http_port = http.port
-                http.start()
-                self._opened.callback(http.close)
         except ListenError as error:
             raise StartError(str(error)) from error
         await self._grpc.start()
@@ -293,7 +301,7 @@ class Server:
             f"{label}: answers with version {answers}, the model store names {named}"
             for label, (answers, named) in self._swap.behind().items()
         ]
-        return [*behind, *self._supervisor.lines()]
+        return [*self._swap.coming(), *behind, *self._supervisor.lines()]
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in ("", SERVICE, activity.SERVICE, model_service.SERVICE):

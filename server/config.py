@@ -89,6 +89,9 @@ class SwapConfig(BaseModel):
     #: How long the model store may take to answer a look; to give a whole bundle, `proof_timeout_s`.
     store_timeout_s: Annotated[float, Field(gt=0, le=3_600)] = 30
     proof_timeout_s: Annotated[float, Field(gt=0, le=3_600)] = 120
+    #: How long a version may warm up, its rests included; the shapes that it has not run by then cost their first
+    #: requests more. What a run costs is measured all the same.
+    warm_up_s_max: Annotated[float, Field(gt=0, le=3_600)] = 300
     bundle_bytes_max: Annotated[int, Field(ge=1 << 20)] = 2 << 30
     #: What the process that proves a bundle may take.
     proof_memory_bytes_max: Annotated[int, Field(ge=64 << 20)] = 8 << 30

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from kernels.cost import LinearCost, measure_cost, warm_buckets
-from kernels.engine import ROW_REQUEST, EngineError, FeatureBatch, Rest, ShapeError, TensorSpec, no_rest
+from kernels.cost import LinearCost, warmed_up
+from kernels.engine import ROW_REQUEST, EngineError, FeatureBatch, Progress, ShapeError, TensorSpec, WarmedUp, go_on
 from kernels.fusion import ENCODED, EncoderCall, inlined, parse, take_out_encoder
 from kernels.gpu.half import HALF_TOLERANCE, Half, with_half_products
 from kernels.gpu.staging import Bucket, Buckets, Layout
@@ -114,10 +114,12 @@ class TorchEngine:
             self._idle.put(lane)
         return logits
 
-    def warm_up(self, sample: FeatureBatch, rest: Rest = no_rest) -> None:
-        if self._graphs:  # each lane captures its own
-            warm_buckets(self.run, self._buckets.all(), self.streams, sample, rest)
-        self._cost = measure_cost(self.run, sample, rest, repeats=max(2, self.streams))
+    def warm_up(self, sample: FeatureBatch, progress: Progress = go_on) -> WarmedUp:
+        # Each lane captures graphs of its own; the largest bucket first, so that buffers grow once.
+        buckets = reversed(self._buckets.all()) if self._graphs else ()
+        shapes = ((bucket.requests, bucket.rows) for bucket in buckets)
+        done, self._cost = warmed_up(self.run, self.streams, sample, progress, shapes)
+        return done
 
     def cost_s(self, requests: int, rows: int) -> float:  # noqa: ARG002 - measured for one request; others cost alike
         return self._cost(rows)

@@ -10,7 +10,7 @@ import threading
 import numpy as np
 import pytest
 
-from kernels.engine import EngineError, FeatureBatch, ShapeError
+from kernels.engine import EngineError, FeatureBatch, ShapeError, WarmedUp
 from kernels.gpu.tensorrt_engine import TensorRtEngine
 from kernels.numpy_engine import NumpyEngine
 from kernels.opening import ENGINES, engine_factory
@@ -96,6 +96,38 @@ def test_cost_is_unknown_before_warm_up_and_grows_with_rows_after(engine):
     engine.warm_up(batch(8))
     assert engine.cost_s(1, 100_000) >= engine.cost_s(1, 1) >= 0
     assert engine.cost_s(1, 100_000) > 0
+
+
+def test_a_warm_up_tells_before_its_first_run_and_after_each_how_far_it_is(engine):
+    told = []
+
+    def progress(runs, of):
+        told.append((runs, of))
+        return True
+
+    done = engine.warm_up(batch(8), progress)
+    assert done == WarmedUp(done.of, done.of)
+    assert told == [(runs, done.of) for runs in range(done.of + 1)]
+
+
+def test_a_warm_up_without_time_leaves_out_shapes_and_knows_the_cost_all_the_same(engine, request):
+    whole = engine.warm_up(batch(8)).of
+    done = engine.warm_up(batch(8), lambda runs, of: False)
+    has_shapes = "tensorrt" in request.node.name
+    assert done.of == whole
+    assert (done.runs < whole) == has_shapes
+    assert engine.cost_s(1, 100_000) > 0
+
+
+def test_what_is_raised_between_runs_ends_a_warm_up_and_leaves_the_engine_good(engine):
+    def progress(runs, of):
+        if runs == 3:
+            raise KeyError("enough")
+        return True
+
+    with pytest.raises(KeyError, match="enough"):
+        engine.warm_up(batch(8), progress)
+    assert engine.run(batch(8)).shape == (8, 2)
 
 
 @pytest.mark.parametrize(
