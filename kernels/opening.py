@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from kernels.engine import EngineFactory
@@ -19,10 +19,8 @@ def _openvino() -> EngineFactory:
 
 
 def _torch() -> EngineFactory:
-    try:
-        from kernels.gpu.torch_engine import TorchEngine  # noqa: PLC0415
-    except ImportError as error:
-        raise ValueError(f"engine 'torch' lacks {error.name}; pip install 'pinrank[gpu]'") from error
+    from kernels.gpu.torch_engine import TorchEngine  # noqa: PLC0415
+
     return TorchEngine
 
 
@@ -54,9 +52,9 @@ ON_GPU = frozenset({"tensorrt", "tensorrt_rtx", "torch"})
 _GPU_STREAMS = 3
 
 
-def default_streams(name: str, cores: int) -> int:
-    """Return how many runs an engine should have in flight: one a core, on a GPU what keeps it busy."""
-    return _GPU_STREAMS if name in ON_GPU else cores
+def default_streams(name: str, cores: int, devices: int = 1) -> int:
+    """Return how many runs an engine should have in flight: one a core, on GPUs what keeps each of them busy."""
+    return _GPU_STREAMS * devices if name in ON_GPU else cores
 
 
 def bundled_plan(name: str) -> str | None:
@@ -72,8 +70,20 @@ def bundled_plan(name: str) -> str | None:
     return plan_here("tensorrt" if name == "tensorrt" else "tensorrt_rtx")
 
 
-def engine_factory(name: str) -> EngineFactory:
-    """Return the factory of a runtime by name. Raises ValueError for one that is unknown or not installed."""
+def engine_factory(name: str, devices: Sequence[int] = (0,)) -> EngineFactory:  # noqa: ARG001 - of GPU engines
+    """Import a runtime by name and return its factory. No device is touched: a process may fork afterwards.
+
+    Args:
+        name: one of `ENGINES`.
+        devices: the GPUs that the factory's engines compute on; none of a CPU engine's business.
+
+    Raises:
+        ValueError: the runtime is unknown or not installed.
+    """
     if name not in _FACTORIES:
         raise ValueError(f"unknown engine {name!r}; choose one of {', '.join(ENGINES)}")
-    return _FACTORIES[name]()
+    try:
+        return _FACTORIES[name]()
+    except ImportError as error:
+        package = "'pinrank[gpu]'" if name in ON_GPU else error.name or "pinrank"
+        raise ValueError(f"engine {name!r} lacks {error.name}; pip install {package}") from error

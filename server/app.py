@@ -120,8 +120,11 @@ class Server:
         await self._store.start()
         recent = RecentRequests()
         models_store = open_model_store(config.model_store)
-        factory = engine_factory(config.engine)
-        prover = self._shared_prover or Prover()
+        try:
+            factory = engine_factory(config.engine)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        prover = self._shared_prover or Prover(config.engine)
         await asyncio.to_thread(prover.start)  # it imports what it needs meanwhile
         refusals = Refusals(config.state_folder, config.model)
         self._runner = runner = self._new_runner(prover.pace)

@@ -172,6 +172,28 @@ print(threading.active_count())
     assert not list(tmp_path.iterdir())  # it keeps an identity of the user's there
 
 
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_engine_is_imported_without_the_runtimes_of_others_without_threads_and_without_a_device(name):
+    if name == "torch":
+        pytest.importorskip("torch")
+    # What asks for a device, before anything of ours is imported: a process that forks afterwards could not use it.
+    story = f"""
+import sys, threading
+if {name!r} == "torch":
+    import torch
+    def touched(*_):
+        raise SystemExit("it asks for a device")
+    torch.cuda.is_available = torch.cuda.device_count = torch.cuda._lazy_init = touched
+from kernels.opening import engine_factory
+engine_factory({name!r})
+runtimes = {{"openvino", "torch", "tensorrt", "tensorrt_rtx", "pycuda"}}
+print(*sorted(runtimes & set(sys.modules)), threading.active_count())
+"""
+    done = subprocess.run([sys.executable, "-c", story], capture_output=True, text=True, check=False)
+    own = [name] if name in {"openvino", "torch"} else []
+    assert (done.stdout.split(), done.stderr) == ([*own, "1"], "")
+
+
 def test_unknown_engine_names_those_there_are():
     with pytest.raises(
         ValueError, match="unknown engine 'abacus'; choose one of numpy, openvino, tensorrt, tensorrt_rtx, torch"
