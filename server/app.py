@@ -19,7 +19,7 @@ from feature_client.opening import open_store
 from feature_client.redaction import redacted
 from feature_client.store import Store
 from kernels.cores import cores
-from kernels.opening import default_streams, engine_factory
+from kernels.opening import ON_GPU, default_streams, engine_factory
 from model_store.pacing import Pace
 from model_store.proving import Prover
 from model_store.store import open_model_store
@@ -80,7 +80,7 @@ class Server:
         self._shared_port = shared_port
         self._supervisor = Supervisor()
         self._metrics = Metrics(self._supervisor)
-        self._streams = config.engine_streams or default_streams(config.engine, cores())
+        self._streams = config.engine_streams or default_streams(config.engine, cores(), len(config.devices))
         self._store: Store = open_store(
             config.feature_store.get_secret_value(), read_only=not config.record_actions, create=False
         )
@@ -121,7 +121,7 @@ class Server:
         recent = RecentRequests()
         models_store = open_model_store(config.model_store)
         try:
-            factory = engine_factory(config.engine)
+            factory = engine_factory(config.engine, config.devices)
         except ValueError as error:
             raise ConfigError(str(error)) from error
         prover = self._shared_prover or Prover(config.engine)
@@ -164,6 +164,7 @@ class Server:
             http=http_shown(config.host, self.http_port),
             labels={label: served.live.manifest.ref for label, served in models.by_label.items()},
             engine=config.engine,
+            **({"devices": config.devices} if config.engine in ON_GPU else {}),
             streams=self._streams,
             feature_store=redacted(config.feature_store.get_secret_value()),
         )

@@ -171,6 +171,7 @@ class Intake:
             timeout_s=swap.proof_timeout_s,
             trusted=self._trust is not None,
             share=self._share,
+            device=config.devices[0],  # a version that computes right on one does on all
         )
         sample = FeatureBatch.concat([sample.batch for sample in samples]) if samples else None
         proof = await self._proven(claim, sample)
