@@ -20,6 +20,10 @@ class EngineError(Exception):
     """An engine could not load or run a network."""
 
 
+class UnavailableError(EngineError):
+    """The runtime or its device is not there, which no network is at fault of."""
+
+
 class ShapeError(EngineError):
     """A batch does not have the tensors, dtypes or shapes that the network takes."""
 
@@ -171,5 +175,6 @@ class EngineFactory(Protocol):
             plan: of an engine of this network, by the same runtime on the same machine: saves compiling it again.
 
         Raises:
+            UnavailableError: the runtime or its device is not there.
             EngineError: what the runtime cannot honour.
         """

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from feature_client.fetcher import FeatureNeeds
-from kernels.engine import Engine, EngineError, EngineFactory, FeatureBatch, Progress, WarmedUp, go_on
+from kernels.engine import Engine, EngineError, EngineFactory, FeatureBatch, Progress, UnavailableError, WarmedUp, go_on
 from model_store.assembly import Assembler
 from model_store.bundle import GOLDEN, NETWORK, UTILITY, Bundle, BundleError
 from model_store.golden import GoldenRequest, decode_golden
@@ -85,6 +85,7 @@ def load_live(
     Raises:
         BundleError: the network cannot be compiled, or its golden scores differ by more than the manifest's tolerance,
             or the engine's where it computes in half precision; or a run of the warm-up failed.
+        UnavailableError: the engine's runtime or device is not there.
     """
     manifest = bundle.manifest
     assembler = Assembler(manifest)
@@ -104,6 +105,8 @@ def load_live(
         except BaseException:
             engine.close()
             raise
+    except UnavailableError:
+        raise
     except (EngineError, NetworkError, IndexError, KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{manifest.ref}: {error}") from error
     return LiveModel(manifest, bundle.digest, manifest.needs, assembler, engine, bundle.files[UTILITY], warmed_up)

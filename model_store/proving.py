@@ -25,7 +25,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from kernels.engine import FeatureBatch
+from kernels.engine import FeatureBatch, UnavailableError
 from kernels.opening import ON_GPU, bundled_plan, engine_factory
 from model_store.archives import decode_arrays
 from model_store.bundle import BundleError
@@ -255,7 +255,7 @@ def _prove(claim: Claim, sample: FeatureBatch | None) -> _Answer:
         memory = max(0, _peak_bytes() - before) + sum(map(len, bundle.files.values()))
         scores = logits.astype("<f4").tobytes()
         return {"memory_bytes": memory, "shape": list(logits.shape)}, scores, live.engine.plan() or b""
-    except ModelStoreError as error:
+    except (ModelStoreError, UnavailableError) as error:
         return {"fault": "environment", "error": str(error)}, b"", b""
     except MemoryError:
         return (

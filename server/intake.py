@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 
 from feature_client.fetcher import FeatureNeeds, Fetched
 from feature_client.near_cache import NearCache
-from kernels.engine import EngineFactory, FeatureBatch
+from kernels.engine import EngineFactory, FeatureBatch, UnavailableError
 from model_store.abi import breaks_callers
 from model_store.assembly import Assembler
 from model_store.bundle import UTILITY, Bundle, BundleError
@@ -305,9 +305,12 @@ class Intake:
             self._rest()
             return warm_up.progress(runs, of)
 
-        live = load_live(
-            bundle, self._factory, self._streams, plan=plan, sample=sample, rest=self._rest, progress=progress
-        )
+        try:
+            live = load_live(
+                bundle, self._factory, self._streams, plan=plan, sample=sample, rest=self._rest, progress=progress
+            )
+        except UnavailableError as error:
+            raise NotReadyError(str(error)) from error
         try:
             assert live.warmed_up is not None, "it was asked for"  # noqa: S101
             report.checks.append(warm_up.ended(live.warmed_up))

@@ -14,7 +14,17 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from kernels.cost import LinearCost, warmed_up
-from kernels.engine import ROW_REQUEST, EngineError, FeatureBatch, Progress, ShapeError, TensorSpec, WarmedUp, go_on
+from kernels.engine import (
+    ROW_REQUEST,
+    EngineError,
+    FeatureBatch,
+    Progress,
+    ShapeError,
+    TensorSpec,
+    UnavailableError,
+    WarmedUp,
+    go_on,
+)
 from kernels.fusion import ENCODED, EncoderCall, inlined, parse, take_out_encoder
 from kernels.gpu.half import HALF_TOLERANCE, Half, with_half_products
 from kernels.gpu.staging import Bucket, Buckets, Layout
@@ -65,7 +75,7 @@ class TorchEngine:
             self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             torch.empty(0, device=self._device)
         except (AssertionError, RuntimeError) as error:
-            raise EngineError(f"PyTorch cannot use {device}: {error}") from error
+            raise UnavailableError(f"PyTorch cannot use {device}: {error}") from error
         on_gpu = self._device.type == "cuda"
         parsed = parse(network)
         named = {value.name for value in parsed.graph.input}

@@ -212,6 +212,11 @@ def test_the_helper_imports_the_engine_that_is_served_and_a_proof_by_one_that_is
                 own.prove(claim(), None)
 
 
+def test_a_gpu_that_is_not_there_is_not_the_bundles_fault(prover, claim):
+    with pytest.raises(ProvingError, match="there is no CUDA device|is not installed|pip install"):
+        prover.prove(claim(engine="tensorrt", device=63), None)
+
+
 def test_another_bundle_than_was_claimed_is_not_proven(prover, claim):
     with pytest.raises(ProvingError, match="has digest .* by now, not 000"):
         prover.prove(replace(claim(), digest="0" * 64), None)

@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 from pydantic import SecretStr
 
+from kernels.engine import UnavailableError
 from kernels.numpy_engine import NumpyEngine
 from kernels.opening import default_streams
 from server.config import ServerConfig
 from server.processes import settings_of
 from tests.conftest import eventually
-from tests.server.swapping import held, publish
+from tests.server.swapping import held, publish, sample
 
 
 async def test_every_version_is_compiled_for_all_devices_and_proven_on_the_first(
@@ -38,6 +39,29 @@ async def test_every_version_is_compiled_for_all_devices_and_proven_on_the_first
     assert opened == [("torch", (2, 5))]
     assert [(claim.version, claim.engine, claim.device) for claim in claims] == [(1, "torch", 2), (2, "torch", 2)]
     assert server._models.default.live.engine.streams == 6
+
+
+async def test_a_device_that_went_is_not_the_bundles_fault_and_the_version_is_tried_again(
+    serve, calls, store, tmp_path, monkeypatch
+):
+    gone = False
+
+    def engine(*arguments, **options):
+        if gone:
+            raise UnavailableError("there is no CUDA device 0")
+        return NumpyEngine(*arguments, **options)
+
+    monkeypatch.setattr("server.app.engine_factory", lambda *_: engine)
+    server = await serve(labels=("stable",), state_folder=tmp_path / "state")
+    gone = True
+    publish(store, tmp_path, 2)
+    store.set_label("tiny", "stable", 2)
+    await eventually(lambda: sample(server, "pinrank_model_swaps_total", outcome="failed_surroundings") > 0, 30)
+    assert sample(server, "pinrank_model_swaps_total", outcome="failed_bundle") == 0
+    assert not (tmp_path / "state").exists()
+    assert await calls(server).version() == 1
+    gone = False
+    await eventually(lambda: held(server, 2) == "serving", 30)
 
 
 @pytest.mark.parametrize(("engine", "cores", "devices", "streams"), [("openvino", 8, 4, 8), ("torch", 8, 4, 12)])
