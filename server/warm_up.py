@@ -60,7 +60,7 @@ class WarmUp:
         seconds = round(self.seconds, 3)
         if not self.cut_off:
             _log.info("warm_up_done", model=self._ref, runs=done.runs, seconds=seconds)
-            return f"warm-up: {self} in {seconds:g} s"
+            return f"warm-up: complete in {seconds:g} s"
         left = done.of - done.runs
         _log.warning("warm_up_cut_off", model=self._ref, runs=done.runs, left=left, seconds=seconds)
         return (
