@@ -26,7 +26,7 @@ class LinearCost:
         return self.fixed_s + self.per_row_s * rows
 
 
-def warmed_up(
+def warm_and_measure(
     run: Callable[[FeatureBatch], np.ndarray],
     streams: int,
     sample: FeatureBatch,

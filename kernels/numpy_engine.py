@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from onnx.reference import ReferenceEvaluator
 
-from kernels.cost import LinearCost, warmed_up
+from kernels.cost import LinearCost, warm_and_measure
 from kernels.engine import LOGITS, ROW_REQUEST, EngineError, FeatureBatch, Progress, TensorSpec, WarmedUp, go_on
 from kernels.fusion import parse
 
@@ -45,7 +45,9 @@ class NumpyEngine:
         return logits.astype(np.float32, copy=False)
 
     def warm_up(self, sample: FeatureBatch, progress: Progress = go_on) -> WarmedUp:
-        done, self._cost = warmed_up(self.run, 1, sample, progress)  # streams share nothing that a first run makes
+        done, self._cost = warm_and_measure(
+            self.run, 1, sample, progress
+        )  # streams share nothing that a first run makes
         return done
 
     def cost_s(self, requests: int, rows: int) -> float:  # noqa: ARG002 - a run costs the same for any split of its rows

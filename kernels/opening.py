@@ -57,17 +57,17 @@ def default_streams(name: str, cores: int, devices: int = 1) -> int:
     return _GPU_STREAMS * devices if name in ON_GPU else cores
 
 
-def bundled_plan(name: str) -> str | None:
-    """Return what a plan for an engine on this machine is called in a bundle, None for one that takes none from there.
+def bundled_plan(name: str, device: int = 0) -> str | None:
+    """Return what a plan for an engine on a GPU is called in a bundle, None for one that takes none from there.
 
     Raises:
-        EngineError: there is no GPU, or not the engine's library.
+        UnavailableError: there is no such GPU, or not the engine's library.
     """
     if name not in ("tensorrt", "tensorrt_rtx"):
         return None
     from kernels.gpu.tensorrt_engine import plan_here  # noqa: PLC0415
 
-    return plan_here("tensorrt" if name == "tensorrt" else "tensorrt_rtx")
+    return plan_here("tensorrt" if name == "tensorrt" else "tensorrt_rtx", device=device)
 
 
 def engine_factory(name: str, devices: Sequence[int] = (0,)) -> EngineFactory:  # noqa: ARG001 - of GPU engines
@@ -78,12 +78,14 @@ def engine_factory(name: str, devices: Sequence[int] = (0,)) -> EngineFactory:  
         devices: the GPUs that the factory's engines compute on; none of a CPU engine's business.
 
     Raises:
-        ValueError: the runtime is unknown or not installed.
+        ValueError: the runtime is unknown, not installed, or cannot be imported.
     """
     if name not in _FACTORIES:
         raise ValueError(f"unknown engine {name!r}; choose one of {', '.join(ENGINES)}")
     try:
         return _FACTORIES[name]()
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         package = "'pinrank[gpu]'" if name in ON_GPU else error.name or "pinrank"
         raise ValueError(f"engine {name!r} lacks {error.name}; pip install {package}") from error
+    except (ImportError, OSError, ValueError) as error:  # such as PyTorch without the libraries that it was built for
+        raise ValueError(f"engine {name!r} cannot be imported: {error}") from error

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kernels.cost import LinearCost, warmed_up
+from kernels.cost import LinearCost, warm_and_measure
 from kernels.engine import LOGITS, ROW_REQUEST, EngineError, FeatureBatch, Progress, TensorSpec, WarmedUp, go_on
 from kernels.fused_encoder import FusedEncoder, instruction_sets, serves
 from kernels.fusion import ENCODED, inlined, parse, take_out_encoder
@@ -112,7 +112,7 @@ class OpenVinoEngine:
 
     def warm_up(self, sample: FeatureBatch, progress: Progress = go_on) -> WarmedUp:
         # Each stream's first runs allocate; the queue hands them out in turn, so every size goes through all of them.
-        done, self._cost = warmed_up(self.run, self.streams, sample, progress)
+        done, self._cost = warm_and_measure(self.run, self.streams, sample, progress)
         return done
 
     def cost_s(self, requests: int, rows: int) -> float:  # noqa: ARG002 - a run costs the same for any split of its rows

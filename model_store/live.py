@@ -101,7 +101,7 @@ def load_live(
             proven = FeatureBatch.concat([assembler.assemble(g.fetched, g.surface) for g in golden])
             _verify(manifest, calibrate(manifest, engine.run(proven)), golden, engine.tolerance)
             rest()
-            warmed_up = _warmed_up(manifest, engine, proven, sample, progress) if warm else None
+            warmed_up = _warm(manifest, engine, proven, sample, progress) if warm else None
         except BaseException:
             engine.close()
             raise
@@ -112,7 +112,7 @@ def load_live(
     return LiveModel(manifest, bundle.digest, manifest.needs, assembler, engine, bundle.files[UTILITY], warmed_up)
 
 
-def _warmed_up(
+def _warm(
     manifest: Manifest, engine: Engine, golden: FeatureBatch, sample: FeatureBatch | None, progress: Progress
 ) -> WarmedUp:
     if sample is None:

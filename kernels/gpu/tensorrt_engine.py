@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.cost import LinearCost, warmed_up
+from kernels.cost import LinearCost, warm_and_measure
 from kernels.engine import LOGITS, ROW_REQUEST, EngineError, FeatureBatch, Progress, TensorSpec, WarmedUp, go_on
 from kernels.gpu.cuda import Driver, PyCudaDriver
 from kernels.gpu.half import HALF_TOLERANCE, Half
@@ -97,7 +97,7 @@ class TensorRtEngine:
     def warm_up(self, sample: FeatureBatch, progress: Progress = go_on) -> WarmedUp:
         # Each lane captures graphs of its own; the largest bucket first, so that buffers grow once.
         shapes = ((bucket.requests, bucket.rows) for bucket in reversed(self._buckets.all()))
-        done, self._cost = warmed_up(self.run, self.streams, sample, progress, shapes)
+        done, self._cost = warm_and_measure(self.run, self.streams, sample, progress, shapes)
         return done
 
     def cost_s(self, requests: int, rows: int) -> float:  # noqa: ARG002 - measured for one request; others cost alike
@@ -151,10 +151,10 @@ class TensorRtEngine:
                 raise EngineError(f"the plan's {name!r} is {plans}, the manifest's {manifests}")
 
 
-def plan_here(library: Library, half: Half = "bfloat16") -> str:
-    """Return what a plan for this machine is called in a bundle. Raises EngineError."""
+def plan_here(library: Library, half: Half = "bfloat16", device: int = 0) -> str:
+    """Return what a plan for a GPU of this machine is called in a bundle. Raises UnavailableError."""
     version = str(load_library(library).__version__)
-    driver = PyCudaDriver()
+    driver = PyCudaDriver(device)
     try:
         return plan_name(library, version, driver.architecture, half)
     finally:

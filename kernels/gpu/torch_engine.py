@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from kernels.cost import LinearCost, warmed_up
+from kernels.cost import LinearCost, warm_and_measure
 from kernels.engine import (
     ROW_REQUEST,
     EngineError,
@@ -128,7 +128,7 @@ class TorchEngine:
         # Each lane captures graphs of its own; the largest bucket first, so that buffers grow once.
         buckets = reversed(self._buckets.all()) if self._graphs else ()
         shapes = ((bucket.requests, bucket.rows) for bucket in buckets)
-        done, self._cost = warmed_up(self.run, self.streams, sample, progress, shapes)
+        done, self._cost = warm_and_measure(self.run, self.streams, sample, progress, shapes)
         return done
 
     def cost_s(self, requests: int, rows: int) -> float:  # noqa: ARG002 - measured for one request; others cost alike

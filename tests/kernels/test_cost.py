@@ -40,7 +40,7 @@ def device(monkeypatch):
 
 
 def test_every_shape_runs_on_every_stream_in_the_order_given(device):
-    done, found = cost.warmed_up(device.run, STREAMS, batch(5), shapes=SHAPES)
+    done, found = cost.warm_and_measure(device.run, STREAMS, batch(5), shapes=SHAPES)
     assert device.runs[: 3 * STREAMS] == [shape for shape in SHAPES for _ in range(STREAMS)]
     assert done == WarmedUp(3 * STREAMS + MEASURED, 3 * STREAMS + MEASURED)
     assert (found.fixed_s, found.per_row_s) == (pytest.approx(1e-3), pytest.approx(1e-5))
@@ -48,6 +48,6 @@ def test_every_shape_runs_on_every_stream_in_the_order_given(device):
 
 @pytest.mark.parametrize(("runs_in_time", "made"), [(0, 0), (1, 1), (3, 3), (4, 4), (9, 9), (100, 9)])
 def test_shapes_that_there_is_no_time_for_are_left_out_and_the_cost_is_no_first_runs(device, runs_in_time, made):
-    done, found = cost.warmed_up(device.run, STREAMS, batch(5), lambda runs, of: runs < runs_in_time, SHAPES)
+    done, found = cost.warm_and_measure(device.run, STREAMS, batch(5), lambda runs, of: runs < runs_in_time, SHAPES)
     assert done == WarmedUp(made + MEASURED, 9 + MEASURED)
     assert (found.fixed_s, found.per_row_s) == (pytest.approx(1e-3), pytest.approx(1e-5))

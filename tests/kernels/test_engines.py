@@ -10,6 +10,7 @@ import threading
 import numpy as np
 import pytest
 
+from kernels import opening
 from kernels.engine import EngineError, FeatureBatch, ShapeError, WarmedUp
 from kernels.gpu.tensorrt_engine import TensorRtEngine
 from kernels.numpy_engine import NumpyEngine
@@ -192,6 +193,23 @@ print(*sorted(runtimes & set(sys.modules)), threading.active_count())
     done = subprocess.run([sys.executable, "-c", story], capture_output=True, text=True, check=False)
     own = [name] if name in {"openvino", "torch"} else []
     assert (done.stdout.split(), done.stderr) == ([*own, "1"], "")
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        (ModuleNotFoundError("No module named 'x'", name="x"), "engine 'torch' lacks x; pip install 'pinrank.gpu.'"),
+        (ImportError("libcudart.so: no such file"), "engine 'torch' cannot be imported: libcudart.so: no such file"),
+        (OSError("libtorch.so: no such file"), "engine 'torch' cannot be imported: libtorch.so: no such file"),
+    ],
+)
+def test_an_engine_that_cannot_be_imported_says_why(monkeypatch, failure, message):
+    def failing():
+        raise failure
+
+    monkeypatch.setitem(opening._FACTORIES, "torch", failing)
+    with pytest.raises(ValueError, match=message):
+        engine_factory("torch")
 
 
 def test_unknown_engine_names_those_there_are():

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from kernels.cost import warmed_up
+from kernels.cost import warm_and_measure
 from kernels.engine import EngineError, WarmedUp
 from kernels.numpy_engine import NumpyEngine
 from server.app import Server
@@ -42,7 +42,7 @@ class Shaped(NumpyEngine):
                 raise self.failure
             return self.run(tiled)
 
-        done, self._cost = warmed_up(run, 1, batch, progress, self.shapes)
+        done, self._cost = warm_and_measure(run, 1, batch, progress, self.shapes)
         return done
 
 
@@ -132,6 +132,25 @@ async def test_a_server_that_stops_ends_a_warm_up_at_its_next_run(engine, config
     with pytest.raises(asyncio.CancelledError):
         await starting
     assert not [thread for thread in set(threading.enumerate()) - before if thread.name == "model-loader"]
+
+
+async def test_a_swap_says_how_far_its_warm_up_is_while_the_version_before_answers(
+    engine, serve, calls, store, tmp_path
+):
+    server = await serve(labels=("stable",))
+    call = calls(server)
+    await call.rank()
+    engine.at_the_gate.clear()
+    engine.gate.clear()
+    publish(store, tmp_path, 2)
+    store.set_label("tiny", "stable", 2)
+    await eventually(engine.at_the_gate.is_set, 30)
+    status, body = await get(server, "/healthz")
+    assert (status, lines(body)[0]) == (200, f"stable: warming up version 2, 20 of {RUNS} runs")
+    assert await call.version() == 1
+    assert {one.version: one.checks[-1] for one in (await call.status()).versions}[2] == f"warm-up: 20 of {RUNS} runs"
+    engine.gate.set()
+    await eventually(lambda: held(server, 2) == "serving", 30)
 
 
 async def test_a_warm_up_on_recent_requests_that_fails_is_the_bundles_fault_and_quotes_nothing(
