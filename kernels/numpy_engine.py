@@ -45,9 +45,7 @@ class NumpyEngine:
         return logits.astype(np.float32, copy=False)
 
     def warm_up(self, sample: FeatureBatch, progress: Progress = go_on) -> WarmedUp:
-        done, self._cost = warm_and_measure(
-            self.run, 1, sample, progress
-        )  # streams share nothing that a first run makes
+        done, self._cost = warm_and_measure(self.run, 1, sample, progress)  # it keeps nothing for a stream
         return done
 
     def cost_s(self, requests: int, rows: int) -> float:  # noqa: ARG002 - a run costs the same for any split of its rows
