@@ -52,12 +52,12 @@ ON_GPU = frozenset({"tensorrt", "tensorrt_rtx", "torch"})
 _GPU_STREAMS = 3
 
 
-def default_streams(name: str, cores: int, devices: int = 1) -> int:
-    """Return how many runs an engine should have in flight: one a core, on GPUs what keeps each of them busy."""
-    return _GPU_STREAMS * devices if name in ON_GPU else cores
+def default_streams(name: str, cores: int) -> int:
+    """Return how many runs an engine should have in flight: one a core, on each GPU what keeps it busy."""
+    return _GPU_STREAMS if name in ON_GPU else cores
 
 
-def bundled_plan(name: str, device: int = 0) -> str | None:
+def bundled_plan(name: str, devices: Sequence[int] = (0,)) -> str | None:
     """Return what a plan for an engine on a GPU is called in a bundle, None for one that takes none from there.
 
     Raises:
@@ -67,7 +67,7 @@ def bundled_plan(name: str, device: int = 0) -> str | None:
         return None
     from kernels.gpu.tensorrt_engine import plan_here  # noqa: PLC0415
 
-    return plan_here("tensorrt" if name == "tensorrt" else "tensorrt_rtx", device=device)
+    return plan_here("tensorrt" if name == "tensorrt" else "tensorrt_rtx", device=devices[0])
 
 
 def engine_factory(name: str, devices: Sequence[int] = (0,)) -> EngineFactory:  # noqa: ARG001 - of GPU engines
@@ -75,7 +75,7 @@ def engine_factory(name: str, devices: Sequence[int] = (0,)) -> EngineFactory:  
 
     Args:
         name: one of `ENGINES`.
-        devices: the GPUs that the factory's engines compute on; none of a CPU engine's business.
+        devices: the GPUs that the factory's engines compute on; (0,) for an engine of the processor.
 
     Raises:
         ValueError: the runtime is unknown, not installed, or cannot be imported.

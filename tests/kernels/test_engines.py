@@ -10,7 +10,6 @@ import threading
 import numpy as np
 import pytest
 
-from kernels import opening
 from kernels.engine import EngineError, FeatureBatch, ShapeError, WarmedUp
 from kernels.gpu.tensorrt_engine import TensorRtEngine
 from kernels.numpy_engine import NumpyEngine
@@ -198,18 +197,22 @@ print(*sorted(runtimes & set(sys.modules)), threading.active_count())
 @pytest.mark.parametrize(
     ("failure", "message"),
     [
-        (ModuleNotFoundError("No module named 'x'", name="x"), "engine 'torch' lacks x; pip install 'pinrank.gpu.'"),
-        (ImportError("libcudart.so: no such file"), "engine 'torch' cannot be imported: libcudart.so: no such file"),
-        (OSError("libtorch.so: no such file"), "engine 'torch' cannot be imported: libtorch.so: no such file"),
+        (ModuleNotFoundError("No module named 'x'", name="x"), "engine 'openvino' lacks x; pip install x"),
+        (ImportError("libx.so: no such file"), "engine 'openvino' cannot be imported: libx.so: no such file"),
+        (OSError("libx.so: no such file"), "engine 'openvino' cannot be imported: libx.so: no such file"),
     ],
 )
 def test_an_engine_that_cannot_be_imported_says_why(monkeypatch, failure, message):
-    def failing():
-        raise failure
+    class Failing:
+        @staticmethod
+        def find_spec(name, *_):
+            if name == "kernels.openvino_engine":
+                raise failure
 
-    monkeypatch.setitem(opening._FACTORIES, "torch", failing)
+    monkeypatch.delitem(sys.modules, "kernels.openvino_engine", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Failing, *sys.meta_path])
     with pytest.raises(ValueError, match=message):
-        engine_factory("torch")
+        engine_factory("openvino")
 
 
 def test_unknown_engine_names_those_there_are():
