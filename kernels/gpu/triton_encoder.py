@@ -224,7 +224,7 @@ class TritonEncoder:
             weights: float32, by the names of `ranker.serving_form.fold_early`.
             shape: of the sequence and the readout.
             device: of the weights and of all that is run; `cpu` under TRITON_INTERPRET=1.
-            launch: None takes the best known.
+            launch: None takes the best known that fits every architecture.
 
         Raises:
             EngineError: the kernel does not serve this shape.
@@ -232,20 +232,22 @@ class TritonEncoder:
         if not self.serves(shape):
             raise EngineError(f"the kernel serves two layers and up to {LENGTH_MAX} actions, not {shape}")
         check_weights(weights, shape)
-        launch = launch or Launch()
         w = {name: torch.as_tensor(value, device=device) for name, value in folded(weights).items()}
         self._w = w
         self._own, self.candidate_dim = w["action_table"].shape[1] + len(w["acted"]), len(w["candidate"])
         self.dim = self._own + self.candidate_dim
         self.width = shape.rows * self.dim
+        length, wide = _up(shape.length), _up(self.dim)
+        # What is larger than 128 x 128 needs up to 208 KiB a program in blocks of 128, 96 in blocks of 32.
+        launch = launch or (Launch() if length * wide <= 128 * 128 else Launch(32, 4))
         self._sizes = {
-            "L": _up(shape.length),
-            "D": _up(self.dim),
+            "L": length,
+            "D": wide,
             "C": _up(self.candidate_dim),
             "E": _up(w["acted"].shape[1]),
             "H": _up(len(w["layer1_hidden"])),
             "K": _up(shape.rows),
-            "B": min(_up(shape.length), max(launch.block, _up(shape.rows))),
+            "B": min(length, max(launch.block, _up(shape.rows))),
         }
         #: The kernel's arguments from `candidate_map` to `norms`.
         self.arrays = self._laid_out()
@@ -261,7 +263,8 @@ class TritonEncoder:
             "interpreted": isinstance(encode_rows, InterpretedFunction),
             **self._sizes,
         }
-        self.warps = launch.warps
+        #: As many actions a warp in the smaller blocks of short sequences.
+        self.warps = max(min(4, launch.warps), launch.warps * self._sizes["B"] // max(self._sizes["B"], launch.block))
 
     @staticmethod
     def serves(shape: EncoderShape) -> bool:
