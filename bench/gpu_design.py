@@ -7,6 +7,7 @@ that the present kernel is expected to reach. Nothing here is measured on a GPU.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -15,7 +16,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.harness import BenchmarkError, Measured
+from bench.harness import RESULTS, BenchmarkError, Measured
+from kernels.gpu.tiles import Launch
 
 SOURCE = Path(__file__).with_suffix(".cu")
 _TARGET = ("-gencode", "arch=compute_90a,code=sm_90a")
@@ -28,10 +30,6 @@ _MULTIPROCESSORS, _CLOCK_HZ, _ISSUES = 132, 1.755e9, 4
 _PRODUCT_CLOCKS = 1 / 0.62
 #: Clocks of a multiprocessor for a warp's access to shared memory, which moves 128 bytes in each.
 _SHARED_CLOCKS = {"LDSM": 4, "STSM": 4, "LDS": 1, "STS": 1}
-#: Share of the instructions that could be started that a kernel of dependent steps starts: what the present kernel's
-#: predicted 7M to 12M rows/s at 30,600 instructions a row come to.
-_SHARES = (0.23, 0.40)
-
 #: How often a candidate's row goes through each loop: seven warps share layer 1; seven candidates' ten rows are packed
 #: into five tiles of sixteen.
 _PASSES = {"layer1ILi2": 7 / 2, "layer2_attention": 1.0, "layer2_queries": 5 / 7, "layer2_tail": 5 / 7}
@@ -73,7 +71,7 @@ def measure(*, quick: bool = False) -> Measured:  # noqa: ARG001 - it takes a se
         "shared memory": sum(a_row[kind] * clocks for kind, clocks in _SHARED_CLOCKS.items()),
     }
     bounds = {name: _MULTIPROCESSORS * _CLOCK_HZ / value for name, value in clocks.items()}
-    low, high = (share * bounds["issue"] for share in _SHARES)
+    low, high = (share * bounds["issue"] for share in _shares())
     summary = {
         "warp instructions a row": issued,
         "MFLOP a row, padding included": a_row["HMMA"] * 4096 / 1e6,
@@ -86,6 +84,15 @@ def measure(*, quick: bool = False) -> Measured:  # noqa: ARG001 - it takes a se
         for loop in compiled()
     }
     return Measured(summary, (), {"kernels": raw, "passes a row": _PASSES, "compiler": _version()})
+
+
+def _shares() -> tuple[float, float]:
+    """Return which share of the instructions that could be started the present kernel is predicted to start."""
+    facts = json.loads((RESULTS / "gpu_compiled.json").read_text())["raw"]["facts"]
+    default = ("9.0", Launch().block, Launch().warps)
+    present = next(one for one in facts if (one["architecture"], one["block"], one["warps"]) == default)
+    low, high = (rows_s * present["issued"] / (_MULTIPROCESSORS * _CLOCK_HZ * _ISSUES) for rows_s in present["rows_s"])
+    return low, high
 
 
 def compiled(source: Path = SOURCE) -> list[Loop]:
