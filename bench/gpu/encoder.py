@@ -11,7 +11,7 @@ import torch
 
 from bench.gpu.numbers import Numbers
 from bench.gpu.plan import COMPILED, DRY_COMPILED, DRY_SHAPES, SHAPES, parity_name, shape_name, tuning_name, tunings
-from bench.gpu.subject import Batch, Launch, Subject, device_of, length_of
+from bench.gpu.subject import Batch, Subject, device_of, length_of
 from bench.gpu.timing import graphed, rates, seconds_of
 
 #: Of a row's norm, from the published form in float64.
@@ -36,12 +36,13 @@ def parity(_out: Path, numbers: Numbers) -> None:
     batch = Batch(rows, device, length=length, actions=actions)
     exact = subject.exact(batch)
     for compiled in (None, *(DRY_COMPILED if dry_run else COMPILED)):
-        launch = Launch(*compiled) if compiled else Launch()
-        numbers.measure(parity_name(compiled), partial(_difference, subject, batch, exact, launch), _COMPILES_S)
+        numbers.measure(parity_name(compiled), partial(_difference, subject, batch, exact, compiled), _COMPILES_S)
 
 
-def _difference(subject: Subject, batch: Batch, exact: torch.Tensor, launch: Launch) -> dict[str, Any]:
-    found = subject.fused(batch, launch)().cpu().double()
+def _difference(
+    subject: Subject, batch: Batch, exact: torch.Tensor, compiled: tuple[int, int] | None
+) -> dict[str, Any]:
+    found = subject.fused(batch, compiled)().cpu().double()
     norms = exact.norm(dim=1)
     # Where a request has no actions all is 0, and must be exactly that.
     relative = (found - exact).norm(dim=1) / torch.where(norms > 0, norms, 1.0)
@@ -77,7 +78,7 @@ def encoder(_out: Path, numbers: Numbers) -> None:
     subject = Subject(device, length=length)
     shapes = DRY_SHAPES if numbers.dry_run else SHAPES
     for requests, rows in shapes:
-        numbers.measure(shape_name(requests, rows), partial(_fused, subject, (requests, rows), Launch(), numbers))
+        numbers.measure(shape_name(requests, rows), partial(_fused, subject, (requests, rows), numbers, _REPEATS))
     requests, rows = shapes[-1]
 
     def published() -> dict[str, Any]:
@@ -93,20 +94,24 @@ def tuning(_out: Path, numbers: Numbers) -> None:
     device, length = device_of(dry_run=numbers.dry_run), length_of(dry_run=numbers.dry_run)
     subject = Subject(device, length=length)
     for shape, compiled, tile_rows in tunings(dry_run=numbers.dry_run):
-        launch = Launch(*compiled, tile_rows)
         numbers.measure(
             tuning_name(shape, compiled, tile_rows),
-            partial(_fused, subject, shape, launch, numbers, 1 if numbers.dry_run else _TUNING_REPEATS),
+            partial(_fused, subject, shape, numbers, _TUNING_REPEATS, compiled, tile_rows),
         )
 
 
 def _fused(
-    subject: Subject, shape: tuple[int, int], launch: Launch, numbers: Numbers, repeats: int = _REPEATS
+    subject: Subject,
+    shape: tuple[int, int],
+    numbers: Numbers,
+    repeats: int,
+    compiled: tuple[int, int] | None = None,
+    tile_rows: int = 0,
 ) -> dict[str, Any]:
     requests, rows = shape
     device, length = device_of(dry_run=numbers.dry_run), length_of(dry_run=numbers.dry_run)
     batch = Batch([rows] * requests, device, length=length)
-    run = subject.fused(batch, launch)
+    run = subject.fused(batch, compiled, tile_rows)
     if numbers.dry_run:
         return {**rates(seconds_of(run, device, 1, numbers.until_s), batch.rows), "without": "CUDA graphs"}
     return rates(seconds_of(graphed(run), device, repeats, numbers.until_s), batch.rows)

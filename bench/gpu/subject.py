@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench.gpu.plan import DRY_LENGTH, LENGTH
 from kernels.fused_encoder import EncoderShape
-from kernels.gpu.tiles import TILE_ROWS, tiles_of
+from kernels.gpu.tiles import Launch, tiles_of
 from kernels.gpu.triton_encoder import TritonEncoder
 from ranker.encoder import EarlyFusion
 from ranker.serving_form import fold_early
@@ -35,15 +35,6 @@ class Sizes:
 
 #: The public baseline's tokens: 64 numbers.
 SKUT_LIKE = Sizes(dim=16, action_dim=32, token_pin_dim=16, encoder_hidden=64)
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """The kernel's free choices; None takes what it chooses itself."""
-
-    block: int | None = None
-    warps: int | None = None
-    tile_rows: int | None = None
 
 
 class Batch:
@@ -104,13 +95,17 @@ class Subject:
             self._published.float()
         return found
 
-    def fused(self, batch: Batch, launch: Launch | None = None) -> Run:
-        """Return a run of the fused kernel on a batch, with what comes before it once a request."""
-        launch = launch or Launch()
-        if launch.block not in (None, 32):
-            raise ValueError("this version of the kernel takes blocks of 32 actions only")
-        kernel = TritonEncoder(self._weights, self._shape, self._device, launch.warps)
-        tiles = torch.from_numpy(tiles_of(batch.row_splits, launch.tile_rows or TILE_ROWS)).to(self._device)
+    def fused(self, batch: Batch, compiled: tuple[int, int] | None = None, tile_rows: int = 0) -> Run:
+        """Return a run of the fused kernel on a batch, with what comes before it once a request.
+
+        Args:
+            batch: to run.
+            compiled: (actions of a block, warps); None is the kernel's own choice.
+            tile_rows: rows that a program takes; 0 is the kernel's own choice.
+        """
+        launch = Launch(*compiled) if compiled else None
+        kernel = TritonEncoder(self._weights, self._shape, self._device, launch)
+        tiles = torch.from_numpy(tiles_of(batch.row_splits, tile_rows)).to(self._device)
         encoded = torch.empty((batch.rows, kernel.width), device=self._device)
 
         def run() -> Tensor:

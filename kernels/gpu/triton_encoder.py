@@ -25,13 +25,12 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from kernels.engine import EngineError
 from kernels.fused_encoder import EncoderShape, check_weights, serves
+from kernels.gpu.tiles import Launch
 
 #: What a mixture's weights must sum to; below, the product of exponentials is given up for a softmax of the sum. What
 #: underflows in a float32 is then less than 1e-12 of it.
 _SUM_MIN = tl.constexpr(1e-25)
 _MASKED = tl.constexpr(-1e30)
-#: Actions that go through layer 1 together.
-_BLOCK = 32
 #: How the kernel is compiled. Loads are not fetched ahead into shared memory: with Triton's default of 3 stages a
 #: program would take more than there is.
 OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}
@@ -123,7 +122,8 @@ def encode_rows(
     full = d[:, None] * D + d[None, :]
     newest = _half((k[:, None] == i[None, :]).to(tl.float32), interpreted)
     reads = (k < rows) & (tl.load(present + tl.minimum(k, L - 1)) > 0)
-    for n in range(start, stop):
+    n = start
+    while n < stop:
         row = tl.cast(n, tl.int64)
         pin = tl.load(candidates + row * embedding_dim + e, mask=e < embedding_dim, other=0.0)
         candidate = tl.sum(tl.load(candidate_map + c[:, None] * E + e[None, :]) * pin[None, :], 1)
@@ -177,6 +177,7 @@ def encode_rows(
         y = _norm(y, tl.load(norms + 6 * D + d), tl.load(norms + 7 * D + d), real, dim, epsilon)
         readout = encoded + row * rows * dim + k[:, None] * dim + d[None, :]
         tl.store(readout, tl.where(reads[:, None], y, 0.0), mask=(k[:, None] < rows) & (d[None, :] < dim))
+        n += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +200,7 @@ class TritonEncoder:
         weights: Mapping[str, np.ndarray],
         shape: EncoderShape,
         device: torch.device | str = "cuda",
-        warps: int | None = None,
+        launch: Launch | None = None,
     ) -> None:
         """Fold and lay out.
 
@@ -207,7 +208,7 @@ class TritonEncoder:
             weights: float32, by the names of `ranker.serving_form.fold_early`.
             shape: of the sequence and the readout.
             device: of the weights and of all that is run; `cpu` under TRITON_INTERPRET=1.
-            warps: of a program; None takes what the sizes ask for.
+            launch: None takes the best known.
 
         Raises:
             EngineError: the kernel does not serve this shape.
@@ -215,6 +216,7 @@ class TritonEncoder:
         if not self.serves(shape):
             raise EngineError(f"the kernel serves two layers and up to {LENGTH_MAX} actions, not {shape}")
         check_weights(weights, shape)
+        launch = launch or Launch()
         w = {name: torch.as_tensor(np.array(value, np.float32), device=device) for name, value in weights.items()}
         self._w = w
         self._own, self.candidate_dim = w["action_table"].shape[1] + len(w["acted"]), len(w["candidate"])
@@ -227,7 +229,7 @@ class TritonEncoder:
             "E": _up(w["acted"].shape[1]),
             "H": _up(len(w["layer1_hidden"])),
             "K": _up(shape.rows),
-            "B": min(_up(shape.length), max(_BLOCK, _up(shape.rows))),
+            "B": min(_up(shape.length), max(launch.block, _up(shape.rows))),
         }
         #: The kernel's arguments from `candidate_map` to `norms`.
         self.arrays = self._laid_out()
@@ -239,7 +241,7 @@ class TritonEncoder:
             "interpreted": isinstance(encode_rows, InterpretedFunction),
             **self._sizes,
         }
-        self.warps = warps or 4
+        self.warps = launch.warps
 
     @staticmethod
     def serves(shape: EncoderShape) -> bool:
