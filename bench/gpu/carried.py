@@ -1,4 +1,4 @@
-"""What is brought along to a machine with a GPU, and what that machine has: `bench/gpu-carry.txt`, `bench/gpu-machine.txt`.
+"""What a machine with a GPU has (`bench/gpu-machine.txt`), and what is brought along to it (`bench/gpu-carry.txt`).
 
 `python -m bench.gpu.carried` says what it comes to, and fails where that is more than can be carried.
 """

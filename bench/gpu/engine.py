@@ -1,4 +1,4 @@
-"""The whole ranker through the engine that serves it: is it right, how fast is it, does memory stay, can two be opened."""
+"""The whole ranker through the engine that serves it: is it right, how fast, does memory stay, can two be opened."""
 
 from __future__ import annotations
 

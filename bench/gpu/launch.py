@@ -1,4 +1,4 @@
-"""One launch of the fused kernel, for tools that watch a program: `python -m bench.gpu.launch REQUESTS ROWS [--dry-run]`."""
+"""One launch of the fused kernel, for tools that watch it: `python -m bench.gpu.launch REQUESTS ROWS [--dry-run]`."""
 
 from __future__ import annotations
 

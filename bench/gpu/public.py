@@ -36,7 +36,7 @@ class HstuLike(nn.Module):
         self._norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2 * layers))
 
     def forward(self, tokens: Tensor, history: int) -> Tensor:
-        """Return [R, T, width] from as much; the first `history` tokens are the user's actions, the others candidates."""
+        """Return [R, T, width] from as much: tokens of the user's actions, then of candidates."""
         layers = zip(self._in, self._out, self._norms[::2], self._norms[1::2], strict=True)
         for spread, gather, before, after in layers:
             gate, value, query, key = functional.silu(spread(before(tokens))).chunk(4, dim=-1)
@@ -53,7 +53,7 @@ class HstuLike(nn.Module):
 
     def _split(self, tokens: Tensor) -> Tensor:
         """Return [R, heads, T, width of a head]."""
-        return tokens.unflatten(-1, (self._heads, -1)).transpose(1, 2)
+        return tokens.view(*tokens.shape[:2], self._heads, -1).transpose(1, 2)
 
 
 def public(_out: Path, numbers: Numbers) -> None:

@@ -6,6 +6,7 @@ Started by `bench/gpu-ten-minutes.sh` and `bench/gpu-four-minutes.sh`. Needs Pyt
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import selectors
 import signal
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from bench.gpu.numbers import DRY_FILE, FILE, Numbers
-from bench.gpu.plan import FOUR_MINUTES, TEN_MINUTES, Planned, PlanError, plan
+from bench.gpu.plan import FOUR_MINUTES, TEN_MINUTES, PlanError, Planned, plan
 
 LOG = "log.txt"
 #: What a phase may write to its outputs; more is thrown away.
@@ -79,20 +80,20 @@ def _watched(process: subprocess.Popen[bytes], output: Output, ends_s: float) ->
     """Wait for a process, at most until `ends_s`, and kill its group; return its code, None if it had to be killed."""
     assert process.stdout is not None  # noqa: S101 - asked for
     os.set_blocking(process.stdout.fileno(), False)
+    code = None
     with selectors.DefaultSelector() as ready, process.stdout as pipe:
         ready.register(pipe, selectors.EVENT_READ)
-        while process.poll() is None and time.monotonic() < ends_s:
-            if ready.select(_LOOK_S) and not output.take(pipe.fileno()):
-                ready.unregister(pipe)  # closed, and still running
-                while process.poll() is None and time.monotonic() < ends_s:
-                    time.sleep(_LOOK_S)
-        code = process.poll()
-        # What it started and left behind goes too: the next phase has the machine for itself.
         try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        process.wait()
+            while (code := process.poll()) is None and time.monotonic() < ends_s:
+                if not ready.get_map():  # it closed its outputs, and goes on
+                    time.sleep(_LOOK_S)
+                elif ready.select(_LOOK_S) and output.take(pipe.fileno()) == b"":
+                    ready.unregister(pipe)
+        finally:
+            # With what it started and left behind: the next phase has the machine for itself.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         while output.take(pipe.fileno()):
             pass
     return code
@@ -104,17 +105,16 @@ class Output:
     def __init__(self, log: IO[bytes]) -> None:
         self._log, self._written, self._end = log, 0, b""
 
-    def take(self, pipe: int) -> bool:
-        """Read what is there; return False where there is nothing (more)."""
+    def take(self, pipe: int) -> bytes | None:
+        """Read what is there: None if there is nothing now, nothing at all at its end."""
         try:
             part = os.read(pipe, 1 << 16)
         except BlockingIOError:
-            return False
-        room = max(0, _LOG_BYTES_MAX - self._written)
-        self._log.write(part[:room])
+            return None
+        self._log.write(part[: max(0, _LOG_BYTES_MAX - self._written)])
         self._written += len(part)
         self._end = (self._end + part)[-4 * _LAST_WORDS :]
-        return bool(part)
+        return part
 
     def last_words(self) -> str:
         return " ".join(self._end.decode(errors="replace").split())[-_LAST_WORDS:]
@@ -130,6 +130,7 @@ def main() -> int:
     parser.add_argument("--used-s", type=float, default=0.0, help="what of the time is gone already")
     options = parser.parse_args()
     began_s = time.monotonic() - options.used_s
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the phase goes too
     other = options.out / (FILE if options.dry_run else DRY_FILE)
     if other.exists():
         print(f"{other} is of {'a real' if options.dry_run else 'a dry'} run: choose another folder", file=sys.stderr)

@@ -59,14 +59,16 @@ def served(_out: Path, numbers: Numbers) -> None:
         began_s = time.perf_counter()
         try:
             with server_process(config, feature_store, folder / "server.log", numbers.left_s()) as server:
-                started = {"seconds": time.perf_counter() - began_s, "streams": _STREAMS, "awake": awake}
+                started = {
+                    "candidates": candidates,
+                    "seconds": time.perf_counter() - began_s,
+                    "streams": _STREAMS,
+                    "awake": awake,
+                }
                 numbers.add("start", started)
                 for rate in rates:
-                    numbers.measure(
-                        f"{rate}/s",
-                        lambda rate=rate: {"candidates": candidates, **_offered(server, requests, rate, numbers)},
-                        _AROUND_S,
-                    )
+                    offered = partial(_offered, server, requests, rate, numbers)
+                    numbers.measure(f"{rate}/s", offered, _AROUND_S)
         except Exception as error:  # noqa: BLE001 - recorded as the reason
             numbers.missing("start", f"{type(error).__name__}: {error}")
 

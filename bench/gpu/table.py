@@ -59,7 +59,9 @@ def results(found: Read, *, dry_run: bool) -> Results:
     last: dict[tuple[str, str], Line] = {}
     for line in found.lines:
         place = line["phase"], str(line["what"])
-        if bool(line.get("dry_run")) is dry_run and ("not_measured" not in line or "not_measured" in last.get(place, line)):
+        if bool(line.get("dry_run")) is dry_run and (
+            "not_measured" not in line or "not_measured" in last.get(place, line)
+        ):
             last[place] = line
     ordered: dict[tuple[str, str], Line] = {}
     for phase in PHASES:
@@ -110,8 +112,7 @@ def page(found: Results, predicted: Mapping[str, Any]) -> str:
     parts = [
         title,
         _facts(card, versions, found.lines["facts", "machine"], found.lines["facts", "source"]),
-        f"bf16 products: {_scaled(found, 'bf16 product', 'flop_s', 'TFLOP/s')}. "
-        f"Copies within its memory: {_scaled(found, 'copy', 'bytes_s', 'TB/s')}.",
+        _ceilings(found),
         _table(
             "Parity",
             ("compiled as", "difference from float64, of a row's norm", "allowed", "holds"),
@@ -148,7 +149,7 @@ def _rates(found: Results, phase: str, goal: float, predicted: Mapping[str, Any]
     peak = None if found.dry_run else found.value("ceilings", "bf16 product", "flop_s")
     copies = None if found.dry_run else found.value("ceilings", "copy", "bytes_s")
     for what, line in found.of(phase):
-        if "rows_s" not in line and "not_measured" not in line or what in _CHECKS.get(phase, ()):
+        if ("rows_s" not in line and "not_measured" not in line) or what in _CHECKS.get(phase, ()):
             continue
         said = _predicted(predicted.get(phase, {}).get(what))
         if "not_measured" in line:
@@ -180,7 +181,9 @@ def _checks(found: Results) -> Iterator[Sequence[str]]:
         for name in names:
             line = dict(found.lines[phase, name])
             if "metrics" in line:
-                line["metrics"] = {key: one for key, one in line["metrics"].items() if any(f": {n}" in key for n in _NCU)}
+                line["metrics"] = {
+                    key: one for key, one in line["metrics"].items() if any(f": {n}" in key for n in _NCU)
+                }
             said = {key: value for key, value in line.items() if key not in ("phase", "what", "dry_run")}
             yield [f"{phase}: {name}", _why(line) if "not_measured" in line else _plain(said)]
     for phase in PHASES:
@@ -232,6 +235,14 @@ def _holds(line: Line) -> str:
 
 def _why(line: Line) -> str:
     return f"{NOT_MEASURED}: {line.get('not_measured', 'nothing was said')}"
+
+
+def _ceilings(found: Results) -> str:
+    product, copy = (
+        _scaled(found, what, key, unit)
+        for what, key, unit in (("bf16 product", "flop_s", "TFLOP/s"), ("copy", "bytes_s", "TB/s"))
+    )
+    return f"bf16 products: {product}. Copies within its memory: {copy}."
 
 
 def _scaled(found: Results, what: str, key: str, unit: str) -> str:
