@@ -67,7 +67,11 @@ def server_process(config: Path, feature_store: str, log: Path, start_s: float =
     address = f"127.0.0.1:{grpc_port}"
     with log.open("wb") as stderr, subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr) as process:
         try:
-            _wait_until_ready(process, address, log, start_s)
+            try:
+                _wait_until_ready(process, address, log, start_s)
+            except BenchmarkError:
+                process.kill()  # it has no requests to finish
+                raise
             yield Served(address, process.pid, f"http://127.0.0.1:{http_port}/metrics")
         finally:
             process.terminate()

@@ -61,11 +61,9 @@ class Numbers:
             self.missing(what, OUT_OF_TIME)
             return
         try:
-            values = measured()
+            self.add(what, measured())
         except Exception as error:  # noqa: BLE001 - recorded as the reason
             self.missing(what, f"{type(error).__name__}: {error}"[:_WHY_CHARS_MAX])
-        else:
-            self.add(what, values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,11 @@ _INTERPRETED = ("parity", "encoder", "tuning", "ncu", "sanitizer", "public")
 _PR_SET_PDEATHSIG = 1
 
 
+def die_with_parent() -> None:
+    """Ask Linux to kill this process when whoever runs the phases is killed: it must not go on beside the next run."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -41,8 +46,7 @@ def main() -> None:
     parser.add_argument("--until", type=float, required=True, help="on the monotonic clock")
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args()
-    # Whoever runs the phases may be killed: then this one must not go on beside the next run.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     if options.dry_run and options.name in _INTERPRETED:
         os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is made
     module, _, function = _MEASURED_BY[options.name].partition(":")

@@ -14,8 +14,9 @@ ENGINE_SHAPES = ((1, 512), (4, 512), (16, 512), (64, 512))
 #: Actions of a request.
 LENGTH, DRY_LENGTH = 100, 12
 #: (actions of a block, warps of a program): how the kernel may be compiled; the first is what it does by itself.
-COMPILED = ((32, 4), (64, 4), (128, 8), (64, 8), (128, 4), (32, 8))
-DRY_COMPILED = ((32, 4), (64, 4))
+COMPILED = ((64, 4), (128, 8), (32, 4), (64, 8), (128, 4), (32, 8))
+DRY_COMPILED = ((64, 4), (32, 4))
+#: Rows that a program takes; the first is what the kernel takes by itself where there are many.
 TILE_ROWS = (8, 4, 16, 2, 32)
 #: The shapes that tuning runs: many rows, and one request.
 TUNED_SHAPES = ((64, 256), (1, 512))
@@ -149,7 +150,7 @@ def tunings(*, dry_run: bool = False) -> list[tuple[tuple[int, int], tuple[int, 
     many, one = TUNED_SHAPES
     return [
         *((many, compiled, TILE_ROWS[0]) for compiled in COMPILED),
-        *((one, compiled, rows) for rows in (8, 4, 2) for compiled in COMPILED[:3]),
+        *((one, compiled, rows) for rows in (8, 4, 2, 1) for compiled in COMPILED[:3]),
         *((many, compiled, rows) for rows in TILE_ROWS[1:] for compiled in COMPILED),
     ]
 

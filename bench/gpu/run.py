@@ -17,12 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from bench.gpu.numbers import DRY_FILE, FILE, Numbers
+from bench.gpu.numbers import DRY_FILE, FILE, Numbers, file_of, read
 from bench.gpu.plan import FOUR_MINUTES, TEN_MINUTES, PlanError, Planned, plan
 
 LOG = "log.txt"
-#: What a phase may write to its outputs; more is thrown away.
-_LOG_BYTES_MAX = 1 << 20
+#: What is kept of a phase's outputs, and of all in a folder; more is thrown away.
+_PHASE_BYTES_MAX, _LOG_BYTES_MAX = 1 << 18, 8 << 20
 _LAST_WORDS = 400
 _LOOK_S = 0.05
 #: Before it is killed, so that it can say which numbers it has no time for.
@@ -59,7 +59,7 @@ def _run(phase: Planned, log: Path, ends_s: float) -> str:
     command = [*phase.command, "--until", str(ends_s - _GRACE_S)]
     with log.open("ab") as kept:
         kept.write(f"== {phase.name}\n".encode())
-        output = Output(kept)
+        output = Output(kept, min(_PHASE_BYTES_MAX, _LOG_BYTES_MAX - kept.tell()))
         try:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -102,8 +102,8 @@ def _watched(process: subprocess.Popen[bytes], output: Output, ends_s: float) ->
 class Output:
     """What a phase writes to its standard output and error: the beginning in the log, the end for the reason."""
 
-    def __init__(self, log: IO[bytes]) -> None:
-        self._log, self._written, self._end = log, 0, b""
+    def __init__(self, log: IO[bytes], bytes_max: int) -> None:
+        self._log, self._room, self._end = log, max(0, bytes_max), b""
 
     def take(self, pipe: int) -> bytes | None:
         """Read what is there: None if there is nothing now, nothing at all at its end."""
@@ -111,8 +111,8 @@ class Output:
             part = os.read(pipe, 1 << 16)
         except BlockingIOError:
             return None
-        self._log.write(part[: max(0, _LOG_BYTES_MAX - self._written)])
-        self._written += len(part)
+        self._log.write(part[: self._room])
+        self._room -= min(self._room, len(part))
         self._end = (self._end + part)[-4 * _LAST_WORDS :]
         return part
 
@@ -120,17 +120,22 @@ class Output:
         return " ".join(self._end.decode(errors="replace").split())[-_LAST_WORDS:]
 
 
+def end_when_asked() -> None:
+    """Make SIGTERM an exception, so that the phase that runs goes too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 def main() -> int:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("phases", nargs="*", help="names of phases; none: all of the run's", metavar="PHASE")
-    parser.add_argument("--out", type=Path, default=Path("bench/results/gpu"), help="folder of the results")
+    parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder of the results")
     parser.add_argument("--dry-run", action="store_true", help="only show that everything runs; needs no GPU")
     parser.add_argument("--four-minutes", action="store_true", help="the rerun's phases, if none is named")
     parser.add_argument("--used-s", type=float, default=0.0, help="what of the time is gone already")
     options = parser.parse_args()
     began_s = time.monotonic() - options.used_s
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the phase goes too
+    end_when_asked()
     other = options.out / (FILE if options.dry_run else DRY_FILE)
     if other.exists():
         print(f"{other} is of {'a real' if options.dry_run else 'a dry'} run: choose another folder", file=sys.stderr)
@@ -143,7 +148,11 @@ def main() -> int:
         return 2
     well = run(phases, options.out, began_s, dry_run=options.dry_run)
     print(f"{time.monotonic() - began_s:6.1f} s  done: {options.out}", flush=True)
-    return 0 if well else 1
+    found = read(file_of(options.out, dry_run=options.dry_run)).lines
+    wrong = [f"{line['phase']}, {line['what']}" for line in found if line.get("holds") is False]
+    if wrong:
+        print(f"does not hold: {'; '.join(wrong)}", flush=True)
+    return 0 if well and not wrong else 1
 
 
 if __name__ == "__main__":

@@ -56,9 +56,9 @@ def served(_out: Path, numbers: Numbers) -> None:
         ids = asyncio.run(_filled(feature_store, _DRY_USERS if numbers.dry_run else _USERS))
         candidates = _DRY_CANDIDATES if numbers.dry_run else CANDIDATES
         requests = tuple(Workload(*ids, ((candidates, 1.0),), seed=0).requests(_REQUESTS))
-        began_s = time.perf_counter()
+        began_s, start_s = time.perf_counter(), numbers.left_s() - _MEASURED_S - 2 * _AROUND_S  # for one rate at least
         try:
-            with server_process(config, feature_store, folder / "server.log", numbers.left_s()) as server:
+            with server_process(config, feature_store, folder / "server.log", start_s) as server:
                 started = {
                     "candidates": candidates,
                     "seconds": time.perf_counter() - began_s,

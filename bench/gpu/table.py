@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.gpu.numbers import DRY_FILE, Numbers, Read, file_of, read
-from bench.gpu.plan import PHASES, expected
+from bench.gpu.numbers import DRY_FILE, Numbers, file_of, read
+from bench.gpu.plan import PHASES
+from bench.gpu.results import ENCODER_GOAL, RANKER_GOAL, Line, Results, as_json, results
 
 NOT_MEASURED = "not measured"
 PREDICTED = Path(__file__).with_name("predicted.json")
@@ -23,149 +23,70 @@ ROW_FLOP = 4.1e6
 #: Bytes of a row that must move through the device's memory, in float32: the candidate in, the readout out; unfused,
 #: two layers' intermediates besides.
 FUSED_BYTES, UNFUSED_BYTES = 4 * (32 + 960), 0.57e6
-#: Rows a second on one H200: of the encoder, and of the whole ranker.
-ENCODER_GOAL, RANKER_GOAL = 10e6, 5e6
 #: Of ncu's metrics, those on the page.
 _NCU = ("Duration", "Registers Per Thread", "Achieved Occupancy", "Compute (SM) Throughput", "Memory Throughput")
-
-Line = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Results:
-    """What a folder's lines say.
-
-    Attributes:
-        dry_run: whether they mean nothing.
-        lines: by (phase, what): the last one, a measured one before one that was not; in the order of the phases.
-        unreadable: lines that a kill cut off.
-    """
-
-    dry_run: bool
-    lines: Mapping[tuple[str, str], Line]
-    unreadable: int
-
-    def of(self, phase: str) -> Iterator[tuple[str, Line]]:
-        """Return every number of a phase with its name, measured or not."""
-        return ((what, line) for (of, what), line in self.lines.items() if of == phase and what != "the phase")
-
-    def value(self, phase: str, what: str, key: str) -> float | None:
-        value = self.lines.get((phase, what), {}).get(key)
-        return float(value) if isinstance(value, int | float) else None
-
-
-def results(found: Read, *, dry_run: bool) -> Results:
-    """Sort lines, and add one for everything that should be there and is not."""
-    last: dict[tuple[str, str], Line] = {}
-    for line in found.lines:
-        place = line["phase"], str(line["what"])
-        if bool(line.get("dry_run")) is dry_run and (
-            "not_measured" not in line or "not_measured" in last.get(place, line)
-        ):
-            last[place] = line
-    ordered: dict[tuple[str, str], Line] = {}
-    for phase in PHASES:
-        ended = last.get((phase, "the phase"), {"ended": "the phase did not run, or was killed with all of the run"})
-        why = ended.get("ended", "the phase ended without it")
-        for what in expected(phase, dry_run=dry_run):
-            ordered[phase, what] = last.get((phase, what), {"phase": phase, "what": what, "not_measured": why})
-        ordered |= {place: line for place, line in last.items() if place[0] == phase and place not in ordered}
-    return Results(dry_run, ordered, found.unreadable)
-
-
-def as_json(found: Results) -> dict[str, Any]:
-    """Return everything in the form that all results of benchmarks have."""
-    missing = [place for place, line in found.lines.items() if "not_measured" in line]
-    return {
-        "name": "gpu",
-        "dry_run": found.dry_run,
-        "claims": [] if found.dry_run else list(_claims(found)),
-        "summary": {"numbers": len(found.lines) - len(missing), "not measured": len(missing)},
-        "raw": {"lines": list(found.lines.values()), "unreadable": found.unreadable},
-    }
-
-
-def _claims(found: Results) -> Iterator[dict[str, Any]]:
-    """Compare what was measured with what is required; what was not measured claims nothing."""
-    differences = [line["relative_difference"] for _, line in found.of("parity") if "relative_difference" in line]
-    wanted = [("largest relative difference of the fused kernel", max(differences, default=None, key=float), 1e-2, "")]
-    for phase, goal, name in (("encoder", ENCODER_GOAL, "encoder"), ("engine", RANKER_GOAL, "whole ranker")):
-        rates = [line["rows_s"] for what, line in found.of(phase) if "rows_s" in line and "published" not in what]
-        wanted.append((f"{name}, its best batch", max(rates, default=None), goal, "rows/s"))
-    for name, measured, target, unit in wanted:
-        if measured is not None:
-            at_least = unit == "rows/s"
-            value = float(measured)
-            yield {
-                "name": name, "measured": value, "target": target, "unit": unit,
-                "direction": "at_least" if at_least else "at_most",
-                "holds": value >= target if at_least else value <= target,
-            }  # fmt: skip
 
 
 def page(found: Results, predicted: Mapping[str, Any]) -> str:
     """Return everything as Markdown."""
-    card, versions = found.lines["facts", "card"], found.lines["facts", "versions"]
+    card = found.lines["facts", "card"]
     title = f"# {card['name']}" if "name" in card else f"# A card whose name was {_why(card)}"
     if found.dry_run:
         title, predicted = "# DRY RUN: not one number here means anything", {}
     parts = [
         title,
-        _facts(card, versions, found.lines["facts", "machine"], found.lines["facts", "source"]),
+        _facts(found),
         _ceilings(found),
-        _table(
-            "Parity",
-            ("compiled as", "difference from float64, of a row's norm", "allowed", "holds"),
-            ([what, _number(line, "relative_difference", ".1e"), _number(line, "allowed", ".0e"), _holds(line)]
-             for what, line in found.of("parity")),
-        ),
-        _table("The encoder", _RATES, _rates(found, "encoder", ENCODER_GOAL, predicted)),
-        _table("The kernel's free choices", _RATES, _rates(found, "tuning", ENCODER_GOAL, predicted)),
-        _table("The whole ranker through the engine", _RATES, _rates(found, "engine", RANKER_GOAL, predicted)),
-        _table(
-            "Served through gRPC",
-            ("offered", "P50 ms", "P99 ms", "goodput/s", "of what was offered", "statuses"),
-            ([what, _number(line, "ms_p50", ".2f"), _number(line, "ms_p99", ".2f"), _number(line, "goodput_s", ",.0f"),
-              _number(line, "good_share", ".1%"), json.dumps(line.get("statuses", {}))]
-             for what, line in found.of("served") if what != "start"),
-        ),
-        _table(
-            "Public shapes",
-            ("what", "P50 ms", "published ms", "sequences or candidates/s"),
-            ([what, _number(line, "ms_p50", ".3f"), str(line.get("published_ms", "")), _number(line, "rows_s", ",.0f")]
-             for what, line in found.of("public")),
-        ),
-        _table("Checks", ("what", "found"), _checks(found)),
-    ]  # fmt: skip
+        _plain(found, "parity"),
+        _rates(found, "encoder", ENCODER_GOAL, predicted),
+        _rates(found, "tuning", ENCODER_GOAL, predicted),
+        _rates(found, "engine", RANKER_GOAL, predicted),
+        _plain(found, "served"),
+        _plain(found, "public"),
+        _checks(found),
+    ]
     if found.unreadable:
         parts.append(f"{found.unreadable} lines could not be read: the run was killed while it wrote them.")
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-_RATES = ("requests x rows", "rows/s", "predicted", "of the goal", "of the peak", "of the copies", "P50 ms", "P99 ms")
-
-
-def _rates(found: Results, phase: str, goal: float, predicted: Mapping[str, Any]) -> Iterator[Sequence[str]]:
-    peak = None if found.dry_run else found.value("ceilings", "bf16 product", "flop_s")
-    copies = None if found.dry_run else found.value("ceilings", "copy", "bytes_s")
-    for what, line in found.of(phase):
-        if ("rows_s" not in line and "not_measured" not in line) or what in _CHECKS.get(phase, ()):
-            continue
-        said = _predicted(predicted.get(phase, {}).get(what))
-        if "not_measured" in line:
-            yield [what, _why(line), said, "", "", "", "", ""]
-            continue
-        rate = float(line["rows_s"])
-        moved = rate * (UNFUSED_BYTES if "published" in what else FUSED_BYTES)
-        yield [
-            what, f"{rate:,.0f}", said,
-            "" if found.dry_run else f"{rate / goal:.2f}",
-            f"{rate * ROW_FLOP / peak:.1%}" if peak and phase != "engine" else "",
-            f"{moved / copies:.1%}" if copies and phase != "engine" else "",
-            _number(line, "ms_p50", ".3f"), _number(line, "ms_p99", ".3f"),
-        ]  # fmt: skip
-
-
+_TITLES = {
+    "parity": "Parity",
+    "encoder": "The encoder",
+    "tuning": "The kernel's free choices",
+    "engine": "The whole ranker through the engine",
+    "served": "Served through gRPC",
+    "public": "Public shapes",
+}
+#: Of tables that only show: what the lines are about, then (heading, key of a line, format) of each column.
+_COLUMNS: dict[str, tuple[str, tuple[tuple[str, str, str], ...]]] = {
+    "parity": (
+        "compiled as",
+        (
+            ("difference from float64, of a row's norm", "relative_difference", ".1e"),
+            ("allowed", "allowed", ".0e"),
+            ("holds", "holds", ""),
+        ),
+    ),
+    "served": (
+        "offered",
+        (
+            ("P50 ms", "ms_p50", ".2f"),
+            ("P99 ms", "ms_p99", ".2f"),
+            ("goodput/s", "goodput_s", ",.0f"),
+            ("of what was offered", "good_share", ".1%"),
+            ("statuses", "statuses", ""),
+        ),
+    ),
+    "public": (
+        "what",
+        (
+            ("P50 ms", "ms_p50", ".3f"),
+            ("published ms", "published_ms", "g"),
+            ("sequences or candidates/s", "rows_s", ",.0f"),
+        ),
+    ),
+}
 #: Numbers that are no rates: a line each, with everything that was found.
 _CHECKS = {
     "engine": ("goldens", "memory", "warm-up"),
@@ -176,61 +97,92 @@ _CHECKS = {
 }
 
 
-def _checks(found: Results) -> Iterator[Sequence[str]]:
+def _plain(found: Results, phase: str) -> str:
+    about, columns = _COLUMNS[phase]
+    rows = []
+    for what, line in found.of(phase):
+        if what not in _CHECKS.get(phase, ()):
+            cells = [_number(line, key, form) for _, key, form in columns]
+            rows.append([what, *([_why(line), *[""] * (len(cells) - 1)] if "not_measured" in line else cells)])
+    return _table(_TITLES[phase], (about, *(heading for heading, _, _ in columns)), rows)
+
+
+def _rates(found: Results, phase: str, goal: float, predicted: Mapping[str, Any]) -> str:
+    """Return a table of rows/s, against what was predicted, the goal, and what the card reached in this run."""
+    peak, copies = found.value("ceilings", "bf16 product", "flop_s"), found.value("ceilings", "copy", "bytes_s")
+    compared = not found.dry_run
+    kernel = compared and phase != "engine"
+    rows = []
+    for what, line in found.of(phase):
+        if what in _CHECKS.get(phase, ()):
+            continue
+        said = _predicted(predicted.get(phase, {}).get(what))
+        if "rows_s" not in line:
+            rows.append([what, _why(line), said, "", "", "", "", ""])
+            continue
+        rate = float(line["rows_s"])
+        moved = rate * (UNFUSED_BYTES if "published" in what else FUSED_BYTES)
+        of_each = (
+            f"{rate / goal:.2f}" if compared else "",
+            f"{rate * ROW_FLOP / peak:.1%}" if peak and kernel else "",
+            f"{moved / copies:.1%}" if copies and kernel else "",
+        )
+        times = (_number(line, key, ".3f") for key in ("ms_p50", "ms_p99"))
+        rows.append([what, f"{rate:,.0f}", said, *of_each, *times])
+    shares = ("of the goal", "of the peak", "of the copies")
+    return _table(_TITLES[phase], ("requests x rows", "rows/s", "predicted", *shares, "P50 ms", "P99 ms"), rows)
+
+
+def _checks(found: Results) -> str:
+    rows = []
     for phase, names in _CHECKS.items():
         for name in names:
             line = dict(found.lines[phase, name])
             if "metrics" in line:
-                line["metrics"] = {
-                    key: one for key, one in line["metrics"].items() if any(f": {n}" in key for n in _NCU)
-                }
-            said = {key: value for key, value in line.items() if key not in ("phase", "what", "dry_run")}
-            yield [f"{phase}: {name}", _why(line) if "not_measured" in line else _plain(said)]
+                line["metrics"] = {k: v for k, v in line["metrics"].items() if any(f": {name}" in k for name in _NCU)}
+            rows.append([f"{phase}: {name}", _said(line)])
     for phase in PHASES:
         ended = found.lines.get((phase, "the phase"), {}).get("ended")
         if ended:
-            yield [f"{phase}: the phase", _cell(ended)]
+            rows.append([f"{phase}: the phase", ended])
+    return _table("Checks", ("what", "found"), rows)
 
 
-def _facts(card: Line, versions: Line, machine: Line, source: Line) -> str:
-    def said(line: Line) -> str:
-        known = {key: value for key, value in line.items() if key not in ("phase", "what", "dry_run", "packages")}
-        return _why(line) if "not_measured" in line else _plain(known)
-
+def _facts(found: Results) -> str:
+    versions = found.lines["facts", "versions"]
     packages = versions.get("packages", {})
     named = ", ".join(f"{name} {packages[name]}" for name in ("torch", "triton", "numpy", "onnx") if name in packages)
-    return "\n".join(
-        [
-            f"- card: {said(card)}",
-            f"- versions: {named}; {said(versions)}",
-            f"- machine: {said(machine)}",
-            f"- source: {said(source)}",
-        ]
-    )
+    lines = [f"- {what}: {_said(line)}" for what, line in found.of("facts")]
+    return "\n".join([*lines, *([f"- packages: {named}"] if named else [])])
 
 
-def _plain(values: Mapping[str, Any]) -> str:
-    return _cell(json.dumps(values).strip("{}").replace('"', ""))
+def _said(line: Line) -> str:
+    """Return all that a line says, as text."""
+    if "not_measured" in line:
+        return _why(line)
+    known = {key: value for key, value in line.items() if key not in ("phase", "what", "dry_run", "packages")}
+    return json.dumps(known).strip("{}").replace('"', "")
 
 
-def _table(title: str, header: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
+def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return f"## {title}\n\n" + "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
 
 
 def _cell(text: str) -> str:
-    return " ".join(str(text).split()).replace("|", "/")
+    return " ".join(text.split()).replace("|", "/")
 
 
 def _number(line: Line, key: str, form: str) -> str:
-    if "not_measured" in line:
-        return _why(line)
-    value = line.get(key)
-    return f"{value:{form}}" if isinstance(value, int | float) else str("" if value is None else value)
-
-
-def _holds(line: Line) -> str:
-    return {True: "yes", False: "NO"}.get(line.get("holds"), "")  # type: ignore[arg-type]
+    match line.get(key):
+        case None:
+            return ""
+        case bool(holds):
+            return "yes" if holds else "NO"
+        case int(value) | float(value):
+            return f"{value:{form}}"
+        case other:
+            return json.dumps(other)
 
 
 def _why(line: Line) -> str:
