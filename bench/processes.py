@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.harness import BenchmarkError
@@ -83,19 +84,25 @@ def server_process(config: Path, feature_store: str, log: Path, start_s: float =
 
 def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path, start_s: float) -> None:
     until_s = time.monotonic() + start_s
-    with open_channel(address) as channel:
-        ready = grpc.channel_ready_future(channel)
+    why = f"was not ready within {start_s:g} s"
+    while time.monotonic() < until_s:
         try:
-            while (code := process.poll()) is None and time.monotonic() < until_s:
-                try:
-                    ready.result(timeout=_LOOK_S)
-                except grpc.FutureTimeoutError:
-                    continue
+            why = f"did not start: it ended with {process.wait(_LOOK_S)}"
+            break
+        except subprocess.TimeoutExpired:
+            if _serves(address):
                 return
-        finally:
-            ready.cancel()
-    why = f"was not ready within {start_s:g} s" if code is None else f"did not start: it ended with {code}"
     raise BenchmarkError(f"the server {why}:\n{log.read_text(errors='replace')[-2000:]}")
+
+
+def _serves(address: str) -> bool:
+    with open_channel(address) as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1)
+        except grpc.RpcError:
+            return False
+    served: bool = answer.status == health_pb2.HealthCheckResponse.SERVING
+    return served
 
 
 def single_process(calls_max: int | None = None) -> ProcessPoolExecutor:

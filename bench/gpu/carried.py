@@ -30,7 +30,7 @@ def _names(file: Path) -> tuple[str, ...]:
     return tuple(line.lower().replace("_", "-") for line in lines if line)
 
 
-def lacking(wheels: Path = WHEELS) -> list[str]:
+def lacking(wheels: Path) -> list[str]:
     """Return the packages of the list that no wheel in the folder is of."""
     there = {path.name.partition("-")[0].lower().replace("_", "-") for path in wheels.glob("*.whl")}
     return [name for name in carried() if name not in there]
@@ -57,7 +57,7 @@ def tree_bytes(root: Path = ROOT) -> int:
 
 def main() -> int:
     """Run from the command line."""
-    missing = lacking()
+    missing = lacking(WHEELS)
     if missing:
         print(f"gpu-wheels/ lacks {', '.join(missing)}: run `make gpu-wheels`", file=sys.stderr)
         return 1

@@ -14,7 +14,7 @@ from bench.gpu.numbers import Numbers
 from bench.gpu.plan import PHASES
 
 #: Each is called with the folder and `Numbers`, and imported when it is its turn.
-_MEASURED_BY = {
+MEASURED_BY = {
     "facts": "facts:facts",
     "parity": "encoder:parity",
     "ceilings": "encoder:ceilings",
@@ -49,7 +49,7 @@ def main() -> None:
     die_with_parent()
     if options.dry_run and options.name in _INTERPRETED:
         os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is made
-    module, _, function = _MEASURED_BY[options.name].partition(":")
+    module, _, function = MEASURED_BY[options.name].partition(":")
     measured = getattr(import_module(f"bench.gpu.{module}"), function)
     measured(options.out, Numbers(options.out, options.name, options.until, dry_run=options.dry_run))
     sys.stdout.flush()

@@ -173,7 +173,7 @@ def test_a_line_that_a_kill_cut_off_costs_itself_alone(tmp_path):
 
 
 def test_one_number_that_fails_says_why_and_the_others_are_measured(tmp_path):
-    class OutOfResources(Exception):  # as Triton's: no RuntimeError
+    class OutOfResources(Exception):  # noqa: N818 - as Triton's, which is no RuntimeError
         pass
 
     def fails():
