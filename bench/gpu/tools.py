@@ -7,6 +7,7 @@ import io
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -101,10 +102,11 @@ def _run(tool: Sequence[str], launch: Sequence[str], numbers: Numbers) -> str:
         subprocess.TimeoutExpired: the phase's time was up.
     """
     command = launch if numbers.dry_run else [*tool, *launch]
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=numbers.left_s(), check=False
-    )
-    said = done.stdout[-_WORDS:].strip()
+    # No pipe: what a tool that is killed has started would keep it open.
+    with tempfile.TemporaryFile("w+", errors="replace") as said:
+        done = subprocess.run(command, stdout=said, stderr=subprocess.STDOUT, timeout=numbers.left_s(), check=False)
+        said.seek(0)
+        words = said.read()[-_WORDS:].strip()
     if done.returncode:
-        raise ToolError(f"it ended with {done.returncode}: {said}")
-    return said
+        raise ToolError(f"it ended with {done.returncode}: {words}")
+    return words
