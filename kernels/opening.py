@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from kernels.engine import EngineFactory
@@ -19,10 +19,8 @@ def _openvino() -> EngineFactory:
 
 
 def _torch() -> EngineFactory:
-    try:
-        from kernels.gpu.torch_engine import TorchEngine  # noqa: PLC0415
-    except ImportError as error:
-        raise ValueError(f"engine 'torch' lacks {error.name}; pip install 'pinrank[gpu]'") from error
+    from kernels.gpu.torch_engine import TorchEngine  # noqa: PLC0415
+
     return TorchEngine
 
 
@@ -54,26 +52,40 @@ ON_GPU = frozenset({"tensorrt", "tensorrt_rtx", "torch"})
 _GPU_STREAMS = 3
 
 
-def default_streams(name: str, cores: int) -> int:
-    """Return how many runs an engine should have in flight: one a core, on a GPU what keeps it busy."""
-    return _GPU_STREAMS if name in ON_GPU else cores
+def default_streams(name: str, cores: int, devices: int = 1) -> int:
+    """Return how many runs an engine should have in flight: one a core, on GPUs what keeps each of them busy."""
+    return _GPU_STREAMS * devices if name in ON_GPU else cores
 
 
-def bundled_plan(name: str) -> str | None:
-    """Return what a plan for an engine on this machine is called in a bundle, None for one that takes none from there.
+def bundled_plan(name: str, device: int = 0) -> str | None:
+    """Return what a plan for an engine on a GPU is called in a bundle, None for one that takes none from there.
 
     Raises:
-        EngineError: there is no GPU, or not the engine's library.
+        UnavailableError: there is no such GPU, or not the engine's library.
     """
     if name not in ("tensorrt", "tensorrt_rtx"):
         return None
     from kernels.gpu.tensorrt_engine import plan_here  # noqa: PLC0415
 
-    return plan_here("tensorrt" if name == "tensorrt" else "tensorrt_rtx")
+    return plan_here("tensorrt" if name == "tensorrt" else "tensorrt_rtx", device=device)
 
 
-def engine_factory(name: str) -> EngineFactory:
-    """Return the factory of a runtime by name. Raises ValueError for one that is unknown or not installed."""
+def engine_factory(name: str, devices: Sequence[int] = (0,)) -> EngineFactory:  # noqa: ARG001 - of GPU engines
+    """Import a runtime by name and return its factory. No device is touched: a process may fork afterwards.
+
+    Args:
+        name: one of `ENGINES`.
+        devices: the GPUs that the factory's engines compute on; none of a CPU engine's business.
+
+    Raises:
+        ValueError: the runtime is unknown, not installed, or cannot be imported.
+    """
     if name not in _FACTORIES:
         raise ValueError(f"unknown engine {name!r}; choose one of {', '.join(ENGINES)}")
-    return _FACTORIES[name]()
+    try:
+        return _FACTORIES[name]()
+    except ModuleNotFoundError as error:
+        package = "'pinrank[gpu]'" if name in ON_GPU else error.name or "pinrank"
+        raise ValueError(f"engine {name!r} lacks {error.name}; pip install {package}") from error
+    except (ImportError, OSError, ValueError) as error:  # such as PyTorch without the libraries that it was built for
+        raise ValueError(f"engine {name!r} cannot be imported: {error}") from error

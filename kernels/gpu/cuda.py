@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kernels.engine import EngineError
+from kernels.engine import EngineError, UnavailableError
 
 
 class Driver(Protocol):
@@ -58,7 +58,7 @@ class PyCudaDriver:
     """The primary context of a device: what PyTorch and TensorRT in the same process use too."""
 
     def __init__(self, ordinal: int = 0) -> None:
-        """Raises EngineError where there is no device, or no PyCUDA or cuda-bindings."""
+        """Raises UnavailableError where there is no device, or no PyCUDA or cuda-bindings."""
         try:
             import pycuda.driver as pycuda  # noqa: PLC0415
             from cuda.bindings import driver as bindings  # noqa: PLC0415
@@ -66,9 +66,9 @@ class PyCudaDriver:
             pycuda.init()
             device = pycuda.Device(ordinal)
         except ImportError as error:
-            raise EngineError(f"{error}; pip install 'pinrank[gpu]'") from error
+            raise UnavailableError(f"{error}; pip install 'pinrank[gpu]'") from error
         except pycuda.Error as error:
-            raise EngineError(f"there is no CUDA device {ordinal}: {error}; use engine = 'openvino'") from error
+            raise UnavailableError(f"there is no CUDA device {ordinal}: {error}; use engine = 'openvino'") from error
         self._pycuda: Any = pycuda
         self._bindings: Any = bindings
         self._context = device.retain_primary_context()

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Literal
 import onnx
 from pydantic import TypeAdapter
 
-from kernels.engine import ROW_REQUEST, EngineError, TensorSpec
+from kernels.engine import ROW_REQUEST, EngineError, TensorSpec, UnavailableError
 from kernels.fusion import inlined, parse, take_out_encoder
 from kernels.gpu.half import Half, with_half_products
 from kernels.gpu.tiles import TILES, tiles_max
@@ -68,14 +68,14 @@ class Built:
 
 
 def load_library(name: Library) -> ModuleType:
-    """Import a library. Raises EngineError naming what to install."""
+    """Import a library. Raises UnavailableError naming what to install."""
     found = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}[name]
     for module in found:
         try:
             return importlib.import_module(module)
         except ImportError:
             continue
-    raise EngineError(f"{name} is not installed; pip install 'pinrank[{'gpu' if name == 'tensorrt' else 'rtx'}]'")
+    raise UnavailableError(f"{name} is not installed; pip install 'pinrank[{'gpu' if name == 'tensorrt' else 'rtx'}]'")
 
 
 def plan_name(library: Library, version: str, architecture: str, half: Half) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from kernels.cost import LinearCost, measure_cost, warm_buckets
-from kernels.engine import LOGITS, ROW_REQUEST, EngineError, FeatureBatch, Rest, TensorSpec, no_rest
+from kernels.cost import LinearCost, warm_and_measure
+from kernels.engine import LOGITS, ROW_REQUEST, EngineError, FeatureBatch, Progress, TensorSpec, WarmedUp, go_on
 from kernels.gpu.cuda import Driver, PyCudaDriver
 from kernels.gpu.half import HALF_TOLERANCE, Half
 from kernels.gpu.staging import Bucket, Buckets, Layout
@@ -94,9 +94,11 @@ class TensorRtEngine:
             self._idle.put(lane)
         return logits
 
-    def warm_up(self, sample: FeatureBatch, rest: Rest = no_rest) -> None:
-        warm_buckets(self.run, self._buckets.all(), self.streams, sample, rest)  # each lane captures graphs of its own
-        self._cost = measure_cost(self.run, sample, rest, repeats=max(2, self.streams))
+    def warm_up(self, sample: FeatureBatch, progress: Progress = go_on) -> WarmedUp:
+        # Each lane captures graphs of its own; the largest bucket first, so that buffers grow once.
+        shapes = ((bucket.requests, bucket.rows) for bucket in reversed(self._buckets.all()))
+        done, self._cost = warm_and_measure(self.run, self.streams, sample, progress, shapes)
+        return done
 
     def cost_s(self, requests: int, rows: int) -> float:  # noqa: ARG002 - measured for one request; others cost alike
         return self._cost(rows)
@@ -149,10 +151,10 @@ class TensorRtEngine:
                 raise EngineError(f"the plan's {name!r} is {plans}, the manifest's {manifests}")
 
 
-def plan_here(library: Library, half: Half = "bfloat16") -> str:
-    """Return what a plan for this machine is called in a bundle. Raises EngineError."""
+def plan_here(library: Library, half: Half = "bfloat16", device: int = 0) -> str:
+    """Return what a plan for a GPU of this machine is called in a bundle. Raises UnavailableError."""
     version = str(load_library(library).__version__)
-    driver = PyCudaDriver()
+    driver = PyCudaDriver(device)
     try:
         return plan_name(library, version, driver.architecture, half)
     finally:

@@ -13,8 +13,18 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from kernels.cost import LinearCost, measure_cost, warm_buckets
-from kernels.engine import ROW_REQUEST, EngineError, FeatureBatch, Rest, ShapeError, TensorSpec, no_rest
+from kernels.cost import LinearCost, warm_and_measure
+from kernels.engine import (
+    ROW_REQUEST,
+    EngineError,
+    FeatureBatch,
+    Progress,
+    ShapeError,
+    TensorSpec,
+    UnavailableError,
+    WarmedUp,
+    go_on,
+)
 from kernels.fusion import ENCODED, EncoderCall, inlined, parse, take_out_encoder
 from kernels.gpu.half import HALF_TOLERANCE, Half, with_half_products
 from kernels.gpu.staging import Bucket, Buckets, Layout
@@ -65,7 +75,7 @@ class TorchEngine:
             self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             torch.empty(0, device=self._device)
         except (AssertionError, RuntimeError) as error:
-            raise EngineError(f"PyTorch cannot use {device}: {error}") from error
+            raise UnavailableError(f"PyTorch cannot use {device}: {error}") from error
         on_gpu = self._device.type == "cuda"
         parsed = parse(network)
         named = {value.name for value in parsed.graph.input}
@@ -114,10 +124,12 @@ class TorchEngine:
             self._idle.put(lane)
         return logits
 
-    def warm_up(self, sample: FeatureBatch, rest: Rest = no_rest) -> None:
-        if self._graphs:  # each lane captures its own
-            warm_buckets(self.run, self._buckets.all(), self.streams, sample, rest)
-        self._cost = measure_cost(self.run, sample, rest, repeats=max(2, self.streams))
+    def warm_up(self, sample: FeatureBatch, progress: Progress = go_on) -> WarmedUp:
+        # Each lane captures graphs of its own; the largest bucket first, so that buffers grow once.
+        buckets = reversed(self._buckets.all()) if self._graphs else ()
+        shapes = ((bucket.requests, bucket.rows) for bucket in buckets)
+        done, self._cost = warm_and_measure(self.run, self.streams, sample, progress, shapes)
+        return done
 
     def cost_s(self, requests: int, rows: int) -> float:  # noqa: ARG002 - measured for one request; others cost alike
         return self._cost(rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kernels.engine import EngineError
+from kernels.engine import EngineError, UnavailableError
 from kernels.gpu import tensorrt_engine
 from kernels.gpu.cuda import PyCudaDriver
 from kernels.gpu.tensorrt_build import Built
@@ -134,5 +134,5 @@ def test_a_failed_run_names_what_failed_and_the_next_one_works(driver):
 
 
 def test_without_a_gpu_the_error_says_what_to_use():
-    with pytest.raises(EngineError, match=r"pip install 'pinrank\[gpu\]'|use engine = 'openvino'"):
+    with pytest.raises(UnavailableError, match=r"pip install 'pinrank\[gpu\]'|use engine = 'openvino'"):
         PyCudaDriver()

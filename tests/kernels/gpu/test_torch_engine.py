@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from kernels.engine import EngineError, ShapeError
+from kernels.engine import EngineError, ShapeError, UnavailableError
 from kernels.gpu.torch_engine import TorchEngine
 from kernels.numpy_engine import NumpyEngine
 from tests import tiny
@@ -71,5 +71,5 @@ def test_an_operator_that_is_not_known_is_named():
 
 
 def test_a_device_that_is_not_there_is_an_error():
-    with pytest.raises(EngineError, match="PyTorch cannot use cuda:7"):
+    with pytest.raises(UnavailableError, match="PyTorch cannot use cuda:7"):
         TorchEngine(tiny.network(), SPECS, 2, device="cuda:7")
