@@ -19,7 +19,7 @@ from kernels.engine import ROW_REQUEST, TensorSpec
 from kernels.fusion import DOMAIN, ENCODED, EncoderCall, replace
 from kernels.gpu.tiles import TILES
 from kernels.gpu.triton_ahead import Ahead, arguments
-from kernels.gpu.triton_encoder import TritonEncoder
+from kernels.gpu.triton_encoder import TritonEncoder, folded
 
 #: The node that the kernel answers; its inputs are the kernel's arguments.
 NODE = "encode_rows"
@@ -122,7 +122,7 @@ class _RequestSide:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[TensorProto] = []
         self.made: dict[str, str] = {}
-        w, length = call.weights, call.shape.length
+        w, length = folded(call.weights), call.shape.length
         longer, wide, narrow = (int(encoder.constants[size]) for size in "LDC")
         actions, embeddings, _ = call.inputs
         own = w["action_table"].shape[1] + len(w["acted"])
@@ -146,11 +146,16 @@ class _RequestSide:
         values = self._linear(tokens, "values", w["layer1_value_out"][:, :own])
         keys = self._linear(tokens, "keys", query_key[:own, own:].T)
 
+        summed = self._of("ReduceSum", tokens, self._axes("last", -1), keepdims=1)
+        mean = self._of("Div", summed, self._held("dim", np.float32(encoder.dim)))
+        whole = self._of("Pad", tokens, self._held("pads_whole", np.array([0] * 5 + [encoder.dim - own], np.int64)))
+        centred = self._of("Sub", whole, mean)
+
         rows = longer - length
         self._put("exponentials", exponentials, rows, rows, half=True)
         self._put("scores", scores, rows, rows)
         self._put("values", values, rows, wide - encoder.dim, half=True)
-        self._put("tokens", tokens, rows, wide - own)
+        self._put("tokens", centred, rows, wide - encoder.dim, half=True)
         self._put("keys", keys, rows, narrow - encoder.candidate_dim)
         self._put("present", present, rows)
 

@@ -1,4 +1,4 @@
-"""How the fused kernel is launched, and how ragged rows are cut for it: every program takes a few rows of one request."""
+"""How the fused kernel is launched, and how ragged rows are cut for it: a program takes a few rows of one request."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Launch:
         warps: of a program, 32 threads each.
     """
 
-    block: int = 64
-    warps: int = 4
+    block: int = 128
+    warps: int = 8
 
 
 def tile_rows_for(rows: int) -> int:

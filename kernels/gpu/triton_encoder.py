@@ -43,49 +43,61 @@ _NORMS = ("layer1_norm_attention", "layer1_norm_out", "layer2_norm_attention", "
 
 @triton.jit
 def _half(x, interpreted: tl.constexpr):
-    """Round to bf16; Triton's interpreter multiplies no bf16, so there it is float32 again afterwards."""
-    x = x.to(tl.bfloat16)
+    """Round to the nearest bf16. Triton's interpreter cuts instead and multiplies no bf16: there it stays a float32."""
     if interpreted:
-        x = x.to(tl.float32)
+        bits = x.to(tl.float32).to(tl.uint32, bitcast=True)
+        x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
+    else:
+        x = x.to(tl.bfloat16)
     return x
 
 
 @triton.jit
-def _norm(x, gain, shift, real, dim: tl.constexpr, epsilon: tl.constexpr):
-    mean = tl.sum(x * real[None, :], 1) / dim
-    centred = (x - mean[:, None]) * real[None, :]
-    variance = tl.sum(centred * centred, 1) / dim
-    return centred * tl.rsqrt(variance + epsilon)[:, None] * gain[None, :] + shift[None, :]
+def _standardised(x, dim: tl.constexpr, epsilon: tl.constexpr):
+    """Subtract each row's mean and divide by its deviation. x is 0 beyond its `dim` real columns; the result is not.
+
+    Both sums are taken of x itself, at once: what is standardised here is a norm's output and what was added to it,
+    whose mean is never far beyond its deviation.
+    """
+    mean = tl.sum(x, 1) / dim
+    scale = tl.rsqrt(tl.maximum(tl.sum(x * x, 1) / dim - mean * mean, 0.0) + epsilon)
+    return x * scale[:, None] - (mean * scale)[:, None]
 
 
 @triton.jit
-def _feed_forward(x, hidden, hidden_bias, out, out_bias, interpreted: tl.constexpr):
+def _feed_forward(x, hidden, hidden_bias, out, interpreted: tl.constexpr):
     inner = tl.maximum(tl.dot(_half(x, interpreted), hidden) + hidden_bias[None, :], 0.0)
-    return x + tl.dot(_half(inner, interpreted), out) + out_bias[None, :]
+    return x + tl.dot(_half(inner, interpreted), out)
 
 
 @triton.jit
 def _first_layer(
-    i, j, d, there, weight, weighted, added, constant, real,
-    exponentials, scores, values, tokens, present, hidden, hidden_bias, out, out_bias, norms,
-    dim: tl.constexpr, epsilon: tl.constexpr, interpreted: tl.constexpr, L: tl.constexpr, D: tl.constexpr,
+    i, j, d, there, weight, weighted, added, constant,
+    exponentials, scores, values, tokens, present, hidden, hidden_bias, out, norms,
+    length: tl.constexpr, dim: tl.constexpr, epsilon: tl.constexpr, interpreted: tl.constexpr, L: tl.constexpr,
+    D: tl.constexpr,
 ):  # fmt: skip
     """Return bf16[B, D], layer 1's outputs of the actions `i`, and whether each is there."""
     square, wide = i[:, None] * L + j[None, :], i[:, None] * D + d[None, :]
     here = tl.load(present + i) > 0
     shared = _half(tl.load(exponentials + square), interpreted)
     mixed = tl.dot(shared, weighted)
-    total = tl.sum(shared.to(tl.float32) * weight[None, :], 1)
-    if tl.min(tl.where(here, total, 1.0), 0) < _SUM_MIN:
+    if dim < D:
+        total = tl.sum(tl.where(d[None, :] == dim, mixed, 0.0), 1)
+        mixed = tl.where(d[None, :] == dim, 0.0, mixed)
+    else:
+        total = tl.sum(shared.to(tl.float32) * weight[None, :], 1)
+    if tl.min(tl.where(i < length, total, 1.0), 0) < _SUM_MIN:
         summed = tl.where(there[None, :], tl.load(scores + square) + added[None, :], _MASKED)
         spread = tl.exp(summed - tl.max(summed, 1)[:, None])
         value = _half(tl.load(values + j[:, None] * D + d[None, :]), interpreted)
         mixed = tl.dot(_half(spread, interpreted), value)
         total = tl.sum(spread, 1)
-    x = tl.load(tokens + wide) + constant[None, :] + mixed / tl.where(here, total, 1.0)[:, None]
-    x = _norm(x, tl.load(norms + d), tl.load(norms + D + d), real, dim, epsilon)
-    x = _feed_forward(x, hidden, hidden_bias, out, out_bias, interpreted)
-    x = _norm(x, tl.load(norms + 2 * D + d), tl.load(norms + 3 * D + d), real, dim, epsilon)
+    share = 1.0 / tl.maximum(total, _SUM_MIN)
+    x = tl.load(tokens + wide).to(tl.float32) + constant[None, :] + mixed * share[:, None]
+    x *= tl.rsqrt(tl.sum(x * x, 1) / dim + epsilon)[:, None]
+    x = x * tl.load(norms + d)[None, :] + tl.load(norms + D + d)[None, :]
+    x = _standardised(_feed_forward(x, hidden, hidden_bias, out, interpreted), dim, epsilon)
     return _half(x, interpreted), here
 
 
@@ -93,9 +105,9 @@ def _first_layer(
 def encode_rows(
     tiles, exponentials, scores, values, tokens, keys, present,
     candidates, candidate_map, candidate_bias, row_of_candidate, row_bias,
-    hidden1, hidden1_bias, out1, out1_bias, query_key2, query_key2_bias, value_out2, value_out2_bias,
-    hidden2, hidden2_bias, out2, out2_bias, norms, encoded,
-    dim: tl.constexpr, rows: tl.constexpr, embedding_dim: tl.constexpr, epsilon: tl.constexpr,
+    hidden1, hidden1_bias, out1, query_key2, query_key2_bias, value_out2, value_out2_bias,
+    hidden2, hidden2_bias, out2, norms, encoded,
+    length: tl.constexpr, dim: tl.constexpr, rows: tl.constexpr, embedding_dim: tl.constexpr, epsilon: tl.constexpr,
     interpreted: tl.constexpr, L: tl.constexpr, D: tl.constexpr, C: tl.constexpr, E: tl.constexpr, H: tl.constexpr,
     K: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
@@ -116,33 +128,34 @@ def encode_rows(
     present += request * L
     j, d, c, e = tl.arange(0, L), tl.arange(0, D), tl.arange(0, C), tl.arange(0, E)
     h, k, i = tl.arange(0, H), tl.arange(0, K), tl.arange(0, B)
-    real = (d < dim).to(tl.float32)
     there = tl.load(present + j) > 0
     to_hidden, from_hidden = d[:, None] * H + h[None, :], h[:, None] * D + d[None, :]
     full = d[:, None] * D + d[None, :]
     newest = _half((k[:, None] == i[None, :]).to(tl.float32), interpreted)
     reads = (k < rows) & (tl.load(present + tl.minimum(k, L - 1)) > 0)
+    hidden, hidden_bias = _half(tl.load(hidden1 + to_hidden), interpreted), tl.load(hidden1_bias + h)
+    out = _half(tl.load(out1 + from_hidden), interpreted)
     n = start
     while n < stop:
         row = tl.cast(n, tl.int64)
         pin = tl.load(candidates + row * embedding_dim + e, mask=e < embedding_dim, other=0.0)
         candidate = tl.sum(tl.load(candidate_map + c[:, None] * E + e[None, :]) * pin[None, :], 1)
         candidate += tl.load(candidate_bias + c)
-        constant = tl.sum(tl.load(row_of_candidate + c[:, None] * D + d[None, :]) * candidate[:, None], 0)
+        constant = tl.sum(tl.load(row_of_candidate + d[:, None] * C + c[None, :]) * candidate[None, :], 1)
         constant += tl.load(row_bias + d)
 
         key = tl.load(keys + j[:, None] * C + c[None, :])
         added = tl.where(there, tl.sum(key * candidate[None, :], 1), _MASKED)
         weight = tl.where(there, tl.exp(added - tl.max(added, 0)), 0.0)
-        weighted = _half(weight[:, None] * tl.load(values + j[:, None] * D + d[None, :]).to(tl.float32), interpreted)
-        hidden, hidden_bias = _half(tl.load(hidden1 + to_hidden), interpreted), tl.load(hidden1_bias + h)
-        out, out_bias = _half(tl.load(out1 + from_hidden), interpreted), tl.load(out1_bias + d)
+        # A column beyond the real ones, where there is one, sums the weights in the product itself.
+        value = tl.where(d[None, :] == dim, 1.0, _half(tl.load(values + j[:, None] * D + d[None, :]), interpreted))
+        weighted = _half(_half(weight, interpreted)[:, None] * value, interpreted)
         x, here = _first_layer(
-            i, j, d, there, weight, weighted, added, constant, real,
-            exponentials, scores, values, tokens, present, hidden, hidden_bias, out, out_bias, norms,
-            dim, epsilon, interpreted, L, D,
+            i, j, d, there, weight, weighted, added, constant,
+            exponentials, scores, values, tokens, present, hidden, hidden_bias, out, norms,
+            length, dim, epsilon, interpreted, L, D,
         )  # fmt: skip
-        asking = tl.dot(newest, x)
+        asking = tl.dot(newest, x) * tl.load(norms + 2 * D + d)[None, :] + tl.load(norms + 3 * D + d)[None, :]
         mapped = tl.dot(_half(asking, interpreted), _half(tl.load(query_key2 + full), interpreted))
         mapped = _half(mapped + tl.load(query_key2_bias + d)[None, :], interpreted)
         summed = tl.where(here[None, :], tl.dot(mapped, tl.trans(x)), _MASKED)
@@ -152,9 +165,9 @@ def encode_rows(
         read = tl.dot(_half(spread, interpreted), x)
         for first in range(B, L, B):
             x, here = _first_layer(
-                first + i, j, d, there, weight, weighted, added, constant, real,
-                exponentials, scores, values, tokens, present, hidden, hidden_bias, out, out_bias, norms,
-                dim, epsilon, interpreted, L, D,
+                first + i, j, d, there, weight, weighted, added, constant,
+                exponentials, scores, values, tokens, present, hidden, hidden_bias, out, norms,
+                length, dim, epsilon, interpreted, L, D,
             )  # fmt: skip
             summed = tl.where(here[None, :], tl.dot(mapped, tl.trans(x)), _MASKED)
             higher = tl.maximum(highest, tl.max(summed, 1))
@@ -169,12 +182,14 @@ def encode_rows(
             + tl.dot(read, _half(tl.load(value_out2 + full), interpreted))
             + tl.load(value_out2_bias + d)[None, :]
         )
-        y = _norm(y, tl.load(norms + 4 * D + d), tl.load(norms + 5 * D + d), real, dim, epsilon)
+        y = _standardised(y, dim, epsilon)
+        y = y * tl.load(norms + 4 * D + d)[None, :] + tl.load(norms + 5 * D + d)[None, :]
         y = _feed_forward(
             y, _half(tl.load(hidden2 + to_hidden), interpreted), tl.load(hidden2_bias + h),
-            _half(tl.load(out2 + from_hidden), interpreted), tl.load(out2_bias + d), interpreted,
+            _half(tl.load(out2 + from_hidden), interpreted), interpreted,
         )  # fmt: skip
-        y = _norm(y, tl.load(norms + 6 * D + d), tl.load(norms + 7 * D + d), real, dim, epsilon)
+        y = _standardised(y, dim, epsilon)
+        y = y * tl.load(norms + 6 * D + d)[None, :] + tl.load(norms + 7 * D + d)[None, :]
         readout = encoded + row * rows * dim + k[:, None] * dim + d[None, :]
         tl.store(readout, tl.where(reads[:, None], y, 0.0), mask=(k[:, None] < rows) & (d[None, :] < dim))
         n += 1
@@ -187,7 +202,7 @@ class RequestSide:
     exponentials: Tensor  # bf16[R, L, L]
     scores: Tensor  # float32[R, L, L]
     values: Tensor  # bf16[R, L, D]
-    tokens: Tensor  # float32[R, L, D]
+    tokens: Tensor  # bf16[R, L, D], less the mean of each over all `dim` columns
     keys: Tensor  # float32[R, L, C]
     present: Tensor  # float32[R, L]
 
@@ -217,7 +232,7 @@ class TritonEncoder:
             raise EngineError(f"the kernel serves two layers and up to {LENGTH_MAX} actions, not {shape}")
         check_weights(weights, shape)
         launch = launch or Launch()
-        w = {name: torch.as_tensor(np.array(value, np.float32), device=device) for name, value in weights.items()}
+        w = {name: torch.as_tensor(value, device=device) for name, value in folded(weights).items()}
         self._w = w
         self._own, self.candidate_dim = w["action_table"].shape[1] + len(w["acted"]), len(w["candidate"])
         self.dim = self._own + self.candidate_dim
@@ -234,6 +249,7 @@ class TritonEncoder:
         #: The kernel's arguments from `candidate_map` to `norms`.
         self.arrays = self._laid_out()
         self.constants: dict[str, int | float] = {
+            "length": shape.length,
             "dim": self.dim,
             "rows": shape.rows,
             "embedding_dim": w["acted"].shape[1],
@@ -252,6 +268,7 @@ class TritonEncoder:
         w, own, s = self._w, self._own, self._sizes
         of_candidate = w["layer1_value_out"][:, own:].T.clone()
         of_candidate[:, own:] += torch.eye(self.candidate_dim, device=of_candidate.device)
+        of_candidate -= of_candidate.mean(dim=1, keepdim=True)
 
         def layer(number: int) -> list[Tensor]:
             name = f"layer{number}"
@@ -259,7 +276,6 @@ class TritonEncoder:
                 _pad(w[f"{name}_hidden"].T, s["D"], s["H"]).bfloat16(),
                 _pad(w[f"{name}_hidden_bias"], s["H"]),
                 _pad(w[f"{name}_feed_forward"].T, s["H"], s["D"]).bfloat16(),
-                _pad(w[f"{name}_feed_forward_bias"], s["D"]),
             ]
 
         attention = [
@@ -274,7 +290,7 @@ class TritonEncoder:
         return (
             _pad(w["candidate"], s["C"], s["E"]),
             _pad(w["candidate_bias"], s["C"]),
-            _pad(of_candidate, s["C"], s["D"]),
+            _pad(of_candidate.T, s["D"], s["C"]),
             _pad(w["layer1_value_out_bias"], s["D"]),
             *layer(1),
             *attention,
@@ -311,7 +327,7 @@ class TritonEncoder:
             exponentials.bfloat16(),
             scores,
             _widened(values, s["D"]).bfloat16(),
-            _widened(tokens, s["D"]),
+            _widened(_widened(tokens, self.dim) - tokens.sum(dim=-1, keepdim=True) / self.dim, s["D"]).bfloat16(),
             _widened(keys, s["C"]),
             present.float(),
         )
@@ -349,6 +365,29 @@ class TritonEncoder:
                 **OPTIONS,
             )
         return encoded
+
+
+def folded(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return weights of the same function in which the kernel has less to do for every action.
+
+    Layer 1's first norm subtracts the mean of tokens + mixture + bias: here none of them has one (the request side
+    subtracts the tokens' mean itself). Layer 1's last norm scales and shifts what only products of layer 2 read, so
+    that they do it instead; a shift that all scores of a softmax share is dropped. A feed-forward's bias goes into the
+    shift before it, and is taken from what the hidden units read.
+    """
+    w = {name: np.array(value, np.float64) for name, value in weights.items()}
+    for name in ("layer1_value_out", "layer1_value_out_bias"):
+        w[name] -= w[name].mean(axis=0)
+    gain, shift = w["layer1_norm_out"], w["layer1_norm_out_bias"]
+    w["layer2_query_key"] *= gain[:, None]
+    w["layer2_query_key_bias"] *= gain
+    w["layer2_value_out_bias"] += w["layer2_value_out"] @ shift
+    w["layer2_value_out"] *= gain
+    for layer in ("layer1", "layer2"):
+        bias = w[f"{layer}_feed_forward_bias"]
+        w[f"{layer}_norm_attention_bias"] += bias
+        w[f"{layer}_hidden_bias"] -= w[f"{layer}_hidden"] @ bias
+    return {name: value.astype(np.float32) for name, value in w.items()}
 
 
 def runs_on(device: torch.device) -> bool:
