@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -137,20 +135,11 @@ def _used() -> dict[str, int]:
 
 def _warm_up(engine: Engine, sample: FeatureBatch, numbers: Numbers) -> dict[str, Any]:
     """Time the engine's own warm-up, which a server waits for before it is ready."""
-    runs = count()
-
-    def told(*_: int) -> bool:
-        done = next(runs)
-        if numbers.left_s() <= 0:
-            raise TimeoutError(f"{OUT_OF_TIME} after {done} runs")
-        return True
-
-    between_runs: Callable[..., Any] = told
     began_s = time.perf_counter()
-    engine.warm_up(sample, between_runs)
+    done = engine.warm_up(sample, lambda _runs, _of: numbers.left_s() > 0)
     seconds = time.perf_counter() - began_s
     costs = {f"{rows} rows": engine.cost_s(1, rows) * 1e3 for rows in (128, 512)}
-    return {"seconds": seconds, "runs": next(runs), "cost_ms": costs}
+    return {"seconds": seconds, "runs": done.runs, "of": done.of, "cost_ms": costs}
 
 
 def two_engines(_out: Path, numbers: Numbers) -> None:
