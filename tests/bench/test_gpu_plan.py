@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +57,13 @@ def test_every_number_has_a_name_of_its_own(phase, dry_run):
     names = expected(phase, dry_run=dry_run)
     assert len(set(names)) == len(names)
     assert bool(names) is (phase != "table")
+
+
+def test_the_documentation_names_every_phase_and_when_it_starts_at_the_latest():
+    page = (Path(__file__).parents[2] / "docs" / "gpu.md").read_text()
+    told = re.findall(r"^\| `([a-z-]+)` \| (\d+) s \|", page, re.MULTILINE)
+    assert told == [(phase.name, f"{phase.starts_at_s:g}") for phase in plan(TEN_MINUTES, "out")]
+    assert f"# the rerun, {plan(FOUR_MINUTES, 'out')[-1].ends_at_s:g} s at most" in page
 
 
 def test_predictions_are_of_numbers_that_are_measured():
