@@ -15,7 +15,6 @@ import torch
 from bench.gpu.numbers import DRY_FILE, read
 from bench.gpu.plan import PHASES, expected
 from bench.gpu.served import summary
-from bench.gpu.tools import metrics_of
 from loadtest.open_loop import STAGES, Samples
 
 ROOT = Path(__file__).parents[2]
@@ -77,21 +76,6 @@ def test_a_real_run_without_a_gpu_measures_nothing_and_says_why(tmp_path):
     assert done.returncode == 0
     page = (tmp_path / "gpu.md").read_text()
     assert re.search(r"bf16 products: not measured: \w+: .*(CUDA|NVIDIA)", page)
-
-
-def test_what_ncu_reports_is_read_by_section_and_metric():
-    report = (
-        '==PROF== Connected to process 7\n==PROF== Profiling "encode_rows": 0%....100% - 12 passes\n'
-        '"ID","Kernel Name","Section Name","Metric Name","Metric Unit","Metric Value","Rule Name"\n'
-        '"0","encode_rows","GPU Speed Of Light Throughput","Duration","us","812,5",""\n'
-        '"0","encode_rows","Launch Statistics","Registers Per Thread","register/thread","255",""\n'
-        '"0","encode_rows","Occupancy","","","","Achieved Occupancy"\n'
-    )  # fmt: skip
-    assert metrics_of(report) == {
-        "GPU Speed Of Light Throughput: Duration [us]": "812,5",
-        "Launch Statistics: Registers Per Thread [register/thread]": "255",
-    }
-    assert metrics_of("==ERROR== ERR_NVGPUCTRPERM - no permission\n") == {}
 
 
 def test_what_several_clients_saw_is_one_summary():
