@@ -213,6 +213,7 @@ def write(out: Path, *, dry_run: bool) -> Path:
     """Write a folder's JSON and page from its lines; return where the page is."""
     found = results(read(file_of(out, dry_run=dry_run)), dry_run=dry_run)
     name = "dry-run" if dry_run else "gpu"
+    out.mkdir(parents=True, exist_ok=True)
     _replace(out / f"{name}.json", json.dumps(as_json(found), indent=1, allow_nan=False) + "\n")
     return _replace(out / f"{name}.md", page(found, json.loads(PREDICTED.read_text())))
 

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from bench.gpu.numbers import Numbers, Read
+from bench.gpu.plan import PHASES, expected
 from bench.gpu.results import as_json, results
 from bench.gpu.table import page, write
 from bench.harness import read_claims
@@ -82,6 +83,12 @@ def test_the_json_is_a_result_as_all_benchmarks_have_and_claims_only_what_was_me
     assert (claim.measured, claim.target, claim.holds) == (2e7, 1e7, True)
 
 
+def test_the_summary_counts_numbers_and_not_the_ends_of_phases():
+    counts = as_json(found(FAST, LOST, ENDED))["summary"]
+    names = sum(len(expected(phase)) for phase in PHASES)
+    assert counts == {"numbers": 1, "not measured": names - 1}
+
+
 def test_parity_that_does_not_hold_is_a_claim_that_does_not_hold():
     lines = [{"phase": "parity", "what": str(i), "relative_difference": d} for i, d in enumerate((2e-3, 0.5, "inf"))]
     assert [claim["holds"] for claim in as_json(found(*lines[:1]))["claims"]] == [True]
@@ -89,6 +96,6 @@ def test_parity_that_does_not_hold_is_a_claim_that_does_not_hold():
 
 
 def test_a_folder_without_lines_gives_a_table_without_numbers(tmp_path):
-    text = write(tmp_path, dry_run=False).read_text()
+    text = write(tmp_path / "made", dry_run=False).read_text()
     assert text.startswith("# A card whose name was not measured")
     assert row(text, "64 x 512")[1].startswith("not measured: ")
