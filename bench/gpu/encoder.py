@@ -51,7 +51,7 @@ def _difference(
 
 
 def ceilings(_out: Path, numbers: Numbers) -> None:
-    """Measure what the device reaches on random data: dense bf16 products, and copies within its memory."""
+    """Say what PyTorch sees, and what it reaches on random data: dense bf16 products, copies within the memory."""
     device = device_of(dry_run=numbers.dry_run)
     size = _DRY_MATRIX if numbers.dry_run else _MATRIX
     copied = _DRY_COPIED_BYTES if numbers.dry_run else _COPIED_BYTES
@@ -68,8 +68,22 @@ def ceilings(_out: Path, numbers: Numbers) -> None:
         seconds = seconds_of(lambda: target.copy_(source), device, 30, numbers.until_s)
         return {"bytes_s": 2 * copied / float(np.median(seconds)), "runs": len(seconds)}
 
+    numbers.measure("device", lambda: _device(device))
     numbers.measure("bf16 product", product)
     numbers.measure("copy", copy)
+
+
+def _device(device: torch.device) -> dict[str, Any]:
+    if device.type != "cuda":
+        return {"name": "none: a dry run"}
+    found = torch.cuda.get_device_properties(device)
+    return {
+        "name": found.name,
+        "compute_capability": f"{found.major}.{found.minor}",
+        "memory_bytes": found.total_memory,
+        "multiprocessors": found.multi_processor_count,
+        "cuda": torch.version.cuda,
+    }
 
 
 def encoder(_out: Path, numbers: Numbers) -> None:

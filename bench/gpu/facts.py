@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,18 @@ from bench.gpu.numbers import Numbers
 
 _ROOT = Path(__file__).parents[2]
 _TOOLS = ("nvcc", "ncu", "compute-sanitizer", "cuobjdump", "nvidia-smi")
-_ASKED = "driver_version,clocks.max.sm,clocks.max.mem,clocks.current.sm,power.limit,temperature.gpu,mig.mode.current"
+_ASKED = (
+    "name", "memory.total", "driver_version", "clocks.max.sm", "clocks.max.mem", "clocks.current.sm", "power.limit",
+    "temperature.gpu", "mig.mode.current",
+)  # fmt: skip
 
 
 def facts(_out: Path, numbers: Numbers) -> None:
-    """Record everything that is known before anything runs; what needs PyTorch comes last."""
-    numbers.measure("versions", _versions)
-    numbers.measure("machine", _machine)
-    numbers.measure("source", lambda: {"commit": _said("git", "describe", "--always", "--dirty", "--exclude=*")})
-    numbers.measure("card", lambda: {"name": "none: a dry run"} if numbers.dry_run else _card())
+    """Record everything that is known before anything runs; nothing here waits for PyTorch."""
+    numbers.measure("card", lambda: {"name": "none: a dry run"} if numbers.dry_run else _card(), 0)
+    numbers.measure("versions", _versions, 0)
+    numbers.measure("machine", _machine, 0)
+    numbers.measure("source", _source, 0)
 
 
 def _versions() -> dict[str, Any]:
@@ -53,19 +57,17 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _card() -> dict[str, Any]:
-    said = _said("nvidia-smi", f"--query-gpu={_ASKED}", "--format=csv,noheader")
-    import torch  # noqa: PLC0415 - takes seconds, and must not keep the other facts
+def _source() -> dict[str, Any]:
+    commit = _said("git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+    return {"commit": commit, "measured": datetime.now(UTC).isoformat(timespec="seconds")}
 
-    found = torch.cuda.get_device_properties(0)
-    return {
-        "name": found.name,
-        "compute_capability": f"{found.major}.{found.minor}",
-        "memory_bytes": found.total_memory,
-        "multiprocessors": found.multi_processor_count,
-        "cuda": torch.version.cuda,
-        "nvidia_smi": said and dict(zip(_ASKED.split(","), said.split(", "), strict=False)),
-    }
+
+def _card() -> dict[str, Any]:
+    """Return what the driver says of the first GPU."""
+    said = _said("nvidia-smi", f"--query-gpu={','.join(_ASKED)}", "--format=csv,noheader", "--id=0")
+    if said is None:
+        raise OSError("nvidia-smi is not there, or fails")
+    return dict(zip(_ASKED, said.split(", "), strict=True))
 
 
 def _said(*command: str) -> str | None:

@@ -122,7 +122,7 @@ def expected(phase: str, *, dry_run: bool = False) -> tuple[str, ...]:
     return {
         "facts": ("card", "versions", "machine", "source"),
         "parity": tuple(parity_name(one) for one in (None, *(DRY_COMPILED if dry_run else COMPILED))),
-        "ceilings": ("bf16 product", "copy"),
+        "ceilings": ("device", "bf16 product", "copy"),
         "encoder": (
             *(shape_name(*shape) for shape in shapes),
             *(f"{shape_name(*shape)}, published form" for shape in shapes[-1:]),

@@ -29,8 +29,9 @@ _NCU = ("Duration", "Registers Per Thread", "Achieved Occupancy", "Compute (SM) 
 
 def page(found: Results, predicted: Mapping[str, Any]) -> str:
     """Return everything as Markdown."""
-    card = found.lines["facts", "card"]
-    title = f"# {card['name']}" if "name" in card else f"# A card whose name was {_why(card)}"
+    card, device = found.lines["facts", "card"], found.lines["ceilings", "device"]
+    named = next((line["name"] for line in (card, device) if "name" in line), None)
+    title = f"# {named}" if named else f"# A card whose name was {_why(card)}"
     if found.dry_run:
         title, predicted = "# DRY RUN: not one number here means anything", {}
     parts = [
@@ -152,7 +153,8 @@ def _facts(found: Results) -> str:
     versions = found.lines["facts", "versions"]
     packages = versions.get("packages", {})
     named = ", ".join(f"{name} {packages[name]}" for name in ("torch", "triton", "numpy", "onnx") if name in packages)
-    lines = [f"- {what}: {_said(line)}" for what, line in found.of("facts")]
+    told = [*found.of("facts"), ("device", found.lines["ceilings", "device"])]
+    lines = [f"- {what}: {_said(line)}" for what, line in told]
     return "\n".join([*lines, *([f"- packages: {named}"] if named else [])])
 
 
