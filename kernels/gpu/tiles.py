@@ -10,13 +10,15 @@ import numpy as np
 TILES = "tiles"
 #: Most rows of one request that a program computes one after the other, so that what they share is read once.
 TILE_ROWS_MAX = 8
-#: Programs that an H100 or H200 runs at once: 132 multiprocessors with two each, rounded down to a power of two.
-PROGRAMS = 256
+#: Programs that an H100 or H200 runs at once: one on each of 132 multiprocessors, rounded down to a power of two.
+PROGRAMS = 128
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How the kernel is compiled. Every choice computes the same; `bench/gpu_compiled.py` says what each costs.
+    """How the kernel is compiled. Every choice computes the same; `bench/results/gpu_compiled.md` says what each costs.
+
+    The default has the fewest barriers and spills least, of what runs on every architecture.
 
     Attributes:
         block: actions that go through layer 1 together; a power of two.

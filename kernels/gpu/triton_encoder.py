@@ -74,17 +74,16 @@ def _feed_forward(x, hidden, hidden_bias, out, interpreted: tl.constexpr):
 def _first_layer(
     i, j, d, there, weight, weighted, added, constant,
     exponentials, scores, values, tokens, present, hidden, hidden_bias, out, norms,
-    length: tl.constexpr, dim: tl.constexpr, epsilon: tl.constexpr, interpreted: tl.constexpr, L: tl.constexpr,
-    D: tl.constexpr,
+    length: tl.constexpr, dim: tl.constexpr, epsilon: tl.constexpr, spare: tl.constexpr, interpreted: tl.constexpr,
+    L: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """Return bf16[B, D], layer 1's outputs of the actions `i`, and whether each is there."""
     square, wide = i[:, None] * L + j[None, :], i[:, None] * D + d[None, :]
     here = tl.load(present + i) > 0
     shared = _half(tl.load(exponentials + square), interpreted)
     mixed = tl.dot(shared, weighted)
-    if dim < D:
+    if spare:
         total = tl.sum(tl.where(d[None, :] == dim, mixed, 0.0), 1)
-        mixed = tl.where(d[None, :] == dim, 0.0, mixed)
     else:
         total = tl.sum(shared.to(tl.float32) * weight[None, :], 1)
     if tl.min(tl.where(i < length, total, 1.0), 0) < _SUM_MIN:
@@ -95,7 +94,8 @@ def _first_layer(
         total = tl.sum(spread, 1)
     share = 1.0 / tl.maximum(total, _SUM_MIN)
     x = tl.load(tokens + wide).to(tl.float32) + constant[None, :] + mixed * share[:, None]
-    x *= tl.rsqrt(tl.sum(x * x, 1) / dim + epsilon)[:, None]
+    squares = tl.where(d[None, :] == dim, 0.0, x * x)  # without the column of the weights' sums
+    x *= tl.rsqrt(tl.sum(squares, 1) / dim + epsilon)[:, None]
     x = x * tl.load(norms + d)[None, :] + tl.load(norms + D + d)[None, :]
     x = _standardised(_feed_forward(x, hidden, hidden_bias, out, interpreted), dim, epsilon)
     return _half(x, interpreted), here
@@ -108,8 +108,8 @@ def encode_rows(
     hidden1, hidden1_bias, out1, query_key2, query_key2_bias, value_out2, value_out2_bias,
     hidden2, hidden2_bias, out2, norms, encoded,
     length: tl.constexpr, dim: tl.constexpr, rows: tl.constexpr, embedding_dim: tl.constexpr, epsilon: tl.constexpr,
-    interpreted: tl.constexpr, L: tl.constexpr, D: tl.constexpr, C: tl.constexpr, E: tl.constexpr, H: tl.constexpr,
-    K: tl.constexpr, B: tl.constexpr,
+    spare: tl.constexpr, interpreted: tl.constexpr, L: tl.constexpr, D: tl.constexpr, C: tl.constexpr,
+    E: tl.constexpr, H: tl.constexpr, K: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
     """Encode a tile's rows. Sizes in capitals are powers of two, at least 16; what lies beyond the real ones is 0.
 
@@ -147,13 +147,14 @@ def encode_rows(
         key = tl.load(keys + j[:, None] * C + c[None, :])
         added = tl.where(there, tl.sum(key * candidate[None, :], 1), _MASKED)
         weight = tl.where(there, tl.exp(added - tl.max(added, 0)), 0.0)
-        # A column beyond the real ones, where there is one, sums the weights in the product itself.
-        value = tl.where(d[None, :] == dim, 1.0, _half(tl.load(values + j[:, None] * D + d[None, :]), interpreted))
+        value = _half(tl.load(values + j[:, None] * D + d[None, :]), interpreted)
+        if spare:
+            value = tl.where(d[None, :] == dim, 1.0, value)
         weighted = _half(_half(weight, interpreted)[:, None] * value, interpreted)
         x, here = _first_layer(
             i, j, d, there, weight, weighted, added, constant,
             exponentials, scores, values, tokens, present, hidden, hidden_bias, out, norms,
-            length, dim, epsilon, interpreted, L, D,
+            length, dim, epsilon, spare, interpreted, L, D,
         )  # fmt: skip
         asking = tl.dot(newest, x) * tl.load(norms + 2 * D + d)[None, :] + tl.load(norms + 3 * D + d)[None, :]
         mapped = tl.dot(_half(asking, interpreted), _half(tl.load(query_key2 + full), interpreted))
@@ -167,7 +168,7 @@ def encode_rows(
             x, here = _first_layer(
                 first + i, j, d, there, weight, weighted, added, constant,
                 exponentials, scores, values, tokens, present, hidden, hidden_bias, out, norms,
-                length, dim, epsilon, interpreted, L, D,
+                length, dim, epsilon, spare, interpreted, L, D,
             )  # fmt: skip
             summed = tl.where(here[None, :], tl.dot(mapped, tl.trans(x)), _MASKED)
             higher = tl.maximum(highest, tl.max(summed, 1))
@@ -254,6 +255,9 @@ class TritonEncoder:
             "rows": shape.rows,
             "embedding_dim": w["acted"].shape[1],
             "epsilon": shape.epsilon,
+            # Whether a column beyond the real ones sums the mixture's weights, in its product. In smaller blocks
+            # NVIDIA's assembler gives up on the selection of that column: 32 registers, 17 KB spilled.
+            "spare": self.dim < self._sizes["D"] and self._sizes["B"] > 32,
             "interpreted": isinstance(encode_rows, InterpretedFunction),
             **self._sizes,
         }

@@ -19,7 +19,7 @@ def test_tiles_hold_every_row_once_and_never_two_requests(counts, tile_rows, lea
 
 
 @pytest.mark.parametrize(
-    ("rows", "tile_rows"), [(0, 1), (1, 1), (256, 1), (257, 2), (512, 2), (513, 4), (1024, 4), (1025, 8), (1 << 20, 8)]
+    ("rows", "tile_rows"), [(0, 1), (1, 1), (128, 1), (129, 2), (256, 2), (257, 4), (512, 4), (513, 8), (1 << 20, 8)]
 )
 def test_a_program_takes_a_second_row_once_every_multiprocessor_has_work(rows, tile_rows):
     assert tile_rows_for(rows) == tile_rows
