@@ -14,7 +14,7 @@ ENGINE_SHAPES = ((1, 512), (4, 512), (16, 512), (64, 512))
 #: Actions of a request.
 LENGTH, DRY_LENGTH = 100, 12
 #: (actions of a block, warps of a program): how the kernel may be compiled; the first is what it does by itself.
-COMPILED = ((64, 4), (128, 8), (32, 4), (64, 8), (128, 4), (32, 8))
+COMPILED = ((128, 8), (64, 4), (128, 4), (32, 4), (64, 8), (32, 8))
 DRY_COMPILED = ((64, 4), (32, 4))
 #: Rows that a program takes; the first is what the kernel takes by itself where there are many.
 TILE_ROWS = (8, 4, 16, 2, 32)

@@ -10,14 +10,13 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from bench.gpu.numbers import DRY_FILE, Numbers, file_of, read
 from bench.gpu.plan import PHASES
+from bench.gpu.predicted import Range, predictions
 from bench.gpu.results import ENCODER_GOAL, RANKER_GOAL, Line, Results, as_json, results
 
 NOT_MEASURED = "not measured"
-PREDICTED = Path(__file__).with_name("predicted.json")
 #: Floating-point operations of a row of the published encoder, exactly rewritten and with only what the readout reads.
 ROW_FLOP = 4.1e6
 #: Bytes of a row that must move through the device's memory, in float32: the candidate in, the readout out; unfused,
@@ -27,7 +26,7 @@ FUSED_BYTES, UNFUSED_BYTES = 4 * (32 + 960), 0.57e6
 _NCU = ("Duration", "Registers Per Thread", "Achieved Occupancy", "Compute (SM) Throughput", "Memory Throughput")
 
 
-def page(found: Results, predicted: Mapping[str, Any]) -> str:
+def page(found: Results, predicted: Mapping[str, Mapping[str, Range]]) -> str:
     """Return everything as Markdown."""
     card, device = found.lines["facts", "card"], found.lines["ceilings", "device"]
     named = next((line["name"] for line in (card, device) if "name" in line), None)
@@ -108,7 +107,7 @@ def _plain(found: Results, phase: str) -> str:
     return _table(_TITLES[phase], (about, *(heading for heading, _, _ in columns)), rows)
 
 
-def _rates(found: Results, phase: str, goal: float, predicted: Mapping[str, Any]) -> str:
+def _rates(found: Results, phase: str, goal: float, predicted: Mapping[str, Mapping[str, Range]]) -> str:
     """Return a table of rows/s, against what was predicted, the goal, and what the card reached in this run."""
     peak, copies = found.value("ceilings", "bf16 product", "flop_s"), found.value("ceilings", "copy", "bytes_s")
     compared = not found.dry_run
@@ -204,11 +203,8 @@ def _scaled(found: Results, what: str, key: str, unit: str) -> str:
     return f"{value / 1e12:.3g} {unit}" if value is not None else _why(found.lines["ceilings", what])
 
 
-def _predicted(said: Mapping[str, Any] | None) -> str:
-    if not said:
-        return ""
-    low, high = said["rows_s"]
-    return f"{low / 1e6:g}M to {high / 1e6:g}M" if low != high else f"{low / 1e6:g}M"
+def _predicted(said: Range | None) -> str:
+    return "" if said is None else f"{said[0] / 1e6:.3g}M to {said[1] / 1e6:.3g}M"
 
 
 def write(out: Path, *, dry_run: bool) -> Path:
@@ -217,7 +213,7 @@ def write(out: Path, *, dry_run: bool) -> Path:
     name = "dry-run" if dry_run else "gpu"
     out.mkdir(parents=True, exist_ok=True)
     _replace(out / f"{name}.json", json.dumps(as_json(found), indent=1, allow_nan=False) + "\n")
-    return _replace(out / f"{name}.md", page(found, json.loads(PREDICTED.read_text())))
+    return _replace(out / f"{name}.md", page(found, predictions()))
 
 
 def _replace(file: Path, content: str) -> Path:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 import pytest
 
-from bench.gpu.plan import FOUR_MINUTES, PHASES, TEN_MINUTES, PlanError, expected, plan
-from bench.gpu.table import PREDICTED
+from bench.gpu.plan import (
+    COMPILED,
+    FOUR_MINUTES,
+    PHASES,
+    TEN_MINUTES,
+    TILE_ROWS,
+    TUNED_SHAPES,
+    PlanError,
+    expected,
+    plan,
+    tuning_name,
+)
+from bench.gpu.predicted import predictions
+from kernels.gpu.tiles import Launch
 
 
 def test_the_ten_minute_run_starts_each_phase_when_it_should_and_ends_within_480_s():
@@ -68,7 +79,14 @@ def test_the_documentation_names_every_phase_and_when_it_starts_at_the_latest():
 
 
 def test_predictions_are_of_numbers_that_are_measured():
-    predicted = json.loads(PREDICTED.read_text())
-    for phase in ("encoder", "tuning"):
-        assert set(predicted[phase]) <= set(expected(phase))
-        assert all(low <= high for low, high in (one["rows_s"] for one in predicted[phase].values()))
+    predicted = predictions()
+    for phase, names in predicted.items():
+        assert set(names) <= set(expected(phase))
+        assert all(0 < low <= high for low, high in names.values())
+    assert {"64 x 256", "64 x 512"} < set(predicted["encoder"])
+
+
+def test_every_way_to_compile_the_kernel_is_predicted_and_its_own_comes_first():
+    assert COMPILED[0] == (Launch().block, Launch().warps)
+    predicted = predictions()["tuning"]
+    assert {tuning_name(TUNED_SHAPES[0], compiled, TILE_ROWS[0]) for compiled in COMPILED} <= set(predicted)

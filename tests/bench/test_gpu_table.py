@@ -18,7 +18,7 @@ PEAK = {"phase": "ceilings", "what": "bf16 product", "flop_s": 8e14}
 FAST = {"phase": "encoder", "what": "64 x 512", "rows_s": 2e7, "ms_p50": 1.5, "ms_p99": 1.75}
 LOST = {"phase": "encoder", "what": "64 x 512", "not_measured": "CompilationError: no"}
 ENDED = {"phase": "encoder", "what": "the phase", "seconds": 40.0, "ended": "killed after 40 s"}
-PREDICTED = {"encoder": {"64 x 512": {"rows_s": [8e6, 13e6]}}}
+PREDICTED = {"encoder": {"64 x 512": (8e6, 13e6)}}
 
 
 def found(*lines, dry_run=False):
@@ -61,7 +61,7 @@ def test_the_last_of_two_measured_numbers_counts():
 
 def test_a_dry_run_is_named_so_first_and_compared_with_nothing(tmp_path):
     dry = {**FAST, "what": "2 x 2", "dry_run": True}
-    text = page(found({**PEAK, "dry_run": True}, dry, dry_run=True), {"encoder": {"2 x 2": {"rows_s": [1, 2]}}})
+    text = page(found({**PEAK, "dry_run": True}, dry, dry_run=True), {"encoder": {"2 x 2": (1.0, 2.0)}})
     assert text.startswith("# DRY RUN: not one number here means anything\n")
     assert row(text, "2 x 2")[2:6] == ["", "", "", ""]
     Numbers(tmp_path, "encoder", FAR_S, dry_run=True).add("2 x 2", {"rows_s": 1e9})
