@@ -27,6 +27,8 @@ _LAST_WORDS = 400
 _LOOK_S = 0.05
 #: Before it is killed, so that it can say which numbers it has no time for.
 _GRACE_S = 1.0
+#: For a process to be gone after SIGKILL.
+_KILLED_S = 5.0
 
 
 def run(phases: Sequence[Planned], out: Path, began_s: float, *, dry_run: bool) -> bool:
@@ -57,7 +59,7 @@ def _run(phase: Planned, log: Path, ends_s: float) -> str:
     if time.monotonic() >= ends_s:
         return "not started: the time was up"
     command = [*phase.command, "--until", str(ends_s - _GRACE_S)]
-    with log.open("ab") as kept:
+    with log.open("ab", buffering=0) as kept:
         kept.write(f"== {phase.name}\n".encode())
         output = Output(kept, min(_PHASE_BYTES_MAX, _LOG_BYTES_MAX - kept.tell()))
         try:
@@ -93,7 +95,9 @@ def _watched(process: subprocess.Popen[bytes], output: Output, ends_s: float) ->
             # With what it started and left behind: the next phase has the machine for itself.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            # One that not even this ends, as it waits for a driver, must not hold up the others.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_KILLED_S)
         while output.take(pipe.fileno()):
             pass
     return code
