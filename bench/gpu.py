@@ -22,7 +22,9 @@ import torch
 from torch import Tensor
 
 from kernels.fused_encoder import EncoderShape
-from kernels.gpu.tiles import TILE_ROWS, tiles_of
+from kernels.gpu.encoder_node import NODE, encoder_alone
+from kernels.gpu.tiles import TILE_ROWS, TILES, tiles_of
+from kernels.gpu.torch_network import TorchNetwork
 from kernels.gpu.triton_encoder import TritonEncoder
 from ranker.encoder import EarlyFusion
 from ranker.serving_form import fold_early
@@ -107,7 +109,7 @@ def measure(plan: Plan, device: torch.device) -> dict[str, Any]:
     weights = {name: weight.detach().numpy() for name, weight in fold_early(encoder).items()}
     found: dict[str, Any] = {"device": _device(device), "plan": {"length": plan.length, "repeats": plan.repeats}}
     found["limits"] = _limits(plan, device)
-    kernel = TritonEncoder(weights, EncoderShape(plan.length, Sizes().readout_rows, 2), device)
+    kernel = TritonEncoder(weights, EncoderShape(plan.length, Sizes().readout_rows, 2))
     found["parity"] = _parity(encoder, kernel, Inputs(Sizes(), 2, 8, plan.length, device))
     published = encoder.to(device)
     ways: dict[str, Way] = {
@@ -184,12 +186,13 @@ def _published(encoder: Callable[..., Tensor], batch: Inputs, at_once: int) -> C
 
 
 def _fused(kernel: TritonEncoder, batch: Inputs) -> Callable[[], Tensor]:
-    encoded = torch.empty((batch.rows, kernel.width), device=batch.candidates.device)
+    network = TorchNetwork(encoder_alone(kernel), batch.candidates.device, {NODE: kernel.run})
+    names = ("actions", "embeddings", "candidates", TILES)
+    given = {name: getattr(batch, name) for name in names}
 
     def run() -> Tensor:
         with torch.inference_mode():
-            side = kernel.request_side(batch.actions, batch.embeddings)
-            return kernel.run(side, batch.candidates, batch.tiles, encoded)
+            return network(given)
 
     return run
 
@@ -228,7 +231,7 @@ def _tuning(weights: dict[str, np.ndarray], plan: Plan, device: torch.device) ->
     requests, rows = plan.shapes[-2]
     found = []
     for warps, tile_rows in plan.tunings:
-        kernel = TritonEncoder(weights, EncoderShape(plan.length, Sizes().readout_rows, 2), device, warps)
+        kernel = TritonEncoder(weights, EncoderShape(plan.length, Sizes().readout_rows, 2), warps=warps)
         batch = Inputs(Sizes(), requests, rows, plan.length, device, tile_rows)
         about: dict[str, Any] = {"requests": requests, "rows": rows, "warps": warps, "tile_rows": tile_rows}
         try:
@@ -244,7 +247,7 @@ def _baseline(plan: Plan, device: torch.device) -> dict[str, Any]:
     encoder = EarlyFusion(_BASELINE).eval()
     weights = {name: weight.detach().numpy() for name, weight in fold_early(encoder).items()}
     try:
-        kernel = TritonEncoder(weights, EncoderShape(_BASELINE_TOKENS, _BASELINE.readout_rows, 2), device)
+        kernel = TritonEncoder(weights, EncoderShape(_BASELINE_TOKENS, _BASELINE.readout_rows, 2))
         batch = Inputs(_BASELINE, plan.baseline_sequences, 1, _BASELINE_TOKENS, device)
         run = _fused(kernel, batch)
         seconds = _seconds(_graphed(run) if device.type == "cuda" else run, device, plan.repeats)

@@ -19,7 +19,7 @@ import onnx
 from pydantic import TypeAdapter
 
 from kernels.engine import ROW_REQUEST, EngineError, TensorSpec
-from kernels.fusion import inlined, parse, take_out_encoder
+from kernels.fusion import inlined, parse
 from kernels.gpu.half import Half, with_half_products
 from kernels.gpu.tiles import TILES, tiles_max
 
@@ -155,21 +155,20 @@ def prepared(trt: ModuleType, network: bytes, inputs: Sequence[TensorSpec], sett
     """
     model = parse(network)
     wanted = settings.fused_for and settings.half == "bfloat16" and hasattr(trt, "IPluginV3QuickAOTBuild")
-    call = take_out_encoder(model, inputs) if wanted else None
-    if call is not None:
+    if wanted:
         try:
-            from kernels.gpu.tensorrt_plugin import register, with_kernel  # noqa: PLC0415 - needs PyTorch and Triton
+            from kernels.gpu.encoder_node import with_kernel  # noqa: PLC0415 - needs PyTorch and Triton
+            from kernels.gpu.tensorrt_plugin import register  # noqa: PLC0415
             from kernels.gpu.triton_ahead import compiled  # noqa: PLC0415
-            from kernels.gpu.triton_encoder import TritonEncoder  # noqa: PLC0415
         except ImportError as error:
             print(f"the encoder is left to {settings.library}, as the kernel needs {error.name}", file=sys.stderr)  # noqa: T201
         else:
-            if TritonEncoder.serves(call.shape):
-                encoder = TritonEncoder(call.weights, call.shape, "cpu")
+            answered = with_kernel(model, inputs, settings.half)
+            if answered is not None:
+                changed, encoder = answered
                 plugin = importlib.import_module(f"{trt.__name__}.plugin")
                 register(plugin, trt.float32, compiled(encoder, settings.fused_for), encoder.width)
-                rest = with_half_products(parse(call.rest), settings.half)
-                content: bytes = with_kernel(rest, call, encoder, inputs).SerializeToString()
+                content: bytes = changed.SerializeToString()
                 return content
     plain: bytes = with_half_products(inlined(model), settings.half).SerializeToString()
     return plain

@@ -16,6 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from kernels.cost import LinearCost, measure_cost, warm_buckets
 from kernels.engine import ROW_REQUEST, EngineError, FeatureBatch, Rest, ShapeError, TensorSpec, no_rest
 from kernels.fusion import ENCODED, EncoderCall, inlined, parse, take_out_encoder
+from kernels.gpu.encoder_node import NODE, encoder_alone
 from kernels.gpu.half import HALF_TOLERANCE, Half, with_half_products
 from kernels.gpu.staging import Bucket, Buckets, Layout
 from kernels.gpu.tiles import TILES, tiles_max, tiles_of
@@ -227,7 +228,8 @@ class _Fused:
     def __init__(self, call: EncoderCall, device: torch.device) -> None:
         self._actions, self._embeddings, self.candidates = call.inputs
         self._known = len(call.weights["action_table"])
-        self._kernel = TritonEncoder(call.weights, call.shape, device)
+        kernel = TritonEncoder(call.weights, call.shape)
+        self._network = TorchNetwork(encoder_alone(kernel), device, {NODE: kernel.run})
 
     def check(self, batch: FeatureBatch) -> None:
         """Raise ShapeError for a code that no action has."""
@@ -236,11 +238,8 @@ class _Fused:
             raise ShapeError(f"actions must be codes from 0 to {self._known - 1}, got {codes.min()} to {codes.max()}")
 
     def encoded(self, values: dict[str, Tensor], tiles: Tensor) -> Tensor:
-        side = self._kernel.request_side(values[self._actions], values[self._embeddings])
-        candidates = values[self.candidates]
-        # Padded rows are in no tile: zeros, so that nothing that was there before can make a NaN of them.
-        room = torch.zeros((len(candidates), self._kernel.width), device=candidates.device)
-        return self._kernel.run(side, candidates, tiles, room)
+        read = {"actions": self._actions, "embeddings": self._embeddings, "candidates": self.candidates}
+        return self._network({role: values[name] for role, name in read.items()} | {TILES: tiles})
 
 
 _DTYPES = {"float32": torch.float32, "int64": torch.int64, "int32": torch.int32, "int8": torch.int8}

@@ -34,7 +34,7 @@ def assembled(ptx: str) -> str:
 
 def main() -> None:
     weights = {name: weight.detach().numpy() for name, weight in fold_early(EarlyFusion(Sizes()).eval()).items()}
-    encoder = TritonEncoder(weights, EncoderShape(100, Sizes().readout_rows, 2), "cpu")
+    encoder = TritonEncoder(weights, EncoderShape(100, Sizes().readout_rows, 2))
     for architecture in sys.argv[1:]:
         ahead = compiled(encoder, architecture)
         head = ahead.ptx[ahead.ptx.index(".entry") :]

@@ -13,14 +13,13 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from kernels.engine import LOGITS, EngineError
-from kernels.fusion import DOMAIN, parse, take_out_encoder
+from kernels.fusion import DOMAIN, parse
 from kernels.gpu import tensorrt_build
-from kernels.gpu.half import with_half_products
+from kernels.gpu.encoder_node import NODE, with_kernel
 from kernels.gpu.tensorrt_build import Heard, Settings, load_library, parsed, prepared
-from kernels.gpu.tensorrt_plugin import NODE, register, with_kernel
+from kernels.gpu.tensorrt_plugin import register
 from kernels.gpu.tiles import TILES, tiles_of
 from kernels.gpu.triton_ahead import Ahead, arguments
-from kernels.gpu.triton_encoder import TritonEncoder
 from kernels.gpu.triton_encoder import encode_rows as kernel
 from kernels.numpy_engine import NumpyEngine
 from tests.ranker.exported import batch, exported, read_by
@@ -31,9 +30,7 @@ AHEAD = Ahead("encode_rows", ".version 8.0", b"", 256, 65536)
 @pytest.fixture(scope="module")
 def network():
     content, specs = exported()
-    call = take_out_encoder(parse(content), specs)
-    encoder = TritonEncoder(call.weights, call.shape, "cpu")
-    return with_kernel(with_half_products(parse(call.rest), "bfloat16"), call, encoder, specs), encoder, specs
+    return *with_kernel(parse(content), specs, "bfloat16"), specs
 
 
 def node_of(encoder):

@@ -50,6 +50,6 @@ def test_the_entry_takes_its_arguments_and_nothing_else(ahead, architecture):
 )
 def test_an_interpreter_compiles_nothing():
     weights = {name: weight.detach().numpy() for name, weight in fold_early(EarlyFusion(Sizes()).eval()).items()}
-    encoder = TritonEncoder(weights, EncoderShape(100, 10, 2), "cpu")
+    encoder = TritonEncoder(weights, EncoderShape(100, 10, 2))
     with pytest.raises(EngineError, match="unset TRITON_INTERPRET"):
         compiled(encoder, "9.0")

@@ -1,0 +1,152 @@
+"""The network that GPUs run: the early-fused encoder's call answered by one node, which the Triton kernel computes.
+
+What a request's rows share is computed before it by plain operators, in float32. PyTorch launches the kernel at the
+node; TensorRT (10.7 and later) takes it, compiled ahead of time, as a plugin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from onnx.parser import parse_graph
+
+from kernels.engine import ROW_REQUEST, TensorSpec
+from kernels.fusion import DOMAIN, ENCODED, parse, replace, take_out_encoder
+from kernels.gpu.half import Half, with_half_products
+from kernels.gpu.tiles import TILES
+from kernels.gpu.triton_ahead import arguments
+from kernels.gpu.triton_encoder import TritonEncoder
+
+#: The node that the kernel answers; its inputs are the kernel's arguments.
+NODE = "encode_rows"
+#: Layer 1 without its candidates: T actions of E numbers, widened to the kernel's L and D. Names that nothing here
+#: makes are of `_constants`.
+_REQUEST_SIDE = """
+request_side (int64[R, T] actions, float[R, T, E] embeddings) => (
+    bfloat16[R, L, L] exponentials, float[R, L, L] scores, bfloat16[R, L, D] values, float[R, L, D] tokens,
+    float[R, L, C] keys, float[R, L] present
+) {
+    acted = Greater (actions, nothing)
+    flags = Cast <to = 1> (acted)
+    present = Pad (flags, longer_flags)
+    known = Unsqueeze (acted, last)
+    read = Where (known, embeddings, zero)
+    mapped = MatMul (read, pin_map)
+    pins = Add (mapped, pin_bias)
+    kinds = Gather (action_table, actions)
+    joined = Concat <axis = 2> (kinds, pins)
+    own = Pad (joined, longer)
+    tokens = Pad (own, wider)
+    asked = MatMul (own, query_map)
+    asking = Add (asked, query_bias)
+    across = Transpose <perm = [0, 2, 1]> (own)
+    products = MatMul (asking, across)
+    there = Unsqueeze (present, middle)
+    readable = Greater (there, zero)
+    scores = Where (readable, products, masked)
+    largest = ReduceMax <keepdims = 1> (scores, last)
+    below = Sub (scores, largest)
+    powers = Exp (below)
+    factors = Mul (powers, there)
+    exponentials = Cast <to = 16> (factors)
+    mixed = MatMul (own, value_map)
+    values = Cast <to = 16> (mixed)
+    keys = MatMul (own, key_map)
+}
+"""
+
+
+def with_kernel(
+    model: onnx.ModelProto, inputs: Sequence[TensorSpec], half: Half | None
+) -> tuple[onnx.ModelProto, TritonEncoder] | None:
+    """Return the network with the node, and the kernel for it; None where no encoder is called that the kernel serves.
+
+    Args:
+        model: of `kernels.fusion.parse`.
+        inputs: the manifest's; the network returned has one more, `TILES`.
+        half: of the operands of all other products, None for float32.
+    """
+    call = take_out_encoder(model, inputs)
+    if call is None or not TritonEncoder.serves(call.shape):
+        return None
+    encoder, rest = TritonEncoder(call.weights, call.shape), parse(call.rest)
+    return _answered(with_half_products(rest, half) if half else rest, encoder, call.inputs, inputs), encoder
+
+
+def encoder_alone(encoder: TritonEncoder) -> onnx.ModelProto:
+    """Return a network of the encoder alone: `actions`, `embeddings`, `candidates` and `TILES` in, `ENCODED` out."""
+    length, embedding_dim = encoder.shape.length, encoder.weights["acted"].shape[1]
+    inputs = (
+        TensorSpec("actions", "request", "int64", (length,)),
+        TensorSpec("embeddings", "request", "float32", (length, embedding_dim)),
+        TensorSpec("candidates", "candidate", "float32", (embedding_dim,)),
+    )
+    encoded = helper.make_tensor_value_info(ENCODED, TensorProto.FLOAT, ["rows", encoder.width])
+    rest = helper.make_model(helper.make_graph([], "encoder", [], [encoded]))
+    return _answered(rest, encoder, [spec.name for spec in inputs], inputs)
+
+
+def _answered(
+    rest: onnx.ModelProto, encoder: TritonEncoder, read: Sequence[str], inputs: Sequence[TensorSpec]
+) -> onnx.ModelProto:
+    """Return `rest` with what makes `ENCODED` before it; `read` names the actions, embeddings and candidates."""
+    side = parse_graph(_REQUEST_SIDE)
+    held = _constants(encoder) | encoder.arrays
+    given = dict(zip(("actions", "embeddings", "candidates"), read, strict=True)) | {TILES: TILES}
+
+    def named(names: Sequence[str]) -> list[str]:
+        return [given.get(name, f"{NODE}.{name}") for name in names]
+
+    nodes = []
+    for node in side.node:
+        written = helper.make_node(node.op_type, named(node.input), named(node.output), named(node.output)[0])
+        written.attribute.extend(node.attribute)
+        nodes.append(written)
+    plugin: dict[str, Any] = {"plugin_namespace": DOMAIN, "plugin_version": "1", "aot": 1}
+    nodes.append(helper.make_node(NODE, named(arguments()[:-1]), [ENCODED], NODE, domain=DOMAIN, **plugin))
+    changed = onnx.ModelProto()
+    changed.CopyFrom(rest)
+    graph = changed.graph
+    replace(graph.node, [*nodes, *graph.node])
+    constants = [numpy_helper.from_array(array, f"{NODE}.{name}") for name, array in held.items()]
+    replace(graph.initializer, [*graph.initializer, *constants])
+    shapes: dict[str, tuple[str, list[str | int]]] = {
+        spec.name: (spec.dtype, [f"{spec.side}s", *spec.shape]) for spec in inputs
+    }
+    shapes |= {ROW_REQUEST: ("int64", ["candidates"]), TILES: ("int32", [TILES, 3])}
+    entered = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
+        for name, (dtype, shape) in shapes.items()
+    ]
+    replace(graph.input, entered)
+    if DOMAIN not in {opset.domain for opset in changed.opset_import}:
+        changed.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+    return changed
+
+
+def _constants(encoder: TritonEncoder) -> dict[str, np.ndarray]:
+    w, own, sizes = encoder.weights, encoder.token_dim, encoder.constants
+    longer, wider = int(sizes["L"]) - encoder.shape.length, int(sizes["D"]) - own
+    query_key, value_out = w["layer1_query_key"][:own], w["layer1_value_out"][:, :own]
+    constants = {
+        "nothing": np.array(0),
+        "last": np.array([-1]),
+        "middle": np.array([1]),
+        "longer_flags": np.array([0, 0, 0, longer]),
+        "longer": np.array([0, 0, 0, 0, longer, 0]),
+        "wider": np.array([0, 0, 0, 0, 0, wider]),
+        "zero": np.array(0.0, np.float32),
+        "masked": np.array(-1e30, np.float32),
+        "action_table": w["action_table"],
+        "pin_map": w["acted"].T,
+        "pin_bias": w["acted_bias"],
+        "query_map": query_key[:, :own].T,
+        "query_bias": w["layer1_query_key_bias"][:own],
+        "value_map": np.pad(value_out.T, [(0, 0), (0, wider - encoder.candidate_dim)]),
+        "key_map": np.pad(query_key[:, own:], [(0, 0), (0, int(sizes["C"]) - encoder.candidate_dim)]),
+    }
+    return {name: np.array(array, order="C") for name, array in constants.items()}
