@@ -259,14 +259,14 @@ def _baseline(plan: Plan, device: torch.device) -> dict[str, Any]:
 def _ranker(plan: Plan, until_s: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Measure the whole ranker through each engine, its copies included, and then served through gRPC."""
     try:
-        from bench.gpu_ranker import COMPILED, ENGINES, ranker, served  # noqa: PLC0415
+        from bench.gpu_ranker import ENGINES, ranker, served  # noqa: PLC0415
     except ImportError as error:
         nothing = [{"engine": "all", "rows_s": NOT_MEASURED, "why": f"{error}: see bench/gpu-carry.txt"}]
         return nothing, nothing
     late = {"rows_s": NOT_MEASURED, "why": OUT_OF_TIME}
     alone = [
         {"engine": engine, **late} if time.monotonic() > until_s else one
-        for engine in (*ENGINES, *([COMPILED] if plan.served_s else []))
+        for engine in ENGINES
         for one in ranker(engine, plan.shapes, plan.repeats)
     ]
     through = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,6 @@ from model_store.live import load_live
 from model_store.store import open_model_store
 
 ENGINES = ("torch", "tensorrt", "tensorrt_rtx")
-#: PyTorch's with the network compiled too: alone only, for every bucket takes seconds.
-COMPILED = "torch, compiled"
 _STORE, _MODEL, _LABEL = "deploy/demo/models", "ml1m", "stable"
 _STREAMS = 3
 _TARGET_MS = 10.0
@@ -30,11 +27,7 @@ def ranker(engine: str, shapes: Sequence[tuple[int, int]], repeats: int) -> Iter
     try:
         store = open_model_store(_STORE)
         bundle = store.read(_MODEL, store.resolve(_MODEL, _LABEL))
-        factory = engine_factory("torch" if engine == COMPILED else engine)
-        if engine == COMPILED:
-            # An argument of PyTorch's engine alone.
-            factory = partial(factory, compiled=True)  # type: ignore[call-arg]
-        live = load_live(bundle, factory, _STREAMS, warm=False)
+        live = load_live(bundle, engine_factory(engine), _STREAMS, warm=False)
     except (BundleError, ValueError) as error:
         yield {"engine": engine, "rows_s": "not measured", "why": str(error)[:300]}
         return

@@ -61,12 +61,12 @@ def warm_buckets(
 
     Args:
         run: an engine's `run`, whose streams take turns.
-        buckets: the smallest first; they are run from the largest down, so that buffers grow once.
+        buckets: the likeliest first.
         streams: of the engine.
         sample: at least one request with at least one row.
         rest: called after each run.
     """
-    for bucket in reversed(buckets):
+    for bucket in buckets:
         batch = tiled(sample, bucket.requests, bucket.rows)
         for _ in range(streams):
             run(batch)

@@ -7,14 +7,13 @@ node; TensorRT (10.7 and later) takes it, compiled ahead of time, as a plugin.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 from onnx.parser import parse_graph
 
-from kernels.engine import ROW_REQUEST, TensorSpec
+from kernels.engine import TensorSpec
 from kernels.fusion import DOMAIN, ENCODED, parse, replace, take_out_encoder
 from kernels.gpu.half import Half, with_half_products
 from kernels.gpu.tiles import TILES
@@ -23,13 +22,12 @@ from kernels.gpu.triton_encoder import TritonEncoder
 
 #: The node that the kernel answers; its inputs are the kernel's arguments.
 NODE = "encode_rows"
-#: Layer 1 without its candidates: T actions of E numbers, widened to the kernel's L and D. Names that nothing here
-#: makes are of `_constants`.
-_REQUEST_SIDE = """
-request_side (int64[R, T] actions, float[R, T, E] embeddings) => (
-    bfloat16[R, L, L] exponentials, float[R, L, L] scores, bfloat16[R, L, D] values, float[R, L, D] tokens,
-    float[R, L, C] keys, float[R, L] present
-) {
+_READ = ", ".join(arguments()[:-1])
+#: Layer 1 without its candidates: T actions of E numbers, widened to the kernel's L and D; then the kernel. Names that
+#: nothing here makes are of `_constants` or the kernel's weights.
+_ENCODER = f"""
+encoder (int64[R, T] actions, float[R, T, E] embeddings, float[N, E] candidates, int32[M, 3] {TILES})
+=> (float[N, W] {ENCODED}) {{
     acted = Greater (actions, nothing)
     flags = Cast <to = 1> (acted)
     present = Pad (flags, longer_flags)
@@ -56,8 +54,17 @@ request_side (int64[R, T] actions, float[R, T, E] embeddings) => (
     mixed = MatMul (own, value_map)
     values = Cast <to = 16> (mixed)
     keys = MatMul (own, key_map)
-}
+    {ENCODED} = {DOMAIN}.{NODE} <plugin_namespace = "{DOMAIN}", plugin_version = "1", aot = 1> ({_READ})
+}}
 """
+
+
+def encoder_alone(encoder: TritonEncoder) -> onnx.ModelProto:
+    """Return a network of the encoder alone: `actions`, `embeddings`, `candidates` and `TILES` in, `ENCODED` out."""
+    graph = parse_graph(_ENCODER)
+    for name, array in (_constants(encoder) | encoder.arrays).items():
+        graph.initializer.append(numpy_helper.from_array(array, name))
+    return helper.make_model(graph)
 
 
 def with_kernel(
@@ -74,58 +81,20 @@ def with_kernel(
     if call is None or not TritonEncoder.serves(call.shape):
         return None
     encoder, rest = TritonEncoder(call.weights, call.shape), parse(call.rest)
-    return _answered(with_half_products(rest, half) if half else rest, encoder, call.inputs, inputs), encoder
-
-
-def encoder_alone(encoder: TritonEncoder) -> onnx.ModelProto:
-    """Return a network of the encoder alone: `actions`, `embeddings`, `candidates` and `TILES` in, `ENCODED` out."""
-    length, embedding_dim = encoder.shape.length, encoder.weights["acted"].shape[1]
-    inputs = (
-        TensorSpec("actions", "request", "int64", (length,)),
-        TensorSpec("embeddings", "request", "float32", (length, embedding_dim)),
-        TensorSpec("candidates", "candidate", "float32", (embedding_dim,)),
-    )
-    encoded = helper.make_tensor_value_info(ENCODED, TensorProto.FLOAT, ["rows", encoder.width])
-    rest = helper.make_model(helper.make_graph([], "encoder", [], [encoded]))
-    return _answered(rest, encoder, [spec.name for spec in inputs], inputs)
-
-
-def _answered(
-    rest: onnx.ModelProto, encoder: TritonEncoder, read: Sequence[str], inputs: Sequence[TensorSpec]
-) -> onnx.ModelProto:
-    """Return `rest` with what makes `ENCODED` before it; `read` names the actions, embeddings and candidates."""
-    side = parse_graph(_REQUEST_SIDE)
-    held = _constants(encoder) | encoder.arrays
-    given = dict(zip(("actions", "embeddings", "candidates"), read, strict=True)) | {TILES: TILES}
-
-    def named(names: Sequence[str]) -> list[str]:
-        return [given.get(name, f"{NODE}.{name}") for name in names]
-
-    nodes = []
+    changed = with_half_products(rest, half) if half else rest
+    side = encoder_alone(encoder).graph
+    known = dict(zip(("actions", "embeddings", "candidates"), call.inputs, strict=True))
+    known |= {TILES: TILES, ENCODED: ENCODED}
     for node in side.node:
-        written = helper.make_node(node.op_type, named(node.input), named(node.output), named(node.output)[0])
-        written.attribute.extend(node.attribute)
-        nodes.append(written)
-    plugin: dict[str, Any] = {"plugin_namespace": DOMAIN, "plugin_version": "1", "aot": 1}
-    nodes.append(helper.make_node(NODE, named(arguments()[:-1]), [ENCODED], NODE, domain=DOMAIN, **plugin))
-    changed = onnx.ModelProto()
-    changed.CopyFrom(rest)
-    graph = changed.graph
-    replace(graph.node, [*nodes, *graph.node])
-    constants = [numpy_helper.from_array(array, f"{NODE}.{name}") for name, array in held.items()]
-    replace(graph.initializer, [*graph.initializer, *constants])
-    shapes: dict[str, tuple[str, list[str | int]]] = {
-        spec.name: (spec.dtype, [f"{spec.side}s", *spec.shape]) for spec in inputs
-    }
-    shapes |= {ROW_REQUEST: ("int64", ["candidates"]), TILES: ("int32", [TILES, 3])}
-    entered = [
-        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
-        for name, (dtype, shape) in shapes.items()
-    ]
-    replace(graph.input, entered)
-    if DOMAIN not in {opset.domain for opset in changed.opset_import}:
-        changed.opset_import.append(helper.make_opsetid(DOMAIN, 1))
-    return changed
+        for names in (node.input, node.output):
+            names[:] = [known.get(name, f"{NODE}.{name}") for name in names]
+        node.name = node.output[0]
+    for tensor in side.initializer:
+        tensor.name = f"{NODE}.{tensor.name}"
+    replace(changed.graph.node, [*side.node, *changed.graph.node])
+    replace(changed.graph.input, [*model.graph.input, *(value for value in side.input if value.name == TILES)])
+    changed.graph.initializer.extend(side.initializer)
+    return changed, encoder
 
 
 def _constants(encoder: TritonEncoder) -> dict[str, np.ndarray]:

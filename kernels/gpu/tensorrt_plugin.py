@@ -6,6 +6,7 @@ no such thing; there the encoder stays plain operators.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable
 from types import GenericAlias, ModuleType
@@ -14,25 +15,20 @@ from typing import Any
 from kernels.fusion import DOMAIN
 from kernels.gpu.encoder_node import NODE
 from kernels.gpu.tiles import TILES
-from kernels.gpu.triton_ahead import Ahead, arguments
+from kernels.gpu.triton_ahead import arguments, compiled
+from kernels.gpu.triton_encoder import TritonEncoder
 
 
-def register(plugin: ModuleType, float32: Any, ahead: Ahead, width: int) -> None:
-    """Make the kernel known to TensorRT in this process.
-
-    Args:
-        plugin: the module `tensorrt.plugin`.
-        float32: the library's name of that type.
-        ahead: the kernel, for the GPU that is built for.
-        width: numbers in an encoded row.
-    """
+def register(trt: ModuleType, encoder: TritonEncoder, architecture: str) -> None:
+    """Make the kernel known to TensorRT in this process, compiled for an architecture such as `9.0`."""
+    plugin, ahead = importlib.import_module(f"{trt.__name__}.plugin"), compiled(encoder, architecture)
     tensors = arguments()[:-1]
     # Values as types: the library says what its types are only when it is there.
     described: Any = plugin.TensorDesc
 
     def describe(*given: Any) -> Any:
         candidates = given[tensors.index("candidates")]
-        return plugin.from_shape_expr((candidates.shape_expr[0], width), dtype=float32)
+        return plugin.from_shape_expr((candidates.shape_expr[0], encoder.width), dtype=trt.float32)
 
     def launch(*given: Any) -> Any:
         params = plugin.KernelLaunchParams()

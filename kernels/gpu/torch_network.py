@@ -17,15 +17,6 @@ from kernels.engine import EngineError
 #: Takes a node's inputs, and its attributes by name.
 Operator = Callable[..., Any]
 
-_DTYPES = {
-    TensorProto.FLOAT: torch.float32,
-    TensorProto.INT64: torch.int64,
-    TensorProto.INT32: torch.int32,
-    TensorProto.BOOL: torch.bool,
-    TensorProto.BFLOAT16: torch.bfloat16,
-    TensorProto.FLOAT16: torch.float16,
-}
-
 
 class TorchNetwork:
     """A network without functions, its weights on one device; calling it runs its operators in order.
@@ -68,18 +59,19 @@ class TorchNetwork:
 
 
 def _placed(tensor: TensorProto, device: torch.device) -> Tensor:
-    if tensor.data_type == TensorProto.BFLOAT16:  # which PyTorch takes from no NumPy array
-        return torch.from_numpy(numpy_helper.to_array(tensor).astype("float32")).to(device, torch.bfloat16)
-    value = torch.from_numpy(numpy_helper.to_array(tensor).copy())
+    array, dtype = numpy_helper.to_array(tensor), _dtype(tensor.data_type)
+    # Of bfloat16 PyTorch takes no NumPy array.
+    value = torch.from_numpy(array.astype("float32" if dtype == torch.bfloat16 else array.dtype)).to(dtype)
     return value if value.dtype == torch.int64 and value.ndim <= 1 else value.to(device)
+
+
+def _dtype(kind: int) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, helper.tensor_dtype_to_np_dtype(kind).name)
+    return dtype
 
 
 def _sizes(values: Tensor) -> list[int]:
     return [int(value) for value in values.reshape(-1).tolist()]
-
-
-def _expand(values: Tensor, shape: Tensor) -> Tensor:
-    return values * torch.ones(_sizes(shape), dtype=values.dtype, device=values.device)
 
 
 def _gather(values: Tensor, indices: Tensor, axis: int = 0) -> Tensor:
@@ -139,44 +131,33 @@ def _unsqueeze(values: Tensor, axes: Tensor) -> Tensor:
     return values
 
 
+_SAME_NAMES = ("Add", "Div", "Exp", "MatMul", "Mul", "Neg", "Pow", "Relu", "Sigmoid", "Sqrt", "Sub", "Tanh", "Where")
 _OPERATORS: Mapping[str, Operator] = {
-    "Add": torch.add,
+    **{name: getattr(torch, name.lower()) for name in _SAME_NAMES},
     "And": torch.logical_and,
-    "Cast": lambda values, to, **_: values.to(_DTYPES[to]),
+    "Cast": lambda values, to, **_: values.to(_dtype(to)),
     "Concat": lambda *values, axis: torch.cat(values, dim=axis),
-    "Div": torch.div,
     "Equal": torch.eq,
-    "Exp": torch.exp,
-    "Expand": _expand,
+    "Expand": lambda values, shape: values * torch.ones(_sizes(shape), dtype=values.dtype, device=values.device),
     "Gather": _gather,
     "GatherND": _gather_nd,
     "Gemm": _gemm,
     "Greater": torch.gt,
     "Identity": lambda values: values,
     "LayerNormalization": _layer_norm,
-    "MatMul": torch.matmul,
     "Max": torch.maximum,
-    "Mul": torch.mul,
-    "Neg": torch.neg,
     "Not": torch.logical_not,
     "Pad": _pad,
-    "Pow": torch.pow,
     "ReduceMax": _reduced(torch.amax),
     "ReduceMean": _reduced(torch.mean),
     "ReduceSum": _reduced(torch.sum),
-    "Relu": functional.relu,
     "Reshape": _reshape,
     "Shape": lambda values, start=0, end=None: torch.tensor(list(values.shape[start:end])),
-    "Sigmoid": torch.sigmoid,
     "Slice": _slice,
     "Softmax": lambda values, axis=-1: torch.softmax(values, dim=axis),
     "Split": lambda values, sizes, axis=0, **_: torch.split(values, _sizes(sizes), dim=axis),
-    "Sqrt": torch.sqrt,
     "Squeeze": lambda values, axes: values.squeeze(tuple(_sizes(axes))),
-    "Sub": torch.sub,
     "Sum": lambda *values: reduce(torch.add, values),
-    "Tanh": torch.tanh,
     "Transpose": lambda values, perm=None: values.permute(*(perm or range(values.ndim - 1, -1, -1))),
     "Unsqueeze": _unsqueeze,
-    "Where": torch.where,
 }

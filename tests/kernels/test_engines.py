@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 
 from kernels.engine import EngineError, FeatureBatch, ShapeError
-from kernels.gpu.tensorrt_engine import TensorRtEngine
 from kernels.numpy_engine import NumpyEngine
 from kernels.opening import ENGINES, engine_factory
 from model_store.assembly import Assembler
 from tests import tiny
-from tests.kernels.gpu.fake_cuda import PLAN, FakeDriver, fake_trt
+from tests.kernels.gpu.fake_cuda import PLAN, FakeCuda, fake_trt, install
 
 SPECS = tiny.manifest().specs
 
@@ -26,13 +25,12 @@ HERE = ("numpy", "openvino", "torch", "tensorrt on a fake device")
 
 
 @pytest.fixture(params=HERE)
-def engine(request):
-    if request.param.startswith("tensorrt"):
-        driver = FakeDriver()
-        plan, trt = PLAN + tiny.network(), fake_trt(driver, SPECS, heads=2)
-        opened = TensorRtEngine(tiny.network(), SPECS, 2, streams=2, plan=plan, driver=driver, trt=trt)
-    else:
-        opened = engine_factory(request.param)(tiny.network(), SPECS, heads=2, streams=2)
+def engine(request, monkeypatch):
+    name, plan = request.param.partition(" ")[0], None
+    if name == "tensorrt":
+        cuda, plan = FakeCuda(), PLAN + tiny.network()
+        install(monkeypatch, cuda, fake_trt(cuda, SPECS, heads=2))
+    opened = engine_factory(name)(tiny.network(), SPECS, heads=2, streams=2, plan=plan)
     yield opened
     opened.close()
 
