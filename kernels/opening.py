@@ -24,8 +24,8 @@ class _Runtime:
 _RUNTIMES = {
     "numpy": _Runtime("kernels.numpy_engine:NumpyEngine"),
     "openvino": _Runtime("kernels.openvino_engine:OpenVinoEngine"),
-    "tensorrt": _Runtime("kernels.gpu.tensorrt_backend:open_tensorrt", on_gpu=True, library="tensorrt"),
-    "tensorrt_rtx": _Runtime("kernels.gpu.tensorrt_backend:open_tensorrt_rtx", on_gpu=True, library="tensorrt_rtx"),
+    "tensorrt": _Runtime("kernels.gpu.tensorrt_backend:TensorRtBackend", on_gpu=True, library="tensorrt"),
+    "tensorrt_rtx": _Runtime("kernels.gpu.tensorrt_backend:TensorRtBackend", on_gpu=True, library="tensorrt_rtx"),
     "torch": _Runtime("kernels.gpu.torch_backend:open_torch", on_gpu=True),
 }
 
@@ -84,4 +84,5 @@ def engine_factory(name: str, devices: Sequence[int] = (0,)) -> EngineFactory:
         raise ValueError(f"devices must be ordinals of GPUs, each once, got {list(devices)}")
     from kernels.gpu.engine import GpuEngine  # noqa: PLC0415
 
-    return partial(GpuEngine, made, devices=tuple(devices))
+    open_backend = partial(made, runtime.library) if runtime.library else made
+    return partial(GpuEngine, open_backend, devices=tuple(devices))

@@ -12,30 +12,27 @@ from typing import Any, Protocol
 import numpy as np
 
 from kernels.cost import LinearCost, measure_cost, warm_buckets
-from kernels.engine import EngineError, FeatureBatch, Rest, ShapeError, TensorSpec, no_rest
+from kernels.engine import FeatureBatch, Rest, ShapeError, TensorSpec, no_rest
 from kernels.fusion import parse, take_out_encoder
 from kernels.gpu.staging import Bucket, Buckets, Layout
 
 #: Held by whoever captures, opens or closes, in any engine of the process: a capture breaks when another thread waits
-#: for the whole device, which opening, closing and a shape's first run may do. A version that is warmed up would else
-#: break the one that serves. Runs take it only for shapes that they are the first of.
+#: for the whole device, as opening, closing and a shape's first run may. So no version that is warmed up breaks the one
+#: that serves.
 WHOLE_DEVICE = threading.Lock()
 
 
 class Stream(Protocol):
-    """A stream of one device and the network on it. Whoever has entered makes the other calls, one thread at a time.
+    """A stream of one device, and the network on it: what is put in happens in its order, and waits for nothing else.
 
-    What is put into it happens in its order; nothing waits for it, or is waited for, but by `wait`.
+    All calls but `entered` are made by a thread that has entered; they raise EngineError.
     """
 
     def entered(self) -> AbstractContextManager[object]:
-        """Make the device, and the stream where the runtime has a current one, this thread's while the block lasts."""
+        """Make the device this thread's, and the stream where a runtime has a current one."""
 
     def buffers(self, size: int) -> tuple[np.ndarray, Any]:
-        """Return uint8[size] of the host that the device reads and writes by itself, and as many bytes of the device.
-
-        The host's are zeros, the device's anything.
-        """
+        """Return uint8[size] of pinned memory, zeros, and a buffer of as many bytes of the device, anything."""
 
     def to_device(self, buffer: Any, host: np.ndarray) -> None:
         """Put in: copy pinned bytes to the start of a buffer."""
@@ -54,26 +51,22 @@ class Stream(Protocol):
 
 
 class Backend(Protocol):
-    """A network on one device. `open_backend` of `GpuEngine` makes it; it may wait for the whole device."""
+    """A network on one device."""
 
-    #: As `Engine` has them.
     kernel: str
     tolerance: float
     #: Whether the network reads `TILES`.
     tiled: bool
     #: Whether a shape's first run costs more than later ones.
     captures: bool
-    #: What a run may raise besides EngineError.
-    errors: tuple[type[Exception], ...]
 
     def stream(self) -> Stream:
-        """Make one more stream."""
+        """Make one more."""
 
-    def plan(self) -> bytes | None:
-        """As `Engine.plan`."""
+    def plan(self) -> bytes | None: ...
 
     def close(self) -> None:
-        """Free the device, streams and all; any thread may."""
+        """Free the device, streams and all."""
 
 
 #: Network, the manifest's inputs, heads, the device's ordinal, a plan or None.
@@ -99,19 +92,9 @@ class GpuEngine:
         plan: bytes | None = None,
         devices: Sequence[int] = (0,),
     ) -> None:
-        """Open the network on every device.
+        """Open the network on each of `devices` (ordinals), for as many runs at once on each as `streams` says.
 
-        Args:
-            open_backend: of one device; a plan that it makes is given to the next device's.
-            network: ONNX.
-            inputs: the manifest's.
-            heads: the network's columns.
-            streams: runs in flight at once on each device.
-            plan: of this network, for the first device.
-            devices: ordinals.
-
-        Raises:
-            EngineError: there is no such GPU or no library, or what the library cannot honour.
+        The rest is as `kernels.engine.EngineFactory` has it. A plan that is made for one device is given to the next.
         """
         self._inputs, self._heads, self.streams = tuple(inputs), heads, streams * len(devices)
         call = take_out_encoder(parse(network), inputs)
@@ -125,7 +108,7 @@ class GpuEngine:
                 self._backends.append(open_backend(network, self._inputs, heads, ordinal, plan))
                 plan = self._backends[-1].plan()
             first = self._backends[0]
-            self.kernel, self.tolerance, self._errors = first.kernel, first.tolerance, first.errors
+            self.kernel, self.tolerance = first.kernel, first.tolerance
             layouts = {bucket: Layout(inputs, bucket, tiled=first.tiled) for bucket in self._buckets.all()}
             with WHOLE_DEVICE:
                 for _ in range(streams):
@@ -145,8 +128,6 @@ class GpuEngine:
             for part in self._buckets.cut(batch):
                 logits[start : start + part.rows] = lane.run(part, self._buckets.of(part.requests, part.rows))
                 start += part.rows
-        except self._errors as error:
-            raise EngineError(f"the GPU failed a run of {batch.rows} rows: {error}") from error
         finally:
             self._idle.put(lane)
         return logits

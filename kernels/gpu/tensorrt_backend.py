@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from kernels.engine import LOGITS, ROW_REQUEST, EngineError, TensorSpec
+from kernels.engine import LOGITS, EngineError, TensorSpec
 from kernels.gpu.cuda import Device, Stream
 from kernels.gpu.engine import WHOLE_DEVICE
 from kernels.gpu.half import HALF_TOLERANCE
-from kernels.gpu.staging import Layout
+from kernels.gpu.staging import Bucket, Layout
 from kernels.gpu.tensorrt_build import Library, Settings, build, load_library, plan_name
 from kernels.gpu.tiles import TILES
 
@@ -25,7 +24,6 @@ class TensorRtBackend:
 
     captures = True
     tolerance = HALF_TOLERANCE
-    errors: tuple[type[Exception], ...] = ()
 
     def __init__(
         self,
@@ -37,25 +35,22 @@ class TensorRtBackend:
         plan: bytes | None,
     ) -> None:
         """Load the plan, or build one in a process of its own. Raises EngineError."""
-        self._trt, self._inputs, self._heads = load_library(library), tuple(inputs), heads
-        self._device = Device(ordinal)
-        self._settings = Settings(library, fused_for=self._device.capability)
+        self._trt, self._device = load_library(library), Device(ordinal)
         self._streams: list[_Stream] = []
         self._runtime: Any = None
         self._engine: Any = None
         try:
-            with WHOLE_DEVICE, self._device.entered():
-                self._runtime = self._trt.Runtime(self._trt.Logger(self._trt.Logger.WARNING))
-            if plan is None or not self._loaded(plan):
-                if plan is not None:
-                    _log.warning("the plan is not for %s: it is built anew", plan_here(library, ordinal))
-                plan = build(network, inputs, self._settings).plan
+            if plan is not None and not self._loaded(plan):
+                _log.warning("the plan is not for %s: it is built anew", plan_here(library, ordinal))
+            if plan is None or self._engine is None:
+                plan = build(network, inputs, Settings(library, fused_for=self._device.capability)).plan
                 if not self._loaded(plan):
                     raise EngineError(f"{library} does not run what it built for {self._device.capability}")
             self._plan = plan
-            self.tiled = self._check_bindings()
+            self.tiled = self._checked(inputs, heads)
         except BaseException:
-            self.close()
+            with WHOLE_DEVICE:
+                self.close()
             raise
         self.kernel = "triton" if self.tiled else "none"
 
@@ -76,21 +71,20 @@ class TensorRtBackend:
 
     def _loaded(self, plan: bytes) -> bool:
         with WHOLE_DEVICE, self._device.entered():
+            self._runtime = self._runtime or self._trt.Runtime(self._trt.Logger(self._trt.Logger.WARNING))
             self._engine = self._runtime.deserialize_cuda_engine(plan)
         return self._engine is not None
 
-    def _check_bindings(self) -> bool:
+    def _checked(self, inputs: Sequence[TensorSpec], heads: int) -> bool:
         """Say whether the plan has the kernel. Raises EngineError where it differs from the manifest."""
         trt, engine = self._trt, self._engine
-        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-        found = {
-            name: (str(np.dtype(trt.nptype(engine.get_tensor_dtype(name)))), tuple(engine.get_tensor_shape(name))[1:])
-            for name in names
-        }
-        expected = {spec.name: (spec.dtype, spec.shape) for spec in self._inputs}
-        expected |= {ROW_REQUEST: ("int64", ()), LOGITS: ("float32", (self._heads,))}
-        if TILES in found:
-            expected[TILES] = ("int32", (3,))
+        found = {}
+        for name in (engine.get_tensor_name(i) for i in range(engine.num_io_tensors)):
+            dtype = np.dtype(trt.nptype(engine.get_tensor_dtype(name))).name
+            found[name] = dtype, tuple(engine.get_tensor_shape(name))[1:]
+        layout = Layout(inputs, Bucket(1, 1), tiled=TILES in found)
+        expected = {name: (place.dtype.name, place.shape[1:]) for name, place in layout.places.items()}
+        expected[LOGITS] = "float32", (heads,)
         for name in sorted(found.keys() | expected.keys()):
             if found.get(name) != expected.get(name):
                 plans, manifests = (names.get(name, "not there") for names in (found, expected))
@@ -111,10 +105,6 @@ class _Stream(Stream):
         self.context.set_tensor_address(LOGITS, logits)
         if not self.context.execute_async_v3(self.handle):
             raise EngineError(f"TensorRT could not start a run of {layout.bucket.rows} rows")
-
-
-open_tensorrt = partial(TensorRtBackend, "tensorrt")
-open_tensorrt_rtx = partial(TensorRtBackend, "tensorrt_rtx")
 
 
 def plan_here(library: Library, ordinal: int = 0) -> str:

@@ -146,8 +146,7 @@ def prepared(trt: ModuleType, network: bytes, inputs: Sequence[TensorSpec], sett
     changed = None
     if settings.fused_for and settings.half == "bfloat16" and hasattr(trt, "IPluginV3QuickAOTBuild"):
         try:
-            from kernels.gpu.encoder_node import with_kernel  # noqa: PLC0415 - needs PyTorch and Triton
-            from kernels.gpu.tensorrt_plugin import register  # noqa: PLC0415
+            from kernels.gpu.encoder_node import register, with_kernel  # noqa: PLC0415 - needs PyTorch and Triton
         except ImportError as error:
             print(f"the encoder is left to {settings.library}, as the kernel needs {error.name}", file=sys.stderr)  # noqa: T201
         else:

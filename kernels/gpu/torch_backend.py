@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import onnx
@@ -27,11 +28,7 @@ _HALF: Half | None = "bfloat16"
 
 
 def open_torch(
-    network: bytes,
-    inputs: Sequence[TensorSpec],
-    heads: int,
-    ordinal: int,
-    plan: bytes | None,  # noqa: ARG001 - PyTorch keeps no form of its own
+    network: bytes, inputs: Sequence[TensorSpec], heads: int, ordinal: int, _plan: bytes | None
 ) -> TorchBackend:
     """Open a network on a GPU, products in bf16; where there is no GPU at all on the CPU, in float32, for tests.
 
@@ -57,62 +54,52 @@ def open_torch(
 class TorchBackend:
     """A network without functions on one device: on a GPU in CUDA graphs, on a CPU eagerly."""
 
-    errors: tuple[type[Exception], ...] = (RuntimeError, TritonError)
-
     def __init__(
-        self,
-        model: onnx.ModelProto,
-        heads: int,
-        device: torch.device,
-        kernels: Mapping[str, Operator] | None = None,
+        self, model: onnx.ModelProto, heads: int, device: torch.device, kernels: Mapping[str, Operator] | None = None
     ) -> None:
         self._device, self._heads, self.captures = device, heads, device.type == "cuda"
         self.tiled = TILES in {value.name for value in model.graph.input}
         self.kernel = "triton" if kernels else "none"
         self.tolerance = HALF_TOLERANCE if kernels or self.captures else 0.0
         try:
-            with WHOLE_DEVICE:
-                stream = self.stream()
-                with stream.entered():
-                    self._network: Callable[[dict[str, Tensor]], Tensor] = TorchNetwork(model, device, kernels)
-                    stream.wait()
+            stream = TorchStream(device)
         except (AssertionError, RuntimeError) as error:
             raise EngineError(f"PyTorch cannot use {device}: {error}") from error
+        with WHOLE_DEVICE, stream.entered():
+            self._network: TorchNetwork | None = TorchNetwork(model, device, kernels)
+            stream.wait()
 
     def stream(self) -> TorchStream:
-        return TorchStream(self._device, self._logits)
+        return TorchStream(self._device, self._network, self._heads)
 
     def plan(self) -> None:
         return None
 
     def close(self) -> None:
-        del self._network
+        self._network = None
         if self.captures:
             torch.cuda.empty_cache()
 
-    def _logits(self, layout: Layout, given: Tensor) -> Tensor:
-        found = self._network({name: _view(given, layout, name) for name in layout.places})
-        if found.shape != (layout.bucket.rows, self._heads):
-            raise EngineError(
-                f"the network returned {list(found.shape)}, expected [{layout.bucket.rows}, {self._heads}]"
-            )
-        return found
-
 
 class TorchStream:
-    """A stream of PyTorch's, none of which waits for the default one; on a CPU everything is done at once."""
+    """A stream of PyTorch's own, which does not wait for the default one; on a CPU everything is done at once."""
 
-    def __init__(self, device: torch.device, logits: Callable[[Layout, Tensor], Tensor]) -> None:
-        self._device, self._logits, self._on_gpu = device, logits, device.type == "cuda"
-        self._stream = torch.cuda.Stream(device) if self._on_gpu else None  # type: ignore[no-untyped-call]
-        #: All its graphs use the same memory, as only one runs at a time.
-        self._pool = torch.cuda.graph_pool_handle() if self._on_gpu else None
-        self._done = torch.cuda.Event(blocking=True) if self._on_gpu else None  # type: ignore[no-untyped-call]
+    def __init__(self, device: torch.device, network: Any = None, heads: int = 0) -> None:
+        self._device, self._network, self._heads = device, network, heads
+        self._on_gpu = device.type == "cuda"
+        if self._on_gpu:
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            #: All its graphs use the same memory, as only one runs at a time.
+            self._pool = torch.cuda.graph_pool_handle()
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        with torch.inference_mode(), torch.cuda.stream(self._stream):
-            yield
+        try:
+            with torch.inference_mode(), torch.cuda.stream(self._stream) if self._on_gpu else nullcontext():
+                yield
+        except (RuntimeError, TritonError) as error:
+            raise EngineError(f"PyTorch: {type(error).__name__}: {error}") from error
 
     def buffers(self, size: int) -> tuple[np.ndarray, Tensor]:
         pinned = torch.zeros(size, dtype=torch.uint8, pin_memory=self._on_gpu)
@@ -122,7 +109,13 @@ class TorchStream:
         buffer[: len(host)].copy_(torch.from_numpy(host), non_blocking=True)
 
     def compute(self, layout: Layout, given: Tensor, logits: Tensor) -> None:
-        found = self._logits(layout, given)
+        views = {
+            name: given[place.start : place.stop].view(getattr(torch, place.dtype.name)).reshape(place.shape)
+            for name, place in layout.places.items()
+        }
+        found, expected = self._network(views), (layout.bucket.rows, self._heads)
+        if found.shape != expected:
+            raise EngineError(f"the network returned {list(found.shape)}, expected {list(expected)}")
         logits.view(torch.float32)[: found.numel()].copy_(found.reshape(-1))
 
     def to_host(self, host: np.ndarray, buffer: Tensor) -> None:
@@ -143,12 +136,6 @@ class TorchStream:
         return graph.replay
 
     def wait(self) -> None:
-        if self._done is not None:
+        if self._on_gpu:
             self._done.record(self._stream)
             self._done.synchronize()
-
-
-def _view(buffer: Tensor, layout: Layout, name: str) -> Tensor:
-    place = layout.places[name]
-    dtype: torch.dtype = getattr(torch, place.dtype.name)
-    return buffer[place.start : place.stop].view(dtype).reshape(place.shape)

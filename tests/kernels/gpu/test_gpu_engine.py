@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from kernels.engine import EngineError
 from kernels.gpu import engine as engine_module
 from kernels.gpu import tensorrt_backend
 from kernels.gpu.engine import GpuEngine
-from kernels.gpu.tensorrt_backend import open_tensorrt, plan_here
+from kernels.gpu.tensorrt_backend import TensorRtBackend, plan_here
 from kernels.gpu.tensorrt_build import Built
 from kernels.numpy_engine import NumpyEngine
 from kernels.opening import bundled_plan, engine_factory
@@ -32,7 +33,9 @@ GOOD = PLAN + tiny.network()
 
 
 def opened(*, plan=GOOD, inputs=SPECS, streams=1, devices=(0,)):
-    return GpuEngine(open_tensorrt, tiny.network(), inputs, 2, streams, plan=plan, devices=devices)
+    return GpuEngine(
+        partial(TensorRtBackend, "tensorrt"), tiny.network(), inputs, 2, streams, plan=plan, devices=devices
+    )
 
 
 def done(cuda):

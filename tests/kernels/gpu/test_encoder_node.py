@@ -15,10 +15,9 @@ from onnx.reference.op_run import OpRun
 
 from kernels.engine import LOGITS, EngineError
 from kernels.fusion import DOMAIN, parse
-from kernels.gpu import tensorrt_plugin
-from kernels.gpu.encoder_node import NODE, with_kernel
+from kernels.gpu import encoder_node
+from kernels.gpu.encoder_node import NODE, register, with_kernel
 from kernels.gpu.tensorrt_build import Settings, load_library, logger_of, parsed, prepared
-from kernels.gpu.tensorrt_plugin import register
 from kernels.gpu.tiles import TILES, tiles_of
 from kernels.gpu.triton_ahead import Ahead, arguments
 from kernels.gpu.triton_encoder import encode_rows as kernel
@@ -107,7 +106,7 @@ class Plugins:
 
 def test_tensorrt_is_told_the_kernels_arguments_its_output_and_its_launch(monkeypatch):
     plugins = Plugins()
-    monkeypatch.setattr(tensorrt_plugin, "compiled", lambda *_: AHEAD)
+    monkeypatch.setattr(encoder_node, "compiled", lambda *_: AHEAD)
     monkeypatch.setitem(sys.modules, "standing_in.plugin", plugins)
     trt = SimpleNamespace(__name__="standing_in", float32="float32")
     register(trt, SimpleNamespace(width=960), "9.0")
@@ -127,7 +126,7 @@ def test_tensorrt_is_told_the_kernels_arguments_its_output_and_its_launch(monkey
 
 def test_a_library_that_takes_kernels_is_given_the_node_and_the_kernel(monkeypatch):
     plugins, told = Plugins(), []
-    monkeypatch.setattr(tensorrt_plugin, "compiled", lambda _, architecture: told.append(architecture) or AHEAD)
+    monkeypatch.setattr(encoder_node, "compiled", lambda _, architecture: told.append(architecture) or AHEAD)
     monkeypatch.setitem(sys.modules, "standing_in.plugin", plugins)
     trt = SimpleNamespace(__name__="standing_in", IPluginV3QuickAOTBuild=object, float32="float32")
     content, specs = exported()
