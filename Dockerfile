@@ -30,7 +30,7 @@ ENV PATH=/opt/pinrank/bin:$PATH \
     PINRANK_LOG_FORMAT=json
 USER pinrank
 EXPOSE 50051 9095
-HEALTHCHECK --interval=5s --timeout=2s --start-period=20s \
+HEALTHCHECK --interval=5s --timeout=2s --start-period=10m \
   CMD ["python", "-P", "-m", "server.health"]
 ENTRYPOINT ["pinrank"]
 CMD ["serve"]

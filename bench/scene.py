@@ -19,6 +19,8 @@ from bench.features import fill
 from bench.harness import ROOT, BenchmarkError
 from bench.processes import Served, server_process, single_process
 from feature_client.opening import open_store
+from kernels.cores import cores
+from kernels.opening import default_streams
 from loadtest.open_loop import OK
 from loadtest.report import Summary
 from loadtest.workload import Workload
@@ -81,7 +83,7 @@ def scene(config: Path = CONFIG, extra: str = "", candidates: int = 128, request
         feature_store = f"lmdb://{folder / 'features'}"
         user_ids, pin_ids = asyncio.run(_fill(settings, feature_store))
         made = tuple(Workload(user_ids, pin_ids, ((candidates, 1.0),), seed=SEED).requests(requests))
-        streams = settings.engine_streams or os.cpu_count() or 1
+        streams = settings.engine_streams or default_streams(settings.engine, cores())
         subject = Subject(
             Path(settings.model_store),
             settings.model,

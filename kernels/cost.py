@@ -1,18 +1,18 @@
-"""Measuring what a run costs: a straight line in rows, fitted to the fastest of a few runs per size."""
+"""A warm-up: the first run of each shape on each stream, then what a run costs, a straight line in rows."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.engine import FeatureBatch, Rest, no_rest
-from kernels.gpu.staging import Bucket
+from kernels.engine import FeatureBatch, Progress, WarmedUp, go_on
 
 _ROWS = (8, 32, 128, 256)
-_REPEATS = 5
+#: Of each size, once every stream has run it.
+_REPEATS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,51 +26,49 @@ class LinearCost:
         return self.fixed_s + self.per_row_s * rows
 
 
-def measure_cost(
+def warm_and_measure(
     run: Callable[[FeatureBatch], np.ndarray],
+    streams: int,
     sample: FeatureBatch,
-    rest: Rest = no_rest,
-    repeats: int = _REPEATS,
-) -> LinearCost:
-    """Fit the cost of single-request runs; the minimum of a few repeats ignores what else the machine does.
-
-    Args:
-        run: an engine's `run`.
-        sample: at least one request with at least one row; its first request's rows are repeated to each size.
-        rest: called after each run.
-        repeats: of each size, at least.
-    """
-    seconds = []
-    for rows in _ROWS:
-        batch = tiled(sample, 1, rows)
-        best = float("inf")
-        for _ in range(repeats):
-            start = time.perf_counter()
-            run(batch)
-            best = min(best, time.perf_counter() - start)
-            rest()
-        seconds.append(best)
-    per_row_s, fixed_s = np.polyfit(_ROWS, seconds, 1, w=1 / np.array(seconds))
-    return LinearCost(max(0.0, float(fixed_s)), max(0.0, float(per_row_s)))
-
-
-def warm_buckets(
-    run: Callable[[FeatureBatch], np.ndarray], buckets: Sequence[Bucket], streams: int, sample: FeatureBatch, rest: Rest
-) -> None:
-    """Run every bucket of shapes on every stream, so that no request is the first of its shape.
+    progress: Progress = go_on,
+    shapes: Iterable[tuple[int, int]] = (),
+) -> tuple[WarmedUp, LinearCost]:
+    """Run every shape on every stream, as far as there is time, and fit the cost of single-request runs.
 
     Args:
         run: an engine's `run`, whose streams take turns.
-        buckets: the likeliest first.
         streams: of the engine.
-        sample: at least one request with at least one row.
-        rest: called after each run.
+        sample: at least one request with at least one row; its first request's rows are repeated to each size.
+        progress: when it says no, the shapes that are left are left out.
+        shapes: requests and rows of what costs more the first time, in the order to run them.
+
+    Returns:
+        What was done, and the cost. The fastest run of a size counts, which ignores what else the machine does. Each
+        stream runs a size before one counts for certain, so that it is also right when shapes were left out.
     """
-    for bucket in buckets:
-        batch = tiled(sample, bucket.requests, bucket.rows)
-        for _ in range(streams):
-            run(batch)
-            rest()
+    shapes, repeats = tuple(shapes), streams + _REPEATS
+    made, of = 0, len(shapes) * streams + len(_ROWS) * repeats
+
+    def timed(batch: FeatureBatch) -> tuple[float, bool]:
+        nonlocal made
+        start = time.perf_counter()
+        run(batch)
+        seconds = time.perf_counter() - start
+        made += 1
+        return seconds, progress(made, of)
+
+    in_time = progress(made, of)
+    for requests, rows in shapes:
+        if not in_time:
+            break
+        batch = tiled(sample, requests, rows)
+        in_time = all(timed(batch)[1] for _ in range(streams))
+    fastest = []
+    for rows in _ROWS:
+        batch = tiled(sample, 1, rows)
+        fastest.append(min(timed(batch)[0] for _ in range(repeats)))
+    per_row_s, fixed_s = np.polyfit(_ROWS, fastest, 1, w=1 / np.array(fastest))
+    return WarmedUp(made, of), LinearCost(max(0.0, float(fixed_s)), max(0.0, float(per_row_s)))
 
 
 def tiled(sample: FeatureBatch, requests: int, rows: int) -> FeatureBatch:

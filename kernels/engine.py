@@ -20,6 +20,10 @@ class EngineError(Exception):
     """An engine could not load or run a network."""
 
 
+class UnavailableError(EngineError):
+    """The runtime or its device is not there, which no network is at fault of."""
+
+
 class ShapeError(EngineError):
     """A batch does not have the tensors, dtypes or shapes that the network takes."""
 
@@ -94,12 +98,27 @@ class FeatureBatch:
                 )
 
 
-#: Called between runs of a warm-up, on the same thread: to leave the device to others meanwhile.
-Rest = Callable[[], None]
+#: Called before a warm-up's first run and after each, on the same thread, with the runs made and those of the whole:
+#: rests, tells, and says whether there is time for another shape. What it raises ends the warm-up.
+Progress = Callable[[int, int], bool]
 
 
-def no_rest() -> None:
-    """Go on at once."""
+def go_on(runs: int, of: int) -> bool:  # noqa: ARG001 - the signature is `Progress`'s
+    """Go on at once, to the end."""
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class WarmedUp:
+    """What a warm-up did.
+
+    Attributes:
+        runs: that were made.
+        of: that it takes; each one that was left out is a shape that a stream runs for the first time for a request.
+    """
+
+    runs: int
+    of: int
 
 
 class Engine(Protocol):
@@ -119,8 +138,16 @@ class Engine(Protocol):
     def run(self, batch: FeatureBatch) -> np.ndarray:
         """Return float32[N, H] logits in row order. Raises ShapeError, EngineError."""
 
-    def warm_up(self, sample: FeatureBatch, rest: Rest = no_rest) -> None:
-        """Run on tilings of `sample` until first-run costs are paid, and measure the cost of a run."""
+    def warm_up(self, sample: FeatureBatch, progress: Progress = go_on) -> WarmedUp:
+        """Run on tilings of `sample` until first-run costs are paid, and measure the cost of a run.
+
+        Args:
+            sample: at least one request with at least one row.
+            progress: may end the list of shapes early; the cost is measured all the same.
+
+        Raises:
+            EngineError: a run failed.
+        """
 
     def cost_s(self, requests: int, rows: int) -> float:
         """Predict the seconds of one run; 0 before `warm_up`."""
@@ -144,9 +171,10 @@ class EngineFactory(Protocol):
             network: ONNX.
             inputs: the manifest's.
             heads: the network's columns.
-            streams: runs in flight at once.
+            streams: runs in flight at once, on each GPU of an engine that computes on several.
             plan: of an engine of this network, by the same runtime on the same machine: saves compiling it again.
 
         Raises:
+            UnavailableError: the runtime or its device is not there.
             EngineError: what the runtime cannot honour.
         """

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from onnx.reference import ReferenceEvaluator
 
-from kernels.cost import LinearCost, measure_cost
-from kernels.engine import LOGITS, ROW_REQUEST, EngineError, FeatureBatch, Rest, TensorSpec, no_rest
+from kernels.cost import LinearCost, warm_and_measure
+from kernels.engine import LOGITS, ROW_REQUEST, EngineError, FeatureBatch, Progress, TensorSpec, WarmedUp, go_on
 from kernels.fusion import parse
 
 
@@ -44,8 +44,9 @@ class NumpyEngine:
             raise EngineError(f"the network returned {list(logits.shape)}, expected [{batch.rows}, {self._heads}]")
         return logits.astype(np.float32, copy=False)
 
-    def warm_up(self, sample: FeatureBatch, rest: Rest = no_rest) -> None:
-        self._cost = measure_cost(self.run, sample, rest)
+    def warm_up(self, sample: FeatureBatch, progress: Progress = go_on) -> WarmedUp:
+        done, self._cost = warm_and_measure(self.run, 1, sample, progress)  # it keeps nothing for a stream
+        return done
 
     def cost_s(self, requests: int, rows: int) -> float:  # noqa: ARG002 - a run costs the same for any split of its rows
         return self._cost(rows)

@@ -42,10 +42,10 @@ def default_streams(name: str, cores: int) -> int:
 
 
 def bundled_plan(name: str, devices: Sequence[int] = (0,)) -> str | None:
-    """Return what a plan for an engine on this machine is called in a bundle, None for one that takes none from there.
+    """Return what a plan for an engine on a GPU is called in a bundle, None for one that takes none from there.
 
     Raises:
-        EngineError: there is no such GPU, or not the engine's library.
+        UnavailableError: there is no such GPU, or not the engine's library.
     """
     library = _RUNTIMES[name].library
     if library is None:
@@ -56,14 +56,14 @@ def bundled_plan(name: str, devices: Sequence[int] = (0,)) -> str | None:
 
 
 def engine_factory(name: str, devices: Sequence[int] = (0,)) -> EngineFactory:
-    """Return the factory of a runtime.
+    """Import a runtime by name and return its factory. No device is touched: a process may fork afterwards.
 
     Args:
         name: one of `ENGINES`.
-        devices: ordinals of GPUs, each given `streams` runs at once; (0,) for an engine on the CPU.
+        devices: the GPUs that the factory's engines compute on; (0,) for an engine of the processor.
 
     Raises:
-        ValueError: the runtime is unknown or not installed, or does not compute on such devices.
+        ValueError: the runtime is unknown, not installed, or cannot be imported, or does not compute on such devices.
     """
     if name not in _RUNTIMES:
         raise ValueError(f"unknown engine {name!r}; choose one of {', '.join(ENGINES)}")
@@ -71,10 +71,11 @@ def engine_factory(name: str, devices: Sequence[int] = (0,)) -> EngineFactory:
     module, _, attribute = runtime.place.partition(":")
     try:
         made: Any = getattr(import_module(module), attribute)
-    except ImportError as error:
-        if not runtime.on_gpu:
-            raise
-        raise ValueError(f"engine {name!r} lacks {error.name}; pip install 'pinrank[gpu]'") from error
+    except ModuleNotFoundError as error:
+        package = "'pinrank[gpu]'" if runtime.on_gpu else error.name or "pinrank"
+        raise ValueError(f"engine {name!r} lacks {error.name}; pip install {package}") from error
+    except (ImportError, OSError, ValueError) as error:  # such as PyTorch without the libraries that it was built for
+        raise ValueError(f"engine {name!r} cannot be imported: {error}") from error
     if not runtime.on_gpu:
         if tuple(devices) != (0,):
             raise ValueError(f"engine {name!r} runs on the CPU and takes no devices, got {list(devices)}")

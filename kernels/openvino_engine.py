@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kernels.cost import LinearCost, measure_cost
-from kernels.engine import LOGITS, ROW_REQUEST, EngineError, FeatureBatch, Rest, TensorSpec, no_rest
+from kernels.cost import LinearCost, warm_and_measure
+from kernels.engine import LOGITS, ROW_REQUEST, EngineError, FeatureBatch, Progress, TensorSpec, WarmedUp, go_on
 from kernels.fused_encoder import FusedEncoder, instruction_sets, serves
 from kernels.fusion import ENCODED, inlined, parse, take_out_encoder
 from kernels.openvino_untold import openvino
@@ -110,9 +110,10 @@ class OpenVinoEngine:
             raise EngineError(f"the network returned {list(logits.shape)}, expected [{batch.rows}, {self._heads}]")
         return logits
 
-    def warm_up(self, sample: FeatureBatch, rest: Rest = no_rest) -> None:
+    def warm_up(self, sample: FeatureBatch, progress: Progress = go_on) -> WarmedUp:
         # Each stream's first runs allocate; the queue hands them out in turn, so every size goes through all of them.
-        self._cost = measure_cost(self.run, sample, rest, repeats=max(2, self.streams))
+        done, self._cost = warm_and_measure(self.run, self.streams, sample, progress)
+        return done
 
     def cost_s(self, requests: int, rows: int) -> float:  # noqa: ARG002 - a run costs the same for any split of its rows
         return self._cost(rows)

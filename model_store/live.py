@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from feature_client.fetcher import FeatureNeeds
-from kernels.engine import Engine, EngineError, EngineFactory, FeatureBatch, Rest, no_rest
+from kernels.engine import Engine, EngineError, EngineFactory, FeatureBatch, Progress, UnavailableError, WarmedUp, go_on
 from model_store.assembly import Assembler
 from model_store.bundle import GOLDEN, NETWORK, UTILITY, Bundle, BundleError
 from model_store.golden import GoldenRequest, decode_golden
@@ -27,6 +28,8 @@ class LiveModel:
     assembler: Assembler
     engine: Engine
     utility_toml: bytes
+    #: None where it was loaded without a warm-up.
+    warmed_up: WarmedUp | None
 
     def bytes_of(self, rows: int) -> int:
         """Estimate the memory that a request of so many candidates holds from fetch to answer: features and tensors.
@@ -63,7 +66,9 @@ def load_live(
     *,
     warm: bool = True,
     plan: bytes | None = None,
-    rest: Rest = no_rest,
+    sample: FeatureBatch | None = None,
+    rest: Callable[[], None] = lambda: None,
+    progress: Progress = go_on,
 ) -> LiveModel:
     """Compile a bundle, score its golden requests and warm it up.
 
@@ -71,13 +76,16 @@ def load_live(
         bundle: as read.
         factory: of the engine.
         streams: runs in flight at once.
-        warm: whether to warm up, on the golden requests, and so to measure the cost of a run.
+        warm: whether to warm up, and so to measure the cost of a run.
         plan: what the engine made of this very network in a process where it was proven.
+        sample: recent requests to warm up on; the golden ones without.
         rest: called between the steps, none of which can be interrupted.
+        progress: of the warm-up; bounds it.
 
     Raises:
         BundleError: the network cannot be compiled, or its golden scores differ by more than the manifest's tolerance,
-            or the engine's where it computes in half precision.
+            or the engine's where it computes in half precision; or a run of the warm-up failed.
+        UnavailableError: the engine's runtime or device is not there.
     """
     manifest = bundle.manifest
     assembler = Assembler(manifest)
@@ -90,17 +98,29 @@ def load_live(
         engine = factory(bundle.files[NETWORK], manifest.specs, len(manifest.heads), streams, plan=plan)
         try:
             rest()
-            sample = FeatureBatch.concat([assembler.assemble(g.fetched, g.surface) for g in golden])
-            _verify(manifest, calibrate(manifest, engine.run(sample)), golden, engine.tolerance)
+            proven = FeatureBatch.concat([assembler.assemble(g.fetched, g.surface) for g in golden])
+            _verify(manifest, calibrate(manifest, engine.run(proven)), golden, engine.tolerance)
             rest()
-            if warm:
-                engine.warm_up(sample)
+            warmed_up = _warm(manifest, engine, proven, sample, progress) if warm else None
         except BaseException:
             engine.close()
             raise
+    except UnavailableError:
+        raise
     except (EngineError, NetworkError, IndexError, KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{manifest.ref}: {error}") from error
-    return LiveModel(manifest, bundle.digest, manifest.needs, assembler, engine, bundle.files[UTILITY])
+    return LiveModel(manifest, bundle.digest, manifest.needs, assembler, engine, bundle.files[UTILITY], warmed_up)
+
+
+def _warm(
+    manifest: Manifest, engine: Engine, golden: FeatureBatch, sample: FeatureBatch | None, progress: Progress
+) -> WarmedUp:
+    if sample is None:
+        return engine.warm_up(golden, progress)
+    try:
+        return engine.warm_up(sample, progress)
+    except EngineError as error:  # its text may quote a user's row
+        raise BundleError(f"{manifest.ref}: {type(error).__name__} in a warm-up on recent requests") from error
 
 
 def _verify(

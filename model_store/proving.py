@@ -1,8 +1,8 @@
 """Proving a version where it can do no harm: in a process of its own, forked for it and gone afterwards.
 
 A network file is a program from somewhere else. What compiling and running it may do (crash, take all memory, never
-end) happens to a child of a small helper process, which has everything imported and waits at the lowest priority; the
-server hears that it failed, and why.
+end) happens to a child of a small helper process, which has what the served engine needs imported and waits at the
+lowest priority; the server hears that it failed, and why.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
 import numpy as np
 
-from kernels.engine import FeatureBatch
+from kernels.engine import FeatureBatch, UnavailableError
 from kernels.opening import ON_GPU, bundled_plan, engine_factory
 from model_store.archives import decode_arrays
 from model_store.bundle import BundleError
@@ -74,6 +75,7 @@ class Claim:
         timeout_s: after which it is killed.
         trusted: whether a publisher that the server trusts signed it, so that its plans may run.
         share: of one core's time that the child may take.
+        device: the GPU to prove on, if the engine is of one.
     """
 
     store: str
@@ -87,6 +89,7 @@ class Claim:
     timeout_s: float
     trusted: bool = False
     share: float = 1.0
+    device: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +114,14 @@ class Prover:
         pace: of the proofs, which rest the longer while it is busy.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, engine: str) -> None:
+        """Remember.
+
+        Args:
+            engine: what is mostly proven on; imported once, for all proofs. Others are imported by each proof.
+        """
         self.pace = Pace()
+        self._engine = engine
         self._lock = threading.Lock()
         self._helper: subprocess.Popen[bytes] | None = None
 
@@ -167,7 +176,7 @@ class Prover:
             self._helper = subprocess.Popen(  # noqa: S603 - ourselves
                 # In the server's own session: Linux shares the processors out by session before it looks at priorities.
                 # And without the folder that it was started in on its path: that may hold a `model_store` of others.
-                [sys.executable, "-P", "-m", "model_store.proving", str(self.pace.file)],
+                [sys.executable, "-P", "-m", "model_store.proving", str(self.pace.file), self._engine],
                 pass_fds=[self.pace.file],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -227,22 +236,26 @@ def _decoded(content: bytes) -> FeatureBatch:
 def _prove(claim: Claim, sample: FeatureBatch | None) -> _Answer:
     """Prove in this process."""
     try:
+        factory = engine_factory(claim.engine, (claim.device,))
+    except ValueError as error:
+        return {"fault": "environment", "error": str(error)}, b"", b""
+    try:
         _bound_memory(claim)
         ref = f"{claim.model}@{claim.version}"
         bundle = open_model_store(claim.store).read(claim.model, claim.version, claim.bundle_bytes_max)
         if bundle.digest != claim.digest:
             raise ModelStoreError(f"{ref} has digest {bundle.digest} by now, not {claim.digest}")
         before = _resident_bytes()
-        name = bundled_plan(claim.engine) if claim.trusted else None
+        name = bundled_plan(claim.engine, (claim.device,)) if claim.trusted else None
         plan = bundle.files.get(name) if name else None
-        live = load_live(bundle, engine_factory(claim.engine), streams=1, warm=False, plan=plan)
+        live = load_live(bundle, factory, streams=1, warm=False, plan=plan)
         load_utility(claim.utility.encode() if claim.utility else live.utility_toml, live.manifest)
         read_statistics(bundle)
         logits = _scored(live, sample)
         memory = max(0, _peak_bytes() - before) + sum(map(len, bundle.files.values()))
         scores = logits.astype("<f4").tobytes()
         return {"memory_bytes": memory, "shape": list(logits.shape)}, scores, live.engine.plan() or b""
-    except ModelStoreError as error:
+    except (ModelStoreError, UnavailableError) as error:
         return {"fault": "environment", "error": str(error)}, b"", b""
     except MemoryError:
         return (
@@ -379,14 +392,20 @@ def _cpu_s(process: int) -> float:
 
 
 def main() -> None:
-    """Serve claims from standard input until it is closed. The argument: the descriptor of the server's pace."""
-    pace = Pace(int(sys.argv[1]))
+    """Serve claims from standard input until it is closed.
+
+    The arguments: the descriptor of the server's pace, and the engine that it serves with.
+    """
+    pace, engine = Pace(int(sys.argv[1])), sys.argv[2]
     os.nice(_NICE)
     for number in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C and the terminal's end are the server's
         signal.signal(number, signal.SIG_IGN)
     answers, claims = os.fdopen(os.dup(1), "wb"), sys.stdin.buffer
     os.dup2(2, 1)  # whatever a runtime prints is no answer
-    engine_factory("openvino")  # imported before the forks
+    # Imported before the forks, for no proof to spend its time on it (PyTorch takes seconds). No device is touched and
+    # nothing is computed here: CUDA does not survive a fork, nor do the threads that PyTorch computes with.
+    with suppress(ValueError):  # what is not installed: each proof says so
+        engine_factory(engine)
     while True:
         try:
             claim = Claim(**json.loads(_received(claims, _ANSWER_BYTES_MAX)))

@@ -67,6 +67,7 @@ def fail(message: str) -> NoReturn:
 @contextmanager
 def explained() -> Iterator[None]:
     """Turn what a user can put right into one line that says how."""
+    from kernels.engine import UnavailableError  # noqa: PLC0415
     from model_store.bundle import BundleError  # noqa: PLC0415
     from model_store.objects import ModelStoreError  # noqa: PLC0415
     from ranker.errors import RankerError  # noqa: PLC0415
@@ -78,7 +79,7 @@ def explained() -> Iterator[None]:
         if missing not in _EXTRAS:
             raise
         fail(f"this needs {missing}, which is not installed: pip install 'pinrank[{_EXTRAS[missing]}]'")
-    except (RankerError, BundleError, ModelStoreError, OSError) as error:
+    except (RankerError, BundleError, ModelStoreError, UnavailableError, OSError) as error:
         fail(str(error))
 
 

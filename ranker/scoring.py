@@ -208,7 +208,7 @@ def _probabilities(
     name: str, bundle: Bundle, factory: EngineFactory, examples: Examples, progress: Progress
 ) -> np.ndarray:
     """Return float32[N, H] calibrated probabilities."""
-    live = load_live(bundle, factory, streams=1)
+    live = load_live(bundle, factory, streams=1, warm=False)  # nobody waits for a run, or asks what it costs
     try:
         total = examples.batch.requests
         parts = []

@@ -19,7 +19,7 @@ from feature_client.opening import open_store
 from feature_client.redaction import redacted
 from feature_client.store import Store
 from kernels.cores import cores
-from kernels.opening import default_streams, engine_factory
+from kernels.opening import ON_GPU, default_streams, engine_factory
 from model_store.pacing import Pace
 from model_store.proving import Prover
 from model_store.store import open_model_store
@@ -80,7 +80,9 @@ class Server:
         self._shared_port = shared_port
         self._supervisor = Supervisor()
         self._metrics = Metrics(self._supervisor)
-        self._streams = config.engine_streams or default_streams(config.engine, cores())
+        #: Runs in flight on each of the devices, and on all of them.
+        self._streams_each = config.engine_streams or default_streams(config.engine, cores())
+        self._streams = self._streams_each * len(config.devices)
         self._store: Store = open_store(
             config.feature_store.get_secret_value(), read_only=not config.record_actions, create=False
         )
@@ -120,14 +122,17 @@ class Server:
         await self._store.start()
         recent = RecentRequests()
         models_store = open_model_store(config.model_store)
-        factory = engine_factory(config.engine)
-        prover = self._shared_prover or Prover()
+        try:
+            factory = engine_factory(config.engine, config.devices)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        prover = self._shared_prover or Prover(config.engine)
         await asyncio.to_thread(prover.start)  # it imports what it needs meanwhile
         refusals = Refusals(config.state_folder, config.model)
         self._runner = runner = self._new_runner(prover.pace)
         own_prover = self._shared_prover is None
         intake = Intake(
-            models_store, config, factory, self._streams, recent, self, prover, self._supervisor, refusals,
+            models_store, config, factory, self._streams_each, recent, self, prover, self._supervisor, refusals,
             own_prover=own_prover,
         )  # fmt: skip
         self._swap = swap = HotSwap(
@@ -144,13 +149,15 @@ class Server:
         self._opened.push_async_callback(shadow.close)
         self._opened.callback(self._supervisor.close)
         self._metrics.watch_models(
-            models, lambda: {v: str(held.phase) for v, held in swap.versions.copy().items()}, shadow, swap.behind
-        )
+            models, lambda: {v: str(held.phase) for v, held in swap.versions.copy().items()}, shadow, swap.behind,
+            swap.warm_ups,
+        )  # fmt: skip
         self._edge = RankingEdge(pipeline, models, config, self._metrics, recent, shadow, self._calls)
         self._model_edge = ModelEdge(swap, models, shadow, config)
+        self._open_http()  # before the models are there: it says what the start is at
         await swap.start()
         _check_surfaces(config, models)
-        await self._open_ports()
+        await self._open_grpc()
         self.serving = True
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         _log.info(
@@ -159,6 +166,7 @@ class Server:
             http=http_shown(config.host, self.http_port),
             labels={label: served.live.manifest.ref for label, served in models.by_label.items()},
             engine=config.engine,
+            **({"devices": config.devices} if config.engine in ON_GPU else {}),
             streams=self._streams,
             feature_store=redacted(config.feature_store.get_secret_value()),
         )
@@ -250,7 +258,26 @@ class Server:
         await self._opened.aclose()
         _log.info("stopped")
 
-    async def _open_ports(self) -> None:
+    def _open_http(self) -> None:
+        config = self._config
+        try:
+            for interface in http_interfaces(config.host):
+                port = self.http_port or config.http_port
+                try:
+                    http = HttpEndpoint(
+                        interface, port, self._metrics.registry, lambda: self.serving, self._details, self._supervisor
+                    )
+                except OSError as error:
+                    raise ListenError(
+                        f"cannot listen on {interface.at(port)} ({error.strerror}); set http_port to move"
+                    ) from error
+                self.http_port = http.port
+                http.start()
+                self._opened.callback(http.close)
+        except ListenError as error:
+            raise StartError(str(error)) from error
+
+    async def _open_grpc(self) -> None:
         config = self._config
         self._grpc = grpc.aio.server(
             options=(
@@ -270,19 +297,6 @@ class Server:
         )
         try:
             self.listens_on = open_grpc_port(self._grpc, config.host, config.grpc_port)
-            for interface in http_interfaces(config.host):
-                port = self.http_port or config.http_port
-                try:
-                    http = HttpEndpoint(
-                        interface, port, self._metrics.registry, lambda: self.serving, self._details, self._supervisor
-                    )
-                except OSError as error:
-                    raise ListenError(
-                        f"cannot listen on {interface.at(port)} ({error.strerror}); set http_port to move"
-                    ) from error
-                self.http_port = http.port
-                http.start()
-                self._opened.callback(http.close)
         except ListenError as error:
             raise StartError(str(error)) from error
         await self._grpc.start()
@@ -293,7 +307,7 @@ class Server:
             f"{label}: answers with version {answers}, the model store names {named}"
             for label, (answers, named) in self._swap.behind().items()
         ]
-        return [*behind, *self._supervisor.lines()]
+        return [*self._swap.coming(), *behind, *self._supervisor.lines()]
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in ("", SERVICE, activity.SERVICE, model_service.SERVICE):

@@ -29,7 +29,7 @@ from pydantic_settings import (
 
 from feature_client.groups import Name
 from feature_client.redaction import secrets_of
-from kernels.opening import ENGINES
+from kernels.opening import ENGINES, ON_GPU
 from model_store.bucket_objects import SECRET_VARIABLES
 from server.listening import is_host, socket_path
 from server.variables import OF_COMMANDS, PREFIX, service_links
@@ -49,6 +49,17 @@ def _host(text: str) -> str:
     if not is_host(text):
         raise ValueError(f"{text!r}: write an address (127.0.0.1, ::), a name, or unix:/path, without a port")
     return text
+
+
+def _devices(value: object) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    numbers = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if not numbers or any(type(number) is not int or not 0 <= number <= 63 for number in numbers):
+        raise ValueError(f"{value!r}: write a GPU's number, from 0 to 63, or a list of them: [0, 1]")
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"{list(numbers)} names a GPU twice; how many runs one has in flight is engine_streams")
+    return numbers
 
 
 class SurfaceConfig(BaseModel):
@@ -89,6 +100,9 @@ class SwapConfig(BaseModel):
     #: How long the model store may take to answer a look; to give a whole bundle, `proof_timeout_s`.
     store_timeout_s: Annotated[float, Field(gt=0, le=3_600)] = 30
     proof_timeout_s: Annotated[float, Field(gt=0, le=3_600)] = 120
+    #: How long a version may warm up, its rests included; the shapes that it has not run by then cost their first
+    #: requests more. What a run costs is measured all the same.
+    warm_up_s_max: Annotated[float, Field(gt=0, le=3_600)] = 300
     bundle_bytes_max: Annotated[int, Field(ge=1 << 20)] = 2 << 30
     #: What the process that proves a bundle may take.
     proof_memory_bytes_max: Annotated[int, Field(ge=64 << 20)] = 8 << 30
@@ -161,7 +175,9 @@ class ServerConfig(BaseSettings):
     #: A utility table to use instead of the bundle's own.
     utility: FilePath | None = None
     engine: Literal["openvino", "numpy", "torch", "tensorrt", "tensorrt_rtx"] = "openvino"
-    #: Runs in flight at once; 0 takes one per processor core, on a GPU three.
+    #: The GPUs that the engine computes on, by their CUDA numbers: one, or a list. Without it, the first.
+    device: Annotated[tuple[int, ...] | None, BeforeValidator(_devices)] = None
+    #: Runs in flight at once, on each GPU; 0 takes one per processor core, three per GPU.
     engine_streams: Annotated[int, Field(ge=0, le=256)] = 0
 
     #: lmdb:///path, redis://host:port/db, redis+cluster://host:port or memory://; may hold a password.
@@ -211,6 +227,15 @@ class ServerConfig(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _devices_are_the_engines(self) -> ServerConfig:
+        if self.device is not None and self.engine not in ON_GPU:
+            raise ValueError(
+                f"device: engine {self.engine!r} computes on the processor; leave device out, or set engine to one of "
+                f"{', '.join(sorted(ON_GPU))}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _cheaper_labels_are_served(self) -> ServerConfig:
         for name, surface in self.surfaces.items():
             if surface.cheaper_label is not None and surface.cheaper_label not in self.labels:
@@ -219,6 +244,16 @@ class ServerConfig(BaseSettings):
                     f"({', '.join(self.labels)})"
                 )
         return self
+
+    @property
+    def devices(self) -> tuple[int, ...]:
+        """The GPUs to compute on, one of no matter where the engine is of the processor."""
+        return self.device or (0,)
+
+    def devices_of(self, process: int) -> tuple[int, ...]:
+        """Return the GPUs of one of `processes`: some for it alone where there are enough for that, or else all."""
+        alone = len(self.devices) >= self.processes
+        return self.devices[process :: self.processes] if alone else self.devices
 
     def surface(self, name: str) -> SurfaceConfig:
         return self.surfaces.get(name, SurfaceConfig())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import urllib.error
 import urllib.request
 
 from server.listening import http_url
@@ -27,6 +28,8 @@ def main() -> None:
     try:
         with ask.open(url(), timeout=_TIMEOUT_S) as answer:
             print(answer.read().decode().strip())  # noqa: T201
+    except urllib.error.HTTPError as error:  # it is there, and says why it does not serve
+        sys.exit(f"{url()}: {error}\n{error.read().decode()}")
     except OSError as error:
         sys.exit(f"{url()}: {error}")
 

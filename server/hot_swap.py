@@ -52,6 +52,7 @@ from server.refusals import Refusals
 from server.served import Served, ServedModels
 from server.supervisor import Supervisor
 from server.trial import NotReadyError
+from server.warm_up import WarmUp
 from server.worker import Worker
 
 _log = structlog.get_logger(__name__)
@@ -194,6 +195,25 @@ class HotSwap:
             for label, served in self._models.by_label.copy().items()
             if named.get(label, served.version) != served.version
         }
+
+    def coming(self) -> list[str]:
+        """Say what is being taken in and how far it is, a line each. From any thread."""
+        named = self.entry.state.labels if self.entry else {}
+        found = []
+        for version, held in self.versions.copy().items():
+            labels = ", ".join(label for label, at in named.items() if at == version) or "no label"
+            warm_up = held.report.warm_up
+            if held.phase is Phase.VERIFYING:
+                found.append(f"{labels}: proving version {version}")
+            elif held.phase is Phase.WARMING and warm_up is not None:
+                what = f"warming up version {version}, {warm_up}" if warm_up.of else f"compiling version {version}"
+                found.append(f"{labels}: {what}")
+        return found
+
+    def warm_ups(self) -> dict[int, WarmUp]:
+        """Return the warm-ups of the versions in memory. From any thread."""
+        versions = self.versions.copy().items()
+        return {version: held.report.warm_up for version, held in versions if held.report.warm_up is not None}
 
     async def close(self) -> None:
         """Stop watching, give up what is being loaded, and free every version. No request may be in flight."""
@@ -432,6 +452,8 @@ class HotSwap:
             self._fail(version, "unexpected", f"{type(error).__name__}; the log's model_load_failed says where", None)
             return error
         held.served = served
+        if held.report.warm_up is not None and held.report.warm_up.cut_off:
+            self._metrics.warm_ups_cut_off.inc()
         self._become(version, Phase.READY)
         self._refusals.forget(held.report.digest)
         return None

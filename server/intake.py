@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 
 from feature_client.fetcher import FeatureNeeds, Fetched
 from feature_client.near_cache import NearCache
-from kernels.engine import EngineFactory, FeatureBatch
+from kernels.engine import EngineFactory, FeatureBatch, UnavailableError
 from model_store.abi import breaks_callers
 from model_store.assembly import Assembler
 from model_store.bundle import UTILITY, Bundle, BundleError
@@ -29,6 +29,7 @@ from server.refusals import Refusals
 from server.served import Served
 from server.supervisor import Supervisor
 from server.trial import NotReadyError, Sample, check_features, check_scores
+from server.warm_up import WarmUp
 from server.worker import Worker
 
 _T = TypeVar("_T")
@@ -63,6 +64,7 @@ class Report:
     digest: str = ""
     memory_bytes: int = 0
     checks: list[str] = field(default_factory=list)
+    warm_up: WarmUp | None = None
 
 
 class Intake:
@@ -88,7 +90,7 @@ class Intake:
             store: of the models.
             config: the settings.
             factory: of the engine.
-            streams: runs in flight at once.
+            streams: runs in flight at once, on each of the devices.
             recent: requests to try versions on.
             features: reads what they need.
             prover: of versions; it also keeps the pace of what is done here.
@@ -169,6 +171,7 @@ class Intake:
             timeout_s=swap.proof_timeout_s,
             trusted=self._trust is not None,
             share=self._share,
+            device=config.devices[0],  # a version that computes right on one does on all
         )
         sample = FeatureBatch.concat([sample.batch for sample in samples]) if samples else None
         proof = await self._proven(claim, sample)
@@ -181,9 +184,10 @@ class Intake:
                 check_scores, manifest, utility, samples, proof.logits, swap.rank_correlation_min
             )
         if not starting:
-            report.checks.append(self._check_memory(manifest, proof.memory_bytes * self._streams))
+            report.checks.append(self._check_memory(manifest, proof.memory_bytes * self._streams * len(config.devices)))
+        report.warm_up = WarmUp(manifest.ref, swap.warm_up_s_max)
         warming()
-        return await self.on_loader(self._compiled, bundle, utility, sample, proof.plan)
+        return await self.on_loader(self._compiled, bundle, utility, sample, proof.plan, report)
 
     async def _proven(self, claim: Claim, sample: FeatureBatch | None) -> Proof:
         try:
@@ -289,13 +293,27 @@ class Intake:
         return self._store.read(self._config.model, version, self._config.swap.bundle_bytes_max)
 
     def _compiled(
-        self, bundle: Bundle, utility: UtilityTable, sample: FeatureBatch | None, plan: bytes | None = None
+        self, bundle: Bundle, utility: UtilityTable, sample: FeatureBatch | None, plan: bytes | None, report: Report
     ) -> Served:
-        """Compile and warm up, on a sample of recent requests with rests between runs, or else on the golden ones."""
-        live = load_live(bundle, self._factory, self._streams, warm=sample is None, plan=plan, rest=self._rest)
+        """Compile and warm up, on a sample of recent requests or else on the golden ones, with rests between runs."""
+        assert report.warm_up is not None, "it begins here"  # noqa: S101
+        warm_up = report.warm_up
+
+        def progress(runs: int, of: int) -> bool:
+            if self._closed:
+                raise NotReadyError(f"{bundle.manifest.ref}: the server stops")
+            self._rest()
+            return warm_up.progress(runs, of)
+
         try:
-            if sample is not None:
-                live.engine.warm_up(sample, self._rest)
+            live = load_live(
+                bundle, self._factory, self._streams, plan=plan, sample=sample, rest=self._rest, progress=progress
+            )
+        except UnavailableError as error:
+            raise NotReadyError(str(error)) from error
+        try:
+            assert live.warmed_up is not None, "it was asked for"  # noqa: S101
+            report.checks.append(warm_up.ended(live.warmed_up))
             return Served(live, utility, read_statistics(bundle))
         except BaseException:
             live.engine.close()

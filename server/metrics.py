@@ -23,6 +23,7 @@ from server.admission import Admission
 from server.logs import withheld_lines
 from server.served import ServedModels, drifts
 from server.supervisor import Supervisor
+from server.warm_up import WarmUp
 
 if TYPE_CHECKING:
     from server.shadow import Shadow
@@ -190,11 +191,13 @@ class _ModelStates(Collector):
         phases: Callable[[], Mapping[int, str]],
         shadow: Shadow,
         behind: Callable[[], Mapping[str, tuple[int, int]]],
+        warm_ups: Callable[[], Mapping[int, WarmUp]],
     ) -> None:
         self._models = models
         self._phases = phases
         self._shadow = shadow
         self._behind = behind
+        self._warm_ups = warm_ups
 
     def collect(self) -> Iterator[Metric]:
         phase = GaugeMetricFamily(
@@ -203,6 +206,21 @@ class _ModelStates(Collector):
         for version, name in self._phases().items():
             phase.add_metric([str(version), name], 1)
         yield phase
+        runs = GaugeMetricFamily(
+            "pinrank_model_warm_up_runs",
+            "Runs of each known version's warm-up: done, and left, by one that goes on or was cut off",
+            labels=["version", "state"],
+        )
+        seconds = GaugeMetricFamily(
+            "pinrank_model_warm_up_seconds", "Time of each known version's warm-up", labels=["version"]
+        )
+        for version, warm_up in self._warm_ups().items():
+            done, of = warm_up.runs, warm_up.of
+            runs.add_metric([str(version), "done"], done)
+            runs.add_metric([str(version), "left"], of - done)
+            seconds.add_metric([str(version)], warm_up.seconds)
+        yield runs
+        yield seconds
         behind = GaugeMetricFamily(
             "pinrank_label_behind", "1 while a label answers with another version than the model store names",
             labels=["label"],
@@ -321,6 +339,11 @@ class Metrics:
         self.rollbacks = Counter(
             "pinrank_model_rollbacks", "Versions that a guard took off a label", ["label"], registry=registry
         )
+        self.warm_ups_cut_off = Counter(
+            "pinrank_model_warm_ups_cut_off",
+            "Versions whose warm-up took longer than it may, so that first requests of some shapes take longer",
+            registry=registry,
+        )
         self.model_store_failures = Counter(
             "pinrank_model_store_failures", "Looks at the model store that failed", registry=registry
         )
@@ -331,9 +354,10 @@ class Metrics:
         phases: Callable[[], Mapping[int, str]],
         shadow: Shadow,
         behind: Callable[[], Mapping[str, tuple[int, int]]],
+        warm_ups: Callable[[], Mapping[int, WarmUp]],
     ) -> None:
-        """Read versions' phases, how far they drifted and what the shadow says, whenever metrics are collected."""
-        self._register(_ModelStates(models, phases, shadow, behind))
+        """Read versions' phases, warm-ups and drift, and what the shadow says, whenever metrics are collected."""
+        self._register(_ModelStates(models, phases, shadow, behind, warm_ups))
 
     def watch(self, admission: Admission, caches: Mapping[bytes, NearCache], store: Store) -> None:
         """Read what is in flight, and the near caches' and the store's counts, whenever metrics are collected."""

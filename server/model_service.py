@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 
 from model_store.bundle import BundleError
 from model_store.history import share_of
+from model_store.lifecycle import Phase
 from model_store.objects import ModelStoreError, MovedError, NoVersionError, RefusedError
 from pinrank.v1 import models_pb2
 from server.config import ConfigError, ServerConfig
@@ -164,6 +165,9 @@ class ModelEdge:
         return found
 
     def _version(self, version: int, held: Held) -> models_pb2.ModelVersion:
+        checks, warm_up = held.report.checks, held.report.warm_up
+        if held.phase is Phase.WARMING and warm_up is not None:
+            checks = [*checks, f"warm-up: {warm_up}"]
         return models_pb2.ModelVersion(
             version=version,
             digest=held.report.digest,
@@ -172,7 +176,7 @@ class ModelEdge:
             phase_s=time.monotonic() - held.since_s,
             in_flight=held.served.in_flight if held.served else 0,
             memory_bytes=held.report.memory_bytes,
-            checks=held.report.checks,
+            checks=checks,
         )
 
 

@@ -291,7 +291,8 @@ def _proven(bundle: Bundle, engine: str) -> float:
     from model_store.live import load_live  # noqa: PLC0415
     from model_store.utility import load_utility  # noqa: PLC0415
 
-    live = load_live(bundle, engine_factory(engine), streams=1)
+    # No time for shapes: nothing is served here, only what a run costs is asked for.
+    live = load_live(bundle, engine_factory(engine), streams=1, progress=lambda *_: False)
     try:
         load_utility(live.utility_toml, live.manifest)
         return live.engine.cost_s(1, 128)
@@ -338,7 +339,8 @@ def _told(entry: Entry) -> str:
 
 @contextmanager
 def _explained() -> Iterator[Any]:
-    """End with a message for what a store, a bundle or a key can be at fault of."""
+    """End with a message for what a store, a bundle, a key or an engine can be at fault of."""
+    from kernels.engine import EngineError  # noqa: PLC0415
     from model_store.bundle import BundleError  # noqa: PLC0415
     from model_store.objects import ModelStoreError  # noqa: PLC0415
     from model_store.signing import SigningError  # noqa: PLC0415
@@ -346,5 +348,5 @@ def _explained() -> Iterator[Any]:
 
     try:
         yield
-    except (BundleError, ModelStoreError, SigningError, UtilityError, ValueError) as error:
+    except (BundleError, EngineError, ModelStoreError, SigningError, UtilityError, ValueError) as error:
         fail(str(error))

@@ -51,12 +51,9 @@ def serve_processes(config: ServerConfig) -> None:
         # Else a child would import the standard library from the folder that the server was started in first.
         os.environ["PYTHONSAFEPATH"] = "1"
         context = multiprocessing.get_context("spawn")
-        streams = config.engine_streams or default_streams(config.engine, max(1, cores() // config.processes))
 
         def start(number: int) -> BaseProcess:
-            http_port = config.http_port + number if config.http_port else 0
-            changes = {"grpc_port": port, "http_port": http_port, "engine_streams": streams}
-            settings = config.model_copy(update=changes).model_dump()  # as JSON, secrets would be stars
+            settings = settings_of(config, number, port).model_dump()  # as JSON, secrets would be stars
             process = context.Process(target=_one, args=(settings,), name=f"pinrank-{number}")
             process.start()
             return process
@@ -81,6 +78,19 @@ def serve_processes(config: ServerConfig) -> None:
                     running[number] = start(number)
         finally:
             _end(running, heard, config.drain_s + _GRACE_S)
+
+
+def settings_of(config: ServerConfig, number: int, grpc_port: int) -> ServerConfig:
+    """Return the settings of one of several servers: its own HTTP port, and its part of the cores and the GPUs."""
+    devices = config.devices_of(number)
+    streams = default_streams(config.engine, max(1, cores() // config.processes))
+    changes = {
+        "grpc_port": grpc_port,
+        "http_port": config.http_port + number if config.http_port else 0,
+        "device": devices if config.device else None,
+        "engine_streams": config.engine_streams or streams,
+    }
+    return config.model_copy(update=changes)
 
 
 def _one(settings: dict[str, object]) -> None:

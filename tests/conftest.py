@@ -139,7 +139,7 @@ def config(model_store: Path, feature_store_url: str) -> ServerConfig:
 @pytest.fixture(scope="session")
 def prover() -> Iterator[Prover]:
     """One for all servers, as it takes a second to start."""
-    with closing(Prover()) as shared:
+    with closing(Prover("openvino")) as shared:
         yield shared
 
 

@@ -46,12 +46,14 @@ def test_serving_and_the_demo_import_no_training_library(module):
 
 
 def test_operations_page_names_every_setting_and_metric():
-    from server.config import ServerConfig, SurfaceConfig
+    from server.config import GuardConfig, ServerConfig, ShadowConfig, SurfaceConfig, SwapConfig
     from server.metrics import Metrics
 
     page = (ROOT / "docs" / "operations.md").read_text()
-    settings = {name for name in ServerConfig.model_fields if name != "surfaces"}
-    settings |= {f"surfaces.NAME.{name}" for name in SurfaceConfig.model_fields}
+    tables = {"surfaces": SurfaceConfig, "swap": SwapConfig, "guard": GuardConfig, "shadow": ShadowConfig}
+    settings = set(ServerConfig.model_fields) - tables.keys()
+    for table, one in tables.items():
+        settings |= {f"{table.replace('surfaces', 'surfaces.NAME')}.{name}" for name in one.model_fields}
     metrics = set()
     for family in Metrics().registry.collect():
         metrics.add(family.name + ("_total" if family.type == "counter" else ""))

@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from kernels.engine import EngineError
+from kernels.engine import EngineError, UnavailableError
 
 
 class Device:
     """The primary context of a device: what PyTorch and TensorRT in the same process use too."""
 
     def __init__(self, ordinal: int = 0) -> None:
-        """Raises EngineError where there is no device, or no cuda-bindings."""
+        """Raises UnavailableError where there is no device, or no cuda-bindings."""
         try:
             from cuda.bindings import driver  # noqa: PLC0415
 
@@ -30,9 +30,9 @@ class Device:
             did(driver.cuInit(0))
             self._device = did(driver.cuDeviceGet(ordinal))
         except ImportError as error:
-            raise EngineError(f"{error}; pip install 'pinrank[gpu]'") from error
+            raise UnavailableError(f"{error}; pip install 'pinrank[gpu]'") from error
         except (EngineError, RuntimeError) as error:  # no such device; no driver at all
-            raise EngineError(f"there is no CUDA device {ordinal}: {error}; use engine = 'openvino'") from error
+            raise UnavailableError(f"there is no CUDA device {ordinal}: {error}; use engine = 'openvino'") from error
         kinds = [f"CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{part}" for part in ("MAJOR", "MINOR")]
         asked = [getattr(driver.CUdevice_attribute, kind) for kind in kinds]
         #: Compute capability, such as `9.0`.

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kernels.cost import LinearCost, measure_cost, warm_buckets
-from kernels.engine import FeatureBatch, Rest, ShapeError, TensorSpec, no_rest
+from kernels.cost import LinearCost, warm_and_measure
+from kernels.engine import FeatureBatch, Progress, ShapeError, TensorSpec, WarmedUp, go_on
 from kernels.fusion import parse, take_out_encoder
 from kernels.gpu.staging import Bucket, Buckets, Layout
 
@@ -132,10 +132,11 @@ class GpuEngine:
             self._idle.put(lane)
         return logits
 
-    def warm_up(self, sample: FeatureBatch, rest: Rest = no_rest) -> None:
-        if self._backends[0].captures:  # each lane captures its own graphs, and lanes take turns
-            warm_buckets(self.run, self._buckets.all(), self.streams, sample, rest)
-        self._cost = measure_cost(self.run, sample, rest, repeats=max(2, self.streams))
+    def warm_up(self, sample: FeatureBatch, progress: Progress = go_on) -> WarmedUp:
+        buckets = self._buckets.all() if self._backends[0].captures else ()  # each lane captures its own graphs
+        shapes = ((bucket.requests, bucket.rows) for bucket in buckets)
+        done, self._cost = warm_and_measure(self.run, self.streams, sample, progress, shapes)
+        return done
 
     def cost_s(self, requests: int, rows: int) -> float:  # noqa: ARG002 - measured for one request; others cost alike
         return self._cost(rows)

@@ -108,7 +108,7 @@ class _Stream(Stream):
 
 
 def plan_here(library: Library, ordinal: int = 0) -> str:
-    """Return what a plan for a GPU of this machine is called in a bundle. Raises EngineError."""
+    """Return what a plan for a GPU of this machine is called in a bundle. Raises UnavailableError."""
     version, device = str(load_library(library).__version__), Device(ordinal)
     device.close()
     return plan_name(library, version, f"sm_{device.capability.replace('.', '')}", Settings(library).half)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import onnx
 
-from kernels.engine import EngineError, TensorSpec
+from kernels.engine import EngineError, TensorSpec, UnavailableError
 from kernels.fusion import inlined, parse
 from kernels.gpu.half import Half, with_half_products
 from kernels.gpu.staging import Bucket, Buckets, Layout
@@ -57,14 +57,14 @@ class Built:
 
 
 def load_library(name: Library) -> ModuleType:
-    """Import a library. Raises EngineError naming what to install."""
+    """Import a library. Raises UnavailableError naming what to install."""
     found = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}[name]
     for module in found:
         try:
             return importlib.import_module(module)
         except ImportError:
             continue
-    raise EngineError(f"{name} is not installed; pip install 'pinrank[{'gpu' if name == 'tensorrt' else 'rtx'}]'")
+    raise UnavailableError(f"{name} is not installed; pip install 'pinrank[{'gpu' if name == 'tensorrt' else 'rtx'}]'")
 
 
 def plan_name(library: Library, version: str, architecture: str, half: Half) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from triton.errors import TritonError
 
-from kernels.engine import ROW_REQUEST, EngineError, TensorSpec
+from kernels.engine import ROW_REQUEST, EngineError, TensorSpec, UnavailableError
 from kernels.fusion import inlined, parse
 from kernels.gpu.encoder_node import NODE, with_kernel
 from kernels.gpu.engine import WHOLE_DEVICE
@@ -64,7 +64,7 @@ class TorchBackend:
         try:
             stream = TorchStream(device)
         except (AssertionError, RuntimeError) as error:
-            raise EngineError(f"PyTorch cannot use {device}: {error}") from error
+            raise UnavailableError(f"PyTorch cannot use {device}: {error}") from error
         with WHOLE_DEVICE, stream.entered():
             self._network: TorchNetwork | None = TorchNetwork(model, device, kernels)
             stream.wait()

@@ -10,7 +10,7 @@ import threading
 import numpy as np
 import pytest
 
-from kernels.engine import EngineError, FeatureBatch, ShapeError
+from kernels.engine import EngineError, FeatureBatch, ShapeError, WarmedUp
 from kernels.numpy_engine import NumpyEngine
 from kernels.opening import ENGINES, engine_factory
 from model_store.assembly import Assembler
@@ -96,6 +96,38 @@ def test_cost_is_unknown_before_warm_up_and_grows_with_rows_after(engine):
     assert engine.cost_s(1, 100_000) > 0
 
 
+def test_a_warm_up_tells_before_its_first_run_and_after_each_how_far_it_is(engine):
+    told = []
+
+    def progress(runs, of):
+        told.append((runs, of))
+        return True
+
+    done = engine.warm_up(batch(8), progress)
+    assert done == WarmedUp(done.of, done.of)
+    assert told == [(runs, done.of) for runs in range(done.of + 1)]
+
+
+def test_a_warm_up_without_time_leaves_out_shapes_and_knows_the_cost_all_the_same(engine, request):
+    whole = engine.warm_up(batch(8)).of
+    done = engine.warm_up(batch(8), lambda runs, of: False)
+    has_shapes = "tensorrt" in request.node.name
+    assert done.of == whole
+    assert (done.runs < whole) == has_shapes
+    assert engine.cost_s(1, 100_000) > 0
+
+
+def test_what_is_raised_between_runs_ends_a_warm_up_and_leaves_the_engine_good(engine):
+    def progress(runs, of):
+        if runs == 3:
+            raise KeyError("enough")
+        return True
+
+    with pytest.raises(KeyError, match="enough"):
+        engine.warm_up(batch(8), progress)
+    assert engine.run(batch(8)).shape == (8, 2)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -136,6 +168,49 @@ print(threading.active_count())
     done = subprocess.run([sys.executable, "-c", story], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"
     assert not list(tmp_path.iterdir())  # it keeps an identity of the user's there
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_engine_is_imported_without_the_runtimes_of_others_without_threads_and_without_a_device(name):
+    if name == "torch":
+        pytest.importorskip("torch")
+    # What asks for a device, before anything of ours is imported: a process that forks afterwards could not use it.
+    story = f"""
+import sys, threading
+if {name!r} == "torch":
+    import torch
+    def touched(*_):
+        raise SystemExit("it asks for a device")
+    torch.cuda.is_available = torch.cuda.device_count = torch.cuda._lazy_init = touched
+from kernels.opening import engine_factory
+engine_factory({name!r})
+runtimes = {{"openvino", "torch", "tensorrt", "tensorrt_rtx", "cuda"}}
+print(*sorted(runtimes & set(sys.modules)), threading.active_count())
+"""
+    done = subprocess.run([sys.executable, "-c", story], capture_output=True, text=True, check=False)
+    own = [name] if name in {"openvino", "torch"} else []
+    assert (done.stdout.split(), done.stderr) == ([*own, "1"], "")
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        (ModuleNotFoundError("No module named 'x'", name="x"), "engine 'openvino' lacks x; pip install x"),
+        (ImportError("libx.so: no such file"), "engine 'openvino' cannot be imported: libx.so: no such file"),
+        (OSError("libx.so: no such file"), "engine 'openvino' cannot be imported: libx.so: no such file"),
+    ],
+)
+def test_an_engine_that_cannot_be_imported_says_why(monkeypatch, failure, message):
+    class Failing:
+        @staticmethod
+        def find_spec(name, *_):
+            if name == "kernels.openvino_engine":
+                raise failure
+
+    monkeypatch.delitem(sys.modules, "kernels.openvino_engine", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Failing, *sys.meta_path])
+    with pytest.raises(ValueError, match=message):
+        engine_factory("openvino")
 
 
 def test_unknown_engine_names_those_there_are():

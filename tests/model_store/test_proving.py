@@ -27,7 +27,7 @@ from tests.processes import children, ends_of
 
 @pytest.fixture(scope="module")
 def prover():
-    with closing(Prover()) as shared:
+    with closing(Prover("openvino")) as shared:
         yield shared
 
 
@@ -107,13 +107,13 @@ def test_a_run_of_recent_requests_that_fails_quotes_nothing_of_them(prover, clai
 
 
 def test_a_bundle_is_proven_also_while_requests_leave_nothing_idle(claim):
-    with closing(Prover()) as own:
+    with closing(Prover("openvino")) as own:
         own.pace.busy = True
         assert own.prove(claim(share=0.5), None).memory_bytes > 0
 
 
 def test_one_that_requests_left_no_time_for_is_not_the_bundles_fault(claim):
-    with closing(Prover()) as own:
+    with closing(Prover("openvino")) as own:
         own.pace.busy = True
         with pytest.raises(ProvingError, match="tiny@1: not proven within 2 s, .* held back .* s for requests"):
             own.prove(claim(endless(), timeout_s=2.0, engine="numpy", share=0.05), None)
@@ -169,7 +169,7 @@ def test_a_crash_of_the_network_is_the_bundles_fault(prover, claim):
 
 
 def test_a_helper_that_dies_is_nobodys_fault_and_is_replaced(claim):
-    with closing(Prover()) as own:
+    with closing(Prover("openvino")) as own:
         slow = claim(endless(), engine="numpy")
         own.start()
 
@@ -187,7 +187,7 @@ def test_a_helper_that_dies_is_nobodys_fault_and_is_replaced(claim):
 def test_the_helper_and_what_it_tries_end_with_a_server_that_is_killed(claim):
     slow = json.dumps(asdict(claim(endless(), engine="numpy")))
     script = (
-        "import json, sys; from model_store.proving import Claim, Prover; prover = Prover(); prover.start();"
+        "import json, sys; from model_store.proving import Claim, Prover; prover = Prover('numpy'); prover.start();"
         "print(prover._helper.pid, flush=True); prover.prove(Claim(**json.loads(sys.argv[1])), None)"
     )
     with subprocess.Popen([sys.executable, "-c", script, slow], stdout=subprocess.PIPE, text=True) as server:
@@ -196,6 +196,25 @@ def test_the_helper_and_what_it_tries_end_with_a_server_that_is_killed(claim):
             assert server.poll() is None
         with ends_of([helper, *found]):
             server.kill()
+
+
+def test_the_helper_imports_the_engine_that_is_served_and_a_proof_by_one_that_is_not_there_says_so(
+    claim, tmp_path, monkeypatch
+):
+    package = tmp_path / "stand-in/openvino"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'openvino'\", name='openvino')")
+    monkeypatch.setenv("PYTHONPATH", str(package.parent))
+    for engine in ("numpy", "openvino"):
+        with closing(Prover(engine)) as own:
+            assert own.prove(claim(engine="numpy"), None).memory_bytes > 0
+            with pytest.raises(ProvingError, match="engine 'openvino' lacks openvino; pip install openvino"):
+                own.prove(claim(), None)
+
+
+def test_a_gpu_that_is_not_there_is_not_the_bundles_fault(prover, claim):
+    with pytest.raises(ProvingError, match="there is no CUDA device|is not installed|pip install"):
+        prover.prove(claim(engine="tensorrt", device=63), None)
 
 
 def test_another_bundle_than_was_claimed_is_not_proven(prover, claim):

@@ -18,7 +18,7 @@ async def gated(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[tuple[Server, GatedEngine]]:
     """A server with one engine stream, and its gate; the gate is opened at the end so that the server can drain."""
-    monkeypatch.setattr("server.app.engine_factory", lambda _: GatedEngine)
+    monkeypatch.setattr("server.app.engine_factory", lambda *_: GatedEngine)
     server = await start_server(engine_streams=1, labels=("stable",), requests_in_flight_max=4, rows_in_flight_max=60)
     engine = server._models.default.live.engine
     assert isinstance(engine, GatedEngine)

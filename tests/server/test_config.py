@@ -61,6 +61,53 @@ def test_misspelt_or_malformed_variable_is_fatal_and_named(file, monkeypatch, na
         load_config(file)
 
 
+@pytest.mark.parametrize(
+    ("written", "device", "devices"),
+    [("", None, (0,)), ("device = 0", (0,), (0,)), ("device = 3", (3,), (3,)), ("device = [2, 0]", (2, 0), (2, 0))],
+)
+def test_gpus_are_a_number_or_several_in_the_file(tmp_path, written, device, devices):
+    file = tmp_path / "gpu.toml"
+    file.write_text(f'engine = "torch"\n{written}\n{FILE}')
+    config = load_config(file)
+    assert (config.device, config.devices) == (device, devices)
+
+
+@pytest.mark.parametrize(("value", "devices"), [("1", (1,)), ("[0, 1]", (0, 1))])
+def test_gpus_are_a_number_or_several_in_the_environment(file, monkeypatch, value, devices):
+    monkeypatch.setenv("PINRANK_ENGINE", "tensorrt")
+    monkeypatch.setenv("PINRANK_DEVICE", value)
+    assert load_config(file).devices == devices
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("-1", "device: .*-1: write a GPU's number, from 0 to 63, or a list of them"),
+        ("64", "device: .*64: write a GPU's number"),
+        ("0,1", "device: .*'0,1': write a GPU's number"),
+        ("", "device: .*'': write a GPU's number"),
+        ("true", "device: .*True: write a GPU's number"),
+        ("[]", "device: .*write a GPU's number"),
+        ("[0, 1.5]", "device: .*write a GPU's number"),
+        ("[0, 1, 0]", r"device: .*\[0, 1, 0\] names a GPU twice"),
+    ],
+)
+def test_what_are_no_gpus_is_fatal_and_named(file, monkeypatch, value, message):
+    monkeypatch.setenv("PINRANK_ENGINE", "torch")
+    monkeypatch.setenv("PINRANK_DEVICE", value)
+    with pytest.raises(ConfigError, match=message):
+        load_config(file)
+
+
+@pytest.mark.parametrize("engine", ["openvino", "numpy"])
+def test_a_gpu_for_an_engine_of_the_processor_is_fatal_and_named(file, monkeypatch, engine):
+    monkeypatch.setenv("PINRANK_ENGINE", engine)
+    assert load_config(file).device is None
+    monkeypatch.setenv("PINRANK_DEVICE", "0")
+    with pytest.raises(ConfigError, match=f"device: engine '{engine}' computes on the processor; leave device out"):
+        load_config(file)
+
+
 def links(service, number, protocol, address):
     """What Kubernetes sets for a Service with one port that has a name."""
     name, ports = service.upper().replace("-", "_"), f"{protocol.lower()}://{address}:{number}"

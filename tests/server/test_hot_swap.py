@@ -49,7 +49,7 @@ async def test_a_moved_label_is_followed_without_a_failed_or_degraded_request(se
 
 
 async def test_a_version_that_waits_for_its_last_request_is_kept_until_then(serve, store, tmp_path, monkeypatch, calls):
-    monkeypatch.setattr("server.app.engine_factory", lambda _: GatedEngine)
+    monkeypatch.setattr("server.app.engine_factory", lambda *_: GatedEngine)
     server = await serve(labels=("stable",), engine_streams=1)
     call = calls(server)
     engine = server._models.default.live.engine
@@ -68,7 +68,7 @@ async def test_a_version_that_waits_for_its_last_request_is_kept_until_then(serv
 
 
 async def test_a_run_whose_caller_hung_up_holds_its_version_too(serve, store, tmp_path, monkeypatch, calls):
-    monkeypatch.setattr("server.app.engine_factory", lambda _: GatedEngine)
+    monkeypatch.setattr("server.app.engine_factory", lambda *_: GatedEngine)
     server = await serve(labels=("stable",), engine_streams=2)
     call = calls(server)
     engine = server._models.default.live.engine

@@ -85,7 +85,7 @@ GUARD = GuardConfig(requests_min=20, psi_max=0.8, p99_ratio_max=1_000)
 async def test_a_canary_that_breaches_its_guard_is_rolled_back_for_everybody_with_the_reason(
     breach, serve, calls, store, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("server.app.engine_factory", lambda _: FailingLater)
+    monkeypatch.setattr("server.app.engine_factory", lambda *_: FailingLater)
 
     def nobody():  # as in a container whose user id has no name
         raise KeyError("getpwuid(): uid not found: 10001")

@@ -96,7 +96,9 @@ async def test_health_check_of_the_image_asks_the_server_itself_whatever_the_sur
     asked = await asyncio.create_subprocess_exec(*command, env=around | {"PINRANK_HTTP_PORT": port})
     assert await asked.wait() == 1
     server.serving = True
-    assert "503" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "503" in said
+    assert "\nnot serving\n" in said
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from kernels.engine import EngineError
+from kernels.engine import EngineError, UnavailableError
 from kernels.gpu.cuda import Device, Stream
 from tests.kernels.gpu.fake_cuda import FakeCuda, install
 
@@ -120,11 +120,13 @@ def test_a_call_without_the_context_is_an_error(cuda, stream):
 
 
 def test_a_device_that_is_not_there_is_named_and_leaves_nothing(cuda):
-    with pytest.raises(EngineError, match="no CUDA device 7: CUDA: CUDA_ERROR_INVALID_DEVICE; use engine = 'openvino'"):
+    with pytest.raises(
+        UnavailableError, match="no CUDA device 7: CUDA: CUDA_ERROR_INVALID_DEVICE; use engine = 'openvino'"
+    ):
         Device(7)
 
 
 def test_without_cuda_bindings_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda", None)
-    with pytest.raises(EngineError, match=r"pip install 'pinrank\[gpu\]'"):
+    with pytest.raises(UnavailableError, match=r"pip install 'pinrank\[gpu\]'"):
         Device()

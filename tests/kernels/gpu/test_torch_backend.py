@@ -8,7 +8,7 @@ import pytest
 import torch
 from onnx import helper
 
-from kernels.engine import EngineError, ShapeError
+from kernels.engine import EngineError, ShapeError, UnavailableError
 from kernels.fusion import inlined, parse
 from kernels.gpu.engine import GpuEngine
 from kernels.gpu.torch_backend import TorchBackend, open_torch
@@ -67,5 +67,5 @@ def test_an_operator_that_is_not_known_is_named():
 
 
 def test_a_device_that_is_not_there_is_an_error():
-    with pytest.raises(EngineError, match="PyTorch cannot use cuda:7"):
+    with pytest.raises(UnavailableError, match="PyTorch cannot use cuda:7"):
         GpuEngine(open_torch, tiny.network(), SPECS, 2, devices=(7,))
