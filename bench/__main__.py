@@ -18,8 +18,8 @@ BENCHMARKS = {
     name: f"bench.{name}"
     for name in (
         "actions", "bulk_load", "encoder", "faults", "feature_reads", "fuzz_atomic", "fuzz_parquet", "fuzz_stream",
-        "half", "isolation", "lift", "load_tools", "near_cache", "overload", "recording", "serving", "swap_kills",
-        "swaps", "swaps_broken",
+        "gpu_compiled", "half", "isolation", "lift", "load_tools", "near_cache", "overload", "recording", "serving",
+        "swap_kills", "swaps", "swaps_broken",
     )
 }  # fmt: skip
 #: Trains for most of an hour on data that must be brought: runs only when it is named.

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from kernels.fused_encoder import EncoderShape
 from kernels.gpu.encoder_node import NODE, encoder_alone
-from kernels.gpu.tiles import TILE_ROWS, TILES, tiles_of
+from kernels.gpu.tiles import TILES, Launch, tiles_of
 from kernels.gpu.torch_network import TorchNetwork
 from kernels.gpu.triton_encoder import TritonEncoder
 from ranker.encoder import EarlyFusion
@@ -89,7 +89,7 @@ class Inputs:
     """A random batch: requests with whole sequences, and as many rows each."""
 
     def __init__(
-        self, sizes: Sizes, requests: int, rows: int, length: int, device: torch.device, tile_rows: int = TILE_ROWS
+        self, sizes: Sizes, requests: int, rows: int, length: int, device: torch.device, tile_rows: int = 0
     ) -> None:
         drawn = torch.Generator().manual_seed(0)
         self.rows = requests * rows
@@ -231,7 +231,7 @@ def _tuning(weights: dict[str, np.ndarray], plan: Plan, device: torch.device) ->
     requests, rows = plan.shapes[-2]
     found = []
     for warps, tile_rows in plan.tunings:
-        kernel = TritonEncoder(weights, EncoderShape(plan.length, Sizes().readout_rows, 2), warps=warps)
+        kernel = TritonEncoder(weights, EncoderShape(plan.length, Sizes().readout_rows, 2), Launch(warps=warps))
         batch = Inputs(Sizes(), requests, rows, plan.length, device, tile_rows)
         about: dict[str, Any] = {"requests": requests, "rows": rows, "warps": warps, "tile_rows": tile_rows}
         try:

@@ -42,7 +42,8 @@ encoder (int64[R, T] actions, float[R, T, E] embeddings, float[N, E] candidates,
     kinds = Gather (action_table, actions)
     joined = Concat <axis = 2> (kinds, pins)
     own = Pad (joined, longer)
-    tokens = Pad (own, wider)
+    centred = MatMul (own, centre_map)
+    tokens = Cast <to = 16> (centred)
     asked = MatMul (own, query_map)
     asking = Add (asked, query_bias)
     across = Transpose <perm = [0, 2, 1]> (own)
@@ -103,7 +104,7 @@ def with_kernel(
 
 def _constants(encoder: TritonEncoder) -> dict[str, np.ndarray]:
     w, own, sizes = encoder.weights, encoder.token_dim, encoder.constants
-    longer, wider = int(sizes["L"]) - encoder.shape.length, int(sizes["D"]) - own
+    longer, wide = int(sizes["L"]) - encoder.shape.length, int(sizes["D"])
     query_key, value_out = w["layer1_query_key"][:own], w["layer1_value_out"][:, :own]
     constants = {
         "nothing": np.array(0),
@@ -111,15 +112,16 @@ def _constants(encoder: TritonEncoder) -> dict[str, np.ndarray]:
         "middle": np.array([1]),
         "longer_flags": np.array([0, 0, 0, longer]),
         "longer": np.array([0, 0, 0, 0, longer, 0]),
-        "wider": np.array([0, 0, 0, 0, 0, wider]),
         "zero": np.array(0.0, np.float32),
         "masked": np.array(-1e30, np.float32),
         "action_table": w["action_table"],
         "pin_map": w["acted"].T,
         "pin_bias": w["acted_bias"],
+        # Less each token's mean over the kernel's real columns.
+        "centre_map": np.eye(own, wide, dtype=np.float32) - (np.arange(wide) < encoder.dim) / np.float32(encoder.dim),
         "query_map": query_key[:, :own].T,
         "query_bias": w["layer1_query_key_bias"][:own],
-        "value_map": np.pad(value_out.T, [(0, 0), (0, wider - encoder.candidate_dim)]),
+        "value_map": np.pad(value_out.T, [(0, 0), (0, wide - encoder.dim)]),
         "key_map": np.pad(query_key[:, own:], [(0, 0), (0, int(sizes["C"]) - encoder.candidate_dim)]),
     }
     return {name: np.array(array, order="C") for name, array in constants.items()}

@@ -1,26 +1,56 @@
-"""How ragged rows are cut for the fused kernel: every program takes a few rows of one request."""
+"""How the fused kernel is launched, and how ragged rows are cut for it: a program takes a few rows of one request."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 
 #: The kernel's input that says which rows a program takes: int32[T, 3] of `tiles_of`.
 TILES = "tiles"
-#: Rows of one request that a program computes one after the other, so that what they share is read once.
-TILE_ROWS = 8
+#: Most rows of one request that a program computes one after the other, so that what they share is read once.
+TILE_ROWS_MAX = 8
+#: Programs that an H100 or H200 runs at once: one on each of 132 multiprocessors, rounded down to a power of two.
+PROGRAMS = 128
 
 
-def tiles_of(row_splits: np.ndarray, tile_rows: int = TILE_ROWS, tiles: int = 0) -> np.ndarray:
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How the kernel is compiled. Every choice computes the same; `bench/results/gpu_compiled.md` says what each costs.
+
+    The default has the fewest barriers and spills least, of what runs on every architecture.
+
+    Attributes:
+        block: actions that go through layer 1 together; a power of two.
+        warps: of a program, 32 threads each.
+    """
+
+    block: int = 128
+    warps: int = 8
+
+
+def tile_rows_for(rows: int) -> int:
+    """Return how many rows a tile of a batch takes.
+
+    A batch takes as long as its longest multiprocessor, so a small one is spread over all of them before any program
+    gets a second row. Powers of two: all batches of a bucket of shapes are cut alike.
+    """
+    fair = -(-rows // PROGRAMS)
+    return min(TILE_ROWS_MAX, 1 << max(0, fair - 1).bit_length())
+
+
+def tiles_of(row_splits: np.ndarray, tile_rows: int = 0, tiles: int = 0) -> np.ndarray:
     """Cut every request's rows into tiles.
 
     Args:
         row_splits: int32[R + 1].
-        tile_rows: at most so many rows in each.
+        tile_rows: at most so many rows in each; 0 takes `tile_rows_for` the batch.
         tiles: at least so many tiles; those too many are empty.
 
     Returns:
         int32[T, 3]: request, first row, row after the last.
     """
+    tile_rows = tile_rows or tile_rows_for(int(row_splits[-1]))
     counts = np.diff(row_splits)
     of_request = -(-counts // tile_rows)
     request = np.repeat(np.arange(len(counts)), of_request)
@@ -31,5 +61,5 @@ def tiles_of(row_splits: np.ndarray, tile_rows: int = TILE_ROWS, tiles: int = 0)
 
 
 def tiles_max(requests: int, rows: int) -> int:
-    """Return how many tiles so many rows of so many requests may need."""
-    return -(-rows // TILE_ROWS) + requests
+    """Return how many tiles a batch of at most so many rows and requests may need."""
+    return max(min(rows, PROGRAMS), -(-rows // tile_rows_for(rows))) + requests

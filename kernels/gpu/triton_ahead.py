@@ -17,7 +17,7 @@ from kernels.gpu.triton_encoder import OPTIONS, TritonEncoder, encode_rows
 #: Pointers that are not to float32.
 _KINDS = {
     "tiles": "*i32",
-    **dict.fromkeys(("exponentials", "values"), "*bf16"),
+    **dict.fromkeys(("exponentials", "values", "tokens"), "*bf16"),
     **dict.fromkeys(("hidden1", "out1", "query_key2", "value_out2", "hidden2", "out2"), "*bf16"),
 }
 _ENTRY = re.compile(r"(\.entry\s+\w+\()(.*?)(\n\))", re.DOTALL)

@@ -24,13 +24,12 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from kernels.engine import EngineError
 from kernels.fused_encoder import EncoderShape, check_weights, serves
+from kernels.gpu.tiles import Launch
 
 #: What a mixture's weights must sum to; below, the product of exponentials is given up for a softmax of the sum. What
 #: underflows in a float32 is then less than 1e-12 of it.
 _SUM_MIN = tl.constexpr(1e-25)
 _MASKED = tl.constexpr(-1e30)
-#: Actions that go through layer 1 together.
-_BLOCK = 32
 #: How the kernel is compiled. Loads are not fetched ahead into shared memory: with Triton's default of 3 stages a
 #: program would take more than there is.
 OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}
@@ -53,49 +52,61 @@ _NORMS = ("layer1_norm_attention", "layer1_norm_out", "layer2_norm_attention", "
 
 @triton.jit
 def _half(x, interpreted: tl.constexpr):
-    """Round to bf16; Triton's interpreter multiplies no bf16, so there it is float32 again afterwards."""
-    x = x.to(tl.bfloat16)
+    """Round to the nearest bf16. Triton's interpreter cuts instead and multiplies no bf16: there it stays a float32."""
     if interpreted:
-        x = x.to(tl.float32)
+        bits = x.to(tl.float32).to(tl.uint32, bitcast=True)
+        x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
+    else:
+        x = x.to(tl.bfloat16)
     return x
 
 
 @triton.jit
-def _norm(x, gain, shift, real, dim: tl.constexpr, epsilon: tl.constexpr):
-    mean = tl.sum(x * real[None, :], 1) / dim
-    centred = (x - mean[:, None]) * real[None, :]
-    variance = tl.sum(centred * centred, 1) / dim
-    return centred * tl.rsqrt(variance + epsilon)[:, None] * gain[None, :] + shift[None, :]
+def _standardised(x, dim: tl.constexpr, epsilon: tl.constexpr):
+    """Subtract each row's mean and divide by its deviation. x is 0 beyond its `dim` real columns; the result is not.
+
+    Both sums are taken of x itself, at once: what is standardised here is a norm's output and what was added to it,
+    whose mean is never far beyond its deviation.
+    """
+    mean = tl.sum(x, 1) / dim
+    scale = tl.rsqrt(tl.maximum(tl.sum(x * x, 1) / dim - mean * mean, 0.0) + epsilon)
+    return x * scale[:, None] - (mean * scale)[:, None]
 
 
 @triton.jit
-def _feed_forward(x, hidden, hidden_bias, out, out_bias, interpreted: tl.constexpr):
+def _feed_forward(x, hidden, hidden_bias, out, interpreted: tl.constexpr):
     inner = tl.maximum(tl.dot(_half(x, interpreted), hidden) + hidden_bias[None, :], 0.0)
-    return x + tl.dot(_half(inner, interpreted), out) + out_bias[None, :]
+    return x + tl.dot(_half(inner, interpreted), out)
 
 
 @triton.jit
 def _first_layer(
-    i, j, d, there, weight, weighted, added, constant, real,
-    exponentials, scores, values, tokens, present, hidden, hidden_bias, out, out_bias, norms,
-    dim: tl.constexpr, epsilon: tl.constexpr, interpreted: tl.constexpr, L: tl.constexpr, D: tl.constexpr,
+    i, j, d, there, weight, weighted, added, constant,
+    exponentials, scores, values, tokens, present, hidden, hidden_bias, out, norms,
+    length: tl.constexpr, dim: tl.constexpr, epsilon: tl.constexpr, spare: tl.constexpr, interpreted: tl.constexpr,
+    L: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """Return bf16[B, D], layer 1's outputs of the actions `i`, and whether each is there."""
     square, wide = i[:, None] * L + j[None, :], i[:, None] * D + d[None, :]
     here = tl.load(present + i) > 0
     shared = _half(tl.load(exponentials + square), interpreted)
     mixed = tl.dot(shared, weighted)
-    total = tl.sum(shared.to(tl.float32) * weight[None, :], 1)
-    if tl.min(tl.where(here, total, 1.0), 0) < _SUM_MIN:
+    if spare:
+        total = tl.sum(tl.where(d[None, :] == dim, mixed, 0.0), 1)
+    else:
+        total = tl.sum(shared.to(tl.float32) * weight[None, :], 1)
+    if tl.min(tl.where(i < length, total, 1.0), 0) < _SUM_MIN:
         summed = tl.where(there[None, :], tl.load(scores + square) + added[None, :], _MASKED)
         spread = tl.exp(summed - tl.max(summed, 1)[:, None])
         value = _half(tl.load(values + j[:, None] * D + d[None, :]), interpreted)
         mixed = tl.dot(_half(spread, interpreted), value)
         total = tl.sum(spread, 1)
-    x = tl.load(tokens + wide) + constant[None, :] + mixed / tl.where(here, total, 1.0)[:, None]
-    x = _norm(x, tl.load(norms + d), tl.load(norms + D + d), real, dim, epsilon)
-    x = _feed_forward(x, hidden, hidden_bias, out, out_bias, interpreted)
-    x = _norm(x, tl.load(norms + 2 * D + d), tl.load(norms + 3 * D + d), real, dim, epsilon)
+    share = 1.0 / tl.maximum(total, _SUM_MIN)
+    x = tl.load(tokens + wide).to(tl.float32) + constant[None, :] + mixed * share[:, None]
+    squares = tl.where(d[None, :] == dim, 0.0, x * x)  # without the column of the weights' sums
+    x *= tl.rsqrt(tl.sum(squares, 1) / dim + epsilon)[:, None]
+    x = x * tl.load(norms + d)[None, :] + tl.load(norms + D + d)[None, :]
+    x = _standardised(_feed_forward(x, hidden, hidden_bias, out, interpreted), dim, epsilon)
     return _half(x, interpreted), here
 
 
@@ -103,11 +114,11 @@ def _first_layer(
 def encode_rows(
     tiles, exponentials, scores, values, tokens, keys, present,
     candidates, candidate_map, candidate_bias, row_of_candidate, row_bias,
-    hidden1, hidden1_bias, out1, out1_bias, query_key2, query_key2_bias, value_out2, value_out2_bias,
-    hidden2, hidden2_bias, out2, out2_bias, norms, encoded,
-    dim: tl.constexpr, rows: tl.constexpr, embedding_dim: tl.constexpr, epsilon: tl.constexpr,
-    interpreted: tl.constexpr, L: tl.constexpr, D: tl.constexpr, C: tl.constexpr, E: tl.constexpr, H: tl.constexpr,
-    K: tl.constexpr, B: tl.constexpr,
+    hidden1, hidden1_bias, out1, query_key2, query_key2_bias, value_out2, value_out2_bias,
+    hidden2, hidden2_bias, out2, norms, encoded,
+    length: tl.constexpr, dim: tl.constexpr, rows: tl.constexpr, embedding_dim: tl.constexpr, epsilon: tl.constexpr,
+    spare: tl.constexpr, interpreted: tl.constexpr, L: tl.constexpr, D: tl.constexpr, C: tl.constexpr,
+    E: tl.constexpr, H: tl.constexpr, K: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
     """Encode a tile's rows. Sizes in capitals are powers of two, at least 16; what lies beyond the real ones is 0.
 
@@ -126,32 +137,35 @@ def encode_rows(
     present += request * L
     j, d, c, e = tl.arange(0, L), tl.arange(0, D), tl.arange(0, C), tl.arange(0, E)
     h, k, i = tl.arange(0, H), tl.arange(0, K), tl.arange(0, B)
-    real = (d < dim).to(tl.float32)
     there = tl.load(present + j) > 0
     to_hidden, from_hidden = d[:, None] * H + h[None, :], h[:, None] * D + d[None, :]
     full = d[:, None] * D + d[None, :]
     newest = _half((k[:, None] == i[None, :]).to(tl.float32), interpreted)
     reads = (k < rows) & (tl.load(present + tl.minimum(k, L - 1)) > 0)
-    for n in range(start, stop):
+    hidden, hidden_bias = _half(tl.load(hidden1 + to_hidden), interpreted), tl.load(hidden1_bias + h)
+    out = _half(tl.load(out1 + from_hidden), interpreted)
+    n = start
+    while n < stop:
         row = tl.cast(n, tl.int64)
         pin = tl.load(candidates + row * embedding_dim + e, mask=e < embedding_dim, other=0.0)
         candidate = tl.sum(tl.load(candidate_map + c[:, None] * E + e[None, :]) * pin[None, :], 1)
         candidate += tl.load(candidate_bias + c)
-        constant = tl.sum(tl.load(row_of_candidate + c[:, None] * D + d[None, :]) * candidate[:, None], 0)
+        constant = tl.sum(tl.load(row_of_candidate + d[:, None] * C + c[None, :]) * candidate[None, :], 1)
         constant += tl.load(row_bias + d)
 
         key = tl.load(keys + j[:, None] * C + c[None, :])
         added = tl.where(there, tl.sum(key * candidate[None, :], 1), _MASKED)
         weight = tl.where(there, tl.exp(added - tl.max(added, 0)), 0.0)
-        weighted = _half(weight[:, None] * tl.load(values + j[:, None] * D + d[None, :]).to(tl.float32), interpreted)
-        hidden, hidden_bias = _half(tl.load(hidden1 + to_hidden), interpreted), tl.load(hidden1_bias + h)
-        out, out_bias = _half(tl.load(out1 + from_hidden), interpreted), tl.load(out1_bias + d)
+        value = _half(tl.load(values + j[:, None] * D + d[None, :]), interpreted)
+        if spare:
+            value = tl.where(d[None, :] == dim, 1.0, value)
+        weighted = _half(_half(weight, interpreted)[:, None] * value, interpreted)
         x, here = _first_layer(
-            i, j, d, there, weight, weighted, added, constant, real,
-            exponentials, scores, values, tokens, present, hidden, hidden_bias, out, out_bias, norms,
-            dim, epsilon, interpreted, L, D,
+            i, j, d, there, weight, weighted, added, constant,
+            exponentials, scores, values, tokens, present, hidden, hidden_bias, out, norms,
+            length, dim, epsilon, spare, interpreted, L, D,
         )  # fmt: skip
-        asking = tl.dot(newest, x)
+        asking = tl.dot(newest, x) * tl.load(norms + 2 * D + d)[None, :] + tl.load(norms + 3 * D + d)[None, :]
         mapped = tl.dot(_half(asking, interpreted), _half(tl.load(query_key2 + full), interpreted))
         mapped = _half(mapped + tl.load(query_key2_bias + d)[None, :], interpreted)
         summed = tl.where(here[None, :], tl.dot(mapped, tl.trans(x)), _MASKED)
@@ -161,9 +175,9 @@ def encode_rows(
         read = tl.dot(_half(spread, interpreted), x)
         for first in range(B, L, B):
             x, here = _first_layer(
-                first + i, j, d, there, weight, weighted, added, constant, real,
-                exponentials, scores, values, tokens, present, hidden, hidden_bias, out, out_bias, norms,
-                dim, epsilon, interpreted, L, D,
+                first + i, j, d, there, weight, weighted, added, constant,
+                exponentials, scores, values, tokens, present, hidden, hidden_bias, out, norms,
+                length, dim, epsilon, spare, interpreted, L, D,
             )  # fmt: skip
             summed = tl.where(here[None, :], tl.dot(mapped, tl.trans(x)), _MASKED)
             higher = tl.maximum(highest, tl.max(summed, 1))
@@ -178,26 +192,29 @@ def encode_rows(
             + tl.dot(read, _half(tl.load(value_out2 + full), interpreted))
             + tl.load(value_out2_bias + d)[None, :]
         )
-        y = _norm(y, tl.load(norms + 4 * D + d), tl.load(norms + 5 * D + d), real, dim, epsilon)
+        y = _standardised(y, dim, epsilon)
+        y = y * tl.load(norms + 4 * D + d)[None, :] + tl.load(norms + 5 * D + d)[None, :]
         y = _feed_forward(
             y, _half(tl.load(hidden2 + to_hidden), interpreted), tl.load(hidden2_bias + h),
-            _half(tl.load(out2 + from_hidden), interpreted), tl.load(out2_bias + d), interpreted,
+            _half(tl.load(out2 + from_hidden), interpreted), interpreted,
         )  # fmt: skip
-        y = _norm(y, tl.load(norms + 6 * D + d), tl.load(norms + 7 * D + d), real, dim, epsilon)
+        y = _standardised(y, dim, epsilon)
+        y = y * tl.load(norms + 6 * D + d)[None, :] + tl.load(norms + 7 * D + d)[None, :]
         readout = encoded + row * rows * dim + k[:, None] * dim + d[None, :]
         tl.store(readout, tl.where(reads[:, None], y, 0.0), mask=(k[:, None] < rows) & (d[None, :] < dim))
+        n += 1
 
 
 class TritonEncoder:
     """One encoder's weights in the kernel's layout. Immutable; may run on any number of streams."""
 
-    def __init__(self, weights: Mapping[str, np.ndarray], shape: EncoderShape, *, warps: int | None = None) -> None:
+    def __init__(self, weights: Mapping[str, np.ndarray], shape: EncoderShape, launch: Launch | None = None) -> None:
         """Lay out.
 
         Args:
             weights: float32, by the names of `ranker.serving_form.fold_early`.
             shape: of the sequence and the readout.
-            warps: of a program; None takes what the sizes ask for.
+            launch: None takes the best known.
 
         Raises:
             EngineError: the kernel does not serve this shape.
@@ -205,7 +222,7 @@ class TritonEncoder:
         if not self.serves(shape):
             raise EngineError(f"the kernel serves two layers and up to {LENGTH_MAX} actions, not {shape}")
         check_weights(weights, shape)
-        w = {name: np.asarray(value, np.float32) for name, value in weights.items()}
+        launch, w = launch or Launch(), folded(weights)
         self.weights, self.shape = w, shape
         self.token_dim, self.candidate_dim = w["action_table"].shape[1] + len(w["acted"]), len(w["candidate"])
         self.dim = self.token_dim + self.candidate_dim
@@ -217,19 +234,23 @@ class TritonEncoder:
             "E": _up(w["acted"].shape[1]),
             "H": _up(len(w["layer1_hidden"])),
             "K": _up(shape.rows),
-            "B": min(_up(shape.length), max(_BLOCK, _up(shape.rows))),
+            "B": min(_up(shape.length), max(launch.block, _up(shape.rows))),
         }
         #: The kernel's arguments from `candidate_map` to `norms`, by name.
         self.arrays = self._laid_out()
         self.constants: dict[str, int | float] = {
+            "length": shape.length,
             "dim": self.dim,
             "rows": shape.rows,
             "embedding_dim": w["acted"].shape[1],
             "epsilon": shape.epsilon,
+            # Whether a column beyond the real ones sums the mixture's weights, in its product. In smaller blocks
+            # NVIDIA's assembler gives up on the selection of that column: 32 registers, 17 KB spilled.
+            "spare": self.dim < self._sizes["D"] and self._sizes["B"] > 32,
             "interpreted": isinstance(encode_rows, InterpretedFunction),
             **self._sizes,
         }
-        self.warps = warps or 4
+        self.warps = launch.warps
 
     @staticmethod
     def serves(shape: EncoderShape) -> bool:
@@ -240,17 +261,19 @@ class TritonEncoder:
         w, own, s = self.weights, self.token_dim, self._sizes
         of_candidate = w["layer1_value_out"][:, own:].T.copy()
         of_candidate[:, own:] += np.eye(self.candidate_dim, dtype=np.float32)
+        of_candidate -= of_candidate.mean(axis=1, keepdims=True)
         laid = {
             "candidate_map": _pad(w["candidate"], s["C"], s["E"]),
             "candidate_bias": _pad(w["candidate_bias"], s["C"]),
-            "row_of_candidate": _pad(of_candidate, s["C"], s["D"]),
+            "row_of_candidate": _pad(of_candidate.T, s["D"], s["C"]),
             "row_bias": _pad(w["layer1_value_out_bias"], s["D"]),
             "norms": np.stack([_pad(w[f"{name}{part}"], s["D"]) for name in _NORMS for part in ("", "_bias")]),
         }
         for name, held, *sizes in _PRODUCTS:
             out, into = (s[size] for size in sizes)
-            weight, bias = w[held], w[f"{held}_bias"]
-            laid[name], laid[f"{name}_bias"] = _pad(weight.T, into, out).astype(_BF16), _pad(bias, out)
+            laid[name] = _pad(w[held].T, into, out).astype(_BF16)
+            if not held.endswith("feed_forward"):  # whose bias is folded into others
+                laid[f"{name}_bias"] = _pad(w[f"{held}_bias"], out)
         return laid
 
     def run(self, *given: Tensor, encoded: Tensor | None = None) -> Tensor:
@@ -275,6 +298,29 @@ class TritonEncoder:
                 **OPTIONS,
             )
         return encoded
+
+
+def folded(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return weights of the same function in which the kernel has less to do for every action.
+
+    Layer 1's first norm subtracts the mean of tokens + mixture + bias: here none of them has one (the request side
+    subtracts the tokens' mean itself). Layer 1's last norm scales and shifts what only products of layer 2 read, so
+    that they do it instead; a shift that all scores of a softmax share is dropped. A feed-forward's bias goes into the
+    shift before it, and is taken from what the hidden units read.
+    """
+    w = {name: np.array(value, np.float64) for name, value in weights.items()}
+    for name in ("layer1_value_out", "layer1_value_out_bias"):
+        w[name] -= w[name].mean(axis=0)
+    gain, shift = w["layer1_norm_out"], w["layer1_norm_out_bias"]
+    w["layer2_query_key"] *= gain[:, None]
+    w["layer2_query_key_bias"] *= gain
+    w["layer2_value_out_bias"] += w["layer2_value_out"] @ shift
+    w["layer2_value_out"] *= gain
+    for layer in ("layer1", "layer2"):
+        bias = w[f"{layer}_feed_forward_bias"]
+        w[f"{layer}_norm_attention_bias"] += bias
+        w[f"{layer}_hidden_bias"] -= w[f"{layer}_hidden"] @ bias
+    return {name: value.astype(np.float32) for name, value in w.items()}
 
 
 def runs_on(device: torch.device) -> bool:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kernels.engine import EngineError
 from kernels.fused_encoder import EncoderShape
 from kernels.gpu.encoder_node import NODE, encoder_alone
-from kernels.gpu.tiles import TILES, tiles_of
+from kernels.gpu.tiles import TILES, Launch, tiles_of
 from kernels.gpu.torch_network import TorchNetwork
 from kernels.gpu.triton_encoder import TritonEncoder
 from ranker.encoder import EarlyFusion
@@ -25,6 +25,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 #: Of bf16 operands: 8 bits each, a few products one after the other; outputs have a norm of about one each.
 TOLERANCE = 1e-2
 SMALL = Sizes(actions=3, dim=8, action_dim=8, token_pin_dim=8, encoder_hidden=16, readout_rows=3)
+#: As wide as the products: no column is left to sum the mixture's weights in.
+FULL = Sizes(actions=3, dim=8, action_dim=4, token_pin_dim=4, encoder_hidden=16, readout_rows=3)
 ODD = Sizes(actions=17, dim=24, action_dim=8, token_pin_dim=12, encoder_hidden=20, readout_rows=7)
 
 
@@ -32,22 +34,23 @@ def network_of(kernel, **more):
     return TorchNetwork(encoder_alone(kernel), torch.device(DEVICE), {NODE: partial(kernel.run, **more)})
 
 
-def both(sizes: Sizes, fills, length: int, counts, scale: float = 1.0, gaps=()):
+def both(sizes: Sizes, fills, length: int, counts, scale: float = 1.0, gaps=(), launch=None, tile_rows=0):
     """Return the kernel's outputs and the published modules', float[N, K * d] each."""
+    torch.manual_seed(0)
     encoder = shaken(EarlyFusion(sizes).double(), 3, scale)
     actions, embeddings, candidates, _ = batch(sizes, fills, length, sum(counts))
     for place in gaps:
         actions[:, place] = 0
     splits = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     weights = {name: weight.detach().numpy() for name, weight in fold_early(encoder).items()}
-    kernel = TritonEncoder(weights, EncoderShape(length, sizes.readout_rows, sizes.encoder_layers))
+    kernel = TritonEncoder(weights, EncoderShape(length, sizes.readout_rows, sizes.encoder_layers), launch)
     unread = torch.where((actions != 0).unsqueeze(-1), embeddings, torch.nan).float()  # what no one may read
     found = network_of(kernel)(
         {
             "actions": actions.to(DEVICE),
             "embeddings": unread.to(DEVICE),
             "candidates": candidates.float().to(DEVICE),
-            TILES: torch.from_numpy(tiles_of(splits)).to(DEVICE),
+            TILES: torch.from_numpy(tiles_of(splits, tile_rows)).to(DEVICE),
         }
     )
     owner = torch.from_numpy(np.repeat(np.arange(len(counts)), counts))
@@ -67,11 +70,19 @@ def differ(found, expected):
         (Sizes(), 10, (10, 4), (8, 17)),
         (ODD, 37, (37, 16, 5), (3, 0, 11)),
         (SMALL, 16, (16,), (1,)),
+        (FULL, 20, (20, 9), (3, 2)),
         (replace(SMALL, readout_rows=1), 1, (1, 0), (2, 2)),
     ],
 )
 def test_the_kernel_computes_what_is_published(sizes, length, fills, counts):
     found, expected = both(sizes, fills, length, counts)
+    assert differ(found, expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("block", [16, 32, 64, 128])
+@pytest.mark.parametrize("tile_rows", [1, 2, 8])
+def test_every_block_and_tile_computes_the_same(block, tile_rows):
+    found, expected = both(ODD, (67, 16, 5), 67, (2, 0, 3), launch=Launch(block, 4), tile_rows=tile_rows)
     assert differ(found, expected) <= TOLERANCE
 
 
