@@ -83,7 +83,7 @@ def scene(config: Path = CONFIG, extra: str = "", candidates: int = 128, request
         feature_store = f"lmdb://{folder / 'features'}"
         user_ids, pin_ids = asyncio.run(_fill(settings, feature_store))
         made = tuple(Workload(user_ids, pin_ids, ((candidates, 1.0),), seed=SEED).requests(requests))
-        streams = settings.engine_streams or default_streams(settings.engine, cores(), len(settings.devices))
+        streams = settings.engine_streams or default_streams(settings.engine, cores())
         subject = Subject(
             Path(settings.model_store),
             settings.model,

@@ -171,7 +171,7 @@ class EngineFactory(Protocol):
             network: ONNX.
             inputs: the manifest's.
             heads: the network's columns.
-            streams: runs in flight at once.
+            streams: runs in flight at once, on each GPU of an engine that computes on several.
             plan: of an engine of this network, by the same runtime on the same machine: saves compiling it again.
 
         Raises:

@@ -246,7 +246,7 @@ def _prove(claim: Claim, sample: FeatureBatch | None) -> _Answer:
         if bundle.digest != claim.digest:
             raise ModelStoreError(f"{ref} has digest {bundle.digest} by now, not {claim.digest}")
         before = _resident_bytes()
-        name = bundled_plan(claim.engine, claim.device) if claim.trusted else None
+        name = bundled_plan(claim.engine, (claim.device,)) if claim.trusted else None
         plan = bundle.files.get(name) if name else None
         live = load_live(bundle, factory, streams=1, warm=False, plan=plan)
         load_utility(claim.utility.encode() if claim.utility else live.utility_toml, live.manifest)

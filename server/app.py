@@ -80,7 +80,9 @@ class Server:
         self._shared_port = shared_port
         self._supervisor = Supervisor()
         self._metrics = Metrics(self._supervisor)
-        self._streams = config.engine_streams or default_streams(config.engine, cores(), len(config.devices))
+        #: Runs in flight on each of the devices, and on all of them.
+        self._streams_each = config.engine_streams or default_streams(config.engine, cores())
+        self._streams = self._streams_each * len(config.devices)
         self._store: Store = open_store(
             config.feature_store.get_secret_value(), read_only=not config.record_actions, create=False
         )
@@ -130,7 +132,7 @@ class Server:
         self._runner = runner = self._new_runner(prover.pace)
         own_prover = self._shared_prover is None
         intake = Intake(
-            models_store, config, factory, self._streams, recent, self, prover, self._supervisor, refusals,
+            models_store, config, factory, self._streams_each, recent, self, prover, self._supervisor, refusals,
             own_prover=own_prover,
         )  # fmt: skip
         self._swap = swap = HotSwap(

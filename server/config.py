@@ -177,7 +177,7 @@ class ServerConfig(BaseSettings):
     engine: Literal["openvino", "numpy", "torch", "tensorrt", "tensorrt_rtx"] = "openvino"
     #: The GPUs that the engine computes on, by their CUDA numbers: one, or a list. Without it, the first.
     device: Annotated[tuple[int, ...] | None, BeforeValidator(_devices)] = None
-    #: Runs in flight at once; 0 takes one per processor core, three per GPU.
+    #: Runs in flight at once, on each GPU; 0 takes one per processor core, three per GPU.
     engine_streams: Annotated[int, Field(ge=0, le=256)] = 0
 
     #: lmdb:///path, redis://host:port/db, redis+cluster://host:port or memory://; may hold a password.
@@ -233,11 +233,6 @@ class ServerConfig(BaseSettings):
                 f"device: engine {self.engine!r} computes on the processor; leave device out, or set engine to one of "
                 f"{', '.join(sorted(ON_GPU))}"
             )
-        if 0 < self.engine_streams < len(self.devices_of(0)):
-            raise ValueError(
-                f"engine_streams: {self.engine_streams} is less than one for each GPU of {list(self.devices_of(0))}; "
-                "raise it, or set it to 0"
-            )
         return self
 
     @model_validator(mode="after")
@@ -252,7 +247,7 @@ class ServerConfig(BaseSettings):
 
     @property
     def devices(self) -> tuple[int, ...]:
-        """The GPUs to compute on, if the engine is of GPUs."""
+        """The GPUs to compute on, one of no matter where the engine is of the processor."""
         return self.device or (0,)
 
     def devices_of(self, process: int) -> tuple[int, ...]:

@@ -90,7 +90,7 @@ class Intake:
             store: of the models.
             config: the settings.
             factory: of the engine.
-            streams: runs in flight at once.
+            streams: runs in flight at once, on each of the devices.
             recent: requests to try versions on.
             features: reads what they need.
             prover: of versions; it also keeps the pace of what is done here.
@@ -184,7 +184,7 @@ class Intake:
                 check_scores, manifest, utility, samples, proof.logits, swap.rank_correlation_min
             )
         if not starting:
-            report.checks.append(self._check_memory(manifest, proof.memory_bytes * self._streams))
+            report.checks.append(self._check_memory(manifest, proof.memory_bytes * self._streams * len(config.devices)))
         report.warm_up = WarmUp(manifest.ref, swap.warm_up_s_max)
         warming()
         return await self.on_loader(self._compiled, bundle, utility, sample, proof.plan, report)

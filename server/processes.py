@@ -83,7 +83,7 @@ def serve_processes(config: ServerConfig) -> None:
 def settings_of(config: ServerConfig, number: int, grpc_port: int) -> ServerConfig:
     """Return the settings of one of several servers: its own HTTP port, and its part of the cores and the GPUs."""
     devices = config.devices_of(number)
-    streams = default_streams(config.engine, max(1, cores() // config.processes), len(devices))
+    streams = default_streams(config.engine, max(1, cores() // config.processes))
     changes = {
         "grpc_port": grpc_port,
         "http_port": config.http_port + number if config.http_port else 0,

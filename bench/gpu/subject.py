@@ -11,7 +11,9 @@ from torch import Tensor
 
 from bench.gpu.plan import DRY_LENGTH, LENGTH
 from kernels.fused_encoder import EncoderShape
-from kernels.gpu.tiles import Launch, tiles_of
+from kernels.gpu.encoder_node import NODE, encoder_alone
+from kernels.gpu.tiles import TILES, Launch, tiles_of
+from kernels.gpu.torch_network import TorchNetwork
 from kernels.gpu.triton_encoder import TritonEncoder
 from ranker.encoder import EarlyFusion
 from ranker.serving_form import fold_early
@@ -103,15 +105,18 @@ class Subject:
             compiled: (actions of a block, warps); None is the kernel's own choice.
             tile_rows: rows that a program takes; 0 is the kernel's own choice.
         """
-        launch = Launch(*compiled) if compiled else None
-        kernel = TritonEncoder(self._weights, self._shape, self._device, launch)
-        tiles = torch.from_numpy(tiles_of(batch.row_splits, tile_rows)).to(self._device)
-        encoded = torch.empty((batch.rows, kernel.width), device=self._device)
+        kernel = TritonEncoder(self._weights, self._shape, Launch(*compiled) if compiled else None)
+        network = TorchNetwork(encoder_alone(kernel), self._device, {NODE: kernel.run})
+        given = {
+            "actions": batch.actions,
+            "embeddings": batch.embeddings,
+            "candidates": batch.candidates,
+            TILES: torch.from_numpy(tiles_of(batch.row_splits, tile_rows)).to(self._device),
+        }
 
         def run() -> Tensor:
             with torch.inference_mode():
-                side = kernel.request_side(batch.actions, batch.embeddings)
-                return kernel.run(side, batch.candidates, tiles, encoded)
+                return network(given)
 
         return run
 

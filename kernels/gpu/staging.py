@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from kernels.engine import ROW_REQUEST, FeatureBatch, TensorSpec
+from kernels.gpu.tiles import TILES, tiles_max, tiles_of
 
 #: Devices read fastest from multiples of this.
 _ALIGNED_BYTES = 256
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Bucket:
     """A shape that runs are padded to, so that what was captured or tuned for it serves many."""
 
-    rows: int
     requests: int
+    rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,51 +42,50 @@ class Place:
 class Layout:
     """Where each of a network's inputs lies in one buffer, for one bucket."""
 
-    def __init__(
-        self,
-        inputs: Sequence[TensorSpec],
-        bucket: Bucket,
-        extra: Mapping[str, tuple[str, tuple[int, ...]]] | None = None,
-    ) -> None:
-        """Place the inputs, `row_request`, and the `extra` tensors (dtype, shape) that an engine fills in itself."""
-        self.bucket = bucket
-        self._inputs = tuple(inputs)
-        self.places: dict[str, Place] = {}
+    def __init__(self, inputs: Sequence[TensorSpec], bucket: Bucket, *, tiled: bool = False) -> None:
+        """Place the inputs, `row_request`, and `TILES` for a network that reads them."""
+        self.bucket, self._inputs = bucket, tuple(inputs)
         leading = {"request": bucket.requests, "candidate": bucket.rows}
         shapes = {spec.name: (spec.dtype, (leading[spec.side], *spec.shape)) for spec in inputs}
+        shapes[ROW_REQUEST] = "int64", (bucket.rows,)
+        if tiled:
+            shapes[TILES] = "int32", (tiles_max(bucket.requests, bucket.rows), 3)
+        self.places: dict[str, Place] = {}
         start = 0
-        for name, (dtype, shape) in {**shapes, ROW_REQUEST: ("int64", (bucket.rows,)), **(extra or {})}.items():
-            place = Place(start, np.dtype(dtype), shape)
-            self.places[name] = place
+        for name, (dtype, shape) in shapes.items():
+            place = self.places[name] = Place(start, np.dtype(dtype), shape)
             start = -(-place.stop // _ALIGNED_BYTES) * _ALIGNED_BYTES
         self.bytes = max(start, _ALIGNED_BYTES)
 
     def fill(self, buffer: np.ndarray, batch: FeatureBatch) -> None:
-        """Write a batch that fits the bucket into uint8[bytes]; padded rows belong to the first request."""
-        for spec in self._inputs:
-            tensor = (batch.request if spec.side == "request" else batch.candidate)[spec.name]
-            room = self.places[spec.name].of(buffer)
+        """Write a batch that fits the bucket into uint8[bytes]; padded rows belong to the first request and no tile."""
+        given = {**batch.request, **batch.candidate, ROW_REQUEST: batch.row_request()}
+        if TILES in self.places:
+            given[TILES] = tiles_of(batch.row_splits, tiles=self.places[TILES].shape[0])
+        for name, place in self.places.items():
+            room, tensor = place.of(buffer), given[name]
             room[: len(tensor)] = tensor
             room[len(tensor) :] = 0
-        owner = self.places[ROW_REQUEST].of(buffer)
-        owner[: batch.rows] = batch.row_request()
-        owner[batch.rows :] = 0
 
 
 class Buckets:
-    """Powers of two in rows and requests, up to the largest batch that is run at once."""
+    """Powers of two in rows and of four in requests, up to the largest batch that is run at once.
+
+    Requests that are not there cost little: the network computes rows. Every bucket costs a graph to capture.
+    """
 
     def __init__(self, requests_max: int = 64, rows_max: int = 4096, rows_min: int = 64) -> None:
-        self.requests_max, self.rows_max, self._rows_min = requests_max, rows_max, rows_min
+        self.requests_max, self.rows_max = requests_max, rows_max
+        self._rows, self._requests = _powers(2, rows_min, rows_max), _powers(4, 1, requests_max)
 
     def of(self, requests: int, rows: int) -> Bucket:
         """Return the smallest bucket that holds a batch of so many requests and rows."""
-        return Bucket(max(self._rows_min, _power(rows)), _power(requests))
+        wide = _up(self._requests, requests)
+        return Bucket(wide, _up(self._rows, max(wide, rows)))
 
     def all(self) -> list[Bucket]:
-        """Return every bucket, the smallest first."""
-        rows = [n for n in _powers(self.rows_max) if n >= self._rows_min]
-        return sorted(Bucket(n, r) for n in rows for r in _powers(self.requests_max))
+        """Return every bucket, the likeliest first: of one request by rows, then of more."""
+        return [Bucket(requests, rows) for requests in self._requests for rows in self._rows if requests <= rows]
 
     def cut(self, batch: FeatureBatch) -> Iterator[FeatureBatch]:
         """Cut a batch into parts that each fit the largest bucket; rows keep their order."""
@@ -103,9 +103,13 @@ class Buckets:
             start = stop
 
 
-def _power(size: int) -> int:
-    return 1 << max(0, size - 1).bit_length()
+def _powers(base: int, least: int, most: int) -> list[int]:
+    """Return the powers of a base times `least`, up to the first that is `most` or more."""
+    found = [least]
+    while found[-1] < most:
+        found.append(found[-1] * base)
+    return found
 
 
-def _powers(largest: int) -> list[int]:
-    return [1 << n for n in range(_power(largest).bit_length())]
+def _up(sizes: Sequence[int], size: int) -> int:
+    return next(held for held in sizes if held >= size)

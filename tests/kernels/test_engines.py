@@ -10,14 +10,12 @@ import threading
 import numpy as np
 import pytest
 
-from kernels import opening
 from kernels.engine import EngineError, FeatureBatch, ShapeError, WarmedUp
-from kernels.gpu.tensorrt_engine import TensorRtEngine
 from kernels.numpy_engine import NumpyEngine
 from kernels.opening import ENGINES, engine_factory
 from model_store.assembly import Assembler
 from tests import tiny
-from tests.kernels.gpu.fake_cuda import PLAN, FakeDriver, fake_trt
+from tests.kernels.gpu.fake_cuda import PLAN, FakeCuda, fake_trt, install
 
 SPECS = tiny.manifest().specs
 
@@ -27,13 +25,12 @@ HERE = ("numpy", "openvino", "torch", "tensorrt on a fake device")
 
 
 @pytest.fixture(params=HERE)
-def engine(request):
-    if request.param.startswith("tensorrt"):
-        driver = FakeDriver()
-        plan, trt = PLAN + tiny.network(), fake_trt(driver, SPECS, heads=2)
-        opened = TensorRtEngine(tiny.network(), SPECS, 2, streams=2, plan=plan, driver=driver, trt=trt)
-    else:
-        opened = engine_factory(request.param)(tiny.network(), SPECS, heads=2, streams=2)
+def engine(request, monkeypatch):
+    name, plan = request.param.partition(" ")[0], None
+    if name == "tensorrt":
+        cuda, plan = FakeCuda(), PLAN + tiny.network()
+        install(monkeypatch, cuda, fake_trt(cuda, SPECS, heads=2))
+    opened = engine_factory(name)(tiny.network(), SPECS, heads=2, streams=2, plan=plan)
     yield opened
     opened.close()
 
@@ -187,7 +184,7 @@ if {name!r} == "torch":
     torch.cuda.is_available = torch.cuda.device_count = torch.cuda._lazy_init = touched
 from kernels.opening import engine_factory
 engine_factory({name!r})
-runtimes = {{"openvino", "torch", "tensorrt", "tensorrt_rtx", "pycuda"}}
+runtimes = {{"openvino", "torch", "tensorrt", "tensorrt_rtx", "cuda"}}
 print(*sorted(runtimes & set(sys.modules)), threading.active_count())
 """
     done = subprocess.run([sys.executable, "-c", story], capture_output=True, text=True, check=False)
@@ -198,18 +195,22 @@ print(*sorted(runtimes & set(sys.modules)), threading.active_count())
 @pytest.mark.parametrize(
     ("failure", "message"),
     [
-        (ModuleNotFoundError("No module named 'x'", name="x"), "engine 'torch' lacks x; pip install 'pinrank.gpu.'"),
-        (ImportError("libcudart.so: no such file"), "engine 'torch' cannot be imported: libcudart.so: no such file"),
-        (OSError("libtorch.so: no such file"), "engine 'torch' cannot be imported: libtorch.so: no such file"),
+        (ModuleNotFoundError("No module named 'x'", name="x"), "engine 'openvino' lacks x; pip install x"),
+        (ImportError("libx.so: no such file"), "engine 'openvino' cannot be imported: libx.so: no such file"),
+        (OSError("libx.so: no such file"), "engine 'openvino' cannot be imported: libx.so: no such file"),
     ],
 )
 def test_an_engine_that_cannot_be_imported_says_why(monkeypatch, failure, message):
-    def failing():
-        raise failure
+    class Failing:
+        @staticmethod
+        def find_spec(name, *_):
+            if name == "kernels.openvino_engine":
+                raise failure
 
-    monkeypatch.setitem(opening._FACTORIES, "torch", failing)
+    monkeypatch.delitem(sys.modules, "kernels.openvino_engine", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Failing, *sys.meta_path])
     with pytest.raises(ValueError, match=message):
-        engine_factory("torch")
+        engine_factory("openvino")
 
 
 def test_unknown_engine_names_those_there_are():

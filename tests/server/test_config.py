@@ -108,15 +108,6 @@ def test_a_gpu_for_an_engine_of_the_processor_is_fatal_and_named(file, monkeypat
         load_config(file)
 
 
-def test_fewer_runs_in_flight_than_gpus_are_fatal_and_named(file, monkeypatch):
-    monkeypatch.setenv("PINRANK_ENGINE", "torch")
-    monkeypatch.setenv("PINRANK_DEVICE", "[0, 1, 2]")
-    monkeypatch.setenv("PINRANK_ENGINE_STREAMS", "2")
-    with pytest.raises(ConfigError, match=r"engine_streams: 2 is less than one for each GPU of \[0, 1, 2\]"):
-        load_config(file)
-    assert load_config(file, {"processes": 2}).devices_of(0) == (0, 2)
-
-
 def links(service, number, protocol, address):
     """What Kubernetes sets for a Service with one port that has a name."""
     name, ports = service.upper().replace("-", "_"), f"{protocol.lower()}://{address}:{number}"

@@ -9,7 +9,6 @@ from pydantic import SecretStr
 
 from kernels.engine import UnavailableError
 from kernels.numpy_engine import NumpyEngine
-from kernels.opening import default_streams
 from server.config import ServerConfig
 from server.processes import settings_of
 from tests.conftest import eventually
@@ -23,11 +22,15 @@ async def test_every_version_is_compiled_for_all_devices_and_proven_on_the_first
 
     def factory(name, devices):
         opened.append((name, devices))
-        return NumpyEngine
+
+        def engine(network, inputs, heads, streams, *, plan=None):
+            return NumpyEngine(network, inputs, heads, streams * len(devices), plan=plan)
+
+        return engine
 
     def on_the_processor(claim, sample):
         claims.append(claim)
-        return prove(replace(claim, engine="numpy"), sample)
+        return prove(replace(claim, engine="numpy", device=0), sample)
 
     monkeypatch.setattr("server.app.engine_factory", factory)
     monkeypatch.setattr(prover, "prove", on_the_processor)
@@ -38,7 +41,7 @@ async def test_every_version_is_compiled_for_all_devices_and_proven_on_the_first
     assert await calls(server).version() == 2
     assert opened == [("torch", (2, 5))]
     assert [(claim.version, claim.engine, claim.device) for claim in claims] == [(1, "torch", 2), (2, "torch", 2)]
-    assert server._models.default.live.engine.streams == 6
+    assert server._models.default.live.engine.streams == len(server._runner._threads) == 6  # three on each
 
 
 async def test_a_device_that_went_is_not_the_bundles_fault_and_the_version_is_tried_again(
@@ -64,11 +67,6 @@ async def test_a_device_that_went_is_not_the_bundles_fault_and_the_version_is_tr
     await eventually(lambda: held(server, 2) == "serving", 30)
 
 
-@pytest.mark.parametrize(("engine", "cores", "devices", "streams"), [("openvino", 8, 4, 8), ("torch", 8, 4, 12)])
-def test_streams_are_of_cores_or_three_for_each_gpu(engine, cores, devices, streams):
-    assert default_streams(engine, cores, devices) == streams
-
-
 @pytest.mark.parametrize(
     ("processes", "device", "shares"),
     [
@@ -88,7 +86,7 @@ def test_processes_have_gpus_of_their_own_where_there_are_enough_and_share_all_o
     )  # fmt: skip
     found = [settings_of(config, number, 6000) for number in range(processes)]
     assert [one.device for one in found] == shares
-    assert [one.engine_streams for one in found] == [3 * len(share or (0,)) for share in shares]
+    assert [one.engine_streams for one in found] == [3] * processes  # on each GPU
     assert [one.http_port for one in found] == [9000 + number for number in range(processes)]
     # Each process reads its settings anew, and is not refused by them.
     assert [ServerConfig(**one.model_dump()).devices for one in found] == [share or (0,) for share in shares]

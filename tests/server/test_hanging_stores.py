@@ -112,8 +112,9 @@ async def test_a_look_that_hangs_is_a_failed_look_and_labels_are_followed_once_i
 
 
 async def test_work_that_nobody_waits_for_any_more_is_not_begun():
-    worker, gate, done = Worker("one", Supervisor()), threading.Event(), []
-    first = asyncio.create_task(worker.do(gate.wait))
+    worker, begun, gate, done = Worker("one", Supervisor()), threading.Event(), threading.Event(), []
+    first = asyncio.create_task(worker.do(lambda: (begun.set(), gate.wait())))
+    await eventually(begun.is_set)  # the task and its thread take turns as they like
     with pytest.raises(ModelStoreError, match="has not answered for 0 s"):
         await worker.ask(0.0, done.append, 1)
     gate.set()
