@@ -24,8 +24,6 @@ NOT_ASKED_FOR = {
     "botocore": "a model store in a bucket",
     "obstore": "a model store in a bucket",
     "cryptography": "bundles that are signed",
-    "openvino": "another engine",
-    "pycuda": "the engine of TensorRT",
 }
 
 
@@ -57,7 +55,9 @@ def imported(file):
 def others():
     """Return the modules of others that the run may import, with one of ours that does."""
     measured_by = {f"bench.gpu.{place.partition(':')[0]}" for place in MEASURED_BY.values()}
-    waiting = [*measured_by, "bench.gpu.run", "bench.gpu.phase", "bench.gpu.launch", "server.cli"]
+    # The engine is imported by a name in a table, the server in a process of its own.
+    by_name = ["kernels.gpu.engine", "kernels.gpu.torch_backend", "server.cli"]
+    waiting = [*measured_by, "bench.gpu.run", "bench.gpu.phase", "bench.gpu.launch", *by_name]
     seen, found = set(), {}
     while waiting:
         module = waiting.pop()
