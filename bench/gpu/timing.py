@@ -18,6 +18,7 @@ _CHUNK_S = 0.25
 def graphed(run: Callable[[], object]) -> Callable[[], object]:
     """Return the replay of a CUDA graph of a run."""
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())  # which what is read was put into
     with torch.cuda.stream(stream):
         run()  # so that all of it is compiled and loaded
     stream.synchronize()

@@ -151,12 +151,15 @@ def test_a_graph_is_captured_after_a_run_and_replayed_alone(monkeypatch):
         def synchronize(self):
             done.append("wait")
 
+        def wait_stream(self, other):
+            done.append(f"wait for {other}")
+
     monkeypatch.setattr(torch.cuda, "Stream", lambda: Entered("stream"))
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "the current one")
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", lambda _: Entered("capture"))
     replay = graphed(lambda: done.append("run"))
     replay()
-    assert done == [
-        "enter stream", "run", "leave stream", "wait", "enter capture", "run", "leave capture", "replay",
-    ]  # fmt: skip
+    captured = ["enter capture", "run", "leave capture"]
+    assert done == ["wait for the current one", "enter stream", "run", "leave stream", "wait", *captured, "replay"]
