@@ -68,28 +68,37 @@ class Stream:
 
     def __init__(self, device: Device) -> None:
         self.entered, self._held, self._cuda = device.entered, device.held, device.driver
-        cuda = self._cuda
+        cuda, flags = device.driver, device.driver.CUevent_flags
         with self.entered():
-            self._stream = did(cuda.cuStreamCreate(cuda.CUstream_flags.CU_STREAM_NON_BLOCKING))
-            self._held.callback(cuda.cuStreamDestroy, self._stream)
-            flags = cuda.CUevent_flags
-            self._done = did(cuda.cuEventCreate(flags.CU_EVENT_BLOCKING_SYNC | flags.CU_EVENT_DISABLE_TIMING))
-            self._held.callback(cuda.cuEventDestroy, self._done)
+            self._stream = self._made(
+                cuda.cuStreamCreate(cuda.CUstream_flags.CU_STREAM_NON_BLOCKING), cuda.cuStreamDestroy
+            )
+            event = cuda.cuEventCreate(flags.CU_EVENT_BLOCKING_SYNC | flags.CU_EVENT_DISABLE_TIMING)
+            self._done = self._made(event, cuda.cuEventDestroy)
         self.handle = int(self._stream)
 
-    def buffers(self, size: int) -> tuple[np.ndarray, int]:
-        pinned = int(did(self._cuda.cuMemHostAlloc(size, 0)))
-        self._held.callback(self._cuda.cuMemFreeHost, pinned)
-        ctypes.memset(pinned, 0, size)
-        memory = did(self._cuda.cuMemAlloc(size))
-        self._held.callback(self._cuda.cuMemFree, memory)
-        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(pinned)), int(memory)
+    def _made(self, answer: tuple[Any, ...], free: Callable[[Any], object]) -> Any:
+        found = did(answer)
+        self._held.callback(free, found)
+        return found
 
-    def to_device(self, buffer: int, host: np.ndarray) -> None:
-        did(self._cuda.cuMemcpyHtoDAsync(buffer, host.ctypes.data, len(host), self._stream))
+    def room(self, given: int, made: int) -> tuple[np.ndarray, np.ndarray]:
+        cuda, sizes = self._cuda, (given, made)
+        self.given, self.made = (int(self._made(cuda.cuMemAlloc(size), cuda.cuMemFree)) for size in sizes)
+        pinned = [int(self._made(cuda.cuMemHostAlloc(size, 0), cuda.cuMemFreeHost)) for size in sizes]
+        for address, size in zip(pinned, sizes, strict=True):
+            ctypes.memset(address, 0, size)
+        self._host, self._read = pinned
+        host, read = ((ctypes.c_uint8 * size).from_address(at) for at, size in zip(pinned, sizes, strict=True))
+        return np.ctypeslib.as_array(host), np.ctypeslib.as_array(read)
 
-    def to_host(self, host: np.ndarray, buffer: int) -> None:
-        did(self._cuda.cuMemcpyDtoHAsync(host.ctypes.data, buffer, len(host), self._stream))
+    def to_device(self, size: int) -> None:
+        """Copy so many bytes of the inputs."""
+        did(self._cuda.cuMemcpyHtoDAsync(self.given, self._host, size, self._stream))
+
+    def to_host(self, size: int) -> None:
+        """Copy so many bytes of the logits."""
+        did(self._cuda.cuMemcpyDtoHAsync(self._read, self.made, size, self._stream))
 
     def captured(self, work: Callable[[], None]) -> Callable[[], object]:
         work()
@@ -104,10 +113,9 @@ class Stream:
             raise
         graph = did(cuda.cuStreamEndCapture(self._stream))
         try:
-            executable = did(cuda.cuGraphInstantiate(graph, 0))
+            executable = self._made(cuda.cuGraphInstantiate(graph, 0), cuda.cuGraphExecDestroy)
         finally:
             cuda.cuGraphDestroy(graph)
-        self._held.callback(cuda.cuGraphExecDestroy, executable)
         return lambda: did(cuda.cuGraphLaunch(executable, self._stream))
 
     def wait(self) -> None:

@@ -104,7 +104,7 @@ def with_kernel(
 
 def _constants(encoder: TritonEncoder) -> dict[str, np.ndarray]:
     w, own, sizes = encoder.weights, encoder.token_dim, encoder.constants
-    longer, wide = int(sizes["L"]) - encoder.shape.length, int(sizes["D"])
+    longer, wide = sizes["L"] - encoder.shape.length, sizes["D"]
     query_key, value_out = w["layer1_query_key"][:own], w["layer1_value_out"][:, :own]
     constants = {
         "nothing": np.array(0),
@@ -122,7 +122,7 @@ def _constants(encoder: TritonEncoder) -> dict[str, np.ndarray]:
         "query_map": query_key[:, :own].T,
         "query_bias": w["layer1_query_key_bias"][:own],
         "value_map": np.pad(value_out.T, [(0, 0), (0, wide - encoder.dim)]),
-        "key_map": np.pad(query_key[:, own:], [(0, 0), (0, int(sizes["C"]) - encoder.candidate_dim)]),
+        "key_map": np.pad(query_key[:, own:], [(0, 0), (0, sizes["C"] - encoder.candidate_dim)]),
     }
     return {name: np.array(array, order="C") for name, array in constants.items()}
 
@@ -130,26 +130,24 @@ def _constants(encoder: TritonEncoder) -> dict[str, np.ndarray]:
 def register(trt: ModuleType, encoder: TritonEncoder, architecture: str) -> None:
     """Make the kernel known to TensorRT in this process, compiled for an architecture such as `9.0`."""
     plugin, ahead = importlib.import_module(f"{trt.__name__}.plugin"), compiled(encoder, architecture)
-    tensors = arguments()[:-1]
-    # Values as types: the library says what its types are only when it is there.
+    # Values as types: the library says what its types are only when it is there, and reads schemas off signatures.
     described: Any = plugin.TensorDesc
+    tensors = dict.fromkeys(arguments()[:-1], described)
 
     def describe(*given: Any) -> Any:
-        candidates = given[tensors.index("candidates")]
-        return plugin.from_shape_expr((candidates.shape_expr[0], encoder.width), dtype=trt.float32)
+        rows = given[list(tensors).index("candidates")].shape_expr[0]
+        return plugin.from_shape_expr((rows, encoder.width), dtype=trt.float32)
 
     def launch(*given: Any) -> Any:
         params = plugin.KernelLaunchParams()
-        params.grid_x = given[tensors.index(TILES)].shape_expr[0]
-        params.block_x = ahead.threads
-        params.shared_mem = ahead.shared_bytes
+        params.grid_x = given[list(tensors).index(TILES)].shape_expr[0]
+        params.block_x, params.shared_mem = ahead.threads, ahead.shared_bytes
         return ahead.name, ahead.ptx, params, plugin.SymIntExprs(0)
 
-    # TensorRT reads the plugin's schema off the functions' signatures.
     answer = GenericAlias(tuple, (str, str, plugin.KernelLaunchParams, plugin.SymIntExprs))
-    plugin.register(f"{DOMAIN}::{NODE}")(_signed(describe, dict.fromkeys(tensors, described), described))
     more = {"outputs": GenericAlias(tuple, (described,)), "tactic": int}
-    plugin.aot_impl(f"{DOMAIN}::{NODE}")(_signed(launch, {**dict.fromkeys(tensors, described), **more}, answer))
+    plugin.register(f"{DOMAIN}::{NODE}")(_signed(describe, tensors, described))
+    plugin.aot_impl(f"{DOMAIN}::{NODE}")(_signed(launch, tensors | more, answer))
 
 
 def _signed(function: Callable[..., Any], parameters: dict[str, Any], returned: Any) -> Callable[..., Any]:

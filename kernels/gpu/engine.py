@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -31,17 +31,11 @@ class Stream(Protocol):
     def entered(self) -> AbstractContextManager[object]:
         """Make the device this thread's, and the stream where a runtime has a current one."""
 
-    def buffers(self, size: int) -> tuple[np.ndarray, Any]:
-        """Return uint8[size] of pinned memory, zeros, and a buffer of as many bytes of the device, anything."""
+    def room(self, given: int, made: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return so many bytes of pinned memory, zeros, for inputs and for logits; the stream has as many there."""
 
-    def to_device(self, buffer: Any, host: np.ndarray) -> None:
-        """Put in: copy pinned bytes to the start of a buffer."""
-
-    def compute(self, layout: Layout, given: Any, logits: Any) -> None:
-        """Put in: the network, from `given` as `layout` says, to float32[rows, H] at the start of `logits`."""
-
-    def to_host(self, host: np.ndarray, buffer: Any) -> None:
-        """Put in: copy the start of a buffer to pinned bytes."""
+    def enqueue(self, layout: Layout) -> None:
+        """Put in: the inputs' copy to the device, as `layout` has them, the network, and its logits' copy back."""
 
     def captured(self, work: Callable[[], None]) -> Callable[[], object]:
         """Run `work` once, as runtimes load and choose at a first run; then return what puts in all that it does."""
@@ -55,6 +49,7 @@ class Backend(Protocol):
 
     kernel: str
     tolerance: float
+    plan: bytes | None
     #: Whether the network reads `TILES`.
     tiled: bool
     #: Whether a shape's first run costs more than later ones.
@@ -62,8 +57,6 @@ class Backend(Protocol):
 
     def stream(self) -> Stream:
         """Make one more."""
-
-    def plan(self) -> bytes | None: ...
 
     def close(self) -> None:
         """Free the device, streams and all."""
@@ -106,7 +99,7 @@ class GpuEngine:
         try:
             for ordinal in devices:
                 self._backends.append(open_backend(network, self._inputs, heads, ordinal, plan))
-                plan = self._backends[-1].plan()
+                plan = self._backends[-1].plan
             first = self._backends[0]
             self.kernel, self.tolerance = first.kernel, first.tolerance
             layouts = {bucket: Layout(inputs, bucket, tiled=first.tiled) for bucket in self._buckets.all()}
@@ -133,8 +126,7 @@ class GpuEngine:
         return logits
 
     def warm_up(self, sample: FeatureBatch, progress: Progress = go_on) -> WarmedUp:
-        buckets = self._buckets.all() if self._backends[0].captures else ()  # each lane captures its own graphs
-        shapes = ((bucket.requests, bucket.rows) for bucket in buckets)
+        shapes = self._buckets.all() if self._backends[0].captures else ()  # each lane captures its own graphs
         done, self._cost = warm_and_measure(self.run, self.streams, sample, progress, shapes)
         return done
 
@@ -142,7 +134,7 @@ class GpuEngine:
         return self._cost(rows)
 
     def plan(self) -> bytes | None:
-        return self._backends[0].plan()
+        return self._backends[0].plan
 
     def close(self) -> None:
         with WHOLE_DEVICE:
@@ -167,11 +159,12 @@ class _Lane:
     def __init__(self, stream: Stream, layouts: Mapping[Bucket, Layout], heads: int) -> None:
         self._stream, self._layouts, self._heads = stream, layouts, heads
         self._graphs: dict[Bucket, Callable[[], object]] = {}
-        given = max(layout.bytes for layout in layouts.values())
-        made = max(bucket.rows for bucket in layouts) * heads * 4
+        given, made = (
+            max(layout.bytes for layout in layouts.values()),
+            max(bucket.rows for bucket in layouts) * heads * 4,
+        )
         with stream.entered():
-            self._host, self._given = stream.buffers(given)
-            self._read, self._made = stream.buffers(made)
+            self._host, self._read = stream.room(given, made)
 
     def run(self, part: FeatureBatch, bucket: Bucket) -> np.ndarray:
         """Return float32[N, H] of the lane's own buffer, to be copied before the next run."""
@@ -180,13 +173,8 @@ class _Lane:
         with stream.entered():
             if bucket not in self._graphs:
                 with WHOLE_DEVICE:
-                    self._graphs[bucket] = stream.captured(partial(self._enqueue, layout))
+                    self._graphs[bucket] = stream.captured(partial(stream.enqueue, layout))
             self._graphs[bucket]()
             stream.wait()
-        logits: np.ndarray = self._read[: part.rows * self._heads * 4].view(np.float32)
+        logits: np.ndarray = self._read.view(np.float32)[: part.rows * self._heads]
         return logits.reshape(part.rows, self._heads)
-
-    def _enqueue(self, layout: Layout) -> None:
-        self._stream.to_device(self._given, self._host[: layout.bytes])
-        self._stream.compute(layout, self._given, self._made)
-        self._stream.to_host(self._read[: layout.bucket.rows * self._heads * 4], self._made)

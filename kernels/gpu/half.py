@@ -21,12 +21,9 @@ _PRODUCTS = ("MatMul", "Gemm")
 def with_half_products(model: onnx.ModelProto, half: Half) -> onnx.ModelProto:
     """Return the network with the operands of every matrix product in half precision, and everything else as it was.
 
-    Products are where the time goes; norms, softmaxes, sums and masks (-1e9 is no float16) keep float32, and inputs and
-    outputs stay what the manifest says. Weights are stored in half precision.
-
-    Args:
-        model: without functions (`kernels.fusion.inlined`).
-        half: of the operands; the runtime accumulates in float32.
+    Products are where the time goes; norms, softmaxes, sums and masks (-1e9 is no float16) keep float32, inputs and
+    outputs stay what the manifest says, and the runtime accumulates in float32. Weights are stored in half precision.
+    Products in functions stay too (`kernels.fusion.inlined`).
     """
     kind = _KINDS[half]
     changed = onnx.ModelProto()

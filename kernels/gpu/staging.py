@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,8 +15,7 @@ from kernels.gpu.tiles import TILES, tiles_max, tiles_of
 _ALIGNED_BYTES = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Bucket:
+class Bucket(NamedTuple):
     """A shape that runs are padded to, so that what was captured or tuned for it serves many."""
 
     requests: int
@@ -68,24 +68,21 @@ class Layout:
             room[len(tensor) :] = 0
 
 
+@dataclass(frozen=True, slots=True)
 class Buckets:
-    """Powers of two in rows and of four in requests, up to the largest batch that is run at once.
+    """The shapes there are: rows by powers of two, and requests, which cost little where there are none, of four."""
 
-    Requests that are not there cost little: the network computes rows. Every bucket costs a graph to capture.
-    """
-
-    def __init__(self, requests_max: int = 64, rows_max: int = 4096, rows_min: int = 64) -> None:
-        self.requests_max, self.rows_max = requests_max, rows_max
-        self._rows, self._requests = _powers(2, rows_min, rows_max), _powers(4, 1, requests_max)
+    requests: tuple[int, ...] = (1, 4, 16, 64)
+    rows: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048, 4096)
 
     def of(self, requests: int, rows: int) -> Bucket:
         """Return the smallest bucket that holds a batch of so many requests and rows."""
-        wide = _up(self._requests, requests)
-        return Bucket(wide, _up(self._rows, max(wide, rows)))
+        wide = next(size for size in self.requests if size >= requests)
+        return Bucket(wide, next(size for size in self.rows if size >= max(wide, rows)))
 
     def all(self) -> list[Bucket]:
         """Return every bucket, the likeliest first: of one request by rows, then of more."""
-        return [Bucket(requests, rows) for requests in self._requests for rows in self._rows if requests <= rows]
+        return [Bucket(requests, rows) for requests in self.requests for rows in self.rows if requests <= rows]
 
     def cut(self, batch: FeatureBatch) -> Iterator[FeatureBatch]:
         """Cut a batch into parts that each fit the largest bucket; rows keep their order."""
@@ -93,7 +90,7 @@ class Buckets:
         start = 0
         while start < batch.rows:
             first = int(np.searchsorted(splits, start, side="right")) - 1
-            stop = min(start + self.rows_max, batch.rows, int(splits[min(first + self.requests_max, batch.requests)]))
+            stop = min(start + self.rows[-1], batch.rows, int(splits[min(first + self.requests[-1], batch.requests)]))
             last = int(np.searchsorted(splits, stop, side="left"))
             yield FeatureBatch(
                 {name: tensor[first:last] for name, tensor in batch.request.items()},
@@ -101,15 +98,3 @@ class Buckets:
                 (np.clip(splits[first : last + 1], start, stop) - start).astype(np.int32),
             )
             start = stop
-
-
-def _powers(base: int, least: int, most: int) -> list[int]:
-    """Return the powers of a base times `least`, up to the first that is `most` or more."""
-    found = [least]
-    while found[-1] < most:
-        found.append(found[-1] * base)
-    return found
-
-
-def _up(sizes: Sequence[int], size: int) -> int:
-    return next(held for held in sizes if held >= size)

@@ -43,10 +43,11 @@ class TensorRtBackend:
             if plan is not None and not self._loaded(plan):
                 _log.warning("the plan is not for %s: it is built anew", plan_here(library, ordinal))
             if plan is None or self._engine is None:
-                plan = build(network, inputs, Settings(library, fused_for=self._device.capability)).plan
+                architectures = (self._device.capability,) if library == "tensorrt" else ()
+                plan = build(network, inputs, Settings(library, architectures=architectures)).plan
                 if not self._loaded(plan):
                     raise EngineError(f"{library} does not run what it built for {self._device.capability}")
-            self._plan = plan
+            self.plan, self._row_bytes = plan, 4 * heads
             self.tiled = self._checked(inputs, heads)
         except BaseException:
             with WHOLE_DEVICE:
@@ -56,11 +57,9 @@ class TensorRtBackend:
 
     def stream(self) -> Stream:
         with self._device.entered():
-            self._streams.append(_Stream(self._device, self._engine.create_execution_context()))
+            context = self._engine.create_execution_context()
+            self._streams.append(_Stream(self._device, context, self._row_bytes))
         return self._streams[-1]
-
-    def plan(self) -> bytes:
-        return self._plan
 
     def close(self) -> None:
         with self._device.entered():
@@ -93,18 +92,20 @@ class TensorRtBackend:
 
 
 class _Stream(Stream):
-    def __init__(self, device: Device, context: Any) -> None:
+    def __init__(self, device: Device, context: Any, row_bytes: int) -> None:
         super().__init__(device)
-        self.context = context
+        self.context, self._row_bytes = context, row_bytes
 
-    def compute(self, layout: Layout, given: int, logits: int) -> None:
+    def enqueue(self, layout: Layout) -> None:
+        self.to_device(layout.bytes)
         for name, place in layout.places.items():
             if not self.context.set_input_shape(name, place.shape):
                 raise EngineError(f"the plan takes no {name!r} of {list(place.shape)}")
-            self.context.set_tensor_address(name, given + place.start)
-        self.context.set_tensor_address(LOGITS, logits)
+            self.context.set_tensor_address(name, self.given + place.start)
+        self.context.set_tensor_address(LOGITS, self.made)
         if not self.context.execute_async_v3(self.handle):
             raise EngineError(f"TensorRT could not start a run of {layout.bucket.rows} rows")
+        self.to_host(layout.bucket.rows * self._row_bytes)
 
 
 def plan_here(library: Library, ordinal: int = 0) -> str:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import onnx
 
@@ -36,20 +36,16 @@ class Settings:
     Attributes:
         library: that builds and runs it.
         half: of the operands of products.
-        architectures: such as `8.9`, for TensorRT for RTX only; empty takes the library's own choice, and TensorRT
-            always builds for the GPU that it finds.
-        fused_for: architecture to compile the fused encoder kernel for, where the library takes kernels; empty leaves
-            the encoder to the library.
+        architectures: such as `8.9`. TensorRT for RTX builds for all of them, its own choice where there are none;
+            TensorRT for the GPU that it finds, with the fused kernel where the one given says what to compile it for.
     """
 
     library: Library
     half: Half = "bfloat16"
     architectures: tuple[str, ...] = ()
-    fused_for: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Built:
+class Built(NamedTuple):
     """A plan, and what building the next one may reuse (empty for a library that keeps nothing)."""
 
     plan: bytes
@@ -58,8 +54,7 @@ class Built:
 
 def load_library(name: Library) -> ModuleType:
     """Import a library. Raises UnavailableError naming what to install."""
-    found = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}[name]
-    for module in found:
+    for module in (name, f"{name}_bindings"):
         try:
             return importlib.import_module(module)
         except ImportError:
@@ -73,11 +68,7 @@ def plan_name(library: Library, version: str, architecture: str, half: Half) -> 
 
 
 def build(network: bytes, inputs: Sequence[TensorSpec], settings: Settings, timing_cache: bytes = b"") -> Built:
-    """Build a plan in a process of its own.
-
-    Raises:
-        EngineError: why the builder refused, crashed or took longer than half an hour.
-    """
+    """Build a plan in a process of its own. Raises EngineError: why it refused, crashed or took half an hour."""
     given = pickle.dumps((network, tuple(inputs), settings, timing_cache))
     try:
         done = subprocess.run(  # noqa: S603 - this very program
@@ -142,19 +133,17 @@ def prepared(trt: ModuleType, network: bytes, inputs: Sequence[TensorSpec], sett
 
     Where a plan cannot carry the kernel the encoder is plain operators. The kernel is known to the library afterwards.
     """
-    model = parse(network)
-    changed = None
-    if settings.fused_for and settings.half == "bfloat16" and hasattr(trt, "IPluginV3QuickAOTBuild"):
-        try:
-            from kernels.gpu.encoder_node import register, with_kernel  # noqa: PLC0415 - needs PyTorch and Triton
-        except ImportError as error:
-            print(f"the encoder is left to {settings.library}, as the kernel needs {error.name}", file=sys.stderr)  # noqa: T201
-        else:
-            answered = with_kernel(model, inputs, settings.half)
-            if answered is not None:
-                changed, encoder = answered
-                register(trt, encoder, settings.fused_for)
-    content: bytes = (changed or with_half_products(inlined(model), settings.half)).SerializeToString()
+    model, answered = parse(network), None
+    if settings.architectures and settings.half == "bfloat16" and hasattr(trt, "IPluginV3QuickAOTBuild"):
+        from kernels.gpu.encoder_node import register, with_kernel  # noqa: PLC0415 - needs PyTorch and Triton
+
+        answered = with_kernel(model, inputs, settings.half)
+    if answered is None:
+        changed = with_half_products(inlined(model), settings.half)
+    else:
+        changed, encoder = answered
+        register(trt, encoder, settings.architectures[0])
+    content: bytes = changed.SerializeToString()
     return content
 
 
@@ -173,9 +162,7 @@ def logger_of(trt: ModuleType) -> Any:
     """Return a logger for the library whose `errors` are what went wrong."""
 
     class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
+        errors: list[str] = []  # noqa: RUF012 - a class of its own for each logger
 
         def log(self, severity: object, message: str) -> None:
             if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
@@ -185,11 +172,9 @@ def logger_of(trt: ModuleType) -> Any:
 
 
 def _target(trt: ModuleType, config: Any, architectures: Sequence[str]) -> None:
-    known = {name.removeprefix("SM"): kind for name, kind in trt.ComputeCapability.__members__.items()}
+    known = {name: kind for name, kind in trt.ComputeCapability.__members__.items() if name.startswith("SM")}
     config.num_compute_capabilities = len(architectures)
     for i, name in enumerate(architectures):
-        capability = known.get(name.replace(".", ""))
-        if capability is None:
-            has = ", ".join(f"SM{digits}" for digits in sorted(known) if digits.isdigit())
-            raise EngineError(f"TensorRT for RTX does not build for {name}; it knows {has}")
-        config.set_compute_capability(capability, i)
+        if f"SM{name.replace('.', '')}" not in known:
+            raise EngineError(f"TensorRT for RTX does not build for {name}; it knows {', '.join(sorted(known))}")
+        config.set_compute_capability(known[f"SM{name.replace('.', '')}"], i)

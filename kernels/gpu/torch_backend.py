@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from torch import Tensor
 from triton.errors import TritonError
 
 from kernels.engine import ROW_REQUEST, EngineError, TensorSpec, UnavailableError
@@ -30,11 +29,7 @@ _HALF: Half | None = "bfloat16"
 def open_torch(
     network: bytes, inputs: Sequence[TensorSpec], heads: int, ordinal: int, _plan: bytes | None
 ) -> TorchBackend:
-    """Open a network on a GPU, products in bf16; where there is no GPU at all on the CPU, in float32, for tests.
-
-    Raises:
-        EngineError: what PyTorch cannot honour.
-    """
+    """Open a network on a GPU, in bf16; without any on the CPU, in float32, for tests. Raises EngineError."""
     device, half = torch.device("cuda", ordinal), _HALF
     if ordinal == 0 and not torch.cuda.is_available():
         _log.warning("PyTorch finds no GPU: the network runs on the CPU, many times slower")
@@ -54,6 +49,8 @@ def open_torch(
 class TorchBackend:
     """A network without functions on one device: on a GPU in CUDA graphs, on a CPU eagerly."""
 
+    plan: bytes | None = None
+
     def __init__(
         self, model: onnx.ModelProto, heads: int, device: torch.device, kernels: Mapping[str, Operator] | None = None
     ) -> None:
@@ -71,9 +68,6 @@ class TorchBackend:
 
     def stream(self) -> TorchStream:
         return TorchStream(self._device, self._network, self._heads)
-
-    def plan(self) -> None:
-        return None
 
     def close(self) -> None:
         self._network = None
@@ -101,25 +95,22 @@ class TorchStream:
         except (RuntimeError, TritonError) as error:
             raise EngineError(f"PyTorch: {type(error).__name__}: {error}") from error
 
-    def buffers(self, size: int) -> tuple[np.ndarray, Tensor]:
-        pinned = torch.zeros(size, dtype=torch.uint8, pin_memory=self._on_gpu)
-        return pinned.numpy(), torch.empty(size, dtype=torch.uint8, device=self._device)
+    def room(self, given: int, made: int) -> tuple[np.ndarray, np.ndarray]:
+        pinned = [torch.zeros(size, dtype=torch.uint8, pin_memory=self._on_gpu) for size in (given, made)]
+        self._host, self._read = pinned
+        self._given = torch.empty(given, dtype=torch.uint8, device=self._device)
+        return self._host.numpy(), self._read.numpy()
 
-    def to_device(self, buffer: Tensor, host: np.ndarray) -> None:
-        buffer[: len(host)].copy_(torch.from_numpy(host), non_blocking=True)
-
-    def compute(self, layout: Layout, given: Tensor, logits: Tensor) -> None:
+    def enqueue(self, layout: Layout) -> None:
+        self._given[: layout.bytes].copy_(self._host[: layout.bytes], non_blocking=True)
         views = {
-            name: given[place.start : place.stop].view(getattr(torch, place.dtype.name)).reshape(place.shape)
+            name: self._given[place.start : place.stop].view(getattr(torch, place.dtype.name)).reshape(place.shape)
             for name, place in layout.places.items()
         }
-        found, expected = self._network(views), (layout.bucket.rows, self._heads)
-        if found.shape != expected:
-            raise EngineError(f"the network returned {list(found.shape)}, expected {list(expected)}")
-        logits.view(torch.float32)[: found.numel()].copy_(found.reshape(-1))
-
-    def to_host(self, host: np.ndarray, buffer: Tensor) -> None:
-        torch.from_numpy(host).copy_(buffer[: len(host)], non_blocking=True)
+        logits, expected = self._network(views), (layout.bucket.rows, self._heads)
+        if logits.shape != expected:
+            raise EngineError(f"the network returned {list(logits.shape)}, expected {list(expected)}")
+        self._read.view(torch.float32)[: logits.numel()].copy_(logits.reshape(-1), non_blocking=True)
 
     def captured(self, work: Callable[[], None]) -> Callable[[], object]:
         if not self._on_gpu:

@@ -25,14 +25,8 @@ _ENTRY = re.compile(r"(\.entry\s+\w+\()(.*?)(\n\))", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """A compiled kernel.
-
-    Attributes:
-        name: of the PTX's entry.
-        ptx: the kernel takes a pointer for each of `arguments()`, in that order, and nothing else.
-        cubin: the same as machine code.
-        threads: of a program; there are as many programs as tiles.
-        shared_bytes: of a program, all of them dynamic.
+    """A compiled kernel: its entry's name, PTX that takes a pointer for each of `arguments()` and nothing else, the same
+    as machine code, and what each program takes; there are as many programs as tiles, and their memory is dynamic.
     """
 
     name: str
@@ -49,11 +43,7 @@ def arguments() -> tuple[str, ...]:
 
 
 def compiled(encoder: TritonEncoder, architecture: str) -> Ahead:
-    """Compile the kernel for an encoder's sizes.
-
-    Args:
-        encoder: on any device.
-        architecture: compute capability, such as `9.0`.
+    """Compile the kernel for an encoder's sizes and a compute capability such as `9.0`.
 
     Raises:
         EngineError: Triton does not compile it, or only interprets kernels (TRITON_INTERPRET=1).

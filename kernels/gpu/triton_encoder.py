@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -209,16 +210,7 @@ class TritonEncoder:
     """One encoder's weights in the kernel's layout. Immutable; may run on any number of streams."""
 
     def __init__(self, weights: Mapping[str, np.ndarray], shape: EncoderShape, launch: Launch | None = None) -> None:
-        """Lay out.
-
-        Args:
-            weights: float32, by the names of `ranker.serving_form.fold_early`.
-            shape: of the sequence and the readout.
-            launch: None takes the best known.
-
-        Raises:
-            EngineError: the kernel does not serve this shape.
-        """
+        """Lay out what `ranker.serving_form.fold_early` names. Raises EngineError for a shape that is not served."""
         if not self.serves(shape):
             raise EngineError(f"the kernel serves two layers and up to {LENGTH_MAX} actions, not {shape}")
         check_weights(weights, shape)
@@ -227,18 +219,17 @@ class TritonEncoder:
         self.token_dim, self.candidate_dim = w["action_table"].shape[1] + len(w["acted"]), len(w["candidate"])
         self.dim = self.token_dim + self.candidate_dim
         self.width = shape.rows * self.dim
-        self._sizes = {
-            "L": _up(shape.length),
-            "D": _up(self.dim),
-            "C": _up(self.candidate_dim),
-            "E": _up(w["acted"].shape[1]),
-            "H": _up(len(w["layer1_hidden"])),
-            "K": _up(shape.rows),
-            "B": min(_up(shape.length), max(launch.block, _up(shape.rows))),
+        real_sizes = {
+            "L": shape.length,
+            "D": self.dim,
+            "C": self.candidate_dim,
+            "E": w["acted"].shape[1],
+            "H": len(w["layer1_hidden"]),
+            "K": shape.rows,
         }
-        #: The kernel's arguments from `candidate_map` to `norms`, by name.
-        self.arrays = self._laid_out()
-        self.constants: dict[str, int | float] = {
+        sizes = {name: max(16, int(triton.next_power_of_2(size))) for name, size in real_sizes.items()}
+        sizes["B"] = min(sizes["L"], max(launch.block, sizes["K"]))
+        self.constants: dict[str, Any] = {
             "length": shape.length,
             "dim": self.dim,
             "rows": shape.rows,
@@ -246,10 +237,12 @@ class TritonEncoder:
             "epsilon": shape.epsilon,
             # Whether a column beyond the real ones sums the mixture's weights, in its product. In smaller blocks
             # NVIDIA's assembler gives up on the selection of that column: 32 registers, 17 KB spilled.
-            "spare": self.dim < self._sizes["D"] and self._sizes["B"] > 32,
+            "spare": self.dim < sizes["D"] and sizes["B"] > 32,
             "interpreted": isinstance(encode_rows, InterpretedFunction),
-            **self._sizes,
+            **sizes,
         }
+        #: The kernel's arguments from `candidate_map` to `norms`, by name.
+        self.arrays = self._laid_out()
         self.warps = launch.warps
 
     @staticmethod
@@ -258,7 +251,7 @@ class TritonEncoder:
         return serves(shape) and shape.length <= LENGTH_MAX
 
     def _laid_out(self) -> dict[str, np.ndarray]:
-        w, own, s = self.weights, self.token_dim, self._sizes
+        w, own, s = self.weights, self.token_dim, self.constants
         of_candidate = w["layer1_value_out"][:, own:].T.copy()
         of_candidate[:, own:] += np.eye(self.candidate_dim, dtype=np.float32)
         of_candidate -= of_candidate.mean(axis=1, keepdims=True)
@@ -277,14 +270,11 @@ class TritonEncoder:
         return laid
 
     def run(self, *given: Tensor, encoded: Tensor | None = None) -> Tensor:
-        """Encode every row of the tiles in one launch.
-
-        Args:
-            given: the kernel's arguments from `tiles` to `norms`, on one device: what `encoder_node` puts before it.
-            encoded: float32[N, K * d] to write to; rows of no tile stay as they are.
+        """Launch it on its arguments from `tiles` to `norms`, on one device.
 
         Returns:
-            float32[N, K * d], the K newest actions' outputs side by side, absent ones 0.
+            float32[N, K * d], the K newest actions' outputs side by side, absent ones 0. Rows of no tile stay as they
+            are in `encoded`.
         """
         tiles, candidates = given[0], given[encode_rows.arg_names.index("candidates")]
         if encoded is None:
@@ -326,11 +316,6 @@ def folded(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def runs_on(device: torch.device) -> bool:
     """Say whether Triton's kernels run there: on GPUs, and in its interpreter on CPUs (TRITON_INTERPRET=1)."""
     return device.type == "cuda" or isinstance(encode_rows, InterpretedFunction)
-
-
-def _up(size: int) -> int:
-    """Return the next power of two that a product's operand may be long."""
-    return max(16, int(triton.next_power_of_2(size)))
 
 
 def _pad(array: np.ndarray, *sizes: int) -> np.ndarray:

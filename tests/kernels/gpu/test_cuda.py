@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import threading
 
-import numpy as np
 import pytest
 
 from kernels.engine import EngineError, UnavailableError
@@ -28,18 +27,23 @@ def stream(cuda):
     device.close()
 
 
+def copied(cuda, stream):
+    cuda.bytes_at(stream.made, 32)[:] = cuda.bytes_at(stream.given, 32)
+
+
 def test_a_stream_copies_in_order_and_not_before_somebody_waits(cuda, stream):
     with stream.entered():
-        host, there = stream.buffers(64)
-        back, _ = stream.buffers(64)
+        host, back = stream.room(64, 32)
         assert not host.any()
+        assert not back.any()
         host[:] = 5
-        stream.to_device(there, host)
-        stream.to_host(back, there)
+        stream.to_device(64)
+        cuda.put(stream.handle, "compute", lambda: copied(cuda, stream))
+        stream.to_host(16)
         assert not back.any()
         stream.wait()
-    assert (back == 5).all()
-    assert [what for what, _ in cuda.log] == ["to device", "to host"]
+    assert back.tolist() == [5] * 16 + [0] * 16
+    assert [what for what, _ in cuda.log] == ["to device", "compute", "to host"]
 
 
 def test_no_stream_waits_for_the_legacy_one(cuda, stream):
@@ -48,13 +52,13 @@ def test_no_stream_waits_for_the_legacy_one(cuda, stream):
 
 def test_a_graph_does_again_what_was_put_in(cuda, stream):
     with stream.entered():
-        host, there = stream.buffers(64)
-        launch = stream.captured(lambda: stream.to_device(there, host))
+        host, _ = stream.room(64, 32)
+        launch = stream.captured(lambda: stream.to_device(64))
         for value in (1, 2):
             host[:] = value
             launch()
             stream.wait()
-            assert (cuda.bytes_at(there, 64) == value).all()
+            assert (cuda.bytes_at(stream.given, 64) == value).all()
 
 
 def test_a_capture_during_which_a_thread_waits_for_the_whole_device_fails_and_the_stream_goes_on(cuda, stream):
@@ -63,33 +67,33 @@ def test_a_capture_during_which_a_thread_waits_for_the_whole_device_fails_and_th
             cuda.cuCtxSynchronize()
 
     def work():
-        stream.to_device(there, host)
+        stream.to_device(64)
         if cuda.log:  # the second time, when it is captured
             other = threading.Thread(target=waits)
             other.start()
             other.join()
 
     with stream.entered():
-        host, there = stream.buffers(64)
+        host, _ = stream.room(64, 32)
         with pytest.raises(EngineError, match="CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"):
             stream.captured(work)
         host[:] = 9
-        stream.to_device(there, host)
+        stream.to_device(64)
         stream.wait()
-        assert (cuda.bytes_at(there, 64) == 9).all()
+        assert (cuda.bytes_at(stream.given, 64) == 9).all()
 
 
 def test_work_that_fails_while_it_is_captured_says_so_and_the_stream_goes_on(cuda, stream):
     def work():
-        stream.to_device(there, host)
+        stream.to_device(64)
         if cuda.log:
             raise EngineError("the plan takes no such shape")
 
     with stream.entered():
-        host, there = stream.buffers(64)
+        host, _ = stream.room(64, 32)
         with pytest.raises(EngineError, match="takes no such shape"):
             stream.captured(work)
-        stream.captured(lambda: stream.to_device(there, host))()
+        stream.captured(lambda: stream.to_device(64))()
         stream.wait()
 
 
@@ -115,8 +119,10 @@ def test_closing_leaves_what_a_thread_had_entered_before(cuda):
 
 
 def test_a_call_without_the_context_is_an_error(cuda, stream):
+    with stream.entered():
+        stream.room(64, 32)
     with pytest.raises(EngineError, match="CUDA_ERROR_INVALID_CONTEXT"):
-        stream.to_device(0, np.zeros(4, np.uint8))
+        stream.to_device(64)
 
 
 def test_a_device_that_is_not_there_is_named_and_leaves_nothing(cuda):

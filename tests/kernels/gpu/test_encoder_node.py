@@ -130,7 +130,7 @@ def test_a_library_that_takes_kernels_is_given_the_node_and_the_kernel(monkeypat
     monkeypatch.setitem(sys.modules, "standing_in.plugin", plugins)
     trt = SimpleNamespace(__name__="standing_in", IPluginV3QuickAOTBuild=object, float32="float32")
     content, specs = exported()
-    model = onnx.load_model_from_string(prepared(trt, content, specs, Settings("tensorrt", fused_for="9.0")))
+    model = onnx.load_model_from_string(prepared(trt, content, specs, Settings("tensorrt", architectures=("9.0",))))
     assert told == ["9.0"]
     assert plugins.launches
     assert [node.op_type for node in model.graph.node].count(NODE) == 1

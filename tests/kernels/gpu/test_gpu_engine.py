@@ -174,12 +174,12 @@ def test_a_plan_for_another_gpu_is_built_anew_and_the_log_says_so(cuda, monkeypa
     asked = []
 
     def build(network, inputs, settings):
-        asked.append((tuple(inputs), settings.library, settings.fused_for))
+        asked.append((tuple(inputs), settings.library, settings.architectures))
         return Built(PLAN + network, b"")
 
     monkeypatch.setattr(tensorrt_backend, "build", build)
     engine = opened(plan=b"of another")
-    assert asked == [(SPECS, "tensorrt", "9.0")]
+    assert asked == [(SPECS, "tensorrt", ("9.0",))]
     assert "plans/tensorrt_10_13_0-sm_90-bfloat16.plan: it is built anew" in caplog.text
     assert engine.plan() == GOOD
     assert engine.run(batch(2)).shape == (2, 2)

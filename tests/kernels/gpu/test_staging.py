@@ -53,7 +53,7 @@ def test_a_batch_goes_to_the_smallest_bucket_that_holds_it(requests, rows, expec
 @pytest.mark.parametrize("sizes", [(1,), (0, 5, 0), (7,) * 9, (3, 50, 1, 0, 0, 2), (100,), (10, 10, 10), (0, 0)])
 def test_cutting_keeps_every_row_its_request_and_the_order(sizes):
     whole = batch(*sizes)
-    buckets = Buckets(requests_max=4, rows_max=16, rows_min=8)
+    buckets = Buckets(requests=(1, 4), rows=(8, 16))
     parts = list(buckets.cut(whole))
     for part in parts:
         assert 0 < part.rows <= 16
