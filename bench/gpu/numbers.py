@@ -15,6 +15,7 @@ from typing import Any
 FILE, DRY_FILE = "numbers.jsonl", "dry-run.jsonl"
 _WHY_CHARS_MAX = 600
 OUT_OF_TIME = "the phase's time was up"
+WITHOUT = "the phase ended without it"
 
 
 def file_of(out: Path, *, dry_run: bool) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bench.gpu.numbers import Read
+from bench.gpu.numbers import WITHOUT, Read
 from bench.gpu.plan import PHASES, expected
 
 #: Rows a second on one H200: of the encoder, and of the whole ranker.
@@ -51,7 +51,7 @@ def results(found: Read, *, dry_run: bool) -> Results:
     ordered: dict[tuple[str, str], Line] = {}
     for phase in PHASES:
         ended = last.get((phase, "the phase"), {"ended": "the phase did not run to its end"})
-        why = ended.get("ended", "the phase ended without it")
+        why = ended.get("ended", WITHOUT)
         for what in expected(phase, dry_run=dry_run):
             ordered[phase, what] = last.get((phase, what), {"phase": phase, "what": what, "not_measured": why})
         ordered |= {place: line for place, line in last.items() if place[0] == phase and place not in ordered}

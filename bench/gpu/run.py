@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from bench.gpu.numbers import DRY_FILE, FILE, Numbers, file_of, read
-from bench.gpu.plan import FOUR_MINUTES, TEN_MINUTES, PlanError, Planned, plan
+from bench.gpu.numbers import DRY_FILE, FILE, WITHOUT, Numbers, file_of, read
+from bench.gpu.plan import FOUR_MINUTES, TEN_MINUTES, PlanError, Planned, expected, plan
 
 LOG = "log.txt"
 #: What is kept of a phase's outputs, and of all in a folder; more is thrown away.
@@ -48,6 +48,11 @@ def run(phases: Sequence[Planned], out: Path, began_s: float, *, dry_run: bool) 
         why = _run(phase, out / LOG, ends_s)
         numbers = Numbers(out, phase.name, ends_s, dry_run=dry_run)
         numbers.add("the phase", {"seconds": time.monotonic() - started_s, **({"ended": why} if why else {})})
+        lines = read(file_of(out, dry_run=dry_run)).lines
+        there = {line["what"] for line in lines if line["phase"] == phase.name}
+        for what in expected(phase.name, dry_run=dry_run):
+            if what not in there:
+                numbers.missing(what, why or WITHOUT)
         if why:
             print(f"          {why}", flush=True)
             well = False

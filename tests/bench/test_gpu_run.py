@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.gpu.numbers import DRY_FILE, FILE, OUT_OF_TIME, Numbers, file_of, read
+from bench.gpu.numbers import DRY_FILE, FILE, OUT_OF_TIME, WITHOUT, Numbers, file_of, read
 from bench.gpu.plan import Planned
 from bench.gpu.run import LOG, run
 from bench.gpu.table import write
@@ -65,8 +65,10 @@ def test_a_phase_that_fails_leaves_its_numbers_and_the_next_one_runs(tmp_path, c
     assert run(phases, tmp_path, time.monotonic(), dry_run=False) is False
     assert lines(tmp_path, "facts")["first"]["rows_s"] == 1.5
     assert re.search(why, lines(tmp_path, "facts")["the phase"]["ended"])
+    assert re.search(why, lines(tmp_path, "facts")["card"]["not_measured"])
     assert lines(tmp_path, "parity")["after"]["rows_s"] == 2
     assert "ended" not in lines(tmp_path, "parity")["the phase"]
+    assert lines(tmp_path, "parity")["as it is"]["not_measured"] == WITHOUT
 
 
 def test_a_phase_that_hangs_is_killed_with_all_that_it_started_and_the_next_one_runs(tmp_path, monkeypatch):
