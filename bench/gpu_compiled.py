@@ -206,10 +206,9 @@ def table(found: Iterable[Facts]) -> str:
         ours = {one.architecture: one for one in found if _launch(one) == launch}
         where.append((_name_of(launch), *(_fit(ours[name]) for name in names)))
     about = (
-        f"Triton {triton.__version__}, the published encoder over {_LENGTH} actions.\n"
-        f"{_name_of(Launch())} is the default. "
-        "Rows a second are what `predicted` in `bench/gpu_compiled.py` says of an H100 or H200. It charges a spill as an\n"
-        "instruction and nothing for the wait: what spills much does less than it says.\n\n"
+        f"Triton {triton.__version__}, the published encoder over {_LENGTH} actions. The default is "
+        f"{_name_of(Launch())}.\nRows a second are what `predicted` in `bench/gpu_compiled.py` says of an H100. "
+        "It charges a spill as\nan instruction and nothing for the wait: what spills much does less than it says.\n\n"
     )
     return (
         about

@@ -83,22 +83,22 @@ class Stream:
         return found
 
     def room(self, given: int, made: int) -> tuple[np.ndarray, np.ndarray]:
-        cuda, sizes = self._cuda, (given, made)
-        self.given, self.made = (int(self._made(cuda.cuMemAlloc(size), cuda.cuMemFree)) for size in sizes)
-        pinned = [int(self._made(cuda.cuMemHostAlloc(size, 0), cuda.cuMemFreeHost)) for size in sizes]
-        for address, size in zip(pinned, sizes, strict=True):
+        cuda, rooms = self._cuda, []
+        for size in (given, made):
+            address = int(self._made(cuda.cuMemHostAlloc(size, 0), cuda.cuMemFreeHost))
             ctypes.memset(address, 0, size)
-        self._host, self._read = pinned
-        host, read = ((ctypes.c_uint8 * size).from_address(at) for at, size in zip(pinned, sizes, strict=True))
-        return np.ctypeslib.as_array(host), np.ctypeslib.as_array(read)
+            pinned = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+            rooms.append((pinned, int(self._made(cuda.cuMemAlloc(size), cuda.cuMemFree))))
+        (self._host, self.given), (self._read, self.made) = rooms
+        return self._host, self._read
 
     def to_device(self, size: int) -> None:
         """Copy so many bytes of the inputs."""
-        did(self._cuda.cuMemcpyHtoDAsync(self.given, self._host, size, self._stream))
+        did(self._cuda.cuMemcpyHtoDAsync(self.given, self._host.ctypes.data, size, self._stream))
 
     def to_host(self, size: int) -> None:
         """Copy so many bytes of the logits."""
-        did(self._cuda.cuMemcpyDtoHAsync(self._read, self.made, size, self._stream))
+        did(self._cuda.cuMemcpyDtoHAsync(self._read.ctypes.data, self.made, size, self._stream))
 
     def captured(self, work: Callable[[], None]) -> Callable[[], object]:
         work()

@@ -77,10 +77,8 @@ def with_kernel(
 ) -> tuple[onnx.ModelProto, TritonEncoder] | None:
     """Return the network with the node, and the kernel for it; None where no encoder is called that the kernel serves.
 
-    Args:
-        model: of `kernels.fusion.parse`.
-        inputs: the manifest's; the network returned has one more, `TILES`.
-        half: of the operands of all other products, None for float32.
+    It has one more input than the manifest's, `TILES`. All other products are in half precision, or where that is None
+    in float32.
     """
     call = take_out_encoder(model, inputs)
     if call is None or not TritonEncoder.serves(call.shape):

@@ -31,13 +31,10 @@ _BUILDER = "from kernels.gpu.tensorrt_build import builder; builder()"
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a plan is built for.
+    """What a plan is built for: a library, what products' operands are, and architectures such as `8.9`.
 
-    Attributes:
-        library: that builds and runs it.
-        half: of the operands of products.
-        architectures: such as `8.9`. TensorRT for RTX builds for all of them, its own choice where there are none;
-            TensorRT for the GPU that it finds, with the fused kernel where the one given says what to compile it for.
+    TensorRT for RTX builds for all of them, or for its own choice where there are none; TensorRT for the GPU that it
+    finds, with the fused kernel where the one given says what to compile it for.
     """
 
     library: Library
@@ -98,7 +95,7 @@ def builder() -> None:
 def build_here(network: bytes, inputs: Sequence[TensorSpec], settings: Settings, timing_cache: bytes = b"") -> Built:
     """Build a plan in this process: what `build` runs elsewhere. Raises EngineError."""
     trt = load_library(settings.library)
-    logger = logger_of(trt)
+    logger = trt.Logger(trt.Logger.ERROR)  # to stderr, which `build` reads
     maker = trt.Builder(logger)
     # The definition reads the parser's weights, and the parser the content, until it is built.
     content = prepared(trt, network, inputs, settings)
@@ -114,7 +111,7 @@ def build_here(network: bytes, inputs: Sequence[TensorSpec], settings: Settings,
     plan = maker.build_serialized_network(definition, config)
     del parser
     if plan is None:
-        raise EngineError(f"{settings.library} builds no plan: {'; '.join(logger.errors)}")
+        raise EngineError(f"{settings.library} builds no plan")
     return Built(bytes(plan), bytes(cache.serialize()) if cache is not None else b"")
 
 
@@ -153,22 +150,8 @@ def parsed(trt: ModuleType, maker: Any, content: bytes, logger: Any) -> tuple[An
     definition = maker.create_network(0 if typed is None else 1 << int(typed))  # TensorRT 11 knows nothing else
     parser = trt.OnnxParser(definition, logger)
     if not parser.parse(content):
-        said = [str(parser.get_error(i)) for i in range(parser.num_errors)]
-        raise EngineError("; ".join(said or logger.errors))
+        raise EngineError("; ".join(str(parser.get_error(i)) for i in range(parser.num_errors)))
     return definition, parser
-
-
-def logger_of(trt: ModuleType) -> Any:
-    """Return a logger for the library whose `errors` are what went wrong."""
-
-    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
-        errors: list[str] = []  # noqa: RUF012 - a class of its own for each logger
-
-        def log(self, severity: object, message: str) -> None:
-            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-                self.errors.append(message)
-
-    return Logger()
 
 
 def _target(trt: ModuleType, config: Any, architectures: Sequence[str]) -> None:

@@ -25,8 +25,9 @@ _ENTRY = re.compile(r"(\.entry\s+\w+\()(.*?)(\n\))", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """A compiled kernel: its entry's name, PTX that takes a pointer for each of `arguments()` and nothing else, the same
-    as machine code, and what each program takes; there are as many programs as tiles, and their memory is dynamic.
+    """A compiled kernel: PTX that takes a pointer for each of `arguments()` and nothing else, and the same assembled.
+
+    A program, of which there are as many as tiles, takes so many threads and so much dynamic memory.
     """
 
     name: str

@@ -214,8 +214,8 @@ class TritonEncoder:
         if not self.serves(shape):
             raise EngineError(f"the kernel serves two layers and up to {LENGTH_MAX} actions, not {shape}")
         check_weights(weights, shape)
-        launch, w = launch or Launch(), folded(weights)
-        self.weights, self.shape = w, shape
+        self.weights, self.shape = folded(weights), shape
+        w = self.weights
         self.token_dim, self.candidate_dim = w["action_table"].shape[1] + len(w["acted"]), len(w["candidate"])
         self.dim = self.token_dim + self.candidate_dim
         self.width = shape.rows * self.dim
@@ -228,6 +228,8 @@ class TritonEncoder:
             "K": shape.rows,
         }
         sizes = {name: max(16, int(triton.next_power_of_2(size))) for name, size in real_sizes.items()}
+        # What is larger than 128 x 128 needs up to 208 KiB a program in blocks of 128, 96 in blocks of 32.
+        launch = launch or (Launch() if sizes["L"] * sizes["D"] <= 128 * 128 else Launch(32, 4))
         sizes["B"] = min(sizes["L"], max(launch.block, sizes["K"]))
         self.constants: dict[str, Any] = {
             "length": shape.length,
@@ -243,7 +245,8 @@ class TritonEncoder:
         }
         #: The kernel's arguments from `candidate_map` to `norms`, by name.
         self.arrays = self._laid_out()
-        self.warps = launch.warps
+        #: As many actions a warp in the smaller blocks of short sequences.
+        self.warps = max(min(4, launch.warps), launch.warps * sizes["B"] // max(sizes["B"], launch.block))
 
     @staticmethod
     def serves(shape: EncoderShape) -> bool:

@@ -17,7 +17,7 @@ from kernels.engine import LOGITS, EngineError
 from kernels.fusion import DOMAIN, parse
 from kernels.gpu import encoder_node
 from kernels.gpu.encoder_node import NODE, register, with_kernel
-from kernels.gpu.tensorrt_build import Settings, load_library, logger_of, parsed, prepared
+from kernels.gpu.tensorrt_build import Settings, load_library, parsed, prepared
 from kernels.gpu.tiles import TILES, tiles_of
 from kernels.gpu.triton_ahead import Ahead, arguments
 from kernels.gpu.triton_encoder import encode_rows as kernel
@@ -142,7 +142,7 @@ def test_tensorrts_parser_takes_all_but_the_node_that_only_tensorrt_itself_has(n
     """TensorRT for RTX parses node by node up to the plugin, which its Python API knows no way to make."""
     model, _, _ = network
     trt = load_library("tensorrt_rtx")
-    logger = logger_of(trt)
+    logger = trt.Logger(trt.Logger.ERROR)
     with pytest.raises(EngineError, match="encode_rows") as refused:
         parsed(trt, trt.Builder(logger), model.SerializeToString(), logger)
     (node,) = [i for i, node in enumerate(model.graph.node) if node.op_type == NODE]

@@ -15,7 +15,6 @@ from kernels.gpu.tensorrt_build import (
     build,
     build_here,
     load_library,
-    logger_of,
     parsed,
     plan_name,
     prepared,
@@ -41,7 +40,7 @@ def test_every_exported_ranker_builds_for_every_architecture(fusion, form, half)
 def test_the_parsed_network_has_the_manifests_inputs_and_types(fusion, form):
     network, specs = exported(fusion, form)
     trt = load_library("tensorrt_rtx")
-    logger = logger_of(trt)
+    logger = trt.Logger(trt.Logger.ERROR)
     maker, content = trt.Builder(logger), prepared(trt, network, specs, Settings("tensorrt_rtx"))
     definition, _parser = parsed(trt, maker, content, logger)
     inputs = [definition.get_input(i) for i in range(definition.num_inputs)]
@@ -57,7 +56,7 @@ def test_the_parsed_network_has_the_manifests_inputs_and_types(fusion, form):
 def test_a_plan_takes_every_bucket_of_shapes():
     network, specs = exported()
     trt = load_library("tensorrt_rtx")
-    logger = logger_of(trt)
+    logger = trt.Logger(trt.Logger.ERROR)
     maker, content = trt.Builder(logger), prepared(trt, network, specs, RTX)
     definition, _parser = parsed(trt, maker, content, logger)
     profile = profile_of(maker, definition, specs)

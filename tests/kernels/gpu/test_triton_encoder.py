@@ -130,6 +130,23 @@ def test_rows_of_no_tile_stay_as_they_are():
     assert (encoded[:2] != 7.0).any()
 
 
+@pytest.mark.parametrize(
+    ("length", "launch", "block", "warps"),
+    [
+        (100, None, 128, 8),
+        (64, None, 64, 4),  # as many actions a warp
+        (10, None, 16, 4),
+        (200, None, 32, 4),  # larger blocks fit only data-centre GPUs
+        (200, Launch(128, 8), 128, 8),
+    ],
+)
+def test_short_sequences_take_fewer_warps_and_long_ones_smaller_blocks(length, launch, block, warps):
+    module = EarlyFusion(Sizes()).eval()
+    weights = {name: weight.detach().numpy() for name, weight in fold_early(module).items()}
+    kernel = TritonEncoder(weights, EncoderShape(length, 10, 2), launch)
+    assert (kernel.constants["B"], kernel.warps) == (block, warps)
+
+
 @pytest.mark.parametrize("shape", [EncoderShape(300, 10, 2), EncoderShape(100, 10, 3), EncoderShape(5, 10, 2)])
 def test_shapes_that_the_kernel_does_not_serve_are_refused(shape):
     with pytest.raises(EngineError, match="the kernel serves two layers and up to 256 actions"):
