@@ -11,8 +11,8 @@ SHAPES = ((1, 128), (1, 1024), (4, 512), (16, 128), (16, 512), (64, 256), (64, 5
 DRY_SHAPES = ((1, 2), (2, 2))
 #: Of those, what the engine runs as a whole ranker.
 ENGINE_SHAPES = ((1, 512), (4, 512), (16, 512), (64, 512))
-#: Actions of a request.
-LENGTH, DRY_LENGTH = 100, 12
+#: Actions of a request; in a dry run enough for two blocks of 32.
+LENGTH, DRY_LENGTH = 100, 40
 #: (actions of a block, warps of a program): how the kernel may be compiled; the first is what it does by itself.
 COMPILED = ((128, 8), (64, 4), (128, 4), (32, 4), (64, 8), (32, 8))
 DRY_COMPILED = ((64, 4), (32, 4))
