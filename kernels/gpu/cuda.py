@@ -70,9 +70,8 @@ class Stream:
         self.entered, self._held, self._cuda = device.entered, device.held, device.driver
         cuda, flags = device.driver, device.driver.CUevent_flags
         with self.entered():
-            self._stream = self._made(
-                cuda.cuStreamCreate(cuda.CUstream_flags.CU_STREAM_NON_BLOCKING), cuda.cuStreamDestroy
-            )
+            stream = cuda.cuStreamCreate(cuda.CUstream_flags.CU_STREAM_NON_BLOCKING)
+            self._stream = self._made(stream, cuda.cuStreamDestroy)
             event = cuda.cuEventCreate(flags.CU_EVENT_BLOCKING_SYNC | flags.CU_EVENT_DISABLE_TIMING)
             self._done = self._made(event, cuda.cuEventDestroy)
         self.handle = int(self._stream)

@@ -32,7 +32,7 @@ _READ = ", ".join(arguments()[:-1])
 _ENCODER = f"""
 encoder (int64[R, T] actions, float[R, T, E] embeddings, float[N, E] candidates, int32[M, 3] {TILES})
 => (float[N, W] {ENCODED}) {{
-    acted = Greater (actions, nothing)
+    acted = Cast <to = 9> (actions)
     flags = Cast <to = 1> (acted)
     present = Pad (flags, longer_flags)
     known = Unsqueeze (acted, last)
@@ -49,7 +49,7 @@ encoder (int64[R, T] actions, float[R, T, E] embeddings, float[N, E] candidates,
     across = Transpose <perm = [0, 2, 1]> (own)
     products = MatMul (asking, across)
     there = Unsqueeze (present, middle)
-    readable = Greater (there, zero)
+    readable = Cast <to = 9> (there)
     scores = Where (readable, products, masked)
     largest = ReduceMax <keepdims = 1> (scores, last)
     below = Sub (scores, largest)
@@ -105,7 +105,6 @@ def _constants(encoder: TritonEncoder) -> dict[str, np.ndarray]:
     longer, wide = sizes["L"] - encoder.shape.length, sizes["D"]
     query_key, value_out = w["layer1_query_key"][:own], w["layer1_value_out"][:, :own]
     constants = {
-        "nothing": np.array(0),
         "last": np.array([-1]),
         "middle": np.array([1]),
         "longer_flags": np.array([0, 0, 0, longer]),

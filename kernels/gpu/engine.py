@@ -159,12 +159,9 @@ class _Lane:
     def __init__(self, stream: Stream, layouts: Mapping[Bucket, Layout], heads: int) -> None:
         self._stream, self._layouts, self._heads = stream, layouts, heads
         self._graphs: dict[Bucket, Callable[[], object]] = {}
-        given, made = (
-            max(layout.bytes for layout in layouts.values()),
-            max(bucket.rows for bucket in layouts) * heads * 4,
-        )
+        given, rows = max(layout.bytes for layout in layouts.values()), max(bucket.rows for bucket in layouts)
         with stream.entered():
-            self._host, self._read = stream.room(given, made)
+            self._host, self._read = stream.room(given, rows * heads * 4)
 
     def run(self, part: FeatureBatch, bucket: Bucket) -> np.ndarray:
         """Return float32[N, H] of the lane's own buffer, to be copied before the next run."""

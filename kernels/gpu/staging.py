@@ -44,7 +44,7 @@ class Layout:
 
     def __init__(self, inputs: Sequence[TensorSpec], bucket: Bucket, *, tiled: bool = False) -> None:
         """Place the inputs, `row_request`, and `TILES` for a network that reads them."""
-        self.bucket, self._inputs = bucket, tuple(inputs)
+        self.bucket = bucket
         leading = {"request": bucket.requests, "candidate": bucket.rows}
         shapes = {spec.name: (spec.dtype, (leading[spec.side], *spec.shape)) for spec in inputs}
         shapes[ROW_REQUEST] = "int64", (bucket.rows,)

@@ -57,8 +57,7 @@ class TensorRtBackend:
 
     def stream(self) -> Stream:
         with self._device.entered():
-            context = self._engine.create_execution_context()
-            self._streams.append(_Stream(self._device, context, self._row_bytes))
+            self._streams.append(_Stream(self._device, self._engine.create_execution_context(), self._row_bytes))
         return self._streams[-1]
 
     def close(self) -> None:

@@ -141,7 +141,6 @@ _OPERATORS: Mapping[str, Operator] = {
     "Gather": _gather,
     "GatherND": _gather_nd,
     "Gemm": _gemm,
-    "Greater": torch.gt,
     "LayerNormalization": _layer_norm,
     "Not": torch.logical_not,
     "Pad": _pad,

@@ -219,15 +219,8 @@ class TritonEncoder:
         self.token_dim, self.candidate_dim = w["action_table"].shape[1] + len(w["acted"]), len(w["candidate"])
         self.dim = self.token_dim + self.candidate_dim
         self.width = shape.rows * self.dim
-        real_sizes = {
-            "L": shape.length,
-            "D": self.dim,
-            "C": self.candidate_dim,
-            "E": w["acted"].shape[1],
-            "H": len(w["layer1_hidden"]),
-            "K": shape.rows,
-        }
-        sizes = {name: max(16, int(triton.next_power_of_2(size))) for name, size in real_sizes.items()}
+        real = (shape.length, self.dim, self.candidate_dim, w["acted"].shape[1], len(w["layer1_hidden"]), shape.rows)
+        sizes = {name: max(16, int(triton.next_power_of_2(size))) for name, size in zip("LDCEHK", real, strict=True)}
         # What is larger than 128 x 128 needs up to 208 KiB a program in blocks of 128, 96 in blocks of 32.
         launch = launch or (Launch() if sizes["L"] * sizes["D"] <= 128 * 128 else Launch(32, 4))
         sizes["B"] = min(sizes["L"], max(launch.block, sizes["K"]))
@@ -273,11 +266,9 @@ class TritonEncoder:
         return laid
 
     def run(self, *given: Tensor, encoded: Tensor | None = None) -> Tensor:
-        """Launch it on its arguments from `tiles` to `norms`, on one device.
+        """Launch it on its arguments from `tiles` to `norms`, and return what it writes of the rows of those tiles.
 
-        Returns:
-            float32[N, K * d], the K newest actions' outputs side by side, absent ones 0. Rows of no tile stay as they
-            are in `encoded`.
+        That is float32[N, K * d], the K newest actions' outputs side by side, absent ones 0.
         """
         tiles, candidates = given[0], given[encode_rows.arg_names.index("candidates")]
         if encoded is None:

@@ -90,7 +90,7 @@ def test_work_that_fails_while_it_is_captured_says_so_and_the_stream_goes_on(cud
             raise EngineError("the plan takes no such shape")
 
     with stream.entered():
-        host, _ = stream.room(64, 32)
+        stream.room(64, 32)
         with pytest.raises(EngineError, match="takes no such shape"):
             stream.captured(work)
         stream.captured(lambda: stream.to_device(64))()
