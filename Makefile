@@ -19,7 +19,7 @@ SERVED = $${XDG_CACHE_HOME:-$$HOME/.cache}/pinrank/demo/serving-$(PORT)
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: help demo test check resolve wheel bench bench-gpu gpu-wheels claims load proto clean
+.PHONY: help demo test check resolve wheel bench gpu-wheels claims load proto clean
 .DEFAULT_GOAL := help
 
 help:
@@ -29,8 +29,7 @@ help:
 	@echo "make resolve  resolve every set of extras from the package index's metadata, with pip and uv, for each Python"
 	@echo "make wheel  build the wheel and run the demo from it on each Python"
 	@echo "make bench  run the benchmarks (NAME=serving: one of them) and commit-ready results in bench/results/"
-	@echo "make bench-gpu   measure the GPU engines and the fused kernel on this machine's GPU (GPU_PYTHON=python3)"
-	@echo "make gpu-wheels  bring what bench-gpu uses into gpu-wheels/, to be carried to a machine without a network"
+	@echo "make gpu-wheels  bring what bench/gpu-ten-minutes.sh uses into gpu-wheels/, for a machine with a GPU and no network"
 	@echo "make claims print every committed claim, and whether it holds"
 	@echo "make load   load-test the running demo (PORT=50051, ARGS='--rate 200 --duration 30')"
 
@@ -77,20 +76,15 @@ check: $(EVERYTHING)
 bench: $(EVERYTHING)
 	$(BIN)/python -m bench $(NAME) $(ARGS)
 
-bench-gpu:
-	@bench/gpu.sh $(ARGS)
-
-# For another Python than this one: that of the machine with the GPU.
+# For another Python than this one: that of the machine with the GPU. The folder is what is carried, so what was there goes.
 GPU_PYTHON_VERSION ?= 3.12
 gpu-wheels: $(BIN)/python
 	@echo "bringing wheels for Python $(GPU_PYTHON_VERSION) into gpu-wheels/"
+	@rm -rf gpu-wheels
 	@$(BIN)/python -m pip download --disable-pip-version-check --progress-bar off --no-deps --dest gpu-wheels \
 		--python-version $(GPU_PYTHON_VERSION) --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 \
-		--platform manylinux2014_x86_64 --only-binary :all: -r bench/gpu-carry.txt \
-		mako markupsafe platformdirs pytools siphash24 $(COUNTED)
-	@$(BIN)/python -m pip download --disable-pip-version-check --progress-bar off --no-deps --dest gpu-wheels \
-		--no-binary pycuda pycuda $(COUNTED)
-	@du -sh gpu-wheels
+		--platform manylinux2014_x86_64 --only-binary :all: -c constraints.txt -r bench/gpu-carry.txt $(COUNTED)
+	@$(BIN)/python -m bench.gpu.carried
 
 claims: $(EVERYTHING)
 	@$(BIN)/python -m bench claims

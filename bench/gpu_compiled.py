@@ -101,7 +101,7 @@ def facts(launches: Iterable[Launch], architecture: str) -> Iterable[Facts]:
     module = EarlyFusion(_PUBLISHED).eval()
     weights = {name: weight.detach().numpy() for name, weight in fold_early(module).items()}
     for launch in launches:
-        encoder = TritonEncoder(weights, EncoderShape(_LENGTH, _PUBLISHED.readout_rows, 2), "cpu", launch)
+        encoder = TritonEncoder(weights, EncoderShape(_LENGTH, _PUBLISHED.readout_rows, 2), launch)
         yield _facts(launch, encoder, compiled(encoder, architecture), architecture)
 
 

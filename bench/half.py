@@ -7,15 +7,18 @@ another order of the sums.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import onnx
+import torch
 
 from bench.harness import Claim, Measured
 from kernels.engine import Engine
-from kernels.gpu.torch_engine import TorchEngine
+from kernels.fusion import inlined, parse
+from kernels.gpu.engine import GpuEngine
+from kernels.gpu.half import with_half_products
+from kernels.gpu.torch_backend import TorchBackend
 from kernels.openvino_engine import OpenVinoEngine
 from model_store.bundle import NETWORK, Bundle
 from model_store.store import open_model_store
@@ -43,10 +46,11 @@ def measure(*, quick: bool = False, bundle: Bundle | None = None, log: ActionLog
     renamed.doc_string = _HALF
     marked = renamed.SerializeToString()
     in_half = replace(bundle, files={**bundle.files, NETWORK: marked})
-    rounded = partial(TorchEngine, device="cpu", half=_HALF, fused=False)
 
     def factory(network: bytes, *given: Any, **more: Any) -> Engine:
-        return rounded(network, *given, **more) if network == marked else OpenVinoEngine(network, *given, **more)
+        if network == marked:
+            return GpuEngine(_rounded, network, *given, **more)
+        return OpenVinoEngine(network, *given, **more)
 
     found = evaluate(
         {_FULL: bundle, _HALF: in_half}, log, factory, Sampling(requests_max=50 if quick else 1_500), 7, baseline=_FULL
@@ -71,3 +75,7 @@ def measure(*, quick: bool = False, bundle: Bundle | None = None, log: ActionLog
                 )
             )
     return Measured(summary, tuple(claims), {"evaluation": found.as_json()})
+
+
+def _rounded(network: bytes, _inputs: object, heads: int, _ordinal: int, _plan: object) -> TorchBackend:
+    return TorchBackend(with_half_products(inlined(parse(network)), _HALF), heads, torch.device("cpu"))

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -15,12 +16,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.harness import BenchmarkError
 from pinrank.channels import open_channel
 
+#: Enough on a CPU; where graphs are captured first, callers say how long that may take.
 _START_S = 60.0
+_LOOK_S = 0.2
 _STOP_S = 15.0
 
 
@@ -40,16 +44,20 @@ class Served(NamedTuple):
 
 
 @contextmanager
-def server_process(config: Path, feature_store: str, log: Path) -> Iterator[Served]:
+def server_process(config: Path, feature_store: str, log: Path, start_s: float = _START_S) -> Iterator[Served]:
     """Run `pinrank serve` on free loopback ports; it is gone afterwards, whatever happens.
 
     Args:
         config: the server's TOML file.
         feature_store: goes over the file's.
         log: where its standard error goes.
+        start_s: how long it may take until it is ready.
 
     Yields:
         Where it answers, and its process.
+
+    Raises:
+        BenchmarkError: it ended instead, or is not ready by then; with the end of its log.
     """
     grpc_port, http_port = _free_ports(2)
     command = [
@@ -60,7 +68,11 @@ def server_process(config: Path, feature_store: str, log: Path) -> Iterator[Serv
     address = f"127.0.0.1:{grpc_port}"
     with log.open("wb") as stderr, subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr) as process:
         try:
-            _wait_until_ready(process, address, log)
+            try:
+                _wait_until_ready(process, address, log, start_s)
+            except BenchmarkError:
+                process.kill()  # it has no requests to finish
+                raise
             yield Served(address, process.pid, f"http://127.0.0.1:{http_port}/metrics")
         finally:
             process.terminate()
@@ -70,19 +82,27 @@ def server_process(config: Path, feature_store: str, log: Path) -> Iterator[Serv
                 process.kill()
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    with open_channel(address) as channel:
-        ready = grpc.channel_ready_future(channel)
-        for _ in range(int(_START_S / 0.2)):
-            try:
-                ready.result(timeout=0.2)
-            except grpc.FutureTimeoutError:
-                if process.poll() is not None:
-                    break
-            else:
+def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path, start_s: float) -> None:
+    until_s = time.monotonic() + start_s
+    why = f"was not ready within {start_s:g} s"
+    while time.monotonic() < until_s:
+        try:
+            why = f"did not start: it ended with {process.wait(_LOOK_S)}"
+            break
+        except subprocess.TimeoutExpired:
+            if _serves(address):
                 return
-        ready.cancel()
-    raise BenchmarkError(f"the server did not start:\n{log.read_text(errors='replace')[-2000:]}")
+    raise BenchmarkError(f"the server {why}:\n{log.read_text(errors='replace')[-2000:]}")
+
+
+def _serves(address: str) -> bool:
+    with open_channel(address) as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1)
+        except grpc.RpcError:
+            return False
+    served: bool = answer.status == health_pb2.HealthCheckResponse.SERVING
+    return served
 
 
 def single_process(calls_max: int | None = None) -> ProcessPoolExecutor:

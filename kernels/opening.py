@@ -1,53 +1,37 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
+from importlib import import_module
+from typing import Any, Literal
 
 from kernels.engine import EngineFactory
 
 
-def _numpy() -> EngineFactory:
-    from kernels.numpy_engine import NumpyEngine  # noqa: PLC0415
+@dataclass(frozen=True, slots=True)
+class _Runtime:
+    """Where an engine is, as `module:name`: of the engine itself on a CPU, on a GPU of what opens its backend."""
 
-    return NumpyEngine
-
-
-def _openvino() -> EngineFactory:
-    from kernels.openvino_engine import OpenVinoEngine  # noqa: PLC0415
-
-    return OpenVinoEngine
-
-
-def _torch() -> EngineFactory:
-    from kernels.gpu.torch_engine import TorchEngine  # noqa: PLC0415
-
-    return TorchEngine
-
-
-def _tensorrt() -> EngineFactory:
-    from kernels.gpu.tensorrt_engine import TensorRtEngine  # noqa: PLC0415
-
-    return TensorRtEngine
-
-
-def _tensorrt_rtx() -> EngineFactory:
-    from kernels.gpu.tensorrt_engine import TensorRtEngine  # noqa: PLC0415
-
-    return partial(TensorRtEngine, library="tensorrt_rtx")
+    place: str
+    _: KW_ONLY
+    on_gpu: bool = False
+    #: Whose plans travel in bundles.
+    library: Literal["tensorrt", "tensorrt_rtx"] | None = None
 
 
 #: Runtimes are imported when chosen: a CPU server loads no GPU library, and the other way round.
-_FACTORIES: dict[str, Callable[[], EngineFactory]] = {
-    "numpy": _numpy,
-    "openvino": _openvino,
-    "tensorrt": _tensorrt,
-    "tensorrt_rtx": _tensorrt_rtx,
-    "torch": _torch,
+_RUNTIMES = {
+    "numpy": _Runtime("kernels.numpy_engine:NumpyEngine"),
+    "openvino": _Runtime("kernels.openvino_engine:OpenVinoEngine"),
+    "tensorrt": _Runtime("kernels.gpu.tensorrt_backend:TensorRtBackend", on_gpu=True, library="tensorrt"),
+    "tensorrt_rtx": _Runtime("kernels.gpu.tensorrt_backend:TensorRtBackend", on_gpu=True, library="tensorrt_rtx"),
+    "torch": _Runtime("kernels.gpu.torch_backend:open_torch", on_gpu=True),
 }
 
-ENGINES = tuple(_FACTORIES)
+ENGINES = tuple(_RUNTIMES)
 #: Those that compute on a GPU.
-ON_GPU = frozenset({"tensorrt", "tensorrt_rtx", "torch"})
+ON_GPU = frozenset(name for name, runtime in _RUNTIMES.items() if runtime.on_gpu)
 #: Runs in flight on a GPU: while one computes, another's rows are copied in and a third's answers out.
 _GPU_STREAMS = 3
 
@@ -63,14 +47,15 @@ def bundled_plan(name: str, devices: Sequence[int] = (0,)) -> str | None:
     Raises:
         UnavailableError: there is no such GPU, or not the engine's library.
     """
-    if name not in ("tensorrt", "tensorrt_rtx"):
+    library = _RUNTIMES[name].library
+    if library is None:
         return None
-    from kernels.gpu.tensorrt_engine import plan_here  # noqa: PLC0415
+    from kernels.gpu.tensorrt_backend import plan_here  # noqa: PLC0415
 
-    return plan_here("tensorrt" if name == "tensorrt" else "tensorrt_rtx", device=devices[0])
+    return plan_here(library, devices[0])
 
 
-def engine_factory(name: str, devices: Sequence[int] = (0,)) -> EngineFactory:  # noqa: ARG001 - of GPU engines
+def engine_factory(name: str, devices: Sequence[int] = (0,)) -> EngineFactory:
     """Import a runtime by name and return its factory. No device is touched: a process may fork afterwards.
 
     Args:
@@ -78,14 +63,27 @@ def engine_factory(name: str, devices: Sequence[int] = (0,)) -> EngineFactory:  
         devices: the GPUs that the factory's engines compute on; (0,) for an engine of the processor.
 
     Raises:
-        ValueError: the runtime is unknown, not installed, or cannot be imported.
+        ValueError: the runtime is unknown, not installed, or cannot be imported, or does not compute on such devices.
     """
-    if name not in _FACTORIES:
+    if name not in _RUNTIMES:
         raise ValueError(f"unknown engine {name!r}; choose one of {', '.join(ENGINES)}")
+    runtime = _RUNTIMES[name]
+    module, _, attribute = runtime.place.partition(":")
     try:
-        return _FACTORIES[name]()
+        made: Any = getattr(import_module(module), attribute)
     except ModuleNotFoundError as error:
-        package = "'pinrank[gpu]'" if name in ON_GPU else error.name or "pinrank"
+        package = "'pinrank[gpu]'" if runtime.on_gpu else error.name or "pinrank"
         raise ValueError(f"engine {name!r} lacks {error.name}; pip install {package}") from error
     except (ImportError, OSError, ValueError) as error:  # such as PyTorch without the libraries that it was built for
         raise ValueError(f"engine {name!r} cannot be imported: {error}") from error
+    if not runtime.on_gpu:
+        if tuple(devices) != (0,):
+            raise ValueError(f"engine {name!r} runs on the CPU and takes no devices, got {list(devices)}")
+        factory: EngineFactory = made
+        return factory
+    if not devices or min(devices) < 0 or len(set(devices)) < len(devices):
+        raise ValueError(f"devices must be ordinals of GPUs, each once, got {list(devices)}")
+    from kernels.gpu.engine import GpuEngine  # noqa: PLC0415
+
+    open_backend = partial(made, runtime.library) if runtime.library else made
+    return partial(GpuEngine, open_backend, devices=tuple(devices))

@@ -40,7 +40,7 @@ def add_plans(
     plans: dict[str, bytes] = {}
     caches: dict[str, bytes] = {}
     for architecture in architectures:
-        target = Settings(settings.library, settings.half, architectures=(architecture,), fused_for=architecture)
+        target = Settings(settings.library, settings.half, architectures=(architecture,))
         name = plan_name(settings.library, version, f"sm_{architecture.replace('.', '')}", settings.half)
         cache = name.replace(".plan", ".timings")
         made = build(bundle.files[NETWORK], bundle.manifest.specs, target, known.get(cache, b""))

@@ -35,7 +35,7 @@ def compile_plans(
     Example: [bold]pinrank model compile out/ml1m-42 --architecture 8.9 --architecture 12.0[/]
     """
     from kernels.engine import EngineError  # noqa: PLC0415
-    from kernels.gpu.cuda import PyCudaDriver  # noqa: PLC0415
+    from kernels.gpu.cuda import Device  # noqa: PLC0415
     from kernels.gpu.tensorrt_build import Settings, load_library  # noqa: PLC0415
     from model_store.bundle import BundleError, read_bundle  # noqa: PLC0415
     from model_store.plans import add_plans  # noqa: PLC0415
@@ -46,10 +46,9 @@ def compile_plans(
         if library == "tensorrt":
             if architecture:
                 fail("tensorrt builds for the GPU that it finds; --architecture is for --library tensorrt_rtx")
-            driver = PyCudaDriver()
-            digits = driver.architecture.removeprefix("sm_")
-            driver.close()
-            architecture = [f"{digits[:-1]}.{digits[-1]}"]
+            device = Device()
+            device.close()
+            architecture = [device.capability]
         if not architecture:
             fail("--architecture says which GPUs to build for: 8.0 (A100), 8.6 (A10), 8.9 (L4, L40S), 12.0 (Blackwell)")
         with console.status(f"building with {library} {version}"):

@@ -1,154 +1,130 @@
-"""The few things that an engine asks of the CUDA driver, and PyCUDA and cuda-bindings doing them."""
+"""The CUDA driver, as TensorRT's engines need it: contexts, streams, memory and graphs, all through cuda-bindings.
+
+PyCUDA does none of it. It has no graphs, and its other calls need a context that PyCUDA itself pushed; closing its
+hold on a device's primary context pushes the released context on the thread that opened it, and releases nothing from
+any other; and it is built from source on every machine (bench/NOTES.md, "On a GPU"). From 12.9.1 on cuda-bindings, a
+wheel, leaves the interpreter to other threads during each call, as PyCUDA does.
+"""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 
 from kernels.engine import EngineError, UnavailableError
 
 
-class Driver(Protocol):
-    """One device. Every call but `entered` is made by a thread that has entered; addresses are of the device."""
-
-    #: Such as `sm_90`.
-    architecture: str
-
-    def entered(self) -> AbstractContextManager[None]:
-        """Make the device's context this thread's, for as long as the block takes."""
-
-    def stream(self) -> int:
-        """Make a stream, and return its handle."""
-
-    def pinned(self, size: int) -> np.ndarray:
-        """Return uint8[size] of the host that the device reads and writes by itself."""
-
-    def allocate(self, size: int) -> int:
-        """Return the address of so many bytes."""
-
-    def free(self, address: int) -> None:
-        """Give back what `allocate` returned."""
-
-    def to_device(self, address: int, host: np.ndarray, stream: int) -> None:
-        """Copy pinned bytes, in the stream's order."""
-
-    def to_host(self, host: np.ndarray, address: int, stream: int) -> None:
-        """Copy to pinned bytes, in the stream's order."""
-
-    def captured(self, work: Callable[[], None], stream: int) -> int:
-        """Note what `work` puts into the stream instead of running it, and return the graph of it."""
-
-    def launch(self, graph: int, stream: int) -> None:
-        """Run a graph, in the stream's order."""
-
-    def forget(self, graph: int) -> None:
-        """Free a graph."""
-
-    def wait(self, stream: int) -> None:
-        """Wait until the stream has done all it was given, leaving the processor to others."""
-
-    def close(self) -> None:
-        """Free the streams and pinned memory, and leave the device."""
-
-
-class PyCudaDriver:
+class Device:
     """The primary context of a device: what PyTorch and TensorRT in the same process use too."""
 
     def __init__(self, ordinal: int = 0) -> None:
-        """Raises UnavailableError where there is no device, or no PyCUDA or cuda-bindings."""
+        """Raises UnavailableError where there is no device, or no cuda-bindings."""
         try:
-            import pycuda.driver as pycuda  # noqa: PLC0415
-            from cuda.bindings import driver as bindings  # noqa: PLC0415
+            from cuda.bindings import driver  # noqa: PLC0415
 
-            pycuda.init()
-            device = pycuda.Device(ordinal)
+            self.driver: Any = driver
+            did(driver.cuInit(0))
+            self._device = did(driver.cuDeviceGet(ordinal))
         except ImportError as error:
             raise UnavailableError(f"{error}; pip install 'pinrank[gpu]'") from error
-        except pycuda.Error as error:
+        except (EngineError, RuntimeError) as error:  # no such device; no driver at all
             raise UnavailableError(f"there is no CUDA device {ordinal}: {error}; use engine = 'openvino'") from error
-        self._pycuda: Any = pycuda
-        self._bindings: Any = bindings
-        self._context = device.retain_primary_context()
-        self.architecture = "sm_{}{}".format(*device.compute_capability())
-        self._streams: dict[int, Any] = {}
-        self._waits: dict[int, Any] = {}
-        self._allocated: dict[int, Any] = {}
+        kinds = [f"CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{part}" for part in ("MAJOR", "MINOR")]
+        asked = [getattr(driver.CUdevice_attribute, kind) for kind in kinds]
+        #: Compute capability, such as `9.0`.
+        self.capability = ".".join(str(did(driver.cuDeviceGetAttribute(kind, self._device))) for kind in asked)
+        #: What frees all that streams were given, the last first.
+        self.held = ExitStack()
+        self._context = did(driver.cuDevicePrimaryCtxRetain(self._device))
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        self._context.push()
+        """Make the context this thread's, and what was before it again afterwards."""
+        did(self.driver.cuCtxPushCurrent(self._context))
         try:
             yield
         finally:
-            self._context.pop()
+            did(self.driver.cuCtxPopCurrent())
 
-    def stream(self) -> int:
-        stream = self._pycuda.Stream()
-        flags = self._pycuda.event_flags
-        handle = int(stream.handle)
-        self._streams[handle] = stream
-        self._waits[handle] = self._pycuda.Event(flags.BLOCKING_SYNC | flags.DISABLE_TIMING)
-        return handle
+    def close(self) -> None:
+        """Free all and let the context go, once; from any thread, none of which has it current afterwards."""
+        if self._context is None:
+            return
+        with self.entered():
+            self.held.close()
+        self._context = None
+        did(self.driver.cuDevicePrimaryCtxRelease(self._device))
 
-    def pinned(self, size: int) -> np.ndarray:
-        array: np.ndarray = self._pycuda.pagelocked_zeros(size, np.uint8)
-        return array
 
-    def allocate(self, size: int) -> int:
-        memory = self._pycuda.mem_alloc(size)
-        self._pycuda.memset_d8(memory, 0, size)
-        self._allocated[int(memory)] = memory
-        return int(memory)
+class Stream:
+    """All of `kernels.gpu.engine.Stream` but what computes. Buffers and graphs live until the device is closed.
 
-    def free(self, address: int) -> None:
-        self._allocated.pop(address).free()
+    It neither waits for the legacy default stream nor is waited for by it; nothing here uses that one.
+    """
 
-    def to_device(self, address: int, host: np.ndarray, stream: int) -> None:
-        self._pycuda.memcpy_htod_async(address, host, self._streams[stream])
+    def __init__(self, device: Device) -> None:
+        self.entered, self._held, self._cuda = device.entered, device.held, device.driver
+        cuda, flags = device.driver, device.driver.CUevent_flags
+        with self.entered():
+            stream = cuda.cuStreamCreate(cuda.CUstream_flags.CU_STREAM_NON_BLOCKING)
+            self._stream = self._made(stream, cuda.cuStreamDestroy)
+            event = cuda.cuEventCreate(flags.CU_EVENT_BLOCKING_SYNC | flags.CU_EVENT_DISABLE_TIMING)
+            self._done = self._made(event, cuda.cuEventDestroy)
+        self.handle = int(self._stream)
 
-    def to_host(self, host: np.ndarray, address: int, stream: int) -> None:
-        self._pycuda.memcpy_dtoh_async(host, address, self._streams[stream])
+    def _made(self, answer: tuple[Any, ...], free: Callable[[Any], object]) -> Any:
+        found = did(answer)
+        self._held.callback(free, found)
+        return found
 
-    def captured(self, work: Callable[[], None], stream: int) -> int:
-        mode = self._bindings.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        self._did(self._bindings.cuStreamBeginCapture(stream, mode))
+    def room(self, given: int, made: int) -> tuple[np.ndarray, np.ndarray]:
+        cuda, rooms = self._cuda, []
+        for size in (given, made):
+            address = int(self._made(cuda.cuMemHostAlloc(size, 0), cuda.cuMemFreeHost))
+            ctypes.memset(address, 0, size)
+            pinned = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+            rooms.append((pinned, int(self._made(cuda.cuMemAlloc(size), cuda.cuMemFree))))
+        (self._host, self.given), (self._read, self.made) = rooms
+        return self._host, self._read
+
+    def to_device(self, size: int) -> None:
+        """Copy so many bytes of the inputs."""
+        did(self._cuda.cuMemcpyHtoDAsync(self.given, self._host.ctypes.data, size, self._stream))
+
+    def to_host(self, size: int) -> None:
+        """Copy so many bytes of the logits."""
+        did(self._cuda.cuMemcpyDtoHAsync(self._read.ctypes.data, self.made, size, self._stream))
+
+    def captured(self, work: Callable[[], None]) -> Callable[[], object]:
+        work()
+        self.wait()
+        cuda = self._cuda
+        did(cuda.cuStreamBeginCapture(self._stream, cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL))
         try:
             work()
         except BaseException:
-            self._bindings.cuStreamEndCapture(stream)  # whatever was noted, the stream must run again
+            _, graph = cuda.cuStreamEndCapture(self._stream)  # whatever was noted, the stream must run again
+            cuda.cuGraphDestroy(graph)
             raise
-        graph = self._did(self._bindings.cuStreamEndCapture(stream))
+        graph = did(cuda.cuStreamEndCapture(self._stream))
         try:
-            executable = self._did(self._bindings.cuGraphInstantiate(graph, 0))
+            executable = self._made(cuda.cuGraphInstantiate(graph, 0), cuda.cuGraphExecDestroy)
         finally:
-            self._did(self._bindings.cuGraphDestroy(graph))
-        return int(executable)
+            cuda.cuGraphDestroy(graph)
+        return lambda: did(cuda.cuGraphLaunch(executable, self._stream))
 
-    def launch(self, graph: int, stream: int) -> None:
-        self._did(self._bindings.cuGraphLaunch(graph, stream))
+    def wait(self) -> None:
+        did(self._cuda.cuEventRecord(self._done, self._stream))
+        did(self._cuda.cuEventSynchronize(self._done))
 
-    def forget(self, graph: int) -> None:
-        self._did(self._bindings.cuGraphExecDestroy(graph))
 
-    def wait(self, stream: int) -> None:
-        event = self._waits[stream]
-        event.record(self._streams[stream])
-        event.synchronize()
-
-    def close(self) -> None:
-        with self.entered():
-            for address in list(self._allocated):
-                self.free(address)
-            self._streams.clear()
-            self._waits.clear()
-        self._context.detach()
-
-    def _did(self, answer: tuple[Any, ...]) -> Any:
-        """Return what a call of cuda-bindings returned beside its status. Raises EngineError for a failed one."""
-        status, *values = answer
-        if status != self._bindings.CUresult.CUDA_SUCCESS:
-            raise EngineError(f"CUDA: {status.name}")
-        return values[0] if values else None
+def did(answer: tuple[Any, ...]) -> Any:
+    """Return what a call of cuda-bindings returned beside its status. Raises EngineError for a failed one."""
+    status, *values = answer
+    if status != 0:
+        raise EngineError(f"CUDA: {status.name}")
+    return values[0] if values else None

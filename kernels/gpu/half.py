@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
@@ -22,12 +21,9 @@ _PRODUCTS = ("MatMul", "Gemm")
 def with_half_products(model: onnx.ModelProto, half: Half) -> onnx.ModelProto:
     """Return the network with the operands of every matrix product in half precision, and everything else as it was.
 
-    Products are where the time goes; norms, softmaxes, sums and masks (-1e9 is no float16) keep float32, and inputs and
-    outputs stay what the manifest says. Weights are stored in half precision.
-
-    Args:
-        model: without functions (`kernels.fusion.inlined`).
-        half: of the operands; the runtime accumulates in float32.
+    Products are where the time goes; norms, softmaxes, sums and masks (-1e9 is no float16) keep float32, inputs and
+    outputs stay what the manifest says, and the runtime accumulates in float32. Weights are stored in half precision.
+    Products in functions stay too (`kernels.fusion.inlined`).
     """
     kind = _KINDS[half]
     changed = onnx.ModelProto()
@@ -42,18 +38,17 @@ def with_half_products(model: onnx.ModelProto, half: Half) -> onnx.ModelProto:
         if name and name not in halves:
             halves[name] = f"{name}.{half}"
             if name in floats:
-                weights.append(_stored(floats[name], halves[name], kind))
+                values = numpy_helper.to_array(floats[name]).astype(helper.tensor_dtype_to_np_dtype(kind))
+                weights.append(numpy_helper.from_array(values, halves[name]))
             else:
                 nodes.append(helper.make_node("Cast", [name], [halves[name]], to=kind))
         return halves.get(name, name)
 
-    for node in graph.node:
+    for node in model.graph.node:
         if node.op_type in _PRODUCTS and not node.domain:
-            operands = [halved(name) for name in node.input]
-            product, (output,) = onnx.NodeProto(), node.output
-            product.CopyFrom(node)
-            replace_names(product.input, operands)
-            replace_names(product.output, [f"{output}.product"])
+            operands, (output,) = [halved(name) for name in node.input], node.output
+            product = helper.make_node(node.op_type, operands, [f"{output}.product"], node.name)
+            product.attribute.extend(node.attribute)
             nodes += [product, helper.make_node("Cast", [f"{output}.product"], [output], to=TensorProto.FLOAT)]
         else:
             nodes.append(node)
@@ -62,14 +57,3 @@ def with_half_products(model: onnx.ModelProto, half: Half) -> onnx.ModelProto:
     replace(graph.initializer, [*(tensor for tensor in graph.initializer if tensor.name in read), *weights])
     onnx.checker.check_model(changed)
     return changed
-
-
-def replace_names(field: object, names: list[str]) -> None:
-    """Make `names` the content of a repeated field of strings."""
-    del field[:]  # type: ignore[attr-defined]
-    field.extend(names)  # type: ignore[attr-defined]
-
-
-def _stored(weight: TensorProto, name: str, kind: int) -> TensorProto:
-    values = numpy_helper.to_array(weight).astype(np.float32)
-    return numpy_helper.from_array(values.astype(helper.tensor_dtype_to_np_dtype(kind)), name)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from kernels.engine import ROW_REQUEST, FeatureBatch, TensorSpec
+from kernels.gpu.tiles import TILES, tiles_max, tiles_of
 
 #: Devices read fastest from multiples of this.
 _ALIGNED_BYTES = 256
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Bucket:
+class Bucket(NamedTuple):
     """A shape that runs are padded to, so that what was captured or tuned for it serves many."""
 
-    rows: int
     requests: int
+    rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,51 +42,47 @@ class Place:
 class Layout:
     """Where each of a network's inputs lies in one buffer, for one bucket."""
 
-    def __init__(
-        self,
-        inputs: Sequence[TensorSpec],
-        bucket: Bucket,
-        extra: Mapping[str, tuple[str, tuple[int, ...]]] | None = None,
-    ) -> None:
-        """Place the inputs, `row_request`, and the `extra` tensors (dtype, shape) that an engine fills in itself."""
+    def __init__(self, inputs: Sequence[TensorSpec], bucket: Bucket, *, tiled: bool = False) -> None:
+        """Place the inputs, `row_request`, and `TILES` for a network that reads them."""
         self.bucket = bucket
-        self._inputs = tuple(inputs)
-        self.places: dict[str, Place] = {}
         leading = {"request": bucket.requests, "candidate": bucket.rows}
         shapes = {spec.name: (spec.dtype, (leading[spec.side], *spec.shape)) for spec in inputs}
+        shapes[ROW_REQUEST] = "int64", (bucket.rows,)
+        if tiled:
+            shapes[TILES] = "int32", (tiles_max(bucket.requests, bucket.rows), 3)
+        self.places: dict[str, Place] = {}
         start = 0
-        for name, (dtype, shape) in {**shapes, ROW_REQUEST: ("int64", (bucket.rows,)), **(extra or {})}.items():
-            place = Place(start, np.dtype(dtype), shape)
-            self.places[name] = place
+        for name, (dtype, shape) in shapes.items():
+            place = self.places[name] = Place(start, np.dtype(dtype), shape)
             start = -(-place.stop // _ALIGNED_BYTES) * _ALIGNED_BYTES
         self.bytes = max(start, _ALIGNED_BYTES)
 
     def fill(self, buffer: np.ndarray, batch: FeatureBatch) -> None:
-        """Write a batch that fits the bucket into uint8[bytes]; padded rows belong to the first request."""
-        for spec in self._inputs:
-            tensor = (batch.request if spec.side == "request" else batch.candidate)[spec.name]
-            room = self.places[spec.name].of(buffer)
+        """Write a batch that fits the bucket into uint8[bytes]; padded rows belong to the first request and no tile."""
+        given = {**batch.request, **batch.candidate, ROW_REQUEST: batch.row_request()}
+        if TILES in self.places:
+            given[TILES] = tiles_of(batch.row_splits, tiles=self.places[TILES].shape[0])
+        for name, place in self.places.items():
+            room, tensor = place.of(buffer), given[name]
             room[: len(tensor)] = tensor
             room[len(tensor) :] = 0
-        owner = self.places[ROW_REQUEST].of(buffer)
-        owner[: batch.rows] = batch.row_request()
-        owner[batch.rows :] = 0
 
 
+@dataclass(frozen=True, slots=True)
 class Buckets:
-    """Powers of two in rows and requests, up to the largest batch that is run at once."""
+    """The shapes there are: rows by powers of two, and requests, which cost little where there are none, of four."""
 
-    def __init__(self, requests_max: int = 64, rows_max: int = 4096, rows_min: int = 64) -> None:
-        self.requests_max, self.rows_max, self._rows_min = requests_max, rows_max, rows_min
+    requests: tuple[int, ...] = (1, 4, 16, 64)
+    rows: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048, 4096)
 
     def of(self, requests: int, rows: int) -> Bucket:
         """Return the smallest bucket that holds a batch of so many requests and rows."""
-        return Bucket(max(self._rows_min, _power(rows)), _power(requests))
+        wide = next(size for size in self.requests if size >= requests)
+        return Bucket(wide, next(size for size in self.rows if size >= max(wide, rows)))
 
     def all(self) -> list[Bucket]:
-        """Return every bucket, the smallest first."""
-        rows = [n for n in _powers(self.rows_max) if n >= self._rows_min]
-        return sorted(Bucket(n, r) for n in rows for r in _powers(self.requests_max))
+        """Return every bucket, the likeliest first: of one request by rows, then of more."""
+        return [Bucket(requests, rows) for requests in self.requests for rows in self.rows if requests <= rows]
 
     def cut(self, batch: FeatureBatch) -> Iterator[FeatureBatch]:
         """Cut a batch into parts that each fit the largest bucket; rows keep their order."""
@@ -93,7 +90,7 @@ class Buckets:
         start = 0
         while start < batch.rows:
             first = int(np.searchsorted(splits, start, side="right")) - 1
-            stop = min(start + self.rows_max, batch.rows, int(splits[min(first + self.requests_max, batch.requests)]))
+            stop = min(start + self.rows[-1], batch.rows, int(splits[min(first + self.requests[-1], batch.requests)]))
             last = int(np.searchsorted(splits, stop, side="left"))
             yield FeatureBatch(
                 {name: tensor[first:last] for name, tensor in batch.request.items()},
@@ -101,11 +98,3 @@ class Buckets:
                 (np.clip(splits[first : last + 1], start, stop) - start).astype(np.int32),
             )
             start = stop
-
-
-def _power(size: int) -> int:
-    return 1 << max(0, size - 1).bit_length()
-
-
-def _powers(largest: int) -> list[int]:
-    return [1 << n for n in range(_power(largest).bit_length())]

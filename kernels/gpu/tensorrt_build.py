@@ -1,66 +1,48 @@
-"""From an ONNX network to a TensorRT plan, in a process of its own: a build may take minutes, or crash.
-
-`python -m kernels.gpu.tensorrt_build` is that process; `build` starts it and hands it the network.
-"""
+"""From an ONNX network to a TensorRT plan, in a process of its own: a build may take minutes, or crash."""
 
 from __future__ import annotations
 
 import importlib
 import logging
-import struct
+import pickle
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal, NamedTuple
 
 import onnx
-from pydantic import TypeAdapter
 
-from kernels.engine import ROW_REQUEST, EngineError, TensorSpec, UnavailableError
-from kernels.fusion import inlined, parse, take_out_encoder
+from kernels.engine import EngineError, TensorSpec, UnavailableError
+from kernels.fusion import inlined, parse
 from kernels.gpu.half import Half, with_half_products
-from kernels.gpu.tiles import TILES, tiles_max
+from kernels.gpu.staging import Bucket, Buckets, Layout
 
 _log = logging.getLogger(__name__)
 
 Library = Literal["tensorrt", "tensorrt_rtx"]
 """TensorRT, and TensorRT for RTX: the same API, but builds ahead of time, without a GPU, for several architectures."""
 
-_LENGTH = struct.Struct(">Q")
 _BUILD_S = 1800.0
+_TUNED_FOR = Bucket(requests=4, rows=512)
+_BUILDER = "from kernels.gpu.tensorrt_build import builder; builder()"
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a plan is built for.
+    """What a plan is built for: a library, what products' operands are, and architectures such as `8.9`.
 
-    Attributes:
-        library: that builds and runs it.
-        half: of the operands of products.
-        requests_max: largest number of requests in a run.
-        rows_max: largest number of rows in a run.
-        requests: that the plan is tuned for.
-        rows: that the plan is tuned for.
-        architectures: such as `8.9`, for TensorRT for RTX only; empty takes the library's own choice, and TensorRT
-            always builds for the GPU that it finds.
-        fused_for: architecture to compile the fused encoder kernel for, where the library takes kernels; empty leaves
-            the encoder to the library.
+    TensorRT for RTX builds for all of them, or for its own choice where there are none; TensorRT for the GPU that it
+    finds, with the fused kernel where the one given says what to compile it for.
     """
 
     library: Library
     half: Half = "bfloat16"
-    requests_max: int = 64
-    rows_max: int = 4096
-    requests: int = 4
-    rows: int = 512
     architectures: tuple[str, ...] = ()
-    fused_for: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Built:
+class Built(NamedTuple):
     """A plan, and what building the next one may reuse (empty for a library that keeps nothing)."""
 
     plan: bytes
@@ -69,8 +51,7 @@ class Built:
 
 def load_library(name: Library) -> ModuleType:
     """Import a library. Raises UnavailableError naming what to install."""
-    found = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}[name]
-    for module in found:
+    for module in (name, f"{name}_bindings"):
         try:
             return importlib.import_module(module)
         except ImportError:
@@ -84,20 +65,11 @@ def plan_name(library: Library, version: str, architecture: str, half: Half) -> 
 
 
 def build(network: bytes, inputs: Sequence[TensorSpec], settings: Settings, timing_cache: bytes = b"") -> Built:
-    """Build a plan in a process of its own.
-
-    Raises:
-        EngineError: why the builder refused, crashed or took longer than half an hour.
-    """
-    head = TypeAdapter(dict[str, Any]).dump_json({"settings": asdict(settings), "inputs": [asdict(i) for i in inputs]})
-    given = b"".join(_LENGTH.pack(len(part)) + part for part in (head, network, timing_cache))
+    """Build a plan in a process of its own. Raises EngineError: why it refused, crashed or took half an hour."""
+    given = pickle.dumps((network, tuple(inputs), settings, timing_cache))
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "kernels.gpu.tensorrt_build"],
-            input=given,
-            capture_output=True,
-            timeout=_BUILD_S,
-            check=False,
+        done = subprocess.run(  # noqa: S603 - this very program
+            [sys.executable, "-c", _BUILDER], input=given, capture_output=True, timeout=_BUILD_S, check=False
         )
     except subprocess.TimeoutExpired as error:
         raise EngineError(f"{settings.library} did not build the network within {_BUILD_S:.0f} s") from error
@@ -107,44 +79,49 @@ def build(network: bytes, inputs: Sequence[TensorSpec], settings: Settings, timi
         raise EngineError(f"{settings.library} could not build the network ({ended}): {said[-2000:]}")
     if said:
         _log.warning("%s", said)
-    plan, cache = _parts(done.stdout, 2)
-    return Built(plan, cache)
+    length, _, content = done.stdout.partition(b"\n")
+    return Built(content[: int(length)], content[int(length) :])
+
+
+def builder() -> None:
+    """Be that process: read what `build` gives, and write the plan's length, the plan and the timing cache."""
+    try:
+        built = build_here(*pickle.load(sys.stdin.buffer))  # noqa: S301 - from the parent process
+    except (EngineError, onnx.checker.ValidationError) as error:
+        sys.exit(str(error))
+    sys.stdout.buffer.writelines((b"%d\n" % len(built.plan), built.plan, built.timing_cache))
 
 
 def build_here(network: bytes, inputs: Sequence[TensorSpec], settings: Settings, timing_cache: bytes = b"") -> Built:
     """Build a plan in this process: what `build` runs elsewhere. Raises EngineError."""
     trt = load_library(settings.library)
-    heard = Heard(trt)
-    builder = trt.Builder(heard.logger)
-    definition = parsed(trt, builder, prepared(trt, network, inputs, settings), heard)
-    config = builder.create_builder_config()
-    config.add_optimization_profile(profile_of(builder, definition, inputs, settings))
+    logger = trt.Logger(trt.Logger.ERROR)  # to stderr, which `build` reads
+    maker = trt.Builder(logger)
+    # The definition reads the parser's weights, and the parser the content, until it is built.
+    content = prepared(trt, network, inputs, settings)
+    definition, parser = parsed(trt, maker, content, logger)
+    config = maker.create_builder_config()
+    config.add_optimization_profile(profile_of(maker, definition, inputs))
     cache = None
-    if settings.library == "tensorrt_rtx":
-        if settings.architectures:
-            _target(trt, config, settings.architectures)
-    else:
+    if settings.library == "tensorrt":
         cache = config.create_timing_cache(timing_cache)
         config.set_timing_cache(cache, ignore_mismatch=True)
-    plan = builder.build_serialized_network(definition, config)
+    elif settings.architectures:
+        _target(trt, config, settings.architectures)
+    plan = maker.build_serialized_network(definition, config)
+    del parser
     if plan is None:
-        raise EngineError(f"{settings.library} builds no plan: {heard.errors()}")
+        raise EngineError(f"{settings.library} builds no plan")
     return Built(bytes(plan), bytes(cache.serialize()) if cache is not None else b"")
 
 
-def profile_of(builder: Any, definition: Any, inputs: Sequence[TensorSpec], settings: Settings) -> Any:
+def profile_of(maker: Any, definition: Any, inputs: Sequence[TensorSpec]) -> Any:
     """Return the shapes that a plan takes: every bucket of (requests, rows) up to the largest."""
-    profile = builder.create_optimization_profile()
-    sizes = {
-        "request": (1, settings.requests, settings.requests_max),
-        "candidate": (1, settings.rows, settings.rows_max),
-    }
-    ranges = {spec.name: [(size, *spec.shape) for size in sizes[spec.side]] for spec in inputs}
-    ranges[ROW_REQUEST] = [(size,) for size in sizes["candidate"]]
-    ranges[TILES] = [(tiles_max(r, n), 3) for r, n in zip(sizes["request"], sizes["candidate"], strict=True)]
+    profile = maker.create_optimization_profile()
+    layouts = [Layout(inputs, bucket, tiled=True) for bucket in (Bucket(1, 1), _TUNED_FOR, Buckets().all()[-1])]
     for i in range(definition.num_inputs):
         name = definition.get_input(i).name
-        profile.set_shape(name, *ranges[name])
+        profile.set_shape(name, *(layout.places[name].shape for layout in layouts))
     return profile
 
 
@@ -153,107 +130,34 @@ def prepared(trt: ModuleType, network: bytes, inputs: Sequence[TensorSpec], sett
 
     Where a plan cannot carry the kernel the encoder is plain operators. The kernel is known to the library afterwards.
     """
-    model = parse(network)
-    wanted = settings.fused_for and settings.half == "bfloat16" and hasattr(trt, "IPluginV3QuickAOTBuild")
-    call = take_out_encoder(model, inputs) if wanted else None
-    if call is not None:
-        try:
-            from kernels.gpu.tensorrt_plugin import register, with_kernel  # noqa: PLC0415 - needs PyTorch and Triton
-            from kernels.gpu.triton_ahead import compiled  # noqa: PLC0415
-            from kernels.gpu.triton_encoder import TritonEncoder  # noqa: PLC0415
-        except ImportError as error:
-            print(f"the encoder is left to {settings.library}, as the kernel needs {error.name}", file=sys.stderr)  # noqa: T201
-        else:
-            if TritonEncoder.serves(call.shape):
-                encoder = TritonEncoder(call.weights, call.shape, "cpu")
-                plugin = importlib.import_module(f"{trt.__name__}.plugin")
-                register(plugin, trt.float32, compiled(encoder, settings.fused_for), encoder.width)
-                rest = with_half_products(parse(call.rest), settings.half)
-                content: bytes = with_kernel(rest, call, encoder, inputs).SerializeToString()
-                return content
-    plain: bytes = with_half_products(inlined(model), settings.half).SerializeToString()
-    return plain
+    model, answered = parse(network), None
+    if settings.architectures and settings.half == "bfloat16" and hasattr(trt, "IPluginV3QuickAOTBuild"):
+        from kernels.gpu.encoder_node import register, with_kernel  # noqa: PLC0415 - needs PyTorch and Triton
+
+        answered = with_kernel(model, inputs, settings.half)
+    if answered is None:
+        changed = with_half_products(inlined(model), settings.half)
+    else:
+        changed, encoder = answered
+        register(trt, encoder, settings.architectures[0])
+    content: bytes = changed.SerializeToString()
+    return content
 
 
-def parsed(trt: ModuleType, builder: Any, content: bytes, heard: Heard) -> Any:
-    """Return a network's definition, strongly typed. Raises EngineError with the parser's own words."""
-    flags = 0
+def parsed(trt: ModuleType, maker: Any, content: bytes, logger: Any) -> tuple[Any, Any]:
+    """Return a network's definition, strongly typed, and its parser. Raises EngineError with the parser's own words."""
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    if typed is not None:  # of TensorRT 10; later ones know nothing else
-        flags = 1 << int(typed)
-    definition = builder.create_network(flags)
-    parser = trt.OnnxParser(definition, heard.logger)
+    definition = maker.create_network(0 if typed is None else 1 << int(typed))  # TensorRT 11 knows nothing else
+    parser = trt.OnnxParser(definition, logger)
     if not parser.parse(content):
-        raise EngineError("; ".join(str(parser.get_error(i)) for i in range(parser.num_errors)) or heard.errors())
-    # The definition reads the parser's weights until it is built.
-    return _Kept(definition, parser, content).definition
-
-
-class _Kept:
-    """Holds a parser for as long as its network lives."""
-
-    _alive: list[object] = []  # noqa: RUF012 - a builder's process ends after one
-
-    def __init__(self, definition: Any, *others: object) -> None:
-        self.definition = definition
-        self._alive.extend(others)
+        raise EngineError("; ".join(str(parser.get_error(i)) for i in range(parser.num_errors)))
+    return definition, parser
 
 
 def _target(trt: ModuleType, config: Any, architectures: Sequence[str]) -> None:
-    known = trt.ComputeCapability
+    known = {name: kind for name, kind in trt.ComputeCapability.__members__.items() if name.startswith("SM")}
     config.num_compute_capabilities = len(architectures)
     for i, name in enumerate(architectures):
-        capability = getattr(known, f"SM{name.replace('.', '')}", None)
-        if capability is None:
-            has = sorted(member for member in known.__members__ if member.startswith("SM"))
-            raise EngineError(f"TensorRT for RTX does not build for {name}; it knows {', '.join(has)}")
-        config.set_compute_capability(capability, i)
-
-
-class Heard:
-    """A library's logger that keeps what went wrong."""
-
-    def __init__(self, trt: ModuleType) -> None:
-        lines: list[str] = []
-        severities = (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR)
-
-        class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
-            def log(self, severity: object, message: str) -> None:
-                if severity in severities:
-                    lines.append(message)
-
-        self.logger = Logger()
-        self._lines = lines
-
-    def errors(self) -> str:
-        return "; ".join(self._lines) or "it says nothing"
-
-
-def _parts(content: bytes, count: int) -> list[bytes]:
-    found, start = [], 0
-    for _ in range(count):
-        if len(content) < start + _LENGTH.size:
-            raise EngineError("the builder's answer ends early")
-        (length,) = _LENGTH.unpack_from(content, start)
-        start += _LENGTH.size
-        found.append(content[start : start + length])
-        start += length
-    return found
-
-
-def _main(source: BinaryIO, sink: BinaryIO) -> int:
-    head, network, cache = _parts(source.read(), 3)
-    given = TypeAdapter(dict[str, Any]).validate_json(head)
-    settings = TypeAdapter(Settings).validate_python(given["settings"])
-    inputs = TypeAdapter(list[TensorSpec]).validate_python(given["inputs"])
-    try:
-        built = build_here(network, inputs, settings, cache)
-    except (EngineError, onnx.checker.ValidationError) as error:
-        print(error, file=sys.stderr)  # noqa: T201 - what the parent reads
-        return 1
-    sink.writelines(_LENGTH.pack(len(part)) + part for part in (built.plan, built.timing_cache))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(_main(sys.stdin.buffer, sys.stdout.buffer))
+        if f"SM{name.replace('.', '')}" not in known:
+            raise EngineError(f"TensorRT for RTX does not build for {name}; it knows {', '.join(sorted(known))}")
+        config.set_compute_capability(known[f"SM{name.replace('.', '')}"], i)

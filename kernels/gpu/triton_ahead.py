@@ -25,14 +25,9 @@ _ENTRY = re.compile(r"(\.entry\s+\w+\()(.*?)(\n\))", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """A compiled kernel.
+    """A compiled kernel: PTX that takes a pointer for each of `arguments()` and nothing else, and the same assembled.
 
-    Attributes:
-        name: of the PTX's entry.
-        ptx: the kernel takes a pointer for each of `arguments()`, in that order, and nothing else.
-        cubin: the same as machine code.
-        threads: of a program; there are as many programs as tiles.
-        shared_bytes: of a program, all of them dynamic.
+    A program, of which there are as many as tiles, takes so many threads and so much dynamic memory.
     """
 
     name: str
@@ -49,11 +44,7 @@ def arguments() -> tuple[str, ...]:
 
 
 def compiled(encoder: TritonEncoder, architecture: str) -> Ahead:
-    """Compile the kernel for an encoder's sizes.
-
-    Args:
-        encoder: on any device.
-        architecture: compute capability, such as `9.0`.
+    """Compile the kernel for an encoder's sizes and a compute capability such as `9.0`.
 
     Raises:
         EngineError: Triton does not compile it, or only interprets kernels (TRITON_INTERPRET=1).

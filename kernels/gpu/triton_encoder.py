@@ -1,9 +1,9 @@
 """The early-fused encoder on a GPU: one Triton launch from ragged rows to the readout of each.
 
-What a request's rows share (tokens, layer 1's scores, values and keys) is computed once per request with plain matrix
-products. The launch takes a few rows of one request per program and keeps everything of a row on the chip: layer 1's
-mixture by the request's matrix, residual, norm, feed-forward, then layer 2 for the rows that are read. Operands of
-products are bf16; sums, norms and exponentials fp32.
+What a request's rows share (tokens, layer 1's scores, values and keys) is computed once per request, by operators of
+the network (`kernels.gpu.encoder_node`). The launch takes a few rows of one request per program and keeps everything of
+a row on the chip: layer 1's mixture by the request's matrix, residual, norm, feed-forward, then layer 2 for the rows
+that are read. Operands of products are bf16; sums, norms and exponentials fp32.
 
 `ranker.serving_form.early_readout` is the plain reference; `kernels.fused_encoder` the same on CPUs.
 """
@@ -13,14 +13,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import triton
 import triton.language as tl
+from onnx import TensorProto, helper
 from torch import Tensor
-from torch.nn import functional
 from triton.runtime.interpreter import InterpretedFunction
 
 from kernels.engine import EngineError
@@ -38,6 +38,16 @@ OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}
 _INTERPRETER = threading.Lock()
 #: The longest sequence whose L x L matrix of scores one program holds.
 LENGTH_MAX = 256
+_BF16 = helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)
+#: The kernel's products: its name of each, the weight's, and the sizes of what comes out and goes in.
+_PRODUCTS = (
+    ("hidden1", "layer1_hidden", "H", "D"),
+    ("out1", "layer1_feed_forward", "D", "H"),
+    ("query_key2", "layer2_query_key", "D", "D"),
+    ("value_out2", "layer2_value_out", "D", "D"),
+    ("hidden2", "layer2_hidden", "H", "D"),
+    ("out2", "layer2_feed_forward", "D", "H"),
+)
 _NORMS = ("layer1_norm_attention", "layer1_norm_out", "layer2_norm_attention", "layer2_norm_out")
 
 
@@ -196,62 +206,25 @@ def encode_rows(
         n += 1
 
 
-@dataclass(frozen=True, slots=True)
-class RequestSide:
-    """What all rows of a request share, padded to the kernel's sizes."""
-
-    exponentials: Tensor  # bf16[R, L, L]
-    scores: Tensor  # float32[R, L, L]
-    values: Tensor  # bf16[R, L, D]
-    tokens: Tensor  # bf16[R, L, D], less the mean of each over all `dim` columns
-    keys: Tensor  # float32[R, L, C]
-    present: Tensor  # float32[R, L]
-
-
 class TritonEncoder:
-    """One encoder's weights in the kernel's layout, on one device. Immutable; may run on any number of streams."""
+    """One encoder's weights in the kernel's layout. Immutable; may run on any number of streams."""
 
-    def __init__(
-        self,
-        weights: Mapping[str, np.ndarray],
-        shape: EncoderShape,
-        device: torch.device | str = "cuda",
-        launch: Launch | None = None,
-    ) -> None:
-        """Fold and lay out.
-
-        Args:
-            weights: float32, by the names of `ranker.serving_form.fold_early`.
-            shape: of the sequence and the readout.
-            device: of the weights and of all that is run; `cpu` under TRITON_INTERPRET=1.
-            launch: None takes the best known that fits every architecture.
-
-        Raises:
-            EngineError: the kernel does not serve this shape.
-        """
+    def __init__(self, weights: Mapping[str, np.ndarray], shape: EncoderShape, launch: Launch | None = None) -> None:
+        """Lay out what `ranker.serving_form.fold_early` names. Raises EngineError for a shape that is not served."""
         if not self.serves(shape):
             raise EngineError(f"the kernel serves two layers and up to {LENGTH_MAX} actions, not {shape}")
         check_weights(weights, shape)
-        w = {name: torch.as_tensor(value, device=device) for name, value in folded(weights).items()}
-        self._w = w
-        self._own, self.candidate_dim = w["action_table"].shape[1] + len(w["acted"]), len(w["candidate"])
-        self.dim = self._own + self.candidate_dim
+        self.weights, self.shape = folded(weights), shape
+        w = self.weights
+        self.token_dim, self.candidate_dim = w["action_table"].shape[1] + len(w["acted"]), len(w["candidate"])
+        self.dim = self.token_dim + self.candidate_dim
         self.width = shape.rows * self.dim
-        length, wide = _up(shape.length), _up(self.dim)
+        real = (shape.length, self.dim, self.candidate_dim, w["acted"].shape[1], len(w["layer1_hidden"]), shape.rows)
+        sizes = {name: max(16, int(triton.next_power_of_2(size))) for name, size in zip("LDCEHK", real, strict=True)}
         # What is larger than 128 x 128 needs up to 208 KiB a program in blocks of 128, 96 in blocks of 32.
-        launch = launch or (Launch() if length * wide <= 128 * 128 else Launch(32, 4))
-        self._sizes = {
-            "L": length,
-            "D": wide,
-            "C": _up(self.candidate_dim),
-            "E": _up(w["acted"].shape[1]),
-            "H": _up(len(w["layer1_hidden"])),
-            "K": _up(shape.rows),
-            "B": min(length, max(launch.block, _up(shape.rows))),
-        }
-        #: The kernel's arguments from `candidate_map` to `norms`.
-        self.arrays = self._laid_out()
-        self.constants: dict[str, int | float] = {
+        launch = launch or (Launch() if sizes["L"] * sizes["D"] <= 128 * 128 else Launch(32, 4))
+        sizes["B"] = min(sizes["L"], max(launch.block, sizes["K"]))
+        self.constants: dict[str, Any] = {
             "length": shape.length,
             "dim": self.dim,
             "rows": shape.rows,
@@ -259,113 +232,50 @@ class TritonEncoder:
             "epsilon": shape.epsilon,
             # Whether a column beyond the real ones sums the mixture's weights, in its product. In smaller blocks
             # NVIDIA's assembler gives up on the selection of that column: 32 registers, 17 KB spilled.
-            "spare": self.dim < self._sizes["D"] and self._sizes["B"] > 32,
+            "spare": self.dim < sizes["D"] and sizes["B"] > 32,
             "interpreted": isinstance(encode_rows, InterpretedFunction),
-            **self._sizes,
+            **sizes,
         }
+        #: The kernel's arguments from `candidate_map` to `norms`, by name.
+        self.arrays = self._laid_out()
         #: As many actions a warp in the smaller blocks of short sequences.
-        self.warps = max(min(4, launch.warps), launch.warps * self._sizes["B"] // max(self._sizes["B"], launch.block))
+        self.warps = max(min(4, launch.warps), launch.warps * sizes["B"] // max(sizes["B"], launch.block))
 
     @staticmethod
     def serves(shape: EncoderShape) -> bool:
         """Say whether the kernel is made for an encoder of this shape."""
         return serves(shape) and shape.length <= LENGTH_MAX
 
-    def _laid_out(self) -> tuple[Tensor, ...]:
-        w, own, s = self._w, self._own, self._sizes
-        of_candidate = w["layer1_value_out"][:, own:].T.clone()
-        of_candidate[:, own:] += torch.eye(self.candidate_dim, device=of_candidate.device)
-        of_candidate -= of_candidate.mean(dim=1, keepdim=True)
+    def _laid_out(self) -> dict[str, np.ndarray]:
+        w, own, s = self.weights, self.token_dim, self.constants
+        of_candidate = w["layer1_value_out"][:, own:].T.copy()
+        of_candidate[:, own:] += np.eye(self.candidate_dim, dtype=np.float32)
+        of_candidate -= of_candidate.mean(axis=1, keepdims=True)
+        laid = {
+            "candidate_map": _pad(w["candidate"], s["C"], s["E"]),
+            "candidate_bias": _pad(w["candidate_bias"], s["C"]),
+            "row_of_candidate": _pad(of_candidate.T, s["D"], s["C"]),
+            "row_bias": _pad(w["layer1_value_out_bias"], s["D"]),
+            "norms": np.stack([_pad(w[f"{name}{part}"], s["D"]) for name in _NORMS for part in ("", "_bias")]),
+        }
+        for name, held, *sizes in _PRODUCTS:
+            out, into = (s[size] for size in sizes)
+            laid[name] = _pad(w[held].T, into, out).astype(_BF16)
+            if not held.endswith("feed_forward"):  # whose bias is folded into others
+                laid[f"{name}_bias"] = _pad(w[f"{held}_bias"], out)
+        return laid
 
-        def layer(number: int) -> list[Tensor]:
-            name = f"layer{number}"
-            return [
-                _pad(w[f"{name}_hidden"].T, s["D"], s["H"]).bfloat16(),
-                _pad(w[f"{name}_hidden_bias"], s["H"]),
-                _pad(w[f"{name}_feed_forward"].T, s["H"], s["D"]).bfloat16(),
-            ]
+    def run(self, *given: Tensor, encoded: Tensor | None = None) -> Tensor:
+        """Launch it on its arguments from `tiles` to `norms`, and return what it writes of the rows of those tiles.
 
-        attention = [
-            array
-            for name in ("query_key", "value_out")
-            for array in (
-                _pad(w[f"layer2_{name}"].T, s["D"], s["D"]).bfloat16(),
-                _pad(w[f"layer2_{name}_bias"], s["D"]),
-            )
-        ]
-        norms = torch.stack([_pad(w[f"{name}{part}"], s["D"]) for name in _NORMS for part in ("", "_bias")])
-        return (
-            _pad(w["candidate"], s["C"], s["E"]),
-            _pad(w["candidate_bias"], s["C"]),
-            _pad(of_candidate.T, s["D"], s["C"]),
-            _pad(w["layer1_value_out_bias"], s["D"]),
-            *layer(1),
-            *attention,
-            *layer(2),
-            norms,
-        )
-
-    def request_side(self, actions: Tensor, embeddings: Tensor) -> RequestSide:
-        """Compute what a request's rows share.
-
-        Args:
-            actions: int64[R, L], 0 where there is none.
-            embeddings: float32[R, L, E]; never read where there is no action.
+        That is float32[N, K * d], the K newest actions' outputs side by side, absent ones 0.
         """
-        w, own, s = self._w, self._own, self._sizes
-        room = s["L"] - actions.shape[1]
-        actions = functional.pad(actions, (0, room))
-        present = actions != 0
-        embeddings = torch.where(present.unsqueeze(-1), functional.pad(embeddings, (0, 0, 0, room)), 0.0)
-        tokens = torch.cat(
-            [
-                functional.embedding(actions, w["action_table"]),
-                functional.linear(embeddings, w["acted"], w["acted_bias"]),
-            ],
-            dim=-1,
-        )
-        query_key = w["layer1_query_key"]
-        asked = functional.linear(tokens, query_key[:own, :own], w["layer1_query_key_bias"][:own])
-        scores = torch.matmul(asked, tokens.transpose(1, 2)).masked_fill(~present.unsqueeze(1), -1e30)
-        exponentials = torch.exp(scores - scores.amax(dim=-1, keepdim=True)).masked_fill(~present.unsqueeze(1), 0.0)
-        values = torch.matmul(tokens, w["layer1_value_out"][:, :own].T)
-        keys = torch.matmul(tokens, query_key[:own, own:])
-        return RequestSide(
-            exponentials.bfloat16(),
-            scores,
-            _widened(values, s["D"]).bfloat16(),
-            _widened(_widened(tokens, self.dim) - tokens.sum(dim=-1, keepdim=True) / self.dim, s["D"]).bfloat16(),
-            _widened(keys, s["C"]),
-            present.float(),
-        )
-
-    def run(
-        self,
-        side: RequestSide,
-        candidates: Tensor,
-        tiles: Tensor,
-        encoded: Tensor | None = None,
-    ) -> Tensor:
-        """Encode every row of `tiles` in one launch.
-
-        Args:
-            side: of `request_side`.
-            candidates: float32[N, E].
-            tiles: int32[T, 3] of `kernels.gpu.tiles.tiles_of`, on the device.
-            encoded: float32[N, K * d] to write to; rows of no tile stay as they are.
-
-        Returns:
-            float32[N, K * d], the K newest actions' outputs side by side, absent ones 0.
-        """
+        tiles, candidates = given[0], given[encode_rows.arg_names.index("candidates")]
         if encoded is None:
             encoded = torch.empty((len(candidates), self.width), dtype=torch.float32, device=candidates.device)
-        parts = (side.exponentials, side.scores, side.values, side.tokens, side.keys, side.present)
         with _INTERPRETER if self.constants["interpreted"] else nullcontext():
             encode_rows[(len(tiles),)](
-                tiles,
-                *(part.contiguous() for part in parts),
-                candidates,
-                *self.arrays,
+                *(tensor.contiguous() for tensor in given),
                 encoded,
                 **self.constants,
                 num_warps=self.warps,
@@ -402,17 +312,5 @@ def runs_on(device: torch.device) -> bool:
     return device.type == "cuda" or isinstance(encode_rows, InterpretedFunction)
 
 
-def _up(size: int) -> int:
-    """Return the next power of two that a product's operand may be long."""
-    return max(16, int(triton.next_power_of_2(size)))
-
-
-def _pad(array: Tensor, *sizes: int) -> Tensor:
-    room = [
-        part for size, held in zip(reversed(sizes), reversed(array.shape), strict=True) for part in (0, size - held)
-    ]
-    return functional.pad(array, room).contiguous()
-
-
-def _widened(array: Tensor, width: int) -> Tensor:
-    return functional.pad(array, (0, width - array.shape[-1]))
+def _pad(array: np.ndarray, *sizes: int) -> np.ndarray:
+    return np.pad(array, [(0, size - held) for size, held in zip(sizes, array.shape, strict=True)])

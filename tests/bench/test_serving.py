@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,6 +63,25 @@ def test_a_server_that_cannot_start_says_why_and_leaves_no_process(config_file, 
         server_process(config_file, f"lmdb://{tmp_path / 'nowhere'}", tmp_path / "server.log"),
     ):
         pytest.fail("a server without its store must not be handed out")
+
+
+def test_a_server_that_is_not_ready_in_time_says_so_and_leaves_no_process(config_file, tmp_path):
+    log = tmp_path / "server.log"
+    with (
+        pytest.raises(BenchmarkError, match="not ready within 0 s"),
+        server_process(config_file, "memory://", log, start_s=0.0),
+    ):
+        pytest.fail("a server that is not ready must not be handed out")
+    assert str(config_file) not in _command_lines()
+
+
+def _command_lines() -> str:
+    """Return what runs on this machine."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found.append(file.read_text(errors="replace"))
+    return "\n".join(found)
 
 
 def test_a_server_is_gone_after_a_failure_in_the_measurement(config_file, tmp_path):

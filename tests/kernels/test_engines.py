@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 
 from kernels.engine import EngineError, FeatureBatch, ShapeError, WarmedUp
-from kernels.gpu.tensorrt_engine import TensorRtEngine
 from kernels.numpy_engine import NumpyEngine
 from kernels.opening import ENGINES, engine_factory
 from model_store.assembly import Assembler
 from tests import tiny
-from tests.kernels.gpu.fake_cuda import PLAN, FakeDriver, fake_trt
+from tests.kernels.gpu.fake_cuda import PLAN, FakeCuda, fake_trt, install
 
 SPECS = tiny.manifest().specs
 
@@ -26,13 +25,12 @@ HERE = ("numpy", "openvino", "torch", "tensorrt on a fake device")
 
 
 @pytest.fixture(params=HERE)
-def engine(request):
-    if request.param.startswith("tensorrt"):
-        driver = FakeDriver()
-        plan, trt = PLAN + tiny.network(), fake_trt(driver, SPECS, heads=2)
-        opened = TensorRtEngine(tiny.network(), SPECS, 2, streams=2, plan=plan, driver=driver, trt=trt)
-    else:
-        opened = engine_factory(request.param)(tiny.network(), SPECS, heads=2, streams=2)
+def engine(request, monkeypatch):
+    name, plan = request.param.partition(" ")[0], None
+    if name == "tensorrt":
+        cuda, plan = FakeCuda(), PLAN + tiny.network()
+        install(monkeypatch, cuda, fake_trt(cuda, SPECS, heads=2))
+    opened = engine_factory(name)(tiny.network(), SPECS, heads=2, streams=2, plan=plan)
     yield opened
     opened.close()
 
@@ -186,7 +184,7 @@ if {name!r} == "torch":
     torch.cuda.is_available = torch.cuda.device_count = torch.cuda._lazy_init = touched
 from kernels.opening import engine_factory
 engine_factory({name!r})
-runtimes = {{"openvino", "torch", "tensorrt", "tensorrt_rtx", "pycuda"}}
+runtimes = {{"openvino", "torch", "tensorrt", "tensorrt_rtx", "cuda"}}
 print(*sorted(runtimes & set(sys.modules)), threading.active_count())
 """
     done = subprocess.run([sys.executable, "-c", story], capture_output=True, text=True, check=False)

@@ -1,132 +1,294 @@
-"""A CUDA device and a TensorRT that keep their rules without a GPU.
+"""A CUDA driver and a TensorRT that keep their rules without a GPU.
 
-What is put into a stream happens when somebody waits for it, in order, and reads memory as it is then. So a buffer
-that is written too early, an answer that is read too early, memory that was freed or never given back, and calls
-outside the device's context all show.
+`FakeCuda` stands where `cuda.bindings.driver` does. What is put into a stream happens when somebody waits for it, in
+order, and reads memory as it is then. So a buffer that is written too early, an answer that is read too early, memory
+that was freed or never given back, calls without a context, contexts that are let go twice, and captures during which
+a thread waits for the whole device all show.
 """
 
+# ruff: noqa: N802 - the driver's names
 from __future__ import annotations
 
+import ctypes
+import functools
+import itertools
+import sys
 import threading
-from contextlib import contextmanager
-from types import SimpleNamespace
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import IntEnum
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 
-from kernels.engine import LOGITS, EngineError
+from kernels.engine import LOGITS
 from kernels.fusion import parse
 from kernels.numpy_engine import NumpyEngine
 
 PLAN = b"a plan for the fake, and then the network: "
 _UNWRITTEN = 0x7F
 
+Status = IntEnum(
+    "Status",
+    {
+        "CUDA_SUCCESS": 0,
+        "CUDA_ERROR_INVALID_VALUE": 1,
+        "CUDA_ERROR_OUT_OF_MEMORY": 2,
+        "CUDA_ERROR_INVALID_DEVICE": 101,
+        "CUDA_ERROR_INVALID_CONTEXT": 201,
+        "CUDA_ERROR_INVALID_HANDLE": 400,
+        "CUDA_ERROR_ILLEGAL_ADDRESS": 700,
+        "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED": 900,
+        "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED": 901,
+    },
+)
 
-class FakeDriver:
-    """A device whose memory is the host's. `log` tells what was done, in order."""
 
-    architecture = "sm_90"
+class RefusedError(Exception):
+    """A call that the driver answers with a status other than success."""
 
-    def __init__(self):
-        self.log = []
-        self.memory = {}
-        self.streams = {}
-        self.graphs = {}
-        self.closed = False
-        self._entered = threading.local()
-        self._capturing = threading.local()
-        self._next = 1 << 20
-        self._lock = threading.Lock()
 
-    @contextmanager
-    def entered(self):
-        assert not self.closed
-        self._entered.depth = getattr(self._entered, "depth", 0) + 1
+@dataclass
+class FakeStream:
+    context: int
+    flags: int
+    works: list[Any] = field(default_factory=list)
+    noted: list[Any] | None = None  # while it is captured
+    broken: bool = False
+
+
+def _answers(call):
+    """Answer as cuda-bindings does: the status, and the value where there is one."""
+
+    @functools.wraps(call)
+    def answered(self, *given):
         try:
-            yield
-        finally:
-            self._entered.depth -= 1
+            made = call(self, *given)
+        except RefusedError as refused:
+            return Status[f"CUDA_ERROR_{refused}"], None
+        return (Status.CUDA_SUCCESS,) if made is None else (Status.CUDA_SUCCESS, made)
 
-    def stream(self):
-        with self._lock:
-            handle = 100 + len(self.streams)
-            self.streams[handle] = []
-        return handle
+    return answered
 
-    def pinned(self, size):
+
+class FakeCuda:
+    """So many devices, whose memory is the host's. `log` tells what was done, in order."""
+
+    CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
+    CUevent_flags = SimpleNamespace(CU_EVENT_BLOCKING_SYNC=1, CU_EVENT_DISABLE_TIMING=2)
+    CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
+    CUdevice_attribute = SimpleNamespace(
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=75, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=76
+    )
+
+    def __init__(self, devices=1):
+        self.log = []
+        self.retained = Counter(dict.fromkeys(range(devices), 0))
+        self.memory, self.pinned = {}, {}
+        self.streams, self.events, self.graphs, self.executables = {}, {}, {}, {}
+        #: Contexts that each thread has pushed, the current one last.
+        self.pushed = {}
+        #: Called when a thread waits for the whole device.
+        self.on_wait = lambda: None
+        self._handles = itertools.count(1 << 20, 1 << 20)
+
+    def left(self):
+        """Return what was not given back."""
+        held = (self.memory, self.pinned, self.streams, self.events, self.graphs, self.executables)
+        current = [pushed for pushed in self.pushed.values() if pushed]
+        return [*(found for found in held if found), *current, *(n for n in self.retained.values() if n)]
+
+    @_answers
+    def cuInit(self, flags):
+        pass
+
+    @_answers
+    def cuDeviceGet(self, ordinal):
+        if ordinal not in self.retained:
+            raise RefusedError("INVALID_DEVICE")
+        return ordinal
+
+    @_answers
+    def cuDeviceGetAttribute(self, attribute, device):
+        return {75: 9, 76: 0}[attribute]
+
+    @_answers
+    def cuDevicePrimaryCtxRetain(self, device):
+        self.retained[device] += 1
+        return 1000 + device
+
+    @_answers
+    def cuDevicePrimaryCtxRelease(self, device):
+        if not self.retained[device]:
+            raise RefusedError("INVALID_CONTEXT")
+        self.retained[device] -= 1
+
+    @_answers
+    def cuCtxPushCurrent(self, context):
+        if not self.retained[context - 1000]:
+            raise RefusedError("INVALID_CONTEXT")
+        self.pushed.setdefault(threading.get_ident(), []).append(context)
+
+    @_answers
+    def cuCtxPopCurrent(self):
         self._inside()
-        return np.zeros(size, np.uint8)
+        return self.pushed[threading.get_ident()].pop()
 
-    def allocate(self, size):
-        self._inside()
-        with self._lock:
-            address, self._next = self._next, self._next + (size + 511) // 256 * 256
-            self.memory[address] = np.full(size, _UNWRITTEN, np.uint8)
-        return address
+    @_answers
+    def cuCtxSynchronize(self):
+        self.on_wait()
+        mine = [stream for stream in list(self.streams.values()) if stream.context == self._inside()]
+        for stream in mine:
+            stream.broken = stream.broken or stream.noted is not None
+        if any(stream.broken for stream in mine):
+            raise RefusedError("STREAM_CAPTURE_UNSUPPORTED")
+        for stream in mine:
+            self._finish(stream, len(stream.works))
 
-    def free(self, address):
+    @_answers
+    def cuStreamCreate(self, flags):
+        return self._new(self.streams, FakeStream(self._inside(), int(flags)))
+
+    @_answers
+    def cuStreamDestroy(self, stream):
+        self._drop(self.streams, stream)
+
+    @_answers
+    def cuEventCreate(self, flags):
+        return self._new(self.events, None)
+
+    @_answers
+    def cuEventDestroy(self, event):
+        self._drop(self.events, event)
+
+    @_answers
+    def cuEventRecord(self, event, stream):
         self._inside()
-        del self.memory[address]
+        self.events[event] = (self.streams[stream], len(self.streams[stream].works))
+
+    @_answers
+    def cuEventSynchronize(self, event):
+        self._inside()
+        self._finish(*self.events[event])
+
+    @_answers
+    def cuMemHostAlloc(self, size, flags):
+        self._inside()
+        array = np.full(size, _UNWRITTEN, np.uint8)
+        self.pinned[array.ctypes.data] = array
+        return array.ctypes.data
+
+    @_answers
+    def cuMemFreeHost(self, address):
+        self._drop(self.pinned, address)
+
+    @_answers
+    def cuMemAlloc(self, size):
+        self._inside()
+        return self._new(self.memory, np.full(size, _UNWRITTEN, np.uint8))
+
+    @_answers
+    def cuMemFree(self, address):
+        self._drop(self.memory, address)
+
+    @_answers
+    def cuMemcpyHtoDAsync(self, address, host, size, stream):
+        copy = lambda: self.bytes_at(address, size).__setitem__(slice(None), _host(host, size))  # noqa: E731
+        self.put(stream, "to device", copy)
+
+    @_answers
+    def cuMemcpyDtoHAsync(self, host, address, size, stream):
+        copy = lambda: _host(host, size).__setitem__(slice(None), self.bytes_at(address, size))  # noqa: E731
+        self.put(stream, "to host", copy)
+
+    @_answers
+    def cuStreamBeginCapture(self, stream, mode):
+        held = self.streams[stream]
+        assert not held.works, "a stream with work in flight cannot be captured"
+        assert mode == 1, "other threads go on allocating"
+        held.noted, held.broken = [], False
+
+    @_answers
+    def cuStreamEndCapture(self, stream):
+        held = self.streams[stream]
+        noted, held.noted = held.noted, None
+        if held.broken:
+            held.broken = False
+            raise RefusedError("STREAM_CAPTURE_INVALIDATED")
+        return self._new(self.graphs, noted)
+
+    @_answers
+    def cuGraphInstantiate(self, graph, flags):
+        self.log.append(("captured", graph))
+        return self._new(self.executables, self.graphs[graph])
+
+    @_answers
+    def cuGraphDestroy(self, graph):
+        self._drop(self.graphs, graph)
+
+    @_answers
+    def cuGraphExecDestroy(self, executable):
+        self._drop(self.executables, executable)
+
+    @_answers
+    def cuGraphLaunch(self, executable, stream):
+        self._inside()
+        self.streams[stream].works += self.executables[executable]
+
+    def put(self, stream, name, work):
+        """Put work into a stream, or into the graph that is being captured."""
+        held = self.streams.get(stream)  # nothing is put into the legacy default stream, which is 0
+        if held is None or held.context != self._inside():
+            raise RefusedError("INVALID_HANDLE")
+        if held.broken:
+            raise RefusedError("STREAM_CAPTURE_INVALIDATED")
+        (held.works if held.noted is None else held.noted).append((name, stream, work))
 
     def bytes_at(self, address, size):
         """Return the device's bytes; fails like the device for what was not allocated."""
         for start, content in list(self.memory.items()):
             if start <= address and address + size <= start + len(content):
                 return content[address - start : address - start + size]
-        raise EngineError(f"illegal address {address}")
-
-    def to_device(self, address, host, stream):
-        self.put(stream, "to device", lambda: self.bytes_at(address, len(host)).__setitem__(slice(None), host))
-
-    def to_host(self, host, address, stream):
-        self.put(stream, "to host", lambda: host.__setitem__(slice(None), self.bytes_at(address, len(host))))
-
-    def put(self, stream, name, work):
-        """Put work into a stream, or into the graph that is being captured."""
-        self._inside()
-        capturing = getattr(self._capturing, "works", None)
-        (self.streams[stream] if capturing is None else capturing).append((name, work))
-
-    def captured(self, work, stream):
-        self._inside()
-        assert not self.streams[stream], "a stream with work in flight cannot be captured"
-        self._capturing.works = []
-        try:
-            work()
-            with self._lock:
-                graph = 10_000 + len(self.log)
-                self.log.append(("captured", stream))
-                self.graphs[graph] = self._capturing.works
-        finally:
-            self._capturing.works = None
-        return graph
-
-    def launch(self, graph, stream):
-        self._inside()
-        self.streams[stream] += self.graphs[graph]
-
-    def forget(self, graph):
-        self._inside()
-        del self.graphs[graph]
-
-    def wait(self, stream):
-        self._inside()
-        works, self.streams[stream] = self.streams[stream], []
-        for name, work in works:
-            self.log.append((name, stream))
-            work()
-
-    def close(self):
-        self.closed = True
+        raise RefusedError("ILLEGAL_ADDRESS")
 
     def _inside(self):
-        assert getattr(self._entered, "depth", 0) > 0, "a call outside the device's context"
+        pushed = self.pushed.get(threading.get_ident())
+        if not pushed:
+            raise RefusedError("INVALID_CONTEXT")
+        return pushed[-1]
+
+    def _finish(self, stream, count):
+        works, stream.works = stream.works[:count], stream.works[count:]
+        for name, handle, work in works:
+            self.log.append((name, handle))
+            work()
+
+    def _new(self, held, content):
+        handle = next(self._handles)
+        held[handle] = content
+        return handle
+
+    def _drop(self, held, handle):
+        self._inside()
+        if handle not in held:
+            raise RefusedError("INVALID_VALUE")
+        del held[handle]
 
 
-def fake_trt(driver, inputs, heads):
-    """Return a TensorRT whose plans are `PLAN` and a network, and whose contexts compute it in NumPy."""
+def _host(address, size):
+    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+
+
+def fake_trt(cuda, inputs, heads):
+    """Return a TensorRT whose plans are `PLAN` and a network, and whose contexts compute it in NumPy.
+
+    As the real one may, it waits for the whole device when it loads a plan and when it makes a context.
+    """
 
     class Context:
         def __init__(self, network):
+            cuda.cuCtxSynchronize()
             self._reference = NumpyEngine(network, inputs, heads)._evaluator
             self._shapes, self._addresses = {}, {}
 
@@ -139,17 +301,20 @@ def fake_trt(driver, inputs, heads):
 
         def execute_async_v3(self, stream):
             shapes, addresses = dict(self._shapes), dict(self._addresses)
-            driver.put(stream, "compute", lambda: self._compute(shapes, addresses))
+            try:
+                cuda.put(stream, "compute", lambda: self._compute(shapes, addresses))
+            except RefusedError:
+                return False
             return True
 
         def _compute(self, shapes, addresses):
             feeds = {}
             for name, shape in shapes.items():
                 dtype = np.dtype(dtypes[name])
-                content = driver.bytes_at(addresses[name], dtype.itemsize * int(np.prod(shape)))
+                content = cuda.bytes_at(addresses[name], dtype.itemsize * int(np.prod(shape)))
                 feeds[name] = content.view(dtype).reshape(shape).copy()
             logits = np.ascontiguousarray(self._reference.run([LOGITS], feeds)[0], np.float32)
-            driver.bytes_at(addresses[LOGITS], logits.nbytes)[:] = logits.reshape(-1).view(np.uint8)
+            cuda.bytes_at(addresses[LOGITS], logits.nbytes)[:] = logits.reshape(-1).view(np.uint8)
 
     dtypes = {spec.name: spec.dtype for spec in inputs} | {"row_request": "int64", LOGITS: "float32"}
 
@@ -178,7 +343,16 @@ def fake_trt(driver, inputs, heads):
             pass
 
         def deserialize_cuda_engine(self, plan):
+            cuda.cuCtxSynchronize()
             return Engine(plan.removeprefix(PLAN)) if plan.startswith(PLAN) else None
 
     logger = type("Logger", (), {"WARNING": 1, "__init__": lambda self, level: None})
     return SimpleNamespace(Runtime=Runtime, Logger=logger, nptype=np.dtype, __version__="10.13.0")
+
+
+def install(monkeypatch, cuda, trt=None):
+    """Make them what `import` finds."""
+    bindings = ModuleType("cuda.bindings")
+    bindings.driver = cuda
+    for name, module in {"cuda": ModuleType("cuda"), "cuda.bindings": bindings, "tensorrt": trt}.items():
+        monkeypatch.setitem(sys.modules, name, module)

@@ -7,11 +7,12 @@ import pytest
 
 from kernels.engine import FeatureBatch
 from kernels.gpu.staging import Bucket, Buckets, Layout
+from kernels.gpu.tiles import tiles_of
 from tests.kernels.test_engines import SPECS, batch
 
 
 def test_a_layout_holds_every_input_apart_and_aligned():
-    layout = Layout(SPECS, Bucket(rows=128, requests=4), {"tiles": ("int32", (7, 3))})
+    layout = Layout(SPECS, Bucket(rows=128, requests=4), tiled=True)
     places = sorted(layout.places.values(), key=lambda place: place.start)
     assert {"row_request", "tiles", *(spec.name for spec in SPECS)} == layout.places.keys()
     assert all(place.start % 256 == 0 for place in places)
@@ -20,7 +21,7 @@ def test_a_layout_holds_every_input_apart_and_aligned():
 
 
 def test_filling_writes_the_batch_and_zeros_behind_it():
-    layout = Layout(SPECS, Bucket(rows=64, requests=4))
+    layout = Layout(SPECS, Bucket(rows=64, requests=4), tiled=True)
     buffer = np.full(layout.bytes, 255, np.uint8)
     given = batch(5, 0, 3)
     layout.fill(buffer, given)
@@ -32,10 +33,15 @@ def test_filling_writes_the_batch_and_zeros_behind_it():
     owner = layout.places["row_request"].of(buffer)
     assert owner[:8].tolist() == [0] * 5 + [2] * 3
     assert not owner[8:].any()
+    tiles = layout.places["tiles"].of(buffer)
+    cut = tiles_of(given.row_splits)
+    np.testing.assert_array_equal(tiles[: len(cut)], cut)
+    assert not tiles[len(cut) :].any()
 
 
 @pytest.mark.parametrize(
-    ("requests", "rows", "expected"), [(1, 1, (64, 1)), (3, 64, (64, 4)), (4, 65, (128, 4)), (64, 4096, (4096, 64))]
+    ("requests", "rows", "expected"),
+    [(1, 1, (64, 1)), (3, 64, (64, 4)), (5, 65, (128, 16)), (17, 17, (64, 64)), (64, 4096, (4096, 64))],
 )
 def test_a_batch_goes_to_the_smallest_bucket_that_holds_it(requests, rows, expected):
     buckets = Buckets()
@@ -47,7 +53,7 @@ def test_a_batch_goes_to_the_smallest_bucket_that_holds_it(requests, rows, expec
 @pytest.mark.parametrize("sizes", [(1,), (0, 5, 0), (7,) * 9, (3, 50, 1, 0, 0, 2), (100,), (10, 10, 10), (0, 0)])
 def test_cutting_keeps_every_row_its_request_and_the_order(sizes):
     whole = batch(*sizes)
-    buckets = Buckets(requests_max=4, rows_max=16, rows_min=8)
+    buckets = Buckets(requests=(1, 4), rows=(8, 16))
     parts = list(buckets.cut(whole))
     for part in parts:
         assert 0 < part.rows <= 16

@@ -11,7 +11,6 @@ import pytest
 from kernels.engine import LOGITS, ROW_REQUEST, EngineError
 from kernels.gpu.staging import Buckets, Layout
 from kernels.gpu.tensorrt_build import (
-    Heard,
     Settings,
     build,
     build_here,
@@ -41,9 +40,9 @@ def test_every_exported_ranker_builds_for_every_architecture(fusion, form, half)
 def test_the_parsed_network_has_the_manifests_inputs_and_types(fusion, form):
     network, specs = exported(fusion, form)
     trt = load_library("tensorrt_rtx")
-    heard = Heard(trt)
-    builder = trt.Builder(heard.logger)
-    definition = parsed(trt, builder, prepared(trt, network, specs, Settings("tensorrt_rtx")), heard)
+    logger = trt.Logger(trt.Logger.ERROR)
+    maker, content = trt.Builder(logger), prepared(trt, network, specs, Settings("tensorrt_rtx"))
+    definition, _parser = parsed(trt, maker, content, logger)
     inputs = [definition.get_input(i) for i in range(definition.num_inputs)]
     expected = {spec.name: (np.dtype(spec.dtype), (-1, *spec.shape)) for spec in specs}
     found = {value.name: (np.dtype(trt.nptype(value.dtype)), tuple(value.shape)) for value in inputs}
@@ -57,11 +56,11 @@ def test_the_parsed_network_has_the_manifests_inputs_and_types(fusion, form):
 def test_a_plan_takes_every_bucket_of_shapes():
     network, specs = exported()
     trt = load_library("tensorrt_rtx")
-    heard = Heard(trt)
-    builder = trt.Builder(heard.logger)
-    definition = parsed(trt, builder, prepared(trt, network, specs, RTX), heard)
-    profile = profile_of(builder, definition, specs, RTX)
-    for bucket in Buckets(RTX.requests_max, RTX.rows_max).all():
+    logger = trt.Logger(trt.Logger.ERROR)
+    maker, content = trt.Builder(logger), prepared(trt, network, specs, RTX)
+    definition, _parser = parsed(trt, maker, content, logger)
+    profile = profile_of(maker, definition, specs)
+    for bucket in Buckets().all():
         for name, place in Layout(specs, bucket).places.items():
             least, _, most = profile.get_shape(name)
             sizes = list(zip(least, place.shape, most, strict=True))

@@ -86,6 +86,6 @@ def test_every_launch_needs_no_more_than_the_committed_table_says(compiled_facts
 )
 def test_an_interpreter_compiles_nothing():
     weights = {name: weight.detach().numpy() for name, weight in fold_early(EarlyFusion(Sizes()).eval()).items()}
-    encoder = TritonEncoder(weights, EncoderShape(100, 10, 2), "cpu")
+    encoder = TritonEncoder(weights, EncoderShape(100, 10, 2))
     with pytest.raises(EngineError, match="unset TRITON_INTERPRET"):
         compiled(encoder, "9.0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 
 from kernels.engine import EngineError
 from kernels.fused_encoder import EncoderShape
-from kernels.gpu.tiles import Launch, tiles_of
+from kernels.gpu.encoder_node import NODE, encoder_alone
+from kernels.gpu.tiles import TILES, Launch, tiles_of
+from kernels.gpu.torch_network import TorchNetwork
 from kernels.gpu.triton_encoder import TritonEncoder
 from ranker.encoder import EarlyFusion
 from ranker.serving_form import fold_early
@@ -27,6 +30,10 @@ FULL = Sizes(actions=3, dim=8, action_dim=4, token_pin_dim=4, encoder_hidden=16,
 ODD = Sizes(actions=17, dim=24, action_dim=8, token_pin_dim=12, encoder_hidden=20, readout_rows=7)
 
 
+def network_of(kernel, **more):
+    return TorchNetwork(encoder_alone(kernel), torch.device(DEVICE), {NODE: partial(kernel.run, **more)})
+
+
 def both(sizes: Sizes, fills, length: int, counts, scale: float = 1.0, gaps=(), launch=None, tile_rows=0):
     """Return the kernel's outputs and the published modules', float[N, K * d] each."""
     torch.manual_seed(0)
@@ -36,10 +43,16 @@ def both(sizes: Sizes, fills, length: int, counts, scale: float = 1.0, gaps=(), 
         actions[:, place] = 0
     splits = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     weights = {name: weight.detach().numpy() for name, weight in fold_early(encoder).items()}
-    kernel = TritonEncoder(weights, EncoderShape(length, sizes.readout_rows, sizes.encoder_layers), DEVICE, launch)
+    kernel = TritonEncoder(weights, EncoderShape(length, sizes.readout_rows, sizes.encoder_layers), launch)
     unread = torch.where((actions != 0).unsqueeze(-1), embeddings, torch.nan).float()  # what no one may read
-    side = kernel.request_side(actions.to(DEVICE), unread.to(DEVICE))
-    found = kernel.run(side, candidates.float().to(DEVICE), torch.from_numpy(tiles_of(splits, tile_rows)).to(DEVICE))
+    found = network_of(kernel)(
+        {
+            "actions": actions.to(DEVICE),
+            "embeddings": unread.to(DEVICE),
+            "candidates": candidates.float().to(DEVICE),
+            TILES: torch.from_numpy(tiles_of(splits, tile_rows)).to(DEVICE),
+        }
+    )
     owner = torch.from_numpy(np.repeat(np.arange(len(counts)), counts))
     with torch.no_grad():
         return found.cpu().numpy(), encoder(actions, embeddings, candidates, owner).numpy()
@@ -107,11 +120,12 @@ def test_gaps_in_a_sequence_are_skipped_where_they_stand():
 def test_rows_of_no_tile_stay_as_they_are():
     encoder = shaken(EarlyFusion(SMALL).double(), 3)
     weights = {name: weight.detach().numpy() for name, weight in fold_early(encoder).items()}
-    kernel = TritonEncoder(weights, EncoderShape(16, 3, 2), DEVICE)
+    kernel = TritonEncoder(weights, EncoderShape(16, 3, 2))
     actions, embeddings, candidates, _ = batch(SMALL, (16,), 16, 4, dtype=torch.float32)
     encoded = torch.full((4, kernel.width), 7.0, device=DEVICE)
-    tiles = torch.from_numpy(tiles_of(np.array([0, 2], np.int32), tiles=5)).to(DEVICE)
-    kernel.run(kernel.request_side(actions.to(DEVICE), embeddings.to(DEVICE)), candidates.to(DEVICE), tiles, encoded)
+    tiles = torch.from_numpy(tiles_of(np.array([0, 2], np.int32), tiles=5))
+    given = {"actions": actions, "embeddings": embeddings, "candidates": candidates, TILES: tiles}
+    network_of(kernel, encoded=encoded)({name: tensor.to(DEVICE) for name, tensor in given.items()})
     assert (encoded[2:] == 7.0).all()
     assert (encoded[:2] != 7.0).any()
 
@@ -129,11 +143,11 @@ def test_rows_of_no_tile_stay_as_they_are():
 def test_short_sequences_take_fewer_warps_and_long_ones_smaller_blocks(length, launch, block, warps):
     module = EarlyFusion(Sizes()).eval()
     weights = {name: weight.detach().numpy() for name, weight in fold_early(module).items()}
-    kernel = TritonEncoder(weights, EncoderShape(length, 10, 2), "cpu", launch)
+    kernel = TritonEncoder(weights, EncoderShape(length, 10, 2), launch)
     assert (kernel.constants["B"], kernel.warps) == (block, warps)
 
 
 @pytest.mark.parametrize("shape", [EncoderShape(300, 10, 2), EncoderShape(100, 10, 3), EncoderShape(5, 10, 2)])
 def test_shapes_that_the_kernel_does_not_serve_are_refused(shape):
     with pytest.raises(EngineError, match="the kernel serves two layers and up to 256 actions"):
-        TritonEncoder({}, shape, DEVICE)
+        TritonEncoder({}, shape)

@@ -5,40 +5,36 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import helper
 
 from kernels.engine import EngineError, ShapeError, UnavailableError
-from kernels.gpu.torch_engine import TorchEngine
+from kernels.fusion import inlined, parse
+from kernels.gpu.engine import GpuEngine
+from kernels.gpu.torch_backend import TorchBackend, open_torch
 from kernels.numpy_engine import NumpyEngine
 from tests import tiny
 from tests.kernels.test_engines import SPECS
-from tests.kernels.test_engines import batch as rows_of
 from tests.ranker.exported import FORMS, batch, exported, read_by
+
+
+def plain(network, inputs, heads, ordinal, plan):
+    return TorchBackend(inlined(parse(network)), heads, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("fusion", "form"), FORMS)
 def test_every_exported_ranker_runs_and_agrees_with_the_reference(fusion, form):
     content, specs = exported(fusion, form)
     taken, _ = read_by(fusion, batch())
-    engine = TorchEngine(content, specs, 3, fused=False, device="cpu")
+    engine = GpuEngine(plain, content, specs, 3)
     np.testing.assert_allclose(engine.run(taken), NumpyEngine(content, specs, 3).run(taken), atol=1e-4)
     assert (engine.kernel, engine.tolerance) == ("none", 0)
-
-
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # PyTorch's own, when its compiler is imported
-def test_a_compiled_network_ranks_as_an_eager_one():
-    taken = rows_of(3, 4)
-    plain = TorchEngine(tiny.network(), SPECS, 2, device="cpu")
-    compiled = TorchEngine(tiny.network(), SPECS, 2, device="cpu", compiled=True)
-    for _ in range(2):
-        np.testing.assert_allclose(compiled.run(taken), plain.run(taken), atol=1e-5)
-    assert len(compiled._compiled) == 1
 
 
 def test_the_encoder_runs_in_the_fused_kernel():
     content, specs = exported()
     taken, _ = read_by("early", batch())
-    engine = TorchEngine(content, specs, 3, device="cpu")
+    engine = GpuEngine(open_torch, content, specs, 3)
     expected = NumpyEngine(content, specs, 3).run(taken)
     found = engine.run(taken)
     assert engine.kernel == "triton"
@@ -47,7 +43,7 @@ def test_the_encoder_runs_in_the_fused_kernel():
 
 def test_streams_do_not_mix_their_rows():
     content, specs = exported()
-    engine = TorchEngine(content, specs, 3, streams=3, device="cpu")
+    engine = GpuEngine(open_torch, content, specs, 3, streams=3)
     parts = [read_by("early", batch(rows=rows))[0] for rows in (3, 5, 4)]
     expected = [engine.run(part) for part in parts]
     with ThreadPoolExecutor(3) as threads:
@@ -60,16 +56,16 @@ def test_codes_that_no_action_has_never_reach_the_device():
     taken, _ = read_by("early", batch())
     taken.request["sequence_actions"][0, 0] = 99
     with pytest.raises(ShapeError, match="actions must be codes from 0 to 4, got 0 to 99"):
-        TorchEngine(content, specs, 3, device="cpu").run(taken)
+        GpuEngine(open_torch, content, specs, 3).run(taken)
 
 
 def test_an_operator_that_is_not_known_is_named():
     model = onnx.load_model_from_string(tiny.network())
     model.graph.node.append(helper.make_node("Erf", ["query"], ["unused"]))
     with pytest.raises(EngineError, match="knows no operator onnx.Erf"):
-        TorchEngine(model.SerializeToString(), SPECS, 2, device="cpu")
+        GpuEngine(open_torch, model.SerializeToString(), SPECS, 2)
 
 
 def test_a_device_that_is_not_there_is_an_error():
     with pytest.raises(UnavailableError, match="PyTorch cannot use cuda:7"):
-        TorchEngine(tiny.network(), SPECS, 2, device="cuda:7")
+        GpuEngine(open_torch, tiny.network(), SPECS, 2, devices=(7,))

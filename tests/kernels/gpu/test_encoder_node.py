@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,14 +14,12 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from kernels.engine import LOGITS, EngineError
-from kernels.fusion import DOMAIN, parse, take_out_encoder
-from kernels.gpu import tensorrt_build
-from kernels.gpu.half import with_half_products
-from kernels.gpu.tensorrt_build import Heard, Settings, load_library, parsed, prepared
-from kernels.gpu.tensorrt_plugin import NODE, register, with_kernel
+from kernels.fusion import DOMAIN, parse
+from kernels.gpu import encoder_node
+from kernels.gpu.encoder_node import NODE, register, with_kernel
+from kernels.gpu.tensorrt_build import Settings, load_library, parsed, prepared
 from kernels.gpu.tiles import TILES, tiles_of
 from kernels.gpu.triton_ahead import Ahead, arguments
-from kernels.gpu.triton_encoder import TritonEncoder
 from kernels.gpu.triton_encoder import encode_rows as kernel
 from kernels.numpy_engine import NumpyEngine
 from tests.ranker.exported import batch, exported, read_by
@@ -31,9 +30,7 @@ AHEAD = Ahead("encode_rows", ".version 8.0", b"", 256, 65536)
 @pytest.fixture(scope="module")
 def network():
     content, specs = exported()
-    call = take_out_encoder(parse(content), specs)
-    encoder = TritonEncoder(call.weights, call.shape, "cpu")
-    return with_kernel(with_half_products(parse(call.rest), "bfloat16"), call, encoder, specs), encoder, specs
+    return *with_kernel(parse(content), specs, "bfloat16"), specs
 
 
 def node_of(encoder):
@@ -107,9 +104,12 @@ class Plugins:
         return lambda function: self.launches.setdefault(plugin_id, function)
 
 
-def test_tensorrt_is_told_the_kernels_arguments_its_output_and_its_launch():
+def test_tensorrt_is_told_the_kernels_arguments_its_output_and_its_launch(monkeypatch):
     plugins = Plugins()
-    register(plugins, "float32", AHEAD, 960)
+    monkeypatch.setattr(encoder_node, "compiled", lambda *_: AHEAD)
+    monkeypatch.setitem(sys.modules, "standing_in.plugin", plugins)
+    trt = SimpleNamespace(__name__="standing_in", float32="float32")
+    register(trt, SimpleNamespace(width=960), "9.0")
     describe, launch = plugins.registered["pinrank::encode_rows"], plugins.launches["pinrank::encode_rows"]
     schema = inspect.signature(describe)
     assert tuple(schema.parameters) == arguments()[:-1]
@@ -126,11 +126,11 @@ def test_tensorrt_is_told_the_kernels_arguments_its_output_and_its_launch():
 
 def test_a_library_that_takes_kernels_is_given_the_node_and_the_kernel(monkeypatch):
     plugins, told = Plugins(), []
-    monkeypatch.setattr("kernels.gpu.triton_ahead.compiled", lambda _, architecture: told.append(architecture) or AHEAD)
-    monkeypatch.setitem(tensorrt_build.sys.modules, "standing_in.plugin", plugins)
+    monkeypatch.setattr(encoder_node, "compiled", lambda _, architecture: told.append(architecture) or AHEAD)
+    monkeypatch.setitem(sys.modules, "standing_in.plugin", plugins)
     trt = SimpleNamespace(__name__="standing_in", IPluginV3QuickAOTBuild=object, float32="float32")
     content, specs = exported()
-    model = onnx.load_model_from_string(prepared(trt, content, specs, Settings("tensorrt", fused_for="9.0")))
+    model = onnx.load_model_from_string(prepared(trt, content, specs, Settings("tensorrt", architectures=("9.0",))))
     assert told == ["9.0"]
     assert plugins.launches
     assert [node.op_type for node in model.graph.node].count(NODE) == 1
@@ -142,9 +142,8 @@ def test_tensorrts_parser_takes_all_but_the_node_that_only_tensorrt_itself_has(n
     """TensorRT for RTX parses node by node up to the plugin, which its Python API knows no way to make."""
     model, _, _ = network
     trt = load_library("tensorrt_rtx")
-    heard = Heard(trt)
-    builder = trt.Builder(heard.logger)
+    logger = trt.Logger(trt.Logger.ERROR)
     with pytest.raises(EngineError, match="encode_rows") as refused:
-        parsed(trt, builder, model.SerializeToString(), heard)
+        parsed(trt, trt.Builder(logger), model.SerializeToString(), logger)
     (node,) = [i for i, node in enumerate(model.graph.node) if node.op_type == NODE]
     assert f"In node {node} " in str(refused.value)

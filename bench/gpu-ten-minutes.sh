@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Measures everything on this machine's GPU within 480 s, with what is here and in gpu-wheels/, and without a network.
+#   bench/gpu-ten-minutes.sh [--dry-run] [--out DIR] [PHASE...]
+# Environment: GPU_PYTHON, a Python with PyTorch and Triton for the GPU [python3].
+set -euo pipefail
+SECONDS=0
+root=$(cd "$(dirname "$0")/.." && pwd)
+python=${GPU_PYTHON:-python3}
+site=$(mktemp -d)
+trap 'rm -rf "$site"' EXIT
+wheels=("$root"/gpu-wheels/*.whl)
+if [ -e "${wheels[0]}" ]; then
+  # First on the path, so that they go over older versions; what then lacks a package says so instead of its numbers.
+  timeout -k 1 60 "$python" -m pip install --quiet --disable-pip-version-check --root-user-action=ignore \
+    --no-index --no-deps --no-compile --upgrade --target "$site" "${wheels[@]}" ||
+    echo "the wheels in gpu-wheels/ are not installed" >&2
+else
+  echo "there are no wheels in gpu-wheels/: going on with the packages of $python" >&2
+fi
+export PYTHONPATH="$site:$root:$root/proto"
+"$python" -m bench.gpu.run --used-s "$SECONDS" "$@"

@@ -1,0 +1,59 @@
+"""One phase, in a process of its own: `python -m bench.gpu.phase NAME --out DIR --until SECONDS [--dry-run]`."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import signal
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from bench.gpu.numbers import Numbers
+from bench.gpu.plan import PHASES
+
+#: Each is called with the folder and `Numbers`, and imported when it is its turn.
+MEASURED_BY = {
+    "facts": "facts:facts",
+    "parity": "encoder:parity",
+    "ceilings": "encoder:ceilings",
+    "encoder": "encoder:encoder",
+    "tuning": "encoder:tuning",
+    "ncu": "tools:ncu",
+    "sanitizer": "tools:sanitizer",
+    "engine": "engine:engine",
+    "two-engines": "engine:two_engines",
+    "served": "served:served",
+    "public": "public:public",
+    "table": "table:table",
+}
+#: Phases whose kernels run in Triton's interpreter where there is no GPU; elsewhere it would take minutes.
+_INTERPRETED = ("parity", "encoder", "tuning", "ncu", "sanitizer", "public")
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process when whoever runs the phases is killed: it must not go on beside the next run."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=PHASES)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--until", type=float, required=True, help="on the monotonic clock")
+    parser.add_argument("--dry-run", action="store_true")
+    options = parser.parse_args()
+    die_with_parent()
+    if options.dry_run and options.name in _INTERPRETED:
+        os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is made
+    module, _, function = MEASURED_BY[options.name].partition(":")
+    measured = getattr(import_module(f"bench.gpu.{module}"), function)
+    measured(options.out, Numbers(options.out, options.name, options.until, dry_run=options.dry_run))
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Run phases one after the other, each a process group that is killed whole when its time is up.
+
+Started by `bench/gpu-ten-minutes.sh` and `bench/gpu-four-minutes.sh`. Needs Python alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+from bench.gpu.numbers import DRY_FILE, FILE, WITHOUT, Numbers, file_of, read
+from bench.gpu.plan import FOUR_MINUTES, TEN_MINUTES, PlanError, Planned, expected, plan
+
+LOG = "log.txt"
+#: What is kept of a phase's outputs, and of all in a folder; more is thrown away.
+_PHASE_BYTES_MAX, _LOG_BYTES_MAX = 1 << 18, 8 << 20
+_LAST_WORDS = 400
+_LOOK_S = 0.05
+#: Before it is killed, so that it can say which numbers it has no time for.
+_GRACE_S = 1.0
+#: For a process to be gone after SIGKILL.
+_KILLED_S = 5.0
+
+
+def run(phases: Sequence[Planned], out: Path, began_s: float, *, dry_run: bool) -> bool:
+    """Run every phase, whatever becomes of those before it; say whether all ended by themselves, and well.
+
+    Args:
+        phases: in order.
+        out: the folder of results.
+        began_s: of the run, on the monotonic clock.
+        dry_run: whether numbers mean nothing.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    well = True
+    for phase in phases:
+        started_s, ends_s = time.monotonic(), began_s + phase.ends_at_s
+        print(f"{started_s - began_s:6.1f} s  {phase.name}", flush=True)
+        why = _run(phase, out / LOG, ends_s)
+        numbers = Numbers(out, phase.name, ends_s, dry_run=dry_run)
+        numbers.add("the phase", {"seconds": time.monotonic() - started_s, **({"ended": why} if why else {})})
+        lines = read(file_of(out, dry_run=dry_run)).lines
+        there = {line["what"] for line in lines if line["phase"] == phase.name}
+        for what in expected(phase.name, dry_run=dry_run):
+            if what not in there:
+                numbers.missing(what, why or WITHOUT)
+        if why:
+            print(f"          {why}", flush=True)
+            well = False
+    return well
+
+
+def _run(phase: Planned, log: Path, ends_s: float) -> str:
+    """Run one phase; return how it ended if not well, with its last words."""
+    if time.monotonic() >= ends_s:
+        return "not started: the time was up"
+    command = [*phase.command, "--until", str(ends_s - _GRACE_S)]
+    with log.open("ab", buffering=0) as kept:
+        kept.write(f"== {phase.name}\n".encode())
+        output = Output(kept, min(_PHASE_BYTES_MAX, _LOG_BYTES_MAX - kept.tell()))
+        try:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            return f"not started: {error}"
+        code = _watched(process, output, ends_s)
+    words = f": {output.last_words()}" if output.last_words() else ""
+    if code is None:
+        return f"killed after {phase.limit_s:g} s and what was left of earlier phases{words}"
+    if code < 0:
+        return f"ended by {signal.Signals(-code).name}{words}"
+    return f"ended with {code}{words}" if code else ""
+
+
+def _watched(process: subprocess.Popen[bytes], output: Output, ends_s: float) -> int | None:
+    """Wait for a process, at most until `ends_s`, and kill its group; return its code, None if it had to be killed."""
+    assert process.stdout is not None  # noqa: S101 - asked for
+    os.set_blocking(process.stdout.fileno(), False)
+    code = None
+    with selectors.DefaultSelector() as ready, process.stdout as pipe:
+        ready.register(pipe, selectors.EVENT_READ)
+        try:
+            while (code := process.poll()) is None and time.monotonic() < ends_s:
+                if not ready.get_map():  # it closed its outputs, and goes on
+                    time.sleep(_LOOK_S)
+                elif ready.select(_LOOK_S) and output.take(pipe.fileno()) == b"":
+                    ready.unregister(pipe)
+        finally:
+            # With what it started and left behind: the next phase has the machine for itself.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            # One that not even this ends, as it waits for a driver, must not hold up the others.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_KILLED_S)
+        while output.take(pipe.fileno()):
+            pass
+    return code
+
+
+class Output:
+    """What a phase writes to its standard output and error: the beginning in the log, the end for the reason."""
+
+    def __init__(self, log: IO[bytes], bytes_max: int) -> None:
+        self._log, self._room, self._end = log, max(0, bytes_max), b""
+
+    def take(self, pipe: int) -> bytes | None:
+        """Read what is there: None if there is nothing now, nothing at all at its end."""
+        try:
+            part = os.read(pipe, 1 << 16)
+        except BlockingIOError:
+            return None
+        self._log.write(part[: self._room])
+        self._room -= min(self._room, len(part))
+        self._end = (self._end + part)[-4 * _LAST_WORDS :]
+        return part
+
+    def last_words(self) -> str:
+        return " ".join(self._end.decode(errors="replace").split())[-_LAST_WORDS:]
+
+
+def end_when_asked() -> None:
+    """Make SIGTERM an exception, so that the phase that runs goes too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
+def main() -> int:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("phases", nargs="*", help="names of phases; none: all of the run's", metavar="PHASE")
+    parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder of the results")
+    parser.add_argument("--dry-run", action="store_true", help="only show that everything runs; needs no GPU")
+    parser.add_argument("--four-minutes", action="store_true", help="the rerun's phases, if none is named")
+    parser.add_argument("--used-s", type=float, default=0.0, help="what of the time is gone already")
+    options = parser.parse_args()
+    began_s = time.monotonic() - options.used_s
+    end_when_asked()
+    other = options.out / (FILE if options.dry_run else DRY_FILE)
+    if other.exists():
+        print(f"{other} is of {'a real' if options.dry_run else 'a dry'} run: choose another folder", file=sys.stderr)
+        return 2
+    try:
+        names = options.phases or (FOUR_MINUTES if options.four_minutes else TEN_MINUTES)
+        phases = plan(names, str(options.out), dry_run=options.dry_run)
+    except PlanError as error:
+        print(error, file=sys.stderr)
+        return 2
+    well = run(phases, options.out, began_s, dry_run=options.dry_run)
+    print(f"{time.monotonic() - began_s:6.1f} s  done: {options.out}", flush=True)
+    found = read(file_of(options.out, dry_run=options.dry_run)).lines
+    wrong = [f"{line['phase']}, {line['what']}" for line in found if line.get("holds") is False]
+    if wrong:
+        print(f"does not hold: {'; '.join(wrong)}", flush=True)
+    return 0 if well and not wrong else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

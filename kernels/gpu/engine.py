@@ -1,0 +1,177 @@
+"""The engine of GPUs: lanes, buckets, staging and graphs, whatever runtime computes the network."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+
+from kernels.cost import LinearCost, warm_and_measure
+from kernels.engine import FeatureBatch, Progress, ShapeError, TensorSpec, WarmedUp, go_on
+from kernels.fusion import parse, take_out_encoder
+from kernels.gpu.staging import Bucket, Buckets, Layout
+
+#: Held by whoever captures, opens or closes, in any engine of the process: a capture breaks when another thread waits
+#: for the whole device, as opening, closing and a shape's first run may. So no version that is warmed up breaks the one
+#: that serves.
+WHOLE_DEVICE = threading.Lock()
+
+
+class Stream(Protocol):
+    """A stream of one device, and the network on it: what is put in happens in its order, and waits for nothing else.
+
+    All calls but `entered` are made by a thread that has entered; they raise EngineError.
+    """
+
+    def entered(self) -> AbstractContextManager[object]:
+        """Make the device this thread's, and the stream where a runtime has a current one."""
+
+    def room(self, given: int, made: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return so many bytes of pinned memory, zeros, for inputs and for logits; the stream has as many there."""
+
+    def enqueue(self, layout: Layout) -> None:
+        """Put in: the inputs' copy to the device, as `layout` has them, the network, and its logits' copy back."""
+
+    def captured(self, work: Callable[[], None]) -> Callable[[], object]:
+        """Run `work` once, as runtimes load and choose at a first run; then return what puts in all that it does."""
+
+    def wait(self) -> None:
+        """Wait until all that was put in is done, leaving the processor to others."""
+
+
+class Backend(Protocol):
+    """A network on one device."""
+
+    kernel: str
+    tolerance: float
+    plan: bytes | None
+    #: Whether the network reads `TILES`.
+    tiled: bool
+    #: Whether a shape's first run costs more than later ones.
+    captures: bool
+
+    def stream(self) -> Stream:
+        """Make one more."""
+
+    def close(self) -> None:
+        """Free the device, streams and all."""
+
+
+#: Network, the manifest's inputs, heads, the device's ordinal, a plan or None.
+OpenBackend = Callable[[bytes, Sequence[TensorSpec], int, int, bytes | None], Backend]
+
+
+class GpuEngine:
+    """A network on one or more GPUs, whose lanes take runs as they are idle.
+
+    A lane has a stream, a pinned buffer with all of a batch's inputs, and a graph per bucket of shapes that copies it
+    in, computes and copies the logits out. While one lane's thread fills its buffer another lane computes and a third
+    is read back, so two streams already overlap all three.
+    """
+
+    def __init__(
+        self,
+        open_backend: OpenBackend,
+        network: bytes,
+        inputs: Sequence[TensorSpec],
+        heads: int,
+        streams: int = 1,
+        *,
+        plan: bytes | None = None,
+        devices: Sequence[int] = (0,),
+    ) -> None:
+        """Open the network on each of `devices` (ordinals), for as many runs at once on each as `streams` says.
+
+        The rest is as `kernels.engine.EngineFactory` has it. A plan that is made for one device is given to the next.
+        """
+        self._inputs, self._heads, self.streams = tuple(inputs), heads, streams * len(devices)
+        call = take_out_encoder(parse(network), inputs)
+        self._codes = None if call is None else (call.inputs[0], len(call.weights["action_table"]))
+        self._buckets, self._cost = Buckets(), LinearCost()
+        self._backends: list[Backend] = []
+        # Who takes a lane owns it until it is put back.
+        self._idle: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
+        try:
+            for ordinal in devices:
+                self._backends.append(open_backend(network, self._inputs, heads, ordinal, plan))
+                plan = self._backends[-1].plan
+            first = self._backends[0]
+            self.kernel, self.tolerance = first.kernel, first.tolerance
+            layouts = {bucket: Layout(inputs, bucket, tiled=first.tiled) for bucket in self._buckets.all()}
+            with WHOLE_DEVICE:
+                for _ in range(streams):
+                    for backend in self._backends:
+                        self._idle.put(_Lane(backend.stream(), layouts, heads))
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, batch: FeatureBatch) -> np.ndarray:
+        batch.check(self._inputs)
+        self._check_codes(batch)
+        logits = np.empty((batch.rows, self._heads), np.float32)
+        lane = self._idle.get()
+        start = 0
+        try:
+            for part in self._buckets.cut(batch):
+                logits[start : start + part.rows] = lane.run(part, self._buckets.of(part.requests, part.rows))
+                start += part.rows
+        finally:
+            self._idle.put(lane)
+        return logits
+
+    def warm_up(self, sample: FeatureBatch, progress: Progress = go_on) -> WarmedUp:
+        shapes = self._buckets.all() if self._backends[0].captures else ()  # each lane captures its own graphs
+        done, self._cost = warm_and_measure(self.run, self.streams, sample, progress, shapes)
+        return done
+
+    def cost_s(self, requests: int, rows: int) -> float:  # noqa: ARG002 - measured for one request; others cost alike
+        return self._cost(rows)
+
+    def plan(self) -> bytes | None:
+        return self._backends[0].plan
+
+    def close(self) -> None:
+        with WHOLE_DEVICE:
+            while not self._idle.empty():
+                self._idle.get()
+            while self._backends:
+                self._backends.pop().close()
+
+    def _check_codes(self, batch: FeatureBatch) -> None:
+        """Raise ShapeError for a code that no action has: on a GPU it would read what lies beside the table."""
+        if self._codes is None:
+            return
+        name, known = self._codes
+        codes = batch.request[name]
+        if codes.size and not 0 <= codes.min() <= codes.max() < known:
+            raise ShapeError(f"actions must be codes from 0 to {known - 1}, got {codes.min()} to {codes.max()}")
+
+
+class _Lane:
+    """What one run at a time needs, for the largest bucket: graphs know addresses, so no buffer ever grows."""
+
+    def __init__(self, stream: Stream, layouts: Mapping[Bucket, Layout], heads: int) -> None:
+        self._stream, self._layouts, self._heads = stream, layouts, heads
+        self._graphs: dict[Bucket, Callable[[], object]] = {}
+        given, rows = max(layout.bytes for layout in layouts.values()), max(bucket.rows for bucket in layouts)
+        with stream.entered():
+            self._host, self._read = stream.room(given, rows * heads * 4)
+
+    def run(self, part: FeatureBatch, bucket: Bucket) -> np.ndarray:
+        """Return float32[N, H] of the lane's own buffer, to be copied before the next run."""
+        stream, layout = self._stream, self._layouts[bucket]
+        layout.fill(self._host, part)
+        with stream.entered():
+            if bucket not in self._graphs:
+                with WHOLE_DEVICE:
+                    self._graphs[bucket] = stream.captured(partial(stream.enqueue, layout))
+            self._graphs[bucket]()
+            stream.wait()
+        logits: np.ndarray = self._read.view(np.float32)[: part.rows * self._heads]
+        return logits.reshape(part.rows, self._heads)
