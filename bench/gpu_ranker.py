@@ -28,7 +28,7 @@ def ranker(engine: str, shapes: Sequence[tuple[int, int]], repeats: int) -> Iter
         store = open_model_store(_STORE)
         bundle = store.read(_MODEL, store.resolve(_MODEL, _LABEL))
         live = load_live(bundle, engine_factory(engine), _STREAMS, warm=False)
-    except (BundleError, ValueError) as error:
+    except (BundleError, EngineError, ValueError) as error:
         yield {"engine": engine, "rows_s": "not measured", "why": str(error)[:300]}
         return
     try:
