@@ -9,6 +9,7 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.errors import TritonError
 from triton.runtime.interpreter import InterpretedFunction
 
 from kernels.engine import EngineError
@@ -61,7 +62,7 @@ def compiled(encoder: TritonEncoder, architecture: str) -> Ahead:
     target = GPUTarget("cuda", int(architecture.replace(".", "")), 32)
     try:
         made = triton.compile(source, target=target, options={"num_warps": encoder.warps, **OPTIONS})
-    except (RuntimeError, triton.CompilationError) as error:
+    except (RuntimeError, TritonError) as error:
         raise EngineError(f"Triton does not compile the encoder for {architecture}: {error}") from error
     ptx = _only_arguments(made.asm["ptx"], len(arguments()))
     return Ahead(made.metadata.name, ptx, made.asm["cubin"], made.metadata.num_warps * 32, made.metadata.shared)

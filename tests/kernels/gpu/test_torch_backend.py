@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import helper
+from triton.runtime.errors import OutOfResources
 
 from kernels.engine import EngineError, ShapeError, UnavailableError
 from kernels.fusion import inlined, parse
 from kernels.gpu.engine import GpuEngine
-from kernels.gpu.torch_backend import TorchBackend, open_torch
+from kernels.gpu.torch_backend import TorchBackend, TorchStream, open_torch
 from kernels.numpy_engine import NumpyEngine
 from tests import tiny
 from tests.kernels.test_engines import SPECS
@@ -69,3 +72,50 @@ def test_an_operator_that_is_not_known_is_named():
 def test_a_device_that_is_not_there_is_an_error():
     with pytest.raises(UnavailableError, match="PyTorch cannot use cuda:7"):
         GpuEngine(open_torch, tiny.network(), SPECS, 2, devices=(7,))
+
+
+def test_a_program_that_does_not_fit_is_an_engine_error():
+    """Which Triton raises as no RuntimeError."""
+    with (
+        pytest.raises(EngineError, match="PyTorch: OutOfResources: out of resource: shared memory"),
+        TorchStream(torch.device("cpu")).entered(),
+    ):
+        raise OutOfResources(489, 227, "shared memory")
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What PyTorch would be asked of a GPU, in order."""
+    noted = []
+
+    def note(name, made=None):
+        return lambda *_, **given: noted.append(" ".join([name, *map(str, given.values())])) or made
+
+    graph = SimpleNamespace(capture_begin=note("begin"), capture_end=note("end"), replay=note("replay"))
+    event = SimpleNamespace(record=note("record"), synchronize=note("wait"))
+    stands = {"Stream": "stream", "Event": event, "CUDAGraph": graph, "graph_pool_handle": 7, "stream": nullcontext()}
+    for name, made in stands.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, made=made, **__: made)
+    monkeypatch.setattr(torch.cuda, "synchronize", note("the whole device"))
+    return noted
+
+
+def test_a_capture_runs_once_first_and_waits_for_its_own_stream_alone(asked):
+    stream = TorchStream(torch.device("cuda", 0))
+    with stream.entered():
+        launch = stream.captured(lambda: asked.append("work"))
+        launch()
+    assert asked == ["work", "record", "wait", "begin 7 thread_local", "work", "end", "replay"]
+
+
+def test_a_capture_ends_when_its_work_fails(asked):
+    stream = TorchStream(torch.device("cuda", 0))
+
+    def work():
+        asked.append("work")
+        if asked.count("work") == 2:
+            raise RuntimeError("an illegal address")
+
+    with pytest.raises(EngineError, match="an illegal address"), stream.entered():
+        stream.captured(work)
+    assert asked[-2:] == ["work", "end"]

@@ -10,11 +10,13 @@ import sys
 import pytest
 import torch
 import triton
+from triton.runtime.errors import PTXASError
 
 from bench.gpu_compiled import COUNTED, LAUNCHES, MULTIPROCESSORS, SHARED_BYTES_MAX
 from bench.harness import RESULTS
 from kernels.engine import EngineError
 from kernels.fused_encoder import EncoderShape
+from kernels.gpu import triton_ahead
 from kernels.gpu.tiles import PROGRAMS, Launch
 from kernels.gpu.triton_ahead import compiled
 from kernels.gpu.triton_encoder import TritonEncoder
@@ -89,3 +91,17 @@ def test_an_interpreter_compiles_nothing():
     encoder = TritonEncoder(weights, EncoderShape(100, 10, 2))
     with pytest.raises(EngineError, match="unset TRITON_INTERPRET"):
         compiled(encoder, "9.0")
+
+
+def test_what_the_assembler_refuses_is_an_engine_error(monkeypatch):
+    """Which Triton raises as no RuntimeError, and as no CompilationError."""
+
+    def refused(*_, **__):
+        raise PTXASError("too many registers")
+
+    monkeypatch.setattr(triton_ahead, "InterpretedFunction", ())
+    monkeypatch.setattr(triton_ahead, "ASTSource", lambda *_: None)
+    monkeypatch.setattr(triton_ahead.triton, "compile", refused)
+    weights = {name: weight.detach().numpy() for name, weight in fold_early(EarlyFusion(Sizes()).eval()).items()}
+    with pytest.raises(EngineError, match="does not compile the encoder for 9.0: PTXAS error: too many registers"):
+        compiled(TritonEncoder(weights, EncoderShape(100, 10, 2)), "9.0")
