@@ -14,7 +14,6 @@ Half = Literal["bfloat16", "float16"]
 #: How far a probability may lie from the float32 one's: what a few products of 8 bits one after the other come to.
 HALF_TOLERANCE = 1e-2
 
-_KINDS = {"bfloat16": TensorProto.BFLOAT16, "float16": TensorProto.FLOAT16}
 _PRODUCTS = ("MatMul", "Gemm")
 
 
@@ -25,7 +24,7 @@ def with_half_products(model: onnx.ModelProto, half: Half) -> onnx.ModelProto:
     outputs stay what the manifest says, and the runtime accumulates in float32. Weights are stored in half precision.
     Products in functions stay too (`kernels.fusion.inlined`).
     """
-    kind = _KINDS[half]
+    kind = TensorProto.DataType.Value(half.upper())
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     graph = changed.graph

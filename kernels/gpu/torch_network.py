@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial, reduce
+from inspect import signature
 from typing import Any
 
 import onnx
@@ -41,8 +42,13 @@ class TorchNetwork:
             operator = (kernels or {} if node.domain else _OPERATORS).get(node.op_type)
             if operator is None:
                 raise EngineError(f"PyTorch here knows no operator {node.domain or 'onnx'}.{node.op_type}")
-            bound = operator if node.domain or not attributes else partial(operator, **attributes)
-            self._steps.append((bound, tuple(node.input), tuple(node.output)))
+            if attributes and not node.domain:
+                try:
+                    signature(operator).bind_partial(**attributes)
+                except (TypeError, ValueError) as error:
+                    raise EngineError(f"PyTorch here knows no {node.op_type} with {', '.join(attributes)}") from error
+                operator = partial(operator, **attributes)
+            self._steps.append((operator, tuple(node.input), tuple(node.output)))
         self._output = model.graph.output[0].name
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -132,8 +138,11 @@ def _unsqueeze(values: Tensor, axes: Tensor) -> Tensor:
 
 
 _SAME_NAMES = ("Add", "Div", "Exp", "MatMul", "Mul", "Neg", "Pow", "Relu", "Sigmoid", "Sqrt", "Sub", "Tanh", "Where")
+_REDUCTIONS: Mapping[str, Operator] = {"Max": torch.amax, "Mean": torch.mean, "Min": torch.amin, "Sum": torch.sum}
 _OPERATORS: Mapping[str, Operator] = {
     **{name: getattr(torch, name.lower()) for name in _SAME_NAMES},
+    **{name: getattr(torch, f"logical_{name.lower()}") for name in ("And", "Not", "Or", "Xor")},
+    **{f"Reduce{name}": _reduced(operator) for name, operator in _REDUCTIONS.items()},
     "Cast": lambda values, to, **_: values.to(_dtype(to)),
     "Concat": lambda *values, axis: torch.cat(values, dim=axis),
     "Equal": torch.eq,
@@ -141,12 +150,12 @@ _OPERATORS: Mapping[str, Operator] = {
     "Gather": _gather,
     "GatherND": _gather_nd,
     "Gemm": _gemm,
+    "Identity": lambda values: values,
     "LayerNormalization": _layer_norm,
-    "Not": torch.logical_not,
+    "Max": lambda *values: reduce(torch.maximum, values),
     "Pad": _pad,
-    "ReduceMax": _reduced(torch.amax),
-    "ReduceSum": _reduced(torch.sum),
     "Reshape": _reshape,
+    "Shape": lambda values, start=0, end=None: torch.tensor(list(values.shape[start:end])),
     "Slice": _slice,
     "Softmax": lambda values, axis=-1: torch.softmax(values, dim=axis),
     "Split": lambda values, sizes, axis=0, **_: torch.split(values, _sizes(sizes), dim=axis),

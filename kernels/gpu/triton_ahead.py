@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -52,13 +51,11 @@ def compiled(encoder: TritonEncoder, architecture: str) -> Ahead:
     """
     if isinstance(encode_rows, InterpretedFunction):
         raise EngineError("Triton compiles nothing while it interprets; unset TRITON_INTERPRET")
-    constants: dict[str, Any] = dict(encoder.constants)
-    names = encode_rows.arg_names
+    constants, names = encoder.constants, encode_rows.arg_names
     signature = {name: "constexpr" if name in constants else _KINDS.get(name, "*fp32") for name in names}
     aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in arguments()}
-    source = ASTSource(
-        encode_rows, signature, {(names.index(name),): value for name, value in constants.items()}, aligned
-    )
+    fixed = {(names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(encode_rows, signature, fixed, aligned)
     target = GPUTarget("cuda", int(architecture.replace(".", "")), 32)
     try:
         made = triton.compile(source, target=target, options={"num_warps": encoder.warps, **OPTIONS})

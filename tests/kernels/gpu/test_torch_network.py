@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from onnx.parser import parse_model
+from onnx.reference import ReferenceEvaluator
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from kernels.engine import EngineError
 from kernels.fusion import ENCODED, inlined, parse, take_out_encoder
 from kernels.gpu.half import with_half_products
 from kernels.gpu.torch_network import TorchNetwork
@@ -55,3 +58,27 @@ def test_a_copy_would_show():
     with Crossings() as crossings:
         torch.ones(3).to(DEVICE)
     assert crossings.found
+
+
+def test_what_an_operator_is_not_known_to_take_is_refused_before_it_runs():
+    model = parse_model("""<ir_version: 10, opset_import: ["" : 21]>
+        network (float[N, 2] given) => (float[N, 2] logits) { logits = Softmax <unheard_of = 1> (given) }""")
+    with pytest.raises(EngineError, match="PyTorch here knows no Softmax with unheard_of"):
+        TorchNetwork(model, DEVICE)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("sizes = Shape <start = 1> (given)\n logits = Expand (given, sizes)", [[1, 4], [3, 2]]),
+        ("m = ReduceMean <keepdims = 1> (given, last)\n logits = Sub (given, m)", [[-1.5, 1.5], [0.5, -0.5]]),
+        ("m = ReduceMin <keepdims = 1> (given, last)\n n = Identity (m)\n logits = Max (n, given)", [[1, 4], [3, 2]]),
+    ],
+)
+def test_operators_of_other_exporters_compute_what_onnx_says(body, expected):
+    model = parse_model(f"""<ir_version: 10, opset_import: ["" : 21]>
+        network (float[N, 2] given) => (float[N, 2] logits) <int64[1] last = {{-1}}> {{ {body} }}""")
+    given = np.array([[1, 4], [3, 2]], np.float32)
+    (reference,) = ReferenceEvaluator(model).run(None, {"given": given})
+    np.testing.assert_allclose(reference, expected)
+    np.testing.assert_allclose(TorchNetwork(model, torch.device("cpu"))({"given": torch.from_numpy(given)}), expected)
