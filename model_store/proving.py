@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import io
 import json
+import logging
 import os
 import resource
 import select
@@ -147,6 +148,8 @@ class Prover:
                 answer = json.loads(_received(helper.stdout, _ANSWER_BYTES_MAX))
                 content = _received(helper.stdout, _ANSWER_BYTES_MAX)
                 plan = _received(helper.stdout, _PLAN_BYTES_MAX)
+                for name, level, message in answer.pop("said", ()):
+                    logging.getLogger(str(name)).log(int(level), "%s", message)
             except (BrokenPipeError, EOFError, ValueError) as error:
                 self._end()
                 raise HelperEndedError(f"the helper process ended: {error}") from error
@@ -233,6 +236,23 @@ def _decoded(content: bytes) -> FeatureBatch:
     return FeatureBatch(side("request/"), side("candidate/"), arrays["row_splits"])
 
 
+class _Said(logging.Handler):
+    """Keeps what is logged in a process whose standard error is the server's log, for the server to log it in its form.
+
+    `lines` has the logger, the level and the message of the first of them, cut.
+    """
+
+    _LINES_MAX, _LENGTH_MAX = 20, 1_000
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[tuple[str, int, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if len(self.lines) < self._LINES_MAX:
+            self.lines.append((record.name, record.levelno, record.getMessage()[: self._LENGTH_MAX]))
+
+
 def _prove(claim: Claim, sample: FeatureBatch | None) -> _Answer:
     """Prove in this process."""
     try:
@@ -313,7 +333,7 @@ def _end_with(helper: int) -> None:
         os._exit(1)
 
 
-def _in_a_child(claim: Claim, content: bytes, pace: Pace, claims: IO[bytes]) -> _Answer:
+def _in_a_child(claim: Claim, content: bytes, pace: Pace, claims: IO[bytes], said: _Said) -> _Answer:
     """Fork, prove there, and return the answer, or what became of the child. Raises EOFError: the server is gone."""
     ref = f"{claim.model}@{claim.version}"
     reader, writer = os.pipe()
@@ -323,11 +343,13 @@ def _in_a_child(claim: Claim, content: bytes, pace: Pace, claims: IO[bytes]) -> 
         _end_with(helper)
         os.close(reader)
         header, *others = _prove(claim, _decoded(content) if content else None)
+        header["said"] = said.lines
         with os.fdopen(writer, "wb") as pipe:
             for part in (json.dumps(header).encode(), *others):
                 _send(pipe, part)
         os._exit(0)
     os.close(writer)
+    said.lines.clear()  # the child tells what was said until then
     answer, ended, held_back_s = _listened(reader, child, claim, pace, claims)
     used_s = _cpu_s(child)
     if not ended:
@@ -402,6 +424,8 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     answers, claims = os.fdopen(os.dup(1), "wb"), sys.stdin.buffer
     os.dup2(2, 1)  # whatever a runtime prints is no answer
+    said = _Said()
+    logging.basicConfig(handlers=[said], level=logging.WARNING)
     # Imported before the forks, for no proof to spend its time on it (PyTorch takes seconds). No device is touched and
     # nothing is computed here: CUDA does not survive a fork, nor do the threads that PyTorch computes with.
     with suppress(ValueError):  # what is not installed: each proof says so
@@ -410,7 +434,7 @@ def main() -> None:
         try:
             claim = Claim(**json.loads(_received(claims, _ANSWER_BYTES_MAX)))
             content = _received(claims, 1 << 40)
-            header, *others = _in_a_child(claim, content, pace, claims)
+            header, *others = _in_a_child(claim, content, pace, claims, said)
             for part in (json.dumps(header).encode(), *others):
                 _send(answers, part)
         except (EOFError, BrokenPipeError):

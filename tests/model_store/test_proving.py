@@ -22,6 +22,7 @@ from model_store.bundle import BundleError
 from model_store.proving import Claim, Prover, ProvingError, _cpu_s
 from model_store.store import open_model_store
 from tests import tiny
+from tests.conftest import needs_training
 from tests.processes import children, ends_of
 
 
@@ -210,6 +211,17 @@ def test_the_helper_imports_the_engine_that_is_served_and_a_proof_by_one_that_is
             assert own.prove(claim(engine="numpy"), None).memory_bytes > 0
             with pytest.raises(ProvingError, match="engine 'openvino' lacks openvino; pip install openvino"):
                 own.prove(claim(), None)
+
+
+@needs_training
+def test_what_a_proof_logs_is_in_the_servers_log_and_in_its_form(claim, caplog, capfd, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # the engine warns where it finds no GPU
+    with closing(Prover("torch")) as prover:
+        prover.prove(claim(engine="torch"), None)
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("kernels.gpu.torch_backend", "WARNING")
+    assert record.getMessage().startswith("PyTorch finds no GPU")
+    assert capfd.readouterr().err == ""
 
 
 def test_a_gpu_that_is_not_there_is_not_the_bundles_fault(prover, claim):
