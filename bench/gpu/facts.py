@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sysconfig
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +16,7 @@ from bench.gpu.carried import carried, machine_has
 from bench.gpu.numbers import Numbers
 
 _ROOT = Path(__file__).parents[2]
-_TOOLS = ("nvcc", "ncu", "compute-sanitizer", "cuobjdump", "nvidia-smi")
+_TOOLS = ("gcc", "nvcc", "ncu", "compute-sanitizer", "cuobjdump", "nvidia-smi")
 _ASKED = (
     "name", "memory.total", "driver_version", "clocks.max.sm", "clocks.max.mem", "clocks.current.sm", "power.limit",
     "temperature.gpu", "mig.mode.current",
@@ -37,6 +38,8 @@ def _versions() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: version for name, version in versions.items() if version},
         "lacking": [name for name, version in versions.items() if not version],
+        # Triton compiles its launcher with gcc and these, on the spot.
+        "python_headers": Path(sysconfig.get_path("include"), "Python.h").exists(),
         "tools": {tool: shutil.which(tool) is not None for tool in _TOOLS},
     }
 
