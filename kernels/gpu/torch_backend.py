@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from subprocess import SubprocessError
 from typing import Any
 from weakref import WeakValueDictionary
@@ -131,8 +131,11 @@ class TorchStream:
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
         try:
             work()
-        finally:
-            graph.capture_end()
+        except BaseException:  # which says more than the end of a capture that it broke
+            with suppress(RuntimeError):
+                graph.capture_end()
+            raise
+        graph.capture_end()
         return graph.replay
 
     def wait(self) -> None:

@@ -142,7 +142,12 @@ def test_a_capture_runs_once_first_and_waits_for_its_own_stream_alone(asked):
     assert asked == ["work", "record", "wait", "begin 7 thread_local", "work", "end", "replay"]
 
 
-def test_a_capture_ends_when_its_work_fails(asked):
+def test_a_capture_ends_when_its_work_fails_and_the_error_is_the_works(asked):
+    def end():
+        asked.append("end")
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+    torch.cuda.CUDAGraph().capture_end = end
     stream = TorchStream(torch.device("cuda", 0))
 
     def work():
