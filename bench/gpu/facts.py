@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sysconfig
 from datetime import UTC, datetime
+from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,13 @@ def _machine() -> dict[str, Any]:
 
 def _source() -> dict[str, Any]:
     commit = _said("git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
-    return {"commit": commit, "measured": datetime.now(UTC).isoformat(timespec="seconds")}
+    # Also of a copy without its repository: `LC_ALL=C; cat kernels/gpu/*.py | sha256sum` finds the commit again.
+    kernels = sha256(b"".join(file.read_bytes() for file in sorted((_ROOT / "kernels" / "gpu").glob("*.py"))))
+    return {
+        "commit": commit,
+        "kernels_gpu_sha256": kernels.hexdigest(),
+        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def _card() -> dict[str, Any]:

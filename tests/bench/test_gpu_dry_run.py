@@ -64,6 +64,12 @@ def test_what_runs_without_a_gpus_tools_says_so(dry_run):
     }
 
 
+def test_what_was_measured_is_named_also_without_a_repository(dry_run):
+    (source,) = (line for line in read(dry_run / DRY_FILE).lines if line["what"] == "source")
+    said = subprocess.check_output("LC_ALL=C; cat kernels/gpu/*.py | sha256sum", shell=True, cwd=ROOT, text=True)
+    assert source["kernels_gpu_sha256"] == said.split()[0]
+
+
 def test_the_rerun_runs_the_phases_that_are_named(tmp_path):
     done = script("gpu-four-minutes.sh", "--dry-run", "--out", tmp_path, "ceilings", "facts")
     assert re.findall(r"s  (\w+)$", done.stdout, re.MULTILINE) == ["facts", "ceilings"]
