@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from subprocess import CalledProcessError
@@ -132,6 +133,25 @@ def test_no_two_lanes_share_one_of_the_streams_that_pytorch_gives_out_in_turn():
         TorchStream(device)
     del lanes[5]
     TorchStream(device)
+
+
+def test_an_engine_that_is_closed_lets_its_lanes_go(monkeypatch):
+    """At once, so that the next version has their streams."""
+    made, make = [], TorchBackend.stream
+
+    def stream(backend):
+        found = make(backend)
+        made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(TorchBackend, "stream", stream)
+    content, specs = exported()
+    engine = GpuEngine(plain, content, specs, 3, streams=2)
+    for _ in range(4):
+        engine.run(read_by("early", batch())[0])
+    assert [one() is None for one in made] == [False, False]
+    engine.close()
+    assert [one() is None for one in made] == [True, True]
 
 
 def test_a_capture_runs_once_first_and_waits_for_its_own_stream_alone(asked):
