@@ -17,5 +17,7 @@ if [ -e "${wheels[0]}" ]; then
 else
   echo "there are no wheels in gpu-wheels/: going on with the packages of $python" >&2
 fi
+# Triton compiles into a folder of the home, which may not be there to write to.
+[ -w "${HOME:-/nowhere}" ] || export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$site/triton}"
 export PYTHONPATH="$site:$root:$root/proto"
 "$python" -m bench.gpu.run --used-s "$SECONDS" "$@"

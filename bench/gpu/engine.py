@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,7 @@ _OPENED = 2
 
 def engine(_out: Path, numbers: Numbers) -> None:
     """Score the demo bundle's golden requests, run four batches, look at memory, and time the warm-up."""
+    needs_gpu(numbers)
     bundle, dry_run = _bundle(), numbers.dry_run
     sample, expected = _golden(bundle)
     began_s = time.perf_counter()
@@ -57,6 +59,14 @@ def engine(_out: Path, numbers: Numbers) -> None:
     numbers.measure("memory", partial(_memory, opened, batch, numbers))
     numbers.measure("warm-up", partial(_warm_up, opened, sample, numbers), 2)
     opened.close()
+
+
+def needs_gpu(numbers: Numbers) -> None:
+    """End the phase where PyTorch finds no GPU: the engine would run on the CPU, and its numbers look like a GPU's."""
+    import torch  # noqa: PLC0415 - by the phases that need it alone
+
+    if not numbers.dry_run and not torch.cuda.is_available():
+        sys.exit("PyTorch finds no GPU")
 
 
 def _bundle() -> Bundle:
@@ -146,6 +156,7 @@ def _warm_up(engine: Engine, sample: FeatureBatch, numbers: Numbers) -> dict[str
 
 def two_engines(_out: Path, numbers: Numbers) -> None:
     """Open two engines at once, while a third answers: no capture may break another, or a run, or change an answer."""
+    needs_gpu(numbers)
 
     def measured() -> dict[str, Any]:
         try:

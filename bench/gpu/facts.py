@@ -6,7 +6,9 @@ import os
 import platform
 import shutil
 import subprocess
+import sysconfig
 from datetime import UTC, datetime
+from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from bench.gpu.carried import carried, machine_has
 from bench.gpu.numbers import Numbers
 
 _ROOT = Path(__file__).parents[2]
-_TOOLS = ("nvcc", "ncu", "compute-sanitizer", "cuobjdump", "nvidia-smi")
+_TOOLS = ("gcc", "nvcc", "ncu", "compute-sanitizer", "cuobjdump", "nvidia-smi")
 _ASKED = (
     "name", "memory.total", "driver_version", "clocks.max.sm", "clocks.max.mem", "clocks.current.sm", "power.limit",
     "temperature.gpu", "mig.mode.current",
@@ -37,6 +39,8 @@ def _versions() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: version for name, version in versions.items() if version},
         "lacking": [name for name, version in versions.items() if not version],
+        # Triton compiles its launcher with gcc and these, on the spot.
+        "python_headers": Path(sysconfig.get_path("include"), "Python.h").exists(),
         "tools": {tool: shutil.which(tool) is not None for tool in _TOOLS},
     }
 
@@ -59,7 +63,13 @@ def _machine() -> dict[str, Any]:
 
 def _source() -> dict[str, Any]:
     commit = _said("git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
-    return {"commit": commit, "measured": datetime.now(UTC).isoformat(timespec="seconds")}
+    # Also of a copy without its repository: `LC_ALL=C; cat kernels/gpu/*.py | sha256sum` finds the commit again.
+    kernels = sha256(b"".join(file.read_bytes() for file in sorted((_ROOT / "kernels" / "gpu").glob("*.py"))))
+    return {
+        "commit": commit,
+        "kernels_gpu_sha256": kernels.hexdigest(),
+        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def _card() -> dict[str, Any]:

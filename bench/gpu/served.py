@@ -18,7 +18,7 @@ import numpy as np
 from bench.awake import kept_awake
 from bench.client import LONG_S, offer_at
 from bench.features import fill
-from bench.gpu.engine import ENGINE, LABEL, MODEL, MODELS
+from bench.gpu.engine import ENGINE, LABEL, MODEL, MODELS, needs_gpu
 from bench.gpu.numbers import Numbers
 from bench.gpu.plan import DRY_RATES_PER_S, RATES_PER_S
 from bench.processes import Served, server_process
@@ -42,6 +42,7 @@ _WARM_UP_S_MAX = 25
 
 def served(_out: Path, numbers: Numbers) -> None:
     """Fill a feature store, start the server, and offer every rate; each answer must be a full one to count as good."""
+    needs_gpu(numbers)
     rates = DRY_RATES_PER_S if numbers.dry_run else RATES_PER_S
     with tempfile.TemporaryDirectory(prefix="pinrank-gpu-") as made, kept_awake() as awake:
         folder = Path(made)

@@ -36,7 +36,7 @@ def ncu(out: Path, numbers: Numbers) -> None:
             "--csv", "--page", "details", "--log-file", str(file),
             *(part for section in _SECTIONS for part in ("--section", section)),
         ]  # fmt: skip
-        said = _run(command, _launch(numbers, 16, 512), numbers)
+        said = _run(command, _launch(numbers, 16, 512), file, numbers)
         if numbers.dry_run:
             return {"without": "ncu", "said": said}
         report = file.read_text(errors="replace")
@@ -58,7 +58,7 @@ def sanitizer(out: Path, numbers: Numbers) -> None:
             "compute-sanitizer", "--tool", "memcheck", "--kernel-name", f"kns={_KERNEL}", "--report-api-errors", "no",
             "--print-limit", "20", "--log-file", str(file),
         ]  # fmt: skip
-        said = _run(command, _launch(numbers, 2, 9), numbers)
+        said = _run(command, _launch(numbers, 2, 9), file, numbers)
         if numbers.dry_run:
             return {"without": "compute-sanitizer", "said": said}
         report = file.read_text(errors="replace")
@@ -96,11 +96,11 @@ def _launch(numbers: Numbers, requests: int, rows: int) -> list[str]:
     return [sys.executable, "-m", "bench.gpu.launch", *shape, *["--dry-run"] * numbers.dry_run]
 
 
-def _run(tool: Sequence[str], launch: Sequence[str], numbers: Numbers) -> str:
+def _run(tool: Sequence[str], launch: Sequence[str], report: Path, numbers: Numbers) -> str:
     """Run the launch, under the tool unless this is a dry run; return the end of what it said.
 
     Raises:
-        ToolError: it failed, and it says why.
+        ToolError: it failed, and it or its report says why.
         subprocess.TimeoutExpired: the phase's time was up.
     """
     command = launch if numbers.dry_run else [*tool, *launch]
@@ -110,5 +110,6 @@ def _run(tool: Sequence[str], launch: Sequence[str], numbers: Numbers) -> str:
         said.seek(0)
         words = said.read()[-_WORDS:].strip()
     if done.returncode:
-        raise ToolError(f"it ended with {done.returncode}: {words}")
+        written = report.read_text(errors="replace")[-_WORDS // 2 :] if report.exists() else ""
+        raise ToolError(f"it ended with {done.returncode}: {f'{written} {words[-_WORDS // 2 :]}'.strip()}")
     return words

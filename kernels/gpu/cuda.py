@@ -1,9 +1,6 @@
 """The CUDA driver, as TensorRT's engines need it: contexts, streams, memory and graphs, all through cuda-bindings.
 
-PyCUDA does none of it. It has no graphs, and its other calls need a context that PyCUDA itself pushed; closing its
-hold on a device's primary context pushes the released context on the thread that opened it, and releases nothing from
-any other; and it is built from source on every machine (bench/NOTES.md, "On a GPU"). From 12.9.1 on cuda-bindings, a
-wheel, leaves the interpreter to other threads during each call, as PyCUDA does.
+Why not through PyCUDA: ARCHITECTURE.md, "On a GPU". While cuda-bindings (from 12.9.1 on) waits, other threads run.
 """
 
 from __future__ import annotations

@@ -14,8 +14,6 @@ Half = Literal["bfloat16", "float16"]
 #: How far a probability may lie from the float32 one's: what a few products of 8 bits one after the other come to.
 HALF_TOLERANCE = 1e-2
 
-_PRODUCTS = ("MatMul", "Gemm")
-
 
 def with_half_products(model: onnx.ModelProto, half: Half) -> onnx.ModelProto:
     """Return the network with the operands of every matrix product in half precision, and everything else as it was.
@@ -44,7 +42,7 @@ def with_half_products(model: onnx.ModelProto, half: Half) -> onnx.ModelProto:
         return halves.get(name, name)
 
     for node in model.graph.node:
-        if node.op_type in _PRODUCTS and not node.domain:
+        if node.op_type in ("MatMul", "Gemm") and not node.domain:
             operands, (output,) = [halved(name) for name in node.input], node.output
             product = helper.make_node(node.op_type, operands, [f"{output}.product"], node.name)
             product.attribute.extend(node.attribute)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from subprocess import SubprocessError
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import onnx
@@ -24,6 +26,9 @@ from kernels.gpu.triton_encoder import runs_on
 
 _log = logging.getLogger(__name__)
 _HALF: Half | None = "bfloat16"
+#: By handle, in the whole process. PyTorch has 32 streams for each device and gives them out in turn, taken or not: on
+#: one that two lanes shared, what one of them runs would become part of what the other captures.
+_STREAMS: WeakValueDictionary[int, TorchStream] = WeakValueDictionary()
 
 
 def open_torch(
@@ -82,7 +87,11 @@ class TorchStream:
         self._device, self._network, self._heads = device, network, heads
         self._on_gpu = device.type == "cuda"
         if self._on_gpu:
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            ours = (torch.cuda.Stream(device) for _ in range(32))  # type: ignore[no-untyped-call]
+            self._stream = next((one for one in ours if one.cuda_stream not in _STREAMS), None)
+            if self._stream is None:
+                raise UnavailableError(f"engines have all 32 streams of {device}: lower engine_streams")
+            _STREAMS[self._stream.cuda_stream] = self
             self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             #: All its graphs use the same memory, as only one runs at a time.
             self._pool = torch.cuda.graph_pool_handle()
@@ -92,7 +101,7 @@ class TorchStream:
         try:
             with torch.inference_mode(), torch.cuda.stream(self._stream) if self._on_gpu else nullcontext():
                 yield
-        except (RuntimeError, TritonError) as error:
+        except (RuntimeError, TritonError, OSError, SubprocessError) as error:  # Triton writes files, runs a compiler
             raise EngineError(f"PyTorch: {type(error).__name__}: {error}") from error
 
     def room(self, given: int, made: int) -> tuple[np.ndarray, np.ndarray]:
@@ -122,8 +131,11 @@ class TorchStream:
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
         try:
             work()
-        finally:
-            graph.capture_end()
+        except BaseException:  # which says more than the end of a capture that it broke
+            with suppress(RuntimeError):
+                graph.capture_end()
+            raise
+        graph.capture_end()
         return graph.replay
 
     def wait(self) -> None:

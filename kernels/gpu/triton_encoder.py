@@ -188,11 +188,8 @@ def encode_rows(
             read = tl.dot(_half(spread, interpreted), x, read * lowered[:, None])
             highest = higher
         read = _half(read / whole[:, None], interpreted)
-        y = (
-            asking
-            + tl.dot(read, _half(tl.load(value_out2 + full), interpreted))
-            + tl.load(value_out2_bias + d)[None, :]
-        )
+        y = asking + tl.dot(read, _half(tl.load(value_out2 + full), interpreted))
+        y += tl.load(value_out2_bias + d)[None, :]
         y = _standardised(y, dim, epsilon)
         y = y * tl.load(norms + 4 * D + d)[None, :] + tl.load(norms + 5 * D + d)[None, :]
         y = _feed_forward(
@@ -274,27 +271,23 @@ class TritonEncoder:
         if encoded is None:
             encoded = torch.empty((len(candidates), self.width), dtype=torch.float32, device=candidates.device)
         with _INTERPRETER if self.constants["interpreted"] else nullcontext():
-            encode_rows[(len(tiles),)](
-                *(tensor.contiguous() for tensor in given),
-                encoded,
-                **self.constants,
-                num_warps=self.warps,
-                **OPTIONS,
-            )
+            arrays = (*(tensor.contiguous() for tensor in given), encoded)
+            encode_rows[(len(tiles),)](*arrays, **self.constants, num_warps=self.warps, **OPTIONS)
         return encoded
 
 
 def folded(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return weights of the same function in which the kernel has less to do for every action.
 
-    Layer 1's first norm subtracts the mean of tokens + mixture + bias: here none of them has one (the request side
-    subtracts the tokens' mean itself). Layer 1's last norm scales and shifts what only products of layer 2 read, so
-    that they do it instead; a shift that all scores of a softmax share is dropped. A feed-forward's bias goes into the
-    shift before it, and is taken from what the hidden units read.
+    Each norm subtracts a mean from what its layer's products and biases add: here none of those has one, however large
+    it was (the request side subtracts that of layer 1's tokens). Layer 1's last norm scales and shifts what only
+    products of layer 2 read, so that they do it instead; a shift that all scores of a softmax share is dropped. A
+    feed-forward's bias goes into the shift before it, and is taken from what the hidden units read.
     """
     w = {name: np.array(value, np.float64) for name, value in weights.items()}
-    for name in ("layer1_value_out", "layer1_value_out_bias"):
-        w[name] -= w[name].mean(axis=0)
+    for name in ("value_out", "value_out_bias", "feed_forward", "feed_forward_bias"):
+        for layer in ("layer1", "layer2"):
+            w[f"{layer}_{name}"] -= w[f"{layer}_{name}"].mean(axis=0)
     gain, shift = w["layer1_norm_out"], w["layer1_norm_out_bias"]
     w["layer2_query_key"] *= gain[:, None]
     w["layer2_query_key_bias"] *= gain

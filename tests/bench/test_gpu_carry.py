@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import os
+import re
 import subprocess
 import sys
 from functools import cache
@@ -153,6 +155,15 @@ def test_wheels_that_are_lacking_are_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(carried, "WHEELS", tmp_path)
     assert carried.main() == 1
     assert f"lacks {last}: run `make gpu-wheels`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("home", "elsewhere"), [("/nowhere", True), (".", False)])
+def test_triton_compiles_elsewhere_where_there_is_no_home_to_write_to(tmp_path, home, elsewhere):
+    (tmp_path / "python").write_text('#!/usr/bin/env bash\necho "cache: ${TRITON_CACHE_DIR-}"\n')
+    (tmp_path / "python").chmod(0o755)
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path / home), "GPU_PYTHON": str(tmp_path / "python")}
+    said = subprocess.check_output([ROOT / "bench" / "gpu-ten-minutes.sh"], env=environment, text=True)
+    assert bool(re.search(r"^cache: /.+/triton$", said, re.MULTILINE)) is elsewhere
 
 
 @pytest.mark.parametrize("script", ["gpu-ten-minutes.sh", "gpu-four-minutes.sh"])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.gpu.numbers import DRY_FILE, read
+from bench.gpu.numbers import DRY_FILE, FILE, read
 from bench.gpu.plan import PHASES, expected
 from bench.gpu.served import summary
 from loadtest.open_loop import STAGES, Samples
@@ -64,6 +64,12 @@ def test_what_runs_without_a_gpus_tools_says_so(dry_run):
     }
 
 
+def test_what_was_measured_is_named_also_without_a_repository(dry_run):
+    (source,) = (line for line in read(dry_run / DRY_FILE).lines if line["what"] == "source")
+    said = subprocess.check_output("LC_ALL=C; cat kernels/gpu/*.py | sha256sum", shell=True, cwd=ROOT, text=True)
+    assert source["kernels_gpu_sha256"] == said.split()[0]
+
+
 def test_the_rerun_runs_the_phases_that_are_named(tmp_path):
     done = script("gpu-four-minutes.sh", "--dry-run", "--out", tmp_path, "ceilings", "facts")
     assert re.findall(r"s  (\w+)$", done.stdout, re.MULTILINE) == ["facts", "ceilings"]
@@ -72,8 +78,14 @@ def test_the_rerun_runs_the_phases_that_are_named(tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what there is without a GPU")
 def test_a_real_run_without_a_gpu_measures_nothing_and_says_why(tmp_path):
-    done = script("gpu-four-minutes.sh", "--out", tmp_path, "ceilings", "table")
-    assert done.returncode == 0
+    done = script("gpu-four-minutes.sh", "--out", tmp_path, "ceilings", "engine", "two-engines", "served", "table")
+    assert done.returncode == 1
+    lines = read(tmp_path / FILE).lines
+    measured = {line["phase"] for line in lines if "not_measured" not in line and line["what"] != "the phase"}
+    assert measured == set()
+    for phase in ("engine", "two-engines", "served"):  # which would run on the CPU, and be taken for a GPU's
+        (ended,) = (line["ended"] for line in lines if line["phase"] == phase and line["what"] == "the phase")
+        assert ended.endswith("PyTorch finds no GPU")
     page = (tmp_path / "gpu.md").read_text()
     assert re.search(r"bf16 products: not measured: \w+: .*(CUDA|NVIDIA)", page)
 

@@ -59,8 +59,9 @@ def test_what_ncu_reports_is_kept_by_section_and_metric(tool, tmp_path):
     assert "-m bench.gpu.launch 16 512\n" in given
 
 
-def test_a_tool_that_may_not_look_is_quoted(tool, tmp_path):
-    tool("ncu", LOG_FILE + 'echo "==ERROR== ERR_NVGPUCTRPERM" > "$file"')
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_tool_that_may_not_look_is_quoted(tool, tmp_path, code):
+    tool("ncu", LOG_FILE + f'echo "==ERROR== ERR_NVGPUCTRPERM" > "$file"; echo "launched: 8192 rows"; exit {code}')
     assert "ERR_NVGPUCTRPERM" in measured("ncu", tmp_path)["not_measured"]
 
 

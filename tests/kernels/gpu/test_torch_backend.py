@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import itertools
+import re
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from subprocess import CalledProcessError
 from types import SimpleNamespace
+from weakref import WeakValueDictionary
 
 import numpy as np
 import onnx
@@ -13,6 +18,7 @@ from triton.runtime.errors import OutOfResources
 
 from kernels.engine import EngineError, ShapeError, UnavailableError
 from kernels.fusion import inlined, parse
+from kernels.gpu import torch_backend
 from kernels.gpu.engine import GpuEngine
 from kernels.gpu.torch_backend import TorchBackend, TorchStream, open_torch
 from kernels.numpy_engine import NumpyEngine
@@ -74,13 +80,21 @@ def test_a_device_that_is_not_there_is_an_error():
         GpuEngine(open_torch, tiny.network(), SPECS, 2, devices=(7,))
 
 
-def test_a_program_that_does_not_fit_is_an_engine_error():
-    """Which Triton raises as no RuntimeError."""
+@pytest.mark.parametrize(
+    "error",
+    [
+        OutOfResources(489, 227, "shared memory"),
+        PermissionError(13, "Permission denied", "/.triton"),
+        CalledProcessError(1, "gcc"),
+    ],
+)
+def test_what_triton_raises_at_a_first_run_is_an_engine_error(error):
+    """None of it a RuntimeError: a program that does not fit, a cache that is read-only, a compiler that fails."""
     with (
-        pytest.raises(EngineError, match="PyTorch: OutOfResources: out of resource: shared memory"),
+        pytest.raises(EngineError, match=re.escape(f"PyTorch: {type(error).__name__}: {error}")),
         TorchStream(torch.device("cpu")).entered(),
     ):
-        raise OutOfResources(489, 227, "shared memory")
+        raise error
 
 
 @pytest.fixture
@@ -93,11 +107,51 @@ def asked(monkeypatch):
 
     graph = SimpleNamespace(capture_begin=note("begin"), capture_end=note("end"), replay=note("replay"))
     event = SimpleNamespace(record=note("record"), synchronize=note("wait"))
-    stands = {"Stream": "stream", "Event": event, "CUDAGraph": graph, "graph_pool_handle": 7, "stream": nullcontext()}
+    streams = itertools.count()
+
+    def stream(_):
+        return SimpleNamespace(cuda_stream=next(streams) % 32)
+
+    monkeypatch.setattr(torch.cuda, "Stream", stream)
+    monkeypatch.setattr(torch_backend, "_STREAMS", WeakValueDictionary())
+    stands = {"Event": event, "CUDAGraph": graph, "graph_pool_handle": 7, "stream": nullcontext()}
     for name, made in stands.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, made=made, **__: made)
     monkeypatch.setattr(torch.cuda, "synchronize", note("the whole device"))
     return noted
+
+
+@pytest.mark.usefixtures("asked")
+def test_no_two_lanes_share_one_of_the_streams_that_pytorch_gives_out_in_turn():
+    device = torch.device("cuda", 0)
+    lanes = [TorchStream(device) for _ in range(3)]
+    for _ in range(40):  # versions that come and go
+        TorchStream(device)
+    lanes += [TorchStream(device) for _ in range(29)]
+    assert len({lane._stream.cuda_stream for lane in lanes}) == 32
+    with pytest.raises(UnavailableError, match="engines have all 32 streams of cuda:0: lower engine_streams"):
+        TorchStream(device)
+    del lanes[5]
+    TorchStream(device)
+
+
+def test_an_engine_that_is_closed_lets_its_lanes_go(monkeypatch):
+    """At once, so that the next version has their streams."""
+    made, make = [], TorchBackend.stream
+
+    def stream(backend):
+        found = make(backend)
+        made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(TorchBackend, "stream", stream)
+    content, specs = exported()
+    engine = GpuEngine(plain, content, specs, 3, streams=2)
+    for _ in range(4):
+        engine.run(read_by("early", batch())[0])
+    assert [one() is None for one in made] == [False, False]
+    engine.close()
+    assert [one() is None for one in made] == [True, True]
 
 
 def test_a_capture_runs_once_first_and_waits_for_its_own_stream_alone(asked):
@@ -108,7 +162,12 @@ def test_a_capture_runs_once_first_and_waits_for_its_own_stream_alone(asked):
     assert asked == ["work", "record", "wait", "begin 7 thread_local", "work", "end", "replay"]
 
 
-def test_a_capture_ends_when_its_work_fails(asked):
+def test_a_capture_ends_when_its_work_fails_and_the_error_is_the_works(asked):
+    def end():
+        asked.append("end")
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+    torch.cuda.CUDAGraph().capture_end = end
     stream = TorchStream(torch.device("cuda", 0))
 
     def work():

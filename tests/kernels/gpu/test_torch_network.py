@@ -10,9 +10,12 @@ from onnx.reference import ReferenceEvaluator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels.engine import EngineError
-from kernels.fusion import ENCODED, inlined, parse, take_out_encoder
+from kernels.fusion import inlined, parse
+from kernels.gpu.encoder_node import NODE, with_kernel
 from kernels.gpu.half import with_half_products
+from kernels.gpu.tiles import TILES, tiles_of
 from kernels.gpu.torch_network import TorchNetwork
+from kernels.gpu.triton_ahead import arguments
 from tests.ranker.exported import FORMS, batch, exported, read_by
 
 DEVICE = torch.device("meta")
@@ -36,6 +39,12 @@ class Crossings(TorchDispatchMode):
         return made
 
 
+def launched(*given):
+    """Stand for the kernel, which reads nothing from the host."""
+    assert {tensor.device for tensor in given} == {DEVICE}
+    return torch.empty((len(given[arguments().index("candidates")]), 960), device=DEVICE)
+
+
 @pytest.mark.parametrize(("fusion", "form"), FORMS)
 @pytest.mark.parametrize("fused", [False, True])
 def test_nothing_comes_from_the_host_while_the_network_runs(fusion, form, fused):
@@ -43,11 +52,12 @@ def test_nothing_comes_from_the_host_while_the_network_runs(fusion, form, fused)
     model, taken = parse(content), read_by(fusion, batch())[0]
     arrays = {**taken.request, **taken.candidate, "row_request": taken.row_request()}
     inputs = {name: torch.from_numpy(np.array(array)).to(DEVICE) for name, array in arrays.items()}
-    call = take_out_encoder(model, specs) if fused else None
-    if call is not None:
-        model = parse(call.rest)
-        inputs[ENCODED] = torch.empty((taken.rows, 960), device=DEVICE)
-    network = TorchNetwork(with_half_products(inlined(model), "bfloat16"), DEVICE)
+    answered = with_kernel(model, specs, "bfloat16") if fused else None
+    if answered is None:
+        network = TorchNetwork(with_half_products(inlined(model), "bfloat16"), DEVICE)
+    else:
+        inputs[TILES] = torch.from_numpy(tiles_of(taken.row_splits)).to(DEVICE)
+        network = TorchNetwork(answered[0], DEVICE, {NODE: launched})
     with Crossings() as crossings:
         logits = network(inputs)
     assert (logits.shape, logits.device) == ((taken.rows, 3), DEVICE)
