@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from bench.gpu.numbers import DRY_FILE, FILE, OUT_OF_TIME, WITHOUT, Numbers, fil
 from bench.gpu.plan import Planned
 from bench.gpu.run import LOG, RunError, run
 from bench.gpu.table import write
+from tests.processes import ends_of
 
 ROOT = Path(__file__).parents[2]
 FAR_S = 1e9
@@ -277,14 +279,18 @@ def test_a_script_that_is_ended_leaves_no_process_and_no_temporary_files(tmp_pat
         script = subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
+        assert select.select([pipe], [], [], 60)[0], "the phase did not start"
         phase, child, made = pipe.read(4096).decode().split()
         assert Path(made).is_relative_to(temporary)
-        script.send_signal(number)
-        _, said = script.communicate()
+        with ends_of([int(phase), int(child)]):
+            script.send_signal(number)
+            _, said = script.communicate()
     assert script.returncode == (-9 if number is signal.SIGKILL else 128 + number)
     assert number is signal.SIGKILL or f"ended by {number.name}; what was measured is in {out}" in said
     assert "Traceback" not in said
-    while alive(int(phase)) or alive(int(child)) or list(temporary.iterdir()):
+    until_s = time.monotonic() + 30
+    while list(temporary.iterdir()):  # after a SIGKILL, somebody else removes it
+        assert time.monotonic() < until_s
         os.sched_yield()
 
 
