@@ -21,7 +21,7 @@ class EngineError(Exception):
 
 
 class UnavailableError(EngineError):
-    """The runtime or its device is not there, which no network is at fault of."""
+    """The runtime or its device is not there, or has no memory left, which no network is at fault of."""
 
 
 class ShapeError(EngineError):
@@ -146,6 +146,7 @@ class Engine(Protocol):
             progress: may end the list of shapes early; the cost is measured all the same.
 
         Raises:
+            UnavailableError: the device has no memory left.
             EngineError: a run failed.
         """
 

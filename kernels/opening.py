@@ -72,10 +72,10 @@ def engine_factory(name: str, devices: Sequence[int] = (0,)) -> EngineFactory:
     try:
         made: Any = getattr(import_module(module), attribute)
     except ModuleNotFoundError as error:
-        package = "'pinrank[gpu]'" if runtime.on_gpu else error.name or "pinrank"
+        package = "'pinrank[gpu]'" if runtime.on_gpu else (error.name or "pinrank").partition(".")[0]
         raise ValueError(f"engine {name!r} lacks {error.name}; pip install {package}") from error
-    except (ImportError, OSError, ValueError) as error:  # such as PyTorch without the libraries that it was built for
-        raise ValueError(f"engine {name!r} cannot be imported: {error}") from error
+    except Exception as error:  # whatever a library raises that was built for others than those that are here
+        raise ValueError(f"engine {name!r} cannot be imported: {type(error).__name__}: {error}") from error
     if not runtime.on_gpu:
         if tuple(devices) != (0,):
             raise ValueError(f"engine {name!r} runs on the CPU and takes no devices, got {list(devices)}")

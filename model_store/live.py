@@ -119,6 +119,8 @@ def _warm(
         return engine.warm_up(golden, progress)
     try:
         return engine.warm_up(sample, progress)
+    except UnavailableError:
+        raise
     except EngineError as error:  # its text may quote a user's row
         raise BundleError(f"{manifest.ref}: {type(error).__name__} in a warm-up on recent requests") from error
 

@@ -26,10 +26,11 @@ def main() -> None:
     # Not through the proxy that `http_proxy` names: it does not know what is in here.
     ask = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with ask.open(url(), timeout=_TIMEOUT_S) as answer:
-            print(answer.read().decode().strip())  # noqa: T201
-    except urllib.error.HTTPError as error:  # it is there, and says why it does not serve
-        sys.exit(f"{url()}: {error}\n{error.read().decode()}")
+        try:
+            with ask.open(url(), timeout=_TIMEOUT_S) as answer:
+                print(answer.read().decode().strip())  # noqa: T201
+        except urllib.error.HTTPError as error:  # it is there, and says why it does not serve
+            sys.exit(f"{url()}: {error}\n{error.read().decode()}")
     except OSError as error:
         sys.exit(f"{url()}: {error}")
 

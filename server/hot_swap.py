@@ -201,7 +201,7 @@ class HotSwap:
         named = self.entry.state.labels if self.entry else {}
         found = []
         for version, held in self.versions.copy().items():
-            labels = ", ".join(label for label, at in named.items() if at == version) or "no label"
+            labels = ", ".join(label for label in self._config.labels if named.get(label) == version) or "no label"
             warm_up = held.report.warm_up
             if held.phase is Phase.VERIFYING:
                 found.append(f"{labels}: proving version {version}")

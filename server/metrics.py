@@ -208,7 +208,7 @@ class _ModelStates(Collector):
         yield phase
         runs = GaugeMetricFamily(
             "pinrank_model_warm_up_runs",
-            "Runs of each known version's warm-up: done, and left, by one that goes on or was cut off",
+            "Runs of each known version's warm-up: done, and left by one that goes on, was cut off or failed",
             labels=["version", "state"],
         )
         seconds = GaugeMetricFamily(

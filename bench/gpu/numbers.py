@@ -37,9 +37,6 @@ class Numbers:
         self._phase, self.until_s, self.dry_run = phase, until_s, dry_run
         out.mkdir(parents=True, exist_ok=True)
         self._file = os.open(file_of(out, dry_run=dry_run), os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        size = os.fstat(self._file).st_size
-        if size and os.pread(self._file, 1, size - 1) != b"\n":  # whoever wrote last was killed within its line
-            os.write(self._file, b"\n")
 
     def left_s(self) -> float:
         return self.until_s - time.monotonic()
@@ -47,7 +44,12 @@ class Numbers:
     def add(self, what: str, values: Mapping[str, Any]) -> None:
         """Append a line, and return when it is on the disk."""
         line = {"phase": self._phase, "what": what, **({"dry_run": True} if self.dry_run else {}), **values}
-        os.write(self._file, (json.dumps(_finite(line), allow_nan=False) + "\n").encode())
+        left = (json.dumps(_finite(line), allow_nan=False) + "\n").encode()
+        size = os.fstat(self._file).st_size
+        if size and os.pread(self._file, 1, size - 1) != b"\n":  # whoever wrote last was killed within its line
+            left = b"\n" + left
+        while left:  # a disk that becomes full takes a part first, and says so at the next one
+            left = left[os.write(self._file, left) :]
         os.fsync(self._file)
 
     def missing(self, what: str, why: str) -> None:

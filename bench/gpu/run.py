@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from bench.gpu.guard import Guard
 from bench.gpu.numbers import DRY_FILE, FILE, WITHOUT, Numbers, file_of, read
 from bench.gpu.plan import FOUR_MINUTES, TEN_MINUTES, PlanError, Planned, expected, plan
 
@@ -31,7 +35,11 @@ _GRACE_S = 1.0
 _KILLED_S = 5.0
 
 
-def run(phases: Sequence[Planned], out: Path, began_s: float, *, dry_run: bool) -> bool:
+class RunError(Exception):
+    """A run that cannot begin; the message says why."""
+
+
+def run(phases: Sequence[Planned], out: Path, began_s: float, *, dry_run: bool, scratch: Path | None = None) -> bool:
     """Run every phase, whatever becomes of those before it; say whether all ended by themselves, and well.
 
     Args:
@@ -39,13 +47,33 @@ def run(phases: Sequence[Planned], out: Path, began_s: float, *, dry_run: bool) 
         out: the folder of results.
         began_s: of the run, on the monotonic clock.
         dry_run: whether numbers mean nothing.
+        scratch: a folder for the phases' temporary files, which is gone afterwards; one is made without.
+
+    Raises:
+        RunError: another run writes into the folder.
+        OSError: it cannot be written.
     """
     out.mkdir(parents=True, exist_ok=True)
+    with (out / LOG).open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(f"another run writes into {out}: wait for its end, or choose another folder") from error
+        guard = Guard(scratch := scratch or Path(tempfile.mkdtemp(prefix="pinrank-gpu-")))
+        try:
+            return _run_all(phases, out, began_s, guard, {**os.environ, "TMPDIR": str(scratch)}, dry_run=dry_run)
+        finally:
+            guard.close()
+
+
+def _run_all(
+    phases: Sequence[Planned], out: Path, began_s: float, guard: Guard, environment: Mapping[str, str], *, dry_run: bool
+) -> bool:
     well = True
     for phase in phases:
         started_s, ends_s = time.monotonic(), began_s + phase.ends_at_s
         print(f"{started_s - began_s:6.1f} s  {phase.name}", flush=True)
-        why = _run(phase, out / LOG, ends_s)
+        why = _run(phase, out / LOG, ends_s, guard, environment)
         numbers = Numbers(out, phase.name, ends_s, dry_run=dry_run)
         numbers.add("the phase", {"seconds": time.monotonic() - started_s, **({"ended": why} if why else {})})
         lines = read(file_of(out, dry_run=dry_run)).lines
@@ -59,7 +87,7 @@ def run(phases: Sequence[Planned], out: Path, began_s: float, *, dry_run: bool) 
     return well
 
 
-def _run(phase: Planned, log: Path, ends_s: float) -> str:
+def _run(phase: Planned, log: Path, ends_s: float, guard: Guard, environment: Mapping[str, str]) -> str:
     """Run one phase; return how it ended if not well, with its last words."""
     if time.monotonic() >= ends_s:
         return "not started: the time was up"
@@ -70,11 +98,13 @@ def _run(phase: Planned, log: Path, ends_s: float) -> str:
         try:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                start_new_session=True,
+                start_new_session=True, env=environment,
             )  # fmt: skip
         except OSError as error:
             return f"not started: {error}"
+        guard.tell(process.pid)
         code = _watched(process, output, ends_s)
+        guard.tell(0)
     words = f": {output.last_words()}" if output.last_words() else ""
     if code is None:
         return f"killed after {phase.limit_s:g} s and what was left of earlier phases{words}"
@@ -129,9 +159,16 @@ class Output:
         return " ".join(self._end.decode(errors="replace").split())[-_LAST_WORDS:]
 
 
-def end_when_asked() -> None:
-    """Make SIGTERM an exception, so that the phase that runs goes too."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+def end_when_asked(out: Path) -> None:
+    """Make signals an exception, so that the phase that runs goes too."""
+
+    def end(number: int, _: object) -> None:
+        os.write(2, f"ended by {signal.Signals(number).name}; what was measured is in {out}\n".encode())
+        sys.exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, end)
 
 
 def main() -> int:
@@ -142,20 +179,32 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true", help="only show that everything runs; needs no GPU")
     parser.add_argument("--four-minutes", action="store_true", help="the rerun's phases, if none is named")
     parser.add_argument("--used-s", type=float, default=0.0, help="what of the time is gone already")
+    parser.add_argument(
+        "--scratch", type=Path, help="folder for temporary files, removed at the end; default: a new one"
+    )
     options = parser.parse_args()
     began_s = time.monotonic() - options.used_s
-    end_when_asked()
-    other = options.out / (FILE if options.dry_run else DRY_FILE)
-    if other.exists():
-        print(f"{other} is of {'a real' if options.dry_run else 'a dry'} run: choose another folder", file=sys.stderr)
-        return 2
+    end_when_asked(options.out)
     try:
-        names = options.phases or (FOUR_MINUTES if options.four_minutes else TEN_MINUTES)
-        phases = plan(names, str(options.out), dry_run=options.dry_run)
-    except PlanError as error:
+        return _measured(options, began_s)
+    except (PlanError, RunError) as error:
         print(error, file=sys.stderr)
         return 2
-    well = run(phases, options.out, began_s, dry_run=options.dry_run)
+    except OSError as error:
+        print(f"cannot go on: {error}; what was measured is in {options.out}", file=sys.stderr)
+        return 1
+    finally:
+        if options.scratch is not None:  # also where no run began
+            shutil.rmtree(options.scratch, ignore_errors=True)
+
+
+def _measured(options: argparse.Namespace, began_s: float) -> int:
+    other = options.out / (FILE if options.dry_run else DRY_FILE)
+    if other.exists():
+        raise RunError(f"{other} is of {'a real' if options.dry_run else 'a dry'} run: choose another folder")
+    names = options.phases or (FOUR_MINUTES if options.four_minutes else TEN_MINUTES)
+    phases = plan(names, str(options.out), dry_run=options.dry_run)
+    well = run(phases, options.out, began_s, dry_run=options.dry_run, scratch=options.scratch)
     print(f"{time.monotonic() - began_s:6.1f} s  done: {options.out}", flush=True)
     found = read(file_of(options.out, dry_run=options.dry_run)).lines
     wrong = [f"{line['phase']}, {line['what']}" for line in found if line.get("holds") is False]

@@ -120,8 +120,8 @@ class Stream:
 
 
 def did(answer: tuple[Any, ...]) -> Any:
-    """Return what a call of cuda-bindings returned beside its status. Raises EngineError for a failed one."""
+    """Return what a call returned beside its status. Raises EngineError, UnavailableError where memory is short."""
     status, *values = answer
     if status != 0:
-        raise EngineError(f"CUDA: {status.name}")
+        raise (UnavailableError if "OUT_OF_MEMORY" in status.name else EngineError)(f"CUDA: {status.name}")
     return values[0] if values else None

@@ -115,8 +115,7 @@ class GpuEngine:
         batch.check(self._inputs)
         self._check_codes(batch)
         logits = np.empty((batch.rows, self._heads), np.float32)
-        lane = self._idle.get()
-        start = 0
+        lane, start = self._idle.get(), 0
         try:
             for part in self._buckets.cut(batch):
                 logits[start : start + part.rows] = lane.run(part, self._buckets.of(part.requests, part.rows))

@@ -102,7 +102,8 @@ class TorchStream:
             with torch.inference_mode(), torch.cuda.stream(self._stream) if self._on_gpu else nullcontext():
                 yield
         except (RuntimeError, TritonError, OSError, SubprocessError) as error:  # Triton writes files, runs a compiler
-            raise EngineError(f"PyTorch: {type(error).__name__}: {error}") from error
+            kind = UnavailableError if isinstance(error, torch.OutOfMemoryError) else EngineError
+            raise kind(f"PyTorch: {type(error).__name__}: {error}") from error
 
     def room(self, given: int, made: int) -> tuple[np.ndarray, np.ndarray]:
         pinned = [torch.zeros(size, dtype=torch.uint8, pin_memory=self._on_gpu) for size in (given, made)]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
 import re
+import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,11 +19,14 @@ import pytest
 
 from bench.gpu.numbers import DRY_FILE, FILE, OUT_OF_TIME, WITHOUT, Numbers, file_of, read
 from bench.gpu.plan import Planned
-from bench.gpu.run import LOG, run
+from bench.gpu.run import LOG, RunError, run
 from bench.gpu.table import write
+from tests.processes import ends_of
 
 ROOT = Path(__file__).parents[2]
 FAR_S = 1e9
+#: What runs phases, without what they measure.
+RUNNERS = ("run", "guard", "numbers", "plan")
 
 
 def planned(out, *codes, limit_s=60.0):
@@ -238,8 +244,8 @@ def test_a_run_that_is_asked_to_end_takes_its_phase_along(tmp_path):
     code = (
         "import signal, sys, time\nfrom pathlib import Path\nfrom bench.gpu.run import end_when_asked, run\n"
         "from tests.bench.test_gpu_run import planned\n"
-        "end_when_asked()\n"
-        f"out = Path({str(tmp_path)!r})\nrun(planned(out, {phase!r}), out, time.monotonic(), dry_run=False)"
+        f"out = Path({str(tmp_path)!r})\nend_when_asked(out)\n"
+        f"run(planned(out, {phase!r}), out, time.monotonic(), dry_run=False)"
     )
     with os.fdopen(os.open(told, os.O_RDWR), "rb", buffering=0) as pipe:
         process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL)
@@ -247,3 +253,92 @@ def test_a_run_that_is_asked_to_end_takes_its_phase_along(tmp_path):
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 128 + signal.SIGTERM
     assert not alive(pid)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
+def test_a_script_that_is_ended_leaves_no_process_and_no_temporary_files(tmp_path, number):
+    """In a copy of the sources whose first phase starts a process, puts both into its temporary folder, and hangs."""
+    copy, out, temporary = tmp_path / "a copy", tmp_path / "the results", tmp_path / "temporary"
+    (copy / "bench/gpu").mkdir(parents=True)
+    temporary.mkdir()
+    for name in ("gpu-ten-minutes.sh", "__init__.py", "gpu/__init__.py", *(f"gpu/{name}.py" for name in RUNNERS)):
+        shutil.copy(ROOT / "bench" / name, copy / "bench" / name)
+    told = tmp_path / "told"
+    os.mkfifo(told)
+    (copy / "bench/gpu/phase.py").write_text(
+        "import os, subprocess, sys, tempfile, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "made = tempfile.mkdtemp()\n"
+        f"pipe = os.open({str(told)!r}, os.O_WRONLY)\n"
+        "os.write(pipe, f'{os.getpid()} {child.pid} {made}'.encode())\n"
+        "time.sleep(600)\n"
+    )
+    environment = os.environ | {"GPU_PYTHON": sys.executable, "TMPDIR": str(temporary)}
+    command = [copy / "bench/gpu-ten-minutes.sh", "--dry-run", "--out", out, "facts"]
+    with os.fdopen(os.open(told, os.O_RDWR), "rb", buffering=0) as pipe:
+        script = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        assert select.select([pipe], [], [], 60)[0], "the phase did not start"
+        phase, child, made = pipe.read(4096).decode().split()
+        assert Path(made).is_relative_to(temporary)
+        with ends_of([int(phase), int(child)]):
+            script.send_signal(number)
+            _, said = script.communicate()
+    assert script.returncode == (-9 if number is signal.SIGKILL else 128 + number)
+    assert number is signal.SIGKILL or f"ended by {number.name}; what was measured is in {out}" in said
+    assert "Traceback" not in said
+    until_s = time.monotonic() + 30
+    while list(temporary.iterdir()):  # after a SIGKILL, somebody else removes it
+        assert time.monotonic() < until_s
+        os.sched_yield()
+
+
+def test_two_runs_at_once_into_one_folder_are_refused(tmp_path):
+    phases = planned(tmp_path, "numbers.add('first', {'rows_s': 1})")
+    with (tmp_path / LOG).open("ab") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        with pytest.raises(RunError, match="another run writes into"):
+            run(phases, tmp_path, time.monotonic(), dry_run=False)
+    assert run(phases, tmp_path, time.monotonic(), dry_run=False) is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "said"),
+    [
+        (["--out", "/dev/null"], {}, r"cannot go on: .*'/dev/null'; what was measured is in /dev/null"),
+        (["--out", "/proc/here"], {}, r"cannot go on: .*'/proc/here'"),
+        (["fact"], {}, r"there is no phase 'fact'"),
+        ([], {"GPU_PYTHON": "/no/python"}, r"there is no Python '/no/python': set GPU_PYTHON"),
+        ([], {"TMPDIR": "/proc/here"}, r"there is no folder for temporary files: set TMPDIR"),
+    ],
+)
+def test_a_run_that_cannot_be_says_why_in_a_sentence(tmp_path, arguments, environment, said):
+    environment = {"GPU_PYTHON": sys.executable, "TMPDIR": str(tmp_path)} | environment
+    command = [ROOT / "bench/gpu-ten-minutes.sh", "--dry-run", *arguments]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode in (1, 2)
+    assert re.search(said, done.stderr)
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_takes_a_part_of_a_line_costs_that_line_alone(tmp_path, monkeypatch):
+    numbers = Numbers(tmp_path, "encoder", FAR_S, dry_run=False)
+    write_all, full = os.write, iter([True])
+
+    def takes_a_part(file, content):
+        if next(full, False):
+            return write_all(file, content[:10])
+        if "part" in content.decode():
+            raise OSError(28, "No space left on device")
+        return write_all(file, content)
+
+    monkeypatch.setattr("bench.gpu.numbers.os.write", takes_a_part)
+    with pytest.raises(OSError, match="No space left"):
+        numbers.add("a part", {"rows_s": 1})
+    numbers.add("later", {"rows_s": 2})
+    found = read(tmp_path / FILE)
+    assert ([line["what"] for line in found.lines], found.unreadable) == (["later"], 1)

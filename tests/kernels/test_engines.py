@@ -196,8 +196,13 @@ print(*sorted(runtimes & set(sys.modules)), threading.active_count())
     ("failure", "message"),
     [
         (ModuleNotFoundError("No module named 'x'", name="x"), "engine 'openvino' lacks x; pip install x"),
-        (ImportError("libx.so: no such file"), "engine 'openvino' cannot be imported: libx.so: no such file"),
-        (OSError("libx.so: no such file"), "engine 'openvino' cannot be imported: libx.so: no such file"),
+        (
+            ImportError("libx.so: no such file"),
+            "engine 'openvino' cannot be imported: ImportError: libx.so: no such file",
+        ),
+        (OSError("libx.so: no such file"), "engine 'openvino' cannot be imported: OSError: libx.so: no such file"),
+        (RuntimeError("built for another ABI"), "cannot be imported: RuntimeError: built for another ABI"),
+        (AttributeError("no bool8"), "cannot be imported: AttributeError: no bool8"),
     ],
 )
 def test_an_engine_that_cannot_be_imported_says_why(monkeypatch, failure, message):

@@ -67,6 +67,29 @@ async def test_a_device_that_went_is_not_the_bundles_fault_and_the_version_is_tr
     await eventually(lambda: held(server, 2) == "serving", 30)
 
 
+async def test_a_device_without_memory_left_in_a_warm_up_on_recent_requests_is_not_the_bundles_fault(
+    serve, calls, store, tmp_path, monkeypatch
+):
+    full = False
+
+    class Scarce(NumpyEngine):
+        def warm_up(self, sample, progress):
+            if full:
+                raise UnavailableError("CUDA: CUDA_ERROR_OUT_OF_MEMORY")
+            return super().warm_up(sample, progress)
+
+    monkeypatch.setattr("server.app.engine_factory", lambda *_: Scarce)
+    server = await serve(labels=("stable",), state_folder=tmp_path / "state")
+    await calls(server).rank()
+    full = True
+    publish(store, tmp_path, 2)
+    store.set_label("tiny", "stable", 2)
+    await eventually(lambda: sample(server, "pinrank_model_swaps_total", outcome="failed_surroundings") > 0, 30)
+    assert not (tmp_path / "state").exists()
+    full = False
+    await eventually(lambda: held(server, 2) == "serving", 30)
+
+
 @pytest.mark.parametrize(
     ("processes", "device", "shares"),
     [

@@ -143,6 +143,7 @@ async def test_a_swap_says_how_far_its_warm_up_is_while_the_version_before_answe
     engine.at_the_gate.clear()
     engine.gate.clear()
     publish(store, tmp_path, 2)
+    store.set_label("tiny", "not-served-here", 2)
     store.set_label("tiny", "stable", 2)
     await eventually(engine.at_the_gate.is_set, 30)
     status, body = await get(server, "/healthz")

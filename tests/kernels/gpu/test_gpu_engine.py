@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from kernels.engine import EngineError
+from kernels.engine import EngineError, UnavailableError
 from kernels.gpu import engine as engine_module
 from kernels.gpu import tensorrt_backend
 from kernels.gpu.engine import GpuEngine
@@ -160,7 +160,7 @@ def test_memory_that_does_not_suffice_leaves_nothing(cuda, monkeypatch):
         return allocate(size) if len(asked) < 4 else (2, None)
 
     monkeypatch.setattr(cuda, "cuMemAlloc", lambda size: _status(cuda, scarce(size)))
-    with pytest.raises(EngineError, match="CUDA_ERROR_OUT_OF_MEMORY"):
+    with pytest.raises(UnavailableError, match="CUDA_ERROR_OUT_OF_MEMORY"):
         opened(streams=3)
     assert cuda.left() == []
 

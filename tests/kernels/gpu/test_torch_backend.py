@@ -178,3 +178,12 @@ def test_a_capture_ends_when_its_work_fails_and_the_error_is_the_works(asked):
     with pytest.raises(EngineError, match="an illegal address"), stream.entered():
         stream.captured(work)
     assert asked[-2:] == ["work", "end"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"), [(torch.OutOfMemoryError("2 GiB"), UnavailableError), (RuntimeError("2 GiB"), EngineError)]
+)
+def test_no_memory_left_is_not_the_networks_fault(raised, expected):
+    with pytest.raises(EngineError, match="2 GiB") as found, TorchStream(torch.device("cpu")).entered():
+        raise raised
+    assert found.type is expected
