@@ -28,12 +28,12 @@ def shaken(module: M, seed: int, scale: float = 1.0) -> M:
     """Draw every parameter anew, norms' gains and all biases included, so that no rewrite can rely on a default."""
     drawn = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in module.parameters():
+        for name, parameter in module.named_parameters():
             noise = torch.randn(parameter.shape, generator=drawn, dtype=parameter.dtype)
             if parameter.ndim > 1:
                 parameter.copy_(noise * scale / parameter.shape[-1] ** 0.5)
             else:
-                parameter.add_(0.2 * noise)
+                parameter.copy_((0.0 if name.endswith("bias") else 1.0) + 0.2 * noise)
     return module.eval()
 
 

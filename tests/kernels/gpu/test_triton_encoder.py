@@ -36,7 +36,6 @@ def network_of(kernel, **more):
 
 def both(sizes: Sizes, fills, length: int, counts, scale: float = 1.0, gaps=(), launch=None, tile_rows=0, mean=0.0):
     """Return the kernel's outputs and the published modules', float[N, K * d] each."""
-    torch.manual_seed(0)
     encoder = shaken(EarlyFusion(sizes).double(), 3, scale)
     for name, parameter in encoder.named_parameters():
         if name.endswith(("attention.out.bias", "feed_forward.bias")):
