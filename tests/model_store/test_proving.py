@@ -20,7 +20,8 @@ from onnx import helper, numpy_helper
 from kernels.engine import FeatureBatch
 from model_store.assembly import Assembler
 from model_store.bundle import BundleError
-from model_store.proving import Claim, Prover, ProvingError, _cpu_s
+from model_store.proving import Claim, Prover, ProvingError
+from model_store.proving_helper import _cpu_s
 from model_store.store import open_model_store
 from tests import tiny
 from tests.conftest import needs_training
