@@ -11,11 +11,10 @@ import torch
 
 from bench.gpu.numbers import Numbers
 from bench.gpu.plan import COMPILED, DRY_COMPILED, DRY_SHAPES, SHAPES, parity_name, shape_name, tuning_name, tunings
+from bench.gpu.results import PARITY_MAX
 from bench.gpu.subject import Batch, Subject, device_of, length_of
 from bench.gpu.timing import graphed, rates, seconds_of
 
-#: Of a row's norm, from the published form in float64.
-PARITY_MAX = 1e-2
 _REPEATS = 200
 _TUNING_REPEATS = 50
 _MATRIX, _DRY_MATRIX = 8192, 64

@@ -13,10 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bench.gpu.carried import carried, machine_has
+from bench.gpu.carried import ROOT, carried, machine_has
 from bench.gpu.numbers import Numbers
 
-_ROOT = Path(__file__).parents[2]
 _TOOLS = ("gcc", "nvcc", "ncu", "compute-sanitizer", "cuobjdump", "nvidia-smi")
 _ASKED = (
     "name", "memory.total", "driver_version", "clocks.max.sm", "clocks.max.mem", "clocks.current.sm", "power.limit",
@@ -64,7 +63,7 @@ def _machine() -> dict[str, Any]:
 def _source() -> dict[str, Any]:
     commit = _said("git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
     # Also of a copy without its repository: `LC_ALL=C; cat kernels/gpu/*.py | sha256sum` finds the commit again.
-    kernels = sha256(b"".join(file.read_bytes() for file in sorted((_ROOT / "kernels" / "gpu").glob("*.py"))))
+    kernels = sha256(b"".join(file.read_bytes() for file in sorted((ROOT / "kernels" / "gpu").glob("*.py"))))
     return {
         "commit": commit,
         "kernels_gpu_sha256": kernels.hexdigest(),
@@ -83,7 +82,7 @@ def _card() -> dict[str, Any]:
 def _said(*command: str) -> str | None:
     """Return a command's output; None where it is not there or fails, as in a copy without its repository."""
     try:
-        done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, timeout=5, check=True)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -44,7 +44,7 @@ class Numbers:
     def add(self, what: str, values: Mapping[str, Any]) -> None:
         """Append a line, and return when it is on the disk."""
         line = {"phase": self._phase, "what": what, **({"dry_run": True} if self.dry_run else {}), **values}
-        left = (json.dumps(_finite(line), allow_nan=False) + "\n").encode()
+        left = (json.dumps(finite(line), allow_nan=False) + "\n").encode()
         size = os.fstat(self._file).st_size
         if size and os.pread(self._file, 1, size - 1) != b"\n":  # whoever wrote last was killed within its line
             left = b"\n" + left
@@ -97,12 +97,12 @@ def _parsed(lines: list[bytes]) -> Iterator[dict[str, Any] | None]:
                 yield value if known else None
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Return JSON without NaN and infinities, which are no JSON: as text, so that they are seen."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
-        return {key: _finite(one) for key, one in value.items()}
+        return {key: finite(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
+        return [finite(one) for one in value]
     return value

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
-import signal
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -30,12 +28,6 @@ MEASURED_BY = {
 }
 #: Phases whose kernels run in Triton's interpreter where there is no GPU; elsewhere it would take minutes.
 _INTERPRETED = ("parity", "encoder", "tuning", "ncu", "sanitizer", "public")
-_PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent() -> None:
-    """Ask Linux to kill this process when whoever runs the phases is killed: it must not go on beside the next run."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def main() -> None:
@@ -46,7 +38,6 @@ def main() -> None:
     parser.add_argument("--until", type=float, required=True, help="on the monotonic clock")
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args()
-    die_with_parent()
     if options.dry_run and options.name in _INTERPRETED:
         os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is made
     module, _, function = MEASURED_BY[options.name].partition(":")

@@ -35,8 +35,6 @@ def planned(out, *codes, limit_s=60.0):
         "import os, sys, time, subprocess\n"
         "from pathlib import Path\n"
         "from bench.gpu.numbers import Numbers\n"
-        "from bench.gpu.phase import die_with_parent\n"
-        "die_with_parent()\n"
         f"numbers = Numbers(Path({str(out)!r}), {{name!r}}, float(sys.argv[-1]), dry_run=False)\n"
     )
     names = ("facts", "parity", "ceilings", "encoder", "tuning")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
@@ -35,6 +36,17 @@ def test_a_number_stands_beside_its_prediction_and_its_share_of_goal_and_peak():
     assert text.startswith("# NVIDIA H100 80GB HBM3\n")
     # 20M rows/s of 10M; of 4.1 MFLOP each 82 of 800 TFLOP/s; copies were not measured.
     assert row(text, "64 x 512") == ["64 x 512", "20,000,000", "8M to 13M", "2.00", "10.2%", "", "1.500", "1.750"]
+
+
+@pytest.mark.parametrize("differences", [(0.002, float("nan")), (float("nan"), 0.002)])
+def test_a_difference_that_is_no_number_is_the_largest_and_holds_nothing(tmp_path, differences):
+    numbers = Numbers(tmp_path, "parity", FAR_S, dry_run=False)
+    for what, difference in zip(("as it is", "block 64, 4 warps"), differences, strict=True):
+        numbers.add(what, {"relative_difference": difference, "allowed": 0.01, "holds": difference <= 0.01})
+    write(tmp_path, dry_run=False)
+    (claim,) = read_claims(tmp_path)["gpu"]
+    assert math.isnan(claim.measured)
+    assert not claim.holds
 
 
 def test_what_is_missing_says_why():

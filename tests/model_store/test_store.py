@@ -3,17 +3,12 @@ from __future__ import annotations
 import json
 import os
 import socket
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-from moto.server import ThreadedMotoServer
-from werkzeug.serving import make_server
 
-from model_store.bucket_objects import BucketObjects
 from model_store.bundle import BundleError
 from model_store.history import Labelled, Published, Retired, TrafficSet, share_of
 from model_store.objects import ModelStoreError, NoObjectError
@@ -23,47 +18,9 @@ from model_store.store import open_model_store
 from tests import tiny
 
 
-@pytest.fixture(scope="session")
-def s3_endpoint():
-    """A real HTTP server that speaks S3, on loopback."""
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    yield "http://{}:{}".format(*server.get_host_and_port())
-    server.stop()
-
-
-@pytest.fixture
-def bucket_url(s3_endpoint, monkeypatch, tmp_path):
-    import boto3
-
-    settings = {
-        "AWS_ENDPOINT": s3_endpoint,
-        "AWS_ACCESS_KEY_ID": "k",
-        "AWS_SECRET_ACCESS_KEY": "s",
-        "AWS_REGION": "us-east-1",
-    }
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
-    name = f"models-{abs(hash(tmp_path)):x}"
-    client = boto3.client(
-        "s3", endpoint_url=s3_endpoint, aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1"
-    )
-    client.create_bucket(Bucket=name)
-    client.close()
-    return f"s3://{name}/rankers"
-
-
 @pytest.fixture(params=["folder", "bucket"])
 def url(request, tmp_path):
     return str(tmp_path / "store") if request.param == "folder" else request.getfixturevalue("bucket_url")
-
-
-@pytest.fixture
-def bundles(tmp_path):
-    """Folders of tiny@1, tiny@2 and tiny@3."""
-    for version in (1, 2, 3):
-        tiny.write_tiny_bundle(tmp_path / "bundles" / str(version), version)
-    return tmp_path / "bundles"
 
 
 @pytest.fixture
@@ -273,102 +230,6 @@ def test_unreachable_stores_say_what_to_set(monkeypatch, tmp_path):
         open_model_store(tmp_path / "absent").models()
     with pytest.raises(ModelStoreError, match="use a folder, or s3"):
         open_model_store("ftp://host/x")
-
-
-@pytest.fixture
-def careless_endpoint():
-    """A bucket's server that ignores If-None-Match, as some do."""
-    moto = DomainDispatcherApplication(create_backend_app)
-
-    def careless(environ, start_response):
-        environ.pop("HTTP_IF_NONE_MATCH", None)
-        return moto(environ, start_response)
-
-    server = make_server("127.0.0.1", 0, careless, threaded=True)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def test_a_bucket_that_ignores_conditions_is_refused_before_a_change_could_vanish(
-    careless_endpoint, bucket_url, monkeypatch, bundles
-):
-    monkeypatch.setenv("AWS_ENDPOINT", careless_endpoint)
-    store = open_model_store(bucket_url)
-    with pytest.raises(ModelStoreError, match="this bucket ignores If-None-Match and overwrites what is there"):
-        store.publish(bundles / "1")
-    assert store.head("tiny") is None
-    # Also one that was copied there from a store that was found good.
-    with pytest.raises(ModelStoreError, match="ignores If-None-Match"):
-        open_model_store(bucket_url).publish(bundles / "1")
-
-
-def test_a_bucket_is_tried_once_and_its_next_writer_asks_once(bucket_url, bundles, monkeypatch):
-    store = open_model_store(bucket_url)
-    asked = []
-    anew = BucketObjects._written_anew
-    monkeypatch.setattr(
-        BucketObjects, "_written_anew", lambda self, name, content: asked.append(name) or anew(self, name, content)
-    )
-    for version in (1, 2):
-        store.publish(bundles / str(version))
-    assert asked == [
-        "conditional-writes",
-        "conditional-writes",
-        "tiny/log/000000000001.json",
-        "tiny/log/000000000002.json",
-    ]
-    asked.clear()
-    open_model_store(bucket_url).set_label("tiny", "stable", 1)
-    assert asked == ["conditional-writes", "tiny/log/000000000003.json"]
-    assert store.models() == ["tiny"]
-
-
-@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"])
-def test_an_endpoint_is_taken_from_each_usual_name_the_most_specific_first(name, bucket_url, monkeypatch):
-    endpoint = os.environ["AWS_ENDPOINT"]
-    for other in ("AWS_ENDPOINT", "AWS_ENDPOINT_URL"):
-        monkeypatch.setenv(other, "http://127.0.0.1:9")
-    if name == "AWS_ENDPOINT":
-        monkeypatch.delenv("AWS_ENDPOINT_URL")
-    monkeypatch.setenv(name, endpoint)
-    assert open_model_store(bucket_url).models() == []
-
-
-@pytest.fixture
-def profile(bucket_url, tmp_path, monkeypatch):
-    """Everything that the bucket takes in a profile, nothing of it in the environment."""
-    (tmp_path / "config").write_text(
-        f"[profile work]\nregion = us-east-1\nendpoint_url = {os.environ['AWS_ENDPOINT']}\n"
-    )
-    (tmp_path / "credentials").write_text("[work]\naws_access_key_id = k\naws_secret_access_key = s\n")
-    for name in ("AWS_ENDPOINT", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"):
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
-    monkeypatch.setenv("AWS_PROFILE", "work")
-    return bucket_url
-
-
-def test_a_profile_says_credentials_region_and_endpoint(profile, bundles):
-    store = open_model_store(profile)
-    store.publish(bundles / "1")
-    assert store.versions("tiny") == [1]
-
-
-def test_a_profile_that_cannot_be_used_is_named_with_what_to_set(profile, monkeypatch):
-    monkeypatch.setenv("AWS_PROFILE", "gone")
-    with pytest.raises(ModelStoreError, match=r"AWS_PROFILE: .*\(gone\).* set AWS_ACCESS_KEY_ID"):
-        open_model_store(profile)
-    monkeypatch.setitem(sys.modules, "boto3", None)
-    monkeypatch.delitem(sys.modules, "obstore.auth.boto3", raising=False)
-    with pytest.raises(
-        ModelStoreError, match="AWS_PROFILE is 'gone', and profiles need boto3: pip install boto3; or set"
-    ):
-        open_model_store(profile)
 
 
 def test_changes_are_json_that_people_can_read(tmp_path, bundles):
