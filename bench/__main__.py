@@ -22,8 +22,8 @@ BENCHMARKS = {
         "serving", "swap_kills", "swaps", "swaps_broken",
     )
 }  # fmt: skip
-#: Trains for most of an hour on data that must be brought: runs only when it is named.
-ON_REQUEST = ("lift",)
+#: Run only when they are named: one needs NVIDIA's compiler, the other trains for most of an hour on data of its own.
+ON_REQUEST = ("gpu_design", "lift")
 
 app = typer.Typer(pretty_exceptions_show_locals=False)
 
@@ -31,7 +31,8 @@ app = typer.Typer(pretty_exceptions_show_locals=False)
 @app.command()
 def main(
     names: Annotated[
-        list[str] | None, typer.Argument(help=f"{', '.join(BENCHMARKS)} [default: all but lift], or claims.")
+        list[str] | None,
+        typer.Argument(help=f"{', '.join(BENCHMARKS)}; without any, all but {' and '.join(ON_REQUEST)}. Or claims."),
     ] = None,
     results: Annotated[Path | None, typer.Option(help="Folder of the results (default: bench/results).")] = None,
     quick: Annotated[

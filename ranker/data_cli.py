@@ -115,7 +115,7 @@ def fill(
     model: Annotated[str, typer.Option(help="Name of the model whose features to write.")],
     feature_store: Annotated[str, typer.Option(help="Where to: lmdb:///FOLDER or redis://HOST:PORT/0.")],
     label: Annotated[
-        str | None, typer.Option(help="Label of the version [default: stable, or the model's only label].")
+        str | None, typer.Option(help="Label of the version (default: stable, or the model's only label).")
     ] = None,
     actions: ActionsOption = None,
 ) -> None:
