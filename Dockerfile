@@ -31,6 +31,6 @@ ENV PATH=/opt/pinrank/bin:$PATH \
 USER pinrank
 EXPOSE 50051 9095
 HEALTHCHECK --interval=5s --timeout=2s --start-period=10m \
-  CMD ["python", "-P", "-m", "server.health"]
+  CMD ["python", "-P", "-m", "server.cli.health"]
 ENTRYPOINT ["pinrank"]
 CMD ["serve"]

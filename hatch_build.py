@@ -17,7 +17,7 @@ class NativeEncoder(BuildHookInterface):  # type: ignore[type-arg]
         """Compile; without a compiler say so and go on: everything works without the kernel, slower."""
         if self.target_name != "wheel":
             return
-        native = _load(Path(self.root) / "kernels" / "native" / "build.py")
+        native = _load(Path(self.root) / "kernels" / "cpu" / "native" / "build.py")
         try:
             library = native.build()
         except (native.CompilerMissingError, subprocess.CalledProcessError) as error:

@@ -13,15 +13,24 @@ from rich.text import Text
 
 from bench.harness import RESULTS, BenchmarkError, claims_table, read_claims, run
 
+_BY_ROOM = {
+    "serving": (
+        "faults",
+        "isolation",
+        "load_tools",
+        "overload",
+        "recording",
+        "serving",
+        "swap_kills",
+        "swaps",
+        "swaps_broken",
+    ),
+    "features": ("actions", "bulk_load", "feature_reads", "near_cache"),
+    "engines": ("encoder", "gpu_compiled", "gpu_design", "half", "lift"),
+    "fuzz": ("fuzz_atomic", "fuzz_parquet", "fuzz_stream"),
+}
 #: Each module measures with `measure(*, quick: bool) -> Measured`.
-BENCHMARKS = {
-    name: f"bench.{name}"
-    for name in (
-        "actions", "bulk_load", "encoder", "faults", "feature_reads", "fuzz_atomic", "fuzz_parquet", "fuzz_stream",
-        "gpu_compiled", "gpu_design", "half", "isolation", "lift", "load_tools", "near_cache", "overload", "recording",
-        "serving", "swap_kills", "swaps", "swaps_broken",
-    )
-}  # fmt: skip
+BENCHMARKS = {name: f"bench.{room}.{name}" for room, names in _BY_ROOM.items() for name in names}
 #: Run only when they are named: one needs NVIDIA's compiler, the other trains for most of an hour on data of its own.
 ON_REQUEST = ("gpu_design", "lift")
 

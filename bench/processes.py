@@ -61,7 +61,7 @@ def server_process(config: Path, feature_store: str, log: Path, start_s: float =
     """
     grpc_port, http_port = _free_ports(2)
     command = [
-        sys.executable, "-c", "from server.cli import app; app()", "serve", "--config", str(config),
+        sys.executable, "-c", "from server.cli.main import app; app()", "serve", "--config", str(config),
         "--host", "127.0.0.1", "--grpc-port", str(grpc_port), "--http-port", str(http_port),
         "--feature-store", feature_store,
     ]  # fmt: skip

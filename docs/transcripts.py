@@ -24,17 +24,17 @@ from typing import Any
 import numpy as np
 import onnx
 
-from bench.features import fill
+from bench.features.synthetic import fill
 from feature_client.codec import decode_rows
 from feature_client.groups import Embedding, FeatureGroup, GroupField
-from feature_client.opening import open_store
-from kernels.numpy_engine import NumpyEngine
-from model_store.assembly import Assembler
-from model_store.bundle import EMBEDDINGS, GOLDEN, NETWORK, PARAMETERS, Bundle, write_bundle
-from model_store.golden import GoldenRequest, decode_golden, encode_golden
-from model_store.live import calibrate
-from model_store.manifest import Manifest
-from model_store.store import open_model_store
+from feature_client.stores.open_store import open_store
+from kernels.cpu.numpy_engine import NumpyEngine
+from model_store.bundle.files import EMBEDDINGS, GOLDEN, NETWORK, PARAMETERS, Bundle, write_bundle
+from model_store.bundle.golden import GoldenRequest, decode_golden, encode_golden
+from model_store.bundle.manifest import Manifest
+from model_store.model.assembly import Assembler
+from model_store.model.loaded import calibrate
+from model_store.registry.store import open_model_store
 from pinrank.channels import open_channel
 from pinrank.v1 import models_pb2, models_pb2_grpc, ranking_pb2, ranking_pb2_grpc
 

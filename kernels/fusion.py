@@ -16,8 +16,8 @@ from google.protobuf.message import DecodeError
 from onnx import helper, numpy_helper
 from onnx.inliner import inline_local_functions
 
+from kernels.encoder import EncoderShape
 from kernels.engine import ROW_REQUEST, EngineError, TensorSpec
-from kernels.fused_encoder import EncoderShape
 
 DOMAIN = "pinrank"
 ENCODER = "EarlyFusedEncoder"

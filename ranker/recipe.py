@@ -10,28 +10,28 @@ from pathlib import Path
 
 import numpy as np
 
-from kernels.openvino_engine import OpenVinoEngine
-from model_store.bundle import Bundle, read_bundle, write_bundle
-from model_store.live import calibrate
-from model_store.manifest import Calibration, Lineage, Manifest
-from model_store.statistics import make_statistics
-from ranker.actions import ActionLog, action_log
-from ranker.atomic import AtomicDataset
-from ranker.calibration import fit_calibration
-from ranker.embeddings import PinEmbeddings, svd_embeddings
+from kernels.cpu.openvino_engine import OpenVinoEngine
+from model_store.bundle.files import Bundle, read_bundle, write_bundle
+from model_store.bundle.manifest import Calibration, Lineage, Manifest
+from model_store.bundle.statistics import make_statistics
+from model_store.model.loaded import calibrate
+from ranker.data.actions import ActionLog, action_log
+from ranker.data.embeddings import PinEmbeddings, svd_embeddings
+from ranker.data.recbole import AtomicDataset
+from ranker.data.requests import Part, part_slices, producer_until_ms
 from ranker.errors import GateError
-from ranker.evaluation import evaluate
-from ranker.examples import ExampleBuilder, Examples, Sampling
-from ranker.export import BundleParts, export_bundle
-from ranker.gates import Gates, breaches
-from ranker.golden import golden_inputs
-from ranker.model import RankerNetwork
-from ranker.parent import Parent, split_after
-from ranker.recipe_contract import Progress, Recipe, Reporter, Target, target_of
-from ranker.requests import Part, part_slices, producer_until_ms
-from ranker.time_window import hidden_share
-from ranker.training import predict, train
-from ranker.training_contract import Epoch, Execution, Step
+from ranker.evaluation.evaluate import evaluate
+from ranker.evaluation.gates import Gates, breaches
+from ranker.export.bundle import BundleParts, export_bundle
+from ranker.export.calibration import fit_calibration
+from ranker.export.golden import golden_inputs
+from ranker.network.model import RankerNetwork
+from ranker.recipe_settings import Progress, Recipe, Reporter, Target, target_of
+from ranker.training.examples import ExampleBuilder, Examples, Sampling
+from ranker.training.fit import predict, train
+from ranker.training.parent import Parent, split_after
+from ranker.training.settings import Epoch, Execution, Step
+from ranker.training.time_window import hidden_share
 
 #: More than this hidden, and the network hardly sees what it will be served with.
 _HIDDEN_SHARE_FAIR = 0.5

@@ -13,41 +13,42 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from feature_client.fetcher import FeatureNeeds, Fetched, fetch
+from feature_client.fetch import FeatureNeeds, Fetched, fetch
 from feature_client.near_cache import NearCache, near_caches
-from feature_client.opening import open_store
 from feature_client.redaction import redacted
-from feature_client.store import Store
+from feature_client.stores.open_store import open_store
+from feature_client.stores.store import Store
 from kernels.cores import cores
-from kernels.opening import ON_GPU, default_streams, engine_factory
-from model_store.pacing import Pace
-from model_store.proving import Prover
-from model_store.store import open_model_store
+from kernels.engines import ON_GPU, default_streams, engine_factory
+from model_store.registry.store import open_model_store
 from pinrank.v1 import activity_pb2, models_pb2, ranking_pb2  # noqa: F401 - reflection answers from the registered descriptors
-from server import activity, model_service
-from server.activity import ActivityEdge
-from server.admission import Admission, Overload
-from server.calls import CallBoundary
+from server.api import activity
+from server.api import models as model_service
+from server.api.activity import ActivityEdge
+from server.api.calls import CallBoundary
+from server.api.draining import Calls, hang_up
+from server.api.http import HttpEndpoint
+from server.api.models import ModelEdge
+from server.api.ranking import SERVICE, RankingEdge
 from server.config import ConfigError, ServerConfig
-from server.draining import Calls, hang_up
-from server.earliest_deadline import EarliestDeadlineFirst, Lane
-from server.edge import SERVICE, RankingEdge
-from server.hot_swap import HotSwap
-from server.http import HttpEndpoint
-from server.intake import Intake
-from server.learned import CostModel
-from server.listening import ListenError, http_interfaces, http_shown, open_grpc_port, shown
-from server.memory import set_up_allocator
-from server.metrics import Metrics
-from server.model_service import ModelEdge
-from server.pipeline import Pipeline
-from server.recent import Recent, RecentRequests
-from server.refusals import Refusals
-from server.runner import Runner
-from server.served import Served, ServedModels
-from server.shadow import LANE, Shadow
-from server.signals import Ending, heed_signals
-from server.supervisor import Supervisor
+from server.proving.admit_version import Intake
+from server.proving.prover import Prover
+from server.proving.recent_requests import Recent, RecentRequests
+from server.request.pipeline import Pipeline
+from server.request.routing import Served, ServedModels
+from server.rollout.hot_swap import HotSwap
+from server.rollout.refusals import Refusals
+from server.rollout.shadow import LANE, Shadow
+from server.runtime.listening import ListenError, http_interfaces, http_shown, open_grpc_port, shown
+from server.runtime.memory import set_up_allocator
+from server.runtime.signals import Ending, heed_signals
+from server.runtime.supervisor import Supervisor
+from server.scheduling.admission import Admission, Overload
+from server.scheduling.cost import CostModel
+from server.scheduling.earliest_deadline import EarliestDeadlineFirst, Lane
+from server.scheduling.engine_streams import Runner
+from server.scheduling.pace import Pace
+from server.telemetry.metrics import Metrics
 
 _log = structlog.get_logger(__name__)
 

@@ -29,10 +29,10 @@ from pydantic_settings import (
 
 from feature_client.groups import Name
 from feature_client.redaction import secrets_of
-from kernels.opening import ENGINES, ON_GPU
-from model_store.bucket_objects import SECRET_VARIABLES
-from server.listening import is_host, socket_path
-from server.variables import OF_COMMANDS, PREFIX, service_links
+from kernels.engines import ENGINES, ON_GPU
+from model_store.registry.bucket_objects import SECRET_VARIABLES
+from server.environment import OF_COMMANDS, PREFIX, service_links
+from server.runtime.listening import is_host, socket_path
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Milliseconds = Annotated[float, Field(gt=0, le=60_000)]

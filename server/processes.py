@@ -21,12 +21,12 @@ import structlog
 import uvloop
 
 from kernels.cores import cores
-from kernels.opening import default_streams
+from kernels.engines import default_streams
 from server.app import StartError, serve
 from server.config import ServerConfig
-from server.listening import ListenError, interfaces
-from server.logs import configure_logs
-from server.signals import ending_signals
+from server.runtime.listening import ListenError, interfaces
+from server.runtime.signals import ending_signals
+from server.telemetry.logs import configure_logs
 
 _log = structlog.get_logger(__name__)
 

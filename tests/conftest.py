@@ -14,11 +14,11 @@ import pytest
 import structlog
 from pydantic import SecretStr
 
-from feature_client.embedded import EmbeddedStore
-from model_store.proving import Prover
-from model_store.store import open_model_store
+from feature_client.stores.lmdb_store import EmbeddedStore
+from model_store.registry.store import open_model_store
 from server.app import Server
 from server.config import ServerConfig
+from server.proving.prover import Prover
 from tests import tiny
 from tests.redis_servers import RedisServer, cluster, running
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Self
 
-from feature_client.resp import Incomplete, ReplyReader
+from feature_client.stores.redis.resp import Incomplete, ReplyReader
 
 #: From a command, its name and arguments, to the bytes of its answer; None answers as an empty Redis would.
 Answer = Callable[[list[bytes]], bytes | None]

@@ -34,7 +34,9 @@ def test_imports_go_one_way():
     assert checked.returncode == 0, checked.stdout
 
 
-@pytest.mark.parametrize("module", ["server.app", "server.cli", "ranker.features", "ranker.atomic", "loadtest.cli"])
+@pytest.mark.parametrize(
+    "module", ["server.app", "server.cli.main", "ranker.data.features", "ranker.data.recbole", "loadtest.cli"]
+)
 def test_serving_and_the_demo_import_no_training_library(module):
     script = (
         f"import sys, {module}\n"
@@ -47,7 +49,7 @@ def test_serving_and_the_demo_import_no_training_library(module):
 
 def test_operations_page_names_every_setting_and_metric():
     from server.config import GuardConfig, ServerConfig, ShadowConfig, SurfaceConfig, SwapConfig
-    from server.metrics import Metrics
+    from server.telemetry.metrics import Metrics
 
     page = (ROOT / "docs" / "operations.md").read_text()
     tables = {"surfaces": SurfaceConfig, "swap": SwapConfig, "guard": GuardConfig, "shadow": ShadowConfig}
@@ -73,7 +75,7 @@ def test_the_wheel_serves_without_the_repository_and_without_pytorch(tmp_path):
     for absent in ("torch", "sklearn", "onnxscript", "matplotlib", "pyarrow"):
         (site / f"{absent}.py").write_text(f"raise ModuleNotFoundError(name='{absent}')")
     tiny.write_tiny_bundle(tmp_path / "bundle")
-    script = f"import server.cli; assert server.cli.__file__.startswith({str(site)!r}); server.cli.app()"
+    script = f"import server.cli.main; assert server.cli.main.__file__.startswith({str(site)!r}); server.cli.main.app()"
 
     def pinrank(*arguments):
         command = [sys.executable, "-c", script, *arguments]

@@ -10,14 +10,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from feature_client.codec import Rows, State, encode_rows, encode_sequence
-from feature_client.fetcher import Fetched
+from feature_client.fetch import Fetched
 from feature_client.groups import Categorical, Embedding, EmbeddingSpace, FeatureGroup, Scalar, SequenceGroup
-from kernels.numpy_engine import NumpyEngine
-from model_store.assembly import Assembler
-from model_store.bundle import write_bundle
-from model_store.golden import GoldenRequest, encode_golden
-from model_store.live import calibrate
-from model_store.manifest import (
+from kernels.cpu.numpy_engine import NumpyEngine
+from model_store.bundle.files import write_bundle
+from model_store.bundle.golden import GoldenRequest, encode_golden
+from model_store.bundle.manifest import (
     Calibration,
     Category,
     EmbeddingVector,
@@ -33,6 +31,8 @@ from model_store.manifest import (
     SurfaceIndex,
     TensorInput,
 )
+from model_store.model.assembly import Assembler
+from model_store.model.loaded import calibrate
 
 DIM, LENGTH, HEADS = 4, 3, ("save", "hide")
 SPACE = EmbeddingSpace(name="tiny", version=1, dim=DIM, dtype="float16")

@@ -13,17 +13,17 @@ from bench.gpu.plan import PHASES
 
 #: Each is called with the folder and `Numbers`, and imported when it is its turn.
 MEASURED_BY = {
-    "facts": "facts:facts",
-    "parity": "encoder:parity",
-    "ceilings": "encoder:ceilings",
-    "encoder": "encoder:encoder",
-    "tuning": "encoder:tuning",
-    "ncu": "tools:ncu",
-    "sanitizer": "tools:sanitizer",
-    "engine": "engine:engine",
-    "two-engines": "engine:two_engines",
-    "served": "served:served",
-    "public": "public:public",
+    "facts": "measurements.facts:facts",
+    "parity": "measurements.encoder:parity",
+    "ceilings": "measurements.encoder:ceilings",
+    "encoder": "measurements.encoder:encoder",
+    "tuning": "measurements.encoder:tuning",
+    "ncu": "measurements.tools:ncu",
+    "sanitizer": "measurements.tools:sanitizer",
+    "engine": "measurements.engine:engine",
+    "two-engines": "measurements.engine:two_engines",
+    "served": "measurements.served:served",
+    "public": "measurements.public:public",
     "table": "table:table",
 }
 #: Phases whose kernels run in Triton's interpreter where there is no GPU; elsewhere it would take minutes.

@@ -26,14 +26,14 @@ from rich.text import Text
 
 from deploy.demo.home import CATALOGUE, HERE, PINRANK, DemoError, Home, console, prepared, steps
 from feature_client.codec import decode_sequence
-from feature_client.opening import open_store
-from model_store.bundle import BundleError
-from model_store.objects import ModelStoreError
-from model_store.store import open_model_store
+from feature_client.stores.open_store import open_store
+from model_store.bundle.files import BundleError
+from model_store.registry.objects import ModelStoreError
+from model_store.registry.store import open_model_store
 from pinrank.v1 import ranking_pb2
+from ranker.data.movielens import default_cache_dir
 from ranker.errors import RankerError
-from ranker.movielens import default_cache_dir
-from server.client import RankCallError, call_rank, show
+from server.cli.rank_call import RankCallError, call_rank, show
 
 LOG, TOKEN = "server.log", "token"
 ACTIONS_SHOWN, PINS_SHOWN = 6, 8

@@ -19,16 +19,16 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from feature_client.embedded import EmbeddedStore
 from feature_client.groups import SequenceGroup
-from model_store.bundle import EMBEDDINGS, Bundle
-from model_store.store import open_model_store
-from ranker.actions import ActionLog, action_log
-from ranker.atomic import AtomicDataset, read_atomic
-from ranker.embeddings import decode_embeddings
-from ranker.features import Groups, fill_store
-from ranker.movielens import LICENCE, default_cache_dir, obtain
-from ranker.schema import RATINGS, ActionSchema
+from feature_client.stores.lmdb_store import EmbeddedStore
+from model_store.bundle.files import EMBEDDINGS, Bundle
+from model_store.registry.store import open_model_store
+from ranker.data.actions import ActionLog, action_log
+from ranker.data.embeddings import decode_embeddings
+from ranker.data.features import Groups, fill_store
+from ranker.data.movielens import LICENCE, default_cache_dir, obtain
+from ranker.data.recbole import AtomicDataset, read_atomic
+from ranker.data.schema import RATINGS, ActionSchema
 
 HERE = Path(__file__).parent
 PINRANK = str(Path(sys.executable).with_name("pinrank"))

@@ -58,7 +58,7 @@ def tried(python: str, wheel: Path, folder: Path) -> str:
     started = [str(home / "bin" / "python"), "-m", "deploy.demo.demo", "--once", "--grpc-port", "0", "--http-port", "0"]
     own = {"PYTHONPATH": str(folder), "XDG_CACHE_HOME": str(folder / "cache"), "COLUMNS": "120"}
     shown = run(started, environment | own, folder)
-    native = "from kernels.fused_encoder import instruction_sets; print(*instruction_sets())"
+    native = "from kernels.encoder import instruction_sets; print(*instruction_sets())"
     widest = run([home / "bin" / "python", "-c", native], environment, folder / "cache").split()[-1:]
     if "degraded: nothing" not in shown or not widest:
         raise BrokenWheelError(f"it does not rank in full with the native encoder ({widest or 'none'}):\n{shown}")

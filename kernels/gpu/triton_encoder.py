@@ -5,7 +5,7 @@ the network (`kernels.gpu.encoder_node`). The launch takes a few rows of one req
 a row on the chip: layer 1's mixture by the request's matrix, residual, norm, feed-forward, then layer 2 for the rows
 that are read. Operands of products are bf16; sums, norms and exponentials fp32.
 
-`ranker.serving_form.early_readout` is the plain reference; `kernels.fused_encoder` the same on CPUs.
+`ranker.network.serving_form.early_readout` is the plain reference; `kernels.encoder` the same on CPUs.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from onnx import TensorProto, helper
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
+from kernels.encoder import EncoderShape, check_weights, serves
 from kernels.engine import EngineError
-from kernels.fused_encoder import EncoderShape, check_weights, serves
 from kernels.gpu.tiles import Launch
 
 #: What a mixture's weights must sum to; below, the product of exponentials is given up for a softmax of the sum. What
@@ -207,7 +207,10 @@ class TritonEncoder:
     """One encoder's weights in the kernel's layout. Immutable; may run on any number of streams."""
 
     def __init__(self, weights: Mapping[str, np.ndarray], shape: EncoderShape, launch: Launch | None = None) -> None:
-        """Lay out what `ranker.serving_form.fold_early` names. Raises EngineError for a shape that is not served."""
+        """Lay out what `ranker.network.serving_form.fold_early` names.
+
+        Raises EngineError for a shape that is not served.
+        """
         if not self.serves(shape):
             raise EngineError(f"the kernel serves two layers and up to {LENGTH_MAX} actions, not {shape}")
         check_weights(weights, shape)

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from bench.encoder import _inversions, measure
+from bench.engines.encoder import _inversions, measure
 
 
 def test_the_script_measures_every_side_and_finds_them_equal() -> None:

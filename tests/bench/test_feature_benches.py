@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench import actions, bulk_load, faults, feature_reads, near_cache, recording
+from bench.features import actions, bulk_load, feature_reads, near_cache
+from bench.serving import faults, recording
 
 
 def test_no_action_is_lost_or_doubled_when_servers_and_followers_are_killed(config_file):

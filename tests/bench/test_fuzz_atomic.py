@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from bench import fuzz_atomic
-from ranker.atomic import read_atomic
-from tests.ranker import atomic_files
+from bench.fuzz import fuzz_atomic
+from ranker.data.recbole import read_atomic
+from tests.ranker import recbole_files
 
 
 def test_a_quick_fuzz_of_atomic_files_finds_nothing() -> None:
@@ -20,7 +20,7 @@ def test_a_reader_that_reads_otherwise_is_found_and_shown(monkeypatch: pytest.Mo
         dataset = read_atomic(folder)
         return replace(dataset, time_ms=dataset.time_ms + 1)
 
-    monkeypatch.setattr(atomic_files, "read_atomic", one_later)
+    monkeypatch.setattr(recbole_files, "read_atomic", one_later)
     measured = fuzz_atomic.measure(quick=True)
     assert [claim.holds for claim in measured.claims][:2] == [False, False]
     assert "AssertionError" in measured.raw["failures"][0]

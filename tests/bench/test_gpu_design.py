@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from bench import gpu_design
+from bench.engines import gpu_design
 from bench.harness import BenchmarkError
 
 LISTING = """_Z5kernel

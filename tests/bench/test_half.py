@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from bench import half
+from bench.engines import half
+from kernels.cpu.numpy_engine import NumpyEngine
 from kernels.gpu.engine import GpuEngine
-from kernels.numpy_engine import NumpyEngine
 from tests import tiny
 from tests.kernels.test_engines import SPECS, batch
 

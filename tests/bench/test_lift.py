@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.engines.lift import COURSES, Course, measure
 from bench.harness import BenchmarkError, run
-from bench.lift import COURSES, Course, measure
-from ranker.training_contract import TrainingConfig
+from ranker.training.settings import TrainingConfig
 from tests.ranker.interactions import write_atomic
 
 TOY = Course("toy", "toy", "save", TrainingConfig(epochs=1, time_window_h_max=0.0))

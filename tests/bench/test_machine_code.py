@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.machine_code import MachineCodeError, flop, issued, loaded_bytes, total
+from bench.engines.machine_code import MachineCodeError, flop, issued, loaded_bytes, total
 
 
 def listing(*lines: str) -> str:

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.features import PINS, fill
+from bench.features.synthetic import PINS, fill
 from bench.harness import BenchmarkError, run
 from bench.processes import cpu_seconds, server_process
-from bench.serving import measure
-from feature_client.fetcher import Lacks, fetch
-from feature_client.memory import MemoryStore
-from model_store.store import open_model_store
+from bench.serving.serving import measure
+from feature_client.fetch import Lacks, fetch
+from feature_client.stores.memory_store import MemoryStore
+from model_store.registry.store import open_model_store
 from tests import tiny
 
 

@@ -3,13 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench import swap_kills, swaps_broken
-from bench.broken_bundles import FAULTS
-from bench.swaps import _slope
-from kernels.numpy_engine import NumpyEngine
-from model_store.bundle import BundleError, read_bundle, write_bundle
-from model_store.live import load_live
-from model_store.utility import UtilityError, load_utility
+from bench.serving import swap_kills, swaps_broken
+from bench.serving.broken_bundles import FAULTS
+from bench.serving.swaps import _slope
+from kernels.cpu.numpy_engine import NumpyEngine
+from model_store.bundle.files import BundleError, read_bundle, write_bundle
+from model_store.model.loaded import load_live
+from model_store.model.utility import UtilityError, load_utility
 from tests import tiny
 
 #: What only a server finds out: what its callers and its feature store need, and what became of the store.

@@ -10,8 +10,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from feature_client.embedded import EmbeddedStore
-from model_store.store import open_model_store
+from feature_client.stores.lmdb_store import EmbeddedStore
+from model_store.registry.store import open_model_store
 from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
 from tests import tiny
 from tests.containers import Container
@@ -87,8 +87,8 @@ def test_a_server_starts_and_ranks_on_volumes_without_a_free_block(volumes):
 OPEN = """
 import asyncio, sys
 from pathlib import Path
-from feature_client.embedded import EmbeddedStore
-from feature_client.store import StoreError
+from feature_client.stores.lmdb_store import EmbeddedStore
+from feature_client.stores.store import StoreError
 
 async def main(folder, mode):
     store = EmbeddedStore(Path(folder), read_only=mode == "read", create=False)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from deploy.demo.home import PINRANK, content_digest, utility_by_affinity
-from ranker.schema import ActionRule, ActionSchema
+from ranker.data.schema import ActionRule, ActionSchema
 from tests.conftest import needs_training
 from tests.ranker.interactions import write_atomic
 

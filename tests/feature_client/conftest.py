@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from feature_client.opening import open_store
-from feature_client.store import Store
+from feature_client.stores.open_store import open_store
+from feature_client.stores.store import Store
 from tests.redis_servers import RedisServer
 
 

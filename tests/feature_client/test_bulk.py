@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bench import fuzz_parquet
-from feature_client.bulk import VerificationError, load, stat
+from bench.fuzz import fuzz_parquet
+from feature_client.bulk.load import VerificationError, load, stat
+from feature_client.bulk.source import CHUNK_ROWS, Source, SourceError
 from feature_client.codec import decode_rows
 from feature_client.groups import Categorical, Embedding, EmbeddingSpace, FeatureGroup, Scalar
-from feature_client.memory import MemoryStore
-from feature_client.source import CHUNK_ROWS, Source, SourceError
-from feature_client.store import StoreUnavailableError
+from feature_client.stores.memory_store import MemoryStore
+from feature_client.stores.store import StoreUnavailableError
 from tests import tiny
 
 

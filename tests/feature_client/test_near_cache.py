@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from feature_client.codec import Rows, State
-from feature_client.fetcher import fetch
-from feature_client.memory import MemoryStore
+from feature_client.fetch import fetch
 from feature_client.near_cache import NearCache, near_caches
+from feature_client.stores.memory_store import MemoryStore
 from tests import tiny
 
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_client.opening import open_store
 from feature_client.redaction import hidden, redacted, secrets_of
-from feature_client.redis_node import RedisNode
-from feature_client.store import StoreConfigError, StoreUnavailableError
+from feature_client.stores.open_store import open_store
+from feature_client.stores.redis.node import RedisNode
+from feature_client.stores.store import StoreConfigError, StoreUnavailableError
 from tests.scripted_redis import ScriptedRedis, echo, echoing_error
 
 PASSWORD = "planted-password"

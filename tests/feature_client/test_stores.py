@@ -13,16 +13,16 @@ import lmdb
 import numpy as np
 import pytest
 
+from feature_client.bulk.write import write_rows, write_sequences
 from feature_client.codec import State, decode_rows
-from feature_client.embedded import EmbeddedStore
-from feature_client.fetcher import Lacks, fetch
-from feature_client.lmdb_file import open_file, read_values
-from feature_client.memory import MemoryStore
-from feature_client.opening import open_store
+from feature_client.fetch import Lacks, fetch
 from feature_client.redaction import redacted
-from feature_client.redis_store import RedisStore
-from feature_client.store import StoreConfigError, StoreUnavailableError
-from feature_client.writer import write_rows, write_sequences
+from feature_client.stores.lmdb_file import open_file, read_values
+from feature_client.stores.lmdb_store import EmbeddedStore
+from feature_client.stores.memory_store import MemoryStore
+from feature_client.stores.open_store import open_store
+from feature_client.stores.redis.store import RedisStore
+from feature_client.stores.store import StoreConfigError, StoreUnavailableError
 from tests import tiny
 
 
@@ -95,7 +95,7 @@ async def test_lmdb_file_that_is_cut_off_is_refused(tmp_path):
 @pytest.fixture
 async def lmdb_store(tmp_path, monkeypatch):
     """A started store with a=1, whose place may be looked at without a pause."""
-    monkeypatch.setattr("feature_client.embedded._REOPEN_PAUSE_S", 0.0)
+    monkeypatch.setattr("feature_client.stores.lmdb_store._REOPEN_PAUSE_S", 0.0)
     store = EmbeddedStore(tmp_path / "store")
     await store.start()
     await store.multi_put([(b"a", b"1")])
@@ -226,7 +226,7 @@ async def test_lmdb_store_is_closed_after_the_write_of_a_caller_that_hung_up(lmd
 
 @pytest.mark.parametrize("first", ["read", "write"])
 async def test_lmdb_store_that_another_process_made_larger_than_was_mapped_is_mapped_anew(tmp_path, monkeypatch, first):
-    monkeypatch.setattr("feature_client.lmdb_file.MAP_BYTES", 1 << 20)
+    monkeypatch.setattr("feature_client.stores.lmdb_file.MAP_BYTES", 1 << 20)
     store = EmbeddedStore(tmp_path / "store")
     await store.start()
     grow = (

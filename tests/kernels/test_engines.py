@@ -10,10 +10,10 @@ import threading
 import numpy as np
 import pytest
 
+from kernels.cpu.numpy_engine import NumpyEngine
 from kernels.engine import EngineError, FeatureBatch, ShapeError, WarmedUp
-from kernels.numpy_engine import NumpyEngine
-from kernels.opening import ENGINES, engine_factory
-from model_store.assembly import Assembler
+from kernels.engines import ENGINES, engine_factory
+from model_store.model.assembly import Assembler
 from tests import tiny
 from tests.kernels.gpu.fake_cuda import PLAN, FakeCuda, fake_trt, install
 
@@ -159,7 +159,7 @@ def test_openvino_names_inputs_that_the_manifest_does_not_declare():
 def test_openvino_tells_nobody_that_it_is_used(tmp_path):
     story = """
 import threading
-from kernels.opening import engine_factory
+from kernels.engines import engine_factory
 engine_factory("openvino")
 print(threading.active_count())
 """
@@ -182,7 +182,7 @@ if {name!r} == "torch":
     def touched(*_):
         raise SystemExit("it asks for a device")
     torch.cuda.is_available = torch.cuda.device_count = torch.cuda._lazy_init = touched
-from kernels.opening import engine_factory
+from kernels.engines import engine_factory
 engine_factory({name!r})
 runtimes = {{"openvino", "torch", "tensorrt", "tensorrt_rtx", "cuda"}}
 print(*sorted(runtimes & set(sys.modules)), threading.active_count())
@@ -209,10 +209,10 @@ def test_an_engine_that_cannot_be_imported_says_why(monkeypatch, failure, messag
     class Failing:
         @staticmethod
         def find_spec(name, *_):
-            if name == "kernels.openvino_engine":
+            if name == "kernels.cpu.openvino_engine":
                 raise failure
 
-    monkeypatch.delitem(sys.modules, "kernels.openvino_engine", raising=False)
+    monkeypatch.delitem(sys.modules, "kernels.cpu.openvino_engine", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Failing, *sys.meta_path])
     with pytest.raises(ValueError, match=message):
         engine_factory("openvino")

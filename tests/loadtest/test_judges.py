@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from loadtest.errors import LoadError
-from loadtest.mlperf import parse_summary
+from loadtest.judges.mlperf import parse_summary
 from loadtest.shapes import users_at
 from loadtest.workload import Workload
 from tests.redis_servers import free_port
@@ -162,7 +162,7 @@ def test_shapes_over_time(shape: str, users: list[int | None]) -> None:
 
 def test_loadgen_judges_the_server(address: str) -> None:
     command = [
-        sys.executable, "-m", "loadtest.mlperf", "--address", address, "--rate", "50", "--duration", "2",
+        sys.executable, "-m", "loadtest.judges.mlperf", "--address", address, "--rate", "50", "--duration", "2",
         "--users", "1-4", "--pins", "1-50", "--candidates", "20", "--target-ms", "1000",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False, cwd=LOADTEST.parent)
@@ -178,7 +178,7 @@ def test_a_verdict_needs_answers_whatever_loadgen_says(address: str) -> None:
     """Every call ends at its deadline, far within the target."""
     request = Workload(np.arange(1, 5), np.arange(1, 51), ((20, 1.0),)).requests(1)
     script = (
-        "import json, sys; from loadtest.mlperf import judge\n"
+        "import json, sys; from loadtest.judges.mlperf import judge\n"
         "print(json.dumps(judge(sys.argv[1], [bytes.fromhex(sys.argv[2])], 400, 2, 1000, 1e-6)))"
     )
     command = [sys.executable, "-c", script, address, next(request).hex()]
@@ -198,7 +198,7 @@ def test_a_verdict_needs_answers_whatever_loadgen_says(address: str) -> None:
     ],
 )
 def test_loadgen_is_not_asked_about_what_cannot_be_judged(address: str, arguments: list[str], says: str) -> None:
-    command = [sys.executable, "-m", "loadtest.mlperf", "--address", address, *arguments]
+    command = [sys.executable, "-m", "loadtest.judges.mlperf", "--address", address, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False, cwd=LOADTEST.parent)
     assert done.returncode == 1
     assert says in " ".join(done.stderr.split())
@@ -207,7 +207,7 @@ def test_loadgen_is_not_asked_about_what_cannot_be_judged(address: str, argument
 def test_without_loadgen_the_extra_is_named(tmp_path: Path) -> None:
     (tmp_path / "mlperf_loadgen.py").write_text("raise ModuleNotFoundError(name='mlperf_loadgen')")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "loadtest.mlperf"]
+    command = [sys.executable, "-m", "loadtest.judges.mlperf"]
     done = subprocess.run(
         command,
         capture_output=True,
@@ -221,7 +221,7 @@ def test_without_loadgen_the_extra_is_named(tmp_path: Path) -> None:
 
 
 def test_loadgen_without_a_server_says_how_to_start_one() -> None:
-    command = [sys.executable, "-m", "loadtest.mlperf", "--address", "127.0.0.1:1"]
+    command = [sys.executable, "-m", "loadtest.judges.mlperf", "--address", "127.0.0.1:1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False, cwd=LOADTEST.parent)
     assert done.returncode == 1
     assert "pinrank serve" in done.stderr

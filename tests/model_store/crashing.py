@@ -17,9 +17,9 @@ import signal
 import sys
 from pathlib import Path
 
-from model_store import folder_objects
-from model_store.objects import ModelStoreError
-from model_store.store import open_model_store
+from model_store.registry import folder_objects
+from model_store.registry.objects import ModelStoreError
+from model_store.registry.store import open_model_store
 
 _CHANGING = ("open", "write", "fsync", "link", "unlink", "replace", "rename", "mkdir")
 

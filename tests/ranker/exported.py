@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from kernels.engine import FeatureBatch, Side, TensorSpec
-from ranker.export import Form, export_onnx
-from ranker.model import FUSIONS, Fusion, NetworkConfig, RankerNetwork
+from ranker.export.bundle import Form, export_onnx
+from ranker.network.model import FUSIONS, Fusion, NetworkConfig, RankerNetwork
 
 #: Every fusion as it is served, and the published forms of those where they differ.
 FORMS: tuple[tuple[Fusion, Form], ...] = (

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels.numpy_engine import NumpyEngine
-from model_store.bundle import Bundle
-from model_store.manifest import Manifest
-from ranker.actions import RATINGS, action_log
-from ranker.atomic import read_atomic
-from ranker.contract import draft_manifest
-from ranker.embeddings import space_of
-from ranker.evaluation import evaluate
-from ranker.evaluation_contract import Evaluation
-from ranker.examples import Sampling
-from ranker.scoring import Scored, ScoredTest
+from kernels.cpu.numpy_engine import NumpyEngine
+from model_store.bundle.files import Bundle
+from model_store.bundle.manifest import Manifest
+from ranker.data.actions import RATINGS, action_log
+from ranker.data.embeddings import space_of
+from ranker.data.recbole import read_atomic
+from ranker.evaluation.evaluate import evaluate
+from ranker.evaluation.results import Evaluation
+from ranker.evaluation.scoring import Scored, ScoredTest
+from ranker.export.manifest import draft_manifest
+from ranker.training.examples import Sampling
 from tests.ranker.interactions import write_atomic
 
 HEADS = ("save", "hide", "like")
@@ -70,6 +70,6 @@ def manifest(heads: tuple[str, ...] = HEADS, *, sequence: bool = True) -> Manife
 def measured(test: ScoredTest, folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Evaluation:
     """Evaluate a test that is scored already."""
     log = action_log(read_atomic(write_atomic(folder, per_user=10)))
-    monkeypatch.setattr("ranker.evaluation.score_test", lambda *_arguments: test)
+    monkeypatch.setattr("ranker.evaluation.evaluate.score_test", lambda *_arguments: test)
     options = {"data": "toy data", "resamples": 200, **options}
     return evaluate(bundles_of(test), log, NumpyEngine, Sampling(candidates=CANDIDATES), 3, **options)

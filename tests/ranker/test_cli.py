@@ -10,12 +10,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from kernels.numpy_engine import NumpyEngine
-from model_store.bundle import copy_out
-from model_store.live import load_live
-from model_store.store import open_model_store
-from model_store.utility import load_utility
-from ranker.cli import register
+from kernels.cpu.numpy_engine import NumpyEngine
+from model_store.bundle.files import copy_out
+from model_store.model.loaded import load_live
+from model_store.model.utility import load_utility
+from model_store.registry.store import open_model_store
+from ranker.cli.commands import register
 from tests import tiny
 from tests.conftest import needs_training
 from tests.ranker.interactions import write_atomic
@@ -271,7 +271,7 @@ def test_a_report_without_matplotlib_is_refused_before_the_work(
 ) -> None:
     for module in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, module)
-    for module in ("ranker.charts", "ranker.report"):
+    for module in ("ranker.evaluation.charts", "ranker.evaluation.report"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     original = builtins.__import__
 

@@ -11,8 +11,8 @@ import pytest
 @pytest.mark.parametrize(
     "module",
     [
-        "ranker.cli", "ranker.variants", "ranker.movielens", "ranker.atomic", "ranker.features", "ranker.examples",
-        "ranker.evaluation", "ranker.tables",
+        "ranker.cli.commands", "ranker.network.variants", "ranker.data.movielens", "ranker.data.recbole",
+        "ranker.data.features", "ranker.training.examples", "ranker.evaluation.evaluate", "ranker.evaluation.tables",
     ],
 )  # fmt: skip
 def test_reading_data_and_evaluating_import_no_training_library(module: str) -> None:

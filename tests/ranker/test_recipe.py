@@ -13,26 +13,26 @@ import numpy as np
 import pytest
 import torch
 
+from kernels.cpu.numpy_engine import NumpyEngine
+from kernels.cpu.openvino_engine import OpenVinoEngine
 from kernels.engine import FeatureBatch
-from kernels.numpy_engine import NumpyEngine
-from kernels.openvino_engine import OpenVinoEngine
-from model_store.bundle import EMBEDDINGS, Bundle, BundleError
-from model_store.golden import decode_golden
-from model_store.live import load_live
-from ranker import export
-from ranker.actions import RATINGS, ActionLog, action_log
-from ranker.atomic import AtomicDataset, read_atomic
-from ranker.contract import draft_manifest
-from ranker.embeddings import decode_embeddings, space_of
+from model_store.bundle.files import EMBEDDINGS, Bundle, BundleError
+from model_store.bundle.golden import decode_golden
+from model_store.model.loaded import load_live
+from ranker.data.actions import RATINGS, ActionLog, action_log
+from ranker.data.embeddings import decode_embeddings, space_of
+from ranker.data.recbole import AtomicDataset, read_atomic
+from ranker.data.requests import Split
 from ranker.errors import ParityError, SettingError
-from ranker.evaluation import evaluate
-from ranker.examples import ExampleBuilder, Sampling
-from ranker.export import check_parity
-from ranker.model import NetworkConfig, RankerNetwork
+from ranker.evaluation.evaluate import evaluate
+from ranker.export import bundle as export
+from ranker.export.bundle import check_parity
+from ranker.export.manifest import draft_manifest
+from ranker.network.model import NetworkConfig, RankerNetwork
 from ranker.recipe import make_bundle
-from ranker.recipe_contract import Progress, Recipe
-from ranker.requests import Split
-from ranker.training_contract import TrainingConfig
+from ranker.recipe_settings import Progress, Recipe
+from ranker.training.examples import ExampleBuilder, Sampling
+from ranker.training.settings import TrainingConfig
 from tests.ranker.interactions import write_atomic
 
 UTILITY = b"""

@@ -14,12 +14,12 @@ import torch
 import torch._dynamo  # optimisers import it at their first step; processes forked from here need not
 
 from kernels.engine import FeatureBatch
-from ranker.checkpoint import CheckpointPlan
-from ranker.examples import Examples
-from ranker.model import NetworkConfig, RankerNetwork
-from ranker.ranks import joined
-from ranker.training import train
-from ranker.training_contract import Epoch, Execution, Step, TrainingConfig
+from ranker.network.model import NetworkConfig, RankerNetwork
+from ranker.training.checkpoint import CheckpointPlan
+from ranker.training.examples import Examples
+from ranker.training.fit import train
+from ranker.training.ranks import joined
+from ranker.training.settings import Epoch, Execution, Step, TrainingConfig
 
 HEADS = ("save", "hide")
 LENGTH = 12

@@ -6,7 +6,7 @@ from pathlib import Path
 import grpc.aio
 import pytest
 
-from model_store.store import ModelStore, open_model_store
+from model_store.registry.store import ModelStore, open_model_store
 from server.app import Server
 from tests.conftest import StartServer
 from tests.server.gated import GatedEngine

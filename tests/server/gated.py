@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from kernels.cpu.numpy_engine import NumpyEngine
 from kernels.engine import EngineError, FeatureBatch, TensorSpec
-from kernels.numpy_engine import NumpyEngine
 
 
 class GatedEngine(NumpyEngine):

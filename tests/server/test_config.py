@@ -5,8 +5,8 @@ import traceback
 
 import pytest
 
+from server.api.models import read_token
 from server.config import ConfigError, ServerConfig, load_config, shadowing_links
-from server.model_service import read_token
 
 FILE = """
 model_store = "models"
@@ -189,8 +189,8 @@ def test_variables_that_commands_read_are_settings_or_known():
     """Whatever the command reads from the environment, a server beside it must bear."""
     import typer
 
-    from server.cli import app
-    from server.variables import OF_COMMANDS, PREFIX
+    from server.cli.main import app
+    from server.environment import OF_COMMANDS, PREFIX
 
     def read(command):
         for parameter in command.params:

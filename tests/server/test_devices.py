@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from pydantic import SecretStr
 
+from kernels.cpu.numpy_engine import NumpyEngine
 from kernels.engine import UnavailableError
-from kernels.numpy_engine import NumpyEngine
 from server.config import ServerConfig
 from server.processes import settings_of
 from tests.conftest import eventually

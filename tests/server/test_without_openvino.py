@@ -11,7 +11,7 @@ import pytest
 
 from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
 from tests.conftest import needs_training
-from tests.server.test_process import PINRANK, pinrank, serving_address
+from tests.server.test_processes import PINRANK, pinrank, serving_address
 
 
 @pytest.fixture

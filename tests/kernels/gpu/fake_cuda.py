@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
+from kernels.cpu.numpy_engine import NumpyEngine
 from kernels.engine import LOGITS
 from kernels.fusion import parse
-from kernels.numpy_engine import NumpyEngine
 
 PLAN = b"a plan for the fake, and then the network: "
 _UNWRITTEN = 0x7F

@@ -13,6 +13,7 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
+from kernels.cpu.numpy_engine import NumpyEngine
 from kernels.engine import LOGITS, EngineError
 from kernels.fusion import DOMAIN, parse
 from kernels.gpu import encoder_node
@@ -21,7 +22,6 @@ from kernels.gpu.tensorrt_build import Settings, load_library, parsed, prepared
 from kernels.gpu.tiles import TILES, tiles_of
 from kernels.gpu.triton_ahead import Ahead, arguments
 from kernels.gpu.triton_encoder import encode_rows as kernel
-from kernels.numpy_engine import NumpyEngine
 from tests.ranker.exported import batch, exported, read_by
 
 AHEAD = Ahead("encode_rows", ".version 8.0", b"", 256, 65536)

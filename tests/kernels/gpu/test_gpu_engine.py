@@ -8,14 +8,14 @@ from functools import partial
 import numpy as np
 import pytest
 
+from kernels.cpu.numpy_engine import NumpyEngine
 from kernels.engine import EngineError, UnavailableError
+from kernels.engines import bundled_plan, engine_factory
 from kernels.gpu import engine as engine_module
 from kernels.gpu import tensorrt_backend
 from kernels.gpu.engine import GpuEngine
 from kernels.gpu.tensorrt_backend import TensorRtBackend, plan_here
 from kernels.gpu.tensorrt_build import Built
-from kernels.numpy_engine import NumpyEngine
-from kernels.opening import bundled_plan, engine_factory
 from tests import tiny
 from tests.kernels.gpu.fake_cuda import PLAN, FakeCuda, fake_trt, install
 from tests.kernels.test_engines import SPECS, batch

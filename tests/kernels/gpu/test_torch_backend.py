@@ -16,12 +16,12 @@ import torch
 from onnx import helper
 from triton.runtime.errors import OutOfResources
 
+from kernels.cpu.numpy_engine import NumpyEngine
 from kernels.engine import EngineError, ShapeError, UnavailableError
 from kernels.fusion import inlined, parse
 from kernels.gpu import torch_backend
 from kernels.gpu.engine import GpuEngine
 from kernels.gpu.torch_backend import TorchBackend, TorchStream, open_torch
-from kernels.numpy_engine import NumpyEngine
 from tests import tiny
 from tests.kernels.test_engines import SPECS
 from tests.ranker.exported import FORMS, batch, exported, read_by

@@ -12,16 +12,16 @@ import torch
 import triton
 from triton.runtime.errors import PTXASError
 
-from bench.gpu_compiled import COUNTED, LAUNCHES, MULTIPROCESSORS, SHARED_BYTES_MAX
+from bench.engines.gpu_compiled import COUNTED, LAUNCHES, MULTIPROCESSORS, SHARED_BYTES_MAX
 from bench.harness import RESULTS
+from kernels.encoder import EncoderShape
 from kernels.engine import EngineError
-from kernels.fused_encoder import EncoderShape
 from kernels.gpu import triton_ahead
 from kernels.gpu.tiles import PROGRAMS, Launch
 from kernels.gpu.triton_ahead import compiled
 from kernels.gpu.triton_encoder import TritonEncoder
-from ranker.encoder import EarlyFusion
-from ranker.serving_form import fold_early
+from ranker.network.encoder import EarlyFusion
+from ranker.network.serving_form import fold_early
 from tests.ranker.encoders import Sizes
 
 #: Of the committed table: another assembler may need so much more of anything before somebody should look.
@@ -31,7 +31,7 @@ SLACK = 1.1
 @pytest.fixture(scope="module")
 def compiled_facts():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "bench.gpu_compiled", *SHARED_BYTES_MAX]
+    command = [sys.executable, "-m", "bench.engines.gpu_compiled", *SHARED_BYTES_MAX]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]

@@ -11,14 +11,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kernels.encoder import EncoderShape
 from kernels.engine import EngineError
-from kernels.fused_encoder import EncoderShape
 from kernels.gpu.encoder_node import NODE, encoder_alone
 from kernels.gpu.tiles import TILES, Launch, tiles_of
 from kernels.gpu.torch_network import TorchNetwork
 from kernels.gpu.triton_encoder import TritonEncoder
-from ranker.encoder import EarlyFusion
-from ranker.serving_form import fold_early
+from ranker.network.encoder import EarlyFusion
+from ranker.network.serving_form import fold_early
 from tests.ranker.encoders import Sizes, batch, shaken
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,1 @@
+"""Benchmarks of networks and kernels alone."""

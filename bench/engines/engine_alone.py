@@ -1,0 +1,168 @@
+"""The reference for serving: the same engine on the same requests in a tight loop, in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from bench.serving.ideal_queue import REST_S, RunTimes
+from feature_client.fetch import fetch
+from feature_client.stores.open_store import open_store
+from kernels.engine import Engine, FeatureBatch
+from kernels.engines import engine_factory
+from model_store.model.loaded import LiveModel, load_live
+from model_store.registry.store import open_model_store
+from pinrank.v1 import ranking_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What to load, and the serialised requests to run."""
+
+    model_store: Path
+    model: str
+    label: str
+    engine: str
+    streams: int
+    feature_store: str
+    requests: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """Runs of all streams together; `cpu_s` is what the whole process used."""
+
+    runs: int
+    wall_s: float
+    cpu_s: float
+
+
+def throughput(subject: Subject, duration_s: float) -> Throughput:
+    """Run from as many threads as the engine has streams, each in a loop without anything else."""
+    engine, batches = _loaded(subject)
+    counts = [0] * subject.streams
+    start = threading.Barrier(subject.streams + 1)
+
+    def loop(stream: int) -> None:
+        start.wait()
+        end_s = time.perf_counter() + duration_s
+        done = stream
+        while time.perf_counter() < end_s:
+            engine.run(batches[done % len(batches)])
+            done += 1
+        counts[stream] = done - stream
+
+    threads = [threading.Thread(target=loop, args=(stream,)) for stream in range(subject.streams)]
+    for thread in threads:
+        thread.start()
+    start.wait()
+    start_s, cpu_s = time.perf_counter(), time.process_time()
+    for thread in threads:
+        thread.join()
+    return Throughput(sum(counts), time.perf_counter() - start_s, time.process_time() - cpu_s)
+
+
+def run_seconds(subject: Subject, duration_s: float) -> np.ndarray:
+    """Return float64[K], the time of each run with no other beside it."""
+    engine, batches = _loaded(subject)
+    seconds: list[float] = []
+    end_s = time.perf_counter() + duration_s
+    while (start_s := time.perf_counter()) < end_s:
+        engine.run(batches[len(seconds) % len(batches)])
+        seconds.append(time.perf_counter() - start_s)
+    return np.array(seconds)
+
+
+def run_times(subject: Subject, duration_s: float) -> RunTimes:
+    """Measure runs of whole requests and of two halves at once, without a pause and after one; a fifth of it each.
+
+    Engines of two streams only: that is what the ideal queue knows.
+    """
+    engine, batches = _loaded(subject)
+    part_s = duration_s / 5
+    alone = run_seconds(subject, part_s)
+    rested = [_timed(engine, batches[i % len(batches)], REST_S) for i in range(_runs(part_s, alone, REST_S))]
+    beside: list[list[float]] = [[], []]
+    end_s = time.perf_counter() + part_s
+
+    def whole(stream: int) -> None:
+        while time.perf_counter() < end_s:
+            beside[stream].append(_timed(engine, batches[(2 * len(beside[stream]) + stream) % len(batches)]))
+
+    _on_two_threads(whole)
+    return RunTimes(
+        alone, np.array(beside[0] + beside[1]), _halves(engine, batches, _runs(part_s, alone, 0), 0),
+        np.array(rested), _halves(engine, batches, _runs(part_s, alone, REST_S), REST_S),
+    )  # fmt: skip
+
+
+def _halves(engine: Engine, batches: list[FeatureBatch], runs: int, pause_s: float) -> np.ndarray:
+    """Return float64[runs]: the longer of two halves that begin together, after a pause."""
+    seconds: list[list[float]] = [[], []]
+    together = threading.Barrier(2)
+
+    def half(stream: int) -> None:
+        for i in range(runs):
+            batch = batches[i % len(batches)]
+            middle = batch.rows // 2
+            piece = batch.piece(0, middle) if stream == 0 else batch.piece(middle, batch.rows)
+            time.sleep(pause_s)
+            together.wait()
+            seconds[stream].append(_timed(engine, piece))
+
+    _on_two_threads(half)
+    longer: np.ndarray = np.maximum(np.array(seconds[0]), np.array(seconds[1]))
+    return longer
+
+
+def _runs(duration_s: float, alone_s: np.ndarray, pause_s: float) -> int:
+    return max(2, int(duration_s / (float(np.median(alone_s)) + pause_s)))
+
+
+def _timed(engine: Engine, batch: FeatureBatch, pause_s: float = 0) -> float:
+    if pause_s:
+        time.sleep(pause_s)
+    start_s = time.perf_counter()
+    engine.run(batch)
+    return time.perf_counter() - start_s
+
+
+def _on_two_threads(work: Callable[[int], None]) -> None:
+    threads = [threading.Thread(target=work, args=(stream,)) for stream in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def load_subject(subject: Subject) -> LiveModel:
+    """Load and prove the subject's bundle."""
+    store = open_model_store(subject.model_store)
+    bundle = store.read(subject.model, store.resolve(subject.model, subject.label))
+    return load_live(bundle, engine_factory(subject.engine), subject.streams)
+
+
+@cache
+def _loaded(subject: Subject) -> tuple[Engine, list[FeatureBatch]]:
+    """Load once per process; the pool keeps its one process from call to call."""
+    live = load_subject(subject)
+    return live.engine, asyncio.run(_assembled(live, subject))
+
+
+async def _assembled(live: LiveModel, subject: Subject) -> list[FeatureBatch]:
+    store = open_store(subject.feature_store, read_only=True)
+    await store.start()
+    batches = []
+    for content in subject.requests:
+        request = ranking_pb2.RankRequest.FromString(content)
+        fetched = await fetch(store, live.needs, request.user_id, np.array(request.pin_ids, np.uint64))
+        batches.append(live.assembler.assemble(fetched, request.surface))
+    await store.close()
+    return batches

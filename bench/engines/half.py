@@ -1,0 +1,81 @@
+"""Does the precision of the GPU engines change what is ranked? HIT@3 of the demo's model, in both precisions.
+
+The arithmetic is the GPU's, on a CPU: operands of products rounded to bf16 and summed in float32. What a GPU adds is
+another order of the sums.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import onnx
+import torch
+
+from bench.harness import Claim, Measured
+from kernels.cpu.openvino_engine import OpenVinoEngine
+from kernels.engine import Engine
+from kernels.fusion import inlined, parse
+from kernels.gpu.engine import GpuEngine
+from kernels.gpu.half import with_half_products
+from kernels.gpu.torch_backend import TorchBackend
+from model_store.bundle.files import NETWORK, Bundle
+from model_store.registry.store import open_model_store
+from ranker.data import movielens
+from ranker.data.actions import ActionLog, action_log
+from ranker.data.recbole import read_atomic
+from ranker.evaluation.evaluate import evaluate
+from ranker.training.examples import Sampling
+
+STORE = Path(__file__).parents[2] / "deploy" / "demo" / "models"
+MODEL, LABEL = "ml1m", "stable"
+_FULL: Final = "float32"
+_HALF: Final = "bfloat16"
+
+
+def measure(*, quick: bool = False, bundle: Bundle | None = None, log: ActionLog | None = None) -> Measured:
+    """Evaluate one bundle in both precisions, on the same candidates and draws of users."""
+    if bundle is None:
+        store = open_model_store(STORE)
+        bundle = store.read(MODEL, store.resolve(MODEL, LABEL))
+    if log is None:
+        log = action_log(read_atomic(movielens.obtain(movielens.default_cache_dir())))
+    # The same network under another name, so that each bundle is given its own engine.
+    renamed = onnx.load_model_from_string(bundle.files[NETWORK])
+    renamed.doc_string = _HALF
+    marked = renamed.SerializeToString()
+    in_half = replace(bundle, files={**bundle.files, NETWORK: marked})
+
+    def factory(network: bytes, *given: Any, **more: Any) -> Engine:
+        if network == marked:
+            return GpuEngine(_rounded, network, *given, **more)
+        return OpenVinoEngine(network, *given, **more)
+
+    found = evaluate(
+        {_FULL: bundle, _HALF: in_half}, log, factory, Sampling(requests_max=50 if quick else 1_500), 7, baseline=_FULL
+    )
+    claims: list[Claim] = []
+    summary: dict[str, float] = {"requests": found.requests, "rows": found.rows}
+    for score in found.scores:
+        if score.scorer != _HALF or score.hit_at_3_by_utility is None:
+            continue
+        summary[f"HIT@3 {score.head}"] = score.hit_at_3_by_utility.mean.value or 0.0
+        lift = score.hit_at_3_by_utility.lift_percent
+        if lift is not None and lift.value is not None and lift.low is not None and lift.high is not None:
+            summary[f"HIT@3 {score.head}, difference in %"] = lift.value
+            apart = max(lift.low, -lift.high)
+            claims.append(
+                Claim(
+                    f"HIT@3 {score.head}: what lies between 0 and the difference's interval",
+                    apart,
+                    0.0,
+                    "percent",
+                    "at_most",
+                )
+            )
+    return Measured(summary, tuple(claims), {"evaluation": found.as_json()})
+
+
+def _rounded(network: bytes, _inputs: object, heads: int, _ordinal: int, _plan: object) -> TorchBackend:
+    return TorchBackend(with_half_products(inlined(parse(network)), _HALF), heads, torch.device("cpu"))

@@ -1,0 +1,322 @@
+"""The talk's table on real logs: what each variant brings per head, and what it costs to serve.
+
+Every variant is trained on the same requests of the same dataset, evaluated on its newest tenth, and served by one
+server that answers one request after the other, variant by variant in turn, for users with their real sequences.
+
+MovieLens-1M is fetched; the others must lie in `data/NAME`: `pinrank data NAME SOURCE --out data/NAME` writes them.
+Trained bundles stay in `data/lift/`; a second run goes on from them, `data/lift/` removed it starts anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from bench.harness import ROOT, BenchmarkError, Claim, Measured, markdown_table
+from bench.processes import server_process
+from feature_client.stores.open_store import open_store
+from kernels.cpu.openvino_engine import OpenVinoEngine
+from model_store.bundle.files import EMBEDDINGS, Bundle, read_bundle
+from model_store.registry.store import open_model_store
+from pinrank.channels import open_channel
+from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
+from ranker.cli.console import ConsoleReporter
+from ranker.data import movielens
+from ranker.data.actions import ActionLog, action_log
+from ranker.data.embeddings import decode_embeddings
+from ranker.data.features import Groups, fill_store
+from ranker.data.recbole import AtomicDataset, read_atomic
+from ranker.data.requests import Split
+from ranker.data.schema import ActionSchema
+from ranker.evaluation.evaluate import Evaluation, evaluate
+from ranker.evaluation.results import Hit
+from ranker.network.variants import VARIANTS
+from ranker.recipe import make_bundle
+from ranker.recipe_settings import Recipe
+from ranker.training.examples import Sampling
+from ranker.training.settings import TrainingConfig
+
+DATA = ROOT / "data"
+BASE, SUBJECT = "base", "early"
+CANDIDATES = 128
+#: The talk's: early-fused real-time activity brought this lift of saves; it may cost this much latency.
+LIFT_PERCENT, LATENCY_PERCENT = 9.0, 20.0
+SEED = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How a dataset is learned: the same for all its variants."""
+
+    name: str
+    #: What its models are called.
+    model: str
+    #: The head that stands for the talk's save.
+    save: str
+    training: TrainingConfig
+    #: Drawn per training request: few, as a row of the early-fused variant costs as much to learn from as to serve.
+    negatives: int = 12
+    #: How its heads are weighed; None takes each action's affinity.
+    utility: Path | None = None
+    test_requests_max: int = 4_000
+
+
+COURSES = (
+    # Users rate a whole evening's films in minutes: a window of hours would hide all of it.
+    Course(
+        "ml-1m",
+        "ml1m",
+        "save",
+        TrainingConfig(seed=SEED, epochs=3, time_window_h_max=0.0),
+        negatives=8,
+        utility=ROOT / "deploy" / "demo" / "utility.toml",
+    ),
+    Course("deskdrop", "deskdrop", "save", TrainingConfig(seed=SEED, epochs=6, patience=2, time_window_share=0.5)),
+    Course("kuairand", "kuairand", "like", TrainingConfig(seed=SEED, epochs=4, time_window_share=0.5)),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    requests_max: int | None = None
+    epochs: int | None = None
+    rounds: int = 30
+    users: int = 40
+
+
+QUICK = Plan(requests_max=40, epochs=1, rounds=1, users=2)
+
+
+def measure(
+    *,
+    quick: bool = False,
+    courses: tuple[Course, ...] = COURSES,
+    variants: tuple[str, ...] = tuple(VARIANTS),
+    data: Path = DATA,
+    keep: Path = DATA / "lift",
+) -> Measured:
+    """Train, evaluate and serve every variant on every dataset.
+
+    Args:
+        quick: little of everything, kept nowhere.
+        courses: the datasets.
+        variants: to compare, the base first.
+        data: the folder that holds them.
+        keep: where bundles stay.
+
+    Raises:
+        BenchmarkError: a dataset is not there; the message says how it gets there.
+    """
+    plan = QUICK if quick else Plan()
+    summary: dict[str, float] = {}
+    claims: list[Claim] = []
+    raw: dict[str, Any] = {}
+    tables = ["# What each variant brings over the base, and what it costs\n"]
+    with tempfile.TemporaryDirectory(prefix="pinrank-bench-") as temporary:
+        for course in courses:
+            dataset = _dataset(course.name, data)
+            folders = _trained(course, variants, dataset, plan, Path(temporary) if quick else keep)
+            bundles = {variant: read_bundle(folder) for variant, folder in folders.items()}
+            log = action_log(dataset)
+            sampling = Sampling(requests_max=plan.requests_max or course.test_requests_max)
+            evaluation = evaluate(bundles, log, OpenVinoEngine, sampling, SEED, Split(), baseline=BASE)
+            latency_ms = _latency(folders, bundles, log, plan)
+            raw[course.name] = {"evaluation": evaluation.as_json(), "latency_ms": latency_ms}
+            told, made = _conclude(course, evaluation, latency_ms)
+            summary |= told
+            claims += made
+            tables.append(_table(course, evaluation, latency_ms))
+    return Measured(summary, tuple(claims), raw, "\n".join(tables))
+
+
+def _dataset(name: str, data: Path) -> AtomicDataset:
+    folder = data / name
+    if not folder.is_dir():
+        if name != movielens.NAME:
+            raise BenchmarkError(f"no {folder}: write it with `pinrank data {name} SOURCE --out {folder}`")
+        folder = movielens.obtain(movielens.default_cache_dir())
+    return read_atomic(folder)
+
+
+def _trained(
+    course: Course, variants: tuple[str, ...], dataset: AtomicDataset, plan: Plan, keep: Path
+) -> dict[str, Path]:
+    """Return each variant's bundle, trained where it is not there yet."""
+    console = Console(markup=False, emoji=False, stderr=True)
+    folders = {}
+    # The demo's first models were versions 1 and 2.
+    for number, variant in enumerate(variants, start=3):
+        folder = keep / course.name / variant
+        if not folder.is_dir():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            console.rule(f"{course.name}, {variant}")
+            training = replace(course.training, epochs=plan.epochs or course.training.epochs)
+            recipe = Recipe(
+                name=course.model,
+                version=number,
+                dataset=course.model,
+                command="python -m bench lift",
+                utility_toml=course.utility.read_bytes() if course.utility else _utility(dataset.schema),
+                variant=variant,
+                sampling=Sampling(course.negatives, requests_max=plan.requests_max),
+                training=training,
+                validation_requests_max=plan.requests_max or 600,
+                test_requests_max=plan.requests_max or 2_000,
+            )
+            make_bundle(folder, dataset, recipe, ConsoleReporter(console))
+        folders[variant] = folder
+    return folders
+
+
+def _utility(schema: ActionSchema) -> bytes:
+    """Value each action by its affinity; one that says nothing for a pin speaks against it."""
+    terms = [
+        f"{rule.affinity:g} * {rule.name}" if rule.affinity else f"-1 * {rule.name}"
+        for rule in schema.actions
+        if rule.head
+    ]
+    table = f'weights = {{ pinner = 1.0 }}\nutilities = {{ pinner = "{" + ".join(terms)}" }}\n'
+    return "\n".join(f"[surfaces.{surface}]\n{table}" for surface in ("home", "related")).encode()
+
+
+def _latency(
+    folders: Mapping[str, Path], bundles: Mapping[str, Bundle], log: ActionLog, plan: Plan
+) -> dict[str, list[float]]:
+    """Return milliseconds per request and variant, as a client on this machine sees them, nothing else going on."""
+    with tempfile.TemporaryDirectory(prefix="pinrank-bench-") as temporary:
+        folder = Path(temporary)
+        store = f"lmdb://{folder / 'features'}"
+        # Variants read the same groups; the base alone reads no sequence.
+        widest = max(bundles.values(), key=lambda bundle: bundle.manifest.sequence_length)
+        asyncio.run(_fill(store, widest, log))
+        with _served(folders, store, folder) as address, open_channel(address) as channel:
+            rank = ranking_pb2_grpc.RankingServiceStub(channel).Rank
+            requests = _requests(bundles, log, plan.users)
+            milliseconds: dict[str, list[float]] = {variant: [] for variant in bundles}
+            for round_number in range(plan.rounds + 1):
+                for variant, asked in requests.items():
+                    for request in asked:
+                        started_s = time.perf_counter()
+                        answer = rank(request, timeout=5.0)
+                        spent_ms = (time.perf_counter() - started_s) * 1e3
+                        lost = answer.degradation
+                        if len(answer.pin_ids) != len(request.pin_ids) or lost.sequence_missing or lost.user_missing:
+                            raise BenchmarkError(f"{variant} answered {len(answer.pin_ids)} pins, degraded: {lost}")
+                        if round_number:  # the first one warms up
+                            milliseconds[variant].append(spent_ms)
+    return milliseconds
+
+
+async def _fill(address: str, bundle: Bundle, log: ActionLog) -> None:
+    store = open_store(address)
+    await store.start()
+    embeddings = decode_embeddings(bundle.files[EMBEDDINGS])
+    await fill_store(store, log, embeddings, Groups.served_by(bundle.manifest))
+    await store.close()
+
+
+@contextmanager
+def _served(folders: Mapping[str, Path], feature_store: str, folder: Path) -> Iterator[str]:
+    """Serve every variant under its name as a label."""
+    models = open_model_store(folder / "models")
+    for variant, source in folders.items():
+        manifest = models.publish(source).manifest
+        models.set_label(manifest.name, variant, manifest.version)
+    config = folder / "pinrank.toml"
+    labels = ", ".join(f'"{variant}"' for variant in folders)
+    config.write_text(
+        f'model_store = "{folder / "models"}"\nmodel = "{manifest.name}"\nlabels = [{labels}]\n'
+        'feature_store = "memory://"\n[surfaces.home]\ndeadline_ms = 1000\n'
+    )
+    with server_process(config, feature_store, folder / "server.log") as (address, _, _):
+        yield address
+
+
+def _requests(bundles: Mapping[str, Bundle], log: ActionLog, users: int) -> dict[str, list[ranking_pb2.RankRequest]]:
+    """Ask for the same users and pins of every variant; users as often as they act, as real traffic has them."""
+    rng = np.random.default_rng(SEED)
+    asking = log.user_ids[rng.choice(log.user, users)]
+    count = min(CANDIDATES, len(log.pin_ids))
+    pins = [rng.choice(log.pin_ids, count, replace=False).tolist() for _ in asking]
+    return {
+        variant: [
+            ranking_pb2.RankRequest(user_id=int(user), pin_ids=candidates, surface="home", label=variant)
+            for user, candidates in zip(asking, pins, strict=True)
+        ]
+        for variant in bundles
+    }
+
+
+def _conclude(
+    course: Course, evaluation: Evaluation, latency_ms: Mapping[str, list[float]]
+) -> tuple[dict[str, float], list[Claim]]:
+    """Return the table's rows for one dataset, and what it was measured for."""
+    summary: dict[str, float] = {}
+    base_ms = float(np.median(latency_ms[BASE]))
+    for variant, measured in latency_ms.items():
+        median_ms = float(np.median(measured))
+        summary[f"{course.name}, {variant}, latency P50 ms"] = median_ms
+        summary[f"{course.name}, {variant}, latency over base %"] = 100 * (median_ms / base_ms - 1)
+    lifts = {}
+    for score in evaluation.scores:
+        for order, hit in (("by utility", score.hit_at_3_by_utility), ("by head", score.hit_at_3_by_head)):
+            lift = None if hit is None else hit.lift_percent
+            if score.scorer not in latency_ms or lift is None or lift.value is None:
+                continue
+            lifts[score.scorer, score.head, order] = lift.value
+            name = f"{course.name}, {score.scorer}, HIT@3 {score.head} {order} over base %"
+            summary[name] = lift.value
+    claims = [
+        Claim(
+            f"{course.name}: HIT@3 {course.save} by head, {SUBJECT} over {BASE}",
+            lifts.get((SUBJECT, course.save, "by head"), 0.0), LIFT_PERCENT, "%", "at_least",
+        ),
+        Claim(
+            f"{course.name}: HIT@3 {course.save} by utility, {SUBJECT} over {BASE}",
+            lifts.get((SUBJECT, course.save, "by utility"), 0.0), LIFT_PERCENT, "%", "at_least",
+        ),
+        Claim(
+            f"{course.name}: latency, {SUBJECT} over {BASE}",
+            summary[f"{course.name}, {SUBJECT}, latency over base %"], LATENCY_PERCENT, "%", "at_most",
+        ),
+    ]  # fmt: skip
+    return summary, claims
+
+
+def _table(course: Course, evaluation: Evaluation, latency_ms: Mapping[str, list[float]]) -> str:
+    """Return one dataset's part of the talk's table: HIT@3 and its lift with a 95% interval, and the latency."""
+    heads = list(dict.fromkeys(score.head for score in evaluation.scores))
+    text = ""
+    for order, attribute in (
+        ("each head's own order", "hit_at_3_by_head"),
+        ("the utility's order", "hit_at_3_by_utility"),
+    ):
+        lines = []
+        base_ms = float(np.median(latency_ms[BASE]))
+        for variant, measured in latency_ms.items():
+            hits = {s.head: getattr(s, attribute) for s in evaluation.scores if s.scorer == variant}
+            median_ms = float(np.median(measured))
+            cells = [VARIANTS[variant].description, *(_hit_cell(hits.get(head)) for head in heads)]
+            lines.append([f"`{variant}`", *cells, f"{median_ms:.2f} ms, {100 * (median_ms / base_ms - 1):+.0f}%"])
+        title = f"{course.name}: HIT@3 in {order}, {evaluation.requests:,} requests"
+        text += markdown_table(title, ["variant", "", *heads, f"P50 of {CANDIDATES} candidates"], lines) + "\n"
+    return text
+
+
+def _hit_cell(hit: Hit | None) -> str:
+    if hit is None or hit.mean.value is None:
+        return "-"
+    lift = hit.lift_percent
+    if lift is None or lift.value is None:
+        return f"{hit.mean.value:.3f}"
+    interval = "" if lift.low is None or lift.high is None else f" [{lift.low:+.1f}, {lift.high:+.1f}]"
+    return f"{hit.mean.value:.3f}, {lift.value:+.1f}%{interval}"

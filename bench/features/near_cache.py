@@ -1,0 +1,155 @@
+"""The near cache's hit rate on power-law traffic beside LRU, S3-FIFO and the static optimum; what a lookup costs."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.features.synthetic import power_law
+from bench.harness import Claim, Measured, markdown_table
+from bench.test_bed import SEED
+from feature_client.codec import Rows
+from feature_client.groups import Embedding, EmbeddingSpace, FeatureGroup, Scalar
+from feature_client.near_cache import NearCache
+
+GROUP = FeatureGroup(
+    name="pins",
+    version=1,
+    entity="pin",
+    fields=(Embedding(name="embedding", space=EmbeddingSpace(name="s", version=1, dim=32)), Scalar(name="popularity")),
+)
+_REQUEST = 228
+#: What the cache adds to a row; the number of places is the power of two nearest below.
+_PLACE_BYTES = 33
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    pins: int = 1_000_000
+    requests: int = 12_000
+    warmup: int = 8_000
+    parts: tuple[float, ...] = (0.01, 0.05, 0.2)
+    exponents: tuple[float, ...] = (0.8, 1.0)
+
+
+QUICK = Plan(pins=2_000, requests=60, warmup=40, parts=(0.5,), exponents=(0.8,))
+
+
+class _Lru:
+    def __init__(self, places: int) -> None:
+        self._places = places
+        self._held: OrderedDict[int, None] = OrderedDict()
+
+    def hit(self, pin: int) -> bool:
+        if pin in self._held:
+            self._held.move_to_end(pin)
+            return True
+        self._held[pin] = None
+        if len(self._held) > self._places:
+            self._held.popitem(last=False)
+        return False
+
+
+class _S3Fifo:
+    """Yang et al., "FIFO queues are all you need for cache eviction" (SOSP 2023): small, main and ghost queues."""
+
+    def __init__(self, places: int) -> None:
+        self._small_max = max(1, places // 10)
+        self._main_max = places - self._small_max
+        self._small: deque[int] = deque()
+        self._main: deque[int] = deque()
+        self._ghost: OrderedDict[int, None] = OrderedDict()
+        self._uses: dict[int, int] = {}
+
+    def hit(self, pin: int) -> bool:
+        if pin in self._uses:
+            self._uses[pin] = min(3, self._uses[pin] + 1)
+            return True
+        self._uses[pin] = 0
+        if pin in self._ghost:
+            del self._ghost[pin]
+            self._into_main(pin)
+            return False
+        self._small.append(pin)
+        if len(self._small) > self._small_max:
+            oldest = self._small.popleft()
+            if self._uses[oldest] > 0:
+                self._uses[oldest] = 0
+                self._into_main(oldest)
+            else:
+                del self._uses[oldest]
+                self._ghost[oldest] = None
+                if len(self._ghost) > self._main_max:
+                    self._ghost.popitem(last=False)
+        return False
+
+    def _into_main(self, pin: int) -> None:
+        self._main.append(pin)
+        while len(self._main) > self._main_max:
+            oldest = self._main.popleft()
+            if self._uses[oldest] > 0:
+                self._uses[oldest] -= 1
+                self._main.append(oldest)
+            else:
+                del self._uses[oldest]
+
+
+def measure(*, quick: bool = False) -> Measured:
+    plan = QUICK if quick else Plan()
+    found = [_measure(plan, exponent, part) for exponent in plan.exponents for part in plan.parts]
+    worst = min(f["near_cache"] / f["s3_fifo"] for f in found)
+    cost = float(np.median([f["lookup_ns"] for f in found]))
+    claims = (
+        Claim("hit rate over S3-FIFO's, at worst", worst, 0.97, "ratio", "at_least"),
+        Claim("a lookup of known pins, each", cost, 100.0, "ns", "at_most"),
+    )
+    header = ("exponent", "places, part of pins", "near cache", "S3-FIFO", "LRU", "static optimum", "ns a pin")
+    rows = [
+        (
+            f"{f['exponent']:g}", f"{f['part']:g}",
+            *(f"{f[way]:.3f}" for way in ("near_cache", "s3_fifo", "lru", "optimum")), f"{f['lookup_ns']:.0f}",
+        )
+        for f in found
+    ]  # fmt: skip
+    summary = {"hit rate over S3-FIFO's, at worst": worst, "ns a pin": cost}
+    return Measured(summary, claims, {"pins": plan.pins, "found": found}, markdown_table("Hit rates", header, rows))
+
+
+def _measure(plan: Plan, exponent: float, part: float) -> dict[str, float]:
+    rng = np.random.default_rng(SEED)
+    shares = power_law(plan.pins, exponent)
+    wanted = int(part * plan.pins)
+    cache = NearCache(GROUP, wanted * (GROUP.dtype.itemsize + _PLACE_BYTES), 1e9)
+    places = cache.places
+    others: dict[str, _Lru | _S3Fifo] = {"lru": _Lru(places), "s3_fifo": _S3Fifo(places)}
+    hits = dict.fromkeys(("near_cache", *others), 0)
+    seen, lookup_s = 0, []
+    cumulative = np.cumsum(shares)
+    for number in range(plan.requests):
+        # Ids far apart and in no order of popularity, as real ones are.
+        drawn = np.minimum(np.searchsorted(cumulative, rng.random(_REQUEST)), plan.pins - 1)
+        ids = np.unique(drawn).astype(np.uint64) * np.uint64(2_654_435_761)
+        start_s = time.perf_counter()
+        _, absent = cache.get(ids, 0.0)
+        took_s = time.perf_counter() - start_s
+        if absent is not None:
+            missed = ids[absent]
+            cache.put(missed, Rows(np.zeros(len(missed), GROUP.dtype), np.zeros(len(missed), np.uint8)), 0.0)
+        measured = number >= plan.warmup
+        if measured:
+            seen += len(ids)
+            lookup_s.append(took_s / len(ids))
+            hits["near_cache"] += len(ids) - (0 if absent is None else int(np.count_nonzero(absent)))
+        for name, other in others.items():
+            count = sum(map(other.hit, ids.tolist()))
+            if measured:
+                hits[name] += count
+    # Requests name a pin once: what a cache that always held the most popular would hit.
+    once = 1 - (1 - shares) ** _REQUEST
+    return {
+        "exponent": exponent, "part": part, "places": places, **{name: count / seen for name, count in hits.items()},
+        "optimum": float(once[:places].sum() / once.sum()), "lookup_ns": float(np.median(lookup_s)) * 1e9,
+    }  # fmt: skip

@@ -1,0 +1,65 @@
+"""Does reading a dataset ever end in a traceback, or in other data than a slow, obviously right reader finds?
+
+Invented RecBole files, about half of them good (`tests/ranker/recbole_files.py`), are read by both. They must agree on
+every interaction, label, title and identifier, or both refuse the files, the fast one with a line that is wrong.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from hypothesis import HealthCheck, given, seed, settings
+
+from bench.harness import Claim, Measured
+from tests.ranker.recbole_files import Files, compared, files
+
+CASES, CASES_QUICK = 20_000, 200
+SEED = 18
+
+
+def measure(*, quick: bool) -> Measured:
+    """Compare the readers; a case where they differ is kept as its smallest form."""
+    outcomes: Counter[str] = Counter()
+    failures: list[str] = []
+    started_s = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+
+        @seed(SEED)
+        @settings(
+            max_examples=CASES_QUICK if quick else CASES,
+            database=None,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(drawn=files())
+        def agree(drawn: Files) -> None:
+            outcomes["begun"] += 1
+            outcomes[compared(Path(folder), drawn)] += 1
+
+        try:
+            agree()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is what the bench is looking for
+            failures.append("\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]))
+    cases = outcomes["read"] + outcomes["refused"]
+    differing = outcomes["begun"] - cases
+    spent_s = time.perf_counter() - started_s
+    return Measured(
+        {
+            "cases": cases,
+            "read as the slow reader reads them": outcomes["read"],
+            "refused by both": outcomes["refused"],
+            "cases that differ or end in a traceback": differing,
+            "milliseconds a case": 1e3 * spent_s / max(1, cases),
+        },
+        (
+            Claim("datasets invented and read twice", cases, CASES_QUICK if quick else CASES, "cases", "at_least"),
+            Claim("differing reads and tracebacks", differing, 0, "cases", "at_most"),
+            Claim(
+                "share of the datasets that can be read", 100 * outcomes["read"] / max(1, cases), 25, "%", "at_least"
+            ),
+        ),
+        {"seed": SEED, "outcomes": dict(outcomes), "failures": failures, "seconds": spent_s},
+    )

@@ -1,0 +1,1 @@
+"""What the phases of a GPU run measure."""

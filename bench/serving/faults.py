@@ -1,0 +1,230 @@
+"""What callers see while Redis misbehaves under steady load: statuses, P99, degradations, and how soon all is well."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench import client
+from bench.awake import kept_awake
+from bench.features.synthetic import fill
+from bench.harness import BenchmarkError, Claim, Measured, markdown_table
+from bench.processes import server_process, single_process
+from bench.test_bed import CONFIG, SEED, without_surfaces
+from feature_client.bulk.write import write_rows
+from feature_client.groups import FeatureGroup
+from feature_client.stores.open_store import open_store
+from loadtest.open_loop import OK, Samples
+from loadtest.workload import Workload
+from model_store.bundle.files import Bundle
+from model_store.registry.store import open_model_store
+from server.config import load_config
+from tests.faulty_proxy import FaultyProxy
+from tests.redis_servers import RedisServer
+
+_DEADLINE_S = 0.1
+#: Until a new process can send.
+_CALLER_STARTS_S = 4.0
+#: Near caches forget at once, so that every request needs the store, and its aged rows when there is none.
+_SETTINGS = "near_cache_stale_s = 0.2\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    rate_per_s: float = 40.0
+    before_s: float = 4.0
+    fault_s: float = 5.0
+    after_s: float = 6.0
+    users: int = 500
+
+
+QUICK = Plan(rate_per_s=20.0, before_s=0.5, fault_s=0.6, after_s=4.0, users=20)
+
+
+def measure(*, quick: bool = False, config: Path = CONFIG) -> Measured:
+    """Measure. Raises BenchmarkError when a server does not start."""
+    plan = QUICK if quick else Plan()
+    settings = load_config(config)
+    models = open_model_store(settings.model_store)
+    bundle = models.read(settings.model, models.resolve(settings.model, settings.labels[0]))
+    with ExitStack() as stack:
+        awake = stack.enter_context(kept_awake())
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pinrank-faults-")))
+        redis = RedisServer(folder)
+        redis.start()
+        stack.callback(redis.kill)
+        users, pins = asyncio.run(_fill(redis.url, bundle, plan))
+        network = _Network(redis.port)
+        stack.callback(network.close)
+        own = folder / "pinrank.toml"
+        own.write_text(
+            without_surfaces(config) + f'\nmodel_store = "{Path(settings.model_store).absolute()}"\n{_SETTINGS}'
+        )
+        server = stack.enter_context(server_process(own, network.proxy.url, folder / "server.log"))
+        requests = tuple(Workload(users, pins, ((128, 1.0),), seed=SEED).requests(512))
+        caller = stack.enter_context(single_process(calls_max=1))
+        caller.submit(client.saturate, server.address, server.pid, requests, 2, 0.0, 1.0).result()
+
+        def refill() -> None:
+            redis.start()
+            asyncio.run(_fill(redis.url, bundle, plan))
+
+        faults: dict[str, tuple[Callable[[], None], Callable[[], None]]] = {
+            "silent": (lambda: network.set(silent=True), network.heal),
+            "100 ms slow": (lambda: network.set(delay_s=0.1), network.heal),
+            "cut off": (lambda: network.set(refusing=True), network.heal),
+            "killed, back empty, refilled": (redis.kill, refill),
+            "values of another space": (
+                lambda: asyncio.run(_overwrite(redis.url, bundle, pins, foreign=True)),
+                lambda: asyncio.run(_overwrite(redis.url, bundle, pins, foreign=False)),
+            ),
+        }
+        found = {
+            name: _under(plan, fault, heal, lambda due_s, start_s: caller.submit(
+                _offer_from, start_s, server.address, requests, due_s
+            ).result())
+            for name, (fault, heal) in faults.items()
+        }  # fmt: skip
+    return _conclude(plan, found, awake=awake)
+
+
+class _Network:
+    """The faulty proxy on an event loop of its own."""
+
+    def __init__(self, port: int) -> None:
+        self.proxy = FaultyProxy(port)
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        ready = threading.Event()
+
+        async def run() -> None:
+            async with self.proxy.running():
+                ready.set()
+                await self._stop.wait()
+
+        self._thread = threading.Thread(target=lambda: self._loop.run_until_complete(run()), daemon=True)
+        self._thread.start()
+        if not ready.wait(10):
+            raise BenchmarkError("the proxy did not start")
+
+    def set(self, **state: Any) -> None:
+        done = threading.Event()
+
+        def change() -> None:
+            for name, value in state.items():
+                setattr(self.proxy, name, value)
+            done.set()
+
+        self._loop.call_soon_threadsafe(change)
+        done.wait(10)
+
+    def heal(self) -> None:
+        """What was half-open is cut, and all is well."""
+        self.set(silent=False, delay_s=0.0, refusing=True)
+        self.set(refusing=False)
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(10)
+        self._loop.close()
+
+
+async def _fill(url: str, bundle: Bundle, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+    store = open_store(url)
+    await store.start()
+    found = await fill(store, bundle, plan.users, SEED)
+    await store.close()
+    return found
+
+
+async def _overwrite(url: str, bundle: Bundle, pins: np.ndarray, *, foreign: bool) -> None:
+    """Write half of the pins as another group's rows under the keys of the served one, or all of them anew."""
+    store = open_store(url)
+    await store.start()
+    for group in bundle.manifest.needs.pin_groups:
+        some = pins[::2]
+        if foreign:
+            other = FeatureGroup(
+                **{**{name: getattr(group, name) for name in FeatureGroup.model_fields}, "version": 999}
+            )
+            await store.multi_put(
+                (key, other.fingerprint + np.zeros(1, other.dtype).tobytes()) for key in group.keys(some)
+            )
+        else:
+            await write_rows(store, group, some, np.zeros(len(some), group.dtype))
+    await store.close()
+
+
+def _offer_from(start_s: float, address: str, requests: tuple[bytes, ...], due_s: np.ndarray) -> Samples:
+    """Begin at a time on the monotonic clock, which all processes share."""
+    time.sleep(max(0.0, start_s - time.monotonic()))
+    return client.offer_at(address, requests, due_s, _DEADLINE_S)
+
+
+def _under(
+    plan: Plan, fault: Callable[[], None], heal: Callable[[], None], offer: Callable[[np.ndarray, float], Samples]
+) -> dict[str, Any]:
+    """Offer a steady rate, and meanwhile break and mend."""
+    total_s = plan.before_s + plan.fault_s + plan.after_s
+    due_s = np.arange(int(total_s * plan.rate_per_s)) / plan.rate_per_s
+    times: dict[str, float] = {}
+
+    start_s = time.monotonic() + _CALLER_STARTS_S
+
+    def break_and_mend() -> None:
+        time.sleep(start_s + plan.before_s - time.monotonic())
+        fault()
+        times["broken_s"] = time.monotonic() - start_s
+        time.sleep(max(0.0, plan.before_s + plan.fault_s - (time.monotonic() - start_s)))
+        heal()
+        times["healed_s"] = time.monotonic() - start_s
+
+    breaking = threading.Thread(target=break_and_mend)
+    breaking.start()
+    samples = offer(due_s, start_s)
+    breaking.join()
+    status = np.array(samples.statuses)
+    during = (samples.due_s >= times["broken_s"]) & (samples.due_s < times["healed_s"])
+    ms = samples.latency_s * 1e3
+    degraded = np.array([bool(kinds) for kinds in samples.degradations])
+    after = np.flatnonzero((samples.due_s >= times["healed_s"]) & (degraded | (status != OK)))
+    recovered_s = float(samples.due_s[after[-1]] - times["healed_s"]) if len(after) else 0.0
+    return {
+        **times,
+        "requests_during": int(np.count_nonzero(during)),
+        "errors": int(np.count_nonzero(status != OK)),
+        "errors_during": int(np.count_nonzero(during & (status != OK))),
+        "p99_before_ms": float(np.percentile(ms[samples.due_s < times["broken_s"]], 99)),
+        "p99_during_ms": float(np.percentile(ms[during], 99)),
+        "degraded_during": float(np.mean(degraded[during])),
+        "recovered_s": recovered_s,
+    }
+
+
+def _conclude(plan: Plan, found: dict[str, dict[str, Any]], *, awake: bool) -> Measured:
+    failed = sum(f["errors_during"] for f in found.values())
+    worst_ms = max(f["p99_during_ms"] for f in found.values())
+    claims = (
+        Claim("calls that failed under any fault", failed, 0, "calls", "at_most"),
+        Claim("P99 under the worst fault", worst_ms, _DEADLINE_S * 1e3, "ms", "at_most"),
+    )
+    header = ("fault", "calls", "failed", "degraded", "P99 before ms", "P99 during ms", "undegraded again after s")
+    rows = [
+        (
+            name, str(f["requests_during"]), str(f["errors_during"]), f"{f['degraded_during']:.0%}",
+            f"{f['p99_before_ms']:.1f}", f"{f['p99_during_ms']:.1f}", f"{f['recovered_s']:.1f}",
+        )
+        for name, f in found.items()
+    ]  # fmt: skip
+    summary = {f"{name}, P99 ms": f["p99_during_ms"] for name, f in found.items()}
+    raw = {"deadline_ms": _DEADLINE_S * 1e3, "rate_per_s": plan.rate_per_s, "cores_kept_awake": awake, "faults": found}
+    return Measured(summary, claims, raw, markdown_table("Faults of Redis under load", header, rows))

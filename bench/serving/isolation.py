@@ -1,0 +1,110 @@
+"""Small requests beside huge ones: what 2,000-candidate traffic at its surface's share costs 64-candidate requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench import client
+from bench.engines import engine_alone
+from bench.harness import Claim, Measured
+from bench.test_bed import CONFIG, SEED, Scene, median, scene
+from loadtest.arrivals import poisson
+from loadtest.report import summarise
+from loadtest.workload import Workload
+from pinrank.v1 import ranking_pb2
+
+_SHARE = 0.3
+_SMALL, _LARGE = 64, 2_000
+_SMALL_DEADLINE_S, _LARGE_DEADLINE_S = 0.25, 2.0
+_SURFACES = f"""
+[surfaces.home]
+share = {1 - _SHARE}
+priority = 1
+[surfaces.related]
+share = {_SHARE}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    rounds: int = 4
+    engine_s: float = 2.0
+    warmup_s: float = 1.0
+    step_s: float = 8.0
+    #: Of what the engine alone could do with small requests.
+    small_share: float = 0.15
+
+
+QUICK = Plan(rounds=1, engine_s=0.2, warmup_s=0.2, step_s=1.0)
+
+
+def measure(*, quick: bool = False, config: Path = CONFIG) -> Measured:
+    """Measure isolation. Raises BenchmarkError when the server does not start."""
+    plan = QUICK if quick else Plan()
+    with scene(config, extra=_SURFACES, candidates=_SMALL) as stage:
+        large = tuple(_related(stage))
+        stage.client.submit(client.saturate, *stage.server[:2], stage.subject.requests, 2, 0.0, 1.0).result()
+        rounds = [_round(plan, number, stage, large) for number in range(plan.rounds)]
+    return _conclude(rounds)
+
+
+def _related(stage: Scene) -> list[bytes]:
+    """Make large requests of the other surface, which ranks against a query."""
+    made = []
+    workload = Workload(stage.user_ids, stage.pin_ids, ((_LARGE, 1.0),), surface="related", seed=SEED + 1)
+    for content in workload.requests(32):
+        request = ranking_pb2.RankRequest.FromString(content)
+        request.query.pin_id = int(stage.pin_ids[0])
+        made.append(request.SerializeToString())
+    return made
+
+
+def _round(plan: Plan, number: int, stage: Scene, large: tuple[bytes, ...]) -> dict[str, Any]:
+    alone = stage.engine.submit(engine_alone.throughput, stage.subject, plan.engine_s).result()
+    rows_per_s = alone.runs * _SMALL / alone.wall_s
+    small_per_s, large_per_s = plan.small_share * rows_per_s / _SMALL, _SHARE * rows_per_s / _LARGE
+    total_s = plan.warmup_s + plan.step_s
+    small_due_s = poisson(small_per_s, total_s, SEED + number)
+    large_due_s = poisson(large_per_s, total_s, SEED + 50 + number)
+    small = (stage.subject.requests, small_due_s, _SMALL_DEADLINE_S)
+    nothing = np.empty(0)
+    without, _ = stage.client.submit(
+        client.offer_two, stage.server.address, small, (large, nothing, _LARGE_DEADLINE_S)
+    ).result()
+    beside, huge = stage.client.submit(
+        client.offer_two, stage.server.address, small, (large, large_due_s, _LARGE_DEADLINE_S)
+    ).result()
+    return {
+        "small_per_s": small_per_s,
+        "large_per_s": large_per_s,
+        **{
+            name: summarise(samples.since(plan.warmup_s), plan.step_s, 1e3 * _SMALL_DEADLINE_S).as_json()
+            for name, samples in (("without", without), ("beside", beside))
+        },
+        "large": summarise(huge.since(plan.warmup_s), plan.step_s, 1e3 * _LARGE_DEADLINE_S).as_json(),
+    }
+
+
+def _conclude(rounds: list[dict[str, Any]]) -> Measured:
+    def of(step: str, quantile: str) -> list[float]:
+        return [r[step]["latency_ms"][quantile] if r[step]["latency_ms"] else float("nan") for r in rounds]
+
+    ratio = median((np.array(of("beside", "p99")) / np.array(of("without", "p99"))).tolist())
+    claims = (
+        Claim("P99 of 64-candidate requests beside 2,000-candidate ones, over without", ratio, 1.5, "ratio", "at_most"),
+    )
+    summary = {
+        "64 candidates, requests/s": median([r["small_per_s"] for r in rounds]),
+        "2,000 candidates, requests/s": median([r["large_per_s"] for r in rounds]),
+        "64 candidates without, P50 ms": median(of("without", "p50")),
+        "64 candidates without, P99 ms": median(of("without", "p99")),
+        "64 candidates beside, P50 ms": median(of("beside", "p50")),
+        "64 candidates beside, P99 ms": median(of("beside", "p99")),
+        "2,000 candidates, P50 ms": median(of("large", "p50")),
+        "2,000 candidates answered in time, part": median([r["large"]["good_share"] for r in rounds]),
+    }
+    return Measured(summary, claims, {"share": _SHARE, "rounds": rounds})

@@ -1,0 +1,112 @@
+"""Three load tools on one server at one rate: `pinrank load`, MLPerf's loadgen, Locust. Do they agree?"""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench import client
+from bench.harness import ROOT, BenchmarkError, Claim, Measured
+from bench.test_bed import CONFIG, SEED, Scene, check_all_ok, median, scene
+from loadtest.open_loop import OK
+
+_BIN = Path(sys.executable).parent
+#: With so few a second from each, a Locust user hardly ever still waits when its next request is due.
+_PER_USER = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    rounds: int = 5
+    rate_per_s: float = 40.0
+    duration_s: float = 12.0
+
+
+QUICK = Plan(rounds=1, rate_per_s=20.0, duration_s=2.0)
+
+
+def measure(*, quick: bool = False, config: Path = CONFIG) -> Measured:
+    """Measure with all three tools. Raises BenchmarkError when one of them fails."""
+    plan = QUICK if quick else Plan()
+    with scene(config) as stage, tempfile.TemporaryDirectory(prefix="pinrank-tools-") as folder:
+        pins, users = Path(folder) / "pins.npy", Path(folder) / "users.npy"
+        np.save(pins, stage.pin_ids)
+        np.save(users, stage.user_ids)
+        stage.client.submit(client.saturate, *stage.server[:2], stage.subject.requests, 2, 0.0, 1.0).result()
+        rounds = [
+            {
+                "pinrank": _pinrank(plan, stage, number),
+                "mlperf": _mlperf(plan, stage, users, pins),
+                "locust": _locust(plan, stage, users, pins, Path(folder)),
+            }
+            for number in range(plan.rounds)
+        ]
+    return _conclude(plan, rounds)
+
+
+def _pinrank(plan: Plan, stage: Scene, number: int) -> dict[str, float]:
+    summary = stage.client.submit(
+        client.offer, stage.server.address, stage.subject.requests, plan.rate_per_s, 0.0, plan.duration_s, SEED + number
+    ).result()
+    check_all_ok("pinrank load", summary)
+    assert summary.latency_ms is not None, "all were answered"  # noqa: S101
+    return {"p50_ms": summary.latency_ms.p50, "p99_ms": summary.latency_ms.p99}
+
+
+def _mlperf(plan: Plan, stage: Scene, users: Path, pins: Path) -> dict[str, float]:
+    command = [
+        sys.executable, "-m", "loadtest.judges.mlperf", "--address", stage.server.address,
+        "--rate", f"{plan.rate_per_s:g}", "--duration", f"{plan.duration_s:g}",
+        "--users", str(users), "--pins", str(pins),
+    ]  # fmt: skip
+    verdict = json.loads(_output(command))
+    if set(verdict["statuses"]) != {OK}:
+        raise BenchmarkError(f"loadgen: not every answer was OK: {verdict['statuses']}")
+    return {"p50_ms": verdict["p50_ms"], "p99_ms": verdict["p99_ms"]}
+
+
+def _locust(plan: Plan, stage: Scene, users: Path, pins: Path, folder: Path) -> dict[str, float]:
+    count = max(1, round(plan.rate_per_s / _PER_USER))
+    command = [
+        str(_BIN / "locust"), "-f", str(ROOT / "loadtest" / "locustfile.py"), "--headless", "--host",
+        stage.server.address, "-u", str(count), "-r", str(count), "-t", f"{max(3, round(plan.duration_s))}s",
+        "--rate-per-user", f"{_PER_USER}", "--user-ids", str(users), "--pin-ids", str(pins), "--csv",
+        str(folder / "locust"),
+    ]  # fmt: skip
+    _output(command)
+    with (folder / "locust_stats.csv").open() as file:
+        found = next(row for row in csv.DictReader(file) if row["Name"] == "Rank")
+    return {"p50_ms": float(found["50%"]), "p99_ms": float(found["99%"])}
+
+
+def _output(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    if done.returncode:
+        raise BenchmarkError(f"{' '.join(command[:4])} failed:\n{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def _conclude(plan: Plan, rounds: list[dict[str, Any]]) -> Measured:
+    tools = tuple(rounds[0])
+    found = {
+        (tool, quantile): median([r[tool][f"{quantile}_ms"] for r in rounds])
+        for tool in tools
+        for quantile in ("p50", "p99")
+    }
+    claims = []
+    for quantile in ("p50", "p99"):
+        for one, other in combinations(tools, 2):
+            values = found[one, quantile], found[other, quantile]
+            name = f"{quantile.upper()} of {one} and {other}, the larger over the smaller"
+            claims.append(Claim(name, max(values) / min(values), 1.1, "ratio", "at_most"))
+    summary = {f"{tool}, {quantile.upper()} ms": value for (tool, quantile), value in found.items()}
+    return Measured(summary, tuple(claims), {"rate_per_s": plan.rate_per_s, "rounds": rounds})

@@ -1,0 +1,125 @@
+"""What the serving benchmarks share: features in a store, requests about them, a server, and processes that measure."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bench.awake import kept_awake
+from bench.engines.engine_alone import Subject
+from bench.features.synthetic import fill
+from bench.harness import ROOT, BenchmarkError
+from bench.processes import Served, server_process, single_process
+from feature_client.stores.open_store import open_store
+from kernels.cores import cores
+from kernels.engines import default_streams
+from loadtest.open_loop import OK
+from loadtest.report import Summary
+from loadtest.workload import Workload
+from model_store.registry.store import open_model_store
+from server.config import ServerConfig, load_config
+from server.environment import PREFIX, service_links
+
+CONFIG = ROOT / "deploy" / "demo" / "pinrank.toml"
+SEED = 0
+_USERS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A running server and everything to measure it with.
+
+    Attributes:
+        settings: the server's.
+        subject: its engine, for a process of its own; its requests have `candidates` pins each.
+        server: where it runs.
+        client: a pool of one process, new for every call: grpc.aio does not survive a second event loop.
+        engine: a pool of one process that keeps what it loaded.
+        user_ids, pin_ids: uint64, what the store holds.
+        awake: whether idle cores were kept from sleeping.
+    """
+
+    settings: ServerConfig
+    subject: Subject
+    server: Served
+    client: Executor
+    engine: Executor
+    user_ids: np.ndarray
+    pin_ids: np.ndarray
+    awake: bool
+
+
+@contextmanager
+def scene(config: Path = CONFIG, extra: str = "", candidates: int = 128, requests: int = 256) -> Iterator[Scene]:
+    """Fill a store, start the server, and take both down at the end.
+
+    Args:
+        config: the server's settings.
+        extra: more of them, TOML.
+        candidates: pins of a request.
+        requests: how many different ones.
+
+    Raises:
+        BenchmarkError: the server did not start, or the environment changes its settings.
+    """
+    outside = sorted(name for name in os.environ.keys() - service_links(os.environ) if name.startswith(PREFIX))
+    if outside:
+        raise BenchmarkError(f"{outside[0]} is set; a benchmark takes no settings from the environment")
+    with ExitStack() as stack:
+        awake = stack.enter_context(kept_awake())
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pinrank-bench-")))
+        # Beside the original, as its paths are relative to it.
+        settings = load_config(config)
+        own = folder / "pinrank.toml"
+        own.write_text(without_surfaces(config) + f'\nmodel_store = "{Path(settings.model_store).absolute()}"\n{extra}')
+        feature_store = f"lmdb://{folder / 'features'}"
+        user_ids, pin_ids = asyncio.run(_fill(settings, feature_store))
+        made = tuple(Workload(user_ids, pin_ids, ((candidates, 1.0),), seed=SEED).requests(requests))
+        streams = settings.engine_streams or default_streams(settings.engine, cores())
+        subject = Subject(
+            Path(settings.model_store),
+            settings.model,
+            settings.labels[0],
+            settings.engine,
+            streams,
+            feature_store,
+            made,
+        )
+        server = stack.enter_context(server_process(own, feature_store, folder / "server.log"))
+        client = stack.enter_context(single_process(calls_max=1))
+        engine = stack.enter_context(single_process())
+        yield Scene(settings, subject, server, client, engine, user_ids, pin_ids, awake)
+
+
+def without_surfaces(config: Path) -> str:
+    """Return the settings up to the first table, without the model store's relative path."""
+    top = config.read_text().partition("\n[")[0]
+    return "\n".join(line for line in top.splitlines() if not line.startswith("model_store"))
+
+
+async def _fill(settings: ServerConfig, feature_store: str) -> tuple[np.ndarray, np.ndarray]:
+    models = open_model_store(settings.model_store)
+    bundle = models.read(settings.model, models.resolve(settings.model, settings.labels[0]))
+    store = open_store(feature_store)
+    await store.start()
+    found = await fill(store, bundle, _USERS, SEED)
+    await store.close()
+    return found
+
+
+def check_all_ok(what: str, summary: Summary) -> None:
+    """Every answer must be a full one, or the server was measured doing less than the engine alone."""
+    if set(summary.statuses) != {OK} or summary.degraded:
+        raise BenchmarkError(f"{what}: {summary.statuses}, {summary.degraded} degraded; expected full answers only")
+
+
+def median(values: list[float]) -> float:
+    return float(np.median(values))

@@ -1,0 +1,1 @@
+"""Users' actions: folded into their sequences, whoever brings them."""

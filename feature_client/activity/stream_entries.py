@@ -1,0 +1,131 @@
+"""Entries of a Redis stream: out of replies, and into actions. Pure; whatever a stream holds has an answer here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from feature_client.activity.writer import time_problem
+from feature_client.groups import SequenceGroup
+
+#: Bytes of a value that a reason shows.
+_SHOWN_MAX = 40
+_FIELDS = (b"event_id", b"user_id", b"pin_id", b"action", b"surface", b"time_ms")
+#: As many as 2^64 has.
+_DIGITS_MAX = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry.
+
+    Attributes:
+        number: its id in the stream.
+        fields: names and values in the order they were added, repeated names too; None where the entry was deleted or
+            trimmed after somebody read it, so that only its id is left.
+    """
+
+    number: bytes
+    fields: tuple[tuple[bytes, bytes], ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """An entry that is an action: whose, and its event as a row of `SequenceGroup.dtype`."""
+
+    user_id: int
+    event: tuple[int, int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An entry that is none.
+
+    Attributes:
+        field: which field is at fault.
+        reason: what is wrong with it, with the start of its value.
+    """
+
+    field: str
+    reason: str
+
+
+def read_entries(reply: Any) -> list[Entry]:
+    """Return the entries of a checked reply to XREADGROUP: nothing, or pairs of a stream's name and its entries."""
+    return [_entry(item) for _, items in reply or () for item in items]
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """What XAUTOCLAIM gave.
+
+    Attributes:
+        cursor: where to go on, `0-0` for the start.
+        entries: of others, now ours.
+        nameless: how many of ours now are deleted ones that came without their ids, as before Redis 7.
+        deleted: how many deleted ones Redis took off the list itself, as from Redis 7 on.
+    """
+
+    cursor: bytes
+    entries: list[Entry]
+    nameless: int
+    deleted: int
+
+
+def read_claimed(reply: Any) -> Claimed:
+    """Read a checked reply to XAUTOCLAIM."""
+    cursor, items, *more = reply
+    there = [item for item in items if item is not None]
+    return Claimed(cursor, [_entry(item) for item in there], len(items) - len(there), len(more[0]) if more else 0)
+
+
+def _entry(item: Any) -> Entry:
+    number, flat = item
+    return Entry(number, None if flat is None else tuple(zip(flat[::2], flat[1::2], strict=True)))
+
+
+class Vocabulary:
+    """The names that a group's actions and surfaces have in entries, and what they are stored as."""
+
+    def __init__(self, group: SequenceGroup) -> None:
+        self._codes: Mapping[bytes, Mapping[bytes, int]] = {
+            b"action": {name.encode(): i for i, name in enumerate(group.actions)},
+            b"surface": {name.encode(): i for i, name in enumerate(group.surfaces)},
+        }
+
+    def read(self, fields: Sequence[tuple[bytes, bytes]], now_ms: int) -> Action | Refusal:
+        """Read an entry's fields. Other fields than an action's are left alone."""
+        counts = Counter(name for name, _ in fields)
+        for name in _FIELDS:
+            if counts[name] != 1:
+                return Refusal(name.decode(), "missing" if not counts[name] else f"stands {counts[name]} times")
+        values = dict(fields)
+        numbers: dict[bytes, int] = {}
+        for name in (b"event_id", b"user_id", b"pin_id", b"time_ms"):
+            digits = values[name]
+            # Not all that Python reads as a number: no signs, spaces or underscores.
+            if not digits.isdigit() or len(digits) > _DIGITS_MAX or int(digits) >= 1 << 64:
+                return Refusal(
+                    name.decode(), f"{_shown(digits)} is no whole number from 0 to 2^64 - 1 in decimal digits"
+                )
+            numbers[name] = int(digits)
+        if not numbers[b"event_id"]:
+            return Refusal("event_id", "0; give every action an id of its own")
+        if problem := time_problem(numbers[b"time_ms"], now_ms):
+            return Refusal("time_ms", problem)
+        codes: dict[bytes, int] = {}
+        for name, known in self._codes.items():
+            if values[name] not in known:
+                there_are = b", ".join(known).decode()
+                return Refusal(name.decode(), f"unknown {name.decode()} {_shown(values[name])}; there are {there_are}")
+            codes[name] = known[values[name]]
+        event = (numbers[b"pin_id"], numbers[b"time_ms"], numbers[b"event_id"], codes[b"action"], codes[b"surface"])
+        return Action(numbers[b"user_id"], event)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bytes):
+        return repr(value[:_SHOWN_MAX].decode("utf-8", "backslashreplace")) + ("..." if len(value) > _SHOWN_MAX else "")
+    return repr(value)[:_SHOWN_MAX]

@@ -1,0 +1,1 @@
+"""Whole groups: written from files, and measured for coverage."""

@@ -1,0 +1,191 @@
+"""Whole feature groups from files into a store: in chunks, resumable, verified before they are announced."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from feature_client.bulk.source import CHUNK_ROWS, Source, SourceError
+from feature_client.codec import Rows, State, decode_rows, encode_rows
+from feature_client.groups import FINGERPRINT_BYTES, FeatureGroup
+from feature_client.stores.store import Store
+
+_SAMPLE = 1_000
+_ANNOUNCED, _LOADING = b"pinrank:announced:", b"pinrank:loading:"
+
+
+class VerificationError(Exception):
+    """What was read back is not what was loaded; the group was not announced."""
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """That a group version was loaded and verified."""
+
+    ref: str
+    fingerprint: str
+    rows: int
+    source: str
+    time_s: float
+
+
+async def load(
+    store: Store,
+    group: FeatureGroup,
+    source: Source,
+    progress: Callable[[int], None],
+    checking: Callable[[int], None] = lambda _done: None,
+) -> Announcement:
+    """Check a source's rows, write them, read a sample back, and announce the group.
+
+    Nothing is written of a source that holds anything which cannot be stored. A load that was interrupted goes on where
+    it was, when the source has the same content. Servers do not see the rows before a model reads this version of the
+    group: other versions stay as they are.
+
+    Args:
+        store: a started store.
+        group: whose rows; a new version stands beside the old.
+        source: of the same group.
+        progress: called with the rows written so far.
+        checking: called with the rows checked so far.
+
+    Raises:
+        SourceError: nothing was written; or the file changed meanwhile, and the message says how many rows were.
+        VerificationError: the announcement was not made.
+        StoreUnavailableError: call again to go on.
+    """
+    key = _LOADING + group.ref.encode()
+    mark = f"{source.digest}:{group.fingerprint.hex()}:".encode()
+    (found,) = await store.multi_get([key])
+    done = _rows_done(found, mark, source.rows)
+    source.check_unchanged()
+    if not done:  # what was written of this content was checked before
+        source.check(checking)
+    progress(done)
+    try:
+        for ids, rows in source.chunks(done):
+            await store.multi_put(zip(group.keys(ids), encode_rows(group, rows), strict=True))
+            done += len(ids)
+            await store.multi_put([(key, mark + str(done).encode())])
+            progress(done)
+        source.check_unchanged()
+        await _verify(store, group, source)
+    except (SourceError, VerificationError) as error:
+        # What was written cannot be relied on: the next load writes all of it.
+        await store.multi_put([(key, b"")])
+        raise type(error)(
+            f"{error}; {done} of {source.rows} rows were written, and loading again replaces them"
+        ) from error
+    announcement = Announcement(group.ref, group.fingerprint.hex(), source.rows, source.name, time.time())
+    content = json.dumps({name: getattr(announcement, name) for name in Announcement.__slots__})
+    await store.multi_put([(_ANNOUNCED + group.ref.encode(), content.encode()), (key, b"")])
+    return announcement
+
+
+def _rows_done(found: bytes | None, mark: bytes, rows: int) -> int:
+    """Return how many rows a load of the same content wrote before; 0 where the mark is another's or none."""
+    number = (found or b"").removeprefix(mark)
+    if not (found or b"").startswith(mark) or not number.isdigit() or int(number) > rows:
+        return 0
+    return int(number)
+
+
+async def _verify(store: Store, group: FeatureGroup, source: Source) -> None:
+    """Compare a sample of every chunk with what the store gives back."""
+    each = max(1, _SAMPLE * CHUNK_ROWS // max(1, source.rows))
+    rng = np.random.default_rng(source.rows)
+    for ids, rows in source.chunks(0):
+        some = rng.permutation(len(ids))[:each]
+        read: Rows = decode_rows(group, await store.multi_get(group.keys(ids[some])))
+        wrong = np.flatnonzero((read.states != State.PRESENT) | (read.rows != rows[some]))
+        if len(wrong):
+            at = int(ids[some[wrong[0]]])
+            raise VerificationError(
+                f"group {group.ref}: {len(wrong)} of {len(some)} sampled rows came back otherwise, id {at} among them; "
+                "was something else writing this version? Load again"
+            )
+
+
+@dataclass(slots=True)
+class GroupStat:
+    """What a store holds under one `name@version`.
+
+    Attributes:
+        values: how many keys.
+        sampled: how many of them were read.
+        sampled_bytes: their sizes together, without keys.
+        fingerprints: of the sampled values, by hex digits.
+        announcement: if the group was loaded in bulk.
+    """
+
+    values: int
+    sampled: int
+    sampled_bytes: int
+    fingerprints: dict[str, int]
+    announcement: Announcement | None
+
+    def sample(self, value: bytes | None) -> None:
+        """Note one of its values; None: deleted meanwhile."""
+        if value is not None:
+            self.sampled += 1
+            self.sampled_bytes += len(value)
+            fingerprint = value[:FINGERPRINT_BYTES].hex()
+            self.fingerprints[fingerprint] = self.fingerprints.get(fingerprint, 0) + 1
+
+
+async def stat(store: Store, progress: Callable[[int], None]) -> dict[str, GroupStat]:
+    """Count a store's groups; reads every key and up to a thousand values of each group.
+
+    Args:
+        store: a started store.
+        progress: called with the keys seen so far.
+
+    Returns:
+        By `name@version`; keys that are none of ours under `other`.
+    """
+    found: dict[str, GroupStat] = {}
+    announced: dict[str, Announcement] = {}
+    seen = 0
+    async for keys in store.scan():
+        marks = [key for key in keys if key.startswith(_ANNOUNCED)]
+        for content in await store.multi_get(marks):
+            if (announcement := _read_announcement(content)) is not None:
+                announced[announcement.ref] = announcement
+        wanted: list[tuple[GroupStat, bytes]] = []
+        for key in keys:
+            if key.startswith((_ANNOUNCED, _LOADING)):
+                continue
+            own = found.setdefault(ref := _ref_of(key), GroupStat(0, 0, 0, {}, None))
+            own.values += 1
+            if own.values <= _SAMPLE and ref != "other":
+                wanted.append((own, key))
+        values = await store.multi_get([key for _, key in wanted])
+        for (own, _), value in zip(wanted, values, strict=True):
+            own.sample(value)
+        seen += len(keys)
+        progress(seen)
+    for ref, announcement in announced.items():
+        if ref in found:
+            found[ref].announcement = announcement
+    return found
+
+
+def _read_announcement(content: bytes | None) -> Announcement | None:
+    """Return None for what is no announcement: the group then shows as not loaded in bulk."""
+    try:
+        announcement = Announcement(**json.loads(content or b""))
+        return announcement if isinstance(announcement.ref, str) and isinstance(announcement.rows, int) else None
+    except (ValueError, TypeError):
+        return None
+
+
+def _ref_of(key: bytes) -> str:
+    """Return `name@version` of a key of `FeatureGroup.keys`, else `other`."""
+    prefix, colon, number = key.partition(b":")
+    name, at, version = prefix.partition(b"@")
+    ours = colon and at and len(number) == 8 and version.isdigit() and name.replace(b"_", b"").isalnum()
+    return prefix.decode() if ours else "other"

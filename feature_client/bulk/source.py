@@ -1,0 +1,193 @@
+"""A file of a group's rows: Parquet or NumPy, read in chunks of exact values."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from feature_client.bulk.columns import ColumnError, entity_ids, field_values
+from feature_client.groups import FeatureGroup
+
+CHUNK_ROWS = 20_000
+
+#: What NumPy's reader raises about a broken file; Arrow's have a class of their own.
+_READER_ERRORS: tuple[type[Exception], ...] = (
+    OSError, ValueError, KeyError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
+#: uint64[N] ids and structured[N] rows.
+Chunk = tuple[np.ndarray, np.ndarray]
+
+
+class SourceError(Exception):
+    """A file does not hold what the group's description says; the message names file, row and column, and the fix."""
+
+
+class Source:
+    """Rows of a group in a file: `.parquet`, or `.npz` with an array per field; ids in the column `id`.
+
+    Attributes:
+        name: the file's, without its folder.
+        rows: how many.
+        ignored: columns that are none of the group's.
+    """
+
+    def __init__(self, path: Path, group: FeatureGroup) -> None:
+        """Open a file. Raises SourceError when it cannot be this group's."""
+        self._path, self._group = path, group
+        self.name = path.name
+        self._reader_errors = _READER_ERRORS
+        self._wanted = ["id", *(field.name for field in group.fields)]
+        with self._named():
+            if not path.is_file():
+                raise SourceError(f"{path}: there is no such file")
+            self._opened_as = _state(path)
+            if path.suffix == ".parquet":
+                self._open_parquet()
+            elif path.suffix == ".npz":
+                self._open_npz()
+            else:
+                raise SourceError(f"{path}: a source is a .parquet or an .npz file")
+
+    def _open_parquet(self) -> None:
+        try:
+            import pyarrow as pa  # noqa: PLC0415 - serving does not need it
+            import pyarrow.parquet as pq  # noqa: PLC0415
+        except ImportError as error:
+            raise SourceError("reading Parquet needs pyarrow: pip install 'pinrank[data]'") from error
+        self._reader_errors = (*_READER_ERRORS, pa.ArrowException)
+        self._parquet = pq.ParquetFile(self._path, page_checksum_verification=True)  # where the file has them
+        metadata = self._parquet.metadata
+        self.rows = int(metadata.num_rows)
+        self._check_names(self._parquet.schema_arrow.names)
+        counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        #: int64, the first row after each row group.
+        self._group_ends = np.cumsum(counts, dtype=np.int64)
+
+    def _open_npz(self) -> None:
+        self._parquet = None
+        with zipfile.ZipFile(self._path) as archive:
+            self._check_names([name.removesuffix(".npy") for name in archive.namelist()])
+        with np.load(self._path, allow_pickle=False) as arrays:
+            self._arrays: Mapping[str, np.ndarray] = {name: arrays[name] for name in self._wanted}
+        if strange := [name for name, array in self._arrays.items() if not isinstance(array, np.ndarray)]:
+            raise SourceError(f"{self._path}: {', '.join(strange)} is no array; write the file with numpy.savez")
+        shapes = {name: array.shape for name, array in self._arrays.items()}
+        self.rows = shapes["id"][0] if len(shapes["id"]) == 1 else 0
+        for name, shape in shapes.items():
+            if not shape or shape[0] != self.rows:
+                raise SourceError(f"{self._path}: column {name} has shape {shape}, column id has {shapes['id']}")
+
+    def _check_names(self, names: list[str]) -> None:
+        counts = Counter(names)
+        ref = self._group.ref
+        if lacking := [name for name in self._wanted if name not in counts]:
+            raise SourceError(
+                f"{self._path}: no column {', '.join(lacking)}; group {ref} needs id and one column a field"
+            )
+        if repeated := [name for name in self._wanted if counts[name] > 1]:
+            raise SourceError(f"{self._path}: more than one column {', '.join(repeated)}; keep the right one")
+        self.ignored = tuple(name for name in counts if name not in self._wanted)
+
+    @cached_property
+    def digest(self) -> str:
+        """What the file holds, told apart from any other content: SHA-256 of its bytes in hex digits."""
+        with self._named(), self._path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def check(self, progress: Callable[[int], None]) -> None:
+        """Read all rows and find what cannot be stored, before anything is. Raises SourceError for the first.
+
+        Args:
+            progress: called with the rows done so far.
+
+        Cost: 8 bytes of memory a row, for the ids; the time of reading the file.
+        """
+        found, done = [np.empty(0, np.uint64)], 0
+        for ids, _ in self.chunks(0):
+            found.append(ids)
+            done += len(ids)
+            progress(done)
+        if done != self.rows:
+            raise SourceError(f"{self._path}: holds {done} rows and says that it has {self.rows}; write it anew")
+        ids = np.concatenate(found)
+        order = np.argsort(ids, kind="stable")
+        again = np.flatnonzero(ids[order[1:]] == ids[order[:-1]])
+        if len(again):
+            first, second = order[again[0]], order[again[0] + 1]
+            place = self._place(int(second))
+            raise SourceError(f"{self._path}: {place}: id {ids[second]} stands in row {first} too; keep one of them")
+
+    def check_unchanged(self) -> None:
+        """Raise SourceError when the file was written or replaced since it was opened."""
+        with self._named():
+            changed = _state(self._path) != self._opened_as
+        if changed:
+            raise SourceError(f"{self._path}: the file was changed while it was loaded; load again")
+
+    def chunks(self, start: int) -> Iterator[Chunk]:
+        """Yield rows from position `start` on, in the file's order. Raises SourceError for what no field holds."""
+        with self._named():
+            for first, columns in self._parquet_columns(start) if self._parquet else self._npz_columns(start):
+                yield self._structured(first, columns)
+
+    def _npz_columns(self, start: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        for first in range(start, self.rows or 1, CHUNK_ROWS):
+            yield first, {name: array[first : first + CHUNK_ROWS] for name, array in self._arrays.items()}
+
+    def _parquet_columns(self, start: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        assert self._parquet is not None, "called for Parquet files"  # noqa: S101
+        import pyarrow as pa  # noqa: PLC0415
+
+        schema = self._parquet.schema_arrow
+        if not self.rows:  # the types are looked at all the same
+            kinds = {name: schema.field(name).type for name in self._wanted}
+            yield 0, {name: pa.array([], kind) for name, kind in kinds.items()}
+        position = 0
+        for batch in self._parquet.iter_batches(batch_size=CHUNK_ROWS, columns=self._wanted):
+            first = max(0, start - position)
+            if first < len(batch):
+                yield position + first, {name: batch.column(name)[first:] for name in self._wanted}
+            position += len(batch)
+
+    def _structured(self, first: int, columns: Mapping[str, Any]) -> Chunk:
+        name = "id"
+        try:
+            ids = entity_ids(columns["id"])
+            rows = np.zeros(len(ids), self._group.dtype)
+            for field in self._group.fields:
+                name = field.name
+                rows[name] = field_values(field, columns[name])
+        except ColumnError as error:
+            if error.row is None:
+                raise SourceError(f"{self._path}: column {name} {error}") from error
+            raise SourceError(f"{self._path}: {self._place(first + error.row)}, column {name}: {error}") from error
+        return ids, rows
+
+    def _place(self, row: int) -> str:
+        """Name a row, counted from 0, as someone who looks for it in the file needs it."""
+        if self._parquet is None or len(self._group_ends) < 2:
+            return f"row {row} (the first is 0)"
+        return f"row {row} (the first is 0; row group {int(np.searchsorted(self._group_ends, row, side='right'))})"
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Name the file in whatever its readers raise about it."""
+        try:
+            yield
+        except self._reader_errors as error:
+            raise SourceError(f"{self._path}: cannot be read: {error}") from error
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

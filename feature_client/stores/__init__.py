@@ -1,0 +1,1 @@
+"""Stores of features: bytes by key, in LMDB, Redis or memory."""

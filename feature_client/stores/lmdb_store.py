@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import stat
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import lmdb
+import structlog
+
+from feature_client.stores.lmdb_file import open_file, read_values
+from feature_client.stores.store import Change, StoreConfigError, StoreUnavailableError
+
+_log = structlog.get_logger(__name__)
+
+_SCAN_KEYS = 20_000
+#: The least time between two tries to open what lies in the place of a store that was deleted, replaced or cut off.
+_REOPEN_PAUSE_S = 0.5
+
+_Result = TypeVar("_Result")
+
+
+class EmbeddedStore:
+    """A store in an LMDB file on this machine; many processes may read it while one writes.
+
+    A read touches memory-mapped pages and stays on the event loop's thread: about 0.4 us a key when the pages are in
+    memory. Writes go to a thread.
+
+    LMDB would go on with a file that was deleted or replaced, and the process would die where one was cut off. So the
+    file is looked at before each call (3 us): another one in its place is opened instead, and while there is none that
+    is whole, the store is unavailable. All opening and closing happens on the event loop's thread, and none of it while
+    a thread works with the file.
+
+    Attributes:
+        reopened: how often another file was found and opened.
+    """
+
+    local = True
+
+    def __init__(self, path: Path, *, read_only: bool = False, create: bool = True) -> None:
+        self._path = path
+        self._data = path / "data.mdb"
+        self._read_only = read_only
+        self._create = create and not read_only
+        self._started = False
+        self._env: lmdb.Environment | None = None
+        self._locked = True
+        #: Device and number of the file that is open, and its size when it was last seen: LMDB never makes it smaller.
+        self._file = (0, 0)
+        self._bytes = 0
+        #: Another process made the store larger than this one mapped.
+        self._outgrown = False
+        self._reopen_at_s = float("-inf")
+        #: Held by a thread while it works with the file, and by the event loop while it closes and opens it.
+        self._in_use = threading.Lock()
+        self.reopened = 0
+
+    async def start(self) -> None:
+        try:
+            if not self._create and not self._data.exists():
+                raise StoreConfigError(f"no feature store at {self._path}; fill one first, or correct the URL")
+            self._path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreConfigError(f"cannot open the feature store at {self._path}: {error}") from error
+        self._open()
+        self._started = True
+
+    def _open(self) -> None:
+        """Open the file. Raises StoreConfigError when it is none of LMDB's, or not whole."""
+        try:
+            before = self._data.stat() if self._data.exists() else None
+            if before is not None and not stat.S_ISREG(before.st_mode):
+                raise StoreConfigError(f"cannot open the feature store at {self._path}: data.mdb is no plain file")
+            env, self._locked = open_file(self._path, read_only=self._read_only)
+            found = self._data.stat()
+        except (lmdb.Error, OSError) as error:
+            raise StoreConfigError(f"cannot open the feature store at {self._path}: {error}") from error
+        # LMDB maps the file without a look at its size; a read past its end would kill the process.
+        wanted = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+        if before is not None and _identity(before) != _identity(found):
+            env.close()
+            raise StoreConfigError(f"the feature store at {self._path} was replaced while it was opened; try again")
+        if found.st_size < wanted:
+            env.close()
+            raise StoreConfigError(
+                f"the feature store at {self._path} is cut off: {found.st_size} bytes of {wanted}; fill it anew"
+            )
+        self._env, self._file, self._bytes = env, _identity(found), found.st_size
+        self._outgrown = False
+
+    async def close(self) -> None:
+        self._started = False
+        # A caller that was cancelled may have left a thread at work, and memory that is unmapped under it would end us.
+        await asyncio.to_thread(self._in_use.acquire)
+        try:
+            if self._env is not None:
+                self._env.close()
+                self._env = None
+        finally:
+            self._in_use.release()
+
+    async def multi_get(
+        self,
+        keys: Sequence[bytes],
+        timeout_s: float | None = None,  # noqa: ARG002 - memory answers at once
+    ) -> list[bytes | None]:
+        for last in (False, True):
+            try:
+                return read_values(self._current(), keys, locked=self._locked)
+            except lmdb.MapResizedError as error:
+                self._outgrown = True
+                if last:
+                    raise self._failed("read", error) from error
+            except lmdb.Error as error:
+                raise self._failed("read", error) from error
+        raise AssertionError("one of two tries returns or raises")
+
+    async def multi_put(self, items: Iterable[tuple[bytes, bytes]]) -> int:
+        return await self._in_thread("write", partial(_put, items))
+
+    async def update(self, keys: Sequence[bytes], change: Change) -> None:
+        await self._in_thread("write", partial(_update, keys, change))
+
+    async def scan(self) -> AsyncIterator[list[bytes]]:
+        start: bytes | None = b""
+        while start is not None:
+            keys, start = await self._in_thread("read", partial(_keys_from, start))
+            yield keys
+
+    async def _in_thread(self, what: str, work: Callable[[lmdb.Environment], _Result]) -> _Result:
+        """Do work on another thread. Raises StoreUnavailableError where it failed, or may have gone to another file."""
+
+        def run() -> _Result:
+            with self._in_use:
+                env = self._env
+                if env is None or not self._is_in_place():
+                    raise StoreUnavailableError(f"the feature store at {self._path} was just replaced; try again")
+                result = work(env)
+                if what == "write" and not self._is_in_place():
+                    raise StoreUnavailableError(f"the feature store at {self._path} was replaced meanwhile; try again")
+                return result
+
+        for last in (False, True):
+            self._current()
+            try:
+                return await asyncio.to_thread(run)
+            except lmdb.MapResizedError as error:  # before any work was done
+                self._outgrown = True
+                if last:
+                    raise self._failed(what, error) from error
+            except lmdb.Error as error:
+                raise self._failed(what, error) from error
+        raise AssertionError("one of two tries returns or raises")
+
+    def _failed(self, what: str, error: Exception) -> StoreUnavailableError:
+        return StoreUnavailableError(f"the feature store at {self._path} failed a {what}: {error}")
+
+    def _current(self) -> lmdb.Environment:
+        """Return the store that lies in its place now. On the event loop's thread only.
+
+        Raises:
+            StoreUnavailableError: there is none, or none that is whole, or a thread still works with the one before.
+        """
+        if not self._started:
+            raise StoreUnavailableError(f"the feature store at {self._path} is not started")
+        if self._env is not None and not self._outgrown and self._is_in_place():
+            return self._env
+        if not self._in_use.acquire(blocking=False):
+            raise StoreUnavailableError(
+                f"the feature store at {self._path} must be opened anew, and is still being written"
+            )
+        try:
+            if self._env is not None and self._is_in_place():
+                self._env.set_mapsize(0)  # takes over the other process's
+                self._outgrown = False
+                return self._env
+            return self._reopen()
+        finally:
+            self._in_use.release()
+
+    def _is_in_place(self) -> bool:
+        """Tell whether the file that is open still lies in the store's place, and is as long as it was."""
+        try:
+            found = self._data.stat()
+        except OSError:
+            return False
+        if _identity(found) != self._file or found.st_size < self._bytes:
+            return False
+        self._bytes = found.st_size
+        return True
+
+    def _reopen(self) -> lmdb.Environment:
+        if self._env is not None:
+            _log.warning("feature_store_replaced", path=str(self._path))
+            self._env.close()
+            self._env = None
+        now_s = time.monotonic()
+        if now_s < self._reopen_at_s:
+            raise StoreUnavailableError(f"the feature store at {self._path} was deleted, replaced or cut off")
+        try:
+            # An empty file would become an empty store.
+            if not self._data.exists() or not self._data.stat().st_size:
+                raise StoreConfigError(f"the feature store at {self._path} was deleted; fill it anew, or move one in")
+            self._open()
+        except (StoreConfigError, OSError) as error:
+            self._reopen_at_s = now_s + _REOPEN_PAUSE_S
+            raise StoreUnavailableError(str(error)) from error
+        self.reopened += 1
+        _log.warning("feature_store_reopened", path=str(self._path))
+        assert self._env is not None, "just opened"  # noqa: S101
+        return self._env
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
+
+
+def _keys_from(start: bytes, env: lmdb.Environment) -> tuple[list[bytes], bytes | None]:
+    """Return the next keys in order, and where to go on; None at the end. A transaction of its own each time."""
+    with env.begin() as transaction, transaction.cursor() as cursor:
+        if not (cursor.set_range(start) if start else cursor.first()):
+            return [], None
+        keys = list(itertools.islice(cursor.iternext(keys=True, values=False), _SCAN_KEYS + 1))
+    return (keys, None) if len(keys) <= _SCAN_KEYS else (keys[:-1], keys[-1])
+
+
+def _update(keys: Sequence[bytes], change: Change, env: lmdb.Environment) -> None:
+    with env.begin(write=True) as transaction:  # LMDB lets one writer in at a time
+        before = [transaction.get(key) for key in keys]
+        after = change(range(len(keys)), before)
+        for key, old, new in zip(keys, before, after, strict=True):
+            if new is not None and new != old:
+                transaction.put(key, new)
+
+
+def _put(items: Iterable[tuple[bytes, bytes]], env: lmdb.Environment) -> int:
+    with env.begin(write=True) as transaction, transaction.cursor() as cursor:
+        consumed: int = cursor.putmulti(items)[0]
+        return consumed

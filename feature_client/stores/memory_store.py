@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+
+from feature_client.stores.store import Change, StoreUnavailableError
+
+
+class MemoryStore:
+    """A store in a dict: for tests and for literal data.
+
+    `failing` makes every read raise, the way a lost store does.
+    """
+
+    local = True
+
+    def __init__(self, values: Mapping[bytes, bytes] | None = None) -> None:
+        self.values: dict[bytes, bytes] = dict(values or {})
+        self.failing = False
+
+    async def start(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    async def multi_get(
+        self,
+        keys: Sequence[bytes],
+        timeout_s: float | None = None,  # noqa: ARG002 - memory answers at once
+    ) -> list[bytes | None]:
+        if self.failing:
+            raise StoreUnavailableError("the memory store was told to fail")
+        return [self.values.get(key) for key in keys]
+
+    async def multi_put(self, items: Iterable[tuple[bytes, bytes]]) -> int:
+        written = dict(items)
+        self.values.update(written)
+        return len(written)
+
+    async def update(self, keys: Sequence[bytes], change: Change) -> None:
+        before = [self.values.get(key) for key in keys]
+        after = change(range(len(keys)), before)
+        self.values.update((key, new) for key, new in zip(keys, after, strict=True) if new is not None)
+
+    async def scan(self) -> AsyncIterator[list[bytes]]:
+        yield list(self.values)

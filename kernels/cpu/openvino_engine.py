@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import queue
+from collections.abc import Sequence
+
+import numpy as np
+
+from kernels.cost import LinearCost, warm_and_measure
+from kernels.cpu.openvino_without_telemetry import openvino
+from kernels.encoder import FusedEncoder, instruction_sets, serves
+from kernels.engine import LOGITS, ROW_REQUEST, EngineError, FeatureBatch, Progress, TensorSpec, WarmedUp, go_on
+from kernels.fusion import ENCODED, inlined, parse, take_out_encoder
+
+_PROPERTIES = {
+    # One thread, the caller's: a model compiled for more streams hands every run to a thread of OpenVINO's own and
+    # back, and a stream over several cores loses half of them on small networks.
+    "NUM_STREAMS": "1",
+    "INFERENCE_NUM_THREADS": "1",
+    "ENABLE_CPU_PINNING": "NO",
+    # fp32 whatever the processor offers, so that answers are the same on every machine.
+    "INFERENCE_PRECISION_HINT": "f32",
+}
+
+
+class OpenVinoEngine:
+    """The CPU engine: the network compiled once per stream, each run on the thread that asks for it.
+
+    A network's early-fused encoder runs in the native kernel, on the same thread; OpenVINO runs the rest. Where the
+    kernel is not built, or does not serve the encoder's shape, OpenVINO runs all of it, several times slower, with the
+    same answers; `kernel` says which.
+    """
+
+    def __init__(
+        self,
+        network: bytes,
+        inputs: Sequence[TensorSpec],
+        heads: int,
+        streams: int = 1,
+        *,
+        plan: bytes | None = None,
+        native: bool = True,
+    ) -> None:
+        """Compile.
+
+        Args:
+            network: ONNX.
+            inputs: the manifest's.
+            heads: the network's columns.
+            streams: how many runs may be in flight.
+            plan: of an engine of the same network, by the same OpenVINO on the same machine; a quarter of the time.
+            native: whether to use the native kernel where it can be.
+
+        Raises:
+            EngineError: what OpenVINO cannot honour.
+        """
+        self._inputs = tuple(inputs)
+        self._heads = heads
+        self._cost = LinearCost()
+        self.streams = streams
+        # Who takes a request from the queue owns it until it is put back.
+        self._idle: queue.SimpleQueue[openvino.InferRequest] = queue.SimpleQueue()
+        try:
+            parsed = parse(network)
+            named = {value.name for value in parsed.graph.input}
+            expected = {spec.name for spec in inputs} | {ROW_REQUEST}
+            if named != expected:
+                raise EngineError(f"the network takes {sorted(named)}, the manifest declares {sorted(expected)}")
+            call = take_out_encoder(parsed, inputs) if native and instruction_sets() else None
+            self._encoder = None
+            rest = None
+            if call is not None and serves(call.shape):
+                self._encoder = FusedEncoder(call.weights, call.shape)
+                self._read, rest = call.inputs, call.rest
+            self.kernel = "none" if self._encoder is None else self._encoder.isa
+            self.tolerance = 0.0
+            core = openvino.Core()
+            if plan is None:
+                model = core.read_model(rest or inlined(parsed).SerializeToString())
+                self._compiled = core.compile_model(model, "CPU", _PROPERTIES)
+            else:
+                self._compiled = core.import_model(plan, "CPU", _PROPERTIES)
+            self._fed = {name for port in self._compiled.inputs for name in port.get_names()}
+            self._idle.put(self._compiled.create_infer_request())
+            if streams > 1:  # one each: requests of one compiled model run one after the other
+                plan = plan or self.plan()
+                for _ in range(streams - 1):
+                    self._idle.put(core.import_model(plan, "CPU", _PROPERTIES).create_infer_request())
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO cannot compile the network: {error}") from error
+
+    def run(self, batch: FeatureBatch) -> np.ndarray:
+        batch.check(self._inputs)
+        feeds = {**batch.request, **batch.candidate, ROW_REQUEST: batch.row_request()}
+        if self._encoder is not None:
+            actions, embeddings, candidates = (feeds[name] for name in self._read)
+            feeds[ENCODED] = self._encoder.run(actions, embeddings, candidates, batch.row_splits)
+        # OpenVINO reads these where they are: they must live until the run is over.
+        held = {name: np.ascontiguousarray(array) for name, array in feeds.items() if name in self._fed}
+        request = self._idle.get()
+        try:
+            for name, array in held.items():  # half the cost of handing the whole dictionary to `infer`
+                request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
+            request.infer()
+            logits: np.ndarray = request.get_tensor(LOGITS).data.copy()
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO failed a run of {batch.rows} rows: {error}") from error
+        finally:
+            self._idle.put(request)
+        if logits.shape != (batch.rows, self._heads):
+            raise EngineError(f"the network returned {list(logits.shape)}, expected [{batch.rows}, {self._heads}]")
+        return logits
+
+    def warm_up(self, sample: FeatureBatch, progress: Progress = go_on) -> WarmedUp:
+        # Each stream's first runs allocate; the queue hands them out in turn, so every size goes through all of them.
+        done, self._cost = warm_and_measure(self.run, self.streams, sample, progress)
+        return done
+
+    def cost_s(self, requests: int, rows: int) -> float:  # noqa: ARG002 - a run costs the same for any split of its rows
+        return self._cost(rows)
+
+    def plan(self) -> bytes:
+        plan: bytes = self._compiled.export_model().getvalue()
+        return plan
+
+    def close(self) -> None:
+        del self._compiled
+        while not self._idle.empty():
+            self._idle.get()

@@ -1,0 +1,298 @@
+"""The native kernel of the early-fused encoder: its weights folded and laid out, and how to call it.
+
+The kernel (`kernels/cpu/native/encoder.cpp`) runs the function `EarlyFusedEncoder` of `kernels.fusion` for two
+post-norm layers with one head. Everything that does not depend on a batch is folded here, in float64:
+
+- the first layer's values are linear in [pin; action], so a basis of the pin's few dimensions, one column per action,
+  and a column of ones for the softmax's denominator stands for them;
+- every norm's mean is taken out in advance, by centring the maps that lead into it, and its gain goes into the maps
+  that follow;
+- what feeds a first Linear is split into the token's, the basis's and the candidate's part.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from kernels.engine import EngineError, ShapeError
+
+_log = logging.getLogger(__name__)
+
+_LIBRARY = Path(__file__).with_name("cpu") / "native" / "libpinrank_encoder.so"
+#: Widths are padded to the widest vector that any instruction set has, whichever runs.
+_LANES = 16
+LENGTH_MAX = 1024
+
+_SIZES = (
+    *("length", "rows", "actions", "embedding"),
+    *("action", "pin", "pin_padded", "own", "own_padded", "candidate", "dim", "dim_padded", "hidden", "basis"),
+)
+_EPSILONS = ("epsilon1", "epsilon2", "epsilon3", "epsilon4")
+_ARRAYS = (
+    *("action_table", "pin_map", "pin_bias", "candidate_map", "candidate_bias"),
+    *("own_query_key", "own_query_key_bias", "candidate_query_key"),
+    *("row_of_basis", "row_of_candidate", "row_bias"),
+    *("hidden_of_token", "hidden_of_basis", "hidden_of_candidate", "hidden_row_bias", "hidden_bias1"),
+    *("gain1", "real", "out_of_hidden1", "out_bias1"),
+    *("query_key2", "query_key2_bias", "value_out2", "value_out2_bias", "gain2"),
+    *("gain3", "shift3", "hidden_of_row2", "hidden_bias2", "out_of_hidden2", "out_bias2", "gain4", "shift4"),
+)
+
+
+class _Struct(ctypes.Structure):
+    """`PinrankEncoder` of encoder.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in _SIZES),
+        *((name, ctypes.c_float) for name in _EPSILONS),
+        *((name, ctypes.c_void_p) for name in _ARRAYS),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderShape:
+    """What the function's attributes and a bundle's inputs say about an encoder."""
+
+    length: int
+    rows: int
+    layers: int
+    epsilon: float = 1e-5
+
+
+class FusedEncoder:
+    """One encoder's weights in the kernel's layout. Immutable; `run` may be called from any number of threads."""
+
+    def __init__(self, weights: Mapping[str, np.ndarray], shape: EncoderShape, isa: str | None = None) -> None:
+        """Fold and lay out.
+
+        Args:
+            weights: float32, by the names of `ranker.network.serving_form.fold_early`.
+            shape: of the sequence and the readout.
+            isa: the instruction set to run on; None takes the widest that this processor has.
+
+        Raises:
+            EngineError: the kernel is not built, or does not serve this shape or this processor.
+        """
+        if not serves(shape):
+            raise EngineError(f"the kernel serves two layers and up to {LENGTH_MAX} actions, not {shape}")
+        self._library = library()
+        names = instruction_sets()
+        if isa is not None and isa not in names:
+            raise EngineError(f"this processor runs {', '.join(names)}, not {isa}")
+        self.isa = isa or names[-1]
+        self._isa = names.index(self.isa)
+        check_weights(weights, shape)
+        sizes, self._arrays = _fold({name: np.asarray(w, np.float64) for name, w in weights.items()}, shape)
+        self.width = sizes["rows"] * sizes["dim"]
+        self._struct = _Struct(**sizes, **dict.fromkeys(_EPSILONS, shape.epsilon))
+        for name in _ARRAYS:
+            setattr(self._struct, name, self._arrays[name].ctypes.data)
+
+    def run(
+        self, actions: np.ndarray, embeddings: np.ndarray, candidates: np.ndarray, splits: np.ndarray
+    ) -> np.ndarray:
+        """Encode every row; the interpreter's lock is released meanwhile.
+
+        Args:
+            actions: int64[R, L], 0 past the end.
+            embeddings: float32[R, L, D].
+            candidates: float32[N, D].
+            splits: int32[R + 1], which rows are a request's.
+
+        Returns:
+            float32[N, K * d], the K newest actions' outputs side by side.
+
+        Raises:
+            ShapeError: the arrays do not fit each other or the encoder; the kernel itself checks nothing.
+        """
+        actions, splits = np.ascontiguousarray(actions, np.int64), np.ascontiguousarray(splits, np.int32)
+        embeddings = np.ascontiguousarray(embeddings, np.float32)
+        candidates = np.ascontiguousarray(candidates, np.float32)
+        requests, length, dim = len(splits) - 1, self._struct.length, self._struct.embedding
+        shapes = (actions.shape, embeddings.shape, candidates.shape)
+        if shapes != ((requests, length), (requests, length, dim), (len(candidates), dim)):
+            raise ShapeError(f"{requests} requests with sequences of {length} pins of {dim} numbers, got {shapes}")
+        if splits[0] != 0 or splits[-1] != len(candidates) or (splits[1:] < splits[:-1]).any():
+            raise ShapeError(f"row_splits must rise from 0 to {len(candidates)}, got {splits.tolist()}")
+        if actions.size and not 0 <= actions.min() <= actions.max() <= self._struct.actions:
+            raise ShapeError(f"actions must be codes from 0 to {self._struct.actions}, got {actions.max()}")
+        encoded = np.empty((len(candidates), self.width), np.float32)
+        failed = self._library.pinrank_encode(
+            self._isa,
+            ctypes.byref(self._struct),
+            *(array.ctypes.data_as(ctypes.c_void_p) for array in (actions, embeddings, candidates, splits)),
+            requests,
+            encoded.ctypes.data_as(ctypes.c_void_p),
+        )
+        if failed:
+            raise EngineError(f"the kernel failed a run of {len(candidates)} rows with code {failed}")
+        return encoded
+
+
+def serves(shape: EncoderShape) -> bool:
+    """Say whether the kernel is made for an encoder of this shape."""
+    return shape.layers == 2 and 0 < shape.rows <= shape.length <= LENGTH_MAX
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """Load the kernel. Raises EngineError when it was not built, or built from other sources than these."""
+    try:
+        loaded = ctypes.CDLL(str(_LIBRARY))
+        built_for = loaded.pinrank_struct_bytes()
+    except (OSError, AttributeError) as error:
+        raise EngineError(
+            f"the native encoder cannot be loaded: {error}; install pinrank where a C++ compiler is"
+        ) from error
+    if built_for != ctypes.sizeof(_Struct):
+        raise EngineError("the native encoder was built from other sources: python -m kernels.cpu.native.build")
+    loaded.pinrank_isa_name.restype = ctypes.c_char_p
+    return loaded
+
+
+@cache
+def instruction_sets() -> tuple[str, ...]:
+    """Return what this processor can run the kernel with, widest last; empty, and logged, when it cannot be used."""
+    try:
+        loaded = library()
+    except EngineError as error:
+        _log.warning("%s", error)
+        return ()
+    return tuple(loaded.pinrank_isa_name(isa).decode() for isa in range(loaded.pinrank_isa_widest() + 1))
+
+
+def check_weights(weights: Mapping[str, np.ndarray], shape: EncoderShape) -> None:
+    """Raise EngineError for weights that do not fit each other: the kernel would read past them."""
+    try:
+        (pin, embedding), candidate = weights["acted"].shape, len(weights["candidate"])
+        (codes, action), (hidden, dim) = weights["action_table"].shape, weights["layer1_hidden"].shape
+        expected: dict[str, tuple[int, ...]] = {
+            "action_table": (codes, action),
+            "acted": (pin, embedding),
+            "acted_bias": (pin,),
+            "candidate": (candidate, embedding),
+            "candidate_bias": (candidate,),
+        }
+        for layer in range(1, shape.layers + 1):
+            for name, (out, into) in {
+                "query_key": (dim, dim),
+                "value_out": (dim, dim),
+                "hidden": (hidden, dim),
+            }.items():
+                expected |= {f"layer{layer}_{name}": (out, into), f"layer{layer}_{name}_bias": (out,)}
+            expected |= {f"layer{layer}_feed_forward": (dim, hidden), f"layer{layer}_feed_forward_bias": (dim,)}
+            for name in ("norm_attention", "norm_out"):
+                expected |= {f"layer{layer}_{name}": (dim,), f"layer{layer}_{name}_bias": (dim,)}
+        wrong = [name for name, wanted in expected.items() if weights[name].shape != wanted]
+    except (KeyError, TypeError, ValueError) as error:
+        raise EngineError(f"these are no encoder's weights: {error!r}") from error
+    if wrong or dim != action + pin + candidate or codes < 2:
+        raise EngineError(f"the encoder's weights do not fit each other: {wrong or 'token'} against {dim} wide tokens")
+
+
+def _fold(w: Mapping[str, np.ndarray], shape: EncoderShape) -> tuple[dict[str, int], dict[str, np.ndarray]]:
+    """Return the kernel's sizes and arrays, float32 and padded."""
+    table, pin, candidate = w["action_table"][1:], len(w["acted"]), len(w["candidate"])
+    action = table.shape[1]
+    own, dim = action + pin, action + pin + candidate
+    centre = np.eye(dim) - 1.0 / dim
+    gain1, shift1 = w["layer1_norm_attention"], w["layer1_norm_attention_bias"]
+    gain2, shift2 = w["layer1_norm_out"], w["layer1_norm_out_bias"]
+
+    # Layer 1: rows before the first norm are centred sums of the token's, the basis's and the candidate's part.
+    value_out = w["layer1_value_out"]
+    of_pin, of_action = value_out[:, action:own].T, table @ value_out[:, :action].T
+    of_candidate = value_out[:, own:].T.copy()
+    of_candidate[:, own:] += np.eye(candidate)
+    to_hidden = (w["layer1_hidden"] * gain1).T
+    spanned = _pad(of_pin, rows=_up(pin), columns=dim) @ centre, of_action @ centre
+    row_of_basis = np.concatenate(spanned)
+    row_of_candidate, row_bias = of_candidate @ centre, centre @ w["layer1_value_out_bias"]
+    query_key = w["layer1_query_key"]
+
+    # Layer 2 reads norm(row) = row * scale * gain2 + shift2 of rows already centred.
+    query_key2 = centre @ (gain2[:, None] * w["layer2_query_key"])
+    query_key2_bias = query_key2 @ shift2 + centre @ (gain2 * w["layer2_query_key_bias"])
+    value_out2 = w["layer2_value_out"]
+    basis = _up(pin) + _up(len(table) + 1)
+    arrays = {
+        "action_table": w["action_table"],
+        "pin_map": _pad(w["acted"].T, columns=_up(pin)),
+        "pin_bias": _pad(w["acted_bias"]),
+        "candidate_map": _pad(w["candidate"].T, columns=_up(candidate)),
+        "candidate_bias": _pad(w["candidate_bias"]),
+        "own_query_key": _pad(query_key[:own, :own].T, columns=_up(own)),
+        "own_query_key_bias": _pad(w["layer1_query_key_bias"][:own]),
+        "candidate_query_key": _pad(query_key[:own, own:].T, rows=_up(candidate), columns=own),
+        "row_of_basis": _pad(row_of_basis, columns=_up(dim)),
+        "row_of_candidate": _pad(row_of_candidate, rows=_up(candidate), columns=_up(dim)),
+        "row_bias": _pad(row_bias),
+        "hidden_of_token": _pad(to_hidden),
+        "hidden_of_basis": _pad(row_of_basis @ to_hidden),
+        "hidden_of_candidate": _pad(row_of_candidate @ to_hidden, rows=_up(candidate)),
+        "hidden_row_bias": _pad(row_bias @ to_hidden),
+        "hidden_bias1": _pad(w["layer1_hidden"] @ shift1 + w["layer1_hidden_bias"]),
+        "gain1": _pad(gain1),
+        "real": _pad(np.ones(dim)),
+        "out_of_hidden1": _pad((centre @ w["layer1_feed_forward"]).T, rows=_up(len(to_hidden.T))),
+        "out_bias1": _pad(centre @ (shift1 + w["layer1_feed_forward_bias"])),
+        "query_key2": _pad((query_key2 * gain2).T),
+        "query_key2_bias": _pad(query_key2_bias),
+        "value_out2": _pad((value_out2 * gain2).T),
+        "value_out2_bias": _pad(value_out2 @ shift2 + w["layer2_value_out_bias"] + shift2),
+        "gain2": _pad(gain2),
+        "gain3": _pad(w["layer2_norm_attention"]),
+        "shift3": _pad(w["layer2_norm_attention_bias"]),
+        "hidden_of_row2": _pad(w["layer2_hidden"].T),
+        "hidden_bias2": _pad(w["layer2_hidden_bias"]),
+        "out_of_hidden2": _pad(w["layer2_feed_forward"].T, rows=_up(len(w["layer2_hidden"]))),
+        "out_bias2": _pad(w["layer2_feed_forward_bias"]),
+        "gain4": _pad(w["layer2_norm_out"]),
+        "shift4": _pad(w["layer2_norm_out_bias"]),
+    }
+    sizes = {
+        "length": shape.length,
+        "rows": shape.rows,
+        "actions": len(table),
+        "embedding": w["acted"].shape[1],
+        "action": action,
+        "pin": pin,
+        "pin_padded": _up(pin),
+        "own": own,
+        "own_padded": _up(own),
+        "candidate": _up(candidate),
+        "dim": dim,
+        "dim_padded": _up(dim),
+        "hidden": _up(len(w["layer1_hidden"])),
+        "basis": basis,
+    }
+    return sizes, {name: _aligned(array) for name, array in arrays.items()}
+
+
+def _aligned(array: np.ndarray) -> np.ndarray:
+    """Return float32 values that start on a cache line: a vector across two lines costs two loads."""
+    room = np.empty(array.size + _LANES, np.float32)
+    start = -room.ctypes.data // 4 % _LANES
+    aligned = room[start : start + array.size].reshape(array.shape)
+    aligned[...] = array
+    return aligned
+
+
+def _up(size: int) -> int:
+    return -(-size // _LANES) * _LANES
+
+
+def _pad(array: np.ndarray, rows: int | None = None, columns: int | None = None) -> np.ndarray:
+    """Return the array with zeros after its last column, up to whole vectors unless `columns` says, and rows."""
+    wanted = _up(array.shape[-1]) if columns is None else columns
+    widths = [(0, wanted - array.shape[-1])]
+    if array.ndim == 2:
+        widths.insert(0, (0, (rows or len(array)) - len(array)))
+    return np.pad(array, widths)

@@ -1,0 +1,1 @@
+"""Other load generators on the same workload: MLPerf's loadgen and Locust."""

@@ -1,0 +1,183 @@
+"""MLPerf's load generator as an independent judge: `python -m loadtest.judges.mlperf`. Needs the extra `load`.
+
+Its Server scenario is an open loop with Poisson arrivals of its own, its own clock and its own percentiles; only the
+calls are ours. So it tells whether `pinrank load` measures what it says.
+"""
+
+from __future__ import annotations
+
+import json as json_format
+import re
+import tempfile
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import grpc
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from loadtest.cli import check_address, check_bounds
+from loadtest.errors import LoadError
+from loadtest.open_loop import OK, RANK
+from loadtest.workload import Workload, WorkloadError, parse_candidates, read_ids
+from pinrank.channels import open_channel, parse_address
+
+try:
+    import mlperf_loadgen as loadgen
+except ModuleNotFoundError as missing:
+    raise ModuleNotFoundError("MLPerf's loadgen is not installed: pip install 'pinrank[load]'") from missing
+
+#: How long to look for a server.
+_CONNECT_S = 3.0
+#: Requests made beforehand; loadgen draws from them.
+_SAMPLES = 1_024
+_TARGET_MS_MAX = 60_000
+_SUMMARY = {
+    "scheduled_per_s": r"Scheduled samples per second\s*:\s*([\d.]+)",
+    "completed_per_s": r"Completed samples per second\s*:\s*([\d.]+)",
+    "p50_ms": r"50\.00 percentile latency \(ns\)\s*:\s*(\d+)",
+    "p90_ms": r"90\.00 percentile latency \(ns\)\s*:\s*(\d+)",
+    "p99_ms": r"99\.00 percentile latency \(ns\)\s*:\s*(\d+)",
+    "p999_ms": r"99\.90 percentile latency \(ns\)\s*:\s*(\d+)",
+    "max_ms": r"Max latency \(ns\)\s*:\s*(\d+)",
+}
+
+
+class Judge:
+    """Answers loadgen's queries with Rank calls over one channel; grpc's own threads call back."""
+
+    def __init__(self, channel: grpc.Channel, requests: list[bytes], deadline_s: float) -> None:
+        self._rank: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(RANK)
+        self._requests = requests
+        self._deadline_s = deadline_s
+        self._lock = threading.Lock()
+        self.statuses: Counter[str] = Counter()
+
+    def issue(self, samples: list[Any]) -> None:
+        """Send; called by loadgen when samples are due."""
+        for sample in samples:
+            call = self._rank.future(self._requests[sample.index], timeout=self._deadline_s)
+            call.add_done_callback(lambda done, number=sample.id: self._complete(number, done))  # type: ignore[misc]
+
+    def _complete(self, number: int, call: Any) -> None:
+        with self._lock:
+            self.statuses[call.code().name] += 1
+        # Last: with the last sample complete loadgen returns, and the statuses are read.
+        loadgen.QuerySamplesComplete([loadgen.QuerySampleResponse(number, 0, 0)])
+
+
+def judge(
+    address: str, requests: list[bytes], rate_per_s: float, duration_s: float, target_ms: float, deadline_s: float
+) -> dict[str, Any]:
+    """Run the Server scenario and return what loadgen's own summary says, and how the calls ended.
+
+    Args:
+        address: host:port of the server.
+        requests: serialised RankRequests, at least one.
+        rate_per_s: of the Poisson arrivals.
+        duration_s: at least so long.
+        target_ms: the latency that 99% must meet for loadgen's verdict.
+        deadline_s: of each call.
+
+    Returns:
+        What `parse_summary` reads, how many calls ended with each status, and `valid`: loadgen's verdict if all were
+        answered. To loadgen every call that ended is an answer, and a refusal is a quick one.
+
+    Raises:
+        LoadError: no server answers, or it refuses the first request.
+    """
+    settings = loadgen.TestSettings()
+    settings.scenario = loadgen.TestScenario.Server
+    settings.mode = loadgen.TestMode.PerformanceOnly
+    settings.server_target_qps = rate_per_s
+    settings.server_target_latency_ns = round(target_ms * 1e6)
+    settings.server_target_latency_percentile = 0.99
+    settings.min_duration_ms = round(duration_s * 1e3)
+    settings.min_query_count = settings.max_query_count = max(1, round(rate_per_s * duration_s))
+    with tempfile.TemporaryDirectory(prefix="pinrank-loadgen-") as folder, open_channel(address) as channel:
+        _probe(channel, address, requests[0])
+        answering = Judge(channel, requests, deadline_s)
+        output = loadgen.LogOutputSettings()
+        output.outdir, output.copy_summary_to_stdout = folder, False
+        logs = loadgen.LogSettings()
+        logs.log_output = output
+        system = loadgen.ConstructSUT(answering.issue, lambda: None)
+        library = loadgen.ConstructQSL(len(requests), len(requests), lambda _: None, lambda _: None)
+        try:
+            loadgen.StartTestWithLogSettings(system, library, settings, logs)
+        finally:
+            loadgen.DestroyQSL(library)
+            loadgen.DestroySUT(system)
+        summary = (Path(folder) / "mlperf_log_summary.txt").read_text()
+    found, statuses = parse_summary(summary), dict(answering.statuses)
+    valid = found["loadgen_verdict"] == "VALID" and set(statuses) == {OK}
+    return {"valid": valid, **found, "statuses": statuses}
+
+
+def _probe(channel: grpc.Channel, address: str, content: bytes) -> None:
+    """Find out whether a server is there and takes such requests, before the clock starts."""
+    rank: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(RANK)
+    try:
+        grpc.channel_ready_future(channel).result(timeout=_CONNECT_S)
+        rank(content, timeout=_CONNECT_S)
+    except grpc.FutureTimeoutError as error:
+        raise LoadError(parse_address(address).unanswered()) from error
+    except grpc.RpcError as error:
+        raise LoadError(f"the server refused the first request: {error.code().name}: {error.details()}") from error
+
+
+def parse_summary(text: str) -> dict[str, Any]:
+    """Read loadgen's summary. Raises LoadError where it lacks a number: another version may write another one."""
+    verdict = re.search(r"Result is\s*:\s*(VALID|INVALID)", text)
+    if verdict is None:
+        raise LoadError(f"loadgen's summary holds no verdict:\n{text}")
+    # Too few requests for a P99 is a reason too: "Early stopping".
+    unmet = re.findall(r"^\s*(.+?) satisfied\s*:\s*NO", text, re.MULTILINE | re.IGNORECASE)
+    found: dict[str, Any] = {"loadgen_verdict": verdict[1], "unmet": unmet}
+    for name, pattern in _SUMMARY.items():
+        match = re.search(pattern, text)
+        if match is None:
+            raise LoadError(f"loadgen's summary says nothing of {name}:\n{text}")
+        found[name] = float(match[1]) / (1e6 if name.endswith("_ms") else 1)
+    return found
+
+
+def main(
+    address: Annotated[str, typer.Option(help="host:port of the server.")] = "127.0.0.1:50051",
+    rate: Annotated[float, typer.Option(help="Requests per second.")] = 100,
+    duration: Annotated[float, typer.Option(help="Seconds.")] = 10,
+    candidates: Annotated[str, typer.Option(help="Pins a request: 128, or COUNT:WEIGHT,...")] = "128",
+    users: Annotated[str, typer.Option(help="User ids: FIRST-LAST, a JSON list, .npy or .npz.")] = "1-1000",
+    pins: Annotated[str, typer.Option(help="Pin ids, most popular first; as for --users.")] = "1-5000",
+    surface: Annotated[str, typer.Option(help="Surface of every request.")] = "home",
+    deadline_ms: Annotated[float, typer.Option(help="gRPC deadline of each call.")] = 1000,
+    target_ms: Annotated[float, typer.Option(help="99% within this, or loadgen says INVALID.")] = 10,
+    seed: Annotated[int, typer.Option(help="Of the requests; loadgen draws the arrivals itself.")] = 0,
+    allow_remote: Annotated[bool, typer.Option(help="Permit a server on another machine.")] = False,
+) -> None:
+    """Let MLPerf's loadgen, Server scenario, judge a running server; prints its summary as JSON."""
+    try:
+        check_address(address, allow_remote=allow_remote)
+        check_bounds(rate, duration, 0, 0, deadline_ms)
+        if not 0 < target_ms <= _TARGET_MS_MAX:
+            raise LoadError(f"--target-ms {target_ms:g}: above 0, at most {_TARGET_MS_MAX:,} milliseconds")
+        ids = read_ids(users, "user_ids"), read_ids(pins, "pin_ids")
+        workload = Workload(*ids, parse_candidates(candidates), surface=surface, seed=seed)
+        verdict = judge(address, list(workload.requests(_SAMPLES)), rate, duration, target_ms, deadline_ms / 1e3)
+    except (LoadError, WorkloadError) as error:
+        _fail(str(error), error)
+    typer.echo(json_format.dumps(verdict, indent=2))
+
+
+def _fail(message: str, cause: Exception) -> None:
+    Console(markup=False, emoji=False, stderr=True).print(
+        Text.assemble(("error: ", "bold red"), message), soft_wrap=True
+    )
+    raise typer.Exit(1) from cause
+
+
+if __name__ == "__main__":
+    typer.run(main)

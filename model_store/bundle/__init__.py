@@ -1,0 +1,1 @@
+"""A bundle: its manifest and its files, read without trusting them."""

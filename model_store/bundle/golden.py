@@ -1,0 +1,74 @@
+"""Golden requests: features and the probabilities they must give, carried in the bundle and scored at every load."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from feature_client.codec import Rows, State
+from feature_client.fetch import Fetched
+from model_store.bundle.archives import decode_arrays
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenRequest:
+    """One request's features as they come from the store, and float32[N, H] expected probabilities."""
+
+    fetched: Fetched
+    surface: str
+    probabilities: np.ndarray
+
+
+def encode_golden(requests: Sequence[GoldenRequest]) -> bytes:
+    """Encode as an npz archive of plain arrays; the same requests give the same bytes."""
+    arrays: dict[str, np.ndarray] = {}
+    for i, golden in enumerate(requests):
+        fetched = golden.fetched
+        arrays[f"{i}/surface"] = np.array(golden.surface)
+        arrays[f"{i}/probabilities"] = golden.probabilities
+        places = np.arange(fetched.candidates + len(fetched.events) + fetched.has_query_pin)
+        arrays[f"{i}/candidate_index"] = places[: fetched.candidates]
+        arrays[f"{i}/events"] = fetched.events
+        arrays[f"{i}/event_index"] = places[fetched.candidates :][: len(fetched.events)]
+        arrays[f"{i}/query_index"] = np.array(places[-1] if fetched.has_query_pin else -1)
+        for side, groups in (("user", fetched.user), ("pins", fetched.pins)):
+            for name, rows in groups.items():
+                arrays[f"{i}/{side}/{name}/rows"] = rows.rows
+                arrays[f"{i}/{side}/{name}/states"] = rows.states
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def decode_golden(content: bytes) -> list[GoldenRequest]:
+    """Decode `encode_golden`. Raises ValueError for anything else, pickles included."""
+    try:
+        arrays = decode_arrays(content)
+        count = len({name.split("/")[0] for name in arrays})
+        return [_decode_one(arrays, f"{i}/") for i in range(count)]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"not an archive of golden requests: {error}") from error
+
+
+def _decode_one(arrays: dict[str, np.ndarray], prefix: str) -> GoldenRequest:
+    def groups(side: str) -> dict[str, Rows]:
+        start = f"{prefix}{side}/"
+        names = {name[len(start) :].split("/")[0] for name in arrays if name.startswith(start)}
+        return {n: Rows(arrays[f"{start}{n}/rows"], arrays[f"{start}{n}/states"]) for n in sorted(names)}
+
+    # The archive says for each use of a pin which row is its own.
+    used = [arrays[f"{prefix}candidate_index"], arrays[f"{prefix}event_index"]]
+    query_index = int(arrays[f"{prefix}query_index"])
+    index = np.concatenate([*used, [query_index] if query_index >= 0 else []]).astype(np.int64)
+    fetched = Fetched(
+        user=groups("user"),
+        pins={name: Rows(rows.rows[index], rows.states[index]) for name, rows in groups("pins").items()},
+        candidates=len(used[0]),
+        events=arrays[f"{prefix}events"],
+        has_query_pin=query_index >= 0,
+        sequence_state=State.PRESENT,
+    )
+    return GoldenRequest(fetched, str(arrays[f"{prefix}surface"]), arrays[f"{prefix}probabilities"])

@@ -1,0 +1,265 @@
+"""The manifest: everything a server must honour to serve a model, and how to check that it can."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from feature_client.fetch import FeatureNeeds
+from feature_client.groups import Categorical, Embedding, EmbeddingSpace, FeatureGroup, Name, Scalar, SequenceGroup
+from kernels.engine import Side, TensorSpec
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Scalars(_Frozen):
+    """Scalar fields of one group side by side: float32[F], in the order given."""
+
+    kind: Literal["scalars"] = "scalars"
+    group: Name
+    fields: Annotated[tuple[Name, ...], Field(min_length=1)]
+
+
+class Category(_Frozen):
+    """A categorical field's code: int64."""
+
+    kind: Literal["category"] = "category"
+    group: Name
+    field: Name
+
+
+class EmbeddingVector(_Frozen):
+    """An embedding field, scaled to real values: float32[D]."""
+
+    kind: Literal["embedding"] = "embedding"
+    group: Name
+    field: Name
+
+
+class SequenceEmbeddings(_Frozen):
+    """The newest actions' pins, newest first, as a pin group's embeddings: float32[L, D], zeros past the end."""
+
+    kind: Literal["sequence_embeddings"] = "sequence_embeddings"
+    group: Name
+    field: Name
+
+
+class SequenceActions(_Frozen):
+    """The newest actions, newest first: int64[L], the action's code plus one, 0 past the end."""
+
+    kind: Literal["sequence_actions"] = "sequence_actions"
+
+
+class SurfaceIndex(_Frozen):
+    """The request's surface as its position in the manifest's `surfaces`: int64."""
+
+    kind: Literal["surface"] = "surface"
+
+
+class QueryVector(_Frozen):
+    """The query's embedding, in the space of a pin group's embedding field: float32[D], zeros without a query."""
+
+    kind: Literal["query"] = "query"
+    group: Name
+    field: Name
+
+
+Source = Annotated[
+    Scalars | Category | EmbeddingVector | SequenceEmbeddings | SequenceActions | SurfaceIndex | QueryVector,
+    Field(discriminator="kind"),
+]
+
+
+class TensorInput(_Frozen):
+    """One input tensor of the network, and what it is built from; side, dtype and shape follow from the source."""
+
+    name: Name
+    source: Source
+
+
+class Calibration(_Frozen):
+    """Logistic calibration of one head: probability = sigmoid(slope * logit + intercept)."""
+
+    slope: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    intercept: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+
+
+class Head(_Frozen):
+    """One predicted action; heads stand in the order of the network's output columns."""
+
+    name: Name
+    meaning: str
+    calibration: Calibration = Calibration()
+
+
+class Surface(_Frozen):
+    """A place where rankings are shown. With `query`, every request must bring one."""
+
+    name: Name
+    query: bool = False
+
+
+class Lineage(_Frozen):
+    """Where the model comes from, enough to make it again."""
+
+    data: str
+    data_sha256: str
+    command: str
+    code: str
+    seed: int
+    parent: str | None = None
+    #: Unix time in milliseconds of the first event that it did not learn from.
+    learned_until_ms: int | None = None
+    #: Measured when the bundle was made; free-form, for people and for publishing gates.
+    metrics: dict[str, float] = {}
+
+
+class FileEntry(_Frozen):
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    size_bytes: Annotated[int, Field(ge=0)]
+
+
+#: A file of the bundle's folder, or one in its `plans/`.
+FileName = Annotated[str, Field(pattern=r"^(plans/)?[a-z0-9][a-z0-9_-]*(\.[a-z0-9]+)+$", max_length=80)]
+
+
+class Manifest(_Frozen):
+    """The ABI of a model."""
+
+    schema_version: Literal[1] = 1
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$", max_length=60)]
+    version: Annotated[int, Field(ge=1, lt=1 << 63)]
+    groups: tuple[FeatureGroup, ...]
+    sequence: SequenceGroup | None
+    sequence_length: Annotated[int, Field(ge=0)]
+    inputs: tuple[TensorInput, ...]
+    heads: Annotated[tuple[Head, ...], Field(min_length=1)]
+    surfaces: Annotated[tuple[Surface, ...], Field(min_length=1)]
+    #: Largest difference between a golden request's stored probabilities and what an engine may compute.
+    golden_tolerance: Annotated[float, Field(gt=0, lt=1)] = 1e-3
+    lineage: Lineage
+    files: dict[FileName, FileEntry]
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Manifest:
+        for what, names in (
+            ("group", [g.name for g in self.groups]),
+            ("input", [i.name for i in self.inputs]),
+            ("head", [h.name for h in self.heads]),
+            ("surface", [s.name for s in self.surfaces]),
+        ):
+            if len(set(names)) != len(names):
+                raise ValueError(f"{what} names repeat: {names}")
+        for tensor in self.inputs:
+            try:
+                self.spec(tensor)
+            except KeyError as error:
+                raise ValueError(f"input {tensor.name!r}: {error.args[0]}") from error
+        if any(surface.query for surface in self.surfaces) and self.query_space is None:
+            raise ValueError("a surface needs a query, but no input reads one")
+        return self
+
+    @property
+    def ref(self) -> str:
+        return f"{self.name}@{self.version}"
+
+    @cached_property
+    def calibration(self) -> tuple[np.ndarray, np.ndarray]:
+        """Slopes and intercepts, float32[H] each."""
+        calibrations = [head.calibration for head in self.heads]
+        slopes = np.array([c.slope for c in calibrations], np.float32)
+        return slopes, np.array([c.intercept for c in calibrations], np.float32)
+
+    def group(self, name: str) -> FeatureGroup:
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise KeyError(f"no feature group {name!r}; the manifest has {[g.name for g in self.groups]}")
+
+    def embedding_field(self, group: str, field: str) -> Embedding:
+        found = self.group(group).field(field)
+        if not isinstance(found, Embedding):
+            raise KeyError(f"{group}.{field} is no embedding")
+        return found
+
+    @property
+    def query_space(self) -> EmbeddingSpace | None:
+        """The embedding space of the query vector, or None when the model reads no query."""
+        for tensor in self.inputs:
+            if isinstance(tensor.source, QueryVector):
+                return self.embedding_field(tensor.source.group, tensor.source.field).space
+        return None
+
+    @cached_property
+    def request_bytes(self) -> int:
+        """Memory of a request's own features and tensors, its sequence's pins included."""
+        needs = self.needs
+        rows = sum(g.dtype.itemsize for g in needs.user_groups)
+        rows += self.sequence_length * sum(g.dtype.itemsize for g in needs.pin_groups)
+        return rows + self._tensor_bytes("request")
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """Memory of one candidate: its id, stored rows, tensors, logits and utilities."""
+        rows = sum(g.dtype.itemsize for g in self.needs.pin_groups)
+        return 8 + rows + self._tensor_bytes("candidate") + 16 * len(self.heads) + 16
+
+    def _tensor_bytes(self, side: str) -> int:
+        found = (s for s in self.specs if s.side == side)
+        return sum(math.prod(s.shape) * np.dtype(s.dtype).itemsize for s in found)
+
+    @property
+    def needs(self) -> FeatureNeeds:
+        """What must be fetched for a request."""
+        return FeatureNeeds(
+            user_groups=tuple(g for g in self.groups if g.entity == "user"),
+            pin_groups=tuple(g for g in self.groups if g.entity == "pin"),
+            sequence=self.sequence,
+            sequence_length=self.sequence_length,
+        )
+
+    def spec(self, tensor: TensorInput) -> TensorSpec:
+        """Return the side, dtype and trailing shape of an input. Raises KeyError naming what its source lacks."""
+        side: Side = "request"
+        dtype = "float32"
+        shape: tuple[int, ...] = ()
+        match tensor.source:
+            case Scalars(group=group, fields=fields):
+                wrong = [f for f in fields if not isinstance(self.group(group).field(f), Scalar)]
+                if wrong:
+                    raise KeyError(f"fields {wrong} of group {group!r} are not scalars")
+                side, shape = _side(self.group(group)), (len(fields),)
+            case Category(group=group, field=field):
+                if not isinstance(self.group(group).field(field), Categorical):
+                    raise KeyError(f"{group}.{field} is no categorical")
+                side, dtype = _side(self.group(group)), "int64"
+            case EmbeddingVector(group=group, field=field):
+                side, shape = _side(self.group(group)), (self.embedding_field(group, field).space.dim,)
+            case SequenceEmbeddings(group=group, field=field):
+                shape = (self._sequence_length(), self.embedding_field(group, field).space.dim)
+            case SequenceActions():
+                dtype, shape = "int64", (self._sequence_length(),)
+            case SurfaceIndex():
+                dtype = "int64"
+            case QueryVector(group=group, field=field):
+                shape = (self.embedding_field(group, field).space.dim,)
+        return TensorSpec(tensor.name, side, np.dtype(dtype).name, shape)
+
+    @property
+    def specs(self) -> tuple[TensorSpec, ...]:
+        return tuple(self.spec(tensor) for tensor in self.inputs)
+
+    def _sequence_length(self) -> int:
+        if self.sequence is None or self.sequence_length < 1:
+            raise KeyError("the manifest declares no sequence")
+        return self.sequence_length
+
+
+def _side(group: FeatureGroup) -> Side:
+    return "request" if group.entity == "user" else "candidate"

@@ -1,0 +1,125 @@
+"""What a model's inputs and predictions looked like when it was trained, and how far they are from that now.
+
+Distance is the population stability index (PSI) over ten parts of equal weight in training: below 0.1 nothing moved,
+above 0.25 something did (Siddiqi, Credit Risk Scorecards, 2006).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from kernels.engine import FeatureBatch
+from model_store.bundle.files import STATISTICS, Bundle, BundleError
+from model_store.bundle.manifest import Manifest, Scalars, SequenceActions
+
+_PARTS = 10
+#: An empty part would make the index infinite.
+_SHARE_MIN = 1e-4
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Distribution(BaseModel):
+    """How one number was distributed.
+
+    Attributes:
+        edges: ascending; a value belongs to the part after the last edge that it is at least as large as.
+        shares: of the values, by part; one more than edges.
+        low, high, mean: of the values.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    edges: Annotated[tuple[Finite, ...], Field(max_length=_PARTS)]
+    shares: tuple[Annotated[float, Field(ge=0, le=1)], ...]
+    low: Finite
+    high: Finite
+    mean: Finite
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Distribution:
+        if len(self.shares) != len(self.edges) + 1 or list(self.edges) != sorted(set(self.edges)):
+            raise ValueError("edges ascend, and there is one share more than edges")
+        return self
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Distribution:
+        """Describe values, of any shape; at least one."""
+        values = np.asarray(values, np.float64).ravel()
+        edges = np.unique(np.quantile(values, np.linspace(0, 1, _PARTS + 1)[1:-1], method="inverted_cdf"))
+        counts = _counts(values, edges)
+        return cls(
+            edges=tuple(edges.tolist()),
+            shares=tuple((counts / len(values)).tolist()),
+            low=float(values.min()),
+            high=float(values.max()),
+            mean=float(values.mean()),
+        )
+
+    def counts(self, values: np.ndarray) -> np.ndarray:
+        """Return int64[parts], how many values fall into each part."""
+        return _counts(np.asarray(values, np.float64).ravel(), np.asarray(self.edges))
+
+    def span(self) -> str:
+        return f"{self.low:.4g} to {self.high:.4g}, mean {self.mean:.4g}"
+
+
+class Statistics(BaseModel):
+    """By name: `group.field` of scalars, `sequence.length`, and heads."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: Annotated[int, Field(ge=1)]
+    inputs: dict[str, Distribution]
+    heads: dict[str, Distribution]
+
+
+def read_statistics(bundle: Bundle) -> Statistics | None:
+    """Return a bundle's statistics, None when it carries none. Raises BundleError."""
+    content = bundle.files.get(STATISTICS)
+    if content is None:
+        return None
+    try:
+        return Statistics.model_validate_json(content)
+    except ValidationError as error:
+        raise BundleError(f"{bundle.manifest.ref}: {STATISTICS}: {error.errors()[0]['msg']}") from error
+
+
+def make_statistics(manifest: Manifest, batch: FeatureBatch, probabilities: np.ndarray) -> Statistics:
+    """Describe a batch and its float32[N, H] probabilities."""
+    heads = {head.name: Distribution.of(probabilities[:, i]) for i, head in enumerate(manifest.heads)}
+    inputs = {name: Distribution.of(values) for name, values in observed(manifest, batch).items() if values.size}
+    return Statistics(rows=batch.rows, inputs=inputs, heads=heads)
+
+
+def observed(manifest: Manifest, batch: FeatureBatch) -> Mapping[str, np.ndarray]:
+    """Return the numbers of a batch whose distribution is watched, by name; float[...] each."""
+    found: dict[str, np.ndarray] = {}
+    for tensor in manifest.inputs:
+        values = batch.request.get(tensor.name, batch.candidate.get(tensor.name))
+        assert values is not None, "the assembler builds every input"  # noqa: S101
+        match tensor.source:
+            case Scalars(group=group, fields=fields):
+                found |= {f"{group}.{field}": values[:, i] for i, field in enumerate(fields)}
+            case SequenceActions():
+                found["sequence.length"] = np.count_nonzero(values, axis=1)
+    return found
+
+
+def stability_index(expected: np.ndarray, found: np.ndarray) -> float:
+    """Return the population stability index of two distributions.
+
+    Args:
+        expected: float64[K] or int64[K], shares or counts.
+        found: the same of what is compared; with a sum above 0.
+    """
+    one = np.maximum(expected / expected.sum(), _SHARE_MIN)
+    other = np.maximum(found / found.sum(), _SHARE_MIN)
+    return float(np.sum((other - one) * np.log(other / one)))
+
+
+def _counts(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    return np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1)

@@ -1,0 +1,1 @@
+"""A bundle that can answer: loaded, its tensors assembled, its utility compiled."""

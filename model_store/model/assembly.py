@@ -1,0 +1,117 @@
+"""Fetched features to input tensors, as the manifest says. Training and serving both come through here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from feature_client.fetch import Fetched
+from feature_client.groups import EmbeddingSpace, FloatBlock
+from kernels.engine import FeatureBatch
+from model_store.bundle.manifest import (
+    Category,
+    EmbeddingVector,
+    Manifest,
+    QueryVector,
+    Scalars,
+    SequenceActions,
+    SequenceEmbeddings,
+    SurfaceIndex,
+    TensorInput,
+)
+
+
+class Assembler:
+    """Builds the tensors of one model. Stateless after construction; safe to share between threads."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._surface_index = {surface.name: i for i, surface in enumerate(manifest.surfaces)}
+        self._specs = {spec.name: spec for spec in manifest.specs}
+        groups = {group.name: group for group in manifest.groups}
+        self._blocks: dict[str, tuple[FloatBlock, ...]] = {}
+        self._spaces: dict[str, EmbeddingSpace] = {}
+        for tensor in manifest.inputs:
+            match tensor.source:
+                case Scalars(group=name, fields=fields):
+                    self._blocks[tensor.name] = groups[name].blocks_of(fields)
+                case EmbeddingVector(group=name, field=field) | SequenceEmbeddings(group=name, field=field):
+                    self._spaces[tensor.name] = manifest.embedding_field(name, field).space
+                case QueryVector(group=name, field=field):
+                    self._spaces[tensor.name] = manifest.embedding_field(name, field).space
+
+    def assemble(self, fetched: Fetched, surface: str, query: np.ndarray | None = None) -> FeatureBatch:
+        """Build the batch of one request.
+
+        Args:
+            fetched: the request's features; missing rows already hold their group's defaults.
+            surface: a surface of the manifest.
+            query: float32[D], the caller's query vector; None takes the fetched query pin, or no query.
+
+        Returns:
+            One request, N rows in the order of the candidates.
+        """
+        request: dict[str, np.ndarray] = {}
+        candidate: dict[str, np.ndarray] = {}
+        for tensor in self._manifest.inputs:
+            spec = self._specs[tensor.name]
+            value = self._build(tensor, fetched, surface, query)
+            if spec.side == "request":
+                request[tensor.name] = value[None]
+            else:
+                candidate[tensor.name] = value
+        return FeatureBatch(request, candidate, np.array([0, fetched.candidates], np.int32))
+
+    def _build(self, tensor: TensorInput, fetched: Fetched, surface: str, query: np.ndarray | None) -> np.ndarray:
+        source = tensor.source
+        match source:
+            case Scalars(group=group, fields=fields):
+                values = self._scalars(tensor.name, self._rows(fetched, group), fields)
+                return values[0] if group in fetched.user else values
+            case Category(group=group, field=field):
+                return np.asarray(self._column(fetched, group, field), np.int64)
+            case EmbeddingVector(group=group, field=field):
+                return _real_values(self._column(fetched, group, field), self._spaces[tensor.name])
+            case SequenceEmbeddings(group=group, field=field):
+                found = _real_values(fetched.event_rows(group)[field], self._spaces[tensor.name])
+                return _padded(found, self._manifest.sequence_length)
+            case SequenceActions():
+                return _padded(fetched.events["action"].astype(np.int64) + 1, self._manifest.sequence_length)
+            case SurfaceIndex():
+                return np.asarray(self._surface_index[surface], np.int64)
+            case QueryVector(group=group, field=field):
+                if query is not None:
+                    return np.asarray(query, np.float32)
+                row = fetched.query_row(group)
+                space = self._spaces[tensor.name]
+                return np.zeros(space.dim, np.float32) if row is None else _real_values(row[field], space)
+
+    def _scalars(self, tensor: str, rows: np.ndarray, fields: Sequence[str]) -> np.ndarray:
+        """Return float32[N, F]; fields that lie side by side are converted together."""
+        blocks = self._blocks[tensor]
+        if len(blocks) == 1:
+            return blocks[0].of(rows).astype(np.float32)
+        values = np.empty((len(rows), len(fields)), np.float32)
+        for i, field in enumerate(fields):
+            values[:, i] = rows[field]
+        return values
+
+    def _column(self, fetched: Fetched, group: str, field: str) -> np.ndarray:
+        """Return a field of the user ([...]) or of the candidates ([N, ...])."""
+        column = self._rows(fetched, group)[field]
+        return np.asarray(column[0] if group in fetched.user else column)
+
+    def _rows(self, fetched: Fetched, group: str) -> np.ndarray:
+        return fetched.user[group].rows if group in fetched.user else fetched.candidate_rows(group)
+
+
+def _real_values(stored: np.ndarray, space: EmbeddingSpace) -> np.ndarray:
+    values: np.ndarray = stored.astype(np.float32)
+    return values if space.scale == 1.0 else np.multiply(values, space.scale, dtype=np.float32)
+
+
+def _padded(found: np.ndarray, length: int) -> np.ndarray:
+    padded = np.zeros((length, *found.shape[1:]), found.dtype)
+    padded[: len(found)] = found
+    return padded

@@ -1,0 +1,275 @@
+"""What a ranking is worth to whom: per surface, an expression for each party, and the parties' weights.
+
+    [surfaces.home]
+    weights = { pinner = 1.0, creator = 0.2 }
+    [surfaces.home.utilities]
+    pinner = "save + 0.5 * like - 2 * hide"
+    creator = "(save + like) * sqrt(pin.creator_tail)"
+
+Names are the model's heads (calibrated probabilities) and `pin.<field>`, the scalar and categorical fields of its pin
+groups. Every name and function is checked when the table is loaded.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+import numexpr
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from feature_client.fetch import Fetched
+from feature_client.groups import Embedding, FeatureGroup, Name
+from model_store.bundle.manifest import Manifest
+
+#: Elementwise functions of numexpr, with how many arguments they take.
+FUNCTIONS = {
+    "where": 3, "exp": 1, "expm1": 1, "log": 1, "log1p": 1, "log10": 1, "sqrt": 1, "abs": 1, "tanh": 1,
+    "sin": 1, "cos": 1, "floor": 1, "ceil": 1, "arctan2": 2, "maximum": 2, "minimum": 2,
+}  # fmt: skip
+
+EXPRESSION_CHARACTERS_MAX = 2_000
+
+# A server evaluates on its event loop's thread; numexpr's own threads would only take cores from the engine.
+numexpr.set_num_threads(1)
+
+_ALLOWED = (
+    ast.Expression, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Constant, ast.Name, ast.Attribute, ast.Call, ast.Load,
+    ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow, ast.Mod, ast.USub, ast.UAdd, ast.BitAnd, ast.BitOr, ast.Invert,
+    ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq,
+)  # fmt: skip
+
+
+class UtilityError(Exception):
+    """A utility table cannot be used; the message names the surface, the party and what is wrong."""
+
+
+class _SurfaceTable(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    weights: dict[Name, Annotated[float, Field(allow_inf_nan=False)]]
+    utilities: Annotated[dict[Name, str], Field(min_length=1)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    surfaces: dict[Name, _SurfaceTable]
+
+
+@dataclass(frozen=True, slots=True)
+class _Expression:
+    """A compiled expression over float64 columns; `names` are the columns it takes, in order."""
+
+    names: tuple[str, ...]
+    program: numexpr.NumExpr | None
+    constant: float
+
+    def __call__(self, columns: Mapping[str, np.ndarray]) -> np.ndarray | float:
+        if self.program is None:
+            return self.constant
+        value: np.ndarray = self.program(*[columns[name] for name in self.names])
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class PinAttribute:
+    """A scalar or categorical field of a pin group that expressions may read."""
+
+    group: str
+    field: str
+
+    @property
+    def name(self) -> str:
+        return f"pin.{self.field}"
+
+
+@dataclass(frozen=True, slots=True)
+class SurfaceUtility:
+    """One surface's compiled table."""
+
+    parties: tuple[str, ...]
+    #: float64[P]
+    weights: np.ndarray
+    expressions: tuple[_Expression, ...]
+    #: The expressions as they are written in the table.
+    sources: tuple[str, ...]
+
+
+class UtilityTable:
+    """The utilities of all surfaces of a model. Belongs to one thread: numexpr programs are not re-entrant."""
+
+    def __init__(self, surfaces: Mapping[str, SurfaceUtility], manifest: Manifest, digest: str) -> None:
+        self.surfaces = surfaces
+        self.digest = digest
+        self._heads = [head.name for head in manifest.heads]
+        #: The pin attributes that some expression reads.
+        self.attributes = tuple(
+            PinAttribute(group.name, name) for name, group in _pin_attributes(manifest).items()
+            if any(f"pin.{name}" in e.names for s in surfaces.values() for e in s.expressions)
+        )  # fmt: skip
+
+    def party_utilities(self, surface: str, probabilities: np.ndarray, fetched: Fetched) -> np.ndarray:
+        """Evaluate each party's expression.
+
+        Args:
+            surface: a surface of the model.
+            probabilities: float32[N, H], calibrated.
+            fetched: the request's features; candidates without a row hold their group's defaults.
+
+        Returns:
+            float64[N, P], parties in the table's order; non-finite where a probability is.
+        """
+        columns = {a: fetched.candidate_rows(a.group)[a.field] for a in self.attributes}
+        return self.party_utilities_of_rows(surface, probabilities, columns)
+
+    def party_utilities_of_rows(
+        self, surface: str, probabilities: np.ndarray, attributes: Mapping[PinAttribute, np.ndarray]
+    ) -> np.ndarray:
+        """Evaluate each party's expression over rows of any number of requests from one surface.
+
+        Args:
+            surface: a surface of the model.
+            probabilities: float32[N, H], calibrated.
+            attributes: [N] for each of `self.attributes`.
+
+        Returns:
+            As `party_utilities`.
+        """
+        rows = len(probabilities)
+        columns = dict(zip(self._heads, probabilities.T.astype(np.float64, "C"), strict=True))
+        for attribute in self.attributes:
+            columns[attribute.name] = attributes[attribute].astype(np.float64)
+        table = self.surfaces[surface]
+        utilities = np.empty((rows, len(table.expressions)))
+        for i, expression in enumerate(table.expressions):
+            utilities[:, i] = expression(columns)
+        return utilities
+
+    def combine(self, surface: str, party_utilities: np.ndarray) -> np.ndarray:
+        """Weigh float64[N, P] party utilities into float32[N]."""
+        utilities: np.ndarray = party_utilities @ self.surfaces[surface].weights
+        return utilities.astype(np.float32)
+
+
+def load_utility(content: bytes, manifest: Manifest) -> UtilityTable:
+    """Parse and compile a utility table for a model.
+
+    Raises:
+        UtilityError: not TOML, a surface missing or unknown, a party without weight or the other way round, an unknown
+            name or function, an expression that is no number.
+    """
+    try:
+        table = _Table.model_validate(tomllib.loads(content.decode()))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UtilityError(f"the utility table is not TOML: {error}") from error
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise UtilityError(f"the utility table is malformed: {problems}") from error
+    expected, found = {s.name for s in manifest.surfaces}, set(table.surfaces)
+    if expected != found:
+        raise UtilityError(
+            f"the utility table has surfaces {sorted(found)}, model {manifest.ref} ranks {sorted(expected)}"
+        )
+    names = {head.name for head in manifest.heads} | {f"pin.{name}" for name in _pin_attributes(manifest)}
+    surfaces = {name: _compile_surface(name, surface, names) for name, surface in table.surfaces.items()}
+    return UtilityTable(surfaces, manifest, hashlib.sha256(content).hexdigest())
+
+
+def _compile_surface(name: str, table: _SurfaceTable, names: set[str]) -> SurfaceUtility:
+    if set(table.weights) != set(table.utilities):
+        raise UtilityError(
+            f"surface {name!r}: weights are given for {sorted(table.weights)}, utilities for {sorted(table.utilities)}"
+        )
+    parties = tuple(table.utilities)
+    expressions = tuple(_compile(f"surfaces.{name}.utilities.{p}", table.utilities[p], names) for p in parties)
+    sources = tuple(table.utilities[p] for p in parties)
+    return SurfaceUtility(parties, np.array([table.weights[p] for p in parties]), expressions, sources)
+
+
+def _compile(where: str, source: str, names: set[str]) -> _Expression:
+    if len(source) > EXPRESSION_CHARACTERS_MAX:
+        raise UtilityError(f"{where}: {len(source)} characters; an expression has at most {EXPRESSION_CHARACTERS_MAX}")
+    try:
+        tree = ast.parse(source.strip(), mode="eval")
+    except SyntaxError as error:
+        raise UtilityError(f"{where}: {error.msg} in {source!r}") from error
+    except (MemoryError, RecursionError) as error:
+        raise UtilityError(f"{where}: the expression is nested too deeply") from error
+    used: dict[str, str] = {}
+    checked = ast.unparse(_Checker(where, names, used).visit(tree))
+    try:
+        if not used:
+            with np.errstate(all="ignore"):  # what comes of it is checked instead
+                value = numexpr.evaluate(checked, local_dict={}, global_dict={})
+            return _Expression((), None, float(_number(where, np.asarray(value))))
+        program = numexpr.NumExpr(checked, signature=[(alias, np.float64) for alias in used.values()])
+        _number(where, np.asarray(program(*[np.full(2, 0.5)] * len(used))))
+    except (ArithmeticError, KeyError, NotImplementedError, RecursionError, TypeError, ValueError) as error:
+        raise UtilityError(f"{where}: cannot compile {source!r}: {error}") from error
+    return _Expression(tuple(used), program, 0.0)
+
+
+def _number(where: str, value: np.ndarray) -> np.ndarray:
+    if value.dtype.kind not in "fi":
+        raise UtilityError(f"{where}: the expression is {value.dtype}, not a number; use where(condition, 1, 0)")
+    if value.ndim == 0 and not np.isfinite(value):
+        raise UtilityError(f"{where}: the expression is {value}, the same for every pin and not finite")
+    return value
+
+
+class _Checker(ast.NodeTransformer):
+    """Refuses what is not arithmetic over known names, and gives each name a plain alias for numexpr."""
+
+    def __init__(self, where: str, names: set[str], used: dict[str, str]) -> None:
+        self._where = where
+        self._names = names
+        self._used = used
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        if not isinstance(node, _ALLOWED):
+            raise UtilityError(f"{self._where}: {type(node).__name__} is not allowed in a utility expression")
+        return super().generic_visit(node)
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        if isinstance(node.value, bool) or not isinstance(node.value, int | float):
+            raise UtilityError(f"{self._where}: {node.value!r} is not a number")
+        try:
+            return ast.Constant(float(node.value))
+        except OverflowError as error:
+            raise UtilityError(f"{self._where}: {str(node.value)[:20]}... is too large") from error
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        return self._alias(node.id)
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        return self._alias(ast.unparse(node))
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        name = ast.unparse(node.func)
+        if name not in FUNCTIONS:
+            raise UtilityError(f"{self._where}: unknown function {name!r}; there are {', '.join(sorted(FUNCTIONS))}")
+        if node.keywords or len(node.args) != FUNCTIONS[name]:
+            raise UtilityError(f"{self._where}: {name} takes {FUNCTIONS[name]} arguments")
+        return ast.Call(node.func, [self.visit(argument) for argument in node.args], [])
+
+    def _alias(self, name: str) -> ast.Name:
+        if name not in self._names:
+            raise UtilityError(f"{self._where}: unknown name {name!r}; there are {', '.join(sorted(self._names))}")
+        return ast.Name(self._used.setdefault(name, f"x{len(self._used)}"), ast.Load())
+
+
+def _pin_attributes(manifest: Manifest) -> dict[str, FeatureGroup]:
+    """Return the pin fields an expression may name, and whose they are."""
+    attributes: dict[str, FeatureGroup] = {}
+    for group in manifest.needs.pin_groups:
+        for field in group.fields:
+            if isinstance(field, Embedding):
+                continue
+            if field.name in attributes:
+                raise UtilityError(f"pin.{field.name} is in two groups: {attributes[field.name].ref} and {group.ref}")
+            attributes[field.name] = group
+    return attributes

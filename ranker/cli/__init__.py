@@ -1,0 +1,1 @@
+"""`pinrank data`, `train` and `evaluate`."""

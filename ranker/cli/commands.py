@@ -1,0 +1,16 @@
+"""Where this folder's commands are added to the command line."""
+
+from __future__ import annotations
+
+import typer
+
+from ranker.cli.data import register as register_data
+from ranker.cli.evaluate import evaluate
+from ranker.cli.train import train
+
+
+def register(app: typer.Typer) -> None:
+    """Add this folder's commands to the `pinrank` command."""
+    app.command()(train)
+    app.command()(evaluate)
+    register_data(app)

@@ -1,0 +1,148 @@
+"""What this folder's commands share on a console: the dataset's option, progress, and errors that say what to do.
+
+Whatever is not in a serving install is imported when it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from ranker import recipe_settings
+    from ranker.data.problems import Problem
+    from ranker.data.recbole import AtomicDataset
+
+DataOption = Annotated[
+    str,
+    typer.Option(
+        help="A folder of RecBole atomic files, or ml-1m: MovieLens-1M, downloaded on first use.",
+        rich_help_panel="Data",
+    ),
+]
+ActionsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--actions",
+        help="Which interactions are which actions (TOML). Default: the data folder's actions.toml; without one, a "
+        "rating column gives saves, likes, hides and closeups.",
+        rich_help_panel="Data",
+    ),
+]
+#: Which extra brings a module that a serving install lacks.
+_EXTRAS = {
+    "pyarrow": "data",
+    "torch": "train",
+    "sklearn": "train",
+    "scipy": "train",
+    "onnxscript": "train",
+    "matplotlib": "train",
+    "tensorboard": "tensorboard",
+    "mlflow": "mlflow",
+}
+
+
+def fail(message: str) -> NoReturn:
+    Console(markup=False, emoji=False, stderr=True).print(
+        Text.assemble(("error: ", "bold red"), message), soft_wrap=True
+    )
+    raise typer.Exit(1)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn what a user can put right into one line that says how."""
+    from kernels.engine import UnavailableError  # noqa: PLC0415
+    from model_store.bundle.files import BundleError  # noqa: PLC0415
+    from model_store.registry.objects import ModelStoreError  # noqa: PLC0415
+    from ranker.errors import RankerError  # noqa: PLC0415
+
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if missing not in _EXTRAS:
+            raise
+        fail(f"this needs {missing}, which is not installed: pip install 'pinrank[{_EXTRAS[missing]}]'")
+    except (RankerError, BundleError, ModelStoreError, UnavailableError, OSError) as error:
+        fail(str(error))
+
+
+def read_dataset(data: str, actions: Path | None, reporter: ConsoleReporter) -> AtomicDataset:
+    """Read what `--data` and `--actions` name; MovieLens-1M is fetched on first use."""
+    from ranker.data import movielens  # noqa: PLC0415
+    from ranker.data.recbole import read_atomic  # noqa: PLC0415
+    from ranker.data.schema import read_schema  # noqa: PLC0415
+
+    schema = None if actions is None else read_schema(actions)
+    folder = Path(data)
+    if data == movielens.NAME and not folder.is_dir():
+        reporter.note(movielens.LICENCE.strip())
+        with reporter.step("MovieLens-1M"):
+            folder = movielens.obtain(movielens.default_cache_dir())
+    with reporter.step("reading"):
+        return read_atomic(folder, schema)
+
+
+def suspicious(dataset: AtomicDataset) -> tuple[Problem, ...]:
+    """Return what is suspicious about a dataset as of now."""
+    from feature_client.activity.writer import clock_ms  # noqa: PLC0415
+    from ranker.data.problems import problems_of  # noqa: PLC0415
+
+    return problems_of(dataset, clock_ms())
+
+
+def note_problems(dataset: AtomicDataset, reporter: ConsoleReporter) -> None:
+    """Say what is suspicious about a dataset before something is made of it."""
+    for problem in suspicious(dataset):
+        reporter.note(str(problem))
+
+
+class ConsoleReporter:
+    """Shows steps as progress bars on a console."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    @contextmanager
+    def step(self, what: str) -> Iterator[recipe_settings.Progress]:
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[detail]}", markup=False),
+        )
+        with Progress(*columns, console=self._console) as shown:
+            task = shown.add_task(what, total=None, detail="")
+
+            def progress(done: int, total: int, detail: str = "", /) -> None:
+                if shown.tasks[0].total is None:
+                    # What was done before this began, as when a training is resumed, says nothing about the speed.
+                    shown.reset(task, total=total, completed=done)
+                shown.update(task, completed=done, total=total, detail=detail)
+
+            yield progress
+            total = shown.tasks[0].total or 1
+            # Training may stop early; what is over is shown as over.
+            shown.update(task, completed=total, total=total)
+
+    def note(self, message: str) -> None:
+        self._console.print(message, highlight=False)

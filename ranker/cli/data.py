@@ -1,0 +1,236 @@
+"""`pinrank data`: datasets into atomic files, and a look at what training would see."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ranker.cli.console import ActionsOption, ConsoleReporter, explained, fail, note_problems, read_dataset, suspicious
+
+if TYPE_CHECKING:
+    from ranker.data.inspection import Inspection
+    from ranker.data.problems import Problem
+    from ranker.data.recbole import AtomicDataset
+
+SourceArgument = Annotated[Path, typer.Argument(help="The published file: plain, .gz, or alone in a .zip.")]
+OutOption = Annotated[Path, typer.Option(help="A new folder for the atomic files.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add `pinrank data` to the `pinrank` command."""
+    group = typer.Typer(no_args_is_help=True, help="Get datasets into shape, and see what training would see.")
+    group.command()(check)
+    group.command()(fill)
+    group.command()(ids)
+    group.command()(deskdrop)
+    group.command()(kuairand)
+    group.command(name="ml-1m")(ml_1m)
+    app.add_typer(group, name="data")
+
+
+def deskdrop(source: SourceArgument, out: OutOption) -> None:
+    """Make atomic files of DeskDrop: saves, follows, comments, likes and closeups of articles.
+
+    What a user did with an article in one sitting (each step within 30 minutes of the one before) becomes one
+    interaction at the time of its last step.
+
+    Example: [bold]pinrank data deskdrop users_interactions.csv.zip --out data/deskdrop[/]
+    """
+    _convert("deskdrop", source, out)
+
+
+def kuairand(source: SourceArgument, out: OutOption) -> None:
+    """Make atomic files of the like-or-hate extract of KuaiRand-27K: real likes and real hides of short videos.
+
+    Every row was liked (label 1) or hated (label 0); hated ones are logged negatives, the rest of a request's
+    candidates is drawn.
+
+    Example: [bold]pinrank data kuairand processed_standard_kcore_15.tsv.gz --out data/kuairand[/]
+    """
+    _convert("kuairand", source, out)
+
+
+def ml_1m(out: OutOption) -> None:
+    """Copy MovieLens-1M (downloaded on first use) with an actions.toml to start from.
+
+    Example: [bold]pinrank data ml-1m --out data/ml-1m[/]
+    """
+    with explained():
+        from ranker.data import movielens  # noqa: PLC0415
+        from ranker.data.schema import FILE, RATINGS, write_schema  # noqa: PLC0415
+
+        if out.exists():
+            fail(f"{out} exists already; name a new folder")
+        reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True))
+        reporter.note(movielens.LICENCE.strip())
+        with reporter.step("MovieLens-1M"):
+            source = movielens.obtain(movielens.default_cache_dir())
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # There whole or not at all, as whoever stops this in between would take a part for the data.
+        with tempfile.TemporaryDirectory(prefix=".writing-", dir=out.parent) as temporary:
+            staging = Path(temporary) / out.name
+            shutil.copytree(source, staging)
+            write_schema(staging / FILE, RATINGS)
+            staging.rename(out)
+    _say_what_next(out)
+
+
+def check(
+    folder: Annotated[str, typer.Argument(help="A folder of RecBole atomic files, or ml-1m.")],
+    actions: ActionsOption = None,
+) -> None:
+    """Show what training would see of a dataset, and each problem with its fix; exit code 1 if training must fail.
+
+    Example: [bold]pinrank data check data/deskdrop[/]
+
+    Example: [bold]pinrank data check my-data --actions other-actions.toml[/]
+    """
+    with explained():
+        from ranker.data.actions import action_log  # noqa: PLC0415
+        from ranker.data.inspection import inspect  # noqa: PLC0415
+        from ranker.data.requests import Split  # noqa: PLC0415
+
+        dataset = read_dataset(folder, actions, ConsoleReporter(Console(markup=False, emoji=False, stderr=True)))
+        found = inspect(action_log(dataset), Split())
+        problems = (*suspicious(dataset), *found.problems)
+    console = Console(markup=False, emoji=False)
+    _show(console, dataset, found)
+    _show_problems(console, problems)
+    if any(problem.kind == "error" for problem in problems):
+        raise typer.Exit(1)
+
+
+def fill(
+    folder: Annotated[str, typer.Argument(help="A folder of RecBole atomic files, or ml-1m.")],
+    store: Annotated[str, typer.Option("--store", help="The model store: a folder, or s3://bucket/prefix.")],
+    model: Annotated[str, typer.Option(help="Name of the model whose features to write.")],
+    feature_store: Annotated[str, typer.Option(help="Where to: lmdb:///FOLDER or redis://HOST:PORT/0.")],
+    label: Annotated[
+        str | None, typer.Option(help="Label of the version (default: stable, or the model's only label).")
+    ] = None,
+    actions: ActionsOption = None,
+) -> None:
+    """Write every pin, user and action sequence of a dataset into a feature store, as a model's version reads them.
+
+    Example: [bold]pinrank data fill my-data --store models --model mine --feature-store lmdb:///var/lib/features[/]
+    """
+    with explained():
+        from feature_client.activity.writer import clock_ms  # noqa: PLC0415
+        from feature_client.redaction import redacted  # noqa: PLC0415
+        from feature_client.stores.open_store import open_store  # noqa: PLC0415
+        from feature_client.stores.store import StoreError  # noqa: PLC0415
+        from model_store.registry.store import open_model_store  # noqa: PLC0415
+        from ranker.data.actions import action_log  # noqa: PLC0415
+        from ranker.data.embeddings import embeddings_of  # noqa: PLC0415
+        from ranker.data.features import Groups, fill_store  # noqa: PLC0415
+        from ranker.data.problems import refuse_future  # noqa: PLC0415
+
+        models = open_model_store(store)
+        bundle = models.read(model, models.resolve(model, label or _only_label(models.labels(model))))
+        embeddings, groups = embeddings_of(bundle), Groups.served_by(bundle.manifest)
+        reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True))
+        dataset = read_dataset(folder, actions, reporter)
+        note_problems(dataset, reporter)
+        refuse_future(dataset.time_ms, clock_ms())  # before the store is made
+        log = action_log(dataset)
+
+        async def write() -> dict[str, int]:
+            target = open_store(feature_store)
+            await target.start()
+            try:
+                return await fill_store(target, log, embeddings, groups)
+            finally:
+                await target.close()
+
+        try:
+            written = asyncio.run(write())
+        except StoreError as error:
+            fail(str(error))
+    counts = ", ".join(f"{count:,} {what}" for what, count in written.items())
+    where = f"{counts} for {bundle.manifest.ref} in {redacted(feature_store)}"
+    Console(markup=False, emoji=False).print(where, highlight=False, soft_wrap=True)
+
+
+def _only_label(labels: Mapping[str, int]) -> str:
+    """Return the label that is meant where none is named: what servers answer with, or the only one there is."""
+    return next(iter(labels)) if len(labels) == 1 else "stable"
+
+
+def ids(
+    tokens: Annotated[list[str], typer.Argument(help="Identifiers of users or pins as the files have them.")],
+) -> None:
+    """Print the 64-bit ids that identifiers are served under: a plain number keeps its value, others are hashed.
+
+    Example: [bold]pinrank data ids listener-3 song/17[/]
+    """
+    with explained():
+        from ranker.data.identifiers import misspelt, token_id  # noqa: PLC0415
+
+        for token in tokens:
+            if wrong := misspelt(token):
+                fail(f"no dataset has {token!r}: the identifier {wrong}")
+            typer.echo(f"{token}\t{token_id(token)}")
+
+
+def _convert(name: str, source: Path, out: Path) -> None:
+    with explained():
+        from ranker.data.adapters import ADAPTERS, convert  # noqa: PLC0415
+
+        count = convert(ADAPTERS[name], source, out)
+    Console(markup=False, emoji=False).print(f"{count:,} interactions in {out}", highlight=False)
+    _say_what_next(out)
+
+
+def _say_what_next(out: Path) -> None:
+    Console(markup=False, emoji=False).print(
+        f"see what training would see: pinrank data check {out}", highlight=False, soft_wrap=True
+    )
+
+
+def _show(console: Console, dataset: AtomicDataset, found: Inspection) -> None:
+    from ranker.data.inspection import COLD_BELOW, HEAVY_FROM, PARTS  # noqa: PLC0415
+    from ranker.data.problems import date_of  # noqa: PLC0415
+
+    first, last = date_of(found.first_ms), date_of(found.last_ms)
+    days = (found.last_ms - found.first_ms) / 86_400_000
+    console.print(
+        f"{dataset.name}: {found.users:,} users, {found.pins:,} pins, {found.events:,} interactions\n"
+        f"from {first} to {last}, {days:,.1f} days\n"
+        f"users by interactions: {found.cold:,} cold (below {COLD_BELOW}), {found.light:,} light, "
+        f"{found.heavy:,} heavy ({HEAVY_FROM} or more)\n"
+        "requests: " + ", ".join(f"{n:,} {part}" for n, part in zip(found.requests, PARTS, strict=True)) + "\n"
+        f"{found.new_share:.0%} of the test part's interactions are on pins that nobody acted on before",
+        highlight=False,
+    )
+    table = Table(title="actions, strongest first", title_justify="left")
+    table.add_column("action")
+    table.add_column("predicted")
+    for column in ("interactions", "share", *PARTS):
+        table.add_column(column, justify="right")
+    for action in found.actions:
+        parts = [f"{n:,}" for n in action.parts]
+        head = "yes" if action.head and action.events else "no"
+        table.add_row(action.name, head, f"{action.events:,}", f"{action.share:.2%}", *parts)
+    console.print(table)
+    for file, columns in dataset.unread.items():
+        if columns:
+            left_out = f"{file}: nothing reads {', '.join(columns)}"
+            console.print(left_out, highlight=False, soft_wrap=True)
+
+
+def _show_problems(console: Console, problems: Sequence[Problem]) -> None:
+    for problem in problems:
+        colour = "red" if problem.kind == "error" else "yellow"
+        kind = (f"{problem.kind}:", f"bold {colour}")
+        console.print(Text.assemble(kind, f" {problem.what}\n  fix: {problem.fix}"), soft_wrap=True)
+    if not problems:
+        console.print("no problems found")

@@ -1,0 +1,1 @@
+"""From a dataset's files to actions, features and requests."""

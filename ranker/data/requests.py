@@ -1,0 +1,139 @@
+"""The past cut into requests: who asked when, what they had done by then, and what they did next.
+
+A dataset of interactions records no requests. The convention here: up to `PINS_MAX` consecutive actions of one user
+within one slice of time are what one request led to, made at the time of the first of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+
+from ranker.data.actions import ActionLog
+from ranker.errors import SettingError
+
+PINS_MAX = 8
+
+#: A request may be asked from a pin that got an action of at least this affinity: one the user wants more of.
+QUERY_AFFINITY = 0.5
+
+Part = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Where the past is cut, as shares of all events in order of time, and into how many slices a part falls.
+
+    Slices stand for the daily refresh of stored features: rows are as of the start of their slice.
+    """
+
+    producer_until: float = 0.60
+    train_until: float = 0.80
+    validation_until: float = 0.90
+    train_slices: int = 24
+    validation_slices: int = 12
+    test_slices: int = 12
+
+    def __post_init__(self) -> None:
+        cuts = (0.0, self.producer_until, self.train_until, self.validation_until, 1.0)
+        if any(later <= earlier for earlier, later in pairwise(cuts)):
+            raise SettingError(f"the split must rise from 0 to 1, got {cuts}")
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A span of time, `start_ms` included and `stop_ms` not, numbered across all parts."""
+
+    number: int
+    start_ms: int
+    stop_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request: positions in the log, never values, so that nothing is copied twice.
+
+    Attributes:
+        user: position in `log.user_ids`.
+        time_ms: when it was made.
+        chosen: int64[K], numbers of the events it led to.
+        history: int64[<= L], numbers of the user's newest events strictly before, newest first.
+        activity: how many events the user had strictly before, also beyond `history`.
+        query_pin: position in `log.pin_ids` of the pin it starts from; None asks from home.
+    """
+
+    user: int
+    time_ms: int
+    chosen: np.ndarray
+    history: np.ndarray
+    activity: int
+    query_pin: int | None
+
+    @property
+    def surface(self) -> str:
+        return "home" if self.query_pin is None else "related"
+
+
+def producer_until_ms(log: ActionLog, split: Split) -> int:
+    """Return the end of the window that embeddings may be fitted on; its last moment is not included."""
+    return _time_at(log, split.producer_until)
+
+
+def part_slices(log: ActionLog, split: Split, part: Part) -> list[Slice]:
+    """Cut a part into slices of equally many events; a slice that its neighbour's times leave empty is dropped."""
+    first, start, stop, count = {
+        "train": (0, split.producer_until, split.train_until, split.train_slices),
+        "validation": (split.train_slices, split.train_until, split.validation_until, split.validation_slices),
+        "test": (split.train_slices + split.validation_slices, split.validation_until, 1.0, split.test_slices),
+    }[part]
+    bounds = [_time_at(log, share) for share in np.linspace(start, stop, count + 1)]
+    return [Slice(first + i, a, b) for i, (a, b) in enumerate(pairwise(bounds)) if a < b]
+
+
+def slice_requests(log: ActionLog, span: Slice, history_max: int, rng: np.random.Generator) -> list[Request]:
+    """Return a slice's requests in order of user, then time.
+
+    Half of them, drawn by `rng`, are asked from the last pin on which the user's action had at least `QUERY_AFFINITY`
+    (with ratings: that the user saved or liked last); who has none asks from home.
+    """
+    first, stop = log.before(span.start_ms), log.before(span.stop_ms)
+    last_wanted = _last_wanted(log)
+    requests = []
+    for user in np.unique(log.user[first:stop]):
+        events = log.by_user[log.user_splits[user] : log.user_splits[user + 1]]
+        start, end = np.searchsorted(events, (first, stop))
+        times = log.time_ms[events]
+        for chunk in range(start, end, PINS_MAX):
+            time_ms = int(times[chunk])
+            known = int(np.searchsorted(times, time_ms))
+            wanted = last_wanted[log.user_splits[user] + known]
+            related = bool(rng.random() < 0.5) and wanted >= 0
+            requests.append(
+                Request(
+                    user=int(user),
+                    time_ms=time_ms,
+                    chosen=events[chunk : min(chunk + PINS_MAX, end)],
+                    history=events[max(0, known - history_max) : known][::-1],
+                    activity=known,
+                    query_pin=int(wanted) if related else None,
+                )
+            )
+    return requests
+
+
+def _last_wanted(log: ActionLog) -> np.ndarray:
+    """Return int64[E]: per place in `by_user`, the last pin before it that its user wants more of; -1 for none."""
+    event = log.by_user
+    wanted = log.schema.affinities[log.action[event]] >= QUERY_AFFINITY
+    place = np.maximum.accumulate(np.where(wanted, np.arange(len(event)), -1))
+    previous = np.concatenate([[-1], place[:-1]])
+    own_start = log.user_splits[log.user[event]]
+    return np.where(previous >= own_start, log.pin[event[previous]], -1)
+
+
+def _time_at(log: ActionLog, share: float) -> int:
+    number = int(share * len(log.time_ms))
+    return int(log.time_ms[-1]) + 1 if number >= len(log.time_ms) else int(log.time_ms[number])

@@ -1,0 +1,250 @@
+"""How well bundles rank the requests of the test period, head by head, and how sure that is.
+
+HIT@3 is TransAct's (arXiv 2306.00248): order a request's candidates, count how many of the first three received an
+action, average over requests. It is measured in two orders. *By utility*: the final one, by the bundle's own utility
+table, which is what a pinner would see; the heads compete for its places, and for an action like hide lower is better.
+*By head*: by one head's probability alone, which shows what that head has learned; higher is better for every head.
+
+One convention everywhere: a request counts for a head when some candidate received the head's action. The others score
+0 whatever the order, so relative lifts do not depend on the choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.engine import EngineFactory
+from model_store.bundle.files import Bundle
+from ranker.data.actions import ActionLog
+from ranker.data.requests import Split, part_slices
+from ranker.errors import SettingError
+from ranker.evaluation.bootstrap import RESAMPLES, Resampled, resample
+from ranker.evaluation.metrics import auc, calibration_error, hits, reliability, requests_with
+from ranker.evaluation.results import (
+    POPULARITY,
+    ActivitySlice,
+    Evaluation,
+    HeadFacts,
+    HeadScore,
+    Hit,
+    ScorerFacts,
+    SliceScore,
+)
+from ranker.evaluation.scoring import Progress, ScoredTest, score_test
+from ranker.training.examples import Sampling
+
+__all__ = ["SLICES", "Evaluation", "evaluate"]
+
+#: Users by how many actions they had taken when they asked, from this many on. The published readout takes the newest
+#: 10 actions one by one and the published sequence holds 100: a cold user cannot fill the readout, a light one not the
+#: sequence. Fixed numbers, so that slices mean the same on every dataset.
+SLICES = (("cold", 0), ("light", 10), ("heavy", 100))
+
+
+def evaluate(
+    bundles: Mapping[str, Bundle],
+    log: ActionLog,
+    factory: EngineFactory,
+    sampling: Sampling,
+    seed: int,
+    split: Split | None = None,
+    progress: Progress = lambda _what, _done, _total: None,
+    *,
+    baseline: str | None = None,
+    data: str = "",
+    resamples: int = RESAMPLES,
+) -> Evaluation:
+    """Score the test requests with each bundle, and with each pin's popularity per action.
+
+    Args:
+        bundles: by the name to show; all over the same data.
+        log: the history that holds the test period.
+        factory: the engine to score with.
+        sampling: of candidates.
+        seed: of the drawn candidates, the same for every bundle, and of the resamples.
+        split: where the test period starts.
+        progress: told what is being worked on (`requests`, then a bundle's name), how much is done, how much there is.
+        baseline: the bundle that the others are compared with, or `popularity`. Default: the first bundle where there
+            are several, else `popularity`.
+        data: what to call the data.
+        resamples: of users, for the intervals; 0 gives none.
+
+    Raises:
+        BundleError: a bundle cannot be loaded, carries no embeddings, or does not fit the data.
+        SettingError: the baseline is not among the bundles, or a bundle is called `popularity`.
+    """
+    baseline = baseline or (next(iter(bundles)) if len(bundles) > 1 else POPULARITY)
+    if POPULARITY in bundles:
+        raise SettingError(f"{POPULARITY!r} is the name of a baseline; call the bundle something else")
+    if baseline not in (*bundles, POPULARITY):
+        raise SettingError(f"the baseline {baseline!r} is not among {', '.join([*bundles, POPULARITY])}")
+    split = split or Split()
+    test = score_test(bundles, log, factory, sampling, seed, split, progress)
+    slices = _slices(test)
+    hit = _Hits.of(test, slices, baseline, resamples, seed)
+    spans = part_slices(log, split, "test")
+    logged = log.labels[log.before(spans[0].start_ms) : log.before(spans[-1].stop_ms)]
+    of_heads = logged[:, [log.schema.position(head) for head in test.heads]].any(axis=1)
+    return Evaluation(
+        data=data,
+        test_start_ms=spans[0].start_ms,
+        test_stop_ms=spans[-1].stop_ms,
+        events=len(logged),
+        events_without_action=int(np.count_nonzero(~of_heads)),
+        requests=len(test.users),
+        rows=len(test.labels),
+        users=len(np.unique(test.users)),
+        requests_without_history=int(np.count_nonzero(test.activity == 0)),
+        candidates=sampling.candidates,
+        requests_max=sampling.requests_max,
+        seed=seed,
+        resamples=resamples,
+        baseline=baseline,
+        scorers=tuple(_scorer_facts(name, bundle, test) for name, bundle in bundles.items()),
+        heads=tuple(_head_facts(head, test, log) for head in test.heads),
+        slices=tuple(slices),
+        scores=tuple(_head_score(scorer, head, test, hit) for head in test.heads for scorer in (POPULARITY, *bundles)),
+        slice_scores=tuple(
+            SliceScore(
+                slice=span.name,
+                scorer=scorer,
+                head=head,
+                requests=hit.counted(head, 1 + number),
+                hit_at_3_by_utility=hit.of_order(scorer, "utility", head, 1 + number),
+                hit_at_3_by_head=hit.of_order(scorer, "head", head, 1 + number),
+            )
+            for head in test.heads
+            for number, span in enumerate(slices)
+            for scorer in (POPULARITY, *bundles)
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Hits:
+    """Hits and counted requests, summed over users, for everyone (slice 0) and each slice of users.
+
+    Attributes:
+        heads: columns.
+        orders: scorer and order by place.
+        lacking: which scorers lack which heads.
+        sums: [S, O + 1, H]; in the place after the orders stand the requests that count.
+        baseline: the scorer to compare with.
+    """
+
+    heads: tuple[str, ...]
+    orders: tuple[tuple[str, str], ...]
+    lacking: frozenset[tuple[str, str]]
+    sums: Resampled
+    baseline: str
+
+    @staticmethod
+    def of(test: ScoredTest, slices: list[ActivitySlice], baseline: str, resamples: int, seed: int) -> _Hits:
+        found = {(POPULARITY, "head"): _hits_by_head(test, test.heads, test.popularity)}
+        for name, scored in test.by_bundle.items():
+            found[name, "head"] = _hits_by_head(test, scored.heads, scored.probabilities)
+            if scored.utilities is not None:
+                found[name, "utility"] = hits(scored.utilities, test.labels, test.row_splits)
+        values = np.stack([*found.values(), requests_with(test.labels, test.row_splits)], axis=1)
+        inside = np.stack([np.ones(len(test.users), bool), *(_within(test.activity, s) for s in slices)], axis=1)
+        sliced = values[:, None] * inside[:, :, None, None]
+        sums = resample(test.users, sliced.reshape(len(test.users), -1), resamples, seed)
+        shape = sliced.shape[1:]
+        return _Hits(
+            test.heads,
+            tuple(found),
+            frozenset((n, h) for n, scored in test.by_bundle.items() for h in test.heads if h not in scored.heads),
+            Resampled(sums.measured.reshape(shape), sums.drawn.reshape(-1, *shape)),
+            baseline,
+        )
+
+    def of_order(self, scorer: str, order: str, head: str, part: int = 0) -> Hit | None:
+        """Return a scorer's HIT@3; None where it has no such order."""
+        mean = self._mean(scorer, order, head, part)
+        if mean is None:
+            return None
+        base = None if scorer == self.baseline else self._mean(self.baseline, order, head, part)
+        if base is None:
+            return Hit(mean.estimate(), None, None)
+        difference = mean - base
+        return Hit(mean.estimate(), difference.estimate(), (difference / base).scaled(100).estimate())
+
+    def counted(self, head: str, part: int = 0) -> int:
+        return int(self.sums.measured[part, -1, self.heads.index(head)])
+
+    def _mean(self, scorer: str, order: str, head: str, part: int) -> Resampled | None:
+        if (scorer, order) not in self.orders or (order == "head" and (scorer, head) in self.lacking):
+            return None
+        column = self.heads.index(head)
+        return self.sums[part, self.orders.index((scorer, order)), column] / self.sums[part, -1, column]
+
+
+def _hits_by_head(test: ScoredTest, heads: tuple[str, ...], scores: np.ndarray) -> np.ndarray:
+    """Return float64[R, H] in the order of the test's heads, each in the order of its own scores."""
+    found = np.zeros((len(test.users), len(test.heads)))
+    for column, head in enumerate(heads):
+        place = test.heads.index(head)
+        found[:, place] = hits(scores[:, column], test.labels[:, [place]], test.row_splits)[:, 0]
+    return found
+
+
+def _slices(test: ScoredTest) -> list[ActivitySlice]:
+    bounds = [*(start for _, start in SLICES[1:]), None]
+    found = []
+    for (name, start), stop in zip(SLICES, bounds, strict=True):
+        bare = ActivitySlice(name, start, stop, 0, 0)
+        users = test.users[_within(test.activity, bare)]
+        found.append(ActivitySlice(name, start, stop, len(users), len(np.unique(users))))
+    return found
+
+
+def _within(activity: np.ndarray, span: ActivitySlice) -> np.ndarray:
+    below = np.inf if span.actions_below is None else span.actions_below
+    return np.asarray((activity >= span.actions_min) & (activity < below))
+
+
+def _head_score(scorer: str, head: str, test: ScoredTest, hit: _Hits) -> HeadScore:
+    labels = test.labels[:, test.heads.index(head)]
+    by_utility, by_head = (hit.of_order(scorer, order, head) for order in ("utility", "head"))
+    if scorer == POPULARITY:
+        scores = test.popularity[:, test.heads.index(head)]
+        return HeadScore(scorer, head, by_utility, by_head, _real(auc(scores, labels)), None, ())
+    scored = test.by_bundle[scorer]
+    if head not in scored.heads:
+        return HeadScore(scorer, head, by_utility, None, None, None, ())
+    scores = scored.probabilities[:, scored.heads.index(head)]
+    bins = reliability(scores, labels)
+    ece = _real(calibration_error(bins))
+    return HeadScore(scorer, head, by_utility, by_head, _real(auc(scores, labels)), ece, bins)
+
+
+def _head_facts(head: str, test: ScoredTest, log: ActionLog) -> HeadFacts:
+    column, rule = test.heads.index(head), log.schema.rule(head)
+    counted = requests_with(test.labels, test.row_splits)[:, column]
+    return HeadFacts(
+        head=head,
+        meaning=rule.meaning,
+        lower_is_better=rule.affinity == 0,
+        positives=int(test.labels[:, column].sum()),
+        requests=int(counted.sum()),
+        users=len(np.unique(test.users[counted])),
+    )
+
+
+def _scorer_facts(name: str, bundle: Bundle, test: ScoredTest) -> ScorerFacts:
+    scored = test.by_bundle[name]
+    return ScorerFacts(
+        name=name,
+        ref=bundle.manifest.ref,
+        digest=bundle.digest,
+        trained_on=bundle.manifest.lineage.data,
+        heads_missing=tuple(head for head in test.heads if head not in scored.heads),
+        utility_missing=scored.utility_missing,
+    )
+
+
+def _real(value: float) -> float | None:
+    return value if np.isfinite(value) else None

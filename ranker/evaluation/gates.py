@@ -1,0 +1,58 @@
+"""Whether a new version may be published: compared with its parent on the newest requests, by limits set before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ranker.evaluation.results import Evaluation, HeadScore
+
+
+@dataclass(frozen=True, slots=True)
+class Gates:
+    """What must hold of each head that both have.
+
+    Attributes:
+        auc_loss_max: how much AUC may be lost against the parent.
+        hit_loss_percent_max: how much of HIT@3 by utility may be lost, in percent of the parent's, beyond what the
+            difference's interval leaves open.
+        ece_max: the largest calibration error.
+    """
+
+    auc_loss_max: float = 0.005
+    hit_loss_percent_max: float = 2.0
+    ece_max: float = 0.02
+
+
+def breaches(evaluation: Evaluation, own: str, parent: str, gates: Gates) -> list[str]:
+    """Return what does not hold, for people; nothing when a version may be published.
+
+    Args:
+        evaluation: of both, on the same requests, with `parent` as its baseline.
+        own: name of the new version in it.
+        parent: name of the parent in it.
+        gates: the limits.
+    """
+    scores = {(score.scorer, score.head): score for score in evaluation.scores}
+    found: list[str] = []
+    for (scorer, head), score in scores.items():
+        if scorer == own and (parent, head) in scores:
+            found += _of_head(head, score, scores[parent, head], gates)
+    return found
+
+
+def _of_head(head: str, own: HeadScore, parent: HeadScore, gates: Gates) -> list[str]:
+    found = []
+    if own.auc is not None and parent.auc is not None and own.auc < parent.auc - gates.auc_loss_max:
+        found.append(f"{head}: AUC {own.auc:.4f}, the parent's {parent.auc:.4f}; {gates.auc_loss_max:g} may be lost")
+    if own.ece is not None and own.ece > gates.ece_max:
+        found.append(f"{head}: calibration error {own.ece:.4f}; at most {gates.ece_max:g}")
+    hit, usual = own.hit_at_3_by_utility, parent.hit_at_3_by_utility
+    if hit is None or usual is None or hit.difference is None:
+        return found
+    before, highest = usual.mean.value, hit.difference.high if hit.difference.high is not None else hit.difference.value
+    if before is not None and highest is not None and highest < -before * gates.hit_loss_percent_max / 100:
+        found.append(
+            f"{head}: HIT@3 {hit.mean.value:.4f}, the parent's {before:.4f}; "
+            f"{gates.hit_loss_percent_max:g}% may be lost"
+        )
+    return found

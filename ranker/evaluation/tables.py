@@ -1,0 +1,155 @@
+"""An evaluation as tables: rows of text for any medium, and Rich tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+from rich.text import Text
+
+from ranker.evaluation.bootstrap import Estimate
+from ranker.evaluation.metrics import TOP
+from ranker.evaluation.results import Evaluation, HeadScore, Hit, SliceScore
+
+NONE = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A text; `strong` where it stands out: the best of its head, or an interval that leaves out no difference."""
+
+    text: str
+    strong: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TextTable:
+    """Columns with headings, the first `left` of them of words, and lines in blocks of one head each."""
+
+    headings: tuple[str, ...]
+    left: int
+    blocks: tuple[tuple[tuple[Cell, ...], ...], ...]
+
+
+def head_table(evaluation: Evaluation) -> TextTable:
+    """Return a line per head and scorer."""
+    lift = f"lift vs {evaluation.baseline} [95%]"
+    headings = (
+        "head", "scorer", f"HIT@{TOP} by utility", lift, f"HIT@{TOP} by head", lift, "AUC", "ECE",
+    )  # fmt: skip
+    blocks = []
+    for head in evaluation.heads:
+        scores = [score for score in evaluation.scores if score.head == head.head]
+        name = f"{head.head} (by utility: lower is better)" if head.lower_is_better else head.head
+        blocks.append(
+            tuple(
+                (
+                    Cell(name if place == 0 else ""),
+                    Cell(score.scorer),
+                    *_hit_cells(score, scores, evaluation.baseline, lower_is_better=head.lower_is_better),
+                    Cell(number(score.auc)),
+                    Cell(number(score.ece)),
+                )
+                for place, score in enumerate(scores)
+            )
+        )
+    return TextTable(headings, 2, tuple(blocks))
+
+
+def slice_table(evaluation: Evaluation) -> TextTable:
+    """Return a line per head, slice of users and scorer; slices without a counted request take one line."""
+    lift = f"lift vs {evaluation.baseline} [95%]"
+    headings = (
+        "head", "users", "requests", "scorer", f"HIT@{TOP} by utility", lift, f"HIT@{TOP} by head", lift,
+    )  # fmt: skip
+    blocks = []
+    for head in evaluation.heads:
+        lines: list[tuple[Cell, ...]] = []
+        for span in evaluation.slices:
+            scores = [s for s in evaluation.slice_scores if (s.head, s.slice) == (head.head, span.name)]
+            if not scores[0].requests:
+                scores = scores[:0]
+                lines.append((Cell(head.head), Cell(span.name), Cell("0"), *[Cell(NONE)] * 5))
+            lines += [
+                (
+                    Cell(head.head if place == 0 else ""),
+                    Cell(span.name if place == 0 else ""),
+                    Cell(f"{score.requests:,}" if place == 0 else ""),
+                    Cell(score.scorer),
+                    *_hit_cells(score, scores, evaluation.baseline, lower_is_better=head.lower_is_better),
+                )
+                for place, score in enumerate(scores)
+            ]
+        blocks.append(tuple(lines))
+    return TextTable(headings, 2, tuple(blocks))
+
+
+def slice_line(evaluation: Evaluation) -> str:
+    """Say in one line what the slices are and how many requests each holds."""
+    parts = []
+    for span in evaluation.slices:
+        upper = "or more" if span.actions_below is None else f"to {span.actions_below - 1}"
+        parts.append(f"{span.name}: {span.actions_min} {upper}, {span.requests:,} requests of {span.users:,} users")
+    return "Users by actions before the request. " + "; ".join(parts) + "."
+
+
+def terminal_tables(evaluation: Evaluation) -> list[Table]:
+    """Return the tables of heads and of slices."""
+    heads = _rich(
+        head_table(evaluation),
+        f"{evaluation.requests:,} test requests of {evaluation.users:,} users, {evaluation.rows:,} rows",
+        "Candidates: the logged pins and uniformly drawn others; probabilities are relative to these. "
+        "A request counts for a head when some candidate received it.",
+    )
+    return [heads, _rich(slice_table(evaluation), "By user activity", slice_line(evaluation))]
+
+
+def number(value: float | None) -> str:
+    return NONE if value is None else f"{value:.4f}"
+
+
+def percent(estimate: Estimate | None) -> str:
+    """Return a lift with its interval."""
+    if estimate is None or estimate.value is None:
+        return NONE
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:+.1f}%"
+    return f"{estimate.value:+.1f}% [{estimate.low:+.1f}, {estimate.high:+.1f}]"
+
+
+def _hit_cells(
+    score: HeadScore | SliceScore, rivals: Sequence[HeadScore | SliceScore], baseline: str, *, lower_is_better: bool
+) -> list[Cell]:
+    cells = []
+    for order in ("utility", "head"):
+        hit: Hit | None = getattr(score, f"hit_at_{TOP}_by_{order}")
+        others = [h.mean.value for r in rivals if (h := getattr(r, f"hit_at_{TOP}_by_{order}")) is not None]
+        known = [value for value in others if value is not None]
+        best = min if lower_is_better and order == "utility" else max
+        value = None if hit is None else hit.mean.value
+        cells.append(Cell(number(value), strong=len(known) > 1 and value == best(known)))
+        if score.scorer == baseline and hit is not None:
+            cells.append(Cell("baseline"))
+        else:
+            lift = None if hit is None else hit.lift_percent
+            cells.append(Cell(percent(lift), strong=_leaves_out_zero(lift)))
+    return cells
+
+
+def _leaves_out_zero(estimate: Estimate | None) -> bool:
+    if estimate is None or estimate.low is None or estimate.high is None:
+        return False
+    return estimate.low > 0 or estimate.high < 0
+
+
+def _rich(content: TextTable, title: str, caption: str) -> Table:
+    table = Table(title=title, caption=caption, caption_justify="left")
+    for place, heading in enumerate(content.headings):
+        words = place < content.left or heading == "scorer"
+        table.add_column(heading, justify="left" if words else "right")
+    for block in content.blocks:
+        for line in block:
+            table.add_row(*(Text(c.text, "bold" if c.strong else "") for c in line))
+        table.add_section()
+    return table

@@ -1,0 +1,1 @@
+"""From trained parameters to a bundle in the model store."""

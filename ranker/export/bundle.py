@@ -1,0 +1,288 @@
+"""From a trained network to a bundle: ONNX, proof that the engines compute the same, golden requests, the manifest."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper, numpy_helper
+from torch import Tensor, nn
+
+from feature_client.fetch import Fetched
+from kernels.cpu.numpy_engine import NumpyEngine
+from kernels.cpu.openvino_engine import OpenVinoEngine
+from kernels.engine import LOGITS, ROW_REQUEST, EngineFactory, FeatureBatch
+from kernels.fusion import DOMAIN, ENCODED, ENCODER, ENCODER_INPUTS, FORM, replace
+from model_store.bundle.files import EMBEDDINGS, GOLDEN, NETWORK, PARAMETERS, STATISTICS, UTILITY, write_bundle
+from model_store.bundle.golden import GoldenRequest, encode_golden
+from model_store.bundle.manifest import Calibration, Lineage, Manifest
+from model_store.model.assembly import Assembler
+from model_store.model.loaded import calibrate
+from ranker.data.actions import ActionSchema
+from ranker.data.embeddings import PinEmbeddings, encode_embeddings, space_of
+from ranker.errors import ParityError
+from ranker.export.manifest import manifest_fields
+from ranker.network.encoder import EPSILON, EarlyFusion
+from ranker.network.model import RankerNetwork
+from ranker.network.serving_form import early_readout, fold_early
+from ranker.training.minibatches import tensors
+from ranker.training.parent import encode_parameters
+
+#: Largest difference of a logit, absolute up to 1 and relative beyond.
+PARITY_TOLERANCE = 1e-4
+OPSET = 20
+
+Form = Literal["serving", "published"]
+
+#: The network's input for each input of the encoder's function that is no weight.
+_ROLES = dict(
+    zip(ENCODER_INPUTS, ("sequence_actions", "sequence_embeddings", "pin_embedding", ROW_REQUEST), strict=True)
+)
+
+_ENGINES: Mapping[str, EngineFactory] = {"numpy": NumpyEngine, "openvino": OpenVinoEngine}
+
+
+@dataclass(frozen=True, slots=True)
+class BundleParts:
+    """Everything a bundle is made of, but the network."""
+
+    name: str
+    version: int
+    dataset: str
+    schema: ActionSchema
+    heads: Sequence[str]
+    calibrations: Sequence[Calibration]
+    lineage: Lineage
+    utility_toml: bytes
+    embeddings: PinEmbeddings
+    #: Invented requests with their surfaces; the expected scores are computed here.
+    golden: Sequence[tuple[Fetched, str]]
+    #: Of the training's rows, JSON.
+    statistics: bytes
+
+    def manifest_fields(self, *, sequence: bool) -> dict[str, object]:
+        return manifest_fields(
+            self.name,
+            self.version,
+            space_of(self.dataset),
+            self.schema,
+            self.heads,
+            self.lineage,
+            sequence=sequence,
+            calibrations=self.calibrations,
+        )
+
+
+def export_bundle(folder: Path, network: RankerNetwork, parts: BundleParts) -> Manifest:
+    """Write a bundle into a folder that does not exist yet.
+
+    Raises:
+        ParityError: an engine disagrees with PyTorch; nothing is written.
+    """
+    fields = parts.manifest_fields(sequence=network.config.sequence)
+    draft = Manifest.model_validate({**fields, "files": {}})
+    assembler = Assembler(draft)
+    batch = FeatureBatch.concat([assembler.assemble(fetched, surface) for fetched, surface in parts.golden])
+    content = export_onnx(network, batch)
+    logits = check_parity(network, content, draft, batch)
+    probabilities = np.split(calibrate(draft, logits), batch.row_splits[1:-1])
+    golden = [
+        GoldenRequest(fetched, surface, scores)
+        for (fetched, surface), scores in zip(parts.golden, probabilities, strict=True)
+    ]
+    files = {
+        NETWORK: content,
+        UTILITY: parts.utility_toml,
+        GOLDEN: encode_golden(golden),
+        EMBEDDINGS: encode_embeddings(parts.embeddings),
+        STATISTICS: parts.statistics,
+        PARAMETERS: encode_parameters(network),
+    }
+    return write_bundle(folder, fields, files)
+
+
+def export_onnx(network: RankerNetwork, sample: FeatureBatch, form: Form = "serving") -> bytes:
+    """Export with the number of requests and of rows left open; the same weights give the same bytes.
+
+    Args:
+        network: in evaluation mode.
+        sample: a batch of at least two requests and more rows than requests, so that no size is taken for a constant.
+        form: `serving` is what bundles carry; `published` computes every row from the plain modules, the oracle.
+    """
+    network = network.eval()
+    arguments = tensors(sample)
+    if form == "published":
+        model = _exported(_Traced(network, lambda inputs: network.published(**inputs)), arguments, sample)
+    elif isinstance(network.encoder, EarlyFusion) and not network.config.readout_pool:
+        model = _with_encoder_function(network, arguments, sample)
+    else:
+        model = _exported(_Traced(network, lambda inputs: network(**inputs)), arguments, sample)
+    return _stripped(model)
+
+
+def export_encoder(network: RankerNetwork, sample: FeatureBatch) -> bytes:
+    """Export the published encoder alone, float32[N, W] as `logits`: what the serving form's is measured against."""
+    encoder = network.eval().encoder
+    if encoder is None:
+        raise ParityError("this network reads no sequence: it has no encoder to export")
+    arguments = {name: value for name, value in tensors(sample).items() if name in _ROLES.values()}
+    way = _Traced(network, lambda inputs: encoder(*(inputs[name] for name in _ROLES.values())))
+    return _stripped(_exported(way, arguments, sample))
+
+
+class _Traced(nn.Module):
+    """A way through a module, from named tensors to one, as something that can be exported."""
+
+    def __init__(self, module: nn.Module, way: Callable[[dict[str, Tensor]], Tensor]) -> None:
+        super().__init__()
+        self.module = module
+        self._way = way
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        return self._way(inputs)
+
+
+def _with_encoder_function(
+    network: RankerNetwork, arguments: Mapping[str, Tensor], sample: FeatureBatch
+) -> onnx.ModelProto:
+    """Export the encoder as a function of its own and the rest around a call to it."""
+    assert isinstance(network.encoder, EarlyFusion)  # noqa: S101 - the caller chose
+    layers, rows = network.config.encoder_layers, network.config.readout_rows
+
+    def encode(inputs: dict[str, Tensor]) -> Tensor:
+        read = [inputs[role] for role in ENCODER_INPUTS]
+        return early_readout(inputs, *read, layers=layers, rows=rows).flatten(1)
+
+    def score(inputs: dict[str, Tensor]) -> Tensor:
+        return network.score(**{name: value for name, value in inputs.items() if name != ENCODED}, read=inputs[ENCODED])
+
+    with torch.no_grad():
+        weights = {name: weight.clone() for name, weight in fold_early(network.encoder).items()}
+        taken = {role: arguments[name] for role, name in _ROLES.items()} | weights
+        others = {name: value for name, value in arguments.items() if not name.startswith("sequence_")}
+        others[ENCODED] = encode(taken)
+    body = _exported(_Traced(nn.Module(), encode), taken, sample)
+    model = _exported(_Traced(network, score), others, sample)
+    function = helper.make_function(
+        DOMAIN,
+        ENCODER,
+        [value.name for value in body.graph.input],
+        [value.name for value in body.graph.output],
+        [*(helper.make_node("Constant", [], [t.name], value=t) for t in body.graph.initializer), *body.graph.node],
+        list(body.opset_import),
+        ["form", "layers", "rows", "epsilon"],
+    )
+    model.functions.append(function)
+    model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+    prefixed = {name: f"encoder.{name}" for name in weights}
+    call = helper.make_node(
+        ENCODER,
+        [*_ROLES.values(), *(prefixed[name] for name in function.input[len(_ROLES) :])],
+        [ENCODED],
+        domain=DOMAIN,
+        form=FORM,
+        layers=layers,
+        rows=rows,
+        epsilon=EPSILON,
+    )
+    graph = model.graph
+    given = {value.name: value for value in graph.input}
+    for value in body.graph.input:
+        if value.name in _ROLES:
+            value.name = _ROLES[value.name]
+            given.setdefault(value.name, value)
+    graph.value_info.append(given[ENCODED])
+    replace(graph.node, [call, *graph.node])
+    replace(graph.input, [given[name] for name in arguments])
+    graph.initializer.extend(numpy_helper.from_array(w.numpy(), prefixed[name]) for name, w in weights.items())
+    return model
+
+
+def _exported(module: nn.Module, arguments: Mapping[str, Tensor], sample: FeatureBatch) -> onnx.ModelProto:
+    """Trace a module; the first dimension of whatever a batch carries stays open, weights are as they are."""
+    requests, rows = torch.export.Dim("requests"), torch.export.Dim("rows")
+    leading = dict.fromkeys(sample.request, requests) | dict.fromkeys((*sample.candidate, ROW_REQUEST, ENCODED), rows)
+    leading |= {role: leading[name] for role, name in _ROLES.items() if name in leading}
+    shapes = {name: {0: leading[name]} if name in leading else None for name in arguments}
+    with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript"):
+        # The exporter's own internals use parts of PyTorch and of copyreg that are being retired.
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.")
+        program = torch.onnx.export(
+            module.eval(),
+            (),  # a dictionary standing here alone would be taken for keyword arguments
+            kwargs={"inputs": dict(arguments)},
+            input_names=list(arguments),
+            output_names=[LOGITS],
+            dynamic_shapes={"inputs": shapes},
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    if program is None:
+        raise ParityError("the exporter returned no network")
+    return program.model_proto
+
+
+def check_parity(network: RankerNetwork, content: bytes, manifest: Manifest, batch: FeatureBatch) -> np.ndarray:
+    """Return the reference's logits, float32[N, H], once every engine agrees with the published form in PyTorch.
+
+    Raises:
+        ParityError: which engine differs, and by how much.
+    """
+    with torch.inference_mode():
+        expected: np.ndarray = network.eval().published(**tensors(batch)).numpy()
+    logits: dict[str, np.ndarray] = {}
+    for name, factory in _ENGINES.items():
+        engine = factory(content, manifest.specs, len(manifest.heads), 1)
+        try:
+            logits[name] = engine.run(batch)
+        finally:
+            engine.close()
+        # Invented requests may lie far from the data and give logits of hundreds: float32 has seven digits of each.
+        difference = float(np.max(np.abs(logits[name] - expected) / np.maximum(1.0, np.abs(expected))))
+        if not difference <= PARITY_TOLERANCE:
+            raise ParityError(f"the {name} engine's logits differ by {difference:g}, allowed are {PARITY_TOLERANCE:g}")
+    return logits["numpy"]
+
+
+def _stripped(model: onnx.ModelProto) -> bytes:
+    """Drop what the exporter notes beside the network: source lines and stack traces, with this machine's paths."""
+    model.producer_version = ""
+    graph = model.graph
+    values = (*graph.input, *graph.output, *graph.value_info)
+    nodes = [*graph.node, *(node for function in model.functions for node in function.node)]
+    holders: tuple[Any, ...] = (model, graph, *nodes, *values, *graph.initializer, *model.functions)
+    for holder in holders:
+        del holder.metadata_props[:]
+        holder.doc_string = ""
+    onnx.checker.check_model(model)
+    named = {value.name for value in model.graph.input}
+    if ROW_REQUEST not in named:
+        raise ParityError(f"the exported network takes {sorted(named)}, without {ROW_REQUEST!r}")
+    stripped: bytes = model.SerializeToString(deterministic=True)
+    return stripped
+
+
+class _quiet:  # noqa: N801 - reads as a verb where it is used
+    """Hold back loggers that report progress as if it were trouble."""
+
+    def __init__(self, *names: str) -> None:
+        self._loggers = [logging.getLogger(name) for name in names]
+
+    def __enter__(self) -> None:
+        self._levels = [logger.level for logger in self._loggers]
+        for logger in self._loggers:
+            logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        for logger, level in zip(self._loggers, self._levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,44 @@
+"""Logistic calibration: turn a head's logits into probabilities that mean what they say."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from model_store.bundle.manifest import Calibration
+
+_STEPS = 50
+_TOLERANCE = 1e-9
+#: Pulls towards slope 1, intercept 0, with the strength of a few rows: keeps a head without evidence finite.
+_RIDGE = 1.0
+
+
+def fit_calibration(logits: np.ndarray, labels: np.ndarray) -> Calibration:
+    """Fit sigmoid(slope * logit + intercept) to labels by Newton's method (Platt scaling).
+
+    Args:
+        logits: float[N], one head's.
+        labels: float[N] of 0 and 1.
+
+    Returns:
+        The fit; where the best slope is not positive, so that calibration would reverse the order, slope 1 and the best
+        intercept for it.
+    """
+    logits, labels = logits.astype(np.float64), labels.astype(np.float64)
+    slope, intercept = _newton(np.stack([logits, np.ones_like(logits)], axis=-1), labels, np.array([1.0, 0.0]), 0.0)
+    if slope <= 0:
+        slope, (intercept,) = 1.0, _newton(np.ones((len(logits), 1)), labels, np.zeros(1), logits)
+    return Calibration(slope=float(slope), intercept=float(intercept))
+
+
+def _newton(inputs: np.ndarray, labels: np.ndarray, prior: np.ndarray, offset: np.ndarray | float) -> np.ndarray:
+    """Return float64[K] coefficients of a logistic regression with an offset and a ridge towards `prior`."""
+    coefficients = prior.copy()
+    for _ in range(_STEPS):
+        probabilities = 0.5 * np.tanh(0.5 * (inputs @ coefficients + offset)) + 0.5
+        gradient = inputs.T @ (probabilities - labels) + _RIDGE * (coefficients - prior)
+        curvature = (inputs * (probabilities * (1 - probabilities))[:, None]).T @ inputs
+        step = np.linalg.solve(curvature + _RIDGE * np.eye(len(prior)), gradient)
+        coefficients -= np.clip(step, -2.0, 2.0)  # a full step from far away may overshoot
+        if np.abs(step).max() < _TOLERANCE:
+            break
+    return coefficients

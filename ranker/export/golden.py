@@ -1,0 +1,88 @@
+"""Golden requests of invented users over pins with invented counts.
+
+Datasets like MovieLens must not be passed on, so a bundle carries nothing of them but what was learned: users, their
+actions, and all rows are drawn from a seed; only the pins' vectors are real, which the bundle carries anyway.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from feature_client.codec import Rows, State
+from feature_client.fetch import Fetched
+from feature_client.groups import FeatureGroup, Scalar, SequenceGroup
+from model_store.bundle.manifest import Manifest
+from ranker.data.embeddings import PinEmbeddings
+from ranker.data.features import PIN_GROUP, USER_GROUP, Groups
+
+#: Candidates, actions as a share of the sequence length, surface; the last user is unknown to the store.
+_SHAPES = ((12, 1.0, "home"), (8, 0.4, "related"), (9, 0.0, "home"), (7, 0.05, "related"))
+_TIME_MS = 1_600_000_000_000
+
+
+def golden_inputs(manifest: Manifest, embeddings: PinEmbeddings, seed: int) -> list[tuple[Fetched, str]]:
+    """Invent a few requests that reach every path: empty and full sequences, both surfaces, missing rows.
+
+    Args:
+        manifest: whose groups and sequence length to fill.
+        embeddings: the pins, and their vectors.
+        seed: of everything drawn.
+    """
+    rng = np.random.default_rng([seed, 1])
+    groups = Groups.served_by(manifest)
+    requests = []
+    for candidates, fill, surface in _SHAPES:
+        known = surface == "home" or fill > 0.1
+        actions = round(fill * manifest.sequence_length)
+        requests.append((_invent(rng, groups, embeddings, candidates, actions, surface, known), surface))
+    return requests
+
+
+def _invent(
+    rng: np.random.Generator,
+    groups: Groups,
+    embeddings: PinEmbeddings,
+    candidates: int,
+    actions: int,
+    surface: str,
+    known: bool,
+) -> Fetched:
+    wanted = candidates + actions + (surface == "related")
+    place = rng.integers(len(embeddings.pin_ids), size=wanted)
+    distinct, index = np.unique(place, return_inverse=True)
+    rows = _invent_rows(rng, groups.pin, embeddings.vectors[distinct])
+    states = np.zeros(len(rows), np.uint8)
+    lost = index[candidates - 1]
+    rows[lost], states[lost] = groups.pin.default_row, State.MISSING
+    events = np.zeros(actions, SequenceGroup.dtype)
+    events["pin_id"] = embeddings.pin_ids[place[candidates : candidates + actions]]
+    events["time_ms"] = _TIME_MS - np.cumsum(rng.integers(1_000, 3_600_000, actions))
+    if groups.sequence is not None:
+        events["action"] = rng.integers(len(groups.sequence.actions), size=actions)
+    return Fetched(
+        user={USER_GROUP: _invent_user(rng, groups.user, known)},
+        pins={PIN_GROUP: Rows(rows[index], states[index])},
+        candidates=candidates,
+        events=events,
+        has_query_pin=surface == "related",
+        sequence_state=State.PRESENT,
+    )
+
+
+def _invent_user(rng: np.random.Generator, group: FeatureGroup, known: bool) -> Rows:
+    if not known:
+        return Rows(np.array([group.default_row], group.dtype), np.array([State.MISSING], np.uint8))
+    vector = rng.normal(size=(1, *group.dtype["embedding"].shape))
+    return Rows(_invent_rows(rng, group, vector / np.linalg.norm(vector)), np.array([State.PRESENT], np.uint8))
+
+
+def _invent_rows(rng: np.random.Generator, group: FeatureGroup, vectors: np.ndarray) -> np.ndarray:
+    """Return rows with these vectors and scalars in the range of real ones."""
+    rows = np.zeros(len(vectors), group.dtype)
+    rows["embedding"] = vectors
+    for field in group.fields:
+        if isinstance(field, Scalar):
+            counted = field.name == "log_actions"
+            values = np.log1p(rng.integers(1, 3_000, len(rows))) if counted else rng.uniform(0, 0.6, len(rows))
+            rows[field.name] = values
+    return rows

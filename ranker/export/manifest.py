@@ -1,0 +1,94 @@
+"""What the models trained here promise in their manifest: groups, inputs, heads and surfaces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from feature_client.groups import EmbeddingSpace
+from model_store.bundle.manifest import (
+    Calibration,
+    EmbeddingVector,
+    Head,
+    Lineage,
+    Manifest,
+    QueryVector,
+    Scalars,
+    SequenceActions,
+    SequenceEmbeddings,
+    Surface,
+    SurfaceIndex,
+    TensorInput,
+)
+from ranker.data.actions import ActionSchema
+from ranker.data.features import PIN_GROUP, SURFACES, USER_GROUP, Groups, scalar_names
+
+#: As published for TransAct.
+SEQUENCE_LENGTH = 100
+
+#: What networks that read the sequence take beside the inputs of all.
+_SEQUENCE_INPUTS = (
+    TensorInput(name="sequence_actions", source=SequenceActions()),
+    TensorInput(name="sequence_embeddings", source=SequenceEmbeddings(group=PIN_GROUP, field="embedding")),
+)
+
+
+def manifest_fields(
+    name: str,
+    version: int,
+    space: EmbeddingSpace,
+    schema: ActionSchema,
+    heads: Sequence[str],
+    lineage: Lineage,
+    *,
+    sequence: bool,
+    calibrations: Sequence[Calibration] | None = None,
+) -> dict[str, Any]:
+    """Return the manifest's fields, all but `files`.
+
+    Args:
+        name: of the model.
+        version: of the model.
+        space: of the pins' embeddings.
+        schema: of the actions: the sequence's vocabulary, the counted shares, and what each head means.
+        heads: in the order of the network's columns.
+        lineage: where the model comes from.
+        sequence: whether the network reads the user's last actions.
+        calibrations: one per head; None leaves logits as they are.
+    """
+    groups = Groups.of(space, schema)
+    calibrations = calibrations or [Calibration()] * len(heads)
+    return {
+        "name": name,
+        "version": version,
+        "groups": (groups.user, groups.pin),
+        "sequence": groups.sequence if sequence else None,
+        "sequence_length": SEQUENCE_LENGTH if sequence else 0,
+        "inputs": (*_inputs(scalar_names(schema)), *(_SEQUENCE_INPUTS if sequence else ())),
+        "heads": tuple(
+            Head(name=head, meaning=schema.rule(head).meaning, calibration=calibration)
+            for head, calibration in zip(heads, calibrations, strict=True)
+        ),
+        "surfaces": tuple(Surface(name=surface, query=surface == "related") for surface in SURFACES),
+        "lineage": lineage,
+    }
+
+
+def draft_manifest(
+    name: str, space: EmbeddingSpace, schema: ActionSchema, heads: Sequence[str], *, sequence: bool
+) -> Manifest:
+    """Return a manifest that has no files yet: enough to assemble the tensors that a network is trained on."""
+    unknown = Lineage(data="", data_sha256="", command="", code="", seed=0)
+    return Manifest(**manifest_fields(name, 1, space, schema, heads, unknown, sequence=sequence), files={})
+
+
+def _inputs(scalars: tuple[str, ...]) -> tuple[TensorInput, ...]:
+    """Return the inputs of every network."""
+    return (
+        TensorInput(name="user_embedding", source=EmbeddingVector(group=USER_GROUP, field="embedding")),
+        TensorInput(name="user_scalars", source=Scalars(group=USER_GROUP, fields=scalars)),
+        TensorInput(name="surface", source=SurfaceIndex()),
+        TensorInput(name="query", source=QueryVector(group=PIN_GROUP, field="embedding")),
+        TensorInput(name="pin_embedding", source=EmbeddingVector(group=PIN_GROUP, field="embedding")),
+        TensorInput(name="pin_scalars", source=Scalars(group=PIN_GROUP, fields=scalars)),
+    )

@@ -1,0 +1,1 @@
+"""The ranker's network: as published, and in its serving form."""

@@ -1,0 +1,225 @@
+"""The ranker: what an encoder reads from the last actions, joined with everything else, to one logit per head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ranker.errors import SettingError
+from ranker.network.encoder import CrossFusion, EarlyFusion, LateFusion, per_row
+from ranker.network.serving_form import encode_cross, encode_early, encode_late, split_linear
+
+Fusion = Literal["none", "late", "early", "cross"]
+FUSIONS: tuple[Fusion, ...] = ("none", "late", "early", "cross")
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    """All sizes of a network; the encoder's are the published ones.
+
+    Attributes:
+        fusion: how the sequence meets the candidate. `none` reads no sequence; `late` encodes it alone; `early` puts
+            the candidate into every token; `cross` lets the candidate attend to the sequence encoded alone.
+        readout_dim: what the encoder's readout is mapped to before it joins the rest; 0 joins it as it is, which makes
+            the full-rank cross network, quadratic in its width, the dearest part of the ranker.
+    """
+
+    heads: int
+    actions: int
+    surfaces: int
+    scalars: int
+    dim: int = 32
+    fusion: Fusion = "early"
+    action_dim: int = 32
+    token_pin_dim: int = 32
+    encoder_layers: int = 2
+    encoder_hidden: int = 32
+    readout_rows: int = 10
+    readout_pool: bool = False
+    readout_dim: int = 64
+    surface_dim: int = 4
+    cross_layers: int = 2
+    hidden: tuple[int, ...] = (128, 64)
+    #: Multiplies the width that the dense layers work in and the sizes of `hidden`.
+    widen: int = 1
+    #: In the layers after the cross network only: drawing masks for every token would double the training time.
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.fusion not in FUSIONS:
+            raise SettingError(f"fusion must be one of {', '.join(FUSIONS)}, got {self.fusion!r}")
+
+    @property
+    def sequence(self) -> bool:
+        return self.fusion != "none"
+
+
+class CrossNetwork(nn.Module):
+    """DCN-v2 (arXiv 2008.13535): each layer multiplies the input with a linear map of what the layers before made."""
+
+    def __init__(self, width: int, layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+
+    def forward(self, request_part: Tensor, row_part: Tensor, row_request: Tensor) -> Tensor:
+        """Cross [request; row] of float[R, U] and float[N, C]; the first layer maps the request's part once."""
+        inputs = torch.cat([per_row(request_part, row_request), row_part], dim=-1)
+        crossed = inputs
+        for number, layer in enumerate(self.layers):
+            if number == 0:
+                of_request, of_row = split_linear(layer, (request_part.shape[-1], row_part.shape[-1]))  # type: ignore[arg-type]
+                once = functional.linear(request_part, of_request, layer.bias)  # type: ignore[arg-type]
+                mapped = per_row(once, row_request) + functional.linear(row_part, of_row)
+            else:
+                mapped = layer(crossed)
+            crossed = inputs * mapped + crossed
+        return crossed
+
+
+class RankerNetwork(nn.Module):
+    """One logit per head for every (request, candidate) row.
+
+    Inputs carry the names of the manifest's; what belongs to a request comes once, and `row_request` says which rows
+    are its. `forward` computes the serving form, exactly what `published` computes from the same parameters.
+    """
+
+    user_mean: Tensor
+    user_deviation: Tensor
+    pin_mean: Tensor
+    pin_deviation: Tensor
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        for side in ("user", "pin"):
+            self.register_buffer(f"{side}_mean", torch.zeros(config.scalars))
+            self.register_buffer(f"{side}_deviation", torch.ones(config.scalars))
+        self.encoder = _encoder(config)
+        self.surface = nn.Embedding(config.surfaces, config.surface_dim)
+        request_width = 2 * config.dim + config.scalars + config.surface_dim
+        row_width = 3 * config.dim + config.scalars
+        self.readout: nn.Linear | None = None
+        if self.encoder is not None:
+            if config.readout_dim:
+                self.readout = nn.Linear(self.encoder.width, config.readout_dim)
+            row_width += config.readout_dim or self.encoder.width
+        # A wider network first maps its inputs up; the base one crosses them as they are.
+        self.widen_request = self.widen_row = None
+        if config.widen > 1:
+            self.widen_request = nn.Linear(request_width, request_width * config.widen)
+            self.widen_row = nn.Linear(row_width, row_width * config.widen)
+        width = (request_width + row_width) * config.widen
+        self.cross = CrossNetwork(width, config.cross_layers)
+        layers: list[nn.Module] = []
+        for size in config.hidden:
+            layers += [nn.Linear(width, size * config.widen), nn.ReLU(), nn.Dropout(config.dropout)]
+            width = size * config.widen
+        self.deep = nn.Sequential(*layers, nn.Linear(width, config.heads))
+
+    def forward(
+        self,
+        user_embedding: Tensor,
+        user_scalars: Tensor,
+        surface: Tensor,
+        query: Tensor,
+        pin_embedding: Tensor,
+        pin_scalars: Tensor,
+        row_request: Tensor,
+        sequence_actions: Tensor | None = None,
+        sequence_embeddings: Tensor | None = None,
+    ) -> Tensor:
+        """Return float32[N, H] logits.
+
+        Args:
+            user_embedding: float32[R, D].
+            user_scalars: float32[R, S].
+            surface: int64[R].
+            query: float32[R, D], zeros without a query.
+            pin_embedding: float32[N, D].
+            pin_scalars: float32[N, S].
+            row_request: int64[N].
+            sequence_actions: int64[R, L], newest first, 0 past the end; needed by networks that read the sequence.
+            sequence_embeddings: float32[R, L, D].
+        """
+        read = None
+        if sequence_actions is not None and sequence_embeddings is not None:
+            read = self.encode(sequence_actions, sequence_embeddings, pin_embedding, row_request)
+        return self.score(user_embedding, user_scalars, surface, query, pin_embedding, pin_scalars, row_request, read)
+
+    def encode(self, actions: Tensor, embeddings: Tensor, pin_embedding: Tensor, row_request: Tensor) -> Tensor:
+        """Return the encoder's readout in its serving form, float32[N, W]."""
+        match self.encoder:
+            case EarlyFusion():
+                return encode_early(self.encoder, actions, embeddings, pin_embedding, row_request)
+            case LateFusion():
+                return encode_late(self.encoder, actions, embeddings, pin_embedding, row_request)
+            case CrossFusion():
+                return encode_cross(self.encoder, actions, embeddings, pin_embedding, row_request)
+            case _:
+                raise TypeError("this network reads no sequence")
+
+    def published(self, **inputs: Tensor) -> Tensor:
+        """Compute `forward` through the plain encoder modules, row by row as published: slow, and the oracle."""
+        actions, embeddings = inputs.pop("sequence_actions", None), inputs.pop("sequence_embeddings", None)
+        read = None
+        if self.encoder is not None:
+            read = self.encoder(actions, embeddings, inputs["pin_embedding"], inputs["row_request"])
+        return self.score(**inputs, read=read)
+
+    def score(
+        self,
+        user_embedding: Tensor,
+        user_scalars: Tensor,
+        surface: Tensor,
+        query: Tensor,
+        pin_embedding: Tensor,
+        pin_scalars: Tensor,
+        row_request: Tensor,
+        read: Tensor | None,
+    ) -> Tensor:
+        """Return logits from what stands beside the sequence, and float32[N, W] `read` from it."""
+        asked, user = per_row(query, row_request), per_row(user_embedding, row_request)
+        of_request = [
+            user_embedding,
+            (user_scalars - self.user_mean) / self.user_deviation,
+            self.surface(surface),
+            query,
+        ]
+        of_row = [
+            pin_embedding,
+            (pin_scalars - self.pin_mean) / self.pin_deviation,
+            # Products of unit vectors are small beside standardised scalars; scaled to the same size.
+            self.config.dim * pin_embedding * asked,
+            self.config.dim * pin_embedding * user,
+        ]
+        if read is not None:
+            of_row.append(read if self.readout is None else self.readout(read))
+        request_part, row_part = torch.cat(of_request, dim=-1), torch.cat(of_row, dim=-1)
+        if self.widen_request is not None and self.widen_row is not None:
+            request_part, row_part = self.widen_request(request_part), self.widen_row(row_part)
+        logits: Tensor = self.deep(self.cross(request_part, row_part, row_request))
+        return logits
+
+    def standardise(self, user_scalars: Tensor, pin_scalars: Tensor) -> None:
+        """Take the constants that scalars are standardised with from float32[R, S] and float32[N, S]."""
+        for side, values in (("user", user_scalars), ("pin", pin_scalars)):
+            getattr(self, f"{side}_mean").copy_(values.mean(dim=0))
+            deviation = values.std(dim=0, unbiased=False)
+            # A scalar that never varied says nothing; dividing by its deviation would make noise of any later change.
+            getattr(self, f"{side}_deviation").copy_(torch.where(deviation < 1e-3, 1.0, deviation))
+
+
+def _encoder(config: NetworkConfig) -> EarlyFusion | LateFusion | CrossFusion | None:
+    match config.fusion:
+        case "early":
+            return EarlyFusion(config)
+        case "late":
+            return LateFusion(config)
+        case "cross":
+            return CrossFusion(config)
+        case "none":
+            return None

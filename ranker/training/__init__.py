@@ -1,0 +1,1 @@
+"""From requests of the past to trained parameters."""

@@ -1,0 +1,277 @@
+"""Requests of the past as input tensors and labels, built by the same assembler that serves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from feature_client.codec import Rows, State
+from feature_client.fetch import Fetched
+from feature_client.groups import SequenceGroup
+from kernels.engine import FeatureBatch
+from model_store.bundle.manifest import Manifest
+from model_store.model.assembly import Assembler
+from ranker.data.actions import ActionLog
+from ranker.data.embeddings import PinEmbeddings
+from ranker.data.features import PIN_GROUP, SURFACES, USER_GROUP, Groups, events_of, pin_rows, user_rows
+from ranker.data.requests import Part, Request, Slice, Split, part_slices, slice_requests
+from ranker.errors import DatasetError
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How many candidates a request gets beside its logged pins: drawn uniformly from pins the user never acts on.
+
+    "Never" includes later: the choice of candidates may know the future, their features may not. Uniform draws are
+    mostly unpopular pins, which is a help to a popularity baseline, not a handicap.
+
+    A pin that nobody acted on before the slice has no row yet. Logged pins often are such pins where the catalogue is
+    young; were drawn ones never, having no row would give the answer away. So each drawn pin is a new one, of those
+    that others first act on in the same slice, with the probability that an event of the slice is on a new pin.
+    """
+
+    #: Drawn per training request.
+    negatives: int = 24
+    #: A validation or test request is filled up to this many candidates.
+    candidates: int = 100
+    #: At most so many requests per part, evenly thinned by draw; None takes all.
+    requests_max: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Requests with what came of them.
+
+    Attributes:
+        batch: R requests, N rows.
+        labels: float32[N, H], 1 where the candidate received the head's action.
+        popularity: float32[N, H], how often the candidate had received it from anyone before its slice.
+        users: int64[R], positions in `log.user_ids`.
+        activity: int64[R], how many events the user had strictly before the request.
+        ages_s: float32[R, L], how long before the request each action of the sequence was, newest first; infinite past
+            the end.
+        surfaces: uint8[R], positions in `ranker.data.features.SURFACES`.
+        attributes: [N] by name, the candidates' fields that `ExampleBuilder.build` was asked to keep.
+
+    What is beside the batch is for training and evaluation; no network reads it.
+    """
+
+    batch: FeatureBatch
+    labels: np.ndarray
+    popularity: np.ndarray
+    users: np.ndarray
+    activity: np.ndarray
+    ages_s: np.ndarray
+    surfaces: np.ndarray
+    attributes: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @staticmethod
+    def concat(parts: Sequence[Examples]) -> Examples:
+        """Return the requests of all parts, in the order given."""
+        arrays = {
+            name: np.concatenate([getattr(part, name) for part in parts])
+            for name in ("labels", "popularity", "users", "activity", "ages_s", "surfaces")
+        }
+        attributes = {name: np.concatenate([part.attributes[name] for part in parts]) for name in parts[0].attributes}
+        return Examples(FeatureBatch.concat([part.batch for part in parts]), **arrays, attributes=attributes)
+
+    def take(self, requests: np.ndarray) -> Examples:
+        """Return the requests at these positions, in the order given."""
+        splits = self.batch.row_splits.astype(np.int64)
+        counts = (splits[1:] - splits[:-1])[requests]
+        stops = np.cumsum(counts)
+        rows = np.arange(stops[-1] if len(stops) else 0) + np.repeat(splits[requests] - (stops - counts), counts)
+        batch = FeatureBatch(
+            {name: tensor[requests] for name, tensor in self.batch.request.items()},
+            {name: tensor[rows] for name, tensor in self.batch.candidate.items()},
+            np.concatenate([[0], stops]).astype(np.int32),
+        )
+        return Examples(
+            batch,
+            self.labels[rows],
+            self.popularity[rows],
+            self.users[requests],
+            self.activity[requests],
+            self.ages_s[requests],
+            self.surfaces[requests],
+            {name: column[rows] for name, column in self.attributes.items()},
+        )
+
+
+class ExampleBuilder:
+    """Builds the examples of one model from one history."""
+
+    def __init__(
+        self, log: ActionLog, embeddings: PinEmbeddings, manifest: Manifest, split: Split, sampling: Sampling, seed: int
+    ) -> None:
+        self._log = log
+        self._manifest = manifest
+        self._groups = Groups.served_by(manifest)
+        self._vectors = embeddings.of(log.pin_ids)
+        self._assembler = Assembler(manifest)
+        self._columns = [log.schema.position(head.name) for head in manifest.heads]
+        self._split = split
+        self._sampling = sampling
+        self._seed = seed
+
+    def build(
+        self,
+        part: Part,
+        progress: Callable[[int, int], None] = lambda _done, _total: None,
+        attributes: Sequence[str] = (),
+    ) -> Examples:
+        """Build a part's examples.
+
+        Args:
+            part: of the split.
+            progress: told slices done and in all.
+            attributes: scalar and categorical fields of the pin group to keep beside the tensors.
+
+        Raises:
+            DatasetError: the part holds no request.
+        """
+        slices = part_slices(self._log, self._split, part)
+        share = self._kept_share(slices)
+        built: list[Examples] = []
+        for done, span in enumerate(slices, start=1):
+            built += self._build_slice(span, part, share, attributes)
+            progress(done, len(slices))
+        if not built:
+            raise DatasetError(f"the {part} part of the data holds no request; give more data or another split")
+        return Examples.concat(built)
+
+    def _kept_share(self, slices: Sequence[Slice]) -> float:
+        if self._sampling.requests_max is None:
+            return 1.0
+        rng = np.random.default_rng(0)
+        total = sum(len(slice_requests(self._log, span, 0, rng)) for span in slices)
+        return min(1.0, self._sampling.requests_max / max(1, total))
+
+    def _build_slice(self, span: Slice, part: Part, share: float, attributes: Sequence[str] = ()) -> list[Examples]:
+        log = self._log
+        # Each slice draws from its own generator, so that what is drawn here cannot depend on another slice's events.
+        rng = np.random.default_rng([self._seed, span.number])
+        requests = slice_requests(log, span, self._manifest.sequence_length, rng)
+        keep = rng.random(len(requests)) < share
+        snapshot = _Snapshot.at(span, log, self._groups, self._vectors, self._columns)
+        new_to_users = [self._without_repeats(request) for request, kept in zip(requests, keep, strict=True) if kept]
+        return [
+            self._build_request(request, snapshot, part, rng, attributes)
+            for request in new_to_users
+            if len(request.chosen)
+        ]
+
+    def _without_repeats(self, request: Request) -> Request:
+        """Leave out what the user had acted on before, as candidate generators do.
+
+        Drawn pins never stand in the user's sequence: a candidate that does would give itself away.
+        """
+        start = self._log.user_splits[request.user]
+        before = self._log.pin[self._log.by_user[start : start + request.activity]]
+        new = ~np.isin(self._log.pin[request.chosen], before)
+        return replace(request, chosen=request.chosen[new])
+
+    def _build_request(
+        self,
+        request: Request,
+        snapshot: _Snapshot,
+        part: Part,
+        rng: np.random.Generator,
+        attributes: Sequence[str],
+    ) -> Examples:
+        log = self._log
+        acted, at = np.unique(log.pin[request.chosen], return_inverse=True)
+        wanted = self._sampling.negatives if part == "train" else self._sampling.candidates - len(acted)
+        candidates = np.concatenate([acted, self._draw(request.user, wanted, snapshot, rng)])
+        labels = np.zeros((len(candidates), len(self._columns)), np.float32)
+        np.maximum.at(labels, at, log.labels[request.chosen][:, self._columns].astype(np.float32))
+        # Candidates come in no telling order.
+        order = rng.permutation(len(candidates))
+        fetched = self.fetched(request, candidates[order], snapshot.pins, snapshot.users)
+        batch = self._assembler.assemble(fetched, request.surface)
+        ages_s = np.full((1, self._manifest.sequence_length), np.inf, np.float32)
+        ages_s[0, : len(request.history)] = (request.time_ms - log.time_ms[request.history]) / 1000
+        return Examples(
+            batch,
+            labels[order],
+            snapshot.popularity[candidates[order]],
+            np.array([request.user]),
+            np.array([request.activity]),
+            ages_s,
+            np.array([SURFACES.index(request.surface)], np.uint8),
+            {name: snapshot.pins.rows[name][candidates[order]] for name in attributes},
+        )
+
+    def fetched(self, request: Request, candidates: np.ndarray, pins: Rows, users: Rows) -> Fetched:
+        """Return what a fetch at the time of the request would have found.
+
+        Args:
+            request: who asks, and when.
+            candidates: int64[N] positions in `log.pin_ids`.
+            pins: all pins' rows of that time.
+            users: all users' rows of that time.
+        """
+        log = self._log
+        query, sequence = request.query_pin, self._groups.sequence
+        events = np.empty(0, SequenceGroup.dtype) if sequence is None else events_of(log, request.history, sequence)
+        acted = log.pin[request.history][: len(events)]
+        wanted = np.concatenate([candidates, acted, [] if query is None else [query]]).astype(np.int64)
+        return Fetched(
+            user={USER_GROUP: Rows(users.rows[[request.user]], users.states[[request.user]])},
+            pins={PIN_GROUP: Rows(pins.rows[wanted], pins.states[wanted])},
+            candidates=len(candidates),
+            events=events,
+            has_query_pin=query is not None,
+            sequence_state=State.PRESENT if len(events) else State.MISSING,
+        )
+
+    def _draw(self, user: int, count: int, snapshot: _Snapshot, rng: np.random.Generator) -> np.ndarray:
+        log = self._log
+        own = log.pin[log.by_user[log.user_splits[user] : log.user_splits[user + 1]]]
+        eligible = snapshot.pins.states == State.PRESENT
+        eligible[own] = False
+        known, new = np.flatnonzero(eligible), np.setdiff1d(snapshot.new_pins, own)
+        count = max(0, count)
+        news = min(int(rng.binomial(count, snapshot.new_share)), len(new))
+        return np.concatenate(
+            [
+                rng.choice(known, min(count - news, len(known)), replace=False),
+                rng.choice(new, news, replace=False),
+            ]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """All stored features as of a slice's start.
+
+    Attributes:
+        pins: in the order of `log.pin_ids`.
+        users: in the order of `log.user_ids`.
+        popularity: float32[P, H].
+        new_pins: int64[K], pins whose first event lies in the slice.
+        new_share: which share of the slice's events is on those.
+    """
+
+    pins: Rows
+    users: Rows
+    popularity: np.ndarray
+    new_pins: np.ndarray
+    new_share: float
+
+    @staticmethod
+    def at(span: Slice, log: ActionLog, groups: Groups, vectors: np.ndarray, columns: Sequence[int]) -> _Snapshot:
+        stop = log.before(span.start_ms)
+        pins = pin_rows(log, groups.pin, vectors, span.start_ms)
+        acted = log.pin[stop : log.before(span.stop_ms)]
+        on_new = pins.states[acted] != State.PRESENT
+        counts = [np.bincount(log.pin[:stop], log.labels[:stop, column], len(log.pin_ids)) for column in columns]
+        return _Snapshot(
+            pins,
+            user_rows(log, groups.user, vectors, span.start_ms),
+            np.stack(counts, axis=-1).astype(np.float32),
+            np.unique(acted[on_new]),
+            float(on_new.mean()) if len(on_new) else 0.0,
+        )

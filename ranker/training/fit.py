@@ -1,0 +1,301 @@
+"""Training: seeded minibatches of whole requests, weighted cross-entropy per head, early stopping, checkpoints."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import json
+import math
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ranker.errors import DivergedError, SettingError
+from ranker.network.model import NetworkConfig, RankerNetwork
+from ranker.training.checkpoint import (
+    Checkpoint,
+    CheckpointFolder,
+    decode_checkpoint,
+    describe_run,
+    differences,
+    digest_of,
+)
+from ranker.training.examples import Examples
+from ranker.training.minibatches import Minibatch, Minibatches, in_order
+from ranker.training.ranks import ALONE, threads_of_this_process
+from ranker.training.settings import Epoch, Execution, Step, TrainingConfig
+
+#: Of malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+
+def train(
+    network_config: NetworkConfig,
+    heads: Sequence[str],
+    examples: Examples,
+    validation: Examples,
+    config: TrainingConfig,
+    execution: Execution | None = None,
+    parameters: Mapping[str, Tensor] | None = None,
+) -> tuple[RankerNetwork, list[Epoch]]:
+    """Train a network; the same arguments on the same machine's CPUs give the same weights, killed in between or not.
+
+    On CUDA sums of gradients come in no fixed order, so weights differ in their last bits from run to run.
+
+    Args:
+        network_config: the network's sizes.
+        heads: names of the labels' columns.
+        examples: to learn from.
+        validation: to stop by.
+        config: what to do.
+        execution: where, and who is told; every rank calls this with the same other arguments.
+        parameters: to start from, by name, constants of standardisation included; random ones without.
+
+    Returns:
+        The network of the epoch with the lowest validation loss, on the CPU, in evaluation mode, and all epochs; the
+        same on every rank.
+
+    Raises:
+        SettingError: a weight names no head.
+        CheckpointError: the checkpoint to go on from is damaged, or of another run.
+        DivergedError: the loss is no number any more.
+    """
+    training = _Training(network_config, heads, examples, validation, config, execution or Execution(), parameters)
+    training.resume()
+    while not training.finished():
+        training.learn()
+        training.judge()
+        training.save()
+    return training.result()
+
+
+def predict(network: RankerNetwork, examples: Examples, requests_per_batch: int) -> np.ndarray:
+    """Return float32[N, H] logits of all rows, in their order, without dropout."""
+    network.eval()
+    device = next(network.parameters()).device
+    with torch.inference_mode():
+        parts = [network(**_on(device, part)).cpu().numpy() for part in in_order(examples, requests_per_batch, ALONE)]
+    return np.concatenate(parts)
+
+
+class _Training:
+    """One training and where it is. Whatever a checkpoint holds is the same on every rank."""
+
+    def __init__(
+        self,
+        network_config: NetworkConfig,
+        heads: Sequence[str],
+        examples: Examples,
+        validation: Examples,
+        config: TrainingConfig,
+        execution: Execution,
+        parameters: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        torch.manual_seed(config.seed)
+        torch.set_num_threads(execution.threads or threads_of_this_process())
+        _keep_freed_memory()
+        self._config, self._execution, self._ranks = config, execution, execution.ranks
+        self._heads, self._validation = tuple(heads), validation
+        device = self._ranks.device
+        self._network = RankerNetwork(network_config)
+        if parameters is None:
+            self._network.standardise(
+                torch.from_numpy(examples.batch.request["user_scalars"]),
+                torch.from_numpy(examples.batch.candidate["pin_scalars"]),
+            )
+        else:
+            self._network.load_state_dict(dict(parameters))
+        self._parallel = self._ranks.parallel(self._network.to(device))
+        self._weights = torch.tensor(config.weights_of(heads), device=device)
+        self._bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+        self._minibatches = Minibatches(
+            examples,
+            config.requests_per_batch,
+            config.seed,
+            self._ranks,
+            config.time_window_h_max,
+            config.time_window_share,
+        )
+        self._optimiser = torch.optim.AdamW(
+            self._network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        self._total = len(self._minibatches) * config.epochs
+        self._schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self._optimiser, config.learning_rate, total_steps=self._total, pct_start=0.1
+        )
+        self._epoch, self._batch, self._loss_sum, self._rows_done = 0, 0, 0.0, 0
+        self._epochs: list[Epoch] = []
+        self._best = copy.deepcopy(self._network.state_dict())
+        self._run: dict[str, str] = {}
+        self._folder: CheckpointFolder | None = None
+        if execution.checkpoints is not None or self._ranks.world > 1:
+            self._run = describe_run(
+                network_config, config, heads=self._heads, examples=examples, validation=validation
+            )
+            self._run["the parent"] = digest_of(parameters or {})
+        if execution.checkpoints is not None and self._ranks.leads:
+            self._folder = CheckpointFolder(execution.checkpoints)
+        self._saved_s, self._saved_batches = time.monotonic(), 0
+
+    def resume(self) -> None:
+        """Go on from rank 0's checkpoint, if there is one to go on from."""
+        leaders_run = json.loads(self._ranks.told(json.dumps(self._run).encode()))
+        if differing := differences(leaders_run, self._run):
+            raise SettingError(f"rank {self._ranks.rank} was started otherwise than rank 0: {differing}")
+        if self._execution.checkpoints is None:
+            return
+        # All ranks go on from the same bytes: they may see another folder, or a newer checkpoint in it.
+        content = self._ranks.told((self._folder.open() or b"") if self._folder is not None else b"")
+        if not content:
+            return
+        found = decode_checkpoint(content, self._run)
+        self._epoch, self._batch = found.epoch, found.batch
+        self._loss_sum, self._rows_done = found.loss_sum, found.rows_done
+        self._network.load_state_dict(found.network)
+        self._best = found.best
+        self._optimiser.load_state_dict(found.optimiser)
+        self._schedule.load_state_dict(found.schedule)
+        self._epochs = [Epoch(**epoch) for epoch in found.epochs]
+
+    def finished(self) -> bool:
+        losses = [epoch.validation_loss for epoch in self._epochs]
+        if len(losses) >= self._config.epochs:
+            return True
+        return bool(losses) and len(losses) - 1 - losses.index(min(losses)) > self._config.patience
+
+    def learn(self) -> None:
+        """Take the steps that are left of this epoch."""
+        self._network.train()
+        rows_before, started_s = self._rows_done, time.monotonic()
+        for minibatch in self._minibatches.epoch(self._epoch, self._batch):
+            loss = self._step(minibatch)
+            self._batch += 1
+            self._loss_sum += loss * minibatch.rows
+            self._rows_done += minibatch.rows
+            self._tell((self._rows_done - rows_before) / max(1e-9, time.monotonic() - started_s))
+            self._save_if_due()
+
+    def judge(self) -> None:
+        """Measure the epoch on the validation part, and keep its weights if they are the best so far."""
+        losses = self._validation_losses()
+        weights = self._weights.cpu().double()
+        validation_loss = float((losses * weights).sum() / weights.sum())
+        if not math.isfinite(validation_loss):
+            raise DivergedError(
+                f"the validation loss of epoch {self._epoch + 1} is {validation_loss}; lower --learning-rate"
+            )
+        if not self._epochs or validation_loss < min(epoch.validation_loss for epoch in self._epochs):
+            self._best = copy.deepcopy(self._network.state_dict())
+        by_head = dict(zip(self._heads, losses.tolist(), strict=True))
+        self._epochs.append(Epoch(self._epoch + 1, self._loss_sum / self._rows_done, validation_loss, by_head))
+        self._epoch, self._batch, self._loss_sum, self._rows_done = self._epoch + 1, 0, 0.0, 0
+        if self._ranks.leads:
+            for watch in self._execution.watches:
+                watch.epoch(self._epochs[-1])
+
+    def save(self) -> None:
+        """Write a checkpoint, where there is a plan for them; rank 0 writes for all."""
+        if self._folder is None:
+            return
+        self._folder.write(
+            Checkpoint(
+                run=self._run,
+                epoch=self._epoch,
+                batch=self._batch,
+                loss_sum=self._loss_sum,
+                rows_done=self._rows_done,
+                network=self._network.state_dict(),
+                best=self._best,
+                optimiser=self._optimiser.state_dict(),
+                schedule=self._schedule.state_dict(),
+                epochs=[asdict(epoch) for epoch in self._epochs],
+            )
+        )
+        self._saved_s, self._saved_batches = time.monotonic(), 0
+
+    def result(self) -> tuple[RankerNetwork, list[Epoch]]:
+        self._network.load_state_dict(self._best)
+        return self._network.to("cpu").eval(), self._epochs
+
+    def _step(self, minibatch: Minibatch) -> float:
+        """Learn from one minibatch; return its loss over all ranks."""
+        device, ranks = self._ranks.device, self._ranks
+        torch.manual_seed(self._minibatches.dropout_seed(self._epoch, self._batch))
+        self._optimiser.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._bf16):
+            logits = self._parallel(**_on(device, minibatch))
+        losses = _head_losses(logits, minibatch.labels.to(device))
+        # Summed over this rank's rows and divided by everyone's, so that ranks with fewer rows count less. Averaging
+        # divides by the number of ranks once more.
+        own = (losses.sum(dim=0) * self._weights).sum() / self._weights.sum() / minibatch.rows
+        (own * ranks.world).backward()  # type: ignore[no-untyped-call]
+        loss = float(ranks.sum(own.detach()))
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"the loss is {loss} at epoch {self._epoch + 1}, batch {self._batch + 1}; give a lower --learning-rate"
+            )
+        torch.nn.utils.clip_grad_norm_(self._network.parameters(), 1.0)
+        self._optimiser.step()
+        self._schedule.step()
+        return loss
+
+    def _validation_losses(self) -> Tensor:
+        """Return float64[H], each head's mean loss over the rows of the validation part."""
+        self._network.eval()
+        device = self._ranks.device
+        sums = torch.zeros(len(self._heads), dtype=torch.float64, device=device)
+        with torch.inference_mode():
+            for part in in_order(self._validation, self._config.requests_per_batch, self._ranks):
+                logits = self._network(**_on(device, part))
+                sums += _head_losses(logits, part.labels.to(device)).sum(dim=0, dtype=torch.float64)
+        return self._ranks.sum(sums).cpu() / self._validation.batch.rows
+
+    def _tell(self, rows_per_s: float) -> None:
+        if not self._ranks.leads or not self._execution.watches:
+            return
+        batches = len(self._minibatches)
+        step = Step(
+            epoch=self._epoch + 1,
+            done=self._epoch * batches + self._batch,
+            total=self._total,
+            loss=self._loss_sum / self._rows_done,
+            learning_rate=float(self._schedule.get_last_lr()[0]),
+            rows_per_s=rows_per_s,
+        )
+        for watch in self._execution.watches:
+            watch.step(step)
+
+    def _save_if_due(self) -> None:
+        plan = self._execution.checkpoints
+        if plan is None or self._batch == len(self._minibatches):
+            return
+        self._saved_batches += 1
+        every = plan.every_batches or math.inf
+        if self._saved_batches >= every or time.monotonic() - self._saved_s >= plan.every_s:
+            self.save()
+
+
+def _on(device: torch.device, minibatch: Minibatch) -> dict[str, Tensor]:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in minibatch.inputs.items()}
+
+
+def _head_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return float32[N, H]: each row's cross-entropy per head."""
+    return functional.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none")
+
+
+def _keep_freed_memory() -> None:
+    """Let the C library keep what a step frees, where that is glibc.
+
+    It would give large arrays back at once and take fresh pages for the next ones: faults made up half of a step.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_MAX, 0)
+        library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

@@ -1,0 +1,128 @@
+"""What a training step reads. All chance is drawn from (seed, epoch, batch), so a run can go on from any batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels.engine import ROW_REQUEST, FeatureBatch
+from ranker.training.examples import Examples
+from ranker.training.ranks import Ranks
+from ranker.training.time_window import draw_windows_s, hide_newest
+
+_Built = TypeVar("_Built")
+
+#: What a generator is for, so that no two of them draw the same.
+_ORDER, _WINDOWS, _DROPOUT = range(3)
+
+
+@dataclass(frozen=True, slots=True)
+class Minibatch:
+    """One rank's share of a minibatch.
+
+    Attributes:
+        inputs: the network's arguments.
+        labels: float32[n, H] of the n rows of this rank.
+        rows: of all ranks; of this one when read in order.
+    """
+
+    inputs: dict[str, Tensor]
+    labels: Tensor
+    rows: int
+
+
+class Minibatches:
+    """The minibatches of all epochs; a request's candidates stay together, and so do its user's tensors.
+
+    Args:
+        examples: what to learn from.
+        requests: per minibatch, of all ranks together.
+        seed: of the order, the time windows and dropout.
+        ranks: who takes which requests.
+        window_h_max: of the random time window, hours; 0 hides nothing.
+        window_share: share of requests that get one.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        requests: int,
+        seed: int,
+        ranks: Ranks,
+        window_h_max: float = 0.0,
+        window_share: float = 1.0,
+    ) -> None:
+        self._examples = examples
+        self._requests = requests
+        self._seed = seed
+        self._ranks = ranks
+        reads_sequence = "sequence_actions" in examples.batch.request
+        self._window_h_max = window_h_max if reads_sequence else 0.0
+        self._window_share = window_share
+        self._rows = np.diff(examples.batch.row_splits)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self._rows) / self._requests)
+
+    def epoch(self, epoch: int, first: int) -> Iterator[Minibatch]:
+        """Yield an epoch's minibatches from `first` on; the next one is made while the network works on this one."""
+        order = np.random.default_rng([self._seed, _ORDER, epoch]).permutation(len(self._rows))
+        return _ahead(lambda batch: self._build(order, epoch, batch), range(first, len(self)))
+
+    def dropout_seed(self, epoch: int, batch: int) -> int:
+        """Return what PyTorch's generator starts from at a batch; each rank drops its own."""
+        entropy = [self._seed, _DROPOUT, epoch, batch, self._ranks.rank]
+        return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+
+    def _build(self, order: np.ndarray, epoch: int, batch: int) -> Minibatch:
+        whole = order[batch * self._requests : (batch + 1) * self._requests]
+        part = self._examples.take(self._ranks.share(whole))
+        if self._window_h_max > 0:
+            # Drawn for all ranks' requests, so that how many ranks there are changes nothing.
+            rng = np.random.default_rng([self._seed, _WINDOWS, epoch, batch])
+            windows_s = self._ranks.share(draw_windows_s(rng, len(whole), self._window_h_max, self._window_share))
+            part = _with_hidden(part, windows_s)
+        return Minibatch(tensors(part.batch), torch.from_numpy(part.labels), int(self._rows[whole].sum()))
+
+
+def in_order(examples: Examples, requests: int, ranks: Ranks) -> Iterator[Minibatch]:
+    """Yield a rank's minibatches in the order of the examples, nothing hidden: for validation and prediction."""
+    own = ranks.share(np.arange(examples.batch.requests))
+    for start in range(0, len(own), requests):
+        part = examples.take(own[start : start + requests])
+        yield Minibatch(tensors(part.batch), torch.from_numpy(part.labels), part.batch.rows)
+
+
+def tensors(batch: FeatureBatch) -> dict[str, Tensor]:
+    """Return a batch as the network's arguments."""
+    arrays = {**batch.request, **batch.candidate, ROW_REQUEST: batch.row_request()}
+    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+
+
+def _with_hidden(part: Examples, windows_s: np.ndarray) -> Examples:
+    request = dict(part.batch.request)
+    request["sequence_actions"], request["sequence_embeddings"] = hide_newest(
+        request["sequence_actions"], request["sequence_embeddings"], part.ages_s, windows_s
+    )
+    batch = FeatureBatch(request, part.batch.candidate, part.batch.row_splits)
+    return replace(part, batch=batch)
+
+
+def _ahead(build: Callable[[int], _Built], numbers: range) -> Iterator[_Built]:
+    """Yield `build(number)` of each number, in order, with one built ahead on another thread."""
+    with ThreadPoolExecutor(1, "minibatches") as worker:
+        waiting = None
+        for number in numbers:
+            building = worker.submit(build, number)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = building
+        if waiting is not None:
+            yield waiting.result()

@@ -1,0 +1,146 @@
+"""Metrics of a training, sent to TensorBoard or MLflow by whoever asked for them. Neither is imported otherwise."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from feature_client.redaction import hidden, redacted, secrets_of
+from ranker.errors import TrackingError
+from ranker.training.settings import Epoch, Step, Watch
+
+#: Steps are many and alike; a tracker gets every so many.
+STEPS_APART = 20
+#: MLflow's client would call home, and retry a dead server for minutes; whoever sets these otherwise is heard.
+_MLFLOW_DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+
+
+class _Send(Protocol):
+    def __call__(self, values: Mapping[str, float], step: int) -> None: ...
+
+
+class Tracker:
+    """A watch that turns what it is told into named values: one table of names for every tracker.
+
+    A tracker that fails on the way is given up, and that is said: metrics are worth less than the training.
+    """
+
+    def __init__(self, send: _Send, note: Callable[[str], None]) -> None:
+        self._sink: _Send | None = send
+        self._note = note
+        self._done = 0
+
+    def step(self, step: Step) -> None:
+        self._done = step.done
+        if step.done % STEPS_APART == 0 or step.done == step.total:
+            values = {
+                "train/loss": step.loss,
+                "train/learning_rate": step.learning_rate,
+                "train/rows_per_s": step.rows_per_s,
+            }
+            self._send(values, step.done)
+
+    def epoch(self, epoch: Epoch) -> None:
+        by_head = {f"validation/loss_{head}": loss for head, loss in epoch.validation_losses.items()}
+        values = {"train/epoch_loss": epoch.train_loss, "validation/loss": epoch.validation_loss, **by_head}
+        self._send(values, self._done)
+
+    def _send(self, values: Mapping[str, float], step: int) -> None:
+        if self._sink is None:
+            return
+        try:
+            self._sink(values, step)
+        except (TrackingError, OSError) as error:
+            self._sink = None
+            self._note(f"no more metrics are sent from here on: {error}")
+
+
+@contextmanager
+def tracked(
+    tensorboard: Path | None,
+    mlflow: str | None,
+    experiment: str,
+    settings: Mapping[str, str],
+    note: Callable[[str], None],
+) -> Iterator[tuple[Watch, ...]]:
+    """Open the trackers that were asked for, and close them at the end.
+
+    Args:
+        tensorboard: a folder for event files; None for none.
+        mlflow: the URI of a tracking server or database; None for none.
+        experiment: MLflow's; each training is one run of it.
+        settings: what the training is of, shown beside its metrics.
+        note: told when a tracker had to be given up.
+
+    Raises:
+        ModuleNotFoundError: the package of a tracker is not installed.
+        TrackingError: a tracker cannot be reached.
+    """
+    with ExitStack() as opened:
+        watches: list[Watch] = []
+        if tensorboard is not None:
+            watches.append(opened.enter_context(_tensorboard(tensorboard, settings, note)))
+        if mlflow is not None:
+            watches.append(opened.enter_context(_mlflow(mlflow, experiment, settings, note)))
+        yield tuple(watches)
+
+
+@contextmanager
+def _tensorboard(folder: Path, settings: Mapping[str, str], note: Callable[[str], None]) -> Iterator[Watch]:
+    from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - needs the tensorboard package
+
+    with SummaryWriter(str(folder)) as writer:
+        writer.add_text("settings", "\n".join(f"    {name} = {value}" for name, value in settings.items()))
+
+        def send(values: Mapping[str, float], step: int) -> None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+
+        yield Tracker(send, note)
+
+
+@contextmanager
+def _mlflow(uri: str, experiment: str, settings: Mapping[str, str], note: Callable[[str], None]) -> Iterator[Watch]:
+    for name, value in _MLFLOW_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient  # noqa: PLC0415 - optional
+    from mlflow.entities import Metric, Param  # noqa: PLC0415
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+
+    @contextmanager
+    def explained() -> Iterator[None]:
+        try:
+            yield
+        except MlflowException as error:
+            raise TrackingError(f"MLflow at {redacted(uri)}: {hidden(str(error), secrets_of(uri))}") from None
+
+    with explained():
+        client = MlflowClient(tracking_uri=uri)
+        known = client.get_experiment_by_name(experiment)
+        number = known.experiment_id if known is not None else client.create_experiment(experiment)
+        run = client.create_run(number).info.run_id
+        client.log_batch(run, params=[Param(name, value) for name, value in settings.items()])
+
+    def send(values: Mapping[str, float], step: int) -> None:
+        now_ms = time.time_ns() // 1_000_000
+        with explained():
+            client.log_batch(run, metrics=[Metric(name, value, now_ms, step) for name, value in values.items()])
+
+    status = "FAILED"
+    try:
+        yield Tracker(send, note)
+        status = "FINISHED"
+    finally:
+        try:
+            with explained():
+                client.set_terminated(run, status)
+        except TrackingError as error:
+            note(f"the run stays open: {error}")

@@ -1,0 +1,182 @@
+"""`pinrank.v1.ActivityService`: checks actions and hands them to the writers of the served models' sequences."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+
+import grpc
+import grpc.aio
+import numpy as np
+
+from feature_client.activity.writer import ActivityWriter, Outcome, QueueFullError, clock_ms, time_problem
+from feature_client.groups import SequenceGroup
+from feature_client.stores.store import Store, StoreError
+from pinrank.v1 import activity_pb2
+from server.api.draining import Calls
+from server.api.status import listed, within
+from server.errors import (
+    FieldViolation,
+    InvalidRequestError,
+    NotRecordingError,
+    RecordingFullError,
+    StoreDownError,
+)
+from server.telemetry.metrics import Metrics
+
+SERVICE = "pinrank.v1.ActivityService"
+_VIOLATIONS_MAX = 10
+_SHOWN_MAX = 100
+#: Actions that are checked before the event loop is given away for a moment: half a millisecond.
+_SLICE = 256
+
+_Context = grpc.aio.ServicerContext[activity_pb2.RecordRequest, activity_pb2.RecordResponse]
+
+
+class _Sequence:
+    """A sequence that actions are recorded into, and the position of each name in its vocabularies."""
+
+    def __init__(self, group: SequenceGroup, writer: ActivityWriter) -> None:
+        self.group = group
+        self.writer = writer
+        self.actions = {name: i for i, name in enumerate(group.actions)}
+        self.surfaces = {name: i for i, name in enumerate(group.surfaces)}
+
+
+class ActivityEdge:
+    """Answers Record calls. Every served model's sequence gets the actions that its vocabularies know."""
+
+    def __init__(self, metrics: Metrics, calls: Calls) -> None:
+        self._metrics = metrics
+        self._calls = calls
+        self._sequences: tuple[_Sequence, ...] = ()
+
+    def write_into(self, groups: Iterable[SequenceGroup], store: Store) -> None:
+        """Record into these sequences from now on; those that were recorded into before keep their writers."""
+        before = {sequence.group.fingerprint: sequence for sequence in self._sequences}
+        distinct = {group.fingerprint: group for group in groups}
+        self._sequences = tuple(
+            before.get(fingerprint) or _Sequence(group, ActivityWriter(store, group, self._metrics.future_actions.inc))
+            for fingerprint, group in distinct.items()
+        )
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        parse, serialise = activity_pb2.RecordRequest.FromString, activity_pb2.RecordResponse.SerializeToString
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "Record": grpc.unary_unary_rpc_method_handler(self.record, parse, serialise),
+                "RecordStream": grpc.stream_unary_rpc_method_handler(self.record_stream, parse, serialise),
+            },
+        )
+
+    async def record(self, request: activity_pb2.RecordRequest, context: _Context) -> activity_pb2.RecordResponse:
+        self._calls.take(context)
+        return await self._answer(_one(request))
+
+    async def record_stream(
+        self, requests: AsyncIterator[activity_pb2.RecordRequest], _: _Context
+    ) -> activity_pb2.RecordResponse:
+        return await self._answer(requests)
+
+    async def _answer(self, requests: AsyncIterator[activity_pb2.RecordRequest]) -> activity_pb2.RecordResponse:
+        counts = np.zeros(len(Outcome), np.int64)
+        async for request in requests:
+            counts += await self._store(request.actions)
+        return activity_pb2.RecordResponse(
+            added=counts[Outcome.ADDED], repeated_actions=counts[Outcome.REPEATED], too_old=counts[Outcome.TOO_OLD]
+        )
+
+    async def _store(self, actions: Sequence[activity_pb2.Action]) -> np.ndarray:
+        """Store actions in every sequence that knows them; return int64[3], how many by the best of their outcomes."""
+        self._calls.check()
+        sequences = self._sequences
+        if not sequences:
+            raise NotRecordingError("this server does not record actions; set record_actions = true")
+        if not actions:
+            return np.zeros(len(Outcome), np.int64)
+        users, known = await _checked(sequences, actions)
+        best = np.full(len(actions), len(Outcome))
+        for sequence, (events, into) in zip(sequences, known, strict=True):
+            if not len(into):
+                continue
+            try:
+                outcomes = await sequence.writer.record(users[into], events)
+            except QueueFullError as error:
+                raise RecordingFullError(str(error), 1.0) from error
+            except StoreError as error:
+                raise StoreDownError(f"the actions may not have been stored; send them again: {error}") from error
+            best[into] = np.minimum(best[into], outcomes)
+        counts = np.bincount(best, minlength=len(Outcome))
+        for outcome in Outcome:
+            self._metrics.actions[outcome.name.lower()].inc(int(counts[outcome]))
+        return counts
+
+
+async def _checked(
+    sequences: Sequence[_Sequence], actions: Sequence[activity_pb2.Action]
+) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+    """Check a call's actions, a slice at a time: what else waits for the event loop gets it in between.
+
+    Returns:
+        uint64[E], the users, and by sequence the events that its group knows, structured[E], with their positions,
+        int64[E].
+
+    Raises:
+        InvalidRequestError: names the first actions at fault, and says how many more problems there are.
+    """
+    now_ms = clock_ms()
+    users = np.zeros(len(actions), np.uint64)
+    found: list[tuple[list[tuple[int, int, int, int, int]], list[int]]] = [([], []) for _ in sequences]
+    problems: list[FieldViolation] = []
+    more = 0
+    for start in range(0, len(actions), _SLICE):
+        if start:
+            await asyncio.sleep(0)
+        for i, a in enumerate(actions[start : start + _SLICE], start):
+            users[i] = a.user_id
+            known = False
+            for sequence, (events, into) in zip(sequences, found, strict=True):
+                action, surface = sequence.actions.get(a.action), sequence.surfaces.get(a.surface)
+                if action is not None and surface is not None:
+                    known = True
+                    events.append((a.pin_id, a.time_ms, a.event_id, action, surface))
+                    into.append(i)
+            if not known or a.event_id == 0 or time_problem(a.time_ms, now_ms):
+                of_one = _problems(sequences, f"actions[{i}]", a, now_ms, known=known)
+                room = max(0, _VIOLATIONS_MAX - len(problems))
+                problems += of_one[:room]
+                more += len(of_one[room:])
+    if problems:
+        raise InvalidRequestError(problems, more)
+    return users, [(np.array(events, SequenceGroup.dtype), np.array(into, np.int64)) for events, into in found]
+
+
+def _problems(
+    sequences: Sequence[_Sequence], where: str, action: activity_pb2.Action, now_ms: int, *, known: bool
+) -> list[FieldViolation]:
+    problems = [] if known else _unknown(sequences, where, action)
+    if action.event_id == 0:
+        problems.append(FieldViolation(f"{where}.event_id", "0; give every action an id of its own"))
+    if problem := time_problem(action.time_ms, now_ms):
+        problems.append(FieldViolation(f"{where}.time_ms", problem))
+    return problems
+
+
+def _unknown(sequences: Sequence[_Sequence], where: str, action: activity_pb2.Action) -> list[FieldViolation]:
+    problems = []
+    for field, name, vocabularies in (
+        ("action", action.action, [sequence.actions for sequence in sequences]),
+        ("surface", action.surface, [sequence.surfaces for sequence in sequences]),
+    ):
+        if not any(name in vocabulary for vocabulary in vocabularies):
+            known = listed(sorted(set().union(*vocabularies)))
+            problems.append(
+                FieldViolation(f"{where}.{field}", f"unknown {field} {within(name, _SHOWN_MAX)!r}; there are {known}")
+            )
+    shown = f"{within(action.action, _SHOWN_MAX)!r} on {within(action.surface, _SHOWN_MAX)!r}"
+    return problems or [FieldViolation(where, f"no served model knows {shown}")]
+
+
+async def _one(request: activity_pb2.RecordRequest) -> AsyncIterator[activity_pb2.RecordRequest]:
+    yield request

@@ -1,0 +1,192 @@
+"""`pinrank.v1.ModelService`: what a server holds, for operators who bring its token."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+
+from model_store.bundle.files import BundleError
+from model_store.registry.history import share_of
+from model_store.registry.objects import ModelStoreError, MovedError, NoVersionError, RefusedError
+from pinrank.v1 import models_pb2
+from server.api.status import within
+from server.api.tokens import TokenDigest, token_in
+from server.config import ConfigError, ServerConfig
+from server.errors import StatusError
+from server.request.routing import ServedModels
+from server.rollout.guard import Breach, Healthy, TooEarly
+from server.rollout.hot_swap import Held, HotSwap
+from server.rollout.lifecycle import Phase
+from server.rollout.shadow import Shadow
+
+SERVICE = "pinrank.v1.ModelService"
+#: The first that an error is one of.
+_STATUS: dict[type[Exception], grpc.StatusCode] = {
+    NoVersionError: grpc.StatusCode.NOT_FOUND,
+    MovedError: grpc.StatusCode.ABORTED,
+    RefusedError: grpc.StatusCode.INVALID_ARGUMENT,
+    BundleError: grpc.StatusCode.FAILED_PRECONDITION,
+    ModelStoreError: grpc.StatusCode.UNAVAILABLE,
+}
+_CALLER_MAX = 80
+#: A network's errors can name all of its thousands of tensors.
+_REASON_BYTES_MAX = 4_000
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+_Request = TypeVar("_Request", bound=Message)
+_Response = TypeVar("_Response", bound=Message)
+
+
+def read_token(path: Path) -> TokenDigest | None:
+    """Read a file's token; an empty file holds none.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds what no call can bring.
+    """
+    try:
+        token = token_in(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"admin_token_file {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"admin_token_file {path}: {error}") from error
+    return TokenDigest(token) if token else None
+
+
+class ModelEdge:
+    """Answers ModelService calls."""
+
+    def __init__(self, swap: HotSwap, models: ServedModels, shadow: Shadow, config: ServerConfig) -> None:
+        self._swap = swap
+        self._models = models
+        self._shadow = shadow
+        self._config = config
+        self._token = read_token(config.admin_token_file) if config.admin_token_file else None
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        pb = models_pb2
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "Load": self._method(self.load, pb.LoadRequest, pb.ModelVersion),
+                "Unload": self._method(self.unload, pb.UnloadRequest, pb.UnloadResponse),
+                "SetLabel": self._method(self.set_label, pb.SetLabelRequest, pb.SetLabelResponse),
+                "Status": self._method(self.status, pb.StatusRequest, pb.StatusResponse),
+            },
+        )
+
+    def _method(
+        self,
+        answer: Callable[[_Request, _Context], Awaitable[_Response]],
+        request: type[_Request],
+        response: type[_Response],
+    ) -> grpc.RpcMethodHandler[_Request, _Response]:
+        async def checked(message: _Request, context: _Context) -> _Response:
+            self._check_caller(context)
+            try:
+                return await answer(message, context)
+            except (ModelStoreError, BundleError) as error:
+                code = next(code for kind, code in _STATUS.items() if isinstance(error, kind))
+                raise StatusError(code, str(error)) from error
+
+        return grpc.unary_unary_rpc_method_handler(checked, request.FromString, response.SerializeToString)
+
+    def _check_caller(self, context: _Context) -> None:
+        if self._token is None:
+            raise StatusError(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "this server takes no ModelService calls; set admin_token_file",
+            )
+        given = dict(context.invocation_metadata() or ()).get("authorization", "")
+        if not self._token.is_in(given):
+            raise StatusError(
+                grpc.StatusCode.UNAUTHENTICATED, "bring the server's token as `authorization: Bearer TOKEN`"
+            )
+
+    async def load(self, request: models_pb2.LoadRequest, context: _Context) -> models_pb2.ModelVersion:  # noqa: ARG002
+        self._check_alone()
+        held = await self._swap.load(request.version)
+        return self._version(request.version, held)
+
+    async def unload(self, request: models_pb2.UnloadRequest, context: _Context) -> models_pb2.UnloadResponse:  # noqa: ARG002
+        self._check_alone()
+        self._swap.unload(request.version)
+        return models_pb2.UnloadResponse()
+
+    def _check_alone(self) -> None:
+        if self._config.processes > 1:
+            raise StatusError(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"{self._config.processes} processes share this port and the call reaches one; use a label",
+            )
+
+    async def set_label(self, request: models_pb2.SetLabelRequest, context: _Context) -> models_pb2.SetLabelResponse:
+        by = (request.by or f"a caller from {context.peer()}")[:_CALLER_MAX]
+        entry = await self._swap.set_label(
+            request.label, request.version, by, request.why, request.expected_version or None
+        )
+        return models_pb2.SetLabelResponse(entry=entry.number if entry else 0)
+
+    async def status(self, request: models_pb2.StatusRequest, context: _Context) -> models_pb2.StatusResponse:  # noqa: ARG002
+        swap, now_s = self._swap, time.monotonic()
+        found = models_pb2.StatusResponse(
+            model=self._config.model,
+            entry=swap.entry.number if swap.entry else 0,
+            looked_s_ago=now_s - swap.looked_s,
+            store_failure=within(swap.store_failure, _REASON_BYTES_MAX),
+            versions=[self._version(version, held) for version, held in sorted(swap.versions.items())],
+            shadow=self._shadow.status(),
+        )
+        wanted = swap.entry.state.labels if swap.entry else {}
+        for label in dict.fromkeys((*self._models.by_label, *swap.labels)):
+            served = self._models.by_label.get(label)
+            window = self._models.windows.get(label)
+            seen = window.seen(now_s) if window else None
+            found.labels.add(
+                label=label,
+                version=served.version if served else 0,
+                wanted_version=wanted.get(label, 0),
+                requests=seen.requests if seen else 0,
+                errors=seen.errors if seen else 0,
+                p99_ms=seen.p99_s * 1e3 if seen else 0,
+                guard=_told(swap.guard.verdicts.get(label)),
+            )
+        if swap.entry is not None:
+            for surface in swap.entry.state.traffic:
+                for label, share in share_of(swap.entry.state, surface).items():
+                    found.traffic.add(surface=surface, label=label, share=share)
+        for at_s, text in swap.events:
+            found.events.add(s_ago=now_s - at_s, text=within(text, _REASON_BYTES_MAX))
+        return found
+
+    def _version(self, version: int, held: Held) -> models_pb2.ModelVersion:
+        checks, warm_up = held.report.checks, held.report.warm_up
+        if held.phase is Phase.WARMING and warm_up is not None:
+            checks = [*checks, f"warm-up: {warm_up}"]
+        return models_pb2.ModelVersion(
+            version=version,
+            digest=held.report.digest,
+            phase=str(held.phase),
+            reason=within(held.reason, _REASON_BYTES_MAX),
+            phase_s=time.monotonic() - held.since_s,
+            in_flight=held.served.in_flight if held.served else 0,
+            memory_bytes=held.report.memory_bytes,
+            checks=checks,
+        )
+
+
+def _told(verdict: Healthy | TooEarly | Breach | None) -> str:
+    match verdict:
+        case Healthy(note):
+            return f"healthy: {note}"
+        case TooEarly(note):
+            return f"too early to tell: {note}"
+        case Breach(reason):
+            return f"breached: {reason}"
+        case None:
+            return ""

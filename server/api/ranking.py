@@ -1,0 +1,105 @@
+"""The edge of Rank: from bytes to bytes, every outcome counted and timed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import grpc
+import grpc.aio
+
+from server.api.draining import Calls
+from server.api.status import code_of
+from server.api.wire import parse_request, to_query, to_response
+from server.config import ServerConfig
+from server.errors import RankError
+from server.proving.recent_requests import RecentRequests
+from server.request.pipeline import Pipeline, Ranking
+from server.request.routing import ServedModels
+from server.rollout.shadow import Shadow
+from server.telemetry.metrics import Metrics
+
+SERVICE = "pinrank.v1.RankingService"
+
+_MODELS_DOING = frozenset({grpc.StatusCode.OK, grpc.StatusCode.INTERNAL, grpc.StatusCode.DEADLINE_EXCEEDED})
+
+_Context = grpc.aio.ServicerContext[bytes, bytes]
+
+
+class RankingEdge:
+    """Answers `pinrank.v1.RankingService/Rank` over raw bytes, so that parsing is a timed stage with clear errors."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        models: ServedModels,
+        config: ServerConfig,
+        metrics: Metrics,
+        recent: RecentRequests,
+        shadow: Shadow,
+        calls: Calls,
+    ) -> None:
+        self._pipeline = pipeline
+        self._recent = recent
+        self._shadow = shadow
+        self._models = models
+        self._config = config
+        self._metrics = metrics
+        self._calls = calls
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        rank: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(self.rank)
+        return grpc.method_handlers_generic_handler(SERVICE, {"Rank": rank})
+
+    async def rank(self, content: bytes, context: _Context) -> bytes:
+        """Parse, rank and serialise one call; every outcome is counted before it leaves.
+
+        Raises:
+            RankError: why it ends without an answer.
+        """
+        start = time.perf_counter()
+        ranking: Ranking | None = None
+        surface, label, code = "unknown", "", grpc.StatusCode.INTERNAL
+        try:
+            self._calls.take(context)
+            remaining_s = context.time_remaining()
+            query = to_query(parse_request(content), self._models, self._config, time.monotonic(), remaining_s)
+            surface, label = query.surface, query.label
+            self._metrics.candidates.observe(len(query.pin_ids))
+            wire_end = time.perf_counter()
+            ranking = await self._pipeline.rank(query)
+            response_start = time.perf_counter()
+            wire_us, total_us = round((wire_end - start) * 1e6), round((response_start - start) * 1e6)
+            answer = to_response(query, ranking, wire_us, total_us)
+            end = time.perf_counter()
+            self._observe(surface, end - start, {"wire": wire_end - start, "response": end - response_start}, ranking)
+            code = grpc.StatusCode.OK
+            self._recent.note(query, ranking, time.monotonic())
+            self._shadow.offer(query, ranking)
+        except RankError as error:
+            code = code_of(error)
+            if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
+                self._metrics.refusal_seconds.observe(time.perf_counter() - start, surface)
+            raise
+        except asyncio.CancelledError:  # the caller hung up, or its deadline passed
+            code = grpc.StatusCode.CANCELLED
+            raise
+        finally:
+            self._metrics.count_request(surface, code.name)
+            self._watch(label, time.perf_counter() - start, code, ranking)
+        return answer
+
+    def _watch(self, label: str, total_s: float, code: grpc.StatusCode, ranking: Ranking | None) -> None:
+        """Note what a label's model made of a request, for its guard; what was not the model's doing is left out."""
+        window = self._models.windows.get(label)
+        if window is None or code not in _MODELS_DOING or (ranking and "cheaper_model" in ranking.degradation):
+            return
+        failed = ranking is None or "non_finite_scores" in ranking.degradation
+        window.note(time.monotonic(), total_s, failed=failed)
+
+    def _observe(self, surface: str, total_s: float, edge_stages_s: dict[str, float], ranking: Ranking) -> None:
+        self._metrics.request_seconds.observe(total_s, surface)
+        for stage, seconds in {**ranking.stage_s, **edge_stages_s}.items():
+            self._metrics.stage_seconds.observe(seconds, stage)
+        for kind in ranking.degradation:
+            self._metrics.degraded[kind].inc()

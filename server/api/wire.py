@@ -1,0 +1,214 @@
+"""Bytes to a valid query, a ranking to bytes. Everything a request can get wrong is found here, all of it at once."""
+
+from __future__ import annotations
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from pinrank.v1 import ranking_pb2
+from server.api.status import listed
+from server.config import ServerConfig
+from server.errors import FieldViolation, InvalidRequestError
+from server.request.pipeline import Ranking, RankQuery
+from server.request.routing import Served, ServedModels
+
+_SHOWN_MAX = 60
+
+
+def parse_request(content: bytes) -> ranking_pb2.RankRequest:
+    """Parse a RankRequest. Raises InvalidRequestError for bytes that are none."""
+    try:
+        return ranking_pb2.RankRequest.FromString(content)
+    except DecodeError as error:
+        violation = FieldViolation("", f"the message is no pinrank.v1.RankRequest: {error}")
+        raise InvalidRequestError([violation]) from error
+
+
+def to_query(
+    request: ranking_pb2.RankRequest,
+    models: ServedModels,
+    config: ServerConfig,
+    now_s: float,
+    remaining_s: float | None,
+) -> RankQuery:
+    """Validate a request against the served models and the server's limits.
+
+    Args:
+        request: as parsed.
+        models: what is served.
+        config: the limits and each surface's default deadline.
+        now_s: `time.monotonic()` when the request arrived.
+        remaining_s: the call's gRPC time budget, None when it has no deadline.
+
+    Raises:
+        InvalidRequestError: names every field at fault.
+    """
+    problems: list[FieldViolation] = []
+    label = _label(request, models)
+    served = _served(request, label, models, problems)
+    pin_ids = _pin_ids(request, config.candidates_max, problems)
+    manifest = (served or models.default).live.manifest
+    surface = next((s for s in manifest.surfaces if s.name == request.surface), None)
+    if surface is None:
+        known = listed(s.name for s in manifest.surfaces)
+        problems.append(
+            FieldViolation("surface", f"unknown surface {_shown(request.surface)}; {manifest.ref} ranks {known}")
+        )
+    query_pin_id, query_vector = _query(request, served or models.default, problems)
+    if surface is not None and surface.query and not request.HasField("query"):
+        problems.append(
+            FieldViolation("query", f"surface {surface.name!r} ranks against a query; set pin_id or embedding")
+        )
+    if problems or served is None or surface is None:
+        raise InvalidRequestError(problems)
+    settings = config.surface(surface.name)
+    budget_s = settings.deadline_ms / 1e3 if remaining_s is None else remaining_s
+    # Who asks for a version gets that version.
+    cheaper = models.by_label.get(settings.cheaper_label or "") if request.WhichOneof("model") != "version" else None
+    return RankQuery(
+        user_id=request.user_id,
+        pin_ids=pin_ids,
+        surface=surface.name,
+        lane=surface.name,
+        label=label,
+        query_pin_id=query_pin_id,
+        query_vector=query_vector,
+        served=served,
+        cheaper=cheaper if cheaper is not served else None,
+        top_k=request.top_k,
+        explain=request.explain,
+        deadline_s=now_s + budget_s,
+    )
+
+
+def _label(request: ranking_pb2.RankRequest, models: ServedModels) -> str:
+    match request.WhichOneof("model"):
+        case "label":
+            return request.label
+        case "version":
+            return ""
+        case _:
+            return models.assigned(request.surface, request.user_id)
+
+
+def _served(
+    request: ranking_pb2.RankRequest, label: str, models: ServedModels, problems: list[FieldViolation]
+) -> Served | None:
+    if label or request.WhichOneof("model") == "label":
+        if served := models.by_label.get(label):
+            return served
+        known = listed(models.by_label)
+        problems.append(FieldViolation("label", f"unknown label {_shown(label)}; this server serves {known}"))
+    else:
+        if served := models.by_version.get(request.version):
+            return served
+        known = listed(sorted(models.by_version))
+        problems.append(FieldViolation("version", f"version {request.version} is not served; there are {known}"))
+    return None
+
+
+def _pin_ids(request: ranking_pb2.RankRequest, candidates_max: int, problems: list[FieldViolation]) -> np.ndarray:
+    count = len(request.pin_ids)
+    if count == 0:
+        problems.append(FieldViolation("pin_ids", "no candidates; send at least one pin id"))
+    if count > candidates_max:
+        problems.append(
+            FieldViolation(
+                "pin_ids", f"{count} candidates; this server takes at most {candidates_max} (candidates_max)"
+            )
+        )
+        return np.empty(0, np.uint64)
+    listed = list(request.pin_ids)
+    pin_ids = np.array(listed, np.uint64)
+    if len(set(listed)) != count:
+        distinct, counts = np.unique(pin_ids, return_counts=True)
+        repeated = distinct[counts > 1][:3].tolist()
+        problems.append(
+            FieldViolation(
+                "pin_ids", f"{count - len(distinct)} duplicate ids, for example {repeated}; send each pin once"
+            )
+        )
+    return pin_ids
+
+
+def _query(
+    request: ranking_pb2.RankRequest, served: Served, problems: list[FieldViolation]
+) -> tuple[int | None, np.ndarray | None]:
+    if not request.HasField("query"):
+        return None, None
+    manifest = served.live.manifest
+    space = manifest.query_space
+    if space is None:
+        problems.append(FieldViolation("query", f"model {manifest.ref} reads no query; leave it out"))
+        return None, None
+    match request.query.WhichOneof("kind"):
+        case "pin_id":
+            return request.query.pin_id, None
+        case "embedding":
+            embedding = request.query.embedding
+        case _:
+            problems.append(FieldViolation("query", "the query is empty; set pin_id or embedding, or leave it out"))
+            return None, None
+    if embedding.space != space.ref:
+        problems.append(
+            FieldViolation(
+                "query.embedding.space", f"space {_shown(embedding.space)}; {manifest.ref} reads {space.ref!r}"
+            )
+        )
+    vector = np.array(embedding.values, np.float32)
+    if len(vector) != space.dim:
+        problems.append(
+            FieldViolation("query.embedding.values", f"{len(vector)} values; {space.ref} has {space.dim} dimensions")
+        )
+    if not np.isfinite(vector).all():
+        position = int(np.argmin(np.isfinite(vector)))
+        problems.append(FieldViolation(f"query.embedding.values[{position}]", f"{vector[position]} is not finite"))
+    return None, vector
+
+
+def _shown(text: str) -> str:
+    """Quote what a caller sent; the status travels in headers, which have little room."""
+    return repr(text) if len(text) <= _SHOWN_MAX else f"{text[:_SHOWN_MAX]!r}... ({len(text)} characters)"
+
+
+def to_response(query: RankQuery, ranking: Ranking, wire_us: int, total_us: int) -> bytes:
+    """Serialise the answer.
+
+    Fields of a message may stand in any order and its bytes be joined (protobuf encoding, "Last One Wins"): so the long
+    fields are written from arrays as they lie in memory, and what no request changes was serialised once.
+    """
+    order = ranking.order
+    stages = {f"{stage}_us": round(s * 1e6) for stage, s in ranking.stage_s.items()}
+    # Tags: field number times eight, and 2 for a field with a length.
+    parts = [
+        _packed(b"\x0a", query.pin_ids[order]),
+        _packed(b"\x12", ranking.utilities[order]),
+        ranking.served.versions,
+        ranking_pb2.RankResponse(
+            timings=ranking_pb2.StageTimings(wire_us=wire_us, total_us=total_us, **stages)
+        ).SerializeToString(),
+    ]
+    if ranking.degradation:
+        degradation = ranking_pb2.Degradation(**ranking.degradation)  # type: ignore[arg-type]
+        parts.append(ranking_pb2.RankResponse(degradation=degradation).SerializeToString())
+    if query.explain:
+        table = ranking.served.utility.surfaces[query.surface]
+        explanation = ranking_pb2.Explanation(
+            heads=[head.name for head in ranking.served.live.manifest.heads],
+            head_probabilities=ranking.probabilities[order].ravel().tolist(),
+            parties=table.parties,
+            party_utilities=ranking.party_utilities[order].ravel().tolist(),
+            party_weights=table.weights.tolist(),
+        )
+        parts.append(ranking_pb2.RankResponse(explanation=explanation).SerializeToString())
+    return b"".join(parts)
+
+
+def _packed(tag: bytes, values: np.ndarray) -> bytes:
+    """Encode a packed repeated field of fixed-width numbers: tag, length as a varint, little-endian numbers."""
+    left, length = values.nbytes, bytearray()
+    while left > 0x7F:
+        length.append(left & 0x7F | 0x80)
+        left >>= 7
+    length.append(left)
+    return tag + length + values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()

@@ -1,0 +1,1 @@
+"""The `pinrank` command: what people type, and what they read."""

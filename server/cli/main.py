@@ -1,0 +1,178 @@
+"""The `pinrank` command. Commands import what they need when they run, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from importlib.metadata import entry_points, version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from server.cli import model_calls, plans  # noqa: F401 - they add their commands to `model`
+from server.cli.features import fail, features
+from server.cli.models import models
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+    help="Rank pins for a user inside a ~10 ms budget: serve models, call them, manage their versions, train them.",
+)
+app.add_typer(models, name="model")
+app.add_typer(features, name="features")
+
+
+@app.callback(invoke_without_command=True)
+def main(
+    ctx: typer.Context,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if show_version:
+        typer.echo(f"pinrank {version('pinrank')}")
+        raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+@app.command()
+def serve(
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="TOML file; PINRANK_* variables go over it.")
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Where to listen: an address, ::, a name, unix:/path (default: 127.0.0.1).")
+    ] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="gRPC port; 0 takes a free one (default: 50051).")] = None,
+    http_port: Annotated[int | None, typer.Option(help="Port of /metrics and /healthz (default: 9095).")] = None,
+    model_store: Annotated[str | None, typer.Option(help="The model store: a folder, or s3://bucket/prefix.")] = None,
+    model: Annotated[str | None, typer.Option(help="Name of the model to serve.")] = None,
+    feature_store: Annotated[str | None, typer.Option(help="lmdb:///path, redis://host:port/db or memory://")] = None,
+    processes: Annotated[
+        int | None, typer.Option(help="Servers on one gRPC port; each has its own cores (default: 1).")
+    ] = None,
+) -> None:
+    """Serve Rank calls until SIGTERM or Ctrl-C, then drain.
+
+    Example: [bold]pinrank serve --model-store models --model ml1m --feature-store lmdb:///var/lib/pinrank/features[/]
+    """
+    from server.runtime.signals import end_on_signals  # noqa: PLC0415
+
+    end_on_signals()
+    _open_standard_streams()
+    # Below it gRPC writes to standard error by itself, what callers sent included; it reads this once, when imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+    import structlog  # noqa: PLC0415
+    import uvloop  # noqa: PLC0415
+
+    from feature_client.stores.store import StoreError  # noqa: PLC0415
+    from model_store.bundle.files import BundleError  # noqa: PLC0415
+    from model_store.model.utility import UtilityError  # noqa: PLC0415
+    from model_store.registry.objects import ModelStoreError  # noqa: PLC0415
+    from model_store.registry.signing import SigningError  # noqa: PLC0415
+    from server import app as server  # noqa: PLC0415
+    from server.config import ConfigError, load_config, shadowing_links  # noqa: PLC0415
+    from server.processes import serve_processes  # noqa: PLC0415
+    from server.proving.prover import ProvingError  # noqa: PLC0415
+    from server.proving.replay import NotReadyError  # noqa: PLC0415
+    from server.telemetry.logs import configure_logs  # noqa: PLC0415
+
+    options = {
+        "host": host, "grpc_port": grpc_port, "http_port": http_port,
+        "model_store": model_store, "model": model, "feature_store": feature_store, "processes": processes,
+    }  # fmt: skip
+    try:
+        settings = load_config(config, options)
+        configure_logs(settings.log_level, settings.log_format, settings.secrets())
+        if links := shadowing_links():
+            reason = "Kubernetes set them for a Service of that name; they are no settings"
+            structlog.get_logger(__name__).warning("variables_set_aside", names=links, reason=reason)
+        if settings.processes > 1:
+            serve_processes(settings)
+        else:
+            uvloop.run(server.serve(settings))
+    except (
+        ConfigError, StoreError, ModelStoreError, BundleError, UtilityError, SigningError, ProvingError,
+        NotReadyError, server.StartError,
+    ) as error:  # fmt: skip
+        fail(str(error))
+
+
+@app.command()
+def rank(
+    user: Annotated[str, typer.Option(help="User id.")],
+    pins: Annotated[str, typer.Option(help="Candidate pin ids, separated by commas.")],
+    surface: Annotated[str, typer.Option(help="Where the answer will be shown.")] = "home",
+    query_pin: Annotated[str | None, typer.Option(help="The pin that is the query, on surfaces that need one.")] = None,
+    label: Annotated[str | None, typer.Option(help="Model label (default: the server's).")] = None,
+    model_version: Annotated[int | None, typer.Option(help="A version by its number, instead of a label.")] = None,
+    top_k: Annotated[int, typer.Option(help="Return only the best; 0 returns all.")] = 0,
+    deadline_ms: Annotated[float, typer.Option(help="Time budget of the call.")] = 1000,
+    address: Annotated[str, typer.Option(help="host:port of the server.")] = "127.0.0.1:50051",
+    json: Annotated[bool, typer.Option("--json", help="Print the whole response as JSON.")] = False,
+) -> None:
+    """Ask a running server to rank, and show why it answers so.
+
+    Example: [bold]pinrank rank --user 1 --pins 10,20,30[/]
+    """
+    from google.protobuf import json_format  # noqa: PLC0415
+
+    from pinrank.v1 import ranking_pb2  # noqa: PLC0415
+    from server.cli.rank_call import RankCallError, call_rank, show  # noqa: PLC0415
+
+    if label is not None and model_version is not None:
+        fail("give --label or --model-version, not both")
+    user_id = _id("--user", user)
+    pin_ids = [_id("--pins", pin) for pin in pins.split(",") if pin.strip()]
+    query_pin_id = None if query_pin is None else _id("--query-pin", query_pin)
+    try:
+        request = ranking_pb2.RankRequest(
+            user_id=user_id,
+            pin_ids=pin_ids,
+            surface=surface,
+            label=label,
+            version=model_version,
+            top_k=top_k,
+            explain=True,
+        )
+    except ValueError as error:
+        fail(f"--model-version is a whole number from 0 to 2^64 - 1, --top-k to 2^32 - 1: {error}")
+    if query_pin_id is not None:
+        request.query.pin_id = query_pin_id
+    try:
+        response = call_rank(address, request, deadline_ms / 1e3)
+    except RankCallError as error:
+        fail(str(error))
+    if json:
+        typer.echo(json_format.MessageToJson(response, preserving_proto_field_name=True))
+    else:
+        show(response, Console(markup=False, emoji=False))
+
+
+def _id(option: str, text: str) -> int:
+    """Read a 64-bit id; whoever has the data's own identifiers is told where to get it."""
+    text = text.strip()
+    if not (text.isascii() and text.isdigit() and len(text) <= 20 and int(text) < 1 << 64):
+        fail(
+            f"{option} {text!r}: servers know users and pins by ids, whole numbers from 0 to 2^64 - 1; "
+            f"`pinrank data ids {shlex.quote(text)}` prints the id of an identifier of your data"
+        )
+    return int(text)
+
+
+def _open_standard_streams() -> None:
+    """Open what a supervisor closed of 0 to 2, or a port or a store would be given the number, and what is printed."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+
+
+for _point in entry_points(group="pinrank.commands"):
+    _point.load()(app)

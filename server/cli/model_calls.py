@@ -1,0 +1,103 @@
+"""`pinrank model status | load | unload`: asking a running server through its ModelService."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from server.cli.features import fail
+from server.cli.models import VersionArgument, models
+from server.environment import TOKEN_FILE
+
+AddressOption = Annotated[str, typer.Option(help="host:port of the server.")]
+TokenOption = Annotated[
+    Path, typer.Option(help="File with the server's token (its setting admin_token_file).", envvar=TOKEN_FILE)
+]
+
+
+@models.command()
+def status(token_file: TokenOption, address: AddressOption = "127.0.0.1:50051") -> None:
+    """Show what a running server holds, what each label answers with, and why not what it should."""
+    from pinrank.v1 import models_pb2  # noqa: PLC0415
+
+    found = _call(address, token_file, "Status", models_pb2.StatusRequest())
+    console = Console(markup=False, emoji=False)
+    versions = Table("version", "phase", "for", "in flight", "memory", "what was found")
+    for one in found.versions:
+        checks = one.reason or "; ".join(one.checks)
+        versions.add_row(
+            str(one.version), one.phase, f"{one.phase_s:.0f} s", str(one.in_flight),
+            f"{one.memory_bytes / 1e6:.0f} MB" if one.memory_bytes else "", checks,
+        )  # fmt: skip
+    console.print(versions)
+    labels = Table("label", "answers", "wanted", "requests", "errors", "P99", "guard")
+    for label in found.labels:
+        labels.add_row(
+            label.label, str(label.version or "nobody"), str(label.wanted_version or ""), str(label.requests),
+            str(label.errors), f"{label.p99_ms:.1f} ms", label.guard,
+        )  # fmt: skip
+    console.print(labels)
+    if found.store_failure:
+        console.print(f"the model store cannot be read: {found.store_failure}", style="bold red")
+    if found.shadow.version:
+        shadow = found.shadow
+        heads = ", ".join(f"{h.head} {h.mean:.4f} / {h.shadow_mean:.4f} (PSI {h.psi:.2f})" for h in shadow.heads)
+        console.print(
+            f"shadow {shadow.version}: {shadow.requests} requests compared, top 10 in common "
+            f"{shadow.top_10_overlap:.0%}; means given / shadow: {heads}",
+            highlight=False,
+        )
+    for event in list(found.events)[-10:]:
+        console.print(f"  {event.s_ago:5.0f} s ago  {event.text}", highlight=False, soft_wrap=True)
+
+
+@models.command()
+def load(number: VersionArgument, token_file: TokenOption, address: AddressOption = "127.0.0.1:50051") -> None:
+    """Let a running server hold a version without a label, for requests that ask for it by number."""
+    from pinrank.v1 import models_pb2  # noqa: PLC0415
+
+    found = _call(address, token_file, "Load", models_pb2.LoadRequest(version=number))
+    if found.phase != "serving":
+        fail(f"version {number} {found.phase}: {found.reason}")
+    typer.echo(f"version {number} serves; ask for it: pinrank rank --model-version {number}")
+
+
+@models.command()
+def unload(number: VersionArgument, token_file: TokenOption, address: AddressOption = "127.0.0.1:50051") -> None:
+    """Let a running server let go of a version held by `load`."""
+    from pinrank.v1 import models_pb2  # noqa: PLC0415
+
+    _call(address, token_file, "Unload", models_pb2.UnloadRequest(version=number))
+    typer.echo(f"version {number} is let go of")
+
+
+def _call(address: str, token_file: Path, name: str, request: Any) -> Any:
+    import grpc  # noqa: PLC0415
+
+    from pinrank.channels import AddressError, open_channel, parse_address  # noqa: PLC0415
+    from pinrank.v1 import models_pb2_grpc  # noqa: PLC0415
+    from server.api.tokens import BEARER, token_in  # noqa: PLC0415
+
+    try:
+        token = token_in(token_file.read_bytes())  # gRPC's own error would quote it
+    except OSError as error:
+        fail(f"{token_file}: {error.strerror}")
+    except ValueError as error:
+        fail(f"{token_file} holds no token: {error}")
+    if not token:
+        fail(f"{token_file} holds no token: it is empty")
+    try:
+        there = parse_address(address)
+    except AddressError as error:
+        fail(str(error))
+    with open_channel(address) as channel:
+        try:
+            method = getattr(models_pb2_grpc.ModelServiceStub(channel), name)
+            return method(request, timeout=300, metadata=(("authorization", (BEARER + token).decode()),))
+        except grpc.RpcError as error:
+            code, details = error.code(), error.details()
+            fail(f"{code.name}: {there.unanswered(details) if code == grpc.StatusCode.UNAVAILABLE else details}")

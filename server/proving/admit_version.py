@@ -1,0 +1,325 @@
+"""Taking a version in while others serve: proven in a process of its own, warmed up on a thread that rests."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from feature_client.fetch import FeatureNeeds, Fetched
+from feature_client.near_cache import NearCache
+from kernels.engine import EngineFactory, FeatureBatch, UnavailableError
+from model_store.bundle.files import UTILITY, Bundle, BundleError
+from model_store.bundle.manifest import Manifest
+from model_store.bundle.statistics import read_statistics
+from model_store.model.assembly import Assembler
+from model_store.model.compatibility import breaks_callers
+from model_store.model.loaded import LiveModel, load_live
+from model_store.model.utility import UtilityTable, load_utility
+from model_store.registry.signing import Trust
+from model_store.registry.store import ModelStore
+from server.config import ServerConfig
+from server.proving.prover import Claim, HelperEndedError, Proof, Prover
+from server.proving.recent_requests import Recent, RecentRequests
+from server.proving.replay import NotReadyError, Sample, check_features, check_scores
+from server.proving.warm_up import WarmUp
+from server.request.routing import Served
+from server.rollout.refusals import Refusals
+from server.runtime.memory import available_bytes, give_back_freed
+from server.runtime.supervisor import Supervisor
+from server.runtime.worker import Worker
+
+_T = TypeVar("_T")
+
+#: Recent requests that a version is tried on.
+_SAMPLES = 16
+#: A pause between them, on the event loop: requests first.
+_BETWEEN_SAMPLES_S = 0.03
+#: How long another thread may be kept waiting by the one that loads: the interpreter's own 5 ms would be felt.
+_SWITCH_S = 0.0005
+#: For what is loaded to end when the server does.
+_CLOSE_S = 10.0
+
+
+class Features(Protocol):
+    """What the rest of the server reads for a version that does not serve yet; called on the event loop."""
+
+    async def features(self, needs: FeatureNeeds, request: Recent) -> Fetched:
+        """Read what a model needs for a request."""
+
+    def new_caches(self, needs: FeatureNeeds) -> Mapping[bytes, NearCache]:
+        """Make near caches for the groups that have none. Takes long: on another thread."""
+
+    def add_caches(self, caches: Mapping[bytes, NearCache]) -> None:
+        """Use these from now on."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What was found of a version on its way in, for people."""
+
+    digest: str = ""
+    memory_bytes: int = 0
+    checks: list[str] = field(default_factory=list)
+    warm_up: WarmUp | None = None
+
+
+class Intake:
+    """Makes versions ready, one at a time. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        store: ModelStore,
+        config: ServerConfig,
+        factory: EngineFactory,
+        streams: int,
+        recent: RecentRequests,
+        features: Features,
+        prover: Prover,
+        supervisor: Supervisor,
+        refusals: Refusals,
+        *,
+        own_prover: bool,
+    ) -> None:
+        """Remember.
+
+        Args:
+            store: of the models.
+            config: the settings.
+            factory: of the engine.
+            streams: runs in flight at once, on each of the devices.
+            recent: requests to try versions on.
+            features: reads what they need.
+            prover: of versions; it also keeps the pace of what is done here.
+            supervisor: of the thread that loads.
+            refusals: of versions, before a restart.
+            own_prover: close it with this, as nobody else uses it.
+        """
+        self._store = store
+        self._config = config
+        self._factory = factory
+        self._streams = streams
+        self._recent = recent
+        self._features = features
+        self._prover = prover
+        self._refusals = refusals
+        self._supervisor = supervisor
+        self._closed = False
+        self._own_prover = own_prover
+        self._utility = config.utility.read_bytes() if config.utility else None
+        self._trust = Trust.read(config.swap.trusted_keys) if config.swap.trusted_keys else None
+        self._loader = Worker("model-loader", supervisor)
+        #: The loader's own time at its last rest.
+        self._rested_at_s = 0.0
+
+    async def close(self) -> None:
+        """Give up what is under way."""
+        self._closed = True
+        if self._own_prover:
+            await asyncio.to_thread(self._prover.close)
+        await self._loader.close(_CLOSE_S)
+
+    async def take_in(
+        self,
+        version: int,
+        replaced: Mapping[str, Manifest],
+        report: Report,
+        warming: Callable[[], None],
+        *,
+        starting: bool = False,
+    ) -> Served:
+        """Prove a version, try it on recent requests, compile it here and warm it up.
+
+        Args:
+            version: its number.
+            replaced: by label that it is for, the manifest that answers there now.
+            report: told what was found.
+            warming: called when it is proven.
+            starting: nothing is served yet, so that there is nothing to compare it with or to leave memory for.
+
+        Raises:
+            BundleError, SigningError, UtilityError: the bundle is at fault.
+            ModelStoreError, NotReadyError, ProvingError: something else is.
+        """
+        config, swap = self._config, self._config.swap
+        digest = await self._released(version, report)
+        manifest = await self._asked(swap.store_timeout_s, self._store.manifest, config.model, version)
+        self._check_abi(manifest, replaced)
+        if self._utility is not None:
+            load_utility(self._utility, manifest)
+        report.checks.append("ABI: callers need not change")
+        self._features.add_caches(await self.on_loader(self._features.new_caches, manifest.needs))
+        samples = await self._samples(manifest)
+        if not samples and not starting and (reason := self._refusals.reason(digest)):
+            raise NotReadyError(f"{reason} (before a restart; tried again once there are recent requests to try it on)")
+        if samples:
+            report.checks.append(check_features(manifest, samples, swap.pins_missing_max))
+        else:
+            report.checks.append("features and scores: not checked, no recent requests to try it on")
+        claim = Claim(
+            store=self._store.where,
+            model=config.model,
+            version=version,
+            digest=digest,
+            engine=config.engine,
+            utility=self._utility.decode() if self._utility else None,
+            bundle_bytes_max=swap.bundle_bytes_max,
+            memory_bytes_max=swap.proof_memory_bytes_max,
+            timeout_s=swap.proof_timeout_s,
+            trusted=self._trust is not None,
+            share=self._share,
+            device=config.devices[0],  # a version that computes right on one does on all
+        )
+        sample = FeatureBatch.concat([sample.batch for sample in samples]) if samples else None
+        proof = await self._proven(claim, sample)
+        report.checks.append("digests, network, utility table, golden scores: good, in a process of its own")
+        report.memory_bytes = proof.memory_bytes
+        bundle = await self._asked(swap.proof_timeout_s, self._read, version)
+        utility = await self.on_loader(load_utility, self._utility or bundle.files[UTILITY], manifest)
+        if samples:
+            report.checks += await self.on_loader(
+                check_scores, manifest, utility, samples, proof.logits, swap.rank_correlation_min
+            )
+        if not starting:
+            report.checks.append(self._check_memory(manifest, proof.memory_bytes * self._streams * len(config.devices)))
+        report.warm_up = WarmUp(manifest.ref, swap.warm_up_s_max)
+        warming()
+        return await self.on_loader(self._compiled, bundle, utility, sample, proof.plan, report)
+
+    async def _proven(self, claim: Claim, sample: FeatureBatch | None) -> Proof:
+        try:
+            return await self.on_loader(self._prover.prove, claim, sample)
+        except HelperEndedError as error:
+            if not self._closed:
+                self._supervisor.note("prover", error)
+            raise
+
+    async def on_loader(self, work: Callable[..., _T], *arguments: object) -> _T:
+        """Do work on the thread that loads."""
+        return await self._loader.do(self._politely, work, *arguments)
+
+    async def _asked(self, limit_s: float, work: Callable[..., _T], *arguments: object) -> _T:
+        """Ask the store on the thread that loads. Raises ModelStoreError."""
+        return await self._loader.ask(limit_s, self._politely, work, *arguments)
+
+    def _politely(self, work: Callable[..., _T], *arguments: object) -> _T:
+        """Do work of Python's without keeping other threads of Python's waiting, and leave them some time after it."""
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCH_S)
+        self._rested_at_s = time.thread_time()
+        try:
+            return work(*arguments)
+        finally:
+            sys.setswitchinterval(before)
+            self._rest()
+
+    def _rest(self) -> None:
+        """On the thread that loads: leave the processor to requests for as long as the share asks for."""
+        self._prover.pace.rest(time.thread_time() - self._rested_at_s, self._share)
+        self._rested_at_s = time.thread_time()
+
+    @property
+    def _share(self) -> float:
+        """The part of a core to take; at the start, when nothing is served yet, all of it."""
+        return self._config.swap.cpu_share if self._recent.seen else 1.0
+
+    async def free(self, live: LiveModel) -> None:
+        """Free a version that nothing holds."""
+        await self.on_loader(_free, live)
+
+    async def give_back(self) -> None:
+        """Return to the system what a version took that came to nothing."""
+        await self.on_loader(give_back_freed)
+
+    async def _released(self, version: int, report: Report) -> str:
+        """Return a version's digest, its signature checked."""
+        limit_s = self._config.swap.store_timeout_s
+        release = await self._asked(limit_s, self._store.release, self._config.model, version)
+        report.digest = release.digest
+        if self._trust:
+            self._trust.check(f"{self._config.model}@{version}", release.digest, release.signature)
+            report.checks.append("signature: a trusted publisher's")
+        return release.digest
+
+    def _check_abi(self, manifest: Manifest, replaced: Mapping[str, Manifest]) -> None:
+        """Refuse what this server cannot honour, or what callers of a label would notice."""
+        config = self._config
+        needed = manifest.request_bytes + config.candidates_max * manifest.row_bytes
+        if needed > config.bytes_in_flight_max:
+            raise BundleError(
+                f"{manifest.ref}: a request of {config.candidates_max} candidates takes {needed:,} bytes, the limit is "
+                f"{config.bytes_in_flight_max:,}; lower sequence_length or candidates_max, or raise bytes_in_flight_max"
+            )
+        accepted = config.swap.accept_changes
+        for label, before in replaced.items():
+            for finding in breaks_callers(before, manifest):
+                if finding.field not in accepted and "*" not in accepted:
+                    raise BundleError(
+                        f"{manifest.ref} breaks callers of {label} ({before.ref}): {finding}; "
+                        f"or accept it: swap.accept_changes = [{finding.field!r}]"
+                    )
+
+    async def _samples(self, manifest: Manifest) -> list[Sample]:
+        """Read what recent requests would be made of by this version, one after the other."""
+        surfaces = {surface.name for surface in manifest.surfaces}
+        assembler, needs, space = Assembler(manifest), manifest.needs, manifest.query_space
+        found = []
+        for request in self._recent.latest(_SAMPLES):
+            if request.surface not in surfaces:
+                continue
+            fetched = await self._features.features(needs, request)
+            vector = request.query_vector
+            if vector is not None and (space is None or len(vector) != space.dim):
+                vector = None
+            found.append(Sample(request, fetched, assembler.assemble(fetched, request.surface, vector)))
+            await asyncio.sleep(_BETWEEN_SAMPLES_S)
+        return found
+
+    def _check_memory(self, manifest: Manifest, needed: int) -> str:
+        available, kept = available_bytes(), self._config.swap.memory_bytes_kept
+        if available is None:
+            return f"memory: about {needed / 1e6:.0f} MB, nobody says how much is available"
+        if needed + kept > available:
+            raise NotReadyError(
+                f"{manifest.ref} takes about {needed:,} bytes and {kept:,} stay free (swap.memory_bytes_kept), but "
+                f"only {available:,} are available"
+            )
+        return f"memory: about {needed / 1e6:.0f} MB of {available / 1e6:.0f} MB available"
+
+    def _read(self, version: int) -> Bundle:
+        return self._store.read(self._config.model, version, self._config.swap.bundle_bytes_max)
+
+    def _compiled(
+        self, bundle: Bundle, utility: UtilityTable, sample: FeatureBatch | None, plan: bytes | None, report: Report
+    ) -> Served:
+        """Compile and warm up, on a sample of recent requests or else on the golden ones, with rests between runs."""
+        assert report.warm_up is not None, "it begins here"  # noqa: S101
+        warm_up = report.warm_up
+
+        def progress(runs: int, of: int) -> bool:
+            if self._closed:
+                raise NotReadyError(f"{bundle.manifest.ref}: the server stops")
+            self._rest()
+            return warm_up.progress(runs, of)
+
+        try:
+            live = load_live(
+                bundle, self._factory, self._streams, plan=plan, sample=sample, rest=self._rest, progress=progress
+            )
+        except UnavailableError as error:
+            raise NotReadyError(str(error)) from error
+        try:
+            assert live.warmed_up is not None, "it was asked for"  # noqa: S101
+            report.checks.append(warm_up.ended(live.warmed_up))
+            return Served(live, utility, read_statistics(bundle))
+        except BaseException:
+            live.engine.close()
+            raise
+
+
+def _free(live: LiveModel) -> None:
+    live.engine.close()
+    give_back_freed()

@@ -1,0 +1,69 @@
+"""A few requests that were answered lately: what a new version is tried on before it serves."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from server.request.pipeline import Ranking, RankQuery
+
+_KEPT = 64
+_EVERY_S = 0.05
+_ROWS_MAX = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Recent:
+    """A request and what it was answered; of many candidates the first.
+
+    Attributes:
+        pin_ids: uint64[N].
+        utilities: float32[N], in the same order.
+    """
+
+    user_id: int
+    pin_ids: np.ndarray
+    surface: str
+    query_pin_id: int | None
+    query_vector: np.ndarray | None
+    utilities: np.ndarray
+    #: Whether the user had no row, and how many of these candidates had none, for the version that answered.
+    user_missing: bool
+    pins_missing: int
+
+
+class RecentRequests:
+    """A ring of requests, taken at a bounded rate. Belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self._kept: deque[Recent] = deque(maxlen=_KEPT)
+        self._noted_s = float("-inf")
+
+    @property
+    def seen(self) -> bool:
+        """Whether any request was answered yet."""
+        return bool(self._kept)
+
+    def note(self, query: RankQuery, ranking: Ranking, now_s: float) -> None:
+        if now_s - self._noted_s < _EVERY_S:
+            return
+        self._noted_s = now_s
+        self._kept.append(
+            Recent(
+                query.user_id,
+                query.pin_ids[:_ROWS_MAX].copy(),
+                query.surface,
+                query.query_pin_id,
+                query.query_vector,
+                ranking.utilities[:_ROWS_MAX].copy(),
+                bool(ranking.degradation.get("user_missing")),
+                min(_ROWS_MAX, ranking.degradation.get("pins_missing", 0)),
+            )
+        )
+
+    def latest(self, count: int) -> list[Recent]:
+        return list(self._kept)[-count:]

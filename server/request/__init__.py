@@ -1,0 +1,1 @@
+"""One request's way: its model, its features, its scores, its order."""

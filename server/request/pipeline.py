@@ -1,0 +1,211 @@
+"""One request's way through the server, stage by stage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import structlog
+
+from feature_client.codec import State
+from feature_client.fetch import Fetched, fetch
+from feature_client.near_cache import NearCache
+from feature_client.quantile import RunningQuantile
+from feature_client.stores.store import Store
+from server.errors import DeadlineError, OverloadedError
+from server.request.routing import Served
+from server.request.selection import select
+from server.scheduling.admission import Admitted, Ask, Cheaper, Refused, Trimmed
+from server.scheduling.contract import Ticket
+from server.scheduling.engine_streams import Runner
+
+_log = structlog.get_logger(__name__)
+
+#: What an answer needs after its scores, before any was timed.
+_TAIL_S = 0.0005
+
+
+@dataclass(frozen=True, slots=True)
+class RankQuery:
+    """A valid request.
+
+    Attributes:
+        label: whose model answers; empty for a request that asks for a version.
+        lane: whose share of the engine it uses: its surface's, or that of what nobody waits for.
+        pin_ids: uint64[N], distinct.
+        query_vector: float32[D] in the model's query space; at most one of it and `query_pin_id` is set.
+        served: the model that was asked for.
+        cheaper: the model that may answer instead under overload, if any may.
+        top_k: 0 returns all.
+        deadline_s: on the `time.monotonic` clock.
+    """
+
+    user_id: int
+    pin_ids: np.ndarray
+    surface: str
+    lane: str
+    label: str
+    query_pin_id: int | None
+    query_vector: np.ndarray | None
+    served: Served
+    cheaper: Served | None
+    top_k: int
+    explain: bool
+    deadline_s: float
+
+
+@dataclass(slots=True)
+class Ranking:
+    """An answer: candidates as positions, best first, and how it came about.
+
+    Attributes:
+        served: the model that answered.
+        order: int64[K], positions into the request's pin_ids.
+        utilities: float32[N], probabilities: float32[N, H], party_utilities: float64[N, P]; request order, NaN for
+            candidates that were trimmed.
+        stage_s: seconds by stage.
+        degradation: what is zero or False is left out.
+    """
+
+    served: Served
+    order: np.ndarray
+    utilities: np.ndarray
+    probabilities: np.ndarray
+    party_utilities: np.ndarray
+    stage_s: dict[str, float] = field(default_factory=dict)
+    degradation: dict[str, int] = field(default_factory=dict)
+
+
+class Pipeline:
+    """Ranks. Belongs to one event loop; the network runs elsewhere, everything else here."""
+
+    def __init__(
+        self, store: Store, near: Mapping[bytes, NearCache], runner: Runner, fetch_budget_share: float, margin_s: float
+    ) -> None:
+        self._store = store
+        self._near = near
+        self._runner = runner
+        self._fetch_budget_share = fetch_budget_share
+        self._margin_s = margin_s
+        #: Seconds from scores to answer, nine times of ten.
+        self._tail = RunningQuantile(0.9, _TAIL_S)
+        self._store_failure: str | None = None
+
+    async def rank(self, query: RankQuery) -> Ranking:
+        """Rank one request.
+
+        Raises:
+            OverloadedError: refused on arrival.
+            DeadlineError: not scored in time.
+            ScoringError: the engine failed.
+        """
+        rows = len(query.pin_ids)
+        if time.monotonic() >= query.deadline_s:
+            raise DeadlineError("the deadline had passed on arrival; nothing was read or scored")
+        live, cheaper = query.served.live, query.cheaper
+        ask = Ask(
+            surface=query.lane,
+            rows=rows,
+            bytes=live.bytes_of(rows),
+            deadline_s=query.deadline_s - self._tail.value - self._margin_s,
+            model=live.digest,
+            cheaper=cheaper.live.digest if cheaper else None,
+        )
+        served, degradation = query.served, {}
+        match self._runner.admit(ask):
+            case Refused(reason, retry_after_s):
+                raise OverloadedError(reason, retry_after_s)
+            case Admitted(ticket):
+                pass
+            case Trimmed(ticket):
+                degradation["pins_trimmed"] = rows - ticket.rows
+            case Cheaper(ticket):
+                assert cheaper is not None, "only an ask that names a cheaper model is given it"  # noqa: S101
+                served, degradation["cheaper_model"] = cheaper, 1
+        served.in_flight += 1  # nothing was awaited since the request took its model
+        try:
+            return await self._rank_admitted(query, served, ticket, degradation)
+        finally:
+            served.in_flight -= 1
+            self._runner.release(ticket, ask.bytes)
+
+    async def _rank_admitted(
+        self, query: RankQuery, served: Served, ticket: Ticket, degradation: dict[str, int]
+    ) -> Ranking:
+        live, utility = served.live, served.utility
+        start = time.perf_counter()
+        fetched = await fetch(
+            self._store,
+            live.needs,
+            query.user_id,
+            query.pin_ids[: ticket.rows],
+            query.query_pin_id,
+            (query.deadline_s - time.monotonic()) * self._fetch_budget_share,
+            self._near,
+        )
+        self._note_store(fetched.store_failure)
+        fetch_end = time.perf_counter()
+        batch = live.assembler.assemble(fetched, query.surface, query.query_vector)
+        assemble_end = time.perf_counter()
+        scored = await self._runner.score(ticket, live, batch, query.deadline_s)
+        score_end = time.perf_counter()
+        probabilities = live.probabilities(scored.logits)
+        party_utilities = utility.party_utilities(query.surface, probabilities, fetched)
+        utilities = utility.combine(query.surface, party_utilities)
+        utility_end = time.perf_counter()
+        degradation |= _degradation(fetched, utilities)
+        served.sample(probabilities, batch)
+        unscored = len(query.pin_ids) - ticket.rows
+        if unscored:
+            utilities, probabilities, party_utilities = (
+                np.concatenate([array, np.full((unscored, *array.shape[1:]), np.nan, array.dtype)])
+                for array in (utilities, probabilities, party_utilities)
+            )
+        order = select(utilities, query.top_k)
+        select_end = time.perf_counter()
+        self._tail.observe(select_end - score_end)
+        return Ranking(
+            served,
+            order,
+            utilities,
+            probabilities,
+            party_utilities,
+            {
+                "fetch": fetch_end - start,
+                "assemble": assemble_end - fetch_end,
+                # All that is not the engine's own work: waiting for a stream, and the way to its thread and back.
+                "queue": score_end - assemble_end - scored.run_s,
+                "score": scored.run_s,
+                "utility": utility_end - score_end,
+                "select": select_end - utility_end,
+            },
+            degradation,
+        )
+
+    def _note_store(self, failure: str | None) -> None:
+        """Log when the store fails and when it is back, not every request in between."""
+        if failure and not self._store_failure:
+            _log.warning("feature_store_failed", reason=failure)
+        elif self._store_failure and not failure:
+            _log.info("feature_store_back")
+        self._store_failure = failure
+
+
+def _degradation(fetched: Fetched, utilities: np.ndarray) -> dict[str, int]:
+    non_finite = len(utilities) - int(np.count_nonzero(np.isfinite(utilities)))
+    lacks = fetched.lacks()
+    found = {
+        "user_missing": lacks.user,
+        "sequence_missing": fetched.sequence_state != State.PRESENT,
+        "pins_missing": lacks.candidates,
+        "sequence_pins_missing": lacks.event_pins,
+        "query_missing": lacks.query_pin,
+        "foreign_values": lacks.foreign,
+        "store_unavailable": fetched.store_unavailable,
+        "stale_rows": fetched.stale_rows,
+        "non_finite_scores": non_finite,
+        "fallback_order": non_finite == len(utilities),
+    }
+    return {name: value for name, value in found.items() if value}

@@ -1,0 +1,58 @@
+"""Watches what answers under each label, and remembers what was taken off one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from server.config import ServerConfig
+from server.request.routing import ServedModels, heads_moved
+from server.rollout.guard import Breach, Limits, Verdict, judge
+
+#: How often there is something to judge.
+EVERY_S = 1.0
+
+
+class LabelGuard:
+    """Compares every label with the default one. Belongs to one event loop.
+
+    Attributes:
+        verdicts: by label, of its version.
+    """
+
+    def __init__(self, config: ServerConfig, models: ServedModels, clock: Callable[[], float]) -> None:
+        guard = config.guard
+        self._limits = Limits(guard.requests_min, guard.error_rate_max, guard.p99_ratio_max, guard.psi_max)
+        self._shadow_label = config.shadow.label
+        self._models = models
+        self._clock = clock
+        self.verdicts: dict[str, Verdict] = {}
+        #: Versions taken off a label, as long as the store still says them.
+        self._blocked: dict[str, int] = {}
+
+    async def breaches(self) -> list[tuple[str, int, str]]:
+        """Judge every label; return those to take back, with their versions and why."""
+        now_s, found = self._clock(), []
+        models, default = self._models, self._models.default
+        for label, served in list(models.by_label.items()):
+            if served is default or label == self._shadow_label:
+                continue
+            own, usual = (models.windows[name].seen(now_s) for name in (label, models.default_label))
+            moved = await asyncio.to_thread(heads_moved, served, default)
+            if models.by_label.get(label) is not served:
+                continue
+            verdict = self.verdicts[label] = judge(own, usual, moved, self._limits)
+            if isinstance(verdict, Breach):
+                found.append((label, served.version, verdict.reason))
+        return found
+
+    def block(self, label: str, version: int) -> None:
+        """Keep a version off a label from now on, until the store gives the label another."""
+        self._blocked[label] = version
+
+    def blocks(self, label: str, version: int) -> bool:
+        return self._blocked.get(label) == version
+
+    def follow(self, labels: Mapping[str, int]) -> None:
+        """Forget what the store does not say any more."""
+        self._blocked = {label: version for label, version in self._blocked.items() if labels.get(label) == version}

@@ -1,0 +1,120 @@
+"""What a version would have answered: some requests ranked once more, by the shadow label, when nobody waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import deque
+from dataclasses import replace
+
+import numpy as np
+
+from pinrank.v1 import models_pb2
+from server.errors import OverloadedError, RankError
+from server.request.pipeline import Pipeline, Ranking, RankQuery
+from server.request.routing import Served, ServedModels
+from server.rollout.guard import moved_by
+from server.runtime.supervisor import Supervisor
+
+#: The lane of what nobody waits for: it takes what the others leave.
+LANE = "(shadow)"
+_DEADLINE_S = 1.0
+_AT_ONCE = 2
+_KEPT = 256
+_TOP = 10
+
+
+class Shadow:
+    """Compares the shadow label's answers with those that were given. Belongs to one event loop."""
+
+    def __init__(
+        self, models: ServedModels, pipeline: Pipeline, label: str, share: float, supervisor: Supervisor
+    ) -> None:
+        self._models = models
+        self._pipeline = pipeline
+        self._label = label
+        self._share = share
+        self._supervisor = supervisor
+        self._random = random.Random()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._served: Served | None = None
+        self._begin(None)
+
+    def _begin(self, served: Served | None) -> None:
+        """Compare another version from now on."""
+        self._served = served
+        self.requests = self.skipped = self.failed = 0
+        self._overlaps: deque[float] = deque(maxlen=_KEPT)
+        #: By head, the values given and the shadow's.
+        self._heads: dict[str, tuple[deque[np.ndarray], deque[np.ndarray]]] = {}
+
+    def offer(self, query: RankQuery, ranking: Ranking) -> None:
+        """Take an answer for comparing, or not."""
+        served = self._models.by_label.get(self._label)
+        if served is not self._served:
+            self._begin(served)
+        if served is None or served is ranking.served or self._random.random() >= self._share:
+            return
+        if len(self._tasks) >= _AT_ONCE:
+            self.skipped += 1
+            return
+        again = replace(
+            query,
+            served=served,
+            cheaper=None,
+            lane=LANE,
+            label=self._label,
+            top_k=0,
+            deadline_s=time.monotonic() + _DEADLINE_S,
+        )
+        if query.surface not in served.utility.surfaces:
+            return
+        task = asyncio.create_task(self._supervisor.task("shadow", self._compare(again, ranking)))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _compare(self, query: RankQuery, given: Ranking) -> None:
+        try:
+            own = await self._pipeline.rank(query)
+        except OverloadedError:
+            self.skipped += 1
+            return
+        except RankError:
+            self.failed += 1
+            return
+        except Exception:
+            self.failed += 1
+            raise  # a bug, for the supervisor to tell of
+        if query.served is not self._served:  # the label moved meanwhile
+            return
+        self.requests += 1
+        best = min(_TOP, len(given.order))
+        self._overlaps.append(len(np.intersect1d(given.order[:best], own.order[:best])) / best)
+        theirs = {head.name: i for i, head in enumerate(given.served.live.manifest.heads)}
+        for i, head in enumerate(query.served.live.manifest.heads):
+            if head.name in theirs:
+                kept = self._heads.setdefault(head.name, (deque(maxlen=_KEPT), deque(maxlen=_KEPT)))
+                kept[0].append(given.probabilities[:, theirs[head.name]].copy())
+                kept[1].append(own.probabilities[:, i].copy())
+
+    def status(self) -> models_pb2.ShadowStatus:
+        """Say how the two compare."""
+        found = models_pb2.ShadowStatus(
+            version=self._served.version if self._served else 0,
+            requests=self.requests,
+            skipped=self.skipped,
+            failed=self.failed,
+            top_10_overlap=float(np.mean(self._overlaps)) if self._overlaps else 0.0,
+        )
+        for head, kept in self._heads.items():
+            given, own = (np.concatenate(list(values)) for values in kept)
+            found.heads.add(
+                head=head, mean=float(np.nanmean(given)), shadow_mean=float(np.nanmean(own)), psi=moved_by(own, given)
+            )
+        return found

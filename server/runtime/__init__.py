@@ -1,0 +1,1 @@
+"""What the process stands on: addresses, signals, background work, memory."""

@@ -1,0 +1,174 @@
+"""The adapters on invented rows in the exact format of what was published."""
+
+from __future__ import annotations
+
+import gzip
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from ranker.data.actions import action_log
+from ranker.data.adapters import DESKDROP, KUAIRAND, SITTING_S, convert
+from ranker.data.identifiers import token_id
+from ranker.data.recbole import AtomicDataset, read_atomic
+from ranker.errors import DatasetError
+
+DESKDROP_HEADER = "timestamp,eventType,contentId,personId,sessionId,userAgent,userRegion,userCountry\n"
+KUAIRAND_HEADER = (
+    "user_id\tvideo_id\tdate\thourmin\ttime_ms\tis_click\tis_follow\tis_comment\tis_forward\tlong_view\t"
+    "play_time_ms\tduration_ms\tcomment_stay_time\tis_profile_enter\tlabel\ttimestamp\n"
+)
+
+
+def deskdrop_at(folder: Path, *events: tuple[int, str, int, int]) -> AtomicDataset:
+    """Convert (time in seconds, type, pin, user) rows from a zip archive."""
+    rows = [f'{time},{kind},{pin},{user},77,"Mozilla/5.0 (X11, Linux)",SP,BR\n' for time, kind, pin, user in events]
+    with zipfile.ZipFile(folder / "users_interactions.csv.zip", "w") as archive:
+        archive.writestr("users_interactions.csv", DESKDROP_HEADER + "".join(rows))
+    convert(DESKDROP, folder / "users_interactions.csv.zip", folder / "out")
+    return read_atomic(folder / "out")
+
+
+def labelled(dataset: AtomicDataset) -> list[tuple[int, int, set[str]]]:
+    """Return (time in seconds, pin, labels) per interaction."""
+    return [
+        (int(time) // 1000, int(pin), {name for name, on in zip(dataset.schema.names, row.tolist(), strict=True) if on})
+        for time, pin, row in zip(dataset.time_ms, dataset.pins, dataset.labels, strict=True)
+    ]
+
+
+def test_what_happens_in_one_sitting_is_one_interaction_at_the_time_of_its_last_sign(tmp_path: Path) -> None:
+    start = 1_465_413_032
+    apart = SITTING_S + 1
+    dataset = deskdrop_at(
+        tmp_path,
+        (start + 40, "BOOKMARK", 11, -8845298781299428018),
+        (start, "VIEW", 11, -8845298781299428018),
+        (start, "VIEW", 11, -8845298781299428018),
+        (start + 5, "VIEW", 12, -8845298781299428018),
+        (start + 10, "VIEW", 11, 5),
+        # The chain goes on while each sign follows within the limit, then a new sitting starts.
+        (start + 40 + SITTING_S, "COMMENT CREATED", 11, -8845298781299428018),
+        (start + 40 + SITTING_S + apart, "LIKE", 11, -8845298781299428018),
+        (start + 40 + SITTING_S + apart, "FOLLOW", 12, -8845298781299428018),
+    )
+    assert labelled(dataset) == [
+        (start + 5, 12, {"closeup"}),
+        (start + 10, 11, {"closeup"}),
+        (start + 40 + SITTING_S, 11, {"save", "comment", "closeup"}),
+        (start + 40 + SITTING_S + apart, 11, {"like", "closeup"}),
+        (start + 40 + SITTING_S + apart, 12, {"follow", "closeup"}),
+    ]
+    # Negative identifiers are hashed, like every token that is no plain number.
+    assert set(dataset.users.tolist()) == {5, token_id("-8845298781299428018")}
+    log = action_log(dataset)
+    assert [log.schema.names[a] for a in log.action] == ["closeup", "closeup", "save", "like", "follow"]
+
+
+def kuairand_at(folder: Path, *rows: str) -> AtomicDataset:
+    """Convert rows of (user, video, time_ms, click, follow, comment, forward, long_view, profile, label)."""
+    lines = []
+    for row in rows:
+        user, video, time_ms, click, follow, comment, forward, long_view, profile, label = row.split()
+        lines.append(
+            f"{user}\t{video}\t20220410\t1700\t{time_ms}\t{click}\t{follow}\t{comment}\t{forward}\t{long_view}\t"
+            f"46186\t45916\t7639\t{profile}\t{label}\t2022-04-10 08:59:09\n"
+        )
+    (folder / "extract.tsv.gz").write_bytes(gzip.compress((KUAIRAND_HEADER + "".join(lines)).encode()))
+    convert(KUAIRAND, folder / "extract.tsv.gz", folder / "out")
+    return read_atomic(folder / "out")
+
+
+def test_a_label_of_one_is_a_like_and_of_zero_a_hide(tmp_path: Path) -> None:
+    dataset = kuairand_at(
+        tmp_path,
+        "111 3892024 1649581149287 0 0 0 0 1 0 1",
+        "111 2629583 1649664552983 1 1 1 1 0 1 0",
+        "112 2629583 1649664552984 0 0 0 0 0 0 0",
+    )
+    assert dataset.time_ms.tolist() == [1649581149287, 1649664552983, 1649664552984]
+    assert [labels for _, _, labels in labelled(dataset)] == [
+        {"like", "long_view"},
+        {"hide", "follow", "forward", "comment", "profile_visit", "closeup"},
+        {"hide"},
+    ]
+    log = action_log(dataset)
+    assert [log.schema.names[a] for a in log.action] == ["like", "hide", "hide"]
+    assert "follow" not in log.heads
+
+
+def test_a_video_shown_again_soon_is_one_interaction(tmp_path: Path) -> None:
+    dataset = kuairand_at(
+        tmp_path,
+        "1 2 1649581149287 1 0 0 0 0 0 1",
+        "1 2 1649581149287 0 0 0 0 1 0 1",
+        "1 2 1659581149287 0 0 0 0 0 0 1",
+    )
+    assert [labels for _, _, labels in labelled(dataset)] == [{"like", "closeup", "long_view"}, {"like"}]
+
+
+def test_what_is_not_the_known_log_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"not the deskdrop log .*: line 2: column 'eventType' holds 'SHARE': known"):
+        deskdrop_at(tmp_path, (1, "SHARE", 2, 3))
+    with pytest.raises(DatasetError, match=r"not the kuairand log .*: line 2: column 'label' holds '2': it must be 0"):
+        kuairand_at(tmp_path, "1 2 1649581149287 0 0 0 0 0 0 2")
+    with pytest.raises(DatasetError, match=r"not the kuairand log .* no column 'user_id'"):
+        convert(KUAIRAND, tmp_path / "users_interactions.csv.zip", tmp_path / "out")
+    (tmp_path / "broken.zip").write_text("no archive")
+    with pytest.raises(DatasetError, match=r"broken.zip is not the deskdrop log"):
+        convert(DESKDROP, tmp_path / "broken.zip", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DatasetError, match="exists already; name a new folder"):
+        convert(DESKDROP, tmp_path / "broken.zip", tmp_path / "out")
+
+
+GOOD = "1465413032,VIEW,11,5,77,agent,SP,BR\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "no column 'timestamp'"),
+        (DESKDROP_HEADER, "it holds no line but the header"),
+        (DESKDROP_HEADER.replace("sessionId", "personId") + GOOD, "more than one column 'personId'"),
+        (DESKDROP_HEADER + GOOD + "\n1465413032,VIEW,11\n", "line 4: 3 fields, but the header names 8 columns"),
+        (DESKDROP_HEADER + GOOD.replace("BR", "BR,1"), "line 2: 9 fields, but the header names 8 columns"),
+        (DESKDROP_HEADER + GOOD.replace("1465413032", "soon"), "line 2: column 'timestamp' holds 'soon': that is no"),
+        (
+            DESKDROP_HEADER + GOOD.replace("1465413032", "1465413032000"),
+            "line 2: .* no Unix time between 1970 and 2200",
+        ),
+        (DESKDROP_HEADER + GOOD.replace("1465413032", "9" * 5000), "line 2: .* no Unix time between 1970 and 2200"),
+        (DESKDROP_HEADER + GOOD.replace("1465413032", "-5"), "line 2: .* no Unix time between 1970 and 2200"),
+        (DESKDROP_HEADER + GOOD.replace(",5,", ",,"), "line 2: column 'personId' holds '': the identifier is empty"),
+        (
+            DESKDROP_HEADER + GOOD.replace(",5,", ",5.0,"),
+            "line 2: column 'personId' holds '5.0': .* decimal; write 5",
+        ),
+        (DESKDROP_HEADER + GOOD.replace(",5,", ',"a\tb",'), "line 2: .* has characters that cannot be seen"),
+        (DESKDROP_HEADER + GOOD + '1465413032,VIEW,11,"5,77', "unexpected end of data"),
+    ],
+)
+def test_a_line_that_cannot_be_understood_is_named_and_nothing_is_left(
+    tmp_path: Path, content: str, message: str
+) -> None:
+    (tmp_path / "log.csv").write_text(content)
+    with pytest.raises(DatasetError, match=r"log.csv is not the deskdrop log that this command knows: " + message):
+        convert(DESKDROP, tmp_path / "log.csv", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_archives_are_refused(tmp_path: Path) -> None:
+    whole = gzip.compress((DESKDROP_HEADER + 1000 * GOOD).encode())
+    damaged = whole[:30] + bytes(len(whole) - 38) + whole[-8:]
+    for number, content in enumerate((whole[:-12], damaged, b"no archive")):
+        (tmp_path / f"{number}.csv.gz").write_bytes(content)
+        with pytest.raises(DatasetError, match=f"{number}.csv.gz is not the deskdrop log"):
+            convert(DESKDROP, tmp_path / f"{number}.csv.gz", tmp_path / "out")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_columns_name(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("\ufeff" + DESKDROP_HEADER + GOOD)
+    assert convert(DESKDROP, tmp_path / "log.csv", tmp_path / "out") == 1

@@ -1,0 +1,80 @@
+"""The bundles that the demo serves, as they are committed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kernels.cpu.numpy_engine import NumpyEngine
+from kernels.cpu.openvino_engine import OpenVinoEngine
+from kernels.engine import EngineFactory
+from model_store.bundle.files import UTILITY, Bundle
+from model_store.bundle.golden import decode_golden
+from model_store.model.loaded import load_live
+from model_store.model.utility import load_utility
+from model_store.registry.store import open_model_store
+from ranker.data.embeddings import decode_embeddings
+from ranker.data.features import Groups
+
+DEMO = Path(__file__).parents[3] / "deploy" / "demo"
+STORE = open_model_store(DEMO / "models")
+LABELS = ("cheap", "stable")
+
+
+@pytest.fixture(params=LABELS)
+def bundle(request: pytest.FixtureRequest) -> Bundle:
+    return STORE.read("ml1m", STORE.resolve("ml1m", request.param))
+
+
+def test_the_store_holds_both_twins() -> None:
+    assert STORE.labels("ml1m") == {"cheap": 4, "stable": 7}
+    assert STORE.read("ml1m", 4).manifest.sequence is None
+    assert STORE.read("ml1m", 7).manifest.sequence_length == 100
+
+
+@pytest.mark.parametrize("factory", [NumpyEngine, OpenVinoEngine])
+def test_each_engine_proves_the_bundle_on_its_golden_requests(bundle: Bundle, factory: EngineFactory) -> None:
+    live = load_live(bundle, factory, streams=1)
+    assert live.engine.cost_s(1, 100) > 0
+    live.engine.close()
+
+
+def test_the_twins_read_the_same_stored_features() -> None:
+    cheap, stable = (STORE.read("ml1m", STORE.resolve("ml1m", label)) for label in LABELS)
+    assert cheap.manifest.groups == stable.manifest.groups
+    assert cheap.files["embeddings.npz"] == stable.files["embeddings.npz"]
+    groups = Groups.served_by(stable.manifest)
+    assert stable.manifest.sequence == groups.sequence
+    assert set(stable.manifest.groups) == {groups.pin, groups.user}
+
+
+def test_embeddings_are_vectors_of_length_one_or_of_pins_that_were_only_hidden(bundle: Bundle) -> None:
+    vectors = decode_embeddings(bundle.files["embeddings.npz"]).vectors.astype(np.float32)
+    lengths = np.linalg.norm(vectors, axis=1)
+    np.testing.assert_allclose(lengths[lengths > 0], 1, atol=2e-3)
+    assert np.mean(lengths > 0) > 0.97
+
+
+def test_the_utility_is_the_demos_and_compiles_for_the_model(bundle: Bundle) -> None:
+    assert bundle.files[UTILITY] == (DEMO / "utility.toml").read_bytes()
+    table = load_utility(bundle.files[UTILITY], bundle.manifest)
+    assert set(table.surfaces) == {"home", "related"}
+    assert table.surfaces["home"].parties == ("pinner", "creator", "merchant", "ad")
+
+
+def test_the_pinner_decides_and_the_others_are_heard(bundle: Bundle) -> None:
+    table = load_utility(bundle.files[UTILITY], bundle.manifest)
+    for golden in decode_golden(bundle.files["golden.npz"]):
+        parties = table.party_utilities(golden.surface, golden.probabilities, golden.fetched)
+        weighted = np.abs(parties * table.surfaces[golden.surface].weights).mean(axis=0)
+        assert weighted[0] > weighted[1:].max()
+        assert weighted[1] > 0
+
+
+def test_the_lineage_tells_how_to_make_the_bundle_again(bundle: Bundle) -> None:
+    lineage = bundle.manifest.lineage
+    assert lineage.command.startswith("pinrank train --data ml-1m --name ml1m ")
+    assert lineage.data == "ml-1m"
+    assert lineage.metrics["auc_save"] > 0.85

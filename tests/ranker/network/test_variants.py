@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+
+from ranker.errors import SettingError
+from ranker.network.model import NetworkConfig
+from ranker.network.variants import VARIANTS, network_overrides, parse_sizes
+
+
+def network(variant: str) -> NetworkConfig:
+    return NetworkConfig(heads=1, actions=4, surfaces=2, scalars=4, **network_overrides(variant))
+
+
+def test_the_table_has_the_rankers_that_are_compared() -> None:
+    assert list(VARIANTS) == ["base", "wide", "late", "early", "cross"]
+    fusions = {name: network(name).fusion for name in VARIANTS}
+    assert fusions == {"base": "none", "wide": "none", "late": "late", "early": "early", "cross": "cross"}
+    assert network("wide").widen == 2 * network("base").widen
+
+
+def test_a_variant_that_is_not_there_is_refused_with_those_that_are() -> None:
+    with pytest.raises(SettingError, match="no variant 'huge'; there are base, wide, late, early, cross"):
+        network_overrides("huge")
+
+
+def test_sizes_take_the_type_of_their_field() -> None:
+    assert parse_sizes(["encoder_layers=1", "hidden=256,128", "dropout=0.25"]) == {
+        "encoder_layers": 1, "hidden": (256, 128), "dropout": 0.25,
+    }  # fmt: skip
+    assert parse_sizes(["hidden=32"]) == {"hidden": (32,)}
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("layers=2", "--size layers=2: no size 'layers'; write NAME=VALUE with one of action_dim, token_pin_dim"),
+        ("heads=2", "no size 'heads'"),
+        ("encoder_layers", "encoder_layers takes whole numbers, got ''"),
+        ("encoder_layers=0", "encoder_layers must be at least 1"),
+        ("token_pin_dim=1.5", "token_pin_dim takes whole numbers, got '1.5'"),
+        ("hidden=64,", "hidden takes whole numbers, got ''"),
+        ("dropout=1", "dropout is a share from 0 to below 1, got '1'"),
+        ("dropout=much", "dropout is a share from 0 to below 1, got 'much'"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(setting: str, message: str) -> None:
+    with pytest.raises(SettingError) as refused:
+        parse_sizes([setting])
+    assert message in str(refused.value)

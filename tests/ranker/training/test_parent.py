@@ -1,0 +1,127 @@
+"""Training on from a published version, on what is newer, behind gates."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from model_store.bundle.files import EMBEDDINGS, PARAMETERS, STATISTICS, Bundle
+from model_store.bundle.statistics import read_statistics
+from ranker.data.actions import action_log
+from ranker.data.recbole import AtomicDataset, read_atomic
+from ranker.errors import GateError, SettingError
+from ranker.evaluation.bootstrap import Estimate
+from ranker.evaluation.gates import Gates, breaches
+from ranker.evaluation.results import HeadScore, Hit
+from ranker.recipe import make_bundle
+from ranker.training.parent import Parent, decode_parameters, split_after
+from tests.ranker.interactions import write_atomic
+from tests.ranker.test_recipe import RECIPE, SPLIT, Notes
+
+OPEN = Gates(auc_loss_max=1.0, hit_loss_percent_max=1_000.0, ece_max=1.0)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_atomic(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def older(tmp_path_factory: pytest.TempPathFactory, whole: Path) -> AtomicDataset:
+    """The first six tenths of the events, as yesterday's log."""
+    folder = tmp_path_factory.mktemp("older")
+    header, *rows = (whole / "tiny-taste.inter").read_text().splitlines()
+    (folder / "tiny-taste.inter").write_text("\n".join([header, *rows[: len(rows) * 6 // 10]]) + "\n")
+    (folder / "tiny-taste.item").write_text((whole / "tiny-taste.item").read_text())
+    return read_atomic(folder)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory, older: AtomicDataset) -> Bundle:
+    return make_bundle(tmp_path_factory.mktemp("first") / "bundle", older, RECIPE, Notes())
+
+
+def test_a_bundle_carries_what_is_needed_to_train_on(first: Bundle, older: AtomicDataset) -> None:
+    parent = Parent.of(first)
+    log = action_log(older)
+    assert log.time_ms[0] < parent.learned_until_ms < log.time_ms[-1]
+    statistics = read_statistics(first)
+    assert statistics is not None
+    assert set(statistics.heads) == {head.name for head in first.manifest.heads}
+    assert "sequence.length" in statistics.inputs
+    assert {STATISTICS, PARAMETERS} <= set(first.manifest.files)
+
+
+def test_a_successor_learns_only_what_is_newer_and_stays_in_its_parents_space(
+    tmp_path: Path, first: Bundle, whole: Path
+) -> None:
+    dataset = read_atomic(whole)
+    parent, log = Parent.of(first), action_log(dataset)
+    split = split_after(log, parent.learned_until_ms, SPLIT)
+    assert log.before(parent.learned_until_ms) == pytest.approx(split.producer_until * len(log.time_ms), abs=1)
+    second = make_bundle(tmp_path / "second", dataset, replace(RECIPE, version=4), Notes(), parent=parent, gates=OPEN)
+    assert second.manifest.lineage.parent == "toy@3"
+    assert (second.manifest.lineage.learned_until_ms or 0) > parent.learned_until_ms
+    assert second.files[EMBEDDINGS] == first.files[EMBEDDINGS]
+    assert [g.fingerprint for g in second.manifest.groups] == [g.fingerprint for g in first.manifest.groups]
+    before, after = (decode_parameters(b.files[PARAMETERS])[1] for b in (first, second))
+    assert before.keys() == after.keys()
+    moved = max(float((before[name] - after[name]).abs().max()) for name in before)
+    assert 0 < moved < 1  # trained on, not anew
+    for name in ("user_mean", "pin_deviation"):
+        assert torch.equal(before[name], after[name])
+
+
+def test_a_gate_that_does_not_hold_leaves_nothing(tmp_path: Path, first: Bundle, whole: Path) -> None:
+    with pytest.raises(GateError, match="worse than toy@3 on the newest requests, so not made: save: calib"):
+        make_bundle(
+            tmp_path / "second", read_atomic(whole), replace(RECIPE, version=4), Notes(),
+            parent=Parent.of(first), gates=Gates(ece_max=0.0),
+        )  # fmt: skip
+    assert not (tmp_path / "second").exists()
+
+
+def test_without_enough_that_is_new_nothing_is_trained(first: Bundle, older: AtomicDataset) -> None:
+    log = action_log(older)
+    with pytest.raises(SettingError, match="5 events are newer than what the parent learned from; at least 200"):
+        split_after(log, int(log.time_ms[-5]), SPLIT)
+
+
+def test_versions_that_bring_no_parameters_say_so(first: Bundle) -> None:
+    older = replace(first, files={name: content for name, content in first.files.items() if name != PARAMETERS})
+    with pytest.raises(SettingError, match="cannot be trained on from: it carries no parameters.npz; make a first"):
+        Parent.of(older)
+
+
+def score(scorer: str, auc: float, hit: float, difference: tuple[float, float, float] | None, ece: float) -> HeadScore:
+    shown = Hit(Estimate(hit, None, None), Estimate(*difference) if difference else None, None)
+    return HeadScore(scorer, "save", shown, None, auc, ece, ())
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        (score("this", 0.8, 0.5, (0.0, -0.01, 0.01), 0.01), []),
+        (score("this", 0.796, 0.5, (0.0, -0.01, 0.01), 0.01), []),
+        (score("this", 0.794, 0.5, (0.0, -0.01, 0.01), 0.01), ["save: AUC 0.7940, the parent's 0.8000"]),
+        (score("this", 0.8, 0.5, (0.0, -0.01, 0.01), 0.03), ["save: calibration error 0.0300; at most 0.02"]),
+        (score("this", 0.8, 0.45, (-0.05, -0.06, -0.005), 0.01), []),
+        (score("this", 0.8, 0.45, (-0.05, -0.06, -0.02), 0.01), ["save: HIT@3 0.4500, the parent's 0.5000"]),
+    ],
+)
+def test_gates_compare_head_by_head(own: HeadScore, expected: list[str]) -> None:
+    class Found:
+        scores = (score("parent", 0.8, 0.5, None, 0.01), own)
+
+    found = breaches(Found(), "this", "parent", Gates())  # type: ignore[arg-type]
+    assert len(found) == len(expected)
+    for line, start in zip(found, expected, strict=True):
+        assert line.startswith(start)
+
+
+def test_damaged_parameters_are_refused() -> None:
+    with pytest.raises(SettingError, match="holds no parameters of a ranker"):
+        decode_parameters(b"nothing")

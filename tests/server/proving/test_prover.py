@@ -1,0 +1,237 @@
+"""What a hostile network can do to the process that proves it, and what the server hears of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import closing
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from kernels.engine import FeatureBatch
+from model_store.bundle.files import BundleError
+from model_store.model.assembly import Assembler
+from model_store.registry.store import open_model_store
+from server.proving.helper import _cpu_s
+from server.proving.prover import Claim, Prover, ProvingError
+from tests import tiny
+from tests.conftest import needs_training
+from tests.processes import children, ends_of
+
+
+@pytest.fixture(scope="module")
+def prover():
+    with closing(Prover("openvino")) as shared:
+        yield shared
+
+
+def hungry():
+    """Takes memory without bound: the size is computed, so that no look at the file finds it."""
+    model = onnx.load_model_from_string(tiny.network(seed=1))
+    many = numpy_helper.from_array(np.array([1 << 40], np.int64), "many")
+    model.graph.initializer.append(many)
+    make = helper.make_node
+    model.graph.node[-1].output[0] = "before"
+    model.graph.node.extend(
+        [
+            make("Shape", ["query"], ["its_shape"]),
+            make("ReduceProd", ["its_shape"], ["its_size"], keepdims=1),
+            make("Mul", ["its_size", "many"], ["giant"]),
+            make("ConstantOfShape", ["giant"], ["zeros"]),
+            make("ReduceSum", ["zeros"], ["zero"], keepdims=0),
+            make("Add", ["before", "zero"], ["logits"]),
+        ]
+    )
+    return model.SerializeToString()
+
+
+def endless():
+    """Computes for minutes."""
+    model = onnx.load_model_from_string(tiny.network(seed=1))
+    size = numpy_helper.from_array(np.array([3000, 3000], np.int64), "size")
+    model.graph.initializer.append(size)
+    make = helper.make_node
+    model.graph.node[-1].output[0] = "before"
+    # From the input, so that no compiler computes it beforehand.
+    model.graph.node.extend(
+        [make("ReduceSum", ["query"], ["one"], keepdims=0), make("Expand", ["one", "size"], ["m0"])]
+    )
+    for i in range(400):
+        model.graph.node.append(make("MatMul", [f"m{i}", f"m{i}"], [f"m{i + 1}"]))
+    model.graph.node.extend(
+        [make("ReduceSum", ["m400"], ["sum"], keepdims=0), make("Add", ["before", "sum"], ["logits"])]
+    )
+    return model.SerializeToString()
+
+
+@pytest.fixture
+def claim(tmp_path):
+    """Make claims of tiny@1, each in a model store of its own, with a network of its own."""
+
+    def make(network=None, **changes):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        store = open_model_store(folder / "models")
+        tiny.write_tiny_bundle(folder / "bundle", 1, **({"network.onnx": network} if network else {}))
+        bundle = store.publish(folder / "bundle")
+        made = Claim(store.where, "tiny", 1, bundle.digest, "openvino", None, 1 << 30, 4 << 30, 60.0)
+        return replace(made, **changes)
+
+    return make
+
+
+@pytest.mark.parametrize("engine", ["openvino", "numpy"])
+def test_a_good_bundle_is_proven_and_scores_the_samples(prover, claim, engine):
+    samples = [
+        Assembler(tiny.manifest()).assemble(tiny.fetched(pins, [4, 5]), "home")
+        for pins in ([1, 2, 3], [7], list(range(1, 20)))
+    ]
+    proof = prover.prove(claim(engine=engine, share=0.5), FeatureBatch.concat(samples))
+    assert proof.logits.shape == (23, 2)
+    assert np.isfinite(proof.logits).all()
+    assert (proof.plan is not None) == (engine == "openvino")
+    assert proof.memory_bytes > 0
+
+
+def test_a_run_of_recent_requests_that_fails_quotes_nothing_of_them(prover, claim):
+    batch = Assembler(tiny.manifest()).assemble(tiny.fetched([1, 2, 3], [4, 5]), "home")
+    batch.candidate["pin_topic"][1] = 987_654  # beyond the network's eight
+    with pytest.raises(BundleError, match="tiny@1: .*Error in a run of recent requests") as failed:
+        prover.prove(claim(engine="numpy"), batch)
+    assert "987654" not in str(failed.value)
+
+
+def test_a_bundle_is_proven_also_while_requests_leave_nothing_idle(claim):
+    with closing(Prover("openvino")) as own:
+        own.pace.busy = True
+        assert own.prove(claim(share=0.5), None).memory_bytes > 0
+
+
+def test_one_that_requests_left_no_time_for_is_not_the_bundles_fault(claim):
+    with closing(Prover("openvino")) as own:
+        own.pace.busy = True
+        with pytest.raises(ProvingError, match="tiny@1: not proven within 2 s, .* held back .* s for requests"):
+            own.prove(claim(endless(), timeout_s=2.0, engine="numpy", share=0.05), None)
+
+
+@pytest.mark.parametrize(
+    ("network", "changes", "message"),
+    [
+        (hungry, {"memory_bytes_max": 1 << 30}, "tiny@1"),
+        (
+            endless,
+            {"timeout_s": 3.0, "engine": "numpy"},
+            "tiny@1: not proven within 3 s, of which it was let run .* raise swap.proof_timeout_s",
+        ),
+        (None, {"bundle_bytes_max": 10}, "the limit is 10"),
+        (None, {"utility": "surfaces = {}"}, "surfaces"),
+    ],
+)
+def test_what_harms_is_refused_and_the_next_proof_works(prover, claim, network, changes, message):
+    good = claim()
+    with pytest.raises(BundleError, match=message):
+        prover.prove(claim(network and network(), **changes), None)
+    assert prover.prove(good, None).memory_bytes >= 0
+
+
+def _while_proving(prover, claim, act):
+    """Prove on another thread, act while a child is at it, and return what came of it."""
+    outcome = []
+
+    def prove():
+        try:
+            outcome.append(prover.prove(claim, None))
+        except (BundleError, ProvingError) as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=prove)
+    thread.daemon = True
+    thread.start()
+    while not (found := children(prover._helper.pid) if prover._helper else []):
+        assert thread.is_alive()
+    act(found[0])
+    thread.join(60)
+    return outcome[0]
+
+
+def test_a_crash_of_the_network_is_the_bundles_fault(prover, claim):
+    slow = claim(endless(), engine="numpy")
+    prover.start()
+    found = _while_proving(prover, slow, lambda child: os.kill(child, signal.SIGSEGV))
+    assert isinstance(found, BundleError)
+    assert "the process that tried it was killed by SIGSEGV" in str(found)
+    assert prover.prove(claim(), None).memory_bytes >= 0
+
+
+def test_a_helper_that_dies_is_nobodys_fault_and_is_replaced_by_one_for_the_same_engine(claim):
+    with closing(Prover("numpy")) as own:
+        slow = claim(endless(), engine="numpy")
+        own.start()
+
+        def kill(child):
+            while _cpu_s(child) < 0.01:  # not before it is at the proof
+                pass
+            with ends_of([child]):
+                os.kill(child, signal.SIGSTOP)  # as while it rests
+                os.kill(own._helper.pid, signal.SIGKILL)
+
+        assert isinstance(_while_proving(own, slow, kill), ProvingError)
+        assert own.prove(claim(), None).memory_bytes >= 0
+        assert Path(f"/proc/{own._helper.pid}/cmdline").read_bytes().split(b"\0")[-2] == b"numpy"
+
+
+def test_the_helper_and_what_it_tries_end_with_a_server_that_is_killed(claim):
+    slow = json.dumps(asdict(claim(endless(), engine="numpy")))
+    script = (
+        "import json, sys; from server.proving.prover import Claim, Prover; prover = Prover('numpy'); prover.start();"
+        "print(prover._helper.pid, flush=True); prover.prove(Claim(**json.loads(sys.argv[1])), None)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, slow], stdout=subprocess.PIPE, text=True) as server:
+        helper = int(server.stdout.readline())
+        while not (found := children(helper)):
+            assert server.poll() is None
+        with ends_of([helper, *found]):
+            server.kill()
+
+
+def test_the_helper_imports_the_engine_that_is_served_and_a_proof_by_one_that_is_not_there_says_so(
+    claim, tmp_path, monkeypatch
+):
+    package = tmp_path / "stand-in/openvino"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'openvino'\", name='openvino')")
+    monkeypatch.setenv("PYTHONPATH", str(package.parent))
+    for engine in ("numpy", "openvino"):
+        with closing(Prover(engine)) as own:
+            assert own.prove(claim(engine="numpy"), None).memory_bytes > 0
+            with pytest.raises(ProvingError, match="engine 'openvino' lacks openvino; pip install openvino"):
+                own.prove(claim(), None)
+
+
+@needs_training
+def test_what_a_proof_logs_is_in_the_servers_log_and_in_its_form(claim, caplog, capfd, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # the engine warns where it finds no GPU
+    with closing(Prover("torch")) as prover:
+        prover.prove(claim(engine="torch"), None)
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("kernels.gpu.torch_backend", "WARNING")
+    assert record.getMessage().startswith("PyTorch finds no GPU")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_gpu_that_is_not_there_is_not_the_bundles_fault(prover, claim):
+    with pytest.raises(ProvingError, match="there is no CUDA device|is not installed|pip install"):
+        prover.prove(claim(engine="tensorrt", device=63), None)
+
+
+def test_another_bundle_than_was_claimed_is_not_proven(prover, claim):
+    with pytest.raises(ProvingError, match="has digest .* by now, not 000"):
+        prover.prove(replace(claim(), digest="0" * 64), None)

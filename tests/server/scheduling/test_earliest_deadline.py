@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import pytest
+
+from server.scheduling.contract import Expire, Idle, Run, Ticket, WaitUntil
+from server.scheduling.cost import CostModel
+from server.scheduling.earliest_deadline import EarliestDeadlineFirst, Lane
+
+
+def on_cpu(requests, rows):
+    """A row costs the same in any batch."""
+    return 0.3e-3 + 0.05e-3 * requests + 35e-6 * rows
+
+
+def on_gpu(requests, rows):
+    """A run costs a lot, a row next to nothing."""
+    return 2e-3 + 4e-7 * rows + 1e-9 * requests
+
+
+def policy(cost=on_cpu, streams=1, lanes=None):
+    model = CostModel(cost)
+    for _ in range(200):  # so that it knows what requests of one run share
+        for requests, rows in ((1, 64), (3, 192)):
+            model.observe(requests, rows, cost(requests, rows))
+    return EarliestDeadlineFirst(streams, lambda _: model, lanes)
+
+
+def ticket(number, deadline_s=1.0, rows=128, model="a", lane="home"):
+    return Ticket(number, rows, deadline_s, model, lane)
+
+
+def drain(chosen, now_s=0.0):
+    """Run everything one after the other; what ran, as (ticket, rows) pairs by run."""
+    runs = []
+    while (decision := chosen.next(now_s)) != Idle():
+        if isinstance(decision, WaitUntil):
+            now_s = decision.time_s
+            continue
+        runs.append([(piece.ticket.number, piece.rows) for piece in decision.pieces])
+        chosen.finished(decision, now_s)
+    return runs
+
+
+def test_nothing_offered_is_idle():
+    assert policy().next(0.0) == Idle()
+
+
+def test_the_earliest_deadline_runs_first_and_equal_ones_in_order_of_arrival():
+    chosen = policy()
+    for number, deadline_s in ((0, 9.0), (1, 3.0), (2, 3.0), (3, 5.0)):
+        chosen.offer(ticket(number, deadline_s), 0.0)
+    assert drain(chosen) == [[(1, 128)], [(2, 128)], [(3, 128)], [(0, 128)]]
+
+
+def test_a_reserved_ticket_runs_only_when_its_rows_are_ready():
+    chosen = policy()
+    chosen.reserve(ticket(0), 0.0)
+    assert chosen.next(0.0) == Idle()
+    chosen.offer(ticket(0), 0.1)
+    assert drain(chosen, 0.1) == [[(0, 128)]]
+
+
+def test_no_more_runs_are_out_than_streams():
+    chosen = policy(streams=2)
+    for number in range(3):
+        chosen.offer(ticket(number), 0.0)
+    first, second = chosen.next(0.0), chosen.next(0.0)
+    assert isinstance(first, Run)
+    assert isinstance(second, Run)
+    assert chosen.next(0.0) == Idle()
+    chosen.finished(first, 0.01)
+    chosen.next(0.01)  # may wait a moment for a further ticket
+    assert isinstance(chosen.next(0.02), Run)
+
+
+def test_a_ticket_alone_is_split_over_idle_streams_but_one_and_covers_its_rows():
+    chosen = policy(streams=5)
+    chosen.offer(ticket(0, rows=200), 0.0)
+    pieces = [chosen.next(0.0).pieces[0] for _ in range(4)]
+    assert [(p.start, p.stop) for p in pieces] == [(0, 50), (50, 100), (100, 150), (150, 200)]
+    assert chosen.next(0.0) == Idle()
+
+
+def test_a_ticket_much_larger_than_its_lanes_others_takes_all_idle_streams():
+    chosen = policy(streams=2)
+    chosen.offer(ticket(0, rows=200), 0.0)
+    assert drain(chosen) == [[(0, 200)]]
+    chosen.offer(ticket(1, rows=1000), 0.0)
+    assert [chosen.next(0.0).pieces[0].rows for _ in range(2)] == [500, 500]
+
+
+def test_a_tiny_ticket_is_not_split_under_load():
+    chosen = policy(streams=2)
+    for number in range(400):  # busy for the last second
+        chosen.offer(ticket(number, 1e9), number / 200)
+        for run in [chosen.next(number / 200), chosen.next(number / 200)]:
+            if isinstance(run, Run):
+                chosen.finished(run, number / 200 + 9e-3)
+    chosen.offer(ticket(1000, 1e9, rows=8), 2.0)
+    assert chosen.next(2.0).pieces[0].rows == 8
+
+
+def test_in_a_backlog_tickets_run_whole():
+    chosen = policy(streams=2)
+    for number in range(4):
+        chosen.offer(ticket(number, number + 1.0), 0.0)
+    assert drain(chosen)[:2] == [[(0, 128)], [(1, 128)]]
+
+
+def test_the_rest_of_a_split_waits_for_the_stream_that_is_free_soon():
+    chosen = policy(streams=2)
+    chosen.offer(ticket(0, 9.0, rows=64), 0.0)
+    chosen.offer(ticket(1, 9.0, rows=64), 0.9)
+    first, second = chosen.next(1.0), chosen.next(1.0)
+    assert (first.pieces[0].ticket.number, second.pieces[0].ticket.number) == (0, 1)
+    chosen.finished(first, 1.001)
+    chosen.offer(ticket(2, 9.0, rows=512), 1.001)  # much more than its lane's others
+    part = chosen.next(1.001).pieces[0]
+    # The other stream has 1.6 ms to go, 47 rows' worth: both end together if this one takes about 24 more than half.
+    assert 270 <= part.rows <= 300
+
+
+def test_small_requests_share_a_run_and_large_ones_do_not_on_a_cpu():
+    chosen = policy(on_cpu)
+    for number in range(3):
+        chosen.offer(ticket(number, rows=1), 0.0)
+    assert drain(chosen) == [[(0, 1), (1, 1), (2, 1)]]
+    for number in range(3):
+        chosen.offer(ticket(number, rows=128), 0.0)
+    assert drain(chosen) == [[(0, 128)], [(1, 128)], [(2, 128)]]
+
+
+def test_many_requests_share_a_run_where_a_run_costs_more_than_rows():
+    chosen = policy(on_gpu)
+    for number in range(16):
+        chosen.offer(ticket(number), 0.0)
+    assert len(drain(chosen)) == 1
+
+
+def test_a_run_never_mixes_models_and_joining_makes_no_member_late():
+    chosen = policy(on_gpu)
+    for number, model in enumerate("aabba"):
+        chosen.offer(ticket(number, number + 1.0, model=model), 0.0)
+    assert [[n for n, _ in run] for run in drain(chosen)] == [[0, 1], [2, 3], [4]]
+    tight = on_gpu(1, 128) * 1.3
+    chosen.offer(ticket(10, tight), 0.0)
+    chosen.offer(ticket(11, 1.0, rows=100_000), 0.0)
+    assert [[n for n, _ in run] for run in drain(chosen)] == [[10], [11]]
+
+
+def busy(chosen, gap_s, runs=200):
+    """Let tickets arrive at an even pace."""
+    now_s = 0.0
+    for number in range(runs):
+        now_s = number * gap_s
+        chosen.offer(ticket(number, 1e9), now_s)
+        drain(chosen, now_s)
+    drain(chosen, now_s + 1)
+    return now_s + 1
+
+
+def test_it_waits_for_company_that_comes_sooner_than_what_it_saves_and_only_once():
+    chosen = policy(on_gpu, streams=2)
+    now_s = busy(chosen, gap_s=0.2e-3)
+    chosen.offer(ticket(1000, 1e9), now_s)
+    chosen._gaps["a"].typical_s = 0.2e-3
+    decision = chosen.next(now_s)
+    assert isinstance(decision, WaitUntil)
+    assert now_s < decision.time_s <= now_s + 2e-3
+    assert chosen.next(now_s + 1e-4) == decision
+    assert isinstance(chosen.next(decision.time_s), Run)
+
+
+def test_it_does_not_wait_where_a_bigger_batch_buys_nothing():
+    chosen = policy(on_cpu, streams=2)
+    now_s = busy(chosen, gap_s=3e-3)
+    chosen.offer(ticket(1000, 1e9), now_s)
+    assert isinstance(chosen.next(now_s), Run)
+
+
+def test_it_does_not_wait_beyond_what_the_deadline_allows():
+    chosen = policy(on_gpu, streams=2)
+    now_s = busy(chosen, gap_s=0.2e-3)
+    chosen._gaps["a"].typical_s = 0.2e-3
+    chosen.offer(ticket(1000, now_s + 3e-3), now_s)
+    decision = chosen.next(now_s)
+    latest_s = now_s + 3e-3 - on_gpu(2, 256)
+    assert isinstance(decision, Run) or decision.time_s <= latest_s
+
+
+def test_expired_tickets_come_back_before_anything_runs():
+    chosen = policy()
+    early, late = ticket(0, 1.0), ticket(1, 5.0)
+    chosen.offer(early, 0.0)
+    chosen.offer(late, 0.0)
+    assert chosen.next(1.0) == Expire((early,))
+    assert drain(chosen, 1.0) == [[(1, 128)]]
+
+
+def test_what_would_end_late_expires_before_it_costs_the_others_their_time():
+    chosen = policy()
+    hopeless, fine = ticket(0, 0.003), ticket(1, 1.0)
+    chosen.offer(hopeless, 0.0)
+    chosen.offer(fine, 0.0)
+    assert chosen.next(0.0) == Expire((hopeless,))
+    assert drain(chosen) == [[(1, 128)]]
+
+
+def test_alone_a_ticket_is_tried_until_its_deadline_whatever_the_prediction():
+    chosen = policy()
+    chosen.offer(ticket(0, 0.001), 0.0)
+    assert isinstance(chosen.next(0.0005), Run)
+
+
+def test_a_cancelled_ticket_never_runs_and_an_unknown_one_is_ignored():
+    chosen = policy(streams=3)
+    chosen.offer(ticket(0, rows=1000), 0.0)
+    run = chosen.next(0.0)
+    assert run.pieces[0].rows == 500
+    chosen.cancel(ticket(0, rows=1000))
+    assert chosen.next(0.0) == Idle()
+    chosen.cancel(ticket(77))
+    chosen.finished(run, 0.1)
+    assert len(chosen) == 0
+
+
+def test_offering_twice_is_a_fault():
+    chosen = policy()
+    chosen.offer(ticket(0), 0.0)
+    with pytest.raises(ValueError, match="ticket 0"):
+        chosen.offer(ticket(0), 0.0)
+
+
+def test_priority_goes_first_within_its_share_and_not_beyond_it():
+    chosen = policy(lanes={"ads": Lane(priority=1, share=0.2), "home": Lane(share=0.8)})
+    numbers, used = iter(range(10_000)), {"ads": 0, "home": 0}
+    now_s, order = 0.0, []
+    for lane in ("ads", "home") * 500:
+        chosen.offer(ticket(next(numbers), 1e9, lane=lane), 0.0)
+    while now_s < 3.0:
+        run = chosen.next(now_s)
+        now_s += on_cpu(len(run.pieces), sum(piece.rows for piece in run.pieces))
+        chosen.finished(run, now_s)
+        order.append(run.pieces[0].ticket.lane)
+        used[order[-1]] += now_s > 1.0
+    assert order[0] == "ads"
+    assert used["ads"] / sum(used.values()) == pytest.approx(0.2, abs=0.04)
+
+
+def test_a_lane_beyond_its_share_takes_what_is_left():
+    chosen = policy(lanes={"ads": Lane(share=0.01), "home": Lane()})
+    for number in range(100):
+        chosen.offer(ticket(number, 1e9, lane="ads"), 0.0)
+    assert sum(len(run) for run in drain(chosen)) == 100
+
+
+def test_a_large_ticket_runs_in_pieces_and_leaves_a_stream_to_smaller_lanes():
+    chosen = policy(streams=2)
+    chosen.offer(ticket(0, 1e9, rows=64), 0.0)
+    drained = chosen.next(0.0), chosen.next(0.0)
+    for run in drained:
+        if isinstance(run, Run):
+            chosen.finished(run, 0.001)
+    chosen.offer(ticket(1, 1e9, rows=2000, lane="bulk"), 0.002)
+    first = chosen.next(0.002)
+    assert first.pieces[0].rows <= 64
+    assert chosen.next(0.002) == Idle()
+    chosen.offer(ticket(2, 0.1, rows=64), 0.003)
+    assert chosen.next(0.003).pieces[0].ticket.number == 2
+
+
+def test_a_forecast_counts_what_runs_and_waits_before_and_whom_it_harms():
+    chosen = policy()
+    alone = chosen.forecast(ticket(0, 1.0), 0.0)
+    assert on_cpu(1, 128) <= alone.finish_s < 1.5 * on_cpu(1, 128)
+    for number in range(3):
+        chosen.offer(ticket(number, 0.5), 0.0)
+    chosen.next(0.0)
+    after = chosen.forecast(ticket(9, 1.0), 0.0)
+    assert after.finish_s == pytest.approx(alone.finish_s + 3 * on_cpu(1, 128), rel=0.1)
+    assert after.harms == 0
+    chosen.offer(ticket(5, 4.5 * on_cpu(1, 128), rows=128), 0.0)
+    assert chosen.forecast(ticket(9, 0.001, rows=512), 0.0).harms == 1
+    assert len(chosen) == 3  # a forecast leaves nothing behind
