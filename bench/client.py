@@ -11,7 +11,7 @@ from bench.processes import cpu_seconds
 from loadtest import open_loop
 from loadtest.arrivals import poisson
 from loadtest.report import Summary, summarise
-from loadtest.search import Found, RateSearch
+from loadtest.search import HighestRate, RateSearch
 from loadtest.steps import GOOD_SHARE
 from pinrank.channels import open_aio_channel
 
@@ -22,7 +22,7 @@ _SETTLE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Saturated:
+class SaturationWindow:
     """A closed loop's window, and the CPU time that the server used in it."""
 
     summary: Summary
@@ -31,10 +31,10 @@ class Saturated:
 
 def saturate(
     address: str, server_pid: int, requests: tuple[bytes, ...], callers: int, warmup_s: float, duration_s: float
-) -> Saturated:
+) -> SaturationWindow:
     used_s: list[float] = []
 
-    async def main() -> Saturated:
+    async def main() -> SaturationWindow:
         async with open_aio_channel(address) as channel:
             samples = await open_loop.saturate(
                 open_loop.sender(channel, LONG_S),
@@ -45,7 +45,7 @@ def saturate(
                 on_window=lambda: used_s.append(cpu_seconds(server_pid)),
             )
             used_s.append(cpu_seconds(server_pid))
-        return Saturated(summarise(samples, duration_s, _TARGET_MS), used_s[-1] - used_s[0])
+        return SaturationWindow(summarise(samples, duration_s, _TARGET_MS), used_s[-1] - used_s[0])
 
     return open_loop.run(main())
 
@@ -121,7 +121,7 @@ def highest_rate(
         async with open_aio_channel(address) as channel:
             await channel.channel_ready()
             send = open_loop.sender(channel, target_ms / 1e3)
-            while not isinstance(decision := search.next(), Found):
+            while not isinstance(decision := search.next(), HighestRate):
                 due_s = poisson(decision.rate_per_s, warmup_s + duration_s, seed + len(tried))
                 samples = await open_loop.open_loop(send, requests, due_s)
                 tried.append(summarise(samples.since(warmup_s), duration_s, target_ms))

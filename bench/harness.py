@@ -69,7 +69,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class Measurement:
     """What a benchmark hands back.
 
     Attributes:
@@ -85,7 +85,7 @@ class Measured:
     table: str | None = None
 
 
-def run(name: str, measure: Callable[[], Measured], results: Path | None = RESULTS) -> Measured:
+def run(name: str, measure: Callable[[], Measurement], results: Path | None = RESULTS) -> Measurement:
     """Measure, print, and write `results/name.json`; with `results` None, write nothing."""
     started = datetime.now(UTC)
     measured = measure()

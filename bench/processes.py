@@ -28,7 +28,7 @@ _LOOK_S = 0.2
 _STOP_S = 15.0
 
 
-class Served(NamedTuple):
+class ServerProcess(NamedTuple):
     """A running server: its address, its process id, and where its metrics are."""
 
     address: str
@@ -44,7 +44,7 @@ class Served(NamedTuple):
 
 
 @contextmanager
-def server_process(config: Path, feature_store: str, log: Path, start_s: float = _START_S) -> Iterator[Served]:
+def server_process(config: Path, feature_store: str, log: Path, start_s: float = _START_S) -> Iterator[ServerProcess]:
     """Run `pinrank serve` on free loopback ports; it is gone afterwards, whatever happens.
 
     Args:
@@ -73,7 +73,7 @@ def server_process(config: Path, feature_store: str, log: Path, start_s: float =
             except BenchmarkError:
                 process.kill()  # it has no requests to finish
                 raise
-            yield Served(address, process.pid, f"http://127.0.0.1:{http_port}/metrics")
+            yield ServerProcess(address, process.pid, f"http://127.0.0.1:{http_port}/metrics")
         finally:
             process.terminate()
             try:

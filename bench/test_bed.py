@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from bench.awake import kept_awake
-from bench.engines.engine_alone import Subject
+from bench.engines.engine_alone import EngineSubject
 from bench.features.synthetic import fill
 from bench.harness import ROOT, BenchmarkError
-from bench.processes import Served, server_process, single_process
+from bench.processes import ServerProcess, server_process, single_process
 from feature_client.stores.open_store import open_store
 from kernels.cores import cores
 from kernels.engines import default_streams
@@ -34,7 +34,7 @@ _USERS = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class TestBed:
     """A running server and everything to measure it with.
 
     Attributes:
@@ -48,8 +48,8 @@ class Scene:
     """
 
     settings: ServerConfig
-    subject: Subject
-    server: Served
+    subject: EngineSubject
+    server: ServerProcess
     client: Executor
     engine: Executor
     user_ids: np.ndarray
@@ -58,7 +58,7 @@ class Scene:
 
 
 @contextmanager
-def scene(config: Path = CONFIG, extra: str = "", candidates: int = 128, requests: int = 256) -> Iterator[Scene]:
+def scene(config: Path = CONFIG, extra: str = "", candidates: int = 128, requests: int = 256) -> Iterator[TestBed]:
     """Fill a store, start the server, and take both down at the end.
 
     Args:
@@ -84,7 +84,7 @@ def scene(config: Path = CONFIG, extra: str = "", candidates: int = 128, request
         user_ids, pin_ids = asyncio.run(_fill(settings, feature_store))
         made = tuple(Workload(user_ids, pin_ids, ((candidates, 1.0),), seed=SEED).requests(requests))
         streams = settings.engine_streams or default_streams(settings.engine, cores())
-        subject = Subject(
+        subject = EngineSubject(
             Path(settings.model_store),
             settings.model,
             settings.labels[0],
@@ -96,7 +96,7 @@ def scene(config: Path = CONFIG, extra: str = "", candidates: int = 128, request
         server = stack.enter_context(server_process(own, feature_store, folder / "server.log"))
         client = stack.enter_context(single_process(calls_max=1))
         engine = stack.enter_context(single_process())
-        yield Scene(settings, subject, server, client, engine, user_ids, pin_ids, awake)
+        yield TestBed(settings, subject, server, client, engine, user_ids, pin_ids, awake)
 
 
 def without_surfaces(config: Path) -> str:

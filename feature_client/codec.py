@@ -11,7 +11,7 @@ import numpy as np
 from feature_client.groups import FINGERPRINT_BYTES, FeatureGroup, SequenceGroup
 
 
-class State(IntEnum):
+class RowState(IntEnum):
     """What was found under a key."""
 
     PRESENT = 0
@@ -22,7 +22,7 @@ class State(IntEnum):
 
 
 # Comparing NumPy's numbers with an enum's members costs a microsecond each.
-_PRESENT, _MISSING, _FOREIGN = (int(state) for state in State)
+_PRESENT, _MISSING, _FOREIGN = (int(state) for state in RowState)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Rows:
 
     Attributes:
         rows: structured[N] of the group's dtype; the group's default row where nothing usable was found.
-        states: uint8[N], one `State` each.
+        states: uint8[N], one `RowState` each.
     """
 
     rows: np.ndarray
@@ -48,7 +48,7 @@ class Rows:
         plain = self.rows.view(f"V{self.rows.dtype.itemsize}")[places]
         return Rows(plain.view(self.rows.dtype), self.states[places])
 
-    def count(self, state: State) -> int:
+    def count(self, state: RowState) -> int:
         return int(np.count_nonzero(self.states == state))
 
 
@@ -107,18 +107,18 @@ def encode_sequence(group: SequenceGroup, events: np.ndarray) -> bytes:
     return group.fingerprint + events[-group.length_max :].astype(group.dtype, copy=False).tobytes()
 
 
-def decode_sequence(group: SequenceGroup, value: bytes | None) -> tuple[np.ndarray, State]:
+def decode_sequence(group: SequenceGroup, value: bytes | None) -> tuple[np.ndarray, RowState]:
     """Return the events, oldest first (structured[K]; empty unless PRESENT), and what was found."""
     empty = np.empty(0, group.dtype)
     if value is None:
-        return empty, State.MISSING
+        return empty, RowState.MISSING
     body = memoryview(value)[FINGERPRINT_BYTES:]
     if value[:FINGERPRINT_BYTES] != group.fingerprint or len(body) % group.dtype.itemsize:
-        return empty, State.FOREIGN
+        return empty, RowState.FOREIGN
     events = np.frombuffer(body, group.dtype)
     if len(events) and (events["action"].max() >= len(group.actions) or events["surface"].max() >= len(group.surfaces)):
-        return empty, State.FOREIGN
-    return events, State.PRESENT
+        return empty, RowState.FOREIGN
+    return events, RowState.PRESENT
 
 
 def _readable(group: FeatureGroup, fingerprints: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from feature_client.activity.writer import clock_ms, without_future
-from feature_client.codec import Rows, State, decode_rows, decode_sequence
+from feature_client.codec import Rows, RowState, decode_rows, decode_sequence
 from feature_client.groups import FeatureGroup, SequenceGroup
 from feature_client.near_cache import Flight, NearCache
 from feature_client.stores.store import Store, StoreUnavailableError
@@ -27,7 +27,7 @@ class FeatureNeeds:
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
+class FetchedFeatures:
     """The features of one request.
 
     Attributes:
@@ -48,7 +48,7 @@ class Fetched:
     candidates: int
     events: np.ndarray
     has_query_pin: bool
-    sequence_state: State
+    sequence_state: RowState
     store_failure: str | None = None
     stale_rows: int = 0
     future_events: int = 0
@@ -63,7 +63,7 @@ class Fetched:
 
     def query_row(self, group: str) -> np.void | None:
         """Return the query pin's row; None without a query pin, or where it is not there."""
-        if not self.has_query_pin or self.pins[group].states[-1] != State.PRESENT:
+        if not self.has_query_pin or self.pins[group].states[-1] != RowState.PRESENT:
             return None
         row: np.void = self.pins[group].rows[-1]
         return row
@@ -72,28 +72,28 @@ class Fetched:
     def store_unavailable(self) -> bool:
         return self.store_failure is not None
 
-    def lacks(self) -> Lacks:
+    def missing(self) -> MissingFeatures:
         """Count what is not there."""
         users = [int(rows.states[0]) for rows in self.user.values()]
-        user_missing = any(state != State.PRESENT for state in users)
-        foreign = users.count(State.FOREIGN) + (self.sequence_state == State.FOREIGN or self.future_events > 0)
+        user_missing = any(state != RowState.PRESENT for state in users)
+        foreign = users.count(RowState.FOREIGN) + (self.sequence_state == RowState.FOREIGN or self.future_events > 0)
         states = [rows.states for rows in self.pins.values() if rows.states.any()]
         if not states:
-            return Lacks(user_missing, 0, 0, query_pin=False, foreign=foreign)
+            return MissingFeatures(user_missing, 0, 0, query_pin=False, foreign=foreign)
         # A pin without a row in any group counts.
-        lacking = np.logical_or.reduce([s != State.PRESENT for s in states])
+        lacking = np.logical_or.reduce([s != RowState.PRESENT for s in states])
         events_end = self.candidates + len(self.events)
-        return Lacks(
+        return MissingFeatures(
             user_missing,
             int(np.count_nonzero(lacking[: self.candidates])),
             int(np.count_nonzero(lacking[self.candidates : events_end])),
             self.has_query_pin and bool(lacking[-1]),
-            foreign + sum(int(np.count_nonzero(s == State.FOREIGN)) for s in states),
+            foreign + sum(int(np.count_nonzero(s == RowState.FOREIGN)) for s in states),
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Lacks:
+class MissingFeatures:
     """What of a request's features is not there.
 
     Attributes:
@@ -120,7 +120,7 @@ async def fetch(
     query_pin_id: int | None = None,
     budget_s: float | None = None,
     near: Mapping[bytes, NearCache] | None = None,
-) -> Fetched:
+) -> FetchedFeatures:
     """Read one request's features; whatever the store cannot give is marked missing, never raised.
 
     Args:
@@ -140,7 +140,7 @@ async def fetch(
     users = {g.name: decode_rows(g, [value]) for g, value in zip(needs.user_groups, values, strict=False)}
     future = 0
     if needs.sequence is None:
-        events, sequence_state = np.empty(0, SequenceGroup.dtype), State.PRESENT
+        events, sequence_state = np.empty(0, SequenceGroup.dtype), RowState.PRESENT
     else:
         stored, sequence_state = decode_sequence(needs.sequence, values[-1])
         events = without_future(stored, clock_ms())
@@ -152,7 +152,9 @@ async def fetch(
         wanted.append(np.array([query_pin_id], np.uint64))
     pins, stale = await _pins(reads, needs.pin_groups, np.concatenate(wanted), near or {})
     has_query_pin = query_pin_id is not None
-    return Fetched(users, pins, len(pin_ids), events, has_query_pin, sequence_state, reads.failure, stale, future)
+    return FetchedFeatures(
+        users, pins, len(pin_ids), events, has_query_pin, sequence_state, reads.failure, stale, future
+    )
 
 
 async def _pins(

@@ -23,11 +23,13 @@ Name = Annotated[str, Field(pattern=_NAME, max_length=40)]
 Version = Annotated[int, Field(ge=1, le=999_999)]
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """A value read from a file or a store: it cannot change, and unknown fields are refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class EmbeddingSpace(_Frozen):
+class EmbeddingSpace(Frozen):
     """A vector space that embeddings live in; only vectors of one space may be compared.
 
     A stored value `x` stands for `x * scale`; `int8` spaces need a scale, the float ones keep 1.
@@ -44,7 +46,7 @@ class EmbeddingSpace(_Frozen):
         return f"{self.name}@{self.version}"
 
 
-class Scalar(_Frozen):
+class Scalar(Frozen):
     """One number; `default` stands in when the row is missing."""
 
     kind: Literal["scalar"] = "scalar"
@@ -64,7 +66,7 @@ class Scalar(_Frozen):
         return self
 
 
-class Categorical(_Frozen):
+class Categorical(Frozen):
     """One of `cardinality` codes, 0..cardinality-1."""
 
     kind: Literal["categorical"] = "categorical"
@@ -83,7 +85,7 @@ class Categorical(_Frozen):
         return np.min_scalar_type(self.cardinality - 1).name
 
 
-class Embedding(_Frozen):
+class Embedding(Frozen):
     """A vector of an embedding space; zeros stand in when the row is missing."""
 
     kind: Literal["embedding"] = "embedding"
@@ -94,7 +96,7 @@ class Embedding(_Frozen):
 GroupField = Annotated[Scalar | Categorical | Embedding, Field(discriminator="kind")]
 
 
-class _Described(_Frozen):
+class _StoredGroup(Frozen):
     """Something stored under one key per entity, whose description is fingerprinted."""
 
     name: Name
@@ -163,7 +165,7 @@ class FloatBlock:
         return rows.view(self.row_dtype)["block"]
 
 
-class FeatureGroup(_Described):
+class FeatureGroup(_StoredGroup):
     """A fixed-width row of fields for one kind of entity."""
 
     entity: Literal["pin", "user"]
@@ -240,7 +242,7 @@ class FeatureGroup(_Described):
         raise KeyError(f"group {self.ref} has no field {name!r}; it has {[f.name for f in self.fields]}")
 
 
-class SequenceGroup(_Described):
+class SequenceGroup(_StoredGroup):
     """The last actions of a user, oldest first: pin, action, surface and time, never embeddings."""
 
     actions: Annotated[tuple[Name, ...], Field(min_length=1, max_length=254)]

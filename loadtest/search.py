@@ -11,7 +11,7 @@ class Try:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class HighestRate:
     """The search is over: the highest rate that held, 0 when none did."""
 
     rate_per_s: float
@@ -37,9 +37,9 @@ class RateSearch:
         self._held_per_s = 0.0
         self._failed_per_s = float("inf")
 
-    def next(self) -> Try | Found:
+    def next(self) -> Try | HighestRate:
         if self._tries_left == 0 or self._held_per_s >= (1 - self._tolerance) * self._failed_per_s:
-            return Found(self._held_per_s)
+            return HighestRate(self._held_per_s)
         return Try(self._next_per_s)
 
     def tell(self, rate_per_s: float, *, held: bool) -> None:

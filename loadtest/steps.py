@@ -11,7 +11,7 @@ from loadtest.arrivals import poisson, recorded
 from loadtest.errors import LoadError
 from loadtest.open_loop import Samples, Send, open_loop, saturate
 from loadtest.report import Summary, summarise
-from loadtest.search import Found, RateSearch
+from loadtest.search import HighestRate, RateSearch
 from loadtest.workload import Workload
 
 #: How many different requests, and pins in all of them, are made beforehand; a longer run sends them again.
@@ -58,7 +58,7 @@ class Offer:
             yield summarise(samples, self.duration_s, self.target_ms), samples
         elif self.search:
             search, number = RateSearch(rates[0]), 0
-            while not isinstance(decision := search.next(), Found):
+            while not isinstance(decision := search.next(), HighestRate):
                 result = await self._step(send, decision.rate_per_s, number)
                 search.tell(decision.rate_per_s, held=result[0].good_share >= GOOD_SHARE)
                 number += 1

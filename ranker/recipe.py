@@ -152,13 +152,15 @@ def _learn(
             "a smaller --time-window-h or --time-window-share leaves more to learn from"
         )
     with report.step("training") as progress:
-        shown = replace(execution, watches=(_Shown(progress, report, recipe.training.epochs), *execution.watches))
+        shown = replace(
+            execution, watches=(_TrainingProgress(progress, report, recipe.training.epochs), *execution.watches)
+        )
         parameters = parent.parameters if parent else None
         network, _ = train(target.sizes, log.heads, examples, validation, recipe.training, shown, parameters)
     return network, validation
 
 
-class _Shown:
+class _TrainingProgress:
     """Shows a training to whoever waits for it."""
 
     def __init__(self, progress: Progress, report: Reporter, epochs: int) -> None:

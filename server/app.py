@@ -13,7 +13,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from feature_client.fetch import FeatureNeeds, Fetched, fetch
+from feature_client.fetch import FeatureNeeds, FetchedFeatures, fetch
 from feature_client.near_cache import NearCache, near_caches
 from feature_client.redaction import redacted
 from feature_client.stores.open_store import open_store
@@ -33,9 +33,9 @@ from server.api.ranking import SERVICE, RankingEdge
 from server.config import ConfigError, ServerConfig
 from server.proving.admit_version import Intake
 from server.proving.prover import Prover
-from server.proving.recent_requests import Recent, RecentRequests
+from server.proving.recent_requests import RecentRequest, RecentRequests
 from server.request.pipeline import Pipeline
-from server.request.routing import Served, ServedModels
+from server.request.routing import ServedModel, ServedModels
 from server.rollout.hot_swap import HotSwap
 from server.rollout.refusals import Refusals
 from server.rollout.shadow import LANE, Shadow
@@ -91,7 +91,7 @@ class Server:
         self._calls = Calls()
         self._activity = ActivityEdge(self._metrics, self._calls)
         #: Versions in memory, by digest.
-        self._installed: dict[str, Served] = {}
+        self._installed: dict[str, ServedModel] = {}
         self._health = health.aio.HealthServicer()
         #: Closes what was opened, last first.
         self._opened = AsyncExitStack()
@@ -165,7 +165,7 @@ class Server:
             "serving",
             grpc=shown(config.host, self.listens_on),
             http=http_shown(config.host, self.http_port),
-            labels={label: served.live.manifest.ref for label, served in models.by_label.items()},
+            labels={label: served.model.manifest.ref for label, served in models.by_label.items()},
             engine=config.engine,
             **({"devices": config.devices} if config.engine in ON_GPU else {}),
             streams=self._streams,
@@ -187,7 +187,7 @@ class Server:
 
     # What taking versions in and letting them go asks of the rest of the server (`intake.Features`, `hot_swap.Host`).
 
-    async def features(self, needs: FeatureNeeds, request: Recent) -> Fetched:
+    async def features(self, needs: FeatureNeeds, request: RecentRequest) -> FetchedFeatures:
         return await fetch(
             self._store, needs, request.user_id, request.pin_ids, request.query_pin_id, _SWAP_READ_S, self._near
         )
@@ -209,23 +209,23 @@ class Server:
         for fingerprint in self._near.keys() - read:
             del self._near[fingerprint]
 
-    def install(self, served: Served) -> None:
-        self._runner.learn(served.live)
-        self._installed[served.live.digest] = served
+    def install(self, served: ServedModel) -> None:
+        self._runner.learn(served.model)
+        self._installed[served.model.digest] = served
         self._record_actions()
 
-    def dismiss(self, served: Served) -> None:
-        self._runner.forget(served.live)
-        del self._installed[served.live.digest]
+    def dismiss(self, served: ServedModel) -> None:
+        self._runner.forget(served.model)
+        del self._installed[served.model.digest]
         self._record_actions()
 
-    def runs(self, served: Served) -> int:
-        return self._runner.runs(served.live)
+    def runs(self, served: ServedModel) -> int:
+        return self._runner.runs(served.model)
 
     def _record_actions(self) -> None:
         """Record into every sequence that a model in memory reads; into none when actions are not recorded."""
         if self._config.record_actions:
-            sequences = (served.live.manifest.sequence for served in self._installed.values())
+            sequences = (served.model.manifest.sequence for served in self._installed.values())
             self._activity.write_into([sequence for sequence in sequences if sequence is not None], self._store)
 
     def catch_strays(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from feature_client.codec import Rows, State, encode_rows, encode_sequence
-from feature_client.fetch import Fetched
+from feature_client.codec import Rows, RowState, encode_rows, encode_sequence
+from feature_client.fetch import FetchedFeatures
 from feature_client.groups import Categorical, Embedding, EmbeddingSpace, FeatureGroup, Scalar, SequenceGroup
 from kernels.cpu.numpy_engine import NumpyEngine
 from model_store.bundle.files import write_bundle
@@ -185,16 +185,16 @@ def features(users: int = 4, pins: int = 50) -> dict[bytes, bytes]:
     return values | dict(zip(ACTIONS.keys(user_ids), sequences, strict=True))
 
 
-def fetched(pins: list[int], history: list[int], user: int = 1, query: int | None = None) -> Fetched:
+def fetched(pins: list[int], history: list[int], user: int = 1, query: int | None = None) -> FetchedFeatures:
     """What the fetcher returns for present rows."""
     rows = pin_rows(np.array([*pins, *history, *([] if query is None else [query])], np.uint64))
-    return Fetched(
+    return FetchedFeatures(
         user={"user_core": Rows(user_rows(np.array([user])), np.zeros(1, np.uint8))},
         pins={"pin_core": Rows(rows, np.zeros(len(rows), np.uint8))},
         candidates=len(pins),
         events=events(history, [0] * len(history)),
         has_query_pin=query is not None,
-        sequence_state=State.PRESENT,
+        sequence_state=RowState.PRESENT,
     )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime
 import torch
 
-from bench.harness import BenchmarkError, Claim, Measured, markdown_table
+from bench.harness import BenchmarkError, Claim, Measurement, markdown_table
 from kernels.cpu.openvino_engine import OpenVinoEngine
 from kernels.cpu.openvino_without_telemetry import openvino
 from kernels.encoder import FusedEncoder, instruction_sets
@@ -51,7 +51,7 @@ class Side:
     threaded: bool
 
 
-def measure(*, quick: bool) -> Measured:
+def measure(*, quick: bool) -> Measurement:
     """Measure every side at every number of candidates.
 
     Raises:
@@ -270,7 +270,7 @@ def _measured(
     layouts: Mapping[str, str],
     differences: Mapping[str, float],
     inversions: Mapping[str, int],
-) -> Measured:
+) -> Measurement:
     sizes = sorted({int(key.split(", ")[-1].split()[0]) for key in rates})
 
     def ratio(over: str, under: str, size: int) -> float:
@@ -318,7 +318,7 @@ def _measured(
         "inversions": dict(inversions),
         "kernel": instruction_sets()[-1],
     }
-    return Measured(summary, tuple(claims), raw, _table(rates, layouts, differences, sizes))
+    return Measurement(summary, tuple(claims), raw, _table(rates, layouts, differences, sizes))
 
 
 def _table(

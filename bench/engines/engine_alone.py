@@ -17,13 +17,13 @@ from feature_client.fetch import fetch
 from feature_client.stores.open_store import open_store
 from kernels.engine import Engine, FeatureBatch
 from kernels.engines import engine_factory
-from model_store.model.loaded import LiveModel, load_live
+from model_store.model.loaded import LoadedModel, load_model
 from model_store.registry.store import open_model_store
 from pinrank.v1 import ranking_pb2
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class EngineSubject:
     """What to load, and the serialised requests to run."""
 
     model_store: Path
@@ -44,7 +44,7 @@ class Throughput:
     cpu_s: float
 
 
-def throughput(subject: Subject, duration_s: float) -> Throughput:
+def throughput(subject: EngineSubject, duration_s: float) -> Throughput:
     """Run from as many threads as the engine has streams, each in a loop without anything else."""
     engine, batches = _loaded(subject)
     counts = [0] * subject.streams
@@ -69,7 +69,7 @@ def throughput(subject: Subject, duration_s: float) -> Throughput:
     return Throughput(sum(counts), time.perf_counter() - start_s, time.process_time() - cpu_s)
 
 
-def run_seconds(subject: Subject, duration_s: float) -> np.ndarray:
+def run_seconds(subject: EngineSubject, duration_s: float) -> np.ndarray:
     """Return float64[K], the time of each run with no other beside it."""
     engine, batches = _loaded(subject)
     seconds: list[float] = []
@@ -80,7 +80,7 @@ def run_seconds(subject: Subject, duration_s: float) -> np.ndarray:
     return np.array(seconds)
 
 
-def run_times(subject: Subject, duration_s: float) -> RunTimes:
+def run_times(subject: EngineSubject, duration_s: float) -> RunTimes:
     """Measure runs of whole requests and of two halves at once, without a pause and after one; a fifth of it each.
 
     Engines of two streams only: that is what the ideal queue knows.
@@ -142,27 +142,27 @@ def _on_two_threads(work: Callable[[int], None]) -> None:
         thread.join()
 
 
-def load_subject(subject: Subject) -> LiveModel:
+def load_subject(subject: EngineSubject) -> LoadedModel:
     """Load and prove the subject's bundle."""
     store = open_model_store(subject.model_store)
     bundle = store.read(subject.model, store.resolve(subject.model, subject.label))
-    return load_live(bundle, engine_factory(subject.engine), subject.streams)
+    return load_model(bundle, engine_factory(subject.engine), subject.streams)
 
 
 @cache
-def _loaded(subject: Subject) -> tuple[Engine, list[FeatureBatch]]:
+def _loaded(subject: EngineSubject) -> tuple[Engine, list[FeatureBatch]]:
     """Load once per process; the pool keeps its one process from call to call."""
-    live = load_subject(subject)
-    return live.engine, asyncio.run(_assembled(live, subject))
+    model = load_subject(subject)
+    return model.engine, asyncio.run(_assembled(model, subject))
 
 
-async def _assembled(live: LiveModel, subject: Subject) -> list[FeatureBatch]:
+async def _assembled(model: LoadedModel, subject: EngineSubject) -> list[FeatureBatch]:
     store = open_store(subject.feature_store, read_only=True)
     await store.start()
     batches = []
     for content in subject.requests:
         request = ranking_pb2.RankRequest.FromString(content)
-        fetched = await fetch(store, live.needs, request.user_id, np.array(request.pin_ids, np.uint64))
-        batches.append(live.assembler.assemble(fetched, request.surface))
+        fetched = await fetch(store, model.needs, request.user_id, np.array(request.pin_ids, np.uint64))
+        batches.append(model.assembler.assemble(fetched, request.surface))
     await store.close()
     return batches

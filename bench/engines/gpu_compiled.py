@@ -21,10 +21,10 @@ from triton import knobs
 from triton.backends.nvidia.compiler import get_ptxas
 
 from bench.engines.machine_code import flop, issued, loaded_bytes, total
-from bench.harness import Claim, Measured, markdown_table
+from bench.harness import Claim, Measurement, markdown_table
 from kernels.encoder import EncoderShape
 from kernels.gpu.tiles import Launch
-from kernels.gpu.triton_ahead import Ahead, arguments, compiled
+from kernels.gpu.triton_ahead import CompiledKernel, arguments, compiled
 from kernels.gpu.triton_encoder import TritonEncoder
 from ranker.network.encoder import EarlyFusion
 from ranker.network.model import NetworkConfig
@@ -105,7 +105,7 @@ def facts(launches: Iterable[Launch], architecture: str) -> Iterable[Facts]:
         yield _facts(launch, encoder, compiled(encoder, architecture), architecture)
 
 
-def _facts(launch: Launch, encoder: TritonEncoder, ahead: Ahead, architecture: str) -> Facts:
+def _facts(launch: Launch, encoder: TritonEncoder, ahead: CompiledKernel, architecture: str) -> Facts:
     with tempfile.TemporaryDirectory() as folder:
         code = Path(folder) / "kernel.cubin"
         code.write_bytes(ahead.cubin)
@@ -170,7 +170,7 @@ def _found(pattern: str, text: str) -> str:
     return found[1]
 
 
-def measure(*, quick: bool = False) -> Measured:
+def measure(*, quick: bool = False) -> Measurement:
     """Compile every launch for every architecture; `quick`, the default launch for the one that is counted."""
     launches = (Launch(),) if quick else LAUNCHES
     found = [one for name in ((COUNTED,) if quick else SHARED_BYTES_MAX) for one in facts(launches, name)]
@@ -186,7 +186,7 @@ def measure(*, quick: bool = False) -> Measured:
         "predicted rows a second, low": default.rows_s[0],
         "predicted rows a second, high": default.rows_s[1],
     }
-    return Measured(
+    return Measurement(
         summary, claims, {"triton": triton.__version__, "facts": [_kept(one) for one in found]}, table(found)
     )
 

@@ -16,7 +16,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.harness import RESULTS, BenchmarkError, Measured
+from bench.harness import RESULTS, BenchmarkError, Measurement
 from kernels.gpu.tiles import Launch
 
 SOURCE = Path(__file__).with_suffix(".cu")
@@ -57,7 +57,7 @@ class Loop:
     spilled_bytes: int
 
 
-def measure(*, quick: bool = False) -> Measured:  # noqa: ARG001 - it takes a second
+def measure(*, quick: bool = False) -> Measurement:  # noqa: ARG001 - it takes a second
     """Compile and count."""
     loops = {name: loop for loop in compiled() for name in _PASSES if name in loop.name}
     a_row: Counter[str] = Counter()
@@ -83,7 +83,7 @@ def measure(*, quick: bool = False) -> Measured:  # noqa: ARG001 - it takes a se
         loop.name: {"registers": loop.registers, "spilled_bytes": loop.spilled_bytes, "loop": dict(loop.instructions)}
         for loop in compiled()
     }
-    return Measured(summary, (), {"kernels": raw, "passes a row": _PASSES, "compiler": _version()})
+    return Measurement(summary, (), {"kernels": raw, "passes a row": _PASSES, "compiler": _version()})
 
 
 def _shares() -> tuple[float, float]:

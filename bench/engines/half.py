@@ -13,7 +13,7 @@ from typing import Any, Final
 import onnx
 import torch
 
-from bench.harness import Claim, Measured
+from bench.harness import Claim, Measurement
 from kernels.cpu.openvino_engine import OpenVinoEngine
 from kernels.engine import Engine
 from kernels.fusion import inlined, parse
@@ -34,7 +34,7 @@ _FULL: Final = "float32"
 _HALF: Final = "bfloat16"
 
 
-def measure(*, quick: bool = False, bundle: Bundle | None = None, log: ActionLog | None = None) -> Measured:
+def measure(*, quick: bool = False, bundle: Bundle | None = None, log: ActionLog | None = None) -> Measurement:
     """Evaluate one bundle in both precisions, on the same candidates and draws of users."""
     if bundle is None:
         store = open_model_store(STORE)
@@ -74,7 +74,7 @@ def measure(*, quick: bool = False, bundle: Bundle | None = None, log: ActionLog
                     "at_most",
                 )
             )
-    return Measured(summary, tuple(claims), {"evaluation": found.as_json()})
+    return Measurement(summary, tuple(claims), {"evaluation": found.as_json()})
 
 
 def _rounded(network: bytes, _inputs: object, heads: int, _ordinal: int, _plan: object) -> TorchBackend:

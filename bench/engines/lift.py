@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from bench.harness import ROOT, BenchmarkError, Claim, Measured, markdown_table
+from bench.harness import ROOT, BenchmarkError, Claim, Measurement, markdown_table
 from bench.processes import server_process
 from feature_client.stores.open_store import open_store
 from kernels.cpu.openvino_engine import OpenVinoEngine
@@ -86,14 +86,14 @@ COURSES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class LiftPlan:
     requests_max: int | None = None
     epochs: int | None = None
     rounds: int = 30
     users: int = 40
 
 
-QUICK = Plan(requests_max=40, epochs=1, rounds=1, users=2)
+QUICK = LiftPlan(requests_max=40, epochs=1, rounds=1, users=2)
 
 
 def measure(
@@ -103,7 +103,7 @@ def measure(
     variants: tuple[str, ...] = tuple(VARIANTS),
     data: Path = DATA,
     keep: Path = DATA / "lift",
-) -> Measured:
+) -> Measurement:
     """Train, evaluate and serve every variant on every dataset.
 
     Args:
@@ -116,7 +116,7 @@ def measure(
     Raises:
         BenchmarkError: a dataset is not there; the message says how it gets there.
     """
-    plan = QUICK if quick else Plan()
+    plan = QUICK if quick else LiftPlan()
     summary: dict[str, float] = {}
     claims: list[Claim] = []
     raw: dict[str, Any] = {}
@@ -135,7 +135,7 @@ def measure(
             summary |= told
             claims += made
             tables.append(_table(course, evaluation, latency_ms))
-    return Measured(summary, tuple(claims), raw, "\n".join(tables))
+    return Measurement(summary, tuple(claims), raw, "\n".join(tables))
 
 
 def _dataset(name: str, data: Path) -> AtomicDataset:
@@ -148,7 +148,7 @@ def _dataset(name: str, data: Path) -> AtomicDataset:
 
 
 def _trained(
-    course: Course, variants: tuple[str, ...], dataset: AtomicDataset, plan: Plan, keep: Path
+    course: Course, variants: tuple[str, ...], dataset: AtomicDataset, plan: LiftPlan, keep: Path
 ) -> dict[str, Path]:
     """Return each variant's bundle, trained where it is not there yet."""
     console = Console(markup=False, emoji=False, stderr=True)
@@ -189,7 +189,7 @@ def _utility(schema: ActionSchema) -> bytes:
 
 
 def _latency(
-    folders: Mapping[str, Path], bundles: Mapping[str, Bundle], log: ActionLog, plan: Plan
+    folders: Mapping[str, Path], bundles: Mapping[str, Bundle], log: ActionLog, plan: LiftPlan
 ) -> dict[str, list[float]]:
     """Return milliseconds per request and variant, as a client on this machine sees them, nothing else going on."""
     with tempfile.TemporaryDirectory(prefix="pinrank-bench-") as temporary:

@@ -14,7 +14,7 @@ import grpc.aio
 import numpy as np
 import uvloop
 
-from bench.engines.engine_alone import Subject, load_subject
+from bench.engines.engine_alone import EngineSubject, load_subject
 from feature_client.fetch import fetch
 from feature_client.stores.open_store import open_store
 from model_store.model.utility import load_utility
@@ -26,21 +26,21 @@ _Answer = Callable[[bytes], Awaitable[bytes]]
 
 
 @contextmanager
-def echo_process(subject: Subject) -> Iterator[tuple[str, int]]:
+def echo_process(subject: EngineSubject) -> Iterator[tuple[str, int]]:
     """Serve a Rank that answers the same at once: what gRPC itself costs. Yields address and process id."""
     with _process(_echo, subject) as found:
         yield found
 
 
 @contextmanager
-def plain_process(subject: Subject) -> Iterator[tuple[str, int]]:
+def plain_process(subject: EngineSubject) -> Iterator[tuple[str, int]]:
     """Serve the same model the obvious way: fetch, assemble, the engine in a thread pool, answer. Yields as above."""
     with _process(_plain, subject) as found:
         yield found
 
 
 @contextmanager
-def _process(make: Callable[[Subject], Awaitable[_Answer]], subject: Subject) -> Iterator[tuple[str, int]]:
+def _process(make: Callable[[EngineSubject], Awaitable[_Answer]], subject: EngineSubject) -> Iterator[tuple[str, int]]:
     context = get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(make, subject, theirs), daemon=True)
@@ -55,7 +55,7 @@ def _process(make: Callable[[Subject], Awaitable[_Answer]], subject: Subject) ->
         process.join()
 
 
-def _serve(make: Callable[[Subject], Awaitable[_Answer]], subject: Subject, parent: Connection) -> None:
+def _serve(make: Callable[[EngineSubject], Awaitable[_Answer]], subject: EngineSubject, parent: Connection) -> None:
     async def main() -> None:
         answer = await make(subject)
 
@@ -74,7 +74,7 @@ def _serve(make: Callable[[Subject], Awaitable[_Answer]], subject: Subject, pare
     uvloop.run(main())
 
 
-async def _echo(subject: Subject) -> _Answer:
+async def _echo(subject: EngineSubject) -> _Answer:
     pin_ids = ranking_pb2.RankRequest.FromString(subject.requests[0]).pin_ids
     response: bytes = ranking_pb2.RankResponse(pin_ids=pin_ids, utilities=[0.5] * len(pin_ids)).SerializeToString()
 
@@ -84,9 +84,9 @@ async def _echo(subject: Subject) -> _Answer:
     return answer
 
 
-async def _plain(subject: Subject) -> _Answer:
-    live = load_subject(subject)
-    utility = load_utility(live.utility_toml, live.manifest)
+async def _plain(subject: EngineSubject) -> _Answer:
+    model = load_subject(subject)
+    utility = load_utility(model.utility_toml, model.manifest)
     store = open_store(subject.feature_store, read_only=True)
     await store.start()
     pool = ThreadPoolExecutor(subject.streams)
@@ -95,10 +95,10 @@ async def _plain(subject: Subject) -> _Answer:
     async def answer(content: bytes) -> bytes:
         request = ranking_pb2.RankRequest.FromString(content)
         pin_ids = np.array(request.pin_ids, np.uint64)
-        fetched = await fetch(store, live.needs, request.user_id, pin_ids)
-        batch = live.assembler.assemble(fetched, request.surface)
-        logits = await loop.run_in_executor(pool, live.engine.run, batch)
-        parties = utility.party_utilities(request.surface, live.probabilities(logits), fetched)
+        fetched = await fetch(store, model.needs, request.user_id, pin_ids)
+        batch = model.assembler.assemble(fetched, request.surface)
+        logits = await loop.run_in_executor(pool, model.engine.run, batch)
+        parties = utility.party_utilities(request.surface, model.probabilities(logits), fetched)
         utilities = utility.combine(request.surface, parties)
         order = select(utilities)
         response = ranking_pb2.RankResponse(pin_ids=pin_ids[order].tolist(), utilities=utilities[order].tolist())

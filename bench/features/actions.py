@@ -31,7 +31,7 @@ import uvloop
 
 from bench.awake import kept_awake
 from bench.features.synthetic import fill
-from bench.harness import Claim, Measured
+from bench.harness import Claim, Measurement
 from bench.processes import server_process, single_process
 from bench.test_bed import CONFIG, SEED, without_surfaces
 from feature_client.codec import decode_sequence
@@ -51,7 +51,7 @@ _STREAM = "pinrank:actions"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ActionsPlan:
     actions: int = 1_000_000
     streamed: int = 1_000_000
     users: int = 5_000
@@ -63,12 +63,12 @@ class Plan:
     senders: int = 8
 
 
-QUICK = Plan(actions=3_000, streamed=1_000, users=50, fresh=10, kill_every_s=(0.5, 1.0))
+QUICK = ActionsPlan(actions=3_000, streamed=1_000, users=50, fresh=10, kill_every_s=(0.5, 1.0))
 
 
-def measure(*, quick: bool = False, config: Path = CONFIG) -> Measured:
+def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
     """Measure. Raises BenchmarkError when a server does not start."""
-    plan = QUICK if quick else Plan()
+    plan = QUICK if quick else ActionsPlan()
     settings = load_config(config)
     models = open_model_store(settings.model_store)
     bundle = models.read(settings.model, models.resolve(settings.model, settings.labels[0]))
@@ -106,12 +106,12 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Measured:
         "actions by stream, per second": streamed["actions"] / streamed["seconds"],
         "followers killed": streamed["kills"],
     }
-    return Measured(
+    return Measurement(
         summary, claims, {"cores_kept_awake": awake, "fresh_ms": fresh_ms, "rpc": recorded, "stream": streamed}
     )
 
 
-async def _fill(url: str, bundle: Bundle, plan: Plan) -> np.ndarray:
+async def _fill(url: str, bundle: Bundle, plan: ActionsPlan) -> np.ndarray:
     store = open_store(url)
     await store.start()
     _, pin_ids = await fill(store, bundle, plan.users, SEED)
@@ -119,7 +119,7 @@ async def _fill(url: str, bundle: Bundle, plan: Plan) -> np.ndarray:
     return pin_ids
 
 
-def _fresh(address: str, plan: Plan, group: SequenceGroup, pin_ids: np.ndarray) -> dict[str, float]:
+def _fresh(address: str, plan: ActionsPlan, group: SequenceGroup, pin_ids: np.ndarray) -> dict[str, float]:
     """Time from sending a new user's first action to the end of the ranking that no longer lacks a sequence."""
 
     async def main() -> list[float]:
@@ -149,14 +149,14 @@ def _action(group: SequenceGroup, user: int, number: int, pin: int) -> activity_
     )  # fmt: skip
 
 
-def _sent(plan: Plan, count: int, first_user: int) -> Iterator[list[tuple[int, int]]]:
+def _sent(plan: ActionsPlan, count: int, first_user: int) -> Iterator[list[tuple[int, int]]]:
     """Yield batches of (user, event id) in a random order; ids, and so times, are unique over all."""
     order = np.random.default_rng(SEED).permutation(count) + 1
     for start in range(0, count, _BATCH):
         yield [(first_user + number % plan.users, number) for number in order[start : start + _BATCH].tolist()]
 
 
-async def _wrong_users(url: str, group: SequenceGroup, plan: Plan, count: int, first_user: int) -> int:
+async def _wrong_users(url: str, group: SequenceGroup, plan: ActionsPlan, count: int, first_user: int) -> int:
     """Count users whose sequence is not exactly the newest of the actions sent, in order of time."""
     store = open_store(url)
     await store.start()
@@ -171,7 +171,7 @@ async def _wrong_users(url: str, group: SequenceGroup, plan: Plan, count: int, f
     return wrong
 
 
-class _Revived:
+class _RestartingServer:
     """A server that is killed at random and started again.
 
     Attributes:
@@ -180,7 +180,7 @@ class _Revived:
         kills: how often it was killed.
     """
 
-    def __init__(self, own: Path, url: str, plan: Plan) -> None:
+    def __init__(self, own: Path, url: str, plan: ActionsPlan) -> None:
         self._own, self._url, self._plan = own, url, plan
         self._rng = random.Random(SEED)
         self.address: str | None = None
@@ -205,7 +205,7 @@ class _Revived:
 class _Line:
     """A connection to whichever server there is."""
 
-    def __init__(self, server: _Revived, method: str) -> None:
+    def __init__(self, server: _RestartingServer, method: str) -> None:
         self._server, self._method = server, method
         self._starts = -1
         self._channel: grpc.aio.Channel | None = None
@@ -232,9 +232,9 @@ class _Line:
 
 
 async def _record_while_killing(
-    url: str, own: Path, plan: Plan, group: SequenceGroup, pin_ids: np.ndarray
+    url: str, own: Path, plan: ActionsPlan, group: SequenceGroup, pin_ids: np.ndarray
 ) -> dict[str, Any]:
-    server, done = _Revived(own, url, plan), asyncio.Event()
+    server, done = _RestartingServer(own, url, plan), asyncio.Event()
     counts = {"sent_again": 0, "ranked": 0, "rank_failures_while_up": 0, "rank_failures_while_down": 0}
     batches = _sent(plan, plan.actions, 2_000_000_000)
 
@@ -273,7 +273,7 @@ async def _record_while_killing(
 
 
 def _stream_while_killing(
-    url: str, model_store: Path, model: str, plan: Plan, group: SequenceGroup, pin_ids: np.ndarray
+    url: str, model_store: Path, model: str, plan: ActionsPlan, group: SequenceGroup, pin_ids: np.ndarray
 ) -> dict[str, Any]:
     rng, kills = random.Random(SEED), 0
     client = redis.Redis.from_url(url)
@@ -305,7 +305,7 @@ def _stream_while_killing(
     return {"actions": plan.streamed, "seconds": seconds, "wrong_users": wrong, "kills": kills}
 
 
-def _send_stream(client: redis.Redis, plan: Plan, group: SequenceGroup, pin_ids: np.ndarray) -> None:
+def _send_stream(client: redis.Redis, plan: ActionsPlan, group: SequenceGroup, pin_ids: np.ndarray) -> None:
     """Add all actions, every tenth batch twice, as a producer that was not sure would."""
     for place, batch in enumerate(_sent(plan, plan.streamed, 3_000_000_000)):
         for _ in range(2 if place % 10 == 0 else 1):

@@ -13,7 +13,7 @@ import numpy as np
 import redis
 
 from bench.features.near_cache import GROUP
-from bench.harness import Claim, Measured
+from bench.harness import Claim, Measurement
 from bench.test_bed import SEED, median
 from feature_client.bulk.load import load
 from feature_client.bulk.source import CHUNK_ROWS, Source
@@ -23,17 +23,17 @@ from tests.redis_servers import running
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class BulkLoadPlan:
     rows: int = 1_000_000
     rounds: int = 3
 
 
-QUICK = Plan(rows=30_000, rounds=1)
+QUICK = BulkLoadPlan(rows=30_000, rounds=1)
 
 
-def measure(*, quick: bool = False) -> Measured:
+def measure(*, quick: bool = False) -> Measurement:
     """Measure. Raises BenchmarkError when redis-server does not start."""
-    plan = QUICK if quick else Plan()
+    plan = QUICK if quick else BulkLoadPlan()
     rounds = []
     for _ in range(plan.rounds):
         with tempfile.TemporaryDirectory(prefix="pinrank-load-") as folder, running(Path(folder)) as server:
@@ -54,10 +54,10 @@ def measure(*, quick: bool = False) -> Measured:
     )
     summary = {f"{way}, rows/s": of(way) for way in rounds[0]}
     raw: dict[str, Any] = {"rows": plan.rows, "row_bytes": GROUP.dtype.itemsize, "rounds": rounds}
-    return Measured(summary, claims, raw)
+    return Measurement(summary, claims, raw)
 
 
-def _file(folder: Path, plan: Plan) -> Path:
+def _file(folder: Path, plan: BulkLoadPlan) -> Path:
     rng = np.random.default_rng(SEED)
     path = folder / "pins.npz"
     np.savez(

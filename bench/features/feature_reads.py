@@ -24,7 +24,7 @@ import uvloop
 from bench import client
 from bench.awake import kept_awake
 from bench.features.synthetic import fill, power_law
-from bench.harness import ROOT, BenchmarkError, Claim, Measured
+from bench.harness import ROOT, BenchmarkError, Claim, Measurement
 from bench.processes import server_process, single_process
 from bench.test_bed import CONFIG, SEED, median, without_surfaces
 from feature_client.codec import decode_rows
@@ -43,7 +43,7 @@ _FEAST_PINS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class FeatureReadsPlan:
     pins: int = 1_000_000
     users: int = 2_000
     rounds: int = 5
@@ -52,10 +52,10 @@ class Plan:
     search_s: float = 3.0
 
 
-QUICK = Plan(pins=5_000, users=50, rounds=1, reads=5, serve_s=0.5, search_s=0.3)
+QUICK = FeatureReadsPlan(pins=5_000, users=50, rounds=1, reads=5, serve_s=0.5, search_s=0.3)
 
 
-def measure(*, quick: bool = False, config: Path = CONFIG, feast_python: Path | None = None) -> Measured:
+def measure(*, quick: bool = False, config: Path = CONFIG, feast_python: Path | None = None) -> Measurement:
     """Measure. Raises BenchmarkError when a server does not start.
 
     Args:
@@ -64,7 +64,7 @@ def measure(*, quick: bool = False, config: Path = CONFIG, feast_python: Path | 
         feast_python: an interpreter with `feast[redis]`; None looks for `.venv-feast` (see
             bench/features/feast_reads.py).
     """
-    plan = QUICK if quick else Plan()
+    plan = QUICK if quick else FeatureReadsPlan()
     feast_python = feast_python or ROOT / ".venv-feast" / "bin" / "python"
     settings = load_config(config)
     models = open_model_store(settings.model_store)
@@ -104,7 +104,7 @@ def measure(*, quick: bool = False, config: Path = CONFIG, feast_python: Path | 
     return _conclude(plan, rounds, served, {"holds_per_s": holds_per_s, "cores_kept_awake": awake})
 
 
-async def _fill(url: str, bundle: Bundle, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+async def _fill(url: str, bundle: Bundle, plan: FeatureReadsPlan) -> tuple[np.ndarray, np.ndarray]:
     store = open_store(url)
     await store.start()
     found = await fill(store, bundle, plan.users, SEED, plan.pins)
@@ -112,13 +112,13 @@ async def _fill(url: str, bundle: Bundle, plan: Plan) -> tuple[np.ndarray, np.nd
     return found
 
 
-def _read_all(url: str, port: int, bundle: Bundle, plan: Plan, seed: int) -> dict[str, Any]:
+def _read_all(url: str, port: int, bundle: Bundle, plan: FeatureReadsPlan, seed: int) -> dict[str, Any]:
     """Time every way to read, in a process of their own; milliseconds."""
     return uvloop.run(_read_each(url, port, bundle.manifest.needs, plan, seed))
 
 
 async def _read_each(  # noqa: C901 - four ways to read, side by side
-    url: str, port: int, needs: FeatureNeeds, plan: Plan, seed: int
+    url: str, port: int, needs: FeatureNeeds, plan: FeatureReadsPlan, seed: int
 ) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     shares = power_law(plan.pins)
@@ -229,7 +229,7 @@ class _BytesAlone:
         self._socket.close()
 
 
-def _feast(python: Path, port: int, plan: Plan, seed: int, *, fill_first: bool) -> dict[str, float] | None:
+def _feast(python: Path, port: int, plan: FeatureReadsPlan, seed: int, *, fill_first: bool) -> dict[str, float] | None:
     """Time Feast's online read of as many entities; None where Feast is not installed."""
     if not python.exists():
         return None
@@ -247,8 +247,8 @@ def _feast(python: Path, port: int, plan: Plan, seed: int, *, fill_first: bool) 
 
 
 def _conclude(
-    plan: Plan, rounds: list[dict[str, Any]], served: list[dict[str, Any]], setup: dict[str, Any]
-) -> Measured:
+    plan: FeatureReadsPlan, rounds: list[dict[str, Any]], served: list[dict[str, Any]], setup: dict[str, Any]
+) -> Measurement:
     def of(way: str, quantile: str = "p50_ms") -> float:
         return median([r[way][quantile] for r in rounds if r[way]]) if any(r[way] for r in rounds) else float("nan")
 
@@ -276,4 +276,4 @@ def _conclude(
         "fetch in the server at 80%, P99 ms": median([s["stage_p99_ms"]["fetch"] for s in served]),
     }  # fmt: skip
     raw = {"pins": plan.pins, "users": plan.users, **setup, "rounds": rounds, "served": served}
-    return Measured(summary, claims, raw)
+    return Measurement(summary, claims, raw)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.features.synthetic import power_law
-from bench.harness import Claim, Measured, markdown_table
+from bench.harness import Claim, Measurement, markdown_table
 from bench.test_bed import SEED
 from feature_client.codec import Rows
 from feature_client.groups import Embedding, EmbeddingSpace, FeatureGroup, Scalar
@@ -27,7 +27,7 @@ _PLACE_BYTES = 33
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class NearCachePlan:
     pins: int = 1_000_000
     requests: int = 12_000
     warmup: int = 8_000
@@ -35,7 +35,7 @@ class Plan:
     exponents: tuple[float, ...] = (0.8, 1.0)
 
 
-QUICK = Plan(pins=2_000, requests=60, warmup=40, parts=(0.5,), exponents=(0.8,))
+QUICK = NearCachePlan(pins=2_000, requests=60, warmup=40, parts=(0.5,), exponents=(0.8,))
 
 
 class _Lru:
@@ -97,8 +97,8 @@ class _S3Fifo:
                 del self._uses[oldest]
 
 
-def measure(*, quick: bool = False) -> Measured:
-    plan = QUICK if quick else Plan()
+def measure(*, quick: bool = False) -> Measurement:
+    plan = QUICK if quick else NearCachePlan()
     found = [_measure(plan, exponent, part) for exponent in plan.exponents for part in plan.parts]
     worst = min(f["near_cache"] / f["s3_fifo"] for f in found)
     cost = float(np.median([f["lookup_ns"] for f in found]))
@@ -115,10 +115,10 @@ def measure(*, quick: bool = False) -> Measured:
         for f in found
     ]  # fmt: skip
     summary = {"hit rate over S3-FIFO's, at worst": worst, "ns a pin": cost}
-    return Measured(summary, claims, {"pins": plan.pins, "found": found}, markdown_table("Hit rates", header, rows))
+    return Measurement(summary, claims, {"pins": plan.pins, "found": found}, markdown_table("Hit rates", header, rows))
 
 
-def _measure(plan: Plan, exponent: float, part: float) -> dict[str, float]:
+def _measure(plan: NearCachePlan, exponent: float, part: float) -> dict[str, float]:
     rng = np.random.default_rng(SEED)
     shares = power_law(plan.pins, exponent)
     wanted = int(part * plan.pins)

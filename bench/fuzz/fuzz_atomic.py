@@ -13,14 +13,14 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, given, seed, settings
 
-from bench.harness import Claim, Measured
+from bench.harness import Claim, Measurement
 from tests.ranker.recbole_files import Files, compared, files
 
 CASES, CASES_QUICK = 20_000, 200
 SEED = 18
 
 
-def measure(*, quick: bool) -> Measured:
+def measure(*, quick: bool) -> Measurement:
     """Compare the readers; a case where they differ is kept as its smallest form."""
     outcomes: Counter[str] = Counter()
     failures: list[str] = []
@@ -46,7 +46,7 @@ def measure(*, quick: bool) -> Measured:
     cases = outcomes["read"] + outcomes["refused"]
     differing = outcomes["begun"] - cases
     spent_s = time.perf_counter() - started_s
-    return Measured(
+    return Measurement(
         {
             "cases": cases,
             "read as the slow reader reads them": outcomes["read"],

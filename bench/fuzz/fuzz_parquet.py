@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from bench.harness import Claim, Measured
+from bench.harness import Claim, Measurement
 from feature_client.bulk.load import load
 from feature_client.bulk.source import Source, SourceError
 from feature_client.groups import Categorical, Embedding, EmbeddingSpace, FeatureGroup, Scalar
@@ -48,7 +48,7 @@ class WrongValueError(AssertionError):
 
 
 @dataclass(slots=True)
-class Tally:
+class ParquetTally:
     """What became of the cases."""
 
     cases: int = 0
@@ -313,7 +313,7 @@ def _renamed(draw: st.DrawFn, rows: int, columns: list[tuple[str, pa.Array]]) ->
 # The run.
 
 
-def check(group: FeatureGroup, table: pa.Table, row_group: int, path: Path, tally: Tally) -> None:
+def check(group: FeatureGroup, table: pa.Table, row_group: int, path: Path, tally: ParquetTally) -> None:
     """Load one file and compare. Raises WrongValueError, or whatever the loader should not have raised."""
     tally.cases += 1
     pq.write_table(table, path, row_group_size=row_group)
@@ -338,7 +338,7 @@ def check(group: FeatureGroup, table: pa.Table, row_group: int, path: Path, tall
     tally.outcomes["stored" if stored else "stored, no rows"] += 1
 
 
-def fuzz(cases: int, tally: Tally, folder: Path) -> None:
+def fuzz(cases: int, tally: ParquetTally, folder: Path) -> None:
     """Check so many cases; raise for the smallest that is wrong."""
 
     @seed(SEED)
@@ -353,9 +353,9 @@ def fuzz(cases: int, tally: Tally, folder: Path) -> None:
     one()
 
 
-def measure(*, quick: bool = False) -> Measured:
+def measure(*, quick: bool = False) -> Measurement:
     """Measure: run all cases, or up to the smallest that is wrong."""
-    tally, wrong = Tally(), []
+    tally, wrong = ParquetTally(), []
     start_s = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="pinrank-fuzz-") as folder:
         try:
@@ -382,4 +382,4 @@ def measure(*, quick: bool = False) -> Measured:
         "refusals": dict(tally.refusals),
     }
     raw["wrong"] = wrong
-    return Measured(summary, claims, raw)
+    return Measurement(summary, claims, raw)

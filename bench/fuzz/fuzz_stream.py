@@ -25,7 +25,7 @@ import uvloop
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from bench.harness import Claim, Measured
+from bench.harness import Claim, Measurement
 from feature_client.activity.stream import FollowerCounts, StreamFollower
 from feature_client.groups import SequenceGroup
 from feature_client.stores.memory_store import MemoryStore
@@ -70,7 +70,7 @@ class Case:
 
 
 @dataclass(slots=True)
-class Tally:
+class StreamTally:
     """What became of the cases, and of their entries."""
 
     cases: int = 0
@@ -81,7 +81,7 @@ class Tally:
 
 
 @dataclass(slots=True)
-class Expected:
+class ExpectedFold:
     """What must be there in the end."""
 
     values: dict[bytes, bytes]
@@ -89,8 +89,8 @@ class Expected:
     counts: Counter[str] = field(default_factory=Counter)
 
 
-def slow_read(case: Case) -> Expected:
-    expected = Expected({_key(user): value for user, value in case.before})
+def slow_read(case: Case) -> ExpectedFold:
+    expected = ExpectedFold({_key(user): value for user, value in case.before})
     if case.fault in ("stream deleted", "another type"):
         return expected
     places = range(len(case.entries))
@@ -105,7 +105,7 @@ def slow_read(case: Case) -> Expected:
     return expected
 
 
-def _slow_batch(entries: list[Pairs], expected: Expected) -> None:
+def _slow_batch(entries: list[Pairs], expected: ExpectedFold) -> None:
     by_user: dict[int, list[Event]] = {}
     for pairs in entries:
         action = _slow_action(pairs)
@@ -138,7 +138,7 @@ def _slow_action(pairs: Pairs) -> tuple[int, Event] | None:
     return numbers["user_id"], (numbers["pin_id"], numbers["time_ms"], numbers["event_id"], *codes)
 
 
-def _slow_fold(user: int, events: list[Event], expected: Expected) -> None:
+def _slow_fold(user: int, events: list[Event], expected: ExpectedFold) -> None:
     stored = _slow_sequence(expected.values.get(_key(user)))
     past = [event for event in stored if event[1] <= NOW_MS + 3_600_000]
     dropped = len(stored) - len(past)
@@ -313,7 +313,7 @@ class Arena:
         return replies
 
 
-def check(case: Case, arena: Arena, runner: asyncio.Runner, tally: Tally) -> None:
+def check(case: Case, arena: Arena, runner: asyncio.Runner, tally: StreamTally) -> None:
     """Follow one stream and compare. Raises WrongStateError, or whatever the follower should not have raised."""
     tally.cases += 1
     expected = slow_read(case)
@@ -335,7 +335,7 @@ def check(case: Case, arena: Arena, runner: asyncio.Runner, tally: Tally) -> Non
     tally.outcomes[f"fault: {case.fault}"] += 1
 
 
-def fuzz(count: int, tally: Tally, server: RedisServer) -> None:
+def fuzz(count: int, tally: StreamTally, server: RedisServer) -> None:
     """Check so many cases; raise for the smallest that is wrong."""
     arena = Arena(server)
     quiet = structlog.make_filtering_bound_logger(logging.CRITICAL)
@@ -359,9 +359,9 @@ def fuzz(count: int, tally: Tally, server: RedisServer) -> None:
         arena.close()
 
 
-def measure(*, quick: bool = False) -> Measured:
+def measure(*, quick: bool = False) -> Measurement:
     """Measure: run all cases, or up to the smallest that is wrong. Raises BenchmarkError without a redis-server."""
-    tally, wrong = Tally(), []
+    tally, wrong = StreamTally(), []
     start_s = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="pinrank-fuzz-") as folder, running(Path(folder)) as server:
         version = redis.Redis(port=server.port).info("server")["redis_version"]
@@ -383,4 +383,4 @@ def measure(*, quick: bool = False) -> Measured:
     summary: dict[str, float] = {f"entries {what}": count for what, count in tally.outcomes.items() if ":" not in what}
     summary |= {"cases": tally.cases, "seconds": took_s}
     raw = {"seed": SEED, "redis": version, "cases": tally.cases, "outcomes": dict(tally.outcomes), "wrong": wrong}
-    return Measured(summary, claims, raw)
+    return Measurement(summary, claims, raw)

@@ -70,19 +70,19 @@ class Numbers:
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
+class NumbersFile:
     """What a file of numbers holds, and how many of its lines cannot be read: at most the one of each kill."""
 
     lines: tuple[dict[str, Any], ...]
     unreadable: int
 
 
-def read(file: Path) -> Read:
+def read(file: Path) -> NumbersFile:
     """Read every finished line; no file is no lines."""
     if not file.exists():
-        return Read((), 0)
+        return NumbersFile((), 0)
     parsed = list(_parsed(file.read_bytes().split(b"\n")))
-    return Read(tuple(line for line in parsed if line is not None), parsed.count(None))
+    return NumbersFile(tuple(line for line in parsed if line is not None), parsed.count(None))
 
 
 def _parsed(lines: list[bytes]) -> Iterator[dict[str, Any] | None]:

@@ -26,7 +26,7 @@ DRY_RATES_PER_S = (2, 3, 4)
 
 
 @dataclass(frozen=True, slots=True)
-class Phase:
+class GpuPhase:
     """A part of the run: a process of its own, which has so many seconds for certain."""
 
     name: str
@@ -36,18 +36,18 @@ class Phase:
 PHASES = {
     phase.name: phase
     for phase in (
-        Phase("facts", 15),
-        Phase("parity", 60),
-        Phase("ceilings", 10),
-        Phase("encoder", 40),
-        Phase("tuning", 70),
-        Phase("ncu", 40),
-        Phase("sanitizer", 30),
-        Phase("engine", 70),
-        Phase("two-engines", 15),
-        Phase("served", 75),
-        Phase("public", 35),
-        Phase("table", 20),
+        GpuPhase("facts", 15),
+        GpuPhase("parity", 60),
+        GpuPhase("ceilings", 10),
+        GpuPhase("encoder", 40),
+        GpuPhase("tuning", 70),
+        GpuPhase("ncu", 40),
+        GpuPhase("sanitizer", 30),
+        GpuPhase("engine", 70),
+        GpuPhase("two-engines", 15),
+        GpuPhase("served", 75),
+        GpuPhase("public", 35),
+        GpuPhase("table", 20),
     )
 }
 #: The ten-minute run, and the rerun of four minutes.
@@ -60,7 +60,7 @@ class PlanError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class PlannedPhase:
     """A phase in a run.
 
     Attributes:
@@ -80,7 +80,7 @@ class Planned:
         return self.starts_at_s + self.limit_s
 
 
-def plan(names: Sequence[str], out: str, *, dry_run: bool = False) -> tuple[Planned, ...]:
+def plan(names: Sequence[str], out: str, *, dry_run: bool = False) -> tuple[PlannedPhase, ...]:
     """Return a run's phases in order, the first at 0 s.
 
     Args:
@@ -100,7 +100,7 @@ def plan(names: Sequence[str], out: str, *, dry_run: bool = False) -> tuple[Plan
     for phase in PHASES.values():
         if phase.name in names:
             command = (sys.executable, "-m", "bench.gpu.phase", phase.name, "--out", out)
-            planned.append(Planned(phase.name, starts_at_s, phase.limit_s, (*command, *["--dry-run"] * dry_run)))
+            planned.append(PlannedPhase(phase.name, starts_at_s, phase.limit_s, (*command, *["--dry-run"] * dry_run)))
             starts_at_s += phase.limit_s
     return tuple(planned)
 

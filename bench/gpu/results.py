@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bench.gpu.numbers import WITHOUT, Read, finite
+from bench.gpu.numbers import WITHOUT, NumbersFile, finite
 from bench.gpu.plan import PHASES, expected
 from bench.harness import Claim
 
@@ -42,7 +42,7 @@ class Results:
         return float(value) if isinstance(value, int | float) else None
 
 
-def results(found: Read, *, dry_run: bool) -> Results:
+def results(found: NumbersFile, *, dry_run: bool) -> Results:
     """Sort lines, and add one for everything that should be there and is not."""
     last: dict[tuple[str, str], Line] = {}
     for line in found.lines:

@@ -22,7 +22,7 @@ from typing import IO
 
 from bench.gpu.guard import Guard
 from bench.gpu.numbers import DRY_FILE, FILE, WITHOUT, Numbers, file_of, read
-from bench.gpu.plan import FOUR_MINUTES, TEN_MINUTES, PlanError, Planned, expected, plan
+from bench.gpu.plan import FOUR_MINUTES, TEN_MINUTES, PlanError, PlannedPhase, expected, plan
 
 LOG = "log.txt"
 #: What is kept of a phase's outputs, and of all in a folder; more is thrown away.
@@ -39,7 +39,9 @@ class RunError(Exception):
     """A run that cannot begin; the message says why."""
 
 
-def run(phases: Sequence[Planned], out: Path, began_s: float, *, dry_run: bool, scratch: Path | None = None) -> bool:
+def run(
+    phases: Sequence[PlannedPhase], out: Path, began_s: float, *, dry_run: bool, scratch: Path | None = None
+) -> bool:
     """Run every phase, whatever becomes of those before it; say whether all ended by themselves, and well.
 
     Args:
@@ -67,7 +69,13 @@ def run(phases: Sequence[Planned], out: Path, began_s: float, *, dry_run: bool, 
 
 
 def _run_all(
-    phases: Sequence[Planned], out: Path, began_s: float, guard: Guard, environment: Mapping[str, str], *, dry_run: bool
+    phases: Sequence[PlannedPhase],
+    out: Path,
+    began_s: float,
+    guard: Guard,
+    environment: Mapping[str, str],
+    *,
+    dry_run: bool,
 ) -> bool:
     well = True
     for phase in phases:
@@ -87,7 +95,7 @@ def _run_all(
     return well
 
 
-def _run(phase: Planned, log: Path, ends_s: float, guard: Guard, environment: Mapping[str, str]) -> str:
+def _run(phase: PlannedPhase, log: Path, ends_s: float, guard: Guard, environment: Mapping[str, str]) -> str:
     """Run one phase; return how it ended if not well, with its last words."""
     if time.monotonic() >= ends_s:
         return "not started: the time was up"

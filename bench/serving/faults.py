@@ -17,7 +17,7 @@ import numpy as np
 from bench import client
 from bench.awake import kept_awake
 from bench.features.synthetic import fill
-from bench.harness import BenchmarkError, Claim, Measured, markdown_table
+from bench.harness import BenchmarkError, Claim, Measurement, markdown_table
 from bench.processes import server_process, single_process
 from bench.test_bed import CONFIG, SEED, without_surfaces
 from feature_client.bulk.write import write_rows
@@ -39,7 +39,7 @@ _SETTINGS = "near_cache_stale_s = 0.2\n"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class FaultsPlan:
     rate_per_s: float = 40.0
     before_s: float = 4.0
     fault_s: float = 5.0
@@ -47,12 +47,12 @@ class Plan:
     users: int = 500
 
 
-QUICK = Plan(rate_per_s=20.0, before_s=0.5, fault_s=0.6, after_s=4.0, users=20)
+QUICK = FaultsPlan(rate_per_s=20.0, before_s=0.5, fault_s=0.6, after_s=4.0, users=20)
 
 
-def measure(*, quick: bool = False, config: Path = CONFIG) -> Measured:
+def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
     """Measure. Raises BenchmarkError when a server does not start."""
-    plan = QUICK if quick else Plan()
+    plan = QUICK if quick else FaultsPlan()
     settings = load_config(config)
     models = open_model_store(settings.model_store)
     bundle = models.read(settings.model, models.resolve(settings.model, settings.labels[0]))
@@ -138,7 +138,7 @@ class _Network:
         self._loop.close()
 
 
-async def _fill(url: str, bundle: Bundle, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+async def _fill(url: str, bundle: Bundle, plan: FaultsPlan) -> tuple[np.ndarray, np.ndarray]:
     store = open_store(url)
     await store.start()
     found = await fill(store, bundle, plan.users, SEED)
@@ -171,7 +171,7 @@ def _offer_from(start_s: float, address: str, requests: tuple[bytes, ...], due_s
 
 
 def _under(
-    plan: Plan, fault: Callable[[], None], heal: Callable[[], None], offer: Callable[[np.ndarray, float], Samples]
+    plan: FaultsPlan, fault: Callable[[], None], heal: Callable[[], None], offer: Callable[[np.ndarray, float], Samples]
 ) -> dict[str, Any]:
     """Offer a steady rate, and meanwhile break and mend."""
     total_s = plan.before_s + plan.fault_s + plan.after_s
@@ -210,7 +210,7 @@ def _under(
     }
 
 
-def _conclude(plan: Plan, found: dict[str, dict[str, Any]], *, awake: bool) -> Measured:
+def _conclude(plan: FaultsPlan, found: dict[str, dict[str, Any]], *, awake: bool) -> Measurement:
     failed = sum(f["errors_during"] for f in found.values())
     worst_ms = max(f["p99_during_ms"] for f in found.values())
     claims = (
@@ -227,4 +227,4 @@ def _conclude(plan: Plan, found: dict[str, dict[str, Any]], *, awake: bool) -> M
     ]  # fmt: skip
     summary = {f"{name}, P99 ms": f["p99_during_ms"] for name, f in found.items()}
     raw = {"deadline_ms": _DEADLINE_S * 1e3, "rate_per_s": plan.rate_per_s, "cores_kept_awake": awake, "faults": found}
-    return Measured(summary, claims, raw, markdown_table("Faults of Redis under load", header, rows))
+    return Measurement(summary, claims, raw, markdown_table("Faults of Redis under load", header, rows))

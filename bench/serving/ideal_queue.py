@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from loadtest.arrivals import poisson
-from loadtest.search import Found, RateSearch
+from loadtest.search import HighestRate, RateSearch
 from loadtest.steps import GOOD_SHARE
 
 REST_S = 0.015
@@ -46,7 +46,7 @@ def goodput_per_s(times: RunTimes, target_s: float, seed: int) -> dict[str, floa
 
 def _highest(latency_s: Callable[[np.ndarray, np.random.Generator], np.ndarray], target_s: float, seed: int) -> float:
     search = RateSearch(100.0, tolerance=0.01, tries_max=24)
-    while not isinstance(decision := search.next(), Found):
+    while not isinstance(decision := search.next(), HighestRate):
         due_s = poisson(decision.rate_per_s, _ARRIVALS / decision.rate_per_s, seed)
         waits_s = latency_s(due_s, np.random.default_rng(seed))
         search.tell(decision.rate_per_s, held=float(np.mean(waits_s <= target_s)) >= GOOD_SHARE)

@@ -10,8 +10,8 @@ import numpy as np
 
 from bench import client
 from bench.engines import engine_alone
-from bench.harness import Claim, Measured
-from bench.test_bed import CONFIG, SEED, Scene, median, scene
+from bench.harness import Claim, Measurement
+from bench.test_bed import CONFIG, SEED, TestBed, median, scene
 from loadtest.arrivals import poisson
 from loadtest.report import summarise
 from loadtest.workload import Workload
@@ -30,7 +30,7 @@ share = {_SHARE}
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class IsolationPlan:
     rounds: int = 4
     engine_s: float = 2.0
     warmup_s: float = 1.0
@@ -39,12 +39,12 @@ class Plan:
     small_share: float = 0.15
 
 
-QUICK = Plan(rounds=1, engine_s=0.2, warmup_s=0.2, step_s=1.0)
+QUICK = IsolationPlan(rounds=1, engine_s=0.2, warmup_s=0.2, step_s=1.0)
 
 
-def measure(*, quick: bool = False, config: Path = CONFIG) -> Measured:
+def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
     """Measure isolation. Raises BenchmarkError when the server does not start."""
-    plan = QUICK if quick else Plan()
+    plan = QUICK if quick else IsolationPlan()
     with scene(config, extra=_SURFACES, candidates=_SMALL) as stage:
         large = tuple(_related(stage))
         stage.client.submit(client.saturate, *stage.server[:2], stage.subject.requests, 2, 0.0, 1.0).result()
@@ -52,7 +52,7 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Measured:
     return _conclude(rounds)
 
 
-def _related(stage: Scene) -> list[bytes]:
+def _related(stage: TestBed) -> list[bytes]:
     """Make large requests of the other surface, which ranks against a query."""
     made = []
     workload = Workload(stage.user_ids, stage.pin_ids, ((_LARGE, 1.0),), surface="related", seed=SEED + 1)
@@ -63,7 +63,7 @@ def _related(stage: Scene) -> list[bytes]:
     return made
 
 
-def _round(plan: Plan, number: int, stage: Scene, large: tuple[bytes, ...]) -> dict[str, Any]:
+def _round(plan: IsolationPlan, number: int, stage: TestBed, large: tuple[bytes, ...]) -> dict[str, Any]:
     alone = stage.engine.submit(engine_alone.throughput, stage.subject, plan.engine_s).result()
     rows_per_s = alone.runs * _SMALL / alone.wall_s
     small_per_s, large_per_s = plan.small_share * rows_per_s / _SMALL, _SHARE * rows_per_s / _LARGE
@@ -89,7 +89,7 @@ def _round(plan: Plan, number: int, stage: Scene, large: tuple[bytes, ...]) -> d
     }
 
 
-def _conclude(rounds: list[dict[str, Any]]) -> Measured:
+def _conclude(rounds: list[dict[str, Any]]) -> Measurement:
     def of(step: str, quantile: str) -> list[float]:
         return [r[step]["latency_ms"][quantile] if r[step]["latency_ms"] else float("nan") for r in rounds]
 
@@ -107,4 +107,4 @@ def _conclude(rounds: list[dict[str, Any]]) -> Measured:
         "2,000 candidates, P50 ms": median(of("large", "p50")),
         "2,000 candidates answered in time, part": median([r["large"]["good_share"] for r in rounds]),
     }
-    return Measured(summary, claims, {"share": _SHARE, "rounds": rounds})
+    return Measurement(summary, claims, {"share": _SHARE, "rounds": rounds})

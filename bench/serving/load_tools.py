@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from bench import client
-from bench.harness import ROOT, BenchmarkError, Claim, Measured
-from bench.test_bed import CONFIG, SEED, Scene, check_all_ok, median, scene
+from bench.harness import ROOT, BenchmarkError, Claim, Measurement
+from bench.test_bed import CONFIG, SEED, TestBed, check_all_ok, median, scene
 from loadtest.open_loop import OK
 
 _BIN = Path(sys.executable).parent
@@ -25,18 +25,18 @@ _PER_USER = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class LoadToolsPlan:
     rounds: int = 5
     rate_per_s: float = 40.0
     duration_s: float = 12.0
 
 
-QUICK = Plan(rounds=1, rate_per_s=20.0, duration_s=2.0)
+QUICK = LoadToolsPlan(rounds=1, rate_per_s=20.0, duration_s=2.0)
 
 
-def measure(*, quick: bool = False, config: Path = CONFIG) -> Measured:
+def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
     """Measure with all three tools. Raises BenchmarkError when one of them fails."""
-    plan = QUICK if quick else Plan()
+    plan = QUICK if quick else LoadToolsPlan()
     with scene(config) as stage, tempfile.TemporaryDirectory(prefix="pinrank-tools-") as folder:
         pins, users = Path(folder) / "pins.npy", Path(folder) / "users.npy"
         np.save(pins, stage.pin_ids)
@@ -53,7 +53,7 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Measured:
     return _conclude(plan, rounds)
 
 
-def _pinrank(plan: Plan, stage: Scene, number: int) -> dict[str, float]:
+def _pinrank(plan: LoadToolsPlan, stage: TestBed, number: int) -> dict[str, float]:
     summary = stage.client.submit(
         client.offer, stage.server.address, stage.subject.requests, plan.rate_per_s, 0.0, plan.duration_s, SEED + number
     ).result()
@@ -62,7 +62,7 @@ def _pinrank(plan: Plan, stage: Scene, number: int) -> dict[str, float]:
     return {"p50_ms": summary.latency_ms.p50, "p99_ms": summary.latency_ms.p99}
 
 
-def _mlperf(plan: Plan, stage: Scene, users: Path, pins: Path) -> dict[str, float]:
+def _mlperf(plan: LoadToolsPlan, stage: TestBed, users: Path, pins: Path) -> dict[str, float]:
     command = [
         sys.executable, "-m", "loadtest.judges.mlperf", "--address", stage.server.address,
         "--rate", f"{plan.rate_per_s:g}", "--duration", f"{plan.duration_s:g}",
@@ -74,7 +74,7 @@ def _mlperf(plan: Plan, stage: Scene, users: Path, pins: Path) -> dict[str, floa
     return {"p50_ms": verdict["p50_ms"], "p99_ms": verdict["p99_ms"]}
 
 
-def _locust(plan: Plan, stage: Scene, users: Path, pins: Path, folder: Path) -> dict[str, float]:
+def _locust(plan: LoadToolsPlan, stage: TestBed, users: Path, pins: Path, folder: Path) -> dict[str, float]:
     count = max(1, round(plan.rate_per_s / _PER_USER))
     command = [
         str(_BIN / "locust"), "-f", str(ROOT / "loadtest" / "locustfile.py"), "--headless", "--host",
@@ -95,7 +95,7 @@ def _output(command: list[str]) -> str:
     return done.stdout
 
 
-def _conclude(plan: Plan, rounds: list[dict[str, Any]]) -> Measured:
+def _conclude(plan: LoadToolsPlan, rounds: list[dict[str, Any]]) -> Measurement:
     tools = tuple(rounds[0])
     found = {
         (tool, quantile): median([r[tool][f"{quantile}_ms"] for r in rounds])
@@ -109,4 +109,4 @@ def _conclude(plan: Plan, rounds: list[dict[str, Any]]) -> Measured:
             name = f"{quantile.upper()} of {one} and {other}, the larger over the smaller"
             claims.append(Claim(name, max(values) / min(values), 1.1, "ratio", "at_most"))
     summary = {f"{tool}, {quantile.upper()} ms": value for (tool, quantile), value in found.items()}
-    return Measured(summary, tuple(claims), {"rate_per_s": plan.rate_per_s, "rounds": rounds})
+    return Measurement(summary, tuple(claims), {"rate_per_s": plan.rate_per_s, "rounds": rounds})

@@ -10,8 +10,8 @@ import numpy as np
 
 from bench import client
 from bench.engines.peers import plain_process
-from bench.harness import Claim, Measured, markdown_table
-from bench.test_bed import CONFIG, SEED, Scene, median, scene
+from bench.harness import Claim, Measurement, markdown_table
+from bench.test_bed import CONFIG, SEED, TestBed, median, scene
 from loadtest.arrivals import poisson
 from loadtest.open_loop import OK, Samples
 
@@ -23,7 +23,7 @@ _NORMAL_RUN = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class OverloadPlan:
     rounds: int = 3
     warmup_s: float = 1.0
     search_s: float = 3.0
@@ -31,19 +31,19 @@ class Plan:
     burst_s: float = 3.0
 
 
-QUICK = Plan(rounds=1, warmup_s=0.1, search_s=0.3, step_s=0.5, burst_s=0.5)
+QUICK = OverloadPlan(rounds=1, warmup_s=0.1, search_s=0.3, step_s=0.5, burst_s=0.5)
 
 
-def measure(*, quick: bool = False, config: Path = CONFIG) -> Measured:
+def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
     """Measure overload. Raises BenchmarkError when the server does not start."""
-    plan = QUICK if quick else Plan()
+    plan = QUICK if quick else OverloadPlan()
     with scene(config) as stage:
         stage.client.submit(client.saturate, *stage.server[:2], stage.subject.requests, 2, 0.0, 1.0).result()
         rounds = [_round(plan, number, stage) for number in range(plan.rounds)]
     return _conclude(rounds)
 
 
-def _round(plan: Plan, number: int, stage: Scene) -> dict[str, Any]:
+def _round(plan: OverloadPlan, number: int, stage: TestBed) -> dict[str, Any]:
     address, requests = stage.server.address, stage.subject.requests
     holds_per_s, _ = stage.client.submit(
         client.highest_rate, address, requests, 100.0, TARGET_MS, plan.warmup_s, plan.search_s, SEED + 100 * number
@@ -77,7 +77,7 @@ def _round(plan: Plan, number: int, stage: Scene) -> dict[str, Any]:
     }
 
 
-def _refusal_seconds(stage: Scene) -> float:
+def _refusal_seconds(stage: TestBed) -> float:
     """Return the server's own mean time from first byte parsed to refusal, in milliseconds."""
     count = stage.server.metric("pinrank_refusal_seconds_count")
     return stage.server.metric("pinrank_refusal_seconds_sum") / count * 1e3 if count else float("nan")
@@ -94,7 +94,7 @@ def _recovery_s(samples: Samples, burst_s: float) -> float:
     return float("inf")
 
 
-def _conclude(rounds: list[dict[str, Any]]) -> Measured:
+def _conclude(rounds: list[dict[str, Any]]) -> Measurement:
     def at(factor: float, *path: str) -> float:
         values = []
         for r in rounds:
@@ -137,6 +137,6 @@ def _conclude(rounds: list[dict[str, Any]]) -> Measured:
     header = ("offered", "requests/s", "OK /s", "goodput /s", "P99 of OK ms")
     for r in rounds:
         r["recovery_s"] = min(r["recovery_s"], 1e6)
-    return Measured(
+    return Measurement(
         summary, claims, {"target_ms": TARGET_MS, "rounds": rounds}, markdown_table("Overload", header, rows)
     )

@@ -24,8 +24,8 @@ import numpy as np
 from bench import client
 from bench.awake import kept_awake
 from bench.features.synthetic import fill
-from bench.harness import Claim, Measured
-from bench.processes import Served, server_process, single_process
+from bench.harness import Claim, Measurement
+from bench.processes import ServerProcess, server_process, single_process
 from bench.test_bed import CONFIG, SEED, median, without_surfaces
 from feature_client.groups import SequenceGroup
 from feature_client.stores.open_store import open_store
@@ -45,7 +45,7 @@ _DEADLINE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RecordingPlan:
     rounds: int = 2
     rank_per_s: float = 30.0
     warmup_s: float = 1.0
@@ -57,15 +57,15 @@ class Plan:
     stores: tuple[str, ...] = ("redis", "lmdb")
 
 
-QUICK = Plan(
+QUICK = RecordingPlan(
     rounds=1, rank_per_s=20.0, warmup_s=0.1, step_s=0.5, actions=200, record_every_s=0.1, users=50, held_calls=1,
     stores=("redis",),
 )  # fmt: skip
 
 
-def measure(*, quick: bool = False, config: Path = CONFIG) -> Measured:
+def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
     """Measure with both kinds of stores. Raises BenchmarkError when a server does not start."""
-    plan = QUICK if quick else Plan()
+    plan = QUICK if quick else RecordingPlan()
     settings = load_config(config)
     models = open_model_store(settings.model_store)
     bundle = models.read(settings.model, models.resolve(settings.model, settings.labels[0]))
@@ -97,13 +97,13 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Measured:
 
 
 def _ranked(
-    caller: Executor, server: Served, requests: tuple[bytes, ...], due_s: np.ndarray, plan: Plan
+    caller: Executor, server: ServerProcess, requests: tuple[bytes, ...], due_s: np.ndarray, plan: RecordingPlan
 ) -> dict[str, Any]:
     samples = caller.submit(client.offer_at, server.address, requests, due_s, _DEADLINE_S).result()
     return summarise(samples.since(plan.warmup_s), plan.step_s, 1e3 * _DEADLINE_S).as_json()
 
 
-async def _fill(url: str, bundle: Bundle, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+async def _fill(url: str, bundle: Bundle, plan: RecordingPlan) -> tuple[np.ndarray, np.ndarray]:
     store = open_store(url)
     await store.start()
     found = await fill(store, bundle, plan.users, SEED)
@@ -115,7 +115,7 @@ async def _stream(request: activity_pb2.RecordRequest) -> AsyncIterator[activity
     yield request
 
 
-async def _held_ms(url: str, group: SequenceGroup, users: np.ndarray, plan: Plan) -> list[float]:
+async def _held_ms(url: str, group: SequenceGroup, users: np.ndarray, plan: RecordingPlan) -> list[float]:
     """Return by call the processor time that the event loop's longest turn took while it recorded."""
     store = open_store(url)
     await store.start()
@@ -137,7 +137,7 @@ async def _held_ms(url: str, group: SequenceGroup, users: np.ndarray, plan: Plan
     return longest_ms
 
 
-def _request(group: SequenceGroup, users: np.ndarray, plan: Plan) -> activity_pb2.RecordRequest:
+def _request(group: SequenceGroup, users: np.ndarray, plan: RecordingPlan) -> activity_pb2.RecordRequest:
     now_ms = int(time.time() * 1e3)
     actions = [
         activity_pb2.Action(
@@ -155,7 +155,7 @@ def _sequence(bundle: Bundle) -> SequenceGroup:
 
 
 @contextmanager
-def _recording(address: str, group: SequenceGroup, users: np.ndarray, plan: Plan) -> Iterator[list[float]]:
+def _recording(address: str, group: SequenceGroup, users: np.ndarray, plan: RecordingPlan) -> Iterator[list[float]]:
     """Record many actions in one call, again and again; yields how long each call took, in seconds."""
     took_s: list[float] = []
     stop = threading.Event()
@@ -180,7 +180,7 @@ def _recording(address: str, group: SequenceGroup, users: np.ndarray, plan: Plan
         thread.join()
 
 
-def _conclude(found: dict[str, list[dict[str, Any]]], held_ms: dict[str, list[float]], awake: bool) -> Measured:
+def _conclude(found: dict[str, list[dict[str, Any]]], held_ms: dict[str, list[float]], awake: bool) -> Measurement:
     summary: dict[str, float] = {}
     claims = []
     for store, rounds in found.items():
@@ -200,4 +200,4 @@ def _conclude(found: dict[str, list[dict[str, Any]]], held_ms: dict[str, list[fl
         for step, values in p99.items():
             summary[f"{store}, rankings {step}, P99 ms"] = median(values)
         summary[f"{store}, Record of 5,000 actions, s"] = median([s for r in rounds for s in r["record_s"]])
-    return Measured(summary, tuple(claims), {"cores_kept_awake": awake, "rounds": found, "held_ms": held_ms})
+    return Measurement(summary, tuple(claims), {"cores_kept_awake": awake, "rounds": found, "held_ms": held_ms})

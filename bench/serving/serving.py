@@ -16,10 +16,10 @@ import numpy as np
 from bench import client
 from bench.engines import engine_alone
 from bench.engines.peers import echo_process, plain_process
-from bench.harness import Claim, Measured, markdown_table
-from bench.processes import Served, cpu_seconds
+from bench.harness import Claim, Measurement, markdown_table
+from bench.processes import ServerProcess, cpu_seconds
 from bench.serving import ideal_queue
-from bench.test_bed import CONFIG, SEED, Scene, check_all_ok, median, scene
+from bench.test_bed import CONFIG, SEED, TestBed, check_all_ok, median, scene
 from loadtest.open_loop import OK
 
 TARGETS_MS = (10.0, 25.0)
@@ -28,7 +28,7 @@ _OWN_CPU_MS, _ECHO_CPU_MS = 0.45, 0.23
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ServingPlan:
     """How much is measured; seconds are per round."""
 
     rounds: int = 3
@@ -42,16 +42,16 @@ class Plan:
     callers: int = 8
 
 
-QUICK = Plan(rounds=1, engine_s=0.2, run_times_s=0.3, warmup_s=0.1, saturated_s=0.3, quiet_s=0.5, search_s=0.3)
+QUICK = ServingPlan(rounds=1, engine_s=0.2, run_times_s=0.3, warmup_s=0.1, saturated_s=0.3, quiet_s=0.5, search_s=0.3)
 
 
-def measure(*, quick: bool = False, config: Path = CONFIG) -> Measured:
+def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
     """Measure the server of a configuration file.
 
     Raises:
         BenchmarkError: the server did not start, or an answer was refused or degraded.
     """
-    plan = QUICK if quick else Plan()
+    plan = QUICK if quick else ServingPlan()
     with scene(config) as stage:
         stage.engine.submit(engine_alone.throughput, stage.subject, 0.2).result()
         stage.client.submit(client.saturate, *stage.server[:2], stage.subject.requests, 2, 0.0, 0.5).result()
@@ -59,7 +59,7 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Measured:
     return _conclude(stage, rounds)
 
 
-def _round(plan: Plan, number: int, stage: Scene) -> dict[str, Any]:
+def _round(plan: ServingPlan, number: int, stage: TestBed) -> dict[str, Any]:
     subject, server = stage.subject, stage.server
     alone = stage.engine.submit(engine_alone.throughput, subject, plan.engine_s).result()
     times = stage.engine.submit(engine_alone.run_times, subject, plan.run_times_s).result()
@@ -94,7 +94,7 @@ def _round(plan: Plan, number: int, stage: Scene) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _saturated(plan: Plan, stage: Scene, server: Served) -> dict[str, Any]:
+def _saturated(plan: ServingPlan, stage: TestBed, server: ServerProcess) -> dict[str, Any]:
     before_s = server.metric("pinrank_run_cpu_seconds_total"), cpu_seconds(server.pid)
     done = stage.client.submit(
         client.saturate, *server[:2], stage.subject.requests, plan.callers, plan.warmup_s, plan.saturated_s
@@ -115,7 +115,7 @@ def _saturated(plan: Plan, stage: Scene, server: Served) -> dict[str, Any]:
     }
 
 
-def _echo(plan: Plan, stage: Scene, address: str, pid: int, rate_per_s: float) -> dict[str, float]:
+def _echo(plan: ServingPlan, stage: TestBed, address: str, pid: int, rate_per_s: float) -> dict[str, float]:
     """Measure an echo's CPU per call at the rate that the server was measured at."""
     used_s = cpu_seconds(pid)
     summary = stage.client.submit(
@@ -131,7 +131,7 @@ def _echo(plan: Plan, stage: Scene, address: str, pid: int, rate_per_s: float) -
 
 
 def _highest(
-    plan: Plan, number: int, stage: Scene, address: str, ideal: dict[float, dict[str, float]]
+    plan: ServingPlan, number: int, stage: TestBed, address: str, ideal: dict[float, dict[str, float]]
 ) -> dict[str, Any]:
     found = {}
     for target_ms in TARGETS_MS:
@@ -148,7 +148,7 @@ def _quantiles(seconds: np.ndarray) -> dict[str, float]:
     return dict(zip(("p50", "p99"), (np.percentile(seconds, (50, 99)) * 1e3).tolist(), strict=True))
 
 
-def _conclude(stage: Scene, rounds: list[dict[str, Any]]) -> Measured:
+def _conclude(stage: TestBed, rounds: list[dict[str, Any]]) -> Measurement:
     cores = len(os.sched_getaffinity(0))
 
     def of(*path: str) -> float:
@@ -215,4 +215,4 @@ def _conclude(stage: Scene, rounds: list[dict[str, Any]]) -> Measured:
         ("stage", "quiet ms", "saturated ms"),
         [(s, f"{of('quiet', 'stage_ms', s):.3f}", f"{of('saturated', 'stage_ms', s):.3f}") for s in stages],
     )
-    return Measured(summary, claims, {"setup": setup, "rounds": rounds}, table)
+    return Measurement(summary, claims, {"setup": setup, "rounds": rounds}, table)

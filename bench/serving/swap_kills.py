@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.harness import BenchmarkError, Claim, Measured
+from bench.harness import BenchmarkError, Claim, Measurement
 from bench.serving.swaps import prepared, publish
 from bench.test_bed import CONFIG
 from model_store.bundle.files import Bundle, BundleError
@@ -29,18 +29,18 @@ _LABEL = "stable"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SwapKillsPlan:
     kills: int = 100
     #: Lines of the log after `serving` at which the kill may come: several swaps.
     lines_max: int = 24
 
 
-QUICK = Plan(kills=2, lines_max=6)
+QUICK = SwapKillsPlan(kills=2, lines_max=6)
 
 
-def measure(*, quick: bool = False, config: Path = CONFIG) -> Measured:
+def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
     """Kill servers. Raises BenchmarkError when a server does not come up."""
-    plan = QUICK if quick else Plan()
+    plan = QUICK if quick else SwapKillsPlan()
     rng = random.Random(_SEED)
     kills: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="pinrank-kills-") as temporary:
@@ -53,7 +53,7 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Measured:
 
 
 def _kill(
-    plan: Plan, rng: random.Random, own: Path, store: ModelStore, bundle: Bundle, folder: Path, first: int
+    plan: SwapKillsPlan, rng: random.Random, own: Path, store: ModelStore, bundle: Bundle, folder: Path, first: int
 ) -> dict[str, Any]:
     """Start a server, see that it serves the label's version, move the label until it is killed, and look."""
     model, lines = bundle.manifest.name, rng.randrange(1, plan.lines_max)
@@ -128,7 +128,7 @@ def _looked_at(where: str, model: str) -> dict[str, Any]:
     return {"unreadable": "" if whole else "an entry is missing", "lost": lost, "labels_to_nowhere": nowhere}
 
 
-def _conclude(plan: Plan, kills: list[dict[str, Any]]) -> Measured:
+def _conclude(plan: SwapKillsPlan, kills: list[dict[str, Any]]) -> Measurement:
     points: dict[str, int] = {}
     for kill in kills:
         points[kill["killed_at"]] = points.get(kill["killed_at"], 0) + 1
@@ -140,4 +140,4 @@ def _conclude(plan: Plan, kills: list[dict[str, Any]]) -> Measured:
     )
     summary = {"kills": float(len(kills)), "labels moved": float(sum(k["moves"] for k in kills))}
     summary |= {f"killed at {point}": float(count) for point, count in sorted(points.items())}
-    return Measured(summary, claims, {"plan": asdict(plan), "kills": kills})
+    return Measurement(summary, claims, {"plan": asdict(plan), "kills": kills})

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from bench import client
-from bench.harness import BenchmarkError, Claim, Measured
+from bench.harness import BenchmarkError, Claim, Measurement
 from bench.serving.broken_bundles import FAULTS, nothing
-from bench.test_bed import CONFIG, SEED, Scene, scene, without_surfaces
+from bench.test_bed import CONFIG, SEED, TestBed, scene, without_surfaces
 from loadtest import open_loop
 from loadtest.arrivals import poisson
 from model_store.bundle.files import Bundle, write_bundle
@@ -41,7 +41,7 @@ _PAUSE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SwapsPlan:
     swaps: int = 200
     #: Of what the server does saturated.
     load: float = 0.7
@@ -65,7 +65,7 @@ class Plan:
 
 _AT_ONCE = "poll_s = 0.1\nretry_s = 600\ncpu_share = 0.5\n"
 #: At a load that a busy machine bears, for half a second tells little of how much that is.
-QUICK = Plan(
+QUICK = SwapsPlan(
     swaps=5,
     load=0.25,
     saturated_s=0.5,
@@ -101,9 +101,9 @@ class Swap:
     memory: Memory
 
 
-def measure(*, quick: bool = False, config: Path = CONFIG, broken_every: int = 0) -> Measured:
+def measure(*, quick: bool = False, config: Path = CONFIG, broken_every: int = 0) -> Measurement:
     """Measure swaps. Raises BenchmarkError when a version comes to nothing at all."""
-    plan = QUICK if quick else Plan()
+    plan = QUICK if quick else SwapsPlan()
     with tempfile.TemporaryDirectory(prefix="pinrank-swaps-") as folder:
         own, store, bundle = prepared(Path(folder), config)
         with scene(own, extra=f"[swap]\n{plan.settings}") as stage, _calls(stage.server.address) as status:
@@ -142,8 +142,8 @@ def _calls(address: str) -> Iterator[Callable[[], models_pb2.StatusResponse]]:
 
 
 def _run(
-    plan: Plan,
-    stage: Scene,
+    plan: SwapsPlan,
+    stage: TestBed,
     store: ModelStore,
     bundle: Bundle,
     status: Callable[[], models_pb2.StatusResponse],
@@ -185,7 +185,7 @@ def _offer(address: str, requests: tuple[bytes, ...], due_s: np.ndarray) -> tupl
 
 
 def _swap(
-    stage: Scene,
+    stage: TestBed,
     store: ModelStore,
     model: str,
     status: Callable[[], models_pb2.StatusResponse],
@@ -226,7 +226,7 @@ def _memory(pid: int) -> Memory:
 
 
 def _told(
-    plan: Plan, swaps: list[Swap], parts: list[tuple[float, open_loop.Samples]], bundle: Bundle
+    plan: SwapsPlan, swaps: list[Swap], parts: list[tuple[float, open_loop.Samples]], bundle: Bundle
 ) -> dict[str, Any]:
     """Sum up a run: what callers saw during swaps and between them, and the server's memory."""
     good = {f"{bundle.manifest.name}@{swap.version}" for swap in swaps if not swap.fault}
@@ -322,7 +322,7 @@ def _quantiles(values: np.ndarray) -> dict[str, float]:
     }
 
 
-def _conclude(plan: Plan, rate_per_s: float, run: dict[str, Any]) -> Measured:
+def _conclude(plan: SwapsPlan, rate_per_s: float, run: dict[str, Any]) -> Measurement:
     claims = (
         Claim("requests failed", sum(run["failed"].values()), 0, "requests", "at_most"),
         Claim("requests degraded", sum(run["degraded"].values()), 0, "requests", "at_most"),
@@ -356,4 +356,4 @@ def _conclude(plan: Plan, rate_per_s: float, run: dict[str, Any]) -> Measured:
         "mapped files first, MB": run["file_mb"][0],
         "mapped files last, MB": run["file_mb"][1],
     }
-    return Measured(summary, claims, {"plan": asdict(plan), **run})
+    return Measurement(summary, claims, {"plan": asdict(plan), **run})

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.harness import Measured
+from bench.harness import Measurement
 from bench.serving import swaps
 from bench.test_bed import CONFIG
 
 
-def measure(*, quick: bool = False, config: Path = CONFIG) -> Measured:
+def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
     """Measure swaps of which every fifth is to be refused. Raises BenchmarkError when one comes to nothing at all."""
     return swaps.measure(quick=quick, config=config, broken_every=5)

@@ -50,7 +50,7 @@ sys.exit(main(sys.argv[2:]))
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Resolution:
     what: str
     packages: int
     failure: str = ""
@@ -129,7 +129,7 @@ def reach(environment: dict[str, str], index: str | None, folder: Path) -> None:
 
 def with_uv(
     name: str, wanted: Sequence[str], python: str, environment: dict[str, str], index: str | None, folder: Path
-) -> Outcome:
+) -> Resolution:
     uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or "uv"
     given, found = folder / f"uv-{python}-{name}.in", folder / f"uv-{python}-{name}.txt"
     given.write_text("\n".join(wanted))
@@ -141,15 +141,15 @@ def with_uv(
     ]  # fmt: skip
     failure = run(command, environment)
     packages = 0 if failure else len(found.read_text().splitlines())
-    return Outcome(f"uv, Python {python}, {name}", packages, failure)
+    return Resolution(f"uv, Python {python}, {name}", packages, failure)
 
 
 def with_pip(
     name: str, wanted: Sequence[str], python: str, environment: dict[str, str], _: str | None, folder: Path
-) -> Outcome:
+) -> Resolution:
     what = f"pip, Python {python}, {name}"
     if (interpreter := interpreter_of(python)) is None:
-        return Outcome(what, 0, f"no Python {python} is installed here, so its pip could not be asked")
+        return Resolution(what, 0, f"no Python {python} is installed here, so its pip could not be asked")
     report = folder / f"pip-{python}.json"
     command = [
         interpreter, "-c", PIP_RESOLVE, str(report), "install", "--dry-run", "--ignore-installed",
@@ -158,10 +158,10 @@ def with_pip(
     ]  # fmt: skip
     # pip is stopped before it removes its temporary files.
     if failure := run(command, environment | {"TMPDIR": str(folder)}):
-        return Outcome(what, 0, failure)
+        return Resolution(what, 0, failure)
     found = json.loads(report.read_text())
     local = [url for url in found if url.startswith("file:")]
-    return Outcome(what, len(found), f"taken from this machine, not from the index: {local}" if local else "")
+    return Resolution(what, len(found), f"taken from this machine, not from the index: {local}" if local else "")
 
 
 def interpreter_of(python: str) -> str | None:

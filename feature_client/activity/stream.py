@@ -16,8 +16,8 @@ import numpy as np
 import structlog
 from redis.exceptions import ResponseError
 
-from feature_client.activity.stream_entries import Action, Entry, Refusal, Vocabulary, read_claimed, read_entries
-from feature_client.activity.writer import Outcome, clock_ms, write_events
+from feature_client.activity.stream_entries import Action, Refusal, StreamEntry, Vocabulary, read_claimed, read_entries
+from feature_client.activity.writer import ActionOutcome, clock_ms, write_events
 from feature_client.groups import SequenceGroup
 from feature_client.stores.redis.cluster import RedisClusterStore
 from feature_client.stores.redis.resp import Reply
@@ -154,7 +154,7 @@ class StreamFollower:
             if "BUSYGROUP" not in str(error):
                 raise
 
-    async def _read(self, start: bytes | str, block_ms: int | None) -> list[Entry]:
+    async def _read(self, start: bytes | str, block_ms: int | None) -> list[StreamEntry]:
         block: tuple[str | int, ...] = () if block_ms is None else ("BLOCK", block_ms)
         return read_entries(
             await self._ask(
@@ -190,12 +190,12 @@ class StreamFollower:
         if claimed.nameless:  # ours now: reading what is ours tells their ids
             await self._fold_own()
 
-    async def _fold(self, entries: list[Entry]) -> None:
+    async def _fold(self, entries: list[StreamEntry]) -> None:
         """Fold a batch, set aside what is no action, acknowledge both, and trim."""
         if not entries:
             return
         actions: list[Action] = []
-        refused: list[tuple[Entry, Refusal]] = []
+        refused: list[tuple[StreamEntry, Refusal]] = []
         now_ms = self._now_ms()
         for entry in entries:
             if entry.fields is None:
@@ -214,7 +214,7 @@ class StreamFollower:
                 np.array([action.event for action in actions], SequenceGroup.dtype),
                 now_ms,
             )
-            added, repeated, too_old = np.bincount(written.outcomes, minlength=len(Outcome)).tolist()
+            added, repeated, too_old = np.bincount(written.outcomes, minlength=len(ActionOutcome)).tolist()
             self.counts.added += added
             self.counts.repeated += repeated
             self.counts.too_old += too_old
@@ -225,7 +225,7 @@ class StreamFollower:
             await self._ask("XACK", self._stream, self._consumer_group, *done)
         await self._trim()
 
-    async def _set_aside(self, refused: list[tuple[Entry, Refusal]]) -> set[bytes]:
+    async def _set_aside(self, refused: list[tuple[StreamEntry, Refusal]]) -> set[bytes]:
         """Move entries to the stream's neighbour; return the numbers of those that it did not take.
 
         Those stay unacknowledged, so that they are tried again and nothing behind them waits.

@@ -18,7 +18,7 @@ _DIGITS_MAX = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class StreamEntry:
     """One entry.
 
     Attributes:
@@ -52,13 +52,13 @@ class Refusal:
     reason: str
 
 
-def read_entries(reply: Any) -> list[Entry]:
+def read_entries(reply: Any) -> list[StreamEntry]:
     """Return the entries of a checked reply to XREADGROUP: nothing, or pairs of a stream's name and its entries."""
     return [_entry(item) for _, items in reply or () for item in items]
 
 
 @dataclass(frozen=True, slots=True)
-class Claimed:
+class ClaimedEntries:
     """What XAUTOCLAIM gave.
 
     Attributes:
@@ -69,21 +69,23 @@ class Claimed:
     """
 
     cursor: bytes
-    entries: list[Entry]
+    entries: list[StreamEntry]
     nameless: int
     deleted: int
 
 
-def read_claimed(reply: Any) -> Claimed:
+def read_claimed(reply: Any) -> ClaimedEntries:
     """Read a checked reply to XAUTOCLAIM."""
     cursor, items, *more = reply
     there = [item for item in items if item is not None]
-    return Claimed(cursor, [_entry(item) for item in there], len(items) - len(there), len(more[0]) if more else 0)
+    return ClaimedEntries(
+        cursor, [_entry(item) for item in there], len(items) - len(there), len(more[0]) if more else 0
+    )
 
 
-def _entry(item: Any) -> Entry:
+def _entry(item: Any) -> StreamEntry:
     number, flat = item
-    return Entry(number, None if flat is None else tuple(zip(flat[::2], flat[1::2], strict=True)))
+    return StreamEntry(number, None if flat is None else tuple(zip(flat[::2], flat[1::2], strict=True)))
 
 
 class Vocabulary:

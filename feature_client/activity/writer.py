@@ -38,7 +38,7 @@ class QueueFullError(Exception):
     """More actions wait to be written than the writer holds."""
 
 
-class Outcome(IntEnum):
+class ActionOutcome(IntEnum):
     """What became of an action."""
 
     ADDED = 0
@@ -85,8 +85,8 @@ def fold(
         now_ms: Unix time; `events` are not in the future of it (`time_problem`).
 
     Returns:
-        The values to store, None where nothing changes; uint8[E], an `Outcome` for each event; and int64[U], how many
-        stored events were dropped, by user.
+        The values to store, None where nothing changes; uint8[E], an `ActionOutcome` for each event; and int64[U], how
+        many stored events were dropped, by user.
     """
     decoded = [decode_sequence(group, value)[0] for value in before]
     stored = [without_future(found, now_ms) for found in decoded]
@@ -106,8 +106,8 @@ def fold(
     starts, ends = (np.searchsorted(user[order], np.arange(len(before)), side=side) for side in ("left", "right"))
     from_end = ends[user[order]] - np.arange(len(order))
     kept = order[from_end <= group.length_max]
-    outcome = np.where(repeated, Outcome.REPEATED, Outcome.TOO_OLD).astype(np.uint8)
-    outcome[kept] = Outcome.ADDED
+    outcome = np.where(repeated, ActionOutcome.REPEATED, ActionOutcome.TOO_OLD).astype(np.uint8)
+    outcome[kept] = ActionOutcome.ADDED
     after: list[bytes | None] = [None] * len(before)
     changed = np.union1d(user[kept[kept >= first_new]], np.flatnonzero(dropped))
     for i in changed:
@@ -123,7 +123,7 @@ class ActivityWriter:
         self._store = store
         self._on_dropped = on_dropped
         self._group = group
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[_QueuedActions] = deque()
         self._waiting_actions = 0
         self._writing: asyncio.Task[None] | None = None
 
@@ -135,7 +135,7 @@ class ActivityWriter:
             events: structured[E] of `SequenceGroup.dtype`.
 
         Returns:
-            uint8[E], an `Outcome` each.
+            uint8[E], an `ActionOutcome` each.
 
         Raises:
             QueueFullError: they were not taken.
@@ -147,7 +147,7 @@ class ActivityWriter:
             raise QueueFullError(f"{self._waiting_actions} actions wait to be stored; send again in a second")
         self._waiting_actions += len(events)
         done: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(user_ids, events, np.zeros(len(events), np.uint8), done))
+        self._waiting.append(_QueuedActions(user_ids, events, np.zeros(len(events), np.uint8), done))
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write())
         return await done
@@ -182,9 +182,9 @@ class ActivityWriter:
                         waiting.done.set_result(waiting.outcome)
             await asyncio.sleep(0)  # a store in memory has nothing to wait for
 
-    def _next_batch(self) -> list[tuple[_Waiting, slice]]:
+    def _next_batch(self) -> list[tuple[_QueuedActions, slice]]:
         """Take actions for one write from those who wait; who has more than fit goes to the end of the line."""
-        batch: list[tuple[_Waiting, slice]] = []
+        batch: list[tuple[_QueuedActions, slice]] = []
         room = _BATCH_MAX
         while self._waiting and room:
             waiting = self._waiting.popleft()
@@ -203,7 +203,7 @@ class ActivityWriter:
 
 
 @dataclass(slots=True, eq=False)
-class _Waiting:
+class _QueuedActions:
     """A caller's actions, how many of them were taken for a write, and what became of those that were written."""
 
     user_ids: np.ndarray
@@ -214,11 +214,11 @@ class _Waiting:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class WriteResult:
     """What a write did.
 
     Attributes:
-        outcomes: uint8[E], an `Outcome` for each event.
+        outcomes: uint8[E], an `ActionOutcome` for each event.
         dropped: stored actions in the future that it left out of what it wrote.
     """
 
@@ -228,7 +228,7 @@ class Written:
 
 async def write_events(
     store: Store, group: SequenceGroup, user_ids: np.ndarray, events: np.ndarray, now_ms: int
-) -> Written:
+) -> WriteResult:
     """Fold events into their users' stored sequences; arguments and errors as of `ActivityWriter.record` and `fold`."""
     distinct, owner = np.unique(user_ids, return_inverse=True)
     outcomes, dropped = np.zeros(len(events), np.uint8), np.zeros(len(distinct), np.int64)
@@ -244,4 +244,4 @@ async def write_events(
     if dropped.any():
         users, count = int(np.count_nonzero(dropped)), int(dropped.sum())
         _log.warning("stored_actions_in_the_future_dropped", group=group.ref, users=users, actions=count)
-    return Written(outcomes, int(dropped.sum()))
+    return WriteResult(outcomes, int(dropped.sum()))

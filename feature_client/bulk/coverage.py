@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
-from feature_client.codec import State, decode_rows, decode_sequence
+from feature_client.codec import RowState, decode_rows, decode_sequence
 from feature_client.fetch import FeatureNeeds
 from feature_client.groups import FeatureGroup, SequenceGroup
 from feature_client.stores.store import Store
@@ -77,7 +77,7 @@ async def coverage(store: Store, needs: FeatureNeeds, sample: int = _SAMPLE, see
         entities = [e for e, _ in sorted(kept[group.name].items(), key=lambda item: item[1])[:sample]]
         values = await store.multi_get([group.key(int.from_bytes(entity, "big")) for entity in entities])
         states = _states(group, values)
-        found.append(Coverage(group.ref, len(states), states.count(State.PRESENT), states.count(State.FOREIGN)))
+        found.append(Coverage(group.ref, len(states), states.count(RowState.PRESENT), states.count(RowState.FOREIGN)))
     return found
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from feature_client.bulk.source import CHUNK_ROWS, Source, SourceError
-from feature_client.codec import Rows, State, decode_rows, encode_rows
+from feature_client.codec import Rows, RowState, decode_rows, encode_rows
 from feature_client.groups import FINGERPRINT_BYTES, FeatureGroup
 from feature_client.stores.store import Store
 
@@ -101,7 +101,7 @@ async def _verify(store: Store, group: FeatureGroup, source: Source) -> None:
     for ids, rows in source.chunks(0):
         some = rng.permutation(len(ids))[:each]
         read: Rows = decode_rows(group, await store.multi_get(group.keys(ids[some])))
-        wrong = np.flatnonzero((read.states != State.PRESENT) | (read.rows != rows[some]))
+        wrong = np.flatnonzero((read.states != RowState.PRESENT) | (read.rows != rows[some]))
         if len(wrong):
             at = int(ids[some[wrong[0]]])
             raise VerificationError(

@@ -57,7 +57,7 @@ class Device:
         did(self.driver.cuDevicePrimaryCtxRelease(self._device))
 
 
-class Stream:
+class CudaStream:
     """All of `kernels.gpu.engine.Stream` but what computes. Buffers and graphs live until the device is closed.
 
     It neither waits for the legacy default stream nor is waited for by it; nothing here uses that one.

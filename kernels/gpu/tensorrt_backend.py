@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kernels.engine import LOGITS, EngineError, TensorSpec
-from kernels.gpu.cuda import Device, Stream
+from kernels.gpu.cuda import CudaStream, Device
 from kernels.gpu.engine import WHOLE_DEVICE
 from kernels.gpu.half import HALF_TOLERANCE
 from kernels.gpu.staging import Bucket, Layout
@@ -55,7 +55,7 @@ class TensorRtBackend:
             raise
         self.kernel = "triton" if self.tiled else "none"
 
-    def stream(self) -> Stream:
+    def stream(self) -> CudaStream:
         with self._device.entered():
             self._streams.append(_Stream(self._device, self._engine.create_execution_context(), self._row_bytes))
         return self._streams[-1]
@@ -90,7 +90,7 @@ class TensorRtBackend:
         return TILES in found
 
 
-class _Stream(Stream):
+class _Stream(CudaStream):
     def __init__(self, device: Device, context: Any, row_bytes: int) -> None:
         super().__init__(device)
         self.context, self._row_bytes = context, row_bytes

@@ -42,7 +42,7 @@ class Settings:
     architectures: tuple[str, ...] = ()
 
 
-class Built(NamedTuple):
+class BuildResult(NamedTuple):
     """A plan, and what building the next one may reuse (empty for a library that keeps nothing)."""
 
     plan: bytes
@@ -64,7 +64,7 @@ def plan_name(library: Library, version: str, architecture: str, half: Half) -> 
     return f"plans/{library}_{version.replace('.', '_')}-{architecture}-{half}.plan"
 
 
-def build(network: bytes, inputs: Sequence[TensorSpec], settings: Settings, timing_cache: bytes = b"") -> Built:
+def build(network: bytes, inputs: Sequence[TensorSpec], settings: Settings, timing_cache: bytes = b"") -> BuildResult:
     """Build a plan in a process of its own. Raises EngineError: why it refused, crashed or took half an hour."""
     given = pickle.dumps((network, tuple(inputs), settings, timing_cache))
     try:
@@ -80,7 +80,7 @@ def build(network: bytes, inputs: Sequence[TensorSpec], settings: Settings, timi
     if said:
         _log.warning("%s", said)
     length, _, content = done.stdout.partition(b"\n")
-    return Built(content[: int(length)], content[int(length) :])
+    return BuildResult(content[: int(length)], content[int(length) :])
 
 
 def builder() -> None:
@@ -92,7 +92,9 @@ def builder() -> None:
     sys.stdout.buffer.writelines((b"%d\n" % len(built.plan), built.plan, built.timing_cache))
 
 
-def build_here(network: bytes, inputs: Sequence[TensorSpec], settings: Settings, timing_cache: bytes = b"") -> Built:
+def build_here(
+    network: bytes, inputs: Sequence[TensorSpec], settings: Settings, timing_cache: bytes = b""
+) -> BuildResult:
     """Build a plan in this process: what `build` runs elsewhere. Raises EngineError."""
     trt = load_library(settings.library)
     logger = trt.Logger(trt.Logger.ERROR)  # to stderr, which `build` reads
@@ -112,7 +114,7 @@ def build_here(network: bytes, inputs: Sequence[TensorSpec], settings: Settings,
     del parser
     if plan is None:
         raise EngineError(f"{settings.library} builds no plan")
-    return Built(bytes(plan), bytes(cache.serialize()) if cache is not None else b"")
+    return BuildResult(bytes(plan), bytes(cache.serialize()) if cache is not None else b"")
 
 
 def profile_of(maker: Any, definition: Any, inputs: Sequence[TensorSpec]) -> Any:

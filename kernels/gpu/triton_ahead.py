@@ -24,7 +24,7 @@ _ENTRY = re.compile(r"(\.entry\s+\w+\()(.*?)(\n\))", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
-class Ahead:
+class CompiledKernel:
     """A compiled kernel: PTX that takes a pointer for each of `arguments()` and nothing else, and the same assembled.
 
     A program, of which there are as many as tiles, takes so many threads and so much dynamic memory.
@@ -43,7 +43,7 @@ def arguments() -> tuple[str, ...]:
     return tuple(names[: names.index("encoded") + 1])
 
 
-def compiled(encoder: TritonEncoder, architecture: str) -> Ahead:
+def compiled(encoder: TritonEncoder, architecture: str) -> CompiledKernel:
     """Compile the kernel for an encoder's sizes and a compute capability such as `9.0`.
 
     Raises:
@@ -62,7 +62,9 @@ def compiled(encoder: TritonEncoder, architecture: str) -> Ahead:
     except (RuntimeError, TritonError) as error:
         raise EngineError(f"Triton does not compile the encoder for {architecture}: {error}") from error
     ptx = _only_arguments(made.asm["ptx"], len(arguments()))
-    return Ahead(made.metadata.name, ptx, made.asm["cubin"], made.metadata.num_warps * 32, made.metadata.shared)
+    return CompiledKernel(
+        made.metadata.name, ptx, made.asm["cubin"], made.metadata.num_warps * 32, made.metadata.shared
+    )
 
 
 def _only_arguments(ptx: str, count: int) -> str:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from feature_client.codec import Rows, State
-from feature_client.fetch import Fetched
+from feature_client.codec import Rows, RowState
+from feature_client.fetch import FetchedFeatures
 from model_store.bundle.archives import decode_arrays
 
 
@@ -17,7 +17,7 @@ from model_store.bundle.archives import decode_arrays
 class GoldenRequest:
     """One request's features as they come from the store, and float32[N, H] expected probabilities."""
 
-    fetched: Fetched
+    fetched: FetchedFeatures
     surface: str
     probabilities: np.ndarray
 
@@ -63,12 +63,12 @@ def _decode_one(arrays: dict[str, np.ndarray], prefix: str) -> GoldenRequest:
     used = [arrays[f"{prefix}candidate_index"], arrays[f"{prefix}event_index"]]
     query_index = int(arrays[f"{prefix}query_index"])
     index = np.concatenate([*used, [query_index] if query_index >= 0 else []]).astype(np.int64)
-    fetched = Fetched(
+    fetched = FetchedFeatures(
         user=groups("user"),
         pins={name: Rows(rows.rows[index], rows.states[index]) for name, rows in groups("pins").items()},
         candidates=len(used[0]),
         events=arrays[f"{prefix}events"],
         has_query_pin=query_index >= 0,
-        sequence_state=State.PRESENT,
+        sequence_state=RowState.PRESENT,
     )
     return GoldenRequest(fetched, str(arrays[f"{prefix}surface"]), arrays[f"{prefix}probabilities"])

@@ -7,18 +7,23 @@ from functools import cached_property
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from feature_client.fetch import FeatureNeeds
-from feature_client.groups import Categorical, Embedding, EmbeddingSpace, FeatureGroup, Name, Scalar, SequenceGroup
+from feature_client.groups import (
+    Categorical,
+    Embedding,
+    EmbeddingSpace,
+    FeatureGroup,
+    Frozen,
+    Name,
+    Scalar,
+    SequenceGroup,
+)
 from kernels.engine import Side, TensorSpec
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Scalars(_Frozen):
+class Scalars(Frozen):
     """Scalar fields of one group side by side: float32[F], in the order given."""
 
     kind: Literal["scalars"] = "scalars"
@@ -26,7 +31,7 @@ class Scalars(_Frozen):
     fields: Annotated[tuple[Name, ...], Field(min_length=1)]
 
 
-class Category(_Frozen):
+class Category(Frozen):
     """A categorical field's code: int64."""
 
     kind: Literal["category"] = "category"
@@ -34,7 +39,7 @@ class Category(_Frozen):
     field: Name
 
 
-class EmbeddingVector(_Frozen):
+class EmbeddingVector(Frozen):
     """An embedding field, scaled to real values: float32[D]."""
 
     kind: Literal["embedding"] = "embedding"
@@ -42,7 +47,7 @@ class EmbeddingVector(_Frozen):
     field: Name
 
 
-class SequenceEmbeddings(_Frozen):
+class SequenceEmbeddings(Frozen):
     """The newest actions' pins, newest first, as a pin group's embeddings: float32[L, D], zeros past the end."""
 
     kind: Literal["sequence_embeddings"] = "sequence_embeddings"
@@ -50,19 +55,19 @@ class SequenceEmbeddings(_Frozen):
     field: Name
 
 
-class SequenceActions(_Frozen):
+class SequenceActions(Frozen):
     """The newest actions, newest first: int64[L], the action's code plus one, 0 past the end."""
 
     kind: Literal["sequence_actions"] = "sequence_actions"
 
 
-class SurfaceIndex(_Frozen):
+class SurfaceIndex(Frozen):
     """The request's surface as its position in the manifest's `surfaces`: int64."""
 
     kind: Literal["surface"] = "surface"
 
 
-class QueryVector(_Frozen):
+class QueryVector(Frozen):
     """The query's embedding, in the space of a pin group's embedding field: float32[D], zeros without a query."""
 
     kind: Literal["query"] = "query"
@@ -76,21 +81,21 @@ Source = Annotated[
 ]
 
 
-class TensorInput(_Frozen):
+class TensorInput(Frozen):
     """One input tensor of the network, and what it is built from; side, dtype and shape follow from the source."""
 
     name: Name
     source: Source
 
 
-class Calibration(_Frozen):
+class Calibration(Frozen):
     """Logistic calibration of one head: probability = sigmoid(slope * logit + intercept)."""
 
     slope: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     intercept: Annotated[float, Field(allow_inf_nan=False)] = 0.0
 
 
-class Head(_Frozen):
+class Head(Frozen):
     """One predicted action; heads stand in the order of the network's output columns."""
 
     name: Name
@@ -98,14 +103,14 @@ class Head(_Frozen):
     calibration: Calibration = Calibration()
 
 
-class Surface(_Frozen):
+class Surface(Frozen):
     """A place where rankings are shown. With `query`, every request must bring one."""
 
     name: Name
     query: bool = False
 
 
-class Lineage(_Frozen):
+class Lineage(Frozen):
     """Where the model comes from, enough to make it again."""
 
     data: str
@@ -117,10 +122,10 @@ class Lineage(_Frozen):
     #: Unix time in milliseconds of the first event that it did not learn from.
     learned_until_ms: int | None = None
     #: Measured when the bundle was made; free-form, for people and for publishing gates.
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float] = Field(default_factory=dict)
 
 
-class FileEntry(_Frozen):
+class FileEntry(Frozen):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     size_bytes: Annotated[int, Field(ge=0)]
 
@@ -129,7 +134,7 @@ class FileEntry(_Frozen):
 FileName = Annotated[str, Field(pattern=r"^(plans/)?[a-z0-9][a-z0-9_-]*(\.[a-z0-9]+)+$", max_length=80)]
 
 
-class Manifest(_Frozen):
+class Manifest(Frozen):
     """The ABI of a model."""
 
     schema_version: Literal[1] = 1

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from feature_client.fetch import Fetched
+from feature_client.fetch import FetchedFeatures
 from feature_client.groups import EmbeddingSpace, FloatBlock
 from kernels.engine import FeatureBatch
 from model_store.bundle.manifest import (
@@ -41,7 +41,7 @@ class Assembler:
                 case QueryVector(group=name, field=field):
                     self._spaces[tensor.name] = manifest.embedding_field(name, field).space
 
-    def assemble(self, fetched: Fetched, surface: str, query: np.ndarray | None = None) -> FeatureBatch:
+    def assemble(self, fetched: FetchedFeatures, surface: str, query: np.ndarray | None = None) -> FeatureBatch:
         """Build the batch of one request.
 
         Args:
@@ -63,7 +63,9 @@ class Assembler:
                 candidate[tensor.name] = value
         return FeatureBatch(request, candidate, np.array([0, fetched.candidates], np.int32))
 
-    def _build(self, tensor: TensorInput, fetched: Fetched, surface: str, query: np.ndarray | None) -> np.ndarray:
+    def _build(
+        self, tensor: TensorInput, fetched: FetchedFeatures, surface: str, query: np.ndarray | None
+    ) -> np.ndarray:
         source = tensor.source
         match source:
             case Scalars(group=group, fields=fields):
@@ -97,12 +99,12 @@ class Assembler:
             values[:, i] = rows[field]
         return values
 
-    def _column(self, fetched: Fetched, group: str, field: str) -> np.ndarray:
+    def _column(self, fetched: FetchedFeatures, group: str, field: str) -> np.ndarray:
         """Return a field of the user ([...]) or of the candidates ([N, ...])."""
         column = self._rows(fetched, group)[field]
         return np.asarray(column[0] if group in fetched.user else column)
 
-    def _rows(self, fetched: Fetched, group: str) -> np.ndarray:
+    def _rows(self, fetched: FetchedFeatures, group: str) -> np.ndarray:
         return fetched.user[group].rows if group in fetched.user else fetched.candidate_rows(group)
 
 

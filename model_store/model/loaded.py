@@ -19,7 +19,7 @@ _ONE, _LOW, _HIGH = np.float32(1), np.float32(-80), np.float32(80)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LiveModel:
+class LoadedModel:
     """Everything a request needs of its model; requests hold it from admission to the end."""
 
     manifest: Manifest
@@ -59,7 +59,7 @@ def calibrate(manifest: Manifest, logits: np.ndarray) -> np.ndarray:
     return probabilities
 
 
-def load_live(
+def load_model(
     bundle: Bundle,
     factory: EngineFactory,
     streams: int,
@@ -69,7 +69,7 @@ def load_live(
     sample: FeatureBatch | None = None,
     rest: Callable[[], None] = lambda: None,
     progress: Progress = go_on,
-) -> LiveModel:
+) -> LoadedModel:
     """Compile a bundle, score its golden requests and warm it up.
 
     Args:
@@ -109,7 +109,7 @@ def load_live(
         raise
     except (EngineError, NetworkError, IndexError, KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{manifest.ref}: {error}") from error
-    return LiveModel(manifest, bundle.digest, manifest.needs, assembler, engine, bundle.files[UTILITY], warmed_up)
+    return LoadedModel(manifest, bundle.digest, manifest.needs, assembler, engine, bundle.files[UTILITY], warmed_up)
 
 
 def _warm(

@@ -23,7 +23,7 @@ import numexpr
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from feature_client.fetch import Fetched
+from feature_client.fetch import FetchedFeatures
 from feature_client.groups import Embedding, FeatureGroup, Name
 from model_store.bundle.manifest import Manifest
 
@@ -112,7 +112,7 @@ class UtilityTable:
             if any(f"pin.{name}" in e.names for s in surfaces.values() for e in s.expressions)
         )  # fmt: skip
 
-    def party_utilities(self, surface: str, probabilities: np.ndarray, fetched: Fetched) -> np.ndarray:
+    def party_utilities(self, surface: str, probabilities: np.ndarray, fetched: FetchedFeatures) -> np.ndarray:
         """Evaluate each party's expression.
 
         Args:

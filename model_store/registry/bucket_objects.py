@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from feature_client.redaction import hidden
-from model_store.registry.objects import Found, ModelStoreError, NoObjectError, RefusedError, UnfitObjectError
+from model_store.registry.objects import ModelStoreError, NoObjectError, RefusedError, StoredObject, UnfitObjectError
 
 if TYPE_CHECKING:
     from obstore.auth.boto3 import Boto3CredentialProvider
@@ -107,12 +107,12 @@ class BucketObjects:
                 return False
             return True
 
-    def listed(self, folder: str, after: str = "") -> list[Found]:
+    def listed(self, folder: str, after: str = "") -> list[StoredObject]:
         with _bucket_explained(self.where):
             offset = f"{folder}/{after}" if after else None
             metas = [meta for chunk in self._api.list(self._store, folder, offset=offset) for meta in chunk]
         found = [
-            Found(
+            StoredObject(
                 meta["path"].rpartition("/")[2], meta["size"], meta["last_modified"].timestamp(),
                 meta["e_tag"] or str(meta["last_modified"]),
             )

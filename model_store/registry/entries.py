@@ -13,8 +13,8 @@ from itertools import pairwise
 
 from pydantic import ValidationError
 
-from model_store.registry.history import AnyChange, Entry, State
-from model_store.registry.objects import Found, ModelStoreError, Objects, RefusedError, UnfitObjectError
+from model_store.registry.history import AnyChange, HistoryEntry, ModelState
+from model_store.registry.objects import ModelStoreError, Objects, RefusedError, StoredObject, UnfitObjectError
 
 _MODEL = re.compile(r"^[a-z][a-z0-9-]{0,59}$")
 _ENTRY = re.compile(r"^([0-9]{12})\.json$")
@@ -42,9 +42,9 @@ class Entries:
         self._objects = objects
         self._where = objects.where
         #: The newest entry read of each model, and what the listing said of it; later ones are looked for from there.
-        self._newest: dict[str, tuple[Entry, Found | None]] = {}
+        self._newest: dict[str, tuple[HistoryEntry, StoredObject | None]] = {}
 
-    def head(self, model: str) -> Entry | None:
+    def head(self, model: str) -> HistoryEntry | None:
         """Return a model's newest entry, None before its first version.
 
         Cost: one listing, and one read when there is a new entry.
@@ -65,7 +65,7 @@ class Entries:
             self._newest[model] = known, entries[-1]
         return known
 
-    def _listed(self, model: str, beyond: int) -> list[Found]:
+    def _listed(self, model: str, beyond: int) -> list[StoredObject]:
         """List a model's entries with higher numbers, none of which may be missing between them."""
         for _ in range(_LISTINGS):
             listed = self._objects.listed(f"{model}/log", _name(beyond) if beyond else "")
@@ -83,14 +83,14 @@ class Entries:
             f"backup, or delete {after} and what follows, to go back to the entry before"
         )
 
-    def back(self, model: str) -> Iterator[Entry]:
+    def back(self, model: str) -> Iterator[HistoryEntry]:
         """Read a model's entries, newest first, as far as they are asked for."""
         for found in reversed(self._listed(checked_name(model), 0)):
             yield self._entry(model, found.name)
 
-    def _entry(self, model: str, name: str) -> Entry:
+    def _entry(self, model: str, name: str) -> HistoryEntry:
         try:
-            entry = Entry.model_validate_json(self._objects.get(f"{model}/log/{name}", _ENTRY_BYTES_MAX))
+            entry = HistoryEntry.model_validate_json(self._objects.get(f"{model}/log/{name}", _ENTRY_BYTES_MAX))
             if _name(entry.number) == name:
                 return entry
             raise UnfitObjectError(f"it says that it is entry {entry.number}")
@@ -101,11 +101,11 @@ class Entries:
                 "what follows, to go back to the entry before"
             ) from error
 
-    def _written(self, entry: Entry) -> bytes:
+    def _written(self, entry: HistoryEntry) -> bytes:
         """Return an entry's content, which every reader takes: one that it did not would stop all changes."""
         try:
             content = entry.model_dump_json(indent=1).encode()
-            Entry.model_validate_json(content)
+            HistoryEntry.model_validate_json(content)
         except ValueError as error:
             raise RefusedError(
                 f"this change cannot be written down (who: {entry.by!r}, why: {entry.why!r}): {error}"
@@ -120,21 +120,21 @@ class Entries:
     def append(
         self,
         model: str,
-        decide: Callable[[State], AnyChange | None],
+        decide: Callable[[ModelState], AnyChange | None],
         by: str | None,
         why: str,
-    ) -> Entry | None:
+    ) -> HistoryEntry | None:
         """Make a change on the newest state; None when `decide` finds that nothing is to be changed."""
         by = by or whoami()
         for _ in range(_TRIES):
             newest = self.head(model)
-            state = newest.state if newest else State()
+            state = newest.state if newest else ModelState()
             change = decide(state)
             if change is None:
                 return None
             now = datetime.now(UTC)
             number = newest.number + 1 if newest else 1
-            entry = Entry(
+            entry = HistoryEntry(
                 number=number,
                 at=now,
                 by=by,

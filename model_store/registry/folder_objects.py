@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from model_store.bundle.plain_files import UnfitFileError, read_plain
-from model_store.registry.objects import Found, ModelStoreError, NoObjectError, UnfitObjectError
+from model_store.registry.objects import ModelStoreError, NoObjectError, StoredObject, UnfitObjectError
 
 #: Names beginning so are no objects: writers' unfinished files.
 _UNFINISHED = ".unfinished-"
@@ -64,7 +64,7 @@ class FolderObjects:
             _fsync(path.parent)
             return True
 
-    def listed(self, folder: str, after: str = "") -> list[Found]:
+    def listed(self, folder: str, after: str = "") -> list[StoredObject]:
         found = []
         with _explained(self.where):
             try:
@@ -80,7 +80,7 @@ class FolderObjects:
                     except FileNotFoundError:  # removed since
                         continue
                     tag = f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"
-                    found.append(Found(entry.name, status.st_size, status.st_mtime, tag))
+                    found.append(StoredObject(entry.name, status.st_size, status.st_mtime, tag))
         return sorted(found, key=lambda one: one.name)
 
     def folders(self) -> list[str]:

@@ -12,8 +12,9 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, Field, model_validator
 
+from feature_client.groups import Frozen
 from model_store.registry.objects import NoVersionError, RefusedError
 
 _LABEL = re.compile(r"^[a-z][a-z0-9_-]{0,39}$")
@@ -27,11 +28,7 @@ Version = Annotated[int, Field(ge=1, lt=1 << 63)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Release(_Frozen):
+class Release(Frozen):
     """A published version: its manifest's digest, and the publisher's signature of it, if it was signed."""
 
     digest: Digest
@@ -40,7 +37,7 @@ class Release(_Frozen):
     signature: str | None = None
 
 
-class State(_Frozen):
+class ModelState(Frozen):
     """All that a store says of a model at one time.
 
     Attributes:
@@ -51,13 +48,13 @@ class State(_Frozen):
         retired: numbers that were versions; never used again.
     """
 
-    versions: dict[Version, Release] = {}
-    labels: dict[str, Version] = {}
-    traffic: dict[str, dict[str, Share]] = {}
+    versions: dict[Version, Release] = Field(default_factory=dict)
+    labels: dict[str, Version] = Field(default_factory=dict)
+    traffic: dict[str, dict[str, Share]] = Field(default_factory=dict)
     retired: tuple[Version, ...] = ()
 
     @model_validator(mode="after")
-    def _names_what_is_there(self) -> State:
+    def _names_what_is_there(self) -> ModelState:
         for label, version in self.labels.items():
             if version not in self.versions:
                 raise ValueError(f"label {label!r} names version {version}, which is not there")
@@ -70,7 +67,7 @@ class State(_Frozen):
         return max((*self.versions, *self.retired), default=0) + 1
 
 
-class Published(_Frozen):
+class VersionPublished(Frozen):
     """A version came."""
 
     kind: Literal["published"] = "published"
@@ -78,7 +75,7 @@ class Published(_Frozen):
     digest: Digest
     signature: str | None = None
 
-    def after(self, state: State, model: str, at: AwareDatetime, by: str) -> State:
+    def after(self, state: ModelState, model: str, at: AwareDatetime, by: str) -> ModelState:
         if self.version in state.versions or self.version in state.retired:
             what = "already published with other content" if self.version in state.versions else "retired"
             raise RefusedError(
@@ -94,7 +91,7 @@ def check_label(label: str) -> None:
         raise RefusedError(f"label {label!r}: use lower-case letters, digits, - and _, starting with a letter")
 
 
-class Labelled(_Frozen):
+class LabelMoved(Frozen):
     """A label moved; `version` None removed it, `before` None made it."""
 
     kind: Literal["labelled"] = "labelled"
@@ -102,7 +99,7 @@ class Labelled(_Frozen):
     version: int | None
     before: int | None = None
 
-    def after(self, state: State, model: str, at: AwareDatetime, by: str) -> State:  # noqa: ARG002
+    def after(self, state: ModelState, model: str, at: AwareDatetime, by: str) -> ModelState:  # noqa: ARG002
         check_label(self.label)
         labels = {name: version for name, version in state.labels.items() if name != self.label}
         if self.version is None:
@@ -116,7 +113,7 @@ class Labelled(_Frozen):
         return state.model_copy(update={"labels": {**labels, self.label: self.version}})
 
 
-class TrafficSet(_Frozen):
+class TrafficSet(Frozen):
     """A label's share of a surface's requests changed."""
 
     kind: Literal["traffic"] = "traffic"
@@ -125,7 +122,7 @@ class TrafficSet(_Frozen):
     share: float
     before: float = 0.0
 
-    def after(self, state: State, model: str, at: AwareDatetime, by: str) -> State:  # noqa: ARG002
+    def after(self, state: ModelState, model: str, at: AwareDatetime, by: str) -> ModelState:  # noqa: ARG002
         if self.label not in state.labels:
             known = ", ".join(sorted(state.labels)) or "none yet"
             raise NoVersionError(f"model {model!r} has no label {self.label!r} (labels: {known})")
@@ -138,13 +135,13 @@ class TrafficSet(_Frozen):
         return state.model_copy(update={"traffic": {name: shares for name, shares in traffic.items() if shares}})
 
 
-class Retired(_Frozen):
+class VersionsRetired(Frozen):
     """Versions went; their numbers are not used again."""
 
     kind: Literal["retired"] = "retired"
     versions: tuple[int, ...]
 
-    def after(self, state: State, model: str, at: AwareDatetime, by: str) -> State:  # noqa: ARG002
+    def after(self, state: ModelState, model: str, at: AwareDatetime, by: str) -> ModelState:  # noqa: ARG002
         for label, version in state.labels.items():
             if version in self.versions:
                 raise RefusedError(f"{model}@{version} is what label {label!r} names; move the label first")
@@ -153,11 +150,11 @@ class Retired(_Frozen):
         return state.model_copy(update={"versions": kept, "retired": tuple(sorted(gone))})
 
 
-AnyChange = Published | Labelled | TrafficSet | Retired
+AnyChange = VersionPublished | LabelMoved | TrafficSet | VersionsRetired
 Change = Annotated[AnyChange, Field(discriminator="kind")]
 
 
-class Entry(_Frozen):
+class HistoryEntry(Frozen):
     """One change of a model. `nonce` tells two writers' entries of the same words apart."""
 
     number: EntryNumber
@@ -165,11 +162,11 @@ class Entry(_Frozen):
     by: str
     why: str
     change: Change
-    state: State
+    state: ModelState
     nonce: str
 
 
-def versions_named(entries: Iterable[Entry], label: str) -> Iterator[int]:
+def versions_named(entries: Iterable[HistoryEntry], label: str) -> Iterator[int]:
     """Tell the versions that a label named, each once, as it names or named them last; from entries, newest first."""
     told = set()
     for entry in entries:
@@ -179,12 +176,12 @@ def versions_named(entries: Iterable[Entry], label: str) -> Iterator[int]:
             yield version
 
 
-def unlabelled(state: State, keep: int) -> tuple[int, ...]:
+def unlabelled(state: ModelState, keep: int) -> tuple[int, ...]:
     """Return the versions without a label, all but the newest `keep`, for retiring."""
     free = sorted(set(state.versions) - set(state.labels.values()))
     return tuple(free[: max(0, len(free) - keep)])
 
 
-def share_of(state: State, surface: str) -> dict[str, float]:
+def share_of(state: ModelState, surface: str) -> dict[str, float]:
     """Return the labels' shares of a surface's requests."""
     return state.traffic.get(surface, state.traffic.get(ANY_SURFACE, {}))

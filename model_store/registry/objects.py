@@ -34,7 +34,7 @@ class MovedError(RefusedError):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class StoredObject:
     """An object in a listing.
 
     Attributes:
@@ -64,7 +64,7 @@ class Objects(Protocol):
     def create(self, name: str, content: bytes) -> bool:
         """Write, durably, unless there is such an object; tell whether it was written."""
 
-    def listed(self, folder: str, after: str = "") -> list[Found]:
+    def listed(self, folder: str, after: str = "") -> list[StoredObject]:
         """Return the objects right in a folder whose names sort after `after`, ascending; none for no folder."""
 
     def folders(self) -> list[str]:

@@ -50,14 +50,14 @@ class Signer:
         return base64.b64encode(self._key.sign(_message(ref, digest))).decode()
 
 
-class Trust:
+class TrustedKeys:
     """The public keys of those whose bundles may be served."""
 
     def __init__(self, keys: Sequence[Ed25519PublicKey]) -> None:
         self._keys = tuple(keys)
 
     @classmethod
-    def read(cls, paths: Sequence[Path]) -> Trust:
+    def read(cls, paths: Sequence[Path]) -> TrustedKeys:
         """Read PEM files. Raises SigningError."""
         try:
             from cryptography.hazmat.primitives import serialization  # noqa: PLC0415

@@ -30,13 +30,13 @@ from model_store.bundle.files import (
 from model_store.bundle.manifest import Manifest
 from model_store.registry.entries import Entries, checked_name, is_model
 from model_store.registry.history import (
-    Entry,
-    Labelled,
-    Published,
+    HistoryEntry,
+    LabelMoved,
+    ModelState,
     Release,
-    Retired,
-    State,
     TrafficSet,
+    VersionPublished,
+    VersionsRetired,
     unlabelled,
     versions_named,
 )
@@ -56,7 +56,7 @@ GC_GRACE_S = 3_600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Swept:
+class GcResult:
     """What `gc` removed."""
 
     versions: tuple[int, ...]
@@ -79,15 +79,15 @@ class ModelStore:
     def models(self) -> list[str]:
         return [name for name in self._objects.folders() if is_model(name) and self._objects.listed(f"{name}/log")]
 
-    def head(self, model: str) -> Entry | None:
+    def head(self, model: str) -> HistoryEntry | None:
         """Return a model's newest entry, None before its first version. Raises ModelStoreError."""
         return self._entries.head(model)
 
-    def state(self, model: str) -> State:
+    def state(self, model: str) -> ModelState:
         entry = self.head(model)
-        return entry.state if entry else State()
+        return entry.state if entry else ModelState()
 
-    def history(self, model: str) -> list[Entry]:
+    def history(self, model: str) -> list[HistoryEntry]:
         """Return a model's entries, oldest first. Raises ModelStoreError."""
         return list(self._entries.back(model))[::-1]
 
@@ -162,11 +162,11 @@ class ModelStore:
         manifest = bundle.manifest
         signature = signer.sign(manifest.ref, bundle.digest) if signer else None
 
-        def publishing(state: State) -> Published | None:
+        def publishing(state: ModelState) -> VersionPublished | None:
             there = state.versions.get(manifest.version)
             if there and there.digest == bundle.digest:  # somebody else was faster
                 return None
-            return Published(version=manifest.version, digest=bundle.digest, signature=signature)
+            return VersionPublished(version=manifest.version, digest=bundle.digest, signature=signature)
 
         change = publishing(state := self.state(manifest.name))
         if change is not None:  # a version that is taken shows before anything is written
@@ -186,7 +186,7 @@ class ModelStore:
         by: str | None = None,
         why: str = "",
         expected: int | None = None,
-    ) -> Entry | None:
+    ) -> HistoryEntry | None:
         """Point a label at a version, or remove it; None when it was so already.
 
         Args:
@@ -198,19 +198,19 @@ class ModelStore:
             expected: refuse unless the label names this version now.
         """
 
-        def moving(state: State) -> Labelled | None:
+        def moving(state: ModelState) -> LabelMoved | None:
             now = state.labels.get(label)
             if expected is not None and now != expected:
                 raise MovedError(f"{model}: {label} is version {now} by now, not {expected}; nothing was changed")
             if now == version and label in state.labels:
                 return None
-            return Labelled(label=label, version=version, before=now)
+            return LabelMoved(label=label, version=version, before=now)
 
         if version is not None:
             self.read(model, version)  # a label never names what cannot be read
         return self._entries.append(model, moving, by, why)
 
-    def rollback(self, model: str, label: str, *, by: str | None = None, why: str = "") -> Entry:
+    def rollback(self, model: str, label: str, *, by: str | None = None, why: str = "") -> HistoryEntry:
         """Point a label at the version that it named before.
 
         Raises:
@@ -226,16 +226,16 @@ class ModelStore:
 
     def set_traffic(
         self, model: str, surface: str, label: str, share: float, *, by: str | None = None, why: str = ""
-    ) -> Entry | None:
+    ) -> HistoryEntry | None:
         """Give a label a share of a surface's requests, 0 to 1; `*` means every surface without a line of its own."""
 
-        def setting(state: State) -> TrafficSet | None:
+        def setting(state: ModelState) -> TrafficSet | None:
             before = state.traffic.get(surface, {}).get(label, 0.0)
             return None if before == share else TrafficSet(surface=surface, label=label, share=share, before=before)
 
         return self._entries.append(model, setting, by, why)
 
-    def gc(self, model: str, keep: int, *, by: str | None = None, grace_s: float = GC_GRACE_S) -> Swept:
+    def gc(self, model: str, keep: int, *, by: str | None = None, grace_s: float = GC_GRACE_S) -> GcResult:
         """Retire versions without a label but the newest `keep`, and remove what nothing names any more.
 
         Args:
@@ -245,12 +245,12 @@ class ModelStore:
             grace_s: blobs and unfinished files younger than that stay: a publish may be about to name them.
         """
 
-        def retiring(state: State) -> Retired | None:
+        def retiring(state: ModelState) -> VersionsRetired | None:
             versions = unlabelled(state, keep)
-            return Retired(versions=versions) if versions else None
+            return VersionsRetired(versions=versions) if versions else None
 
         entry = self._entries.append(model, retiring, by, f"gc, the newest {keep} without a label kept")
-        retired = entry.change.versions if entry and isinstance(entry.change, Retired) else ()
+        retired = entry.change.versions if entry and isinstance(entry.change, VersionsRetired) else ()
         named: set[str] = set()
         for version, release in self.state(model).versions.items():
             named |= {release.digest, *(file.sha256 for file in self.manifest(model, version).files.values())}
@@ -260,7 +260,7 @@ class ModelStore:
                 self._objects.delete(f"{model}/blobs/{found.name}")
                 blobs, size = blobs + 1, size + found.size_bytes
         unfinished = sum(self._objects.sweep(f"{model}/{part}", grace_s) for part in ("blobs", "log"))
-        return Swept(retired, blobs, size, unfinished)
+        return GcResult(retired, blobs, size, unfinished)
 
     def _manifest_json(self, model: str, version: int) -> bytes:
         digest = self.release(model, version).digest

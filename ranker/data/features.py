@@ -13,7 +13,7 @@ import numpy as np
 from feature_client.activity.writer import clock_ms
 from feature_client.bulk.columns import ColumnError, field_values
 from feature_client.bulk.write import write_rows, write_sequences
-from feature_client.codec import Rows, State
+from feature_client.codec import Rows, RowState
 from feature_client.groups import Embedding, EmbeddingSpace, FeatureGroup, Scalar, SequenceGroup
 from feature_client.stores.store import Store
 from model_store.bundle.manifest import Manifest
@@ -215,7 +215,7 @@ async def fill_store(
         ("pins", groups.pin, log.pin_ids, pin_rows(log, groups.pin, vectors, end_ms)),
         ("users", groups.user, log.user_ids, user_rows(log, groups.user, vectors, end_ms)),
     ):
-        present = rows.states == State.PRESENT
+        present = rows.states == RowState.PRESENT
         written[what] = await write_rows(store, group, ids[present], rows.rows[present])
         progress(what, written[what])
     if groups.sequence is not None:
@@ -264,7 +264,7 @@ def _stored_vectors(group: FeatureGroup, vectors: np.ndarray) -> np.ndarray:
 
 def _present_where(group: FeatureGroup, rows: np.ndarray, present: np.ndarray) -> Rows:
     rows[~present] = group.default_row
-    return Rows(rows, np.where(present, State.PRESENT, State.MISSING).astype(np.uint8))
+    return Rows(rows, np.where(present, RowState.PRESENT, RowState.MISSING).astype(np.uint8))
 
 
 def _percentile(counts: np.ndarray) -> np.ndarray:

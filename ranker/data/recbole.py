@@ -12,7 +12,7 @@ import numpy as np
 from feature_client.activity.writer import EARLIEST_MS
 from ranker.data.identifiers import MISSING, distinct_ids, misspelt
 from ranker.data.problems import LATEST_MS, Problem
-from ranker.data.recbole_file import AtomicFile, Rows, open_atomic
+from ranker.data.recbole_file import AtomicFile, TextRows, open_atomic
 from ranker.data.schema import CLOSEUPS, FILE, RATINGS, RATINGS_MAX, ActionSchema, Columns, Tokens, read_schema
 from ranker.errors import DatasetError
 
@@ -136,7 +136,7 @@ def _check_columns(file: AtomicFile, schema: ActionSchema) -> None:
             )
 
 
-def _identifiers(rows: Rows, name: str) -> tuple[np.ndarray, list[str], list[Problem]]:
+def _identifiers(rows: TextRows, name: str) -> tuple[np.ndarray, list[str], list[Problem]]:
     """Return int64[E] positions in the distinct tokens, those, and what is suspicious about them."""
     tokens, code = rows.encoded(name)
     for position, token in enumerate(tokens):
@@ -145,7 +145,7 @@ def _identifiers(rows: Rows, name: str) -> tuple[np.ndarray, list[str], list[Pro
     return code, tokens, list(_suspicious(rows, name, tokens, code))
 
 
-def _suspicious(rows: Rows, name: str, tokens: list[str], code: np.ndarray) -> Iterator[Problem]:
+def _suspicious(rows: TextRows, name: str, tokens: list[str], code: np.ndarray) -> Iterator[Problem]:
     where = rows.file.path.name
     missing = [position for position, token in enumerate(tokens) if token.lower() in MISSING]
     if missing:
@@ -164,7 +164,7 @@ def _suspicious(rows: Rows, name: str, tokens: list[str], code: np.ndarray) -> I
         )
 
 
-def _times_ms(rows: Rows) -> np.ndarray:
+def _times_ms(rows: TextRows) -> np.ndarray:
     """Return int64[E], Unix time in milliseconds, rounded half to even."""
     seconds = rows.numbers("timestamp")
     wrong = np.flatnonzero(~((seconds >= 0) & (seconds < _LATEST_S)))
@@ -181,7 +181,7 @@ def _wrong_time(seconds: float) -> str:
     return f"as a Unix time in seconds it lies {side}; correct it, or leave the line out"
 
 
-def _labels(schema: ActionSchema, rows: Rows, *, rated: bool) -> tuple[np.ndarray, list[Problem]]:
+def _labels(schema: ActionSchema, rows: TextRows, *, rated: bool) -> tuple[np.ndarray, list[Problem]]:
     """Return bool[E, A], and what the actions ask for in vain."""
     columns: dict[str, np.ndarray | Tokens] = {}
     for name in schema.columns:
@@ -217,7 +217,7 @@ def _words_not_there(schema: ActionSchema, columns: Columns) -> Iterator[Problem
             )
 
 
-def _check_scale(rows: Rows, ratings: np.ndarray | Tokens) -> None:
+def _check_scale(rows: TextRows, ratings: np.ndarray | Tokens) -> None:
     wrong = np.flatnonzero((np.asarray(ratings) < 0) | (np.asarray(ratings) > RATINGS_MAX))
     if len(wrong):
         raise rows.fault(
@@ -228,7 +228,7 @@ def _check_scale(rows: Rows, ratings: np.ndarray | Tokens) -> None:
         )
 
 
-def _tokens(rows: Rows, name: str, *, several: bool) -> Tokens:
+def _tokens(rows: TextRows, name: str, *, several: bool) -> Tokens:
     values, code = rows.encoded(name)
     for position, value in enumerate(values):
         if not several and value != value.strip():
@@ -271,7 +271,7 @@ def _read_items(path: Path, pin_tokens: list[str]) -> _Items:
     return _Items(titles, {path.name: unread}, tuple(problems))
 
 
-def _repeated_items(rows: Rows, code: np.ndarray, tokens: list[str], first: np.ndarray) -> Iterator[Problem]:
+def _repeated_items(rows: TextRows, code: np.ndarray, tokens: list[str], first: np.ndarray) -> Iterator[Problem]:
     again = np.setdiff1d(np.arange(len(code)), first)
     if len(again):
         token = tokens[code[again[0]]]

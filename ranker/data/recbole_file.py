@@ -51,11 +51,11 @@ class AtomicFile:
         if self.kinds[name] not in kinds:
             raise self.fault(1, f"column {name!r} must be declared {' or '.join(f'{name}:{kind}' for kind in kinds)}")
 
-    def read(self, names: Iterable[str]) -> Rows:
+    def read(self, names: Iterable[str]) -> TextRows:
         """Parse these columns. Raises DatasetError when a line has another number of fields than the header."""
         wanted = list(dict.fromkeys(names))
         if not re.compile(rb"[^\r\n]").search(self.content, self.start):
-            return Rows(self, {name: pa.chunked_array([], pa.string()) for name in wanted})
+            return TextRows(self, {name: pa.chunked_array([], pa.string()) for name in wanted})
         try:
             table = pyarrow.csv.read_csv(
                 pa.BufferReader(pa.py_buffer(self.content).slice(self.start)),
@@ -73,7 +73,7 @@ class AtomicFile:
             )
         except pa.ArrowInvalid as error:
             raise self._uneven() or DatasetError(f"cannot read {self.path}: {error}") from error
-        return Rows(self, {name: table[name] for name in wanted})
+        return TextRows(self, {name: table[name] for name in wanted})
 
     def fault(self, line: int, message: str) -> DatasetError:
         return DatasetError(f"{self.path}, line {line}: {message}")
@@ -112,7 +112,7 @@ class AtomicFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class TextRows:
     """Some columns of a file, as text."""
 
     file: AtomicFile

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from feature_client.groups import Name
+from feature_client.groups import Frozen, Name
 from ranker.errors import DatasetError, SettingError
 
 FILE = "actions.toml"
@@ -37,11 +37,7 @@ class Tokens:
 Columns = Mapping[str, "np.ndarray | Tokens"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ActionRule(_Frozen):
+class ActionRule(Frozen):
     """One action, and when an interaction is it; without a column every interaction is."""
 
     name: Annotated[Name, Field(max_length=NAME_LENGTH_MAX)]
@@ -83,7 +79,7 @@ class ActionRule(_Frozen):
         return np.asarray(column >= self.at_least if self.at_least is not None else column <= self.at_most)
 
 
-class ActionSchema(_Frozen):
+class ActionSchema(Frozen):
     """A dataset's actions, strongest first: an interaction that is several stands in the sequence as the first."""
 
     actions: Annotated[tuple[ActionRule, ...], Field(min_length=1, max_length=254)]

@@ -32,7 +32,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
-class Resampled:
+class Resampling:
     """Sums over all users as measured, and over each resample of them.
 
     Attributes:
@@ -43,20 +43,20 @@ class Resampled:
     measured: np.ndarray
     drawn: np.ndarray
 
-    def __getitem__(self, index: tuple[int | slice, ...] | int) -> Resampled:
+    def __getitem__(self, index: tuple[int | slice, ...] | int) -> Resampling:
         index = index if isinstance(index, tuple) else (index,)
-        return Resampled(self.measured[index], self.drawn[(slice(None), *index)])
+        return Resampling(self.measured[index], self.drawn[(slice(None), *index)])
 
-    def __truediv__(self, other: Resampled) -> Resampled:
+    def __truediv__(self, other: Resampling) -> Resampling:
         with np.errstate(divide="ignore", invalid="ignore"):  # a resample may lack every user who counts
-            return Resampled(self.measured / other.measured, self.drawn / other.drawn)
+            return Resampling(self.measured / other.measured, self.drawn / other.drawn)
 
-    def __sub__(self, other: Resampled) -> Resampled:
+    def __sub__(self, other: Resampling) -> Resampling:
         with np.errstate(invalid="ignore"):
-            return Resampled(self.measured - other.measured, self.drawn - other.drawn)
+            return Resampling(self.measured - other.measured, self.drawn - other.drawn)
 
-    def scaled(self, factor: float) -> Resampled:
-        return Resampled(self.measured * factor, self.drawn * factor)
+    def scaled(self, factor: float) -> Resampling:
+        return Resampling(self.measured * factor, self.drawn * factor)
 
     def estimate(self) -> Estimate:
         """Return a single number with its percentile interval."""
@@ -70,7 +70,7 @@ class Resampled:
         return Estimate(value, float(low), float(high))
 
 
-def resample(users: np.ndarray, values: np.ndarray, resamples: int, seed: int) -> Resampled:
+def resample(users: np.ndarray, values: np.ndarray, resamples: int, seed: int) -> Resampling:
     """Sum the requests' values over resamples of the users.
 
     Args:
@@ -94,7 +94,7 @@ def resample(users: np.ndarray, values: np.ndarray, resamples: int, seed: int) -
         stop = min(start + step, resamples)
         weights = np.stack([_draw(len(distinct), rng) for _ in range(start, stop)])
         drawn[start:stop] = weights @ sums
-    return Resampled(sums.sum(axis=0), drawn)
+    return Resampling(sums.sum(axis=0), drawn)
 
 
 def _draw(users: int, rng: np.random.Generator) -> np.ndarray:

@@ -21,7 +21,7 @@ from model_store.bundle.files import Bundle
 from ranker.data.actions import ActionLog
 from ranker.data.requests import Split, part_slices
 from ranker.errors import SettingError
-from ranker.evaluation.bootstrap import RESAMPLES, Resampled, resample
+from ranker.evaluation.bootstrap import RESAMPLES, Resampling, resample
 from ranker.evaluation.metrics import auc, calibration_error, hits, reliability, requests_with
 from ranker.evaluation.results import (
     POPULARITY,
@@ -138,7 +138,7 @@ class _Hits:
     heads: tuple[str, ...]
     orders: tuple[tuple[str, str], ...]
     lacking: frozenset[tuple[str, str]]
-    sums: Resampled
+    sums: Resampling
     baseline: str
 
     @staticmethod
@@ -157,7 +157,7 @@ class _Hits:
             test.heads,
             tuple(found),
             frozenset((n, h) for n, scored in test.by_bundle.items() for h in test.heads if h not in scored.heads),
-            Resampled(sums.measured.reshape(shape), sums.drawn.reshape(-1, *shape)),
+            Resampling(sums.measured.reshape(shape), sums.drawn.reshape(-1, *shape)),
             baseline,
         )
 
@@ -175,7 +175,7 @@ class _Hits:
     def counted(self, head: str, part: int = 0) -> int:
         return int(self.sums.measured[part, -1, self.heads.index(head)])
 
-    def _mean(self, scorer: str, order: str, head: str, part: int) -> Resampled | None:
+    def _mean(self, scorer: str, order: str, head: str, part: int) -> Resampling | None:
         if (scorer, order) not in self.orders or (order == "head" and (scorer, head) in self.lacking):
             return None
         column = self.heads.index(head)

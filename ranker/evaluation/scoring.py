@@ -14,7 +14,7 @@ import numpy as np
 from kernels.engine import EngineFactory, FeatureBatch
 from model_store.bundle.files import EMBEDDINGS, UTILITY, Bundle, BundleError
 from model_store.bundle.manifest import Head
-from model_store.model.loaded import LiveModel, load_live
+from model_store.model.loaded import LoadedModel, load_model
 from model_store.model.utility import UtilityError, UtilityTable, load_utility
 from ranker.data.actions import ActionLog
 from ranker.data.embeddings import embeddings_of
@@ -30,7 +30,7 @@ _REQUESTS_PER_RUN = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class BundleScores:
     """What one bundle says about the test's N rows.
 
     Attributes:
@@ -66,7 +66,7 @@ class ScoredTest:
     row_splits: np.ndarray
     users: np.ndarray
     activity: np.ndarray
-    by_bundle: Mapping[str, Scored]
+    by_bundle: Mapping[str, BundleScores]
 
 
 def score_test(
@@ -97,7 +97,7 @@ def score_test(
     """
     heads = {head.name: head for bundle in bundles.values() for head in bundle.manifest.heads}
     utilities = {name: _utility_of(bundle) for name, bundle in bundles.items()}
-    scored: dict[str, Scored] = {}
+    scored: dict[str, BundleScores] = {}
     first: Examples | None = None
     for family in families(bundles):
         tables = [table for name in family if isinstance(table := utilities[name], UtilityTable)]
@@ -115,9 +115,9 @@ def score_test(
             table = utilities[name]
             own = tuple(head.name for head in bundles[name].manifest.heads)
             if isinstance(table, UtilityTable):
-                scored[name] = Scored(own, probabilities, _utilities(table, examples, probabilities), None)
+                scored[name] = BundleScores(own, probabilities, _utilities(table, examples, probabilities), None)
             else:
-                scored[name] = Scored(own, probabilities, None, table)
+                scored[name] = BundleScores(own, probabilities, None, table)
     if first is None:
         raise BundleError("no bundle to evaluate")
     return ScoredTest(
@@ -208,23 +208,23 @@ def _probabilities(
     name: str, bundle: Bundle, factory: EngineFactory, examples: Examples, progress: Progress
 ) -> np.ndarray:
     """Return float32[N, H] calibrated probabilities."""
-    live = load_live(bundle, factory, streams=1, warm=False)  # nobody waits for a run, or asks what it costs
+    model = load_model(bundle, factory, streams=1, warm=False)  # nobody waits for a run, or asks what it costs
     try:
         total = examples.batch.requests
         parts = []
         for start in range(0, total, _REQUESTS_PER_RUN):
             stop = min(start + _REQUESTS_PER_RUN, total)
-            batch = _read_by(live, examples.take(np.arange(start, stop)).batch)
-            parts.append(live.probabilities(live.engine.run(batch)))
+            batch = _read_by(model, examples.take(np.arange(start, stop)).batch)
+            parts.append(model.probabilities(model.engine.run(batch)))
             progress(name, stop, total)
         return np.concatenate(parts)
     finally:
-        live.engine.close()
+        model.engine.close()
 
 
-def _read_by(live: LiveModel, batch: FeatureBatch) -> FeatureBatch:
+def _read_by(model: LoadedModel, batch: FeatureBatch) -> FeatureBatch:
     """Leave out the tensors that only others of the family read."""
-    names = {spec.name for spec in live.manifest.specs}
+    names = {spec.name for spec in model.manifest.specs}
     return FeatureBatch(
         {name: tensor for name, tensor in batch.request.items() if name in names},
         {name: tensor for name, tensor in batch.candidate.items() if name in names},

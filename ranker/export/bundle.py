@@ -15,7 +15,7 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
-from feature_client.fetch import Fetched
+from feature_client.fetch import FetchedFeatures
 from kernels.cpu.numpy_engine import NumpyEngine
 from kernels.cpu.openvino_engine import OpenVinoEngine
 from kernels.engine import LOGITS, ROW_REQUEST, EngineFactory, FeatureBatch
@@ -63,7 +63,7 @@ class BundleParts:
     utility_toml: bytes
     embeddings: PinEmbeddings
     #: Invented requests with their surfaces; the expected scores are computed here.
-    golden: Sequence[tuple[Fetched, str]]
+    golden: Sequence[tuple[FetchedFeatures, str]]
     #: Of the training's rows, JSON.
     statistics: bytes
 
@@ -119,11 +119,11 @@ def export_onnx(network: RankerNetwork, sample: FeatureBatch, form: Form = "serv
     network = network.eval()
     arguments = tensors(sample)
     if form == "published":
-        model = _exported(_Traced(network, lambda inputs: network.published(**inputs)), arguments, sample)
+        model = _exported(_TracedModule(network, lambda inputs: network.published(**inputs)), arguments, sample)
     elif isinstance(network.encoder, EarlyFusion) and not network.config.readout_pool:
         model = _with_encoder_function(network, arguments, sample)
     else:
-        model = _exported(_Traced(network, lambda inputs: network(**inputs)), arguments, sample)
+        model = _exported(_TracedModule(network, lambda inputs: network(**inputs)), arguments, sample)
     return _stripped(model)
 
 
@@ -133,11 +133,11 @@ def export_encoder(network: RankerNetwork, sample: FeatureBatch) -> bytes:
     if encoder is None:
         raise ParityError("this network reads no sequence: it has no encoder to export")
     arguments = {name: value for name, value in tensors(sample).items() if name in _ROLES.values()}
-    way = _Traced(network, lambda inputs: encoder(*(inputs[name] for name in _ROLES.values())))
+    way = _TracedModule(network, lambda inputs: encoder(*(inputs[name] for name in _ROLES.values())))
     return _stripped(_exported(way, arguments, sample))
 
 
-class _Traced(nn.Module):
+class _TracedModule(nn.Module):
     """A way through a module, from named tensors to one, as something that can be exported."""
 
     def __init__(self, module: nn.Module, way: Callable[[dict[str, Tensor]], Tensor]) -> None:
@@ -168,8 +168,8 @@ def _with_encoder_function(
         taken = {role: arguments[name] for role, name in _ROLES.items()} | weights
         others = {name: value for name, value in arguments.items() if not name.startswith("sequence_")}
         others[ENCODED] = encode(taken)
-    body = _exported(_Traced(nn.Module(), encode), taken, sample)
-    model = _exported(_Traced(network, score), others, sample)
+    body = _exported(_TracedModule(nn.Module(), encode), taken, sample)
+    model = _exported(_TracedModule(network, score), others, sample)
     function = helper.make_function(
         DOMAIN,
         ENCODER,

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from feature_client.codec import Rows, State
-from feature_client.fetch import Fetched
+from feature_client.codec import Rows, RowState
+from feature_client.fetch import FetchedFeatures
 from feature_client.groups import FeatureGroup, Scalar, SequenceGroup
 from model_store.bundle.manifest import Manifest
 from ranker.data.embeddings import PinEmbeddings
@@ -20,7 +20,7 @@ _SHAPES = ((12, 1.0, "home"), (8, 0.4, "related"), (9, 0.0, "home"), (7, 0.05, "
 _TIME_MS = 1_600_000_000_000
 
 
-def golden_inputs(manifest: Manifest, embeddings: PinEmbeddings, seed: int) -> list[tuple[Fetched, str]]:
+def golden_inputs(manifest: Manifest, embeddings: PinEmbeddings, seed: int) -> list[tuple[FetchedFeatures, str]]:
     """Invent a few requests that reach every path: empty and full sequences, both surfaces, missing rows.
 
     Args:
@@ -46,34 +46,34 @@ def _invent(
     actions: int,
     surface: str,
     known: bool,
-) -> Fetched:
+) -> FetchedFeatures:
     wanted = candidates + actions + (surface == "related")
     place = rng.integers(len(embeddings.pin_ids), size=wanted)
     distinct, index = np.unique(place, return_inverse=True)
     rows = _invent_rows(rng, groups.pin, embeddings.vectors[distinct])
     states = np.zeros(len(rows), np.uint8)
     lost = index[candidates - 1]
-    rows[lost], states[lost] = groups.pin.default_row, State.MISSING
+    rows[lost], states[lost] = groups.pin.default_row, RowState.MISSING
     events = np.zeros(actions, SequenceGroup.dtype)
     events["pin_id"] = embeddings.pin_ids[place[candidates : candidates + actions]]
     events["time_ms"] = _TIME_MS - np.cumsum(rng.integers(1_000, 3_600_000, actions))
     if groups.sequence is not None:
         events["action"] = rng.integers(len(groups.sequence.actions), size=actions)
-    return Fetched(
+    return FetchedFeatures(
         user={USER_GROUP: _invent_user(rng, groups.user, known)},
         pins={PIN_GROUP: Rows(rows[index], states[index])},
         candidates=candidates,
         events=events,
         has_query_pin=surface == "related",
-        sequence_state=State.PRESENT,
+        sequence_state=RowState.PRESENT,
     )
 
 
 def _invent_user(rng: np.random.Generator, group: FeatureGroup, known: bool) -> Rows:
     if not known:
-        return Rows(np.array([group.default_row], group.dtype), np.array([State.MISSING], np.uint8))
+        return Rows(np.array([group.default_row], group.dtype), np.array([RowState.MISSING], np.uint8))
     vector = rng.normal(size=(1, *group.dtype["embedding"].shape))
-    return Rows(_invent_rows(rng, group, vector / np.linalg.norm(vector)), np.array([State.PRESENT], np.uint8))
+    return Rows(_invent_rows(rng, group, vector / np.linalg.norm(vector)), np.array([RowState.PRESENT], np.uint8))
 
 
 def _invent_rows(rng: np.random.Generator, group: FeatureGroup, vectors: np.ndarray) -> np.ndarray:

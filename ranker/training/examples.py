@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from feature_client.codec import Rows, State
-from feature_client.fetch import Fetched
+from feature_client.codec import Rows, RowState
+from feature_client.fetch import FetchedFeatures
 from feature_client.groups import SequenceGroup
 from kernels.engine import FeatureBatch
 from model_store.bundle.manifest import Manifest
@@ -204,7 +204,7 @@ class ExampleBuilder:
             {name: snapshot.pins.rows[name][candidates[order]] for name in attributes},
         )
 
-    def fetched(self, request: Request, candidates: np.ndarray, pins: Rows, users: Rows) -> Fetched:
+    def fetched(self, request: Request, candidates: np.ndarray, pins: Rows, users: Rows) -> FetchedFeatures:
         """Return what a fetch at the time of the request would have found.
 
         Args:
@@ -218,19 +218,19 @@ class ExampleBuilder:
         events = np.empty(0, SequenceGroup.dtype) if sequence is None else events_of(log, request.history, sequence)
         acted = log.pin[request.history][: len(events)]
         wanted = np.concatenate([candidates, acted, [] if query is None else [query]]).astype(np.int64)
-        return Fetched(
+        return FetchedFeatures(
             user={USER_GROUP: Rows(users.rows[[request.user]], users.states[[request.user]])},
             pins={PIN_GROUP: Rows(pins.rows[wanted], pins.states[wanted])},
             candidates=len(candidates),
             events=events,
             has_query_pin=query is not None,
-            sequence_state=State.PRESENT if len(events) else State.MISSING,
+            sequence_state=RowState.PRESENT if len(events) else RowState.MISSING,
         )
 
     def _draw(self, user: int, count: int, snapshot: _Snapshot, rng: np.random.Generator) -> np.ndarray:
         log = self._log
         own = log.pin[log.by_user[log.user_splits[user] : log.user_splits[user + 1]]]
-        eligible = snapshot.pins.states == State.PRESENT
+        eligible = snapshot.pins.states == RowState.PRESENT
         eligible[own] = False
         known, new = np.flatnonzero(eligible), np.setdiff1d(snapshot.new_pins, own)
         count = max(0, count)
@@ -266,7 +266,7 @@ class _Snapshot:
         stop = log.before(span.start_ms)
         pins = pin_rows(log, groups.pin, vectors, span.start_ms)
         acted = log.pin[stop : log.before(span.stop_ms)]
-        on_new = pins.states[acted] != State.PRESENT
+        on_new = pins.states[acted] != RowState.PRESENT
         counts = [np.bincount(log.pin[:stop], log.labels[:stop, column], len(log.pin_ids)) for column in columns]
         return _Snapshot(
             pins,

@@ -9,7 +9,7 @@ import grpc
 import grpc.aio
 import numpy as np
 
-from feature_client.activity.writer import ActivityWriter, Outcome, QueueFullError, clock_ms, time_problem
+from feature_client.activity.writer import ActionOutcome, ActivityWriter, QueueFullError, clock_ms, time_problem
 from feature_client.groups import SequenceGroup
 from feature_client.stores.store import Store, StoreError
 from pinrank.v1 import activity_pb2
@@ -80,11 +80,13 @@ class ActivityEdge:
         return await self._answer(requests)
 
     async def _answer(self, requests: AsyncIterator[activity_pb2.RecordRequest]) -> activity_pb2.RecordResponse:
-        counts = np.zeros(len(Outcome), np.int64)
+        counts = np.zeros(len(ActionOutcome), np.int64)
         async for request in requests:
             counts += await self._store(request.actions)
         return activity_pb2.RecordResponse(
-            added=counts[Outcome.ADDED], repeated_actions=counts[Outcome.REPEATED], too_old=counts[Outcome.TOO_OLD]
+            added=counts[ActionOutcome.ADDED],
+            repeated_actions=counts[ActionOutcome.REPEATED],
+            too_old=counts[ActionOutcome.TOO_OLD],
         )
 
     async def _store(self, actions: Sequence[activity_pb2.Action]) -> np.ndarray:
@@ -94,9 +96,9 @@ class ActivityEdge:
         if not sequences:
             raise NotRecordingError("this server does not record actions; set record_actions = true")
         if not actions:
-            return np.zeros(len(Outcome), np.int64)
+            return np.zeros(len(ActionOutcome), np.int64)
         users, known = await _checked(sequences, actions)
-        best = np.full(len(actions), len(Outcome))
+        best = np.full(len(actions), len(ActionOutcome))
         for sequence, (events, into) in zip(sequences, known, strict=True):
             if not len(into):
                 continue
@@ -107,8 +109,8 @@ class ActivityEdge:
             except StoreError as error:
                 raise StoreDownError(f"the actions may not have been stored; send them again: {error}") from error
             best[into] = np.minimum(best[into], outcomes)
-        counts = np.bincount(best, minlength=len(Outcome))
-        for outcome in Outcome:
+        counts = np.bincount(best, minlength=len(ActionOutcome))
+        for outcome in ActionOutcome:
             self._metrics.actions[outcome.name.lower()].inc(int(counts[outcome]))
         return counts
 

@@ -21,7 +21,7 @@ from server.config import ConfigError, ServerConfig
 from server.errors import StatusError
 from server.request.routing import ServedModels
 from server.rollout.guard import Breach, Healthy, TooEarly
-from server.rollout.hot_swap import Held, HotSwap
+from server.rollout.hot_swap import HotSwap, VersionRecord
 from server.rollout.lifecycle import Phase
 from server.rollout.shadow import Shadow
 
@@ -164,7 +164,7 @@ class ModelEdge:
             found.events.add(s_ago=now_s - at_s, text=within(text, _REASON_BYTES_MAX))
         return found
 
-    def _version(self, version: int, held: Held) -> models_pb2.ModelVersion:
+    def _version(self, version: int, held: VersionRecord) -> models_pb2.ModelVersion:
         checks, warm_up = held.report.checks, held.report.warm_up
         if held.phase is Phase.WARMING and warm_up is not None:
             checks = [*checks, f"warm-up: {warm_up}"]

@@ -10,7 +10,7 @@ from server.api.status import listed
 from server.config import ServerConfig
 from server.errors import FieldViolation, InvalidRequestError
 from server.request.pipeline import Ranking, RankQuery
-from server.request.routing import Served, ServedModels
+from server.request.routing import ServedModel, ServedModels
 
 _SHOWN_MAX = 60
 
@@ -47,7 +47,7 @@ def to_query(
     label = _label(request, models)
     served = _served(request, label, models, problems)
     pin_ids = _pin_ids(request, config.candidates_max, problems)
-    manifest = (served or models.default).live.manifest
+    manifest = (served or models.default).model.manifest
     surface = next((s for s in manifest.surfaces if s.name == request.surface), None)
     if surface is None:
         known = listed(s.name for s in manifest.surfaces)
@@ -93,7 +93,7 @@ def _label(request: ranking_pb2.RankRequest, models: ServedModels) -> str:
 
 def _served(
     request: ranking_pb2.RankRequest, label: str, models: ServedModels, problems: list[FieldViolation]
-) -> Served | None:
+) -> ServedModel | None:
     if label or request.WhichOneof("model") == "label":
         if served := models.by_label.get(label):
             return served
@@ -132,11 +132,11 @@ def _pin_ids(request: ranking_pb2.RankRequest, candidates_max: int, problems: li
 
 
 def _query(
-    request: ranking_pb2.RankRequest, served: Served, problems: list[FieldViolation]
+    request: ranking_pb2.RankRequest, served: ServedModel, problems: list[FieldViolation]
 ) -> tuple[int | None, np.ndarray | None]:
     if not request.HasField("query"):
         return None, None
-    manifest = served.live.manifest
+    manifest = served.model.manifest
     space = manifest.query_space
     if space is None:
         problems.append(FieldViolation("query", f"model {manifest.ref} reads no query; leave it out"))
@@ -194,7 +194,7 @@ def to_response(query: RankQuery, ranking: Ranking, wire_us: int, total_us: int)
     if query.explain:
         table = ranking.served.utility.surfaces[query.surface]
         explanation = ranking_pb2.Explanation(
-            heads=[head.name for head in ranking.served.live.manifest.heads],
+            heads=[head.name for head in ranking.served.model.manifest.heads],
             head_probabilities=ranking.probabilities[order].ravel().tolist(),
             parties=table.parties,
             party_utilities=ranking.party_utilities[order].ravel().tolist(),

@@ -17,7 +17,7 @@ from server.cli.features import fail, log_warnings, run_store_work, started_stor
 if TYPE_CHECKING:
     from feature_client.bulk.coverage import Coverage
     from model_store.bundle.files import Bundle
-    from model_store.registry.history import Entry
+    from model_store.registry.history import HistoryEntry
     from model_store.registry.store import ModelStore
 
 models = typer.Typer(
@@ -173,7 +173,7 @@ def verify(
 ) -> None:
     """Check a bundle as a server would before serving it: digests, manifest, network, utility table, golden scores."""
     from model_store.bundle.files import read_bundle  # noqa: PLC0415
-    from model_store.registry.signing import Trust  # noqa: PLC0415
+    from model_store.registry.signing import TrustedKeys  # noqa: PLC0415
 
     with _explained():
         if name is None:
@@ -186,7 +186,7 @@ def verify(
             bundle = _named(_store(store), what, name)
             if trusted_key:
                 release = _store(store).release(what, bundle.manifest.version)
-                Trust.read(trusted_key).check(bundle.manifest.ref, release.digest, release.signature)
+                TrustedKeys.read(trusted_key).check(bundle.manifest.ref, release.digest, release.signature)
         cost_s = _proven(bundle, engine)
     typer.echo(f"{bundle.manifest.ref} is good: digest {bundle.digest}, 128 rows take {cost_s * 1e3:.2f} ms")
 
@@ -288,16 +288,16 @@ def _named(store: ModelStore, model: str, name: str) -> Bundle:
 def _proven(bundle: Bundle, engine: str) -> float:
     """Check a bundle as servers do; return the seconds of 128 rows."""
     from kernels.engines import engine_factory  # noqa: PLC0415
-    from model_store.model.loaded import load_live  # noqa: PLC0415
+    from model_store.model.loaded import load_model  # noqa: PLC0415
     from model_store.model.utility import load_utility  # noqa: PLC0415
 
     # No time for shapes: nothing is served here, only what a run costs is asked for.
-    live = load_live(bundle, engine_factory(engine), streams=1, progress=lambda *_: False)
+    model = load_model(bundle, engine_factory(engine), streams=1, progress=lambda *_: False)
     try:
-        load_utility(live.utility_toml, live.manifest)
-        return live.engine.cost_s(1, 128)
+        load_utility(model.utility_toml, model.manifest)
+        return model.engine.cost_s(1, 128)
     finally:
-        live.engine.close()
+        model.engine.close()
 
 
 def _coverage(url: str, bundle: Bundle) -> list[Coverage]:
@@ -314,26 +314,26 @@ def _coverage(url: str, bundle: Bundle) -> list[Coverage]:
     return found
 
 
-def _moved(entry: Entry | None, label: str) -> None:
+def _moved(entry: HistoryEntry | None, label: str) -> None:
     if entry is None:
         typer.echo(f"{label} was so already")
     else:
         typer.echo(_told(entry))
 
 
-def _told(entry: Entry) -> str:
-    from model_store.registry.history import Labelled, Published, Retired, TrafficSet  # noqa: PLC0415
+def _told(entry: HistoryEntry) -> str:
+    from model_store.registry.history import LabelMoved, TrafficSet, VersionPublished, VersionsRetired  # noqa: PLC0415
 
     match entry.change:
-        case Published(version=version, digest=digest, signature=signature):
+        case VersionPublished(version=version, digest=digest, signature=signature):
             return f"published {version} ({digest[:12]}{', signed' if signature else ''})"
-        case Labelled(label=label, version=None, before=before):
+        case LabelMoved(label=label, version=None, before=before):
             return f"removed {label} (was {before})"
-        case Labelled(label=label, version=version, before=before):
+        case LabelMoved(label=label, version=version, before=before):
             return f"{label}: {'none' if before is None else before} -> {version}"
         case TrafficSet(surface=surface, label=label, share=share, before=before):
             return f"{label} on {surface}: {before:.0%} -> {share:.0%}"
-        case Retired(versions=versions):
+        case VersionsRetired(versions=versions):
             return f"retired {', '.join(map(str, versions))}"
 
 

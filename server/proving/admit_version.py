@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from feature_client.fetch import FeatureNeeds, Fetched
+from feature_client.fetch import FeatureNeeds, FetchedFeatures
 from feature_client.near_cache import NearCache
 from kernels.engine import EngineFactory, FeatureBatch, UnavailableError
 from model_store.bundle.files import UTILITY, Bundle, BundleError
@@ -17,16 +17,16 @@ from model_store.bundle.manifest import Manifest
 from model_store.bundle.statistics import read_statistics
 from model_store.model.assembly import Assembler
 from model_store.model.compatibility import breaks_callers
-from model_store.model.loaded import LiveModel, load_live
+from model_store.model.loaded import LoadedModel, load_model
 from model_store.model.utility import UtilityTable, load_utility
-from model_store.registry.signing import Trust
+from model_store.registry.signing import TrustedKeys
 from model_store.registry.store import ModelStore
 from server.config import ServerConfig
-from server.proving.prover import Claim, HelperEndedError, Proof, Prover
-from server.proving.recent_requests import Recent, RecentRequests
+from server.proving.prover import HelperEndedError, Proof, ProofRequest, Prover
+from server.proving.recent_requests import RecentRequest, RecentRequests
 from server.proving.replay import NotReadyError, Sample, check_features, check_scores
 from server.proving.warm_up import WarmUp
-from server.request.routing import Served
+from server.request.routing import ServedModel
 from server.rollout.refusals import Refusals
 from server.runtime.memory import available_bytes, give_back_freed
 from server.runtime.supervisor import Supervisor
@@ -47,7 +47,7 @@ _CLOSE_S = 10.0
 class Features(Protocol):
     """What the rest of the server reads for a version that does not serve yet; called on the event loop."""
 
-    async def features(self, needs: FeatureNeeds, request: Recent) -> Fetched:
+    async def features(self, needs: FeatureNeeds, request: RecentRequest) -> FetchedFeatures:
         """Read what a model needs for a request."""
 
     def new_caches(self, needs: FeatureNeeds) -> Mapping[bytes, NearCache]:
@@ -110,7 +110,7 @@ class Intake:
         self._closed = False
         self._own_prover = own_prover
         self._utility = config.utility.read_bytes() if config.utility else None
-        self._trust = Trust.read(config.swap.trusted_keys) if config.swap.trusted_keys else None
+        self._trust = TrustedKeys.read(config.swap.trusted_keys) if config.swap.trusted_keys else None
         self._loader = Worker("model-loader", supervisor)
         #: The loader's own time at its last rest.
         self._rested_at_s = 0.0
@@ -130,7 +130,7 @@ class Intake:
         warming: Callable[[], None],
         *,
         starting: bool = False,
-    ) -> Served:
+    ) -> ServedModel:
         """Prove a version, try it on recent requests, compile it here and warm it up.
 
         Args:
@@ -159,7 +159,7 @@ class Intake:
             report.checks.append(check_features(manifest, samples, swap.pins_missing_max))
         else:
             report.checks.append("features and scores: not checked, no recent requests to try it on")
-        claim = Claim(
+        claim = ProofRequest(
             store=self._store.where,
             model=config.model,
             version=version,
@@ -189,7 +189,7 @@ class Intake:
         warming()
         return await self.on_loader(self._compiled, bundle, utility, sample, proof.plan, report)
 
-    async def _proven(self, claim: Claim, sample: FeatureBatch | None) -> Proof:
+    async def _proven(self, claim: ProofRequest, sample: FeatureBatch | None) -> Proof:
         try:
             return await self.on_loader(self._prover.prove, claim, sample)
         except HelperEndedError as error:
@@ -226,9 +226,9 @@ class Intake:
         """The part of a core to take; at the start, when nothing is served yet, all of it."""
         return self._config.swap.cpu_share if self._recent.seen else 1.0
 
-    async def free(self, live: LiveModel) -> None:
+    async def free(self, model: LoadedModel) -> None:
         """Free a version that nothing holds."""
-        await self.on_loader(_free, live)
+        await self.on_loader(_free, model)
 
     async def give_back(self) -> None:
         """Return to the system what a version took that came to nothing."""
@@ -294,7 +294,7 @@ class Intake:
 
     def _compiled(
         self, bundle: Bundle, utility: UtilityTable, sample: FeatureBatch | None, plan: bytes | None, report: Report
-    ) -> Served:
+    ) -> ServedModel:
         """Compile and warm up, on a sample of recent requests or else on the golden ones, with rests between runs."""
         assert report.warm_up is not None, "it begins here"  # noqa: S101
         warm_up = report.warm_up
@@ -306,20 +306,20 @@ class Intake:
             return warm_up.progress(runs, of)
 
         try:
-            live = load_live(
+            model = load_model(
                 bundle, self._factory, self._streams, plan=plan, sample=sample, rest=self._rest, progress=progress
             )
         except UnavailableError as error:
             raise NotReadyError(str(error)) from error
         try:
-            assert live.warmed_up is not None, "it was asked for"  # noqa: S101
-            report.checks.append(warm_up.ended(live.warmed_up))
-            return Served(live, utility, read_statistics(bundle))
+            assert model.warmed_up is not None, "it was asked for"  # noqa: S101
+            report.checks.append(warm_up.ended(model.warmed_up))
+            return ServedModel(model, utility, read_statistics(bundle))
         except BaseException:
-            live.engine.close()
+            model.engine.close()
             raise
 
 
-def _free(live: LiveModel) -> None:
-    live.engine.close()
+def _free(model: LoadedModel) -> None:
+    model.engine.close()
     give_back_freed()

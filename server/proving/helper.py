@@ -25,11 +25,11 @@ from kernels.engine import FeatureBatch, UnavailableError
 from kernels.engines import ON_GPU, bundled_plan, engine_factory
 from model_store.bundle.files import BundleError
 from model_store.bundle.statistics import read_statistics
-from model_store.model.loaded import LiveModel, load_live
+from model_store.model.loaded import LoadedModel, load_model
 from model_store.model.utility import UtilityError, load_utility
 from model_store.registry.objects import ModelStoreError
 from model_store.registry.store import open_model_store
-from server.proving.prover import ANSWER_BYTES_MAX, PLAN_BYTES_MAX, Claim, decoded, received, send
+from server.proving.prover import ANSWER_BYTES_MAX, PLAN_BYTES_MAX, ProofRequest, decoded, received, send
 from server.scheduling.pace import Pace
 
 _NICE = 19
@@ -44,7 +44,7 @@ _SLICE_S = 0.004
 _Answer = tuple[dict[str, Any], bytes, bytes]
 
 
-class _Said(logging.Handler):
+class _LogLines(logging.Handler):
     """Keeps what is logged in a process whose standard error is the server's log, for the server to log it in its form.
 
     `lines` has the logger, the level and the message of the first of them, cut.
@@ -61,7 +61,7 @@ class _Said(logging.Handler):
             self.lines.append((record.name, record.levelno, record.getMessage()[: self._LENGTH_MAX]))
 
 
-def _prove(claim: Claim, sample: FeatureBatch | None) -> _Answer:
+def _prove(claim: ProofRequest, sample: FeatureBatch | None) -> _Answer:
     """Prove in this process."""
     try:
         factory = engine_factory(claim.engine, (claim.device,))
@@ -76,13 +76,13 @@ def _prove(claim: Claim, sample: FeatureBatch | None) -> _Answer:
         before = _resident_bytes()
         name = bundled_plan(claim.engine, (claim.device,)) if claim.trusted else None
         plan = bundle.files.get(name) if name else None
-        live = load_live(bundle, factory, streams=1, warm=False, plan=plan)
-        load_utility(claim.utility.encode() if claim.utility else live.utility_toml, live.manifest)
+        model = load_model(bundle, factory, streams=1, warm=False, plan=plan)
+        load_utility(claim.utility.encode() if claim.utility else model.utility_toml, model.manifest)
         read_statistics(bundle)
-        logits = _scored(live, sample)
+        logits = _scored(model, sample)
         memory = max(0, _peak_bytes() - before) + sum(map(len, bundle.files.values()))
         scores = logits.astype("<f4").tobytes()
-        return {"memory_bytes": memory, "shape": list(logits.shape)}, scores, live.engine.plan() or b""
+        return {"memory_bytes": memory, "shape": list(logits.shape)}, scores, model.engine.plan() or b""
     except (ModelStoreError, UnavailableError) as error:
         return {"fault": "environment", "error": str(error)}, b"", b""
     except MemoryError:
@@ -97,18 +97,18 @@ def _prove(claim: Claim, sample: FeatureBatch | None) -> _Answer:
         return {"fault": "bundle", "error": f"{ref}: {type(error).__name__}: {error}"}, b"", b""
 
 
-def _scored(live: LiveModel, sample: FeatureBatch | None) -> np.ndarray:
+def _scored(model: LoadedModel, sample: FeatureBatch | None) -> np.ndarray:
     if sample is None:
-        return np.empty((0, len(live.manifest.heads)), np.float32)
+        return np.empty((0, len(model.manifest.heads)), np.float32)
     try:
-        return live.engine.run(sample)
+        return model.engine.run(sample)
     except MemoryError:
         raise
     except Exception as error:  # whatever a network can make a runtime raise; its text may quote a user's row
-        raise BundleError(f"{live.manifest.ref}: {type(error).__name__} in a run of recent requests") from error
+        raise BundleError(f"{model.manifest.ref}: {type(error).__name__} in a run of recent requests") from error
 
 
-def _bound_memory(claim: Claim) -> None:
+def _bound_memory(claim: ProofRequest) -> None:
     # CUDA reserves addresses for all memory there is, so that there only what can be written is counted.
     kind, column = (resource.RLIMIT_DATA, 5) if claim.engine in ON_GPU else (resource.RLIMIT_AS, 0)
     most = int(_statm()[column]) * resource.getpagesize() + claim.memory_bytes_max
@@ -141,7 +141,7 @@ def _end_with(helper: int) -> None:
         os._exit(1)
 
 
-def _in_a_child(claim: Claim, content: bytes, pace: Pace, claims: IO[bytes], said: _Said) -> _Answer:
+def _in_a_child(claim: ProofRequest, content: bytes, pace: Pace, claims: IO[bytes], said: _LogLines) -> _Answer:
     """Fork, prove there, and return the answer, or what became of the child. Raises EOFError: the server is gone."""
     ref = f"{claim.model}@{claim.version}"
     reader, writer = os.pipe()
@@ -182,7 +182,7 @@ def _in_a_child(claim: Claim, content: bytes, pace: Pace, claims: IO[bytes], sai
         return {"fault": "bundle", "error": f"{ref}: the process that tried it ended with {code}"}, b"", b""
 
 
-def _listened(reader: int, child: int, claim: Claim, pace: Pace, claims: IO[bytes]) -> tuple[bytes, bool, float]:
+def _listened(reader: int, child: int, claim: ProofRequest, pace: Pace, claims: IO[bytes]) -> tuple[bytes, bool, float]:
     """Collect what a child writes, letting it run only for its share of the time.
 
     Priorities do not do that: a core's two threads share what they compute with, and what runs on an idle one slows the
@@ -232,7 +232,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     answers, claims = os.fdopen(os.dup(1), "wb"), sys.stdin.buffer
     os.dup2(2, 1)  # whatever a runtime prints is no answer
-    said = _Said()
+    said = _LogLines()
     logging.basicConfig(handlers=[said], level=logging.WARNING)
     # Imported before the forks, for no proof to spend its time on it (PyTorch takes seconds). No device is touched and
     # nothing is computed here: CUDA does not survive a fork, nor do the threads that PyTorch computes with.
@@ -240,7 +240,7 @@ def main() -> None:
         engine_factory(engine)
     while True:
         try:
-            claim = Claim(**json.loads(received(claims, ANSWER_BYTES_MAX)))
+            claim = ProofRequest(**json.loads(received(claims, ANSWER_BYTES_MAX)))
             content = received(claims, 1 << 40)
             header, *others = _in_a_child(claim, content, pace, claims, said)
             for part in (json.dumps(header).encode(), *others):

@@ -40,7 +40,7 @@ class HelperEndedError(ProvingError):
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class ProofRequest:
     """What is to be proven.
 
     Attributes:
@@ -108,7 +108,7 @@ class Prover:
         with self._lock:
             self._started()
 
-    def prove(self, claim: Claim, sample: FeatureBatch | None) -> Proof:
+    def prove(self, claim: ProofRequest, sample: FeatureBatch | None) -> Proof:
         """Prove a claim in a process of its own, and score a sample of requests with it.
 
         Raises:

@@ -17,7 +17,7 @@ _ROWS_MAX = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Recent:
+class RecentRequest:
     """A request and what it was answered; of many candidates the first.
 
     Attributes:
@@ -40,7 +40,7 @@ class RecentRequests:
     """A ring of requests, taken at a bounded rate. Belongs to one event loop."""
 
     def __init__(self) -> None:
-        self._kept: deque[Recent] = deque(maxlen=_KEPT)
+        self._kept: deque[RecentRequest] = deque(maxlen=_KEPT)
         self._noted_s = float("-inf")
 
     @property
@@ -53,7 +53,7 @@ class RecentRequests:
             return
         self._noted_s = now_s
         self._kept.append(
-            Recent(
+            RecentRequest(
                 query.user_id,
                 query.pin_ids[:_ROWS_MAX].copy(),
                 query.surface,
@@ -65,5 +65,5 @@ class RecentRequests:
             )
         )
 
-    def latest(self, count: int) -> list[Recent]:
+    def latest(self, count: int) -> list[RecentRequest]:
         return list(self._kept)[-count:]

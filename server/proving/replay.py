@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from feature_client.fetch import Fetched
+from feature_client.fetch import FetchedFeatures
 from feature_client.groups import FeatureGroup
 from kernels.engine import FeatureBatch
 from model_store.bundle.files import BundleError
 from model_store.bundle.manifest import Manifest
 from model_store.model.loaded import calibrate
 from model_store.model.utility import UtilityTable
-from server.proving.recent_requests import Recent
+from server.proving.recent_requests import RecentRequest
 
 #: Fewer candidates have no order worth comparing.
 _RANKED_MIN = 8
@@ -28,8 +28,8 @@ class NotReadyError(Exception):
 class Sample:
     """A recent request as a new version would see it."""
 
-    request: Recent
-    fetched: Fetched
+    request: RecentRequest
+    fetched: FetchedFeatures
     batch: FeatureBatch
 
 
@@ -51,9 +51,9 @@ def check_features(manifest: Manifest, samples: Sequence[Sample], missing_max: f
     if failure:
         raise NotReadyError(f"{manifest.ref}: the feature store cannot be read: {failure}")
     rows = sum(sample.fetched.candidates for sample in samples)
-    missing = sum(sample.fetched.lacks().candidates for sample in samples)
+    missing = sum(sample.fetched.missing().candidates for sample in samples)
     before = sum(sample.request.pins_missing for sample in samples)
-    users = sum(sample.fetched.lacks().user for sample in samples)
+    users = sum(sample.fetched.missing().user for sample in samples)
     users_before = sum(sample.request.user_missing for sample in samples)
     for what, now, then, of in (
         ("candidates", missing, before, rows),

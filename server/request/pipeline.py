@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import structlog
 
-from feature_client.codec import State
-from feature_client.fetch import Fetched, fetch
+from feature_client.codec import RowState
+from feature_client.fetch import FetchedFeatures, fetch
 from feature_client.near_cache import NearCache
 from feature_client.quantile import RunningQuantile
 from feature_client.stores.store import Store
 from server.errors import DeadlineError, OverloadedError
-from server.request.routing import Served
+from server.request.routing import ServedModel
 from server.request.selection import select
-from server.scheduling.admission import Admitted, Ask, Cheaper, Refused, Trimmed
+from server.scheduling.admission import Admit, Ask, Refuse, Trim, UseCheaper
 from server.scheduling.contract import Ticket
 from server.scheduling.engine_streams import Runner
 
@@ -49,8 +49,8 @@ class RankQuery:
     label: str
     query_pin_id: int | None
     query_vector: np.ndarray | None
-    served: Served
-    cheaper: Served | None
+    served: ServedModel
+    cheaper: ServedModel | None
     top_k: int
     explain: bool
     deadline_s: float
@@ -69,7 +69,7 @@ class Ranking:
         degradation: what is zero or False is left out.
     """
 
-    served: Served
+    served: ServedModel
     order: np.ndarray
     utilities: np.ndarray
     probabilities: np.ndarray
@@ -104,24 +104,24 @@ class Pipeline:
         rows = len(query.pin_ids)
         if time.monotonic() >= query.deadline_s:
             raise DeadlineError("the deadline had passed on arrival; nothing was read or scored")
-        live, cheaper = query.served.live, query.cheaper
+        model, cheaper = query.served.model, query.cheaper
         ask = Ask(
             surface=query.lane,
             rows=rows,
-            bytes=live.bytes_of(rows),
+            bytes=model.bytes_of(rows),
             deadline_s=query.deadline_s - self._tail.value - self._margin_s,
-            model=live.digest,
-            cheaper=cheaper.live.digest if cheaper else None,
+            model=model.digest,
+            cheaper=cheaper.model.digest if cheaper else None,
         )
         served, degradation = query.served, {}
         match self._runner.admit(ask):
-            case Refused(reason, retry_after_s):
+            case Refuse(reason, retry_after_s):
                 raise OverloadedError(reason, retry_after_s)
-            case Admitted(ticket):
+            case Admit(ticket):
                 pass
-            case Trimmed(ticket):
+            case Trim(ticket):
                 degradation["pins_trimmed"] = rows - ticket.rows
-            case Cheaper(ticket):
+            case UseCheaper(ticket):
                 assert cheaper is not None, "only an ask that names a cheaper model is given it"  # noqa: S101
                 served, degradation["cheaper_model"] = cheaper, 1
         served.in_flight += 1  # nothing was awaited since the request took its model
@@ -132,13 +132,13 @@ class Pipeline:
             self._runner.release(ticket, ask.bytes)
 
     async def _rank_admitted(
-        self, query: RankQuery, served: Served, ticket: Ticket, degradation: dict[str, int]
+        self, query: RankQuery, served: ServedModel, ticket: Ticket, degradation: dict[str, int]
     ) -> Ranking:
-        live, utility = served.live, served.utility
+        model, utility = served.model, served.utility
         start = time.perf_counter()
         fetched = await fetch(
             self._store,
-            live.needs,
+            model.needs,
             query.user_id,
             query.pin_ids[: ticket.rows],
             query.query_pin_id,
@@ -147,11 +147,11 @@ class Pipeline:
         )
         self._note_store(fetched.store_failure)
         fetch_end = time.perf_counter()
-        batch = live.assembler.assemble(fetched, query.surface, query.query_vector)
+        batch = model.assembler.assemble(fetched, query.surface, query.query_vector)
         assemble_end = time.perf_counter()
-        scored = await self._runner.score(ticket, live, batch, query.deadline_s)
+        scored = await self._runner.score(ticket, model, batch, query.deadline_s)
         score_end = time.perf_counter()
-        probabilities = live.probabilities(scored.logits)
+        probabilities = model.probabilities(scored.logits)
         party_utilities = utility.party_utilities(query.surface, probabilities, fetched)
         utilities = utility.combine(query.surface, party_utilities)
         utility_end = time.perf_counter()
@@ -193,12 +193,12 @@ class Pipeline:
         self._store_failure = failure
 
 
-def _degradation(fetched: Fetched, utilities: np.ndarray) -> dict[str, int]:
+def _degradation(fetched: FetchedFeatures, utilities: np.ndarray) -> dict[str, int]:
     non_finite = len(utilities) - int(np.count_nonzero(np.isfinite(utilities)))
-    lacks = fetched.lacks()
+    lacks = fetched.missing()
     found = {
         "user_missing": lacks.user,
-        "sequence_missing": fetched.sequence_state != State.PRESENT,
+        "sequence_missing": fetched.sequence_state != RowState.PRESENT,
         "pins_missing": lacks.candidates,
         "sequence_pins_missing": lacks.event_pins,
         "query_missing": lacks.query_pin,

@@ -11,7 +11,7 @@ import numpy as np
 
 from kernels.engine import FeatureBatch
 from model_store.bundle.statistics import Distribution, Statistics, observed, stability_index
-from model_store.model.loaded import LiveModel
+from model_store.model.loaded import LoadedModel
 from model_store.model.utility import UtilityTable
 from pinrank.v1 import ranking_pb2
 from server.rollout.guard import Window, moved_by
@@ -21,11 +21,11 @@ _SAMPLES, _SAMPLED_EVERY, _ROWS_A_SAMPLE = 128, 8, 64
 _MASK = (1 << 64) - 1
 
 
-class Served:
+class ServedModel:
     """A live model with the utility table compiled for it, and what its answers say of their origin."""
 
-    def __init__(self, live: LiveModel, utility: UtilityTable, statistics: Statistics | None = None) -> None:
-        self.live = live
+    def __init__(self, model: LoadedModel, utility: UtilityTable, statistics: Statistics | None = None) -> None:
+        self.model = model
         self.utility = utility
         #: Of its training, if the bundle has them.
         self.statistics = statistics
@@ -34,14 +34,14 @@ class Served:
         #: Lately: float32[N, H] probabilities, and inputs by name.
         self.samples: deque[tuple[np.ndarray, Mapping[str, np.ndarray]]] = deque(maxlen=_SAMPLES)
         self._answers = itertools.count()
-        manifest = live.manifest
+        manifest = model.manifest
         groups = [*manifest.groups, *([manifest.sequence] if manifest.sequence else [])]
         #: A response with nothing but its versions, serialised: the same in every answer.
         self.versions: bytes = ranking_pb2.RankResponse(
             versions=ranking_pb2.Versions(
                 model=manifest.name,
                 model_version=manifest.version,
-                model_digest=live.digest,
+                model_digest=model.digest,
                 utility=utility.digest,
                 feature_groups=[group.ref for group in groups],
             )
@@ -49,13 +49,13 @@ class Served:
 
     @property
     def version(self) -> int:
-        return self.live.manifest.version
+        return self.model.manifest.version
 
     def sample(self, probabilities: np.ndarray, batch: FeatureBatch) -> None:
         """Keep some of what it is given and gives."""
         if next(self._answers) % _SAMPLED_EVERY == 0:
             inputs = {
-                name: values[:_ROWS_A_SAMPLE].copy() for name, values in observed(self.live.manifest, batch).items()
+                name: values[:_ROWS_A_SAMPLE].copy() for name, values in observed(self.model.manifest, batch).items()
             }
             self.samples.append((probabilities[:_ROWS_A_SAMPLE].copy(), inputs))
 
@@ -65,20 +65,20 @@ class ServedModels:
 
     def __init__(self, default_label: str) -> None:
         self.default_label = default_label
-        self.by_label: dict[str, Served] = {}
-        self.by_version: dict[int, Served] = {}
+        self.by_label: dict[str, ServedModel] = {}
+        self.by_version: dict[int, ServedModel] = {}
         #: What became of each label's requests lately.
         self.windows: dict[str, Window] = {}
         self._traffic: Mapping[str, Mapping[str, float]] = {}
 
     @property
-    def default(self) -> Served:
+    def default(self) -> ServedModel:
         return self.by_label[self.default_label]
 
     @property
     def surfaces(self) -> frozenset[str]:
         """Every surface that some model ranks."""
-        return frozenset(s.name for served in self.by_version.values() for s in served.live.manifest.surfaces)
+        return frozenset(s.name for served in self.by_version.values() for s in served.model.manifest.surfaces)
 
     def share_traffic(self, traffic: Mapping[str, Mapping[str, float]]) -> None:
         """Divide what names no label: by surface (`*`: the others), each label's share; the default gets the rest."""
@@ -107,13 +107,13 @@ def _place(number: int) -> float:
     return (mixed ^ mixed >> 31) / 2**64
 
 
-def drifts(served: Served) -> dict[tuple[str, str], float]:
+def drifts(served: ServedModel) -> dict[tuple[str, str], float]:
     """Return how far what a version is given and gives is from its training (PSI), by (input or head, name)."""
     trained, samples = served.statistics, list(served.samples)
     if trained is None or not samples:
         return {}
     found: dict[tuple[str, str], float] = {}
-    for i, head in enumerate(served.live.manifest.heads):
+    for i, head in enumerate(served.model.manifest.heads):
         if head.name in trained.heads:
             values = np.concatenate([probabilities[:, i] for probabilities, _ in samples])
             found["head", head.name] = _distance(trained.heads[head.name], values)
@@ -124,14 +124,14 @@ def drifts(served: Served) -> dict[tuple[str, str], float]:
     return found
 
 
-def heads_moved(own: Served, other: Served) -> dict[str, float]:
+def heads_moved(own: ServedModel, other: ServedModel) -> dict[str, float]:
     """Return how far each head that both have moved (PSI), from what both gave lately."""
     found = {}
-    places = {head.name: i for i, head in enumerate(other.live.manifest.heads)}
+    places = {head.name: i for i, head in enumerate(other.model.manifest.heads)}
     given, usual = list(own.samples), list(other.samples)
     if not given or not usual:
         return {}
-    for i, head in enumerate(own.live.manifest.heads):
+    for i, head in enumerate(own.model.manifest.heads):
         if head.name in places:
             column = np.concatenate([probabilities[:, i] for probabilities, _ in given])
             against = np.concatenate([probabilities[:, places[head.name]] for probabilities, _ in usual])

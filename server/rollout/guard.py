@@ -35,15 +35,15 @@ class Window:
         else:
             newest.seconds.append(seconds)
 
-    def seen(self, now_s: float) -> Seen:
+    def seen(self, now_s: float) -> WindowSummary:
         halves = [half for half in self._halves if now_s - half.began_s < 3 * self._half_s]
         seconds = [s for half in halves for s in half.seconds]
         errors = sum(half.errors for half in halves)
-        return Seen(len(seconds) + errors, errors, float(np.quantile(seconds, 0.99)) if seconds else 0.0)
+        return WindowSummary(len(seconds) + errors, errors, float(np.quantile(seconds, 0.99)) if seconds else 0.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class WindowSummary:
     """Of a window: answered and failed requests, the failed ones, and the P99 of the answered."""
 
     requests: int
@@ -86,7 +86,7 @@ class Breach:
 Verdict = Healthy | TooEarly | Breach
 
 
-def judge(own: Seen, default: Seen, moved: dict[str, float], limits: Limits) -> Verdict:
+def judge(own: WindowSummary, default: WindowSummary, moved: dict[str, float], limits: Limits) -> Verdict:
     """Compare a label with the default label.
 
     Args:

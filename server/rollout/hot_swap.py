@@ -20,7 +20,7 @@ from model_store.bundle.files import BundleError
 from model_store.bundle.manifest import Manifest
 from model_store.model.utility import UtilityError
 from model_store.registry.entries import whoami
-from model_store.registry.history import Entry, State
+from model_store.registry.history import HistoryEntry, ModelState
 from model_store.registry.objects import ModelStoreError
 from model_store.registry.signing import SigningError
 from model_store.registry.store import ModelStore
@@ -29,7 +29,7 @@ from server.proving.admit_version import Intake, Report
 from server.proving.prover import ProvingError
 from server.proving.replay import NotReadyError
 from server.proving.warm_up import WarmUp
-from server.request.routing import Served, ServedModels
+from server.request.routing import ServedModel, ServedModels
 from server.rollout.first_version import FirstVersion
 from server.rollout.guard import Window
 from server.rollout.label_guard import EVERY_S, LabelGuard
@@ -37,7 +37,6 @@ from server.rollout.lifecycle import (
     Decision,
     Drain,
     Forget,
-    Known,
     Load,
     Phase,
     Retry,
@@ -47,6 +46,7 @@ from server.rollout.lifecycle import (
     Snapshot,
     Unload,
     Unroute,
+    VersionState,
     decide,
     followed,
 )
@@ -70,18 +70,18 @@ class Host(Protocol):
     def drop_caches(self, needed: Collection[FeatureNeeds]) -> None:
         """Drop the near caches of groups that none of these read."""
 
-    def install(self, served: Served) -> None:
+    def install(self, served: ServedModel) -> None:
         """Get ready for a version's first request."""
 
-    def dismiss(self, served: Served) -> None:
+    def dismiss(self, served: ServedModel) -> None:
         """Let go of a version that nothing holds any more."""
 
-    def runs(self, served: Served) -> int:
+    def runs(self, served: ServedModel) -> int:
         """Return how many engine runs of a version are under way."""
 
 
 @dataclass(slots=True)
-class Held:
+class VersionRecord:
     """A version that the server knows of."""
 
     phase: Phase
@@ -89,7 +89,7 @@ class Held:
     reason: str = ""
     retry_at_s: float = float("inf")
     report: Report = field(default_factory=Report)
-    served: Served | None = None
+    served: ServedModel | None = None
 
 
 class HotSwap:
@@ -116,9 +116,9 @@ class HotSwap:
         self._supervisor = supervisor
         self._refusals = refusals
         self._clock = clock
-        self.versions: dict[int, Held] = {}
+        self.versions: dict[int, VersionRecord] = {}
         self.pinned: set[int] = set()
-        self.entry: Entry | None = None
+        self.entry: HistoryEntry | None = None
         self.looked_s = float("-inf")
         self.store_failure = ""
         self.events: deque[tuple[float, str]] = deque(maxlen=_EVENTS_KEPT)
@@ -168,7 +168,7 @@ class HotSwap:
                 raise failure or error from error
             if version is None:
                 raise failure or ModelStoreError(f"{default} names no version")
-            self.versions[version] = Held(Phase.SEEN, self._clock())
+            self.versions[version] = VersionRecord(Phase.SEEN, self._clock())
             why_not = await self._take_in(version, starting=True)
             if why_not is None:
                 break
@@ -182,7 +182,7 @@ class HotSwap:
         self._act(Route(default, version))
         reason = str(failure) if before is None else f"{before} (before a restart)"
         if wanted not in self.versions:  # refused before: not tried until there are requests to try it on
-            self.versions[wanted] = Held(Phase.VERIFYING, self._clock())
+            self.versions[wanted] = VersionRecord(Phase.VERIFYING, self._clock())
             self._fail(wanted, "surroundings", reason, self._config.swap.retry_s)
         self._note(f"{default}: {version} instead of {wanted}")
         _log.error("older_version_served", label=default, version=version, wanted=wanted, reason=reason)
@@ -226,14 +226,14 @@ class HotSwap:
         )
         for held in self.versions.values():
             if held.served is not None:
-                held.served.live.engine.close()
+                held.served.model.engine.close()
         self.versions.clear()
 
     def look(self) -> None:
         """Look at the store now rather than in a while."""
         self._wake.set()
 
-    async def load(self, version: int) -> Held:
+    async def load(self, version: int) -> VersionRecord:
         """Hold a version without a label; return it once it serves or failed. Raises ModelStoreError."""
         await self._calling.ask(self._config.swap.store_timeout_s, self._store.release, self._config.model, version)
         self.pinned.add(version)
@@ -252,10 +252,10 @@ class HotSwap:
         self.pinned.discard(version)
         self._step()
 
-    async def set_label(self, label: str, version: int, by: str, why: str, expected: int | None) -> Entry | None:
+    async def set_label(self, label: str, version: int, by: str, why: str, expected: int | None) -> HistoryEntry | None:
         """Move a label in the store, and follow at once. Raises ModelStoreError, BundleError."""
 
-        def move() -> Entry | None:
+        def move() -> HistoryEntry | None:
             return self._store.set_label(self._config.model, label, version, by=by, why=why, expected=expected)
 
         # It reads the whole bundle.
@@ -266,7 +266,7 @@ class HotSwap:
     @property
     def labels(self) -> Mapping[str, int]:
         """The labels to serve and the versions that the store, or a guard, says; the default label first."""
-        state = self.entry.state if self.entry else State()
+        state = self.entry.state if self.entry else ModelState()
         default, found = self._models.default_label, {}
         for label in self._config.labels:
             if label in state.labels:
@@ -316,14 +316,14 @@ class HotSwap:
             self.guard.follow(entry.state.labels)
             self._models.share_traffic(entry.state.traffic)
 
-    async def _head(self) -> Entry | None:
+    async def _head(self) -> HistoryEntry | None:
         return await self._looking.ask(self._config.swap.store_timeout_s, self._store.head, self._config.model)
 
     def _snapshot(self) -> Snapshot:
         known = {}
         for version, held in self.versions.items():
             in_flight = held.served.in_flight + self._host.runs(held.served) if held.served else 0
-            known[version] = Known(held.phase, in_flight, held.retry_at_s)
+            known[version] = VersionState(held.phase, in_flight, held.retry_at_s)
         routes = {label: served.version for label, served in self._models.by_label.items()}
         return Snapshot(self._clock(), self.labels, frozenset(self.pinned), known, routes)
 
@@ -339,7 +339,7 @@ class HotSwap:
         models, versions = self._models, self.versions
         match decision:
             case See(version):
-                versions[version] = Held(Phase.SEEN, self._clock())
+                versions[version] = VersionRecord(Phase.SEEN, self._clock())
                 self._note(f"{version} seen")
             case Load(version):
                 self._become(version, Phase.VERIFYING)
@@ -363,7 +363,7 @@ class HotSwap:
                 self._free(versions.pop(version))
             case Retry(version):
                 before = versions[version]
-                versions[version] = Held(followed(before.phase, Phase.SEEN), self._clock(), before.reason)
+                versions[version] = VersionRecord(followed(before.phase, Phase.SEEN), self._clock(), before.reason)
             case Forget(version):
                 self._become(version, Phase.GONE)
                 del versions[version]
@@ -376,7 +376,7 @@ class HotSwap:
         held.reason = ""
         self._models.by_version[version] = held.served
 
-    def _label(self, label: str, served: Served | None) -> None:
+    def _label(self, label: str, served: ServedModel | None) -> None:
         before = self._models.by_label.get(label)
         if served is None:
             del self._models.by_label[label]
@@ -388,24 +388,24 @@ class HotSwap:
         self.guard.verdicts.pop(label, None)
         for one, value in ((before, None), (served, 1)):
             if one is not None:
-                names = (one.live.manifest.name, str(one.version), label, one.live.digest)
+                names = (one.model.manifest.name, str(one.version), label, one.model.digest)
                 if value is None:
                     self._metrics.model_info.remove(*names)
                 else:
                     self._metrics.model_info.labels(*names).set(value)
 
-    def _free(self, held: Held) -> None:
+    def _free(self, held: VersionRecord) -> None:
         """Free what a version took, off the loop."""
         served, held.served = held.served, None
         if served is None:
             return
         self._host.dismiss(served)
         self._drop_caches()
-        self._run(self._supervisor.task("model-intake", self._intake.free(served.live)))
+        self._run(self._supervisor.task("model-intake", self._intake.free(served.model)))
 
     def _drop_caches(self) -> None:
         loaded = (held.served for held in self.versions.values() if held.served is not None)
-        self._host.drop_caches([served.live.needs for served in loaded])
+        self._host.drop_caches([served.model.needs for served in loaded])
 
     def _become(self, version: int, phase: Phase) -> None:
         held = self.versions[version]
@@ -462,7 +462,7 @@ class HotSwap:
         """Return what answers now for the labels that a version is for; in the shadow nobody is answered."""
         labels = [label for label, wanted in self.labels.items() if wanted == version]
         return {
-            label: self._models.by_label.get(label, self._models.default).live.manifest
+            label: self._models.by_label.get(label, self._models.default).model.manifest
             for label in labels
             if label != self._config.shadow.label
         }

@@ -51,7 +51,7 @@ def followed(before: Phase, after: Phase) -> Phase:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class VersionState:
     """A version that the server knows of.
 
     Attributes:
@@ -80,7 +80,7 @@ class Snapshot:
     now_s: float
     labels: Mapping[str, int]
     pinned: frozenset[int]
-    known: Mapping[int, Known]
+    known: Mapping[int, VersionState]
     routes: Mapping[str, int]
 
 
@@ -176,7 +176,7 @@ def decide(snapshot: Snapshot) -> tuple[Decision, ...]:
     return tuple(decisions)
 
 
-def _of_wanted(version: int, one: Known, snapshot: Snapshot) -> list[Decision]:
+def _of_wanted(version: int, one: VersionState, snapshot: Snapshot) -> list[Decision]:
     if one.phase is Phase.FAILED and snapshot.now_s >= one.retry_at_s:
         return [Retry(version)]
     # What a label names is served by its route.
@@ -185,7 +185,7 @@ def _of_wanted(version: int, one: Known, snapshot: Snapshot) -> list[Decision]:
     return []
 
 
-def _of_unwanted(version: int, one: Known) -> list[Decision]:
+def _of_unwanted(version: int, one: VersionState) -> list[Decision]:
     match one.phase:
         case Phase.READY | Phase.SERVING:
             return [Drain(version)]

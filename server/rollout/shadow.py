@@ -13,7 +13,7 @@ import numpy as np
 from pinrank.v1 import models_pb2
 from server.errors import OverloadedError, RankError
 from server.request.pipeline import Pipeline, Ranking, RankQuery
-from server.request.routing import Served, ServedModels
+from server.request.routing import ServedModel, ServedModels
 from server.rollout.guard import moved_by
 from server.runtime.supervisor import Supervisor
 
@@ -38,10 +38,10 @@ class Shadow:
         self._supervisor = supervisor
         self._random = random.Random()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._served: Served | None = None
+        self._served: ServedModel | None = None
         self._begin(None)
 
-    def _begin(self, served: Served | None) -> None:
+    def _begin(self, served: ServedModel | None) -> None:
         """Compare another version from now on."""
         self._served = served
         self.requests = self.skipped = self.failed = 0
@@ -96,8 +96,8 @@ class Shadow:
         self.requests += 1
         best = min(_TOP, len(given.order))
         self._overlaps.append(len(np.intersect1d(given.order[:best], own.order[:best])) / best)
-        theirs = {head.name: i for i, head in enumerate(given.served.live.manifest.heads)}
-        for i, head in enumerate(query.served.live.manifest.heads):
+        theirs = {head.name: i for i, head in enumerate(given.served.model.manifest.heads)}
+        for i, head in enumerate(query.served.model.manifest.heads):
             if head.name in theirs:
                 kept = self._heads.setdefault(head.name, (deque(maxlen=_KEPT), deque(maxlen=_KEPT)))
                 kept[0].append(given.probabilities[:, theirs[head.name]].copy())

@@ -40,33 +40,33 @@ class Overload:
 
 
 @dataclass(frozen=True, slots=True)
-class Admitted:
+class Admit:
     ticket: Ticket
 
 
 @dataclass(frozen=True, slots=True)
-class Trimmed:
+class Trim:
     """Only the first `ticket.rows` candidates fit."""
 
     ticket: Ticket
 
 
 @dataclass(frozen=True, slots=True)
-class Cheaper:
+class UseCheaper:
     """The cheaper model answers: `ticket.model`."""
 
     ticket: Ticket
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class Refuse:
     """Refused before any work was spent on it."""
 
     reason: str
     retry_after_s: float
 
 
-Decision = Admitted | Trimmed | Cheaper | Refused
+Decision = Admit | Trim | UseCheaper | Refuse
 
 
 class Admission:
@@ -91,29 +91,29 @@ class Admission:
         forecast = self._policy.forecast(ticket, now_s)
         full = self._full(ask)
         if full is not None:
-            return Refused(full, max(0.0, forecast.finish_s - now_s))
+            return Refuse(full, max(0.0, forecast.finish_s - now_s))
         if _fits(forecast, ask):
-            return self._take(Admitted(ticket), ask, now_s)
+            return self._take(Admit(ticket), ask, now_s)
         for action in self._overload.get(ask.surface, Overload()).actions:
             match action:
                 case "trim":
                     rows = self._rows_that_fit(ask, ticket.number, now_s)
                     if rows:
-                        return self._take(Trimmed(_of(ask, ticket.number, rows, ask.model)), ask, now_s)
+                        return self._take(Trim(_of(ask, ticket.number, rows, ask.model)), ask, now_s)
                 case "cheaper" if ask.cheaper is not None:
                     other = _of(ask, ticket.number, ask.rows, ask.cheaper)
                     if _fits(self._policy.forecast(other, now_s), ask):
-                        return self._take(Cheaper(other), ask, now_s)
+                        return self._take(UseCheaper(other), ask, now_s)
         # Alone, it is tried: a prediction that nothing contradicts would otherwise stay wrong for ever.
         if not self.requests:
-            return self._take(Admitted(ticket), ask, now_s)
+            return self._take(Admit(ticket), ask, now_s)
         late_s = forecast.finish_s - ask.deadline_s
         reason = (
             f"the answer would come {late_s * 1e3:.1f} ms after the deadline"
             if late_s > 0
             else f"it would make {forecast.harms} requests late that were here before"
         )
-        return Refused(f"{reason}; {self.requests} requests are in flight", max(late_s, 0.001))
+        return Refuse(f"{reason}; {self.requests} requests are in flight", max(late_s, 0.001))
 
     def release(self, ticket: Ticket, size: int) -> None:
         """Give a place back, whatever became of the request.
@@ -151,7 +151,7 @@ class Admission:
                 high = middle - 1
         return low
 
-    def _take(self, decision: Admitted | Trimmed | Cheaper, ask: Ask, now_s: float) -> Decision:
+    def _take(self, decision: Admit | Trim | UseCheaper, ask: Ask, now_s: float) -> Decision:
         self._policy.reserve(decision.ticket, now_s)
         self.requests += 1
         self.rows += decision.ticket.rows

@@ -75,7 +75,7 @@ class _LaneState:
 
 
 @dataclass(slots=True)
-class _Out:
+class _RunningRun:
     run: Run
     lane: _LaneState
     started_s: float
@@ -113,7 +113,7 @@ class EarliestDeadlineFirst:
         self._cost = cost
         self._lanes = {name: _LaneState(lane) for name, lane in (lanes or {}).items()}
         self._known: dict[int, _Entry] = {}
-        self._running: list[_Out] = []
+        self._running: list[_RunningRun] = []
         self._gaps: dict[Hashable, _Gap] = {}
 
     def __len__(self) -> int:
@@ -351,5 +351,5 @@ class EarliestDeadlineFirst:
         lane = self._lane(pieces[0].ticket.lane)
         cost_s = self._cost(pieces[0].ticket.model).predict_s(len(pieces), sum(piece.rows for piece in pieces))
         lane.use(cost_s, now_s)
-        self._running.append(_Out(run, lane, now_s, cost_s))
+        self._running.append(_RunningRun(run, lane, now_s, cost_s))
         return run

@@ -17,7 +17,7 @@ from queue import SimpleQueue
 import numpy as np
 
 from kernels.engine import EngineError, FeatureBatch
-from model_store.model.loaded import LiveModel
+from model_store.model.loaded import LoadedModel
 from server.errors import DeadlineError, ScoringError
 from server.runtime.supervisor import Supervisor
 from server.scheduling.admission import Admission, Ask, Decision
@@ -28,7 +28,7 @@ from server.telemetry.metrics import Metrics
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class RequestScores:
     """float32[N, H] logits of one request, and the seconds from the start of its first run to the end of its last."""
 
     logits: np.ndarray
@@ -39,14 +39,14 @@ _NO_LOGITS = np.empty((0, 0), np.float32)
 
 
 @dataclass(slots=True, eq=False)
-class _Waiting:
+class _QueuedRequest:
     """A ticket on its way through the engine; guarded by the runner's lock."""
 
     ticket: Ticket
-    model: LiveModel
+    model: LoadedModel
     batch: FeatureBatch
     offered_s: float
-    answer: asyncio.Future[Scored]
+    answer: asyncio.Future[RequestScores]
     rows_left: int
     logits: np.ndarray = field(default_factory=lambda: _NO_LOGITS)
     started_s: float = float("inf")
@@ -65,9 +65,9 @@ class _Waiting:
         self.rows_left -= piece.rows
 
 
-_Member = tuple[Piece, _Waiting]
+_Member = tuple[Piece, _QueuedRequest]
 #: What became of a ticket, for the event loop to pass on.
-_Outcome = tuple[_Waiting, "Scored | Exception"]
+_Outcome = tuple[_QueuedRequest, "RequestScores | Exception"]
 
 
 class Runner:
@@ -93,7 +93,7 @@ class Runner:
         self._clock = clock
         #: Guards the policies and everything waiting; held for microseconds, never while an engine runs.
         self._lock = threading.Lock()
-        self._waiting: dict[int, _Waiting] = {}
+        self._waiting: dict[int, _QueuedRequest] = {}
         #: Runs on streams: some may outlive the requests that they were for.
         self._runs: set[Run] = set()
         #: Streams that a bug ended, until their threads are started again.
@@ -127,20 +127,20 @@ class Runner:
             if thread.is_alive():
                 thread.join()
 
-    def learn(self, live: LiveModel) -> None:
+    def learn(self, model: LoadedModel) -> None:
         """Begin to know a model, before the first request asks for it."""
         with self._lock:
-            self._costs[live.digest] = CostModel(live.engine.cost_s)
+            self._costs[model.digest] = CostModel(model.engine.cost_s)
 
-    def runs(self, live: LiveModel) -> int:
+    def runs(self, model: LoadedModel) -> int:
         """Return how many runs of a model are on streams."""
-        return sum(run.pieces[0].ticket.model == live.digest for run in tuple(self._runs))
+        return sum(run.pieces[0].ticket.model == model.digest for run in tuple(self._runs))
 
-    def forget(self, live: LiveModel) -> None:
+    def forget(self, model: LoadedModel) -> None:
         """Stop knowing a model that no request and no run holds."""
         with self._lock:
-            self._policy.forget(live.digest)
-            del self._costs[live.digest]
+            self._policy.forget(model.digest)
+            del self._costs[model.digest]
 
     def admit(self, ask: Ask) -> Decision:
         """Decide on a request that just arrived; one that is admitted holds its place until `release`."""
@@ -163,7 +163,7 @@ class Runner:
         """
         self._pace.busy = 2 * self._admission.requests >= self._streams
 
-    async def score(self, ticket: Ticket, model: LiveModel, batch: FeatureBatch, deadline_s: float) -> Scored:
+    async def score(self, ticket: Ticket, model: LoadedModel, batch: FeatureBatch, deadline_s: float) -> RequestScores:
         """Score an admitted request's rows by `deadline_s` (this runner's clock). Cancelling the caller withdraws it.
 
         Raises:
@@ -172,7 +172,7 @@ class Runner:
         """
         loop = self._loop = asyncio.get_running_loop()
         now_s = self._clock()
-        waiting = _Waiting(ticket, model, batch, now_s, loop.create_future(), batch.rows)
+        waiting = _QueuedRequest(ticket, model, batch, now_s, loop.create_future(), batch.rows)
         with self._lock:
             self._waiting[ticket.number] = waiting
             self._policy.offer(ticket, now_s)
@@ -186,13 +186,13 @@ class Runner:
             if self._withdraw(waiting):  # the caller hung up
                 self._metrics.cancelled_rows.inc(waiting.rows_left)
 
-    def _time_out(self, waiting: _Waiting) -> None:
+    def _time_out(self, waiting: _QueuedRequest) -> None:
         if self._withdraw(waiting):
             self._metrics.expired_rows.inc(waiting.rows_left)
         if not waiting.answer.done():
             waiting.answer.set_exception(self._too_late(waiting))
 
-    def _withdraw(self, waiting: _Waiting) -> bool:
+    def _withdraw(self, waiting: _QueuedRequest) -> bool:
         """Take back a ticket that is not fully scored; tell whether it was there to take back."""
         with self._lock:
             if self._waiting.pop(waiting.ticket.number, None) is None:
@@ -206,7 +206,7 @@ class Runner:
         for waiting, outcome in outcomes:
             if waiting.answer.done():  # the caller hung up meanwhile
                 continue
-            if isinstance(outcome, Scored):
+            if isinstance(outcome, RequestScores):
                 waiting.answer.set_result(outcome)
             else:
                 waiting.answer.set_exception(outcome)
@@ -339,10 +339,10 @@ class Runner:
             if isinstance(result, Exception):
                 self._policy.cancel(piece.ticket)
                 waiting.rows_left = 0
-                outcome: Scored | Exception = result
+                outcome: RequestScores | Exception = result
             else:
                 waiting.take(piece, result[first:start], started_s)
-                outcome = Scored(waiting.logits, ended_s - waiting.started_s)
+                outcome = RequestScores(waiting.logits, ended_s - waiting.started_s)
             if waiting.rows_left == 0:
                 del self._waiting[piece.ticket.number]
                 outcomes.append((waiting, outcome))
@@ -356,7 +356,7 @@ class Runner:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(call, *arguments)
 
-    def _too_late(self, waiting: _Waiting) -> DeadlineError:
+    def _too_late(self, waiting: _QueuedRequest) -> DeadlineError:
         waited_s = self._clock() - waiting.offered_s
         return DeadlineError(f"no scores by the deadline: given up after {waited_s * 1e3:.1f} ms")
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from server.scheduling.admission import Admission, Ask, Refused
+from server.scheduling.admission import Admission, Ask, Refuse
 from server.scheduling.contract import BatchPolicy, Expire, Idle, Run, Ticket, WaitUntil
 
 
@@ -40,7 +40,7 @@ class Arrival:
 
 
 @dataclass(slots=True)
-class Outcome:
+class SimulationOutcome:
     """What became of an arrival.
 
     Attributes:
@@ -63,7 +63,7 @@ def simulate(
     run_s: Callable[[Run, float], float],
     observe: Callable[[Run, float], None] = lambda _run, _seconds: None,
     admission: Admission | None = None,
-) -> list[Outcome]:
+) -> list[SimulationOutcome]:
     """Let arrivals meet the policies.
 
     Args:
@@ -96,12 +96,12 @@ class _Simulation:
         self._run_s = run_s
         self._observe = observe
         self._admission = admission
-        self._outcomes = [Outcome() for _ in arrivals]
+        self._outcomes = [SimulationOutcome() for _ in arrivals]
         self._tickets: dict[int, tuple[int, Ticket, int]] = {}
         self._order = itertools.count()
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
 
-    def run(self) -> list[Outcome]:
+    def run(self) -> list[SimulationOutcome]:
         for number, arrival in enumerate(self._arrivals):
             self._at(arrival.at_s, lambda now_s, number=number: self._arrive(number, now_s))  # type: ignore[misc]
         while self._events:
@@ -120,7 +120,7 @@ class _Simulation:
         else:
             ask = Ask(arrival.lane, arrival.rows, arrival.rows, arrival.deadline_s, arrival.model, None)
             decision = self._admission.offer(ask, now_s)
-            if isinstance(decision, Refused):
+            if isinstance(decision, Refuse):
                 outcome.end, outcome.at_s = "refused", now_s
                 return
             ticket = decision.ticket

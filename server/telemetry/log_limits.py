@@ -19,14 +19,14 @@ _PLAIN = (OSError, MemoryError)
 
 
 @dataclass(frozen=True, slots=True)
-class Write:
+class WriteLine:
     """Write the line; so many of its event were withheld since the last one."""
 
     withheld: int
 
 
 @dataclass(frozen=True, slots=True)
-class Withhold:
+class WithholdLine:
     """Leave the line out; its event comes too often."""
 
 
@@ -54,7 +54,7 @@ class EventRates:
     withheld: Counter[str] = field(default_factory=Counter)
     _events: dict[str, _Event] = field(default_factory=dict)
 
-    def decide(self, event: str, now_s: float) -> Write | Withhold:
+    def decide(self, event: str, now_s: float) -> WriteLine | WithholdLine:
         """Say whether a line about an event may be written now."""
         if event not in self._events and len(self._events) >= self.events_max:
             event = "other events"
@@ -64,10 +64,10 @@ class EventRates:
         if known.lines_left < 1:
             known.withheld += 1
             self.withheld[event] += 1
-            return Withhold()
+            return WithholdLine()
         known.lines_left -= 1
         withheld, known.withheld = known.withheld, 0
-        return Write(withheld)
+        return WriteLine(withheld)
 
     def untold(self, now_s: float) -> dict[str, int]:
         """Return how many lines were withheld of events that are quiet by now; each is returned once."""

@@ -21,7 +21,7 @@ import structlog
 from structlog.typing import EventDict, ExcInfo, Processor, WrappedLogger
 
 from feature_client.redaction import hidden
-from server.telemetry.log_limits import LINE_BYTES_MAX, EventRates, Withhold, described, fitted
+from server.telemetry.log_limits import LINE_BYTES_MAX, EventRates, WithholdLine, described, fitted
 
 #: Where a library begins to quote what it was given: a method's name, a task's result, a server's reply.
 _QUOTES = re.compile(r"[^A-Za-z ,.'_-]|(?<![A-Za-z])[bru]?'")
@@ -58,7 +58,7 @@ class _Limits:
             untold = self.rates.untold(now_s)
         for name, lines in untold.items():
             structlog.get_logger(__name__).warning("log_lines_withheld", of=name, lines=lines)
-        if isinstance(decision, Withhold):
+        if isinstance(decision, WithholdLine):
             raise structlog.DropEvent
         if decision.withheld:
             event["withheld_before"] = decision.withheld

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from feature_client.activity.writer import Outcome
+from feature_client.activity.writer import ActionOutcome
 from feature_client.near_cache import NearCache
 from feature_client.stores.lmdb_store import EmbeddedStore
 from feature_client.stores.redis.store import RedisStore
@@ -151,7 +151,7 @@ class _LogCounts(Collector):
         yield withheld
 
 
-class _Guarded(Collector):
+class _SafeCollector(Collector):
     """Tells nothing when a collector fails: the others' metrics are still told."""
 
     def __init__(self, collector: Collector, supervisor: Supervisor) -> None:
@@ -293,7 +293,7 @@ class Metrics:
             "Stored actions that no clock shows yet, dropped when their user's sequence was written",
             registry=registry,
         )
-        self.actions = {outcome.name.lower(): actions.labels(outcome.name.lower()) for outcome in Outcome}
+        self.actions = {outcome.name.lower(): actions.labels(outcome.name.lower()) for outcome in ActionOutcome}
         self.run_rows = Histograms("pinrank_run_rows", "Rows per engine run", None, _ROWS, registry)
         self.run_requests = Histograms(
             "pinrank_run_requests", "Requests per engine run", None, (1, 2, 4, 8, 16, 32), registry
@@ -376,7 +376,7 @@ class Metrics:
             reopened.set_function(lambda: store.reopened)
 
     def _register(self, collector: Collector) -> None:
-        self.registry.register(_Guarded(collector, self._supervisor))
+        self.registry.register(_SafeCollector(collector, self._supervisor))
 
     def count_request(self, surface: str, code: str) -> None:
         """Count one Rank call."""

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bench.__main__ import BENCHMARKS, app
-from bench.harness import ROOT, BenchmarkError, Claim, Measured, machine, read_claims, run
+from bench.harness import ROOT, BenchmarkError, Claim, Measurement, machine, read_claims, run
 
 MET = Claim("throughput", 0.95, 0.9, "ratio", "at_least")
 UNMET = Claim("P99", 12.0, 10.0, "ms", "at_most")
@@ -51,7 +51,7 @@ def test_claims_that_contradict_their_numbers_are_refused(change, says):
 
 
 def test_a_run_keeps_machine_claims_and_raw_numbers(tmp_path, capsys):
-    measured = Measured({"rate": 100.0}, (MET, UNMET), {"rounds": [1, 2, 3]})
+    measured = Measurement({"rate": 100.0}, (MET, UNMET), {"rounds": [1, 2, 3]})
     assert run("example", lambda: measured, tmp_path / "results") is measured
     written = json.loads((tmp_path / "results" / "example.json").read_text())
     assert written["raw"] == {"rounds": [1, 2, 3]}
@@ -63,14 +63,14 @@ def test_a_run_keeps_machine_claims_and_raw_numbers(tmp_path, capsys):
 
 def test_a_run_without_a_results_folder_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run("example", lambda: Measured({}, (), {}), None)
+    run("example", lambda: Measurement({}, (), {}), None)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_benchmark_leaves_the_old_result(tmp_path):
-    run("example", lambda: Measured({}, (MET,), {}), tmp_path)
+    run("example", lambda: Measurement({}, (MET,), {}), tmp_path)
 
-    def fail() -> Measured:
+    def fail() -> Measurement:
         raise BenchmarkError("the server did not start")
 
     with pytest.raises(BenchmarkError):
@@ -80,7 +80,7 @@ def test_a_failed_benchmark_leaves_the_old_result(tmp_path):
 
 def test_a_number_that_is_none_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
-        run("example", lambda: Measured({"rate": float("nan")}, (), {}), tmp_path)
+        run("example", lambda: Measurement({"rate": float("nan")}, (), {}), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -91,8 +91,8 @@ def test_the_machine_is_described_without_names_or_paths():
 
 
 def test_claims_command_prints_all_and_fails_for_none_unmet(tmp_path):
-    run("one", lambda: Measured({}, (MET,), {}), tmp_path)
-    run("two", lambda: Measured({}, (UNMET,), {}), tmp_path)
+    run("one", lambda: Measurement({}, (MET,), {}), tmp_path)
+    run("two", lambda: Measurement({}, (UNMET,), {}), tmp_path)
     result = CliRunner().invoke(app, ["claims", "--results", str(tmp_path)], env={"COLUMNS": "200"})
     assert result.exit_code == 0
     lines = {name: line for line in result.output.splitlines() for name in ("one", "two") if f" {name} " in line}

@@ -12,7 +12,7 @@ from bench.features.synthetic import PINS, fill
 from bench.harness import BenchmarkError, run
 from bench.processes import cpu_seconds, server_process
 from bench.serving.serving import measure
-from feature_client.fetch import Lacks, fetch
+from feature_client.fetch import MissingFeatures, fetch
 from feature_client.stores.memory_store import MemoryStore
 from model_store.registry.store import open_model_store
 from tests import tiny
@@ -25,7 +25,7 @@ async def test_filled_features_leave_nothing_missing(model_store):
     assert user_ids.tolist() == [1, 2, 3, 4, 5]
     for user_id in user_ids.tolist():
         fetched = await fetch(store, bundle.manifest.needs, user_id, pin_ids[:100])
-        assert fetched.lacks() == Lacks(user=False, candidates=0, event_pins=0, query_pin=False, foreign=0)
+        assert fetched.missing() == MissingFeatures(user=False, candidates=0, event_pins=0, query_pin=False, foreign=0)
         assert len(fetched.events) == bundle.manifest.sequence_length
 
 

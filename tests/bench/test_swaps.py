@@ -8,7 +8,7 @@ from bench.serving.broken_bundles import FAULTS
 from bench.serving.swaps import _slope
 from kernels.cpu.numpy_engine import NumpyEngine
 from model_store.bundle.files import BundleError, read_bundle, write_bundle
-from model_store.model.loaded import load_live
+from model_store.model.loaded import load_model
 from model_store.model.utility import UtilityError, load_utility
 from tests import tiny
 
@@ -36,7 +36,7 @@ def test_every_fault_is_one(name, tmp_path):
     own = {field: getattr(bundle.manifest, field) for field in type(bundle.manifest).model_fields if field != "files"}
     write_bundle(tmp_path / "bad", {**own, "version": 2, **fields}, {**bundle.files, **files})
     with pytest.raises((BundleError, UtilityError)):
-        load_utility(load_live(read_bundle(tmp_path / "bad"), NumpyEngine, streams=1).utility_toml, bundle.manifest)
+        load_utility(load_model(read_bundle(tmp_path / "bad"), NumpyEngine, streams=1).utility_toml, bundle.manifest)
 
 
 def test_a_quick_run_swaps_good_and_broken_versions_and_nobody_fails(config_file):

@@ -334,7 +334,7 @@ async def test_an_announcement_that_cannot_be_read_counts_as_none():
 
 
 def test_five_hundred_hostile_files_store_what_a_slow_reader_says_or_are_refused(tmp_path):
-    tally = fuzz_parquet.Tally()
+    tally = fuzz_parquet.ParquetTally()
     fuzz_parquet.fuzz(500, tally, tmp_path)
     assert tally.cases >= 500
     assert min(tally.outcomes[what] for what in ("stored", "refused")) > 100
@@ -348,7 +348,7 @@ def test_a_loader_that_stores_another_value_is_found_by_the_fuzz(tmp_path, monke
     fuzz_parquet_slow_read = fuzz_parquet.slow_read
     monkeypatch.setattr(fuzz_parquet, "slow_read", another)
     with pytest.raises(fuzz_parquet.WrongValueError):
-        fuzz_parquet.fuzz(50, fuzz_parquet.Tally(), tmp_path)
+        fuzz_parquet.fuzz(50, fuzz_parquet.ParquetTally(), tmp_path)
 
 
 async def test_rows_that_the_group_rules_out_are_refused_with_their_place(tmp_path):

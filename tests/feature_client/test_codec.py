@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_client.codec import State, decode_rows, decode_sequence, encode_rows, encode_sequence
+from feature_client.codec import RowState, decode_rows, decode_sequence, encode_rows, encode_sequence
 from tests import tiny
 
 IDS = np.array([1, 2, 3], np.uint64)
@@ -15,7 +15,7 @@ def test_rows_survive_the_store_bit_for_bit():
     rows = tiny.pin_rows(IDS)
     decoded = decode_rows(tiny.PINS, encode_rows(tiny.PINS, rows))
     assert decoded.rows.tobytes() == rows.tobytes()
-    assert decoded.states.tolist() == [State.PRESENT] * 3
+    assert decoded.states.tolist() == [RowState.PRESENT] * 3
 
 
 def test_no_keys_decode_to_no_rows():
@@ -27,9 +27,9 @@ def test_missing_and_foreign_values_become_the_default_row_and_are_told_apart():
     same_size_other_print = b"\x00" * 8 + good[8:]
     values = [good, None, other, same_size_other_print, good[:-1], b""]
     decoded = decode_rows(tiny.PINS, values)
-    foreign = State.FOREIGN
-    assert decoded.states.tolist() == [State.PRESENT, State.MISSING, foreign, foreign, foreign, foreign]
-    assert decoded.count(State.FOREIGN) == 4
+    foreign = RowState.FOREIGN
+    assert decoded.states.tolist() == [RowState.PRESENT, RowState.MISSING, foreign, foreign, foreign, foreign]
+    assert decoded.count(RowState.FOREIGN) == 4
     assert decoded.rows[0] == tiny.pin_rows(IDS)[0]
     assert all(row == tiny.PINS.default_row for row in decoded.rows[1:])
 
@@ -49,7 +49,7 @@ def test_rows_that_cannot_be_the_groups_are_refused_when_written_and_foreign_whe
         encode_rows(tiny.PINS, rows)
     values[1] = tiny.PINS.fingerprint + rows[1].tobytes()
     decoded = decode_rows(tiny.PINS, values)
-    assert decoded.states.tolist() == [State.PRESENT, State.FOREIGN, State.PRESENT]
+    assert decoded.states.tolist() == [RowState.PRESENT, RowState.FOREIGN, RowState.PRESENT]
     assert decoded.rows[1] == tiny.PINS.default_row
 
 
@@ -58,24 +58,24 @@ def test_sequence_with_a_code_outside_its_vocabulary_is_foreign(damage):
     events = tiny.events([1, 2], [0, 1])
     events[damage][0] = 200
     decoded, state = decode_sequence(tiny.ACTIONS, encode_sequence(tiny.ACTIONS, events))
-    assert (len(decoded), state) == (0, State.FOREIGN)
+    assert (len(decoded), state) == (0, RowState.FOREIGN)
 
 
 def test_sequence_keeps_the_newest_events_up_to_its_limit():
     events = tiny.events(list(range(1, 13)), [0] * 12)
     decoded, state = decode_sequence(tiny.ACTIONS, encode_sequence(tiny.ACTIONS, events))
-    assert state == State.PRESENT
+    assert state == RowState.PRESENT
     assert decoded["pin_id"].tolist() == list(range(5, 13))
 
 
 @pytest.mark.parametrize(
     ("value", "state"),
     [
-        (None, State.MISSING),
-        (b"", State.FOREIGN),
-        (b"\x00" * 26, State.FOREIGN),
-        (tiny.ACTIONS.fingerprint + b"\x00" * 17, State.FOREIGN),
-        (tiny.ACTIONS.fingerprint, State.PRESENT),
+        (None, RowState.MISSING),
+        (b"", RowState.FOREIGN),
+        (b"\x00" * 26, RowState.FOREIGN),
+        (tiny.ACTIONS.fingerprint + b"\x00" * 17, RowState.FOREIGN),
+        (tiny.ACTIONS.fingerprint, RowState.PRESENT),
     ],
 )
 def test_unusable_sequence_is_empty_and_says_why(value, state):
@@ -87,7 +87,7 @@ def test_unusable_sequence_is_empty_and_says_why(value, state):
 def test_arbitrary_stored_bytes_never_reach_a_model(values):
     decoded = decode_rows(tiny.PINS, values)
     assert len(decoded.rows) == len(values)
-    unusable = decoded.states != State.PRESENT
+    unusable = decoded.states != RowState.PRESENT
     assert all(row == tiny.PINS.default_row for row in decoded.rows[unusable])
     assert all(
         values[i][:8] == tiny.PINS.fingerprint and len(values[i]) == 8 + tiny.PINS.dtype.itemsize

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from feature_client.codec import Rows, State
+from feature_client.codec import Rows, RowState
 from feature_client.fetch import fetch
 from feature_client.near_cache import NearCache, near_caches
 from feature_client.stores.memory_store import MemoryStore
@@ -42,11 +42,11 @@ def test_what_was_never_put_is_absent_also_the_id_that_an_empty_place_holds():
 
 def test_missing_and_foreign_rows_are_remembered_as_such():
     near = cache()
-    states = np.array([State.MISSING, State.FOREIGN], np.uint8)
+    states = np.array([RowState.MISSING, RowState.FOREIGN], np.uint8)
     near.put(ids(1, 2), Rows(np.array([tiny.PINS.default_row] * 2, tiny.PINS.dtype), states), 0.0)
     rows, absent = near.get(ids(2, 1), 0.0)
     assert absent is None
-    assert rows.states.tolist() == [State.FOREIGN, State.MISSING]
+    assert rows.states.tolist() == [RowState.FOREIGN, RowState.MISSING]
 
 
 def test_a_row_counts_as_absent_once_it_is_stale_and_a_newer_read_takes_its_place():
@@ -146,8 +146,8 @@ async def test_a_second_request_reads_only_the_user_again():
     for one, other in zip(first.pins.values(), second.pins.values(), strict=True):
         assert one.rows.tobytes() == other.rows.tobytes()
         assert one.states.tobytes() == other.states.tobytes()
-    assert first.lacks() == second.lacks()
-    assert first.lacks().candidates == 1
+    assert first.missing() == second.missing()
+    assert first.missing().candidates == 1
 
 
 async def test_what_a_lost_store_owed_is_not_remembered_as_missing():
@@ -156,7 +156,7 @@ async def test_what_a_lost_store_owed_is_not_remembered_as_missing():
     store.failing = True
     assert (await fetch(store, needs, 1, ids(9), near=near)).store_unavailable
     store.failing = False
-    assert (await fetch(store, needs, 1, ids(9), near=near)).lacks().candidates == 0
+    assert (await fetch(store, needs, 1, ids(9), near=near)).missing().candidates == 0
 
 
 @pytest.mark.parametrize("kilobytes", [1, 16, 256])

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from feature_client.bulk.write import write_rows, write_sequences
-from feature_client.codec import State, decode_rows
-from feature_client.fetch import Lacks, fetch
+from feature_client.codec import RowState, decode_rows
+from feature_client.fetch import MissingFeatures, fetch
 from feature_client.redaction import redacted
 from feature_client.stores.lmdb_file import open_file, read_values
 from feature_client.stores.lmdb_store import EmbeddedStore
@@ -55,10 +55,10 @@ async def test_rows_and_sequences_come_back_through_the_fetcher(any_store):
     assert fetched.user["user_core"].rows[0] == tiny.user_rows(users)[0]
     rows = fetched.pins["pin_core"]
     assert fetched.candidate_rows("pin_core")[:2].tobytes() == tiny.pin_rows(np.array([9, 2])).tobytes()
-    assert rows.states[:3].tolist() == [State.PRESENT, State.PRESENT, State.MISSING]
+    assert rows.states[:3].tolist() == [RowState.PRESENT, RowState.PRESENT, RowState.MISSING]
     assert fetched.event_rows("pin_core").tobytes() == tiny.pin_rows(np.array([4, 3, 2])).tobytes()
     assert fetched.query_row("pin_core") == tiny.pin_rows(np.array([5]))[0]
-    assert fetched.lacks() == Lacks(user=False, candidates=1, event_pins=0, query_pin=False, foreign=0)
+    assert fetched.missing() == MissingFeatures(user=False, candidates=1, event_pins=0, query_pin=False, foreign=0)
     assert not fetched.store_unavailable
 
 
@@ -273,9 +273,9 @@ async def test_what_was_read_before_the_store_failed_is_kept():
     store = StoreThatFailsSecond(tiny.features())
     fetched = await fetch(store, tiny.manifest().needs, 1, np.array([1, 2], np.uint64))
     assert fetched.store_unavailable
-    assert not fetched.lacks().user
+    assert not fetched.missing().user
     assert fetched.events["pin_id"].tolist() == [2, 1]
-    assert fetched.lacks().candidates == 2
+    assert fetched.missing().candidates == 2
 
 
 class StoreThatHangs(MemoryStore):
@@ -292,7 +292,7 @@ class StoreThatHangs(MemoryStore):
 async def test_a_read_beyond_its_budget_counts_as_an_unavailable_store():
     fetched = await fetch(StoreThatHangs(), tiny.manifest().needs, 1, np.array([1], np.uint64), budget_s=0.01)
     assert fetched.store_unavailable
-    assert fetched.sequence_state == State.MISSING
+    assert fetched.sequence_state == RowState.MISSING
 
 
 def test_decoding_reads_what_the_store_returned(tmp_path):

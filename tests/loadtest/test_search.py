@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from loadtest.search import Found, RateSearch, Try
+from loadtest.search import HighestRate, RateSearch, Try
 
 
 def search(limit_per_s, first_per_s=100.0):
@@ -11,7 +11,7 @@ def search(limit_per_s, first_per_s=100.0):
     while isinstance(decision := policy.next(), Try):
         tried.append(decision.rate_per_s)
         policy.tell(decision.rate_per_s, held=decision.rate_per_s <= limit_per_s)
-    assert isinstance(decision, Found)
+    assert isinstance(decision, HighestRate)
     return decision.rate_per_s, tried
 
 

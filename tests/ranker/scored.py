@@ -17,7 +17,7 @@ from ranker.data.embeddings import space_of
 from ranker.data.recbole import read_atomic
 from ranker.evaluation.evaluate import evaluate
 from ranker.evaluation.results import Evaluation
-from ranker.evaluation.scoring import Scored, ScoredTest
+from ranker.evaluation.scoring import BundleScores, ScoredTest
 from ranker.export.manifest import draft_manifest
 from ranker.training.examples import Sampling
 from tests.ranker.interactions import write_atomic
@@ -49,8 +49,8 @@ def scored_test(**changes: Any) -> ScoredTest:
         "users": np.arange(requests) % 10,
         "activity": np.array([0, 15, 15, 200])[np.arange(requests) % 4],
         "by_bundle": {
-            "good": Scored(HEADS, good, good[:, 0] - good[:, 1], None),
-            "bad": Scored(HEADS, bad, bad[:, 0] - bad[:, 1], None),
+            "good": BundleScores(HEADS, good, good[:, 0] - good[:, 1], None),
+            "bad": BundleScores(HEADS, bad, bad[:, 0] - bad[:, 1], None),
         },
     }
     return ScoredTest(**{**fields, **changes})

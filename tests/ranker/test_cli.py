@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from kernels.cpu.numpy_engine import NumpyEngine
 from model_store.bundle.files import copy_out
-from model_store.model.loaded import load_live
+from model_store.model.loaded import load_model
 from model_store.model.utility import load_utility
 from model_store.registry.store import open_model_store
 from ranker.cli.commands import register
@@ -68,9 +68,9 @@ def test_train_publishes_and_labels_and_evaluate_compares(tmp_path: Path, utilit
     assert len(list((tmp_path / "runs").iterdir())) == 1
     bundle = open_model_store(store).read("toy", 4)
     # A server takes it: it computes what it says, and its utility table fits its heads.
-    live = load_live(bundle, NumpyEngine, streams=1)
-    load_utility(live.utility_toml, live.manifest)
-    live.engine.close()
+    model = load_model(bundle, NumpyEngine, streams=1)
+    load_utility(model.utility_toml, model.manifest)
+    model.engine.close()
     copy_out(bundle, tmp_path / "copy")
     code, output = run(
         "evaluate", "--data", data, "--store", store, "--model", "toy", "--version", "4", "--bundle", tmp_path / "copy",

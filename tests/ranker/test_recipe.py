@@ -18,7 +18,7 @@ from kernels.cpu.openvino_engine import OpenVinoEngine
 from kernels.engine import FeatureBatch
 from model_store.bundle.files import EMBEDDINGS, Bundle, BundleError
 from model_store.bundle.golden import decode_golden
-from model_store.model.loaded import load_live
+from model_store.model.loaded import load_model
 from ranker.data.actions import RATINGS, ActionLog, action_log
 from ranker.data.embeddings import decode_embeddings, space_of
 from ranker.data.recbole import AtomicDataset, read_atomic
@@ -102,11 +102,11 @@ def bundle(request: pytest.FixtureRequest) -> Bundle:
 def test_both_engines_load_the_bundle_and_agree(bundle: Bundle) -> None:
     scores = []
     for factory in (NumpyEngine, OpenVinoEngine):
-        live = load_live(bundle, factory, streams=1)
+        model = load_model(bundle, factory, streams=1)
         golden = decode_golden(bundle.files["golden.npz"])
-        batch = FeatureBatch.concat([live.assembler.assemble(g.fetched, g.surface) for g in golden])
-        scores.append(live.probabilities(live.engine.run(batch)))
-        live.engine.close()
+        batch = FeatureBatch.concat([model.assembler.assemble(g.fetched, g.surface) for g in golden])
+        scores.append(model.probabilities(model.engine.run(batch)))
+        model.engine.close()
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-4)
     assert np.isfinite(scores).all()
     assert ((scores[0] > 0) & (scores[0] < 1)).all()
@@ -128,8 +128,8 @@ def test_golden_requests_are_invented_and_reach_every_path(full: Bundle, dataset
     golden = decode_golden(full.files["golden.npz"])
     assert {len(g.fetched.events) for g in golden} >= {0, 100}
     assert {g.surface for g in golden} == {"home", "related"}
-    assert any(g.fetched.lacks().user for g in golden)
-    assert all(g.fetched.lacks().candidates for g in golden)
+    assert any(g.fetched.missing().user for g in golden)
+    assert all(g.fetched.missing().candidates for g in golden)
     assert all(g.fetched.has_query_pin for g in golden if g.surface == "related")
     times = set(dataset.time_ms.tolist())
     assert not any(times & set(g.fetched.events["time_ms"].tolist()) for g in golden)
@@ -149,13 +149,13 @@ def test_no_file_of_a_bundle_names_a_path_of_this_machine(bundle: Bundle) -> Non
 
 def test_only_the_full_ranker_listens_to_the_last_actions(full: Bundle, twin: Bundle) -> None:
     for bundle, listens in ((full, True), (twin, False)):
-        live = load_live(bundle, OpenVinoEngine, streams=1)
+        model = load_model(bundle, OpenVinoEngine, streams=1)
         fetched = decode_golden(full.files["golden.npz"])[0].fetched
         other = replace(fetched, events=fetched.events.copy())
         other.events["action"] = (fetched.events["action"] + 1) % 4
-        ours, theirs = (live.engine.run(live.assembler.assemble(f, "home")) for f in (fetched, other))
+        ours, theirs = (model.engine.run(model.assembler.assemble(f, "home")) for f in (fetched, other))
         assert (not np.array_equal(ours, theirs)) == listens
-        live.engine.close()
+        model.engine.close()
 
 
 def test_what_was_learned_beats_popularity_on_the_test_period(full: Bundle, log: ActionLog) -> None:
@@ -230,8 +230,8 @@ def test_heads_without_positives_are_dropped_and_said_so(tmp_path: Path, dataset
 def test_a_network_that_computes_something_else_is_refused(twin: Bundle) -> None:
     torch.manual_seed(0)
     stranger = RankerNetwork(NetworkConfig(heads=4, actions=4, surfaces=2, scalars=5, fusion="none"))
-    live = load_live(twin, NumpyEngine, streams=1)
+    model = load_model(twin, NumpyEngine, streams=1)
     golden = decode_golden(twin.files["golden.npz"])
-    batch = FeatureBatch.concat([live.assembler.assemble(g.fetched, g.surface) for g in golden])
+    batch = FeatureBatch.concat([model.assembler.assemble(g.fetched, g.surface) for g in golden])
     with pytest.raises(ParityError, match=r"the numpy engine's logits differ by .* allowed are 0.0001"):
         check_parity(stranger, twin.files["network.onnx"], twin.manifest, batch)

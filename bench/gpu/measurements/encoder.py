@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.gpu.measurements.subject import Batch, Subject, device_of, length_of
+from bench.gpu.measurements.subject import Batch, GpuSubject, device_of, length_of
 from bench.gpu.measurements.timing import graphed, rates, seconds_of
 from bench.gpu.numbers import Numbers
 from bench.gpu.plan import COMPILED, DRY_COMPILED, DRY_SHAPES, SHAPES, parity_name, shape_name, tuning_name, tunings
@@ -29,7 +29,7 @@ def parity(_out: Path, numbers: Numbers) -> None:
     """Compare the kernel, in each way that it may be compiled, with the published form in float64."""
     dry_run = numbers.dry_run
     device, length = device_of(dry_run=dry_run), length_of(dry_run=dry_run)
-    subject = Subject(device, length=length)
+    subject = GpuSubject(device, length=length)
     # Whole sequences, short ones and none, and rows that fill no tile; the last request has no rows.
     rows, actions = ([3, 2, 1], [length, 5, 0]) if dry_run else ([40, 129, 7, 1, 0], [length, 33, 1, 0, length])
     batch = Batch(rows, device, length=length, actions=actions)
@@ -39,7 +39,7 @@ def parity(_out: Path, numbers: Numbers) -> None:
 
 
 def _difference(
-    subject: Subject, batch: Batch, exact: torch.Tensor, compiled: tuple[int, int] | None
+    subject: GpuSubject, batch: Batch, exact: torch.Tensor, compiled: tuple[int, int] | None
 ) -> dict[str, Any]:
     found = subject.fused(batch, compiled)().cpu().double()
     norms = exact.norm(dim=1)
@@ -88,7 +88,7 @@ def _device(device: torch.device) -> dict[str, Any]:
 def encoder(_out: Path, numbers: Numbers) -> None:
     """Run the kernel on batches of every shape, each in a CUDA graph; then the published form on the largest."""
     device, length = device_of(dry_run=numbers.dry_run), length_of(dry_run=numbers.dry_run)
-    subject = Subject(device, length=length)
+    subject = GpuSubject(device, length=length)
     shapes = DRY_SHAPES if numbers.dry_run else SHAPES
     for requests, rows in shapes:
         numbers.measure(shape_name(requests, rows), partial(_fused, subject, (requests, rows), numbers, _REPEATS))
@@ -105,7 +105,7 @@ def encoder(_out: Path, numbers: Numbers) -> None:
 def tuning(_out: Path, numbers: Numbers) -> None:
     """Try the kernel's free choices: what the next version should choose."""
     device, length = device_of(dry_run=numbers.dry_run), length_of(dry_run=numbers.dry_run)
-    subject = Subject(device, length=length)
+    subject = GpuSubject(device, length=length)
     for shape, compiled, tile_rows in tunings(dry_run=numbers.dry_run):
         numbers.measure(
             tuning_name(shape, compiled, tile_rows),
@@ -114,7 +114,7 @@ def tuning(_out: Path, numbers: Numbers) -> None:
 
 
 def _fused(
-    subject: Subject,
+    subject: GpuSubject,
     shape: tuple[int, int],
     numbers: Numbers,
     repeats: int,

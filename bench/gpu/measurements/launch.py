@@ -9,7 +9,7 @@ import argparse
 
 import torch
 
-from bench.gpu.measurements.subject import Batch, Subject, device_of, length_of
+from bench.gpu.measurements.subject import Batch, GpuSubject, device_of, length_of
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
     options = parser.parse_args()
     device, length = device_of(dry_run=options.dry_run), length_of(dry_run=options.dry_run)
     batch = Batch([options.rows] * options.requests, device, length=length)
-    found = Subject(device, length=length).fused(batch)()
+    found = GpuSubject(device, length=length).fused(batch)()
     if device.type == "cuda":
         torch.cuda.synchronize()
     print(f"launched: {len(found)} rows")

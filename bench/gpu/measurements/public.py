@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench.gpu.measurements.subject import SKUT_LIKE, Batch, Subject, device_of, length_of
+from bench.gpu.measurements.subject import SKUT_LIKE, Batch, GpuSubject, device_of, length_of
 from bench.gpu.measurements.timing import graphed, rates, seconds_of
 from bench.gpu.numbers import Numbers
 from bench.gpu.plan import DRY_SHAPES, SHAPES
@@ -77,7 +77,7 @@ def public(_out: Path, numbers: Numbers) -> None:
     sequences, tokens = (1, 16) if dry_run else (256, 256)
 
     def skut(form: str) -> Any:
-        subject = Subject(device, SKUT_LIKE, tokens)
+        subject = GpuSubject(device, SKUT_LIKE, tokens)
         batch = Batch([1] * sequences, device, SKUT_LIKE, tokens)
         return subject.fused(batch) if form == "our kernel" else subject.published(batch, _ROWS_AT_ONCE)
 
@@ -89,7 +89,7 @@ def public(_out: Path, numbers: Numbers) -> None:
         requests, rows = (DRY_SHAPES if dry_run else SHAPES)[-1]
         length = length_of(dry_run=dry_run)
         batch = Batch([rows] * requests, device, length=length)
-        run = Subject(device, length=length).published(batch, _ROWS_AT_ONCE, compiled=not dry_run)
+        run = GpuSubject(device, length=length).published(batch, _ROWS_AT_ONCE, compiled=not dry_run)
         # Not captured: compiled modules have graphs of their own.
         found = rates(seconds_of(run, device, 1 if dry_run else 20, numbers.until_s), batch.rows)
         return {**found, **({"without": "torch.compile"} if dry_run else {})}

@@ -21,7 +21,7 @@ from bench.features.synthetic import fill
 from bench.gpu.measurements.engine import ENGINE, LABEL, MODEL, MODELS, needs_gpu
 from bench.gpu.numbers import Numbers
 from bench.gpu.plan import DRY_RATES_PER_S, RATES_PER_S
-from bench.processes import Served, server_process
+from bench.processes import ServerProcess, server_process
 from feature_client.stores.open_store import open_store
 from loadtest.arrivals import poisson
 from loadtest.open_loop import OK, Samples
@@ -78,7 +78,7 @@ async def _filled(feature_store: str, users: int) -> tuple[np.ndarray, np.ndarra
     return found
 
 
-def _offered(server: Served, requests: tuple[bytes, ...], rate_per_s: int, numbers: Numbers) -> dict[str, Any]:
+def _offered(server: ServerProcess, requests: tuple[bytes, ...], rate_per_s: int, numbers: Numbers) -> dict[str, Any]:
     """Offer Poisson arrivals, an equal part of them from each client process."""
     clients = _DRY_CLIENTS if numbers.dry_run else _CLIENTS
     warmup_s, measured_s = (0.0, _DRY_S) if numbers.dry_run else (_WARMUP_S, _MEASURED_S)

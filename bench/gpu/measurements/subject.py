@@ -75,7 +75,7 @@ class Batch:
         return len(self.candidates)
 
 
-class Subject:
+class GpuSubject:
     """One encoder with seeded weights."""
 
     def __init__(self, device: torch.device, sizes: Sizes | None = None, length: int = LENGTH) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from bench.gpu.numbers import DRY_FILE, FILE, OUT_OF_TIME, WITHOUT, Numbers, file_of, read
-from bench.gpu.plan import Planned
+from bench.gpu.plan import PlannedPhase
 from bench.gpu.run import LOG, RunError, run
 from bench.gpu.table import write
 from tests.processes import ends_of
@@ -39,7 +39,7 @@ def planned(out, *codes, limit_s=60.0):
     )
     names = ("facts", "parity", "ceilings", "encoder", "tuning")
     return [
-        Planned(name, i * limit_s, limit_s, (sys.executable, "-c", before.format(name=name) + code))
+        PlannedPhase(name, i * limit_s, limit_s, (sys.executable, "-c", before.format(name=name) + code))
         for i, (name, code) in enumerate(zip(names, codes, strict=False))
     ]
 

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from bench.gpu.numbers import Numbers, Read
+from bench.gpu.numbers import Numbers, NumbersFile
 from bench.gpu.plan import PHASES, expected
 from bench.gpu.results import as_json, results
 from bench.gpu.table import page, write
@@ -23,7 +23,7 @@ PREDICTED = {"encoder": {"64 x 512": (8e6, 13e6)}}
 
 
 def found(*lines, dry_run=False):
-    return results(Read(lines, 0), dry_run=dry_run)
+    return results(NumbersFile(lines, 0), dry_run=dry_run)
 
 
 def row(text, start):

@@ -12,7 +12,7 @@ from redis import RedisCluster
 
 from bench.fuzz import fuzz_stream
 from feature_client.activity.stream import StreamFollower
-from feature_client.activity.stream_entries import Claimed, Entry, read_claimed, read_entries
+from feature_client.activity.stream_entries import ClaimedEntries, StreamEntry, read_claimed, read_entries
 from feature_client.codec import decode_sequence, encode_sequence
 from feature_client.stores.memory_store import MemoryStore
 from feature_client.stores.open_store import open_store
@@ -349,7 +349,7 @@ async def test_a_stream_in_a_cluster_is_followed(redis_cluster):
 
 
 def test_five_hundred_hostile_streams_store_what_a_slow_reader_says(redis_server):
-    tally = fuzz_stream.Tally()
+    tally = fuzz_stream.StreamTally()
     fuzz_stream.fuzz(500, tally, redis_server)
     assert tally.cases >= 500
     reached = ("added", "repeated", "too_old", "refused", "lost", "future_dropped", "fault: group destroyed")
@@ -359,13 +359,18 @@ def test_five_hundred_hostile_streams_store_what_a_slow_reader_says(redis_server
 def test_a_follower_that_stores_what_the_slow_reader_refuses_is_found_by_the_fuzz(redis_server, monkeypatch):
     monkeypatch.setattr(fuzz_stream, "_slow_action", lambda _: None)
     with pytest.raises(fuzz_stream.WrongStateError):
-        fuzz_stream.fuzz(20, fuzz_stream.Tally(), redis_server)
+        fuzz_stream.fuzz(20, fuzz_stream.StreamTally(), redis_server)
 
 
 def test_replies_of_every_version_are_read():
-    fields, read = [b"a", b"1", b"a", b"2"], (Entry(b"1-1", ((b"a", b"1"), (b"a", b"2"))), Entry(b"1-2", None))
+    fields, read = (
+        [b"a", b"1", b"a", b"2"],
+        (StreamEntry(b"1-1", ((b"a", b"1"), (b"a", b"2"))), StreamEntry(b"1-2", None)),
+    )
     entries = [[b"1-1", fields], [b"1-2", None]]
     assert read_entries([[b"s", entries]]) == list(read)
     assert read_entries(None) == []
-    assert read_claimed([b"0-0", [None, entries[0]]]) == Claimed(b"0-0", [read[0]], nameless=1, deleted=0)
-    assert read_claimed([b"1-2", [entries[0]], [b"1-7", b"1-8"]]) == Claimed(b"1-2", [read[0]], nameless=0, deleted=2)
+    assert read_claimed([b"0-0", [None, entries[0]]]) == ClaimedEntries(b"0-0", [read[0]], nameless=1, deleted=0)
+    assert read_claimed([b"1-2", [entries[0]], [b"1-7", b"1-8"]]) == ClaimedEntries(
+        b"1-2", [read[0]], nameless=0, deleted=2
+    )

@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feature_client.activity import writer as activity
-from feature_client.activity.writer import ActivityWriter, Outcome, QueueFullError, clock_ms, time_problem, write_events
+from feature_client.activity.writer import (
+    ActionOutcome,
+    ActivityWriter,
+    QueueFullError,
+    clock_ms,
+    time_problem,
+    write_events,
+)
 from feature_client.bulk.write import write_sequences
 from feature_client.codec import decode_sequence, encode_sequence
 from feature_client.fetch import FeatureNeeds, fetch
@@ -51,7 +58,7 @@ def zeros(count):
 def test_events_are_ordered_by_time_whatever_order_they_come_in():
     (value,), outcome = fold(GROUP, zeros(3), events((1, 30), (2, 10), (3, 20)), [None])
     assert ids(value) == [2, 3, 1]
-    assert outcome.tolist() == [Outcome.ADDED] * 3
+    assert outcome.tolist() == [ActionOutcome.ADDED] * 3
     (value,), _ = fold(GROUP, zeros(1), events((4, 15)), [value])
     assert ids(value) == [2, 4, 3, 1]
 
@@ -59,26 +66,26 @@ def test_events_are_ordered_by_time_whatever_order_they_come_in():
 def test_an_id_counts_once_and_keeps_its_first_content():
     (value,), _ = fold(GROUP, zeros(1), events((1, 10)), [None])
     (after,), outcome = fold(GROUP, zeros(3), events((1, 99), (2, 20), (2, 5)), [value])
-    assert outcome.tolist() == [Outcome.REPEATED, Outcome.ADDED, Outcome.REPEATED]
+    assert outcome.tolist() == [ActionOutcome.REPEATED, ActionOutcome.ADDED, ActionOutcome.REPEATED]
     assert decode_sequence(GROUP, after)[0]["time_ms"].tolist() == [10, 20]
     (unchanged,), outcome = fold(GROUP, zeros(1), events((1, 10)), [after])
     assert unchanged is None
-    assert outcome.tolist() == [Outcome.REPEATED]
+    assert outcome.tolist() == [ActionOutcome.REPEATED]
 
 
 def test_a_full_sequence_keeps_the_newest_and_says_what_was_too_old():
     (value,), _ = fold(GROUP, zeros(5), events(*((i, 10 * i) for i in range(1, 6))), [None])
     (after,), outcome = fold(GROUP, zeros(2), events((8, 5), (9, 35)), [value])
-    assert outcome.tolist() == [Outcome.TOO_OLD, Outcome.ADDED]
+    assert outcome.tolist() == [ActionOutcome.TOO_OLD, ActionOutcome.ADDED]
     assert ids(after) == [2, 3, 9, 4, 5]
     # 1 made place for 9: sent again, it is too old rather than new.
-    assert fold(GROUP, zeros(1), events((1, 10)), [after])[1].tolist() == [Outcome.TOO_OLD]
+    assert fold(GROUP, zeros(1), events((1, 10)), [after])[1].tolist() == [ActionOutcome.TOO_OLD]
 
 
 def test_users_do_not_mix_and_only_the_changed_are_written():
     stored = encode_sequence(GROUP, events((1, 10)))
     after, outcome = fold(GROUP, np.array([2, 0, 2]), events((1, 20), (1, 10), (7, 5)), [stored, stored, None])
-    assert outcome.tolist() == [Outcome.ADDED, Outcome.REPEATED, Outcome.ADDED]
+    assert outcome.tolist() == [ActionOutcome.ADDED, ActionOutcome.REPEATED, ActionOutcome.ADDED]
     assert after[0] is None
     assert after[1] is None
     assert ids(after[2]) == [7, 1]
@@ -122,7 +129,7 @@ async def test_concurrent_writers_of_the_same_users_lose_nothing(any_store):
         return np.concatenate(await asyncio.gather(*batches))
 
     outcomes = np.concatenate(await asyncio.gather(*(write(first) for first in range(4))))
-    assert outcomes.tolist() == [Outcome.ADDED] * 400
+    assert outcomes.tolist() == [ActionOutcome.ADDED] * 400
     stored = await any_store.multi_get(group.keys(users))
     found = [decode_sequence(group, value)[0] for value in stored]
     assert [sorted(own["event_id"].tolist()) for own in found] == [list(range(u + 1, 401, 20)) for u in range(20)]
@@ -140,7 +147,7 @@ async def test_a_store_that_fails_fails_the_callers_and_the_next_batch_goes_thro
     with pytest.raises(StoreUnavailableError, match="told to fail"):
         await writer.record(np.array([1], np.uint64), events((1, 1)))
     store.update = works
-    assert (await writer.record(np.array([1], np.uint64), events((1, 1)))).tolist() == [Outcome.ADDED]
+    assert (await writer.record(np.array([1], np.uint64), events((1, 1)))).tolist() == [ActionOutcome.ADDED]
 
 
 async def test_a_caller_that_hangs_up_leaves_the_others_their_answers():
@@ -157,7 +164,7 @@ async def test_a_caller_that_hangs_up_leaves_the_others_their_answers():
     await asyncio.sleep(0)
     calls[1].cancel()
     gate.set()
-    assert (await calls[0]).tolist() == (await calls[2]).tolist() == [Outcome.ADDED]
+    assert (await calls[0]).tolist() == (await calls[2]).tolist() == [ActionOutcome.ADDED]
 
 
 async def test_more_than_a_writer_holds_is_refused():
@@ -194,10 +201,10 @@ async def test_who_sends_one_action_does_not_wait_for_all_of_who_sends_thousands
     many = asyncio.create_task(writer.record(users, events(*((i + 1, i) for i in range(5_000)))))
     await eventually(lambda: written)
     before = sum(written)
-    assert (await writer.record(np.array([9_999], np.uint64), events((1, 1)))).tolist() == [Outcome.ADDED]
+    assert (await writer.record(np.array([9_999], np.uint64), events((1, 1)))).tolist() == [ActionOutcome.ADDED]
     assert sum(written) - before < 300
     assert not many.done()
-    assert (await many).tolist() == [Outcome.ADDED] * 5_000
+    assert (await many).tolist() == [ActionOutcome.ADDED] * 5_000
     assert max(written) == 64
 
 
@@ -232,7 +239,7 @@ async def test_a_fault_in_a_write_reaches_its_callers_and_the_next_are_served():
     with pytest.raises(TypeError, match="told to fail"):
         await writer.record(np.arange(500, dtype=np.uint64), events(*((i + 1, i) for i in range(500))))
     store.update = works
-    assert (await writer.record(np.array([1], np.uint64), events((1, 1)))).tolist() == [Outcome.ADDED]
+    assert (await writer.record(np.array([1], np.uint64), events((1, 1)))).tolist() == [ActionOutcome.ADDED]
 
 
 async def test_writing_events_tells_what_became_of_each():
@@ -271,14 +278,14 @@ async def test_a_sequence_full_of_actions_in_the_future_heals_with_the_next_acti
     dropped = []
     writer = ActivityWriter(store, GROUP, dropped.append)
     outcomes = await writer.record(np.array([7, 8], np.uint64), events((3, NOW_MS), (2, 20)))
-    assert outcomes.tolist() == [Outcome.ADDED] * 2
+    assert outcomes.tolist() == [ActionOutcome.ADDED] * 2
     assert (ids(store.values[GROUP.key(7)]), ids(store.values[GROUP.key(8)]), dropped) == ([3], [1, 2], [5])
 
 
 def test_a_repeated_action_heals_a_sequence_too_and_what_is_less_than_an_hour_ahead_stays():
     mixed = encode_sequence(GROUP, events((1, 10), (2, NOW_MS + HOUR_MS), (3, NOW_MS + HOUR_MS + 1)))
     (after,), outcome, dropped = activity.fold(GROUP, zeros(1), events((1, 10)), [mixed], NOW_MS)
-    assert (ids(after), outcome.tolist(), dropped.tolist()) == ([1, 2], [Outcome.REPEATED], [1])
+    assert (ids(after), outcome.tolist(), dropped.tolist()) == ([1, 2], [ActionOutcome.REPEATED], [1])
 
 
 async def test_a_reader_leaves_out_actions_in_the_future_and_counts_the_value():
@@ -287,7 +294,7 @@ async def test_a_reader_leaves_out_actions_in_the_future_and_counts_the_value():
     store = MemoryStore({GROUP.key(1): encode_sequence(GROUP, stored)})
     fetched = await fetch(store, FeatureNeeds((), (), GROUP, 5), 1, np.array([], np.uint64))
     assert fetched.events["event_id"].tolist() == [1]
-    assert (fetched.future_events, fetched.lacks().foreign) == (1, 1)
+    assert (fetched.future_events, fetched.missing().foreign) == (1, 1)
 
 
 async def test_whole_sequences_with_actions_in_the_future_are_refused_with_the_user():

@@ -79,7 +79,7 @@ async def test_nonsense_in_place_of_values_degrades_the_request_and_opens_the_ci
     await asyncio.gather(*(read(store, 0.05) for _ in range(4)))
     fetched = await read(store, 0.05)
     assert fetched.store_unavailable
-    assert fetched.lacks().candidates == len(PINS)
+    assert fetched.missing().candidates == len(PINS)
     assert node(store).breaker.open
     assert PASSWORD not in fetched.store_failure
     hostile.answer = lambda _: None

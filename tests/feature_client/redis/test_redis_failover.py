@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from feature_client.activity.stream import StreamFollower
-from feature_client.activity.writer import Outcome, clock_ms, write_events
+from feature_client.activity.writer import ActionOutcome, clock_ms, write_events
 from feature_client.stores.open_store import open_store
 from feature_client.stores.redis.cluster import RedisClusterStore
 from feature_client.stores.redis.replies import MEANINGS
@@ -84,10 +84,10 @@ async def record(store, number):
 
 async def test_the_first_write_after_a_planned_failover_goes_to_the_new_primary(pair, name):
     async with started(open_store(name.url)) as store:
-        assert await record(store, 1) == [Outcome.ADDED]
+        assert await record(store, 1) == [ActionOutcome.ADDED]
         fail_over(*pair)
         name.port = pair[1].port
-        assert await record(store, 2) == [Outcome.ADDED]
+        assert await record(store, 2) == [ActionOutcome.ADDED]
         assert not node(store).counts.failures
         await store.multi_put([(b"a", b"of the new one")])
         assert pair[1].client().get(b"a") == b"of the new one"
@@ -216,7 +216,7 @@ async def test_a_server_that_takes_no_writes_says_why_also_from_a_script(pair, s
             assert await store.multi_get([b"a"]) == [None]
         finally:
             client.config_set(setting, off)
-        assert await record(store, 1) == [Outcome.ADDED]
+        assert await record(store, 1) == [ActionOutcome.ADDED]
 
 
 def test_the_table_of_errors_is_whole():

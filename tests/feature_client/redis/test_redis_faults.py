@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from feature_client.codec import State
+from feature_client.codec import RowState
 from feature_client.fetch import fetch
 from feature_client.near_cache import near_caches
 from feature_client.stores.open_store import open_store
@@ -75,7 +75,7 @@ async def test_a_server_that_starts_after_its_client_is_found(tmp_path):
     server.start()
     try:
         fetched = await healthy_again(store)
-        assert fetched.lacks().candidates == len(PINS), "it is empty"
+        assert fetched.missing().candidates == len(PINS), "it is empty"
     finally:
         server.kill()
         await store.close()
@@ -91,12 +91,12 @@ async def test_a_killed_server_costs_features_and_comes_back_empty(own_server):
     fetched = await read(store, near)
     assert fetched.store_unavailable
     assert fetched.stale_rows == len(PINS)
-    assert fetched.lacks().candidates == 0, "aged rows stand in"
+    assert fetched.missing().candidates == 0, "aged rows stand in"
     assert fetched.candidate_rows("pin_core").tobytes() == tiny.pin_rows(PINS).tobytes()
-    assert fetched.lacks().user, "users are not cached: defaults stand in"
+    assert fetched.missing().user, "users are not cached: defaults stand in"
     own_server.start()
     fetched = await healthy_again(store, near)
-    assert fetched.lacks().candidates == len(PINS), "restarted empty: missing, and said so"
+    assert fetched.missing().candidates == len(PINS), "restarted empty: missing, and said so"
     assert fetched.stale_rows == 0
     await store.close()
 
@@ -115,7 +115,7 @@ async def test_a_silent_server_costs_its_budget_a_few_times_and_then_nothing(pro
     proxy.silent = False
     proxy.refusing = True  # what was half-open is cut
     proxy.refusing = False
-    assert (await healthy_again(proxied)).lacks().candidates == 0
+    assert (await healthy_again(proxied)).missing().candidates == 0
 
 
 async def test_a_slow_server_is_left_alone_and_found_again(proxy, proxied):
@@ -124,7 +124,7 @@ async def test_a_slow_server_is_left_alone_and_found_again(proxy, proxied):
         assert (await read(proxied, budget_s=0.02)).store_unavailable
     assert node(proxied).breaker.open
     proxy.delay_s = 0.0
-    assert (await healthy_again(proxied)).lacks().candidates == 0
+    assert (await healthy_again(proxied)).missing().candidates == 0
     assert not node(proxied).breaker.open
 
 
@@ -141,7 +141,7 @@ async def test_cut_connections_are_opened_again_within_the_next_reads(proxy, pro
     proxy.refusing = True
     assert (await read(proxied)).store_unavailable
     proxy.refusing = False
-    assert (await healthy_again(proxied)).lacks().candidates == 0
+    assert (await healthy_again(proxied)).missing().candidates == 0
 
 
 async def test_one_slow_answer_is_overtaken_by_a_second_read(proxy, proxied):
@@ -201,7 +201,7 @@ async def test_a_wrong_password_is_named_at_the_start_and_degrades_later(tmp_pat
         client.client_kill_filter(_type="normal", skipme=True)
         assert (await read(store)).store_unavailable
         client.config_set("requirepass", "right")
-        assert (await healthy_again(store)).lacks().candidates == 0
+        assert (await healthy_again(store)).missing().candidates == 0
         await store.close()
 
 
@@ -264,9 +264,9 @@ async def test_values_cut_off_or_of_another_version_are_counted_and_never_read(p
     other = tiny.changed(tiny.PINS, version=9)
     await proxied.multi_put([(keys[0], good[0][:-3]), (keys[1], other.fingerprint + good[1][8:]), (keys[2], b"")])
     fetched = await read(proxied)
-    assert fetched.lacks().foreign == 5, "pins 1 and 2 are in the user's sequence too"
-    assert fetched.lacks().candidates == 3
-    assert fetched.pins["pin_core"].states[:4].tolist() == [State.FOREIGN] * 3 + [State.PRESENT]
+    assert fetched.missing().foreign == 5, "pins 1 and 2 are in the user's sequence too"
+    assert fetched.missing().candidates == 3
+    assert fetched.pins["pin_core"].states[:4].tolist() == [RowState.FOREIGN] * 3 + [RowState.PRESENT]
 
 
 async def test_concurrent_misses_of_one_pin_are_read_once(proxy, proxied):
@@ -274,7 +274,7 @@ async def test_concurrent_misses_of_one_pin_are_read_once(proxy, proxied):
     before = node(proxied).counts.reads
     proxy.delay_s = 0.02
     found = await asyncio.gather(*(read(proxied, near, budget_s=5.0) for _ in range(10)))
-    assert all(f.lacks().candidates == 0 for f in found)
+    assert all(f.missing().candidates == 0 for f in found)
     # Ten for the users; the pins once.
     assert node(proxied).counts.reads - before <= 12
     assert not any(cache.flights for cache in near.values())
@@ -288,7 +288,7 @@ async def test_who_waits_for_anothers_read_reads_itself_when_that_one_is_given_u
     second = asyncio.create_task(read(proxied, near, budget_s=5.0))
     await asyncio.sleep(0.06)
     first.cancel()
-    assert (await second).lacks().candidates == 0
+    assert (await second).missing().candidates == 0
     assert not any(cache.flights for cache in near.values())
 
 

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from kernels.engine import EngineError, UnavailableError
-from kernels.gpu.cuda import Device, Stream
+from kernels.gpu.cuda import CudaStream, Device
 from tests.kernels.gpu.fake_cuda import FakeCuda, install
 
 
@@ -23,7 +23,7 @@ def cuda(monkeypatch):
 @pytest.fixture
 def stream(cuda):
     device = Device()
-    yield Stream(device)
+    yield CudaStream(device)
     device.close()
 
 
@@ -100,7 +100,7 @@ def test_work_that_fails_while_it_is_captured_says_so_and_the_stream_goes_on(cud
 @pytest.mark.parametrize("ordinal", [0, 1])
 def test_a_device_is_let_go_once_by_whichever_thread_closes_it(cuda, ordinal):
     device = Device(ordinal)
-    Stream(device)
+    CudaStream(device)
     assert cuda.retained[ordinal] == 1
     closing = threading.Thread(target=device.close)
     closing.start()

@@ -20,11 +20,11 @@ from kernels.gpu import encoder_node
 from kernels.gpu.encoder_node import NODE, register, with_kernel
 from kernels.gpu.tensorrt_build import Settings, load_library, parsed, prepared
 from kernels.gpu.tiles import TILES, tiles_of
-from kernels.gpu.triton_ahead import Ahead, arguments
+from kernels.gpu.triton_ahead import CompiledKernel, arguments
 from kernels.gpu.triton_encoder import encode_rows as kernel
 from tests.ranker.exported import batch, exported, read_by
 
-AHEAD = Ahead("encode_rows", ".version 8.0", b"", 256, 65536)
+AHEAD = CompiledKernel("encode_rows", ".version 8.0", b"", 256, 65536)
 
 
 @pytest.fixture(scope="module")

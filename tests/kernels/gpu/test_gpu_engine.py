@@ -15,7 +15,7 @@ from kernels.gpu import engine as engine_module
 from kernels.gpu import tensorrt_backend
 from kernels.gpu.engine import GpuEngine
 from kernels.gpu.tensorrt_backend import TensorRtBackend, plan_here
-from kernels.gpu.tensorrt_build import Built
+from kernels.gpu.tensorrt_build import BuildResult
 from tests import tiny
 from tests.kernels.gpu.fake_cuda import PLAN, FakeCuda, fake_trt, install
 from tests.kernels.test_engines import SPECS, batch
@@ -128,7 +128,7 @@ def test_every_device_has_lanes_of_its_own_that_take_turns(cuda):
 def test_a_plan_built_for_the_first_device_serves_the_second(cuda, monkeypatch):
     builds = []
     monkeypatch.setattr(
-        tensorrt_backend, "build", lambda network, *_: builds.append(network) or Built(PLAN + network, b"")
+        tensorrt_backend, "build", lambda network, *_: builds.append(network) or BuildResult(PLAN + network, b"")
     )
     engine = engine_factory("tensorrt", devices=(0, 1))(tiny.network(), SPECS, 2, 1)
     assert builds == [tiny.network()]
@@ -175,7 +175,7 @@ def test_a_plan_for_another_gpu_is_built_anew_and_the_log_says_so(cuda, monkeypa
 
     def build(network, inputs, settings):
         asked.append((tuple(inputs), settings.library, settings.architectures))
-        return Built(PLAN + network, b"")
+        return BuildResult(PLAN + network, b"")
 
     monkeypatch.setattr(tensorrt_backend, "build", build)
     engine = opened(plan=b"of another")

@@ -19,7 +19,7 @@ from model_store.bundle.manifest import (
     TensorInput,
 )
 from model_store.model.assembly import Assembler
-from model_store.model.loaded import calibrate, load_live
+from model_store.model.loaded import calibrate, load_model
 from tests import tiny
 
 
@@ -36,9 +36,9 @@ def edit_manifest(folder, change):
 
 
 def test_good_bundle_loads_and_scores_its_golden_requests(folder):
-    live = load_live(read_bundle(folder), NumpyEngine, streams=1)
-    assert live.manifest.ref == "tiny@1"
-    assert live.engine.cost_s(1, 128) > 0
+    model = load_model(read_bundle(folder), NumpyEngine, streams=1)
+    assert model.manifest.ref == "tiny@1"
+    assert model.engine.cost_s(1, 128) > 0
 
 
 def test_loading_beside_requests_rests_after_compiling_and_after_the_golden_ones(folder):
@@ -53,7 +53,7 @@ def test_loading_beside_requests_rests_after_compiling_and_after_the_golden_ones
             steps.append("run")
             return super().run(batch)
 
-    load_live(read_bundle(folder), Told, streams=1, warm=False, rest=lambda: steps.append("rest"))
+    load_model(read_bundle(folder), Told, streams=1, warm=False, rest=lambda: steps.append("rest"))
     assert steps == ["compiled", "rest", "run", "rest"]
 
 
@@ -94,14 +94,14 @@ def test_a_flipped_bit_is_found(folder):
 def test_a_network_that_computes_something_else_is_refused_with_row_and_head(tmp_path):
     tiny.write_tiny_bundle(tmp_path / "b", **{"network.onnx": tiny.network(seed=99)})
     with pytest.raises(BundleError, match=r"tiny@1: golden row \d, head '(save|hide)': expected probability"):
-        load_live(read_bundle(tmp_path / "b"), NumpyEngine, streams=1)
+        load_model(read_bundle(tmp_path / "b"), NumpyEngine, streams=1)
 
 
 @pytest.mark.parametrize("content", [b"no archive", b"PK\x03\x04cut off", b"\x93NUMPY\x01\x00", encode_golden([])])
 def test_a_bundle_without_golden_requests_is_refused(tmp_path, content):
     tiny.write_tiny_bundle(tmp_path / "b", **{"golden.npz": content})
     with pytest.raises(BundleError, match="golden"):
-        load_live(read_bundle(tmp_path / "b"), NumpyEngine, streams=1)
+        load_model(read_bundle(tmp_path / "b"), NumpyEngine, streams=1)
 
 
 def test_golden_requests_survive_encoding(tmp_path):

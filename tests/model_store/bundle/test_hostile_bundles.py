@@ -14,7 +14,7 @@ from kernels.cpu.numpy_engine import NumpyEngine
 from model_store.bundle.archives import decode_arrays
 from model_store.bundle.files import BundleError, read_bundle
 from model_store.bundle.network_check import NetworkError, check_network
-from model_store.model.loaded import load_live
+from model_store.model.loaded import load_model
 from tests import tiny
 
 
@@ -94,7 +94,7 @@ def test_networks_that_harm_are_refused_by_name(tmp_path, change, message):
         check_network(content)
     tiny.write_tiny_bundle(tmp_path / "b", **{"network.onnx": content})
     with pytest.raises(BundleError, match=f"tiny@1: .*{message}"):
-        load_live(read_bundle(tmp_path / "b"), NumpyEngine, streams=1)
+        load_model(read_bundle(tmp_path / "b"), NumpyEngine, streams=1)
 
 
 @pytest.mark.parametrize("content", [b"", b"nothing", b"\x80\x04\x95pickle", b"\x0a" * 1000])

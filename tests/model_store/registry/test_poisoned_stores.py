@@ -15,7 +15,7 @@ import pytest
 from pydantic import ValidationError
 
 from model_store.bundle.files import BundleError, read_bundle
-from model_store.registry.history import Published
+from model_store.registry.history import VersionPublished
 from model_store.registry.objects import ModelStoreError, NoVersionError
 from model_store.registry.store import open_model_store
 from tests import tiny
@@ -218,4 +218,4 @@ def test_a_change_that_no_reader_would_take_is_not_written(words, message, root)
         store.set_label("tiny", "canary", 1, **words)
     assert open_model_store(root).head("tiny").number == 2
     with pytest.raises(ValidationError, match="less than"):
-        Published(version=1 << 63, digest="a" * 64)
+        VersionPublished(version=1 << 63, digest="a" * 64)

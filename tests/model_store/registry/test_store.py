@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from model_store.bundle.files import BundleError
-from model_store.registry.history import Labelled, Published, Retired, TrafficSet, share_of
+from model_store.registry.history import LabelMoved, TrafficSet, VersionPublished, VersionsRetired, share_of
 from model_store.registry.objects import ModelStoreError, NoObjectError
 from model_store.registry.open_objects import open_objects
-from model_store.registry.signing import Signer, SigningError, Trust
+from model_store.registry.signing import Signer, SigningError, TrustedKeys
 from model_store.registry.store import open_model_store
 from tests import tiny
 
@@ -56,8 +56,8 @@ def test_labels_move_with_an_audit_trail(store):
     assert store.resolve("tiny", "stable") == 2
     entry = store.rollback("tiny", "stable", by="dora", why="complaints")
     assert (entry.by, entry.why) == ("dora", "complaints")
-    assert entry.change == Labelled(label="stable", version=1, before=2)
-    assert store.rollback("tiny", "stable").change == Labelled(label="stable", version=2, before=1)
+    assert entry.change == LabelMoved(label="stable", version=1, before=2)
+    assert store.rollback("tiny", "stable").change == LabelMoved(label="stable", version=2, before=1)
     trail = [(e.number, e.by, e.why, e.change.kind) for e in store.history("tiny")]
     assert [one[0] for one in trail] == [1, 2, 3, 4, 5, 6]
     assert trail[2:5] == [
@@ -273,23 +273,23 @@ def test_files_reach_the_disk_before_their_name_and_the_name_before_the_answer(t
 def test_history_is_decided_purely():
     from datetime import UTC, datetime
 
-    from model_store.registry.history import State
+    from model_store.registry.history import ModelState
 
     now = datetime.now(UTC)
-    state = State()
+    state = ModelState()
     for change in (
-        Published(version=4, digest="a" * 64),
-        Published(version=9, digest="b" * 64),
-        Labelled(label="stable", version=4),
+        VersionPublished(version=4, digest="a" * 64),
+        VersionPublished(version=9, digest="b" * 64),
+        LabelMoved(label="stable", version=4),
         TrafficSet(surface="*", label="stable", share=1.0),
-        Retired(versions=(9,)),
+        VersionsRetired(versions=(9,)),
     ):
         state = change.after(state, "m", now, "me")
     assert (set(state.versions), state.retired, state.next_version()) == ({4}, (9,), 10)
     with pytest.raises(ModelStoreError, match="m@4 is what label 'stable' names; move the label first"):
-        Retired(versions=(4,)).after(state, "m", now, "me")
+        VersionsRetired(versions=(4,)).after(state, "m", now, "me")
     with pytest.raises(ModelStoreError, match="m@9 is retired"):
-        Published(version=9, digest="b" * 64).after(state, "m", now, "me")
+        VersionPublished(version=9, digest="b" * 64).after(state, "m", now, "me")
 
 
 def _key(tmp_path, name):
@@ -310,7 +310,7 @@ def test_only_a_trusted_publishers_signature_of_this_version_counts(tmp_path, bu
     store.publish(bundles / "1", signer=Signer.read(private))
     store.publish(bundles / "2")
     one, two = (store.release("tiny", version) for version in (1, 2))
-    Trust.read([other, public]).check("tiny@1", one.digest, one.signature)
+    TrustedKeys.read([other, public]).check("tiny@1", one.digest, one.signature)
     for trust, ref, digest, signature, message in (
         ([other], "tiny@1", one.digest, one.signature, "not signed by a trusted publisher"),
         ([public], "tiny@2", one.digest, one.signature, "not signed by a trusted publisher"),
@@ -319,9 +319,9 @@ def test_only_a_trusted_publishers_signature_of_this_version_counts(tmp_path, bu
         ([public], "tiny@1", one.digest, "!", "no base64"),
     ):
         with pytest.raises(SigningError, match=message):
-            Trust.read(trust).check(ref, digest, signature)
+            TrustedKeys.read(trust).check(ref, digest, signature)
     with pytest.raises(SigningError, match="no PEM public key"):
-        Trust.read([private])
+        TrustedKeys.read([private])
     with pytest.raises(SigningError, match="no unencrypted PEM private key"):
         Signer.read(public)
 

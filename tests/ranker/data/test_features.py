@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from feature_client.codec import State
+from feature_client.codec import RowState
 from feature_client.fetch import FeatureNeeds, fetch
 from feature_client.groups import Embedding, EmbeddingSpace, FeatureGroup, Scalar, SequenceGroup
 from feature_client.stores.memory_store import MemoryStore
@@ -48,7 +48,7 @@ def smoothed(own: float, actions: int, overall: float) -> float:
 
 def test_a_pin_row_counts_only_what_happened_strictly_before() -> None:
     rows = pin_rows(LOG, GROUPS.pin, VECTORS, 300)
-    assert rows.states.tolist() == [State.PRESENT, State.PRESENT, State.MISSING]
+    assert rows.states.tolist() == [RowState.PRESENT, RowState.PRESENT, RowState.MISSING]
     pin10, pin11, pin12 = rows.rows
     assert pin10["log_actions"] == pytest.approx(np.log(2))
     assert pin10["save_share"] == pytest.approx(smoothed(1, 1, 0.5))
@@ -68,7 +68,7 @@ def test_the_least_popular_pins_are_the_tail() -> None:
 def test_a_user_row_folds_in_the_users_pins_by_affinity() -> None:
     rows = user_rows(LOG, GROUPS.user, VECTORS, 1_000)
     saved, liked = rows.rows
-    assert rows.states.tolist() == [State.PRESENT, State.PRESENT]
+    assert rows.states.tolist() == [RowState.PRESENT, RowState.PRESENT]
     # A hide pulls nowhere, and pin 12 has no vector: both users stand where pin 10 does.
     np.testing.assert_allclose(saved["embedding"], VECTORS[0], atol=1e-3)
     np.testing.assert_allclose(liked["embedding"], VECTORS[0], atol=1e-3)
@@ -78,12 +78,12 @@ def test_a_user_row_folds_in_the_users_pins_by_affinity() -> None:
 
 def test_a_user_without_a_past_is_missing() -> None:
     rows = user_rows(LOG, GROUPS.user, VECTORS, 300)
-    assert rows.states.tolist() == [State.PRESENT, State.MISSING]
+    assert rows.states.tolist() == [RowState.PRESENT, RowState.MISSING]
     assert rows.rows[1] == GROUPS.user.default_row
 
 
 def test_before_the_first_event_nothing_is_known() -> None:
-    assert pin_rows(LOG, GROUPS.pin, VECTORS, 0).states.tolist() == [State.MISSING] * 3
+    assert pin_rows(LOG, GROUPS.pin, VECTORS, 0).states.tolist() == [RowState.MISSING] * 3
 
 
 def test_made_up_parties_are_fixed_and_about_as_common_as_documented() -> None:
@@ -102,8 +102,8 @@ async def test_a_filled_store_answers_a_fetch_with_the_end_of_the_data() -> None
     assert written == {"pins": 3, "users": 2, "sequences": 2} == dict(told)
     needs = FeatureNeeds((GROUPS.user,), (GROUPS.pin,), GROUPS.sequence, 64)
     found = await fetch(store, needs, 2, np.array([12, 10, 99], np.uint64))
-    assert found.lacks().candidates == 1
-    assert not found.lacks().user
+    assert found.missing().candidates == 1
+    assert not found.missing().user
     assert [RATINGS.names[a] for a in found.events["action"]] == ["closeup", "like"]
     assert found.events["pin_id"].tolist() == [12, 10]
     assert found.candidate_rows("pin_core")[1]["log_actions"] == pytest.approx(np.log(3))
@@ -116,9 +116,9 @@ async def test_a_store_can_be_filled_as_of_any_time() -> None:
     needs = FeatureNeeds((GROUPS.user,), (GROUPS.pin,), GROUPS.sequence, 64)
     found = await fetch(store, needs, 1, np.array([10, 12], np.uint64))
     assert found.events["pin_id"].tolist() == [11, 10]
-    assert found.pins["pin_core"].states[:2].tolist() == [State.PRESENT, State.MISSING]
+    assert found.pins["pin_core"].states[:2].tolist() == [RowState.PRESENT, RowState.MISSING]
     later = await fetch(store, needs, 2, np.array([10], np.uint64))
-    assert (later.user["user_core"].states[0], later.sequence_state) == (State.MISSING, State.MISSING)
+    assert (later.user["user_core"].states[0], later.sequence_state) == (RowState.MISSING, RowState.MISSING)
 
 
 async def test_a_store_is_filled_in_the_layout_and_vocabulary_that_the_groups_say() -> None:

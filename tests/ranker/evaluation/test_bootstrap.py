@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ranker.evaluation.bootstrap import Estimate, Resampled, resample
+from ranker.evaluation.bootstrap import Estimate, Resampling, resample
 
 
 def mean(users: np.ndarray, values: np.ndarray, resamples: int, seed: int = 1) -> Estimate:
@@ -89,4 +89,4 @@ def test_draws_do_not_depend_on_how_many_fit_into_memory(monkeypatch: pytest.Mon
     whole = resample(users, values[:, None], 40, 6)
     monkeypatch.setattr("ranker.evaluation.bootstrap._WEIGHTS_MAX", 100)
     np.testing.assert_array_equal(resample(users, values[:, None], 40, 6).drawn, whole.drawn)
-    assert isinstance(whole, Resampled)
+    assert isinstance(whole, Resampling)

@@ -11,7 +11,7 @@ from ranker.errors import SettingError
 from ranker.evaluation.bootstrap import Estimate
 from ranker.evaluation.caveats import limits
 from ranker.evaluation.results import Evaluation, HeadScore
-from ranker.evaluation.scoring import Scored
+from ranker.evaluation.scoring import BundleScores
 from ranker.evaluation.tables import head_table, slice_table, terminal_tables
 from tests.ranker.scored import CANDIDATES, measured, scored_test
 
@@ -136,7 +136,7 @@ def test_a_head_that_nobody_used_has_no_numbers_and_is_still_shown(evaluation: E
 def test_a_head_that_a_bundle_lacks_is_shown_as_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     test = scored_test()
     narrow = test.by_bundle["bad"]
-    narrow = Scored(("save",), narrow.probabilities[:, :1], narrow.utilities, None)
+    narrow = BundleScores(("save",), narrow.probabilities[:, :1], narrow.utilities, None)
     evaluation = measured(replace(test, by_bundle={**test.by_bundle, "bad": narrow}), tmp_path, monkeypatch)
     assert evaluation.scorers[1].heads_missing == ("hide", "like")
     hide = score(evaluation, "bad", "hide")
@@ -175,7 +175,7 @@ def test_small_heads_and_slices_are_named_with_their_counts(evaluation: Evaluati
 def test_pins_that_were_shown_and_nothing_more_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     test = scored_test()
     saves = ("save",)
-    by_bundle = {n: Scored(saves, s.probabilities[:, :1], s.utilities, None) for n, s in test.by_bundle.items()}
+    by_bundle = {n: BundleScores(saves, s.probabilities[:, :1], s.utilities, None) for n, s in test.by_bundle.items()}
     narrow = replace(
         test, heads=saves, labels=test.labels[:, :1], popularity=test.popularity[:, :1], by_bundle=by_bundle
     )

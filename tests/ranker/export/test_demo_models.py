@@ -12,7 +12,7 @@ from kernels.cpu.openvino_engine import OpenVinoEngine
 from kernels.engine import EngineFactory
 from model_store.bundle.files import UTILITY, Bundle
 from model_store.bundle.golden import decode_golden
-from model_store.model.loaded import load_live
+from model_store.model.loaded import load_model
 from model_store.model.utility import load_utility
 from model_store.registry.store import open_model_store
 from ranker.data.embeddings import decode_embeddings
@@ -36,9 +36,9 @@ def test_the_store_holds_both_twins() -> None:
 
 @pytest.mark.parametrize("factory", [NumpyEngine, OpenVinoEngine])
 def test_each_engine_proves_the_bundle_on_its_golden_requests(bundle: Bundle, factory: EngineFactory) -> None:
-    live = load_live(bundle, factory, streams=1)
-    assert live.engine.cost_s(1, 100) > 0
-    live.engine.close()
+    model = load_model(bundle, factory, streams=1)
+    assert model.engine.cost_s(1, 100) > 0
+    model.engine.close()
 
 
 def test_the_twins_read_the_same_stored_features() -> None:

@@ -122,7 +122,9 @@ async def test_logged_requests_replayed_through_store_and_fetch_give_the_tensors
             fetched = await fetch(store, MANIFEST.needs, int(user_id[0]), log.pin_ids[candidates], query)
             served = Assembler(MANIFEST).assemble(fetched, request.surface)
             assert_same(served, offline(log, embeddings, span, request, candidates))
-            replayed.append((request.surface, len(request.history), fetched.lacks().candidates, fetched.lacks().user))
+            replayed.append(
+                (request.surface, len(request.history), fetched.missing().candidates, fetched.missing().user)
+            )
     surfaces, histories, pins_missing, users_missing = map(set, zip(*replayed, strict=True))
     # The replay reached every path: both surfaces, full and short sequences, unknown pins and users.
     assert surfaces == {"home", "related"}

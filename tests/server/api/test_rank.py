@@ -65,9 +65,9 @@ async def test_top_k_returns_the_head_of_the_full_ranking(stub):
 
 async def test_versions_and_timings_come_with_every_answer(stub, server):
     answer = await stub.Rank(request([1, 2, 3]))
-    live = server._models.default.live
+    model = server._models.default.model
     assert (answer.versions.model, answer.versions.model_version) == ("tiny", 1)
-    assert answer.versions.model_digest == live.digest
+    assert answer.versions.model_digest == model.digest
     assert answer.versions.utility == server._models.default.utility.digest
     assert list(answer.versions.feature_groups) == ["pin_core@1", "user_core@1", "actions@1"]
     timings = answer.timings

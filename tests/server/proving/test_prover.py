@@ -22,7 +22,7 @@ from model_store.bundle.files import BundleError
 from model_store.model.assembly import Assembler
 from model_store.registry.store import open_model_store
 from server.proving.helper import _cpu_s
-from server.proving.prover import Claim, Prover, ProvingError
+from server.proving.prover import ProofRequest, Prover, ProvingError
 from tests import tiny
 from tests.conftest import needs_training
 from tests.processes import children, ends_of
@@ -82,7 +82,7 @@ def claim(tmp_path):
         store = open_model_store(folder / "models")
         tiny.write_tiny_bundle(folder / "bundle", 1, **({"network.onnx": network} if network else {}))
         bundle = store.publish(folder / "bundle")
-        made = Claim(store.where, "tiny", 1, bundle.digest, "openvino", None, 1 << 30, 4 << 30, 60.0)
+        made = ProofRequest(store.where, "tiny", 1, bundle.digest, "openvino", None, 1 << 30, 4 << 30, 60.0)
         return replace(made, **changes)
 
     return make

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from server.request.routing import ServedModels
-from server.rollout.guard import Breach, Healthy, Limits, Seen, TooEarly, Window, judge
+from server.rollout.guard import Breach, Healthy, Limits, TooEarly, Window, WindowSummary, judge
 
 USERS = range(20_000)
 
@@ -53,15 +53,33 @@ LIMITS = Limits(requests_min=100, error_rate_max=0.01, p99_ratio_max=1.5, psi_ma
 @pytest.mark.parametrize(
     ("own", "default", "moved", "kind", "text"),
     [
-        (Seen(99, 99, 0.0), Seen(500, 0, 0.01), {}, TooEarly, "99 of 100 requests"),
-        (Seen(500, 0, 0.01), Seen(20, 0, 0.01), {}, TooEarly, "20 of 100 requests"),
-        (Seen(200, 0, 0.01), Seen(500, 0, 0.01), {"save": 0.1}, Healthy, "largest PSI 0.10"),
-        (Seen(200, 2, 0.01), Seen(500, 0, 0.01), {}, Healthy, "errors 1.00%"),
-        (Seen(200, 3, 0.01), Seen(500, 0, 0.01), {}, Breach, "1.50% of its requests failed, 0.00% of the default"),
-        (Seen(200, 3, 0.01), Seen(500, 5, 0.01), {}, Healthy, "errors 1.50% (1.00%)"),
-        (Seen(200, 0, 0.0151), Seen(500, 0, 0.01), {}, Breach, "its P99 is 15.1 ms, the default label's 10.0 ms"),
-        (Seen(200, 0, 0.01), Seen(500, 0, 0.01), {"save": 0.1, "hide": 0.51}, Breach, "its hide probabilities moved"),
-        (Seen(200, 200, 0.0), Seen(500, 0, 0.01), {}, Breach, "100.00% of its requests failed"),
+        (WindowSummary(99, 99, 0.0), WindowSummary(500, 0, 0.01), {}, TooEarly, "99 of 100 requests"),
+        (WindowSummary(500, 0, 0.01), WindowSummary(20, 0, 0.01), {}, TooEarly, "20 of 100 requests"),
+        (WindowSummary(200, 0, 0.01), WindowSummary(500, 0, 0.01), {"save": 0.1}, Healthy, "largest PSI 0.10"),
+        (WindowSummary(200, 2, 0.01), WindowSummary(500, 0, 0.01), {}, Healthy, "errors 1.00%"),
+        (
+            WindowSummary(200, 3, 0.01),
+            WindowSummary(500, 0, 0.01),
+            {},
+            Breach,
+            "1.50% of its requests failed, 0.00% of the default",
+        ),
+        (WindowSummary(200, 3, 0.01), WindowSummary(500, 5, 0.01), {}, Healthy, "errors 1.50% (1.00%)"),
+        (
+            WindowSummary(200, 0, 0.0151),
+            WindowSummary(500, 0, 0.01),
+            {},
+            Breach,
+            "its P99 is 15.1 ms, the default label's 10.0 ms",
+        ),
+        (
+            WindowSummary(200, 0, 0.01),
+            WindowSummary(500, 0, 0.01),
+            {"save": 0.1, "hide": 0.51},
+            Breach,
+            "its hide probabilities moved",
+        ),
+        (WindowSummary(200, 200, 0.0), WindowSummary(500, 0, 0.01), {}, Breach, "100.00% of its requests failed"),
     ],
 )
 def test_a_guard_judges_errors_time_and_drift_once_there_is_enough(own, default, moved, kind, text):
@@ -78,4 +96,4 @@ def test_a_window_forgets():
         assert seen.requests <= 91
     assert (window.seen(299).errors, window.seen(299).p99_s) == (0, 0.020)
     assert window.seen(299).requests >= 60
-    assert window.seen(1_000) == Seen(0, 0, 0.0)
+    assert window.seen(1_000) == WindowSummary(0, 0, 0.0)

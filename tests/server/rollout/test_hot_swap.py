@@ -52,7 +52,7 @@ async def test_a_version_that_waits_for_its_last_request_is_kept_until_then(serv
     monkeypatch.setattr("server.app.engine_factory", lambda *_: GatedEngine)
     server = await serve(labels=("stable",), engine_streams=1)
     call = calls(server)
-    engine = server._models.default.live.engine
+    engine = server._models.default.model.engine
     engine.runs.clear()
     engine.gate.clear()
     running = asyncio.ensure_future(call.rank())
@@ -71,7 +71,7 @@ async def test_a_run_whose_caller_hung_up_holds_its_version_too(serve, store, tm
     monkeypatch.setattr("server.app.engine_factory", lambda *_: GatedEngine)
     server = await serve(labels=("stable",), engine_streams=2)
     call = calls(server)
-    engine = server._models.default.live.engine
+    engine = server._models.default.model.engine
     engine.runs.clear()
     engine.gate.clear()
     running = asyncio.ensure_future(call.rank())

@@ -10,7 +10,6 @@ from server.rollout.lifecycle import (
     FOLLOWING,
     Drain,
     Forget,
-    Known,
     Load,
     Phase,
     PhaseError,
@@ -21,6 +20,7 @@ from server.rollout.lifecycle import (
     Snapshot,
     Unload,
     Unroute,
+    VersionState,
     decide,
     followed,
 )
@@ -30,7 +30,7 @@ SEEN, VERIFYING, WARMING, READY, SERVING, DRAINING, GONE, FAILED = Phase
 
 def snapshot(labels=None, routes=None, pinned=(), now_s=0.0, **known):
     """`v7=SERVING` or `v7=Known(...)`."""
-    found = {int(name[1:]): k if isinstance(k, Known) else Known(k) for name, k in known.items()}
+    found = {int(name[1:]): k if isinstance(k, VersionState) else VersionState(k) for name, k in known.items()}
     return Snapshot(now_s, labels or {}, frozenset(pinned), found, routes or {})
 
 
@@ -50,13 +50,16 @@ def snapshot(labels=None, routes=None, pinned=(), now_s=0.0, **known):
         # ... and where it fails.
         (snapshot({"stable": 2}, {"stable": 1}, v1=SERVING, v2=FAILED), ()),
         (snapshot({"stable": 1}, {"stable": 1}, v1=SERVING, v2=FAILED), (Forget(2),)),
-        (snapshot({"stable": 2}, {"stable": 1}, now_s=5, v1=SERVING, v2=Known(FAILED, retry_at_s=5)), (Retry(2),)),
-        (snapshot({"stable": 2}, {"stable": 1}, now_s=4, v1=SERVING, v2=Known(FAILED, retry_at_s=5)), ()),
+        (
+            snapshot({"stable": 2}, {"stable": 1}, now_s=5, v1=SERVING, v2=VersionState(FAILED, retry_at_s=5)),
+            (Retry(2),),
+        ),
+        (snapshot({"stable": 2}, {"stable": 1}, now_s=4, v1=SERVING, v2=VersionState(FAILED, retry_at_s=5)), ()),
         # Nothing is unloaded under a request.
-        (snapshot({"stable": 2}, {"stable": 2}, v1=Known(DRAINING, 3), v2=SERVING), ()),
+        (snapshot({"stable": 2}, {"stable": 2}, v1=VersionState(DRAINING, 3), v2=SERVING), ()),
         (snapshot({"stable": 2}, {"stable": 2}, v1=DRAINING, v2=SERVING), (Unload(1),)),
         # Rolled back while it drains: at once.
-        (snapshot({"stable": 1}, {"stable": 2}, v1=Known(DRAINING, 3), v2=SERVING), (Route("stable", 1),)),
+        (snapshot({"stable": 1}, {"stable": 2}, v1=VersionState(DRAINING, 3), v2=SERVING), (Route("stable", 1),)),
         # One at a time, the first label's first.
         (snapshot({"stable": 2, "canary": 3}, v2=SEEN, v3=SEEN), (Load(2),)),
         (snapshot({"stable": 2, "canary": 3}, v2=SEEN, v3=VERIFYING), ()),
@@ -92,7 +95,7 @@ class Shell:
 
     def __init__(self):
         self.known, self.routes, self.labels, self.pinned, self.now_s = {}, {}, {"stable": 0}, set(), 0.0
-        self.known[0], self.routes["stable"] = Known(SERVING), 0
+        self.known[0], self.routes["stable"] = VersionState(SERVING), 0
         self.loading = None
 
     def snapshot(self):
@@ -100,13 +103,13 @@ class Shell:
 
     def become(self, version, phase, **changes):
         one = self.known[version]
-        self.known[version] = Known(followed(one.phase, phase), changes.get("in_flight", one.in_flight))
+        self.known[version] = VersionState(followed(one.phase, phase), changes.get("in_flight", one.in_flight))
 
     def act(self, decision):
         match decision:
             case See(version):
                 assert version not in self.known
-                self.known[version] = Known(SEEN)
+                self.known[version] = VersionState(SEEN)
             case Load(version):
                 assert self.loading is None
                 self.become(version, VERIFYING)
@@ -145,7 +148,7 @@ class Shell:
     def loaded(self, ok):
         version, self.loading = self.loading, None
         if not ok:
-            self.known[version] = Known(followed(self.known[version].phase, FAILED), retry_at_s=math.inf)
+            self.known[version] = VersionState(followed(self.known[version].phase, FAILED), retry_at_s=math.inf)
             return
         if self.known[version].phase is VERIFYING:
             self.become(version, WARMING)
@@ -180,10 +183,10 @@ def test_whatever_happens_the_default_label_is_answered_and_nothing_is_pulled_fr
                 version = shell.routes[one]
                 if other:
                     held.append(version)
-                    shell.known[version] = Known(shell.known[version].phase, shell.known[version].in_flight + 1)
+                    shell.known[version] = VersionState(shell.known[version].phase, shell.known[version].in_flight + 1)
                 elif held:
                     version = held.pop(0)
-                    shell.known[version] = Known(shell.known[version].phase, shell.known[version].in_flight - 1)
+                    shell.known[version] = VersionState(shell.known[version].phase, shell.known[version].in_flight - 1)
             case "pin":
                 (shell.pinned.add if other else shell.pinned.discard)(one)
         shell.settle()
@@ -194,7 +197,7 @@ def test_whatever_happens_the_default_label_is_answered_and_nothing_is_pulled_fr
         shell.loaded(ok=True)
         shell.settle()
     for version in held:
-        shell.known[version] = Known(shell.known[version].phase, 0)
+        shell.known[version] = VersionState(shell.known[version].phase, 0)
     shell.settle()
     wanted = set(shell.labels.values()) | shell.pinned | set(shell.routes.values())
     assert set(shell.known) == wanted

@@ -7,15 +7,15 @@ import json
 import pytest
 
 from feature_client.stores.store import StoreUnavailableError
-from server.telemetry.log_limits import LINE_BYTES_MAX, EventRates, Withhold, Write, described, fitted
+from server.telemetry.log_limits import LINE_BYTES_MAX, EventRates, WithholdLine, WriteLine, described, fitted
 
 
 def test_an_event_that_comes_too_often_is_withheld_and_counted_until_there_is_room_again():
     rates = EventRates(burst=3, per_s=1.0, quiet_s=10.0)
     decisions = [rates.decide("failed", 0.1 * i) for i in range(5)]
-    assert decisions == [Write(0), Write(0), Write(0), Withhold(), Withhold()]
-    assert rates.decide("other", 0.5) == Write(0)
-    assert rates.decide("failed", 1.0) == Write(2)
+    assert decisions == [WriteLine(0), WriteLine(0), WriteLine(0), WithholdLine(), WithholdLine()]
+    assert rates.decide("other", 0.5) == WriteLine(0)
+    assert rates.decide("failed", 1.0) == WriteLine(2)
     assert rates.withheld == {"failed": 2}
 
 
@@ -26,12 +26,12 @@ def test_what_was_withheld_of_an_event_that_ended_is_told_once():
     assert rates.untold(9.9) == {}
     assert rates.untold(10.0) == {"failed": 1}
     assert rates.untold(20.0) == {}
-    assert rates.decide("failed", 30.0) == Write(0)
+    assert rates.decide("failed", 30.0) == WriteLine(0)
 
 
 def test_no_number_of_kinds_of_events_fills_memory_or_gets_past_the_limit():
     rates = EventRates(burst=2, per_s=0.0, events_max=5)
-    written = sum(rates.decide(f"event {i}", 0) == Write(0) for i in range(1_000))
+    written = sum(rates.decide(f"event {i}", 0) == WriteLine(0) for i in range(1_000))
     assert written == 5 + 2
     assert rates.withheld == {"other events": 993}
 
