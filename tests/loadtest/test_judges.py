@@ -109,8 +109,8 @@ def test_locust_ends_a_test_that_it_cannot_send_and_says_why(arguments: list[str
 def test_locust_calls_the_host_that_its_page_names_for_each_test(address: str) -> None:
     page = f"http://127.0.0.1:{(port := free_port())}"
     command = [
-        str(BIN / "locust"), "-f", str(LOADTEST / "judges" / "locustfile.py"), "--web-host", "127.0.0.1", "--web-port", str(port),
-        "--rate-per-user", "20", *WORKLOAD,
+        str(BIN / "locust"), "-f", str(LOADTEST / "judges" / "locustfile.py"), "--web-host", "127.0.0.1",
+        "--web-port", str(port), "--rate-per-user", "20", *WORKLOAD,
     ]  # fmt: skip
 
     def listens() -> bool:
