@@ -199,65 +199,17 @@ def check_weights(weights: Mapping[str, np.ndarray], shape: EncoderShape) -> Non
 
 def _fold(w: Mapping[str, np.ndarray], shape: EncoderShape) -> tuple[dict[str, int], dict[str, np.ndarray]]:
     """Return the kernel's sizes and arrays, float32 and padded."""
+    sizes = _sizes(w, shape)
+    centre = np.eye(sizes["dim"]) - 1.0 / sizes["dim"]
+    arrays = _fold_layer1(w, sizes, centre) | _fold_layer2(w, centre)
+    return sizes, {name: _aligned(array) for name, array in arrays.items()}
+
+
+def _sizes(w: Mapping[str, np.ndarray], shape: EncoderShape) -> dict[str, int]:
     table, pin, candidate = w["action_table"][1:], len(w["acted"]), len(w["candidate"])
     action = table.shape[1]
     own, dim = action + pin, action + pin + candidate
-    centre = np.eye(dim) - 1.0 / dim
-    gain1, shift1 = w["layer1_norm_attention"], w["layer1_norm_attention_bias"]
-    gain2, shift2 = w["layer1_norm_out"], w["layer1_norm_out_bias"]
-
-    # Layer 1: rows before the first norm are centred sums of the token's, the basis's and the candidate's part.
-    value_out = w["layer1_value_out"]
-    of_pin, of_action = value_out[:, action:own].T, table @ value_out[:, :action].T
-    of_candidate = value_out[:, own:].T.copy()
-    of_candidate[:, own:] += np.eye(candidate)
-    to_hidden = (w["layer1_hidden"] * gain1).T
-    spanned = _pad(of_pin, rows=_up(pin), columns=dim) @ centre, of_action @ centre
-    row_of_basis = np.concatenate(spanned)
-    row_of_candidate, row_bias = of_candidate @ centre, centre @ w["layer1_value_out_bias"]
-    query_key = w["layer1_query_key"]
-
-    # Layer 2 reads norm(row) = row * scale * gain2 + shift2 of rows already centred.
-    query_key2 = centre @ (gain2[:, None] * w["layer2_query_key"])
-    query_key2_bias = query_key2 @ shift2 + centre @ (gain2 * w["layer2_query_key_bias"])
-    value_out2 = w["layer2_value_out"]
-    basis = _up(pin) + _up(len(table) + 1)
-    arrays = {
-        "action_table": w["action_table"],
-        "pin_map": _pad(w["acted"].T, columns=_up(pin)),
-        "pin_bias": _pad(w["acted_bias"]),
-        "candidate_map": _pad(w["candidate"].T, columns=_up(candidate)),
-        "candidate_bias": _pad(w["candidate_bias"]),
-        "own_query_key": _pad(query_key[:own, :own].T, columns=_up(own)),
-        "own_query_key_bias": _pad(w["layer1_query_key_bias"][:own]),
-        "candidate_query_key": _pad(query_key[:own, own:].T, rows=_up(candidate), columns=own),
-        "row_of_basis": _pad(row_of_basis, columns=_up(dim)),
-        "row_of_candidate": _pad(row_of_candidate, rows=_up(candidate), columns=_up(dim)),
-        "row_bias": _pad(row_bias),
-        "hidden_of_token": _pad(to_hidden),
-        "hidden_of_basis": _pad(row_of_basis @ to_hidden),
-        "hidden_of_candidate": _pad(row_of_candidate @ to_hidden, rows=_up(candidate)),
-        "hidden_row_bias": _pad(row_bias @ to_hidden),
-        "hidden_bias1": _pad(w["layer1_hidden"] @ shift1 + w["layer1_hidden_bias"]),
-        "gain1": _pad(gain1),
-        "real": _pad(np.ones(dim)),
-        "out_of_hidden1": _pad((centre @ w["layer1_feed_forward"]).T, rows=_up(len(to_hidden.T))),
-        "out_bias1": _pad(centre @ (shift1 + w["layer1_feed_forward_bias"])),
-        "query_key2": _pad((query_key2 * gain2).T),
-        "query_key2_bias": _pad(query_key2_bias),
-        "value_out2": _pad((value_out2 * gain2).T),
-        "value_out2_bias": _pad(value_out2 @ shift2 + w["layer2_value_out_bias"] + shift2),
-        "gain2": _pad(gain2),
-        "gain3": _pad(w["layer2_norm_attention"]),
-        "shift3": _pad(w["layer2_norm_attention_bias"]),
-        "hidden_of_row2": _pad(w["layer2_hidden"].T),
-        "hidden_bias2": _pad(w["layer2_hidden_bias"]),
-        "out_of_hidden2": _pad(w["layer2_feed_forward"].T, rows=_up(len(w["layer2_hidden"]))),
-        "out_bias2": _pad(w["layer2_feed_forward_bias"]),
-        "gain4": _pad(w["layer2_norm_out"]),
-        "shift4": _pad(w["layer2_norm_out_bias"]),
-    }
-    sizes = {
+    return {
         "length": shape.length,
         "rows": shape.rows,
         "actions": len(table),
@@ -271,9 +223,69 @@ def _fold(w: Mapping[str, np.ndarray], shape: EncoderShape) -> tuple[dict[str, i
         "dim": dim,
         "dim_padded": _up(dim),
         "hidden": _up(len(w["layer1_hidden"])),
-        "basis": basis,
+        "basis": _up(pin) + _up(len(table) + 1),
     }
-    return sizes, {name: _aligned(array) for name, array in arrays.items()}
+
+
+def _fold_layer1(w: Mapping[str, np.ndarray], sizes: Mapping[str, int], centre: np.ndarray) -> dict[str, np.ndarray]:
+    """Fold the token maps and layer 1.
+
+    Rows before the first norm are centred sums of the token's, the basis's and the candidate's part.
+    """
+    table, candidate = w["action_table"][1:], len(w["candidate"])
+    action, own, dim, padded = sizes["action"], sizes["own"], sizes["dim"], sizes["candidate"]
+    gain, shift = w["layer1_norm_attention"], w["layer1_norm_attention_bias"]
+    value_out, query_key = w["layer1_value_out"], w["layer1_query_key"]
+    of_pin, of_action = value_out[:, action:own].T, table @ value_out[:, :action].T
+    of_candidate = value_out[:, own:].T.copy()
+    of_candidate[:, own:] += np.eye(candidate)
+    to_hidden = (w["layer1_hidden"] * gain).T
+    spanned = _pad(of_pin, rows=sizes["pin_padded"], columns=dim) @ centre, of_action @ centre
+    row_of_basis = np.concatenate(spanned)
+    row_of_candidate, row_bias = of_candidate @ centre, centre @ w["layer1_value_out_bias"]
+    return {
+        "action_table": w["action_table"],
+        "pin_map": _pad(w["acted"].T, columns=sizes["pin_padded"]),
+        "pin_bias": _pad(w["acted_bias"]),
+        "candidate_map": _pad(w["candidate"].T, columns=padded),
+        "candidate_bias": _pad(w["candidate_bias"]),
+        "own_query_key": _pad(query_key[:own, :own].T, columns=sizes["own_padded"]),
+        "own_query_key_bias": _pad(w["layer1_query_key_bias"][:own]),
+        "candidate_query_key": _pad(query_key[:own, own:].T, rows=padded, columns=own),
+        "row_of_basis": _pad(row_of_basis, columns=sizes["dim_padded"]),
+        "row_of_candidate": _pad(row_of_candidate, rows=padded, columns=sizes["dim_padded"]),
+        "row_bias": _pad(row_bias),
+        "hidden_of_token": _pad(to_hidden),
+        "hidden_of_basis": _pad(row_of_basis @ to_hidden),
+        "hidden_of_candidate": _pad(row_of_candidate @ to_hidden, rows=padded),
+        "hidden_row_bias": _pad(row_bias @ to_hidden),
+        "hidden_bias1": _pad(w["layer1_hidden"] @ shift + w["layer1_hidden_bias"]),
+        "gain1": _pad(gain),
+        "real": _pad(np.ones(dim)),
+        "out_of_hidden1": _pad((centre @ w["layer1_feed_forward"]).T, rows=_up(len(to_hidden.T))),
+        "out_bias1": _pad(centre @ (shift + w["layer1_feed_forward_bias"])),
+    }
+
+
+def _fold_layer2(w: Mapping[str, np.ndarray], centre: np.ndarray) -> dict[str, np.ndarray]:
+    """Fold layer 2, which reads norm(row) = row * scale * gain + shift of rows that layer 1 centred."""
+    gain, shift = w["layer1_norm_out"], w["layer1_norm_out_bias"]
+    query_key, value_out = centre @ (gain[:, None] * w["layer2_query_key"]), w["layer2_value_out"]
+    return {
+        "query_key2": _pad((query_key * gain).T),
+        "query_key2_bias": _pad(query_key @ shift + centre @ (gain * w["layer2_query_key_bias"])),
+        "value_out2": _pad((value_out * gain).T),
+        "value_out2_bias": _pad(value_out @ shift + w["layer2_value_out_bias"] + shift),
+        "gain2": _pad(gain),
+        "gain3": _pad(w["layer2_norm_attention"]),
+        "shift3": _pad(w["layer2_norm_attention_bias"]),
+        "hidden_of_row2": _pad(w["layer2_hidden"].T),
+        "hidden_bias2": _pad(w["layer2_hidden_bias"]),
+        "out_of_hidden2": _pad(w["layer2_feed_forward"].T, rows=_up(len(w["layer2_hidden"]))),
+        "out_bias2": _pad(w["layer2_feed_forward_bias"]),
+        "gain4": _pad(w["layer2_norm_out"]),
+        "shift4": _pad(w["layer2_norm_out_bias"]),
+    }
 
 
 def _aligned(array: np.ndarray) -> np.ndarray:
