@@ -16,8 +16,9 @@ import numpy as np
 import structlog
 from redis.exceptions import ResponseError
 
+from feature_client.action_times import clock_ms
 from feature_client.activity.stream_entries import Action, Refusal, StreamEntry, Vocabulary, read_claimed, read_entries
-from feature_client.activity.writer import ActionOutcome, clock_ms, write_events
+from feature_client.activity.writer import ActionOutcome, write_events
 from feature_client.groups import SequenceGroup
 from feature_client.stores.redis.cluster import RedisClusterStore
 from feature_client.stores.redis.resp import Reply

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from feature_client.activity.writer import time_problem
+from feature_client.action_times import time_problem
 from feature_client.groups import SequenceGroup
 
 #: Bytes of a value that a reason shows.

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from feature_client.activity.writer import AHEAD_MAX_MS, clock_ms
+from feature_client.action_times import AHEAD_MAX_MS, clock_ms
 from feature_client.codec import encode_rows, encode_sequence
 from feature_client.groups import FeatureGroup, SequenceGroup
 from feature_client.stores.store import Store

@@ -15,7 +15,8 @@ import pytest
 
 from feature_client.bulk.write import write_rows, write_sequences
 from feature_client.codec import RowState, decode_rows
-from feature_client.fetch import MissingFeatures, fetch
+from feature_client.features import MissingFeatures
+from feature_client.fetch import fetch
 from feature_client.redaction import redacted
 from feature_client.stores.lmdb_file import open_file, read_values
 from feature_client.stores.lmdb_store import EmbeddedStore

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
+from feature_client.action_times import clock_ms
 from feature_client.activity.stream import StreamFollower
-from feature_client.activity.writer import clock_ms, write_events
+from feature_client.activity.writer import write_events
 from feature_client.fetch import fetch
 from feature_client.stores.open_store import open_store
 from feature_client.stores.store import StoreUnavailableError

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
+from feature_client.action_times import clock_ms
 from feature_client.activity.stream import StreamFollower
-from feature_client.activity.writer import ActionOutcome, clock_ms, write_events
+from feature_client.activity.writer import ActionOutcome, write_events
 from feature_client.stores.open_store import open_store
 from feature_client.stores.redis.cluster import RedisClusterStore
 from feature_client.stores.redis.replies import MEANINGS
