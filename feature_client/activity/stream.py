@@ -20,7 +20,6 @@ from feature_client.action_times import clock_ms
 from feature_client.activity.stream_entries import Action, Refusal, StreamEntry, Vocabulary, read_claimed, read_entries
 from feature_client.activity.writer import ActionOutcome, write_events
 from feature_client.groups import SequenceGroup
-from feature_client.stores.redis.cluster import RedisClusterStore
 from feature_client.stores.redis.resp import Reply
 from feature_client.stores.redis.store import RedisStore
 from feature_client.stores.store import Store, StoreError, StoreUnavailableError
@@ -81,8 +80,7 @@ class StreamFollower:
             abandoned_ms: entries that a member read and did not acknowledge for so long are another's to take.
             now_ms: the Unix time in milliseconds.
         """
-        of = RedisClusterStore if "+cluster" in url.partition("://")[0] else RedisStore
-        self._server = of(url, timeout_s=_TIMEOUT_S)
+        self._server = RedisStore(url, timeout_s=_TIMEOUT_S)
         self._stream, self._consumer_group, self._name = stream, consumer_group, name
         self._store, self._group, self._batch = store, group, batch
         self._abandoned_ms, self._now_ms = abandoned_ms, now_ms
@@ -141,7 +139,7 @@ class StreamFollower:
             await self._fold_own()
         now_s = asyncio.get_running_loop().time()
         if now_s >= self._claim_at_s:
-            await self._claim()
+            await self.claim_abandoned()
             self._claim_at_s = now_s + self._abandoned_ms / 1e3
         await self._fold(await self._read(">", block_ms))
         self._joined = True
@@ -171,7 +169,7 @@ class StreamFollower:
             await self._fold(entries)
             start = entries[-1].number
 
-    async def _claim(self) -> None:
+    async def claim_abandoned(self) -> None:
         """Take over and fold what other members abandoned; go on at the next call where this one ended."""
         claimed = read_claimed(
             await self._ask(

@@ -6,7 +6,6 @@ from urllib.parse import unquote, urlsplit
 from feature_client.redaction import redacted
 from feature_client.stores.lmdb_store import EmbeddedStore
 from feature_client.stores.memory_store import MemoryStore
-from feature_client.stores.redis.cluster import RedisClusterStore
 from feature_client.stores.redis.store import RedisStore
 from feature_client.stores.store import Store, StoreConfigError
 
@@ -41,10 +40,8 @@ def open_store(url: str, *, read_only: bool = False, create: bool = True) -> Sto
                     f"{redacted(url)!r}"
                 )
             return EmbeddedStore(Path(unquote(parts.path)), read_only=read_only, create=create)
-        case "redis" | "rediss":
+        case "redis" | "rediss" | "redis+cluster" | "rediss+cluster":
             return RedisStore(url)
-        case "redis+cluster" | "rediss+cluster":
-            return RedisClusterStore(url)
         case "memory":
             return MemoryStore()
     raise StoreConfigError(

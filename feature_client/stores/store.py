@@ -1,6 +1,6 @@
 """The store contract: bytes by key, many at a time.
 
-Stores know nothing of groups or rows; `codec` gives the bytes their meaning, `fetcher` decides what to read.
+Stores know nothing of groups or rows; `codec` gives the bytes their meaning, `fetch` decides what to read.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import structlog
 from redis.exceptions import AskError, ClusterDownError, MovedError, ResponseError
 
-from feature_client.stores.redis.node import AGE_MAX_S, RedisNode
-from feature_client.stores.redis.replies import Command, code_of
+from feature_client.stores.redis.node import RedisNode
+from feature_client.stores.redis.replies import Command
 from feature_client.stores.redis.resp import Reply
 from feature_client.stores.redis.slots import SLOTS, slots_of
-from feature_client.stores.redis.store import Positions, RedisStore, all_done, failed
+from feature_client.stores.redis.topology import NewNode, Positions, all_done
 from feature_client.stores.store import StoreConfigError, StoreError, StoreUnavailableError
 
 _log = structlog.get_logger(__name__)
@@ -25,20 +25,22 @@ _PRIMARIES_MAX = 1_000
 _STRANGERS_MAX = 16
 
 
-class RedisClusterStore(RedisStore):
-    """A store in a Redis Cluster: each node is asked for its keys, all at once.
+class Cluster:
+    """A Redis Cluster: each node is asked for its keys, all at once.
 
     Keys are spread over all slots, so a node's part of a read is a pipeline of GETs. Redirects are followed. The layout
     is read again when a node redirects or fails, and when it is old; the URL's node, whose name is looked up anew, is
     the first to be asked for it.
     """
 
-    def __init__(
-        self, url: str, *, connections_max: int = 16, timeout_s: float = 1.0, age_max_s: float = AGE_MAX_S
-    ) -> None:
-        """Remember; arguments as of RedisStore. A layout is read again after `age_max_s` too."""
-        url = url.replace("+cluster", "", 1)
-        super().__init__(url, connections_max=connections_max, timeout_s=timeout_s, age_max_s=age_max_s)
+    many_keys = False
+
+    def __init__(self, new_node: NewNode, age_max_s: float) -> None:
+        """Remember; a layout is read again after `age_max_s`."""
+        self._new_node = new_node
+        self._age_max_s = age_max_s
+        #: By host:port; the URL's first.
+        self._nodes: dict[str, RedisNode] = {}
         #: int16[SLOTS], positions in `_owners`.
         self._slots = np.zeros(SLOTS, np.int16)
         self._owners: list[RedisNode] = []
@@ -46,30 +48,32 @@ class RedisClusterStore(RedisStore):
         self._looking: asyncio.Task[None] | None = None
         self._last_look_failed = False
 
+    @property
+    def nodes(self) -> Mapping[str, RedisNode]:
+        return self._nodes
+
+    async def start(self) -> None:
+        first = self._new_node()
+        if first.db:
+            raise StoreConfigError("the Redis URL cannot be used: a cluster has no database but 0")
+        self._nodes = {first.name: first}
+        await self._look()
+
     async def close(self) -> None:
         if self._looking is not None:
             self._looking.cancel()
         self._owners = []
-        await super().close()
+        nodes, self._nodes = self._nodes, {}
+        for node in nodes.values():
+            await node.close()
 
-    async def multi_get(self, keys: Sequence[bytes], timeout_s: float | None = None) -> list[bytes | None]:
-        await self._know_layout(timeout_s)
-        return await super().multi_get(keys, timeout_s)
-
-    async def _put(self, chunk: Sequence[tuple[bytes, bytes]]) -> None:
-        await self._on_owners([("SET", key, value) for key, value in chunk], [key for key, _ in chunk])
-
-    async def _on_owners(
-        self, commands: Sequence[Command], keys: Sequence[bytes], what: str = "a write"
-    ) -> list[Reply]:
-        await self._know_layout(None)
-        return await super()._on_owners(commands, keys, what)
-
-    async def _know_layout(self, timeout_s: float | None) -> None:
+    async def ready(self, timeout_s: float | None) -> None:
         """Wait for a layout where there is none; see to it that it does not become old."""
-        if self._started and not self._owners:
+        if not self._nodes:  # not started
+            return
+        if not self._owners:
             await asyncio.wait([self._look_again()], timeout=timeout_s)
-        elif self._started and asyncio.get_running_loop().time() - self._looked_at_s > self._age_max_s:
+        elif asyncio.get_running_loop().time() - self._looked_at_s > self._age_max_s:
             self._look_again()
 
     def _look_again(self) -> asyncio.Task[None]:
@@ -111,12 +115,6 @@ class RedisClusterStore(RedisStore):
             _log.info("redis_cluster_layout_known", nodes=len(self._owners))
         self._last_look_failed = error is not None
 
-    def _new_node(self, **overrides: Any) -> RedisNode:
-        node = super()._new_node(**overrides)
-        if node.db:
-            raise StoreConfigError("the Redis URL cannot be used: a cluster has no database but 0")
-        return node
-
     def _adopt(self, ranges: list[Any], asked: RedisNode) -> None:
         slots = np.full(SLOTS, -1, np.int16)
         positions: dict[tuple[str, int], int] = {}
@@ -145,28 +143,22 @@ class RedisClusterStore(RedisStore):
             if self._nodes[name] not in self._owners:
                 await self._nodes.pop(name).close()
 
-    def _owning_nodes(self) -> list[RedisNode]:
-        return list(self._owners)
-
-    def _routes(self, keys: Sequence[bytes]) -> list[tuple[RedisNode, Positions]]:
+    def primaries(self) -> list[RedisNode]:
+        if not self._nodes:
+            raise StoreUnavailableError("the Redis store is not started")
         if not self._owners:
             raise StoreUnavailableError("no node of the Redis Cluster could be reached yet")
+        return list(self._owners)
+
+    def routes(self, keys: Sequence[bytes]) -> list[tuple[RedisNode, Positions]]:
+        primaries = self.primaries()
         owners = self._slots[slots_of(keys)]
         uncovered = np.flatnonzero(owners < 0)
         if len(uncovered):
             owners[uncovered] = 0  # its answer says what is wrong
-        return [(self._owners[i], np.flatnonzero(owners == i)) for i in np.unique(owners)]
+        return [(primaries[i], np.flatnonzero(owners == i)) for i in np.unique(owners)]
 
-    async def _read(self, node: RedisNode, keys: Sequence[bytes], timeout_s: float) -> list[bytes | None]:
-        replies = await self._call(node, [("GET", key) for key in keys], timeout_s, idempotent=True)
-        for i, reply in enumerate(replies):
-            if isinstance(reply, ResponseError):
-                if code_of(reply) != "WRONGTYPE":
-                    raise failed(node.name, "a read", reply)
-                replies[i] = None  # as in an MGET
-        return replies
-
-    async def _call(
+    async def call(
         self, node: RedisNode, commands: Sequence[Command], timeout_s: float | None, *, idempotent: bool
     ) -> list[Reply]:
         """Send commands to a node, and those that it redirects to where it says."""

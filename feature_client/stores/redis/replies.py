@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from types import NoneType
 
 from redis._parsers import BaseParser
-from redis.exceptions import RedisError
+from redis.exceptions import MovedError, RedisError, ResponseError
 
 from feature_client.stores.redis.resp import MalformedReplyError, Reply
 from feature_client.stores.redis.slots import SLOTS
+from feature_client.stores.store import StoreUnavailableError
 
 Command = tuple[bytes | str | int, ...]
 
@@ -118,6 +119,22 @@ def code_of(error: RedisError) -> str:
 def meaning_of(reply: Reply) -> Meaning:
     """Return what a reply says of its server; nothing, for all but errors."""
     return MEANINGS.get(code_of(reply), _UNKNOWN) if isinstance(reply, RedisError) else _UNKNOWN
+
+
+def failure_of(error: ResponseError, what: str, name: str = "") -> StoreUnavailableError:
+    """Return what a caller is told when a node answered a command with an error; the error is its cause.
+
+    Args:
+        error: the reply.
+        what: was asked.
+        name: of the node, where it is known.
+    """
+    at, told = f" at {name}" if name else "", meaning_of(error).text or "it answered with an error"
+    of_a_cluster = isinstance(error, MovedError) or code_of(error) == "CROSSSLOT"
+    advice = "; use redis+cluster:// for a cluster" if of_a_cluster else ""
+    failure = StoreUnavailableError(f"Redis{at} failed {what}: {code_of(error)}, {told}{advice}")
+    failure.__cause__ = error
+    return failure
 
 
 def is_answer(command: Command, reply: Reply) -> bool:

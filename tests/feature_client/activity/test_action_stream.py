@@ -205,9 +205,9 @@ async def test_abandoned_entries_behind_many_that_are_not_are_reached(scene):
     client.xclaim(stream, "fold", "alive", 0, entries[:30], idle=0)
     client.xclaim(stream, "fold", "gone", 0, entries[30:], idle=60_000)
     one = follower(batch=2)
-    for _ in range(10):
-        one._claim_at_s = 0.0
-        await one.turn(block_ms=None)
+    await one.turn(block_ms=None)
+    for _ in range(9):
+        await one.claim_abandoned()
     assert one.counts.added == 10
     await one.close()
 

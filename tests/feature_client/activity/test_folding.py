@@ -217,10 +217,21 @@ async def test_of_a_caller_that_hung_up_nothing_more_is_written():
     await eventually(lambda: written)
     call.cancel()
     gate.set()
-    assert writer._writing is not None
-    await writer._writing
-    assert written == [64]
-    assert writer._waiting_actions == 0
+    later = users[:1], events((9_999, 9_999))
+    await writer.record(*later)
+    assert written == [64, 1]
+
+    gate.clear()
+    busy = [asyncio.create_task(writer.record(*later))]
+    await eventually(lambda: len(written) == 3)
+    # As many as may wait: those of the caller that hung up do not wait any more.
+    busy += [asyncio.create_task(writer.record(users[:1].repeat(n), later[1].repeat(n))) for n in (1, 19_999)]
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFullError):
+        await writer.record(*later)
+    assert not any(call.done() for call in busy)
+    for call in busy:
+        call.cancel()
 
 
 async def test_a_fault_in_a_write_reaches_its_callers_and_the_next_are_served():
