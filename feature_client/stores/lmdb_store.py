@@ -65,7 +65,12 @@ class EmbeddedStore:
         try:
             if not self._create and not self._data.exists():
                 raise StoreConfigError(f"no feature store at {self._path}; fill one first, or correct the URL")
-            self._path.mkdir(parents=True, exist_ok=True)
+            if not self._path.parent.is_dir():  # more likely a typing error than a wish for several new folders
+                raise StoreConfigError(
+                    f"cannot create the feature store {self._path}: there is no folder {self._path.parent}; create it "
+                    f"first (mkdir -p {self._path.parent}), or correct the URL"
+                )
+            self._path.mkdir(exist_ok=True)
         except OSError as error:
             raise StoreConfigError(f"cannot open the feature store at {self._path}: {error}") from error
         self._open()

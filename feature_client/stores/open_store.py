@@ -10,7 +10,7 @@ from feature_client.stores.redis.store import RedisStore
 from feature_client.stores.store import Store, StoreConfigError
 
 
-def open_store(url: str, *, read_only: bool = False, create: bool = True) -> Store:
+def open_store(url: str, *, read_only: bool = False, create: bool = True, lasting: bool = False) -> Store:
     """Return the store that a URL names, not yet started.
 
     `lmdb:///absolute/path` is a folder on this machine, `redis://[user:password@]host:port/db` a Redis server,
@@ -20,10 +20,11 @@ def open_store(url: str, *, read_only: bool = False, create: bool = True) -> Sto
     Args:
         url: which.
         read_only: an `lmdb` store takes no writes.
-        create: whether an `lmdb` store that is not there is made.
+        create: whether an `lmdb` store that does not exist is created.
+        lasting: refuse a store that ends with this process: for commands whose work other processes shall see.
 
     Raises:
-        StoreConfigError: the URL names no known store.
+        StoreConfigError: the URL names no known store, or one that does not last.
     """
     try:
         parts = urlsplit(url)
@@ -42,6 +43,11 @@ def open_store(url: str, *, read_only: bool = False, create: bool = True) -> Sto
             return EmbeddedStore(Path(unquote(parts.path)), read_only=read_only, create=create)
         case "redis" | "rediss" | "redis+cluster" | "rediss+cluster":
             return RedisStore(url)
+        case "memory" if lasting:
+            raise StoreConfigError(
+                "a memory:// store ends with the process that opens it, so this command has nothing to read there and "
+                "would lose what it writes; use lmdb:///path, redis://host:port/db or redis+cluster://host:port"
+            )
         case "memory":
             return MemoryStore()
     raise StoreConfigError(

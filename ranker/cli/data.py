@@ -144,7 +144,7 @@ def fill(
         log = action_log(dataset)
 
         async def write() -> dict[str, int]:
-            target = open_store(feature_store)
+            target = open_store(feature_store, lasting=True)
             await target.start()
             try:
                 return await fill_store(target, log, embeddings, groups)

@@ -169,7 +169,7 @@ def follow(
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        async with started_store(feature_store) as store:
+        async with started_store(feature_store, create=False) as store:
             follower = StreamFollower(url, stream, consumer_group, name, store, sequence)
             await follower.follow(stop)
             return follower.counts
@@ -212,11 +212,11 @@ def log_warnings(url: str) -> None:
 
 
 @asynccontextmanager
-async def started_store(url: str, *, read_only: bool = False) -> AsyncIterator[Store]:
-    """Open a store and close it. Where it is only read, none is made and its volume need not be writable."""
+async def started_store(url: str, *, read_only: bool = False, create: bool = True) -> AsyncIterator[Store]:
+    """Open a store that outlives the command, and close it. Where it is only read, none is created."""
     from feature_client.stores.open_store import open_store  # noqa: PLC0415
 
-    store = open_store(url, read_only=read_only)
+    store = open_store(url, read_only=read_only, create=create, lasting=True)
     await store.start()
     try:
         yield store
