@@ -1,4 +1,4 @@
-"""The features of one request: what a model needs, what was found, and what is missing."""
+"""The features of one request: what the model needs, what was found, and what is missing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from feature_client.groups import FeatureGroup, SequenceGroup
 
 @dataclass(frozen=True, slots=True)
 class FeatureNeeds:
-    """What a model reads: at most one sequence, any number of groups per entity."""
+    """The groups that a model reads: any number per kind of entity, and at most one sequence."""
 
     user_groups: tuple[FeatureGroup, ...]
     pin_groups: tuple[FeatureGroup, ...]
@@ -27,16 +27,17 @@ class FetchedFeatures:
     """The features of one request.
 
     Attributes:
-        user: one row per user group.
-        pins: per pin group a row for each of the N candidates in the order they were asked for, then for each event's
-            pin, then for the query pin.
+        user: by user group, one row.
+        pins: by pin group, one row for each of the N candidates in the order of the request, then one for each event's
+            pin, then one for the query pin.
         candidates: N.
         events: structured[K], the newest actions, newest first.
-        has_query_pin: whether a pin is the query.
-        sequence_state: what was found under the user's sequence.
-        store_failure: why the store could not be read, if so; what it owed and no cache held is missing.
-        stale_rows: pin rows that are older than the near caches allow while the store can be read.
-        future_events: stored actions that were left out, as no clock shows their time yet.
+        has_query_pin: whether the query is a pin.
+        sequence_state: what was found under the key of the user's sequence.
+        store_failure: why the store could not be read, if it could not. Rows that it owed count as missing unless a
+            near cache held them.
+        stale_rows: the number of pin rows that are older than a near cache allows while the store can be read.
+        future_events: the number of stored actions that were ignored because their time is in the future.
     """
 
     user: Mapping[str, Rows]
@@ -50,15 +51,15 @@ class FetchedFeatures:
     future_events: int = 0
 
     def candidate_rows(self, group: str) -> np.ndarray:
-        """Return structured[N]."""
+        """Return the candidates' rows, structured[N]."""
         return self.pins[group].rows[: self.candidates]
 
     def event_rows(self, group: str) -> np.ndarray:
-        """Return structured[K]."""
+        """Return the rows of the events' pins, structured[K]."""
         return self.pins[group].rows[self.candidates : self.candidates + len(self.events)]
 
     def query_row(self, group: str) -> np.void | None:
-        """Return the query pin's row; None without a query pin, or where it is not there."""
+        """Return the query pin's row, or None if there is no query pin or its row is missing."""
         if not self.has_query_pin or self.pins[group].states[-1] != RowState.PRESENT:
             return None
         row: np.void = self.pins[group].rows[-1]
@@ -69,14 +70,14 @@ class FetchedFeatures:
         return self.store_failure is not None
 
     def missing(self) -> MissingFeatures:
-        """Count what is not there."""
+        """Count what is missing."""
         users = [int(rows.states[0]) for rows in self.user.values()]
         user_missing = any(state != RowState.PRESENT for state in users)
         foreign = users.count(RowState.FOREIGN) + (self.sequence_state == RowState.FOREIGN or self.future_events > 0)
         states = [rows.states for rows in self.pins.values() if rows.states.any()]
         if not states:
             return MissingFeatures(user_missing, 0, 0, query_pin=False, foreign=foreign)
-        # A pin without a row in any group counts.
+        # A pin counts if it lacks a row in any group.
         lacking = np.logical_or.reduce([s != RowState.PRESENT for s in states])
         events_end = self.candidates + len(self.events)
         return MissingFeatures(
@@ -90,15 +91,15 @@ class FetchedFeatures:
 
 @dataclass(frozen=True, slots=True)
 class MissingFeatures:
-    """What of a request's features is not there.
+    """The features of a request that are missing.
 
     Attributes:
-        user: a user group's row.
-        candidates: how many candidates lack a row in some group.
-        event_pins: how many actions' pins do.
-        query_pin: the query pin does.
-        foreign: stored values that were written for another group or embedding space, or that cannot be the group's;
-            a sequence with actions in the future, which were left out, is one.
+        user: whether the row of a user group is missing.
+        candidates: how many candidates lack a row in at least one group.
+        event_pins: how many of the actions' pins do.
+        query_pin: whether the query pin does.
+        foreign: how many stored values were written for another group or embedding space, or cannot be valid for the
+            group. A sequence with actions in the future, which are ignored, counts as one.
     """
 
     user: bool

@@ -1,4 +1,4 @@
-"""Reading everything one request needs: the user first, then the pins that the near caches do not hold."""
+"""The fetch of a request's features: first the user's, then those of the pins that the near caches do not hold."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ async def fetch(
     budget_s: float | None = None,
     near: Mapping[bytes, NearCache] | None = None,
 ) -> FetchedFeatures:
-    """Read one request's features; whatever the store cannot give is marked missing, never raised.
+    """Read the features of one request. Features that the store cannot provide count as missing; it never raises.
 
     Args:
         store: a started store.
-        needs: what the model reads.
+        needs: the groups that the model reads.
         user_id: the user.
-        pin_ids: uint64[N], distinct candidates.
-        query_pin_id: the pin that is the query, if a pin is.
-        budget_s: seconds the reads may take together before the store counts as unavailable; None waits.
-        near: caches by their group's fingerprint; groups without one are read from the store.
+        pin_ids: uint64[N], the candidates, all different.
+        query_pin_id: the pin that is the query, if there is one.
+        budget_s: how many seconds all reads together may take before the store counts as unavailable; None sets no
+            limit.
+        near: near caches by the fingerprint of their group. A group without one is read from the store.
     """
     reads = _StoreReads(store, budget_s)
     keys = [group.key(user_id) for group in needs.user_groups]
@@ -64,11 +65,11 @@ async def fetch(
 async def _pins(
     reads: _StoreReads, groups: tuple[FeatureGroup, ...], ids: np.ndarray, near: Mapping[bytes, NearCache]
 ) -> tuple[dict[str, Rows], int]:
-    """Read each group's rows, each id once: from its near cache, the rest in one read.
+    """Get the rows of each group from its near cache, and read those of all groups that it lacks from the store.
 
     Returns:
-        Rows by group in the order of `ids`; and how many of them are older than the caches allow, used because the
-        store could not be read.
+        Rows by group, in the order of `ids`; and how many of them are stale and were used because the store could not
+        be read.
     """
     now_s = asyncio.get_running_loop().time()
     found: dict[str, Rows] = {}
@@ -90,7 +91,7 @@ async def _pins(
 
 
 async def _read_absent(reads: _StoreReads, absent_pins: Sequence[_AbsentPins], now_s: float) -> None:
-    """Read the pins of all groups; those that another request is already reading are awaited, not read again."""
+    """Read the pins of all groups, but wait for those that another request is already reading."""
     joined = [] if reads.local else [(pins, *join) for pins in absent_pins for join in pins.join_flights()]
     await _read_owed(reads, absent_pins, now_s)
     for pins, flight, theirs in joined:
@@ -127,15 +128,15 @@ class _AbsentPins:
         """Prepare the reads.
 
         Args:
-            group: whose rows.
+            group: the group of the rows.
             cache: its near cache, if it has one.
-            found: the request's rows of the group, in the order of `ids`; `fill_in` completes them.
-            absent: bool[M], the rows that `found` lacks.
-            ids: uint64[M], every pin that the request reads; they may repeat.
+            found: the rows of the request, in the order of `ids`; `fill_in` completes them.
+            absent: bool[M], which rows `found` lacks.
+            ids: uint64[M], every pin that the request reads, with repetitions.
         """
         self._group, self._cache = group, cache
         self._found, self._absent = found, absent
-        #: uint64[U], ascending; and for each absent row its position among them.
+        #: The absent pins once each, uint64[U] in ascending order, and the position of each absent row among them.
         self._distinct, self._index = np.unique(ids[absent], return_inverse=True)
         count = len(self._distinct)
         self._rows = Rows(np.empty(count, group.dtype), np.zeros(count, np.uint8))
@@ -145,7 +146,7 @@ class _AbsentPins:
         self._landed: Rows | None = None
 
     def join_flights(self) -> Iterator[tuple[Flight, np.ndarray]]:
-        """Yield each read under way that brings owed pins, and bool[U], which ones; those are not owed any more."""
+        """Yield each read in flight that covers owed pins, with bool[U], which ones. They are not owed any more."""
         for flight in self._cache.flights if self._cache is not None else ():
             theirs = self.owed & np.isin(self._distinct, flight.ids, assume_unique=True)
             if theirs.any():
@@ -153,14 +154,14 @@ class _AbsentPins:
                 yield flight, theirs
 
     def land(self, flight: Flight, theirs: np.ndarray, rows: Rows | None) -> None:
-        """Take what a joined flight brought; the pins are owed again if it brought nothing."""
+        """Take the rows that another request's read returned; if it failed, these pins are owed again."""
         if rows is None:
             self.owed |= theirs
         else:
             self._rows.put(theirs, rows.take(np.searchsorted(flight.ids, self._distinct[theirs])))
 
     def begin_read(self, *, shared: bool) -> list[bytes]:
-        """Return the keys of the owed pins. If `shared`, other requests may wait for this read from now on."""
+        """Return the keys of the owed pins. If `shared`, other requests can wait for this read from now on."""
         ids = self._distinct[self.owed]
         if shared and self._cache is not None and len(ids):
             self._flight, self._landed = Flight(ids, asyncio.get_running_loop().create_future()), None
@@ -168,13 +169,13 @@ class _AbsentPins:
         return self._group.keys(ids)
 
     def take(self, values: Sequence[bytes | None], lost: np.ndarray, now_s: float) -> None:
-        """Take the values of the owed pins.
+        """Decode the values of the owed pins and put them into the cache.
 
         Args:
-            values: of the owed pins, in order.
-            lost: bool of the same length, those that could not be read: they are not missing from the store, so they
-                stay out of the cache, and nobody else gets them.
-            now_s: when the values count as read.
+            values: the values of the owed pins, in order.
+            lost: bool of the same length, which values could not be read. The store may hold them, so the cache does
+                not record them as missing.
+            now_s: the time at which the values count as read.
         """
         if not values:
             return
@@ -191,7 +192,7 @@ class _AbsentPins:
         self.owed[:] = False
 
     def end_read(self) -> None:
-        """Give the rows to the requests that wait for them; None if the read failed or was given up."""
+        """Give the rows to the requests that wait for them, or None if the read was incomplete or cancelled."""
         flight, self._flight = self._flight, None
         if flight is None or self._cache is None:
             return
@@ -200,7 +201,7 @@ class _AbsentPins:
             flight.landed.set_result(self._landed)
 
     def fill_in(self, now_s: float) -> int:
-        """Write the rows to their places in `found`, with aged rows of the cache for lost ones; count the aged."""
+        """Complete `found`, with aged rows from the cache in place of lost ones; return how many rows are aged."""
         aged = 0
         if self._cache is not None and self._lost.any():
             rows, known = self._cache.aged(self._distinct, now_s)
@@ -212,7 +213,7 @@ class _AbsentPins:
 
 
 class _StoreReads:
-    """The store reads of one request, within one budget; a store that gave nothing is not asked again."""
+    """The store reads of one request within one time budget. After a read that fails entirely, no more are sent."""
 
     def __init__(self, store: Store, budget_s: float | None) -> None:
         self._store = store
@@ -222,10 +223,10 @@ class _StoreReads:
         self.failure: str | None = None
 
     async def multi_get(self, keys: list[bytes]) -> tuple[list[bytes | None], np.ndarray]:
-        """Return the values, and bool[N], which of them could not be read."""
+        """Return the values and, as bool[N], which of them could not be read."""
         if keys and not self._gone:
             try:
-                # A local store answers at once; looking at the clock costs more than the read.
+                # A local store answers immediately; reading the clock would cost more than the read.
                 left_s = None if self.local else self._left_s()
                 return await self._store.multi_get(keys, left_s), np.zeros(len(keys), bool)
             except StoreUnavailableError as error:
@@ -238,7 +239,7 @@ class _StoreReads:
         return [None] * len(keys), np.ones(len(keys), bool)
 
     async def landed(self, flight: Flight) -> Rows | None:
-        """Wait for another request's read within the budget; None when it brought nothing."""
+        """Wait for another request's read within the budget. Return None if it failed or took too long."""
         done, _ = await asyncio.wait([flight.landed], timeout=self._left_s())
         return flight.landed.result() if done else None
 

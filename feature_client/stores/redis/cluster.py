@@ -17,31 +17,31 @@ from feature_client.stores.store import StoreConfigError, StoreError, StoreUnava
 
 _log = structlog.get_logger(__name__)
 
-#: The least time between two looks at a cluster's layout.
+#: The minimum time between two reads of the layout.
 _LAYOUT_AGE_MIN_S = 0.1
-#: Primaries of a layout: Redis Cluster's own bound.
+#: The maximum number of primaries in a layout. Redis Cluster has the same limit.
 _PRIMARIES_MAX = 1_000
-#: Nodes that redirects may name beyond the layout, until it is read again.
+#: How many nodes outside the layout redirects may name before the layout is read again.
 _STRANGERS_MAX = 16
 
 
 class Cluster:
-    """A Redis Cluster: each node is asked for its keys, all at once.
+    """A Redis Cluster. Every node is asked for its own keys, all nodes at the same time.
 
-    Keys are spread over all slots, so a node's part of a read is a pipeline of GETs. Redirects are followed. The layout
-    is read again when a node redirects or fails, and when it is old; the URL's node, whose name is looked up anew, is
-    the first to be asked for it.
+    Keys are spread over all slots, so each node answers its part of a read as a pipeline of GETs. Redirects are
+    followed. The layout (which node serves which slots) is read again when a node redirects or fails, and when it is
+    old. The node that the URL names is asked first, because its host name is resolved again.
     """
 
     many_keys = False
 
     def __init__(self, new_node: NewNode, age_max_s: float) -> None:
-        """Remember; a layout is read again after `age_max_s`."""
+        """Prepare a topology whose layout is read again after `age_max_s` seconds."""
         self._new_node = new_node
         self._age_max_s = age_max_s
-        #: By host:port; the URL's first.
+        #: By `host:port`; the node that the URL names is the first.
         self._nodes: dict[str, RedisNode] = {}
-        #: int16[SLOTS], positions in `_owners`.
+        #: int16[SLOTS], the position in `_owners` of the node that serves each slot; -1 if none does.
         self._slots = np.zeros(SLOTS, np.int16)
         self._owners: list[RedisNode] = []
         self._looked_at_s = float("-inf")
@@ -55,7 +55,9 @@ class Cluster:
     async def start(self) -> None:
         first = self._new_node()
         if first.db:
-            raise StoreConfigError("the Redis URL cannot be used: a cluster has no database but 0")
+            raise StoreConfigError(
+                "the Redis URL cannot be used: a cluster only has database 0; remove the number from the URL"
+            )
         self._nodes = {first.name: first}
         await self._look()
 
@@ -68,7 +70,7 @@ class Cluster:
             await node.close()
 
     async def ready(self, timeout_s: float | None) -> None:
-        """Wait for a layout where there is none; see to it that it does not become old."""
+        """Wait for a layout if there is none, and refresh an old one in the background."""
         if not self._nodes:  # not started
             return
         if not self._owners:
@@ -77,7 +79,7 @@ class Cluster:
             self._look_again()
 
     def _look_again(self) -> asyncio.Task[None]:
-        """Read the layout in the background, once for all who want it and not too often."""
+        """Read the layout in the background. All callers share one read, and reads are at least 0.1 s apart."""
         loop = asyncio.get_running_loop()
         lately = self._owners and loop.time() < self._looked_at_s + _LAYOUT_AGE_MIN_S
         if self._looking is None or (self._looking.done() and not lately):
@@ -86,7 +88,7 @@ class Cluster:
         return self._looking
 
     async def _look(self) -> None:
-        """Learn which node holds which slots, from the first node that tells."""
+        """Read the layout from the first node that answers."""
         self._looked_at_s = asyncio.get_running_loop().time()
         failure: StoreError = StoreUnavailableError("no Redis node is known")
         for node in list(self._nodes.values()):
@@ -94,7 +96,7 @@ class Cluster:
                 (reply,) = await node.call([("CLUSTER", "SLOTS")], None, idempotent=True)
                 if isinstance(reply, ResponseError):
                     raise StoreConfigError(
-                        f"Redis at {node.name} is no cluster ({reply}); use redis:// instead of redis+cluster://"
+                        f"Redis at {node.name} is not a cluster ({reply}); use redis:// instead of redis+cluster://"
                     )
                 self._adopt(reply, node)
             except StoreError as error:
@@ -105,7 +107,7 @@ class Cluster:
         raise failure
 
     def _note_look(self, looked: asyncio.Task[None]) -> None:
-        """Log the first look that fails and the first that does not: an outage has many, as every read wants one."""
+        """Log the first failed read of the layout and the first success after it; an outage has many failed reads."""
         if looked.cancelled():
             return
         error = looked.exception()
@@ -122,7 +124,9 @@ class Cluster:
             primary = (host.decode() if host else asked.host, port)
             slots[first : last + 1] = positions.setdefault(primary, len(positions))
         if not 0 < len(positions) <= _PRIMARIES_MAX:
-            raise StoreUnavailableError(f"Redis at {asked.name} names {len(positions)} nodes that serve slots")
+            raise StoreUnavailableError(
+                f"Redis at {asked.name} reports a layout of {len(positions)} nodes, expected 1 to {_PRIMARIES_MAX}"
+            )
         self._slots, self._owners = slots, [self._node_at(*primary) for primary in positions]
 
     def _node_at(self, host: str, port: int) -> RedisNode:
@@ -132,13 +136,15 @@ class Cluster:
         return self._nodes[name]
 
     def _stranger_at(self, host: str, port: int) -> RedisNode:
-        """Return the node that a redirect names, which the layout need not know yet."""
+        """Return the node that a redirect names, which the layout may not contain yet."""
         if f"{host}:{port}" not in self._nodes and len(self._nodes) > len(self._owners) + _STRANGERS_MAX:
-            raise StoreUnavailableError("the Redis Cluster redirects to ever more nodes")
+            raise StoreUnavailableError(
+                "the Redis Cluster redirects to ever more nodes; check its configuration (CLUSTER SLOTS)"
+            )
         return self._node_at(host, port)
 
     async def _forget_others(self) -> None:
-        """Close nodes that the layout does not name any more, but for the URL's."""
+        """Close the nodes that the layout does not contain any more, except the node that the URL names."""
         for name in list(self._nodes)[1:]:
             if self._nodes[name] not in self._owners:
                 await self._nodes.pop(name).close()
@@ -147,7 +153,7 @@ class Cluster:
         if not self._nodes:
             raise StoreUnavailableError("the Redis store is not started")
         if not self._owners:
-            raise StoreUnavailableError("no node of the Redis Cluster could be reached yet")
+            raise StoreUnavailableError("no node of the Redis Cluster has been reached yet")
         return list(self._owners)
 
     def routes(self, keys: Sequence[bytes]) -> list[tuple[RedisNode, Positions]]:
@@ -155,13 +161,13 @@ class Cluster:
         owners = self._slots[slots_of(keys)]
         uncovered = np.flatnonzero(owners < 0)
         if len(uncovered):
-            owners[uncovered] = 0  # its answer says what is wrong
+            owners[uncovered] = 0  # the error that it answers says what is wrong
         return [(primaries[i], np.flatnonzero(owners == i)) for i in np.unique(owners)]
 
     async def call(
         self, node: RedisNode, commands: Sequence[Command], timeout_s: float | None, *, idempotent: bool
     ) -> list[Reply]:
-        """Send commands to a node, and those that it redirects to where it says."""
+        """Send commands to a node, and send those that it redirects to the nodes that it names."""
         loop = asyncio.get_running_loop()
         start_s = loop.time()
         try:

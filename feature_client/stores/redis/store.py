@@ -1,4 +1,4 @@
-"""The commands of a Redis store, on whichever nodes its topology names."""
+"""The Redis store: it sends its commands to the nodes that its topology names."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from feature_client.stores.store import Change, StoreConfigError, StoreUnavailab
 _log = structlog.get_logger(__name__)
 
 _PUT_CHUNK = 1_000
-#: Keys of one MGET: larger reads go over several connections at once, so that none blocks the server for long.
+#: The maximum number of keys per MGET. Larger reads use several connections so that none blocks the server for long.
 _GET_CHUNK = 1_000
 _SCAN_KEYS = 5_000
 _UPDATE_TRIES = 20
 
-#: Set a key where it still holds what was read; an absent one reads as empty, which no stored value is.
+#: Sets a key if it still has the value that was read. An absent key counts as empty; no stored value is empty.
 _SET_IF_UNCHANGED = (
     "if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end redis.call('SET', KEYS[1], ARGV[2]) return 1"
 )
 
 
 class RedisStore:
-    """A store in one Redis server, or in a Redis Cluster: its topology says which node serves which key."""
+    """A store in a single Redis server or a Redis Cluster. Its topology knows which node serves which key."""
 
     local = False
 
     def __init__(
         self, url: str, *, connections_max: int = 16, timeout_s: float = 1.0, age_max_s: float = AGE_MAX_S
     ) -> None:
-        """Remember.
+        """Prepare a store; `start` connects it.
 
         Args:
-            url: `redis://[user:password@]host:port/db`, or `redis+cluster://` with any node of a cluster; `rediss` for
-                TLS; redis-py's options after `?`.
-            connections_max: per node.
-            timeout_s: to connect, and of calls without a budget of their own.
-            age_max_s: after which a connection is replaced by one for which the host's name was looked up anew, and a
-                cluster's layout is read again.
+            url: `redis://[user:password@]host:port/db`, or `redis+cluster://[user:password@]host:port` with any node
+                of a cluster. Use `rediss` for TLS. Options of redis-py can follow after `?`.
+            connections_max: the maximum number of connections per node.
+            timeout_s: the time limit to connect, and of calls that set none of their own.
+            age_max_s: the age at which a connection is replaced by a new one, for which the host name is resolved
+                again, and at which the layout of a cluster is read again.
         """
         scheme, separator, rest = url.partition("://")
         node_url = scheme.removesuffix("+cluster") + separator + rest
@@ -57,11 +57,11 @@ class RedisStore:
 
     @property
     def nodes(self) -> Mapping[str, RedisNode]:
-        """The nodes by host:port; none while the store is not started."""
+        """The nodes by `host:port`; none if the store is not started."""
         return self._topology.nodes
 
     async def start(self) -> None:
-        """Open the pools. A server that is down is not fatal: reads raise until it is back."""
+        """Open the connection pools. The store also starts if a server is down; reads raise until it is up."""
         try:
             await self._topology.start()
         except RedisRefusedError as error:
@@ -82,7 +82,7 @@ class RedisStore:
         loop = asyncio.get_running_loop()
         start_s = loop.time()
         await self._topology.ready(timeout_s)
-        # A call without a budget waits for the layout as long as it takes to ask the nodes.
+        # A call without a time limit waits for the layout until every node was asked.
         ends_s = loop.time() + self._timeout_s if timeout_s is None else start_s + timeout_s
         routes = [part for route in self._topology.routes(keys) for part in _chunks(*route)]
         if len(routes) == 1:
@@ -107,7 +107,7 @@ class RedisStore:
         return values
 
     async def _read(self, node: RedisNode, keys: Sequence[bytes], timeout_s: float) -> list[bytes | None]:
-        """Read a node's keys. A key that holds another kind of value than a string counts as absent."""
+        """Read keys that one node serves. A key that holds another type than a string counts as absent."""
         many = self._topology.many_keys
         commands: list[Command] = [("MGET", *keys)] if many else [("GET", key) for key in keys]
         replies = await self._topology.call(node, commands, timeout_s, idempotent=True)
@@ -115,7 +115,7 @@ class RedisStore:
             if isinstance(reply, ResponseError):
                 if many or code_of(reply) != "WRONGTYPE":
                     raise failure_of(reply, "a read", node.name)
-                replies[i] = None  # as MGET answers
+                replies[i] = None  # MGET does the same
         values: list[bytes | None] = replies[0] if many else replies
         return values
 
@@ -129,7 +129,7 @@ class RedisStore:
 
     async def _put(self, chunk: Sequence[tuple[bytes, bytes]]) -> None:
         if self._topology.many_keys:
-            # One command of many keys is read and answered faster than many of one.
+            # One command with many keys is faster than many commands with one key.
             await self._on_owners([("MSET", *itertools.chain.from_iterable(chunk))], [chunk[0][0]])
         else:
             await self._on_owners([("SET", key, value) for key, value in chunk], [key for key, _ in chunk])
@@ -149,7 +149,7 @@ class RedisStore:
             if not left:
                 return
         raise StoreUnavailableError(
-            f"{len(left)} keys were changed by others {_UPDATE_TRIES} times in a row", lost=left
+            f"{len(left)} keys were changed by other writers {_UPDATE_TRIES} times in a row; try again", lost=left
         )
 
     async def scan(self) -> AsyncIterator[list[bytes]]:
@@ -168,10 +168,10 @@ class RedisStore:
     async def _on_owners(
         self, commands: Sequence[Command], keys: Sequence[bytes], what: str = "a write"
     ) -> list[Reply]:
-        """Send each command to the server that holds its key; return the replies in order.
+        """Send each command to the node that serves its key; return the replies in order.
 
         Raises:
-            StoreUnavailableError: one of them failed.
+            StoreUnavailableError: a command failed.
         """
         replies: list[Reply] = [None] * len(commands)
 
@@ -189,12 +189,12 @@ class RedisStore:
         return replies
 
     async def ask(self, key: bytes, *command: bytes | str | int) -> Reply:
-        """Send one command, of those that `replies` knows, to the server that holds a key; return its reply.
+        """Send one command to the node that serves a key; return its reply. `replies.py` lists the commands.
 
-        It may be sent a second time, on a new connection, when the first one broke.
+        If the connection breaks, the command is sent once more on a new connection.
 
         Raises:
-            StoreUnavailableError: it failed, or answered with an error, which then is the cause.
+            StoreUnavailableError: the command failed. If the node answered with an error, that error is the cause.
         """
         return (await self._on_owners([command], [key], str(command[0])))[0]
 

@@ -1,4 +1,4 @@
-"""The contract for where a Redis store keeps its keys, and the simple case: one server (`cluster.py` is the other)."""
+"""The contract that maps the keys of a Redis store to nodes, and its simple implementation: a single server."""
 
 from __future__ import annotations
 
@@ -14,53 +14,53 @@ from feature_client.stores.redis.replies import Command, failure_of
 from feature_client.stores.redis.resp import Reply
 from feature_client.stores.store import StoreUnavailableError
 
-#: int64[N], positions of keys.
+#: int64[N], positions in a list of keys.
 Positions = np.ndarray
-#: Makes a node from the store's URL; keyword arguments such as `host` and `port` replace what the URL says.
+#: Creates a node from the store's URL. Keyword arguments such as `host` and `port` override the URL.
 NewNode = Callable[..., RedisNode]
 
 
 class Topology(Protocol):
-    """Knows which node serves which key. It has no nodes until it is started, and none after it is closed.
+    """Knows which node serves which key. It has nodes only between `start` and `close`.
 
     Attributes:
-        many_keys: whether one command may name many keys; the nodes of a cluster refuse keys of several slots.
+        many_keys: whether one command may name any keys. Nodes of a cluster refuse keys of different slots.
     """
 
     many_keys: bool
 
     @property
     def nodes(self) -> Mapping[str, RedisNode]:
-        """The nodes by host:port; the node of the URL is the first."""
+        """The nodes by `host:port`; the node that the URL names is the first."""
 
     async def start(self) -> None:
-        """Make the node of the URL and ask it.
+        """Create the node that the URL names, and contact it.
 
         Raises:
             StoreConfigError: the URL cannot be used.
-            StoreUnavailableError: no node answers; the topology is started all the same.
+            StoreUnavailableError: no node answers. The topology is started all the same.
         """
 
     async def close(self) -> None:
         """Close all nodes."""
 
     async def ready(self, timeout_s: float | None) -> None:
-        """Wait until the layout is known or the time is up; `None` waits until the nodes were asked."""
+        """Wait until the layout is known, but not longer than `timeout_s`; None waits until every node was asked."""
 
     def primaries(self) -> list[RedisNode]:
-        """Return the nodes that together hold every key. Raises StoreUnavailableError while they are not known."""
+        """Return the nodes that together hold every key. Raises StoreUnavailableError if they are not known."""
 
     def routes(self, keys: Sequence[bytes]) -> list[tuple[RedisNode, Positions]]:
-        """Return each node with the positions of its keys. Raises StoreUnavailableError while they are not known."""
+        """Return each node with the positions of its keys. Raises StoreUnavailableError if they are not known."""
 
     async def call(
         self, node: RedisNode, commands: Sequence[Command], timeout_s: float | None, *, idempotent: bool
     ) -> list[Reply]:
-        """Send commands to a node, or where it redirects them to; arguments and errors as of `RedisNode.call`."""
+        """Send commands to a node and follow its redirects. Arguments and errors are those of `RedisNode.call`."""
 
 
 class SingleServer:
-    """One Redis server that holds every key."""
+    """A single Redis server, which holds every key."""
 
     many_keys = True
 
@@ -85,7 +85,7 @@ class SingleServer:
             await node.close()
 
     async def ready(self, timeout_s: float | None) -> None:
-        """Return at once: there is no layout."""
+        """Return immediately, because a single server has no layout."""
 
     def primaries(self) -> list[RedisNode]:
         if not self._nodes:
@@ -103,7 +103,7 @@ class SingleServer:
 
 
 async def all_done(work: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Wait for all, so that nothing is sent any more once a caller heard; raise the first failure."""
+    """Wait for all, then raise the first failure. Nothing is sent any more once the caller hears of it."""
     for failure in await asyncio.gather(*work, return_exceptions=True):
         if failure is not None:
             raise failure

@@ -176,7 +176,7 @@ async def test_more_than_a_writer_holds_is_refused():
     await eventually(lambda: asked)
     second = asyncio.create_task(writer.record(np.full(9_000, 1, np.uint64), many))
     await asyncio.sleep(0)
-    with pytest.raises(QueueFullError, match="17936 actions wait"):
+    with pytest.raises(QueueFullError, match="17936 actions are waiting"):
         await writer.record(np.full(9_000, 1, np.uint64), many)
     gate.set()
     await asyncio.gather(first, second)
@@ -261,14 +261,14 @@ async def test_writing_events_tells_what_became_of_each():
         (NOW_MS, None),
         (NOW_MS + 60_000, None),
         (631_152_000_000, None),
-        (NOW_MS + 60_001, "to now"),
-        (631_151_999_999, "from 1990"),
+        (NOW_MS + 60_001, "and now"),
+        (631_151_999_999, "between 1990"),
         (NOW_MS // 1000, "it looks like seconds"),
         (NOW_MS * 1000, "it looks like microseconds"),
         (NOW_MS * 1_000_000, "it looks like nanoseconds"),
-        (0, "from 1990"),
-        (-1, "from 1990"),
-        (2**63, "no Unix time in milliseconds"),
+        (0, "between 1990"),
+        (-1, "between 1990"),
+        (2**63, "not a Unix time in milliseconds"),
     ],
 )
 def test_a_time_is_from_1990_to_a_minute_ahead_and_the_unit_that_was_meant_is_named(time_ms, says):
@@ -306,6 +306,6 @@ async def test_a_reader_leaves_out_actions_in_the_future_and_counts_the_value():
 async def test_whole_sequences_with_actions_in_the_future_are_refused_with_the_user():
     store, users = MemoryStore(), np.array([5, 6], np.uint64)
     sent = events((1, 10), (2, 20), (3, clock_ms() * 1000))
-    with pytest.raises(ValueError, match="1 events are in the future, the first of user 6"):
+    with pytest.raises(ValueError, match="1 events are in the future; the first is of user 6"):
         await write_sequences(store, GROUP, users, sent, np.array([0, 2, 3]))
     assert not store.values

@@ -98,7 +98,7 @@ async def test_until_the_name_moves_writes_say_why_they_fail_and_reads_go_on(pai
         await store.multi_put([(b"a", b"1")])
         fail_over(*pair)
         for _ in range(5):
-            with pytest.raises(StoreUnavailableError, match="READONLY, it is a replica now and takes no writes"):
+            with pytest.raises(StoreUnavailableError, match="READONLY, it is a replica now and accepts no writes"):
                 await store.multi_put([(b"a", b"2")])
             assert await store.multi_get([b"a"]) == [b"1"]
         assert not node(store).breaker.open

@@ -112,7 +112,7 @@ def test_a_store_is_filled_for_the_model_that_will_read_it(tmp_path: Path) -> No
     assert "error: a memory:// store ends with the process that opens it" in output
     code, output = run("fill", data, "--store", DEMO_MODELS, "--model", "ml1m", "--feature-store", f"{url}/no/such")
     assert code == 1
-    assert f"error: cannot create the feature store {cache}/no/such: there is no folder {cache}/no" in output
+    assert f"error: cannot create the feature store {cache}/no/such: the folder {cache}/no does not exist" in output
     (data / "actions.toml").write_text(LISTEN.replace("0.2", "1.0"))
     code, output = run("fill", data, "--store", DEMO_MODELS, "--model", "ml1m", "--feature-store", url)
     assert code == 1
