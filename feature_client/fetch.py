@@ -25,7 +25,7 @@ async def fetch(
     budget_s: float | None = None,
     near: Mapping[bytes, NearCache] | None = None,
 ) -> FetchedFeatures:
-    """Read the features of one request. Features that the store cannot provide count as missing; it never raises.
+    """Read the features of one request. A store that fails raises no error here: what it owes counts as missing.
 
     Args:
         store: a started store.

@@ -27,7 +27,7 @@ _MIX2 = np.uint64(0xD6E8FEB86659FD93)
 
 @dataclass(slots=True)
 class NearCacheCounts:
-    """Counts of pins since the start."""
+    """Counts of pins since the start. A stale row counts as a miss."""
 
     hits: int = 0
     misses: int = 0
@@ -184,7 +184,7 @@ class NearCache:
         self._read_s[at] = now_s
 
     def _note(self, ids: np.ndarray) -> None:
-        """Count a request for each id."""
+        """Note a request for each id."""
         one, other = self._counters_of(ids)
         asked = self._asked(ids)
         asked += asked < 255
@@ -197,7 +197,7 @@ class NearCache:
             self._notes //= 2
 
     def _asked(self, ids: np.ndarray) -> np.ndarray:
-        """Return, as uint8 in the shape of `ids`, the estimated number of requests for each id (never too low)."""
+        """Return uint8 in the shape of `ids`: the noted requests for each id, or for others that share its counters."""
         one, other = self._counters_of(ids)
         return np.minimum(self._counters.take(one), self._counters.take(other))
 

@@ -25,8 +25,7 @@ from feature_client.stores.store import StoreConfigError, StoreUnavailableError
 _log = structlog.get_logger(__name__)
 
 #: A read that takes longer than 95% of all reads is sent a second time, unless that would add more than 5% to the
-#: number of reads. A pause of one server connection therefore delays few callers, and an overloaded server gets little
-#: extra load.
+#: number of reads. A pause of the server therefore delays few callers, and an overloaded server gets little extra load.
 _SLOW_QUANTILE = 0.95
 _HEDGES_PER_READ = 0.05
 _HEDGES_SAVED_MAX = 10.0
