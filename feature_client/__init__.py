@@ -1,1 +1,1 @@
-"""Feature groups, the stores that hold their rows, and the fetch of everything one request needs."""
+"""Feature groups, the stores that hold their rows, and the code that fetches the features of a request."""

@@ -1,4 +1,4 @@
-"""Rows and sequences to stored bytes and back: an 8-byte fingerprint, then the bytes of the array."""
+"""Encoding and decoding of stored values: an 8-byte fingerprint, then the bytes of a row or a sequence."""
 
 from __future__ import annotations
 
@@ -16,35 +16,38 @@ class RowState(IntEnum):
 
     PRESENT = 0
     MISSING = 1
-    #: A value written for another group, version or embedding space, or one that cannot be this group's: a code outside
-    #: its vocabulary, a number that is not finite. Seen, counted, never read.
+    #: The value was written for another group, version or embedding space, or it cannot be valid for this group: it
+    #: holds a code outside the vocabulary or a number that is not finite. It is counted and never used.
     FOREIGN = 2
 
 
-# Comparing NumPy's numbers with an enum's members costs a microsecond each.
+# Each comparison of a NumPy number with an enum member costs a microsecond.
 _PRESENT, _MISSING, _FOREIGN = (int(state) for state in RowState)
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Decoded rows, in the order of the keys.
+    """Decoded rows, in the order of their keys.
 
     Attributes:
-        rows: structured[N] of the group's dtype; the group's default row where nothing usable was found.
-        states: uint8[N], one `RowState` each.
+        rows: structured[N] of the group's dtype; the group's default row if no usable value was found.
+        states: uint8[N], the `RowState` of each row.
     """
 
     rows: np.ndarray
     states: np.ndarray
 
     def put(self, where: np.ndarray, found: Rows) -> None:
-        """Write rows to places: bool[N] or int64[M]. As plain bytes: NumPy copies structured rows field by field."""
+        """Write rows to the places in `where`, bool[N] or int64[M].
+
+        The rows are copied as plain bytes because NumPy copies structured rows field by field.
+        """
         plain = f"V{self.rows.dtype.itemsize}"
         self.rows.view(plain)[where] = found.rows.view(plain)
         self.states[where] = found.states
 
     def take(self, places: np.ndarray) -> Rows:
-        """Return the rows at int64[M] or bool[N] places, copied."""
+        """Return a copy of the rows at these places, int64[M] or bool[N]."""
         plain = self.rows.view(f"V{self.rows.dtype.itemsize}")[places]
         return Rows(plain.view(self.rows.dtype), self.states[places])
 
@@ -56,8 +59,8 @@ def encode_rows(group: FeatureGroup, rows: np.ndarray) -> list[bytes]:
     """Encode structured rows of `group.dtype` as stored values.
 
     Raises:
-        TypeError: rows of another dtype.
-        ValueError: a code outside its vocabulary, or a number that is not finite.
+        TypeError: the rows have another dtype.
+        ValueError: a row holds a code outside its vocabulary or a number that is not finite.
     """
     if rows.dtype != group.dtype:
         raise TypeError(f"group {group.ref} stores rows of {group.dtype}, got {rows.dtype}")
@@ -65,7 +68,7 @@ def encode_rows(group: FeatureGroup, rows: np.ndarray) -> list[bytes]:
     if len(impossible):
         raise ValueError(
             f"group {group.ref}: {len(impossible)} rows hold a code outside its vocabulary or a number that is not "
-            f"finite, the first at {impossible[0]}: {rows[impossible[0]]}"
+            f"finite; the first is row {impossible[0]}: {rows[impossible[0]]}"
         )
     stored = np.empty(len(rows), group.stored_dtype)
     stored["fingerprint"] = group.fingerprint_word
@@ -75,9 +78,9 @@ def encode_rows(group: FeatureGroup, rows: np.ndarray) -> list[bytes]:
 
 
 def decode_rows(group: FeatureGroup, values: Sequence[bytes | None]) -> Rows:
-    """Decode stored values; what is missing or foreign becomes the group's default row.
+    """Decode stored values; a missing or foreign value becomes the group's default row.
 
-    Cost: one join and one `frombuffer` when every value is whole; a pass over the values otherwise.
+    Cost: one `join` and one `frombuffer` if every value has the right size; otherwise one more pass over the values.
     """
     size = group.stored_dtype.itemsize
     states = np.zeros(len(values), np.uint8)
@@ -101,14 +104,14 @@ def encode_sequence(group: SequenceGroup, events: np.ndarray) -> bytes:
     """Encode the last `length_max` events, oldest first.
 
     Args:
-        group: whose vocabularies the codes refer to.
+        group: the group with the vocabularies that the codes refer to.
         events: structured[K] of `SequenceGroup.dtype`.
     """
     return group.fingerprint + events[-group.length_max :].astype(group.dtype, copy=False).tobytes()
 
 
 def decode_sequence(group: SequenceGroup, value: bytes | None) -> tuple[np.ndarray, RowState]:
-    """Return the events, oldest first (structured[K]; empty unless PRESENT), and what was found."""
+    """Return the events, oldest first (structured[K], empty unless PRESENT), and what was found."""
     empty = np.empty(0, group.dtype)
     if value is None:
         return empty, RowState.MISSING
@@ -122,14 +125,14 @@ def decode_sequence(group: SequenceGroup, value: bytes | None) -> tuple[np.ndarr
 
 
 def _readable(group: FeatureGroup, fingerprints: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return bool[N]: rows written for this group, with nothing in them that its description rules out."""
+    """Return bool[N]: whether each row was written for this group and is possible under its description."""
     readable: np.ndarray = fingerprints == group.fingerprint_word
     readable &= _possible(group, rows)
     return readable
 
 
 def _possible(group: FeatureGroup, rows: np.ndarray) -> np.ndarray:
-    """Return bool[N]: rows that the group's description does not rule out."""
+    """Return bool[N]: whether each row is possible under the group's description."""
     possible = np.ones(len(rows), bool)
     for field in group.categoricals:
         possible &= rows[field.name] < field.cardinality
@@ -141,8 +144,8 @@ def _possible(group: FeatureGroup, rows: np.ndarray) -> np.ndarray:
 
 
 def _all_of_size(values: Sequence[bytes | None], size: int) -> bool:
-    """Tell, at C speed, whether every value is there and whole."""
+    """Return whether every value exists and has this size. The check runs at C speed."""
     try:
         return set(map(len, values)) <= {size}  # type: ignore[arg-type]
-    except TypeError:  # a None among them
+    except TypeError:  # one of them is None
         return False

@@ -1,115 +1,19 @@
-"""Reading everything one request needs: the user first, then the pins that the near caches do not hold."""
+"""The fetch of a request's features: first the user's, then those of the pins that the near caches do not hold."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 
-from feature_client.activity.writer import clock_ms, without_future
+from feature_client.action_times import clock_ms, without_future
 from feature_client.codec import Rows, RowState, decode_rows, decode_sequence
+from feature_client.features import FeatureNeeds, FetchedFeatures
 from feature_client.groups import FeatureGroup, SequenceGroup
 from feature_client.near_cache import Flight, NearCache
 from feature_client.stores.store import Store, StoreUnavailableError
-
-
-@dataclass(frozen=True, slots=True)
-class FeatureNeeds:
-    """What a model reads: at most one sequence, any number of groups per entity."""
-
-    user_groups: tuple[FeatureGroup, ...]
-    pin_groups: tuple[FeatureGroup, ...]
-    sequence: SequenceGroup | None
-    #: How many of the newest actions the model reads.
-    sequence_length: int
-
-
-@dataclass(frozen=True, slots=True)
-class FetchedFeatures:
-    """The features of one request.
-
-    Attributes:
-        user: one row per user group.
-        pins: per pin group a row for each of the N candidates in the order they were asked for, then for each event's
-            pin, then for the query pin.
-        candidates: N.
-        events: structured[K], the newest actions, newest first.
-        has_query_pin: whether a pin is the query.
-        sequence_state: what was found under the user's sequence.
-        store_failure: why the store could not be read, if so; what it owed and no cache held is missing.
-        stale_rows: pin rows that are older than the near caches allow while the store can be read.
-        future_events: stored actions that were left out, as no clock shows their time yet.
-    """
-
-    user: Mapping[str, Rows]
-    pins: Mapping[str, Rows]
-    candidates: int
-    events: np.ndarray
-    has_query_pin: bool
-    sequence_state: RowState
-    store_failure: str | None = None
-    stale_rows: int = 0
-    future_events: int = 0
-
-    def candidate_rows(self, group: str) -> np.ndarray:
-        """Return structured[N]."""
-        return self.pins[group].rows[: self.candidates]
-
-    def event_rows(self, group: str) -> np.ndarray:
-        """Return structured[K]."""
-        return self.pins[group].rows[self.candidates : self.candidates + len(self.events)]
-
-    def query_row(self, group: str) -> np.void | None:
-        """Return the query pin's row; None without a query pin, or where it is not there."""
-        if not self.has_query_pin or self.pins[group].states[-1] != RowState.PRESENT:
-            return None
-        row: np.void = self.pins[group].rows[-1]
-        return row
-
-    @property
-    def store_unavailable(self) -> bool:
-        return self.store_failure is not None
-
-    def missing(self) -> MissingFeatures:
-        """Count what is not there."""
-        users = [int(rows.states[0]) for rows in self.user.values()]
-        user_missing = any(state != RowState.PRESENT for state in users)
-        foreign = users.count(RowState.FOREIGN) + (self.sequence_state == RowState.FOREIGN or self.future_events > 0)
-        states = [rows.states for rows in self.pins.values() if rows.states.any()]
-        if not states:
-            return MissingFeatures(user_missing, 0, 0, query_pin=False, foreign=foreign)
-        # A pin without a row in any group counts.
-        lacking = np.logical_or.reduce([s != RowState.PRESENT for s in states])
-        events_end = self.candidates + len(self.events)
-        return MissingFeatures(
-            user_missing,
-            int(np.count_nonzero(lacking[: self.candidates])),
-            int(np.count_nonzero(lacking[self.candidates : events_end])),
-            self.has_query_pin and bool(lacking[-1]),
-            foreign + sum(int(np.count_nonzero(s == RowState.FOREIGN)) for s in states),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class MissingFeatures:
-    """What of a request's features is not there.
-
-    Attributes:
-        user: a user group's row.
-        candidates: how many candidates lack a row in some group.
-        event_pins: how many actions' pins do.
-        query_pin: the query pin does.
-        foreign: stored values that were written for another group or embedding space, or that cannot be the group's;
-            a sequence with actions in the future, which were left out, is one.
-    """
-
-    user: bool
-    candidates: int
-    event_pins: int
-    query_pin: bool
-    foreign: int
 
 
 async def fetch(
@@ -121,18 +25,19 @@ async def fetch(
     budget_s: float | None = None,
     near: Mapping[bytes, NearCache] | None = None,
 ) -> FetchedFeatures:
-    """Read one request's features; whatever the store cannot give is marked missing, never raised.
+    """Read the features of one request. A store that fails raises no error here: what it owes counts as missing.
 
     Args:
         store: a started store.
-        needs: what the model reads.
+        needs: the groups that the model reads.
         user_id: the user.
-        pin_ids: uint64[N], distinct candidates.
-        query_pin_id: the pin that is the query, if a pin is.
-        budget_s: seconds the reads may take together before the store counts as unavailable; None waits.
-        near: caches by their group's fingerprint; groups without one are read from the store.
+        pin_ids: uint64[N], the candidates, all different.
+        query_pin_id: the pin that is the query, if there is one.
+        budget_s: how many seconds all reads together may take before the store counts as unavailable; None sets no
+            limit.
+        near: near caches by the fingerprint of their group. A group without one is read from the store.
     """
-    reads = _Reads(store, budget_s)
+    reads = _StoreReads(store, budget_s)
     keys = [group.key(user_id) for group in needs.user_groups]
     if needs.sequence is not None:
         keys.append(needs.sequence.key(user_id))
@@ -158,17 +63,17 @@ async def fetch(
 
 
 async def _pins(
-    reads: _Reads, groups: tuple[FeatureGroup, ...], ids: np.ndarray, near: Mapping[bytes, NearCache]
+    reads: _StoreReads, groups: tuple[FeatureGroup, ...], ids: np.ndarray, near: Mapping[bytes, NearCache]
 ) -> tuple[dict[str, Rows], int]:
-    """Read each group's rows, each id once: from its near cache, the rest in one read.
+    """Get the rows of each group from its near cache, and read those of all groups that it lacks from the store.
 
     Returns:
-        Rows by group in the order of `ids`; and how many of them are older than the caches allow, used because the
-        store could not be read.
+        Rows by group, in the order of `ids`; and how many of them are stale and were used because the store could not
+        be read.
     """
     now_s = asyncio.get_running_loop().time()
     found: dict[str, Rows] = {}
-    absences: list[_Absence] = []
+    absent_pins: list[_AbsentPins] = []
     for group in groups:
         cache = near.get(group.fingerprint)
         absent: np.ndarray | None = np.ones(len(ids), bool)
@@ -178,123 +83,137 @@ async def _pins(
             rows, absent = cache.get(ids, now_s)
         found[group.name] = rows
         if absent is not None and len(ids):
-            distinct, index = np.unique(ids[absent], return_inverse=True)
-            absences.append(_Absence(group, cache, absent, distinct, index))
-    stale = 0
-    if absences:
-        for a, (read, aged) in zip(absences, await _read_absent(reads, absences, now_s), strict=True):
-            found[a.group.name].put(a.absent, read.take(a.index))
-            stale += int(np.count_nonzero(aged[a.index]))
-    return found, stale
+            absent_pins.append(_AbsentPins(group, cache, rows, absent, ids))
+    if not absent_pins:
+        return found, 0
+    await _read_absent(reads, absent_pins, now_s)
+    return found, sum(pins.fill_in(now_s) for pins in absent_pins)
 
 
-@dataclass(frozen=True, slots=True)
-class _Absence:
-    """Pins of one group that its near cache does not hold.
-
-    Attributes:
-        absent: bool[M], which of the wanted ids.
-        distinct: uint64[U], these ids once each, ascending.
-        index: int64 into `distinct`, one for each absent id.
-    """
-
-    group: FeatureGroup
-    cache: NearCache | None
-    absent: np.ndarray
-    distinct: np.ndarray
-    index: np.ndarray
+async def _read_absent(reads: _StoreReads, absent_pins: Sequence[_AbsentPins], now_s: float) -> None:
+    """Read the pins of all groups, but wait for those that another request is already reading."""
+    joined = [] if reads.local else [(pins, *join) for pins in absent_pins for join in pins.join_flights()]
+    await _read_owed(reads, absent_pins, now_s)
+    for pins, flight, theirs in joined:
+        pins.land(flight, theirs, await reads.landed(flight))
+    if any(pins.owed.any() for pins, *_ in joined):
+        await _read_owed(reads, absent_pins, now_s)
 
 
-async def _read_absent(reads: _Reads, absences: list[_Absence], now_s: float) -> list[tuple[Rows, np.ndarray]]:
-    """Return for each absence the rows of its distinct ids, and bool[U], which of them are aged ones of the cache.
-
-    What another request is reading already is waited for rather than read again.
-    """
-    read = [Rows(np.empty(len(a.distinct), a.group.dtype), np.zeros(len(a.distinct), np.uint8)) for a in absences]
-    left = [np.ones(len(a.distinct), bool) for a in absences]
-    joined = [
-        (i, flight)
-        for i, a in enumerate(absences)
-        if a.cache is not None and not reads.local
-        for flight in a.cache.flights
-    ]
-    shared: list[tuple[int, np.ndarray, Flight]] = []
-    for i, flight in joined:
-        both = left[i] & np.isin(absences[i].distinct, flight.ids, assume_unique=True)
-        if both.any():
-            left[i] &= ~both
-            shared.append((i, both, flight))
-    lost = await _read_own(reads, absences, left, read, now_s)
-    again = [np.zeros(len(a.distinct), bool) for a in absences]
-    for i, both, flight in shared:
-        rows = await reads.landed(flight)
-        if rows is None:
-            again[i] |= both
-            continue
-        place = np.searchsorted(flight.ids, absences[i].distinct[both])
-        read[i].put(both, rows.take(place))
-    if any(mask.any() for mask in again):
-        lost_again = await _read_own(reads, absences, again, read, now_s)
-        lost = [one | other for one, other in zip(lost, lost_again, strict=True)]
-    aged = []
-    for a, rows, missing in zip(absences, read, lost, strict=True):
-        usable = np.zeros(len(missing), bool)
-        if a.cache is not None and missing.any():
-            old, known = a.cache.aged(a.distinct, now_s)
-            usable = missing & known
-            rows.put(usable, old.take(usable))
-        aged.append(usable)
-    return list(zip(read, aged, strict=True))
-
-
-async def _read_own(
-    reads: _Reads, absences: list[_Absence], wanted: list[np.ndarray], into: list[Rows], now_s: float
-) -> list[np.ndarray]:
-    """Read wanted ids from the store, all groups in one call, into rows and caches; return bool[U] each, what was lost.
-
-    Args:
-        reads: of this request.
-        absences: whose ids.
-        wanted: bool[U] by absence.
-        into: by absence; what is lost becomes the group's default row, MISSING.
-        now_s: when these reads count as made.
-    """
-    ids = [a.distinct[mask] for a, mask in zip(absences, wanted, strict=True)]
-    flights: list[tuple[NearCache, Flight]] = []
-    for a, own in zip(absences, ids, strict=True):
-        if a.cache is not None and len(own) and not reads.local:
-            flight = Flight(own, asyncio.get_running_loop().create_future())
-            a.cache.flights.append(flight)
-            flights.append((a.cache, flight))
-    landed: dict[int, Rows] = {}
+async def _read_owed(reads: _StoreReads, absent_pins: Sequence[_AbsentPins], now_s: float) -> None:
+    """Read the owed pins of all groups from the store in one call."""
     try:
-        keys = [key for a, own in zip(absences, ids, strict=True) for key in a.group.keys(own)]
-        values, gone = await reads.multi_get(keys)
-        lost, start = [], 0
-        for a, own, mask, rows in zip(absences, ids, wanted, into, strict=True):
+        keys = [pins.begin_read(shared=not reads.local) for pins in absent_pins]
+        values, lost = await reads.multi_get(list(chain.from_iterable(keys)))
+        start = 0
+        for pins, own in zip(absent_pins, keys, strict=True):
             stop = start + len(own)
-            decoded, own_gone = decode_rows(a.group, values[start:stop]), gone[start:stop]
-            rows.put(mask, decoded)
-            if a.cache is not None and not own_gone.any():
-                a.cache.put(own, decoded, now_s)
-                landed[id(own)] = decoded
-            elif a.cache is not None:  # what a lost store owes is not missing
-                there = ~own_gone
-                a.cache.put(own[there], decoded.take(there), now_s)
-            missing = np.zeros(len(mask), bool)
-            missing[mask] = own_gone
-            lost.append(missing)
+            pins.take(values[start:stop], lost[start:stop], now_s)
             start = stop
     finally:
-        for cache, flight in flights:
-            cache.flights.remove(flight)
-            if not flight.landed.done():
-                flight.landed.set_result(landed.get(id(flight.ids)))
-    return lost
+        for pins in absent_pins:
+            pins.end_read()
 
 
-class _Reads:
-    """The reads of one request, within one budget; after a read that gave nothing the store is not asked again."""
+class _AbsentPins:
+    """The pins of one request that the near cache of one group does not hold, and the rows that are read for them.
+
+    Attributes:
+        owed: bool[U], the distinct pins that this request has yet to read from the store itself.
+    """
+
+    def __init__(
+        self, group: FeatureGroup, cache: NearCache | None, found: Rows, absent: np.ndarray, ids: np.ndarray
+    ) -> None:
+        """Prepare the reads.
+
+        Args:
+            group: the group of the rows.
+            cache: its near cache, if it has one.
+            found: the rows of the request, in the order of `ids`; `fill_in` completes them.
+            absent: bool[M], which rows `found` lacks.
+            ids: uint64[M], every pin that the request reads, with repetitions.
+        """
+        self._group, self._cache = group, cache
+        self._found, self._absent = found, absent
+        #: The absent pins once each, uint64[U] in ascending order, and the position of each absent row among them.
+        self._distinct, self._index = np.unique(ids[absent], return_inverse=True)
+        count = len(self._distinct)
+        self._rows = Rows(np.empty(count, group.dtype), np.zeros(count, np.uint8))
+        self.owed = np.ones(count, bool)
+        self._lost = np.zeros(count, bool)
+        self._flight: Flight | None = None
+        self._landed: Rows | None = None
+
+    def join_flights(self) -> Iterator[tuple[Flight, np.ndarray]]:
+        """Yield each read in flight that covers owed pins, with bool[U], which ones. They are not owed any more."""
+        for flight in self._cache.flights if self._cache is not None else ():
+            theirs = self.owed & np.isin(self._distinct, flight.ids, assume_unique=True)
+            if theirs.any():
+                self.owed &= ~theirs
+                yield flight, theirs
+
+    def land(self, flight: Flight, theirs: np.ndarray, rows: Rows | None) -> None:
+        """Take the rows that another request's read returned; if it failed, these pins are owed again."""
+        if rows is None:
+            self.owed |= theirs
+        else:
+            self._rows.put(theirs, rows.take(np.searchsorted(flight.ids, self._distinct[theirs])))
+
+    def begin_read(self, *, shared: bool) -> list[bytes]:
+        """Return the keys of the owed pins. If `shared`, other requests can wait for this read from now on."""
+        ids = self._distinct[self.owed]
+        if shared and self._cache is not None and len(ids):
+            self._flight, self._landed = Flight(ids, asyncio.get_running_loop().create_future()), None
+            self._cache.flights.append(self._flight)
+        return self._group.keys(ids)
+
+    def take(self, values: Sequence[bytes | None], lost: np.ndarray, now_s: float) -> None:
+        """Decode the values of the owed pins and put them into the cache.
+
+        Args:
+            values: the values of the owed pins, in order.
+            lost: bool of the same length, which values could not be read. The store may hold them, so the cache does
+                not record them as missing.
+            now_s: the time at which the values count as read.
+        """
+        if not values:
+            return
+        rows = decode_rows(self._group, values)
+        self._rows.put(self.owed, rows)
+        ids = self._distinct[self.owed]
+        if lost.any():
+            self._lost[self.owed] = lost
+            ids, rows = ids[~lost], rows.take(~lost)
+        else:
+            self._landed = rows
+        if self._cache is not None:
+            self._cache.put(ids, rows, now_s)
+        self.owed[:] = False
+
+    def end_read(self) -> None:
+        """Give the rows to the requests that wait for them, or None if the read was incomplete or cancelled."""
+        flight, self._flight = self._flight, None
+        if flight is None or self._cache is None:
+            return
+        self._cache.flights.remove(flight)
+        if not flight.landed.done():
+            flight.landed.set_result(self._landed)
+
+    def fill_in(self, now_s: float) -> int:
+        """Complete `found`, with aged rows from the cache in place of lost ones; return how many rows are aged."""
+        aged = 0
+        if self._cache is not None and self._lost.any():
+            rows, known = self._cache.aged(self._distinct, now_s)
+            usable = self._lost & known
+            self._rows.put(usable, rows.take(usable))
+            aged = int(np.count_nonzero(usable[self._index]))
+        self._found.put(self._absent, self._rows.take(self._index))
+        return aged
+
+
+class _StoreReads:
+    """The store reads of one request within one time budget. After a read that fails entirely, no more are sent."""
 
     def __init__(self, store: Store, budget_s: float | None) -> None:
         self._store = store
@@ -304,23 +223,23 @@ class _Reads:
         self.failure: str | None = None
 
     async def multi_get(self, keys: list[bytes]) -> tuple[list[bytes | None], np.ndarray]:
-        """Return the values, and bool[N], which of them could not be read."""
+        """Return the values and, as bool[N], which of them could not be read."""
         if keys and not self._gone:
             try:
-                # A local store answers at once; looking at the clock costs more than the read.
+                # A local store answers immediately; reading the clock would cost more than the read.
                 left_s = None if self.local else self._left_s()
                 return await self._store.multi_get(keys, left_s), np.zeros(len(keys), bool)
             except StoreUnavailableError as error:
                 self.failure = str(error)
                 if error.values is not None:
-                    gone = np.zeros(len(keys), bool)
-                    gone[error.lost] = True
-                    return error.values, gone
+                    lost = np.zeros(len(keys), bool)
+                    lost[error.lost] = True
+                    return error.values, lost
                 self._gone = True
         return [None] * len(keys), np.ones(len(keys), bool)
 
     async def landed(self, flight: Flight) -> Rows | None:
-        """Wait for another request's read within the budget; None when it brought nothing."""
+        """Wait for another request's read within the budget. Return None if it failed or took too long."""
         done, _ = await asyncio.wait([flight.landed], timeout=self._left_s())
         return flight.landed.result() if done else None
 

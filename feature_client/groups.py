@@ -1,7 +1,7 @@
-"""What a feature is: named, versioned groups of fixed-width rows, and sequences of actions.
+"""Feature groups: named and versioned descriptions of fixed-width rows and of action sequences.
 
-A group's fingerprint covers everything that decides what its bytes mean, so that a value written for another version,
-field layout or embedding space is recognised before it is read.
+A group's fingerprint covers everything that determines what its bytes mean. A reader therefore recognises a value that
+was written for another version, field layout or embedding space before it interprets the bytes.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ Version = Annotated[int, Field(ge=1, le=999_999)]
 
 
 class Frozen(BaseModel):
-    """A value read from a file or a store: it cannot change, and unknown fields are refused."""
+    """An immutable value that is read from a file or a store. Unknown fields are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class EmbeddingSpace(Frozen):
-    """A vector space that embeddings live in; only vectors of one space may be compared.
+    """The vector space of an embedding. Only vectors of the same space can be compared.
 
-    A stored value `x` stands for `x * scale`; `int8` spaces need a scale, the float ones keep 1.
+    A stored number `x` represents `x * scale`. An `int8` space needs a scale; a float space keeps the default of 1.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=60)]
@@ -47,7 +47,7 @@ class EmbeddingSpace(Frozen):
 
 
 class Scalar(Frozen):
-    """One number; `default` stands in when the row is missing."""
+    """One number. `default` replaces it if the row is missing."""
 
     kind: Literal["scalar"] = "scalar"
     name: Name
@@ -62,12 +62,12 @@ class Scalar(Frozen):
         else:
             fits = abs(self.default) <= float(np.finfo(self.dtype).max)
         if not fits:
-            raise ValueError(f"field {self.name!r}: default {self.default} is no {self.dtype}")
+            raise ValueError(f"field {self.name!r}: default {self.default} is not a valid {self.dtype}")
         return self
 
 
 class Categorical(Frozen):
-    """One of `cardinality` codes, 0..cardinality-1."""
+    """One of `cardinality` codes, from 0 to `cardinality - 1`."""
 
     kind: Literal["categorical"] = "categorical"
     name: Name
@@ -77,7 +77,7 @@ class Categorical(Frozen):
     @model_validator(mode="after")
     def _default_is_a_code(self) -> Categorical:
         if self.default >= self.cardinality:
-            raise ValueError(f"field {self.name!r}: default {self.default} is no code below {self.cardinality}")
+            raise ValueError(f"field {self.name!r}: default {self.default} is not a code below {self.cardinality}")
         return self
 
     @property
@@ -86,7 +86,7 @@ class Categorical(Frozen):
 
 
 class Embedding(Frozen):
-    """A vector of an embedding space; zeros stand in when the row is missing."""
+    """A vector of an embedding space. Zeros replace it if the row is missing."""
 
     kind: Literal["embedding"] = "embedding"
     name: Name
@@ -97,7 +97,7 @@ GroupField = Annotated[Scalar | Categorical | Embedding, Field(discriminator="ki
 
 
 class _StoredGroup(Frozen):
-    """Something stored under one key per entity, whose description is fingerprinted."""
+    """A description, with a fingerprint, of values that are stored under one key per entity."""
 
     name: Name
     version: Version
@@ -108,21 +108,21 @@ class _StoredGroup(Frozen):
 
     @cached_property
     def fingerprint(self) -> bytes:
-        """The first 8 bytes of SHA-256 over the canonical JSON of this description."""
+        """The first 8 bytes of the SHA-256 digest of this description's canonical JSON."""
         canonical = json.dumps(self._identity(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).digest()[:FINGERPRINT_BYTES]
 
     def _identity(self) -> dict[str, Any]:
-        """Return all that decides what stored bytes mean."""
+        """Return everything that determines what the stored bytes mean."""
         return self.model_dump(mode="json")
 
     def keys(self, entity_ids: np.ndarray) -> list[bytes]:
-        """Build the store keys of entities: `name@version:` and the id as 8 big-endian bytes.
+        """Build the store keys of entities: `name@version:`, then the id as 8 big-endian bytes.
 
         Args:
             entity_ids: uint64[N].
 
-        Cost: no Python work per id; NumPy cuts the keys.
+        Cost: NumPy builds all keys; no Python code runs per id.
         """
         dtype = self._key_dtype
         keys = np.empty(len(entity_ids), dtype)
@@ -132,7 +132,7 @@ class _StoredGroup(Frozen):
         return cut
 
     def key(self, entity_id: int) -> bytes:
-        """Build one entity's store key."""
+        """Build the store key of one entity."""
         return self._key_prefix + entity_id.to_bytes(8, "big")
 
     @cached_property
@@ -146,13 +146,13 @@ class _StoredGroup(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class FloatBlock:
-    """Fields of one float type that lie side by side in a row: read together, they cost as much as one.
+    """Adjacent fields of one float type in a row. Reading them together costs as much as reading one.
 
     Attributes:
-        offset: bytes before them.
-        dtype: of each number.
-        columns: numbers in all of them.
-        row_dtype: a row with nothing but the block, as long as the whole row.
+        offset: the number of bytes before the block.
+        dtype: the type of each number.
+        columns: how many numbers the block holds.
+        row_dtype: a row of full length in which only the block is visible.
     """
 
     offset: int
@@ -161,12 +161,12 @@ class FloatBlock:
     row_dtype: np.dtype[np.void]
 
     def of(self, rows: np.ndarray) -> np.ndarray:
-        """View structured[N] rows as [N, columns]; nothing is copied."""
+        """Return a view of structured[N] rows as [N, columns], without a copy."""
         return rows.view(self.row_dtype)["block"]
 
 
 class FeatureGroup(_StoredGroup):
-    """A fixed-width row of fields for one kind of entity."""
+    """A fixed-width row of fields that describes one kind of entity."""
 
     entity: Literal["pin", "user"]
     fields: Annotated[tuple[GroupField, ...], Field(min_length=1)]
@@ -175,7 +175,7 @@ class FeatureGroup(_StoredGroup):
     def _distinct_names(self) -> FeatureGroup:
         names = [field.name for field in self.fields]
         if len(set(names)) != len(names):
-            raise ValueError(f"group {self.ref}: field names repeat: {sorted(names)}")
+            raise ValueError(f"group {self.ref}: field names must be unique, got {sorted(names)}")
         return self
 
     @cached_property
@@ -191,7 +191,7 @@ class FeatureGroup(_StoredGroup):
 
     @cached_property
     def stored_dtype(self) -> np.dtype[np.void]:
-        """A stored value: the fingerprint as one number, then the row."""
+        """The layout of a stored value: the fingerprint as one number, then the row."""
         return np.dtype([("fingerprint", "<u8"), ("row", self.dtype)])
 
     @cached_property
@@ -204,7 +204,7 @@ class FeatureGroup(_StoredGroup):
 
     @cached_property
     def default_row(self) -> np.void:
-        """The row that stands in for an entity without one."""
+        """The row that represents an entity without a stored row."""
         row: np.void = np.zeros(1, self.dtype)[0]
         for field in self.fields:
             if not isinstance(field, Embedding):
@@ -213,11 +213,11 @@ class FeatureGroup(_StoredGroup):
 
     @cached_property
     def float_blocks(self) -> tuple[FloatBlock, ...]:
-        """All float fields, neighbours of one type joined."""
+        """All float fields; adjacent fields of one type form one block."""
         return self.blocks_of([name for name in self.dtype.names or () if self.dtype[name].base.kind == "f"])
 
     def blocks_of(self, names: Sequence[str]) -> tuple[FloatBlock, ...]:
-        """Join neighbours of one float type among these fields, in this order."""
+        """Group these fields into blocks: adjacent fields of one float type, in this order."""
         found: list[tuple[int, np.dtype[np.generic], int]] = []
         for name in names:
             assert self.dtype.fields is not None, "a group has fields"  # noqa: S101
@@ -243,14 +243,14 @@ class FeatureGroup(_StoredGroup):
 
 
 class SequenceGroup(_StoredGroup):
-    """The last actions of a user, oldest first: pin, action, surface and time, never embeddings."""
+    """The last actions of a user, oldest first. An action has a pin, a name, a surface and a time, but no embedding."""
 
     actions: Annotated[tuple[Name, ...], Field(min_length=1, max_length=254)]
     surfaces: Annotated[tuple[Name, ...], Field(min_length=1, max_length=254)]
     length_max: Annotated[int, Field(ge=1, le=100_000)]
 
-    #: action and surface are positions in the vocabularies above; `time_ms` is Unix time in milliseconds. `event_id` is
-    #: the producer's, to know an action again; 0 where there is none.
+    #: `action` and `surface` are positions in the vocabularies above. `time_ms` is the Unix time in milliseconds. The
+    #: producer sets `event_id` so that a repeated action is recognised; 0 means that the action has no id.
     dtype: ClassVar[np.dtype[np.void]] = np.dtype(
         [("pin_id", "<u8"), ("time_ms", "<i8"), ("event_id", "<u8"), ("action", "u1"), ("surface", "u1")]
     )

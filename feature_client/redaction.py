@@ -1,4 +1,4 @@
-"""Secrets out of texts: what a URL, a reply or an error may quote, and nobody should read in a log."""
+"""Removal of secrets from texts, such as URLs and error messages, before they are logged or shown."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Iterable
 from urllib.parse import quote, unquote, urlsplit
 
 _HIDDEN = "***"
-#: Shorter ones stand in ordinary words too.
+#: Shorter secrets also occur inside ordinary words.
 _LENGTH_MIN = 6
 
 
 def redacted(url: str) -> str:
-    """Return a store's URL without user, password and options, for logs and messages; also one that is malformed."""
+    """Return a store's URL, even a malformed one, without user, password and options, for logs and messages."""
     scheme, separator, rest = url.partition("://")
     if not separator:
         return _HIDDEN if "@" in url else url
     credentials, _, shown = rest.rpartition("@")
-    if any(mark in credentials for mark in "?#"):  # where the password ends, only its author knows
+    if any(mark in credentials for mark in "?#"):  # only its author knows where the password ends
         return f"{scheme}://{_HIDDEN}"
     for mark in "?#":
         shown = shown.partition(mark)[0]
@@ -24,7 +24,7 @@ def redacted(url: str) -> str:
 
 
 def secrets_of(url: str) -> frozenset[str]:
-    """Return the passwords in a URL, in the forms in which an error may quote them."""
+    """Return the passwords in a URL, in every form in which an error message may quote them."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -37,7 +37,7 @@ def secrets_of(url: str) -> frozenset[str]:
 
 
 def hidden(text: str, secrets: Iterable[str]) -> str:
-    """Return a text with secrets of six or more characters made unreadable."""
+    """Return a text in which secrets of six or more characters are masked."""
     for secret in sorted((one for one in secrets if len(one) >= _LENGTH_MIN), key=len, reverse=True):
         text = text.replace(secret, _HIDDEN)
     return text

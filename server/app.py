@@ -13,7 +13,8 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from feature_client.fetch import FeatureNeeds, FetchedFeatures, fetch
+from feature_client.features import FeatureNeeds, FetchedFeatures
+from feature_client.fetch import fetch
 from feature_client.near_cache import NearCache, near_caches
 from feature_client.redaction import redacted
 from feature_client.stores.open_store import open_store

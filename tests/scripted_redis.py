@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Self
 
 from feature_client.stores.redis.resp import Incomplete, ReplyReader
+from feature_client.stores.redis.slots import SLOTS
 
 #: From a command, its name and arguments, to the bytes of its answer; None answers as an empty Redis would.
 Answer = Callable[[list[bytes]], bytes | None]
@@ -125,6 +126,15 @@ def bulk(value: bytes) -> bytes:
 
 def array(*elements: bytes) -> bytes:
     return b"*%d\r\n" % len(elements) + b"".join(elements)
+
+
+def layout(*ports: int, host: bytes = b"127.0.0.1") -> bytes:
+    """Answer CLUSTER SLOTS with primaries at these ports, which share the slots evenly in this order."""
+    bounds = [SLOTS * i // len(ports) for i in range(len(ports) + 1)]
+    return array(*(
+        array(b":%d\r\n" % start, b":%d\r\n" % (stop - 1), array(bulk(host), b":%d\r\n" % port))
+        for port, start, stop in zip(ports, bounds[:-1], bounds[1:], strict=True)
+    ))  # fmt: skip
 
 
 def honest(values: Mapping[bytes, bytes]) -> Answer:

@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from feature_client.codec import Rows, RowState, encode_rows, encode_sequence
-from feature_client.fetch import FetchedFeatures
+from feature_client.features import FetchedFeatures
 from feature_client.groups import Categorical, Embedding, EmbeddingSpace, FeatureGroup, Scalar, SequenceGroup
 from kernels.cpu.numpy_engine import NumpyEngine
 from model_store.bundle.files import write_bundle

@@ -38,8 +38,8 @@ _LETTERS = {
 #: Parts of messages, to count refusals by.
 _REASONS = (
     "no column", "more than one column", "is missing", "needs numbers", "lists of", "write them as integers",
-    "is negative", "stands in row", "is no code", "is not finite", "is no whole number", "lost digits", "does not fit",
-    "is beyond the largest", "cannot hold exactly", "is one number a row", " wide",
+    "is negative", "is already in row", "is not a code", "is not finite", "is not a whole number", "loses digits",
+    "does not fit", "is beyond the largest", "cannot hold exactly", "needs one number per row", "of width",
 )  # fmt: skip
 
 

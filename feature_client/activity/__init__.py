@@ -1,1 +1,1 @@
-"""Users' actions: folded into their sequences, whoever brings them."""
+"""Actions of users, which are folded into the users' stored sequences."""

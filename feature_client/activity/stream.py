@@ -1,7 +1,7 @@
-"""Actions from a Redis stream into users' stored sequences, for producers other than our RPC.
+"""The follower of a Redis stream: it folds actions into users' stored sequences, for producers that do not use our RPC.
 
-An entry has the fields of `pinrank.v1.Action` by name, numbers as decimal text. Entries are acknowledged after they
-were folded; one that is read again after a crash changes nothing, as folding knows its event id.
+An entry has the fields of `pinrank.v1.Action` by name; numbers are decimal text. Entries are acknowledged after they
+are folded. An entry that is read again after a crash changes nothing, because its event id is already stored.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import numpy as np
 import structlog
 from redis.exceptions import ResponseError
 
+from feature_client.action_times import clock_ms
 from feature_client.activity.stream_entries import Action, Refusal, StreamEntry, Vocabulary, read_claimed, read_entries
-from feature_client.activity.writer import ActionOutcome, clock_ms, write_events
+from feature_client.activity.writer import ActionOutcome, write_events
 from feature_client.groups import SequenceGroup
-from feature_client.stores.redis.cluster import RedisClusterStore
 from feature_client.stores.redis.resp import Reply
 from feature_client.stores.redis.store import RedisStore
 from feature_client.stores.store import Store, StoreError, StoreUnavailableError
@@ -28,32 +28,32 @@ _log = structlog.get_logger(__name__)
 
 #: How long one read waits for new entries.
 _BLOCK_MS = 200
-#: How long any command may take.
+#: The time limit of a command.
 _TIMEOUT_S = 5.0
 _PAUSE_FIRST_S, _PAUSE_MAX_S = 0.1, 5.0
-#: Refused entries that are kept.
+#: How many refused entries are kept.
 _REFUSED_MAX = 10_000
 
 
 @dataclass(slots=True)
 class FollowerCounts:
-    """Since the start, in entries."""
+    """Counts of entries since the start."""
 
     added: int = 0
     repeated: int = 0
     too_old: int = 0
-    #: Moved to the stream's `:refused` neighbour, as they are no actions of the group.
+    #: Moved to the stream `<stream>:refused` because they are not valid actions of the group.
     refused: int = 0
     #: Deleted or trimmed by others after they were read and before they were folded.
     lost: int = 0
-    #: Stored actions that no clock shows yet, dropped from the sequences that were written.
+    #: Stored actions in the future that were dropped from the sequences that were written.
     future_dropped: int = 0
-    #: Times that following failed and began anew.
+    #: How often following failed and started again.
     interrupted: int = 0
 
 
 class StreamFollower:
-    """A member of a stream's consumer group. Any number may share the work; one that dies loses nothing."""
+    """A member of a stream's consumer group. Any number can share the work, and nothing is lost if one dies."""
 
     def __init__(
         self,
@@ -67,21 +67,21 @@ class StreamFollower:
         abandoned_ms: int = 5_000,
         now_ms: Callable[[], int] = clock_ms,
     ) -> None:
-        """Remember.
+        """Prepare a member; `follow` connects it.
 
         Args:
-            url: the stream's Redis: `redis://` or `redis+cluster://`.
-            stream: its key.
-            consumer_group: made at the stream's start when it is not there.
-            name: of this member; a new one with an old name takes its unacknowledged entries over.
+            url: the Redis server or cluster that holds the stream: `redis://` or `redis+cluster://`.
+            stream: the key of the stream.
+            consumer_group: the consumer group. It is created at the start of the stream if it does not exist.
+            name: the name of this member. A new member with the name of an earlier one takes over its unacknowledged
+                entries.
             store: a started store that holds the sequences.
-            group: whose sequences.
-            batch: entries read at once.
-            abandoned_ms: entries that a member read and did not acknowledge for so long are another's to take.
-            now_ms: the Unix time in milliseconds.
+            group: the group of the sequences.
+            batch: how many entries to read at once.
+            abandoned_ms: how long an entry must be read but unacknowledged before another member can take it over.
+            now_ms: returns the Unix time in milliseconds.
         """
-        of = RedisClusterStore if "+cluster" in url.partition("://")[0] else RedisStore
-        self._server = of(url, timeout_s=_TIMEOUT_S)
+        self._server = RedisStore(url, timeout_s=_TIMEOUT_S)
         self._stream, self._consumer_group, self._name = stream, consumer_group, name
         self._store, self._group, self._batch = store, group, batch
         self._abandoned_ms, self._now_ms = abandoned_ms, now_ms
@@ -90,10 +90,10 @@ class StreamFollower:
         self.counts = FollowerCounts()
 
     async def follow(self, stop: asyncio.Event) -> None:
-        """Fold what comes until `stop` is set; while Redis or the store is away, wait and try again.
+        """Fold entries until `stop` is set. While Redis or the store is unavailable, wait and try again.
 
         Raises:
-            StoreConfigError: the stream's URL cannot be used, or Redis refuses its user or password.
+            StoreConfigError: the stream URL cannot be used, or Redis refuses its user or password.
         """
         pause_s = _PAUSE_FIRST_S
         try:
@@ -102,7 +102,7 @@ class StreamFollower:
                 try:
                     await self.turn()
                     pause_s = _PAUSE_FIRST_S
-                except Exception as error:  # noqa: BLE001 - whatever it is, the entries behind it are owed
+                except Exception as error:  # noqa: BLE001 - after any error, the entries that follow must still be folded
                     self.counts.interrupted += 1
                     if isinstance(error, StoreError):
                         _log.warning(
@@ -122,17 +122,17 @@ class StreamFollower:
         await self._server.close()
 
     async def _ask(self, *command: bytes | str | int, key: str | None = None) -> Reply:
-        """Send a command of the stream's, or of another key's, to the server that holds it."""
+        """Send a command to the node that serves the key, by default that of the stream."""
         return await self._server.ask((key or self._stream).encode(), *command)
 
     async def turn(self, block_ms: int | None = _BLOCK_MS) -> None:
-        """Fold what is owed: at first and after a failure what this member read before, then others' and new entries.
+        """Fold abandoned and new entries; initially and after a failure, first those that this member read before.
 
         Args:
             block_ms: how long to wait for new entries; None does not wait.
 
         Raises:
-            StoreError: the next turn begins anew.
+            StoreError: the turn failed, and the next one starts again.
         """
         joined, self._joined = self._joined, False
         if not joined:
@@ -140,7 +140,7 @@ class StreamFollower:
             await self._fold_own()
         now_s = asyncio.get_running_loop().time()
         if now_s >= self._claim_at_s:
-            await self._claim()
+            await self.claim_abandoned()
             self._claim_at_s = now_s + self._abandoned_ms / 1e3
         await self._fold(await self._read(">", block_ms))
         self._joined = True
@@ -164,14 +164,14 @@ class StreamFollower:
         )  # fmt: skip
 
     async def _fold_own(self) -> None:
-        """Fold what this member read and did not acknowledge."""
+        """Fold the entries that this member read and did not acknowledge."""
         start: bytes | str = "0"
         while entries := await self._read(start, None):
             await self._fold(entries)
             start = entries[-1].number
 
-    async def _claim(self) -> None:
-        """Take over and fold what other members abandoned; go on at the next call where this one ended."""
+    async def claim_abandoned(self) -> None:
+        """Take over and fold a batch of entries that other members abandoned; the next call continues from there."""
         claimed = read_claimed(
             await self._ask(
                 "XAUTOCLAIM",
@@ -187,11 +187,11 @@ class StreamFollower:
         self._claim_from = claimed.cursor
         self._note_lost(claimed.deleted)
         await self._fold(claimed.entries)
-        if claimed.nameless:  # ours now: reading what is ours tells their ids
+        if claimed.nameless:  # they belong to this member now, and reading its own entries returns their ids
             await self._fold_own()
 
     async def _fold(self, entries: list[StreamEntry]) -> None:
-        """Fold a batch, set aside what is no action, acknowledge both, and trim."""
+        """Fold a batch, set aside entries that are not valid actions, acknowledge both, and trim the stream."""
         if not entries:
             return
         actions: list[Action] = []
@@ -226,14 +226,14 @@ class StreamFollower:
         await self._trim()
 
     async def _set_aside(self, refused: list[tuple[StreamEntry, Refusal]]) -> set[bytes]:
-        """Move entries to the stream's neighbour; return the numbers of those that it did not take.
+        """Move entries to the stream `<stream>:refused`; return the ids of those that could not be written there.
 
-        Those stay unacknowledged, so that they are tried again and nothing behind them waits.
+        Those stay unacknowledged and are tried again later; the entries that follow do not wait for them.
         """
         left: set[bytes] = set()
         neighbour = f"{self._stream}:refused"
         for entry, refusal in refused:
-            assert entry.fields is not None, "only what could be read was refused"  # noqa: S101
+            assert entry.fields is not None, "only entries with fields are refused"  # noqa: S101
             flat = [part for pair in entry.fields for part in pair]
             reason = f"{refusal.field}: {refusal.reason}"
             try:
@@ -259,7 +259,7 @@ class StreamFollower:
             _log.warning("stream_entries_deleted_before_they_were_folded", stream=self._stream, count=count)
 
     async def _trim(self) -> None:
-        """Delete what every consumer group of the stream has done with."""
+        """Delete the entries that no consumer group of the stream needs any more."""
         needed: list[tuple[int, int]] = []
         for told in await self._ask("XINFO", "GROUPS", self._stream):
             group = dict(zip(told[::2], told[1::2], strict=True))

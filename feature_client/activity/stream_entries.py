@@ -1,4 +1,4 @@
-"""Entries of a Redis stream: out of replies, and into actions. Pure; whatever a stream holds has an answer here."""
+"""Parsing of stream entries from replies, and their conversion to actions. Pure, and defined for every entry."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from feature_client.activity.writer import time_problem
+from feature_client.action_times import time_problem
 from feature_client.groups import SequenceGroup
 
-#: Bytes of a value that a reason shows.
+#: How many bytes of a value a reason quotes.
 _SHOWN_MAX = 40
 _FIELDS = (b"event_id", b"user_id", b"pin_id", b"action", b"surface", b"time_ms")
-#: As many as 2^64 has.
+#: The number of digits of 2^64.
 _DIGITS_MAX = 20
 
 
@@ -23,8 +23,8 @@ class StreamEntry:
 
     Attributes:
         number: its id in the stream.
-        fields: names and values in the order they were added, repeated names too; None where the entry was deleted or
-            trimmed after somebody read it, so that only its id is left.
+        fields: names and values in the order in which they were added, including repeated names; None if the entry was
+            deleted or trimmed after it was read, so that only its id is left.
     """
 
     number: bytes
@@ -33,7 +33,7 @@ class StreamEntry:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """An entry that is an action: whose, and its event as a row of `SequenceGroup.dtype`."""
+    """A valid action: the user, and the event as a row of `SequenceGroup.dtype`."""
 
     user_id: int
     event: tuple[int, int, int, int, int]
@@ -41,10 +41,10 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An entry that is none.
+    """The reason why an entry is not a valid action.
 
     Attributes:
-        field: which field is at fault.
+        field: the name of the wrong field.
         reason: what is wrong with it, with the start of its value.
     """
 
@@ -53,19 +53,19 @@ class Refusal:
 
 
 def read_entries(reply: Any) -> list[StreamEntry]:
-    """Return the entries of a checked reply to XREADGROUP: nothing, or pairs of a stream's name and its entries."""
+    """Return the entries in a checked reply to XREADGROUP: nothing, or pairs of a stream's name and its entries."""
     return [_entry(item) for _, items in reply or () for item in items]
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimedEntries:
-    """What XAUTOCLAIM gave.
+    """The result of XAUTOCLAIM.
 
     Attributes:
-        cursor: where to go on, `0-0` for the start.
-        entries: of others, now ours.
-        nameless: how many of ours now are deleted ones that came without their ids, as before Redis 7.
-        deleted: how many deleted ones Redis took off the list itself, as from Redis 7 on.
+        cursor: where the next call continues; `0-0` is the start.
+        entries: entries of other members that belong to this member now.
+        nameless: how many deleted entries, without their ids, belong to this member now. Only Redis before 7 has them.
+        deleted: how many deleted entries Redis removed from the pending list itself. Only Redis from 7 on does this.
     """
 
     cursor: bytes
@@ -75,7 +75,7 @@ class ClaimedEntries:
 
 
 def read_claimed(reply: Any) -> ClaimedEntries:
-    """Read a checked reply to XAUTOCLAIM."""
+    """Parse a checked reply to XAUTOCLAIM."""
     cursor, items, *more = reply
     there = [item for item in items if item is not None]
     return ClaimedEntries(
@@ -89,7 +89,7 @@ def _entry(item: Any) -> StreamEntry:
 
 
 class Vocabulary:
-    """The names that a group's actions and surfaces have in entries, and what they are stored as."""
+    """The names of a group's actions and surfaces in entries, and the codes under which they are stored."""
 
     def __init__(self, group: SequenceGroup) -> None:
         self._codes: Mapping[bytes, Mapping[bytes, int]] = {
@@ -98,30 +98,30 @@ class Vocabulary:
         }
 
     def read(self, fields: Sequence[tuple[bytes, bytes]], now_ms: int) -> Action | Refusal:
-        """Read an entry's fields. Other fields than an action's are left alone."""
+        """Convert the fields of an entry to an action. Fields that an action does not have are ignored."""
         counts = Counter(name for name, _ in fields)
         for name in _FIELDS:
             if counts[name] != 1:
-                return Refusal(name.decode(), "missing" if not counts[name] else f"stands {counts[name]} times")
+                return Refusal(name.decode(), "missing" if not counts[name] else f"occurs {counts[name]} times")
         values = dict(fields)
         numbers: dict[bytes, int] = {}
         for name in (b"event_id", b"user_id", b"pin_id", b"time_ms"):
             digits = values[name]
-            # Not all that Python reads as a number: no signs, spaces or underscores.
+            # int() alone would also accept signs, spaces and underscores.
             if not digits.isdigit() or len(digits) > _DIGITS_MAX or int(digits) >= 1 << 64:
                 return Refusal(
-                    name.decode(), f"{_shown(digits)} is no whole number from 0 to 2^64 - 1 in decimal digits"
+                    name.decode(), f"{_shown(digits)} is not a whole number from 0 to 2^64 - 1 in decimal digits"
                 )
             numbers[name] = int(digits)
         if not numbers[b"event_id"]:
-            return Refusal("event_id", "0; give every action an id of its own")
+            return Refusal("event_id", "0; give every action a unique id")
         if problem := time_problem(numbers[b"time_ms"], now_ms):
             return Refusal("time_ms", problem)
         codes: dict[bytes, int] = {}
         for name, known in self._codes.items():
             if values[name] not in known:
                 there_are = b", ".join(known).decode()
-                return Refusal(name.decode(), f"unknown {name.decode()} {_shown(values[name])}; there are {there_are}")
+                return Refusal(name.decode(), f"unknown {name.decode()} {_shown(values[name])}; known: {there_are}")
             codes[name] = known[values[name]]
         event = (numbers[b"pin_id"], numbers[b"time_ms"], numbers[b"event_id"], codes[b"action"], codes[b"surface"])
         return Action(numbers[b"user_id"], event)

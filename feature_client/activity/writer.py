@@ -1,9 +1,8 @@
-"""Live actions into users' stored sequences: each one once, in order of time, however often and late it comes."""
+"""The writer of live actions: it stores each action once and in order of time, however often or late it is sent."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,81 +11,52 @@ from enum import IntEnum
 import numpy as np
 import structlog
 
+from feature_client.action_times import clock_ms, without_future
 from feature_client.codec import decode_sequence, encode_sequence
 from feature_client.groups import SequenceGroup
 from feature_client.stores.store import Store
 
 _log = structlog.get_logger(__name__)
 
-#: 1990, before anybody acted on a web page: seconds taken for milliseconds are of January 1970.
-EARLIEST_MS = 631_152_000_000
-#: Clocks of producers differ; an action from further ahead would stand first in its sequence for as long.
-AHEAD_MAX_MS = 60_000
-#: Stored actions from further ahead are left out and dropped. More than what may come ahead, so that a machine whose
-#: clock is behind drops nothing true; what lies between is in the past within the hour.
-STORED_AHEAD_MAX_MS = 3_600_000
-#: Units that a producer may have meant, by how many of them are a millisecond.
-_OTHER_UNITS = {"seconds": 1e-3, "microseconds": 1e3, "nanoseconds": 1e6}
-
-#: Actions of one write to the store: folding so many into sequences of 100 keeps the event loop from ranking for 1 ms.
+#: The maximum number of actions per write. Folding that many into sequences of 100 blocks the event loop for 1 ms.
 _BATCH_MAX = 64
-#: Actions that may wait for a write.
+#: How many actions may wait for a write.
 _WAITING_MAX = 20_000
 
 
 class QueueFullError(Exception):
-    """More actions wait to be written than the writer holds."""
+    """Too many actions are waiting to be written."""
 
 
 class ActionOutcome(IntEnum):
-    """What became of an action."""
+    """The outcome of an action."""
 
     ADDED = 0
-    #: Its event id was there before.
+    #: An action with the same event id is already stored.
     REPEATED = 1
-    #: Older than everything in a sequence that is full.
+    #: It is older than every action of a full sequence.
     TOO_OLD = 2
-
-
-def clock_ms() -> int:
-    """Return the Unix time in milliseconds."""
-    return int(time.time() * 1e3)
-
-
-def time_problem(time_ms: int, now_ms: int) -> str | None:
-    """Say what is wrong with the time of an action that comes in; None where it may have happened by now."""
-    if EARLIEST_MS <= time_ms <= now_ms + AHEAD_MAX_MS:
-        return None
-    meant = [unit for unit, each in _OTHER_UNITS.items() if EARLIEST_MS <= time_ms / each <= now_ms + AHEAD_MAX_MS]
-    hint = f"; it looks like {meant[0]}" if meant else ""
-    return f"{time_ms} is no Unix time in milliseconds from 1990 ({EARLIEST_MS}) to now ({now_ms}){hint}"
-
-
-def without_future(events: np.ndarray, now_ms: int) -> np.ndarray:
-    """Return stored events, structured[K], less those of a time that no clock shows yet."""
-    future = events["time_ms"] > now_ms + STORED_AHEAD_MAX_MS
-    return events[~future] if future.any() else events
 
 
 def fold(
     group: SequenceGroup, users: np.ndarray, events: np.ndarray, before: Sequence[bytes | None], now_ms: int
 ) -> tuple[list[bytes | None], np.ndarray, np.ndarray]:
-    """Put events into sequences, and drop what should never have been stored: events in the future.
+    """Merge events into stored sequences, and drop stored events in the future.
 
-    A sequence is the newest `length_max` of all events that were ever folded, by time and event id, each id once: so it
-    does not matter in which order they come, nor whether they come again. A stored value that is not this group's is
-    replaced.
+    A sequence consists of the newest `length_max` of all events that were ever folded, ordered by time and event id,
+    with each event id once. The result therefore does not depend on the order of the events or on repetitions. A stored
+    value that was not written for this group is replaced.
 
     Args:
-        group: whose sequences these are.
-        users: int64[E], positions in `before`.
-        events: structured[E] of `SequenceGroup.dtype`; of two with one id, other than 0, the first counts.
-        before: stored values by user.
-        now_ms: Unix time; `events` are not in the future of it (`time_problem`).
+        group: the group of the sequences.
+        users: int64[E], the position in `before` of each event's user.
+        events: structured[E] of `SequenceGroup.dtype`. If two have the same id, other than 0, the first counts.
+        before: the stored value of each user.
+        now_ms: the Unix time. The times of `events` were checked against it (`time_problem`).
 
     Returns:
-        The values to store, None where nothing changes; uint8[E], an `ActionOutcome` for each event; and int64[U], how
-        many stored events were dropped, by user.
+        The value to store for each user, None if nothing changes; uint8[E], the `ActionOutcome` of each event; and
+        int64[U], how many stored events of each user were dropped.
     """
     decoded = [decode_sequence(group, value)[0] for value in before]
     stored = [without_future(found, now_ms) for found in decoded]
@@ -95,12 +65,12 @@ def fold(
     user = np.concatenate([np.repeat(np.arange(len(before)), lengths), users])
     event = np.concatenate([*stored, events])
     first_new = sum(lengths)
-    # What is stored stands before what is new: lexsort keeps that order among equal ids.
+    # Stored events precede new ones, and lexsort keeps that order among equal ids.
     by_id = np.lexsort((event["event_id"], user))
     ids, owners = event["event_id"][by_id], user[by_id]
     repeated = np.zeros(len(event), bool)
     repeated[by_id[1:]] = (ids[1:] == ids[:-1]) & (owners[1:] == owners[:-1]) & (ids[1:] != 0)
-    # Newest first within each user; what was stored as a repetition stays, as it has its place already.
+    # By user, then oldest first. A repetition that is already stored keeps its place.
     order = np.lexsort((event["event_id"], event["time_ms"], user))
     order = order[~repeated[order] | (order < first_new)]
     starts, ends = (np.searchsorted(user[order], np.arange(len(before)), side=side) for side in ("left", "right"))
@@ -116,10 +86,10 @@ def fold(
 
 
 class ActivityWriter:
-    """Writes actions to a store, many callers' together; a caller hears when its own are stored. One event loop's."""
+    """Writes the actions of many callers to a store in shared batches. A writer belongs to one event loop."""
 
     def __init__(self, store: Store, group: SequenceGroup, on_dropped: Callable[[int], None] = lambda _: None) -> None:
-        """Remember; `on_dropped` hears how many stored actions in the future a write dropped."""
+        """Prepare a writer; it calls `on_dropped` with how many stored actions in the future a write dropped."""
         self._store = store
         self._on_dropped = on_dropped
         self._group = group
@@ -128,23 +98,25 @@ class ActivityWriter:
         self._writing: asyncio.Task[None] | None = None
 
     async def record(self, user_ids: np.ndarray, events: np.ndarray) -> np.ndarray:
-        """Store actions; once this returns, every reader of the store sees them.
+        """Store actions. When this returns, every reader of the store sees them.
 
         Args:
-            user_ids: uint64[E], whose.
+            user_ids: uint64[E], the user of each action.
             events: structured[E] of `SequenceGroup.dtype`.
 
         Returns:
-            uint8[E], an `ActionOutcome` each.
+            uint8[E], the `ActionOutcome` of each action.
 
         Raises:
-            QueueFullError: they were not taken.
-            StoreError: they may not have been stored; sending them again does no harm.
+            QueueFullError: too many actions are waiting, so these were not accepted.
+            StoreError: some actions may not have been stored. Sending them again does no harm.
         """
         if not len(events):
             return np.zeros(0, np.uint8)
         if self._waiting and self._waiting_actions + len(events) > _WAITING_MAX:
-            raise QueueFullError(f"{self._waiting_actions} actions wait to be stored; send again in a second")
+            raise QueueFullError(
+                f"{self._waiting_actions} actions are waiting to be stored; send these again in a second"
+            )
         self._waiting_actions += len(events)
         done: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
         self._waiting.append(_QueuedActions(user_ids, events, np.zeros(len(events), np.uint8), done))
@@ -153,7 +125,7 @@ class ActivityWriter:
         return await done
 
     async def _write(self) -> None:
-        """Write what waits, as long as something does; what comes meanwhile goes into the next batch."""
+        """Write batches until no action waits. Actions that arrive during a write join the next batch."""
         while self._waiting:
             batch = self._next_batch()
             if not batch:
@@ -166,9 +138,9 @@ class ActivityWriter:
                     np.concatenate([waiting.events[part] for waiting, part in batch]),
                     clock_ms(),
                 )
-            except Exception as error:  # noqa: BLE001 - whatever it is, the callers hear of it, and the next are served
+            except Exception as error:  # noqa: BLE001 - any error goes to the callers, and the next batch is written
                 for waiting, _ in batch:
-                    if not waiting.done.done():  # done: the caller hung up
+                    if not waiting.done.done():  # done means that the caller was cancelled
                         waiting.done.set_exception(error)
             else:
                 if written.dropped:
@@ -180,16 +152,16 @@ class ActivityWriter:
                     start += length
                     if part.stop == len(waiting.events) and not waiting.done.done():
                         waiting.done.set_result(waiting.outcome)
-            await asyncio.sleep(0)  # a store in memory has nothing to wait for
+            await asyncio.sleep(0)  # a store in memory never yields to the event loop
 
     def _next_batch(self) -> list[tuple[_QueuedActions, slice]]:
-        """Take actions for one write from those who wait; who has more than fit goes to the end of the line."""
+        """Take the actions for one write. A caller whose actions do not all fit rejoins the queue at the end."""
         batch: list[tuple[_QueuedActions, slice]] = []
         room = _BATCH_MAX
         while self._waiting and room:
             waiting = self._waiting.popleft()
             left = len(waiting.events) - waiting.taken
-            if waiting.done.done():  # it hung up, or heard of a failure: nobody counts on the rest
+            if waiting.done.done():  # cancelled, or told of a failure: nobody waits for the rest
                 self._waiting_actions -= left
                 continue
             size = min(room, left)
@@ -204,7 +176,7 @@ class ActivityWriter:
 
 @dataclass(slots=True, eq=False)
 class _QueuedActions:
-    """A caller's actions, how many of them were taken for a write, and what became of those that were written."""
+    """The actions of one caller, how many of them were taken for writes, and the outcomes so far."""
 
     user_ids: np.ndarray
     events: np.ndarray
@@ -215,11 +187,11 @@ class _QueuedActions:
 
 @dataclass(frozen=True, slots=True)
 class WriteResult:
-    """What a write did.
+    """The result of a write.
 
     Attributes:
-        outcomes: uint8[E], an `ActionOutcome` for each event.
-        dropped: stored actions in the future that it left out of what it wrote.
+        outcomes: uint8[E], the `ActionOutcome` of each event.
+        dropped: how many stored actions in the future the write removed.
     """
 
     outcomes: np.ndarray
@@ -229,7 +201,7 @@ class WriteResult:
 async def write_events(
     store: Store, group: SequenceGroup, user_ids: np.ndarray, events: np.ndarray, now_ms: int
 ) -> WriteResult:
-    """Fold events into their users' stored sequences; arguments and errors as of `ActivityWriter.record` and `fold`."""
+    """Fold events into stored sequences. See `ActivityWriter.record` and `fold` for the arguments and errors."""
     distinct, owner = np.unique(user_ids, return_inverse=True)
     outcomes, dropped = np.zeros(len(events), np.uint8), np.zeros(len(distinct), np.int64)
 

@@ -1,1 +1,1 @@
-"""Whole groups: written from files, and measured for coverage."""
+"""Bulk operations on whole groups: loading them from files, and measuring their coverage."""

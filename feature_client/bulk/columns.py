@@ -1,6 +1,6 @@
-"""Columns of a file as exactly the values that a group's fields hold. What cannot be one is refused with its place.
+"""Exact conversion of a file's columns to the values of a group's fields; other values are refused with their row.
 
-A whole number is stored as itself or not at all; a fraction becomes the nearest number of the field's type.
+A whole number is stored exactly or refused. A fraction becomes the nearest number of the field's type.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import numpy as np
 
 from feature_client.groups import Categorical, Embedding, Scalar
 
-#: Of NumPy: truth values, whole numbers, floats; of these, none wider than Python's.
+#: The kinds of NumPy types that are accepted (booleans, integers, floats) and their maximum size.
 _KINDS, _BYTES_MAX = "biuf", 8
 
 
 class ColumnError(ValueError):
-    """A column holds something that its field cannot; the message has the value, what is wrong, and what to do.
+    """A column holds a value that its field cannot hold. The message names the value, the fault and the fix.
 
     Attributes:
-        row: position of the first such value among those given; None where the whole column is at fault.
-        value: that value; None where it is missing.
-        reason: what is wrong with it, or with the column.
+        row: the position of the first such value in the column; None if the whole column is wrong.
+        value: that value; None if it is missing.
+        reason: what is wrong with the value or the column.
     """
 
     def __init__(self, reason: str, row: int | None = None, value: object = None) -> None:
@@ -31,7 +31,7 @@ class ColumnError(ValueError):
 
 
 def entity_ids(column: Any) -> np.ndarray:
-    """Return uint64[N]. Raises ColumnError.
+    """Return a column of ids as uint64[N]. Raises ColumnError.
 
     Args:
         column: a NumPy or an Arrow array.
@@ -47,23 +47,23 @@ def entity_ids(column: Any) -> np.ndarray:
 
 
 def field_values(field: Scalar | Categorical | Embedding, column: Any) -> np.ndarray:
-    """Return a field's values, [N] or [N, D] of its stored dtype, none of which the field rules out.
+    """Return a column as valid values of a field, [N] or [N, D] of its stored dtype.
 
     Args:
-        field: whose.
-        column: a NumPy or an Arrow array of numbers; of an embedding, rows or lists of `dim` numbers.
+        field: the field.
+        column: a NumPy or an Arrow array of numbers. For an embedding, it holds rows or lists of `dim` numbers.
 
     Raises:
-        ColumnError: names the first value that is missing, not finite, not whole, too large, or no code.
+        ColumnError: a value is missing, not finite, not whole, too large, or not a code. The error names the first one.
     """
     if isinstance(field, Embedding):
         return _converted(_vectors(column, field.space.dim), np.dtype(field.space.dtype))
     values = _numbers(column)
     if values.ndim != 1:
-        raise ColumnError(f"holds {_described(values)}; a {field.kind} is one number a row")
+        raise ColumnError(f"holds {_described(values)}; a {field.kind} needs one number per row")
     if isinstance(field, Categorical):
         _refuse_not_finite(values)
-        codes = f"is no code of a vocabulary of {field.cardinality} (0 to {field.cardinality - 1})"
+        codes = f"is not a code of the vocabulary, which has codes from 0 to {field.cardinality - 1}"
         compared = _comparable(values)
         _refuse(values, (compared < 0) | (compared >= field.cardinality), codes)
     return _converted(values, np.dtype(field.dtype))
@@ -74,11 +74,9 @@ def _converted(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
         return _as_floats(values, dtype)
     if values.dtype.kind == "f":
         _refuse_not_finite(values)
-        _refuse(values, values != np.floor(values), f"is no whole number, and {dtype} holds nothing else")
+        _refuse(values, values != np.floor(values), f"is not a whole number, and {dtype} holds only whole numbers")
         digits = np.finfo(values.dtype).nmant + 1
-        lost = (
-            f"is beyond 2^{digits}, where {values.dtype} has lost digits of whole numbers; write the column as integers"
-        )
+        lost = f"is beyond 2^{digits}, where {values.dtype} loses digits of whole numbers; write the column as integers"
         _refuse(values, np.abs(values) > 2.0**digits, lost)
     limits = np.iinfo(dtype)
     compared = _comparable(values)
@@ -89,11 +87,11 @@ def _converted(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
 def _as_floats(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     if values.dtype.kind == "f":
         _refuse_not_finite(values)
-    with np.errstate(over="ignore"):  # seen below
+    with np.errstate(over="ignore"):  # checked below
         found: np.ndarray = values.astype(dtype)
     _refuse(values, ~np.isfinite(found), f"is beyond the largest {dtype}")
     if values.dtype.kind in "iu":
-        # A float at the far end is one more than the largest whole number, which casting back would not survive.
+        # The float nearest to the largest integer is one more than it, and casting that back would overflow.
         whole = found.astype(np.float64)
         inside = (whole >= -(2.0**63)) & (whole < (2.0**63 if values.dtype.kind == "i" else 2.0**64))
         back = np.where(inside, whole, 0).astype(values.dtype)
@@ -102,7 +100,7 @@ def _as_floats(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
 
 
 def _comparable(values: np.ndarray) -> np.ndarray:
-    """Return the same numbers in a type that can be compared with any limit: not half precision, nor truth values."""
+    """Return the numbers in a type that compares with any limit: float16 and booleans are converted."""
     wider = {"f": np.float64, "b": np.uint8}.get(values.dtype.kind)
     return values if wider is None else values.astype(wider)
 
@@ -119,24 +117,24 @@ def _refuse(values: np.ndarray, bad: np.ndarray, reason: str) -> None:
 
 
 def _vectors(column: Any, dim: int) -> np.ndarray:
-    """Return [N, dim] numbers. Raises ColumnError."""
+    """Return a column of vectors as [N, dim] numbers. Raises ColumnError."""
     if isinstance(column, np.ndarray):
         values = _numbers(column)
         if values.shape[1:] != (dim,):
-            raise ColumnError(f"holds {_described(values)}; the field's vectors are {dim} wide")
+            raise ColumnError(f"holds {_described(values)}; the field needs vectors of width {dim}")
         return values
     import pyarrow as pa  # noqa: PLC0415 - serving does not need it
     import pyarrow.compute as pc  # noqa: PLC0415
 
     lists = (pa.FixedSizeListArray, pa.ListArray, pa.LargeListArray)
-    if not isinstance(column, lists) or isinstance(column, pa.MapArray):  # a map is a list of pairs
-        raise ColumnError(f"holds {column.type}; the field's vectors are lists of {dim} numbers")
+    if not isinstance(column, lists) or isinstance(column, pa.MapArray):  # Arrow treats a map as a list of pairs
+        raise ColumnError(f"holds {column.type}; the field needs lists of {dim} numbers")
     _refuse_nulls(column)
     widths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
     wrong = np.flatnonzero(widths != dim)
     if len(wrong):
         row = int(wrong[0])
-        reason = f"is {widths[row]} wide; the field's vectors are {dim} wide"
+        reason = f"has width {widths[row]}; the field needs vectors of width {dim}"
         raise ColumnError(reason, row, column[row].as_py())
     try:
         flat = _numbers(column.flatten())
@@ -146,7 +144,7 @@ def _vectors(column: Any, dim: int) -> np.ndarray:
 
 
 def _numbers(column: Any) -> np.ndarray:
-    """Return an array of numbers, none missing. Raises ColumnError."""
+    """Return an array of numbers without missing values. Raises ColumnError."""
     if not isinstance(column, np.ndarray):
         import pyarrow as pa  # noqa: PLC0415
 
@@ -166,7 +164,7 @@ def _numbers(column: Any) -> np.ndarray:
 def _refuse_nulls(column: Any) -> None:
     if column.null_count:
         row = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
-        raise ColumnError("is missing; write the value that stands for nothing known, or leave the row out", row, None)
+        raise ColumnError("is missing; write a value that means unknown, or omit the row", row, None)
 
 
 def _described(values: np.ndarray) -> str:

@@ -1,4 +1,4 @@
-"""Whether a store holds what a model reads: a sample of what is there under each group's name."""
+"""Coverage: how many of the entities in a store have the values that a model reads, estimated from a sample."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from dataclasses import dataclass
 from zlib import crc32
 
 from feature_client.codec import RowState, decode_rows, decode_sequence
-from feature_client.fetch import FeatureNeeds
+from feature_client.features import FeatureNeeds
 from feature_client.groups import FeatureGroup, SequenceGroup
 from feature_client.stores.store import Store
 
 _SAMPLE = 2_000
-#: Below this a version is not ready for a model that reads it.
+#: A model should not be served if the coverage of a group is below this share.
 ENOUGH = 0.99
 
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """What was found for one group.
+    """The coverage of one group.
 
     Attributes:
         ref: `name@version`.
-        entities: sampled ids that have a value of this group's name, whatever its version.
-        present: how many have a good value of this version.
-        foreign: how many have one under this version that was written for another description.
+        entities: how many ids were sampled, of those with a value of this group in any version.
+        present: how many of them have a valid value of this version.
+        foreign: how many have a value of this version that was written for another description.
     """
 
     ref: str
@@ -42,19 +42,19 @@ class Coverage:
 
     def __str__(self) -> str:
         if not self.entities:
-            return f"{self.ref}: the store holds nothing under this name"
-        foreign = f", {self.foreign} written for another description" if self.foreign else ""
+            return f"{self.ref}: the store holds no values of this group"
+        foreign = f", {self.foreign} have one written for another description" if self.foreign else ""
         return f"{self.ref}: {self.share:.1%} of {self.entities} sampled entities have it{foreign}"
 
 
 async def coverage(store: Store, needs: FeatureNeeds, sample: int = _SAMPLE, seed: int = 0) -> list[Coverage]:
-    """Sample the entities that have any version of each group, and count which have the needed one.
+    """Sample the entities that have any version of each group, and count those with the version that is needed.
 
     Args:
         store: a started store.
-        needs: what a model reads.
-        sample: entities of each group.
-        seed: of the sample.
+        needs: the groups that a model reads.
+        sample: how many entities to sample per group.
+        seed: the seed of the sample.
 
     Cost: reads every key once.
     """
@@ -68,7 +68,9 @@ async def coverage(store: Store, needs: FeatureNeeds, sample: int = _SAMPLE, see
             if name not in kept or len(key) < 9 or key[-9:-8] != b":":
                 continue
             held = kept[name]
-            if entity not in held:  # the smallest hashes are the sample: even, and the same for all versions
+            if (
+                entity not in held
+            ):  # the smallest hashes form the sample, which is uniform and the same for all versions
                 held[entity] = crc32(entity, seed)
                 if len(held) > 4 * sample:
                     kept[name] = dict(sorted(held.items(), key=lambda item: item[1])[: 2 * sample])

@@ -1,4 +1,4 @@
-"""Whole feature groups from files into a store: in chunks, resumable, verified before they are announced."""
+"""Loading of whole feature groups from files: in chunks, resumable, and verified before the group is announced."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _ANNOUNCED, _LOADING = b"pinrank:announced:", b"pinrank:loading:"
 
 
 class VerificationError(Exception):
-    """What was read back is not what was loaded; the group was not announced."""
+    """Rows that were read back differ from those that were loaded. The group was not announced."""
 
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """That a group version was loaded and verified."""
+    """The record of a group version that was loaded and verified."""
 
     ref: str
     fingerprint: str
@@ -42,28 +42,29 @@ async def load(
 ) -> Announcement:
     """Check a source's rows, write them, read a sample back, and announce the group.
 
-    Nothing is written of a source that holds anything which cannot be stored. A load that was interrupted goes on where
-    it was, when the source has the same content. Servers do not see the rows before a model reads this version of the
-    group: other versions stay as they are.
+    If any row of the source cannot be stored, nothing is written. An interrupted load resumes where it stopped if the
+    source has the same content. Servers do not see the rows until a model reads this version of the group; other
+    versions do not change.
 
     Args:
         store: a started store.
-        group: whose rows; a new version stands beside the old.
-        source: of the same group.
-        progress: called with the rows written so far.
-        checking: called with the rows checked so far.
+        group: the group of the rows. A new version is stored beside the old one.
+        source: a source of the same group.
+        progress: is called with the number of rows written so far.
+        checking: is called with the number of rows checked so far.
 
     Raises:
-        SourceError: nothing was written; or the file changed meanwhile, and the message says how many rows were.
-        VerificationError: the announcement was not made.
-        StoreUnavailableError: call again to go on.
+        SourceError: the source is not valid and nothing was written; or the file changed during the load, and the
+            message says how many rows were written.
+        VerificationError: rows that were read back differ. The group was not announced.
+        StoreUnavailableError: the store failed. Call again to resume.
     """
     key = _LOADING + group.ref.encode()
     mark = f"{source.digest}:{group.fingerprint.hex()}:".encode()
     (found,) = await store.multi_get([key])
     done = _rows_done(found, mark, source.rows)
     source.check_unchanged()
-    if not done:  # what was written of this content was checked before
+    if not done:  # an interrupted load of this content has checked all rows
         source.check(checking)
     progress(done)
     try:
@@ -75,10 +76,10 @@ async def load(
         source.check_unchanged()
         await _verify(store, group, source)
     except (SourceError, VerificationError) as error:
-        # What was written cannot be relied on: the next load writes all of it.
+        # The rows in the store are not reliable, so the next load writes all of them.
         await store.multi_put([(key, b"")])
         raise type(error)(
-            f"{error}; {done} of {source.rows} rows were written, and loading again replaces them"
+            f"{error}; {done} of {source.rows} rows were written, and the next load replaces them"
         ) from error
     announcement = Announcement(group.ref, group.fingerprint.hex(), source.rows, source.name, time.time())
     content = json.dumps({name: getattr(announcement, name) for name in Announcement.__slots__})
@@ -87,7 +88,7 @@ async def load(
 
 
 def _rows_done(found: bytes | None, mark: bytes, rows: int) -> int:
-    """Return how many rows a load of the same content wrote before; 0 where the mark is another's or none."""
+    """Return how many rows an interrupted load of the same content wrote; 0 if there was none."""
     number = (found or b"").removeprefix(mark)
     if not (found or b"").startswith(mark) or not number.isdigit() or int(number) > rows:
         return 0
@@ -95,7 +96,7 @@ def _rows_done(found: bytes | None, mark: bytes, rows: int) -> int:
 
 
 async def _verify(store: Store, group: FeatureGroup, source: Source) -> None:
-    """Compare a sample of every chunk with what the store gives back."""
+    """Compare a sample of every chunk with the rows in the store."""
     each = max(1, _SAMPLE * CHUNK_ROWS // max(1, source.rows))
     rng = np.random.default_rng(source.rows)
     for ids, rows in source.chunks(0):
@@ -105,21 +106,21 @@ async def _verify(store: Store, group: FeatureGroup, source: Source) -> None:
         if len(wrong):
             at = int(ids[some[wrong[0]]])
             raise VerificationError(
-                f"group {group.ref}: {len(wrong)} of {len(some)} sampled rows came back otherwise, id {at} among them; "
-                "was something else writing this version? Load again"
+                f"group {group.ref}: {len(wrong)} of {len(some)} sampled rows differ from the file, such as that of "
+                f"id {at}; stop any other process that writes this version, and load again"
             )
 
 
 @dataclass(slots=True)
 class GroupStat:
-    """What a store holds under one `name@version`.
+    """Statistics of the values that a store holds under one `name@version`.
 
     Attributes:
-        values: how many keys.
-        sampled: how many of them were read.
-        sampled_bytes: their sizes together, without keys.
-        fingerprints: of the sampled values, by hex digits.
-        announcement: if the group was loaded in bulk.
+        values: the number of keys.
+        sampled: how many of their values were read.
+        sampled_bytes: the total size of the sampled values, without keys.
+        fingerprints: the number of sampled values by fingerprint, in hex digits.
+        announcement: the record of the bulk load, if there was one.
     """
 
     values: int
@@ -129,7 +130,7 @@ class GroupStat:
     announcement: Announcement | None
 
     def sample(self, value: bytes | None) -> None:
-        """Note one of its values; None: deleted meanwhile."""
+        """Add one value to the sample; None means that it was deleted after the scan."""
         if value is not None:
             self.sampled += 1
             self.sampled_bytes += len(value)
@@ -138,14 +139,14 @@ class GroupStat:
 
 
 async def stat(store: Store, progress: Callable[[int], None]) -> dict[str, GroupStat]:
-    """Count a store's groups; reads every key and up to a thousand values of each group.
+    """Return statistics of every group in a store. Reads every key and up to a thousand values of each group.
 
     Args:
         store: a started store.
-        progress: called with the keys seen so far.
+        progress: is called with the number of keys seen so far.
 
     Returns:
-        By `name@version`; keys that are none of ours under `other`.
+        The statistics by `name@version`. Keys of other applications count under `other`.
     """
     found: dict[str, GroupStat] = {}
     announced: dict[str, Announcement] = {}
@@ -175,7 +176,7 @@ async def stat(store: Store, progress: Callable[[int], None]) -> dict[str, Group
 
 
 def _read_announcement(content: bytes | None) -> Announcement | None:
-    """Return None for what is no announcement: the group then shows as not loaded in bulk."""
+    """Return an announcement, or None if the content is not a valid one; the group then counts as not loaded."""
     try:
         announcement = Announcement(**json.loads(content or b""))
         return announcement if isinstance(announcement.ref, str) and isinstance(announcement.rows, int) else None
@@ -184,7 +185,7 @@ def _read_announcement(content: bytes | None) -> Announcement | None:
 
 
 def _ref_of(key: bytes) -> str:
-    """Return `name@version` of a key of `FeatureGroup.keys`, else `other`."""
+    """Return the `name@version` of a key that `FeatureGroup.keys` built, or `other` for any other key."""
     prefix, colon, number = key.partition(b":")
     name, at, version = prefix.partition(b"@")
     ours = colon and at and len(number) == 8 and version.isdigit() and name.replace(b"_", b"").isalnum()

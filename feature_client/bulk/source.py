@@ -1,4 +1,4 @@
-"""A file of a group's rows: Parquet or NumPy, read in chunks of exact values."""
+"""Files with the rows of a group, in Parquet or NumPy format, which are read in chunks of exact values."""
 
 from __future__ import annotations
 
@@ -19,53 +19,53 @@ from feature_client.groups import FeatureGroup
 
 CHUNK_ROWS = 20_000
 
-#: What NumPy's reader raises about a broken file; Arrow's have a class of their own.
+#: The errors that NumPy raises for a broken file. Arrow has an exception class of its own.
 _READER_ERRORS: tuple[type[Exception], ...] = (
     OSError, ValueError, KeyError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
-#: uint64[N] ids and structured[N] rows.
+#: The ids, uint64[N], and their rows, structured[N].
 Chunk = tuple[np.ndarray, np.ndarray]
 
 
 class SourceError(Exception):
-    """A file does not hold what the group's description says; the message names file, row and column, and the fix."""
+    """A file does not fit the description of its group. The message names the file, row and column, and the fix."""
 
 
 class Source:
-    """Rows of a group in a file: `.parquet`, or `.npz` with an array per field; ids in the column `id`.
+    """The rows of a group in a file: `.parquet`, or `.npz` with one array per field. The column `id` holds the ids.
 
     Attributes:
-        name: the file's, without its folder.
-        rows: how many.
-        ignored: columns that are none of the group's.
+        name: the name of the file, without its folder.
+        rows: the number of rows.
+        ignored: the columns that are no fields of the group.
     """
 
     def __init__(self, path: Path, group: FeatureGroup) -> None:
-        """Open a file. Raises SourceError when it cannot be this group's."""
+        """Open a file. Raises SourceError if it does not fit the group."""
         self._path, self._group = path, group
         self.name = path.name
         self._reader_errors = _READER_ERRORS
         self._wanted = ["id", *(field.name for field in group.fields)]
         with self._named():
             if not path.is_file():
-                raise SourceError(f"{path}: there is no such file")
+                raise SourceError(f"{path}: the file does not exist")
             self._opened_as = _state(path)
             if path.suffix == ".parquet":
                 self._open_parquet()
             elif path.suffix == ".npz":
                 self._open_npz()
             else:
-                raise SourceError(f"{path}: a source is a .parquet or an .npz file")
+                raise SourceError(f"{path}: the file type is not supported; use a .parquet or an .npz file")
 
     def _open_parquet(self) -> None:
         try:
             import pyarrow as pa  # noqa: PLC0415 - serving does not need it
             import pyarrow.parquet as pq  # noqa: PLC0415
         except ImportError as error:
-            raise SourceError("reading Parquet needs pyarrow: pip install 'pinrank[data]'") from error
+            raise SourceError("pyarrow is needed to read Parquet files; run: pip install 'pinrank[data]'") from error
         self._reader_errors = (*_READER_ERRORS, pa.ArrowException)
-        self._parquet = pq.ParquetFile(self._path, page_checksum_verification=True)  # where the file has them
+        self._parquet = pq.ParquetFile(self._path, page_checksum_verification=True)  # if the file has checksums
         metadata = self._parquet.metadata
         self.rows = int(metadata.num_rows)
         self._check_names(self._parquet.schema_arrow.names)
@@ -80,7 +80,7 @@ class Source:
         with np.load(self._path, allow_pickle=False) as arrays:
             self._arrays: Mapping[str, np.ndarray] = {name: arrays[name] for name in self._wanted}
         if strange := [name for name, array in self._arrays.items() if not isinstance(array, np.ndarray)]:
-            raise SourceError(f"{self._path}: {', '.join(strange)} is no array; write the file with numpy.savez")
+            raise SourceError(f"{self._path}: {', '.join(strange)} is not an array; write the file with numpy.savez")
         shapes = {name: array.shape for name, array in self._arrays.items()}
         self.rows = shapes["id"][0] if len(shapes["id"]) == 1 else 0
         for name, shape in shapes.items():
@@ -92,25 +92,25 @@ class Source:
         ref = self._group.ref
         if lacking := [name for name in self._wanted if name not in counts]:
             raise SourceError(
-                f"{self._path}: no column {', '.join(lacking)}; group {ref} needs id and one column a field"
+                f"{self._path}: no column {', '.join(lacking)}; group {ref} needs a column id and one for each field"
             )
         if repeated := [name for name in self._wanted if counts[name] > 1]:
-            raise SourceError(f"{self._path}: more than one column {', '.join(repeated)}; keep the right one")
+            raise SourceError(f"{self._path}: more than one column {', '.join(repeated)}; keep one of each")
         self.ignored = tuple(name for name in counts if name not in self._wanted)
 
     @cached_property
     def digest(self) -> str:
-        """What the file holds, told apart from any other content: SHA-256 of its bytes in hex digits."""
+        """The SHA-256 digest of the file's content, in hex digits."""
         with self._named(), self._path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def check(self, progress: Callable[[int], None]) -> None:
-        """Read all rows and find what cannot be stored, before anything is. Raises SourceError for the first.
+        """Check that every row can be stored. Raises SourceError for the first one that cannot.
 
         Args:
-            progress: called with the rows done so far.
+            progress: is called with the number of rows checked so far.
 
-        Cost: 8 bytes of memory a row, for the ids; the time of reading the file.
+        Cost: one pass over the file, and 8 bytes of memory per row for the ids.
         """
         found, done = [np.empty(0, np.uint64)], 0
         for ids, _ in self.chunks(0):
@@ -118,24 +118,26 @@ class Source:
             done += len(ids)
             progress(done)
         if done != self.rows:
-            raise SourceError(f"{self._path}: holds {done} rows and says that it has {self.rows}; write it anew")
+            raise SourceError(f"{self._path}: the file holds {done} rows but declares {self.rows}; write it again")
         ids = np.concatenate(found)
         order = np.argsort(ids, kind="stable")
         again = np.flatnonzero(ids[order[1:]] == ids[order[:-1]])
         if len(again):
             first, second = order[again[0]], order[again[0] + 1]
             place = self._place(int(second))
-            raise SourceError(f"{self._path}: {place}: id {ids[second]} stands in row {first} too; keep one of them")
+            raise SourceError(
+                f"{self._path}: {place}: id {ids[second]} is already in row {first}; keep one of the two rows"
+            )
 
     def check_unchanged(self) -> None:
-        """Raise SourceError when the file was written or replaced since it was opened."""
+        """Raise SourceError if the file was changed or replaced since it was opened."""
         with self._named():
             changed = _state(self._path) != self._opened_as
         if changed:
-            raise SourceError(f"{self._path}: the file was changed while it was loaded; load again")
+            raise SourceError(f"{self._path}: the file changed during the load; load again")
 
     def chunks(self, start: int) -> Iterator[Chunk]:
-        """Yield rows from position `start` on, in the file's order. Raises SourceError for what no field holds."""
+        """Yield the rows from position `start` on, in the order of the file. Raises SourceError."""
         with self._named():
             for first, columns in self._parquet_columns(start) if self._parquet else self._npz_columns(start):
                 yield self._structured(first, columns)
@@ -145,11 +147,11 @@ class Source:
             yield first, {name: array[first : first + CHUNK_ROWS] for name, array in self._arrays.items()}
 
     def _parquet_columns(self, start: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        assert self._parquet is not None, "called for Parquet files"  # noqa: S101
+        assert self._parquet is not None, "only called for Parquet files"  # noqa: S101
         import pyarrow as pa  # noqa: PLC0415
 
         schema = self._parquet.schema_arrow
-        if not self.rows:  # the types are looked at all the same
+        if not self.rows:  # the types of the columns are checked all the same
             kinds = {name: schema.field(name).type for name in self._wanted}
             yield 0, {name: pa.array([], kind) for name, kind in kinds.items()}
         position = 0
@@ -174,18 +176,18 @@ class Source:
         return ids, rows
 
     def _place(self, row: int) -> str:
-        """Name a row, counted from 0, as someone who looks for it in the file needs it."""
+        """Describe where a row, counted from 0, is in the file."""
         if self._parquet is None or len(self._group_ends) < 2:
             return f"row {row} (the first is 0)"
         return f"row {row} (the first is 0; row group {int(np.searchsorted(self._group_ends, row, side='right'))})"
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Name the file in whatever its readers raise about it."""
+        """Convert the errors of the file readers to a SourceError that names the file."""
         try:
             yield
         except self._reader_errors as error:
-            raise SourceError(f"{self._path}: cannot be read: {error}") from error
+            raise SourceError(f"{self._path}: the file cannot be read: {error}") from error
 
 
 def _state(path: Path) -> tuple[int, ...]:

@@ -4,18 +4,18 @@ from itertools import pairwise
 
 import numpy as np
 
-from feature_client.activity.writer import AHEAD_MAX_MS, clock_ms
+from feature_client.action_times import AHEAD_MAX_MS, clock_ms
 from feature_client.codec import encode_rows, encode_sequence
 from feature_client.groups import FeatureGroup, SequenceGroup
 from feature_client.stores.store import Store
 
 
 async def write_rows(store: Store, group: FeatureGroup, entity_ids: np.ndarray, rows: np.ndarray) -> int:
-    """Write one row per entity, replacing what was there; return how many.
+    """Write one row per entity, replacing any existing one; return how many were written.
 
     Args:
         store: a started store.
-        group: whose rows these are.
+        group: the group of the rows.
         entity_ids: uint64[N].
         rows: structured[N] of `group.dtype`.
     """
@@ -25,24 +25,24 @@ async def write_rows(store: Store, group: FeatureGroup, entity_ids: np.ndarray, 
 async def write_sequences(
     store: Store, group: SequenceGroup, user_ids: np.ndarray, events: np.ndarray, splits: np.ndarray
 ) -> int:
-    """Write whole sequences, replacing what was there; return how many.
+    """Write whole sequences, replacing any existing ones; return how many were written.
 
     Args:
         store: a started store.
-        group: whose vocabularies the events' codes refer to.
+        group: the group with the vocabularies that the codes of the events refer to.
         user_ids: uint64[N].
-        events: structured[sum K] of `SequenceGroup.dtype`, by user, each oldest first.
-        splits: int64[N+1]; user i's events are `events[splits[i]:splits[i + 1]]`.
+        events: structured[sum K] of `SequenceGroup.dtype`, grouped by user, oldest first.
+        splits: int64[N+1]; the events of user i are `events[splits[i]:splits[i + 1]]`.
 
     Raises:
-        ValueError: an event in the future, which every reader would leave out; nothing was written.
+        ValueError: an event is in the future, so every reader would ignore it. Nothing was written.
     """
     future = np.flatnonzero(events["time_ms"] > clock_ms() + AHEAD_MAX_MS)
     if len(future):
         user = user_ids[np.searchsorted(splits, future[0], side="right") - 1]
         raise ValueError(
-            f"group {group.ref}: {len(future)} events are in the future, the first of user {user}, "
-            f"time_ms {events['time_ms'][future[0]]}; times are Unix times in milliseconds"
+            f"group {group.ref}: {len(future)} events are in the future; the first is of user {user}, with time_ms "
+            f"{events['time_ms'][future[0]]}; write times as Unix times in milliseconds"
         )
     values = (encode_sequence(group, events[start:stop]) for start, stop in pairwise(splits))
     return await store.multi_put(zip(group.keys(user_ids), values, strict=True))

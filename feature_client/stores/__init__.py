@@ -1,1 +1,1 @@
-"""Stores of features: bytes by key, in LMDB, Redis or memory."""
+"""Feature stores: values by key in LMDB, Redis or memory."""

@@ -1,4 +1,4 @@
-"""Opening LMDB's files where the volume is read-only, belongs to another user, or is full."""
+"""How to open LMDB files on volumes that are read-only, full, or owned by another user."""
 
 from __future__ import annotations
 
@@ -14,33 +14,35 @@ from feature_client.stores.store import StoreConfigError
 
 _log = structlog.get_logger(__name__)
 
-#: LMDB reserves address space, not disk: the file grows with what is written.
+#: LMDB reserves address space, not disk space: the file grows as values are written.
 MAP_BYTES = 64 << 30
 READERS_MAX = 1024
-#: What LMDB needs of `lock.mdb` for so many readers: 64 bytes each, and its own state.
+#: The size of `lock.mdb` that LMDB needs for this many readers: 64 bytes each, and some state of its own.
 _LOCK_BYTES = 64 * (READERS_MAX + 2)
 _READS_MAX = 3
 
 
 def open_file(path: Path, *, read_only: bool) -> tuple[lmdb.Environment, bool]:
-    """Open the store in a folder.
+    """Open the LMDB file in a folder.
 
-    Without a lock file that it may write, a reader is not seen by writers: it opens the store all the same, says so in
-    the log, and must read with `read_values`.
+    Writers do not see a reader that cannot write the lock file. Such a reader opens the store all the same, logs a
+    warning, and must read with `read_values`.
 
     Returns:
-        The environment, and whether it takes part in LMDB's locks.
+        The environment, and whether it takes part in the locking of LMDB.
 
     Raises:
-        StoreConfigError: what is missing and what to do.
-        lmdb.Error, OSError: it cannot be opened for another reason.
+        StoreConfigError: a permission or disk space is missing; the message names it and the fix.
+        lmdb.Error, OSError: the file cannot be opened for another reason.
     """
     data = path / "data.mdb"
     if data.exists() and not os.access(data, os.R_OK if read_only else os.R_OK | os.W_OK):
-        what, remedy = ("read", "let it read") if read_only else ("write", "mount it writable and let it write")
+        what, remedy = (
+            ("read", "allow it to read") if read_only else ("write", "mount the volume writable and allow it to write")
+        )
         raise StoreConfigError(
-            f"user {os.geteuid()} may not {what} {data}; {remedy} the folder and its files"
-            + ("" if read_only else ", or set record_actions = false if the server is only to read")
+            f"user {os.geteuid()} is not allowed to {what} {data}; {remedy} the folder and its files"
+            + ("" if read_only else ", or set record_actions = false if the server only needs to read")
         )
     try:
         _allocate_lock(path / "lock.mdb")
@@ -54,14 +56,20 @@ def open_file(path: Path, *, read_only: bool) -> tuple[lmdb.Environment, bool]:
 
 
 def read_values(env: lmdb.Environment, keys: Sequence[bytes], *, locked: bool) -> list[bytes | None]:
-    """Read from one snapshot. A writer that does not see this reader may reuse a snapshot's pages two commits later."""
+    """Read values from one snapshot.
+
+    A writer that does not see this reader can reuse the pages of a snapshot two commits later. Without locks, a read is
+    therefore repeated if a commit happened meanwhile.
+    """
     for _ in range(_READS_MAX):
         with env.begin() as transaction:
             get = transaction.get
             found = [get(key) for key in keys]
             if locked or env.info()["last_txnid"] == transaction.id():
                 return found
-    raise lmdb.Error("it was written to during each of three reads, and there is no lock file to hold a writer back")
+    raise lmdb.Error(
+        "the store was written to during each of three reads, and without a lock file the writer does not wait"
+    )
 
 
 def _open(path: Path, *, read_only: bool, lock: bool) -> lmdb.Environment:
@@ -71,12 +79,12 @@ def _open(path: Path, *, read_only: bool, lock: bool) -> lmdb.Environment:
 
 
 def _allocate_lock(path: Path) -> None:
-    """Give the lock file its blocks: LMDB maps it, and a write to a block that a full volume lacks ends the process.
+    """Allocate the blocks of the lock file: LMDB maps it, and on a full volume a write to a missing block is fatal.
 
     Raises:
-        OSError: it cannot be written, or the volume is full.
+        OSError: the file cannot be written, or the volume is full.
     """
-    # Where nothing is missing it is not opened: closing it would give up the locks that this process holds on it.
+    # A complete file is not opened, because closing it would release the locks that this process holds on it.
     found = path.stat() if path.exists() else None
     if found is not None and 512 * found.st_blocks >= max(found.st_size, _LOCK_BYTES):
         if not os.access(path, os.R_OK | os.W_OK):
@@ -95,5 +103,5 @@ def _allocate_lock(path: Path) -> None:
 
 def _remedy(error: OSError) -> str:
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return "free some space on its volume"
-    return f"mount the volume writable and let user {os.geteuid()} write the folder and its files"
+        return "free space on its volume"
+    return f"mount the volume writable and allow user {os.geteuid()} to write the folder and its files"

@@ -20,25 +20,25 @@ from feature_client.stores.store import Change, StoreConfigError, StoreUnavailab
 _log = structlog.get_logger(__name__)
 
 _SCAN_KEYS = 20_000
-#: The least time between two tries to open what lies in the place of a store that was deleted, replaced or cut off.
+#: The minimum time between attempts to reopen a store that was deleted, replaced or truncated.
 _REOPEN_PAUSE_S = 0.5
 
 _Result = TypeVar("_Result")
 
 
 class EmbeddedStore:
-    """A store in an LMDB file on this machine; many processes may read it while one writes.
+    """A store in an LMDB file on this machine. Many processes can read it while one writes.
 
-    A read touches memory-mapped pages and stays on the event loop's thread: about 0.4 us a key when the pages are in
-    memory. Writes go to a thread.
+    Reads touch memory-mapped pages and run on the event loop's thread; a read costs about 0.4 us per key if the pages
+    are in memory. Writes run on another thread.
 
-    LMDB would go on with a file that was deleted or replaced, and the process would die where one was cut off. So the
-    file is looked at before each call (3 us): another one in its place is opened instead, and while there is none that
-    is whole, the store is unavailable. All opening and closing happens on the event loop's thread, and none of it while
-    a thread works with the file.
+    LMDB keeps using a file after it was deleted or replaced, and a read beyond the end of a truncated file kills the
+    process. The store therefore checks the file before each call (3 us). If another file has taken its place, the store
+    opens that one; while there is no complete file, the store is unavailable. Files are opened and closed only on the
+    event loop's thread, and never while another thread uses them.
 
     Attributes:
-        reopened: how often another file was found and opened.
+        reopened: how often the store opened another file in place of the previous one.
     """
 
     local = True
@@ -51,13 +51,13 @@ class EmbeddedStore:
         self._started = False
         self._env: lmdb.Environment | None = None
         self._locked = True
-        #: Device and number of the file that is open, and its size when it was last seen: LMDB never makes it smaller.
+        #: Device and inode of the open file, and its size at the last check. LMDB never shrinks a file.
         self._file = (0, 0)
         self._bytes = 0
-        #: Another process made the store larger than this one mapped.
+        #: Another process grew the store beyond the size that this process mapped.
         self._outgrown = False
         self._reopen_at_s = float("-inf")
-        #: Held by a thread while it works with the file, and by the event loop while it closes and opens it.
+        #: Held by a thread while it uses the file, and by the event loop while it closes and opens files.
         self._in_use = threading.Lock()
         self.reopened = 0
 
@@ -65,38 +65,45 @@ class EmbeddedStore:
         try:
             if not self._create and not self._data.exists():
                 raise StoreConfigError(f"no feature store at {self._path}; fill one first, or correct the URL")
-            self._path.mkdir(parents=True, exist_ok=True)
+            if not self._path.parent.is_dir():  # a typing error is likelier than a wish for several new folders
+                raise StoreConfigError(
+                    f"cannot create the feature store {self._path}: the folder {self._path.parent} does not exist; "
+                    f"create it first (mkdir -p {self._path.parent}), or correct the URL"
+                )
+            self._path.mkdir(exist_ok=True)
         except OSError as error:
             raise StoreConfigError(f"cannot open the feature store at {self._path}: {error}") from error
         self._open()
         self._started = True
 
     def _open(self) -> None:
-        """Open the file. Raises StoreConfigError when it is none of LMDB's, or not whole."""
+        """Open the file. Raises StoreConfigError if it is not an LMDB file or is truncated."""
         try:
             before = self._data.stat() if self._data.exists() else None
             if before is not None and not stat.S_ISREG(before.st_mode):
-                raise StoreConfigError(f"cannot open the feature store at {self._path}: data.mdb is no plain file")
+                raise StoreConfigError(f"cannot open the feature store at {self._path}: data.mdb is not a regular file")
             env, self._locked = open_file(self._path, read_only=self._read_only)
             found = self._data.stat()
         except (lmdb.Error, OSError) as error:
             raise StoreConfigError(f"cannot open the feature store at {self._path}: {error}") from error
-        # LMDB maps the file without a look at its size; a read past its end would kill the process.
+        # LMDB maps the file without checking its size; a read past its end would kill the process.
         wanted = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
         if before is not None and _identity(before) != _identity(found):
             env.close()
-            raise StoreConfigError(f"the feature store at {self._path} was replaced while it was opened; try again")
+            raise StoreConfigError(
+                f"the feature store at {self._path} was replaced while it was being opened; try again"
+            )
         if found.st_size < wanted:
             env.close()
             raise StoreConfigError(
-                f"the feature store at {self._path} is cut off: {found.st_size} bytes of {wanted}; fill it anew"
+                f"the feature store at {self._path} is truncated: {found.st_size} of {wanted} bytes; fill it again"
             )
         self._env, self._file, self._bytes = env, _identity(found), found.st_size
         self._outgrown = False
 
     async def close(self) -> None:
         self._started = False
-        # A caller that was cancelled may have left a thread at work, and memory that is unmapped under it would end us.
+        # A cancelled caller may have left a thread at work; unmapping the memory that it uses would kill the process.
         await asyncio.to_thread(self._in_use.acquire)
         try:
             if self._env is not None:
@@ -108,7 +115,7 @@ class EmbeddedStore:
     async def multi_get(
         self,
         keys: Sequence[bytes],
-        timeout_s: float | None = None,  # noqa: ARG002 - memory answers at once
+        timeout_s: float | None = None,  # noqa: ARG002 - memory answers immediately
     ) -> list[bytes | None]:
         for last in (False, True):
             try:
@@ -119,7 +126,7 @@ class EmbeddedStore:
                     raise self._failed("read", error) from error
             except lmdb.Error as error:
                 raise self._failed("read", error) from error
-        raise AssertionError("one of two tries returns or raises")
+        raise AssertionError("one of the two attempts returns or raises")
 
     async def multi_put(self, items: Iterable[tuple[bytes, bytes]]) -> int:
         return await self._in_thread("write", partial(_put, items))
@@ -134,38 +141,40 @@ class EmbeddedStore:
             yield keys
 
     async def _in_thread(self, what: str, work: Callable[[lmdb.Environment], _Result]) -> _Result:
-        """Do work on another thread. Raises StoreUnavailableError where it failed, or may have gone to another file."""
+        """Run work on another thread. Raises StoreUnavailableError if it failed or may have used an abandoned file."""
 
         def run() -> _Result:
             with self._in_use:
                 env = self._env
                 if env is None or not self._is_in_place():
-                    raise StoreUnavailableError(f"the feature store at {self._path} was just replaced; try again")
+                    raise StoreUnavailableError(f"the feature store at {self._path} has just been replaced; try again")
                 result = work(env)
                 if what == "write" and not self._is_in_place():
-                    raise StoreUnavailableError(f"the feature store at {self._path} was replaced meanwhile; try again")
+                    raise StoreUnavailableError(
+                        f"the feature store at {self._path} was replaced during the write; try again"
+                    )
                 return result
 
         for last in (False, True):
             self._current()
             try:
                 return await asyncio.to_thread(run)
-            except lmdb.MapResizedError as error:  # before any work was done
+            except lmdb.MapResizedError as error:  # raised before any work is done
                 self._outgrown = True
                 if last:
                     raise self._failed(what, error) from error
             except lmdb.Error as error:
                 raise self._failed(what, error) from error
-        raise AssertionError("one of two tries returns or raises")
+        raise AssertionError("one of the two attempts returns or raises")
 
     def _failed(self, what: str, error: Exception) -> StoreUnavailableError:
-        return StoreUnavailableError(f"the feature store at {self._path} failed a {what}: {error}")
+        return StoreUnavailableError(f"the feature store at {self._path} failed to {what}: {error}")
 
     def _current(self) -> lmdb.Environment:
-        """Return the store that lies in its place now. On the event loop's thread only.
+        """Return the environment of the file that is in place now. Call it on the event loop's thread only.
 
         Raises:
-            StoreUnavailableError: there is none, or none that is whole, or a thread still works with the one before.
+            StoreUnavailableError: there is no complete file, or a thread still uses the previous one.
         """
         if not self._started:
             raise StoreUnavailableError(f"the feature store at {self._path} is not started")
@@ -173,11 +182,11 @@ class EmbeddedStore:
             return self._env
         if not self._in_use.acquire(blocking=False):
             raise StoreUnavailableError(
-                f"the feature store at {self._path} must be opened anew, and is still being written"
+                f"the feature store at {self._path} must be reopened, but a write is still in progress; try again"
             )
         try:
             if self._env is not None and self._is_in_place():
-                self._env.set_mapsize(0)  # takes over the other process's
+                self._env.set_mapsize(0)  # adopts the size that the other process set
                 self._outgrown = False
                 return self._env
             return self._reopen()
@@ -185,7 +194,7 @@ class EmbeddedStore:
             self._in_use.release()
 
     def _is_in_place(self) -> bool:
-        """Tell whether the file that is open still lies in the store's place, and is as long as it was."""
+        """Return whether the open file is still in place and has not shrunk."""
         try:
             found = self._data.stat()
         except OSError:
@@ -202,11 +211,15 @@ class EmbeddedStore:
             self._env = None
         now_s = time.monotonic()
         if now_s < self._reopen_at_s:
-            raise StoreUnavailableError(f"the feature store at {self._path} was deleted, replaced or cut off")
+            raise StoreUnavailableError(
+                f"the feature store at {self._path} was deleted, replaced or truncated; fill it again"
+            )
         try:
-            # An empty file would become an empty store.
+            # LMDB would turn an empty file into an empty store.
             if not self._data.exists() or not self._data.stat().st_size:
-                raise StoreConfigError(f"the feature store at {self._path} was deleted; fill it anew, or move one in")
+                raise StoreConfigError(
+                    f"the feature store at {self._path} was deleted; fill it again, or move a store there"
+                )
             self._open()
         except (StoreConfigError, OSError) as error:
             self._reopen_at_s = now_s + _REOPEN_PAUSE_S
@@ -222,7 +235,7 @@ def _identity(found: os.stat_result) -> tuple[int, int]:
 
 
 def _keys_from(start: bytes, env: lmdb.Environment) -> tuple[list[bytes], bytes | None]:
-    """Return the next keys in order, and where to go on; None at the end. A transaction of its own each time."""
+    """Return the next keys in order, and the key to continue from, None at the end. Each call is one transaction."""
     with env.begin() as transaction, transaction.cursor() as cursor:
         if not (cursor.set_range(start) if start else cursor.first()):
             return [], None
@@ -231,7 +244,7 @@ def _keys_from(start: bytes, env: lmdb.Environment) -> tuple[list[bytes], bytes 
 
 
 def _update(keys: Sequence[bytes], change: Change, env: lmdb.Environment) -> None:
-    with env.begin(write=True) as transaction:  # LMDB lets one writer in at a time
+    with env.begin(write=True) as transaction:  # LMDB admits one writer at a time
         before = [transaction.get(key) for key in keys]
         after = change(range(len(keys)), before)
         for key, old, new in zip(keys, before, after, strict=True):

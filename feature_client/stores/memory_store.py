@@ -6,9 +6,9 @@ from feature_client.stores.store import Change, StoreUnavailableError
 
 
 class MemoryStore:
-    """A store in a dict: for tests and for literal data.
+    """A store in a dictionary, for tests and literal data. It ends with its process.
 
-    `failing` makes every read raise, the way a lost store does.
+    While `failing` is set, every read raises StoreUnavailableError.
     """
 
     local = True
@@ -26,10 +26,10 @@ class MemoryStore:
     async def multi_get(
         self,
         keys: Sequence[bytes],
-        timeout_s: float | None = None,  # noqa: ARG002 - memory answers at once
+        timeout_s: float | None = None,  # noqa: ARG002 - memory answers immediately
     ) -> list[bytes | None]:
         if self.failing:
-            raise StoreUnavailableError("the memory store was told to fail")
+            raise StoreUnavailableError("the memory store is set to fail")
         return [self.values.get(key) for key in keys]
 
     async def multi_put(self, items: Iterable[tuple[bytes, bytes]]) -> int:

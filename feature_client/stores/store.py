@@ -1,6 +1,6 @@
-"""The store contract: bytes by key, many at a time.
+"""The contract of feature stores: values of bytes by key, read and written in batches.
 
-Stores know nothing of groups or rows; `codec` gives the bytes their meaning, `fetcher` decides what to read.
+A store knows nothing about groups or rows: `codec` interprets the bytes, and `fetch` decides what to read.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from typing import Protocol
 
 
 class StoreError(Exception):
-    """The feature store could not do what was asked."""
+    """The feature store could not complete a call."""
 
 
 class StoreUnavailableError(StoreError):
-    """The store cannot be reached, or did not answer in time; a later call may succeed.
+    """The store cannot be reached or did not answer in time. A later call may succeed.
 
     Attributes:
-        values: of a read of which a part came back, these; None where nothing did.
-        lost: positions of the keys that were not read; with `values` None, all.
+        values: the values of a read that succeeded in part; None if nothing could be read.
+        lost: the positions of the keys that could not be read. If `values` is None, no key could be.
     """
 
     def __init__(self, message: str, values: list[bytes | None] | None = None, lost: Sequence[int] = ()) -> None:
@@ -28,42 +28,46 @@ class StoreUnavailableError(StoreError):
 
 
 class StoreConfigError(StoreError):
-    """The store's URL or what it points to is unusable; no retry can help."""
+    """The store's URL, or the store that it names, cannot be used. A retry cannot help."""
 
 
-#: From the values of some keys to the values to write in their place; None leaves a key as it is. May be called more
-#: than once, for the keys that somebody else wrote in between.
+#: Maps positions of keys and their values to the values to write; None leaves a key unchanged. It is called again for
+#: keys that another writer changed in the meantime.
 Change = Callable[[Sequence[int], list[bytes | None]], list[bytes | None]]
 
 
 class Store(Protocol):
-    """Holds values by key. Constructors only remember; `start` opens, `close` releases."""
+    """Holds values by key. The constructor does no I/O; `start` opens the store and `close` releases it."""
 
-    #: Whether reads come from this process's memory, so that there is no answer to wait for.
+    #: Whether reads come from the memory of this process and never wait for an answer.
     local: bool
 
     async def start(self) -> None:
         """Open the store. Raises StoreConfigError or StoreUnavailableError."""
 
     async def close(self) -> None:
-        """Release everything; the store may be started again."""
+        """Release all resources. The store can be started again."""
 
     async def multi_get(self, keys: Sequence[bytes], timeout_s: float | None = None) -> list[bytes | None]:
-        """Return the values in the order of `keys`, None where there is none.
+        """Return the values in the order of `keys`; a key without a value gives None.
 
         Raises:
-            StoreUnavailableError: not all could be read within `timeout_s`; it holds those that were.
+            StoreUnavailableError: some keys could not be read within `timeout_s` seconds. It holds the other values.
         """
 
     async def multi_put(self, items: Iterable[tuple[bytes, bytes]]) -> int:
-        """Write values, replacing what was there; return how many. As durable as the store itself."""
+        """Write values, replacing any existing ones, and return how many. They are as durable as the store itself."""
 
     async def update(self, keys: Sequence[bytes], change: Change) -> None:
-        """Read distinct keys, let `change` say what to write, and write it; each key's change is atomic.
+        """Read keys, all different, and write the values that `change` returns for them. Each key changes atomically.
 
-        `change` gets the positions of the keys and their values. Raises StoreUnavailableError when some keys may not
-        have been written.
+        Args:
+            keys: the keys.
+            change: is called with the positions of keys and their values.
+
+        Raises:
+            StoreUnavailableError: some keys may not have been written.
         """
 
     def scan(self) -> AsyncIterator[list[bytes]]:
-        """Yield all keys, some thousands at a time, in no order; one may come twice. Raises StoreUnavailableError."""
+        """Yield all keys in batches of thousands, in no order. A key may occur twice. Raises StoreUnavailableError."""

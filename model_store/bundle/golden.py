@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from feature_client.codec import Rows, RowState
-from feature_client.fetch import FetchedFeatures
+from feature_client.features import FetchedFeatures
 from model_store.bundle.archives import decode_arrays
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from feature_client.fetch import FetchedFeatures
+from feature_client.features import FetchedFeatures
 from feature_client.groups import EmbeddingSpace, FloatBlock
 from kernels.engine import FeatureBatch
 from model_store.bundle.manifest import (

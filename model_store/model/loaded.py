@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from feature_client.fetch import FeatureNeeds
+from feature_client.features import FeatureNeeds
 from kernels.engine import Engine, EngineError, EngineFactory, FeatureBatch, Progress, UnavailableError, WarmedUp, go_on
 from model_store.bundle.files import GOLDEN, NETWORK, UTILITY, Bundle, BundleError
 from model_store.bundle.golden import GoldenRequest, decode_golden

@@ -23,7 +23,7 @@ import numexpr
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from feature_client.fetch import FetchedFeatures
+from feature_client.features import FetchedFeatures
 from feature_client.groups import Embedding, FeatureGroup, Name
 from model_store.bundle.manifest import Manifest
 

@@ -101,7 +101,7 @@ def read_dataset(data: str, actions: Path | None, reporter: ConsoleReporter) -> 
 
 def suspicious(dataset: AtomicDataset) -> tuple[Problem, ...]:
     """Return what is suspicious about a dataset as of now."""
-    from feature_client.activity.writer import clock_ms  # noqa: PLC0415
+    from feature_client.action_times import clock_ms  # noqa: PLC0415
     from ranker.data.problems import problems_of  # noqa: PLC0415
 
     return problems_of(dataset, clock_ms())

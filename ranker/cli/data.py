@@ -124,7 +124,7 @@ def fill(
     Example: [bold]pinrank data fill my-data --store models --model mine --feature-store lmdb:///var/lib/features[/]
     """
     with explained():
-        from feature_client.activity.writer import clock_ms  # noqa: PLC0415
+        from feature_client.action_times import clock_ms  # noqa: PLC0415
         from feature_client.redaction import redacted  # noqa: PLC0415
         from feature_client.stores.open_store import open_store  # noqa: PLC0415
         from feature_client.stores.store import StoreError  # noqa: PLC0415
@@ -144,7 +144,7 @@ def fill(
         log = action_log(dataset)
 
         async def write() -> dict[str, int]:
-            target = open_store(feature_store)
+            target = open_store(feature_store, lasting=True)
             await target.start()
             try:
                 return await fill_store(target, log, embeddings, groups)

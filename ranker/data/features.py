@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from feature_client.activity.writer import clock_ms
+from feature_client.action_times import clock_ms
 from feature_client.bulk.columns import ColumnError, field_values
 from feature_client.bulk.write import write_rows, write_sequences
 from feature_client.codec import Rows, RowState

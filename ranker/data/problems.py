@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from feature_client.activity.writer import AHEAD_MAX_MS, EARLIEST_MS
+from feature_client.action_times import AHEAD_MAX_MS, EARLIEST_MS
 from ranker.errors import DatasetError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from feature_client.activity.writer import EARLIEST_MS
+from feature_client.action_times import EARLIEST_MS
 from ranker.data.identifiers import MISSING, distinct_ids, misspelt
 from ranker.data.problems import LATEST_MS, Problem
 from ranker.data.recbole_file import AtomicFile, TextRows, open_atomic

@@ -15,7 +15,7 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
-from feature_client.fetch import FetchedFeatures
+from feature_client.features import FetchedFeatures
 from kernels.cpu.numpy_engine import NumpyEngine
 from kernels.cpu.openvino_engine import OpenVinoEngine
 from kernels.engine import LOGITS, ROW_REQUEST, EngineFactory, FeatureBatch

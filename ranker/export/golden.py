@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from feature_client.codec import Rows, RowState
-from feature_client.fetch import FetchedFeatures
+from feature_client.features import FetchedFeatures
 from feature_client.groups import FeatureGroup, Scalar, SequenceGroup
 from model_store.bundle.manifest import Manifest
 from ranker.data.embeddings import PinEmbeddings

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from feature_client.codec import Rows, RowState
-from feature_client.fetch import FetchedFeatures
+from feature_client.features import FetchedFeatures
 from feature_client.groups import SequenceGroup
 from kernels.engine import FeatureBatch
 from model_store.bundle.manifest import Manifest

@@ -9,7 +9,8 @@ import grpc
 import grpc.aio
 import numpy as np
 
-from feature_client.activity.writer import ActionOutcome, ActivityWriter, QueueFullError, clock_ms, time_problem
+from feature_client.action_times import clock_ms, time_problem
+from feature_client.activity.writer import ActionOutcome, ActivityWriter, QueueFullError
 from feature_client.groups import SequenceGroup
 from feature_client.stores.store import Store, StoreError
 from pinrank.v1 import activity_pb2

@@ -1,4 +1,4 @@
-"""`pinrank features`: what a feature store holds, loading whole groups, folding a stream of actions."""
+"""`pinrank features`: load groups into a feature store, inspect the store, and fold a stream of actions."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ if TYPE_CHECKING:
     from feature_client.stores.store import Store
     from model_store.bundle.manifest import Manifest
 
-features = typer.Typer(no_args_is_help=True, help="Load, inspect and keep current what rankers read of users and pins.")
+features = typer.Typer(
+    no_args_is_help=True, help="Load, inspect and update the features of users and pins that rankers read."
+)
 
 FeatureStoreOption = Annotated[
     str,
     typer.Option(
-        "--feature-store", help="lmdb:///path, redis://host:port/db or redis+cluster://host:port",
+        "--feature-store", help="The feature store: lmdb:///path, redis://host:port/db or redis+cluster://host:port.",
         envvar="PINRANK_FEATURE_STORE",
     ),
 ]  # fmt: skip
@@ -43,24 +45,31 @@ ModelStoreOption = Annotated[
         "--model-store", help="The model store: a folder, or s3://bucket/prefix.", envvar="PINRANK_MODEL_STORE"
     ),
 ]
-ModelOption = Annotated[str | None, typer.Option(help="A model that reads the group.", envvar="PINRANK_MODEL")]
-LabelOption = Annotated[str, typer.Option(help="Which of the model's versions.")]
+ModelOption = Annotated[
+    str | None, typer.Option(help="The name of a model that reads the group.", envvar="PINRANK_MODEL")
+]
+LabelOption = Annotated[str, typer.Option(help="The label of the model version.")]
 
 
 @features.command()
 def load(
-    source: Annotated[Path, typer.Argument(help="A .parquet or .npz file: a column `id` and one for each field.")],
+    source: Annotated[
+        Path,
+        typer.Argument(help="A .parquet or .npz file with a column `id` and one column for each field of the group."),
+    ],
     feature_store: FeatureStoreOption,
     group: Annotated[
-        str, typer.Option(help="The group's name in the model's manifest, or a JSON file that describes it.")
+        str,
+        typer.Option(help="The name of the group in the model's manifest, or a JSON file that describes the group."),
     ],
     model_store: ModelStoreOption = None,
     model: ModelOption = None,
     label: LabelOption = "stable",
 ) -> None:
-    """Write a group's rows, verify a sample, and announce the group. Interrupted, it goes on where it was.
+    """Write the rows of a group, verify a sample, and announce the group.
 
-    A new version of a group stands beside the old one: servers go on reading theirs.
+    Run the command again to resume an interrupted load. A new version of a group is stored beside the old one, which
+    servers keep reading until they serve a model that reads the new one.
 
     Example: [bold]pinrank features load pins.parquet --group pin_core --model-store models --model ml1m
     --feature-store redis://127.0.0.1:6379/0[/]
@@ -74,7 +83,9 @@ def load(
         described = _group(group, model_store, model, label)
         opened = Source(source, described)
         if opened.ignored:
-            typer.echo(f"ignored, as {described.ref} has no such field: column {', '.join(opened.ignored)}", err=True)
+            typer.echo(
+                f"ignored because {described.ref} has no such field: column {', '.join(opened.ignored)}", err=True
+            )
         async with started_store(feature_store) as store:
             with Progress(
                 SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
@@ -100,9 +111,9 @@ def stat(
     model_store: ModelStoreOption = None,
     model: ModelOption = None,
     label: LabelOption = "stable",
-    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Show a store's groups and versions: values, bytes, fingerprints, and whether a model could read them."""
+    """Show the groups and versions in a store: values, bytes, fingerprints, and the share that a model can read."""
     from dataclasses import asdict  # noqa: PLC0415
 
     from feature_client.bulk import load as bulk  # noqa: PLC0415
@@ -129,7 +140,7 @@ def stat(
         reads = "" if share is None else f"{share:.1%}"
         table.add_row(ref, f"{own.values:,}", f"{own.values * mean:,.0f}", prints, loaded, reads)
     for ref in sorted(set(known) - set(found)):
-        table.add_row(ref, "0", "0", "", "", Text("nothing there", "bold red"))
+        table.add_row(ref, "0", "0", "", "", Text("no values", "bold red"))
     Console(markup=False, emoji=False).print(table)
 
 
@@ -139,17 +150,19 @@ def follow(
     model_store: ModelStoreOption = None,
     model: ModelOption = None,
     label: LabelOption = "stable",
-    stream: Annotated[str, typer.Option(help="Key of the Redis stream.")] = "pinrank:actions",
+    stream: Annotated[str, typer.Option(help="The key of the Redis stream.")] = "pinrank:actions",
     stream_url: Annotated[
-        str | None, typer.Option(help="Redis that holds the stream (default: the feature store).")
+        str | None, typer.Option(help="The Redis server or cluster that holds the stream (default: the feature store).")
     ] = None,
-    consumer_group: Annotated[str, typer.Option(help="Its members share the stream's entries.")] = "pinrank",
-    name: Annotated[str, typer.Option(help="This member; keep it over restarts.")] = "1",
+    consumer_group: Annotated[
+        str, typer.Option(help="The consumer group. Its members share the entries of the stream.")
+    ] = "pinrank",
+    name: Annotated[str, typer.Option(help="The name of this member. Keep it across restarts.")] = "1",
 ) -> None:
-    """Fold actions from a Redis stream into users' sequences until SIGTERM or Ctrl-C.
+    """Fold actions from a Redis stream into the users' sequences until SIGTERM or Ctrl-C.
 
-    Entries have the fields of pinrank.v1.Action: event_id, user_id, pin_id, action, surface, time_ms.
-    What is no action goes to the stream's neighbour STREAM:refused, with the reason.
+    Each entry has the fields of pinrank.v1.Action: event_id, user_id, pin_id, action, surface, time_ms. Entries that
+    are not valid actions are moved to the stream STREAM:refused, with the reason.
     """
     from feature_client.activity.stream import FollowerCounts, StreamFollower  # noqa: PLC0415
     from feature_client.redaction import redacted, secrets_of  # noqa: PLC0415
@@ -157,7 +170,7 @@ def follow(
 
     sequence = _manifest(model_store, model, label).sequence
     if sequence is None:
-        fail(f"model {model} reads no action sequence")
+        fail(f"model {model} reads no action sequence, so it needs no follower; name a model that reads one (--model)")
     url = stream_url or feature_store
     if not url.startswith("redis"):
         fail(
@@ -169,7 +182,7 @@ def follow(
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        async with started_store(feature_store) as store:
+        async with started_store(feature_store, create=False) as store:
             follower = StreamFollower(url, stream, consumer_group, name, store, sequence)
             await follower.follow(stop)
             return follower.counts
@@ -179,7 +192,7 @@ def follow(
     if counts.lost:
         told += f", {counts.lost} deleted from the stream before they were folded"
     if counts.future_dropped:
-        told += f"; {counts.future_dropped} stored actions in the future dropped"
+        told += f"; dropped {counts.future_dropped} stored actions that were in the future"
     typer.echo(told)
 
 
@@ -204,7 +217,7 @@ def run_store_work(work: Coroutine[Any, Any, Any]) -> Any:
 
 
 def log_warnings(url: str) -> None:
-    """Send what a store warns of to standard error, without the URL's password; standard output is the command's."""
+    """Send the warnings of a store to standard error, without the password of the URL."""
     from feature_client.redaction import secrets_of  # noqa: PLC0415
     from server.telemetry.logs import configure_logs  # noqa: PLC0415
 
@@ -212,11 +225,11 @@ def log_warnings(url: str) -> None:
 
 
 @asynccontextmanager
-async def started_store(url: str, *, read_only: bool = False) -> AsyncIterator[Store]:
-    """Open a store and close it. Where it is only read, none is made and its volume need not be writable."""
+async def started_store(url: str, *, read_only: bool = False, create: bool = True) -> AsyncIterator[Store]:
+    """Open a store that outlives the command, and close it afterwards."""
     from feature_client.stores.open_store import open_store  # noqa: PLC0415
 
-    store = open_store(url, read_only=read_only)
+    store = open_store(url, read_only=read_only, create=create, lasting=True)
     await store.start()
     try:
         yield store
@@ -239,7 +252,7 @@ def _manifest(model_store: str | None, model: str | None, label: str) -> Manifes
 
 
 def _group(name: str, model_store: str | None, model: str | None, label: str) -> Any:
-    """Return the group that a name in a manifest or a JSON file describes."""
+    """Return the group that a JSON file describes, or the group with this name in the model's manifest."""
     from pydantic import ValidationError  # noqa: PLC0415
 
     from feature_client.groups import FeatureGroup  # noqa: PLC0415
@@ -248,7 +261,7 @@ def _group(name: str, model_store: str | None, model: str | None, label: str) ->
         try:
             return FeatureGroup.model_validate_json(Path(name).read_bytes())
         except (OSError, ValidationError) as error:
-            fail(f"{name} describes no feature group: {error}")
+            fail(f"{name} does not describe a feature group: {error}")
     groups = {group.name: group for group in _manifest(model_store, model, label).groups}
     if name not in groups:
         fail(f"model {model} reads no group {name!r}; it reads {', '.join(groups)}")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from feature_client.fetch import FeatureNeeds, FetchedFeatures
+from feature_client.features import FeatureNeeds, FetchedFeatures
 from feature_client.near_cache import NearCache
 from kernels.engine import EngineFactory, FeatureBatch, UnavailableError
 from model_store.bundle.files import UTILITY, Bundle, BundleError

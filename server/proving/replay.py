@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from feature_client.fetch import FetchedFeatures
+from feature_client.features import FetchedFeatures
 from feature_client.groups import FeatureGroup
 from kernels.engine import FeatureBatch
 from model_store.bundle.files import BundleError

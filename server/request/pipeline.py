@@ -10,7 +10,8 @@ import numpy as np
 import structlog
 
 from feature_client.codec import RowState
-from feature_client.fetch import FetchedFeatures, fetch
+from feature_client.features import FetchedFeatures
+from feature_client.fetch import fetch
 from feature_client.near_cache import NearCache
 from feature_client.quantile import RunningQuantile
 from feature_client.stores.store import Store

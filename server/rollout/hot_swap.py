@@ -15,7 +15,7 @@ from typing import Protocol
 
 import structlog
 
-from feature_client.fetch import FeatureNeeds
+from feature_client.features import FeatureNeeds
 from model_store.bundle.files import BundleError
 from model_store.bundle.manifest import Manifest
 from model_store.model.utility import UtilityError

@@ -12,7 +12,8 @@ from bench.features.synthetic import PINS, fill
 from bench.harness import BenchmarkError, run
 from bench.processes import cpu_seconds, server_process
 from bench.serving.serving import measure
-from feature_client.fetch import MissingFeatures, fetch
+from feature_client.features import MissingFeatures
+from feature_client.fetch import fetch
 from feature_client.stores.memory_store import MemoryStore
 from model_store.registry.store import open_model_store
 from tests import tiny

@@ -71,7 +71,7 @@ def test_keys_are_the_group_and_the_big_endian_id():
     ("changes", "message"),
     [
         ({"fields": ()}, "at least 1 item"),
-        ({"fields": (Scalar(name="a"), Scalar(name="a"))}, "field names repeat"),
+        ({"fields": (Scalar(name="a"), Scalar(name="a"))}, "field names must be unique"),
         ({"name": "Pin-Core"}, "pattern"),
         ({"entity": "board"}, "'pin' or 'user'"),
         ({"colour": 1}, "Extra inputs"),
@@ -90,5 +90,5 @@ def test_unknown_field_names_those_there_are():
 
 @pytest.mark.parametrize(("dtype", "default"), [("int32", 10.7), ("int32", 1e10), ("int64", 1e19), ("float32", 1e39)])
 def test_a_default_that_its_type_cannot_hold_is_refused(dtype, default):
-    with pytest.raises(ValidationError, match=f"is no {dtype}"):
+    with pytest.raises(ValidationError, match=f"is not a valid {dtype}"):
         Scalar(name="count", dtype=dtype, default=default)

@@ -71,7 +71,7 @@ def test_returned_rows_do_not_change_when_their_place_is_taken():
 
 
 def test_memory_stays_within_its_bound_and_the_smallest_cache_still_works():
-    assert cache(kilobytes=64)._rows.nbytes < 64 << 10
+    assert cache(kilobytes=64).places * tiny.PINS.dtype.itemsize < 64 << 10
     smallest = NearCache(tiny.PINS, 1, 10)
     assert smallest.places == 8
     everything = np.arange(100, dtype=np.uint64)

@@ -15,7 +15,8 @@ import pytest
 
 from feature_client.bulk.write import write_rows, write_sequences
 from feature_client.codec import RowState, decode_rows
-from feature_client.fetch import MissingFeatures, fetch
+from feature_client.features import MissingFeatures
+from feature_client.fetch import fetch
 from feature_client.redaction import redacted
 from feature_client.stores.lmdb_file import open_file, read_values
 from feature_client.stores.lmdb_store import EmbeddedStore
@@ -70,7 +71,7 @@ async def test_lmdb_readers_see_what_another_environment_wrote(tmp_path):
     reader = EmbeddedStore(tmp_path / "store", read_only=True)
     await reader.start()
     assert await reader.multi_get([b"a"]) == [b"1"]
-    with pytest.raises(StoreUnavailableError, match="failed a write"):
+    with pytest.raises(StoreUnavailableError, match="failed to write"):
         await reader.multi_put([(b"a", b"2")])
     await reader.close()
     with pytest.raises(StoreUnavailableError, match="not started"):
@@ -88,7 +89,7 @@ async def test_lmdb_file_that_is_cut_off_is_refused(tmp_path):
     await store.multi_put((i.to_bytes(4, "big"), bytes(1000)) for i in range(1000))
     await store.close()
     os.truncate(tmp_path / "store" / "data.mdb", 100_000)
-    with pytest.raises(StoreConfigError, match="is cut off: 100000 bytes of"):
+    with pytest.raises(StoreConfigError, match="is truncated: 100000 of"):
         await EmbeddedStore(tmp_path / "store", read_only=True).start()
 
 
@@ -145,7 +146,7 @@ async def test_lmdb_store_that_is_cut_off_under_a_reader_is_unavailable_until_it
     for cut in (100_000, 0):
         os.truncate(data, cut)
         for _ in range(2):
-            with pytest.raises(StoreUnavailableError, match="is cut off: 100000 bytes of|was deleted"):
+            with pytest.raises(StoreUnavailableError, match="is truncated: 100000 of|was deleted"):
                 await lmdb_store.multi_get([(999).to_bytes(4, "big")])
     data.write_bytes(whole)
     assert await lmdb_store.multi_get([(999).to_bytes(4, "big")]) == [bytes(1000)]
@@ -173,7 +174,7 @@ async def test_a_write_to_an_lmdb_store_that_is_replaced_meanwhile_fails_and_goe
             (tmp_path / "new").rename(tmp_path / "store")
         return [before[0] + b"+"]
 
-    with pytest.raises(StoreUnavailableError, match="replaced meanwhile; try again"):
+    with pytest.raises(StoreUnavailableError, match="replaced during the write; try again"):
         await lmdb_store.update([b"a"], change)
     await lmdb_store.update([b"a"], change)
     assert await lmdb_store.multi_get([b"a"]) == [b"2+"]
@@ -192,10 +193,10 @@ async def test_lmdb_store_is_not_reopened_while_a_thread_writes_to_it(lmdb_store
     await asyncio.to_thread(writing.wait, 10)
     shutil.rmtree(tmp_path / "store")
     (tmp_path / "new").rename(tmp_path / "store")
-    with pytest.raises(StoreUnavailableError, match="still being written"):
+    with pytest.raises(StoreUnavailableError, match="a write is still in progress"):
         await lmdb_store.multi_get([b"a"])
     go_on.set()
-    with pytest.raises(StoreUnavailableError, match="replaced meanwhile"):
+    with pytest.raises(StoreUnavailableError, match="replaced during the write"):
         await update
     assert await lmdb_store.multi_get([b"a"]) == [b"2"]
 

@@ -2,17 +2,17 @@ from __future__ import annotations
 
 import random
 
-#: So many failures in a row are no accident.
+#: The number of failures in a row that opens the breaker.
 _FAILURES = 3
 _PAUSE_FIRST_S, _PAUSE_MAX_S = 0.1, 3.0
 
 
 class Breaker:
-    """Spares a server that fails, and whoever would wait for it: reads fail at once until a probe succeeds.
+    """A circuit breaker: while a server keeps failing, reads fail immediately instead of waiting for it.
 
-    After three failures in a row it opens. After a pause one read goes through as a probe; when that fails too, the
-    next pause is twice as long, up to three seconds. Pauses vary by half, so that many clients do not probe together.
-    Pure: the caller brings the clock.
+    It opens after three failures in a row. After a pause, it lets one read through as a probe. If the probe fails, the
+    next pause is twice as long, up to three seconds; if it succeeds, the breaker closes. Pauses vary at random by half
+    so that many clients do not probe at the same time. The breaker is pure: the caller provides the time.
     """
 
     def __init__(self, rng: random.Random | None = None) -> None:
@@ -27,12 +27,12 @@ class Breaker:
         return self._failures >= _FAILURES
 
     def allows(self, now_s: float, timeout_s: float) -> bool:
-        """Tell whether a read may go through now; a read that may must be followed by `succeeded` or `failed`.
+        """Return whether a read may be sent now. If so, the caller must report `succeeded` or `failed`.
 
         Args:
             now_s: the time.
-            timeout_s: how long the read may take. A probe of which nothing is heard (its caller hung up) is forgotten
-                after it.
+            timeout_s: how long the read may take. A probe that is not reported within this time, because its caller
+                was cancelled, is forgotten.
         """
         if not self.open:
             return True
@@ -48,7 +48,7 @@ class Breaker:
     def failed(self, now_s: float) -> None:
         was_open = self.open
         self._failures += 1
-        if not self.open or now_s < self._probe_at_s:  # reads from before it opened fail late
+        if not self.open or now_s < self._probe_at_s:  # late failures of reads that were sent before it opened
             return
         if was_open:
             self._pause_s = min(2 * self._pause_s, _PAUSE_MAX_S)

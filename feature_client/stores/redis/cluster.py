@@ -1,79 +1,85 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import structlog
 from redis.exceptions import AskError, ClusterDownError, MovedError, ResponseError
 
-from feature_client.stores.redis.node import AGE_MAX_S, RedisNode
-from feature_client.stores.redis.replies import Command, code_of
+from feature_client.stores.redis.node import RedisNode
+from feature_client.stores.redis.replies import Command
 from feature_client.stores.redis.resp import Reply
 from feature_client.stores.redis.slots import SLOTS, slots_of
-from feature_client.stores.redis.store import Positions, RedisStore, all_done, failed
+from feature_client.stores.redis.topology import NewNode, Positions, all_done
 from feature_client.stores.store import StoreConfigError, StoreError, StoreUnavailableError
 
 _log = structlog.get_logger(__name__)
 
-#: The least time between two looks at a cluster's layout.
+#: The minimum time between two reads of the layout.
 _LAYOUT_AGE_MIN_S = 0.1
-#: Primaries of a layout: Redis Cluster's own bound.
+#: The maximum number of primaries in a layout. Redis Cluster has the same limit.
 _PRIMARIES_MAX = 1_000
-#: Nodes that redirects may name beyond the layout, until it is read again.
+#: How many nodes outside the layout redirects may name before the layout is read again.
 _STRANGERS_MAX = 16
 
 
-class RedisClusterStore(RedisStore):
-    """A store in a Redis Cluster: each node is asked for its keys, all at once.
+class Cluster:
+    """A Redis Cluster. Every node is asked for its own keys, all nodes at the same time.
 
-    Keys are spread over all slots, so a node's part of a read is a pipeline of GETs. Redirects are followed. The layout
-    is read again when a node redirects or fails, and when it is old; the URL's node, whose name is looked up anew, is
-    the first to be asked for it.
+    Keys are spread over all slots, so each node answers its part of a read as a pipeline of GETs. Redirects are
+    followed. The layout (which node serves which slots) is read again when a node redirects or fails, and when it is
+    old. The node that the URL names is asked first, because its host name is resolved again.
     """
 
-    def __init__(
-        self, url: str, *, connections_max: int = 16, timeout_s: float = 1.0, age_max_s: float = AGE_MAX_S
-    ) -> None:
-        """Remember; arguments as of RedisStore. A layout is read again after `age_max_s` too."""
-        url = url.replace("+cluster", "", 1)
-        super().__init__(url, connections_max=connections_max, timeout_s=timeout_s, age_max_s=age_max_s)
-        #: int16[SLOTS], positions in `_owners`.
+    many_keys = False
+
+    def __init__(self, new_node: NewNode, age_max_s: float) -> None:
+        """Prepare a topology whose layout is read again after `age_max_s` seconds."""
+        self._new_node = new_node
+        self._age_max_s = age_max_s
+        #: By `host:port`; the node that the URL names is the first.
+        self._nodes: dict[str, RedisNode] = {}
+        #: int16[SLOTS], the position in `_owners` of the node that serves each slot; -1 if none does.
         self._slots = np.zeros(SLOTS, np.int16)
         self._owners: list[RedisNode] = []
         self._looked_at_s = float("-inf")
         self._looking: asyncio.Task[None] | None = None
         self._last_look_failed = False
 
+    @property
+    def nodes(self) -> Mapping[str, RedisNode]:
+        return self._nodes
+
+    async def start(self) -> None:
+        first = self._new_node()
+        if first.db:
+            raise StoreConfigError(
+                "the Redis URL cannot be used: a cluster only has database 0; remove the number from the URL"
+            )
+        self._nodes = {first.name: first}
+        await self._look()
+
     async def close(self) -> None:
         if self._looking is not None:
             self._looking.cancel()
         self._owners = []
-        await super().close()
+        nodes, self._nodes = self._nodes, {}
+        for node in nodes.values():
+            await node.close()
 
-    async def multi_get(self, keys: Sequence[bytes], timeout_s: float | None = None) -> list[bytes | None]:
-        await self._know_layout(timeout_s)
-        return await super().multi_get(keys, timeout_s)
-
-    async def _put(self, chunk: Sequence[tuple[bytes, bytes]]) -> None:
-        await self._on_owners([("SET", key, value) for key, value in chunk], [key for key, _ in chunk])
-
-    async def _on_owners(
-        self, commands: Sequence[Command], keys: Sequence[bytes], what: str = "a write"
-    ) -> list[Reply]:
-        await self._know_layout(None)
-        return await super()._on_owners(commands, keys, what)
-
-    async def _know_layout(self, timeout_s: float | None) -> None:
-        """Wait for a layout where there is none; see to it that it does not become old."""
-        if self._started and not self._owners:
+    async def ready(self, timeout_s: float | None) -> None:
+        """Wait for a layout if there is none, and refresh an old one in the background."""
+        if not self._nodes:  # not started
+            return
+        if not self._owners:
             await asyncio.wait([self._look_again()], timeout=timeout_s)
-        elif self._started and asyncio.get_running_loop().time() - self._looked_at_s > self._age_max_s:
+        elif asyncio.get_running_loop().time() - self._looked_at_s > self._age_max_s:
             self._look_again()
 
     def _look_again(self) -> asyncio.Task[None]:
-        """Read the layout in the background, once for all who want it and not too often."""
+        """Read the layout in the background. All callers share one read, and reads are at least 0.1 s apart."""
         loop = asyncio.get_running_loop()
         lately = self._owners and loop.time() < self._looked_at_s + _LAYOUT_AGE_MIN_S
         if self._looking is None or (self._looking.done() and not lately):
@@ -82,7 +88,7 @@ class RedisClusterStore(RedisStore):
         return self._looking
 
     async def _look(self) -> None:
-        """Learn which node holds which slots, from the first node that tells."""
+        """Read the layout from the first node that answers."""
         self._looked_at_s = asyncio.get_running_loop().time()
         failure: StoreError = StoreUnavailableError("no Redis node is known")
         for node in list(self._nodes.values()):
@@ -90,7 +96,7 @@ class RedisClusterStore(RedisStore):
                 (reply,) = await node.call([("CLUSTER", "SLOTS")], None, idempotent=True)
                 if isinstance(reply, ResponseError):
                     raise StoreConfigError(
-                        f"Redis at {node.name} is no cluster ({reply}); use redis:// instead of redis+cluster://"
+                        f"Redis at {node.name} is not a cluster ({reply}); use redis:// instead of redis+cluster://"
                     )
                 self._adopt(reply, node)
             except StoreError as error:
@@ -101,7 +107,7 @@ class RedisClusterStore(RedisStore):
         raise failure
 
     def _note_look(self, looked: asyncio.Task[None]) -> None:
-        """Log the first look that fails and the first that does not: an outage has many, as every read wants one."""
+        """Log the first failed read of the layout and the first success after it; an outage has many failed reads."""
         if looked.cancelled():
             return
         error = looked.exception()
@@ -111,12 +117,6 @@ class RedisClusterStore(RedisStore):
             _log.info("redis_cluster_layout_known", nodes=len(self._owners))
         self._last_look_failed = error is not None
 
-    def _new_node(self, **overrides: Any) -> RedisNode:
-        node = super()._new_node(**overrides)
-        if node.db:
-            raise StoreConfigError("the Redis URL cannot be used: a cluster has no database but 0")
-        return node
-
     def _adopt(self, ranges: list[Any], asked: RedisNode) -> None:
         slots = np.full(SLOTS, -1, np.int16)
         positions: dict[tuple[str, int], int] = {}
@@ -124,7 +124,9 @@ class RedisClusterStore(RedisStore):
             primary = (host.decode() if host else asked.host, port)
             slots[first : last + 1] = positions.setdefault(primary, len(positions))
         if not 0 < len(positions) <= _PRIMARIES_MAX:
-            raise StoreUnavailableError(f"Redis at {asked.name} names {len(positions)} nodes that serve slots")
+            raise StoreUnavailableError(
+                f"Redis at {asked.name} reports a layout of {len(positions)} nodes, expected 1 to {_PRIMARIES_MAX}"
+            )
         self._slots, self._owners = slots, [self._node_at(*primary) for primary in positions]
 
     def _node_at(self, host: str, port: int) -> RedisNode:
@@ -134,42 +136,38 @@ class RedisClusterStore(RedisStore):
         return self._nodes[name]
 
     def _stranger_at(self, host: str, port: int) -> RedisNode:
-        """Return the node that a redirect names, which the layout need not know yet."""
+        """Return the node that a redirect names, which the layout may not contain yet."""
         if f"{host}:{port}" not in self._nodes and len(self._nodes) > len(self._owners) + _STRANGERS_MAX:
-            raise StoreUnavailableError("the Redis Cluster redirects to ever more nodes")
+            raise StoreUnavailableError(
+                "the Redis Cluster redirects to ever more nodes; check its configuration (CLUSTER SLOTS)"
+            )
         return self._node_at(host, port)
 
     async def _forget_others(self) -> None:
-        """Close nodes that the layout does not name any more, but for the URL's."""
+        """Close the nodes that the layout does not contain any more, except the node that the URL names."""
         for name in list(self._nodes)[1:]:
             if self._nodes[name] not in self._owners:
                 await self._nodes.pop(name).close()
 
-    def _owning_nodes(self) -> list[RedisNode]:
+    def primaries(self) -> list[RedisNode]:
+        if not self._nodes:
+            raise StoreUnavailableError("the Redis store is not started")
+        if not self._owners:
+            raise StoreUnavailableError("no node of the Redis Cluster has been reached yet")
         return list(self._owners)
 
-    def _routes(self, keys: Sequence[bytes]) -> list[tuple[RedisNode, Positions]]:
-        if not self._owners:
-            raise StoreUnavailableError("no node of the Redis Cluster could be reached yet")
+    def routes(self, keys: Sequence[bytes]) -> list[tuple[RedisNode, Positions]]:
+        primaries = self.primaries()
         owners = self._slots[slots_of(keys)]
         uncovered = np.flatnonzero(owners < 0)
         if len(uncovered):
-            owners[uncovered] = 0  # its answer says what is wrong
-        return [(self._owners[i], np.flatnonzero(owners == i)) for i in np.unique(owners)]
+            owners[uncovered] = 0  # the error that it answers says what is wrong
+        return [(primaries[i], np.flatnonzero(owners == i)) for i in np.unique(owners)]
 
-    async def _read(self, node: RedisNode, keys: Sequence[bytes], timeout_s: float) -> list[bytes | None]:
-        replies = await self._call(node, [("GET", key) for key in keys], timeout_s, idempotent=True)
-        for i, reply in enumerate(replies):
-            if isinstance(reply, ResponseError):
-                if code_of(reply) != "WRONGTYPE":
-                    raise failed(node.name, "a read", reply)
-                replies[i] = None  # as in an MGET
-        return replies
-
-    async def _call(
+    async def call(
         self, node: RedisNode, commands: Sequence[Command], timeout_s: float | None, *, idempotent: bool
     ) -> list[Reply]:
-        """Send commands to a node, and those that it redirects to where it says."""
+        """Send commands to a node, and send those that it redirects to the nodes that it names."""
         loop = asyncio.get_running_loop()
         start_s = loop.time()
         try:

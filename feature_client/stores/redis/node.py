@@ -1,4 +1,4 @@
-"""One Redis server: commands in one round trip, within a time budget, with a second try when it is slow."""
+"""One Redis server: sends commands in one round trip within a time limit, and sends slow reads a second time."""
 
 from __future__ import annotations
 
@@ -24,57 +24,57 @@ from feature_client.stores.store import StoreConfigError, StoreUnavailableError
 
 _log = structlog.get_logger(__name__)
 
-#: A read that takes longer than nineteen of twenty is asked a second time, as long as that adds no more than a
-#: twentieth to the reads; a pause of the server thus costs few callers anything, and an overloaded one little more.
+#: A read that takes longer than 95% of all reads is sent a second time, unless that would add more than 5% to the
+#: number of reads. A pause of the server therefore delays few callers, and an overloaded server gets little extra load.
 _SLOW_QUANTILE = 0.95
 _HEDGES_PER_READ = 0.05
 _HEDGES_SAVED_MAX = 10.0
-#: Before any read was timed.
+#: The assumed duration before any read was timed.
 _FIRST_GUESS_S = 0.005
-#: A connection is replaced when it is so old: about what names' time to live is set to where servers move.
+#: The age at which a connection is replaced. DNS names of servers that can move usually have a similar time to live.
 AGE_MAX_S = 30.0
-#: The least time between two lines of the log about one node's nonsense.
+#: The minimum time between two log lines about malformed replies of one node.
 _LOG_PAUSE_S = 10.0
 
 
 class RedisRefusedError(StoreUnavailableError):
-    """The server refused the URL's user or password, or that user may not do what we must."""
+    """The server refused the user or password of the URL, or the user lacks a permission that is needed."""
 
 
 @dataclass(slots=True)
 class NodeCounts:
-    """Since the start: commands sent together count once."""
+    """Counts since the start. Commands that are sent together count once."""
 
     reads: int = 0
     hedged: int = 0
     failures: int = 0
-    #: Failures that were replies which no Redis sends to what was asked.
+    #: Failures because a reply did not fit its command.
     malformed: int = 0
-    #: Not sent, as the circuit was open.
+    #: Calls that were not sent because the circuit breaker was open.
     spared: int = 0
-    #: Connections that were replaced, as they were old.
+    #: Connections that were replaced because of their age.
     renewed: int = 0
 
 
 class RedisNode:
-    """A pool of connections to one server, its circuit breaker, and what is known of its speed.
+    """A pool of connections to one server, with a circuit breaker and a running estimate of its speed.
 
-    Every connection looks the server's name up anew. As a name may move while the old server goes on answering, as a
-    replica say, no connection is used for much longer than `age_max_s`: a new one takes its place, opened in the
-    background, when that can be opened.
+    Each new connection resolves the server's host name again. A name can move while the old server keeps answering, for
+    example as a replica, so no connection is used for much longer than `age_max_s`: a new one is opened in the
+    background and replaces it. If none can be opened, the old one stays in use.
     """
 
     def __init__(
         self, url: str, connections_max: int, timeout_s: float, age_max_s: float = AGE_MAX_S, **overrides: Any
     ) -> None:
-        """Prepare a pool; nothing is connected yet.
+        """Prepare a pool without connecting.
 
         Args:
-            url: `redis://` or `rediss://`, with user, password and redis-py's options.
-            connections_max: the most connections; who finds none free waits within its budget.
-            timeout_s: to connect, and of a call that brings no budget of its own.
-            age_max_s: of a connection.
-            overrides: options over the URL's, such as another host and port.
+            url: `redis://` or `rediss://`, with user, password and options of redis-py.
+            connections_max: the maximum number of connections. A call that finds none free waits within its time limit.
+            timeout_s: the time limit to connect, and of calls that set none of their own.
+            age_max_s: the age at which a connection is replaced.
+            overrides: options that override those of the URL, such as another host and port.
 
         Raises:
             StoreConfigError: the URL cannot be used.
@@ -82,32 +82,32 @@ class RedisNode:
         self._timeout_s = timeout_s
         self._age_max_s = age_max_s
         try:
-            self._pool = redis.ConnectionPool.from_url(  # only makes connections; which are free is kept here
+            self._pool = redis.ConnectionPool.from_url(  # only creates connections; this class tracks which are free
                 url,
-                socket_timeout=None,  # every call brings its own
+                socket_timeout=None,  # every call sets its own
                 socket_connect_timeout=timeout_s,
                 retry=Retry(NoBackoff(), 0),
-                maint_notifications_config=MaintNotificationsConfig(enabled=False),  # these are of RESP3
+                maint_notifications_config=MaintNotificationsConfig(enabled=False),  # they need RESP3
             )
             self._pool.connection_kwargs.update(overrides)
-            Connection(self._pool)  # which knows its options
+            Connection(self._pool)  # raises on unknown options
         except (ValueError, TypeError, RedisError):
-            # What they say may quote a password that was taken for a port.
+            # Their messages can quote a password that was mistaken for a port.
             raise StoreConfigError(
-                "the Redis URL cannot be used: write redis://[user:password@]host:port/db, the signs / ? # @ : % of a "
-                "password as %2F %3F %23 %40 %3A %25, and after a ? only options that redis-py knows"
+                "the Redis URL cannot be used: write redis://[user:password@]host:port/db, encode the characters "
+                "/ ? # @ : % of a password as %2F %3F %23 %40 %3A %25, and use only options that redis-py knows"
             ) from None
         kwargs = self._pool.connection_kwargs
         self.host, self.db = str(kwargs.get("host", "localhost")), int(kwargs.get("db") or 0)
         self.name = str(kwargs.get("path") or f"{self.host}:{kwargs.get('port', 6379)}")
         self.breaker = Breaker()
         self.counts = NodeCounts()
-        #: Open ones; most recently used last, as that one is the most surely alive.
+        #: Open connections that are not in use. The most recently used one is last, because it is most likely alive.
         self._free: list[Connection] = []
         self._places = asyncio.Semaphore(connections_max)
         self._slow = RunningQuantile(_SLOW_QUANTILE, _FIRST_GUESS_S)
         self._hedges = _HEDGES_SAVED_MAX
-        #: Connections from before are not used again.
+        #: Connections that were opened before this time are not used again.
         self._moved_s = 0.0
         self._renewing: asyncio.Task[None] | None = None
         self._log_again_s = 0.0
@@ -123,17 +123,17 @@ class RedisNode:
         self._free.clear()
 
     async def call(self, commands: Sequence[Command], timeout_s: float | None, *, idempotent: bool) -> list[Reply]:
-        """Send commands together and return their replies; errors of single commands come back as exceptions.
+        """Send commands together and return their replies. If a command fails, its reply is the exception.
 
         Args:
-            commands: at least one; all may be sent a second time when the first connection turns out to be of no use.
-            timeout_s: for all of it; None takes the node's own.
-            idempotent: whether they may be sent twice although the first time may succeed.
+            commands: at least one. If the connection turns out to be unusable, all are sent once more on a new one.
+            timeout_s: the time limit of the call; None uses the limit of the node.
+            idempotent: whether the commands may be sent twice even though the first attempt can still succeed.
 
         Raises:
-            RedisRefusedError: the server refused user or password.
-            StoreUnavailableError: it did not answer in time, the connection broke, what it answered makes no sense, or
-                the circuit is open.
+            RedisRefusedError: the server refused the user or password.
+            StoreUnavailableError: the server did not answer in time, the connection broke, a reply was malformed, or
+                the circuit breaker is open.
         """
         loop = asyncio.get_running_loop()
         budget_s = self._timeout_s if timeout_s is None else timeout_s
@@ -142,7 +142,9 @@ class RedisNode:
             raise StoreUnavailableError(f"no time was left to ask Redis at {self.name}")
         if not self.breaker.allows(start_s, budget_s):
             self.counts.spared += 1
-            raise StoreUnavailableError(f"Redis at {self.name} failed just now and is left alone for a moment")
+            raise StoreUnavailableError(
+                f"Redis at {self.name} keeps failing; its circuit breaker is open, and a probe follows within seconds"
+            )
         self.counts.reads += 1
         try:
             async with asyncio.timeout(budget_s):
@@ -167,21 +169,23 @@ class RedisNode:
         self.breaker.failed(loop.time())
 
     def _unavailable(self, error: Exception, now_s: float) -> StoreUnavailableError:
-        """Return what a caller is told of a failure."""
+        """Return the error that a caller gets for a failure."""
         if isinstance(error, AuthenticationError):
             return RedisRefusedError(f"Redis at {self.name} refused the user or password of the store URL: {error}")
         if isinstance(error, NoPermissionError):
-            return RedisRefusedError(f"Redis at {self.name} does not let the URL's user send PING: allow it (+ping)")
+            return RedisRefusedError(
+                f"Redis at {self.name} does not allow the URL's user to send PING; add +ping to its ACL"
+            )
         if isinstance(error, MalformedReplyError):
             self.counts.malformed += 1
             if now_s >= self._log_again_s:
                 self._log_again_s = now_s + _LOG_PAUSE_S
                 _log.warning("redis_reply_malformed", node=self.name, error=str(error), so_far=self.counts.malformed)
-            return StoreUnavailableError(f"Redis at {self.name} answered nonsense: {error}")
+            return StoreUnavailableError(f"Redis at {self.name} sent a malformed reply: {error}")
         return StoreUnavailableError(f"Redis at {self.name} failed: {error}")
 
     async def _hedged(self, commands: Sequence[Command]) -> list[Reply]:
-        """Send; when no answer comes for unusually long, send again on another connection and take the first."""
+        """Send commands. If they take unusually long, send them again on another connection; use the first reply."""
         self._hedges = min(_HEDGES_SAVED_MAX, self._hedges + _HEDGES_PER_READ)
         loop = asyncio.get_running_loop()
         first: asyncio.Future[list[Reply]] = loop.create_future()
@@ -219,17 +223,17 @@ class RedisNode:
                 task.cancel()
 
     async def _send(self, commands: Sequence[Command], first: asyncio.Task[list[Reply]] | None = None) -> list[Reply]:
-        """Send on a free connection; when that one led nowhere, once more on a new one.
+        """Send commands on a free connection and, if that one is unusable, once more on a new one.
 
-        It may be broken since the server was restarted, or lead to a server that another has taken over from.
+        A free connection may be broken since a restart of the server, or lead to a server that is no primary any more.
 
         Args:
-            commands: what to send.
-            first: of a second try, the first.
+            commands: the commands.
+            first: the first attempt, if this is the second.
         """
         async with self._places:
             if first is not None and first.done():
-                # The connection that it just gave back would be closed when its answer lands.
+                # This attempt would take the connection that the first one returned, and close it when it is cancelled.
                 return first.result()
             connection = self._free.pop() if self._free else Connection(self._pool)
             reused = connection.is_open
@@ -263,7 +267,7 @@ class RedisNode:
             self._renewing = asyncio.create_task(self._renew())
 
     async def _leave(self, moved_s: float) -> None:
-        """Use no connection again that was opened before: they lead to where nobody answers as he should."""
+        """Close all connections that were opened before `moved_s`, because they lead to a server that cannot answer."""
         self._moved_s = max(self._moved_s, moved_s)
         left = [other for other in self._free if other.opened_s < self._moved_s]
         self._free = [other for other in self._free if other not in left]
@@ -275,7 +279,7 @@ class RedisNode:
         return next((free for free in self._free if free.expires_s <= now_s), None)
 
     async def _renew(self) -> None:
-        """Replace free connections that are old by new ones, one after the other, as long as new ones can be opened."""
+        """Replace old free connections by new ones, one at a time, until a new one cannot be opened."""
         async with self._places:
             while (old := self._expired()) is not None:
                 new = Connection(self._pool)
@@ -283,7 +287,7 @@ class RedisNode:
                     async with asyncio.timeout(self._timeout_s):
                         await new.open(self._age_max_s)
                 except (RedisError, OSError, TimeoutError) as error:
-                    # Names cannot be looked up for a while, say: the old ones still answer, and stay in use meanwhile.
+                    # For example, name resolution is down for a while. The old connections still work and stay in use.
                     _log.warning("redis_connection_not_renewed", node=self.name, error=str(error))
                     for kept in (old, *self._free):
                         kept.expires_s = max(kept.expires_s, asyncio.get_running_loop().time() + self._age_max_s)

@@ -1,6 +1,6 @@
-"""What Redis servers answer: which replies each command of ours may get, and what each error means for a connection.
+"""Replies of Redis: which replies each of our commands can get, and what each error means for a connection.
 
-Errors are named by their code, in our words: a server's text may quote keys, values or a password.
+Errors are described by their code and in our own words, because a server's text can quote keys, values or a password.
 """
 
 from __future__ import annotations
@@ -11,23 +11,24 @@ from dataclasses import dataclass
 from types import NoneType
 
 from redis._parsers import BaseParser
-from redis.exceptions import RedisError
+from redis.exceptions import MovedError, RedisError, ResponseError
 
 from feature_client.stores.redis.resp import MalformedReplyError, Reply
 from feature_client.stores.redis.slots import SLOTS
+from feature_client.stores.store import StoreUnavailableError
 
 Command = tuple[bytes | str | int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """What an error reply says of the server that sent it.
+    """What an error reply says about the server that sent it.
 
     Attributes:
-        text: for people.
-        reconnect: another server may have taken over: the connection is dropped, and the next one looks its name up
-            again.
-        node_failed: the server can do nothing now: its circuit breaker hears of it.
+        text: a description for people.
+        reconnect: whether another server may have taken over. The connection is dropped, and the next one resolves the
+            host name again.
+        node_failed: whether the server cannot serve any call now. It counts as a failure for the circuit breaker.
     """
 
     text: str
@@ -37,33 +38,33 @@ class Meaning:
 
 _UNKNOWN = Meaning("")
 
-#: By the code that an error reply begins with. What is not here is only told.
+#: By the code that an error reply begins with. An error with another code is only reported.
 MEANINGS: Mapping[str, Meaning] = {
-    "READONLY": Meaning("it is a replica now and takes no writes", reconnect=True),
-    "NOREPLICAS": Meaning("it has too few replicas to take writes", reconnect=True),
-    "UNBLOCKED": Meaning("its role changed while a read waited", reconnect=True),
+    "READONLY": Meaning("it is a replica now and accepts no writes", reconnect=True),
+    "NOREPLICAS": Meaning("it has too few replicas to accept writes", reconnect=True),
+    "UNBLOCKED": Meaning("its role changed while a read was waiting", reconnect=True),
     "MASTERDOWN": Meaning("it is a replica that lost its primary", reconnect=True, node_failed=True),
     "LOADING": Meaning("it is still loading its data", reconnect=True, node_failed=True),
-    "NOAUTH": Meaning("it asks for a password", reconnect=True, node_failed=True),
-    "WRONGPASS": Meaning("user or password are wrong", reconnect=True, node_failed=True),
-    "BUSY": Meaning("it runs a script that does not end", node_failed=True),
+    "NOAUTH": Meaning("it requires a password", reconnect=True, node_failed=True),
+    "WRONGPASS": Meaning("the user or password is wrong", reconnect=True, node_failed=True),
+    "BUSY": Meaning("it is busy with a script that does not end", node_failed=True),
     "CLUSTERDOWN": Meaning("its cluster lacks nodes and serves no keys now"),
-    "TRYAGAIN": Meaning("the keys' slot is on its way to another node"),
-    "CROSSSLOT": Meaning("the keys are of several slots"),
+    "TRYAGAIN": Meaning("the slot of the keys is being moved to another node"),
+    "CROSSSLOT": Meaning("the keys belong to several slots"),
     "MOVED": Meaning("another node of its cluster holds the key"),
     "ASK": Meaning("another node of its cluster holds the key for now"),
-    "MISCONF": Meaning("it cannot save to its disk and takes no writes"),
-    "OOM": Meaning("its memory is full (maxmemory) and it takes no writes"),
-    "NOPERM": Meaning("its user may not use this command or key"),
-    "WRONGTYPE": Meaning("the key holds a value of another kind"),
+    "MISCONF": Meaning("it cannot save to its disk and accepts no writes"),
+    "OOM": Meaning("its memory is full (maxmemory) and it accepts no writes"),
+    "NOPERM": Meaning("the user is not allowed to use this command or key"),
+    "WRONGTYPE": Meaning("the key holds a value of another type"),
     "NOSCRIPT": Meaning("it does not know the script"),
-    "EXECABORT": Meaning("it gave the transaction up"),
-    "BUSYGROUP": Meaning("the consumer group is there already"),
-    "NOGROUP": Meaning("the stream or its consumer group is gone"),
+    "EXECABORT": Meaning("it aborted the transaction"),
+    "BUSYGROUP": Meaning("the consumer group exists already"),
+    "NOGROUP": Meaning("the stream or its consumer group does not exist"),
     "ERR": Meaning("it refused the command"),
 }
 
-#: Texts of ERR replies that quote nothing; redis-py knows some of them by heart.
+#: Texts of ERR replies that quote nothing. redis-py recognises some of them.
 _ERR_TEXTS = (
     "max number of clients reached",
     "invalid password",
@@ -82,24 +83,24 @@ _ERR_TEXTS = (
 )
 _CODE = re.compile(r"[A-Z]{2,20}\Z")
 _STREAM_NUMBER = re.compile(rb"\d{1,20}-\d{1,20}\Z")
-#: Up to Redis 6.2 a command that fails in a script is an ERR that quotes the error.
+#: Up to Redis 6.2, a command that fails in a script gives an ERR that quotes the original error.
 _IN_SCRIPT = re.compile(r"^Error running script .*@user_script: ?\d+: -?([A-Z]{2,20})\b")
 _HOST = re.compile(rb"[0-9A-Za-z.:_-]{1,253}\Z")
 _REDIRECT = re.compile(r"(?:MOVED|ASK) \d{1,5} (?:[0-9A-Za-z.:_-]{1,253})?:\d{1,5}\Z")
 
 
 def error_of(text: str) -> Exception:
-    """Return redis-py's exception for an error reply, without what the server wrote in its own words.
+    """Return the exception of redis-py for an error reply, without the text that the server wrote.
 
     Raises:
-        MalformedReplyError: a redirect that names no node.
+        MalformedReplyError: the reply is a redirect that does not name a node.
     """
     code, _, rest = text.partition(" ")
     if inner := _IN_SCRIPT.search(rest):
         code = inner[1]
     if code in {"MOVED", "ASK"}:
         if not _REDIRECT.match(text):
-            raise MalformedReplyError("a redirect that names no node")
+            raise MalformedReplyError("a redirect does not name a node")
     elif code == "ERR":
         text = f"ERR {next((known for known in _ERR_TEXTS if rest.startswith(known)), MEANINGS['ERR'].text)}"
     elif code in MEANINGS:
@@ -111,17 +112,33 @@ def error_of(text: str) -> Exception:
 
 
 def code_of(error: RedisError) -> str:
-    """Return the code of an error that `error_of` made."""
+    """Return the code of an error that `error_of` returned."""
     return error.status_code or str(error).partition(" ")[0]
 
 
 def meaning_of(reply: Reply) -> Meaning:
-    """Return what a reply says of its server; nothing, for all but errors."""
+    """Return what a reply says about its server; a reply that is no error says nothing."""
     return MEANINGS.get(code_of(reply), _UNKNOWN) if isinstance(reply, RedisError) else _UNKNOWN
 
 
+def failure_of(error: ResponseError, what: str, name: str = "") -> StoreUnavailableError:
+    """Return the exception for a command that a node answered with an error; that error is its cause.
+
+    Args:
+        error: the reply.
+        what: what the command does, such as "a read".
+        name: the name of the node, if it is known.
+    """
+    at, told = f" at {name}" if name else "", meaning_of(error).text or "it answered with an error"
+    of_a_cluster = isinstance(error, MovedError) or code_of(error) == "CROSSSLOT"
+    advice = "; use redis+cluster:// for a cluster" if of_a_cluster else ""
+    failure = StoreUnavailableError(f"Redis{at} failed {what}: {code_of(error)}, {told}{advice}")
+    failure.__cause__ = error
+    return failure
+
+
 def is_answer(command: Command, reply: Reply) -> bool:
-    """Tell whether a reply, no error, is of the kind that the command gets."""
+    """Return whether a reply that is no error has the form that the command gets."""
     return _ANSWERS[str(command[0])](command, reply)
 
 
@@ -150,7 +167,7 @@ def _are_values(command: Command, reply: Reply) -> bool:
 
 
 def _is_page(_: Command, reply: Reply) -> bool:
-    """Tell whether it is of a SCAN: the next cursor and keys."""
+    """Return whether this is a reply to SCAN: the next cursor and keys."""
     match reply:
         case [bytes() as cursor, list() as keys]:
             return cursor.isdigit() and _of_types(keys, bytes)
@@ -158,7 +175,7 @@ def _is_page(_: Command, reply: Reply) -> bool:
 
 
 def _is_layout(_: Command, reply: Reply) -> bool:
-    """Tell whether it is of CLUSTER SLOTS: ranges, each with its primary first."""
+    """Return whether this is a reply to CLUSTER SLOTS: ranges, each with its primary first."""
     return isinstance(reply, list) and all(map(_is_range, reply))
 
 
@@ -174,7 +191,7 @@ def _is_number_in_stream(found: Reply) -> bool:
 
 
 def _are_streams(_: Command, reply: Reply) -> bool:
-    """Tell whether it is of an XREADGROUP of one stream: nothing, or its name and entries."""
+    """Return whether this is a reply to XREADGROUP for one stream: nothing, or its name and entries."""
     match reply:
         case None:
             return True
@@ -184,7 +201,7 @@ def _are_streams(_: Command, reply: Reply) -> bool:
 
 
 def _are_claimed(_: Command, reply: Reply) -> bool:
-    """Tell whether it is of an XAUTOCLAIM: where to go on, entries (nil where one is gone), in Redis 7 those gone."""
+    """Return whether this is a reply to XAUTOCLAIM: a cursor, entries or nil, and since Redis 7 the deleted ids."""
     match reply:
         case [cursor, list() as entries, *gone] if all(isinstance(one, list) for one in gone):
             return _is_number_in_stream(cursor) and all(entry is None or _is_entry(entry) for entry in entries)
@@ -192,7 +209,7 @@ def _are_claimed(_: Command, reply: Reply) -> bool:
 
 
 def _is_entry(found: Reply) -> bool:
-    """Tell whether it is an entry of a stream: its number, and names and values, nil when it was deleted."""
+    """Return whether this is an entry of a stream: its id, then names and values, or nil if it was deleted."""
     match found:
         case [number, None]:
             return _is_number_in_stream(number)
@@ -202,7 +219,7 @@ def _is_entry(found: Reply) -> bool:
 
 
 def _are_groups(_: Command, reply: Reply) -> bool:
-    """Tell whether it is of XINFO GROUPS: by consumer group, a list of names and what they stand for."""
+    """Return whether this is a reply to XINFO GROUPS: for each consumer group, a list of names and values."""
     return isinstance(reply, list) and all(map(_is_group, reply))
 
 
@@ -218,7 +235,7 @@ def _is_group(found: Reply) -> bool:
 
 
 def _is_summary(_: Command, reply: Reply) -> bool:
-    """Tell whether it is of an XPENDING without a range: how many, the first, the last, and by consumer."""
+    """Return whether this is a reply to XPENDING without a range: the count, the first and last id, the consumers."""
     match reply:
         case [int(), None, None, list() | None]:
             return True

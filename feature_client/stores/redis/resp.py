@@ -1,7 +1,7 @@
-"""Replies of a Redis server (RESP2), read within bounds. Pure: the caller brings the bytes.
+"""A parser for replies of a Redis server (RESP2) that enforces bounds. It is pure: the caller provides the bytes.
 
-hiredis makes room for as many elements as a reply claims to have, so that `*2147483647` stops the process; this reader
-makes room for what came, refuses what no command of ours is answered with, and says so without quoting it.
+hiredis allocates as many elements as a reply claims to have, so `*2147483647` kills the process. This reader allocates
+only what was received, refuses every reply that none of our commands gets, and never quotes a reply in an error.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from typing import Any
 
 from redis.exceptions import InvalidResponse
 
-#: bytes of a bulk string, str of a status, int, None, a list of these, or the error that an error reply stands for.
+#: The bytes of a bulk string, the str of a status, an int, None, a list of these, or the exception for an error reply.
 Reply = Any
 
 
 class MalformedReplyError(InvalidResponse):
-    """What a server sent is no reply, or not one to what was asked. Never quotes it, as it may hold anything."""
+    """The server sent something that is no reply, or that does not fit the command. The message never quotes it."""
 
 
 class Incomplete(Enum):
-    """The reply's rest has yet to come."""
+    """The rest of the reply has not been received yet."""
 
     INCOMPLETE = "incomplete"
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What one reply may hold.
+    """The limits of one reply.
 
     Attributes:
-        size_bytes: all of it.
-        elements: of its arrays together.
-        depth: arrays in arrays; entries of streams are four deep.
-        line_bytes: a length, a number, a status or an error.
+        size_bytes: the size of the whole reply.
+        elements: the number of elements in all of its arrays together.
+        depth: the nesting depth of arrays. Replies with stream entries are four arrays deep.
+        line_bytes: the size of a length, a number, a status or an error.
     """
 
     size_bytes: int = 64 << 20
@@ -51,33 +51,33 @@ _NO_BOUNDS = Bounds()
 
 
 class ReplyReader:
-    """Takes bytes as they come and gives whole replies."""
+    """Accepts bytes as they are received and returns whole replies."""
 
     def __init__(self, error_of: Callable[[str], Exception], bounds: Bounds = _NO_BOUNDS) -> None:
-        """Begin.
+        """Prepare an empty reader.
 
         Args:
-            error_of: from the text of an error reply to what stands for it.
-            bounds: of every reply.
+            error_of: returns the exception for the text of an error reply.
+            bounds: the limits of each reply.
         """
         self._error_of = error_of
         self._bounds = bounds
         self._buffer = b""
-        #: Where in the buffer the next element starts.
+        #: Where the next element starts in the buffer.
         self._at = 0
         self._chunks: list[bytes] = []
         self._bytes_there = 0
-        #: So many bytes are needed before it is worth looking again.
+        #: How many bytes are needed before another parse can succeed.
         self._bytes_needed = 0
-        #: Arrays that lack elements, outermost first, and how many each shall have.
+        #: Incomplete arrays, outermost first, and how many elements each will have.
         self._open: list[tuple[list[Reply], int]] = []
         self._elements = 0
-        #: Of the reply in the making, in buffers that are gone.
+        #: How many bytes of the current reply were in previous buffers.
         self._bytes_before = 0
 
     @property
     def pending(self) -> bool:
-        """Whether there is more than the replies that were taken."""
+        """Whether more was received than the replies that were taken."""
         return bool(self._open) or self._bytes_there > self._at
 
     def feed(self, content: bytes) -> None:
@@ -88,7 +88,7 @@ class ReplyReader:
         """Return the next reply.
 
         Raises:
-            MalformedReplyError: there will be none; the connection is of no more use.
+            MalformedReplyError: the bytes are no valid reply, and the connection is unusable.
         """
         if self._bytes_there < self._bytes_needed:
             return Incomplete.INCOMPLETE
@@ -115,7 +115,7 @@ class ReplyReader:
                 return element
 
     def _element(self) -> Reply | Incomplete:
-        """Read one element, or the head of an array."""
+        """Read one element or the header of an array."""
         buffer, at = self._buffer, self._at
         if buffer.startswith(_NIL, at):
             self._at = at + len(_NIL)
@@ -126,7 +126,7 @@ class ReplyReader:
                 raise MalformedReplyError(f"a line of more than {self._bounds.line_bytes} bytes")
             return self._wait_for(len(buffer) + 1)
         if end == at:
-            raise MalformedReplyError("an empty line where a reply was due")
+            raise MalformedReplyError("an empty line instead of a reply")
         kind, line = buffer[at], buffer[at + 1 : end]
         if kind == _BULK:
             return self._bulk(_length(line), end + 2)
@@ -139,7 +139,7 @@ class ReplyReader:
             return line.decode("ascii", "replace")
         if kind == _ERROR:
             return self._error_of(line.decode("ascii", "replace"))
-        raise MalformedReplyError(f"a reply of unknown kind 0x{kind:02x}")
+        raise MalformedReplyError(f"a reply of unknown type 0x{kind:02x}")
 
     def _bulk(self, size: int, start: int) -> Reply | Incomplete:
         if size < 0:
@@ -154,21 +154,21 @@ class ReplyReader:
             start = self._run(size, start)
             stop = start + size
         if buffer[stop : stop + 2] != b"\r\n":
-            raise MalformedReplyError("a value of another length than it claims")
+            raise MalformedReplyError("a value whose length is not the announced one")
         self._at = stop + 2
         return buffer[start:stop]
 
     def _run(self, size: int, start: int) -> int:
-        """Take a value of an array and those after it of the same length, but for the last; return where that starts.
+        """Read a run of equally long values of an array, except for the last; return where the last starts.
 
-        A feature group's values are of one length: 256 of them cost half of what they would one by one.
+        The values of a feature group have the same length. Reading 256 of them in a run takes half the time.
         """
         elements, wanted = self._open[-1]
         buffer, separator = self._buffer, b"\r\n$%d\r\n" % size
         step = size + len(separator)
         count = min((len(buffer) - start - size - 2) // step, wanted - len(elements) - 1)
         last = start + step * count
-        # Byte by byte of the separator, of all values at once.
+        # Compare each byte of the separator for all values at once.
         if all(buffer[start + size + i : last : step] == separator[i : i + 1] * count for i in range(len(separator))):
             elements += [buffer[at : at + size] for at in range(start, last, step)]
             return last
@@ -185,7 +185,7 @@ class ReplyReader:
         if self._elements > self._bounds.elements:
             raise MalformedReplyError(f"a reply of more than {self._bounds.elements} elements")
         if len(self._open) == self._bounds.depth:
-            raise MalformedReplyError(f"a reply of arrays more than {self._bounds.depth} deep")
+            raise MalformedReplyError(f"a reply with arrays nested more than {self._bounds.depth} deep")
         self._open.append(([], count))
         return _OPENED
 
@@ -196,7 +196,7 @@ class ReplyReader:
         return Incomplete.INCOMPLETE
 
 
-#: An array was opened; its elements follow.
+#: The header of an array was read; its elements follow.
 _OPENED = object()
 
 
@@ -209,5 +209,5 @@ def _length(digits: bytes) -> int:
 def _number(digits: bytes) -> int:
     bare = digits[1:] if digits[:1] == b"-" else digits
     if not bare.isdigit() or len(bare) > 19 or not -_INT64 <= (number := int(digits)) < _INT64:
-        raise MalformedReplyError("no number where one was due")
+        raise MalformedReplyError("a number was expected")
     return number

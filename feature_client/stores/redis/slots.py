@@ -1,4 +1,4 @@
-"""Redis Cluster's key slots, many keys at a time (Redis Cluster specification, "Key distribution model")."""
+"""The slots of keys in a Redis Cluster, many keys at a time (Redis Cluster specification, "Key distribution model")."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SLOTS = 16_384
 
 
 def _crc_table() -> np.ndarray:
-    """CRC-16/XMODEM of every byte: polynomial 0x1021."""
+    """Return the CRC-16/XMODEM (polynomial 0x1021) of every byte."""
     crc = np.arange(256, dtype=np.uint16) << 8
     for _ in range(8):
         crc = (crc << 1) ^ np.where(crc & 0x8000, np.uint16(0x1021), np.uint16(0))
@@ -23,14 +23,15 @@ _TABLE = _crc_table()
 
 
 def slots_of(keys: Sequence[bytes]) -> np.ndarray:
-    """Return int64[N], the slot of every key.
+    """Return the slot of every key, int64[N].
 
-    Cost: a few NumPy calls for each byte of the longest key, whatever the number of keys. A key with braces, whose slot
-    may depend on a part of it only, is left to redis-py.
+    The slot of a key with braces can depend on a part of the key only; redis-py computes it.
+
+    Cost: a few NumPy calls for each byte of the longest key, independent of the number of keys.
     """
     slots = np.empty(len(keys), np.int64)
     start = 0
-    for length, run in groupby(keys, len):  # keys of one group are of one length
+    for length, run in groupby(keys, len):  # the keys of a group have the same length
         stop = start + sum(1 for _ in run)
         slots[start:stop] = _of_one_length(keys[start:stop], length)
         start = stop

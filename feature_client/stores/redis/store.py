@@ -1,70 +1,69 @@
+"""The Redis store: it sends its commands to the nodes that its topology names."""
+
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
-import numpy as np
 import structlog
-from redis.exceptions import MovedError, ResponseError
+from redis.exceptions import ResponseError
 
+from feature_client.stores.redis.cluster import Cluster
 from feature_client.stores.redis.node import AGE_MAX_S, RedisNode, RedisRefusedError
-from feature_client.stores.redis.replies import Command, code_of, meaning_of
+from feature_client.stores.redis.replies import Command, code_of, failure_of
 from feature_client.stores.redis.resp import Reply
+from feature_client.stores.redis.topology import Positions, SingleServer, Topology, all_done
 from feature_client.stores.store import Change, StoreConfigError, StoreUnavailableError
 
 _log = structlog.get_logger(__name__)
 
 _PUT_CHUNK = 1_000
-#: Keys of one MGET: larger reads go over several connections at once, so that none blocks the server for long.
+#: The maximum number of keys per MGET. Larger reads use several connections so that none blocks the server for long.
 _GET_CHUNK = 1_000
 _SCAN_KEYS = 5_000
 _UPDATE_TRIES = 20
 
-#: Set a key where it still holds what was read; an absent one reads as empty, which no stored value is.
+#: Sets a key if it still has the value that was read. An absent key counts as empty; no stored value is empty.
 _SET_IF_UNCHANGED = (
     "if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end redis.call('SET', KEYS[1], ARGV[2]) return 1"
 )
 
-Positions = np.ndarray
-
 
 class RedisStore:
-    """A store in one Redis server."""
+    """A store in a single Redis server or a Redis Cluster. Its topology knows which node serves which key."""
 
     local = False
 
     def __init__(
         self, url: str, *, connections_max: int = 16, timeout_s: float = 1.0, age_max_s: float = AGE_MAX_S
     ) -> None:
-        """Remember.
+        """Prepare a store; `start` connects it.
 
         Args:
-            url: `redis://[user:password@]host:port/db`, or `rediss://` for TLS; redis-py's options after `?`.
-            connections_max: per server.
-            timeout_s: to connect, and of calls without a budget of their own.
-            age_max_s: after which a connection is replaced by one for which the host's name was looked up anew.
+            url: `redis://[user:password@]host:port/db`, or `redis+cluster://[user:password@]host:port` with any node
+                of a cluster. Use `rediss` for TLS. Options of redis-py can follow after `?`.
+            connections_max: the maximum number of connections per node.
+            timeout_s: the time limit to connect, and of calls that set none of their own.
+            age_max_s: the age at which a connection is replaced by a new one, for which the host name is resolved
+                again, and at which the layout of a cluster is read again.
         """
-        self._url = url
-        self._connections_max = connections_max
+        scheme, separator, rest = url.partition("://")
+        node_url = scheme.removesuffix("+cluster") + separator + rest
+        new_node = partial(RedisNode, node_url, connections_max, timeout_s, age_max_s)
+        self._topology: Topology = Cluster(new_node, age_max_s) if node_url != url else SingleServer(new_node)
         self._timeout_s = timeout_s
-        self._age_max_s = age_max_s
-        self._started = False
-        #: By host:port.
-        self._nodes: dict[str, RedisNode] = {}
 
     @property
     def nodes(self) -> Mapping[str, RedisNode]:
-        return self._nodes
+        """The nodes by `host:port`; none if the store is not started."""
+        return self._topology.nodes
 
     async def start(self) -> None:
-        """Open the pools. A server that is down is not fatal: reads raise until it is back."""
-        first = self._new_node()
-        self._nodes[first.name] = first
-        self._started = True
+        """Open the connection pools. The store also starts if a server is down; reads raise until it is up."""
         try:
-            await self._look()
+            await self._topology.start()
         except RedisRefusedError as error:
             await self.close()
             raise StoreConfigError(str(error)) from error
@@ -75,27 +74,26 @@ class RedisStore:
             _log.warning("feature_store_down_at_start", error=str(error))
 
     async def close(self) -> None:
-        self._started = False
-        nodes, self._nodes = self._nodes, {}
-        for node in nodes.values():
-            await node.close()
+        await self._topology.close()
 
     async def multi_get(self, keys: Sequence[bytes], timeout_s: float | None = None) -> list[bytes | None]:
         if not keys:
             return []
-        timeout_s = self._timeout_s if timeout_s is None else timeout_s
-        ends_s = asyncio.get_running_loop().time() + timeout_s
-        routes = [part for route in self._routes(keys) for part in _chunks(*route)]
+        loop = asyncio.get_running_loop()
+        start_s = loop.time()
+        await self._topology.ready(timeout_s)
+        # A call without a time limit waits for the layout until every node was asked.
+        ends_s = loop.time() + self._timeout_s if timeout_s is None else start_s + timeout_s
+        routes = [part for route in self._topology.routes(keys) for part in _chunks(*route)]
         if len(routes) == 1:
-            return await self._read(routes[0][0], keys, timeout_s)
+            return await self._read(routes[0][0], keys, ends_s - loop.time())
         values: list[bytes | None] = [None] * len(keys)
         failures: list[str] = []
         lost: list[int] = []
 
         async def read(node: RedisNode, positions: Positions) -> None:
             try:
-                left_s = ends_s - asyncio.get_running_loop().time()
-                found = await self._read(node, [keys[i] for i in positions], left_s)
+                found = await self._read(node, [keys[i] for i in positions], ends_s - loop.time())
             except StoreUnavailableError as error:
                 failures.append(str(error))
                 lost.extend(positions.tolist())
@@ -108,6 +106,19 @@ class RedisStore:
             raise StoreUnavailableError(failures[0], values, sorted(lost))
         return values
 
+    async def _read(self, node: RedisNode, keys: Sequence[bytes], timeout_s: float) -> list[bytes | None]:
+        """Read keys that one node serves. A key that holds another type than a string counts as absent."""
+        many = self._topology.many_keys
+        commands: list[Command] = [("MGET", *keys)] if many else [("GET", key) for key in keys]
+        replies = await self._topology.call(node, commands, timeout_s, idempotent=True)
+        for i, reply in enumerate(replies):
+            if isinstance(reply, ResponseError):
+                if many or code_of(reply) != "WRONGTYPE":
+                    raise failure_of(reply, "a read", node.name)
+                replies[i] = None  # MGET does the same
+        values: list[bytes | None] = replies[0] if many else replies
+        return values
+
     async def multi_put(self, items: Iterable[tuple[bytes, bytes]]) -> int:
         written = 0
         remaining = iter(items)
@@ -117,8 +128,11 @@ class RedisStore:
         return written
 
     async def _put(self, chunk: Sequence[tuple[bytes, bytes]]) -> None:
-        # One command of many keys is read and answered faster than many of one.
-        await self._on_owners([("MSET", *itertools.chain.from_iterable(chunk))], [chunk[0][0]])
+        if self._topology.many_keys:
+            # One command with many keys is faster than many commands with one key.
+            await self._on_owners([("MSET", *itertools.chain.from_iterable(chunk))], [chunk[0][0]])
+        else:
+            await self._on_owners([("SET", key, value) for key, value in chunk], [key for key, _ in chunk])
 
     async def update(self, keys: Sequence[bytes], change: Change) -> None:
         left = list(range(len(keys)))
@@ -135,100 +149,54 @@ class RedisStore:
             if not left:
                 return
         raise StoreUnavailableError(
-            f"{len(left)} keys were changed by others {_UPDATE_TRIES} times in a row", lost=left
+            f"{len(left)} keys were changed by other writers {_UPDATE_TRIES} times in a row; try again", lost=left
         )
 
     async def scan(self) -> AsyncIterator[list[bytes]]:
-        for node in self._owning_nodes():
+        await self._topology.ready(None)
+        for node in self._topology.primaries():
             cursor: bytes = b"0"
             while True:
                 (reply,) = await node.call([("SCAN", cursor, "COUNT", _SCAN_KEYS)], None, idempotent=True)
                 if isinstance(reply, ResponseError):
-                    raise failed(node.name, "a scan", reply)
+                    raise failure_of(reply, "a scan", node.name)
                 cursor, keys = reply
                 yield keys
                 if cursor == b"0":
                     break
 
-    def _owning_nodes(self) -> list[RedisNode]:
-        return list(self._nodes.values())
-
-    def _new_node(self, **overrides: Any) -> RedisNode:
-        return RedisNode(self._url, self._connections_max, self._timeout_s, self._age_max_s, **overrides)
-
-    async def _look(self) -> None:
-        """See whether the server is there."""
-        node = next(iter(self._nodes.values()))
-        (reply,) = await node.call([("PING",)], None, idempotent=True)
-        if isinstance(reply, ResponseError):
-            raise failed(node.name, "PING", reply)
-
-    def _routes(self, keys: Sequence[bytes]) -> list[tuple[RedisNode, Positions]]:
-        """Say which server holds which keys."""
-        if not self._started:
-            raise StoreUnavailableError("the Redis store is not started")
-        return [(next(iter(self._nodes.values())), np.arange(len(keys)))]
-
-    async def _read(self, node: RedisNode, keys: Sequence[bytes], timeout_s: float) -> list[bytes | None]:
-        (reply,) = await self._call(node, [("MGET", *keys)], timeout_s, idempotent=True)
-        if isinstance(reply, ResponseError):
-            raise failed(node.name, "a read", reply)
-        found: list[bytes | None] = reply
-        return found
-
-    async def _call(
-        self, node: RedisNode, commands: Sequence[Command], timeout_s: float | None, *, idempotent: bool
-    ) -> list[Reply]:
-        return await node.call(commands, timeout_s, idempotent=idempotent)
-
     async def _on_owners(
         self, commands: Sequence[Command], keys: Sequence[bytes], what: str = "a write"
     ) -> list[Reply]:
-        """Send each command to the server that holds its key; return the replies in order.
+        """Send each command to the node that serves its key; return the replies in order.
 
         Raises:
-            StoreUnavailableError: one of them failed.
+            StoreUnavailableError: a command failed.
         """
         replies: list[Reply] = [None] * len(commands)
 
         async def send(node: RedisNode, positions: Positions) -> None:
-            found = await self._call(node, [commands[i] for i in positions], None, idempotent=False)
+            found = await self._topology.call(node, [commands[i] for i in positions], None, idempotent=False)
             for i, reply in zip(positions, found, strict=True):
                 replies[i] = reply
 
         if commands:
-            await all_done(send(node, positions) for node, positions in self._routes(keys))
+            await self._topology.ready(None)
+            await all_done(send(node, positions) for node, positions in self._topology.routes(keys))
         error = next((reply for reply in replies if isinstance(reply, ResponseError)), None)
         if error is not None:
-            raise failed("", what, error)
+            raise failure_of(error, what)
         return replies
 
     async def ask(self, key: bytes, *command: bytes | str | int) -> Reply:
-        """Send one command, of those in `redis_replies`, to the server that holds a key; return its reply.
+        """Send one command to the node that serves a key; return its reply. `replies.py` lists the commands.
 
-        It may be sent a second time, on a new connection, when the first one broke.
+        If the connection breaks, the command is sent once more on a new connection.
 
         Raises:
-            StoreUnavailableError: it failed, or answered with an error, which then is the cause.
+            StoreUnavailableError: the command failed. If the node answered with an error, that error is the cause.
         """
         return (await self._on_owners([command], [key], str(command[0])))[0]
-
-
-async def all_done(work: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Wait for all, so that nothing is sent any more once a caller heard; raise the first failure."""
-    for failure in await asyncio.gather(*work, return_exceptions=True):
-        if failure is not None:
-            raise failure
-
-
-def failed(name: str, what: str, error: ResponseError) -> StoreUnavailableError:
-    """Return what a caller is told when a server answers with an error, which becomes the cause."""
-    at, told = f" at {name}" if name else "", meaning_of(error).text or "it answered with an error"
-    of_a_cluster = isinstance(error, MovedError) or code_of(error) == "CROSSSLOT"
-    advice = "; use redis+cluster:// for a cluster" if of_a_cluster else ""
-    unavailable = StoreUnavailableError(f"Redis{at} failed {what}: {code_of(error)}, {told}{advice}")
-    unavailable.__cause__ = error
-    return unavailable
 
 
 def _chunks(node: RedisNode, positions: Positions) -> Iterator[tuple[RedisNode, Positions]]:

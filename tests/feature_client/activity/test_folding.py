@@ -10,18 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from feature_client.action_times import clock_ms, time_problem
 from feature_client.activity import writer as activity
-from feature_client.activity.writer import (
-    ActionOutcome,
-    ActivityWriter,
-    QueueFullError,
-    clock_ms,
-    time_problem,
-    write_events,
-)
+from feature_client.activity.writer import ActionOutcome, ActivityWriter, QueueFullError, write_events
 from feature_client.bulk.write import write_sequences
 from feature_client.codec import decode_sequence, encode_sequence
-from feature_client.fetch import FeatureNeeds, fetch
+from feature_client.features import FeatureNeeds
+from feature_client.fetch import fetch
 from feature_client.groups import SequenceGroup
 from feature_client.stores.memory_store import MemoryStore
 from feature_client.stores.store import StoreUnavailableError
@@ -181,7 +176,7 @@ async def test_more_than_a_writer_holds_is_refused():
     await eventually(lambda: asked)
     second = asyncio.create_task(writer.record(np.full(9_000, 1, np.uint64), many))
     await asyncio.sleep(0)
-    with pytest.raises(QueueFullError, match="17936 actions wait"):
+    with pytest.raises(QueueFullError, match="17936 actions are waiting"):
         await writer.record(np.full(9_000, 1, np.uint64), many)
     gate.set()
     await asyncio.gather(first, second)
@@ -222,10 +217,21 @@ async def test_of_a_caller_that_hung_up_nothing_more_is_written():
     await eventually(lambda: written)
     call.cancel()
     gate.set()
-    assert writer._writing is not None
-    await writer._writing
-    assert written == [64]
-    assert writer._waiting_actions == 0
+    later = users[:1], events((9_999, 9_999))
+    await writer.record(*later)
+    assert written == [64, 1]
+
+    gate.clear()
+    busy = [asyncio.create_task(writer.record(*later))]
+    await eventually(lambda: len(written) == 3)
+    # As many as may wait: those of the caller that hung up do not wait any more.
+    busy += [asyncio.create_task(writer.record(users[:1].repeat(n), later[1].repeat(n))) for n in (1, 19_999)]
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFullError):
+        await writer.record(*later)
+    assert not any(call.done() for call in busy)
+    for call in busy:
+        call.cancel()
 
 
 async def test_a_fault_in_a_write_reaches_its_callers_and_the_next_are_served():
@@ -255,14 +261,14 @@ async def test_writing_events_tells_what_became_of_each():
         (NOW_MS, None),
         (NOW_MS + 60_000, None),
         (631_152_000_000, None),
-        (NOW_MS + 60_001, "to now"),
-        (631_151_999_999, "from 1990"),
+        (NOW_MS + 60_001, "and now"),
+        (631_151_999_999, "between 1990"),
         (NOW_MS // 1000, "it looks like seconds"),
         (NOW_MS * 1000, "it looks like microseconds"),
         (NOW_MS * 1_000_000, "it looks like nanoseconds"),
-        (0, "from 1990"),
-        (-1, "from 1990"),
-        (2**63, "no Unix time in milliseconds"),
+        (0, "between 1990"),
+        (-1, "between 1990"),
+        (2**63, "not a Unix time in milliseconds"),
     ],
 )
 def test_a_time_is_from_1990_to_a_minute_ahead_and_the_unit_that_was_meant_is_named(time_ms, says):
@@ -300,6 +306,6 @@ async def test_a_reader_leaves_out_actions_in_the_future_and_counts_the_value():
 async def test_whole_sequences_with_actions_in_the_future_are_refused_with_the_user():
     store, users = MemoryStore(), np.array([5, 6], np.uint64)
     sent = events((1, 10), (2, 20), (3, clock_ms() * 1000))
-    with pytest.raises(ValueError, match="1 events are in the future, the first of user 6"):
+    with pytest.raises(ValueError, match="1 events are in the future; the first is of user 6"):
         await write_sequences(store, GROUP, users, sent, np.array([0, 2, 3]))
     assert not store.values

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
+from feature_client.action_times import clock_ms
 from feature_client.activity.stream import StreamFollower
-from feature_client.activity.writer import clock_ms, write_events
+from feature_client.activity.writer import write_events
 from feature_client.fetch import fetch
 from feature_client.stores.open_store import open_store
 from feature_client.stores.store import StoreUnavailableError
@@ -99,7 +100,7 @@ async def test_nonsense_is_counted_and_logged_once_without_what_was_sent(hostile
             assert PASSWORD not in str(told.value)
         hostile.answer = answering(b"MGET", b"*1\r\n$9\r\n" + PASSWORD.encode() + b"\r\n")
         for _ in range(2):
-            with pytest.raises(StoreUnavailableError, match="answered nonsense: a value of another length"):
+            with pytest.raises(StoreUnavailableError, match="sent a malformed reply: a value whose length is not"):
                 await store.multi_get([b"a"])
     assert node(store).counts.malformed == 2
     assert [line["event"] for line in logs] == ["redis_reply_malformed"]
@@ -227,7 +228,7 @@ async def test_nonsense_after_a_write_fails_it(hostile, store, command, answer):
         write = write_events(store, tiny.ACTIONS, np.array([1], np.uint64), tiny.events([1], [0]), clock_ms())
     else:
         write = store.multi_put([(b"a", b"1")])
-    with pytest.raises(StoreUnavailableError, match="answered nonsense"):
+    with pytest.raises(StoreUnavailableError, match="sent a malformed reply"):
         await write
 
 
@@ -243,7 +244,7 @@ async def test_nonsense_after_a_write_fails_it(hostile, store, command, answer):
 )
 async def test_nonsense_for_a_page_of_keys_ends_the_scan_by_name(hostile, store, page):
     hostile.answer = answering(b"SCAN", page)
-    with pytest.raises(StoreUnavailableError, match="answered nonsense"):
+    with pytest.raises(StoreUnavailableError, match="sent a malformed reply"):
         _ = [keys async for keys in store.scan()]
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
+from feature_client.action_times import clock_ms
 from feature_client.activity.stream import StreamFollower
-from feature_client.activity.writer import ActionOutcome, clock_ms, write_events
+from feature_client.activity.writer import ActionOutcome, write_events
 from feature_client.stores.open_store import open_store
-from feature_client.stores.redis.cluster import RedisClusterStore
 from feature_client.stores.redis.replies import MEANINGS
 from feature_client.stores.redis.slots import slots_of
 from feature_client.stores.redis.store import RedisStore
@@ -20,7 +20,7 @@ from feature_client.stores.store import StoreUnavailableError
 from tests import tiny
 from tests.moving_name import NAME, MovingName
 from tests.redis_servers import RedisServer, running, wait_until
-from tests.scripted_redis import ScriptedRedis, array, bulk
+from tests.scripted_redis import ScriptedRedis, layout
 
 USER = np.array([1], np.uint64)
 
@@ -98,7 +98,7 @@ async def test_until_the_name_moves_writes_say_why_they_fail_and_reads_go_on(pai
         await store.multi_put([(b"a", b"1")])
         fail_over(*pair)
         for _ in range(5):
-            with pytest.raises(StoreUnavailableError, match="READONLY, it is a replica now and takes no writes"):
+            with pytest.raises(StoreUnavailableError, match="READONLY, it is a replica now and accepts no writes"):
                 await store.multi_put([(b"a", b"2")])
             assert await store.multi_get([b"a"]) == [b"1"]
         assert not node(store).breaker.open
@@ -250,14 +250,6 @@ async def test_a_server_that_is_a_cluster_says_which_url_to_use(error):
             await store.multi_get([b"a"])
 
 
-def layout(*ports: int, host: bytes = b"127.0.0.1") -> bytes:
-    bounds = [16_384 * i // len(ports) for i in range(len(ports) + 1)]
-    return array(*(
-        array(b":%d\r\n" % start, b":%d\r\n" % (stop - 1), array(bulk(host), b":%d\r\n" % port))
-        for port, start, stop in zip(ports, bounds[:-1], bounds[1:], strict=True)
-    ))  # fmt: skip
-
-
 class Cluster:
     """Servers that say of themselves what the test says."""
 
@@ -283,7 +275,7 @@ async def scripted(monkeypatch):
 
 
 def cluster_store(name, age_max_s=0.05):
-    return RedisClusterStore(name.url.replace("redis://", "redis+cluster://"), age_max_s=age_max_s)
+    return RedisStore(name.url.replace("redis://", "redis+cluster://"), age_max_s=age_max_s)
 
 
 KEYS = [b"key:%d" % i for i in range(50)]
@@ -325,26 +317,41 @@ async def test_all_nodes_replaced_are_found_by_the_name_of_the_url(scripted):
         assert set(store.nodes) == {f"{NAME}:6379", f"127.0.0.1:{c.port}"}
 
 
+def looked(cluster):
+    return sum(command[0] == b"CLUSTER" for server in cluster.servers for command in server.commands)
+
+
 async def test_a_cluster_that_is_gone_and_comes_back_is_logged_once_each(scripted):
     cluster, name = scripted
-    async with started(cluster_store(name)) as store:
+    async with started(cluster_store(name, age_max_s=0)) as store:
         await store.multi_get(KEYS)
         answers = [server.answer for server in cluster.servers]
         with capture_logs() as logs:
             for server in cluster.servers:
                 server.answer = lambda command: b"-ERR gone\r\n"
-            for _ in range(5):
-                await asyncio.wait([store._look_again()])
-                store._looked_at_s = float("-inf")
+            looks = looked(cluster)
+            while looked(cluster) < looks + 5:
+                with pytest.raises(StoreUnavailableError):
+                    await store.multi_get(KEYS)
+                await asyncio.sleep(0.01)
             for server, answer in zip(cluster.servers, answers, strict=True):
                 server.answer = answer
             async with asyncio.timeout(10):
                 while logs[-1]["event"] != "redis_cluster_layout_known":
-                    await asyncio.wait([store._look_again()])
-                    store._looked_at_s = float("-inf")
+                    with contextlib.suppress(StoreUnavailableError):  # circuits are open for a moment yet
+                        await store.multi_get(KEYS)
                     await asyncio.sleep(0.01)
         told = [line["event"] for line in logs if line["event"].startswith("redis_cluster")]
         assert told == ["redis_cluster_layout_unknown", "redis_cluster_layout_known"]
+
+
+async def test_a_cluster_of_which_no_node_answers_is_no_empty_store(scripted):
+    cluster, name = scripted
+    for server in cluster.servers:
+        await server.stop()
+    async with started(cluster_store(name)) as store:
+        with pytest.raises(StoreUnavailableError, match="no node of the Redis Cluster"):
+            _ = [keys async for keys in store.scan()]
 
 
 async def test_a_node_that_names_ever_more_nodes_is_stopped(scripted):

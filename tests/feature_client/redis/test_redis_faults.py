@@ -23,6 +23,7 @@ from tests import tiny
 from tests.conftest import eventually
 from tests.faulty_proxy import FaultyProxy
 from tests.redis_servers import RedisServer, cluster, running
+from tests.scripted_redis import ScriptedRedis, layout
 
 PINS = np.arange(1, 9, dtype=np.uint64)
 
@@ -322,24 +323,26 @@ async def test_a_cluster_that_loses_a_node_still_gives_the_others_keys_and_heals
 async def test_slots_that_moved_are_followed(redis_cluster):
     for server in redis_cluster:
         server.client().flushall()
-    store = open_store(f"redis+cluster://127.0.0.1:{redis_cluster[0].port}")
-    await store.start()
+        server.client().config_resetstat()
     items = [(f"key:{i}".encode(), str(i).encode()) for i in range(200)]
-    await store.multi_put(items)
-    # As after a resharding that this client did not hear of: every key is asked of the wrong node.
-    store._slots = (store._slots + 1) % 3
-    assert await store.multi_get([key for key, _ in items], timeout_s=5.0) == [value for _, value in items]
-    store._slots = (store._slots + 1) % 3
-    store._looked_at_s = float("-inf")
-    assert await store.multi_put(items) == 200
-    await store.close()
+    async with ScriptedRedis() as outdated:
+        # As after a resharding that this client did not hear of: every key is asked of the wrong node.
+        ports = [server.port for server in redis_cluster]
+        outdated.answer = lambda command: layout(*ports[1:], ports[0]) if command[0] == b"CLUSTER" else None
+        store = open_store(f"redis+cluster://127.0.0.1:{outdated.port}")
+        await store.start()
+        assert await store.multi_put(items) == 200
+        assert await store.multi_get([key for key, _ in items], timeout_s=5.0) == [value for _, value in items]
+        await store.close()
+    for server in redis_cluster:
+        assert server.client().info("errorstats")["errorstat_MOVED"]["count"] > 0
 
 
 async def test_a_cluster_url_with_a_database_is_refused():
-    with pytest.raises(StoreConfigError, match="a cluster has no database but 0"):
+    with pytest.raises(StoreConfigError, match="a cluster only has database 0"):
         await open_store("redis+cluster://127.0.0.1:6379/7").start()
 
 
 async def test_a_cluster_url_on_a_single_server_says_what_to_write(redis_server):
-    with pytest.raises(StoreConfigError, match=r"is no cluster .*use redis:// instead"):
+    with pytest.raises(StoreConfigError, match=r"is not a cluster .*use redis:// instead"):
         await open_store(f"redis+cluster://127.0.0.1:{redis_server.port}").start()

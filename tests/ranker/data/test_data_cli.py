@@ -107,6 +107,12 @@ def test_a_store_is_filled_for_the_model_that_will_read_it(tmp_path: Path) -> No
     code, output = run("fill", data, "--store", DEMO_MODELS, "--model", "ml1m", "--feature-store", "ftp://x")
     assert code == 1
     assert "error: unknown feature store 'ftp://x'" in output
+    code, output = run("fill", data, "--store", DEMO_MODELS, "--model", "ml1m", "--feature-store", "memory://")
+    assert code == 1
+    assert "error: a memory:// store ends with the process that opens it" in output
+    code, output = run("fill", data, "--store", DEMO_MODELS, "--model", "ml1m", "--feature-store", f"{url}/no/such")
+    assert code == 1
+    assert f"error: cannot create the feature store {cache}/no/such: the folder {cache}/no does not exist" in output
     (data / "actions.toml").write_text(LISTEN.replace("0.2", "1.0"))
     code, output = run("fill", data, "--store", DEMO_MODELS, "--model", "ml1m", "--feature-store", url)
     assert code == 1

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from feature_client.codec import RowState
-from feature_client.fetch import FeatureNeeds, fetch
+from feature_client.features import FeatureNeeds
+from feature_client.fetch import fetch
 from feature_client.groups import Embedding, EmbeddingSpace, FeatureGroup, Scalar, SequenceGroup
 from feature_client.stores.memory_store import MemoryStore
 from ranker.data.actions import RATINGS, ActionLog, action_log
@@ -207,8 +208,8 @@ def test_pins_that_the_producer_never_saw_get_the_vector_of_their_users() -> Non
 
 def test_vectors_that_a_space_would_cut_off_or_is_too_narrow_for_are_refused() -> None:
     for space, says in (
-        (EmbeddingSpace(name="codes", version=1, dim=DIM, dtype="int8", scale=0.01), "is no whole number, and int8"),
-        (EmbeddingSpace(name="narrow", version=1, dim=2), "the field's vectors are 2 wide"),
+        (EmbeddingSpace(name="codes", version=1, dim=DIM, dtype="int8", scale=0.01), "is not a whole number, and int8"),
+        (EmbeddingSpace(name="narrow", version=1, dim=2), "the field needs vectors of width 2"),
     ):
         fields = (Embedding(name="embedding", space=space), *GROUPS.pin.fields[1:])
         group = FeatureGroup(name="pin_core", version=2, entity="pin", fields=fields)

@@ -35,7 +35,7 @@ def test_a_group_is_loaded_and_shown_with_what_the_model_could_read(model_store,
     shown = invoke("stat", *known)
     assert shown.exit_code == 0, shown.output
     assert "100.0%" in shown.output
-    assert "nothing" in shown.output, "users were not loaded"
+    assert "no values" in shown.output, "users were not loaded"
     told = json.loads(invoke("stat", "--feature-store", store, "--json").stdout.splitlines()[-1])
     assert told["pin_core@1"]["values"] == 100
 
@@ -54,16 +54,19 @@ def test_what_cannot_be_done_is_one_line_with_the_fix(model_store, tmp_path):
     store = ("--feature-store", f"lmdb://{tmp_path / 'store'}")
     known = ("--model-store", model_store, "--model", "tiny")
     source = pins(tmp_path / "pins.npz")
+    invoke("load", source, "--group", "pin_core", *store, *known)
     for arguments, says in (
         (("load", source, "--group", "pin_core", *store), "--model-store FOLDER --model NAME"),
         (("load", source, "--group", "nothing", *store, *known), "it reads pin_core, user_core"),
         (("load", tmp_path / "no.npz", "--group", "pin_core", *store, *known), "no.npz"),
         (("load", source, "--group", "user_core", *store, *known), "no column activity"),
-        (("load", source, "--group", tmp_path / "absent.json", *store), "describes no feature group"),
+        (("load", source, "--group", tmp_path / "absent.json", *store), "does not describe a feature group"),
         (("follow", *store, *known), "the stream must be in Redis"),
         (("follow", *store, *known, "--stream-url", "redis://127.0.0.1:port/0"), "the Redis URL cannot be used"),
         (("follow", *store, *known, "--stream-url", "redis+cluster://h:6379/7"), "the Redis URL cannot be used"),
         (("stat", "--feature-store", "ldap://x"), "unknown feature store"),
+        (("load", source, "--group", "pin_core", "--feature-store", "memory://", *known), "use lmdb:///path, redis://"),
+        (("stat", "--feature-store", "memory://"), "use lmdb:///path, redis://"),
     ):
         result = invoke(*arguments)
         assert result.exit_code == 1, arguments
@@ -80,7 +83,7 @@ def test_a_file_of_text_is_refused_in_one_line_with_its_column(model_store, tmp_
         "--model-store", model_store, "--model", "tiny",
     )  # fmt: skip
     assert (result.exit_code, type(result.exception)) == (1, SystemExit)
-    assert "ignored, as pin_core@1 has no such field: column note" in result.output
+    assert "ignored because pin_core@1 has no such field: column note" in result.output
     assert "column topic holds <U2; the field needs numbers" in result.output
 
 
@@ -107,6 +110,19 @@ def test_a_follower_folds_until_it_is_told_to_stop_and_says_what_it_did(model_st
         assert process.wait(30) == 0
         assert process.stdout is not None
         assert process.stdout.read().strip() == "5 added, 0 repeated, 0 too old, 0 refused"
+
+
+def test_a_mistyped_path_makes_no_store(model_store, tmp_path):
+    known = ("--model-store", model_store, "--model", "tiny")
+    absent = f"lmdb://{tmp_path / 'absent'}"
+    followed = invoke("follow", "--feature-store", absent, "--stream-url", "redis://127.0.0.1:1/0", *known)
+    assert followed.exit_code == 1
+    assert f"no feature store at {tmp_path / 'absent'}; fill one first, or correct the URL" in followed.output
+    deep = f"{absent}/features"
+    loaded = invoke("load", pins(tmp_path / "pins.npz"), "--group", "pin_core", "--feature-store", deep, *known)
+    assert loaded.exit_code == 1
+    assert f"the folder {tmp_path / 'absent'} does not exist; create it first" in loaded.output
+    assert not (tmp_path / "absent").exists()
 
 
 def test_commands_that_read_make_no_store_and_need_no_writable_volume(model_store, tmp_path):
