@@ -22,11 +22,14 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
 from docs.markers import with_marked
+from kernels.engines import ENGINES
 from server.config import ServerConfig
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "operations.md"
 
+#: Strings that are one of a few, which their types do not say.
+_CHOICES = {"engine": sorted(ENGINES)}
 _UNITS = {"s": "seconds", "ms": "milliseconds", "bytes": "bytes"}
 _WORDS = {
     bool: "true or false",
@@ -137,7 +140,8 @@ def _values(name: str, field: FieldInfo) -> str:
         limits = [f"{bounds['ge']} to {bounds['le']}"]
     else:
         limits = [f"{said} {bounds[bound]}" for bound, said in _BOUNDS.items() if bound in bounds]
-    return ", ".join([_word(name, field.annotation), *limits])
+    word = " or ".join(f"`{choice}`" for choice in _CHOICES.get(name, [])) or _word(name, field.annotation)
+    return ", ".join([word, *limits])
 
 
 def _word(name: str, annotation: Any) -> str:
