@@ -20,22 +20,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx
 
 from bench.features.synthetic import fill
+from docs.changed_bundles import made, scaled_logits, with_moved_embeddings
 from docs.markers import with_marked
 from feature_client.codec import decode_rows
-from feature_client.groups import Embedding, FeatureGroup, GroupField
+from feature_client.groups import FeatureGroup
 from feature_client.stores.open_store import open_store
-from kernels.cpu.numpy_engine import NumpyEngine
-from model_store.bundle.files import EMBEDDINGS, GOLDEN, NETWORK, PARAMETERS, Bundle, write_bundle
-from model_store.bundle.golden import GoldenRequest, decode_golden, encode_golden
-from model_store.bundle.manifest import Manifest
-from model_store.model.assembly import Assembler
-from model_store.model.loaded import calibrate
+from model_store.bundle.files import Bundle
 from model_store.registry.entries import whoami
 from model_store.registry.store import open_model_store
 from pinrank.channels import open_channel
@@ -173,57 +167,6 @@ async def _filled(url: str, bundle: Bundle) -> None:
     await store.close()
 
 
-def made(
-    folder: Path,
-    bundle: Bundle,
-    version: int,
-    change: Callable[[onnx.ModelProto], None] | None = None,
-    groups: tuple[FeatureGroup, ...] | None = None,
-    *,
-    honest: bool = True,
-) -> None:
-    """Write a copy of a bundle with another version and a changed network; `honest` recomputes its golden scores."""
-    names = [name for name in type(bundle.manifest).model_fields if name != "files"]
-    fields: dict[str, Any] = {name: getattr(bundle.manifest, name) for name in names}
-    fields["version"] = version
-    fields["groups"] = groups or bundle.manifest.groups
-    files = {name: content for name, content in bundle.files.items() if name not in {EMBEDDINGS, PARAMETERS}}
-    if change is not None:
-        model = onnx.load_model_from_string(bundle.files[NETWORK])
-        change(model)
-        files[NETWORK] = model.SerializeToString()
-    manifest = Manifest(**fields, files={})
-    golden = decode_golden(bundle.files[GOLDEN])
-    if honest and change is not None:
-        engine, assembler = NumpyEngine(files[NETWORK], manifest.specs, len(manifest.heads)), Assembler(manifest)
-        files[GOLDEN] = encode_golden(
-            [
-                GoldenRequest(
-                    g.fetched, g.surface, calibrate(manifest, engine.run(assembler.assemble(g.fetched, g.surface)))
-                )
-                for g in golden
-            ]
-        )
-    write_bundle(folder, fields, files)
-
-
-def scaled_logits(scale: float, shift: float) -> Callable[[onnx.ModelProto], None]:
-    """Return a change of a network that gives other logits in the same, or the opposite, order."""
-
-    def change(model: onnx.ModelProto) -> None:
-        graph = model.graph
-        for node in graph.node:
-            for i, name in enumerate(node.output):
-                if name == "logits":
-                    node.output[i] = "logits_before"
-        for name, value in (("scale", scale), ("shift", shift)):
-            graph.initializer.append(onnx.numpy_helper.from_array(np.array(value, np.float32), f"story_{name}"))
-        graph.node.append(onnx.helper.make_node("Mul", ["logits_before", "story_scale"], ["logits_scaled"]))
-        graph.node.append(onnx.helper.make_node("Add", ["logits_scaled", "story_shift"], ["logits"]))
-
-    return change
-
-
 def bad_models() -> list[str]:
     """Publish three bad versions, each of which is caught at another stage."""
     with _story() as (story, bundle):
@@ -260,7 +203,7 @@ def bad_models() -> list[str]:
 def roll_over() -> list[str]:
     """Move the pin embeddings, and the ranker with them, to a new embedding space."""
     with _story() as (story, bundle):
-        groups = tuple(_moved(g) if g.entity == "pin" else g for g in bundle.manifest.groups)
+        groups = tuple(with_moved_embeddings(g) if g.entity == "pin" else g for g in bundle.manifest.groups)
         made(story.folder / "out" / "11", bundle, 11, groups=groups)
         story.requests(200)
         story.run("model", "publish", "out/11", "--by", "anna", "--why", "embeddings v3")
@@ -284,18 +227,6 @@ def roll_over() -> list[str]:
         story.run("model", "status")
         story.run("model", "diff", "ml1m", "7", "stable", "--feature-store", features)
         return story.lines
-
-
-def _moved(group: FeatureGroup) -> FeatureGroup:
-    """Return the next version of a group, its embeddings in the next version of their space."""
-    fields: list[GroupField] = []
-    for field in group.fields:
-        if isinstance(field, Embedding):
-            space = field.space.model_copy(update={"version": field.space.version + 1})
-            fields.append(Embedding(name=field.name, space=space))
-        else:
-            fields.append(field)
-    return FeatureGroup(name=group.name, version=group.version + 1, entity=group.entity, fields=tuple(fields))
 
 
 async def _write_rows(path: Path, features: str, before: FeatureGroup) -> None:

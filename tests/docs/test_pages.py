@@ -44,6 +44,12 @@ def test_paths_of_source_files_that_a_page_names_exist(page: str) -> None:
     assert not {path for path in named if path not in TRACKED and path not in FOLDERS and "NAME" not in path}
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_source_files_that_a_page_names_without_a_folder_exist(page: str) -> None:
+    names = {PurePosixPath(path).name for path in TRACKED}
+    assert not set(re.findall(r"`(\w+\.(?:py|cpp|cu|sh|proto))`", prose(page))) - names - {"ort_engine.py"}
+
+
 def rooms_named() -> list[str]:
     """The folders of ARCHITECTURE's tree: an indented one stands in the last one that is not."""
     text = (ROOT / "ARCHITECTURE.md").read_text().partition("## Folders and rooms")[2].partition("```\n")[2]
