@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -21,6 +21,9 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 
 _PACKAGES = ("grpcio", "lmdb", "numexpr", "numpy", "onnxruntime", "openvino", "protobuf", "torch", "uvloop")
+
+#: A row that holds lists or mappings of its own stands on one line up to this length.
+_LINE_MAX = 400
 
 Direction = Literal["at_least", "at_most"]
 _SIGNS: dict[Direction, str] = {"at_least": ">=", "at_most": "<="}
@@ -102,10 +105,40 @@ def run(name: str, measure: Callable[[], Measurement], results: Path | None = RE
             "summary": measured.summary,
             "raw": measured.raw,
         }
-        (results / f"{name}.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        (results / f"{name}.json").write_text(as_text(content))
         if measured.table is not None:
             (results / f"{name}.md").write_text(measured.table)
     return measured
+
+
+def as_text(content: Mapping[str, Any]) -> str:
+    """Return a result as JSON for a repository: one line for each row and for each series of raw values.
+
+    A mapping or list without nested ones takes one line, whatever its length. So does a short one with nested ones.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    return "".join([*_lines(content, 0), "\n"])
+
+
+def _lines(value: Any, depth: int) -> Iterator[str]:
+    line = json.dumps(value, allow_nan=False)
+    if isinstance(value, dict):
+        opening, closing = "{}"
+        members = [(f"{json.dumps(key)}: ", member) for key, member in value.items()]
+    elif isinstance(value, list):
+        opening, closing = "[]"
+        members = [("", member) for member in value]
+    else:
+        members = []
+    if len(line) <= _LINE_MAX or not any(isinstance(member, dict | list) for _, member in members):
+        yield line
+        return
+    for i, (key, member) in enumerate(members):
+        yield f"{',' if i else opening}\n{' ' * (depth + 1)}{key}"
+        yield from _lines(member, depth + 1)
+    yield f"\n{' ' * depth}{closing}"
 
 
 def read_claims(results: Path = RESULTS) -> dict[str, tuple[Claim, ...]]:

@@ -1,9 +1,10 @@
-"""Plays the two stories of docs/models.md with the real commands, a real server and real requests.
+"""Play the two stories of docs/models.md with the real commands, a real server and real requests.
 
-    python -m docs.transcripts            prints them
+    python -m docs.transcripts            prints the transcripts
     python -m docs.transcripts --write    puts them into docs/models.md, between their markers
 
-The tests play them too, and compare; what differs from run to run (times, digests, counts) is made alike before.
+The page shows what the commands printed. A test plays the stories again and compares; only for this comparison, what
+differs from run to run (times, digests, measured values) is masked.
 """
 
 from __future__ import annotations
@@ -19,21 +20,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx
 
 from bench.features.synthetic import fill
+from docs.changed_bundles import made, scaled_logits, with_moved_embeddings
+from docs.markers import with_marked
 from feature_client.codec import decode_rows
-from feature_client.groups import Embedding, FeatureGroup, GroupField
+from feature_client.groups import FeatureGroup
 from feature_client.stores.open_store import open_store
-from kernels.cpu.numpy_engine import NumpyEngine
-from model_store.bundle.files import EMBEDDINGS, GOLDEN, NETWORK, PARAMETERS, Bundle, write_bundle
-from model_store.bundle.golden import GoldenRequest, decode_golden, encode_golden
-from model_store.bundle.manifest import Manifest
-from model_store.model.assembly import Assembler
-from model_store.model.loaded import calibrate
+from model_store.bundle.files import Bundle
+from model_store.registry.entries import whoami
 from model_store.registry.store import open_model_store
 from pinrank.channels import open_channel
 from pinrank.v1 import models_pb2, models_pb2_grpc, ranking_pb2, ranking_pb2_grpc
@@ -62,7 +59,7 @@ _WAIT_S = 60.0
 
 
 class Story:
-    """A folder with a model store, features and a server; commands run in it are written down with what they say."""
+    """A folder with a model store, features and a server. Records the commands that run in it, and their output."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -89,7 +86,7 @@ class Story:
         return said
 
     def requests(self, count: int) -> None:
-        """Let that many users be ranked for; every one must be answered."""
+        """Send rank requests for that many users. Every answer must be complete."""
         rng = np.random.default_rng(count)
         with open_channel(self.address) as channel:
             stub = ranking_pb2_grpc.RankingServiceStub(channel)
@@ -97,11 +94,11 @@ class Story:
                 pins = rng.choice(np.arange(1, _PINS + 1), _CANDIDATES, replace=False).tolist()
                 request = ranking_pb2.RankRequest(user_id=user, pin_ids=pins, surface="home")
                 answer = stub.Rank(request, timeout=20)
-                assert len(answer.pin_ids) == _CANDIDATES, "nobody is answered less than everything"  # noqa: S101
+                assert len(answer.pin_ids) == _CANDIDATES, "an answer lacks candidates"  # noqa: S101
         self.lines.append(f"  ... {count} requests are answered ...")
 
     def wait(self, condition: Callable[[models_pb2.StatusResponse], bool]) -> None:
-        """Wait until the server's status is as it should be."""
+        """Wait until the server's status fulfils a condition. Raises TimeoutError."""
         with open_channel(self.address) as channel:
             stub = models_pb2_grpc.ModelServiceStub(channel)
             until_s = time.monotonic() + _WAIT_S
@@ -112,7 +109,9 @@ class Story:
                 if condition(status):
                     return
                 time.sleep(0.05)
-        raise TimeoutError("\n".join([*self.lines, f"it never came to this: {list(status.versions)}"]))
+        raise TimeoutError(
+            "\n".join([*self.lines, f"the server never reached the expected status; it has {list(status.versions)}"])
+        )
 
 
 def _quoted(argument: str) -> str:
@@ -128,7 +127,7 @@ def _phase(version: int, phase: str) -> Callable[[models_pb2.StatusResponse], bo
 
 
 @contextmanager
-def _scene() -> Iterator[tuple[Story, Bundle]]:
+def _story() -> Iterator[tuple[Story, Bundle]]:
     """A server with version 7 as `stable`."""
     source = open_model_store(ROOT / "deploy" / "demo" / "models")
     bundle = source.read("ml1m", source.resolve("ml1m", "stable"))
@@ -168,74 +167,24 @@ async def _filled(url: str, bundle: Bundle) -> None:
     await store.close()
 
 
-def made(
-    folder: Path,
-    bundle: Bundle,
-    version: int,
-    change: Callable[[onnx.ModelProto], None] | None = None,
-    groups: tuple[FeatureGroup, ...] | None = None,
-    *,
-    honest: bool = True,
-) -> None:
-    """Write a bundle like another: under another version, its network changed, its golden scores its own."""
-    names = [name for name in type(bundle.manifest).model_fields if name != "files"]
-    fields: dict[str, Any] = {name: getattr(bundle.manifest, name) for name in names}
-    fields["version"] = version
-    fields["groups"] = groups or bundle.manifest.groups
-    files = {name: content for name, content in bundle.files.items() if name not in {EMBEDDINGS, PARAMETERS}}
-    if change is not None:
-        model = onnx.load_model_from_string(bundle.files[NETWORK])
-        change(model)
-        files[NETWORK] = model.SerializeToString()
-    manifest = Manifest(**fields, files={})
-    golden = decode_golden(bundle.files[GOLDEN])
-    if honest and change is not None:
-        engine, assembler = NumpyEngine(files[NETWORK], manifest.specs, len(manifest.heads)), Assembler(manifest)
-        files[GOLDEN] = encode_golden(
-            [
-                GoldenRequest(
-                    g.fetched, g.surface, calibrate(manifest, engine.run(assembler.assemble(g.fetched, g.surface)))
-                )
-                for g in golden
-            ]
-        )
-    write_bundle(folder, fields, files)
-
-
-def scaled_logits(scale: float, shift: float) -> Callable[[onnx.ModelProto], None]:
-    """Return a change of a network that gives other logits in the same, or the opposite, order."""
-
-    def change(model: onnx.ModelProto) -> None:
-        graph = model.graph
-        for node in graph.node:
-            for i, name in enumerate(node.output):
-                if name == "logits":
-                    node.output[i] = "logits_before"
-        for name, value in (("scale", scale), ("shift", shift)):
-            graph.initializer.append(onnx.numpy_helper.from_array(np.array(value, np.float32), f"story_{name}"))
-        graph.node.append(onnx.helper.make_node("Mul", ["logits_before", "story_scale"], ["logits_scaled"]))
-        graph.node.append(onnx.helper.make_node("Add", ["logits_scaled", "story_shift"], ["logits"]))
-
-    return change
-
-
 def bad_models() -> list[str]:
-    """Play the lives of three bad versions."""
-    with _scene() as (story, bundle):
+    """Publish three bad versions, each of which is caught at another stage."""
+    with _story() as (story, bundle):
         made(story.folder / "out" / "8", bundle, 8, scaled_logits(1.0, 0.5), honest=False)
         made(story.folder / "out" / "9", bundle, 9, scaled_logits(-1.0, 0.0))
         made(story.folder / "out" / "10", bundle, 10, scaled_logits(1.0, 3.0))
         story.requests(200)
-        story.say("Version 8 does not compute what its trainer said: it is not even published.")
+        story.say("Version 8 does not reproduce its golden scores, so it cannot be published.")
         story.run("model", "publish", "out/8")
-        story.say("Version 9 keeps its promises and orders all the other way round. The server tries it first.")
+        story.say("Version 9 reproduces its golden scores but reverses the order of the candidates.")
+        story.say("The server tries it on recent requests before it answers any.")
         story.run("model", "publish", "out/9", "--label", "stable", "--by", "ben", "--why", "new loss")
         story.wait(_phase(9, "failed"))
         story.requests(20)
         story.run("model", "status")
         story.run("model", "rollback", "ml1m", "stable", "--by", "ben", "--why", "9 is upside down")
         story.wait(_phase(9, "gone"))
-        story.say("Version 10 orders well but promises far too much. As a canary it gets a fifth of the users.")
+        story.say("Version 10 orders well, but its probabilities are far too high. As a canary it gets 20% of users.")
         story.run("model", "publish", "out/10", "--label", "canary", "--by", "ben", "--why", "more epochs")
         story.run("model", "traffic", "ml1m", "canary", "20", "--by", "ben")
         story.wait(_phase(10, "serving"))
@@ -252,16 +201,16 @@ def bad_models() -> list[str]:
 
 
 def roll_over() -> list[str]:
-    """Play the move of pin embeddings to a new space, the ranker with them."""
-    with _scene() as (story, bundle):
-        groups = tuple(_moved(g) if g.entity == "pin" else g for g in bundle.manifest.groups)
+    """Move the pin embeddings, and the ranker with them, to a new embedding space."""
+    with _story() as (story, bundle):
+        groups = tuple(with_moved_embeddings(g) if g.entity == "pin" else g for g in bundle.manifest.groups)
         made(story.folder / "out" / "11", bundle, 11, groups=groups)
         story.requests(200)
         story.run("model", "publish", "out/11", "--by", "anna", "--why", "embeddings v3")
         features = f"lmdb://{story.folder / 'features'}"
         story.run("model", "diff", "ml1m", "stable", "11", "--feature-store", features)
-        story.say("No caller here sends embeddings as a query: the server's swap.accept_changes says so.")
-        story.say("The label may move first: the version waits for its features, and the one before answers.")
+        story.say("No caller of this server sends embeddings as a query, so swap.accept_changes accepts the change.")
+        story.say("The label may move before its features are loaded: version 11 waits, version 7 goes on answering.")
         story.run("model", "label", "ml1m", "stable", "11", "--by", "anna", "--why", "embeddings v3")
         story.requests(20)
         story.wait(_phase(11, "failed"))
@@ -280,20 +229,8 @@ def roll_over() -> list[str]:
         return story.lines
 
 
-def _moved(group: FeatureGroup) -> FeatureGroup:
-    """Return the next version of a group, its embeddings in the next version of their space."""
-    fields: list[GroupField] = []
-    for field in group.fields:
-        if isinstance(field, Embedding):
-            space = field.space.model_copy(update={"version": field.space.version + 1})
-            fields.append(Embedding(name=field.name, space=space))
-        else:
-            fields.append(field)
-    return FeatureGroup(name=group.name, version=group.version + 1, entity=group.entity, fields=tuple(fields))
-
-
 async def _write_rows(path: Path, features: str, before: FeatureGroup) -> None:
-    """Write what the new producer gives: in this story the vectors as they were, in the new space's name."""
+    """Write a file of the new space's features: in this story, the old vectors under the name of the new space."""
     store = open_store(features)
     await store.start()
     ids = np.arange(1, _PINS + 1, dtype=np.uint64)
@@ -306,50 +243,47 @@ async def _write_rows(path: Path, features: str, before: FeatureGroup) -> None:
 STORIES = {"bad models": bad_models, "roll-over": roll_over}
 
 
-def written(lines: list[str], folder: str = "/srv") -> str:
-    """Return a transcript with what differs from run to run made alike."""
-    text = "\n".join(lines)
-    text = re.sub(r"/\S*pinrank-story-[a-z0-9_]+", folder, text)
-    for pattern, alike in (
-        (r"\b[0-9a-f]{64}\b", "3f9c...d2"),
-        (r"\b[0-9a-f]{12}\b", "3f9c0a1b22d4"),
-        (r"\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d)?", "2026-11-23 10:00:00"),
-        (r"guard of \S+", "guard of pinrank@host"),
+def shown(lines: list[str]) -> str:
+    """Return a transcript as the page shows it: without the temporary folder's path and this machine's name."""
+    text = re.sub(r"/\S*pinrank-story-[a-z0-9_]+", "/srv", "\n".join(lines))
+    # The name keeps its length, so that tables stay aligned.
+    return text.replace(whoami(), "pinrank@ranker".ljust(len(whoami()))[: len(whoami())])
+
+
+def masked(text: str) -> str:
+    """Return a transcript with everything masked that differs from run to run."""
+    for pattern, mask in (
+        (r"\b[0-9a-f]{64}\b", "DIGEST"),
+        (r"\b[0-9a-f]{12}\b", "DIGEST"),
+        (r"\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d)?", "TIME"),
+        (r"guard of \S+", "guard of WHO"),
         (r"\d+(\.\d+)? (ms|MB|s ago|s)\b", r"N \2"),
         (r" +(N s ago)", r" \1"),
         (r"correlation -?\d\.\d+", "correlation N"),
         (r"by \d+\.\d+ \(PSI\)", "by N (PSI)"),
         (r"probability \d\.\d+, got \d\.\d+", "probability N, got N"),
         (r"PSI \d+\.\d+", "PSI N"),
-        (r"golden row \d+, head '\w+'", "golden row N, head 'N'"),
-        (r"its \w+ probabilities", "its N probabilities"),
+        (r"golden row \d+, head '\w+'", "golden row N, head NAME"),
+        (r"its \w+ probabilities", "its NAME probabilities"),
         (r"\d+\.\d% of \d+ (recent|candidates|users)", r"N% of N \1"),
         (r"answered: -?\d\.\d+", "answered: N"),
         (r"finite for all \d+", "finite for all N"),
         (r"candidates of \d+ recent", "candidates of N recent"),
         (r"of \d+ candidates of", "of N candidates of"),
+        (r"\d+/\d+ \d+ rows/s", "N rows/s"),
     ):
-        text = re.sub(pattern, alike, text)
-    # What is tried again, and fails again, may do so more often on a slow machine.
-    lines_alike = text.splitlines()
-    return "\n".join(line for i, line in enumerate(lines_alike) if i == 0 or line != lines_alike[i - 1])
-
-
-def put_into(page: str, name: str, text: str) -> str:
-    """Return the page with a transcript between its markers."""
-    start, end = f"<!-- transcript: {name} -->", "<!-- end -->"
-    before, found, after = page.partition(start)
-    if not found:
-        raise ValueError(f"the page has no {start}")
-    return f"{before}{start}\n```console\n{text}\n```\n{end}{after.partition(end)[2]}"
+        text = re.sub(pattern, mask, text)
+    # A slow machine may log more attempts that fail in the same way.
+    lines = text.splitlines()
+    return "\n".join(line for i, line in enumerate(lines) if i == 0 or line != lines[i - 1])
 
 
 def main() -> None:
     page = PAGE.read_text()
     for name, play in STORIES.items():
-        text = written(play())
+        text = shown(play())
         if "--write" in sys.argv:
-            page = put_into(page, name, text)
+            page = with_marked(page, f"transcript: {name}", f"```console\n{text}\n```")
         else:
             print(f"== {name}\n{text}\n")
     if "--write" in sys.argv:

@@ -63,22 +63,23 @@ def _devices(value: object) -> tuple[int, ...] | None:
 
 
 class SurfaceConfig(BaseModel):
-    """What may differ by surface."""
+    """The settings that may differ from surface to surface."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    #: The time budget of a call that brings no gRPC deadline.
     deadline_ms: Milliseconds = 100
-    #: Surfaces of a higher priority run first, as long as they use no more than their share.
+    """Time budget of a call that has no gRPC deadline."""
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
-    #: This surface's part of the engine's time when there is not enough for all, against the shares of the others.
+    """Requests of a surface with a higher priority run first, as long as the surface stays within its share."""
     share: Annotated[float, Field(gt=0, le=1_000)] = 1.0
-    #: What may be done, in this order, to a request that would miss its deadline, before it is refused.
+    """The surface's part of the engine's time under overload, relative to the shares of the other surfaces."""
     overload: tuple[Literal["trim", "cheaper"], ...] = ()
-    #: A request is never trimmed to fewer candidates.
+    """What the server may do to a request that would miss its deadline, in this order, before it refuses it; see
+    Overload."""
     trim_candidates_min: Annotated[int, Field(ge=1)] = 32
-    #: The label that `cheaper` answers with; one of `labels`.
+    """`trim` never leaves fewer candidates than this."""
     cheaper_label: Name | None = None
+    """The label whose model answers for `cheaper`; one of `labels`."""
 
     @model_validator(mode="after")
     def _cheaper_has_a_label(self) -> SurfaceConfig:
@@ -88,128 +89,164 @@ class SurfaceConfig(BaseModel):
 
 
 class SwapConfig(BaseModel):
-    """How versions are proven and taken in while traffic flows."""
+    """How the server proves new versions and takes them into service under traffic."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    #: How often the model store is looked at.
     poll_s: Annotated[float, Field(gt=0, le=3_600)] = 2
-    #: A version that failed for reasons outside its bundle (features not loaded yet, no memory) is tried again after so
-    #: long.
+    """Model store polling interval."""
     retry_s: Annotated[float, Field(gt=0, le=86_400)] = 30
-    #: How long the model store may take to answer a look; to give a whole bundle, `proof_timeout_s`.
+    """Retry interval for a version that failed for reasons outside its bundle, such as missing features or memory."""
     store_timeout_s: Annotated[float, Field(gt=0, le=3_600)] = 30
+    """Timeout of one poll of the model store. Reading a whole bundle has `swap.proof_timeout_s`."""
     proof_timeout_s: Annotated[float, Field(gt=0, le=3_600)] = 120
-    #: How long a version may warm up, its rests included; the shapes that it has not run by then cost their first
-    #: requests more. What a run costs is measured all the same.
+    """Timeout of the process that proves a bundle."""
     warm_up_s_max: Annotated[float, Field(gt=0, le=3_600)] = 300
+    """Maximum duration of a version's warm-up, pauses for requests included. Shapes that have not run by then make
+    their first requests slower. The server measures the cost of a run in any case."""
     bundle_bytes_max: Annotated[int, Field(ge=1 << 20)] = 2 << 30
-    #: What the process that proves a bundle may take.
+    """Maximum size of a bundle."""
     proof_memory_bytes_max: Annotated[int, Field(ge=64 << 20)] = 8 << 30
-    #: Memory that stays free for the rest of the server when a version is taken in.
+    """Memory limit of the process that proves a bundle."""
     memory_bytes_kept: Annotated[int, Field(ge=0)] = 256 << 20
-    #: Least mean rank correlation (Spearman) of a version's order with what recent requests were answered.
+    """Memory that must stay free for the rest of the server after a version has been loaded."""
     rank_correlation_min: Annotated[float, Field(ge=-1, le=1)] = 0.2
-    #: How many more of recent requests' candidates may lack a row than for the version that answered them.
+    """Minimum mean rank correlation (Spearman) between a new version's order and the order in which recent requests
+    were answered."""
     pins_missing_max: Annotated[float, Field(ge=0, le=1)] = 0.05
-    #: The part of one core's time that taking a version in may use while requests are answered; down to a sixteenth of
-    #: it while they take half of the engine streams or more.
+    """How much larger the share of recent candidates, and of users, without a row may be than for the version that
+    answered them."""
     cpu_share: Annotated[float, Field(gt=0, le=1)] = 0.08
-    #: Fields of the manifest that may change although callers notice (`surfaces.related`, `heads.hide`), or "*".
+    """The part of one core that proving and loading a version may use while the server answers requests. While
+    requests occupy at least half of the engine streams, it falls to as little as a sixteenth of this."""
     accept_changes: tuple[str, ...] = ()
-    #: Public Ed25519 keys (PEM); with any, only bundles signed by one of them are served.
+    """Manifest fields that may change although callers notice it, such as `surfaces.related` or `heads.hide`; `"*"`
+    accepts all changes."""
     trusted_keys: tuple[FilePath, ...] = ()
+    """Public Ed25519 keys (PEM files). If any are given, the server only serves bundles signed with one of them."""
 
 
 class GuardConfig(BaseModel):
-    """When a label is moved back to the default label's version by itself."""
+    """When the server moves a label back to the default label's version by itself."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     enabled: bool = True
-    #: What is compared, and how many requests of each label it takes.
+    """Whether the server compares each label that has traffic with the default label."""
     window_s: Annotated[float, Field(gt=0, le=3_600)] = 60
+    """Length of the window over which the guard compares the labels."""
     requests_min: Annotated[int, Field(ge=1)] = 200
+    """Minimum number of requests of each label in the window before the guard judges."""
     error_rate_max: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Maximum increase of the share of failed requests over the default label's."""
     p99_ratio_max: Annotated[float, Field(ge=1)] = 1.5
+    """Maximum ratio of the label's P99 latency to the default label's."""
     psi_max: Annotated[float, Field(gt=0)] = 1.0
+    """Maximum distance (population stability index) of a head's probabilities from the default label's."""
 
 
 class ShadowConfig(BaseModel):
-    """What nobody is answered with, only compared."""
+    """The label whose rankings are compared and never returned."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     label: Name = "shadow"
+    """The label that the server ranks with for comparison only."""
     share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """The part of all requests that the server also ranks with this label."""
 
 
 class ServerConfig(BaseSettings):
     """The server's settings. Port 0 takes a free one and logs it."""
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", env_prefix=PREFIX, env_nested_delimiter="__", hide_input_in_errors=True
+        frozen=True,
+        extra="forbid",
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
     )
 
-    #: An address (`::` and `0.0.0.0` are all of them, of both families), a name, or `unix:/path` for the gRPC port.
     host: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
+    """Where both ports listen: an address (`::1`, `10.0.0.1`), a host name (all of its addresses), `::` or `0.0.0.0`
+    (all addresses, IPv4 and IPv6), or `unix:/path` (gRPC only; HTTP then listens on 127.0.0.1). The image sets
+    `0.0.0.0`."""
     grpc_port: Port = 50051
+    """gRPC port. 0 takes a free port and logs it."""
     http_port: Port = 9095
+    """HTTP port of `/metrics` and `/healthz`. 0 takes a free port and logs it."""
 
-    #: Servers on one gRPC port, each a process; /metrics of the second is at http_port + 1, and so on.
     processes: Annotated[int, Field(ge=1, le=256)] = 1
+    """Number of server processes on the gRPC port. The second one serves `/metrics` on `http_port` + 1, and so on."""
 
-    #: Where models live (a folder, or s3://bucket/prefix), which one to serve, and which of its labels, as soon as they
-    #: are there; the first is the default.
     model_store: Annotated[str, BeforeValidator(str)]
+    """Model store: a folder, or `s3://bucket/prefix`; see models.md."""
     model: str
+    """Name of the model to serve."""
     labels: Annotated[tuple[Name, ...], Field(min_length=1)] = ("stable", "canary", "shadow")
-    #: A folder of this server's own, for what should outlive a restart: which versions it refused, and why.
+    """Labels to serve as soon as they exist. The first one is the default label and must exist."""
     state_folder: Annotated[Path | None, BeforeValidator(lambda value: value or None)] = None
-    #: How versions are taken in, when a label is moved back, what is compared in the shadow.
+    """A folder that only this server uses, for state that should survive a restart: the versions that it refused, and
+    why; see models.md."""
     swap: SwapConfig = SwapConfig()
     guard: GuardConfig = GuardConfig()
     shadow: ShadowConfig = ShadowConfig()
-    #: A file with the token that callers of ModelService bring; without it the service takes no calls.
     admin_token_file: FilePath | None = None
-    #: A utility table to use instead of the bundle's own.
+    """File with the token of `ModelService` calls: one line of printable ASCII without spaces. Without a token, the
+    service takes no calls."""
     utility: FilePath | None = None
+    """A utility table that replaces the bundle's own."""
     engine: Literal["openvino", "numpy", "torch", "tensorrt", "tensorrt_rtx"] = "openvino"
-    #: The GPUs that the engine computes on, by their CUDA numbers: one, or a list. Without it, the first.
+    """The runtime that scores candidates: `openvino` on CPUs; `tensorrt`, `tensorrt_rtx` or `torch` on GPUs (see
+    gpu.md); `numpy` is the slow reference."""
     device: Annotated[tuple[int, ...] | None, BeforeValidator(_devices)] = None
-    #: Runs in flight at once, on each GPU; 0 takes one per processor core, three per GPU.
+    """The GPUs of a GPU engine, by CUDA ordinal: one (`1`) or several (`[0, 1]`). The default is GPU 0. If there are at
+    least as many GPUs as processes, each process gets GPUs of its own; otherwise all processes share all GPUs. CPU
+    engines refuse this setting."""
     engine_streams: Annotated[int, Field(ge=0, le=256)] = 0
+    """Maximum number of concurrent engine runs, on each GPU. 0 means one per core that the process may use (a CPU quota
+    counts), or three on a GPU."""
 
-    #: lmdb:///path, redis://host:port/db, redis+cluster://host:port or memory://; may hold a password.
     feature_store: SecretStr
-    #: The share of a request's time budget that its feature reads may use before defaults stand in.
+    """Feature store: `lmdb:///path`, `redis://[user:password@]host:port/db`, `redis+cluster://host:port` of any node
+    (`rediss` for TLS) or `memory://`; see features.md."""
     fetch_budget_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """The part of a request's remaining time that its feature reads may use before defaults replace missing values."""
 
-    #: Memory for pins' rows that were read before, and how long such a row may stand for the stored one.
     near_cache_bytes: Annotated[int, Field(ge=0)] = 64 << 20
+    """Memory for the near cache, which keeps pins' rows that were read before. 0 turns it off."""
     near_cache_stale_s: Annotated[float, Field(ge=0, le=86_400)] = 30
-    #: The same while the feature store cannot be read; such rows are counted in the answer.
+    """Maximum age of a row in the near cache while the feature store can be read."""
     near_cache_outage_s: Annotated[float, Field(ge=0, le=604_800)] = 3_600
+    """Maximum age of a row in the near cache while the feature store cannot be read. Answers count such rows as
+    `stale_rows`."""
 
-    #: Whether ActivityService writes users' actions into the feature store.
     record_actions: bool = False
+    """Whether `ActivityService` writes users' actions into the feature store."""
 
     candidates_max: Annotated[int, Field(ge=1, le=100_000)] = 5_000
+    """Maximum number of candidates in a request."""
     message_bytes_max: Annotated[int, Field(ge=1_024)] = 1 << 20
+    """Maximum size of a gRPC message. gRPC refuses larger ones with RESOURCE_EXHAUSTED."""
     requests_in_flight_max: Annotated[int, Field(ge=1)] = 256
+    """Maximum number of requests in flight. The server refuses further requests on arrival."""
     rows_in_flight_max: Annotated[int, Field(ge=1)] = 65_536
-    #: Estimated memory of the requests in flight: their features and tensors.
+    """Maximum number of candidates in flight. The server refuses further requests on arrival."""
     bytes_in_flight_max: Annotated[int, Field(ge=1 << 20)] = 256 << 20
-    #: Kept free of every deadline for the answer's way back.
+    """Maximum estimated memory of the requests in flight, for their features and tensors. The server refuses further
+    requests on arrival."""
     answer_margin_ms: Annotated[float, Field(ge=0, le=1_000)] = 0.5
-    #: How long a stopping server lets requests in flight finish.
+    """The part of every deadline that is reserved for sending the answer."""
     drain_s: Annotated[float, Field(ge=0, le=600)] = 10
+    """Maximum time that a stopping server waits for requests in flight."""
 
     surfaces: dict[Name, SurfaceConfig] = {}
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    #: `auto` writes for people on a terminal and JSON elsewhere.
+    """Lowest level of the events that are logged."""
     log_format: Literal["auto", "json", "console"] = "auto"
+    """`console` writes columns, `json` one JSON object a line; `auto` picks `console` on a terminal."""
 
     @classmethod
     def settings_customise_sources(  # type: ignore[override]

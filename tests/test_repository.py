@@ -47,22 +47,6 @@ def test_serving_and_the_demo_import_no_training_library(module):
     assert checked.returncode == 0, checked.stderr
 
 
-def test_operations_page_names_every_setting_and_metric():
-    from server.config import GuardConfig, ServerConfig, ShadowConfig, SurfaceConfig, SwapConfig
-    from server.telemetry.metrics import Metrics
-
-    page = (ROOT / "docs" / "operations.md").read_text()
-    tables = {"surfaces": SurfaceConfig, "swap": SwapConfig, "guard": GuardConfig, "shadow": ShadowConfig}
-    settings = set(ServerConfig.model_fields) - tables.keys()
-    for table, one in tables.items():
-        settings |= {f"{table.replace('surfaces', 'surfaces.NAME')}.{name}" for name in one.model_fields}
-    metrics = set()
-    for family in Metrics().registry.collect():
-        metrics.add(family.name + ("_total" if family.type == "counter" else ""))
-    missing = {name for name in settings | metrics if f"`{name}`" not in page}
-    assert not missing
-
-
 def test_the_wheel_serves_without_the_repository_and_without_pytorch(tmp_path):
     """Build the wheel, and rank with nothing of ours on the path but what it holds."""
     from tests import tiny

@@ -15,6 +15,7 @@ from bench.gpu.numbers import DRY_FILE, Numbers, file_of, read
 from bench.gpu.plan import PHASES
 from bench.gpu.predicted import Range, predictions
 from bench.gpu.results import ENCODER_GOAL, RANKER_GOAL, Line, Results, as_json, results
+from bench.harness import as_text
 
 NOT_MEASURED = "not measured"
 #: Floating-point operations of a row of the published encoder, exactly rewritten and with only what the readout reads.
@@ -212,7 +213,7 @@ def write(out: Path, *, dry_run: bool) -> Path:
     found = results(read(file_of(out, dry_run=dry_run)), dry_run=dry_run)
     name = "dry-run" if dry_run else "gpu"
     out.mkdir(parents=True, exist_ok=True)
-    _replace(out / f"{name}.json", json.dumps(as_json(found), indent=1, allow_nan=False) + "\n")
+    _replace(out / f"{name}.json", as_text(as_json(found)))
     return _replace(out / f"{name}.md", page(found, predictions()))
 
 

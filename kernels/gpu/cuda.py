@@ -1,6 +1,6 @@
 """The CUDA driver, as TensorRT's engines need it: contexts, streams, memory and graphs, all through cuda-bindings.
 
-Why not through PyCUDA: ARCHITECTURE.md, "On a GPU". While cuda-bindings (from 12.9.1 on) waits, other threads run.
+docs/gpu-internals.md says why not through PyCUDA. While cuda-bindings (from 12.9.1 on) waits, other threads run.
 """
 
 from __future__ import annotations

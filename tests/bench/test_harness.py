@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bench.__main__ import BENCHMARKS, app
-from bench.harness import ROOT, BenchmarkError, Claim, Measurement, machine, read_claims, run
+from bench.harness import RESULTS, ROOT, BenchmarkError, Claim, Measurement, as_text, machine, read_claims, run
 
 MET = Claim("throughput", 0.95, 0.9, "ratio", "at_least")
 UNMET = Claim("P99", 12.0, 10.0, "ms", "at_most")
@@ -59,6 +59,23 @@ def test_a_run_keeps_machine_claims_and_raw_numbers(tmp_path, capsys):
     assert {"cpu", "cores", "memory_gib", "kernel", "python", "packages", "commit"} <= set(written["machine"])
     assert read_claims(tmp_path / "results") == {"example": (MET, UNMET)}
     assert "NO" in capsys.readouterr().out
+
+
+def test_a_row_and_a_series_of_raw_values_stand_on_one_line_each():
+    row = {"rate": 1.5, "statuses": {"OK": 3}, "models": ["a@1"], "missing": None}
+    content = {"raw": {"latency_ms": [0.1] * 1000, "rounds": [row] * 40, "nothing": [], "words": "a\nb"}}
+    text = as_text(content)
+    assert json.loads(text) == content
+    lines = [line.strip().rstrip(",") for line in text.splitlines()]
+    assert lines.count(json.dumps(row)) == 40
+    assert f'"latency_ms": {json.dumps([0.1] * 1000)}' in lines
+    assert len(lines) == 40 + 9
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_committed_results_are_as_the_harness_writes_them(path):
+    text = path.read_text()
+    assert as_text(json.loads(text)) == text
 
 
 def test_a_run_without_a_results_folder_writes_nothing(tmp_path, monkeypatch):
