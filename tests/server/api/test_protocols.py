@@ -71,7 +71,7 @@ async def test_metrics_count_what_was_answered(channel, server):
     assert found["pinrank_requests_in_flight",] == 0
     for stage in ("wire", "fetch", "assemble", "queue", "score", "utility", "select", "response"):
         assert found["pinrank_stage_seconds_count", stage] == 3
-    digest = server._models.default.model.digest
+    digest = server.status.default.model.digest
     assert found["pinrank_model_info", digest, "stable", "tiny", "1"] == 1
 
 
