@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -48,7 +49,9 @@ def test_serving_and_the_demo_import_no_training_library(module):
 
 
 def test_operations_page_names_every_setting_and_metric():
+    from kernels.engines import ENGINES
     from server.config import GuardConfig, ServerConfig, ShadowConfig, SurfaceConfig, SwapConfig
+    from server.scheduling.in_flight_metrics import InFlightCollector
     from server.telemetry.metrics import Metrics
 
     page = (ROOT / "docs" / "operations.md").read_text()
@@ -57,9 +60,11 @@ def test_operations_page_names_every_setting_and_metric():
     for table, one in tables.items():
         settings |= {f"{table.replace('surfaces', 'surfaces.NAME')}.{name}" for name in one.model_fields}
     metrics = set()
-    for family in Metrics().registry.collect():
+    found = Metrics()
+    found.register(InFlightCollector(SimpleNamespace(requests=0, rows=0, bytes=0)))
+    for family in found.registry.collect():
         metrics.add(family.name + ("_total" if family.type == "counter" else ""))
-    missing = {name for name in settings | metrics if f"`{name}`" not in page}
+    missing = {name for name in settings | metrics | ENGINES.keys() if f"`{name}`" not in page}
     assert not missing
 
 

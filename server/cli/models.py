@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from kernels.engines import ENGINES
 from server.cli.features import fail, log_warnings, run_store_work, started_store
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ ModelArgument = Annotated[str, typer.Argument(help="Name of the model.")]
 VersionArgument = Annotated[int, typer.Argument(metavar="VERSION")]
 WhyOption = Annotated[str, typer.Option("--why", help="The reason, for the audit trail.")]
 ByOption = Annotated[str | None, typer.Option("--by", help="Who, for the audit trail (default: user@host).")]
-EngineOption = Annotated[str, typer.Option(help="Engine that scores the golden requests.")]
+EngineOption = Annotated[str, typer.Option(help=f"Engine that scores the golden requests: {', '.join(ENGINES)}.")]
 
 
 @models.command()

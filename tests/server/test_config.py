@@ -230,7 +230,7 @@ def test_utility_file_that_is_not_there_is_named(file):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ('engine = "abacus"', "engine: Input should be"),
+        ('engine = "abacus"', "engine: unknown engine 'abacus'; choose one of numpy"),
         ("grpc_port = 70000", "grpc_port: Input should be less than or equal to 65535"),
         ("grpc_prot = 1", "grpc_prot: Extra inputs are not permitted"),
         ("candidates_max = 0", "candidates_max: Input should be greater"),
