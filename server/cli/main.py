@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from server.cli import model_calls, plans  # noqa: F401 - they add their commands to `model`
-from server.cli.features import fail, features
+from server.cli import model_calls, model_diff, plans  # noqa: F401 - they add their commands to `model`
+from server.cli.console import console, fail
+from server.cli.features import features
 from server.cli.models import models
 
 app = typer.Typer(
@@ -150,7 +150,7 @@ def rank(
     if json:
         typer.echo(json_format.MessageToJson(response, preserving_proto_field_name=True))
     else:
-        show(response, Console(markup=False, emoji=False))
+        show(response, console())
 
 
 def _id(option: str, text: str) -> int:

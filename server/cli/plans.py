@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from kernels.engines import ENGINES, WITH_PLANS
-from server.cli.features import fail
+from server.cli.console import console, fail
 from server.cli.models import models
 
 
@@ -45,7 +44,7 @@ def compile_plans(
     from model_store.bundle.files import BundleError, read_bundle  # noqa: PLC0415
     from model_store.bundle.plans import add_plans  # noqa: PLC0415
 
-    console = Console(markup=False, emoji=False, stderr=True)
+    progress = console(stderr=True)
     library = ENGINES[engine].library if engine in ENGINES else None
     if library is None:
         fail(f"--library {engine!r} builds no plans; choose one of {', '.join(WITH_PLANS)}")
@@ -59,7 +58,7 @@ def compile_plans(
             architecture = [device.capability]
         if not architecture:
             fail("--architecture says which GPUs to build for: 8.0 (A100), 8.6 (A10), 8.9 (L4, L40S), 12.0 (Blackwell)")
-        with console.status(f"building with {library} {version}"):
+        with progress.status(f"building with {library} {version}"):
             add_plans(
                 folder,
                 Settings(library, half),
