@@ -7,11 +7,7 @@ import gc
 from collections.abc import Hashable
 from contextlib import AsyncExitStack
 
-import grpc
-import grpc.aio
 import structlog
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from feature_client.redaction import redacted
 from feature_client.stores.open_store import open_store
@@ -20,15 +16,14 @@ from kernels.cores import cores
 from kernels.engine import EngineFactory
 from kernels.engines import ON_GPU, default_streams, engine_factory
 from model_store.registry.store import ModelStore, open_model_store
-from pinrank.v1 import activity_pb2, models_pb2, ranking_pb2  # noqa: F401 - reflection answers from the registered descriptors
-from server.api import activity
+from server.api import activity, ranking
 from server.api import models as model_service
 from server.api.activity import ActivityEdge
-from server.api.calls import CallBoundary
-from server.api.draining import Calls, hang_up
-from server.api.http import HttpEndpoint
+from server.api.draining import Calls
+from server.api.grpc_endpoint import GrpcEndpoint
+from server.api.http import open_endpoints
 from server.api.models import ModelEdge
-from server.api.ranking import SERVICE, RankingEdge
+from server.api.ranking import RankingEdge
 from server.config import ConfigError, ServerConfig
 from server.proving.admit_version import Intake
 from server.proving.prover import Prover
@@ -44,7 +39,7 @@ from server.rollout.installed_models import InstalledModels
 from server.rollout.model_metrics import ModelCollector
 from server.rollout.shadow import LANE, Shadow
 from server.rollout.status import ServerStatus
-from server.runtime.listening import ListenError, http_interfaces, http_shown, open_grpc_port, shown
+from server.runtime.listening import ListenError, http_shown, shown
 from server.runtime.memory import set_up_allocator
 from server.runtime.signals import Ending, heed_signals
 from server.runtime.supervisor import Supervisor
@@ -59,8 +54,6 @@ from server.telemetry.metrics import Metrics
 _log = structlog.get_logger(__name__)
 
 
-#: For clients to close their side of what was hung up.
-_HANG_UP_S = 0.5
 #: What a server that stops may take beyond `drain_s`.
 _EXIT_GRACE_S = 15.0
 
@@ -78,7 +71,6 @@ class Server:
         recording: of actions, into the sequences that models in memory read.
         calls: in flight.
         serving: whether Rank calls are answered.
-        listens_on: the gRPC port, or the path of a Unix socket.
         http_port: of `/metrics` and `/healthz`.
         status: what the server holds and how it does; from the start on, as are `model_store`, `intake` and `swap`.
     """
@@ -109,12 +101,15 @@ class Server:
         )
         self.recording = Recording(self.store, self.metrics.actions.future_actions.inc)
         self.calls = Calls()
-        self._health = health.aio.HealthServicer()
         #: Closes what was opened, last first.
         self._opened = AsyncExitStack()
         self.serving = False
-        self.listens_on: int | str = 0
         self.http_port = 0
+
+    @property
+    def listens_on(self) -> int | str:
+        """The gRPC port, or the path of a Unix socket."""
+        return self._endpoint.listens_on
 
     @property
     def grpc_port(self) -> int:
@@ -141,12 +136,16 @@ class Server:
         factory = self._engine_factory()
         await asyncio.to_thread(prover.start)  # it imports what it needs meanwhile
         models = self._build(factory, prover)
-        self._open_http()  # before the models are there: it says what the start is at
-        await self.swap.start()
-        _check_surfaces(config, models)
-        await self._open_grpc()
+        try:
+            self._open_http()  # before the models are there: it says what the start is at
+            await self.swap.start()
+            _check_surfaces(config, models)
+            opened.push_async_callback(self._endpoint.stop)
+            await self._endpoint.start(config.host, config.grpc_port)
+        except ListenError as error:
+            raise StartError(str(error)) from error
         self.serving = True
-        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        await self._endpoint.set_serving(serving=True)
         _log.info(
             "serving",
             grpc=shown(config.host, self.listens_on),
@@ -196,12 +195,23 @@ class Server:
             InFlightCollector(admission), NearCacheCollector(features.caches), *store_collectors(self.store),
             ModelCollector(self.status),
         )  # fmt: skip
-        self._handlers = (
-            RankingEdge(pipeline, models, config, metrics.requests, recent, shadow, self.calls).handler(),
-            ActivityEdge(metrics.actions, self.calls, self.recording).handler(),
-            ModelEdge(self.swap, self.status, config).handler(),
-        )
+        services = {
+            ranking.SERVICE: RankingEdge(
+                pipeline, models, config, metrics.requests, recent, shadow, self.calls
+            ).handler(),
+            activity.SERVICE: ActivityEdge(metrics.actions, self.calls, self.recording).handler(),
+            model_service.SERVICE: ModelEdge(self.swap, self.status, config).handler(),
+        }
+        self._endpoint = GrpcEndpoint(services, config.message_bytes_max, shared_port=self._shared_port)
         return models
+
+    def _open_http(self) -> None:
+        config, registry = self._config, self.metrics.registry
+        for endpoint in open_endpoints(
+            config.host, config.http_port, registry, lambda: self.serving, self.status.lines, self._supervisor
+        ):
+            self.http_port = endpoint.port
+            self._opened.callback(endpoint.close)
 
     def _new_runner(self, costs: dict[Hashable, CostModel], pace: Pace) -> tuple[Admission, Runner]:
         """Put the policies together: what is learned of each model, who goes first, what is refused."""
@@ -229,73 +239,14 @@ class Server:
             hurry: ends the wait for those in flight.
         """
         self.serving = False
-        self.calls.draining = True
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._endpoint.set_serving(serving=False)
         _log.info("draining", drain_s=self._config.drain_s)
-        ended = asyncio.ensure_future(self.calls.ended())
-        hurried = asyncio.ensure_future((hurry or asyncio.Event()).wait())
-        await asyncio.wait({ended, hurried}, timeout=self._config.drain_s, return_when=asyncio.FIRST_COMPLETED)
-        ended.cancel()
-        hurried.cancel()
+        await self.calls.drain(self._config.drain_s, hurry)
         if self.calls.in_flight:
             _log.warning("drain_ended_early", calls_cut_off=self.calls.in_flight)
-        try:
-            hang_up(self.listens_on)
-        except OSError as error:  # without /dev/fd; gRPC's own way remains
-            _log.warning("not_hung_up", reason=f"{error}; callers may see CANCELLED")
-        await self._grpc.stop(_HANG_UP_S)
+        await self._endpoint.hang_up()
         await self._opened.aclose()
         _log.info("stopped")
-
-    def _open_http(self) -> None:
-        config = self._config
-        try:
-            for interface in http_interfaces(config.host):
-                port = self.http_port or config.http_port
-                try:
-                    http = HttpEndpoint(
-                        interface,
-                        port,
-                        self.metrics.registry,
-                        lambda: self.serving,
-                        self.status.lines,
-                        self._supervisor,
-                    )
-                except OSError as error:
-                    raise ListenError(
-                        f"cannot listen on {interface.at(port)} ({error.strerror}); set http_port to move"
-                    ) from error
-                self.http_port = http.port
-                http.start()
-                self._opened.callback(http.close)
-        except ListenError as error:
-            raise StartError(str(error)) from error
-
-    async def _open_grpc(self) -> None:
-        config = self._config
-        self._grpc = grpc.aio.server(
-            options=(
-                ("grpc.max_receive_message_length", config.message_bytes_max),
-                # With port sharing on, a second server on the port would silently take half of the calls.
-                ("grpc.so_reuseport", int(self._shared_port)),
-            ),
-            interceptors=(CallBoundary(),),
-        )
-        self._opened.push_async_callback(self._grpc.stop, 0)
-        self._grpc.add_generic_rpc_handlers(self._handlers)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        reflection.enable_server_reflection(
-            (SERVICE, activity.SERVICE, model_service.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc
-        )
-        try:
-            self.listens_on = open_grpc_port(self._grpc, config.host, config.grpc_port)
-        except ListenError as error:
-            raise StartError(str(error)) from error
-        await self._grpc.start()
-
-    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
-        for service in ("", SERVICE, activity.SERVICE, model_service.SERVICE):
-            await self._health.set(service, status)
 
 
 async def serve(config: ServerConfig, *, shared_port: bool = False) -> None:
