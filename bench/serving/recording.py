@@ -37,7 +37,7 @@ from model_store.registry.store import open_model_store
 from pinrank.v1 import activity_pb2, activity_pb2_grpc
 from server.api.activity import ActivityEdge
 from server.api.draining import Calls
-from server.config import load_config
+from server.config_sources import load_config
 from server.request.recording import Recording
 from server.telemetry.metrics import Metrics
 from tests.redis_servers import running

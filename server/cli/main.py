@@ -75,7 +75,8 @@ def serve(
     from model_store.registry.objects import ModelStoreError  # noqa: PLC0415
     from model_store.registry.signing import SigningError  # noqa: PLC0415
     from server import app as server  # noqa: PLC0415
-    from server.config import ConfigError, load_config, shadowing_links  # noqa: PLC0415
+    from server.config import ConfigError  # noqa: PLC0415
+    from server.config_sources import load_config, shadowing_links  # noqa: PLC0415
     from server.processes import serve_processes  # noqa: PLC0415
     from server.proving.prover import ProvingError  # noqa: PLC0415
     from server.proving.replay import NotReadyError  # noqa: PLC0415

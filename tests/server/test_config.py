@@ -6,7 +6,8 @@ import traceback
 import pytest
 
 from server.api.models import read_token
-from server.config import ConfigError, ServerConfig, load_config, shadowing_links
+from server.config import ConfigError, ServerConfig
+from server.config_sources import load_config, shadowing_links
 
 FILE = """
 model_store = "models"
