@@ -79,7 +79,7 @@ class ActivityEdge:
             raise NotRecordingError("this server does not record actions; set record_actions = true")
         if not actions:
             return np.zeros(len(ActionOutcome), np.int64)
-        users, known = await _checked(sequences, actions)
+        users, known = await checked_actions(sequences, actions)
         best = np.full(len(actions), len(ActionOutcome))
         for sequence, (events, into) in zip(sequences, known, strict=True):
             if not len(into):
@@ -97,7 +97,7 @@ class ActivityEdge:
         return counts
 
 
-async def _checked(
+async def checked_actions(
     sequences: Sequence[RecordedSequence], actions: Sequence[activity_pb2.Action]
 ) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
     """Check a call's actions, a slice at a time: what else waits for the event loop gets it in between.

@@ -14,7 +14,7 @@ from grpc_status import rpc_status
 from feature_client.codec import encode_sequence
 from feature_client.stores.store import StoreUnavailableError
 from pinrank.v1 import activity_pb2, activity_pb2_grpc, ranking_pb2, ranking_pb2_grpc
-from server.api.activity import _checked
+from server.api.activity import checked_actions
 from tests import tiny
 
 NOW_MS = int(time.time() * 1000)
@@ -185,7 +185,7 @@ async def test_other_calls_are_answered_between_the_slices_of_a_long_record(stub
 
 async def test_a_record_gives_the_event_loop_away_while_it_checks_thousands_of_actions(start_server):
     server = await start_server(record_actions=True)
-    turns, checked = 0, asyncio.create_task(_checked(server.status.recorded, many(5_000).actions))
+    turns, checked = 0, asyncio.create_task(checked_actions(server.status.recorded, many(5_000).actions))
     while not checked.done():
         turns += 1
         await asyncio.sleep(0)

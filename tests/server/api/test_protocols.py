@@ -120,7 +120,10 @@ def test_health_check_asks_where_the_server_listens(monkeypatch, port, host, url
 
 
 def test_health_check_takes_what_the_settings_say_by_default():
-    assert [ServerConfig.model_fields[name].default for name in ("host", "http_port")] == [health._HOST, health._PORT]
+    assert [ServerConfig.model_fields[name].default for name in ("host", "http_port")] == [
+        health.DEFAULT_HOST,
+        health.DEFAULT_PORT,
+    ]
 
 
 def has_ipv6():

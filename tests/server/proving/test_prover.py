@@ -21,7 +21,7 @@ from kernels.engine import FeatureBatch
 from model_store.bundle.files import BundleError
 from model_store.model.assembly import Assembler
 from model_store.registry.store import open_model_store
-from server.proving.helper import _cpu_s
+from server.proving.helper import cpu_s
 from server.proving.prover import ProofRequest, Prover, ProvingError
 from tests import tiny
 from tests.conftest import needs_training
@@ -177,7 +177,7 @@ def test_a_helper_that_dies_is_nobodys_fault_and_is_replaced_by_one_for_the_same
         own.start()
 
         def kill(child):
-            while _cpu_s(child) < 0.01:  # not before it is at the proof
+            while cpu_s(child) < 0.01:  # not before it is at the proof
                 pass
             with ends_of([child]):
                 os.kill(child, signal.SIGSTOP)  # as while it rests

@@ -129,7 +129,7 @@ def test_a_process_that_cannot_end_is_ended():
     script = (
         "import threading, server.runtime.signals\n"
         "threading.Thread(target=threading.Event().wait, name='engine-0').start()\n"
-        "server.runtime.signals._exit_within(0.1)\n"
+        "server.runtime.signals.exit_within(0.1)\n"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1

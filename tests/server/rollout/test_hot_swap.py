@@ -313,9 +313,9 @@ async def test_a_broken_canary_does_not_keep_a_server_from_starting(serve, calls
 
 async def test_only_signed_bundles_are_served_where_keys_are_trusted(serve, calls, store, tmp_path):
     from model_store.registry.signing import Signer
-    from tests.model_store.registry.test_store import _key
+    from tests.model_store.registry.test_store import signing_key
 
-    private, public = _key(tmp_path, "anna")
+    private, public = signing_key(tmp_path, "anna")
     tiny.write_tiny_bundle(tmp_path / "signed", 2)
     tiny.write_tiny_bundle(tmp_path / "unsigned", 3)
     store.publish(tmp_path / "signed", signer=Signer.read(private))

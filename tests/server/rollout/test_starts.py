@@ -14,7 +14,7 @@ from model_store.registry.signing import Signer, SigningError
 from server.proving.refusals import Refusals
 from tests import tiny
 from tests.conftest import eventually
-from tests.model_store.registry.test_store import _key
+from tests.model_store.registry.test_store import signing_key
 from tests.processes import children
 from tests.server.api.test_protocols import get
 from tests.server.proving.test_prover import endless
@@ -75,7 +75,7 @@ async def test_when_no_version_is_good_the_start_says_what_is_wrong_with_the_one
 async def test_an_unsigned_newest_version_does_not_stop_a_start_where_one_before_it_is_signed(
     serve, calls, store, tmp_path
 ):
-    private, public = _key(tmp_path, "anna")
+    private, public = signing_key(tmp_path, "anna")
     with pytest.raises(SigningError, match="tiny@1 is not signed"):
         await serve(swap={"trusted_keys": (public,)})
     tiny.write_tiny_bundle(tmp_path / "signed", 2)
