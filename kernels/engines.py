@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the command line reads the table, and is to answer at once
     from kernels.engine import EngineFactory
+    from kernels.gpu.tensorrt_build import Library
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class EngineRow:
     place: str
     _: KW_ONLY
     on_gpu: bool = False
-    library: Literal["tensorrt", "tensorrt_rtx"] | None = None
+    library: Library | None = None
     package: str | None = None
 
 

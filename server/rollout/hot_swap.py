@@ -215,7 +215,7 @@ class HotSwap:
                 previous = models.by_label.get(label)
                 self._route(label, self._serve(version))
                 versions.note(f"{label}: {previous.version if previous else 'none'} -> {version}")
-                self._metrics.swaps.labels("done").inc()
+                self._metrics.done.inc()
             case Unroute(label):
                 self._route(label, None)
                 versions.note(f"{label} removed")

@@ -9,7 +9,7 @@ from server.scheduling.engine_streams import Runner
 
 
 class InstalledModels:
-    """Keeps a run's costs, near caches and recorded sequences for every model in memory. Belongs to one event loop."""
+    """Keeps run costs, near caches and recorded sequences for the models in memory. Belongs to one event loop."""
 
     def __init__(self, runner: Runner, features: FeatureReader, recording: Recording | None) -> None:
         """Remember.

@@ -20,7 +20,7 @@ from server.rollout.lifecycle import Phase
 from server.rollout.versions import Versions
 from server.runtime.supervisor import Supervisor
 from server.runtime.tasks import BackgroundTasks
-from server.telemetry.metrics import ModelMetrics
+from server.telemetry.metrics import Fault, ModelMetrics
 
 _log = structlog.get_logger(__name__)
 
@@ -115,8 +115,8 @@ class VersionLoading:
     def _warming(self, version: int) -> None:
         self._versions.become(version, Phase.WARMING)
 
-    def _fail(self, version: int, kind: str, reason: str, retry_s: float | None) -> None:
+    def _fail(self, version: int, fault: Fault, reason: str, retry_s: float | None) -> None:
         self._installed.drop_unread_caches()
         self._tasks.start(self._supervisor.task(TASK, self._intake.give_back()))
-        self._versions.fail(version, kind, reason, retry_s)
-        self._metrics.swaps.labels(f"failed_{kind}").inc()
+        self._versions.fail(version, fault, reason, retry_s)
+        self._metrics.failed[fault].inc()

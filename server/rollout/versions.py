@@ -90,12 +90,12 @@ class Versions:
         record = self.become(version, Phase.SEEN)
         record.retry_at_s, record.report = float("inf"), Report()
 
-    def fail(self, version: int, kind: str, reason: str, retry_s: float | None) -> None:
+    def fail(self, version: int, fault: str, reason: str, retry_s: float | None) -> None:
         """Note that a version failed.
 
         Args:
             version: which.
-            kind: what was at fault.
+            fault: what was at fault.
             reason: for people.
             retry_s: after which it is tried again; None for never.
         """
@@ -105,7 +105,7 @@ class Versions:
             record.retry_at_s = self._clock() + retry_s
         if not known:  # a retry that fails in the same way is no news
             self.note(f"{version} failed: {reason}")
-            _log.error("model_failed", model=f"{self._model}@{version}", kind=kind, reason=reason, retry_s=retry_s)
+            _log.error("model_failed", model=f"{self._model}@{version}", kind=fault, reason=reason, retry_s=retry_s)
 
     def serve(self, version: int) -> ServedModel:
         """Let a version in memory serve, if it does not; return its model."""

@@ -5,6 +5,8 @@ A group of metrics goes to the part that writes them. Seconds and rows, Promethe
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.registry import Collector
 
@@ -19,6 +21,8 @@ _SECONDS = (
     0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.005, 0.006, 0.0075, 0.01, 0.0125, 0.015,
     0.02, 0.025, 0.035, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0,
 )  # fmt: skip
+#: What was at fault when a version failed.
+Fault = Literal["bundle", "surroundings", "unexpected"]
 _ROWS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
 
@@ -104,15 +108,15 @@ class ModelMetrics:
         self.info = Gauge(
             "pinrank_model_info", "1 for each served label", ["model", "version", "label", "digest"], registry=registry
         )
-        self.swaps = Counter(
+        swaps = Counter(
             "pinrank_model_swaps",
             "Versions that began to answer for a label (done), or failed, by what was at fault: the bundle, its "
             "surroundings (features, memory, the store; tried again), or something unexpected",
             ["outcome"],
             registry=registry,
         )
-        for outcome in ("done", "failed_bundle", "failed_surroundings", "failed_unexpected"):
-            self.swaps.labels(outcome)
+        self.done = swaps.labels("done")
+        self.failed = {fault: swaps.labels(f"failed_{fault}") for fault in get_args(Fault)}
         self.rollbacks = Counter(
             "pinrank_model_rollbacks", "Versions that a guard took off a label", ["label"], registry=registry
         )
