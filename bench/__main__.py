@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 from bench.harness import RESULTS, BenchmarkError, claims_table, read_claims, run
+from server.cli.console import console, fail
 
 _BY_ROOM = {
     "serving": (
@@ -51,16 +50,13 @@ def main(
     """Run benchmarks, or print the claims of all committed results (`claims`; unmet ones do not fail)."""
     try:
         if names == ["claims"]:
-            Console(markup=False, emoji=False).print(claims_table(read_claims(results or RESULTS)))
+            console().print(claims_table(read_claims(results or RESULTS)))
             return
         for name in _chosen(names):
             measure = partial(import_module(BENCHMARKS[name]).measure, quick=quick)
             run(name, measure, results or (None if quick else RESULTS))
     except BenchmarkError as error:
-        Console(markup=False, emoji=False, stderr=True).print(
-            Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True
-        )
-        raise typer.Exit(1) from error
+        fail(str(error), error)
 
 
 def _chosen(names: list[str] | None) -> list[str]:

@@ -13,9 +13,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from server.cli.console import console
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -92,9 +93,9 @@ def run(name: str, measure: Callable[[], Measurement], results: Path | None = RE
     """Measure, print, and write `results/name.json`; with `results` None, write nothing."""
     started = datetime.now(UTC)
     measured = measure()
-    console = Console(markup=False, emoji=False)
-    console.print(summary_table(name, measured.summary))
-    console.print(claims_table({name: measured.claims}))
+    out = console()
+    out.print(summary_table(name, measured.summary))
+    out.print(claims_table({name: measured.claims}))
     if results is not None:
         results.mkdir(parents=True, exist_ok=True)
         content = {

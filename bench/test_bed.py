@@ -25,7 +25,8 @@ from loadtest.open_loop import OK
 from loadtest.report import Summary
 from loadtest.workload import Workload
 from model_store.registry.store import open_model_store
-from server.config import ServerConfig, load_config
+from server.config import ServerConfig
+from server.config_sources import load_config
 from server.environment import PREFIX, service_links
 
 CONFIG = ROOT / "deploy" / "demo" / "pinrank.toml"

@@ -1,44 +1,69 @@
+"""The engines there are: the one table that settings, opening, plans and documents read.
+
+A new engine is a file of its own and a row here.
+"""
+
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from importlib import import_module
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from kernels.engine import EngineFactory
+if TYPE_CHECKING:  # the command line reads the table, and is to answer at once
+    from kernels.engine import EngineFactory
+    from kernels.gpu.tensorrt_build import Library
 
 
 @dataclass(frozen=True, slots=True)
-class _Runtime:
-    """Where an engine is, as `module:name`: of the engine itself on a CPU, on a GPU of what opens its backend."""
+class EngineRow:
+    """What is known of an engine before it is imported.
+
+    Attributes:
+        place: `module:name` of the engine itself on a CPU, of what opens its backend on a GPU.
+        on_gpu: whether it computes on GPUs.
+        library: whose plans travel in bundles, if any do; their names begin with it.
+        package: what brings its libraries; without one, the library that is missing is named.
+    """
 
     place: str
     _: KW_ONLY
     on_gpu: bool = False
-    #: Whose plans travel in bundles.
-    library: Literal["tensorrt", "tensorrt_rtx"] | None = None
+    library: Library | None = None
+    package: str | None = None
 
 
-#: Runtimes are imported when chosen: a CPU server loads no GPU library, and the other way round.
-_RUNTIMES = {
-    "numpy": _Runtime("kernels.cpu.numpy_engine:NumpyEngine"),
-    "openvino": _Runtime("kernels.cpu.openvino_engine:OpenVinoEngine"),
-    "tensorrt": _Runtime("kernels.gpu.tensorrt_backend:TensorRtBackend", on_gpu=True, library="tensorrt"),
-    "tensorrt_rtx": _Runtime("kernels.gpu.tensorrt_backend:TensorRtBackend", on_gpu=True, library="tensorrt_rtx"),
-    "torch": _Runtime("kernels.gpu.torch_backend:open_torch", on_gpu=True),
+#: By name. Runtimes are imported when chosen: a CPU server loads no GPU library, and the other way round.
+ENGINES: Mapping[str, EngineRow] = {
+    "numpy": EngineRow("kernels.cpu.numpy_engine:NumpyEngine"),
+    "openvino": EngineRow("kernels.cpu.openvino_engine:OpenVinoEngine"),
+    "tensorrt": EngineRow(
+        "kernels.gpu.tensorrt_backend:TensorRtBackend", on_gpu=True, library="tensorrt", package="'pinrank[gpu]'"
+    ),
+    "tensorrt_rtx": EngineRow(
+        "kernels.gpu.tensorrt_backend:TensorRtBackend", on_gpu=True, library="tensorrt_rtx", package="'pinrank[rtx]'"
+    ),
+    "torch": EngineRow("kernels.gpu.torch_backend:open_torch", on_gpu=True, package="'pinrank[gpu]'"),
 }
 
-ENGINES = tuple(_RUNTIMES)
-#: Those that compute on a GPU.
-ON_GPU = frozenset(name for name, runtime in _RUNTIMES.items() if runtime.on_gpu)
+#: Those that compute on a GPU, and those whose plans travel in bundles.
+ON_GPU = tuple(name for name, row in ENGINES.items() if row.on_gpu)
+WITH_PLANS = tuple(name for name, row in ENGINES.items() if row.library)
 #: Runs in flight on a GPU: while one computes, another's rows are copied in and a third's answers out.
 _GPU_STREAMS = 3
 
 
+def known_engine(name: str) -> str:
+    """Return the name of an engine. Raises ValueError, which names those there are, for any other."""
+    if name not in ENGINES:
+        raise ValueError(f"unknown engine {name!r}; choose one of {', '.join(ENGINES)}")
+    return name
+
+
 def default_streams(name: str, cores: int) -> int:
     """Return how many runs an engine should have in flight: one a core, on each GPU what keeps it busy."""
-    return _GPU_STREAMS if name in ON_GPU else cores
+    return _GPU_STREAMS if ENGINES[name].on_gpu else cores
 
 
 def bundled_plan(name: str, devices: Sequence[int] = (0,)) -> str | None:
@@ -47,7 +72,7 @@ def bundled_plan(name: str, devices: Sequence[int] = (0,)) -> str | None:
     Raises:
         UnavailableError: there is no such GPU, or not the engine's library.
     """
-    library = _RUNTIMES[name].library
+    library = ENGINES[name].library
     if library is None:
         return None
     from kernels.gpu.tensorrt_backend import plan_here  # noqa: PLC0415
@@ -65,18 +90,16 @@ def engine_factory(name: str, devices: Sequence[int] = (0,)) -> EngineFactory:
     Raises:
         ValueError: the runtime is unknown, not installed, or cannot be imported, or does not compute on such devices.
     """
-    if name not in _RUNTIMES:
-        raise ValueError(f"unknown engine {name!r}; choose one of {', '.join(ENGINES)}")
-    runtime = _RUNTIMES[name]
-    module, _, attribute = runtime.place.partition(":")
+    row = ENGINES[known_engine(name)]
+    module, _, attribute = row.place.partition(":")
     try:
         made: Any = getattr(import_module(module), attribute)
     except ModuleNotFoundError as error:
-        package = "'pinrank[gpu]'" if runtime.on_gpu else (error.name or "pinrank").partition(".")[0]
+        package = row.package or (error.name or "pinrank").partition(".")[0]
         raise ValueError(f"engine {name!r} lacks {error.name}; pip install {package}") from error
     except Exception as error:  # whatever a library raises that was built for others than those that are here
         raise ValueError(f"engine {name!r} cannot be imported: {type(error).__name__}: {error}") from error
-    if not runtime.on_gpu:
+    if not row.on_gpu:
         if tuple(devices) != (0,):
             raise ValueError(f"engine {name!r} runs on the CPU and takes no devices, got {list(devices)}")
         factory: EngineFactory = made
@@ -85,5 +108,5 @@ def engine_factory(name: str, devices: Sequence[int] = (0,)) -> EngineFactory:
         raise ValueError(f"devices must be ordinals of GPUs, each once, got {list(devices)}")
     from kernels.gpu.engine import GpuEngine  # noqa: PLC0415
 
-    open_backend = partial(made, runtime.library) if runtime.library else made
+    open_backend = partial(made, row.library) if row.library else made
     return partial(GpuEngine, open_backend, devices=tuple(devices))

@@ -19,13 +19,14 @@ import grpc
 import grpc.aio
 import numpy as np
 
+from pinrank import answers
 from pinrank.v1 import ranking_pb2
 
 RANK = "/pinrank.v1.RankingService/Rank"
 OK = "OK"
 #: The status of a request that was due while `in_flight_max` others were out: it was never sent.
 DROPPED = "DROPPED_BY_CLIENT"
-STAGES = ("wire", "fetch", "assemble", "queue", "score", "utility", "select", "total")
+STAGES = (*answers.STAGES, "total")
 
 IN_FLIGHT_MAX = 1024
 

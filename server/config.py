@@ -1,11 +1,10 @@
-"""Everything an operator can set: a TOML file, `PINRANK_*` variables on top; the server reads them only here."""
+"""Everything an operator can set, checked; `server/config_sources.py` reads it from files, variables and options."""
 
 from __future__ import annotations
 
 import os
-import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
@@ -15,30 +14,23 @@ from pydantic import (
     Field,
     FilePath,
     SecretStr,
-    ValidationError,
     model_validator,
 )
 from pydantic_settings import (
     BaseSettings,
-    EnvSettingsSource,
-    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    SettingsError,
 )
 
 from feature_client.groups import Name
 from feature_client.redaction import secrets_of
-from kernels.engines import ENGINES, ON_GPU
+from kernels.engines import ON_GPU, known_engine
 from model_store.registry.bucket_objects import SECRET_VARIABLES
-from server.environment import OF_COMMANDS, PREFIX, service_links
+from server.environment import PREFIX
 from server.runtime.listening import is_host, socket_path
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Milliseconds = Annotated[float, Field(gt=0, le=60_000)]
-
-
-_NESTED = ("surfaces", "swap", "guard", "shadow")
 
 
 class ConfigError(Exception):
@@ -197,7 +189,7 @@ class ServerConfig(BaseSettings):
     service takes no calls."""
     utility: FilePath | None = None
     """A utility table that replaces the bundle's own."""
-    engine: Literal["openvino", "numpy", "torch", "tensorrt", "tensorrt_rtx"] = "openvino"
+    engine: Annotated[str, AfterValidator(known_engine)] = "openvino"
     """The runtime that scores candidates: `openvino` on CPUs; `tensorrt`, `tensorrt_rtx` or `torch` on GPUs (see
     gpu.md); `numpy` is the slow reference."""
     device: Annotated[tuple[int, ...] | None, BeforeValidator(_devices)] = None
@@ -268,7 +260,7 @@ class ServerConfig(BaseSettings):
         if self.device is not None and self.engine not in ON_GPU:
             raise ValueError(
                 f"device: engine {self.engine!r} computes on the processor; leave device out, or set engine to one of "
-                f"{', '.join(sorted(ON_GPU))}"
+                f"{', '.join(ON_GPU)}"
             )
         return self
 
@@ -299,73 +291,3 @@ class ServerConfig(BaseSettings):
         """Return what no log line may hold: the store's password, and the keys of a bucket."""
         keys = {os.environ[name] for name in SECRET_VARIABLES if name in os.environ}
         return secrets_of(self.feature_store.get_secret_value()) | keys
-
-
-_LISTED = set(get_args(ServerConfig.model_fields["engine"].annotation))
-assert set(ENGINES) == _LISTED, "ServerConfig.engine lists the engines by name"  # noqa: S101
-
-
-def load_config(path: Path | None, options: dict[str, Any] | None = None) -> ServerConfig:
-    """Read the settings: options first, then `PINRANK_*` variables, then the TOML file, then the defaults.
-
-    Args:
-        path: the file; relative paths in it are relative to it.
-        options: by name, as from a command line; None means not given.
-
-    Raises:
-        ConfigError: names every bad, unknown or missing setting.
-    """
-    in_file = {} if path is None else _read_file(path)
-    aside = service_links(os.environ) | OF_COMMANDS
-    for name in os.environ:
-        setting, nested, _ = name.upper().removeprefix(PREFIX).lower().partition("__")
-        if not name.upper().startswith(PREFIX) or name in aside:
-            continue
-        if setting not in ServerConfig.model_fields or (nested and setting not in _NESTED):
-            raise ConfigError(f"{name}: there is no such setting; unset it, or correct its name")
-
-    class FromEverywhere(ServerConfig):
-        @classmethod
-        def settings_customise_sources(  # type: ignore[override]
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            **_: PydanticBaseSettingsSource,
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            assert isinstance(env_settings, EnvSettingsSource)  # noqa: S101 - pydantic's own
-            lowered = {name.lower() for name in aside}
-            env_settings.env_vars = {k: v for k, v in env_settings.env_vars.items() if k not in lowered}
-            return init_settings, env_settings, InitSettingsSource(settings_cls, in_file)
-
-    try:
-        return FromEverywhere(**{key: value for key, value in (options or {}).items() if value is not None})
-    except (ValidationError, SettingsError) as error:
-        where = f"{path}, {PREFIX}* variables and options" if path else f"{PREFIX}* variables and options"
-        raise ConfigError(f"unusable configuration from {where}:\n{_problems(error)}") from error
-
-
-def shadowing_links() -> list[str]:
-    """Return the variables that have a setting's name and were set aside, as Kubernetes set them for a Service."""
-    return sorted(
-        name
-        for name in service_links(os.environ)
-        if name.removeprefix(PREFIX).lower().partition("__")[0] in ServerConfig.model_fields
-    )
-
-
-def _read_file(path: Path) -> dict[str, Any]:
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))  # TOML's, whatever the locale says
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from error
-    for key in ("model_store", "utility", "admin_token_file", "state_folder"):
-        if isinstance(values.get(key), str) and "://" not in values[key]:
-            values[key] = path.parent / values[key]
-    return values
-
-
-def _problems(error: ValidationError | SettingsError) -> str:
-    if isinstance(error, SettingsError):
-        return f'  {error} (lists are written as JSON: ["stable"])'
-    return "\n".join(f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())

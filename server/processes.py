@@ -47,7 +47,7 @@ def serve_processes(config: ServerConfig) -> None:
     Raises:
         StartError: the port is taken, a process could not serve (its log says why), or they keep dying.
     """
-    with _reserved_port(config) as port, _signals() as heard:
+    with reserved_port(config) as port, _signals() as heard:
         # Else a child would import the standard library from the folder that the server was started in first.
         os.environ["PYTHONSAFEPATH"] = "1"
         context = multiprocessing.get_context("spawn")
@@ -77,7 +77,7 @@ def serve_processes(config: ServerConfig) -> None:
                     _log.error("process_died", number=number, exitcode=process.exitcode)
                     running[number] = start(number)
         finally:
-            _end(running, heard, config.drain_s + _GRACE_S)
+            end_processes(running, heard, config.drain_s + _GRACE_S)
 
 
 def settings_of(config: ServerConfig, number: int, grpc_port: int) -> ServerConfig:
@@ -121,7 +121,7 @@ def _end_with_parent(within_s: float) -> None:
     os._exit(1)
 
 
-def _end(processes: list[BaseProcess], heard: socket.socket, within_s: float) -> None:
+def end_processes(processes: list[BaseProcess], heard: socket.socket, within_s: float) -> None:
     """Let all drain, and pass on the impatience of who sends SIGINT once more."""
     for process in processes:
         process.terminate()  # SIGTERM: it drains
@@ -142,7 +142,7 @@ def _end(processes: list[BaseProcess], heard: socket.socket, within_s: float) ->
 
 
 @contextmanager
-def _reserved_port(config: ServerConfig) -> Iterator[int]:
+def reserved_port(config: ServerConfig) -> Iterator[int]:
     """Find out that nobody else has the port, and hold it so that nobody takes it between our processes."""
     port = config.grpc_port
     try:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from bench.harness import ROOT, BenchmarkError, Claim, Measurement, markdown_table
 from bench.processes import server_process
@@ -44,6 +43,7 @@ from ranker.recipe import make_bundle
 from ranker.recipe_settings import Recipe
 from ranker.training.examples import Sampling
 from ranker.training.settings import TrainingConfig
+from server.cli.console import console
 
 DATA = ROOT / "data"
 BASE, SUBJECT = "base", "early"
@@ -151,14 +151,14 @@ def _trained(
     course: Course, variants: tuple[str, ...], dataset: AtomicDataset, plan: LiftPlan, keep: Path
 ) -> dict[str, Path]:
     """Return each variant's bundle, trained where it is not there yet."""
-    console = Console(markup=False, emoji=False, stderr=True)
+    progress = console(stderr=True)
     folders = {}
     # The demo's first models were versions 1 and 2.
     for number, variant in enumerate(variants, start=3):
         folder = keep / course.name / variant
         if not folder.is_dir():
             folder.parent.mkdir(parents=True, exist_ok=True)
-            console.rule(f"{course.name}, {variant}")
+            progress.rule(f"{course.name}, {variant}")
             training = replace(course.training, epochs=plan.epochs or course.training.epochs)
             recipe = Recipe(
                 name=course.model,
@@ -172,7 +172,7 @@ def _trained(
                 validation_requests_max=plan.requests_max or 600,
                 test_requests_max=plan.requests_max or 2_000,
             )
-            make_bundle(folder, dataset, recipe, ConsoleReporter(console))
+            make_bundle(folder, dataset, recipe, ConsoleReporter(progress))
         folders[variant] = folder
     return folders
 

@@ -42,7 +42,7 @@ from model_store.bundle.files import Bundle
 from model_store.registry.store import open_model_store
 from pinrank.channels import open_aio_channel
 from pinrank.v1 import activity_pb2, activity_pb2_grpc, ranking_pb2, ranking_pb2_grpc
-from server.config import load_config
+from server.config_sources import load_config
 from tests.redis_servers import running
 
 _FIRST_MS = 1_700_000_000_000

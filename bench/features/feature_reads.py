@@ -35,7 +35,7 @@ from feature_client.stores.open_store import open_store
 from loadtest.workload import Workload
 from model_store.bundle.files import Bundle
 from model_store.registry.store import open_model_store
-from server.config import load_config
+from server.config_sources import load_config
 from tests.redis_servers import running
 
 CANDIDATES = 128

@@ -27,7 +27,7 @@ from loadtest.open_loop import OK, Samples
 from loadtest.workload import Workload
 from model_store.bundle.files import Bundle
 from model_store.registry.store import open_model_store
-from server.config import load_config
+from server.config_sources import load_config
 from tests.faulty_proxy import FaultyProxy
 from tests.redis_servers import RedisServer
 

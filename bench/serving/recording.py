@@ -37,7 +37,8 @@ from model_store.registry.store import open_model_store
 from pinrank.v1 import activity_pb2, activity_pb2_grpc
 from server.api.activity import ActivityEdge
 from server.api.draining import Calls
-from server.config import load_config
+from server.config_sources import load_config
+from server.request.recording import Recording
 from server.telemetry.metrics import Metrics
 from tests.redis_servers import running
 
@@ -119,8 +120,10 @@ async def _held_ms(url: str, group: SequenceGroup, users: np.ndarray, plan: Reco
     """Return by call the processor time that the event loop's longest turn took while it recorded."""
     store = open_store(url)
     await store.start()
-    edge = ActivityEdge(Metrics(), Calls())
-    edge.write_into([group], store)
+    metrics = Metrics().actions
+    recording = Recording(store, metrics.future_actions.inc)
+    recording.write_into([group])
+    edge = ActivityEdge(metrics, Calls(), recording)
     longest_ms = []
     gc.freeze()  # as the server does
     for _ in range(plan.held_calls):

@@ -29,7 +29,7 @@ from model_store.registry.open_objects import open_objects
 from model_store.registry.store import ModelStore, open_model_store
 from pinrank.channels import open_channel
 from pinrank.v1 import models_pb2, models_pb2_grpc
-from server.config import load_config
+from server.config_sources import load_config
 
 _TOKEN = "of-the-benchmark"  # noqa: S105 - on loopback, gone with the server
 _DEADLINE_S = 2.0

@@ -21,7 +21,6 @@ from typing import IO, Annotated
 
 import numpy as np
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from deploy.demo.home import CATALOGUE, HERE, PINRANK, DemoError, Home, console, prepared, steps
@@ -33,6 +32,7 @@ from model_store.registry.store import open_model_store
 from pinrank.v1 import ranking_pb2
 from ranker.data.movielens import default_cache_dir
 from ranker.errors import RankerError
+from server.cli.console import fail
 from server.cli.rank_call import RankCallError, call_rank, show
 
 LOG, TOKEN = "server.log", "token"
@@ -65,10 +65,7 @@ def main(
                 console.print("The server stays up; Ctrl-C stops it.", style="bold")
                 raise DemoError(f"the server ended with {ended(process)}; its log is {home.folder / LOG}")
     except (RankerError, ModelStoreError, BundleError, RankCallError, DemoError, OSError) as error:
-        Console(markup=False, emoji=False, stderr=True).print(
-            Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True
-        )
-        raise typer.Exit(1) from error
+        fail(str(error), error)
     except KeyboardInterrupt:
         console.print("\nstopped")
         raise typer.Exit(0 if serving else 130) from None

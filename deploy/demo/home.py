@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -29,6 +28,7 @@ from ranker.data.features import Groups, fill_store
 from ranker.data.movielens import LICENCE, default_cache_dir, obtain
 from ranker.data.recbole import AtomicDataset, read_atomic
 from ranker.data.schema import RATINGS, ActionSchema
+from server.cli.console import console as open_console
 
 HERE = Path(__file__).parent
 PINRANK = str(Path(sys.executable).with_name("pinrank"))
@@ -37,7 +37,7 @@ USERS_SHOWN, CANDIDATES = 3, 128
 #: The name of a ranker that the demo trains.
 TRAINED = "demo"
 
-console = Console(markup=False, emoji=False)
+console = open_console()
 
 
 class DemoError(Exception):

@@ -1,8 +1,4 @@
-"""What a model's inputs and predictions looked like when it was trained, and how far they are from that now.
-
-Distance is the population stability index (PSI) over ten parts of equal weight in training: below 0.1 nothing moved,
-above 0.25 something did (Siddiqi, Credit Risk Scorecards, 2006).
-"""
+"""What a model's inputs and predictions looked like when it was trained; `stability.py` compares that with today."""
 
 from __future__ import annotations
 
@@ -17,8 +13,6 @@ from model_store.bundle.files import STATISTICS, Bundle, BundleError
 from model_store.bundle.manifest import Manifest, Scalars, SequenceActions
 
 _PARTS = 10
-#: An empty part would make the index infinite.
-_SHARE_MIN = 1e-4
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -107,18 +101,6 @@ def observed(manifest: Manifest, batch: FeatureBatch) -> Mapping[str, np.ndarray
             case SequenceActions():
                 found["sequence.length"] = np.count_nonzero(values, axis=1)
     return found
-
-
-def stability_index(expected: np.ndarray, found: np.ndarray) -> float:
-    """Return the population stability index of two distributions.
-
-    Args:
-        expected: float64[K] or int64[K], shares or counts.
-        found: the same of what is compared; with a sum above 0.
-    """
-    one = np.maximum(expected / expected.sum(), _SHARE_MIN)
-    other = np.maximum(found / found.sum(), _SHARE_MIN)
-    return float(np.sum((other - one) * np.log(other / one)))
 
 
 def _counts(values: np.ndarray, edges: np.ndarray) -> np.ndarray:

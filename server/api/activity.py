@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import grpc
 import grpc.aio
 import numpy as np
 
 from feature_client.action_times import clock_ms, time_problem
-from feature_client.activity.writer import ActionOutcome, ActivityWriter, QueueFullError
+from feature_client.activity.writer import ActionOutcome, QueueFullError
 from feature_client.groups import SequenceGroup
-from feature_client.stores.store import Store, StoreError
+from feature_client.stores.store import StoreError
 from pinrank.v1 import activity_pb2
 from server.api.draining import Calls
 from server.api.status import listed, within
@@ -23,7 +23,8 @@ from server.errors import (
     RecordingFullError,
     StoreDownError,
 )
-from server.telemetry.metrics import Metrics
+from server.request.recording import RecordedSequence, Recording
+from server.telemetry.metrics import ActionMetrics
 
 SERVICE = "pinrank.v1.ActivityService"
 _VIOLATIONS_MAX = 10
@@ -34,32 +35,13 @@ _SLICE = 256
 _Context = grpc.aio.ServicerContext[activity_pb2.RecordRequest, activity_pb2.RecordResponse]
 
 
-class _Sequence:
-    """A sequence that actions are recorded into, and the position of each name in its vocabularies."""
-
-    def __init__(self, group: SequenceGroup, writer: ActivityWriter) -> None:
-        self.group = group
-        self.writer = writer
-        self.actions = {name: i for i, name in enumerate(group.actions)}
-        self.surfaces = {name: i for i, name in enumerate(group.surfaces)}
-
-
 class ActivityEdge:
     """Answers Record calls. Every served model's sequence gets the actions that its vocabularies know."""
 
-    def __init__(self, metrics: Metrics, calls: Calls) -> None:
+    def __init__(self, metrics: ActionMetrics, calls: Calls, recording: Recording) -> None:
         self._metrics = metrics
         self._calls = calls
-        self._sequences: tuple[_Sequence, ...] = ()
-
-    def write_into(self, groups: Iterable[SequenceGroup], store: Store) -> None:
-        """Record into these sequences from now on; those that were recorded into before keep their writers."""
-        before = {sequence.group.fingerprint: sequence for sequence in self._sequences}
-        distinct = {group.fingerprint: group for group in groups}
-        self._sequences = tuple(
-            before.get(fingerprint) or _Sequence(group, ActivityWriter(store, group, self._metrics.future_actions.inc))
-            for fingerprint, group in distinct.items()
-        )
+        self._recording = recording
 
     def handler(self) -> grpc.GenericRpcHandler:
         parse, serialise = activity_pb2.RecordRequest.FromString, activity_pb2.RecordResponse.SerializeToString
@@ -93,12 +75,12 @@ class ActivityEdge:
     async def _store(self, actions: Sequence[activity_pb2.Action]) -> np.ndarray:
         """Store actions in every sequence that knows them; return int64[3], how many by the best of their outcomes."""
         self._calls.check()
-        sequences = self._sequences
+        sequences = self._recording.sequences
         if not sequences:
             raise NotRecordingError("this server does not record actions; set record_actions = true")
         if not actions:
             return np.zeros(len(ActionOutcome), np.int64)
-        users, known = await _checked(sequences, actions)
+        users, known = await checked_actions(sequences, actions)
         best = np.full(len(actions), len(ActionOutcome))
         for sequence, (events, into) in zip(sequences, known, strict=True):
             if not len(into):
@@ -112,12 +94,12 @@ class ActivityEdge:
             best[into] = np.minimum(best[into], outcomes)
         counts = np.bincount(best, minlength=len(ActionOutcome))
         for outcome in ActionOutcome:
-            self._metrics.actions[outcome.name.lower()].inc(int(counts[outcome]))
+            self._metrics.outcomes[outcome].inc(int(counts[outcome]))
         return counts
 
 
-async def _checked(
-    sequences: Sequence[_Sequence], actions: Sequence[activity_pb2.Action]
+async def checked_actions(
+    sequences: Sequence[RecordedSequence], actions: Sequence[activity_pb2.Action]
 ) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
     """Check a call's actions, a slice at a time: what else waits for the event loop gets it in between.
 
@@ -156,7 +138,7 @@ async def _checked(
 
 
 def _problems(
-    sequences: Sequence[_Sequence], where: str, action: activity_pb2.Action, now_ms: int, *, known: bool
+    sequences: Sequence[RecordedSequence], where: str, action: activity_pb2.Action, now_ms: int, *, known: bool
 ) -> list[FieldViolation]:
     problems = [] if known else _unknown(sequences, where, action)
     if action.event_id == 0:
@@ -166,7 +148,7 @@ def _problems(
     return problems
 
 
-def _unknown(sequences: Sequence[_Sequence], where: str, action: activity_pb2.Action) -> list[FieldViolation]:
+def _unknown(sequences: Sequence[RecordedSequence], where: str, action: activity_pb2.Action) -> list[FieldViolation]:
     problems = []
     for field, name, vocabularies in (
         ("action", action.action, [sequence.actions for sequence in sequences]),

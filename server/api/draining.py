@@ -41,6 +41,19 @@ class Calls:
         if self.draining:
             raise DrainingError("the server is shutting down; another replica can answer")
 
+    async def drain(self, within_s: float, hurry: asyncio.Event | None = None) -> None:
+        """Take no more, and wait until nothing is in flight, for so long at most.
+
+        Args:
+            within_s: how long calls in flight may take.
+            hurry: ends the wait.
+        """
+        self.draining = True
+        waits = [asyncio.ensure_future(self.ended()), asyncio.ensure_future((hurry or asyncio.Event()).wait())]
+        await asyncio.wait(waits, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+
     async def ended(self) -> None:
         """Wait until nothing is in flight."""
         while self.in_flight:

@@ -14,7 +14,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 import structlog
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from server.runtime.listening import Interface
+from server.runtime.listening import Interface, ListenError, http_interfaces
 from server.runtime.supervisor import Supervisor
 
 _log = structlog.get_logger(__name__)
@@ -55,6 +55,37 @@ class _Quiet(WSGIRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the signature is wsgiref's
         """Scrapes are not worth a log line."""
+
+
+def open_endpoints(
+    host: str,
+    port: int,
+    registry: CollectorRegistry,
+    healthy: Callable[[], bool],
+    details: Callable[[], Sequence[str]],
+    supervisor: Supervisor,
+) -> list[HttpEndpoint]:
+    """Open and start an `HttpEndpoint` on every interface of a host, all on one port; 0 takes a free one.
+
+    Raises:
+        ListenError: a port cannot be opened; none stays open.
+    """
+    found: list[HttpEndpoint] = []
+    try:
+        for interface in http_interfaces(host):
+            number = found[0].port if found else port
+            try:
+                found.append(HttpEndpoint(interface, number, registry, healthy, details, supervisor))
+            except OSError as error:
+                raise ListenError(
+                    f"cannot listen on {interface.at(number)} ({error.strerror}); set http_port to move"
+                ) from error
+            found[-1].start()
+    except ListenError:
+        for endpoint in found:
+            endpoint.close()
+        raise
+    return found
 
 
 class HttpEndpoint:

@@ -19,11 +19,11 @@ from server.api.status import within
 from server.api.tokens import TokenDigest, token_in
 from server.config import ConfigError, ServerConfig
 from server.errors import StatusError
-from server.request.routing import ServedModels
 from server.rollout.guard import Breach, Healthy, TooEarly
-from server.rollout.hot_swap import HotSwap, VersionRecord
+from server.rollout.hot_swap import HotSwap
 from server.rollout.lifecycle import Phase
-from server.rollout.shadow import Shadow
+from server.rollout.status import ServerStatus
+from server.rollout.versions import VersionRecord
 
 SERVICE = "pinrank.v1.ModelService"
 #: The first that an error is one of.
@@ -61,10 +61,9 @@ def read_token(path: Path) -> TokenDigest | None:
 class ModelEdge:
     """Answers ModelService calls."""
 
-    def __init__(self, swap: HotSwap, models: ServedModels, shadow: Shadow, config: ServerConfig) -> None:
+    def __init__(self, swap: HotSwap, status: ServerStatus, config: ServerConfig) -> None:
         self._swap = swap
-        self._models = models
-        self._shadow = shadow
+        self._server = status
         self._config = config
         self._token = read_token(config.admin_token_file) if config.admin_token_file else None
 
@@ -133,34 +132,34 @@ class ModelEdge:
         return models_pb2.SetLabelResponse(entry=entry.number if entry else 0)
 
     async def status(self, request: models_pb2.StatusRequest, context: _Context) -> models_pb2.StatusResponse:  # noqa: ARG002
-        swap, now_s = self._swap, time.monotonic()
+        server, now_s = self._server, time.monotonic()
+        entry = server.entry
         found = models_pb2.StatusResponse(
             model=self._config.model,
-            entry=swap.entry.number if swap.entry else 0,
-            looked_s_ago=now_s - swap.looked_s,
-            store_failure=within(swap.store_failure, _REASON_BYTES_MAX),
-            versions=[self._version(version, held) for version, held in sorted(swap.versions.items())],
-            shadow=self._shadow.status(),
+            entry=entry.number if entry else 0,
+            looked_s_ago=now_s - server.entry_read_s,
+            store_failure=within(server.store_failure, _REASON_BYTES_MAX),
+            versions=[self._version(version, record) for version, record in sorted(server.versions.items())],
+            shadow=server.shadow,
         )
-        wanted = swap.entry.state.labels if swap.entry else {}
-        for label in dict.fromkeys((*self._models.by_label, *swap.labels)):
-            served = self._models.by_label.get(label)
-            window = self._models.windows.get(label)
-            seen = window.seen(now_s) if window else None
+        named = entry.state.labels if entry else {}
+        for label in dict.fromkeys((*server.by_label, *server.wanted)):
+            served = server.by_label.get(label)
+            seen = server.window(label, now_s)
             found.labels.add(
                 label=label,
                 version=served.version if served else 0,
-                wanted_version=wanted.get(label, 0),
+                wanted_version=named.get(label, 0),
                 requests=seen.requests if seen else 0,
                 errors=seen.errors if seen else 0,
                 p99_ms=seen.p99_s * 1e3 if seen else 0,
-                guard=_told(swap.guard.verdicts.get(label)),
+                guard=_told(server.verdicts.get(label)),
             )
-        if swap.entry is not None:
-            for surface in swap.entry.state.traffic:
-                for label, share in share_of(swap.entry.state, surface).items():
+        if entry is not None:
+            for surface in entry.state.traffic:
+                for label, share in share_of(entry.state, surface).items():
                     found.traffic.add(surface=surface, label=label, share=share)
-        for at_s, text in swap.events:
+        for at_s, text in server.events:
             found.events.add(s_ago=now_s - at_s, text=within(text, _REASON_BYTES_MAX))
         return found
 

@@ -17,7 +17,7 @@ from server.proving.recent_requests import RecentRequests
 from server.request.pipeline import Pipeline, Ranking
 from server.request.routing import ServedModels
 from server.rollout.shadow import Shadow
-from server.telemetry.metrics import Metrics
+from server.telemetry.metrics import RequestMetrics
 
 SERVICE = "pinrank.v1.RankingService"
 
@@ -34,7 +34,7 @@ class RankingEdge:
         pipeline: Pipeline,
         models: ServedModels,
         config: ServerConfig,
-        metrics: Metrics,
+        metrics: RequestMetrics,
         recent: RecentRequests,
         shadow: Shadow,
         calls: Calls,
@@ -85,7 +85,7 @@ class RankingEdge:
             code = grpc.StatusCode.CANCELLED
             raise
         finally:
-            self._metrics.count_request(surface, code.name)
+            self._metrics.count(surface, code.name)
             self._watch(label, time.perf_counter() - start, code, ranking)
         return answer
 

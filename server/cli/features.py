@@ -9,10 +9,9 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -23,6 +22,8 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+
+from server.cli.console import console, fail
 
 if TYPE_CHECKING:
     from feature_client.stores.store import Store
@@ -90,7 +91,7 @@ def load(
             with Progress(
                 SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
                 TextColumn("{task.fields[speed]}", markup=False), TimeRemainingColumn(),
-                console=Console(markup=False, emoji=False, stderr=True),
+                console=console(stderr=True),
             ) as progress:  # fmt: skip
                 task = progress.add_task(described.ref, total=opened.rows, speed="")
 
@@ -122,7 +123,7 @@ def stat(
 
     async def run() -> dict[str, bulk.GroupStat]:
         async with started_store(feature_store, read_only=True) as store:
-            with Console(markup=False, emoji=False, stderr=True).status("reading keys") as status:
+            with console(stderr=True).status("reading keys") as status:
                 return await bulk.stat(store, lambda seen: status.update(f"reading keys: {seen:,}"))
 
     known = _fingerprints(_manifest(model_store, model, label)) if model else {}
@@ -141,7 +142,7 @@ def stat(
         table.add_row(ref, f"{own.values:,}", f"{own.values * mean:,.0f}", prints, loaded, reads)
     for ref in sorted(set(known) - set(found)):
         table.add_row(ref, "0", "0", "", "", Text("no values", "bold red"))
-    Console(markup=False, emoji=False).print(table)
+    console().print(table)
 
 
 @features.command()
@@ -194,13 +195,6 @@ def follow(
     if counts.future_dropped:
         told += f"; dropped {counts.future_dropped} stored actions that were in the future"
     typer.echo(told)
-
-
-def fail(message: str) -> NoReturn:
-    Console(markup=False, emoji=False, stderr=True).print(
-        Text.assemble(("error: ", "bold red"), message), soft_wrap=True
-    )
-    raise typer.Exit(1)
 
 
 def run_store_work(work: Coroutine[Any, Any, Any]) -> Any:

@@ -12,14 +12,14 @@ from server.runtime.listening import http_url
 
 _TIMEOUT_S = 1.0
 #: The settings' own, which are too slow to import for this.
-_HOST, _PORT = "127.0.0.1", 9095
+DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 9095
 
 
 def url() -> str:
     """Return where `/healthz` is, by the variables that the server reads too."""
     host, port = (os.environ.get(f"{PREFIX}{name}", "") for name in ("HOST", "HTTP_PORT"))
     # No number: not set, or by Kubernetes for a Service called pinrank-http.
-    return f"{http_url(host or _HOST, int(port) if port.isdecimal() else _PORT)}/healthz"
+    return f"{http_url(host or DEFAULT_HOST, int(port) if port.isdecimal() else DEFAULT_PORT)}/healthz"
 
 
 def main() -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from server.cli import model_calls, plans  # noqa: F401 - they add their commands to `model`
-from server.cli.features import fail, features
+from server.cli import model_calls, model_diff, plans  # noqa: F401 - they add their commands to `model`
+from server.cli.console import console, fail
+from server.cli.features import features
 from server.cli.models import models
 
 app = typer.Typer(
@@ -75,7 +75,8 @@ def serve(
     from model_store.registry.objects import ModelStoreError  # noqa: PLC0415
     from model_store.registry.signing import SigningError  # noqa: PLC0415
     from server import app as server  # noqa: PLC0415
-    from server.config import ConfigError, load_config, shadowing_links  # noqa: PLC0415
+    from server.config import ConfigError  # noqa: PLC0415
+    from server.config_sources import load_config, shadowing_links  # noqa: PLC0415
     from server.processes import serve_processes  # noqa: PLC0415
     from server.proving.prover import ProvingError  # noqa: PLC0415
     from server.proving.replay import NotReadyError  # noqa: PLC0415
@@ -150,7 +151,7 @@ def rank(
     if json:
         typer.echo(json_format.MessageToJson(response, preserving_proto_field_name=True))
     else:
-        show(response, Console(markup=False, emoji=False))
+        show(response, console())
 
 
 def _id(option: str, text: str) -> int:

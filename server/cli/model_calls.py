@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from server.cli.features import fail
+from server.cli.console import console, fail
 from server.cli.models import VersionArgument, models
 from server.environment import TOKEN_FILE
 
@@ -25,7 +24,7 @@ def status(token_file: TokenOption, address: AddressOption = "127.0.0.1:50051") 
     from pinrank.v1 import models_pb2  # noqa: PLC0415
 
     found = _call(address, token_file, "Status", models_pb2.StatusRequest())
-    console = Console(markup=False, emoji=False)
+    out = console()
     versions = Table("version", "phase", "for", "in flight", "memory", "what was found")
     for one in found.versions:
         checks = one.reason or "; ".join(one.checks)
@@ -33,26 +32,26 @@ def status(token_file: TokenOption, address: AddressOption = "127.0.0.1:50051") 
             str(one.version), one.phase, f"{one.phase_s:.0f} s", str(one.in_flight),
             f"{one.memory_bytes / 1e6:.0f} MB" if one.memory_bytes else "", checks,
         )  # fmt: skip
-    console.print(versions)
+    out.print(versions)
     labels = Table("label", "answers", "wanted", "requests", "errors", "P99", "guard")
     for label in found.labels:
         labels.add_row(
             label.label, str(label.version or "nobody"), str(label.wanted_version or ""), str(label.requests),
             str(label.errors), f"{label.p99_ms:.1f} ms", label.guard,
         )  # fmt: skip
-    console.print(labels)
+    out.print(labels)
     if found.store_failure:
-        console.print(f"the model store cannot be read: {found.store_failure}", style="bold red")
+        out.print(f"the model store cannot be read: {found.store_failure}", style="bold red")
     if found.shadow.version:
         shadow = found.shadow
         heads = ", ".join(f"{h.head} {h.mean:.4f} / {h.shadow_mean:.4f} (PSI {h.psi:.2f})" for h in shadow.heads)
-        console.print(
+        out.print(
             f"shadow {shadow.version}: {shadow.requests} requests compared, top 10 in common "
             f"{shadow.top_10_overlap:.0%}; means given / shadow: {heads}",
             highlight=False,
         )
     for event in list(found.events)[-10:]:
-        console.print(f"  {event.s_ago:5.0f} s ago  {event.text}", highlight=False, soft_wrap=True)
+        out.print(f"  {event.s_ago:5.0f} s ago  {event.text}", highlight=False, soft_wrap=True)
 
 
 @models.command()

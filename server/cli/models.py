@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from server.cli.features import fail, log_warnings, run_store_work, started_store
+from kernels.engines import ENGINES
+from server.cli.console import console, fail
 
 if TYPE_CHECKING:
-    from feature_client.bulk.coverage import Coverage
     from model_store.bundle.files import Bundle
     from model_store.registry.history import HistoryEntry
     from model_store.registry.store import ModelStore
@@ -31,7 +29,7 @@ ModelArgument = Annotated[str, typer.Argument(help="Name of the model.")]
 VersionArgument = Annotated[int, typer.Argument(metavar="VERSION")]
 WhyOption = Annotated[str, typer.Option("--why", help="The reason, for the audit trail.")]
 ByOption = Annotated[str | None, typer.Option("--by", help="Who, for the audit trail (default: user@host).")]
-EngineOption = Annotated[str, typer.Option(help="Engine that scores the golden requests.")]
+EngineOption = Annotated[str, typer.Option(help=f"Engine that scores the golden requests: {', '.join(ENGINES)}.")]
 
 
 @models.command()
@@ -51,10 +49,10 @@ def publish(
     from model_store.bundle.files import read_bundle  # noqa: PLC0415
     from model_store.registry.signing import Signer  # noqa: PLC0415
 
-    with _explained():
+    with explained():
         signer = Signer.read(sign) if sign else None
         _proven(read_bundle(folder), engine)
-        opened = _store(store)
+        opened = model_store_at(store)
         bundle = opened.publish(folder, by=by, why=why, signer=signer)
         typer.echo(f"published {bundle.manifest.ref}, digest {bundle.digest}{', signed' if signer else ''}")
         if label:
@@ -65,8 +63,8 @@ def publish(
 def list_models(store: StoreOption) -> None:
     """List models, their versions, labels and traffic."""
     table = Table("model", "version", "labels", "traffic", "published", "by", "digest", "signed")
-    with _explained():
-        opened = _store(store)
+    with explained():
+        opened = model_store_at(store)
         for model in opened.models():
             state = opened.state(model)
             for number, release in sorted(state.versions.items()):
@@ -81,15 +79,15 @@ def list_models(store: StoreOption) -> None:
                     model, str(number), ", ".join(labels), ", ".join(traffic), f"{release.published_at:%Y-%m-%d %H:%M}",
                     release.published_by, release.digest[:12], "yes" if release.signature else "",
                 )  # fmt: skip
-    Console(markup=False, emoji=False).print(table)
+    console().print(table)
 
 
 @models.command("show")
 def show_model(model: ModelArgument, number: VersionArgument, store: StoreOption) -> None:
     """Print a version's manifest."""
-    with _explained():
-        bundle = _store(store).read(model, number)
-    Console(markup=False, emoji=False).print_json(bundle.manifest.model_dump_json())
+    with explained():
+        bundle = model_store_at(store).read(model, number)
+    console().print_json(bundle.manifest.model_dump_json())
     typer.echo(f"digest {bundle.digest}")
 
 
@@ -98,69 +96,10 @@ def pull(model: ModelArgument, number: VersionArgument, folder: Path, store: Sto
     """Copy a version out of the store into a new folder, checked."""
     from model_store.bundle.files import copy_out  # noqa: PLC0415
 
-    with _explained():
-        bundle = _store(store).read(model, number)
+    with explained():
+        bundle = model_store_at(store).read(model, number)
         copy_out(bundle, folder)
     typer.echo(f"{bundle.manifest.ref} is in {folder}")
-
-
-@models.command()
-def diff(
-    model: ModelArgument,
-    old: Annotated[str, typer.Argument(metavar="OLD", help="Version or label that would be replaced.")],
-    new: Annotated[str, typer.Argument(metavar="NEW", help="Version or label that would replace it.")],
-    store: StoreOption,
-    feature_store: Annotated[
-        str | None, typer.Option(help="Look there for what NEW reads, by sampling.", envvar="PINRANK_FEATURE_STORE")
-    ] = None,
-    verbose: Annotated[bool, typer.Option("--all", help="Also what needs nobody's attention.")] = False,
-) -> None:
-    """Say what replacing one version by another asks of callers and of the feature store.
-
-    Ends with 1 when callers would be refused, or the feature store does not hold what NEW reads.
-
-    Example: [bold]pinrank model diff ml1m stable 42 --store models --feature-store redis://localhost:6379/0[/]
-    """
-    from model_store.model.compatibility import Effect, compare  # noqa: PLC0415
-
-    with _explained():
-        opened = _store(store)
-        before, after = (_named(opened, model, name) for name in (old, new))
-        findings = compare(before, after)
-        coverages = _coverage(feature_store, after) if feature_store else None
-    console = Console(markup=False, emoji=False)
-    console.print(f"{before.manifest.ref} -> {after.manifest.ref}", highlight=False)
-    titles = {
-        Effect.CALLERS: Text("breaks callers", "bold red"),
-        Effect.FEATURES: Text("needs other features", "bold yellow"),
-        Effect.NOTE: Text("worth knowing", "bold"),
-    }
-    for effect, title in titles.items():
-        concerned = [finding for finding in findings if finding.effect is effect]
-        if not concerned or (effect is Effect.NOTE and not verbose):
-            continue
-        console.print(title)
-        for finding in concerned:
-            console.print(f"  {finding.field}", highlight=False, style="bold")
-            console.print(f"    was   {finding.expected}", highlight=False, soft_wrap=True)
-            console.print(f"    is    {finding.found}", highlight=False, soft_wrap=True)
-            if finding.fix:
-                console.print(f"    fix   {finding.fix}", highlight=False, soft_wrap=True)
-    notes = sum(finding.effect is Effect.NOTE for finding in findings)
-    if notes and not verbose:
-        console.print(f"other differences, which need nobody's attention: {notes} (--all shows them)", highlight=False)
-    for coverage in coverages or ():
-        style = "green" if coverage.enough else "bold red"
-        console.print(f"  {coverage}", style=style, highlight=False, soft_wrap=True)
-    breaks = any(finding.effect is Effect.CALLERS for finding in findings)
-    needs = any(finding.effect is Effect.FEATURES for finding in findings) and coverages is None
-    lacking = any(not coverage.enough for coverage in coverages or ())
-    if needs:
-        console.print("--feature-store URL checks whether the features are there")
-    if not breaks and not lacking:
-        console.print("callers need not change" + ("" if needs else "; the version can be served"), style="green")
-    if breaks or lacking:
-        raise typer.Exit(1)
 
 
 @models.command()
@@ -175,7 +114,7 @@ def verify(
     from model_store.bundle.files import read_bundle  # noqa: PLC0415
     from model_store.registry.signing import TrustedKeys  # noqa: PLC0415
 
-    with _explained():
+    with explained():
         if name is None:
             bundle = read_bundle(Path(what))
             if trusted_key:
@@ -183,9 +122,9 @@ def verify(
         else:
             if store is None:
                 fail("--store says where the model's versions are")
-            bundle = _named(_store(store), what, name)
+            bundle = named_bundle(model_store_at(store), what, name)
             if trusted_key:
-                release = _store(store).release(what, bundle.manifest.version)
+                release = model_store_at(store).release(what, bundle.manifest.version)
                 TrustedKeys.read(trusted_key).check(bundle.manifest.ref, release.digest, release.signature)
         cost_s = _proven(bundle, engine)
     typer.echo(f"{bundle.manifest.ref} is good: digest {bundle.digest}, 128 rows take {cost_s * 1e3:.2f} ms")
@@ -205,8 +144,8 @@ def set_label(
     """Point a label at a version. Running servers follow within seconds, once they have proven the version."""
     if (number is None) != remove:
         fail("give the VERSION to point at, or --remove")
-    with _explained():
-        entry = _store(store).set_label(model, label, number, by=by, why=why, expected=expected)
+    with explained():
+        entry = model_store_at(store).set_label(model, label, number, by=by, why=why, expected=expected)
     _moved(entry, label)
 
 
@@ -219,8 +158,8 @@ def rollback(
     by: ByOption = None,
 ) -> None:
     """Point a label at the version that it named before."""
-    with _explained():
-        _moved(_store(store).rollback(model, label, by=by, why=why), label)
+    with explained():
+        _moved(model_store_at(store).rollback(model, label, by=by, why=why), label)
 
 
 @models.command()
@@ -237,8 +176,8 @@ def traffic(
 
     Example: [bold]pinrank model traffic ml1m canary 5 --surface home --store models[/]
     """
-    with _explained():
-        entry = _store(store).set_traffic(model, surface, label, percent / 100, by=by, why=why)
+    with explained():
+        entry = model_store_at(store).set_traffic(model, surface, label, percent / 100, by=by, why=why)
     typer.echo(f"{model}: {label} answers {percent:g}% of {surface}" if entry else "it was so already")
 
 
@@ -246,10 +185,10 @@ def traffic(
 def history(model: ModelArgument, store: StoreOption, last: Annotated[int, typer.Option(min=1)] = 20) -> None:
     """Print who changed what, when and why."""
     table = Table("#", "when", "who", "what", "why")
-    with _explained():
-        for entry in _store(store).history(model)[-last:]:
+    with explained():
+        for entry in model_store_at(store).history(model)[-last:]:
             table.add_row(str(entry.number), f"{entry.at:%Y-%m-%d %H:%M:%S}", entry.by, _told(entry), entry.why[:80])
-    Console(markup=False, emoji=False).print(table)
+    console().print(table)
 
 
 @models.command()
@@ -263,8 +202,8 @@ def gc(
     by: ByOption = None,
 ) -> None:
     """Retire versions that no label names, and remove the files that nothing names any more."""
-    with _explained():
-        swept = _store(store).gc(model, keep, by=by, grace_s=grace_s)
+    with explained():
+        swept = model_store_at(store).gc(model, keep, by=by, grace_s=grace_s)
     retired = ", ".join(map(str, swept.versions)) or "none"
     typer.echo(
         f"versions retired: {retired}; files removed: {swept.blobs} ({swept.bytes / 1e6:.1f} MB), "
@@ -272,7 +211,7 @@ def gc(
     )
 
 
-def _store(url: str) -> ModelStore:
+def model_store_at(url: str) -> ModelStore:
     from model_store.registry.store import open_model_store  # noqa: PLC0415
 
     if not url:
@@ -280,7 +219,7 @@ def _store(url: str) -> ModelStore:
     return open_model_store(url)
 
 
-def _named(store: ModelStore, model: str, name: str) -> Bundle:
+def named_bundle(store: ModelStore, model: str, name: str) -> Bundle:
     """Read the bundle that a version or label names."""
     return store.read(model, int(name) if name.isdigit() else store.resolve(model, name))
 
@@ -298,20 +237,6 @@ def _proven(bundle: Bundle, engine: str) -> float:
         return model.engine.cost_s(1, 128)
     finally:
         model.engine.close()
-
-
-def _coverage(url: str, bundle: Bundle) -> list[Coverage]:
-    from feature_client.bulk.coverage import coverage  # noqa: PLC0415
-
-    log_warnings(url)
-
-    async def run() -> list[Coverage]:
-        async with started_store(url, read_only=True) as store:
-            with Console(markup=False, emoji=False, stderr=True).status("sampling the feature store"):
-                return await coverage(store, bundle.manifest.needs)
-
-    found: list[Coverage] = run_store_work(run())
-    return found
 
 
 def _moved(entry: HistoryEntry | None, label: str) -> None:
@@ -338,7 +263,7 @@ def _told(entry: HistoryEntry) -> str:
 
 
 @contextmanager
-def _explained() -> Iterator[Any]:
+def explained() -> Iterator[Any]:
     """End with a message for what a store, a bundle, a key or an engine can be at fault of."""
     from kernels.engine import EngineError  # noqa: PLC0415
     from model_store.bundle.files import BundleError  # noqa: PLC0415

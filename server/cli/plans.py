@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
-from server.cli.features import fail
+from kernels.engines import ENGINES, WITH_PLANS
+from server.cli.console import console, fail
 from server.cli.models import models
 
 
@@ -18,9 +18,13 @@ def compile_plans(
     architecture: Annotated[
         list[str] | None, typer.Option(help="Compute capability to build for, such as 8.9; may be repeated.")
     ] = None,
-    library: Annotated[
-        Literal["tensorrt", "tensorrt_rtx"],
-        typer.Option(help="tensorrt builds for the GPU it finds; tensorrt_rtx for any, without a GPU."),
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--library",
+            metavar=f"[{'|'.join(WITH_PLANS)}]",
+            help="tensorrt builds for the GPU it finds; tensorrt_rtx for any, without a GPU.",
+        ),
     ] = "tensorrt_rtx",
     half: Annotated[Literal["bfloat16", "float16"], typer.Option(help="Of the operands of products.")] = "bfloat16",
     timings_of: Annotated[
@@ -40,7 +44,10 @@ def compile_plans(
     from model_store.bundle.files import BundleError, read_bundle  # noqa: PLC0415
     from model_store.bundle.plans import add_plans  # noqa: PLC0415
 
-    console = Console(markup=False, emoji=False, stderr=True)
+    progress = console(stderr=True)
+    library = ENGINES[engine].library if engine in ENGINES else None
+    if library is None:
+        fail(f"--library {engine!r} builds no plans; choose one of {', '.join(WITH_PLANS)}")
     try:
         version = str(load_library(library).__version__)
         if library == "tensorrt":
@@ -51,7 +58,7 @@ def compile_plans(
             architecture = [device.capability]
         if not architecture:
             fail("--architecture says which GPUs to build for: 8.0 (A100), 8.6 (A10), 8.9 (L4, L40S), 12.0 (Blackwell)")
-        with console.status(f"building with {library} {version}"):
+        with progress.status(f"building with {library} {version}"):
             add_plans(
                 folder,
                 Settings(library, half),

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pinrank.answers import STAGES
 from pinrank.channels import AddressError, open_channel, parse_address
 from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
 
@@ -66,8 +67,7 @@ def show(response: ranking_pb2.RankResponse, console: Console, titles: Mapping[i
     # A terminal too narrow for the ids gets long lines, not missing columns.
     console.print(table, width=max(console.width, console.width - room + pin_width), crop=False, soft_wrap=True)
     timings = response.timings
-    stages = ("wire", "fetch", "assemble", "queue", "score", "utility", "select")
-    times = "  ".join(f"{stage} {getattr(timings, f'{stage}_us') / 1e3:.2f}" for stage in stages)
+    times = "  ".join(f"{stage} {getattr(timings, f'{stage}_us') / 1e3:.2f}" for stage in STAGES)
     console.print(Text.assemble(f"milliseconds: {times}  ", (f"total {timings.total_us / 1e3:.2f}", "bold")))
     versions = response.versions
     console.print(

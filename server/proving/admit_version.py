@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
 
-from feature_client.features import FeatureNeeds, FetchedFeatures
-from feature_client.near_cache import NearCache
 from kernels.engine import EngineFactory, FeatureBatch, UnavailableError
 from model_store.bundle.files import UTILITY, Bundle, BundleError
 from model_store.bundle.manifest import Manifest
@@ -22,39 +17,23 @@ from model_store.model.utility import UtilityTable, load_utility
 from model_store.registry.signing import TrustedKeys
 from model_store.registry.store import ModelStore
 from server.config import ServerConfig
+from server.proving.loader import Loader
 from server.proving.prover import HelperEndedError, Proof, ProofRequest, Prover
-from server.proving.recent_requests import RecentRequest, RecentRequests
+from server.proving.recent_requests import RecentRequests
+from server.proving.refusals import Refusals
 from server.proving.replay import NotReadyError, Sample, check_features, check_scores
 from server.proving.warm_up import WarmUp
+from server.request.features import FeatureReader
 from server.request.routing import ServedModel
-from server.rollout.refusals import Refusals
 from server.runtime.memory import available_bytes, give_back_freed
 from server.runtime.supervisor import Supervisor
-from server.runtime.worker import Worker
-
-_T = TypeVar("_T")
 
 #: Recent requests that a version is tried on.
 _SAMPLES = 16
 #: A pause between them, on the event loop: requests first.
 _BETWEEN_SAMPLES_S = 0.03
-#: How long another thread may be kept waiting by the one that loads: the interpreter's own 5 ms would be felt.
-_SWITCH_S = 0.0005
-#: For what is loaded to end when the server does.
-_CLOSE_S = 10.0
-
-
-class Features(Protocol):
-    """What the rest of the server reads for a version that does not serve yet; called on the event loop."""
-
-    async def features(self, needs: FeatureNeeds, request: RecentRequest) -> FetchedFeatures:
-        """Read what a model needs for a request."""
-
-    def new_caches(self, needs: FeatureNeeds) -> Mapping[bytes, NearCache]:
-        """Make near caches for the groups that have none. Takes long: on another thread."""
-
-    def add_caches(self, caches: Mapping[bytes, NearCache]) -> None:
-        """Use these from now on."""
+#: For reading what a new version needs of one recent request.
+_READ_S = 1.0
 
 
 @dataclass(slots=True)
@@ -68,7 +47,11 @@ class Report:
 
 
 class Intake:
-    """Makes versions ready, one at a time. Belongs to one event loop."""
+    """Makes versions ready, one at a time. Belongs to one event loop.
+
+    Attributes:
+        closed: whether what is under way is given up.
+    """
 
     def __init__(
         self,
@@ -77,7 +60,7 @@ class Intake:
         factory: EngineFactory,
         streams: int,
         recent: RecentRequests,
-        features: Features,
+        features: FeatureReader,
         prover: Prover,
         supervisor: Supervisor,
         refusals: Refusals,
@@ -107,20 +90,18 @@ class Intake:
         self._prover = prover
         self._refusals = refusals
         self._supervisor = supervisor
-        self._closed = False
+        self.closed = False
         self._own_prover = own_prover
         self._utility = config.utility.read_bytes() if config.utility else None
         self._trust = TrustedKeys.read(config.swap.trusted_keys) if config.swap.trusted_keys else None
-        self._loader = Worker("model-loader", supervisor)
-        #: The loader's own time at its last rest.
-        self._rested_at_s = 0.0
+        self._loader = Loader(prover.pace, config.swap.cpu_share, recent, supervisor)
 
     async def close(self) -> None:
         """Give up what is under way."""
-        self._closed = True
+        self.closed = True
         if self._own_prover:
             await asyncio.to_thread(self._prover.close)
-        await self._loader.close(_CLOSE_S)
+        await self._loader.close()
 
     async def take_in(
         self,
@@ -146,12 +127,12 @@ class Intake:
         """
         config, swap = self._config, self._config.swap
         digest = await self._released(version, report)
-        manifest = await self._asked(swap.store_timeout_s, self._store.manifest, config.model, version)
+        manifest = await self._loader.ask(swap.store_timeout_s, self._store.manifest, config.model, version)
         self._check_abi(manifest, replaced)
         if self._utility is not None:
             load_utility(self._utility, manifest)
         report.checks.append("ABI: callers need not change")
-        self._features.add_caches(await self.on_loader(self._features.new_caches, manifest.needs))
+        self._features.add_caches(await self._loader.do(self._features.new_caches, manifest.needs))
         samples = await self._samples(manifest)
         if not samples and not starting and (reason := self._refusals.reason(digest)):
             raise NotReadyError(f"{reason} (before a restart; tried again once there are recent requests to try it on)")
@@ -170,74 +151,45 @@ class Intake:
             memory_bytes_max=swap.proof_memory_bytes_max,
             timeout_s=swap.proof_timeout_s,
             trusted=self._trust is not None,
-            share=self._share,
+            share=self._loader.share,
             device=config.devices[0],  # a version that computes right on one does on all
         )
         sample = FeatureBatch.concat([sample.batch for sample in samples]) if samples else None
         proof = await self._proven(claim, sample)
         report.checks.append("digests, network, utility table, golden scores: good, in a process of its own")
         report.memory_bytes = proof.memory_bytes
-        bundle = await self._asked(swap.proof_timeout_s, self._read, version)
-        utility = await self.on_loader(load_utility, self._utility or bundle.files[UTILITY], manifest)
+        bundle = await self._loader.ask(swap.proof_timeout_s, self._read, version)
+        utility = await self._loader.do(load_utility, self._utility or bundle.files[UTILITY], manifest)
         if samples:
-            report.checks += await self.on_loader(
+            report.checks += await self._loader.do(
                 check_scores, manifest, utility, samples, proof.logits, swap.rank_correlation_min
             )
         if not starting:
             report.checks.append(self._check_memory(manifest, proof.memory_bytes * self._streams * len(config.devices)))
         report.warm_up = WarmUp(manifest.ref, swap.warm_up_s_max)
         warming()
-        return await self.on_loader(self._compiled, bundle, utility, sample, proof.plan, report)
+        return await self._loader.do(self._compiled, bundle, utility, sample, proof.plan, report)
 
     async def _proven(self, claim: ProofRequest, sample: FeatureBatch | None) -> Proof:
         try:
-            return await self.on_loader(self._prover.prove, claim, sample)
+            return await self._loader.do(self._prover.prove, claim, sample)
         except HelperEndedError as error:
-            if not self._closed:
+            if not self.closed:
                 self._supervisor.note("prover", error)
             raise
 
-    async def on_loader(self, work: Callable[..., _T], *arguments: object) -> _T:
-        """Do work on the thread that loads."""
-        return await self._loader.do(self._politely, work, *arguments)
-
-    async def _asked(self, limit_s: float, work: Callable[..., _T], *arguments: object) -> _T:
-        """Ask the store on the thread that loads. Raises ModelStoreError."""
-        return await self._loader.ask(limit_s, self._politely, work, *arguments)
-
-    def _politely(self, work: Callable[..., _T], *arguments: object) -> _T:
-        """Do work of Python's without keeping other threads of Python's waiting, and leave them some time after it."""
-        before = sys.getswitchinterval()
-        sys.setswitchinterval(_SWITCH_S)
-        self._rested_at_s = time.thread_time()
-        try:
-            return work(*arguments)
-        finally:
-            sys.setswitchinterval(before)
-            self._rest()
-
-    def _rest(self) -> None:
-        """On the thread that loads: leave the processor to requests for as long as the share asks for."""
-        self._prover.pace.rest(time.thread_time() - self._rested_at_s, self._share)
-        self._rested_at_s = time.thread_time()
-
-    @property
-    def _share(self) -> float:
-        """The part of a core to take; at the start, when nothing is served yet, all of it."""
-        return self._config.swap.cpu_share if self._recent.seen else 1.0
-
     async def free(self, model: LoadedModel) -> None:
         """Free a version that nothing holds."""
-        await self.on_loader(_free, model)
+        await self._loader.do(_free, model)
 
     async def give_back(self) -> None:
         """Return to the system what a version took that came to nothing."""
-        await self.on_loader(give_back_freed)
+        await self._loader.do(give_back_freed)
 
     async def _released(self, version: int, report: Report) -> str:
         """Return a version's digest, its signature checked."""
         limit_s = self._config.swap.store_timeout_s
-        release = await self._asked(limit_s, self._store.release, self._config.model, version)
+        release = await self._loader.ask(limit_s, self._store.release, self._config.model, version)
         report.digest = release.digest
         if self._trust:
             self._trust.check(f"{self._config.model}@{version}", release.digest, release.signature)
@@ -270,7 +222,7 @@ class Intake:
         for request in self._recent.latest(_SAMPLES):
             if request.surface not in surfaces:
                 continue
-            fetched = await self._features.features(needs, request)
+            fetched = await self._features.fetch(needs, request.user_id, request.pin_ids, request.query_pin_id, _READ_S)
             vector = request.query_vector
             if vector is not None and (space is None or len(vector) != space.dim):
                 vector = None
@@ -300,14 +252,20 @@ class Intake:
         warm_up = report.warm_up
 
         def progress(runs: int, of: int) -> bool:
-            if self._closed:
+            if self.closed:
                 raise NotReadyError(f"{bundle.manifest.ref}: the server stops")
-            self._rest()
+            self._loader.rest()
             return warm_up.progress(runs, of)
 
         try:
             model = load_model(
-                bundle, self._factory, self._streams, plan=plan, sample=sample, rest=self._rest, progress=progress
+                bundle,
+                self._factory,
+                self._streams,
+                plan=plan,
+                sample=sample,
+                rest=self._loader.rest,
+                progress=progress,
             )
         except UnavailableError as error:
             raise NotReadyError(str(error)) from error

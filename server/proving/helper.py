@@ -159,7 +159,7 @@ def _in_a_child(claim: ProofRequest, content: bytes, pace: Pace, claims: IO[byte
     os.close(writer)
     said.lines.clear()  # the child tells what was said until then
     answer, ended, held_back_s = _listened(reader, child, claim, pace, claims)
-    used_s = _cpu_s(child)
+    used_s = cpu_s(child)
     if not ended:
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
@@ -208,7 +208,7 @@ def _listened(reader: int, child: int, claim: ProofRequest, pace: Pace, claims: 
                 if not part:
                     return bytes(answer), True, held_back_s
                 answer += part
-            elif claim.share < 1 and (used_s := _cpu_s(child) - rested_at_s) >= _SLICE_S:
+            elif claim.share < 1 and (used_s := cpu_s(child) - rested_at_s) >= _SLICE_S:
                 os.kill(child, signal.SIGSTOP)
                 held_back_s += pace.rest(used_s, claim.share)
                 rested_at_s += used_s
@@ -216,7 +216,7 @@ def _listened(reader: int, child: int, claim: ProofRequest, pace: Pace, claims: 
     return bytes(answer), False, held_back_s
 
 
-def _cpu_s(process: int) -> float:
+def cpu_s(process: int) -> float:
     """Return the processor time of a process: what `clock_getcpuclockid` gives on Linux, which Python lacks."""
     return time.clock_gettime(~process << 3 | 2)
 

@@ -103,6 +103,12 @@ class Prover:
         self._lock = threading.Lock()
         self._helper: subprocess.Popen[bytes] | None = None
 
+    @property
+    def helper_pid(self) -> int | None:
+        """The process id of the helper; None while there is none."""
+        helper = self._helper
+        return helper.pid if helper else None
+
     def start(self) -> None:
         """Start the helper, for the first proof not to wait for it."""
         with self._lock:

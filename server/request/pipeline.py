@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,11 +10,9 @@ import structlog
 
 from feature_client.codec import RowState
 from feature_client.features import FetchedFeatures
-from feature_client.fetch import fetch
-from feature_client.near_cache import NearCache
 from feature_client.quantile import RunningQuantile
-from feature_client.stores.store import Store
 from server.errors import DeadlineError, OverloadedError
+from server.request.features import FeatureReader
 from server.request.routing import ServedModel
 from server.request.selection import select
 from server.scheduling.admission import Admit, Ask, Refuse, Trim, UseCheaper
@@ -82,11 +79,8 @@ class Ranking:
 class Pipeline:
     """Ranks. Belongs to one event loop; the network runs elsewhere, everything else here."""
 
-    def __init__(
-        self, store: Store, near: Mapping[bytes, NearCache], runner: Runner, fetch_budget_share: float, margin_s: float
-    ) -> None:
-        self._store = store
-        self._near = near
+    def __init__(self, features: FeatureReader, runner: Runner, fetch_budget_share: float, margin_s: float) -> None:
+        self._features = features
         self._runner = runner
         self._fetch_budget_share = fetch_budget_share
         self._margin_s = margin_s
@@ -137,14 +131,12 @@ class Pipeline:
     ) -> Ranking:
         model, utility = served.model, served.utility
         start = time.perf_counter()
-        fetched = await fetch(
-            self._store,
+        fetched = await self._features.fetch(
             model.needs,
             query.user_id,
             query.pin_ids[: ticket.rows],
             query.query_pin_id,
             (query.deadline_s - time.monotonic()) * self._fetch_budget_share,
-            self._near,
         )
         self._note_store(fetched.store_failure)
         fetch_end = time.perf_counter()
@@ -157,7 +149,7 @@ class Pipeline:
         utilities = utility.combine(query.surface, party_utilities)
         utility_end = time.perf_counter()
         degradation |= _degradation(fetched, utilities)
-        served.sample(probabilities, batch)
+        served.observe(probabilities, batch)
         unscored = len(query.pin_ids) - ticket.rows
         if unscored:
             utilities, probabilities, party_utilities = (

@@ -10,14 +10,15 @@ from zlib import crc32
 import numpy as np
 
 from kernels.engine import FeatureBatch
-from model_store.bundle.statistics import Distribution, Statistics, observed, stability_index
+from model_store.bundle.stability import Observation, drifts, heads_moved
+from model_store.bundle.statistics import Statistics, observed
 from model_store.model.loaded import LoadedModel
 from model_store.model.utility import UtilityTable
 from pinrank.v1 import ranking_pb2
-from server.rollout.guard import Window, moved_by
+from server.request.windows import Window
 
-#: How much of what a version was given and gave is kept for comparing.
-_SAMPLES, _SAMPLED_EVERY, _ROWS_A_SAMPLE = 128, 8, 64
+#: How much of what a version read and predicted is kept for comparing.
+_OBSERVATIONS, _OBSERVED_EVERY, _ROWS_OBSERVED = 128, 8, 64
 _MASK = (1 << 64) - 1
 
 
@@ -31,8 +32,7 @@ class ServedModel:
         self.statistics = statistics
         #: Requests that hold it.
         self.in_flight = 0
-        #: Lately: float32[N, H] probabilities, and inputs by name.
-        self.samples: deque[tuple[np.ndarray, Mapping[str, np.ndarray]]] = deque(maxlen=_SAMPLES)
+        self._lately: deque[Observation] = deque(maxlen=_OBSERVATIONS)
         self._answers = itertools.count()
         manifest = model.manifest
         groups = [*manifest.groups, *([manifest.sequence] if manifest.sequence else [])]
@@ -51,13 +51,23 @@ class ServedModel:
     def version(self) -> int:
         return self.model.manifest.version
 
-    def sample(self, probabilities: np.ndarray, batch: FeatureBatch) -> None:
-        """Keep some of what it is given and gives."""
-        if next(self._answers) % _SAMPLED_EVERY == 0:
-            inputs = {
-                name: values[:_ROWS_A_SAMPLE].copy() for name, values in observed(self.model.manifest, batch).items()
-            }
-            self.samples.append((probabilities[:_ROWS_A_SAMPLE].copy(), inputs))
+    def observe(self, probabilities: np.ndarray, batch: FeatureBatch) -> None:
+        """Keep some of what it reads and predicts."""
+        if next(self._answers) % _OBSERVED_EVERY == 0:
+            watched = observed(self.model.manifest, batch)
+            inputs = {name: values[:_ROWS_OBSERVED].copy() for name, values in watched.items()}
+            self._lately.append(Observation(probabilities[:_ROWS_OBSERVED].copy(), inputs))
+
+    def drifts(self) -> dict[tuple[str, str], float]:
+        """Return how far its inputs and predictions are from its training (PSI), by ("input" or "head", name)."""
+        return drifts(self.model.manifest, self.statistics, list(self._lately))
+
+    def heads_moved(self, other: ServedModel) -> dict[str, float]:
+        """Return how far each head is from the same head of another model (PSI), by what both predicted lately."""
+        return heads_moved(
+            (self.model.manifest, list(self._lately)),
+            (other.model.manifest, list(other._lately)),
+        )
 
 
 class ServedModels:
@@ -74,6 +84,11 @@ class ServedModels:
     @property
     def default(self) -> ServedModel:
         return self.by_label[self.default_label]
+
+    @property
+    def traffic(self) -> Mapping[str, Mapping[str, float]]:
+        """By surface, each label's share of the calls that name no label."""
+        return self._traffic
 
     @property
     def surfaces(self) -> frozenset[str]:
@@ -105,40 +120,3 @@ def _place(number: int) -> float:
     mixed = ((mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9) & _MASK
     mixed = ((mixed ^ mixed >> 27) * 0x94D049BB133111EB) & _MASK
     return (mixed ^ mixed >> 31) / 2**64
-
-
-def drifts(served: ServedModel) -> dict[tuple[str, str], float]:
-    """Return how far what a version is given and gives is from its training (PSI), by (input or head, name)."""
-    trained, samples = served.statistics, list(served.samples)
-    if trained is None or not samples:
-        return {}
-    found: dict[tuple[str, str], float] = {}
-    for i, head in enumerate(served.model.manifest.heads):
-        if head.name in trained.heads:
-            values = np.concatenate([probabilities[:, i] for probabilities, _ in samples])
-            found["head", head.name] = _distance(trained.heads[head.name], values)
-    for name, expected in trained.inputs.items():
-        given = [inputs[name] for _, inputs in samples if name in inputs]
-        if given:
-            found["input", name] = _distance(expected, np.concatenate(given))
-    return found
-
-
-def heads_moved(own: ServedModel, other: ServedModel) -> dict[str, float]:
-    """Return how far each head that both have moved (PSI), from what both gave lately."""
-    found = {}
-    places = {head.name: i for i, head in enumerate(other.model.manifest.heads)}
-    given, usual = list(own.samples), list(other.samples)
-    if not given or not usual:
-        return {}
-    for i, head in enumerate(own.model.manifest.heads):
-        if head.name in places:
-            column = np.concatenate([probabilities[:, i] for probabilities, _ in given])
-            against = np.concatenate([probabilities[:, places[head.name]] for probabilities, _ in usual])
-            found[head.name] = moved_by(column, against)
-    return found
-
-
-def _distance(expected: Distribution, values: np.ndarray) -> float:
-    values = values[np.isfinite(values)]
-    return stability_index(np.array(expected.shares), expected.counts(values)) if len(values) else 0.0

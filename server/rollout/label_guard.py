@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 from server.config import ServerConfig
-from server.request.routing import ServedModels, heads_moved
+from server.request.routing import ServedModels
 from server.rollout.guard import Breach, Limits, Verdict, judge
 
 #: How often there is something to judge.
@@ -38,7 +38,7 @@ class LabelGuard:
             if served is default or label == self._shadow_label:
                 continue
             own, usual = (models.windows[name].seen(now_s) for name in (label, models.default_label))
-            moved = await asyncio.to_thread(heads_moved, served, default)
+            moved = await asyncio.to_thread(served.heads_moved, default)
             if models.by_label.get(label) is not served:
                 continue
             verdict = self.verdicts[label] = judge(own, usual, moved, self._limits)

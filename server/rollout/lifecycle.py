@@ -25,7 +25,8 @@ class Phase(StrEnum):
 
 #: What may follow what.
 FOLLOWING: Mapping[Phase, frozenset[Phase]] = {
-    Phase.SEEN: frozenset({Phase.VERIFYING, Phase.GONE}),
+    # Failed at once: it was refused before a restart.
+    Phase.SEEN: frozenset({Phase.VERIFYING, Phase.FAILED, Phase.GONE}),
     Phase.VERIFYING: frozenset({Phase.WARMING, Phase.FAILED}),
     Phase.WARMING: frozenset({Phase.READY, Phase.FAILED}),
     Phase.READY: frozenset({Phase.SERVING, Phase.DRAINING}),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import time
 from collections import deque
@@ -10,12 +9,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from model_store.bundle.stability import moved_by
 from pinrank.v1 import models_pb2
 from server.errors import OverloadedError, RankError
 from server.request.pipeline import Pipeline, Ranking, RankQuery
 from server.request.routing import ServedModel, ServedModels
-from server.rollout.guard import moved_by
 from server.runtime.supervisor import Supervisor
+from server.runtime.tasks import BackgroundTasks
 
 #: The lane of what nobody waits for: it takes what the others leave.
 LANE = "(shadow)"
@@ -37,7 +37,7 @@ class Shadow:
         self._share = share
         self._supervisor = supervisor
         self._random = random.Random()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = BackgroundTasks()
         self._served: ServedModel | None = None
         self._begin(None)
 
@@ -70,14 +70,15 @@ class Shadow:
         )
         if query.surface not in served.utility.surfaces:
             return
-        task = asyncio.create_task(self._supervisor.task("shadow", self._compare(again, ranking)))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(self._supervisor.task("shadow", self._compare(again, ranking)))
+
+    @property
+    def comparing(self) -> int:
+        """How many requests are being ranked once more."""
+        return len(self._tasks)
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
 
     async def _compare(self, query: RankQuery, given: Ranking) -> None:
         try:

@@ -54,7 +54,7 @@ def heed_signals(loop: asyncio.AbstractEventLoop, limit_s: float) -> Ending:
 
     def heard(number: int) -> None:
         if not ending.asked.is_set():
-            _exit_within(limit_s)
+            exit_within(limit_s)
         ending.heard(number)
 
     for number in ending_signals():
@@ -62,7 +62,7 @@ def heed_signals(loop: asyncio.AbstractEventLoop, limit_s: float) -> Ending:
     return ending
 
 
-def _exit_within(limit_s: float) -> None:
+def exit_within(limit_s: float) -> None:
     """End this process after so long at the latest, also where a thread hangs in a call that never returns."""
 
     def end() -> None:

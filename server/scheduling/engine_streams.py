@@ -24,7 +24,7 @@ from server.scheduling.admission import Admission, Ask, Decision
 from server.scheduling.contract import BatchPolicy, Expire, Idle, Piece, Run, Ticket, WaitUntil
 from server.scheduling.cost import CostModel
 from server.scheduling.pace import Pace
-from server.telemetry.metrics import Metrics
+from server.telemetry.metrics import EngineMetrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Runner:
         admission: Admission,
         streams: int,
         costs: MutableMapping[Hashable, CostModel],
-        metrics: Metrics,
+        metrics: EngineMetrics,
         pace: Pace,
         supervisor: Supervisor,
         clock: Callable[[], float] = time.monotonic,

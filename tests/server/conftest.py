@@ -20,7 +20,7 @@ async def gated(
     """A server with one engine stream, and its gate; the gate is opened at the end so that the server can drain."""
     monkeypatch.setattr("server.app.engine_factory", lambda *_: GatedEngine)
     server = await start_server(engine_streams=1, labels=("stable",), requests_in_flight_max=4, rows_in_flight_max=60)
-    engine = server._models.default.model.engine
+    engine = server.status.default.model.engine
     assert isinstance(engine, GatedEngine)
     engine.runs.clear()
     yield server, engine

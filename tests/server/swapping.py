@@ -49,12 +49,12 @@ def publish(store, tmp_path, version, **changes):
 
 
 def held(server, version):
-    found = server._swap.versions.get(version)
+    found = server.status.versions.get(version)
     return str(found.phase) if found else "gone"
 
 
 def sample(server, metric, /, **labels):
-    return server._metrics.registry.get_sample_value(metric, labels) or 0
+    return server.metrics.value(metric, **labels) or 0
 
 
 def own_golden(content):

@@ -6,7 +6,8 @@ import traceback
 import pytest
 
 from server.api.models import read_token
-from server.config import ConfigError, ServerConfig, load_config, shadowing_links
+from server.config import ConfigError, ServerConfig
+from server.config_sources import load_config, shadowing_links
 
 FILE = """
 model_store = "models"
@@ -230,7 +231,7 @@ def test_utility_file_that_is_not_there_is_named(file):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ('engine = "abacus"', "engine: Input should be"),
+        ('engine = "abacus"', "engine: unknown engine 'abacus'; choose one of numpy"),
         ("grpc_port = 70000", "grpc_port: Input should be less than or equal to 65535"),
         ("grpc_prot = 1", "grpc_prot: Extra inputs are not permitted"),
         ("candidates_max = 0", "candidates_max: Input should be greater"),

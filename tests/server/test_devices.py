@@ -41,7 +41,7 @@ async def test_every_version_is_compiled_for_all_devices_and_proven_on_the_first
     assert await calls(server).version() == 2
     assert opened == [("torch", (2, 5))]
     assert [(claim.version, claim.engine, claim.device) for claim in claims] == [(1, "torch", 2), (2, "torch", 2)]
-    assert server._models.default.model.engine.streams == len(server._runner._threads) == 6  # three on each
+    assert server.status.default.model.engine.streams == server.status.idle_streams == 6  # three on each
 
 
 async def test_a_device_that_went_is_not_the_bundles_fault_and_the_version_is_tried_again(

@@ -18,9 +18,9 @@ import pytest
 
 from pinrank.channels import SERVICE_CONFIG
 from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
-from server.processes import _end
+from server.processes import end_processes
 from tests import processes
-from tests.model_store.registry.test_store import _key
+from tests.model_store.registry.test_store import signing_key
 
 PINRANK = str(Path(sys.executable).with_name("pinrank"))
 
@@ -105,7 +105,7 @@ def test_serve_names_what_is_missing():
 
 
 def test_serve_names_a_key_that_is_none_and_a_version_that_nobody_signed(model_store, tmp_path, monkeypatch):
-    _, public = _key(tmp_path, "anna")
+    _, public = signing_key(tmp_path, "anna")
     (tmp_path / "none.pem").write_text("no key")
     serve = ("serve", "--model-store", str(model_store), "--model", "tiny", "--feature-store", "memory://")
     for key, message in ((tmp_path / "none.pem", "none.pem is no PEM public key"), (public, "tiny@1 is not signed")):
@@ -276,7 +276,7 @@ def test_impatience_is_passed_on_to_servers_that_drain_and_the_rest_is_killed(he
     signals, parent = socket.socketpair()
     with signals, parent:
         parent.send(bytes(heard))
-        _end([process], signals, within_s)
+        end_processes([process], signals, within_s)
     assert process.exitcode == exitcode
 
 

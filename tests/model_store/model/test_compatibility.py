@@ -8,7 +8,8 @@ from feature_client.codec import encode_rows
 from feature_client.stores.memory_store import MemoryStore
 from model_store.bundle.files import read_bundle
 from model_store.bundle.manifest import Calibration, Head, QueryVector, Surface, TensorInput
-from model_store.bundle.statistics import Distribution, Statistics, make_statistics, observed, stability_index
+from model_store.bundle.stability import stability_index
+from model_store.bundle.statistics import Distribution, Statistics, make_statistics, observed
 from model_store.model.compatibility import Effect, breaks_callers, compare
 from tests import tiny
 

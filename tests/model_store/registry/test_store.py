@@ -292,7 +292,7 @@ def test_history_is_decided_purely():
         VersionPublished(version=9, digest="b" * 64).after(state, "m", now, "me")
 
 
-def _key(tmp_path, name):
+def signing_key(tmp_path, name):
     from cryptography.hazmat.primitives import serialization as s
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -304,8 +304,8 @@ def _key(tmp_path, name):
 
 
 def test_only_a_trusted_publishers_signature_of_this_version_counts(tmp_path, bundles):
-    private, public = _key(tmp_path, "anna")
-    _, other = _key(tmp_path, "ben")
+    private, public = signing_key(tmp_path, "anna")
+    _, other = signing_key(tmp_path, "ben")
     store = open_model_store(tmp_path / "s")
     store.publish(bundles / "1", signer=Signer.read(private))
     store.publish(bundles / "2")

@@ -14,7 +14,7 @@ from grpc_status import rpc_status
 from feature_client.codec import encode_sequence
 from feature_client.stores.store import StoreUnavailableError
 from pinrank.v1 import activity_pb2, activity_pb2_grpc, ranking_pb2, ranking_pb2_grpc
-from server.api.activity import _checked
+from server.api.activity import checked_actions
 from tests import tiny
 
 NOW_MS = int(time.time() * 1000)
@@ -66,7 +66,7 @@ async def test_sent_again_it_changes_nothing_and_says_so(stubs):
     response = await activity.Record(request)
     assert (response.added, response.repeated_actions) == (0, 2)
     assert await utilities(ranking, 1) == before
-    sample = server._metrics.registry.get_sample_value
+    sample = server.metrics.registry.get_sample_value
     assert sample("pinrank_actions_total", {"outcome": "added"}) == 2
     assert sample("pinrank_actions_total", {"outcome": "repeated"}) == 2
 
@@ -109,11 +109,11 @@ async def test_actions_in_the_future_that_were_stored_before_are_flagged_dropped
     server, activity, ranking = stubs
     poison = tiny.events([1] * 8, [0] * 8)
     poison["time_ms"], poison["event_id"] = NOW_MS * 1000, range(100, 108)
-    await server._store.multi_put([(tiny.ACTIONS.key(1), encode_sequence(tiny.ACTIONS, poison))])
+    await server.store.multi_put([(tiny.ACTIONS.key(1), encode_sequence(tiny.ACTIONS, poison))])
     assert (await utilities(ranking, 1))[1].foreign_values == 1
     assert (await activity.Record(activity_pb2.RecordRequest(actions=[action(1)]))).added == 1
     assert (await utilities(ranking, 1))[1].foreign_values == 0
-    assert server._metrics.registry.get_sample_value("pinrank_future_actions_dropped_total") == 8
+    assert server.metrics.registry.get_sample_value("pinrank_future_actions_dropped_total") == 8
 
 
 async def test_no_actions_are_no_error(stubs):
@@ -131,17 +131,17 @@ async def test_a_server_that_does_not_record_says_which_setting_does(start_serve
 
 async def test_a_store_that_fails_is_unavailable_and_the_action_can_be_sent_again(stubs):
     server, activity, _ = stubs
-    works = server._store.update
+    works = server.store.update
 
     async def fail(keys, change):
         raise StoreUnavailableError("told to fail")
 
-    server._store.update = fail
+    server.store.update = fail
     request = activity_pb2.RecordRequest(actions=[action(1)])
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await activity.Record(request)
     assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
-    server._store.update = works
+    server.store.update = works
     assert (await activity.Record(request)).added == 1
 
 
@@ -169,7 +169,7 @@ def many(count, **changes):
 
 async def test_other_calls_are_answered_between_the_slices_of_a_long_record(stubs):
     server, activity, ranking = stubs
-    works, slices, answered = server._store.update, [], []
+    works, slices, answered = server.store.update, [], []
 
     async def note(keys, change):
         # No slice is written before a ranking was answered that was asked for after the slice before.
@@ -177,7 +177,7 @@ async def test_other_calls_are_answered_between_the_slices_of_a_long_record(stub
         slices.append(len(keys))
         await works(keys, change)
 
-    server._store.update = note
+    server.store.update = note
     assert (await activity.Record(many(1_000))).added == 1_000
     assert len(answered) == len(slices) == 16
     assert max(slices) <= 64
@@ -185,7 +185,7 @@ async def test_other_calls_are_answered_between_the_slices_of_a_long_record(stub
 
 async def test_a_record_gives_the_event_loop_away_while_it_checks_thousands_of_actions(start_server):
     server = await start_server(record_actions=True)
-    turns, checked = 0, asyncio.create_task(_checked(server._activity._sequences, many(5_000).actions))
+    turns, checked = 0, asyncio.create_task(checked_actions(server.status.recorded, many(5_000).actions))
     while not checked.done():
         turns += 1
         await asyncio.sleep(0)
@@ -213,7 +213,7 @@ async def test_a_refused_record_of_thousands_stores_nothing_and_counts_its_probl
 async def test_unknown_actions_are_named_within_trailers_whatever_the_vocabulary(start_server):
     names = tuple(f"a_rather_long_action_{i:02}" for i in range(40))
     server = await start_server(record_actions=True)
-    server._activity.write_into([tiny.changed(tiny.ACTIONS, actions=names)], server._store)
+    server.recording.write_into([tiny.changed(tiny.ACTIONS, actions=names)])
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await activity_pb2_grpc.ActivityServiceStub(channel).Record(many(5, name="\u00e9" * 1_000))

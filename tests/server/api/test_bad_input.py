@@ -100,4 +100,4 @@ async def test_bytes_that_are_no_request_are_refused(channel):
 async def test_refusals_are_counted_under_their_status(channel, server):
     await refusal(channel, surface="shop")
     labels = {"surface": "unknown", "code": "INVALID_ARGUMENT"}
-    assert server._metrics.registry.get_sample_value("pinrank_requests_total", labels) == 1
+    assert server.metrics.registry.get_sample_value("pinrank_requests_total", labels) == 1

@@ -37,7 +37,7 @@ async def test_labels_move_by_call_and_errors_have_their_statuses(serve, calls, 
     moved = await call.do("SetLabel", label="stable", version=2, by="anna", why="better", expected_version=1)
     entry = store.head("tiny")
     assert (moved.entry, entry.by, entry.why) == (entry.number, "anna", "better")
-    await eventually(lambda: server._models.default.version == 2, 30)
+    await eventually(lambda: server.status.default.version == 2, 30)
     assert (await call.do("SetLabel", label="stable", version=2)).entry == 0
     for name, fields, code, text in (
         ("SetLabel", {"label": "stable", "version": 1, "expected_version": 1}, "ABORTED", "is version 2 by now, not 1"),
@@ -79,7 +79,7 @@ async def test_status_says_what_was_checked_and_done(serve, calls, store, tmp_pa
     await call.rank(pins=range(1, 31))
     publish(store, tmp_path, 2)
     store.set_label("tiny", "stable", 2)
-    await eventually(lambda: list(server._swap.versions) == [2], 30)
+    await eventually(lambda: list(server.status.versions) == [2], 30)
     status = await call.status()
     (version,) = status.versions
     checks = "\n".join(version.checks)

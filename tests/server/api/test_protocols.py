@@ -20,6 +20,7 @@ from model_store.bundle.files import BundleError
 from model_store.model.utility import UtilityError
 from model_store.registry.objects import ModelStoreError
 from model_store.registry.store import open_model_store
+from pinrank.answers import STAGES
 from pinrank.channels import open_aio_channel
 from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
 from server.app import StartError
@@ -69,9 +70,10 @@ async def test_metrics_count_what_was_answered(channel, server):
     assert found["pinrank_candidates_sum",] == 9
     assert found["pinrank_degraded_total", "user_missing"] == 1
     assert found["pinrank_requests_in_flight",] == 0
+    assert {key[1] for key in found if key[0] == "pinrank_stage_seconds_count"} == {*STAGES, "response"}
     for stage in ("wire", "fetch", "assemble", "queue", "score", "utility", "select", "response"):
         assert found["pinrank_stage_seconds_count", stage] == 3
-    digest = server._models.default.model.digest
+    digest = server.status.default.model.digest
     assert found["pinrank_model_info", digest, "stable", "tiny", "1"] == 1
 
 
@@ -118,7 +120,10 @@ def test_health_check_asks_where_the_server_listens(monkeypatch, port, host, url
 
 
 def test_health_check_takes_what_the_settings_say_by_default():
-    assert [ServerConfig.model_fields[name].default for name in ("host", "http_port")] == [health._HOST, health._PORT]
+    assert [ServerConfig.model_fields[name].default for name in ("host", "http_port")] == [
+        health.DEFAULT_HOST,
+        health.DEFAULT_PORT,
+    ]
 
 
 def has_ipv6():

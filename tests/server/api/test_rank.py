@@ -65,10 +65,10 @@ async def test_top_k_returns_the_head_of_the_full_ranking(stub):
 
 async def test_versions_and_timings_come_with_every_answer(stub, server):
     answer = await stub.Rank(request([1, 2, 3]))
-    model = server._models.default.model
+    model = server.status.default.model
     assert (answer.versions.model, answer.versions.model_version) == ("tiny", 1)
     assert answer.versions.model_digest == model.digest
-    assert answer.versions.utility == server._models.default.utility.digest
+    assert answer.versions.utility == server.status.default.utility.digest
     assert list(answer.versions.feature_groups) == ["pin_core@1", "user_core@1", "actions@1"]
     timings = answer.timings
     stages = [timings.wire_us, timings.fetch_us, timings.assemble_us, timings.score_us, timings.utility_us]
@@ -130,7 +130,7 @@ async def test_values_of_another_embedding_space_are_counted_and_not_read(start_
 
 async def test_lost_store_degrades_every_answer_and_fails_none(start_server):
     server = await start_server(feature_store="memory://")
-    server._store.failing = True
+    server.store.failing = True
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         answer = await ranking_pb2_grpc.RankingServiceStub(channel).Rank(request([3, 1, 2]))
     assert answer.degradation == ranking_pb2.Degradation(

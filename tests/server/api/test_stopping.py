@@ -46,7 +46,7 @@ async def test_calls_under_load_end_with_an_answer_or_unavailable(start_server, 
     assert set(ended) <= {"OK", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "UNAVAILABLE: connect"}
     assert ended["UNAVAILABLE"] > 0
     # What was ranked has arrived.
-    ranked = server._metrics.registry.get_sample_value("pinrank_requests_total", {"surface": "home", "code": "OK"})
+    ranked = server.metrics.registry.get_sample_value("pinrank_requests_total", {"surface": "home", "code": "OK"})
     assert ended["OK"] == ranked
 
 
@@ -60,7 +60,7 @@ async def test_impatience_cuts_off_what_is_in_flight_with_unavailable(gated, cap
         ending.heard(signal.SIGTERM)
         ending.heard(signal.SIGTERM)
         draining = asyncio.ensure_future(server.drain_and_close(ending.hurried))
-        await eventually(lambda: server._calls.draining)
+        await eventually(lambda: server.calls.draining)
         assert not ending.hurried.is_set()
         ending.heard(signal.SIGINT)
         with pytest.raises(grpc.aio.AioRpcError) as raised:
@@ -84,7 +84,7 @@ async def test_actions_that_are_being_stored_are_waited_for(start_server, monkey
     server = await start_server(record_actions=True)
     storing, stored = asyncio.Event(), asyncio.Event()
 
-    writer = server._activity._sequences[0].writer
+    writer = server.status.recorded[0].writer
     record = writer.record
 
     async def slow_record(*arguments):
@@ -101,7 +101,7 @@ async def test_actions_that_are_being_stored_are_waited_for(start_server, monkey
         call = asyncio.ensure_future(record_call(activity_pb2.RecordRequest(actions=[action]), timeout=30))
         await storing.wait()
         draining = asyncio.ensure_future(server.drain_and_close())
-        await eventually(lambda: server._calls.draining)
+        await eventually(lambda: server.calls.draining)
         stored.set()
         assert (await call).added == 1
         await draining

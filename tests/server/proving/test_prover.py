@@ -21,7 +21,7 @@ from kernels.engine import FeatureBatch
 from model_store.bundle.files import BundleError
 from model_store.model.assembly import Assembler
 from model_store.registry.store import open_model_store
-from server.proving.helper import _cpu_s
+from server.proving.helper import cpu_s
 from server.proving.prover import ProofRequest, Prover, ProvingError
 from tests import tiny
 from tests.conftest import needs_training
@@ -155,7 +155,7 @@ def _while_proving(prover, claim, act):
     thread = threading.Thread(target=prove)
     thread.daemon = True
     thread.start()
-    while not (found := children(prover._helper.pid) if prover._helper else []):
+    while not (found := children(prover.helper_pid) if prover.helper_pid else []):
         assert thread.is_alive()
     act(found[0])
     thread.join(60)
@@ -177,22 +177,23 @@ def test_a_helper_that_dies_is_nobodys_fault_and_is_replaced_by_one_for_the_same
         own.start()
 
         def kill(child):
-            while _cpu_s(child) < 0.01:  # not before it is at the proof
+            while cpu_s(child) < 0.01:  # not before it is at the proof
                 pass
             with ends_of([child]):
                 os.kill(child, signal.SIGSTOP)  # as while it rests
-                os.kill(own._helper.pid, signal.SIGKILL)
+                os.kill(own.helper_pid, signal.SIGKILL)
 
         assert isinstance(_while_proving(own, slow, kill), ProvingError)
         assert own.prove(claim(), None).memory_bytes >= 0
-        assert Path(f"/proc/{own._helper.pid}/cmdline").read_bytes().split(b"\0")[-2] == b"numpy"
+        assert Path(f"/proc/{own.helper_pid}/cmdline").read_bytes().split(b"\0")[-2] == b"numpy"
 
 
 def test_the_helper_and_what_it_tries_end_with_a_server_that_is_killed(claim):
     slow = json.dumps(asdict(claim(endless(), engine="numpy")))
     script = (
-        "import json, sys; from server.proving.prover import Claim, Prover; prover = Prover('numpy'); prover.start();"
-        "print(prover._helper.pid, flush=True); prover.prove(Claim(**json.loads(sys.argv[1])), None)"
+        "import json, sys; from server.proving.prover import ProofRequest, Prover; prover = Prover('numpy');"
+        "prover.start();"
+        "print(prover.helper_pid, flush=True); prover.prove(ProofRequest(**json.loads(sys.argv[1])), None)"
     )
     with subprocess.Popen([sys.executable, "-c", script, slow], stdout=subprocess.PIPE, text=True) as server:
         helper = int(server.stdout.readline())

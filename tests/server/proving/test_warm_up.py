@@ -109,7 +109,7 @@ async def test_a_warm_up_that_takes_too_long_is_cut_off_openly_and_the_version_s
         sample(server, "pinrank_model_warm_up_runs", version="1", state="left") == len(SHAPES) - 1
     )  # no time is over before the first run
     assert sample(server, "pinrank_model_warm_ups_cut_off_total") == 1
-    assert server._models.default.model.engine.cost_s(1, 128) > 0
+    assert server.status.default.model.engine.cost_s(1, 128) > 0
     (version,) = (await calls(server).status()).versions
     assert version.checks[-1].startswith("warm-up: cut off after")
     assert f"13 of {RUNS} runs" in version.checks[-1]
@@ -127,7 +127,7 @@ async def test_a_server_that_stops_ends_a_warm_up_at_its_next_run(engine, config
     starting = asyncio.create_task(server.start())
     await eventually(engine.at_the_gate.is_set, 30)
     starting.cancel()
-    await eventually(lambda: server._swap._intake._closed)
+    await eventually(lambda: server.intake.closed)
     engine.gate.set()
     with pytest.raises(asyncio.CancelledError):
         await starting

@@ -24,7 +24,7 @@ async def stub(gated):
 
 
 def sample(server, name, **labels):
-    return server._metrics.registry.get_sample_value(name, labels) or 0
+    return server.metrics.value(name, **labels) or 0
 
 
 async def test_request_whose_deadline_passes_in_the_queue_is_never_scored(gated, stub):
@@ -37,7 +37,7 @@ async def test_request_whose_deadline_passes_in_the_queue_is_never_scored(gated,
     assert raised.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     engine.gate.set()
     assert len((await running).pin_ids) == 3
-    await eventually(lambda: server._runner.idle_streams == 1)
+    await eventually(lambda: server.status.idle_streams == 1)
     assert [batch.rows for batch in engine.runs] == [3]
     assert sample(server, "pinrank_expired_rows_total") + sample(server, "pinrank_cancelled_rows_total") == 40
 
@@ -199,7 +199,7 @@ async def test_store_that_fails_and_comes_back_is_logged_once_each(start_server,
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         rank = ranking_pb2_grpc.RankingServiceStub(channel).Rank
         for failing in (False, True, True, True, False, False):
-            server._store.failing = failing
+            server.store.failing = failing
             await rank(request())
     logged = capfd.readouterr()
     assert (logged.out + logged.err).count("feature_store_failed") == 1

@@ -5,7 +5,8 @@ from collections import Counter
 import pytest
 
 from server.request.routing import ServedModels
-from server.rollout.guard import Breach, Healthy, Limits, TooEarly, Window, WindowSummary, judge
+from server.request.windows import Window, WindowSummary
+from server.rollout.guard import Breach, Healthy, Limits, TooEarly, judge
 
 USERS = range(20_000)
 

@@ -75,7 +75,7 @@ async def test_every_call_is_answered_from_aged_rows_and_defaults_until_redis_is
         assert answer.degradation.sequence_missing
         assert answer.degradation.stale_rows == 20
         assert answer.degradation.pins_missing == 0
-    sample = server._metrics.registry.get_sample_value
+    sample = server.metrics.registry.get_sample_value
     assert sample("pinrank_degraded_total", {"kind": "stale_rows"}) >= 40
     node = f"127.0.0.1:{proxy.port}"
     assert sample("pinrank_redis_circuit_open", {"node": node}) == 1
@@ -163,7 +163,7 @@ async def test_a_redis_that_answers_nonsense_degrades_answers_and_is_counted(sta
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await record(action(1), timeout=10)
             assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
-            sample, node = server._metrics.registry.get_sample_value, f"127.0.0.1:{redis.port}"
+            sample, node = server.metrics.registry.get_sample_value, f"127.0.0.1:{redis.port}"
             assert sample("pinrank_redis_calls_total", {"node": node, "kind": "malformed"}) >= 3
             assert sample("pinrank_redis_circuit_open", {"node": node}) == 1
             redis.answer = lambda _: None
@@ -182,4 +182,4 @@ async def test_a_deleted_lmdb_store_is_flagged_and_the_one_moved_into_its_place_
         shutil.copytree(tmp_path / "aside", tmp_path / "new")
         (tmp_path / "new").rename(tmp_path / "features")
         await well_again(rank)
-    assert server._metrics.registry.get_sample_value("pinrank_feature_store_reopened") == 1
+    assert server.metrics.registry.get_sample_value("pinrank_feature_store_reopened") == 1

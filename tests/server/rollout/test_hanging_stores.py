@@ -99,16 +99,16 @@ async def test_a_look_that_hangs_is_a_failed_look_and_labels_are_followed_once_i
         gate.wait()
         return store.head(model)
 
-    monkeypatch.setattr(server._swap._store, "head", head)
-    await eventually(lambda: bool(server._swap.store_failure), 30)
+    monkeypatch.setattr(server.model_store, "head", head)
+    await eventually(lambda: bool(server.status.store_failure), 30)
     assert "has not answered for 0.1 s" in (await call.status()).store_failure
     assert await call.version() == 1
     assert sample(server, "pinrank_model_store_failures_total") >= 1
     gate.set()
     publish(store, tmp_path, 2)
     store.set_label("tiny", "stable", 2)
-    await eventually(lambda: server._models.default.version == 2, 30)
-    assert server._swap.store_failure == ""
+    await eventually(lambda: server.status.default.version == 2, 30)
+    assert server.status.store_failure == ""
 
 
 async def test_work_that_nobody_waits_for_any_more_is_not_begun():
@@ -129,7 +129,7 @@ def test_a_process_that_cannot_end_is_ended():
     script = (
         "import threading, server.runtime.signals\n"
         "threading.Thread(target=threading.Event().wait, name='engine-0').start()\n"
-        "server.runtime.signals._exit_within(0.1)\n"
+        "server.runtime.signals.exit_within(0.1)\n"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1

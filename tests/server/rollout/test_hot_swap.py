@@ -40,19 +40,19 @@ async def test_a_moved_label_is_followed_without_a_failed_or_degraded_request(se
         before = seen[version]
         store.set_label("tiny", "stable", version)
         await eventually(lambda v=version, b=before: seen[v] > b + 3, 30)
-        await eventually(lambda v=version: list(server._swap.versions) == [v], 30)
+        await eventually(lambda v=version: list(server.status.versions) == [v], 30)
     stop.set()
     await asyncio.gather(*asking)
     assert set(seen) == {1, 2, 3}
     assert sample(server, "pinrank_model_swaps_total", outcome="done") == 5
-    assert len(server._runner._costs) == len(server._installed) == 1
+    assert server.status.installed == len(server.status.costs) == 1
 
 
 async def test_a_version_that_waits_for_its_last_request_is_kept_until_then(serve, store, tmp_path, monkeypatch, calls):
     monkeypatch.setattr("server.app.engine_factory", lambda *_: GatedEngine)
     server = await serve(labels=("stable",), engine_streams=1)
     call = calls(server)
-    engine = server._models.default.model.engine
+    engine = server.status.default.model.engine
     engine.runs.clear()
     engine.gate.clear()
     running = asyncio.ensure_future(call.rank())
@@ -60,7 +60,7 @@ async def test_a_version_that_waits_for_its_last_request_is_kept_until_then(serv
     publish(store, tmp_path, 2)
     store.set_label("tiny", "stable", 2)
     await eventually(lambda: held(server, 1) == "draining", 20)
-    assert server._models.default.version == 2
+    assert server.status.default.version == 2
     engine.gate.set()
     assert (await running).versions.model_version == 1
     await eventually(lambda: held(server, 1) == "gone", 20)
@@ -71,7 +71,7 @@ async def test_a_run_whose_caller_hung_up_holds_its_version_too(serve, store, tm
     monkeypatch.setattr("server.app.engine_factory", lambda *_: GatedEngine)
     server = await serve(labels=("stable",), engine_streams=2)
     call = calls(server)
-    engine = server._models.default.model.engine
+    engine = server.status.default.model.engine
     engine.runs.clear()
     engine.gate.clear()
     running = asyncio.ensure_future(call.rank())
@@ -82,7 +82,7 @@ async def test_a_run_whose_caller_hung_up_holds_its_version_too(serve, store, tm
     store.set_label("tiny", "stable", 2)
     await eventually(lambda: held(server, 1) == "draining", 20)
     for _ in range(50):
-        server._swap._step()
+        server.swap.step()
     assert held(server, 1) == "draining"
     engine.gate.set()
     await eventually(lambda: held(server, 1) == "gone", 20)
@@ -167,12 +167,14 @@ BROKEN = {
 async def test_a_broken_version_fails_by_name_and_disturbs_nothing(fault, serve, calls, store, tmp_path, monkeypatch):
     changes, settings, reason = BROKEN[fault]
     given_back = []
-    monkeypatch.setattr("server.proving.admit_version.give_back_freed", lambda: given_back.append(len(server._near)))
+    monkeypatch.setattr("server.proving.recent_requests._EVERY_S", 0.0)  # keep every request
+    monkeypatch.setattr(
+        "server.proving.admit_version.give_back_freed", lambda: given_back.append(len(server.status.near_caches))
+    )
     server = await serve(**settings)
     call = calls(server)
     for user in (1, 2, 3):
         await call.rank(user=user, pins=range(1, 51))
-        server._edge._recent._noted_s = float("-inf")  # take the next one too
     folder = tmp_path / "bundles" / "2"
     with pytest.MonkeyPatch.context() as patch:
         if not changes.keys().isdisjoint({"heads", "surfaces", "sequence_length"}):
@@ -185,13 +187,13 @@ async def test_a_broken_version_fails_by_name_and_disturbs_nothing(fault, serve,
     assert await call.version() == 1
     assert sample(server, "pinrank_model_swaps_total", outcome="failed_bundle") == 1
     assert any(reason in event.text for event in (await call.status()).events)
-    assert len(server._installed) == len(server._runner._costs) == 1
-    assert {cache.group.ref for cache in server._near.values()} == {"pin_core@1"}
+    assert server.status.installed == len(server.status.costs) == 1
+    assert {cache.group.ref for cache in server.status.near_caches} == {"pin_core@1"}
     await eventually(lambda: given_back == [1])  # when the near caches it would have read were dropped
     # The next good one is taken in, and the broken one forgotten.
     publish(store, tmp_path, 3, **{"network.onnx": ALIKE, **own_golden(ALIKE)})
     store.set_label("tiny", "stable", 3)
-    await eventually(lambda: server._models.default.version == 3, 30)
+    await eventually(lambda: server.status.default.version == 3, 30)
     assert held(server, 2) == "gone"
 
 
@@ -210,11 +212,11 @@ async def test_a_damaged_store_fails_the_version_and_a_mended_one_heals_it(serve
     store.set_label("tiny", "stable", 1)
     await eventually(lambda: held(server, 2) == "gone", 30)
     store.set_label("tiny", "stable", 2)
-    await eventually(lambda: server._models.default.version == 2, 30)
+    await eventually(lambda: server.status.default.version == 2, 30)
 
 
 async def test_features_that_are_not_there_yet_delay_a_roll_over_and_no_request_mixes_spaces(
-    serve, calls, store, tmp_path, redis_url
+    serve, calls, store, tmp_path, redis_url, monkeypatch
 ):
     """The label moves before the features are loaded: the version waits for them, and takes over once they are."""
     space = tiny.changed(tiny.SPACE, version=2)
@@ -222,6 +224,7 @@ async def test_features_that_are_not_there_yet_delay_a_roll_over_and_no_request_
         tiny.PINS, version=2, fields=(tiny.changed(tiny.PINS.fields[0], space=space), *tiny.PINS.fields[1:])
     )
     fields = {"groups": (pins, tiny.USERS)}
+    monkeypatch.setattr("server.proving.recent_requests._EVERY_S", 0.0)  # keep every request
     url = redis_url.rsplit("/", 1)[0] + "/9"
     features = open_store(url)
     await features.start()
@@ -230,7 +233,6 @@ async def test_features_that_are_not_there_yet_delay_a_roll_over_and_no_request_
     call = calls(server)
     for user in (1, 2, 3):
         await call.rank(user=user)
-        server._edge._recent._noted_s = float("-inf")
     golden = [
         tiny.GoldenRequest(g.fetched, g.surface, g.probabilities) for g in tiny.golden(ALIKE, tiny.manifest_fields())
     ]
@@ -251,7 +253,7 @@ async def test_features_that_are_not_there_yet_delay_a_roll_over_and_no_request_
     ids = np.arange(1, 51, dtype=np.uint64)
     await features.multi_put(zip(pins.keys(ids), encode_rows(pins, tiny.pin_rows(ids)), strict=True))
     await features.close()
-    await eventually(lambda: server._models.default.version == 2, 30)
+    await eventually(lambda: server.status.default.version == 2, 30)
     await eventually(lambda: any(a.versions.model_version == 2 for a in answers), 30)
     stop.set()
     await asking
@@ -260,10 +262,10 @@ async def test_features_that_are_not_there_yet_delay_a_roll_over_and_no_request_
         assert group in answer.versions.feature_groups
         assert answer.degradation == ranking_pb2.Degradation()
     await eventually(lambda: held(server, 1) == "gone", 30)
-    assert {cache.group.ref for cache in server._near.values()} == {"pin_core@2"}
+    assert {cache.group.ref for cache in server.status.near_caches} == {"pin_core@2"}
     # Back again, while both are in the feature store: at once.
     store.rollback("tiny", "stable")
-    await eventually(lambda: server._models.default.version == 1, 30)
+    await eventually(lambda: server.status.default.version == 1, 30)
     assert (await call.rank()).degradation == ranking_pb2.Degradation()
 
 
@@ -274,7 +276,7 @@ async def test_a_store_that_cannot_be_read_leaves_everything_as_it_is(serve, cal
     newest = max(log.iterdir())
     damaged = log / f"{int(newest.stem) + 1:012}.json"
     damaged.write_text("{")
-    await eventually(lambda: bool(server._swap.store_failure), 30)
+    await eventually(lambda: bool(server.status.store_failure), 30)
     status = await call.status()
     assert "is damaged" in status.store_failure
     assert await call.version() == 1
@@ -282,7 +284,7 @@ async def test_a_store_that_cannot_be_read_leaves_everything_as_it_is(serve, cal
     damaged.unlink()
     publish(store, tmp_path, 2)
     store.set_label("tiny", "stable", 2)
-    await eventually(lambda: server._models.default.version == 2, 30)
+    await eventually(lambda: server.status.default.version == 2, 30)
     assert (await call.status()).store_failure == ""
 
 
@@ -291,14 +293,14 @@ async def test_a_removed_label_is_unknown_and_a_removed_default_goes_on(serve, c
     call = calls(server)
     publish(store, tmp_path, 2)
     store.set_label("tiny", "canary", 2)
-    await eventually(lambda: "canary" in server._models.by_label, 30)
+    await eventually(lambda: "canary" in server.status.by_label, 30)
     store.set_label("tiny", "canary", None)
     await eventually(lambda: held(server, 2) == "gone", 30)
     with pytest.raises(grpc.aio.AioRpcError, match="unknown label 'canary'; this server serves stable"):
         await call.rank(label="canary")
     store.set_label("tiny", "stable", None)
     number = store.head("tiny").number
-    await eventually(lambda: server._swap.entry.number == number, 30)
+    await eventually(lambda: server.status.entry.number == number, 30)
     assert await call.version() == 1
 
 
@@ -311,9 +313,9 @@ async def test_a_broken_canary_does_not_keep_a_server_from_starting(serve, calls
 
 async def test_only_signed_bundles_are_served_where_keys_are_trusted(serve, calls, store, tmp_path):
     from model_store.registry.signing import Signer
-    from tests.model_store.registry.test_store import _key
+    from tests.model_store.registry.test_store import signing_key
 
-    private, public = _key(tmp_path, "anna")
+    private, public = signing_key(tmp_path, "anna")
     tiny.write_tiny_bundle(tmp_path / "signed", 2)
     tiny.write_tiny_bundle(tmp_path / "unsigned", 3)
     store.publish(tmp_path / "signed", signer=Signer.read(private))
@@ -330,9 +332,9 @@ async def test_only_signed_bundles_are_served_where_keys_are_trusted(serve, call
 async def test_actions_are_recorded_into_the_sequences_of_every_version_in_memory(serve, store, tmp_path):
     more = tiny.changed(tiny.ACTIONS, version=2)
     server = await serve(record_actions=True, labels=("stable", "canary"))
-    assert [s.group.ref for s in server._activity._sequences] == ["actions@1"]
+    assert [s.group.ref for s in server.status.recorded] == ["actions@1"]
     publish(store, tmp_path, 2, sequence=more)
     store.set_label("tiny", "canary", 2)
-    await eventually(lambda: len(server._activity._sequences) == 2, 30)
+    await eventually(lambda: len(server.status.recorded) == 2, 30)
     store.set_label("tiny", "canary", 1)
-    await eventually(lambda: [s.group.ref for s in server._activity._sequences] == ["actions@1"], 30)
+    await eventually(lambda: [s.group.ref for s in server.status.recorded] == ["actions@1"], 30)

@@ -23,13 +23,13 @@ async def test_users_stay_with_their_label_and_growing_a_share_takes_nobody_from
     call = calls(server)
     publish(store, tmp_path, 2)
     store.set_label("tiny", "canary", 2)
-    await eventually(lambda: "canary" in server._models.by_label, 30)
+    await eventually(lambda: "canary" in server.status.by_label, 30)
 
     async def on_canary(share):
         store.set_traffic("tiny", "*", "canary", share)
         number = store.head("tiny").number
-        server._swap.look()
-        await eventually(lambda: server._swap.entry.number == number)
+        server.swap.newest.poll_now()
+        await eventually(lambda: server.status.entry.number == number)
         return {user for user in range(400) if await call.version(user=user, pins=[1, 2]) == 2}
 
     few, again, more, none = [await on_canary(share) for share in (0.1, 0.1, 0.4, 0.0)]
@@ -46,10 +46,10 @@ async def test_the_shadow_is_compared_and_answers_nobody(serve, calls, store, tm
     call = calls(server)
     publish(store, tmp_path, 2)
     store.set_label("tiny", "shadow", 2)
-    await eventually(lambda: "shadow" in server._models.by_label, 30)
+    await eventually(lambda: "shadow" in server.status.by_label, 30)
     for user in (1, 2, 3, 4) * 5:
         assert await call.version(user=user) == 1
-        await eventually(lambda: not server._edge._shadow._tasks)
+        await eventually(lambda: not server.status.comparing)
     shadow = (await call.status()).shadow
     assert (shadow.version, shadow.requests, shadow.failed) == (2, 20, 0)
     assert 0 <= shadow.top_10_overlap < 1  # another network, another order
@@ -100,10 +100,10 @@ async def test_a_canary_that_breaches_its_guard_is_rolled_back_for_everybody_wit
     call = calls(server)
     publish(store, tmp_path, 2, **own_golden(network))
     store.set_label("tiny", "canary", 2)
-    await eventually(lambda: "canary" in server._models.by_label, 30)
+    await eventually(lambda: "canary" in server.status.by_label, 30)
     store.set_traffic("tiny", "*", "canary", 0.5)
-    server._swap.look()
-    await eventually(lambda: bool(server._models._traffic))
+    server.swap.newest.poll_now()
+    await eventually(lambda: bool(server.status.traffic))
     if breach == "errors":
         monkeypatch.setattr(FailingLater, "failing", frozenset({network}))
     outcomes = collections.Counter()
@@ -115,7 +115,7 @@ async def test_a_canary_that_breaches_its_guard_is_rolled_back_for_everybody_wit
             outcomes["failed"] += 1
         if store.labels("tiny")["canary"] == 1:
             break
-        server._swap.look()
+        server.swap.newest.poll_now()
     entry = store.head("tiny")
     assert entry.by.startswith("guard of uid-")
     assert entry.why.startswith("rolled back from 2: ")
@@ -138,7 +138,7 @@ async def test_drift_from_the_training_is_a_metric(serve, calls, store, tmp_path
     call = calls(server)
     publish(store, tmp_path, 2, **{"statistics.json": trained.model_dump_json().encode()})
     store.set_label("tiny", "stable", 2)
-    await eventually(lambda: server._models.default.version == 2, 30)
+    await eventually(lambda: server.status.default.version == 2, 30)
     assert (
         sample(server, "pinrank_model_drift_psi", version="2", kind="head", name="save") == 0
     )  # nothing was asked yet
@@ -146,6 +146,6 @@ async def test_drift_from_the_training_is_a_metric(serve, calls, store, tmp_path
         await call.rank(pins=range(1, 51))
     assert sample(server, "pinrank_model_drift_psi", version="2", kind="head", name="save") > 1
     assert 0 < sample(server, "pinrank_model_drift_psi", version="2", kind="input", name="pin_core.popularity") < 1
-    drifts = server._metrics.registry.get_sample_value
+    drifts = server.metrics.registry.get_sample_value
     assert drifts("pinrank_model_drift_psi", {"version": "2", "kind": "input", "name": "gone.field"}) is None
     assert sample(server, "pinrank_model_phase", version="2", phase="serving") == 1

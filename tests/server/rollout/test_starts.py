@@ -11,10 +11,10 @@ import pytest
 from model_store.bundle.files import BundleError
 from model_store.registry.open_objects import open_objects
 from model_store.registry.signing import Signer, SigningError
-from server.rollout.refusals import Refusals
+from server.proving.refusals import Refusals
 from tests import tiny
 from tests.conftest import eventually
-from tests.model_store.registry.test_store import _key
+from tests.model_store.registry.test_store import signing_key
 from tests.processes import children
 from tests.server.api.test_protocols import get
 from tests.server.proving.test_prover import endless
@@ -42,8 +42,8 @@ async def test_a_newest_version_that_is_broken_does_not_stop_a_start_and_is_told
     assert sample(server, "pinrank_label_behind", label="stable") == 1
     assert "stable: answers with version 2, the model store names 4" in (await get(server, "/healthz"))[1].splitlines()
     labelled(store, tmp_path, 5)
-    await eventually(lambda: server._models.default.version == 5, 30)
-    assert server._metrics.registry.get_sample_value("pinrank_label_behind", {"label": "stable"}) is None
+    await eventually(lambda: server.status.default.version == 5, 30)
+    assert server.metrics.registry.get_sample_value("pinrank_label_behind", {"label": "stable"}) is None
 
 
 async def test_a_bundle_that_crashes_whoever_runs_it_does_not_take_a_starting_server_along(
@@ -51,8 +51,8 @@ async def test_a_bundle_that_crashes_whoever_runs_it_does_not_take_a_starting_se
 ):
     labelled(store, tmp_path, 2, **{"network.onnx": endless()})
     starting = asyncio.create_task(serve(engine="numpy"))
-    await eventually(lambda: bool(prover._helper and children(prover._helper.pid)), 30)
-    os.kill(children(prover._helper.pid)[0], signal.SIGSEGV)
+    await eventually(lambda: bool(prover.helper_pid and children(prover.helper_pid)), 30)
+    os.kill(children(prover.helper_pid)[0], signal.SIGSEGV)
     server = await starting
     assert await calls(server).version() == 1
     assert "the process that tried it was killed by SIGSEGV" in await calls(server).reason(2)
@@ -75,7 +75,7 @@ async def test_when_no_version_is_good_the_start_says_what_is_wrong_with_the_one
 async def test_an_unsigned_newest_version_does_not_stop_a_start_where_one_before_it_is_signed(
     serve, calls, store, tmp_path
 ):
-    private, public = _key(tmp_path, "anna")
+    private, public = signing_key(tmp_path, "anna")
     with pytest.raises(SigningError, match="tiny@1 is not signed"):
         await serve(swap={"trusted_keys": (public,)})
     tiny.write_tiny_bundle(tmp_path / "signed", 2)
@@ -87,14 +87,16 @@ async def test_an_unsigned_newest_version_does_not_stop_a_start_where_one_before
     assert "tiny@3 is not signed" in await calls(server).reason(3)
 
 
-async def test_what_recent_requests_ruled_out_is_not_begun_with_after_a_restart(serve, calls, store, tmp_path):
+async def test_what_recent_requests_ruled_out_is_not_begun_with_after_a_restart(
+    serve, calls, store, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("server.proving.recent_requests._EVERY_S", 0.0)  # keep every request
     settings = {"swap": {"rank_correlation_min": 0.95}, "state_folder": tmp_path / "state"}
     server = await serve(**settings)
 
     async def ask(server):
         for user in (1, 2, 3):
             await calls(server).rank(user=user, pins=range(1, 51))
-            server._edge._recent._noted_s = float("-inf")  # take the next one too
 
     await ask(server)
     labelled(store, tmp_path, 2, **own_golden(tiny.network(seed=5)))
@@ -106,7 +108,7 @@ async def test_what_recent_requests_ruled_out_is_not_begun_with_after_a_restart(
     assert "(before a restart" in await calls(again).reason(2)
     assert sample(again, "pinrank_label_behind", label="stable") == 1
     await ask(again)
-    await eventually(lambda: "before a restart" not in again._swap.versions[2].reason, 30)
+    await eventually(lambda: "before a restart" not in again.status.versions[2].reason, 30)
     await eventually(lambda: held(again, 2) == "failed", 30)
     assert "orders recent requests unlike" in await calls(again).reason(2)
     await again.drain_and_close()
@@ -114,7 +116,7 @@ async def test_what_recent_requests_ruled_out_is_not_begun_with_after_a_restart(
     third = await serve(state_folder=tmp_path / "state")
     assert await calls(third).version() == 1
     await ask(third)
-    await eventually(lambda: third._models.default.version == 2, 30)
+    await eventually(lambda: third.status.default.version == 2, 30)
     assert list((tmp_path / "state/refused/tiny").iterdir()) == []
 
 

@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from server.app import StartError
-from server.processes import _reserved_port
+from server.processes import reserved_port
 from server.runtime.listening import ListenError, interfaces, open_grpc_port
 
 
@@ -34,7 +34,7 @@ def shared(host, port):
 
 
 async def test_several_processes_take_the_port_that_one_has_just_left(config, left_port):
-    with _reserved_port(config.model_copy(update={"grpc_port": left_port})) as port:
+    with reserved_port(config.model_copy(update={"grpc_port": left_port})) as port:
         assert port == left_port
         servers = [shared(config.host, port) for _ in range(2)]
     for server in servers:
@@ -42,13 +42,13 @@ async def test_several_processes_take_the_port_that_one_has_just_left(config, le
 
 
 async def test_a_held_port_is_for_processes_of_one_parent_only(config):
-    with _reserved_port(config) as port:
+    with reserved_port(config) as port:
         taken = config.model_copy(update={"grpc_port": port})
         # Before ours listen, and when they do.
-        with pytest.raises(StartError, match="is another server there"), _reserved_port(taken):
+        with pytest.raises(StartError, match="is another server there"), reserved_port(taken):
             pass
         server = shared(config.host, port)
-        with pytest.raises(StartError, match="is another server there"), _reserved_port(taken):
+        with pytest.raises(StartError, match="is another server there"), reserved_port(taken):
             pass
         with pytest.raises(ListenError, match="is another server there"):
             open_grpc_port(grpc.aio.server(options=[("grpc.so_reuseport", 0)]), config.host, port)

@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 from model_store.registry.entries import whoami
 from model_store.registry.store import open_model_store
 from server.cli.main import app
+from server.rollout.installed_models import InstalledModels
 from server.runtime.supervisor import Backoff, RestartAt, Supervisor
-from server.telemetry.metrics import Histograms
+from server.telemetry.histograms import Histograms
 from tests.conftest import eventually
 from tests.processes import children
 from tests.server.api.test_protocols import get
@@ -38,7 +39,7 @@ def test_pauses_double_up_to_the_longest_and_begin_anew_after_a_good_while():
 
 
 async def test_a_loop_that_raises_runs_again_until_it_is_cancelled():
-    supervisor, tries = Supervisor(AT_ONCE), []
+    supervisor, tries = Supervisor(AT_ONCE, lambda: 100.0), []
 
     async def work():
         tries.append(1)
@@ -124,12 +125,12 @@ async def test_a_prover_that_is_killed_is_counted_and_its_version_is_tried_again
     server = await serve(engine="numpy")
     publish(store, tmp_path, 2, **{"network.onnx": endless()})
     store.set_label("tiny", "canary", 2)
-    await eventually(lambda: bool(children(prover._helper.pid)), 30)
-    prover._helper.kill()
+    await eventually(lambda: bool(children(prover.helper_pid)), 30)
+    os.kill(prover.helper_pid, signal.SIGKILL)
     await eventually(lambda: sample(server, "pinrank_background_failures_total", name="prover") == 1, 30)
-    await eventually(lambda: bool(prover._helper and children(prover._helper.pid)), 30)
-    os.kill(children(prover._helper.pid)[0], signal.SIGSEGV)
-    await eventually(lambda: "SIGSEGV" in server._swap.versions[2].reason, 30)
+    await eventually(lambda: bool(prover.helper_pid and children(prover.helper_pid)), 30)
+    os.kill(children(prover.helper_pid)[0], signal.SIGSEGV)
+    await eventually(lambda: "SIGSEGV" in server.status.versions[2].reason, 30)
 
 
 async def test_a_watch_that_fails_goes_on_and_shows_in_healthz_and_metrics(serve, store, tmp_path, monkeypatch):
@@ -139,11 +140,11 @@ async def test_a_watch_that_fails_goes_on_and_shows_in_healthz_and_metrics(serve
         monkeypatch.undo()
         raise KeyError("a bug")
 
-    monkeypatch.setattr(server._swap._store, "head", head)
+    monkeypatch.setattr(server.model_store, "head", head)
     await eventually(lambda: sample(server, "pinrank_background_failures_total", name="model-watch") == 1)
     publish(store, tmp_path, 2)
     store.set_label("tiny", "stable", 2)
-    await eventually(lambda: server._models.default.version == 2, 30)
+    await eventually(lambda: server.status.default.version == 2, 30)
     assert sample(server, "pinrank_background_failures_total", name="model-watch") == 1
     assert sample(server, "pinrank_background_waiting", name="model-watch") == 0
     status, body = await get(server, "/healthz")
@@ -159,10 +160,10 @@ async def test_a_guard_that_fails_does_not_keep_labels_from_being_followed(serve
     async def breaches():
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(server._swap.guard, "breaches", breaches)
+    monkeypatch.setattr(server.swap.guard, "breaches", breaches)
     publish(store, tmp_path, 2)
     store.set_label("tiny", "stable", 2)
-    await eventually(lambda: server._models.default.version == 2, 30)
+    await eventually(lambda: server.status.default.version == 2, 30)
     await eventually(lambda: sample(server, "pinrank_background_failures_total", name="label-guard") > 0, 30)
 
 
@@ -170,19 +171,19 @@ async def test_an_intake_that_a_bug_ends_fails_its_version_and_the_next_one_is_t
     serve, store, tmp_path, monkeypatch
 ):
     server = await serve()
-    install = server.install
-    monkeypatch.setattr(server, "install", lambda served: 1 / 0)
+    install = InstalledModels.install
+    monkeypatch.setattr(InstalledModels, "install", lambda self, served: 1 / 0)
     publish(store, tmp_path, 2)
     store.set_label("tiny", "stable", 2)
     await eventually(lambda: sample(server, "pinrank_model_swaps_total", outcome="failed_unexpected") == 1, 30)
-    monkeypatch.setattr(server, "install", install)
+    monkeypatch.setattr(InstalledModels, "install", install)
     publish(store, tmp_path, 3)
     store.set_label("tiny", "stable", 3)
-    await eventually(lambda: server._models.default.version == 3, 30)
+    await eventually(lambda: server.status.default.version == 3, 30)
 
 
 async def test_a_collector_that_fails_hides_no_other_metric(server, monkeypatch):
-    monkeypatch.setattr("server.telemetry.metrics.drifts", lambda served: 1 / 0)
+    monkeypatch.setattr("server.request.routing.drifts", lambda *_: 1 / 0)
     status, body = await get(server, "/metrics")
     assert status == 200
     assert "pinrank_near_cache_rows" in body
@@ -191,7 +192,7 @@ async def test_a_collector_that_fails_hides_no_other_metric(server, monkeypatch)
 
 
 def test_values_that_many_threads_fold_at_once_are_counted_once(monkeypatch):
-    monkeypatch.setattr("server.telemetry.metrics._FOLD_AT", 3)
+    monkeypatch.setattr("server.telemetry.histograms._FOLD_AT", 3)
     histograms = Histograms("seconds", "of a test", None, (0.5, 1.0), CollectorRegistry())
 
     def observe():

@@ -41,7 +41,13 @@ def runner_of(engine, streams=2, policy=None, supervisor=None):
     policy = policy or EarliestDeadlineFirst(streams, costs.__getitem__)
     metrics = Metrics()
     runner = Runner(
-        policy, Admission(policy, {}, 100, 100_000, 1 << 30), streams, costs, metrics, PACE, supervisor or Supervisor()
+        policy,
+        Admission(policy, {}, 100, 100_000, 1 << 30),
+        streams,
+        costs,
+        metrics.engine,
+        PACE,
+        supervisor or Supervisor(),
     )
     runner.start()
     return runner, model, metrics

@@ -1,0 +1,91 @@
+"""Where settings come from: a TOML file, `PINRANK_*` variables on top; the server reads them only here."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsError,
+)
+
+from server.config import ConfigError, ServerConfig
+from server.environment import OF_COMMANDS, PREFIX, service_links
+
+#: Settings with settings of their own.
+_NESTED = {name for name, field in ServerConfig.model_fields.items() if isinstance(field.default, BaseModel | dict)}
+
+
+def load_config(path: Path | None, options: dict[str, Any] | None = None) -> ServerConfig:
+    """Read the settings: options first, then `PINRANK_*` variables, then the TOML file, then the defaults.
+
+    Args:
+        path: the file; relative paths in it are relative to it.
+        options: by name, as from a command line; None means not given.
+
+    Raises:
+        ConfigError: names every bad, unknown or missing setting.
+    """
+    in_file = {} if path is None else _read_file(path)
+    aside = service_links(os.environ) | OF_COMMANDS
+    for name in os.environ:
+        setting, nested, _ = name.upper().removeprefix(PREFIX).lower().partition("__")
+        if not name.upper().startswith(PREFIX) or name in aside:
+            continue
+        if setting not in ServerConfig.model_fields or (nested and setting not in _NESTED):
+            raise ConfigError(f"{name}: there is no such setting; unset it, or correct its name")
+
+    class FromEverywhere(ServerConfig):
+        @classmethod
+        def settings_customise_sources(  # type: ignore[override]
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            **_: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            assert isinstance(env_settings, EnvSettingsSource)  # noqa: S101 - pydantic's own
+            lowered = {name.lower() for name in aside}
+            env_settings.env_vars = {k: v for k, v in env_settings.env_vars.items() if k not in lowered}
+            return init_settings, env_settings, InitSettingsSource(settings_cls, in_file)
+
+    try:
+        return FromEverywhere(**{key: value for key, value in (options or {}).items() if value is not None})
+    except (ValidationError, SettingsError) as error:
+        where = f"{path}, {PREFIX}* variables and options" if path else f"{PREFIX}* variables and options"
+        raise ConfigError(f"unusable configuration from {where}:\n{_problems(error)}") from error
+
+
+def shadowing_links() -> list[str]:
+    """Return the variables that have a setting's name and were set aside, as Kubernetes set them for a Service."""
+    return sorted(
+        name
+        for name in service_links(os.environ)
+        if name.removeprefix(PREFIX).lower().partition("__")[0] in ServerConfig.model_fields
+    )
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))  # TOML's, whatever the locale says
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    for key in ("model_store", "utility", "admin_token_file", "state_folder"):
+        if isinstance(values.get(key), str) and "://" not in values[key]:
+            values[key] = path.parent / values[key]
+    return values
+
+
+def _problems(error: ValidationError | SettingsError) -> str:
+    if isinstance(error, SettingsError):
+        return f'  {error} (lists are written as JSON: ["stable"])'
+    return "\n".join(
+        f"  {'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
+    )

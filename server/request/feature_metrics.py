@@ -1,0 +1,93 @@
+"""Metrics of what features are read from: the near caches, and the store behind them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from functools import singledispatch
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from feature_client.near_cache import NearCache
+from feature_client.stores.lmdb_store import EmbeddedStore
+from feature_client.stores.redis.store import RedisStore
+from feature_client.stores.store import Store
+
+
+class NearCacheCollector(Collector):
+    def __init__(self, caches: Mapping[bytes, NearCache]) -> None:
+        self._caches = caches
+
+    def collect(self) -> Iterator[Metric]:
+        looked_up = CounterMetricFamily(
+            "pinrank_near_cache_pins", "Pins looked up in the near caches", labels=["group", "found"]
+        )
+        evicted = CounterMetricFamily(
+            "pinrank_near_cache_evictions", "Rows that made place for others in the near caches", labels=["group"]
+        )
+        held = GaugeMetricFamily("pinrank_near_cache_rows", "Rows held in the near caches", labels=["group"])
+        age = GaugeMetricFamily(
+            "pinrank_near_cache_age_seconds", "Mean time since the rows held were read", labels=["group"]
+        )
+        for cache in list(self._caches.values()):  # models come and go meanwhile
+            rows, age_s = cache.held(time.monotonic())  # the event loop's clock
+            held.add_metric([cache.group.ref], rows)
+            age.add_metric([cache.group.ref], age_s)
+            looked_up.add_metric([cache.group.ref, "yes"], cache.counts.hits)
+            looked_up.add_metric([cache.group.ref, "no"], cache.counts.misses)
+            evicted.add_metric([cache.group.ref], cache.counts.evictions)
+        yield looked_up
+        yield evicted
+        yield held
+        yield age
+
+
+class RedisCollector(Collector):
+    def __init__(self, store: RedisStore) -> None:
+        self._store = store
+
+    def collect(self) -> Iterator[Metric]:
+        calls = CounterMetricFamily(
+            "pinrank_redis_calls",
+            "Round trips by Redis server and kind: all, those sent twice as the server was slow, those that failed, "
+            "those of them that failed as the answer made no sense, those not made as the circuit was open; and "
+            "connections that were replaced as they were old",
+            labels=["node", "kind"],
+        )
+        circuit = GaugeMetricFamily("pinrank_redis_circuit_open", "1 while a server is left alone", labels=["node"])
+        for name, node in sorted(self._store.nodes.items()):
+            for kind, count in asdict(node.counts).items():
+                calls.add_metric([name, kind], count)
+            circuit.add_metric([name], node.breaker.open)
+        yield calls
+        yield circuit
+
+
+class EmbeddedStoreCollector(Collector):
+    def __init__(self, store: EmbeddedStore) -> None:
+        self._store = store
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "pinrank_feature_store_reopened",
+            "How often another LMDB file lay in the store's place and was opened instead",
+            self._store.reopened,
+        )
+
+
+@singledispatch
+def store_collectors(store: Store) -> tuple[Collector, ...]:  # noqa: ARG001 - the kinds below say more
+    """Return the collectors of a store's own metrics; a kind of store that has any registers them here."""
+    return ()
+
+
+@store_collectors.register
+def _(store: RedisStore) -> tuple[Collector, ...]:
+    return (RedisCollector(store),)
+
+
+@store_collectors.register
+def _(store: EmbeddedStore) -> tuple[Collector, ...]:
+    return (EmbeddedStoreCollector(store),)

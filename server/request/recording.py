@@ -1,0 +1,47 @@
+"""The sequences that actions are recorded into: those that the models in memory read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from feature_client.activity.writer import ActivityWriter
+from feature_client.groups import SequenceGroup
+from feature_client.stores.store import Store
+
+
+class RecordedSequence:
+    """A sequence that actions are recorded into, and the position of each name in its vocabularies."""
+
+    def __init__(self, group: SequenceGroup, writer: ActivityWriter) -> None:
+        self.group = group
+        self.writer = writer
+        self.actions = {name: i for i, name in enumerate(group.actions)}
+        self.surfaces = {name: i for i, name in enumerate(group.surfaces)}
+
+
+class Recording:
+    """Holds a writer for each sequence. Belongs to one event loop.
+
+    Attributes:
+        sequences: distinct; none while nothing is recorded.
+    """
+
+    def __init__(self, store: Store, future_dropped: Callable[[int], None]) -> None:
+        """Remember.
+
+        Args:
+            store: of the sequences.
+            future_dropped: told how many stored actions were dropped, as their time is in the future.
+        """
+        self._store = store
+        self._future_dropped = future_dropped
+        self.sequences: tuple[RecordedSequence, ...] = ()
+
+    def write_into(self, groups: Iterable[SequenceGroup]) -> None:
+        """Record into these sequences from now on; those that were recorded into before keep their writers."""
+        before = {sequence.group.fingerprint: sequence for sequence in self.sequences}
+        distinct = {group.fingerprint: group for group in groups}
+        self.sequences = tuple(
+            before.get(fingerprint) or RecordedSequence(group, ActivityWriter(self._store, group, self._future_dropped))
+            for fingerprint, group in distinct.items()
+        )

@@ -1,0 +1,49 @@
+"""What became of a label's requests in the last minute or so: counted on the event loop, judged by its guard."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(slots=True)
+class _Half:
+    began_s: float
+    seconds: list[float] = field(default_factory=list)
+    errors: int = 0
+
+
+class Window:
+    """What became of a label's requests in the last `length_s` to 1.5 `length_s`."""
+
+    def __init__(self, length_s: float) -> None:
+        self._half_s = length_s / 2
+        self._halves = [_Half(-math.inf)]
+
+    def note(self, now_s: float, seconds: float, *, failed: bool) -> None:
+        """Note a request that took so long; one that failed counts, its time does not."""
+        newest = self._halves[-1]
+        if now_s - newest.began_s >= self._half_s:
+            newest = _Half(now_s)
+            self._halves = [*(h for h in self._halves if now_s - h.began_s < 2.5 * self._half_s), newest]
+        if failed:
+            newest.errors += 1
+        else:
+            newest.seconds.append(seconds)
+
+    def seen(self, now_s: float) -> WindowSummary:
+        halves = [half for half in self._halves if now_s - half.began_s < 3 * self._half_s]
+        seconds = [s for half in halves for s in half.seconds]
+        errors = sum(half.errors for half in halves)
+        return WindowSummary(len(seconds) + errors, errors, float(np.quantile(seconds, 0.99)) if seconds else 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class WindowSummary:
+    """Of a window: answered and failed requests, the failed ones, and the P99 of the answered."""
+
+    requests: int
+    errors: int
+    p99_s: float

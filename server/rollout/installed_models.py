@@ -1,0 +1,54 @@
+"""The models in memory, and what the rest of the server keeps for each of them."""
+
+from __future__ import annotations
+
+from server.request.features import FeatureReader
+from server.request.recording import Recording
+from server.request.routing import ServedModel
+from server.scheduling.engine_streams import Runner
+
+
+class InstalledModels:
+    """Keeps run costs, near caches and recorded sequences for the models in memory. Belongs to one event loop."""
+
+    def __init__(self, runner: Runner, features: FeatureReader, recording: Recording | None) -> None:
+        """Remember.
+
+        Args:
+            runner: of their networks.
+            features: whose near caches they read.
+            recording: of actions into the sequences that they read; None where actions are not recorded.
+        """
+        self._runner = runner
+        self._features = features
+        self._recording = recording
+        self._by_digest: dict[str, ServedModel] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_digest)
+
+    def install(self, served: ServedModel) -> None:
+        """Get ready for a model's first request."""
+        self._runner.learn(served.model)
+        self._by_digest[served.model.digest] = served
+        self._record_actions()
+
+    def dismiss(self, served: ServedModel) -> None:
+        """Let go of a model that nothing holds any more."""
+        self._runner.forget(served.model)
+        del self._by_digest[served.model.digest]
+        self._record_actions()
+        self.drop_unread_caches()
+
+    def drop_unread_caches(self) -> None:
+        """Drop the near caches that no installed model reads, such as those of a version that failed."""
+        self._features.keep_caches([served.model.needs for served in self._by_digest.values()])
+
+    def in_flight(self, served: ServedModel) -> int:
+        """Return how many requests and engine runs hold a model."""
+        return served.in_flight + self._runner.runs(served.model)
+
+    def _record_actions(self) -> None:
+        if self._recording is not None:
+            manifests = [served.model.manifest for served in self._by_digest.values()]
+            self._recording.write_into([one.sequence for one in manifests if one.sequence is not None])

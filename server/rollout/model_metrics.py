@@ -1,0 +1,87 @@
+"""Metrics of versions: their phases, warm-ups and drift, the labels they are behind, and the shadow's answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from server.rollout.status import ServerStatus
+
+
+class ModelCollector(Collector):
+    def __init__(self, status: ServerStatus) -> None:
+        self._status = status
+
+    def collect(self) -> Iterator[Metric]:
+        yield self._phases()
+        yield from self._warm_ups()
+        yield self._behind()
+        yield self._drifts()
+        yield from self._shadow()
+
+    def _phases(self) -> Metric:
+        phase = GaugeMetricFamily(
+            "pinrank_model_phase", "1 for the phase that each known version is in", labels=["version", "phase"]
+        )
+        for version, record in self._status.versions.items():
+            phase.add_metric([str(version), str(record.phase)], 1)
+        return phase
+
+    def _warm_ups(self) -> Iterator[Metric]:
+        runs = GaugeMetricFamily(
+            "pinrank_model_warm_up_runs",
+            "Runs of each known version's warm-up: done, and left by one that goes on, was cut off or failed",
+            labels=["version", "state"],
+        )
+        seconds = GaugeMetricFamily(
+            "pinrank_model_warm_up_seconds", "Time of each known version's warm-up", labels=["version"]
+        )
+        for version, warm_up in self._status.warm_ups().items():
+            done, of = warm_up.runs, warm_up.of
+            runs.add_metric([str(version), "done"], done)
+            runs.add_metric([str(version), "left"], of - done)
+            seconds.add_metric([str(version)], warm_up.seconds)
+        yield runs
+        yield seconds
+
+    def _behind(self) -> Metric:
+        behind = GaugeMetricFamily(
+            "pinrank_label_behind", "1 while a label answers with another version than the model store names",
+            labels=["label"],
+        )  # fmt: skip
+        for label in self._status.behind():
+            behind.add_metric([label], 1)
+        return behind
+
+    def _drifts(self) -> Metric:
+        drift = GaugeMetricFamily(
+            "pinrank_model_drift_psi",
+            "Distance (population stability index) of what a version is given (input) and predicts (head) lately from "
+            "its training; above 0.25 something moved",
+            labels=["version", "kind", "name"],
+        )
+        for version, served in list(self._status.by_version.items()):
+            for (kind, name), psi in served.drifts().items():
+                drift.add_metric([str(version), kind, name], psi)
+        return drift
+
+    def _shadow(self) -> Iterator[Metric]:
+        found = self._status.shadow
+        requests = CounterMetricFamily(
+            "pinrank_shadow_requests", "Requests ranked by the shadow label too, by outcome", labels=["outcome"]
+        )
+        requests.add_metric(["compared"], found.requests)
+        requests.add_metric(["skipped"], found.skipped)
+        requests.add_metric(["failed"], found.failed)
+        yield requests
+        yield GaugeMetricFamily(
+            "pinrank_shadow_top_10_overlap", "Mean share of the ten best that both have", found.top_10_overlap
+        )
+        heads = GaugeMetricFamily(
+            "pinrank_shadow_psi", "Distance of the shadow's probabilities from those given", labels=["head"]
+        )
+        for head in found.heads:
+            heads.add_metric([head.head], head.psi)
+        yield heads

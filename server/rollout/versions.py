@@ -1,0 +1,148 @@
+"""The record of the versions that a server knows: the one place where a version's phase is written."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import structlog
+
+from server.proving.admit_version import Report
+from server.proving.warm_up import WarmUp
+from server.request.routing import ServedModel
+from server.rollout.lifecycle import Phase, VersionState, followed
+
+_log = structlog.get_logger(__name__)
+
+_EVENTS_KEPT = 100
+#: Phases that are events; the others are logged alone, or tell of themselves.
+_EVENTS = frozenset({Phase.READY, Phase.DRAINING, Phase.GONE})
+
+
+@dataclass(slots=True)
+class VersionRecord:
+    """A version that the server knows of.
+
+    Attributes:
+        phase: where it is, since `since_s`.
+        reason: why it failed, last.
+        retry_at_s: when one that failed is tried again.
+        report: what was found of it on its way in.
+        served: the model, while it is in memory.
+    """
+
+    since_s: float
+    phase: Phase = Phase.SEEN
+    reason: str = ""
+    retry_at_s: float = float("inf")
+    report: Report = field(default_factory=Report)
+    served: ServedModel | None = None
+
+
+class Versions:
+    """Every known version by its number, and what happened to them. Belongs to one event loop.
+
+    Attributes:
+        pinned: versions to hold without a label.
+        events: what happened lately, with its time on the clock.
+    """
+
+    def __init__(self, model: str, clock: Callable[[], float] = time.monotonic) -> None:
+        """Remember the model's name and the clock of all times."""
+        self._model = model
+        self._clock = clock
+        self._records: dict[int, VersionRecord] = {}
+        self.pinned: set[int] = set()
+        self.events: deque[tuple[float, str]] = deque(maxlen=_EVENTS_KEPT)
+
+    def __getitem__(self, version: int) -> VersionRecord:
+        return self._records[version]
+
+    def __contains__(self, version: int) -> bool:
+        return version in self._records
+
+    def get(self, version: int) -> VersionRecord | None:
+        return self._records.get(version)
+
+    @property
+    def records(self) -> Mapping[int, VersionRecord]:
+        """A copy by version. From any thread."""
+        return self._records.copy()
+
+    def see(self, version: int) -> None:
+        """Begin to know a version."""
+        self._records[version] = VersionRecord(self._clock())
+
+    def become(self, version: int, phase: Phase) -> VersionRecord:
+        """Put a version into its next phase. Raises PhaseError when that may not follow."""
+        record = self._records[version]
+        record.phase, record.since_s = followed(record.phase, phase), self._clock()
+        if phase in _EVENTS:
+            self.note(f"{version} {phase}")
+        if phase not in {Phase.SEEN, Phase.FAILED}:
+            _log.info("model_phase", model=f"{self._model}@{version}", phase=str(phase))
+        return record
+
+    def retry(self, version: int) -> None:
+        """See a version that failed anew; the reason stays until it serves."""
+        record = self.become(version, Phase.SEEN)
+        record.retry_at_s, record.report = float("inf"), Report()
+
+    def fail(self, version: int, fault: str, reason: str, retry_s: float | None) -> None:
+        """Note that a version failed.
+
+        Args:
+            version: which.
+            fault: what was at fault.
+            reason: for people.
+            retry_s: after which it is tried again; None for never.
+        """
+        record = self.become(version, Phase.FAILED)
+        known, record.reason = record.reason == reason, reason
+        if retry_s is not None:
+            record.retry_at_s = self._clock() + retry_s
+        if not known:  # a retry that fails in the same way is no news
+            self.note(f"{version} failed: {reason}")
+            _log.error("model_failed", model=f"{self._model}@{version}", kind=fault, reason=reason, retry_s=retry_s)
+
+    def serve(self, version: int) -> ServedModel:
+        """Let a version in memory serve, if it does not; return its model."""
+        record = self._records[version]
+        if record.phase is not Phase.SERVING:
+            self.become(version, Phase.SERVING)
+        assert record.served is not None, "what is ready is there"  # noqa: S101
+        record.reason = ""
+        return record.served
+
+    def remove(self, version: int) -> ServedModel | None:
+        """Forget a version; return its model for the caller to free, if there is one."""
+        record = self.become(version, Phase.GONE)
+        del self._records[version]
+        served, record.served = record.served, None
+        return served
+
+    def clear(self) -> list[VersionRecord]:
+        """Forget all versions as the server ends; return what they were."""
+        records = list(self._records.values())
+        self._records.clear()
+        return records
+
+    def note(self, text: str) -> None:
+        """Keep an event for operators."""
+        self.events.append((self._clock(), text))
+
+    def states(self, in_flight: Callable[[ServedModel], int]) -> dict[int, VersionState]:
+        """Return what a decision needs of every version."""
+        return {
+            version: VersionState(one.phase, in_flight(one.served) if one.served else 0, one.retry_at_s)
+            for version, one in self._records.items()
+        }
+
+    def any_in(self, *phases: Phase) -> bool:
+        return any(one.phase in phases for one in self._records.values())
+
+    def warm_ups(self) -> dict[int, WarmUp]:
+        """Return the warm-up of every version that began one. From any thread."""
+        return {number: one.report.warm_up for number, one in self.records.items() if one.report.warm_up is not None}

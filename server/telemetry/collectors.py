@@ -1,0 +1,54 @@
+"""Metrics of log lines and background work, read when metrics are collected; other rooms have their own collectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from server.runtime.supervisor import Supervisor
+from server.telemetry.logs import withheld_lines
+
+
+class LogLineCollector(Collector):
+    def collect(self) -> Iterator[Metric]:
+        withheld = CounterMetricFamily(
+            "pinrank_log_lines_withheld", "Log lines left out as their event came too often", labels=["event"]
+        )
+        for event, lines in sorted(withheld_lines().items()):
+            withheld.add_metric([event], lines)
+        yield withheld
+
+
+class BackgroundCollector(Collector):
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+
+    def collect(self) -> Iterator[Metric]:
+        failures = CounterMetricFamily(
+            "pinrank_background_failures", "Times that background work failed unexpectedly", labels=["name"]
+        )
+        waiting = GaugeMetricFamily(
+            "pinrank_background_waiting", "1 while a background loop that failed waits to be started again",
+            labels=["name"],
+        )  # fmt: skip
+        for one in self._supervisor.background:
+            failures.add_metric([one.name], one.failures)
+            waiting.add_metric([one.name], one.state == "waiting")
+        yield failures
+        yield waiting
+
+
+class SafeCollector(Collector):
+    """Yields nothing when its collector fails, so that the other metrics are still exported."""
+
+    def __init__(self, collector: Collector, supervisor: Supervisor) -> None:
+        self._collector = collector
+        self._supervisor = supervisor
+
+    def collect(self) -> Iterator[Metric]:
+        try:
+            yield from list(self._collector.collect())
+        except Exception as error:  # noqa: BLE001 - a bug in one must not hide all the others
+            self._supervisor.note("metrics", error)

@@ -1,0 +1,62 @@
+"""Histograms that cost an append on the request path."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+_FOLD_AT = 4_096
+
+
+class Histograms(Collector):
+    """Histograms of one name, one for each value of a label, whose observations are folded many at a time.
+
+    An observation costs an append; prometheus_client's own takes a lock and 3 us, a dozen times a request.
+    """
+
+    def __init__(
+        self, name: str, documentation: str, label: str | None, buckets: Sequence[float], registry: CollectorRegistry
+    ) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._label = label
+        self._buckets = np.array(buckets, np.float64)
+        self._counts: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(buckets) + 1, np.int64))
+        self._sums: dict[str, float] = defaultdict(float)
+        self._pending: dict[str, list[float]] = defaultdict(list)
+        #: Engine streams fold, and so does the thread that tells metrics.
+        self._folding = threading.Lock()
+        registry.register(self)
+
+    def observe(self, value: float, label: str = "") -> None:
+        """Note one value. May be called from any thread."""
+        pending = self._pending[label]
+        pending.append(value)
+        if len(pending) >= _FOLD_AT:
+            self._fold(label)
+
+    def collect(self) -> Iterator[Metric]:
+        family = HistogramMetricFamily(self._name, self._documentation, labels=[self._label] if self._label else [])
+        for label in sorted(self._pending):
+            self._fold(label)
+            cumulative = np.cumsum(self._counts[label]).tolist()
+            bounds = [*(f"{bound:.12g}" for bound in self._buckets), "+Inf"]
+            buckets = list(zip(bounds, cumulative, strict=True))
+            family.add_metric([label] if self._label else [], buckets, self._sums[label])
+        yield family
+
+    def _fold(self, label: str) -> None:
+        pending = self._pending[label]
+        with self._folding:
+            # What is appended meanwhile stands behind these and stays.
+            values = np.array(pending[:], np.float64)
+            del pending[: len(values)]
+            # A bucket holds what is at most its bound.
+            self._counts[label] += np.bincount(np.searchsorted(self._buckets, values), minlength=len(self._buckets) + 1)
+            self._sums[label] += float(values.sum())
