@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,45 +11,90 @@ import typer
 from rich.console import Console
 
 from ranker.cli.console import ActionsOption, ConsoleReporter, DataOption, explained, fail, note_problems, read_dataset
+from ranker.cli.options import OptionGroup, grouped
+from ranker.cli.places import check_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from kernels.engine import EngineFactory
     from model_store.bundle.files import Bundle
     from model_store.registry.store import ModelStore
     from ranker.evaluation.results import Evaluation
 
 
-def evaluate(
-    store: Annotated[
-        str | None, typer.Option("--store", help="The model store: a folder, or s3://bucket/prefix.")
-    ] = None,
-    model: Annotated[str, typer.Option(help="Name of the model in the store.")] = "ml1m",
-    versions: Annotated[list[int] | None, typer.Option("--version", help="A version; may be repeated.")] = None,
-    labels: Annotated[list[str] | None, typer.Option("--label", help="A label; may be repeated.")] = None,
+@dataclass(frozen=True, slots=True)
+class BundleChoice(OptionGroup):
+    store: Annotated[str | None, typer.Option("--store", help="The model store: a folder, or s3://bucket/prefix.")] = (
+        None
+    )
+    model: Annotated[str, typer.Option(help="Name of the model in the store.")] = "ml1m"
+    versions: Annotated[list[int] | None, typer.Option("--version", help="A version; may be repeated.")] = None
+    labels: Annotated[list[str] | None, typer.Option("--label", help="A label; may be repeated.")] = None
     folders: Annotated[
         list[Path] | None,
         typer.Option("--bundle", help="A bundle's folder, of any model; may be repeated. Its name is shown."),
-    ] = None,
+    ] = None
     baseline: Annotated[
         str | None,
         typer.Option(
             help="What the others are compared with: a version, a label, a bundle folder's name, or popularity. "
             "Default: the first of several, popularity for a single one."
         ),
-    ] = None,
-    data: DataOption = "ml-1m",
-    actions: ActionsOption = None,
-    requests_max: Annotated[int, typer.Option(min=1, help="At most about so many test requests.")] = 3_000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the drawn candidates and the resamples.")] = 7,
+    ] = None
+
+    def read(self) -> dict[str, Bundle]:
+        return _chosen(self.store, self.model, self.versions or [], self.labels or [], self.folders or [])
+
+    def named_baseline(self, bundles: Mapping[str, Bundle]) -> str | None:
+        return None if self.baseline is None else _named(self.baseline, bundles, self.store, self.model)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringOptions(OptionGroup):
+    data: DataOption = "ml-1m"
+    actions: ActionsOption = None
+    requests_max: Annotated[int, typer.Option(min=1, help="At most about so many test requests.")] = 3_000
+    seed: Annotated[int, typer.Option(min=0, help="Of the drawn candidates and the resamples.")] = 7
     engine: Annotated[
         str, typer.Option(help="The runtime to score with: openvino, torch, tensorrt, tensorrt_rtx or numpy.")
-    ] = "openvino",
-    json_path: Annotated[Path | None, typer.Option("--json", help="Also write all numbers to this file.")] = None,
+    ] = "openvino"
+
+    def engine_factory(self) -> EngineFactory:
+        from kernels.engines import engine_factory  # noqa: PLC0415
+
+        try:
+            return engine_factory(self.engine)
+        except ValueError as error:
+            fail(str(error))
+
+
+@dataclass(frozen=True, slots=True)
+class OutputOptions(OptionGroup):
+    json_path: Annotated[Path | None, typer.Option("--json", help="Also write all numbers to this file.")] = None
     report_path: Annotated[
         Path | None, typer.Option("--report", help="Also write a report with charts to this HTML file.")
-    ] = None,
-) -> None:
+    ] = None
+
+    def check(self) -> None:
+        """Refuse before the work what could not be written after it."""
+        for path in (self.json_path, self.report_path):
+            if path is not None:
+                check_file(path)
+        if self.report_path is not None:
+            import ranker.evaluation.report  # noqa: F401, PLC0415 - matplotlib may be missing
+
+    def write(self, evaluation: Evaluation) -> None:
+        if self.json_path is not None:
+            self.json_path.write_text(json.dumps(evaluation.as_json(), indent=2, allow_nan=False) + "\n")
+        if self.report_path is not None:
+            from ranker.evaluation.report import write_report  # noqa: PLC0415
+
+            write_report(evaluation, self.report_path)
+
+
+@grouped
+def evaluate(choice: BundleChoice, scoring: ScoringOptions, output: OutputOptions) -> None:
     """Compare bundles, and plain popularity, on the newest tenth of the data.
 
     Scores go the way the server takes: the bundle's engine, its assembler, its calibration, its utility. Without
@@ -59,43 +105,29 @@ def evaluate(
     Example: [bold]pinrank evaluate --data my-data --bundle runs/late --bundle runs/early --baseline late[/]
     """
     with explained():
-        from kernels.engines import engine_factory  # noqa: PLC0415
-        from ranker.cli.places import check_file  # noqa: PLC0415
         from ranker.data.actions import action_log  # noqa: PLC0415
         from ranker.evaluation.evaluate import evaluate as evaluate_bundles  # noqa: PLC0415
         from ranker.training.examples import Sampling  # noqa: PLC0415
 
-        for path in (json_path, report_path):
-            if path is not None:
-                check_file(path)
-        if report_path is not None:
-            # Before the work rather than after it: matplotlib may be missing.
-            from ranker.evaluation.report import write_report  # noqa: PLC0415
-
-        try:
-            factory = engine_factory(engine)
-        except ValueError as error:
-            fail(str(error))
-        bundles = _chosen(store, model, versions or [], labels or [], folders or [])
-        against = None if baseline is None else _named(baseline, bundles, store, model)
+        output.check()
+        factory = scoring.engine_factory()
+        bundles = choice.read()
+        baseline = choice.named_baseline(bundles)
         reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True))
-        dataset = read_dataset(data, actions, reporter)
+        dataset = read_dataset(scoring.data, scoring.actions, reporter)
         note_problems(dataset, reporter)
         with reporter.step("scoring") as progress:
             evaluation = evaluate_bundles(
                 bundles,
                 action_log(dataset),
                 factory,
-                Sampling(requests_max=requests_max),
-                seed,
+                Sampling(requests_max=scoring.requests_max),
+                scoring.seed,
                 progress=lambda what, done, total: progress(done, total, what),
-                baseline=against,
+                baseline=baseline,
                 data=dataset.name,
             )
-        if json_path is not None:
-            json_path.write_text(json.dumps(evaluation.as_json(), indent=2, allow_nan=False) + "\n")
-        if report_path is not None:
-            write_report(evaluation, report_path)
+        output.write(evaluation)
         _show(evaluation)
 
 

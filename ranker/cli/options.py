@@ -15,8 +15,8 @@ import typer
 class OptionGroup:
     """Base of a frozen dataclass whose fields are options: `name: Annotated[type, typer.Option(...)] = default`."""
 
-    #: The panel of the command's help that shows these options.
-    panel: ClassVar[str]
+    #: The panel of the command's help that shows these options; None leaves each option where it says.
+    panel: ClassVar[str | None] = None
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -51,7 +51,7 @@ def _parameters(group: type[Any]) -> Iterator[inspect.Parameter]:
     for field in fields(group):
         kind, option = get_args(annotations[field.name])
         shown: typer.models.OptionInfo = copy.copy(option)
-        shown.rich_help_panel = group.panel
+        shown.rich_help_panel = group.panel or option.rich_help_panel
         yield inspect.Parameter(
             field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=Annotated[kind, shown]
         )

@@ -76,24 +76,21 @@ def evaluate(
         BundleError: a bundle cannot be loaded, carries no embeddings, or does not fit the data.
         SettingError: the baseline is not among the bundles, or a bundle is called `popularity`.
     """
-    baseline = baseline or (next(iter(bundles)) if len(bundles) > 1 else POPULARITY)
-    if POPULARITY in bundles:
-        raise SettingError(f"{POPULARITY!r} is the name of a baseline; call the bundle something else")
-    if baseline not in (*bundles, POPULARITY):
-        raise SettingError(f"the baseline {baseline!r} is not among {', '.join([*bundles, POPULARITY])}")
+    baseline = _checked_baseline(bundles, baseline)
     split = split or Split()
     test = score_test(bundles, log, factory, sampling, seed, split, progress)
     slices = _slices(test)
     hit = _Hits.of(test, slices, baseline, resamples, seed)
     spans = part_slices(log, split, "test")
-    logged = log.labels[log.before(spans[0].start_ms) : log.before(spans[-1].stop_ms)]
-    of_heads = logged[:, [log.schema.position(head) for head in test.heads]].any(axis=1)
+    start_ms, stop_ms = spans[0].start_ms, spans[-1].stop_ms
+    acted = _acted(log, test.heads, start_ms, stop_ms)
+    scorers = (POPULARITY, *bundles)
     return Evaluation(
         data=data,
-        test_start_ms=spans[0].start_ms,
-        test_stop_ms=spans[-1].stop_ms,
-        events=len(logged),
-        events_without_action=int(np.count_nonzero(~of_heads)),
+        test_start_ms=start_ms,
+        test_stop_ms=stop_ms,
+        events=len(acted),
+        events_without_action=int(np.count_nonzero(~acted)),
         requests=len(test.users),
         rows=len(test.labels),
         users=len(np.unique(test.users)),
@@ -106,21 +103,29 @@ def evaluate(
         scorers=tuple(_scorer_facts(name, bundle, test) for name, bundle in bundles.items()),
         heads=tuple(_head_facts(head, test, log) for head in test.heads),
         slices=tuple(slices),
-        scores=tuple(_head_score(scorer, head, test, hit) for head in test.heads for scorer in (POPULARITY, *bundles)),
+        scores=tuple(_head_score(scorer, head, test, hit) for head in test.heads for scorer in scorers),
         slice_scores=tuple(
-            SliceScore(
-                slice=span.name,
-                scorer=scorer,
-                head=head,
-                requests=hit.counted(head, 1 + number),
-                hit_at_3_by_utility=hit.of_order(scorer, "utility", head, 1 + number),
-                hit_at_3_by_head=hit.of_order(scorer, "head", head, 1 + number),
-            )
+            _slice_score(scorer, head, span, 1 + number, hit)
             for head in test.heads
             for number, span in enumerate(slices)
-            for scorer in (POPULARITY, *bundles)
+            for scorer in scorers
         ),
     )
+
+
+def _checked_baseline(bundles: Mapping[str, Bundle], wanted: str | None) -> str:
+    baseline = wanted or (next(iter(bundles)) if len(bundles) > 1 else POPULARITY)
+    if POPULARITY in bundles:
+        raise SettingError(f"{POPULARITY!r} is the name of a baseline; call the bundle something else")
+    if baseline not in (*bundles, POPULARITY):
+        raise SettingError(f"the baseline {baseline!r} is not among {', '.join([*bundles, POPULARITY])}")
+    return baseline
+
+
+def _acted(log: ActionLog, heads: tuple[str, ...], start_ms: int, stop_ms: int) -> np.ndarray:
+    """Return bool[E], which of a period's events are any of the heads' actions."""
+    logged = log.labels[log.before(start_ms) : log.before(stop_ms)]
+    return np.asarray(logged[:, [log.schema.position(head) for head in heads]].any(axis=1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +224,17 @@ def _head_score(scorer: str, head: str, test: ScoredTest, hit: _Hits) -> HeadSco
     bins = reliability(scores, labels)
     ece = _real(calibration_error(bins))
     return HeadScore(scorer, head, by_utility, by_head, _real(auc(scores, labels)), ece, bins)
+
+
+def _slice_score(scorer: str, head: str, span: ActivitySlice, part: int, hit: _Hits) -> SliceScore:
+    return SliceScore(
+        slice=span.name,
+        scorer=scorer,
+        head=head,
+        requests=hit.counted(head, part),
+        hit_at_3_by_utility=hit.of_order(scorer, "utility", head, part),
+        hit_at_3_by_head=hit.of_order(scorer, "head", head, part),
+    )
 
 
 def _head_facts(head: str, test: ScoredTest, log: ActionLog) -> HeadFacts:
