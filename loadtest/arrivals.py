@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
+from loadtest.errors import LoadError
 
-class ArrivalsError(Exception):
+
+class ArrivalsError(LoadError):
     """Recorded arrivals cannot be used; the message says what to change."""
 
 

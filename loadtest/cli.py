@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -15,12 +14,9 @@ from loadtest.errors import LoadError
 if TYPE_CHECKING:
     from loadtest.open_loop import Samples
     from loadtest.report import Summary
+    from loadtest.settings import LoadSettings
     from loadtest.steps import Offer
 
-REQUESTS_MAX = 1_000_000
-RATE_MAX = 50_000
-DURATION_S_MAX = 3_600
-CALLERS_MAX = 1_024
 #: How long to look for a server.
 CONNECT_S = 3.0
 
@@ -74,40 +70,25 @@ def load(
     Examples: [bold]pinrank load --rate 100 --users users.json --pins pins.json[/],
     [bold]pinrank load --steps 50,100,200 --report load.html[/], [bold]pinrank load --search --target-ms 25[/]
     """
-    from loadtest.arrivals import ArrivalsError  # noqa: PLC0415
     from loadtest.open_loop import run  # noqa: PLC0415
-    from loadtest.steps import Offer, found_by, rates_of  # noqa: PLC0415
-    from loadtest.workload import Workload, WorkloadError, parse_candidates, read_ids  # noqa: PLC0415
+    from loadtest.settings import LoadSettings, check_address  # noqa: PLC0415
+    from loadtest.steps import found_by  # noqa: PLC0415
 
-    settings: dict[str, Any] = {
-        "rate_per_s": None if closed_loop or steps or arrivals else rate, "steps": steps, "search": search,
-        "arrivals": str(arrivals) if arrivals else None, "speed": speed, "callers": closed_loop or None,
-        "duration_s": duration, "warmup_s": warmup_s, "candidates": candidates, "users": users, "pins": pins,
-        "popularity": popularity, "user_popularity": user_popularity, "surface": surface, "label": label,
-        "top_k": top_k, "deadline_ms": deadline_ms, "target_ms": target_ms, "seed": seed, "retry": retry,
-    }  # fmt: skip
+    settings = LoadSettings(
+        rate, steps, search, arrivals, speed, closed_loop, duration, warmup_s, candidates, users, pins, popularity,
+        user_popularity, surface, label, top_k, deadline_ms, target_ms, seed, retry,
+    )  # fmt: skip
+    console = Console(markup=False, emoji=False)
     try:
         _check_outputs(json, report)
         check_address(address, allow_remote=allow_remote)
-        rates = rates_of(rate, steps)
-        _check_one_of(steps=steps, search=search, arrivals=arrivals, closed_loop=closed_loop)
-        check_bounds(max(rates), duration, warmup_s, closed_loop, deadline_ms)
-        check_bounds(min(rates), duration, warmup_s, closed_loop, deadline_ms)
-        if not 0 < speed < float("inf"):
-            raise LoadError(f"--speed {speed:g}: a number above 0")
-        workload = Workload(
-            read_ids(users, "user_ids"), read_ids(pins, "pin_ids"), parse_candidates(candidates), popularity, surface,
-            seed, user_popularity, label, top_k,
-        )  # fmt: skip
-        offer = Offer(workload, duration, warmup_s, target_ms, seed, closed_loop, arrivals, speed, search=search)
-        told = Console(markup=False, emoji=False)
-        results = run(_connected(address, offer, rates, deadline_ms / 1e3, told, retry=retry))
-    except (LoadError, WorkloadError, ArrivalsError) as error:
+        results = run(_connected(address, settings.offer(), settings, console))
+    except LoadError as error:
         _fail(str(error))
     found_per_s = found_by(results) if search else None
     if found_per_s is not None:
-        told.print(f"highest rate of which 99% were answered in full within {target_ms:g} ms: {found_per_s:.1f} /s")
-    _write(f"Load on {address}", settings, results, found_per_s, json, report)
+        console.print(f"highest rate of which 99% were answered in full within {target_ms:g} ms: {found_per_s:.1f} /s")
+    _write(f"Load on {address}", settings.as_json(), results, found_per_s, json, report)
 
 
 def _write(
@@ -142,46 +123,8 @@ def _check_outputs(json: Path | None, report: Path | None) -> None:
         raise LoadError("--report draws with matplotlib: pip install 'pinrank[load]'")
 
 
-def _check_one_of(**given: object) -> None:
-    named = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
-    if len(named) > 1:
-        raise LoadError(f"{' and '.join(named)} exclude each other; name one")
-
-
-def check_address(address: str, *, allow_remote: bool) -> None:
-    """Raise LoadError unless the address is this machine's loopback, or anything is allowed."""
-    from pinrank.channels import AddressError, parse_address  # noqa: PLC0415
-
-    try:
-        here = parse_address(address).here
-    except AddressError as error:
-        raise LoadError(f"--address {error}") from error
-    if not here and not allow_remote:
-        raise LoadError(
-            f"{address} is not this machine: load on a server that others use is an outage. "
-            "Add --allow-remote if it is yours to load"
-        )
-
-
-def check_bounds(rate: float, duration_s: float, warmup_s: float, callers: int, deadline_ms: float) -> None:
-    """Raise LoadError naming the first setting that is beyond what this generator should be asked for."""
-    if not 0 < duration_s <= DURATION_S_MAX or not 0 <= warmup_s <= DURATION_S_MAX:
-        raise LoadError(f"--duration {duration_s:g}, --warmup-s {warmup_s:g}: at most {DURATION_S_MAX} seconds each")
-    if not 0 <= callers <= CALLERS_MAX:
-        raise LoadError(f"--closed-loop {callers}: at most {CALLERS_MAX} callers")
-    if not 0 < rate <= RATE_MAX:
-        raise LoadError(f"--rate {rate:g}: above 0, at most {RATE_MAX:,} requests per second")
-    if not callers and rate * (duration_s + warmup_s) > REQUESTS_MAX:
-        raise LoadError(
-            f"{rate:g} requests per second for {duration_s + warmup_s:g} seconds are more than {REQUESTS_MAX:,} "
-            "requests; lower --rate or --duration"
-        )
-    if not 0 < deadline_ms <= 60_000:
-        raise LoadError(f"--deadline-ms {deadline_ms:g}: above 0, at most 60,000 milliseconds")
-
-
 async def _connected(
-    address: str, offer: Offer, rates: Sequence[float], deadline_s: float, told: Console, *, retry: bool
+    address: str, offer: Offer, settings: LoadSettings, console: Console
 ) -> list[tuple[Summary, Samples]]:
     """Offer load over one channel, once a server there has answered the first request."""
     import asyncio  # noqa: PLC0415
@@ -190,10 +133,10 @@ async def _connected(
     from loadtest.report import table  # noqa: PLC0415
     from pinrank.channels import open_aio_channel  # noqa: PLC0415
 
-    async with open_aio_channel(address, retry=retry) as channel:
+    async with open_aio_channel(address, retry=settings.retry) as channel:
         await _probe(channel, address, offer.requests[0])
         results: list[tuple[Summary, Samples]] = []
-        steps = offer.steps(sender(channel, deadline_s), rates)
+        steps = offer.steps(sender(channel, settings.deadline_ms / 1e3), settings.rates())
         while True:
             progress = asyncio.create_task(_show_progress(offer.warmup_s + offer.duration_s))
             try:
@@ -203,7 +146,7 @@ async def _connected(
             if result is None:
                 return results
             results.append(result)
-            told.print(table(result[0], f"load on {address}"))
+            console.print(table(result[0], f"load on {address}"))
 
 
 async def _probe(channel: Any, address: str, content: bytes) -> None:

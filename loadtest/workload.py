@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,16 +11,19 @@ from pathlib import Path
 
 import numpy as np
 
+from loadtest.errors import LoadError
 from pinrank.v1 import ranking_pb2
 
 IDS_MAX = 10_000_000
+#: As wide as the field on the wire.
+TOP_K_MAX = 2**32 - 1
 
 _RANGE = re.compile(r"^(\d+)-(\d+)$")
 #: How many ids are drawn at first per candidate wanted; repeats are dropped.
 _DRAWS = 4
 
 
-class WorkloadError(Exception):
+class WorkloadError(LoadError):
     """A workload cannot be made; the message says what to change."""
 
 
@@ -54,8 +58,15 @@ class Workload:
             raise WorkloadError("a workload needs at least one user and one pin")
         if len(np.unique(self.pin_ids)) != len(self.pin_ids):
             raise WorkloadError("the pin ids repeat; list each pin once")
-        if not self.candidates or any(weight <= 0 for _, weight in self.candidates):
+        if not self.candidates or any(not 0 < weight < math.inf for _, weight in self.candidates):
             raise WorkloadError("a workload needs at least one number of candidates, each with a weight above 0")
+        for name, exponent in (("popularity", self.popularity), ("user popularity", self.user_popularity)):
+            if not 0 <= exponent < math.inf:
+                raise WorkloadError(f"the {name} must be a finite number of at least 0, but is {exponent:g}")
+        if not 0 <= self.top_k <= TOP_K_MAX:
+            raise WorkloadError(f"top_k must be at least 0 and at most {TOP_K_MAX:,}, but is {self.top_k}")
+        if self.seed < 0:
+            raise WorkloadError(f"the seed must be at least 0, but is {self.seed}")
         wrong = [count for count, _ in self.candidates if not 1 <= count <= len(self.pin_ids)]
         if wrong:
             raise WorkloadError(f"{wrong[0]} candidates a request out of {len(self.pin_ids)} pins; name more pins")

@@ -15,6 +15,7 @@ file too: `locust -f loadtest/judges/locustfile.py,loadtest/judges/locust_shapes
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import time
 from argparse import ArgumentParser
@@ -29,7 +30,7 @@ from locust.exception import StopTest
 
 from loadtest.errors import LoadError
 from loadtest.open_loop import RANK
-from loadtest.workload import Workload, WorkloadError, parse_candidates, read_ids
+from loadtest.workload import Workload, parse_candidates, read_ids
 from pinrank.channels import AddressError, open_channel
 
 # gRPC's waits must let other greenlets run.
@@ -82,7 +83,7 @@ class Ranker(User):
             if cls._channel is None:
                 cls._contents = _contents(environment)
                 cls._channel = open_channel(_address(self.host))
-        except (AddressError, LoadError, WorkloadError) as error:
+        except (AddressError, LoadError) as error:
             environment.process_exit_code = 1  # Locust's own is 0 where nothing was sent
             raise StopTest(f"error: {error}") from None
         self._rank: grpc.UnaryUnaryMultiCallable[bytes, bytes] = cls._channel.unary_unary(RANK)
@@ -142,10 +143,9 @@ def _address(host: str | None) -> str:
 def _contents(environment: Environment) -> Iterator[bytes]:
     """Draw requests, in every worker others."""
     options: Any = environment.parsed_options
-    if not options.rate_per_user > 0 or not options.deadline_ms > 0:
-        raise LoadError(
-            f"--rate-per-user {options.rate_per_user:g}, --deadline-ms {options.deadline_ms:g}: both must be above 0"
-        )
+    for option, value in (("--rate-per-user", options.rate_per_user), ("--deadline-ms", options.deadline_ms)):
+        if not 0 < value < math.inf:
+            raise LoadError(f"{option} must be a finite number above 0, but is {value:g}")
     worker = getattr(environment.runner, "worker_index", 0)
     ids = read_ids(options.user_ids, "user_ids"), read_ids(options.pin_ids, "pin_ids")
     candidates, seed = parse_candidates(options.candidates), options.request_seed + 1_000_003 * worker

@@ -19,10 +19,10 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from loadtest.cli import check_address, check_bounds
 from loadtest.errors import LoadError
 from loadtest.open_loop import OK, RANK
-from loadtest.workload import Workload, WorkloadError, parse_candidates, read_ids
+from loadtest.settings import check_address, check_bounds, check_target
+from loadtest.workload import Workload, parse_candidates, read_ids
 from pinrank.channels import open_channel, parse_address
 
 try:
@@ -34,7 +34,6 @@ except ModuleNotFoundError as missing:
 _CONNECT_S = 3.0
 #: Requests made beforehand; loadgen draws from them.
 _SAMPLES = 1_024
-_TARGET_MS_MAX = 60_000
 _SUMMARY = {
     "scheduled_per_s": r"Scheduled samples per second\s*:\s*([\d.]+)",
     "completed_per_s": r"Completed samples per second\s*:\s*([\d.]+)",
@@ -162,12 +161,11 @@ def main(
     try:
         check_address(address, allow_remote=allow_remote)
         check_bounds(rate, duration, 0, 0, deadline_ms)
-        if not 0 < target_ms <= _TARGET_MS_MAX:
-            raise LoadError(f"--target-ms {target_ms:g}: above 0, at most {_TARGET_MS_MAX:,} milliseconds")
+        check_target(target_ms)
         ids = read_ids(users, "user_ids"), read_ids(pins, "pin_ids")
         workload = Workload(*ids, parse_candidates(candidates), surface=surface, seed=seed)
         verdict = judge(address, list(workload.requests(_SAMPLES)), rate, duration, target_ms, deadline_ms / 1e3)
-    except (LoadError, WorkloadError) as error:
+    except LoadError as error:
         _fail(str(error), error)
     typer.echo(json_format.dumps(verdict, indent=2))
 
