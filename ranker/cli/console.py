@@ -44,16 +44,19 @@ ActionsOption = Annotated[
         rich_help_panel="Data",
     ),
 ]
-#: Which extra brings a module that a serving install lacks.
-_EXTRAS = {
-    "pyarrow": "data",
-    "torch": "train",
-    "sklearn": "train",
-    "scipy": "train",
-    "onnxscript": "train",
-    "matplotlib": "train",
-    "tensorboard": "tensorboard",
-    "mlflow": "mlflow",
+#: What to give to `pip install`, by the module that an install may lack.
+_PACKAGES = {
+    "pyarrow": "'pinrank[data]'",
+    "torch": "'pinrank[train]'",
+    "sklearn": "'pinrank[train]'",
+    "scipy": "'pinrank[train]'",
+    "onnxscript": "'pinrank[train]'",
+    "matplotlib": "'pinrank[train]'",
+    "tensorboard": "'pinrank[tensorboard]'",
+    "mlflow": "'pinrank[mlflow]'",
+    # Dependencies of every install, unless someone left them out.
+    "openvino": "openvino",
+    "onnx": "onnx",
 }
 
 
@@ -76,9 +79,9 @@ def explained() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]
-        if missing not in _EXTRAS:
+        if missing not in _PACKAGES:
             raise
-        fail(f"this needs {missing}, which is not installed: pip install 'pinrank[{_EXTRAS[missing]}]'")
+        fail(f"this command needs {missing}, which is not installed: pip install {_PACKAGES[missing]}")
     except (RankerError, BundleError, ModelStoreError, UnavailableError, OSError) as error:
         fail(str(error))
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -203,17 +204,19 @@ def test_a_utility_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("missing", "extra"),
+    ("missing", "package"),
     [
-        ("torch", "train"),
-        ("sklearn", "train"),
-        ("pyarrow", "data"),
-        ("tensorboard", "tensorboard"),
-        ("mlflow", "mlflow"),
+        ("torch", "'pinrank[train]'"),
+        ("sklearn", "'pinrank[train]'"),
+        ("pyarrow", "'pinrank[data]'"),
+        ("tensorboard", "'pinrank[tensorboard]'"),
+        ("mlflow", "'pinrank[mlflow]'"),
+        ("openvino", "openvino"),
+        ("onnx", "onnx"),
     ],
 )
-def test_a_missing_package_names_the_extra_that_brings_it(
-    missing: str, extra: str | None, utility: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_missing_package_is_named_with_the_command_that_installs_it(
+    missing: str, package: str, utility: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     original = builtins.__import__
 
@@ -225,7 +228,19 @@ def test_a_missing_package_names_the_extra_that_brings_it(
     monkeypatch.setattr(builtins, "__import__", without)
     code, output = run("train", "--utility", utility, "--out", tmp_path / "new")
     assert code == 1
-    assert f"error: this needs {missing}, which is not installed: pip install 'pinrank[{extra or missing}]'" in output
+    assert f"error: this command needs {missing}, which is not installed: pip install {package}" in output
+
+
+def test_training_without_openvino_names_it_before_the_work(tmp_path: Path, utility: Path) -> None:
+    program = (
+        "import sys, typer; sys.modules['openvino'] = None\n"
+        "from ranker.cli.commands import register; app = typer.Typer(); register(app); app()"
+    )
+    arguments = ["train", "--utility", str(utility), "--out", str(tmp_path / "new"), "--data", "lost"]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (
+        1, "error: this command needs openvino, which is not installed: pip install openvino\n"
+    )  # fmt: skip
 
 
 def test_evaluate_needs_a_label_or_a_version(tmp_path: Path) -> None:
@@ -283,4 +298,4 @@ def test_a_report_without_matplotlib_is_refused_before_the_work(
     monkeypatch.setattr(builtins, "__import__", without)
     code, output = run("evaluate", "--bundle", tmp_path / "lost", "--report", tmp_path / "report.html")
     assert code == 1
-    assert "error: this needs matplotlib, which is not installed: pip install 'pinrank[train]'" in output
+    assert "error: this command needs matplotlib, which is not installed: pip install 'pinrank[train]'" in output
