@@ -26,11 +26,13 @@ from ranker.export.bundle import BundleParts, export_bundle
 from ranker.export.calibration import fit_calibration
 from ranker.export.golden import golden_inputs
 from ranker.network.model import RankerNetwork
-from ranker.recipe_settings import Progress, Recipe, Reporter, Target, target_of
+from ranker.progress import Reporter, StepProgress
+from ranker.recipe_settings import Recipe, Target, target_of
 from ranker.training.examples import ExampleBuilder, Examples, Sampling
 from ranker.training.fit import predict, train
 from ranker.training.parent import Parent, split_after
-from ranker.training.settings import Epoch, Execution, Step
+from ranker.training.progress import Epoch, Step
+from ranker.training.settings import Execution
 from ranker.training.time_window import hidden_share
 
 #: More than this hidden, and the network hardly sees what it will be served with.
@@ -41,7 +43,7 @@ def make_bundle(
     folder: Path,
     dataset: AtomicDataset,
     recipe: Recipe,
-    report: Reporter,
+    reporter: Reporter,
     execution: Execution | None = None,
     parent: Parent | None = None,
     gates: Gates | None = None,
@@ -52,7 +54,7 @@ def make_bundle(
         folder: of the bundle.
         dataset: to learn from.
         recipe: what to make of it.
-        report: told how far it is.
+        reporter: told how far it is.
         execution: how to train; where there are several ranks, the others call `assist`.
         parent: a version to train on from: on what is newer, with its network's sizes and in its embedding space.
         gates: what must hold against the parent on the newest requests, for a bundle to be written.
@@ -68,21 +70,21 @@ def make_bundle(
     log = action_log(dataset)
     for head in log.schema.heads:
         if head not in log.heads:
-            report.note(f"no interaction is a {head}: the model gets no such head")
+            reporter.note(f"no interaction is a {head}: the model gets no such head")
     recipe = _of_parent(recipe, parent, log)
     target = target_of(recipe, log, parent)
-    embeddings = parent.embeddings if parent else _embed(log, recipe, report)
-    network, validation = _learn(log, embeddings, recipe, target, report, execution or Execution(), parent)
+    embeddings = parent.embeddings if parent else _embed(log, recipe, reporter)
+    network, validation = _learn(log, embeddings, recipe, target, reporter, execution or Execution(), parent)
     logits = predict(network, validation, recipe.training.requests_per_batch)
     calibrations = [fit_calibration(logits[:, i], validation.labels[:, i]) for i in range(len(log.heads))]
     parts = _bundle_parts(dataset, log, embeddings, calibrations, recipe, target.draft, validation, logits)
     # Metrics are measured on a bundle and stand in its manifest, so a first one is made to be measured.
     with tempfile.TemporaryDirectory() as temporary:
-        trial = Path(temporary) / "bundle"
-        with report.step("export"):
-            export_bundle(trial, network, parts)
-        made = read_bundle(trial)
-    with report.step("test"):
+        unmeasured = Path(temporary) / "bundle"
+        with reporter.step("export"):
+            export_bundle(unmeasured, network, parts)
+        made = read_bundle(unmeasured)
+    with reporter.step("test"):
         sampling = replace(recipe.sampling, requests_max=recipe.test_requests_max)
         bundles = {"parent": parent.bundle, "this": made} if parent else {"this": made}
         measured = evaluate(bundles, log, OpenVinoEngine, sampling, recipe.training.seed, recipe.split)
@@ -108,7 +110,7 @@ def _of_parent(recipe: Recipe, parent: Parent | None, log: ActionLog) -> Recipe:
 
 
 def assist(
-    dataset: AtomicDataset, recipe: Recipe, report: Reporter, execution: Execution, parent: Parent | None = None
+    dataset: AtomicDataset, recipe: Recipe, reporter: Reporter, execution: Execution, parent: Parent | None = None
 ) -> None:
     """Take another rank's part in `make_bundle`: learn from a share of every minibatch, and leave the rest to rank 0.
 
@@ -117,12 +119,12 @@ def assist(
     log = action_log(dataset)
     recipe = _of_parent(recipe, parent, log)
     target = target_of(recipe, log, parent)
-    embeddings = parent.embeddings if parent else _embed(log, recipe, report)
-    _learn(log, embeddings, recipe, target, report, execution, parent)
+    embeddings = parent.embeddings if parent else _embed(log, recipe, reporter)
+    _learn(log, embeddings, recipe, target, reporter, execution, parent)
 
 
-def _embed(log: ActionLog, recipe: Recipe, report: Reporter) -> PinEmbeddings:
-    with report.step("embeddings"):
+def _embed(log: ActionLog, recipe: Recipe, reporter: Reporter) -> PinEmbeddings:
+    with reporter.step("embeddings"):
         return svd_embeddings(log, producer_until_ms(log, recipe.split), recipe.training.seed)
 
 
@@ -131,29 +133,29 @@ def _learn(
     embeddings: PinEmbeddings,
     recipe: Recipe,
     target: Target,
-    report: Reporter,
+    reporter: Reporter,
     execution: Execution,
     parent: Parent | None = None,
 ) -> tuple[RankerNetwork, Examples]:
     """Train a network; return it and the validation part that it was stopped by."""
 
     def examples_of(part: Part, sampling: Sampling) -> Examples:
-        with report.step(f"{part} examples") as progress:
+        with reporter.step(f"{part} examples") as progress:
             builder = ExampleBuilder(log, embeddings, target.draft, recipe.split, sampling, recipe.training.seed)
             return builder.build(part, progress)
 
     examples = examples_of("train", recipe.sampling)
     validation = examples_of("validation", replace(recipe.sampling, requests_max=recipe.validation_requests_max))
-    report.note(f"{examples.batch.requests:,} requests with {examples.batch.rows:,} rows to learn from")
+    reporter.note(f"{examples.batch.requests:,} requests with {examples.batch.rows:,} rows to learn from")
     hidden = hidden_share(examples.ages_s, recipe.training.time_window_h_max, recipe.training.time_window_share)
     if hidden > _HIDDEN_SHARE_FAIR:
-        report.note(
+        reporter.note(
             f"the time window hides {hidden:.0%} of all actions in training: this data's users act in short bursts; "
             "a smaller --time-window-h or --time-window-share leaves more to learn from"
         )
-    with report.step("training") as progress:
+    with reporter.step("training") as progress:
         shown = replace(
-            execution, watches=(_TrainingProgress(progress, report, recipe.training.epochs), *execution.watches)
+            execution, watchers=(_TrainingProgress(progress, reporter, recipe.training.epochs), *execution.watchers)
         )
         parameters = parent.parameters if parent else None
         network, _ = train(target.sizes, log.heads, examples, validation, recipe.training, shown, parameters)
@@ -163,8 +165,8 @@ def _learn(
 class _TrainingProgress:
     """Shows a training to whoever waits for it."""
 
-    def __init__(self, progress: Progress, report: Reporter, epochs: int) -> None:
-        self._progress, self._report, self._epochs = progress, report, epochs
+    def __init__(self, progress: StepProgress, reporter: Reporter, epochs: int) -> None:
+        self._progress, self._reporter, self._epochs = progress, reporter, epochs
 
     def step(self, step: Step) -> None:
         detail = f"epoch {step.epoch}/{self._epochs}, loss {step.loss:.4f}, {step.rows_per_s:,.0f} rows/s"
@@ -175,7 +177,7 @@ class _TrainingProgress:
         line = (
             f"epoch {epoch.number}: loss {epoch.train_loss:.4f}, on validation {epoch.validation_loss:.4f} ({by_head})"
         )
-        self._report.note(line)
+        self._reporter.note(line)
 
 
 def _bundle_parts(

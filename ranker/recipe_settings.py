@@ -1,12 +1,11 @@
-"""What goes into a bundle beside the data, who is told about it, and what can be known before the work."""
+"""The settings of a recipe, and how they are checked against the data before any work."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from model_store.bundle.manifest import Manifest
 from model_store.model.utility import UtilityError, load_utility
@@ -25,22 +24,6 @@ from ranker.training.settings import TrainingConfig
 
 #: As manifests have it; the embedding space is named `NAME-svd`, in at most 60 characters.
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,55}")
-
-
-class Progress(Protocol):
-    """Is told how much of a step is done, how much there is, and what else is worth showing meanwhile."""
-
-    def __call__(self, done: int, total: int, detail: str = "", /) -> None: ...
-
-
-class Reporter(Protocol):
-    """What is told how far the recipe has come."""
-
-    def step(self, what: str) -> AbstractContextManager[Progress]:
-        """Enter a step; the function it gives is told how much is done and how much there is."""
-
-    def note(self, message: str) -> None:
-        """Say something worth reading afterwards."""
 
 
 @dataclass(frozen=True, slots=True)

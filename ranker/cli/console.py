@@ -24,9 +24,9 @@ from rich.progress import (
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from ranker import recipe_settings
     from ranker.data.problems import Problem
     from ranker.data.recbole import AtomicDataset
+    from ranker.progress import StepProgress
 
 DataOption = Annotated[
     str,
@@ -123,7 +123,7 @@ class ConsoleReporter:
         self._console = console
 
     @contextmanager
-    def step(self, what: str) -> Iterator[recipe_settings.Progress]:
+    def step(self, what: str) -> Iterator[StepProgress]:
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),

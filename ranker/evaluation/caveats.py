@@ -13,7 +13,7 @@ REQUESTS_FEW = 200
 USERS_FEW = 50
 
 
-def limits(evaluation: Evaluation) -> list[str]:
+def caveats(evaluation: Evaluation) -> list[str]:
     """Return sentences, the most general first."""
     return [*_of_the_data(evaluation), *_of_the_numbers(evaluation), *_of_the_bundles(evaluation)]
 

@@ -33,7 +33,7 @@ from ranker.evaluation.results import (
     ScorerFacts,
     SliceScore,
 )
-from ranker.evaluation.scoring import Progress, ScoredTest, score_test
+from ranker.evaluation.scoring import ScoredTest, ScoringProgress, score_test
 from ranker.training.examples import Sampling
 
 __all__ = ["SLICES", "Evaluation", "evaluate"]
@@ -51,7 +51,7 @@ def evaluate(
     sampling: Sampling,
     seed: int,
     split: Split | None = None,
-    progress: Progress = lambda _what, _done, _total: None,
+    progress: ScoringProgress = lambda _what, _done, _total: None,
     *,
     baseline: str | None = None,
     data: str = "",
@@ -166,25 +166,25 @@ class _Hits:
             baseline,
         )
 
-    def of_order(self, scorer: str, order: str, head: str, part: int = 0) -> Hit | None:
+    def of_order(self, scorer: str, order: str, head: str, slice_index: int = 0) -> Hit | None:
         """Return a scorer's HIT@3; None where it has no such order."""
-        mean = self._mean(scorer, order, head, part)
+        mean = self._mean(scorer, order, head, slice_index)
         if mean is None:
             return None
-        base = None if scorer == self.baseline else self._mean(self.baseline, order, head, part)
+        base = None if scorer == self.baseline else self._mean(self.baseline, order, head, slice_index)
         if base is None:
             return Hit(mean.estimate(), None, None)
         difference = mean - base
         return Hit(mean.estimate(), difference.estimate(), (difference / base).scaled(100).estimate())
 
-    def counted(self, head: str, part: int = 0) -> int:
-        return int(self.sums.measured[part, -1, self.heads.index(head)])
+    def counted(self, head: str, slice_index: int = 0) -> int:
+        return int(self.sums.measured[slice_index, -1, self.heads.index(head)])
 
-    def _mean(self, scorer: str, order: str, head: str, part: int) -> Resampling | None:
+    def _mean(self, scorer: str, order: str, head: str, slice_index: int) -> Resampling | None:
         if (scorer, order) not in self.orders or (order == "head" and (scorer, head) in self.lacking):
             return None
         column = self.heads.index(head)
-        return self.sums[part, self.orders.index((scorer, order)), column] / self.sums[part, -1, column]
+        return self.sums[slice_index, self.orders.index((scorer, order)), column] / self.sums[slice_index, -1, column]
 
 
 def _hits_by_head(test: ScoredTest, heads: tuple[str, ...], scores: np.ndarray) -> np.ndarray:
@@ -226,14 +226,14 @@ def _head_score(scorer: str, head: str, test: ScoredTest, hit: _Hits) -> HeadSco
     return HeadScore(scorer, head, by_utility, by_head, _real(auc(scores, labels)), ece, bins)
 
 
-def _slice_score(scorer: str, head: str, span: ActivitySlice, part: int, hit: _Hits) -> SliceScore:
+def _slice_score(scorer: str, head: str, span: ActivitySlice, slice_index: int, hit: _Hits) -> SliceScore:
     return SliceScore(
         slice=span.name,
         scorer=scorer,
         head=head,
-        requests=hit.counted(head, part),
-        hit_at_3_by_utility=hit.of_order(scorer, "utility", head, part),
-        hit_at_3_by_head=hit.of_order(scorer, "head", head, part),
+        requests=hit.counted(head, slice_index),
+        hit_at_3_by_utility=hit.of_order(scorer, "utility", head, slice_index),
+        hit_at_3_by_head=hit.of_order(scorer, "head", head, slice_index),
     )
 
 

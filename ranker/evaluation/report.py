@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from ranker.evaluation.bootstrap import LEVEL
-from ranker.evaluation.caveats import day, limits
+from ranker.evaluation.caveats import caveats, day
 from ranker.evaluation.charts import ROWS_DRAWN_MIN, lift_chart, reliability_chart, slice_chart
 from ranker.evaluation.metrics import BINS, TOP
 from ranker.evaluation.results import Evaluation
@@ -47,7 +47,7 @@ def report_html(evaluation: Evaluation) -> str:
             slice_line(evaluation),
         ),
         _section("What was measured", _measured(evaluation)),
-        _section("What this data cannot show", _list(limits(evaluation))),
+        _section("What this data cannot show", _list(caveats(evaluation))),
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'

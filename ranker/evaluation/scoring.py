@@ -23,7 +23,7 @@ from ranker.data.requests import Split
 from ranker.errors import DatasetError
 from ranker.training.examples import ExampleBuilder, Examples, Sampling
 
-Progress = Callable[[str, int, int], None]
+ScoringProgress = Callable[[str, int, int], None]
 
 #: Bounds what an engine holds at a time, whatever the size of the test.
 _REQUESTS_PER_RUN = 4
@@ -76,7 +76,7 @@ def score_test(
     sampling: Sampling,
     seed: int,
     split: Split,
-    progress: Progress,
+    progress: ScoringProgress,
 ) -> ScoredTest:
     """Build the test's requests and score them with each bundle.
 
@@ -179,7 +179,7 @@ def _build(
     sampling: Sampling,
     seed: int,
     split: Split,
-    progress: Progress,
+    progress: ScoringProgress,
 ) -> Examples:
     manifest = bundle.manifest
     embeddings = embeddings_of(bundle)
@@ -205,7 +205,7 @@ def _same_candidates(one: Examples, other: Examples) -> bool:
 
 
 def _probabilities(
-    name: str, bundle: Bundle, factory: EngineFactory, examples: Examples, progress: Progress
+    name: str, bundle: Bundle, factory: EngineFactory, examples: Examples, progress: ScoringProgress
 ) -> np.ndarray:
     """Return float32[N, H] calibrated probabilities."""
     model = load_model(bundle, factory, streams=1, warm=False)  # nobody waits for a run, or asks what it costs

@@ -28,8 +28,9 @@ from ranker.training.checkpoint import (
 )
 from ranker.training.examples import Examples
 from ranker.training.minibatches import Minibatch, Minibatches, in_order
+from ranker.training.progress import Epoch, Step
 from ranker.training.ranks import ALONE, threads_of_this_process
-from ranker.training.settings import Epoch, Execution, Step, TrainingConfig
+from ranker.training.settings import Execution, TrainingConfig
 
 #: Of malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -196,8 +197,8 @@ class _Training:
         self._epochs.append(Epoch(self._epoch + 1, self._loss_sum / self._rows_done, validation_loss, by_head))
         self._epoch, self._batch, self._loss_sum, self._rows_done = self._epoch + 1, 0, 0.0, 0
         if self._ranks.leads:
-            for watch in self._execution.watches:
-                watch.epoch(self._epochs[-1])
+            for watcher in self._execution.watchers:
+                watcher.epoch(self._epochs[-1])
 
     def save(self) -> None:
         """Write a checkpoint, where there is a plan for them; rank 0 writes for all."""
@@ -257,7 +258,7 @@ class _Training:
         return self._ranks.sum(sums).cpu() / self._validation.batch.rows
 
     def _tell(self, rows_per_s: float) -> None:
-        if not self._ranks.leads or not self._execution.watches:
+        if not self._ranks.leads or not self._execution.watchers:
             return
         batches = len(self._minibatches)
         step = Step(
@@ -268,8 +269,8 @@ class _Training:
             learning_rate=float(self._schedule.get_last_lr()[0]),
             rows_per_s=rows_per_s,
         )
-        for watch in self._execution.watches:
-            watch.step(step)
+        for watcher in self._execution.watchers:
+            watcher.step(step)
 
     def _save_if_due(self) -> None:
         plan = self._execution.checkpoints

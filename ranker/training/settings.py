@@ -1,14 +1,15 @@
-"""What goes into a training and what it says on its way: settings, places, steps, epochs."""
+"""The settings of a training: what it learns, and how it runs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 from ranker.errors import SettingError
 from ranker.training.checkpoint import CheckpointPlan
+from ranker.training.progress import Watcher
 from ranker.training.ranks import ALONE, Ranks
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -45,14 +46,14 @@ class TrainingConfig:
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
-        limits = {
+        bounds = {
             "learning_rate": 0 < self.learning_rate < math.inf,
             "epochs": self.epochs >= 1,
             "weight_decay": 0 <= self.weight_decay < math.inf,
             "time_window_h_max": 0 <= self.time_window_h_max < math.inf,
             "time_window_share": 0 <= self.time_window_share <= 1,
         }
-        for name, holds in limits.items():
+        for name, holds in bounds.items():
             if not holds:
                 raise SettingError(f"{name} cannot be {getattr(self, name)!r}")
 
@@ -70,41 +71,11 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """Where training is after a minibatch; `loss` is the mean of the epoch so far."""
-
-    epoch: int
-    done: int
-    total: int
-    loss: float
-    learning_rate: float
-    rows_per_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Epoch:
-    """What one epoch came to; losses are weighted means per head and row, those by head are not weighted."""
-
-    number: int
-    train_loss: float
-    validation_loss: float
-    validation_losses: dict[str, float]
-
-
-class Watch(Protocol):
-    """Is told how training goes, on rank 0 only. What it raises ends the training."""
-
-    def step(self, step: Step) -> None: ...
-
-    def epoch(self, epoch: Epoch) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
 class Execution:
     """How a training is carried out: nothing here is meant to change what is learned."""
 
     ranks: Ranks = ALONE
     checkpoints: CheckpointPlan | None = None
-    watches: tuple[Watch, ...] = ()
+    watchers: tuple[Watcher, ...] = ()
     #: Cores per process; None takes all that this process may use.
     threads: int | None = None

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from feature_client.redaction import hidden, redacted, secrets_of
 from ranker.errors import TrackingError
-from ranker.training.settings import Epoch, Step, Watch
+from ranker.training.progress import Epoch, Step, Watcher
 
 #: Steps are many and alike; a tracker gets every so many.
 STEPS_APART = 20
@@ -70,7 +70,7 @@ def tracked(
     experiment: str,
     settings: Mapping[str, str],
     note: Callable[[str], None],
-) -> Iterator[tuple[Watch, ...]]:
+) -> Iterator[tuple[Watcher, ...]]:
     """Open the trackers that were asked for, and close them at the end.
 
     Args:
@@ -85,16 +85,16 @@ def tracked(
         TrackingError: a tracker cannot be reached.
     """
     with ExitStack() as opened:
-        watches: list[Watch] = []
+        watchers: list[Watcher] = []
         if tensorboard is not None:
-            watches.append(opened.enter_context(_tensorboard(tensorboard, settings, note)))
+            watchers.append(opened.enter_context(_tensorboard(tensorboard, settings, note)))
         if mlflow is not None:
-            watches.append(opened.enter_context(_mlflow(mlflow, experiment, settings, note)))
-        yield tuple(watches)
+            watchers.append(opened.enter_context(_mlflow(mlflow, experiment, settings, note)))
+        yield tuple(watchers)
 
 
 @contextmanager
-def _tensorboard(folder: Path, settings: Mapping[str, str], note: Callable[[str], None]) -> Iterator[Watch]:
+def _tensorboard(folder: Path, settings: Mapping[str, str], note: Callable[[str], None]) -> Iterator[Watcher]:
     from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - needs the tensorboard package
 
     with SummaryWriter(str(folder)) as writer:
@@ -108,7 +108,7 @@ def _tensorboard(folder: Path, settings: Mapping[str, str], note: Callable[[str]
 
 
 @contextmanager
-def _mlflow(uri: str, experiment: str, settings: Mapping[str, str], note: Callable[[str], None]) -> Iterator[Watch]:
+def _mlflow(uri: str, experiment: str, settings: Mapping[str, str], note: Callable[[str], None]) -> Iterator[Watcher]:
     for name, value in _MLFLOW_DEFAULTS.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient  # noqa: PLC0415 - optional

@@ -29,8 +29,9 @@ from ranker.export import bundle as export
 from ranker.export.bundle import check_parity
 from ranker.export.manifest import draft_manifest
 from ranker.network.model import NetworkConfig, RankerNetwork
+from ranker.progress import StepProgress
 from ranker.recipe import make_bundle
-from ranker.recipe_settings import Progress, Recipe
+from ranker.recipe_settings import Recipe
 from ranker.training.examples import ExampleBuilder, Sampling
 from ranker.training.settings import TrainingConfig
 from tests.ranker.interactions import write_atomic
@@ -64,7 +65,7 @@ class Notes:
     notes: list[str] = field(default_factory=list)
 
     @contextmanager
-    def step(self, what: str) -> Iterator[Progress]:
+    def step(self, what: str) -> Iterator[StepProgress]:
         self.notes.append(what)
         yield lambda _done, _total, _detail="", /: None
 

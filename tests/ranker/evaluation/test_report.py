@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from ranker.evaluation.caveats import limits
+from ranker.evaluation.caveats import caveats
 from ranker.evaluation.report import report_html, write_report
 from ranker.evaluation.results import Evaluation
 from tests.ranker.scored import HEADS, measured, scored_test
@@ -71,7 +71,7 @@ def test_the_report_says_what_was_measured_and_what_that_cannot_show(html: str, 
     for expected in (*HEADS, "good", "bad", "popularity", "toy data", "cold", "light", "heavy", "Seed", "40 requests"):
         assert expected in text
     assert "What this data cannot show" in text
-    for sentence in limits(evaluation):
+    for sentence in caveats(evaluation):
         assert " ".join(sentence.split()) in text
 
 

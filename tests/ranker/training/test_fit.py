@@ -19,7 +19,8 @@ from ranker.errors import CheckpointError, DivergedError, SettingError
 from ranker.network.model import RankerNetwork
 from ranker.training.checkpoint import FILE, CheckpointPlan
 from ranker.training.fit import predict
-from ranker.training.settings import Epoch, Execution, Step, TrainingConfig, precision_of
+from ranker.training.progress import Epoch, Step
+from ranker.training.settings import Execution, TrainingConfig, precision_of
 from tests.ranker.toy_training import CONFIG, HEADS, examples, learn, main
 
 ONE_THREAD = Execution(threads=1)
@@ -73,7 +74,7 @@ def processes() -> multiprocessing.context.ForkServerContext:
 
 def test_progress_tells_epoch_loss_learning_rate_and_speed(uninterrupted: tuple[RankerNetwork, list[Epoch]]) -> None:
     recorder = Recorder()
-    network, epochs = learn(replace(ONE_THREAD, watches=(recorder,)))
+    network, epochs = learn(replace(ONE_THREAD, watchers=(recorder,)))
     assert same_bits(network, uninterrupted[0])
     assert [(s.epoch, s.done, s.total) for s in recorder.steps] == [
         (e, 3 * e - 3 + b, 6) for e in (1, 2) for b in (1, 2, 3)
@@ -105,7 +106,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(
     assert killed.exitcode == -signal.SIGKILL
     recorder = Recorder()
     network, epochs = learn(
-        Execution(checkpoints=CheckpointPlan(tmp_path, resume=True), watches=(recorder,), threads=1)
+        Execution(checkpoints=CheckpointPlan(tmp_path, resume=True), watchers=(recorder,), threads=1)
     )
     assert same_bits(network, uninterrupted[0])
     assert epochs == uninterrupted[1]
@@ -118,7 +119,7 @@ def test_a_training_stopped_after_any_batch_goes_on_to_the_same_bits(
 ) -> None:
     plan = CheckpointPlan(tmp_path, every_batches=1)
     with pytest.raises(StoppedError):
-        learn(Execution(checkpoints=plan, watches=(Recorder(stop_after),), threads=1))
+        learn(Execution(checkpoints=plan, watchers=(Recorder(stop_after),), threads=1))
     network, epochs = learn(Execution(checkpoints=replace(plan, resume=True), threads=1))
     assert same_bits(network, uninterrupted[0])
     assert epochs == uninterrupted[1]
@@ -130,7 +131,7 @@ def test_a_finished_training_resumes_to_its_result_without_a_step(
     plan = CheckpointPlan(tmp_path, resume=True)
     learn(Execution(checkpoints=plan, threads=1))
     recorder = Recorder()
-    network, epochs = learn(Execution(checkpoints=plan, watches=(recorder,), threads=1))
+    network, epochs = learn(Execution(checkpoints=plan, watchers=(recorder,), threads=1))
     assert recorder.steps == []
     assert same_bits(network, uninterrupted[0])
     assert epochs == uninterrupted[1]
@@ -138,9 +139,9 @@ def test_a_finished_training_resumes_to_its_result_without_a_step(
 
 def test_a_checkpoint_is_renewed_when_its_time_has_come(tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
-        learn(Execution(checkpoints=CheckpointPlan(tmp_path, every_s=0), watches=(Recorder(2),), threads=1))
+        learn(Execution(checkpoints=CheckpointPlan(tmp_path, every_s=0), watchers=(Recorder(2),), threads=1))
     recorder = Recorder()
-    learn(Execution(checkpoints=CheckpointPlan(tmp_path, resume=True), watches=(recorder,), threads=1))
+    learn(Execution(checkpoints=CheckpointPlan(tmp_path, resume=True), watchers=(recorder,), threads=1))
     assert recorder.steps[0].done == 2  # the second batch was told before it was saved
 
 
