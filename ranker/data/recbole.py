@@ -12,7 +12,7 @@ import numpy as np
 from feature_client.activity.writer import EARLIEST_MS
 from ranker.data.identifiers import MISSING, distinct_ids, misspelt
 from ranker.data.problems import LATEST_MS, Problem
-from ranker.data.recbole_file import AtomicFile, TextRows, open_atomic
+from ranker.data.recbole_file import BLOCK_BYTES, AtomicFile, TextRows, open_atomic
 from ranker.data.schema import CLOSEUPS, FILE, RATINGS, RATINGS_MAX, ActionSchema, Columns, Tokens, read_schema
 from ranker.errors import DatasetError
 
@@ -52,13 +52,14 @@ class AtomicDataset:
     problems: tuple[Problem, ...] = ()
 
 
-def read_atomic(folder: Path, schema: ActionSchema | None = None) -> AtomicDataset:
+def read_atomic(folder: Path, schema: ActionSchema | None = None, *, block_bytes: int = BLOCK_BYTES) -> AtomicDataset:
     """Read `NAME.inter` and, where they exist, `NAME.item` and `actions.toml` from a folder.
 
     Args:
         folder: of one dataset.
         schema: which interactions are which actions. None takes the folder's `actions.toml`; without that file, a
             `rating` column gives saves, likes, hides and closeups, and without one everything is a closeup.
+        block_bytes: size of the blocks in which files are parsed.
 
     Raises:
         DatasetError: a file, a column or a value that is read is missing or cannot be understood, or two identifiers
@@ -67,7 +68,7 @@ def read_atomic(folder: Path, schema: ActionSchema | None = None) -> AtomicDatas
 
     Cost: about a second per million interactions; Python work per distinct identifier only.
     """
-    file = open_atomic(_interaction_file(folder))
+    file = open_atomic(_interaction_file(folder), block_bytes)
     given = schema or _own_schema(folder)
     schema = given or (RATINGS if "rating" in file.kinds else CLOSEUPS)
     _check_columns(file, schema)
@@ -78,7 +79,7 @@ def read_atomic(folder: Path, schema: ActionSchema | None = None) -> AtomicDatas
     time_ms = _times_ms(rows)
     labels, label_problems = _labels(schema, rows, rated=given is None)
     user_ids = distinct_ids(user_tokens, "user")
-    items = _read_items(file.path.with_suffix(".item"), pin_tokens)
+    items = _read_items(file.path.with_suffix(".item"), pin_tokens, block_bytes)
     tokens = list(dict.fromkeys([*pin_tokens, *items.titles]))
     pin_ids = distinct_ids(tokens, "item")
     order = np.argsort(time_ms, kind="stable")
@@ -246,11 +247,11 @@ class _Items:
     problems: tuple[Problem, ...]
 
 
-def _read_items(path: Path, pin_tokens: list[str]) -> _Items:
+def _read_items(path: Path, pin_tokens: list[str], block_bytes: int) -> _Items:
     """Read titles; none where there is no such file. Of an item that is listed twice, the first counts."""
     if not path.exists():
         return _Items({}, {}, ())
-    file = open_atomic(path)
+    file = open_atomic(path, block_bytes)
     file.require("item_id", ("token",))
     title = next((name for name in file.kinds if name != "item_id" and ("title" in name or "name" in name)), "item_id")
     rows = file.read(("item_id", title))

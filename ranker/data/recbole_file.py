@@ -23,8 +23,8 @@ KINDS = ("token", "token_seq", "float", "float_seq")
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 _MARK = b"\xef\xbb\xbf"
 _GZIP, _UTF16 = b"\x1f\x8b", (b"\xff\xfe", b"\xfe\xff")
-#: A file is read a block at a time; a longer line than a block cannot be read.
-_BLOCK_BYTES = 16 << 20
+#: A file is parsed in blocks of this size; a line that is longer than a block cannot be parsed.
+BLOCK_BYTES = 16 << 20
 _SHOWN_MAX = 80
 
 
@@ -37,12 +37,14 @@ class AtomicFile:
         content: the whole file.
         kinds: each column's declared type, in the file's order.
         start: where the second line begins.
+        block_bytes: size of the blocks in which the file is parsed.
     """
 
     path: Path
     content: bytes
     kinds: Mapping[str, str]
     start: int
+    block_bytes: int = BLOCK_BYTES
 
     def require(self, name: str, kinds: Sequence[str]) -> None:
         """Raise DatasetError unless a column is there and declared as one of these types."""
@@ -61,8 +63,8 @@ class AtomicFile:
                 pa.BufferReader(pa.py_buffer(self.content).slice(self.start)),
                 read_options=pyarrow.csv.ReadOptions(
                     column_names=list(self.kinds),
-                    block_size=_BLOCK_BYTES,
-                    use_threads=len(self.content) > _BLOCK_BYTES,
+                    block_size=self.block_bytes,
+                    use_threads=len(self.content) > self.block_bytes,
                 ),
                 parse_options=pyarrow.csv.ParseOptions(delimiter="\t", quote_char=False),
                 convert_options=pyarrow.csv.ConvertOptions(
@@ -154,7 +156,7 @@ def _shown(text: str) -> str:
     return repr(text) if len(text) <= _SHOWN_MAX else f"{text[:_SHOWN_MAX]!r}... ({len(text):,} characters)"
 
 
-def open_atomic(path: Path) -> AtomicFile:
+def open_atomic(path: Path, block_bytes: int = BLOCK_BYTES) -> AtomicFile:
     """Read a file and its header.
 
     Raises:
@@ -168,7 +170,8 @@ def open_atomic(path: Path) -> AtomicFile:
     begin = len(_MARK) if content.startswith(_MARK) else 0
     end = content.find(b"\n", begin)
     header = content[begin : end if end >= 0 else len(content)].removesuffix(b"\r").decode()
-    return AtomicFile(path, content, _kinds(path, header), end + 1 if end >= 0 else len(content))
+    start = end + 1 if end >= 0 else len(content)
+    return AtomicFile(path, content, _kinds(path, header), start, block_bytes)
 
 
 def _check_text(path: Path, content: bytes) -> None:

@@ -17,7 +17,7 @@ RESAMPLES = 1_000
 LEVEL = 0.95
 
 #: Bounds the memory for weights: as many resamples at a time as fit.
-_WEIGHTS_MAX = 4_000_000
+WEIGHTS_MAX = 4_000_000
 #: An interval needs a value in at least this share of the resamples: fewer, and too few users have any.
 _DEFINED_SHARE_MIN = 0.95
 
@@ -70,7 +70,9 @@ class Resampling:
         return Estimate(value, float(low), float(high))
 
 
-def resample(users: np.ndarray, values: np.ndarray, resamples: int, seed: int) -> Resampling:
+def resample(
+    users: np.ndarray, values: np.ndarray, resamples: int, seed: int, weights_max: int = WEIGHTS_MAX
+) -> Resampling:
     """Sum the requests' values over resamples of the users.
 
     Args:
@@ -78,6 +80,7 @@ def resample(users: np.ndarray, values: np.ndarray, resamples: int, seed: int) -
         values: float64[R, K].
         resamples: B, how many; 0 gives no intervals.
         seed: of the draws; the same users and seed give the same draws, whatever the values.
+        weights_max: how many weights to hold in memory at a time.
 
     Returns:
         float64[K] and float64[B, K]. Whole numbers stay exact, so that equal values have a difference of exactly 0.
@@ -89,7 +92,7 @@ def resample(users: np.ndarray, values: np.ndarray, resamples: int, seed: int) -
     np.add.at(sums, user, values)
     rng = np.random.default_rng([seed, len(distinct)])
     drawn = np.empty((resamples, values.shape[1]))
-    step = max(1, _WEIGHTS_MAX // max(1, len(distinct)))
+    step = max(1, weights_max // max(1, len(distinct)))
     for start in range(0, resamples, step):
         stop = min(start + step, resamples)
         weights = np.stack([_draw(len(distinct), rng) for _ in range(start, stop)])

@@ -115,7 +115,7 @@ def score_test(
             table = utilities[name]
             own = tuple(head.name for head in bundles[name].manifest.heads)
             if isinstance(table, UtilityTable):
-                scored[name] = BundleScores(own, probabilities, _utilities(table, examples, probabilities), None)
+                scored[name] = BundleScores(own, probabilities, utilities_of(table, examples, probabilities), None)
             else:
                 scored[name] = BundleScores(own, probabilities, None, table)
     if first is None:
@@ -232,7 +232,7 @@ def _read_by(model: LoadedModel, batch: FeatureBatch) -> FeatureBatch:
     )
 
 
-def _utilities(table: UtilityTable, examples: Examples, probabilities: np.ndarray) -> np.ndarray:
+def utilities_of(table: UtilityTable, examples: Examples, probabilities: np.ndarray) -> np.ndarray:
     """Return float32[N], as the server computes them, surface by surface."""
     result = np.empty(len(probabilities), np.float32)
     surface_of_row = np.repeat(examples.surfaces, np.diff(examples.batch.row_splits))

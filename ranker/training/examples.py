@@ -136,7 +136,7 @@ class ExampleBuilder:
         share = self._kept_share(slices)
         built: list[Examples] = []
         for done, span in enumerate(slices, start=1):
-            built += self._build_slice(span, part, share, attributes)
+            built += self.build_slice(span, part, share, attributes)
             progress(done, len(slices))
         if not built:
             raise DatasetError(f"the {part} part of the data holds no request; give more data or another split")
@@ -149,13 +149,16 @@ class ExampleBuilder:
         total = sum(len(slice_requests(self._log, span, 0, rng)) for span in slices)
         return min(1.0, self._sampling.requests_max / max(1, total))
 
-    def _build_slice(self, span: Slice, part: Part, share: float, attributes: Sequence[str] = ()) -> list[Examples]:
+    def build_slice(
+        self, span: Slice, part: Part, share: float = 1.0, attributes: Sequence[str] = ()
+    ) -> list[Examples]:
+        """Build the examples of one slice, each request's by itself; `share` of the requests, drawn at random."""
         log = self._log
         # Each slice draws from its own generator, so that what is drawn here cannot depend on another slice's events.
         rng = np.random.default_rng([self._seed, span.number])
         requests = slice_requests(log, span, self._manifest.sequence_length, rng)
         keep = rng.random(len(requests)) < share
-        snapshot = _Snapshot.at(span, log, self._groups, self._vectors, self._columns)
+        snapshot = FeatureSnapshot.at(span, log, self._groups, self._vectors, self._columns)
         new_to_users = [self._without_repeats(request) for request, kept in zip(requests, keep, strict=True) if kept]
         return [
             self._build_request(request, snapshot, part, rng, attributes)
@@ -176,7 +179,7 @@ class ExampleBuilder:
     def _build_request(
         self,
         request: Request,
-        snapshot: _Snapshot,
+        snapshot: FeatureSnapshot,
         part: Part,
         rng: np.random.Generator,
         attributes: Sequence[str],
@@ -227,7 +230,7 @@ class ExampleBuilder:
             sequence_state=RowState.PRESENT if len(events) else RowState.MISSING,
         )
 
-    def _draw(self, user: int, count: int, snapshot: _Snapshot, rng: np.random.Generator) -> np.ndarray:
+    def _draw(self, user: int, count: int, snapshot: FeatureSnapshot, rng: np.random.Generator) -> np.ndarray:
         log = self._log
         own = log.pin[log.by_user[log.user_splits[user] : log.user_splits[user + 1]]]
         eligible = snapshot.pins.states == RowState.PRESENT
@@ -244,7 +247,7 @@ class ExampleBuilder:
 
 
 @dataclass(frozen=True, slots=True)
-class _Snapshot:
+class FeatureSnapshot:
     """All stored features as of a slice's start.
 
     Attributes:
@@ -262,13 +265,13 @@ class _Snapshot:
     new_share: float
 
     @staticmethod
-    def at(span: Slice, log: ActionLog, groups: Groups, vectors: np.ndarray, columns: Sequence[int]) -> _Snapshot:
+    def at(span: Slice, log: ActionLog, groups: Groups, vectors: np.ndarray, columns: Sequence[int]) -> FeatureSnapshot:
         stop = log.before(span.start_ms)
         pins = pin_rows(log, groups.pin, vectors, span.start_ms)
         acted = log.pin[stop : log.before(span.stop_ms)]
         on_new = pins.states[acted] != RowState.PRESENT
         counts = [np.bincount(log.pin[:stop], log.labels[:stop, column], len(log.pin_ids)) for column in columns]
-        return _Snapshot(
+        return FeatureSnapshot(
             pins,
             user_rows(log, groups.user, vectors, span.start_ms),
             np.stack(counts, axis=-1).astype(np.float32),

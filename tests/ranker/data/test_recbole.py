@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from ranker.data.identifiers import distinct_ids, token_id
-from ranker.data.recbole import read_atomic
+from ranker.data.recbole import AtomicDataset, read_atomic
 from ranker.errors import DatasetError
 from tests.ranker.recbole_files import Files, compared, files
 
@@ -61,8 +61,8 @@ def test_an_item_file_without_titles_and_no_item_file_give_the_tokens(tmp_path: 
         ("9223372036854775807", 9223372036854775807),
         ("-3", None),
         ("4.5", None),
-        ("\u0664", None),  # a digit, but not an ASCII one
-        ("99999999999999999999", None),  # more than 64 bits
+        pytest.param("\u0664", None, id="a digit that is not ASCII"),
+        pytest.param("99999999999999999999", None, id="more than 64 bits"),
         ("Toy Story (1995)", None),
     ],
 )
@@ -110,8 +110,11 @@ def test_an_item_file_cannot_reuse_an_id_of_the_interactions(tmp_path: Path) -> 
         (INTER + "1\t2\t1,5\t4\n", r"line 2: column 'rating' holds '1,5': that is no number"),
         (INTER + "1\t2\tnan\t4\n", r"line 2: column 'rating' holds 'nan': that is no number"),
         (INTER + "1\t2\t1\t1e400\n", r"line 2: column 'timestamp' holds '1e400': that is no number"),
-        # Lines are counted as an editor counts them.
-        (INTER + "\n\r\n1\t2\t3\t4\n\n1\t2\tgood\t4\n", r"line 6: column 'rating' holds 'good'"),
+        pytest.param(
+            INTER + "\n\r\n1\t2\t3\t4\n\n1\t2\tgood\t4\n",
+            r"line 6: column 'rating' holds 'good'",
+            id="lines are counted as an editor counts them",
+        ),
         (INTER + "\n1\t2\t3\n", r"line 3: 3 fields, but the header names 4 columns$"),
         (INTER + "1\t2\t3\t4\t\n", r"line 2: 5 fields, but the header names 4 columns; remove the tab at its end"),
         (INTER + "1\t2\t3\t4\n" + INTER, r"line 3: column 'timestamp' holds 'timestamp:float'"),
@@ -229,20 +232,20 @@ def test_a_line_of_many_megabytes_is_refused_or_read_whole(tmp_path: Path) -> No
     assert set(read_atomic(dataset_at(tmp_path, INTER + f"u\t{long}\t3\t1\n")).tokens.values()) == {long}
 
 
-def test_a_file_of_many_blocks_is_read_in_order_and_keeps_its_line_numbers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ranker.data.recbole_file._BLOCK_BYTES", 256)
+def test_a_file_of_many_blocks_is_read_in_order_and_keeps_its_line_numbers(tmp_path: Path) -> None:
+    def read() -> AtomicDataset:
+        return read_atomic(dataset_at(tmp_path, INTER + "\n\n".join(rows) + "\n"), block_bytes=256)
+
     rows = [f"u{row % 7}\tp{row % 11}\t{1 + row % 5}\t{row}" for row in range(2_000)]
-    dataset = read_atomic(dataset_at(tmp_path, INTER + "\n\n".join(rows) + "\n"))
+    dataset = read()
     assert dataset.time_ms.tolist() == [1000 * row for row in range(2_000)]
     assert [dataset.tokens[pin] for pin in dataset.pins.tolist()] == [f"p{row % 11}" for row in range(2_000)]
     rows[1_500] = "u\tp\tx\t1"
     with pytest.raises(DatasetError, match=r"line 3002: column 'rating' holds 'x'"):
-        read_atomic(dataset_at(tmp_path, INTER + "\n\n".join(rows) + "\n"))
+        read()
     rows[1_500] = "u\tp"
     with pytest.raises(DatasetError, match=r"line 3002: 2 fields, but the header names 4 columns"):
-        read_atomic(dataset_at(tmp_path, INTER + "\n\n".join(rows) + "\n"))
+        read()
 
 
 @settings(max_examples=500, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
