@@ -1,4 +1,4 @@
-"""Options as dataclasses: a command takes one object for each panel of its help instead of a parameter per option."""
+"""Command-line options as dataclasses: a command takes one object per group instead of one parameter per option."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import typer
 
 
 class OptionGroup:
-    """Base of a frozen dataclass whose fields are options: `name: Annotated[type, typer.Option(...)] = default`."""
+    """Base of frozen dataclasses whose fields are options: `name: Annotated[type, typer.Option(...)] = default`."""
 
-    #: The panel of the command's help that shows these options; None leaves each option where it says.
+    #: The help panel for all options of the group; None keeps the panel that each option names.
     panel: ClassVar[str | None] = None
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """Let Typer see the fields of a command's option groups as parameters of the command.
+    """Present the fields of a command's option groups to Typer as the command's parameters.
 
     Args:
-        command: a function whose every parameter is annotated with a subclass of `OptionGroup`.
+        command: a function; each of its parameters is annotated with a subclass of `OptionGroup`.
 
     Returns:
-        The function that Typer registers; it builds the groups and calls `command` with them.
+        A function to register with Typer. It builds the groups and calls `command` with them.
     """
     groups: dict[str, type[Any]] = get_type_hints(command)
     groups.pop("return")

@@ -1,4 +1,4 @@
-"""`pinrank train`. It imports what it needs when it runs: serving installs lack PyTorch."""
+"""`pinrank train`. It imports PyTorch only when it runs: a serving install has no PyTorch."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ def train(
     checkpoints: CheckpointOptions,
     tracking: TrackingOptions,
 ) -> None:
-    """Train a ranker on interactions and make it a bundle.
+    """Train a ranker on interactions and write it as a bundle.
 
     Example: [bold]pinrank train --data ml-1m --utility utility.toml --store models --version 2 --label canary[/]
 
-    A few minutes on two cores:
+    Train in a few minutes on two cores:
     [bold]pinrank train --utility utility.toml --out bundle --requests-max 8000 --size encoder_layers=1[/]
 
-    Saves matter most, and a stop costs ten minutes at most:
+    Weigh saves most, and resume after an interruption with at most ten minutes lost:
     [bold]pinrank train --utility utility.toml --out bundle --head-weight save=4 --resume run[/]
 
-    Every day, from what serves, on what is new; published only if it is no worse:
+    Continue daily from the serving version on new events; publish only if the new version is no worse:
     [bold]pinrank train --data my-data --name mine --store models --parent stable --publish --label canary[/]
 
-    Two processes side by side:
+    Train with two processes:
     [bold]torchrun --standalone --nproc-per-node 2 --no-python pinrank train --utility utility.toml --out bundle[/]
     """
     _refuse_contradictions(bundle, parent, checkpoints)
@@ -91,15 +91,15 @@ def train(
 
 def _refuse_contradictions(bundle: BundleOptions, parent: ParentOptions, checkpoints: CheckpointOptions) -> None:
     if bundle.store is None and bundle.out is None:
-        fail("nowhere to put the bundle; give --store DIR, --out DIR or both")
+        fail("the bundle has no destination; add --store DIR, --out DIR or both")
     if (bundle.publish or parent.parent is not None) and bundle.store is None:
-        fail("--publish and --parent need --store")
+        fail("--publish and --parent require --store DIR")
     if bundle.utility is None and parent.parent is None:
-        fail("--utility names the table that weighs the heads; only a --parent brings one")
+        fail("the bundle has no utility table; add --utility FILE, or --parent to use the parent's table")
     if bundle.label is not None and bundle.store is None:
-        fail("--label needs --store DIR")
+        fail("--label requires --store DIR")
     if checkpoints.resume is not None and checkpoints.checkpoints is not None:
-        fail("--resume DIR keeps checkpoints in DIR itself; leave --checkpoints away")
+        fail("--resume DIR also keeps its checkpoints in DIR; remove --checkpoints")
 
 
 def _recipe(
@@ -144,7 +144,7 @@ def _show(bundle: Bundle, models: ModelStore | None, label: str | None) -> None:
     from ranker.export.publishing import what_is_left_to_do  # noqa: PLC0415
 
     size_bytes = sum(len(content) for content in bundle.files.values())
-    labelled = "" if label is None else f", labelled {label}"
+    labelled = "" if label is None else f", label {label}"
     console = Console(markup=False, emoji=False)
     console.print(f"{bundle.manifest.ref}: {size_bytes / 1e6:.2f} MB, digest {bundle.digest[:12]}{labelled}")
     if models is not None:

@@ -1,6 +1,6 @@
-"""The options of `pinrank train`, a class for each panel of its help, and the settings that they stand for.
+"""The options of `pinrank train`, one class per panel of its help, and their conversion to settings.
 
-Serving installs lack PyTorch, so whatever needs it is imported when it is used.
+A serving install has no PyTorch, so everything that needs it is imported on use.
 """
 
 from __future__ import annotations
@@ -25,29 +25,32 @@ if TYPE_CHECKING:
     from ranker.training.parent import Parent
     from ranker.training.settings import TrainingConfig
 
-#: What is trained already is only to be moved a little.
-_RATE, _RATE_ON = 2e-3, 5e-4
+#: A model that continues from its parent needs smaller steps than a new one.
+_RATE, _RATE_FROM_PARENT = 2e-3, 5e-4
 _VARIANTS = "; ".join(f"[bold]{name}[/]: {variant.description}" for name, variant in VARIANTS.items())
 
 
 @dataclass(frozen=True, slots=True)
 class BundleOptions(OptionGroup):
-    panel = "The bundle"
+    panel = "Bundle"
 
     utility: Annotated[
-        Path | None, typer.Option(help="The utility table (TOML) to put into the bundle; the parent's without.")
+        Path | None, typer.Option(help="Utility table (TOML) for the bundle. Default: the parent's table.")
     ] = None
-    name: Annotated[str, typer.Option(help="Name of the model.")] = "ml1m"
+    name: Annotated[str, typer.Option(help="Model name.")] = "ml1m"
     version: Annotated[
         int | None,
-        typer.Option(min=1, help="Version to publish as; versions never change. The next free one without."),
+        typer.Option(
+            min=1,
+            help="Version number of the bundle; a published version never changes. Default: the next free number.",
+        ),
     ] = None
-    publish: Annotated[bool, typer.Option("--publish", help="Publish into --store (as without --out).")] = False
-    store: Annotated[str | None, typer.Option("--store", help="The model store: a folder, or s3://bucket/prefix.")] = (
-        None
+    publish: Annotated[bool, typer.Option("--publish", help="Publish to --store, as --store alone already does.")] = (
+        False
     )
-    label: Annotated[str | None, typer.Option(help="Label to point at the new version; needs --store.")] = None
-    out: Annotated[Path | None, typer.Option(help="Write the bundle into this new folder.")] = None
+    store: Annotated[str | None, typer.Option("--store", help="Model store: a folder or s3://bucket/prefix.")] = None
+    label: Annotated[str | None, typer.Option(help="Label to move to the new version; requires --store.")] = None
+    out: Annotated[Path | None, typer.Option(help="New folder to write the bundle to.")] = None
 
     def open_store(self) -> ModelStore | None:
         from model_store.registry.store import open_model_store  # noqa: PLC0415
@@ -63,7 +66,7 @@ class BundleOptions(OptionGroup):
         return parent.bundle.files[UTILITY] if parent else b""
 
     def check_places(self, models: ModelStore | None) -> None:
-        """Refuse before the work what could not be written, published or labelled after it."""
+        """Check before the work that the bundle can be written, published and labelled after it."""
         from model_store.registry.history import check_label  # noqa: PLC0415
 
         if self.out is not None:
@@ -76,21 +79,26 @@ class BundleOptions(OptionGroup):
 
 @dataclass(frozen=True, slots=True)
 class ParentOptions(OptionGroup):
-    panel = "From a parent"
+    panel = "Parent"
 
     parent: Annotated[
         str | None,
         typer.Option(
             metavar="LABEL|VERSION",
-            help="Train on from this version of the store, on the events that it has not learned from; it is compared "
-            "on the newest of them, and nothing is made that is worse.",
+            help="Continue training from this version in the store, on the events that it has not learned from. Both "
+            "models are compared on the newest of these events; train writes no bundle if the new one is worse.",
         ),
     ] = None
-    gate_auc: Annotated[float, typer.Option(min=0, help="AUC that a head may lose against the parent.")] = 0.005
+    gate_auc: Annotated[float, typer.Option(min=0, help="Largest loss of AUC per head, compared with the parent.")] = (
+        0.005
+    )
     gate_hit_percent: Annotated[
-        float, typer.Option(min=0, help="Percent of HIT@3 that a head may lose, beyond the interval.")
+        float,
+        typer.Option(
+            min=0, help="Largest relative loss of HIT@3 per head, in percent, beyond the confidence interval."
+        ),
     ] = 2.0
-    gate_ece: Annotated[float, typer.Option(min=0, help="Largest calibration error of a head.")] = 0.02
+    gate_ece: Annotated[float, typer.Option(min=0, help="Largest calibration error per head.")] = 0.02
 
     def read(self, models: ModelStore | None, name: str) -> Parent | None:
         from ranker.training.parent import Parent  # noqa: PLC0415
@@ -113,11 +121,11 @@ class DataOptions(OptionGroup):
     data: DataOption = "ml-1m"
     actions: ActionsOption = None
     requests_max: Annotated[
-        int | None, typer.Option(min=1, help="Learn from about so many requests, drawn evenly; all without.")
+        int | None, typer.Option(min=1, help="Approximate number of training requests, sampled evenly. Default: all.")
     ] = None
     negatives: Annotated[
         int,
-        typer.Option(min=1, help="Pins drawn per training request beside those acted on; each costs a row."),
+        typer.Option(min=1, help="Pins sampled as negatives per training request; each adds a row."),
     ] = 24
 
     def sampling(self) -> Sampling:
@@ -135,8 +143,8 @@ class NetworkOptions(OptionGroup):
         list[str] | None,
         typer.Option(
             metavar="NAME=VALUE",
-            help="Another size of the network, e.g. encoder_layers=1, hidden=256,128 or dropout=0.2; may be repeated. "
-            "A name that is not there lists all.",
+            help="Override a network size, e.g. encoder_layers=1, hidden=256,128 or dropout=0.2; may be repeated. "
+            "An unknown name lists all sizes.",
         ),
     ] = None
 
@@ -146,46 +154,49 @@ class NetworkOptions(OptionGroup):
 
 @dataclass(frozen=True, slots=True)
 class TrainingOptions(OptionGroup):
-    panel = "Learning"
+    panel = "Training"
 
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of everything random.")] = 7
-    epochs: Annotated[int, typer.Option(min=1, help="At most so many passes over the training requests.")] = 3
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Random seed.")] = 7
+    epochs: Annotated[int, typer.Option(min=1, help="Maximum number of passes over the training requests.")] = 3
     patience: Annotated[
         int,
         typer.Option(
-            min=0, help="Epochs in a row without a better validation loss to wait out; the best weights are kept."
+            min=0, help="Successive epochs without a better validation loss to tolerate. The best weights are kept."
         ),
     ] = 1
     batch_requests: Annotated[
         int,
-        typer.Option(min=1, help="Requests per minibatch, each with all its candidates; all ranks together."),
+        typer.Option(
+            min=1, help="Requests per minibatch, over all ranks. A request always keeps all of its candidates."
+        ),
     ] = 48
     learning_rate: Annotated[
         float | None,
-        typer.Option(help=f"Highest learning rate of the schedule (default: {_RATE:g}; from a parent {_RATE_ON:g})."),
+        typer.Option(help=f"Peak learning rate (default: {_RATE:g}, or {_RATE_FROM_PARENT:g} with --parent)."),
     ] = None
-    weight_decay: Annotated[float, typer.Option(help="AdamW's decay of weights.")] = 1e-4
+    weight_decay: Annotated[float, typer.Option(help="Weight decay of AdamW.")] = 1e-4
     head_weight: Annotated[
         list[str] | None,
         typer.Option(
             metavar="HEAD=WEIGHT",
-            help="How much a head counts in the loss, 1 for heads that are not named; may be repeated.",
+            help="Weight of a head in the loss; may be repeated. Default: 1 for each head.",
         ),
     ] = None
     time_window_h: Annotated[
         float,
         typer.Option(
-            min=0, help="Hide each request's actions younger than a time drawn from 0 to so many hours; 0 hides none."
+            min=0,
+            help="Hide each request's actions below an age sampled between 0 and this many hours; 0 hides none.",
         ),
     ] = 24.0
-    time_window_share: Annotated[float, typer.Option(min=0, max=1, help="Share of requests that this is done to.")] = (
-        1.0
-    )
+    time_window_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the requests to which --time-window-h applies.")
+    ] = 1.0
 
     def config(self, precision: str, *, from_parent: bool) -> TrainingConfig:
         from ranker.training.settings import TrainingConfig, precision_of  # noqa: PLC0415
 
-        default_rate = _RATE_ON if from_parent else _RATE
+        default_rate = _RATE_FROM_PARENT if from_parent else _RATE
         return TrainingConfig(
             seed=self.seed,
             epochs=self.epochs,
@@ -200,12 +211,12 @@ class TrainingOptions(OptionGroup):
         )
 
     def _head_weights(self) -> dict[str, float]:
-        """Read `HEAD=WEIGHT` settings; whether there are such heads shows with the data."""
+        """Parse `HEAD=WEIGHT` settings. Whether the heads exist is checked with the data."""
         weights: dict[str, float] = {}
         for setting in self.head_weight or []:
             head, _, weight = setting.partition("=")
             if head in weights:
-                raise SettingError(f"--head-weight {setting}: {head} has a weight already; give each head one")
+                raise SettingError(f"--head-weight {setting}: {head} already has a weight; set each head once")
             try:
                 weights[head] = float(weight)
             except ValueError:
@@ -215,30 +226,35 @@ class TrainingOptions(OptionGroup):
 
 @dataclass(frozen=True, slots=True)
 class ExecutionOptions(OptionGroup):
-    panel = "Where it runs"
+    panel = "Execution"
 
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda; auto takes cuda where there is one.")] = "auto"
-    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16; auto is bf16 on cuda, fp32 on cpu.")] = "auto"
-    threads: Annotated[int | None, typer.Option(min=1, help="Cores to use; all this process may use without.")] = None
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda; auto uses cuda if it is available.")] = "auto"
+    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16; auto uses bf16 on cuda and fp32 on cpu.")] = "auto"
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Number of cores to use. Default: all that are available to this process.")
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointOptions(OptionGroup):
-    panel = "Going on after a stop"
+    panel = "Checkpoints"
 
     checkpoints: Annotated[
-        Path | None, typer.Option(help="Keep a checkpoint in this folder, renewed after every epoch.")
+        Path | None, typer.Option(help="Folder for checkpoints; train writes one after every epoch.")
     ] = None
     resume: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", help="Go on from this folder's checkpoint and keep it renewed; start where it has none."
+            metavar="FOLDER",
+            help="Resume from the checkpoint in this folder and keep updating it. Starts anew if there is none.",
         ),
     ] = None
-    checkpoint_minutes: Annotated[float, typer.Option(min=0, help="Renew it after so many minutes too.")] = 10.0
-    checkpoint_batches: Annotated[int | None, typer.Option(min=1, help="Renew it after so many minibatches too.")] = (
-        None
-    )
+    checkpoint_minutes: Annotated[
+        float, typer.Option(min=0, help="Also write a checkpoint after this many minutes.")
+    ] = 10.0
+    checkpoint_batches: Annotated[
+        int | None, typer.Option(min=1, help="Also write a checkpoint after this many minibatches.")
+    ] = None
 
     def plan(self) -> CheckpointPlan | None:
         from ranker.training.checkpoint import FILE, CheckpointPlan  # noqa: PLC0415
@@ -248,20 +264,18 @@ class CheckpointOptions(OptionGroup):
             return None
         check_folder(folder)
         if self.resume is None and (folder / FILE).exists():
-            fail(f"{folder / FILE} exists already; --resume {folder} goes on from it, or name another folder")
+            fail(f"{folder / FILE} already exists; use --resume {folder} to continue from it, or choose another folder")
         return CheckpointPlan(folder, self.resume is not None, 60 * self.checkpoint_minutes, self.checkpoint_batches)
 
 
 @dataclass(frozen=True, slots=True)
 class TrackingOptions(OptionGroup):
-    panel = "Metrics"
+    panel = "Tracking"
 
-    tensorboard: Annotated[Path | None, typer.Option(help="Write TensorBoard's event files into this folder.")] = None
+    tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard event files.")] = None
     mlflow: Annotated[
         str | None,
-        typer.Option(
-            metavar="URI", help="Log a run to this MLflow tracking server; the model's name is the experiment."
-        ),
+        typer.Option(metavar="URI", help="MLflow tracking server to log to; the experiment is named after the model."),
     ] = None
 
     def check_places(self) -> None:

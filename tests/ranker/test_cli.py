@@ -92,11 +92,11 @@ def test_train_publishes_and_labels_and_evaluate_compares(tmp_path: Path, utilit
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "nowhere to put the bundle; give --store DIR, --out DIR or both"),
-        (["--out", "new", "--label", "stable"], "--label needs --store DIR"),
-        (["--out", "."], ". exists already; name a new folder"),
+        ([], "the bundle has no destination; add --store DIR, --out DIR or both"),
+        (["--out", "new", "--label", "stable"], "--label requires --store DIR"),
+        (["--out", "."], ". already exists; choose a new folder"),
         (["--out", "new", "--data", "nowhere"], "no dataset folder at nowhere; it must hold NAME.inter"),
-        (["--out", "new", "--resume", "a", "--checkpoints", "b"], "--resume DIR keeps checkpoints in DIR itself"),
+        (["--out", "new", "--resume", "a", "--checkpoints", "b"], "--resume DIR also keeps its checkpoints in DIR"),
         (["--out", "new", "--head-weight", "save"], "--head-weight save: write HEAD=WEIGHT, e.g. save=4"),
         (
             ["--out", "new", "--head-weight", "click=2"],
@@ -109,17 +109,17 @@ def test_train_publishes_and_labels_and_evaluate_compares(tmp_path: Path, utilit
         (["--out", "new", "--size", "hidden=8", "--size", "hidden=9"], "--size hidden=9: hidden has a value already"),
         (["--out", "new", "--size", "hidden=99999"], "--size hidden=99999: hidden can be at most 8,192"),
         (["--out", "new", "--size", "readout_rows=101"], "readout_rows can be at most 100, the length of a sequence"),
-        (["--out", "new", "--head-weight", "save=1", "--head-weight", "save=2"], "--head-weight save=2: save has a"),
+        (["--out", "new", "--head-weight", "save=1", "--head-weight", "save=2"], "--head-weight save=2: save already has a"),
         (["--out", "new", "--name", "my_model"], "a model cannot be named 'my_model': use at most 56 lower-case"),
         (["--out", "new", "--name", "m" * 57], f"a model cannot be named '{'m' * 57}': use at most 56 lower-case"),
         (["--store", "models", "--label", "Best"], "label 'Best': use lower-case letters, digits, - and _"),
         (["--store", "utility.toml"], "model store utility.toml/ml1m/log: Not a directory"),
         (["--store", "s3://"], "model store s3://: "),
-        (["--out", "utility.toml/new"], "utility.toml/new cannot be a folder:"),
-        (["--out", "/proc/new"], "cannot write into /proc: "),
-        (["--out", "new", "--checkpoints", "utility.toml"], "utility.toml cannot be a folder: utility.toml is a file"),
-        (["--out", "new", "--checkpoints", "kept"], "kept/checkpoint.pt exists already; --resume kept goes on from it"),
-        (["--out", "new", "--tensorboard", "utility.toml"], "utility.toml cannot be a folder"),
+        (["--out", "utility.toml/new"], "cannot create the folder utility.toml/new: "),
+        (["--out", "/proc/new"], "cannot write to /proc: "),
+        (["--out", "new", "--checkpoints", "utility.toml"], "cannot create the folder utility.toml: utility.toml is a file"),
+        (["--out", "new", "--checkpoints", "kept"], "kept/checkpoint.pt already exists; use --resume kept to continue from it"),
+        (["--out", "new", "--tensorboard", "utility.toml"], "cannot create the folder utility.toml"),
         (["--out", "new", "--learning-rate", "0"], "learning_rate cannot be 0.0"),
         (["--out", "new", "--actions", "lost.toml"], "cannot read the actions: [Errno 2] No such file"),
     ],
@@ -247,7 +247,7 @@ def test_evaluate_needs_a_label_or_a_version(tmp_path: Path) -> None:
     (tmp_path / "models" / "toy" / "versions").mkdir(parents=True)
     code, output = run("evaluate", "--store", tmp_path / "models", "--model", "toy", "--data", tmp_path)
     assert code == 1
-    assert "model 'toy' has no labels yet; say which --version to evaluate" in output
+    assert "model 'toy' has no labels yet; choose a version with --version" in output
     code, output = run("evaluate", "--store", tmp_path / "models", "--engine", "abacus", "--data", tmp_path)
     assert code == 1
     assert "unknown engine 'abacus'" in output
@@ -256,12 +256,12 @@ def test_evaluate_needs_a_label_or_a_version(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "nothing to evaluate; give --store DIR, --bundle DIR or both"),
-        (["--bundle", "a", "--version", "1"], "--version and --label need --store DIR"),
+        ([], "there is nothing to evaluate; add --store DIR, --bundle DIR or both"),
+        (["--bundle", "a", "--version", "1"], "--version and --label require --store DIR"),
         (["--bundle", "lost"], "lost/manifest.json: No such file or directory"),
-        (["--bundle", "lost", "--json", "."], ". is a folder; name a file in it"),
-        (["--bundle", "lost", "--json", "/proc/e.json"], "cannot write into /proc: "),
-        (["--bundle", "lost", "--report", "no/such/report.html"], "no/such is no folder to write report.html into"),
+        (["--bundle", "lost", "--json", "."], ". is a folder; choose a file name in it"),
+        (["--bundle", "lost", "--json", "/proc/e.json"], "cannot write to /proc: "),
+        (["--bundle", "lost", "--report", "no/such/report.html"], "cannot write report.html: the folder no/such does not exist; create it first"),
     ],
 )
 def test_evaluate_refuses_what_cannot_work_and_says_why(
@@ -278,7 +278,7 @@ def test_two_bundles_of_one_name_are_refused(tmp_path: Path) -> None:
         tiny.write_tiny_bundle(tmp_path / folder / "same")
     code, output = run("evaluate", "--bundle", tmp_path / "a" / "same", "--bundle", tmp_path / "b" / "same")
     assert code == 1
-    assert "two bundles would be shown as 'same'; rename a folder" in output
+    assert "two bundles have the name 'same'; rename one of the folders" in output
 
 
 def test_a_report_without_matplotlib_is_refused_before_the_work(

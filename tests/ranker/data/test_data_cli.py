@@ -41,7 +41,7 @@ def test_an_adapters_output_can_be_checked_at_once(tmp_path: Path) -> None:
     )
     code, output = run("deskdrop", tmp_path / "log.csv", "--out", tmp_path / "out")
     assert code == 0
-    assert f"60 interactions in {tmp_path / 'out'}" in output
+    assert f"wrote 60 interactions to {tmp_path / 'out'}" in output
     code, output = run("check", tmp_path / "out")
     assert code == 0
     assert "no interaction is a save fix: check its rule in actions.toml" in output
@@ -213,7 +213,7 @@ def test_columns_that_nothing_reads_are_named(tmp_path: Path) -> None:
     rows = [f"u{t % 9}\tp{t % 50}\t-\t{1_700_000_000 + t}" for t in range(400)]
     header = "user_id:token\titem_id:token\tdwell:float\ttimestamp:float"
     (tmp_path / "toy.inter").write_text("\n".join([header, *rows]))
-    assert "toy.inter: nothing reads dwell" in run("check", tmp_path)[1]
+    assert "toy.inter: these columns are not used: dwell" in run("check", tmp_path)[1]
 
 
 def test_ids_are_those_that_the_features_are_stored_under() -> None:
@@ -223,7 +223,7 @@ def test_ids_are_those_that_the_features_are_stored_under() -> None:
 def test_ids_of_what_no_dataset_can_hold_are_not_made_up() -> None:
     assert run("ids", "17.0") == (
         1,
-        "error: no dataset has '17.0': the identifier is a whole number written as a decimal; write 17",
+        "error: '17.0' is not a valid identifier: the identifier is a whole number written as a decimal; write 17",
     )
 
 
@@ -234,5 +234,5 @@ def test_movielens_is_copied_with_actions_to_start_from(tmp_path: Path, monkeypa
     assert code == 0
     assert "may not be redistributed" in output.replace("it may not", "may not")
     assert sorted(p.name for p in (tmp_path / "mine").iterdir()) == ["actions.toml", "ml-1m.inter", "ml-1m.item"]
-    assert run("ml-1m", "--out", tmp_path / "mine")[1].endswith("exists already; name a new folder")
+    assert run("ml-1m", "--out", tmp_path / "mine")[1].endswith("already exists; choose a new folder")
     assert run("check", tmp_path / "mine")[0] == 0
