@@ -1,4 +1,4 @@
-"""The whole way from a dataset to a bundle: embeddings, examples, training, calibration, export."""
+"""The whole pipeline from a dataset to a bundle: embeddings, examples, training, calibration, export."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from ranker.training.progress import Epoch, Step
 from ranker.training.settings import Execution
 from ranker.training.time_window import hidden_share
 
-#: More than this hidden, and the network hardly sees what it will be served with.
+#: If training hides more than this share, the network rarely sees sequences like those it will serve.
 _HIDDEN_SHARE_FAIR = 0.5
 
 
@@ -51,26 +51,26 @@ def make_bundle(
     """Train on a dataset and write the bundle into a folder that does not exist yet.
 
     Args:
-        folder: of the bundle.
-        dataset: to learn from.
-        recipe: what to make of it.
-        reporter: told how far it is.
-        execution: how to train; where there are several ranks, the others call `assist`.
-        parent: a version to train on from: on what is newer, with its network's sizes and in its embedding space.
-        gates: what must hold against the parent on the newest requests, for a bundle to be written.
+        folder: destination of the bundle.
+        dataset: the data to learn from.
+        recipe: the settings of the model.
+        reporter: receives the progress.
+        execution: how to train. With several ranks, all ranks but the first call `assist`.
+        parent: the version to continue from: on newer events, with the same network sizes and embedding space.
+        gates: limits that the new model must meet against the parent on the newest requests.
 
     Raises:
-        GateError: a gate does not hold; nothing is written.
-        DatasetError: the data holds too little to learn from.
-        SettingError: a head's weight, a variant or the utility table names what there is not; shown before any work.
-        CheckpointError: the checkpoint to go on from is damaged, or of another run.
-        DivergedError: the loss is no number any more.
-        ParityError: an engine does not compute what was trained.
+        GateError: the new model fails a gate; no bundle is written.
+        DatasetError: the data is not enough to learn from.
+        SettingError: a head weight, the variant or the utility table names something unknown; raised before any work.
+        CheckpointError: the checkpoint is damaged, or belongs to another run.
+        DivergedError: the loss is no longer finite.
+        ParityError: an engine does not compute the same as the trained network.
     """
     log = action_log(dataset)
     for head in log.schema.heads:
         if head not in log.heads:
-            reporter.note(f"no interaction is a {head}: the model gets no such head")
+            reporter.note(f"no interaction is a {head}, so the model will have no {head} head")
     recipe = _of_parent(recipe, parent, log)
     target = target_of(recipe, log, parent)
     embeddings = parent.embeddings if parent else _embed(log, recipe, reporter)
@@ -78,7 +78,7 @@ def make_bundle(
     logits = predict(network, validation, recipe.training.requests_per_batch)
     calibrations = [fit_calibration(logits[:, i], validation.labels[:, i]) for i in range(len(log.heads))]
     parts = _bundle_parts(dataset, log, embeddings, calibrations, recipe, target.draft, validation, logits)
-    # Metrics are measured on a bundle and stand in its manifest, so a first one is made to be measured.
+    # The manifest holds metrics that are measured on the bundle itself, so a first bundle is written to measure them.
     with tempfile.TemporaryDirectory() as temporary:
         unmeasured = Path(temporary) / "bundle"
         with reporter.step("export"):
@@ -90,7 +90,8 @@ def make_bundle(
         measured = evaluate(bundles, log, OpenVinoEngine, sampling, recipe.training.seed, recipe.split)
     if parent and gates and (broken := breaches(measured, "this", "parent", gates)):
         raise GateError(
-            f"worse than {parent.bundle.manifest.ref} on the newest requests, so not made: " + "; ".join(broken)
+            f"no bundle was written, because the new model is worse than {parent.bundle.manifest.ref} on the newest "
+            "requests: " + "; ".join(broken)
         )
     lineage = parts.lineage.model_copy(update={"metrics": measured.flat("this")})
     fields = replace(parts, lineage=lineage).manifest_fields(sequence=network.config.sequence)
@@ -99,7 +100,7 @@ def make_bundle(
 
 
 def _of_parent(recipe: Recipe, parent: Parent | None, log: ActionLog) -> Recipe:
-    """Return a recipe for what the parent has not learned from."""
+    """Return the recipe for the events that the parent has not learned from."""
     if parent is None:
         return recipe
     return replace(
@@ -112,9 +113,9 @@ def _of_parent(recipe: Recipe, parent: Parent | None, log: ActionLog) -> Recipe:
 def assist(
     dataset: AtomicDataset, recipe: Recipe, reporter: Reporter, execution: Execution, parent: Parent | None = None
 ) -> None:
-    """Take another rank's part in `make_bundle`: learn from a share of every minibatch, and leave the rest to rank 0.
+    """Run `make_bundle` on a rank other than 0: learn from a share of every minibatch and leave the rest to rank 0.
 
-    Every rank prepares the examples for itself: that takes each of them as long as it would take one, and no transport.
+    Every rank builds all examples itself. This takes no longer than building them once, and needs no transport.
     """
     log = action_log(dataset)
     recipe = _of_parent(recipe, parent, log)
@@ -137,7 +138,7 @@ def _learn(
     execution: Execution,
     parent: Parent | None = None,
 ) -> tuple[RankerNetwork, Examples]:
-    """Train a network; return it and the validation part that it was stopped by."""
+    """Train a network; return it with the validation examples that early stopping used."""
 
     def examples_of(part: Part, sampling: Sampling) -> Examples:
         with reporter.step(f"{part} examples") as progress:
@@ -146,12 +147,12 @@ def _learn(
 
     examples = examples_of("train", recipe.sampling)
     validation = examples_of("validation", replace(recipe.sampling, requests_max=recipe.validation_requests_max))
-    reporter.note(f"{examples.batch.requests:,} requests with {examples.batch.rows:,} rows to learn from")
+    reporter.note(f"training on {examples.batch.requests:,} requests with {examples.batch.rows:,} rows")
     hidden = hidden_share(examples.ages_s, recipe.training.time_window_h_max, recipe.training.time_window_share)
     if hidden > _HIDDEN_SHARE_FAIR:
         reporter.note(
-            f"the time window hides {hidden:.0%} of all actions in training: this data's users act in short bursts; "
-            "a smaller --time-window-h or --time-window-share leaves more to learn from"
+            f"the time window hides {hidden:.0%} of all actions in training, because the users of this data act in "
+            "short bursts; lower --time-window-h or --time-window-share to learn from more of them"
         )
     with reporter.step("training") as progress:
         shown = replace(
@@ -163,7 +164,7 @@ def _learn(
 
 
 class _TrainingProgress:
-    """Shows a training to whoever waits for it."""
+    """Reports the progress of a training as console lines and a progress bar."""
 
     def __init__(self, progress: StepProgress, reporter: Reporter, epochs: int) -> None:
         self._progress, self._reporter, self._epochs = progress, reporter, epochs
@@ -174,10 +175,8 @@ class _TrainingProgress:
 
     def epoch(self, epoch: Epoch) -> None:
         by_head = ", ".join(f"{head} {loss:.4f}" for head, loss in epoch.validation_losses.items())
-        line = (
-            f"epoch {epoch.number}: loss {epoch.train_loss:.4f}, on validation {epoch.validation_loss:.4f} ({by_head})"
-        )
-        self._reporter.note(line)
+        losses = f"training loss {epoch.train_loss:.4f}, validation loss {epoch.validation_loss:.4f} ({by_head})"
+        self._reporter.note(f"epoch {epoch.number}: {losses}")
 
 
 def _bundle_parts(
@@ -190,7 +189,7 @@ def _bundle_parts(
     validation: Examples,
     logits: np.ndarray,
 ) -> BundleParts:
-    """Gather what stands in the bundle beside the network; its metrics are not known yet."""
+    """Collect the parts of the bundle other than the network; its metrics are not known yet."""
     seed = recipe.training.seed
     calibrated = draft.model_copy(
         update={
@@ -199,7 +198,7 @@ def _bundle_parts(
             )
         }
     )
-    # What the network was calibrated on is the nearest to what it will be asked.
+    # The calibration data resembles the requests that the model will serve most closely.
     statistics = make_statistics(draft, validation.batch, calibrate(calibrated, logits))
     return BundleParts(
         name=recipe.name,

@@ -16,33 +16,33 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 
 def precision_of(name: str) -> Precision:
-    """Return a precision by name. Raises SettingError for one that there is not."""
+    """Return a precision by name. Raises SettingError for an unknown name."""
     for known in get_args(Precision):
         if name == known:
             precision: Precision = known
             return precision
-    raise SettingError(f"no precision {name!r}; there are {', '.join(get_args(Precision))}")
+    raise SettingError(f"unknown precision {name!r}; choose one of {', '.join(get_args(Precision))}")
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:
-    """Everything that decides what a network learns, beside its sizes and the data."""
+    """Everything that determines what a network learns, other than its sizes and the data."""
 
     seed: int = 7
     epochs: int = 4
-    #: Epochs in a row without a better validation loss that are waited out; the next one stops training.
+    #: Successive epochs without a better validation loss to tolerate; one more stops the training.
     patience: int = 1
-    #: Of all ranks together.
+    #: Over all ranks.
     requests_per_batch: int = 48
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
-    #: How much a head's loss counts; heads that are not named count 1.
+    #: Weight of each head's loss; 1 for heads that are not named.
     head_weights: dict[str, float] = field(default_factory=dict)
-    #: The random time window is uniform up to here; 0 switches it off.
+    #: Upper bound of the random time window, which is uniform from 0; 0 disables the window.
     time_window_h_max: float = 24.0
-    #: Share of requests that get a time window.
+    #: Share of the requests to which a time window applies.
     time_window_share: float = 1.0
-    #: `bf16` runs the network's products in bfloat16, weights stay float32; `auto` does so on CUDA.
+    #: `bf16` computes products in bfloat16 and keeps weights in float32; `auto` means `bf16` on CUDA.
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
@@ -55,27 +55,33 @@ class TrainingConfig:
         }
         for name, holds in bounds.items():
             if not holds:
-                raise SettingError(f"{name} cannot be {getattr(self, name)!r}")
+                raise SettingError(f"{name} must not be {getattr(self, name)!r}")
 
     def weights_of(self, heads: Sequence[str]) -> list[float]:
-        """Return each head's weight. Raises SettingError for a weight of a head that there is not."""
+        """Return the weight of each head. Raises SettingError for an unknown head or an invalid weight."""
         for head, weight in self.head_weights.items():
             if head not in heads:
-                raise SettingError(f"no head {head!r} to weigh; the data gives the heads {', '.join(heads)}")
+                raise SettingError(
+                    f"cannot weigh the unknown head {head!r}; the heads of this data are {', '.join(heads)}"
+                )
             if not 0 <= weight < math.inf:
-                raise SettingError(f"the weight of head {head!r} must be a number from 0 on, got {weight:g}")
+                raise SettingError(
+                    f"the weight of head {head!r} must be a finite number of at least 0, but is {weight:g}"
+                )
         weights = [self.head_weights.get(head, 1.0) for head in heads]
         if not any(weights):
-            raise SettingError("every head weighs 0: there is nothing to learn")
+            raise SettingError(
+                "every head has weight 0, so there is nothing to learn; give at least one head a weight above 0"
+            )
         return weights
 
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """How a training is carried out: nothing here is meant to change what is learned."""
+    """How a training runs. None of these settings is meant to change what the network learns."""
 
     ranks: Ranks = ALONE
     checkpoints: CheckpointPlan | None = None
     watchers: tuple[Watcher, ...] = ()
-    #: Cores per process; None takes all that this process may use.
+    #: Cores per process; None uses all cores that are available to this process.
     threads: int | None = None

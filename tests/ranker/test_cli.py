@@ -95,32 +95,41 @@ def test_train_publishes_and_labels_and_evaluate_compares(tmp_path: Path, utilit
         ([], "the bundle has no destination; add --store DIR, --out DIR or both"),
         (["--out", "new", "--label", "stable"], "--label requires --store DIR"),
         (["--out", "."], ". already exists; choose a new folder"),
-        (["--out", "new", "--data", "nowhere"], "no dataset folder at nowhere; it must hold NAME.inter"),
+        (["--out", "new", "--data", "nowhere"], "there is no dataset folder nowhere; it must hold NAME.inter"),
         (["--out", "new", "--resume", "a", "--checkpoints", "b"], "--resume DIR also keeps its checkpoints in DIR"),
         (["--out", "new", "--head-weight", "save"], "--head-weight save: write HEAD=WEIGHT, e.g. save=4"),
         (
             ["--out", "new", "--head-weight", "click=2"],
-            "no head 'click' to weigh; the data gives the heads save",
+            "cannot weigh the unknown head 'click'; the heads of this data are save",
         ),
         (["--out", "new", "--variant", "huge"], "no variant 'huge'; there are base, wide, late, early, cross"),
         (["--out", "new", "--size", "depth=3"], "--size depth=3: no size 'depth'; write NAME=VALUE with one of"),
-        (["--out", "new", "--precision", "fp8"], "no precision 'fp8'; there are auto, fp32, bf16"),
-        (["--out", "new", "--device", "tpu"], "no device 'tpu'; there are auto, cpu and cuda"),
+        (["--out", "new", "--precision", "fp8"], "unknown precision 'fp8'; choose one of auto, fp32, bf16"),
+        (["--out", "new", "--device", "tpu"], "unknown device 'tpu'; choose one of auto, cpu, cuda"),
         (["--out", "new", "--size", "hidden=8", "--size", "hidden=9"], "--size hidden=9: hidden has a value already"),
         (["--out", "new", "--size", "hidden=99999"], "--size hidden=99999: hidden can be at most 8,192"),
         (["--out", "new", "--size", "readout_rows=101"], "readout_rows can be at most 100, the length of a sequence"),
-        (["--out", "new", "--head-weight", "save=1", "--head-weight", "save=2"], "--head-weight save=2: save already has a"),
-        (["--out", "new", "--name", "my_model"], "a model cannot be named 'my_model': use at most 56 lower-case"),
-        (["--out", "new", "--name", "m" * 57], f"a model cannot be named '{'m' * 57}': use at most 56 lower-case"),
+        (
+            ["--out", "new", "--head-weight", "save=1", "--head-weight", "save=2"],
+            "--head-weight save=2: save already has a",
+        ),
+        (["--out", "new", "--name", "my_model"], "'my_model' is not a valid model name; use at most 56 lower-case"),
+        (["--out", "new", "--name", "m" * 57], f"'{'m' * 57}' is not a valid model name; use at most 56 lower-case"),
         (["--store", "models", "--label", "Best"], "label 'Best': use lower-case letters, digits, - and _"),
         (["--store", "utility.toml"], "model store utility.toml/ml1m/log: Not a directory"),
         (["--store", "s3://"], "model store s3://: "),
         (["--out", "utility.toml/new"], "cannot create the folder utility.toml/new: "),
         (["--out", "/proc/new"], "cannot write to /proc: "),
-        (["--out", "new", "--checkpoints", "utility.toml"], "cannot create the folder utility.toml: utility.toml is a file"),
-        (["--out", "new", "--checkpoints", "kept"], "kept/checkpoint.pt already exists; use --resume kept to continue from it"),
+        (
+            ["--out", "new", "--checkpoints", "utility.toml"],
+            "cannot create the folder utility.toml: utility.toml is a file",
+        ),
+        (
+            ["--out", "new", "--checkpoints", "kept"],
+            "kept/checkpoint.pt already exists; use --resume kept to continue from it",
+        ),
         (["--out", "new", "--tensorboard", "utility.toml"], "cannot create the folder utility.toml"),
-        (["--out", "new", "--learning-rate", "0"], "learning_rate cannot be 0.0"),
+        (["--out", "new", "--learning-rate", "0"], "learning_rate must not be 0.0"),
         (["--out", "new", "--actions", "lost.toml"], "cannot read the actions: [Errno 2] No such file"),
     ],
 )
@@ -163,8 +172,8 @@ def test_a_utility_table_that_no_server_would_take_is_refused_before_the_work(
         "train", "--utility", utility, "--data", data, "--name", "toy", "--store", store, "--label", "stable"
     )
     assert code == 1
-    assert f"error: no server would take a model with this utility table: {message}" in output
-    assert "the data gives the heads save, like, hide, closeup, and requests come from home, related" in output
+    assert f"error: servers would reject a model with this utility table: {message}" in output
+    assert "the heads of this data are save, like, hide, closeup, and the surfaces are home, related" in output
     assert open_model_store(store).versions("toy") == []
 
 
@@ -179,7 +188,7 @@ def test_data_without_any_action_to_predict_is_refused_before_the_work(
     )
     code, output = run("train", "--utility", utility, "--data", data, "--out", tmp_path / "new")
     assert code == 1
-    assert "error: no interaction is any of the actions to predict: save" in output
+    assert "error: no interaction is one of the actions to predict: save" in output
 
 
 @needs_training
@@ -261,7 +270,10 @@ def test_evaluate_needs_a_label_or_a_version(tmp_path: Path) -> None:
         (["--bundle", "lost"], "lost/manifest.json: No such file or directory"),
         (["--bundle", "lost", "--json", "."], ". is a folder; choose a file name in it"),
         (["--bundle", "lost", "--json", "/proc/e.json"], "cannot write to /proc: "),
-        (["--bundle", "lost", "--report", "no/such/report.html"], "cannot write report.html: the folder no/such does not exist; create it first"),
+        (
+            ["--bundle", "lost", "--report", "no/such/report.html"],
+            "cannot write report.html: the folder no/such does not exist; create it first",
+        ),
     ],
 )
 def test_evaluate_refuses_what_cannot_work_and_says_why(

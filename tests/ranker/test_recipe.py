@@ -220,12 +220,12 @@ def test_heads_without_positives_are_dropped_and_said_so(tmp_path: Path, dataset
     columns = {name: getattr(dataset, name)[unsaved] for name in ("users", "pins", "time_ms", "labels")}
     notes = Notes()
     recipe = replace(RECIPE, variant="base", training=replace(RECIPE.training, epochs=1))
-    with pytest.raises(SettingError, match="unknown name 'save'; .*; the data gives the heads like, hide, closeup"):
+    with pytest.raises(SettingError, match="unknown name 'save'; .*; the heads of this data are like, hide, closeup"):
         make_bundle(tmp_path / "bundle", replace(dataset, **columns), recipe, Notes())
     recipe = replace(recipe, utility_toml=UTILITY.replace(b'"save"', b'"like"'))
     bundle = make_bundle(tmp_path / "bundle", replace(dataset, **columns), recipe, notes)
     assert [head.name for head in bundle.manifest.heads] == ["like", "hide", "closeup"]
-    assert "no interaction is a save: the model gets no such head" in notes.notes
+    assert "no interaction is a save, so the model will have no save head" in notes.notes
 
 
 def test_a_network_that_computes_something_else_is_refused(twin: Bundle) -> None:

@@ -208,7 +208,7 @@ def test_what_a_request_led_to_shows_in_its_labels_only(log: ActionLog) -> None:
 def test_a_part_without_requests_is_refused() -> None:
     log = action_log(dataset_of([(1, pin, 5, 7) for pin in range(20)]))
     builder = ExampleBuilder(log, svd_embeddings(two_users(), 100, 1), MANIFEST, Split(), Sampling(), 5)
-    with pytest.raises(DatasetError, match="the train part of the data holds no request"):
+    with pytest.raises(DatasetError, match="the train part of the data has no request"):
         builder.build("train")
 
 

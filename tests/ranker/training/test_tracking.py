@@ -89,7 +89,7 @@ def test_a_tracker_that_fails_on_the_way_is_given_up_and_said_so() -> None:
 
     train_a_little(Tracker(send, notes.append))
     assert asked == [STEPS_APART]
-    assert notes == ["no more metrics are sent from here on: the server is gone"]
+    assert notes == ["metrics tracking has stopped: the server is gone"]
 
 
 @pytest.mark.parametrize("package", ["tensorboard", "mlflow"])
