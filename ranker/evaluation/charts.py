@@ -109,7 +109,7 @@ def reliability_chart(evaluation: Evaluation) -> str | None:
 
 
 def slice_chart(evaluation: Evaluation) -> str | None:
-    """Draw HIT@3 by slice of users with its interval, a panel per head; by utility where every bundle has one."""
+    """Draw HIT@3 by slice of users with its interval, one panel per head; by utility if every bundle has one."""
     order = "head" if any(scorer.utility_missing is not None for scorer in evaluation.scorers) else "utility"
     spans = [span for span in evaluation.slices if span.requests]
     heads = [head for head in evaluation.heads if head.requests]

@@ -58,12 +58,12 @@ def test_train_publishes_and_labels_and_evaluate_compares(tmp_path: Path, utilit
     )  # fmt: skip
     assert code == 0, output
     assert "toy@4: " in output
-    assert "servers answer with the label stable, which toy does not have yet: set labels" in output
+    assert "servers use the label stable, which toy does not have yet; set labels" in output
     assert f"pinrank model label toy stable 4 --store {store}" in output
     assert "warning: 1,200 interactions lie before 1990, the oldest on 1970-01-01" in output
     again = ("train", "--data", data, "--name", "toy", "--version", "4", "--utility", utility, "--store", store)
     code, refusal = run(*again)
-    assert (code, "toy@4 is published already" in refusal) == (1, True)
+    assert (code, "toy@4 is already published" in refusal) == (1, True)
     assert open_model_store(store).labels("toy") == {"canary": 4}
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint.pt"]
     assert len(list((tmp_path / "runs").iterdir())) == 1
@@ -102,11 +102,11 @@ def test_train_publishes_and_labels_and_evaluate_compares(tmp_path: Path, utilit
             ["--out", "new", "--head-weight", "click=2"],
             "cannot weigh the unknown head 'click'; the heads of this data are save",
         ),
-        (["--out", "new", "--variant", "huge"], "no variant 'huge'; there are base, wide, late, early, cross"),
-        (["--out", "new", "--size", "depth=3"], "--size depth=3: no size 'depth'; write NAME=VALUE with one of"),
+        (["--out", "new", "--variant", "huge"], "unknown variant 'huge'; choose one of base, wide, late, early, cross"),
+        (["--out", "new", "--size", "depth=3"], "--size depth=3: unknown size 'depth'; write NAME=VALUE with one of"),
         (["--out", "new", "--precision", "fp8"], "unknown precision 'fp8'; choose one of auto, fp32, bf16"),
         (["--out", "new", "--device", "tpu"], "unknown device 'tpu'; choose one of auto, cpu, cuda"),
-        (["--out", "new", "--size", "hidden=8", "--size", "hidden=9"], "--size hidden=9: hidden has a value already"),
+        (["--out", "new", "--size", "hidden=8", "--size", "hidden=9"], "--size hidden=9: hidden already has a value"),
         (["--out", "new", "--size", "hidden=99999"], "--size hidden=99999: hidden can be at most 8,192"),
         (["--out", "new", "--size", "readout_rows=101"], "readout_rows can be at most 100, the length of a sequence"),
         (
@@ -199,10 +199,10 @@ def test_a_retired_versions_number_is_refused_before_the_work(tmp_path: Path, ut
         models.publish(tmp_path / str(version))
     models.gc("tiny", keep=1)
     arguments = ("train", "--utility", utility, "--data", tmp_path / "lost", "--store", models.where, "--name", "tiny")
-    for version, what in ((1, "retired"), (2, "published already")):
+    for version, what in ((1, "retired"), (2, "already published")):
         code, output = run(*arguments, "--version", str(version))
         assert code == 1
-        assert f"error: tiny@{version} is {what}; versions never change: --version 3 is free" in output
+        assert f"error: tiny@{version} is {what}, and versions never change; use --version 3, which is free" in output
 
 
 @needs_training

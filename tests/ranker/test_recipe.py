@@ -234,5 +234,5 @@ def test_a_network_that_computes_something_else_is_refused(twin: Bundle) -> None
     model = load_model(twin, NumpyEngine, streams=1)
     golden = decode_golden(twin.files["golden.npz"])
     batch = FeatureBatch.concat([model.assembler.assemble(g.fetched, g.surface) for g in golden])
-    with pytest.raises(ParityError, match=r"the numpy engine's logits differ by .* allowed are 0.0001"):
+    with pytest.raises(ParityError, match=r"the logits of the numpy engine differ by .*, more than the allowed 0.0001"):
         check_parity(stranger, twin.files["network.onnx"], twin.manifest, batch)
