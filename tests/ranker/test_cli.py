@@ -95,7 +95,7 @@ def test_train_publishes_and_labels_and_evaluate_compares(tmp_path: Path, utilit
         ([], "the bundle has no destination; add --store DIR, --out DIR or both"),
         (["--out", "new", "--label", "stable"], "--label requires --store DIR"),
         (["--out", "."], ". already exists; choose a new folder"),
-        (["--out", "new", "--data", "nowhere"], "there is no dataset folder nowhere; it must hold NAME.inter"),
+        (["--out", "new", "--data", "nowhere"], "there is no dataset folder nowhere; it must contain NAME.inter"),
         (["--out", "new", "--resume", "a", "--checkpoints", "b"], "--resume DIR also keeps its checkpoints in DIR"),
         (["--out", "new", "--head-weight", "save"], "--head-weight save: write HEAD=WEIGHT, e.g. save=4"),
         (

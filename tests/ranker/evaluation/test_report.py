@@ -91,7 +91,7 @@ def test_a_report_of_a_single_head_without_positives_can_be_made(
     path = tmp_path / "report.html"
     write_report(measured(nothing, tmp_path / "data", monkeypatch, resamples=0), path)
     page = Page(path.read_text())
-    assert "Nothing to draw" in page.text
+    assert "There is no chart" in page.text
     assert "No intervals were computed" in page.text
 
 
