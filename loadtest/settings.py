@@ -1,4 +1,4 @@
-"""What `pinrank load` is asked for, and the bounds that every load generator here keeps to."""
+"""The settings of `pinrank load`, and bounds for all load generators."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEADLINE_MS_MAX = 60_000
 
 @dataclass(frozen=True, slots=True)
 class LoadSettings:
-    """The options of one load test, under the names that its JSON summary gives them."""
+    """The settings of one load test, under their names in the JSON summary."""
 
     rate_per_s: float
     steps: str | None
@@ -92,7 +92,7 @@ class LoadSettings:
 
 
 def check_address(address: str, *, allow_remote: bool) -> None:
-    """Raise LoadError unless the address is this machine's loopback, or anything is allowed."""
+    """Raise LoadError unless the address is on this machine, or any address is allowed."""
     try:
         here = parse_address(address).here
     except AddressError as error:

@@ -62,7 +62,7 @@ def test_bounds_hold_and_name_the_setting():
     [
         (["--address", "10.0.0.1:50051"], "--allow-remote"),
         (["--rate", "1e9"], "--rate"),
-        (["--pins", "1-10", "--candidates", "128"], "name more pins"),
+        (["--pins", "1-10", "--candidates", "128"], "add pins"),
         (["--users", "nowhere.npy"], "cannot read ids"),
         (["--json", "no/such/folder/summary.json"], "there is no folder"),
         (["--deadline-ms", "nan"], "--deadline-ms must be above 0 and at most 60,000 milliseconds, but is nan"),
@@ -125,4 +125,4 @@ def test_what_to_install_is_said_with_its_brackets(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     refused = invoke("--report", str(tmp_path / "load.html"))
     assert refused.exit_code == 1
-    assert "error: --report draws with matplotlib: pip install 'pinrank[load]'" in refused.output
+    assert "error: --report needs matplotlib, which is not installed: pip install 'pinrank[load]'" in refused.output

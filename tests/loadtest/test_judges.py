@@ -98,7 +98,7 @@ def test_locust_keeps_refusals_apart_from_answers_by_their_status(address: str, 
             ["--host", "127.0.0.1:1", "--rate-per-user", "0"],
             "--rate-per-user must be a finite number above 0, but is 0",
         ),
-        (["--host", "127.0.0.1:1", "--pin-ids", "1-10"], "name more pins"),
+        (["--host", "127.0.0.1:1", "--pin-ids", "1-10"], "add pins"),
         ([], "add --host"),
     ],
 )
@@ -195,7 +195,7 @@ def test_a_verdict_needs_answers_whatever_loadgen_says(address: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--surface", "nowhere"], "the server refused the first request: INVALID_ARGUMENT"),
+        (["--surface", "nowhere"], "the server rejected the first request: INVALID_ARGUMENT"),
         (["--target-ms", "-1"], "--target-ms must be above 0 and at most 60,000 milliseconds, but is -1"),
         (["--address", "10.0.0.1:50051"], "--allow-remote"),
     ],

@@ -66,7 +66,7 @@ def test_numbers_of_candidates_follow_their_weights():
     [
         ({"user_ids": np.empty(0, np.uint64)}, "at least one user"),
         ({"pin_ids": np.array([1, 1], np.uint64), "candidates": ((1, 1.0),)}, "repeat"),
-        ({"candidates": ((101, 1.0),)}, "101 candidates a request out of 100 pins"),
+        ({"candidates": ((101, 1.0),)}, "101 candidates per request from 100 pins"),
         ({"candidates": ((0, 1.0),)}, "0 candidates"),
         ({"candidates": ((5, 0.0),)}, "weight above 0"),
         ({"candidates": ((5, float("nan")),)}, "weight above 0"),

@@ -183,10 +183,15 @@ def test_pins_that_were_shown_and_nothing_more_are_counted(tmp_path: Path, monke
     assert 0 < evaluation.events_without_action < evaluation.events == 60
     said = f"{evaluation.events_without_action} of the period's 60 logged pins were shown and received none"
     assert said in caveats(evaluation)[0]
-    assert "The data does not contain the pins that a frontend showed" in caveats(replace(evaluation, events_without_action=0))[0]
+    assert (
+        "The data does not contain the pins that a frontend showed"
+        in caveats(replace(evaluation, events_without_action=0))[0]
+    )
 
 
-@pytest.mark.parametrize(("baseline", "message"), [("best", "unknown baseline 'best'; choose one of good, bad, popularity")])
+@pytest.mark.parametrize(
+    ("baseline", "message"), [("best", "unknown baseline 'best'; choose one of good, bad, popularity")]
+)
 def test_an_unknown_baseline_is_refused(
     baseline: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
