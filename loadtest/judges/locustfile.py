@@ -42,13 +42,15 @@ _REQUESTS = 5_000
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def _options(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("pinrank")
-    group.add_argument("--user-ids", default="1-1000", help="FIRST-LAST, a JSON list, .npy or .npz.")
-    group.add_argument("--pin-ids", default="1-5000", help="Most popular first; as for --user-ids.")
-    group.add_argument("--candidates", default="128", help="Pins a request: 128, or COUNT:WEIGHT,...")
+    group.add_argument("--user-ids", default="1-1000", help="User ids: FIRST-LAST, a JSON list, .npy or .npz.")
+    group.add_argument("--pin-ids", default="1-5000", help="Pin ids, most popular first, in the formats of --user-ids.")
+    group.add_argument("--candidates", default="128", help="Candidate pins per request: 128, or COUNT:WEIGHT,...")
     group.add_argument("--surface", default="home", help="Surface of every request.")
-    group.add_argument("--deadline-ms", type=float, default=1000, help="gRPC deadline of each call.")
-    group.add_argument("--rate-per-user", type=float, default=1.0, help="Requests per second that a user aims at.")
-    group.add_argument("--request-seed", type=int, default=0, help="The same seed draws the same requests.")
+    group.add_argument("--deadline-ms", type=float, default=1000, help="gRPC deadline of each call, in milliseconds.")
+    group.add_argument(
+        "--rate-per-user", type=float, default=1.0, help="Target rate of each user, in requests per second."
+    )
+    group.add_argument("--request-seed", type=int, default=0, help="Random seed; equal seeds draw equal requests.")
 
 
 class Ranker(User):

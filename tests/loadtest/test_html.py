@@ -30,7 +30,7 @@ def test_the_report_is_one_file_with_every_step_and_three_pictures_and_nothing_f
     assert "tiny&lt;1&gt;@1" in page
     assert "RESOURCE_EXHAUSTED" in page
     assert "degraded: pins_trimmed" in page
-    assert "sent late in" not in page
+    assert "was late in" not in page
 
 
 def test_a_generator_that_was_the_bottleneck_is_named():

@@ -181,7 +181,7 @@ def test_pins_that_were_shown_and_nothing_more_are_counted(tmp_path: Path, monke
     )
     evaluation = measured(narrow, tmp_path, monkeypatch)
     assert 0 < evaluation.events_without_action < evaluation.events == 60
-    said = f"{evaluation.events_without_action} of the period's 60 logged pins were shown and received none"
+    said = f"{evaluation.events_without_action} of the 60 logged pins of the period were shown and received none"
     assert said in caveats(evaluation)[0]
     assert (
         "The data does not contain the pins that a frontend showed"
