@@ -2,4 +2,4 @@ from __future__ import annotations
 
 
 class LoadError(Exception):
-    """The load cannot be offered; the message says what to change."""
+    """The load cannot be offered; the message names the fix."""

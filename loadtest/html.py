@@ -1,4 +1,4 @@
-"""A load test as one HTML file that needs nothing else, pictures inside. Matplotlib comes with the extra `load`."""
+"""A load test as one self-contained HTML file with embedded charts. Matplotlib comes with the extra `load`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _STYLE: Any = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6",
     "axes.axisbelow": True, "svg.fonttype": "path", "svg.hashsalt": "pinrank",
 }  # fmt: skip
-#: Okabe and Ito's colours, which the colour-blind can tell apart.
+#: Okabe and Ito's colours, which colour-blind readers can distinguish.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")
-#: Beyond, the generator was late so often that the latencies are partly its own.
+#: Above this delay, the latencies are partly those of the load generator.
 _LATE_P99_MS = 2.0
 _SERVER_STAGES = STAGES[:-1]
 
@@ -44,10 +44,10 @@ def report_html(
     """Return the whole page.
 
     Args:
-        title: of the page.
-        settings: what was asked for, by name.
-        steps: each rate's summary and samples, in the order they were run.
-        found_per_s: what a search found; None without one.
+        title: title of the page.
+        settings: settings of the load test, by name.
+        steps: summary and samples of each step, in the order of the run.
+        found_per_s: result of a search in requests per second; None without a search.
     """
     ordered = sorted(steps, key=lambda step: step[0].offered_per_s)
     summaries = [summary for summary, _ in ordered]
@@ -58,16 +58,16 @@ def report_html(
             f"<h1>{escape(title)}</h1>",
             f"<p>{escape(_headline(summaries, found_per_s))}</p>",
             *(f'<p class="warning">{escape(text)}</p>' for text in _warnings(summaries)),
-            "<h2>Every step</h2>",
+            "<h2>Steps</h2>",
             _table(_STEP_HEADER, [_step_row(summary) for summary in summaries]),
             f'<p class="note">{_TERMS.format(target_ms=target_ms)}</p>',
             "<h2>Latency and goodput by offered rate</h2>",
             _picture(_throughput_chart(summaries), "latency and goodput by offered rate"),
             "<h2>Where the server's time goes</h2>",
             _picture(_stage_chart(summaries), "server stages by offered rate"),
-            f"<h2>The step of most goodput: {best[0].offered_per_s:.0f} requests/s</h2>",
+            f"<h2>Step with the highest goodput: {best[0].offered_per_s:.0f} requests/s</h2>",
             _picture(_course_chart(*best), "latency over time, and its percentiles"),
-            "<h2>How requests ended</h2>",
+            "<h2>Results by status</h2>",
             _table(*_endings(summaries)),
             "<h2>Settings</h2>",
             _table(("setting", "value"), [(str(name), str(value)) for name, value in settings.items()]),
@@ -84,10 +84,10 @@ def report_html(
 def _headline(summaries: Sequence[Summary], found_per_s: float | None) -> str:
     target_ms, best = summaries[0].target_ms, max(summaries, key=lambda summary: summary.goodput_per_s)
     if found_per_s is not None:
-        return f"Highest rate of which 99% were answered in full within {target_ms:g} ms: {found_per_s:.1f} requests/s."
+        return f"The highest rate with 99% goodput within {target_ms:g} ms is {found_per_s:.1f} requests/s."
     return (
-        f"Most goodput within {target_ms:g} ms: {best.goodput_per_s:.1f} requests/s, "
-        f"at {best.offered_per_s:.1f} offered ({best.good_share:.1%})."
+        f"The highest goodput within {target_ms:g} ms is {best.goodput_per_s:.1f} requests/s, "
+        f"at {best.offered_per_s:.1f} offered requests/s ({best.good_share:.1%})."
     )
 
 
@@ -96,13 +96,13 @@ def _warnings(summaries: Sequence[Summary]) -> list[str]:
     if not late:
         return []
     worst = max(s.late_ms.p99 for s in late if s.late_ms is not None)
-    text = f"The load generator itself sent late in {len(late)} of {len(summaries)} steps (P99 up to {worst:.1f} ms): "
-    return [text + "it was short of processor time, and the latencies below are partly its own."]
+    text = f"The load generator was late in {len(late)} of {len(summaries)} steps (P99 up to {worst:.1f} ms): "
+    return [text + "it lacked processor time, so the latencies below include its own delay."]
 
 
 _TERMS = (
-    "Goodput: OK, undegraded, within {target_ms:g} ms of when the request was due. "
-    "Latency: of OK answers, from when they were due."
+    "Goodput counts undegraded OK answers within {target_ms:g} ms of the time when the request was due. "
+    "Latency is that of OK answers, measured from the same time."
 )
 _STEP_HEADER = (
     "offered /s", "OK /s", "goodput /s", "good", "P50 ms", "P90 ms", "P99 ms", "P99.9 ms", "max ms", "refused P99 ms",

@@ -1,4 +1,4 @@
-"""What a run says: rates, percentiles, statuses and stages, for people and as JSON."""
+"""The summary of a run: rates, percentiles, statuses and stages, for a terminal and as JSON."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rich.table import Table
 from loadtest.open_loop import OK, STAGES, Samples
 
 REFUSED = "RESOURCE_EXHAUSTED"
-#: Ten minutes: longer than any call may take.
+#: Ten minutes, longer than any call may take.
 _HDR_US_MAX = 600_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Percentiles:
-    """Exact, from all raw values; linear between neighbours, as `numpy.percentile`."""
+    """Exact percentiles of all raw values, interpolated linearly as in `numpy.percentile`."""
 
     p50: float
     p90: float
@@ -29,7 +29,7 @@ class Percentiles:
 
     @staticmethod
     def of(values: np.ndarray) -> Percentiles | None:
-        """Return None for no values."""
+        """Return the percentiles; None if there are no values."""
         if not len(values):
             return None
         p50, p90, p99, p999 = np.percentile(values, (50, 90, 99, 99.9)).tolist()
@@ -45,21 +45,21 @@ class Summary:
         offered_per_s: requests due per second.
         achieved_per_s: OK answers per second, until the last one if that came after the window.
         goodput_per_s: OK, undegraded answers within `target_ms`, per second of the window.
-        good_share: goodput's part of what was offered.
-        target_ms: the latency that goodput asks for.
-        latency_ms: of OK answers, from due to answered; read it together with `statuses`, a refused or expired request
-            has no place in it. None without any.
-        refused_ms: of RESOURCE_EXHAUSTED answers; None without any.
-        late_ms: how late the generator sent; also part of `latency_ms`.
-        statuses: how many requests ended with each gRPC status, or were dropped by the client.
-        degraded: how many OK answers say that they are less than the full ranking.
-        degraded_by: how many of them in which way.
-        models: that answered, "name@version".
+        good_share: share of goodput among the offered requests.
+        target_ms: latency target of goodput.
+        latency_ms: latency of OK answers from due to answered, None without any. Read it together with `statuses`: it
+            does not include refused and expired requests.
+        refused_ms: latency of RESOURCE_EXHAUSTED answers; None without any.
+        late_ms: how late the generator sent requests; also part of `latency_ms`.
+        statuses: number of requests by gRPC status, or dropped by the client.
+        degraded: number of OK answers that report a degradation.
+        degraded_by: number of OK answers by kind of degradation.
+        models: models that answered, as "name@version".
         stage_ms: medians of the server's own timings over OK answers.
         stage_p99_ms: the same, P99.
-        generator_cores: processor cores that the load generator itself kept busy.
-        latency_hdr: the OK answers' latency in microseconds as an encoded HdrHistogram (three digits), for tools that
-            merge or plot them.
+        generator_cores: processor cores used by the load generator itself.
+        latency_hdr: latency of OK answers in microseconds as an encoded HdrHistogram with three digits, for tools that
+            merge or plot histograms.
     """
 
     duration_s: float
@@ -88,9 +88,9 @@ def summarise(samples: Samples, duration_s: float, target_ms: float) -> Summary:
     """Reduce samples to a summary.
 
     Args:
-        samples: counted from the start of the window.
-        duration_s: the window.
-        target_ms: the latency that goodput asks for.
+        samples: samples with times from the start of the window.
+        duration_s: length of the window.
+        target_ms: latency target of goodput.
     """
     ok = np.array([status == OK for status in samples.statuses], bool)
     latency_ms = samples.latency_s[ok] * 1e3
@@ -129,7 +129,7 @@ def _encoded(latency_ms: np.ndarray) -> str:
 
 
 def table(summary: Summary, title: str) -> Table:
-    """Lay a summary out for a terminal."""
+    """Format a summary for a terminal."""
     shown = Table("what", "value", title=title, title_justify="left")
     shown.columns[1].justify = "right"
     total = sum(summary.statuses.values())
@@ -137,11 +137,11 @@ def table(summary: Summary, title: str) -> Table:
     shown.add_row("answered OK", f"{summary.achieved_per_s:.1f} /s")
     goodput = f"{summary.goodput_per_s:.1f} /s"
     shown.add_row(f"goodput: OK, undegraded, within {summary.target_ms:g} ms", goodput, style="bold", end_section=True)
-    shown.add_row("latency of OK answers, from when they were due", _percentiles(summary.latency_ms))
+    shown.add_row("latency of OK answers, from their due time", _percentiles(summary.latency_ms))
     if summary.refused_ms is not None:
         shown.add_row("latency of refusals", _percentiles(summary.refused_ms))
-    shown.add_row("the generator sent late by", _percentiles(summary.late_ms))
-    shown.add_row("the generator's own load", f"{summary.generator_cores:.2f} cores", end_section=True)
+    shown.add_row("delay of the load generator", _percentiles(summary.late_ms))
+    shown.add_row("CPU use of the load generator", f"{summary.generator_cores:.2f} cores", end_section=True)
     for status, count in summary.statuses.items():
         shown.add_row(status, f"{count} ({count / total:.2%})", style="" if status == OK else "red")
     kinds = ", ".join(f"{kind} {count}" for kind, count in summary.degraded_by.items())

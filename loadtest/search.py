@@ -1,4 +1,4 @@
-"""Which rate to try next in the search for the highest one that a server holds: pure, told what came of each try."""
+"""The policy that searches for the highest sustainable rate of a server. It has no clock and does no I/O."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ class Try:
 
 @dataclass(frozen=True, slots=True)
 class HighestRate:
-    """The search is over: the highest rate that held, 0 when none did."""
+    """The search is over: the highest sustained rate, 0 if there is none."""
 
     rate_per_s: float
 
 
 class RateSearch:
-    """Doubles the rate until one does not hold (halves it until one does), then halves the gap between the two.
+    """Doubles the rate until it is not sustained (or halves it until it is), then bisects the interval between both.
 
-    A rate holds when the part of its requests that were answered well and in time is at least what was asked for.
+    A rate is sustained if the share of goodput among its requests reaches the required share.
     """
 
     def __init__(self, first_per_s: float, tolerance: float = 0.03, tries_max: int = 16) -> None:
-        """Begin.
+        """Start the search.
 
         Args:
-            first_per_s: the rate to begin with.
-            tolerance: the gap between the highest rate that held and the lowest that did not, as part of the latter.
-            tries_max: the search ends after so many.
+            first_per_s: first rate to try, in requests per second.
+            tolerance: gap at which the search ends, between the highest sustained and the lowest unsustained rate, as a
+                share of the latter.
+            tries_max: maximum number of tries.
         """
         self._next_per_s = first_per_s
         self._tolerance = tolerance
@@ -43,7 +44,7 @@ class RateSearch:
         return Try(self._next_per_s)
 
     def tell(self, rate_per_s: float, *, held: bool) -> None:
-        """Note what came of a try."""
+        """Record the result of a try."""
         self._tries_left -= 1
         if held:
             self._held_per_s = max(self._held_per_s, rate_per_s)

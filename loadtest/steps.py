@@ -1,4 +1,4 @@
-"""Rates one after the other: given ones, or those of a search; recorded arrivals; or callers without pause."""
+"""The steps of a load test: given rates, the rates of a search, recorded arrivals, or callers without pause."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from loadtest.report import Summary, summarise
 from loadtest.search import HighestRate, RateSearch
 from loadtest.workload import Workload
 
-#: How many different requests, and pins in all of them, are made beforehand; a longer run sends them again.
+#: Maximum numbers of distinct requests, and of pins in all of them, made in advance; longer runs repeat the requests.
 DISTINCT_MAX = 20_000
 DISTINCT_PINS_MAX = 10_000_000
-#: A rate holds when so many of its requests are goodput: a P99 that counts refused, late and degraded ones as failed.
+#: A rate is sustained if this share of its requests is goodput; refused, late and degraded requests count as failed.
 GOOD_SHARE = 0.99
-#: Between two steps, for what the last one left behind in the server.
+#: Pause between two steps, so that the server can finish the work of the last one.
 _SETTLE_S = 0.5
 
 
 @dataclass(slots=True)
 class Offer:
-    """A workload and how it is offered; `requests` are serialised once."""
+    """A workload and the way to offer it; its requests are serialised once."""
 
     workload: Workload
     duration_s: float
@@ -43,11 +43,11 @@ class Offer:
         self.requests = list(self.workload.requests(max(1, distinct)))
 
     async def steps(self, send: Send, rates: Sequence[float]) -> AsyncIterator[tuple[Summary, Samples]]:
-        """Run step after step.
+        """Run the steps in sequence.
 
         Args:
-            send: how to send.
-            rates: requests per second of each step; a search begins with the first.
+            send: sends one request.
+            rates: rate of each step in requests per second; a search starts from the first.
         """
         if self.callers:
             samples = await saturate(send, self.requests, self.callers, self.warmup_s, self.duration_s)
@@ -76,15 +76,15 @@ class Offer:
 
 
 def found_by(results: Sequence[tuple[Summary, Samples]]) -> float:
-    """Return the highest offered rate that held; 0 when none did."""
+    """Return the highest sustained rate; 0 if there is none."""
     return max((s.offered_per_s for s, _ in results if s.good_share >= GOOD_SHARE), default=0.0)
 
 
 def rates_of(rate_per_s: float, steps: str | None) -> list[float]:
-    """Read `50,100,200`, or take the one rate. Raises LoadError."""
+    """Parse `50,100,200`; without steps, return the single rate. Raises LoadError."""
     if steps is None:
         return [rate_per_s]
     try:
         return [float(part) for part in steps.split(",")]
     except ValueError as error:
-        raise LoadError(f"--steps {steps!r}: write rates separated by commas, like 50,100,200") from error
+        raise LoadError(f"--steps {steps!r}: separate rates by commas, e.g. 50,100,200") from error

@@ -2,19 +2,19 @@ from __future__ import annotations
 
 
 class RankerError(Exception):
-    """Training or evaluation cannot go on; the message names what is wrong and what would fix it.
+    """Training or evaluation cannot continue; the message names the problem and the fix.
 
     RankerError
-    ├── DatasetError               a dataset cannot be read, or holds too little to learn from
-    ├── ObtainError                example data could not be made available
-    │   ├── DownloadError          the package index could not be asked, or gave nothing
-    │   └── UntrustedDownloadError what was downloaded is not what this code was written for
-    ├── SettingError               options that contradict each other, or name what there is not
+    ├── DatasetError               a dataset cannot be read, or has too little data to learn from
+    ├── ObtainError                the example data could not be obtained
+    │   ├── DownloadError          the download from the package index failed
+    │   └── UntrustedDownloadError the downloaded file is not the expected one
+    ├── SettingError               an option is invalid, unknown, or contradicts another
     ├── CheckpointError            a checkpoint cannot be read, or belongs to another run
-    ├── DivergedError              the loss is no number any more
-    ├── GateError                  what was trained is worse than its parent by more than may be
-    ├── TrackingError              a tracker of metrics cannot be reached, or refuses them
-    └── ParityError                an engine computes something else than what was trained
+    ├── DivergedError              the loss is no longer finite
+    ├── GateError                  the new model is worse than its parent by more than the gates allow
+    ├── TrackingError              a metrics tracker cannot be reached, or rejects the metrics
+    └── ParityError                an engine does not compute the same as the trained network
     """
 
 

@@ -1,4 +1,4 @@
-"""The whole way from a dataset to a bundle: embeddings, examples, training, calibration, export."""
+"""The whole pipeline from a dataset to a bundle: embeddings, examples, training, calibration, export."""
 
 from __future__ import annotations
 
@@ -26,14 +26,16 @@ from ranker.export.bundle import BundleParts, export_bundle
 from ranker.export.calibration import fit_calibration
 from ranker.export.golden import golden_inputs
 from ranker.network.model import RankerNetwork
-from ranker.recipe_settings import Progress, Recipe, Reporter, Target, target_of
+from ranker.progress import Reporter, StepProgress
+from ranker.recipe_settings import Recipe, Target, target_of
 from ranker.training.examples import ExampleBuilder, Examples, Sampling
 from ranker.training.fit import predict, train
 from ranker.training.parent import Parent, split_after
-from ranker.training.settings import Epoch, Execution, Step
+from ranker.training.progress import Epoch, Step
+from ranker.training.settings import Execution
 from ranker.training.time_window import hidden_share
 
-#: More than this hidden, and the network hardly sees what it will be served with.
+#: If training hides more than this share, the network rarely sees sequences like those it will serve.
 _HIDDEN_SHARE_FAIR = 0.5
 
 
@@ -41,7 +43,7 @@ def make_bundle(
     folder: Path,
     dataset: AtomicDataset,
     recipe: Recipe,
-    report: Reporter,
+    reporter: Reporter,
     execution: Execution | None = None,
     parent: Parent | None = None,
     gates: Gates | None = None,
@@ -49,46 +51,47 @@ def make_bundle(
     """Train on a dataset and write the bundle into a folder that does not exist yet.
 
     Args:
-        folder: of the bundle.
-        dataset: to learn from.
-        recipe: what to make of it.
-        report: told how far it is.
-        execution: how to train; where there are several ranks, the others call `assist`.
-        parent: a version to train on from: on what is newer, with its network's sizes and in its embedding space.
-        gates: what must hold against the parent on the newest requests, for a bundle to be written.
+        folder: destination of the bundle.
+        dataset: the data to learn from.
+        recipe: the settings of the model.
+        reporter: receives the progress.
+        execution: how to train. With several ranks, all ranks but the first call `assist`.
+        parent: the version to continue from: on newer events, with the same network sizes and embedding space.
+        gates: limits that the new model must meet against the parent on the newest requests.
 
     Raises:
-        GateError: a gate does not hold; nothing is written.
-        DatasetError: the data holds too little to learn from.
-        SettingError: a head's weight, a variant or the utility table names what there is not; shown before any work.
-        CheckpointError: the checkpoint to go on from is damaged, or of another run.
-        DivergedError: the loss is no number any more.
-        ParityError: an engine does not compute what was trained.
+        GateError: the new model fails a gate; no bundle is written.
+        DatasetError: the data is not enough to learn from.
+        SettingError: a head weight, the variant or the utility table names something unknown; raised before any work.
+        CheckpointError: the checkpoint is damaged, or belongs to another run.
+        DivergedError: the loss is no longer finite.
+        ParityError: an engine does not compute the same as the trained network.
     """
     log = action_log(dataset)
     for head in log.schema.heads:
         if head not in log.heads:
-            report.note(f"no interaction is a {head}: the model gets no such head")
+            reporter.note(f"no interaction is a {head}, so the model will have no {head} head")
     recipe = _of_parent(recipe, parent, log)
     target = target_of(recipe, log, parent)
-    embeddings = parent.embeddings if parent else _embed(log, recipe, report)
-    network, validation = _learn(log, embeddings, recipe, target, report, execution or Execution(), parent)
+    embeddings = parent.embeddings if parent else _embed(log, recipe, reporter)
+    network, validation = _learn(log, embeddings, recipe, target, reporter, execution or Execution(), parent)
     logits = predict(network, validation, recipe.training.requests_per_batch)
     calibrations = [fit_calibration(logits[:, i], validation.labels[:, i]) for i in range(len(log.heads))]
     parts = _bundle_parts(dataset, log, embeddings, calibrations, recipe, target.draft, validation, logits)
-    # Metrics are measured on a bundle and stand in its manifest, so a first one is made to be measured.
+    # The manifest holds metrics that are measured on the bundle itself, so a first bundle is written to measure them.
     with tempfile.TemporaryDirectory() as temporary:
-        trial = Path(temporary) / "bundle"
-        with report.step("export"):
-            export_bundle(trial, network, parts)
-        made = read_bundle(trial)
-    with report.step("test"):
+        unmeasured = Path(temporary) / "bundle"
+        with reporter.step("export"):
+            export_bundle(unmeasured, network, parts)
+        made = read_bundle(unmeasured)
+    with reporter.step("test"):
         sampling = replace(recipe.sampling, requests_max=recipe.test_requests_max)
         bundles = {"parent": parent.bundle, "this": made} if parent else {"this": made}
         measured = evaluate(bundles, log, OpenVinoEngine, sampling, recipe.training.seed, recipe.split)
     if parent and gates and (broken := breaches(measured, "this", "parent", gates)):
         raise GateError(
-            f"worse than {parent.bundle.manifest.ref} on the newest requests, so not made: " + "; ".join(broken)
+            f"no bundle was written, because the new model is worse than {parent.bundle.manifest.ref} on the newest "
+            "requests: " + "; ".join(broken)
         )
     lineage = parts.lineage.model_copy(update={"metrics": measured.flat("this")})
     fields = replace(parts, lineage=lineage).manifest_fields(sequence=network.config.sequence)
@@ -97,7 +100,7 @@ def make_bundle(
 
 
 def _of_parent(recipe: Recipe, parent: Parent | None, log: ActionLog) -> Recipe:
-    """Return a recipe for what the parent has not learned from."""
+    """Return the recipe for the events that the parent has not learned from."""
     if parent is None:
         return recipe
     return replace(
@@ -108,21 +111,21 @@ def _of_parent(recipe: Recipe, parent: Parent | None, log: ActionLog) -> Recipe:
 
 
 def assist(
-    dataset: AtomicDataset, recipe: Recipe, report: Reporter, execution: Execution, parent: Parent | None = None
+    dataset: AtomicDataset, recipe: Recipe, reporter: Reporter, execution: Execution, parent: Parent | None = None
 ) -> None:
-    """Take another rank's part in `make_bundle`: learn from a share of every minibatch, and leave the rest to rank 0.
+    """Run `make_bundle` on a rank other than 0: learn from a share of every minibatch and leave the rest to rank 0.
 
-    Every rank prepares the examples for itself: that takes each of them as long as it would take one, and no transport.
+    Every rank builds all examples itself. This takes no longer than building them once, and needs no transport.
     """
     log = action_log(dataset)
     recipe = _of_parent(recipe, parent, log)
     target = target_of(recipe, log, parent)
-    embeddings = parent.embeddings if parent else _embed(log, recipe, report)
-    _learn(log, embeddings, recipe, target, report, execution, parent)
+    embeddings = parent.embeddings if parent else _embed(log, recipe, reporter)
+    _learn(log, embeddings, recipe, target, reporter, execution, parent)
 
 
-def _embed(log: ActionLog, recipe: Recipe, report: Reporter) -> PinEmbeddings:
-    with report.step("embeddings"):
+def _embed(log: ActionLog, recipe: Recipe, reporter: Reporter) -> PinEmbeddings:
+    with reporter.step("embeddings"):
         return svd_embeddings(log, producer_until_ms(log, recipe.split), recipe.training.seed)
 
 
@@ -131,29 +134,29 @@ def _learn(
     embeddings: PinEmbeddings,
     recipe: Recipe,
     target: Target,
-    report: Reporter,
+    reporter: Reporter,
     execution: Execution,
     parent: Parent | None = None,
 ) -> tuple[RankerNetwork, Examples]:
-    """Train a network; return it and the validation part that it was stopped by."""
+    """Train a network; return it with the validation examples that early stopping used."""
 
     def examples_of(part: Part, sampling: Sampling) -> Examples:
-        with report.step(f"{part} examples") as progress:
+        with reporter.step(f"{part} examples") as progress:
             builder = ExampleBuilder(log, embeddings, target.draft, recipe.split, sampling, recipe.training.seed)
             return builder.build(part, progress)
 
     examples = examples_of("train", recipe.sampling)
     validation = examples_of("validation", replace(recipe.sampling, requests_max=recipe.validation_requests_max))
-    report.note(f"{examples.batch.requests:,} requests with {examples.batch.rows:,} rows to learn from")
+    reporter.note(f"training on {examples.batch.requests:,} requests with {examples.batch.rows:,} rows")
     hidden = hidden_share(examples.ages_s, recipe.training.time_window_h_max, recipe.training.time_window_share)
     if hidden > _HIDDEN_SHARE_FAIR:
-        report.note(
-            f"the time window hides {hidden:.0%} of all actions in training: this data's users act in short bursts; "
-            "a smaller --time-window-h or --time-window-share leaves more to learn from"
+        reporter.note(
+            f"the time window hides {hidden:.0%} of all actions in training, because the users of this data act in "
+            "short bursts; lower --time-window-h or --time-window-share to learn from more of them"
         )
-    with report.step("training") as progress:
+    with reporter.step("training") as progress:
         shown = replace(
-            execution, watches=(_TrainingProgress(progress, report, recipe.training.epochs), *execution.watches)
+            execution, watchers=(_TrainingProgress(progress, reporter, recipe.training.epochs), *execution.watchers)
         )
         parameters = parent.parameters if parent else None
         network, _ = train(target.sizes, log.heads, examples, validation, recipe.training, shown, parameters)
@@ -161,10 +164,10 @@ def _learn(
 
 
 class _TrainingProgress:
-    """Shows a training to whoever waits for it."""
+    """Reports the progress of a training as console lines and a progress bar."""
 
-    def __init__(self, progress: Progress, report: Reporter, epochs: int) -> None:
-        self._progress, self._report, self._epochs = progress, report, epochs
+    def __init__(self, progress: StepProgress, reporter: Reporter, epochs: int) -> None:
+        self._progress, self._reporter, self._epochs = progress, reporter, epochs
 
     def step(self, step: Step) -> None:
         detail = f"epoch {step.epoch}/{self._epochs}, loss {step.loss:.4f}, {step.rows_per_s:,.0f} rows/s"
@@ -172,10 +175,8 @@ class _TrainingProgress:
 
     def epoch(self, epoch: Epoch) -> None:
         by_head = ", ".join(f"{head} {loss:.4f}" for head, loss in epoch.validation_losses.items())
-        line = (
-            f"epoch {epoch.number}: loss {epoch.train_loss:.4f}, on validation {epoch.validation_loss:.4f} ({by_head})"
-        )
-        self._report.note(line)
+        losses = f"training loss {epoch.train_loss:.4f}, validation loss {epoch.validation_loss:.4f} ({by_head})"
+        self._reporter.note(f"epoch {epoch.number}: {losses}")
 
 
 def _bundle_parts(
@@ -188,7 +189,7 @@ def _bundle_parts(
     validation: Examples,
     logits: np.ndarray,
 ) -> BundleParts:
-    """Gather what stands in the bundle beside the network; its metrics are not known yet."""
+    """Collect the parts of the bundle other than the network; its metrics are not known yet."""
     seed = recipe.training.seed
     calibrated = draft.model_copy(
         update={
@@ -197,7 +198,7 @@ def _bundle_parts(
             )
         }
     )
-    # What the network was calibrated on is the nearest to what it will be asked.
+    # The calibration data resembles the requests that the model will serve most closely.
     statistics = make_statistics(draft, validation.batch, calibrate(calibrated, logits))
     return BundleParts(
         name=recipe.name,

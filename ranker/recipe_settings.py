@@ -1,12 +1,11 @@
-"""What goes into a bundle beside the data, who is told about it, and what can be known before the work."""
+"""The settings of a recipe, and how they are checked against the data before any work."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from model_store.bundle.manifest import Manifest
 from model_store.model.utility import UtilityError, load_utility
@@ -23,45 +22,29 @@ from ranker.training.examples import Sampling
 from ranker.training.parent import Parent
 from ranker.training.settings import TrainingConfig
 
-#: As manifests have it; the embedding space is named `NAME-svd`, in at most 60 characters.
+#: The manifest's rule for names; the embedding space `NAME-svd` may have at most 60 characters.
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,55}")
-
-
-class Progress(Protocol):
-    """Is told how much of a step is done, how much there is, and what else is worth showing meanwhile."""
-
-    def __call__(self, done: int, total: int, detail: str = "", /) -> None: ...
-
-
-class Reporter(Protocol):
-    """What is told how far the recipe has come."""
-
-    def step(self, what: str) -> AbstractContextManager[Progress]:
-        """Enter a step; the function it gives is told how much is done and how much there is."""
-
-    def note(self, message: str) -> None:
-        """Say something worth reading afterwards."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that decides what comes out, beside the data."""
+    """Everything but the data that determines the resulting model."""
 
     name: str
     version: int
-    #: Names the embedding space; models over one store of features share it.
+    #: Name of the embedding space; models that read the same feature store share it.
     dataset: str
     command: str
     utility_toml: bytes
     #: One of `ranker.network.variants`.
     variant: str = "early"
-    #: Fields of `NetworkConfig` that differ from the variant's.
+    #: Fields of `NetworkConfig` that override the variant's.
     sizes: Mapping[str, Any] = field(default_factory=dict)
     parent: str | None = None
     split: Split = field(default_factory=Split)
     sampling: Sampling = field(default_factory=Sampling)
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    #: Requests to stop and calibrate on, and to measure the lineage's metrics on.
+    #: Requests for early stopping and calibration, and for the metrics in the lineage.
     validation_requests_max: int = 2_000
     test_requests_max: int = 2_000
 
@@ -69,12 +52,12 @@ class Recipe:
         for name in (self.name, self.dataset):
             if not _NAME.fullmatch(name):
                 raise SettingError(
-                    f"a model cannot be named {name!r}: use at most 56 lower-case letters, digits and -, starting with "
-                    "a letter"
+                    f"{name!r} is not a valid model name; use at most 56 lower-case letters, digits and hyphens, and "
+                    "start with a letter"
                 )
 
     def network_config(self, schema: ActionSchema, heads: Sequence[str]) -> NetworkConfig:
-        """Return the network's sizes. Raises SettingError for a variant or a size that there cannot be."""
+        """Return the network's sizes. Raises SettingError for an unknown variant or an invalid size."""
         sizes = {**network_overrides(self.variant), **self.sizes}
         if sizes.get("readout_rows", 0) > SEQUENCE_LENGTH:
             raise SettingError(f"readout_rows can be at most {SEQUENCE_LENGTH}, the length of a sequence")
@@ -87,7 +70,7 @@ class Recipe:
         )
 
     def described(self) -> dict[str, str]:
-        """Return what tells one training from another, as text by name."""
+        """Return the settings that distinguish one training from another, as text by name."""
         sizes = {f"size_{name}": str(value) for name, value in self.sizes.items()}
         settings = {name: str(value) for name, value in asdict(self.training).items()}
         return {"version": str(self.version), "variant": self.variant, **sizes, **settings}
@@ -95,34 +78,34 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a recipe will make of some data: its network's sizes, and a manifest that lacks the files."""
+    """A recipe applied to a dataset: the sizes of the network, and a manifest without files."""
 
     sizes: NetworkConfig
     draft: Manifest
 
 
 def target_of(recipe: Recipe, log: ActionLog, parent: Parent | None) -> Target:
-    """Hold a recipe against the data, before any work: what no server would take is not made.
+    """Check a recipe against the data before any work, so that no model is made that a server would reject.
 
     Raises:
-        SettingError: a head's weight, the utility table or a variant names what there is not, or the parent has other
+        SettingError: a head weight, the utility table or the variant names something unknown, or the parent has other
             heads.
-        DatasetError: there is nothing to predict.
+        DatasetError: the data has no action to predict.
     """
     heads = log.heads
     if not heads:
-        raise DatasetError(f"no interaction is any of the actions to predict: {', '.join(log.schema.heads)}")
+        raise DatasetError(f"no interaction is one of the actions to predict: {', '.join(log.schema.heads)}")
     recipe.training.weights_of(heads)
     sizes = parent.config if parent else recipe.network_config(log.schema, heads)
     if parent and [head.name for head in parent.bundle.manifest.heads] != list(heads):
         known = ", ".join(head.name for head in parent.bundle.manifest.heads)
-        raise SettingError(f"{parent.bundle.manifest.ref} has the heads {known}, the data has {', '.join(heads)}")
+        raise SettingError(f"{parent.bundle.manifest.ref} has the heads {known}, but the data has {', '.join(heads)}")
     draft = draft_manifest(recipe.name, space_of(recipe.dataset), log.schema, heads, sequence=sizes.sequence)
     try:
         load_utility(recipe.utility_toml, draft)
     except UtilityError as error:
         raise SettingError(
-            f"no server would take a model with this utility table: {error}; the data gives the heads "
-            f"{', '.join(heads)}, and requests come from {', '.join(SURFACES)}"
+            f"servers would reject a model with this utility table: {error}; the heads of this data are "
+            f"{', '.join(heads)}, and the surfaces are {', '.join(SURFACES)}"
         ) from error
     return Target(sizes, draft)

@@ -13,9 +13,11 @@ from loadtest.shapes import users_at
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def _options(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("pinrank's shapes")
-    group.add_argument("--load-shape", choices=("steps", "ramp", "spike"), default="steps", help="Users over time.")
-    group.add_argument("--shape-users", type=int, default=200, help="Most users.")
-    group.add_argument("--shape-s", type=float, default=60, help="Seconds that it takes.")
+    group.add_argument(
+        "--load-shape", choices=("steps", "ramp", "spike"), default="steps", help="Number of users over time."
+    )
+    group.add_argument("--shape-users", type=int, default=200, help="Maximum number of users.")
+    group.add_argument("--shape-s", type=float, default=60, help="Duration of the shape in seconds.")
 
 
 class Shape(LoadTestShape):

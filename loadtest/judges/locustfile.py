@@ -15,6 +15,7 @@ file too: `locust -f loadtest/judges/locustfile.py,loadtest/judges/locust_shapes
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import time
 from argparse import ArgumentParser
@@ -29,7 +30,7 @@ from locust.exception import StopTest
 
 from loadtest.errors import LoadError
 from loadtest.open_loop import RANK
-from loadtest.workload import Workload, WorkloadError, parse_candidates, read_ids
+from loadtest.workload import Workload, parse_candidates, read_ids
 from pinrank.channels import AddressError, open_channel
 
 # gRPC's waits must let other greenlets run.
@@ -41,13 +42,15 @@ _REQUESTS = 5_000
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def _options(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("pinrank")
-    group.add_argument("--user-ids", default="1-1000", help="FIRST-LAST, a JSON list, .npy or .npz.")
-    group.add_argument("--pin-ids", default="1-5000", help="Most popular first; as for --user-ids.")
-    group.add_argument("--candidates", default="128", help="Pins a request: 128, or COUNT:WEIGHT,...")
+    group.add_argument("--user-ids", default="1-1000", help="User ids: FIRST-LAST, a JSON list, .npy or .npz.")
+    group.add_argument("--pin-ids", default="1-5000", help="Pin ids, most popular first, in the formats of --user-ids.")
+    group.add_argument("--candidates", default="128", help="Candidate pins per request: 128, or COUNT:WEIGHT,...")
     group.add_argument("--surface", default="home", help="Surface of every request.")
-    group.add_argument("--deadline-ms", type=float, default=1000, help="gRPC deadline of each call.")
-    group.add_argument("--rate-per-user", type=float, default=1.0, help="Requests per second that a user aims at.")
-    group.add_argument("--request-seed", type=int, default=0, help="The same seed draws the same requests.")
+    group.add_argument("--deadline-ms", type=float, default=1000, help="gRPC deadline of each call, in milliseconds.")
+    group.add_argument(
+        "--rate-per-user", type=float, default=1.0, help="Target rate of each user, in requests per second."
+    )
+    group.add_argument("--request-seed", type=int, default=0, help="Random seed; equal seeds draw equal requests.")
 
 
 class Ranker(User):
@@ -82,7 +85,7 @@ class Ranker(User):
             if cls._channel is None:
                 cls._contents = _contents(environment)
                 cls._channel = open_channel(_address(self.host))
-        except (AddressError, LoadError, WorkloadError) as error:
+        except (AddressError, LoadError) as error:
             environment.process_exit_code = 1  # Locust's own is 0 where nothing was sent
             raise StopTest(f"error: {error}") from None
         self._rank: grpc.UnaryUnaryMultiCallable[bytes, bytes] = cls._channel.unary_unary(RANK)
@@ -142,10 +145,9 @@ def _address(host: str | None) -> str:
 def _contents(environment: Environment) -> Iterator[bytes]:
     """Draw requests, in every worker others."""
     options: Any = environment.parsed_options
-    if not options.rate_per_user > 0 or not options.deadline_ms > 0:
-        raise LoadError(
-            f"--rate-per-user {options.rate_per_user:g}, --deadline-ms {options.deadline_ms:g}: both must be above 0"
-        )
+    for option, value in (("--rate-per-user", options.rate_per_user), ("--deadline-ms", options.deadline_ms)):
+        if not 0 < value < math.inf:
+            raise LoadError(f"{option} must be a finite number above 0, but is {value:g}")
     worker = getattr(environment.runner, "worker_index", 0)
     ids = read_ids(options.user_ids, "user_ids"), read_ids(options.pin_ids, "pin_ids")
     candidates, seed = parse_candidates(options.candidates), options.request_seed + 1_000_003 * worker

@@ -19,10 +19,10 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from loadtest.cli import check_address, check_bounds
 from loadtest.errors import LoadError
 from loadtest.open_loop import OK, RANK
-from loadtest.workload import Workload, WorkloadError, parse_candidates, read_ids
+from loadtest.settings import check_address, check_bounds, check_target
+from loadtest.workload import Workload, parse_candidates, read_ids
 from pinrank.channels import open_channel, parse_address
 
 try:
@@ -30,11 +30,10 @@ try:
 except ModuleNotFoundError as missing:
     raise ModuleNotFoundError("MLPerf's loadgen is not installed: pip install 'pinrank[load]'") from missing
 
-#: How long to look for a server.
+#: How long to wait for a server, in seconds.
 _CONNECT_S = 3.0
 #: Requests made beforehand; loadgen draws from them.
 _SAMPLES = 1_024
-_TARGET_MS_MAX = 60_000
 _SUMMARY = {
     "scheduled_per_s": r"Scheduled samples per second\s*:\s*([\d.]+)",
     "completed_per_s": r"Completed samples per second\s*:\s*([\d.]+)",
@@ -118,7 +117,7 @@ def judge(
 
 
 def _probe(channel: grpc.Channel, address: str, content: bytes) -> None:
-    """Find out whether a server is there and takes such requests, before the clock starts."""
+    """Check before the clock starts that a server answers and accepts such requests."""
     rank: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(RANK)
     try:
         grpc.channel_ready_future(channel).result(timeout=_CONNECT_S)
@@ -126,48 +125,47 @@ def _probe(channel: grpc.Channel, address: str, content: bytes) -> None:
     except grpc.FutureTimeoutError as error:
         raise LoadError(parse_address(address).unanswered()) from error
     except grpc.RpcError as error:
-        raise LoadError(f"the server refused the first request: {error.code().name}: {error.details()}") from error
+        raise LoadError(f"the server rejected the first request: {error.code().name}: {error.details()}") from error
 
 
 def parse_summary(text: str) -> dict[str, Any]:
     """Read loadgen's summary. Raises LoadError where it lacks a number: another version may write another one."""
     verdict = re.search(r"Result is\s*:\s*(VALID|INVALID)", text)
     if verdict is None:
-        raise LoadError(f"loadgen's summary holds no verdict:\n{text}")
+        raise LoadError(f"loadgen's summary has no verdict:\n{text}")
     # Too few requests for a P99 is a reason too: "Early stopping".
     unmet = re.findall(r"^\s*(.+?) satisfied\s*:\s*NO", text, re.MULTILINE | re.IGNORECASE)
     found: dict[str, Any] = {"loadgen_verdict": verdict[1], "unmet": unmet}
     for name, pattern in _SUMMARY.items():
         match = re.search(pattern, text)
         if match is None:
-            raise LoadError(f"loadgen's summary says nothing of {name}:\n{text}")
+            raise LoadError(f"loadgen's summary has no {name}:\n{text}")
         found[name] = float(match[1]) / (1e6 if name.endswith("_ms") else 1)
     return found
 
 
 def main(
-    address: Annotated[str, typer.Option(help="host:port of the server.")] = "127.0.0.1:50051",
-    rate: Annotated[float, typer.Option(help="Requests per second.")] = 100,
-    duration: Annotated[float, typer.Option(help="Seconds.")] = 10,
-    candidates: Annotated[str, typer.Option(help="Pins a request: 128, or COUNT:WEIGHT,...")] = "128",
+    address: Annotated[str, typer.Option(help="Server address as host:port.")] = "127.0.0.1:50051",
+    rate: Annotated[float, typer.Option(help="Offered requests per second.")] = 100,
+    duration: Annotated[float, typer.Option(help="Duration of the run in seconds.")] = 10,
+    candidates: Annotated[str, typer.Option(help="Candidate pins per request: 128, or COUNT:WEIGHT,...")] = "128",
     users: Annotated[str, typer.Option(help="User ids: FIRST-LAST, a JSON list, .npy or .npz.")] = "1-1000",
-    pins: Annotated[str, typer.Option(help="Pin ids, most popular first; as for --users.")] = "1-5000",
+    pins: Annotated[str, typer.Option(help="Pin ids, most popular first, in the formats of --users.")] = "1-5000",
     surface: Annotated[str, typer.Option(help="Surface of every request.")] = "home",
-    deadline_ms: Annotated[float, typer.Option(help="gRPC deadline of each call.")] = 1000,
-    target_ms: Annotated[float, typer.Option(help="99% within this, or loadgen says INVALID.")] = 10,
-    seed: Annotated[int, typer.Option(help="Of the requests; loadgen draws the arrivals itself.")] = 0,
-    allow_remote: Annotated[bool, typer.Option(help="Permit a server on another machine.")] = False,
+    deadline_ms: Annotated[float, typer.Option(help="gRPC deadline of each call, in milliseconds.")] = 1000,
+    target_ms: Annotated[float, typer.Option(help="Latency target for 99% of the answers, in milliseconds.")] = 10,
+    seed: Annotated[int, typer.Option(help="Random seed of the requests; loadgen draws the arrivals itself.")] = 0,
+    allow_remote: Annotated[bool, typer.Option(help="Allow a server on another machine.")] = False,
 ) -> None:
-    """Let MLPerf's loadgen, Server scenario, judge a running server; prints its summary as JSON."""
+    """Judge a running server with the Server scenario of MLPerf's loadgen, and print its summary as JSON."""
     try:
         check_address(address, allow_remote=allow_remote)
         check_bounds(rate, duration, 0, 0, deadline_ms)
-        if not 0 < target_ms <= _TARGET_MS_MAX:
-            raise LoadError(f"--target-ms {target_ms:g}: above 0, at most {_TARGET_MS_MAX:,} milliseconds")
+        check_target(target_ms)
         ids = read_ids(users, "user_ids"), read_ids(pins, "pin_ids")
         workload = Workload(*ids, parse_candidates(candidates), surface=surface, seed=seed)
         verdict = judge(address, list(workload.requests(_SAMPLES)), rate, duration, target_ms, deadline_ms / 1e3)
-    except (LoadError, WorkloadError) as error:
+    except LoadError as error:
         _fail(str(error), error)
     typer.echo(json_format.dumps(verdict, indent=2))
 

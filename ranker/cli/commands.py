@@ -1,4 +1,4 @@
-"""Where this folder's commands are added to the command line."""
+"""Registers the commands of this folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ranker.cli.train import train
 
 
 def register(app: typer.Typer) -> None:
-    """Add this folder's commands to the `pinrank` command."""
+    """Add `train`, `evaluate` and `data` to the `pinrank` command."""
     app.command()(train)
     app.command()(evaluate)
     register_data(app)

@@ -1,6 +1,6 @@
-"""What this folder's commands share on a console: the dataset's option, progress, and errors that say what to do.
+"""Shared parts of the commands: dataset options, progress bars, and errors that explain the fix.
 
-Whatever is not in a serving install is imported when it is used.
+Modules that a serving install lacks are imported on use.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from rich.progress import (
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from ranker import recipe_settings
     from ranker.data.problems import Problem
     from ranker.data.recbole import AtomicDataset
+    from ranker.progress import StepProgress
 
 DataOption = Annotated[
     str,
     typer.Option(
-        help="A folder of RecBole atomic files, or ml-1m: MovieLens-1M, downloaded on first use.",
+        help="Folder of RecBole atomic files, or ml-1m for MovieLens-1M, which is downloaded on first use.",
         rich_help_panel="Data",
     ),
 ]
@@ -39,21 +39,24 @@ ActionsOption = Annotated[
     Path | None,
     typer.Option(
         "--actions",
-        help="Which interactions are which actions (TOML). Default: the data folder's actions.toml; without one, a "
-        "rating column gives saves, likes, hides and closeups.",
+        help="TOML file that maps interactions to actions. Default: actions.toml in the data folder; without it, "
+        "ratings become saves, likes, hides and closeups.",
         rich_help_panel="Data",
     ),
 ]
-#: Which extra brings a module that a serving install lacks.
-_EXTRAS = {
-    "pyarrow": "data",
-    "torch": "train",
-    "sklearn": "train",
-    "scipy": "train",
-    "onnxscript": "train",
-    "matplotlib": "train",
-    "tensorboard": "tensorboard",
-    "mlflow": "mlflow",
+#: The argument of `pip install`, by the module that it provides.
+_PACKAGES = {
+    "pyarrow": "'pinrank[data]'",
+    "torch": "'pinrank[train]'",
+    "sklearn": "'pinrank[train]'",
+    "scipy": "'pinrank[train]'",
+    "onnxscript": "'pinrank[train]'",
+    "matplotlib": "'pinrank[train]'",
+    "tensorboard": "'pinrank[tensorboard]'",
+    "mlflow": "'pinrank[mlflow]'",
+    # Required dependencies, but an install may have left them out.
+    "openvino": "openvino",
+    "onnx": "onnx",
 }
 
 
@@ -66,7 +69,7 @@ def fail(message: str) -> NoReturn:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turn what a user can put right into one line that says how."""
+    """Report errors that the user can fix as one line, without a traceback."""
     from kernels.engine import UnavailableError  # noqa: PLC0415
     from model_store.bundle.files import BundleError  # noqa: PLC0415
     from model_store.registry.objects import ModelStoreError  # noqa: PLC0415
@@ -76,15 +79,15 @@ def explained() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]
-        if missing not in _EXTRAS:
+        if missing not in _PACKAGES:
             raise
-        fail(f"this needs {missing}, which is not installed: pip install 'pinrank[{_EXTRAS[missing]}]'")
+        fail(f"this command needs {missing}, which is not installed: pip install {_PACKAGES[missing]}")
     except (RankerError, BundleError, ModelStoreError, UnavailableError, OSError) as error:
         fail(str(error))
 
 
 def read_dataset(data: str, actions: Path | None, reporter: ConsoleReporter) -> AtomicDataset:
-    """Read what `--data` and `--actions` name; MovieLens-1M is fetched on first use."""
+    """Read the dataset that `--data` and `--actions` name; download MovieLens-1M on first use."""
     from ranker.data import movielens  # noqa: PLC0415
     from ranker.data.recbole import read_atomic  # noqa: PLC0415
     from ranker.data.schema import read_schema  # noqa: PLC0415
@@ -95,12 +98,12 @@ def read_dataset(data: str, actions: Path | None, reporter: ConsoleReporter) -> 
         reporter.note(movielens.LICENCE.strip())
         with reporter.step("MovieLens-1M"):
             folder = movielens.obtain(movielens.default_cache_dir())
-    with reporter.step("reading"):
+    with reporter.step("reading data"):
         return read_atomic(folder, schema)
 
 
 def suspicious(dataset: AtomicDataset) -> tuple[Problem, ...]:
-    """Return what is suspicious about a dataset as of now."""
+    """Return the problems of a dataset, including timestamps that lie in the future."""
     from feature_client.action_times import clock_ms  # noqa: PLC0415
     from ranker.data.problems import problems_of  # noqa: PLC0415
 
@@ -108,19 +111,19 @@ def suspicious(dataset: AtomicDataset) -> tuple[Problem, ...]:
 
 
 def note_problems(dataset: AtomicDataset, reporter: ConsoleReporter) -> None:
-    """Say what is suspicious about a dataset before something is made of it."""
+    """Print the problems of a dataset before it is used."""
     for problem in suspicious(dataset):
         reporter.note(str(problem))
 
 
 class ConsoleReporter:
-    """Shows steps as progress bars on a console."""
+    """Shows each step as a progress bar on a console."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
 
     @contextmanager
-    def step(self, what: str) -> Iterator[recipe_settings.Progress]:
+    def step(self, what: str) -> Iterator[StepProgress]:
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -135,13 +138,13 @@ class ConsoleReporter:
 
             def progress(done: int, total: int, detail: str = "", /) -> None:
                 if shown.tasks[0].total is None:
-                    # What was done before this began, as when a training is resumed, says nothing about the speed.
+                    # Work done before this run, as when training resumes, must not count towards its speed.
                     shown.reset(task, total=total, completed=done)
                 shown.update(task, completed=done, total=total, detail=detail)
 
             yield progress
             total = shown.tasks[0].total or 1
-            # Training may stop early; what is over is shown as over.
+            # Training may stop early; show the finished step as complete.
             shown.update(task, completed=total, total=total)
 
     def note(self, message: str) -> None:

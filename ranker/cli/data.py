@@ -1,4 +1,4 @@
-"""`pinrank data`: datasets into atomic files, and a look at what training would see."""
+"""`pinrank data`: converts datasets to atomic files and shows what training would see."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from ranker.data.problems import Problem
     from ranker.data.recbole import AtomicDataset
 
-SourceArgument = Annotated[Path, typer.Argument(help="The published file: plain, .gz, or alone in a .zip.")]
-OutOption = Annotated[Path, typer.Option(help="A new folder for the atomic files.")]
+SourceArgument = Annotated[Path, typer.Argument(help="Published file: plain, .gz, or the only file in a .zip.")]
+OutOption = Annotated[Path, typer.Option(help="New folder for the atomic files.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add `pinrank data` to the `pinrank` command."""
-    group = typer.Typer(no_args_is_help=True, help="Get datasets into shape, and see what training would see.")
+    group = typer.Typer(no_args_is_help=True, help="Convert datasets and check what training would see.")
     group.command()(check)
     group.command()(fill)
     group.command()(ids)
@@ -38,10 +38,10 @@ def register(app: typer.Typer) -> None:
 
 
 def deskdrop(source: SourceArgument, out: OutOption) -> None:
-    """Make atomic files of DeskDrop: saves, follows, comments, likes and closeups of articles.
+    """Convert DeskDrop to atomic files: saves, follows, comments, likes and closeups of articles.
 
-    What a user did with an article in one sitting (each step within 30 minutes of the one before) becomes one
-    interaction at the time of its last step.
+    All that a user does with an article in one session, with at most 30 minutes between two steps, becomes one
+    interaction at the time of the last step.
 
     Example: [bold]pinrank data deskdrop users_interactions.csv.zip --out data/deskdrop[/]
     """
@@ -49,10 +49,10 @@ def deskdrop(source: SourceArgument, out: OutOption) -> None:
 
 
 def kuairand(source: SourceArgument, out: OutOption) -> None:
-    """Make atomic files of the like-or-hate extract of KuaiRand-27K: real likes and real hides of short videos.
+    """Convert the like-or-hate extract of KuaiRand-27K to atomic files: real likes and hides of short videos.
 
-    Every row was liked (label 1) or hated (label 0); hated ones are logged negatives, the rest of a request's
-    candidates is drawn.
+    Every row is a video that was liked (label 1) or hated (label 0). Hated videos are logged negatives; the other
+    candidates of a request are sampled.
 
     Example: [bold]pinrank data kuairand processed_standard_kcore_15.tsv.gz --out data/kuairand[/]
     """
@@ -60,7 +60,7 @@ def kuairand(source: SourceArgument, out: OutOption) -> None:
 
 
 def ml_1m(out: OutOption) -> None:
-    """Copy MovieLens-1M (downloaded on first use) with an actions.toml to start from.
+    """Copy MovieLens-1M, which is downloaded on first use, with an actions.toml that you can edit.
 
     Example: [bold]pinrank data ml-1m --out data/ml-1m[/]
     """
@@ -69,13 +69,13 @@ def ml_1m(out: OutOption) -> None:
         from ranker.data.schema import FILE, RATINGS, write_schema  # noqa: PLC0415
 
         if out.exists():
-            fail(f"{out} exists already; name a new folder")
+            fail(f"{out} already exists; choose a new folder")
         reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True))
         reporter.note(movielens.LICENCE.strip())
         with reporter.step("MovieLens-1M"):
             source = movielens.obtain(movielens.default_cache_dir())
         out.parent.mkdir(parents=True, exist_ok=True)
-        # There whole or not at all, as whoever stops this in between would take a part for the data.
+        # The folder appears whole or not at all: a partial copy could be mistaken for the dataset.
         with tempfile.TemporaryDirectory(prefix=".writing-", dir=out.parent) as temporary:
             staging = Path(temporary) / out.name
             shutil.copytree(source, staging)
@@ -85,10 +85,10 @@ def ml_1m(out: OutOption) -> None:
 
 
 def check(
-    folder: Annotated[str, typer.Argument(help="A folder of RecBole atomic files, or ml-1m.")],
+    folder: Annotated[str, typer.Argument(help="Folder of RecBole atomic files, or ml-1m.")],
     actions: ActionsOption = None,
 ) -> None:
-    """Show what training would see of a dataset, and each problem with its fix; exit code 1 if training must fail.
+    """Show what training would see of a dataset, and each problem with its fix. Exits with 1 if training would fail.
 
     Example: [bold]pinrank data check data/deskdrop[/]
 
@@ -110,16 +110,18 @@ def check(
 
 
 def fill(
-    folder: Annotated[str, typer.Argument(help="A folder of RecBole atomic files, or ml-1m.")],
-    store: Annotated[str, typer.Option("--store", help="The model store: a folder, or s3://bucket/prefix.")],
-    model: Annotated[str, typer.Option(help="Name of the model whose features to write.")],
-    feature_store: Annotated[str, typer.Option(help="Where to: lmdb:///FOLDER or redis://HOST:PORT/0.")],
+    folder: Annotated[str, typer.Argument(help="Folder of RecBole atomic files, or ml-1m.")],
+    store: Annotated[str, typer.Option("--store", help="Model store: a folder or s3://bucket/prefix.")],
+    model: Annotated[str, typer.Option(help="Model whose features to write.")],
+    feature_store: Annotated[
+        str, typer.Option(help="Feature store to write to: lmdb:///FOLDER or redis://HOST:PORT/0.")
+    ],
     label: Annotated[
-        str | None, typer.Option(help="Label of the version (default: stable, or the model's only label).")
+        str | None, typer.Option(help="Label of the model version (default: stable, or the model's only label).")
     ] = None,
     actions: ActionsOption = None,
 ) -> None:
-    """Write every pin, user and action sequence of a dataset into a feature store, as a model's version reads them.
+    """Write the features of every pin, user and action sequence of a dataset to a feature store, for one model version.
 
     Example: [bold]pinrank data fill my-data --store models --model mine --feature-store lmdb:///var/lib/features[/]
     """
@@ -140,7 +142,7 @@ def fill(
         reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True))
         dataset = read_dataset(folder, actions, reporter)
         note_problems(dataset, reporter)
-        refuse_future(dataset.time_ms, clock_ms())  # before the store is made
+        refuse_future(dataset.time_ms, clock_ms())  # before the store is created
         log = action_log(dataset)
 
         async def write() -> dict[str, int]:
@@ -161,14 +163,14 @@ def fill(
 
 
 def _only_label(labels: Mapping[str, int]) -> str:
-    """Return the label that is meant where none is named: what servers answer with, or the only one there is."""
+    """Return the default label: the one that servers use, or the model's only label."""
     return next(iter(labels)) if len(labels) == 1 else "stable"
 
 
 def ids(
-    tokens: Annotated[list[str], typer.Argument(help="Identifiers of users or pins as the files have them.")],
+    tokens: Annotated[list[str], typer.Argument(help="User or pin identifiers as they appear in the files.")],
 ) -> None:
-    """Print the 64-bit ids that identifiers are served under: a plain number keeps its value, others are hashed.
+    """Print the 64-bit ids under which identifiers are served. Whole numbers keep their value; others are hashed.
 
     Example: [bold]pinrank data ids listener-3 song/17[/]
     """
@@ -177,7 +179,7 @@ def ids(
 
         for token in tokens:
             if wrong := misspelt(token):
-                fail(f"no dataset has {token!r}: the identifier {wrong}")
+                fail(f"{token!r} is not a valid identifier: the identifier {wrong}")
             typer.echo(f"{token}\t{token_id(token)}")
 
 
@@ -186,13 +188,13 @@ def _convert(name: str, source: Path, out: Path) -> None:
         from ranker.data.adapters import ADAPTERS, convert  # noqa: PLC0415
 
         count = convert(ADAPTERS[name], source, out)
-    Console(markup=False, emoji=False).print(f"{count:,} interactions in {out}", highlight=False)
+    Console(markup=False, emoji=False).print(f"wrote {count:,} interactions to {out}", highlight=False)
     _say_what_next(out)
 
 
 def _say_what_next(out: Path) -> None:
     Console(markup=False, emoji=False).print(
-        f"see what training would see: pinrank data check {out}", highlight=False, soft_wrap=True
+        f"to see what training would see, run: pinrank data check {out}", highlight=False, soft_wrap=True
     )
 
 
@@ -207,8 +209,8 @@ def _show(console: Console, dataset: AtomicDataset, found: Inspection) -> None:
         f"from {first} to {last}, {days:,.1f} days\n"
         f"users by interactions: {found.cold:,} cold (below {COLD_BELOW}), {found.light:,} light, "
         f"{found.heavy:,} heavy ({HEAVY_FROM} or more)\n"
-        "requests: " + ", ".join(f"{n:,} {part}" for n, part in zip(found.requests, PARTS, strict=True)) + "\n"
-        f"{found.new_share:.0%} of the test part's interactions are on pins that nobody acted on before",
+        "requests by part: " + ", ".join(f"{n:,} {part}" for n, part in zip(found.requests, PARTS, strict=True)) + "\n"
+        f"{found.new_share:.0%} of the interactions in the test part are on pins without earlier interactions",
         highlight=False,
     )
     table = Table(title="actions, strongest first", title_justify="left")
@@ -223,7 +225,7 @@ def _show(console: Console, dataset: AtomicDataset, found: Inspection) -> None:
     console.print(table)
     for file, columns in dataset.unread.items():
         if columns:
-            left_out = f"{file}: nothing reads {', '.join(columns)}"
+            left_out = f"{file}: these columns are not used: {', '.join(columns)}"
             console.print(left_out, highlight=False, soft_wrap=True)
 
 

@@ -1,8 +1,9 @@
-"""`pinrank evaluate`. It imports what it needs when it runs: serving installs lack what reads datasets."""
+"""`pinrank evaluate`. It imports its libraries only when it runs: a serving install cannot read datasets."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,92 +11,123 @@ import typer
 from rich.console import Console
 
 from ranker.cli.console import ActionsOption, ConsoleReporter, DataOption, explained, fail, note_problems, read_dataset
+from ranker.cli.options import OptionGroup, grouped
+from ranker.cli.places import check_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from kernels.engine import EngineFactory
     from model_store.bundle.files import Bundle
     from model_store.registry.store import ModelStore
     from ranker.evaluation.results import Evaluation
 
 
-def evaluate(
-    store: Annotated[
-        str | None, typer.Option("--store", help="The model store: a folder, or s3://bucket/prefix.")
-    ] = None,
-    model: Annotated[str, typer.Option(help="Name of the model in the store.")] = "ml1m",
-    versions: Annotated[list[int] | None, typer.Option("--version", help="A version; may be repeated.")] = None,
-    labels: Annotated[list[str] | None, typer.Option("--label", help="A label; may be repeated.")] = None,
+@dataclass(frozen=True, slots=True)
+class BundleChoice(OptionGroup):
+    store: Annotated[str | None, typer.Option("--store", help="Model store: a folder or s3://bucket/prefix.")] = None
+    model: Annotated[str, typer.Option(help="Model name in the store.")] = "ml1m"
+    versions: Annotated[list[int] | None, typer.Option("--version", help="Version to evaluate; may be repeated.")] = (
+        None
+    )
+    labels: Annotated[list[str] | None, typer.Option("--label", help="Label to evaluate; may be repeated.")] = None
     folders: Annotated[
         list[Path] | None,
-        typer.Option("--bundle", help="A bundle's folder, of any model; may be repeated. Its name is shown."),
-    ] = None,
+        typer.Option("--bundle", help="Bundle folder of any model, shown by its folder name; may be repeated."),
+    ] = None
     baseline: Annotated[
         str | None,
         typer.Option(
-            help="What the others are compared with: a version, a label, a bundle folder's name, or popularity. "
-            "Default: the first of several, popularity for a single one."
+            help="Baseline of the comparison: a version, a label, the name of a bundle folder, or popularity. "
+            "Default: the first of several bundles; popularity for a single bundle."
         ),
-    ] = None,
-    data: DataOption = "ml-1m",
-    actions: ActionsOption = None,
-    requests_max: Annotated[int, typer.Option(min=1, help="At most about so many test requests.")] = 3_000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the drawn candidates and the resamples.")] = 7,
-    engine: Annotated[
-        str, typer.Option(help="The runtime to score with: openvino, torch, tensorrt, tensorrt_rtx or numpy.")
-    ] = "openvino",
-    json_path: Annotated[Path | None, typer.Option("--json", help="Also write all numbers to this file.")] = None,
-    report_path: Annotated[
-        Path | None, typer.Option("--report", help="Also write a report with charts to this HTML file.")
-    ] = None,
-) -> None:
-    """Compare bundles, and plain popularity, on the newest tenth of the data.
+    ] = None
 
-    Scores go the way the server takes: the bundle's engine, its assembler, its calibration, its utility. Without
-    --version, --label or --bundle, every labelled version is compared.
+    def read(self) -> dict[str, Bundle]:
+        return _chosen(self.store, self.model, self.versions or [], self.labels or [], self.folders or [])
+
+    def named_baseline(self, bundles: Mapping[str, Bundle]) -> str | None:
+        return None if self.baseline is None else _named(self.baseline, bundles, self.store, self.model)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringOptions(OptionGroup):
+    data: DataOption = "ml-1m"
+    actions: ActionsOption = None
+    requests_max: Annotated[int, typer.Option(min=1, help="Approximate maximum number of test requests.")] = 3_000
+    seed: Annotated[int, typer.Option(min=0, help="Random seed for sampling candidates and for resampling users.")] = 7
+    engine: Annotated[str, typer.Option(help="Scoring engine: openvino, torch, tensorrt, tensorrt_rtx or numpy.")] = (
+        "openvino"
+    )
+
+    def engine_factory(self) -> EngineFactory:
+        from kernels.engines import engine_factory  # noqa: PLC0415
+
+        try:
+            return engine_factory(self.engine)
+        except ValueError as error:
+            fail(str(error))
+
+
+@dataclass(frozen=True, slots=True)
+class OutputOptions(OptionGroup):
+    json_path: Annotated[Path | None, typer.Option("--json", help="File to write all numbers to, as JSON.")] = None
+    report_path: Annotated[
+        Path | None, typer.Option("--report", help="HTML file to write a report with charts to.")
+    ] = None
+
+    def check(self) -> None:
+        """Check before the work that the results can be written after it."""
+        for path in (self.json_path, self.report_path):
+            if path is not None:
+                check_file(path)
+        if self.report_path is not None:
+            import ranker.evaluation.report  # noqa: F401, PLC0415 - matplotlib may be missing
+
+    def write(self, evaluation: Evaluation) -> None:
+        if self.json_path is not None:
+            self.json_path.write_text(json.dumps(evaluation.as_json(), indent=2, allow_nan=False) + "\n")
+        if self.report_path is not None:
+            from ranker.evaluation.report import write_report  # noqa: PLC0415
+
+            write_report(evaluation, self.report_path)
+
+
+@grouped
+def evaluate(choice: BundleChoice, scoring: ScoringOptions, output: OutputOptions) -> None:
+    """Compare bundles with each other and with plain popularity on the newest tenth of the data.
+
+    The command scores as the server does, with the engine, feature assembly, calibration and utility of each bundle.
+    Without --version, --label or --bundle, it compares every labelled version.
 
     Example: [bold]pinrank evaluate --store models --model ml1m --version 1 --version 2 --report report.html[/]
 
     Example: [bold]pinrank evaluate --data my-data --bundle runs/late --bundle runs/early --baseline late[/]
     """
     with explained():
-        from kernels.engines import engine_factory  # noqa: PLC0415
-        from ranker.cli.places import check_file  # noqa: PLC0415
         from ranker.data.actions import action_log  # noqa: PLC0415
         from ranker.evaluation.evaluate import evaluate as evaluate_bundles  # noqa: PLC0415
         from ranker.training.examples import Sampling  # noqa: PLC0415
 
-        for path in (json_path, report_path):
-            if path is not None:
-                check_file(path)
-        if report_path is not None:
-            # Before the work rather than after it: matplotlib may be missing.
-            from ranker.evaluation.report import write_report  # noqa: PLC0415
-
-        try:
-            factory = engine_factory(engine)
-        except ValueError as error:
-            fail(str(error))
-        bundles = _chosen(store, model, versions or [], labels or [], folders or [])
-        against = None if baseline is None else _named(baseline, bundles, store, model)
+        output.check()
+        factory = scoring.engine_factory()
+        bundles = choice.read()
+        baseline = choice.named_baseline(bundles)
         reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True))
-        dataset = read_dataset(data, actions, reporter)
+        dataset = read_dataset(scoring.data, scoring.actions, reporter)
         note_problems(dataset, reporter)
         with reporter.step("scoring") as progress:
             evaluation = evaluate_bundles(
                 bundles,
                 action_log(dataset),
                 factory,
-                Sampling(requests_max=requests_max),
-                seed,
+                Sampling(requests_max=scoring.requests_max),
+                scoring.seed,
                 progress=lambda what, done, total: progress(done, total, what),
-                baseline=against,
+                baseline=baseline,
                 data=dataset.name,
             )
-        if json_path is not None:
-            json_path.write_text(json.dumps(evaluation.as_json(), indent=2, allow_nan=False) + "\n")
-        if report_path is not None:
-            write_report(evaluation, report_path)
+        output.write(evaluation)
         _show(evaluation)
 
 
@@ -107,7 +139,7 @@ def _show(evaluation: Evaluation) -> None:
         console.print(table)
     for scorer in evaluation.scorers:
         if scorer.utility_missing is not None:
-            reason = f"{scorer.name}: no HIT@3 by utility: {scorer.utility_missing}"
+            reason = f"{scorer.name} has no HIT@3 by utility: {scorer.utility_missing}"
             console.print(reason, highlight=False)
         if scorer.heads_missing:
             missing = f"{scorer.name} does not predict {', '.join(scorer.heads_missing)}"
@@ -117,32 +149,32 @@ def _show(evaluation: Evaluation) -> None:
 def _chosen(
     store: str | None, model: str, versions: list[int], labels: list[str], folders: list[Path]
 ) -> dict[str, Bundle]:
-    """Read the bundles asked for, under the names to show: versions, oldest first, then folders as given."""
+    """Read the chosen bundles by display name: versions from oldest to newest, then folders in the order given."""
     from model_store.bundle.files import read_bundle  # noqa: PLC0415
     from model_store.registry.store import open_model_store  # noqa: PLC0415
 
     if store is None and (versions or labels):
-        fail("--version and --label need --store DIR")
+        fail("--version and --label require --store DIR")
     if store is None and not folders:
-        fail("nothing to evaluate; give --store DIR, --bundle DIR or both")
+        fail("there is nothing to evaluate; add --store DIR, --bundle DIR or both")
     chosen: dict[str, Bundle] = {}
     if store is not None and (versions or labels or not folders):
         chosen |= _stored(open_model_store(store), model, versions, labels)
     for folder in folders:
         name = folder.resolve().name
         if name in chosen:
-            fail(f"two bundles would be shown as {name!r}; rename a folder")
+            fail(f"two bundles have the name {name!r}; rename one of the folders")
         chosen[name] = read_bundle(folder)
     return chosen
 
 
 def _stored(store: ModelStore, model: str, versions: list[int], labels: list[str]) -> dict[str, Bundle]:
-    """Read versions, oldest first, under names that say their version and labels; without a wish every labelled one."""
+    """Read versions, oldest first, by a name that shows version and labels; all labelled versions if none is chosen."""
     known = store.labels(model)
     if not versions and not labels:
         labels = list(known)
         if not labels:
-            fail(f"model {model!r} has no labels yet; say which --version to evaluate")
+            fail(f"model {model!r} has no labels yet; choose a version with --version")
     wanted = sorted({*versions, *(store.resolve(model, label) for label in labels)})
     named = {version: [label for label, labelled in known.items() if labelled == version] for version in wanted}
     return {
@@ -152,7 +184,7 @@ def _stored(store: ModelStore, model: str, versions: list[int], labels: list[str
 
 
 def _named(wanted: str, bundles: Mapping[str, Bundle], store: str | None, model: str) -> str:
-    """Return the shown name that a baseline given as version, label or folder means; unknown ones are refused later."""
+    """Return the display name of a baseline given as version, label or folder; unknown names are rejected later."""
     from model_store.registry.store import open_model_store  # noqa: PLC0415
 
     if wanted in bundles or store is None:

@@ -1,4 +1,4 @@
-"""Whether results can be written where they are asked for: tried before hours of work, not after them."""
+"""Checks that results can be written to their destination, made before hours of work and not after them."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from ranker.errors import SettingError
 
 
 def check_file(path: Path) -> None:
-    """Raise SettingError unless a file can be written here, into a folder that is there."""
+    """Raise SettingError unless a file can be written at this path, in an existing folder."""
     if path.is_dir():
-        raise SettingError(f"{path} is a folder; name a file in it")
+        raise SettingError(f"{path} is a folder; choose a file name in it")
     if not path.parent.is_dir():
-        raise SettingError(f"{path.parent} is no folder to write {path.name} into; make it first")
+        raise SettingError(f"cannot write {path.name}: the folder {path.parent} does not exist; create it first")
     _check_writable(path.parent)
 
 
 def check_folder(path: Path) -> None:
-    """Raise SettingError unless files can be written into this folder, which may have to be made first."""
+    """Raise SettingError unless files can be written to this folder, which need not exist yet."""
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not there.is_dir():
-        raise SettingError(f"{path} cannot be a folder: {there} is a file")
+        raise SettingError(f"cannot create the folder {path}: {there} is a file")
     _check_writable(there)
 
 
 def check_new_folder(path: Path) -> None:
-    """Raise SettingError unless this folder can be made, and is not there yet."""
+    """Raise SettingError unless this folder can be created and does not exist yet."""
     if path.exists():
-        raise SettingError(f"{path} exists already; name a new folder")
+        raise SettingError(f"{path} already exists; choose a new folder")
     check_folder(path)
 
 
@@ -37,4 +37,4 @@ def _check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise SettingError(f"cannot write into {folder}: {error.strerror or error}") from error
+        raise SettingError(f"cannot write to {folder}: {error.strerror or error}") from error

@@ -1,4 +1,4 @@
-"""The whole history as one columnar log of actions."""
+"""The whole history as a columnar log of actions."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["CLOSEUPS", "RATINGS", "ActionLog", "ActionRule", "ActionSchema", "ac
 
 @dataclass(frozen=True, slots=True)
 class ActionLog:
-    """Everything that happened, oldest first.
+    """All events, oldest first.
 
     Attributes:
-        schema: which actions there are.
-        user_ids: uint64[U], ascending; `user` counts into it.
-        pin_ids: uint64[P], ascending; `pin` counts into it.
+        schema: the actions.
+        user_ids: uint64[U], ascending; `user` holds positions in it.
+        pin_ids: uint64[P], ascending; `pin` holds positions in it.
         user: int64[E].
         pin: int64[E].
         time_ms: int64[E], ascending.
-        labels: bool[E, A], one column per action of the schema, in its order.
-        action: uint8[E], the strongest action's position in the schema.
-        by_user: int64[E], event numbers grouped by user, each user's oldest first.
+        labels: bool[E, A], one column per action, in the order of the schema.
+        action: uint8[E], position of the strongest action in the schema.
+        by_user: int64[E], event numbers grouped by user, oldest first for each user.
         user_splits: int64[U + 1]; user u's events are `by_user[user_splits[u]:user_splits[u + 1]]`.
     """
 
@@ -43,11 +43,11 @@ class ActionLog:
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """The schema's heads that occur at all, in its order; the others cannot be learned."""
+        """The heads of the schema that occur in the data, in its order; the others cannot be learned."""
         return tuple(head for head in self.schema.heads if self.label(head).any())
 
     def label(self, action: str) -> np.ndarray:
-        """Return bool[E], which events are an action. Raises DatasetError for one that the schema does not have."""
+        """Return bool[E], which events are an action. Raises DatasetError if the schema has no such action."""
         column: np.ndarray = self.labels[:, self.schema.position(action)]
         return column
 
@@ -57,14 +57,14 @@ class ActionLog:
 
 
 def strongest_action(labels: np.ndarray) -> np.ndarray:
-    """Return uint8[E], the first action that each row of bool[E, A] has; every row must have one."""
+    """Return uint8[E], the first action of each row of bool[E, A]; every row must have one."""
     return np.asarray(labels.argmax(axis=1), np.uint8)
 
 
 def action_log(dataset: AtomicDataset) -> ActionLog:
-    """Turn interactions into the action log. Raises DatasetError when there are none."""
+    """Convert interactions to an action log. Raises DatasetError if there are none."""
     if not len(dataset.users):
-        raise DatasetError(f"dataset {dataset.name!r} holds no interactions")
+        raise DatasetError(f"dataset {dataset.name!r} has no interactions")
     user_ids, user = np.unique(dataset.users, return_inverse=True)
     pin_ids, pin = np.unique(dataset.pins, return_inverse=True)
     counts = np.bincount(user, minlength=len(user_ids))

@@ -1,8 +1,8 @@
-"""Published logs to atomic files with their own actions: DeskDrop and an extract of KuaiRand.
+"""Conversion of published logs to atomic files with their own actions: DeskDrop and an extract of KuaiRand.
 
-Both log single signs (opened, then liked, then saved). What a user did with a pin in one sitting becomes one
-interaction with all its labels: signs of one user on one pin belong together while each follows the one before within
-`SITTING_S`. The interaction carries the time of its last sign: nothing of it stands in a history before it was known.
+Both log single signs (opened, then liked, then saved). All signs of one user on one pin in one sitting become one
+interaction with all labels; a sitting continues while each sign follows the last within `SITTING_S`. The interaction
+has the time of its last sign, so that no part of it enters a history before it was known.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from ranker.data.problems import LATEST_MS
 from ranker.data.schema import FILE, ActionRule, ActionSchema, write_schema
 from ranker.errors import DatasetError
 
-#: The usual limit of a web session. Of DeskDrop's gaps below it 99.9% lie within one session as the portal logged it,
-#: of those above six hours 10%.
+#: The usual limit of a web session. In DeskDrop, 99.9% of the shorter gaps lie within one session that the portal
+#: logged, but only 10% of the gaps above six hours.
 SITTING_S = 30 * 60
 
 
@@ -39,8 +39,8 @@ class Signs:
         users: identifiers.
         pins: identifiers.
         time_ms: int64[E].
-        names: of the S kinds of sign.
-        shown: bool[E, S], which signs each entry has.
+        names: names of the S kinds of sign.
+        shown: bool[E, S], the signs of each entry.
     """
 
     users: Sequence[str]
@@ -52,29 +52,29 @@ class Signs:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """How one published log is read."""
+    """Reads one published log."""
 
     name: str
     read: Callable[[Path], Signs]
     schema: ActionSchema
 
 
-#: What a source that is damaged, or another one than it should be, raises.
+#: Errors raised by a damaged or unexpected source.
 _UNREADABLE = (ValueError, EOFError, csv.Error, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error)
 
 
 def convert(adapter: Adapter, source: Path, folder: Path) -> int:
-    """Write `NAME.inter` and `actions.toml` into a new folder; return how many interactions.
+    """Write `NAME.inter` and `actions.toml` to a new folder; return the number of interactions.
 
     Raises:
-        DatasetError: the source is not what the adapter knows, or the folder exists.
+        DatasetError: the source is not the log that the adapter reads, or the folder exists.
     """
     if folder.exists():
-        raise DatasetError(f"{folder} exists already; name a new folder")
+        raise DatasetError(f"{folder} already exists; choose a new folder")
     try:
         merged = one_per_sitting(adapter.read(source))
     except _UNREADABLE as error:
-        raise DatasetError(f"{source} is not the {adapter.name} log that this command knows: {error}") from error
+        raise DatasetError(f"{source} is not the {adapter.name} log that this command reads: {error}") from error
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder.parent) as temporary:
         staging = Path(temporary) / folder.name
@@ -92,7 +92,7 @@ def convert(adapter: Adapter, source: Path, folder: Path) -> int:
 
 
 def one_per_sitting(signs: Signs) -> Signs:
-    """Join the signs of each user on each pin in one sitting, in order of time."""
+    """Merge the signs of each user on each pin in one sitting; return them in order of time."""
     if not len(signs.users):
         return signs
     user_ids, user = np.unique(np.asarray(signs.users), return_inverse=True)
@@ -127,7 +127,7 @@ def _deskdrop(source: Path) -> Signs:
     kinds = tuple(_DESKDROP_EVENTS)
     for row in rows:
         if row["eventType"] not in kinds:
-            raise row.fault("eventType", f"known are {', '.join(kinds)}")
+            raise row.fault("eventType", f"it must be one of {', '.join(kinds)}")
     kind = np.array([kinds.index(row["eventType"]) for row in rows], np.int64)
     return Signs(
         users=[row.identifier("personId") for row in rows],
@@ -138,7 +138,7 @@ def _deskdrop(source: Path) -> Signs:
     )
 
 
-#: Column of the extract -> sign. `label` is a sign of its own: see `KUAIRAND`.
+#: Column of the extract -> sign. `label` is a separate sign: see `KUAIRAND`.
 _KUAIRAND_SIGNS = {
     "is_follow": "follow",
     "is_forward": "forward",
@@ -170,7 +170,7 @@ def _zero_or_one(rows: Sequence[_Row], column: str) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """The fields of one line that are read; what is wrong with one is raised as a ValueError with its place."""
+    """The fields of one line. An invalid field raises a ValueError that names its place."""
 
     line: int
     fields: Mapping[str, str]
@@ -185,18 +185,18 @@ class _Row:
         if wrong := misspelt(self[column]):
             raise self.fault(column, f"the identifier {wrong}")
         if not self[column].isprintable():
-            raise self.fault(column, "the identifier has characters that cannot be seen; remove them")
+            raise self.fault(column, "the identifier contains unprintable characters; remove them")
         return self[column]
 
     def time_ms(self, column: str, factor: int) -> int:
         text = self[column]
         if not (text.isascii() and text.isdigit()) or int(text[:20]) * factor >= LATEST_MS:
-            raise self.fault(column, "that is no Unix time between 1970 and 2200")
+            raise self.fault(column, "it is not a Unix time between 1970 and 2200")
         return int(text) * factor
 
 
 def _read(source: Path, delimiter: str, columns: Sequence[str]) -> list[_Row]:
-    """Read these columns of all lines. Raises one of `_UNREADABLE`."""
+    """Read the given columns of all lines. Raises one of `_UNREADABLE`."""
     rows = []
     with _opened(source) as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
@@ -214,18 +214,20 @@ def _read(source: Path, delimiter: str, columns: Sequence[str]) -> list[_Row]:
                 read = {column: fields[place] for column, place in zip(columns, places, strict=True)}
                 rows.append(_Row(reader.line_num, read))
     if not rows:
-        raise ValueError("it holds no line but the header")
+        raise ValueError("it has no lines after the header")
     return rows
 
 
 @contextmanager
 def _opened(source: Path) -> Iterator[IO[str]]:
-    """Open a table that is plain, gzipped, or alone in a zip archive."""
+    """Open a table that is plain text, compressed with gzip, or the only file in a zip archive."""
     if source.suffix == ".zip":
         with zipfile.ZipFile(source) as archive:
             names = archive.namelist()
             if len(names) != 1:
-                raise ValueError(f"the archive must hold one file, it holds {', '.join(names) or 'none'}")
+                raise ValueError(
+                    f"the archive must contain exactly one file, but contains {', '.join(names) or 'none'}"
+                )
             if archive.getinfo(names[0]).flag_bits & 1:
                 raise ValueError("the archive is encrypted; unpack it first")
             with archive.open(names[0]) as member, io.TextIOWrapper(member, encoding="utf-8-sig", newline="") as text:
@@ -244,8 +246,8 @@ def _rule(name: str, meaning: str, sign: str | None, affinity: float, *, head: b
     return ActionRule(name=name, meaning=meaning, column="signs", any_of=(sign,), affinity=affinity, head=head)
 
 
-#: Articles in a company's portal, March 2016 to February 2017. Every sign counts as a closeup, because a like or a
-#: bookmark without a view in the same sitting was still an article looked at.
+#: Articles on a company's portal, March 2016 to February 2017. Every sign counts as a closeup, because a user who
+#: likes or bookmarks an article has looked at it even without a view in the same sitting.
 DESKDROP = Adapter(
     "deskdrop",
     _deskdrop,
@@ -260,16 +262,16 @@ DESKDROP = Adapter(
     ),
 )
 
-#: Short videos, April 2022. The extract holds only impressions that were liked (label 1) or hated (label 0); those that
-#: were neither are not in it. That label means this is read off the data: rows with 0 were played for 4.5 s in the
-#: median against 11.8 s, are long views in 22% against 52% and led to a follow in 1 of 8,083 against 1 of 111.
-#: So an impression without a positive action is always a hide here: a real, logged negative of the like head.
+#: Short videos, April 2022. The extract contains only impressions that were liked (label 1) or hated (label 0). The
+#: data shows this meaning of the label: rows with label 0 have a median playing time of 4.5 s against 11.8 s, are long
+#: views in 22% against 52% of cases, and led to a follow in 1 of 8,083 against 1 of 111 cases. So an impression without
+#: a positive action is always a hide: a real, logged negative of the like head.
 KUAIRAND = Adapter(
     "kuairand",
     _kuairand,
     ActionSchema(
         actions=(
-            # First: whatever else happened, a hated video is one to show less of.
+            # First, because a hated video should be shown less, whatever else happened.
             _rule("hide", "said to dislike it", "hate", 0.0),
             _rule("follow", "followed its author", "follow", 1.0, head=False),
             _rule("forward", "forwarded", "forward", 1.0, head=False),

@@ -1,6 +1,6 @@
-"""Pin embeddings: what they are on disk, and the first producer of them, a truncated SVD.
+"""Pin embeddings: their file format, and a truncated SVD that produces them.
 
-Loading needs NumPy only; producing needs scikit-learn.
+Loading requires only NumPy; producing requires scikit-learn.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ranker.errors import DatasetError
 
 DIM = 32
 
-#: Of the producer; what it makes of the same data differs between versions, so their vectors may not be compared.
+#: Version of the producer. Vectors of different versions must not be compared.
 #: 2: dimensions are weighted by the square root of their singular values.
 PRODUCER_VERSION = 2
 
@@ -29,7 +29,7 @@ class PinEmbeddings:
 
     Attributes:
         pin_ids: uint64[K], ascending.
-        vectors: float16[K, D], rows of length one; zeros for a pin that only got actions without affinity.
+        vectors: float16[K, D], rows of length one; zeros for a pin that received only actions without affinity.
     """
 
     pin_ids: np.ndarray
@@ -45,11 +45,11 @@ class PinEmbeddings:
 
 
 def embeddings_of(bundle: Bundle) -> PinEmbeddings:
-    """Return the vectors that a bundle carries. Raises BundleError when it carries none, or none that can be read."""
+    """Return the vectors that a bundle carries. Raises BundleError if they are missing or unreadable."""
     if EMBEDDINGS not in bundle.files:
         raise BundleError(
-            f"{bundle.manifest.ref} carries no {EMBEDDINGS}, so its features cannot be built from interactions: load "
-            "them with `pinrank features load`, from where its vectors were made"
+            f"{bundle.manifest.ref} carries no {EMBEDDINGS}, so its features cannot be built from interactions; load "
+            "them with `pinrank features load` from the source of its vectors"
         )
     try:
         return decode_embeddings(bundle.files[EMBEDDINGS])
@@ -58,20 +58,20 @@ def embeddings_of(bundle: Bundle) -> PinEmbeddings:
 
 
 def space_of(name: str) -> EmbeddingSpace:
-    """Name the space that the SVD producer makes from a dataset."""
+    """Return the embedding space that the SVD producer creates from a dataset."""
     return EmbeddingSpace(name=f"{name}-svd", version=PRODUCER_VERSION, dim=DIM, dtype="float16")
 
 
 def svd_embeddings(log: ActionLog, before_ms: int, seed: int) -> PinEmbeddings:
-    """Factor the matrix of users' actions on pins; users who act alike pull their pins together.
+    """Factorise the matrix of users' actions on pins, so that pins of similar users are close to each other.
 
     Args:
         log: the history; only events strictly before `before_ms` are read.
-        before_ms: the end of the producer's window.
-        seed: of the randomised solver.
+        before_ms: end of the producer's window, Unix time in milliseconds.
+        seed: seed of the randomised solver.
 
     Raises:
-        DatasetError: the window holds too little to fit.
+        DatasetError: the window has too few interactions.
     """
     from scipy.sparse import csr_matrix  # noqa: PLC0415 - scikit-learn and SciPy come with the train extra
     from sklearn.decomposition import TruncatedSVD  # noqa: PLC0415
@@ -81,13 +81,15 @@ def svd_embeddings(log: ActionLog, before_ms: int, seed: int) -> PinEmbeddings:
     users, user = np.unique(log.user[:stop], return_inverse=True)
     pins, pin = np.unique(log.pin[:stop], return_inverse=True)
     if min(len(users), len(pins)) < 2 or not weight.any():
-        raise DatasetError(f"{stop} interactions before the end of the producer window are too few to fit embeddings")
-    # The square root of the counts keeps the few most popular pins from owning every dimension.
+        raise DatasetError(
+            f"the {stop} interactions before the end of the producer window are too few to fit embeddings"
+        )
+    # The square root of the counts prevents a few popular pins from dominating every dimension.
     popularity = np.sqrt(np.bincount(pin, weights=weight, minlength=len(pins)) + 1.0)
     matrix = csr_matrix((weight / popularity[pin], (user, pin)), shape=(len(users), len(pins)), dtype=np.float32)
     dim = min(DIM, min(matrix.shape) - 1)
     fitted = TruncatedSVD(dim, n_iter=7, random_state=seed).fit(matrix)
-    # Between equal weights, where noise has the same say as taste, and full ones, which leave little but popularity.
+    # A compromise: equal weights give noise as much influence as taste, full weights leave little but popularity.
     components = fitted.components_.T * np.sqrt(fitted.singular_values_)
     vectors = np.zeros((len(pins), DIM), np.float32)
     vectors[:, :dim] = components * (np.sign(components.sum(axis=0)) + (components.sum(axis=0) == 0))
@@ -96,14 +98,14 @@ def svd_embeddings(log: ActionLog, before_ms: int, seed: int) -> PinEmbeddings:
 
 
 def encode_embeddings(embeddings: PinEmbeddings) -> bytes:
-    """Encode as an npz archive of two plain arrays; the same embeddings give the same bytes."""
+    """Encode as an npz archive of two plain arrays; equal embeddings give equal bytes."""
     buffer = io.BytesIO()
     np.savez(buffer, pin_ids=embeddings.pin_ids, vectors=embeddings.vectors)
     return buffer.getvalue()
 
 
 def decode_embeddings(content: bytes) -> PinEmbeddings:
-    """Decode `encode_embeddings`. Raises ValueError for anything else, pickles included."""
+    """Decode the result of `encode_embeddings`. Raises ValueError for anything else, including pickles."""
     try:
         arrays = decode_arrays(content)
         return PinEmbeddings(arrays["pin_ids"], arrays["vectors"])

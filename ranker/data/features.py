@@ -1,6 +1,6 @@
-"""The feature groups of atomic datasets, and their rows as of any moment.
+"""The feature groups of atomic datasets, and their rows as of any time.
 
-Nothing here looks past the moment it is given: a row "as of t" is computed from the events strictly before t.
+No function reads beyond the given time: a row "as of t" depends only on events strictly before t.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ LENGTH_MAX = 256
 
 _SHARE = "_share"
 
-#: A share counts as if this many earlier actions had shown the average of everyone.
+#: Weight of the overall average in each share, as a number of earlier actions.
 PRIOR_ACTIONS = 20.0
 
 _FOLD_IN_ROUNDS = 2
 
-#: Events of a dataset carry no surface; all of them stand in the sequence as home.
+#: Events of a dataset have no surface; all of them enter the sequence as home.
 _HOME = np.uint8(0)
 
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """The groups of one dataset's model; `sequence` is None where the model reads no sequence."""
+    """The groups of a dataset's model; `sequence` is None if the model reads no sequence."""
 
     pin: FeatureGroup
     user: FeatureGroup
@@ -48,7 +48,7 @@ class Groups:
 
     @staticmethod
     def of(space: EmbeddingSpace, schema: ActionSchema) -> Groups:
-        """Return the groups of a schema's actions, whose embeddings live in `space`."""
+        """Return the groups of a schema's actions, with embeddings in `space`."""
         counts = tuple(Scalar(name=name) for name in scalar_names(schema))
         embedding = Embedding(name="embedding", space=space)
         parties = (Scalar(name="creator_tail", default=0.5), Scalar(name="merchant"), Scalar(name="ad"))
@@ -60,7 +60,7 @@ class Groups:
 
     @staticmethod
     def served_by(manifest: Manifest) -> Groups:
-        """Return the groups that a bundle of this folder reads. Raises DatasetError for another kind of bundle."""
+        """Return the groups that a bundle trained here reads. Raises DatasetError for any other bundle."""
         try:
             return Groups(manifest.group(PIN_GROUP), manifest.group(USER_GROUP), manifest.sequence)
         except KeyError as error:
@@ -71,7 +71,7 @@ class Groups:
 
 
 def scalar_names(schema: ActionSchema) -> tuple[str, ...]:
-    """Return the scalars that networks read of pins and users alike; a pin's parties are for the utility only."""
+    """Return the scalars that networks read of both pins and users. The parties of a pin serve the utility only."""
     return ("log_actions", *(f"{name}{_SHARE}" for name in schema.names))
 
 
@@ -80,15 +80,15 @@ def pin_rows(log: ActionLog, group: FeatureGroup, vectors: np.ndarray, before_ms
 
     Args:
         log: the history.
-        group: `Groups.pin`; its `<action>_share` fields say which actions are counted.
-        vectors: float16[P, D], the pins' embeddings, zeros for pins that came after the producer's window.
-        before_ms: only events strictly before this are read.
+        group: `Groups.pin`; its `<action>_share` fields determine which actions are counted.
+        vectors: float16[P, D], the embeddings of the pins, zeros for pins that are newer than the producer's window.
+        before_ms: only events strictly before this Unix time in milliseconds are read.
 
     Returns:
-        P rows in the order of `log.pin_ids`; pins without an event by then are MISSING.
+        P rows in the order of `log.pin_ids`; pins without an event before that time are MISSING.
 
     Raises:
-        DatasetError: the group counts an action that the data does not know.
+        DatasetError: the group counts an action that the data does not have.
     """
     stop = log.before(before_ms)
     rows, counts = _counted_rows(group, log, log.pin[:stop], len(log.pin_ids))
@@ -101,7 +101,7 @@ def pin_rows(log: ActionLog, group: FeatureGroup, vectors: np.ndarray, before_ms
 def user_rows(log: ActionLog, group: FeatureGroup, vectors: np.ndarray, before_ms: int) -> Rows:
     """Compute every user's row as of a time; the embedding is the mean of the user's pins, weighted by affinity.
 
-    Args and result as for `pin_rows`, with U rows in the order of `log.user_ids`.
+    Arguments and result are those of `pin_rows`, with U rows in the order of `log.user_ids`.
     """
     stop = log.before(before_ms)
     user, pin = log.user[:stop], log.pin[:stop]
@@ -113,15 +113,16 @@ def user_rows(log: ActionLog, group: FeatureGroup, vectors: np.ndarray, before_m
 
 
 def folded_in(log: ActionLog, vectors: np.ndarray, stop: int) -> np.ndarray:
-    """Give pins that the embedding's producer did not know a vector in its space, from who has acted on them since.
+    """Give each pin that the producer did not know a vector in its space, derived from the users who acted on it.
 
-    A user is the mean of the pins acted on, and a new pin the mean of its users, weighted by affinity: what a producer
-    does between two fits, so that the space stays as it is. A second round reaches users who know new pins only.
+    A user is the mean of the pins acted on, and a new pin is the mean of its users, both weighted by affinity. A
+    producer does this between two fits, so that the space does not change. A second round reaches users who know only
+    new pins.
 
     Args:
         log: the history.
-        vectors: float16[P, D], zeros for unknown pins; the others are left as they are.
-        stop: only the first so many events are read.
+        vectors: float16[P, D], zeros for unknown pins; the others do not change.
+        stop: the number of events to read.
 
     Returns:
         float32[P, D].
@@ -139,7 +140,7 @@ def folded_in(log: ActionLog, vectors: np.ndarray, stop: int) -> np.ndarray:
 
 
 def _means(of: np.ndarray, over: np.ndarray, weight: np.ndarray, vectors: np.ndarray, count: int) -> np.ndarray:
-    """Return float32[count, D], of length one or zero: each one's mean of the vectors that its events lead to.
+    """Return float32[count, D], of length one or zero: the mean of the vectors that the events of each entity lead to.
 
     Cost: a `bincount` over all events per dimension, about 0.1 s for a million events.
     """
@@ -150,16 +151,18 @@ def _means(of: np.ndarray, over: np.ndarray, weight: np.ndarray, vectors: np.nda
 
 
 def events_of(log: ActionLog, numbers: np.ndarray, group: SequenceGroup) -> np.ndarray:
-    """Return structured[K] of `SequenceGroup.dtype`, the log's events by number, in the order given.
+    """Return structured[K] of `SequenceGroup.dtype`, the events with the given numbers, in the order given.
 
     Raises:
-        DatasetError: one of them is an action that the group's vocabulary lacks.
+        DatasetError: an event is an action that the group's vocabulary lacks.
     """
     action = log.action[numbers]
     code = np.array([group.actions.index(name) if name in group.actions else -1 for name in log.schema.names])[action]
     if (code < 0).any():
         lacking = log.schema.names[int(action[code < 0][0])]
-        raise DatasetError(f"sequence group {group.ref} has no action {lacking!r}; it has {', '.join(group.actions)}")
+        raise DatasetError(
+            f"sequence group {group.ref} has no action {lacking!r}; its actions are {', '.join(group.actions)}"
+        )
     events = np.zeros(len(numbers), SequenceGroup.dtype)
     events["pin_id"] = log.pin_ids[log.pin[numbers]]
     events["time_ms"] = log.time_ms[numbers]
@@ -169,10 +172,10 @@ def events_of(log: ActionLog, numbers: np.ndarray, group: SequenceGroup) -> np.n
 
 
 def made_up_parties(pin_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return float32[N] of 0 and 1 twice: is the pin a merchant's (1 in 5), is it an advertisement (1 in 10).
+    """Return two float32[N] of 0 and 1: whether the pin is a merchant's (1 in 5) and an advertisement (1 in 10).
 
-    Film ratings know neither, so both are drawn from a fixed hash of the pin's id: arbitrary, the same for ever, and
-    good for nothing but showing how a utility with several parties behaves.
+    Datasets of ratings contain neither, so both derive from a fixed hash of the pin's id. They are arbitrary and
+    constant, and serve only to show how a utility with several parties behaves.
     """
     mixed = pin_ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # SplitMix64's finaliser
@@ -191,21 +194,21 @@ async def fill_store(
     progress: Callable[[str, int], None] = lambda _what, _count: None,
     before_ms: int | None = None,
 ) -> dict[str, int]:
-    """Write every pin, user and sequence as of a time; return how many of each were written.
+    """Write every pin, user and sequence as of a time; return the number written of each.
 
-    Pins and users without an event by then are not written, nor are sequences where `groups` has none.
+    Pins and users without an event before that time are not written, nor are sequences if `groups` has none.
 
     Args:
         store: a started store.
         log: the whole history.
-        embeddings: in the space of `groups`.
-        groups: what to write; a bundle's are `Groups.served_by(manifest)`.
+        embeddings: vectors in the space of `groups`.
+        groups: groups to write; those of a bundle are `Groups.served_by(manifest)`.
         progress: called after each kind with its name and count.
-        before_ms: only events strictly before this count; None takes all.
+        before_ms: only events strictly before this Unix time in milliseconds are read; None reads all.
 
     Raises:
-        DatasetError: the groups know other actions than the data, or the data has actions in the future, which every
-            server would leave out; nothing was written.
+        DatasetError: the groups and the data have different actions, or the data has actions in the future, which
+            every server would ignore. Nothing was written.
     """
     refuse_future(log.time_ms, clock_ms())
     end_ms = int(log.time_ms[-1]) + 1 if before_ms is None else before_ms
@@ -232,9 +235,9 @@ async def fill_store(
 def _counted_rows(
     group: FeatureGroup, log: ActionLog, entity: np.ndarray, entities: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows with the count fields filled from the log's first events, and float64[entities] counts.
+    """Return rows with their count fields filled from the first K events, and float64[entities] counts.
 
-    `entity` is int64[K], the pin or user of each of those events.
+    `entity` is int64[K], the pin or user of each of these events.
     """
     rows = np.zeros(entities, group.dtype)
     counts = np.bincount(entity, minlength=entities).astype(np.float64)
@@ -253,7 +256,7 @@ def _stored_vectors(group: FeatureGroup, vectors: np.ndarray) -> np.ndarray:
     """Return vectors as the group stores them.
 
     Raises:
-        DatasetError: its space has another width, or holds whole numbers, to which these would be cut off.
+        DatasetError: the group's space has another width, or integers that would truncate the vectors.
     """
     field = group.field("embedding")
     try:
@@ -268,7 +271,7 @@ def _present_where(group: FeatureGroup, rows: np.ndarray, present: np.ndarray) -
 
 
 def _percentile(counts: np.ndarray) -> np.ndarray:
-    """Return float64[N] in [0, 1], the share of others with fewer; equals share the middle of their range."""
+    """Return float64[N] in [0, 1], the share of entities with a smaller count; equal counts share their mean rank."""
     ordered = np.sort(counts)
     middle = np.searchsorted(ordered, counts) + np.searchsorted(ordered, counts, side="right") - 1
     return middle / 2 / max(1, len(counts) - 1)

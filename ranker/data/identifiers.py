@@ -1,4 +1,4 @@
-"""Identifiers of users and pins: their 64-bit ids, and spellings that are not what was meant."""
+"""Identifiers of users and pins: their 64-bit ids, and spellings that are probably mistakes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ranker.errors import DatasetError
 
 _DIGITS_MAX = 19  # every unsigned integer of 19 digits fits 64 bits
 
-#: What data frames and databases write where there is no value. Somebody may be called so, but hardly.
+#: Texts that data frames and databases write for a missing value; as real identifiers they are improbable.
 MISSING = frozenset({"nan", "none", "null", "na", "n/a", "<na>", "nil", "nat", "\\n", "-", "undefined"})
 
 _WHOLE_AS_DECIMAL = re.compile(r"[+-]?([0-9]+)\.0*")
@@ -21,14 +21,14 @@ _GROUPED = re.compile(r"[0-9]{1,3}(,[0-9]{3})+")
 
 
 def token_id(token: str) -> int:
-    """Return a token's 64-bit id: the number it spells, or the low 63 bits of its 8-byte BLAKE2b hash."""
+    """Return the 64-bit id of a token: its number if it is one, else the low 63 bits of its 8-byte BLAKE2b hash."""
     if token.isascii() and token.isdigit() and len(token) <= _DIGITS_MAX:
         return int(token)
     return int.from_bytes(hashlib.blake2b(token.encode(), digest_size=8).digest(), "big") & ((1 << 63) - 1)
 
 
 def distinct_ids(tokens: Sequence[str], what: str) -> np.ndarray:
-    """Return uint64[N], the ids of N distinct tokens. Raises DatasetError when two of them share an id."""
+    """Return uint64[N], the ids of N distinct tokens. Raises DatasetError if two of them share an id."""
     ids = np.array([token_id(token) for token in tokens], np.uint64)
     order = np.argsort(ids, kind="stable")
     same = np.flatnonzero(ids[order][1:] == ids[order][:-1])
@@ -39,19 +39,19 @@ def distinct_ids(tokens: Sequence[str], what: str) -> np.ndarray:
 
 
 def misspelt(token: str) -> str | None:
-    """Say what is wrong with an identifier, and what to do; None for a good one.
+    """Describe the mistake in an identifier and its fix; None if there is none.
 
-    What a spreadsheet or a data frame makes of a number would be hashed as a word, and nobody who asks for the number
-    would find it.
+    A number that a spreadsheet or a data frame has reformatted would be hashed as a word, and requests with the
+    original number would not find it.
     """
     if not token.strip():
-        return "is empty; leave the line out, or name the user or item"
+        return "is empty; remove the line, or fill in the identifier"
     if token != token.strip():
-        return "has a blank at its start or end; remove it"
+        return "starts or ends with a blank; remove it"
     if whole := _WHOLE_AS_DECIMAL.fullmatch(token):
         return f"is a whole number written as a decimal; write {whole[1]}"
     if _SHORTENED.fullmatch(token):
-        return "is a number that a spreadsheet has shortened; write all its digits"
+        return "is a number that a spreadsheet has shortened; write all of its digits"
     if _GROUPED.fullmatch(token):
         return f"has thousands separators; write {token.replace(',', '')}"
     return None

@@ -1,4 +1,4 @@
-"""What training would see of a dataset, and what about it would go wrong."""
+"""What training would see of a dataset, and which problems it would meet."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ranker.data.actions import ActionLog
 from ranker.data.problems import Problem
 from ranker.data.requests import QUERY_AFFINITY, Part, Split, part_slices, producer_until_ms, slice_requests
 
-#: A user is cold below the first number of events and heavy from the second on.
+#: A user with fewer events than the first number is cold; with at least the second number, heavy.
 COLD_BELOW, HEAVY_FROM = 10, 100
 
-#: Fewer positives than this teach a head little, or measure it badly.
+#: With fewer positives, a head learns little and its metrics are unreliable.
 POSITIVES_MIN = 50
 
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
@@ -22,7 +22,7 @@ PARTS: tuple[Part, ...] = ("train", "validation", "test")
 
 @dataclass(frozen=True, slots=True)
 class ActionCount:
-    """How often an action occurs: in all, and in each of `PARTS`."""
+    """How often an action occurs, in total and in each of `PARTS`."""
 
     name: str
     head: bool
@@ -36,9 +36,9 @@ class Inspection:
     """A dataset in numbers.
 
     Attributes:
-        requests: in each of `PARTS`.
-        new_share: which share of the test part's events is on pins without an event before their slice.
-        unembedded_share: which share of all parts' events is on pins without an event in the producer's window.
+        requests: number of requests in each of `PARTS`.
+        new_share: share of the test part's events that are on pins without an event before their slice.
+        unembedded_share: share of the events of all parts that are on pins without an event in the producer's window.
     """
 
     users: int
@@ -105,49 +105,49 @@ def _share_on_new(log: ActionLog, first_event: np.ndarray, spans: list[tuple[int
 
 
 def _errors(found: Inspection, log: ActionLog, produced: int) -> Iterator[Problem]:
-    """What training cannot work with; `produced` events lie in the window of the embeddings."""
+    """Problems that make training fail; `produced` events lie in the window of the embeddings."""
     users, pins = (len(np.unique(column[:produced])) for column in (log.user, log.pin))
     if min(users, pins) < 2 or not log.schema.affinities[log.action[:produced]].any():
         yield Problem(
             "error",
-            f"the window that embeddings are fitted on has {users} users, {pins} pins and too little that they share",
-            "give more data; in actions.toml, give the actions that show interest an affinity above 0",
+            f"the window for fitting embeddings has {users} users and {pins} pins with too few actions in common",
+            "add more data; in actions.toml, set an affinity above 0 for the actions that show interest",
         )
     for part, count in zip(PARTS, found.requests, strict=True):
         if not count:
             yield Problem(
-                "error", f"the {part} part has no request", "give more data, spread over more than one moment"
+                "error", f"the {part} part has no request", "add more data that spans more than one point in time"
             )
 
 
 def _warnings(found: Inspection, log: ActionLog) -> Iterator[Problem]:
-    """What costs quality."""
+    """Problems that reduce the quality of a model."""
     yield from _rare_actions(found)
     if not (log.schema.affinities >= QUERY_AFFINITY).any():
         yield Problem(
             "warning",
-            f"no action has an affinity of {QUERY_AFFINITY:g} or more, so no request is asked from a pin",
+            f"no action has an affinity of at least {QUERY_AFFINITY:g}, so no request starts from a pin",
             "raise the affinity of the action after which users want more of the same",
         )
     if found.cold > 0.5 * found.users:
         yield Problem(
             "warning",
-            f"{found.cold / found.users:.0%} of the users have fewer than {COLD_BELOW} events: sequences are short",
-            "give a longer time span; expect little more than popularity for these users",
+            f"{found.cold / found.users:.0%} of the users have fewer than {COLD_BELOW} events, so sequences are short",
+            "add data of a longer period; for these users, expect little more than popularity",
         )
     repeated = len(log.time_ms) - np.unique(np.stack([log.user, log.pin, log.time_ms]), axis=1).shape[1]
     if repeated:
         yield Problem(
             "warning",
-            f"{repeated:,} interactions repeat another's user, pin and time",
-            "make them one line that holds everything that happened, as signs in a token_seq column",
+            f"{repeated:,} interactions have the same user, pin and time as another interaction",
+            "merge them into one line that lists all signs in a token_seq column",
         )
     if found.unembedded_share > 0.3:
         yield Problem(
             "warning",
-            f"{found.unembedded_share:.0%} of the interactions to learn from and to test on are on pins that came "
-            "after the window that embeddings are fitted on",
-            "these pins get a vector from the users who act on them only; give a longer time span",
+            f"{found.unembedded_share:.0%} of the interactions for training and testing are on pins newer than "
+            "the window for fitting embeddings",
+            "add data of a longer period; the vectors of these pins derive only from the users who act on them",
         )
 
 
@@ -163,6 +163,6 @@ def _rare_actions(found: Inspection) -> Iterator[Problem]:
             count, part = min(zip(action.parts, PARTS, strict=True))
             yield Problem(
                 "warning",
-                f"{action.name} occurs {count:,} times in the {part} part, too seldom to trust what comes of it",
-                "give more data, join it with a related action, or set head = false",
+                f"{action.name} occurs only {count:,} times in the {part} part, too few for reliable results",
+                "add more data, merge it with a related action, or set head = false",
             )

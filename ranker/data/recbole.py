@@ -1,4 +1,4 @@
-"""Reading datasets in RecBole's atomic format: `NAME.inter`, and beside it `NAME.item` and `actions.toml`."""
+"""Reads datasets in RecBole's atomic format: `NAME.inter`, with optional `NAME.item` and `actions.toml`."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ import numpy as np
 from feature_client.action_times import EARLIEST_MS
 from ranker.data.identifiers import MISSING, distinct_ids, misspelt
 from ranker.data.problems import LATEST_MS, Problem
-from ranker.data.recbole_file import AtomicFile, TextRows, open_atomic
+from ranker.data.recbole_file import BLOCK_BYTES, AtomicFile, TextRows, open_atomic
 from ranker.data.schema import CLOSEUPS, FILE, RATINGS, RATINGS_MAX, ActionSchema, Columns, Tokens, read_schema
 from ranker.errors import DatasetError
 
 _EARLIEST_S, _LATEST_S = EARLIEST_MS / 1e3, LATEST_MS / 1e3
-#: How many of each second there are, for telling which unit somebody used.
+#: Units per second, to recognise timestamps in another unit.
 _UNITS = {"milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9}
 
 
 @dataclass(frozen=True, slots=True)
 class AtomicDataset:
-    """Interactions as columns, oldest first; those of one time stand in file order.
+    """Interactions as columns, oldest first; interactions of equal time are in file order.
 
     Attributes:
-        name: the files' common name.
-        sha256: of the `.inter` file.
+        name: common name of the files.
+        sha256: digest of the `.inter` file.
         users: uint64[E].
         pins: uint64[E].
         time_ms: int64[E], Unix time in milliseconds.
-        schema: which actions there are.
-        labels: bool[E, A], which interactions are which actions of the schema.
+        schema: the actions.
+        labels: bool[E, A], the actions of each interaction.
         titles: a title for every pin of the `.item` file and of the interactions.
-        tokens: the same pins' identifiers as they stand in the files.
-        unread: columns that nothing reads, by file name; whatever stands in them does not matter.
-        problems: what is suspicious about the files.
+        tokens: the identifiers of the same pins, as in the files.
+        unread: columns that are not used, by file name.
+        problems: problems of the files.
     """
 
     name: str
@@ -52,22 +52,23 @@ class AtomicDataset:
     problems: tuple[Problem, ...] = ()
 
 
-def read_atomic(folder: Path, schema: ActionSchema | None = None) -> AtomicDataset:
+def read_atomic(folder: Path, schema: ActionSchema | None = None, *, block_bytes: int = BLOCK_BYTES) -> AtomicDataset:
     """Read `NAME.inter` and, where they exist, `NAME.item` and `actions.toml` from a folder.
 
     Args:
-        folder: of one dataset.
-        schema: which interactions are which actions. None takes the folder's `actions.toml`; without that file, a
-            `rating` column gives saves, likes, hides and closeups, and without one everything is a closeup.
+        folder: folder of one dataset.
+        schema: the actions. None reads `actions.toml` in the folder; without that file, a `rating` column gives saves,
+            likes, hides and closeups, and without a `rating` column every interaction is a closeup.
+        block_bytes: size of the blocks in which files are parsed.
 
     Raises:
-        DatasetError: a file, a column or a value that is read is missing or cannot be understood, or two identifiers
-            share an id. The message names file, line and column.
-        SettingError: `actions.toml` is unusable.
+        DatasetError: a file, column or value is missing or malformed, or two identifiers share an id. The message
+            names file, line and column.
+        SettingError: `actions.toml` is invalid.
 
     Cost: about a second per million interactions; Python work per distinct identifier only.
     """
-    file = open_atomic(_interaction_file(folder))
+    file = open_atomic(_interaction_file(folder), block_bytes)
     given = schema or _own_schema(folder)
     schema = given or (RATINGS if "rating" in file.kinds else CLOSEUPS)
     _check_columns(file, schema)
@@ -78,7 +79,7 @@ def read_atomic(folder: Path, schema: ActionSchema | None = None) -> AtomicDatas
     time_ms = _times_ms(rows)
     labels, label_problems = _labels(schema, rows, rated=given is None)
     user_ids = distinct_ids(user_tokens, "user")
-    items = _read_items(file.path.with_suffix(".item"), pin_tokens)
+    items = _read_items(file.path.with_suffix(".item"), pin_tokens, block_bytes)
     tokens = list(dict.fromkeys([*pin_tokens, *items.titles]))
     pin_ids = distinct_ids(tokens, "item")
     order = np.argsort(time_ms, kind="stable")
@@ -99,13 +100,13 @@ def read_atomic(folder: Path, schema: ActionSchema | None = None) -> AtomicDatas
 
 def _interaction_file(folder: Path) -> Path:
     if not folder.is_dir():
-        raise DatasetError(f"no dataset folder at {folder}; it must hold NAME.inter, and may hold NAME.item")
+        raise DatasetError(f"there is no dataset folder {folder}; it must contain NAME.inter and may contain NAME.item")
     found = sorted(folder.glob("*.inter"))
     if len(found) != 1:
         held = ", ".join(p.name for p in found) or ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
         packed = next((p.name for p in sorted(folder.glob("*.inter.*"))), None)
         hint = f"; unpack {packed}" if packed and not found else ""
-        raise DatasetError(f"{folder} must hold exactly one NAME.inter file; it holds {held}{hint}")
+        raise DatasetError(f"{folder} must contain exactly one NAME.inter file, but contains {held}{hint}")
     return found[0]
 
 
@@ -120,7 +121,7 @@ def _check_columns(file: AtomicFile, schema: ActionSchema) -> None:
         if rule.column is None:
             continue
         if rule.column not in file.kinds:
-            raise file.fault(1, f"the actions read column {rule.column!r}; it has {', '.join(file.kinds)}")
+            raise file.fault(1, f"the actions need column {rule.column!r}, but the columns are {', '.join(file.kinds)}")
         kind = file.kinds[rule.column]
         if rule.any_of is None and kind != "float":
             raise file.fault(
@@ -137,7 +138,7 @@ def _check_columns(file: AtomicFile, schema: ActionSchema) -> None:
 
 
 def _identifiers(rows: TextRows, name: str) -> tuple[np.ndarray, list[str], list[Problem]]:
-    """Return int64[E] positions in the distinct tokens, those, and what is suspicious about them."""
+    """Return int64[E] positions in the distinct tokens, these tokens, and their problems."""
     tokens, code = rows.encoded(name)
     for position, token in enumerate(tokens):
         if (wrong := misspelt(token)) is not None:
@@ -153,14 +154,14 @@ def _suspicious(rows: TextRows, name: str, tokens: list[str], code: np.ndarray) 
         line = rows.file.line_of(int(np.argmax(code == missing[0])))
         yield Problem(
             "warning",
-            f"{where}: {count:,} lines have {name} {tokens[missing[0]]!r}, the first is line {line}",
-            "if that stands for a missing value, leave these lines out: they make up one user or item together",
+            f"{where}: {count:,} lines have {name} {tokens[missing[0]]!r}, the first of them line {line}",
+            "if this means a missing value, remove these lines; together they form a single user or item",
         )
     if tokens and all(len(token) > 1 and token[0] == token[-1] == '"' for token in tokens):
         yield Problem(
             "warning",
-            f"{where}: every {name} stands in quotes, which are part of it",
-            "write the file without quotes, or ask for identifiers with them",
+            f"{where}: every {name} is in quotes, and the quotes are part of the identifier",
+            "write the file without quotes, or include the quotes in requests",
         )
 
 
@@ -176,13 +177,13 @@ def _times_ms(rows: TextRows) -> np.ndarray:
 def _wrong_time(seconds: float) -> str:
     for unit, per_second in _UNITS.items():
         if _EARLIEST_S <= seconds / per_second < _LATEST_S:
-            return f"timestamps are Unix times in seconds, and this looks like {unit}; divide by {per_second:,.0f}"
+            return f"timestamps are Unix times in seconds, but this one looks like {unit}; divide by {per_second:,.0f}"
     side = "before 1970" if seconds < 0 else "after the year 2200"
-    return f"as a Unix time in seconds it lies {side}; correct it, or leave the line out"
+    return f"as a Unix time in seconds it lies {side}; correct it, or remove the line"
 
 
 def _labels(schema: ActionSchema, rows: TextRows, *, rated: bool) -> tuple[np.ndarray, list[Problem]]:
-    """Return bool[E, A], and what the actions ask for in vain."""
+    """Return bool[E, A], and the problems of the actions."""
     columns: dict[str, np.ndarray | Tokens] = {}
     for name in schema.columns:
         kind = rows.file.kinds[name]
@@ -194,15 +195,15 @@ def _labels(schema: ActionSchema, rows: TextRows, *, rated: bool) -> tuple[np.nd
     if len(without):
         raise rows.file.fault(
             rows.file.line_of(int(without[0])),
-            f"this and {len(without) - 1:,} other of {len(rows):,} interactions are none of the actions "
-            f"{', '.join(schema.names)}; if they are pins that were shown and nothing more, say so with a last action "
-            'without a column, like name = "shown", meaning = "was shown", affinity = 0.0, head = false',
+            f"this interaction and {len(without) - 1:,} others of {len(rows):,} match none of the actions "
+            f"{', '.join(schema.names)}; if these pins were only shown, add a last action without a column, "
+            'such as name = "shown", meaning = "was shown", affinity = 0.0, head = false',
         )
     return labels, list(_words_not_there(schema, columns))
 
 
 def _words_not_there(schema: ActionSchema, columns: Columns) -> Iterator[Problem]:
-    """Name misspelt words; where no word of an action is there, that there is no such action is said already."""
+    """Name misspelt words. If all words of an action are missing, another problem reports the missing action."""
     for rule in schema.actions:
         column = columns.get(rule.column or "")
         if rule.any_of is None or not isinstance(column, Tokens):
@@ -213,7 +214,7 @@ def _words_not_there(schema: ActionSchema, columns: Columns) -> Iterator[Problem
             yield Problem(
                 "warning",
                 f"action {rule.name!r}: no line has {', '.join(map(repr, lacking))} in column {rule.column!r}",
-                f"check the spelling; the column holds {', '.join(sorted(words - {''})[:8])}",
+                f"check the spelling; the column contains {', '.join(sorted(words - {''})[:8])}",
             )
 
 
@@ -223,8 +224,8 @@ def _check_scale(rows: TextRows, ratings: np.ndarray | Tokens) -> None:
         raise rows.fault(
             int(wrong[0]),
             "rating",
-            f"without {FILE}, ratings are read on a scale from 1 to {RATINGS_MAX} (5 is a save, 4 a like, 2 a hide); "
-            f"say in {FILE} what ratings of another scale mean",
+            f"without {FILE}, ratings are on a scale from 1 to {RATINGS_MAX} (5 is a save, 4 a like, 2 a hide); "
+            f"define the actions of another scale in {FILE}",
         )
 
 
@@ -233,24 +234,24 @@ def _tokens(rows: TextRows, name: str, *, several: bool) -> Tokens:
     for position, value in enumerate(values):
         if not several and value != value.strip():
             row = int(np.argmax(code == position))
-            raise rows.fault(row, name, "it has a blank at its start or end, so no action's any_of knows it; remove it")
+            raise rows.fault(row, name, "it starts or ends with a blank, so no any_of can match it; remove the blank")
     return Tokens(tuple(frozenset(value.split(" ") if several else [value]) for value in values), code)
 
 
 @dataclass(frozen=True, slots=True)
 class _Items:
-    """What an `.item` file says: a title for each of its tokens."""
+    """The contents of an `.item` file: a title for each of its tokens."""
 
     titles: Mapping[str, str]
     unread: Mapping[str, tuple[str, ...]]
     problems: tuple[Problem, ...]
 
 
-def _read_items(path: Path, pin_tokens: list[str]) -> _Items:
-    """Read titles; none where there is no such file. Of an item that is listed twice, the first counts."""
+def _read_items(path: Path, pin_tokens: list[str], block_bytes: int) -> _Items:
+    """Read titles; none if the file does not exist. If an item is listed twice, its first line counts."""
     if not path.exists():
         return _Items({}, {}, ())
-    file = open_atomic(path)
+    file = open_atomic(path, block_bytes)
     file.require("item_id", ("token",))
     title = next((name for name in file.kinds if name != "item_id" and ("title" in name or "name" in name)), "item_id")
     rows = file.read(("item_id", title))
@@ -263,8 +264,9 @@ def _read_items(path: Path, pin_tokens: list[str]) -> _Items:
         problems.append(
             Problem(
                 "warning",
-                f"{path.name} has no item of the interactions: it has {next(iter(titles))!r}, they {pin_tokens[0]!r}",
-                "write identifiers the same way in both files",
+                f"{path.name} has no item of the interactions: it has {next(iter(titles))!r}, they have "
+                f"{pin_tokens[0]!r}",
+                "write identifiers in the same way in both files",
             )
         )
     unread = tuple(name for name in file.kinds if name not in {"item_id", title})
@@ -278,8 +280,8 @@ def _repeated_items(rows: TextRows, code: np.ndarray, tokens: list[str], first: 
         lines = " and ".join(str(rows.file.line_of(int(row))) for row in (first[code[again[0]]], again[0]))
         yield Problem(
             "warning",
-            f"{rows.file.path.name}: {len(np.unique(code[again])):,} items are listed more than once, "
-            f"{token!r} on lines {lines}; the first line of each counts",
+            f"{rows.file.path.name}: {len(np.unique(code[again])):,} items are listed more than once, such as "
+            f"{token!r} on lines {lines}; the first line of each item counts",
             "list each item once",
         )
 
@@ -289,6 +291,6 @@ def _blank_lines(file: AtomicFile) -> Iterator[Problem]:
     if count:
         yield Problem(
             "warning",
-            f"{file.path.name}: {count:,} blank lines were skipped, the first is line {first}",
-            "see that nothing is missing there, and remove them",
+            f"{file.path.name}: {count:,} blank lines were skipped, the first of them line {first}",
+            "check that no data is missing there, and remove them",
         )

@@ -1,7 +1,7 @@
-"""One file in RecBole's atomic format: tab-separated text whose header says `name:type`; every value stays text.
+"""One file in RecBole's atomic format: tab-separated text with a `name:type` header; every value stays text.
 
-Errors name the file, the line as an editor counts it, and the column. Finding the line takes a walk over the file, so
-that is done only where there is something to say.
+Errors name the file, the line as an editor counts it, and the column. Finding the line requires a pass over the file,
+so this happens only to report a problem.
 """
 
 from __future__ import annotations
@@ -19,40 +19,45 @@ import pyarrow.csv
 from ranker.errors import DatasetError
 
 KINDS = ("token", "token_seq", "float", "float_seq")
-#: RE2's syntax. Neither `nan` nor `inf`, no separators, no other digits than ASCII's.
+#: In RE2 syntax. Excludes `nan`, `inf`, separators and digits that are not ASCII.
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 _MARK = b"\xef\xbb\xbf"
 _GZIP, _UTF16 = b"\x1f\x8b", (b"\xff\xfe", b"\xfe\xff")
-#: A file is read a block at a time; a longer line than a block cannot be read.
-_BLOCK_BYTES = 16 << 20
+#: A file is parsed in blocks of this size; a line that is longer than a block cannot be parsed.
+BLOCK_BYTES = 16 << 20
 _SHOWN_MAX = 80
 
 
 @dataclass(frozen=True, slots=True)
 class AtomicFile:
-    """A file whose header is good; `read` parses the rest.
+    """A file with a valid header; `read` parses the rest.
 
     Attributes:
-        path: for messages.
+        path: path of the file, for messages.
         content: the whole file.
-        kinds: each column's declared type, in the file's order.
-        start: where the second line begins.
+        kinds: declared type of each column, in the order of the file.
+        start: offset of the second line.
+        block_bytes: size of the blocks in which the file is parsed.
     """
 
     path: Path
     content: bytes
     kinds: Mapping[str, str]
     start: int
+    block_bytes: int = BLOCK_BYTES
 
     def require(self, name: str, kinds: Sequence[str]) -> None:
-        """Raise DatasetError unless a column is there and declared as one of these types."""
+        """Raise DatasetError unless a column exists and is declared with one of these types."""
         if name not in self.kinds:
-            raise self.fault(1, f"no column {name!r}; it has {', '.join(self.kinds)}. Rename the one that means it")
+            raise self.fault(
+                1,
+                f"there is no column {name!r}; the columns are {', '.join(self.kinds)}. Rename the one that holds it",
+            )
         if self.kinds[name] not in kinds:
             raise self.fault(1, f"column {name!r} must be declared {' or '.join(f'{name}:{kind}' for kind in kinds)}")
 
     def read(self, names: Iterable[str]) -> TextRows:
-        """Parse these columns. Raises DatasetError when a line has another number of fields than the header."""
+        """Parse the given columns. Raises DatasetError if a line and the header have different numbers of fields."""
         wanted = list(dict.fromkeys(names))
         if not re.compile(rb"[^\r\n]").search(self.content, self.start):
             return TextRows(self, {name: pa.chunked_array([], pa.string()) for name in wanted})
@@ -61,8 +66,8 @@ class AtomicFile:
                 pa.BufferReader(pa.py_buffer(self.content).slice(self.start)),
                 read_options=pyarrow.csv.ReadOptions(
                     column_names=list(self.kinds),
-                    block_size=_BLOCK_BYTES,
-                    use_threads=len(self.content) > _BLOCK_BYTES,
+                    block_size=self.block_bytes,
+                    use_threads=len(self.content) > self.block_bytes,
                 ),
                 parse_options=pyarrow.csv.ParseOptions(delimiter="\t", quote_char=False),
                 convert_options=pyarrow.csv.ConvertOptions(
@@ -79,14 +84,14 @@ class AtomicFile:
         return DatasetError(f"{self.path}, line {line}: {message}")
 
     def line_of(self, row: int) -> int:
-        """Return the line of a row, counted from 0."""
+        """Return the line number of a row; rows are counted from 0."""
         for number, (line, _) in enumerate(self._lines()):
             if number == row:
                 return line
         raise IndexError(row)
 
     def blank_lines(self) -> tuple[int, int | None]:
-        """Count the blank lines between others, and return the first of them."""
+        """Return the number of blank lines between other lines, and the line number of the first."""
         if b"\n\n" not in self.content and b"\n\r\n" not in self.content:
             return 0, None
         end = len(self.content.rstrip(b"\r\n"))
@@ -94,7 +99,7 @@ class AtomicFile:
         return len(blank), self.content.count(b"\n", 0, blank[0]) + 1 if blank else None
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
-        """Yield each line after the first that is not blank, with its number."""
+        """Yield the number and content of each line after the header that is not blank."""
         start, number = self.start, 2
         while start < len(self.content):
             end = self.content.find(b"\n", start)
@@ -106,14 +111,18 @@ class AtomicFile:
     def _uneven(self) -> DatasetError | None:
         for number, line in self._lines():
             if (fields := line.count(b"\t") + 1) != len(self.kinds):
-                hint = "; remove the tab at its end" if line.endswith(b"\t") and fields > len(self.kinds) else ""
+                hint = (
+                    "; remove the tab at the end of the line"
+                    if line.endswith(b"\t") and fields > len(self.kinds)
+                    else ""
+                )
                 return self.fault(number, f"{fields} fields, but the header names {len(self.kinds)} columns{hint}")
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class TextRows:
-    """Some columns of a file, as text."""
+    """Columns of a file, as text."""
 
     file: AtomicFile
     texts: Mapping[str, pa.ChunkedArray]
@@ -122,12 +131,12 @@ class TextRows:
         return len(next(iter(self.texts.values())))
 
     def fault(self, row: int, name: str, message: str) -> DatasetError:
-        """Return the error of one field, to be raised."""
+        """Return an error about one field, for the caller to raise."""
         value = _shown(self.texts[name][row].as_py())
         return self.file.fault(self.file.line_of(row), f"column {name!r} holds {value}: {message}")
 
     def encoded(self, name: str) -> tuple[list[str], np.ndarray]:
-        """Return a column's distinct values, in order of appearance, and int64[E] positions in them."""
+        """Return the distinct values of a column in order of appearance, and int64[E] positions in them."""
         if not len(self):
             return [], np.zeros(0, np.int64)
         encoded = self.texts[name].dictionary_encode().combine_chunks()
@@ -135,7 +144,7 @@ class TextRows:
         return encoded.dictionary.to_pylist(), np.asarray(encoded.indices, np.int64)
 
     def numbers(self, name: str) -> np.ndarray:
-        """Return float64[E]. Raises DatasetError at the first value that is no finite decimal number."""
+        """Return float64[E]. Raises DatasetError at the first value that is not a finite decimal number."""
         texts = pc.utf8_trim(self.texts[name], " ")
         plain = np.asarray(pc.match_substring_regex(texts, _NUMBER), bool)
         values = np.full(len(texts), np.nan)
@@ -143,22 +152,20 @@ class TextRows:
             values = np.asarray(pc.cast(texts, pa.float64()), np.float64)
             plain = np.isfinite(values)
         if not plain.all():
-            raise self.fault(
-                int(np.argmin(plain)), name, "that is no number; write it as 1234.5, or leave the line out"
-            )
+            raise self.fault(int(np.argmin(plain)), name, "it is not a number; write it as 1234.5, or remove the line")
         return values
 
 
 def _shown(text: str) -> str:
-    """Return a value for a message: of a damaged file it may be megabytes."""
+    """Return a value for a message, shortened: in a damaged file it may have megabytes."""
     return repr(text) if len(text) <= _SHOWN_MAX else f"{text[:_SHOWN_MAX]!r}... ({len(text):,} characters)"
 
 
-def open_atomic(path: Path) -> AtomicFile:
+def open_atomic(path: Path, block_bytes: int = BLOCK_BYTES) -> AtomicFile:
     """Read a file and its header.
 
     Raises:
-        DatasetError: it cannot be read, is no UTF-8 text, or has no good header.
+        DatasetError: it cannot be read, is not UTF-8 text, or has no valid header.
     """
     try:
         content = path.read_bytes()
@@ -168,13 +175,14 @@ def open_atomic(path: Path) -> AtomicFile:
     begin = len(_MARK) if content.startswith(_MARK) else 0
     end = content.find(b"\n", begin)
     header = content[begin : end if end >= 0 else len(content)].removesuffix(b"\r").decode()
-    return AtomicFile(path, content, _kinds(path, header), end + 1 if end >= 0 else len(content))
+    start = end + 1 if end >= 0 else len(content)
+    return AtomicFile(path, content, _kinds(path, header), start, block_bytes)
 
 
 def _check_text(path: Path, content: bytes) -> None:
-    """Refuse what is no plain text, with its line: readers would cut it elsewhere than an editor shows it."""
+    """Reject a file that is not plain text, with its line: a parser would split it other than an editor does."""
     if content.startswith(_GZIP):
-        raise DatasetError(f"{path} is compressed; unpack it: gunzip < {path.name} > unpacked")
+        raise DatasetError(f"{path} is compressed; decompress it: gunzip < {path.name} > unpacked")
     if content.startswith(_UTF16):
         raise DatasetError(f"{path}, line 1: the file is UTF-16; save it as UTF-8")
     at, message = _damage(content)
@@ -184,24 +192,24 @@ def _check_text(path: Path, content: bytes) -> None:
 
 
 def _damage(content: bytes) -> tuple[int, str]:
-    """Return where and what the first damage of its kind is; an empty text where there is none."""
+    """Return the offset and description of the first damage; the description is empty if there is none."""
     try:
         content.decode()
     except UnicodeDecodeError as error:
-        return error.start, "the file is no UTF-8 text here; save it as UTF-8"
+        return error.start, "the file is not UTF-8 text here; save it as UTF-8"
     if (at := content.find(b"\0")) >= 0:
-        return at, "the file holds a NUL byte, so it is damaged or no text; write it anew"
+        return at, "the file contains a NUL byte, so it is damaged or not text; export it again"
     if (at := content.find(_MARK, 1)) >= 0:
-        return at, "a byte order mark inside of the file, as where files were joined; remove it"
+        return at, "there is a byte order mark inside the file, as if files had been joined; remove it"
     if b"\r" in content and (lone := re.search(rb"\r(?!\n)", content)):
-        return lone.start(), "a carriage return that ends no line; end lines with \\n, and have none inside of them"
+        return lone.start(), "there is a carriage return within a line; remove it, and end lines with \\n"
     return 0, ""
 
 
 def _kinds(path: Path, header: str) -> dict[str, str]:
-    """Read `name:type` descriptions. Raises DatasetError for each that cannot be told apart or understood."""
+    """Parse `name:type` descriptions. Raises DatasetError for a malformed or repeated one."""
     if not header:
-        raise DatasetError(f"{path}, line 1: there is no header; it names each column as name:type")
+        raise DatasetError(f"{path}, line 1: there is no header; it must name each column as name:type")
     kinds: dict[str, str] = {}
     for place, described in enumerate(header.split("\t"), start=1):
         name, _, kind = described.rpartition(":")

@@ -1,7 +1,7 @@
-"""The past cut into requests: who asked when, what they had done by then, and what they did next.
+"""Past interactions as requests: who asked and when, what the user had done before, and what the user did next.
 
-A dataset of interactions records no requests. The convention here: up to `PINS_MAX` consecutive actions of one user
-within one slice of time are what one request led to, made at the time of the first of them.
+A dataset of interactions has no requests. By convention, up to `PINS_MAX` consecutive actions of one user within one
+time slice are the result of one request, which was made at the time of the first of them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ranker.errors import SettingError
 
 PINS_MAX = 8
 
-#: A request may be asked from a pin that got an action of at least this affinity: one the user wants more of.
+#: A request may start from a pin that received an action of at least this affinity: the user wants more like it.
 QUERY_AFFINITY = 0.5
 
 Part = Literal["train", "validation", "test"]
@@ -25,9 +25,9 @@ Part = Literal["train", "validation", "test"]
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Where the past is cut, as shares of all events in order of time, and into how many slices a part falls.
+    """The boundaries of the parts, as shares of all events in order of time, and the number of slices of each part.
 
-    Slices stand for the daily refresh of stored features: rows are as of the start of their slice.
+    A slice models the daily refresh of stored features: rows are as of the start of their slice.
     """
 
     producer_until: float = 0.60
@@ -40,12 +40,12 @@ class Split:
     def __post_init__(self) -> None:
         cuts = (0.0, self.producer_until, self.train_until, self.validation_until, 1.0)
         if any(later <= earlier for earlier, later in pairwise(cuts)):
-            raise SettingError(f"the split must rise from 0 to 1, got {cuts}")
+            raise SettingError(f"the boundaries of the split must rise from 0 to 1, but are {cuts}")
 
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """A span of time, `start_ms` included and `stop_ms` not, numbered across all parts."""
+    """A time span with `start_ms` included and `stop_ms` excluded, numbered across all parts."""
 
     number: int
     start_ms: int
@@ -54,15 +54,15 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request: positions in the log, never values, so that nothing is copied twice.
+    """One request, as positions in the log; it copies no values.
 
     Attributes:
         user: position in `log.user_ids`.
-        time_ms: when it was made.
-        chosen: int64[K], numbers of the events it led to.
-        history: int64[<= L], numbers of the user's newest events strictly before, newest first.
-        activity: how many events the user had strictly before, also beyond `history`.
-        query_pin: position in `log.pin_ids` of the pin it starts from; None asks from home.
+        time_ms: time of the request, Unix time in milliseconds.
+        chosen: int64[K], numbers of the events that resulted from it.
+        history: int64[<= L], numbers of the user's newest events strictly before it, newest first.
+        activity: number of the user's events strictly before it, including those beyond `history`.
+        query_pin: position in `log.pin_ids` of the pin that it starts from; None for a request from home.
     """
 
     user: int
@@ -78,12 +78,12 @@ class Request:
 
 
 def producer_until_ms(log: ActionLog, split: Split) -> int:
-    """Return the end of the window that embeddings may be fitted on; its last moment is not included."""
+    """Return the end of the window for fitting embeddings, exclusive, as Unix time in milliseconds."""
     return _time_at(log, split.producer_until)
 
 
 def part_slices(log: ActionLog, split: Split, part: Part) -> list[Slice]:
-    """Cut a part into slices of equally many events; a slice that its neighbour's times leave empty is dropped."""
+    """Divide a part into slices with equal numbers of events; slices left empty by equal times are dropped."""
     first, start, stop, count = {
         "train": (0, split.producer_until, split.train_until, split.train_slices),
         "validation": (split.train_slices, split.train_until, split.validation_until, split.validation_slices),
@@ -94,10 +94,10 @@ def part_slices(log: ActionLog, split: Split, part: Part) -> list[Slice]:
 
 
 def slice_requests(log: ActionLog, span: Slice, history_max: int, rng: np.random.Generator) -> list[Request]:
-    """Return a slice's requests in order of user, then time.
+    """Return the requests of a slice, in order of user and time.
 
-    Half of them, drawn by `rng`, are asked from the last pin on which the user's action had at least `QUERY_AFFINITY`
-    (with ratings: that the user saved or liked last); who has none asks from home.
+    A random half of them, drawn by `rng`, starts from the user's last pin with an action of at least `QUERY_AFFINITY`
+    (with ratings: the last pin that the user saved or liked). A user without such a pin asks from home.
     """
     first, stop = log.before(span.start_ms), log.before(span.stop_ms)
     last_wanted = _last_wanted(log)
@@ -125,7 +125,7 @@ def slice_requests(log: ActionLog, span: Slice, history_max: int, rng: np.random
 
 
 def _last_wanted(log: ActionLog) -> np.ndarray:
-    """Return int64[E]: per place in `by_user`, the last pin before it that its user wants more of; -1 for none."""
+    """Return int64[E]: for each entry of `by_user`, the user's last pin before it to start from; -1 for none."""
     event = log.by_user
     wanted = log.schema.affinities[log.action[event]] >= QUERY_AFFINITY
     place = np.maximum.accumulate(np.where(wanted, np.arange(len(event)), -1))

@@ -1,4 +1,4 @@
-"""What an interaction counts as: named actions, each a rule over one column of the dataset."""
+"""Named actions, each a rule over one column of the dataset."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from feature_client.groups import Frozen, Name
 from ranker.errors import DatasetError, SettingError
 
 FILE = "actions.toml"
-#: Feature groups have a field `<action>_share`, whose name may be as long as `Name` allows.
+#: Feature groups have a field `<action>_share`, and its name must not exceed the length that `Name` allows.
 NAME_LENGTH_MAX = 40 - len("_share")
 
 
@@ -26,7 +26,7 @@ class Tokens:
     """A column of tokens.
 
     Attributes:
-        sets: each distinct value once, as the tokens that it holds: one, or several in a `token_seq` column.
+        sets: the tokens of each distinct value: one, or several in a `token_seq` column.
         code: int[E] positions in `sets`.
     """
 
@@ -38,7 +38,7 @@ Columns = Mapping[str, "np.ndarray | Tokens"]
 
 
 class ActionRule(Frozen):
-    """One action, and when an interaction is it; without a column every interaction is."""
+    """An action and its condition; without a column, every interaction is this action."""
 
     name: Annotated[Name, Field(max_length=NAME_LENGTH_MAX)]
     meaning: Annotated[str, Field(min_length=1)]
@@ -46,29 +46,31 @@ class ActionRule(Frozen):
     at_least: Annotated[float, Field(allow_inf_nan=False, strict=True)] | None = None
     at_most: Annotated[float, Field(allow_inf_nan=False, strict=True)] | None = None
     any_of: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    #: How much the action says that user and pin belong together: 1 for the clearest sign, 0 for none or the opposite.
+    #: How strongly the action shows that user and pin belong together: from 0, no sign or the opposite, to 1.
     affinity: Annotated[float, Field(ge=0, le=1, strict=True)]
-    #: Whether networks predict it; an action without a head still stands in the sequence.
+    #: Whether networks predict the action; an action without a head is still part of the sequence.
     head: Annotated[bool, Field(strict=True)] = True
 
     @field_validator("name")
     @classmethod
     def _fits_an_expression(cls, name: str) -> str:
         if keyword.iskeyword(name):
-            raise ValueError(f"{name!r} means something else in a utility expression; choose another name")
+            raise ValueError(f"{name!r} is a reserved word in utility expressions; choose another name")
         return name
 
     @model_validator(mode="after")
     def _one_condition(self) -> ActionRule:
         given = [c for c in ("at_least", "at_most", "any_of") if getattr(self, c) is not None]
         if self.column is None and given:
-            raise ValueError(f"{given[0]} needs the column that it is about")
+            raise ValueError(f"{given[0]} requires a column")
         if self.column is not None and len(given) != 1:
-            raise ValueError(f"a column needs exactly one of at_least, at_most, any_of; it has {given or 'none'}")
+            raise ValueError(
+                f"a column requires exactly one of at_least, at_most and any_of, but has {given or 'none'}"
+            )
         return self
 
     def applies(self, columns: Columns, count: int) -> np.ndarray:
-        """Return bool[E], which of `count` interactions are this action; its column must fit."""
+        """Return bool[E], which of `count` interactions are this action; the type of its column must match."""
         if self.column is None:
             return np.ones(count, bool)
         column = columns[self.column]
@@ -80,18 +82,18 @@ class ActionRule(Frozen):
 
 
 class ActionSchema(Frozen):
-    """A dataset's actions, strongest first: an interaction that is several stands in the sequence as the first."""
+    """The actions of a dataset, strongest first. In the sequence, an interaction counts as the first of its actions."""
 
     actions: Annotated[tuple[ActionRule, ...], Field(min_length=1, max_length=254)]
 
     @model_validator(mode="after")
     def _coherent(self) -> ActionSchema:
         if len(set(self.names)) != len(self.names):
-            raise ValueError(f"action names repeat: {', '.join(self.names)}")
+            raise ValueError(f"action names must be unique, but are {', '.join(self.names)}")
         if not self.heads:
-            raise ValueError("every action has head = false: nothing is left to predict")
+            raise ValueError("every action has head = false, so there is nothing to predict")
         if not self.affinities.any():
-            raise ValueError("every action has affinity 0: nothing says which pins belong together")
+            raise ValueError("every action has affinity 0, so nothing shows which pins belong together")
         return self
 
     @property
@@ -105,7 +107,7 @@ class ActionSchema(Frozen):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns that the rules read, each once."""
+        """The distinct columns that the rules read."""
         return tuple(dict.fromkeys(rule.column for rule in self.actions if rule.column is not None))
 
     @property
@@ -114,26 +116,26 @@ class ActionSchema(Frozen):
         return np.array([rule.affinity for rule in self.actions], np.float32)
 
     def rule(self, name: str) -> ActionRule:
-        """Return an action by name. Raises DatasetError for one that the data does not know."""
+        """Return an action by name. Raises DatasetError for an unknown name."""
         return self.actions[self.position(name)]
 
     def position(self, name: str) -> int:
-        """Return an action's place in the order. Raises DatasetError for one that the data does not know."""
+        """Return the position of an action. Raises DatasetError for an unknown name."""
         if name not in self.names:
-            raise DatasetError(f"the data has no action {name!r}; it has {', '.join(self.names)} (see {FILE})")
+            raise DatasetError(f"the data has no action {name!r}; its actions are {', '.join(self.names)} (see {FILE})")
         return self.names.index(name)
 
     def labels(self, columns: Columns, count: int) -> np.ndarray:
-        """Return bool[E, A], which of `count` interactions are which actions; some may be none.
+        """Return bool[E, A], the actions of each of `count` interactions; an interaction may have none.
 
-        Columns of numbers are float64, as the file has them: a bound holds for the values that equal it.
+        Columns of numbers are float64, as in the file, so that bounds include values equal to them.
         """
         return np.stack([rule.applies(columns, count) for rule in self.actions], axis=-1)
 
 
-#: The best rating of the scale that `RATINGS` is for.
+#: The best rating on the scale of `RATINGS`.
 RATINGS_MAX = 5
-#: The actions of ratings from 1 to 5.
+#: The actions of ratings on a scale from 1 to 5.
 RATINGS = ActionSchema(
     actions=(
         ActionRule(name="save", meaning="rated at the top of the scale", column="rating", at_least=5, affinity=1.0),
@@ -145,18 +147,18 @@ RATINGS = ActionSchema(
     )
 )
 
-#: What remains where the data says no more than who and what.
+#: For data that has only users, items and times.
 CLOSEUPS = ActionSchema(actions=(ActionRule(name="closeup", meaning="the user interacted with it", affinity=1.0),))
 
 
 def read_schema(path: Path) -> ActionSchema:
-    """Read an `actions.toml`. Raises SettingError that names every mistake in it."""
+    """Read an `actions.toml`. Raises a SettingError that names every mistake."""
     try:
         return ActionSchema.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig")))
     except OSError as error:
         raise SettingError(f"cannot read the actions: {error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SettingError(f"{path} is no TOML: {error}") from error
+        raise SettingError(f"{path} is not valid TOML: {error}") from error
     except ValidationError as error:
         raise SettingError(f"{path}: {_mistakes(error)}") from error
 
@@ -167,7 +169,7 @@ def write_schema(path: Path, schema: ActionSchema) -> None:
         "\n".join(["[[actions]]", *(f"{key} = {_toml(value)}" for key, value in rule.items())]) + "\n"
         for rule in schema.model_dump(exclude_none=True, exclude_defaults=True)["actions"]
     ]
-    comment = "# Strongest first; an interaction that is several stands in the sequence as the first.\n\n"
+    comment = "# Strongest action first: in the sequence, an interaction appears as the first of its actions.\n\n"
     path.write_text(comment, encoding="utf-8")
     with path.open("a", encoding="utf-8") as file:
         file.write("\n".join(tables))
@@ -188,6 +190,6 @@ def _toml(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        # TOML's basic strings are JSON's, but for DEL.
+        # Basic strings of TOML are those of JSON, except for DEL.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)

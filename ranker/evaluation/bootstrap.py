@@ -1,9 +1,9 @@
-"""How sure a mean over requests is, and a difference between two: users drawn anew with replacement, a thousand times.
+"""Confidence intervals of means over requests, and of their differences, from resampling users with replacement.
 
-A user's requests resemble each other, so users are drawn, each with all of their requests; drawing requests would make
-intervals too narrow. Two models are compared on the same draws: what a draw does to both cancels out.
+The requests of a user resemble each other, so the unit of resampling is a user with all requests; resampling requests
+would make the intervals too narrow. Two models are compared on the same resamples, so that common effects cancel out.
 
-Percentile intervals: B. Efron, "Bootstrap methods: another look at the jackknife", 1979; clusters as the unit drawn:
+Percentile intervals: B. Efron, "Bootstrap methods: another look at the jackknife", 1979; clusters as sampling units:
 A. C. Davison and D. V. Hinkley, "Bootstrap Methods and their Application", 1997.
 """
 
@@ -16,15 +16,15 @@ import numpy as np
 RESAMPLES = 1_000
 LEVEL = 0.95
 
-#: Bounds the memory for weights: as many resamples at a time as fit.
-_WEIGHTS_MAX = 4_000_000
-#: An interval needs a value in at least this share of the resamples: fewer, and too few users have any.
+#: Bounds the memory for weights, and so the number of resamples at a time.
+WEIGHTS_MAX = 4_000_000
+#: An interval requires a value in at least this share of the resamples; otherwise too few users contribute.
 _DEFINED_SHARE_MIN = 0.95
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A value with its 95% interval; None where there is none to give, as for a head without positives."""
+    """A value with its 95% interval; None if it does not exist, as for a head without positives."""
 
     value: float | None
     low: float | None
@@ -33,7 +33,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Resampling:
-    """Sums over all users as measured, and over each resample of them.
+    """Sums over all users, and over each resample of them.
 
     Attributes:
         measured: float64[...].
@@ -48,7 +48,7 @@ class Resampling:
         return Resampling(self.measured[index], self.drawn[(slice(None), *index)])
 
     def __truediv__(self, other: Resampling) -> Resampling:
-        with np.errstate(divide="ignore", invalid="ignore"):  # a resample may lack every user who counts
+        with np.errstate(divide="ignore", invalid="ignore"):  # a resample may contain no user who counts
             return Resampling(self.measured / other.measured, self.drawn / other.drawn)
 
     def __sub__(self, other: Resampling) -> Resampling:
@@ -59,7 +59,7 @@ class Resampling:
         return Resampling(self.measured * factor, self.drawn * factor)
 
     def estimate(self) -> Estimate:
-        """Return a single number with its percentile interval."""
+        """Return the value with its percentile interval."""
         value = float(self.measured)
         if not np.isfinite(value):
             return Estimate(None, None, None)
@@ -70,26 +70,29 @@ class Resampling:
         return Estimate(value, float(low), float(high))
 
 
-def resample(users: np.ndarray, values: np.ndarray, resamples: int, seed: int) -> Resampling:
+def resample(
+    users: np.ndarray, values: np.ndarray, resamples: int, seed: int, weights_max: int = WEIGHTS_MAX
+) -> Resampling:
     """Sum the requests' values over resamples of the users.
 
     Args:
-        users: int64[R], whose request it is.
+        users: int64[R], the user of each request.
         values: float64[R, K].
-        resamples: B, how many; 0 gives no intervals.
-        seed: of the draws; the same users and seed give the same draws, whatever the values.
+        resamples: B, the number of resamples; 0 gives no intervals.
+        seed: seed of the resamples; equal users and seed give equal resamples, whatever the values.
+        weights_max: maximum number of weights in memory at a time.
 
     Returns:
         float64[K] and float64[B, K]. Whole numbers stay exact, so that equal values have a difference of exactly 0.
 
-    Cost: O(B * U * K) in a matrix product of U users; B * K numbers beside about 32 MB.
+    Cost: O(B * U * K) in a matrix product over U users; memory for B * K numbers and about 32 MB.
     """
     distinct, user = np.unique(users, return_inverse=True)
     sums = np.zeros((len(distinct), values.shape[1]))
     np.add.at(sums, user, values)
     rng = np.random.default_rng([seed, len(distinct)])
     drawn = np.empty((resamples, values.shape[1]))
-    step = max(1, _WEIGHTS_MAX // max(1, len(distinct)))
+    step = max(1, weights_max // max(1, len(distinct)))
     for start in range(0, resamples, step):
         stop = min(start + step, resamples)
         weights = np.stack([_draw(len(distinct), rng) for _ in range(start, stop)])
@@ -98,5 +101,5 @@ def resample(users: np.ndarray, values: np.ndarray, resamples: int, seed: int) -
 
 
 def _draw(users: int, rng: np.random.Generator) -> np.ndarray:
-    """Return float64[U], how often each user comes among as many draws as there are users."""
+    """Return float64[U], how often each user occurs in U draws with replacement."""
     return np.bincount(rng.integers(users, size=users), minlength=users).astype(np.float64)

@@ -1,7 +1,7 @@
-"""An evaluation's pictures, as SVG. Matplotlib comes with the train extra; nothing else imports it.
+"""The charts of an evaluation, as SVG. Matplotlib comes with the train extra.
 
-Scorers differ by colour and by marker: the colours are Okabe and Ito's, which the colour-blind can tell apart, and the
-markers are for paper and for everyone else.
+Each scorer has its own colour and marker. The colours are Okabe and Ito's, which colour-blind readers can distinguish;
+the markers help in print.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ _STYLE: Any = {
     "axes.grid": True,
     "grid.color": "#e6e6e6",
     "axes.axisbelow": True,
-    "svg.fonttype": "path",  # looks the same whatever fonts there are
-    "svg.hashsalt": "pinrank",  # the same numbers give the same bytes
+    "svg.fonttype": "path",  # independent of installed fonts
+    "svg.hashsalt": "pinrank",  # equal numbers give equal bytes
 }
 _ORDERS = ("utility", "head")
 _COLUMNS_MAX = 4
-#: What fewer rows say of a bin is mostly chance; the numbers still hold them all.
+#: Bins with fewer rows are mostly noise and are not drawn; the numbers include them.
 ROWS_DRAWN_MIN = 10
 _WIDTH_INCHES = 10.0
 
 
 def lift_chart(evaluation: Evaluation) -> str | None:
-    """Draw the relative lift of HIT@3 per head with its interval, by utility and by head; None without any."""
+    """Draw the relative lift of HIT@3 per head with its interval, by utility and by head; None if there is no lift."""
     scorers = [s.name for s in evaluation.scorers if s.name != evaluation.baseline]
     hits = {(s.scorer, s.head): s for s in evaluation.scores}
     lifts: dict[tuple[str, str, str], Estimate] = {}
@@ -66,10 +66,8 @@ def lift_chart(evaluation: Evaluation) -> str | None:
                     if (order, scorer, head.head) in lifts
                 ]
                 _points(panel, drawn, evaluation, scorer, sideways=True)
-            panel.set_title(
-                "in the final order (by utility)" if order == "utility" else "by the head's own probability"
-            )
-            panel.set_xlabel(f"lift of HIT@{TOP} against {evaluation.baseline}, %")
+            panel.set_title("final order (by utility)" if order == "utility" else "order by the head's own probability")
+            panel.set_xlabel(f"lift of HIT@{TOP} over {evaluation.baseline}, %")
             panel.grid(visible=False, axis="y")
         panels[0].set_yticks(
             range(len(evaluation.heads)), [_head_label(head, "lower is better by utility") for head in evaluation.heads]
@@ -80,7 +78,7 @@ def lift_chart(evaluation: Evaluation) -> str | None:
 
 
 def reliability_chart(evaluation: Evaluation) -> str | None:
-    """Draw observed shares over predicted probabilities, a panel per head; None when no bundle has any."""
+    """Draw observed shares over predicted probabilities, one panel per head; None if no bundle has probabilities."""
     scores = [score for score in evaluation.scores if score.reliability]
     heads = [head for head in evaluation.heads if any(score.head == head.head for score in scores)]
     if not heads:
@@ -104,14 +102,14 @@ def reliability_chart(evaluation: Evaluation) -> str | None:
             limit = max(top, 1e-3) * 1.08
             panel.plot([0, limit], [0, limit], color="#555555", linewidth=1, linestyle=(0, (4, 3)))
             panel.set(xlim=(0, limit), ylim=(0, limit), aspect="equal", title=head.head)
-            panel.set_xlabel("mean probability, %")
-        panels[0].set_ylabel("share that received it, %")
+            panel.set_xlabel("mean predicted probability, %")
+        panels[0].set_ylabel("observed share, %")
         _legend(figure, panels[0])
         return _svg(figure)
 
 
 def slice_chart(evaluation: Evaluation) -> str | None:
-    """Draw HIT@3 by slice of users with its interval, a panel per head; by utility where every bundle has one."""
+    """Draw HIT@3 by slice of users with its interval, one panel per head; by utility if every bundle has one."""
     order = "head" if any(scorer.utility_missing is not None for scorer in evaluation.scorers) else "utility"
     spans = [span for span in evaluation.slices if span.requests]
     heads = [head for head in evaluation.heads if head.requests]
@@ -149,13 +147,13 @@ def _lift(hit: Hit | None) -> Estimate | None:
 def _points(
     panel: Axes, drawn: Sequence[tuple[float, Estimate]], evaluation: Evaluation, scorer: str, *, sideways: bool
 ) -> None:
-    """Draw estimates with their intervals at their places along the other axis."""
+    """Draw estimates with their intervals at the given positions on the other axis."""
     if not drawn:
         return
     places = [place for place, _ in drawn]
     values = np.array([e.value for _, e in drawn], float)
     ends = np.array([(e.value if e.low is None else e.low, e.value if e.high is None else e.high) for _, e in drawn])
-    # The value may lie outside of a percentile interval where there are few users; a bar cannot be negative.
+    # With few users, the value may lie outside its percentile interval; an error bar cannot be negative.
     bars = np.maximum(0, np.abs(ends.astype(float).T - values))
     look = _look(evaluation, scorer)
     x, y, along = (values, places, {"xerr": bars}) if sideways else (places, values, {"yerr": bars})
@@ -165,7 +163,7 @@ def _points(
 
 
 def _look(evaluation: Evaluation, scorer: str) -> dict[str, Any]:
-    """Return a scorer's colour and marker, the same in every chart."""
+    """Return the colour and marker of a scorer, equal in every chart."""
     names = [s.name for s in evaluation.scorers if s.name != POPULARITY]
     place = names.index(scorer)
     return {"color": _COLOURS[place % len(_COLOURS)], "marker": _MARKERS[place % len(_MARKERS)]}

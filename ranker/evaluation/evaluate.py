@@ -1,12 +1,13 @@
-"""How well bundles rank the requests of the test period, head by head, and how sure that is.
+"""Measures how well bundles rank the requests of the test period, head by head, with confidence intervals.
 
-HIT@3 is TransAct's (arXiv 2306.00248): order a request's candidates, count how many of the first three received an
-action, average over requests. It is measured in two orders. *By utility*: the final one, by the bundle's own utility
-table, which is what a pinner would see; the heads compete for its places, and for an action like hide lower is better.
-*By head*: by one head's probability alone, which shows what that head has learned; higher is better for every head.
+HIT@3 is TransAct's metric (arXiv 2306.00248): order the candidates of a request, count how many of the first three
+received an action, and average over requests. It is measured in two orders. *By utility* is the final order, given by
+the bundle's own utility table, which a pinner would see; heads compete for its places, and for an action such as hide,
+lower is better. *By head* is the order given by one head's probability alone, which shows what that head has learned;
+higher is better for every head.
 
-One convention everywhere: a request counts for a head when some candidate received the head's action. The others score
-0 whatever the order, so relative lifts do not depend on the choice.
+One convention applies everywhere: a request counts for a head if some candidate received the head's action. All other
+requests score 0 in any order, so relative lifts do not depend on this choice.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ from ranker.evaluation.results import (
     ScorerFacts,
     SliceScore,
 )
-from ranker.evaluation.scoring import Progress, ScoredTest, score_test
+from ranker.evaluation.scoring import ScoredTest, ScoringProgress, score_test
 from ranker.training.examples import Sampling
 
 __all__ = ["SLICES", "Evaluation", "evaluate"]
 
-#: Users by how many actions they had taken when they asked, from this many on. The published readout takes the newest
-#: 10 actions one by one and the published sequence holds 100: a cold user cannot fill the readout, a light one not the
-#: sequence. Fixed numbers, so that slices mean the same on every dataset.
+#: Slices of users by their least number of actions before the request. The published readout takes the newest 10
+#: actions and the published sequence has 100: a cold user cannot fill the readout, and a light user cannot fill the
+#: sequence. The numbers are fixed, so that slices mean the same on every dataset.
 SLICES = (("cold", 0), ("light", 10), ("heavy", 100))
 
 
@@ -51,49 +52,45 @@ def evaluate(
     sampling: Sampling,
     seed: int,
     split: Split | None = None,
-    progress: Progress = lambda _what, _done, _total: None,
+    progress: ScoringProgress = lambda _what, _done, _total: None,
     *,
     baseline: str | None = None,
     data: str = "",
     resamples: int = RESAMPLES,
 ) -> Evaluation:
-    """Score the test requests with each bundle, and with each pin's popularity per action.
+    """Score the test requests with each bundle, and with the popularity of each pin per action.
 
     Args:
-        bundles: by the name to show; all over the same data.
-        log: the history that holds the test period.
-        factory: the engine to score with.
-        sampling: of candidates.
-        seed: of the drawn candidates, the same for every bundle, and of the resamples.
-        split: where the test period starts.
-        progress: told what is being worked on (`requests`, then a bundle's name), how much is done, how much there is.
-        baseline: the bundle that the others are compared with, or `popularity`. Default: the first bundle where there
-            are several, else `popularity`.
-        data: what to call the data.
-        resamples: of users, for the intervals; 0 gives none.
+        bundles: bundles by display name, all for the same data.
+        log: the history that contains the test period.
+        factory: creates the scoring engine.
+        sampling: sampling of candidates.
+        seed: seed of the sampled candidates, equal for every bundle, and of the resamples.
+        split: determines the test period.
+        progress: receives the current task (`requests`, then the name of a bundle), the finished units and their total.
+        baseline: a bundle or `popularity`. Default: the first of several bundles; `popularity` for a single bundle.
+        data: name of the data.
+        resamples: number of resamples of users for the intervals; 0 gives no intervals.
 
     Raises:
         BundleError: a bundle cannot be loaded, carries no embeddings, or does not fit the data.
-        SettingError: the baseline is not among the bundles, or a bundle is called `popularity`.
+        SettingError: the baseline is not among the bundles, or a bundle is named `popularity`.
     """
-    baseline = baseline or (next(iter(bundles)) if len(bundles) > 1 else POPULARITY)
-    if POPULARITY in bundles:
-        raise SettingError(f"{POPULARITY!r} is the name of a baseline; call the bundle something else")
-    if baseline not in (*bundles, POPULARITY):
-        raise SettingError(f"the baseline {baseline!r} is not among {', '.join([*bundles, POPULARITY])}")
+    baseline = _checked_baseline(bundles, baseline)
     split = split or Split()
     test = score_test(bundles, log, factory, sampling, seed, split, progress)
     slices = _slices(test)
     hit = _Hits.of(test, slices, baseline, resamples, seed)
     spans = part_slices(log, split, "test")
-    logged = log.labels[log.before(spans[0].start_ms) : log.before(spans[-1].stop_ms)]
-    of_heads = logged[:, [log.schema.position(head) for head in test.heads]].any(axis=1)
+    start_ms, stop_ms = spans[0].start_ms, spans[-1].stop_ms
+    acted = _acted(log, test.heads, start_ms, stop_ms)
+    scorers = (POPULARITY, *bundles)
     return Evaluation(
         data=data,
-        test_start_ms=spans[0].start_ms,
-        test_stop_ms=spans[-1].stop_ms,
-        events=len(logged),
-        events_without_action=int(np.count_nonzero(~of_heads)),
+        test_start_ms=start_ms,
+        test_stop_ms=stop_ms,
+        events=len(acted),
+        events_without_action=int(np.count_nonzero(~acted)),
         requests=len(test.users),
         rows=len(test.labels),
         users=len(np.unique(test.users)),
@@ -106,33 +103,41 @@ def evaluate(
         scorers=tuple(_scorer_facts(name, bundle, test) for name, bundle in bundles.items()),
         heads=tuple(_head_facts(head, test, log) for head in test.heads),
         slices=tuple(slices),
-        scores=tuple(_head_score(scorer, head, test, hit) for head in test.heads for scorer in (POPULARITY, *bundles)),
+        scores=tuple(_head_score(scorer, head, test, hit) for head in test.heads for scorer in scorers),
         slice_scores=tuple(
-            SliceScore(
-                slice=span.name,
-                scorer=scorer,
-                head=head,
-                requests=hit.counted(head, 1 + number),
-                hit_at_3_by_utility=hit.of_order(scorer, "utility", head, 1 + number),
-                hit_at_3_by_head=hit.of_order(scorer, "head", head, 1 + number),
-            )
+            _slice_score(scorer, head, span, 1 + number, hit)
             for head in test.heads
             for number, span in enumerate(slices)
-            for scorer in (POPULARITY, *bundles)
+            for scorer in scorers
         ),
     )
 
 
+def _checked_baseline(bundles: Mapping[str, Bundle], wanted: str | None) -> str:
+    baseline = wanted or (next(iter(bundles)) if len(bundles) > 1 else POPULARITY)
+    if POPULARITY in bundles:
+        raise SettingError(f"{POPULARITY!r} is the name of a baseline; rename the bundle")
+    if baseline not in (*bundles, POPULARITY):
+        raise SettingError(f"unknown baseline {baseline!r}; choose one of {', '.join([*bundles, POPULARITY])}")
+    return baseline
+
+
+def _acted(log: ActionLog, heads: tuple[str, ...], start_ms: int, stop_ms: int) -> np.ndarray:
+    """Return bool[E], which events of a period are an action of any of the heads."""
+    logged = log.labels[log.before(start_ms) : log.before(stop_ms)]
+    return np.asarray(logged[:, [log.schema.position(head) for head in heads]].any(axis=1))
+
+
 @dataclass(frozen=True, slots=True)
 class _Hits:
-    """Hits and counted requests, summed over users, for everyone (slice 0) and each slice of users.
+    """Hits and counted requests, summed over users, for all users (slice 0) and each slice of users.
 
     Attributes:
-        heads: columns.
-        orders: scorer and order by place.
-        lacking: which scorers lack which heads.
-        sums: [S, O + 1, H]; in the place after the orders stand the requests that count.
-        baseline: the scorer to compare with.
+        heads: names of the columns.
+        orders: scorer and order, by position.
+        lacking: pairs of a scorer and a head that it lacks.
+        sums: [S, O + 1, H]; the position after the orders holds the requests that count.
+        baseline: name of the baseline.
     """
 
     heads: tuple[str, ...]
@@ -161,29 +166,29 @@ class _Hits:
             baseline,
         )
 
-    def of_order(self, scorer: str, order: str, head: str, part: int = 0) -> Hit | None:
-        """Return a scorer's HIT@3; None where it has no such order."""
-        mean = self._mean(scorer, order, head, part)
+    def of_order(self, scorer: str, order: str, head: str, slice_index: int = 0) -> Hit | None:
+        """Return the HIT@3 of a scorer; None if it has no such order."""
+        mean = self._mean(scorer, order, head, slice_index)
         if mean is None:
             return None
-        base = None if scorer == self.baseline else self._mean(self.baseline, order, head, part)
+        base = None if scorer == self.baseline else self._mean(self.baseline, order, head, slice_index)
         if base is None:
             return Hit(mean.estimate(), None, None)
         difference = mean - base
         return Hit(mean.estimate(), difference.estimate(), (difference / base).scaled(100).estimate())
 
-    def counted(self, head: str, part: int = 0) -> int:
-        return int(self.sums.measured[part, -1, self.heads.index(head)])
+    def counted(self, head: str, slice_index: int = 0) -> int:
+        return int(self.sums.measured[slice_index, -1, self.heads.index(head)])
 
-    def _mean(self, scorer: str, order: str, head: str, part: int) -> Resampling | None:
+    def _mean(self, scorer: str, order: str, head: str, slice_index: int) -> Resampling | None:
         if (scorer, order) not in self.orders or (order == "head" and (scorer, head) in self.lacking):
             return None
         column = self.heads.index(head)
-        return self.sums[part, self.orders.index((scorer, order)), column] / self.sums[part, -1, column]
+        return self.sums[slice_index, self.orders.index((scorer, order)), column] / self.sums[slice_index, -1, column]
 
 
 def _hits_by_head(test: ScoredTest, heads: tuple[str, ...], scores: np.ndarray) -> np.ndarray:
-    """Return float64[R, H] in the order of the test's heads, each in the order of its own scores."""
+    """Return float64[R, H] in the order of the test's heads; each head orders the candidates by its own scores."""
     found = np.zeros((len(test.users), len(test.heads)))
     for column, head in enumerate(heads):
         place = test.heads.index(head)
@@ -219,6 +224,17 @@ def _head_score(scorer: str, head: str, test: ScoredTest, hit: _Hits) -> HeadSco
     bins = reliability(scores, labels)
     ece = _real(calibration_error(bins))
     return HeadScore(scorer, head, by_utility, by_head, _real(auc(scores, labels)), ece, bins)
+
+
+def _slice_score(scorer: str, head: str, span: ActivitySlice, slice_index: int, hit: _Hits) -> SliceScore:
+    return SliceScore(
+        slice=span.name,
+        scorer=scorer,
+        head=head,
+        requests=hit.counted(head, slice_index),
+        hit_at_3_by_utility=hit.of_order(scorer, "utility", head, slice_index),
+        hit_at_3_by_head=hit.of_order(scorer, "head", head, slice_index),
+    )
 
 
 def _head_facts(head: str, test: ScoredTest, log: ActionLog) -> HeadFacts:

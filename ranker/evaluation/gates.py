@@ -1,4 +1,4 @@
-"""Whether a new version may be published: compared with its parent on the newest requests, by limits set before."""
+"""Gates for a new version: limits on its loss of quality against its parent on the newest requests."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from ranker.evaluation.results import Evaluation, HeadScore
 
 @dataclass(frozen=True, slots=True)
 class Gates:
-    """What must hold of each head that both have.
+    """Limits for each head that both models have.
 
     Attributes:
-        auc_loss_max: how much AUC may be lost against the parent.
-        hit_loss_percent_max: how much of HIT@3 by utility may be lost, in percent of the parent's, beyond what the
-            difference's interval leaves open.
-        ece_max: the largest calibration error.
+        auc_loss_max: largest loss of AUC against the parent.
+        hit_loss_percent_max: largest loss of HIT@3 by utility, in percent of the parent's, beyond the interval of the
+            difference.
+        ece_max: largest calibration error.
     """
 
     auc_loss_max: float = 0.005
@@ -24,12 +24,12 @@ class Gates:
 
 
 def breaches(evaluation: Evaluation, own: str, parent: str, gates: Gates) -> list[str]:
-    """Return what does not hold, for people; nothing when a version may be published.
+    """Return the broken gates as readable text; an empty list means that the version may be published.
 
     Args:
-        evaluation: of both, on the same requests, with `parent` as its baseline.
-        own: name of the new version in it.
-        parent: name of the parent in it.
+        evaluation: evaluation of both models on the same requests, with `parent` as baseline.
+        own: name of the new version in the evaluation.
+        parent: name of the parent in the evaluation.
         gates: the limits.
     """
     scores = {(score.scorer, score.head): score for score in evaluation.scores}
@@ -43,16 +43,18 @@ def breaches(evaluation: Evaluation, own: str, parent: str, gates: Gates) -> lis
 def _of_head(head: str, own: HeadScore, parent: HeadScore, gates: Gates) -> list[str]:
     found = []
     if own.auc is not None and parent.auc is not None and own.auc < parent.auc - gates.auc_loss_max:
-        found.append(f"{head}: AUC {own.auc:.4f}, the parent's {parent.auc:.4f}; {gates.auc_loss_max:g} may be lost")
+        found.append(
+            f"{head}: AUC {own.auc:.4f} is more than {gates.auc_loss_max:g} below the parent's {parent.auc:.4f}"
+        )
     if own.ece is not None and own.ece > gates.ece_max:
-        found.append(f"{head}: calibration error {own.ece:.4f}; at most {gates.ece_max:g}")
+        found.append(f"{head}: calibration error {own.ece:.4f} is above the limit of {gates.ece_max:g}")
     hit, usual = own.hit_at_3_by_utility, parent.hit_at_3_by_utility
     if hit is None or usual is None or hit.difference is None:
         return found
     before, highest = usual.mean.value, hit.difference.high if hit.difference.high is not None else hit.difference.value
     if before is not None and highest is not None and highest < -before * gates.hit_loss_percent_max / 100:
         found.append(
-            f"{head}: HIT@3 {hit.mean.value:.4f}, the parent's {before:.4f}; "
-            f"{gates.hit_loss_percent_max:g}% may be lost"
+            f"{head}: HIT@3 {hit.mean.value:.4f} is more than {gates.hit_loss_percent_max:g}% below the parent's "
+            f"{before:.4f}"
         )
     return found

@@ -1,4 +1,4 @@
-"""How good scores are, head by head."""
+"""Metrics of scores, head by head."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BINS = 15
 
 @dataclass(frozen=True, slots=True)
 class ReliabilityBin:
-    """The rows whose probability falls into one of the equal bins of [0, 1]: what was said, and what came."""
+    """The rows with probabilities in one of the equal bins of [0, 1]: their mean prediction and observed share."""
 
     mean_probability: float
     observed_share: float
@@ -21,12 +21,12 @@ class ReliabilityBin:
 
 
 def hits(scores: np.ndarray, labels: np.ndarray, row_splits: np.ndarray, top: int = TOP) -> np.ndarray:
-    """Count how many of each request's k best-scored pins received each action.
+    """Count how many of the k best pins of each request received each action.
 
-    The order is the server's: descending, equal scores in the order of the rows, scores that are no number last.
+    The order is that of the server: descending, equal scores in the order of the rows, non-finite scores last.
 
     Args:
-        scores: float[N], what the candidates are ordered by.
+        scores: float[N], scores of the candidates.
         labels: [N, H] of 0 and 1.
         row_splits: int[R + 1].
         top: k.
@@ -44,19 +44,19 @@ def hits(scores: np.ndarray, labels: np.ndarray, row_splits: np.ndarray, top: in
 
 
 def requests_with(labels: np.ndarray, row_splits: np.ndarray) -> np.ndarray:
-    """Return bool[R, H], the requests in which some candidate received each action of [N, H]: those that HIT@k counts.
+    """Return bool[R, H], whether some candidate of the request received the action: the requests that HIT@k counts.
 
-    The others score 0 whatever the order. Leaving them out multiplies every model's HIT@k by the same factor, so that
-    no relative difference depends on it.
+    All other requests score 0 in any order. Leaving them out multiplies the HIT@k of every model by the same factor, so
+    relative differences do not depend on it.
     """
     before = np.concatenate([np.zeros((1, labels.shape[1])), np.cumsum(labels, axis=0, dtype=np.float64)])
     return np.asarray(np.diff(before[row_splits], axis=0) > 0)
 
 
 def auc(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Return the chance that a row with the action outscores one without; equal scores count half.
+    """Return the probability that a row with the action outscores one without it; equal scores count half.
 
-    NaN when all rows are of one kind.
+    NaN if all rows have or all rows lack the action.
     """
     positive = labels > 0
     positives, negatives = int(positive.sum()), int((~positive).sum())
@@ -69,7 +69,7 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> tuple[ReliabilityBin, ...]:
-    """Return the bins that hold any row, lowest first; rows whose probability is no number are in none."""
+    """Return the non-empty bins, lowest first; rows with a non-finite probability are in no bin."""
     finite = np.isfinite(probabilities)
     said, came = probabilities[finite].astype(np.float64), labels[finite].astype(np.float64)
     place = np.clip((said * bins).astype(np.int64), 0, bins - 1)
@@ -81,9 +81,9 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS)
 
 
 def calibration_error(bins: Sequence[ReliabilityBin]) -> float:
-    """Return the expected calibration error: the bins' |mean probability - observed share|, weighted by their rows.
+    """Return the expected calibration error: |mean probability - observed share| per bin, weighted by its rows.
 
-    NaN when there is no row.
+    NaN if there are no rows.
     """
     rows = sum(b.count for b in bins)
     gap = sum(abs(b.mean_probability - b.observed_share) * b.count for b in bins)

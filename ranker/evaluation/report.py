@@ -1,4 +1,4 @@
-"""An evaluation as one HTML file that needs nothing else: no script, no link, pictures inside."""
+"""An evaluation as one self-contained HTML file: embedded charts, no scripts, no links."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from ranker.evaluation.bootstrap import LEVEL
-from ranker.evaluation.caveats import day, limits
+from ranker.evaluation.caveats import caveats, day
 from ranker.evaluation.charts import ROWS_DRAWN_MIN, lift_chart, reliability_chart, slice_chart
 from ranker.evaluation.metrics import BINS, TOP
 from ranker.evaluation.results import Evaluation
@@ -29,7 +29,7 @@ code { font-size: .85em; } .wide { overflow-x: auto; }
 
 
 def report_html(evaluation: Evaluation) -> str:
-    """Return the whole page. The same evaluation gives the same page."""
+    """Return the whole page; equal evaluations give equal pages."""
     title = f"Evaluation on {evaluation.data}" if evaluation.data else "Evaluation"
     names = ", ".join(scorer.name for scorer in evaluation.scorers)
     lead = (
@@ -47,7 +47,7 @@ def report_html(evaluation: Evaluation) -> str:
             slice_line(evaluation),
         ),
         _section("What was measured", _measured(evaluation)),
-        _section("What this data cannot show", _list(limits(evaluation))),
+        _section("What this data cannot show", _list(caveats(evaluation))),
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -59,25 +59,26 @@ def report_html(evaluation: Evaluation) -> str:
 
 
 def write_report(evaluation: Evaluation, path: Path) -> None:
-    """Write the page to a file, over what is there."""
+    """Write the page to a file; an existing file is replaced."""
     path.write_text(report_html(evaluation), encoding="utf-8")
 
 
 _HEADS_NOTE = (
-    f"HIT@{TOP}: how many of a request's first {TOP} pins received the action, averaged over the requests in which "
-    "some candidate did. By utility: in the final order, by the bundle's own utility. By head: in the order of that "
-    "head's probability alone. Bold: the best of its head, or a lift whose interval leaves out 0. AUC: the chance that "
-    "a row with the action outscores one without, over all rows. ECE: the expected calibration error, in probability."
+    f"HIT@{TOP} is the number of a request's first {TOP} pins that received the action, averaged over the requests in "
+    "which some candidate did. By utility means the final order, given by the bundle's own utility. By head means the "
+    "order given by the probability of that head alone. Bold marks the best scorer of a head, or a lift whose interval "
+    "excludes 0. AUC is the probability that a row with the action scores higher than a row without it, over all rows. "
+    "ECE is the expected calibration error, as a probability."
 )
 _LIFT_NOTE = (
-    f"The relative change of HIT@{TOP}, with its {LEVEL:.0%} interval from resampled users; both sides of a comparison "
-    "see the same resamples. No interval is given where more than 5% of the resamples have nothing to "
-    "compare with: too few users have any of the action in the first places."
+    f"The relative change of HIT@{TOP}, with its {LEVEL:.0%} interval from resampled users. Both sides of a comparison "
+    "use the same resamples. There is no interval if more than 5% of the resamples have nothing to compare with, which "
+    "means that too few users have the action in the first places."
 )
 _RELIABILITY_NOTE = (
-    f"Rows in {BINS} equal bins of probability, as for the ECE; a larger mark stands for more rows, and bins of fewer "
-    f"than {ROWS_DRAWN_MIN} are not drawn. On the dashed line a probability means what it says; above it the model "
-    "says too little."
+    f"Rows in {BINS} equal bins of probability, as for the ECE. A larger mark means more rows; bins with fewer than "
+    f"{ROWS_DRAWN_MIN} rows are not drawn. On the dashed line, probabilities are calibrated; above it, the model "
+    "predicts too low a probability."
 )
 
 
@@ -102,19 +103,21 @@ def _table(content: TextTable) -> str:
 
 def _picture(svg: str | None, meaning: str) -> str:
     if svg is None:
-        return "<p>Nothing to draw: no bundle could be measured here.</p>"
-    # As an image rather than inline, so that the identifiers of several pictures cannot meet.
+        return "<p>There is no chart, because no bundle could be measured here.</p>"
+    # An image rather than inline SVG, so that the identifiers of several charts cannot collide.
     encoded = base64.b64encode(svg.encode()).decode()
     return f'<img alt="{escape(meaning)}" src="data:image/svg+xml;base64,{encoded}">'
 
 
 def _measured(evaluation: Evaluation) -> str:
-    capped = "all" if evaluation.requests_max is None else f"about {evaluation.requests_max:,} at most, thinned by draw"
+    capped = (
+        "all" if evaluation.requests_max is None else f"a random sample of about {evaluation.requests_max:,} at most"
+    )
     facts = {
         "Data": escape(evaluation.data or "not named"),
         "Test period": f"{day(evaluation.test_start_ms)} to {day(evaluation.test_stop_ms)}, the newest events",
         "Requests": f"{evaluation.requests:,} ({capped}), {evaluation.users:,} users, {evaluation.rows:,} rows",
-        "Candidates": f"per request the logged pins, filled up to {evaluation.candidates} with uniform draws",
+        "Candidates": f"for each request the logged pins, filled up to {evaluation.candidates} with uniform samples",
         "Seed": str(evaluation.seed),
         "Intervals": f"{evaluation.resamples:,} resamples of users with replacement, percentiles",
     }

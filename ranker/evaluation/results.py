@@ -1,4 +1,4 @@
-"""What an evaluation says: plain values, ready for JSON; what there is none of is None, never NaN."""
+"""The results of an evaluation as plain values, ready for JSON. A missing value is None, never NaN."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 from ranker.evaluation.bootstrap import Estimate
 from ranker.evaluation.metrics import ReliabilityBin
 
-#: The scorer that orders by how often a pin had received the action before.
+#: The scorer that orders pins by how often they had received the action before.
 POPULARITY = "popularity"
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """HIT@3 in one order; beside it, against the baseline, the difference and the relative lift in percent.
+    """HIT@3 in one order, with its difference from the baseline and its relative lift in percent.
 
-    The last two are None for the baseline itself, and where it has no such order.
+    The last two are None for the baseline itself, and if the baseline has no such order.
     """
 
     mean: Estimate
@@ -26,10 +26,10 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class HeadScore:
-    """One scorer's quality on one head; None where there is nothing to measure.
+    """One scorer's quality on one head; None if there is nothing to measure.
 
-    `hit_at_3_by_utility` is None without a utility, `hit_at_3_by_head` and all after it where the scorer lacks the
-    head, `ece` where scores are no probabilities, `auc` where all rows are of one kind.
+    `hit_at_3_by_utility` is None without a utility; `hit_at_3_by_head` and all later fields, if the scorer lacks the
+    head; `ece`, if scores are not probabilities; `auc`, if all rows have or all rows lack the action.
     """
 
     scorer: str
@@ -42,14 +42,14 @@ class HeadScore:
 
     @property
     def lift_percent(self) -> float | None:
-        """The relative lift of HIT@3 in the final order, TransAct's measure; None where there is none."""
+        """The relative lift of HIT@3 in the final order, TransAct's metric; None if it does not exist."""
         hit = self.hit_at_3_by_utility
         return None if hit is None or hit.lift_percent is None else hit.lift_percent.value
 
 
 @dataclass(frozen=True, slots=True)
 class SliceScore:
-    """One scorer's HIT@3 on one head in one slice of users; `requests` are those that count."""
+    """One scorer's HIT@3 on one head in one slice of users; `requests` is the number of requests that count."""
 
     slice: str
     scorer: str
@@ -61,7 +61,7 @@ class SliceScore:
 
 @dataclass(frozen=True, slots=True)
 class ActivitySlice:
-    """Requests by users with `actions_min` up to, not including, `actions_below` earlier actions."""
+    """Requests of users with at least `actions_min` and fewer than `actions_below` earlier actions."""
 
     name: str
     actions_min: int
@@ -72,11 +72,11 @@ class ActivitySlice:
 
 @dataclass(frozen=True, slots=True)
 class HeadFacts:
-    """What there is of an action in the test: rows that received it, requests that count for it, and their users."""
+    """The occurrences of an action in the test: rows that received it, requests that count for it, and their users."""
 
     head: str
     meaning: str
-    #: Of HIT@3 by utility: the action speaks against the pin.
+    #: Whether a lower HIT@3 by utility is better, because the action speaks against the pin.
     lower_is_better: bool
     positives: int
     requests: int
@@ -85,7 +85,7 @@ class HeadFacts:
 
 @dataclass(frozen=True, slots=True)
 class ScorerFacts:
-    """Which bundle stands behind a name, and what of it could not be measured."""
+    """The bundle behind a name, and what could not be measured of it."""
 
     name: str
     ref: str
@@ -97,19 +97,19 @@ class ScorerFacts:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """All scores, and what they were measured on."""
+    """All scores, and the data that they were measured on."""
 
     data: str
-    #: The test period; its end is not included.
+    #: The test period, Unix times in milliseconds, end exclusive.
     test_start_ms: int
     test_stop_ms: int
-    #: What was logged in the period, and how much of it received none of the heads' actions: shown and nothing more.
+    #: Events in the period, and how many of them received none of the heads' actions and were only shown.
     events: int
     events_without_action: int
     requests: int
     rows: int
     users: int
-    #: Requests by users who had done nothing before.
+    #: Requests of users without earlier actions.
     requests_without_history: int
     candidates: int
     requests_max: int | None
@@ -126,7 +126,7 @@ class Evaluation:
         return asdict(self)
 
     def flat(self, scorer: str) -> dict[str, float]:
-        """Return one scorer's metrics as `<metric>_<head>`; what could not be measured is left out."""
+        """Return one scorer's metrics as `<metric>_<head>`, without those that could not be measured."""
         found: dict[str, float | None] = {}
         for score in (score for score in self.scores if score.scorer == scorer):
             for order in ("utility", "head"):

@@ -1,7 +1,7 @@
-"""The requests of the test period, scored by bundles the way the server scores: engine, calibration, then the utility.
+"""Scores the requests of the test period with bundles as the server does: engine, calibration, then utility.
 
-All bundles score the same candidates of the same requests. Tensors are built once for bundles that read the same groups
-from the same embeddings: building takes longer than scoring.
+All bundles score the same candidates of the same requests. Bundles that read the same groups and embeddings share their
+tensors, because building tensors takes longer than scoring.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from ranker.data.requests import Split
 from ranker.errors import DatasetError
 from ranker.training.examples import ExampleBuilder, Examples, Sampling
 
-Progress = Callable[[str, int, int], None]
+ScoringProgress = Callable[[str, int, int], None]
 
-#: Bounds what an engine holds at a time, whatever the size of the test.
+#: Bounds the memory of an engine, whatever the size of the test.
 _REQUESTS_PER_RUN = 4
 
 
 @dataclass(frozen=True, slots=True)
 class BundleScores:
-    """What one bundle says about the test's N rows.
+    """One bundle's scores of the N test rows.
 
     Attributes:
-        heads: the bundle's.
+        heads: heads of the bundle.
         probabilities: float32[N, H], calibrated, in the order of `heads`.
-        utilities: float32[N], what the bundle's own utility table makes of them; None where it cannot be evaluated.
-        utility_missing: why not.
+        utilities: float32[N], from the bundle's own utility table; None if it cannot be evaluated.
+        utility_missing: why the utility cannot be evaluated.
     """
 
     heads: tuple[str, ...]
@@ -48,16 +48,16 @@ class BundleScores:
 
 @dataclass(frozen=True, slots=True)
 class ScoredTest:
-    """The test's requests, and every bundle's scores of them.
+    """The requests of the test, and the scores of every bundle.
 
     Attributes:
-        heads: all that any bundle has.
+        heads: the heads of all bundles together.
         labels: float32[N, H], in the order of `heads`.
         popularity: float32[N, H], how often the pin had received the action before.
         row_splits: int32[R + 1].
         users: int64[R].
         activity: int64[R].
-        by_bundle: in the order asked for.
+        by_bundle: in the requested order.
     """
 
     heads: tuple[str, ...]
@@ -76,24 +76,24 @@ def score_test(
     sampling: Sampling,
     seed: int,
     split: Split,
-    progress: Progress,
+    progress: ScoringProgress,
 ) -> ScoredTest:
     """Build the test's requests and score them with each bundle.
 
     Args:
-        bundles: by the name to show; one or more.
-        log: the history that holds the test period.
-        factory: the engine to score with.
-        sampling: of candidates.
-        seed: of the drawn candidates.
-        split: where the test period starts.
-        progress: told what is being worked on, how much is done and how much there is.
+        bundles: one or more bundles by display name.
+        log: the history that contains the test period.
+        factory: creates the scoring engine.
+        sampling: sampling of candidates.
+        seed: seed of the sampled candidates.
+        split: determines the test period.
+        progress: receives the current task, the number of finished units and their total.
 
     Raises:
         BundleError: a bundle cannot be loaded, carries no embeddings, or does not fit the data.
 
-    Cost: the tensors of one family of bundles at a time: for R requests of C candidates with a sequence of L actions in
-    D dimensions about 4 * R * (L + C) * D bytes.
+    Cost: memory for the tensors of one family of bundles at a time: for R requests of C candidates with a sequence of L
+    actions in D dimensions about 4 * R * (L + C) * D bytes.
     """
     heads = {head.name: head for bundle in bundles.values() for head in bundle.manifest.heads}
     utilities = {name: _utility_of(bundle) for name, bundle in bundles.items()}
@@ -107,19 +107,19 @@ def score_test(
             first = examples
         elif not _same_candidates(first, examples):
             raise BundleError(
-                f"{family[0]} was given other candidates than the bundles before it, so they cannot be compared; "
-                f"evaluate it alone"
+                f"{family[0]} has other candidates than the bundles before it, so they cannot be compared; evaluate it "
+                "separately"
             )
         for name in family:
             probabilities = _probabilities(name, bundles[name], factory, examples, progress)
             table = utilities[name]
             own = tuple(head.name for head in bundles[name].manifest.heads)
             if isinstance(table, UtilityTable):
-                scored[name] = BundleScores(own, probabilities, _utilities(table, examples, probabilities), None)
+                scored[name] = BundleScores(own, probabilities, utilities_of(table, examples, probabilities), None)
             else:
                 scored[name] = BundleScores(own, probabilities, None, table)
     if first is None:
-        raise BundleError("no bundle to evaluate")
+        raise BundleError("there is no bundle to evaluate")
     return ScoredTest(
         tuple(heads),
         first.labels,
@@ -132,7 +132,7 @@ def score_test(
 
 
 def families(bundles: Mapping[str, Bundle]) -> list[list[str]]:
-    """Group bundles that can score the same tensors; the first of a family reads all that the others read."""
+    """Group bundles that can share tensors; the first of a family reads everything that the others read."""
     found: list[list[str]] = []
     for name in sorted(bundles, key=lambda name: -len(bundles[name].manifest.inputs)):
         for family in found:
@@ -160,14 +160,14 @@ def _sequence(bundle: Bundle) -> tuple[object, int]:
 
 
 def _utility_of(bundle: Bundle) -> UtilityTable | str:
-    """Compile a bundle's utility table, or say why it cannot be evaluated here."""
+    """Compile the utility table of a bundle, or return why it cannot be evaluated here."""
     try:
         table = load_utility(bundle.files[UTILITY], bundle.manifest)
     except UtilityError as error:
         return str(error)
     foreign = [attribute for attribute in table.attributes if attribute.group != PIN_GROUP]
     if foreign:
-        return f"it reads {foreign[0].name} of group {foreign[0].group!r}, which is not made from interactions"
+        return f"it reads {foreign[0].name} of group {foreign[0].group!r}, which does not derive from interactions"
     return table
 
 
@@ -179,12 +179,12 @@ def _build(
     sampling: Sampling,
     seed: int,
     split: Split,
-    progress: Progress,
+    progress: ScoringProgress,
 ) -> Examples:
     manifest = bundle.manifest
     embeddings = embeddings_of(bundle)
     try:
-        # Heads only say which labels to keep: those of all bundles, so that everyone is measured on all of them.
+        # Heads only determine which labels to keep. Keep those of all bundles, so that all are measured on all heads.
         builder = ExampleBuilder(log, embeddings, manifest.model_copy(update={"heads": heads}), split, sampling, seed)
         return builder.build("test", lambda done, total: progress("requests", done, total), attributes)
     except (KeyError, ValueError, DatasetError) as error:
@@ -205,10 +205,10 @@ def _same_candidates(one: Examples, other: Examples) -> bool:
 
 
 def _probabilities(
-    name: str, bundle: Bundle, factory: EngineFactory, examples: Examples, progress: Progress
+    name: str, bundle: Bundle, factory: EngineFactory, examples: Examples, progress: ScoringProgress
 ) -> np.ndarray:
     """Return float32[N, H] calibrated probabilities."""
-    model = load_model(bundle, factory, streams=1, warm=False)  # nobody waits for a run, or asks what it costs
+    model = load_model(bundle, factory, streams=1, warm=False)  # no request waits for a run
     try:
         total = examples.batch.requests
         parts = []
@@ -223,7 +223,7 @@ def _probabilities(
 
 
 def _read_by(model: LoadedModel, batch: FeatureBatch) -> FeatureBatch:
-    """Leave out the tensors that only others of the family read."""
+    """Drop the tensors that only other bundles of the family read."""
     names = {spec.name for spec in model.manifest.specs}
     return FeatureBatch(
         {name: tensor for name, tensor in batch.request.items() if name in names},
@@ -232,8 +232,8 @@ def _read_by(model: LoadedModel, batch: FeatureBatch) -> FeatureBatch:
     )
 
 
-def _utilities(table: UtilityTable, examples: Examples, probabilities: np.ndarray) -> np.ndarray:
-    """Return float32[N], as the server computes them, surface by surface."""
+def utilities_of(table: UtilityTable, examples: Examples, probabilities: np.ndarray) -> np.ndarray:
+    """Return float32[N], computed as the server does, surface by surface."""
     result = np.empty(len(probabilities), np.float32)
     surface_of_row = np.repeat(examples.surfaces, np.diff(examples.batch.row_splits))
     for position in np.unique(surface_of_row):

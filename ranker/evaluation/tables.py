@@ -1,4 +1,4 @@
-"""An evaluation as tables: rows of text for any medium, and Rich tables for a terminal."""
+"""An evaluation as tables: plain text for any medium, and Rich tables for a terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NONE = "-"
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A text; `strong` where it stands out: the best of its head, or an interval that leaves out no difference."""
+    """A text; `strong` marks the best scorer of a head, or a lift whose interval excludes 0."""
 
     text: str
     strong: bool = False
@@ -25,7 +25,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class TextTable:
-    """Columns with headings, the first `left` of them of words, and lines in blocks of one head each."""
+    """Columns with headings, of which the first `left` contain words, and lines in one block per head."""
 
     headings: tuple[str, ...]
     left: int
@@ -33,7 +33,7 @@ class TextTable:
 
 
 def head_table(evaluation: Evaluation) -> TextTable:
-    """Return a line per head and scorer."""
+    """Return one line per head and scorer."""
     lift = f"lift vs {evaluation.baseline} [95%]"
     headings = (
         "head", "scorer", f"HIT@{TOP} by utility", lift, f"HIT@{TOP} by head", lift, "AUC", "ECE",
@@ -58,7 +58,7 @@ def head_table(evaluation: Evaluation) -> TextTable:
 
 
 def slice_table(evaluation: Evaluation) -> TextTable:
-    """Return a line per head, slice of users and scorer; slices without a counted request take one line."""
+    """Return one line per head, slice of users and scorer; a slice without counted requests has a single line."""
     lift = f"lift vs {evaluation.baseline} [95%]"
     headings = (
         "head", "users", "requests", "scorer", f"HIT@{TOP} by utility", lift, f"HIT@{TOP} by head", lift,
@@ -86,12 +86,12 @@ def slice_table(evaluation: Evaluation) -> TextTable:
 
 
 def slice_line(evaluation: Evaluation) -> str:
-    """Say in one line what the slices are and how many requests each holds."""
+    """Describe the slices and their numbers of requests in one line."""
     parts = []
     for span in evaluation.slices:
         upper = "or more" if span.actions_below is None else f"to {span.actions_below - 1}"
         parts.append(f"{span.name}: {span.actions_min} {upper}, {span.requests:,} requests of {span.users:,} users")
-    return "Users by actions before the request. " + "; ".join(parts) + "."
+    return "Slices of users by their number of earlier actions. " + "; ".join(parts) + "."
 
 
 def terminal_tables(evaluation: Evaluation) -> list[Table]:
@@ -99,8 +99,8 @@ def terminal_tables(evaluation: Evaluation) -> list[Table]:
     heads = _rich(
         head_table(evaluation),
         f"{evaluation.requests:,} test requests of {evaluation.users:,} users, {evaluation.rows:,} rows",
-        "Candidates: the logged pins and uniformly drawn others; probabilities are relative to these. "
-        "A request counts for a head when some candidate received it.",
+        "Candidates are the logged pins and uniform samples of other pins; probabilities are relative to them. "
+        "A request counts for a head if some candidate received the action.",
     )
     return [heads, _rich(slice_table(evaluation), "By user activity", slice_line(evaluation))]
 

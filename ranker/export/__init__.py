@@ -1,1 +1,1 @@
-"""From trained parameters to a bundle in the model store."""
+"""Exports trained networks as bundles and publishes them to the model store."""

@@ -1,4 +1,4 @@
-"""From a trained network to a bundle: ONNX, proof that the engines compute the same, golden requests, the manifest."""
+"""Export of a trained network as a bundle: ONNX, a parity check of the engines, golden requests, the manifest."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from ranker.network.serving_form import early_readout, fold_early
 from ranker.training.minibatches import tensors
 from ranker.training.parent import encode_parameters
 
-#: Largest difference of a logit, absolute up to 1 and relative beyond.
+#: Largest difference of a logit: absolute for logits up to 1, relative above.
 PARITY_TOLERANCE = 1e-4
 OPSET = 20
 
 Form = Literal["serving", "published"]
 
-#: The network's input for each input of the encoder's function that is no weight.
+#: The input of the network for each input of the encoder's function that is not a weight.
 _ROLES = dict(
     zip(ENCODER_INPUTS, ("sequence_actions", "sequence_embeddings", "pin_embedding", ROW_REQUEST), strict=True)
 )
@@ -51,7 +51,7 @@ _ENGINES: Mapping[str, EngineFactory] = {"numpy": NumpyEngine, "openvino": OpenV
 
 @dataclass(frozen=True, slots=True)
 class BundleParts:
-    """Everything a bundle is made of, but the network."""
+    """All parts of a bundle except the network."""
 
     name: str
     version: int
@@ -62,9 +62,9 @@ class BundleParts:
     lineage: Lineage
     utility_toml: bytes
     embeddings: PinEmbeddings
-    #: Invented requests with their surfaces; the expected scores are computed here.
+    #: Synthetic requests with their surfaces; the export computes their expected scores.
     golden: Sequence[tuple[FetchedFeatures, str]]
-    #: Of the training's rows, JSON.
+    #: Statistics of the validation rows, as JSON.
     statistics: bytes
 
     def manifest_fields(self, *, sequence: bool) -> dict[str, object]:
@@ -81,10 +81,10 @@ class BundleParts:
 
 
 def export_bundle(folder: Path, network: RankerNetwork, parts: BundleParts) -> Manifest:
-    """Write a bundle into a folder that does not exist yet.
+    """Write a bundle to a folder that does not exist yet.
 
     Raises:
-        ParityError: an engine disagrees with PyTorch; nothing is written.
+        ParityError: an engine disagrees with PyTorch; no bundle is written.
     """
     fields = parts.manifest_fields(sequence=network.config.sequence)
     draft = Manifest.model_validate({**fields, "files": {}})
@@ -109,12 +109,12 @@ def export_bundle(folder: Path, network: RankerNetwork, parts: BundleParts) -> M
 
 
 def export_onnx(network: RankerNetwork, sample: FeatureBatch, form: Form = "serving") -> bytes:
-    """Export with the number of requests and of rows left open; the same weights give the same bytes.
+    """Export with variable numbers of requests and rows; equal weights give equal bytes.
 
     Args:
-        network: in evaluation mode.
-        sample: a batch of at least two requests and more rows than requests, so that no size is taken for a constant.
-        form: `serving` is what bundles carry; `published` computes every row from the plain modules, the oracle.
+        network: the network; it is set to evaluation mode.
+        sample: a batch with at least two requests and more rows than requests, so that no size is taken for a constant.
+        form: `serving` is the form in bundles; `published` computes every row with the plain modules, as the oracle.
     """
     network = network.eval()
     arguments = tensors(sample)
@@ -128,17 +128,17 @@ def export_onnx(network: RankerNetwork, sample: FeatureBatch, form: Form = "serv
 
 
 def export_encoder(network: RankerNetwork, sample: FeatureBatch) -> bytes:
-    """Export the published encoder alone, float32[N, W] as `logits`: what the serving form's is measured against."""
+    """Export only the published encoder, with float32[N, W] as `logits`, to compare the serving form with it."""
     encoder = network.eval().encoder
     if encoder is None:
-        raise ParityError("this network reads no sequence: it has no encoder to export")
+        raise ParityError("this network reads no sequence, so it has no encoder to export")
     arguments = {name: value for name, value in tensors(sample).items() if name in _ROLES.values()}
     way = _TracedModule(network, lambda inputs: encoder(*(inputs[name] for name in _ROLES.values())))
     return _stripped(_exported(way, arguments, sample))
 
 
 class _TracedModule(nn.Module):
-    """A way through a module, from named tensors to one, as something that can be exported."""
+    """Wraps a function of a module, from named tensors to one tensor, as an exportable module."""
 
     def __init__(self, module: nn.Module, way: Callable[[dict[str, Tensor]], Tensor]) -> None:
         super().__init__()
@@ -152,8 +152,8 @@ class _TracedModule(nn.Module):
 def _with_encoder_function(
     network: RankerNetwork, arguments: Mapping[str, Tensor], sample: FeatureBatch
 ) -> onnx.ModelProto:
-    """Export the encoder as a function of its own and the rest around a call to it."""
-    assert isinstance(network.encoder, EarlyFusion)  # noqa: S101 - the caller chose
+    """Export the encoder as an ONNX function, and the rest of the network around a call to it."""
+    assert isinstance(network.encoder, EarlyFusion)  # noqa: S101 - the caller checks
     layers, rows = network.config.encoder_layers, network.config.readout_rows
 
     def encode(inputs: dict[str, Tensor]) -> Tensor:
@@ -206,19 +206,19 @@ def _with_encoder_function(
 
 
 def _exported(module: nn.Module, arguments: Mapping[str, Tensor], sample: FeatureBatch) -> onnx.ModelProto:
-    """Trace a module; the first dimension of whatever a batch carries stays open, weights are as they are."""
+    """Trace a module with a variable first dimension of all tensors of a batch; weights keep their shapes."""
     requests, rows = torch.export.Dim("requests"), torch.export.Dim("rows")
     leading = dict.fromkeys(sample.request, requests) | dict.fromkeys((*sample.candidate, ROW_REQUEST, ENCODED), rows)
     leading |= {role: leading[name] for role, name in _ROLES.items() if name in leading}
     shapes = {name: {0: leading[name]} if name in leading else None for name in arguments}
     with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript"):
-        # The exporter's own internals use parts of PyTorch and of copyreg that are being retired.
+        # The exporter itself uses deprecated parts of PyTorch and copyreg.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.")
         program = torch.onnx.export(
             module.eval(),
-            (),  # a dictionary standing here alone would be taken for keyword arguments
+            (),  # a dictionary alone in this place would be taken for keyword arguments
             kwargs={"inputs": dict(arguments)},
             input_names=list(arguments),
             output_names=[LOGITS],
@@ -228,15 +228,15 @@ def _exported(module: nn.Module, arguments: Mapping[str, Tensor], sample: Featur
             verbose=False,
         )
     if program is None:
-        raise ParityError("the exporter returned no network")
+        raise ParityError("the ONNX exporter returned no network")
     return program.model_proto
 
 
 def check_parity(network: RankerNetwork, content: bytes, manifest: Manifest, batch: FeatureBatch) -> np.ndarray:
-    """Return the reference's logits, float32[N, H], once every engine agrees with the published form in PyTorch.
+    """Check that every engine agrees with the published form in PyTorch; return the reference logits, float32[N, H].
 
     Raises:
-        ParityError: which engine differs, and by how much.
+        ParityError: names the engine and its difference.
     """
     with torch.inference_mode():
         expected: np.ndarray = network.eval().published(**tensors(batch)).numpy()
@@ -247,15 +247,17 @@ def check_parity(network: RankerNetwork, content: bytes, manifest: Manifest, bat
             logits[name] = engine.run(batch)
         finally:
             engine.close()
-        # Invented requests may lie far from the data and give logits of hundreds: float32 has seven digits of each.
+        # Synthetic requests may lie far from the data and give logits in the hundreds; float32 has seven digits.
         difference = float(np.max(np.abs(logits[name] - expected) / np.maximum(1.0, np.abs(expected))))
         if not difference <= PARITY_TOLERANCE:
-            raise ParityError(f"the {name} engine's logits differ by {difference:g}, allowed are {PARITY_TOLERANCE:g}")
+            raise ParityError(
+                f"the logits of the {name} engine differ by {difference:g}, more than the allowed {PARITY_TOLERANCE:g}"
+            )
     return logits["numpy"]
 
 
 def _stripped(model: onnx.ModelProto) -> bytes:
-    """Drop what the exporter notes beside the network: source lines and stack traces, with this machine's paths."""
+    """Remove the exporter's notes: source lines and stack traces that contain paths of this machine."""
     model.producer_version = ""
     graph = model.graph
     values = (*graph.input, *graph.output, *graph.value_info)
@@ -267,13 +269,13 @@ def _stripped(model: onnx.ModelProto) -> bytes:
     onnx.checker.check_model(model)
     named = {value.name for value in model.graph.input}
     if ROW_REQUEST not in named:
-        raise ParityError(f"the exported network takes {sorted(named)}, without {ROW_REQUEST!r}")
+        raise ParityError(f"the exported network has the inputs {sorted(named)}, but not {ROW_REQUEST!r}")
     stripped: bytes = model.SerializeToString(deterministic=True)
     return stripped
 
 
 class _quiet:  # noqa: N801 - reads as a verb where it is used
-    """Hold back loggers that report progress as if it were trouble."""
+    """Silence loggers that report progress as warnings."""
 
     def __init__(self, *names: str) -> None:
         self._loggers = [logging.getLogger(name) for name in names]

@@ -1,4 +1,4 @@
-"""Logistic calibration: turn a head's logits into probabilities that mean what they say."""
+"""Logistic calibration: converts the logits of a head to calibrated probabilities."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from model_store.bundle.manifest import Calibration
 
 _STEPS = 50
 _TOLERANCE = 1e-9
-#: Pulls towards slope 1, intercept 0, with the strength of a few rows: keeps a head without evidence finite.
+#: Pulls towards slope 1 and intercept 0 with the weight of a few rows, so that a head without evidence stays finite.
 _RIDGE = 1.0
 
 
@@ -16,11 +16,11 @@ def fit_calibration(logits: np.ndarray, labels: np.ndarray) -> Calibration:
     """Fit sigmoid(slope * logit + intercept) to labels by Newton's method (Platt scaling).
 
     Args:
-        logits: float[N], one head's.
+        logits: float[N], of one head.
         labels: float[N] of 0 and 1.
 
     Returns:
-        The fit; where the best slope is not positive, so that calibration would reverse the order, slope 1 and the best
+        The fit. If the best slope is not positive, calibration would reverse the order; then slope 1 and the best
         intercept for it.
     """
     logits, labels = logits.astype(np.float64), labels.astype(np.float64)
@@ -38,7 +38,7 @@ def _newton(inputs: np.ndarray, labels: np.ndarray, prior: np.ndarray, offset: n
         gradient = inputs.T @ (probabilities - labels) + _RIDGE * (coefficients - prior)
         curvature = (inputs * (probabilities * (1 - probabilities))[:, None]).T @ inputs
         step = np.linalg.solve(curvature + _RIDGE * np.eye(len(prior)), gradient)
-        coefficients -= np.clip(step, -2.0, 2.0)  # a full step from far away may overshoot
+        coefficients -= np.clip(step, -2.0, 2.0)  # a full step may overshoot
         if np.abs(step).max() < _TOLERANCE:
             break
     return coefficients

@@ -1,7 +1,7 @@
-"""Golden requests of invented users over pins with invented counts.
+"""Golden requests of synthetic users over pins with synthetic counts.
 
-Datasets like MovieLens must not be passed on, so a bundle carries nothing of them but what was learned: users, their
-actions, and all rows are drawn from a seed; only the pins' vectors are real, which the bundle carries anyway.
+Datasets such as MovieLens must not be redistributed, so a bundle contains only what was learned from them. Users, their
+actions and all rows are drawn from a seed; only the pin vectors are real, and the bundle carries these anyway.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from model_store.bundle.manifest import Manifest
 from ranker.data.embeddings import PinEmbeddings
 from ranker.data.features import PIN_GROUP, USER_GROUP, Groups
 
-#: Candidates, actions as a share of the sequence length, surface; the last user is unknown to the store.
+#: Number of candidates, actions as a share of the sequence length, surface; the last user is unknown to the store.
 _SHAPES = ((12, 1.0, "home"), (8, 0.4, "related"), (9, 0.0, "home"), (7, 0.05, "related"))
 _TIME_MS = 1_600_000_000_000
 
 
 def golden_inputs(manifest: Manifest, embeddings: PinEmbeddings, seed: int) -> list[tuple[FetchedFeatures, str]]:
-    """Invent a few requests that reach every path: empty and full sequences, both surfaces, missing rows.
+    """Generate a few requests that cover every path: empty and full sequences, both surfaces, missing rows.
 
     Args:
-        manifest: whose groups and sequence length to fill.
-        embeddings: the pins, and their vectors.
-        seed: of everything drawn.
+        manifest: gives the groups and the sequence length.
+        embeddings: the pins and their vectors.
+        seed: random seed.
     """
     rng = np.random.default_rng([seed, 1])
     groups = Groups.served_by(manifest)
@@ -77,7 +77,7 @@ def _invent_user(rng: np.random.Generator, group: FeatureGroup, known: bool) -> 
 
 
 def _invent_rows(rng: np.random.Generator, group: FeatureGroup, vectors: np.ndarray) -> np.ndarray:
-    """Return rows with these vectors and scalars in the range of real ones."""
+    """Return rows with the given vectors, and scalars in a realistic range."""
     rows = np.zeros(len(vectors), group.dtype)
     rows["embedding"] = vectors
     for field in group.fields:

@@ -1,4 +1,4 @@
-"""What the models trained here promise in their manifest: groups, inputs, heads and surfaces."""
+"""The manifest of models trained here: groups, inputs, heads and surfaces."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ranker.data.features import PIN_GROUP, SURFACES, USER_GROUP, Groups, scalar
 #: As published for TransAct.
 SEQUENCE_LENGTH = 100
 
-#: What networks that read the sequence take beside the inputs of all.
+#: Additional inputs of networks that read the sequence.
 _SEQUENCE_INPUTS = (
     TensorInput(name="sequence_actions", source=SequenceActions()),
     TensorInput(name="sequence_embeddings", source=SequenceEmbeddings(group=PIN_GROUP, field="embedding")),
@@ -44,17 +44,17 @@ def manifest_fields(
     sequence: bool,
     calibrations: Sequence[Calibration] | None = None,
 ) -> dict[str, Any]:
-    """Return the manifest's fields, all but `files`.
+    """Return all fields of the manifest except `files`.
 
     Args:
-        name: of the model.
-        version: of the model.
-        space: of the pins' embeddings.
-        schema: of the actions: the sequence's vocabulary, the counted shares, and what each head means.
-        heads: in the order of the network's columns.
-        lineage: where the model comes from.
+        name: name of the model.
+        version: version of the model.
+        space: embedding space of the pins.
+        schema: the actions; gives the vocabulary of the sequence, the counted shares, and the meaning of each head.
+        heads: heads in the order of the network's columns.
+        lineage: origin of the model.
         sequence: whether the network reads the user's last actions.
-        calibrations: one per head; None leaves logits as they are.
+        calibrations: one per head; None leaves the logits unchanged.
     """
     groups = Groups.of(space, schema)
     calibrations = calibrations or [Calibration()] * len(heads)
@@ -77,7 +77,7 @@ def manifest_fields(
 def draft_manifest(
     name: str, space: EmbeddingSpace, schema: ActionSchema, heads: Sequence[str], *, sequence: bool
 ) -> Manifest:
-    """Return a manifest that has no files yet: enough to assemble the tensors that a network is trained on."""
+    """Return a manifest without files, which suffices to assemble the tensors for training."""
     unknown = Lineage(data="", data_sha256="", command="", code="", seed=0)
     return Manifest(**manifest_fields(name, 1, space, schema, heads, unknown, sequence=sequence), files={})
 

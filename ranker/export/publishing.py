@@ -1,4 +1,4 @@
-"""A trained bundle into the model store, under a number that is free, and what remains to be done to serve it."""
+"""Publishes a trained bundle to the model store under a free version, and explains what is left to do to serve it."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from model_store.registry.objects import ModelStoreError
 from model_store.registry.store import ModelStore
 from ranker.errors import SettingError
 
-#: What a server answers with, unless its settings name other labels.
+#: The label that servers use unless their settings name others.
 _DEFAULT_LABEL = "stable"
 
 
 def free_version(models: ModelStore | None, name: str, wanted: int | None) -> int:
-    """Return the version to publish as: the one wanted, or the next one.
+    """Return the version to publish as: the wanted version, or the next free one.
 
     Raises:
-        SettingError: it is taken; a number is never used twice, not even a retired version's.
+        SettingError: the version is taken. No number is used twice, not even that of a retired version.
     """
     if models is None:
         return wanted or 1
     state = models.state(name)
     if wanted in state.versions or wanted in state.retired:
-        what = "published already" if wanted in state.versions else "retired"
+        what = "already published" if wanted in state.versions else "retired"
         raise SettingError(
-            f"{name}@{wanted} is {what}; versions never change: --version {state.next_version()} is free"
+            f"{name}@{wanted} is {what}, and versions never change; use --version {state.next_version()}, which is free"
         )
     return wanted or state.next_version()
 
 
 def publish_bundle(folder: Path, models: ModelStore, label: str | None, keep_in: Path | None = None) -> None:
-    """Publish a bundle, and point a label at it.
+    """Publish a bundle, and move a label to it.
 
     Args:
-        folder: the bundle's.
-        models: where to.
-        label: None for none.
-        keep_in: where `folder` would not stay, a folder to copy the bundle into when the store does not take it.
+        folder: folder of the bundle.
+        models: the model store.
+        label: the label, or None.
+        keep_in: if `folder` is temporary, the folder to copy the bundle to if the store rejects it.
 
     Raises:
-        ModelStoreError: the store does not take it; the message says where the bundle is.
+        ModelStoreError: the store rejects the bundle; the message names the place of the bundle.
     """
     bundle = read_bundle(folder)
     manifest = bundle.manifest
@@ -55,17 +55,17 @@ def publish_bundle(folder: Path, models: ModelStore, label: str | None, keep_in:
         if not kept.exists():
             copy_out(bundle, kept)
         raise ModelStoreError(
-            f"{error}. The bundle is in {kept}: pinrank model publish {kept} --store {models.where}"
+            f"{error}. The bundle is in {kept}; to publish it, run: pinrank model publish {kept} --store {models.where}"
             + (f" --label {label}" if label else "")
         ) from error
 
 
 def what_is_left_to_do(models: ModelStore, bundle: Bundle, label: str | None) -> Iterator[str]:
-    """Say what a server still needs where it would not answer with a version of this model by itself."""
+    """Describe what is left to do if a server would not use a version of this model by default."""
     manifest = bundle.manifest
     if _DEFAULT_LABEL not in models.labels(manifest.name):
         named = f'set labels = ["{label}"] in the server\'s settings, or ' if label else ""
         yield (
-            f"servers answer with the label {_DEFAULT_LABEL}, which {manifest.name} does not have yet: {named}run "
+            f"servers use the label {_DEFAULT_LABEL}, which {manifest.name} does not have yet; {named}run "
             f"pinrank model label {manifest.name} {_DEFAULT_LABEL} {manifest.version} --store {models.where}"
         )

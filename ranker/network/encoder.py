@@ -1,9 +1,9 @@
-"""The encoder of the user's last actions, as it is published: plain modules, written to be read.
+"""The encoder of the user's last actions as published: plain modules, written for readability.
 
-The shape follows TransAct (KDD 2023, arXiv 2306.00248): a token per action is [action; pin; candidate] ("early
-fusion"), post-norm layers without positions, and the outputs of the K newest actions are what is read, optionally with
-a max-pool over all outputs. `ranker.network.serving_form` computes the same from the same parameters at a fraction of
-the cost; these forwards are its oracle.
+The architecture follows TransAct (KDD 2023, arXiv 2306.00248): one token per action is [action; pin; candidate] ("early
+fusion"), layers are post-norm without positions, and the readout takes the outputs of the K newest actions, optionally
+with a max-pool over all outputs. `ranker.network.serving_form` computes the same from the same parameters at a fraction
+of the cost; these modules are its oracle.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-#: What a masked attention score becomes: finite, so that a row with nothing to attend to has no NaN.
+#: Value of a masked attention score: finite, so that a row with nothing to attend to has no NaN.
 MASKED = -1e9
 
-#: Added to every norm's variance.
+#: Added to the variance in every norm.
 EPSILON = 1e-5
 
 
 class EncoderSizes(Protocol):
-    """What an encoder needs to know of a network's sizes."""
+    """The sizes that an encoder reads from a network's configuration."""
 
     @property
     def actions(self) -> int: ...
@@ -47,13 +47,13 @@ class Attention(nn.Module):
     def __init__(self, queries: int, keys: int, width: int | None = None) -> None:
         super().__init__()
         width = width or queries
-        # A key's bias would add the same to all scores of a query, which the softmax cancels.
+        # A bias of the keys would add the same to all scores of a query, and the softmax would cancel it.
         self.query, self.key = nn.Linear(queries, width), nn.Linear(keys, width, bias=False)
         self.value, self.out = nn.Linear(keys, width), nn.Linear(width, queries)
         self.scale = width**-0.5
 
     def forward(self, queries: Tensor, tokens: Tensor, bias: Tensor) -> Tensor:
-        """Let float[N, Q, D] read float[N, L, E]; `bias` float[N, 1, L] is added to every query's scores."""
+        """Let float[N, Q, D] queries attend to float[N, L, E] tokens; `bias` float[N, 1, L] is added to all scores."""
         scores = torch.matmul(self.query(queries), self.key(tokens).transpose(1, 2)) * self.scale + bias
         attended: Tensor = self.out(torch.matmul(torch.softmax(scores, dim=-1), self.value(tokens)))
         return attended
@@ -69,14 +69,14 @@ class EncoderLayer(nn.Module):
         self.norm_attention, self.norm_out = nn.LayerNorm(dim, EPSILON), nn.LayerNorm(dim, EPSILON)
 
     def forward(self, queries: Tensor, tokens: Tensor, bias: Tensor) -> Tensor:
-        """Encode float[N, Q, D] rows that read float[N, L, E]; `bias` float[N, 1, L] is added to key scores."""
+        """Encode float[N, Q, D] queries over float[N, L, E] tokens; `bias` float[N, 1, L] is added to all scores."""
         queries = self.norm_attention(queries + self.attention(queries, tokens, bias))
         encoded: Tensor = self.norm_out(queries + self.feed_forward(torch.relu(self.hidden(queries))))
         return encoded
 
 
 class ActionTokens(nn.Module):
-    """The part of every token that no candidate changes: [action; pin]."""
+    """The part of every token that does not depend on the candidate: [action; pin]."""
 
     def __init__(self, sizes: EncoderSizes) -> None:
         super().__init__()
@@ -85,13 +85,13 @@ class ActionTokens(nn.Module):
         self.width = sizes.action_dim + sizes.token_pin_dim
 
     def forward(self, actions: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """Return float[R, L, T] tokens and float[R, L], 1 where there is an action, from what a batch carries."""
+        """Return float[R, L, T] tokens, and float[R, L] with 1 where there is an action."""
         own = torch.cat([self.action(actions), self.pin(embeddings)], dim=-1)
         return own, (actions != 0).to(own.dtype)
 
 
 class EarlyFusion(nn.Module):
-    """Every token carries the candidate, so the whole sequence is encoded anew for each: float[N, `width`]."""
+    """Every token contains the candidate, so each candidate has its own encoding of the sequence: float[N, `width`]."""
 
     def __init__(self, sizes: EncoderSizes) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class EarlyFusion(nn.Module):
 
 
 class LateFusion(nn.Module):
-    """The sequence encoded alone, once per request; candidates meet it after the readout: float[N, `width`]."""
+    """Encodes the sequence alone, once per request; candidates join after the readout: float[N, `width`]."""
 
     def __init__(self, sizes: EncoderSizes) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class LateFusion(nn.Module):
 
 
 class CrossFusion(nn.Module):
-    """The context encoded once per request, then every candidate attends to it (DCAT, PinFM): float[N, `width`]."""
+    """Encodes the context once per request; every candidate then attends to it (DCAT, PinFM): float[N, `width`]."""
 
     def __init__(self, sizes: EncoderSizes) -> None:
         super().__init__()
@@ -153,13 +153,13 @@ class CrossFusion(nn.Module):
             tokens = layer(tokens, tokens, bias)
         query = self.candidate(pin_embedding).unsqueeze(1)
         read = self.last(query, per_row(tokens, row_request), per_row(bias, row_request)).squeeze(1)
-        # Without any action there is no context: the attention's even mixture of padding must not pass for one.
+        # Without any action there is no context, and the even mixture of padding must not be taken for one.
         context: Tensor = read * per_row(present[:, :1], row_request)
         return context
 
 
 class Readout(nn.Module):
-    """The outputs of the newest actions side by side and, by option, a max-pool over all: float[N, `width`]."""
+    """The concatenated outputs of the newest actions and, optionally, a max-pool over all: float[N, `width`]."""
 
     def __init__(self, dim: int, sizes: EncoderSizes) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ class Readout(nn.Module):
         self.width = dim * (self.rows + sizes.readout_pool)
 
     def forward(self, encoded: Tensor, present: Tensor) -> Tensor:
-        """Read float[N, L, D] outputs of which float[N, L] are present; absent ones read as zeros."""
+        """Read float[N, L, D] outputs; `present` float[N, L] marks actions, and absent outputs are read as zeros."""
         encoded = encoded * present.unsqueeze(-1)
         newest = encoded[:, : self.rows].flatten(1)
         if self.pooled is None:
@@ -177,10 +177,10 @@ class Readout(nn.Module):
 
 
 def absent_bias(present: Tensor) -> Tensor:
-    """Return float[N, 1, L] to add to attention scores: nothing where float[N, L] is 1, `MASKED` where it is 0."""
+    """Return float[N, 1, L] to add to attention scores: 0 where float[N, L] is 1, `MASKED` where it is 0."""
     return ((1.0 - present) * MASKED).unsqueeze(1)
 
 
 def per_row(values: Tensor, row_request: Tensor) -> Tensor:
-    """Return [N, ...] from [R, ...]: each row's request."""
+    """Return [N, ...] from [R, ...]: for each row, the values of its request."""
     return torch.index_select(values, 0, row_request)

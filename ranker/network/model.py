@@ -1,4 +1,4 @@
-"""The ranker: what an encoder reads from the last actions, joined with everything else, to one logit per head."""
+"""The ranking network: an encoder of the last actions, combined with all other features, gives one logit per head."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ FUSIONS: tuple[Fusion, ...] = ("none", "late", "early", "cross")
 
 @dataclass(frozen=True, slots=True)
 class NetworkConfig:
-    """All sizes of a network; the encoder's are the published ones.
+    """All sizes of a network; the defaults of the encoder are the published sizes.
 
     Attributes:
-        fusion: how the sequence meets the candidate. `none` reads no sequence; `late` encodes it alone; `early` puts
-            the candidate into every token; `cross` lets the candidate attend to the sequence encoded alone.
-        readout_dim: what the encoder's readout is mapped to before it joins the rest; 0 joins it as it is, which makes
-            the full-rank cross network, quadratic in its width, the dearest part of the ranker.
+        fusion: how the network combines sequence and candidate. `none` reads no sequence; `late` encodes the sequence
+            alone; `early` puts the candidate into every token; `cross` lets the candidate attend to the sequence, which
+            is encoded alone.
+        readout_dim: width to which the encoder's readout is mapped before it joins the other features; 0 joins it
+            unmapped, which makes the full-rank cross network, quadratic in its width, the most expensive part.
     """
 
     heads: int
@@ -44,14 +45,14 @@ class NetworkConfig:
     surface_dim: int = 4
     cross_layers: int = 2
     hidden: tuple[int, ...] = (128, 64)
-    #: Multiplies the width that the dense layers work in and the sizes of `hidden`.
+    #: Factor for the width of the dense layers and for the sizes of `hidden`.
     widen: int = 1
-    #: In the layers after the cross network only: drawing masks for every token would double the training time.
+    #: Only in the layers after the cross network: masks for every token would double the training time.
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
         if self.fusion not in FUSIONS:
-            raise SettingError(f"fusion must be one of {', '.join(FUSIONS)}, got {self.fusion!r}")
+            raise SettingError(f"fusion must be one of {', '.join(FUSIONS)}, but is {self.fusion!r}")
 
     @property
     def sequence(self) -> bool:
@@ -59,14 +60,14 @@ class NetworkConfig:
 
 
 class CrossNetwork(nn.Module):
-    """DCN-v2 (arXiv 2008.13535): each layer multiplies the input with a linear map of what the layers before made."""
+    """DCN-v2 (arXiv 2008.13535): each layer multiplies the input by a linear map of the previous layer's output."""
 
     def __init__(self, width: int, layers: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
 
     def forward(self, request_part: Tensor, row_part: Tensor, row_request: Tensor) -> Tensor:
-        """Cross [request; row] of float[R, U] and float[N, C]; the first layer maps the request's part once."""
+        """Cross [request; row] of float[R, U] and float[N, C]; the first layer maps the request part only once."""
         inputs = torch.cat([per_row(request_part, row_request), row_part], dim=-1)
         crossed = inputs
         for number, layer in enumerate(self.layers):
@@ -83,8 +84,8 @@ class CrossNetwork(nn.Module):
 class RankerNetwork(nn.Module):
     """One logit per head for every (request, candidate) row.
 
-    Inputs carry the names of the manifest's; what belongs to a request comes once, and `row_request` says which rows
-    are its. `forward` computes the serving form, exactly what `published` computes from the same parameters.
+    Inputs have the names in the manifest. Tensors of a request occur once, and `row_request` maps each row to its
+    request. `forward` computes the serving form, which equals what `published` computes from the same parameters.
     """
 
     user_mean: Tensor
@@ -107,7 +108,7 @@ class RankerNetwork(nn.Module):
             if config.readout_dim:
                 self.readout = nn.Linear(self.encoder.width, config.readout_dim)
             row_width += config.readout_dim or self.encoder.width
-        # A wider network first maps its inputs up; the base one crosses them as they are.
+        # A wider network first maps its inputs to the larger width; the base network crosses them directly.
         self.widen_request = self.widen_row = None
         if config.widen > 1:
             self.widen_request = nn.Linear(request_width, request_width * config.widen)
@@ -138,11 +139,11 @@ class RankerNetwork(nn.Module):
             user_embedding: float32[R, D].
             user_scalars: float32[R, S].
             surface: int64[R].
-            query: float32[R, D], zeros without a query.
+            query: float32[R, D], zeros if there is no query.
             pin_embedding: float32[N, D].
             pin_scalars: float32[N, S].
             row_request: int64[N].
-            sequence_actions: int64[R, L], newest first, 0 past the end; needed by networks that read the sequence.
+            sequence_actions: int64[R, L], newest first, 0 past the end; required if the network reads the sequence.
             sequence_embeddings: float32[R, L, D].
         """
         read = None
@@ -151,7 +152,7 @@ class RankerNetwork(nn.Module):
         return self.score(user_embedding, user_scalars, surface, query, pin_embedding, pin_scalars, row_request, read)
 
     def encode(self, actions: Tensor, embeddings: Tensor, pin_embedding: Tensor, row_request: Tensor) -> Tensor:
-        """Return the encoder's readout in its serving form, float32[N, W]."""
+        """Return the readout of the encoder in its serving form, float32[N, W]."""
         match self.encoder:
             case EarlyFusion():
                 return encode_early(self.encoder, actions, embeddings, pin_embedding, row_request)
@@ -163,7 +164,7 @@ class RankerNetwork(nn.Module):
                 raise TypeError("this network reads no sequence")
 
     def published(self, **inputs: Tensor) -> Tensor:
-        """Compute `forward` through the plain encoder modules, row by row as published: slow, and the oracle."""
+        """Compute `forward` with the plain encoder modules, row by row as published: slow, but the oracle."""
         actions, embeddings = inputs.pop("sequence_actions", None), inputs.pop("sequence_embeddings", None)
         read = None
         if self.encoder is not None:
@@ -181,7 +182,7 @@ class RankerNetwork(nn.Module):
         row_request: Tensor,
         read: Tensor | None,
     ) -> Tensor:
-        """Return logits from what stands beside the sequence, and float32[N, W] `read` from it."""
+        """Return logits from all other inputs and from `read`, the float32[N, W] readout of the sequence."""
         asked, user = per_row(query, row_request), per_row(user_embedding, row_request)
         of_request = [
             user_embedding,
@@ -192,7 +193,7 @@ class RankerNetwork(nn.Module):
         of_row = [
             pin_embedding,
             (pin_scalars - self.pin_mean) / self.pin_deviation,
-            # Products of unit vectors are small beside standardised scalars; scaled to the same size.
+            # Products of unit vectors are small compared with standardised scalars, so they are scaled up.
             self.config.dim * pin_embedding * asked,
             self.config.dim * pin_embedding * user,
         ]
@@ -205,11 +206,11 @@ class RankerNetwork(nn.Module):
         return logits
 
     def standardise(self, user_scalars: Tensor, pin_scalars: Tensor) -> None:
-        """Take the constants that scalars are standardised with from float32[R, S] and float32[N, S]."""
+        """Set the constants of standardisation from float32[R, S] and float32[N, S] scalars."""
         for side, values in (("user", user_scalars), ("pin", pin_scalars)):
             getattr(self, f"{side}_mean").copy_(values.mean(dim=0))
             deviation = values.std(dim=0, unbiased=False)
-            # A scalar that never varied says nothing; dividing by its deviation would make noise of any later change.
+            # A constant scalar carries no information; dividing by its deviation would amplify any later change.
             getattr(self, f"{side}_deviation").copy_(torch.where(deviation < 1e-3, 1.0, deviation))
 
 

@@ -1,11 +1,11 @@
-"""The exact rewrites that make the published network cheap to serve, each a small function of its own.
+"""Exact rewrites that make the published network cheap to serve, each a small function.
 
-Nothing here approximates: every function computes what the plain module of `ranker.network.encoder` computes, up to
-rounding, and is tested against it in float64. Per (user, candidate) row at the published size (L = 100, d = 96,
+Nothing here is an approximation: every function equals the plain module of `ranker.network.encoder` up to rounding, and
+is tested against it in float64. Per (user, candidate) row at the published size (L = 100, d = 96,
 feed-forward 32, the newest 10 outputs read) the plain modules take 24.9 MFLOP, these functions 4.1.
 
-Everything is differentiable and made from the published parameters on the fly, so that training runs on the cheap form
-too; what a bundle carries is folded once, at export.
+Everything is differentiable and derives from the published parameters on the fly, so that training uses the cheap form
+too. The weights in a bundle are folded once, at export.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from ranker.network.encoder import Attention, CrossFusion, EarlyFusion, EncoderL
 #: Folded weights by name; a Linear is `NAME` and `NAME_bias`.
 Weights = Mapping[str, Tensor]
 
-#: Up to this spread of both parts exp(a + b) may be computed as exp(a) exp(b): a product of two such exponentials stays
-#: a normal number of float32, so that neither a sum nor a gradient underflows.
+#: If both parts spread by at most this much, exp(a + b) may be computed as exp(a) exp(b): a product of two such
+#: exponentials is a normal float32 number, so that neither a sum nor a gradient underflows.
 SPREAD_MAX = 40.0
 
 
 def fold_query_key(attention: Attention) -> tuple[Tensor, Tensor]:
-    """Fold a single head's query and key maps: a score is key_token . (W query_token + b).
+    """Fold the query and key maps of a single head: a score is key_token . (W query_token + b).
 
     Returns:
-        float[E, D] and float[E], for keys of width E and queries of width D, the scale included.
+        float[E, D] and float[E], for keys of width E and queries of width D, including the scale.
     """
     folded = attention.key.weight.T * attention.scale
     return folded @ attention.query.weight, folded @ attention.query.bias
 
 
 def fold_value_out(attention: Attention) -> tuple[Tensor, Tensor]:
-    """Fold a single head's value and output maps: the output is W (mean of the tokens read) + b, as weights sum to 1.
+    """Fold the value and output maps of a single head: output = W (mean of attended tokens) + b, as weights sum to 1.
 
     Returns:
         float[D, E] and float[D].
@@ -47,7 +47,7 @@ def fold_value_out(attention: Attention) -> tuple[Tensor, Tensor]:
 
 
 def fold_layer(layer: EncoderLayer, prefix: str) -> dict[str, Tensor]:
-    """Return an encoder layer's weights with its attention folded, every name starting with `prefix`."""
+    """Return the weights of an encoder layer with folded attention; every name starts with `prefix`."""
     query_key, value_out = fold_query_key(layer.attention), fold_value_out(layer.attention)
     inner, outer = layer.hidden, layer.feed_forward
     pairs = {
@@ -65,25 +65,25 @@ def fold_layer(layer: EncoderLayer, prefix: str) -> dict[str, Tensor]:
 
 
 def split_linear(linear: nn.Linear, widths: Sequence[int]) -> list[Tensor]:
-    """Cut a Linear over a concatenation into one weight per part: W [u; c] = W_u u + W_c c.
+    """Split a Linear over a concatenation into one weight per part: W [u; c] = W_u u + W_c c.
 
-    So what belongs to the request is multiplied once per request, whatever the number of candidates.
+    This allows multiplying the request part once per request, whatever the number of candidates.
     """
     return list(torch.split(linear.weight, list(widths), dim=1))
 
 
 def shared_scores(own: Tensor, present: Tensor, query_key: Tensor, bias: Tensor, rows: int) -> Tensor:
-    """Compute the part of layer 1's scores that no candidate changes, once per request.
+    """Compute the part of layer 1's scores that does not depend on the candidate, once per request.
 
     Args:
-        own: float[R, L, T], the tokens without the candidate.
+        own: float[R, L, T], tokens without the candidate.
         present: float[R, L].
-        query_key: float[T, T], the folded map's part from own to own.
-        bias: float[T], the folded map's part to own.
-        rows: how many of the newest rows ask.
+        query_key: float[T, T], part of the folded map from own tokens to own tokens.
+        bias: float[T], part of the folded bias for own tokens.
+        rows: number of newest rows that act as queries.
 
     Returns:
-        float[R, rows, L], `MASKED` lower where nothing is present.
+        float[R, rows, L], lower by `MASKED` where no action is present.
     """
     scores = torch.matmul(functional.linear(own[:, :rows], query_key, bias), own.transpose(1, 2))
     return scores + absent_bias(present)
@@ -95,11 +95,11 @@ def candidate_scores(candidate: Tensor, candidate_keys: Tensor) -> Tensor:
 
 
 def shared_attention(shared: Tensor, added: Tensor, values: Tensor, present: Tensor, row_request: Tensor) -> Tensor:
-    """Attend with scores that are a sum of a request's and a candidate's part.
+    """Attend with scores that are the sum of a request part and a candidate part.
 
     exp(S_ij + b_j) = E_ij w_j, so there is one exponential per pair and request instead of one per pair and candidate.
-    Where the parts spread so far that the product would leave float32, and in what is exported (plain operators cannot
-    choose; the native kernel chooses row by row), it is a softmax of the sum.
+    If the parts spread so far that the product would leave the range of float32, and in exported networks (plain
+    operators cannot choose; the native kernel chooses row by row), it computes a softmax of the sum.
 
     Args:
         shared: float[R, Q, L] of `shared_scores`.
@@ -109,7 +109,7 @@ def shared_attention(shared: Tensor, added: Tensor, values: Tensor, present: Ten
         row_request: int64[N].
 
     Returns:
-        float[N, Q, D]; rows of requests without actions mean nothing.
+        float[N, Q, D]; rows of requests without actions are meaningless.
     """
     value, there = per_row(values, row_request), per_row(present, row_request)
     if torch.compiler.is_exporting() or not _factors(shared, added, present, there):
@@ -124,7 +124,7 @@ def shared_attention(shared: Tensor, added: Tensor, values: Tensor, present: Ten
 
 
 def _factors(shared: Tensor, added: Tensor, present: Tensor, there: Tensor) -> bool:
-    """Say whether no score lies further than `SPREAD_MAX` from the largest of its part."""
+    """Return whether every score is within `SPREAD_MAX` of the largest score of its part."""
     return all(
         bool(
             (
@@ -137,7 +137,7 @@ def _factors(shared: Tensor, added: Tensor, present: Tensor, there: Tensor) -> b
 
 
 def encode_layer(queries: Tensor, tokens: Tensor, bias: Tensor, weights: Weights, prefix: str) -> Tensor:
-    """Compute `EncoderLayer.forward` from folded weights: half the products, and only for the rows that ask."""
+    """Compute `EncoderLayer.forward` from folded weights, with half the products, for the query rows only."""
     mapped = _linear(queries, weights, f"{prefix}_query_key")
     attention = torch.softmax(torch.matmul(mapped, tokens.transpose(1, 2)) + bias, dim=-1)
     attended = _linear(torch.matmul(attention, tokens), weights, f"{prefix}_value_out")
@@ -145,14 +145,14 @@ def encode_layer(queries: Tensor, tokens: Tensor, bias: Tensor, weights: Weights
 
 
 def encode_rows(summed: Tensor, weights: Weights, prefix: str) -> Tensor:
-    """Compute what follows a layer's attention, row by row: norm, feed-forward, norm."""
+    """Compute the rest of a layer after its attention, row by row: norm, feed-forward, norm."""
     normed = _norm(summed, weights, f"{prefix}_norm_attention")
     hidden = torch.relu(_linear(normed, weights, f"{prefix}_hidden"))
     return _norm(normed + _linear(hidden, weights, f"{prefix}_feed_forward"), weights, f"{prefix}_norm_out")
 
 
 def fold_early(encoder: EarlyFusion) -> dict[str, Tensor]:
-    """Return what `early_readout` needs, made from the published parameters."""
+    """Return the weights for `early_readout`, derived from the published parameters."""
     weights = {
         "action_table": encoder.tokens.action.weight,
         "acted": encoder.tokens.pin.weight,
@@ -176,9 +176,9 @@ def early_readout(
     rows: int,
     pooled: bool = False,
 ) -> Tensor:
-    """Compute the outputs of an `EarlyFusion` that its readout reads: float[N, `rows`, D], absent ones 0.
+    """Compute the outputs of an `EarlyFusion` that its readout reads: float[N, `rows`, D], zeros for absent actions.
 
-    With `pooled` all L rows are returned: a max-pool over the outputs needs every one of them.
+    With `pooled`, all L rows are returned, because a max-pool requires every output.
     """
     own = torch.cat([weights["action_table"][actions], _linear(embeddings, weights, "acted")], dim=-1)
     present = (actions != 0).to(own.dtype)
@@ -187,7 +187,7 @@ def early_readout(
     first = length if layers > 1 else read
     candidate = _linear(pin_embedding, weights, "candidate")
 
-    # Layer 1: own tokens and candidate are two parts of every map; what is the request's is computed once.
+    # Layer 1: own tokens and candidate are two parts of every map; the request part is computed once.
     width = own.shape[-1]
     query_key, query_key_bias = weights["layer1_query_key"], weights["layer1_query_key_bias"][:width]
     value_out = weights["layer1_value_out"]
@@ -218,7 +218,7 @@ def encode_early(encoder: EarlyFusion, *inputs: Tensor) -> Tensor:
 
 
 def read_out(outputs: Tensor, encoder: EarlyFusion) -> Tensor:
-    """Lay the outputs of `early_readout` side by side as `Readout` does."""
+    """Concatenate the outputs of `early_readout` as `Readout` does."""
     newest = outputs[:, : encoder.readout.rows].flatten(1)
     if encoder.readout.pooled is None:
         return newest
@@ -232,7 +232,7 @@ def encode_late(
     pin_embedding: Tensor,  # noqa: ARG001 - one signature for all fusions
     row_request: Tensor,
 ) -> Tensor:
-    """Compute `LateFusion.forward`: folded maps, and in the last layer only the rows that are read."""
+    """Compute `LateFusion.forward` with folded maps and, in the last layer, only the rows that the readout takes."""
     tokens, present = encoder.tokens(actions, embeddings)
     bias = absent_bias(present)
     for number, layer in enumerate(encoder.layers, start=1):
@@ -245,7 +245,7 @@ def encode_late(
 def encode_cross(
     encoder: CrossFusion, actions: Tensor, embeddings: Tensor, pin_embedding: Tensor, row_request: Tensor
 ) -> Tensor:
-    """Compute `CrossFusion.forward` with keys and values mapped once per request, and nothing per row but reading."""
+    """Compute `CrossFusion.forward` with keys and values mapped once per request, and only attention per row."""
     tokens, present = encoder.tokens(actions, embeddings)
     bias = absent_bias(present)
     for layer in encoder.layers:
@@ -253,7 +253,7 @@ def encode_cross(
     last = fold_layer(encoder.last, "last")
     query = encoder.candidate(pin_embedding)
     keys = torch.matmul(tokens, last["last_query_key"])
-    # The folded map's bias meets every key too: a number per key and request.
+    # The bias of the folded map also meets every key: one number per key and request.
     offset = torch.matmul(tokens, last["last_query_key_bias"]) + bias.squeeze(1)
     values = torch.matmul(tokens, last["last_value_out"].T)
     scores = torch.matmul(per_row(keys, row_request), query.unsqueeze(-1)).squeeze(-1) + per_row(offset, row_request)

@@ -1,4 +1,4 @@
-"""The rankers worth comparing, by name, and the sizes that a command line may change. Imports no PyTorch."""
+"""The named variants of the ranker, and the sizes that the command line may change. Does not import PyTorch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ranker.errors import SettingError
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A ranker: how the user's last actions meet the candidate, and what else differs from the default network."""
+    """A variant: how the network combines the last actions with the candidate, and other changes to the defaults."""
 
     description: str
     fusion: Literal["none", "late", "early", "cross"]
@@ -26,35 +26,35 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
         "base": Variant("no sequence", "none"),
         "wide": Variant("no sequence, layers twice as wide", "none", MappingProxyType({"widen": 2})),
         "late": Variant("the sequence is encoded without the candidate", "late"),
-        "early": Variant("the candidate stands in every token of the sequence", "early"),
-        "cross": Variant("the candidate attends to the sequence, encoded once", "cross"),
+        "early": Variant("every token of the sequence contains the candidate", "early"),
+        "cross": Variant("the candidate attends to the sequence, which is encoded once", "cross"),
     }
 )
 
-#: No network of this kind gains from more, and a typing mistake should not ask for a terabyte.
+#: No network of this kind benefits from a larger size, and a typing error should not allocate a terabyte.
 _COUNT_MAX = 8_192
 
-#: What the data or the variant decides.
+#: Fields that the data or the variant determines.
 _DECIDED = frozenset({"heads", "actions", "surfaces", "scalars", "dim", "fusion", "sequence"})
 
 
 def network_overrides(name: str) -> dict[str, Any]:
-    """Return what a variant changes in `NetworkConfig`.
+    """Return the fields of `NetworkConfig` that a variant changes.
 
     Raises:
-        SettingError: there is no such variant.
+        SettingError: the variant is unknown.
     """
     if name not in VARIANTS:
-        raise SettingError(f"no variant {name!r}; there are {', '.join(VARIANTS)}")
+        raise SettingError(f"unknown variant {name!r}; choose one of {', '.join(VARIANTS)}")
     variant = VARIANTS[name]
     return {"fusion": variant.fusion, **variant.overrides}
 
 
 def parse_sizes(settings: Iterable[str]) -> dict[str, Any]:
-    """Read `NAME=VALUE` settings of `NetworkConfig`'s fields; several numbers of one field are separated by commas.
+    """Parse `NAME=VALUE` settings of `NetworkConfig` fields; commas separate several numbers of one field.
 
     Raises:
-        SettingError: no such field, or no such value for it; the message lists what there is.
+        SettingError: a field is unknown, or its value is invalid; the message lists the choices.
     """
     from ranker.network.model import NetworkConfig  # noqa: PLC0415 - imports PyTorch
 
@@ -64,9 +64,11 @@ def parse_sizes(settings: Iterable[str]) -> dict[str, Any]:
     for setting in settings:
         name, _, text = setting.partition("=")
         if name not in names:
-            raise SettingError(f"--size {setting}: no size {name!r}; write NAME=VALUE with one of {', '.join(names)}")
+            raise SettingError(
+                f"--size {setting}: unknown size {name!r}; write NAME=VALUE with one of {', '.join(names)}"
+            )
         if name in sizes:
-            raise SettingError(f"--size {setting}: {name} has a value already; give each size one")
+            raise SettingError(f"--size {setting}: {name} already has a value; set each size once")
         try:
             sizes[name] = _value(name, text, kinds[name])
         except ValueError as error:
@@ -77,7 +79,7 @@ def parse_sizes(settings: Iterable[str]) -> dict[str, Any]:
 def _value(name: str, text: str, kind: Any) -> Any:
     if kind is bool:
         if text not in {"true", "false"}:
-            raise ValueError(f"{name} is true or false")
+            raise ValueError(f"{name} must be true or false")
         return text == "true"
     if kind is float:
         return _share(name, text)
@@ -88,8 +90,8 @@ def _value(name: str, text: str, kind: Any) -> Any:
 
 def _count(name: str, text: str) -> int:
     if not text.isascii() or not text.isdigit():
-        raise ValueError(f"{name} takes whole numbers, got {text!r}")
-    # A network may do without a readout map; nothing else can be left out by its size.
+        raise ValueError(f"{name} must be a whole number, but is {text!r}")
+    # A network may omit the readout map; no other part can be omitted by its size.
     if (value := int(text)) < 1 and name != "readout_dim":
         raise ValueError(f"{name} must be at least 1")
     if value > _COUNT_MAX:
@@ -103,5 +105,5 @@ def _share(name: str, text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 <= value < 1:
-        raise ValueError(f"{name} is a share from 0 to below 1, got {text!r}")
+        raise ValueError(f"{name} must be at least 0 and below 1, but is {text!r}")
     return value

@@ -1,4 +1,4 @@
-"""What a killed training needs to go on: one file, replaced whole, that no other run's settings or data will open."""
+"""Checkpoints of a training: one file, replaced atomically, that only a run with equal settings and data can open."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ from ranker.training.examples import Examples
 
 FILE = "checkpoint.pt"
 _FORMAT = 1
-#: What reading a damaged file raises, weights-only loading's own refusals included.
+#: Errors raised by reading a damaged file, including those of weights-only loading.
 _DAMAGED = (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError)
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointPlan:
-    """Where checkpoints go, and how often they are written beside after every epoch.
+    """Where checkpoints are written, and how often in addition to the end of every epoch.
 
     Attributes:
         folder: holds one checkpoint, the newest.
-        resume: go on from the one that is there, if any; without, one that is there is refused, never overwritten.
-        every_s: seconds since the last one.
-        every_batches: batches since the last one; None counts none.
+        resume: continue from an existing checkpoint. Otherwise an existing checkpoint is an error; it is never
+            overwritten.
+        every_s: seconds between checkpoints.
+        every_batches: batches between checkpoints; None sets no such limit.
     """
 
     folder: Path
@@ -46,16 +47,16 @@ class Checkpoint:
     """A training between two batches.
 
     Attributes:
-        run: what the training is of, from `describe_run`.
-        epoch: the one to go on in, from 0.
-        batch: the next one in that epoch, from 0.
-        loss_sum: of the epoch's rows so far.
-        rows_done: how many those are.
-        network: weights.
+        run: description of the run, from `describe_run`.
+        epoch: current epoch, counted from 0.
+        batch: next batch of that epoch, counted from 0.
+        loss_sum: sum of the losses of the epoch's rows so far.
+        rows_done: number of those rows.
+        network: current weights.
         best: weights of the epoch with the lowest validation loss.
-        optimiser: state.
-        schedule: state.
-        epochs: finished ones, each as a plain dict.
+        optimiser: state of the optimiser.
+        schedule: state of the learning-rate schedule.
+        epochs: finished epochs, each as a plain dict.
     """
 
     run: dict[str, str]
@@ -71,24 +72,25 @@ class Checkpoint:
 
 
 class CheckpointFolder:
-    """A folder with at most one checkpoint. One process writes."""
+    """A folder with at most one checkpoint. Only one process may write to it."""
 
     def __init__(self, plan: CheckpointPlan) -> None:
         self._plan = plan
         self._path = plan.folder / FILE
 
     def open(self) -> bytes | None:
-        """Make the folder, and return the checkpoint to go on from.
+        """Create the folder and return the checkpoint to resume from, None if there is none.
 
         Raises:
-            CheckpointError: there is one, and nobody asked to resume; or it is empty.
+            CheckpointError: a checkpoint exists but resuming was not requested, or the file is empty.
         """
         self._plan.folder.mkdir(parents=True, exist_ok=True)
         if not self._path.exists():
             return None
         if not self._plan.resume:
             raise CheckpointError(
-                f"{self._path} exists already; --resume {self._plan.folder} goes on from it, or name another folder"
+                f"{self._path} already exists; use --resume {self._plan.folder} to continue from it, or choose another "
+                "folder"
             )
         content = self._path.read_bytes()
         if not content:
@@ -96,7 +98,7 @@ class CheckpointFolder:
         return content
 
     def write(self, checkpoint: Checkpoint) -> None:
-        """Replace the checkpoint; whoever is killed here leaves the old one or the new one, whole."""
+        """Replace the checkpoint atomically: a process killed here leaves the old or the new file, complete."""
         partial = self._path.with_suffix(".partial")
         with partial.open("wb") as file:
             torch.save({"format": _FORMAT, **{name: getattr(checkpoint, name) for name in _FIELDS}}, file)
@@ -114,41 +116,43 @@ _FIELDS = tuple(Checkpoint.__dataclass_fields__)
 
 
 def decode_checkpoint(content: bytes, run: Mapping[str, str]) -> Checkpoint:
-    """Read a checkpoint of this run; nothing in it is executed.
+    """Decode a checkpoint of this run without executing anything in it.
 
     Raises:
-        CheckpointError: it is damaged, or of a run with other settings or data; the message says which differ.
+        CheckpointError: it is damaged, or its run has other settings or data; the message names the differences.
     """
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         if state.pop("format") != _FORMAT:
-            raise CheckpointError("the checkpoint was written by another version of this program; start again without")
+            raise CheckpointError("the checkpoint was written by another version of pinrank; start again without it")
         checkpoint = Checkpoint(**state)
     except _DAMAGED as error:
         raise CheckpointError(f"the checkpoint cannot be read; delete it to start again ({error})") from error
     differing = differences(checkpoint.run, run)
     if differing:
         raise CheckpointError(
-            f"the checkpoint belongs to another run: {differing}. Resume with what it was started with, "
+            f"the checkpoint belongs to another run: {differing}. Resume with the original settings and data, "
             "or start again in another folder"
         )
     return checkpoint
 
 
 def differences(theirs: Mapping[str, str], ours: Mapping[str, str]) -> str:
-    """Say what differs between two runs; empty when nothing does."""
+    """Describe the differences between two runs; empty if there are none."""
     names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
-    return "; ".join(f"{name} was {theirs.get(name, 'unknown')}, is {ours.get(name, 'unknown')}" for name in names)
+    return "; ".join(
+        f"{name} was {theirs.get(name, 'unknown')} and is now {ours.get(name, 'unknown')}" for name in names
+    )
 
 
 def describe_run(*settings: Any, heads: tuple[str, ...], examples: Examples, validation: Examples) -> dict[str, str]:
-    """Return all that decides what a training comes to, as text by name.
+    """Return everything that determines the result of a training, as text by name.
 
     Args:
-        settings: dataclasses whose fields count.
-        heads: in the order of the labels' columns.
-        examples: data to learn from.
-        validation: data to stop by.
+        settings: dataclasses; all of their fields are included.
+        heads: in the order of the label columns.
+        examples: training examples.
+        validation: examples for early stopping.
 
     Cost: a digest of all examples, about a second per gigabyte.
     """
@@ -158,7 +162,7 @@ def describe_run(*settings: Any, heads: tuple[str, ...], examples: Examples, val
 
 
 def digest_of(parameters: Mapping[str, Tensor]) -> str:
-    """Return a digest of named tensors; of none, a digest of nothing."""
+    """Return a digest of named tensors, in their order."""
     digest = hashlib.blake2b(digest_size=8)
     for name, value in parameters.items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())

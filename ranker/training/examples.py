@@ -1,4 +1,4 @@
-"""Requests of the past as input tensors and labels, built by the same assembler that serves."""
+"""Past requests as input tensors and labels, built by the same assembler that the server uses."""
 
 from __future__ import annotations
 
@@ -22,40 +22,40 @@ from ranker.errors import DatasetError
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How many candidates a request gets beside its logged pins: drawn uniformly from pins the user never acts on.
+    """How many negatives a request gets besides its logged pins: sampled uniformly from pins the user never acts on.
 
-    "Never" includes later: the choice of candidates may know the future, their features may not. Uniform draws are
-    mostly unpopular pins, which is a help to a popularity baseline, not a handicap.
+    "Never" includes the future: the choice of candidates may know it, their features may not. Uniform samples are
+    mostly unpopular pins, which helps a popularity baseline rather than hurting it.
 
-    A pin that nobody acted on before the slice has no row yet. Logged pins often are such pins where the catalogue is
-    young; were drawn ones never, having no row would give the answer away. So each drawn pin is a new one, of those
-    that others first act on in the same slice, with the probability that an event of the slice is on a new pin.
+    A pin without actions before the slice has no row yet. Where the catalogue is young, many logged pins are such new
+    pins; if sampled pins never were, a missing row would give the answer away. So each sampled pin is new, that is,
+    first acted on by others in the same slice, with the probability that an event of the slice is on a new pin.
     """
 
-    #: Drawn per training request.
+    #: Negatives per training request.
     negatives: int = 24
-    #: A validation or test request is filled up to this many candidates.
+    #: Validation and test requests are filled up to this many candidates.
     candidates: int = 100
-    #: At most so many requests per part, evenly thinned by draw; None takes all.
+    #: Approximate maximum number of requests per part, sampled evenly; None takes all.
     requests_max: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Requests with what came of them.
+    """Requests with their outcomes.
 
     Attributes:
         batch: R requests, N rows.
         labels: float32[N, H], 1 where the candidate received the head's action.
-        popularity: float32[N, H], how often the candidate had received it from anyone before its slice.
+        popularity: float32[N, H], how often the candidate had received it from any user before its slice.
         users: int64[R], positions in `log.user_ids`.
         activity: int64[R], how many events the user had strictly before the request.
-        ages_s: float32[R, L], how long before the request each action of the sequence was, newest first; infinite past
+        ages_s: float32[R, L], age of each action of the sequence at the request in seconds, newest first; infinite past
             the end.
         surfaces: uint8[R], positions in `ranker.data.features.SURFACES`.
-        attributes: [N] by name, the candidates' fields that `ExampleBuilder.build` was asked to keep.
+        attributes: [N] by name, candidate fields that `ExampleBuilder.build` was asked to keep.
 
-    What is beside the batch is for training and evaluation; no network reads it.
+    Networks read the batch only; the other arrays serve training and evaluation.
     """
 
     batch: FeatureBatch
@@ -101,7 +101,7 @@ class Examples:
 
 
 class ExampleBuilder:
-    """Builds the examples of one model from one history."""
+    """Builds the examples of one model from one action log."""
 
     def __init__(
         self, log: ActionLog, embeddings: PinEmbeddings, manifest: Manifest, split: Split, sampling: Sampling, seed: int
@@ -122,24 +122,24 @@ class ExampleBuilder:
         progress: Callable[[int, int], None] = lambda _done, _total: None,
         attributes: Sequence[str] = (),
     ) -> Examples:
-        """Build a part's examples.
+        """Build the examples of one part.
 
         Args:
-            part: of the split.
-            progress: told slices done and in all.
-            attributes: scalar and categorical fields of the pin group to keep beside the tensors.
+            part: the part of the split.
+            progress: receives the number of finished slices and of all slices.
+            attributes: scalar and categorical fields of the pin group to keep besides the tensors.
 
         Raises:
-            DatasetError: the part holds no request.
+            DatasetError: the part has no request.
         """
         slices = part_slices(self._log, self._split, part)
         share = self._kept_share(slices)
         built: list[Examples] = []
         for done, span in enumerate(slices, start=1):
-            built += self._build_slice(span, part, share, attributes)
+            built += self.build_slice(span, part, share, attributes)
             progress(done, len(slices))
         if not built:
-            raise DatasetError(f"the {part} part of the data holds no request; give more data or another split")
+            raise DatasetError(f"the {part} part of the data has no request; use more data or another split")
         return Examples.concat(built)
 
     def _kept_share(self, slices: Sequence[Slice]) -> float:
@@ -149,13 +149,16 @@ class ExampleBuilder:
         total = sum(len(slice_requests(self._log, span, 0, rng)) for span in slices)
         return min(1.0, self._sampling.requests_max / max(1, total))
 
-    def _build_slice(self, span: Slice, part: Part, share: float, attributes: Sequence[str] = ()) -> list[Examples]:
+    def build_slice(
+        self, span: Slice, part: Part, share: float = 1.0, attributes: Sequence[str] = ()
+    ) -> list[Examples]:
+        """Build the examples of one slice, one item per request, for a random `share` of its requests."""
         log = self._log
-        # Each slice draws from its own generator, so that what is drawn here cannot depend on another slice's events.
+        # Each slice has its own generator, so that its draws cannot depend on the events of another slice.
         rng = np.random.default_rng([self._seed, span.number])
         requests = slice_requests(log, span, self._manifest.sequence_length, rng)
         keep = rng.random(len(requests)) < share
-        snapshot = _Snapshot.at(span, log, self._groups, self._vectors, self._columns)
+        snapshot = FeatureSnapshot.at(span, log, self._groups, self._vectors, self._columns)
         new_to_users = [self._without_repeats(request) for request, kept in zip(requests, keep, strict=True) if kept]
         return [
             self._build_request(request, snapshot, part, rng, attributes)
@@ -164,9 +167,9 @@ class ExampleBuilder:
         ]
 
     def _without_repeats(self, request: Request) -> Request:
-        """Leave out what the user had acted on before, as candidate generators do.
+        """Drop pins that the user has acted on before, as candidate generators do.
 
-        Drawn pins never stand in the user's sequence: a candidate that does would give itself away.
+        Sampled pins never occur in the user's sequence, so a candidate that does would give itself away.
         """
         start = self._log.user_splits[request.user]
         before = self._log.pin[self._log.by_user[start : start + request.activity]]
@@ -176,7 +179,7 @@ class ExampleBuilder:
     def _build_request(
         self,
         request: Request,
-        snapshot: _Snapshot,
+        snapshot: FeatureSnapshot,
         part: Part,
         rng: np.random.Generator,
         attributes: Sequence[str],
@@ -187,7 +190,7 @@ class ExampleBuilder:
         candidates = np.concatenate([acted, self._draw(request.user, wanted, snapshot, rng)])
         labels = np.zeros((len(candidates), len(self._columns)), np.float32)
         np.maximum.at(labels, at, log.labels[request.chosen][:, self._columns].astype(np.float32))
-        # Candidates come in no telling order.
+        # The order of the candidates must reveal nothing.
         order = rng.permutation(len(candidates))
         fetched = self.fetched(request, candidates[order], snapshot.pins, snapshot.users)
         batch = self._assembler.assemble(fetched, request.surface)
@@ -205,13 +208,13 @@ class ExampleBuilder:
         )
 
     def fetched(self, request: Request, candidates: np.ndarray, pins: Rows, users: Rows) -> FetchedFeatures:
-        """Return what a fetch at the time of the request would have found.
+        """Return what a fetch at the time of the request would have returned.
 
         Args:
-            request: who asks, and when.
-            candidates: int64[N] positions in `log.pin_ids`.
-            pins: all pins' rows of that time.
-            users: all users' rows of that time.
+            request: the request.
+            candidates: int64[N], positions in `log.pin_ids`.
+            pins: rows of all pins at that time.
+            users: rows of all users at that time.
         """
         log = self._log
         query, sequence = request.query_pin, self._groups.sequence
@@ -227,7 +230,7 @@ class ExampleBuilder:
             sequence_state=RowState.PRESENT if len(events) else RowState.MISSING,
         )
 
-    def _draw(self, user: int, count: int, snapshot: _Snapshot, rng: np.random.Generator) -> np.ndarray:
+    def _draw(self, user: int, count: int, snapshot: FeatureSnapshot, rng: np.random.Generator) -> np.ndarray:
         log = self._log
         own = log.pin[log.by_user[log.user_splits[user] : log.user_splits[user + 1]]]
         eligible = snapshot.pins.states == RowState.PRESENT
@@ -244,15 +247,15 @@ class ExampleBuilder:
 
 
 @dataclass(frozen=True, slots=True)
-class _Snapshot:
-    """All stored features as of a slice's start.
+class FeatureSnapshot:
+    """All stored features as of the start of a slice.
 
     Attributes:
         pins: in the order of `log.pin_ids`.
         users: in the order of `log.user_ids`.
         popularity: float32[P, H].
         new_pins: int64[K], pins whose first event lies in the slice.
-        new_share: which share of the slice's events is on those.
+        new_share: share of the slice's events that are on new pins.
     """
 
     pins: Rows
@@ -262,13 +265,13 @@ class _Snapshot:
     new_share: float
 
     @staticmethod
-    def at(span: Slice, log: ActionLog, groups: Groups, vectors: np.ndarray, columns: Sequence[int]) -> _Snapshot:
+    def at(span: Slice, log: ActionLog, groups: Groups, vectors: np.ndarray, columns: Sequence[int]) -> FeatureSnapshot:
         stop = log.before(span.start_ms)
         pins = pin_rows(log, groups.pin, vectors, span.start_ms)
         acted = log.pin[stop : log.before(span.stop_ms)]
         on_new = pins.states[acted] != RowState.PRESENT
         counts = [np.bincount(log.pin[:stop], log.labels[:stop, column], len(log.pin_ids)) for column in columns]
-        return _Snapshot(
+        return FeatureSnapshot(
             pins,
             user_rows(log, groups.user, vectors, span.start_ms),
             np.stack(counts, axis=-1).astype(np.float32),

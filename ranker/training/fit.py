@@ -28,10 +28,11 @@ from ranker.training.checkpoint import (
 )
 from ranker.training.examples import Examples
 from ranker.training.minibatches import Minibatch, Minibatches, in_order
+from ranker.training.progress import Epoch, Step
 from ranker.training.ranks import ALONE, threads_of_this_process
-from ranker.training.settings import Epoch, Execution, Step, TrainingConfig
+from ranker.training.settings import Execution, TrainingConfig
 
-#: Of malloc.h.
+#: Constants from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
@@ -44,27 +45,27 @@ def train(
     execution: Execution | None = None,
     parameters: Mapping[str, Tensor] | None = None,
 ) -> tuple[RankerNetwork, list[Epoch]]:
-    """Train a network; the same arguments on the same machine's CPUs give the same weights, killed in between or not.
+    """Train a network. On one machine's CPU, equal arguments give equal weights, even after a kill and a resume.
 
-    On CUDA sums of gradients come in no fixed order, so weights differ in their last bits from run to run.
+    On CUDA gradients are summed in no fixed order, so the last bits of the weights differ from run to run.
 
     Args:
-        network_config: the network's sizes.
-        heads: names of the labels' columns.
-        examples: to learn from.
-        validation: to stop by.
-        config: what to do.
-        execution: where, and who is told; every rank calls this with the same other arguments.
-        parameters: to start from, by name, constants of standardisation included; random ones without.
+        network_config: sizes of the network.
+        heads: names of the label columns.
+        examples: training examples.
+        validation: examples for early stopping.
+        config: training settings.
+        execution: how to run and to whom to report; every rank passes equal values for the other arguments.
+        parameters: initial parameters by name, including the constants of standardisation; random if None.
 
     Returns:
-        The network of the epoch with the lowest validation loss, on the CPU, in evaluation mode, and all epochs; the
-        same on every rank.
+        The network of the epoch with the lowest validation loss, on the CPU and in evaluation mode, and all epochs;
+        equal on every rank.
 
     Raises:
-        SettingError: a weight names no head.
-        CheckpointError: the checkpoint to go on from is damaged, or of another run.
-        DivergedError: the loss is no number any more.
+        SettingError: a weight names an unknown head, or the ranks have different settings.
+        CheckpointError: the checkpoint is damaged, or belongs to another run.
+        DivergedError: the loss is no longer finite.
     """
     training = _Training(network_config, heads, examples, validation, config, execution or Execution(), parameters)
     training.resume()
@@ -76,7 +77,7 @@ def train(
 
 
 def predict(network: RankerNetwork, examples: Examples, requests_per_batch: int) -> np.ndarray:
-    """Return float32[N, H] logits of all rows, in their order, without dropout."""
+    """Return float32[N, H], the logits of all rows in their order, without dropout."""
     network.eval()
     device = next(network.parameters()).device
     with torch.inference_mode():
@@ -85,7 +86,7 @@ def predict(network: RankerNetwork, examples: Examples, requests_per_batch: int)
 
 
 class _Training:
-    """One training and where it is. Whatever a checkpoint holds is the same on every rank."""
+    """The state of one training. Everything that a checkpoint holds is equal on every rank."""
 
     def __init__(
         self,
@@ -144,13 +145,15 @@ class _Training:
         self._saved_s, self._saved_batches = time.monotonic(), 0
 
     def resume(self) -> None:
-        """Go on from rank 0's checkpoint, if there is one to go on from."""
+        """Resume from the checkpoint of rank 0, if there is one."""
         leaders_run = json.loads(self._ranks.told(json.dumps(self._run).encode()))
         if differing := differences(leaders_run, self._run):
-            raise SettingError(f"rank {self._ranks.rank} was started otherwise than rank 0: {differing}")
+            raise SettingError(
+                f"rank {self._ranks.rank} has other settings than rank 0: {differing}; start all ranks with one command"
+            )
         if self._execution.checkpoints is None:
             return
-        # All ranks go on from the same bytes: they may see another folder, or a newer checkpoint in it.
+        # All ranks resume from the same bytes: another rank may see another folder, or a newer checkpoint.
         content = self._ranks.told((self._folder.open() or b"") if self._folder is not None else b"")
         if not content:
             return
@@ -170,7 +173,7 @@ class _Training:
         return bool(losses) and len(losses) - 1 - losses.index(min(losses)) > self._config.patience
 
     def learn(self) -> None:
-        """Take the steps that are left of this epoch."""
+        """Run the remaining steps of this epoch."""
         self._network.train()
         rows_before, started_s = self._rows_done, time.monotonic()
         for minibatch in self._minibatches.epoch(self._epoch, self._batch):
@@ -182,7 +185,7 @@ class _Training:
             self._save_if_due()
 
     def judge(self) -> None:
-        """Measure the epoch on the validation part, and keep its weights if they are the best so far."""
+        """Compute the validation loss of the epoch, and keep its weights if they are the best so far."""
         losses = self._validation_losses()
         weights = self._weights.cpu().double()
         validation_loss = float((losses * weights).sum() / weights.sum())
@@ -196,11 +199,11 @@ class _Training:
         self._epochs.append(Epoch(self._epoch + 1, self._loss_sum / self._rows_done, validation_loss, by_head))
         self._epoch, self._batch, self._loss_sum, self._rows_done = self._epoch + 1, 0, 0.0, 0
         if self._ranks.leads:
-            for watch in self._execution.watches:
-                watch.epoch(self._epochs[-1])
+            for watcher in self._execution.watchers:
+                watcher.epoch(self._epochs[-1])
 
     def save(self) -> None:
-        """Write a checkpoint, where there is a plan for them; rank 0 writes for all."""
+        """Write a checkpoint if checkpoints are planned; rank 0 writes for all ranks."""
         if self._folder is None:
             return
         self._folder.write(
@@ -224,21 +227,21 @@ class _Training:
         return self._network.to("cpu").eval(), self._epochs
 
     def _step(self, minibatch: Minibatch) -> float:
-        """Learn from one minibatch; return its loss over all ranks."""
+        """Learn from one minibatch; return its mean loss over all ranks."""
         device, ranks = self._ranks.device, self._ranks
         torch.manual_seed(self._minibatches.dropout_seed(self._epoch, self._batch))
         self._optimiser.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=self._bf16):
             logits = self._parallel(**_on(device, minibatch))
         losses = _head_losses(logits, minibatch.labels.to(device))
-        # Summed over this rank's rows and divided by everyone's, so that ranks with fewer rows count less. Averaging
-        # divides by the number of ranks once more.
+        # The sum over this rank's rows is divided by the rows of all ranks, so ranks with fewer rows count less.
+        # Averaging the gradients divides by the number of ranks once more.
         own = (losses.sum(dim=0) * self._weights).sum() / self._weights.sum() / minibatch.rows
         (own * ranks.world).backward()  # type: ignore[no-untyped-call]
         loss = float(ranks.sum(own.detach()))
         if not math.isfinite(loss):
             raise DivergedError(
-                f"the loss is {loss} at epoch {self._epoch + 1}, batch {self._batch + 1}; give a lower --learning-rate"
+                f"the loss is {loss} at epoch {self._epoch + 1}, batch {self._batch + 1}; lower --learning-rate"
             )
         torch.nn.utils.clip_grad_norm_(self._network.parameters(), 1.0)
         self._optimiser.step()
@@ -246,7 +249,7 @@ class _Training:
         return loss
 
     def _validation_losses(self) -> Tensor:
-        """Return float64[H], each head's mean loss over the rows of the validation part."""
+        """Return float64[H], the mean loss of each head over all validation rows."""
         self._network.eval()
         device = self._ranks.device
         sums = torch.zeros(len(self._heads), dtype=torch.float64, device=device)
@@ -257,7 +260,7 @@ class _Training:
         return self._ranks.sum(sums).cpu() / self._validation.batch.rows
 
     def _tell(self, rows_per_s: float) -> None:
-        if not self._ranks.leads or not self._execution.watches:
+        if not self._ranks.leads or not self._execution.watchers:
             return
         batches = len(self._minibatches)
         step = Step(
@@ -268,8 +271,8 @@ class _Training:
             learning_rate=float(self._schedule.get_last_lr()[0]),
             rows_per_s=rows_per_s,
         )
-        for watch in self._execution.watches:
-            watch.step(step)
+        for watcher in self._execution.watchers:
+            watcher.step(step)
 
     def _save_if_due(self) -> None:
         plan = self._execution.checkpoints
@@ -286,14 +289,14 @@ def _on(device: torch.device, minibatch: Minibatch) -> dict[str, Tensor]:
 
 
 def _head_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return float32[N, H]: each row's cross-entropy per head."""
+    """Return float32[N, H], the cross-entropy per row and head."""
     return functional.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none")
 
 
 def _keep_freed_memory() -> None:
-    """Let the C library keep what a step frees, where that is glibc.
+    """Make glibc keep memory that a step frees; other C libraries are left alone.
 
-    It would give large arrays back at once and take fresh pages for the next ones: faults made up half of a step.
+    By default glibc returns large arrays at once and takes fresh pages for the next: page faults took half of a step.
     """
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)

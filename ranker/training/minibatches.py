@@ -1,4 +1,4 @@
-"""What a training step reads. All chance is drawn from (seed, epoch, batch), so a run can go on from any batch."""
+"""Minibatches. All randomness derives from (seed, epoch, batch), so a run can resume at any batch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ranker.training.time_window import draw_windows_s, hide_newest
 
 _Built = TypeVar("_Built")
 
-#: What a generator is for, so that no two of them draw the same.
+#: The purpose of a random generator, part of its seed, so that no two generators draw the same numbers.
 _ORDER, _WINDOWS, _DROPOUT = range(3)
 
 
@@ -28,9 +28,9 @@ class Minibatch:
     """One rank's share of a minibatch.
 
     Attributes:
-        inputs: the network's arguments.
-        labels: float32[n, H] of the n rows of this rank.
-        rows: of all ranks; of this one when read in order.
+        inputs: arguments of the network.
+        labels: float32[n, H], for the n rows of this rank.
+        rows: number of rows over all ranks; of this rank alone if read in order.
     """
 
     inputs: dict[str, Tensor]
@@ -39,15 +39,15 @@ class Minibatch:
 
 
 class Minibatches:
-    """The minibatches of all epochs; a request's candidates stay together, and so do its user's tensors.
+    """The minibatches of all epochs. A request is never split: its candidates and user tensors stay together.
 
     Args:
-        examples: what to learn from.
-        requests: per minibatch, of all ranks together.
-        seed: of the order, the time windows and dropout.
-        ranks: who takes which requests.
-        window_h_max: of the random time window, hours; 0 hides nothing.
-        window_share: share of requests that get one.
+        examples: training examples.
+        requests: requests per minibatch, over all ranks.
+        seed: seed of the order, the time windows and dropout.
+        ranks: decides which rank takes which requests.
+        window_h_max: upper bound of the random time window in hours; 0 hides nothing.
+        window_share: share of the requests to which a time window applies.
     """
 
     def __init__(
@@ -72,12 +72,12 @@ class Minibatches:
         return math.ceil(len(self._rows) / self._requests)
 
     def epoch(self, epoch: int, first: int) -> Iterator[Minibatch]:
-        """Yield an epoch's minibatches from `first` on; the next one is made while the network works on this one."""
+        """Yield the minibatches of an epoch from `first` on; each is built while the network processes the last."""
         order = np.random.default_rng([self._seed, _ORDER, epoch]).permutation(len(self._rows))
         return _ahead(lambda batch: self._build(order, epoch, batch), range(first, len(self)))
 
     def dropout_seed(self, epoch: int, batch: int) -> int:
-        """Return what PyTorch's generator starts from at a batch; each rank drops its own."""
+        """Return the seed of PyTorch's generator for a batch; each rank has its own dropout."""
         entropy = [self._seed, _DROPOUT, epoch, batch, self._ranks.rank]
         return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
 
@@ -85,7 +85,7 @@ class Minibatches:
         whole = order[batch * self._requests : (batch + 1) * self._requests]
         part = self._examples.take(self._ranks.share(whole))
         if self._window_h_max > 0:
-            # Drawn for all ranks' requests, so that how many ranks there are changes nothing.
+            # Drawn for the requests of all ranks, so that the number of ranks changes nothing.
             rng = np.random.default_rng([self._seed, _WINDOWS, epoch, batch])
             windows_s = self._ranks.share(draw_windows_s(rng, len(whole), self._window_h_max, self._window_share))
             part = _with_hidden(part, windows_s)
@@ -93,7 +93,7 @@ class Minibatches:
 
 
 def in_order(examples: Examples, requests: int, ranks: Ranks) -> Iterator[Minibatch]:
-    """Yield a rank's minibatches in the order of the examples, nothing hidden: for validation and prediction."""
+    """Yield a rank's minibatches in the order of the examples, with nothing hidden, for validation and prediction."""
     own = ranks.share(np.arange(examples.batch.requests))
     for start in range(0, len(own), requests):
         part = examples.take(own[start : start + requests])
@@ -101,7 +101,7 @@ def in_order(examples: Examples, requests: int, ranks: Ranks) -> Iterator[Miniba
 
 
 def tensors(batch: FeatureBatch) -> dict[str, Tensor]:
-    """Return a batch as the network's arguments."""
+    """Return a batch as arguments of the network."""
     arrays = {**batch.request, **batch.candidate, ROW_REQUEST: batch.row_request()}
     return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
 
@@ -116,7 +116,7 @@ def _with_hidden(part: Examples, windows_s: np.ndarray) -> Examples:
 
 
 def _ahead(build: Callable[[int], _Built], numbers: range) -> Iterator[_Built]:
-    """Yield `build(number)` of each number, in order, with one built ahead on another thread."""
+    """Yield `build(number)` for each number in order, and build the next one on another thread meanwhile."""
     with ThreadPoolExecutor(1, "minibatches") as worker:
         waiting = None
         for number in numbers:

@@ -1,4 +1,4 @@
-"""Training on from a published version: its parameters, its pin vectors, and what it has not learned from."""
+"""Training that continues from a published version: its parameters, pin vectors, and the events it has not seen."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from ranker.data.requests import Split
 from ranker.errors import SettingError
 from ranker.network.model import NetworkConfig, RankerNetwork
 
-#: The network's sizes, beside its parameters.
+#: Name of the archive's entry that holds the network's sizes.
 _CONFIG = "config"
-#: Of the events that are new: learned from, then stopped and calibrated on; the newest are measured on.
+#: Shares of the new events for training, and for early stopping and calibration; the newest are for measuring.
 _TRAIN_SHARE, _VALIDATION_SHARE = 0.7, 0.15
-#: Fewer new events teach nothing that could be measured.
+#: With fewer new events, nothing measurable can be learned.
 EVENTS_MIN = 200
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Parent:
-    """A version to train on from.
+    """A version to continue training from.
 
     Attributes:
-        bundle: as published.
+        bundle: the published bundle.
         config: sizes of its network.
-        parameters: its network's, by name.
-        embeddings: the vectors that it was trained on; its successor reads the same space.
-        learned_until_ms: it has seen nothing later.
+        parameters: parameters of its network, by name.
+        embeddings: vectors that it was trained on; its successor reads the same space.
+        learned_until_ms: Unix time in milliseconds; it has seen no later event.
     """
 
     bundle: Bundle
@@ -47,21 +47,21 @@ class Parent:
 
     @classmethod
     def of(cls, bundle: Bundle) -> Parent:
-        """Read what a bundle brings for training on. Raises SettingError when it does not."""
+        """Read what a bundle carries for further training. Raises SettingError if it lacks any of it."""
         ref, until_ms = bundle.manifest.ref, bundle.manifest.lineage.learned_until_ms
         lacking = [name for name in (PARAMETERS, EMBEDDINGS) if name not in bundle.files]
         if lacking or until_ms is None:
-            what = ", ".join(lacking) or "the time that it learned until"
+            what = ", ".join(lacking) or "time until which it has learned"
             raise SettingError(
-                f"{ref} cannot be trained on from: it carries no {what}; make a first version without --parent, which "
-                "later ones can be trained on from"
+                f"cannot continue training from {ref}: it carries no {what}; train a first version without --parent "
+                "and continue from that one"
             )
         config, parameters = decode_parameters(bundle.files[PARAMETERS])
         return cls(bundle, config, parameters, embeddings_of(bundle), until_ms)
 
 
 def encode_parameters(network: RankerNetwork) -> bytes:
-    """Encode a network's sizes and parameters as an npz archive of plain arrays."""
+    """Encode the sizes and parameters of a network as an npz archive of plain arrays."""
     arrays = {name: value.detach().cpu().numpy() for name, value in network.state_dict().items()}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays, **{_CONFIG: np.array(json.dumps(asdict(network.config)))})  # type: ignore[arg-type]
@@ -69,24 +69,24 @@ def encode_parameters(network: RankerNetwork) -> bytes:
 
 
 def decode_parameters(content: bytes) -> tuple[NetworkConfig, dict[str, Tensor]]:
-    """Decode `encode_parameters`. Raises SettingError for anything else."""
+    """Decode the result of `encode_parameters`. Raises SettingError for anything else."""
     try:
         arrays = decode_arrays(content)
         sizes = json.loads(str(arrays.pop(_CONFIG)))
         config = NetworkConfig(**{**sizes, "hidden": tuple(sizes["hidden"])})
         parameters = {name: torch.from_numpy(array) for name, array in arrays.items()}
     except (KeyError, TypeError, ValueError) as error:
-        raise SettingError(f"the bundle's {PARAMETERS} holds no parameters of a ranker: {error}") from error
+        raise SettingError(f"the bundle's {PARAMETERS} does not hold the parameters of a ranker: {error}") from error
     return config, parameters
 
 
 def split_after(log: ActionLog, until_ms: int, before: Split) -> Split:
-    """Cut the events from `until_ms` on into what is learned from, stopped on, and measured on, oldest first.
+    """Split the events from `until_ms` on into training, validation and test parts, oldest first.
 
     Args:
-        log: all events; rows and sequences still come from the whole past.
-        until_ms: what came before is known.
-        before: how many slices each part has.
+        log: all events; features and sequences still come from the whole past.
+        until_ms: Unix time in milliseconds; the parent knows everything earlier.
+        before: gives the number of slices of each part.
 
     Raises:
         SettingError: there are too few new events.
@@ -95,7 +95,7 @@ def split_after(log: ActionLog, until_ms: int, before: Split) -> Split:
     new = events - log.before(until_ms)
     if new < EVENTS_MIN:
         raise SettingError(
-            f"{new} events are newer than what the parent learned from; at least {EVENTS_MIN} are needed"
+            f"only {new} events are newer than those the parent learned from; at least {EVENTS_MIN} are needed"
         )
     start, share = 1 - new / events, new / events
     return Split(

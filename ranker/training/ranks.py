@@ -1,7 +1,7 @@
-"""One training over several processes: who this one is, its share of the work, and what the ranks tell each other.
+"""Training over several processes: the rank of this process, its share of the work, and exchange between ranks.
 
-Processes are started by torchrun, which names them in the environment. A process alone is rank 0 of 1 and needs no
-group; then everything here costs nothing.
+torchrun starts the processes and sets their ranks in the environment. A single process is rank 0 of 1 and needs no
+group; nothing here costs it anything.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process among those that train together. Rank 0 leads: it alone reports, writes and publishes."""
+    """This process among those that train together. Only rank 0, the leader, reports, writes and publishes."""
 
     rank: int = 0
     world: int = 1
@@ -35,18 +35,18 @@ class Ranks:
         return self.rank == 0
 
     def share(self, requests: np.ndarray) -> np.ndarray:
-        """Return this rank's requests; together the ranks take each once. It may be none."""
+        """Return this rank's requests, possibly none. Each request belongs to exactly one rank."""
         return requests[self.rank :: self.world]
 
     def sum(self, values: Tensor) -> Tensor:
-        """Add up all ranks' values; every rank gets the same, to the bit."""
+        """Add up the values of all ranks; every rank gets the same result, to the bit."""
         if self.world > 1:
             values = values.clone()
             distributed.all_reduce(values)
         return values
 
     def told(self, content: bytes) -> bytes:
-        """Return rank 0's content on every rank; the others' is ignored."""
+        """Return the content of rank 0 on every rank; the content of other ranks is ignored."""
         if self.world == 1:
             return content
         size = torch.tensor([len(content)], device=self.device)
@@ -61,7 +61,7 @@ class Ranks:
 
     @contextmanager
     def leader_first(self) -> Iterator[None]:
-        """Let rank 0 through before the others: what it downloads, they find."""
+        """Run the body on rank 0 first, so that the other ranks find what it downloads."""
         if not self.leads:
             self._meet()
         yield
@@ -69,14 +69,14 @@ class Ranks:
             self._meet()
 
     def parallel(self, network: nn.Module) -> nn.Module:
-        """Return a network that averages its gradients over all ranks, and starts from rank 0's weights."""
+        """Return a network that averages its gradients over all ranks and starts from the weights of rank 0."""
         if self.world == 1:
             return network
-        # The buffers are constants of the data; sending them before every step would buy nothing.
+        # The buffers are constants of the data, so they need not be sent before every step.
         return DistributedDataParallel(network, forward_sync_buffers=False)
 
     def _meet(self) -> None:
-        # A barrier; `distributed.barrier` would have to be told the device.
+        # A barrier; `distributed.barrier` would need the device as an argument.
         self.sum(torch.zeros(1, device=self.device))
 
 
@@ -85,13 +85,13 @@ ALONE = Ranks()
 
 @contextmanager
 def joined(device: str = "auto") -> Iterator[Ranks]:
-    """Join the group that torchrun started this process in, if any, and leave it at the end.
+    """Join the process group that torchrun started, if any, and leave it at the end.
 
     Args:
-        device: `cpu`, `cuda`, or `auto` for the latter where there is one; each rank takes one.
+        device: `cpu`, `cuda`, or `auto`, which means `cuda` if it is available; each rank uses one GPU.
 
     Raises:
-        SettingError: there is no such device here.
+        SettingError: the device is unknown or not available.
     """
     world, rank, local = (int(os.environ.get(name, at)) for name, at in _TORCHRUN.items())
     chosen = _device(device, local)
@@ -108,20 +108,23 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
 
 
 def threads_of_this_process() -> int:
-    """Return how many cores this process may use, shared evenly with the ranks beside it."""
+    """Return the number of cores for this process: the available cores, divided by the ranks on this machine."""
     return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-#: What torchrun puts into the environment, and what holds without it.
+#: Environment variables that torchrun sets, and their values without it.
 _TORCHRUN = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}
 
 
 def _device(name: str, local_rank: int) -> torch.device:
     if name not in {"auto", "cpu", "cuda"}:
-        raise SettingError(f"no device {name!r}; there are auto, cpu and cuda")
+        raise SettingError(f"unknown device {name!r}; choose one of auto, cpu, cuda")
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "cpu" or (name == "auto" and not found):
         return _CPU
     if local_rank >= found:
-        raise SettingError(f"rank {local_rank} of this machine finds {found} CUDA devices; take --device cpu, or fewer")
+        raise SettingError(
+            f"rank {local_rank} needs a CUDA device of its own, but there are {found}; use --device cpu or fewer "
+            "processes"
+        )
     return torch.device("cuda", local_rank)

@@ -1,110 +1,87 @@
-"""What goes into a training and what it says on its way: settings, places, steps, epochs."""
+"""The settings of a training: what it learns, and how it runs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 from ranker.errors import SettingError
 from ranker.training.checkpoint import CheckpointPlan
+from ranker.training.progress import Watcher
 from ranker.training.ranks import ALONE, Ranks
 
 Precision = Literal["auto", "fp32", "bf16"]
 
 
 def precision_of(name: str) -> Precision:
-    """Return a precision by name. Raises SettingError for one that there is not."""
+    """Return a precision by name. Raises SettingError for an unknown name."""
     for known in get_args(Precision):
         if name == known:
             precision: Precision = known
             return precision
-    raise SettingError(f"no precision {name!r}; there are {', '.join(get_args(Precision))}")
+    raise SettingError(f"unknown precision {name!r}; choose one of {', '.join(get_args(Precision))}")
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:
-    """Everything that decides what a network learns, beside its sizes and the data."""
+    """Everything that determines what a network learns, other than its sizes and the data."""
 
     seed: int = 7
     epochs: int = 4
-    #: Epochs in a row without a better validation loss that are waited out; the next one stops training.
+    #: Successive epochs without a better validation loss to tolerate; one more stops the training.
     patience: int = 1
-    #: Of all ranks together.
+    #: Over all ranks.
     requests_per_batch: int = 48
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
-    #: How much a head's loss counts; heads that are not named count 1.
+    #: Weight of each head's loss; 1 for heads that are not named.
     head_weights: dict[str, float] = field(default_factory=dict)
-    #: The random time window is uniform up to here; 0 switches it off.
+    #: Upper bound of the random time window, which is uniform from 0; 0 disables the window.
     time_window_h_max: float = 24.0
-    #: Share of requests that get a time window.
+    #: Share of the requests to which a time window applies.
     time_window_share: float = 1.0
-    #: `bf16` runs the network's products in bfloat16, weights stay float32; `auto` does so on CUDA.
+    #: `bf16` computes products in bfloat16 and keeps weights in float32; `auto` means `bf16` on CUDA.
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
-        limits = {
+        bounds = {
             "learning_rate": 0 < self.learning_rate < math.inf,
             "epochs": self.epochs >= 1,
             "weight_decay": 0 <= self.weight_decay < math.inf,
             "time_window_h_max": 0 <= self.time_window_h_max < math.inf,
             "time_window_share": 0 <= self.time_window_share <= 1,
         }
-        for name, holds in limits.items():
+        for name, holds in bounds.items():
             if not holds:
-                raise SettingError(f"{name} cannot be {getattr(self, name)!r}")
+                raise SettingError(f"{name} must not be {getattr(self, name)!r}")
 
     def weights_of(self, heads: Sequence[str]) -> list[float]:
-        """Return each head's weight. Raises SettingError for a weight of a head that there is not."""
+        """Return the weight of each head. Raises SettingError for an unknown head or an invalid weight."""
         for head, weight in self.head_weights.items():
             if head not in heads:
-                raise SettingError(f"no head {head!r} to weigh; the data gives the heads {', '.join(heads)}")
+                raise SettingError(
+                    f"cannot weigh the unknown head {head!r}; the heads of this data are {', '.join(heads)}"
+                )
             if not 0 <= weight < math.inf:
-                raise SettingError(f"the weight of head {head!r} must be a number from 0 on, got {weight:g}")
+                raise SettingError(
+                    f"the weight of head {head!r} must be a finite number of at least 0, but is {weight:g}"
+                )
         weights = [self.head_weights.get(head, 1.0) for head in heads]
         if not any(weights):
-            raise SettingError("every head weighs 0: there is nothing to learn")
+            raise SettingError(
+                "every head has weight 0, so there is nothing to learn; give at least one head a weight above 0"
+            )
         return weights
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """Where training is after a minibatch; `loss` is the mean of the epoch so far."""
-
-    epoch: int
-    done: int
-    total: int
-    loss: float
-    learning_rate: float
-    rows_per_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Epoch:
-    """What one epoch came to; losses are weighted means per head and row, those by head are not weighted."""
-
-    number: int
-    train_loss: float
-    validation_loss: float
-    validation_losses: dict[str, float]
-
-
-class Watch(Protocol):
-    """Is told how training goes, on rank 0 only. What it raises ends the training."""
-
-    def step(self, step: Step) -> None: ...
-
-    def epoch(self, epoch: Epoch) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
 class Execution:
-    """How a training is carried out: nothing here is meant to change what is learned."""
+    """How a training runs. None of these settings is meant to change what the network learns."""
 
     ranks: Ranks = ALONE
     checkpoints: CheckpointPlan | None = None
-    watches: tuple[Watch, ...] = ()
-    #: Cores per process; None takes all that this process may use.
+    watchers: tuple[Watcher, ...] = ()
+    #: Cores per process; None uses all cores that are available to this process.
     threads: int | None = None

@@ -1,4 +1,4 @@
-"""Metrics of a training, sent to TensorBoard or MLflow by whoever asked for them. Neither is imported otherwise."""
+"""Sends the metrics of a training to TensorBoard or MLflow on request. Neither is imported otherwise."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Protocol
 
 from feature_client.redaction import hidden, redacted, secrets_of
 from ranker.errors import TrackingError
-from ranker.training.settings import Epoch, Step, Watch
+from ranker.training.progress import Epoch, Step, Watcher
 
-#: Steps are many and alike; a tracker gets every so many.
+#: A tracker receives only every so many steps.
 STEPS_APART = 20
-#: MLflow's client would call home, and retry a dead server for minutes; whoever sets these otherwise is heard.
+#: By default MLflow's client sends telemetry and retries a dead server for minutes. The environment overrides these.
 _MLFLOW_DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -28,9 +28,9 @@ class _Send(Protocol):
 
 
 class Tracker:
-    """A watch that turns what it is told into named values: one table of names for every tracker.
+    """A watcher that sends progress as named values; the names are the same for every tracker.
 
-    A tracker that fails on the way is given up, and that is said: metrics are worth less than the training.
+    If sending fails, the tracker stops with a note: losing metrics is better than losing the training.
     """
 
     def __init__(self, send: _Send, note: Callable[[str], None]) -> None:
@@ -60,7 +60,7 @@ class Tracker:
             self._sink(values, step)
         except (TrackingError, OSError) as error:
             self._sink = None
-            self._note(f"no more metrics are sent from here on: {error}")
+            self._note(f"metrics tracking has stopped: {error}")
 
 
 @contextmanager
@@ -70,31 +70,31 @@ def tracked(
     experiment: str,
     settings: Mapping[str, str],
     note: Callable[[str], None],
-) -> Iterator[tuple[Watch, ...]]:
-    """Open the trackers that were asked for, and close them at the end.
+) -> Iterator[tuple[Watcher, ...]]:
+    """Open the requested trackers, and close them at the end.
 
     Args:
-        tensorboard: a folder for event files; None for none.
-        mlflow: the URI of a tracking server or database; None for none.
-        experiment: MLflow's; each training is one run of it.
-        settings: what the training is of, shown beside its metrics.
-        note: told when a tracker had to be given up.
+        tensorboard: folder for event files, or None.
+        mlflow: URI of a tracking server or database, or None.
+        experiment: name of the MLflow experiment; each training is one run of it.
+        settings: settings of the training, shown with its metrics.
+        note: receives a message when a tracker stops.
 
     Raises:
         ModuleNotFoundError: the package of a tracker is not installed.
         TrackingError: a tracker cannot be reached.
     """
     with ExitStack() as opened:
-        watches: list[Watch] = []
+        watchers: list[Watcher] = []
         if tensorboard is not None:
-            watches.append(opened.enter_context(_tensorboard(tensorboard, settings, note)))
+            watchers.append(opened.enter_context(_tensorboard(tensorboard, settings, note)))
         if mlflow is not None:
-            watches.append(opened.enter_context(_mlflow(mlflow, experiment, settings, note)))
-        yield tuple(watches)
+            watchers.append(opened.enter_context(_mlflow(mlflow, experiment, settings, note)))
+        yield tuple(watchers)
 
 
 @contextmanager
-def _tensorboard(folder: Path, settings: Mapping[str, str], note: Callable[[str], None]) -> Iterator[Watch]:
+def _tensorboard(folder: Path, settings: Mapping[str, str], note: Callable[[str], None]) -> Iterator[Watcher]:
     from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - needs the tensorboard package
 
     with SummaryWriter(str(folder)) as writer:
@@ -108,7 +108,7 @@ def _tensorboard(folder: Path, settings: Mapping[str, str], note: Callable[[str]
 
 
 @contextmanager
-def _mlflow(uri: str, experiment: str, settings: Mapping[str, str], note: Callable[[str], None]) -> Iterator[Watch]:
+def _mlflow(uri: str, experiment: str, settings: Mapping[str, str], note: Callable[[str], None]) -> Iterator[Watcher]:
     for name, value in _MLFLOW_DEFAULTS.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient  # noqa: PLC0415 - optional
@@ -143,4 +143,4 @@ def _mlflow(uri: str, experiment: str, settings: Mapping[str, str], note: Callab
             with explained():
                 client.set_terminated(run, status)
         except TrackingError as error:
-            note(f"the run stays open: {error}")
+            note(f"the MLflow run could not be closed: {error}")

@@ -7,8 +7,9 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from loadtest.cli import check_address, check_bounds, register
+from loadtest.cli import register
 from loadtest.errors import LoadError
+from loadtest.settings import check_address, check_bounds
 from tests.redis_servers import free_port
 
 
@@ -50,6 +51,7 @@ def test_bounds_hold_and_name_the_setting():
         ({"warmup_s": -1.0}, "--warmup-s"),
         ({"callers": 5_000}, "--closed-loop"),
         ({"deadline_ms": 0.0}, "--deadline-ms"),
+        ({"deadline_ms": float("nan")}, "--deadline-ms must be above 0 and at most 60,000 milliseconds, but is nan"),
     ):
         with pytest.raises(LoadError, match=says):
             check_bounds(**good | change)
@@ -60,9 +62,16 @@ def test_bounds_hold_and_name_the_setting():
     [
         (["--address", "10.0.0.1:50051"], "--allow-remote"),
         (["--rate", "1e9"], "--rate"),
-        (["--pins", "1-10", "--candidates", "128"], "name more pins"),
+        (["--pins", "1-10", "--candidates", "128"], "add pins"),
         (["--users", "nowhere.npy"], "cannot read ids"),
         (["--json", "no/such/folder/summary.json"], "there is no folder"),
+        (["--deadline-ms", "nan"], "--deadline-ms must be above 0 and at most 60,000 milliseconds, but is nan"),
+        (["--target-ms", "nan"], "--target-ms must be above 0 and at most 60,000 milliseconds, but is nan"),
+        (["--speed", "nan"], "--speed must be a finite number above 0, but is nan"),
+        (["--popularity", "nan"], "the popularity must be a finite number of at least 0, but is nan"),
+        (["--seed", "-1"], "the seed must be at least 0, but is -1"),
+        (["--steps", "50,-1"], "--rate must be above 0 and at most 50,000 requests per second, but is -1"),
+        (["--steps", "50", "--search"], "--steps and --search cannot be used together; choose one"),
     ],
 )
 def test_what_cannot_be_offered_is_refused_before_any_load(arguments, says):
@@ -116,4 +125,4 @@ def test_what_to_install_is_said_with_its_brackets(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     refused = invoke("--report", str(tmp_path / "load.html"))
     assert refused.exit_code == 1
-    assert "error: --report draws with matplotlib: pip install 'pinrank[load]'" in refused.output
+    assert "error: --report needs matplotlib, which is not installed: pip install 'pinrank[load]'" in refused.output

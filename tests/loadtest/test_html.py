@@ -30,15 +30,15 @@ def test_the_report_is_one_file_with_every_step_and_three_pictures_and_nothing_f
     assert "tiny&lt;1&gt;@1" in page
     assert "RESOURCE_EXHAUSTED" in page
     assert "degraded: pins_trimmed" in page
-    assert "sent late in" not in page
+    assert "was late in" not in page
 
 
 def test_a_generator_that_was_the_bottleneck_is_named():
-    assert "sent late in 1 of 2 steps" in report_html("t", {}, [step(100), step(200, late_ms=5)], None)
+    assert "was late in 1 of 2 steps" in report_html("t", {}, [step(100), step(200, late_ms=5)], None)
 
 
 def test_a_search_leads_with_what_it_found():
-    assert "answered in full within 10 ms: 123.4 requests/s" in report_html("t", {}, [step(100)], 123.4)
+    assert "with 99% goodput within 10 ms is 123.4 requests/s" in report_html("t", {}, [step(100)], 123.4)
 
 
 def test_a_run_without_any_answer_still_has_a_report():

@@ -25,6 +25,7 @@ from tests.redis_servers import free_port
 
 BIN = Path(sys.executable).parent
 LOADTEST = Path(__file__).parents[2] / "loadtest"
+JUDGES = LOADTEST / "judges"
 WORKLOAD = ["--user-ids", "1-4", "--pin-ids", "1-50", "--candidates", "20"]
 
 
@@ -41,7 +42,7 @@ def address(model_store: Path, feature_store_url: str) -> Iterator[str]:
 
 
 def locust(*arguments: str, files: str = "locustfile.py") -> subprocess.CompletedProcess[str]:
-    paths = ",".join(str(LOADTEST / "judges" / file) for file in files.split(","))
+    paths = ",".join(str(JUDGES / file) for file in files.split(","))
     command = [str(BIN / "locust"), "-f", paths, "--headless", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
 
@@ -94,8 +95,11 @@ def test_locust_keeps_refusals_apart_from_answers_by_their_status(address: str, 
     ("arguments", "says"),
     [
         (["--host", "127.0.0.1:1", "--pin-ids", "nowhere.npy"], "cannot read ids from nowhere.npy"),
-        (["--host", "127.0.0.1:1", "--rate-per-user", "0"], "--rate-per-user 0"),
-        (["--host", "127.0.0.1:1", "--pin-ids", "1-10"], "name more pins"),
+        (
+            ["--host", "127.0.0.1:1", "--rate-per-user", "0"],
+            "--rate-per-user must be a finite number above 0, but is 0",
+        ),
+        (["--host", "127.0.0.1:1", "--pin-ids", "1-10"], "add pins"),
         ([], "add --host"),
     ],
 )
@@ -109,8 +113,8 @@ def test_locust_ends_a_test_that_it_cannot_send_and_says_why(arguments: list[str
 def test_locust_calls_the_host_that_its_page_names_for_each_test(address: str) -> None:
     page = f"http://127.0.0.1:{(port := free_port())}"
     command = [
-        str(BIN / "locust"), "-f", str(LOADTEST / "judges" / "locustfile.py"), "--web-host", "127.0.0.1",
-        "--web-port", str(port), "--rate-per-user", "20", *WORKLOAD,
+        str(BIN / "locust"), "-f", str(JUDGES / "locustfile.py"), "--web-host", "127.0.0.1", "--web-port", str(port),
+        "--rate-per-user", "20", *WORKLOAD,
     ]  # fmt: skip
 
     def listens() -> bool:
@@ -140,7 +144,7 @@ def test_locust_calls_the_host_that_its_page_names_for_each_test(address: str) -
 def test_locust_runs_distributed_with_a_shape(address: str, tmp_path: Path) -> None:
     port, files = str(free_port()), "locustfile.py,locust_shapes.py"
     shape = ["--load-shape", "steps", "--shape-users", "8", "--shape-s", "4"]
-    paths = ",".join(str(LOADTEST / "judges" / file) for file in files.split(","))
+    paths = ",".join(str(JUDGES / file) for file in files.split(","))
     worker_command = [str(BIN / "locust"), "-f", paths, "--worker", "--master-port", port]
     with subprocess.Popen(worker_command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as worker:
         done = locust(
@@ -192,8 +196,8 @@ def test_a_verdict_needs_answers_whatever_loadgen_says(address: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--surface", "nowhere"], "the server refused the first request: INVALID_ARGUMENT"),
-        (["--target-ms", "-1"], "--target-ms -1"),
+        (["--surface", "nowhere"], "the server rejected the first request: INVALID_ARGUMENT"),
+        (["--target-ms", "-1"], "--target-ms must be above 0 and at most 60,000 milliseconds, but is -1"),
         (["--address", "10.0.0.1:50051"], "--allow-remote"),
     ],
 )

@@ -66,9 +66,15 @@ def test_numbers_of_candidates_follow_their_weights():
     [
         ({"user_ids": np.empty(0, np.uint64)}, "at least one user"),
         ({"pin_ids": np.array([1, 1], np.uint64), "candidates": ((1, 1.0),)}, "repeat"),
-        ({"candidates": ((101, 1.0),)}, "101 candidates a request out of 100 pins"),
+        ({"candidates": ((101, 1.0),)}, "101 candidates per request from 100 pins"),
         ({"candidates": ((0, 1.0),)}, "0 candidates"),
         ({"candidates": ((5, 0.0),)}, "weight above 0"),
+        ({"candidates": ((5, float("nan")),)}, "weight above 0"),
+        ({"candidates": ((5, float("inf")),)}, "weight above 0"),
+        ({"popularity": float("nan")}, "the popularity must be a finite number of at least 0, but is nan"),
+        ({"user_popularity": -1.0}, "the user popularity must be a finite number of at least 0, but is -1"),
+        ({"top_k": -1}, "top_k must be at least 0 and at most 4,294,967,295, but is -1"),
+        ({"seed": -1}, "the seed must be at least 0, but is -1"),
     ],
 )
 def test_impossible_workloads_are_refused(changes, says):

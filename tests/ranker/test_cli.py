@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -57,12 +58,12 @@ def test_train_publishes_and_labels_and_evaluate_compares(tmp_path: Path, utilit
     )  # fmt: skip
     assert code == 0, output
     assert "toy@4: " in output
-    assert "servers answer with the label stable, which toy does not have yet: set labels" in output
+    assert "servers use the label stable, which toy does not have yet; set labels" in output
     assert f"pinrank model label toy stable 4 --store {store}" in output
     assert "warning: 1,200 interactions lie before 1990, the oldest on 1970-01-01" in output
     again = ("train", "--data", data, "--name", "toy", "--version", "4", "--utility", utility, "--store", store)
     code, refusal = run(*again)
-    assert (code, "toy@4 is published already" in refusal) == (1, True)
+    assert (code, "toy@4 is already published" in refusal) == (1, True)
     assert open_model_store(store).labels("toy") == {"canary": 4}
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint.pt"]
     assert len(list((tmp_path / "runs").iterdir())) == 1
@@ -91,35 +92,44 @@ def test_train_publishes_and_labels_and_evaluate_compares(tmp_path: Path, utilit
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "nowhere to put the bundle; give --store DIR, --out DIR or both"),
-        (["--out", "new", "--label", "stable"], "--label needs --store DIR"),
-        (["--out", "."], ". exists already; name a new folder"),
-        (["--out", "new", "--data", "nowhere"], "no dataset folder at nowhere; it must hold NAME.inter"),
-        (["--out", "new", "--resume", "a", "--checkpoints", "b"], "--resume DIR keeps checkpoints in DIR itself"),
+        ([], "the bundle has no destination; add --store DIR, --out DIR or both"),
+        (["--out", "new", "--label", "stable"], "--label requires --store DIR"),
+        (["--out", "."], ". already exists; choose a new folder"),
+        (["--out", "new", "--data", "nowhere"], "there is no dataset folder nowhere; it must contain NAME.inter"),
+        (["--out", "new", "--resume", "a", "--checkpoints", "b"], "--resume DIR also keeps its checkpoints in DIR"),
         (["--out", "new", "--head-weight", "save"], "--head-weight save: write HEAD=WEIGHT, e.g. save=4"),
         (
             ["--out", "new", "--head-weight", "click=2"],
-            "no head 'click' to weigh; the data gives the heads save",
+            "cannot weigh the unknown head 'click'; the heads of this data are save",
         ),
-        (["--out", "new", "--variant", "huge"], "no variant 'huge'; there are base, wide, late, early, cross"),
-        (["--out", "new", "--size", "depth=3"], "--size depth=3: no size 'depth'; write NAME=VALUE with one of"),
-        (["--out", "new", "--precision", "fp8"], "no precision 'fp8'; there are auto, fp32, bf16"),
-        (["--out", "new", "--device", "tpu"], "no device 'tpu'; there are auto, cpu and cuda"),
-        (["--out", "new", "--size", "hidden=8", "--size", "hidden=9"], "--size hidden=9: hidden has a value already"),
+        (["--out", "new", "--variant", "huge"], "unknown variant 'huge'; choose one of base, wide, late, early, cross"),
+        (["--out", "new", "--size", "depth=3"], "--size depth=3: unknown size 'depth'; write NAME=VALUE with one of"),
+        (["--out", "new", "--precision", "fp8"], "unknown precision 'fp8'; choose one of auto, fp32, bf16"),
+        (["--out", "new", "--device", "tpu"], "unknown device 'tpu'; choose one of auto, cpu, cuda"),
+        (["--out", "new", "--size", "hidden=8", "--size", "hidden=9"], "--size hidden=9: hidden already has a value"),
         (["--out", "new", "--size", "hidden=99999"], "--size hidden=99999: hidden can be at most 8,192"),
         (["--out", "new", "--size", "readout_rows=101"], "readout_rows can be at most 100, the length of a sequence"),
-        (["--out", "new", "--head-weight", "save=1", "--head-weight", "save=2"], "--head-weight save=2: save has a"),
-        (["--out", "new", "--name", "my_model"], "a model cannot be named 'my_model': use at most 56 lower-case"),
-        (["--out", "new", "--name", "m" * 57], f"a model cannot be named '{'m' * 57}': use at most 56 lower-case"),
+        (
+            ["--out", "new", "--head-weight", "save=1", "--head-weight", "save=2"],
+            "--head-weight save=2: save already has a",
+        ),
+        (["--out", "new", "--name", "my_model"], "'my_model' is not a valid model name; use at most 56 lower-case"),
+        (["--out", "new", "--name", "m" * 57], f"'{'m' * 57}' is not a valid model name; use at most 56 lower-case"),
         (["--store", "models", "--label", "Best"], "label 'Best': use lower-case letters, digits, - and _"),
         (["--store", "utility.toml"], "model store utility.toml/ml1m/log: Not a directory"),
         (["--store", "s3://"], "model store s3://: "),
-        (["--out", "utility.toml/new"], "utility.toml/new cannot be a folder:"),
-        (["--out", "/proc/new"], "cannot write into /proc: "),
-        (["--out", "new", "--checkpoints", "utility.toml"], "utility.toml cannot be a folder: utility.toml is a file"),
-        (["--out", "new", "--checkpoints", "kept"], "kept/checkpoint.pt exists already; --resume kept goes on from it"),
-        (["--out", "new", "--tensorboard", "utility.toml"], "utility.toml cannot be a folder"),
-        (["--out", "new", "--learning-rate", "0"], "learning_rate cannot be 0.0"),
+        (["--out", "utility.toml/new"], "cannot create the folder utility.toml/new: "),
+        (["--out", "/proc/new"], "cannot write to /proc: "),
+        (
+            ["--out", "new", "--checkpoints", "utility.toml"],
+            "cannot create the folder utility.toml: utility.toml is a file",
+        ),
+        (
+            ["--out", "new", "--checkpoints", "kept"],
+            "kept/checkpoint.pt already exists; use --resume kept to continue from it",
+        ),
+        (["--out", "new", "--tensorboard", "utility.toml"], "cannot create the folder utility.toml"),
+        (["--out", "new", "--learning-rate", "0"], "learning_rate must not be 0.0"),
         (["--out", "new", "--actions", "lost.toml"], "cannot read the actions: [Errno 2] No such file"),
     ],
 )
@@ -162,8 +172,8 @@ def test_a_utility_table_that_no_server_would_take_is_refused_before_the_work(
         "train", "--utility", utility, "--data", data, "--name", "toy", "--store", store, "--label", "stable"
     )
     assert code == 1
-    assert f"error: no server would take a model with this utility table: {message}" in output
-    assert "the data gives the heads save, like, hide, closeup, and requests come from home, related" in output
+    assert f"error: servers would reject a model with this utility table: {message}" in output
+    assert "the heads of this data are save, like, hide, closeup, and the surfaces are home, related" in output
     assert open_model_store(store).versions("toy") == []
 
 
@@ -178,7 +188,7 @@ def test_data_without_any_action_to_predict_is_refused_before_the_work(
     )
     code, output = run("train", "--utility", utility, "--data", data, "--out", tmp_path / "new")
     assert code == 1
-    assert "error: no interaction is any of the actions to predict: save" in output
+    assert "error: no interaction is one of the actions to predict: save" in output
 
 
 @needs_training
@@ -189,10 +199,10 @@ def test_a_retired_versions_number_is_refused_before_the_work(tmp_path: Path, ut
         models.publish(tmp_path / str(version))
     models.gc("tiny", keep=1)
     arguments = ("train", "--utility", utility, "--data", tmp_path / "lost", "--store", models.where, "--name", "tiny")
-    for version, what in ((1, "retired"), (2, "published already")):
+    for version, what in ((1, "retired"), (2, "already published")):
         code, output = run(*arguments, "--version", str(version))
         assert code == 1
-        assert f"error: tiny@{version} is {what}; versions never change: --version 3 is free" in output
+        assert f"error: tiny@{version} is {what}, and versions never change; use --version 3, which is free" in output
 
 
 @needs_training
@@ -203,17 +213,19 @@ def test_a_utility_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("missing", "extra"),
+    ("missing", "package"),
     [
-        ("torch", "train"),
-        ("sklearn", "train"),
-        ("pyarrow", "data"),
-        ("tensorboard", "tensorboard"),
-        ("mlflow", "mlflow"),
+        ("torch", "'pinrank[train]'"),
+        ("sklearn", "'pinrank[train]'"),
+        ("pyarrow", "'pinrank[data]'"),
+        ("tensorboard", "'pinrank[tensorboard]'"),
+        ("mlflow", "'pinrank[mlflow]'"),
+        ("openvino", "openvino"),
+        ("onnx", "onnx"),
     ],
 )
-def test_a_missing_package_names_the_extra_that_brings_it(
-    missing: str, extra: str | None, utility: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_missing_package_is_named_with_the_command_that_installs_it(
+    missing: str, package: str, utility: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     original = builtins.__import__
 
@@ -225,14 +237,26 @@ def test_a_missing_package_names_the_extra_that_brings_it(
     monkeypatch.setattr(builtins, "__import__", without)
     code, output = run("train", "--utility", utility, "--out", tmp_path / "new")
     assert code == 1
-    assert f"error: this needs {missing}, which is not installed: pip install 'pinrank[{extra or missing}]'" in output
+    assert f"error: this command needs {missing}, which is not installed: pip install {package}" in output
+
+
+def test_training_without_openvino_names_it_before_the_work(tmp_path: Path, utility: Path) -> None:
+    program = (
+        "import sys, typer; sys.modules['openvino'] = None\n"
+        "from ranker.cli.commands import register; app = typer.Typer(); register(app); app()"
+    )
+    arguments = ["train", "--utility", str(utility), "--out", str(tmp_path / "new"), "--data", "lost"]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (
+        1, "error: this command needs openvino, which is not installed: pip install openvino\n"
+    )  # fmt: skip
 
 
 def test_evaluate_needs_a_label_or_a_version(tmp_path: Path) -> None:
     (tmp_path / "models" / "toy" / "versions").mkdir(parents=True)
     code, output = run("evaluate", "--store", tmp_path / "models", "--model", "toy", "--data", tmp_path)
     assert code == 1
-    assert "model 'toy' has no labels yet; say which --version to evaluate" in output
+    assert "model 'toy' has no labels yet; choose a version with --version" in output
     code, output = run("evaluate", "--store", tmp_path / "models", "--engine", "abacus", "--data", tmp_path)
     assert code == 1
     assert "unknown engine 'abacus'" in output
@@ -241,12 +265,15 @@ def test_evaluate_needs_a_label_or_a_version(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "nothing to evaluate; give --store DIR, --bundle DIR or both"),
-        (["--bundle", "a", "--version", "1"], "--version and --label need --store DIR"),
+        ([], "there is nothing to evaluate; add --store DIR, --bundle DIR or both"),
+        (["--bundle", "a", "--version", "1"], "--version and --label require --store DIR"),
         (["--bundle", "lost"], "lost/manifest.json: No such file or directory"),
-        (["--bundle", "lost", "--json", "."], ". is a folder; name a file in it"),
-        (["--bundle", "lost", "--json", "/proc/e.json"], "cannot write into /proc: "),
-        (["--bundle", "lost", "--report", "no/such/report.html"], "no/such is no folder to write report.html into"),
+        (["--bundle", "lost", "--json", "."], ". is a folder; choose a file name in it"),
+        (["--bundle", "lost", "--json", "/proc/e.json"], "cannot write to /proc: "),
+        (
+            ["--bundle", "lost", "--report", "no/such/report.html"],
+            "cannot write report.html: the folder no/such does not exist; create it first",
+        ),
     ],
 )
 def test_evaluate_refuses_what_cannot_work_and_says_why(
@@ -263,7 +290,7 @@ def test_two_bundles_of_one_name_are_refused(tmp_path: Path) -> None:
         tiny.write_tiny_bundle(tmp_path / folder / "same")
     code, output = run("evaluate", "--bundle", tmp_path / "a" / "same", "--bundle", tmp_path / "b" / "same")
     assert code == 1
-    assert "two bundles would be shown as 'same'; rename a folder" in output
+    assert "two bundles have the name 'same'; rename one of the folders" in output
 
 
 def test_a_report_without_matplotlib_is_refused_before_the_work(
@@ -283,4 +310,4 @@ def test_a_report_without_matplotlib_is_refused_before_the_work(
     monkeypatch.setattr(builtins, "__import__", without)
     code, output = run("evaluate", "--bundle", tmp_path / "lost", "--report", tmp_path / "report.html")
     assert code == 1
-    assert "error: this needs matplotlib, which is not installed: pip install 'pinrank[train]'" in output
+    assert "error: this command needs matplotlib, which is not installed: pip install 'pinrank[train]'" in output

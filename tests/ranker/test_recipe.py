@@ -29,8 +29,9 @@ from ranker.export import bundle as export
 from ranker.export.bundle import check_parity
 from ranker.export.manifest import draft_manifest
 from ranker.network.model import NetworkConfig, RankerNetwork
+from ranker.progress import StepProgress
 from ranker.recipe import make_bundle
-from ranker.recipe_settings import Progress, Recipe
+from ranker.recipe_settings import Recipe
 from ranker.training.examples import ExampleBuilder, Sampling
 from ranker.training.settings import TrainingConfig
 from tests.ranker.interactions import write_atomic
@@ -64,7 +65,7 @@ class Notes:
     notes: list[str] = field(default_factory=list)
 
     @contextmanager
-    def step(self, what: str) -> Iterator[Progress]:
+    def step(self, what: str) -> Iterator[StepProgress]:
         self.notes.append(what)
         yield lambda _done, _total, _detail="", /: None
 
@@ -219,12 +220,12 @@ def test_heads_without_positives_are_dropped_and_said_so(tmp_path: Path, dataset
     columns = {name: getattr(dataset, name)[unsaved] for name in ("users", "pins", "time_ms", "labels")}
     notes = Notes()
     recipe = replace(RECIPE, variant="base", training=replace(RECIPE.training, epochs=1))
-    with pytest.raises(SettingError, match="unknown name 'save'; .*; the data gives the heads like, hide, closeup"):
+    with pytest.raises(SettingError, match="unknown name 'save'; .*; the heads of this data are like, hide, closeup"):
         make_bundle(tmp_path / "bundle", replace(dataset, **columns), recipe, Notes())
     recipe = replace(recipe, utility_toml=UTILITY.replace(b'"save"', b'"like"'))
     bundle = make_bundle(tmp_path / "bundle", replace(dataset, **columns), recipe, notes)
     assert [head.name for head in bundle.manifest.heads] == ["like", "hide", "closeup"]
-    assert "no interaction is a save: the model gets no such head" in notes.notes
+    assert "no interaction is a save, so the model will have no save head" in notes.notes
 
 
 def test_a_network_that_computes_something_else_is_refused(twin: Bundle) -> None:
@@ -233,5 +234,5 @@ def test_a_network_that_computes_something_else_is_refused(twin: Bundle) -> None
     model = load_model(twin, NumpyEngine, streams=1)
     golden = decode_golden(twin.files["golden.npz"])
     batch = FeatureBatch.concat([model.assembler.assemble(g.fetched, g.surface) for g in golden])
-    with pytest.raises(ParityError, match=r"the numpy engine's logits differ by .* allowed are 0.0001"):
+    with pytest.raises(ParityError, match=r"the logits of the numpy engine differ by .*, more than the allowed 0.0001"):
         check_parity(stranger, twin.files["network.onnx"], twin.manifest, batch)

@@ -18,8 +18,9 @@ from ranker.network.model import NetworkConfig, RankerNetwork
 from ranker.training.checkpoint import CheckpointPlan
 from ranker.training.examples import Examples
 from ranker.training.fit import train
+from ranker.training.progress import Epoch, Step
 from ranker.training.ranks import joined
-from ranker.training.settings import Epoch, Execution, Step, TrainingConfig
+from ranker.training.settings import Execution, TrainingConfig
 
 HEADS = ("save", "hide")
 LENGTH = 12
@@ -104,8 +105,8 @@ def main(mode: str, folder: str, count: int) -> None:
         return
     if mode == "fsync":
         killed_in_fsync(count)
-    watches = (KilledAt(count),) if mode == "batch" else ()
-    learn(Execution(checkpoints=CheckpointPlan(Path(folder), every_batches=2), watches=watches, threads=1))
+    watchers = (KilledAt(count),) if mode == "batch" else ()
+    learn(Execution(checkpoints=CheckpointPlan(Path(folder), every_batches=2), watchers=watchers, threads=1))
 
 
 if __name__ == "__main__":

@@ -59,5 +59,5 @@ def test_the_log_groups_events_by_user_oldest_first() -> None:
 def test_a_dataset_without_interactions_is_refused() -> None:
     empty = np.empty(0)
     labels = np.empty((0, 4), bool)
-    with pytest.raises(DatasetError, match="holds no interactions"):
+    with pytest.raises(DatasetError, match="has no interactions"):
         action_log(AtomicDataset("toy", "", empty, empty, empty, RATINGS, labels, {}, {}))

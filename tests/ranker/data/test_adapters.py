@@ -109,7 +109,9 @@ def test_a_video_shown_again_soon_is_one_interaction(tmp_path: Path) -> None:
 
 
 def test_what_is_not_the_known_log_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"not the deskdrop log .*: line 2: column 'eventType' holds 'SHARE': known"):
+    with pytest.raises(
+        DatasetError, match=r"not the deskdrop log .*: line 2: column 'eventType' holds 'SHARE': it must be one of VIEW"
+    ):
         deskdrop_at(tmp_path, (1, "SHARE", 2, 3))
     with pytest.raises(DatasetError, match=r"not the kuairand log .*: line 2: column 'label' holds '2': it must be 0"):
         kuairand_at(tmp_path, "1 2 1649581149287 0 0 0 0 0 0 2")
@@ -120,7 +122,7 @@ def test_what_is_not_the_known_log_is_refused_and_nothing_is_left(tmp_path: Path
         convert(DESKDROP, tmp_path / "broken.zip", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
-    with pytest.raises(DatasetError, match="exists already; name a new folder"):
+    with pytest.raises(DatasetError, match="already exists; choose a new folder"):
         convert(DESKDROP, tmp_path / "broken.zip", tmp_path / "out")
 
 
@@ -131,23 +133,23 @@ GOOD = "1465413032,VIEW,11,5,77,agent,SP,BR\n"
     ("content", "message"),
     [
         ("", "no column 'timestamp'"),
-        (DESKDROP_HEADER, "it holds no line but the header"),
+        (DESKDROP_HEADER, "it has no lines after the header"),
         (DESKDROP_HEADER.replace("sessionId", "personId") + GOOD, "more than one column 'personId'"),
         (DESKDROP_HEADER + GOOD + "\n1465413032,VIEW,11\n", "line 4: 3 fields, but the header names 8 columns"),
         (DESKDROP_HEADER + GOOD.replace("BR", "BR,1"), "line 2: 9 fields, but the header names 8 columns"),
-        (DESKDROP_HEADER + GOOD.replace("1465413032", "soon"), "line 2: column 'timestamp' holds 'soon': that is no"),
+        (DESKDROP_HEADER + GOOD.replace("1465413032", "soon"), "line 2: column 'timestamp' holds 'soon': it is not a"),
         (
             DESKDROP_HEADER + GOOD.replace("1465413032", "1465413032000"),
-            "line 2: .* no Unix time between 1970 and 2200",
+            "line 2: .* not a Unix time between 1970 and 2200",
         ),
-        (DESKDROP_HEADER + GOOD.replace("1465413032", "9" * 5000), "line 2: .* no Unix time between 1970 and 2200"),
-        (DESKDROP_HEADER + GOOD.replace("1465413032", "-5"), "line 2: .* no Unix time between 1970 and 2200"),
+        (DESKDROP_HEADER + GOOD.replace("1465413032", "9" * 5000), "line 2: .* not a Unix time between 1970 and 2200"),
+        (DESKDROP_HEADER + GOOD.replace("1465413032", "-5"), "line 2: .* not a Unix time between 1970 and 2200"),
         (DESKDROP_HEADER + GOOD.replace(",5,", ",,"), "line 2: column 'personId' holds '': the identifier is empty"),
         (
             DESKDROP_HEADER + GOOD.replace(",5,", ",5.0,"),
             "line 2: column 'personId' holds '5.0': .* decimal; write 5",
         ),
-        (DESKDROP_HEADER + GOOD.replace(",5,", ',"a\tb",'), "line 2: .* has characters that cannot be seen"),
+        (DESKDROP_HEADER + GOOD.replace(",5,", ',"a\tb",'), "line 2: .* contains unprintable characters"),
         (DESKDROP_HEADER + GOOD + '1465413032,VIEW,11,"5,77', "unexpected end of data"),
     ],
 )
@@ -155,7 +157,7 @@ def test_a_line_that_cannot_be_understood_is_named_and_nothing_is_left(
     tmp_path: Path, content: str, message: str
 ) -> None:
     (tmp_path / "log.csv").write_text(content)
-    with pytest.raises(DatasetError, match=r"log.csv is not the deskdrop log that this command knows: " + message):
+    with pytest.raises(DatasetError, match=r"log.csv is not the deskdrop log that this command reads: " + message):
         convert(DESKDROP, tmp_path / "log.csv", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -41,11 +41,11 @@ def test_an_adapters_output_can_be_checked_at_once(tmp_path: Path) -> None:
     )
     code, output = run("deskdrop", tmp_path / "log.csv", "--out", tmp_path / "out")
     assert code == 0
-    assert f"60 interactions in {tmp_path / 'out'}" in output
+    assert f"wrote 60 interactions to {tmp_path / 'out'}" in output
     code, output = run("check", tmp_path / "out")
     assert code == 0
     assert "no interaction is a save fix: check its rule in actions.toml" in output
-    assert "closeup occurs 6 times in the test part, too seldom" in output
+    assert "closeup occurs only 6 times in the test part, too few" in output
 
 
 HEADER = "user_id:token\titem_id:token\ttimestamp:float\tseconds:float\n"
@@ -58,7 +58,7 @@ LISTEN = '[[actions]]\nname = "listen"\nmeaning = "played"\naffinity = 0.2\n'
         (
             [(u, p, 1.7e12 + u) for u in range(9) for p in range(9)],
             1,
-            "this looks like milliseconds; divide by 1,000",
+            "but this one looks like milliseconds; divide by 1,000",
         ),
         (
             [(t % 9, t % 50, t) for t in range(400)],
@@ -68,14 +68,18 @@ LISTEN = '[[actions]]\nname = "listen"\nmeaning = "played"\naffinity = 0.2\n'
         (
             [(t % 9, t % 50, 1.7e9 + t * 1e7) for t in range(400)],
             0,
-            "interactions lie in the future, the newest on 2150-04-23 fix: correct their timestamps or leave them out",
+            "interactions lie in the future, the newest on 2150-04-23 fix: correct their timestamps or remove them",
         ),
-        ([(u, p, 5) for u in range(9) for p in range(9)], 1, "the train part has no request fix: give more data"),
-        ([(1, p, p) for p in range(50)], 1, "has 1 users, 30 pins and too little that they share"),
+        ([(u, p, 5) for u in range(9) for p in range(9)], 1, "the train part has no request fix: add more data"),
+        ([(1, p, p) for p in range(50)], 1, "has 1 users and 30 pins with too few actions in common"),
         ([(t, p, t) for t in range(60) for p in (1, 2)], 0, "100% of the users have fewer than 10 events"),
-        ([(t % 9, 1 + t % 4, t // 40) for t in range(400)], 0, "interactions repeat another's user, pin and time"),
-        ([(t % 9, t, t) for t in range(400)], 0, "100% of the interactions to learn from and to test on are on pins"),
-        ([(t % 9, t % 50, t) for t in range(400)], 0, "no action has an affinity of 0.5 or more"),
+        (
+            [(t % 9, 1 + t % 4, t // 40) for t in range(400)],
+            0,
+            "interactions have the same user, pin and time as another interaction",
+        ),
+        ([(t % 9, t, t) for t in range(400)], 0, "100% of the interactions for training and testing are on pins"),
+        ([(t % 9, t % 50, t) for t in range(400)], 0, "no action has an affinity of at least 0.5"),
     ],
 )
 def test_each_problem_comes_with_its_fix(
@@ -116,7 +120,7 @@ def test_a_store_is_filled_for_the_model_that_will_read_it(tmp_path: Path) -> No
     (data / "actions.toml").write_text(LISTEN.replace("0.2", "1.0"))
     code, output = run("fill", data, "--store", DEMO_MODELS, "--model", "ml1m", "--feature-store", url)
     assert code == 1
-    assert "error: the data has no action 'save'; it has listen" in output
+    assert "error: the data has no action 'save'; its actions are listen" in output
 
 
 def stored_model(folder: Path, *labels: str, **changes: bytes | None) -> Path:
@@ -157,7 +161,7 @@ def test_the_only_label_of_a_model_need_not_be_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("embeddings", "message"),
     [
-        (None, "ml1m@7 carries no embeddings.npz, so its features cannot be built from interactions: load them with"),
+        (None, "ml1m@7 carries no embeddings.npz, so its features cannot be built from interactions; load them with"),
         (b"no archive", "ml1m@7: embeddings.npz: "),
     ],
 )
@@ -204,7 +208,9 @@ def test_names_that_look_like_markup_are_shown_as_they_are(tmp_path: Path) -> No
     assert "songs[b][load]: 60 users" in run("check", data)[1]
     lines = (data / "songs[b][load].inter").read_text().splitlines()
     (data / "songs[b][load].inter").write_text("\n".join([*lines[:2], "", *lines[2:]]))
-    assert "warning: songs[b][load].inter: 1 blank lines were skipped, the first is line 3" in run("check", data)[1]
+    assert (
+        "warning: songs[b][load].inter: 1 blank lines were skipped, the first of them line 3" in run("check", data)[1]
+    )
 
 
 def test_a_rule_that_every_interaction_fits_is_named(tmp_path: Path) -> None:
@@ -212,14 +218,14 @@ def test_a_rule_that_every_interaction_fits_is_named(tmp_path: Path) -> None:
     header = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
     (tmp_path / "toy.inter").write_text("\n".join([header, *rows]))
     output = run("check", tmp_path)[1]
-    assert "warning: every interaction is a hide: what the rule asks of column 'rating' tells nothing apart" in output
+    assert "warning: every interaction is a hide: the rule for column 'rating' distinguishes nothing" in output
 
 
 def test_columns_that_nothing_reads_are_named(tmp_path: Path) -> None:
     rows = [f"u{t % 9}\tp{t % 50}\t-\t{1_700_000_000 + t}" for t in range(400)]
     header = "user_id:token\titem_id:token\tdwell:float\ttimestamp:float"
     (tmp_path / "toy.inter").write_text("\n".join([header, *rows]))
-    assert "toy.inter: nothing reads dwell" in run("check", tmp_path)[1]
+    assert "toy.inter: these columns are not used: dwell" in run("check", tmp_path)[1]
 
 
 def test_ids_are_those_that_the_features_are_stored_under() -> None:
@@ -229,7 +235,7 @@ def test_ids_are_those_that_the_features_are_stored_under() -> None:
 def test_ids_of_what_no_dataset_can_hold_are_not_made_up() -> None:
     assert run("ids", "17.0") == (
         1,
-        "error: no dataset has '17.0': the identifier is a whole number written as a decimal; write 17",
+        "error: '17.0' is not a valid identifier: the identifier is a whole number written as a decimal; write 17",
     )
 
 
@@ -240,5 +246,5 @@ def test_movielens_is_copied_with_actions_to_start_from(tmp_path: Path, monkeypa
     assert code == 0
     assert "may not be redistributed" in output.replace("it may not", "may not")
     assert sorted(p.name for p in (tmp_path / "mine").iterdir()) == ["actions.toml", "ml-1m.inter", "ml-1m.item"]
-    assert run("ml-1m", "--out", tmp_path / "mine")[1].endswith("exists already; name a new folder")
+    assert run("ml-1m", "--out", tmp_path / "mine")[1].endswith("already exists; choose a new folder")
     assert run("check", tmp_path / "mine")[0] == 0

@@ -138,10 +138,14 @@ async def test_a_store_is_filled_in_the_layout_and_vocabulary_that_the_groups_sa
 
 def test_what_the_data_does_not_know_is_refused_by_name() -> None:
     foreign = GROUPS.pin.model_copy(update={"fields": (*GROUPS.pin.fields, Scalar(name="listen_share"))})
-    with pytest.raises(DatasetError, match="the data has no action 'listen'; it has save, like, hide, closeup"):
+    with pytest.raises(
+        DatasetError, match="the data has no action 'listen'; its actions are save, like, hide, closeup"
+    ):
         pin_rows(LOG, foreign, VECTORS, 300)
     short = SequenceGroup(name="actions", version=1, actions=VOCABULARY[1:], surfaces=("home",), length_max=9)
-    with pytest.raises(DatasetError, match="sequence group actions@1 has no action 'closeup'; it has hide, like, save"):
+    with pytest.raises(
+        DatasetError, match="sequence group actions@1 has no action 'closeup'; its actions are hide, like, save"
+    ):
         events_of(LOG, LOG.by_user, short)
 
 
@@ -182,7 +186,7 @@ def test_the_producer_reads_nothing_after_its_window() -> None:
         for u, p, t in zip(log.user, log.pin, log.time_ms, strict=True)
     ])  # fmt: skip
     assert encode_embeddings(early) == encode_embeddings(svd_embeddings(action_log(changed), 120, seed=1))
-    with pytest.raises(DatasetError, match=r"^0 interactions before"):
+    with pytest.raises(DatasetError, match=r"^the 0 interactions before"):
         svd_embeddings(log, 0, seed=1)
 
 

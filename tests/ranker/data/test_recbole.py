@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from ranker.data.identifiers import distinct_ids, token_id
-from ranker.data.recbole import read_atomic
+from ranker.data.recbole import AtomicDataset, read_atomic
 from ranker.errors import DatasetError
 from tests.ranker.recbole_files import Files, compared, files
 
@@ -61,8 +61,8 @@ def test_an_item_file_without_titles_and_no_item_file_give_the_tokens(tmp_path: 
         ("9223372036854775807", 9223372036854775807),
         ("-3", None),
         ("4.5", None),
-        ("\u0664", None),  # a digit, but not an ASCII one
-        ("99999999999999999999", None),  # more than 64 bits
+        pytest.param("\u0664", None, id="a digit that is not ASCII"),
+        pytest.param("99999999999999999999", None, id="more than 64 bits"),
         ("Toy Story (1995)", None),
     ],
 )
@@ -88,10 +88,13 @@ def test_an_item_file_cannot_reuse_an_id_of_the_interactions(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("inter", "message"),
     [
-        ("user_id:token\titem_id:token\n1\t2\n", r"line 1: no column 'timestamp'; it has user_id, item_id"),
+        (
+            "user_id:token\titem_id:token\n1\t2\n",
+            r"line 1: there is no column 'timestamp'; the columns are user_id, item_id",
+        ),
         (
             "user_id:token\tpin:token\ttimestamp:float\n1\t2\t3\n",
-            r"line 1: no column 'item_id'; it has user_id, pin, timestamp",
+            r"line 1: there is no column 'item_id'; the columns are user_id, pin, timestamp",
         ),
         ("user_id\titem_id:token\ttimestamp:float\n1\t2\t3\n", r"name:type with .*; column 1 is 'user_id'"),
         (INTER.replace("rating:float", "rating:int") + "1\t2\t3\t4\n", r"line 1: .*; column 3 is 'rating:int'"),
@@ -103,21 +106,30 @@ def test_an_item_file_cannot_reuse_an_id_of_the_interactions(tmp_path: Path) -> 
         ),
         ("user_id:token\titem_id:token\ttimestamp:token\n1\t2\t3\n", r"line 1: .* must be declared timestamp:float"),
         ("user_id:float\titem_id:token\ttimestamp:float\n1\t2\t3\n", r"line 1: .* must be declared user_id:token"),
-        ("", "line 1: there is no header; it names each column as name:type"),
+        ("", "line 1: there is no header; it must name each column as name:type"),
         ("\n" + INTER, "line 1: there is no header"),
-        (INTER + "1\t2\t\t4\n", r"line 2: column 'rating' holds '': that is no number"),
-        (INTER + "1\t2\tgood\t4\n", r"line 2: column 'rating' holds 'good': that is no number"),
-        (INTER + "1\t2\t1,5\t4\n", r"line 2: column 'rating' holds '1,5': that is no number"),
-        (INTER + "1\t2\tnan\t4\n", r"line 2: column 'rating' holds 'nan': that is no number"),
-        (INTER + "1\t2\t1\t1e400\n", r"line 2: column 'timestamp' holds '1e400': that is no number"),
-        # Lines are counted as an editor counts them.
-        (INTER + "\n\r\n1\t2\t3\t4\n\n1\t2\tgood\t4\n", r"line 6: column 'rating' holds 'good'"),
+        (INTER + "1\t2\t\t4\n", r"line 2: column 'rating' holds '': it is not a number"),
+        (INTER + "1\t2\tgood\t4\n", r"line 2: column 'rating' holds 'good': it is not a number"),
+        (INTER + "1\t2\t1,5\t4\n", r"line 2: column 'rating' holds '1,5': it is not a number"),
+        (INTER + "1\t2\tnan\t4\n", r"line 2: column 'rating' holds 'nan': it is not a number"),
+        (INTER + "1\t2\t1\t1e400\n", r"line 2: column 'timestamp' holds '1e400': it is not a number"),
+        pytest.param(
+            INTER + "\n\r\n1\t2\t3\t4\n\n1\t2\tgood\t4\n",
+            r"line 6: column 'rating' holds 'good'",
+            id="lines are counted as an editor counts them",
+        ),
         (INTER + "\n1\t2\t3\n", r"line 3: 3 fields, but the header names 4 columns$"),
-        (INTER + "1\t2\t3\t4\t\n", r"line 2: 5 fields, but the header names 4 columns; remove the tab at its end"),
+        (
+            INTER + "1\t2\t3\t4\t\n",
+            r"line 2: 5 fields, but the header names 4 columns; remove the tab at the end of the line",
+        ),
         (INTER + "1\t2\t3\t4\n" + INTER, r"line 3: column 'timestamp' holds 'timestamp:float'"),
         (INTER + "\t2\t3\t4\n", r"line 2: column 'user_id' holds '': the identifier is empty"),
-        (INTER + "1\t2 \t3\t4\n", r"line 2: column 'item_id' holds '2 ': the identifier has a blank at its"),
-        (INTER + "1\t2\u00a0\t3\t4\n", r"line 2: column 'item_id' holds '2\\xa0': the identifier has a blank"),
+        (INTER + "1\t2 \t3\t4\n", r"line 2: column 'item_id' holds '2 ': the identifier starts or ends with a blank"),
+        (
+            INTER + "1\t2\u00a0\t3\t4\n",
+            r"line 2: column 'item_id' holds '2\\xa0': the identifier starts or ends with a blank",
+        ),
         (INTER + "1\t2\t3\t4\n1.0\t2\t3\t4\n", r"line 3: column 'user_id' holds '1.0': .* a decimal; write 1$"),
         (INTER + "1.7E+09\t2\t3\t4\n", r"line 2: column 'user_id' holds '1.7E\+09': .* a spreadsheet has shortened"),
         (INTER + "1,234\t2\t3\t4\n", r"line 2: column 'user_id' holds '1,234': .* thousands separators; write 1234"),
@@ -128,9 +140,9 @@ def test_an_item_file_cannot_reuse_an_id_of_the_interactions(tmp_path: Path) -> 
         (INTER + "1\t2\t3\t1e10\n", r"line 2: column 'timestamp' holds '1e10': .* it lies after the year 2200"),
         (INTER + "1\t2\t10\t4\n", r"line 2: column 'rating' holds '10': .* a scale from 1 to 5 .* in actions.toml"),
         (INTER + "1\t2\t-1\t4\n", r"line 2: column 'rating' holds '-1': .* a scale from 1 to 5"),
-        (INTER + "1\t2\0\t3\t4\n", r"line 2: the file holds a NUL byte"),
-        (INTER + "1\t2\t3\t4\n\ufeff1\t2\t3\t4\n", r"line 3: a byte order mark inside of the file"),
-        (INTER.replace("\n", "\r") + "1\t2\t3\t4\r", r"line 1: a carriage return that ends no line"),
+        (INTER + "1\t2\0\t3\t4\n", r"line 2: the file contains a NUL byte"),
+        (INTER + "1\t2\t3\t4\n\ufeff1\t2\t3\t4\n", r"line 3: there is a byte order mark inside the file"),
+        (INTER.replace("\n", "\r") + "1\t2\t3\t4\r", r"line 1: there is a carriage return within a line"),
     ],
 )
 def test_what_cannot_be_understood_is_refused_with_its_line_and_column(
@@ -143,9 +155,9 @@ def test_what_cannot_be_understood_is_refused_with_its_line_and_column(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (INTER.encode() + b"1\t2\t3\t4\n\xe9\t2\t3\t4\n", r"line 3: the file is no UTF-8 text here; save it as UTF-8"),
+        (INTER.encode() + b"1\t2\t3\t4\n\xe9\t2\t3\t4\n", r"line 3: the file is not UTF-8 text here; save it as UTF-8"),
         (INTER.encode("utf-16"), "line 1: the file is UTF-16; save it as UTF-8"),
-        (gzip.compress(INTER.encode()), r"toy.inter is compressed; unpack it"),
+        (gzip.compress(INTER.encode()), r"toy.inter is compressed; decompress it"),
     ],
 )
 def test_bytes_that_are_no_plain_text_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
@@ -165,8 +177,8 @@ def test_a_byte_order_mark_windows_line_ends_and_blank_lines_change_nothing(tmp_
     assert plain.titles == other.titles == {2: "Two", 3: "3"}
     assert plain.problems == ()
     assert [problem.what for problem in other.problems] == [
-        "toy.inter: 1 blank lines were skipped, the first is line 2",
-        "toy.item: 1 blank lines were skipped, the first is line 2",
+        "toy.inter: 1 blank lines were skipped, the first of them line 2",
+        "toy.item: 1 blank lines were skipped, the first of them line 2",
     ]
 
 
@@ -183,9 +195,10 @@ def test_an_item_that_is_listed_twice_keeps_its_first_title_and_is_named(tmp_pat
     items = "item_id:token\ttitle:token\np\tFirst\n\nq\tQ\np\tSecond\np\tThird\n"
     dataset = read_atomic(dataset_at(tmp_path, INTER + "u\tp\t3\t1\n", items))
     assert dataset.titles == {token_id("p"): "First", token_id("q"): "Q"}
-    assert "toy.item: 1 items are listed more than once, 'p' on lines 2 and 5; the first line of each counts" in [
-        problem.what for problem in dataset.problems
-    ]
+    assert (
+        "toy.item: 1 items are listed more than once, such as 'p' on lines 2 and 5; the first line of each item counts"
+        in [problem.what for problem in dataset.problems]
+    )
 
 
 @pytest.mark.parametrize(
@@ -193,7 +206,7 @@ def test_an_item_that_is_listed_twice_keeps_its_first_title_and_is_named(tmp_pat
     [
         ("item_id:token\ttitle:token\tyear:float\np\tPin\n", r"toy.item, line 2: 2 fields, but the header names 3"),
         ("item_id:token\ttitle:token\tx:float\tx:float\np\tPin\t1\t2\n", r"toy.item, line 1: columns 3 and 4 are both"),
-        ("title:token\nPin\n", r"toy.item, line 1: no column 'item_id'"),
+        ("title:token\nPin\n", r"toy.item, line 1: there is no column 'item_id'"),
         ("item_id:token\n1.0\n", r"toy.item, line 2: column 'item_id' holds '1.0': .* write 1$"),
         ("item_id:float\n1\n", r"toy.item, line 1: column 'item_id' must be declared item_id:token"),
     ],
@@ -209,10 +222,14 @@ def test_an_item_file_that_cannot_be_understood_is_refused(tmp_path: Path, items
         (
             "nan\tp\t3\t1\nu\tp\t3\t2\nnan\tq\t3\t3\n",
             None,
-            "toy.inter: 2 lines have user_id 'nan', the first is line 2",
+            "toy.inter: 2 lines have user_id 'nan', the first of them line 2",
         ),
-        ('u\t"p"\t3\t1\nu\t"q"\t3\t2\n', None, "toy.inter: every item_id stands in quotes, which are part of it"),
-        ("u\tp1\t3\t1\n", "item_id:token\n1\n", "toy.item has no item of the interactions: it has '1', they 'p1'"),
+        (
+            'u\t"p"\t3\t1\nu\t"q"\t3\t2\n',
+            None,
+            "toy.inter: every item_id is in quotes, and the quotes are part of the identifier",
+        ),
+        ("u\tp1\t3\t1\n", "item_id:token\n1\n", "toy.item has no item of the interactions: it has '1', they have 'p1'"),
     ],
 )
 def test_suspicious_identifiers_are_read_and_named(tmp_path: Path, rows: str, items: str | None, message: str) -> None:
@@ -222,27 +239,25 @@ def test_suspicious_identifiers_are_read_and_named(tmp_path: Path, rows: str, it
 
 def test_a_line_of_many_megabytes_is_refused_or_read_whole(tmp_path: Path) -> None:
     long = "x" * (3 << 20)
-    with pytest.raises(
-        DatasetError, match=r"line 2: column 'rating' holds 'x{80}'... \(3,145,728 characters\): that is"
-    ):
+    with pytest.raises(DatasetError, match=r"line 2: column 'rating' holds 'x{80}'... \(3,145,728 characters\): it is"):
         read_atomic(dataset_at(tmp_path, INTER + f"u\tp\t{long}\t1\n"))
     assert set(read_atomic(dataset_at(tmp_path, INTER + f"u\t{long}\t3\t1\n")).tokens.values()) == {long}
 
 
-def test_a_file_of_many_blocks_is_read_in_order_and_keeps_its_line_numbers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ranker.data.recbole_file._BLOCK_BYTES", 256)
+def test_a_file_of_many_blocks_is_read_in_order_and_keeps_its_line_numbers(tmp_path: Path) -> None:
+    def read() -> AtomicDataset:
+        return read_atomic(dataset_at(tmp_path, INTER + "\n\n".join(rows) + "\n"), block_bytes=256)
+
     rows = [f"u{row % 7}\tp{row % 11}\t{1 + row % 5}\t{row}" for row in range(2_000)]
-    dataset = read_atomic(dataset_at(tmp_path, INTER + "\n\n".join(rows) + "\n"))
+    dataset = read()
     assert dataset.time_ms.tolist() == [1000 * row for row in range(2_000)]
     assert [dataset.tokens[pin] for pin in dataset.pins.tolist()] == [f"p{row % 11}" for row in range(2_000)]
     rows[1_500] = "u\tp\tx\t1"
     with pytest.raises(DatasetError, match=r"line 3002: column 'rating' holds 'x'"):
-        read_atomic(dataset_at(tmp_path, INTER + "\n\n".join(rows) + "\n"))
+        read()
     rows[1_500] = "u\tp"
     with pytest.raises(DatasetError, match=r"line 3002: 2 fields, but the header names 4 columns"):
-        read_atomic(dataset_at(tmp_path, INTER + "\n\n".join(rows) + "\n"))
+        read()
 
 
 @settings(max_examples=500, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
@@ -254,14 +269,14 @@ def test_five_hundred_invented_datasets_are_read_as_a_slow_reader_reads_them_or_
 
 
 def test_a_folder_must_hold_exactly_one_interaction_file(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="no dataset folder at"):
+    with pytest.raises(DatasetError, match="there is no dataset folder"):
         read_atomic(tmp_path / "nowhere")
-    with pytest.raises(DatasetError, match=r"exactly one NAME\.inter file; it holds nothing"):
+    with pytest.raises(DatasetError, match=r"exactly one NAME\.inter file, but contains nothing"):
         read_atomic(tmp_path)
     (tmp_path / "toy.inter.gz").write_bytes(b"")
-    with pytest.raises(DatasetError, match=r"it holds toy.inter.gz; unpack toy.inter.gz"):
+    with pytest.raises(DatasetError, match=r"but contains toy.inter.gz; unpack toy.inter.gz"):
         read_atomic(tmp_path)
     for name in ("a.inter", "b.inter"):
         (tmp_path / name).write_text(INTER)
-    with pytest.raises(DatasetError, match=r"it holds a.inter, b.inter"):
+    with pytest.raises(DatasetError, match=r"but contains a.inter, b.inter"):
         read_atomic(tmp_path)

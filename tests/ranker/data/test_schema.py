@@ -96,17 +96,25 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         ("at_most = 10.0", 'at_most = "10"', r"actions\[1\].at_most: Input should be a valid number"),
         ("at_most = 10.0", "at_most = nan", r"actions\[1\].at_most: Input should be a finite number"),
         ("head = false", 'head = "no"', r"actions\[2\].head: Input should be a valid boolean"),
-        ("affinity = 1.0", "affinity = 1.0\naffinity = 0.5", r"actions.toml is no TOML: Cannot overwrite a value"),
-        ("at_most = 10.0", "", r"actions\[1\]: a column needs exactly one of at_least, at_most, any_of; it has none"),
-        ("at_most = 10.0", "at_most = 1\nat_least = 1", r"exactly one of .* it has \['at_least', 'at_most'\]"),
-        ('column = "seconds"', "", r"actions\[1\]: at_most needs the column that it is about"),
+        (
+            "affinity = 1.0",
+            "affinity = 1.0\naffinity = 0.5",
+            r"actions.toml is not valid TOML: Cannot overwrite a value",
+        ),
+        (
+            "at_most = 10.0",
+            "",
+            r"actions\[1\]: a column requires exactly one of at_least, at_most and any_of, but has none",
+        ),
+        ("at_most = 10.0", "at_most = 1\nat_least = 1", r"exactly one of .* but has \['at_least', 'at_most'\]"),
+        ('column = "seconds"', "", r"actions\[1\]: at_most requires a column"),
         ('"skip"', '"Skip it"', r"actions\[1\].name: .*match pattern"),
-        ('"skip"', '"not"', r"'not' means something else in a utility expression"),
-        ('"skip"', '"listen"', r"action names repeat: playlist_add, listen, listen"),
+        ('"skip"', '"not"', r"'not' is a reserved word in utility expressions"),
+        ('"skip"', '"listen"', r"action names must be unique, but are playlist_add, listen, listen"),
         ("at_most", "atmost", r"actions\[1\].atmost: Extra inputs are not permitted"),
         ("[[actions]]", "[[action]]", r"actions: Field required"),
-        ("[[actions]]", "[[actions", r"actions.toml is no TOML"),
-        ("[[actions]]", "a = " + 50_000 * "[", r"actions.toml is no TOML"),
+        ("[[actions]]", "[[actions", r"actions.toml is not valid TOML"),
+        ("[[actions]]", "a = " + 50_000 * "[", r"actions.toml is not valid TOML"),
     ],
 )
 def test_mistakes_in_the_file_are_named_with_their_place(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -120,7 +128,7 @@ def test_actions_saved_with_a_byte_order_mark_are_read(tmp_path: Path) -> None:
 
 def test_a_schema_must_leave_something_to_predict_and_to_embed() -> None:
     (closeup,) = CLOSEUPS.actions
-    for changes, message in (({"head": False}, "nothing is left to predict"), ({"affinity": 0}, "which pins belong")):
+    for changes, message in (({"head": False}, "there is nothing to predict"), ({"affinity": 0}, "which pins belong")):
         with pytest.raises(ValueError, match=message):
             ActionSchema(actions=(closeup.model_copy(update=changes),))
 
@@ -133,7 +141,11 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "row", "message"),
     [
-        ("seconds:float", "1", r"the actions read column 'events'; it has user_id, item_id, timestamp, seconds"),
+        (
+            "seconds:float",
+            "1",
+            r"the actions need column 'events', but the columns are user_id, item_id, timestamp, seconds",
+        ),
         (
             "events:float\tseconds:float",
             "1\t1",
@@ -141,8 +153,12 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         ),
         ("events:token\tseconds:token", "a\t1", r"'skip' compares column 'seconds' with a number, .* seconds:float"),
         ("events:float_seq\tseconds:float", "a\t1", r"'playlist_add' looks for tokens in .*, but it is a float_seq"),
-        ("events:token\tseconds:float", "queue \t1", r"line 2: column 'events' holds 'queue ': it has a blank at its"),
-        ("events:token\tseconds:float", "a\t", r"line 2: column 'seconds' holds '': that is no number"),
+        (
+            "events:token\tseconds:float",
+            "queue \t1",
+            r"line 2: column 'events' holds 'queue ': it starts or ends with a blank",
+        ),
+        ("events:token\tseconds:float", "a\t", r"line 2: column 'seconds' holds '': it is not a number"),
     ],
 )
 def test_columns_that_do_not_fit_the_actions_are_refused(tmp_path: Path, header: str, row: str, message: str) -> None:
@@ -154,7 +170,7 @@ def test_columns_that_do_not_fit_the_actions_are_refused(tmp_path: Path, header:
 def test_an_interaction_that_is_no_action_needs_a_name(tmp_path: Path) -> None:
     schema_at(tmp_path, LISTENING.rpartition("[[actions]]")[0])
     data = data_at(tmp_path, "events:token\tseconds:float", "u\tp\t1\tnone\t60", "u\tq\t2\tqueue\t60")
-    with pytest.raises(DatasetError, match=r'line 2: this and 0 other of 2 interactions are none of the .* "shown"'):
+    with pytest.raises(DatasetError, match=r'line 2: this interaction and 0 others of 2 match none of the .* "shown"'):
         read_atomic(data)
 
 
@@ -163,4 +179,4 @@ def test_a_word_that_no_line_has_is_named(tmp_path: Path) -> None:
     data = data_at(tmp_path, "events:token\tseconds:float", "u\tp\t2\tqueue\t5", "u\tq\t1\tplaylist add\t60")
     (problem,) = read_atomic(data).problems
     assert problem.what == "action 'playlist_add': no line has 'queued' in column 'events'"
-    assert problem.fix == "check the spelling; the column holds playlist add, queue"
+    assert problem.fix == "check the spelling; the column contains playlist add, queue"

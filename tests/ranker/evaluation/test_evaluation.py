@@ -9,7 +9,7 @@ import pytest
 
 from ranker.errors import SettingError
 from ranker.evaluation.bootstrap import Estimate
-from ranker.evaluation.caveats import limits
+from ranker.evaluation.caveats import caveats
 from ranker.evaluation.results import Evaluation, HeadScore
 from ranker.evaluation.scoring import BundleScores
 from ranker.evaluation.tables import head_table, slice_table, terminal_tables
@@ -145,7 +145,7 @@ def test_a_head_that_a_bundle_lacks_is_shown_as_missing(tmp_path: Path, monkeypa
     assert hide.hit_at_3_by_utility is not None
     line = next(line for line in head_table(evaluation).blocks[1] if line[1].text == "bad")
     assert [cell.text for cell in line[4:]] == ["-", "-", "-", "-"]
-    assert any("bad does not predict hide, like" in sentence for sentence in limits(evaluation))
+    assert any("bad does not predict hide, like" in sentence for sentence in caveats(evaluation))
 
 
 def test_a_utility_that_cannot_be_evaluated_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +154,7 @@ def test_a_utility_that_cannot_be_evaluated_is_said_so(tmp_path: Path, monkeypat
     evaluation = measured(replace(test, by_bundle={**test.by_bundle, "bad": mute}), tmp_path, monkeypatch)
     assert score(evaluation, "bad", "save").hit_at_3_by_utility is None
     assert score(evaluation, "bad", "save").hit_at_3_by_head is not None
-    assert any("it has no surface 'related'" in sentence for sentence in limits(evaluation))
+    assert any("it has no surface 'related'" in sentence for sentence in caveats(evaluation))
 
 
 def test_the_best_of_a_head_stands_out_and_for_hide_that_is_the_lowest_by_utility(evaluation: Evaluation) -> None:
@@ -166,7 +166,7 @@ def test_the_best_of_a_head_stands_out_and_for_hide_that_is_the_lowest_by_utilit
 
 
 def test_small_heads_and_slices_are_named_with_their_counts(evaluation: Evaluation) -> None:
-    said = " ".join(limits(evaluation))
+    said = " ".join(caveats(evaluation))
     assert "hide is small: 10 candidates received it, in 10 requests of 5 users" in said
     assert "The slice cold is small: 10 requests of 5 users" in said
     assert "10 of 40 requests (25.0%) come from users without any earlier action" in said
@@ -181,12 +181,17 @@ def test_pins_that_were_shown_and_nothing_more_are_counted(tmp_path: Path, monke
     )
     evaluation = measured(narrow, tmp_path, monkeypatch)
     assert 0 < evaluation.events_without_action < evaluation.events == 60
-    said = f"{evaluation.events_without_action} of the period's 60 logged pins were shown and received none"
-    assert said in limits(evaluation)[0]
-    assert "What a frontend showed is not in the data" in limits(replace(evaluation, events_without_action=0))[0]
+    said = f"{evaluation.events_without_action} of the 60 logged pins of the period were shown and received none"
+    assert said in caveats(evaluation)[0]
+    assert (
+        "The data does not contain the pins that a frontend showed"
+        in caveats(replace(evaluation, events_without_action=0))[0]
+    )
 
 
-@pytest.mark.parametrize(("baseline", "message"), [("best", "the baseline 'best' is not among good, bad, popularity")])
+@pytest.mark.parametrize(
+    ("baseline", "message"), [("best", "unknown baseline 'best'; choose one of good, bad, popularity")]
+)
 def test_an_unknown_baseline_is_refused(
     baseline: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,5 +201,5 @@ def test_an_unknown_baseline_is_refused(
 
 def test_no_bundle_may_be_called_popularity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     test = scored_test(by_bundle={"popularity": scored_test().by_bundle["good"]})
-    with pytest.raises(SettingError, match="call the bundle something else"):
+    with pytest.raises(SettingError, match="rename the bundle"):
         measured(test, tmp_path, monkeypatch)

@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from ranker.evaluation.caveats import limits
+from ranker.evaluation.caveats import caveats
 from ranker.evaluation.report import report_html, write_report
 from ranker.evaluation.results import Evaluation
 from tests.ranker.scored import HEADS, measured, scored_test
@@ -71,7 +71,7 @@ def test_the_report_says_what_was_measured_and_what_that_cannot_show(html: str, 
     for expected in (*HEADS, "good", "bad", "popularity", "toy data", "cold", "light", "heavy", "Seed", "40 requests"):
         assert expected in text
     assert "What this data cannot show" in text
-    for sentence in limits(evaluation):
+    for sentence in caveats(evaluation):
         assert " ".join(sentence.split()) in text
 
 
@@ -91,7 +91,7 @@ def test_a_report_of_a_single_head_without_positives_can_be_made(
     path = tmp_path / "report.html"
     write_report(measured(nothing, tmp_path / "data", monkeypatch, resamples=0), path)
     page = Page(path.read_text())
-    assert "Nothing to draw" in page.text
+    assert "There is no chart" in page.text
     assert "No intervals were computed" in page.text
 
 

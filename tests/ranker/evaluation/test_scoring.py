@@ -12,7 +12,7 @@ from ranker.data.embeddings import svd_embeddings
 from ranker.data.features import SURFACES
 from ranker.data.recbole import read_atomic
 from ranker.data.requests import Split, producer_until_ms
-from ranker.evaluation.scoring import _utilities, families
+from ranker.evaluation.scoring import families, utilities_of
 from ranker.training.examples import ExampleBuilder, Examples, Sampling
 from tests.ranker.interactions import write_atomic
 from tests.ranker.scored import manifest
@@ -56,7 +56,7 @@ def test_each_surface_is_ranked_by_its_own_utility_with_the_pins_attributes(log:
     assert 0 < related.mean() < 1
     creator = built.attributes["log_actions"] + built.attributes["creator_tail"]
     expected = np.where(related, save + 0.5 * creator, 2 * (save - hide))
-    np.testing.assert_allclose(_utilities(table, built, probabilities), expected, rtol=1e-5)
+    np.testing.assert_allclose(utilities_of(table, built, probabilities), expected, rtol=1e-5)
 
 
 def test_examples_say_who_asked_where_and_keep_it_through_take(log: ActionLog) -> None:

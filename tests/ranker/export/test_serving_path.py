@@ -21,7 +21,7 @@ from ranker.data.features import SURFACES, Groups, events_of, fill_store, scalar
 from ranker.data.requests import Part, Request, Slice, Split, part_slices, producer_until_ms, slice_requests
 from ranker.export.manifest import SEQUENCE_LENGTH, draft_manifest
 from ranker.network.model import NetworkConfig, RankerNetwork
-from ranker.training.examples import ExampleBuilder, Sampling, _Snapshot
+from ranker.training.examples import ExampleBuilder, FeatureSnapshot, Sampling
 from ranker.training.minibatches import tensors
 from tests.ranker.data.test_actions import dataset_of
 
@@ -85,7 +85,7 @@ def offline(
     log: ActionLog, embeddings: PinEmbeddings, span: Slice, request: Request, candidates: np.ndarray
 ) -> FeatureBatch:
     """Build a request's tensors the way training does."""
-    snapshot = _Snapshot.at(span, log, GROUPS, embeddings.of(log.pin_ids), [0])
+    snapshot = FeatureSnapshot.at(span, log, GROUPS, embeddings.of(log.pin_ids), [0])
     fetched = builder_of(log, embeddings).fetched(request, candidates, snapshot.pins, snapshot.users)
     return Assembler(MANIFEST).assemble(fetched, request.surface)
 

@@ -19,7 +19,7 @@ def test_the_table_has_the_rankers_that_are_compared() -> None:
 
 
 def test_a_variant_that_is_not_there_is_refused_with_those_that_are() -> None:
-    with pytest.raises(SettingError, match="no variant 'huge'; there are base, wide, late, early, cross"):
+    with pytest.raises(SettingError, match="unknown variant 'huge'; choose one of base, wide, late, early, cross"):
         network_overrides("huge")
 
 

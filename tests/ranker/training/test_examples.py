@@ -170,7 +170,7 @@ def test_the_future_moves_no_tensor(log: ActionLog) -> None:
 
     def first_slice(history: ActionLog) -> list[dict[str, np.ndarray]]:
         builder = ExampleBuilder(history, embeddings, MANIFEST, only_first, Sampling(negatives=0), seed=5)
-        built = builder._build_slice(first, "train", 1.0)
+        built = builder.build_slice(first, "train")
         return [{**one.batch.request, **one.batch.candidate, "labels": one.labels} for one in built]
 
     before, after = first_slice(log), first_slice(changed)
@@ -195,7 +195,7 @@ def test_what_a_request_led_to_shows_in_its_labels_only(log: ActionLog) -> None:
     assert set(last_events) <= set(range(own.start, own.stop))
     changed.labels[last_events] = ~changed.labels[last_events]
     changed.action[last_events] = RATINGS.position("hide")
-    ours, theirs = (b._build_slice(first, "train", 1.0) for b in builders)
+    ours, theirs = (b.build_slice(first, "train") for b in builders)
     moved = 0
     for one, other in zip(ours, theirs, strict=True):
         moved += not np.array_equal(one.labels, other.labels)
@@ -208,7 +208,7 @@ def test_what_a_request_led_to_shows_in_its_labels_only(log: ActionLog) -> None:
 def test_a_part_without_requests_is_refused() -> None:
     log = action_log(dataset_of([(1, pin, 5, 7) for pin in range(20)]))
     builder = ExampleBuilder(log, svd_embeddings(two_users(), 100, 1), MANIFEST, Split(), Sampling(), 5)
-    with pytest.raises(DatasetError, match="the train part of the data holds no request"):
+    with pytest.raises(DatasetError, match="the train part of the data has no request"):
         builder.build("train")
 
 

@@ -19,7 +19,8 @@ from ranker.errors import CheckpointError, DivergedError, SettingError
 from ranker.network.model import RankerNetwork
 from ranker.training.checkpoint import FILE, CheckpointPlan
 from ranker.training.fit import predict
-from ranker.training.settings import Epoch, Execution, Step, TrainingConfig, precision_of
+from ranker.training.progress import Epoch, Step
+from ranker.training.settings import Execution, TrainingConfig, precision_of
 from tests.ranker.toy_training import CONFIG, HEADS, examples, learn, main
 
 ONE_THREAD = Execution(threads=1)
@@ -73,7 +74,7 @@ def processes() -> multiprocessing.context.ForkServerContext:
 
 def test_progress_tells_epoch_loss_learning_rate_and_speed(uninterrupted: tuple[RankerNetwork, list[Epoch]]) -> None:
     recorder = Recorder()
-    network, epochs = learn(replace(ONE_THREAD, watches=(recorder,)))
+    network, epochs = learn(replace(ONE_THREAD, watchers=(recorder,)))
     assert same_bits(network, uninterrupted[0])
     assert [(s.epoch, s.done, s.total) for s in recorder.steps] == [
         (e, 3 * e - 3 + b, 6) for e in (1, 2) for b in (1, 2, 3)
@@ -105,7 +106,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(
     assert killed.exitcode == -signal.SIGKILL
     recorder = Recorder()
     network, epochs = learn(
-        Execution(checkpoints=CheckpointPlan(tmp_path, resume=True), watches=(recorder,), threads=1)
+        Execution(checkpoints=CheckpointPlan(tmp_path, resume=True), watchers=(recorder,), threads=1)
     )
     assert same_bits(network, uninterrupted[0])
     assert epochs == uninterrupted[1]
@@ -118,7 +119,7 @@ def test_a_training_stopped_after_any_batch_goes_on_to_the_same_bits(
 ) -> None:
     plan = CheckpointPlan(tmp_path, every_batches=1)
     with pytest.raises(StoppedError):
-        learn(Execution(checkpoints=plan, watches=(Recorder(stop_after),), threads=1))
+        learn(Execution(checkpoints=plan, watchers=(Recorder(stop_after),), threads=1))
     network, epochs = learn(Execution(checkpoints=replace(plan, resume=True), threads=1))
     assert same_bits(network, uninterrupted[0])
     assert epochs == uninterrupted[1]
@@ -130,7 +131,7 @@ def test_a_finished_training_resumes_to_its_result_without_a_step(
     plan = CheckpointPlan(tmp_path, resume=True)
     learn(Execution(checkpoints=plan, threads=1))
     recorder = Recorder()
-    network, epochs = learn(Execution(checkpoints=plan, watches=(recorder,), threads=1))
+    network, epochs = learn(Execution(checkpoints=plan, watchers=(recorder,), threads=1))
     assert recorder.steps == []
     assert same_bits(network, uninterrupted[0])
     assert epochs == uninterrupted[1]
@@ -138,9 +139,9 @@ def test_a_finished_training_resumes_to_its_result_without_a_step(
 
 def test_a_checkpoint_is_renewed_when_its_time_has_come(tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
-        learn(Execution(checkpoints=CheckpointPlan(tmp_path, every_s=0), watches=(Recorder(2),), threads=1))
+        learn(Execution(checkpoints=CheckpointPlan(tmp_path, every_s=0), watchers=(Recorder(2),), threads=1))
     recorder = Recorder()
-    learn(Execution(checkpoints=CheckpointPlan(tmp_path, resume=True), watches=(recorder,), threads=1))
+    learn(Execution(checkpoints=CheckpointPlan(tmp_path, resume=True), watchers=(recorder,), threads=1))
     assert recorder.steps[0].done == 2  # the second batch was told before it was saved
 
 
@@ -148,12 +149,12 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path: Path) -> None:
     plan = CheckpointPlan(tmp_path)
     once = replace(CONFIG, epochs=1)
     learn(Execution(checkpoints=plan, threads=1), once)
-    with pytest.raises(CheckpointError, match=r"exists already; --resume .* goes on from it"):
+    with pytest.raises(CheckpointError, match=r"already exists; use --resume .* to continue from it"):
         learn(Execution(checkpoints=plan, threads=1), once)
     resumed = Execution(checkpoints=replace(plan, resume=True), threads=1)
-    with pytest.raises(CheckpointError, match=r"another run: learning_rate was 0.005, is 0.1\. Resume with"):
+    with pytest.raises(CheckpointError, match=r"another run: learning_rate was 0.005 and is now 0.1\. Resume with"):
         learn(resumed, replace(once, learning_rate=0.1))
-    with pytest.raises(CheckpointError, match=r"another run: dropout was 0.1, is 0.5\."):
+    with pytest.raises(CheckpointError, match=r"another run: dropout was 0.1 and is now 0.5\."):
         learn(resumed, once, dropout=0.5)
 
 
@@ -165,7 +166,7 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(
         "tests.ranker.toy_training.examples", lambda seed, *_: changed if seed == 1 else examples(2, 11)
     )
-    with pytest.raises(CheckpointError, match=r"another run: the training data was \w{16}, is \w{16}\."):
+    with pytest.raises(CheckpointError, match=r"another run: the training data was \w{16} and is now \w{16}\."):
         learn(resumed, replace(CONFIG, epochs=1))
 
 
@@ -224,7 +225,7 @@ def test_training_stops_after_its_patience_and_keeps_the_best_weights() -> None:
 
 
 def test_a_loss_that_is_no_number_ends_the_training() -> None:
-    with pytest.raises(DivergedError, match=r"the loss is nan at epoch \d, batch \d; give a lower --learning-rate"):
+    with pytest.raises(DivergedError, match=r"the loss is nan at epoch \d, batch \d; lower --learning-rate"):
         learn(ONE_THREAD, replace(CONFIG, learning_rate=1e30, epochs=3))
 
 
@@ -245,10 +246,10 @@ def test_a_head_that_weighs_nothing_teaches_nothing_and_does_not_count() -> None
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"click": 2.0}, "no head 'click' to weigh; the data gives the heads save, hide"),
-        ({"save": -1.0}, "the weight of head 'save' must be a number from 0 on, got -1"),
-        ({"save": float("nan")}, "must be a number from 0 on, got nan"),
-        ({"save": 0.0, "hide": 0.0}, "every head weighs 0"),
+        ({"click": 2.0}, "cannot weigh the unknown head 'click'; the heads of this data are save, hide"),
+        ({"save": -1.0}, "the weight of head 'save' must be a finite number of at least 0, but is -1"),
+        ({"save": float("nan")}, "must be a finite number of at least 0, but is nan"),
+        ({"save": 0.0, "hide": 0.0}, "every head has weight 0"),
     ],
 )
 def test_head_weights_that_cannot_be_are_refused(weights: dict[str, float], message: str) -> None:
@@ -257,11 +258,11 @@ def test_head_weights_that_cannot_be_are_refused(weights: dict[str, float], mess
 
 
 def test_settings_that_cannot_be_are_refused_by_name() -> None:
-    with pytest.raises(SettingError, match="learning_rate cannot be 0"):
+    with pytest.raises(SettingError, match="learning_rate must not be 0"):
         TrainingConfig(learning_rate=0)
-    with pytest.raises(SettingError, match=r"time_window_share cannot be 1\.5"):
+    with pytest.raises(SettingError, match=r"time_window_share must not be 1\.5"):
         TrainingConfig(time_window_share=1.5)
-    with pytest.raises(SettingError, match="no precision 'fp8'; there are auto, fp32, bf16"):
+    with pytest.raises(SettingError, match="unknown precision 'fp8'; choose one of auto, fp32, bf16"):
         precision_of("fp8")
 
 

@@ -76,7 +76,7 @@ def test_a_successor_learns_only_what_is_newer_and_stays_in_its_parents_space(
 
 
 def test_a_gate_that_does_not_hold_leaves_nothing(tmp_path: Path, first: Bundle, whole: Path) -> None:
-    with pytest.raises(GateError, match="worse than toy@3 on the newest requests, so not made: save: calib"):
+    with pytest.raises(GateError, match="worse than toy@3 on the newest requests: save: calib"):
         make_bundle(
             tmp_path / "second", read_atomic(whole), replace(RECIPE, version=4), Notes(),
             parent=Parent.of(first), gates=Gates(ece_max=0.0),
@@ -86,13 +86,13 @@ def test_a_gate_that_does_not_hold_leaves_nothing(tmp_path: Path, first: Bundle,
 
 def test_without_enough_that_is_new_nothing_is_trained(first: Bundle, older: AtomicDataset) -> None:
     log = action_log(older)
-    with pytest.raises(SettingError, match="5 events are newer than what the parent learned from; at least 200"):
+    with pytest.raises(SettingError, match="only 5 events are newer than those the parent learned from; at least 200"):
         split_after(log, int(log.time_ms[-5]), SPLIT)
 
 
 def test_versions_that_bring_no_parameters_say_so(first: Bundle) -> None:
     older = replace(first, files={name: content for name, content in first.files.items() if name != PARAMETERS})
-    with pytest.raises(SettingError, match="cannot be trained on from: it carries no parameters.npz; make a first"):
+    with pytest.raises(SettingError, match="it carries no parameters.npz; train a first version without --parent"):
         Parent.of(older)
 
 
@@ -123,5 +123,5 @@ def test_gates_compare_head_by_head(own: HeadScore, expected: list[str]) -> None
 
 
 def test_damaged_parameters_are_refused() -> None:
-    with pytest.raises(SettingError, match="holds no parameters of a ranker"):
+    with pytest.raises(SettingError, match="does not hold the parameters of a ranker"):
         decode_parameters(b"nothing")

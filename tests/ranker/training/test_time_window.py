@@ -16,7 +16,7 @@ EMBEDDINGS = (ACTIONS[:, :, None] * np.array([1.0, -1.0])).astype(np.float32)
     ("windows_s", "left"),
     [
         ([0, 0, 0], ACTIONS.tolist()),
-        ([10, 5, 9], ACTIONS.tolist()),  # as old as the window is old enough
+        pytest.param([10, 5, 9], ACTIONS.tolist(), id="an action as old as the window stays"),
         ([15, 6, 1e9], [[1, 2, 0, 0], [2, 1, 0, 0], [0, 0, 0, 0]]),
         ([30, 100, 0], [[2, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]),
         ([31, 501, 1], np.zeros((3, 4), int).tolist()),

@@ -12,7 +12,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ranker.errors import TrackingError
-from ranker.training.settings import Epoch, Step, Watch
+from ranker.training.progress import Epoch, Step, Watcher
 from ranker.training.tracking import STEPS_APART, Tracker, tracked
 
 SETTINGS = {"variant": "early", "seed": "7"}
@@ -22,15 +22,15 @@ NAMES = {
 }  # fmt: skip
 
 
-def train_a_little(watch: Watch) -> None:
+def train_a_little(watcher: Watcher) -> None:
     for done in range(1, STEPS_APART + 2):
-        watch.step(Step(1, done, STEPS_APART + 1, loss=1 / done, learning_rate=0.25, rows_per_s=100.0))
-    watch.epoch(Epoch(1, 0.5, 0.75, {"save": 0.5, "hide": 1.0}))
+        watcher.step(Step(1, done, STEPS_APART + 1, loss=1 / done, learning_rate=0.25, rows_per_s=100.0))
+    watcher.epoch(Epoch(1, 0.5, 0.75, {"save": 0.5, "hide": 1.0}))
 
 
 def test_tensorboard_gets_every_metric(tmp_path: Path) -> None:
-    with tracked(tmp_path / "runs", None, "toy", SETTINGS, print) as (watch,):
-        train_a_little(watch)
+    with tracked(tmp_path / "runs", None, "toy", SETTINGS, print) as (watcher,):
+        train_a_little(watcher)
     events = EventAccumulator(str(tmp_path / "runs")).Reload()
     assert set(events.Tags()["scalars"]) == NAMES
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [
@@ -44,8 +44,8 @@ def test_mlflow_gets_every_metric_as_a_finished_run(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     uri = (tmp_path / "mlflow").as_uri()
     for _ in range(2):
-        with tracked(None, uri, "toy", SETTINGS, print) as (watch,):
-            train_a_little(watch)
+        with tracked(None, uri, "toy", SETTINGS, print) as (watcher,):
+            train_a_little(watcher)
     with pytest.raises(KeyboardInterrupt), tracked(None, uri, "toy", SETTINGS, print):
         raise KeyboardInterrupt
     from mlflow import MlflowClient
@@ -89,7 +89,7 @@ def test_a_tracker_that_fails_on_the_way_is_given_up_and_said_so() -> None:
 
     train_a_little(Tracker(send, notes.append))
     assert asked == [STEPS_APART]
-    assert notes == ["no more metrics are sent from here on: the server is gone"]
+    assert notes == ["metrics tracking has stopped: the server is gone"]
 
 
 @pytest.mark.parametrize("package", ["tensorboard", "mlflow"])
@@ -104,8 +104,8 @@ def test_trackers_are_imported_only_when_asked_for(
         return original(name, *rest, **named)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with tracked(None, None, "toy", SETTINGS, print) as watches:
-        assert watches == ()
+    with tracked(None, None, "toy", SETTINGS, print) as watchers:
+        assert watchers == ()
     asked = {"tensorboard": (tmp_path, None), "mlflow": (None, "http://127.0.0.1:1")}[package]
     with pytest.raises(ModuleNotFoundError), tracked(*asked, "toy", SETTINGS, print):
         pass
