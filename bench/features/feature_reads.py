@@ -236,7 +236,7 @@ def _feast(python: Path, port: int, plan: FeatureReadsPlan, seed: int, *, fill_f
     import json  # noqa: PLC0415
 
     command = [
-        str(python), str(ROOT / "bench" / "feast_reads.py"), str(port), str(min(_FEAST_PINS, plan.pins)),
+        str(python), str(ROOT / "bench" / "features" / "feast_reads.py"), str(port), str(min(_FEAST_PINS, plan.pins)),
         str(CANDIDATES + 100), str(max(3, plan.reads // 10)), str(seed), str(int(fill_first)),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -77,7 +77,7 @@ def _mlperf(plan: LoadToolsPlan, stage: TestBed, users: Path, pins: Path) -> dic
 def _locust(plan: LoadToolsPlan, stage: TestBed, users: Path, pins: Path, folder: Path) -> dict[str, float]:
     count = max(1, round(plan.rate_per_s / _PER_USER))
     command = [
-        str(_BIN / "locust"), "-f", str(ROOT / "loadtest" / "locustfile.py"), "--headless", "--host",
+        str(_BIN / "locust"), "-f", str(ROOT / "loadtest" / "judges" / "locustfile.py"), "--headless", "--host",
         stage.server.address, "-u", str(count), "-r", str(count), "-t", f"{max(3, round(plan.duration_s))}s",
         "--rate-per-user", f"{_PER_USER}", "--user-ids", str(users), "--pin-ids", str(pins), "--csv",
         str(folder / "locust"),

@@ -24,7 +24,7 @@ from loadtest.workload import Workload
 from tests.redis_servers import free_port
 
 BIN = Path(sys.executable).parent
-LOADTEST = Path(__file__).parent.parent.parent / "loadtest"
+LOADTEST = Path(__file__).parents[2] / "loadtest"
 WORKLOAD = ["--user-ids", "1-4", "--pin-ids", "1-50", "--candidates", "20"]
 
 
@@ -41,7 +41,7 @@ def address(model_store: Path, feature_store_url: str) -> Iterator[str]:
 
 
 def locust(*arguments: str, files: str = "locustfile.py") -> subprocess.CompletedProcess[str]:
-    paths = ",".join(str(LOADTEST / file) for file in files.split(","))
+    paths = ",".join(str(LOADTEST / "judges" / file) for file in files.split(","))
     command = [str(BIN / "locust"), "-f", paths, "--headless", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
 
@@ -109,8 +109,8 @@ def test_locust_ends_a_test_that_it_cannot_send_and_says_why(arguments: list[str
 def test_locust_calls_the_host_that_its_page_names_for_each_test(address: str) -> None:
     page = f"http://127.0.0.1:{(port := free_port())}"
     command = [
-        str(BIN / "locust"), "-f", str(LOADTEST / "locustfile.py"), "--web-host", "127.0.0.1", "--web-port", str(port),
-        "--rate-per-user", "20", *WORKLOAD,
+        str(BIN / "locust"), "-f", str(LOADTEST / "judges" / "locustfile.py"), "--web-host", "127.0.0.1",
+        "--web-port", str(port), "--rate-per-user", "20", *WORKLOAD,
     ]  # fmt: skip
 
     def listens() -> bool:
@@ -140,7 +140,7 @@ def test_locust_calls_the_host_that_its_page_names_for_each_test(address: str) -
 def test_locust_runs_distributed_with_a_shape(address: str, tmp_path: Path) -> None:
     port, files = str(free_port()), "locustfile.py,locust_shapes.py"
     shape = ["--load-shape", "steps", "--shape-users", "8", "--shape-s", "4"]
-    paths = ",".join(str(LOADTEST / file) for file in files.split(","))
+    paths = ",".join(str(LOADTEST / "judges" / file) for file in files.split(","))
     worker_command = [str(BIN / "locust"), "-f", paths, "--worker", "--master-port", port]
     with subprocess.Popen(worker_command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as worker:
         done = locust(
