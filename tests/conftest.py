@@ -138,8 +138,8 @@ def config(model_store: Path, feature_store_url: str) -> ServerConfig:
 
 @pytest.fixture(scope="session")
 def prover() -> Iterator[Prover]:
-    """One for all servers, as it takes a second to start."""
-    with closing(Prover("openvino")) as shared:
+    """One for all servers, as it takes a second to start; beside other tests it would get no time at low priority."""
+    with closing(Prover("openvino", nice=0)) as shared:
         yield shared
 
 
