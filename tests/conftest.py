@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import os
+
+# Tests run side by side: PyTorch's threads must sleep while they wait for one another. It reads this as it is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import asyncio
 import logging
-import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing

@@ -157,7 +157,15 @@ class Prover:
             self._helper = subprocess.Popen(  # noqa: S603 - ourselves
                 # In the server's own session: Linux shares the processors out by session before it looks at priorities.
                 # And without the folder that it was started in on its path: that may hold a `model_store` of others.
-                [sys.executable, "-P", "-m", "server.proving.helper", str(self.pace.file), str(self._nice), self._engine],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "server.proving.helper",
+                    str(self.pace.file),
+                    str(self._nice),
+                    self._engine,
+                ],
                 pass_fds=[self.pace.file],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
