@@ -61,7 +61,7 @@ demo: $(if $(wildcard $(DATA)),$(TRAINING),.venv/serving)
 	@$(BIN)/python -m deploy.demo.demo $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 test: $(EVERYTHING)
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) $(ARGS)
 
 resolve: $(EVERYTHING)
 	$(BIN)/python -m deploy.install.resolve

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Itera
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc.aio
 import pytest
@@ -25,6 +26,10 @@ from server.config import ServerConfig
 from server.proving.prover import Prover
 from tests import tiny
 from tests.redis_servers import RedisServer, cluster, running
+
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadScopeScheduling
 
 #: What the extra `train` brings. Where PyTorch cannot be had, `make test` goes on without it and skips these tests.
 TRAINING = ("torch", "sklearn", "scipy", "onnxscript", "triton")
@@ -81,6 +86,19 @@ def _skip_without_training(error: BaseException | None) -> None:
         if missing.partition(".")[0] in TRAINING:
             pytest.skip(f"{missing} {_WHY}")
         error = error.__cause__
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Give each worker of pytest-xdist one test after the other, but all of a module to one if they share a fixture."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByTestOrModule(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if 'scope="module"' in (config.rootpath / file).read_text() else nodeid
+
+    return ByTestOrModule(config, log)
 
 
 @pytest.fixture(autouse=True)

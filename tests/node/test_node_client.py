@@ -15,10 +15,7 @@ HERE = Path(__file__).parent
 PROTO = HERE.parent.parent / "proto" / "pinrank" / "v1" / "ranking.proto"
 
 # CI has Node.js; where it lost it, these fail there instead of vanishing.
-pytestmark = [
-    pytest.mark.skipif(shutil.which("npm") is None and "CI" not in os.environ, reason="needs Node.js and npm"),
-    pytest.mark.xdist_group("node_client"),  # one worker installs
-]
+pytestmark = pytest.mark.skipif(shutil.which("npm") is None and "CI" not in os.environ, reason="needs Node.js and npm")
 
 
 @pytest.fixture(scope="module")

@@ -35,9 +35,6 @@ from ranker.training.examples import ExampleBuilder, Sampling
 from ranker.training.settings import TrainingConfig
 from tests.ranker.interactions import write_atomic
 
-#: One worker runs them all, as what they share takes seconds to make.
-pytestmark = pytest.mark.xdist_group("recipe")
-
 UTILITY = b"""
 [surfaces.home]
 weights = { pinner = 1.0 }

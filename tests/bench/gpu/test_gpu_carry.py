@@ -19,9 +19,6 @@ from bench.gpu.carried import carried as carried_names
 from bench.gpu.carried import lacking, machine_has, too_much, tree_bytes
 from bench.gpu.phase import MEASURED_BY
 
-#: One worker runs them all, as what they share takes seconds to make.
-pytestmark = pytest.mark.xdist_group("gpu_carry")
-
 ROOT = Path(__file__).parents[3]
 OURS = ("bench", "feature_client", "kernels", "loadtest", "model_store", "pinrank", "ranker", "server")
 #: What code that the run reaches may import, and does not, as none of it is asked for.

@@ -17,9 +17,6 @@ from bench.gpu.numbers import DRY_FILE, FILE, read
 from bench.gpu.plan import PHASES, expected
 from loadtest.open_loop import STAGES, Samples
 
-#: One worker runs them all, as what they share takes seconds to make.
-pytestmark = pytest.mark.xdist_group("gpu_dry_run")
-
 ROOT = Path(__file__).parents[3]
 
 

@@ -24,9 +24,6 @@ from kernels.gpu.triton_ahead import CompiledKernel, arguments
 from kernels.gpu.triton_encoder import encode_rows as kernel
 from tests.ranker.exported import batch, exported, read_by
 
-#: One worker runs them all, as what they share takes seconds to make.
-pytestmark = pytest.mark.xdist_group("encoder_node")
-
 AHEAD = CompiledKernel("encode_rows", ".version 8.0", b"", 256, 65536)
 
 

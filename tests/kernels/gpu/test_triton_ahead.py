@@ -24,9 +24,6 @@ from ranker.network.encoder import EarlyFusion
 from ranker.network.serving_form import fold_early
 from tests.ranker.encoders import Sizes
 
-#: One worker runs them all, as what they share takes seconds to make.
-pytestmark = pytest.mark.xdist_group("triton_ahead")
-
 #: Of the committed table: another assembler may need so much more of anything before somebody should look.
 SLACK = 1.1
 

@@ -14,9 +14,6 @@ from ranker.evaluation.report import report_html, write_report
 from ranker.evaluation.results import Evaluation
 from tests.ranker.scored import HEADS, measured, scored_test
 
-#: One worker runs them all, as what they share takes seconds to make.
-pytestmark = pytest.mark.xdist_group("report")
-
 
 class Page(HTMLParser):
     """What a page consists of; its tags must be closed in order."""

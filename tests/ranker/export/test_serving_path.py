@@ -25,9 +25,6 @@ from ranker.training.examples import ExampleBuilder, Sampling, _Snapshot
 from ranker.training.minibatches import tensors
 from tests.ranker.data.test_actions import dataset_of
 
-#: One worker runs them all, as what they share takes seconds to make.
-pytestmark = pytest.mark.xdist_group("serving_path")
-
 SCHEMA = ActionSchema(
     actions=(
         ActionRule(name="playlist_add", meaning="kept", column="rating", at_least=5, affinity=1.0),

@@ -22,9 +22,6 @@ from ranker.training.fit import predict
 from ranker.training.settings import Epoch, Execution, Step, TrainingConfig, precision_of
 from tests.ranker.toy_training import CONFIG, HEADS, examples, learn, main
 
-#: One worker runs them all, as what they share takes seconds to make.
-pytestmark = pytest.mark.xdist_group("fit")
-
 ONE_THREAD = Execution(threads=1)
 
 

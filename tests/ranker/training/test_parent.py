@@ -21,9 +21,6 @@ from ranker.training.parent import Parent, decode_parameters, split_after
 from tests.ranker.interactions import write_atomic
 from tests.ranker.test_recipe import RECIPE, SPLIT, Notes
 
-#: One worker runs them all, as what they share takes seconds to make.
-pytestmark = pytest.mark.xdist_group("parent")
-
 OPEN = Gates(auc_loss_max=1.0, hit_loss_percent_max=1_000.0, ece_max=1.0)
 
 

@@ -27,9 +27,6 @@ from tests import tiny
 from tests.conftest import needs_training
 from tests.processes import children, ends_of
 
-#: One worker runs them all, as what they share takes seconds to make.
-pytestmark = pytest.mark.xdist_group("prover")
-
 
 @pytest.fixture(scope="module")
 def prover():
