@@ -191,8 +191,9 @@ def test_a_helper_that_dies_is_nobodys_fault_and_is_replaced_by_one_for_the_same
 def test_the_helper_and_what_it_tries_end_with_a_server_that_is_killed(claim):
     slow = json.dumps(asdict(claim(endless(), engine="numpy")))
     script = (
-        "import json, sys; from server.proving.prover import Claim, Prover; prover = Prover('numpy'); prover.start();"
-        "print(prover._helper.pid, flush=True); prover.prove(Claim(**json.loads(sys.argv[1])), None)"
+        "import json, sys; from server.proving.prover import ProofRequest, Prover;"
+        "prover = Prover('numpy'); prover.start(); print(prover._helper.pid, flush=True);"
+        "prover.prove(ProofRequest(**json.loads(sys.argv[1])), None)"
     )
     with subprocess.Popen([sys.executable, "-c", script, slow], stdout=subprocess.PIPE, text=True) as server:
         helper = int(server.stdout.readline())
