@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import grpc.aio
 import pytest
 import structlog
+from hypothesis import HealthCheck, settings
 from pydantic import SecretStr
 
 from feature_client.stores.lmdb_store import EmbeddedStore
@@ -43,6 +44,10 @@ if not WITHOUT_TRAINING:
 
     if not torch.cuda.is_available():
         os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is made
+
+# How long an example takes depends on the tests beside it.
+settings.register_profile("side by side", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("side by side")
 
 
 class _TestModule(pytest.Module):
