@@ -8,8 +8,8 @@ NAME ?=
 TORCH ?= auto
 TRAINING := .venv/training-$(TORCH)
 EVERYTHING := .venv/everything-$(TORCH)
-# How many tests `make test` runs side by side: they mostly wait. 0: one after the other.
-WORKERS ?= 4
+# How many tests run side by side: three keep two cores busy, as a test waits a third of its time. 0: one after the other.
+WORKERS ?= 3
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt
 # pip's one line a package, as a counter on one line.
 COUNTED = | { n=0; while read -r word name _; do \
