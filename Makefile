@@ -8,6 +8,8 @@ NAME ?=
 TORCH ?= auto
 TRAINING := .venv/training-$(TORCH)
 EVERYTHING := .venv/everything-$(TORCH)
+# How many tests run side by side: three keep two cores busy, as a test waits a third of its time. 0: one after the other.
+WORKERS ?= 3
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt
 # pip's one line a package, as a counter on one line.
 COUNTED = | { n=0; while read -r word name _; do \
@@ -24,7 +26,7 @@ SHELL := /bin/bash
 
 help:
 	@echo "make demo   fill a feature store from MovieLens-1M, start the server, rank for real users (DATA=folder: your own)"
-	@echo "make test   install everything and run every test (TORCH=cpu, pypi or none: which PyTorch)"
+	@echo "make test   install everything and run every test (TORCH=cpu, pypi or none: which PyTorch; ARGS=tests/server)"
 	@echo "make check  format, lint, types, import rules"
 	@echo "make resolve  resolve every set of extras from the package index's metadata, with pip and uv, for each Python"
 	@echo "make wheel  build the wheel and run the demo from it on each Python"
@@ -59,7 +61,7 @@ demo: $(if $(wildcard $(DATA)),$(TRAINING),.venv/serving)
 	@$(BIN)/python -m deploy.demo.demo $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 test: $(EVERYTHING)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) $(ARGS)
 
 resolve: $(EVERYTHING)
 	$(BIN)/python -m deploy.install.resolve

@@ -107,6 +107,7 @@ def highest_rate(
     warmup_s: float,
     duration_s: float,
     seed: int,
+    tries_max: int = 7,
 ) -> tuple[float, list[Summary]]:
     """Search the highest rate of which 99% are goodput within `target_ms`, which is also every call's deadline.
 
@@ -116,7 +117,7 @@ def highest_rate(
     import asyncio  # noqa: PLC0415
 
     async def main() -> tuple[float, list[Summary]]:
-        search = RateSearch(first_per_s, tolerance=0.06, tries_max=7)
+        search = RateSearch(first_per_s, tolerance=0.06, tries_max=tries_max)
         tried: list[Summary] = []
         async with open_aio_channel(address) as channel:
             await channel.channel_ready()

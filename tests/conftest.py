@@ -1,17 +1,23 @@
 from __future__ import annotations
 
+import os
+
+# Tests run side by side: PyTorch's threads must sleep while they wait for one another. It reads this as it is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import asyncio
 import logging
-import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc.aio
 import pytest
 import structlog
+from hypothesis import HealthCheck, settings
 from pydantic import SecretStr
 
 from feature_client.stores.lmdb_store import EmbeddedStore
@@ -21,6 +27,10 @@ from server.config import ServerConfig
 from server.proving.prover import Prover
 from tests import tiny
 from tests.redis_servers import RedisServer, cluster, running
+
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadScopeScheduling
 
 #: What the extra `train` brings. Where PyTorch cannot be had, `make test` goes on without it and skips these tests.
 TRAINING = ("torch", "sklearn", "scipy", "onnxscript", "triton")
@@ -34,6 +44,10 @@ if not WITHOUT_TRAINING:
 
     if not torch.cuda.is_available():
         os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is made
+
+# How long an example takes depends on the tests beside it.
+settings.register_profile("side by side", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("side by side")
 
 
 class _TestModule(pytest.Module):
@@ -77,6 +91,19 @@ def _skip_without_training(error: BaseException | None) -> None:
         if missing.partition(".")[0] in TRAINING:
             pytest.skip(f"{missing} {_WHY}")
         error = error.__cause__
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Give each worker of pytest-xdist one test after the other, but all of a module to one if they share a fixture."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByTestOrModule(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if 'scope="module"' in (config.rootpath / file).read_text() else nodeid
+
+    return ByTestOrModule(config, log)
 
 
 @pytest.fixture(autouse=True)
@@ -138,8 +165,8 @@ def config(model_store: Path, feature_store_url: str) -> ServerConfig:
 
 @pytest.fixture(scope="session")
 def prover() -> Iterator[Prover]:
-    """One for all servers, as it takes a second to start."""
-    with closing(Prover("openvino")) as shared:
+    """One for all servers, as it takes a second to start; beside other tests it would get no time at low priority."""
+    with closing(Prover("openvino", nice=0)) as shared:
         yield shared
 
 

@@ -39,10 +39,13 @@ class ServingPlan:
     quiet_s: float = 4.0
     quiet_per_s: float = 25.0
     search_s: float = 3.0
+    search_tries: int = 7
     callers: int = 8
 
 
-QUICK = ServingPlan(rounds=1, engine_s=0.2, run_times_s=0.3, warmup_s=0.1, saturated_s=0.3, quiet_s=0.5, search_s=0.3)
+QUICK = ServingPlan(
+    rounds=1, engine_s=0.2, run_times_s=0.3, warmup_s=0.1, saturated_s=0.3, quiet_s=0.5, search_s=0.3, search_tries=2
+)
 
 
 def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
@@ -138,7 +141,7 @@ def _highest(
         first_per_s = max(8.0, max(ideal[target_ms].values()) / 2)
         rate_per_s, tried = stage.client.submit(
             client.highest_rate, address, stage.subject.requests, first_per_s, target_ms, plan.warmup_s, plan.search_s,
-            SEED + 100 * number,
+            SEED + 100 * number, plan.search_tries,
         ).result()  # fmt: skip
         found[f"{target_ms:g}"] = {"per_s": rate_per_s, "tried": [summary.as_json() for summary in tried]}
     return found

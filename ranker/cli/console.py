@@ -105,7 +105,7 @@ def read_dataset(data: str, actions: Path | None, reporter: ConsoleReporter) -> 
 def suspicious(dataset: AtomicDataset) -> tuple[Problem, ...]:
     """Return the problems of a dataset, including timestamps that lie in the future."""
     from feature_client.action_times import clock_ms  # noqa: PLC0415
-    from ranker.data.problems import problems_of  # noqa: PLC0415
+    from ranker.data.inspection import problems_of  # noqa: PLC0415
 
     return problems_of(dataset, clock_ms())
 

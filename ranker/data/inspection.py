@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ranker.data.actions import ActionLog
-from ranker.data.problems import Problem
+from ranker.data.problems import Problem, time_problems
+from ranker.data.recbole import AtomicDataset
 from ranker.data.requests import QUERY_AFFINITY, Part, Split, part_slices, producer_until_ms, slice_requests
 
 #: A user with fewer events than the first number is cold; with at least the second number, heavy.
@@ -165,4 +166,20 @@ def _rare_actions(found: Inspection) -> Iterator[Problem]:
                 "warning",
                 f"{action.name} occurs only {count:,} times in the {part} part, too few for reliable results",
                 "add more data, merge it with a related action, or set head = false",
+            )
+
+
+def problems_of(dataset: AtomicDataset, now_ms: int) -> tuple[Problem, ...]:
+    """Return the problems of a dataset that show before training."""
+    return (*dataset.problems, *time_problems(dataset.time_ms, now_ms), *_label_problems(dataset))
+
+
+def _label_problems(dataset: AtomicDataset) -> Iterator[Problem]:
+    for position, rule in enumerate(dataset.schema.actions):
+        if rule.column is not None and len(dataset.labels) and dataset.labels[:, position].all():
+            yield Problem(
+                "warning",
+                f"every interaction is a {rule.name}: the rule for column {rule.column!r} distinguishes nothing",
+                "check the rule in actions.toml against the values of the column; ratings on another scale than 1 to 5 "
+                "need their own rules",
             )

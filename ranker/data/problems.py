@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from feature_client.action_times import AHEAD_MAX_MS, EARLIEST_MS
 from ranker.errors import DatasetError
-
-if TYPE_CHECKING:
-    from ranker.data.recbole import AtomicDataset
 
 #: The year 2200; no log is that recent, so a later time has another unit or is not a time.
 LATEST_MS = 7_258_118_400_000
@@ -28,11 +25,6 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.what}\n  fix: {self.fix}"
-
-
-def problems_of(dataset: AtomicDataset, now_ms: int) -> tuple[Problem, ...]:
-    """Return the problems of a dataset that show before training."""
-    return (*dataset.problems, *_time_problems(dataset.time_ms, now_ms), *_label_problems(dataset))
 
 
 def refuse_future(time_ms: np.ndarray, now_ms: int) -> None:
@@ -53,7 +45,8 @@ def date_of(time_ms: int) -> str:
     return str(np.datetime64(time_ms, "ms").astype("datetime64[D]"))
 
 
-def _time_problems(time_ms: np.ndarray, now_ms: int) -> Iterator[Problem]:
+def time_problems(time_ms: np.ndarray, now_ms: int) -> Iterator[Problem]:
+    """Yield the problems of interaction times: int64[E], Unix time in milliseconds."""
     if future := _in_future(time_ms, now_ms):
         yield Problem(
             "warning",
@@ -68,14 +61,3 @@ def _time_problems(time_ms: np.ndarray, now_ms: int) -> Iterator[Problem]:
             "write timestamps as Unix times in seconds; if they are only counters, or 0 means a missing time, ages and "
             "time slices are meaningless",
         )
-
-
-def _label_problems(dataset: AtomicDataset) -> Iterator[Problem]:
-    for position, rule in enumerate(dataset.schema.actions):
-        if rule.column is not None and len(dataset.labels) and dataset.labels[:, position].all():
-            yield Problem(
-                "warning",
-                f"every interaction is a {rule.name}: the rule for column {rule.column!r} distinguishes nothing",
-                "check the rule in actions.toml against the values of the column; ratings on another scale than 1 to 5 "
-                "need their own rules",
-            )

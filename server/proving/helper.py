@@ -32,7 +32,6 @@ from model_store.registry.store import open_model_store
 from server.proving.prover import ANSWER_BYTES_MAX, PLAN_BYTES_MAX, ProofRequest, decoded, received, send
 from server.scheduling.pace import Pace
 
-_NICE = 19
 #: Linux's; Python has no name for it.
 _PR_SET_PDEATHSIG = 1
 #: Opened before any fork: a forked child should take no lock that another thread of the helper may hold.
@@ -224,10 +223,11 @@ def cpu_s(process: int) -> float:
 def main() -> None:
     """Serve claims from standard input until it is closed.
 
-    The arguments: the descriptor of the server's pace, and the engine that it serves with.
+    The arguments: the descriptor of the server's pace, how far this process's priority is below the server's, and the
+    engine that the server serves with.
     """
-    pace, engine = Pace(int(sys.argv[1])), sys.argv[2]
-    os.nice(_NICE)
+    pace, engine = Pace(int(sys.argv[1])), sys.argv[3]
+    os.nice(int(sys.argv[2]))
     for number in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C and the terminal's end are the server's
         signal.signal(number, signal.SIG_IGN)
     answers, claims = os.fdopen(os.dup(1), "wb"), sys.stdin.buffer

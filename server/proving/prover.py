@@ -92,14 +92,15 @@ class Prover:
         pace: of the proofs, which rest the longer while it is busy.
     """
 
-    def __init__(self, engine: str) -> None:
+    def __init__(self, engine: str, *, nice: int = 19) -> None:
         """Remember.
 
         Args:
             engine: what is mostly proven on; imported once, for all proofs. Others are imported by each proof.
+            nice: how far the helper's priority is below this process's; 19 is the lowest that there is.
         """
         self.pace = Pace()
-        self._engine = engine
+        self._engine, self._nice = engine, nice
         self._lock = threading.Lock()
         self._helper: subprocess.Popen[bytes] | None = None
 
@@ -162,7 +163,15 @@ class Prover:
             self._helper = subprocess.Popen(  # noqa: S603 - ourselves
                 # In the server's own session: Linux shares the processors out by session before it looks at priorities.
                 # And without the folder that it was started in on its path: that may hold a `model_store` of others.
-                [sys.executable, "-P", "-m", "server.proving.helper", str(self.pace.file), self._engine],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "server.proving.helper",
+                    str(self.pace.file),
+                    str(self._nice),
+                    self._engine,
+                ],
                 pass_fds=[self.pace.file],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -83,13 +84,15 @@ def test_killed_at_any_step_an_operation_was_done_or_not_at_all_and_can_be_done_
     }[operation]
     kills = 0
     with worker(bundles, volume) as process:
+        if operation != "first publish":
+            for version in (1, 2, 3):
+                do(process, tmp_path / "good", "publish", version=version)
+            for version in (1, 2):
+                do(process, tmp_path / "good", "label", label="stable", version=version)
         while True:
             root = tmp_path / str(kills)
             if operation != "first publish":
-                for version in (1, 2, 3):
-                    do(process, root, "publish", version=version)
-                for version in (1, 2):
-                    do(process, root, "label", label="stable", version=version)
+                shutil.copytree(tmp_path / "good", root)
             before = sound(root)
             killed = do(process, root, what, kills, **arguments)["killed"]
             after = sound(root)

@@ -30,7 +30,7 @@ from tests.processes import children, ends_of
 
 @pytest.fixture(scope="module")
 def prover():
-    with closing(Prover("openvino")) as shared:
+    with closing(Prover("openvino", nice=0)) as shared:
         yield shared
 
 
