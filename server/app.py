@@ -45,8 +45,9 @@ from server.runtime.signals import Ending, heed_signals
 from server.runtime.supervisor import Supervisor
 from server.scheduling.admission import Admission, Overload
 from server.scheduling.cost import CostModel
-from server.scheduling.earliest_deadline import EarliestDeadlineFirst, Lane
+from server.scheduling.earliest_deadline import EarliestDeadlineFirst
 from server.scheduling.engine_streams import Runner
+from server.scheduling.lanes import Lane
 from server.scheduling.pace import Pace
 from server.telemetry.metrics import Metrics
 

@@ -129,7 +129,7 @@ class GpuEngine:
         done, self._cost = warm_and_measure(self.run, self.streams, sample, progress, shapes)
         return done
 
-    def cost_s(self, requests: int, rows: int) -> float:  # noqa: ARG002 - measured for one request; others cost alike
+    def cost_s(self, rows: int) -> float:
         return self._cost(rows)
 
     def plan(self) -> bytes | None:

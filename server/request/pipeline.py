@@ -10,9 +10,9 @@ import numpy as np
 import structlog
 
 from feature_client.codec import RowState
+from feature_client.estimates import RunningQuantile
 from feature_client.fetch import FetchedFeatures, fetch
 from feature_client.near_cache import NearCache
-from feature_client.quantile import RunningQuantile
 from feature_client.stores.store import Store
 from server.errors import DeadlineError, OverloadedError
 from server.request.routing import ServedModel

@@ -7,8 +7,8 @@ from server.scheduling.cost import CostModel
 from server.scheduling.earliest_deadline import EarliestDeadlineFirst
 
 COSTS = {
-    "m": CostModel(lambda requests, rows: 0.3e-3 * requests + 35e-6 * rows),
-    "cheap": CostModel(lambda requests, rows: 0.1e-3 * requests + 2e-6 * rows),
+    "m": CostModel(lambda rows: 0.3e-3 + 35e-6 * rows),
+    "cheap": CostModel(lambda rows: 0.1e-3 + 2e-6 * rows),
 }
 
 

@@ -37,7 +37,7 @@ class CountingEngine:
 
 def runner_of(engine, streams=2, policy=None, supervisor=None):
     model = SimpleNamespace(engine=engine, digest="m")
-    costs = {"m": CostModel(lambda requests, rows: 1e-4 * requests + PER_ROW_S * rows)}
+    costs = {"m": CostModel(lambda rows: 1e-4 + PER_ROW_S * rows)}
     policy = policy or EarliestDeadlineFirst(streams, costs.__getitem__)
     metrics = Metrics()
     runner = Runner(
