@@ -38,7 +38,7 @@ from server.request.pipeline import Pipeline
 from server.request.routing import ServedModel, ServedModels
 from server.rollout.hot_swap import HotSwap
 from server.rollout.refusals import Refusals
-from server.rollout.shadow import LANE, Shadow
+from server.rollout.shadow import SHADOW_LANE, Shadow
 from server.runtime.listening import ListenError, http_interfaces, http_shown, open_grpc_port, shown
 from server.runtime.memory import set_up_allocator
 from server.runtime.signals import Ending, heed_signals
@@ -178,7 +178,7 @@ class Server:
         config = self._config
         costs: dict[Hashable, CostModel] = {}
         lanes = {name: Lane(surface.priority, surface.share) for name, surface in config.surfaces.items()}
-        lanes[LANE] = Lane(priority=-100, share=0.01)
+        lanes[SHADOW_LANE] = Lane(priority=-100, share=0.01)
         overload = {name: Overload(s.overload, s.trim_candidates_min) for name, s in config.surfaces.items()}
         policy = EarliestDeadlineFirst(self._streams, costs.__getitem__, lanes)
         admission = Admission(

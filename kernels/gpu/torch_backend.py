@@ -27,7 +27,7 @@ from kernels.gpu.triton_encoder import runs_on
 _log = logging.getLogger(__name__)
 _HALF: Half | None = "bfloat16"
 #: By handle, in the whole process. PyTorch has 32 streams for each device and gives them out in turn, taken or not: on
-#: one that two lanes shared, what one of them runs would become part of what the other captures.
+#: one that two slots shared, what one of them runs would become part of what the other captures.
 _STREAMS: WeakValueDictionary[int, TorchStream] = WeakValueDictionary()
 
 

@@ -1,4 +1,4 @@
-"""Taking a version in while others serve: proven in a process of its own, warmed up on a thread that rests."""
+"""Taking a version in while others serve: proven in a process of its own, warmed up on a thread that pauses."""
 
 from __future__ import annotations
 
@@ -112,8 +112,8 @@ class Intake:
         self._utility = config.utility.read_bytes() if config.utility else None
         self._trust = TrustedKeys.read(config.swap.trusted_keys) if config.swap.trusted_keys else None
         self._loader = Worker("model-loader", supervisor)
-        #: The loader's own time at its last rest.
-        self._rested_at_s = 0.0
+        #: The loader's own time at its last pause.
+        self._paused_at_s = 0.0
 
     async def close(self) -> None:
         """Give up what is under way."""
@@ -209,17 +209,17 @@ class Intake:
         """Do work of Python's without keeping other threads of Python's waiting, and leave them some time after it."""
         before = sys.getswitchinterval()
         sys.setswitchinterval(_SWITCH_S)
-        self._rested_at_s = time.thread_time()
+        self._paused_at_s = time.thread_time()
         try:
             return work(*arguments)
         finally:
             sys.setswitchinterval(before)
-            self._rest()
+            self._pause()
 
-    def _rest(self) -> None:
+    def _pause(self) -> None:
         """On the thread that loads: leave the processor to requests for as long as the share asks for."""
-        self._prover.pace.rest(time.thread_time() - self._rested_at_s, self._share)
-        self._rested_at_s = time.thread_time()
+        self._prover.pace.pause(time.thread_time() - self._paused_at_s, self._share)
+        self._paused_at_s = time.thread_time()
 
     @property
     def _share(self) -> float:
@@ -295,19 +295,19 @@ class Intake:
     def _compiled(
         self, bundle: Bundle, utility: UtilityTable, sample: FeatureBatch | None, plan: bytes | None, report: Report
     ) -> ServedModel:
-        """Compile and warm up, on a sample of recent requests or else on the golden ones, with rests between runs."""
+        """Compile and warm up, on a sample of recent requests or else on the golden ones, with pauses between runs."""
         assert report.warm_up is not None, "it begins here"  # noqa: S101
         warm_up = report.warm_up
 
         def progress(runs: int, of: int) -> bool:
             if self._closed:
                 raise NotReadyError(f"{bundle.manifest.ref}: the server stops")
-            self._rest()
+            self._pause()
             return warm_up.progress(runs, of)
 
         try:
             model = load_model(
-                bundle, self._factory, self._streams, plan=plan, sample=sample, rest=self._rest, progress=progress
+                bundle, self._factory, self._streams, plan=plan, sample=sample, pause=self._pause, progress=progress
             )
         except UnavailableError as error:
             raise NotReadyError(str(error)) from error
