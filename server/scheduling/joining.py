@@ -34,7 +34,7 @@ class Arrivals:
     @property
     def rows(self) -> int:
         """Rows of a typical ticket."""
-        return max(1, round(self._rows.value))
+        return round(self._rows.value)
 
     def observe(self, ticket: Ticket, now_s: float) -> None:
         if self._last_s is not None:

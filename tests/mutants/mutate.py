@@ -87,7 +87,11 @@ def mutants(source: str) -> list[Mutant]:
         node, before = place.node, _shown(place.statement)
         for other in _alternatives(place):
             place.put(other)
-            after = "dropped" if isinstance(other, ast.Pass) else _shown(place.statement)
+            after = (
+                "dropped"
+                if isinstance(other, ast.Pass)
+                else _shown(other if node is place.statement else place.statement)
+            )
             name = f"{place.owner}: {before} -> {after}"
             names[name] += 1
             distinct = name if names[name] == 1 else f"{name} ({names[name]})"
