@@ -40,9 +40,9 @@ class CostModel:
         #: The part of a run's fixed cost that requests in one run share.
         self._shared = DecayingMean(_GAIN, 0.5)
         self._slack = RunningQuantile(_CAREFUL, 1.2)
-        self._table: list[float] = []
+        self._table: list[float]
         #: Seconds of a run without rows.
-        self._empty_s = 0.0
+        self._empty_s: float
         self._tabulate()
 
     @property

@@ -128,12 +128,12 @@ class Lanes:
         return before + queue[:cut], queue[cut:] + behind
 
     def _ranks(self, now_s: float, newcomer: str | None = None) -> dict[str, _Rank]:
-        """Rank the lanes with work, the newcomer's too; one alone uses no more than its share."""
+        """Rank the lanes with work, the newcomer's too."""
         working = {name: state for name, state in self._lanes.items() if state.waiting}
         if newcomer is not None:
             working[newcomer] = self._lanes[newcomer]
-        if len(working) < 2:
-            return dict.fromkeys(working, (False, 0))
+        if not working:
+            return {}
         whole_s = self._capacity_s / sum(state.lane.share for state in working.values())
         return {
             name: (state.used.at(now_s) > state.lane.share * whole_s, -state.lane.priority)

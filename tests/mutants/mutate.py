@@ -32,6 +32,7 @@ _ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
     ast.BitOr: ast.BitAnd,
     ast.BitXor: ast.BitAnd,
 }
+_SHOWN_MAX = 80
 _CALLS = {"min": "max", "max": "min", "any": "all", "all": "any", "ceil": "floor", "floor": "ceil"}
 
 
@@ -105,7 +106,7 @@ def _shown(statement: ast.AST) -> str:
 
 
 def _places(node: ast.AST, owner: str, rebound: frozenset[str], statement: ast.AST) -> Iterator[_Place]:
-    """Walk everything that may be replaced: no annotations, docstrings, decorators or texts."""
+    """Walk everything that may be replaced: no annotations, docstrings, decorators, texts, nor `zip`'s own check."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         owner = f"{owner}.{node.name}" if owner else node.name
         rebound = frozenset() if isinstance(node, ast.ClassDef) else _bound_again(node)
@@ -113,7 +114,7 @@ def _places(node: ast.AST, owner: str, rebound: frozenset[str], statement: ast.A
         if field in {"annotation", "returns", "decorator_list"} or isinstance(value, ast.JoinedStr):
             continue
         for index, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
-            if isinstance(child, ast.AST):
+            if isinstance(child, ast.AST) and not (isinstance(child, ast.keyword) and child.arg == "strict"):
                 inner = child if isinstance(child, ast.stmt) else statement
                 yield _Place(owner, rebound, inner, node, field, index)
                 yield from _places(child, owner, rebound, inner)

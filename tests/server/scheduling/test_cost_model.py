@@ -66,6 +66,85 @@ def test_nineteen_of_twenty_runs_end_by_the_careful_prediction():
     assert 0.02 < late / 3_000 < 0.08
 
 
+def test_sizes_between_powers_of_two_lie_on_straight_lines():
+    model = CostModel(math.sqrt)
+    for power in range(21):
+        assert model.predict_s(1, 1 << power) == 2 ** (power / 2)
+    assert model.predict_s(1, 3) == pytest.approx((math.sqrt(2) + 2) / 2)
+    assert model.predict_s(1, 7) == pytest.approx(2 + (math.sqrt(8) - 2) * 3 / 4)
+    assert model.predict_s(1, 3 << 19) == pytest.approx(1024 + (1024 - math.sqrt(1 << 19))), "on beyond the largest"
+
+
+def test_what_a_run_without_rows_costs_is_on_the_line_through_the_smallest_sizes_and_never_nothing():
+    assert CostModel(linear(1e-3, 1e-5)).predict_s(2, 64) == pytest.approx(1.5e-3 + 64e-5)
+    found = CostModel(linear(1e-3, 1e-5))
+    assert found.fixed_s + found.per_request_s == pytest.approx(1e-3)
+    only_rows = CostModel(linear(0.0, 1e-5))
+    assert only_rows.fixed_s + only_rows.per_request_s == pytest.approx(0.05 * 1e-5)
+    assert CostModel(linear(0.0, 0.0)).predict_s(1, 100) == 1e-7, "nothing is known yet"
+
+
+@pytest.mark.parametrize(
+    ("requests", "rows", "seconds"),
+    [
+        pytest.param(1, 64, 0.0, id="no time"),
+        pytest.param(1, 64, -0.5, id="less than no time"),
+        pytest.param(1, 0, 1.0, id="no rows"),
+    ],
+)
+def test_a_run_that_cannot_have_been_teaches_nothing(requests, rows, seconds):
+    model, fresh = CostModel(linear(1e-3, 1e-5)), CostModel(linear(1e-3, 1e-5))
+    model.observe(requests, rows, seconds)
+    assert model.finish_s(2, 64) == fresh.finish_s(2, 64)
+
+
+def test_a_run_of_one_row_teaches():
+    model = CostModel(linear(1e-3, 1e-5))
+    model.observe(1, 1, 1.0)
+    assert model.predict_s(1, 1) == pytest.approx(1.01e-3 * math.exp(0.1))
+
+
+def test_a_run_moves_the_two_sizes_around_it_by_how_near_they_are_and_the_rest_no_further():
+    model, prior = CostModel(linear(1e-3, 1e-5)), linear(1e-3, 1e-5)
+    model.observe(1, 40, 1.0)  # far too long: a fifth of half a factor of e counts, three quarters of it for 32 rows
+    moved = {rows: math.log(model.predict_s(1, rows) / prior(rows)) for rows in (16, 32, 64, 128)}
+    assert moved == pytest.approx({16: 0.075, 32: 0.075, 64: 0.025, 128: 0.075})
+
+
+def test_a_run_of_several_requests_moves_what_they_share_and_no_size():
+    model = CostModel(linear(1e-3, 1e-5))
+    alone_s = model.predict_s(1, 128)
+    model.observe(2, 128, alone_s + 1e-3)  # the second request cost a run of its own
+    assert model.predict_s(1, 128) == alone_s
+    assert model.fixed_s == pytest.approx(0.4e-3)
+    model.observe(3, 128, alone_s)  # the second and third cost nothing
+    assert model.fixed_s == pytest.approx(0.52e-3)
+    model.observe(3, 128, alone_s / 2)
+    assert model.fixed_s == pytest.approx(0.616e-3), "less than nothing counts as nothing"
+    model.observe(3, 128, alone_s * 9)
+    assert model.fixed_s == pytest.approx(0.4928e-3), "more than all counts as all"
+
+
+def test_a_smaller_size_never_costs_more_than_a_larger_one_that_was_seen():
+    model = CostModel(linear(0.0, 1e-5))
+    model.observe(1, 64, 64e-5 * math.exp(-5))
+    assert model.predict_s(1, 64) == pytest.approx(64e-5 * math.exp(-0.1))
+    flat = CostModel(linear(1e-3, 0.0))
+    flat.observe(1, 64, 1e-3 * math.exp(-5))
+    assert [flat.predict_s(1, rows) for rows in (1, 32, 64)] == pytest.approx([1e-3 * math.exp(-0.1)] * 3)
+
+
+def test_promises_are_within_a_factor_of_four_and_no_less_than_a_typical_run():
+    model = CostModel(linear(1e-3, 1e-5))
+    assert model.finish_s(1, 64) == pytest.approx(1.2 * model.predict_s(1, 64))
+    for _ in range(400):
+        model.observe(2, 64, 1.0)
+    assert model.finish_s(1, 64) == pytest.approx(4 * model.predict_s(1, 64))
+    for _ in range(4_000):
+        model.observe(2, 64, 1e-6)
+    assert model.finish_s(1, 64) == model.predict_s(1, 64)
+
+
 def test_predictions_stay_positive_and_grow_with_rows_and_requests_whatever_is_observed():
     rng = random.Random(7)
     model = CostModel(linear(0.0, 0.0))

@@ -96,6 +96,8 @@ def test_a_newcomer_has_a_place_between_those_that_wait_and_is_not_put_in():
     assert (numbers(before), numbers(behind)) == ([2, 1], [3, 0])
     before, behind = lanes.around(ticket(1, "home", 2.0), 0.0)  # one that waits already goes behind itself
     assert (numbers(before), numbers(behind)) == ([2, 1], [3, 0])
+    before, behind = lanes.around(ticket(4, "ads", 3.0), 0.0)
+    assert (numbers(before), numbers(behind)) == ([], [2, 1, 3, 0])
     before, behind = lanes.around(ticket(4, "new", 3.0), 0.0)
     assert (numbers(before), numbers(behind)) == ([2, 1], [3, 0])
     assert numbers(lanes.ordered(0.0)) == [2, 1, 3, 0]
