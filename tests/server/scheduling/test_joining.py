@@ -60,6 +60,23 @@ def test_who_waits_behind_gains_although_it_may_not_join_itself():
     assert joiners(waiting(), others, 3, COST, 0.0) == others
 
 
+@pytest.mark.parametrize(
+    ("behind", "deadline_s", "joined"),
+    [
+        pytest.param(1, 99.0, 0, id="0.75 s saved for one, 1.25 s lost for one"),
+        pytest.param(2, 99.0, 1, id="0.75 s saved for each of two"),
+        pytest.param(4, 99.0, 1, id="0.75 s saved for each of three, 1.25 s lost for each of two"),
+        pytest.param(5, 99.0, 2, id="0.75 s saved for each of four, 1.25 s lost for each of two"),
+        pytest.param(2, 3.25, 1, id="two are just in time"),
+        pytest.param(2, 3.24, 0, id="two would be late"),
+    ],
+)
+def test_what_a_request_costs_beyond_its_rows_counts(behind, deadline_s, joined):
+    cost = StraightCost(fixed_s=0.75, per_request_s=0.25, per_row_s=1 / 128)
+    others = [waiting(number) for number in range(1, behind + 1)]
+    assert joiners(waiting(deadline_s=deadline_s), others, behind, cost, 0.0) == others[:joined]
+
+
 def test_a_further_request_costs_its_part_of_a_run():
     dear = StraightCost(per_request_s=1.0, per_row_s=1 / 128)  # requests of one run share nothing
     assert joiners(waiting(), [waiting(1)], 1, dear, 0.0) == []
