@@ -168,10 +168,10 @@ class EarliestDeadlineFirst:
         )
         if is_large(head.ticket.rows, typical_of_others):
             return large_piece_rows(head.rows, typical_of_others, cost)
-        usable, needed = free - self._left_idle(head), min(behind, free - 1)
+        usable = free - self._left_idle(head)
         alone = behind == 0 and bool(self._running)
         next_free_s = min(run.left_s(now_s) for run in self._running.values()) if alone else None
-        part = part_rows(head.rows, usable, needed, next_free_s, cost)
+        part = part_rows(head.rows, usable, behind, next_free_s, cost)
         splits = part < head.rows and splitting_pays(head.rows, part, self._lanes.load(now_s), cost)
         return part if splits else head.rows
 

@@ -287,7 +287,7 @@ def test_a_forecast_counts_what_runs_and_waits_before_and_whom_it_harms():
 
 def exactly(streams=1, lanes=None, **cost):
     """A policy with exact costs: by default 1 s a run and 1 s for each 128 rows, and promises twice that."""
-    model = StraightCost(**{"fixed_s": 1.0, "per_row_s": 1 / 128, "careful": 2.0} | cost)
+    model = StraightCost(**{"fixed_s": 0.75, "per_request_s": 0.25, "per_row_s": 1 / 128, "careful": 2.0} | cost)
     return EarliestDeadlineFirst(streams, lambda _: model, lanes)
 
 
@@ -380,13 +380,6 @@ def test_a_ticket_expires_beside_others_when_it_cannot_end_in_time(deadline_s, e
     assert (chosen.next(5.0) == Expire((ticket(0, deadline_s),))) is expires
 
 
-def test_requests_of_one_run_are_counted_where_one_alone_must_end_in_time():
-    chosen = exactly(streams=1, per_request_s=1.0)
-    for one in (ticket(0, 8.0), ticket(1, 99.0)):
-        chosen.offer(one, 5.0)
-    assert isinstance(chosen.next(5.0), Run)
-
-
 def test_several_tickets_without_hope_expire_together_and_the_last_one_is_tried():
     chosen = exactly()
     for number in range(3):
@@ -411,12 +404,75 @@ def test_a_lane_is_charged_what_a_run_took_and_not_what_was_predicted():
     assert run.pieces[0].ticket.lane == "ads"
     chosen.finished(run, 5.25)  # 2 s were predicted: they would have been beyond its share
     assert chosen.next(5.25).pieces[0].ticket.number == 1
-    late = exactly(lanes={"ads": Lane(priority=1, share=0.5), "home": Lane(share=0.5)}, fixed_s=0.0, per_row_s=1 / 1024)
+    late = exactly(
+        lanes={"ads": Lane(priority=1, share=0.5), "home": Lane(share=0.5)},
+        fixed_s=0.0,
+        per_request_s=0.0,
+        per_row_s=1 / 1024,
+    )
     for number, lane in ((0, "ads"), (1, "ads"), (2, "home")):
         late.offer(ticket(number, 1e9, model=number, lane=lane), 5.0)
     run = late.next(5.0)
     late.finished(run, 6.0)
     assert late.next(6.0).pieces[0].ticket.number == 2
+
+
+def test_the_lane_of_the_first_ticket_is_charged_for_those_that_join_it():
+    lanes = {"ads": Lane(priority=1, share=0.5), "home": Lane(share=0.5)}
+    for end_s, first in ((5.25, "ads"), (7.0, "home")):
+        chosen = exactly(lanes=lanes, careful=1.0)
+        chosen.offer(ticket(0, 1e9, rows=8, lane="ads"), 5.0)
+        chosen.offer(ticket(1, 1e9, rows=8, lane="home"), 5.0)
+        run = chosen.next(5.0)
+        assert [piece.ticket.number for piece in run.pieces] == [0, 1]
+        for number, lane in ((2, "ads"), (3, "home")):
+            chosen.offer(ticket(number, 1e9, model=number, lane=lane), 5.0)
+        chosen.finished(run, end_s)
+        assert chosen.next(end_s).pieces[0].ticket.lane == first
+
+
+def test_while_it_runs_a_lane_is_charged_what_was_predicted():
+    lanes = {"ads": Lane(priority=1, share=0.5), "home": Lane(share=0.5)}
+    chosen = exactly(streams=2, lanes=lanes, careful=1.0)
+    for number, lane in ((0, "ads"), (1, "ads"), (2, "home")):
+        chosen.offer(ticket(number, 1e9, rows=8, model=number, lane=lane), 5.0)
+    assert [chosen.next(5.0).pieces[0].ticket.number for _ in range(2)] == [0, 2]
+
+
+def test_a_run_that_ends_before_it_began_costs_nothing():
+    lanes = {"ads": Lane(priority=1, share=0.5), "home": Lane(share=0.5)}
+    chosen = exactly(streams=2, lanes=lanes, fixed_s=0.0, per_request_s=1.25, per_row_s=0.0)
+    for number, lane in ((0, "ads"), (1, "ads"), (2, "ads"), (3, "home")):
+        chosen.offer(ticket(number, 1e9, model=number, lane=lane), 5.0)
+    chosen.finished(chosen.next(5.0), 4.5)
+    assert [chosen.next(5.0).pieces[0].ticket.number for _ in range(2)] == [1, 3]
+
+
+def test_what_is_left_of_a_split_waits_for_the_stream_that_is_free_first():
+    costs = {
+        "slow": StraightCost(fixed_s=8.0, per_row_s=1 / 128),
+        "a": StraightCost(fixed_s=1.0, per_row_s=1 / 128),
+    }
+    chosen = EarliestDeadlineFirst(3, costs.__getitem__)
+    chosen.offer(ticket(0, 50.0, model="slow"), 5.0)
+    chosen.offer(ticket(1, 51.0), 5.0)
+    assert [chosen.next(5.0).pieces[0].rows for _ in range(2)] == [128, 128]
+    chosen.offer(ticket(2, 99.0, rows=1000), 6.75)  # much more than its lane's others
+    # A quarter of a second, 32 rows, is left of one run, and 7.25 s of the other.
+    assert chosen.next(6.75).pieces[0].rows == 516
+
+
+@pytest.mark.parametrize(
+    ("fixed_s", "rows"),
+    [
+        pytest.param(4.0, 64, id="half a second sooner, for 4 s of streams that are idle"),
+        pytest.param(6.0, 128, id="half a second sooner, for 6 s"),
+    ],
+)
+def test_a_ticket_is_split_only_where_that_pays(fixed_s, rows):
+    chosen = exactly(streams=3, fixed_s=fixed_s, per_request_s=0.0)
+    chosen.offer(ticket(0, 99.0), 5.0)
+    assert chosen.next(5.0).pieces[0].rows == rows
 
 
 def test_a_large_ticket_leaves_the_last_stream_to_a_smaller_one_behind_it():
