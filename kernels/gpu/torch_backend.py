@@ -96,6 +96,11 @@ class TorchStream:
             #: All its graphs use the same memory, as only one runs at a time.
             self._pool = torch.cuda.graph_pool_handle()
 
+    @property
+    def number(self) -> int:
+        """What PyTorch calls the stream; 0 on a CPU."""
+        return int(self._stream.cuda_stream) if self._on_gpu and self._stream else 0
+
     @contextmanager
     def entered(self) -> Iterator[None]:
         try:

@@ -128,7 +128,7 @@ def test_no_two_slots_share_one_of_the_streams_that_pytorch_gives_out_in_turn():
     for _ in range(40):  # versions that come and go
         TorchStream(device)
     streams += [TorchStream(device) for _ in range(29)]
-    assert len({stream._stream.cuda_stream for stream in streams}) == 32
+    assert len({stream.number for stream in streams}) == 32
     with pytest.raises(UnavailableError, match="engines have all 32 streams of cuda:0: lower engine_streams"):
         TorchStream(device)
     del streams[5]

@@ -476,7 +476,8 @@ def test_a_ticket_is_split_only_where_that_pays(fixed_s, rows):
 
 
 def test_a_large_ticket_leaves_the_last_stream_to_a_smaller_one_behind_it():
-    chosen = exactly(streams=2)
+    # It is within its share, of a higher priority and due sooner.
+    chosen = exactly(streams=2, lanes={"bulk": Lane(priority=5, share=1000.0)})
     chosen.offer(ticket(0, 90.0, rows=1000, lane="bulk"), 5.0)
     chosen.offer(ticket(1, 99.0, rows=64), 5.0)
     assert chosen.next(5.0).pieces[0].ticket.number == 0
