@@ -93,7 +93,7 @@ class CostModel:
         the size's own cost would change no prediction, so the next run would lower it again, without an end.
         """
         cost_s = self._table[place] * math.exp(step)
-        for lower in range(place) if step < 0 else ():
+        for lower in range(place):
             if self._table[lower] > cost_s:
                 self._set(lower, cost_s)
         self._set(place, cost_s)

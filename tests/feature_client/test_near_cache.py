@@ -180,6 +180,16 @@ def test_an_outage_is_never_shorter_than_what_a_request_takes():
     near.put(ids(1), read(1), 0.0)
     assert near.aged(ids(1), 9.9)[1].tolist() == [True]
     assert near.aged(ids(1), 10.0)[1].tolist() == [False]
+    (short,) = near_caches((tiny.PINS,), 1, 0.5).values()
+    everyone = np.arange(8, dtype=np.uint64)  # of one set
+    short.put(everyone, read(*range(8)), 0.0)
+    rows, found = short.aged(everyone, 0.4)
+    assert found.all()
+    assert rows.rows.tobytes() == tiny.pin_rows(everyone).tobytes()
+    assert not short.aged(everyone, 0.5)[1].any()
+    other = NearCache(tiny.PINS, 1, 0.5)
+    other.put(everyone, read(*range(8)), 0.0)
+    assert not other.aged(everyone, 0.5)[1].any()
 
 
 def ask(near, asked, times=1):

@@ -88,17 +88,22 @@ def mutants(source: str) -> list[Mutant]:
         node, before = place.node, _shown(place.statement)
         for other in _alternatives(place):
             place.put(other)
-            after = (
-                "dropped"
-                if isinstance(other, ast.Pass)
-                else _shown(other if node is place.statement else place.statement)
-            )
-            name = f"{place.owner}: {before} -> {after}"
+            name = _named(place, node, before, other)
             names[name] += 1
             distinct = name if names[name] == 1 else f"{name} ({names[name]})"
             found.append(Mutant(distinct, getattr(node, "lineno", 0), ast.unparse(tree)))
             place.put(node)
     return found
+
+
+def _named(place: _Place, node: ast.AST, before: str, other: ast.AST) -> str:
+    """Say what became of a node; the change alone where its statement is long."""
+    owner = place.owner or "module"
+    if isinstance(other, ast.Pass):
+        return f"{owner}: {before} -> dropped"
+    if len(before) > _SHOWN_MAX:
+        return f"{owner}: {_shown(node)} -> {_shown(other)} in {before[:_SHOWN_MAX]}..."
+    return f"{owner}: {before} -> {_shown(other if node is place.statement else place.statement)}"
 
 
 def _shown(statement: ast.AST) -> str:

@@ -111,6 +111,13 @@ def test_a_run_moves_the_two_sizes_around_it_by_how_near_they_are_and_the_rest_n
     assert moved == pytest.approx({16: 0.075, 32: 0.075, 64: 0.025, 128: 0.075})
 
 
+def test_a_run_of_exactly_a_size_moves_that_size_and_others_follow():
+    model, prior = CostModel(linear(1e-3, 1e-5)), linear(1e-3, 1e-5)
+    model.observe(1, 64, 1.0)
+    moved = {rows: math.log(model.predict_s(1, rows) / prior(rows)) for rows in (32, 64, 128)}
+    assert moved == pytest.approx(dict.fromkeys((32, 64, 128), 0.1))
+
+
 def test_a_run_of_several_requests_moves_what_they_share_and_no_size():
     model = CostModel(linear(1e-3, 1e-5))
     alone_s = model.predict_s(1, 128)
