@@ -272,6 +272,14 @@ def test_half_of_the_notes_stay_when_counts_are_halved(notes, welcome):
     assert admitted(near, NEWCOMER) is welcome
 
 
+def test_who_was_never_asked_for_is_not_taken_for_others_that_were():
+    # Thirty ids on all 128 counters; on half of them a fifth of the newcomers would be welcome.
+    for newcomer in range(1000, 1060):
+        near = full(asked=2)
+        ask(near, np.arange(100, 130, dtype=np.uint64), 5)
+        assert not admitted(near, newcomer)
+
+
 def test_a_count_stays_at_255():
     near = full(asked=1)
     ask(near, ids(NEWCOMER), 256)
