@@ -150,7 +150,7 @@ class Engine(Protocol):
             EngineError: a run failed.
         """
 
-    def cost_s(self, requests: int, rows: int) -> float:
+    def cost_s(self, rows: int) -> float:
         """Predict the seconds of one run; 0 before `warm_up`."""
 
     def plan(self) -> bytes | None:

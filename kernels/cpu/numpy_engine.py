@@ -48,7 +48,7 @@ class NumpyEngine:
         done, self._cost = warm_and_measure(self.run, 1, sample, progress)  # it keeps nothing for a stream
         return done
 
-    def cost_s(self, requests: int, rows: int) -> float:  # noqa: ARG002 - a run costs the same for any split of its rows
+    def cost_s(self, rows: int) -> float:
         return self._cost(rows)
 
     def plan(self) -> bytes | None:

@@ -115,7 +115,7 @@ class OpenVinoEngine:
         done, self._cost = warm_and_measure(self.run, self.streams, sample, progress)
         return done
 
-    def cost_s(self, requests: int, rows: int) -> float:  # noqa: ARG002 - a run costs the same for any split of its rows
+    def cost_s(self, rows: int) -> float:
         return self._cost(rows)
 
     def plan(self) -> bytes:

@@ -27,7 +27,7 @@ from kernels.gpu.triton_encoder import runs_on
 _log = logging.getLogger(__name__)
 _HALF: Half | None = "bfloat16"
 #: By handle, in the whole process. PyTorch has 32 streams for each device and gives them out in turn, taken or not: on
-#: one that two lanes shared, what one of them runs would become part of what the other captures.
+#: one that two slots shared, what one of them runs would become part of what the other captures.
 _STREAMS: WeakValueDictionary[int, TorchStream] = WeakValueDictionary()
 
 
@@ -95,6 +95,11 @@ class TorchStream:
             self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             #: All its graphs use the same memory, as only one runs at a time.
             self._pool = torch.cuda.graph_pool_handle()
+
+    @property
+    def number(self) -> int:
+        """What PyTorch calls the stream; 0 on a CPU."""
+        return int(self._stream.cuda_stream) if self._on_gpu and self._stream else 0
 
     @contextmanager
     def entered(self) -> Iterator[None]:

@@ -67,7 +67,7 @@ def load_model(
     warm: bool = True,
     plan: bytes | None = None,
     sample: FeatureBatch | None = None,
-    rest: Callable[[], None] = lambda: None,
+    pause: Callable[[], None] = lambda: None,
     progress: Progress = go_on,
 ) -> LoadedModel:
     """Compile a bundle, score its golden requests and warm it up.
@@ -79,7 +79,7 @@ def load_model(
         warm: whether to warm up, and so to measure the cost of a run.
         plan: what the engine made of this very network in a process where it was proven.
         sample: recent requests to warm up on; the golden ones without.
-        rest: called between the steps, none of which can be interrupted.
+        pause: called between the steps, none of which can be interrupted.
         progress: of the warm-up; bounds it.
 
     Raises:
@@ -97,10 +97,10 @@ def load_model(
             raise BundleError(f"{manifest.ref}: {GOLDEN} holds no request, so nothing proves what the network computes")
         engine = factory(bundle.files[NETWORK], manifest.specs, len(manifest.heads), streams, plan=plan)
         try:
-            rest()
+            pause()
             proven = FeatureBatch.concat([assembler.assemble(g.fetched, g.surface) for g in golden])
             _verify(manifest, calibrate(manifest, engine.run(proven)), golden, engine.tolerance)
-            rest()
+            pause()
             warmed_up = _warm(manifest, engine, proven, sample, progress) if warm else None
         except BaseException:
             engine.close()

@@ -194,13 +194,12 @@ def _compile(where: str, source: str, names: set[str]) -> _Expression:
     if len(source) > EXPRESSION_CHARACTERS_MAX:
         raise UtilityError(f"{where}: {len(source)} characters; an expression has at most {EXPRESSION_CHARACTERS_MAX}")
     try:
-        tree = ast.parse(source.strip(), mode="eval")
+        used: dict[str, str] = {}
+        checked = ast.unparse(_Checker(where, names, used).visit(ast.parse(source.strip(), mode="eval")))
     except SyntaxError as error:
         raise UtilityError(f"{where}: {error.msg} in {source!r}") from error
-    except (MemoryError, RecursionError) as error:
+    except (MemoryError, RecursionError) as error:  # of Python's parser, or of the walk over what it gave
         raise UtilityError(f"{where}: the expression is nested too deeply") from error
-    used: dict[str, str] = {}
-    checked = ast.unparse(_Checker(where, names, used).visit(tree))
     try:
         if not used:
             with np.errstate(all="ignore"):  # what comes of it is checked instead

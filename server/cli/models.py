@@ -234,7 +234,7 @@ def _proven(bundle: Bundle, engine: str) -> float:
     model = load_model(bundle, engine_factory(engine), streams=1, progress=lambda *_: False)
     try:
         load_utility(model.utility_toml, model.manifest)
-        return model.engine.cost_s(1, 128)
+        return model.engine.cost_s(128)
     finally:
         model.engine.close()
 

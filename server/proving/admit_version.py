@@ -1,4 +1,4 @@
-"""Taking a version in while others serve: proven in a process of its own, warmed up on a thread that rests."""
+"""Taking a version in while others serve: proven in a process of its own, warmed up on a thread that pauses."""
 
 from __future__ import annotations
 
@@ -247,14 +247,14 @@ class Intake:
     def _compiled(
         self, bundle: Bundle, utility: UtilityTable, sample: FeatureBatch | None, plan: bytes | None, report: Report
     ) -> ServedModel:
-        """Compile and warm up, on a sample of recent requests or else on the golden ones, with rests between runs."""
+        """Compile and warm up, on a sample of recent requests or else on the golden ones, with pauses between runs."""
         assert report.warm_up is not None, "it begins here"  # noqa: S101
         warm_up = report.warm_up
 
         def progress(runs: int, of: int) -> bool:
             if self.closed:
                 raise NotReadyError(f"{bundle.manifest.ref}: the server stops")
-            self._loader.rest()
+            self._loader.pause()
             return warm_up.progress(runs, of)
 
         try:
@@ -264,7 +264,7 @@ class Intake:
                 self._streams,
                 plan=plan,
                 sample=sample,
-                rest=self._loader.rest,
+                pause=self._loader.pause,
                 progress=progress,
             )
         except UnavailableError as error:

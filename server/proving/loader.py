@@ -21,13 +21,13 @@ _CLOSE_S = 10.0
 
 
 class Loader:
-    """Does one thing after the other and rests after each. Belongs to one event loop, but for `rest`."""
+    """Does one thing after the other and pauses after each. Belongs to one event loop, except for `pause`."""
 
     def __init__(self, pace: Pace, cpu_share: float, recent: RecentRequests, supervisor: Supervisor) -> None:
         """Remember.
 
         Args:
-            pace: how long rests are.
+            pace: how long pauses are.
             cpu_share: the part of a core to take while requests are answered.
             recent: whether any are.
             supervisor: of the thread.
@@ -36,8 +36,8 @@ class Loader:
         self._cpu_share = cpu_share
         self._recent = recent
         self._worker = Worker("model-loader", supervisor)
-        #: The thread's own time at its last rest.
-        self._rested_at_s = 0.0
+        #: The thread's own time at its last pause.
+        self._paused_at_s = 0.0
 
     @property
     def share(self) -> float:
@@ -52,10 +52,10 @@ class Loader:
         """Ask the model store on the thread. Raises ModelStoreError when it takes longer."""
         return await self._worker.ask(limit_s, self._politely, work, *arguments)
 
-    def rest(self) -> None:
+    def pause(self) -> None:
         """On the thread: leave the processor to requests for as long as the share asks for."""
-        self._pace.rest(time.thread_time() - self._rested_at_s, self.share)
-        self._rested_at_s = time.thread_time()
+        self._pace.pause(time.thread_time() - self._paused_at_s, self.share)
+        self._paused_at_s = time.thread_time()
 
     async def close(self) -> None:
         await self._worker.close(_CLOSE_S)
@@ -64,9 +64,9 @@ class Loader:
         """Do work of Python's without keeping other threads of Python's waiting, and leave them some time after it."""
         before = sys.getswitchinterval()
         sys.setswitchinterval(_SWITCH_S)
-        self._rested_at_s = time.thread_time()
+        self._paused_at_s = time.thread_time()
         try:
             return work(*arguments)
         finally:
             sys.setswitchinterval(before)
-            self.rest()
+            self.pause()

@@ -150,7 +150,7 @@ def _warm_up(engine: Engine, sample: FeatureBatch, numbers: Numbers) -> dict[str
     began_s = time.perf_counter()
     done = engine.warm_up(sample, lambda _runs, _of: numbers.left_s() > 0)
     seconds = time.perf_counter() - began_s
-    costs = {f"{rows} rows": engine.cost_s(1, rows) * 1e3 for rows in (128, 512)}
+    costs = {f"{rows} rows": engine.cost_s(rows) * 1e3 for rows in (128, 512)}
     return {"seconds": seconds, "runs": done.runs, "of": done.of, "cost_ms": costs}
 
 

@@ -51,17 +51,17 @@ def test_a_run_is_one_copy_in_the_network_and_one_copy_out(cuda):
     engine.close()
 
 
-def test_a_graph_is_captured_once_for_each_bucket_and_lane(cuda):
+def test_a_graph_is_captured_once_for_each_bucket_and_slot(cuda):
     engine = opened(streams=2)
     for rows in (1, 64, 65, 128, 4096, 30, 100):
-        for _ in range(4):  # the lanes take turns
+        for _ in range(4):  # the slots take turns
             engine.run(batch(rows))
     assert done(cuda).count("captured") == 2 * 3
     assert len({stream for what, stream in cuda.log if what == "compute"}) == 2
     engine.close()
 
 
-def test_a_lane_has_room_for_every_bucket_from_the_start(cuda):
+def test_a_slot_has_room_for_every_bucket_from_the_start(cuda):
     engine = opened()
     memory, pinned = set(cuda.memory), set(cuda.pinned)
     for sizes in ((1,), (4096,), (64,) * 64):
@@ -113,7 +113,7 @@ def test_what_padding_holds_changes_no_answer(cuda):
     engine.close()
 
 
-def test_every_device_has_lanes_of_its_own_that_take_turns(cuda):
+def test_every_device_has_slots_of_its_own_that_take_turns(cuda):
     engine = opened(streams=2, devices=(0, 1))
     assert engine.streams == 4
     reference = NumpyEngine(tiny.network(), SPECS, 2)

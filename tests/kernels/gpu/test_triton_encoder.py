@@ -140,11 +140,11 @@ def test_rows_of_no_tile_stay_as_they_are():
 @pytest.mark.parametrize(
     ("length", "launch", "block", "warps"),
     [
-        (100, None, 128, 8),
-        (64, None, 64, 4),  # as many actions a warp
-        (10, None, 16, 4),
-        (200, None, 32, 4),  # larger blocks fit only data-centre GPUs
-        (200, Launch(128, 8), 128, 8),
+        pytest.param(100, None, 128, 8, id="a hundred actions"),
+        pytest.param(64, None, 64, 4, id="as many actions a warp"),
+        pytest.param(10, None, 16, 4, id="ten actions"),
+        pytest.param(200, None, 32, 4, id="larger blocks fit only data-centre GPUs"),
+        pytest.param(200, Launch(128, 8), 128, 8, id="larger blocks when asked for"),
     ],
 )
 def test_short_sequences_take_fewer_warps_and_long_ones_smaller_blocks(length, launch, block, warps):

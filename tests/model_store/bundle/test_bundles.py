@@ -38,7 +38,7 @@ def edit_manifest(folder, change):
 def test_good_bundle_loads_and_scores_its_golden_requests(folder):
     model = load_model(read_bundle(folder), NumpyEngine, streams=1)
     assert model.manifest.ref == "tiny@1"
-    assert model.engine.cost_s(1, 128) > 0
+    assert model.engine.cost_s(128) > 0
 
 
 def test_loading_beside_requests_rests_after_compiling_and_after_the_golden_ones(folder):
@@ -53,8 +53,8 @@ def test_loading_beside_requests_rests_after_compiling_and_after_the_golden_ones
             steps.append("run")
             return super().run(batch)
 
-    load_model(read_bundle(folder), Told, streams=1, warm=False, rest=lambda: steps.append("rest"))
-    assert steps == ["compiled", "rest", "run", "rest"]
+    load_model(read_bundle(folder), Told, streams=1, warm=False, pause=lambda: steps.append("pause"))
+    assert steps == ["compiled", "pause", "run", "pause"]
 
 
 def test_the_same_content_gives_the_same_digest(tmp_path):

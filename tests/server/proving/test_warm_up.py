@@ -109,7 +109,7 @@ async def test_a_warm_up_that_takes_too_long_is_cut_off_openly_and_the_version_s
         sample(server, "pinrank_model_warm_up_runs", version="1", state="left") == len(SHAPES) - 1
     )  # no time is over before the first run
     assert sample(server, "pinrank_model_warm_ups_cut_off_total") == 1
-    assert server.status.default.model.engine.cost_s(1, 128) > 0
+    assert server.status.default.model.engine.cost_s(128) > 0
     (version,) = (await calls(server).status()).versions
     assert version.checks[-1].startswith("warm-up: cut off after")
     assert f"13 of {RUNS} runs" in version.checks[-1]
