@@ -1,4 +1,4 @@
-"""`pinrank model`: publish versions, compare them, move labels, look at what servers do with them."""
+"""`pinrank model`: publish model versions, compare them, and move labels and traffic."""
 
 from __future__ import annotations
 
@@ -21,30 +21,32 @@ if TYPE_CHECKING:
     from model_store.registry.store import ModelStore
 
 models = typer.Typer(
-    no_args_is_help=True, help="Publish, compare and label model versions, and watch servers load them."
+    no_args_is_help=True, help="Publish, compare and label model versions, and see what running servers do with them."
 )
 
 StoreOption = Annotated[
-    str, typer.Option("--store", help="The model store: a folder, or s3://bucket/prefix.", envvar="PINRANK_MODEL_STORE")
+    str, typer.Option("--store", help="Model store: a folder, or s3://bucket/prefix.", envvar="PINRANK_MODEL_STORE")
 ]
-ModelArgument = Annotated[str, typer.Argument(help="Name of the model.")]
-VersionArgument = Annotated[int, typer.Argument(metavar="VERSION")]
-WhyOption = Annotated[str, typer.Option("--why", help="The reason, for the audit trail.")]
-ByOption = Annotated[str | None, typer.Option("--by", help="Who, for the audit trail (default: user@host).")]
+ModelArgument = Annotated[str, typer.Argument(help="Model name.")]
+VersionArgument = Annotated[int, typer.Argument(metavar="VERSION", help="Version number.")]
+LabelArgument = Annotated[str, typer.Argument(help="Label, for example stable or canary.")]
+WhyOption = Annotated[str, typer.Option("--why", help="Reason, for the audit trail.")]
+ByOption = Annotated[str | None, typer.Option("--by", help="Author, for the audit trail (default: user@host).")]
+FolderArgument = Annotated[Path, typer.Argument(help="Folder to create.")]
 EngineOption = Annotated[str, typer.Option(help="Engine that scores the golden requests.")]
 
 
 @models.command()
 def publish(
-    folder: Annotated[Path, typer.Argument(help="A bundle's folder.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
     store: StoreOption,
-    label: Annotated[str | None, typer.Option(help="Label to point at it, once it is there.")] = None,
-    sign: Annotated[Path | None, typer.Option(help="Ed25519 private key (PEM) to sign it with.")] = None,
+    label: Annotated[str | None, typer.Option(help="Label to point at the new version.")] = None,
+    sign: Annotated[Path | None, typer.Option(help="Ed25519 private key (PEM) to sign the version with.")] = None,
     why: WhyOption = "",
     by: ByOption = None,
     engine: EngineOption = "openvino",
 ) -> None:
-    """Check a bundle as a server would, and copy it into the store under its own name and version.
+    """Check a bundle as a server would, and copy it into the model store under the name and version in its manifest.
 
     Example: [bold]pinrank model publish out/ml1m-42 --store models --label canary --why "fresh week"[/]
     """
@@ -63,7 +65,10 @@ def publish(
 
 @models.command("list")
 def list_models(store: StoreOption) -> None:
-    """List models, their versions, labels and traffic."""
+    """List the models of a store, with their versions, labels and traffic.
+
+    Example: [bold]pinrank model list --store models[/]
+    """
     table = Table("model", "version", "labels", "traffic", "published", "by", "digest", "signed")
     with _explained():
         opened = _store(store)
@@ -86,7 +91,10 @@ def list_models(store: StoreOption) -> None:
 
 @models.command("show")
 def show_model(model: ModelArgument, number: VersionArgument, store: StoreOption) -> None:
-    """Print a version's manifest."""
+    """Print the manifest of a version.
+
+    Example: [bold]pinrank model show ml1m 42 --store models[/]
+    """
     with _explained():
         bundle = _store(store).read(model, number)
     Console(markup=False, emoji=False).print_json(bundle.manifest.model_dump_json())
@@ -94,8 +102,11 @@ def show_model(model: ModelArgument, number: VersionArgument, store: StoreOption
 
 
 @models.command()
-def pull(model: ModelArgument, number: VersionArgument, folder: Path, store: StoreOption) -> None:
-    """Copy a version out of the store into a new folder, checked."""
+def pull(model: ModelArgument, number: VersionArgument, folder: FolderArgument, store: StoreOption) -> None:
+    """Copy a version from the store into a new folder, and verify its digests.
+
+    Example: [bold]pinrank model pull ml1m 42 ml1m-42 --store models[/]
+    """
     from model_store.bundle.files import copy_out  # noqa: PLC0415
 
     with _explained():
@@ -107,17 +118,18 @@ def pull(model: ModelArgument, number: VersionArgument, folder: Path, store: Sto
 @models.command()
 def diff(
     model: ModelArgument,
-    old: Annotated[str, typer.Argument(metavar="OLD", help="Version or label that would be replaced.")],
-    new: Annotated[str, typer.Argument(metavar="NEW", help="Version or label that would replace it.")],
+    old: Annotated[str, typer.Argument(metavar="OLD", help="Version or label to replace.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="Version or label to replace it with.")],
     store: StoreOption,
     feature_store: Annotated[
-        str | None, typer.Option(help="Look there for what NEW reads, by sampling.", envvar="PINRANK_FEATURE_STORE")
+        str | None,
+        typer.Option(help="Feature store to sample for the features that NEW reads.", envvar="PINRANK_FEATURE_STORE"),
     ] = None,
-    verbose: Annotated[bool, typer.Option("--all", help="Also what needs nobody's attention.")] = False,
+    verbose: Annotated[bool, typer.Option("--all", help="Also list differences that need no action.")] = False,
 ) -> None:
-    """Say what replacing one version by another asks of callers and of the feature store.
+    """Show what must change in callers and in the feature store before NEW can replace OLD.
 
-    Ends with 1 when callers would be refused, or the feature store does not hold what NEW reads.
+    The exit status is 1 if NEW would refuse today's callers, or if the feature store lacks features that NEW reads.
 
     Example: [bold]pinrank model diff ml1m stable 42 --store models --feature-store redis://localhost:6379/0[/]
     """
@@ -132,7 +144,7 @@ def diff(
     console.print(f"{before.manifest.ref} -> {after.manifest.ref}", highlight=False)
     titles = {
         Effect.CALLERS: Text("breaks callers", "bold red"),
-        Effect.FEATURES: Text("needs other features", "bold yellow"),
+        Effect.FEATURES: Text("reads other features", "bold yellow"),
         Effect.NOTE: Text("worth knowing", "bold"),
     }
     for effect, title in titles.items():
@@ -148,7 +160,7 @@ def diff(
                 console.print(f"    fix   {finding.fix}", highlight=False, soft_wrap=True)
     notes = sum(finding.effect is Effect.NOTE for finding in findings)
     if notes and not verbose:
-        console.print(f"other differences, which need nobody's attention: {notes} (--all shows them)", highlight=False)
+        console.print(f"other differences that need no action: {notes} (--all shows them)", highlight=False)
     for coverage in coverages or ():
         style = "green" if coverage.enough else "bold red"
         console.print(f"  {coverage}", style=style, highlight=False, soft_wrap=True)
@@ -156,22 +168,34 @@ def diff(
     needs = any(finding.effect is Effect.FEATURES for finding in findings) and coverages is None
     lacking = any(not coverage.enough for coverage in coverages or ())
     if needs:
-        console.print("--feature-store URL checks whether the features are there")
+        console.print("pass --feature-store URL to check that the features are in the store")
     if not breaks and not lacking:
-        console.print("callers need not change" + ("" if needs else "; the version can be served"), style="green")
+        console.print("callers need no change" + ("" if needs else "; a server can serve this version"), style="green")
     if breaks or lacking:
         raise typer.Exit(1)
 
 
 @models.command()
 def verify(
-    what: Annotated[str, typer.Argument(metavar="FOLDER|MODEL", help="A bundle's folder, or a model with --store.")],
-    name: Annotated[str | None, typer.Argument(metavar="[VERSION|LABEL]")] = None,
-    store: Annotated[str | None, typer.Option("--store", help="The model store.", envvar="PINRANK_MODEL_STORE")] = None,
+    what: Annotated[
+        str, typer.Argument(metavar="FOLDER|MODEL", help="Folder of a bundle; or the name of a model in --store.")
+    ],
+    name: Annotated[
+        str | None, typer.Argument(metavar="[VERSION|LABEL]", help="Version or label of the model.")
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option("--store", help="Model store: a folder, or s3://bucket/prefix.", envvar="PINRANK_MODEL_STORE"),
+    ] = None,
     engine: EngineOption = "openvino",
-    trusted_key: Annotated[list[Path] | None, typer.Option(help="Also its signature, by this public key.")] = None,
+    trusted_key: Annotated[
+        list[Path] | None, typer.Option(help="Public key (PEM) that must have signed the version; may be repeated.")
+    ] = None,
 ) -> None:
-    """Check a bundle as a server would before serving it: digests, manifest, network, utility table, golden scores."""
+    """Check a bundle as a server does before it serves it: digests, manifest, network, utility table, golden scores.
+
+    Example: [bold]pinrank model verify ml1m stable --store models[/]
+    """
     from model_store.bundle.files import read_bundle  # noqa: PLC0415
     from model_store.registry.signing import TrustedKeys  # noqa: PLC0415
 
@@ -179,32 +203,37 @@ def verify(
         if name is None:
             bundle = read_bundle(Path(what))
             if trusted_key:
-                fail("signatures stand in the store: name a model, a version and --store")
+                fail("signatures are kept in the model store: pass MODEL, VERSION and --store instead of a folder")
         else:
             if store is None:
-                fail("--store says where the model's versions are")
+                fail("pass --store, the model store that holds the model (or set PINRANK_MODEL_STORE)")
             bundle = _named(_store(store), what, name)
             if trusted_key:
                 release = _store(store).release(what, bundle.manifest.version)
                 TrustedKeys.read(trusted_key).check(bundle.manifest.ref, release.digest, release.signature)
         cost_s = _proven(bundle, engine)
-    typer.echo(f"{bundle.manifest.ref} is good: digest {bundle.digest}, 128 rows take {cost_s * 1e3:.2f} ms")
+    typer.echo(f"{bundle.manifest.ref} passes every check: digest {bundle.digest}, 128 rows take {cost_s * 1e3:.2f} ms")
 
 
 @models.command("label")
 def set_label(
     model: ModelArgument,
-    label: str,
-    number: Annotated[int | None, typer.Argument(metavar="VERSION")] = None,
+    label: LabelArgument,
+    number: Annotated[int | None, typer.Argument(metavar="VERSION", help="Version number.")] = None,
     store: StoreOption = "",
     remove: Annotated[bool, typer.Option("--remove", help="Remove the label.")] = False,
-    expected: Annotated[int | None, typer.Option("--if-version", help="Only if it is this version now.")] = None,
+    expected: Annotated[
+        int | None, typer.Option("--if-version", help="Move the label only if it names this version now.")
+    ] = None,
     why: WhyOption = "",
     by: ByOption = None,
 ) -> None:
-    """Point a label at a version. Running servers follow within seconds, once they have proven the version."""
+    """Point a label at a version. Running servers follow within seconds, as soon as they have checked the version.
+
+    Example: [bold]pinrank model label ml1m canary 42 --store models --why "fresh week"[/]
+    """
     if (number is None) != remove:
-        fail("give the VERSION to point at, or --remove")
+        fail("pass either the VERSION to point the label at, or --remove")
     with _explained():
         entry = _store(store).set_label(model, label, number, by=by, why=why, expected=expected)
     _moved(entry, label)
@@ -213,12 +242,15 @@ def set_label(
 @models.command()
 def rollback(
     model: ModelArgument,
-    label: Annotated[str, typer.Argument()] = "stable",
+    label: Annotated[str, typer.Argument(help="Label to move back.")] = "stable",
     store: StoreOption = "",
     why: WhyOption = "",
     by: ByOption = None,
 ) -> None:
-    """Point a label at the version that it named before."""
+    """Point a label back at the version that it named before.
+
+    Example: [bold]pinrank model rollback ml1m stable --store models[/]
+    """
     with _explained():
         _moved(_store(store).rollback(model, label, by=by, why=why), label)
 
@@ -226,25 +258,36 @@ def rollback(
 @models.command()
 def traffic(
     model: ModelArgument,
-    label: str,
-    percent: Annotated[float, typer.Argument(min=0, max=100, help="Of the requests that name no label.")],
+    label: LabelArgument,
+    percent: Annotated[float, typer.Argument(min=0, max=100, help="Percentage of the requests that name no label.")],
     store: StoreOption,
-    surface: Annotated[str, typer.Option(help="* is every surface without a line of its own.")] = "*",
+    surface: Annotated[str, typer.Option(help="Surface; * means every surface without a share of its own.")] = "*",
     why: WhyOption = "",
     by: ByOption = None,
 ) -> None:
-    """Give a label a share of the traffic. A user stays with one label; growing a share keeps its users.
+    """Give a label a share of the traffic. Each user stays with one label, also when the share grows.
 
     Example: [bold]pinrank model traffic ml1m canary 5 --surface home --store models[/]
     """
     with _explained():
         entry = _store(store).set_traffic(model, surface, label, percent / 100, by=by, why=why)
-    typer.echo(f"{model}: {label} answers {percent:g}% of {surface}" if entry else "it was so already")
+    typer.echo(
+        f"{model}: {label} answers {percent:g}% of {surface}"
+        if entry
+        else "nothing to change: the label has this share already"
+    )
 
 
 @models.command()
-def history(model: ModelArgument, store: StoreOption, last: Annotated[int, typer.Option(min=1)] = 20) -> None:
-    """Print who changed what, when and why."""
+def history(
+    model: ModelArgument,
+    store: StoreOption,
+    last: Annotated[int, typer.Option(min=1, help="Number of newest changes to print.")] = 20,
+) -> None:
+    """Print the audit trail of a model: who changed what, when and why.
+
+    Example: [bold]pinrank model history ml1m --store models[/]
+    """
     table = Table("#", "when", "who", "what", "why")
     with _explained():
         for entry in _store(store).history(model)[-last:]:
@@ -256,19 +299,23 @@ def history(model: ModelArgument, store: StoreOption, last: Annotated[int, typer
 def gc(
     model: ModelArgument,
     store: StoreOption,
-    keep: Annotated[int, typer.Option(min=0, help="Newest versions without a label to keep.")] = 5,
+    keep: Annotated[int, typer.Option(min=0, help="Number of newest unlabelled versions to keep.")] = 5,
     grace_s: Annotated[
-        float, typer.Option(min=0, help="Leave files younger than that: a publish may be about to name them.")
+        float,
+        typer.Option(min=0, help="Keep files younger than this, in seconds: a publish in progress may need them."),
     ] = 3_600,
     by: ByOption = None,
 ) -> None:
-    """Retire versions that no label names, and remove the files that nothing names any more."""
+    """Retire versions without a label, and delete the files that no version needs any more.
+
+    Example: [bold]pinrank model gc ml1m --keep 5 --store models[/]
+    """
     with _explained():
         swept = _store(store).gc(model, keep, by=by, grace_s=grace_s)
     retired = ", ".join(map(str, swept.versions)) or "none"
     typer.echo(
-        f"versions retired: {retired}; files removed: {swept.blobs} ({swept.bytes / 1e6:.1f} MB), "
-        f"left unfinished by killed writers: {swept.unfinished}"
+        f"versions retired: {retired}; files deleted: {swept.blobs} ({swept.bytes / 1e6:.1f} MB), "
+        f"unfinished files of killed writers deleted: {swept.unfinished}"
     )
 
 
@@ -276,7 +323,7 @@ def _store(url: str) -> ModelStore:
     from model_store.registry.store import open_model_store  # noqa: PLC0415
 
     if not url:
-        fail("--store says where the models are (or PINRANK_MODEL_STORE)")
+        fail("pass --store, the model store (or set PINRANK_MODEL_STORE)")
     return open_model_store(url)
 
 
@@ -286,12 +333,12 @@ def _named(store: ModelStore, model: str, name: str) -> Bundle:
 
 
 def _proven(bundle: Bundle, engine: str) -> float:
-    """Check a bundle as servers do; return the seconds of 128 rows."""
+    """Check a bundle as servers do. Return how long a run of 128 rows takes, in seconds."""
     from kernels.engines import engine_factory  # noqa: PLC0415
     from model_store.model.loaded import load_model  # noqa: PLC0415
     from model_store.model.utility import load_utility  # noqa: PLC0415
 
-    # No time for shapes: nothing is served here, only what a run costs is asked for.
+    # Skip warming up shapes: nothing is served here, and only the cost of a run is needed.
     model = load_model(bundle, engine_factory(engine), streams=1, progress=lambda *_: False)
     try:
         load_utility(model.utility_toml, model.manifest)
@@ -316,7 +363,7 @@ def _coverage(url: str, bundle: Bundle) -> list[Coverage]:
 
 def _moved(entry: HistoryEntry | None, label: str) -> None:
     if entry is None:
-        typer.echo(f"{label} was so already")
+        typer.echo(f"nothing to change: {label} names this version already")
     else:
         typer.echo(_told(entry))
 
@@ -339,7 +386,7 @@ def _told(entry: HistoryEntry) -> str:
 
 @contextmanager
 def _explained() -> Iterator[Any]:
-    """End with a message for what a store, a bundle, a key or an engine can be at fault of."""
+    """Turn errors of stores, bundles, keys and engines into a message and exit status."""
     from kernels.engine import EngineError  # noqa: PLC0415
     from model_store.bundle.files import BundleError  # noqa: PLC0415
     from model_store.model.utility import UtilityError  # noqa: PLC0415

@@ -62,7 +62,7 @@ def test_the_command_tells_what_it_built_and_what_it_needs(folder):
     assert f"{plan_name('tensorrt_rtx', version(), 'sm_89', 'bfloat16')}: " in built.output
     without = CliRunner().invoke(app, ["model", "compile", str(folder)])
     assert without.exit_code == 1
-    assert "--architecture says which GPUs to build for" in without.output
+    assert "pass --architecture for each GPU to build for" in without.output
     lacking = CliRunner().invoke(app, ["model", "compile", str(folder), "--library", "tensorrt"])
     assert lacking.exit_code == 1
     assert "tensorrt is not installed; pip install 'pinrank[gpu]'" in lacking.output

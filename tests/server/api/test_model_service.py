@@ -100,5 +100,5 @@ def test_the_command_refuses_a_token_that_no_call_can_bring_without_showing_it(c
     path.write_bytes(content)
     refused = CliRunner().invoke(app, ["model", "status", "--token-file", str(path), "--address", "127.0.0.1:1"])
     assert refused.exit_code == 1
-    assert "holds no token" in refused.output
+    assert "does not hold a valid token" in refused.output
     assert "planted" not in refused.output
