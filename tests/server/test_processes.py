@@ -108,7 +108,7 @@ def test_serve_names_a_key_that_is_none_and_a_version_that_nobody_signed(model_s
     _, public = _key(tmp_path, "anna")
     (tmp_path / "none.pem").write_text("no key")
     serve = ("serve", "--model-store", str(model_store), "--model", "tiny", "--feature-store", "memory://")
-    for key, message in ((tmp_path / "none.pem", "none.pem is no PEM public key"), (public, "tiny@1 is not signed")):
+    for key, message in ((tmp_path / "none.pem", "none.pem is not a PEM public key"), (public, "tiny@1 is not signed")):
         monkeypatch.setenv("PINRANK_SWAP__TRUSTED_KEYS", json.dumps([str(key)]))
         refused = pinrank(*serve, "--grpc-port", "0", "--http-port", "0")
         assert refused.returncode == 1

@@ -52,7 +52,7 @@ def test_a_folder_of_plans_that_is_a_link_is_refused(folder, tmp_path):
     add_plans(folder, RTX, version(), ["8.9"], lambda *_: None)
     (folder / "plans").rename(tmp_path / "elsewhere")
     (folder / "plans").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(BundleError, match="no plain folder"):
+    with pytest.raises(BundleError, match="plans is a link; a bundle must not contain links"):
         read_bundle(folder)
 
 
