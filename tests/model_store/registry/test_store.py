@@ -320,9 +320,9 @@ def test_only_a_trusted_publishers_signature_of_this_version_counts(tmp_path, bu
     ):
         with pytest.raises(SigningError, match=message):
             TrustedKeys.read(trust).check(ref, digest, signature)
-    with pytest.raises(SigningError, match="no PEM public key"):
+    with pytest.raises(SigningError, match="not a PEM public key"):
         TrustedKeys.read([private])
-    with pytest.raises(SigningError, match="no unencrypted PEM private key"):
+    with pytest.raises(SigningError, match="not an unencrypted PEM private key"):
         Signer.read(public)
 
 
