@@ -101,7 +101,7 @@ def _call(address: str, token_file: Path, name: str, request: Any) -> Any:
     except ValueError as error:
         fail(f"{token_file} does not hold a valid token: {error}")
     if not token:
-        fail(f"{token_file} is empty; write the server's admin token into it")
+        fail(f"{token_file} does not hold a valid token: it is empty")
     try:
         there = parse_address(address)
     except AddressError as error:

@@ -123,7 +123,7 @@ def test_model_commands_publish_list_show_verify_and_label(tmp_path):
     for version in (1, 2):
         tiny.write_tiny_bundle(tmp_path / str(version), version)
         assert pinrank("model", "publish", str(tmp_path / str(version)), "--store", store).returncode == 0
-    assert "tiny@2 is good" in pinrank("model", "verify", str(tmp_path / "2")).stdout
+    assert "tiny@2 passes every check" in pinrank("model", "verify", str(tmp_path / "2")).stdout
     assert pinrank("model", "label", "tiny", "stable", "2", "--store", store).returncode == 0
     assert "stable" in pinrank("model", "list", "--store", store).stdout
     assert '"save"' in pinrank("model", "show", "tiny", "1", "--store", store).stdout

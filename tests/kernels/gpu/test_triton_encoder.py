@@ -156,5 +156,5 @@ def test_short_sequences_take_fewer_warps_and_long_ones_smaller_blocks(length, l
 
 @pytest.mark.parametrize("shape", [EncoderShape(300, 10, 2), EncoderShape(100, 10, 3), EncoderShape(5, 10, 2)])
 def test_shapes_that_the_kernel_does_not_serve_are_refused(shape):
-    with pytest.raises(EngineError, match="the kernel serves two layers and up to 256 actions"):
+    with pytest.raises(EngineError, match="the kernel supports two layers and up to 256 actions"):
         TritonEncoder({}, shape)
