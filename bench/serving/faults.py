@@ -1,4 +1,4 @@
-"""What callers see while Redis misbehaves under steady load: statuses, P99, degradations, and how soon all is well."""
+"""Break Redis under steady load, and measure what callers see: statuses, P99, degradations and recovery time."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from tests.faulty_proxy import FaultyProxy
 from tests.redis_servers import RedisServer
 
 _DEADLINE_S = 0.1
-#: Until a new process can send.
+#: Time until a new process can send, in seconds.
 _CALLER_STARTS_S = 4.0
-#: Near caches forget at once, so that every request needs the store, and its aged rows when there is none.
+#: Cached rows expire quickly, so that every request needs the store, or stale rows while the store is down.
 _SETTINGS = "near_cache_stale_s = 0.2\n"
 
 
@@ -51,7 +51,7 @@ QUICK = FaultsPlan(rate_per_s=20.0, before_s=0.5, fault_s=0.6, after_s=4.0, user
 
 
 def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
-    """Measure. Raises BenchmarkError when a server does not start."""
+    """Run the benchmark. Raises BenchmarkError if a server does not start."""
     plan = QUICK if quick else FaultsPlan()
     settings = load_config(config)
     models = open_model_store(settings.model_store)
@@ -98,7 +98,7 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
 
 
 class _Network:
-    """The faulty proxy on an event loop of its own."""
+    """The faulty proxy, on an event loop in its own thread."""
 
     def __init__(self, port: int) -> None:
         self.proxy = FaultyProxy(port)
@@ -128,7 +128,7 @@ class _Network:
         done.wait(10)
 
     def heal(self) -> None:
-        """What was half-open is cut, and all is well."""
+        """End the fault, and close half-open connections."""
         self.set(silent=False, delay_s=0.0, refusing=True)
         self.set(refusing=False)
 
@@ -147,7 +147,7 @@ async def _fill(url: str, bundle: Bundle, plan: FaultsPlan) -> tuple[np.ndarray,
 
 
 async def _overwrite(url: str, bundle: Bundle, pins: np.ndarray, *, foreign: bool) -> None:
-    """Write half of the pins as another group's rows under the keys of the served one, or all of them anew."""
+    """Overwrite half of the pins with rows of another group, or rewrite all of them."""
     store = open_store(url)
     await store.start()
     for group in bundle.manifest.needs.pin_groups:
@@ -165,7 +165,7 @@ async def _overwrite(url: str, bundle: Bundle, pins: np.ndarray, *, foreign: boo
 
 
 def _offer_from(start_s: float, address: str, requests: tuple[bytes, ...], due_s: np.ndarray) -> Samples:
-    """Begin at a time on the monotonic clock, which all processes share."""
+    """Start at a time on the monotonic clock, which all processes share."""
     time.sleep(max(0.0, start_s - time.monotonic()))
     return client.offer_at(address, requests, due_s, _DEADLINE_S)
 
@@ -173,7 +173,7 @@ def _offer_from(start_s: float, address: str, requests: tuple[bytes, ...], due_s
 def _under(
     plan: FaultsPlan, fault: Callable[[], None], heal: Callable[[], None], offer: Callable[[np.ndarray, float], Samples]
 ) -> dict[str, Any]:
-    """Offer a steady rate, and meanwhile break and mend."""
+    """Offer requests at a steady rate, and start and end the fault meanwhile."""
     total_s = plan.before_s + plan.fault_s + plan.after_s
     due_s = np.arange(int(total_s * plan.rate_per_s)) / plan.rate_per_s
     times: dict[str, float] = {}

@@ -122,13 +122,18 @@ def asked(monkeypatch):
 
 
 @pytest.mark.usefixtures("asked")
-def test_no_two_lanes_share_one_of_the_streams_that_pytorch_gives_out_in_turn():
+def test_no_two_lanes_share_one_of_the_streams_that_pytorch_gives_out_in_turn(monkeypatch):
+    entered = set()
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: entered.add(stream.cuda_stream) or nullcontext())
     device = torch.device("cuda", 0)
     lanes = [TorchStream(device) for _ in range(3)]
     for _ in range(40):  # versions that come and go
         TorchStream(device)
     lanes += [TorchStream(device) for _ in range(29)]
-    assert len({lane._stream.cuda_stream for lane in lanes}) == 32
+    for lane in lanes:
+        with lane.entered():
+            pass
+    assert len(entered) == 32
     with pytest.raises(UnavailableError, match="engines use all 32 streams of cuda:0; lower engine_streams"):
         TorchStream(device)
     del lanes[5]

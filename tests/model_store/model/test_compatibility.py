@@ -34,7 +34,7 @@ def bundle(tmp_path, version, **changes):
          Effect.CALLERS, "surfaces.home.query", "make callers send a query first"),
         ({"heads": (Head(name="save", meaning="clicked", calibration=Calibration(slope=0.5, intercept=-0.1)),
                     Head(name="hide", meaning="hid"))},
-         Effect.CALLERS, "heads.save.meaning", "expected 'saved', found 'clicked'; give the head with the new meaning another name"),
+         Effect.CALLERS, "heads.save.meaning", "expected 'saved', found 'clicked'; give the head with the new meaning"),
         ({"heads": (Head(name="save", meaning="saved"), Head(name="hide", meaning="hid"))},
          Effect.NOTE, "heads.save.calibration", "0.5000 x + -0.1000"),
         ({"groups": (PINS_2, tiny.USERS)},
