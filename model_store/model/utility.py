@@ -253,9 +253,7 @@ class _Checker(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> ast.AST:
         name = ast.unparse(node.func)
         if name not in FUNCTIONS:
-            raise UtilityError(
-                f"{self._where}: unknown function {name!r}; use one of {', '.join(sorted(FUNCTIONS))}"
-            )
+            raise UtilityError(f"{self._where}: unknown function {name!r}; use one of {', '.join(sorted(FUNCTIONS))}")
         if node.keywords or len(node.args) != FUNCTIONS[name]:
             raise UtilityError(f"{self._where}: {name} takes {FUNCTIONS[name]} arguments")
         return ast.Call(node.func, [self.visit(argument) for argument in node.args], [])

@@ -140,9 +140,7 @@ def test_a_good_entry_that_is_deleted_gives_way_to_the_one_before_and_to_one_of_
 def test_a_missing_entry_is_a_gap_for_whoever_reads_anew(root):
     open_model_store(root).set_label("tiny", "canary", 1)
     (root / "tiny/log/000000000002.json").unlink()
-    with pytest.raises(
-        ModelStoreError, match=r"between 000000000001.json and 000000000003.json; restore them"
-    ):
+    with pytest.raises(ModelStoreError, match=r"between 000000000001.json and 000000000003.json; restore them"):
         open_model_store(root).head("tiny")
 
 
