@@ -62,7 +62,7 @@ class Address:
     def unanswered(self, details: str | None = None) -> str:
         """Return the message for an unavailable server: its address, any proxy, the status details and the fix."""
         proxy = self.proxy()
-        through = f" through the proxy of {proxy} (no_proxy lists what goes without)" if proxy else ""
+        through = f" through the proxy of {proxy} (no_proxy lists exceptions)" if proxy else ""
         why = f" ({details})" if details else ""
         return f"no server answers at {self.target}{through}{why}; start one with `pinrank serve`, or set --address"
 
