@@ -23,25 +23,25 @@ WHOLE_DEVICE = threading.Lock()
 
 
 class Stream(Protocol):
-    """A stream of one device, and the network on it: what is put in happens in its order, and waits for nothing else.
+    """A stream of one device with the network on it. It runs its work in order, and waits for no other stream.
 
-    All calls but `entered` are made by a thread that has entered; they raise EngineError.
+    A thread must enter the stream (`entered`) before it makes any other call. All calls raise EngineError.
     """
 
     def entered(self) -> AbstractContextManager[object]:
-        """Make the device this thread's, and the stream where a runtime has a current one."""
+        """Make the device current for this thread, and the stream as well if the runtime has a current stream."""
 
     def room(self, given: int, made: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return so many bytes of pinned memory, zeros, for inputs and for logits; the stream has as many there."""
+        """Allocate zeroed pinned memory of these sizes, for inputs and logits, and the same on the device."""
 
     def enqueue(self, layout: Layout) -> None:
-        """Put in: the inputs' copy to the device, as `layout` has them, the network, and its logits' copy back."""
+        """Enqueue the copy of the inputs, laid out as `layout`, the network, and the copy of the logits back."""
 
     def captured(self, work: Callable[[], None]) -> Callable[[], object]:
-        """Run `work` once, as runtimes load and choose at a first run; then return what puts in all that it does."""
+        """Run `work` once, so that the runtime loads and tunes it; then return a function that enqueues it."""
 
     def wait(self) -> None:
-        """Wait until all that was put in is done, leaving the processor to others."""
+        """Wait until all enqueued work is done, without using the CPU."""
 
 
 class Backend(Protocol):
@@ -56,13 +56,13 @@ class Backend(Protocol):
     captures: bool
 
     def stream(self) -> Stream:
-        """Make one more."""
+        """Create another stream."""
 
     def close(self) -> None:
-        """Free the device, streams and all."""
+        """Release the device and all streams."""
 
 
-#: Network, the manifest's inputs, heads, the device's ordinal, a plan or None.
+#: Arguments: network, the manifest's inputs, number of heads, ordinal of the device, plan or None.
 OpenBackend = Callable[[bytes, Sequence[TensorSpec], int, int, bytes | None], Backend]
 
 
@@ -143,7 +143,7 @@ class GpuEngine:
                 self._backends.pop().close()
 
     def _check_codes(self, batch: FeatureBatch) -> None:
-        """Raise ShapeError for a code that no action has: on a GPU it would read what lies beside the table."""
+        """Raise ShapeError for an unknown action code: a GPU would read beyond the table."""
         if self._codes is None:
             return
         name, known = self._codes

@@ -180,14 +180,14 @@ def test_a_plan_for_another_gpu_is_built_anew_and_the_log_says_so(cuda, monkeypa
     monkeypatch.setattr(tensorrt_backend, "build", build)
     engine = opened(plan=b"of another")
     assert asked == [(SPECS, "tensorrt", ("9.0",))]
-    assert "plans/tensorrt_10_13_0-sm_90-bfloat16.plan: it is built anew" in caplog.text
+    assert "plans/tensorrt_10_13_0-sm_90-bfloat16.plan; building a new one" in caplog.text
     assert engine.plan() == GOOD
     assert engine.run(batch(2)).shape == (2, 2)
     engine.close()
 
 
 def test_a_plan_of_another_network_is_refused_and_leaves_nothing(cuda):
-    with pytest.raises(EngineError, match="the plan's 'pin_topic' is .* the manifest's not there"):
+    with pytest.raises(EngineError, match="tensor 'pin_topic' is .* in the plan, but missing in the manifest"):
         opened(inputs=tuple(spec for spec in SPECS if spec.name != "pin_topic"))
     assert cuda.left() == []
 

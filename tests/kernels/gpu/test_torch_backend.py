@@ -71,7 +71,7 @@ def test_codes_that_no_action_has_never_reach_the_device():
 def test_an_operator_that_is_not_known_is_named():
     model = onnx.load_model_from_string(tiny.network())
     model.graph.node.append(helper.make_node("Erf", ["query"], ["unused"]))
-    with pytest.raises(EngineError, match="knows no operator onnx.Erf"):
+    with pytest.raises(EngineError, match="does not support operator onnx.Erf"):
         GpuEngine(open_torch, model.SerializeToString(), SPECS, 2)
 
 
@@ -129,7 +129,7 @@ def test_no_two_slots_share_one_of_the_streams_that_pytorch_gives_out_in_turn():
         TorchStream(device)
     streams += [TorchStream(device) for _ in range(29)]
     assert len({stream.number for stream in streams}) == 32
-    with pytest.raises(UnavailableError, match="engines have all 32 streams of cuda:0: lower engine_streams"):
+    with pytest.raises(UnavailableError, match="engines use all 32 streams of cuda:0; lower engine_streams"):
         TorchStream(device)
     del streams[5]
     TorchStream(device)

@@ -164,7 +164,7 @@ async def test_a_warm_up_on_recent_requests_that_fails_is_the_bundles_fault_and_
     publish(store, tmp_path, 2)
     store.set_label("tiny", "stable", 2)
     await eventually(lambda: held(server, 2) == "failed", 30)
-    assert await call.reason(2) == "tiny@2: EngineError in a warm-up on recent requests"
+    assert await call.reason(2) == "tiny@2: EngineError during the warm-up on recent requests"
     assert sample(server, "pinrank_model_swaps_total", outcome="failed_bundle") == 1
     assert await call.version() == 1
 
