@@ -112,6 +112,49 @@ def _first_layer(
 
 
 @triton.jit
+def _candidate_side(
+    row, j, d, c, e, there, keys, values, candidates, candidate_map, candidate_bias, row_of_candidate, row_bias,
+    dim: tl.constexpr, embedding_dim: tl.constexpr, spare: tl.constexpr, interpreted: tl.constexpr,
+    D: tl.constexpr, C: tl.constexpr, E: tl.constexpr,
+):  # fmt: skip
+    """Return what the candidate of a row adds to layer 1.
+
+    The values are a constant for all tokens, float32[D], the score that it adds to each key and its exponential weight,
+    float32[L], and the values times these weights, bf16[L, D].
+    """
+    pin = tl.load(candidates + row * embedding_dim + e, mask=e < embedding_dim, other=0.0)
+    candidate = tl.sum(tl.load(candidate_map + c[:, None] * E + e[None, :]) * pin[None, :], 1)
+    candidate += tl.load(candidate_bias + c)
+    constant = tl.sum(tl.load(row_of_candidate + d[:, None] * C + c[None, :]) * candidate[None, :], 1)
+    constant += tl.load(row_bias + d)
+
+    key = tl.load(keys + j[:, None] * C + c[None, :])
+    added = tl.where(there, tl.sum(key * candidate[None, :], 1), _MASKED)
+    weight = tl.where(there, tl.exp(added - tl.max(added, 0)), 0.0)
+    value = _half(tl.load(values + j[:, None] * D + d[None, :]), interpreted)
+    if spare:
+        value = tl.where(d[None, :] == dim, 1.0, value)
+    weighted = _half(_half(weight, interpreted)[:, None] * value, interpreted)
+    return constant, added, weight, weighted
+
+
+@triton.jit
+def _after_attention(
+    y, d, h, to_hidden, from_hidden, hidden2, hidden2_bias, out2, norms,
+    dim: tl.constexpr, epsilon: tl.constexpr, interpreted: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """Return layer 2's norm, feed-forward map and norm of what its attention read, float32[K, D]."""
+    y = _standardised(y, dim, epsilon)
+    y = y * tl.load(norms + 4 * D + d)[None, :] + tl.load(norms + 5 * D + d)[None, :]
+    y = _feed_forward(
+        y, _half(tl.load(hidden2 + to_hidden), interpreted), tl.load(hidden2_bias + h),
+        _half(tl.load(out2 + from_hidden), interpreted), interpreted,
+    )  # fmt: skip
+    y = _standardised(y, dim, epsilon)
+    return y * tl.load(norms + 6 * D + d)[None, :] + tl.load(norms + 7 * D + d)[None, :]
+
+
+@triton.jit
 def encode_rows(
     tiles, exponentials, scores, values, tokens, keys, present,
     candidates, candidate_map, candidate_bias, row_of_candidate, row_bias,
@@ -148,19 +191,10 @@ def encode_rows(
     n = start
     while n < stop:
         row = tl.cast(n, tl.int64)
-        pin = tl.load(candidates + row * embedding_dim + e, mask=e < embedding_dim, other=0.0)
-        candidate = tl.sum(tl.load(candidate_map + c[:, None] * E + e[None, :]) * pin[None, :], 1)
-        candidate += tl.load(candidate_bias + c)
-        constant = tl.sum(tl.load(row_of_candidate + d[:, None] * C + c[None, :]) * candidate[None, :], 1)
-        constant += tl.load(row_bias + d)
-
-        key = tl.load(keys + j[:, None] * C + c[None, :])
-        added = tl.where(there, tl.sum(key * candidate[None, :], 1), _MASKED)
-        weight = tl.where(there, tl.exp(added - tl.max(added, 0)), 0.0)
-        value = _half(tl.load(values + j[:, None] * D + d[None, :]), interpreted)
-        if spare:
-            value = tl.where(d[None, :] == dim, 1.0, value)
-        weighted = _half(_half(weight, interpreted)[:, None] * value, interpreted)
+        constant, added, weight, weighted = _candidate_side(
+            row, j, d, c, e, there, keys, values, candidates, candidate_map, candidate_bias, row_of_candidate, row_bias,
+            dim, embedding_dim, spare, interpreted, D, C, E,
+        )  # fmt: skip
         x, here = _first_layer(
             i, j, d, there, weight, weighted, added, constant,
             exponentials, scores, values, tokens, present, hidden, hidden_bias, out, norms,
@@ -190,14 +224,9 @@ def encode_rows(
         read = _half(read / whole[:, None], interpreted)
         y = asking + tl.dot(read, _half(tl.load(value_out2 + full), interpreted))
         y += tl.load(value_out2_bias + d)[None, :]
-        y = _standardised(y, dim, epsilon)
-        y = y * tl.load(norms + 4 * D + d)[None, :] + tl.load(norms + 5 * D + d)[None, :]
-        y = _feed_forward(
-            y, _half(tl.load(hidden2 + to_hidden), interpreted), tl.load(hidden2_bias + h),
-            _half(tl.load(out2 + from_hidden), interpreted), interpreted,
-        )  # fmt: skip
-        y = _standardised(y, dim, epsilon)
-        y = y * tl.load(norms + 6 * D + d)[None, :] + tl.load(norms + 7 * D + d)[None, :]
+        y = _after_attention(
+            y, d, h, to_hidden, from_hidden, hidden2, hidden2_bias, out2, norms, dim, epsilon, interpreted, D
+        )
         readout = encoded + row * rows * dim + k[:, None] * dim + d[None, :]
         tl.store(readout, tl.where(reads[:, None], y, 0.0), mask=(k[:, None] < rows) & (d[None, :] < dim))
         n += 1
