@@ -33,14 +33,14 @@ def test_sizes_take_the_type_of_their_field() -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("layers=2", "--size layers=2: no size 'layers'; write NAME=VALUE with one of action_dim, token_pin_dim"),
-        ("heads=2", "no size 'heads'"),
-        ("encoder_layers", "encoder_layers takes whole numbers, got ''"),
+        ("layers=2", "--size layers=2: unknown size 'layers'; write NAME=VALUE with one of action_dim, token_pin_dim"),
+        ("heads=2", "unknown size 'heads'"),
+        ("encoder_layers", "encoder_layers must be a whole number, but is ''"),
         ("encoder_layers=0", "encoder_layers must be at least 1"),
-        ("token_pin_dim=1.5", "token_pin_dim takes whole numbers, got '1.5'"),
-        ("hidden=64,", "hidden takes whole numbers, got ''"),
-        ("dropout=1", "dropout is a share from 0 to below 1, got '1'"),
-        ("dropout=much", "dropout is a share from 0 to below 1, got 'much'"),
+        ("token_pin_dim=1.5", "token_pin_dim must be a whole number, but is '1.5'"),
+        ("hidden=64,", "hidden must be a whole number, but is ''"),
+        ("dropout=1", "dropout must be at least 0 and below 1, but is '1'"),
+        ("dropout=much", "dropout must be at least 0 and below 1, but is 'much'"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(setting: str, message: str) -> None:
