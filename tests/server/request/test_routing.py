@@ -63,7 +63,7 @@ LIMITS = Limits(requests_min=100, error_rate_max=0.01, p99_ratio_max=1.5, psi_ma
             WindowSummary(500, 0, 0.01),
             {},
             Breach,
-            "1.50% of its requests failed, 0.00% of the default",
+            "1.50% of its requests failed, against 0.00% of the default",
         ),
         (WindowSummary(200, 3, 0.01), WindowSummary(500, 5, 0.01), {}, Healthy, "errors 1.50% (1.00%)"),
         (
@@ -71,7 +71,7 @@ LIMITS = Limits(requests_min=100, error_rate_max=0.01, p99_ratio_max=1.5, psi_ma
             WindowSummary(500, 0, 0.01),
             {},
             Breach,
-            "its P99 is 15.1 ms, the default label's 10.0 ms",
+            "its P99 is 15.1 ms, against the default label's 10.0 ms",
         ),
         (
             WindowSummary(200, 0, 0.01),
