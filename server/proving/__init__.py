@@ -1,1 +1,1 @@
-"""Whether a new version is fit to serve: proven in a process of its own, tried on recent requests, warmed up."""
+"""Checks that a new model version is fit to serve: isolated proof, replay of recent requests, warm-up."""

@@ -109,7 +109,7 @@ class FirstVersion:
                 break
             failure = failure or why_not
         if version != wanted:
-            return Instead(version, wanted, str(failure) if before is None else f"{before} (before a restart)")
+            return Instead(version, wanted, str(failure) if before is None else f"{before} (refused before a restart)")
         if before is not None:
             _log.error(
                 "refused_version_served",

@@ -252,7 +252,7 @@ class HotSwap:
         self.step()
 
     def _replaced_by(self, version: int) -> dict[str, Manifest]:
-        """Return, for each label of a version but the shadow label (it has no callers), the manifest that answers now."""
+        """Return the manifest that answers now for each label of a version; leave out the shadow label (no callers)."""
         labels = [label for label, wanted in self.labels.items() if wanted == version]
         return {
             label: self._models.by_label.get(label, self._models.default).model.manifest

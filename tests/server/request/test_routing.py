@@ -78,7 +78,7 @@ LIMITS = Limits(requests_min=100, error_rate_max=0.01, p99_ratio_max=1.5, psi_ma
             WindowSummary(500, 0, 0.01),
             {"save": 0.1, "hide": 0.51},
             Breach,
-            "its hide probabilities moved",
+            "its hide probabilities differ",
         ),
         (WindowSummary(200, 200, 0.0), WindowSummary(500, 0, 0.01), {}, Breach, "100.00% of its requests failed"),
     ],
