@@ -21,13 +21,14 @@ SERVED = $${XDG_CACHE_HOME:-$$HOME/.cache}/pinrank/demo/serving-$(PORT)
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: help demo test check resolve wheel bench gpu-wheels claims load proto clean
+.PHONY: help demo test check mutants resolve wheel bench gpu-wheels claims load proto clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   fill a feature store from MovieLens-1M, start the server, rank for real users (DATA=folder: your own)"
 	@echo "make test   install everything and run every test (TORCH=cpu, pypi or none: which PyTorch; ARGS=tests/server)"
 	@echo "make check  format, lint, types, import rules"
+	@echo "make mutants  plant small faults in the pure files and count those that their tests notice (about 10 minutes)"
 	@echo "make resolve  resolve every set of extras from the package index's metadata, with pip and uv, for each Python"
 	@echo "make wheel  build the wheel and run the demo from it on each Python"
 	@echo "make bench  run the benchmarks (NAME=serving: one of them) and commit-ready results in bench/results/"
@@ -74,6 +75,9 @@ check: $(EVERYTHING)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+mutants: $(EVERYTHING)
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 bench: $(EVERYTHING)
 	$(BIN)/python -m bench $(NAME) $(ARGS)

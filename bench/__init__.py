@@ -1,1 +1,1 @@
-"""Benchmarks: committed scripts, committed results, and the claims that each makes. See README.md."""
+"""Benchmarks: scripts, their committed results, and the claims of each. See README.md."""

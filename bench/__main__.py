@@ -1,4 +1,4 @@
-"""`python -m bench [NAME...]` measures and writes results; `python -m bench claims` says which claims hold."""
+"""`python -m bench [NAME...]` runs benchmarks and writes results; `python -m bench claims` shows which claims hold."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _BY_ROOM = {
     "engines": ("encoder", "gpu_compiled", "gpu_design", "half", "lift"),
     "fuzz": ("fuzz_atomic", "fuzz_parquet", "fuzz_stream"),
 }
-#: Each module measures with `measure(*, quick: bool) -> Measured`.
+#: Each module has a function `measure(*, quick: bool) -> Measurement`.
 BENCHMARKS = {name: f"bench.{room}.{name}" for room, names in _BY_ROOM.items() for name in names}
-#: Run only when they are named: one needs NVIDIA's compiler, the other trains for most of an hour on data of its own.
+#: These run only on request: `gpu_design` needs NVIDIA's compiler, and `lift` trains on additional data for an hour.
 ON_REQUEST = ("gpu_design", "lift")
 
 app = typer.Typer(pretty_exceptions_show_locals=False)
@@ -40,14 +40,17 @@ app = typer.Typer(pretty_exceptions_show_locals=False)
 def main(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help=f"{', '.join(BENCHMARKS)}; without any, all but {' and '.join(ON_REQUEST)}. Or claims."),
+        typer.Argument(help=f"{', '.join(BENCHMARKS)} (default: all but {' and '.join(ON_REQUEST)}), or claims."),
     ] = None,
-    results: Annotated[Path | None, typer.Option(help="Folder of the results (default: bench/results).")] = None,
+    results: Annotated[Path | None, typer.Option(help="Folder for the results (default: bench/results).")] = None,
     quick: Annotated[
-        bool, typer.Option(help="Try the script in seconds; its numbers mean nothing and are kept only in --results.")
+        bool, typer.Option(help="Try a script in seconds. Its numbers mean nothing; only --results writes them.")
     ] = False,
 ) -> None:
-    """Run benchmarks, or print the claims of all committed results (`claims`; unmet ones do not fail)."""
+    """Run benchmarks and write their results, or print the claims of all committed results.
+
+    An unmet claim is not an error. Example: python -m bench serving overload
+    """
     try:
         if names == ["claims"]:
             console().print(claims_table(read_claims(results or RESULTS)))
@@ -60,10 +63,10 @@ def main(
 
 
 def _chosen(names: list[str] | None) -> list[str]:
-    """Return the benchmarks to run, known before the first of them starts."""
+    """Check the names and return the benchmarks to run, before the first one starts."""
     unknown = [name for name in names or () if name not in BENCHMARKS]
     if unknown:
-        raise BenchmarkError(f"no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}, and `claims`")
+        raise BenchmarkError(f"no benchmark {unknown[0]!r}; use {', '.join(BENCHMARKS)}, or claims")
     return names or [name for name in BENCHMARKS if name not in ON_REQUEST]
 
 

@@ -1,4 +1,4 @@
-"""Keeping the processor cores of a virtual machine from being taken away while they have nothing to do."""
+"""Keep the idle cores of a virtual machine awake, so that they respond without delay."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _REQUEST = Path("/dev/cpu_dma_latency")
 
 @contextmanager
 def kept_awake() -> Iterator[bool]:
-    """Ask Linux to let idle cores poll instead of sleep (PM QoS, latency 0), and say whether it does.
+    """Make idle cores poll instead of sleep (PM QoS, latency 0). Yields whether Linux accepted the request.
 
-    A virtual core that sleeps is given back late by its host: on the machines that these benchmarks run on, the median
-    of an echo goes from 1.5 to 20 ms because of it. Asking takes the right to write to /dev/cpu_dma_latency.
+    A host is slow to resume a virtual core that sleeps: on the machines of these benchmarks, it raises the median of an
+    echo from 1.5 to 20 ms. The request needs write access to /dev/cpu_dma_latency.
     """
     try:
         held = _REQUEST.open("wb", buffering=0)

@@ -1,4 +1,4 @@
-"""The load generator's side of the serving benchmarks; runs in a process of its own."""
+"""The load generators of the serving benchmarks, which run in a separate process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from loadtest.search import HighestRate, RateSearch
 from loadtest.steps import GOOD_SHARE
 from pinrank.channels import open_aio_channel
 
-#: Long enough that nothing is cut off: an expired request would leave its latency out of the percentiles.
+#: Long enough for every request: an expired one would be missing from the latency percentiles.
 LONG_S = 2.0
 _TARGET_MS = 10.0
 _SETTLE_S = 0.5
@@ -23,7 +23,7 @@ _SETTLE_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class SaturationWindow:
-    """A closed loop's window, and the CPU time that the server used in it."""
+    """The measurement window of a closed loop, and the server's CPU time in it."""
 
     summary: Summary
     server_cpu_s: float
@@ -60,13 +60,13 @@ def offer(
     deadline_s: float = LONG_S,
     target_ms: float = _TARGET_MS,
 ) -> Summary:
-    """Offer Poisson arrivals in an open loop."""
+    """Offer requests with Poisson arrivals in an open loop."""
     samples = offer_at(address, requests, poisson(rate_per_s, warmup_s + duration_s, seed), deadline_s)
     return summarise(samples.since(warmup_s), duration_s, target_ms)
 
 
 def offer_at(address: str, requests: tuple[bytes, ...], due_s: np.ndarray, deadline_s: float) -> open_loop.Samples:
-    """Offer requests at given times."""
+    """Offer requests in an open loop, at the times `due_s` (seconds from the start)."""
 
     async def main() -> Any:
         async with open_aio_channel(address) as channel:
@@ -82,7 +82,7 @@ def offer_two(
     first: tuple[tuple[bytes, ...], np.ndarray, float],
     second: tuple[tuple[bytes, ...], np.ndarray, float],
 ) -> tuple[open_loop.Samples, open_loop.Samples]:
-    """Offer two kinds of requests at once, each as (requests, float64[K] due times, deadline in seconds)."""
+    """Offer two kinds of requests concurrently, each as (requests, float64[K] due times, deadline in seconds)."""
     import asyncio  # noqa: PLC0415
 
     async def main() -> Any:
@@ -109,10 +109,10 @@ def highest_rate(
     seed: int,
     tries_max: int = 7,
 ) -> tuple[float, list[Summary]]:
-    """Search the highest rate of which 99% are goodput within `target_ms`, which is also every call's deadline.
+    """Search the highest rate with 99% goodput within `target_ms`, which is also the deadline of every call.
 
     Returns:
-        The rate, and the summary of every try.
+        The rate in requests per second, and the summary of every attempt.
     """
     import asyncio  # noqa: PLC0415
 

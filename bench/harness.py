@@ -1,4 +1,4 @@
-"""The form of every benchmark: what was measured, on which machine, against which limits, with all raw values kept."""
+"""The form of all benchmark results: measured values, machine, claims and raw data."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _SIGNS: dict[Direction, str] = {"at_least": ">=", "at_most": "<="}
 
 
 class BenchmarkError(Exception):
-    """A benchmark or its results cannot be used; the message says why."""
+    """A benchmark or its results cannot be used. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A measured value against a limit that was set before the measurement."""
+    """A measured value and its target, which was set before the measurement."""
 
     name: str
     measured: float
@@ -46,7 +46,7 @@ class Claim:
 
     @property
     def holds(self) -> bool:
-        """False also for NaN: what could not be measured is not shown to hold."""
+        """Whether the value meets its target. False for NaN."""
         if self.direction == "at_least":
             return self.measured >= self.target
         return self.measured <= self.target
@@ -56,7 +56,7 @@ class Claim:
 
     @staticmethod
     def from_json(value: Any) -> Claim:
-        """Read a claim back. Raises BenchmarkError where a field is missing or `holds` is not what the numbers say."""
+        """Parse a claim. Raises BenchmarkError if a field is missing, or if `holds` contradicts the numbers."""
         try:
             claim = Claim(
                 str(value["name"]), float(value["measured"]), float(value["target"]), str(value["unit"]),
@@ -74,13 +74,13 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What a benchmark hands back.
+    """The result of a benchmark.
 
     Attributes:
-        summary: the headline numbers, by a name that carries the unit.
-        claims: what the benchmark was made to decide.
-        raw: everything that was measured, run by run; plain JSON.
-        table: the same for people, in Markdown; kept beside the JSON.
+        summary: the most important numbers; each name includes the unit.
+        claims: the claims that the benchmark tests.
+        raw: all measured values of all runs, as plain JSON.
+        table: the results as Markdown, written next to the JSON.
     """
 
     summary: dict[str, float]
@@ -155,7 +155,7 @@ def read_claims(results: Path = RESULTS) -> dict[str, tuple[Claim, ...]]:
 
 
 def machine() -> dict[str, Any]:
-    """Describe what the numbers depend on; nothing that names the machine or where things lie on it."""
+    """Describe hardware and software that the numbers depend on, without names or paths of the machine."""
     cpu = _cpu_fields()
     return {
         "cpu": cpu.get("model name", platform.machine()),
@@ -170,7 +170,7 @@ def machine() -> dict[str, Any]:
 
 
 def _cpu_fields() -> dict[str, str]:
-    """Return the first processor's entry of /proc/cpuinfo; nothing where there is none."""
+    """Return the first processor's entry of /proc/cpuinfo, or {} if there is none."""
     try:
         first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
     except OSError:
@@ -180,7 +180,7 @@ def _cpu_fields() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """Return the commit of the sources, marked where they were changed since; None outside a repository."""
+    """Return the commit of the sources, marked if they have changed since. Return None outside a repository."""
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
@@ -192,7 +192,7 @@ def _commit() -> str | None:
 
 
 def markdown_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a titled Markdown table; all columns but the first stand to the right."""
+    """Return a titled Markdown table. All columns except the first are right-aligned."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return f"## {title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 

@@ -1,4 +1,4 @@
-"""Processes that a benchmark starts, and what they cost."""
+"""Start the processes of a benchmark, and read their CPU time and metrics."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from prometheus_client.parser import text_string_to_metric_families
 from bench.harness import BenchmarkError
 from pinrank.channels import open_channel
 
-#: Enough on a CPU; where graphs are captured first, callers say how long that may take.
+#: Enough on a CPU. On a GPU, which captures graphs first, callers pass a longer time.
 _START_S = 60.0
 _LOOK_S = 0.2
 _STOP_S = 15.0
 
 
 class ServerProcess(NamedTuple):
-    """A running server: its address, its process id, and where its metrics are."""
+    """A running server: its address, process id and metrics URL."""
 
     address: str
     pid: int
     metrics_url: str
 
     def metric(self, name: str) -> float:
-        """Return the sum of a metric's samples."""
+        """Return the sum of all samples of a metric."""
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with direct.open(self.metrics_url, timeout=10) as page:
             families = text_string_to_metric_families(page.read().decode())
@@ -45,19 +45,19 @@ class ServerProcess(NamedTuple):
 
 @contextmanager
 def server_process(config: Path, feature_store: str, log: Path, start_s: float = _START_S) -> Iterator[ServerProcess]:
-    """Run `pinrank serve` on free loopback ports; it is gone afterwards, whatever happens.
+    """Run `pinrank serve` on free loopback ports, and stop it afterwards in any case.
 
     Args:
-        config: the server's TOML file.
-        feature_store: goes over the file's.
-        log: where its standard error goes.
-        start_s: how long it may take until it is ready.
+        config: TOML file with the server's settings.
+        feature_store: overrides the setting in the file.
+        log: file for its standard error.
+        start_s: longest time until it is ready, in seconds.
 
     Yields:
-        Where it answers, and its process.
+        The running server.
 
     Raises:
-        BenchmarkError: it ended instead, or is not ready by then; with the end of its log.
+        BenchmarkError: it exited or is not ready in time. The message holds the end of its log.
     """
     grpc_port, http_port = _free_ports(2)
     command = [
@@ -71,7 +71,7 @@ def server_process(config: Path, feature_store: str, log: Path, start_s: float =
             try:
                 _wait_until_ready(process, address, log, start_s)
             except BenchmarkError:
-                process.kill()  # it has no requests to finish
+                process.kill()  # it has no requests in flight
                 raise
             yield ServerProcess(address, process.pid, f"http://127.0.0.1:{http_port}/metrics")
         finally:
@@ -106,16 +106,16 @@ def _serves(address: str) -> bool:
 
 
 def single_process(calls_max: int | None = None) -> ProcessPoolExecutor:
-    """Return a pool of one fresh process: its work shares no interpreter with anything else that is measured.
+    """Return a pool of one new process, so that its work shares no interpreter with other measured work.
 
-    grpc.aio does not survive a second event loop in one process: a gRPC client takes `calls_max=1`.
+    grpc.aio does not work with a second event loop in a process, so gRPC clients need `calls_max=1`.
     """
     return ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=calls_max)
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the user and system time of a running process and its threads so far; counts in ticks of 10 ms."""
-    # The second field, the command in parentheses, may hold spaces; utime and stime are the 14th and 15th.
+    """Return the user and system CPU time of a running process with its threads, in seconds. Resolution: 10 ms."""
+    # The second field, the command in parentheses, may contain spaces. utime and stime are fields 14 and 15.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

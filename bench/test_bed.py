@@ -1,4 +1,4 @@
-"""What the serving benchmarks share: features in a store, requests about them, a server, and processes that measure."""
+"""The test bed of the serving benchmarks: a feature store, requests, a server, and processes that measure."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ _USERS = 500
 
 @dataclass(frozen=True, slots=True)
 class TestBed:
-    """A running server and everything to measure it with.
+    """A running server and the tools to measure it.
 
     Attributes:
-        settings: the server's.
-        subject: its engine, for a process of its own; its requests have `candidates` pins each.
-        server: where it runs.
-        client: a pool of one process, new for every call: grpc.aio does not survive a second event loop.
-        engine: a pool of one process that keeps what it loaded.
-        user_ids, pin_ids: uint64, what the store holds.
-        awake: whether idle cores were kept from sleeping.
+        settings: settings of the server.
+        subject: its engine and the requests, for a separate process.
+        server: the server process.
+        client: a pool of one process, a new one for every call: grpc.aio does not work with a second event loop.
+        engine: a pool of one process, which keeps loaded models.
+        user_ids, pin_ids: uint64, the ids in the feature store.
+        awake: whether idle cores are kept awake.
     """
 
     settings: ServerConfig
@@ -60,24 +60,24 @@ class TestBed:
 
 @contextmanager
 def scene(config: Path = CONFIG, extra: str = "", candidates: int = 128, requests: int = 256) -> Iterator[TestBed]:
-    """Fill a store, start the server, and take both down at the end.
+    """Fill a feature store and start a server; remove both at the end.
 
     Args:
-        config: the server's settings.
-        extra: more of them, TOML.
-        candidates: pins of a request.
-        requests: how many different ones.
+        config: TOML file with the server's settings.
+        extra: additional settings as TOML.
+        candidates: number of pins in a request.
+        requests: number of different requests.
 
     Raises:
-        BenchmarkError: the server did not start, or the environment changes its settings.
+        BenchmarkError: the server did not start, or the environment overrides its settings.
     """
     outside = sorted(name for name in os.environ.keys() - service_links(os.environ) if name.startswith(PREFIX))
     if outside:
-        raise BenchmarkError(f"{outside[0]} is set; a benchmark takes no settings from the environment")
+        raise BenchmarkError(f"{outside[0]} is set, but benchmarks must not depend on the environment; unset it")
     with ExitStack() as stack:
         awake = stack.enter_context(kept_awake())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pinrank-bench-")))
-        # Beside the original, as its paths are relative to it.
+        # Paths in the original are relative to its folder, so they are made absolute here.
         settings = load_config(config)
         own = folder / "pinrank.toml"
         own.write_text(without_surfaces(config) + f'\nmodel_store = "{Path(settings.model_store).absolute()}"\n{extra}')
@@ -101,7 +101,7 @@ def scene(config: Path = CONFIG, extra: str = "", candidates: int = 128, request
 
 
 def without_surfaces(config: Path) -> str:
-    """Return the settings up to the first table, without the model store's relative path."""
+    """Return the settings before the first TOML table, without `model_store`, whose path is relative."""
     top = config.read_text().partition("\n[")[0]
     return "\n".join(line for line in top.splitlines() if not line.startswith("model_store"))
 
@@ -117,7 +117,7 @@ async def _fill(settings: ServerConfig, feature_store: str) -> tuple[np.ndarray,
 
 
 def check_all_ok(what: str, summary: Summary) -> None:
-    """Every answer must be a full one, or the server was measured doing less than the engine alone."""
+    """Raise BenchmarkError unless every answer is complete: a partial answer is less work than the engine's."""
     if set(summary.statuses) != {OK} or summary.degraded:
         raise BenchmarkError(f"{what}: {summary.statuses}, {summary.degraded} degraded; expected full answers only")
 

@@ -97,6 +97,12 @@ class NearCache:
     def places(self) -> int:
         return len(self._flat_keys)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        arrays = (self._keys, self._rows, self._read_s, self._states, self._counters)
+        return sum(array.nbytes for array in arrays)
+
     def held(self, now_s: float) -> tuple[int, float]:
         """Return how many rows are cached, stale ones included, and their mean age in seconds (0 if there are none)."""
         read_s = self._read_s[self._read_s > -np.inf]
@@ -125,7 +131,7 @@ class NearCache:
         self._lookups += 1
         if self._lookups % _NOTED_EVERY == 0:
             self._note(ids)
-        rows = Rows(self._bytes.take(at, axis=0).view(self.group.dtype).reshape(-1), self._states.take(at))
+        rows = Rows(self._bytes.take(at, axis=0).view(self.group.dtype).reshape(len(at)), self._states.take(at))
         return rows, None if hits == len(ids) else ~found
 
     def aged(self, ids: np.ndarray, now_s: float) -> tuple[Rows, np.ndarray]:

@@ -1,1 +1,1 @@
-"""Everything that touches a device: the engine contract, and one file per runtime that fulfils it."""
+"""Engines, which run networks on CPUs and GPUs: their contract, and one file per runtime that implements it."""

@@ -1,4 +1,4 @@
-"""How many cores this process may use: of those that it may run on, what its control group's quota pays for."""
+"""Count the CPU cores that this process may use, within its affinity and the quotas of its control groups."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-#: Where systems mount control groups: version 2, beside version 1, and version 1.
+#: Mount points of control groups: version 2 (alone, or beside version 1), and version 1.
 _MOUNTS_2 = ("sys/fs/cgroup", "sys/fs/cgroup/unified")
 _MOUNTS_1 = ("sys/fs/cgroup/cpu", "sys/fs/cgroup/cpu,cpuacct")
 
 
 def cores(root: Path = Path("/")) -> int:
-    """Return the cores that this process may keep busy; at least 1.
+    """Return the number of cores that this process can keep busy, at least 1.
 
-    A quota (`docker run --cpus`, a CPU limit in Kubernetes) leaves all cores visible and stops the process for the rest
-    of a period when its threads have used the quota up. A part of a core counts for none: it would keep no thread busy.
+    Under a quota (`docker run --cpus`, a CPU limit in Kubernetes) all cores stay visible, but a process that has used
+    up its quota stops until the next period. Fractions are rounded down: they cannot keep a thread busy.
     """
     visible = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, int(min([visible, *_quotas(root)])))
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """Yield the quotas, in cores, of this process's control groups and of those above them."""
+    """Yield the quotas, in cores, of this process's control groups and their ancestors."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -38,7 +38,7 @@ def _quotas(root: Path) -> Iterator[float]:
 
 
 def _groups(root: Path, mounts: tuple[str, ...], path: str) -> Iterator[Path]:
-    """Yield a group's folder and those above it; in a container the path may be the host's, with folders not there."""
+    """Yield the folders of a group and its ancestors. In a container the path may be the host's."""
     parts = PurePosixPath(path).parts[1:]
     for mount in mounts:
         for depth in range(len(parts) + 1):

@@ -1,13 +1,12 @@
-"""The native kernel of the early-fused encoder: its weights folded and laid out, and how to call it.
+"""Call the native kernel of the early-fused encoder: fold its weights, lay them out in memory, and run it.
 
-The kernel (`kernels/cpu/native/encoder.cpp`) runs the function `EarlyFusedEncoder` of `kernels.fusion` for two
-post-norm layers with one head. Everything that does not depend on a batch is folded here, in float64:
+The kernel (`kernels/cpu/native/encoder.cpp`) computes the function `EarlyFusedEncoder` of `kernels.fusion` for two
+post-norm layers with one head. This file precomputes, in float64, everything that does not depend on a batch:
 
-- the first layer's values are linear in [pin; action], so a basis of the pin's few dimensions, one column per action,
-  and a column of ones for the softmax's denominator stands for them;
-- every norm's mean is taken out in advance, by centring the maps that lead into it, and its gain goes into the maps
-  that follow;
-- what feeds a first Linear is split into the token's, the basis's and the candidate's part.
+- The first layer's values are linear in [pin; action]. A basis replaces them: the pin's few dimensions, one column per
+  action, and a column of ones for the denominator of the softmax.
+- Centring the maps before a norm removes its mean in advance. Its gain is folded into the maps after it.
+- The input of a feed-forward's first map is split into the parts of the token, the basis and the candidate.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from kernels.engine import EngineError, ShapeError
 _log = logging.getLogger(__name__)
 
 _LIBRARY = Path(__file__).with_name("cpu") / "native" / "libpinrank_encoder.so"
-#: Widths are padded to the widest vector that any instruction set has, whichever runs.
+#: Widths are padded to the widest vector of all instruction sets.
 _LANES = 16
 LENGTH_MAX = 1024
 
@@ -47,7 +46,7 @@ _ARRAYS = (
 
 
 class _Struct(ctypes.Structure):
-    """`PinrankEncoder` of encoder.h."""
+    """The struct `PinrankEncoder` of encoder.h."""
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in _SIZES),
@@ -58,7 +57,7 @@ class _Struct(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class EncoderShape:
-    """What the function's attributes and a bundle's inputs say about an encoder."""
+    """The sizes of an encoder, from the function's attributes and the bundle's inputs."""
 
     length: int
     rows: int
@@ -67,25 +66,25 @@ class EncoderShape:
 
 
 class FusedEncoder:
-    """One encoder's weights in the kernel's layout. Immutable; `run` may be called from any number of threads."""
+    """The weights of one encoder in the kernel's layout. Immutable; any number of threads may call `run`."""
 
     def __init__(self, weights: Mapping[str, np.ndarray], shape: EncoderShape, isa: str | None = None) -> None:
-        """Fold and lay out.
+        """Fold the weights and lay them out.
 
         Args:
-            weights: float32, by the names of `ranker.network.serving_form.fold_early`.
-            shape: of the sequence and the readout.
-            isa: the instruction set to run on; None takes the widest that this processor has.
+            weights: float32 arrays, named as in `ranker.network.serving_form.fold_early`.
+            shape: sizes of the encoder.
+            isa: instruction set to use; None means the widest that this processor supports.
 
         Raises:
-            EngineError: the kernel is not built, or does not serve this shape or this processor.
+            EngineError: the kernel is not built, or does not support this shape or instruction set.
         """
         if not serves(shape):
-            raise EngineError(f"the kernel serves two layers and up to {LENGTH_MAX} actions, not {shape}")
+            raise EngineError(f"the kernel supports two layers and up to {LENGTH_MAX} actions, not {shape}")
         self._library = library()
         names = instruction_sets()
         if isa is not None and isa not in names:
-            raise EngineError(f"this processor runs {', '.join(names)}, not {isa}")
+            raise EngineError(f"this processor supports {', '.join(names)}, not {isa}")
         self.isa = isa or names[-1]
         self._isa = names.index(self.isa)
         check_weights(weights, shape)
@@ -98,19 +97,19 @@ class FusedEncoder:
     def run(
         self, actions: np.ndarray, embeddings: np.ndarray, candidates: np.ndarray, splits: np.ndarray
     ) -> np.ndarray:
-        """Encode every row; the interpreter's lock is released meanwhile.
+        """Encode every row. The call releases the interpreter lock.
 
         Args:
-            actions: int64[R, L], 0 past the end.
+            actions: int64[R, L], padded with 0.
             embeddings: float32[R, L, D].
             candidates: float32[N, D].
-            splits: int32[R + 1], which rows are a request's.
+            splits: int32[R + 1]. Request r owns rows splits[r]:splits[r + 1].
 
         Returns:
-            float32[N, K * d], the K newest actions' outputs side by side.
+            float32[N, K * d], the concatenated outputs of the K newest actions.
 
         Raises:
-            ShapeError: the arrays do not fit each other or the encoder; the kernel itself checks nothing.
+            ShapeError: the arrays do not fit each other or the encoder. The kernel itself checks nothing.
         """
         actions, splits = np.ascontiguousarray(actions, np.int64), np.ascontiguousarray(splits, np.int32)
         embeddings = np.ascontiguousarray(embeddings, np.float32)
@@ -118,7 +117,9 @@ class FusedEncoder:
         requests, length, dim = len(splits) - 1, self._struct.length, self._struct.embedding
         shapes = (actions.shape, embeddings.shape, candidates.shape)
         if shapes != ((requests, length), (requests, length, dim), (len(candidates), dim)):
-            raise ShapeError(f"{requests} requests with sequences of {length} pins of {dim} numbers, got {shapes}")
+            raise ShapeError(
+                f"expected {requests} requests with sequences of {length} pins of {dim} numbers, got {shapes}"
+            )
         if splits[0] != 0 or splits[-1] != len(candidates) or (splits[1:] < splits[:-1]).any():
             raise ShapeError(f"row_splits must rise from 0 to {len(candidates)}, got {splits.tolist()}")
         if actions.size and not 0 <= actions.min() <= actions.max() <= self._struct.actions:
@@ -132,34 +133,34 @@ class FusedEncoder:
             encoded.ctypes.data_as(ctypes.c_void_p),
         )
         if failed:
-            raise EngineError(f"the kernel failed a run of {len(candidates)} rows with code {failed}")
+            raise EngineError(f"the kernel failed a run of {len(candidates)} rows with error {failed}")
         return encoded
 
 
 def serves(shape: EncoderShape) -> bool:
-    """Say whether the kernel is made for an encoder of this shape."""
+    """Return whether the kernel supports an encoder of this shape."""
     return shape.layers == 2 and 0 < shape.rows <= shape.length <= LENGTH_MAX
 
 
 @cache
 def library() -> ctypes.CDLL:
-    """Load the kernel. Raises EngineError when it was not built, or built from other sources than these."""
+    """Load the kernel. Raises EngineError if it was not built, or was built from other sources."""
     try:
         loaded = ctypes.CDLL(str(_LIBRARY))
         built_for = loaded.pinrank_struct_bytes()
     except (OSError, AttributeError) as error:
         raise EngineError(
-            f"the native encoder cannot be loaded: {error}; install pinrank where a C++ compiler is"
+            f"the native encoder cannot be loaded: {error}; reinstall pinrank with a C++ compiler present"
         ) from error
     if built_for != ctypes.sizeof(_Struct):
-        raise EngineError("the native encoder was built from other sources: python -m kernels.cpu.native.build")
+        raise EngineError("the native encoder was built from other sources; run python -m kernels.cpu.native.build")
     loaded.pinrank_isa_name.restype = ctypes.c_char_p
     return loaded
 
 
 @cache
 def instruction_sets() -> tuple[str, ...]:
-    """Return what this processor can run the kernel with, widest last; empty, and logged, when it cannot be used."""
+    """Return the instruction sets that kernel and processor support, widest last. Log a warning if there are none."""
     try:
         loaded = library()
     except EngineError as error:
@@ -169,7 +170,7 @@ def instruction_sets() -> tuple[str, ...]:
 
 
 def check_weights(weights: Mapping[str, np.ndarray], shape: EncoderShape) -> None:
-    """Raise EngineError for weights that do not fit each other: the kernel would read past them."""
+    """Raise EngineError if the shapes of the weights are inconsistent: the kernel would read past their end."""
     try:
         (pin, embedding), candidate = weights["acted"].shape, len(weights["candidate"])
         (codes, action), (hidden, dim) = weights["action_table"].shape, weights["layer1_hidden"].shape
@@ -192,13 +193,13 @@ def check_weights(weights: Mapping[str, np.ndarray], shape: EncoderShape) -> Non
                 expected |= {f"layer{layer}_{name}": (dim,), f"layer{layer}_{name}_bias": (dim,)}
         wrong = [name for name, wanted in expected.items() if weights[name].shape != wanted]
     except (KeyError, TypeError, ValueError) as error:
-        raise EngineError(f"these are no encoder's weights: {error!r}") from error
+        raise EngineError(f"these are not the weights of an encoder: {error!r}") from error
     if wrong or dim != action + pin + candidate or codes < 2:
-        raise EngineError(f"the encoder's weights do not fit each other: {wrong or 'token'} against {dim} wide tokens")
+        raise EngineError(f"the encoder's weights are inconsistent: {wrong or 'token'} with tokens of width {dim}")
 
 
 def _fold(w: Mapping[str, np.ndarray], shape: EncoderShape) -> tuple[dict[str, int], dict[str, np.ndarray]]:
-    """Return the kernel's sizes and arrays, float32 and padded."""
+    """Return the kernel's sizes, and its arrays in float32, padded."""
     sizes = _sizes(w, shape)
     centre = np.eye(sizes["dim"]) - 1.0 / sizes["dim"]
     arrays = _fold_layer1(w, sizes, centre) | _fold_layer2(w, centre)
@@ -289,7 +290,7 @@ def _fold_layer2(w: Mapping[str, np.ndarray], centre: np.ndarray) -> dict[str, n
 
 
 def _aligned(array: np.ndarray) -> np.ndarray:
-    """Return float32 values that start on a cache line: a vector across two lines costs two loads."""
+    """Return a float32 copy that starts on a cache line: loading a vector across two lines costs twice as much."""
     room = np.empty(array.size + _LANES, np.float32)
     start = -room.ctypes.data // 4 % _LANES
     aligned = room[start : start + array.size].reshape(array.shape)
@@ -302,7 +303,7 @@ def _up(size: int) -> int:
 
 
 def _pad(array: np.ndarray, rows: int | None = None, columns: int | None = None) -> np.ndarray:
-    """Return the array with zeros after its last column, up to whole vectors unless `columns` says, and rows."""
+    """Pad an array with zeros to `rows` rows, and to `columns` columns (None: up to whole vectors)."""
     wanted = _up(array.shape[-1]) if columns is None else columns
     widths = [(0, wanted - array.shape[-1])]
     if array.ndim == 2:

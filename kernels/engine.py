@@ -1,4 +1,4 @@
-"""The engine contract: a ragged batch of (user, candidate) rows in, one logit per head and row out."""
+"""The engine contract: from a ragged batch of (user, candidate) rows to one logit per row and head."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 Side = Literal["request", "candidate"]
 
-#: The network's input that says which request each row belongs to: int64[N], from `FeatureBatch.row_splits`.
+#: The network's input with the index of each row's request: int64[N], from `FeatureBatch.row_splits`.
 ROW_REQUEST = "row_request"
 #: The network's output: float32[N, H].
 LOGITS = "logits"
@@ -21,16 +21,16 @@ class EngineError(Exception):
 
 
 class UnavailableError(EngineError):
-    """The runtime or its device is not there, or has no memory left, which no network is at fault of."""
+    """The runtime or its device is missing or out of memory. The network is not at fault."""
 
 
 class ShapeError(EngineError):
-    """A batch does not have the tensors, dtypes or shapes that the network takes."""
+    """The tensors, dtypes or shapes of a batch differ from the network's inputs."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One input of a network. `shape` is what follows the leading R (request side) or N (candidate side)."""
+    """One input of a network. `shape` excludes the leading dimension: R (request side) or N (candidate side)."""
 
     name: str
     side: Side
@@ -40,12 +40,12 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class FeatureBatch:
-    """Rows of several requests; a request's own tensors appear once, not once per candidate.
+    """The rows of one or more requests. The tensors of a request are stored once, not once per candidate.
 
     Attributes:
-        request: [R, ...] by tensor name.
-        candidate: [N, ...] by tensor name.
-        row_splits: int32[R + 1], non-decreasing from 0 to N; request r owns rows row_splits[r]:row_splits[r + 1].
+        request: tensors of shape [R, ...] by name.
+        candidate: tensors of shape [N, ...] by name.
+        row_splits: int32[R + 1], non-decreasing from 0 to N. Request r owns rows row_splits[r]:row_splits[r + 1].
     """
 
     request: Mapping[str, np.ndarray]
@@ -61,11 +61,11 @@ class FeatureBatch:
         return int(self.row_splits[-1])
 
     def row_request(self) -> np.ndarray:
-        """Return int64[N], the request that each row belongs to."""
+        """Return the index of each row's request, int64[N]."""
         return np.repeat(np.arange(self.requests, dtype=np.int64), np.diff(self.row_splits))
 
     def piece(self, start: int, stop: int) -> FeatureBatch:
-        """Return rows start:stop of a batch of one request; nothing is copied."""
+        """Return rows start:stop of a batch of one request, without copying."""
         if (start, stop) == (0, self.rows):
             return self
         candidate = {name: tensor[start:stop] for name, tensor in self.candidate.items()}
@@ -73,7 +73,7 @@ class FeatureBatch:
 
     @staticmethod
     def concat(batches: Sequence[FeatureBatch]) -> FeatureBatch:
-        """Join batches of one model; rows keep their order."""
+        """Concatenate batches of one model. Rows keep their order."""
         if len(batches) == 1:
             return batches[0]
         counts = np.concatenate([np.diff(batch.row_splits) for batch in batches])
@@ -84,7 +84,7 @@ class FeatureBatch:
         )
 
     def check(self, inputs: Sequence[TensorSpec]) -> None:
-        """Raise ShapeError naming the first tensor that differs from `inputs`."""
+        """Raise ShapeError if a tensor differs from `inputs`. The message names the first one."""
         for spec in inputs:
             side, leading = (self.request, self.requests) if spec.side == "request" else (self.candidate, self.rows)
             tensor = side.get(spec.name)
@@ -104,17 +104,18 @@ Progress = Callable[[int, int], bool]
 
 
 def go_on(runs: int, of: int) -> bool:  # noqa: ARG001 - the signature is `Progress`'s
-    """Go on at once, to the end."""
+    """Continue the warm-up to its end."""
     return True
 
 
 @dataclass(frozen=True, slots=True)
 class WarmedUp:
-    """What a warm-up did.
+    """The progress of a warm-up.
 
     Attributes:
-        runs: that were made.
-        of: that it takes; each one that was left out is a shape that a stream runs for the first time for a request.
+        runs: number of runs that were made.
+        of: number of runs of a complete warm-up. For each run that was skipped, a stream meets a shape for the first
+            time when it serves a request.
     """
 
     runs: int
@@ -124,40 +125,40 @@ class WarmedUp:
 class Engine(Protocol):
     """Runs one network on one device.
 
-    `run` may be called from as many threads at once as the engine has streams. Padding, tiles, shape buckets and graphs
-    are its private business.
+    As many threads as the engine has streams may call `run` concurrently. Padding, tiles, shape buckets and graphs are
+    internal to the engine.
     """
 
-    #: How many runs can be in flight at once.
+    #: Number of concurrent runs.
     streams: int
-    #: The kernel that runs the encoder (an instruction set, `triton`), or `none` where the runtime computes all itself.
+    #: The kernel that computes the encoder (an instruction set or `triton`); `none` if the runtime computes everything.
     kernel: str
-    #: How far the rounding of products in half precision may move a probability; 0 where they are float32.
+    #: Largest error of a probability due to products in half precision; 0 for products in float32.
     tolerance: float
 
     def run(self, batch: FeatureBatch) -> np.ndarray:
-        """Return float32[N, H] logits in row order. Raises ShapeError, EngineError."""
+        """Return the logits, float32[N, H], in row order. Raises ShapeError, EngineError."""
 
     def warm_up(self, sample: FeatureBatch, progress: Progress = go_on) -> WarmedUp:
-        """Run on tilings of `sample` until first-run costs are paid, and measure the cost of a run.
+        """Run batches made from `sample` until later runs have no first-run costs, and measure the cost of a run.
 
         Args:
             sample: at least one request with at least one row.
-            progress: may end the list of shapes early; the cost is measured all the same.
+            progress: called after each run. It can end the warm-up of shapes early; the cost is measured anyway.
 
         Raises:
-            UnavailableError: the device has no memory left.
+            UnavailableError: the device is out of memory.
             EngineError: a run failed.
         """
 
-    def cost_s(self, requests: int, rows: int) -> float:
+    def cost_s(self, rows: int) -> float:
         """Predict the seconds of one run; 0 before `warm_up`."""
 
     def plan(self) -> bytes | None:
-        """Return the network as compiled for this machine and runtime, None where the runtime has no such form."""
+        """Return the network as compiled for this machine and runtime, or None if the runtime cannot export it."""
 
     def close(self) -> None:
-        """Free the device. No run may be in flight."""
+        """Release the device. No run may be in progress."""
 
 
 class EngineFactory(Protocol):
@@ -169,13 +170,13 @@ class EngineFactory(Protocol):
         """Return a ready engine.
 
         Args:
-            network: ONNX.
-            inputs: the manifest's.
-            heads: the network's columns.
-            streams: runs in flight at once, on each GPU of an engine that computes on several.
-            plan: of an engine of this network, by the same runtime on the same machine: saves compiling it again.
+            network: the content of an ONNX file.
+            inputs: the inputs in the manifest.
+            heads: number of output columns.
+            streams: number of concurrent runs; on several GPUs, on each of them.
+            plan: `Engine.plan()` of this network, by the same runtime on the same machine; saves compiling it again.
 
         Raises:
-            UnavailableError: the runtime or its device is not there.
-            EngineError: what the runtime cannot honour.
+            UnavailableError: the runtime or its device is missing.
+            EngineError: the runtime cannot compile the network.
         """

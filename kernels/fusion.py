@@ -1,7 +1,7 @@
-"""The one function of a network that has a kernel of its own: where it stands, and how to take it out.
+"""Find the call of the early-fused encoder in an ONNX network, and separate it from the rest.
 
 An exported ranker may call `pinrank.EarlyFusedEncoder`, a function that the same file defines in plain ONNX operators.
-Every runtime can therefore run the network as it is; an engine with the native kernel replaces the call.
+Every runtime can therefore run the file unchanged; an engine with a kernel for the encoder replaces the call.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from kernels.engine import ROW_REQUEST, EngineError, TensorSpec
 
 DOMAIN = "pinrank"
 ENCODER = "EarlyFusedEncoder"
-#: The value that the function's call makes: float32[N, K * d].
+#: The output of the call: float32[N, K * d].
 ENCODED = "encoded"
-#: What the kernel was made for; a function that computes anything else must carry another number.
+#: Number of the computation that the kernels implement. A function that computes something else needs another number.
 FORM = 1
-#: The function's first inputs, by role; the folded weights follow under their own names.
+#: The first inputs of the function, by role. The folded weights follow, under their own names.
 ENCODER_INPUTS = ("actions", "embeddings", "candidates", "row_request")
 
 
 @dataclass(frozen=True, slots=True)
 class EncoderCall:
-    """A network cut in two: the encoder's call, and the rest, which takes `ENCODED` as one more input.
+    """A network in two parts: the encoder call, and the rest, which has `ENCODED` as an additional input.
 
     Attributes:
-        rest: the network without the call.
-        weights: float32, by name.
-        shape: of the encoder.
+        rest: the network without the call, as the content of an ONNX file.
+        weights: float32 arrays by name.
+        shape: shape of the encoder.
         inputs: names of the network's inputs that the encoder reads as actions, embeddings and candidates.
     """
 
@@ -47,7 +47,7 @@ class EncoderCall:
 
 
 def parse(network: bytes) -> onnx.ModelProto:
-    """Read and check an ONNX file's bytes. Raises EngineError for anything else."""
+    """Parse and check the content of an ONNX file. Raises EngineError if it is invalid."""
     try:
         model = onnx.load_model_from_string(network)
         onnx.checker.check_model(model)
@@ -57,19 +57,23 @@ def parse(network: bytes) -> onnx.ModelProto:
 
 
 def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the network with every call replaced by what the function does."""
+    """Return the network with all function calls inlined."""
     return inline_local_functions(model) if model.functions else model
 
 
 def replace(field: Any, kept: Sequence[Any]) -> None:
-    """Make `kept`, which may live in it, the content of a repeated field."""
+    """Replace the content of a repeated field by `kept`, whose items may belong to the field."""
     copies = [type(item).FromString(item.SerializeToString()) for item in kept]
     del field[:]
     field.extend(copies)
 
 
 def take_out_encoder(model: onnx.ModelProto, inputs: Sequence[TensorSpec]) -> EncoderCall | None:
-    """Cut the network at its encoder, or return None when it has none whose inputs and weights are all plain."""
+    """Separate the encoder call from a network.
+
+    Returns:
+        None if there is no such call, or if its arguments are not plain inputs and weights of the network.
+    """
     calls = [node for node in model.graph.node if node.domain == DOMAIN and node.op_type == ENCODER]
     functions = [function for function in model.functions if function.domain == DOMAIN and function.name == ENCODER]
     if len(calls) != 1 or len(functions) != 1:

@@ -52,7 +52,5 @@ class RateSearch:
             self._failed_per_s = min(self._failed_per_s, rate_per_s)
         if self._failed_per_s == float("inf"):
             self._next_per_s = self._held_per_s * 2
-        elif self._held_per_s == 0:
-            self._next_per_s = self._failed_per_s / 2
-        else:
+        else:  # half of the failed one as long as none held
             self._next_per_s = (self._held_per_s + self._failed_per_s) / 2

@@ -1,1 +1,1 @@
-"""Bundles, the store that keeps their versions and labels, and the live models that serve them."""
+"""Models: bundles, the store of their versions and labels, and loaded models that score requests."""

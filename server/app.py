@@ -37,7 +37,7 @@ from server.request.routing import ServedModels
 from server.rollout.hot_swap import HotSwap
 from server.rollout.installed_models import InstalledModels
 from server.rollout.model_metrics import ModelCollector
-from server.rollout.shadow import LANE, Shadow
+from server.rollout.shadow import SHADOW_LANE, Shadow
 from server.rollout.status import ServerStatus
 from server.runtime.listening import ListenError, http_shown, shown
 from server.runtime.memory import set_up_allocator
@@ -45,9 +45,10 @@ from server.runtime.signals import Ending, heed_signals
 from server.runtime.supervisor import Supervisor
 from server.scheduling.admission import Admission, Overload
 from server.scheduling.cost import CostModel
-from server.scheduling.earliest_deadline import EarliestDeadlineFirst, Lane
+from server.scheduling.earliest_deadline import EarliestDeadlineFirst
 from server.scheduling.engine_streams import Runner
 from server.scheduling.in_flight_metrics import InFlightCollector
+from server.scheduling.lanes import Lane
 from server.scheduling.pace import Pace
 from server.telemetry.metrics import Metrics
 
@@ -217,7 +218,7 @@ class Server:
         """Put the policies together: what is learned of each model, who goes first, what is refused."""
         config = self._config
         lanes = {name: Lane(surface.priority, surface.share) for name, surface in config.surfaces.items()}
-        lanes[LANE] = Lane(priority=-100, share=0.01)
+        lanes[SHADOW_LANE] = Lane(priority=-100, share=0.01)
         overload = {name: Overload(s.overload, s.trim_candidates_min) for name, s in config.surfaces.items()}
         policy = EarliestDeadlineFirst(self._streams, costs.__getitem__, lanes)
         admission = Admission(

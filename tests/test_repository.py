@@ -67,7 +67,7 @@ def test_the_wheel_serves_without_the_repository_and_without_pytorch(tmp_path):
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
     verified = pinrank("model", "verify", str(tmp_path / "bundle"))
-    assert "tiny@1 is good" in verified.stdout, verified.stderr
+    assert "tiny@1 passes every check" in verified.stdout, verified.stderr
     refused = pinrank("train", "--utility", str(tmp_path / "bundle" / "utility.toml"), "--out", str(tmp_path / "new"))
     assert refused.returncode == 1
     assert "pip install 'pinrank[" in refused.stderr

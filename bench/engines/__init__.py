@@ -1,1 +1,1 @@
-"""Benchmarks of networks and kernels alone."""
+"""Benchmarks of networks and kernels, without a server."""

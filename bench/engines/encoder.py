@@ -1,7 +1,7 @@
-"""The published ranker against its serving form, on the same weights, requests and cores, in alternating rounds.
+"""Compare the published ranker with its serving form on the same weights, requests and cores, in alternating rounds.
 
-Every request has a full sequence of 100 actions, the dearest case. Each side runs as one stream per core or as one
-stream over all cores, whichever a short trial finds faster.
+Every request has a full sequence of 100 actions, the most expensive case. Each side runs as one stream per core or as
+one stream over all cores, whichever is faster in a short trial.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from ranker.training.minibatches import tensors
 
 CANDIDATES = (128, 512)
 LENGTH = 100
-#: The aims of the first table, then what is required of it.
+#: Goals of the first table, followed by its requirements.
 AIMS = {"openvino": 6.0, "onnxruntime": 12.0, "rows_per_s": 100_000.0}
 REQUIRED = {"openvino": 4.0, "onnxruntime": 8.0, "whole_over_encoder": 2 / 3, "difference": 1e-4}
-#: Scores this close count as a tie: float32 rounds sums of this size to about it.
+#: Scores closer than this count as a tie: it is about the float32 rounding error of sums of this size.
 TIE = 1e-5
 
 Run = Callable[[FeatureBatch], np.ndarray]
-#: Makes a side for a number of threads per stream.
+#: Creates a side for a given number of threads per stream.
 Opened = Callable[[int], Run]
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One way to compute one part: `open` makes an independent stream, run from the thread that calls it."""
+    """One way to compute one part. `open` creates an independent stream, which runs on the calling thread."""
 
     part: str
     name: str
@@ -52,13 +52,13 @@ class Side:
 
 
 def measure(*, quick: bool) -> Measurement:
-    """Measure every side at every number of candidates.
+    """Measure every side with every number of candidates.
 
     Raises:
         BenchmarkError: the native kernel is not built.
     """
     if not instruction_sets():
-        raise BenchmarkError("the native kernel is not built: install pinrank where a C++ compiler is")
+        raise BenchmarkError("the native kernel is not built; reinstall pinrank with a C++ compiler present")
     networks = {"encoder": _network(), "ranker": _network(), "flat ranker": _network(readout_dim=0)}
     sides = _sides(networks)
     cores = len(os.sched_getaffinity(0))
@@ -76,7 +76,7 @@ def measure(*, quick: bool) -> Measurement:
             opened[key], layouts[key] = _layout(side, cores, batch, window_s / 2)
             found = opened[key][0](batch)
             differences[key] = float(np.max(np.abs(found - expected[side.part])))
-            inversions[key] = 0 if side.part == "encoder" else _inversions(found, expected[side.part])
+            inversions[key] = 0 if side.part == "encoder" else inversion_count(found, expected[side.part])
         rates |= {key: {"rows_per_s": []} for key in opened}
         for _ in range(rounds):
             for key, streams in opened.items():
@@ -85,7 +85,7 @@ def measure(*, quick: bool) -> Measurement:
 
 
 def _network(**sizes: int) -> RankerNetwork:
-    """Return a ranker of the published size with seeded weights; every bias and gain is drawn, none left at 0 or 1."""
+    """Return a ranker of the published size with seeded random weights, including all biases and gains."""
     torch.manual_seed(7)
     network = RankerNetwork(NetworkConfig(heads=4, actions=4, surfaces=2, scalars=4, **sizes)).eval()  # type: ignore[arg-type]
     with torch.no_grad():
@@ -120,7 +120,7 @@ def _batch(candidates: int, seed: int, requests: int = 1) -> FeatureBatch:
 
 
 def _oracle(network: RankerNetwork, part: str, batch: FeatureBatch) -> np.ndarray:
-    """Return what the published form computes in float64."""
+    """Compute the published form in float64."""
     with torch.inference_mode():
         double = RankerNetwork(network.config).double().eval()
         double.load_state_dict(network.state_dict())
@@ -144,7 +144,7 @@ def _sides(networks: Mapping[str, RankerNetwork]) -> list[Side]:
     plain = inlined(parse(serving)).SerializeToString()
     call = take_out_encoder(parse(serving), specs)
     if call is None:
-        raise BenchmarkError("the serving form does not call the encoder's function")
+        raise BenchmarkError("the serving form does not call the encoder function")
     weights, shape, read = call.weights, call.shape, call.inputs
 
     def native_encoder(_threads: int) -> Run:
@@ -223,7 +223,7 @@ def _feeds(batch: FeatureBatch, names: set[str]) -> dict[str, np.ndarray]:
 
 
 def _layout(side: Side, cores: int, batch: FeatureBatch, window_s: float) -> tuple[list[Run], str]:
-    """Open the side as one stream per core or one over all cores, whichever a trial finds faster."""
+    """Open a side as one stream per core or one stream over all cores, whichever is faster in a trial."""
     layouts = {f"{cores} streams of 1 thread": [side.open(1) for _ in range(cores)]}
     if side.threaded:
         layouts[f"1 stream of {cores} threads"] = [side.open(cores)]
@@ -237,7 +237,7 @@ def _layout(side: Side, cores: int, batch: FeatureBatch, window_s: float) -> tup
 
 
 def _rate(streams: list[Run], batch: FeatureBatch, window_s: float) -> float:
-    """Return rows/s of all streams together, each in a loop on its own thread; runs under way at the end count."""
+    """Return the total rows/s of all streams, each in a loop on its own thread. Unfinished runs at the end count."""
     counts = [0] * len(streams)
     start = threading.Barrier(len(streams) + 1)
 
@@ -258,8 +258,8 @@ def _rate(streams: list[Run], batch: FeatureBatch, window_s: float) -> float:
     return sum(counts) * batch.rows / (time.perf_counter() - start_s)
 
 
-def _inversions(found: np.ndarray, expected: np.ndarray) -> int:
-    """Count rows in the order by `found` that `expected` puts above one before them by more than a tie."""
+def inversion_count(found: np.ndarray, expected: np.ndarray) -> int:
+    """Count rows, in the order of `found`, that `expected` ranks above an earlier row by more than a tie."""
     order = np.argsort(-found, axis=0, kind="stable")
     ordered = np.take_along_axis(expected, order, axis=0)
     return int((ordered[1:] - np.minimum.accumulate(ordered, axis=0)[:-1] > TIE).sum())
@@ -327,7 +327,7 @@ def _table(
     differences: Mapping[str, float],
     sizes: list[int],
 ) -> str:
-    """Return rows/s and differences, the encoder alone and the whole ranker, one line per side."""
+    """Return a table of rows/s and differences, for the encoder alone and the whole ranker, one line per side."""
     header = ["", "layout"]
     for size in sizes:
         header += [f"rows/s, {size} candidates", "over OpenVINO", "largest difference"]

@@ -1,4 +1,4 @@
-"""The reference for serving: the same engine on the same requests in a tight loop, in a process of its own."""
+"""The baseline of the serving benchmarks: the same engine and requests in a tight loop, in a separate process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pinrank.v1 import ranking_pb2
 
 @dataclass(frozen=True, slots=True)
 class EngineSubject:
-    """What to load, and the serialised requests to run."""
+    """The model to load, and the serialised requests to run."""
 
     model_store: Path
     model: str
@@ -37,7 +37,7 @@ class EngineSubject:
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """Runs of all streams together; `cpu_s` is what the whole process used."""
+    """Number of runs of all streams; `cpu_s` is the CPU time of the whole process, in seconds."""
 
     runs: int
     wall_s: float
@@ -45,7 +45,7 @@ class Throughput:
 
 
 def throughput(subject: EngineSubject, duration_s: float) -> Throughput:
-    """Run from as many threads as the engine has streams, each in a loop without anything else."""
+    """Run the requests in a tight loop, on as many threads as the engine has streams."""
     engine, batches = _loaded(subject)
     counts = [0] * subject.streams
     start = threading.Barrier(subject.streams + 1)
@@ -70,7 +70,7 @@ def throughput(subject: EngineSubject, duration_s: float) -> Throughput:
 
 
 def run_seconds(subject: EngineSubject, duration_s: float) -> np.ndarray:
-    """Return float64[K], the time of each run with no other beside it."""
+    """Return the time of each run without concurrent runs, float64[K], in seconds."""
     engine, batches = _loaded(subject)
     seconds: list[float] = []
     end_s = time.perf_counter() + duration_s
@@ -81,9 +81,9 @@ def run_seconds(subject: EngineSubject, duration_s: float) -> np.ndarray:
 
 
 def run_times(subject: EngineSubject, duration_s: float) -> RunTimes:
-    """Measure runs of whole requests and of two halves at once, without a pause and after one; a fifth of it each.
+    """Measure whole requests and two concurrent halves, each with and without a pause before it.
 
-    Engines of two streams only: that is what the ideal queue knows.
+    Each of the five measurements takes a fifth of the time. Engines must have two streams, as in the ideal queue.
     """
     engine, batches = _loaded(subject)
     part_s = duration_s / 5
@@ -104,7 +104,7 @@ def run_times(subject: EngineSubject, duration_s: float) -> RunTimes:
 
 
 def _halves(engine: Engine, batches: list[FeatureBatch], runs: int, pause_s: float) -> np.ndarray:
-    """Return float64[runs]: the longer of two halves that begin together, after a pause."""
+    """Return the time of the longer of two halves that start together after a pause, float64[runs]."""
     seconds: list[list[float]] = [[], []]
     together = threading.Barrier(2)
 
@@ -143,7 +143,7 @@ def _on_two_threads(work: Callable[[int], None]) -> None:
 
 
 def load_subject(subject: EngineSubject) -> LoadedModel:
-    """Load and prove the subject's bundle."""
+    """Load and verify the subject's bundle."""
     store = open_model_store(subject.model_store)
     bundle = store.read(subject.model, store.resolve(subject.model, subject.label))
     return load_model(bundle, engine_factory(subject.engine), subject.streams)
@@ -151,7 +151,7 @@ def load_subject(subject: EngineSubject) -> LoadedModel:
 
 @cache
 def _loaded(subject: EngineSubject) -> tuple[Engine, list[FeatureBatch]]:
-    """Load once per process; the pool keeps its one process from call to call."""
+    """Load the model once per process. The pool keeps its process between calls."""
     model = load_subject(subject)
     return model.engine, asyncio.run(_assembled(model, subject))
 

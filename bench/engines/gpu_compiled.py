@@ -1,7 +1,7 @@
-"""What the compiler says of the fused kernel, without a GPU: for each way to launch it, and what is predicted of that.
+"""Compile the Triton kernel with every launch, without a GPU, and predict its speed from the compiler's output.
 
-`python -m bench.engines.gpu_compiled 9.0` prints the facts as JSON lines. Compiling needs a process in which Triton
-does not interpret, so tests ask for them in that way.
+`python -m bench.engines.gpu_compiled 9.0` prints the facts as JSON lines. Tests use this command, because compiling
+needs a process in which Triton does not interpret kernels.
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ from ranker.network.model import NetworkConfig
 from ranker.network.serving_form import fold_early
 
 LAUNCHES = tuple(Launch(block, warps) for block in (32, 64, 128) for warps in (4, 8))
-#: Shared memory that one program may have, by compute capability (CUDA C++ Programming Guide).
+#: Shared memory limit of a program, by compute capability (CUDA C++ Programming Guide).
 SHARED_BYTES_MAX = {"8.0": 163 << 10, "8.6": 99 << 10, "8.9": 99 << 10, "9.0": 227 << 10, "12.0": 99 << 10}
-#: Where instructions are counted and rows a second predicted: H100 and H200.
+#: The architecture for which instructions are counted and rows/s are predicted: H100 and H200.
 COUNTED = "9.0"
-#: A multiprocessor's of those: registers, bytes of shared memory, and what each program takes of them besides its own.
+#: Its registers and shared memory bytes per multiprocessor, and the bytes that each program needs in addition.
 _REGISTERS, _SHARED_BYTES, _RESERVED_BYTES = 1 << 16, 228 << 10, 1 << 10
 MULTIPROCESSORS, _CLOCK_HZ, _ISSUED_A_CYCLE = 132, 1.755e9, 4
-#: Cycles that a program stands still from one barrier to the next, for its loads, products and the barrier itself.
+#: Cycles that a program stalls per barrier: for its loads, its products and the barrier itself.
 _STILL = (150, 300)
-#: Of the encoder that is compiled: the published sizes, over 100 actions.
+#: Sizes of the compiled encoder: the published ones, with 100 actions.
 _PUBLISHED, _LENGTH = NetworkConfig(heads=1, actions=4, surfaces=1, scalars=1), 100
 NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Of one launch on one architecture; counts are per row of the published encoder over 100 actions.
+    """Facts of one launch on one architecture. Counts are per row of the published encoder with 100 actions.
 
     Attributes:
-        fits: whether the architecture gives a program this much shared memory.
-        spilled_bytes: written to and read from a thread's stack, once each place in the code.
-        serialised: whether the assembler makes each product wait for the one before it, for want of registers.
-        issued: of all warps of the program.
-        local: of those, to and from the stacks.
-        programs: on a multiprocessor at once.
-        rows_s: predicted, low and high: see `predicted`.
+        fits: whether the architecture has enough shared memory for a program.
+        spilled_bytes: bytes of stack reads and writes of a thread, each place in the code counted once.
+        serialised: whether each product waits for the previous one, because registers are short.
+        issued: instructions of all warps of a program.
+        local: the instructions among them that access the stack.
+        programs: concurrent programs on a multiprocessor.
+        rows_s: predicted rows/s, low and high; see `predicted`.
     """
 
     architecture: str
@@ -82,12 +82,13 @@ class Facts:
 
 
 def predicted(issued_instructions: int, warps: int, barriers: int, programs: int) -> tuple[float, float]:
-    """Return rows a second, low and high, of all 132 multiprocessors at 1.755 GHz.
+    """Predict rows/s, low and high, of 132 multiprocessors at 1.755 GHz.
 
-    Cycles a row are the larger of two: what is issued over the 4 instructions a cycle that a multiprocessor can, and
-    the time of one program over the programs at once. A program's time is what its warps issue in turn, a quarter of
-    them on each of four schedulers, and 150 to 300 cycles for each of its barriers: an assumption, by which the first
-    version that compiled comes to the 7 to 12 million that were expected of it.
+    The cycles of a row are the larger of two values: the issued instructions, at 4 per cycle and multiprocessor; and
+    the time of a program, divided by the number of concurrent programs. The time of a program is the issue time of its
+    warps, a quarter of them on each of four schedulers, plus 150 to 300 cycles per barrier. That range is an
+    assumption, chosen so that the first version that compiled reaches the 7 to 12 million rows/s that were expected of
+    it.
     """
     rows = []
     for still in reversed(_STILL):
@@ -97,7 +98,7 @@ def predicted(issued_instructions: int, warps: int, barriers: int, programs: int
 
 
 def facts(launches: Iterable[Launch], architecture: str) -> Iterable[Facts]:
-    """Compile the published encoder's kernel in each way, and read what came out."""
+    """Compile the kernel of the published encoder with each launch, and analyse the result."""
     module = EarlyFusion(_PUBLISHED).eval()
     weights = {name: weight.detach().numpy() for name, weight in fold_early(module).items()}
     for launch in launches:
@@ -152,7 +153,7 @@ def _counted(made: Facts, text: str, encoder: TritonEncoder) -> Facts:
 
 
 def _assembled(source: Path) -> str:
-    """Assemble PTX with NVIDIA's own assembler, and return what it says of registers and memory."""
+    """Assemble PTX with NVIDIA's assembler, and return its report on registers and memory."""
     target = _found(r"\.target (\w+)", source.read_text())
     ptxas = get_ptxas(int(_found(r"(\d+)", target))).path
     command = [ptxas, "-v", "--gpu-name", target, source, "-o", source.with_suffix(".out")]
@@ -166,12 +167,12 @@ def _said(*command: str | Path) -> str:
 def _found(pattern: str, text: str) -> str:
     found = re.search(pattern, text)
     if found is None:
-        raise ValueError(f"no {pattern!r} in what NVIDIA's tool says: {text[:200]!r}")
+        raise ValueError(f"no {pattern!r} in the output of NVIDIA's tool: {text[:200]!r}")
     return found[1]
 
 
 def measure(*, quick: bool = False) -> Measurement:
-    """Compile every launch for every architecture; `quick`, the default launch for the one that is counted."""
+    """Compile every launch for every architecture; if `quick`, only the default launch for `COUNTED`."""
     launches = (Launch(),) if quick else LAUNCHES
     found = [one for name in ((COUNTED,) if quick else SHARED_BYTES_MAX) for one in facts(launches, name)]
     default = next(one for one in found if one.architecture == COUNTED and _launch(one) == Launch())
@@ -192,7 +193,7 @@ def measure(*, quick: bool = False) -> Measurement:
 
 
 def table(found: Iterable[Facts]) -> str:
-    """Return both tables in Markdown: every launch where instructions are counted, and where each of them runs."""
+    """Return two Markdown tables: the facts of every launch on `COUNTED`, and the architectures that it fits."""
     found = list(found)
     counted = [_line(one) for one in found if one.architecture == COUNTED]
     header = (
@@ -248,7 +249,7 @@ def _kinds(one: Facts) -> list[str]:
 
 
 def _kept(one: Facts) -> dict[str, Any]:
-    """Return what the committed result keeps; the assembler's words are the tests'."""
+    """Return the facts for the committed result, without the assembler's output, which only tests need."""
     return {name: value for name, value in asdict(one).items() if name not in {"assembler", "parameters", "arguments"}}
 
 

@@ -1,8 +1,8 @@
-"""What the next encoder kernel would cost a GPU: instructions of its inner loops, as NVIDIA's own compiler makes them.
+"""Predict the speed of the next encoder kernel from the instructions that NVIDIA's compiler generates for its loops.
 
-The design is in `gpu_design.cu`, written out as far as its loops go; nothing launches it. Compiled for 9.0 without a
-GPU, its instructions say how many rows a second the chip's units allow, and how many are likely at the share of them
-that the present kernel is expected to reach. Nothing here is measured on a GPU.
+The design, `gpu_design.cu`, consists only of the inner loops; nothing launches it. It is compiled for 9.0 without a
+GPU. The instruction counts give the rows/s that the chip's units allow, and the rows/s that are likely at the
+utilisation that the current kernel is predicted to reach. Nothing here is measured on a GPU.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from kernels.gpu.tiles import Launch
 SOURCE = Path(__file__).with_suffix(".cu")
 _TARGET = ("-gencode", "arch=compute_90a,code=sm_90a")
 
-#: Of an H100 or H200: multiprocessors, their clock, warp instructions that each can start in a clock.
+#: Of an H100 or H200: multiprocessors, their clock rate, and warp instructions that each can start per clock.
 _MULTIPROCESSORS, _CLOCK_HZ, _ISSUES = 132, 1.755e9, 4
-#: Clocks of a multiprocessor for one m16n8k16 product: 4,096 operations at a rate of 4,096 a clock, of which `mma`
-#: (unlike `wgmma`) is known to reach some 62% on this chip (Luo et al., Benchmarking and Dissecting the Nvidia Hopper
+#: Clocks of a multiprocessor for one m16n8k16 product: 4,096 operations at a rate of 4,096 per clock, of which `mma`
+#: (unlike `wgmma`) reaches about 62% on this chip (Luo et al., Benchmarking and Dissecting the Nvidia Hopper
 #: GPU Architecture, 2024).
 _PRODUCT_CLOCKS = 1 / 0.62
-#: Clocks of a multiprocessor for a warp's access to shared memory, which moves 128 bytes in each.
+#: Clocks of a multiprocessor for a warp's access to shared memory, at 128 bytes per clock.
 _SHARED_CLOCKS = {"LDSM": 4, "STSM": 4, "LDS": 1, "STS": 1}
-#: How often a candidate's row goes through each loop: seven warps share layer 1; seven candidates' ten rows are packed
-#: into five tiles of sixteen.
+#: Passes of a candidate's row through each loop: seven warps share layer 1, and the ten rows of each of seven
+#: candidates are packed into five tiles of sixteen.
 _PASSES = {"layer1ILi2": 7 / 2, "layer2_attention": 1.0, "layer2_queries": 5 / 7, "layer2_tail": 5 / 7}
-#: The candidate's own maps and exponentials, small products of eight candidates at once: estimated, not compiled.
+#: The candidate's own maps and exponentials, as small products of eight candidates: an estimate, not compiled.
 _UNCOMPILED = 100.0
 
 _INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*);")
@@ -45,10 +45,10 @@ class Loop:
     """One kernel's innermost loop with matrix products.
 
     Attributes:
-        name: of the kernel, mangled.
-        instructions: by first part of the name, such as `HMMA`.
-        registers: of a thread.
-        spilled_bytes: of a thread, stores and loads.
+        name: mangled name of the kernel.
+        instructions: counts by the first part of the operation's name, such as `HMMA`.
+        registers: registers of a thread.
+        spilled_bytes: bytes that a thread stores and loads because of spills.
     """
 
     name: str
@@ -57,8 +57,8 @@ class Loop:
     spilled_bytes: int
 
 
-def measure(*, quick: bool = False) -> Measurement:  # noqa: ARG001 - it takes a second
-    """Compile and count."""
+def measure(*, quick: bool = False) -> Measurement:  # noqa: ARG001 - it takes only a second
+    """Compile the design and count its instructions."""
     loops = {name: loop for loop in compiled() for name in _PASSES if name in loop.name}
     a_row: Counter[str] = Counter()
     for name, passes in _PASSES.items():
@@ -87,7 +87,7 @@ def measure(*, quick: bool = False) -> Measurement:  # noqa: ARG001 - it takes a
 
 
 def _shares() -> tuple[float, float]:
-    """Return which share of the instructions that could be started the present kernel is predicted to start."""
+    """Return the predicted issue utilisation of the current kernel, low and high."""
     facts = json.loads((RESULTS / "gpu_compiled.json").read_text())["raw"]["facts"]
     default = ("9.0", Launch().block, Launch().warps)
     present = next(one for one in facts if (one["architecture"], one["block"], one["warps"]) == default)
@@ -96,7 +96,7 @@ def _shares() -> tuple[float, float]:
 
 
 def compiled(source: Path = SOURCE) -> list[Loop]:
-    """Compile for 9.0, and return every kernel's loop. Raises BenchmarkError without nvcc and cuobjdump."""
+    """Compile for 9.0 and return the loop of every kernel. Raises BenchmarkError without nvcc and cuobjdump."""
     with tempfile.TemporaryDirectory(prefix="pinrank-bench-") as folder:
         cubin = Path(folder) / "design.cubin"
         done = subprocess.run(
@@ -104,7 +104,7 @@ def compiled(source: Path = SOURCE) -> list[Loop]:
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:
-            raise BenchmarkError(f"nvcc does not compile {source.name}: {done.stderr[-2000:]}")
+            raise BenchmarkError(f"nvcc cannot compile {source.name}: {done.stderr[-2000:]}")
         listing = subprocess.run(
             [_tool("cuobjdump"), "-sass", cubin], capture_output=True, text=True, check=True
         ).stdout
@@ -119,10 +119,10 @@ def loop_of(listing: str) -> Counter[str]:
     """Return the instructions of a kernel's last backward branch that encloses matrix products.
 
     Args:
-        listing: of one function, as `cuobjdump -sass` prints it.
+        listing: listing of one function, as printed by `cuobjdump -sass`.
 
     Raises:
-        BenchmarkError: there is no such loop.
+        BenchmarkError: the listing has no such loop.
     """
     lines = [(int(found[1], 16), found[2], found[3]) for found in _INSTRUCTION.finditer(listing)]
     best: Counter[str] = Counter()
@@ -139,7 +139,7 @@ def loop_of(listing: str) -> Counter[str]:
 
 
 def _resources(said: str) -> dict[str, tuple[int, int]]:
-    """Return registers and spilled bytes by kernel, from what ptxas says."""
+    """Return registers and spilled bytes by kernel, from the output of ptxas."""
     found = {}
     for part in said.split("Compiling entry function '")[1:]:
         stores, loads = (int(re.search(rf"(\d+) bytes spill {way}", part)[1]) for way in ("stores", "loads"))  # type: ignore[index]
@@ -153,7 +153,7 @@ def _version() -> str:
 
 
 def _tool(name: str) -> str:
-    """Return a tool of CUDA: on the path, or the one that Triton's package brings."""
+    """Return the path of a CUDA tool: from PATH, or from the Triton package."""
     found = shutil.which(name)
     if found is None and name != "nvcc":
         try:
@@ -164,5 +164,5 @@ def _tool(name: str) -> str:
         except ImportError:
             found = None
     if found is None:
-        raise BenchmarkError(f"{name} is not here; install the CUDA toolkit 13")
+        raise BenchmarkError(f"{name} is missing; install the CUDA toolkit 13")
     return found

@@ -1,7 +1,7 @@
-"""Does the precision of the GPU engines change what is ranked? HIT@3 of the demo's model, in both precisions.
+"""Measure whether half precision, as on GPUs, changes rankings: HIT@3 of the demo's model in both precisions.
 
-The arithmetic is the GPU's, on a CPU: operands of products rounded to bf16 and summed in float32. What a GPU adds is
-another order of the sums.
+A CPU emulates the arithmetic of the GPU engines: operands of products are rounded to bf16, and sums are float32. A real
+GPU differs only in the order of the sums.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _HALF: Final = "bfloat16"
 
 
 def measure(*, quick: bool = False, bundle: Bundle | None = None, log: ActionLog | None = None) -> Measurement:
-    """Evaluate one bundle in both precisions, on the same candidates and draws of users."""
+    """Evaluate a bundle in both precisions, with the same candidates and the same resamples of users."""
     if bundle is None:
         store = open_model_store(STORE)
         bundle = store.read(MODEL, store.resolve(MODEL, LABEL))
     if log is None:
         log = action_log(read_atomic(movielens.obtain(movielens.default_cache_dir())))
-    # The same network under another name, so that each bundle is given its own engine.
+    # The same network under another name, so that each bundle gets its own engine.
     renamed = onnx.load_model_from_string(bundle.files[NETWORK])
     renamed.doc_string = _HALF
     marked = renamed.SerializeToString()
@@ -49,7 +49,7 @@ def measure(*, quick: bool = False, bundle: Bundle | None = None, log: ActionLog
 
     def factory(network: bytes, *given: Any, **more: Any) -> Engine:
         if network == marked:
-            return GpuEngine(_rounded, network, *given, **more)
+            return GpuEngine(open_rounded, network, *given, **more)
         return OpenVinoEngine(network, *given, **more)
 
     found = evaluate(
@@ -77,5 +77,5 @@ def measure(*, quick: bool = False, bundle: Bundle | None = None, log: ActionLog
     return Measurement(summary, tuple(claims), {"evaluation": found.as_json()})
 
 
-def _rounded(network: bytes, _inputs: object, heads: int, _ordinal: int, _plan: object) -> TorchBackend:
+def open_rounded(network: bytes, _inputs: object, heads: int, _ordinal: int, _plan: object) -> TorchBackend:
     return TorchBackend(with_half_products(inlined(parse(network)), _HALF), heads, torch.device("cpu"))

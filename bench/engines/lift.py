@@ -1,10 +1,11 @@
-"""The talk's table on real logs: what each variant brings per head, and what it costs to serve.
+"""Measure, on real logs, the lift of each variant of the ranker by head, and its serving latency.
 
-Every variant is trained on the same requests of the same dataset, evaluated on its newest tenth, and served by one
-server that answers one request after the other, variant by variant in turn, for users with their real sequences.
+The variants of a dataset are trained on the same requests, evaluated on the newest tenth, and served by one server. It
+answers one request at a time, for users with their real sequences, and rotates the variants.
 
-MovieLens-1M is fetched; the others must lie in `data/NAME`: `pinrank data NAME SOURCE --out data/NAME` writes them.
-Trained bundles stay in `data/lift/`; a second run goes on from them, `data/lift/` removed it starts anew.
+MovieLens-1M is downloaded. The other datasets must be in `data/NAME`; create them with
+`pinrank data NAME SOURCE --out data/NAME`. Trained bundles stay in `data/lift/`, where a second run continues; delete
+that folder to start from scratch.
 """
 
 from __future__ import annotations
@@ -48,30 +49,30 @@ from server.cli.console import console
 DATA = ROOT / "data"
 BASE, SUBJECT = "base", "early"
 CANDIDATES = 128
-#: The talk's: early-fused real-time activity brought this lift of saves; it may cost this much latency.
+#: Published for early-fused real-time activity: its lift of saves, and the latency that it may add.
 LIFT_PERCENT, LATENCY_PERCENT = 9.0, 20.0
 SEED = 7
 
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """How a dataset is learned: the same for all its variants."""
+    """The training settings of a dataset, the same for all its variants."""
 
     name: str
-    #: What its models are called.
+    #: Name of its models.
     model: str
-    #: The head that stands for the talk's save.
+    #: The head that corresponds to the published save.
     save: str
     training: TrainingConfig
-    #: Drawn per training request: few, as a row of the early-fused variant costs as much to learn from as to serve.
+    #: Negatives per training request: few, because rows of the early-fused variant are expensive to train on.
     negatives: int = 12
-    #: How its heads are weighed; None takes each action's affinity.
+    #: Weights of the heads; None means the affinity of each action.
     utility: Path | None = None
     test_requests_max: int = 4_000
 
 
 COURSES = (
-    # Users rate a whole evening's films in minutes: a window of hours would hide all of it.
+    # Users rate films for minutes at a time: a time window of hours would hide a whole session.
     Course(
         "ml-1m",
         "ml1m",
@@ -107,14 +108,14 @@ def measure(
     """Train, evaluate and serve every variant on every dataset.
 
     Args:
-        quick: little of everything, kept nowhere.
-        courses: the datasets.
-        variants: to compare, the base first.
-        data: the folder that holds them.
-        keep: where bundles stay.
+        quick: use little data, and keep nothing.
+        courses: the datasets and their settings.
+        variants: the variants to compare, the base first.
+        data: folder of the datasets.
+        keep: folder for the trained bundles.
 
     Raises:
-        BenchmarkError: a dataset is not there; the message says how it gets there.
+        BenchmarkError: a dataset is missing; the message says how to create it.
     """
     plan = QUICK if quick else LiftPlan()
     summary: dict[str, float] = {}
@@ -142,7 +143,7 @@ def _dataset(name: str, data: Path) -> AtomicDataset:
     folder = data / name
     if not folder.is_dir():
         if name != movielens.NAME:
-            raise BenchmarkError(f"no {folder}: write it with `pinrank data {name} SOURCE --out {folder}`")
+            raise BenchmarkError(f"{folder} is missing; create it with `pinrank data {name} SOURCE --out {folder}`")
         folder = movielens.obtain(movielens.default_cache_dir())
     return read_atomic(folder)
 
@@ -150,7 +151,7 @@ def _dataset(name: str, data: Path) -> AtomicDataset:
 def _trained(
     course: Course, variants: tuple[str, ...], dataset: AtomicDataset, plan: LiftPlan, keep: Path
 ) -> dict[str, Path]:
-    """Return each variant's bundle, trained where it is not there yet."""
+    """Return the bundle of each variant, and train the missing ones."""
     progress = console(stderr=True)
     folders = {}
     # The demo's first models were versions 1 and 2.
@@ -178,7 +179,7 @@ def _trained(
 
 
 def _utility(schema: ActionSchema) -> bytes:
-    """Value each action by its affinity; one that says nothing for a pin speaks against it."""
+    """Return a utility table with the affinity of each action as its weight; actions without affinity count -1."""
     terms = [
         f"{rule.affinity:g} * {rule.name}" if rule.affinity else f"-1 * {rule.name}"
         for rule in schema.actions
@@ -191,11 +192,11 @@ def _utility(schema: ActionSchema) -> bytes:
 def _latency(
     folders: Mapping[str, Path], bundles: Mapping[str, Bundle], log: ActionLog, plan: LiftPlan
 ) -> dict[str, list[float]]:
-    """Return milliseconds per request and variant, as a client on this machine sees them, nothing else going on."""
+    """Return the latencies by variant, in milliseconds, of one client on this machine without other load."""
     with tempfile.TemporaryDirectory(prefix="pinrank-bench-") as temporary:
         folder = Path(temporary)
         store = f"lmdb://{folder / 'features'}"
-        # Variants read the same groups; the base alone reads no sequence.
+        # All variants read the same groups, except that the base reads no sequence.
         widest = max(bundles.values(), key=lambda bundle: bundle.manifest.sequence_length)
         asyncio.run(_fill(store, widest, log))
         with _served(folders, store, folder) as address, open_channel(address) as channel:
@@ -211,7 +212,7 @@ def _latency(
                         lost = answer.degradation
                         if len(answer.pin_ids) != len(request.pin_ids) or lost.sequence_missing or lost.user_missing:
                             raise BenchmarkError(f"{variant} answered {len(answer.pin_ids)} pins, degraded: {lost}")
-                        if round_number:  # the first one warms up
+                        if round_number:  # the first round is a warm-up
                             milliseconds[variant].append(spent_ms)
     return milliseconds
 
@@ -226,7 +227,7 @@ async def _fill(address: str, bundle: Bundle, log: ActionLog) -> None:
 
 @contextmanager
 def _served(folders: Mapping[str, Path], feature_store: str, folder: Path) -> Iterator[str]:
-    """Serve every variant under its name as a label."""
+    """Serve every variant under a label with its name."""
     models = open_model_store(folder / "models")
     for variant, source in folders.items():
         manifest = models.publish(source).manifest
@@ -242,7 +243,7 @@ def _served(folders: Mapping[str, Path], feature_store: str, folder: Path) -> It
 
 
 def _requests(bundles: Mapping[str, Bundle], log: ActionLog, users: int) -> dict[str, list[ranking_pb2.RankRequest]]:
-    """Ask for the same users and pins of every variant; users as often as they act, as real traffic has them."""
+    """Return the same requests for every variant. Users are drawn as often as they act, as in real traffic."""
     rng = np.random.default_rng(SEED)
     asking = log.user_ids[rng.choice(log.user, users)]
     count = min(CANDIDATES, len(log.pin_ids))
@@ -259,7 +260,7 @@ def _requests(bundles: Mapping[str, Bundle], log: ActionLog, users: int) -> dict
 def _conclude(
     course: Course, evaluation: Evaluation, latency_ms: Mapping[str, list[float]]
 ) -> tuple[dict[str, float], list[Claim]]:
-    """Return the table's rows for one dataset, and what it was measured for."""
+    """Return the summary of one dataset, and its claims."""
     summary: dict[str, float] = {}
     base_ms = float(np.median(latency_ms[BASE]))
     for variant, measured in latency_ms.items():
@@ -293,7 +294,7 @@ def _conclude(
 
 
 def _table(course: Course, evaluation: Evaluation, latency_ms: Mapping[str, list[float]]) -> str:
-    """Return one dataset's part of the talk's table: HIT@3 and its lift with a 95% interval, and the latency."""
+    """Return the table of one dataset: HIT@3, its lift with a 95% interval, and the latency."""
     heads = list(dict.fromkeys(score.head for score in evaluation.scores))
     text = ""
     for order, attribute in (

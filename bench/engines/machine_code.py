@@ -1,4 +1,4 @@
-"""What a compiled kernel issues for one row, read off its machine code as `nvdisasm -c` prints it."""
+"""Count the instructions that a compiled kernel issues per row, from the output of `nvdisasm -c`."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ _LABEL = re.compile(r"^(\.L_x_\d+):")
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;")
 _BRANCH = re.compile(r"^(?:@!?U?P\w+\s+)?BRA\b.*`\((\.L_x_\d+)\)")
 _GUARD = re.compile(r"^@!?U?P\w+\s+")
-#: Backward branches over less are waits, not loops over work.
+#: Shorter backward branches are waits, not loops.
 _LOOP_MIN = 20
 
 
 class MachineCodeError(Exception):
-    """The machine code is not of the form that this reader knows; the message says why."""
+    """The machine code has an unexpected form. The message says why."""
 
 
 def issued(text: str, more_blocks: int) -> Counter[str]:
-    """Count what one warp issues for one row, by operation (`FFMA`, `LDG.E.128`, `HGMMA.64x128x16.F32`).
+    """Count the instructions of one warp for one row, by operation (`FFMA`, `LDG.E.128`, `HGMMA.64x128x16.F32`).
 
-    The longest backward branch is the loop over rows, the only one within it the loop over blocks of actions. What a
-    forward branch skips counts as issued, but for the kernel's one rare path: the only one with products in it. So the
-    count is an upper bound, by a few guarded stores.
+    The longest backward branch is the loop over rows, and the only one inside it the loop over blocks of actions. Code
+    that a forward branch skips counts as issued, except for the kernel's rare path, which is the only one with
+    products. So the count is an upper bound, too high by a few guarded stores.
 
     Args:
-        text: of one kernel.
-        more_blocks: how often the loop over blocks runs, if the compiler left one.
+        text: machine code of one kernel.
+        more_blocks: iterations of the loop over blocks, if the compiler left one.
 
     Raises:
-        MachineCodeError: there are other loops than these, or the rare path is not where it is looked for.
+        MachineCodeError: the code has other loops, or the rare path is not found.
     """
     instructions: list[str] = []
     labels: dict[str, int] = {}
@@ -58,12 +58,12 @@ def issued(text: str, more_blocks: int) -> Counter[str]:
 
 
 def total(found: Counter[str], *starts: str) -> int:
-    """Return how many of the operations begin with one of these; all without any."""
+    """Return the number of operations with one of these prefixes, or of all operations if there are none."""
     return sum(count for operation, count in found.items() if operation.startswith(starts or ("",)))
 
 
 def flop(found: Counter[str], warps: int) -> int:
-    """Return the tensor cores' floating-point operations, padding included, of a program of so many warps."""
+    """Return the tensor cores' floating-point operations, including padding, of a program with `warps` warps."""
     done = 0
     for operation, count in found.items():
         if operation.startswith("HMMA.16816"):
@@ -74,7 +74,7 @@ def flop(found: Counter[str], warps: int) -> int:
 
 
 def loaded_bytes(found: Counter[str], warps: int) -> int:
-    """Return what the program's threads load from global memory and from their stacks."""
+    """Return the bytes that the threads of a program load from global memory and from their stacks."""
     done = 0
     for operation, count in found.items():
         if operation.startswith(("LDG", "LDL")):

@@ -1,4 +1,4 @@
-"""What the server is compared with, in processes of their own: a bare answer, and the engine behind plain grpc.aio."""
+"""Servers to compare with, in separate processes: an echo, and the engine behind plain grpc.aio."""
 
 from __future__ import annotations
 
@@ -27,14 +27,17 @@ _Answer = Callable[[bytes], Awaitable[bytes]]
 
 @contextmanager
 def echo_process(subject: EngineSubject) -> Iterator[tuple[str, int]]:
-    """Serve a Rank that answers the same at once: what gRPC itself costs. Yields address and process id."""
+    """Serve a Rank method with a constant answer, to measure gRPC itself. Yields address and process id."""
     with _process(_echo, subject) as found:
         yield found
 
 
 @contextmanager
 def plain_process(subject: EngineSubject) -> Iterator[tuple[str, int]]:
-    """Serve the same model the obvious way: fetch, assemble, the engine in a thread pool, answer. Yields as above."""
+    """Serve the same model in a simple way: fetch, assemble, run the engine in a thread pool, answer.
+
+    Yields address and process id.
+    """
     with _process(_plain, subject) as found:
         yield found
 

@@ -1,1 +1,1 @@
-"""Benchmarks of reading and writing features."""
+"""Benchmarks of feature reads and writes."""

@@ -1,8 +1,8 @@
-"""Recording actions while ranking: how soon a ranking sees them, and that none is lost or doubled when processes die.
+"""Record actions while ranking: how soon do rankings read them, and does a crash lose or repeat any?
 
-Actions go through the RPC to a server that is killed (SIGKILL) and started again at random, and through a Redis stream
-to followers that are killed likewise. Producers send again whatever was not acknowledged. In the end every user's
-stored sequence must be exactly the newest actions that were sent to it.
+Actions go through the RPC to a server, and through a Redis stream to followers, which are killed (SIGKILL) at random
+and restarted. Producers resend unacknowledged actions. At the end, the stored sequence of every user must hold exactly
+the newest actions that were sent.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class ActionsPlan:
     kill_every_s: tuple[float, float] = (3.0, 8.0)
     kill_follower_s: tuple[float, float] = (3.0, 8.0)
     rank_per_s: float = 10.0
-    #: Messages on their way at once.
+    #: Messages in flight.
     senders: int = 8
 
 
@@ -67,7 +67,7 @@ QUICK = ActionsPlan(actions=3_000, streamed=1_000, users=50, fresh=10, kill_ever
 
 
 def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
-    """Measure. Raises BenchmarkError when a server does not start."""
+    """Run the benchmark. Raises BenchmarkError if a server does not start."""
     plan = QUICK if quick else ActionsPlan()
     settings = load_config(config)
     models = open_model_store(settings.model_store)
@@ -120,7 +120,7 @@ async def _fill(url: str, bundle: Bundle, plan: ActionsPlan) -> np.ndarray:
 
 
 def _fresh(address: str, plan: ActionsPlan, group: SequenceGroup, pin_ids: np.ndarray) -> dict[str, float]:
-    """Time from sending a new user's first action to the end of the ranking that no longer lacks a sequence."""
+    """Measure the time from sending a new user's first action to the end of the first ranking that reads it."""
 
     async def main() -> list[float]:
         took_ms = []
@@ -150,14 +150,14 @@ def _action(group: SequenceGroup, user: int, number: int, pin: int) -> activity_
 
 
 def _sent(plan: ActionsPlan, count: int, first_user: int) -> Iterator[list[tuple[int, int]]]:
-    """Yield batches of (user, event id) in a random order; ids, and so times, are unique over all."""
+    """Yield batches of (user, event id) in random order. Event ids, and hence times, are globally unique."""
     order = np.random.default_rng(SEED).permutation(count) + 1
     for start in range(0, count, _BATCH):
         yield [(first_user + number % plan.users, number) for number in order[start : start + _BATCH].tolist()]
 
 
 async def _wrong_users(url: str, group: SequenceGroup, plan: ActionsPlan, count: int, first_user: int) -> int:
-    """Count users whose sequence is not exactly the newest of the actions sent, in order of time."""
+    """Count the users whose sequence is not exactly the newest actions that were sent, in order of time."""
     store = open_store(url)
     await store.start()
     wrong = 0
@@ -172,12 +172,12 @@ async def _wrong_users(url: str, group: SequenceGroup, plan: ActionsPlan, count:
 
 
 class _RestartingServer:
-    """A server that is killed at random and started again.
+    """A server that is killed at random and restarted.
 
     Attributes:
-        address: None while there is none.
-        starts: how often it was started.
-        kills: how often it was killed.
+        address: address of the running server, or None.
+        starts: number of starts.
+        kills: number of kills.
     """
 
     def __init__(self, own: Path, url: str, plan: ActionsPlan) -> None:
@@ -203,7 +203,7 @@ class _RestartingServer:
 
 
 class _Line:
-    """A connection to whichever server there is."""
+    """A connection to the server that is currently running."""
 
     def __init__(self, server: _RestartingServer, method: str) -> None:
         self._server, self._method = server, method
@@ -211,7 +211,7 @@ class _Line:
         self._channel: grpc.aio.Channel | None = None
 
     async def call(self, content: bytes) -> bool:
-        """Send; tell whether it was answered."""
+        """Send a message, and return whether it was answered."""
         if self._server.address is None:
             await asyncio.sleep(0.02)
             return False
@@ -306,7 +306,7 @@ def _stream_while_killing(
 
 
 def _send_stream(client: redis.Redis, plan: ActionsPlan, group: SequenceGroup, pin_ids: np.ndarray) -> None:
-    """Add all actions, every tenth batch twice, as a producer that was not sure would."""
+    """Add all actions to the stream, and every tenth batch twice, like a producer that retries."""
     for place, batch in enumerate(_sent(plan, plan.streamed, 3_000_000_000)):
         for _ in range(2 if place % 10 == 0 else 1):
             pipe = client.pipeline(transaction=False)

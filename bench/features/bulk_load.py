@@ -1,4 +1,4 @@
-"""Loading a group of a million rows from a file, verified, beside plain redis-py pipelines of the same values."""
+"""Load and verify a group of a million rows from a file, compared with plain redis-py pipelines."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ QUICK = BulkLoadPlan(rows=30_000, rounds=1)
 
 
 def measure(*, quick: bool = False) -> Measurement:
-    """Measure. Raises BenchmarkError when redis-server does not start."""
+    """Run the benchmark. Raises BenchmarkError if redis-server does not start."""
     plan = QUICK if quick else BulkLoadPlan()
     rounds = []
     for _ in range(plan.rounds):

@@ -1,4 +1,4 @@
-"""Feast's online read from Redis, for bench/features/feature_reads.py; runs in an environment of its own.
+"""Measure Feast's online read from Redis for bench/features/feature_reads.py, in a separate environment.
 
     python -m venv .venv-feast && .venv-feast/bin/pip install 'feast[redis]'
 

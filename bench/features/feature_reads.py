@@ -1,7 +1,7 @@
-"""Reading one request's features from a real Redis: ours, plain redis-py, Feast, and the bytes alone.
+"""Measure feature reads of one request from a real Redis: with pinrank, plain redis-py, Feast, and a bare socket.
 
-Every round reads the same users and pins in each way in turn, so that a machine that slows down slows all of them down.
-Then the server is asked at 80% of what it holds, and its own fetch and assembly stages are read.
+Every round reads the same users and pins in each way, so that a slower machine affects all of them. Then the server
+gets 80% of its sustainable load, and reports the times of its own fetch and assembly stages.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ QUICK = FeatureReadsPlan(pins=5_000, users=50, rounds=1, reads=5, serve_s=0.5, s
 
 
 def measure(*, quick: bool = False, config: Path = CONFIG, feast_python: Path | None = None) -> Measurement:
-    """Measure. Raises BenchmarkError when a server does not start.
+    """Run the benchmark. Raises BenchmarkError if a server does not start.
 
     Args:
-        quick: with little.
-        config: the server's settings.
-        feast_python: an interpreter with `feast[redis]`; None looks for `.venv-feast` (see
+        quick: measure little.
+        config: TOML file with the server's settings.
+        feast_python: Python interpreter with `feast[redis]`; None means `.venv-feast`, if it exists (see
             bench/features/feast_reads.py).
     """
     plan = QUICK if quick else FeatureReadsPlan()
@@ -115,11 +115,11 @@ async def _fill(url: str, bundle: Bundle, plan: FeatureReadsPlan) -> tuple[np.nd
 
 
 def _read_all(url: str, port: int, bundle: Bundle, plan: FeatureReadsPlan, seed: int) -> dict[str, Any]:
-    """Time every way to read, in a process of their own; milliseconds."""
+    """Time every way to read, in a separate process, in milliseconds."""
     return uvloop.run(_read_each(url, port, bundle.manifest.needs, plan, seed))
 
 
-async def _read_each(  # noqa: C901 - four ways to read, side by side
+async def _read_each(  # noqa: C901 - four ways to read in one function
     url: str, port: int, needs: FeatureNeeds, plan: FeatureReadsPlan, seed: int
 ) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
@@ -143,7 +143,7 @@ async def _read_each(  # noqa: C901 - four ways to read, side by side
         return len(fetched.pins[needs.pin_groups[0].name].rows)
 
     async def pipelined(user: int, pins: np.ndarray) -> int:
-        """What one would write first: a pipeline for the user, one for the pins."""
+        """The simple way: one pipeline for the user, and one for the pins."""
         pipe = plain.pipeline(transaction=False)
         for group in needs.user_groups:
             pipe.get(group.key(user))
@@ -169,7 +169,7 @@ async def _read_each(  # noqa: C901 - four ways to read, side by side
     async def alone(user: int, pins: np.ndarray) -> int:
         return bytes_alone.read(user, pins)
 
-    for user, pins in wanted:  # the pins of these requests are known; each reads its user anew
+    for user, pins in wanted:  # the pins are cached; each request reads its user
         await cached(user, pins)
     ways: dict[str, Callable[[int, np.ndarray], Awaitable[int]]] = {
         "cold": ours, "cached": cached, "redis_py": pipelined, "bytes_alone": alone,
@@ -190,9 +190,9 @@ async def _read_each(  # noqa: C901 - four ways to read, side by side
 
 
 class _BytesAlone:
-    """A blocking socket that sends the same two MGETs, ready made, and reads as many bytes as come: no parsing at all.
+    """A blocking socket that sends the same two MGETs, encoded in advance, and reads the replies without parsing them.
 
-    Its two round trips are what `redis-benchmark` would time with one client.
+    `redis-benchmark` with one client would measure the same two round trips.
     """
 
     def __init__(self, port: int, needs: FeatureNeeds) -> None:
@@ -232,7 +232,7 @@ class _BytesAlone:
 
 
 def _feast(python: Path, port: int, plan: FeatureReadsPlan, seed: int, *, fill_first: bool) -> dict[str, float] | None:
-    """Time Feast's online read of as many entities; None where Feast is not installed."""
+    """Time Feast's online read of the same number of entities. Return None if Feast is not installed."""
     if not python.exists():
         return None
     import json  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""The near cache's hit rate on power-law traffic beside LRU, S3-FIFO and the static optimum; what a lookup costs."""
+"""Compare the near cache's hit rate on power-law traffic with LRU, S3-FIFO and the static optimum; time its lookups."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GROUP = FeatureGroup(
     fields=(Embedding(name="embedding", space=EmbeddingSpace(name="s", version=1, dim=32)), Scalar(name="popularity")),
 )
 _REQUEST = 228
-#: What the cache adds to a row; the number of places is the power of two nearest below.
+#: Bytes that the cache adds to a row. The number of places is rounded down to a power of two.
 _PLACE_BYTES = 33
 
 
@@ -129,7 +129,7 @@ def _measure(plan: NearCachePlan, exponent: float, part: float) -> dict[str, flo
     seen, lookup_s = 0, []
     cumulative = np.cumsum(shares)
     for number in range(plan.requests):
-        # Ids far apart and in no order of popularity, as real ones are.
+        # Spread ids, unrelated to popularity, like real ones.
         drawn = np.minimum(np.searchsorted(cumulative, rng.random(_REQUEST)), plan.pins - 1)
         ids = np.unique(drawn).astype(np.uint64) * np.uint64(2_654_435_761)
         start_s = time.perf_counter()
@@ -147,7 +147,7 @@ def _measure(plan: NearCachePlan, exponent: float, part: float) -> dict[str, flo
             count = sum(map(other.hit, ids.tolist()))
             if measured:
                 hits[name] += count
-    # Requests name a pin once: what a cache that always held the most popular would hit.
+    # A request names a pin once. This is the hit rate of a cache that always holds the most popular pins.
     once = 1 - (1 - shares) ** _REQUEST
     return {
         "exponent": exponent, "part": part, "places": places, **{name: count / seen for name, count in hits.items()},

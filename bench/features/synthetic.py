@@ -1,4 +1,4 @@
-"""Features for any bundle: real pins and vectors where the bundle carries them, seeded random ones elsewhere."""
+"""Generate features for any bundle: real pins and vectors if the bundle has them, and seeded random values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from feature_client.groups import Categorical, Embedding, EmbeddingSpace, Featur
 from feature_client.stores.store import Store
 from model_store.bundle.files import EMBEDDINGS, Bundle
 
-#: How many pins a bundle without embeddings gets.
+#: Number of pins for a bundle without embeddings.
 PINS = 2_000
 _CHUNK = 50_000
 
@@ -22,11 +22,12 @@ async def fill(
     """Write a row of every group of the bundle for every pin and user, and a full sequence for every user.
 
     Args:
-        store: a started store.
-        bundle: its `embeddings.npz` gives the pins and their vectors, if it has one.
-        users: how many; their ids are 1..users.
-        seed: of everything that is drawn.
-        pins: how many; None takes the bundle's own. Made ones are used in sequences by a power law, the first the most.
+        store: a started feature store.
+        bundle: a bundle; its `embeddings.npz`, if any, provides pins and vectors.
+        users: number of users; their ids are 1 to `users`.
+        seed: seed of all random values.
+        pins: number of generated pins, drawn for sequences by a power law, the first most often; None means the pins of
+            the bundle.
 
     Returns:
         uint64[users] and uint64[P], the ids of users and pins.
@@ -55,7 +56,7 @@ def _pins(bundle: Bundle) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _rows(group: FeatureGroup, count: int, vectors: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
-    """Return structured[count]; scalars in [0, 1), any code of a categorical, unit vectors."""
+    """Return random rows, structured[count]: scalars in [0, 1), codes of categoricals, unit vectors."""
     rows = np.zeros(count, group.dtype)
     for field in group.fields:
         match field:
@@ -79,7 +80,7 @@ def _unit_vectors(space: EmbeddingSpace, count: int, rng: np.random.Generator) -
 
 
 def power_law(count: int, exponent: float = 0.8) -> np.ndarray:
-    """Return float64[count], the shares of the most, second most, ... popular."""
+    """Return the power-law shares of pins by popularity, the most popular first, float64[count]."""
     weights = np.arange(1, count + 1) ** -exponent
     shares: np.ndarray = weights / weights.sum()
     return shares

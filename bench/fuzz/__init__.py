@@ -1,1 +1,1 @@
-"""Thousands of hostile files and streams, against a slow reader that is obviously right."""
+"""Fuzzing: thousands of hostile files and streams, compared with a slow and obviously correct reader."""

@@ -1,7 +1,7 @@
-"""Does reading a dataset ever end in a traceback, or in other data than a slow, obviously right reader finds?
+"""Fuzz the RecBole reader: compare it with a slow and obviously correct one.
 
-Invented RecBole files, about half of them good (`tests/ranker/recbole_files.py`), are read by both. They must agree on
-every interaction, label, title and identifier, or both refuse the files, the fast one with a line that is wrong.
+Both read generated files (`tests/ranker/recbole_files.py`), about half of them valid. They must agree on every
+interaction, label, title and identifier, or both refuse the files, and then the fast one must name a wrong line.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SEED = 18
 
 
 def measure(*, quick: bool) -> Measurement:
-    """Compare the readers; a case where they differ is kept as its smallest form."""
+    """Compare the readers. A case where they differ is reduced to its smallest form."""
     outcomes: Counter[str] = Counter()
     failures: list[str] = []
     started_s = time.perf_counter()
@@ -41,7 +41,7 @@ def measure(*, quick: bool) -> Measurement:
 
         try:
             agree()
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is what the bench is looking for
+        except Exception as error:  # noqa: BLE001 - any exception is a finding
             failures.append("\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]))
     cases = outcomes["read"] + outcomes["refused"]
     differing = outcomes["begun"] - cases

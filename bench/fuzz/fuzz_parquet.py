@@ -1,7 +1,7 @@
-"""Thousands of hostile Parquet files: what `features load` stores is what a slow reader says, or the file is refused.
+"""Fuzz `features load` with hostile Parquet files: it must store what a slow reader finds, or refuse the file.
 
-The slow reader is written for this file alone: it takes Arrow's values as Python objects and Python's `struct` for the
-bytes, one value at a time, and shares nothing with what it judges.
+The slow reader is part of this file. It reads one value at a time, as Python objects from Arrow, encodes them with
+`struct`, and shares no code with the loader.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LETTERS = {
 }  # fmt: skip
 
 
-#: Parts of messages, to count refusals by.
+#: Parts of error messages, by which refusals are counted.
 _REASONS = (
     "no column", "more than one column", "is missing", "needs numbers", "lists of", "write them as integers",
     "is negative", "is already in row", "is not a code", "is not finite", "is not a whole number", "loses digits",
@@ -44,17 +44,17 @@ _REASONS = (
 
 
 class WrongValueError(AssertionError):
-    """The store holds something else than the slow reader says, or the loader refused what the reader can read."""
+    """The store differs from the slow reader's result, or the loader refused a valid file."""
 
 
 @dataclass(slots=True)
 class ParquetTally:
-    """What became of the cases."""
+    """The outcomes of the cases."""
 
     cases: int = 0
     rows_stored: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
-    #: By reason.
+    #: Number of refusals by reason.
     refusals: Counter[str] = field(default_factory=Counter)
 
 
@@ -62,7 +62,7 @@ class ParquetTally:
 
 
 def slow_read(table: pa.Table, group: FeatureGroup) -> dict[bytes, bytes] | None:
-    """Return what a store must hold after the table was loaded; None where the table is to be refused."""
+    """Return the values that the store must hold after a load, or None if the table must be refused."""
     if not _has_the_columns(table.schema, group):
         return None
     columns = {name: table.column(name).to_pylist() for name in ["id", *(f.name for f in group.fields)]}
@@ -121,7 +121,7 @@ def _slow_number(value: Any, kind: pa.DataType, wanted: Scalar | Categorical) ->
 
 
 def _slow_bytes(value: Any, kind: pa.DataType, dtype: str) -> bytes | None:
-    """Return the bytes of one number in `dtype`; None where there are none."""
+    """Encode one number as `dtype`. Return None if that is not possible."""
     if value is None:
         return None
     letter = _LETTERS[dtype]
@@ -131,12 +131,12 @@ def _slow_bytes(value: Any, kind: pa.DataType, dtype: str) -> bytes | None:
             if not math.isfinite(as_float):
                 return None
             packed = struct.pack(f"<{letter}", as_float)
-            # A whole number is stored as itself or not at all; a fraction is rounded to the nearest. Python compares a
-            # float with a whole number exactly.
+            # An integer is stored exactly or refused; a fraction is rounded to the nearest value. Python compares a
+            # float with an integer exactly.
             whole = pa.types.is_integer(kind.value_type if pa.types.is_dictionary(kind) else kind)
             return None if whole and struct.unpack(f"<{letter}", packed)[0] != value else packed
         if isinstance(value, float):
-            # Whole numbers beyond the digits of their type may have lost some.
+            # Integers beyond the precision of their type may have been rounded.
             digits = {"halffloat": 11, "float": 24, "double": 53}
             name = str(kind.value_type if pa.types.is_dictionary(kind) else kind)
             if value != int(value) or abs(value) > 2 ** digits[name]:
@@ -198,7 +198,7 @@ _EXOTIC: tuple[tuple[pa.DataType, Any], ...] = (
 
 
 def _values(kind: pa.DataType) -> st.SearchStrategy[Any]:
-    """Values that a plain type can hold, with the edges of all others among them."""
+    """Values of a plain type, including the limits of all other types."""
     if pa.types.is_dictionary(kind):
         return _values(kind.value_type)
     if pa.types.is_boolean(kind):
@@ -223,14 +223,14 @@ def _fits(value: float, width: int) -> bool:
 
 
 _NUMBERS = st.sampled_from((*_INTEGERS, *_FLOATS, pa.bool_(), pa.dictionary(pa.int8(), pa.int64())))
-#: What is done to a column that is not left as its field needs it: mostly one value at the edge of some type.
+#: Changes that make a column differ from its field: mostly one value at the limit of a type.
 _TWISTS = st.sampled_from(("edge",) * 12 + ("null", "exotic", "shape"))
 _RARELY = st.integers(0, 9).map(lambda drawn: drawn == 0)
 _VECTOR_OF = st.sampled_from((pa.float16(), pa.float32(), pa.float64(), pa.int8(), pa.int64()))
 
 
 def _calm(draw: st.DrawFn, kind: pa.DataType, count: int) -> list[Any]:
-    """Values that every field takes."""
+    """Values that are valid for every field."""
     found: list[Any] = draw(st.lists(st.integers(0, 1), min_size=count, max_size=count))
     return [float(one) if kind in _FLOATS else bool(one) if kind == pa.bool_() else one for one in found]
 
@@ -264,7 +264,7 @@ def _vectors(draw: st.DrawFn, rows: int, dim: int, twist: str | None) -> pa.Arra
             values[place] = draw(st.sampled_from((None, [None] * dim)))
         else:
             values[place] = draw(st.sampled_from(([], values[place][1:], values[place] * 2)))
-            if place and draw(st.booleans()):  # widths that are wrong and yet add up
+            if place and draw(st.booleans()):  # wrong widths with the right sum
                 values[place - 1] = values[place - 1] * 2
     return pa.array(values, kind)
 
@@ -278,7 +278,7 @@ def _ids(draw: st.DrawFn, rows: int, twist: str | None) -> pa.Array:
 
 @st.composite
 def tables(draw: st.DrawFn) -> tuple[FeatureGroup, pa.Table, int]:
-    """A group, a table that may be one of its files, and the rows of a row group."""
+    """A group, a table that may be a valid file for it, and the number of rows in a row group."""
     group = draw(st.sampled_from(GROUPS))
     rows = draw(st.sampled_from((0, 1, 2, 3, 3, 5, 8)))
     twisted = draw(st.sampled_from((None, "id", *2 * [one.name for one in group.fields])))
@@ -299,7 +299,7 @@ def tables(draw: st.DrawFn) -> tuple[FeatureGroup, pa.Table, int]:
 
 
 def _renamed(draw: st.DrawFn, rows: int, columns: list[tuple[str, pa.Array]]) -> pa.Table:
-    """In any order, rarely with a column more, less, or twice."""
+    """The columns in any order, rarely with one added, missing or repeated."""
     if draw(_RARELY):
         columns.append(("note", pa.array(["x"] * rows, pa.string())))
     if draw(_RARELY) and draw(st.booleans()):
@@ -314,7 +314,7 @@ def _renamed(draw: st.DrawFn, rows: int, columns: list[tuple[str, pa.Array]]) ->
 
 
 def check(group: FeatureGroup, table: pa.Table, row_group: int, path: Path, tally: ParquetTally) -> None:
-    """Load one file and compare. Raises WrongValueError, or whatever the loader should not have raised."""
+    """Load one file and compare. Raises WrongValueError, or any unexpected exception of the loader."""
     tally.cases += 1
     pq.write_table(table, path, row_group_size=row_group)
     store = MemoryStore()
@@ -323,23 +323,23 @@ def check(group: FeatureGroup, table: pa.Table, row_group: int, path: Path, tall
         asyncio.run(load(store, group, Source(path, group), lambda _: None))
     except SourceError as error:
         if expected is not None:
-            raise WrongValueError(f"refused, and could have been read: {error}") from error
+            raise WrongValueError(f"a valid file was refused: {error}") from error
         if any(not key.startswith(b"pinrank:") for key in store.values):
-            raise WrongValueError(f"refused, and stored a part: {error}") from error
+            raise WrongValueError(f"the file was refused, but a part of it was stored: {error}") from error
         if str(path) not in str(error):
-            raise WrongValueError(f"refused without the file's name: {error}") from error
+            raise WrongValueError(f"the refusal does not name the file: {error}") from error
         tally.outcomes["refused"] += 1
         tally.refusals[next((reason for reason in _REASONS if reason in str(error)), "another")] += 1
         return
     stored = {key: value for key, value in store.values.items() if not key.startswith(b"pinrank:")}
     if stored != expected:
-        raise WrongValueError(f"stored {stored}, the slow reader says {expected}")
+        raise WrongValueError(f"the store holds {stored}, the slow reader found {expected}")
     tally.rows_stored += len(stored)
     tally.outcomes["stored" if stored else "stored, no rows"] += 1
 
 
 def fuzz(cases: int, tally: ParquetTally, folder: Path) -> None:
-    """Check so many cases; raise for the smallest that is wrong."""
+    """Check `cases` cases. Raise the error of the smallest failing case."""
 
     @seed(SEED)
     @settings(
@@ -354,13 +354,13 @@ def fuzz(cases: int, tally: ParquetTally, folder: Path) -> None:
 
 
 def measure(*, quick: bool = False) -> Measurement:
-    """Measure: run all cases, or up to the smallest that is wrong."""
+    """Run all cases, or find the smallest failing one."""
     tally, wrong = ParquetTally(), []
     start_s = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="pinrank-fuzz-") as folder:
         try:
             fuzz(200 if quick else CASES, tally, Path(folder))
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is the finding
+        except Exception as error:  # noqa: BLE001 - any exception is a finding
             wrong.append(f"{type(error).__name__}: {error}")
     took_s = time.perf_counter() - start_s
     claims = (

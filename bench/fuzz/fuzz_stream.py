@@ -1,8 +1,8 @@
-"""Thousands of hostile Redis streams: a follower stores what a slow reader says, and sets all else aside as it came.
+"""Fuzz the stream follower with hostile Redis streams: it must store what a slow reader finds, and set the rest aside.
 
-Streams are real, in a real redis-server: raw fields, repeated ones, entries that died with another follower, entries
-trimmed while they were owed, groups destroyed, keys of another type. The slow reader is written for this file alone:
-plain Python, one entry at a time, sharing nothing with what it judges.
+The streams are in a real redis-server. They contain raw and repeated fields, entries left by a dead follower, entries
+that were trimmed while pending, destroyed groups, and keys of another type. The slow reader is part of this file: plain
+Python, one entry at a time, without code of the follower.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ _STREAM, _REFUSED = b"acts", b"acts:refused"
 _EVENT = struct.Struct("<QqQBB")
 
 Pairs = tuple[tuple[bytes, bytes], ...]
-#: pin_id, time_ms, event_id, action, surface.
+#: The fields (pin_id, time_ms, event_id, action, surface).
 Event = tuple[int, int, int, int, int]
 
 
 class WrongStateError(AssertionError):
-    """Store, stream or counts are not what the slow reader says."""
+    """The store, the stream or the counts differ from the slow reader's result."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A stream, what happened to it, and the sequences that were there before.
+    """A stream, the faults that happened to it, and the sequences that were stored before.
 
     Attributes:
-        entries: in the order they were added.
-        own: the first so many were read by a follower of the same name that died.
-        gone: the next so many by one of another name.
+        entries: entries in the order of their addition.
+        own: number of first entries that a dead follower of the same name had read.
+        gone: number of next entries that a dead follower of another name had read.
         deleted: positions of entries that were deleted after that.
-        fault: what else happened: `none`, `group destroyed`, `refused unusable`, `stream deleted`, `another type`.
+        fault: one of `none`, `group destroyed`, `refused unusable`, `stream deleted`, `another type`.
         before: stored values by user.
     """
 
@@ -71,7 +71,7 @@ class Case:
 
 @dataclass(slots=True)
 class StreamTally:
-    """What became of the cases, and of their entries."""
+    """The outcomes of the cases and of their entries."""
 
     cases: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -82,7 +82,7 @@ class StreamTally:
 
 @dataclass(slots=True)
 class ExpectedFold:
-    """What must be there in the end."""
+    """The expected final state."""
 
     values: dict[bytes, bytes]
     refused: list[list[bytes]] = field(default_factory=list)
@@ -192,7 +192,7 @@ _RARELY = st.integers(0, 9).map(lambda drawn: drawn == 0)
 
 @st.composite
 def _entry(draw: st.DrawFn) -> Pairs:
-    """Mostly an action; sometimes with one thing wrong with it, or nothing like one."""
+    """Mostly an action, sometimes an action with one error, or an unrelated entry."""
     if draw(_RARELY) and draw(st.booleans()):
         return tuple(draw(st.lists(st.tuples(st.binary(max_size=8), st.binary(max_size=8)), min_size=1, max_size=4)))
     values: dict[bytes, bytes] = {
@@ -216,7 +216,7 @@ def _entry(draw: st.DrawFn) -> Pairs:
 
 @st.composite
 def _stored(draw: st.DrawFn) -> bytes:
-    """A sequence as it may lie in a store: whole, with actions in the future, of another group, or cut off."""
+    """A stored sequence: valid, with actions in the future, of another group, or truncated."""
     times = st.one_of(_TIMES, st.sampled_from((0, -1, NOW_MS + 3_600_000, NOW_MS + 3_600_001, NOW_MS * 1000, 2**62)))
     codes = st.integers(0, 1)
     ids = st.integers(0, 9)
@@ -247,7 +247,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 class Arena:
-    """A stream in a redis-server, laid out for one case after the other."""
+    """A stream in a redis-server, set up for each case in turn."""
 
     def __init__(self, server: RedisServer) -> None:
         self._url = server.url
@@ -299,7 +299,7 @@ class Arena:
         return follower.counts
 
     def look(self) -> tuple[list[list[bytes]], int, int]:
-        """Return the fields of what was set aside, and how many entries are pending and left."""
+        """Return the fields of the entries that were set aside, and the numbers of pending and remaining entries."""
         refused, pending, left = self._many([
             ["XRANGE", _REFUSED, "-", "+"], ["XPENDING", _STREAM, "fold"], ["XLEN", _STREAM]
         ])  # fmt: skip
@@ -314,29 +314,29 @@ class Arena:
 
 
 def check(case: Case, arena: Arena, runner: asyncio.Runner, tally: StreamTally) -> None:
-    """Follow one stream and compare. Raises WrongStateError, or whatever the follower should not have raised."""
+    """Follow one stream and compare. Raises WrongStateError, or any unexpected exception of the follower."""
     tally.cases += 1
     expected = slow_read(case)
     store = MemoryStore({_key(user): value for user, value in case.before})
     arena.lay_out(case)
     counts = runner.run(arena.follow(case, store))
     if store.values != expected.values:
-        raise WrongStateError(f"stored {store.values}, the slow reader says {expected.values}")
+        raise WrongStateError(f"the store holds {store.values}, the slow reader found {expected.values}")
     refused, pending, left = arena.look()
     as_they_came = [fields[:-2] for fields in refused]
     if sorted(as_they_came) != sorted(expected.refused) or any(fields[-2] != b"reason" for fields in refused):
-        raise WrongStateError(f"set aside {refused}, the slow reader says {expected.refused}")
+        raise WrongStateError(f"the follower set aside {refused}, the slow reader {expected.refused}")
     if pending or left:
-        raise WrongStateError(f"{pending} entries pending and {left} left")
+        raise WrongStateError(f"{pending} entries are pending and {left} remain")
     found = {name: getattr(counts, name) for name in FollowerCounts.__slots__ if name != "interrupted"}
     if found != {name: expected.counts[name] for name in found}:
-        raise WrongStateError(f"counted {found}, the slow reader says {dict(expected.counts)}")
+        raise WrongStateError(f"the follower counted {found}, the slow reader {dict(expected.counts)}")
     tally.outcomes.update(found)
     tally.outcomes[f"fault: {case.fault}"] += 1
 
 
 def fuzz(count: int, tally: StreamTally, server: RedisServer) -> None:
-    """Check so many cases; raise for the smallest that is wrong."""
+    """Check `count` cases. Raise the error of the smallest failing case."""
     arena = Arena(server)
     quiet = structlog.make_filtering_bound_logger(logging.CRITICAL)
     before = structlog.get_config()
@@ -360,14 +360,14 @@ def fuzz(count: int, tally: StreamTally, server: RedisServer) -> None:
 
 
 def measure(*, quick: bool = False) -> Measurement:
-    """Measure: run all cases, or up to the smallest that is wrong. Raises BenchmarkError without a redis-server."""
+    """Run all cases, or find the smallest failing one. Raises BenchmarkError without a redis-server."""
     tally, wrong = StreamTally(), []
     start_s = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="pinrank-fuzz-") as folder, running(Path(folder)) as server:
         version = redis.Redis(port=server.port).info("server")["redis_version"]
         try:
             fuzz(200 if quick else CASES, tally, server)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is the finding
+        except Exception as error:  # noqa: BLE001 - any exception is a finding
             wrong.append(f"{type(error).__name__}: {error}")
     took_s = time.perf_counter() - start_s
     claims = (

@@ -1,1 +1,1 @@
-"""What one GPU does, within ten minutes: named phases, each a process that appends every number once it has it."""
+"""A benchmark of one GPU within ten minutes: phases in processes of their own, which record each number at once."""

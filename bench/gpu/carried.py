@@ -1,6 +1,7 @@
-"""What a machine with a GPU has (`bench/gpu-machine.txt`), and what is brought along to it (`bench/gpu-carry.txt`).
+"""Check what a GPU run copies to the machine: the sources, and the wheels of the packages in `bench/gpu-carry.txt`.
 
-`python -m bench.gpu.carried` says what it comes to, and fails where that is more than can be carried.
+`bench/gpu-machine.txt` lists the packages that the machine has. `python -m bench.gpu.carried` prints the total size,
+and fails if it is above the limit.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ BYTES_MAX = 64 << 20
 
 
 def carried() -> tuple[str, ...]:
-    """Return the packages whose wheels are brought along, by their normal names."""
+    """Return the normalised names of the packages whose wheels are copied."""
     return _names(CARRY)
 
 
 def machine_has() -> tuple[str, ...]:
-    """Return the packages that the machine has already."""
+    """Return the packages that the machine already has."""
     return _names(MACHINE)
 
 
@@ -31,24 +32,24 @@ def _names(file: Path) -> tuple[str, ...]:
 
 
 def lacking(wheels: Path) -> list[str]:
-    """Return the packages of the list that no wheel in the folder is of."""
+    """Return the listed packages without a wheel in the folder."""
     there = {path.name.partition("-")[0].lower().replace("_", "-") for path in wheels.glob("*.whl")}
     return [name for name in carried() if name not in there]
 
 
 def too_much(tree_bytes: int, wheels_bytes: int) -> str | None:
-    """Say why so much cannot be carried; None where it can."""
+    """Return an error message if the total size exceeds the limit, otherwise None."""
     both = tree_bytes + wheels_bytes
     if both <= BYTES_MAX:
         return None
     return (
         f"the sources ({tree_bytes / 2**20:.1f} MiB) and the wheels ({wheels_bytes / 2**20:.1f} MiB) "
-        f"come to {both / 2**20:.1f} MiB; {BYTES_MAX >> 20} MiB can be carried"
+        f"are {both / 2**20:.1f} MiB; the limit is {BYTES_MAX >> 20} MiB"
     )
 
 
 def tree_bytes(root: Path = ROOT) -> int:
-    """Return the size of all files of the sources that git tracks or would add."""
+    """Return the total size in bytes of the files that git tracks or would add."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=root, capture_output=True, check=True).stdout
     files = [root / name.decode() for name in set(listed.split(b"\0")) if name]

@@ -1,6 +1,6 @@
-"""Clears up after a run, however that ends: `python -m bench.gpu.guard FOLDER`, with the run at its standard input.
+"""Clean up after a run in any case: `python -m bench.gpu.guard FOLDER`, with a pipe from the run at standard input.
 
-A run that is killed by SIGKILL can end no phase, and what a phase has started (a server, its clients) outlives it too.
+A run that is killed by SIGKILL cannot stop its phases, nor the processes that they started, such as servers.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import sys
 import time
 from pathlib import Path
 
-#: For processes to be gone.
+#: Time for processes to exit, in seconds.
 _LOOKS, _LOOK_S = 100, 0.05
 
 
 class Guard:
-    """The run's side."""
+    """Used by the run to control its guard."""
 
     def __init__(self, scratch: Path) -> None:
-        """Start the process that clears up.
+        """Start the guard process.
 
         Args:
-            scratch: the folder to remove.
+            scratch: folder to delete at the end.
         """
         command = [sys.executable, "-m", "bench.gpu.guard", str(scratch)]
         self._process = subprocess.Popen(
@@ -33,28 +33,28 @@ class Guard:
         )
 
     def tell(self, group: int) -> None:
-        """Say which process group to kill, 0 for none."""
-        assert self._process.stdin is not None  # noqa: S101 - asked for
-        with contextlib.suppress(BrokenPipeError):  # somebody ended it; the run goes on without
+        """Tell the guard which process group to kill; 0 means none."""
+        assert self._process.stdin is not None  # noqa: S101 - the pipe was requested
+        with contextlib.suppress(BrokenPipeError):  # the guard was killed; the run continues without it
             self._process.stdin.write(f"{group}\n".encode())
             self._process.stdin.flush()
 
     def close(self) -> None:
-        """Let it clear up, and wait for that."""
+        """Let the guard clean up, and wait for it."""
         with contextlib.suppress(BrokenPipeError):
             self._process.communicate()
 
 
 def main() -> None:
-    """Wait until the run is gone, then clear up."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # they are for the run
+    """Wait for the end of the run, then clean up."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # these signals are for the run
         signal.signal(number, signal.SIG_IGN)
     group = 0
     for line in sys.stdin.buffer:
         group = int(line)
     if group:
         with contextlib.suppress(ProcessLookupError):
-            for _ in range(_LOOKS):  # what is not gone yet may still make files
+            for _ in range(_LOOKS):  # processes that have not exited yet may still create files
                 os.killpg(group, signal.SIGKILL)
                 time.sleep(_LOOK_S)
     shutil.rmtree(sys.argv[1], ignore_errors=True)

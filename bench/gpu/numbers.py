@@ -1,4 +1,4 @@
-"""The file of numbers: JSON, one a line, each on the disk before the next is measured."""
+"""Record measured numbers as JSON lines, each flushed to disk before the next measurement."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-#: A dry run's numbers have a file of their own, so that nobody takes them for measured ones.
+#: A dry run writes to another file, so that its numbers are not mistaken for measurements.
 FILE, DRY_FILE = "numbers.jsonl", "dry-run.jsonl"
 _WHY_CHARS_MAX = 600
 OUT_OF_TIME = "the phase's time was up"
@@ -23,16 +23,16 @@ def file_of(out: Path, *, dry_run: bool) -> Path:
 
 
 class Numbers:
-    """Where a phase puts its numbers; after a kill at any moment, all that were put there can be read."""
+    """The recorder of a phase. After a kill at any time, all recorded numbers are readable."""
 
     def __init__(self, out: Path, phase: str, until_s: float, *, dry_run: bool) -> None:
         """Open the file for appending.
 
         Args:
-            out: the folder of results.
-            phase: its name.
-            until_s: after which, on the monotonic clock, nothing more begins.
-            dry_run: whether the numbers mean nothing.
+            out: folder of the results.
+            phase: name of the phase.
+            until_s: time on the monotonic clock after which no measurement starts.
+            dry_run: whether this is a dry run, whose numbers mean nothing.
         """
         self._phase, self.until_s, self.dry_run = phase, until_s, dry_run
         out.mkdir(parents=True, exist_ok=True)
@@ -42,13 +42,13 @@ class Numbers:
         return self.until_s - time.monotonic()
 
     def add(self, what: str, values: Mapping[str, Any]) -> None:
-        """Append a line, and return when it is on the disk."""
+        """Append a line, and flush it to disk."""
         line = {"phase": self._phase, "what": what, **({"dry_run": True} if self.dry_run else {}), **values}
         left = (json.dumps(finite(line), allow_nan=False) + "\n").encode()
         size = os.fstat(self._file).st_size
-        if size and os.pread(self._file, 1, size - 1) != b"\n":  # whoever wrote last was killed within its line
+        if size and os.pread(self._file, 1, size - 1) != b"\n":  # the last writer was killed within its line
             left = b"\n" + left
-        while left:  # a disk that becomes full takes a part first, and says so at the next one
+        while left:  # a full disk accepts a part first, and reports the error at the next write
             left = left[os.write(self._file, left) :]
         os.fsync(self._file)
 
@@ -56,29 +56,30 @@ class Numbers:
         self.add(what, {"not_measured": why[-_WHY_CHARS_MAX:]})
 
     def measure(self, what: str, measured: Callable[[], Mapping[str, Any]], needs_s: float = 0.5) -> None:
-        """Append what `measured` returns, or why there is nothing: its error, or fewer than `needs_s` seconds left.
+        """Append the result of `measured`, or the reason for its absence: an error, or less than `needs_s` left.
 
-        Triton's and CUDA's errors have no root of their own, and none of them may take the other numbers along.
+        All exceptions are caught, because those of Triton and CUDA have no common base, and one failure must not
+        prevent the other measurements.
         """
         if self.left_s() < needs_s:
             self.missing(what, OUT_OF_TIME)
             return
         try:
             self.add(what, measured())
-        except Exception as error:  # noqa: BLE001 - recorded as the reason
+        except Exception as error:  # noqa: BLE001 - the exception is recorded as the reason
             self.missing(what, f"{type(error).__name__}: {error}"[:_WHY_CHARS_MAX])
 
 
 @dataclass(frozen=True, slots=True)
 class NumbersFile:
-    """What a file of numbers holds, and how many of its lines cannot be read: at most the one of each kill."""
+    """The lines of a file of numbers, and the number of unreadable ones: at most one for each kill."""
 
     lines: tuple[dict[str, Any], ...]
     unreadable: int
 
 
 def read(file: Path) -> NumbersFile:
-    """Read every finished line; no file is no lines."""
+    """Read all complete lines. A missing file has no lines."""
     if not file.exists():
         return NumbersFile((), 0)
     parsed = list(_parsed(file.read_bytes().split(b"\n")))
@@ -98,7 +99,7 @@ def _parsed(lines: list[bytes]) -> Iterator[dict[str, Any] | None]:
 
 
 def finite(value: Any) -> Any:
-    """Return JSON without NaN and infinities, which are no JSON: as text, so that they are seen."""
+    """Replace NaN and infinities, which JSON does not have, by text, so that they stay visible."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""One phase, in a process of its own: `python -m bench.gpu.phase NAME --out DIR --until SECONDS [--dry-run]`."""
+"""Run one phase in its own process: `python -m bench.gpu.phase NAME --out DIR --until SECONDS [--dry-run]`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from bench.gpu.numbers import Numbers
 from bench.gpu.plan import PHASES
 
-#: Each is called with the folder and `Numbers`, and imported when it is its turn.
+#: The function of each phase, which is imported when it runs and called with the folder and `Numbers`.
 MEASURED_BY = {
     "facts": "measurements.facts:facts",
     "parity": "measurements.encoder:parity",
@@ -26,7 +26,7 @@ MEASURED_BY = {
     "public": "measurements.public:public",
     "table": "table:table",
 }
-#: Phases whose kernels run in Triton's interpreter where there is no GPU; elsewhere it would take minutes.
+#: Phases whose kernels run in Triton's interpreter if there is no GPU. In other phases it would take minutes.
 _INTERPRETED = ("parity", "encoder", "tuning", "ncu", "sanitizer", "public")
 
 
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args()
     if options.dry_run and options.name in _INTERPRETED:
-        os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is made
+        os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is defined
     module, _, function = MEASURED_BY[options.name].partition(":")
     measured = getattr(import_module(f"bench.gpu.{module}"), function)
     measured(options.out, Numbers(options.out, options.name, options.until, dry_run=options.dry_run))

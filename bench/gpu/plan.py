@@ -1,4 +1,4 @@
-"""What is measured on a GPU, in which order, and until when: plain data, and no clock."""
+"""The plan of a GPU run: phases, their order and time limits. Pure data, without a clock."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-#: Requests x rows of each of the encoder's batches.
+#: Batches of the encoder: (requests, rows of each request).
 SHAPES = ((1, 128), (1, 1024), (4, 512), (16, 128), (16, 512), (64, 256), (64, 512))
 DRY_SHAPES = ((1, 2), (2, 2))
-#: Of those, what the engine runs as a whole ranker.
+#: The batches among them that the engine runs with the whole ranker.
 ENGINE_SHAPES = ((1, 512), (4, 512), (16, 512), (64, 512))
-#: Actions of a request; in a dry run enough for two blocks of 32.
+#: Actions of a request; a dry run has enough for two blocks of 32.
 LENGTH, DRY_LENGTH = 100, 40
-#: (actions of a block, warps of a program): how the kernel may be compiled; the first is what it does by itself.
+#: Ways to compile the kernel: (actions of a block, warps of a program). The first is the default.
 COMPILED = ((128, 8), (64, 4), (128, 4), (32, 4), (64, 8), (32, 8))
 DRY_COMPILED = ((64, 4), (32, 4))
-#: Rows that a program takes; the first is what the kernel takes by itself where there are many.
+#: Rows in a tile. The first is the default for large batches.
 TILE_ROWS = (8, 4, 16, 2, 32)
-#: The shapes that tuning runs: many rows, and one request.
+#: Shapes for tuning: many rows, and one request.
 TUNED_SHAPES = ((64, 256), (1, 512))
-#: Requests a second, of 512 candidates each.
+#: Requests per second, with 512 candidates each.
 RATES_PER_S = (200, 1000, 3000)
 DRY_RATES_PER_S = (2, 3, 4)
 
 
 @dataclass(frozen=True, slots=True)
 class GpuPhase:
-    """A part of the run: a process of its own, which has so many seconds for certain."""
+    """A part of the run, in its own process, with a guaranteed number of seconds."""
 
     name: str
     limit_s: float
@@ -50,13 +50,13 @@ PHASES = {
         GpuPhase("table", 20),
     )
 }
-#: The ten-minute run, and the rerun of four minutes.
+#: The phases of the ten-minute run, and of the four-minute rerun.
 TEN_MINUTES = tuple(PHASES)
 FOUR_MINUTES = ("facts", "parity", "ceilings", "encoder", "engine", "table")
 
 
 class PlanError(Exception):
-    """A run that cannot be planned; the message says why."""
+    """The run cannot be planned. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +64,9 @@ class PlannedPhase:
     """A phase in a run.
 
     Attributes:
-        starts_at_s: the latest start, after the run's own; a phase starts sooner where those before it need less.
-        limit_s: what it has if it starts then; whatever is left of earlier phases comes on top.
-        command: to run.
+        starts_at_s: latest start, in seconds after the start of the run. It is earlier if previous phases need less.
+        limit_s: time limit in seconds, if it starts then. Unused time of previous phases is added.
+        command: command line.
     """
 
     name: str
@@ -76,24 +76,24 @@ class PlannedPhase:
 
     @property
     def ends_at_s(self) -> float:
-        """When it is killed, after the run's start: no phase takes the next one's time."""
+        """The time of its kill, in seconds after the start of the run, so that no phase uses the time of the next."""
         return self.starts_at_s + self.limit_s
 
 
 def plan(names: Sequence[str], out: str, *, dry_run: bool = False) -> tuple[PlannedPhase, ...]:
-    """Return a run's phases in order, the first at 0 s.
+    """Return the phases of a run in order, the first at 0 s.
 
     Args:
-        names: of phases, each once, in any order.
-        out: the folder of results.
-        dry_run: whether they only show that they run.
+        names: names of phases, each once, in any order.
+        out: folder of the results.
+        dry_run: whether to only try that the phases run.
 
     Raises:
-        PlanError: a name is unknown or stands there twice.
+        PlanError: a name is unknown or repeated.
     """
     unknown = [name for name in names if name not in PHASES]
     if unknown:
-        raise PlanError(f"there is no phase {unknown[0]!r}; there are {', '.join(PHASES)}")
+        raise PlanError(f"there is no phase {unknown[0]!r}; use one of {', '.join(PHASES)}")
     if len(set(names)) < len(names):
         raise PlanError(f"a phase is named twice in {' '.join(names)}")
     planned, starts_at_s = [], 0.0
@@ -106,18 +106,18 @@ def plan(names: Sequence[str], out: str, *, dry_run: bool = False) -> tuple[Plan
 
 
 def shape_name(requests: int, rows: int) -> str:
-    """Return what a batch is called in the results."""
+    """Return the name of a batch in the results."""
     return f"{requests} x {rows}"
 
 
 def tuning_name(shape: tuple[int, int], compiled: tuple[int, int], tile_rows: int) -> str:
-    """Return what one choice of the kernel's is called in the results."""
+    """Return the name of one choice for the kernel in the results."""
     block, warps = compiled
     return f"{shape_name(*shape)}, block {block}, {warps} warps, tiles of {tile_rows}"
 
 
 def expected(phase: str, *, dry_run: bool = False) -> tuple[str, ...]:
-    """Return the numbers that a phase is there for: what lacks a line afterwards was not measured."""
+    """Return the names of the numbers that a phase should record. Those without a line were not measured."""
     shapes = DRY_SHAPES if dry_run else SHAPES
     return {
         "facts": ("card", "versions", "machine", "source"),
@@ -139,12 +139,12 @@ def expected(phase: str, *, dry_run: bool = False) -> tuple[str, ...]:
 
 
 def parity_name(compiled: tuple[int, int] | None) -> str:
-    """Return what the check of one way to compile the kernel is called in the results; None is the kernel's own way."""
+    """Return the name of the check of one way to compile the kernel; None means the default way."""
     return "as it is" if compiled is None else f"block {compiled[0]}, {compiled[1]} warps"
 
 
 def tunings(*, dry_run: bool = False) -> list[tuple[tuple[int, int], tuple[int, int], int]]:
-    """Return (shape, compiled, rows in a tile) of every choice, what tells most first."""
+    """Return (shape, way to compile, rows in a tile) of every choice, the most informative first."""
     if dry_run:
         return [(DRY_SHAPES[-1], compiled, 2) for compiled in DRY_COMPILED]
     many, one = TUNED_SHAPES
@@ -156,5 +156,5 @@ def tunings(*, dry_run: bool = False) -> list[tuple[tuple[int, int], tuple[int, 
 
 
 def engine_shapes(*, dry_run: bool = False) -> tuple[tuple[int, int], ...]:
-    """Return the batches that the whole ranker runs."""
+    """Return the batches for the whole ranker."""
     return ((1, 4), (2, 4), (4, 4), (2, 16)) if dry_run else ENGINE_SHAPES

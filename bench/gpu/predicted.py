@@ -1,4 +1,4 @@
-"""What was predicted of each number before it was measured: from what the compiler says, and from `predicted.json`."""
+"""The predictions for each number from before its measurement: from the compiler's output, and `predicted.json`."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 
 from bench.gpu.plan import COMPILED, SHAPES, shape_name, tuning_name, tunings
 
-#: Rows/s of a card that is full, by how the kernel is compiled: written by `python -m bench gpu_compiled`.
+#: Predicted rows/s of a fully used card, by the way of compiling; written by `python -m bench gpu_compiled`.
 COMPILER = Path(__file__).parents[1] / "results" / "gpu_compiled.json"
-#: By phase and name of the number, what no compiler says; bench/NOTES.md says why.
+#: Other predictions, by phase and name of the number. bench/NOTES.md gives the reasons.
 WRITTEN = Path(__file__).with_name("predicted.json")
 _ARCHITECTURE = "9.0"
-#: From so many rows on, every multiprocessor has all the work that it can take.
+#: Number of rows from which all multiprocessors are fully used.
 _FULL_ROWS = 16_384
 
-#: Rows/s, from low to high.
+#: Predicted rows/s: low, high.
 Range = tuple[float, float]
 
 
 def predictions() -> dict[str, dict[str, Range]]:
-    """Return what is predicted, by phase and name of the number."""
+    """Return all predictions, by phase and name of the number."""
     written = json.loads(WRITTEN.read_text())
     found: dict[str, dict[str, Range]] = {
         phase: {what: (low, high) for what, (low, high) in names.items()} for phase, names in written.items()

@@ -1,4 +1,4 @@
-"""What a folder's lines say: everything that was measured, and a reason for everything that was not."""
+"""Collect the lines of a folder: every measured number, and a reason for every missing one."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from bench.gpu.numbers import WITHOUT, NumbersFile, finite
 from bench.gpu.plan import PHASES, expected
 from bench.harness import Claim
 
-#: Rows a second on one H200: of the encoder, and of the whole ranker.
+#: Goals in rows/s on one H200, for the encoder and for the whole ranker.
 ENCODER_GOAL, RANKER_GOAL = 10e6, 5e6
-#: Of a row's norm, from the published form in float64.
+#: Largest difference from the published form in float64, relative to a row's norm.
 PARITY_MAX = 1e-2
 
 Line = Mapping[str, Any]
@@ -21,12 +21,12 @@ Line = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What a folder's lines say.
+    """The collected lines of a folder.
 
     Attributes:
-        dry_run: whether they mean nothing.
-        lines: by (phase, what): the last one, a measured one before one that was not; in the order of the phases.
-        unreadable: lines that a kill cut off.
+        dry_run: whether they are from a dry run and mean nothing.
+        lines: the last line for each (phase, number), measured ones preferred, in the order of the phases.
+        unreadable: number of lines that a kill has cut off.
     """
 
     dry_run: bool
@@ -34,7 +34,7 @@ class Results:
     unreadable: int
 
     def of(self, phase: str) -> Iterator[tuple[str, Line]]:
-        """Return every number of a phase with its name, measured or not."""
+        """Return the lines of a phase by the name of their number, measured or not."""
         return ((what, line) for (of, what), line in self.lines.items() if of == phase and what != "the phase")
 
     def value(self, phase: str, what: str, key: str) -> float | None:
@@ -43,7 +43,7 @@ class Results:
 
 
 def results(found: NumbersFile, *, dry_run: bool) -> Results:
-    """Sort lines, and add one for everything that should be there and is not."""
+    """Sort the lines, and add a line for every missing number."""
     last: dict[tuple[str, str], Line] = {}
     for line in found.lines:
         place = line["phase"], str(line["what"])
@@ -62,7 +62,7 @@ def results(found: NumbersFile, *, dry_run: bool) -> Results:
 
 
 def as_json(found: Results) -> dict[str, Any]:
-    """Return everything in the form that all results of benchmarks have."""
+    """Return the numbers in the form of all benchmark results."""
     numbers = [line for (_, what), line in found.lines.items() if what != "the phase"]
     missing = sum("not_measured" in line for line in numbers)
     return {
@@ -75,12 +75,12 @@ def as_json(found: Results) -> dict[str, Any]:
 
 
 def _claims(found: Results) -> Iterator[Claim]:
-    """Compare what was measured with what is required; what was not measured claims nothing."""
+    """Compare the measured numbers with the requirements. There is no claim for a missing number."""
     differences = [
         float(line["relative_difference"]) for _, line in found.of("parity") if "relative_difference" in line
     ]
     if differences:
-        worst = max(differences, key=lambda one: (math.isnan(one), one))  # NaN before all others: it holds nothing
+        worst = max(differences, key=lambda one: (math.isnan(one), one))  # NaN is the worst
         yield Claim("largest relative difference of the fused kernel", worst, PARITY_MAX, "", "at_most")
     for phase, goal, name in (("encoder", ENCODER_GOAL, "encoder"), ("engine", RANKER_GOAL, "whole ranker")):
         rates = [

@@ -1,6 +1,6 @@
-"""Run phases one after the other, each a process group that is killed whole when its time is up.
+"""Run the phases one after the other, each as a process group, which is killed when its time is up.
 
-Started by `bench/gpu-ten-minutes.sh` and `bench/gpu-four-minutes.sh`. Needs Python alone.
+`bench/gpu-ten-minutes.sh` and `bench/gpu-four-minutes.sh` start it. It needs only Python.
 """
 
 from __future__ import annotations
@@ -25,42 +25,42 @@ from bench.gpu.numbers import DRY_FILE, FILE, WITHOUT, Numbers, file_of, read
 from bench.gpu.plan import FOUR_MINUTES, TEN_MINUTES, PlanError, PlannedPhase, expected, plan
 
 LOG = "log.txt"
-#: What is kept of a phase's outputs, and of all in a folder; more is thrown away.
+#: Size limits for the log of a phase and of a folder; the rest is discarded.
 _PHASE_BYTES_MAX, _LOG_BYTES_MAX = 1 << 18, 8 << 20
 _LAST_WORDS = 400
 _LOOK_S = 0.05
-#: Before it is killed, so that it can say which numbers it has no time for.
+#: Seconds before the kill in which a phase can record which numbers it has no time for.
 _GRACE_S = 1.0
-#: For a process to be gone after SIGKILL.
+#: Time for a process to exit after SIGKILL, in seconds.
 _KILLED_S = 5.0
 
 
 class RunError(Exception):
-    """A run that cannot begin; the message says why."""
+    """The run cannot start. The message says why."""
 
 
 def run(
     phases: Sequence[PlannedPhase], out: Path, began_s: float, *, dry_run: bool, scratch: Path | None = None
 ) -> bool:
-    """Run every phase, whatever becomes of those before it; say whether all ended by themselves, and well.
+    """Run every phase, even after failures. Return whether all phases ended successfully.
 
     Args:
-        phases: in order.
-        out: the folder of results.
-        began_s: of the run, on the monotonic clock.
-        dry_run: whether numbers mean nothing.
-        scratch: a folder for the phases' temporary files, which is gone afterwards; one is made without.
+        phases: the phases in order.
+        out: folder of the results.
+        began_s: start of the run, on the monotonic clock.
+        dry_run: whether this is a dry run, whose numbers mean nothing.
+        scratch: folder for temporary files, which is deleted afterwards; None creates one.
 
     Raises:
-        RunError: another run writes into the folder.
-        OSError: it cannot be written.
+        RunError: another run uses the folder of the results.
+        OSError: the folder cannot be written.
     """
     out.mkdir(parents=True, exist_ok=True)
     with (out / LOG).open("ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RunError(f"another run writes into {out}: wait for its end, or choose another folder") from error
+            raise RunError(f"another run writes to {out}; wait for its end, or choose another folder") from error
         guard = Guard(scratch := scratch or Path(tempfile.mkdtemp(prefix="pinrank-gpu-")))
         try:
             return _run_all(phases, out, began_s, guard, {**os.environ, "TMPDIR": str(scratch)}, dry_run=dry_run)
@@ -96,7 +96,7 @@ def _run_all(
 
 
 def _run(phase: PlannedPhase, log: Path, ends_s: float, guard: Guard, environment: Mapping[str, str]) -> str:
-    """Run one phase; return how it ended if not well, with its last words."""
+    """Run one phase. If it fails, return the reason with the end of its output."""
     if time.monotonic() >= ends_s:
         return "not started: the time was up"
     command = [*phase.command, "--until", str(ends_s - _GRACE_S)]
@@ -122,23 +122,23 @@ def _run(phase: PlannedPhase, log: Path, ends_s: float, guard: Guard, environmen
 
 
 def _watched(process: subprocess.Popen[bytes], output: Output, ends_s: float) -> int | None:
-    """Wait for a process, at most until `ends_s`, and kill its group; return its code, None if it had to be killed."""
-    assert process.stdout is not None  # noqa: S101 - asked for
+    """Wait for a process until `ends_s`, and kill its group. Return its exit code, or None if it was killed."""
+    assert process.stdout is not None  # noqa: S101 - the pipes were requested
     os.set_blocking(process.stdout.fileno(), False)
     code = None
     with selectors.DefaultSelector() as ready, process.stdout as pipe:
         ready.register(pipe, selectors.EVENT_READ)
         try:
             while (code := process.poll()) is None and time.monotonic() < ends_s:
-                if not ready.get_map():  # it closed its outputs, and goes on
+                if not ready.get_map():  # it has closed its outputs, but is still running
                     time.sleep(_LOOK_S)
                 elif ready.select(_LOOK_S) and output.take(pipe.fileno()) == b"":
                     ready.unregister(pipe)
         finally:
-            # With what it started and left behind: the next phase has the machine for itself.
+            # Also kill what it started and left behind, so that the next phase has the machine for itself.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            # One that not even this ends, as it waits for a driver, must not hold up the others.
+            # A process that survives SIGKILL, because it waits for a driver, must not delay the others.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_KILLED_S)
         while output.take(pipe.fileno()):
@@ -147,13 +147,13 @@ def _watched(process: subprocess.Popen[bytes], output: Output, ends_s: float) ->
 
 
 class Output:
-    """What a phase writes to its standard output and error: the beginning in the log, the end for the reason."""
+    """The output of a phase: its beginning goes to the log, and its end into the reason for a failure."""
 
     def __init__(self, log: IO[bytes], bytes_max: int) -> None:
         self._log, self._room, self._end = log, max(0, bytes_max), b""
 
     def take(self, pipe: int) -> bytes | None:
-        """Read what is there: None if there is nothing now, nothing at all at its end."""
+        """Read the available output. Return None if there is none now, and b"" at the end."""
         try:
             part = os.read(pipe, 1 << 16)
         except BlockingIOError:
@@ -168,27 +168,27 @@ class Output:
 
 
 def end_when_asked(out: Path) -> None:
-    """Make signals an exception, so that the phase that runs goes too."""
+    """Turn signals into an exception, so that the running phase is stopped as well."""
 
     def end(number: int, _: object) -> None:
         os.write(2, f"ended by {signal.Signals(number).name}; what was measured is in {out}\n".encode())
         sys.exit(128 + number)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup has set it
             signal.signal(number, end)
 
 
 def main() -> int:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("phases", nargs="*", help="names of phases; none: all of the run's", metavar="PHASE")
-    parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder of the results")
-    parser.add_argument("--dry-run", action="store_true", help="only show that everything runs; needs no GPU")
-    parser.add_argument("--four-minutes", action="store_true", help="the rerun's phases, if none is named")
-    parser.add_argument("--used-s", type=float, default=0.0, help="what of the time is gone already")
+    parser.add_argument("phases", nargs="*", help="names of phases (default: all of the run)", metavar="PHASE")
+    parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder for the results")
+    parser.add_argument("--dry-run", action="store_true", help="only try that everything runs; needs no GPU")
+    parser.add_argument("--four-minutes", action="store_true", help="run the phases of the rerun by default")
+    parser.add_argument("--used-s", type=float, default=0.0, help="seconds of the run that have already passed")
     parser.add_argument(
-        "--scratch", type=Path, help="folder for temporary files, removed at the end; default: a new one"
+        "--scratch", type=Path, help="folder for temporary files, deleted at the end (default: a new one)"
     )
     options = parser.parse_args()
     began_s = time.monotonic() - options.used_s
@@ -202,14 +202,14 @@ def main() -> int:
         print(f"cannot go on: {error}; what was measured is in {options.out}", file=sys.stderr)
         return 1
     finally:
-        if options.scratch is not None:  # also where no run began
+        if options.scratch is not None:  # even if no run has started
             shutil.rmtree(options.scratch, ignore_errors=True)
 
 
 def _measured(options: argparse.Namespace, began_s: float) -> int:
     other = options.out / (FILE if options.dry_run else DRY_FILE)
     if other.exists():
-        raise RunError(f"{other} is of {'a real' if options.dry_run else 'a dry'} run: choose another folder")
+        raise RunError(f"{other} is from {'a real' if options.dry_run else 'a dry'} run; choose another folder")
     names = options.phases or (FOUR_MINUTES if options.four_minutes else TEN_MINUTES)
     phases = plan(names, str(options.out), dry_run=options.dry_run)
     well = run(phases, options.out, began_s, dry_run=options.dry_run, scratch=options.scratch)

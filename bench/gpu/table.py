@@ -1,6 +1,6 @@
-"""All that was measured as one JSON and one page, made from the lines alone: `python -m bench.gpu.table DIR`.
+"""Write the results of a run as a JSON file and a Markdown page: `python -m bench.gpu.table DIR`.
 
-Works on whatever lines there are, also where the run was killed: what is missing says "not measured", and why.
+It works with any recorded lines, even after a kill: missing numbers appear as "not measured", with the reason.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from bench.gpu.results import ENCODER_GOAL, RANKER_GOAL, Line, Results, as_json,
 from bench.harness import as_text
 
 NOT_MEASURED = "not measured"
-#: Floating-point operations of a row of the published encoder, exactly rewritten and with only what the readout reads.
+#: Floating-point operations per row of the published encoder's serving form, computing only what the readout reads.
 ROW_FLOP = 4.1e6
-#: Bytes of a row that must move through the device's memory, in float32: the candidate in, the readout out; unfused,
-#: two layers' intermediates besides.
+#: Bytes per row that must move through device memory, in float32: the candidate and the readout; without fusion, also
+#: the intermediates of two layers.
 FUSED_BYTES, UNFUSED_BYTES = 4 * (32 + 960), 0.57e6
-#: Of ncu's metrics, those on the page.
+#: The metrics of ncu that the page shows.
 _NCU = ("Duration", "Registers Per Thread", "Achieved Occupancy", "Compute (SM) Throughput", "Memory Throughput")
 
 
 def page(found: Results, predicted: Mapping[str, Mapping[str, Range]]) -> str:
-    """Return everything as Markdown."""
+    """Return the page as Markdown."""
     card, device = found.lines["facts", "card"], found.lines["ceilings", "device"]
     named = next((line["name"] for line in (card, device) if "name" in line), None)
     title = f"# {named}" if named else f"# A card whose name was {_why(card)}"
@@ -59,7 +59,7 @@ _TITLES = {
     "served": "Served through gRPC",
     "public": "Public shapes",
 }
-#: Of tables that only show: what the lines are about, then (heading, key of a line, format) of each column.
+#: Plain tables: the subject of the lines, then (heading, key in a line, format) of each column.
 _COLUMNS: dict[str, tuple[str, tuple[tuple[str, str, str], ...]]] = {
     "parity": (
         "compiled as",
@@ -88,7 +88,7 @@ _COLUMNS: dict[str, tuple[str, tuple[tuple[str, str, str], ...]]] = {
         ),
     ),
 }
-#: Numbers that are no rates: a line each, with everything that was found.
+#: Results that are not rates: one line each, with all their numbers.
 _CHECKS = {
     "engine": ("goldens", "memory", "warm-up"),
     "two-engines": ("opened under load",),
@@ -109,7 +109,7 @@ def _plain(found: Results, phase: str) -> str:
 
 
 def _rates(found: Results, phase: str, goal: float, predicted: Mapping[str, Mapping[str, Range]]) -> str:
-    """Return a table of rows/s, against what was predicted, the goal, and what the card reached in this run."""
+    """Return a table of rows/s, compared with the prediction, the goal, and the card's peaks in this run."""
     peak, copies = found.value("ceilings", "bf16 product", "flop_s"), found.value("ceilings", "copy", "bytes_s")
     compared = not found.dry_run
     kernel = compared and phase != "engine"
@@ -159,7 +159,7 @@ def _facts(found: Results) -> str:
 
 
 def _said(line: Line) -> str:
-    """Return all that a line says, as text."""
+    """Return all values of a line as text."""
     if "not_measured" in line:
         return _why(line)
     known = {key: value for key, value in line.items() if key not in ("phase", "what", "dry_run", "packages")}
@@ -209,7 +209,7 @@ def _predicted(said: Range | None) -> str:
 
 
 def write(out: Path, *, dry_run: bool) -> Path:
-    """Write a folder's JSON and page from its lines; return where the page is."""
+    """Write the JSON file and the page of a folder. Return the path of the page."""
     found = results(read(file_of(out, dry_run=dry_run)), dry_run=dry_run)
     name = "dry-run" if dry_run else "gpu"
     out.mkdir(parents=True, exist_ok=True)
@@ -218,14 +218,14 @@ def write(out: Path, *, dry_run: bool) -> Path:
 
 
 def _replace(file: Path, content: str) -> Path:
-    """Write a file so that a kill leaves the old one or the new one."""
+    """Write a file atomically: a kill leaves the old or the new content."""
     part = file.with_name(f"{file.name}.part")
     part.write_text(content)
     return part.replace(file)
 
 
 def table(out: Path, numbers: Numbers) -> None:
-    """Write the table: the last phase of a run."""
+    """Write the table. This is the last phase of a run."""
     print(write(out, dry_run=numbers.dry_run).read_text())
 
 

@@ -1,1 +1,1 @@
-"""Benchmarks of a whole server."""
+"""Benchmarks of a complete server."""

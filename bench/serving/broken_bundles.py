@@ -1,4 +1,4 @@
-"""Ways to break a bundle, each another one: what a server must refuse by name while it goes on serving."""
+"""Break bundles in different ways. A server must refuse each with its reason, and keep serving."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from model_store.bundle.golden import GoldenRequest, decode_golden, encode_golde
 from model_store.registry.objects import Objects
 from model_store.registry.store import ModelStore
 
-#: What is done once the label has moved.
+#: An action to perform after the label has moved.
 After = Callable[[Objects, ModelStore, int], None]
-#: Manifest fields, files by name, and what follows.
+#: Changed manifest fields, changed files by name, and the action that follows.
 Fault = tuple[dict[str, Any], dict[str, bytes], After]
 
 
@@ -58,7 +58,7 @@ def _external_data(bundle: Bundle, version: int) -> Fault:  # noqa: ARG001
 
 
 def _huge_result(bundle: Bundle, version: int) -> Fault:  # noqa: ARG001
-    """Takes all memory when it is run: the size is computed, so that no check of the file finds it."""
+    """A network that exhausts memory when it runs. Its sizes are computed, so that no check of the file detects it."""
 
     def change(model: onnx.ModelProto) -> None:
         many = onnx.numpy_helper.from_array(np.array([1 << 28], np.int64), "many")
@@ -106,7 +106,7 @@ def _surface_gone(bundle: Bundle, version: int) -> Fault:  # noqa: ARG001
 
 
 def _features_missing(bundle: Bundle, version: int) -> Fault:
-    """Reads a version of the pins' group that nobody loaded."""
+    """A bundle that reads a version of the pin group that is not in the feature store."""
     groups = []
     for group in bundle.manifest.groups:
         same = {name: getattr(group, name) for name in type(group).model_fields}
@@ -115,7 +115,7 @@ def _features_missing(bundle: Bundle, version: int) -> Fault:
 
 
 def _damaged(bundle: Bundle, version: int) -> Fault:
-    """A file of it is changed in the store, after the label has moved."""
+    """A bundle whose file is changed in the model store after the label has moved."""
 
     def damage(objects: Objects, store: ModelStore, version: int) -> None:
         digest = store.manifest(bundle.manifest.name, version).files[UTILITY].sha256

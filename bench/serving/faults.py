@@ -1,4 +1,4 @@
-"""What callers see while Redis misbehaves under steady load: statuses, P99, degradations, and how soon all is well."""
+"""Break Redis under steady load, and measure what callers see: statuses, P99, degradations and recovery time."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from server.config_sources import load_config
 from tests.faulty_proxy import FaultyProxy
 from tests.redis_servers import RedisServer
 
-#: Between the process that sends saying that it is ready, and its first request.
+#: Time between the message of the sending process that it is ready, and its first request, in seconds.
 _LEAD_S = 0.1
-#: Near caches forget at once, so that every request needs the store, and its aged rows when there is none.
+#: Cached rows expire quickly, so that every request needs the store, or stale rows while the store is down.
 _SETTINGS = "near_cache_stale_s = 0.2\n"
 
 
@@ -54,7 +54,7 @@ QUICK = FaultsPlan(rate_per_s=20.0, before_s=0.5, fault_s=0.6, after_s=1.5, user
 
 
 def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
-    """Measure. Raises BenchmarkError when a server does not start."""
+    """Run the benchmark. Raises BenchmarkError if a server does not start."""
     plan = QUICK if quick else FaultsPlan()
     settings = load_config(config)
     models = open_model_store(settings.model_store)
@@ -96,7 +96,7 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
 
 
 class _Network:
-    """The faulty proxy on an event loop of its own."""
+    """The faulty proxy, on an event loop in its own thread."""
 
     def __init__(self, port: int) -> None:
         self.proxy = FaultyProxy(port)
@@ -126,7 +126,7 @@ class _Network:
         done.wait(10)
 
     def heal(self) -> None:
-        """What was half-open is cut, and all is well."""
+        """End the fault, and close half-open connections."""
         self.set(silent=False, delay_s=0.0, refusing=True)
         self.set(refusing=False)
 
@@ -145,7 +145,7 @@ async def _fill(url: str, bundle: Bundle, plan: FaultsPlan) -> tuple[np.ndarray,
 
 
 async def _overwrite(url: str, bundle: Bundle, pins: np.ndarray, *, foreign: bool) -> None:
-    """Write half of the pins as another group's rows under the keys of the served one, or all of them anew."""
+    """Overwrite half of the pins with rows of another group, or rewrite all of them."""
     store = open_store(url)
     await store.start()
     for group in bundle.manifest.needs.pin_groups:
@@ -192,7 +192,7 @@ def _caller(address: str, requests: tuple[bytes, ...], due_s: np.ndarray, deadli
 def _under(
     plan: FaultsPlan, fault: Callable[[], None], heal: Callable[[], None], address: str, requests: tuple[bytes, ...]
 ) -> dict[str, Any]:
-    """Offer a steady rate, and meanwhile break and mend."""
+    """Offer requests at a steady rate, and start and end the fault meanwhile."""
     due_s = np.arange(int((plan.before_s + plan.fault_s + plan.after_s) * plan.rate_per_s)) / plan.rate_per_s
     times: dict[str, float] = {}
     with _caller(address, requests, due_s, plan.deadline_s) as caller:

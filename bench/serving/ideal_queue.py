@@ -1,4 +1,4 @@
-"""What an ideal queue would hold: the same arrivals, the engine's own run times, and nothing else that takes time."""
+"""Simulate an ideal queue: the same arrivals and the engine's own run times, without any other cost."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from loadtest.search import HighestRate, RateSearch
 from loadtest.steps import GOOD_SHARE
 
 REST_S = 0.015
-#: Arrivals per simulated rate: P99 rests on two hundred of them.
+#: Arrivals per simulated rate: two hundred of them are above P99.
 _ARRIVALS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
 class RunTimes:
-    """Measured seconds of runs of one request.
+    """Measured times of runs of one request, in seconds.
 
     Attributes:
-        alone: of a whole request with no other run beside it.
-        beside: of a whole request with another one beside it.
-        halves: of the longer of two halves that run at once, for two streams.
-        alone_rested, halves_rested: the same after `REST_S` without any run, which costs a processor that shares caches
-            and power with others a good deal of its speed.
+        alone: times of whole requests without a concurrent run.
+        beside: times of whole requests with a concurrent run.
+        halves: times of the longer of two concurrent halves, on two streams.
+        alone_rested, halves_rested: the same after `REST_S` without runs. A processor that shares caches and power with
+            others is much slower then.
     """
 
     alone: np.ndarray
@@ -37,7 +37,7 @@ class RunTimes:
 
 
 def goodput_per_s(times: RunTimes, target_s: float, seed: int) -> dict[str, float]:
-    """Return by policy the highest rate of which 99% end within `target_s`; the ideal is the largest of them."""
+    """Return the highest rate with 99% goodput within `target_s`, by policy. The ideal queue has the best of them."""
     return {
         "whole requests, one stream each": _highest(lambda due_s, rng: _whole(due_s, times, rng), target_s, seed),
         "halves on both streams": _highest(lambda due_s, rng: _halves(due_s, times, rng), target_s, seed),
@@ -54,7 +54,7 @@ def _highest(latency_s: Callable[[np.ndarray, np.random.Generator], np.ndarray],
 
 
 def _whole(due_s: np.ndarray, times: RunTimes, rng: np.random.Generator) -> np.ndarray:
-    """First come, first served by two streams; equal deadlines make that the earliest deadline first."""
+    """Serve in order of arrival on two streams. With equal deadlines, this is earliest deadline first."""
     alone, beside, rested = (
         rng.choice(seconds, len(due_s)).tolist() for seconds in (times.alone, times.beside, times.alone_rested)
     )
@@ -69,7 +69,7 @@ def _whole(due_s: np.ndarray, times: RunTimes, rng: np.random.Generator) -> np.n
 
 
 def _halves(due_s: np.ndarray, times: RunTimes, rng: np.random.Generator) -> np.ndarray:
-    """One request at a time on both streams."""
+    """Serve one request at a time, on both streams."""
     seconds, rested = (rng.choice(found, len(due_s)).tolist() for found in (times.halves, times.halves_rested))
     free, latency_s = 0.0, []
     for i, due in enumerate(due_s.tolist()):

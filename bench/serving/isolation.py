@@ -1,4 +1,4 @@
-"""Small requests beside huge ones: what 2,000-candidate traffic at its surface's share costs 64-candidate requests."""
+"""Measure what 2,000-candidate requests, at the share of their surface, cost concurrent 64-candidate requests."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class IsolationPlan:
     engine_s: float = 2.0
     warmup_s: float = 1.0
     step_s: float = 8.0
-    #: Of what the engine alone could do with small requests.
+    #: Load of small requests, as a share of the engine's capacity.
     small_share: float = 0.15
 
 
@@ -43,7 +43,7 @@ QUICK = IsolationPlan(rounds=1, engine_s=0.2, warmup_s=0.2, step_s=1.0)
 
 
 def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
-    """Measure isolation. Raises BenchmarkError when the server does not start."""
+    """Run the benchmark. Raises BenchmarkError if the server does not start."""
     plan = QUICK if quick else IsolationPlan()
     with scene(config, extra=_SURFACES, candidates=_SMALL) as stage:
         large = tuple(_related(stage))
@@ -53,7 +53,7 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
 
 
 def _related(stage: TestBed) -> list[bytes]:
-    """Make large requests of the other surface, which ranks against a query."""
+    """Create large requests for the other surface, which ranks against a query."""
     made = []
     workload = Workload(stage.user_ids, stage.pin_ids, ((_LARGE, 1.0),), surface="related", seed=SEED + 1)
     for content in workload.requests(32):

@@ -1,4 +1,4 @@
-"""Three load tools on one server at one rate: `pinrank load`, MLPerf's loadgen, Locust. Do they agree?"""
+"""Compare three load tools on one server at one rate: `pinrank load`, MLPerf's loadgen and Locust."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bench.test_bed import CONFIG, SEED, TestBed, check_all_ok, median, scene
 from loadtest.open_loop import OK
 
 _BIN = Path(sys.executable).parent
-#: With so few a second from each, a Locust user hardly ever still waits when its next request is due.
+#: Requests per second of a Locust user: few, so that it rarely still waits when its next request is due.
 _PER_USER = 0.5
 
 
@@ -35,7 +35,7 @@ QUICK = LoadToolsPlan(rounds=1, rate_per_s=20.0, duration_s=2.0)
 
 
 def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
-    """Measure with all three tools. Raises BenchmarkError when one of them fails."""
+    """Run the benchmark. Raises BenchmarkError if a tool fails."""
     plan = QUICK if quick else LoadToolsPlan()
     with scene(config) as stage, tempfile.TemporaryDirectory(prefix="pinrank-tools-") as folder:
         pins, users = Path(folder) / "pins.npy", Path(folder) / "users.npy"
@@ -70,7 +70,7 @@ def _mlperf(plan: LoadToolsPlan, stage: TestBed, users: Path, pins: Path) -> dic
     ]  # fmt: skip
     verdict = json.loads(_output(command))
     if set(verdict["statuses"]) != {OK}:
-        raise BenchmarkError(f"loadgen: not every answer was OK: {verdict['statuses']}")
+        raise BenchmarkError(f"loadgen: some answers were not OK: {verdict['statuses']}")
     return {"p50_ms": verdict["p50_ms"], "p99_ms": verdict["p99_ms"]}
 
 

@@ -1,4 +1,4 @@
-"""Three times what the server can hold: what it still answers in time, how fast it refuses, how soon all is normal."""
+"""Overload a server at 3x its sustainable load: measure goodput, the time of refusals, and the recovery."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from loadtest.arrivals import poisson
 from loadtest.open_loop import OK, Samples
 
 TARGET_MS = 25.0
-#: Parts of the highest rate that holds.
+#: Offered loads, as multiples of the highest sustainable rate.
 _FACTORS = (0.7, 1.0, 1.5, 2.0, 3.0)
-#: After a burst, so many requests in a row must all be answered well to count as normal.
+#: Number of consecutive good answers after a burst that count as recovered.
 _NORMAL_RUN = 20
 
 
@@ -35,7 +35,7 @@ QUICK = OverloadPlan(rounds=1, warmup_s=0.1, search_s=0.3, step_s=0.5, burst_s=0
 
 
 def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
-    """Measure overload. Raises BenchmarkError when the server does not start."""
+    """Run the benchmark. Raises BenchmarkError if the server does not start."""
     plan = QUICK if quick else OverloadPlan()
     with scene(config) as stage:
         stage.client.submit(client.saturate, *stage.server[:2], stage.subject.requests, 2, 0.0, 1.0).result()
@@ -78,13 +78,13 @@ def _round(plan: OverloadPlan, number: int, stage: TestBed) -> dict[str, Any]:
 
 
 def _refusal_seconds(stage: TestBed) -> float:
-    """Return the server's own mean time from first byte parsed to refusal, in milliseconds."""
+    """Return the server's mean time from the start of parsing to a refusal, in milliseconds."""
     count = stage.server.metric("pinrank_refusal_seconds_count")
     return stage.server.metric("pinrank_refusal_seconds_sum") / count * 1e3 if count else float("nan")
 
 
 def _recovery_s(samples: Samples, burst_s: float) -> float:
-    """Return the seconds from a burst's end to the first of `_NORMAL_RUN` requests in a row that were answered well."""
+    """Return the seconds from the end of a burst to the first of `_NORMAL_RUN` consecutive good answers."""
     good = np.array([status == OK for status in samples.statuses]) & (samples.latency_s * 1e3 <= TARGET_MS)
     run = 0
     for i in np.flatnonzero(samples.due_s >= burst_s):

@@ -1,7 +1,7 @@
-"""Rankings beside long Record calls: what 5,000 actions in one call cost the rankings that run meanwhile.
+"""Measure what Record calls of 5,000 actions cost concurrent rankings.
 
-P99 with and without them, in one run; and how long such a call keeps the event loop at once, in processor time, which a
-machine that others use too does not change.
+The benchmark compares P99 with and without them in one run. It also measures how long such a call blocks the event
+loop, in CPU time, which does not depend on the load of other users of the machine.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ QUICK = RecordingPlan(
 
 
 def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
-    """Measure with both kinds of stores. Raises BenchmarkError when a server does not start."""
+    """Run the benchmark with both kinds of stores. Raises BenchmarkError if a server does not start."""
     plan = QUICK if quick else RecordingPlan()
     settings = load_config(config)
     models = open_model_store(settings.model_store)
@@ -117,7 +117,7 @@ async def _stream(request: activity_pb2.RecordRequest) -> AsyncIterator[activity
 
 
 async def _held_ms(url: str, group: SequenceGroup, users: np.ndarray, plan: RecordingPlan) -> list[float]:
-    """Return by call the processor time that the event loop's longest turn took while it recorded."""
+    """Return, for each call, the CPU time of the event loop's longest turn, in milliseconds."""
     store = open_store(url)
     await store.start()
     metrics = Metrics().actions
@@ -125,7 +125,7 @@ async def _held_ms(url: str, group: SequenceGroup, users: np.ndarray, plan: Reco
     recording.write_into([group])
     edge = ActivityEdge(metrics, Calls(), recording)
     longest_ms = []
-    gc.freeze()  # as the server does
+    gc.freeze()  # the server does the same
     for _ in range(plan.held_calls):
         call = asyncio.create_task(edge.record_stream(_stream(_request(group, users, plan)), None))  # type: ignore[arg-type]
         turns, before_s = [0.0], time.thread_time()
@@ -159,7 +159,7 @@ def _sequence(bundle: Bundle) -> SequenceGroup:
 
 @contextmanager
 def _recording(address: str, group: SequenceGroup, users: np.ndarray, plan: RecordingPlan) -> Iterator[list[float]]:
-    """Record many actions in one call, again and again; yields how long each call took, in seconds."""
+    """Record many actions per call in a loop. Yields a list of the calls' durations, in seconds."""
     took_s: list[float] = []
     stop = threading.Event()
 

@@ -1,7 +1,7 @@
-"""The demo server against its limits: the same engine alone, an ideal queue, a bare echo, plain grpc.aio.
+"""Compare the demo server with its limits: the engine alone, an ideal queue, an echo server, and plain grpc.aio.
 
-Each round measures all of them, one after the other, on the same cores and the same requests, so that a machine that
-slows down slows everything down; the claims are about medians over rounds.
+Each round measures all of them in turn on the same cores and requests, so that a slower machine affects all of them.
+The claims are about medians over the rounds.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from bench.test_bed import CONFIG, SEED, TestBed, check_all_ok, median, scene
 from loadtest.open_loop import OK
 
 TARGETS_MS = (10.0, 25.0)
-#: What the issue of a server's own cost allows, and what it says an echo costs where that was written.
+#: Limit for the server's own CPU time per request, and the CPU time of an echo on the machine for which it was set.
 _OWN_CPU_MS, _ECHO_CPU_MS = 0.45, 0.23
 
 
 @dataclass(frozen=True, slots=True)
 class ServingPlan:
-    """How much is measured; seconds are per round."""
+    """The amount of measurement. Seconds are per round."""
 
     rounds: int = 3
     engine_s: float = 3.0
@@ -52,7 +52,7 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
     """Measure the server of a configuration file.
 
     Raises:
-        BenchmarkError: the server did not start, or an answer was refused or degraded.
+        BenchmarkError: the server did not start, or refused or degraded an answer.
     """
     plan = QUICK if quick else ServingPlan()
     with scene(config) as stage:
@@ -111,7 +111,7 @@ def _saturated(plan: ServingPlan, stage: TestBed, server: ServerProcess) -> dict
         **done.summary.as_json(),
         "callers": plan.callers,
         "server_cpu_ms_per_request": per_request_ms,
-        # Of the whole call, as the two counters cannot be read at the window's ends.
+        # For the whole call, because the two counters cannot be read at the ends of the window.
         "own_cpu_ms_per_request": per_request_ms * (1 - run_s / all_s),
         "client_cpu_ms_per_request": done.summary.generator_cores * plan.saturated_s / answered * 1e3,
         "late_run_rows": server.metric("pinrank_late_run_rows_total"),
@@ -119,7 +119,7 @@ def _saturated(plan: ServingPlan, stage: TestBed, server: ServerProcess) -> dict
 
 
 def _echo(plan: ServingPlan, stage: TestBed, address: str, pid: int, rate_per_s: float) -> dict[str, float]:
-    """Measure an echo's CPU per call at the rate that the server was measured at."""
+    """Measure the CPU time of an echo per call, at the rate of the server's measurement."""
     used_s = cpu_seconds(pid)
     summary = stage.client.submit(
         client.offer, address, stage.subject.requests, rate_per_s, 0.0, plan.saturated_s, SEED

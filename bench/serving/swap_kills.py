@@ -1,7 +1,7 @@
-"""Servers killed at random points of taking versions in, while a label mover and a publisher work on the same store.
+"""Kill servers at random points while they load versions, and while labels move and versions are published.
 
-A point is a line of the server's log, counted from its start: no time is waited for, and none decides. After every kill
-the store must be whole, and the next server must serve what the label says.
+A point is a line of the server's log, counted from its start, so the benchmark does not depend on time. After every
+kill, the model store must be intact, and the next server must serve the version that the label names.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LABEL = "stable"
 @dataclass(frozen=True, slots=True)
 class SwapKillsPlan:
     kills: int = 100
-    #: Lines of the log after `serving` at which the kill may come: several swaps.
+    #: Range of log lines after `serving` at which the kill may happen; it covers several swaps.
     lines_max: int = 24
 
 
@@ -39,7 +39,7 @@ QUICK = SwapKillsPlan(kills=2, lines_max=6)
 
 
 def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
-    """Kill servers. Raises BenchmarkError when a server does not come up."""
+    """Run the benchmark. Raises BenchmarkError if a server does not start."""
     plan = QUICK if quick else SwapKillsPlan()
     rng = random.Random(_SEED)
     kills: list[dict[str, Any]] = []
@@ -55,7 +55,7 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
 def _kill(
     plan: SwapKillsPlan, rng: random.Random, own: Path, store: ModelStore, bundle: Bundle, folder: Path, first: int
 ) -> dict[str, Any]:
-    """Start a server, see that it serves the label's version, move the label until it is killed, and look."""
+    """Start a server, check its version, move the label until the kill, and inspect the store."""
     model, lines = bundle.manifest.name, rng.randrange(1, plan.lines_max)
     command = [
         sys.executable, "-c", "from server.cli.main import app; app()", "serve", "--config", str(own),
@@ -63,7 +63,7 @@ def _kill(
     ]  # fmt: skip
     moves, phases = 0, []
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
-        assert server.stderr is not None  # noqa: S101 - asked for
+        assert server.stderr is not None  # noqa: S101 - the pipe was requested
         wanted = store.resolve(model, _LABEL)
         answered = 0
         for line in server.stderr:
@@ -73,7 +73,7 @@ def _kill(
                 break
         else:
             raise BenchmarkError(f"the server ended with {server.wait()}")
-        # Each line that it logs brings the next change: it is never idle, and nothing is waited for.
+        # Every log line triggers the next change, so the server is never idle and nothing waits.
         for count, line in enumerate(_with_a_first(server.stderr)):
             if line:
                 event = json.loads(line)
@@ -86,7 +86,7 @@ def _kill(
                 store.set_label(model, _LABEL, first + moves, by="bench")
                 moves += 1
         server.wait()
-        server.stderr.read()  # until its helper has ended too
+        server.stderr.read()  # wait for its helper to end, too
     return {
         "served": answered == wanted,
         "killed_at": phases[-1] if phases else "serving",
@@ -96,7 +96,7 @@ def _kill(
 
 
 def _with_a_first(lines: Any) -> Any:
-    """Yield nothing once, for the first change, and then the lines."""
+    """Yield an empty line, for the first change, and then the lines of the log."""
     yield ""
     for line in lines:  # noqa: UP028 - `yield from` would close the pipe with this generator
         yield line
@@ -110,7 +110,7 @@ def _answered_by(address: str) -> int:
 
 
 def _looked_at(where: str, model: str) -> dict[str, Any]:
-    """Read a store as somebody who sees it for the first time; count what must not be."""
+    """Read the store from scratch, and count inconsistencies."""
     store = open_model_store(where)
     try:
         history = store.history(model)

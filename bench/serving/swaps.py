@@ -1,8 +1,8 @@
-"""Two hundred versions taken in one after the other under steady load; `swaps_broken` has every fifth one broken.
+"""Swap 200 versions one after the other under steady load. In `swaps_broken`, every fifth version is broken.
 
-The load never stops while labels move; all versions are published before. A swap lasts from the label's move until the
-version before is seen to be gone; a pause as long as itself follows, so that as many requests are due during swaps as
-between them, on the same machine at the same time, and a stall of that machine falls on either as likely.
+All versions are published in advance, and the load never pauses. A swap lasts from the label's move until the old
+version is unloaded. A pause of the same length follows, so that equally many requests are due during and between swaps,
+and a stall of the machine affects both equally.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from pinrank.channels import open_channel
 from pinrank.v1 import models_pb2, models_pb2_grpc
 from server.config_sources import load_config
 
-_TOKEN = "of-the-benchmark"  # noqa: S105 - on loopback, gone with the server
+_TOKEN = "of-the-benchmark"  # noqa: S105 - valid only for this server, on loopback
 _DEADLINE_S = 2.0
 _LABEL = "stable"
 _FIRST = 1_000
-#: Between looks at how far a swap is: every look takes a millisecond or two of the server's.
+#: Seconds between polls of a swap's progress. A poll takes a millisecond or two of the server's time.
 _LOOK_S = 0.5
 _PAUSE = 1.0
 
@@ -43,28 +43,28 @@ _PAUSE = 1.0
 @dataclass(frozen=True, slots=True)
 class SwapsPlan:
     swaps: int = 200
-    #: Of what the server does saturated.
+    #: Load, as a share of the saturated rate.
     load: float = 0.7
     saturated_s: float = 6.0
-    #: In a closed loop before anything is measured: a process keeps some of what its busiest moment took, and a stall
-    #: of the machine would bring that moment in the middle.
+    #: Callers of a closed loop before the measurement: a process keeps some memory of its busiest moment, and a stall
+    #: of the machine would otherwise cause that moment during the measurement.
     flood_callers: int = 200
     flood_s: float = 3.0
-    #: The load runs in parts, each with a generator of its own.
+    #: The load runs in parts, each with its own generator.
     part_s: float = 300.0
     warmup_s: float = 2.0
     callers: int = 8
-    #: Swaps that the memory's slope leaves out: pools grow first.
+    #: First swaps to exclude from the slope of memory, while pools still grow.
     settling: int = 50
-    #: Swaps that are compared with what lies between them: a stall of the machine, which falls on either, then counts
-    #: in one round of many.
+    #: Swaps in a round. Each round compares swaps with the pauses between them, so that a stall of the machine affects
+    #: only one of many rounds.
     round_swaps: int = 10
-    #: Of the [swap] table.
+    #: Settings of the [swap] table.
     settings: str = "poll_s = 0.25\nretry_s = 600\n"
 
 
 _AT_ONCE = "poll_s = 0.1\nretry_s = 600\ncpu_share = 0.5\n"
-#: At a load that a busy machine bears, for half a second tells little of how much that is.
+#: A low load, because half a second says little about the capacity of a busy machine.
 QUICK = SwapsPlan(
     swaps=5,
     load=0.25,
@@ -80,9 +80,9 @@ QUICK = SwapsPlan(
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What a process holds: its own pages, and those of files that it shares with the page cache.
+    """The memory of a process: its own pages, and pages of mapped files, which belong to the page cache.
 
-    The feature store is such a file: its pages are counted as they are first read, and given up when others need room.
+    The feature store is such a file: its pages count once they are read, and the system can reclaim them.
     """
 
     own_bytes: int
@@ -91,7 +91,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Swap:
-    """One label's move; times on the monotonic clock. `fault` is empty for a good version."""
+    """One move of a label, with times on the monotonic clock. `fault` is empty for a valid version."""
 
     version: int
     fault: str
@@ -102,7 +102,7 @@ class Swap:
 
 
 def measure(*, quick: bool = False, config: Path = CONFIG, broken_every: int = 0) -> Measurement:
-    """Measure swaps. Raises BenchmarkError when a version comes to nothing at all."""
+    """Run the benchmark. Raises BenchmarkError if a version neither serves nor fails in time."""
     plan = QUICK if quick else SwapsPlan()
     with tempfile.TemporaryDirectory(prefix="pinrank-swaps-") as folder:
         own, store, bundle = prepared(Path(folder), config)
@@ -117,7 +117,7 @@ def measure(*, quick: bool = False, config: Path = CONFIG, broken_every: int = 0
 
 
 def prepared(folder: Path, config: Path) -> tuple[Path, ModelStore, Bundle]:
-    """Make a model store of its own with the configured version, and settings that read it."""
+    """Create a model store with the configured version, and settings for it."""
     settings = load_config(config)
     source = open_model_store(settings.model_store)
     bundle = source.read(settings.model, source.resolve(settings.model, settings.labels[0]))
@@ -151,7 +151,7 @@ def _run(
     broken_every: int,
     folder: Path,
 ) -> dict[str, Any]:
-    """Publish new versions, and move the label to one after the other while requests come."""
+    """Publish new versions, and move the label from one to the next under load."""
     faults = [""] * plan.swaps
     afters: list[Callable[[], None]] = []
     for i in range(plan.swaps):
@@ -179,8 +179,8 @@ def _run(
 
 
 def _offer(address: str, requests: tuple[bytes, ...], due_s: np.ndarray) -> tuple[float, open_loop.Samples]:
-    """Offer requests at given times; return when that began, on the monotonic clock, and what came of it."""
-    began_s = time.perf_counter()  # the monotonic clock of every process here
+    """Offer requests at given times. Return the start, on the monotonic clock, and the results."""
+    began_s = time.perf_counter()  # all processes share the monotonic clock
     return began_s, client.offer_at(address, requests, due_s, _DEADLINE_S)
 
 
@@ -203,7 +203,7 @@ def _swap(
         if own is not None and (own.phase == "failed" or (own.phase == "serving" and len(found) == 1)):
             break
     else:
-        raise BenchmarkError(f"version {version} ({fault or 'good'}) came to nothing: {found}")
+        raise BenchmarkError(f"version {version} ({fault or 'good'}) neither serves nor failed: {found}")
     outcome = f"{own.phase} {own.reason}".strip()
     return Swap(version, fault, began_s, time.perf_counter(), outcome, _memory(stage.server.pid))
 
@@ -211,7 +211,7 @@ def _swap(
 def publish(
     store: ModelStore, bundle: Bundle, version: int, fields: dict[str, Any], files: dict[str, bytes], folder: Path
 ) -> None:
-    """Publish the bundle, changed, as another version."""
+    """Publish the bundle, with changes, as another version."""
     own = {name: getattr(bundle.manifest, name) for name in type(bundle.manifest).model_fields if name != "files"}
     target = folder / "bundles" / str(version)
     kept = {name: content for name, content in bundle.files.items() if name != "embeddings.npz"}
@@ -228,7 +228,7 @@ def _memory(pid: int) -> Memory:
 def _told(
     plan: SwapsPlan, swaps: list[Swap], parts: list[tuple[float, open_loop.Samples]], bundle: Bundle
 ) -> dict[str, Any]:
-    """Sum up a run: what callers saw during swaps and between them, and the server's memory."""
+    """Summarise a run: what callers saw during and between swaps, and the server's memory."""
     good = {f"{bundle.manifest.name}@{swap.version}" for swap in swaps if not swap.fault}
     started = min(swap.version for swap in swaps)
     good |= {name for _, s in parts for name in s.models if int(name.partition("@")[2]) < started}
@@ -267,8 +267,8 @@ def _told(
     own, files = (
         np.array([getattr(swap.memory, name) for swap in swaps], np.float64) for name in ("own_bytes", "file_bytes")
     )
-    slope, error = _slope(own[plan.settling :])
-    file_slope, file_error = _slope(files[plan.settling :])
+    slope, error = slope_with_error(own[plan.settling :])
+    file_slope, file_error = slope_with_error(files[plan.settling :])
     return {
         "requests": requests,
         "failed": failed,
@@ -293,11 +293,11 @@ def _told(
     }
 
 
-def _slope(values: np.ndarray) -> tuple[float, float]:
-    """Return the slope of a line through values, and twice its standard error, for values that hang together.
+def slope_with_error(values: np.ndarray) -> tuple[float, float]:
+    """Return the slope of a regression line, and twice its standard error, for autocorrelated values.
 
-    Memory of one swap is much like that of the swap before, so the residuals' autocorrelation widens the error (the
-    effective number of values: Bartlett, 1935).
+    The memory after one swap depends on that after the swap before, so the autocorrelation of the residuals widens the
+    error (effective number of values: Bartlett, 1935).
     """
     if len(values) < 3:
         return 0.0, float("inf")

@@ -1,4 +1,4 @@
-"""Two hundred versions taken in under steady load, every fifth one broken in another way: see `bench.serving.swaps`."""
+"""Swap 200 versions under steady load, every fifth one broken in another way. See `bench.serving.swaps`."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from bench.test_bed import CONFIG
 
 
 def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
-    """Measure swaps of which every fifth is to be refused. Raises BenchmarkError when one comes to nothing at all."""
+    """Run the benchmark. Raises BenchmarkError if a version neither serves nor fails in time."""
     return swaps.measure(quick=quick, config=config, broken_every=5)

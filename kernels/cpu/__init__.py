@@ -1,1 +1,1 @@
-"""The engines of processors: OpenVINO with the native encoder, and NumPy, the reference."""
+"""CPU engines: OpenVINO with the native encoder, and NumPy, the reference implementation."""

@@ -1,3 +1,5 @@
+"""The reference engine: ONNX operators in NumPy, one by one."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -11,7 +13,7 @@ from kernels.fusion import parse
 
 
 class NumpyEngine:
-    """The reference: the network's ONNX operators one by one in NumPy. Correct and slow; the other engines' oracle."""
+    """Runs the network's ONNX operators in NumPy: slow, and the reference that the other engines are tested against."""
 
     def __init__(
         self,
@@ -20,7 +22,7 @@ class NumpyEngine:
         heads: int,
         streams: int = 1,
         *,
-        plan: bytes | None = None,  # noqa: ARG002 - nothing is compiled
+        plan: bytes | None = None,  # noqa: ARG002 - this engine compiles nothing
     ) -> None:
         try:
             self._evaluator = ReferenceEvaluator(parse(network))
@@ -41,14 +43,16 @@ class NumpyEngine:
         except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
             raise EngineError(f"NumPy failed a run of {batch.rows} rows: {error}") from error
         if logits.shape != (batch.rows, self._heads):
-            raise EngineError(f"the network returned {list(logits.shape)}, expected [{batch.rows}, {self._heads}]")
+            raise EngineError(
+                f"the network returned shape {list(logits.shape)}, expected [{batch.rows}, {self._heads}]"
+            )
         return logits.astype(np.float32, copy=False)
 
     def warm_up(self, sample: FeatureBatch, progress: Progress = go_on) -> WarmedUp:
-        done, self._cost = warm_and_measure(self.run, 1, sample, progress)  # it keeps nothing for a stream
+        done, self._cost = warm_and_measure(self.run, 1, sample, progress)  # streams have no state
         return done
 
-    def cost_s(self, requests: int, rows: int) -> float:  # noqa: ARG002 - a run costs the same for any split of its rows
+    def cost_s(self, rows: int) -> float:
         return self._cost(rows)
 
     def plan(self) -> bytes | None:

@@ -1,3 +1,5 @@
+"""The CPU engine: OpenVINO, with the early-fused encoder in the native kernel."""
+
 from __future__ import annotations
 
 import queue
@@ -12,22 +14,22 @@ from kernels.engine import LOGITS, ROW_REQUEST, EngineError, FeatureBatch, Progr
 from kernels.fusion import ENCODED, inlined, parse, take_out_encoder
 
 _PROPERTIES = {
-    # One thread, the caller's: a model compiled for more streams hands every run to a thread of OpenVINO's own and
-    # back, and a stream over several cores loses half of them on small networks.
+    # Compute on the calling thread. A model with several streams passes each run to a thread of OpenVINO and back, and
+    # a stream over several cores wastes half of them on small networks.
     "NUM_STREAMS": "1",
     "INFERENCE_NUM_THREADS": "1",
     "ENABLE_CPU_PINNING": "NO",
-    # fp32 whatever the processor offers, so that answers are the same on every machine.
+    # float32 even if the processor offers bf16, so that all machines give the same answers.
     "INFERENCE_PRECISION_HINT": "f32",
 }
 
 
 class OpenVinoEngine:
-    """The CPU engine: the network compiled once per stream, each run on the thread that asks for it.
+    """Compiles the network once per stream, and computes each run on the calling thread.
 
-    A network's early-fused encoder runs in the native kernel, on the same thread; OpenVINO runs the rest. Where the
-    kernel is not built, or does not serve the encoder's shape, OpenVINO runs all of it, several times slower, with the
-    same answers; `kernel` says which.
+    The native kernel computes the network's early-fused encoder on the same thread, and OpenVINO the rest. If the
+    kernel is not built or does not support the encoder's shape, OpenVINO computes everything, with the same answers but
+    several times slower. `kernel` says which.
     """
 
     def __init__(
@@ -40,24 +42,25 @@ class OpenVinoEngine:
         plan: bytes | None = None,
         native: bool = True,
     ) -> None:
-        """Compile.
+        """Compile the network.
 
         Args:
-            network: ONNX.
-            inputs: the manifest's.
-            heads: the network's columns.
-            streams: how many runs may be in flight.
-            plan: of an engine of the same network, by the same OpenVINO on the same machine; a quarter of the time.
-            native: whether to use the native kernel where it can be.
+            network: the content of an ONNX file.
+            inputs: the inputs in the manifest.
+            heads: number of output columns.
+            streams: number of concurrent runs.
+            plan: `plan()` of an engine of the same network, with the same OpenVINO on the same machine. Loading it
+                takes a quarter of the time of compiling.
+            native: whether to use the native kernel if it supports the network.
 
         Raises:
-            EngineError: what OpenVINO cannot honour.
+            EngineError: OpenVINO cannot compile the network, or its inputs differ from the manifest's.
         """
         self._inputs = tuple(inputs)
         self._heads = heads
         self._cost = LinearCost()
         self.streams = streams
-        # Who takes a request from the queue owns it until it is put back.
+        # Whoever takes an infer request from the queue owns it until putting it back.
         self._idle: queue.SimpleQueue[openvino.InferRequest] = queue.SimpleQueue()
         try:
             parsed = parse(network)
@@ -81,7 +84,7 @@ class OpenVinoEngine:
                 self._compiled = core.import_model(plan, "CPU", _PROPERTIES)
             self._fed = {name for port in self._compiled.inputs for name in port.get_names()}
             self._idle.put(self._compiled.create_infer_request())
-            if streams > 1:  # one each: requests of one compiled model run one after the other
+            if streams > 1:  # one per stream: infer requests of the same compiled model run sequentially
                 plan = plan or self.plan()
                 for _ in range(streams - 1):
                     self._idle.put(core.import_model(plan, "CPU", _PROPERTIES).create_infer_request())
@@ -94,11 +97,11 @@ class OpenVinoEngine:
         if self._encoder is not None:
             actions, embeddings, candidates = (feeds[name] for name in self._read)
             feeds[ENCODED] = self._encoder.run(actions, embeddings, candidates, batch.row_splits)
-        # OpenVINO reads these where they are: they must live until the run is over.
+        # OpenVINO reads these arrays without a copy, so they must live until the run ends.
         held = {name: np.ascontiguousarray(array) for name, array in feeds.items() if name in self._fed}
         request = self._idle.get()
         try:
-            for name, array in held.items():  # half the cost of handing the whole dictionary to `infer`
+            for name, array in held.items():  # costs half as much as passing the dictionary to `infer`
                 request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
             request.infer()
             logits: np.ndarray = request.get_tensor(LOGITS).data.copy()
@@ -107,15 +110,17 @@ class OpenVinoEngine:
         finally:
             self._idle.put(request)
         if logits.shape != (batch.rows, self._heads):
-            raise EngineError(f"the network returned {list(logits.shape)}, expected [{batch.rows}, {self._heads}]")
+            raise EngineError(
+                f"the network returned shape {list(logits.shape)}, expected [{batch.rows}, {self._heads}]"
+            )
         return logits
 
     def warm_up(self, sample: FeatureBatch, progress: Progress = go_on) -> WarmedUp:
-        # Each stream's first runs allocate; the queue hands them out in turn, so every size goes through all of them.
+        # The first runs of a stream allocate memory. The queue rotates the streams, so each runs every size.
         done, self._cost = warm_and_measure(self.run, self.streams, sample, progress)
         return done
 
-    def cost_s(self, requests: int, rows: int) -> float:  # noqa: ARG002 - a run costs the same for any split of its rows
+    def cost_s(self, rows: int) -> float:
         return self._cost(rows)
 
     def plan(self) -> bytes:

@@ -1,14 +1,13 @@
 """OpenVINO, imported without its telemetry.
 
-`import openvino` alone starts a thread that forks the process to tell Google Analytics of it (since 2024, except where
-CI is set). A ranking server tells nobody, and a fork of a process with threads may hang: such a child was left behind
-waiting for a lock, and held its parent's log open after that had ended. Where the package for telemetry is not there,
-OpenVINO does without.
+Since 2024, `import openvino` starts a thread that forks the process to send usage data to Google Analytics, unless CI
+is set. A ranking server must not send data, and forking a process with threads can hang: we have seen such a child wait
+for a lock forever and keep its parent's log open. Without the telemetry package OpenVINO works and sends nothing.
 """
 
 import sys
 
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # what an import then finds is no module
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # makes its import fail
 
 import openvino  # noqa: E402
 

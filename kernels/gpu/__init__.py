@@ -1,1 +1,1 @@
-"""GPUs: one engine over PyTorch or TensorRT, and the fused Triton kernel of the early-fused encoder."""
+"""The GPU engine with its backends PyTorch and TensorRT, and the Triton kernel of the early-fused encoder."""

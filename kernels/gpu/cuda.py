@@ -1,6 +1,7 @@
-"""The CUDA driver, as TensorRT's engines need it: contexts, streams, memory and graphs, all through cuda-bindings.
+"""CUDA contexts, streams, memory and graphs for the TensorRT backend, through cuda-bindings.
 
-docs/gpu-internals.md says why not through PyCUDA. While cuda-bindings (from 12.9.1 on) waits, other threads run.
+cuda-bindings, from 12.9.1 on, releases the interpreter lock while it waits.
+docs/gpu-internals.md compares it with PyCUDA.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from kernels.engine import EngineError, UnavailableError
 
 
 class Device:
-    """The primary context of a device: what PyTorch and TensorRT in the same process use too."""
+    """The primary context of a device, which PyTorch and TensorRT in the same process share."""
 
     def __init__(self, ordinal: int = 0) -> None:
-        """Raises UnavailableError where there is no device, or no cuda-bindings."""
+        """Raises UnavailableError if the device or cuda-bindings is missing."""
         try:
             from cuda.bindings import driver  # noqa: PLC0415
 
@@ -28,19 +29,19 @@ class Device:
             self._device = did(driver.cuDeviceGet(ordinal))
         except ImportError as error:
             raise UnavailableError(f"{error}; pip install 'pinrank[gpu]'") from error
-        except (EngineError, RuntimeError) as error:  # no such device; no driver at all
+        except (EngineError, RuntimeError) as error:  # there is no such device, or no driver
             raise UnavailableError(f"there is no CUDA device {ordinal}: {error}; use engine = 'openvino'") from error
         kinds = [f"CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{part}" for part in ("MAJOR", "MINOR")]
         asked = [getattr(driver.CUdevice_attribute, kind) for kind in kinds]
         #: Compute capability, such as `9.0`.
         self.capability = ".".join(str(did(driver.cuDeviceGetAttribute(kind, self._device))) for kind in asked)
-        #: What frees all that streams were given, the last first.
+        #: Frees the resources of the streams, the newest first.
         self.held = ExitStack()
         self._context = did(driver.cuDevicePrimaryCtxRetain(self._device))
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """Make the context this thread's, and what was before it again afterwards."""
+        """Make this the current context of the thread, and restore the previous one afterwards."""
         did(self.driver.cuCtxPushCurrent(self._context))
         try:
             yield
@@ -48,7 +49,7 @@ class Device:
             did(self.driver.cuCtxPopCurrent())
 
     def close(self) -> None:
-        """Free all and let the context go, once; from any thread, none of which has it current afterwards."""
+        """Free all resources and release the context. Any thread may call it; later calls do nothing."""
         if self._context is None:
             return
         with self.entered():
@@ -58,9 +59,9 @@ class Device:
 
 
 class CudaStream:
-    """All of `kernels.gpu.engine.Stream` but what computes. Buffers and graphs live until the device is closed.
+    """Implements `kernels.gpu.engine.Stream` except `enqueue`. Buffers and graphs live until the device is closed.
 
-    It neither waits for the legacy default stream nor is waited for by it; nothing here uses that one.
+    The stream does not synchronise with the legacy default stream, which nothing here uses.
     """
 
     def __init__(self, device: Device) -> None:
@@ -89,11 +90,11 @@ class CudaStream:
         return self._host, self._read
 
     def to_device(self, size: int) -> None:
-        """Copy so many bytes of the inputs."""
+        """Copy `size` bytes of the inputs to the device."""
         did(self._cuda.cuMemcpyHtoDAsync(self.given, self._host.ctypes.data, size, self._stream))
 
     def to_host(self, size: int) -> None:
-        """Copy so many bytes of the logits."""
+        """Copy `size` bytes of the logits to the host."""
         did(self._cuda.cuMemcpyDtoHAsync(self._read.ctypes.data, self.made, size, self._stream))
 
     def captured(self, work: Callable[[], None]) -> Callable[[], object]:
@@ -104,7 +105,7 @@ class CudaStream:
         try:
             work()
         except BaseException:
-            _, graph = cuda.cuStreamEndCapture(self._stream)  # whatever was noted, the stream must run again
+            _, graph = cuda.cuStreamEndCapture(self._stream)  # end the capture, so that the stream can run again
             cuda.cuGraphDestroy(graph)
             raise
         graph = did(cuda.cuStreamEndCapture(self._stream))
@@ -120,7 +121,7 @@ class CudaStream:
 
 
 def did(answer: tuple[Any, ...]) -> Any:
-    """Return what a call returned beside its status. Raises EngineError, UnavailableError where memory is short."""
+    """Check the status of a driver call, and return its value. Raises EngineError, UnavailableError."""
     status, *values = answer
     if status != 0:
         raise (UnavailableError if "OUT_OF_MEMORY" in status.name else EngineError)(f"CUDA: {status.name}")

@@ -1,7 +1,7 @@
-"""The network that GPUs run: the early-fused encoder's call answered by one node, which the Triton kernel computes.
+"""Replace the call of the early-fused encoder by a node that the Triton kernel computes.
 
-What a request's rows share is computed before it by plain operators, in float32. PyTorch launches the kernel at the
-node; TensorRT (10.7 and later) takes it, compiled ahead of time, as a plugin.
+Plain operators before the node compute, in float32, what the rows of a request share. PyTorch launches the kernel at
+the node. TensorRT, from 10.7 on, uses it as a plugin that is compiled ahead of time.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from kernels.gpu.tiles import TILES
 from kernels.gpu.triton_ahead import arguments, compiled
 from kernels.gpu.triton_encoder import TritonEncoder
 
-#: The node that the kernel answers; its inputs are the kernel's arguments.
+#: The node that the kernel computes. Its inputs are the kernel's arguments.
 NODE = "encode_rows"
 _READ = ", ".join(arguments()[:-1])
-#: Layer 1 without its candidates: T actions of E numbers, widened to the kernel's L and D; then the kernel. Names that
-#: nothing here makes are of `_constants` or the kernel's weights.
+#: The part of layer 1 that does not depend on candidates, for T actions with E numbers, padded to the kernel's L and D;
+#: then the kernel. Names without a definition here come from `_constants` or are weights of the kernel.
 _ENCODER = f"""
 encoder (int64[R, T] actions, float[R, T, E] embeddings, float[N, E] candidates, int32[M, 3] {TILES})
 => (float[N, W] {ENCODED}) {{
@@ -65,7 +65,7 @@ encoder (int64[R, T] actions, float[R, T, E] embeddings, float[N, E] candidates,
 
 
 def encoder_alone(encoder: TritonEncoder) -> onnx.ModelProto:
-    """Return a network of the encoder alone: `actions`, `embeddings`, `candidates` and `TILES` in, `ENCODED` out."""
+    """Return a network of only the encoder, from `actions`, `embeddings`, `candidates` and `TILES` to `ENCODED`."""
     graph = parse_graph(_ENCODER)
     for name, array in (_constants(encoder) | encoder.arrays).items():
         graph.initializer.append(numpy_helper.from_array(array, name))
@@ -75,10 +75,9 @@ def encoder_alone(encoder: TritonEncoder) -> onnx.ModelProto:
 def with_kernel(
     model: onnx.ModelProto, inputs: Sequence[TensorSpec], half: Half | None
 ) -> tuple[onnx.ModelProto, TritonEncoder] | None:
-    """Return the network with the node, and the kernel for it; None where no encoder is called that the kernel serves.
+    """Return the network with the node, and its kernel; None if the network has no encoder that the kernel supports.
 
-    It has one more input than the manifest's, `TILES`. All other products are in half precision, or where that is None
-    in float32.
+    The network has the additional input `TILES`. All other products use `half` precision, or float32 if it is None.
     """
     call = take_out_encoder(model, inputs)
     if call is None or not TritonEncoder.serves(call.shape):
@@ -114,7 +113,7 @@ def _constants(encoder: TritonEncoder) -> dict[str, np.ndarray]:
         "action_table": w["action_table"],
         "pin_map": w["acted"].T,
         "pin_bias": w["acted_bias"],
-        # Less each token's mean over the kernel's real columns.
+        # Subtracts each token's mean over the columns that are not padding.
         "centre_map": np.eye(own, wide, dtype=np.float32) - (np.arange(wide) < encoder.dim) / np.float32(encoder.dim),
         "query_map": query_key[:, :own].T,
         "query_bias": w["layer1_query_key_bias"][:own],
@@ -125,9 +124,9 @@ def _constants(encoder: TritonEncoder) -> dict[str, np.ndarray]:
 
 
 def register(trt: ModuleType, encoder: TritonEncoder, architecture: str) -> None:
-    """Make the kernel known to TensorRT in this process, compiled for an architecture such as `9.0`."""
+    """Register the kernel with TensorRT in this process, compiled for a compute capability such as `9.0`."""
     plugin, ahead = importlib.import_module(f"{trt.__name__}.plugin"), compiled(encoder, architecture)
-    # Values as types: the library says what its types are only when it is there, and reads schemas off signatures.
+    # TensorRT reads schemas from signatures, and its types exist only at run time, so signatures are built at run time.
     described: Any = plugin.TensorDesc
     tensors = dict.fromkeys(arguments()[:-1], described)
 
@@ -148,7 +147,7 @@ def register(trt: ModuleType, encoder: TritonEncoder, architecture: str) -> None
 
 
 def _signed(function: Callable[..., Any], parameters: dict[str, Any], returned: Any) -> Callable[..., Any]:
-    """Give a function of any arguments a signature that names them."""
+    """Give a function with variadic arguments an explicit signature."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     named = [inspect.Parameter(name, kind, annotation=annotation) for name, annotation in parameters.items()]
     function.__signature__ = inspect.Signature(named, return_annotation=returned)  # type: ignore[attr-defined]

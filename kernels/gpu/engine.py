@@ -1,4 +1,4 @@
-"""The engine of GPUs: lanes, buckets, staging and graphs, whatever runtime computes the network."""
+"""The engine of GPUs: slots, buckets, staging and graphs, whatever runtime computes the network."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ WHOLE_DEVICE = threading.Lock()
 
 
 class Stream(Protocol):
-    """A stream of one device, and the network on it: what is put in happens in its order, and waits for nothing else.
+    """A stream of one device with the network on it. It runs its work in order, and waits for no other stream.
 
-    All calls but `entered` are made by a thread that has entered; they raise EngineError.
+    A thread must enter the stream (`entered`) before it makes any other call. All calls raise EngineError.
     """
 
     def entered(self) -> AbstractContextManager[object]:
-        """Make the device this thread's, and the stream where a runtime has a current one."""
+        """Make the device current for this thread, and the stream as well if the runtime has a current stream."""
 
     def room(self, given: int, made: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return so many bytes of pinned memory, zeros, for inputs and for logits; the stream has as many there."""
+        """Allocate zeroed pinned memory of these sizes, for inputs and logits, and the same on the device."""
 
     def enqueue(self, layout: Layout) -> None:
-        """Put in: the inputs' copy to the device, as `layout` has them, the network, and its logits' copy back."""
+        """Enqueue the copy of the inputs, laid out as `layout`, the network, and the copy of the logits back."""
 
     def captured(self, work: Callable[[], None]) -> Callable[[], object]:
-        """Run `work` once, as runtimes load and choose at a first run; then return what puts in all that it does."""
+        """Run `work` once, so that the runtime loads and tunes it; then return a function that enqueues it."""
 
     def wait(self) -> None:
-        """Wait until all that was put in is done, leaving the processor to others."""
+        """Wait until all enqueued work is done, without using the CPU."""
 
 
 class Backend(Protocol):
@@ -56,21 +56,21 @@ class Backend(Protocol):
     captures: bool
 
     def stream(self) -> Stream:
-        """Make one more."""
+        """Create another stream."""
 
     def close(self) -> None:
-        """Free the device, streams and all."""
+        """Release the device and all streams."""
 
 
-#: Network, the manifest's inputs, heads, the device's ordinal, a plan or None.
+#: Arguments: network, the manifest's inputs, number of heads, ordinal of the device, plan or None.
 OpenBackend = Callable[[bytes, Sequence[TensorSpec], int, int, bytes | None], Backend]
 
 
 class GpuEngine:
-    """A network on one or more GPUs, whose lanes take runs as they are idle.
+    """A network on one or more GPUs, whose slots take runs as they are idle.
 
-    A lane has a stream, a pinned buffer with all of a batch's inputs, and a graph per bucket of shapes that copies it
-    in, computes and copies the logits out. While one lane's thread fills its buffer another lane computes and a third
+    A slot has a stream, a pinned buffer with all of a batch's inputs, and a graph per bucket of shapes that copies it
+    in, computes and copies the logits out. While one slot's thread fills its buffer another slot computes and a third
     is read back, so two streams already overlap all three.
     """
 
@@ -94,8 +94,8 @@ class GpuEngine:
         self._codes = None if call is None else (call.inputs[0], len(call.weights["action_table"]))
         self._buckets, self._cost = Buckets(), LinearCost()
         self._backends: list[Backend] = []
-        # Who takes a lane owns it until it is put back.
-        self._idle: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
+        # Who takes a slot owns it until it is put back.
+        self._idle: queue.SimpleQueue[_StreamSlot] = queue.SimpleQueue()
         try:
             for ordinal in devices:
                 self._backends.append(open_backend(network, self._inputs, heads, ordinal, plan))
@@ -106,7 +106,7 @@ class GpuEngine:
             with WHOLE_DEVICE:
                 for _ in range(streams):
                     for backend in self._backends:
-                        self._idle.put(_Lane(backend.stream(), layouts, heads))
+                        self._idle.put(_StreamSlot(backend.stream(), layouts, heads))
         except BaseException:
             self.close()
             raise
@@ -115,21 +115,21 @@ class GpuEngine:
         batch.check(self._inputs)
         self._check_codes(batch)
         logits = np.empty((batch.rows, self._heads), np.float32)
-        lane, start = self._idle.get(), 0
+        slot, start = self._idle.get(), 0
         try:
             for part in self._buckets.cut(batch):
-                logits[start : start + part.rows] = lane.run(part, self._buckets.of(part.requests, part.rows))
+                logits[start : start + part.rows] = slot.run(part, self._buckets.of(part.requests, part.rows))
                 start += part.rows
         finally:
-            self._idle.put(lane)
+            self._idle.put(slot)
         return logits
 
     def warm_up(self, sample: FeatureBatch, progress: Progress = go_on) -> WarmedUp:
-        shapes = self._buckets.all() if self._backends[0].captures else ()  # each lane captures its own graphs
+        shapes = self._buckets.all() if self._backends[0].captures else ()  # each slot captures its own graphs
         done, self._cost = warm_and_measure(self.run, self.streams, sample, progress, shapes)
         return done
 
-    def cost_s(self, requests: int, rows: int) -> float:  # noqa: ARG002 - measured for one request; others cost alike
+    def cost_s(self, rows: int) -> float:
         return self._cost(rows)
 
     def plan(self) -> bytes | None:
@@ -143,7 +143,7 @@ class GpuEngine:
                 self._backends.pop().close()
 
     def _check_codes(self, batch: FeatureBatch) -> None:
-        """Raise ShapeError for a code that no action has: on a GPU it would read what lies beside the table."""
+        """Raise ShapeError for an unknown action code: a GPU would read beyond the table."""
         if self._codes is None:
             return
         name, known = self._codes
@@ -152,7 +152,7 @@ class GpuEngine:
             raise ShapeError(f"actions must be codes from 0 to {known - 1}, got {codes.min()} to {codes.max()}")
 
 
-class _Lane:
+class _StreamSlot:
     """What one run at a time needs, for the largest bucket: graphs know addresses, so no buffer ever grows."""
 
     def __init__(self, stream: Stream, layouts: Mapping[Bucket, Layout], heads: int) -> None:
@@ -163,7 +163,7 @@ class _Lane:
             self._host, self._read = stream.room(given, rows * heads * 4)
 
     def run(self, part: FeatureBatch, bucket: Bucket) -> np.ndarray:
-        """Return float32[N, H] of the lane's own buffer, to be copied before the next run."""
+        """Return float32[N, H] of the slot's own buffer, to be copied before the next run."""
         stream, layout = self._stream, self._layouts[bucket]
         layout.fill(self._host, part)
         with stream.entered():

@@ -1,4 +1,4 @@
-"""Products in half precision: what a strongly typed runtime must find in the network itself."""
+"""Convert the matrix products of an ONNX network to half precision, as strongly typed runtimes require."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from kernels.fusion import replace
 
 Half = Literal["bfloat16", "float16"]
 
-#: How far a probability may lie from the float32 one's: what a few products of 8 bits one after the other come to.
+#: Largest error of a probability against float32: the effect of a few consecutive products with 8 significant bits.
 HALF_TOLERANCE = 1e-2
 
 
 def with_half_products(model: onnx.ModelProto, half: Half) -> onnx.ModelProto:
-    """Return the network with the operands of every matrix product in half precision, and everything else as it was.
+    """Return the network with the operands of every matrix product in half precision.
 
-    Products are where the time goes; norms, softmaxes, sums and masks (-1e9 is no float16) keep float32, inputs and
-    outputs stay what the manifest says, and the runtime accumulates in float32. Weights are stored in half precision.
-    Products in functions stay too (`kernels.fusion.inlined`).
+    Products take most of the time. Norms, softmaxes, sums and masks (-1e9 exceeds float16) stay in float32, and so do
+    inputs and outputs. The runtime accumulates in float32. Weights are stored in half precision. Products inside
+    functions are not converted; inline them first (`kernels.fusion.inlined`).
     """
     kind = TensorProto.DataType.Value(half.upper())
     changed = onnx.ModelProto()

@@ -1,4 +1,4 @@
-"""One buffer for all of a batch's tensors, so that a run costs one copy to the device, whatever the network reads."""
+"""Lay out all tensors of a batch in one buffer, so that a run needs a single copy to the device."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 from kernels.engine import ROW_REQUEST, FeatureBatch, TensorSpec
 from kernels.gpu.tiles import TILES, tiles_max, tiles_of
 
-#: Devices read fastest from multiples of this.
+#: Devices read fastest from addresses that are multiples of this.
 _ALIGNED_BYTES = 256
 
 
 class Bucket(NamedTuple):
-    """A shape that runs are padded to, so that what was captured or tuned for it serves many."""
+    """A shape to which batches are padded, so that one captured graph or tuned plan serves many of them."""
 
     requests: int
     rows: int
@@ -24,7 +24,7 @@ class Bucket(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a tensor lies in a buffer."""
+    """The position of a tensor in a buffer."""
 
     start: int
     dtype: np.dtype[np.generic]
@@ -35,15 +35,15 @@ class Place:
         return self.start + self.dtype.itemsize * int(np.prod(self.shape))
 
     def of(self, buffer: np.ndarray) -> np.ndarray:
-        """Return the tensor as a view of uint8[...]."""
+        """Return the tensor as a view of the buffer, uint8[...]."""
         return buffer[self.start : self.stop].view(self.dtype).reshape(self.shape)
 
 
 class Layout:
-    """Where each of a network's inputs lies in one buffer, for one bucket."""
+    """The positions of a network's inputs in one buffer, for one bucket."""
 
     def __init__(self, inputs: Sequence[TensorSpec], bucket: Bucket, *, tiled: bool = False) -> None:
-        """Place the inputs, `row_request`, and `TILES` for a network that reads them."""
+        """Place the inputs and `row_request`, and `TILES` if `tiled`."""
         self.bucket = bucket
         leading = {"request": bucket.requests, "candidate": bucket.rows}
         shapes = {spec.name: (spec.dtype, (leading[spec.side], *spec.shape)) for spec in inputs}
@@ -58,7 +58,10 @@ class Layout:
         self.bytes = max(start, _ALIGNED_BYTES)
 
     def fill(self, buffer: np.ndarray, batch: FeatureBatch) -> None:
-        """Write a batch that fits the bucket into uint8[bytes]; padded rows belong to the first request and no tile."""
+        """Write a batch that fits the bucket into a buffer, uint8[bytes].
+
+        Padding rows belong to the first request and to no tile.
+        """
         given = {**batch.request, **batch.candidate, ROW_REQUEST: batch.row_request()}
         if TILES in self.places:
             given[TILES] = tiles_of(batch.row_splits, tiles=self.places[TILES].shape[0])
@@ -70,22 +73,22 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Buckets:
-    """The shapes there are: rows by powers of two, and requests, which cost little where there are none, of four."""
+    """The shapes of runs: powers of two for rows, and powers of four for requests, whose padding costs little."""
 
     requests: tuple[int, ...] = (1, 4, 16, 64)
     rows: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048, 4096)
 
     def of(self, requests: int, rows: int) -> Bucket:
-        """Return the smallest bucket that holds a batch of so many requests and rows."""
+        """Return the smallest bucket for a batch with these numbers of requests and rows."""
         wide = next(size for size in self.requests if size >= requests)
         return Bucket(wide, next(size for size in self.rows if size >= max(wide, rows)))
 
     def all(self) -> list[Bucket]:
-        """Return every bucket, the likeliest first: of one request by rows, then of more."""
+        """Return all buckets, the likeliest first: those of one request by rows, then those of more requests."""
         return [Bucket(requests, rows) for requests in self.requests for rows in self.rows if requests <= rows]
 
     def cut(self, batch: FeatureBatch) -> Iterator[FeatureBatch]:
-        """Cut a batch into parts that each fit the largest bucket; rows keep their order."""
+        """Split a batch into parts that fit the largest bucket. Rows keep their order."""
         splits = batch.row_splits
         start = 0
         while start < batch.rows:

@@ -1,4 +1,4 @@
-"""TensorRT, or TensorRT for RTX, as a backend: a plan, and an execution context for each stream."""
+"""The TensorRT backend (also TensorRT for RTX): a plan, and an execution context for each stream."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 class TensorRtBackend:
-    """A plan on one device. A plan that this library or this GPU does not take is built anew, and the log says so."""
+    """A plan on one device. A plan that this library or GPU does not accept is rebuilt, with a warning in the log."""
 
     captures = True
     tolerance = HALF_TOLERANCE
@@ -34,19 +34,19 @@ class TensorRtBackend:
         ordinal: int,
         plan: bytes | None,
     ) -> None:
-        """Load the plan, or build one in a process of its own. Raises EngineError."""
+        """Load the plan, or build one in a separate process. Raises EngineError."""
         self._trt, self._device = load_library(library), Device(ordinal)
         self._streams: list[_Stream] = []
         self._runtime: Any = None
         self._engine: Any = None
         try:
             if plan is not None and not self._loaded(plan):
-                _log.warning("the plan is not for %s: it is built anew", plan_here(library, ordinal))
+                _log.warning("the plan does not fit %s; building a new one", plan_here(library, ordinal))
             if plan is None or self._engine is None:
                 architectures = (self._device.capability,) if library == "tensorrt" else ()
                 plan = build(network, inputs, Settings(library, architectures=architectures)).plan
                 if not self._loaded(plan):
-                    raise EngineError(f"{library} does not run what it built for {self._device.capability}")
+                    raise EngineError(f"{library} cannot load the plan that it built for {self._device.capability}")
             self.plan, self._row_bytes = plan, 4 * heads
             self.tiled = self._checked(inputs, heads)
         except BaseException:
@@ -74,7 +74,7 @@ class TensorRtBackend:
         return self._engine is not None
 
     def _checked(self, inputs: Sequence[TensorSpec], heads: int) -> bool:
-        """Say whether the plan has the kernel. Raises EngineError where it differs from the manifest."""
+        """Return whether the plan contains the kernel. Raises EngineError if its tensors differ from the manifest's."""
         trt, engine = self._trt, self._engine
         found = {}
         for name in (engine.get_tensor_name(i) for i in range(engine.num_io_tensors)):
@@ -85,8 +85,8 @@ class TensorRtBackend:
         expected[LOGITS] = "float32", (heads,)
         for name in sorted(found.keys() | expected.keys()):
             if found.get(name) != expected.get(name):
-                plans, manifests = (names.get(name, "not there") for names in (found, expected))
-                raise EngineError(f"the plan's {name!r} is {plans}, the manifest's {manifests}")
+                plans, manifests = (names.get(name, "missing") for names in (found, expected))
+                raise EngineError(f"tensor {name!r} is {plans} in the plan, but {manifests} in the manifest")
         return TILES in found
 
 
@@ -99,7 +99,7 @@ class _Stream(CudaStream):
         self.to_device(layout.bytes)
         for name, place in layout.places.items():
             if not self.context.set_input_shape(name, place.shape):
-                raise EngineError(f"the plan takes no {name!r} of {list(place.shape)}")
+                raise EngineError(f"the plan does not accept shape {list(place.shape)} for {name!r}")
             self.context.set_tensor_address(name, self.given + place.start)
         self.context.set_tensor_address(LOGITS, self.made)
         if not self.context.execute_async_v3(self.handle):
@@ -108,7 +108,7 @@ class _Stream(CudaStream):
 
 
 def plan_here(library: Library, ordinal: int = 0) -> str:
-    """Return what a plan for a GPU of this machine is called in a bundle. Raises UnavailableError."""
+    """Return the file name, in a bundle, of a plan for a GPU of this machine. Raises UnavailableError."""
     version, device = str(load_library(library).__version__), Device(ordinal)
     device.close()
     return plan_name(library, version, f"sm_{device.capability.replace('.', '')}", Settings(library).half)

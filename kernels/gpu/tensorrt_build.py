@@ -1,4 +1,4 @@
-"""From an ONNX network to a TensorRT plan, in a process of its own: a build may take minutes, or crash."""
+"""Build TensorRT plans from ONNX networks, in a separate process: a build can take minutes, or crash."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kernels.gpu.staging import Bucket, Buckets, Layout
 _log = logging.getLogger(__name__)
 
 Library = Literal["tensorrt", "tensorrt_rtx"]
-"""TensorRT, and TensorRT for RTX: the same API, but builds ahead of time, without a GPU, for several architectures."""
+"""TensorRT, or TensorRT for RTX, which has the same API but builds without a GPU, for several architectures."""
 
 _BUILD_S = 1800.0
 _TUNED_FOR = Bucket(requests=4, rows=512)
@@ -31,10 +31,10 @@ _BUILDER = "from kernels.gpu.tensorrt_build import builder; builder()"
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a plan is built for: a library, what products' operands are, and architectures such as `8.9`.
+    """Settings of a build: the library, the type of product operands, and compute capabilities such as `8.9`.
 
-    TensorRT for RTX builds for all of them, or for its own choice where there are none; TensorRT for the GPU that it
-    finds, with the fused kernel where the one given says what to compile it for.
+    TensorRT for RTX builds for all `architectures`, or for its own choice if there are none. TensorRT always builds for
+    the GPU of this machine; with an architecture, it includes the Triton kernel, compiled for that architecture.
     """
 
     library: Library
@@ -43,14 +43,14 @@ class Settings:
 
 
 class BuildResult(NamedTuple):
-    """A plan, and what building the next one may reuse (empty for a library that keeps nothing)."""
+    """A plan, and the timing cache that speeds up the next build (empty if the library has none)."""
 
     plan: bytes
     timing_cache: bytes
 
 
 def load_library(name: Library) -> ModuleType:
-    """Import a library. Raises UnavailableError naming what to install."""
+    """Import a library. Raises UnavailableError if it is missing; the message names the package to install."""
     for module in (name, f"{name}_bindings"):
         try:
             return importlib.import_module(module)
@@ -60,15 +60,15 @@ def load_library(name: Library) -> ModuleType:
 
 
 def plan_name(library: Library, version: str, architecture: str, half: Half) -> str:
-    """Return a plan's name in a bundle: it runs on one version of one library and one architecture."""
+    """Return the file name of a plan in a bundle. A plan fits one version of one library and one architecture."""
     return f"plans/{library}_{version.replace('.', '_')}-{architecture}-{half}.plan"
 
 
 def build(network: bytes, inputs: Sequence[TensorSpec], settings: Settings, timing_cache: bytes = b"") -> BuildResult:
-    """Build a plan in a process of its own. Raises EngineError: why it refused, crashed or took half an hour."""
+    """Build a plan in a separate process. Raises EngineError if it fails, crashes or takes more than half an hour."""
     given = pickle.dumps((network, tuple(inputs), settings, timing_cache))
     try:
-        done = subprocess.run(  # noqa: S603 - this very program
+        done = subprocess.run(  # noqa: S603 - runs this module
             [sys.executable, "-c", _BUILDER], input=given, capture_output=True, timeout=_BUILD_S, check=False
         )
     except subprocess.TimeoutExpired as error:
@@ -84,7 +84,7 @@ def build(network: bytes, inputs: Sequence[TensorSpec], settings: Settings, timi
 
 
 def builder() -> None:
-    """Be that process: read what `build` gives, and write the plan's length, the plan and the timing cache."""
+    """The entry point of that process: read the arguments, and write the plan's length, the plan and the cache."""
     try:
         built = build_here(*pickle.load(sys.stdin.buffer))  # noqa: S301 - from the parent process
     except (EngineError, onnx.checker.ValidationError) as error:
@@ -95,11 +95,11 @@ def builder() -> None:
 def build_here(
     network: bytes, inputs: Sequence[TensorSpec], settings: Settings, timing_cache: bytes = b""
 ) -> BuildResult:
-    """Build a plan in this process: what `build` runs elsewhere. Raises EngineError."""
+    """Build a plan in this process. `build` runs this in another one. Raises EngineError."""
     trt = load_library(settings.library)
     logger = trt.Logger(trt.Logger.ERROR)  # to stderr, which `build` reads
     maker = trt.Builder(logger)
-    # The definition reads the parser's weights, and the parser the content, until it is built.
+    # Until the build ends, the definition refers to the parser's weights, and the parser to `content`.
     content = prepared(trt, network, inputs, settings)
     definition, parser = parsed(trt, maker, content, logger)
     config = maker.create_builder_config()
@@ -113,12 +113,12 @@ def build_here(
     plan = maker.build_serialized_network(definition, config)
     del parser
     if plan is None:
-        raise EngineError(f"{settings.library} builds no plan")
+        raise EngineError(f"{settings.library} returned no plan")
     return BuildResult(bytes(plan), bytes(cache.serialize()) if cache is not None else b"")
 
 
 def profile_of(maker: Any, definition: Any, inputs: Sequence[TensorSpec]) -> Any:
-    """Return the shapes that a plan takes: every bucket of (requests, rows) up to the largest."""
+    """Return the optimization profile of a plan: all shapes up to the largest bucket of (requests, rows)."""
     profile = maker.create_optimization_profile()
     layouts = [Layout(inputs, bucket, tiled=True) for bucket in (Bucket(1, 1), _TUNED_FOR, Buckets().all()[-1])]
     for i in range(definition.num_inputs):
@@ -128,9 +128,9 @@ def profile_of(maker: Any, definition: Any, inputs: Sequence[TensorSpec]) -> Any
 
 
 def prepared(trt: ModuleType, network: bytes, inputs: Sequence[TensorSpec], settings: Settings) -> bytes:
-    """Return the network as the library is given it: products in half precision, and the encoder as the kernel's node.
+    """Return the network for the library: with products in half precision, and the encoder as the kernel's node.
 
-    Where a plan cannot carry the kernel the encoder is plain operators. The kernel is known to the library afterwards.
+    The kernel is registered with the library. If a plan cannot contain it, the encoder consists of plain operators.
     """
     model, answered = parse(network), None
     if settings.architectures and settings.half == "bfloat16" and hasattr(trt, "IPluginV3QuickAOTBuild"):
@@ -147,9 +147,11 @@ def prepared(trt: ModuleType, network: bytes, inputs: Sequence[TensorSpec], sett
 
 
 def parsed(trt: ModuleType, maker: Any, content: bytes, logger: Any) -> tuple[Any, Any]:
-    """Return a network's definition, strongly typed, and its parser. Raises EngineError with the parser's own words."""
+    """Return a network's strongly typed definition, and its parser. Raises EngineError with the parser's errors."""
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    definition = maker.create_network(0 if typed is None else 1 << int(typed))  # TensorRT 11 knows nothing else
+    definition = maker.create_network(
+        0 if typed is None else 1 << int(typed)
+    )  # TensorRT 11 has no flag: it is always strongly typed
     parser = trt.OnnxParser(definition, logger)
     if not parser.parse(content):
         raise EngineError("; ".join(str(parser.get_error(i)) for i in range(parser.num_errors)))
@@ -161,5 +163,5 @@ def _target(trt: ModuleType, config: Any, architectures: Sequence[str]) -> None:
     config.num_compute_capabilities = len(architectures)
     for i, name in enumerate(architectures):
         if f"SM{name.replace('.', '')}" not in known:
-            raise EngineError(f"TensorRT for RTX does not build for {name}; it knows {', '.join(sorted(known))}")
+            raise EngineError(f"TensorRT for RTX cannot build for {name}; use one of {', '.join(sorted(known))}")
         config.set_compute_capability(known[f"SM{name.replace('.', '')}"], i)

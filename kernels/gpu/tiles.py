@@ -1,4 +1,4 @@
-"""How the fused kernel is launched, and how ragged rows are cut for it: a program takes a few rows of one request."""
+"""Split ragged rows into tiles for the Triton kernel, and choose its launch. A program computes one tile."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: The kernel's input that says which rows a program takes: int32[T, 3] of `tiles_of`.
+#: The kernel's input with the rows of each program: int32[T, 3], from `tiles_of`.
 TILES = "tiles"
-#: Most rows of one request that a program computes one after the other, so that what they share is read once.
+#: Most rows in a tile. A program computes them one after the other, and reads what they share once.
 TILE_ROWS_MAX = 8
-#: Programs that an H100 or H200 runs at once: one on each of 132 multiprocessors, rounded down to a power of two.
+#: Concurrent programs on an H100 or H200: one per multiprocessor, 132, rounded down to a power of two.
 PROGRAMS = 128
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How the kernel is compiled. Every choice computes the same; `bench/results/gpu_compiled.md` says what each costs.
+    """How the kernel is compiled. Every choice gives the same results; `bench/results/gpu_compiled.md` has their costs.
 
-    The default has the fewest barriers and spills least, of what runs on every architecture.
+    Of the choices that run on every architecture, the default has the fewest barriers and register spills.
 
     Attributes:
-        block: actions that go through layer 1 together; a power of two.
-        warps: of a program, 32 threads each.
+        block: number of actions that pass through layer 1 together; a power of two.
+        warps: number of warps of a program, 32 threads each.
     """
 
     block: int = 128
@@ -30,22 +30,22 @@ class Launch:
 
 
 def tile_rows_for(rows: int) -> int:
-    """Return how many rows a tile of a batch takes.
+    """Return the number of rows in a tile, for a batch of `rows` rows.
 
-    A batch takes as long as its longest multiprocessor, so a small one is spread over all of them before any program
-    gets a second row. Powers of two: all batches of a bucket of shapes are cut alike.
+    The slowest multiprocessor determines the time of a batch, so small batches are spread over all multiprocessors
+    before a program gets a second row. The number is a power of two, so that all batches of a bucket are split alike.
     """
     fair = -(-rows // PROGRAMS)
     return min(TILE_ROWS_MAX, 1 << max(0, fair - 1).bit_length())
 
 
 def tiles_of(row_splits: np.ndarray, tile_rows: int = 0, tiles: int = 0) -> np.ndarray:
-    """Cut every request's rows into tiles.
+    """Split the rows of every request into tiles.
 
     Args:
         row_splits: int32[R + 1].
-        tile_rows: at most so many rows in each; 0 takes `tile_rows_for` the batch.
-        tiles: at least so many tiles; those too many are empty.
+        tile_rows: most rows in a tile; 0 means `tile_rows_for` the batch.
+        tiles: pad the result with empty tiles to this number.
 
     Returns:
         int32[T, 3]: request, first row, row after the last.
@@ -61,5 +61,5 @@ def tiles_of(row_splits: np.ndarray, tile_rows: int = 0, tiles: int = 0) -> np.n
 
 
 def tiles_max(requests: int, rows: int) -> int:
-    """Return how many tiles a batch of at most so many rows and requests may need."""
+    """Return the largest number of tiles of a batch with at most these numbers of requests and rows."""
     return max(min(rows, PROGRAMS), -(-rows // tile_rows_for(rows))) + requests

@@ -1,4 +1,4 @@
-"""PyTorch as a backend: the network's operators one by one, the early-fused encoder in the Triton kernel."""
+"""The PyTorch backend: the network's operators one by one, and the early-fused encoder in the Triton kernel."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from kernels.gpu.triton_encoder import runs_on
 _log = logging.getLogger(__name__)
 _HALF: Half | None = "bfloat16"
 #: By handle, in the whole process. PyTorch has 32 streams for each device and gives them out in turn, taken or not: on
-#: one that two lanes shared, what one of them runs would become part of what the other captures.
+#: one that two slots shared, what one of them runs would become part of what the other captures.
 _STREAMS: WeakValueDictionary[int, TorchStream] = WeakValueDictionary()
 
 
 def open_torch(
     network: bytes, inputs: Sequence[TensorSpec], heads: int, ordinal: int, _plan: bytes | None
 ) -> TorchBackend:
-    """Open a network on a GPU, in bf16; without any on the CPU, in float32, for tests. Raises EngineError."""
+    """Open a network on a GPU in bf16, or, without a GPU, on the CPU in float32, for tests. Raises EngineError."""
     device, half = torch.device("cuda", ordinal), _HALF
     if ordinal == 0 and not torch.cuda.is_available():
-        _log.warning("PyTorch finds no GPU: the network runs on the CPU, many times slower")
+        _log.warning("PyTorch finds no GPU; the network runs on the CPU, many times slower")
         device, half = torch.device("cpu"), None
     model = parse(network)
     named, expected = {value.name for value in model.graph.input}, {spec.name for spec in inputs} | {ROW_REQUEST}
@@ -52,7 +52,7 @@ def open_torch(
 
 
 class TorchBackend:
-    """A network without functions on one device: on a GPU in CUDA graphs, on a CPU eagerly."""
+    """A network without functions on one device. On a GPU it runs in CUDA graphs, on a CPU eagerly."""
 
     plan: bytes | None = None
 
@@ -81,7 +81,7 @@ class TorchBackend:
 
 
 class TorchStream:
-    """A stream of PyTorch's own, which does not wait for the default one; on a CPU everything is done at once."""
+    """A PyTorch stream that does not wait for the default stream. On a CPU, calls compute immediately."""
 
     def __init__(self, device: torch.device, network: Any = None, heads: int = 0) -> None:
         self._device, self._network, self._heads = device, network, heads
@@ -90,18 +90,28 @@ class TorchStream:
             ours = (torch.cuda.Stream(device) for _ in range(32))  # type: ignore[no-untyped-call]
             self._stream = next((one for one in ours if one.cuda_stream not in _STREAMS), None)
             if self._stream is None:
-                raise UnavailableError(f"engines have all 32 streams of {device}: lower engine_streams")
+                raise UnavailableError(f"engines use all 32 streams of {device}; lower engine_streams")
             _STREAMS[self._stream.cuda_stream] = self
             self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-            #: All its graphs use the same memory, as only one runs at a time.
+            #: All graphs of a stream share memory, as only one runs at a time.
             self._pool = torch.cuda.graph_pool_handle()
+
+    @property
+    def number(self) -> int:
+        """What PyTorch calls the stream; 0 on a CPU."""
+        return int(self._stream.cuda_stream) if self._on_gpu and self._stream else 0
 
     @contextmanager
     def entered(self) -> Iterator[None]:
         try:
             with torch.inference_mode(), torch.cuda.stream(self._stream) if self._on_gpu else nullcontext():
                 yield
-        except (RuntimeError, TritonError, OSError, SubprocessError) as error:  # Triton writes files, runs a compiler
+        except (
+            RuntimeError,
+            TritonError,
+            OSError,
+            SubprocessError,
+        ) as error:  # Triton writes files and runs a compiler
             kind = UnavailableError if isinstance(error, torch.OutOfMemoryError) else EngineError
             raise kind(f"PyTorch: {type(error).__name__}: {error}") from error
 
@@ -119,7 +129,7 @@ class TorchStream:
         }
         logits, expected = self._network(views), (layout.bucket.rows, self._heads)
         if logits.shape != expected:
-            raise EngineError(f"the network returned {list(logits.shape)}, expected {list(expected)}")
+            raise EngineError(f"the network returned shape {list(logits.shape)}, expected {list(expected)}")
         self._read.view(torch.float32)[: logits.numel()].copy_(logits.reshape(-1), non_blocking=True)
 
     def captured(self, work: Callable[[], None]) -> Callable[[], object]:
@@ -127,12 +137,12 @@ class TorchStream:
             return work
         work()
         self.wait()
-        # Not by `torch.cuda.graph`, which waits for the whole device first.
+        # `torch.cuda.graph` would wait for the whole device first.
         graph = torch.cuda.CUDAGraph()
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
         try:
             work()
-        except BaseException:  # which says more than the end of a capture that it broke
+        except BaseException:  # more informative than the error at the end of the broken capture
             with suppress(RuntimeError):
                 graph.capture_end()
             raise

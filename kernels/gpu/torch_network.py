@@ -1,4 +1,4 @@
-"""An ONNX network as PyTorch operations: the operators that exported rankers consist of."""
+"""Run an ONNX network as PyTorch operations. It supports the operators that exported rankers use."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ from torch.nn import functional
 
 from kernels.engine import EngineError
 
-#: Takes a node's inputs, and its attributes by name.
+#: Takes the inputs of a node as arguments, and its attributes by name.
 Operator = Callable[..., Any]
 
 
 class TorchNetwork:
-    """A network without functions, its weights on one device; calling it runs its operators in order.
+    """A network without functions, with its weights on one device. A call runs its operators in order.
 
-    What only says shapes (whole numbers that are weights or come from them) stays on the host, as a captured graph
-    must not wait for the device.
+    Integers that only determine shapes stay on the host, because a captured graph must not wait for the device.
     """
 
     def __init__(
         self, model: onnx.ModelProto, device: torch.device, kernels: Mapping[str, Operator] | None = None
     ) -> None:
-        """Raises EngineError naming an operator that is neither known here nor, in a domain, one of `kernels`."""
+        """Raises EngineError if an operator is neither supported here nor, if it has a domain, in `kernels`."""
         self._weights: dict[str, Any] = {}
         for tensor in model.graph.initializer:
             self._weights[tensor.name] = _placed(tensor, device)
@@ -41,18 +40,22 @@ class TorchNetwork:
                 continue
             operator = (kernels or {} if node.domain else _OPERATORS).get(node.op_type)
             if operator is None:
-                raise EngineError(f"PyTorch here knows no operator {node.domain or 'onnx'}.{node.op_type}")
+                raise EngineError(
+                    f"the PyTorch backend does not support operator {node.domain or 'onnx'}.{node.op_type}"
+                )
             if attributes and not node.domain:
                 try:
                     signature(operator).bind_partial(**attributes)
                 except (TypeError, ValueError) as error:
-                    raise EngineError(f"PyTorch here knows no {node.op_type} with {', '.join(attributes)}") from error
+                    raise EngineError(
+                        f"the PyTorch backend does not support {node.op_type} with {', '.join(attributes)}"
+                    ) from error
                 operator = partial(operator, **attributes)
             self._steps.append((operator, tuple(node.input), tuple(node.output)))
         self._output = model.graph.output[0].name
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Return the network's output, float32, from tensors on the device by the network's names."""
+        """Return the network's output in float32. `inputs` are tensors on the device, by the network's input names."""
         values: dict[str, Any] = {**self._weights, **inputs, "": None}
         for operator, read, written in self._steps:
             made = operator(*(values[name] for name in read))
@@ -66,7 +69,7 @@ class TorchNetwork:
 
 def _placed(tensor: TensorProto, device: torch.device) -> Tensor:
     array, dtype = numpy_helper.to_array(tensor), _dtype(tensor.data_type)
-    # Of bfloat16 PyTorch takes no NumPy array.
+    # PyTorch does not accept NumPy arrays of bfloat16.
     value = torch.from_numpy(array.astype("float32" if dtype == torch.bfloat16 else array.dtype)).to(dtype)
     return value if value.dtype == torch.int64 and value.ndim <= 1 else value.to(device)
 
@@ -88,7 +91,7 @@ def _gather(values: Tensor, indices: Tensor, axis: int = 0) -> Tensor:
 
 def _gather_nd(values: Tensor, indices: Tensor, batch_dims: int = 0) -> Tensor:
     if batch_dims:
-        raise EngineError("PyTorch here knows GatherND without batch_dims")
+        raise EngineError("the PyTorch backend supports GatherND only without batch_dims")
     return values[tuple(indices.to(values.device).unbind(-1))]
 
 

@@ -1,4 +1,4 @@
-"""The fused kernel compiled ahead of time, for a GPU that need not be there: what TensorRT puts into its plans."""
+"""Compile the Triton kernel ahead of time, without a GPU, for TensorRT plans."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from triton.runtime.interpreter import InterpretedFunction
 from kernels.engine import EngineError
 from kernels.gpu.triton_encoder import OPTIONS, TritonEncoder, encode_rows
 
-#: Pointers that are not to float32.
+#: The types of the pointers that do not point to float32.
 _KINDS = {
     "tiles": "*i32",
     **dict.fromkeys(("exponentials", "values", "tokens"), "*bf16"),
@@ -25,9 +25,14 @@ _ENTRY = re.compile(r"(\.entry\s+\w+\()(.*?)(\n\))", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class CompiledKernel:
-    """A compiled kernel: PTX that takes a pointer for each of `arguments()` and nothing else, and the same assembled.
+    """A compiled kernel, to launch with one program per tile.
 
-    A program, of which there are as many as tiles, takes so many threads and so much dynamic memory.
+    Attributes:
+        name: entry point.
+        ptx: takes one pointer for each of `arguments()`.
+        cubin: the assembled PTX.
+        threads: threads of a program.
+        shared_bytes: dynamic shared memory of a program.
     """
 
     name: str
@@ -38,19 +43,19 @@ class CompiledKernel:
 
 
 def arguments() -> tuple[str, ...]:
-    """Return the names of what the kernel points to, the written one last."""
+    """Return the names of the kernel's pointer arguments, the output last."""
     names = encode_rows.arg_names
     return tuple(names[: names.index("encoded") + 1])
 
 
 def compiled(encoder: TritonEncoder, architecture: str) -> CompiledKernel:
-    """Compile the kernel for an encoder's sizes and a compute capability such as `9.0`.
+    """Compile the kernel for an encoder and a compute capability such as `9.0`.
 
     Raises:
-        EngineError: Triton does not compile it, or only interprets kernels (TRITON_INTERPRET=1).
+        EngineError: Triton cannot compile it, or only interprets kernels (TRITON_INTERPRET=1).
     """
     if isinstance(encode_rows, InterpretedFunction):
-        raise EngineError("Triton compiles nothing while it interprets; unset TRITON_INTERPRET")
+        raise EngineError("Triton cannot compile in interpreter mode; unset TRITON_INTERPRET")
     constants, names = encoder.constants, encode_rows.arg_names
     signature = {name: "constexpr" if name in constants else _KINDS.get(name, "*fp32") for name in names}
     aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in arguments()}
@@ -60,7 +65,7 @@ def compiled(encoder: TritonEncoder, architecture: str) -> CompiledKernel:
     try:
         made = triton.compile(source, target=target, options={"num_warps": encoder.warps, **OPTIONS})
     except (RuntimeError, TritonError) as error:
-        raise EngineError(f"Triton does not compile the encoder for {architecture}: {error}") from error
+        raise EngineError(f"Triton cannot compile the encoder for {architecture}: {error}") from error
     ptx = _only_arguments(made.asm["ptx"], len(arguments()))
     return CompiledKernel(
         made.metadata.name, ptx, made.asm["cubin"], made.metadata.num_warps * 32, made.metadata.shared
@@ -68,17 +73,17 @@ def compiled(encoder: TritonEncoder, architecture: str) -> CompiledKernel:
 
 
 def _only_arguments(ptx: str, count: int) -> str:
-    """Drop the parameters that Triton adds for scratch memory; TensorRT passes the arguments alone.
+    """Remove the parameters that Triton adds for scratch memory, which TensorRT does not pass.
 
     Raises:
         EngineError: the kernel reads one of them.
     """
     entry = _ENTRY.search(ptx)
     if entry is None:
-        raise EngineError("Triton's PTX has no entry")
+        raise EngineError("the PTX from Triton has no entry point")
     parameters = entry[2].split(",")
     for added in parameters[count:]:
         name = added.split()[-1]
         if re.search(rf"\b{name}\b", ptx[entry.end() :]):
-            raise EngineError(f"the kernel reads {name}, Triton's scratch memory, which TensorRT does not give")
+            raise EngineError(f"the kernel reads {name}, Triton's scratch memory, which TensorRT does not provide")
     return ptx[: entry.start(2)] + ",".join(parameters[:count]) + ptx[entry.end(2) :]

@@ -1,9 +1,9 @@
-"""The early-fused encoder on a GPU: one Triton launch from ragged rows to the readout of each.
+"""The Triton kernel of the early-fused encoder: one launch computes the readout of every row of a ragged batch.
 
-What a request's rows share (tokens, layer 1's scores, values and keys) is computed once per request, by operators of
-the network (`kernels.gpu.encoder_node`). The launch takes a few rows of one request per program and keeps everything of
-a row on the chip: layer 1's mixture by the request's matrix, residual, norm, feed-forward, then layer 2 for the rows
-that are read. Operands of products are bf16; sums, norms and exponentials fp32.
+Operators of the network (`kernels.gpu.encoder_node`) compute, once per request, what its rows share: tokens, and the
+scores, values and keys of layer 1. Each program of the kernel takes a few rows of one request, and keeps all data of a
+row on the chip: the attention, residual, norm and feed-forward of layer 1, then layer 2 for the positions that are
+read. Operands of products are bf16; sums, norms and exponentials are fp32.
 
 `ranker.network.serving_form.early_readout` is the plain reference; `kernels.encoder` the same on CPUs.
 """
@@ -27,19 +27,19 @@ from kernels.encoder import EncoderShape, check_weights, serves
 from kernels.engine import EngineError
 from kernels.gpu.tiles import Launch
 
-#: What a mixture's weights must sum to; below, the product of exponentials is given up for a softmax of the sum. What
-#: underflows in a float32 is then less than 1e-12 of it.
+#: Smallest sum of attention weights for which the product of exponentials is exact enough: what underflows in float32
+#: is then less than 1e-12 of the sum. Below it, the kernel computes the softmax of the summed scores.
 _SUM_MIN = tl.constexpr(1e-25)
 _MASKED = tl.constexpr(-1e30)
-#: How the kernel is compiled. Loads are not fetched ahead into shared memory: with Triton's default of 3 stages a
-#: program would take more than there is.
+#: Compiler options. Loads are not prefetched into shared memory: with Triton's default of 3 stages a program would need
+#: more than there is.
 OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}
 #: Triton's interpreter runs one kernel at a time.
 _INTERPRETER = threading.Lock()
-#: The longest sequence whose L x L matrix of scores one program holds.
+#: Longest supported sequence: a program holds its L x L matrix of scores.
 LENGTH_MAX = 256
 _BF16 = helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)
-#: The kernel's products: its name of each, the weight's, and the sizes of what comes out and goes in.
+#: The kernel's products: the name in the kernel, the name of the weight, and the output and input sizes.
 _PRODUCTS = (
     ("hidden1", "layer1_hidden", "H", "D"),
     ("out1", "layer1_feed_forward", "D", "H"),
@@ -53,7 +53,7 @@ _NORMS = ("layer1_norm_attention", "layer1_norm_out", "layer2_norm_attention", "
 
 @triton.jit
 def _half(x, interpreted: tl.constexpr):
-    """Round to the nearest bf16. Triton's interpreter cuts instead and multiplies no bf16: there it stays a float32."""
+    """Round to the nearest bf16. Triton's interpreter truncates and has no bf16 products, so there it stays float32."""
     if interpreted:
         bits = x.to(tl.float32).to(tl.uint32, bitcast=True)
         x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
@@ -64,10 +64,10 @@ def _half(x, interpreted: tl.constexpr):
 
 @triton.jit
 def _standardised(x, dim: tl.constexpr, epsilon: tl.constexpr):
-    """Subtract each row's mean and divide by its deviation. x is 0 beyond its `dim` real columns; the result is not.
+    """Subtract each row's mean and divide by its standard deviation. Padding of x is 0; padding of the result is not.
 
-    Both sums are taken of x itself, at once: what is standardised here is a norm's output and what was added to it,
-    whose mean is never far beyond its deviation.
+    Mean and variance are computed in one pass. That is accurate because the inputs are sums with the output of a norm,
+    whose mean is not much larger than their deviation.
     """
     mean = tl.sum(x, 1) / dim
     scale = tl.rsqrt(tl.maximum(tl.sum(x * x, 1) / dim - mean * mean, 0.0) + epsilon)
@@ -87,7 +87,7 @@ def _first_layer(
     length: tl.constexpr, dim: tl.constexpr, epsilon: tl.constexpr, spare: tl.constexpr, interpreted: tl.constexpr,
     L: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """Return bf16[B, D], layer 1's outputs of the actions `i`, and whether each is there."""
+    """Return the layer 1 outputs of the actions `i`, bf16[B, D], and whether each action exists."""
     square, wide = i[:, None] * L + j[None, :], i[:, None] * D + d[None, :]
     here = tl.load(present + i) > 0
     shared = _half(tl.load(exponentials + square), interpreted)
@@ -104,7 +104,7 @@ def _first_layer(
         total = tl.sum(spread, 1)
     share = 1.0 / tl.maximum(total, _SUM_MIN)
     x = tl.load(tokens + wide).to(tl.float32) + constant[None, :] + mixed * share[:, None]
-    squares = tl.where(d[None, :] == dim, 0.0, x * x)  # without the column of the weights' sums
+    squares = tl.where(d[None, :] == dim, 0.0, x * x)  # without the column that holds the sums of the weights
     x *= tl.rsqrt(tl.sum(squares, 1) / dim + epsilon)[:, None]
     x = x * tl.load(norms + d)[None, :] + tl.load(norms + D + d)[None, :]
     x = _standardised(_feed_forward(x, hidden, hidden_bias, out, interpreted), dim, epsilon)
@@ -121,11 +121,11 @@ def encode_rows(
     spare: tl.constexpr, interpreted: tl.constexpr, L: tl.constexpr, D: tl.constexpr, C: tl.constexpr,
     E: tl.constexpr, H: tl.constexpr, K: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
-    """Encode a tile's rows. Sizes in capitals are powers of two, at least 16; what lies beyond the real ones is 0.
+    """Encode the rows of a tile. Sizes in capitals are powers of two, at least 16; padding is 0.
 
-    A row's actions go through layer 1 in blocks of B, the newest first: those are the ones that ask in layer 2, which
-    reads a block while it is there (an online softmax: Milakov and Gimelshein, 2018). A whole row's outputs would take
-    more registers and shared memory than a program has.
+    The actions of a row pass through layer 1 in blocks of B, the newest first, because those are the queries of layer
+    2. Layer 2 reads each block as it is computed (online softmax: Milakov and Gimelshein, 2018). The outputs of a whole
+    row would need more registers and shared memory than a program has.
     """
     tile = tl.program_id(0)
     request = tl.load(tiles + 3 * tile).to(tl.int64)
@@ -204,15 +204,15 @@ def encode_rows(
 
 
 class TritonEncoder:
-    """One encoder's weights in the kernel's layout. Immutable; may run on any number of streams."""
+    """The weights of one encoder in the kernel's layout. Immutable; may run on any number of streams."""
 
     def __init__(self, weights: Mapping[str, np.ndarray], shape: EncoderShape, launch: Launch | None = None) -> None:
-        """Lay out what `ranker.network.serving_form.fold_early` names.
+        """Lay out the weights, named as in `ranker.network.serving_form.fold_early`.
 
-        Raises EngineError for a shape that is not served.
+        Raises EngineError if the kernel does not support the shape.
         """
         if not self.serves(shape):
-            raise EngineError(f"the kernel serves two layers and up to {LENGTH_MAX} actions, not {shape}")
+            raise EngineError(f"the kernel supports two layers and up to {LENGTH_MAX} actions, not {shape}")
         check_weights(weights, shape)
         self.weights, self.shape = folded(weights), shape
         w = self.weights
@@ -221,7 +221,7 @@ class TritonEncoder:
         self.width = shape.rows * self.dim
         real = (shape.length, self.dim, self.candidate_dim, w["acted"].shape[1], len(w["layer1_hidden"]), shape.rows)
         sizes = {name: max(16, int(triton.next_power_of_2(size))) for name, size in zip("LDCEHK", real, strict=True)}
-        # What is larger than 128 x 128 needs up to 208 KiB a program in blocks of 128, 96 in blocks of 32.
+        # Sizes above 128 x 128 need up to 208 KiB per program in blocks of 128, and 96 KiB in blocks of 32.
         launch = launch or (Launch() if sizes["L"] * sizes["D"] <= 128 * 128 else Launch(32, 4))
         sizes["B"] = min(sizes["L"], max(launch.block, sizes["K"]))
         self.constants: dict[str, Any] = {
@@ -230,20 +230,20 @@ class TritonEncoder:
             "rows": shape.rows,
             "embedding_dim": w["acted"].shape[1],
             "epsilon": shape.epsilon,
-            # Whether a column beyond the real ones sums the mixture's weights, in its product. In smaller blocks
-            # NVIDIA's assembler gives up on the selection of that column: 32 registers, 17 KB spilled.
+            # Whether a padding column sums the attention weights within the product. In smaller blocks NVIDIA's
+            # assembler handles the selection of that column badly: 32 registers, 17 KB spilled.
             "spare": self.dim < sizes["D"] and sizes["B"] > 32,
             "interpreted": isinstance(encode_rows, InterpretedFunction),
             **sizes,
         }
         #: The kernel's arguments from `candidate_map` to `norms`, by name.
         self.arrays = self._laid_out()
-        #: As many actions a warp in the smaller blocks of short sequences.
+        #: Smaller blocks, of short sequences, keep the number of actions per warp.
         self.warps = max(min(4, launch.warps), launch.warps * sizes["B"] // max(sizes["B"], launch.block))
 
     @staticmethod
     def serves(shape: EncoderShape) -> bool:
-        """Say whether the kernel is made for an encoder of this shape."""
+        """Return whether the kernel supports an encoder of this shape."""
         return serves(shape) and shape.length <= LENGTH_MAX
 
     def _laid_out(self) -> dict[str, np.ndarray]:
@@ -261,14 +261,16 @@ class TritonEncoder:
         for name, held, *sizes in _PRODUCTS:
             out, into = (s[size] for size in sizes)
             laid[name] = _pad(w[held].T, into, out).astype(_BF16)
-            if not held.endswith("feed_forward"):  # whose bias is folded into others
+            if not held.endswith("feed_forward"):  # its bias is folded into others
                 laid[f"{name}_bias"] = _pad(w[f"{held}_bias"], out)
         return laid
 
     def run(self, *given: Tensor, encoded: Tensor | None = None) -> Tensor:
-        """Launch it on its arguments from `tiles` to `norms`, and return what it writes of the rows of those tiles.
+        """Launch the kernel on its arguments from `tiles` to `norms`.
 
-        That is float32[N, K * d], the K newest actions' outputs side by side, absent ones 0.
+        Returns:
+            float32[N, K * d], the concatenated outputs of the K newest actions, 0 for absent ones. Only rows in a tile
+            are written.
         """
         tiles, candidates = given[0], given[encode_rows.arg_names.index("candidates")]
         if encoded is None:
@@ -280,12 +282,12 @@ class TritonEncoder:
 
 
 def folded(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return weights of the same function in which the kernel has less to do for every action.
+    """Return equivalent weights with which the kernel has less to compute for every action.
 
-    Each norm subtracts a mean from what its layer's products and biases add: here none of those has one, however large
-    it was (the request side subtracts that of layer 1's tokens). Layer 1's last norm scales and shifts what only
-    products of layer 2 read, so that they do it instead; a shift that all scores of a softmax share is dropped. A
-    feed-forward's bias goes into the shift before it, and is taken from what the hidden units read.
+    The mean that each norm would subtract is removed from the products and biases before it (the request side removes
+    that of layer 1's tokens). The gain and shift of layer 1's last norm are folded into the products of layer 2, the
+    only readers of its output; a shift that all scores of a softmax share is dropped. The bias of a feed-forward is
+    added to the shift before it, and subtracted from what the hidden units read.
     """
     w = {name: np.array(value, np.float64) for name, value in weights.items()}
     for name in ("value_out", "value_out_bias", "feed_forward", "feed_forward_bias"):
@@ -304,7 +306,7 @@ def folded(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def runs_on(device: torch.device) -> bool:
-    """Say whether Triton's kernels run there: on GPUs, and in its interpreter on CPUs (TRITON_INTERPRET=1)."""
+    """Return whether Triton kernels run on a device: on GPUs, and on CPUs in its interpreter (TRITON_INTERPRET=1)."""
     return device.type == "cuda" or isinstance(encode_rows, InterpretedFunction)
 
 

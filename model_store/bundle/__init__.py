@@ -1,1 +1,1 @@
-"""A bundle: its manifest and its files, read without trusting them."""
+"""Bundles: a model's manifest and files, read as untrusted input."""

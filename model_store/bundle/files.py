@@ -1,4 +1,4 @@
-"""A bundle: `manifest.json` and the files it lists, each checked by digest."""
+"""Read and write bundles: `manifest.json` and the files that it lists, each verified by its digest."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ MANIFEST = "manifest.json"
 NETWORK = "network.onnx"
 UTILITY = "utility.toml"
 GOLDEN = "golden.npz"
-#: Optional: the embeddings the model was trained on, for stores that do not hold them yet.
+#: Optional: the embeddings that the model was trained on, to load into feature stores.
 EMBEDDINGS = "embeddings.npz"
-#: Optional: what inputs and predictions looked like when the model was trained, for telling drift.
+#: Optional: the distributions of inputs and predictions in training, to detect drift.
 STATISTICS = "statistics.json"
-#: Optional: the network's parameters as they were learned, for training on from them.
+#: Optional: the learned parameters of the network, to continue training from.
 PARAMETERS = "parameters.npz"
 REQUIRED = (NETWORK, UTILITY, GOLDEN)
-#: A manifest describes; what is larger describes nothing.
+#: Far more than any real manifest needs.
 MANIFEST_BYTES_MAX = 4 << 20
 
 
 class BundleError(Exception):
-    """A bundle cannot be served; the message names the file or field at fault."""
+    """A bundle cannot be served. The message names the file or field at fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,8 @@ def write_bundle(folder: Path, fields: Mapping[str, Any], files: Mapping[str, by
     """Write a new bundle.
 
     Args:
-        folder: must not exist yet.
-        fields: the manifest's fields, all but `files`.
+        folder: created by this function; it must not exist yet.
+        fields: all fields of the manifest except `files`.
         files: contents by name.
     """
     entries = {name: FileEntry(sha256=sha256(content), size_bytes=len(content)) for name, content in files.items()}
@@ -58,7 +58,7 @@ def write_bundle(folder: Path, fields: Mapping[str, Any], files: Mapping[str, by
 
 
 def copy_out(bundle: Bundle, folder: Path) -> None:
-    """Write a bundle, as it was read, into a folder that must not exist yet. Raises BundleError."""
+    """Write a bundle, byte for byte as read, into a new folder. Raises BundleError."""
     try:
         _write(folder, bundle.manifest_json, bundle.files)
     except OSError as error:
@@ -74,14 +74,14 @@ def _write(folder: Path, manifest_json: bytes, files: Mapping[str, bytes]) -> No
 
 
 def read_bundle(folder: Path, bytes_max: int | None = None) -> Bundle:
-    """Read and verify a bundle: the manifest's fields, every file's size and digest.
+    """Read a bundle, and verify the manifest's fields and the size and digest of every file.
 
     Args:
-        folder: with plain files only; a link is refused, as it may lead anywhere.
-        bytes_max: refuse larger bundles before their files are read.
+        folder: must hold regular files only. Links are refused, as they can point anywhere.
+        bytes_max: limit on the size of the bundle, checked before its files are read.
 
     Raises:
-        BundleError: what is wrong, by name.
+        BundleError: the bundle is invalid. The message names the file or field at fault.
     """
     content = _read(folder / MANIFEST, MANIFEST_BYTES_MAX)
     manifest = parse_manifest(content, str(folder / MANIFEST))
@@ -89,23 +89,25 @@ def read_bundle(folder: Path, bytes_max: int | None = None) -> Bundle:
     files = {}
     for name, entry in manifest.files.items():
         if "/" in name and (folder / name).parent.is_symlink():
-            raise BundleError(f"{(folder / name).parent}: is no plain folder; a bundle holds no links")
+            raise BundleError(f"{(folder / name).parent} is a link; a bundle must not contain links")
         files[name] = _read(folder / name, entry.size_bytes)
         if len(files[name]) != entry.size_bytes:
-            raise BundleError(f"{folder / name}: {len(files[name])} bytes, the manifest says {entry.size_bytes}")
+            raise BundleError(f"{folder / name} has {len(files[name])} bytes, the manifest says {entry.size_bytes}")
         if sha256(files[name]) != entry.sha256:
-            raise BundleError(f"{folder / name}: its digest is not the manifest's; the file was changed or damaged")
+            raise BundleError(
+                f"{folder / name}: the digest differs from the manifest's; the file was changed or damaged"
+            )
     return Bundle(manifest, content, sha256(content), files)
 
 
 def parse_manifest(content: bytes, where: str) -> Manifest:
-    """Parse a manifest and check that it lists what every bundle has.
+    """Parse a manifest, and check that it lists every required file.
 
     Raises:
-        BundleError: every field at fault, by name.
+        BundleError: the manifest is invalid. The message names every field at fault.
     """
     if len(content) > MANIFEST_BYTES_MAX:
-        raise BundleError(f"{where}: {len(content)} bytes; a manifest has at most {MANIFEST_BYTES_MAX}")
+        raise BundleError(f"{where} has {len(content)} bytes, the limit is {MANIFEST_BYTES_MAX}")
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
@@ -118,7 +120,7 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
 
 
 def check_size(manifest: Manifest, bytes_max: int | None) -> None:
-    """Raise BundleError when the files are larger together than allowed."""
+    """Raise BundleError if the total size of the files exceeds `bytes_max`."""
     size = sum(entry.size_bytes for entry in manifest.files.values())
     if bytes_max is not None and size > bytes_max:
         raise BundleError(f"{manifest.ref} has {size:,} bytes, the limit is {bytes_max:,} (bundle_bytes_max)")
@@ -134,5 +136,7 @@ def _read(path: Path, bytes_max: int) -> bytes:
     except UnfitFileError as error:
         raise BundleError(f"{path}: {error}") from error
     except OSError as error:
-        reason = "is no plain file; a bundle holds no links" if error.errno == errno.ELOOP else error.strerror or error
+        reason = (
+            "it is a link; a bundle must not contain links" if error.errno == errno.ELOOP else error.strerror or error
+        )
         raise BundleError(f"{path}: {reason}") from error

@@ -1,4 +1,4 @@
-"""Golden requests: features and the probabilities they must give, carried in the bundle and scored at every load."""
+"""Golden requests: features with their expected probabilities, kept in the bundle and scored at every load."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from model_store.bundle.archives import decode_arrays
 
 @dataclass(frozen=True, slots=True)
 class GoldenRequest:
-    """One request's features as they come from the store, and float32[N, H] expected probabilities."""
+    """The features of one request, as fetched from the store, and its expected probabilities, float32[N, H]."""
 
     fetched: FetchedFeatures
     surface: str
@@ -23,7 +23,7 @@ class GoldenRequest:
 
 
 def encode_golden(requests: Sequence[GoldenRequest]) -> bytes:
-    """Encode as an npz archive of plain arrays; the same requests give the same bytes."""
+    """Encode requests as an npz archive of plain arrays. Equal requests give equal bytes."""
     arrays: dict[str, np.ndarray] = {}
     for i, golden in enumerate(requests):
         fetched = golden.fetched
@@ -44,7 +44,7 @@ def encode_golden(requests: Sequence[GoldenRequest]) -> bytes:
 
 
 def decode_golden(content: bytes) -> list[GoldenRequest]:
-    """Decode `encode_golden`. Raises ValueError for anything else, pickles included."""
+    """Decode the output of `encode_golden`. Raises ValueError for anything else, pickles included."""
     try:
         arrays = decode_arrays(content)
         count = len({name.split("/")[0] for name in arrays})
@@ -59,7 +59,7 @@ def _decode_one(arrays: dict[str, np.ndarray], prefix: str) -> GoldenRequest:
         names = {name[len(start) :].split("/")[0] for name in arrays if name.startswith(start)}
         return {n: Rows(arrays[f"{start}{n}/rows"], arrays[f"{start}{n}/states"]) for n in sorted(names)}
 
-    # The archive says for each use of a pin which row is its own.
+    # For each use of a pin, the archive holds the index of its row.
     used = [arrays[f"{prefix}candidate_index"], arrays[f"{prefix}event_index"]]
     query_index = int(arrays[f"{prefix}query_index"])
     index = np.concatenate([*used, [query_index] if query_index >= 0 else []]).astype(np.int64)

@@ -1,4 +1,4 @@
-"""The manifest: everything a server must honour to serve a model, and how to check that it can."""
+"""The manifest of a bundle: the features, inputs, heads and surfaces of a model, and the digests of its files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from kernels.engine import Side, TensorSpec
 
 
 class Scalars(Frozen):
-    """Scalar fields of one group side by side: float32[F], in the order given."""
+    """Scalar fields of one group, concatenated in the order of `fields`: float32[F]."""
 
     kind: Literal["scalars"] = "scalars"
     group: Name
@@ -32,7 +32,7 @@ class Scalars(Frozen):
 
 
 class Category(Frozen):
-    """A categorical field's code: int64."""
+    """The code of a categorical field: int64."""
 
     kind: Literal["category"] = "category"
     group: Name
@@ -40,7 +40,7 @@ class Category(Frozen):
 
 
 class EmbeddingVector(Frozen):
-    """An embedding field, scaled to real values: float32[D]."""
+    """An embedding field, multiplied by its scale: float32[D]."""
 
     kind: Literal["embedding"] = "embedding"
     group: Name
@@ -48,7 +48,7 @@ class EmbeddingVector(Frozen):
 
 
 class SequenceEmbeddings(Frozen):
-    """The newest actions' pins, newest first, as a pin group's embeddings: float32[L, D], zeros past the end."""
+    """Embeddings of the pins of the newest actions, newest first: float32[L, D], padded with zeros."""
 
     kind: Literal["sequence_embeddings"] = "sequence_embeddings"
     group: Name
@@ -56,19 +56,19 @@ class SequenceEmbeddings(Frozen):
 
 
 class SequenceActions(Frozen):
-    """The newest actions, newest first: int64[L], the action's code plus one, 0 past the end."""
+    """The newest actions, newest first: int64[L], the code of each action plus one, padded with 0."""
 
     kind: Literal["sequence_actions"] = "sequence_actions"
 
 
 class SurfaceIndex(Frozen):
-    """The request's surface as its position in the manifest's `surfaces`: int64."""
+    """The index of the request's surface in the manifest's `surfaces`: int64."""
 
     kind: Literal["surface"] = "surface"
 
 
 class QueryVector(Frozen):
-    """The query's embedding, in the space of a pin group's embedding field: float32[D], zeros without a query."""
+    """The embedding of the query, in the space of a pin group's embedding field: float32[D], zeros without a query."""
 
     kind: Literal["query"] = "query"
     group: Name
@@ -82,7 +82,7 @@ Source = Annotated[
 
 
 class TensorInput(Frozen):
-    """One input tensor of the network, and what it is built from; side, dtype and shape follow from the source."""
+    """One input tensor of the network. Its source determines its side, dtype and shape."""
 
     name: Name
     source: Source
@@ -96,7 +96,7 @@ class Calibration(Frozen):
 
 
 class Head(Frozen):
-    """One predicted action; heads stand in the order of the network's output columns."""
+    """One predicted action. Heads are in the order of the network's output columns."""
 
     name: Name
     meaning: str
@@ -104,14 +104,14 @@ class Head(Frozen):
 
 
 class Surface(Frozen):
-    """A place where rankings are shown. With `query`, every request must bring one."""
+    """A place where rankings are shown. If `query` is set, every request must include a query."""
 
     name: Name
     query: bool = False
 
 
 class Lineage(Frozen):
-    """Where the model comes from, enough to make it again."""
+    """Where the model comes from: enough to reproduce it."""
 
     data: str
     data_sha256: str
@@ -119,9 +119,9 @@ class Lineage(Frozen):
     code: str
     seed: int
     parent: str | None = None
-    #: Unix time in milliseconds of the first event that it did not learn from.
+    #: Unix time in milliseconds of the first event after the training data.
     learned_until_ms: int | None = None
-    #: Measured when the bundle was made; free-form, for people and for publishing gates.
+    #: Metrics of the training run, with free-form names; people and publishing gates read them.
     metrics: dict[str, float] = Field(default_factory=dict)
 
 
@@ -130,12 +130,12 @@ class FileEntry(Frozen):
     size_bytes: Annotated[int, Field(ge=0)]
 
 
-#: A file of the bundle's folder, or one in its `plans/`.
+#: A file in the bundle's folder, or in its subfolder `plans/`.
 FileName = Annotated[str, Field(pattern=r"^(plans/)?[a-z0-9][a-z0-9_-]*(\.[a-z0-9]+)+$", max_length=80)]
 
 
 class Manifest(Frozen):
-    """The ABI of a model."""
+    """The contract between a model and its servers (its ABI), validated as a whole."""
 
     schema_version: Literal[1] = 1
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$", max_length=60)]
@@ -146,7 +146,7 @@ class Manifest(Frozen):
     inputs: tuple[TensorInput, ...]
     heads: Annotated[tuple[Head, ...], Field(min_length=1)]
     surfaces: Annotated[tuple[Surface, ...], Field(min_length=1)]
-    #: Largest difference between a golden request's stored probabilities and what an engine may compute.
+    #: Largest allowed difference between an engine's probabilities and the expected ones of the golden requests.
     golden_tolerance: Annotated[float, Field(gt=0, lt=1)] = 1e-3
     lineage: Lineage
     files: dict[FileName, FileEntry]
@@ -160,7 +160,7 @@ class Manifest(Frozen):
             ("surface", [s.name for s in self.surfaces]),
         ):
             if len(set(names)) != len(names):
-                raise ValueError(f"{what} names repeat: {names}")
+                raise ValueError(f"{what} names must be unique: {names}")
         for tensor in self.inputs:
             try:
                 self.spec(tensor)
@@ -190,7 +190,7 @@ class Manifest(Frozen):
     def embedding_field(self, group: str, field: str) -> Embedding:
         found = self.group(group).field(field)
         if not isinstance(found, Embedding):
-            raise KeyError(f"{group}.{field} is no embedding")
+            raise KeyError(f"{group}.{field} is not an embedding")
         return found
 
     @property
@@ -203,7 +203,7 @@ class Manifest(Frozen):
 
     @cached_property
     def request_bytes(self) -> int:
-        """Memory of a request's own features and tensors, its sequence's pins included."""
+        """Bytes of a request's own features and tensors, including the pins of its sequence."""
         needs = self.needs
         rows = sum(g.dtype.itemsize for g in needs.user_groups)
         rows += self.sequence_length * sum(g.dtype.itemsize for g in needs.pin_groups)
@@ -211,7 +211,7 @@ class Manifest(Frozen):
 
     @cached_property
     def row_bytes(self) -> int:
-        """Memory of one candidate: its id, stored rows, tensors, logits and utilities."""
+        """Bytes of one candidate: its id, stored rows, tensors, logits and utilities."""
         rows = sum(g.dtype.itemsize for g in self.needs.pin_groups)
         return 8 + rows + self._tensor_bytes("candidate") + 16 * len(self.heads) + 16
 
@@ -221,7 +221,7 @@ class Manifest(Frozen):
 
     @property
     def needs(self) -> FeatureNeeds:
-        """What must be fetched for a request."""
+        """The features to fetch for a request."""
         return FeatureNeeds(
             user_groups=tuple(g for g in self.groups if g.entity == "user"),
             pin_groups=tuple(g for g in self.groups if g.entity == "pin"),
@@ -230,7 +230,7 @@ class Manifest(Frozen):
         )
 
     def spec(self, tensor: TensorInput) -> TensorSpec:
-        """Return the side, dtype and trailing shape of an input. Raises KeyError naming what its source lacks."""
+        """Return the side, dtype and trailing shape of an input. Raises KeyError if the manifest lacks its source."""
         side: Side = "request"
         dtype = "float32"
         shape: tuple[int, ...] = ()
@@ -242,7 +242,7 @@ class Manifest(Frozen):
                 side, shape = _side(self.group(group)), (len(fields),)
             case Category(group=group, field=field):
                 if not isinstance(self.group(group).field(field), Categorical):
-                    raise KeyError(f"{group}.{field} is no categorical")
+                    raise KeyError(f"{group}.{field} is not categorical")
                 side, dtype = _side(self.group(group)), "int64"
             case EmbeddingVector(group=group, field=field):
                 side, shape = _side(self.group(group)), (self.embedding_field(group, field).space.dim,)

@@ -1,4 +1,4 @@
-"""What a network file may hold, checked before any runtime sees it: standard operators over weights of its own."""
+"""Check an untrusted ONNX network before a runtime reads it: standard operators, weights in the file, bounded sizes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
-#: Operators of ONNX that no ranker needs and that make a run's time, memory or result unforeseeable: loops and
+#: ONNX operators that rankers do not need and that make the time, memory or result of a run unpredictable: loops,
 #: branches, randomness, sequences and strings.
 _REFUSED = frozenset(
     {
@@ -42,31 +42,31 @@ _REFUSED = frozenset(
         "ImageDecoder",
     }
 )
-#: Operators whose second input, or attribute, says how large their result is.
+#: Operators whose result's size is an input: the index of that input.
 _SIZED = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1}
 NODES_MAX = 100_000
-#: Elements of one tensor that the file itself makes: 1 GiB of float32.
+#: Limit on the elements of a tensor that the file defines: 1 GiB of float32.
 ELEMENTS_MAX = 1 << 28
 _STANDARD = ("", "ai.onnx")
 
 
 class NetworkError(Exception):
-    """A network holds what a server does not run; the message names the node or tensor."""
+    """A network contains something that servers refuse. The message names the node or tensor."""
 
 
 def check_network(content: bytes) -> ModelProto:
-    """Parse a network file and refuse what it must not hold.
+    """Parse a network file and check it.
 
     Raises:
-        NetworkError: no ONNX; weights in other files; an operator that ONNX does not know, or that `_REFUSED` names; a
-            function that calls itself; a tensor that says of itself that it is larger than its data, or too large.
+        NetworkError: the file is not ONNX; keeps weights in other files; uses an operator that is unknown or in
+            `_REFUSED`; has a recursive function; or has a tensor that exceeds the limit or does not match its data.
     """
     try:
         model = onnx.load_model_from_string(content)
     except DecodeError as error:
-        raise NetworkError(f"no ONNX network: {error}") from error
+        raise NetworkError(f"not an ONNX network: {error}") from error
     if not model.graph.node:
-        raise NetworkError("no ONNX network: it has no nodes")
+        raise NetworkError("not an ONNX network: it has no nodes")
     functions = {(f.domain, f.name): f for f in model.functions}
     opsets = {imported.domain: imported.version for imported in model.opset_import}
     count = 0
@@ -77,7 +77,7 @@ def check_network(content: bytes) -> ModelProto:
         for node in _nodes(nodes):
             count += 1
             if count > NODES_MAX:
-                raise NetworkError(f"more than {NODES_MAX} nodes")
+                raise NetworkError(f"the network has more than {NODES_MAX} nodes")
             _check_operator(node, imports, functions)
     _check_recursion(functions)
     constants: dict[str, TensorProto] = {}
@@ -94,13 +94,13 @@ def _check_operator(node: NodeProto, imports: dict[str, int], functions: dict[tu
     where = f"node {node.name or node.op_type!r}"
     if node.domain in _STANDARD:
         if node.op_type in _REFUSED:
-            raise NetworkError(f"{where}: operator {node.op_type} is not run here")
+            raise NetworkError(f"{where}: operator {node.op_type} is not allowed")
         version = imports.get("", imports.get("ai.onnx", 0))
         if not onnx.defs.has(node.op_type, domain="", max_inclusive_version=version or 1):
-            raise NetworkError(f"{where}: ONNX knows no operator {node.op_type} in opset {version}")
+            raise NetworkError(f"{where}: ONNX opset {version} has no operator {node.op_type}")
     elif (node.domain, node.op_type) not in functions:
         raise NetworkError(
-            f"{where}: unknown operator {node.domain}.{node.op_type}; a network brings its own functions' definitions"
+            f"{where}: unknown operator {node.domain}.{node.op_type}; the network file must define its own functions"
         )
 
 
@@ -109,28 +109,28 @@ def _check_recursion(functions: dict[tuple[str, str], FunctionProto]) -> None:
         key: {(n.domain, n.op_type) for n in _nodes(f.node) if (n.domain, n.op_type) in functions}
         for key, f in functions.items()
     }
-    while calls:  # take away those that call nobody who is left; what remains goes in circles
+    while calls:  # remove functions that call no remaining one; what is left is recursive
         leaves = {key for key, called in calls.items() if not called & calls.keys()}
         if not leaves:
-            raise NetworkError(f"functions call each other in a circle: {sorted('.'.join(key) for key in calls)}")
+            raise NetworkError(f"functions call each other recursively: {sorted('.'.join(key) for key in calls)}")
         calls = {key: called for key, called in calls.items() if key not in leaves}
 
 
 def _check_tensor(tensor: TensorProto) -> None:
-    name = tensor.name or "without a name"
+    name = tensor.name or "(unnamed)"
     if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
-        raise NetworkError(f"tensor {name}: its data lies in another file; a bundle's network holds all of its weights")
+        raise NetworkError(f"tensor {name} has its data in another file; the network file must contain all weights")
     if any(dim < 0 for dim in tensor.dims):
-        raise NetworkError(f"tensor {name}: negative size {list(tensor.dims)}")
+        raise NetworkError(f"tensor {name} has a negative size: {list(tensor.dims)}")
     elements = math.prod(tensor.dims)
     if elements > ELEMENTS_MAX:
-        raise NetworkError(f"tensor {name}: {elements:,} elements, the limit is {ELEMENTS_MAX:,}")
+        raise NetworkError(f"tensor {name} has {elements:,} elements, the limit is {ELEMENTS_MAX:,}")
     if tensor.data_type == TensorProto.STRING:
-        raise NetworkError(f"tensor {name} holds text; networks compute with numbers")
+        raise NetworkError(f"tensor {name} contains text; only numbers are allowed")
     try:
         onnx.numpy_helper.to_array(tensor)
     except (KeyError, TypeError, ValueError) as error:
-        raise NetworkError(f"tensor {name}: {list(tensor.dims)} is not what its data holds: {error}") from error
+        raise NetworkError(f"tensor {name}: its shape {list(tensor.dims)} does not match its data: {error}") from error
 
 
 def _check_result_size(node: NodeProto, constants: dict[str, TensorProto]) -> None:
@@ -138,17 +138,17 @@ def _check_result_size(node: NodeProto, constants: dict[str, TensorProto]) -> No
     if place is None or node.domain not in _STANDARD or len(node.input) <= place:
         return
     sizes = constants.get(node.input[place])
-    if sizes is None:  # computed from the batch, which admission bounds
+    if sizes is None:  # computed from the batch, whose size admission limits
         return
     elements = math.prod(max(1, int(size)) for size in onnx.numpy_helper.to_array(sizes).ravel())
     if elements > ELEMENTS_MAX:
         raise NetworkError(
-            f"node {node.name or node.op_type!r}: makes {elements:,} elements, the limit is {ELEMENTS_MAX:,}"
+            f"node {node.name or node.op_type!r} produces {elements:,} elements, the limit is {ELEMENTS_MAX:,}"
         )
 
 
 def _nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    """Yield nodes and those of the graphs inside them."""
+    """Yield the nodes, and those of their subgraphs."""
     for node in nodes:
         yield node
         for attribute in node.attribute:
@@ -180,7 +180,7 @@ def _attribute_tensors(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
 def _of_attribute(attribute: AttributeProto, node: NodeProto) -> Iterator[TensorProto]:
     for tensor in (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors):
         if node.op_type == "Constant" and not tensor.name:
-            tensor.name = node.output[0]  # a constant is known by what it gives
+            tensor.name = node.output[0]  # other nodes refer to a constant by the name of its output
         yield tensor
     for sparse in (
         *([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []),

@@ -1,4 +1,4 @@
-"""Files read without trusting what lies at their path: a pipe would never end, a sparse file would take all memory."""
+"""Read a file at an untrusted path. A pipe there would never end, and a sparse file could exhaust memory."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from pathlib import Path
 
 
 class UnfitFileError(Exception):
-    """What lies at a path is no plain file, or a larger one than it may be; the message says which."""
+    """The path does not lead to a regular file, or the file exceeds the limit. The message says which."""
 
 
 def read_plain(path: Path, bytes_max: int, *, follow_links: bool) -> bytes:
-    """Read a plain file.
+    """Read a regular file.
 
     Args:
-        path: of the file.
-        bytes_max: refuse a larger one before it is read.
-        follow_links: whether its last part may be a symbolic link.
+        path: path of the file.
+        bytes_max: limit on its size, checked before reading.
+        follow_links: whether the last part of the path may be a symbolic link.
 
     Raises:
-        UnfitFileError: it is none, or larger.
+        UnfitFileError: it is not a regular file, or exceeds `bytes_max`.
         OSError: it cannot be opened or read.
     """
-    # Without O_NONBLOCK, opening a pipe would wait for its writer.
+    # Without O_NONBLOCK, opening a pipe would block until a writer opens it.
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW)
     descriptor = os.open(path, flags)
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise UnfitFileError(f"it is {_kind(status.st_mode)}, no plain file")
+            raise UnfitFileError(f"it is {_kind(status.st_mode)}, not a regular file")
         if status.st_size > bytes_max:
-            raise UnfitFileError(f"it has {status.st_size:,} bytes, at most {bytes_max:,} are read")
+            raise UnfitFileError(f"it has {status.st_size:,} bytes, the limit is {bytes_max:,}")
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             content = file.read(status.st_size + 1)
         if len(content) > status.st_size:
-            raise UnfitFileError("it grew while it was read")
+            raise UnfitFileError("it grew while being read")
         return content
     finally:
         os.close(descriptor)

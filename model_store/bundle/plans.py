@@ -1,4 +1,4 @@
-"""Plans that travel in a bundle: what TensorRT made of its network, for one version of it and one GPU architecture."""
+"""Build TensorRT plans into a bundle. A plan fits one version of TensorRT and one GPU architecture."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ def add_plans(
     built: Callable[[str, int], None],
     timings: Mapping[str, bytes] | None = None,
 ) -> list[str]:
-    """Build a bundle's plans into its folder; the manifest lists them last: a crash leaves the bundle as it was.
+    """Build plans into a bundle's folder. The manifest is replaced last, so a crash leaves the old bundle intact.
 
     Args:
-        folder: of a bundle that is not published yet.
-        settings: what to build with; its architectures are not read.
-        version: of the library.
-        architectures: such as `8.9`, one plan each.
-        built: told every plan's name and size.
-        timings: files of another bundle, of whose timing caches the builds learn; TensorRT alone has them.
+        folder: folder of a bundle that is not published yet.
+        settings: build settings; `architectures` is ignored.
+        version: version of the library.
+        architectures: compute capabilities such as `8.9`, one plan each.
+        built: called with the name and the size in bytes of every plan.
+        timings: files of another bundle whose timing caches speed up the build; only TensorRT has them.
 
     Returns:
-        The plans' names.
+        The names of the plans.
 
     Raises:
         BundleError: the bundle cannot be read.
-        EngineError: the library does not build the network.
+        EngineError: the library cannot build the network.
     """
     bundle = read_bundle(folder)
     known = {**(timings or {}), **bundle.files}

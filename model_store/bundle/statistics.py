@@ -1,4 +1,4 @@
-"""What a model's inputs and predictions looked like when it was trained; `stability.py` compares that with today."""
+"""Distributions of a model's inputs and predictions in training; `stability.py` compares them with today's."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Distribution(BaseModel):
-    """How one number was distributed.
+    """The distribution of one number.
 
     Attributes:
-        edges: ascending; a value belongs to the part after the last edge that it is at least as large as.
-        shares: of the values, by part; one more than edges.
-        low, high, mean: of the values.
+        edges: ascending boundaries between parts; a value equal to an edge belongs to the part after it.
+        shares: share of the values in each part; one more than `edges`.
+        low, high, mean: minimum, maximum and mean of the values.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,12 +36,12 @@ class Distribution(BaseModel):
     @model_validator(mode="after")
     def _coherent(self) -> Distribution:
         if len(self.shares) != len(self.edges) + 1 or list(self.edges) != sorted(set(self.edges)):
-            raise ValueError("edges ascend, and there is one share more than edges")
+            raise ValueError("edges must ascend, and there must be one more share than edges")
         return self
 
     @classmethod
     def of(cls, values: np.ndarray) -> Distribution:
-        """Describe values, of any shape; at least one."""
+        """Describe an array of any shape with at least one value."""
         values = np.asarray(values, np.float64).ravel()
         edges = np.unique(np.quantile(values, np.linspace(0, 1, _PARTS + 1)[1:-1], method="inverted_cdf"))
         counts = _counts(values, edges)
@@ -54,7 +54,7 @@ class Distribution(BaseModel):
         )
 
     def counts(self, values: np.ndarray) -> np.ndarray:
-        """Return int64[parts], how many values fall into each part."""
+        """Count the values in each part: int64[parts]."""
         return _counts(np.asarray(values, np.float64).ravel(), np.asarray(self.edges))
 
     def span(self) -> str:
@@ -62,7 +62,7 @@ class Distribution(BaseModel):
 
 
 class Statistics(BaseModel):
-    """By name: `group.field` of scalars, `sequence.length`, and heads."""
+    """Distributions by name: inputs are `group.field` of scalars and `sequence.length`; heads have their own names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -72,7 +72,7 @@ class Statistics(BaseModel):
 
 
 def read_statistics(bundle: Bundle) -> Statistics | None:
-    """Return a bundle's statistics, None when it carries none. Raises BundleError."""
+    """Return the statistics of a bundle, or None if it has none. Raises BundleError."""
     content = bundle.files.get(STATISTICS)
     if content is None:
         return None
@@ -90,7 +90,7 @@ def make_statistics(manifest: Manifest, batch: FeatureBatch, probabilities: np.n
 
 
 def observed(manifest: Manifest, batch: FeatureBatch) -> Mapping[str, np.ndarray]:
-    """Return the numbers of a batch whose distribution is watched, by name; float[...] each."""
+    """Return the values of a batch that are monitored for drift, by name; float[...] each."""
     found: dict[str, np.ndarray] = {}
     for tensor in manifest.inputs:
         values = batch.request.get(tensor.name, batch.candidate.get(tensor.name))

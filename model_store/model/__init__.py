@@ -1,1 +1,1 @@
-"""A bundle that can answer: loaded, its tensors assembled, its utility compiled."""
+"""Loaded models: compiled networks, input tensors, compiled utility tables, and how two versions differ."""

@@ -1,4 +1,4 @@
-"""Fetched features to input tensors, as the manifest says. Training and serving both come through here."""
+"""Build input tensors from fetched features, as the manifest says. Training and serving share this code."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class Assembler:
         """Build the batch of one request.
 
         Args:
-            fetched: the request's features; missing rows already hold their group's defaults.
+            fetched: the request's features; missing rows hold the defaults of their group.
             surface: a surface of the manifest.
-            query: float32[D], the caller's query vector; None takes the fetched query pin, or no query.
+            query: float32[D], the caller's query vector. None means the fetched query pin, if any.
 
         Returns:
-            One request, N rows in the order of the candidates.
+            A batch of one request with N rows, in the order of the candidates.
         """
         request: dict[str, np.ndarray] = {}
         candidate: dict[str, np.ndarray] = {}
@@ -90,7 +90,7 @@ class Assembler:
                 return np.zeros(space.dim, np.float32) if row is None else _real_values(row[field], space)
 
     def _scalars(self, tensor: str, rows: np.ndarray, fields: Sequence[str]) -> np.ndarray:
-        """Return float32[N, F]; fields that lie side by side are converted together."""
+        """Return float32[N, F]. Adjacent fields are converted at once."""
         blocks = self._blocks[tensor]
         if len(blocks) == 1:
             return blocks[0].of(rows).astype(np.float32)
@@ -100,7 +100,7 @@ class Assembler:
         return values
 
     def _column(self, fetched: FetchedFeatures, group: str, field: str) -> np.ndarray:
-        """Return a field of the user ([...]) or of the candidates ([N, ...])."""
+        """Return a field of the user, shape [...], or of the candidates, shape [N, ...]."""
         column = self._rows(fetched, group)[field]
         return np.asarray(column[0] if group in fetched.user else column)
 

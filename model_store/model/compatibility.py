@@ -1,7 +1,6 @@
-"""The ABI of a model: what a change of version asks of the feature store, the frontends and the server.
+"""Compare two versions of a model: what must change in callers and in the feature store before one replaces the other.
 
-A version may differ from the one before in any way that nobody outside it sees. Everything else is a finding: the
-field, what was expected, what was found, and what would fix it.
+Every difference that is visible outside the model is a finding: the field, the old and the new value, and the fix.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from model_store.model.utility import UtilityError, load_utility
 
 
 class Effect(StrEnum):
-    """Whom a difference concerns."""
+    """Who must act on a difference."""
 
-    #: Callers' requests would be refused, or mean something else.
+    #: Callers: their requests would be refused, or would mean something else.
     CALLERS = "callers"
-    #: The feature store must hold something else before.
+    #: Whoever loads the feature store: it must hold other features first.
     FEATURES = "features"
-    #: Nobody has to do anything; worth knowing.
+    #: Nobody; the difference is information.
     NOTE = "note"
 
 
@@ -46,7 +45,7 @@ class Finding:
 
 
 def compare(old: Bundle, new: Bundle) -> list[Finding]:
-    """Return how a version differs from the one that it would replace; what concerns callers stands first."""
+    """Return the differences between a version and the one that it would replace, those that concern callers first."""
     before, after = old.manifest, new.manifest
     found = [
         *_surfaces(before, after),
@@ -63,7 +62,7 @@ def compare(old: Bundle, new: Bundle) -> list[Finding]:
 
 
 def breaks_callers(before: Manifest, after: Manifest) -> list[Finding]:
-    """Return what of a version would refuse or mislead the callers of the one that it would replace."""
+    """Return the differences by which a version would refuse or mislead callers of the one that it would replace."""
     found = [*_surfaces(before, after), *_heads(before, after), *_actions(before.sequence, after.sequence)]
     return [finding for finding in found if finding.effect is Effect.CALLERS]
 
@@ -80,7 +79,7 @@ def _surfaces(before: Manifest, after: Manifest) -> Iterator[Finding]:
         elif there[surface.name].query and not surface.query:
             yield Finding(
                 f"{field}.query", "no query needed", "every request needs one", Effect.CALLERS,
-                "let the callers send a query first: the version before takes it too"
+                "make callers send a query first; the old version accepts it too"
                 if before.query_space else "rank this surface without a query, or under another name",
             )  # fmt: skip
     for name in there.keys() - {surface.name for surface in before.surfaces}:
@@ -89,8 +88,8 @@ def _surfaces(before: Manifest, after: Manifest) -> Iterator[Finding]:
     if ours != theirs and ours is not None:
         yield Finding(
             "inputs.query.space", ours.ref, theirs.ref if theirs else "none", Effect.CALLERS,
-            "callers that send embeddings must send them in the new space when the label moves; a query that is a pin "
-            "works with both",
+            "callers that send embeddings must switch to the new space when the label moves; a query by pin works "
+            "with both",
         )  # fmt: skip
 
 
@@ -101,12 +100,12 @@ def _heads(before: Manifest, after: Manifest) -> Iterator[Finding]:
         if other is None:
             yield Finding(
                 f"heads.{head.name}", head.meaning, "gone", Effect.CALLERS,
-                "whoever reads `explanation` misses it, and so does a server's own utility table; keep the head",
+                "keep the head: readers of `explanation` and the servers' own utility tables may need it",
             )  # fmt: skip
         elif other.meaning != head.meaning:
             yield Finding(
                 f"heads.{head.name}.meaning", repr(head.meaning), repr(other.meaning), Effect.CALLERS,
-                "give the head that means something else another name",
+                "give the head with the new meaning another name",
             )  # fmt: skip
         elif other.calibration != head.calibration:
             yield Finding(
@@ -120,7 +119,7 @@ def _heads(before: Manifest, after: Manifest) -> Iterator[Finding]:
     if [n for n in new_names if n in names] != [n for n in names if n in there]:
         yield Finding(
             "heads", ", ".join(names), ", ".join(new_names), Effect.NOTE,
-            "the order of `explanation.heads` changes; callers find heads by name there",
+            "the order of `explanation.heads` changes; callers must look heads up by name",
         )  # fmt: skip
 
 
@@ -142,7 +141,7 @@ def _actions(before: SequenceGroup | None, after: SequenceGroup | None) -> Itera
         if gone:
             yield Finding(
                 f"sequence.{field}", ", ".join(ours), ", ".join(theirs), Effect.CALLERS,
-                f"Record calls with {', '.join(gone)} would be refused; keep what the vocabulary had and add at its "
+                f"Record calls with {', '.join(gone)} would be refused; keep the old names and append new ones at the "
                 "end",
             )  # fmt: skip
         elif ours != theirs:
@@ -150,9 +149,9 @@ def _actions(before: SequenceGroup | None, after: SequenceGroup | None) -> Itera
     if before.fingerprint != after.fingerprint:
         yield Finding(
             "sequence", _ref(before), _ref(after), Effect.FEATURES,
-            f"write the actions into {after.ref} too, before the label moves (pinrank features follow, or Record)"
+            f"also write actions to {after.ref} before the label moves (pinrank features follow, or Record)"
             if before.ref != after.ref
-            else f"another description needs another version: call it {before.name}@{before.version + 1}",
+            else f"a changed description needs a new version number: name it {before.name}@{before.version + 1}",
         )  # fmt: skip
 
 
@@ -168,7 +167,9 @@ def _groups(before: Manifest, after: Manifest) -> Iterator[Finding]:
         elif one.fingerprint != other.fingerprint:
             fix = _load_first(other)
             if one.ref == other.ref:
-                fix = f"another description needs another version: call it {one.name}@{one.version + 1}, and {fix}"
+                fix = (
+                    f"a changed description needs a new version number: name it {one.name}@{one.version + 1}, and {fix}"
+                )
             yield Finding(field, _ref(one), _ref(other), Effect.FEATURES, fix)
             yield from _fields(field, one, other)
 
@@ -192,7 +193,7 @@ def _fields(where: str, one: FeatureGroup, other: FeatureGroup) -> Iterator[Find
 
 
 def _load_first(group: FeatureGroup) -> str:
-    return f"load {group.ref} first (pinrank features load): the version before goes on reading its own"
+    return f"load {group.ref} first (pinrank features load); the old version keeps reading its own rows"
 
 
 def _ref(group: FeatureGroup | SequenceGroup | None) -> str:
@@ -214,7 +215,7 @@ def _utilities(old: Bundle, new: Bundle) -> Iterator[Finding]:
         before = load_utility(old.files[UTILITY], old.manifest)
         after = load_utility(new.files[UTILITY], new.manifest)
     except UtilityError as error:
-        yield Finding(UTILITY, "a table for its heads and pins", str(error), Effect.CALLERS, "correct the table")
+        yield Finding(UTILITY, "a valid table", str(error), Effect.CALLERS, "correct the table")
         return
     if before.digest == after.digest:
         return

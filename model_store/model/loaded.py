@@ -1,4 +1,4 @@
-"""A model that can answer: a verified bundle, compiled, proven on its golden requests and warm."""
+"""Load a bundle: compile its network, verify it on the golden requests, and warm it up."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ONE, _LOW, _HIGH = np.float32(1), np.float32(-80), np.float32(80)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedModel:
-    """Everything a request needs of its model; requests hold it from admission to the end."""
+    """A model that can score requests. Each request holds it from admission until its answer."""
 
     manifest: Manifest
     digest: str
@@ -28,26 +28,26 @@ class LoadedModel:
     assembler: Assembler
     engine: Engine
     utility_toml: bytes
-    #: None where it was loaded without a warm-up.
+    #: None if the model was loaded without a warm-up.
     warmed_up: WarmedUp | None
 
     def bytes_of(self, rows: int) -> int:
-        """Estimate the memory that a request of so many candidates holds from fetch to answer: features and tensors.
+        """Estimate the bytes of features and tensors that a request with this many candidates holds until its answer.
 
-        An engine's own working memory is bounded by its streams, not by what waits.
+        The engine's working memory is not included: it depends on the streams, not on the waiting requests.
         """
         request_bytes, row_bytes = self.manifest.request_bytes, self.manifest.row_bytes
         return request_bytes + rows * row_bytes
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Calibrate float32[N, H] logits into float32[N, H] probabilities; a non-finite logit stays non-finite."""
+        """Calibrate logits, float32[N, H], into probabilities, float32[N, H]. A non-finite logit gives NaN."""
         return calibrate(self.manifest, logits)
 
 
 def calibrate(manifest: Manifest, logits: np.ndarray) -> np.ndarray:
     """Apply each head's logistic calibration: sigmoid(slope * logit + intercept)."""
     slope, intercept = manifest.calibration
-    # Within these bounds exp stays finite in float32; an infinite logit is an engine fault and must stay visible.
+    # Within these bounds exp stays finite in float32. A non-finite logit is an engine fault and must stay visible.
     scaled = -(slope * logits + intercept)
     np.minimum(np.maximum(scaled, _LOW, out=scaled), _HIGH, out=scaled)
     np.exp(scaled, out=scaled)
@@ -67,25 +67,25 @@ def load_model(
     warm: bool = True,
     plan: bytes | None = None,
     sample: FeatureBatch | None = None,
-    rest: Callable[[], None] = lambda: None,
+    pause: Callable[[], None] = lambda: None,
     progress: Progress = go_on,
 ) -> LoadedModel:
-    """Compile a bundle, score its golden requests and warm it up.
+    """Compile a bundle's network, verify its golden scores and warm it up.
 
     Args:
-        bundle: as read.
-        factory: of the engine.
-        streams: runs in flight at once.
-        warm: whether to warm up, and so to measure the cost of a run.
-        plan: what the engine made of this very network in a process where it was proven.
-        sample: recent requests to warm up on; the golden ones without.
-        rest: called between the steps, none of which can be interrupted.
-        progress: of the warm-up; bounds it.
+        bundle: a verified bundle.
+        factory: opens the engine.
+        streams: number of concurrent runs.
+        warm: whether to warm up and thereby measure the cost of a run.
+        plan: the compiled network (`Engine.plan`), from a process that has verified it.
+        sample: recent requests to warm up on; the golden requests if None.
+        pause: called between the steps; a step cannot be interrupted.
+        progress: called during the warm-up, and can end it.
 
     Raises:
-        BundleError: the network cannot be compiled, or its golden scores differ by more than the manifest's tolerance,
-            or the engine's where it computes in half precision; or a run of the warm-up failed.
-        UnavailableError: the engine's runtime or device is not there.
+        BundleError: the network cannot be compiled; a golden score differs by more than the larger of the manifest's
+            and the engine's tolerance; or a run of the warm-up failed.
+        UnavailableError: the engine's runtime or device is missing.
     """
     manifest = bundle.manifest
     assembler = Assembler(manifest)
@@ -94,13 +94,13 @@ def load_model(
             check_network(bundle.files[NETWORK])
         golden = decode_golden(bundle.files[GOLDEN])
         if not golden:
-            raise BundleError(f"{manifest.ref}: {GOLDEN} holds no request, so nothing proves what the network computes")
+            raise BundleError(f"{manifest.ref}: {GOLDEN} contains no request, so the network cannot be verified")
         engine = factory(bundle.files[NETWORK], manifest.specs, len(manifest.heads), streams, plan=plan)
         try:
-            rest()
+            pause()
             proven = FeatureBatch.concat([assembler.assemble(g.fetched, g.surface) for g in golden])
             _verify(manifest, calibrate(manifest, engine.run(proven)), golden, engine.tolerance)
-            rest()
+            pause()
             warmed_up = _warm(manifest, engine, proven, sample, progress) if warm else None
         except BaseException:
             engine.close()
@@ -121,8 +121,8 @@ def _warm(
         return engine.warm_up(sample, progress)
     except UnavailableError:
         raise
-    except EngineError as error:  # its text may quote a user's row
-        raise BundleError(f"{manifest.ref}: {type(error).__name__} in a warm-up on recent requests") from error
+    except EngineError as error:  # the text of the error may quote a user's row
+        raise BundleError(f"{manifest.ref}: {type(error).__name__} during the warm-up on recent requests") from error
 
 
 def _verify(
@@ -131,7 +131,7 @@ def _verify(
     expected = np.concatenate([g.probabilities for g in golden])
     if expected.shape != probabilities.shape:
         raise BundleError(
-            f"{manifest.ref}: golden scores have shape {expected.shape}, the network gives {probabilities.shape}"
+            f"{manifest.ref}: the golden scores have shape {expected.shape}, the network's {probabilities.shape}"
         )
     difference = np.abs(probabilities - expected)
     worst = float(np.max(np.where(np.isnan(difference), np.inf, difference)))

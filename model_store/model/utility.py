@@ -1,4 +1,4 @@
-"""What a ranking is worth to whom: per surface, an expression for each party, and the parties' weights.
+"""The utility table: for each surface, one expression and one weight per party.
 
     [surfaces.home]
     weights = { pinner = 1.0, creator = 0.2 }
@@ -6,8 +6,8 @@
     pinner = "save + 0.5 * like - 2 * hide"
     creator = "(save + like) * sqrt(pin.creator_tail)"
 
-Names are the model's heads (calibrated probabilities) and `pin.<field>`, the scalar and categorical fields of its pin
-groups. Every name and function is checked when the table is loaded.
+Expressions may use the model's heads (calibrated probabilities) and `pin.<field>`, the scalar and categorical fields
+of its pin groups. Every name and function is checked when the table is loaded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from feature_client.features import FetchedFeatures
 from feature_client.groups import Embedding, FeatureGroup, Name
 from model_store.bundle.manifest import Manifest
 
-#: Elementwise functions of numexpr, with how many arguments they take.
+#: Elementwise functions of numexpr, with their number of arguments.
 FUNCTIONS = {
     "where": 3, "exp": 1, "expm1": 1, "log": 1, "log1p": 1, "log10": 1, "sqrt": 1, "abs": 1, "tanh": 1,
     "sin": 1, "cos": 1, "floor": 1, "ceil": 1, "arctan2": 2, "maximum": 2, "minimum": 2,
@@ -35,7 +35,7 @@ FUNCTIONS = {
 
 EXPRESSION_CHARACTERS_MAX = 2_000
 
-# A server evaluates on its event loop's thread; numexpr's own threads would only take cores from the engine.
+# Servers evaluate expressions on the event loop's thread. Threads of numexpr would take cores from the engine.
 numexpr.set_num_threads(1)
 
 _ALLOWED = (
@@ -46,7 +46,7 @@ _ALLOWED = (
 
 
 class UtilityError(Exception):
-    """A utility table cannot be used; the message names the surface, the party and what is wrong."""
+    """A utility table is invalid. The message names the surface, the party and the problem."""
 
 
 class _SurfaceTable(BaseModel):
@@ -62,7 +62,7 @@ class _Table(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class _Expression:
-    """A compiled expression over float64 columns; `names` are the columns it takes, in order."""
+    """A compiled expression over float64 columns; `names` lists its columns in order."""
 
     names: tuple[str, ...]
     program: numexpr.NumExpr | None
@@ -77,7 +77,7 @@ class _Expression:
 
 @dataclass(frozen=True, slots=True)
 class PinAttribute:
-    """A scalar or categorical field of a pin group that expressions may read."""
+    """A scalar or categorical field of a pin group, available to expressions."""
 
     group: str
     field: str
@@ -95,18 +95,18 @@ class SurfaceUtility:
     #: float64[P]
     weights: np.ndarray
     expressions: tuple[_Expression, ...]
-    #: The expressions as they are written in the table.
+    #: The source text of the expressions.
     sources: tuple[str, ...]
 
 
 class UtilityTable:
-    """The utilities of all surfaces of a model. Belongs to one thread: numexpr programs are not re-entrant."""
+    """The compiled utilities of all surfaces of a model, for one thread only: numexpr programs are not re-entrant."""
 
     def __init__(self, surfaces: Mapping[str, SurfaceUtility], manifest: Manifest, digest: str) -> None:
         self.surfaces = surfaces
         self.digest = digest
         self._heads = [head.name for head in manifest.heads]
-        #: The pin attributes that some expression reads.
+        #: The pin attributes that at least one expression reads.
         self.attributes = tuple(
             PinAttribute(group.name, name) for name, group in _pin_attributes(manifest).items()
             if any(f"pin.{name}" in e.names for s in surfaces.values() for e in s.expressions)
@@ -118,10 +118,10 @@ class UtilityTable:
         Args:
             surface: a surface of the model.
             probabilities: float32[N, H], calibrated.
-            fetched: the request's features; candidates without a row hold their group's defaults.
+            fetched: the request's features; missing candidates hold the defaults of their group.
 
         Returns:
-            float64[N, P], parties in the table's order; non-finite where a probability is.
+            float64[N, P], parties in the table's order. A non-finite probability gives non-finite utilities.
         """
         columns = {a: fetched.candidate_rows(a.group)[a.field] for a in self.attributes}
         return self.party_utilities_of_rows(surface, probabilities, columns)
@@ -129,12 +129,12 @@ class UtilityTable:
     def party_utilities_of_rows(
         self, surface: str, probabilities: np.ndarray, attributes: Mapping[PinAttribute, np.ndarray]
     ) -> np.ndarray:
-        """Evaluate each party's expression over rows of any number of requests from one surface.
+        """Evaluate each party's expression over rows from any number of requests of one surface.
 
         Args:
             surface: a surface of the model.
             probabilities: float32[N, H], calibrated.
-            attributes: [N] for each of `self.attributes`.
+            attributes: an array of shape [N] for each of `self.attributes`.
 
         Returns:
             As `party_utilities`.
@@ -150,7 +150,7 @@ class UtilityTable:
         return utilities
 
     def combine(self, surface: str, party_utilities: np.ndarray) -> np.ndarray:
-        """Weigh float64[N, P] party utilities into float32[N]."""
+        """Return the weighted sum of party utilities, float64[N, P], as float32[N]."""
         utilities: np.ndarray = party_utilities @ self.surfaces[surface].weights
         return utilities.astype(np.float32)
 
@@ -159,8 +159,8 @@ def load_utility(content: bytes, manifest: Manifest) -> UtilityTable:
     """Parse and compile a utility table for a model.
 
     Raises:
-        UtilityError: not TOML, a surface missing or unknown, a party without weight or the other way round, an unknown
-            name or function, an expression that is no number.
+        UtilityError: it is not TOML; a surface is missing or unknown; a party lacks a weight or an expression;
+            an expression uses an unknown name or function, or is not a number.
     """
     try:
         table = _Table.model_validate(tomllib.loads(content.decode()))
@@ -182,7 +182,7 @@ def load_utility(content: bytes, manifest: Manifest) -> UtilityTable:
 def _compile_surface(name: str, table: _SurfaceTable, names: set[str]) -> SurfaceUtility:
     if set(table.weights) != set(table.utilities):
         raise UtilityError(
-            f"surface {name!r}: weights are given for {sorted(table.weights)}, utilities for {sorted(table.utilities)}"
+            f"surface {name!r}: weights are for {sorted(table.weights)}, but utilities for {sorted(table.utilities)}"
         )
     parties = tuple(table.utilities)
     expressions = tuple(_compile(f"surfaces.{name}.utilities.{p}", table.utilities[p], names) for p in parties)
@@ -192,18 +192,19 @@ def _compile_surface(name: str, table: _SurfaceTable, names: set[str]) -> Surfac
 
 def _compile(where: str, source: str, names: set[str]) -> _Expression:
     if len(source) > EXPRESSION_CHARACTERS_MAX:
-        raise UtilityError(f"{where}: {len(source)} characters; an expression has at most {EXPRESSION_CHARACTERS_MAX}")
+        raise UtilityError(
+            f"{where}: the expression has {len(source)} characters, the limit is {EXPRESSION_CHARACTERS_MAX}"
+        )
     try:
-        tree = ast.parse(source.strip(), mode="eval")
+        used: dict[str, str] = {}
+        checked = ast.unparse(_Checker(where, names, used).visit(ast.parse(source.strip(), mode="eval")))
     except SyntaxError as error:
         raise UtilityError(f"{where}: {error.msg} in {source!r}") from error
-    except (MemoryError, RecursionError) as error:
+    except (MemoryError, RecursionError) as error:  # of Python's parser, or of the walk over what it gave
         raise UtilityError(f"{where}: the expression is nested too deeply") from error
-    used: dict[str, str] = {}
-    checked = ast.unparse(_Checker(where, names, used).visit(tree))
     try:
         if not used:
-            with np.errstate(all="ignore"):  # what comes of it is checked instead
+            with np.errstate(all="ignore"):  # the result is checked below
                 value = numexpr.evaluate(checked, local_dict={}, global_dict={})
             return _Expression((), None, float(_number(where, np.asarray(value))))
         program = numexpr.NumExpr(checked, signature=[(alias, np.float64) for alias in used.values()])
@@ -217,12 +218,12 @@ def _number(where: str, value: np.ndarray) -> np.ndarray:
     if value.dtype.kind not in "fi":
         raise UtilityError(f"{where}: the expression is {value.dtype}, not a number; use where(condition, 1, 0)")
     if value.ndim == 0 and not np.isfinite(value):
-        raise UtilityError(f"{where}: the expression is {value}, the same for every pin and not finite")
+        raise UtilityError(f"{where}: the expression is constant and not finite: {value}")
     return value
 
 
 class _Checker(ast.NodeTransformer):
-    """Refuses what is not arithmetic over known names, and gives each name a plain alias for numexpr."""
+    """Allows only arithmetic over known names, and replaces each name by an alias that numexpr accepts."""
 
     def __init__(self, where: str, names: set[str], used: dict[str, str]) -> None:
         self._where = where
@@ -251,19 +252,19 @@ class _Checker(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> ast.AST:
         name = ast.unparse(node.func)
         if name not in FUNCTIONS:
-            raise UtilityError(f"{self._where}: unknown function {name!r}; there are {', '.join(sorted(FUNCTIONS))}")
+            raise UtilityError(f"{self._where}: unknown function {name!r}; use one of {', '.join(sorted(FUNCTIONS))}")
         if node.keywords or len(node.args) != FUNCTIONS[name]:
             raise UtilityError(f"{self._where}: {name} takes {FUNCTIONS[name]} arguments")
         return ast.Call(node.func, [self.visit(argument) for argument in node.args], [])
 
     def _alias(self, name: str) -> ast.Name:
         if name not in self._names:
-            raise UtilityError(f"{self._where}: unknown name {name!r}; there are {', '.join(sorted(self._names))}")
+            raise UtilityError(f"{self._where}: unknown name {name!r}; use one of {', '.join(sorted(self._names))}")
         return ast.Name(self._used.setdefault(name, f"x{len(self._used)}"), ast.Load())
 
 
 def _pin_attributes(manifest: Manifest) -> dict[str, FeatureGroup]:
-    """Return the pin fields an expression may name, and whose they are."""
+    """Return the pin fields that expressions may use, and the group of each."""
     attributes: dict[str, FeatureGroup] = {}
     for group in manifest.needs.pin_groups:
         for field in group.fields:

@@ -1,1 +1,1 @@
-"""The store of versions and labels: objects in a folder or bucket, and a history of entries that name them."""
+"""The model store: versions, labels and traffic, kept as objects in a folder or bucket and a history of changes."""

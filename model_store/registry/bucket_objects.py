@@ -1,4 +1,4 @@
-"""Objects of an S3-compatible bucket, through obstore."""
+"""Objects in an S3-compatible bucket, accessed with obstore."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ if TYPE_CHECKING:
     from obstore.auth.boto3 import Boto3CredentialProvider
     from obstore.store import ClientConfig, ObjectStore, S3Config
 
-#: Where the endpoint may stand, the most specific first, as the AWS tools read it.
+#: Variables of the endpoint, the most specific first, in the order of the AWS tools.
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-#: What nobody may read in a log.
+#: Variables whose values must never appear in logs or messages.
 SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-#: In the XML of a refusal.
+#: The error code in the XML of a bucket's answer.
 _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
-#: Two conditional writes of it show whether the bucket keeps of two writers one. It stays, for the next to see at once.
+#: An object that is written twice, conditionally, to test whether the bucket supports conditional writes. It stays, so
+#: that the next test ends after one write.
 _PROBE = "conditional-writes"
 
 
 class BucketObjects:
-    """`create` is a conditional write (If-None-Match); a bucket that ignores the condition is refused."""
+    """Objects in a bucket. `create` is a conditional write (If-None-Match); a bucket that ignores it is refused."""
 
     def __init__(self, url: str) -> None:
         self.where = url
         try:
-            import obstore  # noqa: PLC0415 - folders do not need it
+            import obstore  # noqa: PLC0415 - model stores in folders do not need it
             from obstore.store import S3Store  # noqa: PLC0415
         except ImportError as error:
             raise ModelStoreError(f"{url}: buckets need obstore: pip install 'pinrank[s3]'") from error
@@ -60,11 +61,11 @@ class BucketObjects:
                 found = self._api.get(self._store, name)
                 if found.meta["size"] > bytes_max:
                     raise UnfitObjectError(
-                        f"{self.where}/{name}: it has {found.meta['size']:,} bytes, at most {bytes_max:,} are read"
+                        f"{self.where}/{name}: it has {found.meta['size']:,} bytes, the limit is {bytes_max:,}"
                     )
                 return bytes(found.bytes())
             except FileNotFoundError as error:
-                raise NoObjectError(f"{self.where} holds no {name}") from error
+                raise NoObjectError(f"{self.where} has no object {name}") from error
 
     def put(self, name: str, content: bytes) -> None:
         with _bucket_explained(self.where):
@@ -75,33 +76,33 @@ class BucketObjects:
             self._check_conditions()
         if self._written_anew(name, content):
             return True
-        try:  # a first try whose answer was lost may have been ours
+        try:  # our first attempt may have succeeded although its answer was lost
             return self.get(name, len(content)) == content
         except UnfitObjectError:
             return False
 
     def _check_conditions(self) -> None:
-        """Find out whether the bucket refuses to write what is there.
+        """Check that the bucket refuses to overwrite an object by a conditional write.
 
         Raises:
-            RefusedError: it does not.
+            RefusedError: it overwrites the object.
         """
-        # The second is refused where the first was not, unless the bucket ignores the condition.
+        # One of two writes must be refused, unless the bucket ignores the condition.
         if all(self._written_anew(_PROBE, b"Of two writers at once, one is refused.\n") for _ in range(2)):
             raise RefusedError(
-                f"{self.where}: this bucket ignores If-None-Match and overwrites what is there, so that of two changes "
-                "at once one would vanish with its line in the audit trail; nothing was changed. Use a store with "
-                "conditional writes (Amazon S3, MinIO, Cloudflare R2, ...), or a folder"
+                f"{self.where}: this bucket ignores If-None-Match and overwrites existing objects, so that one of two "
+                "concurrent changes would be lost, with its line in the audit trail; nothing was changed. Use a bucket "
+                "with conditional writes (Amazon S3, MinIO, Cloudflare R2, ...), or a folder"
             )
         self._keeps_conditions = True
 
     def _written_anew(self, name: str, content: bytes) -> bool:
-        """Write unless there is such an object; tell whether it was written."""
+        """Write the object unless it exists. Return whether it was written."""
         from obstore.exceptions import AlreadyExistsError, PreconditionError  # noqa: PLC0415
 
         with _bucket_explained(self.where):
             try:
-                # One request: the condition holds for the whole object.
+                # The condition covers the whole object only in a single request.
                 self._api.put(self._store, name, content, mode="create", use_multipart=False)
             except (AlreadyExistsError, PreconditionError):
                 return False
@@ -117,7 +118,7 @@ class BucketObjects:
                 meta["e_tag"] or str(meta["last_modified"]),
             )
             for meta in metas
-            if meta["path"].rpartition("/")[0] == folder  # a bucket lists what lies deeper too
+            if meta["path"].rpartition("/")[0] == folder  # a bucket also lists objects in subfolders
         ]  # fmt: skip
         return sorted(found, key=lambda one: one.name)
 
@@ -129,21 +130,21 @@ class BucketObjects:
         with _bucket_explained(self.where):
             self._api.delete(self._store, name)
 
-    def sweep(self, folder: str, age_s_min: float) -> int:  # noqa: ARG002 - an upload that was cut off leaves no object
+    def sweep(self, folder: str, age_s_min: float) -> int:  # noqa: ARG002 - an interrupted upload leaves no object
         return 0
 
 
 def _profile(url: str) -> tuple[Boto3CredentialProvider | None, S3Config]:
-    """Return what AWS_PROFILE names: where its credentials come from, region and endpoint.
+    """Return the credentials, region and endpoint of the profile that AWS_PROFILE names.
 
-    As with the AWS tools, keys in the environment go before a profile.
+    As in the AWS tools, keys in the environment take precedence over a profile.
     """
     name = os.environ.get("AWS_PROFILE")
     if not name or os.environ.get("AWS_ACCESS_KEY_ID"):
         return None, {}
     keys = "set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION"
     try:
-        from botocore.exceptions import BotoCoreError  # noqa: PLC0415 - only profiles need it
+        from botocore.exceptions import BotoCoreError  # noqa: PLC0415 - only AWS profiles need it
         from botocore.session import Session  # noqa: PLC0415
         from obstore.auth.boto3 import Boto3CredentialProvider  # noqa: PLC0415
     except ImportError as error:
@@ -155,7 +156,7 @@ def _profile(url: str) -> tuple[Boto3CredentialProvider | None, S3Config]:
         credentials = Boto3CredentialProvider(session)
         endpoint, region = session.get_scoped_config().get("endpoint_url"), session.get_config_variable("region")
     except (BotoCoreError, ValueError) as error:
-        raise ModelStoreError(f"{url}: AWS_PROFILE: {error}; mend the profile, or {keys}") from error
+        raise ModelStoreError(f"{url}: AWS_PROFILE: {error}; correct the profile, or {keys}") from error
     config: S3Config = {}
     if region:
         config["region"] = region
@@ -171,7 +172,7 @@ def _bucket_explained(where: str) -> Iterator[None]:
     try:
         yield
     except BaseError as error:
-        # A bucket's answer quotes the key, and what was signed with it.
+        # The answer of a bucket quotes the key, and the text that it signed.
         reason = str(error).partition("\n")[0].partition("<")[0].strip()
         if code := _CODE.search(str(error)):
             reason = f"{reason} {code[1]}"

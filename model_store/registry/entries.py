@@ -1,4 +1,4 @@
-"""The log of a model: entries that are created once, each with all that holds after it; the newest is the present."""
+"""Read and append the entries of a model's history. Each entry is written once and holds the whole state after it."""
 
 from __future__ import annotations
 
@@ -18,44 +18,45 @@ from model_store.registry.objects import ModelStoreError, Objects, RefusedError,
 
 _MODEL = re.compile(r"^[a-z][a-z0-9-]{0,59}$")
 _ENTRY = re.compile(r"^([0-9]{12})\.json$")
-#: Attempts to be the one who writes the next entry; each lost one means that somebody else's change went in.
+#: Attempts to write the next entry. An attempt fails if another writer has written that entry first.
 _TRIES = 100
-#: An entry says all of a model: some hundred bytes for every version that is not retired.
+#: Limit on an entry. It holds the whole state of a model: some hundred bytes for every version that is not retired.
 _ENTRY_BYTES_MAX = 64 << 20
-#: A listing that was taken while entries were written may lack one of them; the next does not.
+#: Listings to take before a gap counts as damage: one that runs while entries are written may miss an entry.
 _LISTINGS = 3
 
 
 def whoami() -> str:
-    """Return who to name in the audit trail: a container's user id often has no name."""
+    """Return `user@host` for the audit trail. In a container the user id often has no name, then it is `uid-N@host`."""
     try:
         user = getpass.getuser()
-    except (ImportError, KeyError, OSError):  # which of them depends on the version of Python
+    except (ImportError, KeyError, OSError):  # the type depends on the version of Python
         user = f"uid-{os.getuid()}"
     return f"{user}@{socket.gethostname()}"
 
 
 class Entries:
-    """The logs of a store's models. Safe to use from many processes and threads at once."""
+    """The histories of a store's models. Safe to use from many processes and threads at once."""
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
         self._where = objects.where
-        #: The newest entry read of each model, and what the listing said of it; later ones are looked for from there.
+        #: By model, the newest entry that was read, and its line in the listing. Later listings start there.
         self._newest: dict[str, tuple[HistoryEntry, StoredObject | None]] = {}
 
     def head(self, model: str) -> HistoryEntry | None:
-        """Return a model's newest entry, None before its first version.
+        """Return the newest entry of a model, or None before its first version.
 
-        Cost: one listing, and one read when there is a new entry.
+        If the newest entry is deleted, the one before it is the newest again.
+
+        Cost: one listing, and one read if there is a new entry.
 
         Raises:
-            ModelStoreError: the entry cannot be read, or is damaged, or one before it is missing. Where it is deleted,
-                the entry before it is the newest again.
+            ModelStoreError: the entry cannot be read or is damaged, or an entry before it is missing.
         """
         known, found = self._newest.get(checked_name(model), (None, None))
         entries = self._listed(model, known.number - 1 if known else 0)
-        if known is not None and (not entries or entries[0].name != _name(known.number)):  # it was deleted
+        if known is not None and (not entries or entries[0].name != _name(known.number)):  # the known entry was deleted
             entries = self._listed(model, 0)
         if not entries:
             self._newest.pop(model, None)
@@ -66,7 +67,7 @@ class Entries:
         return known
 
     def _listed(self, model: str, beyond: int) -> list[StoredObject]:
-        """List a model's entries with higher numbers, none of which may be missing between them."""
+        """List a model's entries with numbers above `beyond`. Raises ModelStoreError if one of them is missing."""
         for _ in range(_LISTINGS):
             listed = self._objects.listed(f"{model}/log", _name(beyond) if beyond else "")
             found = [one for one in listed if _ENTRY.match(one.name)]
@@ -79,12 +80,12 @@ class Entries:
                 return found
         before, after = gaps[0]
         raise ModelStoreError(
-            f"{self._where}: {model}/log has {after} right after {before}; restore what is missing between them from a "
-            f"backup, or delete {after} and what follows, to go back to the entry before"
+            f"{self._where}: {model}/log lacks entries between {before} and {after}; restore them from a backup, or "
+            f"delete {after} and all later entries to return to {before}"
         )
 
     def back(self, model: str) -> Iterator[HistoryEntry]:
-        """Read a model's entries, newest first, as far as they are asked for."""
+        """Yield the entries of a model, newest first. Each is read when the caller asks for it."""
         for found in reversed(self._listed(checked_name(model), 0)):
             yield self._entry(model, found.name)
 
@@ -93,26 +94,26 @@ class Entries:
             entry = HistoryEntry.model_validate_json(self._objects.get(f"{model}/log/{name}", _ENTRY_BYTES_MAX))
             if _name(entry.number) == name:
                 return entry
-            raise UnfitObjectError(f"it says that it is entry {entry.number}")
+            raise UnfitObjectError(f"its content is entry {entry.number}")
         except (UnfitObjectError, ValidationError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
             raise ModelStoreError(
-                f"{self._where}: {model}/log/{name} is damaged ({reason}); restore it from a backup, or delete it, and "
-                "what follows, to go back to the entry before"
+                f"{self._where}: {model}/log/{name} is damaged ({reason}); restore it from a backup, or delete it and "
+                "all later entries to return to the entry before it"
             ) from error
 
     def _written(self, entry: HistoryEntry) -> bytes:
-        """Return an entry's content, which every reader takes: one that it did not would stop all changes."""
+        """Encode an entry, and check that readers accept it: an unreadable entry would block all further changes."""
         try:
             content = entry.model_dump_json(indent=1).encode()
             HistoryEntry.model_validate_json(content)
         except ValueError as error:
             raise RefusedError(
-                f"this change cannot be written down (who: {entry.by!r}, why: {entry.why!r}): {error}"
+                f"this change cannot be recorded (who: {entry.by!r}, why: {entry.why!r}): {error}"
             ) from error
         if len(content) > _ENTRY_BYTES_MAX:
             raise RefusedError(
-                f"this change would make an entry of {len(content):,} bytes, at most {_ENTRY_BYTES_MAX:,} are read; "
+                f"the entry of this change has {len(content):,} bytes, the limit is {_ENTRY_BYTES_MAX:,}; "
                 "give a shorter reason, or retire versions (pinrank model gc)"
             )
         return content
@@ -124,7 +125,7 @@ class Entries:
         by: str | None,
         why: str,
     ) -> HistoryEntry | None:
-        """Make a change on the newest state; None when `decide` finds that nothing is to be changed."""
+        """Apply a change to the newest state. Return None if `decide` finds nothing to change."""
         by = by or whoami()
         for _ in range(_TRIES):
             newest = self.head(model)
@@ -147,11 +148,11 @@ class Entries:
             if self._objects.create(f"{checked_name(model)}/log/{_name(number)}", content):
                 self._newest[model] = entry, None
                 return entry
-        raise ModelStoreError(f"{self._where}: other writers changed {model} {_TRIES} times meanwhile; try again")
+        raise ModelStoreError(f"{self._where}: other writers changed {model} in each of {_TRIES} attempts; try again")
 
 
 def is_model(name: str) -> bool:
-    """Tell whether a model can have this name."""
+    """Return whether this is a valid model name."""
     return _MODEL.match(name) is not None
 
 

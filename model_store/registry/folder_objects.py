@@ -1,4 +1,4 @@
-"""Objects as files in a folder."""
+"""Objects as files in a folder, written so that a crash leaves each file complete or absent."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from pathlib import Path
 from model_store.bundle.plain_files import UnfitFileError, read_plain
 from model_store.registry.objects import ModelStoreError, NoObjectError, StoredObject, UnfitObjectError
 
-#: Names beginning so are no objects: writers' unfinished files.
+#: Prefix of files that a writer has not finished; they are not objects.
 _UNFINISHED = ".unfinished-"
-#: What writers lock where a volume knows no better way to have one winner.
+#: File that writers lock on volumes that support neither links nor exclusive renames.
 _LOCK = ".lock"
 _LOCK_WAIT_S = 10.0
 _SAFE = re.compile(r"^[a-z0-9][a-z0-9._-]*(/[a-z0-9][a-z0-9._-]*)*$")
-#: How volumes say that they do not know a call.
+#: Error numbers of volumes that do not support a call.
 _UNKNOWN = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 _AT_FDCWD, _RENAME_NOREPLACE = -100, 1
 
 
 class FolderObjects:
-    """Writers make a file beside the target, flush it to the disk, then give it its name."""
+    """Objects in a folder. A writer fills a temporary file beside the target, flushes it to disk and renames it."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -40,7 +40,7 @@ class FolderObjects:
             try:
                 return read_plain(self._path(name), bytes_max, follow_links=True)
             except FileNotFoundError as error:
-                raise NoObjectError(f"{self.where} holds no {name}") from error
+                raise NoObjectError(f"{self.where} has no object {name}") from error
             except UnfitFileError as error:
                 raise UnfitObjectError(f"{self.where}/{name}: {error}") from error
 
@@ -77,7 +77,7 @@ class FolderObjects:
                         continue
                     try:
                         status = entry.stat(follow_symlinks=False)
-                    except FileNotFoundError:  # removed since
+                    except FileNotFoundError:  # it was removed meanwhile
                         continue
                     tag = f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}"
                     found.append(StoredObject(entry.name, status.st_size, status.st_mtime, tag))
@@ -86,7 +86,7 @@ class FolderObjects:
     def folders(self) -> list[str]:
         with _explained(self.where):
             if not self._root.is_dir():
-                raise ModelStoreError(f"no model store at {self._root}")
+                raise ModelStoreError(f"there is no model store at {self._root}")
             return sorted(path.name for path in self._root.iterdir() if path.is_dir() and _SAFE.match(path.name))
 
     def delete(self, name: str) -> None:
@@ -101,24 +101,24 @@ class FolderObjects:
                     if time.time() - path.stat().st_mtime >= age_s_min:
                         path.unlink()
                         swept += 1
-                except FileNotFoundError:  # its writer has just finished
+                except FileNotFoundError:  # its writer has finished meanwhile
                     continue
         return swept
 
     def _path(self, name: str) -> Path:
         if not _SAFE.match(name):
-            raise ModelStoreError(f"object name {name!r}: lower-case letters, digits and ._- between slashes")
+            raise ModelStoreError(f"object name {name!r}: use lower-case letters, digits and ._- between slashes")
         return self._root / name
 
     def _write(self, folder: Path, content: bytes) -> Path:
-        """Write a file that no reader sees, to the disk itself."""
+        """Write and flush a temporary file, which readers ignore."""
         _make(folder)
         path = folder / f"{_UNFINISHED}{secrets.token_hex(8)}"
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, stat.S_IRUSR | stat.S_IWUSR | 0o044)
         try:
-            rest = memoryview(content)
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
+            unwritten = memoryview(content)
+            while unwritten:
+                unwritten = unwritten[os.write(descriptor, unwritten) :]
             os.fsync(descriptor)
         except BaseException:
             path.unlink()
@@ -129,11 +129,11 @@ class FolderObjects:
 
 
 def name_once(source: Path, target: Path) -> None:
-    """Give a file a name that nobody has; `source` may stay. Raises FileExistsError.
+    """Give a file a new name, unless that name is taken. `source` may remain. Raises FileExistsError.
 
-    A link does, which fails where the name is taken. Volumes without links (FAT, SMB, many FUSE) are asked for a rename
-    that fails so; where they do not know that either, writers of one host take turns by a lock, which a killed one
-    gives up. Writers on several hosts then need another volume.
+    A hard link does this: it fails if the name exists. On volumes without links (FAT, SMB, many FUSE) an exclusive
+    rename does it. Where that is not supported either, the writers of one host take a lock, which the kernel releases
+    if the writer is killed; then writers on several hosts need another volume.
     """
     try:
         os.link(source, target)
@@ -156,7 +156,7 @@ def name_once(source: Path, target: Path) -> None:
 
 
 def rename_unless_taken(source: Path, target: Path) -> None:
-    """Call renameat2(2). Raises OSError: EEXIST, or what the volume or the C library says when they do not know it."""
+    """Call renameat2(2). Raises OSError: EEXIST, or the error of a volume or C library that does not support it."""
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if call is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -167,7 +167,7 @@ def rename_unless_taken(source: Path, target: Path) -> None:
 
 @contextmanager
 def _turn(folder: Path) -> Iterator[None]:
-    """Be the only writer of this host that names something in a folder."""
+    """Hold the lock of a folder, so that only one process on this host renames files into it."""
     descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         until_s = time.monotonic() + _LOCK_WAIT_S
@@ -187,7 +187,7 @@ def _turn(folder: Path) -> Iterator[None]:
 
 
 def _make(folder: Path) -> None:
-    """Make a folder and those above it, durably."""
+    """Create a folder and its parents, and flush them to disk."""
     if folder.is_dir():
         return
     _make(folder.parent)
@@ -200,7 +200,7 @@ def _fsync(folder: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in _UNKNOWN:  # some volumes flush files only
+        if error.errno not in _UNKNOWN:  # some volumes can flush files but not folders
             raise
     finally:
         os.close(descriptor)

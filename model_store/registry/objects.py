@@ -1,6 +1,7 @@
-"""Whole objects by name, in a folder or in an S3-compatible bucket: all that a model store needs of a disk.
+"""The storage contract of a model store: named objects in a folder or an S3-compatible bucket.
 
-The contract: an object is there whole or not at all, also after a crash at any byte; `create` has one winner.
+An object exists completely or not at all, even after a crash at any byte. Of several writers that `create` the same
+object, one succeeds.
 """
 
 from __future__ import annotations
@@ -10,27 +11,27 @@ from typing import Protocol
 
 
 class ModelStoreError(Exception):
-    """The store does not hold what was asked for, or refuses a change; the message says what would fix it."""
+    """The store lacks an object or refuses a change. The message says how to fix it."""
 
 
 class NoObjectError(ModelStoreError):
-    """There is no object of this name."""
+    """No object has this name."""
 
 
 class UnfitObjectError(ModelStoreError):
-    """What lies under a name is no object, or larger than it may be."""
+    """The name does not lead to an object, or the object exceeds the limit."""
 
 
 class NoVersionError(ModelStoreError):
-    """There is no such version or label."""
+    """The version or label does not exist."""
 
 
 class RefusedError(ModelStoreError):
-    """A change that is not possible as things stand."""
+    """The current state does not allow the change."""
 
 
 class MovedError(RefusedError):
-    """Somebody changed a label meanwhile."""
+    """Another writer has moved the label meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +39,10 @@ class StoredObject:
     """An object in a listing.
 
     Attributes:
-        name: what follows the folder.
-        size_bytes, modified_s: of its content.
-        tag: another one once the object is replaced.
+        name: its name without the folder.
+        size_bytes: size of its content.
+        modified_s: Unix time of its last write, in seconds.
+        tag: changes whenever the object is replaced.
     """
 
     name: str
@@ -50,28 +52,28 @@ class StoredObject:
 
 
 class Objects(Protocol):
-    """Names are lower-case parts joined by `/`. Every method raises ModelStoreError when the store cannot be used."""
+    """Access to objects. Names are lower-case parts joined by `/`. Every method raises ModelStoreError on failure."""
 
-    #: For messages.
+    #: The folder or URL, for messages.
     where: str
 
     def get(self, name: str, bytes_max: int) -> bytes:
-        """Read an object of at most so many bytes. Raises NoObjectError, UnfitObjectError."""
+        """Read an object of at most `bytes_max` bytes. Raises NoObjectError, UnfitObjectError."""
 
     def put(self, name: str, content: bytes) -> None:
-        """Write, durably; what was there is replaced."""
+        """Write an object durably, and replace any older one."""
 
     def create(self, name: str, content: bytes) -> bool:
-        """Write, durably, unless there is such an object; tell whether it was written."""
+        """Write an object durably unless it exists. Return whether it was written."""
 
     def listed(self, folder: str, after: str = "") -> list[StoredObject]:
-        """Return the objects right in a folder whose names sort after `after`, ascending; none for no folder."""
+        """Return the objects directly in a folder whose names sort after `after`, ascending; [] if there is none."""
 
     def folders(self) -> list[str]:
-        """Return the folders at the top, ascending."""
+        """Return the top-level folders, ascending."""
 
     def delete(self, name: str) -> None:
-        """Remove; one that is gone is no error."""
+        """Delete an object, if it exists."""
 
     def sweep(self, folder: str, age_s_min: float) -> int:
-        """Remove what killed writers left in a folder, if it is old enough; return how many."""
+        """Delete unfinished files of killed writers that are at least `age_s_min` seconds old. Return their number."""

@@ -1,4 +1,4 @@
-"""Opens model stores by URL."""
+"""Open the folder or bucket of a model store by its URL."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from model_store.registry.objects import ModelStoreError, Objects
 
 
 def open_objects(url: str | Path) -> Objects:
-    """Open `s3://bucket/prefix`, or a folder. Settings of a bucket come from the usual AWS_* variables."""
+    """Open a folder or `s3://bucket/prefix`. Buckets are configured by the usual AWS_* variables."""
     text = str(url)
     scheme, separator, _ = text.partition("://")
     if not separator:
@@ -19,6 +19,6 @@ def open_objects(url: str | Path) -> Objects:
         return FolderObjects(Path(text.removeprefix("file://")))
     if scheme == "s3":
         if "@" in text:
-            raise ModelStoreError("model store s3://...: leave the keys out of the URL; AWS_* variables hold them")
+            raise ModelStoreError("model store s3://...: remove the keys from the URL and set them in AWS_* variables")
         return BucketObjects(text)
     raise ModelStoreError(f"model store {text!r}: use a folder, or s3://bucket/prefix")

@@ -1,4 +1,6 @@
-"""Who published a bundle: Ed25519 signatures (RFC 8032) of a version's name and digest.
+"""Sign versions and verify who published them: Ed25519 signatures (RFC 8032) of a version's name and digest.
+
+Create a key pair with:
 
 openssl genpkey -algorithm ed25519 -out publisher.pem
 openssl pkey -in publisher.pem -pubout -out publisher.pub.pem
@@ -20,7 +22,7 @@ _NO_LIBRARY = "signatures need cryptography: pip install 'pinrank[signing]'"
 
 
 class SigningError(Exception):
-    """A key cannot be used, or a signature is not a trusted publisher's; the message says which."""
+    """A key cannot be used, or no trusted publisher signed the version. The message says which."""
 
 
 class Signer:
@@ -40,18 +42,18 @@ class Signer:
         try:
             key = serialization.load_pem_private_key(path.read_bytes(), password=None)
         except (OSError, TypeError, ValueError) as error:
-            raise SigningError(f"{path} is no unencrypted PEM private key: {error}") from error
+            raise SigningError(f"{path} is not an unencrypted PEM private key: {error}") from error
         if not isinstance(key, ed25519.Ed25519PrivateKey):
-            raise SigningError(f"{path} is no Ed25519 key; make one: openssl genpkey -algorithm ed25519")
+            raise SigningError(f"{path} is not an Ed25519 key; create one: openssl genpkey -algorithm ed25519")
         return cls(key)
 
     def sign(self, ref: str, digest: str) -> str:
-        """Return the signature of a version, base64."""
+        """Return the signature of a version, in base64."""
         return base64.b64encode(self._key.sign(_message(ref, digest))).decode()
 
 
 class TrustedKeys:
-    """The public keys of those whose bundles may be served."""
+    """The public keys of the trusted publishers, whose bundles may be served."""
 
     def __init__(self, keys: Sequence[Ed25519PublicKey]) -> None:
         self._keys = tuple(keys)
@@ -69,31 +71,31 @@ class TrustedKeys:
             try:
                 key = serialization.load_pem_public_key(path.read_bytes())
             except (OSError, ValueError) as error:
-                raise SigningError(f"{path} is no PEM public key: {error}") from error
+                raise SigningError(f"{path} is not a PEM public key: {error}") from error
             if not isinstance(key, ed25519.Ed25519PublicKey):
-                raise SigningError(f"{path} is no Ed25519 public key")
+                raise SigningError(f"{path} is not an Ed25519 public key")
             keys.append(key)
         return cls(keys)
 
     def check(self, ref: str, digest: str, signature: str | None) -> None:
-        """Raise SigningError unless one of the keys signed this version."""
-        from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - `read` has found the library
+        """Raise SigningError unless one of these keys signed the version."""
+        from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - `read` has imported the library
 
         if signature is None:
             raise SigningError(f"{ref} is not signed; publish it with --sign KEY")
         try:
             content = base64.b64decode(signature, validate=True)
         except (binascii.Error, ValueError) as error:
-            raise SigningError(f"{ref}: its signature is no base64") from error
+            raise SigningError(f"{ref}: its signature is not base64") from error
         for key in self._keys:
             try:
                 key.verify(content, _message(ref, digest))
             except InvalidSignature:
                 continue
             return
-        raise SigningError(f"{ref} is not signed by a trusted publisher (trusted_keys)")
+        raise SigningError(f"no trusted publisher (trusted_keys) signed {ref}")
 
 
 def _message(ref: str, digest: str) -> bytes:
-    """Return what is signed: with the name and version, so that a signature cannot be moved to another version."""
+    """Return the text to sign. It holds name and version, so that a signature is valid for one version only."""
     return f"pinrank bundle 1\n{ref}\n{digest}\n".encode()

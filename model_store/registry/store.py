@@ -1,11 +1,11 @@
-"""Versions, labels and traffic of models: immutable bundles by content, and a history of entries that name them.
+"""The model store: publish, read and retire versions, and move labels and traffic.
 
-    <model>/blobs/<sha256>        manifests and the files they list, by content
-    <model>/log/<number>.json     entries (`model_store/registry/history.py`); the newest is the present
+    <model>/blobs/<sha256>        manifests and the files they list, named by their digest
+    <model>/log/<number>.json     the history (`model_store/registry/history.py`); the newest entry is the current state
 
-Nothing is ever changed in place: a publish writes blobs and then one entry, a label's move is one entry, and two
-writers of the same entry number have one winner. So a crash at any byte leaves the store as it was, and at most blobs
-that no entry names, for `gc`.
+Nothing is changed in place. A publish writes blobs and then one entry; moving a label writes one entry; of two writers
+of the same entry number one succeeds. So a crash at any byte leaves the state unchanged, and at most blobs that no
+entry names, which `gc` deletes.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ from model_store.registry.objects import (
 from model_store.registry.open_objects import open_objects
 from model_store.registry.signing import Signer
 
-#: A publish must not take longer: younger blobs that no entry names may be about to be named.
+#: Longest duration of a publish, in seconds. Younger blobs that no entry names may belong to a publish in progress.
 GC_GRACE_S = 3_600.0
 
 
 @dataclass(frozen=True, slots=True)
 class GcResult:
-    """What `gc` removed."""
+    """What `gc` removed: versions, blobs, their total bytes, and unfinished files of killed writers."""
 
     versions: tuple[int, ...]
     blobs: int
@@ -80,7 +80,7 @@ class ModelStore:
         return [name for name in self._objects.folders() if is_model(name) and self._objects.listed(f"{name}/log")]
 
     def head(self, model: str) -> HistoryEntry | None:
-        """Return a model's newest entry, None before its first version. Raises ModelStoreError."""
+        """Return the newest entry of a model, or None before its first version. Raises ModelStoreError."""
         return self._entries.head(model)
 
     def state(self, model: str) -> ModelState:
@@ -88,11 +88,11 @@ class ModelStore:
         return entry.state if entry else ModelState()
 
     def history(self, model: str) -> list[HistoryEntry]:
-        """Return a model's entries, oldest first. Raises ModelStoreError."""
+        """Return the entries of a model, oldest first. Raises ModelStoreError."""
         return list(self._entries.back(model))[::-1]
 
     def named(self, model: str, label: str) -> Iterator[int]:
-        """Tell the versions that a label named and that are still there, the one it names or named last first."""
+        """Yield the versions that a label has named and that still exist, the most recent first."""
         there = self.state(model).versions
         return (version for version in versions_named(self._entries.back(model), label) if version in there)
 
@@ -111,7 +111,7 @@ class ModelStore:
         return labels[label]
 
     def release(self, model: str, version: int) -> Release:
-        """Return what the store says of a version. Raises ModelStoreError."""
+        """Return digest, publisher and signature of a version. Raises ModelStoreError."""
         state = self.state(model)
         if version not in state.versions:
             held = ", ".join(map(str, sorted(state.versions))) or "none"
@@ -122,18 +122,18 @@ class ModelStore:
         """Read and verify one version.
 
         Args:
-            model: its name.
-            version: its number.
-            bytes_max: refuse a larger bundle before reading it.
+            model: model name.
+            version: version number.
+            bytes_max: limit on the size of the bundle, checked before its files are read.
 
         Raises:
-            ModelStoreError: there is no such version, or the store cannot be read.
-            BundleError: what is wrong with it, by name.
+            ModelStoreError: the version does not exist, or the store cannot be read.
+            BundleError: the bundle is invalid; the message names the file or field at fault.
         """
         manifest_json = self._manifest_json(model, version)
         manifest = parse_manifest(manifest_json, f"{model}@{version}")
         if (manifest.name, manifest.version) != (model, version):
-            raise BundleError(f"the bundle stored as {model}@{version} says it is {manifest.ref}")
+            raise BundleError(f"the manifest of the bundle stored as {model}@{version} says {manifest.ref}")
         check_size(manifest, bytes_max)
         files = {
             name: self._blob(manifest.ref, model, name, file.sha256, file.size_bytes)
@@ -142,21 +142,21 @@ class ModelStore:
         return Bundle(manifest, manifest_json, sha256(manifest_json), files)
 
     def manifest(self, model: str, version: int) -> Manifest:
-        """Read one version's manifest alone. Raises ModelStoreError, BundleError."""
+        """Read only the manifest of a version. Raises ModelStoreError, BundleError."""
         return parse_manifest(self._manifest_json(model, version), f"{model}@{version}")
 
     def check_writable(self, model: str) -> None:
-        """Write and remove an empty object where a version would go. Raises ModelStoreError."""
+        """Check write access by writing and deleting an empty blob. Raises ModelStoreError."""
         probe = f"{checked_name(model)}/blobs/{secrets.token_hex(32)}"
         self._objects.put(probe, b"")
         self._objects.delete(probe)
 
     def publish(self, folder: Path, *, by: str | None = None, why: str = "", signer: Signer | None = None) -> Bundle:
-        """Copy a bundle into the store under its own name and version. The same bundle again is no error.
+        """Copy a bundle into the store under the name and version in its manifest. Publishing it again is not an error.
 
         Raises:
-            BundleError: the folder holds no good bundle.
-            ModelStoreError: the version is taken, or the store cannot be written.
+            BundleError: the folder does not contain a valid bundle.
+            ModelStoreError: the version number is taken, or the store cannot be written.
         """
         bundle = read_bundle(folder)
         manifest = bundle.manifest
@@ -164,14 +164,14 @@ class ModelStore:
 
         def publishing(state: ModelState) -> VersionPublished | None:
             there = state.versions.get(manifest.version)
-            if there and there.digest == bundle.digest:  # somebody else was faster
+            if there and there.digest == bundle.digest:  # another writer published it first
                 return None
             return VersionPublished(version=manifest.version, digest=bundle.digest, signature=signature)
 
         change = publishing(state := self.state(manifest.name))
-        if change is not None:  # a version that is taken shows before anything is written
+        if change is not None:  # refuse a taken version number before writing anything
             change.after(state, manifest.name, datetime.now(UTC), "")
-        # Anew even where they are: that makes them young, so that no `gc` takes them meanwhile, and mends lost ones.
+        # Existing blobs are rewritten too: that makes them young, so that `gc` keeps them, and repairs damaged ones.
         for content in (bundle.manifest_json, *bundle.files.values()):
             self._objects.put(f"{manifest.name}/blobs/{sha256(content)}", content)
         self._entries.append(manifest.name, publishing, by, why or f"trained by: {manifest.lineage.command}")
@@ -187,47 +187,49 @@ class ModelStore:
         why: str = "",
         expected: int | None = None,
     ) -> HistoryEntry | None:
-        """Point a label at a version, or remove it; None when it was so already.
+        """Point a label at a version, or remove it. Return None if there is nothing to change.
 
         Args:
-            model: its name.
-            label: new or known.
-            version: None removes the label.
-            by: who; the process's user without.
-            why: for the audit trail.
+            model: model name.
+            label: a new or existing label.
+            version: version number; None removes the label.
+            by: author for the audit trail; None means the user of this process.
+            why: reason for the audit trail.
             expected: refuse unless the label names this version now.
         """
 
         def moving(state: ModelState) -> LabelMoved | None:
             now = state.labels.get(label)
             if expected is not None and now != expected:
-                raise MovedError(f"{model}: {label} is version {now} by now, not {expected}; nothing was changed")
+                raise MovedError(f"{model}: {label} now names version {now}, not {expected}; nothing was changed")
             if now == version and label in state.labels:
                 return None
             return LabelMoved(label=label, version=version, before=now)
 
         if version is not None:
-            self.read(model, version)  # a label never names what cannot be read
+            self.read(model, version)  # a label must never name an unreadable version
         return self._entries.append(model, moving, by, why)
 
     def rollback(self, model: str, label: str, *, by: str | None = None, why: str = "") -> HistoryEntry:
         """Point a label at the version that it named before.
 
         Raises:
-            ModelStoreError: it never named another, or that one was retired.
+            ModelStoreError: the label never named another version, or that version was retired.
         """
         now = self.resolve(model, label)
         before = next((version for version in versions_named(self._entries.back(model), label) if version != now), None)
         if before is None:
-            raise RefusedError(f"{model}: {label} never named another version than {now}; label one by its number")
+            raise RefusedError(
+                f"{model}: {label} never named a version other than {now}; set the label to a version number instead"
+            )
         entry = self.set_label(model, label, before, by=by, why=why or f"rollback from {now}", expected=now)
-        assert entry is not None, "the version before is another one"  # noqa: S101
+        assert entry is not None, "the previous version differs from the current one"  # noqa: S101
         return entry
 
     def set_traffic(
         self, model: str, surface: str, label: str, share: float, *, by: str | None = None, why: str = ""
     ) -> HistoryEntry | None:
-        """Give a label a share of a surface's requests, 0 to 1; `*` means every surface without a line of its own."""
+        """Give a label a share, 0 to 1, of a surface's requests. `*` means every surface without shares of its own."""
 
         def setting(state: ModelState) -> TrafficSet | None:
             before = state.traffic.get(surface, {}).get(label, 0.0)
@@ -236,20 +238,20 @@ class ModelStore:
         return self._entries.append(model, setting, by, why)
 
     def gc(self, model: str, keep: int, *, by: str | None = None, grace_s: float = GC_GRACE_S) -> GcResult:
-        """Retire versions without a label but the newest `keep`, and remove what nothing names any more.
+        """Retire all but the newest `keep` versions without a label, and delete blobs that no version uses.
 
         Args:
-            model: its name.
-            keep: unlabelled versions that stay, for rolling back by hand.
-            by: who; the process's user without.
-            grace_s: blobs and unfinished files younger than that stay: a publish may be about to name them.
+            model: model name.
+            keep: number of unlabelled versions to keep, for manual rollbacks.
+            by: author for the audit trail; None means the user of this process.
+            grace_s: keep younger blobs and unfinished files, in seconds: a publish in progress may need them.
         """
 
         def retiring(state: ModelState) -> VersionsRetired | None:
             versions = unlabelled(state, keep)
             return VersionsRetired(versions=versions) if versions else None
 
-        entry = self._entries.append(model, retiring, by, f"gc, the newest {keep} without a label kept")
+        entry = self._entries.append(model, retiring, by, f"gc: kept the newest {keep} without a label")
         retired = entry.change.versions if entry and isinstance(entry.change, VersionsRetired) else ()
         named: set[str] = set()
         for version, release in self.state(model).versions.items():
@@ -272,7 +274,7 @@ class ModelStore:
         except UnfitObjectError as error:
             raise BundleError(f"{ref}: {name} was changed or damaged: {error}; publish it again") from error
         except NoObjectError as error:
-            raise BundleError(f"{ref}: its {name} is gone from {self.where}; publish it again") from error
+            raise BundleError(f"{ref}: its {name} is missing from {self.where}; publish it again") from error
         if sha256(content) != digest:
             raise BundleError(f"{ref}: {name} was changed or damaged in {self.where}; publish it again")
         return content

@@ -1,1 +1,1 @@
-"""pinrank's wire contracts; `pinrank.v1` holds the generated protobuf code."""
+"""The gRPC API of pinrank. `pinrank.v1` holds the generated protobuf code; `channels` opens client channels."""

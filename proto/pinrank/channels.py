@@ -1,7 +1,7 @@
-"""Calling a server: what its address may look like, and gRPC channels to it.
+"""Parse server addresses, and open gRPC channels to them.
 
-Generated clients need none of this. It is what ours do: servers on this machine are called without a proxy, and calls
-that may be repeated are, when the server that took them is gone.
+Our own clients use this; any gRPC channel works as well. These channels bypass proxies for servers on this machine and,
+on request, retry idempotent calls when a server becomes unavailable.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import grpc
 import grpc.aio
 
 _UNIX = "unix:"
-#: The variables by which gRPC finds a proxy, the first that is set; `no_proxy` lists what it leaves out.
+#: Variables in which gRPC looks for a proxy; the first that is set counts. `no_proxy` lists exceptions.
 _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
-#: A ranking changes nothing, and an action is stored once however often it is sent. So a call whose server went away
-#: (UNAVAILABLE) is made again, at most three times within its deadline. docs/operations.md shows this to frontends.
+#: Rank changes nothing and Record is idempotent, so both are safe to retry: after UNAVAILABLE, at most three times
+#: within the deadline. docs/operations.md recommends the same to frontends.
 SERVICE_CONFIG: dict[str, Any] = {
     "methodConfig": [
         {
@@ -40,29 +40,29 @@ SERVICE_CONFIG: dict[str, Any] = {
 
 
 class AddressError(ValueError):
-    """This is no address of a server; the message says what one looks like."""
+    """The text is not a server address. The message shows a valid one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a server is.
+    """The address of a server.
 
     Attributes:
-        target: the address as gRPC takes it.
-        here: it is this machine, by a loopback address or a Unix socket.
+        target: the address in gRPC's syntax.
+        here: whether it is on this machine: a loopback address or a Unix socket.
     """
 
     target: str
     here: bool
 
     def proxy(self) -> str | None:
-        """Return the variable that names the proxy which calls to there may go through; its value is nobody's."""
+        """Return the variable of the proxy that calls may use, without its value, which may hold a password."""
         return None if self.here else next((name for name in _PROXIES if os.environ.get(name)), None)
 
     def unanswered(self, details: str | None = None) -> str:
-        """Say that no server answers there, with the details of the call's status, and what may be the reason."""
+        """Return the message for an unavailable server: its address, any proxy, the status details and the fix."""
         proxy = self.proxy()
-        through = f" through the proxy of {proxy} (no_proxy lists what goes without)" if proxy else ""
+        through = f" through the proxy of {proxy} (no_proxy lists exceptions)" if proxy else ""
         why = f" ({details})" if details else ""
         return f"no server answers at {self.target}{through}{why}; start one with `pinrank serve`, or set --address"
 
@@ -71,7 +71,7 @@ def parse_address(text: str) -> Address:
     """Read `host:port`, `[IPv6 address]:port` or `unix:/path`.
 
     Raises:
-        AddressError: it is none of them.
+        AddressError: the text has another form.
     """
     if text.startswith(_UNIX):
         path = text.removeprefix(_UNIX)
@@ -91,7 +91,7 @@ def parse_address(text: str) -> Address:
         return Address(text, here=host == "localhost")
     if address.version == 6 and host == bare:
         raise AddressError(f"{text!r}: write an IPv6 address in brackets: [{bare}]:{port}")
-    # What a server listens on when it listens everywhere is called on this machine too.
+    # The wildcard address that a server may listen on reaches a server on this machine.
     return Address(text, here=address.is_loopback or address.is_unspecified)
 
 
@@ -99,15 +99,15 @@ def open_channel(address: str, *, retry: bool = False) -> grpc.Channel:
     """Open a channel for blocking calls. Raises AddressError.
 
     Args:
-        address: as for `parse_address`.
-        retry: whether calls that may be repeated are, as `SERVICE_CONFIG` says.
+        address: see `parse_address`.
+        retry: whether to retry idempotent calls, as `SERVICE_CONFIG` says.
     """
     parsed = parse_address(address)
     return grpc.insecure_channel(parsed.target, _options(parsed, retry=retry))
 
 
 def open_aio_channel(address: str, *, retry: bool = False) -> grpc.aio.Channel:
-    """Open a channel for the running event loop; as `open_channel`."""
+    """Open a channel for the running event loop. See `open_channel`."""
     parsed = parse_address(address)
     return grpc.aio.insecure_channel(parsed.target, _options(parsed, retry=retry))
 

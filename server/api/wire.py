@@ -63,8 +63,9 @@ def to_query(
         raise InvalidRequestError(problems)
     settings = config.surface(surface.name)
     budget_s = settings.deadline_ms / 1e3 if remaining_s is None else remaining_s
-    # Who asks for a version gets that version.
-    cheaper = models.by_label.get(settings.cheaper_label or "") if request.WhichOneof("model") != "version" else None
+    cheaper = None
+    if settings.cheaper_label and request.WhichOneof("model") != "version":  # who asks for a version gets that version
+        cheaper = models.by_label.get(settings.cheaper_label)
     return RankQuery(
         user_id=request.user_id,
         pin_ids=pin_ids,

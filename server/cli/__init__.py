@@ -1,1 +1,1 @@
-"""The `pinrank` command: what people type, and what they read."""
+"""The `pinrank` command: its arguments, its help and its output."""

@@ -1,4 +1,4 @@
-"""The `pinrank` command. Commands import what they need when they run, so that `--help` answers at once."""
+"""The `pinrank` command. Each command imports its dependencies when it runs, so that `--help` is instant."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from server.cli import model_calls, model_diff, plans  # noqa: F401 - they add their commands to `model`
+from server.cli import model_calls, model_diff, plans  # noqa: F401 - importing them adds their commands to `model`
 from server.cli.console import console, fail
 from server.cli.features import features
 from server.cli.models import models
@@ -20,7 +20,11 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,
-    help="Rank pins for a user inside a ~10 ms budget: serve models, call them, manage their versions, train them.",
+    help=(
+        "Rank pins for a user within about 10 ms: train models, publish versions, load features, serve Rank calls.\n\n"
+        "Typical order: train a model, publish it (model publish), load its features (features load), serve it, "
+        "and call the server (rank). `make demo` does all of it on public data."
+    ),
 )
 app.add_typer(models, name="model")
 app.add_typer(features, name="features")
@@ -41,21 +45,28 @@ def main(
 @app.command()
 def serve(
     config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="TOML file; PINRANK_* variables go over it.")
+        Path | None,
+        typer.Option(
+            "--config", "-c", help="TOML file of settings. PINRANK_* variables override it; options override both."
+        ),
     ] = None,
     host: Annotated[
-        str | None, typer.Option(help="Where to listen: an address, ::, a name, unix:/path (default: 127.0.0.1).")
+        str | None,
+        typer.Option(help="Address to listen on: an IP address, a host name or unix:/path (default: 127.0.0.1)."),
     ] = None,
-    grpc_port: Annotated[int | None, typer.Option(help="gRPC port; 0 takes a free one (default: 50051).")] = None,
-    http_port: Annotated[int | None, typer.Option(help="Port of /metrics and /healthz (default: 9095).")] = None,
-    model_store: Annotated[str | None, typer.Option(help="The model store: a folder, or s3://bucket/prefix.")] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="gRPC port; 0 picks a free one (default: 50051).")] = None,
+    http_port: Annotated[int | None, typer.Option(help="HTTP port for /metrics and /healthz (default: 9095).")] = None,
+    model_store: Annotated[str | None, typer.Option(help="Model store: a folder, or s3://bucket/prefix.")] = None,
     model: Annotated[str | None, typer.Option(help="Name of the model to serve.")] = None,
-    feature_store: Annotated[str | None, typer.Option(help="lmdb:///path, redis://host:port/db or memory://")] = None,
+    feature_store: Annotated[
+        str | None, typer.Option(help="Feature store: lmdb:///path, redis://host:port/db or memory://.")
+    ] = None,
     processes: Annotated[
-        int | None, typer.Option(help="Servers on one gRPC port; each has its own cores (default: 1).")
+        int | None,
+        typer.Option(help="Number of server processes on the gRPC port; each gets its own cores (default: 1)."),
     ] = None,
 ) -> None:
-    """Serve Rank calls until SIGTERM or Ctrl-C, then drain.
+    """Serve Rank calls. SIGTERM or Ctrl-C makes the server finish its requests in flight and exit.
 
     Example: [bold]pinrank serve --model-store models --model ml1m --feature-store lmdb:///var/lib/pinrank/features[/]
     """
@@ -63,7 +74,7 @@ def serve(
 
     end_on_signals()
     _open_standard_streams()
-    # Below it gRPC writes to standard error by itself, what callers sent included; it reads this once, when imported.
+    # At lower levels gRPC itself writes to standard error, including what callers sent. It reads this once, at import.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
     import structlog  # noqa: PLC0415
@@ -90,7 +101,7 @@ def serve(
         settings = load_config(config, options)
         configure_logs(settings.log_level, settings.log_format, settings.secrets())
         if links := shadowing_links():
-            reason = "Kubernetes set them for a Service of that name; they are no settings"
+            reason = "Kubernetes set these variables for a Service of that name; pinrank ignores them"
             structlog.get_logger(__name__).warning("variables_set_aside", names=links, reason=reason)
         if settings.processes > 1:
             serve_processes(settings)
@@ -105,18 +116,22 @@ def serve(
 
 @app.command()
 def rank(
-    user: Annotated[str, typer.Option(help="User id.")],
+    user: Annotated[str, typer.Option(help="User id: a whole number from 0 to 2^64 - 1.")],
     pins: Annotated[str, typer.Option(help="Candidate pin ids, separated by commas.")],
-    surface: Annotated[str, typer.Option(help="Where the answer will be shown.")] = "home",
-    query_pin: Annotated[str | None, typer.Option(help="The pin that is the query, on surfaces that need one.")] = None,
-    label: Annotated[str | None, typer.Option(help="Model label (default: the server's).")] = None,
-    model_version: Annotated[int | None, typer.Option(help="A version by its number, instead of a label.")] = None,
-    top_k: Annotated[int, typer.Option(help="Return only the best; 0 returns all.")] = 0,
-    deadline_ms: Annotated[float, typer.Option(help="Time budget of the call.")] = 1000,
-    address: Annotated[str, typer.Option(help="host:port of the server.")] = "127.0.0.1:50051",
+    surface: Annotated[str, typer.Option(help="Surface that will show the ranking.")] = "home",
+    query_pin: Annotated[str | None, typer.Option(help="Query pin id, for surfaces that need a query.")] = None,
+    label: Annotated[
+        str | None, typer.Option(help="Label of the model version to use (default: the server's default label).")
+    ] = None,
+    model_version: Annotated[
+        int | None, typer.Option(help="Number of the model version to use, instead of a label.")
+    ] = None,
+    top_k: Annotated[int, typer.Option(help="Number of best pins to return; 0 returns all.")] = 0,
+    deadline_ms: Annotated[float, typer.Option(help="Deadline of the call, in milliseconds.")] = 1000,
+    address: Annotated[str, typer.Option(help="Server address: host:port or unix:/path.")] = "127.0.0.1:50051",
     json: Annotated[bool, typer.Option("--json", help="Print the whole response as JSON.")] = False,
 ) -> None:
-    """Ask a running server to rank, and show why it answers so.
+    """Ask a running server to rank pins, and explain the order: probabilities, utilities, timings, degradations.
 
     Example: [bold]pinrank rank --user 1 --pins 10,20,30[/]
     """
@@ -126,7 +141,7 @@ def rank(
     from server.cli.rank_call import RankCallError, call_rank, show  # noqa: PLC0415
 
     if label is not None and model_version is not None:
-        fail("give --label or --model-version, not both")
+        fail("--label and --model-version exclude each other; pass one of them")
     user_id = _id("--user", user)
     pin_ids = [_id("--pins", pin) for pin in pins.split(",") if pin.strip()]
     query_pin_id = None if query_pin is None else _id("--query-pin", query_pin)
@@ -141,7 +156,7 @@ def rank(
             explain=True,
         )
     except ValueError as error:
-        fail(f"--model-version is a whole number from 0 to 2^64 - 1, --top-k to 2^32 - 1: {error}")
+        fail(f"--model-version must be a whole number from 0 to 2^64 - 1, and --top-k one from 0 to 2^32 - 1: {error}")
     if query_pin_id is not None:
         request.query.pin_id = query_pin_id
     try:
@@ -155,23 +170,23 @@ def rank(
 
 
 def _id(option: str, text: str) -> int:
-    """Read a 64-bit id; whoever has the data's own identifiers is told where to get it."""
+    """Parse a 64-bit id. The error says how to get the id of an identifier from the data."""
     text = text.strip()
     if not (text.isascii() and text.isdigit() and len(text) <= 20 and int(text) < 1 << 64):
         fail(
-            f"{option} {text!r}: servers know users and pins by ids, whole numbers from 0 to 2^64 - 1; "
-            f"`pinrank data ids {shlex.quote(text)}` prints the id of an identifier of your data"
+            f"{option} {text!r}: users and pins have numeric ids, whole numbers from 0 to 2^64 - 1; "
+            f"`pinrank data ids {shlex.quote(text)}` prints the id of an identifier in your data"
         )
     return int(text)
 
 
 def _open_standard_streams() -> None:
-    """Open what a supervisor closed of 0 to 2, or a port or a store would be given the number, and what is printed."""
+    """Open /dev/null for each closed standard stream; else a socket or a store gets its number, and then its output."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
 
 

@@ -1,4 +1,4 @@
-"""`pinrank model status | load | unload`: asking a running server through its ModelService."""
+"""`pinrank model status | load | unload`: calls to the ModelService of a running server."""
 
 from __future__ import annotations
 
@@ -12,20 +12,26 @@ from server.cli.console import console, fail
 from server.cli.models import VersionArgument, models
 from server.environment import TOKEN_FILE
 
-AddressOption = Annotated[str, typer.Option(help="host:port of the server.")]
+AddressOption = Annotated[str, typer.Option(help="Server address: host:port or unix:/path.")]
 TokenOption = Annotated[
-    Path, typer.Option(help="File with the server's token (its setting admin_token_file).", envvar=TOKEN_FILE)
+    Path,
+    typer.Option(
+        help="File with the server's admin token: the same file as its setting admin_token_file.", envvar=TOKEN_FILE
+    ),
 ]
 
 
 @models.command()
 def status(token_file: TokenOption, address: AddressOption = "127.0.0.1:50051") -> None:
-    """Show what a running server holds, what each label answers with, and why not what it should."""
+    """Show the versions that a running server holds, which version each label serves, and why others failed.
+
+    Example: [bold]pinrank model status --token-file token[/]
+    """
     from pinrank.v1 import models_pb2  # noqa: PLC0415
 
     found = _call(address, token_file, "Status", models_pb2.StatusRequest())
     out = console()
-    versions = Table("version", "phase", "for", "in flight", "memory", "what was found")
+    versions = Table("version", "phase", "for", "in flight", "memory", "checks or failure")
     for one in found.versions:
         checks = one.reason or "; ".join(one.checks)
         versions.add_row(
@@ -33,21 +39,21 @@ def status(token_file: TokenOption, address: AddressOption = "127.0.0.1:50051") 
             f"{one.memory_bytes / 1e6:.0f} MB" if one.memory_bytes else "", checks,
         )  # fmt: skip
     out.print(versions)
-    labels = Table("label", "answers", "wanted", "requests", "errors", "P99", "guard")
+    labels = Table("label", "serves", "wanted", "requests", "errors", "P99", "guard")
     for label in found.labels:
         labels.add_row(
-            label.label, str(label.version or "nobody"), str(label.wanted_version or ""), str(label.requests),
+            label.label, str(label.version or "none"), str(label.wanted_version or ""), str(label.requests),
             str(label.errors), f"{label.p99_ms:.1f} ms", label.guard,
         )  # fmt: skip
     out.print(labels)
     if found.store_failure:
-        out.print(f"the model store cannot be read: {found.store_failure}", style="bold red")
+        out.print(f"the server cannot read the model store: {found.store_failure}", style="bold red")
     if found.shadow.version:
         shadow = found.shadow
         heads = ", ".join(f"{h.head} {h.mean:.4f} / {h.shadow_mean:.4f} (PSI {h.psi:.2f})" for h in shadow.heads)
         out.print(
-            f"shadow {shadow.version}: {shadow.requests} requests compared, top 10 in common "
-            f"{shadow.top_10_overlap:.0%}; means given / shadow: {heads}",
+            f"shadow version {shadow.version}: {shadow.requests} requests compared, top-10 overlap "
+            f"{shadow.top_10_overlap:.0%}; mean of served / shadow: {heads}",
             highlight=False,
         )
     for event in list(found.events)[-10:]:
@@ -56,22 +62,28 @@ def status(token_file: TokenOption, address: AddressOption = "127.0.0.1:50051") 
 
 @models.command()
 def load(number: VersionArgument, token_file: TokenOption, address: AddressOption = "127.0.0.1:50051") -> None:
-    """Let a running server hold a version without a label, for requests that ask for it by number."""
+    """Load a version without a label into a running server. Requests can then ask for it by its number.
+
+    Example: [bold]pinrank model load 42 --token-file token[/]
+    """
     from pinrank.v1 import models_pb2  # noqa: PLC0415
 
     found = _call(address, token_file, "Load", models_pb2.LoadRequest(version=number))
     if found.phase != "serving":
         fail(f"version {number} {found.phase}: {found.reason}")
-    typer.echo(f"version {number} serves; ask for it: pinrank rank --model-version {number}")
+    typer.echo(f"version {number} is serving; to use it, run: pinrank rank --model-version {number}")
 
 
 @models.command()
 def unload(number: VersionArgument, token_file: TokenOption, address: AddressOption = "127.0.0.1:50051") -> None:
-    """Let a running server let go of a version held by `load`."""
+    """Release a version that `load` loaded into a running server.
+
+    Example: [bold]pinrank model unload 42 --token-file token[/]
+    """
     from pinrank.v1 import models_pb2  # noqa: PLC0415
 
     _call(address, token_file, "Unload", models_pb2.UnloadRequest(version=number))
-    typer.echo(f"version {number} is let go of")
+    typer.echo(f"version {number} is released")
 
 
 def _call(address: str, token_file: Path, name: str, request: Any) -> Any:
@@ -86,9 +98,9 @@ def _call(address: str, token_file: Path, name: str, request: Any) -> Any:
     except OSError as error:
         fail(f"{token_file}: {error.strerror}")
     except ValueError as error:
-        fail(f"{token_file} holds no token: {error}")
+        fail(f"{token_file} does not hold a valid token: {error}")
     if not token:
-        fail(f"{token_file} holds no token: it is empty")
+        fail(f"{token_file} does not hold a valid token: it is empty")
     try:
         there = parse_address(address)
     except AddressError as error:

@@ -1,4 +1,4 @@
-"""`pinrank model diff`: what replacing one version by another asks of callers and of the feature store."""
+"""`pinrank model diff`: what must change in callers and in the feature store before a version can replace another."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ if TYPE_CHECKING:
 @models.command()
 def diff(
     model: ModelArgument,
-    old: Annotated[str, typer.Argument(metavar="OLD", help="Version or label that would be replaced.")],
-    new: Annotated[str, typer.Argument(metavar="NEW", help="Version or label that would replace it.")],
+    old: Annotated[str, typer.Argument(metavar="OLD", help="Version or label to replace.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="Version or label to replace it with.")],
     store: StoreOption,
     feature_store: Annotated[
-        str | None, typer.Option(help="Look there for what NEW reads, by sampling.", envvar="PINRANK_FEATURE_STORE")
+        str | None,
+        typer.Option(help="Feature store to sample for the features that NEW reads.", envvar="PINRANK_FEATURE_STORE"),
     ] = None,
-    verbose: Annotated[bool, typer.Option("--all", help="Also what needs nobody's attention.")] = False,
+    verbose: Annotated[bool, typer.Option("--all", help="Also list differences that need no action.")] = False,
 ) -> None:
-    """Say what replacing one version by another asks of callers and of the feature store.
+    """Show what must change in callers and in the feature store before NEW can replace OLD.
 
-    Ends with 1 when callers would be refused, or the feature store does not hold what NEW reads.
+    The exit status is 1 if NEW would refuse today's callers, or if the feature store lacks features that NEW reads.
 
     Example: [bold]pinrank model diff ml1m stable 42 --store models --feature-store redis://localhost:6379/0[/]
     """
@@ -44,7 +45,7 @@ def diff(
     out.print(f"{before.manifest.ref} -> {after.manifest.ref}", highlight=False)
     titles = {
         Effect.CALLERS: Text("breaks callers", "bold red"),
-        Effect.FEATURES: Text("needs other features", "bold yellow"),
+        Effect.FEATURES: Text("reads other features", "bold yellow"),
         Effect.NOTE: Text("worth knowing", "bold"),
     }
     for effect, title in titles.items():
@@ -60,7 +61,7 @@ def diff(
                 out.print(f"    fix   {finding.fix}", highlight=False, soft_wrap=True)
     notes = sum(finding.effect is Effect.NOTE for finding in findings)
     if notes and not verbose:
-        out.print(f"other differences, which need nobody's attention: {notes} (--all shows them)", highlight=False)
+        out.print(f"other differences that need no action: {notes} (--all shows them)", highlight=False)
     for coverage in coverages or ():
         style = "green" if coverage.enough else "bold red"
         out.print(f"  {coverage}", style=style, highlight=False, soft_wrap=True)
@@ -68,9 +69,9 @@ def diff(
     needs = any(finding.effect is Effect.FEATURES for finding in findings) and coverages is None
     lacking = any(not coverage.enough for coverage in coverages or ())
     if needs:
-        out.print("--feature-store URL checks whether the features are there")
+        out.print("pass --feature-store URL to check that the features are in the store")
     if not breaks and not lacking:
-        out.print("callers need not change" + ("" if needs else "; the version can be served"), style="green")
+        out.print("callers need no change" + ("" if needs else "; a server can serve this version"), style="green")
     if breaks or lacking:
         raise typer.Exit(1)
 

@@ -1,4 +1,4 @@
-"""`pinrank model`: publish versions, compare them, move labels, look at what servers do with them."""
+"""`pinrank model`: publish model versions, compare them, and move labels and traffic."""
 
 from __future__ import annotations
 
@@ -19,30 +19,32 @@ if TYPE_CHECKING:
     from model_store.registry.store import ModelStore
 
 models = typer.Typer(
-    no_args_is_help=True, help="Publish, compare and label model versions, and watch servers load them."
+    no_args_is_help=True, help="Publish, compare and label model versions, and see what running servers do with them."
 )
 
 StoreOption = Annotated[
-    str, typer.Option("--store", help="The model store: a folder, or s3://bucket/prefix.", envvar="PINRANK_MODEL_STORE")
+    str, typer.Option("--store", help="Model store: a folder, or s3://bucket/prefix.", envvar="PINRANK_MODEL_STORE")
 ]
-ModelArgument = Annotated[str, typer.Argument(help="Name of the model.")]
-VersionArgument = Annotated[int, typer.Argument(metavar="VERSION")]
-WhyOption = Annotated[str, typer.Option("--why", help="The reason, for the audit trail.")]
-ByOption = Annotated[str | None, typer.Option("--by", help="Who, for the audit trail (default: user@host).")]
+ModelArgument = Annotated[str, typer.Argument(help="Model name.")]
+VersionArgument = Annotated[int, typer.Argument(metavar="VERSION", help="Version number.")]
+LabelArgument = Annotated[str, typer.Argument(help="Label, for example stable or canary.")]
+WhyOption = Annotated[str, typer.Option("--why", help="Reason, for the audit trail.")]
+ByOption = Annotated[str | None, typer.Option("--by", help="Author, for the audit trail (default: user@host).")]
+FolderArgument = Annotated[Path, typer.Argument(help="Folder to create.")]
 EngineOption = Annotated[str, typer.Option(help=f"Engine that scores the golden requests: {', '.join(ENGINES)}.")]
 
 
 @models.command()
 def publish(
-    folder: Annotated[Path, typer.Argument(help="A bundle's folder.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
     store: StoreOption,
-    label: Annotated[str | None, typer.Option(help="Label to point at it, once it is there.")] = None,
-    sign: Annotated[Path | None, typer.Option(help="Ed25519 private key (PEM) to sign it with.")] = None,
+    label: Annotated[str | None, typer.Option(help="Label to point at the new version.")] = None,
+    sign: Annotated[Path | None, typer.Option(help="Ed25519 private key (PEM) to sign the version with.")] = None,
     why: WhyOption = "",
     by: ByOption = None,
     engine: EngineOption = "openvino",
 ) -> None:
-    """Check a bundle as a server would, and copy it into the store under its own name and version.
+    """Check a bundle as a server would, and copy it into the model store under the name and version in its manifest.
 
     Example: [bold]pinrank model publish out/ml1m-42 --store models --label canary --why "fresh week"[/]
     """
@@ -61,7 +63,10 @@ def publish(
 
 @models.command("list")
 def list_models(store: StoreOption) -> None:
-    """List models, their versions, labels and traffic."""
+    """List the models of a store, with their versions, labels and traffic.
+
+    Example: [bold]pinrank model list --store models[/]
+    """
     table = Table("model", "version", "labels", "traffic", "published", "by", "digest", "signed")
     with explained():
         opened = model_store_at(store)
@@ -84,7 +89,10 @@ def list_models(store: StoreOption) -> None:
 
 @models.command("show")
 def show_model(model: ModelArgument, number: VersionArgument, store: StoreOption) -> None:
-    """Print a version's manifest."""
+    """Print the manifest of a version.
+
+    Example: [bold]pinrank model show ml1m 42 --store models[/]
+    """
     with explained():
         bundle = model_store_at(store).read(model, number)
     console().print_json(bundle.manifest.model_dump_json())
@@ -92,8 +100,11 @@ def show_model(model: ModelArgument, number: VersionArgument, store: StoreOption
 
 
 @models.command()
-def pull(model: ModelArgument, number: VersionArgument, folder: Path, store: StoreOption) -> None:
-    """Copy a version out of the store into a new folder, checked."""
+def pull(model: ModelArgument, number: VersionArgument, folder: FolderArgument, store: StoreOption) -> None:
+    """Copy a version from the store into a new folder, and verify its digests.
+
+    Example: [bold]pinrank model pull ml1m 42 ml1m-42 --store models[/]
+    """
     from model_store.bundle.files import copy_out  # noqa: PLC0415
 
     with explained():
@@ -104,13 +115,25 @@ def pull(model: ModelArgument, number: VersionArgument, folder: Path, store: Sto
 
 @models.command()
 def verify(
-    what: Annotated[str, typer.Argument(metavar="FOLDER|MODEL", help="A bundle's folder, or a model with --store.")],
-    name: Annotated[str | None, typer.Argument(metavar="[VERSION|LABEL]")] = None,
-    store: Annotated[str | None, typer.Option("--store", help="The model store.", envvar="PINRANK_MODEL_STORE")] = None,
+    what: Annotated[
+        str, typer.Argument(metavar="FOLDER|MODEL", help="Folder of a bundle; or the name of a model in --store.")
+    ],
+    name: Annotated[
+        str | None, typer.Argument(metavar="[VERSION|LABEL]", help="Version or label of the model.")
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option("--store", help="Model store: a folder, or s3://bucket/prefix.", envvar="PINRANK_MODEL_STORE"),
+    ] = None,
     engine: EngineOption = "openvino",
-    trusted_key: Annotated[list[Path] | None, typer.Option(help="Also its signature, by this public key.")] = None,
+    trusted_key: Annotated[
+        list[Path] | None, typer.Option(help="Public key (PEM) that must have signed the version; may be repeated.")
+    ] = None,
 ) -> None:
-    """Check a bundle as a server would before serving it: digests, manifest, network, utility table, golden scores."""
+    """Check a bundle as a server does before it serves it: digests, manifest, network, utility table, golden scores.
+
+    Example: [bold]pinrank model verify ml1m stable --store models[/]
+    """
     from model_store.bundle.files import read_bundle  # noqa: PLC0415
     from model_store.registry.signing import TrustedKeys  # noqa: PLC0415
 
@@ -118,32 +141,37 @@ def verify(
         if name is None:
             bundle = read_bundle(Path(what))
             if trusted_key:
-                fail("signatures stand in the store: name a model, a version and --store")
+                fail("signatures are kept in the model store: pass MODEL, VERSION and --store instead of a folder")
         else:
             if store is None:
-                fail("--store says where the model's versions are")
+                fail("pass --store, the model store that holds the model (or set PINRANK_MODEL_STORE)")
             bundle = named_bundle(model_store_at(store), what, name)
             if trusted_key:
                 release = model_store_at(store).release(what, bundle.manifest.version)
                 TrustedKeys.read(trusted_key).check(bundle.manifest.ref, release.digest, release.signature)
         cost_s = _proven(bundle, engine)
-    typer.echo(f"{bundle.manifest.ref} is good: digest {bundle.digest}, 128 rows take {cost_s * 1e3:.2f} ms")
+    typer.echo(f"{bundle.manifest.ref} passes every check: digest {bundle.digest}, 128 rows take {cost_s * 1e3:.2f} ms")
 
 
 @models.command("label")
 def set_label(
     model: ModelArgument,
-    label: str,
-    number: Annotated[int | None, typer.Argument(metavar="VERSION")] = None,
+    label: LabelArgument,
+    number: Annotated[int | None, typer.Argument(metavar="VERSION", help="Version number.")] = None,
     store: StoreOption = "",
     remove: Annotated[bool, typer.Option("--remove", help="Remove the label.")] = False,
-    expected: Annotated[int | None, typer.Option("--if-version", help="Only if it is this version now.")] = None,
+    expected: Annotated[
+        int | None, typer.Option("--if-version", help="Move the label only if it names this version now.")
+    ] = None,
     why: WhyOption = "",
     by: ByOption = None,
 ) -> None:
-    """Point a label at a version. Running servers follow within seconds, once they have proven the version."""
+    """Point a label at a version. Running servers follow within seconds, as soon as they have checked the version.
+
+    Example: [bold]pinrank model label ml1m canary 42 --store models --why "fresh week"[/]
+    """
     if (number is None) != remove:
-        fail("give the VERSION to point at, or --remove")
+        fail("pass either the VERSION to point the label at, or --remove")
     with explained():
         entry = model_store_at(store).set_label(model, label, number, by=by, why=why, expected=expected)
     _moved(entry, label)
@@ -152,12 +180,15 @@ def set_label(
 @models.command()
 def rollback(
     model: ModelArgument,
-    label: Annotated[str, typer.Argument()] = "stable",
+    label: Annotated[str, typer.Argument(help="Label to move back.")] = "stable",
     store: StoreOption = "",
     why: WhyOption = "",
     by: ByOption = None,
 ) -> None:
-    """Point a label at the version that it named before."""
+    """Point a label back at the version that it named before.
+
+    Example: [bold]pinrank model rollback ml1m stable --store models[/]
+    """
     with explained():
         _moved(model_store_at(store).rollback(model, label, by=by, why=why), label)
 
@@ -165,25 +196,36 @@ def rollback(
 @models.command()
 def traffic(
     model: ModelArgument,
-    label: str,
-    percent: Annotated[float, typer.Argument(min=0, max=100, help="Of the requests that name no label.")],
+    label: LabelArgument,
+    percent: Annotated[float, typer.Argument(min=0, max=100, help="Percentage of the requests that name no label.")],
     store: StoreOption,
-    surface: Annotated[str, typer.Option(help="* is every surface without a line of its own.")] = "*",
+    surface: Annotated[str, typer.Option(help="Surface; * means every surface without a share of its own.")] = "*",
     why: WhyOption = "",
     by: ByOption = None,
 ) -> None:
-    """Give a label a share of the traffic. A user stays with one label; growing a share keeps its users.
+    """Give a label a share of the traffic. Each user stays with one label, also when the share grows.
 
     Example: [bold]pinrank model traffic ml1m canary 5 --surface home --store models[/]
     """
     with explained():
         entry = model_store_at(store).set_traffic(model, surface, label, percent / 100, by=by, why=why)
-    typer.echo(f"{model}: {label} answers {percent:g}% of {surface}" if entry else "it was so already")
+    typer.echo(
+        f"{model}: {label} answers {percent:g}% of {surface}"
+        if entry
+        else "nothing to change: the label has this share already"
+    )
 
 
 @models.command()
-def history(model: ModelArgument, store: StoreOption, last: Annotated[int, typer.Option(min=1)] = 20) -> None:
-    """Print who changed what, when and why."""
+def history(
+    model: ModelArgument,
+    store: StoreOption,
+    last: Annotated[int, typer.Option(min=1, help="Number of newest changes to print.")] = 20,
+) -> None:
+    """Print the audit trail of a model: who changed what, when and why.
+
+    Example: [bold]pinrank model history ml1m --store models[/]
+    """
     table = Table("#", "when", "who", "what", "why")
     with explained():
         for entry in model_store_at(store).history(model)[-last:]:
@@ -195,19 +237,23 @@ def history(model: ModelArgument, store: StoreOption, last: Annotated[int, typer
 def gc(
     model: ModelArgument,
     store: StoreOption,
-    keep: Annotated[int, typer.Option(min=0, help="Newest versions without a label to keep.")] = 5,
+    keep: Annotated[int, typer.Option(min=0, help="Number of newest unlabelled versions to keep.")] = 5,
     grace_s: Annotated[
-        float, typer.Option(min=0, help="Leave files younger than that: a publish may be about to name them.")
+        float,
+        typer.Option(min=0, help="Keep files younger than this, in seconds: a publish in progress may need them."),
     ] = 3_600,
     by: ByOption = None,
 ) -> None:
-    """Retire versions that no label names, and remove the files that nothing names any more."""
+    """Retire versions without a label, and delete the files that no version needs any more.
+
+    Example: [bold]pinrank model gc ml1m --keep 5 --store models[/]
+    """
     with explained():
         swept = model_store_at(store).gc(model, keep, by=by, grace_s=grace_s)
     retired = ", ".join(map(str, swept.versions)) or "none"
     typer.echo(
-        f"versions retired: {retired}; files removed: {swept.blobs} ({swept.bytes / 1e6:.1f} MB), "
-        f"left unfinished by killed writers: {swept.unfinished}"
+        f"versions retired: {retired}; files deleted: {swept.blobs} ({swept.bytes / 1e6:.1f} MB), "
+        f"unfinished files of killed writers deleted: {swept.unfinished}"
     )
 
 
@@ -215,7 +261,7 @@ def model_store_at(url: str) -> ModelStore:
     from model_store.registry.store import open_model_store  # noqa: PLC0415
 
     if not url:
-        fail("--store says where the models are (or PINRANK_MODEL_STORE)")
+        fail("pass --store, the model store (or set PINRANK_MODEL_STORE)")
     return open_model_store(url)
 
 
@@ -225,23 +271,23 @@ def named_bundle(store: ModelStore, model: str, name: str) -> Bundle:
 
 
 def _proven(bundle: Bundle, engine: str) -> float:
-    """Check a bundle as servers do; return the seconds of 128 rows."""
+    """Check a bundle as servers do. Return how long a run of 128 rows takes, in seconds."""
     from kernels.engines import engine_factory  # noqa: PLC0415
     from model_store.model.loaded import load_model  # noqa: PLC0415
     from model_store.model.utility import load_utility  # noqa: PLC0415
 
-    # No time for shapes: nothing is served here, only what a run costs is asked for.
+    # Skip warming up shapes: nothing is served here, and only the cost of a run is needed.
     model = load_model(bundle, engine_factory(engine), streams=1, progress=lambda *_: False)
     try:
         load_utility(model.utility_toml, model.manifest)
-        return model.engine.cost_s(1, 128)
+        return model.engine.cost_s(128)
     finally:
         model.engine.close()
 
 
 def _moved(entry: HistoryEntry | None, label: str) -> None:
     if entry is None:
-        typer.echo(f"{label} was so already")
+        typer.echo(f"nothing to change: {label} names this version already")
     else:
         typer.echo(_told(entry))
 
@@ -264,7 +310,7 @@ def _told(entry: HistoryEntry) -> str:
 
 @contextmanager
 def explained() -> Iterator[Any]:
-    """End with a message for what a store, a bundle, a key or an engine can be at fault of."""
+    """Turn errors of stores, bundles, keys and engines into a message and exit status."""
     from kernels.engine import EngineError  # noqa: PLC0415
     from model_store.bundle.files import BundleError  # noqa: PLC0415
     from model_store.model.utility import UtilityError  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""`pinrank model compile`: TensorRT plans into a bundle, before it is published."""
+"""`pinrank model compile`: build TensorRT plans into a bundle before it is published."""
 
 from __future__ import annotations
 
@@ -14,27 +14,29 @@ from server.cli.models import models
 
 @models.command("compile")
 def compile_plans(
-    folder: Annotated[Path, typer.Argument(help="A bundle's folder, not published yet.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a bundle that is not published yet.")],
     architecture: Annotated[
-        list[str] | None, typer.Option(help="Compute capability to build for, such as 8.9; may be repeated.")
+        list[str] | None, typer.Option(help="GPU compute capability to build for, for example 8.9; may be repeated.")
     ] = None,
     engine: Annotated[
         str,
         typer.Option(
             "--library",
             metavar=f"[{'|'.join(WITH_PLANS)}]",
-            help="tensorrt builds for the GPU it finds; tensorrt_rtx for any, without a GPU.",
+            help="tensorrt builds for the GPU of this machine; tensorrt_rtx builds for any GPU and needs none.",
         ),
     ] = "tensorrt_rtx",
-    half: Annotated[Literal["bfloat16", "float16"], typer.Option(help="Of the operands of products.")] = "bfloat16",
+    half: Annotated[
+        Literal["bfloat16", "float16"], typer.Option(help="16-bit type of the operands of matrix products.")
+    ] = "bfloat16",
     timings_of: Annotated[
         Path | None,
-        typer.Option(help="Folder of a bundle compiled before, for tensorrt to learn from: a faster build."),
+        typer.Option(help="Folder of a compiled bundle whose kernel timings tensorrt reuses, for a faster build."),
     ] = None,
 ) -> None:
-    """Build a bundle's network ahead of time, so that no server has to: its plans then travel in the bundle.
+    """Build a bundle's network into TensorRT plans, so that servers need not build it. The bundle carries the plans.
 
-    Servers use the plans of bundles that a trusted publisher signed (swap.trusted_keys), and build their own otherwise.
+    A server uses the plans if a trusted publisher signed the bundle (swap.trusted_keys), and else builds its own.
 
     Example: [bold]pinrank model compile out/ml1m-42 --architecture 8.9 --architecture 12.0[/]
     """
@@ -52,12 +54,16 @@ def compile_plans(
         version = str(load_library(library).__version__)
         if library == "tensorrt":
             if architecture:
-                fail("tensorrt builds for the GPU that it finds; --architecture is for --library tensorrt_rtx")
+                fail(
+                    "tensorrt builds for the GPU of this machine; --architecture works only with --library tensorrt_rtx"
+                )
             device = Device()
             device.close()
             architecture = [device.capability]
         if not architecture:
-            fail("--architecture says which GPUs to build for: 8.0 (A100), 8.6 (A10), 8.9 (L4, L40S), 12.0 (Blackwell)")
+            fail(
+                "pass --architecture for each GPU to build for: 8.0 (A100), 8.6 (A10), 8.9 (L4, L40S), 12.0 (Blackwell)"
+            )
         with progress.status(f"building with {library} {version}"):
             add_plans(
                 folder,

@@ -1,4 +1,4 @@
-"""Calling a server from the command line, and showing its answer to a person."""
+"""`pinrank rank`: call a server from the command line and print its answer."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
 
 
 class RankCallError(Exception):
-    """A call failed; the message says how to mend it where that is known."""
+    """A call failed. The message says how to fix it where the fix is known."""
 
 
 def call_rank(address: str, request: ranking_pb2.RankRequest, timeout_s: float) -> ranking_pb2.RankResponse:
-    """Make one Rank call, again when its server is gone. Raises RankCallError."""
+    """Make one Rank call, and retry it when the server is unavailable. Raises RankCallError."""
     try:
         there = parse_address(address)
     except AddressError as error:
@@ -38,7 +38,7 @@ def call_rank(address: str, request: ranking_pb2.RankRequest, timeout_s: float) 
 
 
 def show(response: ranking_pb2.RankResponse, console: Console, titles: Mapping[int, str] | None = None) -> None:
-    """Print an explained answer: pins with head probabilities and party utilities, timings, what was degraded."""
+    """Print an explained answer: pins with head probabilities and party utilities, stage timings, degradations."""
     why = response.explanation
     heads, parties = len(why.heads), len(why.parties)
     table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False)
@@ -49,7 +49,7 @@ def show(response: ranking_pb2.RankResponse, console: Console, titles: Mapping[i
     columns.append(("utility", "bold"))
     widths = [max(5, *map(len, header.split("\n"))) for header, _ in columns]
     table.add_column("#", justify="right", min_width=2)
-    # Titles give way to the numbers on a narrow terminal; ids do not.
+    # On a narrow terminal titles are cut to make room for the numbers; ids are not.
     room = console.width - 6 - sum(widths) - len(widths)
     id_width = max((len(str(pin)) for pin in response.pin_ids), default=3)
     pin_width = max(12, room) if titles else id_width

@@ -250,14 +250,14 @@ class Intake:
     def _compiled(
         self, bundle: Bundle, utility: UtilityTable, sample: FeatureBatch | None, plan: bytes | None, report: Report
     ) -> ServedModel:
-        """Compile the network and warm it up on recent requests, or else on golden ones, with rests between runs."""
+        """Compile the network and warm it up on recent requests, or else on golden ones, with pauses between runs."""
         assert report.warm_up is not None, "the caller created it"  # noqa: S101
         warm_up = report.warm_up
 
         def progress(runs: int, of: int) -> bool:
             if self.closed:
                 raise NotReadyError(f"{bundle.manifest.ref}: the server is stopping")
-            self._loader.rest()
+            self._loader.pause()
             return warm_up.progress(runs, of)
 
         try:
@@ -267,7 +267,7 @@ class Intake:
                 self._streams,
                 plan=plan,
                 sample=sample,
-                rest=self._loader.rest,
+                pause=self._loader.pause,
                 progress=progress,
             )
         except UnavailableError as error:

@@ -36,7 +36,7 @@ from server.scheduling.pace import Pace
 _PR_SET_PDEATHSIG = 1
 #: Opened before any fork, because a forked child must not take a lock that another thread of the helper may hold.
 _LIBC = ctypes.CDLL(None)
-#: Processor time that a child may use between rests.
+#: Processor time that a child may use between pauses.
 _SLICE_S = 0.004
 
 #: The header (a JSON object), the sample's logits as float32 bytes, and the engine's plan.
@@ -203,7 +203,7 @@ def _answer_of(
     """
     answer = bytearray()
     until_s = time.monotonic() + claim.timeout_s
-    rested_at_s = held_back_s = 0.0
+    paused_at_s = held_back_s = 0.0
     with os.fdopen(reader, "rb", buffering=0) as pipe:
         while time.monotonic() < until_s and len(answer) <= ANSWER_BYTES_MAX + PLAN_BYTES_MAX:
             ready = select.select([pipe, claims], [], [], _SLICE_S)[0]
@@ -215,10 +215,10 @@ def _answer_of(
                 if not part:
                     return bytes(answer), True, held_back_s
                 answer += part
-            elif claim.share < 1 and (used_s := cpu_s(child) - rested_at_s) >= _SLICE_S:
+            elif claim.share < 1 and (used_s := cpu_s(child) - paused_at_s) >= _SLICE_S:
                 os.kill(child, signal.SIGSTOP)
-                held_back_s += pace.rest(used_s, claim.share)
-                rested_at_s += used_s
+                held_back_s += pace.pause(used_s, claim.share)
+                paused_at_s += used_s
                 os.kill(child, signal.SIGCONT)
     return bytes(answer), False, held_back_s
 

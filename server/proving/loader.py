@@ -21,13 +21,13 @@ _CLOSE_S = 10.0
 
 
 class Loader:
-    """Runs one job after another and rests after each. Belongs to one event loop, except `rest`."""
+    """Runs one job after another and pauses after each. Belongs to one event loop, except `pause`."""
 
     def __init__(self, pace: Pace, cpu_share: float, recent: RecentRequests, supervisor: Supervisor) -> None:
         """Store the parts; the thread starts with the first job.
 
         Args:
-            pace: computes and takes the rests.
+            pace: computes the pauses and sleeps.
             cpu_share: the fraction of one core to use while the server answers requests.
             recent: tells whether the server has answered requests.
             supervisor: watches the thread.
@@ -36,8 +36,8 @@ class Loader:
         self._cpu_share = cpu_share
         self._recent = recent
         self._worker = Worker("model-loader", supervisor)
-        #: The thread's processor time at its last rest, in seconds.
-        self._rested_at_s = 0.0
+        #: The thread's processor time at its last pause, in seconds.
+        self._paused_at_s = 0.0
 
     @property
     def share(self) -> float:
@@ -52,21 +52,21 @@ class Loader:
         """Call the model store on the thread. Raises ModelStoreError when that takes longer than `limit_s`."""
         return await self._worker.ask(limit_s, self._run, work, *arguments)
 
-    def rest(self) -> None:
+    def pause(self) -> None:
         """Sleep for as long as the share demands after the work so far. Call it on the thread."""
-        self._pace.rest(time.thread_time() - self._rested_at_s, self.share)
-        self._rested_at_s = time.thread_time()
+        self._pace.pause(time.thread_time() - self._paused_at_s, self.share)
+        self._paused_at_s = time.thread_time()
 
     async def close(self) -> None:
         await self._worker.close(_CLOSE_S)
 
     def _run(self, work: Callable[..., _T], *arguments: object) -> _T:
-        """Run work with a short thread switch interval, so that Python's other threads wait less, and rest after it."""
+        """Run work with a short thread switch interval, so that Python's other threads wait less, and pause after it."""
         before = sys.getswitchinterval()
         sys.setswitchinterval(_SWITCH_S)
-        self._rested_at_s = time.thread_time()
+        self._paused_at_s = time.thread_time()
         try:
             return work(*arguments)
         finally:
             sys.setswitchinterval(before)
-            self.rest()
+            self.pause()

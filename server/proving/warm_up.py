@@ -21,7 +21,7 @@ class WarmUp:
     Attributes:
         runs: runs done so far.
         of: runs that a whole warm-up takes; 0 before it starts.
-        seconds: its duration so far, rests included.
+        seconds: its duration so far, pauses included.
         cut_off: whether it ended before all runs were done.
     """
 

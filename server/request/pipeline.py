@@ -9,8 +9,8 @@ import numpy as np
 import structlog
 
 from feature_client.codec import RowState
+from feature_client.estimates import RunningQuantile
 from feature_client.features import FetchedFeatures
-from feature_client.quantile import RunningQuantile
 from server.errors import DeadlineError, OverloadedError
 from server.request.features import FeatureReader
 from server.request.routing import ServedModel

@@ -18,7 +18,7 @@ from server.runtime.supervisor import Supervisor
 from server.runtime.tasks import BackgroundTasks
 
 #: The scheduling lane of shadow requests, which get only the time that other lanes leave.
-LANE = "(shadow)"
+SHADOW_LANE = "(shadow)"
 _DEADLINE_S = 1.0
 _AT_ONCE = 2
 _KEPT = 256
@@ -63,7 +63,7 @@ class Shadow:
             query,
             served=served,
             cheaper=None,
-            lane=LANE,
+            lane=SHADOW_LANE,
             label=self._label,
             top_k=0,
             deadline_s=time.monotonic() + _DEADLINE_S,

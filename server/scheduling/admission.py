@@ -143,7 +143,7 @@ class Admission:
         low, high = 0, ask.rows - 1
         least = min(self._overload[ask.surface].trim_rows_min, ask.rows)
         # To within a sixteenth: a finer answer costs time and gains little.
-        while high >= max(least, low + 1) and (low == 0 or high - low > ask.rows >> 4):
+        while high - low > ask.rows >> 4 if low else high >= least:
             middle = max(least, (low + high + 1) // 2)
             if _fits(self._policy.forecast(_of(ask, number, middle, ask.model), now_s), ask):
                 low = middle

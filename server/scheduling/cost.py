@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Callable
 from itertools import accumulate
 
-from feature_client.quantile import RunningQuantile
+from feature_client.estimates import DecayingMean, RunningQuantile
 
 #: Sizes between which costs are interpolated: powers of two up to a million rows.
 _SIZES = tuple(1 << power for power in range(21))
@@ -28,31 +27,33 @@ class CostModel:
     further request in the same run saves a part of what a run costs without any rows; that part is learned too.
     """
 
-    def __init__(self, prior: Callable[[int, int], float]) -> None:
+    def __init__(self, prior: Callable[[int], float]) -> None:
         """Begin with a prediction.
 
         Args:
-            prior: seconds of a run by requests and rows; where it is 0, nothing is known yet.
+            prior: seconds of a run by its rows; where it is 0, nothing is known yet.
         """
-        self._prior = [max(prior(1, size), 1e-7) for size in _SIZES]
+        self._prior = [max(prior(size), 1e-7) for size in _SIZES]
         self._learned = [0.0] * len(_SIZES)  # logarithms of factors over the prior
         self._seen = [False] * len(_SIZES)
         self._everywhere = 0.0
         #: The part of a run's fixed cost that requests in one run share.
-        self._shared = 0.5
+        self._shared = DecayingMean(_GAIN, 0.5)
         self._slack = RunningQuantile(_CAREFUL, 1.2)
-        self._table: list[float] = []
+        self._table: list[float]
+        #: Seconds of a run without rows.
+        self._empty_s: float
         self._tabulate()
 
     @property
     def fixed_s(self) -> float:
         """Seconds that one more run costs, whatever is in it."""
-        return self._empty_s() * self._shared
+        return self._empty_s * self._shared.value
 
     @property
     def per_request_s(self) -> float:
         """Seconds that one more request costs, beyond its rows."""
-        return self._empty_s() * (1 - self._shared)
+        return self._empty_s * (1 - self._shared.value)
 
     def predict_s(self, requests: int, rows: int) -> float:
         """Predict a typical run."""
@@ -70,12 +71,12 @@ class CostModel:
         self._slack.observe(seconds / predicted_s)
         if requests > 1:
             # What the requests after the first cost beyond their rows, in units of an empty run.
-            extra = (seconds - self._one_s(rows)) / ((requests - 1) * self._empty_s())
-            self._shared += _GAIN * (1 - min(1.0, max(0.0, extra)) - self._shared)
+            extra = (seconds - self._one_s(rows)) / ((requests - 1) * self._empty_s)
+            self._shared.observe(1 - min(1.0, max(0.0, extra)))
             return
         error = max(-_ERROR_MAX, min(_ERROR_MAX, math.log(seconds / predicted_s)))
         self._everywhere += _GAIN * error
-        low = max(0, min(bisect_right(_SIZES, rows) - 1, len(_SIZES) - 2))
+        low = _interval(rows)
         near_high = min(1.0, (rows - _SIZES[low]) / _SIZES[low])
         for place, weight in ((low, 1 - near_high), (low + 1, near_high)):
             if weight > 0:
@@ -92,7 +93,7 @@ class CostModel:
         the size's own cost would change no prediction, so the next run would lower it again, without an end.
         """
         cost_s = self._table[place] * math.exp(step)
-        for lower in range(place) if step < 0 else ():
+        for lower in range(place):
             if self._table[lower] > cost_s:
                 self._set(lower, cost_s)
         self._set(place, cost_s)
@@ -106,12 +107,15 @@ class CostModel:
         costs = (prior * math.exp(factor) for prior, factor in zip(self._prior, factors, strict=True))
         # More rows never cost less.
         self._table = list(accumulate(costs, max))
+        # The line through the two smallest sizes.
+        self._empty_s = max(self._table[0] * 0.05, 2 * self._table[0] - self._table[1])
 
     def _one_s(self, rows: int) -> float:
-        low = max(0, min(bisect_right(_SIZES, rows) - 1, len(_SIZES) - 2))
+        low = _interval(rows)
         start_s, end_s = self._table[low], self._table[low + 1]
         return start_s + (end_s - start_s) * (rows - _SIZES[low]) / _SIZES[low]
 
-    def _empty_s(self) -> float:
-        """Seconds of a run without rows: the line through its two smallest sizes."""
-        return max(self._table[0] * 0.05, 2 * self._table[0] - self._table[1])
+
+def _interval(rows: int) -> int:
+    """Return the place of the largest size that is no larger; of the last but one size where the last is."""
+    return max(0, min(rows.bit_length() - 1, len(_SIZES) - 2))

@@ -8,12 +8,12 @@ import time
 
 #: Between looks at whether requests still need much.
 _LOOK_S = 0.004
-#: How many times longer a rest may become when requests never leave enough idle.
+#: How many times longer a pause may become when requests never leave enough idle.
 _STRETCH_MAX = 16.0
 
 
 class Pace:
-    """Rests between pieces of work, longer while requests need much of what there is.
+    """Pauses between pieces of work, longer while requests need much of what there is.
 
     A share of a core is not enough: what runs while requests queue makes all of them late, and what runs while streams
     stand idle hardly any. The server says which it is; the byte that it says it with is shared between processes.
@@ -39,19 +39,19 @@ class Pace:
     def busy(self, value: bool) -> None:
         self._busy[0] = value
 
-    def rest(self, used_s: float, share: float) -> float:
+    def pause(self, used_s: float, share: float) -> float:
         """Sleep for as long as a share of a core asks for after so much work, and on, within bounds, while busy.
 
         Returns:
             Seconds of the second kind.
         """
-        rest_s = used_s * (1 / share - 1)
-        until_s = time.monotonic() + rest_s * _STRETCH_MAX
-        time.sleep(rest_s)
-        rested_s = time.monotonic()
+        pause_s = used_s * (1 / share - 1)
+        until_s = time.monotonic() + pause_s * _STRETCH_MAX
+        time.sleep(pause_s)
+        paused_s = time.monotonic()
         while self.busy and (left_s := until_s - time.monotonic()) > 0:
             time.sleep(min(_LOOK_S, left_s))
-        return time.monotonic() - rested_s
+        return time.monotonic() - paused_s
 
     def close(self) -> None:
         """Give up the byte."""

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from bench.engines.encoder import _inversions, measure
+from bench.engines.encoder import inversion_count, measure
 
 
 def test_the_script_measures_every_side_and_finds_them_equal() -> None:
@@ -23,6 +23,6 @@ def test_the_script_measures_every_side_and_finds_them_equal() -> None:
 
 def test_only_neighbours_further_apart_than_a_tie_are_inversions() -> None:
     expected = np.array([[0.5], [0.5 + 1e-6], [0.1], [0.3]])
-    assert _inversions(expected, expected) == 0
-    assert _inversions(np.array([[2.0], [1.0], [0.2], [0.3]]), expected) == 0
-    assert _inversions(np.array([[2.0], [1.0], [0.3], [0.2]]), expected) == 1
+    assert inversion_count(expected, expected) == 0
+    assert inversion_count(np.array([[2.0], [1.0], [0.2], [0.3]]), expected) == 0
+    assert inversion_count(np.array([[2.0], [1.0], [0.3], [0.2]]), expected) == 1

@@ -42,5 +42,5 @@ def test_every_loop_of_the_design_compiles_and_has_products_on_the_tensor_cores(
 
 def test_a_machine_without_the_compiler_is_told_what_to_install(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    with pytest.raises(BenchmarkError, match="nvcc is not here; install the CUDA toolkit 13"):
+    with pytest.raises(BenchmarkError, match="nvcc is missing; install the CUDA toolkit 13"):
         gpu_design.compiled()

@@ -5,7 +5,7 @@ import pytest
 
 from bench.serving import swap_kills, swaps_broken
 from bench.serving.broken_bundles import FAULTS
-from bench.serving.swaps import _slope
+from bench.serving.swaps import slope_with_error
 from kernels.cpu.numpy_engine import NumpyEngine
 from model_store.bundle.files import BundleError, read_bundle, write_bundle
 from model_store.model.loaded import load_model
@@ -22,10 +22,10 @@ def test_the_slope_of_noise_is_none_and_a_leak_is_one():
     leak = walk + 0.2 * np.arange(150)
     noise = rng.normal(size=150)
     for values, leaks in ((noise, False), (leak, True)):
-        slope, error = _slope(values * 1e6)
+        slope, error = slope_with_error(values * 1e6)
         assert (abs(slope) > error) == leaks
-    assert _slope(leak)[0] == pytest.approx(_slope(walk)[0] + 0.2)
-    assert _slope(np.zeros(2))[1] == float("inf")
+    assert slope_with_error(leak)[0] == pytest.approx(slope_with_error(walk)[0] + 0.2)
+    assert slope_with_error(np.zeros(2))[1] == float("inf")
 
 
 @pytest.mark.parametrize("name", sorted(set(FAULTS) - ELSEWHERE - {"takes all memory"}))

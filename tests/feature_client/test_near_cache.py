@@ -5,7 +5,7 @@ import pytest
 
 from feature_client.codec import Rows, RowState
 from feature_client.fetch import fetch
-from feature_client.near_cache import NearCache, near_caches
+from feature_client.near_cache import NearCache, NearCacheCounts, near_caches
 from feature_client.stores.memory_store import MemoryStore
 from tests import tiny
 
@@ -71,7 +71,7 @@ def test_returned_rows_do_not_change_when_their_place_is_taken():
 
 
 def test_memory_stays_within_its_bound_and_the_smallest_cache_still_works():
-    assert cache(kilobytes=64).places * tiny.PINS.dtype.itemsize < 64 << 10
+    assert cache(kilobytes=64).nbytes <= 64 << 10
     smallest = NearCache(tiny.PINS, 1, 10)
     assert smallest.places == 8
     everything = np.arange(100, dtype=np.uint64)
@@ -125,6 +125,173 @@ def test_random_puts_and_gets_never_give_one_ids_row_for_another():
         missed = np.unique(asked[~found])
         near.put(missed, read(*missed.tolist()), float(now_s))
     assert hits == near.counts.hits > 10_000
+
+
+#: Key, time, state and sixteen counters, beside the row.
+PLACE_BYTES = tiny.PINS.dtype.itemsize + 8 + 8 + 1 + 16
+
+
+@pytest.mark.parametrize(
+    ("bytes_max", "places"),
+    [
+        pytest.param(0, 8, id="one set at least"),
+        pytest.param(8 * PLACE_BYTES, 8, id="one set"),
+        pytest.param(16 * PLACE_BYTES - 1, 8, id="a byte too few for two"),
+        pytest.param(16 * PLACE_BYTES, 16, id="two sets"),
+        pytest.param(64 * PLACE_BYTES - 1, 32, id="sets double"),
+    ],
+)
+def test_memory_is_that_of_the_places_and_they_fit_the_bound(bytes_max, places):
+    near = NearCache(tiny.PINS, bytes_max, 10)
+    assert (near.places, near.nbytes) == (places, places * PLACE_BYTES)
+    everything = np.arange(10 * places, dtype=np.uint64)
+    near.put(everything, read(*everything.tolist()), 0.0)
+    assert near.held(0.0)[0] == places, "every place can be reached"
+
+
+def test_lookups_are_counted_by_what_came_of_them():
+    near = cache()
+    assert near.counts == NearCacheCounts(hits=0, misses=0, evictions=0)
+    near.put(ids(1, 2), read(1, 2), 0.0)
+    near.get(ids(1, 2, 2, 3), 0.0)
+    assert near.counts == NearCacheCounts(hits=3, misses=1, evictions=0)
+
+
+def test_what_a_lookup_returns_is_one_row_for_each_id_also_for_none():
+    near = cache()
+    for asked in (ids(), ids(5), ids(5, 6, 7)):
+        assert near.get(asked, 0.0)[0].rows.shape == near.aged(asked, 0.0)[0].rows.shape == (len(asked),)
+
+
+def test_rows_too_old_for_a_request_are_there_during_an_outage_until_they_are_too_old_for_that():
+    near = NearCache(tiny.PINS, 64 << 10, 10, outage_s=100)
+    near.put(ids(1, 2), read(1, 2), 0.0)
+    near.put(ids(2), read(3), 50.0)
+    rows, found = near.aged(ids(2, 7, 1), 99.9)
+    assert found.tolist() == [True, False, True]
+    assert rows.rows[found].tobytes() == tiny.pin_rows(ids(3, 1)).tobytes()
+    assert rows.states.tolist() == [0, 0, 0]
+    assert near.aged(ids(2, 7, 1), 100.0)[1].tolist() == [True, False, False]
+    assert near.counts == NearCacheCounts(), "it is no lookup"
+
+
+def test_an_outage_is_never_shorter_than_what_a_request_takes():
+    near = NearCache(tiny.PINS, 64 << 10, 10)
+    near.put(ids(1), read(1), 0.0)
+    assert near.aged(ids(1), 9.9)[1].tolist() == [True]
+    assert near.aged(ids(1), 10.0)[1].tolist() == [False]
+    (short,) = near_caches((tiny.PINS,), 1, 0.5).values()
+    everyone = np.arange(8, dtype=np.uint64)  # of one set
+    short.put(everyone, read(*range(8)), 0.0)
+    rows, found = short.aged(everyone, 0.4)
+    assert found.all()
+    assert rows.rows.tobytes() == tiny.pin_rows(everyone).tobytes()
+    assert not short.aged(everyone, 0.5)[1].any()
+    other = NearCache(tiny.PINS, 1, 0.5)
+    other.put(everyone, read(*range(8)), 0.0)
+    assert not other.aged(everyone, 0.5)[1].any()
+
+
+def ask(near, asked, times=1):
+    """Ask so that it is noted so many times: every other lookup is."""
+    for _ in range(times):
+        near.get(asked, 0.0)
+        near.get(asked, 0.0)
+
+
+def full(asked=2):
+    """A cache of one set, full of rows that were asked for so many times each."""
+    near = NearCache(tiny.PINS, 1, 10)
+    everyone = np.arange(8, dtype=np.uint64)
+    near.put(everyone, read(*range(8)), 0.0)
+    ask(near, everyone, asked)
+    return near
+
+
+def admitted(near, newcomer, now_s=0.0):
+    near.put(ids(newcomer), read(newcomer), now_s)
+    return near.get(ids(newcomer), now_s)[1] is None
+
+
+NEWCOMER, FILLER = 77, 1000
+
+
+@pytest.mark.parametrize(("times", "welcome"), [(2, False), (3, True)])
+def test_a_newcomer_takes_a_place_only_when_it_was_asked_for_more_often(times, welcome):
+    near = full(asked=2)
+    ask(near, ids(NEWCOMER), times)
+    assert admitted(near, NEWCOMER) is welcome
+    assert near.counts.evictions == welcome
+
+
+def test_the_row_asked_for_least_gives_way():
+    near = full(asked=1)
+    ask(near, ids(0, 1, 2, 4, 5, 6, 7))
+    ask(near, ids(NEWCOMER), 2)
+    assert admitted(near, NEWCOMER)
+    assert near.get(ids(*range(8)), 0.0)[1].tolist() == [False] * 3 + [True] + [False] * 4
+
+
+def test_a_row_gives_way_at_once_when_it_is_too_old_and_not_before():
+    near = full(asked=2)
+    assert not admitted(near, NEWCOMER, 10.0)
+    assert admitted(near, NEWCOMER, 10.1)
+
+
+def test_a_row_that_is_read_again_is_welcome_whatever_it_was_asked_for():
+    near = full(asked=0)
+    ask(near, ids(*range(7)), 3)
+    near.put(ids(7), read(9), 5.0)
+    rows, absent = near.get(ids(7), 14.0)
+    assert absent is None
+    assert rows.rows.tobytes() == tiny.pin_rows(ids(9)).tobytes()
+    assert near.counts.evictions == 0
+
+
+@pytest.mark.parametrize(
+    ("notes", "welcome"),
+    [
+        pytest.param(48 * 8, True, id="48 notes a place"),
+        pytest.param(48 * 8 + 1, False, id="one more: all counts are halved"),
+    ],
+)
+def test_counts_are_halved_after_48_notes_a_place(notes, welcome):
+    near = full(asked=2)
+    ask(near, ids(NEWCOMER), 3)  # against two; after halving, one against one
+    ask(near, np.full(notes - 16 - 3, FILLER, np.uint64))
+    assert admitted(near, NEWCOMER) is welcome
+
+
+@pytest.mark.parametrize(("notes", "welcome"), [(48 * 8, True), (48 * 8 + 1, False)])
+def test_half_of_the_notes_stay_when_counts_are_halved(notes, welcome):
+    near = full(asked=2)
+    ask(near, np.full(48 * 8 + 1 - 16, FILLER, np.uint64))  # halved: one each, and 192 notes
+    ask(near, np.arange(8, dtype=np.uint64))
+    ask(near, ids(NEWCOMER), 3)
+    ask(near, np.full(notes - 192 - 8 - 3, FILLER, np.uint64))
+    assert admitted(near, NEWCOMER) is welcome
+
+
+def test_who_was_never_asked_for_is_not_taken_for_others_that_were():
+    # Thirty ids on all 128 counters; on half of them a fifth of the newcomers would be welcome.
+    for newcomer in range(1000, 1060):
+        near = full(asked=2)
+        ask(near, np.arange(100, 130, dtype=np.uint64), 5)
+        assert not admitted(near, newcomer)
+
+
+def test_a_count_stays_at_255():
+    near = full(asked=1)
+    ask(near, ids(NEWCOMER), 256)
+    assert admitted(near, NEWCOMER)
+
+
+def test_memory_is_shared_evenly_among_distinct_groups():
+    other = tiny.changed(tiny.PINS, name="pin_other")
+    caches = near_caches((tiny.PINS, other, tiny.PINS), 32 * PLACE_BYTES, 10, 20)
+    assert set(caches) == {tiny.PINS.fingerprint, other.fingerprint}
+    assert [one.places for one in caches.values()] == [16, 16]
+    assert caches[other.fingerprint].group is other
 
 
 class CountingStore(MemoryStore):

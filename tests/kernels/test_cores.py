@@ -15,31 +15,31 @@ VISIBLE = len(os.sched_getaffinity(0))
 @pytest.mark.parametrize(
     ("groups", "files", "found"),
     [
-        ("0::/\n", {"sys/fs/cgroup/cpu.max": "100000 100000\n"}, 1),
-        ("0::/\n", {"sys/fs/cgroup/cpu.max": "max 100000\n"}, VISIBLE),
-        ("0::/\n", {"sys/fs/cgroup/cpu.max": "30000 100000\n"}, 1),
-        ("0::/\n", {"sys/fs/cgroup/cpu.max": "170000 100000\n"}, 1),
-        ("0::/\n", {"sys/fs/cgroup/cpu.max": "6400000 100000\n"}, VISIBLE),
-        # the quota of a group above
-        (
+        pytest.param("0::/\n", {"sys/fs/cgroup/cpu.max": "100000 100000\n"}, 1, id="one core"),
+        pytest.param("0::/\n", {"sys/fs/cgroup/cpu.max": "max 100000\n"}, VISIBLE, id="no quota"),
+        pytest.param("0::/\n", {"sys/fs/cgroup/cpu.max": "30000 100000\n"}, 1, id="part of a core"),
+        pytest.param("0::/\n", {"sys/fs/cgroup/cpu.max": "170000 100000\n"}, 1, id="1.7 cores"),
+        pytest.param("0::/\n", {"sys/fs/cgroup/cpu.max": "6400000 100000\n"}, VISIBLE, id="more than visible"),
+        pytest.param(
             "0::/pod/server\n",
             {"sys/fs/cgroup/pod/cpu.max": "100000 100000", "sys/fs/cgroup/pod/server/cpu.max": "max 100000"},
             1,
+            id="quota of a parent group",
         ),
-        # the host's path, in a container whose own group is the root of the mount
-        ("0::/docker/0123\n", {"sys/fs/cgroup/cpu.max": "50000 50000"}, 1),
-        # version 1
-        (
+        pytest.param("0::/docker/0123\n", {"sys/fs/cgroup/cpu.max": "50000 50000"}, 1, id="host's path in a container"),
+        pytest.param(
             "4:memory:/\n1:cpu,cpuacct:/docker/0123\n0::/\n",
             {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "100000", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"},
             1,
+            id="version 1, host's path",
         ),
-        (
+        pytest.param(
             "1:cpu:/\n",
             {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"},
             VISIBLE,
+            id="version 1, no quota",
         ),
-        ("", {}, VISIBLE),
+        pytest.param("", {}, VISIBLE, id="no control groups"),
     ],
 )
 def test_a_quota_counts_like_the_cores_that_it_pays_for(tmp_path, groups, files, found):

@@ -90,10 +90,10 @@ def test_results_stay_as_they_were_after_later_runs(engine):
 
 
 def test_cost_is_unknown_before_warm_up_and_grows_with_rows_after(engine):
-    assert engine.cost_s(1, 128) == 0
+    assert engine.cost_s(128) == 0
     engine.warm_up(batch(8))
-    assert engine.cost_s(1, 100_000) >= engine.cost_s(1, 1) >= 0
-    assert engine.cost_s(1, 100_000) > 0
+    assert engine.cost_s(100_000) >= engine.cost_s(1) >= 0
+    assert engine.cost_s(100_000) > 0
 
 
 def test_a_warm_up_tells_before_its_first_run_and_after_each_how_far_it_is(engine):
@@ -114,7 +114,7 @@ def test_a_warm_up_without_time_leaves_out_shapes_and_knows_the_cost_all_the_sam
     has_shapes = "tensorrt" in request.node.name
     assert done.of == whole
     assert (done.runs < whole) == has_shapes
-    assert engine.cost_s(1, 100_000) > 0
+    assert engine.cost_s(100_000) > 0
 
 
 def test_what_is_raised_between_runs_ends_a_warm_up_and_leaves_the_engine_good(engine):

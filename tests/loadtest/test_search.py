@@ -30,6 +30,17 @@ def test_rates_halve_until_one_holds():
     assert search(30.0)[1][:4] == [100.0, 50.0, 25.0, 37.5]
 
 
+def test_the_gap_is_halved_until_it_is_three_percent():
+    assert search(350.0) == (350.0, [100.0, 200.0, 400.0, 300.0, 350.0, 375.0, 362.5, 356.25])
+
+
+def test_a_gap_as_wide_as_the_tolerance_ends_the_search():
+    policy = RateSearch(300.0, tolerance=0.25)
+    policy.tell(300.0, held=True)
+    policy.tell(400.0, held=False)
+    assert policy.next() == HighestRate(300.0)
+
+
 def test_a_server_that_holds_nothing_ends_the_search_with_nothing():
     found_per_s, tried = search(0.0)
     assert found_per_s == 0

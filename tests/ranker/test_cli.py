@@ -155,9 +155,9 @@ def worked(*_: object) -> Any:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("save", "playlist_add"), "surfaces.home.utilities.pinner: unknown name 'playlist_add'; there are closeup,"),
+        (("save", "playlist_add"), "surfaces.home.utilities.pinner: unknown name 'playlist_add'; use one of closeup,"),
         (("related", "search"), "the utility table has surfaces ['home', 'search'], model toy@1 ranks ['home',"),
-        (("pinner = 1.0", "ad = 1.0"), "surface 'home': weights are given for ['ad'], utilities for ['pinner']"),
+        (("pinner = 1.0", "ad = 1.0"), "surface 'home': weights are for ['ad'], but utilities for ['pinner']"),
         (("[surfaces.home]", "[surfaces.home"), "the utility table is not TOML"),
         (("[surfaces.home]", "a = " + 50_000 * "["), "the utility table is not TOML"),
     ],

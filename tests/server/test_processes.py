@@ -108,7 +108,7 @@ def test_serve_names_a_key_that_is_none_and_a_version_that_nobody_signed(model_s
     _, public = signing_key(tmp_path, "anna")
     (tmp_path / "none.pem").write_text("no key")
     serve = ("serve", "--model-store", str(model_store), "--model", "tiny", "--feature-store", "memory://")
-    for key, message in ((tmp_path / "none.pem", "none.pem is no PEM public key"), (public, "tiny@1 is not signed")):
+    for key, message in ((tmp_path / "none.pem", "none.pem is not a PEM public key"), (public, "tiny@1 is not signed")):
         monkeypatch.setenv("PINRANK_SWAP__TRUSTED_KEYS", json.dumps([str(key)]))
         refused = pinrank(*serve, "--grpc-port", "0", "--http-port", "0")
         assert refused.returncode == 1
@@ -123,7 +123,7 @@ def test_model_commands_publish_list_show_verify_and_label(tmp_path):
     for version in (1, 2):
         tiny.write_tiny_bundle(tmp_path / str(version), version)
         assert pinrank("model", "publish", str(tmp_path / str(version)), "--store", store).returncode == 0
-    assert "tiny@2 is good" in pinrank("model", "verify", str(tmp_path / "2")).stdout
+    assert "tiny@2 passes every check" in pinrank("model", "verify", str(tmp_path / "2")).stdout
     assert pinrank("model", "label", "tiny", "stable", "2", "--store", store).returncode == 0
     assert "stable" in pinrank("model", "list", "--store", store).stdout
     assert '"save"' in pinrank("model", "show", "tiny", "1", "--store", store).stdout

@@ -57,4 +57,4 @@ def test_a_server_and_commands_that_need_it_say_what_to_install(without_openvino
 
 def test_a_version_is_verified_by_another_engine(without_openvino, model_store):
     verified = pinrank("model", "verify", "tiny", "stable", "--store", str(model_store), "--engine", "numpy")
-    assert "tiny@1 is good" in verified.stdout
+    assert "tiny@1 passes every check" in verified.stdout

@@ -1,1 +1,1 @@
-"""What the phases of a GPU run measure."""
+"""The measurements of a GPU run, one file per phase or kind."""

@@ -1,4 +1,4 @@
-"""The fused kernel alone: is it right, how fast is it, and which of its free choices are best."""
+"""Measure the Triton kernel alone: its accuracy, its speed, and the best way to launch it."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _REPEATS = 200
 _TUNING_REPEATS = 50
 _MATRIX, _DRY_MATRIX = 8192, 64
 _COPIED_BYTES, _DRY_COPIED_BYTES = 1 << 32, 1 << 16
-#: Unfused, a row takes more than half a megabyte.
+#: Without fusion, a row needs more than half a megabyte.
 _ROWS_AT_ONCE = 4096
-#: A compilation of the kernel, and a run of it.
+#: Seconds for a compilation of the kernel, and a run.
 _COMPILES_S = 6.0
 
 
 def parity(_out: Path, numbers: Numbers) -> None:
-    """Compare the kernel, in each way that it may be compiled, with the published form in float64."""
+    """Compare the kernel, compiled in each way, with the published form in float64."""
     dry_run = numbers.dry_run
     device, length = device_of(dry_run=dry_run), length_of(dry_run=dry_run)
     subject = GpuSubject(device, length=length)
-    # Whole sequences, short ones and none, and rows that fill no tile; the last request has no rows.
+    # Full, short and empty sequences, and rows that do not fill a tile; the last request has no rows.
     rows, actions = ([3, 2, 1], [length, 5, 0]) if dry_run else ([40, 129, 7, 1, 0], [length, 33, 1, 0, length])
     batch = Batch(rows, device, length=length, actions=actions)
     exact = subject.exact(batch)
@@ -43,14 +43,14 @@ def _difference(
 ) -> dict[str, Any]:
     found = subject.fused(batch, compiled)().cpu().double()
     norms = exact.norm(dim=1)
-    # Where a request has no actions all is 0, and must be exactly that.
+    # A request without actions must give exactly 0.
     relative = (found - exact).norm(dim=1) / torch.where(norms > 0, norms, 1.0)
     worst = float(relative.nan_to_num(nan=torch.inf).max())
     return {"relative_difference": worst, "allowed": PARITY_MAX, "rows": batch.rows, "holds": worst <= PARITY_MAX}
 
 
 def ceilings(_out: Path, numbers: Numbers) -> None:
-    """Say what PyTorch sees, and what it reaches on random data: dense bf16 products, copies within the memory."""
+    """Record the device, and the peaks that PyTorch reaches: dense bf16 products, and copies within device memory."""
     device = device_of(dry_run=numbers.dry_run)
     size = _DRY_MATRIX if numbers.dry_run else _MATRIX
     copied = _DRY_COPIED_BYTES if numbers.dry_run else _COPIED_BYTES
@@ -86,7 +86,7 @@ def _device(device: torch.device) -> dict[str, Any]:
 
 
 def encoder(_out: Path, numbers: Numbers) -> None:
-    """Run the kernel on batches of every shape, each in a CUDA graph; then the published form on the largest."""
+    """Time the kernel on batches of every shape, in CUDA graphs; then the published form on the largest."""
     device, length = device_of(dry_run=numbers.dry_run), length_of(dry_run=numbers.dry_run)
     subject = GpuSubject(device, length=length)
     shapes = DRY_SHAPES if numbers.dry_run else SHAPES
@@ -103,7 +103,7 @@ def encoder(_out: Path, numbers: Numbers) -> None:
 
 
 def tuning(_out: Path, numbers: Numbers) -> None:
-    """Try the kernel's free choices: what the next version should choose."""
+    """Time every way to launch the kernel, to choose the default of the next version."""
     device, length = device_of(dry_run=numbers.dry_run), length_of(dry_run=numbers.dry_run)
     subject = GpuSubject(device, length=length)
     for shape, compiled, tile_rows in tunings(dry_run=numbers.dry_run):

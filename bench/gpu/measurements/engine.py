@@ -1,4 +1,4 @@
-"""The whole ranker through the engine that serves it: is it right, how fast, does memory stay, can two be opened."""
+"""Measure the engine with the whole ranker: accuracy, speed, memory growth, and opening it under load."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from model_store.registry.store import open_model_store
 MODELS, MODEL, LABEL, ENGINE = ROOT / "deploy" / "demo" / "models", "ml1m", "stable", "torch"
 _STREAMS = 3
 _RUNS, _DRY_RUNS = 300, 2
-#: Each stream's, before memory is looked at and in between.
+#: Runs per stream, before the first and between the readings of memory.
 _MEMORY_RUNS, _DRY_MEMORY_RUNS = 500, 3
 #: While the other engine is opened and captures.
 _OPENED_SHAPES = ((1, 64), (1, 512), (4, 512), (16, 512), (16, 1024), (64, 4096))
@@ -35,7 +35,7 @@ _OPENED = 2
 
 
 def engine(_out: Path, numbers: Numbers) -> None:
-    """Score the demo bundle's golden requests, run four batches, look at memory, and time the warm-up."""
+    """Verify the demo bundle's golden scores, time four batches, measure memory growth, and time the warm-up."""
     needs_gpu(numbers)
     bundle, dry_run = _bundle(), numbers.dry_run
     sample, expected = _golden(bundle)
@@ -47,7 +47,7 @@ def engine(_out: Path, numbers: Numbers) -> None:
         found = calibrate(bundle.manifest, opened.run(sample))
         difference = float(np.max(np.abs(found - expected)))
         allowed = max(bundle.manifest.golden_tolerance, opened.tolerance)
-        # Not a number holds not.
+        # NaN must fail the check.
         checked = {"difference": difference, "allowed": allowed, "holds": difference <= allowed}
         return {**checked, "rows": sample.rows, "kernel": opened.kernel, "opened_s": opened_s}
 
@@ -62,8 +62,8 @@ def engine(_out: Path, numbers: Numbers) -> None:
 
 
 def needs_gpu(numbers: Numbers) -> None:
-    """End the phase where PyTorch finds no GPU: the engine would run on the CPU, and its numbers look like a GPU's."""
-    import torch  # noqa: PLC0415 - by the phases that need it alone
+    """End the phase if PyTorch finds no GPU. The engine would run on the CPU, and its numbers look like a GPU's."""
+    import torch  # noqa: PLC0415 - only some phases need it
 
     if not numbers.dry_run and not torch.cuda.is_available():
         sys.exit("PyTorch finds no GPU")
@@ -75,20 +75,20 @@ def _bundle() -> Bundle:
 
 
 def _golden(bundle: Bundle) -> tuple[FeatureBatch, np.ndarray]:
-    """Return the golden requests as a batch, and float32[N, H], the probabilities that they must have."""
+    """Return the golden requests as a batch, and their expected probabilities, float32[N, H]."""
     golden, assembler = decode_golden(bundle.files[GOLDEN]), Assembler(bundle.manifest)
     sample = FeatureBatch.concat([assembler.assemble(one.fetched, one.surface) for one in golden])
     return sample, np.concatenate([one.probabilities for one in golden])
 
 
 def _open(bundle: Bundle, streams: int) -> Engine:
-    """Open the engine without the checks of a server: one that answers wrongly is measured too."""
+    """Open the engine without the checks of a server, so that an engine with wrong answers is measured, too."""
     manifest = bundle.manifest
     return engine_factory(ENGINE)(bundle.files[NETWORK], manifest.specs, len(manifest.heads), streams)
 
 
 def _throughput(engine: Engine, batch: FeatureBatch, numbers: Numbers) -> dict[str, Any]:
-    """Run a batch from as many threads as the engine has streams; its copies to and from the device count."""
+    """Time a batch on as many threads as the engine has streams, including copies to and from the device."""
     repeats = _DRY_RUNS if numbers.dry_run else _RUNS
 
     def work(times: int) -> list[float]:
@@ -100,7 +100,7 @@ def _throughput(engine: Engine, batch: FeatureBatch, numbers: Numbers) -> dict[s
         return seconds
 
     with ThreadPoolExecutor(engine.streams) as threads:
-        list(threads.map(work, [min(3, repeats)] * engine.streams))  # graphs are captured
+        list(threads.map(work, [min(3, repeats)] * engine.streams))  # capture the graphs
         began_s = time.perf_counter()
         seconds = [one for mine in threads.map(work, [repeats] * engine.streams) for one in mine]
         whole_s = time.perf_counter() - began_s
@@ -113,7 +113,7 @@ def _throughput(engine: Engine, batch: FeatureBatch, numbers: Numbers) -> dict[s
 
 
 def _memory(engine: Engine, batch: FeatureBatch, numbers: Numbers) -> dict[str, Any]:
-    """Return by how much memory grows, of the process and of the device, over as many runs again."""
+    """Measure how much the memory of the process and of the device grows over many runs."""
     runs = _DRY_MEMORY_RUNS if numbers.dry_run else _MEMORY_RUNS
 
     def work(_: int) -> None:
@@ -135,7 +135,7 @@ def _memory(engine: Engine, batch: FeatureBatch, numbers: Numbers) -> dict[str, 
 
 
 def _used() -> dict[str, int]:
-    import torch  # noqa: PLC0415 - imported by the engine
+    import torch  # noqa: PLC0415 - the engine has imported it
 
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     used = {"process": pages * 4096}
@@ -146,22 +146,22 @@ def _used() -> dict[str, int]:
 
 
 def _warm_up(engine: Engine, sample: FeatureBatch, numbers: Numbers) -> dict[str, Any]:
-    """Time the engine's own warm-up, which a server waits for before it is ready."""
+    """Time the engine's warm-up, which a server completes before it is ready."""
     began_s = time.perf_counter()
     done = engine.warm_up(sample, lambda _runs, _of: numbers.left_s() > 0)
     seconds = time.perf_counter() - began_s
-    costs = {f"{rows} rows": engine.cost_s(1, rows) * 1e3 for rows in (128, 512)}
+    costs = {f"{rows} rows": engine.cost_s(rows) * 1e3 for rows in (128, 512)}
     return {"seconds": seconds, "runs": done.runs, "of": done.of, "cost_ms": costs}
 
 
 def two_engines(_out: Path, numbers: Numbers) -> None:
-    """Open two engines at once, while a third answers: no capture may break another, or a run, or change an answer."""
+    """Open two engines while a third one runs. No capture may break another or a run, or change an answer."""
     needs_gpu(numbers)
 
     def measured() -> dict[str, Any]:
         try:
             return _opened_under_load(numbers)
-        except EngineError as error:  # what this phase looks for
+        except EngineError as error:  # this is a finding
             return {"holds": False, "failed": str(error)[:600]}
 
     numbers.measure("opened under load", measured, 5)
@@ -177,7 +177,7 @@ def _opened_under_load(numbers: Numbers) -> dict[str, Any]:
     opened = threading.Event()
 
     def differs(engine: Engine, number: int) -> float:
-        """Run a batch; return its largest difference from the first answer, infinite where one is no number."""
+        """Run a batch. Return the largest difference from the first answer, or infinity if a value is NaN."""
         difference = np.abs(calibrate(bundle.manifest, engine.run(batches[number])) - expected[number])
         return float(np.max(np.where(np.isfinite(difference), difference, np.inf)))
 
@@ -193,7 +193,7 @@ def _opened_under_load(numbers: Numbers) -> dict[str, Any]:
         for number in range(len(batches)):
             if numbers.left_s() <= 0:
                 break
-            differences.append(max(differs(engine, number) for _ in range(2)))  # captured, then replayed
+            differences.append(max(differs(engine, number) for _ in range(2)))  # capture, then replay
         return differences
 
     with ThreadPoolExecutor(1 + _OPENED) as threads:
@@ -204,7 +204,7 @@ def _opened_under_load(numbers: Numbers) -> dict[str, Any]:
         finally:
             opened.set()
         opened_s = time.perf_counter() - began_s
-        under_load = loading.result()  # raises what the first engine met
+        under_load = loading.result()  # raises the error of the first engine
     allowed = max(bundle.manifest.golden_tolerance, first.tolerance)
     worst = max([*under_load, *(one for differences in captured for one in differences)])
     shapes_run = [len(differences) for differences in captured]

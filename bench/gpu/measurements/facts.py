@@ -1,4 +1,4 @@
-"""What the numbers depend on: the card, the versions, the machine, the sources."""
+"""Record what the numbers depend on: the card, the versions, the machine and the sources."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ASKED = (
 
 
 def facts(_out: Path, numbers: Numbers) -> None:
-    """Record everything that is known before anything runs; nothing here waits for PyTorch."""
+    """Record all facts that are known before the first measurement, without importing PyTorch."""
     numbers.measure("card", lambda: {"name": "none: a dry run"} if numbers.dry_run else _card(), 0)
     numbers.measure("versions", _versions, 0)
     numbers.measure("machine", _machine, 0)
@@ -38,7 +38,7 @@ def _versions() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: version for name, version in versions.items() if version},
         "lacking": [name for name, version in versions.items() if not version],
-        # Triton compiles its launcher with gcc and these, on the spot.
+        # Triton compiles its launcher at run time with gcc and these files.
         "python_headers": Path(sysconfig.get_path("include"), "Python.h").exists(),
         "tools": {tool: shutil.which(tool) is not None for tool in _TOOLS},
     }
@@ -62,7 +62,7 @@ def _machine() -> dict[str, Any]:
 
 def _source() -> dict[str, Any]:
     commit = _said("git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
-    # Also of a copy without its repository: `LC_ALL=C; cat kernels/gpu/*.py | sha256sum` finds the commit again.
+    # Identifies the commit of a copy without a repository: `LC_ALL=C; cat kernels/gpu/*.py | sha256sum`.
     kernels = sha256(b"".join(file.read_bytes() for file in sorted((ROOT / "kernels" / "gpu").glob("*.py"))))
     return {
         "commit": commit,
@@ -72,15 +72,15 @@ def _source() -> dict[str, Any]:
 
 
 def _card() -> dict[str, Any]:
-    """Return what the driver says of the first GPU."""
+    """Return the driver's facts about the first GPU."""
     said = _said("nvidia-smi", f"--query-gpu={','.join(_ASKED)}", "--format=csv,noheader", "--id=0")
     if said is None:
-        raise OSError("nvidia-smi is not there, or fails")
+        raise OSError("nvidia-smi is missing or fails")
     return dict(zip(_ASKED, said.split(", "), strict=True))
 
 
 def _said(*command: str) -> str | None:
-    """Return a command's output; None where it is not there or fails, as in a copy without its repository."""
+    """Return the output of a command, or None if it is missing or fails, as git does without a repository."""
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):

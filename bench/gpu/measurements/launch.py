@@ -1,4 +1,4 @@
-"""One launch of the fused kernel, for tools that watch it.
+"""Launch the Triton kernel once, under a profiler or checker.
 
 `python -m bench.gpu.measurements.launch REQUESTS ROWS [--dry-run]`
 """

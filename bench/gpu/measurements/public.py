@@ -1,4 +1,4 @@
-"""Public shapes beside ours: what others say that a GPU does, on this very card."""
+"""Measure the models of published GPU benchmarks on this card, to compare them with ours."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from bench.gpu.measurements.timing import graphed, rates, seconds_of
 from bench.gpu.numbers import Numbers
 from bench.gpu.plan import DRY_SHAPES, SHAPES
 
-#: MLPerf's dlrm_v3 on one H100: 32 requests of 2,048 candidates, five layers of width 512.
+#: MLPerf's dlrm_v3 on one H100: 32 requests with 2,048 candidates, five layers of width 512.
 HSTU_PUBLISHED_MS = 9.3
-#: 256 sequences of 256 tokens of 64 numbers, two layers, one fused Triton kernel on an L40S (arXiv 2506.02267).
+#: 256 sequences of 256 tokens with 64 numbers, two layers, one fused Triton kernel on an L40S (arXiv 2506.02267).
 SKUT_PUBLISHED_MS = 0.324
 _ROWS_AT_ONCE = 4096
 
 
 class HstuLike(nn.Module):
-    """Layers of the form that HSTU has (arXiv 2402.17152): gated pointwise attention, no softmax, no feed-forward.
+    """Layers like those of HSTU (arXiv 2402.17152): gated pointwise attention, without softmax and feed-forward.
 
-    Candidates attend to the history and to themselves, not to each other.
+    Candidates attend to the history and to themselves, but not to each other.
     """
 
     def __init__(self, width: int = 512, heads: int = 4, layers: int = 5) -> None:
@@ -36,14 +36,14 @@ class HstuLike(nn.Module):
         self._norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2 * layers))
 
     def forward(self, tokens: Tensor, history: int) -> Tensor:
-        """Return [R, T, width] from as much: tokens of the user's actions, then of candidates."""
+        """Transform tokens, [R, T, width]: those of the user's actions, followed by those of candidates."""
         layers = zip(self._in, self._out, self._norms[::2], self._norms[1::2], strict=True)
         for spread, gather, before, after in layers:
             gate, value, query, key = functional.silu(spread(before(tokens))).chunk(4, dim=-1)
             query, key, value = (self._split(one) for one in (query, key, value))
             past_key, past_value = key[:, :, :history], value[:, :, :history]
             scores = functional.silu(query @ past_key.transpose(-1, -2))
-            # An action sees those up to itself; a candidate all of them, and itself.
+            # An action attends to itself and earlier ones, a candidate to all actions and itself.
             scores = torch.cat([scores[:, :, :history].tril(), scores[:, :, history:]], dim=2)
             mixed = scores @ past_value
             own = functional.silu((query * key).sum(-1, keepdim=True))[:, :, history:] * value[:, :, history:]
@@ -57,7 +57,7 @@ class HstuLike(nn.Module):
 
 
 def public(_out: Path, numbers: Numbers) -> None:
-    """Measure the public shapes, then the published form of ours as PyTorch compiles it, where time is left."""
+    """Measure the public shapes, then the published form of ours compiled by PyTorch, if there is time."""
     device, dry_run = device_of(dry_run=numbers.dry_run), numbers.dry_run
 
     def measured(make: Any, rows: int, **about: Any) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def public(_out: Path, numbers: Numbers) -> None:
         length = length_of(dry_run=dry_run)
         batch = Batch([rows] * requests, device, length=length)
         run = GpuSubject(device, length=length).published(batch, _ROWS_AT_ONCE, compiled=not dry_run)
-        # Not captured: compiled modules have graphs of their own.
+        # Compiled modules have their own graphs, so this one is not captured.
         found = rates(seconds_of(run, device, 1 if dry_run else 20, numbers.until_s), batch.rows)
         return {**found, **({"without": "torch.compile"} if dry_run else {})}
 
@@ -98,10 +98,10 @@ def public(_out: Path, numbers: Numbers) -> None:
 
 
 def _hstu(device: torch.device, requests: int, candidates: int, history: int) -> Any:
-    """Return a run of five layers of width 512.
+    """Return a function that runs five layers of width 512.
 
-    The published figure does not name the histories' length: 27% of an H100's peak in 9.3 ms is 38 MFLOP a candidate,
-    which these layers need for one and its share of 1,280 actions.
+    The publication does not state the length of the histories. Its 27% of an H100's peak in 9.3 ms are 38 MFLOP per
+    candidate, which these layers need for a candidate and its share of 1,280 actions.
     """
     torch.manual_seed(0)
     module = HstuLike().eval().to(device, torch.bfloat16)
@@ -116,5 +116,5 @@ def _hstu(device: torch.device, requests: int, candidates: int, history: int) ->
 
 
 def _soon(numbers: Numbers) -> float:
-    """Return when one number should be done, so that the others get their part of what is left."""
+    """Return the end of the time for one number, so that the others get their share of the rest."""
     return numbers.until_s - numbers.left_s() * 2 / 3

@@ -1,4 +1,4 @@
-"""The demo's model served through gRPC from this GPU, at fixed rates, by several client processes."""
+"""Measure the demo's model, served through gRPC from this GPU, at fixed rates with several client processes."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _CLIENTS, _DRY_CLIENTS = 4, 2
 _USERS, _DRY_USERS = 500, 20
 _REQUESTS = 256
 _WARMUP_S, _MEASURED_S, _DRY_S = 1.0, 5.0, 0.5
-#: What the start of the clients takes, with the time to say what is missing.
+#: Seconds for the start of the clients, and for recording which numbers are missing.
 _AROUND_S = 4.0
-#: Of the server: each of its streams captures a graph for each shape, and the rates need their time too.
+#: Limit for the server's warm-up: each stream captures a graph per shape, and the rates need time, too.
 _WARM_UP_S_MAX = 25
 
 
 def served(_out: Path, numbers: Numbers) -> None:
-    """Fill a feature store, start the server, and offer every rate; each answer must be a full one to count as good."""
+    """Fill a feature store, start the server, and offer every rate. Only complete answers count as good."""
     needs_gpu(numbers)
     rates = DRY_RATES_PER_S if numbers.dry_run else RATES_PER_S
     with tempfile.TemporaryDirectory(prefix="pinrank-gpu-") as made, kept_awake() as awake:
@@ -51,13 +51,13 @@ def served(_out: Path, numbers: Numbers) -> None:
         config.write_text(
             f'model_store = "{MODELS}"\nmodel = "{MODEL}"\nlabels = ["{LABEL}"]\nengine = "{ENGINE}"\n'
             f'feature_store = "memory://"\n[swap]\nwarm_up_s_max = {_WARM_UP_S_MAX}\n'
-            # Nobody has seen yet what a process with CUDA in it may write to; here that must not end the phase.
+            # How much memory a process with CUDA maps is unknown so far, and must not end the phase.
             f"proof_memory_bytes_max = {64 << 30}\n"
         )
         ids = asyncio.run(_filled(feature_store, _DRY_USERS if numbers.dry_run else _USERS))
         candidates = _DRY_CANDIDATES if numbers.dry_run else CANDIDATES
         requests = tuple(Workload(*ids, ((candidates, 1.0),), seed=0).requests(_REQUESTS))
-        began_s, start_s = time.perf_counter(), numbers.left_s() - _MEASURED_S - 2 * _AROUND_S  # for one rate at least
+        began_s, start_s = time.perf_counter(), numbers.left_s() - _MEASURED_S - 2 * _AROUND_S  # enough for one rate
         try:
             with server_process(config, feature_store, folder / "server.log", start_s) as server:
                 started = {"candidates": candidates, "seconds": time.perf_counter() - began_s, "awake": awake}
@@ -65,7 +65,7 @@ def served(_out: Path, numbers: Numbers) -> None:
                 for rate in rates:
                     offered = partial(_offered, server, requests, rate, numbers)
                     numbers.measure(f"{rate}/s", offered, _AROUND_S)
-        except Exception as error:  # noqa: BLE001 - recorded as the reason
+        except Exception as error:  # noqa: BLE001 - the exception is recorded as the reason
             numbers.missing("start", f"{type(error).__name__}: {error}")
 
 
@@ -79,23 +79,23 @@ async def _filled(feature_store: str, users: int) -> tuple[np.ndarray, np.ndarra
 
 
 def _offered(server: ServerProcess, requests: tuple[bytes, ...], rate_per_s: int, numbers: Numbers) -> dict[str, Any]:
-    """Offer Poisson arrivals, an equal part of them from each client process."""
+    """Offer requests with Poisson arrivals, an equal share from each client process."""
     clients = _DRY_CLIENTS if numbers.dry_run else _CLIENTS
     warmup_s, measured_s = (0.0, _DRY_S) if numbers.dry_run else (_WARMUP_S, _MEASURED_S)
     measured_s = min(measured_s, max(_DRY_S, numbers.left_s() - warmup_s - _AROUND_S / 2))
     due_s = [poisson(rate_per_s / clients, warmup_s + measured_s, seed) for seed in range(clients)]
-    # A process each and for once: grpc.aio does not survive a second event loop.
+    # One new process per client: grpc.aio does not work with a second event loop.
     with ProcessPoolExecutor(clients, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         samples = list(pool.map(partial(offer_at, server.address, requests, deadline_s=LONG_S), due_s))
     return summary([one.since(warmup_s) for one in samples], measured_s)
 
 
 def summary(samples: Sequence[Samples], measured_s: float) -> dict[str, Any]:
-    """Reduce what several clients saw at once.
+    """Combine the samples of concurrent clients.
 
     Args:
-        samples: of each client, from the window on.
-        measured_s: the window.
+        samples: samples of each client from the measurement window on.
+        measured_s: length of the window, in seconds.
     """
     ok = np.array([status == OK for one in samples for status in one.statuses], bool)
     degraded = np.concatenate([one.degraded for one in samples])

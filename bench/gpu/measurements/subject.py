@@ -1,4 +1,4 @@
-"""The encoder that is measured: as it is published, and as the fused kernel runs it. All use of the kernel is here."""
+"""The measured encoder, in its published form and in the Triton kernel. Only this file uses the kernel."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Run = Callable[[], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """An encoder's sizes, as `ranker.network.encoder.EncoderSizes`."""
+    """The sizes of an encoder, as in `ranker.network.encoder.EncoderSizes`."""
 
     actions: int = 5
     dim: int = 32
@@ -35,15 +35,15 @@ class Sizes:
     readout_pool: bool = False
 
 
-#: The public baseline's tokens: 64 numbers.
+#: Sizes with the public baseline's tokens of 64 numbers.
 SKUT_LIKE = Sizes(dim=16, action_dim=32, token_pin_dim=16, encoder_hidden=64)
 
 
 class Batch:
-    """Random requests and rows, the same ones every time.
+    """Random requests and rows, from a fixed seed.
 
     Attributes:
-        actions: int64[R, L], 0 where there is none.
+        actions: int64[R, L], 0 for no action.
         embeddings: float32[R, L, E].
         candidates: float32[N, E].
         row_request: int64[N].
@@ -58,7 +58,7 @@ class Batch:
         length: int = LENGTH,
         actions: list[int] | None = None,
     ) -> None:
-        """Draw a batch of `len(rows)` requests with so many rows each, and `actions` of each: `length` if not given."""
+        """Draw a batch of `len(rows)` requests with these numbers of rows and `actions` (default: `length` actions)."""
         sizes = sizes or Sizes()
         drawn = torch.Generator().manual_seed(0)
         requests = len(rows)
@@ -76,7 +76,7 @@ class Batch:
 
 
 class GpuSubject:
-    """One encoder with seeded weights."""
+    """An encoder with seeded weights."""
 
     def __init__(self, device: torch.device, sizes: Sizes | None = None, length: int = LENGTH) -> None:
         sizes = sizes or Sizes()
@@ -86,7 +86,7 @@ class GpuSubject:
         self._shape = EncoderShape(length, sizes.readout_rows, 2)
 
     def exact(self, batch: Batch) -> Tensor:
-        """Return what the published form computes in float64, on the CPU."""
+        """Compute the published form in float64, on the CPU."""
         with torch.inference_mode():
             found: Tensor = self._published.cpu().double()(
                 batch.actions.cpu(),
@@ -98,12 +98,12 @@ class GpuSubject:
         return found
 
     def fused(self, batch: Batch, compiled: tuple[int, int] | None = None, tile_rows: int = 0) -> Run:
-        """Return a run of the fused kernel on a batch, with what comes before it once a request.
+        """Return a function that runs the Triton kernel on a batch, including the work per request before it.
 
         Args:
-            batch: to run.
-            compiled: (actions of a block, warps); None is the kernel's own choice.
-            tile_rows: rows that a program takes; 0 is the kernel's own choice.
+            batch: the batch.
+            compiled: (actions of a block, warps); None means the kernel's default.
+            tile_rows: rows in a tile; 0 means the kernel's default.
         """
         kernel = TritonEncoder(self._weights, self._shape, Launch(*compiled) if compiled else None)
         network = TorchNetwork(encoder_alone(kernel), self._device, {NODE: kernel.run})
@@ -121,7 +121,7 @@ class GpuSubject:
         return run
 
     def published(self, batch: Batch, rows_at_once: int, *, compiled: bool = False) -> Run:
-        """Return a run of the plain modules with bf16 products; they take half a megabyte of memory a row at once."""
+        """Return a function that runs the plain modules with bf16 products. They need half a megabyte per row."""
         module = self._published.to(self._device)
         called = torch.compile(module) if compiled else module
 
@@ -138,7 +138,7 @@ class GpuSubject:
 
 
 def device_of(*, dry_run: bool) -> torch.device:
-    """Return what is measured: a GPU, or in a dry run the CPU, also where there is a GPU."""
+    """Return the measured device: a GPU, or always the CPU in a dry run."""
     return torch.device("cpu" if dry_run else "cuda")
 
 

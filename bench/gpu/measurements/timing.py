@@ -1,4 +1,4 @@
-"""How long something takes on the device, by the device's own clock."""
+"""Measure time on the device, by its own clock."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy as np
 import torch
 
 _WARM_RUNS = 3
-#: Between two looks at the clock.
+#: Runs between two readings of the clock.
 _CHUNK_S = 0.25
 
 
 def graphed(run: Callable[[], object]) -> Callable[[], object]:
-    """Return the replay of a CUDA graph of a run."""
+    """Capture a run in a CUDA graph, and return a function that replays it."""
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())  # which what is read was put into
     with torch.cuda.stream(stream):
-        run()  # so that all of it is compiled and loaded
+        run()  # compile and load everything
     stream.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -29,13 +29,13 @@ def graphed(run: Callable[[], object]) -> Callable[[], object]:
 
 
 def seconds_of(run: Callable[[], object], device: torch.device, repeats: int, until_s: float) -> np.ndarray:
-    """Return float64[K], each run's seconds, after a few that do not count.
+    """Time runs after a few warm-up runs. Return seconds per run, float64[K].
 
     Args:
         run: queues work on the current stream.
-        device: a GPU, or a CPU, whose own clock is read.
-        repeats: at most so many, at least one.
-        until_s: no repeat begins after it, on the monotonic clock.
+        device: the device, whose clock is read.
+        repeats: maximum number of runs; at least one is made.
+        until_s: time on the monotonic clock after which no run starts.
     """
     began_s = time.perf_counter()
     for _ in range(min(_WARM_RUNS, repeats)):
@@ -58,7 +58,7 @@ def seconds_of(run: Callable[[], object], device: torch.device, repeats: int, un
 
 
 def rates(seconds: np.ndarray, rows: int) -> dict[str, Any]:
-    """Return rows/s and the quantiles of a run's time."""
+    """Return rows/s and the quantiles of the time of a run."""
     return {
         "rows_s": rows / float(seconds.mean()),
         "ms_p50": float(np.quantile(seconds, 0.5)) * 1e3,

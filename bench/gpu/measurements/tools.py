@@ -1,4 +1,4 @@
-"""NVIDIA's own tools on one launch: where its time goes (ncu), and whether it reads or writes out of bounds."""
+"""Run NVIDIA's tools on one launch: ncu, the profiler, and compute-sanitizer, which finds accesses out of bounds."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _SECTIONS = (
     "MemoryWorkloadAnalysis", "ComputeWorkloadAnalysis",
 )  # fmt: skip
 _WORDS = 500
-#: Less is no time for a tool to start in.
+#: Shortest time in which a tool can start, in seconds.
 _NEEDS_S = 5.0
 _BYTES_MAX = 1 << 20
 
 
 def ncu(out: Path, numbers: Numbers) -> None:
-    """Profile one launch of 16 x 512 rows, at the clocks that the card runs at."""
+    """Profile one launch of 16 x 512 rows, at the card's current clock rates."""
     file = out / NCU_FILE
 
     def measured() -> dict[str, Any]:
@@ -49,7 +49,7 @@ def ncu(out: Path, numbers: Numbers) -> None:
 
 
 def sanitizer(out: Path, numbers: Numbers) -> None:
-    """Look for accesses out of bounds in one small launch, every tensor in memory of its own."""
+    """Check one small launch for accesses out of bounds, with every tensor in separate memory."""
     file = out / MEMCHECK_FILE
 
     def measured() -> dict[str, Any]:
@@ -65,18 +65,18 @@ def sanitizer(out: Path, numbers: Numbers) -> None:
         file.write_text(report[:_BYTES_MAX])
         found = re.search(r"ERROR SUMMARY: (\d+) error", report)
         if found is None:
-            raise ToolError(f"compute-sanitizer gave no summary: {report[-_WORDS:]}")
+            raise ToolError(f"compute-sanitizer printed no summary: {report[-_WORDS:]}")
         return {"errors": int(found[1]), "holds": found[1] == "0"}
 
     numbers.measure("memcheck", measured, _NEEDS_S)
 
 
 class ToolError(Exception):
-    """A tool could not say anything."""
+    """A tool failed."""
 
 
 def metrics_of(report: str) -> dict[str, str]:
-    """Return what `ncu --csv --page details` says, by "section: metric [unit]"; nothing for anything else."""
+    """Parse the output of `ncu --csv --page details` into values by "section: metric [unit]"."""
     lines = report.splitlines()
     head = next((number for number, line in enumerate(lines) if '"Metric Name"' in line), None)
     if head is None:
@@ -97,14 +97,14 @@ def _launch(numbers: Numbers, requests: int, rows: int) -> list[str]:
 
 
 def _run(tool: Sequence[str], launch: Sequence[str], report: Path, numbers: Numbers) -> str:
-    """Run the launch, under the tool unless this is a dry run; return the end of what it said.
+    """Run the launch, under the tool unless this is a dry run. Return the end of its output.
 
     Raises:
-        ToolError: it failed, and it or its report says why.
-        subprocess.TimeoutExpired: the phase's time was up.
+        ToolError: it failed; the message holds the end of its output or report.
+        subprocess.TimeoutExpired: the time of the phase was up.
     """
     command = launch if numbers.dry_run else [*tool, *launch]
-    # No pipe: what a tool that is killed has started would keep it open.
+    # A file, not a pipe: processes left by a killed tool would keep a pipe open.
     with tempfile.TemporaryFile("w+", errors="replace") as said:
         done = subprocess.run(command, stdout=said, stderr=subprocess.STDOUT, timeout=numbers.left_s(), check=False)
         said.seek(0)

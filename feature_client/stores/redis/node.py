@@ -15,7 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
-from feature_client.quantile import RunningQuantile
+from feature_client.estimates import RunningQuantile
 from feature_client.stores.redis.breaker import Breaker
 from feature_client.stores.redis.connection import Connection
 from feature_client.stores.redis.replies import Command, meaning_of

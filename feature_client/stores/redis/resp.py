@@ -172,10 +172,9 @@ class ReplyReader:
         if all(buffer[start + size + i : last : step] == separator[i : i + 1] * count for i in range(len(separator))):
             elements += [buffer[at : at + size] for at in range(start, last, step)]
             return last
-        while count and buffer.startswith(separator, start + size):
+        while buffer.startswith(separator, start + size):  # not all of them: one of another length ends it
             elements.append(buffer[start : start + size])
             start += step
-            count -= 1
         return start
 
     def _array(self, count: int) -> Reply:

@@ -1,6 +1,6 @@
-"""Compile the native encoder for every instruction set that may be met: `python -m kernels.cpu.native.build`.
+"""Compile the native encoder for every supported instruction set: `python -m kernels.cpu.native.build`.
 
-Installing pinrank does this (`hatch_build.py`); nothing but a C++20 compiler is needed, `$CXX` or g++: GCC from 12 on.
+The installation of pinrank does this (`hatch_build.py`). It needs only a C++20 compiler: `$CXX`, or g++ from GCC 12 on.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ LIBRARY = HERE / "libpinrank_encoder.so"
 
 _FLAGS = (
     *("-std=c++20", "-O3", "-fPIC", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-ignored-attributes"),
-    # Contraction to fused multiply-adds is wanted; nothing else may reorder or assume.
+    # Allow contraction to fused multiply-adds, but no reordering of floating-point operations.
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
 )
-#: What each instruction set adds; the widest that a processor has is chosen when the library is loaded.
+#: Compiler flags of each instruction set. At load time, the widest one that the processor supports is chosen.
 _ISAS: dict[str, tuple[str, ...]] = {"portable": ()}
 if platform.machine() in ("x86_64", "AMD64"):
     _ISAS |= {
@@ -30,19 +30,19 @@ if platform.machine() in ("x86_64", "AMD64"):
 
 
 class CompilerMissingError(Exception):
-    """There is no C++ compiler here."""
+    """No C++ compiler was found."""
 
 
 def build() -> Path:
-    """Compile the library next to its sources and return its path.
+    """Compile the library next to its sources, and return its path.
 
     Raises:
-        CompilerMissingError: neither `$CXX` nor g++ is a program.
-        subprocess.CalledProcessError: the compiler refused; it has said why on standard error.
+        CompilerMissingError: neither `$CXX` nor g++ is installed.
+        subprocess.CalledProcessError: the compiler failed; its messages are on standard error.
     """
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
-        raise CompilerMissingError("no C++ compiler: install g++ or point CXX at one")
+        raise CompilerMissingError("no C++ compiler found: install g++, or set CXX to a compiler")
     with tempfile.TemporaryDirectory() as folder:
         units: list[tuple[str, str, tuple[str, ...]]] = [
             ("encoder.cpp", isa, (f"-DPINRANK_ISA={isa}", "-fvisibility=hidden", *f)) for isa, f in _ISAS.items()
@@ -59,7 +59,7 @@ def build() -> Path:
                 raise subprocess.CalledProcessError(process.returncode, command)
         linked = Path(folder) / LIBRARY.name
         subprocess.run([compiler, "-shared", "-o", str(linked), *objects], check=True)  # noqa: S603 - fixed arguments
-        # A server that runs has the old file open: it keeps it, and the new one appears whole.
+        # A running server keeps the old file open, and the new file appears atomically.
         fresh = LIBRARY.with_suffix(".new")
         shutil.copyfile(linked, fresh)
         fresh.replace(LIBRARY)
@@ -67,4 +67,4 @@ def build() -> Path:
 
 
 if __name__ == "__main__":
-    print(build())  # noqa: T201 - a command's answer
+    print(build())  # noqa: T201 - the output of a command

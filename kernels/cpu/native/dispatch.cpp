@@ -1,4 +1,4 @@
-// Chooses the widest instruction set that this processor has, among those that were compiled in.
+// Chooses the widest compiled instruction set that this processor supports.
 
 #include "encoder.h"
 
@@ -28,7 +28,7 @@ Isa widest() {
 
 extern "C" {
 
-// The names of what `isa` may be, and what is best here.
+// The names of the values of `isa`, and the best value for this processor.
 const char* pinrank_isa_name(int isa) {
   static const char* const names[] = {"portable", "avx2", "avx512"};
   return isa >= 0 && isa <= AVX512 ? names[isa] : nullptr;
@@ -36,11 +36,11 @@ const char* pinrank_isa_name(int isa) {
 
 int pinrank_isa_widest() { return widest(); }
 
-// What the caller's struct must be as long as.
+// The size of PinrankEncoder, which must equal the caller's.
 int pinrank_struct_bytes() { return sizeof(PinrankEncoder); }
 
 // Encode rows row_splits[r]..row_splits[r + 1] of candidates for each request r.
-// Returns 0, 1 when there is no memory, 2 for an instruction set that this processor lacks.
+// Returns 0 on success, 1 if out of memory, 2 if this processor lacks the instruction set.
 int pinrank_encode(int isa, const PinrankEncoder* encoder, const int64_t* actions, const float* pins,
                    const float* candidates, const int32_t* row_splits, int requests, float* out) {
   if (isa < PORTABLE || isa > widest() || encoder->length > PINRANK_LENGTH_MAX) return 2;

@@ -95,7 +95,7 @@ inline Vector exponential(Vector x) {
   return p * (Vector)power;
 }
 
-// sums[m][v] = sum over k of left[m][k] * right[k][v]: the one product everything is made of.
+// sums[m][v] = sum over k of left[m][k] * right[k][v]: the product that all others consist of.
 template <int M, int N>
 inline __attribute__((always_inline)) void multiply(const float* left, int left_stride, const float* right,
                                                     int right_stride, int depth, Vector (&sums)[M][N]) {
@@ -179,7 +179,7 @@ void exponentiate(float* scores, int rows, int stride, int length) {
   }
 }
 
-// Memory for one call, carved into arrays that start on cache lines. Without memory it counts what would be needed.
+// Memory for one call, split into arrays that start on cache lines. Without memory it counts the bytes needed.
 class Arena {
  public:
   explicit Arena(float* memory = nullptr) : memory_(memory) {}
@@ -205,7 +205,7 @@ float* thread_memory(size_t floats) {
   if (size < floats) {
     memory.reset(static_cast<float*>(std::aligned_alloc(64, floats * 4)));
     size = memory ? floats : 0;
-    // Blocks compute a few rows past the last one; what they read there must not be slow to compute with.
+    // Blocks compute a few rows past the last one. The values there must not be slow to compute with (denormals).
     if (memory) std::memset(memory.get(), 0, floats * 4);
   }
   return memory.get();
@@ -272,7 +272,7 @@ class Encoding {
  private:
   static constexpr int CHUNK = 32;  // candidates whose small products are made together
 
-  // Everything that all candidates of a request share. Only actions that are there take part.
+  // Everything that all candidates of a request share. Absent actions are skipped.
   void begin(const int64_t* actions, const float* pins) {
     present = 0;
     asked = 0;
@@ -309,7 +309,7 @@ class Encoding {
     exponentiate(shared, present, stride, present);
     product(e.candidate_query_key, e.own, own_across, stride, nullptr, candidate_keys, stride, e.candidate, stride,
             e.own);
-    // The tokens' own part of the residual, centred, and what the feed-forward's first map makes of it.
+    // The tokens' own part of the residual, centred, and its product with the feed-forward's first map.
     for (int i = 0; i < present; i++) {
       const float* from = own + (size_t)i * e.own;
       float* to = own_centred + (size_t)i * e.dim_padded;

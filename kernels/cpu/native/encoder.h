@@ -1,4 +1,4 @@
-// What kernels/encoder.py hands over: sizes, and arrays laid out for the kernel. Not owned, read only.
+// The arguments from kernels/encoder.py: sizes, and arrays laid out for the kernel. Not owned, read-only.
 #pragma once
 
 #include <cstdint>

@@ -26,17 +26,17 @@ if _version_not_supported:
 
 
 class ActivityServiceStub:
-    """Records users' actions. Once a call has returned OK, the next Rank call for these users reads them, on every server
-    of the same feature store.
+    """Records actions of users. Once a call has returned OK, later Rank calls for these users read the actions, on every
+    server with the same feature store.
 
-    An action is stored once, however often it is sent: a call that failed or timed out may be sent again as it is. A
-    sequence keeps the newest actions by `time_ms`, in whatever order they arrive.
+    Recording is idempotent: an action is stored once, however often it is sent, so repeat a failed or timed-out call
+    unchanged. A sequence keeps the newest actions by `time_ms`; the order of arrival does not matter.
 
     Errors (google.rpc.Status; INVALID_ARGUMENT carries google.rpc.BadRequest field violations):
-    INVALID_ARGUMENT     some action is wrong; none of the call's were stored
-    FAILED_PRECONDITION  this server does not record actions (its setting `record_actions`)
-    RESOURCE_EXHAUSTED   more actions wait to be stored than the server holds; none of the call's were stored
-    UNAVAILABLE          the feature store cannot be reached, or the server is draining; send again
+    INVALID_ARGUMENT     an action is invalid; no action of the call was stored
+    FAILED_PRECONDITION  this server does not record actions (setting `record_actions`)
+    RESOURCE_EXHAUSTED   too many actions are waiting to be stored; no action of the call was stored
+    UNAVAILABLE          the feature store is unreachable, or the server is draining; send the call again
     """
 
     def __init__(self, channel):
@@ -58,28 +58,29 @@ class ActivityServiceStub:
 
 
 class ActivityServiceServicer:
-    """Records users' actions. Once a call has returned OK, the next Rank call for these users reads them, on every server
-    of the same feature store.
+    """Records actions of users. Once a call has returned OK, later Rank calls for these users read the actions, on every
+    server with the same feature store.
 
-    An action is stored once, however often it is sent: a call that failed or timed out may be sent again as it is. A
-    sequence keeps the newest actions by `time_ms`, in whatever order they arrive.
+    Recording is idempotent: an action is stored once, however often it is sent, so repeat a failed or timed-out call
+    unchanged. A sequence keeps the newest actions by `time_ms`; the order of arrival does not matter.
 
     Errors (google.rpc.Status; INVALID_ARGUMENT carries google.rpc.BadRequest field violations):
-    INVALID_ARGUMENT     some action is wrong; none of the call's were stored
-    FAILED_PRECONDITION  this server does not record actions (its setting `record_actions`)
-    RESOURCE_EXHAUSTED   more actions wait to be stored than the server holds; none of the call's were stored
-    UNAVAILABLE          the feature store cannot be reached, or the server is draining; send again
+    INVALID_ARGUMENT     an action is invalid; no action of the call was stored
+    FAILED_PRECONDITION  this server does not record actions (setting `record_actions`)
+    RESOURCE_EXHAUSTED   too many actions are waiting to be stored; no action of the call was stored
+    UNAVAILABLE          the feature store is unreachable, or the server is draining; send the call again
     """
 
     def Record(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Stores all actions of one message.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RecordStream(self, request_iterator, context):
-        """The same for many actions: stores message by message and answers when the caller has sent all. On an error the
-        messages before may have been stored; sending all again does no harm.
+        """Stores many actions, message by message, and answers after the last message. After an error, earlier messages may
+        have been stored; sending all of them again is safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -107,17 +108,17 @@ def add_ActivityServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ActivityService:
-    """Records users' actions. Once a call has returned OK, the next Rank call for these users reads them, on every server
-    of the same feature store.
+    """Records actions of users. Once a call has returned OK, later Rank calls for these users read the actions, on every
+    server with the same feature store.
 
-    An action is stored once, however often it is sent: a call that failed or timed out may be sent again as it is. A
-    sequence keeps the newest actions by `time_ms`, in whatever order they arrive.
+    Recording is idempotent: an action is stored once, however often it is sent, so repeat a failed or timed-out call
+    unchanged. A sequence keeps the newest actions by `time_ms`; the order of arrival does not matter.
 
     Errors (google.rpc.Status; INVALID_ARGUMENT carries google.rpc.BadRequest field violations):
-    INVALID_ARGUMENT     some action is wrong; none of the call's were stored
-    FAILED_PRECONDITION  this server does not record actions (its setting `record_actions`)
-    RESOURCE_EXHAUSTED   more actions wait to be stored than the server holds; none of the call's were stored
-    UNAVAILABLE          the feature store cannot be reached, or the server is draining; send again
+    INVALID_ARGUMENT     an action is invalid; no action of the call was stored
+    FAILED_PRECONDITION  this server does not record actions (setting `record_actions`)
+    RESOURCE_EXHAUSTED   too many actions are waiting to be stored; no action of the call was stored
+    UNAVAILABLE          the feature store is unreachable, or the server is draining; send the call again
     """
 
     @staticmethod

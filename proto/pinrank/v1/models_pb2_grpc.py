@@ -26,15 +26,16 @@ if _version_not_supported:
 
 
 class ModelServiceStub:
-    """For operators and pipelines. Every call carries the server's token as metadata, `authorization: Bearer TOKEN`
-    (setting `admin_token_file`).
+    """For operators and pipelines. Every call needs the metadata `authorization: Bearer TOKEN`, with the server's admin
+    token (setting `admin_token_file`).
 
     Errors (google.rpc.Status):
-    UNAUTHENTICATED      no token, or another one
-    FAILED_PRECONDITION  this server takes no such calls (no `admin_token_file`; Load and Unload with several processes)
-    NOT_FOUND            the model store holds no such version
-    ABORTED              the label names another version by now than `expected_version`
-    INVALID_ARGUMENT     no label, or no name that can be one
+    UNAUTHENTICATED      the token is missing or wrong
+    FAILED_PRECONDITION  the server does not accept the call: `admin_token_file` is not set, or the call is Load or
+    Unload and the server runs several processes
+    NOT_FOUND            the version is not in the model store
+    ABORTED              the label does not name `expected_version`
+    INVALID_ARGUMENT     the label is missing or not a valid name
     UNAVAILABLE          the model store cannot be read or written
     """
 
@@ -67,41 +68,42 @@ class ModelServiceStub:
 
 
 class ModelServiceServicer:
-    """For operators and pipelines. Every call carries the server's token as metadata, `authorization: Bearer TOKEN`
-    (setting `admin_token_file`).
+    """For operators and pipelines. Every call needs the metadata `authorization: Bearer TOKEN`, with the server's admin
+    token (setting `admin_token_file`).
 
     Errors (google.rpc.Status):
-    UNAUTHENTICATED      no token, or another one
-    FAILED_PRECONDITION  this server takes no such calls (no `admin_token_file`; Load and Unload with several processes)
-    NOT_FOUND            the model store holds no such version
-    ABORTED              the label names another version by now than `expected_version`
-    INVALID_ARGUMENT     no label, or no name that can be one
+    UNAUTHENTICATED      the token is missing or wrong
+    FAILED_PRECONDITION  the server does not accept the call: `admin_token_file` is not set, or the call is Load or
+    Unload and the server runs several processes
+    NOT_FOUND            the version is not in the model store
+    ABORTED              the label does not name `expected_version`
+    INVALID_ARGUMENT     the label is missing or not a valid name
     UNAVAILABLE          the model store cannot be read or written
     """
 
     def Load(self, request, context):
-        """Holds a version that no label names, so that requests may ask for it by number. Answers once it serves or failed.
+        """Loads a version without a label, so that requests can ask for it by number. Answers when it serves or has failed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Unload(self, request, context):
-        """Lets go of a version held by Load; it is unloaded once no label names it and no request holds it.
+        """Releases a version loaded by Load. The server unloads it when no label names it and no request uses it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetLabel(self, request, context):
-        """Moves a label in the model store, for every server of it. Servers follow once they have proven the version.
+        """Moves a label in the model store. Every server of the store follows as soon as it has checked the version.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Status(self, request, context):
-        """Says what this server holds, and why not what it should.
+        """Reports the versions of this server, what each label serves, and why versions failed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -139,15 +141,16 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService:
-    """For operators and pipelines. Every call carries the server's token as metadata, `authorization: Bearer TOKEN`
-    (setting `admin_token_file`).
+    """For operators and pipelines. Every call needs the metadata `authorization: Bearer TOKEN`, with the server's admin
+    token (setting `admin_token_file`).
 
     Errors (google.rpc.Status):
-    UNAUTHENTICATED      no token, or another one
-    FAILED_PRECONDITION  this server takes no such calls (no `admin_token_file`; Load and Unload with several processes)
-    NOT_FOUND            the model store holds no such version
-    ABORTED              the label names another version by now than `expected_version`
-    INVALID_ARGUMENT     no label, or no name that can be one
+    UNAUTHENTICATED      the token is missing or wrong
+    FAILED_PRECONDITION  the server does not accept the call: `admin_token_file` is not set, or the call is Load or
+    Unload and the server runs several processes
+    NOT_FOUND            the version is not in the model store
+    ABORTED              the label does not name `expected_version`
+    INVALID_ARGUMENT     the label is missing or not a valid name
     UNAVAILABLE          the model store cannot be read or written
     """
 

@@ -49,15 +49,15 @@ class RankingServiceServicer:
     def Rank(self, request, context):
         """Returns the candidates ordered by utility, best first.
 
-        Deadline: the gRPC deadline of the call is the time budget; without one the surface's default applies.
+        The gRPC deadline of the call is its time budget. Without a deadline, the default of the surface applies.
 
         Errors (google.rpc.Status; INVALID_ARGUMENT carries google.rpc.BadRequest field violations):
-        INVALID_ARGUMENT    the request itself is wrong; retrying it unchanged cannot help
-        RESOURCE_EXHAUSTED  the server is full, the answer would come too late, or the message exceeds its byte limit;
-        the trailer `grpc-retry-pushback-ms` says when to try again, where a retry can help
-        DEADLINE_EXCEEDED   the request no scores in time; nothing is answered late
-        UNAVAILABLE         the server is starting or draining; another replica can answer
-        INTERNAL            the server failed this request; its log says why
+        INVALID_ARGUMENT    the request is invalid; do not retry it unchanged
+        RESOURCE_EXHAUSTED  the server is full, would answer too late, or received a message above its size limit; if a
+        retry can help, the trailer `grpc-retry-pushback-ms` says after how many milliseconds
+        DEADLINE_EXCEEDED   the request was not scored in time; the server never answers late
+        UNAVAILABLE         the server is starting or draining; try another replica
+        INTERNAL            the server failed; its log says why
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -139,7 +139,7 @@ def test_more_than_can_be_carried_is_refused():
     assert too_much(40 << 20, 24 << 20) is None
     why = too_much(40 << 20, (24 << 20) + 1)
     assert why is not None
-    assert why.startswith("the sources (40.0 MiB) and the wheels (24.0 MiB) come to 64.0 MiB; 64 MiB")
+    assert why.startswith("the sources (40.0 MiB) and the wheels (24.0 MiB) are 64.0 MiB; the limit is 64 MiB")
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="only git knows what the sources are")

@@ -49,7 +49,7 @@ def test_the_rerun_ends_within_240_s_and_has_what_its_table_compares_with():
 
 
 @pytest.mark.parametrize(
-    ("names", "why"), [(("parity", "pariti"), "no phase 'pariti'; there are facts, "), (("ncu", "ncu"), "named twice")]
+    ("names", "why"), [(("parity", "pariti"), "no phase 'pariti'; use one of facts, "), (("ncu", "ncu"), "named twice")]
 )
 def test_a_phase_that_is_unknown_or_named_twice_is_refused(names, why):
     with pytest.raises(PlanError, match=why):

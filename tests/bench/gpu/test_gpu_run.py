@@ -296,7 +296,7 @@ def test_two_runs_at_once_into_one_folder_are_refused(tmp_path):
     phases = planned(tmp_path, "numbers.add('first', {'rows_s': 1})")
     with (tmp_path / LOG).open("ab") as log:
         fcntl.flock(log, fcntl.LOCK_EX)
-        with pytest.raises(RunError, match="another run writes into"):
+        with pytest.raises(RunError, match="another run writes to"):
             run(phases, tmp_path, time.monotonic(), dry_run=False)
     assert run(phases, tmp_path, time.monotonic(), dry_run=False) is True
 

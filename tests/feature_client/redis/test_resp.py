@@ -217,6 +217,54 @@ def test_a_reply_that_never_ends_is_refused_at_its_bound():
     assert bounds.size_bytes <= fed < bounds.size_bytes + 2000
 
 
+def test_numbers_that_never_end_are_refused_at_the_same_bound():
+    bounds = Bounds(size_bytes=1 << 16)
+    reader, fed = ReplyReader(ToldError, bounds), 0
+    reader.feed(b"*1000000\r\n")
+    with pytest.raises(MalformedReplyError, match="more than 65536 bytes"):  # noqa: PT012 - at which piece, is asked below
+        while reader.take() is Incomplete.INCOMPLETE:
+            reader.feed(b":1\r\n" * 250)
+            fed += 1000
+    assert bounds.size_bytes <= fed < bounds.size_bytes + 2000
+
+
+def test_a_reply_may_hold_64_mib_a_million_elements_eight_deep_and_lines_of_8_kib():
+    assert Bounds() == Bounds(size_bytes=67_108_864, elements=1_048_576, depth=8, line_bytes=8_192)
+
+
+@pytest.mark.parametrize(
+    ("content", "reply"),
+    [
+        pytest.param(b"*-1\r\n", None, id="an array that is not there"),
+        pytest.param(b"$-01\r\n", None, id="a value that is not there, written at length"),
+        pytest.param(b"*0\r\n", [], id="an empty array"),
+        pytest.param(b"$0\r\n\r\n", b"", id="an empty value"),
+    ],
+)
+def test_what_is_not_there_is_told_from_what_is_empty(content, reply):
+    reader = ReplyReader(ToldError)
+    reader.feed(content + b":7\r\n")
+    assert (reader.take(), reader.take()) == (reply, 7)
+    assert not reader.pending
+
+
+def test_a_line_at_its_bound_is_refused_and_one_that_just_fits_is_read():
+    bounds = Bounds(line_bytes=10)
+    reader = ReplyReader(ToldError, bounds)
+    reader.feed(b"+1234567\r\n")
+    assert reader.take() == "1234567"
+    reader.feed(b"+123456789")
+    with pytest.raises(MalformedReplyError, match="line of more than 10 bytes"):
+        reader.take()
+
+
+def test_a_single_byte_is_pending():
+    reader = ReplyReader(ToldError)
+    assert not reader.pending
+    reader.feed(b"+")
+    assert reader.pending
+
+
 def test_a_value_in_a_thousand_pieces_is_joined_once():
     value = os.urandom(1 << 20)
     content, reader = written([value, None]), ReplyReader(ToldError)

@@ -51,17 +51,17 @@ def test_a_run_is_one_copy_in_the_network_and_one_copy_out(cuda):
     engine.close()
 
 
-def test_a_graph_is_captured_once_for_each_bucket_and_lane(cuda):
+def test_a_graph_is_captured_once_for_each_bucket_and_slot(cuda):
     engine = opened(streams=2)
     for rows in (1, 64, 65, 128, 4096, 30, 100):
-        for _ in range(4):  # the lanes take turns
+        for _ in range(4):  # the slots take turns
             engine.run(batch(rows))
     assert done(cuda).count("captured") == 2 * 3
     assert len({stream for what, stream in cuda.log if what == "compute"}) == 2
     engine.close()
 
 
-def test_a_lane_has_room_for_every_bucket_from_the_start(cuda):
+def test_a_slot_has_room_for_every_bucket_from_the_start(cuda):
     engine = opened()
     memory, pinned = set(cuda.memory), set(cuda.pinned)
     for sizes in ((1,), (4096,), (64,) * 64):
@@ -113,7 +113,7 @@ def test_what_padding_holds_changes_no_answer(cuda):
     engine.close()
 
 
-def test_every_device_has_lanes_of_its_own_that_take_turns(cuda):
+def test_every_device_has_slots_of_its_own_that_take_turns(cuda):
     engine = opened(streams=2, devices=(0, 1))
     assert engine.streams == 4
     reference = NumpyEngine(tiny.network(), SPECS, 2)
@@ -180,14 +180,14 @@ def test_a_plan_for_another_gpu_is_built_anew_and_the_log_says_so(cuda, monkeypa
     monkeypatch.setattr(tensorrt_backend, "build", build)
     engine = opened(plan=b"of another")
     assert asked == [(SPECS, "tensorrt", ("9.0",))]
-    assert "plans/tensorrt_10_13_0-sm_90-bfloat16.plan: it is built anew" in caplog.text
+    assert "plans/tensorrt_10_13_0-sm_90-bfloat16.plan; building a new one" in caplog.text
     assert engine.plan() == GOOD
     assert engine.run(batch(2)).shape == (2, 2)
     engine.close()
 
 
 def test_a_plan_of_another_network_is_refused_and_leaves_nothing(cuda):
-    with pytest.raises(EngineError, match="the plan's 'pin_topic' is .* the manifest's not there"):
+    with pytest.raises(EngineError, match="tensor 'pin_topic' is .* in the plan, but missing in the manifest"):
         opened(inputs=tuple(spec for spec in SPECS if spec.name != "pin_topic"))
     assert cuda.left() == []
 

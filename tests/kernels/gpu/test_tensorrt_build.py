@@ -78,7 +78,7 @@ def test_a_network_that_is_none_is_refused_in_the_parsers_words():
 
 
 def test_an_architecture_that_is_not_known_names_those_that_are():
-    with pytest.raises(EngineError, match="does not build for 9.9; it knows .*SM89"):
+    with pytest.raises(EngineError, match="cannot build for 9.9; use one of .*SM89"):
         build(tiny.network(), SPECS, Settings("tensorrt_rtx", architectures=("9.9",)))
 
 

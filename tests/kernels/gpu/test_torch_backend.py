@@ -71,7 +71,7 @@ def test_codes_that_no_action_has_never_reach_the_device():
 def test_an_operator_that_is_not_known_is_named():
     model = onnx.load_model_from_string(tiny.network())
     model.graph.node.append(helper.make_node("Erf", ["query"], ["unused"]))
-    with pytest.raises(EngineError, match="knows no operator onnx.Erf"):
+    with pytest.raises(EngineError, match="does not support operator onnx.Erf"):
         GpuEngine(open_torch, model.SerializeToString(), SPECS, 2)
 
 
@@ -122,20 +122,20 @@ def asked(monkeypatch):
 
 
 @pytest.mark.usefixtures("asked")
-def test_no_two_lanes_share_one_of_the_streams_that_pytorch_gives_out_in_turn():
+def test_no_two_slots_share_one_of_the_streams_that_pytorch_gives_out_in_turn():
     device = torch.device("cuda", 0)
-    lanes = [TorchStream(device) for _ in range(3)]
+    streams = [TorchStream(device) for _ in range(3)]
     for _ in range(40):  # versions that come and go
         TorchStream(device)
-    lanes += [TorchStream(device) for _ in range(29)]
-    assert len({lane._stream.cuda_stream for lane in lanes}) == 32
-    with pytest.raises(UnavailableError, match="engines have all 32 streams of cuda:0: lower engine_streams"):
+    streams += [TorchStream(device) for _ in range(29)]
+    assert len({stream.number for stream in streams}) == 32
+    with pytest.raises(UnavailableError, match="engines use all 32 streams of cuda:0; lower engine_streams"):
         TorchStream(device)
-    del lanes[5]
+    del streams[5]
     TorchStream(device)
 
 
-def test_an_engine_that_is_closed_lets_its_lanes_go(monkeypatch):
+def test_an_engine_that_is_closed_lets_its_slots_go(monkeypatch):
     """At once, so that the next version has their streams."""
     made, make = [], TorchBackend.stream
 

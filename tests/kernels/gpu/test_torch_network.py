@@ -73,7 +73,7 @@ def test_a_copy_would_show():
 def test_what_an_operator_is_not_known_to_take_is_refused_before_it_runs():
     model = parse_model("""<ir_version: 10, opset_import: ["" : 21]>
         network (float[N, 2] given) => (float[N, 2] logits) { logits = Softmax <unheard_of = 1> (given) }""")
-    with pytest.raises(EngineError, match="PyTorch here knows no Softmax with unheard_of"):
+    with pytest.raises(EngineError, match="the PyTorch backend does not support Softmax with unheard_of"):
         TorchNetwork(model, DEVICE)
 
 

@@ -103,5 +103,5 @@ def test_what_the_assembler_refuses_is_an_engine_error(monkeypatch):
     monkeypatch.setattr(triton_ahead, "ASTSource", lambda *_: None)
     monkeypatch.setattr(triton_ahead.triton, "compile", refused)
     weights = {name: weight.detach().numpy() for name, weight in fold_early(EarlyFusion(Sizes()).eval()).items()}
-    with pytest.raises(EngineError, match="does not compile the encoder for 9.0: PTXAS error: too many registers"):
+    with pytest.raises(EngineError, match="cannot compile the encoder for 9.0: PTXAS error: too many registers"):
         compiled(TritonEncoder(weights, EncoderShape(100, 10, 2)), "9.0")

@@ -140,11 +140,11 @@ def test_rows_of_no_tile_stay_as_they_are():
 @pytest.mark.parametrize(
     ("length", "launch", "block", "warps"),
     [
-        (100, None, 128, 8),
-        (64, None, 64, 4),  # as many actions a warp
-        (10, None, 16, 4),
-        (200, None, 32, 4),  # larger blocks fit only data-centre GPUs
-        (200, Launch(128, 8), 128, 8),
+        pytest.param(100, None, 128, 8, id="published length"),
+        pytest.param(64, None, 64, 4, id="short, same actions per warp"),
+        pytest.param(10, None, 16, 4, id="shortest"),
+        pytest.param(200, None, 32, 4, id="long, small blocks for every GPU"),
+        pytest.param(200, Launch(128, 8), 128, 8, id="long, large blocks for data-centre GPUs"),
     ],
 )
 def test_short_sequences_take_fewer_warps_and_long_ones_smaller_blocks(length, launch, block, warps):
@@ -156,5 +156,5 @@ def test_short_sequences_take_fewer_warps_and_long_ones_smaller_blocks(length, l
 
 @pytest.mark.parametrize("shape", [EncoderShape(300, 10, 2), EncoderShape(100, 10, 3), EncoderShape(5, 10, 2)])
 def test_shapes_that_the_kernel_does_not_serve_are_refused(shape):
-    with pytest.raises(EngineError, match="the kernel serves two layers and up to 256 actions"):
+    with pytest.raises(EngineError, match="the kernel supports two layers and up to 256 actions"):
         TritonEncoder({}, shape)

@@ -38,7 +38,7 @@ def edit_manifest(folder, change):
 def test_good_bundle_loads_and_scores_its_golden_requests(folder):
     model = load_model(read_bundle(folder), NumpyEngine, streams=1)
     assert model.manifest.ref == "tiny@1"
-    assert model.engine.cost_s(1, 128) > 0
+    assert model.engine.cost_s(128) > 0
 
 
 def test_loading_beside_requests_rests_after_compiling_and_after_the_golden_ones(folder):
@@ -53,8 +53,8 @@ def test_loading_beside_requests_rests_after_compiling_and_after_the_golden_ones
             steps.append("run")
             return super().run(batch)
 
-    load_model(read_bundle(folder), Told, streams=1, warm=False, rest=lambda: steps.append("rest"))
-    assert steps == ["compiled", "rest", "run", "rest"]
+    load_model(read_bundle(folder), Told, streams=1, warm=False, pause=lambda: steps.append("pause"))
+    assert steps == ["compiled", "pause", "run", "pause"]
 
 
 def test_the_same_content_gives_the_same_digest(tmp_path):
@@ -69,7 +69,7 @@ def test_the_same_content_gives_the_same_digest(tmp_path):
         (lambda f: (f / "network.onnx").unlink(), "network.onnx: No such file"),
         (lambda f: (f / "manifest.json").unlink(), "manifest.json: No such file"),
         (lambda f: (f / "manifest.json").write_text("{"), "manifest.json: manifest: Invalid JSON"),
-        (lambda f: (f / "golden.npz").write_bytes(b"x"), r"golden.npz: 1 bytes, the manifest says"),
+        (lambda f: (f / "golden.npz").write_bytes(b"x"), r"golden.npz has 1 bytes, the manifest says"),
         (lambda f: edit_manifest(f, lambda m: m.pop("heads")), "heads: Field required"),
         (lambda f: edit_manifest(f, lambda m: m.update(colour=1)), "colour: Extra inputs"),
         (lambda f: edit_manifest(f, lambda m: m["files"].pop("utility.toml")), "does not list utility.toml"),
@@ -87,7 +87,7 @@ def test_a_flipped_bit_is_found(folder):
     content = bytearray((folder / "network.onnx").read_bytes())
     content[len(content) // 2] ^= 1
     (folder / "network.onnx").write_bytes(content)
-    with pytest.raises(BundleError, match=r"network.onnx: its digest is not the manifest's"):
+    with pytest.raises(BundleError, match=r"network.onnx: the digest differs from the manifest's"):
         read_bundle(folder)
 
 
@@ -123,11 +123,11 @@ def test_golden_requests_survive_encoding(tmp_path):
         ({"inputs": (TensorInput(name="x", source=Scalars(group="pin_core", fields=("topic",))),)}, "are not scalars"),
         (
             {"inputs": (TensorInput(name="x", source=EmbeddingVector(group="pin_core", field="topic")),)},
-            "is no embedding",
+            "is not an embedding",
         ),
-        ({"inputs": (*tiny.INPUTS, tiny.INPUTS[0])}, "input names repeat"),
+        ({"inputs": (*tiny.INPUTS, tiny.INPUTS[0])}, "input names must be unique"),
         ({"sequence": None, "inputs": (TensorInput(name="x", source=SequenceActions()),)}, "declares no sequence"),
-        ({"heads": (Head(name="save", meaning=""),) * 2}, "head names repeat"),
+        ({"heads": (Head(name="save", meaning=""),) * 2}, "head names must be unique"),
         ({"inputs": tiny.INPUTS[:-1]}, "a surface needs a query, but no input reads one"),
     ],
 )

@@ -42,7 +42,7 @@ def test_plans_are_built_for_each_architecture_and_are_part_of_the_bundle(folder
 
 def test_a_build_that_fails_leaves_the_bundle_as_it_was(folder):
     before = read_bundle(folder)
-    with pytest.raises(EngineError, match="does not build for 9.9"):
+    with pytest.raises(EngineError, match="cannot build for 9.9"):
         add_plans(folder, RTX, version(), ["8.9", "9.9"], lambda *_: None)
     assert read_bundle(folder) == before
     assert not (folder / "plans").exists()
@@ -52,7 +52,7 @@ def test_a_folder_of_plans_that_is_a_link_is_refused(folder, tmp_path):
     add_plans(folder, RTX, version(), ["8.9"], lambda *_: None)
     (folder / "plans").rename(tmp_path / "elsewhere")
     (folder / "plans").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(BundleError, match="no plain folder"):
+    with pytest.raises(BundleError, match="plans is a link; a bundle must not contain links"):
         read_bundle(folder)
 
 
@@ -62,7 +62,7 @@ def test_the_command_tells_what_it_built_and_what_it_needs(folder):
     assert f"{plan_name('tensorrt_rtx', version(), 'sm_89', 'bfloat16')}: " in built.output
     without = CliRunner().invoke(app, ["model", "compile", str(folder)])
     assert without.exit_code == 1
-    assert "--architecture says which GPUs to build for" in without.output
+    assert "pass --architecture for each GPU to build for" in without.output
     lacking = CliRunner().invoke(app, ["model", "compile", str(folder), "--library", "tensorrt"])
     assert lacking.exit_code == 1
     assert "tensorrt is not installed; pip install 'pinrank[gpu]'" in lacking.output

@@ -32,10 +32,10 @@ def bundle(tmp_path, version, **changes):
           "utility.toml": (tiny.UTILITY + '[surfaces.shop]\nweights={pinner=1.0}\nutilities={pinner="save"}').encode()},
          Effect.NOTE, "surfaces.shop", "expected none, found ranked"),
         ({"surfaces": (Surface(name="home", query=True), Surface(name="related", query=True))},
-         Effect.CALLERS, "surfaces.home.query", "let the callers send a query first"),
+         Effect.CALLERS, "surfaces.home.query", "make callers send a query first"),
         ({"heads": (Head(name="save", meaning="clicked", calibration=Calibration(slope=0.5, intercept=-0.1)),
                     Head(name="hide", meaning="hid"))},
-         Effect.CALLERS, "heads.save.meaning", "expected 'saved', found 'clicked'; give the head that means something"),
+         Effect.CALLERS, "heads.save.meaning", "expected 'saved', found 'clicked'; give the head with the new meaning"),
         ({"heads": (Head(name="save", meaning="saved"), Head(name="hide", meaning="hid"))},
          Effect.NOTE, "heads.save.calibration", "0.5000 x + -0.1000"),
         ({"groups": (PINS_2, tiny.USERS)},
@@ -44,11 +44,11 @@ def bundle(tmp_path, version, **changes):
          Effect.NOTE, "groups.pin_core.embedding", "tiny@1 (float16[4]), found tiny@2 (float16[4])"),
         ({"groups": (PINS_2, tiny.USERS)}, Effect.CALLERS, "inputs.query.space", "callers that send embeddings"),
         ({"groups": (tiny.changed(tiny.PINS, fields=PINS_2.fields), tiny.USERS)},
-         Effect.FEATURES, "groups.pin_core", "another description needs another version: call it pin_core@2"),
+         Effect.FEATURES, "groups.pin_core", "a changed description needs a new version number: name it pin_core@2"),
         ({"sequence": tiny.changed(tiny.ACTIONS, actions=("save",))},
          Effect.CALLERS, "sequence.actions", "Record calls with hide would be refused"),
         ({"sequence": tiny.changed(tiny.ACTIONS, actions=("save", "hide", "like"))},
-         Effect.FEATURES, "sequence", "call it actions@2"),
+         Effect.FEATURES, "sequence", "name it actions@2"),
         ({"golden_tolerance": 0.01}, Effect.NOTE, "golden_tolerance", "expected 0.001, found 0.01"),
         ({"utility.toml": tiny.UTILITY.replace("2 * hide", "3 * hide").encode()},
          Effect.NOTE, "utility.toml: home.pinner", "expected save - 2 * hide, found save - 3 * hide"),
@@ -128,7 +128,7 @@ def test_statistics_of_a_constant_and_of_few_values_have_parts():
     assert (constant.counts(np.zeros(7)).sum(), constant.counts(np.ones(7)).sum()) == (7, 7)
     flags = Distribution.of(np.array([0, 1] * 50))
     assert stability_index(np.array(flags.shares), flags.counts(np.ones(50))) > 0.25
-    with pytest.raises(ValueError, match="edges ascend"):
+    with pytest.raises(ValueError, match="edges must ascend"):
         Distribution(edges=(2, 1), shares=(0.1, 0.1, 0.8), low=0, high=1, mean=0)
 
 

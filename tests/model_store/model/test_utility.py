@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import hashlib
+
+import numexpr
 import numpy as np
 import pytest
 
+from model_store.bundle.manifest import Manifest
 from model_store.model.utility import UtilityError, load_utility
 from tests import tiny
 
@@ -40,6 +44,56 @@ def test_expression_value(expression, expected):
     np.testing.assert_allclose(evaluate(expression, P), expected, rtol=1e-6)
 
 
+def test_an_expression_may_have_two_thousand_characters():
+    assert evaluate("save" + " " * 1994 + "+1", P).tolist() == pytest.approx([1.5, 1.2])
+
+
+#: The functions that an expression may call, with how many arguments, and what they are in NumPy.
+FUNCTIONS = {
+    "exp": (1, np.exp), "expm1": (1, np.expm1), "log": (1, np.log), "log1p": (1, np.log1p), "log10": (1, np.log10),
+    "sqrt": (1, np.sqrt), "abs": (1, np.abs), "tanh": (1, np.tanh), "sin": (1, np.sin), "cos": (1, np.cos),
+    "floor": (1, np.floor), "ceil": (1, np.ceil), "arctan2": (2, np.arctan2), "maximum": (2, np.maximum),
+    "minimum": (2, np.minimum),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_is_numpys_and_takes_so_many_arguments(name):
+    count, function = FUNCTIONS[name]
+    columns = np.array(P, np.float32).astype(np.float64).T[:count]
+    np.testing.assert_allclose(evaluate(f"{name}({', '.join(('save', 'hide')[:count])})", P), function(*columns))
+    for wrong in (count - 1, count + 1):
+        with pytest.raises(UtilityError, match=f"{name} takes {count} arguments"):
+            load_utility(table(f"{name}({', '.join(['save'] * wrong)})"), tiny.manifest())
+
+
+def test_a_condition_takes_three_arguments():
+    for wrong in ("where(save > 0, 1)", "where(save > 0, 1, 2, 3)", "where(save > 0, x=1)"):
+        with pytest.raises(UtilityError, match="where takes 3 arguments"):
+            load_utility(table(wrong), tiny.manifest())
+
+
+def test_a_table_is_known_by_the_digest_of_its_text():
+    assert (
+        load_utility(tiny.UTILITY.encode(), tiny.manifest()).digest == hashlib.sha256(tiny.UTILITY.encode()).hexdigest()
+    )
+
+
+def test_importing_it_keeps_numexpr_to_one_thread():
+    assert numexpr.set_num_threads(1) == 1  # what was set before
+
+
+def test_a_field_of_two_pin_groups_cannot_be_named():
+    fields = tiny.manifest_fields()
+    both = Manifest(**fields | {"groups": (*fields["groups"], tiny.changed(tiny.PINS, name="pin_other"))}, files={})
+    with pytest.raises(UtilityError, match=r"pin\.popularity is in two groups: pin_core@1 and pin_other@1"):
+        load_utility(tiny.UTILITY.encode(), both)
+
+
+def test_only_the_attributes_that_some_expression_reads_are_read():
+    assert [one.name for one in load_utility(tiny.UTILITY.encode(), tiny.manifest()).attributes] == ["pin.popularity"]
+
+
 def test_weights_combine_the_parties():
     loaded = load_utility(tiny.UTILITY.encode(), tiny.manifest())
     assert loaded.combine("home", np.array([[1.0, 2.0], [0.0, -4.0]])).tolist() == [2.0, -2.0]
@@ -54,13 +108,13 @@ def test_non_finite_probability_stays_non_finite():
     [
         (
             "saves",
-            "surfaces.home.utilities.pinner: unknown name 'saves'; there are hide, pin.popularity, pin.topic, save",
+            "surfaces.home.utilities.pinner: unknown name 'saves'; use one of hide, pin.popularity, pin.topic, save",
         ),
         ("pin.colour * save", "unknown name 'pin.colour'"),
         ("pin.embedding", "unknown name 'pin.embedding'"),
         ("user.age", "unknown name 'user.age'"),
         ("__import__('os').system('true')", "unknown function"),
-        ("sqroot(save)", "unknown function 'sqroot'; there are abs"),
+        ("sqroot(save)", "unknown function 'sqroot'; use one of abs"),
         ("sqrt(save, hide)", "sqrt takes 1 arguments"),
         ("save > 0.5", "bool, not a number; use where"),
         ("save +", "invalid syntax"),
@@ -72,11 +126,13 @@ def test_non_finite_probability_stays_non_finite():
         ("save and hide", "BoolOp is not allowed"),
         ("save[0]", "Subscript is not allowed"),
         ("1 / 0", "cannot compile"),
-        ("log(0)", "the same for every pin and not finite"),
-        ("1e400", "the same for every pin and not finite"),
+        ("log(0)", "constant and not finite: -inf"),
+        ("1e400", "constant and not finite: inf"),
         ("9" * 400, "is too large"),
         ("(" * 300 + "save" + ")" * 300, "pinner"),
-        ("save + " * 400 + "save", "2804 characters; an expression has at most 2000"),
+        ("-" * 1990 + "save", "pinner: the expression is nested too deeply"),
+        ("-save" * 390, "pinner: the expression is nested too deeply"),
+        ("save + " * 400 + "save", "the expression has 2804 characters, the limit is 2000"),
         ("", "invalid syntax"),
     ],
 )
@@ -93,7 +149,7 @@ def test_bad_expression_is_a_named_error(expression, message):
         (b"\xff", "not TOML"),
         (b"a = " + b"[" * 100_000, "not TOML"),
         (b"[surfaces.home]\nweights = {}\n", "surfaces.home.utilities: Field required"),
-        (tiny.UTILITY.replace("pinner = 1.0, creator", "creator").encode(), "weights are given for ['creator']"),
+        (tiny.UTILITY.replace("pinner = 1.0, creator", "creator").encode(), "weights are for ['creator']"),
         (tiny.UTILITY.replace("surfaces.related", "surfaces.shop").encode(), "surfaces ['home', 'shop']"),
         (tiny.UTILITY.replace("1.0", "nan").encode(), "finite number"),
         (tiny.UTILITY.replace("[surfaces.home]", "[surfaces.home]\nextra = 1").encode(), "surfaces.home.extra"),

@@ -59,25 +59,25 @@ def state(path, **changes):
 
 NEXT, FAR = "000000000003.json", "999999999999.json"
 POISONS = {
-    "sparse file of 40 GB": (NEXT, sparse, "bytes, at most"),
-    "pipe": (NEXT, os.mkfifo, "it is a pipe, no plain file"),
-    "folder": (NEXT, Path.mkdir, "it is a folder, no plain file"),
+    "sparse file of 40 GB": (NEXT, sparse, "bytes, the limit is"),
+    "pipe": (NEXT, os.mkfifo, "it is a pipe, not a regular file"),
+    "folder": (NEXT, Path.mkdir, "it is a folder, not a regular file"),
     "socket": (NEXT, listening, "No such device or address"),
-    "link to a device": (NEXT, lambda path: path.symlink_to("/dev/zero"), "it is a device, no plain file"),
+    "link to a device": (NEXT, lambda path: path.symlink_to("/dev/zero"), "it is a device, not a regular file"),
     "link to itself": (NEXT, lambda path: path.symlink_to(path), "Too many levels of symbolic links"),
-    "link to nothing": (NEXT, lambda path: path.symlink_to("nothing"), "holds no tiny/log/000000000003.json"),
+    "link to nothing": (NEXT, lambda path: path.symlink_to("nothing"), "has no object tiny/log/000000000003.json"),
     "empty": (NEXT, Path.touch, "is damaged (Invalid JSON"),
     "no UTF-8": (NEXT, lambda path: path.write_bytes(b'{"by": "\xff"}'), "is damaged (Invalid JSON"),
     "deep": (NEXT, lambda path: path.write_text("[" * 1_000_000), "recursion limit exceeded"),
-    "far ahead": (FAR, entry, "has 999999999999.json right after 000000000002.json"),
-    "another number within": (NEXT, lambda path: entry(path, number=7), "it says that it is entry 7"),
+    "far ahead": (FAR, entry, "lacks entries between 000000000002.json and 999999999999.json"),
+    "another number within": (NEXT, lambda path: entry(path, number=7), "its content is entry 7"),
     "number 0": (NEXT, lambda path: entry(path, number=0), "greater than or equal to 1"),
     "a negative version": (NEXT, lambda path: state(path, labels={"stable": -1}), "greater than or equal to 1"),
     "a label to nowhere": (
-        NEXT, lambda path: state(path, labels={"stable": 9}), "label 'stable' names version 9, which is not there",
+        NEXT, lambda path: state(path, labels={"stable": 9}), "label 'stable' names version 9, which does not exist",
     ),
     "traffic to nowhere": (
-        NEXT, lambda path: state(path, traffic={"*": {"beta": 0.5}}), "goes to a label that is not there",
+        NEXT, lambda path: state(path, traffic={"*": {"beta": 0.5}}), "goes to a label that does not exist",
     ),
     "traffic that is no share": (
         NEXT, lambda path: state(path, traffic={"*": {"stable": 1e300}}), "less than or equal to 1",
@@ -140,7 +140,7 @@ def test_a_good_entry_that_is_deleted_gives_way_to_the_one_before_and_to_one_of_
 def test_a_missing_entry_is_a_gap_for_whoever_reads_anew(root):
     open_model_store(root).set_label("tiny", "canary", 1)
     (root / "tiny/log/000000000002.json").unlink()
-    with pytest.raises(ModelStoreError, match=r"000000000003.json right after 000000000001.json; restore what is miss"):
+    with pytest.raises(ModelStoreError, match=r"between 000000000001.json and 000000000003.json; restore them"):
         open_model_store(root).head("tiny")
 
 
@@ -209,7 +209,7 @@ def test_a_store_of_which_everything_is_gone_has_no_versions(root):
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [({"by": "a\udcff"}, "cannot be written down"), ({"why": "x" * (65 << 20)}, "at most 67,108,864 are read")],
+    [({"by": "a\udcff"}, "cannot be recorded"), ({"why": "x" * (65 << 20)}, "the limit is 67,108,864")],
     ids=["no UTF-8", "too long"],
 )
 def test_a_change_that_no_reader_would_take_is_not_written(words, message, root):

@@ -27,7 +27,7 @@ async def test_versions_held_by_number_answer_by_number_until_they_are_let_go(se
         await call.version(version=2)
     publish(store, tmp_path, 3, **{"network.onnx": b"nothing"})
     failed = await call.do("Load", version=3)
-    assert (failed.phase, "no ONNX network" in failed.reason) == ("failed", True)
+    assert (failed.phase, "not an ONNX network" in failed.reason) == ("failed", True)
 
 
 async def test_labels_move_by_call_and_errors_have_their_statuses(serve, calls, store, tmp_path, caplog):
@@ -40,7 +40,7 @@ async def test_labels_move_by_call_and_errors_have_their_statuses(serve, calls, 
     await eventually(lambda: server.status.default.version == 2, 30)
     assert (await call.do("SetLabel", label="stable", version=2)).entry == 0
     for name, fields, code, text in (
-        ("SetLabel", {"label": "stable", "version": 1, "expected_version": 1}, "ABORTED", "is version 2 by now, not 1"),
+        ("SetLabel", {"label": "stable", "version": 1, "expected_version": 1}, "ABORTED", "now names version 2, not 1"),
         ("SetLabel", {"label": "stable", "version": 9}, "NOT_FOUND", "has no version 9"),
         ("SetLabel", {"label": "NO", "version": 1}, "INVALID_ARGUMENT", "label 'NO'"),
         ("Load", {"version": 9}, "NOT_FOUND", "has no version 9"),
@@ -101,5 +101,5 @@ def test_the_command_refuses_a_token_that_no_call_can_bring_without_showing_it(c
     path.write_bytes(content)
     refused = CliRunner().invoke(app, ["model", "status", "--token-file", str(path), "--address", "127.0.0.1:1"])
     assert refused.exit_code == 1
-    assert "holds no token" in refused.output
+    assert "does not hold a valid token" in refused.output
     assert "planted" not in refused.output

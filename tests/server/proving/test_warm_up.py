@@ -109,7 +109,7 @@ async def test_a_warm_up_that_takes_too_long_is_cut_off_openly_and_the_version_s
         sample(server, "pinrank_model_warm_up_runs", version="1", state="left") == len(SHAPES) - 1
     )  # no time is over before the first run
     assert sample(server, "pinrank_model_warm_ups_cut_off_total") == 1
-    assert server.status.default.model.engine.cost_s(1, 128) > 0
+    assert server.status.default.model.engine.cost_s(128) > 0
     (version,) = (await calls(server).status()).versions
     assert version.checks[-1].startswith("warm-up: cut off after")
     assert f"13 of {RUNS} runs" in version.checks[-1]
@@ -164,7 +164,7 @@ async def test_a_warm_up_on_recent_requests_that_fails_is_the_bundles_fault_and_
     publish(store, tmp_path, 2)
     store.set_label("tiny", "stable", 2)
     await eventually(lambda: held(server, 2) == "failed", 30)
-    assert await call.reason(2) == "tiny@2: EngineError in a warm-up on recent requests"
+    assert await call.reason(2) == "tiny@2: EngineError during the warm-up on recent requests"
     assert sample(server, "pinrank_model_swaps_total", outcome="failed_bundle") == 1
     assert await call.version() == 1
 

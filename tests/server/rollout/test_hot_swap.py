@@ -131,9 +131,9 @@ def loop_network():
 NO_ATTRIBUTES = tiny.UTILITY.replace(" * sqrt(pin.popularity)", "").encode()
 BROKEN = {
     "golden scores": ({"network.onnx": tiny.network(seed=99)}, {}, "golden row"),
-    "no network": ({"network.onnx": b"nothing"}, {}, "no ONNX network"),
-    "hostile network": ({"network.onnx": loop_network()}, {}, "operator Loop is not run here"),
-    "golden archive": ({"golden.npz": b"PK"}, {}, "no archive of arrays"),
+    "no network": ({"network.onnx": b"nothing"}, {}, "not an ONNX network"),
+    "hostile network": ({"network.onnx": loop_network()}, {}, "operator Loop is not allowed"),
+    "golden archive": ({"golden.npz": b"PK"}, {}, "not an archive of arrays"),
     "utility": ({"utility.toml": b"broken"}, {}, "the utility table is not TOML"),
     "statistics": ({"statistics.json": b"{}"}, {}, "statistics.json: Field required"),
     "surface gone": (

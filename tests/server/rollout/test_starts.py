@@ -37,7 +37,7 @@ async def test_a_newest_version_that_is_broken_does_not_stop_a_start_and_is_told
     status = await call.status()
     assert [(label.version, label.wanted_version) for label in status.labels] == [(2, 4)]
     assert {one.version: one.phase for one in status.versions} == {2: "serving", 4: "failed"}
-    assert "no ONNX network" in await call.reason(4)
+    assert "not an ONNX network" in await call.reason(4)
     assert "stable: 2 instead of 4" in [event.text for event in status.events]
     assert sample(server, "pinrank_label_behind", label="stable") == 1
     assert "stable: answers with version 2, the model store names 4" in (await get(server, "/healthz"))[1].splitlines()
@@ -64,10 +64,10 @@ async def test_when_no_version_is_good_the_start_says_what_is_wrong_with_the_one
     labelled(store, tmp_path, 2, **{"network.onnx": b"nothing"})
     objects = open_objects(store.where)
     objects.delete(f"tiny/blobs/{store.manifest('tiny', 1).files['network.onnx'].sha256}")
-    with pytest.raises(BundleError, match="tiny@2: .*no ONNX network"):
+    with pytest.raises(BundleError, match="tiny@2: .*not an ONNX network"):
         await serve()
     (tmp_path / "models/tiny/log/000000000001.json").write_text("{")  # where the history cannot be read, too
-    with pytest.raises(BundleError, match="tiny@2: .*no ONNX network"):
+    with pytest.raises(BundleError, match="tiny@2: .*not an ONNX network"):
         await serve(state_folder=tmp_path / "state")
     assert not (tmp_path / "state").exists()  # the next start sees for itself
 

@@ -3,12 +3,13 @@ from __future__ import annotations
 import pytest
 
 from server.scheduling.admission import Admission, Admit, Ask, Overload, Refuse, Trim, UseCheaper
+from server.scheduling.contract import Forecast
 from server.scheduling.cost import CostModel
 from server.scheduling.earliest_deadline import EarliestDeadlineFirst
 
 COSTS = {
-    "m": CostModel(lambda requests, rows: 0.3e-3 * requests + 35e-6 * rows),
-    "cheap": CostModel(lambda requests, rows: 0.1e-3 * requests + 2e-6 * rows),
+    "m": CostModel(lambda rows: 0.3e-3 + 35e-6 * rows),
+    "cheap": CostModel(lambda rows: 0.1e-3 + 2e-6 * rows),
 }
 
 
@@ -61,9 +62,9 @@ def test_a_request_that_would_make_another_late_is_refused_and_says_so():
 @pytest.mark.parametrize(
     ("limits", "reason"),
     [
-        ({"requests_max": 1}, "1 requests in flight, the limit is 1"),
-        ({"rows_max": 200}, "128 rows in flight and 128 more asked, the limit is 200"),
-        ({"bytes_max": 1500}, "1000 bytes in flight and 1000 more needed, the limit is 1500"),
+        pytest.param({"requests_max": 1}, "1 requests in flight, the limit is 1", id="requests"),
+        pytest.param({"rows_max": 200}, "128 rows in flight and 128 more asked, the limit is 200", id="rows"),
+        pytest.param({"bytes_max": 1500}, "1000 bytes in flight and 1000 more needed, the limit is 1500", id="bytes"),
     ],
 )
 def test_limits_are_kept_and_named(limits, reason):
@@ -119,3 +120,119 @@ def test_actions_are_tried_in_the_surfaces_order():
         _, door = admission(Overload(actions, 1))
         door.offer(ask(deadline_s=9, rows=256), 0.0)
         assert isinstance(door.offer(ask(rows=2000, deadline_s=0.02, cheaper="cheap"), 0.0), kind)
+
+
+@pytest.mark.parametrize("limits", [{"requests_max": 2}, {"rows_max": 256}, {"bytes_max": 2000}], ids=str)
+def test_a_limit_may_be_reached_exactly(limits):
+    _, door = admission(**limits)
+    assert isinstance(door.offer(ask(deadline_s=9), 0.0), Admit)
+    assert isinstance(door.offer(ask(deadline_s=9), 0.0), Admit)
+    assert isinstance(door.offer(ask(deadline_s=9), 0.0), Refuse)
+
+
+def test_a_place_that_is_given_back_is_as_large_as_the_one_that_was_taken():
+    _, door = admission()
+    first, _ = (door.offer(ask(rows=rows, deadline_s=9, size=size), 0.0) for rows, size in ((100, 7), (28, 5)))
+    door.release(first.ticket, 7)
+    assert (door.requests, door.rows, door.bytes) == (1, 28, 5)
+
+
+class ForetellingPolicy:
+    """A policy that foretells what it is told, by rows, and notes which rows it is asked about."""
+
+    def __init__(self, foretells):
+        self.foretells = foretells
+        self.asked = []
+        self.reserved = []
+
+    def forecast(self, ticket, now_s):
+        self.asked.append(ticket.rows)
+        return self.foretells(ticket.rows)
+
+    def reserve(self, ticket, now_s):
+        self.reserved.append(ticket)
+
+
+def busy_door(foretells, overload=None):
+    """An admission with one request in flight, and its policy."""
+    policy = ForetellingPolicy(lambda rows: Forecast(0.0, 0))
+    door = Admission(policy, {"home": overload or Overload()}, 100, 100_000, 1 << 30)
+    door.offer(ask(rows=1), 0.0)
+    policy.foretells = foretells
+    policy.asked.clear()
+    return policy, door
+
+
+def in_time_up_to(most):
+    return lambda rows: Forecast(1.0 if rows <= most else 3.0, 0)
+
+
+def test_just_in_time_is_in_time():
+    _, door = busy_door(lambda rows: Forecast(2.0, 0))
+    assert isinstance(door.offer(ask(deadline_s=2.0), 1.0), Admit)
+
+
+@pytest.mark.parametrize(
+    ("forecast", "reason", "retry_after_s"),
+    [
+        pytest.param(Forecast(2.25, 0), "the answer would come 250.0 ms after the deadline", 0.25, id="late"),
+        pytest.param(
+            Forecast(2.25, 7), "the answer would come 250.0 ms after the deadline", 0.25, id="late and harmful"
+        ),
+        pytest.param(Forecast(2.0, 3), "it would make 3 requests late that were here before", 0.001, id="harmful"),
+    ],
+)
+def test_a_refusal_says_whether_the_request_or_others_would_be_late(forecast, reason, retry_after_s):
+    policy, door = busy_door(lambda rows: forecast)
+    assert door.offer(ask(deadline_s=2.0), 1.0) == Refuse(f"{reason}; 1 requests are in flight", retry_after_s)
+    assert len(policy.reserved) == door.requests == 1
+
+
+def test_where_a_limit_is_reached_the_caller_comes_again_when_it_would_have_been_answered():
+    policy, door = busy_door(lambda rows: Forecast(2.25, 0))
+    decision = door.offer(ask(deadline_s=2.0, size=1 << 30), 1.0)
+    assert decision.retry_after_s == 1.25
+    policy.foretells = lambda rows: Forecast(0.5, 0)
+    assert door.offer(ask(deadline_s=2.0, size=1 << 30), 1.0).retry_after_s == 0.0
+
+
+def test_the_search_for_what_fits_halves_and_ends_within_a_sixteenth():
+    policy, door = busy_door(in_time_up_to(700), Overload(("trim",), 16))
+    assert door.offer(ask(rows=1000, deadline_s=2.0), 1.0).ticket.rows == 687
+    assert policy.asked == [1000, 500, 750, 625, 687]
+    assert policy.reserved[-1].rows == 687
+
+
+@pytest.mark.parametrize(
+    ("rows", "fit", "trimmed"),
+    [
+        pytest.param(33, 32, 32, id="the least is one less than was asked"),
+        pytest.param(34, 32, 32, id="the least alone fits"),
+        pytest.param(100, 31, 0, id="fewer than the least fit"),
+        pytest.param(32, 31, 0, id="the least was asked"),
+        pytest.param(20, 19, 0, id="fewer than the least were asked"),
+        pytest.param(48, 40, 40, id="a sixteenth is three rows"),
+        pytest.param(1, 0, 0, id="one row does not fit"),
+    ],
+)
+def test_a_surface_is_trimmed_to_32_rows_or_more_unless_it_says_otherwise(rows, fit, trimmed):
+    _, door = busy_door(in_time_up_to(fit), Overload(("trim",)))
+    decision = door.offer(ask(rows=rows, deadline_s=2.0), 1.0)
+    assert (decision.ticket.rows if isinstance(decision, Trim) else 0) == trimmed
+
+
+@pytest.mark.parametrize("asked", [2, 15, 16, 17, 100, 1000])
+def test_what_a_request_is_trimmed_to_fits_and_little_more_would(asked):
+    for fit in range(asked):
+        _, door = busy_door(in_time_up_to(fit), Overload(("trim",), 1))
+        decision = door.offer(ask(rows=asked, deadline_s=2.0), 1.0)
+        rows = decision.ticket.rows if isinstance(decision, Trim) else 0
+        assert fit - asked // 16 <= rows <= fit
+        assert (rows > 0) == (fit > 0)
+
+
+def test_every_request_gets_a_number_of_its_own():
+    policy, door = busy_door(lambda rows: Forecast(1.0, 0))
+    for _ in range(3):
+        door.offer(ask(deadline_s=2.0), 1.0)
+    assert len({ticket.number for ticket in policy.reserved}) == 4

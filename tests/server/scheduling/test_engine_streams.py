@@ -37,8 +37,8 @@ class CountingEngine:
 
 def runner_of(engine, streams=2, policy=None, supervisor=None):
     model = SimpleNamespace(engine=engine, digest="m")
-    costs = {"m": CostModel(lambda requests, rows: 1e-4 * requests + PER_ROW_S * rows)}
-    policy = policy or EarliestDeadlineFirst(streams, costs.__getitem__)
+    costs = {"m": CostModel(lambda rows: 1e-4 + PER_ROW_S * rows)}
+    policy = EarliestDeadlineFirst(streams, costs.__getitem__) if policy is None else policy
     metrics = Metrics()
     runner = Runner(
         policy,
@@ -197,11 +197,12 @@ async def test_a_policy_that_waits_is_asked_again_in_time():
     runner.close()
 
 
-@pytest.mark.parametrize("broken", ["next", "finished", "_collect"])
+@pytest.mark.parametrize("broken", ["next", "finished", "observe"])
 async def test_a_stream_that_a_bug_ends_is_started_again_and_its_requests_are_answered(broken, monkeypatch):
     supervisor = Supervisor()
-    runner, model, _ = runner_of(CountingEngine(), streams=1, supervisor=supervisor)
-    owner = runner if broken == "_collect" else runner._policy
+    policy = EarliestDeadlineFirst(1, lambda _: CostModel(lambda _: 1e-3))
+    runner, model, _ = runner_of(CountingEngine(), streams=1, policy=policy, supervisor=supervisor)
+    owner = CostModel if broken == "observe" else policy
     works, main = getattr(owner, broken), threading.get_ident()
 
     def fails(*arguments):

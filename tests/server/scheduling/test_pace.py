@@ -39,22 +39,22 @@ def pace():
 
 
 def test_a_rest_leaves_the_share_that_was_asked_for(pace, clock):
-    assert pace.rest(0.01, 0.1) == 0
+    assert pace.pause(0.01, 0.1) == 0
     assert clock.now_s == pytest.approx(0.09)
-    pace.rest(0.01, 1)
+    pace.pause(0.01, 1)
     assert clock.now_s == pytest.approx(0.09)
 
 
 def test_while_requests_need_much_it_lasts_longer_but_not_for_ever(pace, clock):
     pace.busy = True
-    assert pace.rest(0.01, 0.1) == pytest.approx(15 * 0.09)
+    assert pace.pause(0.01, 0.1) == pytest.approx(15 * 0.09)
     assert clock.now_s == pytest.approx(16 * 0.09)
 
 
 def test_it_ends_soon_after_they_need_less(pace, clock):
     pace.busy = True
     clock.at[0.2] = lambda: setattr(pace, "busy", False)
-    pace.rest(0.01, 0.1)
+    pace.pause(0.01, 0.1)
     assert 0.2 <= clock.now_s <= 0.2 + 0.004
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from itertools import pairwise
 
 import pytest
 
 from server.scheduling.admission import Admission, Overload
 from server.scheduling.cost import CostModel
-from server.scheduling.earliest_deadline import EarliestDeadlineFirst, Lane
+from server.scheduling.earliest_deadline import EarliestDeadlineFirst
+from server.scheduling.lanes import Lane
 from server.scheduling.simulation import Arrival, simulate
 
 LANES = {"home": Lane(), "bulk": Lane(priority=-1, share=0.3), "ads": Lane(priority=2, share=0.5)}
@@ -53,7 +55,7 @@ def live_through(seed):
     arrivals, streams = random_day(rng), rng.choice([1, 2, 2, 4, 16])
     true_s = cost_of(rng.choice(["cpu", "gpu", "flat"]))
     guess_s = true_s if rng.random() < 0.7 else cost_of(rng.choice(["cpu", "gpu", "flat"]))
-    models = {model: CostModel(guess_s) for model in "ab"}
+    models = {model: CostModel(partial(guess_s, 1)) for model in "ab"}
     policy = EarliestDeadlineFirst(streams, models.__getitem__, LANES)
     actions = rng.choice([(), ("trim",)])
     overload = {lane: Overload(actions, 16) for lane in LANES}
@@ -101,7 +103,7 @@ def test_every_ticket_is_answered_once_and_nothing_runs_late_or_after_its_answer
                 assert not rows, seed
             ran += bool(rows)
         assert len(policy) == 0, seed
-        assert not policy._running, seed
+        assert policy.running == 0, seed
         if admission is not None:
             assert (admission.requests, admission.rows, admission.bytes) == (0, 0, 0), seed
             assert deepest <= 20, seed
@@ -117,7 +119,7 @@ def poisson(rng, rate_per_s, seconds, rows, budget_s, lane="home"):
 
 def served(arrivals, streams=2, kind="cpu", lanes=None):
     true_s = cost_of(kind)
-    model, rng = CostModel(true_s), random.Random(9)
+    model, rng = CostModel(partial(true_s, 1)), random.Random(9)
     policy = EarliestDeadlineFirst(streams, lambda _: model, lanes)
     admission = Admission(policy, {}, 256, 65_536, 1 << 30)
 

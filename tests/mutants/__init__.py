@@ -1,0 +1,1 @@
+"""Whether the tests notice small faults of the pure files: `make mutants`."""

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from server.scheduling.contract import Ticket
+from server.scheduling.lanes import Lane, Lanes, WaitingTicket
+
+
+def ticket(number, lane="home", deadline_s=10.0, rows=128):
+    return Ticket(number, rows, deadline_s, "m", lane)
+
+
+def lanes_with(*tickets, lanes=None, streams=1, now_s=0.0):
+    lanes = Lanes(lanes or {}, streams)
+    for one in tickets:
+        lanes.add(WaitingTicket(one), now_s)
+    return lanes
+
+
+def numbers(waiting):
+    return [one.ticket.number for one in waiting]
+
+
+def test_the_earlier_deadline_goes_first_and_equal_ones_in_order_of_arrival():
+    lanes = lanes_with(
+        ticket(3, deadline_s=5.0), ticket(2, "ads", 4.0), ticket(1, deadline_s=5.0), ticket(0, "ads", 6.0)
+    )
+    assert numbers(lanes.ordered(0.0)) == [2, 1, 3, 0]
+
+
+def test_the_higher_priority_goes_before_the_earlier_deadline():
+    some = {"ads": Lane(priority=1), "bulk": Lane(priority=-1)}
+    lanes = lanes_with(ticket(0, "bulk", 1.0), ticket(1, "home", 2.0), ticket(2, "ads", 3.0), lanes=some)
+    assert numbers(lanes.ordered(0.0)) == [2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("used_s", "streams", "now_s", "first"),
+    [
+        pytest.param(0.25, 1, 0.0, "ads", id="its share exactly"),
+        pytest.param(0.26, 1, 0.0, "home", id="more than its share"),
+        pytest.param(0.5, 2, 0.0, "ads", id="its share of two streams"),
+        pytest.param(0.51, 2, 0.0, "home", id="more than its share of two streams"),
+        pytest.param(0.5, 1, 0.69, "home", id="half of it is not yet forgotten"),
+        pytest.param(0.5, 1, 0.70, "ads", id="half of it is forgotten after the logarithm of two seconds"),
+    ],
+)
+def test_a_lane_beyond_its_share_goes_last_whatever_its_priority(used_s, streams, now_s, first):
+    some = {"ads": Lane(priority=1, share=0.5), "home": Lane(share=1.5)}
+    lanes = lanes_with(ticket(0, "ads"), ticket(1, "home"), lanes=some, streams=streams)
+    lanes.charge("ads", used_s, 0.0)
+    assert lanes.ordered(now_s)[0].ticket.lane == first
+
+
+def test_shares_count_against_those_of_lanes_with_work_only():
+    some = {"ads": Lane(priority=1, share=0.5), "home": Lane(share=0.5), "bulk": Lane(share=9.0)}
+    lanes = lanes_with(ticket(0, "ads"), ticket(1, "home"), lanes=some)
+    lanes.charge("ads", 0.4, 0.0)
+    assert numbers(lanes.ordered(0.0)) == [0, 1]
+    lanes.add(WaitingTicket(ticket(2, "bulk")), 0.0)
+    assert numbers(lanes.ordered(0.0)) == [1, 2, 0]
+
+
+def test_alone_a_lane_is_never_beyond_its_share():
+    lanes = lanes_with(ticket(0), ticket(1, deadline_s=9.0))
+    lanes.charge("home", 1e9, 0.0)
+    assert lanes.around(ticket(2, deadline_s=9.5), 0.0)[0][0].ticket.number == 1
+    assert numbers(lanes.ordered(0.0)) == [1, 0]
+
+
+def test_what_was_charged_too_much_is_given_back():
+    some = {"ads": Lane(priority=1, share=0.5), "home": Lane(share=0.5)}
+    lanes = lanes_with(ticket(0, "ads"), ticket(1, "home"), lanes=some)
+    lanes.charge("ads", 2.0, 0.0)
+    lanes.charge("ads", -1.6, 0.0)
+    assert numbers(lanes.ordered(0.0)) == [0, 1]
+
+
+def test_what_is_removed_is_gone_and_what_looks_like_it_stays():
+    lanes = Lanes({}, 1)
+    one, other = WaitingTicket(ticket(0)), WaitingTicket(ticket(0))
+    lanes.add(one, 0.0)
+    lanes.add(other, 0.0)
+    lanes.remove(other)
+    assert lanes.ordered(0.0)[0] is one
+
+
+def test_a_newcomer_has_a_place_between_those_that_wait_and_is_not_put_in():
+    some = {"ads": Lane(priority=1), "bulk": Lane(priority=-1)}
+    lanes = lanes_with(
+        ticket(0, "bulk", 1.0), ticket(1, "home", 2.0), ticket(2, "ads", 9.0), ticket(3, "home", 4.0), lanes=some
+    )
+    before, behind = lanes.around(ticket(4, "home", 3.0), 0.0)
+    assert (numbers(before), numbers(behind)) == ([2, 1], [3, 0])
+    before, behind = lanes.around(ticket(1, "home", 2.0), 0.0)  # one that waits already goes behind itself
+    assert (numbers(before), numbers(behind)) == ([2, 1], [3, 0])
+    before, behind = lanes.around(ticket(4, "ads", 3.0), 0.0)
+    assert (numbers(before), numbers(behind)) == ([], [2, 1, 3, 0])
+    before, behind = lanes.around(ticket(4, "new", 3.0), 0.0)
+    assert (numbers(before), numbers(behind)) == ([2, 1], [3, 0])
+    assert numbers(lanes.ordered(0.0)) == [2, 1, 3, 0]
+
+
+def test_a_newcomer_ranks_with_its_lane_although_nothing_else_of_it_waits():
+    some = {"ads": Lane(priority=1, share=0.5), "home": Lane(share=0.5)}
+    lanes = lanes_with(ticket(0, "home"), lanes=some)
+    assert lanes.around(ticket(1, "ads"), 0.0)[0] == []
+    lanes.charge("ads", 0.51, 0.0)
+    assert numbers(lanes.around(ticket(1, "ads"), 0.0)[0]) == [0]
+
+
+def test_who_is_beyond_its_share_has_no_claim_to_be_in_time_against_who_is_within():
+    lanes = lanes_with(ticket(0, "ads", 20.0), ticket(1, "home", 20.0))
+    lanes.charge("ads", 5.0, 0.0)
+    assert numbers(lanes.around(ticket(2, "home"), 0.0)[1]) == [1]
+    assert numbers(lanes.around(ticket(2, "ads"), 0.0)[1]) == [0]
+
+
+def test_a_typical_ticket_is_a_mean_that_forgets():
+    lanes = lanes_with(ticket(0, rows=100))
+    assert lanes.typical_rows("home") == 100
+    lanes.add(WaitingTicket(ticket(1, rows=200)), 0.0)
+    assert lanes.typical_rows("home") == pytest.approx(110)
+    assert math.isnan(lanes.typical_rows("new"))
+
+
+def test_the_smallest_typical_ticket_of_the_other_lanes_at_work_counts():
+    lanes = lanes_with(ticket(0, "home", rows=1), ticket(1, "ads", rows=64), ticket(2, "bulk", rows=500))
+    assert lanes.typical_rows_of_others("home", 0.0) == 64
+    assert lanes.typical_rows_of_others("new", 0.0) == 1
+    assert Lanes({"ads": Lane()}, 1).typical_rows_of_others("home", 0.0) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("now_s", "rows"),
+    [
+        pytest.param(5.9, 64, id="the last ticket came less than a second ago"),
+        pytest.param(6.0, math.inf, id="it came a second ago"),
+    ],
+)
+def test_a_lane_is_at_work_for_a_second_after_its_last_ticket(now_s, rows):
+    lanes, ads = Lanes({}, 1), WaitingTicket(ticket(0, "ads", rows=64))
+    lanes.add(ads, 5.0)
+    assert lanes.typical_rows_of_others("home", 99.0) == 64, "it waits"
+    lanes.remove(ads)
+    assert lanes.typical_rows_of_others("home", now_s) == rows
+
+
+def test_the_load_is_the_part_of_the_streams_recent_time_that_was_used():
+    lanes = Lanes({}, 2)
+    assert lanes.load(0.0) == 0.0
+    lanes.charge("home", 0.5, 0.0)
+    lanes.charge("ads", 0.25, 0.0)
+    assert lanes.load(0.0) == 0.375
+    assert lanes.load(1.0) == pytest.approx(0.375 / math.e)
+
+
+def test_a_lane_that_is_not_configured_has_priority_zero_and_a_share_of_one():
+    lanes = lanes_with(ticket(0, "new"), ticket(1, "home"), lanes={"home": Lane(priority=0, share=3.0)}, streams=4)
+    lanes.charge("new", 1.0, 0.0)
+    assert numbers(lanes.ordered(0.0)) == [0, 1]
+    lanes.charge("new", 0.01, 0.0)
+    assert numbers(lanes.ordered(0.0)) == [1, 0]
+
+
+def test_a_ticket_that_waits_has_all_its_rows_to_go_and_is_not_ready():
+    waiting = WaitingTicket(ticket(0))
+    assert (waiting.rows, waiting.ready, waiting.wait_until_s) == (128, False, None)
+    waiting.start = 100
+    assert waiting.rows == 28
