@@ -61,7 +61,7 @@ class Loader:
         await self._worker.close(_CLOSE_S)
 
     def _run(self, work: Callable[..., _T], *arguments: object) -> _T:
-        """Run work with a short thread switch interval, so that Python's other threads wait less, and pause after it."""
+        """Run work with a short thread switch interval, so that Python's other threads wait less; then pause."""
         before = sys.getswitchinterval()
         sys.setswitchinterval(_SWITCH_S)
         self._paused_at_s = time.thread_time()
