@@ -1,1 +1,1 @@
-"""Checks that a new model version is fit to serve: isolated proof, replay of recent requests, warm-up."""
+"""Tests new model versions before they serve: in an isolated process (the proof), on recent requests, in a warm-up."""

@@ -1,4 +1,4 @@
-"""Prepares a new version while others serve: proves it in a process of its own, compiles it and warms it up."""
+"""Prepares a new model version while others serve: tests it in its own process, compiles it and warms it up."""
 
 from __future__ import annotations
 

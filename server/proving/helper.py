@@ -1,4 +1,4 @@
-"""The helper process that proves versions: forks a child for each one, limits its processor time, returns its answer.
+"""The prover's helper process: forks a child to test each new model version, and limits the child's processor time.
 
 `server.proving.prover.Prover` starts it as `python -m server.proving.helper`.
 """

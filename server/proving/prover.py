@@ -1,4 +1,4 @@
-"""Proves each new version in a child process, so that a bad network cannot harm the server.
+"""Tests (proves) each new model version in a child process, so that a bad network cannot harm the server.
 
 A network file is a program from elsewhere: compiling or running it may crash, use all memory or never end. This happens
 in a child of a small helper process (`server.proving.helper`), and the server learns whether it failed, and why. The

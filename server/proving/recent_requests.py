@@ -1,4 +1,4 @@
-"""Keeps a sample of recently answered requests; new versions are tested on them before they serve."""
+"""Keeps a sample of recently answered requests; new model versions are tested on them before they serve."""
 
 from __future__ import annotations
 

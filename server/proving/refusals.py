@@ -1,4 +1,4 @@
-"""Remembers refused versions across restarts: a new process has no recent requests that would show the fault again."""
+"""Remembers refused model versions across restarts, as a new process has no recent requests to show the fault again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Judges how a new version would rank recently answered requests, before it serves. Pure."""
+"""Judges how a new model version would rank recently answered requests, before it serves. Pure."""
 
 from __future__ import annotations
 

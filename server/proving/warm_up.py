@@ -1,4 +1,4 @@
-"""Tracks, limits and logs the warm-up of a new version."""
+"""Tracks, limits and logs the warm-up of a new model version."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chooses the version a server starts with: the one its default label names, or else the newest good one before it."""
+"""Chooses the model version that a server starts with: its default label's, or else the newest good one before it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Judges whether a label answers as well as the default label: errors, P99 latency and head drift. Pure."""
+"""Judges whether a label's model is as good as the default label's, by errors, P99 latency and predictions. Pure."""
 
 from __future__ import annotations
 

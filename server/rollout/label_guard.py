@@ -1,4 +1,4 @@
-"""Compares every label with the default label, and keeps versions that were rolled back off their labels."""
+"""Compares every label's model with the default label's, and blocks versions that were rolled back."""
 
 from __future__ import annotations
 

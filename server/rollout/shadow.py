@@ -1,4 +1,4 @@
-"""Compares a version with those that serve: ranks a share of the requests again with it, after they are answered."""
+"""Compares a shadow model version with those that serve, by ranking some answered requests again with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slows down background work while requests need the processor, in the server and in its proving process."""
+"""Slows down background work while requests need the processor, in the server and in the process that tests new models."""
 
 from __future__ import annotations
 
