@@ -1,4 +1,4 @@
-"""Slows down background work while requests need the processor, in the server and in the process that tests new models."""
+"""Slows down background work while requests need the processor, in the server and while it tests new models."""
 
 from __future__ import annotations
 
