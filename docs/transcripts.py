@@ -252,6 +252,7 @@ def shown(lines: list[str]) -> str:
 
 def masked(text: str) -> str:
     """Return a transcript with everything masked that differs from run to run."""
+    text = re.sub(r" *│\n│[ │]*", " ", text)  # tables wrap sentences at different words
     for pattern, mask in (
         (r"\b[0-9a-f]{64}\b", "DIGEST"),
         (r"\b[0-9a-f]{12}\b", "DIGEST"),
@@ -259,14 +260,14 @@ def masked(text: str) -> str:
         (r"guard of \S+", "guard of WHO"),
         (r"\d+(\.\d+)? (ms|MB|s ago|s)\b", r"N \2"),
         (r" +(N s ago)", r" \1"),
-        (r"correlation -?\d\.\d+", "correlation N"),
+        (r"correlation is -?\d\.\d+", "correlation is N"),
         (r"by \d+\.\d+ \(PSI\)", "by N (PSI)"),
         (r"probability \d\.\d+, got \d\.\d+", "probability N, got N"),
         (r"PSI \d+\.\d+", "PSI N"),
         (r"golden row \d+, head '\w+'", "golden row N, head NAME"),
         (r"its \w+ probabilities", "its NAME probabilities"),
         (r"\d+\.\d% of \d+ (recent|candidates|users)", r"N% of N \1"),
-        (r"answered: -?\d\.\d+", "answered: N"),
+        (r"recent requests: -?\d\.\d+", "recent requests: N"),
         (r"finite for all \d+", "finite for all N"),
         (r"candidates of \d+ recent", "candidates of N recent"),
         (r"of \d+ candidates of", "of N candidates of"),

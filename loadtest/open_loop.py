@@ -1,8 +1,8 @@
-"""Sending requests and recording what came back.
+"""Sends requests in an open or closed loop, and records each one's status, latency and stage timings.
 
-The open loop sends each request when it is due, whatever the server does, and measures from that time: a stall shows in
-every request that was due during it, also in those that a closed loop would not have sent (Tene, "How NOT to Measure
-Latency": coordinated omission). The closed loop finds the highest throughput and says nothing about latency under load.
+The open loop sends each request when it is due, whatever the server does, and measures latency from that time. So a
+stall shows in every request that was due during it, even those that a closed loop would not have sent (coordinated
+omission; Tene, "How NOT to Measure Latency"). The closed loop measures the highest throughput, not latency under load.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from pinrank.v1 import ranking_pb2
 
 RANK = "/pinrank.v1.RankingService/Rank"
 OK = "OK"
-#: The status of a request that was due while `in_flight_max` others were out: it was never sent.
+#: Status of a request that was not sent, because `in_flight_max` others were in flight when it was due.
 DROPPED = "DROPPED_BY_CLIENT"
 STAGES = (*answers.STAGES, "total")
 
 IN_FLIGHT_MAX = 1024
 
-#: Sends one serialised request and gives the name of its gRPC status and the serialised answer, empty unless OK.
+#: Sends one serialised request; returns its gRPC status name and the serialised answer (empty unless OK).
 Send = Callable[[bytes], Awaitable[tuple[str, bytes]]]
 
 T = TypeVar("T")
@@ -38,16 +38,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """What came of each request, in the order they were due.
+    """The results of all requests, in the order in which they were due.
 
     Attributes:
-        due_s: float64[K], since the start of the run; in a closed loop, when it was sent, which may be before.
-        late_s: float64[K], how long after that the generator sent it; a large value means that the generator, not the
-            server, could not keep up.
-        latency_s: float64[K], from due to answered, with any status; NaN for those never sent.
+        due_s: float64[K], due time in seconds since the start of the run. In a closed loop it is the send time, and
+            negative for requests sent before the start.
+        late_s: float64[K], how long after the due time the generator sent the request; large values mean that the
+            generator, not the server, could not keep up.
+        latency_s: float64[K], from the due time to the answer, with any status; NaN for requests that were not sent.
         statuses: K names of gRPC statuses, or `DROPPED`.
-        stage_us: uint32[K, S], the server's own timings in the order of `STAGES`; 0 unless OK.
-        degradations: K tuples, the ways in which the answer says that it is less than the full ranking.
+        stage_us: uint32[K, S], the server's stage timings in the order of `STAGES`; 0 unless OK.
+        degradations: K tuples of the degradations that the answer reports.
         models: the models that answered, "name@version".
         generator_cores: CPU seconds that this process used per second of the run.
     """
@@ -63,11 +64,11 @@ class Samples:
 
     @property
     def degraded(self) -> np.ndarray:
-        """bool[K]: the answer is less than the full ranking."""
+        """bool[K], whether the answer reports any degradation."""
         return np.array([bool(kinds) for kinds in self.degradations], bool)
 
     def since(self, start_s: float) -> Samples:
-        """Leave out what was due before `start_s`, and count time from there."""
+        """Return the requests that were due from `start_s` on, with times relative to it."""
         first = int(np.searchsorted(self.due_s, start_s))
         return Samples(
             self.due_s[first:] - start_s,
@@ -83,7 +84,7 @@ class Samples:
 
 @dataclass(slots=True)
 class _Recorder:
-    """Collects samples as they come; a parse takes 2 us, much less than keeping a million answers would cost."""
+    """Collects results. It parses each answer at once (2 us), which costs much less than keeping a million answers."""
 
     clock: Callable[[], float]
     start_s: float = 0.0
@@ -99,7 +100,7 @@ class _Recorder:
     models: set[str] = field(default_factory=set)
 
     def restart(self) -> None:
-        """Forget what was recorded, and count time from now."""
+        """Discard all results, and measure time from now."""
         for column in (
             self.number,
             self.due_s,
@@ -116,7 +117,7 @@ class _Recorder:
         self._append(self._take_number(), due_s, self.clock() - due_s, float("nan"), DROPPED, b"")
 
     async def call(self, send: Send, content: bytes, due_s: float) -> None:
-        """Send one request that was due at `due_s` on this clock, and record what came of it."""
+        """Send one request that was due at `due_s` on `clock`, and record the result."""
         number, late_s = self._take_number(), self.clock() - due_s
         status, answer = await send(content)
         self._append(number, due_s, late_s, self.clock() - due_s, status, answer)
@@ -139,7 +140,7 @@ class _Recorder:
 
     def samples(self) -> Samples:
         wall_s, cpu_s = self.clock() - self.start_s, time.process_time() - self.cpu_start_s
-        order = np.lexsort((self.number, self.due_s))  # those due at once in the order they were sent
+        order = np.lexsort((self.number, self.due_s))  # requests due at the same time stay in the order they were sent
         return Samples(
             np.array(self.due_s, np.float64)[order] - self.start_s,
             np.array(self.late_s, np.float64)[order],
@@ -153,7 +154,7 @@ class _Recorder:
 
 
 def sender(channel: grpc.aio.Channel, deadline_s: float) -> Send:
-    """Send over a channel as raw bytes, each call with its own gRPC deadline."""
+    """Return a function that sends raw bytes over a channel, with a gRPC deadline for each call."""
     rank: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(RANK)
 
     async def send(content: bytes) -> tuple[str, bytes]:
@@ -172,21 +173,21 @@ async def open_loop(
     in_flight_max: int = IN_FLIGHT_MAX,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Samples:
-    """Send one request at each due time, whatever came back before, and wait for all answers.
+    """Send one request at each due time, whether or not earlier ones were answered, and wait for all answers.
 
     Args:
-        send: how to send.
-        requests: at least one; they are taken in turn, again from the first when they run out.
-        due_s: float64[K], ascending seconds from the start.
-        in_flight_max: a request that is due while so many are out is not sent, and recorded as `DROPPED`.
-        clock: seconds.
+        send: sends one request.
+        requests: at least one; they are sent in turn and repeated from the first.
+        due_s: float64[K], due times in ascending order, in seconds from the start.
+        in_flight_max: a request that is due while this many are in flight is not sent, but recorded as `DROPPED`.
+        clock: seconds, monotonic.
     """
     recorder = _Recorder(clock)
     in_flight: set[asyncio.Task[None]] = set()
     recorder.restart()
     async with asyncio.TaskGroup() as calls:
         for due, content in zip((recorder.start_s + due_s).tolist(), itertools.cycle(requests), strict=False):
-            # Also without a wait: a generator that is behind must still let the answers in.
+            # Sleep even when late, so that answers are received while the generator catches up.
             await asyncio.sleep(max(0.0, due - clock()))
             if len(in_flight) >= in_flight_max:
                 recorder.drop(due)
@@ -206,10 +207,11 @@ async def saturate(
     clock: Callable[[], float] = time.perf_counter,
     on_window: Callable[[], object] = lambda: None,
 ) -> Samples:
-    """Let `callers` send one request after the other, each as soon as its last was answered: the highest throughput.
+    """Measure the highest throughput: each of `callers` sends its next request as soon as its last was answered.
 
-    The samples are those answered in the `duration_s` after `warmup_s`; the first of them were sent before, so that as
-    many in flight are counted at the start as are left out at the end. `on_window` is called when the warm-up is over.
+    The samples are the requests answered in the `duration_s` seconds after a warm-up of `warmup_s`. Some of them were
+    sent during the warm-up; about as many are in flight at the end and not counted. `on_window` is called after the
+    warm-up.
     """
     recorder = _Recorder(clock)
     contents = itertools.cycle(requests)
@@ -232,10 +234,10 @@ async def saturate(
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run in an event loop whose timers are exact to tens of microseconds.
+    """Run a coroutine in an event loop whose timers are exact to tens of microseconds.
 
-    epoll and libuv round a wait up to whole milliseconds, which would send every request half a millisecond late on
-    average; select(2) takes microseconds, and this process has few descriptors.
+    epoll and libuv round waits up to whole milliseconds, so requests would be half a millisecond late on average.
+    select(2) waits for microseconds, and is fast enough for the few descriptors of this process.
     """
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
         return runner.run(main)

@@ -1,11 +1,13 @@
+"""Computes how many users a load shape (steps, ramp or spike) has at each point in time. Pure."""
+
 from __future__ import annotations
 
-#: When a spike begins and ends, as parts of the whole.
+#: Start and end of the spike, as fractions of the whole duration.
 _SPIKE = (0.4, 0.6)
 
 
 def users_at(shape: str, part: float, users_max: int) -> int | None:
-    """Return how many users a shape (steps, ramp or spike) has after a part of its time; None when it is over."""
+    """Return the number of users after a fraction `part` of the shape's duration; None when the shape is over."""
     if part >= 1:
         return None
     spike = 1.0 if _SPIKE[0] <= part < _SPIKE[1] else 0.1

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 
-# Tests run side by side: PyTorch's threads must sleep while they wait for one another. It reads this as it is imported.
+# Tests run in parallel, so PyTorch's threads must sleep while they wait. PyTorch reads this when it is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import asyncio
@@ -32,26 +32,26 @@ if TYPE_CHECKING:
     from xdist.remote import Producer
     from xdist.scheduler import LoadScopeScheduling
 
-#: What the extra `train` brings. Where PyTorch cannot be had, `make test` goes on without it and skips these tests.
+#: Packages of the extra `train`. If PyTorch cannot be installed, `make test` skips the tests that need them.
 TRAINING = ("torch", "sklearn", "scipy", "onnxscript", "triton")
 WITHOUT_TRAINING = find_spec("torch") is None
 _WHY = "is not installed: see TORCH in docs/install.md"
-#: For tests that train in another process, or through a command that reports what is missing.
+#: For tests that train in another process, or with a command that reports a missing package as its own error.
 needs_training = pytest.mark.skipif(WITHOUT_TRAINING, reason=f"torch {_WHY}")
 
 if not WITHOUT_TRAINING:
     import torch
 
     if not torch.cuda.is_available():
-        os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is made
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it when kernels are defined
 
-# How long an example takes depends on the tests beside it.
+# The time of an example depends on the tests that run in parallel.
 settings.register_profile("side by side", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("side by side")
 
 
 class _TestModule(pytest.Module):
-    """A file of tests; skipped, with the reason, where it imports what is not installed on purpose."""
+    """A test file; skipped with a reason if it imports a package that was left out on purpose."""
 
     def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
         try:
@@ -85,7 +85,7 @@ def _skipping() -> Generator[None, object, object]:
 
 
 def _skip_without_training(error: BaseException | None) -> None:
-    """Skip what failed because of a missing package that was left out on purpose, directly or at the root of it."""
+    """Skip the test if its error, or a cause of it, is the import of a package that was left out on purpose."""
     while WITHOUT_TRAINING and error is not None:
         missing = (getattr(error, "name", None) or "") if isinstance(error, ModuleNotFoundError) else ""
         if missing.partition(".")[0] in TRAINING:
@@ -95,7 +95,7 @@ def _skip_without_training(error: BaseException | None) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
-    """Give each worker of pytest-xdist one test after the other, but all of a module to one if they share a fixture."""
+    """Give the workers of pytest-xdist single tests, but a module with a module-scoped fixture to one worker."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByTestOrModule(LoadScopeScheduling):  # type: ignore[misc]
@@ -108,7 +108,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 
 @pytest.fixture(autouse=True)
 def own_logs() -> Iterator[None]:
-    """Let no test have the logs that a command, run in this process by another test, set up for all of it."""
+    """Undo the logging setup of commands that a test runs in this process."""
     handlers = logging.root.handlers.copy()
     yield
     if structlog.is_configured():
@@ -122,7 +122,7 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("PINRANK_"):
             monkeypatch.delenv(name)
-    # Servers of tests are on loopback, whatever proxy the way out needs.
+    # Test servers are on loopback and must not be reached through the machine's proxy.
     monkeypatch.setenv("no_proxy", f"{os.environ.get('no_proxy', '')},127.0.0.1,localhost,::1,[::1]")
 
 
@@ -165,13 +165,13 @@ def config(model_store: Path, feature_store_url: str) -> ServerConfig:
 
 @pytest.fixture(scope="session")
 def prover() -> Iterator[Prover]:
-    """One for all servers, as it takes a second to start; beside other tests it would get no time at low priority."""
+    """One prover for all servers, as it takes a second to start; at low priority, parallel tests would starve it."""
     with closing(Prover("openvino", nice=0)) as shared:
         yield shared
 
 
 def changed(config: ServerConfig, changes: Mapping[str, object]) -> ServerConfig:
-    """Return settings with some of them changed, and checked as any are."""
+    """Return a validated copy of settings, with some of them changed."""
     return ServerConfig.model_validate(
         {**{name: getattr(config, name) for name in ServerConfig.model_fields}, **changes}
     )
@@ -182,7 +182,7 @@ StartServer = Callable[..., Awaitable[Server]]
 
 @pytest.fixture
 async def start_server(config: ServerConfig, prover: Prover) -> AsyncIterator[StartServer]:
-    """Start servers in this process, on free ports, with settings changed; all are drained at the end."""
+    """Start servers in this process on free ports, with changed settings; drain all of them at the end."""
     running = []
 
     async def start(**changes: object) -> Server:
@@ -222,7 +222,7 @@ def redis_url(redis_server: RedisServer) -> str:
 
 @pytest.fixture(scope="session")
 def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RedisServer]]:
-    """A real cluster of three that no test kills."""
+    """A real cluster of three nodes that no test kills."""
     with cluster(tmp_path_factory.mktemp("cluster")) as servers:
         yield servers
 
@@ -230,6 +230,6 @@ def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Red
 async def eventually(condition: Callable[[], bool], timeout_s: float = 10) -> None:
     """Wait until `condition` holds, letting the event loop run; fail after `timeout_s`."""
     async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - the condition is of plain state, nothing signals it
-            # Not 0: whoever waits must leave the interpreter to the threads that it waits for.
+        while not condition():  # noqa: ASYNC110 - plain state; nothing signals its changes
+            # More than 0, so that other threads get the interpreter.
             await asyncio.sleep(0.002)

@@ -1,4 +1,4 @@
-"""What a container does to a process, without an engine: another user, and mounts that are read-only or full."""
+"""Runs a command as in a container, without a container engine: as another user, with read-only or full mounts."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-#: As in the Dockerfile; there is no such user on the machine that runs the tests.
+#: The user id of the Dockerfile. The machine that runs the tests has no such user.
 USER = 10001
 
 
 @dataclass(frozen=True)
 class Container:
-    """Where and as whom a command is run.
+    """The user and mounts that a command runs with.
 
     Attributes:
-        read_only: folders mounted read-only, as `docker run -v FOLDER:FOLDER:ro` mounts them.
-        full: folders put on a volume of their own without a free block, with what they hold.
-        root_read_only: as with `docker run --read-only`.
+        read_only: folders that are mounted read-only, as with `docker run -v FOLDER:FOLDER:ro`.
+        full: folders that are copied to a volume of their own without a free block.
+        root_read_only: whether the root is read-only, as with `docker run --read-only`.
+        user: the user and group id.
+        environment: environment variables to add.
     """
 
     read_only: Sequence[Path] = ()
@@ -38,7 +40,7 @@ class Container:
 
     @contextmanager
     def running(self, *command: str, folder: Path, **options):
-        """Start a command in a mount namespace of its own; nothing of it is left when the block ends."""
+        """Start a command in its own mount namespace, and kill it when the block ends; its mounts vanish with it."""
         skip_without_namespaces()
         with tempfile.TemporaryDirectory() as stage:
             Path(stage).chmod(0o755)
@@ -59,7 +61,7 @@ class Container:
 
     def _script(self, needed: Sequence[str], stage: Path) -> str:
         lines = ["mount --make-rprivate /"]
-        # The user must reach Python, this code and the folder, whatever the rights of what is above them.
+        # The user must reach Python, this code and the folder, even if it may not read their parent folders.
         for i, path in enumerate(needed):
             lines += [f"mkdir {stage}/{i}", f"mount --bind {shlex.quote(path)} {stage}/{i}"]
         closed = {parent for path in needed for parent in Path(path).parents if not parent.stat().st_mode & 0o001}
@@ -87,7 +89,9 @@ class Container:
 def skip_without_namespaces() -> None:
     tools = [tool for tool in ("unshare", "setpriv", "mount") if shutil.which(tool) is None]
     if sys.platform != "linux" or tools:
-        pytest.skip(f"mounts of one's own need Linux, unshare, setpriv and mount; missing: {tools or 'Linux'}")
+        pytest.skip(f"mount namespaces need Linux, unshare, setpriv and mount; missing: {tools or 'Linux'}")
     tried = subprocess.run(["unshare", "--mount", "mount", "--make-rprivate", "/"], capture_output=True, check=False)
     if tried.returncode:
-        pytest.skip(f"this user may not have mounts of its own (run as root): {tried.stderr.decode().strip()}")
+        pytest.skip(
+            f"this user may not create a mount namespace; run the tests as root: {tried.stderr.decode().strip()}"
+        )

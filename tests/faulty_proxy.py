@@ -1,4 +1,4 @@
-"""A TCP proxy that misbehaves on demand, for tests of what clients do when the network or a server does."""
+"""A TCP proxy with faults that a test switches on and off: delays, silence and refused connections."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator
 
 
 class FaultyProxy:
-    """Forwards to a port, as told.
+    """Forwards connections to a port on loopback.
 
     Attributes:
-        delay_s: answers are this late.
-        silent: bytes are taken and never passed on, as by a half-open connection.
-        refusing: connections are cut, and new ones closed at once.
-        connections: accepted since the start.
+        delay_s: delays answers by this many seconds.
+        silent: reads all bytes but passes none on, like a half-open connection.
+        refusing: cuts all connections, and closes new ones at once.
+        connections: number of connections accepted so far.
     """
 
     def __init__(self, target_port: int, tls: ssl.SSLContext | None = None) -> None:

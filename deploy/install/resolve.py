@@ -1,10 +1,10 @@
-"""Check that every set of extras resolves from the package index's published metadata alone, as a newcomer meets it.
+"""Check that every set of pinrank's extras can be installed from the package index, by its metadata alone.
 
 python -m deploy.install.resolve
 
-uv resolves each set for each Python. pip resolves all extras together on every Python found here: the versions that it
-finds for all of them satisfy each subset too, as they all obey the same constraints. Both see the index and nothing
-else: no local folders of wheels, no further indexes, nothing that is installed. Neither downloads a package.
+uv resolves each set for each Python. pip resolves all extras together on every Python installed here; the versions that
+it finds satisfy each subset too, because all sets obey the same constraints. Both use only the index: no local wheels,
+no other indexes, no installed packages. Neither downloads a package.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parent.parent.parent
 CONSTRAINTS = ROOT / "constraints.txt"
 PYTHONS = ("3.11", "3.12", "3.13")
-#: Settings that lead to the index; what else a machine's configuration says must not decide the outcome.
-ROADS = ("index-url", "cert", "client-cert", "proxy", "trusted-host", "timeout")
+#: The settings of pip that lead to the index. A machine's other settings must not change the result.
+INDEX_SETTINGS = ("index-url", "cert", "client-cert", "proxy", "trusted-host", "timeout")
 TIMEOUT_S = 600
-#: pip runs the build script of this package's libraries to learn what they need, and that script downloads gigabytes
-#: from NVIDIA's own index. uv reads the published metadata.
+#: To learn the requirements of this package's libraries, pip runs their build scripts, which download gigabytes from
+#: NVIDIA's index. uv reads the published metadata.
 NOT_WITH_PIP = "tensorrt"
-# pip downloads what it has resolved even when it is to install nothing, so it is stopped after resolving.
+# Even with --dry-run, pip downloads the packages that it resolved, so this script stops it after resolving.
 PIP_RESOLVE = """
 import json, os, sys
 from pip._internal.operations.prepare import RequirementPreparer
 if not callable(getattr(RequirementPreparer, "prepare_linked_requirements_more", None)):
-    sys.exit("this pip downloads what it resolves in a way that deploy/install/resolve.py does not know")
+    sys.exit("deploy/install/resolve.py does not support this pip: it has no prepare_linked_requirements_more")
 def report(self, requirements, **_):
     with open(sys.argv[1], "w") as file:
         json.dump([requirement.link.url for requirement in requirements], file)
@@ -57,7 +57,7 @@ class Resolution:
 
 
 class NoIndexError(Exception):
-    """The package index cannot be reached, so nothing can be said."""
+    """The package index cannot be reached, so nothing was checked."""
 
 
 def main() -> int:
@@ -67,7 +67,7 @@ def main() -> int:
         try:
             reach(environment, index, Path(folder))
         except NoIndexError as error:
-            print(f"NOT CHECKED: the package index cannot be reached, so nothing is known: {error}", file=sys.stderr)
+            print(f"NOT CHECKED: the package index cannot be reached: {error}", file=sys.stderr)
             return 1
         jobs = [
             *((with_uv, name, wanted, python) for python in PYTHONS for name, wanted in sets(extras)),
@@ -82,15 +82,15 @@ def main() -> int:
                 print(f"{outcome.what:<40} {verdict}", flush=True)
                 outcomes.append(outcome)
     failed = sum(bool(outcome.failure) for outcome in outcomes)
-    print(f"{len(outcomes) - failed} of {len(outcomes)} sets resolve from published metadata")
-    print(f"not checked with pip: {NOT_WITH_PIP}, whose libraries come from NVIDIA's own index (docs/install.md)")
+    print(f"{len(outcomes) - failed} of {len(outcomes)} sets of extras resolve from published metadata")
+    print(f"not checked with pip: {NOT_WITH_PIP}, whose libraries come from NVIDIA's index (docs/install.md)")
     return int(failed > 0)
 
 
 def sets(project: dict[str, object]) -> Iterator[tuple[str, list[str]]]:
-    """Yield a name and the requirements of: no extra, each extra, all extras together (last)."""
+    """Yield each set's name and requirements: no extra, each extra, and last all extras together."""
     dependencies, extras = project["dependencies"], project["optional-dependencies"]
-    assert isinstance(dependencies, list) and isinstance(extras, dict)  # noqa: S101, PT018 - of our own pyproject.toml
+    assert isinstance(dependencies, list) and isinstance(extras, dict)  # noqa: S101, PT018 - they come from our pyproject.toml
     yield "no extra", dependencies
     for name in extras:
         yield name, [*dependencies, *expanded(name, extras)]
@@ -98,7 +98,7 @@ def sets(project: dict[str, object]) -> Iterator[tuple[str, list[str]]]:
 
 
 def expanded(extra: str, extras: dict[str, list[str]]) -> list[str]:
-    """Return what an extra asks of others, with `pinrank[...]` replaced by what those extras ask."""
+    """Return the requirements of an extra, with `pinrank[...]` replaced by the requirements of those extras."""
     found = []
     for line in extras[extra]:
         requirement = Requirement(line)
@@ -108,15 +108,17 @@ def expanded(extra: str, extras: dict[str, list[str]]) -> list[str]:
 
 
 def clean_environment() -> tuple[dict[str, str], str | None]:
-    """Return an environment that keeps the way to the index and drops other sources, and the index if it is another."""
+    """Return an environment with no package source but the index, and the index's URL if one is configured."""
     listed = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
     ).stdout
-    # `global.index-url='https://...'`; the environment's own (`:env:`) come last and win, as they do in pip.
+    # Such as `global.index-url='https://...'`. Settings from the environment (`:env:`) come last and win, as in pip.
     settings = dict(re.findall(r"^(?:global|install|:env:)\.([a-z-]+)='(.*)'$", listed, re.MULTILINE))
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "UV_", "PYTHON"))}
-    roads = {f"PIP_{name.upper().replace('-', '_')}": settings[name] for name in ROADS if name in settings}
-    return kept | roads | {"PIP_CONFIG_FILE": os.devnull, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}, settings.get(
+    index_settings = {
+        f"PIP_{name.upper().replace('-', '_')}": settings[name] for name in INDEX_SETTINGS if name in settings
+    }
+    return kept | index_settings | {"PIP_CONFIG_FILE": os.devnull, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}, settings.get(
         "index-url"
     )
 
@@ -149,23 +151,23 @@ def with_pip(
 ) -> Resolution:
     what = f"pip, Python {python}, {name}"
     if (interpreter := interpreter_of(python)) is None:
-        return Resolution(what, 0, f"no Python {python} is installed here, so its pip could not be asked")
+        return Resolution(what, 0, f"Python {python} with pip is not installed here; install it, or add it with pyenv")
     report = folder / f"pip-{python}.json"
     command = [
         interpreter, "-c", PIP_RESOLVE, str(report), "install", "--dry-run", "--ignore-installed",
         "--use-feature=fast-deps", "--constraint", str(CONSTRAINTS),
         *(line for line in wanted if Requirement(line).name != NOT_WITH_PIP),
     ]  # fmt: skip
-    # pip is stopped before it removes its temporary files.
+    # pip is stopped before it can remove its temporary files, so they go into a folder that is removed.
     if failure := run(command, environment | {"TMPDIR": str(folder)}):
         return Resolution(what, 0, failure)
     found = json.loads(report.read_text())
     local = [url for url in found if url.startswith("file:")]
-    return Resolution(what, len(found), f"taken from this machine, not from the index: {local}" if local else "")
+    return Resolution(what, len(found), f"these come from this machine, not from the index: {local}" if local else "")
 
 
 def interpreter_of(python: str) -> str | None:
-    """Return a Python of this version that has pip: this one, one that pyenv has installed, or one of the path."""
+    """Return an interpreter of this version that has pip: the current one, one of pyenv's, or one on the PATH."""
     if python == f"{sys.version_info.major}.{sys.version_info.minor}":
         return sys.executable
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
@@ -177,7 +179,7 @@ def interpreter_of(python: str) -> str | None:
 
 
 def run(command: Sequence[str], environment: dict[str, str]) -> str:
-    """Run, and return what it said if it failed."""
+    """Run a command; return its output if it failed, else an empty string."""
     try:
         done = subprocess.run(
             command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=TIMEOUT_S

@@ -1,30 +1,30 @@
 #!/usr/bin/env bash
-# Install the PyTorch that TORCH asks for, and say which it is: the last line is `with` or `without`.
+# Install the build of PyTorch that TORCH selects. The last line printed is `with` or `without`.
 #
 #   deploy/install/torch.sh CHOICE PIP...     CHOICE is auto, cpu, pypi or none; PIP is the command that installs
 #
-# PyPI has no build for Linux without CUDA: its 0.5 GB need 2.2 GB of NVIDIA's libraries to be imported at all.
-# PyTorch's own index has one of 0.2 GB.
+# PyPI has no Linux build without CUDA: its build of 0.5 GB cannot be imported without 2.2 GB of NVIDIA's libraries.
+# PyTorch's own index has a build of 0.2 GB for CPUs.
 set -euo pipefail
 choice=$1
 shift
 version=$(sed -n 's/^torch==//p' constraints.txt)
 cpu_index=https://download.pytorch.org/whl/cpu
-said=$(mktemp)
-trap 'rm -f "$said"' EXIT
+output=$(mktemp)
+trap 'rm -f "$output"' EXIT
 
 from_pypi() { "$@" "torch==$version" >&2; }
 
 cpu() {
-	# Elsewhere than on Linux, PyPI's build is one for CPUs.
+	# On other systems than Linux, PyPI's build is for CPUs.
 	if [ "$(uname -s)" != Linux ]; then from_pypi "$@"; return; fi
-	# Only this package may come from there: a version with `+cpu` cannot be on PyPI, and its needs come with the others'.
-	"$@" --quiet --retries 1 --no-deps --extra-index-url $cpu_index "torch==$version+cpu" >"$said" 2>&1
+	# Only PyTorch may come from that index: PyPI cannot have a `+cpu` version. Its dependencies are installed with the others.
+	"$@" --quiet --retries 1 --no-deps --extra-index-url $cpu_index "torch==$version+cpu" >"$output" 2>&1
 }
 
 case $choice in
 cpu)
-	cpu "$@" || { cat "$said" >&2; echo "PyTorch $version for CPUs could not be had from $cpu_index" >&2; exit 1; }
+	cpu "$@" || { cat "$output" >&2; echo "PyTorch $version for CPUs could not be installed from $cpu_index" >&2; exit 1; }
 	echo with ;;
 pypi) from_pypi "$@"; echo with ;;
 none) echo without ;;
@@ -33,12 +33,12 @@ auto)
 	elif cpu "$@"; then echo with
 	else
 		cat >&2 <<-END
-			PyTorch's build for CPUs (0.2 GB, $cpu_index) cannot be had here:
-			  $(grep -m1 -i error "$said" || tail -n1 "$said")
-			Going on without PyTorch: the tests that need it are skipped, and the summary counts them.
-			To run them too: TORCH=pypi installs PyPI's build (2.7 GB with NVIDIA's libraries).
+			PyTorch's build for CPUs (0.2 GB, $cpu_index) could not be installed:
+			  $(grep -m1 -i error "$output" || tail -n1 "$output")
+			Continuing without PyTorch: the tests that need it are skipped, and the summary counts them.
+			To run them too, set TORCH=pypi, which installs PyPI's build (2.7 GB with NVIDIA's libraries).
 		END
 		echo without
 	fi ;;
-*) echo "TORCH=$choice is none of auto, cpu, pypi, none" >&2; exit 1 ;;
+*) echo "TORCH=$choice is not one of auto, cpu, pypi, none" >&2; exit 1 ;;
 esac

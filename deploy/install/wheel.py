@@ -1,8 +1,8 @@
-"""Build the wheel, install it from the package index into an environment of its own on each Python, and run the demo.
+"""Check the wheel: build it, install it into a fresh environment on each Python, and run the demo there.
 
 python -m deploy.install.wheel
 
-The demo ranks for invented users here, so nothing but packages is downloaded. It must rank with the native encoder.
+The demo uses generated users here, so only packages are downloaded. It must rank with the native encoder.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TIMEOUT_S = 600
 
 
 class BrokenWheelError(Exception):
-    """The wheel cannot be installed, or does not rank; the message has the output."""
+    """The wheel cannot be installed, or it does not rank; the message has the output."""
 
 
 def main() -> int:
@@ -32,22 +32,22 @@ def main() -> int:
         run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", folder, ROOT])
         (wheel,) = folder.glob("pinrank-*.whl")
         print(f"{wheel.name}, {wheel.stat().st_size / 1e6:.1f} MB")
-        # The demo's own files, and nothing else of the repository, lie beside the installed wheel.
+        # The demo may use its own files and the installed wheel, but nothing else of the repository.
         shutil.copytree(ROOT / "deploy" / "demo", folder / "deploy" / "demo")
         write_atomic(folder / "cache" / "pinrank" / "ml-1m", name="ml-1m")
         for python in PYTHONS:
             try:
-                print(f"Python {python}: {tried(python, wheel, folder)}", flush=True)
+                print(f"Python {python}: {checked(python, wheel, folder)}", flush=True)
             except BrokenWheelError as error:
                 failed += 1
                 print(f"Python {python}: FAILED\n{error}", flush=True)
     return int(failed > 0)
 
 
-def tried(python: str, wheel: Path, folder: Path) -> str:
-    """Install the wheel for a Python and rank with it; return what was shown. Raises BrokenWheelError."""
+def checked(python: str, wheel: Path, folder: Path) -> str:
+    """Install the wheel on a Python and run the demo; return the result as a sentence. Raises BrokenWheelError."""
     if (interpreter := interpreter_of(python)) is None:
-        raise BrokenWheelError(f"no Python {python} is installed here")
+        raise BrokenWheelError(f"Python {python} with pip is not installed here; install it, or add it with pyenv")
     environment, index = clean_environment()
     home = folder / python
     uv = str(Path(sys.executable).with_name("uv"))
@@ -61,7 +61,9 @@ def tried(python: str, wheel: Path, folder: Path) -> str:
     native = "from kernels.encoder import instruction_sets; print(*instruction_sets())"
     widest = run([home / "bin" / "python", "-c", native], environment, folder / "cache").split()[-1:]
     if "degraded: nothing" not in shown or not widest:
-        raise BrokenWheelError(f"it does not rank in full with the native encoder ({widest or 'none'}):\n{shown}")
+        raise BrokenWheelError(
+            f"the demo's ranking is degraded, or the native encoder is missing ({widest or 'none'}):\n{shown}"
+        )
     shutil.rmtree(folder / "cache" / "pinrank" / "demo")
     return f"installs from the index, and ranks with the native encoder ({widest[0]})"
 
@@ -73,7 +75,7 @@ def run(command: Sequence[str | Path], environment: dict[str, str] | None = None
             capture_output=True, text=True, check=False, timeout=TIMEOUT_S,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
-        raise BrokenWheelError(f"{command[0]}: no end within {TIMEOUT_S} s") from error
+        raise BrokenWheelError(f"{command[0]} did not finish within {TIMEOUT_S} s") from error
     if done.returncode:
         raise BrokenWheelError(f"{' '.join(map(str, command))}\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
     return done.stdout

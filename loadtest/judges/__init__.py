@@ -1,1 +1,1 @@
-"""Other load generators on the same workload: MLPerf's loadgen and Locust."""
+"""Runs the same workload with other load generators: MLPerf's loadgen and Locust."""

@@ -1,4 +1,4 @@
-"""Users over time, for Locust. A file of its own: Locust takes any shape that it finds and then ignores `--users`."""
+"""Load shapes (users over time) for Locust. A file of its own, as Locust ignores `--users` when it finds a shape."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _options(parser: ArgumentParser) -> None:
 
 
 class Shape(LoadTestShape):
-    """Four steps, a ramp, or a spike from a tenth of the users to all and back."""
+    """Four steps, a ramp, or a spike from a tenth of the users to all of them and back."""
 
     def tick(self) -> tuple[int, float] | None:
         assert self.runner is not None, "Locust sets it before the first tick"  # noqa: S101

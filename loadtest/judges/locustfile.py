@@ -1,15 +1,16 @@
-"""The same workload for Locust: `locust -f loadtest/judges/locustfile.py --host 127.0.0.1:50051`.
+"""Load-test a server with Locust: `locust -f loadtest/judges/locustfile.py --host 127.0.0.1:50051`.
 
-Needs the extra `load`.
+It sends the workload of `pinrank load`, and needs the extra `load`.
 
-A Locust user is a closed loop: while it waits for an answer it sends nothing, so a stall of the server is seen by one
-request per user and not by all that were due (coordinated omission); `pinrank load` counts from when a request was due.
-Take many users with a low rate each (`--rate-per-user`, 1 by default): with 200 users at 1/s, a stall of 100 ms keeps
-every tenth user from sending in time, with 10 users at 20/s all of them.
+A Locust user is a closed loop: it sends nothing while it waits for an answer. So only one request per user sees a stall
+of the server, not all requests that were due (coordinated omission); `pinrank load` measures from the due time. Use
+many users with a low rate each (`--rate-per-user`, 1 by default): a stall of 100 ms delays every tenth of 200 users at
+1/s, but all of 10 users at 20/s.
 
-Distributed: `locust -f loadtest/judges/locustfile.py --master` and on other machines `--worker --master-host ...`;
-every worker draws other requests. For steps, a ramp or spike instead of `--users` and `--run-time`, name the shapes'
-file too: `locust -f loadtest/judges/locustfile.py,loadtest/judges/locust_shapes.py --load-shape spike`.
+To distribute the load, run `locust -f loadtest/judges/locustfile.py --master`, and on other machines the same file with
+`--worker --master-host ...`; each worker draws different requests. For steps, a ramp or a spike instead of `--users`
+and `--run-time`, add the shapes:
+`locust -f loadtest/judges/locustfile.py,loadtest/judges/locust_shapes.py --load-shape spike`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from loadtest.open_loop import RANK
 from loadtest.workload import Workload, parse_candidates, read_ids
 from pinrank.channels import AddressError, open_channel
 
-# gRPC's waits must let other greenlets run.
+# Make gRPC's waits let other greenlets run.
 grpc.experimental.gevent.init_gevent()
 
 _REQUESTS = 5_000
@@ -54,29 +55,29 @@ def _options(parser: ArgumentParser) -> None:
 
 
 class Ranker(User):
-    """A frontend: one Rank call after the other, at a steady pace."""
+    """A Locust user that sends one Rank call after another at a steady pace."""
 
     _contents: Iterator[bytes] | None = None
     _channel: grpc.Channel | None = None
-    #: When the next request is due, and how far requests lie apart.
+    #: When the next request is due, and the interval between requests, in seconds.
     _due_s = 0.0
     _period_s = 1.0
 
     def wait_time(self) -> float:
-        """Keep a steady pace; what a late answer cost is not caught up.
+        """Return the seconds until the next request is due; a late answer delays all later requests.
 
-        Not Locust's `constant_throughput`: its first wait makes up for the time since the user was made, which brings
-        users that began at random times back into step.
+        Locust's `constant_throughput` does not fit: its first wait makes up for the time since the user was created, so
+        users that started at random times would send at the same time again.
         """
         now_s = time.perf_counter()
         self._due_s = max(now_s, self._due_s + self._period_s)
         return self._due_s - now_s
 
     def __init__(self, environment: Environment) -> None:
-        """Share one channel and one sequence of requests among the users of a process.
+        """Open one channel and draw one sequence of requests for all users of a process.
 
-        Not in `on_start`: only what is raised here ends a test; from there every user would fail alone, and
-        the test go on.
+        This is not done in `on_start`, because only an error raised here ends the test; there, each user would fail
+        alone and the test would continue.
         """
         super().__init__(environment)
         options: Any = environment.parsed_options
@@ -86,33 +87,33 @@ class Ranker(User):
                 cls._contents = _contents(environment)
                 cls._channel = open_channel(_address(self.host))
         except (AddressError, LoadError) as error:
-            environment.process_exit_code = 1  # Locust's own is 0 where nothing was sent
+            environment.process_exit_code = 1  # Locust exits with 0 if nothing was sent
             raise StopTest(f"error: {error}") from None
         self._rank: grpc.UnaryUnaryMultiCallable[bytes, bytes] = cls._channel.unary_unary(RANK)
         self._deadline_s = options.deadline_ms / 1e3
         self._period_s = 1 / options.rate_per_user
 
     def on_start(self) -> None:
-        """Begin at any time: users that begin together would go on together, one stampede a period."""
+        """Start at a random time, so that the users do not all send at once in every period."""
         time.sleep(random.uniform(0, self._period_s))
         self._due_s = time.perf_counter()
 
     @classmethod
-    def forget(cls) -> None:
-        """Let the next user open a channel and draw requests again."""
+    def reset(cls) -> None:
+        """Close the channel; the next user opens a new one and draws new requests."""
         if cls._channel is not None:
             cls._channel.close()
         cls._channel = cls._contents = None
 
     @task
     def rank(self) -> None:
-        assert self._contents is not None, "the first user made them"  # noqa: S101
+        assert self._contents is not None, "the first user drew them"  # noqa: S101
         start_s, name, failure, size = time.perf_counter(), "Rank", None, 0
         try:
             size = len(self._rank(next(self._contents), timeout=self._deadline_s))
         except grpc.RpcError as error:
-            # The code alone: Locust counts failures by their text. Under their own name, because a refusal is quick and
-            # Locust's percentiles take in whatever has the name.
+            # Use only the status code, because Locust counts failures by their text. Give failures a name of their own,
+            # because refusals are quick and would lower the percentiles of successful calls.
             failure = RankFailedError(error.code().name)
             name = f"Rank {failure}"
         self.environment.events.request.fire(
@@ -126,24 +127,24 @@ class Ranker(User):
 
 
 class RankFailedError(Exception):
-    """A call that ended with another status than OK."""
+    """A call ended with a status other than OK."""
 
 
 @events.test_start.add_listener  # type: ignore[untyped-decorator]
 def _begin(**_: Any) -> None:
-    """Start afresh: between two tests, the web page may have changed the host or any of the options."""
-    Ranker.forget()
+    """Reset the channel and requests, because the web page can change the host and options between two tests."""
+    Ranker.reset()
 
 
 def _address(host: str | None) -> str:
-    """Return host:port; Locust's web page suggests to write a scheme before it."""
+    """Return host:port, without the scheme that Locust's web page suggests."""
     if not host:
         raise LoadError("no server: add --host 127.0.0.1:50051")
     return host.removeprefix("http://").rstrip("/")
 
 
 def _contents(environment: Environment) -> Iterator[bytes]:
-    """Draw requests, in every worker others."""
+    """Draw requests, different ones in each worker."""
     options: Any = environment.parsed_options
     for option, value in (("--rate-per-user", options.rate_per_user), ("--deadline-ms", options.deadline_ms)):
         if not 0 < value < math.inf:

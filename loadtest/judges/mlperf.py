@@ -1,7 +1,7 @@
-"""MLPerf's load generator as an independent judge: `python -m loadtest.judges.mlperf`. Needs the extra `load`.
+"""Load-test a server with MLPerf's loadgen, to check `pinrank load`: `python -m loadtest.judges.mlperf`.
 
-Its Server scenario is an open loop with Poisson arrivals of its own, its own clock and its own percentiles; only the
-calls are ours. So it tells whether `pinrank load` measures what it says.
+Loadgen's Server scenario is an open loop with its own Poisson arrivals, clock and percentiles; only the calls are ours.
+So it tells whether `pinrank load` measures correctly. It needs the extra `load`.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ try:
 except ModuleNotFoundError as missing:
     raise ModuleNotFoundError("MLPerf's loadgen is not installed: pip install 'pinrank[load]'") from missing
 
-#: How long to wait for a server, in seconds.
+#: Seconds to wait for the server.
 _CONNECT_S = 3.0
-#: Requests made beforehand; loadgen draws from them.
+#: Number of prepared requests that loadgen draws from.
 _SAMPLES = 1_024
 _SUMMARY = {
     "scheduled_per_s": r"Scheduled samples per second\s*:\s*([\d.]+)",
@@ -46,7 +46,7 @@ _SUMMARY = {
 
 
 class Judge:
-    """Answers loadgen's queries with Rank calls over one channel; grpc's own threads call back."""
+    """Answers loadgen's queries with Rank calls over one channel; gRPC's threads report the results."""
 
     def __init__(self, channel: grpc.Channel, requests: list[bytes], deadline_s: float) -> None:
         self._rank: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(RANK)
@@ -56,7 +56,7 @@ class Judge:
         self.statuses: Counter[str] = Counter()
 
     def issue(self, samples: list[Any]) -> None:
-        """Send; called by loadgen when samples are due."""
+        """Send requests; loadgen calls this when samples are due."""
         for sample in samples:
             call = self._rank.future(self._requests[sample.index], timeout=self._deadline_s)
             call.add_done_callback(lambda done, number=sample.id: self._complete(number, done))  # type: ignore[misc]
@@ -64,29 +64,29 @@ class Judge:
     def _complete(self, number: int, call: Any) -> None:
         with self._lock:
             self.statuses[call.code().name] += 1
-        # Last: with the last sample complete loadgen returns, and the statuses are read.
+        # This must come last: after the last sample loadgen returns, and `judge` reads the statuses.
         loadgen.QuerySamplesComplete([loadgen.QuerySampleResponse(number, 0, 0)])
 
 
 def judge(
     address: str, requests: list[bytes], rate_per_s: float, duration_s: float, target_ms: float, deadline_s: float
 ) -> dict[str, Any]:
-    """Run the Server scenario and return what loadgen's own summary says, and how the calls ended.
+    """Run the Server scenario; return loadgen's summary and the statuses of the calls.
 
     Args:
         address: host:port of the server.
         requests: serialised RankRequests, at least one.
-        rate_per_s: of the Poisson arrivals.
-        duration_s: at least so long.
-        target_ms: the latency that 99% must meet for loadgen's verdict.
-        deadline_s: of each call.
+        rate_per_s: mean rate of the Poisson arrivals.
+        duration_s: minimum duration of the run.
+        target_ms: latency that 99% of the calls must meet for loadgen's verdict to be VALID.
+        deadline_s: gRPC deadline of each call.
 
     Returns:
-        What `parse_summary` reads, how many calls ended with each status, and `valid`: loadgen's verdict if all were
-        answered. To loadgen every call that ended is an answer, and a refusal is a quick one.
+        The result of `parse_summary`, `statuses` (the number of calls by status), and `valid`: whether loadgen's
+        verdict is VALID and all calls were OK. Loadgen itself counts every call that ended, even a quick refusal.
 
     Raises:
-        LoadError: no server answers, or it refuses the first request.
+        LoadError: no server answers, or the server rejects the first request.
     """
     settings = loadgen.TestSettings()
     settings.scenario = loadgen.TestScenario.Server
@@ -117,7 +117,7 @@ def judge(
 
 
 def _probe(channel: grpc.Channel, address: str, content: bytes) -> None:
-    """Check before the clock starts that a server answers and accepts such requests."""
+    """Check that the server answers and accepts the requests, before loadgen starts its clock."""
     rank: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(RANK)
     try:
         grpc.channel_ready_future(channel).result(timeout=_CONNECT_S)
@@ -129,11 +129,11 @@ def _probe(channel: grpc.Channel, address: str, content: bytes) -> None:
 
 
 def parse_summary(text: str) -> dict[str, Any]:
-    """Read loadgen's summary. Raises LoadError where it lacks a number: another version may write another one."""
+    """Read loadgen's summary. Raises LoadError if a number is missing, as other versions may use other words."""
     verdict = re.search(r"Result is\s*:\s*(VALID|INVALID)", text)
     if verdict is None:
         raise LoadError(f"loadgen's summary has no verdict:\n{text}")
-    # Too few requests for a P99 is a reason too: "Early stopping".
+    # One possible reason is "Early stopping": there were too few requests for a P99.
     unmet = re.findall(r"^\s*(.+?) satisfied\s*:\s*NO", text, re.MULTILINE | re.IGNORECASE)
     found: dict[str, Any] = {"loadgen_verdict": verdict[1], "unmet": unmet}
     for name, pattern in _SUMMARY.items():
@@ -157,7 +157,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Random seed of the requests; loadgen draws the arrivals itself.")] = 0,
     allow_remote: Annotated[bool, typer.Option(help="Allow a server on another machine.")] = False,
 ) -> None:
-    """Judge a running server with the Server scenario of MLPerf's loadgen, and print its summary as JSON."""
+    """Test a running server with the Server scenario of MLPerf's loadgen, and print the results as JSON."""
     try:
         check_address(address, allow_remote=allow_remote)
         check_bounds(rate, duration, 0, 0, deadline_ms)

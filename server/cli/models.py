@@ -229,7 +229,7 @@ def history(
     table = Table("#", "when", "who", "what", "why")
     with explained():
         for entry in model_store_at(store).history(model)[-last:]:
-            table.add_row(str(entry.number), f"{entry.at:%Y-%m-%d %H:%M:%S}", entry.by, _told(entry), entry.why[:80])
+            table.add_row(str(entry.number), f"{entry.at:%Y-%m-%d %H:%M:%S}", entry.by, _told(entry), entry.why[:160])
     console().print(table)
 
 

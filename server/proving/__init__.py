@@ -1,1 +1,1 @@
-"""Whether a new version is fit to serve: proven in a process of its own, tried on recent requests, warmed up."""
+"""Tests new model versions before they serve: in an isolated process (the proof), on recent requests, in a warm-up."""

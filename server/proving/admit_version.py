@@ -1,4 +1,4 @@
-"""Taking a version in while others serve: proven in a process of its own, warmed up on a thread that pauses."""
+"""Prepares a new model version while others serve: tests it in its own process, compiles it and warms it up."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from server.request.routing import ServedModel
 from server.runtime.memory import available_bytes, give_back_freed
 from server.runtime.supervisor import Supervisor
 
-#: Recent requests that a version is tried on.
+#: How many recent requests a version is tested on.
 _SAMPLES = 16
-#: A pause between them, on the event loop: requests first.
+#: Pause between reads of their features, because the event loop also answers requests.
 _BETWEEN_SAMPLES_S = 0.03
-#: For reading what a new version needs of one recent request.
+#: Time limit for reading the features of one recent request.
 _READ_S = 1.0
 
 
 @dataclass(slots=True)
 class Report:
-    """What was found of a version on its way in, for people."""
+    """The results of a version's checks, for operators."""
 
     digest: str = ""
     memory_bytes: int = 0
@@ -47,10 +47,10 @@ class Report:
 
 
 class Intake:
-    """Makes versions ready, one at a time. Belongs to one event loop.
+    """Prepares versions to serve, one at a time. Belongs to one event loop.
 
     Attributes:
-        closed: whether what is under way is given up.
+        closed: whether `close` was called, which cancels the version in progress.
     """
 
     def __init__(
@@ -67,19 +67,19 @@ class Intake:
         *,
         own_prover: bool,
     ) -> None:
-        """Remember.
+        """Store the parts, and read the utility table and trusted keys that the settings name.
 
         Args:
-            store: of the models.
-            config: the settings.
-            factory: of the engine.
-            streams: runs in flight at once, on each of the devices.
-            recent: requests to try versions on.
-            features: reads what they need.
-            prover: of versions; it also keeps the pace of what is done here.
-            supervisor: of the thread that loads.
-            refusals: of versions, before a restart.
-            own_prover: close it with this, as nobody else uses it.
+            store: the model store.
+            config: the server's settings.
+            factory: creates engines.
+            streams: engine runs in flight at once, on each device.
+            recent: recent requests to test versions on.
+            features: reads the features of these requests.
+            prover: proves versions; its pace also limits the work done here.
+            supervisor: watches the thread that loads.
+            refusals: which versions were refused before a restart.
+            own_prover: whether `close` also closes the prover.
         """
         self._store = store
         self._config = config
@@ -97,7 +97,7 @@ class Intake:
         self._loader = Loader(prover.pace, config.swap.cpu_share, recent, supervisor)
 
     async def close(self) -> None:
-        """Give up what is under way."""
+        """Cancel the version in progress."""
         self.closed = True
         if self._own_prover:
             await asyncio.to_thread(self._prover.close)
@@ -112,18 +112,18 @@ class Intake:
         *,
         starting: bool = False,
     ) -> ServedModel:
-        """Prove a version, try it on recent requests, compile it here and warm it up.
+        """Prove a version, test it on recent requests, compile it in this process and warm it up.
 
         Args:
             version: its number.
-            replaced: by label that it is for, the manifest that answers there now.
-            report: told what was found.
-            warming: called when it is proven.
-            starting: nothing is served yet, so that there is nothing to compare it with or to leave memory for.
+            replaced: for each label that names the version, the manifest that answers there now.
+            report: receives the results of the checks.
+            warming: called when the version is proven and its warm-up begins.
+            starting: whether the server is starting, with no other version to compare with or to leave memory for.
 
         Raises:
             BundleError, SigningError, UtilityError: the bundle is at fault.
-            ModelStoreError, NotReadyError, ProvingError: something else is.
+            ModelStoreError, NotReadyError, ProvingError: something else failed; a retry may succeed.
         """
         config, swap = self._config, self._config.swap
         digest = await self._released(version, report)
@@ -131,15 +131,17 @@ class Intake:
         self._check_abi(manifest, replaced)
         if self._utility is not None:
             load_utility(self._utility, manifest)
-        report.checks.append("ABI: callers need not change")
+        report.checks.append("ABI: compatible with existing callers")
         self._features.add_caches(await self._loader.do(self._features.new_caches, manifest.needs))
         samples = await self._samples(manifest)
         if not samples and not starting and (reason := self._refusals.reason(digest)):
-            raise NotReadyError(f"{reason} (before a restart; tried again once there are recent requests to try it on)")
+            raise NotReadyError(
+                f"{reason} (refused before a restart; retried once there are recent requests to test it on)"
+            )
         if samples:
             report.checks.append(check_features(manifest, samples, swap.pins_missing_max))
         else:
-            report.checks.append("features and scores: not checked, no recent requests to try it on")
+            report.checks.append("features and scores: not checked, because there are no recent requests")
         claim = ProofRequest(
             store=self._store.where,
             model=config.model,
@@ -152,11 +154,11 @@ class Intake:
             timeout_s=swap.proof_timeout_s,
             trusted=self._trust is not None,
             share=self._loader.share,
-            device=config.devices[0],  # a version that computes right on one does on all
+            device=config.devices[0],  # a version that is correct on one device is correct on all
         )
         sample = FeatureBatch.concat([sample.batch for sample in samples]) if samples else None
         proof = await self._proven(claim, sample)
-        report.checks.append("digests, network, utility table, golden scores: good, in a process of its own")
+        report.checks.append("digests, network, utility table, golden scores: correct (checked in a separate process)")
         report.memory_bytes = proof.memory_bytes
         bundle = await self._loader.ask(swap.proof_timeout_s, self._read, version)
         utility = await self._loader.do(load_utility, self._utility or bundle.files[UTILITY], manifest)
@@ -179,31 +181,32 @@ class Intake:
             raise
 
     async def free(self, model: LoadedModel) -> None:
-        """Free a version that nothing holds."""
+        """Free a version that no request uses any more."""
         await self._loader.do(_free, model)
 
     async def give_back(self) -> None:
-        """Return to the system what a version took that came to nothing."""
+        """Return the memory of a version that failed to the operating system."""
         await self._loader.do(give_back_freed)
 
     async def _released(self, version: int, report: Report) -> str:
-        """Return a version's digest, its signature checked."""
+        """Check a version's signature, if keys are configured, and return its digest."""
         limit_s = self._config.swap.store_timeout_s
         release = await self._loader.ask(limit_s, self._store.release, self._config.model, version)
         report.digest = release.digest
         if self._trust:
             self._trust.check(f"{self._config.model}@{version}", release.digest, release.signature)
-            report.checks.append("signature: a trusted publisher's")
+            report.checks.append("signature: made by a trusted publisher")
         return release.digest
 
     def _check_abi(self, manifest: Manifest, replaced: Mapping[str, Manifest]) -> None:
-        """Refuse what this server cannot honour, or what callers of a label would notice."""
+        """Refuse a version that exceeds this server's limits, or changes what callers of a label rely on."""
         config = self._config
         needed = manifest.request_bytes + config.candidates_max * manifest.row_bytes
         if needed > config.bytes_in_flight_max:
             raise BundleError(
-                f"{manifest.ref}: a request of {config.candidates_max} candidates takes {needed:,} bytes, the limit is "
-                f"{config.bytes_in_flight_max:,}; lower sequence_length or candidates_max, or raise bytes_in_flight_max"
+                f"{manifest.ref}: a request of {config.candidates_max} candidates takes {needed:,} bytes, but at most "
+                f"{config.bytes_in_flight_max:,} are allowed; lower sequence_length or candidates_max, or raise "
+                "bytes_in_flight_max"
             )
         accepted = config.swap.accept_changes
         for label, before in replaced.items():
@@ -211,11 +214,11 @@ class Intake:
                 if finding.field not in accepted and "*" not in accepted:
                     raise BundleError(
                         f"{manifest.ref} breaks callers of {label} ({before.ref}): {finding}; "
-                        f"or accept it: swap.accept_changes = [{finding.field!r}]"
+                        f"to accept the change, set swap.accept_changes = [{finding.field!r}]"
                     )
 
     async def _samples(self, manifest: Manifest) -> list[Sample]:
-        """Read what recent requests would be made of by this version, one after the other."""
+        """Read the features that this version needs for recent requests, one request at a time."""
         surfaces = {surface.name for surface in manifest.surfaces}
         assembler, needs, space = Assembler(manifest), manifest.needs, manifest.query_space
         found = []
@@ -233,11 +236,11 @@ class Intake:
     def _check_memory(self, manifest: Manifest, needed: int) -> str:
         available, kept = available_bytes(), self._config.swap.memory_bytes_kept
         if available is None:
-            return f"memory: about {needed / 1e6:.0f} MB, nobody says how much is available"
+            return f"memory: about {needed / 1e6:.0f} MB; the system does not report how much is available"
         if needed + kept > available:
             raise NotReadyError(
-                f"{manifest.ref} takes about {needed:,} bytes and {kept:,} stay free (swap.memory_bytes_kept), but "
-                f"only {available:,} are available"
+                f"{manifest.ref} needs about {needed:,} bytes and {kept:,} must stay free (swap.memory_bytes_kept), "
+                f"but only {available:,} are available"
             )
         return f"memory: about {needed / 1e6:.0f} MB of {available / 1e6:.0f} MB available"
 
@@ -247,13 +250,13 @@ class Intake:
     def _compiled(
         self, bundle: Bundle, utility: UtilityTable, sample: FeatureBatch | None, plan: bytes | None, report: Report
     ) -> ServedModel:
-        """Compile and warm up, on a sample of recent requests or else on the golden ones, with pauses between runs."""
-        assert report.warm_up is not None, "it begins here"  # noqa: S101
+        """Compile the network and warm it up on recent requests, or else on golden ones, with pauses between runs."""
+        assert report.warm_up is not None, "the caller created it"  # noqa: S101
         warm_up = report.warm_up
 
         def progress(runs: int, of: int) -> bool:
             if self.closed:
-                raise NotReadyError(f"{bundle.manifest.ref}: the server stops")
+                raise NotReadyError(f"{bundle.manifest.ref}: the server is stopping")
             self._loader.pause()
             return warm_up.progress(runs, of)
 
@@ -270,7 +273,7 @@ class Intake:
         except UnavailableError as error:
             raise NotReadyError(str(error)) from error
         try:
-            assert model.warmed_up is not None, "it was asked for"  # noqa: S101
+            assert model.warmed_up is not None, "load_model warms up by default"  # noqa: S101
             report.checks.append(warm_up.ended(model.warmed_up))
             return ServedModel(model, utility, read_statistics(bundle))
         except BaseException:

@@ -1,6 +1,6 @@
-"""The helper process of proofs: forks a child for each claim, lets it run for its share of the time, and tells of it.
+"""The prover's helper process: forks a child to test each new model version, and limits the child's processor time.
 
-`python -m server.proving.helper` is started by `server.proving.prover.Prover`.
+`server.proving.prover.Prover` starts it as `python -m server.proving.helper`.
 """
 
 from __future__ import annotations
@@ -32,21 +32,22 @@ from model_store.registry.store import open_model_store
 from server.proving.prover import ANSWER_BYTES_MAX, PLAN_BYTES_MAX, ProofRequest, decoded, received, send
 from server.scheduling.pace import Pace
 
-#: Linux's; Python has no name for it.
+#: The constant of Linux's prctl(2); Python does not define it.
 _PR_SET_PDEATHSIG = 1
-#: Opened before any fork: a forked child should take no lock that another thread of the helper may hold.
+#: Opened before any fork, because a forked child must not take a lock that another thread of the helper may hold.
 _LIBC = ctypes.CDLL(None)
-#: The processor time that a child takes between pauses.
+#: Processor time that a child may use between pauses.
 _SLICE_S = 0.004
 
-#: What was found, float32 scores of the sample, and the engine's plan.
+#: The header (a JSON object), the sample's logits as float32 bytes, and the engine's plan.
 _Answer = tuple[dict[str, Any], bytes, bytes]
 
 
 class _LogLines(logging.Handler):
-    """Keeps what is logged in a process whose standard error is the server's log, for the server to log it in its form.
+    """Collects warnings and errors, so that the server can log them in its own format.
 
-    `lines` has the logger, the level and the message of the first of them, cut.
+    Attributes:
+        lines: logger, level and message of the first lines, each message cut to a length limit.
     """
 
     _LINES_MAX, _LENGTH_MAX = 20, 1_000
@@ -61,7 +62,7 @@ class _LogLines(logging.Handler):
 
 
 def _prove(claim: ProofRequest, sample: FeatureBatch | None) -> _Answer:
-    """Prove in this process."""
+    """Prove a version in this process, and score the sample with it."""
     try:
         factory = engine_factory(claim.engine, (claim.device,))
     except ValueError as error:
@@ -71,7 +72,9 @@ def _prove(claim: ProofRequest, sample: FeatureBatch | None) -> _Answer:
         ref = f"{claim.model}@{claim.version}"
         bundle = open_model_store(claim.store).read(claim.model, claim.version, claim.bundle_bytes_max)
         if bundle.digest != claim.digest:
-            raise ModelStoreError(f"{ref} has digest {bundle.digest} by now, not {claim.digest}")
+            raise ModelStoreError(
+                f"{ref} changed in the store while it was loaded: its digest is {bundle.digest}, not {claim.digest}"
+            )
         before = _resident_bytes()
         name = bundled_plan(claim.engine, (claim.device,)) if claim.trusted else None
         plan = bundle.files.get(name) if name else None
@@ -92,7 +95,7 @@ def _prove(claim: ProofRequest, sample: FeatureBatch | None) -> _Answer:
         )
     except (BundleError, UtilityError) as error:
         return {"fault": "bundle", "error": str(error)}, b"", b""
-    except Exception as error:  # noqa: BLE001 - whatever else a network can make a runtime raise
+    except Exception as error:  # noqa: BLE001 - a network can make its runtime raise any error
         return {"fault": "bundle", "error": f"{ref}: {type(error).__name__}: {error}"}, b"", b""
 
 
@@ -103,12 +106,14 @@ def _scored(model: LoadedModel, sample: FeatureBatch | None) -> np.ndarray:
         return model.engine.run(sample)
     except MemoryError:
         raise
-    except Exception as error:  # whatever a network can make a runtime raise; its text may quote a user's row
-        raise BundleError(f"{model.manifest.ref}: {type(error).__name__} in a run of recent requests") from error
+    except Exception as error:  # any error of the runtime; its text may quote a user's row
+        raise BundleError(
+            f"{model.manifest.ref}: scoring recent requests failed with {type(error).__name__}"
+        ) from error
 
 
 def _bound_memory(claim: ProofRequest) -> None:
-    # CUDA reserves addresses for all memory there is, so that there only what can be written is counted.
+    # CUDA reserves address space for all memory of the machine, so for GPU engines only writable memory is limited.
     kind, column = (resource.RLIMIT_DATA, 5) if claim.engine in ON_GPU else (resource.RLIMIT_AS, 0)
     most = int(_statm()[column]) * resource.getpagesize() + claim.memory_bytes_max
     resource.setrlimit(kind, (most, most))
@@ -120,7 +125,7 @@ def _resident_bytes() -> int:
 
 
 def _peak_bytes() -> int:
-    """Return the most that was resident at any time: what a run takes for a moment, it takes in the server too."""
+    """Return the peak of resident memory: a run needs its peak in the server too, if only for a moment."""
     with open("/proc/self/status", encoding="ascii") as file:  # noqa: PTH123
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM:"))
 
@@ -131,17 +136,18 @@ def _statm() -> list[str]:
 
 
 def _end_with(helper: int) -> None:
-    """Let the kernel kill this process when its helper ends, at whatever it is, and stopped too.
+    """Make the kernel kill this process when its helper ends, even while this process is stopped.
 
-    Of use in a forked child only: the signal comes when the thread that forked ends, which is the helper's only one.
+    Call it only in a forked child: the kernel sends the signal when the thread that forked ends, and the helper has one
+    thread.
     """
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != helper:  # it ended before the kernel was asked
+    if os.getppid() != helper:  # the helper ended before prctl was called
         os._exit(1)
 
 
-def _in_a_child(claim: ProofRequest, content: bytes, pace: Pace, claims: IO[bytes], said: _LogLines) -> _Answer:
-    """Fork, prove there, and return the answer, or what became of the child. Raises EOFError: the server is gone."""
+def _in_a_child(claim: ProofRequest, content: bytes, pace: Pace, claims: IO[bytes], logged: _LogLines) -> _Answer:
+    """Prove in a forked child; return its answer or how it ended. Raises EOFError when the server is gone."""
     ref = f"{claim.model}@{claim.version}"
     reader, writer = os.pipe()
     helper = os.getpid()
@@ -150,45 +156,47 @@ def _in_a_child(claim: ProofRequest, content: bytes, pace: Pace, claims: IO[byte
         _end_with(helper)
         os.close(reader)
         header, *others = _prove(claim, decoded(content) if content else None)
-        header["said"] = said.lines
+        header["log_lines"] = logged.lines
         with os.fdopen(writer, "wb") as pipe:
             for part in (json.dumps(header).encode(), *others):
                 send(pipe, part)
         os._exit(0)
     os.close(writer)
-    said.lines.clear()  # the child tells what was said until then
-    answer, ended, held_back_s = _listened(reader, child, claim, pace, claims)
+    logged.lines.clear()  # the child's answer has the lines logged before the fork
+    answer, ended, held_back_s = _answer_of(reader, child, claim, pace, claims)
     used_s = cpu_s(child)
     if not ended:
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     if not ended:
         error = (
-            f"{ref}: not proven within {claim.timeout_s:g} s, of which it was let run {used_s:.3g} s and held back "
-            f"{held_back_s:.3g} s for requests; if that is too little for it, raise swap.proof_timeout_s or "
-            "swap.cpu_share"
+            f"{ref}: the proof did not finish within {claim.timeout_s:g} s: it used {used_s:.3g} s of processor time "
+            f"and was paused for {held_back_s:.3g} s in favour of requests; if it needs more time, raise "
+            "swap.proof_timeout_s or swap.cpu_share"
         )
         return {"fault": "environment" if held_back_s > claim.timeout_s / 2 else "bundle", "error": error}, b"", b""
     if os.WIFSIGNALED(status):
         name = signal.Signals(os.WTERMSIG(status)).name
-        return {"fault": "bundle", "error": f"{ref}: the process that tried it was killed by {name}"}, b"", b""
+        return {"fault": "bundle", "error": f"{ref}: the proving process was killed by {name}"}, b"", b""
     try:
         read = io.BytesIO(answer)
         header, scores = json.loads(received(read, ANSWER_BYTES_MAX)), received(read, ANSWER_BYTES_MAX)
         return header, scores, received(read, PLAN_BYTES_MAX)
     except (EOFError, ValueError, struct.error):
         code = os.WEXITSTATUS(status)
-        return {"fault": "bundle", "error": f"{ref}: the process that tried it ended with {code}"}, b"", b""
+        return {"fault": "bundle", "error": f"{ref}: the proving process ended with exit status {code}"}, b"", b""
 
 
-def _listened(reader: int, child: int, claim: ProofRequest, pace: Pace, claims: IO[bytes]) -> tuple[bytes, bool, float]:
-    """Collect what a child writes, letting it run only for its share of the time.
+def _answer_of(
+    reader: int, child: int, claim: ProofRequest, pace: Pace, claims: IO[bytes]
+) -> tuple[bytes, bool, float]:
+    """Collect a child's answer, and let the child run only for its share of the time.
 
-    Priorities do not do that: a core's two threads share what they compute with, and what runs on an idle one slows the
-    other down.
+    A low priority is not enough: the two hardware threads of a core share its execution units, so that a process on an
+    idle one slows down the other.
 
     Returns:
-        What it wrote, whether it ended by itself, and the seconds that it was held back beyond its share.
+        The bytes that it wrote, whether it ended by itself, and the seconds that it was paused beyond its share.
 
     Raises:
         EOFError: the server is gone; the child is killed.
@@ -199,7 +207,7 @@ def _listened(reader: int, child: int, claim: ProofRequest, pace: Pace, claims: 
     with os.fdopen(reader, "rb", buffering=0) as pipe:
         while time.monotonic() < until_s and len(answer) <= ANSWER_BYTES_MAX + PLAN_BYTES_MAX:
             ready = select.select([pipe, claims], [], [], _SLICE_S)[0]
-            if claims in ready:  # the server says nothing more while it waits for an answer
+            if claims in ready:  # the server sends nothing while it waits, so its end of the pipe closed
                 os.kill(child, signal.SIGKILL)
                 raise EOFError("the server is gone")
             if pipe in ready:
@@ -216,33 +224,33 @@ def _listened(reader: int, child: int, claim: ProofRequest, pace: Pace, claims: 
 
 
 def cpu_s(process: int) -> float:
-    """Return the processor time of a process: what `clock_getcpuclockid` gives on Linux, which Python lacks."""
+    """Return a process's processor time in seconds, by the clock of `clock_getcpuclockid`, which Python lacks."""
     return time.clock_gettime(~process << 3 | 2)
 
 
 def main() -> None:
-    """Serve claims from standard input until it is closed.
+    """Answer claims from standard input until it is closed.
 
-    The arguments: the descriptor of the server's pace, how far this process's priority is below the server's, and the
-    engine that the server serves with.
+    The command line has three arguments: the file descriptor of the server's pace, the niceness to add to this process,
+    and the name of the engine that the server uses.
     """
     pace, engine = Pace(int(sys.argv[1])), sys.argv[3]
     os.nice(int(sys.argv[2]))
-    for number in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C and the terminal's end are the server's
+    for number in (signal.SIGINT, signal.SIGHUP):  # the server handles Ctrl-C and the terminal's end
         signal.signal(number, signal.SIG_IGN)
     answers, claims = os.fdopen(os.dup(1), "wb"), sys.stdin.buffer
-    os.dup2(2, 1)  # whatever a runtime prints is no answer
-    said = _LogLines()
-    logging.basicConfig(handlers=[said], level=logging.WARNING)
-    # Imported before the forks, for no proof to spend its time on it (PyTorch takes seconds). No device is touched and
-    # nothing is computed here: CUDA does not survive a fork, nor do the threads that PyTorch computes with.
-    with suppress(ValueError):  # what is not installed: each proof says so
+    os.dup2(2, 1)  # keep what a runtime prints out of the answers
+    logged = _LogLines()
+    logging.basicConfig(handlers=[logged], level=logging.WARNING)
+    # Import the engine before any fork, so that no proof spends time on it (PyTorch takes seconds). Use no device and
+    # compute nothing here: neither CUDA nor PyTorch's compute threads survive a fork.
+    with suppress(ValueError):  # the engine is not installed; each proof reports that
         engine_factory(engine)
     while True:
         try:
             claim = ProofRequest(**json.loads(received(claims, ANSWER_BYTES_MAX)))
             content = received(claims, 1 << 40)
-            header, *others = _in_a_child(claim, content, pace, claims, said)
+            header, *others = _in_a_child(claim, content, pace, claims, logged)
             for part in (json.dumps(header).encode(), *others):
                 send(answers, part)
         except (EOFError, BrokenPipeError):

@@ -1,4 +1,4 @@
-"""The thread that loads versions, which gives way to requests."""
+"""Loads new model versions on a background thread that leaves processor time to requests."""
 
 from __future__ import annotations
 
@@ -14,54 +14,54 @@ from server.scheduling.pace import Pace
 
 _T = TypeVar("_T")
 
-#: How long another thread may be kept waiting by the one that loads: the interpreter's own 5 ms would be felt.
+#: The interpreter's thread switch interval while a version loads; its default of 5 ms would slow requests noticeably.
 _SWITCH_S = 0.0005
-#: For what is loaded to end when the server does.
+#: When the server stops, how long the work in progress has to finish.
 _CLOSE_S = 10.0
 
 
 class Loader:
-    """Does one thing after the other and pauses after each. Belongs to one event loop, except for `pause`."""
+    """Runs one job after another and pauses after each. Belongs to one event loop, except `pause`."""
 
     def __init__(self, pace: Pace, cpu_share: float, recent: RecentRequests, supervisor: Supervisor) -> None:
-        """Remember.
+        """Store the parts; the thread starts with the first job.
 
         Args:
-            pace: how long pauses are.
-            cpu_share: the part of a core to take while requests are answered.
-            recent: whether any are.
-            supervisor: of the thread.
+            pace: computes the pauses and sleeps.
+            cpu_share: the fraction of one core to use while the server answers requests.
+            recent: tells whether the server has answered requests.
+            supervisor: watches the thread.
         """
         self._pace = pace
         self._cpu_share = cpu_share
         self._recent = recent
         self._worker = Worker("model-loader", supervisor)
-        #: The thread's own time at its last pause.
+        #: The thread's processor time at its last pause, in seconds.
         self._paused_at_s = 0.0
 
     @property
     def share(self) -> float:
-        """The part of a core to take; at the start, when nothing is served yet, all of it."""
+        """The fraction of one core to use: all of it until the first request was answered."""
         return self._cpu_share if self._recent.seen else 1.0
 
     async def do(self, work: Callable[..., _T], *arguments: object) -> _T:
-        """Do work on the thread."""
-        return await self._worker.do(self._politely, work, *arguments)
+        """Run work on the thread, and return its result."""
+        return await self._worker.do(self._run, work, *arguments)
 
     async def ask(self, limit_s: float, work: Callable[..., _T], *arguments: object) -> _T:
-        """Ask the model store on the thread. Raises ModelStoreError when it takes longer."""
-        return await self._worker.ask(limit_s, self._politely, work, *arguments)
+        """Call the model store on the thread. Raises ModelStoreError when that takes longer than `limit_s`."""
+        return await self._worker.ask(limit_s, self._run, work, *arguments)
 
     def pause(self) -> None:
-        """On the thread: leave the processor to requests for as long as the share asks for."""
+        """Sleep for as long as the share demands after the work so far. Call it on the thread."""
         self._pace.pause(time.thread_time() - self._paused_at_s, self.share)
         self._paused_at_s = time.thread_time()
 
     async def close(self) -> None:
         await self._worker.close(_CLOSE_S)
 
-    def _politely(self, work: Callable[..., _T], *arguments: object) -> _T:
-        """Do work of Python's without keeping other threads of Python's waiting, and leave them some time after it."""
+    def _run(self, work: Callable[..., _T], *arguments: object) -> _T:
+        """Run work with a short thread switch interval, so that Python's other threads wait less; then pause."""
         before = sys.getswitchinterval()
         sys.setswitchinterval(_SWITCH_S)
         self._paused_at_s = time.thread_time()

@@ -1,9 +1,9 @@
-"""Proving a version where it can do no harm: in a process of its own, forked for it and gone afterwards.
+"""Tests (proves) each new model version in a child process, so that a bad network cannot harm the server.
 
-A network file is a program from somewhere else. What compiling and running it may do (crash, take all memory, never
-end) happens to a child of a small helper process (`server.proving.helper`), which has what the served engine needs
-imported and waits at the lowest priority; the server hears that it failed, and why. This is the server's side, and what
-both sides say to each other.
+A network file is a program from elsewhere: compiling or running it may crash, use all memory or never end. This happens
+in a child of a small helper process (`server.proving.helper`), and the server learns whether it failed, and why. The
+helper has imported the engine and waits at the lowest priority. This file has the server's side of the proof, and the
+messages between the two processes.
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ from model_store.bundle.files import BundleError
 from server.scheduling.pace import Pace
 
 _LENGTH = struct.Struct(">Q")
-#: An answer is a few numbers and the scores of the sample.
+#: An answer has a few numbers and the scores of the sample.
 ANSWER_BYTES_MAX = 256 << 20
 PLAN_BYTES_MAX = 4 << 30
 
 
 class ProvingError(Exception):
-    """The proof could not be made for reasons that are not the bundle's; a later try may succeed."""
+    """The proof failed for reasons outside the bundle; a retry may succeed."""
 
 
 class HelperEndedError(ProvingError):
-    """The helper process ended; the next proof starts another."""
+    """The helper process ended unexpectedly; the next proof starts another one."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProofRequest:
-    """What is to be proven.
+    """A version to prove, and the limits of the proof.
 
     Attributes:
         store: the model store's URL.
-        model, version, digest: which bundle.
-        engine: by name.
-        utility: a table to use instead of the bundle's own.
-        bundle_bytes_max: refuse a larger bundle.
-        memory_bytes_max: that the child may map beyond what it begins with.
-        timeout_s: after which it is killed.
-        trusted: whether a publisher that the server trusts signed it, so that its plans may run.
-        share: of one core's time that the child may take.
-        device: the GPU to prove on, if the engine is of one.
+        model, version, digest: the bundle to prove.
+        engine: the engine's name.
+        utility: a utility table (TOML) that replaces the bundle's own; None keeps that.
+        bundle_bytes_max: larger bundles are refused.
+        memory_bytes_max: how much more memory the child may map than at its start.
+        timeout_s: the child is killed after this many seconds.
+        trusted: whether a trusted publisher signed the bundle, so that the plans in it may run.
+        share: fraction of one core's time that the child may use.
+        device: the GPU's index, for engines that run on one.
     """
 
     store: str
@@ -72,12 +72,12 @@ class ProofRequest:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """A bundle that holds what it promises.
+    """The result of a successful proof.
 
     Attributes:
-        memory_bytes: that one stream of it took at most.
-        logits: float32[N, H] of the sample's rows.
-        plan: what the engine made of the network, if it has a form to keep.
+        memory_bytes: peak memory of one engine stream.
+        logits: float32[N, H], the sample's scores.
+        plan: the engine's compiled plan; None if the engine has none.
     """
 
     memory_bytes: int
@@ -86,18 +86,18 @@ class Proof:
 
 
 class Prover:
-    """The server's side. `prove` blocks; one at a time, from any thread.
+    """Starts the helper process and sends it versions to prove. `prove` blocks; any thread may call it, one at a time.
 
     Attributes:
-        pace: of the proofs, which rest the longer while it is busy.
+        pace: limits the processor time of proofs while the server is busy.
     """
 
     def __init__(self, engine: str, *, nice: int = 19) -> None:
-        """Remember.
+        """Store the settings; `start` or the first proof starts the helper.
 
         Args:
-            engine: what is mostly proven on; imported once, for all proofs. Others are imported by each proof.
-            nice: how far the helper's priority is below this process's; 19 is the lowest that there is.
+            engine: the engine that the helper imports once for all proofs. A proof on another engine imports it itself.
+            nice: the niceness to add in the helper; 19 gives the lowest priority.
         """
         self.pace = Pace()
         self._engine, self._nice = engine, nice
@@ -106,21 +106,21 @@ class Prover:
 
     @property
     def helper_pid(self) -> int | None:
-        """The process id of the helper; None while there is none."""
+        """The helper's process id; None while it does not run."""
         helper = self._helper
         return helper.pid if helper else None
 
     def start(self) -> None:
-        """Start the helper, for the first proof not to wait for it."""
+        """Start the helper now, so that the first proof does not wait for it."""
         with self._lock:
             self._started()
 
     def prove(self, claim: ProofRequest, sample: FeatureBatch | None) -> Proof:
-        """Prove a claim in a process of its own, and score a sample of requests with it.
+        """Prove a version in a process of its own, and score a sample of requests with it.
 
         Raises:
-            BundleError: the bundle is at fault; the message says how.
-            ProvingError: something else is.
+            BundleError: the bundle is at fault; the message says why.
+            ProvingError: something else failed; a retry may succeed.
         """
         with self._lock:
             helper = self._started()
@@ -132,7 +132,7 @@ class Prover:
                 answer = json.loads(received(helper.stdout, ANSWER_BYTES_MAX))
                 content = received(helper.stdout, ANSWER_BYTES_MAX)
                 plan = received(helper.stdout, PLAN_BYTES_MAX)
-                for name, level, message in answer.pop("said", ()):
+                for name, level, message in answer.pop("log_lines", ()):
                     logging.getLogger(str(name)).log(int(level), "%s", message)
             except (BrokenPipeError, EOFError, ValueError) as error:
                 self._end()
@@ -145,11 +145,11 @@ class Prover:
             case {"memory_bytes": int(memory), "shape": [int(rows), int(heads)]} if len(content) == 4 * rows * heads:
                 logits = np.frombuffer(bytearray(content), np.float32).reshape(rows, heads)
                 return Proof(memory, logits, plan or None)
-        raise BundleError(f"{claim.model}@{claim.version}: the proof's answer is none")
+        raise BundleError(f"{claim.model}@{claim.version}: the prover returned a malformed answer")
 
     def close(self) -> None:
-        """End the helper, and whatever it is at. Nothing may be proven afterwards."""
-        helper = self._helper  # without the lock: a proof in progress is given up
+        """Kill the helper and the proof in progress. No proof may follow."""
+        helper = self._helper  # without the lock, which a proof in progress holds
         if helper is not None:
             helper.kill()
         with self._lock:
@@ -161,8 +161,8 @@ class Prover:
             self._end()
         if self._helper is None:
             self._helper = subprocess.Popen(  # noqa: S603 - ourselves
-                # In the server's own session: Linux shares the processors out by session before it looks at priorities.
-                # And without the folder that it was started in on its path: that may hold a `model_store` of others.
+                # In the server's session, because Linux divides processor time among sessions before it looks at
+                # priorities. With -P, because the working folder may contain another package named `model_store`.
                 [
                     sys.executable,
                     "-P",
@@ -185,23 +185,23 @@ class Prover:
                 if pipe is not None:
                     try:
                         pipe.close()
-                    except BrokenPipeError:  # what was not sent yet
+                    except BrokenPipeError:  # closing sends what is still buffered
                         continue
             self._helper.wait()
             self._helper = None
 
 
 def send(pipe: IO[bytes], content: bytes) -> None:
-    """Write a message: its length, then its bytes."""
+    """Write a message: its length (uint64, big-endian), then its bytes."""
     pipe.write(_LENGTH.pack(len(content)) + content)
     pipe.flush()
 
 
 def received(pipe: IO[bytes], bytes_max: int) -> bytes:
-    """Read a message. Raises EOFError where the pipe ends in it, ValueError for a longer one."""
+    """Read a message. Raises EOFError when the pipe ends early, ValueError when the message exceeds `bytes_max`."""
     (length,) = _LENGTH.unpack(_exactly(pipe, _LENGTH.size))
     if length > bytes_max:
-        raise ValueError(f"a message of {length} bytes")
+        raise ValueError(f"a message has {length} bytes, but at most {bytes_max} are allowed")
     return _exactly(pipe, length)
 
 
@@ -213,7 +213,7 @@ def _exactly(pipe: IO[bytes], length: int) -> bytes:
 
 
 def encoded(sample: FeatureBatch) -> bytes:
-    """Return a batch as a message."""
+    """Encode a batch as a message."""
     arrays = {"row_splits": sample.row_splits}
     arrays |= {f"request/{name}": tensor for name, tensor in sample.request.items()}
     arrays |= {f"candidate/{name}": tensor for name, tensor in sample.candidate.items()}
@@ -223,7 +223,7 @@ def encoded(sample: FeatureBatch) -> bytes:
 
 
 def decoded(content: bytes) -> FeatureBatch:
-    """Return the batch of a message of `encoded`."""
+    """Decode a batch that `encoded` made."""
     arrays = decode_arrays(content)
 
     def side(which: str) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""A few requests that were answered lately: what a new version is tried on before it serves."""
+"""Keeps a sample of recently answered requests; new model versions are tested on them before they serve."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ _ROWS_MAX = 32
 
 @dataclass(frozen=True, slots=True)
 class RecentRequest:
-    """A request and what it was answered; of many candidates the first.
+    """A request and its answer, cut to the first candidates.
 
     Attributes:
-        pin_ids: uint64[N].
+        pin_ids: uint64[N], the candidates.
         utilities: float32[N], in the same order.
+        user_missing: whether the feature store had no row for the user, for the version that answered.
+        pins_missing: how many of these candidates had no row, for the version that answered.
     """
 
     user_id: int
@@ -31,13 +33,12 @@ class RecentRequest:
     query_pin_id: int | None
     query_vector: np.ndarray | None
     utilities: np.ndarray
-    #: Whether the user had no row, and how many of these candidates had none, for the version that answered.
     user_missing: bool
     pins_missing: int
 
 
 class RecentRequests:
-    """A ring of requests, taken at a bounded rate. Belongs to one event loop."""
+    """A ring buffer of requests, sampled at a bounded rate. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self._kept: deque[RecentRequest] = deque(maxlen=_KEPT)
@@ -45,7 +46,7 @@ class RecentRequests:
 
     @property
     def seen(self) -> bool:
-        """Whether any request was answered yet."""
+        """Whether any request has been answered."""
         return bool(self._kept)
 
     def note(self, query: RankQuery, ranking: Ranking, now_s: float) -> None:

@@ -1,4 +1,4 @@
-"""Which versions this server refused, kept over restarts: what recent requests showed, a new process cannot see."""
+"""Remembers refused model versions across restarts, as a new process has no recent requests to show the fault again."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _DIGEST = re.compile(r"^[0-9a-f]{64}$")
 
 
 class Refusals:
-    """One file a version, named by digest, with the reason. Several processes may share a folder."""
+    """Stores the reason in one file per version, named by digest. Several processes may share the folder."""
 
     def __init__(self, folder: Path | None, model: str) -> None:
-        """Remember.
+        """Store the folder's path; nothing is read yet.
 
         Args:
-            folder: of this server's own; without one, nothing outlives the process.
-            model: whose versions.
+            folder: the server's state folder; None keeps no refusals.
+            model: the model's name.
         """
         self._folder = folder / "refused" / model if folder else None
 
     def reason(self, digest: str) -> str | None:
-        """Return why a version was refused; None for one that was not."""
+        """Return why a version was refused; None if it was not."""
         if self._folder is None or not _DIGEST.match(digest):
             return None
         try:
@@ -41,7 +41,7 @@ class Refusals:
             return None
 
     def note(self, digest: str, reason: str) -> None:
-        """Remember that a version was refused."""
+        """Store that a version was refused."""
         if self._folder is None or not _DIGEST.match(digest):
             return
         try:
@@ -56,7 +56,7 @@ class Refusals:
             _log.warning("state_not_written", folder=str(self._folder), reason=str(error))
 
     def forget(self, digest: str) -> None:
-        """Forget a refusal: the version was taken in after all."""
+        """Delete a refusal, because the version has passed its checks."""
         if self._folder is None or not _DIGEST.match(digest):
             return
         try:

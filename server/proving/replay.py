@@ -1,4 +1,4 @@
-"""What a new version makes of requests that were answered lately, judged before it answers anybody. Pure."""
+"""Judges how a new model version would rank recently answered requests, before it serves. Pure."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from model_store.model.loaded import calibrate
 from model_store.model.utility import UtilityTable
 from server.proving.recent_requests import RecentRequest
 
-#: Fewer candidates have no order worth comparing.
+#: The rankings of fewer candidates are not compared.
 _RANKED_MIN = 8
 
 
 class NotReadyError(Exception):
-    """What surrounds a bundle does not let it serve yet: features, memory. A later try may succeed."""
+    """A version cannot serve yet for reasons outside its bundle, such as features or memory; a retry may succeed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A recent request as a new version would see it."""
+    """A recent request, with the features and network inputs of a new version."""
 
     request: RecentRequest
     fetched: FetchedFeatures
@@ -34,15 +34,15 @@ class Sample:
 
 
 def check_features(manifest: Manifest, samples: Sequence[Sample], missing_max: float) -> str:
-    """See whether the feature store holds what a version reads as well as what was read by the one that answered.
+    """Check that the feature store has about as many rows for a version as for the version that answered.
 
     Args:
-        manifest: the version's.
+        manifest: the version's manifest.
         samples: recent requests.
-        missing_max: how much larger a part of them may lack rows.
+        missing_max: by how much the fraction of missing rows may exceed that of the version that answered.
 
     Returns:
-        What was found, for people.
+        The result, as a sentence for operators.
 
     Raises:
         NotReadyError: features are missing, or could not be read.
@@ -62,14 +62,14 @@ def check_features(manifest: Manifest, samples: Sequence[Sample], missing_max: f
         if (now - then) / max(1, of) > missing_max:
             groups = ", ".join(group.ref for group in _lacking(samples, manifest, what))
             raise NotReadyError(
-                f"{manifest.ref}: {now / of:.1%} of {of} {what} of recent requests have no row ({then / of:.1%} for "
-                f"the version that answered them); load {groups} (pinrank features load)"
+                f"{manifest.ref}: {now / of:.1%} of {of} {what} of recent requests have no row, against "
+                f"{then / of:.1%} for the version that answered them; load {groups} (pinrank features load)"
             )
-    return f"features: {missing / max(1, rows):.1%} of {rows} recent candidates without a row"
+    return f"features: {missing / max(1, rows):.1%} of {rows} recent candidates have no row"
 
 
 def _lacking(samples: Sequence[Sample], manifest: Manifest, what: str) -> list[FeatureGroup]:
-    """Return the groups of which rows are missing."""
+    """Return the feature groups that lack rows."""
     sides = [sample.fetched.pins if what == "candidates" else sample.fetched.user for sample in samples]
     names = {name for side in sides for name, rows in side.items() if rows.states.any()}
     return [group for group in manifest.groups if group.name in names]
@@ -81,21 +81,23 @@ def check_scores(
     """Judge a version's scores of recent requests.
 
     Args:
-        manifest: the version's.
-        utility: its table.
-        samples: the requests.
-        logits: float32[N, H] of all their rows.
-        correlation_min: least mean rank correlation with what they were answered.
+        manifest: the version's manifest.
+        utility: its utility table.
+        samples: recent requests.
+        logits: float32[N, H], the scores of all their candidates.
+        correlation_min: smallest mean rank correlation with the answers that the requests got.
 
     Returns:
-        What was found, for people.
+        The results, as sentences for operators.
 
     Raises:
-        BundleError: scores that are not finite or say nothing, or another order altogether.
+        BundleError: scores are not finite or all equal, or the order differs too much from the answers.
     """
     if not np.isfinite(logits).all():
         bad = int(np.count_nonzero(~np.isfinite(logits).all(axis=1)))
-        raise BundleError(f"{manifest.ref}: {bad} of {len(logits)} candidates of recent requests get no finite score")
+        raise BundleError(
+            f"{manifest.ref}: the scores of {bad} of {len(logits)} candidates of recent requests are not finite"
+        )
     probabilities = calibrate(manifest, logits)
     splits = np.cumsum([sample.batch.rows for sample in samples])[:-1]
     correlations, flat = [], 0
@@ -113,20 +115,22 @@ def check_scores(
         elif np.ptp(given[both]):
             correlations.append(rank_correlation(utilities[both], given[both]))
     if flat and not correlations:
-        raise BundleError(f"{manifest.ref} gives every candidate of a recent request the same utility")
+        raise BundleError(
+            f"{manifest.ref} gives every candidate of a recent request the same utility; check its utility table"
+        )
     found = [f"scores: finite for all {len(logits)} candidates of {len(samples)} recent requests"]
     if correlations:
         mean = float(np.mean(correlations))
         if mean < correlation_min:
             raise BundleError(
-                f"{manifest.ref} orders recent requests unlike what they were answered: rank correlation {mean:.2f}, "
-                f"at least {correlation_min:g} is asked for (swap.rank_correlation_min)"
+                f"{manifest.ref} ranks recent requests too differently from the answers that they got: the rank "
+                f"correlation is {mean:.2f}, but at least {correlation_min:g} is required (swap.rank_correlation_min)"
             )
-        found.append(f"rank correlation with what was answered: {mean:.2f}")
+        found.append(f"rank correlation with the answers of recent requests: {mean:.2f}")
     return found
 
 
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Return Spearman's coefficient of two float[N] without ties that matter."""
+    """Return Spearman's rank correlation of two float[N]; ties are ranked in order of position."""
     ranks = [np.argsort(np.argsort(values, kind="stable"), kind="stable") for values in (one, other)]
     return float(np.corrcoef(ranks[0], ranks[1])[0, 1])

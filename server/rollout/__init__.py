@@ -1,1 +1,1 @@
-"""Which version answers under which label: following the model store, judging, rolling back."""
+"""Decides which model version answers for each label: follows the model store, compares labels, rolls back bad ones."""

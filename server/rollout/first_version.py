@@ -1,4 +1,4 @@
-"""Which version a server begins with: the one that its default label names, or else the newest good one before it."""
+"""Chooses the model version that a server starts with: its default label's, or else the newest good one before it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from server.rollout.versions import Versions
 
 _log = structlog.get_logger(__name__)
 
-#: Versions that the label named, from the newest on: more are not looked at.
+#: At a start, at most this many versions of the label's history are tried, newest first.
 _LABELLED_MAX = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Instead:
-    """Another version than the wanted one is ready to answer, and why."""
+    """The server starts with `version` instead of the wanted one, for this reason."""
 
     version: int
     wanted: int
@@ -33,7 +33,7 @@ class Instead:
 
 
 class Candidates:
-    """Finds what a label may begin with in the store. Reads it: not for an event loop's thread."""
+    """Lists the versions that a label can start with. Reads the store, so call it off the event loop."""
 
     def __init__(self, store: ModelStore, refusals: Refusals, model: str) -> None:
         self._store = store
@@ -41,17 +41,18 @@ class Candidates:
         self._model = model
 
     def wanted(self, label: str) -> int:
-        """Return what a label names. Raises ModelStoreError."""
+        """Return the version that a label names. Raises ModelStoreError."""
         return self._store.resolve(self._model, label)
 
     def refused(self, version: int) -> str | None:
-        """Return why this server refused a version before a restart, if it did. Raises ModelStoreError."""
+        """Return why this server refused a version before a restart; None if it did not. Raises ModelStoreError."""
         return self._refusals.reason(self._store.release(self._model, version).digest)
 
     def of(self, label: str) -> Iterator[int]:
-        """Name what a label names, then what it named, newest first; what was refused before a restart comes last.
+        """Yield the version that a label names, then its earlier versions, newest first.
 
-        The history is read only when the first version is not enough. Raises ModelStoreError.
+        Versions that this server refused before a restart come last. The label's history is read only when the first
+        version cannot be served. Raises ModelStoreError.
         """
         now = self.wanted(label)
         if self.refused(now) is None:
@@ -63,7 +64,7 @@ class Candidates:
 
 
 class FirstVersion:
-    """Loads the version that a server begins with. Belongs to one event loop."""
+    """Loads the version that a server starts with. Belongs to one event loop."""
 
     def __init__(
         self,
@@ -80,14 +81,14 @@ class FirstVersion:
         self._swap = swap
 
     async def load(self, label: str) -> Instead | None:
-        """Load the newest version of a label that can be proven now, the one that it names before others.
+        """Load the version that a label names, or else the newest earlier one that passes its checks.
 
         Returns:
             None when the version that the label names is ready.
 
         Raises:
-            ModelStoreError, BundleError, UtilityError, SigningError, ProvingError: no version can be served; of them,
-                what the first one failed with.
+            ModelStoreError, BundleError, UtilityError, SigningError, ProvingError: no version can be served. The error
+                is that of the first version that was tried.
         """
         ask, limit_s = self._newest.ask, self._swap.proof_timeout_s
         wanted = await ask(self._swap.store_timeout_s, self._candidates.wanted, label)
@@ -97,7 +98,7 @@ class FirstVersion:
         while True:
             try:
                 version = await ask(limit_s, next, candidates, None)
-            except ModelStoreError as error:  # such as an older entry that is damaged
+            except ModelStoreError as error:  # for example, an older entry is damaged
                 raise failure or error from error
             if version is None:
                 raise failure or ModelStoreError(f"{label} names no version")
@@ -108,16 +109,22 @@ class FirstVersion:
                 break
             failure = failure or why_not
         if version != wanted:
-            return Instead(version, wanted, str(failure) if before is None else f"{before} (before a restart)")
+            return Instead(version, wanted, str(failure) if before is None else f"{before} (refused before a restart)")
         if before is not None:
-            _log.error("refused_version_served", label=label, version=version, reason=before, why="no other is good")
+            _log.error(
+                "refused_version_served",
+                label=label,
+                version=version,
+                reason=before,
+                why="no other version can be served",
+            )
         return None
 
     def explain(self, label: str, instead: Instead) -> None:
-        """Say openly that another version answers; what is wanted is tried again."""
-        if instead.wanted not in self._versions:  # refused before: not tried until there are requests to try it on
+        """Log that another version answers, and schedule a retry of the wanted one."""
+        if instead.wanted not in self._versions:  # refused earlier: wait for requests to test it on
             self._versions.see(instead.wanted)
-            self._loading.put_off(instead.wanted, instead.reason)
+            self._loading.fail_and_retry(instead.wanted, instead.reason)
         self._versions.note(f"{label}: {instead.version} instead of {instead.wanted}")
         _log.error(
             "older_version_served", label=label, version=instead.version, wanted=instead.wanted, reason=instead.reason

@@ -1,4 +1,4 @@
-"""Whether a label's answers are as good as the default label's. Pure."""
+"""Judges whether a label's model is as good as the default label's, by errors, P99 latency and predictions. Pure."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from server.request.windows import WindowSummary
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """When a label is rolled back.
+    """The limits beyond which a label is rolled back.
 
     Attributes:
-        requests_min: of both labels, before anything is judged.
-        error_rate_max: beyond the default label's.
-        p99_ratio_max: against the default label's.
-        psi_max: of any head's probabilities against the default label's.
+        requests_min: requests that both labels need before they are compared.
+        error_rate_max: how far the error rate may exceed the default label's, as a fraction.
+        p99_ratio_max: largest ratio of the label's P99 latency to the default label's.
+        psi_max: largest population stability index (PSI) between any head's probabilities and the default label's.
     """
 
     requests_min: int
@@ -46,10 +46,10 @@ def judge(own: WindowSummary, default: WindowSummary, moved: dict[str, float], l
     """Compare a label with the default label.
 
     Args:
-        own: of the label.
-        default: of the default label, in the same time.
-        moved: by head that both have, how far the label's probabilities are from the default's (PSI).
-        limits: what is a breach.
+        own: the label's recent requests.
+        default: the default label's requests in the same period.
+        moved: for each head that both labels have, the PSI between their probabilities.
+        limits: the limits beyond which the label is rolled back.
     """
     least = min(own.requests, default.requests)
     if least < limits.requests_min:
@@ -57,19 +57,19 @@ def judge(own: WindowSummary, default: WindowSummary, moved: dict[str, float], l
     rate, usual = own.errors / own.requests, default.errors / default.requests
     if rate > usual + limits.error_rate_max:
         return Breach(
-            f"{rate:.2%} of its requests failed, {usual:.2%} of the default label's; "
-            f"allowed are {limits.error_rate_max:.2%} more"
+            f"{rate:.2%} of its requests failed, against {usual:.2%} of the default label's; "
+            f"the limit is {limits.error_rate_max:.2%} more"
         )
     if default.p99_s and own.p99_s > default.p99_s * limits.p99_ratio_max:
         return Breach(
-            f"its P99 is {own.p99_s * 1e3:.1f} ms, the default label's {default.p99_s * 1e3:.1f} ms; "
-            f"allowed is {limits.p99_ratio_max:g} times as much"
+            f"its P99 is {own.p99_s * 1e3:.1f} ms, against the default label's {default.p99_s * 1e3:.1f} ms; "
+            f"the limit is {limits.p99_ratio_max:g} times as much"
         )
     head, psi = max(moved.items(), key=lambda item: item[1], default=("", 0.0))
     if psi > limits.psi_max:
         return Breach(
-            f"its {head} probabilities moved by {psi:.2f} (PSI) against the default label's; "
-            f"allowed are {limits.psi_max:g}"
+            f"its {head} probabilities differ from the default label's by {psi:.2f} (PSI); "
+            f"the limit is {limits.psi_max:g}"
         )
     return Healthy(
         f"errors {rate:.2%} ({usual:.2%}), P99 {own.p99_s * 1e3:.1f} ms ({default.p99_s * 1e3:.1f}), "

@@ -1,7 +1,7 @@
-"""The shell around `server.rollout.lifecycle`: polls the store, asks what to do, and does it while traffic flows.
+"""Replaces model versions while requests are answered: polls the model store and carries out the lifecycle's decisions.
 
-Everything that decides or changes what is served happens on the event loop, between two requests; what takes long
-happens elsewhere (`server/proving/admit_version.py`).
+`server.rollout.lifecycle` decides. Every change of what is served happens on the event loop, between two requests; slow
+work runs on other threads and processes (`server/proving/admit_version.py`).
 """
 
 from __future__ import annotations
@@ -51,19 +51,19 @@ from server.telemetry.metrics import ModelMetrics
 
 _log = structlog.get_logger(__name__)
 
-#: Between looks at whether the last request has let go of a draining version.
+#: Interval between checks whether a draining version still has requests.
 _DRAIN_LOOK_S = 0.02
-#: For what operators asked of the store to end when the server does.
+#: When the server stops, how long operators' calls to the store have to finish.
 _CLOSE_S = 1.0
 
 
 class HotSwap:
-    """Keeps what is served as the labels say. Belongs to one event loop.
+    """Serves the versions that the model store's labels name. Belongs to one event loop.
 
     Attributes:
-        versions: all that are known.
-        newest: what the model store says.
-        guard: of the labels.
+        versions: every version that the server knows.
+        newest: the newest entry of the model store.
+        guard: compares labels, and blocks versions that were rolled back.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class HotSwap:
         self._clock = clock
         self._tasks = BackgroundTasks()
         self._settled = asyncio.Event()
-        #: What operators ask of the store takes longer than a poll, which must not wait for it.
+        #: Operators' calls to the store are slower than a poll, so they run on a thread of their own.
         self._calling = Worker("model-calls", supervisor)
         self.versions = Versions(config.model, clock)
         self.newest = NewestEntry(store, config.model, config.swap, supervisor, metrics.store_failures.inc, clock)
@@ -99,14 +99,14 @@ class HotSwap:
             Candidates(store, refusals, config.model), self.newest, self.versions, self._loading, config.swap
         )
 
-    # What the server calls.
+    # Called by the server.
 
     async def start(self) -> None:
-        """Load the default label's version, then whatever else can be; watch from then on.
+        """Load the default label's version and then the other labels', and start to follow the model store.
 
         Raises:
-            ModelStoreError, BundleError, UtilityError, SigningError, ProvingError: no version that the default label
-                names or named can be served; of them, what the first one failed with.
+            ModelStoreError, BundleError, UtilityError, SigningError, ProvingError: no present or earlier version of the
+                default label can be served. The error is that of the first version that was tried.
         """
         default = self._models.default_label
         await self.newest.read()
@@ -122,7 +122,7 @@ class HotSwap:
             self._tasks.start(self._supervisor.loop("label-guard", self._watch_labels))
 
     async def close(self) -> None:
-        """Stop watching, give up what is being loaded, and free every version. No request may be in flight."""
+        """Stop following the store, cancel loads, and free every version. No request may be in flight."""
         ended = self._tasks.cancel()
         await self._loading.close()
         await asyncio.gather(ended, self.newest.close(), self._calling.close(_CLOSE_S), return_exceptions=True)
@@ -131,47 +131,47 @@ class HotSwap:
                 record.served.model.engine.close()
 
     async def load(self, version: int) -> VersionRecord:
-        """Hold a version without a label; return it once it serves or failed. Raises ModelStoreError."""
+        """Load a version and keep it without a label; return it once it serves or failed. Raises ModelStoreError."""
         await self._calling.ask(self._config.swap.store_timeout_s, self._store.release, self._config.model, version)
         self.versions.pinned.add(version)
         self.step()
         while True:
             record = self.versions.get(version)
             if record is None:
-                raise ModelStoreError(f"version {version} was let go of meanwhile")
+                raise ModelStoreError(f"version {version} was unloaded while it was loading")
             if record.phase in {Phase.SERVING, Phase.FAILED}:
                 return record
             self._settled.clear()
             await self._settled.wait()
 
     def unload(self, version: int) -> None:
-        """Let go of a version held by `load`."""
+        """Stop keeping a version that `load` loaded."""
         self.versions.pinned.discard(version)
         self.step()
 
     async def set_label(self, label: str, version: int, by: str, why: str, expected: int | None) -> HistoryEntry | None:
-        """Move a label in the store, and follow at once. Raises ModelStoreError, BundleError."""
+        """Move a label in the store, and poll the store at once. Raises ModelStoreError, BundleError."""
 
         def move() -> HistoryEntry | None:
             return self._store.set_label(self._config.model, label, version, by=by, why=why, expected=expected)
 
-        # It reads the whole bundle.
+        # The store reads the whole bundle, so this may take as long as a proof.
         entry = await self._calling.ask(self._config.swap.proof_timeout_s, move)
         self.newest.poll_now()
         return entry
 
     @property
     def labels(self) -> Mapping[str, int]:
-        """The labels to serve and the versions that the store, or a guard, says; the default label first."""
+        """The labels to serve and the version of each, by the store or the label guard; the default label first."""
         named, default, found = self.newest.labels, self._models.default_label, {}
         for label in self._config.labels:
             if label in named:
                 found[label] = named[label]
-            elif label == default and label in self._models.by_label:  # it was removed: its last version goes on
+            elif label == default and label in self._models.by_label:  # removed from the store: keep its last version
                 found[label] = self._models.by_label[label].version
         return {label: found[default] if self.guard.blocks(label, at) else at for label, at in found.items()}
 
-    # Looking, deciding, doing.
+    # Polls, decides and acts.
 
     async def _watch(self) -> None:
         while True:
@@ -182,14 +182,14 @@ class HotSwap:
             await self.newest.wait(_DRAIN_LOOK_S if self.versions.any_in(Phase.DRAINING) else self._config.swap.poll_s)
 
     async def _watch_labels(self) -> None:
-        """Take back what breaches its label's guard: apart from the other loop, so that neither ends with the other."""
+        """Roll back versions that breach a limit. A loop of its own, so that neither loop's failure stops the other."""
         while True:
             for label, version, reason in await self.guard.breaches():
                 await self._roll_back(label, version, reason)
             await asyncio.sleep(EVERY_S)
 
     def step(self) -> None:
-        """Do all that is to be done now; asked again, nothing."""
+        """Carry out decisions until none is left."""
         while decisions := decide(self._snapshot()):
             for decision in decisions:
                 self._act(decision)
@@ -234,7 +234,7 @@ class HotSwap:
         return served
 
     def _route(self, label: str, served: ServedModel | None) -> None:
-        """Let a model answer for a label from now on, or nobody."""
+        """Let a model answer for a label from now on; None removes the label."""
         models, before = self._models, self._models.by_label.get(label)
         if before is not None:
             self._metrics.info.remove(*_names(label, before))
@@ -252,7 +252,7 @@ class HotSwap:
         self.step()
 
     def _replaced_by(self, version: int) -> dict[str, Manifest]:
-        """Return what answers now for the labels that a version is for; in the shadow nobody is answered."""
+        """Return the manifest that answers now for each label of a version; leave out the shadow label (no callers)."""
         labels = [label for label, wanted in self.labels.items() if wanted == version]
         return {
             label: self._models.by_label.get(label, self._models.default).model.manifest
@@ -261,7 +261,7 @@ class HotSwap:
         }
 
     async def _roll_back(self, label: str, version: int, reason: str) -> None:
-        """Give a label the default label's version, here at once and in the store for everybody."""
+        """Give a label the default label's version: at once in this server, and in the store for all servers."""
         why = f"rolled back from {version}: {reason}"
         self.guard.block(label, version)
         self.versions.note(f"{label}: {why}")
@@ -271,10 +271,10 @@ class HotSwap:
         default = self.labels[self._models.default_label]
         try:
             await self.set_label(label, default, f"guard of {whoami()}", why, version)
-        except (ModelStoreError, BundleError) as error:  # another server was faster, or the store is away
+        except (ModelStoreError, BundleError) as error:  # another server was faster, or the store is unavailable
             _log.warning("rollback_not_recorded", label=label, reason=str(error))
 
 
 def _names(label: str, served: ServedModel) -> tuple[str, str, str, str]:
-    """Return the values of `pinrank_model_info`'s labels."""
+    """Return the label values of the `pinrank_model_info` metric."""
     return served.model.manifest.name, str(served.version), label, served.model.digest

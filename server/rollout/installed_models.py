@@ -1,4 +1,4 @@
-"""The models in memory, and what the rest of the server keeps for each of them."""
+"""The models in memory, with the run costs, near caches and recorded sequences that each needs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ class InstalledModels:
     """Keeps run costs, near caches and recorded sequences for the models in memory. Belongs to one event loop."""
 
     def __init__(self, runner: Runner, features: FeatureReader, recording: Recording | None) -> None:
-        """Remember.
+        """Store the parts; nothing happens yet.
 
         Args:
-            runner: of their networks.
-            features: whose near caches they read.
-            recording: of actions into the sequences that they read; None where actions are not recorded.
+            runner: runs the models' networks and learns their costs.
+            features: holds the near caches that the models read.
+            recording: records actions into the sequences that the models read; None when actions are not recorded.
         """
         self._runner = runner
         self._features = features
@@ -28,13 +28,13 @@ class InstalledModels:
         return len(self._by_digest)
 
     def install(self, served: ServedModel) -> None:
-        """Get ready for a model's first request."""
+        """Prepare for a model's first request."""
         self._runner.learn(served.model)
         self._by_digest[served.model.digest] = served
         self._record_actions()
 
     def dismiss(self, served: ServedModel) -> None:
-        """Let go of a model that nothing holds any more."""
+        """Drop what is kept for a model that no request holds any more."""
         self._runner.forget(served.model)
         del self._by_digest[served.model.digest]
         self._record_actions()
@@ -45,7 +45,7 @@ class InstalledModels:
         self._features.keep_caches([served.model.needs for served in self._by_digest.values()])
 
     def in_flight(self, served: ServedModel) -> int:
-        """Return how many requests and engine runs hold a model."""
+        """Return how many requests and engine runs use a model."""
         return served.in_flight + self._runner.runs(served.model)
 
     def _record_actions(self) -> None:

@@ -1,4 +1,4 @@
-"""Watches what answers under each label, and remembers what was taken off one."""
+"""Compares every label's model with the default label's, and blocks versions that were rolled back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from server.config import ServerConfig
 from server.request.routing import ServedModels
 from server.rollout.guard import Breach, Limits, Verdict, judge
 
-#: How often there is something to judge.
+#: Interval between comparisons.
 EVERY_S = 1.0
 
 
@@ -17,7 +17,7 @@ class LabelGuard:
     """Compares every label with the default one. Belongs to one event loop.
 
     Attributes:
-        verdicts: by label, of its version.
+        verdicts: the latest verdict, by label.
     """
 
     def __init__(self, config: ServerConfig, models: ServedModels, clock: Callable[[], float]) -> None:
@@ -27,11 +27,11 @@ class LabelGuard:
         self._models = models
         self._clock = clock
         self.verdicts: dict[str, Verdict] = {}
-        #: Versions taken off a label, as long as the store still says them.
+        #: By label, the version that was rolled back; kept while the store still names it.
         self._blocked: dict[str, int] = {}
 
     async def breaches(self) -> list[tuple[str, int, str]]:
-        """Judge every label; return those to take back, with their versions and why."""
+        """Judge every label; return (label, version, reason) for each one to roll back."""
         now_s, found = self._clock(), []
         models, default = self._models, self._models.default
         for label, served in list(models.by_label.items()):
@@ -47,12 +47,12 @@ class LabelGuard:
         return found
 
     def block(self, label: str, version: int) -> None:
-        """Keep a version off a label from now on, until the store gives the label another."""
+        """Keep a version off a label until the store names another version for it."""
         self._blocked[label] = version
 
     def blocks(self, label: str, version: int) -> bool:
         return self._blocked.get(label) == version
 
     def follow(self, labels: Mapping[str, int]) -> None:
-        """Forget what the store does not say any more."""
+        """Unblock the versions that the store no longer names."""
         self._blocked = {label: version for label, version in self._blocked.items() if labels.get(label) == version}

@@ -1,7 +1,6 @@
-"""What a server does with versions as labels move: a table of phases, and a policy that names the next steps.
+"""Decides what to do with each model version as labels move: a table of phases and a policy for the next steps.
 
-Pure and idempotent: `decide` looks at a snapshot and says what to do; asked again before that is done, it says the
-same.
+Pure and idempotent: `decide` takes a snapshot and returns decisions; until they are carried out, it returns the same.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ class Phase(StrEnum):
     FAILED = "failed"
 
 
-#: What may follow what.
+#: The phases that may follow each phase.
 FOLLOWING: Mapping[Phase, frozenset[Phase]] = {
-    # Failed at once: it was refused before a restart.
+    # A version that was refused before a restart fails at once.
     Phase.SEEN: frozenset({Phase.VERIFYING, Phase.FAILED, Phase.GONE}),
     Phase.VERIFYING: frozenset({Phase.WARMING, Phase.FAILED}),
     Phase.WARMING: frozenset({Phase.READY, Phase.FAILED}),
@@ -36,18 +35,18 @@ FOLLOWING: Mapping[Phase, frozenset[Phase]] = {
     Phase.GONE: frozenset(),
 }
 _LOADING = frozenset({Phase.VERIFYING, Phase.WARMING})
-#: Compiled and in memory: requests can be sent there at once.
+#: Compiled and in memory, so requests can be routed there at once.
 _LOADED = frozenset({Phase.READY, Phase.SERVING, Phase.DRAINING})
 
 
 class PhaseError(Exception):
-    """A step that the table does not allow: a bug."""
+    """A change of phase that the table does not allow; a bug."""
 
 
 def followed(before: Phase, after: Phase) -> Phase:
     """Return `after`. Raises PhaseError when it may not follow `before`."""
     if after not in FOLLOWING[before]:
-        raise PhaseError(f"{before} is not followed by {after}")
+        raise PhaseError(f"a version cannot go from {before} to {after}")
     return after
 
 
@@ -56,9 +55,9 @@ class VersionState:
     """A version that the server knows of.
 
     Attributes:
-        phase: where it is.
-        in_flight: requests that hold it.
-        retry_at_s: of a failed one, when to try again; never, if the bundle is at fault.
+        phase: its current phase.
+        in_flight: how many requests and engine runs use it.
+        retry_at_s: when to retry a failed version; infinity if the bundle is at fault.
     """
 
     phase: Phase
@@ -68,13 +67,13 @@ class VersionState:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All that a decision depends on.
+    """Everything that a decision depends on.
 
     Attributes:
-        now_s: the clock of `retry_at_s`.
-        labels: the labels to serve, the most important first, and the version that the store says of each.
-        pinned: versions to hold without a label.
-        known: by version.
+        now_s: the current time, on the clock of `retry_at_s`.
+        labels: the labels to serve, most important first, with the version that the store names for each.
+        pinned: versions to keep without a label.
+        known: the state of every known version.
         routes: the version that answers for each label now.
     """
 
@@ -87,14 +86,14 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class See:
-    """Begin to know a version."""
+    """Add a version to the known ones."""
 
     version: int
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Verify and warm a version; then it is ready, or failed."""
+    """Verify a version and warm it up; it becomes ready or fails."""
 
     version: int
 
@@ -109,42 +108,42 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Unroute:
-    """Let nobody answer for a label any more."""
+    """Stop answering for a label."""
 
     label: str
 
 
 @dataclass(frozen=True, slots=True)
 class Serve:
-    """Let a version without a label answer those who ask for it."""
+    """Let a version without a label answer requests that name it."""
 
     version: int
 
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Give a version no new requests."""
+    """Send a version no new requests."""
 
     version: int
 
 
 @dataclass(frozen=True, slots=True)
 class Unload:
-    """Free a version that no request holds; it is gone."""
+    """Free a version that no request uses any more."""
 
     version: int
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """See a failed version anew."""
+    """Try a failed version again."""
 
     version: int
 
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """A version that was never loaded is gone."""
+    """Drop a version that is not in memory."""
 
     version: int
 
@@ -153,11 +152,11 @@ Decision = See | Load | Route | Unroute | Serve | Drain | Unload | Retry | Forge
 
 
 def decide(snapshot: Snapshot) -> tuple[Decision, ...]:
-    """Return what to do next; nothing when all is as it should be.
+    """Return what to do next; empty when nothing is to be done.
 
-    A label's old version answers until its new one is ready, and goes on answering where that one fails. One version is
-    loaded at a time, those of the first labels first. What no label names any more drains, and is unloaded once the
-    last request has let go of it.
+    A label's old version answers until the new one is ready, and keeps answering if the new one fails. Versions load
+    one at a time, in the order of their labels. A version that no label names any more drains, and is unloaded when its
+    last request has ended.
     """
     labels, known, routes = snapshot.labels, snapshot.known, snapshot.routes
     wanted = dict.fromkeys((*labels.values(), *sorted(snapshot.pinned)))
@@ -180,7 +179,7 @@ def decide(snapshot: Snapshot) -> tuple[Decision, ...]:
 def _of_wanted(version: int, one: VersionState, snapshot: Snapshot) -> list[Decision]:
     if one.phase is Phase.FAILED and snapshot.now_s >= one.retry_at_s:
         return [Retry(version)]
-    # What a label names is served by its route.
+    # A version with a label serves through its route.
     if version not in snapshot.labels.values() and one.phase in {Phase.READY, Phase.DRAINING}:
         return [Serve(version)]
     return []

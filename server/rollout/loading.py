@@ -1,4 +1,4 @@
-"""Taking versions in and letting them go: what came of it goes into the record of versions, and into the metrics."""
+"""Loads and unloads model versions, and records the outcome in the version records and metrics."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from server.telemetry.metrics import Fault, ModelMetrics
 
 _log = structlog.get_logger(__name__)
 
-#: Background work of this name loads and frees versions.
+#: Name of the background tasks that load and free versions.
 TASK = "model-intake"
 
 
 class VersionLoading:
-    """Brings one version at a time into memory. Belongs to one event loop."""
+    """Loads one version at a time into memory. Belongs to one event loop."""
 
     def __init__(
         self,
@@ -42,17 +42,17 @@ class VersionLoading:
         supervisor: Supervisor,
         tasks: BackgroundTasks,
     ) -> None:
-        """Remember.
+        """Store the parts; nothing happens yet.
 
         Args:
-            intake: makes versions ready.
+            intake: proves versions and warms them up.
             installed: the models in memory.
-            versions: the record of what became of each.
-            refusals: of versions, kept over restarts.
-            retry_s: after which a version that is not at fault itself is tried again.
-            metrics: of versions.
-            supervisor: of what is freed in the background.
-            tasks: where that runs.
+            versions: the record of every known version.
+            refusals: which versions were refused, kept across restarts.
+            retry_s: seconds until a version that failed through no fault of its own is retried.
+            metrics: counts failures and warm-ups that were cut off.
+            supervisor: watches the background tasks that free memory.
+            tasks: holds these tasks.
         """
         self._intake = intake
         self._installed = installed
@@ -64,31 +64,36 @@ class VersionLoading:
         self._tasks = tasks
 
     async def load(self, version: int, replaced: Mapping[str, Manifest], *, starting: bool = False) -> Exception | None:
-        """Make a version ready that is being verified, or let it fail and return why.
+        """Load a version that is in the verifying phase; return None once it is ready, or the error that stopped it.
 
         Args:
-            version: which.
-            replaced: by label that it is for, the manifest that answers there now.
-            starting: nothing is served yet.
+            version: its number.
+            replaced: for each label that names the version, the manifest that answers there now.
+            starting: whether the server is starting, with no version to compare this one with.
         """
         record = self._versions[version]
         try:
             served = await self._intake.take_in(
-                version, replaced, record.report, lambda: self._warming(version), starting=starting
+                version, replaced, record.report, lambda: self._enter_warming(version), starting=starting
             )
             self._installed.install(served)
         except (BundleError, SigningError, UtilityError) as error:
             self._fail(version, "bundle", str(error), None)
-            if not starting:  # the next start proves anew, but has nothing to compare with
+            if not starting:  # a restarted server has no recent requests to find this again
                 self._refusals.note(record.report.digest, str(error))
             return error
         except (ModelStoreError, NotReadyError, ProvingError) as error:
-            self.put_off(version, str(error))
+            self.fail_and_retry(version, str(error))
             return error
-        except Exception as error:  # noqa: BLE001 - the boundary: whatever a bundle can raise leaves what is serving alone
+        except Exception as error:  # noqa: BLE001 - no error of a new bundle may disturb the versions that serve
             _log.error("model_load_failed", exc_info=error)
-            # Its text may quote a row of the recent requests that the version was tried on.
-            self._fail(version, "unexpected", f"{type(error).__name__}; the log's model_load_failed says where", None)
+            # The error's text may quote a row of a recent request, so the reason gives its type alone.
+            self._fail(
+                version,
+                "unexpected",
+                f"{type(error).__name__}; see model_load_failed in the log for the traceback",
+                None,
+            )
             return error
         record.served = served
         if record.report.warm_up is not None and record.report.warm_up.cut_off:
@@ -97,22 +102,22 @@ class VersionLoading:
         self._refusals.forget(record.report.digest)
         return None
 
-    def put_off(self, version: int, reason: str) -> None:
-        """Let a version fail for what is not its own fault: it is tried again."""
+    def fail_and_retry(self, version: int, reason: str) -> None:
+        """Fail a version that is not itself at fault, and retry it later."""
         self._fail(version, "surroundings", reason, self._retry_s)
 
     def unload(self, version: int) -> None:
-        """Forget a version, and free what it took, off the loop."""
+        """Drop a version, and free its memory off the event loop."""
         served = self._versions.remove(version)
         if served is not None:
             self._installed.dismiss(served)
             self._tasks.start(self._supervisor.task(TASK, self._intake.free(served.model)))
 
     async def close(self) -> None:
-        """Give up what is being loaded."""
+        """Cancel the load in progress."""
         await self._intake.close()
 
-    def _warming(self, version: int) -> None:
+    def _enter_warming(self, version: int) -> None:
         self._versions.become(version, Phase.WARMING)
 
     def _fail(self, version: int, fault: Fault, reason: str, retry_s: float | None) -> None:

@@ -1,4 +1,4 @@
-"""Metrics of versions: their phases, warm-ups and drift, the labels they are behind, and the shadow's answers."""
+"""Exports metrics about model versions: phases, warm-ups, drift, lagging labels, and the shadow comparison."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ModelCollector(Collector):
 
     def _phases(self) -> Metric:
         phase = GaugeMetricFamily(
-            "pinrank_model_phase", "1 for the phase that each known version is in", labels=["version", "phase"]
+            "pinrank_model_phase", "1 for the current phase of each known version", labels=["version", "phase"]
         )
         for version, record in self._status.versions.items():
             phase.add_metric([str(version), str(record.phase)], 1)
@@ -32,11 +32,11 @@ class ModelCollector(Collector):
     def _warm_ups(self) -> Iterator[Metric]:
         runs = GaugeMetricFamily(
             "pinrank_model_warm_up_runs",
-            "Runs of each known version's warm-up: done, and left by one that goes on, was cut off or failed",
+            "Runs of each known version's warm-up: done, and left while it continues or after it was cut off or failed",
             labels=["version", "state"],
         )
         seconds = GaugeMetricFamily(
-            "pinrank_model_warm_up_seconds", "Time of each known version's warm-up", labels=["version"]
+            "pinrank_model_warm_up_seconds", "Duration of each known version's warm-up", labels=["version"]
         )
         for version, warm_up in self._status.warm_ups().items():
             done, of = warm_up.runs, warm_up.of
@@ -58,8 +58,8 @@ class ModelCollector(Collector):
     def _drifts(self) -> Metric:
         drift = GaugeMetricFamily(
             "pinrank_model_drift_psi",
-            "Distance (population stability index) of what a version is given (input) and predicts (head) lately from "
-            "its training; above 0.25 something moved",
+            "Distance (population stability index) between recent inputs or head predictions of a version and those of "
+            "its training; above 0.25 the distribution has shifted",
             labels=["version", "kind", "name"],
         )
         for version, served in list(self._status.by_version.items()):
@@ -70,17 +70,23 @@ class ModelCollector(Collector):
     def _shadow(self) -> Iterator[Metric]:
         found = self._status.shadow
         requests = CounterMetricFamily(
-            "pinrank_shadow_requests", "Requests ranked by the shadow label too, by outcome", labels=["outcome"]
+            "pinrank_shadow_requests",
+            "Requests that were also offered to the shadow label, by outcome",
+            labels=["outcome"],
         )
         requests.add_metric(["compared"], found.requests)
         requests.add_metric(["skipped"], found.skipped)
         requests.add_metric(["failed"], found.failed)
         yield requests
         yield GaugeMetricFamily(
-            "pinrank_shadow_top_10_overlap", "Mean share of the ten best that both have", found.top_10_overlap
+            "pinrank_shadow_top_10_overlap",
+            "Mean share of the top ten candidates that the shadow label and the given answer have in common",
+            found.top_10_overlap,
         )
         heads = GaugeMetricFamily(
-            "pinrank_shadow_psi", "Distance of the shadow's probabilities from those given", labels=["head"]
+            "pinrank_shadow_psi",
+            "Distance (population stability index) between the shadow's probabilities and those of the given answers",
+            labels=["head"],
         )
         for head in found.heads:
             heads.add_metric([head.head], head.psi)

@@ -1,4 +1,4 @@
-"""The newest entry of the model store: read again and again, and kept where it cannot be read."""
+"""Polls the model store for the newest history entry of a model; keeps the last entry when a read fails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from server.runtime.worker import Worker
 _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
 
-#: For a read of the store to end when the server does.
+#: When the server stops, how long a read of the store has to finish.
 _CLOSE_S = 1.0
 
 
@@ -27,9 +27,9 @@ class NewestEntry:
     """Polls the model store for one model. Belongs to one event loop.
 
     Attributes:
-        entry: the newest that was read; None while the store has none.
-        read_s: when it was read, on the clock.
-        failure: why the last read failed; empty when it did not.
+        entry: the newest entry that was read; None while the store has none.
+        read_s: when the store was last read, on `clock`.
+        failure: why the last read failed; empty if it succeeded.
     """
 
     def __init__(
@@ -41,15 +41,15 @@ class NewestEntry:
         failed: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Remember.
+        """Store the parts; nothing is read yet.
 
         Args:
-            store: to read.
-            model: whose entries.
-            swap: how often, and how long a read may take.
-            supervisor: of the thread that reads.
-            failed: called for each read that failed.
-            clock: of all times.
+            store: the model store to read.
+            model: the model's name.
+            swap: the polling interval, and the time limit of a read.
+            supervisor: watches the thread that reads.
+            failed: called after each failed read.
+            clock: seconds, monotonic.
         """
         self._store = store
         self._model = model
@@ -69,11 +69,11 @@ class NewestEntry:
 
     @property
     def traffic(self) -> Mapping[str, Mapping[str, float]]:
-        """By surface, the share of each label."""
+        """For each surface, the share of traffic of each label."""
         return self.entry.state.traffic if self.entry else {}
 
     async def read(self) -> bool:
-        """Read the entry; return whether it is another than before. Raises ModelStoreError."""
+        """Read the newest entry; return whether it changed. Raises ModelStoreError."""
         entry = await self._worker.ask(self._swap.store_timeout_s, self._store.head, self._model)
         self.read_s = self._clock()
         if entry is None or entry == self.entry:
@@ -82,7 +82,7 @@ class NewestEntry:
         return True
 
     async def poll(self) -> bool:
-        """Read the entry if it is time; return whether it changed. A read that fails changes nothing."""
+        """Read the newest entry if it is due; return whether it changed. A failed read changes nothing."""
         if not self._wake.is_set() and self._clock() - self.read_s < self._swap.poll_s:
             return False
         self._wake.clear()
@@ -100,11 +100,11 @@ class NewestEntry:
         return changed
 
     def poll_now(self) -> None:
-        """Let the next `poll` read the store, and end `wait`."""
+        """Make the next `poll` read the store, and end `wait`."""
         self._wake.set()
 
     async def wait(self, at_most_s: float) -> None:
-        """Wait until somebody wants the store polled, or for so long."""
+        """Wait until `poll_now` is called, but at most this long."""
         try:
             async with asyncio.timeout(at_most_s):
                 await self._wake.wait()
@@ -112,7 +112,7 @@ class NewestEntry:
             pass
 
     async def ask(self, limit_s: float, work: Callable[..., _T], *arguments: object) -> _T:
-        """Ask the store something else, on the same thread. Raises ModelStoreError, or what the work raises."""
+        """Do other work with the store on the same thread. Raises ModelStoreError, or what the work raises."""
         return await self._worker.ask(limit_s, work, *arguments)
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What a version would have answered: some requests ranked once more, by the shadow label, when nobody waits for it."""
+"""Compares a shadow model version with those that serve, by ranking some answered requests again with it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from server.request.routing import ServedModel, ServedModels
 from server.runtime.supervisor import Supervisor
 from server.runtime.tasks import BackgroundTasks
 
-#: The lane of what nobody waits for: it takes what the others leave.
+#: The scheduling lane of shadow requests, which get only the time that other lanes leave.
 SHADOW_LANE = "(shadow)"
 _DEADLINE_S = 1.0
 _AT_ONCE = 2
@@ -26,7 +26,7 @@ _TOP = 10
 
 
 class Shadow:
-    """Compares the shadow label's answers with those that were given. Belongs to one event loop."""
+    """Compares the shadow label's rankings with the ones that callers received. Belongs to one event loop."""
 
     def __init__(
         self, models: ServedModels, pipeline: Pipeline, label: str, share: float, supervisor: Supervisor
@@ -42,15 +42,15 @@ class Shadow:
         self._begin(None)
 
     def _begin(self, served: ServedModel | None) -> None:
-        """Compare another version from now on."""
+        """Discard all counts, and compare this version from now on."""
         self._served = served
         self.requests = self.skipped = self.failed = 0
         self._overlaps: deque[float] = deque(maxlen=_KEPT)
-        #: By head, the values given and the shadow's.
+        #: By head, the probabilities of the given answers and the shadow's, in request order.
         self._heads: dict[str, tuple[deque[np.ndarray], deque[np.ndarray]]] = {}
 
     def offer(self, query: RankQuery, ranking: Ranking) -> None:
-        """Take an answer for comparing, or not."""
+        """Maybe rank an answered request again: only a share of them, and a few at once."""
         served = self._models.by_label.get(self._label)
         if served is not self._served:
             self._begin(served)
@@ -74,7 +74,7 @@ class Shadow:
 
     @property
     def comparing(self) -> int:
-        """How many requests are being ranked once more."""
+        """How many requests are being ranked again."""
         return len(self._tasks)
 
     async def close(self) -> None:
@@ -91,8 +91,8 @@ class Shadow:
             return
         except Exception:
             self.failed += 1
-            raise  # a bug, for the supervisor to tell of
-        if query.served is not self._served:  # the label moved meanwhile
+            raise  # a bug; the supervisor reports it
+        if query.served is not self._served:  # the label moved while the request was ranked
             return
         self.requests += 1
         best = min(_TOP, len(given.order))
@@ -105,7 +105,7 @@ class Shadow:
                 kept[1].append(own.probabilities[:, i].copy())
 
     def status(self) -> models_pb2.ShadowStatus:
-        """Say how the two compare."""
+        """Return the results of the comparison so far."""
         found = models_pb2.ShadowStatus(
             version=self._served.version if self._served else 0,
             requests=self.requests,

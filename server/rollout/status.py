@@ -1,4 +1,4 @@
-"""What a server holds and how it does: read by ModelService, `/healthz`, metrics and tests; nothing is changed here."""
+"""Read-only status of a server, for ModelService, `/healthz`, metrics and tests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from server.scheduling.engine_streams import Runner
 
 
 class ServerStatus:
-    """A server to look at. What says so may be read from any thread, the rest on the event loop."""
+    """Read-only view of a server. Read it on the event loop, except where a docstring says "from any thread"."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class ServerStatus:
         costs: Mapping[Hashable, CostModel],
         supervisor: Supervisor,
     ) -> None:
-        """Remember the parts to look at, and the labels that may be served."""
+        """Store the parts to read, and the labels that the server may serve."""
         self._labels = labels
         self._models = models
         self._swap = swap
@@ -52,7 +52,7 @@ class ServerStatus:
         self._costs = costs
         self._supervisor = supervisor
 
-    # What answers.
+    # Models that serve.
 
     @property
     def default(self) -> ServedModel:
@@ -69,57 +69,57 @@ class ServerStatus:
 
     @property
     def traffic(self) -> Mapping[str, Mapping[str, float]]:
-        """By surface, the shares of calls that name no label."""
+        """For each surface, each label's share of the calls that name no label."""
         return self._models.traffic
 
     def window(self, label: str, now_s: float) -> WindowSummary | None:
-        """Return what became of a label's requests lately; None for one that answers nothing."""
+        """Return a summary of a label's recent requests; None if no version answers for it."""
         window = self._models.windows.get(label)
         return window.seen(now_s) if window else None
 
-    # Versions, and what the model store says of them.
+    # Versions and the model store.
 
     @property
     def versions(self) -> Mapping[int, VersionRecord]:
-        """Every known version, a copy. From any thread."""
+        """A copy of the records of every known version. From any thread."""
         return self._swap.versions.records
 
     @property
     def events(self) -> Sequence[tuple[float, str]]:
-        """What happened to versions lately, with its time on the monotonic clock."""
+        """Recent events of versions, each with its time on the monotonic clock in seconds."""
         return tuple(self._swap.versions.events)
 
     @property
     def entry(self) -> HistoryEntry | None:
-        """The model store's newest entry."""
+        """The newest entry of the model store; None before the first."""
         return self._swap.newest.entry
 
     @property
     def entry_read_s(self) -> float:
-        """When it was read, on the monotonic clock."""
+        """When the model store was last read, in seconds on the monotonic clock."""
         return self._swap.newest.read_s
 
     @property
     def store_failure(self) -> str:
-        """Why the model store could not be read; empty when it could."""
+        """Why the last read of the model store failed; empty if it succeeded."""
         return self._swap.newest.failure
 
     @property
     def wanted(self) -> Mapping[str, int]:
-        """The labels to serve and their versions, by the model store or a guard."""
+        """The labels to serve and the version of each, by the model store or the label guard."""
         return self._swap.labels
 
     @property
     def verdicts(self) -> Mapping[str, Verdict]:
-        """By label, what its guard found last."""
+        """The latest verdict of the label guard, by label."""
         return MappingProxyType(self._swap.guard.verdicts)
 
     def warm_ups(self) -> dict[int, WarmUp]:
-        """Return the warm-up of every version that began one. From any thread."""
+        """Return the warm-up of every version that started one. From any thread."""
         return self._swap.versions.warm_ups()
 
     def behind(self) -> dict[str, tuple[int, int]]:
-        """Return the labels that answer with another version than the store names: both versions. From any thread."""
+        """Return each lagging label with the version that answers and the one that the store names. From any thread."""
         named = self._swap.newest.labels
         return {
             label: (served.version, named[label])
@@ -128,15 +128,15 @@ class ServerStatus:
         }
 
     def lines(self) -> list[str]:
-        """Say for `/healthz` what is not as it should be, and how background work does. From any thread."""
+        """Return the lines of `/healthz`: versions being loaded, lagging labels, background tasks. From any thread."""
         behind = [
             f"{label}: answers with version {answers}, the model store names {named}"
             for label, (answers, named) in self.behind().items()
         ]
-        return [*self._coming(), *behind, *self._supervisor.lines()]
+        return [*self._loading_lines(), *behind, *self._supervisor.lines()]
 
-    def _coming(self) -> list[str]:
-        """Say what is being taken in and how far it is, a line each."""
+    def _loading_lines(self) -> list[str]:
+        """Return a line with the progress of each version that is being loaded."""
         named = self._swap.newest.labels
         found = []
         for version, record in self.versions.items():
@@ -149,11 +149,11 @@ class ServerStatus:
                 found.append(f"{labels}: {what}")
         return found
 
-    # What the rest of the server holds for them.
+    # What the server keeps for the models.
 
     @property
     def installed(self) -> int:
-        """How many models are in memory."""
+        """Number of models in memory."""
         return len(self._installed)
 
     @property
@@ -162,25 +162,25 @@ class ServerStatus:
 
     @property
     def recorded(self) -> Sequence[RecordedSequence]:
-        """The sequences that actions are recorded into."""
+        """The sequences that the server records actions into."""
         return self._recording.sequences
 
     @property
     def costs(self) -> Mapping[Hashable, CostModel]:
-        """What runs cost, by the digests of the models in memory."""
+        """The learned run costs of the models in memory, by model digest."""
         return MappingProxyType(self._costs)
 
     @property
     def idle_streams(self) -> int:
-        """How many engine streams have nothing to do."""
+        """Number of engine streams with nothing to run."""
         return self._runner.idle_streams
 
     @property
     def shadow(self) -> models_pb2.ShadowStatus:
-        """How the shadow label's answers compare with those given. From any thread."""
+        """How the shadow label's rankings compare with those that callers received. From any thread."""
         return self._shadow.status()
 
     @property
     def comparing(self) -> int:
-        """How many requests the shadow label ranks now."""
+        """Number of requests that the shadow label is ranking now."""
         return self._shadow.comparing

@@ -1,4 +1,4 @@
-"""The record of the versions that a server knows: the one place where a version's phase is written."""
+"""Records of the model versions that a server knows; the only place that changes a version's phase."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from server.rollout.lifecycle import Phase, VersionState, followed
 _log = structlog.get_logger(__name__)
 
 _EVENTS_KEPT = 100
-#: Phases that are events; the others are logged alone, or tell of themselves.
+#: Phases that are kept as events. The others are only logged, or have an event of their own.
 _EVENTS = frozenset({Phase.READY, Phase.DRAINING, Phase.GONE})
 
 
@@ -26,11 +26,12 @@ class VersionRecord:
     """A version that the server knows of.
 
     Attributes:
-        phase: where it is, since `since_s`.
-        reason: why it failed, last.
-        retry_at_s: when one that failed is tried again.
-        report: what was found of it on its way in.
-        served: the model, while it is in memory.
+        since_s: when it entered its phase, on the clock of `Versions`.
+        phase: its current phase.
+        reason: why it failed last; empty once it serves.
+        retry_at_s: when a failed version is retried; infinity for never.
+        report: the results of its checks.
+        served: its model, while that is in memory.
     """
 
     since_s: float
@@ -42,15 +43,15 @@ class VersionRecord:
 
 
 class Versions:
-    """Every known version by its number, and what happened to them. Belongs to one event loop.
+    """The record of every known version by number, and recent events. Belongs to one event loop.
 
     Attributes:
-        pinned: versions to hold without a label.
-        events: what happened lately, with its time on the clock.
+        pinned: versions to keep without a label.
+        events: recent events, each with its time on the clock.
     """
 
     def __init__(self, model: str, clock: Callable[[], float] = time.monotonic) -> None:
-        """Remember the model's name and the clock of all times."""
+        """Store the model's name and the clock (seconds, monotonic)."""
         self._model = model
         self._clock = clock
         self._records: dict[int, VersionRecord] = {}
@@ -68,15 +69,15 @@ class Versions:
 
     @property
     def records(self) -> Mapping[int, VersionRecord]:
-        """A copy by version. From any thread."""
+        """A copy of the records, by version. From any thread."""
         return self._records.copy()
 
     def see(self, version: int) -> None:
-        """Begin to know a version."""
+        """Add a version to the known ones."""
         self._records[version] = VersionRecord(self._clock())
 
     def become(self, version: int, phase: Phase) -> VersionRecord:
-        """Put a version into its next phase. Raises PhaseError when that may not follow."""
+        """Move a version to its next phase. Raises PhaseError if the table does not allow that."""
         record = self._records[version]
         record.phase, record.since_s = followed(record.phase, phase), self._clock()
         if phase in _EVENTS:
@@ -86,55 +87,55 @@ class Versions:
         return record
 
     def retry(self, version: int) -> None:
-        """See a version that failed anew; the reason stays until it serves."""
+        """Put a failed version back to `seen`; its reason stays until it serves."""
         record = self.become(version, Phase.SEEN)
         record.retry_at_s, record.report = float("inf"), Report()
 
     def fail(self, version: int, fault: str, reason: str, retry_s: float | None) -> None:
-        """Note that a version failed.
+        """Record and log that a version failed.
 
         Args:
-            version: which.
-            fault: what was at fault.
-            reason: for people.
-            retry_s: after which it is tried again; None for never.
+            version: its number.
+            fault: what was at fault, as the metric of failures names it.
+            reason: a sentence for operators.
+            retry_s: seconds until it is retried; None for never.
         """
         record = self.become(version, Phase.FAILED)
         known, record.reason = record.reason == reason, reason
         if retry_s is not None:
             record.retry_at_s = self._clock() + retry_s
-        if not known:  # a retry that fails in the same way is no news
+        if not known:  # do not report a retry that fails in the same way
             self.note(f"{version} failed: {reason}")
             _log.error("model_failed", model=f"{self._model}@{version}", kind=fault, reason=reason, retry_s=retry_s)
 
     def serve(self, version: int) -> ServedModel:
-        """Let a version in memory serve, if it does not; return its model."""
+        """Make a version in memory serve, unless it already does; return its model."""
         record = self._records[version]
         if record.phase is not Phase.SERVING:
             self.become(version, Phase.SERVING)
-        assert record.served is not None, "what is ready is there"  # noqa: S101
+        assert record.served is not None, "a version that is ready has a model"  # noqa: S101
         record.reason = ""
         return record.served
 
     def remove(self, version: int) -> ServedModel | None:
-        """Forget a version; return its model for the caller to free, if there is one."""
+        """Drop a version; return its model, if it has one, for the caller to free."""
         record = self.become(version, Phase.GONE)
         del self._records[version]
         served, record.served = record.served, None
         return served
 
     def clear(self) -> list[VersionRecord]:
-        """Forget all versions as the server ends; return what they were."""
+        """Drop all versions when the server stops; return their records."""
         records = list(self._records.values())
         self._records.clear()
         return records
 
     def note(self, text: str) -> None:
-        """Keep an event for operators."""
+        """Add an event for operators."""
         self.events.append((self._clock(), text))
 
     def states(self, in_flight: Callable[[ServedModel], int]) -> dict[int, VersionState]:
-        """Return what a decision needs of every version."""
+        """Return the state of every version, as `lifecycle.decide` takes it."""
         return {
             version: VersionState(one.phase, in_flight(one.served) if one.served else 0, one.retry_at_s)
             for version, one in self._records.items()
@@ -144,5 +145,5 @@ class Versions:
         return any(one.phase in phases for one in self._records.values())
 
     def warm_ups(self) -> dict[int, WarmUp]:
-        """Return the warm-up of every version that began one. From any thread."""
+        """Return the warm-up of every version that started one. From any thread."""
         return {number: one.report.warm_up for number, one in self.records.items() if one.report.warm_up is not None}

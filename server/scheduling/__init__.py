@@ -1,1 +1,1 @@
-"""Who is scored when: admission, the batch policy, and the engine's streams."""
+"""Decides which requests are scored, when and together: admission, the batch policy, and the engine streams."""

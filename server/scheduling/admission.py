@@ -1,4 +1,4 @@
-"""Who may come in: decided on arrival, before any work is spent, by what is in flight and when the answer would be."""
+"""Admits, degrades or refuses each request on arrival, by what is in flight and its predicted finish. Pure."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Ask:
     """A request on arrival.
 
     Attributes:
-        surface: whose lane and overload policy apply.
-        rows: candidates.
-        bytes: estimated memory that it will hold.
-        deadline_s: when its scores must be there.
-        model: what it asks for.
-        cheaper: what may answer instead, if anything may.
+        surface: its surface, which selects the lane and the overload policy.
+        rows: number of candidates.
+        bytes: estimate of the memory that it will use.
+        deadline_s: latest time for its scores.
+        model: the model version that it asks for.
+        cheaper: the model version that may answer instead; None if there is none.
     """
 
     surface: str
@@ -33,7 +33,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Overload:
-    """What may be done to a surface's request that would be late, in this order, before it is refused."""
+    """What a surface allows for requests that would be late: these actions are tried in order before a refusal."""
 
     actions: tuple[Literal["trim", "cheaper"], ...] = ()
     trim_rows_min: int = 32
@@ -46,21 +46,21 @@ class Admit:
 
 @dataclass(frozen=True, slots=True)
 class Trim:
-    """Only the first `ticket.rows` candidates fit."""
+    """Admitted with only the first `ticket.rows` candidates."""
 
     ticket: Ticket
 
 
 @dataclass(frozen=True, slots=True)
 class UseCheaper:
-    """The cheaper model answers: `ticket.model`."""
+    """Admitted for the cheaper model, `ticket.model`."""
 
     ticket: Ticket
 
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Refused before any work was spent on it."""
+    """Refused before any work was done."""
 
     reason: str
     retry_after_s: float
@@ -70,7 +70,7 @@ Decision = Admit | Trim | UseCheaper | Refuse
 
 
 class Admission:
-    """Bounds what is in flight and keeps promises. Pure: `offer` takes a place, `release` gives it back."""
+    """Limits what is in flight. Pure: `offer` takes a place for an admitted request, `release` frees it."""
 
     def __init__(
         self, policy: BatchPolicy, overload: Mapping[str, Overload], requests_max: int, rows_max: int, bytes_max: int
@@ -86,7 +86,7 @@ class Admission:
         self.bytes = 0
 
     def offer(self, ask: Ask, now_s: float) -> Decision:
-        """Take a place for a request, as it is or as its surface's overload policy allows, or refuse it."""
+        """Admit a request, whole or degraded as its surface's overload policy allows, or refuse it."""
         ticket = Ticket(next(self._numbers), ask.rows, ask.deadline_s, ask.model, ask.surface)
         forecast = self._policy.forecast(ticket, now_s)
         full = self._full(ask)
@@ -104,45 +104,47 @@ class Admission:
                     other = _of(ask, ticket.number, ask.rows, ask.cheaper)
                     if _fits(self._policy.forecast(other, now_s), ask):
                         return self._take(UseCheaper(other), ask, now_s)
-        # Alone, it is tried: a prediction that nothing contradicts would otherwise stay wrong for ever.
+        # Try it if nothing else is in flight: otherwise a wrong prediction would never be corrected.
         if not self.requests:
             return self._take(Admit(ticket), ask, now_s)
         late_s = forecast.finish_s - ask.deadline_s
         reason = (
-            f"the answer would come {late_s * 1e3:.1f} ms after the deadline"
+            f"the answer would arrive {late_s * 1e3:.1f} ms after the deadline"
             if late_s > 0
-            else f"it would make {forecast.harms} requests late that were here before"
+            else f"it would make {forecast.harms} earlier requests late"
         )
         return Refuse(f"{reason}; {self.requests} requests are in flight", max(late_s, 0.001))
 
     def release(self, ticket: Ticket, size: int) -> None:
-        """Give a place back, whatever became of the request.
+        """Free the place of a request, however it ended.
 
         Args:
-            ticket: of the decision.
-            size: the ask's bytes.
+            ticket: the decision's ticket.
+            size: `bytes` of the ask.
         """
         self.requests -= 1
         self.rows -= ticket.rows
         self.bytes -= size
 
     def _full(self, ask: Ask) -> str | None:
-        """Say which limit is reached. One request alone may exceed any: it would otherwise be refused for ever."""
+        """Return which limit a request would exceed, or None. One alone may exceed any, or it could never run."""
         if not self.requests:
             return None
         if self.requests >= self._requests_max:
-            return f"{self.requests} requests in flight, the limit is {self._requests_max}"
+            return f"{self.requests} requests are in flight, and the limit is {self._requests_max}"
         if self.rows + ask.rows > self._rows_max:
-            return f"{self.rows} rows in flight and {ask.rows} more asked, the limit is {self._rows_max}"
+            return f"{self.rows} rows are in flight and the request has {ask.rows}, but the limit is {self._rows_max}"
         if self.bytes + ask.bytes > self._bytes_max:
-            return f"{self.bytes} bytes in flight and {ask.bytes} more needed, the limit is {self._bytes_max}"
+            return (
+                f"{self.bytes} bytes are in use and the request needs {ask.bytes}, but the limit is {self._bytes_max}"
+            )
         return None
 
     def _rows_that_fit(self, ask: Ask, number: int, now_s: float) -> int:
-        """Return the most rows, fewer than asked, that meet the deadline and harm none; 0 where too few do."""
+        """Return the most rows, fewer than asked, that meet the deadline and make no request late; 0 if too few do."""
         low, high = 0, ask.rows - 1
         least = min(self._overload[ask.surface].trim_rows_min, ask.rows)
-        # To within a sixteenth: a finer answer costs time and gains little.
+        # Search to within a sixteenth of the rows; a finer search costs time and gains little.
         while high - low > ask.rows >> 4 if low else high >= least:
             middle = max(least, (low + high + 1) // 2)
             if _fits(self._policy.forecast(_of(ask, number, middle, ask.model), now_s), ask):

@@ -1,4 +1,4 @@
-"""What is asked of a batch policy, and what it may answer; the runner asks and acts."""
+"""The interface between the runner and a batch policy: the policy decides, the runner acts."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """One request that wants rows scored.
+    """One request's rows to score.
 
     Attributes:
-        number: unique; ties between deadlines go to the lower one.
-        rows: candidates to score.
-        deadline_s: when the scores are worthless, on the clock of `next`.
-        model: the model version it was admitted for; a run never mixes two.
-        lane: whose share of the engine it uses.
+        number: unique; of equal deadlines, the lower number goes first.
+        rows: number of candidates to score.
+        deadline_s: latest useful time of the scores, on the clock of `next`.
+        model: the model version that it was admitted for; a run never mixes two versions.
+        lane: the lane whose share of the engine it uses.
     """
 
     number: int
@@ -28,7 +28,7 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Rows start:stop of a ticket."""
+    """The rows start:stop of a ticket."""
 
     ticket: Ticket
     start: int
@@ -41,37 +41,37 @@ class Piece:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
-    """Score these together now; a stream is taken until `finished`."""
+    """Score these pieces together now; the run occupies a stream until `finished` is called."""
 
     pieces: tuple[Piece, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Expire:
-    """They can no longer be scored in time; answer them without scoring."""
+    """These tickets can no longer be scored in time; answer them without scores."""
 
     tickets: tuple[Ticket, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class WaitUntil:
-    """Ask again at `time_s`, or when something changed."""
+    """Ask again at `time_s`, or when something changes."""
 
     time_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """Nothing can start; ask again when something changed."""
+    """Nothing can start; ask again when something changes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What would become of a ticket that is admitted now.
+    """The predicted effects of admitting a ticket now.
 
     Attributes:
-        finish_s: when its scores are predicted to be there.
-        harms: how many tickets admitted before would miss a deadline that they meet without it.
+        finish_s: predicted time of its scores.
+        harms: number of earlier tickets that would miss deadlines that they would meet without it.
     """
 
     finish_s: float
@@ -79,25 +79,25 @@ class Forecast:
 
 
 class BatchPolicy(Protocol):
-    """Each offered ticket's rows come back exactly once, in Runs, unless it comes back in an Expire or is cancelled."""
+    """Decides what runs when. Each row of an offered ticket gets one Run, unless the ticket expires or is cancelled."""
 
     def reserve(self, ticket: Ticket, now_s: float) -> None:
-        """Count a ticket whose features are still being read in forecasts."""
+        """Include a ticket in forecasts while its features are still being read."""
 
     def offer(self, ticket: Ticket, now_s: float) -> None:
-        """Let a ticket run, reserved before or not."""
+        """Allow a ticket to run, whether or not it was reserved before."""
 
     def cancel(self, ticket: Ticket) -> None:
-        """Forget what of a ticket has not come back; one that is not known is ignored."""
+        """Drop the rows of a ticket that are in no run yet; unknown tickets are ignored."""
 
     def next(self, now_s: float) -> Run | Expire | WaitUntil | Idle:
-        """Decide; never more Runs are out than there are streams."""
+        """Return the next decision. There are never more unfinished Runs than streams."""
 
     def finished(self, run: Run, now_s: float) -> None:
-        """Note that a run's stream is free again."""
+        """Record that a run has ended and its stream is free."""
 
     def forecast(self, ticket: Ticket, now_s: float) -> Forecast:
-        """Predict what would become of a ticket."""
+        """Predict when a ticket would finish, and which others it would make late."""
 
     def forget(self, model: Hashable) -> None:
-        """Drop what was learned of a model that gets no more tickets."""
+        """Drop what was learned about a model that gets no more tickets."""

@@ -1,4 +1,4 @@
-"""What the server learns about itself while it runs: pure estimates, fed with observations, without a clock."""
+"""Learns how many seconds engine runs take, from the runs that it observes. Pure."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from itertools import accumulate
 
 from feature_client.estimates import DecayingMean, RunningQuantile
 
-#: Sizes between which costs are interpolated: powers of two up to a million rows.
+#: Run sizes in the table of costs: powers of two up to a million rows. Costs between them are interpolated.
 _SIZES = tuple(1 << power for power in range(21))
-#: An observation moves an estimate by a fifth of its error, and no error counts for more than a factor of 1.65: a pause
-#: of the machine moves it by a tenth, a lasting change by a factor of two is followed within ten runs.
+#: An observation moves an estimate by a fifth of its error, and errors are cut to a factor of 1.65. So a pause of the
+#: machine moves an estimate by a tenth, and a lasting change by a factor of two is learned within ten runs.
 _GAIN = 0.2
 _ERROR_MAX = 0.5
-#: The quantile of runs that promises are made for, and how far it may lie from a typical run.
+#: Quantile of run times for careful predictions, and its largest ratio to a typical run.
 _CAREFUL = 0.95
 _SLACK_MAX = 4.0
 
 
 class CostModel:
-    """Seconds of an engine run of some requests with some rows together.
+    """Predicts the seconds of an engine run from its numbers of requests and rows.
 
-    A table holds what one request of 1, 2, 4, ... rows takes, straight lines between; it begins as the engine's own
-    measurement and follows what runs really take here, among other work. Sizes that were not seen move with the rest. A
-    further request in the same run saves a part of what a run costs without any rows; that part is learned too.
+    A table has the cost of one request with 1, 2, 4, ... rows, interpolated linearly. It starts as the engine's own
+    measurement and follows the observed runs, which compete with other work. Sizes that were never observed move with
+    the others. Each further request in a run saves a part of the fixed cost of a run; that part is learned, too.
     """
 
     def __init__(self, prior: Callable[[int], float]) -> None:
-        """Begin with a prediction.
+        """Start from a prediction.
 
         Args:
-            prior: seconds of a run by its rows; where it is 0, nothing is known yet.
+            prior: returns the seconds of a run with a number of rows; 0 if unknown.
         """
         self._prior = [max(prior(size), 1e-7) for size in _SIZES]
         self._learned = [0.0] * len(_SIZES)  # logarithms of factors over the prior
         self._seen = [False] * len(_SIZES)
         self._everywhere = 0.0
-        #: The part of a run's fixed cost that requests in one run share.
+        #: Fraction of a run's fixed cost that the requests in a run share.
         self._shared = DecayingMean(_GAIN, 0.5)
         self._slack = RunningQuantile(_CAREFUL, 1.2)
         self._table: list[float]
@@ -47,30 +47,30 @@ class CostModel:
 
     @property
     def fixed_s(self) -> float:
-        """Seconds that one more run costs, whatever is in it."""
+        """Fixed cost of an additional run, in seconds."""
         return self._empty_s * self._shared.value
 
     @property
     def per_request_s(self) -> float:
-        """Seconds that one more request costs, beyond its rows."""
+        """Cost of an additional request beyond its rows, in seconds."""
         return self._empty_s * (1 - self._shared.value)
 
     def predict_s(self, requests: int, rows: int) -> float:
-        """Predict a typical run."""
+        """Predict the seconds of a typical run."""
         return self._one_s(rows) + (requests - 1) * self.per_request_s
 
     def finish_s(self, requests: int, rows: int) -> float:
-        """Predict a run so that nineteen of twenty are done by then: for promises."""
+        """Predict the seconds within which 95% of such runs end."""
         return self.predict_s(requests, rows) * max(1.0, min(_SLACK_MAX, self._slack.value))
 
     def observe(self, requests: int, rows: int, seconds: float) -> None:
-        """Learn from a run."""
+        """Learn from the seconds that a run took."""
         if seconds <= 0 or rows < 1:
             return
         predicted_s = self.predict_s(requests, rows)
         self._slack.observe(seconds / predicted_s)
         if requests > 1:
-            # What the requests after the first cost beyond their rows, in units of an empty run.
+            # Cost of each request after the first beyond its rows, relative to the fixed cost of a run.
             extra = (seconds - self._one_s(rows)) / ((requests - 1) * self._empty_s)
             self._shared.observe(1 - min(1.0, max(0.0, extra)))
             return
@@ -81,16 +81,16 @@ class CostModel:
         for place, weight in ((low, 1 - near_high), (low + 1, near_high)):
             if weight > 0:
                 self._move(place, _GAIN * error * weight)
-        # Sizes that no run had follow the rest, and do not run ahead of it.
+        # Sizes that were never observed follow the others, but stay within their range.
         seen = [own for own, seen in zip(self._learned, self._seen, strict=True) if seen]
         self._everywhere = max(min(seen), min(max(seen), self._everywhere))
         self._tabulate()
 
     def _move(self, place: int, step: float) -> None:
-        """Move what a size costs from what the table says now.
+        """Move the cost of a size from its present value in the table.
 
-        A smaller size may hold the table up there. A run that took less says so of the smaller size too; to lower only
-        the size's own cost would change no prediction, so the next run would lower it again, without an end.
+        The table never decreases, so its value may come from a smaller size. A faster run then lowers the smaller size
+        too: lowering only the size's own cost would change no prediction, and every later run would lower it again.
         """
         cost_s = self._table[place] * math.exp(step)
         for lower in range(place):
@@ -105,9 +105,9 @@ class CostModel:
     def _tabulate(self) -> None:
         factors = (own if seen else self._everywhere for own, seen in zip(self._learned, self._seen, strict=True))
         costs = (prior * math.exp(factor) for prior, factor in zip(self._prior, factors, strict=True))
-        # More rows never cost less.
+        # More rows never cost less, so the table never decreases.
         self._table = list(accumulate(costs, max))
-        # The line through the two smallest sizes.
+        # The fixed cost is extrapolated from the two smallest sizes.
         self._empty_s = max(self._table[0] * 0.05, 2 * self._table[0] - self._table[1])
 
     def _one_s(self, rows: int) -> float:
@@ -117,5 +117,5 @@ class CostModel:
 
 
 def _interval(rows: int) -> int:
-    """Return the place of the largest size that is no larger; of the last but one size where the last is."""
+    """Return the index of the largest size up to `rows`, but at most that of the last but one size."""
     return max(0, min(rows.bit_length() - 1, len(_SIZES) - 2))

@@ -1,6 +1,6 @@
-"""The batch policy: the earliest deadline first, within each lane's share of the engine. Pure.
+"""The batch policy: runs the ticket with the earliest deadline first, within each lane's share of the engine. Pure.
 
-Every decision compares predicted seconds (`server.scheduling.cost.CostModel`); nothing here is tuned in milliseconds.
+Every decision compares predicted seconds (`server.scheduling.cost.CostModel`); there are no thresholds in milliseconds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from server.scheduling.splitting import (
 class _RunningRun:
     run: Run
     started_s: float
-    #: As predicted.
+    #: Its predicted seconds.
     cost_s: float
 
     def left_s(self, now_s: float) -> float:
@@ -35,20 +35,20 @@ class _RunningRun:
 
 
 class EarliestDeadlineFirst:
-    """The earliest deadline first, within each lane's share of the engine.
+    """Runs the earliest deadline first, within each lane's share of the engine.
 
-    - Lanes within their share go first: the higher priority, then the earlier deadline. Lanes beyond it take what is
+    - Lanes within their share go first, by priority and then by deadline. Lanes beyond their share get the time that is
       left (`lanes`).
-    - A ticket that nothing else waits beside is split over idle streams, so that all end together, where that gains
-      more than the additional run costs. In a backlog tickets run whole: splitting costs and gains nothing. One stream
-      is left idle, for whatever else needs a processor, unless the ticket is much larger than its lane's others
+    - If no other ticket waits, a ticket is split over idle streams so that all pieces end together, provided that this
+      gains more than the additional runs cost. In a backlog, tickets run whole, because splitting would only cost time.
+      One stream stays idle for other work of the machine, unless the ticket is much larger than usual in its lane
       (`splitting`).
-    - A ticket much larger than what other lanes bring runs in small pieces and leaves one stream to them.
-    - A ticket joins a run where the seconds saved, for it and all behind it, outweigh the delay of those in the run
+    - A ticket much larger than those of other lanes runs in small pieces, and leaves one stream to the other lanes.
+    - A ticket joins a run if this saves more seconds, for it and all tickets behind it, than it delays those in the run
       (`joining`).
-    - It waits for a further ticket only where the next is expected sooner than the time that joining it saves.
-    - What cannot end in time expires unscored; but a prediction may be wrong, so a ticket that nothing else waits
-      beside is tried as long as its deadline is ahead.
+    - A ticket waits for another only if that one is expected sooner than the time that joining saves.
+    - A ticket that cannot end in time expires unscored. If no other ticket waits, it is tried until its deadline,
+      because the prediction may be wrong.
     """
 
     def __init__(
@@ -62,12 +62,12 @@ class EarliestDeadlineFirst:
         self._arrivals: dict[Hashable, Arrivals] = {}
 
     def __len__(self) -> int:
-        """Tickets that wait, or of which rows wait."""
+        """Number of tickets with rows that are in no run yet."""
         return len(self._waiting)
 
     @property
     def running(self) -> int:
-        """Runs that are out."""
+        """Number of unfinished runs."""
         return len(self._running)
 
     def forget(self, model: Hashable) -> None:
@@ -75,7 +75,7 @@ class EarliestDeadlineFirst:
 
     def reserve(self, ticket: Ticket, now_s: float) -> None:
         if ticket.number in self._waiting:
-            raise ValueError(f"ticket {ticket.number} is already known")
+            raise ValueError(f"ticket {ticket.number} was already reserved or offered")
         waiting = self._waiting[ticket.number] = WaitingTicket(ticket)
         self._lanes.add(waiting, now_s)
 
@@ -84,7 +84,7 @@ class EarliestDeadlineFirst:
             self.reserve(ticket, now_s)
         waiting = self._waiting[ticket.number]
         if waiting.ready:
-            raise ValueError(f"ticket {ticket.number} is already waiting")
+            raise ValueError(f"ticket {ticket.number} was already offered")
         waiting.ready = True
         self._arrivals.setdefault(ticket.model, Arrivals()).observe(ticket, now_s)
 
@@ -95,7 +95,7 @@ class EarliestDeadlineFirst:
 
     def finished(self, run: Run, now_s: float) -> None:
         out = self._running.pop(run)
-        # The prediction was charged at the start.
+        # The lane was charged for the predicted time at the start; correct it.
         self._lanes.charge(run.pieces[0].ticket.lane, max(0.0, now_s - out.started_s) - out.cost_s, now_s)
 
     def next(self, now_s: float) -> Run | Expire | WaitUntil | Idle:
@@ -111,7 +111,7 @@ class EarliestDeadlineFirst:
                 self.cancel(ticket)
             return Expire(tuple(expired))
         while order and free == 1 and self._streams > 1 and self._is_large(order[0], now_s):
-            order.pop(0)  # it leaves the last stream to smaller lanes
+            order.pop(0)  # leave the last stream to lanes with smaller tickets
         if not order:
             return Idle()
         head, behind = order[0], order[1:]
@@ -131,7 +131,7 @@ class EarliestDeadlineFirst:
         for waiting in before:
             work_s += self._cost(waiting.ticket.model).predict_s(1, waiting.rows)
         if not before and len(self._running) < self._streams:
-            # Refusing it would give its time to nobody: a typical run has to do, not a careful promise.
+            # A refusal would only leave a stream idle, so a typical prediction is enough here.
             own = WaitingTicket(ticket)
             own_finish_s = cost.predict_s(1, ticket.rows if self._is_large(own, now_s) else self._rows_a_stream(own))
         else:
@@ -157,7 +157,7 @@ class EarliestDeadlineFirst:
         return rows_a_stream(waiting.rows, self._streams, self._left_idle(waiting))
 
     def _hopeless(self, waiting: WaitingTicket, now_s: float) -> bool:
-        """Tell whether its rows cannot be scored in time even on all streams that it may take."""
+        """Return whether its rows cannot be scored in time, even on all streams that it may use."""
         seconds = self._cost(waiting.ticket.model).predict_s(1, self._rows_a_stream(waiting))
         return now_s + seconds > waiting.ticket.deadline_s
 
@@ -183,7 +183,7 @@ class EarliestDeadlineFirst:
         return joiners(head, takewhile(may_join, behind), len(behind), cost, now_s)
 
     def _wait_until_s(self, head: WaitingTicket, now_s: float) -> float:
-        """Decide until when it waits for a further ticket, once for each ticket."""
+        """Return until when a ticket waits for another one to join; decided once for each ticket."""
         if head.wait_until_s is None:
             arrivals, cost = self._arrivals[head.ticket.model], self._cost(head.ticket.model)
             head.wait_until_s = worth_waiting_until_s(head, arrivals, cost, now_s)

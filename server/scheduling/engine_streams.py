@@ -1,7 +1,7 @@
-"""The shell around admission and the batch policy: asks them, runs what they say on engine streams, answers requests.
+"""Runs batches on engine streams, as admission and the batch policy decide, and delivers the scores to requests.
 
-An engine stream is a thread. One that ends a run asks the policy for the next itself, under one lock with the event
-loop, so that no stream waits for a busy loop; the loop only starts streams that stand idle. Whoever asks acts.
+An engine stream is a thread. After a run it asks the policy for the next one itself, under a lock that it shares with
+the event loop, so that no stream waits for a busy loop. The loop only starts idle streams.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from server.telemetry.metrics import EngineMetrics
 
 @dataclass(frozen=True, slots=True)
 class RequestScores:
-    """float32[N, H] logits of one request, and the seconds from the start of its first run to the end of its last."""
+    """One request's logits, float32[N, H], and the seconds from the start of its first run to the end of its last."""
 
     logits: np.ndarray
     run_s: float
@@ -40,7 +40,7 @@ _NO_LOGITS = np.empty((0, 0), np.float32)
 
 @dataclass(slots=True, eq=False)
 class _QueuedRequest:
-    """A ticket on its way through the engine; guarded by the runner's lock."""
+    """A request that waits for scores; guarded by the runner's lock."""
 
     ticket: Ticket
     model: LoadedModel
@@ -50,11 +50,11 @@ class _QueuedRequest:
     rows_left: int
     logits: np.ndarray = field(default_factory=lambda: _NO_LOGITS)
     started_s: float = float("inf")
-    #: When the caller hung up or its time ran out.
+    #: When the caller cancelled or the deadline passed.
     gone_s: float = float("inf")
 
     def take(self, piece: Piece, logits: np.ndarray, started_s: float) -> None:
-        """Put a piece's logits in their place."""
+        """Store a piece's logits in the rows of the piece."""
         if piece.rows == self.batch.rows:
             self.logits = logits
         else:
@@ -66,12 +66,12 @@ class _QueuedRequest:
 
 
 _Member = tuple[Piece, _QueuedRequest]
-#: What became of a ticket, for the event loop to pass on.
+#: A request with its scores or error, for the event loop to deliver.
 _Outcome = tuple[_QueuedRequest, "RequestScores | Exception"]
 
 
 class Runner:
-    """Runs batches on `streams` threads. Public methods belong to one event loop."""
+    """Runs batches on `streams` threads. Call its public methods on one event loop."""
 
     def __init__(
         self,
@@ -91,12 +91,12 @@ class Runner:
         self._pace = pace
         self._streams = streams
         self._clock = clock
-        #: Guards the policies and everything waiting; held for microseconds, never while an engine runs.
+        #: Guards the policies and all waiting requests. It is held for microseconds, never while an engine runs.
         self._lock = threading.Lock()
         self._waiting: dict[int, _QueuedRequest] = {}
-        #: Runs on streams: some may outlive the requests that they were for.
+        #: Unfinished runs; a run may outlive its requests.
         self._runs: set[Run] = set()
-        #: Streams that a bug ended, until their threads are started again.
+        #: Inboxes of streams that a bug ended, until their threads restart.
         self._broken: list[SimpleQueue[Run | None]] = []
         self._wake: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -108,7 +108,7 @@ class Runner:
 
     @property
     def admission(self) -> Admission:
-        """What is in flight: to read, not to call."""
+        """What is in flight; read its counts, but do not call its methods."""
         return self._admission
 
     @property
@@ -120,7 +120,7 @@ class Runner:
             thread.start()
 
     def close(self) -> None:
-        """Wait for runs in flight and end the threads."""
+        """Wait for unfinished runs, and end the threads."""
         for inbox in self._inboxes:
             inbox.put(None)
         for thread in self._threads:
@@ -128,47 +128,47 @@ class Runner:
                 thread.join()
 
     def learn(self, model: LoadedModel) -> None:
-        """Begin to know a model, before the first request asks for it."""
+        """Add a model; call this before its first request."""
         with self._lock:
             self._costs[model.digest] = CostModel(model.engine.cost_s)
 
     def runs(self, model: LoadedModel) -> int:
-        """Return how many runs of a model are on streams."""
+        """Return the number of unfinished runs of a model."""
         return sum(run.pieces[0].ticket.model == model.digest for run in tuple(self._runs))
 
     def forget(self, model: LoadedModel) -> None:
-        """Stop knowing a model that no request and no run holds."""
+        """Remove a model that no request and no run uses."""
         with self._lock:
             self._policy.forget(model.digest)
             del self._costs[model.digest]
 
     def admit(self, ask: Ask) -> Decision:
-        """Decide on a request that just arrived; one that is admitted holds its place until `release`."""
+        """Decide on a request that has just arrived; if admitted, it holds its place until `release`."""
         with self._lock:
             decision = self._admission.offer(ask, self._clock())
-            self._tell_pace()
+            self._update_pace()
             return decision
 
     def release(self, ticket: Ticket, size: int) -> None:
-        """Give back the place of an admitted request, whatever became of it."""
+        """Free the place of an admitted request, however it ended."""
         with self._lock:
             self._policy.cancel(ticket)
             self._admission.release(ticket, size)
-            self._tell_pace()
+            self._update_pace()
 
-    def _tell_pace(self) -> None:
-        """Tell whatever runs beside requests whether they take half of the streams or more; the lock is held.
+    def _update_pace(self) -> None:
+        """Tell background work whether requests use at least half of the streams. Call it with the lock held.
 
-        Half, as a core's two threads share what they compute with.
+        The limit is half, because the two hardware threads of a core share its execution units.
         """
         self._pace.busy = 2 * self._admission.requests >= self._streams
 
     async def score(self, ticket: Ticket, model: LoadedModel, batch: FeatureBatch, deadline_s: float) -> RequestScores:
-        """Score an admitted request's rows by `deadline_s` (this runner's clock). Cancelling the caller withdraws it.
+        """Score an admitted request's rows by `deadline_s` (the runner's clock). Cancelling the caller withdraws it.
 
         Raises:
-            DeadlineError: the scores were not there by the deadline, or predicted not to be.
-            ScoringError: the engine failed a run that held some of its rows.
+            DeadlineError: the scores missed the deadline, or were predicted to miss it.
+            ScoringError: the engine failed in a run with some of its rows.
         """
         loop = self._loop = asyncio.get_running_loop()
         now_s = self._clock()
@@ -177,13 +177,13 @@ class Runner:
             self._waiting[ticket.number] = waiting
             self._policy.offer(ticket, now_s)
             outcomes = self._start_idle(now_s)
-        self._pass_on(outcomes)
+        self._deliver(outcomes)
         timer = loop.call_later(max(0.0, deadline_s - now_s), self._time_out, waiting)
         try:
             return await waiting.answer
         finally:
             timer.cancel()
-            if self._withdraw(waiting):  # the caller hung up
+            if self._withdraw(waiting):  # the caller cancelled
                 self._metrics.cancelled_rows.inc(waiting.rows_left)
 
     def _time_out(self, waiting: _QueuedRequest) -> None:
@@ -193,7 +193,7 @@ class Runner:
             waiting.answer.set_exception(self._too_late(waiting))
 
     def _withdraw(self, waiting: _QueuedRequest) -> bool:
-        """Take back a ticket that is not fully scored; tell whether it was there to take back."""
+        """Withdraw a request that is not fully scored; return whether it was still waiting."""
         with self._lock:
             if self._waiting.pop(waiting.ticket.number, None) is None:
                 return False
@@ -201,10 +201,10 @@ class Runner:
             self._policy.cancel(waiting.ticket)
             return True
 
-    def _pass_on(self, outcomes: list[_Outcome]) -> None:
-        """Answer, on the event loop."""
+    def _deliver(self, outcomes: list[_Outcome]) -> None:
+        """Deliver outcomes to the waiting requests. Call it on the event loop."""
         for waiting, outcome in outcomes:
-            if waiting.answer.done():  # the caller hung up meanwhile
+            if waiting.answer.done():  # the caller cancelled in the meantime
                 continue
             if isinstance(outcome, RequestScores):
                 waiting.answer.set_result(outcome)
@@ -212,7 +212,7 @@ class Runner:
                 waiting.answer.set_exception(outcome)
 
     def _start_idle(self, now_s: float) -> list[_Outcome]:
-        """Start what can start on idle streams; the lock is held. Return what expired."""
+        """Start runs on idle streams; return the requests that expired. Call it with the lock held."""
         outcomes: list[_Outcome] = []
         while self._idle:
             run = self._next(now_s, outcomes)
@@ -222,7 +222,7 @@ class Runner:
         return outcomes
 
     def _next(self, now_s: float, outcomes: list[_Outcome]) -> Run | None:
-        """Ask the policy until it names a run or has none; the lock is held."""
+        """Ask the policy until it returns a run or has none. Call it with the lock held."""
         while True:
             match self._policy.next(now_s):
                 case Run() as run:
@@ -249,35 +249,35 @@ class Runner:
     def _wake_up(self) -> None:
         with self._lock:
             outcomes = self._start_idle(self._clock())
-        self._pass_on(outcomes)
+        self._deliver(outcomes)
 
     def _stream(self, inbox: SimpleQueue[Run | None]) -> None:
-        """One engine stream's thread: run, ask for the next, until there is none; then wait to be started again."""
+        """The thread of one engine stream: run batches until there are none, then wait for the next one in `inbox`."""
         with self._lock:
             outcomes: list[_Outcome] = []
-            if inbox in self._broken:  # others may have left it something to do
+            if inbox in self._broken:  # after a restart, work may be waiting
                 self._broken.remove(inbox)
                 self._idle.append(inbox)
                 outcomes = self._start_idle(self._clock())
-        self._tell(outcomes)
+        self._deliver_soon(outcomes)
         while (first := inbox.get()) is not None:
             run: Run | None = first
             while run is not None:
-                under_way = run
+                current = run
                 try:
-                    run = self._execute(under_way, inbox)
+                    run = self._execute(current, inbox)
                 except BaseException as error:
-                    self._abandon(under_way, error, inbox)
+                    self._abandon(current, error, inbox)
                     raise
 
     def _abandon(self, run: Run, error: BaseException, inbox: SimpleQueue[Run | None]) -> None:
-        """Clean up behind a bug that ends a stream: the run's requests hear of it, and its place is free again."""
-        failure = ScoringError(f"an engine stream ended in the middle of a run: {type(error).__name__}")
+        """Clean up after a bug that ends a stream: fail the run's requests, and free the run's place."""
+        failure = ScoringError(f"an engine stream failed during a run: {type(error).__name__}")
         with self._lock:
             self._broken.append(inbox)
             waiting = [self._waiting.pop(piece.ticket.number, None) for piece in run.pieces]
             outcomes: list[_Outcome] = [(one, failure) for one in waiting if one is not None]
-            self._tell(outcomes)
+            self._deliver_soon(outcomes)
             if run in self._runs:
                 self._runs.remove(run)
                 for piece in run.pieces:
@@ -285,10 +285,10 @@ class Runner:
                 self._policy.finished(run, self._clock())
 
     def _execute(self, run: Run, inbox: SimpleQueue[Run | None]) -> Run | None:
-        """Run, answer, and return this stream's next run."""
+        """Execute a run, deliver its scores, and return this stream's next run."""
         started_s = self._clock()
         with self._lock:
-            # Between the decision and now a caller may have hung up, or the time run out.
+            # Since the decision, callers may have cancelled and deadlines may have passed.
             members = [
                 (piece, waiting)
                 for piece in run.pieces
@@ -314,8 +314,8 @@ class Runner:
                     self._idle.append(inbox)
                 else:
                     outcomes += self._start_idle(ended_s)
-        finally:  # what is decided stays so, whatever a bug does to this stream
-            self._tell(outcomes)
+        finally:  # deliver what was decided, even if a bug ends this stream
+            self._deliver_soon(outcomes)
         return following
 
     def _collect(
@@ -326,7 +326,7 @@ class Runner:
         ended_s: float,
         outcomes: list[_Outcome],
     ) -> None:
-        """Give each member its rows of a run, and learn what the run cost; the lock is held. Add who has all."""
+        """Store each member's scores and learn the run's cost; append finished requests. Call it with the lock held."""
         if members and not isinstance(result, Exception):
             self._costs[members[0][0].ticket.model].observe(len(members), len(result), ended_s - started_s)
         start = 0
@@ -334,7 +334,7 @@ class Runner:
             first, start = start, start + piece.rows
             if min(waiting.gone_s, piece.ticket.deadline_s) < started_s:
                 self._metrics.late_run_rows.inc(piece.rows)
-            if piece.ticket.number not in self._waiting:  # gone meanwhile
+            if piece.ticket.number not in self._waiting:  # cancelled or expired
                 continue
             if isinstance(result, Exception):
                 self._policy.cancel(piece.ticket)
@@ -347,10 +347,10 @@ class Runner:
                 del self._waiting[piece.ticket.number]
                 outcomes.append((waiting, outcome))
 
-    def _tell(self, outcomes: list[_Outcome]) -> None:
-        """Let the event loop answer; from any thread."""
+    def _deliver_soon(self, outcomes: list[_Outcome]) -> None:
+        """Deliver outcomes through the event loop. Any thread may call it."""
         if outcomes:
-            self._on_loop(self._pass_on, outcomes)
+            self._on_loop(self._deliver, outcomes)
 
     def _on_loop(self, call: Callable[..., None], *arguments: object) -> None:
         if self._loop is not None and not self._loop.is_closed():
@@ -358,23 +358,23 @@ class Runner:
 
     def _too_late(self, waiting: _QueuedRequest) -> DeadlineError:
         waited_s = self._clock() - waiting.offered_s
-        return DeadlineError(f"no scores by the deadline: given up after {waited_s * 1e3:.1f} ms")
+        return DeadlineError(f"no scores by the deadline; the request waited {waited_s * 1e3:.1f} ms")
 
 
 def _run(members: list[_Member]) -> np.ndarray | Exception:
-    """Run what is left of a run on this thread; what fails comes back, for its requests to hear of."""
+    """Score the remaining members of a run; return logits (float32[N, H]) or the error for its requests."""
     if not members:
         return _NO_LOGITS
     try:
         batch = FeatureBatch.concat([waiting.batch.piece(piece.start, piece.stop) for piece, waiting in members])
         logits = members[0][1].model.engine.run(batch)
         if len(logits) != batch.rows:
-            raise EngineError(f"{len(logits)} rows came back")
+            raise EngineError(f"the engine returned {len(logits)} rows for {batch.rows}")
         return logits
     except EngineError as error:
         rows = sum(piece.rows for piece, _ in members)
-        failed = ScoringError(f"the engine failed a run of {rows} rows; the server's log says where")
-        failed.__cause__ = error  # its text may quote a row
+        failed = ScoringError(f"the engine failed in a run of {rows} rows; see the server's log for the cause")
+        failed.__cause__ = error  # kept out of the message, as it may quote a row
         return failed
-    except BaseException as error:  # noqa: BLE001 - a stream outlives whatever one run raises, SystemExit too
+    except BaseException as error:  # noqa: BLE001 - no error of a run may end a stream, not even SystemExit
         return error if isinstance(error, Exception) else ScoringError(f"the engine raised {type(error).__name__}")

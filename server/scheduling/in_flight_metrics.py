@@ -1,4 +1,4 @@
-"""Metrics of what admission holds."""
+"""Exports metrics about admitted requests: how many, their candidates and their memory."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ class InFlightCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         held = self._admission
-        yield GaugeMetricFamily("pinrank_requests_in_flight", "Rank calls admitted", held.requests)
-        yield GaugeMetricFamily("pinrank_rows_in_flight", "Candidates of admitted Rank calls", held.rows)
-        yield GaugeMetricFamily("pinrank_bytes_in_flight", "Estimated memory of admitted Rank calls", held.bytes)
+        yield GaugeMetricFamily("pinrank_requests_in_flight", "Admitted Rank calls in progress", held.requests)
+        yield GaugeMetricFamily("pinrank_rows_in_flight", "Candidates of admitted Rank calls in progress", held.rows)
+        yield GaugeMetricFamily(
+            "pinrank_bytes_in_flight", "Estimated memory of admitted Rank calls in progress, in bytes", held.bytes
+        )

@@ -1,4 +1,4 @@
-"""What joins a run, and whether to wait for more of it. Pure: decided by comparing predicted seconds."""
+"""Decides which tickets join a run, and whether to wait for another, by comparing predicted seconds. Pure."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from server.scheduling.contract import Ticket
 from server.scheduling.cost import CostModel
 from server.scheduling.lanes import WaitingTicket
 
-#: The weight of a model's latest ticket in how often they come and how large they are.
+#: Weight of a model's latest ticket in its mean interval and mean size.
 _ARRIVAL_WEIGHT = 0.1
-#: How many typical gaps between tickets a ticket waits for the next one.
+#: A ticket waits for the next one for at most this many mean intervals.
 _GAPS_WAITED = 2
-#: Tickets at the same moment are taken to be this far apart.
+#: Smallest interval that is recorded, for tickets that arrive at the same time.
 _GAP_S_MIN = 1e-6
 
 
 class Arrivals:
-    """How often tickets of one model come, and how large they are."""
+    """The mean interval and size of one model's tickets."""
 
     def __init__(self) -> None:
         self._gap = DecayingMean(_ARRIVAL_WEIGHT)
@@ -28,12 +28,12 @@ class Arrivals:
 
     @property
     def gap_s(self) -> float:
-        """Seconds from one ticket to the next; infinite before there were two."""
+        """Mean seconds between tickets; infinite before the second one."""
         return math.inf if math.isnan(self._gap.value) else self._gap.value
 
     @property
     def rows(self) -> int:
-        """Rows of a typical ticket."""
+        """Mean rows of a ticket."""
         return round(self._rows.value)
 
     def observe(self, ticket: Ticket, now_s: float) -> None:
@@ -46,14 +46,14 @@ class Arrivals:
 def joiners(
     head: WaitingTicket, candidates: Iterable[WaitingTicket], behind: int, cost: CostModel, now_s: float
 ) -> list[WaitingTicket]:
-    """Return which tickets join a run, as long as that saves more time than it costs those in it.
+    """Return the tickets that join a run; each must save more time than it costs the tickets in the run.
 
     Args:
-        head: the ticket whose run it is.
-        candidates: those of its model that may join, in order, beginning with the first that waits behind it.
-        behind: how many tickets wait behind the head, candidates or not: all of them gain what joining saves.
-        cost: of the model.
-        now_s: when the run starts.
+        head: the first ticket of the run.
+        candidates: tickets of the same model that may join, in the order in which they wait.
+        behind: number of tickets behind the head, candidates or not; all of them gain the time that joining saves.
+        cost: cost model of the model.
+        now_s: start of the run.
     """
     joined: list[WaitingTicket] = []
     rows, deadline_s = head.rows, head.ticket.deadline_s
@@ -71,7 +71,7 @@ def joiners(
 
 
 def worth_waiting_until_s(head: WaitingTicket, arrivals: Arrivals, cost: CostModel, now_s: float) -> float:
-    """Return until when a ticket should wait for a further one to join it: `now_s` or earlier where it should not."""
+    """Return until when a ticket should wait for another one to join it; `now_s` or earlier if it should not wait."""
     other = arrivals.rows
     saved_s = cost.predict_s(1, head.rows) + cost.predict_s(1, other) - cost.predict_s(2, head.rows + other)
     if arrivals.gap_s >= saved_s:

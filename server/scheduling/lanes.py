@@ -1,4 +1,4 @@
-"""Who is next: the lanes, what each used of its share of the engine, and the order of the tickets that wait. Pure."""
+"""Orders waiting tickets by lane: each lane's share of the engine, its priority, and the tickets' deadlines. Pure."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from operator import attrgetter
 from feature_client.estimates import DecayingMean, DecayingSum
 from server.scheduling.contract import Ticket
 
-#: The time over which lanes' use of the engine is compared.
+#: Period over which the lanes' use of the engine is compared, in seconds.
 _MEMORY_S = 1.0
-#: The weight of a lane's latest ticket in the size of its typical one.
+#: Weight of a lane's latest ticket in its mean ticket size.
 _TICKET_WEIGHT = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """How a surface stands against the others.
+    """A surface's claim on the engine.
 
     Attributes:
-        priority: the higher goes first, as long as it uses no more than its share.
-        share: of the engine's time where there is not enough for all, against the shares of the other lanes with work.
+        priority: lanes with a higher priority go first while they are within their shares.
+        share: weight of its share of the engine's time under overload, relative to the other lanes with work.
     """
 
     priority: int = 0
@@ -34,12 +34,12 @@ class Lane:
 
 @dataclass(slots=True, eq=False)
 class WaitingTicket:
-    """A ticket that waits, or of which rows wait.
+    """A ticket with rows that are in no run yet.
 
     Attributes:
         ready: whether its features are read, so that it may run.
         start: how many of its rows are already in runs.
-        wait_until_s: until when it waits for a further ticket; None before that is decided.
+        wait_until_s: until when it waits for another ticket to join; None before that is decided.
     """
 
     ticket: Ticket
@@ -49,7 +49,7 @@ class WaitingTicket:
 
     @property
     def rows(self) -> int:
-        """Rows that are in no run yet."""
+        """Number of rows that are in no run yet."""
         return self.ticket.rows - self.start
 
     @property
@@ -63,9 +63,9 @@ _PLACE = attrgetter("place")
 @dataclass(slots=True)
 class _LaneState:
     lane: Lane = Lane()
-    #: By deadline.
+    #: Waiting tickets by deadline.
     waiting: list[WaitingTicket] = field(default_factory=list)
-    #: Engine seconds.
+    #: Engine seconds used recently.
     used: DecayingSum = field(default_factory=lambda: DecayingSum(_MEMORY_S))
     rows: DecayingMean = field(default_factory=lambda: DecayingMean(_TICKET_WEIGHT))
     last_came_s: float = -math.inf
@@ -74,12 +74,12 @@ class _LaneState:
         return bool(self.waiting) or now_s - self.last_came_s < _MEMORY_S
 
 
-#: Whether a lane used more than its share, and its priority; the lowest rank goes first.
+#: Whether a lane used more than its share, and its negative priority; the lowest rank goes first.
 _Rank = tuple[bool, int]
 
 
 class Lanes:
-    """The tickets that wait, by lane. A lane that was not configured has the default priority and share."""
+    """The waiting tickets by lane. Lanes that are not configured have the default priority and share."""
 
     def __init__(self, lanes: Mapping[str, Lane], streams: int) -> None:
         self._lanes = defaultdict(_LaneState, {name: _LaneState(lane) for name, lane in lanes.items()})
@@ -95,40 +95,40 @@ class Lanes:
         self._lanes[waiting.ticket.lane].waiting.remove(waiting)
 
     def charge(self, name: str, seconds: float, now_s: float) -> None:
-        """Note what a lane used of the engine; a negative correction gives back."""
+        """Add engine seconds to a lane's use; a negative correction gives some back."""
         self._lanes[name].used.add(seconds, now_s)
 
     def load(self, now_s: float) -> float:
-        """Return the part of the streams' recent time that was used."""
+        """Return the fraction of the streams' recent time that was used."""
         return sum(state.used.at(now_s) for state in self._lanes.values()) / self._capacity_s
 
     def typical_rows(self, name: str) -> float:
-        """Return the rows of a lane's typical ticket; NaN where it had none."""
+        """Return the mean rows of a lane's tickets; NaN if it had none."""
         return self._lanes[name].rows.value
 
     def typical_rows_of_others(self, name: str, now_s: float) -> float:
-        """Return the rows of the smallest typical ticket of the other lanes at work; infinite without any."""
+        """Return the smallest mean ticket size, in rows, of the other active lanes; infinite if there are none."""
         others = (state for other, state in self._lanes.items() if other != name)
         return min((state.rows.value for state in others if state.active(now_s)), default=math.inf)
 
     def ordered(self, now_s: float) -> list[WaitingTicket]:
-        """Return what waits in the order in which it should run: lanes within their share, priority, deadline."""
+        """Return the waiting tickets in the order to run: lanes within their share, then by priority and deadline."""
         queues = self._queues(self._ranks(now_s))
         return [waiting for rank in sorted(queues) for waiting in queues[rank]]
 
     def around(self, ticket: Ticket, now_s: float) -> tuple[list[WaitingTicket], list[WaitingTicket]]:
-        """Return what would run before a newcomer, and what would run behind it but has a claim to be in time."""
+        """Return the tickets that would run before a new one, and those behind it that it must not make late."""
         ranks = self._ranks(now_s, ticket.lane)
         queues, own = self._queues(ranks), ranks[ticket.lane]
         queue = queues.pop(own, [])
         cut = bisect_right(queue, (ticket.deadline_s, ticket.number), key=_PLACE)
         before = [waiting for rank in sorted(queues) if rank < own for waiting in queues[rank]]
-        # What a lane uses beyond its share it has no claim to, unless the newcomer's lane is beyond its share too.
+        # A lane beyond its share has no claim to be in time, unless the new ticket's lane is beyond its share too.
         behind = [w for rank in sorted(queues) if rank > own and rank[0] == own[0] for w in queues[rank]]
         return before + queue[:cut], queue[cut:] + behind
 
     def _ranks(self, now_s: float, newcomer: str | None = None) -> dict[str, _Rank]:
-        """Rank the lanes with work, the newcomer's too."""
+        """Rank the lanes with work, including the lane of a new ticket."""
         working = {name: state for name, state in self._lanes.items() if state.waiting}
         if newcomer is not None:
             working[newcomer] = self._lanes[newcomer]
@@ -141,7 +141,7 @@ class Lanes:
         }
 
     def _queues(self, ranks: Mapping[str, _Rank]) -> dict[_Rank, list[WaitingTicket]]:
-        """Return what waits in the lanes of each rank, by deadline."""
+        """Return the waiting tickets of each rank's lanes, by deadline."""
         lists: dict[_Rank, list[list[WaitingTicket]]] = {}
         for name, rank in ranks.items():
             lists.setdefault(rank, []).append(self._lanes[name].waiting)

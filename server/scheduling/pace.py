@@ -1,4 +1,4 @@
-"""Work beside requests that keeps out of their way: in the server, and in the process that proves versions for it."""
+"""Slows down background work while requests need the processor, in the server and while it tests new models."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ import mmap
 import os
 import time
 
-#: Between looks at whether requests still need much.
+#: Interval between checks whether the server is still busy, in seconds.
 _LOOK_S = 0.004
-#: How many times longer a pause may become when requests never leave enough idle.
+#: Largest factor by which a busy server lengthens a pause.
 _STRETCH_MAX = 16.0
 
 
 class Pace:
-    """Pauses between pieces of work, longer while requests need much of what there is.
+    """Computes pauses between pieces of background work; they are longer while the server is busy.
 
-    A share of a core is not enough: what runs while requests queue makes all of them late, and what runs while streams
-    stand idle hardly any. The server says which it is; the byte that it says it with is shared between processes.
+    Limiting work to a share of a core is not enough: work while requests queue makes all of them late, and work while
+    streams are idle makes hardly any late. The server sets a flag while it is busy, in a byte of memory that the
+    processes share.
     """
 
     def __init__(self, file: int | None = None) -> None:
-        """Share with another process.
+        """Create the shared byte, or open one.
 
         Args:
-            file: descriptor of the other one's `file`; a new one without.
+            file: descriptor of another process's `file`; None creates a new one.
         """
         self.file = os.memfd_create("pinrank-pace") if file is None else file
         if file is None:
@@ -32,7 +33,7 @@ class Pace:
 
     @property
     def busy(self) -> bool:
-        """Whether requests leave too little for anything else."""
+        """Whether requests need so much of the processor that other work should wait."""
         return self._busy[0] != 0
 
     @busy.setter
@@ -40,10 +41,14 @@ class Pace:
         self._busy[0] = value
 
     def pause(self, used_s: float, share: float) -> float:
-        """Sleep for as long as a share of a core asks for after so much work, and on, within bounds, while busy.
+        """Sleep after work, so that it uses only its share of a core; sleep longer, within bounds, while busy.
+
+        Args:
+            used_s: processor seconds of the work.
+            share: fraction of one core that the work may use.
 
         Returns:
-            Seconds of the second kind.
+            The additional seconds slept because the server was busy.
         """
         pause_s = used_s * (1 / share - 1)
         until_s = time.monotonic() + pause_s * _STRETCH_MAX
@@ -54,6 +59,6 @@ class Pace:
         return time.monotonic() - paused_s
 
     def close(self) -> None:
-        """Give up the byte."""
+        """Close the shared byte."""
         self._busy.close()
         os.close(self.file)

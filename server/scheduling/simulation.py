@@ -1,7 +1,7 @@
-"""The runner without threads and time: the real policies under a virtual clock, event by event.
+"""Simulates the runner with the real policies under a virtual clock, without threads.
 
-For tests, which break the policies with thousands of strange days, and for benchmarks, which ask what an ideal queue
-would have done with the arrivals and run times that were measured.
+Tests use it to try the policies on thousands of random workloads. Benchmarks use it to compute what an ideal queue
+would have done with the measured arrivals and run times.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from server.scheduling.contract import BatchPolicy, Expire, Idle, Run, Ticket, W
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A request to come.
+    """A request to simulate.
 
     Attributes:
-        at_s: when.
-        rows: candidates.
-        deadline_s: when its scores are worthless, on the same clock.
+        at_s: time of its arrival.
+        rows: number of candidates.
+        deadline_s: latest useful time of its scores, on the same clock.
         lane: its surface.
-        model: what it asks for.
-        cancel_at_s: when its caller hangs up, if it does.
-        ready_after_s: seconds until its features are read.
+        model: the model version that it asks for.
+        cancel_at_s: when its caller cancels; None for never.
+        ready_after_s: seconds from its arrival until its features are read.
     """
 
     at_s: float
@@ -41,13 +41,13 @@ class Arrival:
 
 @dataclass(slots=True)
 class SimulationOutcome:
-    """What became of an arrival.
+    """The result of one arrival.
 
     Attributes:
-        end: how it ended; `unanswered` is a fault of the policy.
-        at_s: when.
-        admitted_rows: 0 when refused, fewer than asked when trimmed.
-        ran: (start, stop, from when, until when) of its rows' runs.
+        end: how it ended; `unanswered` means that the policy has a bug.
+        at_s: when it ended.
+        admitted_rows: 0 if it was refused, fewer than asked if it was trimmed.
+        ran: (first row, last row + 1, start time, end time) of each run of its rows.
     """
 
     end: Literal["unanswered", "scored", "expired", "refused", "cancelled", "timed_out"] = "unanswered"
@@ -64,18 +64,18 @@ def simulate(
     observe: Callable[[Run, float], None] = lambda _run, _seconds: None,
     admission: Admission | None = None,
 ) -> list[SimulationOutcome]:
-    """Let arrivals meet the policies.
+    """Simulate how the policies treat a sequence of arrivals.
 
     Args:
-        arrivals: in any order.
-        policy: the batch policy, fresh.
-        streams: engine streams.
-        run_s: the true seconds of a run that starts at a time.
-        observe: told of each run that ended, as the runner tells the cost model.
-        admission: asked on arrival; without one everything is admitted.
+        arrivals: the requests, in any order.
+        policy: a new batch policy.
+        streams: number of engine streams.
+        run_s: returns the true seconds of a run that starts at a given time.
+        observe: called with each ended run and its seconds, as the runner calls the cost model.
+        admission: decides on each arrival; None admits all of them.
 
     Returns:
-        One outcome per arrival, in their order.
+        One outcome per arrival, in the same order.
     """
     return _Simulation(arrivals, policy, streams, run_s, observe, admission).run()
 
@@ -137,11 +137,11 @@ class _Simulation:
             self._pump(now_s)
 
     def _end(self, ticket: Ticket, end: Literal["scored", "expired", "cancelled", "timed_out"], now_s: float) -> None:
-        """Answer a ticket, unless it was."""
+        """Answer a ticket, unless it was answered before."""
         if (known := self._tickets.pop(ticket.number, None)) is None:
             return
         outcome = self._outcomes[known[0]]
-        assert outcome.end == "unanswered", "answered twice"  # noqa: S101 - the simulation's own promise
+        assert outcome.end == "unanswered", "a request was answered twice"  # noqa: S101 - an invariant of the simulation
         outcome.end, outcome.at_s = end, now_s
         self._policy.cancel(ticket)
         if self._admission is not None:
@@ -156,7 +156,7 @@ class _Simulation:
                     for ticket in tickets:
                         self._end(ticket, "expired", now_s)
                 case WaitUntil(time_s):
-                    assert time_s > now_s, "waiting for now would never end"  # noqa: S101
+                    assert time_s > now_s, "a wait until now would never end"  # noqa: S101
                     self._at(time_s, self._pump)
                     return
                 case Idle():
@@ -167,7 +167,7 @@ class _Simulation:
         self._free -= 1
         seconds = self._run_s(run, now_s)
         for piece in run.pieces:
-            number, _, _ = self._tickets[piece.ticket.number]  # a KeyError: it ran after its answer
+            number, _, _ = self._tickets[piece.ticket.number]  # a KeyError means that it ran after its answer
             self._outcomes[number].ran.append((piece.start, piece.stop, now_s, now_s + seconds))
         self._at(now_s + seconds, lambda then_s: self._finish(run, seconds, then_s))
 

@@ -63,7 +63,7 @@ def test_demo_fills_the_store_ranks_and_explains_and_a_second_start_finds_it_fil
     first = run(cache, "--once")
     assert first.returncode == 0, first.stderr
     for shown in (
-        "the data's licence",
+        "licence of the data",
         "60 users, 90 pins, 2,400 actions",
         "40 actions on record; newest first:",
         "Pin number",
@@ -163,5 +163,5 @@ def test_demo_stays_up_until_it_is_stopped_and_takes_its_server_along(cache, num
 def test_data_that_is_not_there_is_a_clear_error(cache, tmp_path):
     refused = run(cache, "--data", str(tmp_path / "nothing"))
     assert refused.returncode == 1
-    assert "nothing holds no RecBole atomic files" in refused.stderr
+    assert "nothing has no RecBole atomic files" in refused.stderr
     assert "Traceback" not in refused.stderr

@@ -44,7 +44,7 @@ def test_without_a_choice_and_without_pytorchs_index_it_is_said_that_tests_will_
     done, _ = chosen("auto", tmp_path, reachable=False)
     assert (done.returncode, done.stdout) == (0, "without\n")
     assert "the tests that need it are skipped" in done.stderr
-    assert "TORCH=pypi installs PyPI's build (2.7 GB" in done.stderr
+    assert "TORCH=pypi, which installs PyPI's build (2.7 GB" in done.stderr
 
 
 def test_none_installs_nothing_and_a_word_that_is_no_choice_is_refused(tmp_path):
@@ -52,4 +52,4 @@ def test_none_installs_nothing_and_a_word_that_is_no_choice_is_refused(tmp_path)
     assert (done.stdout, asked) == ("without\n", "")
     done, asked = chosen("cuda", tmp_path, reachable=True)
     assert done.returncode == 1
-    assert "none of auto, cpu, pypi, none" in done.stderr
+    assert "not one of auto, cpu, pypi, none" in done.stderr

@@ -1,4 +1,4 @@
-"""An event loop whose clock stands still while anything can run, and jumps to the next timer when nothing can."""
+"""An event loop with a virtual clock: time jumps to the next timer when no task can run."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class _JumpingSelector(selectors.SelectSelector):
         self._loop = loop
 
     def select(self, timeout: float | None = None) -> Any:
-        assert timeout is not None, "nothing can ever run again"
-        # Never less than the loop's clock resolution, or the timer it waits for would not be due.
+        assert timeout is not None, "no task can ever run again: none is ready and no timer is set"
+        # The timeout is 0 while a task is ready, so time stands still then.
         self._loop.now_s += max(0.0, timeout)
         return super().select(0)
 

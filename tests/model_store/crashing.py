@@ -1,10 +1,11 @@
-"""A process that changes a model store in forked children, each killed at a chosen step, and says what became of them.
+"""Changes a model store in forked child processes, kills each at a chosen step, and reports how it ended.
 
     python -m tests.model_store.crashing BUNDLES [links|renames|turns]
 
-On a volume with hard links; without, but with renames that fail where a name is taken; or with neither.
+The second argument selects the volume: with hard links; without them, but with renames that fail if the name is taken;
+or with neither.
 
-Reads one JSON list a line, `[store, operation, arguments, step]`, and answers with what became of it. Steps are
+It reads one JSON list per line, `[store, operation, arguments, step]`, and answers each with a line of JSON. Steps are
 counted at every call that changes a file: before it, in the middle of a write, and after it.
 """
 
@@ -25,7 +26,7 @@ _CHANGING = ("open", "write", "fsync", "link", "unlink", "replace", "rename", "m
 
 
 def limit_volume(volume: str) -> None:
-    """Answer as volumes without hard links do, and without renames that fail where a name is taken."""
+    """Remove hard links (`renames`), or also renames that fail if the name is taken (`turns`), as on other volumes."""
 
     def unknown(number: int):
         def call(*_):
@@ -34,7 +35,7 @@ def limit_volume(volume: str) -> None:
         return call
 
     if volume in {"renames", "turns"}:
-        os.link = unknown(errno.EPERM)  # as FAT says
+        os.link = unknown(errno.EPERM)  # the error of FAT
     if volume == "turns":
         folder_objects.rename_unless_taken = unknown(errno.EINVAL)
 

@@ -1,1 +1,1 @@
-"""Whether the tests notice small faults of the pure files: `make mutants`."""
+"""Mutation testing of the pure files, which shows whether their tests notice small faults: `make mutants`."""

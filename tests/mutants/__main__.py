@@ -1,8 +1,8 @@
 """Plant small faults in the pure files, one at a time, and run each file's tests: `make mutants`.
 
-Kept tools do not fit: mutmut 3 plants nothing outside functions, where most of the constants are, and cosmic-ray starts
-a process of Python for each fault and edits the working tree. Here nothing is written: a process is forked for each
-fault, imports the file with the fault from memory, and runs the file's tests until the first that fails.
+Existing tools do not fit: mutmut 3 plants no faults outside functions, where most of the constants are, and cosmic-ray
+starts a Python process for each fault and edits the working tree. This tool forks a process for each fault, which
+imports the file with the fault from memory and runs the file's tests until one fails. It changes no files.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from tests.mutants.mutate import Mutant, mutants
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
-#: Which part of the faults the tests must notice; the others are explained in `unnoticed.toml`.
+#: Fraction of the faults that the tests must notice; `unnoticed.toml` explains the others.
 NOTICED_MIN = 0.95
-#: Imported once, before the forks. Nothing of ours: that is imported anew each time, with the fault.
+#: Packages to import once, before the forks. Each fork imports pinrank's own modules itself, with the fault.
 _IMPORTED = (
     "numexpr",
     "numpy",
@@ -49,7 +49,7 @@ _IMPORTED = (
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A file and the tests that must notice its faults, the fastest first."""
+    """A file and the tests that must notice its faults, with the fastest first."""
 
     path: str
     tests: tuple[str, ...]
@@ -70,7 +70,7 @@ class Fault:
 
 
 class _WithFault(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports one module from a text instead of from its file."""
+    """Imports one module from a string instead of its file."""
 
     def __init__(self, module: str, path: Path, source: str) -> None:
         self._module, self._path, self._source = module, path, source
@@ -94,13 +94,13 @@ def _subjects() -> list[Subject]:
 
 
 def _explained() -> dict[str, str]:
-    """Return why faults that no test notices change nothing, by file and name."""
+    """Return why unnoticed faults change nothing, by file and name."""
     table = tomllib.loads((HERE / "unnoticed.toml").read_text())
     return {f"{path} {name}": why for path, reasons in table.items() for name, why in reasons.items()}
 
 
 def _run(subject: Subject, source: str, limit_s: float, *, quiet: bool = True) -> int:
-    """Fork; there, run the tests with a file's source. Return the child's process id."""
+    """Fork a process that runs the tests with a changed source; return its process id."""
     sys.stdout.flush()
     if pid := os.fork():
         return pid
@@ -125,21 +125,21 @@ def _run(subject: Subject, source: str, limit_s: float, *, quiet: bool = True) -
         status = pytest.main([*options, *subject.tests])
     finally:
         sys.stdout.flush()
-        os._exit(status)  # this process must not go on with what the one before the fork does
+        os._exit(status)  # the child must not continue with the parent's work
 
 
 def _seconds_unharmed(subject: Subject) -> float:
-    """Run a file's tests without a fault. Raises SystemExit when they fail."""
+    """Run a file's tests without a fault; return their seconds. Raises SystemExit if they fail."""
     start_s = time.monotonic()
     pid = _run(subject, (ROOT / subject.path).read_text(), 300, quiet=False)
     _, status = os.waitpid(pid, 0)
     if status:
-        raise SystemExit(f"{subject.path}: its tests fail without any fault: {' '.join(subject.tests)}")
+        raise SystemExit(f"{subject.path}: the tests fail without a fault; fix them first: {' '.join(subject.tests)}")
     return time.monotonic() - start_s
 
 
 def _noticed(faults: Iterable[Fault], seconds: dict[str, float], workers: int) -> Iterator[tuple[Fault, bool]]:
-    """Yield each fault with whether its tests failed; tests that take five times as long as usual have failed too."""
+    """Yield each fault and whether the tests noticed it: they failed, or took five times as long as usual."""
     waiting, running = list(faults), dict[int, Fault]()
     waiting.reverse()
     while waiting or running:
@@ -155,11 +155,13 @@ def _noticed(faults: Iterable[Fault], seconds: dict[str, float], workers: int) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make mutants", description=__doc__)
-    parser.add_argument("paths", nargs="*", help="files; every file of subjects.toml without")
-    parser.add_argument("--most", type=int, default=40, help="faults of each file: a sample by its seed (0: all)")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("paths", nargs="*", help="files to test; default: all files of subjects.toml")
+    parser.add_argument(
+        "--most", type=int, default=40, help="largest number of faults per file, drawn at random (0: all)"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="random seed of the sample")
     parser.add_argument("--matching", default="", help="only faults whose name contains this text")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="parallel processes")
     options = parser.parse_args()
     os.chdir(ROOT)
     for name in _IMPORTED:

@@ -1,4 +1,4 @@
-"""Small faults of Python source, one at a time: a comparison turned, a constant moved by one, a statement dropped."""
+"""Generates small faults in Python source, such as a changed comparison or constant, or a dropped statement. Pure."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class Mutant:
     """A source file with one fault.
 
     Attributes:
-        name: the function, its statement and what became of it. Distinct within the file and without line numbers, so
-            that it stays the same while other parts of the file change.
-        line: where the fault is.
-        source: of the whole file.
+        name: the function, the statement and its change. It is unique within the file, and has no line number, so that
+            it stays the same when other parts of the file change.
+        line: line number of the fault.
+        source: source of the whole file.
     """
 
     name: str
@@ -54,9 +54,9 @@ class Mutant:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a node hangs in the tree: `field` of `parent`, or the element `index` of that.
+    """The position of a node in the tree: `field` of `parent`, or its element `index`.
 
-    `rebound` are the names that the function around it binds more than once.
+    `rebound` are the names that the enclosing function binds more than once.
     """
 
     owner: str
@@ -97,7 +97,7 @@ def mutants(source: str) -> list[Mutant]:
 
 
 def _named(place: _Place, node: ast.AST, before: str, other: ast.AST) -> str:
-    """Say what became of a node; the change alone where its statement is long."""
+    """Return the name of a fault; if its statement is long, show the changed part first."""
     owner = place.owner or "module"
     if isinstance(other, ast.Pass):
         return f"{owner}: {before} -> dropped"
@@ -111,7 +111,7 @@ def _shown(statement: ast.AST) -> str:
 
 
 def _places(node: ast.AST, owner: str, rebound: frozenset[str], statement: ast.AST) -> Iterator[_Place]:
-    """Walk everything that may be replaced: no annotations, docstrings, decorators, texts, nor `zip`'s own check."""
+    """Yield all replaceable nodes: all but annotations, docstrings, decorators, texts, and the `strict` of `zip`."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         owner = f"{owner}.{node.name}" if owner else node.name
         rebound = frozenset() if isinstance(node, ast.ClassDef) else _bound_again(node)
@@ -126,7 +126,7 @@ def _places(node: ast.AST, owner: str, rebound: frozenset[str], statement: ast.A
 
 
 def _alternatives(place: _Place) -> Iterator[ast.AST]:
-    """Yield what may stand in a node's place instead."""
+    """Yield the nodes that may replace a node."""
     node = place.node
     match node:
         case ast.Compare(left, operators, comparators):
@@ -138,7 +138,7 @@ def _alternatives(place: _Place) -> Iterator[ast.AST]:
         case ast.UnaryOp(ast.Not(), operand):
             yield operand
         case ast.UnaryOp(ast.USub(), ast.Constant(int() | float())):
-            pass  # its number moves
+            pass  # the number itself is changed instead
         case ast.BinOp(left, operator, right) if type(operator) in _ARITHMETIC:
             yield ast.BinOp(left, _ARITHMETIC[type(operator)](), right)
         case ast.AugAssign(target, operator, value):
@@ -165,7 +165,7 @@ def _alternatives(place: _Place) -> Iterator[ast.AST]:
 
 
 def _may_be_dropped(target: ast.AST, rebound: frozenset[str]) -> bool:
-    """Tell whether a program without this binding can go on: a name that nothing else binds would stop every test."""
+    """Return whether a program runs without this binding: if nothing else binds the name, every test would fail."""
     return not isinstance(target, ast.Name | ast.Tuple) or (isinstance(target, ast.Name) and target.id in rebound)
 
 

@@ -25,7 +25,7 @@ M = TypeVar("M", bound=torch.nn.Module)
 
 
 def shaken(module: M, seed: int, scale: float = 1.0) -> M:
-    """Draw every parameter anew, norms' gains and all biases included, so that no rewrite can rely on a default."""
+    """Draw every parameter at random, including norms' gains and biases, so that no rewrite can rely on a default."""
     drawn = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():

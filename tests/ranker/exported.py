@@ -1,4 +1,4 @@
-"""Exported rankers of every form, for the tests of engines; exporting one takes seconds."""
+"""Exports a ranker of every form for the tests of engines; each export takes seconds and is cached."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kernels.engine import FeatureBatch, Side, TensorSpec
 from ranker.export.bundle import Form, export_onnx
 from ranker.network.model import FUSIONS, Fusion, NetworkConfig, RankerNetwork
 
-#: Every fusion as it is served, and the published forms of those where they differ.
+#: Every fusion in its serving form, and in its published form where that differs.
 FORMS: tuple[tuple[Fusion, Form], ...] = (
     *((fusion, "serving") for fusion in FUSIONS),
     ("early", "published"),
@@ -42,7 +42,7 @@ def batch(fills: tuple[int, ...] = (LENGTH, 0, 7), rows: int = 11) -> FeatureBat
 
 
 def read_by(fusion: Fusion, whole: FeatureBatch) -> tuple[FeatureBatch, list[TensorSpec]]:
-    """Return the batch as a network of this fusion takes it, and what its manifest would say of it."""
+    """Return the part of a batch that a network of this fusion reads, and the specs of its inputs."""
     request = {n: a for n, a in whole.request.items() if fusion != "none" or not n.startswith("sequence_")}
     sides: list[tuple[Side, dict[str, np.ndarray]]] = [("request", request), ("candidate", dict(whole.candidate))]
     specs = [TensorSpec(n, side, a.dtype.name, a.shape[1:]) for side, held in sides for n, a in held.items()]
@@ -56,6 +56,6 @@ def network(fusion: Fusion = "early", **sizes: int) -> RankerNetwork:
 
 @cache
 def exported(fusion: Fusion = "early", form: Form = "serving") -> tuple[bytes, list[TensorSpec]]:
-    """Return a network, ONNX, and its manifest's inputs."""
+    """Return an exported network (ONNX) and the specs of its inputs."""
     taken, specs = read_by(fusion, batch())
     return export_onnx(network(fusion), taken, form), specs

@@ -1,4 +1,4 @@
-"""A small dataset with a taste to learn: each user likes pins of one kind, and the newest actions show which."""
+"""Writes a small dataset with a pattern to learn: each user likes pins of one kind, which the newest actions show."""
 
 from __future__ import annotations
 

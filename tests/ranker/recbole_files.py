@@ -1,4 +1,4 @@
-"""Invented atomic files, good and bad, for a fuzz of the reader, and what must hold of every one of them."""
+"""Generates valid and invalid atomic files to fuzz the reader, and compares it with a slow reference reader."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _BAD_NUMBERS = (
     "-", "", "NaN", "10", "-1", "6", "1e39", "4,5", "0x1", "--1", "+-1", "e5", "\u0664", "1e999999999999", "NA",
 )  # fmt: skip
 _WORDS = ("save", "like", "", "save like", "hide", "like  save", "Save", "save ", " save", "x", " ")
-#: What becomes of a line: in most files nothing, in some it is cut or doubled, or gets something more.
+#: Changes to a line: none in most files; in some, the line is cut, repeated or extended.
 _NOTHING: tuple[tuple[str, ...], ...] = ((),) * 12
 _SPOILS = (
     *_NOTHING, ("",), ("", "", ""), (" ",), ("\t",), ("cut",), ("\ufeff",), ("\r",), ("\0",), ("header",), *_NOTHING,
@@ -44,7 +44,7 @@ Outcome = Literal["read", "refused"]
 
 @dataclass(frozen=True)
 class Files:
-    """What a folder holds, and the rules of its `actions.toml`; None where there is none."""
+    """The files of a folder, and the rules of its `actions.toml` (None without one)."""
 
     inter: bytes
     item: bytes | None
@@ -52,7 +52,7 @@ class Files:
 
 
 def _once_in(count: int) -> st.SearchStrategy[bool]:
-    """Draw True about once in so many draws; not at either end, which is drawn more often than the rest."""
+    """Draw True about once in so many draws; never at the ends of the range, which hypothesis draws more often."""
     return st.sampled_from([place == count // 2 for place in range(count)])
 
 
@@ -119,7 +119,7 @@ _RULES: tuple[dict[str, Any], ...] = (
 
 
 def _rules(columns: list[str]) -> st.SearchStrategy[tuple[Rule, ...]]:
-    """Draw one rule or two, now and then of a column that is not there."""
+    """Draw one or two rules, sometimes for a column that does not exist."""
     *about_columns, catch_all = _RULES
     there = [rule for rule in about_columns if any(rule["column"] in column for column in columns)]
     one = st.sampled_from([*there, *there, *there, *there, *about_columns])
@@ -128,7 +128,7 @@ def _rules(columns: list[str]) -> st.SearchStrategy[tuple[Rule, ...]]:
 
 @st.composite
 def files(draw: st.DrawFn) -> Files:
-    """Draw a folder's files: about half of them can be read."""
+    """Draw the files of a folder; about half of the folders are valid."""
     extra = draw(st.lists(st.sampled_from(_NAMES), max_size=3, unique=True))
     rules = draw(st.none() | _rules(extra))
     inter = draw(_table(("user_id:token", "item_id:token", "timestamp:float", *extra)))
@@ -137,7 +137,7 @@ def files(draw: st.DrawFn) -> Files:
 
 
 def write_files(folder: Path, drawn: Files) -> None:
-    """Write into a folder that may hold other files of this kind."""
+    """Write the files into a folder, in place of earlier ones."""
     (folder / "toy.inter").write_bytes(drawn.inter)
     rules = None if drawn.rules is None else _toml(drawn.rules).encode()
     for name, content in (("toy.item", drawn.item), ("actions.toml", rules)):
@@ -159,10 +159,10 @@ def compared(folder: Path, drawn: Files) -> Outcome:
     """Read drawn files with both readers.
 
     Returns:
-        What came of it.
+        How it ended.
 
     Raises:
-        AssertionError: the readers differ: in what they read, whether they read it, or in the line that is wrong.
+        AssertionError: one reader accepts what the other refuses, or they differ in the data or in the faulty line.
     """
     write_files(folder, drawn)
     try:
@@ -179,7 +179,7 @@ def _is_refused(folder: Path, refused: Refused) -> None:
         read_atomic(folder)
     named = re.search(r"toy\.(inter|item), line (\d+)", str(caught.value))
     fault = (named[1], int(named[2])) if named else ("inter", None)
-    assert fault in refused.faults, f"{caught.value}: what is wrong is {refused.faults}"
+    assert fault in refused.faults, f"{caught.value}: the reference reader found the faults {refused.faults}"
 
 
 def _is_equal(dataset: AtomicDataset, expected: SlowDataset) -> None:

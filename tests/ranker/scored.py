@@ -1,4 +1,4 @@
-"""A test period scored by hand: what evaluation and report are tested on, without a network."""
+"""A hand-made scored test period, to test the evaluation and the report without a network."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ CANDIDATES = 6
 
 
 def scored_test(**changes: Any) -> ScoredTest:
-    """Return forty requests of six candidates by ten users with 0, 15 and 200 actions; nobody likes anything.
+    """Return 40 scored requests of six candidates, by ten users with 0, 15 or 200 actions; no candidate is liked.
 
-    `good` orders by what was saved, `bad` the other way round.
+    The bundle `good` ranks saved candidates first, `bad` ranks them last.
     """
     rng = np.random.default_rng(12)
     requests = 40
@@ -57,7 +57,7 @@ def scored_test(**changes: Any) -> ScoredTest:
 
 
 def bundles_of(test: ScoredTest) -> Mapping[str, Bundle]:
-    """Return bundles that hold a manifest and nothing else."""
+    """Return bundles with a manifest and no files."""
     return {
         name: Bundle(manifest(scored.heads), b"", "0123456789abcdef", {}) for name, scored in test.by_bundle.items()
     }
@@ -68,7 +68,7 @@ def manifest(heads: tuple[str, ...] = HEADS, *, sequence: bool = True) -> Manife
 
 
 def measured(test: ScoredTest, folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Evaluation:
-    """Evaluate a test that is scored already."""
+    """Evaluate a test that is already scored."""
     log = action_log(read_atomic(write_atomic(folder, per_user=10)))
     monkeypatch.setattr("ranker.evaluation.evaluate.score_test", lambda *_arguments: test)
     options = {"data": "toy data", "resamples": 200, **options}

@@ -1,12 +1,12 @@
-"""A slow, obviously right reader of RecBole atomic files: line by line, in plain Python, and without `ranker`'s code.
+"""A slow reference reader of RecBole atomic files: line by line in plain Python, and without `ranker`'s code.
 
-What it says is what `ranker.data.recbole.read_atomic` must say. The format, as docs/train-your-own.md describes it:
+`ranker.data.recbole.read_atomic` must return the same. The format, as docs/train-your-own.md describes it:
 
 * UTF-8 text; a byte order mark at the start is skipped. Lines end with `\n` or `\r\n`, blank lines are skipped.
 * The first line names the columns as `name:type`, each name once; every other line has as many fields.
 * Quotes are plain characters.
-* `user_id`, `item_id` (tokens) and `timestamp` (Unix seconds, 1970 to 2200) are read, and what the actions read. What
-  stands in other columns does not matter.
+* `user_id`, `item_id` (tokens), `timestamp` (Unix seconds, 1970 to 2200) and the columns of the actions are read.
+  Other columns are ignored.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 YEAR_2200_S = 7_258_118_400
 DIGITS = set("0123456789")
 
-#: Ratings from 1 to 5, where nobody says what actions there are.
+#: The actions of ratings from 1 to 5, used without an `actions.toml`.
 RATINGS = (
     {"name": "save", "column": "rating", "at_least": 5},
     {"name": "like", "column": "rating", "at_least": 4},
@@ -30,12 +30,12 @@ RATINGS = (
 CLOSEUPS = ({"name": "closeup"},)
 
 Rule = Mapping[str, Any]
-#: A file's ending, and the line that is wrong; None where it is no single line.
+#: The suffix of a file, and the faulty line; None if the fault is not in a single line.
 Fault = tuple[str, int | None]
 
 
-class Refused(Exception):  # noqa: N818 - it is what the files are
-    """The files are wrong; `faults` are all places where they are."""
+class Refused(Exception):  # noqa: N818 - it names the outcome
+    """The files are invalid; `faults` lists all places of faults."""
 
     def __init__(self, faults: Sequence[Fault]) -> None:
         super().__init__(faults)
@@ -44,7 +44,7 @@ class Refused(Exception):  # noqa: N818 - it is what the files are
 
 @dataclass
 class SlowDataset:
-    """Interactions as (user, pin, time in ms, action by action whether it is that), oldest first."""
+    """Interactions as (user, pin, time in ms, a flag for each action), oldest first."""
 
     interactions: list[tuple[int, int, int, tuple[bool, ...]]]
     titles: dict[int, str]
@@ -63,7 +63,7 @@ class Table:
 
 
 def slow_read(folder: Path, rules: Sequence[Rule] | None = None) -> SlowDataset:
-    """Read `toy.inter` and, where it is there, `toy.item`. Raises Refused."""
+    """Read `toy.inter`, and `toy.item` if it exists. Raises Refused."""
     inter = read_table(folder / "toy.inter")
     if inter.faults and not inter.kinds:
         raise Refused(inter.faults)
@@ -114,7 +114,7 @@ def read_table(path: Path) -> Table:
     names: list[str] = []
     pieces = content.split(b"\n")
     for line, raw in enumerate(pieces, start=1):
-        # What follows the last \n is not ended by one, so a \r there ends nothing either.
+        # The text after the last \n is no complete line, so a trailing \r belongs to its last field.
         ended = raw[:-1] if raw.endswith(b"\r") and line < len(pieces) else raw
         try:
             text = ended.decode()
@@ -135,12 +135,12 @@ def read_table(path: Path) -> Table:
         elif text:
             table.rows.append((line, dict(zip(names, text.split("\t"), strict=True))))
     if ("inter", 1) in table.faults or ("item", 1) in table.faults:
-        table.kinds = {}  # nothing can be said about rows whose header is wrong
+        table.kinds = {}  # rows cannot be checked if the header is wrong
     return table
 
 
 def check_header(table: Table, rules: Sequence[Rule]) -> None:
-    """Are the columns there that are read, and declared as what they are read as?"""
+    """Check that the columns that are read exist and have the declared types."""
     wanted = [("user_id", {"token"}), ("item_id", {"token"}), ("timestamp", {"float"})]
     read = [rule for rule in rules if "column" in rule]
     wanted += [(rule["column"], {"token", "token_seq"} if "any_of" in rule else {"float"}) for rule in read]
@@ -152,7 +152,7 @@ def check_header(table: Table, rules: Sequence[Rule]) -> None:
 
 
 def read_titles(table: Table) -> dict[str, str]:
-    """Return each item's title; of an item that is listed twice, the first."""
+    """Return each item's title; the first one if an item is listed twice."""
     if not table.kinds:
         return {}
     if table.kinds.get("item_id") != "token":
@@ -192,7 +192,7 @@ def same_id(table: Table, ids: Mapping[str, int]) -> None:
 
 
 def number(text: str) -> float | None:
-    """Return a plain decimal number, with or without an exponent; None for anything else, and for what is too large."""
+    """Return a plain decimal number, with or without an exponent; None for anything else or if it is too large."""
     text = text.strip(" ")
     mantissa, exponent = text, "0"
     for letter in "eE":
@@ -212,7 +212,7 @@ def unsigned(text: str) -> str:
 
 
 def wrong_identifier(token: str) -> bool:
-    """Is it empty, padded, or a number as only a spreadsheet or a data frame writes an identifier?"""
+    """Return whether an identifier is empty, padded, or a number in the form of a spreadsheet or data frame."""
     if not token or token != token.strip():
         return True
     if number(token) is not None:
@@ -232,7 +232,7 @@ def wrong_identifier(token: str) -> bool:
 
 
 def token_id(token: str) -> int:
-    """Return the number that a token of up to 19 digits spells, else 63 bits of its hash."""
+    """Return the number of a token with up to 19 digits; else 63 bits of its hash."""
     if token and set(token) <= DIGITS and len(token) <= 19:
         return int(token)
     return int(hashlib.blake2b(token.encode(), digest_size=8).hexdigest(), 16) % 2**63

@@ -1,4 +1,4 @@
-"""A training of less than a second on invented examples, for processes that are killed or started by torchrun."""
+"""A training run of less than a second on generated examples, for tests that kill it or start it with torchrun."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch._dynamo  # optimisers import it at their first step; processes forked from here need not
+import torch._dynamo  # imported before forks, because optimisers import it at their first step
 
 from kernels.engine import FeatureBatch
 from ranker.network.model import NetworkConfig, RankerNetwork
@@ -25,12 +25,12 @@ from ranker.training.settings import Execution, TrainingConfig
 HEADS = ("save", "hide")
 LENGTH = 12
 SIZES = NetworkConfig(heads=2, actions=4, surfaces=2, scalars=4, dim=8, hidden=(16,), encoder_layers=1, readout_dim=8)
-#: 33 requests, 16 a minibatch: three a epoch, and the last one of a single request leaves a second rank without any.
+#: 33 requests give three minibatches an epoch. The last one has a single request, so a second rank gets none.
 CONFIG = TrainingConfig(seed=5, epochs=2, patience=5, requests_per_batch=16, learning_rate=5e-3)
 
 
 def examples(seed: int, requests: int = 33) -> Examples:
-    """Labels follow from the tensors, so that there is something to learn."""
+    """Return examples whose labels follow from the tensors, so that there is something to learn."""
     rng = np.random.default_rng(seed)
     counts = rng.integers(2, 6, requests)
     rows = int(counts.sum())
@@ -54,7 +54,7 @@ def examples(seed: int, requests: int = 33) -> Examples:
     )
     labels = (batch.candidate["pin_scalars"][:, :2] > 0).astype(np.float32)
     ages_s = np.where(present, np.cumsum(rng.exponential(10_000, (requests, LENGTH)), axis=1), np.inf)
-    # The fields that training does not read are the builder's business.
+    # Training does not read the other fields, so they stay 0.
     fields: dict[str, Any] = {f.name: np.zeros(requests, np.int64) for f in dataclasses.fields(Examples)}
     fields |= {"batch": batch, "labels": labels, "popularity": np.zeros_like(labels), "attributes": {}}
     return Examples(**{**fields, "ages_s": ages_s.astype(np.float32)})
@@ -68,7 +68,7 @@ def learn(
 
 
 class KilledAt:
-    """Kills this process, with no chance to clean up, after so many batches."""
+    """Kills this process with SIGKILL after a number of batches."""
 
     def __init__(self, batches: int) -> None:
         self._batches = batches
@@ -81,7 +81,7 @@ class KilledAt:
 
 
 def killed_in_fsync(times: int) -> None:
-    """Kill this process when a file is being made durable for the n-th time."""
+    """Kill this process at the n-th fsync of a file."""
     real, left = os.fsync, [times]
 
     def fsync(fd: Any) -> None:
@@ -97,7 +97,7 @@ def main(mode: str, folder: str, count: int) -> None:
     if mode == "rank":
         with joined("cpu") as ranks:
             execution = Execution(ranks, CheckpointPlan(Path(folder), resume=True, every_batches=2), threads=1)
-            # The second time both ranks go on from what rank 0 wrote the first time, which is the end.
+            # The second time, both ranks resume from the final checkpoint that rank 0 wrote the first time.
             for _ in range(2):
                 network, epochs = learn(execution, dropout=0.0)
             losses = [(epoch.train_loss, epoch.validation_loss) for epoch in epochs]

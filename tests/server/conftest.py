@@ -17,7 +17,7 @@ from tests.server.swapping import SWAP, TOKEN, Calls, publish
 async def gated(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[tuple[Server, GatedEngine]]:
-    """A server with one engine stream, and its gate; the gate is opened at the end so that the server can drain."""
+    """A server with one engine stream, and its gated engine; the gate opens at the end so that the server can drain."""
     monkeypatch.setattr("server.app.engine_factory", lambda *_: GatedEngine)
     server = await start_server(engine_streams=1, labels=("stable",), requests_in_flight_max=4, rows_in_flight_max=60)
     engine = server.status.default.model.engine
@@ -38,7 +38,7 @@ def store(tmp_path: Path) -> ModelStore:
 
 @pytest.fixture
 async def serve(start_server: StartServer, store: ModelStore, tmp_path: Path) -> StartServer:
-    """Start servers of the store, with settings changed."""
+    """Start servers that read the store, with changed settings."""
     token = tmp_path / "token"
     token.write_text(TOKEN + "\n")
 

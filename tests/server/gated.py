@@ -1,4 +1,4 @@
-"""An engine whose runs wait at a gate: it makes a busy server out of an idle one, without sleeping."""
+"""An engine whose runs wait at a gate, so that a test can keep a server busy without sleeping."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kernels.engine import EngineError, FeatureBatch, TensorSpec
 
 
 class GatedEngine(NumpyEngine):
-    """The reference engine behind a gate that is open at first; counts what passes, fails when told to."""
+    """The reference engine behind a gate, which is open at first. It records its runs, and fails while `failing`."""
 
     def __init__(
         self,

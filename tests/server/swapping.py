@@ -1,4 +1,4 @@
-"""What the tests of versions under traffic share: a store's bundles, settings that do not wait, calls of a server."""
+"""Shared by tests that swap versions under traffic: bundles, settings without delays, and calls to a server."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from server.config import SwapConfig
 from tests import tiny
 
 TOKEN = "tell-nobody"
-#: Swaps at half of a core, looked for at once.
+#: Loads versions with half of a core, and polls the store at once.
 SWAP = SwapConfig(poll_s=0.05, retry_s=0.1, rank_correlation_min=-1, cpu_share=0.5)
-#: The same network under other versions: they order alike.
+#: The same network for several versions, so that they rank alike.
 ALIKE = tiny.network(seed=1)
 
 
 class Calls:
-    """What a test asks of a server."""
+    """Calls to the services of a server."""
 
     def __init__(self, channel, token):
         self._ranking = ranking_pb2_grpc.RankingServiceStub(channel)
@@ -58,5 +58,5 @@ def sample(server, metric, /, **labels):
 
 
 def own_golden(content):
-    """Golden requests that the network itself answers, so that nothing but what is tested is wrong."""
+    """Return a network with golden requests that it answers correctly, so that only the tested fault is wrong."""
     return {"network.onnx": content, "golden.npz": tiny.encode_golden(tiny.golden(content, tiny.manifest_fields()))}

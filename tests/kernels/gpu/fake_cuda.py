@@ -1,9 +1,9 @@
-"""A CUDA driver and a TensorRT that keep their rules without a GPU.
+"""Fakes of the CUDA driver and of TensorRT that enforce their rules without a GPU.
 
-`FakeCuda` stands where `cuda.bindings.driver` does. What is put into a stream happens when somebody waits for it, in
-order, and reads memory as it is then. So a buffer that is written too early, an answer that is read too early, memory
-that was freed or never given back, calls without a context, contexts that are let go twice, and captures during which
-a thread waits for the whole device all show.
+`FakeCuda` replaces `cuda.bindings.driver`. Work in a stream runs only when a thread waits for it, in order, and reads
+memory at that time. So the fake detects buffers that are written too early, results that are read too early, memory
+that is used after its release or never released, calls without a context, contexts that are released twice, and waits
+for the whole device during a capture.
 """
 
 # ruff: noqa: N802 - the driver's names
@@ -46,7 +46,7 @@ Status = IntEnum(
 
 
 class RefusedError(Exception):
-    """A call that the driver answers with a status other than success."""
+    """The driver answers a call with a status other than success."""
 
 
 @dataclass
@@ -54,12 +54,12 @@ class FakeStream:
     context: int
     flags: int
     works: list[Any] = field(default_factory=list)
-    noted: list[Any] | None = None  # while it is captured
+    noted: list[Any] | None = None  # its work while it is being captured
     broken: bool = False
 
 
 def _answers(call):
-    """Answer as cuda-bindings does: the status, and the value where there is one."""
+    """Return what cuda-bindings returns: the status, and the value if the call has one."""
 
     @functools.wraps(call)
     def answered(self, *given):
@@ -73,7 +73,7 @@ def _answers(call):
 
 
 class FakeCuda:
-    """So many devices, whose memory is the host's. `log` tells what was done, in order."""
+    """A number of fake devices with memory on the host. `log` lists all work in the order in which it ran."""
 
     CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
     CUevent_flags = SimpleNamespace(CU_EVENT_BLOCKING_SYNC=1, CU_EVENT_DISABLE_TIMING=2)
@@ -87,14 +87,14 @@ class FakeCuda:
         self.retained = Counter(dict.fromkeys(range(devices), 0))
         self.memory, self.pinned = {}, {}
         self.streams, self.events, self.graphs, self.executables = {}, {}, {}, {}
-        #: Contexts that each thread has pushed, the current one last.
+        #: The contexts that each thread has pushed, with the current one last.
         self.pushed = {}
         #: Called when a thread waits for the whole device.
         self.on_wait = lambda: None
         self._handles = itertools.count(1 << 20, 1 << 20)
 
     def left(self):
-        """Return what was not given back."""
+        """Return everything that was not released."""
         held = (self.memory, self.pinned, self.streams, self.events, self.graphs, self.executables)
         current = [pushed for pushed in self.pushed.values() if pushed]
         return [*(found for found in held if found), *current, *(n for n in self.retained.values() if n)]
@@ -238,7 +238,7 @@ class FakeCuda:
 
     def put(self, stream, name, work):
         """Put work into a stream, or into the graph that is being captured."""
-        held = self.streams.get(stream)  # nothing is put into the legacy default stream, which is 0
+        held = self.streams.get(stream)  # work for the legacy default stream, which is 0, is an error
         if held is None or held.context != self._inside():
             raise RefusedError("INVALID_HANDLE")
         if held.broken:
@@ -246,7 +246,7 @@ class FakeCuda:
         (held.works if held.noted is None else held.noted).append((name, stream, work))
 
     def bytes_at(self, address, size):
-        """Return the device's bytes; fails like the device for what was not allocated."""
+        """Return a view of device memory. Raises RefusedError for memory that is not allocated."""
         for start, content in list(self.memory.items()):
             if start <= address and address + size <= start + len(content):
                 return content[address - start : address - start + size]
@@ -281,9 +281,9 @@ def _host(address, size):
 
 
 def fake_trt(cuda, inputs, heads):
-    """Return a TensorRT whose plans are `PLAN` and a network, and whose contexts compute it in NumPy.
+    """Return a fake TensorRT whose plans are `PLAN` and a network, and whose contexts compute the network in NumPy.
 
-    As the real one may, it waits for the whole device when it loads a plan and when it makes a context.
+    Like the real one, it may wait for the whole device when it loads a plan or creates a context.
     """
 
     class Context:
@@ -351,7 +351,7 @@ def fake_trt(cuda, inputs, heads):
 
 
 def install(monkeypatch, cuda, trt=None):
-    """Make them what `import` finds."""
+    """Make `import` find the fakes."""
     bindings = ModuleType("cuda.bindings")
     bindings.driver = cuda
     for name, module in {"cuda": ModuleType("cuda"), "cuda.bindings": bindings, "tensorrt": trt}.items():

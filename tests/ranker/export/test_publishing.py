@@ -31,10 +31,10 @@ def test_a_bundle_that_the_store_does_not_take_is_kept(
             with pytest.raises(ModelStoreError) as caught:
                 publish_bundle(bundle, models, "stable", keep_in=tmp_path)
         assert str(caught.value) == (
-            f"the store is gone. The bundle is in {kept}; to publish it, run: pinrank model publish {kept} --store {models.where} "
-            "--label stable"
+            f"the store is gone. The bundle is in {kept}; to publish it, run: pinrank model publish {kept} "
+            f"--store {models.where} --label stable"
         )
-        with pytest.raises(ModelStoreError, match=f"The bundle is in {bundle}: "):
+        with pytest.raises(ModelStoreError, match=f"The bundle is in {bundle}; "):
             publish_bundle(bundle, models, None)
     assert read_bundle(kept).digest == read_bundle(bundle).digest
     publish_bundle(kept, models, "stable")

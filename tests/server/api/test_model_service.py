@@ -84,7 +84,8 @@ async def test_status_says_what_was_checked_and_done(serve, calls, store, tmp_pa
     (version,) = status.versions
     checks = "\n".join(version.checks)
     for expected in (
-        "ABI: callers need not change", "features: 0.0% of 30", "golden scores: good, in a process of its own",
+        "ABI: compatible with existing callers", "features: 0.0% of 30",
+        "golden scores: correct (checked in a separate process)",
         "finite for all 30", "rank correlation", "memory: about",
     ):  # fmt: skip
         assert expected in checks

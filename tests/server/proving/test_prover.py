@@ -104,7 +104,7 @@ def test_a_good_bundle_is_proven_and_scores_the_samples(prover, claim, engine):
 def test_a_run_of_recent_requests_that_fails_quotes_nothing_of_them(prover, claim):
     batch = Assembler(tiny.manifest()).assemble(tiny.fetched([1, 2, 3], [4, 5]), "home")
     batch.candidate["pin_topic"][1] = 987_654  # beyond the network's eight
-    with pytest.raises(BundleError, match="tiny@1: .*Error in a run of recent requests") as failed:
+    with pytest.raises(BundleError, match="tiny@1: scoring recent requests failed with .*Error") as failed:
         prover.prove(claim(engine="numpy"), batch)
     assert "987654" not in str(failed.value)
 
@@ -118,7 +118,9 @@ def test_a_bundle_is_proven_also_while_requests_leave_nothing_idle(claim):
 def test_one_that_requests_left_no_time_for_is_not_the_bundles_fault(claim):
     with closing(Prover("openvino")) as own:
         own.pace.busy = True
-        with pytest.raises(ProvingError, match="tiny@1: not proven within 2 s, .* held back .* s for requests"):
+        with pytest.raises(
+            ProvingError, match="tiny@1: the proof did not finish within 2 s: .* paused for .* s in favour of requests"
+        ):
             own.prove(claim(endless(), timeout_s=2.0, engine="numpy", share=0.05), None)
 
 
@@ -129,7 +131,7 @@ def test_one_that_requests_left_no_time_for_is_not_the_bundles_fault(claim):
         (
             endless,
             {"timeout_s": 3.0, "engine": "numpy"},
-            "tiny@1: not proven within 3 s, of which it was let run .* raise swap.proof_timeout_s",
+            "tiny@1: the proof did not finish within 3 s: it used .* raise swap.proof_timeout_s",
         ),
         (None, {"bundle_bytes_max": 10}, "the limit is 10"),
         (None, {"utility": "surfaces = {}"}, "surfaces"),
@@ -167,7 +169,7 @@ def test_a_crash_of_the_network_is_the_bundles_fault(prover, claim):
     prover.start()
     found = _while_proving(prover, slow, lambda child: os.kill(child, signal.SIGSEGV))
     assert isinstance(found, BundleError)
-    assert "the process that tried it was killed by SIGSEGV" in str(found)
+    assert "the proving process was killed by SIGSEGV" in str(found)
     assert prover.prove(claim(), None).memory_bytes >= 0
 
 
@@ -234,5 +236,5 @@ def test_a_gpu_that_is_not_there_is_not_the_bundles_fault(prover, claim):
 
 
 def test_another_bundle_than_was_claimed_is_not_proven(prover, claim):
-    with pytest.raises(ProvingError, match="has digest .* by now, not 000"):
+    with pytest.raises(ProvingError, match="its digest is .*, not 000"):
         prover.prove(replace(claim(), digest="0" * 64), None)

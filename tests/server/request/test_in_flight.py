@@ -76,7 +76,7 @@ async def test_full_server_refuses_at_once_and_says_when_to_come_back(gated, stu
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await stub.Rank(request(rows=3), timeout=30)
     assert raised.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "4 requests in flight, the limit is 4" in raised.value.details()
+    assert "4 requests are in flight, and the limit is 4" in raised.value.details()
     assert int(dict(raised.value.trailing_metadata())["grpc-retry-pushback-ms"]) >= 1
     engine.gate.set()
     assert all(len(answer.pin_ids) == 3 for answer in await asyncio.gather(*accepted))
@@ -90,7 +90,7 @@ async def test_rows_in_flight_are_limited_but_a_large_request_alone_is_served(ga
     await eventually(lambda: sample(server, "pinrank_rows_in_flight") == 50)
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await stub.Rank(request(rows=20), timeout=30)
-    assert "50 rows in flight and 20 more asked, the limit is 60" in raised.value.details()
+    assert "50 rows are in flight and the request has 20, but the limit is 60" in raised.value.details()
     engine.gate.set()
     await accepted
 
@@ -101,7 +101,7 @@ async def test_failed_run_fails_its_own_requests_and_quotes_nothing_of_their_row
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await stub.Rank(request(), timeout=30)
     assert raised.value.code() == grpc.StatusCode.INTERNAL
-    assert raised.value.details() == "the engine failed a run of 3 rows; the server's log says where"
+    assert raised.value.details() == "the engine failed in a run of 3 rows; see the server's log for the cause"
     engine.failing = False
     assert len((await stub.Rank(request(), timeout=30)).pin_ids) == 3
 
@@ -187,7 +187,7 @@ async def test_request_without_a_grpc_deadline_is_answered_by_its_surfaces_while
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await stub.Rank(request(rows=40))  # the surface's 100 ms
     assert raised.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    assert "no scores by the deadline: given up after" in raised.value.details()
+    assert "no scores by the deadline; the request waited" in raised.value.details()
     assert not stuck.done()
     assert sample(server, "pinrank_expired_rows_total") == 40
     engine.gate.set()

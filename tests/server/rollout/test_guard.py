@@ -28,12 +28,13 @@ def summary(requests=128, errors=0, p99_s=0.5):
         ),
         pytest.param(
             summary(errors=65), summary(errors=32), {},
-            Breach("50.78% of its requests failed, 25.00% of the default label's; allowed are 25.00% more"),
+            Breach("50.78% of its requests failed, against 25.00% of the default label's; the limit is 25.00% more"),
             id="one more error",
         ),
         pytest.param(
             summary(p99_s=0.7501), summary(), {},
-            Breach("its P99 is 750.1 ms, the default label's 500.0 ms; allowed is 1.5 times as much"), id="too slow",
+            Breach("its P99 is 750.1 ms, against the default label's 500.0 ms; the limit is 1.5 times as much"),
+            id="too slow",
         ),
         pytest.param(
             summary(p99_s=9.0), summary(p99_s=0.0), {},
@@ -41,7 +42,7 @@ def summary(requests=128, errors=0, p99_s=0.5):
         ),
         pytest.param(
             summary(), summary(), {"save": 0.25, "hide": 0.51},
-            Breach("its hide probabilities moved by 0.51 (PSI) against the default label's; allowed are 0.5"),
+            Breach("its hide probabilities differ from the default label's by 0.51 (PSI); the limit is 0.5"),
             id="moved",
         ),
     ],

@@ -144,14 +144,14 @@ BROKEN = {
         {"heads": (Head(name="save", meaning="other"), Head(name="hide", meaning="hid"))}, {},
         "heads.save.meaning: expected 'saved', found 'other'",
     ),
-    "scores not finite": (own_golden(nan_network()), {}, "candidates of recent requests get no finite score"),
+    "scores not finite": (own_golden(nan_network()), {}, "candidates of recent requests are not finite"),
     "scores say nothing": (
         own_golden(flat_network()) | {"utility.toml": NO_ATTRIBUTES}, {},
         "gives every candidate of a recent request the same utility",
     ),
     "another order": (
         own_golden(tiny.network(seed=5)), {"swap": {"rank_correlation_min": 0.95}},
-        "orders recent requests unlike what they were answered: rank correlation",
+        "ranks recent requests too differently from the answers that they got: the rank correlation",
     ),
     "too large": (
         {"embeddings.npz": bytes(2_000_000)}, {"swap": {"bundle_bytes_max": 1_000_000}},

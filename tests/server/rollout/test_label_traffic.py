@@ -119,7 +119,7 @@ async def test_a_canary_that_breaches_its_guard_is_rolled_back_for_everybody_wit
     entry = store.head("tiny")
     assert entry.by.startswith("guard of uid-")
     assert entry.why.startswith("rolled back from 2: ")
-    assert {"errors": "of its requests failed", "drift": "probabilities moved by"}[breach] in entry.why
+    assert {"errors": "of its requests failed", "drift": "probabilities differ from the default"}[breach] in entry.why
     await eventually(lambda: held(server, 2) == "gone", 30)
     assert sample(server, "pinrank_model_rollbacks_total", label="canary") == 1
     for user in range(40):

@@ -86,7 +86,7 @@ def test_only_the_tables_steps_are_allowed():
             if after in FOLLOWING[before]:
                 assert followed(before, after) is after
             else:
-                with pytest.raises(PhaseError, match=f"{before} is not followed by {after}"):
+                with pytest.raises(PhaseError, match=f"from {before} to {after}"):
                     followed(before, after)
 
 

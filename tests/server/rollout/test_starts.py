@@ -55,7 +55,7 @@ async def test_a_bundle_that_crashes_whoever_runs_it_does_not_take_a_starting_se
     os.kill(children(prover.helper_pid)[0], signal.SIGSEGV)
     server = await starting
     assert await calls(server).version() == 1
-    assert "the process that tried it was killed by SIGSEGV" in await calls(server).reason(2)
+    assert "the proving process was killed by SIGSEGV" in await calls(server).reason(2)
 
 
 async def test_when_no_version_is_good_the_start_says_what_is_wrong_with_the_one_that_the_label_names(
@@ -104,13 +104,13 @@ async def test_what_recent_requests_ruled_out_is_not_begun_with_after_a_restart(
     await server.drain_and_close()
     again = await serve(**settings)
     assert await calls(again).version() == 1
-    assert "orders recent requests unlike what they were answered" in await calls(again).reason(2)
-    assert "(before a restart" in await calls(again).reason(2)
+    assert "ranks recent requests too differently from the answers" in await calls(again).reason(2)
+    assert "(refused before a restart" in await calls(again).reason(2)
     assert sample(again, "pinrank_label_behind", label="stable") == 1
     await ask(again)
     await eventually(lambda: "before a restart" not in again.status.versions[2].reason, 30)
     await eventually(lambda: held(again, 2) == "failed", 30)
-    assert "orders recent requests unlike" in await calls(again).reason(2)
+    assert "ranks recent requests too differently" in await calls(again).reason(2)
     await again.drain_and_close()
     # With another limit it may serve: it is tried once there are requests.
     third = await serve(state_folder=tmp_path / "state")

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StraightCost:
-    """A cost model that learns nothing: exact seconds, binary fractions in tests, so that sums are exact too."""
+    """A linear cost model that learns nothing. Tests use binary fractions of seconds, so that sums are exact."""
 
     fixed_s: float = 0.0
     per_request_s: float = 0.0
     per_row_s: float = 0.0
-    #: How much longer a promise is than a prediction.
+    #: Ratio of a careful prediction to a typical one.
     careful: float = 1.0
 
     def predict_s(self, requests, rows):

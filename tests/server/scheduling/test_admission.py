@@ -56,15 +56,19 @@ def test_a_request_that_would_make_another_late_is_refused_and_says_so():
     door.offer(ask(deadline_s=0.012), 0.0)
     decision = door.offer(ask(rows=190, deadline_s=0.0119), 0.0)
     assert isinstance(decision, Refuse)
-    assert "make 1 requests late that were here before" in decision.reason
+    assert "make 1 earlier requests late" in decision.reason
 
 
 @pytest.mark.parametrize(
     ("limits", "reason"),
     [
-        pytest.param({"requests_max": 1}, "1 requests in flight, the limit is 1", id="requests"),
-        pytest.param({"rows_max": 200}, "128 rows in flight and 128 more asked, the limit is 200", id="rows"),
-        pytest.param({"bytes_max": 1500}, "1000 bytes in flight and 1000 more needed, the limit is 1500", id="bytes"),
+        pytest.param({"requests_max": 1}, "1 requests are in flight, and the limit is 1", id="requests"),
+        pytest.param(
+            {"rows_max": 200}, "128 rows are in flight and the request has 128, but the limit is 200", id="rows"
+        ),
+        pytest.param(
+            {"bytes_max": 1500}, "1000 bytes are in use and the request needs 1000, but the limit is 1500", id="bytes"
+        ),
     ],
 )
 def test_limits_are_kept_and_named(limits, reason):
@@ -175,11 +179,11 @@ def test_just_in_time_is_in_time():
 @pytest.mark.parametrize(
     ("forecast", "reason", "retry_after_s"),
     [
-        pytest.param(Forecast(2.25, 0), "the answer would come 250.0 ms after the deadline", 0.25, id="late"),
+        pytest.param(Forecast(2.25, 0), "the answer would arrive 250.0 ms after the deadline", 0.25, id="late"),
         pytest.param(
-            Forecast(2.25, 7), "the answer would come 250.0 ms after the deadline", 0.25, id="late and harmful"
+            Forecast(2.25, 7), "the answer would arrive 250.0 ms after the deadline", 0.25, id="late and harmful"
         ),
-        pytest.param(Forecast(2.0, 3), "it would make 3 requests late that were here before", 0.001, id="harmful"),
+        pytest.param(Forecast(2.0, 3), "it would make 3 earlier requests late", 0.001, id="harmful"),
     ],
 )
 def test_a_refusal_says_whether_the_request_or_others_would_be_late(forecast, reason, retry_after_s):

@@ -537,7 +537,7 @@ def test_what_was_learned_of_a_model_is_forgotten():
 def test_reserving_twice_is_a_fault():
     chosen = exactly()
     chosen.reserve(ticket(0), 0.0)
-    with pytest.raises(ValueError, match="ticket 0 is already known"):
+    with pytest.raises(ValueError, match="ticket 0 was already reserved or offered"):
         chosen.reserve(ticket(0), 0.0)
 
 

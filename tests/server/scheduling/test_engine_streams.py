@@ -120,7 +120,7 @@ async def test_a_piece_that_fails_fails_its_request_and_no_other():
             raise EngineError("told to fail")
 
     runner, model, _ = runner_of(CountingEngine(fail_large), streams=3)
-    with pytest.raises(ScoringError, match="failed a run of 500 rows"):
+    with pytest.raises(ScoringError, match="failed in a run of 500 rows"):
         await score(runner, model, 1000, in_30_s())
     assert (await score(runner, model, 10, in_30_s())).logits.shape == (10, 1)
     runner.close()
@@ -216,7 +216,7 @@ async def test_a_stream_that_a_bug_ends_is_started_again_and_its_requests_are_an
     if broken == "next":  # after its scores were there
         assert first[0].logits.shape == (3, 1)
     else:
-        assert "an engine stream ended in the middle of a run: KeyError" in str(first[0])
+        assert "an engine stream failed during a run: KeyError" in str(first[0])
     assert (await score(runner, model, 4, in_30_s())).logits.shape == (4, 1)
     assert runner.runs(model) == 0
     (one,) = supervisor.background
@@ -232,8 +232,8 @@ async def test_an_engine_that_ends_its_thread_or_loses_rows_fails_the_run_alone(
         with pytest.raises(ScoringError, match="the engine raised SystemExit"):
             await score(runner, model, 3, in_30_s())
         patch.setattr(engine, "run", lambda batch: np.zeros((batch.rows - 1, 1), np.float32))
-        with pytest.raises(ScoringError, match="the engine failed a run of 3 rows") as lost:
+        with pytest.raises(ScoringError, match="the engine failed in a run of 3 rows") as lost:
             await score(runner, model, 3, in_30_s())
-        assert "2 rows came back" in str(lost.value.__cause__)
+        assert "the engine returned 2 rows for 3" in str(lost.value.__cause__)
     assert (await score(runner, model, 3, in_30_s())).logits.shape == (3, 1)
     runner.close()
