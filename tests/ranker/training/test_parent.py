@@ -106,10 +106,19 @@ def score(scorer: str, auc: float, hit: float, difference: tuple[float, float, f
     [
         (score("this", 0.8, 0.5, (0.0, -0.01, 0.01), 0.01), []),
         (score("this", 0.796, 0.5, (0.0, -0.01, 0.01), 0.01), []),
-        (score("this", 0.794, 0.5, (0.0, -0.01, 0.01), 0.01), ["save: AUC 0.7940 is more than 0.005 below the parent's 0.8000"]),
-        (score("this", 0.8, 0.5, (0.0, -0.01, 0.01), 0.03), ["save: calibration error 0.0300 is above the limit of 0.02"]),
+        (
+            score("this", 0.794, 0.5, (0.0, -0.01, 0.01), 0.01),
+            ["save: AUC 0.7940 is more than 0.005 below the parent's 0.8000"],
+        ),
+        (
+            score("this", 0.8, 0.5, (0.0, -0.01, 0.01), 0.03),
+            ["save: calibration error 0.0300 is above the limit of 0.02"],
+        ),
         (score("this", 0.8, 0.45, (-0.05, -0.06, -0.005), 0.01), []),
-        (score("this", 0.8, 0.45, (-0.05, -0.06, -0.02), 0.01), ["save: HIT@3 0.4500 is more than 2% below the parent's 0.5000"]),
+        (
+            score("this", 0.8, 0.45, (-0.05, -0.06, -0.02), 0.01),
+            ["save: HIT@3 0.4500 is more than 2% below the parent's 0.5000"],
+        ),
     ],
 )
 def test_gates_compare_head_by_head(own: HeadScore, expected: list[str]) -> None:
