@@ -23,7 +23,7 @@ class ModelCollector(Collector):
 
     def _phases(self) -> Metric:
         phase = GaugeMetricFamily(
-            "pinrank_model_phase", "1 for the phase that each known version is in", labels=["version", "phase"]
+            "pinrank_model_phase", "1 for the current phase of each known version", labels=["version", "phase"]
         )
         for version, record in self._status.versions.items():
             phase.add_metric([str(version), str(record.phase)], 1)
@@ -32,11 +32,11 @@ class ModelCollector(Collector):
     def _warm_ups(self) -> Iterator[Metric]:
         runs = GaugeMetricFamily(
             "pinrank_model_warm_up_runs",
-            "Runs of each known version's warm-up: done, and left by one that goes on, was cut off or failed",
+            "Runs of each known version's warm-up: done, and left while it continues or after it was cut off or failed",
             labels=["version", "state"],
         )
         seconds = GaugeMetricFamily(
-            "pinrank_model_warm_up_seconds", "Time of each known version's warm-up", labels=["version"]
+            "pinrank_model_warm_up_seconds", "Duration of each known version's warm-up", labels=["version"]
         )
         for version, warm_up in self._status.warm_ups().items():
             done, of = warm_up.runs, warm_up.of
@@ -48,7 +48,7 @@ class ModelCollector(Collector):
 
     def _behind(self) -> Metric:
         behind = GaugeMetricFamily(
-            "pinrank_label_behind", "1 while a label answers with another version than the model store names",
+            "pinrank_label_behind", "1 while a label answers with a version that the model store does not name for it",
             labels=["label"],
         )  # fmt: skip
         for label in self._status.behind():
@@ -58,8 +58,8 @@ class ModelCollector(Collector):
     def _drifts(self) -> Metric:
         drift = GaugeMetricFamily(
             "pinrank_model_drift_psi",
-            "Distance (population stability index) of what a version is given (input) and predicts (head) lately from "
-            "its training; above 0.25 something moved",
+            "Distance (population stability index) of a version's recent inputs (input) and predictions "
+            "(head) from its training; above 0.25 something has changed",
             labels=["version", "kind", "name"],
         )
         for version, served in list(self._status.by_version.items()):
@@ -70,17 +70,21 @@ class ModelCollector(Collector):
     def _shadow(self) -> Iterator[Metric]:
         found = self._status.shadow
         requests = CounterMetricFamily(
-            "pinrank_shadow_requests", "Requests ranked by the shadow label too, by outcome", labels=["outcome"]
+            "pinrank_shadow_requests", "Requests that the shadow label also ranked, by outcome", labels=["outcome"]
         )
         requests.add_metric(["compared"], found.requests)
         requests.add_metric(["skipped"], found.skipped)
         requests.add_metric(["failed"], found.failed)
         yield requests
         yield GaugeMetricFamily(
-            "pinrank_shadow_top_10_overlap", "Mean share of the ten best that both have", found.top_10_overlap
+            "pinrank_shadow_top_10_overlap",
+            "Mean overlap of the ten best pins of the shadow and the answers",
+            found.top_10_overlap,
         )
         heads = GaugeMetricFamily(
-            "pinrank_shadow_psi", "Distance of the shadow's probabilities from those given", labels=["head"]
+            "pinrank_shadow_psi",
+            "Distance (population stability index) of the shadow's probabilities from those of the answers",
+            labels=["head"],
         )
         for head in found.heads:
             heads.add_metric([head.head], head.psi)

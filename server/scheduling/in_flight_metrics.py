@@ -16,6 +16,6 @@ class InFlightCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         held = self._admission
-        yield GaugeMetricFamily("pinrank_requests_in_flight", "Rank calls admitted", held.requests)
-        yield GaugeMetricFamily("pinrank_rows_in_flight", "Candidates of admitted Rank calls", held.rows)
-        yield GaugeMetricFamily("pinrank_bytes_in_flight", "Estimated memory of admitted Rank calls", held.bytes)
+        yield GaugeMetricFamily("pinrank_requests_in_flight", "Admitted Rank calls", held.requests)
+        yield GaugeMetricFamily("pinrank_rows_in_flight", "Candidates of the admitted Rank calls", held.rows)
+        yield GaugeMetricFamily("pinrank_bytes_in_flight", "Estimated memory of the admitted Rank calls", held.bytes)

@@ -14,7 +14,7 @@ from server.telemetry.logs import withheld_lines
 class LogLineCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         withheld = CounterMetricFamily(
-            "pinrank_log_lines_withheld", "Log lines left out as their event came too often", labels=["event"]
+            "pinrank_log_lines_withheld", "Log lines withheld because their event was too frequent", labels=["event"]
         )
         for event, lines in sorted(withheld_lines().items()):
             withheld.add_metric([event], lines)
@@ -27,10 +27,10 @@ class BackgroundCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         failures = CounterMetricFamily(
-            "pinrank_background_failures", "Times that background work failed unexpectedly", labels=["name"]
+            "pinrank_background_failures", "Unexpected failures of background work; should stay 0", labels=["name"]
         )
         waiting = GaugeMetricFamily(
-            "pinrank_background_waiting", "1 while a background loop that failed waits to be started again",
+            "pinrank_background_waiting", "1 while a failed background loop waits for its restart",
             labels=["name"],
         )  # fmt: skip
         for one in self._supervisor.background:

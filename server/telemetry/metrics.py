@@ -31,25 +31,32 @@ class RequestMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._calls = Counter(
-            "pinrank_requests", "Rank calls by surface and gRPC status code", ["surface", "code"], registry=registry
+            "pinrank_requests",
+            "Rank calls by surface (unknown if invalid) and gRPC status code",
+            ["surface", "code"],
+            registry=registry,
         )
         self._by_outcome: dict[tuple[str, str], Counter] = {}
         self.request_seconds = Histograms(
             "pinrank_request_seconds",
-            "Time of answered Rank calls from first byte parsed to response serialised",
+            "Time of answered Rank calls from the first byte parsed to the response serialised",
             "surface",
             _SECONDS,
             registry,
         )
         self.stage_seconds = Histograms(
-            "pinrank_stage_seconds", "Time of answered Rank calls by stage", "stage", _SECONDS, registry
+            "pinrank_stage_seconds", "Time of answered Rank calls, by stage", "stage", _SECONDS, registry
         )
         self.refusal_seconds = Histograms(
-            "pinrank_refusal_seconds", "Time from first byte parsed to refusal", "surface", _SECONDS, registry
+            "pinrank_refusal_seconds",
+            "Time of refused Rank calls from the first byte parsed to the refusal",
+            "surface",
+            _SECONDS,
+            registry,
         )
         self.candidates = Histograms("pinrank_candidates", "Candidates per valid Rank call", None, _ROWS, registry)
         degraded = Counter(
-            "pinrank_degraded", "Answers degraded, by what was missing or left out", ["kind"], registry=registry
+            "pinrank_degraded", "Degraded answers, by field of pinrank.v1.Degradation", ["kind"], registry=registry
         )
         self.degraded = {kind: degraded.labels(kind) for kind in DEGRADATIONS}
 
@@ -69,17 +76,19 @@ class EngineMetrics:
         self.run_requests = Histograms(
             "pinrank_run_requests", "Requests per engine run", None, (1, 2, 4, 8, 16, 32), registry
         )
-        self.run_seconds = Histograms("pinrank_run_seconds", "Time of engine runs", None, _SECONDS, registry)
+        self.run_seconds = Histograms("pinrank_run_seconds", "Duration of engine runs", None, _SECONDS, registry)
         self.run_cpu_seconds = Counter(
             "pinrank_run_cpu_seconds",
-            "Processor time of engine runs, where the engine is the processor",
+            "Processor time of engine runs, if the engine runs on the CPU",
             registry=registry,
         )
         self.expired_rows = Counter(
             "pinrank_expired_rows", "Rows that could no longer be scored in time; never scored", registry=registry
         )
         self.cancelled_rows = Counter(
-            "pinrank_cancelled_rows", "Rows whose caller hung up in the queue; never scored", registry=registry
+            "pinrank_cancelled_rows",
+            "Rows whose caller hung up while they were queued; never scored",
+            registry=registry,
         )
         self.late_run_rows = Counter(
             "pinrank_late_run_rows",
@@ -92,11 +101,16 @@ class ActionMetrics:
     """Of recorded actions."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        actions = Counter("pinrank_actions", "Actions recorded, by what became of them", ["outcome"], registry=registry)
+        actions = Counter(
+            "pinrank_actions",
+            "Recorded actions, by outcome: added, repeated or too old",
+            ["outcome"],
+            registry=registry,
+        )
         self.outcomes = {outcome: actions.labels(outcome.name.lower()) for outcome in ActionOutcome}
         self.future_actions = Counter(
             "pinrank_future_actions_dropped",
-            "Stored actions that no clock shows yet, dropped when their user's sequence was written",
+            "Stored actions too far in the future, dropped when their user's sequence was written",
             registry=registry,
         )
 
@@ -110,23 +124,23 @@ class ModelMetrics:
         )
         swaps = Counter(
             "pinrank_model_swaps",
-            "Versions that began to answer for a label (done), or failed, by what was at fault: the bundle, its "
-            "surroundings (features, memory, the store; tried again), or something unexpected",
+            "Versions that began to answer for a label (done), or failed because of their bundle, because of "
+            "their surroundings (features, memory, the store; retried), or unexpectedly",
             ["outcome"],
             registry=registry,
         )
         self.done = swaps.labels("done")
         self.failed = {fault: swaps.labels(f"failed_{fault}") for fault in get_args(Fault)}
         self.rollbacks = Counter(
-            "pinrank_model_rollbacks", "Versions that a guard took off a label", ["label"], registry=registry
+            "pinrank_model_rollbacks", "Versions that a guard rolled back from a label", ["label"], registry=registry
         )
         self.warm_ups_cut_off = Counter(
             "pinrank_model_warm_ups_cut_off",
-            "Versions whose warm-up took longer than it may, so that first requests of some shapes take longer",
+            "Warm-ups that exceeded their time limit, so that the first requests of some shapes are slower",
             registry=registry,
         )
         self.store_failures = Counter(
-            "pinrank_model_store_failures", "Looks at the model store that failed", registry=registry
+            "pinrank_model_store_failures", "Failed polls of the model store", registry=registry
         )
 
 
