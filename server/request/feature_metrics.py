@@ -1,4 +1,4 @@
-"""Metrics of what features are read from: the near caches, and the store behind them."""
+"""Metrics of the near caches and of the feature store behind them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class NearCacheCollector(Collector):
         age = GaugeMetricFamily(
             "pinrank_near_cache_age_seconds", "Mean age of the rows in the near cache", labels=["group"]
         )
-        for cache in list(self._caches.values()):  # models come and go meanwhile
+        for cache in list(self._caches.values()):  # models may be loaded or dropped meanwhile
             rows, age_s = cache.held(time.monotonic())  # the event loop's clock
             held.add_metric([cache.group.ref], rows)
             age.add_metric([cache.group.ref], age_s)
@@ -84,8 +84,8 @@ class EmbeddedStoreCollector(Collector):
 
 
 @singledispatch
-def store_collectors(store: Store) -> tuple[Collector, ...]:  # noqa: ARG001 - the kinds below say more
-    """Return the collectors of a store's own metrics; a kind of store that has any registers them here."""
+def store_collectors(store: Store) -> tuple[Collector, ...]:  # noqa: ARG001 - the kinds registered below use it
+    """Return the collectors of a store's own metrics; register new kinds of stores below."""
     return ()
 
 
