@@ -1,4 +1,4 @@
-"""Metrics of log lines and background work, read when metrics are collected; other rooms have their own collectors."""
+"""Collectors of the metrics of log lines and background work; other packages define collectors of their own."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class BackgroundCollector(Collector):
 
 
 class SafeCollector(Collector):
-    """Yields nothing when its collector fails, so that the other metrics are still exported."""
+    """Wraps a collector; if it fails, its metrics are missing, but all other metrics are still exported."""
 
     def __init__(self, collector: Collector, supervisor: Supervisor) -> None:
         self._collector = collector
@@ -50,5 +50,5 @@ class SafeCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         try:
             yield from list(self._collector.collect())
-        except Exception as error:  # noqa: BLE001 - a bug in one must not hide all the others
+        except Exception as error:  # noqa: BLE001 - a bug in one collector must not hide all other metrics
             self._supervisor.note("metrics", error)

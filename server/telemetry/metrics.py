@@ -1,6 +1,6 @@
-"""The metrics that the server counts and times as it works; what is read when metrics are collected has collectors.
+"""The metrics that the server updates as it works; collectors provide those that are computed during a scrape.
 
-A group of metrics goes to the part that writes them. Seconds and rows, Prometheus' base units.
+Each class holds the metrics of one part of the server. Units are Prometheus' base units: seconds, rows.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from server.runtime.supervisor import Supervisor
 from server.telemetry.collectors import BackgroundCollector, LogLineCollector, SafeCollector
 from server.telemetry.histograms import Histograms
 
-#: Fine around the 10 ms budget: 12 bounds between 1 and 25 ms.
+#: Bucket bounds, dense around the 10 ms budget: 12 of them between 1 and 25 ms.
 _SECONDS = (
     0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.005, 0.006, 0.0075, 0.01, 0.0125, 0.015,
     0.02, 0.025, 0.035, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0,
 )  # fmt: skip
-#: What was at fault when a version failed.
+#: The cause of a version's failure.
 Fault = Literal["bundle", "surroundings", "unexpected"]
 _ROWS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
 
 class RequestMetrics:
-    """Of Rank calls."""
+    """Metrics of Rank calls."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._calls = Counter(
@@ -69,7 +69,7 @@ class RequestMetrics:
 
 
 class EngineMetrics:
-    """Of engine runs, and of rows that reached none."""
+    """Metrics of engine runs, and of rows that were never scored."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.run_rows = Histograms("pinrank_run_rows", "Rows per engine run", None, _ROWS, registry)
@@ -98,7 +98,7 @@ class EngineMetrics:
 
 
 class ActionMetrics:
-    """Of recorded actions."""
+    """Metrics of recorded actions."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         actions = Counter(
@@ -116,7 +116,7 @@ class ActionMetrics:
 
 
 class ModelMetrics:
-    """Of versions that come and go."""
+    """Metrics of model versions and their swaps."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.info = Gauge(
@@ -145,10 +145,10 @@ class ModelMetrics:
 
 
 class Metrics:
-    """The server's metrics, on a registry of their own so that tests can run many servers in one process."""
+    """All metrics of a server, on a separate registry, so that tests can run many servers in one process."""
 
     def __init__(self, supervisor: Supervisor | None = None) -> None:
-        """Make all metrics, those of what a supervisor runs too."""
+        """Create the metrics and their registry, including those of a supervisor's background work."""
         self.registry = CollectorRegistry()
         self._supervisor = supervisor or Supervisor()
         self.requests = RequestMetrics(self.registry)
@@ -158,10 +158,10 @@ class Metrics:
         self.register(BackgroundCollector(self._supervisor), LogLineCollector())
 
     def register(self, *collectors: Collector) -> None:
-        """Read these whenever metrics are collected; one that fails hides no other's."""
+        """Add collectors to the export; one that fails does not affect the others."""
         for collector in collectors:
             self.registry.register(SafeCollector(collector, self._supervisor))
 
     def value(self, name: str, /, **labels: str) -> float | None:
-        """Return a sample's value now, None where there is no such sample."""
+        """Return a sample's current value, or None if there is no such sample."""
         return self.registry.get_sample_value(name, labels)
