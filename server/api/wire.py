@@ -1,4 +1,4 @@
-"""Parses and validates Rank requests, and serialises their answers. An invalid request gets all its problems listed."""
+"""Parses and validates Rank requests, and serialises their answers. The error for an invalid request lists all problems."""
 
 from __future__ import annotations
 
