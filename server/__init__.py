@@ -1,1 +1,1 @@
-"""The ranking server: from bytes on the wire to an ordered answer."""
+"""The ranking server: answers gRPC Rank calls with candidates in order, and hot-swaps the models that rank them."""

@@ -1,4 +1,4 @@
-"""The composition root: the only file that names concrete parts and puts them together."""
+"""The composition root: creates the parts of a ranking server, connects them, and starts and drains the whole."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ from server.telemetry.metrics import Metrics
 _log = structlog.get_logger(__name__)
 
 
-#: What a server that stops may take beyond `drain_s`.
+#: Time that a stopping server may take beyond `drain_s`.
 _EXIT_GRACE_S = 15.0
 
 
@@ -64,16 +64,17 @@ class StartError(Exception):
 
 
 class Server:
-    """A whole ranking server in one event loop.
+    """A complete ranking server in one event loop.
 
     Attributes:
-        store: of features.
-        metrics: of everything.
-        recording: of actions, into the sequences that models in memory read.
-        calls: in flight.
-        serving: whether Rank calls are answered.
-        http_port: of `/metrics` and `/healthz`.
-        status: what the server holds and how it does; from the start on, as are `model_store`, `intake` and `swap`.
+        store: the feature store.
+        metrics: all metrics.
+        recording: the activity sequences that users' actions are written into.
+        calls: counts the calls in flight.
+        serving: whether the server answers Rank calls.
+        http_port: port of `/metrics` and `/healthz`.
+        status: a read-only view of the server's models and their health. Like `model_store`, `intake` and `swap`, it
+            exists only once `start` has been called.
     """
 
     model_store: ModelStore
@@ -82,19 +83,19 @@ class Server:
     status: ServerStatus
 
     def __init__(self, config: ServerConfig, *, shared_port: bool = False, prover: Prover | None = None) -> None:
-        """Remember.
+        """Create a server without starting it.
 
         Args:
             config: the settings.
-            shared_port: whether other servers of ours listen on the same gRPC port.
-            prover: of new versions; its own without.
+            shared_port: whether other processes of this server listen on the same gRPC port.
+            prover: proves new versions; without one, the server starts a prover of its own.
         """
         self._shared_prover = prover
         self._config = config
         self._shared_port = shared_port
         self._supervisor = Supervisor()
         self.metrics = Metrics(self._supervisor)
-        #: Runs in flight on each of the devices, and on all of them.
+        #: Maximum number of concurrent engine runs, on each device and in total.
         self._streams_each = config.engine_streams or default_streams(config.engine, cores())
         self._streams = self._streams_each * len(config.devices)
         self.store: Store = open_store(
@@ -102,7 +103,7 @@ class Server:
         )
         self.recording = Recording(self.store, self.metrics.actions.future_actions.inc)
         self.calls = Calls()
-        #: Closes what was opened, last first.
+        #: Closes the opened parts, in reverse order.
         self._opened = AsyncExitStack()
         self.serving = False
         self.http_port = 0
@@ -117,10 +118,13 @@ class Server:
         return self.listens_on if isinstance(self.listens_on, int) else 0
 
     async def start(self) -> None:
-        """Load and prove the models, open the store, then open the ports. What fails leaves nothing open.
+        """Open the store and the HTTP port, prove and load the models, then open the gRPC port.
+
+        If a step fails, everything opened so far is closed.
 
         Raises:
-            ConfigError, StoreError, ModelStoreError, BundleError, UtilityError, StartError: why it cannot serve.
+            ConfigError, StoreError, ModelStoreError, BundleError, UtilityError, StartError: the server cannot serve;
+                the message says why.
         """
         try:
             await self._start()
@@ -135,10 +139,10 @@ class Server:
         self.model_store = open_model_store(config.model_store)
         prover = self._shared_prover or Prover(config.engine)
         factory = self._engine_factory()
-        await asyncio.to_thread(prover.start)  # it imports what it needs meanwhile
+        await asyncio.to_thread(prover.start)  # it imports its libraries while we go on
         models = self._build(factory, prover)
         try:
-            self._open_http()  # before the models are there: it says what the start is at
+            self._open_http()  # before the models are loaded, so that /healthz shows the start's progress
             await self.swap.start()
             _check_surfaces(config, models)
             opened.push_async_callback(self._endpoint.stop)
@@ -165,7 +169,7 @@ class Server:
             raise ConfigError(str(error)) from error
 
     def _build(self, factory: EngineFactory, prover: Prover) -> ServedModels:
-        """Make the parts, from the ones that know nothing of the others up, and register their metrics."""
+        """Create the parts, each after the parts that it uses, and register their metrics."""
         config, opened, metrics, supervisor = self._config, self._opened, self.metrics, self._supervisor
         models, recent = ServedModels(config.labels[0]), RecentRequests()
         features = FeatureReader(
@@ -215,7 +219,7 @@ class Server:
             self._opened.callback(endpoint.close)
 
     def _new_runner(self, costs: dict[Hashable, CostModel], pace: Pace) -> tuple[Admission, Runner]:
-        """Put the policies together: what is learned of each model, who goes first, what is refused."""
+        """Create the scheduling policies (costs, order of requests, admission) and the engine streams they control."""
         config = self._config
         lanes = {name: Lane(surface.priority, surface.share) for name, surface in config.surfaces.items()}
         lanes[SHADOW_LANE] = Lane(priority=-100, share=0.01)
@@ -228,16 +232,16 @@ class Server:
         return admission, runner
 
     def catch_strays(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Count and log what fails on an event loop and is nobody's."""
+        """Count and log exceptions on an event loop that nothing else handles."""
         self._supervisor.catch_strays(loop)
 
     async def drain_and_close(self, hurry: asyncio.Event | None = None) -> None:
-        """Refuse new calls, let those in flight finish within `drain_s`, then close everything.
+        """Refuse new calls, let calls in flight finish within `drain_s`, then close everything.
 
         Every caller gets its answer or UNAVAILABLE.
 
         Args:
-            hurry: ends the wait for those in flight.
+            hurry: ends the wait for the calls in flight early when it is set.
         """
         self.serving = False
         await self._endpoint.set_serving(serving=False)
@@ -251,7 +255,7 @@ class Server:
 
 
 async def serve(config: ServerConfig, *, shared_port: bool = False) -> None:
-    """Run a server until a signal asks for its end, then drain it; one that comes during the start ends that."""
+    """Run a server until a signal arrives, then drain it; a signal during the start cancels the start."""
     set_up_allocator()
     loop = asyncio.get_running_loop()
     ending = heed_signals(loop, config.drain_s + _EXIT_GRACE_S)
@@ -260,18 +264,18 @@ async def serve(config: ServerConfig, *, shared_port: bool = False) -> None:
     if not await _started(server, ending):
         _log.info("stopped_during_start")
         return
-    # What lives now lives as long as the server: the collector need not look at it again.
+    # Objects that exist now live as long as the server, so the garbage collector need not scan them again.
     gc.freeze()
     await ending.asked.wait()
     await server.drain_and_close(ending.hurried)
 
 
 async def _started(server: Server, ending: Ending) -> bool:
-    """Start a server; False when its end was asked for before it served."""
+    """Start a server; return False if a signal arrived before it was serving."""
     start, asked = asyncio.ensure_future(server.start()), asyncio.ensure_future(ending.asked.wait())
     await asyncio.wait({start, asked}, return_when=asyncio.FIRST_COMPLETED)
     asked.cancel()
-    start.cancel()  # nothing to one that is done
+    start.cancel()  # has no effect if the start is done
     try:
         await start
     except asyncio.CancelledError:
@@ -283,5 +287,6 @@ def _check_surfaces(config: ServerConfig, models: ServedModels) -> None:
     unknown = sorted(set(config.surfaces) - models.surfaces)
     if unknown:
         raise ConfigError(
-            f"surfaces.{unknown[0]}: no served model ranks this surface; there are {sorted(models.surfaces)}"
+            f"surfaces.{unknown[0]}: no served model ranks this surface; the served models rank "
+            f"{', '.join(sorted(models.surfaces))}"
         )

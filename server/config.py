@@ -1,4 +1,4 @@
-"""Everything an operator can set, checked; `server/config_sources.py` reads it from files, variables and options."""
+"""The server's settings and their validation; `server/config_sources.py` loads them from files and variables."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ Milliseconds = Annotated[float, Field(gt=0, le=60_000)]
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used; the message names every bad value."""
+    """The configuration is invalid; the message lists every invalid value."""
 
 
 def _host(text: str) -> str:
     if not is_host(text):
-        raise ValueError(f"{text!r}: write an address (127.0.0.1, ::), a name, or unix:/path, without a port")
+        raise ValueError(f"{text!r}: use an address (127.0.0.1, ::), a host name, or unix:/path, without a port")
     return text
 
 
@@ -48,14 +48,14 @@ def _devices(value: object) -> tuple[int, ...] | None:
         return None
     numbers = tuple(value) if isinstance(value, list | tuple) else (value,)
     if not numbers or any(type(number) is not int or not 0 <= number <= 63 for number in numbers):
-        raise ValueError(f"{value!r}: write a GPU's number, from 0 to 63, or a list of them: [0, 1]")
+        raise ValueError(f"{value!r}: use a GPU's number from 0 to 63, or a list of such numbers: [0, 1]")
     if len(set(numbers)) < len(numbers):
-        raise ValueError(f"{list(numbers)} names a GPU twice; how many runs one has in flight is engine_streams")
+        raise ValueError(f"{list(numbers)} names a GPU twice; set engine_streams for more concurrent runs on a GPU")
     return numbers
 
 
 class SurfaceConfig(BaseModel):
-    """The settings that may differ from surface to surface."""
+    """The settings of one surface."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -244,14 +244,14 @@ class ServerConfig(BaseSettings):
     def settings_customise_sources(  # type: ignore[override]
         cls, _: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **__: PydanticBaseSettingsSource
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take what is given and nothing else: `load_config` reads the environment, once."""
+        """Use only the given values; `load_config` reads the environment."""
         return (init_settings,)
 
     @model_validator(mode="after")
     def _a_unix_socket_is_one_process(self) -> ServerConfig:
         if self.processes > 1 and socket_path(self.host) is not None:
             raise ValueError(
-                f"processes: {self.processes} cannot share {self.host}; set host to an address, or 1 process"
+                f"processes: {self.processes} cannot share {self.host}; set host to an address, or processes to 1"
             )
         return self
 
@@ -259,7 +259,7 @@ class ServerConfig(BaseSettings):
     def _devices_are_the_engines(self) -> ServerConfig:
         if self.device is not None and self.engine not in ON_GPU:
             raise ValueError(
-                f"device: engine {self.engine!r} computes on the processor; leave device out, or set engine to one of "
+                f"device: engine {self.engine!r} runs on the CPU; unset device, or set engine to one of "
                 f"{', '.join(ON_GPU)}"
             )
         return self
@@ -276,11 +276,11 @@ class ServerConfig(BaseSettings):
 
     @property
     def devices(self) -> tuple[int, ...]:
-        """The GPUs to compute on, one of no matter where the engine is of the processor."""
+        """The CUDA ordinals of the GPUs to run on; (0,) for a CPU engine, which ignores it."""
         return self.device or (0,)
 
     def devices_of(self, process: int) -> tuple[int, ...]:
-        """Return the GPUs of one of `processes`: some for it alone where there are enough for that, or else all."""
+        """Return the GPUs of one process: GPUs of its own if there are enough for all processes, otherwise all GPUs."""
         alone = len(self.devices) >= self.processes
         return self.devices[process :: self.processes] if alone else self.devices
 
@@ -288,6 +288,6 @@ class ServerConfig(BaseSettings):
         return self.surfaces.get(name, SurfaceConfig())
 
     def secrets(self) -> frozenset[str]:
-        """Return what no log line may hold: the store's password, and the keys of a bucket."""
+        """Return the secrets to redact from logs: the feature store's password and the keys of a bucket."""
         keys = {os.environ[name] for name in SECRET_VARIABLES if name in os.environ}
         return secrets_of(self.feature_store.get_secret_value()) | keys

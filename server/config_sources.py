@@ -1,4 +1,4 @@
-"""Where settings come from: a TOML file, `PINRANK_*` variables on top; the server reads them only here."""
+"""Loads the server's settings from command-line options, `PINRANK_*` environment variables and a TOML file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pydantic_settings import (
 from server.config import ConfigError, ServerConfig
 from server.environment import OF_COMMANDS, PREFIX, service_links
 
-#: Settings with settings of their own.
+#: Settings that are tables of settings themselves.
 _NESTED = {name for name, field in ServerConfig.model_fields.items() if isinstance(field.default, BaseModel | dict)}
 
 
@@ -27,11 +27,11 @@ def load_config(path: Path | None, options: dict[str, Any] | None = None) -> Ser
     """Read the settings: options first, then `PINRANK_*` variables, then the TOML file, then the defaults.
 
     Args:
-        path: the file; relative paths in it are relative to it.
-        options: by name, as from a command line; None means not given.
+        path: the TOML file, if any; paths in it are relative to its folder.
+        options: settings by name, such as from a command line; None means not given.
 
     Raises:
-        ConfigError: names every bad, unknown or missing setting.
+        ConfigError: lists every invalid, unknown or missing setting.
     """
     in_file = {} if path is None else _read_file(path)
     aside = service_links(os.environ) | OF_COMMANDS
@@ -40,7 +40,7 @@ def load_config(path: Path | None, options: dict[str, Any] | None = None) -> Ser
         if not name.upper().startswith(PREFIX) or name in aside:
             continue
         if setting not in ServerConfig.model_fields or (nested and setting not in _NESTED):
-            raise ConfigError(f"{name}: there is no such setting; unset it, or correct its name")
+            raise ConfigError(f"{name}: there is no such setting; unset the variable, or correct its name")
 
     class FromEverywhere(ServerConfig):
         @classmethod
@@ -60,11 +60,11 @@ def load_config(path: Path | None, options: dict[str, Any] | None = None) -> Ser
         return FromEverywhere(**{key: value for key, value in (options or {}).items() if value is not None})
     except (ValidationError, SettingsError) as error:
         where = f"{path}, {PREFIX}* variables and options" if path else f"{PREFIX}* variables and options"
-        raise ConfigError(f"unusable configuration from {where}:\n{_problems(error)}") from error
+        raise ConfigError(f"invalid configuration from {where}:\n{_problems(error)}") from error
 
 
 def shadowing_links() -> list[str]:
-    """Return the variables that have a setting's name and were set aside, as Kubernetes set them for a Service."""
+    """Return the variables that have a setting's name and were ignored, because Kubernetes set them for a Service."""
     return sorted(
         name
         for name in service_links(os.environ)
@@ -74,7 +74,7 @@ def shadowing_links() -> list[str]:
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))  # TOML's, whatever the locale says
+        values = tomllib.loads(path.read_text(encoding="utf-8"))  # TOML is UTF-8 in every locale
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
     for key in ("model_store", "utility", "admin_token_file", "state_folder"):

@@ -1,7 +1,7 @@
-"""What `PINRANK_*` variables may be: settings, what the command itself reads, and what Kubernetes adds by itself.
+"""Tells `PINRANK_*` settings in the environment from variables that Kubernetes sets for Services called pinrank.
 
-Kubernetes gives every container variables for every Service of its namespace ("service links"), whether they are
-wanted or not; those of a Service called pinrank, or pinrank-canary, look like settings.
+By default, Kubernetes gives every container variables for every Service of its namespace ("service links"). Those of a
+Service called pinrank or pinrank-canary look like settings.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping
 
 PREFIX = "PINRANK_"
-#: The file with the token that `pinrank model status`, `load` and `unload` bring; the server's is `admin_token_file`.
+#: File with the token that `pinrank model status`, `load` and `unload` send; a server reads `admin_token_file` instead.
 TOKEN_FILE = f"{PREFIX}TOKEN_FILE"
-#: Read by commands, and no settings of a server.
+#: Variables that commands read and that are not settings of the server.
 OF_COMMANDS = frozenset({TOKEN_FILE})
 
 _PROTOCOL = "(TCP|UDP|SCTP)"
@@ -23,10 +23,10 @@ _URL = re.compile(rf"{_PROTOCOL.lower()}://(?P<host>.+):(?P<port>\d+)")
 
 
 def is_service_link(name: str, value: str) -> bool:
-    """Tell whether Kubernetes set a variable for a Service called pinrank or pinrank-anything: by its name and value.
+    """Return whether Kubernetes set a variable for a Service called pinrank or pinrank-anything.
 
-    Both are needed, as a Service may be called what makes its link a setting: PINRANK_GRPC_PORT is a port when it holds
-    a number, and pinrank-grpc's address when it holds `tcp://10.0.0.1:50051`.
+    The name alone does not tell, because a Service's link can have a setting's name: PINRANK_GRPC_PORT is the setting
+    if its value is a number, and the link of a Service called pinrank-grpc if its value is `tcp://10.0.0.1:50051`.
     """
     link = _LINK.fullmatch(name)
     if link is None:
@@ -52,7 +52,7 @@ def is_service_link(name: str, value: str) -> bool:
 
 
 def service_links(variables: Mapping[str, str]) -> frozenset[str]:
-    """Return the names of those that Kubernetes set."""
+    """Return the names of the variables that Kubernetes set for Services called pinrank or pinrank-anything."""
     return frozenset(name for name, value in variables.items() if is_service_link(name, value))
 
 

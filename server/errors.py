@@ -1,16 +1,16 @@
-"""What can go wrong with a call, and the gRPC status of each.
+"""The errors that end a call, and the gRPC status of each.
 
 RankError
-├── InvalidRequestError      the request itself is wrong; names every field at fault
-├── OverloadedError          refused on arrival, before any work; says when to try again
-├── DeadlineError            no scores in time; nothing is answered late
-├── RecordingFullError       more actions wait to be stored than the server holds
-├── NotRecordingError        this server records no actions
-├── StoreDownError           the feature store took no actions
+├── InvalidRequestError      the request is invalid; lists every invalid field
+├── OverloadedError          the server refused the request on arrival; says when to retry
+├── DeadlineError            no scores before the deadline; the server never answers late
+├── RecordingFullError       too many actions are waiting to be stored
+├── NotRecordingError        this server does not record actions
+├── StoreDownError           the feature store did not accept the actions
 ├── DrainingError            the server is shutting down
-├── ScoringError             the engine failed this request's batch
-├── StatusError              ends with the status that it names (ModelService)
-└── InternalError            a fault of the server's own: its log has it, the caller only hears of it
+├── ScoringError             the engine failed to score this request's batch
+├── StatusError              ends the call with the status that it carries (ModelService)
+└── InternalError            a bug in the server; only the server's log has the details
 """
 
 from __future__ import annotations
@@ -21,19 +21,24 @@ import grpc
 
 
 class RankError(Exception):
-    """A call that ends without what was asked for."""
+    """A call ends without an answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """One thing wrong with one field, as in google.rpc.BadRequest."""
+    """A problem with one field of a request, as in google.rpc.BadRequest."""
 
     field: str
     description: str
 
 
 class InvalidRequestError(RankError):
-    """Attributes: `violations`, and `more`, how many were found beyond them."""
+    """The request is invalid.
+
+    Attributes:
+        violations: the problems found.
+        more: number of further problems that `violations` does not contain.
+    """
 
     def __init__(self, violations: list[FieldViolation], more: int = 0) -> None:
         super().__init__("; ".join(f"{v.field}: {v.description}" for v in violations))

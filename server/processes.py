@@ -1,7 +1,7 @@
-"""Several servers on one port: each a process with an event loop, models and engine streams of its own.
+"""Runs several servers on one port; each is a process with its own event loop, models and engine streams.
 
-The kernel gives each new connection to one of them (SO_REUSEPORT). A frontend with few connections should open several,
-or one of them may get all of its calls.
+The kernel gives each new connection to one of the processes (SO_REUSEPORT). A client with a single connection therefore
+uses a single process; let it open several.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ from server.telemetry.logs import configure_logs
 
 _log = structlog.get_logger(__name__)
 
-#: So many processes may die in so many seconds; beyond, starting more would only hide what is wrong.
+#: If more processes than this die within this many seconds, the server gives up: restarts would only hide the problem.
 _DEATHS_MAX, _DEATHS_WITHIN_S = 5, 60.0
-#: The exit code of a process that could not serve; a new one could not either.
+#: Exit code of a process that could not serve; we do not replace it, because a new one would fail, too.
 _CANNOT_SERVE = 3
-#: What a process may take beyond `drain_s` to end.
+#: Time that a process may take to end beyond `drain_s`.
 _GRACE_S = 5.0
 _SIGNALS_MAX = 64
 
 
 def serve_processes(config: ServerConfig) -> None:
-    """Run `config.processes` servers until a signal asks for their end, then let all of them drain.
+    """Run `config.processes` servers until a signal arrives, then let all of them drain.
 
-    One that dies is replaced; its callers see UNAVAILABLE and reach another.
+    A process that dies is replaced; its callers see UNAVAILABLE and reach another process when they retry.
 
     Raises:
-        StartError: the port is taken, a process could not serve (its log says why), or they keep dying.
+        StartError: the port is taken, a process could not serve (its log says why), or processes keep dying.
     """
     with reserved_port(config) as port, _signals() as heard:
-        # Else a child would import the standard library from the folder that the server was started in first.
+        # Without this, a child would look for the standard library in the current folder first.
         os.environ["PYTHONSAFEPATH"] = "1"
         context = multiprocessing.get_context("spawn")
 
         def start(number: int) -> BaseProcess:
-            settings = settings_of(config, number, port).model_dump()  # as JSON, secrets would be stars
+            settings = settings_of(config, number, port).model_dump()  # JSON would mask the secrets
             process = context.Process(target=_one, args=(settings,), name=f"pinrank-{number}")
             process.start()
             return process
@@ -73,7 +73,7 @@ def serve_processes(config: ServerConfig) -> None:
                     died_s = [at_s for at_s in died_s if time.monotonic() - at_s < _DEATHS_WITHIN_S]
                     died_s.append(time.monotonic())
                     if process.exitcode == _CANNOT_SERVE or len(died_s) > _DEATHS_MAX:
-                        raise StartError(f"process {number} ended with {process.exitcode}; its log says why")
+                        raise StartError(f"process {number} exited with code {process.exitcode}; its log says why")
                     _log.error("process_died", number=number, exitcode=process.exitcode)
                     running[number] = start(number)
         finally:
@@ -81,7 +81,7 @@ def serve_processes(config: ServerConfig) -> None:
 
 
 def settings_of(config: ServerConfig, number: int, grpc_port: int) -> ServerConfig:
-    """Return the settings of one of several servers: its own HTTP port, and its part of the cores and the GPUs."""
+    """Return the settings of one of the processes: its own HTTP port, and its share of the cores and the GPUs."""
     devices = config.devices_of(number)
     streams = default_streams(config.engine, max(1, cores() // config.processes))
     changes = {
@@ -105,16 +105,17 @@ def _one(settings: dict[str, object]) -> None:
 
 
 def _end_with_parent(within_s: float) -> None:
-    """Wait for the parent's end, however it came, and drain then: an orphan would keep the port, and nobody stop it.
+    """Wait until the parent process has ended for any reason, then drain; an orphan would keep the port forever.
 
-    The parent holds the other end of a pipe, which closes with it. That holds on every system and misses no parent that
-    was gone before; a signal at its death (PR_SET_PDEATHSIG) would come at the end of the thread that started this
-    process, and on Linux only. On a thread of its own, as an event loop that hangs is no reason to stay.
+    The parent holds the other end of a pipe, which closes when the parent ends. This works on every system, even if the
+    parent has already ended. The alternative, PR_SET_PDEATHSIG, exists only on Linux, and sends its signal when the
+    thread that started this process ends. This function runs on its own thread, so that it works even if the event loop
+    hangs.
     """
     parent = multiprocessing.parent_process()
-    assert parent is not None, "a process of multiprocessing has one"  # noqa: S101
+    assert parent is not None, "multiprocessing started this process"  # noqa: S101
     wait([parent.sentinel])
-    _log.error("parent_died", reason="it ended without ending this process; draining")
+    _log.error("parent_died", reason="the parent ended without stopping this process; draining")
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(within_s)
     _log.error("process_killed", reason=f"it did not end within {within_s:g} s")
@@ -122,11 +123,11 @@ def _end_with_parent(within_s: float) -> None:
 
 
 def end_processes(processes: list[BaseProcess], heard: socket.socket, within_s: float) -> None:
-    """Let all drain, and pass on the impatience of who sends SIGINT once more."""
+    """Let all processes drain, pass on a second SIGINT, and kill those that take longer than `within_s` seconds."""
     for process in processes:
         process.terminate()  # SIGTERM: it drains
     until_s = time.monotonic() + within_s
-    signals = heard.recv(_SIGNALS_MAX)[1:] if wait([heard], 0) else b""  # the first of them brought us here
+    signals = heard.recv(_SIGNALS_MAX)[1:] if wait([heard], 0) else b""  # the first of them started the drain
     while running := [process for process in processes if process.is_alive()]:
         if signal.SIGINT in signals:
             for process in running:
@@ -143,7 +144,7 @@ def end_processes(processes: list[BaseProcess], heard: socket.socket, within_s: 
 
 @contextmanager
 def reserved_port(config: ServerConfig) -> Iterator[int]:
-    """Find out that nobody else has the port, and hold it so that nobody takes it between our processes."""
+    """Check that no other server uses the port, and reserve it, so that only our processes can listen on it."""
     port = config.grpc_port
     try:
         where = interfaces(config.host)
@@ -152,25 +153,25 @@ def reserved_port(config: ServerConfig) -> Iterator[int]:
     with ExitStack() as held:
         for interface in where:
             try:
-                # One that listens conflicts with whatever else does or is held; connections of an earlier server that
-                # are not quite gone (TIME_WAIT) do not count for it.
+                # A listening socket conflicts with every other socket that listens on or reserves the port, but not
+                # with an earlier server's connections in TIME_WAIT.
                 with interface.bound(port, socket.SO_REUSEADDR) as alone:
                     alone.listen()
                     port = alone.getsockname()[1]
                 holder = held.enter_context(interface.bound(port, socket.SO_REUSEADDR, socket.SO_REUSEPORT))
             except OSError as error:
                 raise StartError(
-                    f"cannot listen on {interface.at(port)} ({error.strerror}); is another server there? "
-                    "Set grpc_port to move"
+                    f"cannot listen on {interface.at(port)} ({error.strerror}); is another server using it? "
+                    "Set grpc_port to another port"
                 ) from error
-            # From here on only our processes, which share the port, may be there too.
+            # From now on, only our processes, which set SO_REUSEPORT, can bind the port.
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
         yield port
 
 
 @contextmanager
 def _signals() -> Iterator[socket.socket]:
-    """Turn the ending signals into bytes, their numbers, on a socket that can be waited for."""
+    """Yield a socket that receives the number of each ending signal as a byte, so that we can wait for signals."""
     reader, writer = socket.socketpair()
     writer.setblocking(False)  # noqa: FBT003 - the standard library's
     before = signal.set_wakeup_fd(writer.fileno())

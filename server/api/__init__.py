@@ -1,1 +1,1 @@
-"""The services on the wire: from bytes to bytes, and every call's one status."""
+"""The gRPC services and the HTTP endpoints: parse calls, serialise answers, map errors to gRPC statuses."""

@@ -1,4 +1,4 @@
-"""`pinrank.v1.ActivityService`: checks actions and hands them to the writers of the served models' sequences."""
+"""`pinrank.v1.ActivityService`: checks users' actions and writes them into the sequences that served models read."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from server.telemetry.metrics import ActionMetrics
 SERVICE = "pinrank.v1.ActivityService"
 _VIOLATIONS_MAX = 10
 _SHOWN_MAX = 100
-#: Actions that are checked before the event loop is given away for a moment: half a millisecond.
+#: Check this many actions (half a millisecond), then yield to the event loop.
 _SLICE = 256
 
 _Context = grpc.aio.ServicerContext[activity_pb2.RecordRequest, activity_pb2.RecordResponse]
 
 
 class ActivityEdge:
-    """Answers Record calls. Every served model's sequence gets the actions that its vocabularies know."""
+    """Answers Record calls. Each served model's sequence receives the actions that its vocabularies contain."""
 
     def __init__(self, metrics: ActionMetrics, calls: Calls, recording: Recording) -> None:
         self._metrics = metrics
@@ -73,7 +73,11 @@ class ActivityEdge:
         )
 
     async def _store(self, actions: Sequence[activity_pb2.Action]) -> np.ndarray:
-        """Store actions in every sequence that knows them; return int64[3], how many by the best of their outcomes."""
+        """Store actions in every sequence whose vocabularies contain them.
+
+        Returns:
+            int64[3], the number of actions by `ActionOutcome`; an action counts once, with its best outcome.
+        """
         self._calls.check()
         sequences = self._recording.sequences
         if not sequences:
@@ -101,14 +105,14 @@ class ActivityEdge:
 async def checked_actions(
     sequences: Sequence[RecordedSequence], actions: Sequence[activity_pb2.Action]
 ) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
-    """Check a call's actions, a slice at a time: what else waits for the event loop gets it in between.
+    """Check a call's actions, and yield to the event loop after every `_SLICE` of them.
 
     Returns:
-        uint64[E], the users, and by sequence the events that its group knows, structured[E], with their positions,
-        int64[E].
+        uint64[E], the users; and for each sequence the events that its vocabularies contain, structured[K], with their
+        positions in `actions`, int64[K].
 
     Raises:
-        InvalidRequestError: names the first actions at fault, and says how many more problems there are.
+        InvalidRequestError: lists the first problems, and says how many more there are.
     """
     now_ms = clock_ms()
     users = np.zeros(len(actions), np.uint64)
@@ -142,7 +146,7 @@ def _problems(
 ) -> list[FieldViolation]:
     problems = [] if known else _unknown(sequences, where, action)
     if action.event_id == 0:
-        problems.append(FieldViolation(f"{where}.event_id", "0; give every action an id of its own"))
+        problems.append(FieldViolation(f"{where}.event_id", "0; give every action a unique id"))
     if problem := time_problem(action.time_ms, now_ms):
         problems.append(FieldViolation(f"{where}.time_ms", problem))
     return problems
@@ -157,10 +161,10 @@ def _unknown(sequences: Sequence[RecordedSequence], where: str, action: activity
         if not any(name in vocabulary for vocabulary in vocabularies):
             known = listed(sorted(set().union(*vocabularies)))
             problems.append(
-                FieldViolation(f"{where}.{field}", f"unknown {field} {within(name, _SHOWN_MAX)!r}; there are {known}")
+                FieldViolation(f"{where}.{field}", f"unknown {field} {within(name, _SHOWN_MAX)!r}; known: {known}")
             )
     shown = f"{within(action.action, _SHOWN_MAX)!r} on {within(action.surface, _SHOWN_MAX)!r}"
-    return problems or [FieldViolation(where, f"no served model knows {shown}")]
+    return problems or [FieldViolation(where, f"no served model reads {shown}")]
 
 
 async def _one(request: activity_pb2.RecordRequest) -> AsyncIterator[activity_pb2.RecordRequest]:

@@ -1,7 +1,7 @@
-"""The boundary of every call of every service: handlers raise, and a call ends here, the same way for all.
+"""Turns what a gRPC handler raises into the call's status, in one place for all services.
 
-Bytes that are no request, errors of ours, faults, and callers who have gone meanwhile: one place for Rank, Record,
-ModelService, health and reflection.
+Rank, Record, ModelService, health and reflection all pass through here. It handles bytes that do not parse, our own
+errors, bugs, and callers who hung up.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class CallBoundary(grpc.aio.ServerInterceptor):
-    """Puts the boundary around every method that a server has."""
+    """A gRPC interceptor that wraps every method of a server."""
 
     def __init__(self) -> None:
-        #: By method; only those that there are.
+        #: Handlers by method; methods that do not exist are never added.
         self._guarded: dict[str, _Handler] = {}
 
     async def intercept_service(
@@ -50,7 +50,7 @@ class CallBoundary(grpc.aio.ServerInterceptor):
 
 
 def _guarded(handler: Any, method: str) -> _Handler:
-    """Return a method's handler with the boundary around it. It takes raw bytes, so that parsing is inside too."""
+    """Wrap a method's handler. The wrapper takes raw bytes, so that it also handles parse errors."""
     parse = handler.request_deserializer or _as_it_is
     kind = "stream" if handler.request_streaming else "unary"
     kind += "_stream" if handler.response_streaming else "_unary"
@@ -87,7 +87,9 @@ def _message(content: bytes, parse: Callable[[bytes], Any]) -> Any:
     try:
         return parse(content)
     except DecodeError as error:
-        raise InvalidRequestError([FieldViolation("", f"the bytes are no message of this method: {error}")]) from error
+        raise InvalidRequestError(
+            [FieldViolation("", f"cannot parse the request as this method's message type: {error}")]
+        ) from error
 
 
 async def _messages(contents: AsyncIterator[bytes], parse: Callable[[bytes], Any]) -> AsyncIterator[Any]:
@@ -96,25 +98,25 @@ async def _messages(contents: AsyncIterator[bytes], parse: Callable[[bytes], Any
 
 
 async def _end(error: Exception, method: str, context: _Context) -> NoReturn:
-    """End a call by what its handler raised."""
+    """End a call with the status of the error that its handler raised."""
     match error:
         case grpc.aio.InternalError():
-            raise _gone() from None
-        case grpc.aio.BaseError():  # the handler has ended the call itself, or the server has
+            raise _hung_up() from None
+        case grpc.aio.BaseError():  # the handler or the server has already ended the call
             raise error
         case RankError():
             known = error
-        case _:  # strangers need not know what a bug in here saw
-            known = InternalError("the server failed this request; its log says why")
+        case _:  # a bug; its message may hold data that the caller must not see
+            known = InternalError("internal error; the server's log has the details")
             known.__cause__ = error
     if code_of(known) == grpc.StatusCode.INTERNAL:
         _log.error("request_failed", method=method, error=str(known), exc_info=known.__cause__ or known)
     try:
         await context.abort(*status_of(known))
     except grpc.aio.InternalError:
-        raise _gone() from None
+        raise _hung_up() from None
 
 
-def _gone() -> asyncio.CancelledError:
-    """Say that the caller had ended the call before its status could be sent: to gRPC, the same as a cancelled one."""
-    return asyncio.CancelledError("the caller has gone")
+def _hung_up() -> asyncio.CancelledError:
+    """Return the error for a caller who ended the call before its status was sent; gRPC treats it as a cancellation."""
+    return asyncio.CancelledError("the caller hung up")

@@ -1,9 +1,9 @@
-"""Ending calls so that each caller gets its answer or UNAVAILABLE.
+"""Drains a server: every caller gets its answer or UNAVAILABLE.
 
-gRPC's own shutdown does not: calls that have arrived and wait to be taken up, and those that arrive while it says
-goodbye, end with CANCELLED (grpc/grpc#41785), which to a caller means its own doing and is not worth another try. So
-before gRPC is stopped, its listeners are closed and its connections are hung up: what had no answer by then ends with
-UNAVAILABLE, and a client connects elsewhere.
+gRPC's own shutdown does not guarantee this. Calls that no handler has accepted yet, and calls that arrive during the
+shutdown, end with CANCELLED (grpc/grpc#41785). Clients take that for their own cancellation and do not retry. So before
+gRPC stops, we close its listeners and shut down its connections: unanswered calls then end with UNAVAILABLE, and
+clients connect to another server.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from server.errors import DrainingError
 
 
 class Calls:
-    """Counts the calls that were taken up; takes no more once `draining`. Belongs to one event loop."""
+    """Counts the calls in flight, and refuses new ones once `draining` is set. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self.draining = False
@@ -31,22 +31,22 @@ class Calls:
         self._changed = asyncio.Event()
 
     def take(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        """Take a call up; it is in flight until its answer has left. Raises DrainingError."""
+        """Count a call as in flight until its answer has been sent. Raises DrainingError."""
         self.check()
         self.in_flight += 1
-        context.add_done_callback(self._ended)  # type: ignore[arg-type]  # its type is of no function
+        context.add_done_callback(self._ended)  # type: ignore[arg-type]  # grpc's type stub is wrong here
 
     def check(self) -> None:
-        """Raise DrainingError once no more is taken."""
+        """Raise DrainingError if the server accepts no more calls."""
         if self.draining:
-            raise DrainingError("the server is shutting down; another replica can answer")
+            raise DrainingError("the server is shutting down; retry on another replica")
 
     async def drain(self, within_s: float, hurry: asyncio.Event | None = None) -> None:
-        """Take no more, and wait until nothing is in flight, for so long at most.
+        """Refuse new calls, and wait for the calls in flight.
 
         Args:
-            within_s: how long calls in flight may take.
-            hurry: ends the wait.
+            within_s: maximum wait, in seconds.
+            hurry: ends the wait early when it is set.
         """
         self.draining = True
         waits = [asyncio.ensure_future(self.ended()), asyncio.ensure_future((hurry or asyncio.Event()).wait())]
@@ -55,7 +55,7 @@ class Calls:
             wait.cancel()
 
     async def ended(self) -> None:
-        """Wait until nothing is in flight."""
+        """Wait until no call is in flight."""
         while self.in_flight:
             self._changed.clear()
             await self._changed.wait()
@@ -66,39 +66,40 @@ class Calls:
 
 
 def hang_up(name: int | str) -> None:
-    """Close this process's listeners of a name, and send the end of every connection that they accepted.
+    """Close this process's listeners on an address, and shut down the connections that they accepted.
 
-    What was written before still arrives. gRPC hands out no sockets, so they are found among the open descriptors.
+    Data that was already written still arrives. gRPC does not expose its sockets, so we find them among the process's
+    open file descriptors.
 
     Args:
-        name: a TCP port, or the path of a Unix socket, which is removed.
+        name: a TCP port, or the path of a Unix socket; the function removes the socket's file.
 
     Raises:
-        OSError: the system does not tell the open descriptors.
+        OSError: the system does not list open file descriptors in /dev/fd.
     """
-    if isinstance(name, str):  # while it is ours: a successor may make its own once ours refuses
+    if isinstance(name, str):  # remove it now: once our listener is closed, a successor may create its own file here
         Path(name).unlink(missing_ok=True)
-    # Listeners first, as a client that is hung up comes back at once. Each is replaced: gRPC would log the failure of
-    # one that was shut down.
+    # Close listeners first, because clients reconnect at once. We replace each descriptor instead of shutting it down,
+    # because gRPC would log an error for a listener that was shut down.
     with Path(os.devnull).open("rb") as nowhere:
         for number, own in _sockets(name):
             if own.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 os.dup2(nowhere.fileno(), number, inheritable=False)
     for _, own in _sockets(name):
-        # One way only: what clients send is still read, so that no reset takes what is on its way to them.
-        with contextlib.suppress(OSError):  # the client was first
+        # Shut down our sending side only. If we stopped reading, a TCP reset could destroy answers still on their way.
+        with contextlib.suppress(OSError):  # the client has closed the connection already
             own.shutdown(socket.SHUT_WR)
 
 
 def _sockets(name: int | str) -> Iterator[tuple[int, socket.socket]]:
-    """Yield the open descriptors that are sockets of a name, each with a socket of our own on what it is."""
+    """Yield the open descriptors of sockets bound to an address, each with a duplicate that we own."""
     for entry in os.listdir("/dev/fd"):  # noqa: PTH208 - numbers, not files
         number = int(entry)
         try:
             if not stat.S_ISSOCK(os.fstat(number).st_mode):
                 continue
             own = socket.socket(fileno=os.dup(number))
-        except OSError:  # closed meanwhile
+        except OSError:  # it was closed in the meantime
             continue
         with own:
             if _name(own) == name:
@@ -113,6 +114,6 @@ def _name(own: socket.socket) -> int | str | None:
                 return int(own.getsockname()[1])
             case socket.AF_UNIX:
                 return str(own.getsockname())
-    except OSError:  # its other end is gone
+    except OSError:  # the peer has disconnected
         return None
     return None

@@ -1,4 +1,4 @@
-"""The gRPC port: our services, health and reflection, opened and closed so that callers know what they can expect."""
+"""The gRPC port: serves our services, the health service and reflection, and closes without losing calls."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from server.runtime.listening import open_grpc_port
 
 _log = structlog.get_logger(__name__)
 
-#: For clients to close their side of what was hung up.
+#: Time for clients to close their side of the connections that we shut down.
 _HANG_UP_S = 0.5
 
 
 class GrpcEndpoint:
-    """Serves from `start` to `stop`. Belongs to one event loop.
+    """A gRPC server on one port or Unix socket. Belongs to one event loop.
 
     Attributes:
         listens_on: the port, or the path of a Unix socket.
@@ -31,17 +31,17 @@ class GrpcEndpoint:
     def __init__(
         self, services: Mapping[str, grpc.GenericRpcHandler], message_bytes_max: int, *, shared_port: bool
     ) -> None:
-        """Remember.
+        """Create the endpoint without opening its port.
 
         Args:
-            services: by name.
-            message_bytes_max: a larger request is refused.
-            shared_port: whether other servers of ours listen on the same port.
+            services: handlers by service name.
+            message_bytes_max: maximum size of a request; gRPC refuses larger ones.
+            shared_port: whether other processes of this server listen on the same port.
         """
         self._services = services
         self._options = (
             ("grpc.max_receive_message_length", message_bytes_max),
-            # With port sharing on, a second server on the port would silently take half of the calls.
+            # If port sharing were always on, an unrelated second server could silently take half of the calls.
             ("grpc.so_reuseport", int(shared_port)),
         )
         self._health = health.aio.HealthServicer()
@@ -49,7 +49,7 @@ class GrpcEndpoint:
         self.listens_on: int | str = 0
 
     async def start(self, host: str, port: int) -> None:
-        """Open the port; 0 takes a free one. Raises ListenError."""
+        """Open the port (0 takes a free one) and serve. Raises ListenError."""
         self._server = server = grpc.aio.server(options=self._options, interceptors=(CallBoundary(),))
         server.add_generic_rpc_handlers(tuple(self._services.values()))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -59,20 +59,20 @@ class GrpcEndpoint:
         await server.start()
 
     async def set_serving(self, *, serving: bool) -> None:
-        """Say by gRPC's health protocol whether calls are answered, of the server and of each service."""
+        """Set the status that the gRPC health service reports for the server and for each service."""
         status = health_pb2.HealthCheckResponse
         for service in ("", *self._services):
             await self._health.set(service, status.SERVING if serving else status.NOT_SERVING)
 
     async def hang_up(self) -> None:
-        """End what has no answer yet so that its caller tries elsewhere, and stop."""
+        """End unanswered calls with UNAVAILABLE, so that callers try another server, and stop."""
         try:
             hang_up(self.listens_on)
-        except OSError as error:  # without /dev/fd; gRPC's own way remains
+        except OSError as error:  # no /dev/fd; fall back to gRPC's own shutdown
             _log.warning("not_hung_up", reason=f"{error}; callers may see CANCELLED")
         await self.stop(_HANG_UP_S)
 
     async def stop(self, grace_s: float = 0.0) -> None:
-        """Stop, if it was started; calls in flight have so long to end."""
+        """Stop the server if it was started; calls in flight have `grace_s` to end."""
         if self._server is not None:
             await self._server.stop(grace_s)

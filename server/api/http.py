@@ -1,4 +1,4 @@
-"""`/metrics` and `/healthz` over HTTP, on a thread of their own: a busy event loop stays observable."""
+"""Serves `/metrics` and `/healthz` over HTTP on a separate thread, so that both answer while the event loop is busy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
     def __init__(self, interface: Interface, port: int) -> None:
-        """Bind as the gRPC port is bound; the library's way asks the DNS for this machine's name, and may wait long."""
+        """Bind the same way as the gRPC port; the library's own bind looks up the host name in DNS, which may hang."""
         super().__init__((interface.host, port), _Quiet, bind_and_activate=False)
         self.socket.close()
         self.socket = interface.bound(port, socket.SO_REUSEADDR)
@@ -35,7 +35,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.server_activate()
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept a connection. One that cannot be, for want of descriptors, would be tried again without a pause."""
+        """Accept a connection; pause after a failure (out of file descriptors), or the server would retry in a loop."""
         try:
             return super().get_request()
         except OSError:
@@ -43,18 +43,18 @@ class _Server(ThreadingMixIn, WSGIServer):
             raise
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002 - the signature is theirs
-        """Log what fails, unless it is a client that went away or took too long."""
+        """Log errors, except those of clients that disconnected or timed out."""
         error = sys.exception()
         if not isinstance(error, OSError):
             _log.error("http_failed", exc_info=error)
 
 
 class _Quiet(WSGIRequestHandler):
-    #: Seconds a client may take over its request; half-open connections must not pile up.
+    #: Seconds that a client may take to send its request; half-open connections must not accumulate.
     timeout = 5
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the signature is wsgiref's
-        """Scrapes are not worth a log line."""
+        """Log nothing: scrapes are too frequent."""
 
 
 def open_endpoints(
@@ -65,10 +65,10 @@ def open_endpoints(
     details: Callable[[], Sequence[str]],
     supervisor: Supervisor,
 ) -> list[HttpEndpoint]:
-    """Open and start an `HttpEndpoint` on every interface of a host, all on one port; 0 takes a free one.
+    """Open and start an `HttpEndpoint` on every address of a host, all on the same port; 0 takes a free one.
 
     Raises:
-        ListenError: a port cannot be opened; none stays open.
+        ListenError: a port cannot be opened; those already opened are closed.
     """
     found: list[HttpEndpoint] = []
     try:
@@ -78,7 +78,7 @@ def open_endpoints(
                 found.append(HttpEndpoint(interface, number, registry, healthy, details, supervisor))
             except OSError as error:
                 raise ListenError(
-                    f"cannot listen on {interface.at(number)} ({error.strerror}); set http_port to move"
+                    f"cannot listen on {interface.at(number)} ({error.strerror}); set http_port to another port"
                 ) from error
             found[-1].start()
     except ListenError:
@@ -89,7 +89,7 @@ def open_endpoints(
 
 
 class HttpEndpoint:
-    """Serves until `close`."""
+    """An HTTP server for `/metrics` and `/healthz` on one address; serves from `start` until `close`."""
 
     def __init__(
         self,
@@ -104,11 +104,11 @@ class HttpEndpoint:
 
         Args:
             interface: address to listen on.
-            port: 0 takes a free one.
-            registry: of what `/metrics` tells.
-            healthy: asked on every `/healthz`: 200 when true, 503 when not.
-            details: the lines that follow the first one of `/healthz`.
-            supervisor: keeps the thread alive.
+            port: port to listen on; 0 takes a free one.
+            registry: the metrics that `/metrics` exports.
+            healthy: called for every `/healthz`, which answers 200 for True and 503 for False.
+            details: returns the lines that `/healthz` shows after its first line.
+            supervisor: restarts the thread if it fails.
 
         Raises:
             OSError: the port cannot be opened.
@@ -125,7 +125,7 @@ class HttpEndpoint:
                     lines = ["serving" if ok else "not serving", *details()]
                     return ["".join(f"{line}\n" for line in lines).encode()]
             start_response("404 Not Found", [("Content-Type", "text/plain")])
-            return [b"there are /metrics and /healthz\n"]
+            return [b"not found; this server has /metrics and /healthz\n"]
 
         self._server = _Server(interface, port)
         self._server.set_app(app)

@@ -1,4 +1,4 @@
-"""`pinrank.v1.ModelService`: what a server holds, for operators who bring its token."""
+"""`pinrank.v1.ModelService`: operators with the server's token list, load and unload versions, and move labels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from server.rollout.status import ServerStatus
 from server.rollout.versions import VersionRecord
 
 SERVICE = "pinrank.v1.ModelService"
-#: The first that an error is one of.
+#: The gRPC status of each error; the first class that matches decides.
 _STATUS: dict[type[Exception], grpc.StatusCode] = {
     NoVersionError: grpc.StatusCode.NOT_FOUND,
     MovedError: grpc.StatusCode.ABORTED,
@@ -35,7 +35,7 @@ _STATUS: dict[type[Exception], grpc.StatusCode] = {
     ModelStoreError: grpc.StatusCode.UNAVAILABLE,
 }
 _CALLER_MAX = 80
-#: A network's errors can name all of its thousands of tensors.
+#: An error about a network can name thousands of tensors.
 _REASON_BYTES_MAX = 4_000
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -44,10 +44,10 @@ _Response = TypeVar("_Response", bound=Message)
 
 
 def read_token(path: Path) -> TokenDigest | None:
-    """Read a file's token; an empty file holds none.
+    """Read the token from a file; return None if the file is empty.
 
     Raises:
-        ConfigError: the file cannot be read, or holds what no call can bring.
+        ConfigError: the file cannot be read, or its content is not a valid token.
     """
     try:
         token = token_in(path.read_bytes())
@@ -59,7 +59,7 @@ def read_token(path: Path) -> TokenDigest | None:
 
 
 class ModelEdge:
-    """Answers ModelService calls."""
+    """Answers ModelService calls; every call must carry the token."""
 
     def __init__(self, swap: HotSwap, status: ServerStatus, config: ServerConfig) -> None:
         self._swap = swap
@@ -99,12 +99,12 @@ class ModelEdge:
         if self._token is None:
             raise StatusError(
                 grpc.StatusCode.FAILED_PRECONDITION,
-                "this server takes no ModelService calls; set admin_token_file",
+                "ModelService is disabled on this server; set admin_token_file",
             )
         given = dict(context.invocation_metadata() or ()).get("authorization", "")
         if not self._token.is_in(given):
             raise StatusError(
-                grpc.StatusCode.UNAUTHENTICATED, "bring the server's token as `authorization: Bearer TOKEN`"
+                grpc.StatusCode.UNAUTHENTICATED, "send the server's token as metadata `authorization: Bearer TOKEN`"
             )
 
     async def load(self, request: models_pb2.LoadRequest, context: _Context) -> models_pb2.ModelVersion:  # noqa: ARG002
@@ -121,7 +121,7 @@ class ModelEdge:
         if self._config.processes > 1:
             raise StatusError(
                 grpc.StatusCode.FAILED_PRECONDITION,
-                f"{self._config.processes} processes share this port and the call reaches one; use a label",
+                f"{self._config.processes} processes share this port and a call reaches only one; move a label instead",
             )
 
     async def set_label(self, request: models_pb2.SetLabelRequest, context: _Context) -> models_pb2.SetLabelResponse:
@@ -153,7 +153,7 @@ class ModelEdge:
                 requests=seen.requests if seen else 0,
                 errors=seen.errors if seen else 0,
                 p99_ms=seen.p99_s * 1e3 if seen else 0,
-                guard=_told(server.verdicts.get(label)),
+                guard=_verdict(server.verdicts.get(label)),
             )
         if entry is not None:
             for surface in entry.state.traffic:
@@ -179,13 +179,13 @@ class ModelEdge:
         )
 
 
-def _told(verdict: Healthy | TooEarly | Breach | None) -> str:
+def _verdict(verdict: Healthy | TooEarly | Breach | None) -> str:
     match verdict:
         case Healthy(note):
             return f"healthy: {note}"
         case TooEarly(note):
-            return f"too early to tell: {note}"
+            return f"not enough data yet: {note}"
         case Breach(reason):
-            return f"breached: {reason}"
+            return f"limit exceeded: {reason}"
         case None:
             return ""

@@ -1,4 +1,4 @@
-"""The edge of Rank: from bytes to bytes, every outcome counted and timed."""
+"""`pinrank.v1.RankingService`: answers Rank calls, and counts and times every outcome."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from server.telemetry.metrics import RequestMetrics
 
 SERVICE = "pinrank.v1.RankingService"
 
-_MODELS_DOING = frozenset({grpc.StatusCode.OK, grpc.StatusCode.INTERNAL, grpc.StatusCode.DEADLINE_EXCEEDED})
+#: Outcomes that say something about the model; refusals, for example, do not.
+_JUDGED_BY_GUARD = frozenset({grpc.StatusCode.OK, grpc.StatusCode.INTERNAL, grpc.StatusCode.DEADLINE_EXCEEDED})
 
 _Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
 class RankingEdge:
-    """Answers `pinrank.v1.RankingService/Rank` over raw bytes, so that parsing is a timed stage with clear errors."""
+    """Answers `pinrank.v1.RankingService/Rank` from raw bytes, so that parsing is timed and its errors are clear."""
 
     def __init__(
         self,
@@ -52,10 +53,10 @@ class RankingEdge:
         return grpc.method_handlers_generic_handler(SERVICE, {"Rank": rank})
 
     async def rank(self, content: bytes, context: _Context) -> bytes:
-        """Parse, rank and serialise one call; every outcome is counted before it leaves.
+        """Parse a request, rank its candidates and serialise the answer; count the outcome in any case.
 
         Raises:
-            RankError: why it ends without an answer.
+            RankError: the call ends without an answer; the error says why.
         """
         start = time.perf_counter()
         ranking: Ranking | None = None
@@ -90,9 +91,9 @@ class RankingEdge:
         return answer
 
     def _watch(self, label: str, total_s: float, code: grpc.StatusCode, ranking: Ranking | None) -> None:
-        """Note what a label's model made of a request, for its guard; what was not the model's doing is left out."""
+        """Record a request's outcome for the guard of its label, unless the outcome says nothing about the model."""
         window = self._models.windows.get(label)
-        if window is None or code not in _MODELS_DOING or (ranking and "cheaper_model" in ranking.degradation):
+        if window is None or code not in _JUDGED_BY_GUARD or (ranking and "cheaper_model" in ranking.degradation):
             return
         failed = ranking is None or "non_finite_scores" in ranking.degradation
         window.note(time.monotonic(), total_s, failed=failed)

@@ -1,8 +1,8 @@
-"""What a caller hears of an error: code, message and details, within what gRPC's metadata holds. Pure.
+"""Converts an error to a gRPC status (code, message, details) that fits into gRPC's metadata. Pure.
 
-gRPC refuses trailers beyond 8 KiB (its default soft limit) with RESOURCE_EXHAUSTED in place of the status that they
-carry. A message is percent-encoded on its way, details are encoded as base64 and hold the message again: with the
-limits below, a status takes at most 5.5 KiB.
+gRPC replaces a status whose trailers exceed 8 KiB (its default soft limit) with RESOURCE_EXHAUSTED. It percent-encodes
+the message, encodes the details as base64, and the details repeat the message: with the limits below, a status takes at
+most 5.5 KiB.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MESSAGE_BYTES_MAX = 1_000
 _VIOLATIONS_BYTES_MAX = 2_000
 _FIELD_BYTES_MAX, _DESCRIPTION_BYTES_MAX = 120, 500
 _LISTED_BYTES_MAX = 200
-#: A client whose queue would be free later than this should rather ask another server.
+#: Maximum retry delay sent to a client; one told to wait longer should use another server.
 _RETRY_MAX_S = 3_600.0
 
 Status = tuple[grpc.StatusCode, str, tuple[tuple[str, str | bytes], ...]]
@@ -31,16 +31,16 @@ def code_of(error: RankError) -> grpc.StatusCode:
 
 
 def status_of(error: RankError) -> Status:
-    """Return an error's code, message and trailers. What has no room is left out, and how much of it is said."""
+    """Return an error's code, message and trailers. Problems that do not fit are left out and counted."""
     code = code_of(error)
     match error:
         case InvalidRequestError():
             shown, count = _shown(error.violations), len(error.violations) + error.more
             message = _message(shown, count)
-            noted = [*shown, FieldViolation("", _more(count - len(shown)))] if count > len(shown) else shown
+            listed_violations = [*shown, FieldViolation("", _more(count - len(shown)))] if count > len(shown) else shown
             one = error_details_pb2.BadRequest.FieldViolation
             details = error_details_pb2.BadRequest(
-                field_violations=[one(field=v.field, description=v.description) for v in noted]
+                field_violations=[one(field=v.field, description=v.description) for v in listed_violations]
             )
             packed = any_pb2.Any()
             packed.Pack(details)
@@ -54,8 +54,8 @@ def status_of(error: RankError) -> Status:
 
 
 def within(text: str, bytes_max: int) -> str:
-    """Return a text that takes at most so many bytes of a header; a longer one is cut, and says how long it was."""
-    text = text.encode(errors="replace").decode()  # a file's name need not be UTF-8
+    """Return a text of at most `bytes_max` header bytes; a longer one is cut, and its original length appended."""
+    text = text.encode(errors="replace").decode()  # a file name may not be valid UTF-8
     if _header_bytes(text) <= bytes_max:
         return text
     note = f"... ({len(text)} characters)"
@@ -69,7 +69,7 @@ def within(text: str, bytes_max: int) -> str:
 
 
 def listed(names: Iterable[object]) -> str:
-    """Return names joined by commas; of many the first, and how many more there are."""
+    """Return names joined by commas; if there are too many, only the first ones and the number of the rest."""
     every = [str(name) for name in names]
     shown: list[str] = []
     room = _LISTED_BYTES_MAX
@@ -83,12 +83,12 @@ def listed(names: Iterable[object]) -> str:
 
 
 def _header_bytes(text: str) -> int:
-    """Return what a text takes percent-encoded, as gRPC sends it."""
+    """Return a text's size in bytes after gRPC has percent-encoded it."""
     return sum(1 if 0x20 <= byte <= 0x7E and byte != 0x25 else 3 for byte in text.encode())
 
 
 def _shown(violations: Iterable[FieldViolation]) -> list[FieldViolation]:
-    """Return the first violations, as many as there is room for, each within its own bounds."""
+    """Return the first violations that fit into `_VIOLATIONS_BYTES_MAX`, each cut to its own limits."""
     shown: list[FieldViolation] = []
     room = _VIOLATIONS_BYTES_MAX
     for violation in violations:
@@ -103,7 +103,7 @@ def _shown(violations: Iterable[FieldViolation]) -> list[FieldViolation]:
 
 
 def _message(shown: Iterable[FieldViolation], count: int) -> str:
-    """Return the first of `count` violations as text, as many as there is room for."""
+    """Return the first violations that fit into a message as text, and how many of all `count` are left out."""
     parts: list[str] = []
     room = MESSAGE_BYTES_MAX - len(_more(count)) - 2
     for violation in shown:

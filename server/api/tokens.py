@@ -1,19 +1,19 @@
-"""The token of ModelService calls: its form in a file, a server's or a caller's, and its comparison."""
+"""The token that ModelService calls must carry: reads it from a file, and compares it in constant time."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 
-#: Of the value of `authorization`.
+#: Prefix of the `authorization` metadata value.
 BEARER = b"Bearer "
 
 
 def token_in(content: bytes) -> bytes:
-    """Return the token that a file holds; an empty file holds an empty one.
+    """Return the token in a file's content; an empty file contains an empty token.
 
     Raises:
-        ValueError: no call could bring what it holds; the message does not quote it.
+        ValueError: gRPC metadata cannot carry the content as a token. The message does not quote it.
     """
     token = content.strip()
     if not all(0x21 <= byte <= 0x7E for byte in token):
@@ -22,13 +22,13 @@ def token_in(content: bytes) -> bytes:
 
 
 class TokenDigest:
-    """A token as its SHA-256: what compares tokens can show none."""
+    """The SHA-256 of a token: lets the server compare tokens without storing one, so that none can leak."""
 
     def __init__(self, token: bytes) -> None:
         self._digest = hashlib.sha256(token).digest()
 
     def is_in(self, authorization: str | bytes) -> bool:
-        """Tell whether a call's `authorization` brings it; the time that takes says nothing about it."""
+        """Return whether a call's `authorization` value contains the token; takes the same time for any wrong token."""
         given = authorization.encode() if isinstance(authorization, str) else authorization
         bearer = given.startswith(BEARER)
         return hmac.compare_digest(hashlib.sha256(given[len(BEARER) :]).digest(), self._digest) and bearer

@@ -1,4 +1,4 @@
-"""Bytes to a valid query, a ranking to bytes. Everything a request can get wrong is found here, all of it at once."""
+"""Parses and validates Rank requests, and serialises their answers. An error lists all problems of a request."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _SHOWN_MAX = 60
 
 
 def parse_request(content: bytes) -> ranking_pb2.RankRequest:
-    """Parse a RankRequest. Raises InvalidRequestError for bytes that are none."""
+    """Parse a RankRequest. Raises InvalidRequestError if the bytes cannot be parsed."""
     try:
         return ranking_pb2.RankRequest.FromString(content)
     except DecodeError as error:
-        violation = FieldViolation("", f"the message is no pinrank.v1.RankRequest: {error}")
+        violation = FieldViolation("", f"cannot parse the request as pinrank.v1.RankRequest: {error}")
         raise InvalidRequestError([violation]) from error
 
 
@@ -34,14 +34,14 @@ def to_query(
     """Validate a request against the served models and the server's limits.
 
     Args:
-        request: as parsed.
-        models: what is served.
+        request: the parsed message.
+        models: the served models.
         config: the limits and each surface's default deadline.
         now_s: `time.monotonic()` when the request arrived.
-        remaining_s: the call's gRPC time budget, None when it has no deadline.
+        remaining_s: seconds until the call's gRPC deadline; None if it has none.
 
     Raises:
-        InvalidRequestError: names every field at fault.
+        InvalidRequestError: lists every invalid field.
     """
     problems: list[FieldViolation] = []
     label = _label(request, models)
@@ -64,7 +64,7 @@ def to_query(
     settings = config.surface(surface.name)
     budget_s = settings.deadline_ms / 1e3 if remaining_s is None else remaining_s
     cheaper = None
-    if settings.cheaper_label and request.WhichOneof("model") != "version":  # who asks for a version gets that version
+    if settings.cheaper_label and request.WhichOneof("model") != "version":  # another version must not answer it
         cheaper = models.by_label.get(settings.cheaper_label)
     return RankQuery(
         user_id=request.user_id,
@@ -104,7 +104,9 @@ def _served(
         if served := models.by_version.get(request.version):
             return served
         known = listed(sorted(models.by_version))
-        problems.append(FieldViolation("version", f"version {request.version} is not served; there are {known}"))
+        problems.append(
+            FieldViolation("version", f"version {request.version} is not served; this server serves {known}")
+        )
     return None
 
 
@@ -115,7 +117,7 @@ def _pin_ids(request: ranking_pb2.RankRequest, candidates_max: int, problems: li
     if count > candidates_max:
         problems.append(
             FieldViolation(
-                "pin_ids", f"{count} candidates; this server takes at most {candidates_max} (candidates_max)"
+                "pin_ids", f"{count} candidates; this server accepts at most {candidates_max} (candidates_max)"
             )
         )
         return np.empty(0, np.uint64)
@@ -140,7 +142,7 @@ def _query(
     manifest = served.model.manifest
     space = manifest.query_space
     if space is None:
-        problems.append(FieldViolation("query", f"model {manifest.ref} reads no query; leave it out"))
+        problems.append(FieldViolation("query", f"model {manifest.ref} does not read a query; omit it"))
         return None, None
     match request.query.WhichOneof("kind"):
         case "pin_id":
@@ -148,7 +150,7 @@ def _query(
         case "embedding":
             embedding = request.query.embedding
         case _:
-            problems.append(FieldViolation("query", "the query is empty; set pin_id or embedding, or leave it out"))
+            problems.append(FieldViolation("query", "the query is empty; set pin_id or embedding, or omit the query"))
             return None, None
     if embedding.space != space.ref:
         problems.append(
@@ -168,19 +170,19 @@ def _query(
 
 
 def _shown(text: str) -> str:
-    """Quote what a caller sent; the status travels in headers, which have little room."""
+    """Quote a caller's text, cut to `_SHOWN_MAX` characters: the status travels in headers, whose size is limited."""
     return repr(text) if len(text) <= _SHOWN_MAX else f"{text[:_SHOWN_MAX]!r}... ({len(text)} characters)"
 
 
 def to_response(query: RankQuery, ranking: Ranking, wire_us: int, total_us: int) -> bytes:
     """Serialise the answer.
 
-    Fields of a message may stand in any order and its bytes be joined (protobuf encoding, "Last One Wins"): so the long
-    fields are written from arrays as they lie in memory, and what no request changes was serialised once.
+    A message's fields may come in any order, and serialised parts of it may be concatenated (protobuf encoding, "Last
+    One Wins"). So we copy the long fields straight from arrays, and serialise the versions once per model.
     """
     order = ranking.order
     stages = {f"{stage}_us": round(s * 1e6) for stage, s in ranking.stage_s.items()}
-    # Tags: field number times eight, and 2 for a field with a length.
+    # A tag is the field number times eight, plus 2 for a length-delimited field.
     parts = [
         _packed(b"\x0a", query.pin_ids[order]),
         _packed(b"\x12", ranking.utilities[order]),
@@ -206,7 +208,7 @@ def to_response(query: RankQuery, ranking: Ranking, wire_us: int, total_us: int)
 
 
 def _packed(tag: bytes, values: np.ndarray) -> bytes:
-    """Encode a packed repeated field of fixed-width numbers: tag, length as a varint, little-endian numbers."""
+    """Encode a packed repeated field of fixed-width numbers: the tag, the length as a varint, little-endian numbers."""
     left, length = values.nbytes, bytearray()
     while left > 0x7F:
         length.append(left & 0x7F | 0x80)

@@ -1,1 +1,1 @@
-"""One request's way: its model, its features, its scores, its order."""
+"""Ranks one request: picks the model, reads the features, scores the candidates and orders them."""

@@ -1,4 +1,4 @@
-"""Metrics of what features are read from: the near caches, and the store behind them."""
+"""Metrics of the near caches and of the feature store behind them."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ class NearCacheCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         looked_up = CounterMetricFamily(
-            "pinrank_near_cache_pins", "Pins looked up in the near caches", labels=["group", "found"]
+            "pinrank_near_cache_pins",
+            "Pins looked up in the near cache, by whether they were found",
+            labels=["group", "found"],
         )
         evicted = CounterMetricFamily(
-            "pinrank_near_cache_evictions", "Rows that made place for others in the near caches", labels=["group"]
+            "pinrank_near_cache_evictions", "Rows evicted from the near cache", labels=["group"]
         )
-        held = GaugeMetricFamily("pinrank_near_cache_rows", "Rows held in the near caches", labels=["group"])
+        held = GaugeMetricFamily("pinrank_near_cache_rows", "Rows in the near cache", labels=["group"])
         age = GaugeMetricFamily(
-            "pinrank_near_cache_age_seconds", "Mean time since the rows held were read", labels=["group"]
+            "pinrank_near_cache_age_seconds", "Mean age of the rows in the near cache", labels=["group"]
         )
-        for cache in list(self._caches.values()):  # models come and go meanwhile
+        for cache in list(self._caches.values()):  # models may be loaded or dropped meanwhile
             rows, age_s = cache.held(time.monotonic())  # the event loop's clock
             held.add_metric([cache.group.ref], rows)
             age.add_metric([cache.group.ref], age_s)
@@ -51,12 +53,16 @@ class RedisCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         calls = CounterMetricFamily(
             "pinrank_redis_calls",
-            "Round trips by Redis server and kind: all, those sent twice as the server was slow, those that failed, "
-            "those of them that failed as the answer made no sense, those not made as the circuit was open; and "
-            "connections that were replaced as they were old",
+            "Round trips by Redis server and kind: all reads, those sent a second time because the server "
+            "was slow (hedged), failures, failures with an invalid reply (malformed), those not made because "
+            "the circuit was open (spared); and connections replaced because of their age (renewed)",
             labels=["node", "kind"],
         )
-        circuit = GaugeMetricFamily("pinrank_redis_circuit_open", "1 while a server is left alone", labels=["node"])
+        circuit = GaugeMetricFamily(
+            "pinrank_redis_circuit_open",
+            "1 while the circuit breaker keeps requests from a Redis server",
+            labels=["node"],
+        )
         for name, node in sorted(self._store.nodes.items()):
             for kind, count in asdict(node.counts).items():
                 calls.add_metric([name, kind], count)
@@ -72,14 +78,14 @@ class EmbeddedStoreCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         yield GaugeMetricFamily(
             "pinrank_feature_store_reopened",
-            "How often another LMDB file lay in the store's place and was opened instead",
+            "Times that another LMDB file was found in the store's place and opened",
             self._store.reopened,
         )
 
 
 @singledispatch
-def store_collectors(store: Store) -> tuple[Collector, ...]:  # noqa: ARG001 - the kinds below say more
-    """Return the collectors of a store's own metrics; a kind of store that has any registers them here."""
+def store_collectors(store: Store) -> tuple[Collector, ...]:  # noqa: ARG001 - the kinds registered below use it
+    """Return the collectors of a store's own metrics; register new kinds of stores below."""
     return ()
 
 

@@ -1,4 +1,4 @@
-"""Reads the features of requests, through near caches that come and go with the models that read them."""
+"""Reads the features of requests from the feature store, through near caches for the loaded models' feature groups."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from feature_client.stores.store import Store
 
 
 class FeatureReader:
-    """Reads features. Belongs to one event loop, but for `new_caches`."""
+    """Reads features. Belongs to one event loop, except for `new_caches`."""
 
     def __init__(self, store: Store, cache_bytes: int, stale_s: float, outage_s: float) -> None:
-        """Remember.
+        """Create a reader without near caches.
 
         Args:
-            store: where features are, started by its owner.
-            cache_bytes: memory for a model's near caches; 0 caches nothing.
-            stale_s: how long a cached row may stand for the stored one.
-            outage_s: the same while the store cannot be read.
+            store: the feature store; its owner starts and closes it.
+            cache_bytes: memory for each model's near caches; 0 turns caching off.
+            stale_s: maximum age of a cached row while the store can be read.
+            outage_s: maximum age of a cached row while the store cannot be read.
         """
         self._store = store
         self._cache_bytes = cache_bytes
@@ -32,30 +32,30 @@ class FeatureReader:
 
     @property
     def caches(self) -> Mapping[bytes, NearCache]:
-        """The near caches by their groups' fingerprints; what is read here changes as models come and go."""
+        """The near caches by their groups' fingerprints; a live view that changes as models are loaded and dropped."""
         return self._caches
 
     async def fetch(
         self, needs: FeatureNeeds, user_id: int, pin_ids: np.ndarray, query_pin_id: int | None, budget_s: float
     ) -> FetchedFeatures:
-        """Read what a model needs for a request, as `feature_client.fetch.fetch` does."""
+        """Read the features that a model needs for a request; see `feature_client.fetch.fetch`."""
         return await fetch(self._store, needs, user_id, pin_ids, query_pin_id, budget_s, self._caches)
 
     def new_caches(self, needs: FeatureNeeds) -> Mapping[bytes, NearCache]:
-        """Make near caches for the groups that have none. Takes long: on another thread."""
+        """Make near caches for the groups that have none. This is slow: call it on another thread."""
         if not self._cache_bytes:
             return {}
         lacking = tuple(group for group in needs.pin_groups if group.fingerprint not in self._caches)
-        # A model's groups share the memory; while two models read different groups, each model's do.
+        # A model's groups share the memory. Two models that read different groups get the memory once each.
         share = self._cache_bytes * len(lacking) // max(1, len(needs.pin_groups))
         return near_caches(lacking, share, self._stale_s, self._outage_s) if lacking else {}
 
     def add_caches(self, caches: Mapping[bytes, NearCache]) -> None:
-        """Use these from now on."""
+        """Use these caches, by group fingerprint, from now on."""
         self._caches.update(caches)
 
     def keep_caches(self, needed: Collection[FeatureNeeds]) -> None:
-        """Drop the near caches of groups that none of these read."""
+        """Drop the near caches of all groups that are not in `needed`."""
         read = {group.fingerprint for needs in needed for group in needs.pin_groups}
         for fingerprint in self._caches.keys() - read:
             del self._caches[fingerprint]

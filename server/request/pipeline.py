@@ -1,4 +1,4 @@
-"""One request's way through the server, stage by stage."""
+"""Ranks a valid request stage by stage: admission, feature fetch, assembly, scoring, utility and selection."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from server.scheduling.engine_streams import Runner
 
 _log = structlog.get_logger(__name__)
 
-#: What an answer needs after its scores, before any was timed.
+#: Estimated time from scores to answer, until the first answer was timed.
 _TAIL_S = 0.0005
 
 
@@ -30,13 +30,13 @@ class RankQuery:
     """A valid request.
 
     Attributes:
-        label: whose model answers; empty for a request that asks for a version.
-        lane: whose share of the engine it uses: its surface's, or that of what nobody waits for.
+        label: the label whose model answers; empty if the request asks for a version.
+        lane: the scheduling lane: the request's surface, or the lane of shadow requests.
         pin_ids: uint64[N], distinct.
-        query_vector: float32[D] in the model's query space; at most one of it and `query_pin_id` is set.
-        served: the model that was asked for.
-        cheaper: the model that may answer instead under overload, if any may.
-        top_k: 0 returns all.
+        query_vector: float32[D] in the model's query space; at most one of this and `query_pin_id` is set.
+        served: the requested model.
+        cheaper: the model that may answer instead under overload, if any.
+        top_k: number of candidates to return; 0 returns all.
         deadline_s: on the `time.monotonic` clock.
     """
 
@@ -56,15 +56,16 @@ class RankQuery:
 
 @dataclass(slots=True)
 class Ranking:
-    """An answer: candidates as positions, best first, and how it came about.
+    """An answer: the order of the candidates, the predictions behind it, and its timings.
 
     Attributes:
         served: the model that answered.
         order: int64[K], positions into the request's pin_ids.
-        utilities: float32[N], probabilities: float32[N, H], party_utilities: float64[N, P]; request order, NaN for
-            candidates that were trimmed.
+        utilities: float32[N], in request order; NaN for candidates that were trimmed. So are the next two.
+        probabilities: float32[N, H].
+        party_utilities: float64[N, P].
         stage_s: seconds by stage.
-        degradation: what is zero or False is left out.
+        degradation: values by field of `pinrank.v1.Degradation`, without zeros.
     """
 
     served: ServedModel
@@ -77,14 +78,14 @@ class Ranking:
 
 
 class Pipeline:
-    """Ranks. Belongs to one event loop; the network runs elsewhere, everything else here."""
+    """Ranks requests. Belongs to one event loop; only the engine runs on other threads."""
 
     def __init__(self, features: FeatureReader, runner: Runner, fetch_budget_share: float, margin_s: float) -> None:
         self._features = features
         self._runner = runner
         self._fetch_budget_share = fetch_budget_share
         self._margin_s = margin_s
-        #: Seconds from scores to answer, nine times of ten.
+        #: 90th percentile of the seconds from scores to answer.
         self._tail = RunningQuantile(0.9, _TAIL_S)
         self._store_failure: str | None = None
 
@@ -92,8 +93,8 @@ class Pipeline:
         """Rank one request.
 
         Raises:
-            OverloadedError: refused on arrival.
-            DeadlineError: not scored in time.
+            OverloadedError: the server refused the request on arrival.
+            DeadlineError: the request could not be scored before its deadline.
             ScoringError: the engine failed.
         """
         rows = len(query.pin_ids)
@@ -117,9 +118,9 @@ class Pipeline:
             case Trim(ticket):
                 degradation["pins_trimmed"] = rows - ticket.rows
             case UseCheaper(ticket):
-                assert cheaper is not None, "only an ask that names a cheaper model is given it"  # noqa: S101
+                assert cheaper is not None, "admission offers a cheaper model only if the ask names one"  # noqa: S101
                 served, degradation["cheaper_model"] = cheaper, 1
-        served.in_flight += 1  # nothing was awaited since the request took its model
+        served.in_flight += 1  # no await since the request's model was chosen, so it cannot have been dropped
         try:
             return await self._rank_admitted(query, served, ticket, degradation)
         finally:
@@ -168,7 +169,7 @@ class Pipeline:
             {
                 "fetch": fetch_end - start,
                 "assemble": assemble_end - fetch_end,
-                # All that is not the engine's own work: waiting for a stream, and the way to its thread and back.
+                # Everything except the engine's run: the wait for a stream, and the hops to its thread and back.
                 "queue": score_end - assemble_end - scored.run_s,
                 "score": scored.run_s,
                 "utility": utility_end - score_end,
@@ -178,7 +179,7 @@ class Pipeline:
         )
 
     def _note_store(self, failure: str | None) -> None:
-        """Log when the store fails and when it is back, not every request in between."""
+        """Log when the store fails and when it recovers, but not every failed request in between."""
         if failure and not self._store_failure:
             _log.warning("feature_store_failed", reason=failure)
         elif self._store_failure and not failure:
@@ -188,14 +189,14 @@ class Pipeline:
 
 def _degradation(fetched: FetchedFeatures, utilities: np.ndarray) -> dict[str, int]:
     non_finite = len(utilities) - int(np.count_nonzero(np.isfinite(utilities)))
-    lacks = fetched.missing()
+    missing = fetched.missing()
     found = {
-        "user_missing": lacks.user,
+        "user_missing": missing.user,
         "sequence_missing": fetched.sequence_state != RowState.PRESENT,
-        "pins_missing": lacks.candidates,
-        "sequence_pins_missing": lacks.event_pins,
-        "query_missing": lacks.query_pin,
-        "foreign_values": lacks.foreign,
+        "pins_missing": missing.candidates,
+        "sequence_pins_missing": missing.event_pins,
+        "query_missing": missing.query_pin,
+        "foreign_values": missing.foreign,
         "store_unavailable": fetched.store_unavailable,
         "stale_rows": fetched.stale_rows,
         "non_finite_scores": non_finite,

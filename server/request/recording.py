@@ -1,4 +1,4 @@
-"""The sequences that actions are recorded into: those that the models in memory read."""
+"""Tracks the activity sequences that users' actions are written into: those that loaded models read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from feature_client.stores.store import Store
 
 
 class RecordedSequence:
-    """A sequence that actions are recorded into, and the position of each name in its vocabularies."""
+    """A sequence group, its writer, and the position of each name in its action and surface vocabularies."""
 
     def __init__(self, group: SequenceGroup, writer: ActivityWriter) -> None:
         self.group = group
@@ -20,25 +20,26 @@ class RecordedSequence:
 
 
 class Recording:
-    """Holds a writer for each sequence. Belongs to one event loop.
+    """Keeps one writer for each sequence. Belongs to one event loop.
 
     Attributes:
-        sequences: distinct; none while nothing is recorded.
+        sequences: the sequences to write into, without duplicates; empty if the server does not record actions.
     """
 
     def __init__(self, store: Store, future_dropped: Callable[[int], None]) -> None:
-        """Remember.
+        """Create without sequences.
 
         Args:
-            store: of the sequences.
-            future_dropped: told how many stored actions were dropped, as their time is in the future.
+            store: the feature store with the sequences.
+            future_dropped: called with the number of stored actions that were dropped because their time is in the
+                future.
         """
         self._store = store
         self._future_dropped = future_dropped
         self.sequences: tuple[RecordedSequence, ...] = ()
 
     def write_into(self, groups: Iterable[SequenceGroup]) -> None:
-        """Record into these sequences from now on; those that were recorded into before keep their writers."""
+        """Record into these sequences from now on; sequences that were already recorded keep their writers."""
         before = {sequence.group.fingerprint: sequence for sequence in self.sequences}
         distinct = {group.fingerprint: group for group in groups}
         self.sequences = tuple(

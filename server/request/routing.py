@@ -1,4 +1,4 @@
-"""The models a server answers with, by label and by version, and who gets which."""
+"""Chooses the model that answers a request: by label, by version, or by the user's share of the traffic."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from model_store.model.utility import UtilityTable
 from pinrank.v1 import ranking_pb2
 from server.request.windows import Window
 
-#: How much of what a version read and predicted is kept for comparing.
+#: Sampling of a version's inputs and predictions: samples kept, one of so many answers, rows of each.
 _OBSERVATIONS, _OBSERVED_EVERY, _ROWS_OBSERVED = 128, 8, 64
 _MASK = (1 << 64) - 1
 
 
 class ServedModel:
-    """A live model with the utility table compiled for it, and what its answers say of their origin."""
+    """A loaded model with its compiled utility table, and the versions that its answers report."""
 
     def __init__(self, model: LoadedModel, utility: UtilityTable, statistics: Statistics | None = None) -> None:
         self.model = model
         self.utility = utility
-        #: Of its training, if the bundle has them.
+        #: Statistics of its training data, if the bundle has them.
         self.statistics = statistics
-        #: Requests that hold it.
+        #: Number of requests that use this model now.
         self.in_flight = 0
-        self._lately: deque[Observation] = deque(maxlen=_OBSERVATIONS)
+        self._samples: deque[Observation] = deque(maxlen=_OBSERVATIONS)
         self._answers = itertools.count()
         manifest = model.manifest
         groups = [*manifest.groups, *([manifest.sequence] if manifest.sequence else [])]
-        #: A response with nothing but its versions, serialised: the same in every answer.
+        #: A serialised response with only its `versions` field, which is the same in every answer.
         self.versions: bytes = ranking_pb2.RankResponse(
             versions=ranking_pb2.Versions(
                 model=manifest.name,
@@ -52,32 +52,32 @@ class ServedModel:
         return self.model.manifest.version
 
     def observe(self, probabilities: np.ndarray, batch: FeatureBatch) -> None:
-        """Keep some of what it reads and predicts."""
+        """Keep a sample of the model's inputs and predictions."""
         if next(self._answers) % _OBSERVED_EVERY == 0:
             watched = observed(self.model.manifest, batch)
             inputs = {name: values[:_ROWS_OBSERVED].copy() for name, values in watched.items()}
-            self._lately.append(Observation(probabilities[:_ROWS_OBSERVED].copy(), inputs))
+            self._samples.append(Observation(probabilities[:_ROWS_OBSERVED].copy(), inputs))
 
     def drifts(self) -> dict[tuple[str, str], float]:
-        """Return how far its inputs and predictions are from its training (PSI), by ("input" or "head", name)."""
-        return drifts(self.model.manifest, self.statistics, list(self._lately))
+        """Return the PSI between its recent inputs and predictions and its training, by ("input" or "head", name)."""
+        return drifts(self.model.manifest, self.statistics, list(self._samples))
 
     def heads_moved(self, other: ServedModel) -> dict[str, float]:
-        """Return how far each head is from the same head of another model (PSI), by what both predicted lately."""
+        """Return for each head the PSI between both models' recent predictions."""
         return heads_moved(
-            (self.model.manifest, list(self._lately)),
-            (other.model.manifest, list(other._lately)),
+            (self.model.manifest, list(self._samples)),
+            (other.model.manifest, list(other._samples)),
         )
 
 
 class ServedModels:
-    """Which model answers a request. Belongs to the event loop, and changes between two requests, never during one."""
+    """The routing table of models. Belongs to one event loop; it never changes while a request chooses its model."""
 
     def __init__(self, default_label: str) -> None:
         self.default_label = default_label
         self.by_label: dict[str, ServedModel] = {}
         self.by_version: dict[int, ServedModel] = {}
-        #: What became of each label's requests lately.
+        #: Recent outcomes of each label's requests.
         self.windows: dict[str, Window] = {}
         self._traffic: Mapping[str, Mapping[str, float]] = {}
 
@@ -87,27 +87,31 @@ class ServedModels:
 
     @property
     def traffic(self) -> Mapping[str, Mapping[str, float]]:
-        """By surface, each label's share of the calls that name no label."""
+        """For each surface, each label's share of the calls that do not name a label."""
         return self._traffic
 
     @property
     def surfaces(self) -> frozenset[str]:
-        """Every surface that some model ranks."""
+        """All surfaces that at least one served model ranks."""
         return frozenset(s.name for served in self.by_version.values() for s in served.model.manifest.surfaces)
 
     def share_traffic(self, traffic: Mapping[str, Mapping[str, float]]) -> None:
-        """Divide what names no label: by surface (`*`: the others), each label's share; the default gets the rest."""
+        """Set each label's share of the calls that do not name a label; the default label gets the rest.
+
+        Args:
+            traffic: shares by surface and label; the surface `*` stands for all other surfaces.
+        """
         self._traffic = {surface: dict(sorted(shares.items())) for surface, shares in traffic.items()}
 
     def assigned(self, surface: str, user_id: int) -> str:
-        """Return the label that answers a user who names none.
+        """Return the label that answers a user's call that does not name a label.
 
-        A label that grows keeps its users, and takes them from others only to itself; where there are several labels
-        beside the default, they may get users of the default in return.
+        When a label's share grows, the label keeps all its users, and users who leave other labels move only to it. If
+        there are several labels besides the default, the others may get users of the default label in return.
         """
         left = 1.0
         for label, share in (self._traffic.get(surface) or self._traffic.get("*") or {}).items():
-            # A draw of its own for each label, among those whom the labels before left.
+            # Each label draws independently among the users that the labels before it did not take.
             if _place(user_id ^ crc32(label.encode()) << 32) * left < share:
                 return label if label in self.by_label else self.default_label
             left -= share
@@ -115,7 +119,7 @@ class ServedModels:
 
 
 def _place(number: int) -> float:
-    """Spread numbers evenly over 0 to 1 (the finaliser of SplitMix64: Steele, Lea and Flood, 2014)."""
+    """Hash a number evenly to [0, 1) (the finaliser of SplitMix64: Steele, Lea and Flood, 2014)."""
     mixed = (number + 0x9E3779B97F4A7C15) & _MASK
     mixed = ((mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9) & _MASK
     mixed = ((mixed ^ mixed >> 27) * 0x94D049BB133111EB) & _MASK

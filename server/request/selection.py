@@ -1,3 +1,5 @@
+"""Orders candidates by utility."""
+
 from __future__ import annotations
 
 import numpy as np

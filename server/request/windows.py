@@ -1,4 +1,4 @@
-"""What became of a label's requests in the last minute or so: counted on the event loop, judged by its guard."""
+"""Sliding windows of request outcomes and latencies, one for each label; the label's guard judges them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class _Half:
 
 
 class Window:
-    """What became of a label's requests in the last `length_s` to 1.5 `length_s`."""
+    """The outcomes of a label's requests in the last `length_s` to 1.5 `length_s` seconds."""
 
     def __init__(self, length_s: float) -> None:
         self._half_s = length_s / 2
         self._halves = [_Half(-math.inf)]
 
     def note(self, now_s: float, seconds: float, *, failed: bool) -> None:
-        """Note a request that took so long; one that failed counts, its time does not."""
+        """Record a request and its duration in seconds; of a failed one, only the failure counts."""
         newest = self._halves[-1]
         if now_s - newest.began_s >= self._half_s:
             newest = _Half(now_s)
@@ -42,7 +42,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class WindowSummary:
-    """Of a window: answered and failed requests, the failed ones, and the P99 of the answered."""
+    """Number of requests in a window, how many of them failed, and the P99 latency of the answered ones."""
 
     requests: int
     errors: int

@@ -1,1 +1,1 @@
-"""What the process stands on: addresses, signals, background work, memory."""
+"""Services of the process itself: listening addresses, signals, background threads and tasks, memory."""

@@ -1,7 +1,7 @@
-"""Where a server listens: what the setting `host` may say, read once for the gRPC port and the HTTP port.
+"""Resolves the setting `host` to the addresses that the gRPC port and the HTTP port listen on.
 
-gRPC binds what it can of a name's addresses and keeps quiet about the rest, and the HTTP server takes only one; so a
-name is resolved here, and both listen on every address that comes of it.
+gRPC binds those of a name's addresses that it can and silently ignores the rest, and the HTTP server binds only one. So
+we resolve a name here, and both ports listen on every address that it resolves to.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     import grpc.aio
 
 _UNIX = "unix:"
-#: Both mean every address; one socket takes both families where the machine has IPv6.
+#: Both mean all addresses; with IPv6, one socket accepts both families.
 _EVERYWHERE = ("::", "0.0.0.0")  # noqa: S104
-#: Of an address that was resolved but this machine does not have: `localhost` is often both, also without IPv6.
+#: Errors for an address that this machine does not have: `localhost` often resolves to ::1 even without IPv6.
 _ABSENT = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 
 
 class ListenError(Exception):
-    """The server cannot listen there; the message says why."""
+    """The server cannot listen on an address; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +34,22 @@ class Interface:
 
     Attributes:
         family: AF_INET or AF_INET6.
-        host: the address in numbers, without brackets.
+        host: the numeric address, without brackets.
     """
 
     family: socket.AddressFamily
     host: str
 
     def at(self, port: int) -> str:
-        """Return it as gRPC and URLs write it: `127.0.0.1:50051`, `[::1]:50051`."""
+        """Return the address and a port as gRPC and URLs write them: `127.0.0.1:50051`, `[::1]:50051`."""
         return f"[{self.host}]:{port}" if self.family == socket.AF_INET6 else f"{self.host}:{port}"
 
     def bound(self, port: int, *options: int) -> socket.socket:
-        """Return a socket that is bound there, as gRPC binds its own. Raises OSError.
+        """Return a socket that is bound to the address the way gRPC binds its own. Raises OSError.
 
         Args:
-            port: 0 takes a free one.
-            options: socket options to turn on before.
+            port: port to bind; 0 takes a free one.
+            options: socket options to turn on before binding.
         """
         opened = socket.socket(self.family, socket.SOCK_STREAM)
         try:
@@ -65,13 +65,13 @@ class Interface:
 
 
 def interfaces(host: str) -> tuple[Interface, ...]:
-    """Return the addresses that a host stands for, at least one, all of which this machine has.
+    """Return those addresses of a host that this machine has, at least one.
 
     Args:
-        host: an address (IPv6 with or without brackets), or a name.
+        host: an address (IPv6 with or without brackets), or a host name.
 
     Raises:
-        ListenError: it is no name that resolves, or no address of this machine.
+        ListenError: the name does not resolve, or this machine has none of its addresses.
     """
     bare = _bare(host)
     if bare in _EVERYWHERE:
@@ -80,13 +80,15 @@ def interfaces(host: str) -> tuple[Interface, ...]:
     try:
         found = socket.getaddrinfo(bare, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise ListenError(f"host {host!r}: no address goes by that name ({error})") from error
+        raise ListenError(
+            f"host {host!r}: the name does not resolve ({error}); set host to an address of this machine"
+        ) from error
     numbers = dict.fromkeys(Interface(family, _numeric(address)) for family, _, _, _, address in found)
     return _held_here(host, tuple(numbers))
 
 
 def _numeric(address: tuple[Any, ...]) -> str:
-    """Return a resolved address in numbers; with its interface, where it holds on one only (`fe80::1%2`)."""
+    """Return a resolved address in numeric form; a link-local one includes its interface (`fe80::1%2`)."""
     scope = address[3] if len(address) == 4 else 0
     return f"{address[0]}%{scope}" if scope else str(address[0])
 
@@ -109,13 +111,13 @@ def _held_here(host: str, candidates: tuple[Interface, ...]) -> tuple[Interface,
 
 
 def open_grpc_port(server: grpc.aio.Server, host: str, port: int) -> int | str:
-    """Let a gRPC server listen on every address of a host, on one port.
+    """Make a gRPC server listen on one port of every address of a host.
 
     Returns:
         The port, or the path of a Unix socket.
 
     Raises:
-        ListenError: an address cannot be had, so that others could be answered by another server there.
+        ListenError: an address cannot be bound; another server may be listening there.
     """
     path = socket_path(host)
     if path is not None:
@@ -127,18 +129,18 @@ def open_grpc_port(server: grpc.aio.Server, host: str, port: int) -> int | str:
             port = server.add_insecure_port(interface.at(port))
         except RuntimeError as error:
             raise ListenError(
-                f"cannot listen on {interface.at(port)}; is another server there? Set grpc_port to move"
+                f"cannot listen on {interface.at(port)}; is another server using it? Set grpc_port to another port"
             ) from error
     return port
 
 
 def http_interfaces(host: str) -> tuple[Interface, ...]:
-    """Return where the HTTP port is opened: with gRPC's, and on loopback where that is a Unix socket."""
+    """Return the HTTP port's addresses: the same as gRPC's, or loopback if gRPC listens on a Unix socket."""
     return interfaces("127.0.0.1" if socket_path(host) else host)
 
 
 def shown(host: str, port: int | str) -> str:
-    """Return a listening server's address as its log says it and a client takes it."""
+    """Return a server's gRPC address in the form that logs show and clients accept."""
     if isinstance(port, str):
         return f"{_UNIX}{port}"
     return f"[{_bare(host)}]:{port}" if ":" in host else f"{host}:{port}"
@@ -149,12 +151,12 @@ def http_shown(host: str, port: int) -> str:
 
 
 def http_url(host: str, port: int) -> str:
-    """Return where this machine reaches the HTTP port."""
+    """Return the URL under which this machine reaches the HTTP port."""
     return f"http://{http_shown('127.0.0.1' if _bare(host) in _EVERYWHERE else host, port)}"
 
 
 def is_host(text: str) -> bool:
-    """Tell whether a setting can be a host at all; a port in it, or a scheme, is a mistake to name early."""
+    """Return whether a text can be a host; a text with a port or a scheme cannot, so that the mistake shows early."""
     path = socket_path(text)
     if path is not None:
         return path.is_absolute()
@@ -166,7 +168,7 @@ def is_host(text: str) -> bool:
 
 
 def socket_path(host: str) -> Path | None:
-    """Return the path of a host that is a Unix socket (`unix:/run/pinrank.sock`), None for any other."""
+    """Return the path if a host is a Unix socket (`unix:/run/pinrank.sock`), or else None."""
     return Path(host.removeprefix(_UNIX)) if host.startswith(_UNIX) else None
 
 
@@ -175,19 +177,21 @@ def _bare(host: str) -> str:
 
 
 def _free_socket_path(path: Path) -> None:
-    """Make sure that a Unix socket can be made at a path; gRPC itself would take the path from a running server."""
+    """Make a path free for a Unix socket; gRPC itself would take over the path of a running server."""
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise ListenError(f"cannot listen on {path}: {path.parent} is no folder, or may not be written to")
+        raise ListenError(f"cannot listen on {path}: {path.parent} is not a folder, or the server may not write to it")
     if not path.exists():
         return
     if not path.is_socket():
-        raise ListenError(f"cannot listen on {path}: something is there that is no socket")
+        raise ListenError(
+            f"cannot listen on {path}: the path exists and is not a socket; remove it, or set host to another path"
+        )
     with socket.socket(socket.AF_UNIX) as client:
         try:
             client.connect(str(path))
-        except ConnectionRefusedError:  # what a server that was killed left behind
+        except ConnectionRefusedError:  # left behind by a server that was killed
             path.unlink()
         except OSError as error:
             raise ListenError(f"cannot listen on {path} ({error.strerror})") from error
         else:
-            raise ListenError(f"cannot listen on {path}: another server is there; set host to move")
+            raise ListenError(f"cannot listen on {path}: another server is using it; set host to another path")

@@ -1,24 +1,24 @@
-"""How much memory this process may still take, and giving back what it no longer needs."""
+"""Measures the memory that this process may still use, and returns freed memory to the system."""
 
 from __future__ import annotations
 
 import ctypes
 from pathlib import Path
 
-#: mallopt's names (malloc.h): the size from which a block is mapped apart, and how many heaps threads share.
+#: mallopt parameters (malloc.h): the minimum size of a block with its own mapping, and the number of heaps (arenas).
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 _LARGE_BYTES = 1 << 20
 _HEAPS = 2
 
 
 def set_up_allocator() -> None:
-    """Let what a version took go back to the system when it is gone, where the C library would keep it (glibc).
+    """Configure glibc's malloc so that a dropped version's memory goes back to the system; do nothing elsewhere.
 
-    - Large blocks are mapped apart. glibc raises the size from which it does so whenever such a block is freed, up to
-      32 MB: a version's second near caches would come from a heap, whose top nothing gives back, malloc_trim neither.
-      A fixed size keeps it from learning.
-    - Threads share two heaps instead of having one each, up to eight per processor: versions are loaded and dropped on
-      various threads, and what stays behind between other things' blocks grew with every heap.
+    - Large blocks get a mapping of their own. By default, glibc raises its threshold for this, up to 32 MB, whenever
+      such a block is freed. A second version's near caches would then come from a heap, and not even malloc_trim
+      returns the top of a heap. We fix the threshold, which turns this adjustment off.
+    - Threads share two heaps; by default, each has its own, up to eight per processor. Versions are loaded and dropped
+      on various threads, and every further heap adds fragmentation.
     """
     choose = getattr(ctypes.CDLL(None), "mallopt", None)
     if choose is not None:
@@ -27,7 +27,7 @@ def set_up_allocator() -> None:
 
 
 def available_bytes(proc: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Return the least of what the machine has left and what the container may still take; None where nobody says."""
+    """Return the smaller of the machine's and the container's available memory in bytes; None if neither is known."""
     found = []
     try:
         lines = dict(line.split(":", 1) for line in proc.read_text().splitlines())
@@ -38,13 +38,13 @@ def available_bytes(proc: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sy
         limit, used = (cgroup / "memory.max").read_text().strip(), int((cgroup / "memory.current").read_text())
         if limit != "max":
             found.append(max(0, int(limit) - used))
-    except (OSError, ValueError):  # no container, or cgroups of the old kind
+    except (OSError, ValueError):  # no container, or cgroups v1
         pass
     return min(found, default=None)
 
 
 def give_back_freed() -> None:
-    """Return freed memory to the system, where the C library keeps it (glibc)."""
+    """Return freed memory to the system (glibc only; does nothing elsewhere)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -1,7 +1,7 @@
-"""What ends a server: SIGTERM, SIGINT (Ctrl-C) and SIGHUP (its terminal closed) have it drain.
+"""Handles the signals that end a server: it drains on SIGTERM, SIGINT (Ctrl-C) and SIGHUP (its terminal closed).
 
-A second SIGINT, of a person who has no patience, cuts the draining short. A second SIGTERM does not: supervisors send
-it to every process of a group, and the parent of several servers passes it on too.
+A second SIGINT comes from a person who does not want to wait, and ends the drain early. A second SIGTERM does not:
+supervisors send it to every process of a group, and the parent of several servers also passes it on.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Ending:
-    """What signals asked for so far.
+    """The requests to end that signals have made so far.
 
     Attributes:
-        asked: to end.
-        hurried: to wait for nothing.
+        asked: set once the server should drain and end.
+        hurried: set once the server should end without waiting for calls in flight.
     """
 
     def __init__(self) -> None:
@@ -38,18 +38,18 @@ class Ending:
 
 
 def ending_signals() -> tuple[signal.Signals, ...]:
-    """Return the signals to heed; not SIGHUP under nohup, which has it ignored."""
+    """Return the signals that end a server; without SIGHUP under nohup, which makes processes ignore it."""
     return tuple(n for n in _ENDING if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN)
 
 
 def end_on_signals() -> None:
-    """Let an ending signal end the process until a server heeds them: process 1 of a container would ignore it."""
+    """Exit on these signals until a server handles them; process 1 of a container would ignore them by default."""
     for number in ending_signals():
         signal.signal(number, lambda *_: sys.exit(0))
 
 
 def heed_signals(loop: asyncio.AbstractEventLoop, limit_s: float) -> Ending:
-    """Take the ending signals on an event loop from now on; so long after the first, the process ends anyway."""
+    """Handle the ending signals on an event loop; force the process to exit `limit_s` seconds after the first one."""
     ending = Ending()
 
     def heard(number: int) -> None:
@@ -63,7 +63,7 @@ def heed_signals(loop: asyncio.AbstractEventLoop, limit_s: float) -> Ending:
 
 
 def exit_within(limit_s: float) -> None:
-    """End this process after so long at the latest, also where a thread hangs in a call that never returns."""
+    """Force this process to exit after `limit_s` seconds, even if a thread hangs in a call that never returns."""
 
     def end() -> None:
         _log.error("exit_forced", after_s=limit_s, threads=sorted(thread.name for thread in threading.enumerate()))

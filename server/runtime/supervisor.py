@@ -1,4 +1,4 @@
-"""Background work that never ends silently: what fails is logged, counted, shown, and started again after a pause."""
+"""Runs background loops and tasks; a failure is logged, counted and shown on `/healthz`, and loops restart."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RestartAt:
-    """Start a loop again at this time, on the policy's clock."""
+    """Restart a loop at this time, on the clock that the policy was called with."""
 
     time_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """How long a loop that failed waits: twice as long each time, until it ran well for a while. Pure.
+    """Exponential backoff: the pause before a failed loop's restart doubles with each failure in a row. Pure.
 
     Attributes:
-        first_s, longest_s: the first pause, and the longest.
-        well_s: a loop that ran so long begins with the first pause again.
+        first_s: the pause after the first failure.
+        longest_s: the longest pause.
+        well_s: a loop that ran this long before it failed starts over with the first pause.
     """
 
     first_s: float = 0.1
@@ -35,7 +36,7 @@ class Backoff:
     well_s: float = 60.0
 
     def after_failure(self, failures_in_a_row: int, started_s: float, now_s: float) -> tuple[int, RestartAt]:
-        """Return the failures in a row, with this one, and when to start again."""
+        """Return the number of failures in a row, including this one, and when to restart."""
         row = 1 if now_s - started_s >= self.well_s else failures_in_a_row + 1
         doublings = min(row - 1, 32)
         return row, RestartAt(now_s + min(self.longest_s, self.first_s * 2**doublings))
@@ -43,12 +44,12 @@ class Backoff:
 
 @dataclass(slots=True)
 class Background:
-    """Background work of one name: a loop that goes on for ever, or tasks that come and go.
+    """The state of background work: of a loop that runs until the server stops, or of short tasks with the same name.
 
     Attributes:
-        state: `waiting` is the pause after a failure.
-        last_error: the type of what failed last; its message may hold what strangers must not read.
-        failed_at_s: when, on the supervisor's clock.
+        state: `waiting` means the pause before a restart.
+        last_error: the type of the last error, without its message, which may contain users' data.
+        failed_at_s: time of the last error, on the supervisor's clock.
     """
 
     name: str
@@ -60,7 +61,7 @@ class Background:
 
 
 class Supervisor:
-    """Runs a server's background work. `thread` may be called from any thread, the rest belongs to one event loop."""
+    """Runs a server's background work. Call `thread` from any thread, everything else on one event loop."""
 
     def __init__(self, backoff: Backoff | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._backoff = backoff or Backoff()
@@ -70,15 +71,15 @@ class Supervisor:
 
     @property
     def background(self) -> list[Background]:
-        """All work that was ever begun, by name."""
+        """All background work that was ever started, sorted by name."""
         return sorted(self._known.values(), key=lambda one: one.name)
 
     def close(self) -> None:
-        """Start no thread again that fails from now on."""
+        """Stop restarting threads that fail."""
         self._closing.set()
 
     def lines(self) -> list[str]:
-        """Describe every loop for `/healthz`, a line each."""
+        """Describe all background work for `/healthz`, one line each."""
         now_s = self._clock()
         return [
             f"{one.name}: {one.state}, failures {one.failures}, restarts {one.restarts}"
@@ -87,7 +88,7 @@ class Supervisor:
         ]
 
     async def loop(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run a loop until it returns or is cancelled; when it raises, pause and run it again."""
+        """Run a loop until it returns or is cancelled; if it raises, restart it after a pause."""
         one, row = self._begun(name), 0
         try:
             while True:
@@ -95,7 +96,7 @@ class Supervisor:
                 try:
                     await work()
                     return
-                except Exception as error:  # noqa: BLE001 - the boundary: a bug must not end what heals the server
+                except Exception as error:  # noqa: BLE001 - the boundary: a bug must not end a background loop
                     row, restart = self._backoff.after_failure(row, started_s, self._clock())
                     self._failed(one, error, restart)
                 await asyncio.sleep(restart.time_s - self._clock())
@@ -104,7 +105,7 @@ class Supervisor:
             one.state = "ended"
 
     async def task(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        """Run work that is done once; when it raises, that is noted here and goes no further."""
+        """Run a task once; if it raises, record the failure instead of raising it."""
         one = self._begun(name, "idle")
         one.state = "running"
         try:
@@ -115,9 +116,9 @@ class Supervisor:
             one.state = "idle"
 
     def thread(self, name: str, work: Callable[[], None]) -> threading.Thread:
-        """Return a thread, not started yet, that runs a loop until it returns; when it raises, it runs again.
+        """Return a thread, not started yet, that runs a loop until it returns; if it raises, it restarts after a pause.
 
-        It is a daemon: what hangs in it does not keep the process from ending.
+        The thread is a daemon: even if it hangs, the process can end.
         """
 
         def run() -> None:
@@ -127,7 +128,7 @@ class Supervisor:
                 try:
                     work()
                     break
-                except BaseException as error:  # noqa: BLE001 - SystemExit, too, would end a thread without a word
+                except BaseException as error:  # noqa: BLE001 - SystemExit, too, would end a thread silently
                     row, restart = self._backoff.after_failure(row, started_s, self._clock())
                     self._failed(one, error, restart)
                 if self._closing.wait(max(0.0, restart.time_s - self._clock())):
@@ -138,7 +139,7 @@ class Supervisor:
         return threading.Thread(target=run, name=name, daemon=True)
 
     def catch_strays(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Note what fails in callbacks and tasks of an event loop that nobody else looks after."""
+        """Record exceptions in an event loop's callbacks and tasks that nothing else handles."""
 
         def failed(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
             error = context.get("exception")
@@ -151,7 +152,7 @@ class Supervisor:
         loop.set_exception_handler(failed)
 
     def note(self, name: str, error: Exception) -> None:
-        """Note a failure of work that is done by others."""
+        """Record a failure of work that the supervisor does not run itself."""
         self._failed(self._begun(name, "idle"), error, None)
 
     def _begun(self, name: str, state: Literal["running", "idle"] = "running") -> Background:

@@ -1,4 +1,4 @@
-"""Tasks of an event loop that nobody awaits while they run."""
+"""Keeps references to asyncio tasks that run in the background, and cancels them together."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 
 
 class BackgroundTasks:
-    """Holds tasks while they run: asyncio itself keeps only a weak reference. Belongs to one event loop."""
+    """A set of running tasks; asyncio itself keeps only weak references to them. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
@@ -21,7 +21,7 @@ class BackgroundTasks:
         task.add_done_callback(self._tasks.discard)
 
     def cancel(self) -> asyncio.Future[list[BaseException | None]]:
-        """Cancel what runs; await the result to let it end."""
+        """Cancel all running tasks; await the result to wait until they have ended."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

@@ -1,4 +1,4 @@
-"""A thread that works for an event loop, and whose hanging (a network volume is away) makes nobody else wait."""
+"""Runs blocking jobs for an event loop on one thread; a job that hangs (a lost network volume) blocks no other work."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _T = TypeVar("_T")
 
 
 class Worker:
-    """One thing after the other, on a thread that does not keep the process from ending. Belongs to one event loop."""
+    """Runs jobs one after the other on a daemon thread. Belongs to one event loop."""
 
     def __init__(self, name: str, supervisor: Supervisor) -> None:
         self._name = name
@@ -28,7 +28,7 @@ class Worker:
         self._thread = supervisor.thread(name, self._run)
 
     async def do(self, work: Callable[..., _T], *arguments: object) -> _T:
-        """Do work; what was not begun when the caller is cancelled is not done."""
+        """Run a job and return its result; if the caller is cancelled before the job starts, it does not run."""
         if not self._thread.ident:
             self._thread.start()
         outcome: Future[_T] = Future()
@@ -36,10 +36,10 @@ class Worker:
         return await asyncio.wrap_future(outcome)
 
     async def ask(self, limit_s: float, work: Callable[..., _T], *arguments: object) -> _T:
-        """Do work with the model store.
+        """Run a job that uses the model store.
 
         Raises:
-            ModelStoreError: it did not end in time; or what the work raises.
+            ModelStoreError: the job did not end within `limit_s` seconds. Errors of the job itself pass through.
         """
         try:
             async with asyncio.timeout(limit_s) as limit:
@@ -48,11 +48,11 @@ class Worker:
             if not limit.expired():
                 raise
             raise ModelStoreError(
-                f"the model store has not answered for {limit_s:g} s; is its volume or bucket away?"
+                f"the model store has not answered for {limit_s:g} s; is its volume or bucket available?"
             ) from error
 
     async def close(self, limit_s: float) -> None:
-        """Let what is under way end within a time; beyond, it is left behind."""
+        """Wait at most `limit_s` seconds for the jobs to end; after that, abandon the thread."""
         self._jobs.put(None)
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join, limit_s)
@@ -66,7 +66,7 @@ class Worker:
                 continue
             try:
                 result = work()
-            except BaseException as error:  # noqa: BLE001 - it is the caller's
+            except BaseException as error:  # noqa: BLE001 - the caller gets it
                 outcome.set_exception(error)
             else:
                 outcome.set_result(result)

@@ -1,1 +1,1 @@
-"""What a server says of itself: metrics and logs."""
+"""The server's metrics and logs."""

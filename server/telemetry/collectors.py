@@ -1,4 +1,4 @@
-"""Metrics of log lines and background work, read when metrics are collected; other rooms have their own collectors."""
+"""Collectors of the metrics of log lines and background work; other packages define collectors of their own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from server.telemetry.logs import withheld_lines
 class LogLineCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         withheld = CounterMetricFamily(
-            "pinrank_log_lines_withheld", "Log lines left out as their event came too often", labels=["event"]
+            "pinrank_log_lines_withheld", "Log lines withheld because their event was too frequent", labels=["event"]
         )
         for event, lines in sorted(withheld_lines().items()):
             withheld.add_metric([event], lines)
@@ -27,10 +27,10 @@ class BackgroundCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         failures = CounterMetricFamily(
-            "pinrank_background_failures", "Times that background work failed unexpectedly", labels=["name"]
+            "pinrank_background_failures", "Unexpected failures of background work; should stay 0", labels=["name"]
         )
         waiting = GaugeMetricFamily(
-            "pinrank_background_waiting", "1 while a background loop that failed waits to be started again",
+            "pinrank_background_waiting", "1 while a failed background loop waits for its restart",
             labels=["name"],
         )  # fmt: skip
         for one in self._supervisor.background:
@@ -41,7 +41,7 @@ class BackgroundCollector(Collector):
 
 
 class SafeCollector(Collector):
-    """Yields nothing when its collector fails, so that the other metrics are still exported."""
+    """Wraps a collector; if it fails, its metrics are missing, but all other metrics are still exported."""
 
     def __init__(self, collector: Collector, supervisor: Supervisor) -> None:
         self._collector = collector
@@ -50,5 +50,5 @@ class SafeCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         try:
             yield from list(self._collector.collect())
-        except Exception as error:  # noqa: BLE001 - a bug in one must not hide all the others
+        except Exception as error:  # noqa: BLE001 - a bug in one collector must not hide all other metrics
             self._supervisor.note("metrics", error)

@@ -1,4 +1,4 @@
-"""Histograms that cost an append on the request path."""
+"""Prometheus histograms whose observation costs only a list append on the request path."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _FOLD_AT = 4_096
 
 
 class Histograms(Collector):
-    """Histograms of one name, one for each value of a label, whose observations are folded many at a time.
+    """A histogram metric, with one histogram per value of its label; observations are counted in batches.
 
-    An observation costs an append; prometheus_client's own takes a lock and 3 us, a dozen times a request.
+    An observation costs an append. prometheus_client's own histogram takes a lock and 3 us, a dozen times per request.
     """
 
     def __init__(
@@ -30,12 +30,12 @@ class Histograms(Collector):
         self._counts: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(buckets) + 1, np.int64))
         self._sums: dict[str, float] = defaultdict(float)
         self._pending: dict[str, list[float]] = defaultdict(list)
-        #: Engine streams fold, and so does the thread that tells metrics.
+        #: Engine streams and the thread that exports metrics both fold.
         self._folding = threading.Lock()
         registry.register(self)
 
     def observe(self, value: float, label: str = "") -> None:
-        """Note one value. May be called from any thread."""
+        """Record one value. Thread-safe."""
         pending = self._pending[label]
         pending.append(value)
         if len(pending) >= _FOLD_AT:
@@ -54,9 +54,9 @@ class Histograms(Collector):
     def _fold(self, label: str) -> None:
         pending = self._pending[label]
         with self._folding:
-            # What is appended meanwhile stands behind these and stays.
+            # Values that other threads append meanwhile come after these and stay in the list.
             values = np.array(pending[:], np.float64)
             del pending[: len(values)]
-            # A bucket holds what is at most its bound.
+            # A bucket's upper bound is inclusive.
             self._counts[label] += np.bincount(np.searchsorted(self._buckets, values), minlength=len(self._buckets) + 1)
             self._sums[label] += float(values.sum())

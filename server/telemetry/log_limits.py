@@ -1,4 +1,4 @@
-"""What may stand in the log: how often an event, how long a line, and what of an exception. Pure."""
+"""Limits of the log: how often an event may occur, how long a line may be, what it shows of an exception. Pure."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-#: A line of a log collector is cut, or lost, beyond 16 KiB.
+#: Log collectors cut or drop lines beyond 16 KiB.
 LINE_BYTES_MAX = 8_192
 _EXCEPTIONS_MAX, _FRAMES_MAX = 8, 24
 _TEXT_MAX = 500
-#: Exceptions of these packages say what we wrote; those of others may quote what they were given: a key, a row.
+#: Packages whose exception texts are safe to log; other packages may quote their input, such as a key or a row.
 _OURS = frozenset({"server", "feature_client", "model_store"})
-#: They quote paths and sizes.
+#: Built-in exceptions whose texts are safe to log, because they quote only paths and sizes.
 _PLAIN = (OSError, MemoryError)
 
 
 @dataclass(frozen=True, slots=True)
 class WriteLine:
-    """Write the line; so many of its event were withheld since the last one."""
+    """Write the line; `withheld` lines of its event were left out since the last one."""
 
     withheld: int
 
 
 @dataclass(frozen=True, slots=True)
 class WithholdLine:
-    """Leave the line out; its event comes too often."""
+    """Leave the line out, because its event is too frequent."""
 
 
 @dataclass(slots=True)
@@ -39,23 +39,23 @@ class _Event:
 
 @dataclass(slots=True)
 class EventRates:
-    """Lets through `burst` lines of an event at once and `per_s` after them: a token bucket for each event.
+    """A token bucket for each event: allows `burst` lines at once, then `per_s` lines per second.
 
     Attributes:
-        withheld: lines left out since the start, by event.
+        withheld: number of lines left out since the start, by event.
     """
 
     burst: int = 50
     per_s: float = 2.0
-    #: So long after the last of an event, what was withheld of it is told by itself.
+    #: This long after an event's last line, a line of its own reports how many were withheld.
     quiet_s: float = 10.0
-    #: More kinds of events share one bucket.
+    #: Events beyond this number share one bucket.
     events_max: int = 256
     withheld: Counter[str] = field(default_factory=Counter)
     _events: dict[str, _Event] = field(default_factory=dict)
 
     def decide(self, event: str, now_s: float) -> WriteLine | WithholdLine:
-        """Say whether a line about an event may be written now."""
+        """Decide whether a line of an event may be written now."""
         if event not in self._events and len(self._events) >= self.events_max:
             event = "other events"
         known = self._events.setdefault(event, _Event(self.burst, now_s))
@@ -69,17 +69,17 @@ class EventRates:
         withheld, known.withheld = known.withheld, 0
         return WriteLine(withheld)
 
-    def untold(self, now_s: float) -> dict[str, int]:
-        """Return how many lines were withheld of events that are quiet by now; each is returned once."""
-        told = {}
+    def unreported(self, now_s: float) -> dict[str, int]:
+        """Return the numbers of withheld lines of events that have been quiet for `quiet_s`, and reset them."""
+        found = {}
         for event, known in self._events.items():
             if known.withheld and now_s - known.seen_s >= self.quiet_s:
-                told[event], known.withheld = known.withheld, 0
-        return told
+                found[event], known.withheld = known.withheld, 0
+        return found
 
 
 def fitted(render: Callable[[Mapping[str, Any]], str], event: Mapping[str, Any], bytes_max: int) -> str:
-    """Render an event within a number of bytes; where it is longer, its values are cut, and `cut` says so."""
+    """Render an event in at most `bytes_max` bytes; cut its values if needed, and then add `cut` to the line."""
     line = render(event)
     room = bytes_max // max(1, len(event))
     while len(line.encode()) > bytes_max and room:
@@ -96,11 +96,11 @@ def _cut(value: Any, characters_max: int) -> Any:
 
 
 def described(error: BaseException, *, quote: bool) -> list[dict[str, Any]]:
-    """Return an exception and its causes: types and frames, never the frames' variables.
+    """Describe an exception and its causes by types and stack frames, without the frames' variables.
 
     Args:
-        error: the last of its chain.
-        quote: whether the texts of all exceptions are given; without, those that may quote users' data are not.
+        error: the exception that was raised last.
+        quote: whether to include all exceptions' texts; otherwise texts that may quote users' data are left out.
     """
     found: list[dict[str, Any]] = []
     for one in _chain(error):

@@ -1,4 +1,4 @@
-"""Events to standard error, one a line: without secrets, without what users sent, bounded in length and number."""
+"""Logs events to standard error, one per line, without secrets or users' data; limits their length and frequency."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from structlog.typing import EventDict, ExcInfo, Processor, WrappedLogger
 from feature_client.redaction import hidden
 from server.telemetry.log_limits import LINE_BYTES_MAX, EventRates, WithholdLine, described, fitted
 
-#: Where a library begins to quote what it was given: a method's name, a task's result, a server's reply.
+#: Where a library's message starts to quote its input, such as a method's name, a task's result or a server's reply.
 _QUOTES = re.compile(r"[^A-Za-z ,.'_-]|(?<![A-Za-z])[bru]?'")
-#: Our own modules that log as libraries do.
+#: Our own modules that log through the standard library's `logging`.
 _OURS = ("kernels.", "ranker.")
 
 
 class _Stderr(io.TextIOBase):
-    """Standard error that outlives its reader: a closed log pipe must not fail a request or a shutdown."""
+    """Standard error that ignores a closed pipe, which must not fail a request or a shutdown."""
 
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError, ValueError):
@@ -38,14 +38,14 @@ class _Stderr(io.TextIOBase):
                 sys.stderr.write(text)
                 sys.stderr.flush()
             except BrokenPipeError:
-                # Its reader never comes back; Python would try again at the end, and exit with 120 for it.
+                # The reader is gone for good. At exit, Python would flush again, fail, and exit with code 120.
                 with Path(os.devnull).open("wb") as nowhere:
                     os.dup2(nowhere.fileno(), sys.stderr.fileno())
         return len(text)
 
 
 class _Limits:
-    """The process's rates, asked from any thread."""
+    """A structlog processor that drops events that are too frequent. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -55,8 +55,8 @@ class _Limits:
         now_s = time.monotonic()
         with self._lock:
             decision = self.rates.decide(_kind(event), now_s)
-            untold = self.rates.untold(now_s)
-        for name, lines in untold.items():
+            unreported = self.rates.unreported(now_s)
+        for name, lines in unreported.items():
             structlog.get_logger(__name__).warning("log_lines_withheld", of=name, lines=lines)
         if isinstance(decision, WithholdLine):
             raise structlog.DropEvent
@@ -64,20 +64,20 @@ class _Limits:
             event["withheld_before"] = decision.withheld
         return event
 
-    def tell_rest(self) -> None:
-        """Write what was withheld and not told yet, at the process's end."""
+    def report_rest(self) -> None:
+        """At the process's exit, log the numbers of withheld lines that were not reported yet."""
         with self._lock:
-            untold = self.rates.untold(float("inf"))
-        for name, lines in untold.items():
+            unreported = self.rates.unreported(float("inf"))
+        for name, lines in unreported.items():
             structlog.get_logger(__name__).warning("log_lines_withheld", of=name, lines=lines)
 
 
 _limits = _Limits()
-atexit.register(_limits.tell_rest)
+atexit.register(_limits.report_rest)
 
 
 def withheld_lines() -> Mapping[str, int]:
-    """Return how many lines were left out since the process's start, by event, as they came too often."""
+    """Return the number of log lines withheld since the process started, by event."""
     return _limits.rates.withheld.copy()
 
 
@@ -86,7 +86,7 @@ def _kind(event: EventDict) -> str:
 
 
 class _Forward(logging.Handler):
-    """Hands what libraries log (gRPC, asyncio) to the same stream, in the same form."""
+    """Forwards the log records of libraries (gRPC, asyncio) to structlog, so that they have the same form."""
 
     def __init__(self, *, quote: bool) -> None:
         super().__init__()
@@ -96,17 +96,17 @@ class _Forward(logging.Handler):
         log = structlog.get_logger(record.name)
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, grpc.aio.InternalError):
-            # gRPC could not send a status or an answer, as the call's caller had ended it: no fault of anyone's.
+            # gRPC could not send a status or an answer because the caller had ended the call, which is not an error.
             log.debug("caller_gone", logger=record.name)
             return
-        tell = log.error if record.levelno >= logging.ERROR else log.warning
+        write = log.error if record.levelno >= logging.ERROR else log.warning
         try:
-            said = record.getMessage()
-        except (KeyError, TypeError, ValueError):  # a malformed record must not fail the library that made it
-            said = str(record.msg)
+            text = record.getMessage()
+        except (KeyError, TypeError, ValueError):  # a malformed record must not fail the library that logged it
+            text = str(record.msg)
         whole = self._quote or record.name.startswith(_OURS)
-        message = said if whole else _QUOTES.split(said, maxsplit=1)[0].strip()
-        tell("library", logger=record.name, message=message, at=f"{record.pathname}:{record.lineno}", exc_info=error)
+        message = text if whole else _QUOTES.split(text, maxsplit=1)[0].strip()
+        write("library", logger=record.name, message=message, at=f"{record.pathname}:{record.lineno}", exc_info=error)
 
 
 def _uncaught(args: threading.ExceptHookArgs) -> None:
@@ -116,7 +116,7 @@ def _uncaught(args: threading.ExceptHookArgs) -> None:
 
 
 def _exceptions(*, quote: bool, people: bool) -> Processor:
-    """Make the processor that turns `exc_info` into types and frames; structlog's own shows the frames' variables."""
+    """Make a processor that renders `exc_info` as types and frames; structlog's own would show frames' variables."""
 
     def show(exc_info: ExcInfo) -> Any:
         found = described(exc_info[1], quote=quote)
@@ -132,17 +132,17 @@ def _exceptions(*, quote: bool, people: bool) -> Processor:
 
 
 def _on_one_line(key: str, value: Any) -> Any:
-    """Return a value as it stands in a column: one that would begin a line of its own could pass for another event."""
+    """Return a value escaped for a column; a line break in it could otherwise fake another event."""
     return repr(value) if key != "exception" and isinstance(value, str) and not value.isprintable() else value
 
 
 def configure_logs(level: str, form: Literal["auto", "json", "console"], secrets: Iterable[str] = ()) -> None:
-    """Send one event a line to standard error: JSON for machines, columns for people.
+    """Write log events to standard error, one per line: JSON for machines, columns for people.
 
     Args:
-        level: below it nothing is written. Only at `debug` do lines hold what users sent.
-        form: `auto` writes for people on a terminal and JSON elsewhere.
-        secrets: what no line may hold, should anything that is logged quote it.
+        level: lowest level that is written. Lines contain users' data only at `debug`.
+        form: `auto` writes columns on a terminal and JSON elsewhere.
+        secrets: texts to redact from every line.
     """
     people = sys.stderr.isatty() if form == "auto" else form == "console"
     number = logging.getLevelNamesMapping()[level.upper()]
@@ -158,7 +158,7 @@ def configure_logs(level: str, form: Literal["auto", "json", "console"], secrets
     forms = {form for secret in secrets for form in (secret, json.dumps(secret)[1:-1], repr(secret)[1:-1])}
 
     def line(logger: WrappedLogger, name: str, event: MutableMapping[str, Any]) -> str:
-        # Before values are cut, or a part of a secret may stay; and after, for what stands deeper in them.
+        # Redact before values are cut, or part of a secret could remain; and again after rendering, for nested values.
         shown = {key: hidden(value, forms) if isinstance(value, str) else value for key, value in event.items()}
         return hidden(fitted(lambda fields: str(renderer(logger, name, dict(fields))), shown, LINE_BYTES_MAX), forms)
 

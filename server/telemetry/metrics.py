@@ -1,6 +1,6 @@
-"""The metrics that the server counts and times as it works; what is read when metrics are collected has collectors.
+"""The metrics that the server updates as it works; collectors provide those that are computed during a scrape.
 
-A group of metrics goes to the part that writes them. Seconds and rows, Prometheus' base units.
+Each class holds the metrics of one part of the server. Units are Prometheus' base units: seconds, rows.
 """
 
 from __future__ import annotations
@@ -16,40 +16,47 @@ from server.runtime.supervisor import Supervisor
 from server.telemetry.collectors import BackgroundCollector, LogLineCollector, SafeCollector
 from server.telemetry.histograms import Histograms
 
-#: Fine around the 10 ms budget: 12 bounds between 1 and 25 ms.
+#: Bucket bounds, dense around the 10 ms budget: 12 of them between 1 and 25 ms.
 _SECONDS = (
     0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.005, 0.006, 0.0075, 0.01, 0.0125, 0.015,
     0.02, 0.025, 0.035, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0,
 )  # fmt: skip
-#: What was at fault when a version failed.
+#: The cause of a version's failure.
 Fault = Literal["bundle", "surroundings", "unexpected"]
 _ROWS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
 
 class RequestMetrics:
-    """Of Rank calls."""
+    """Metrics of Rank calls."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._calls = Counter(
-            "pinrank_requests", "Rank calls by surface and gRPC status code", ["surface", "code"], registry=registry
+            "pinrank_requests",
+            "Rank calls by surface (unknown if invalid) and gRPC status code",
+            ["surface", "code"],
+            registry=registry,
         )
         self._by_outcome: dict[tuple[str, str], Counter] = {}
         self.request_seconds = Histograms(
             "pinrank_request_seconds",
-            "Time of answered Rank calls from first byte parsed to response serialised",
+            "Time of answered Rank calls from the first byte parsed to the response serialised",
             "surface",
             _SECONDS,
             registry,
         )
         self.stage_seconds = Histograms(
-            "pinrank_stage_seconds", "Time of answered Rank calls by stage", "stage", _SECONDS, registry
+            "pinrank_stage_seconds", "Time of answered Rank calls, by stage", "stage", _SECONDS, registry
         )
         self.refusal_seconds = Histograms(
-            "pinrank_refusal_seconds", "Time from first byte parsed to refusal", "surface", _SECONDS, registry
+            "pinrank_refusal_seconds",
+            "Time of refused Rank calls from the first byte parsed to the refusal",
+            "surface",
+            _SECONDS,
+            registry,
         )
         self.candidates = Histograms("pinrank_candidates", "Candidates per valid Rank call", None, _ROWS, registry)
         degraded = Counter(
-            "pinrank_degraded", "Answers degraded, by what was missing or left out", ["kind"], registry=registry
+            "pinrank_degraded", "Degraded answers, by field of pinrank.v1.Degradation", ["kind"], registry=registry
         )
         self.degraded = {kind: degraded.labels(kind) for kind in DEGRADATIONS}
 
@@ -62,24 +69,26 @@ class RequestMetrics:
 
 
 class EngineMetrics:
-    """Of engine runs, and of rows that reached none."""
+    """Metrics of engine runs, and of rows that were never scored."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.run_rows = Histograms("pinrank_run_rows", "Rows per engine run", None, _ROWS, registry)
         self.run_requests = Histograms(
             "pinrank_run_requests", "Requests per engine run", None, (1, 2, 4, 8, 16, 32), registry
         )
-        self.run_seconds = Histograms("pinrank_run_seconds", "Time of engine runs", None, _SECONDS, registry)
+        self.run_seconds = Histograms("pinrank_run_seconds", "Duration of engine runs", None, _SECONDS, registry)
         self.run_cpu_seconds = Counter(
             "pinrank_run_cpu_seconds",
-            "Processor time of engine runs, where the engine is the processor",
+            "Processor time of engine runs, if the engine runs on the CPU",
             registry=registry,
         )
         self.expired_rows = Counter(
             "pinrank_expired_rows", "Rows that could no longer be scored in time; never scored", registry=registry
         )
         self.cancelled_rows = Counter(
-            "pinrank_cancelled_rows", "Rows whose caller hung up in the queue; never scored", registry=registry
+            "pinrank_cancelled_rows",
+            "Rows whose caller hung up while they were queued; never scored",
+            registry=registry,
         )
         self.late_run_rows = Counter(
             "pinrank_late_run_rows",
@@ -89,20 +98,25 @@ class EngineMetrics:
 
 
 class ActionMetrics:
-    """Of recorded actions."""
+    """Metrics of recorded actions."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        actions = Counter("pinrank_actions", "Actions recorded, by what became of them", ["outcome"], registry=registry)
+        actions = Counter(
+            "pinrank_actions",
+            "Recorded actions, by outcome: added, repeated or too old",
+            ["outcome"],
+            registry=registry,
+        )
         self.outcomes = {outcome: actions.labels(outcome.name.lower()) for outcome in ActionOutcome}
         self.future_actions = Counter(
             "pinrank_future_actions_dropped",
-            "Stored actions that no clock shows yet, dropped when their user's sequence was written",
+            "Stored actions too far in the future, dropped when their user's sequence was written",
             registry=registry,
         )
 
 
 class ModelMetrics:
-    """Of versions that come and go."""
+    """Metrics of model versions and their swaps."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.info = Gauge(
@@ -110,31 +124,31 @@ class ModelMetrics:
         )
         swaps = Counter(
             "pinrank_model_swaps",
-            "Versions that began to answer for a label (done), or failed, by what was at fault: the bundle, its "
-            "surroundings (features, memory, the store; tried again), or something unexpected",
+            "Versions that began to answer for a label (done), or failed because of their bundle, because of "
+            "their surroundings (features, memory, the store; retried), or unexpectedly",
             ["outcome"],
             registry=registry,
         )
         self.done = swaps.labels("done")
         self.failed = {fault: swaps.labels(f"failed_{fault}") for fault in get_args(Fault)}
         self.rollbacks = Counter(
-            "pinrank_model_rollbacks", "Versions that a guard took off a label", ["label"], registry=registry
+            "pinrank_model_rollbacks", "Versions that a guard rolled back from a label", ["label"], registry=registry
         )
         self.warm_ups_cut_off = Counter(
             "pinrank_model_warm_ups_cut_off",
-            "Versions whose warm-up took longer than it may, so that first requests of some shapes take longer",
+            "Warm-ups that exceeded their time limit, so that the first requests of some shapes are slower",
             registry=registry,
         )
         self.store_failures = Counter(
-            "pinrank_model_store_failures", "Looks at the model store that failed", registry=registry
+            "pinrank_model_store_failures", "Failed polls of the model store", registry=registry
         )
 
 
 class Metrics:
-    """The server's metrics, on a registry of their own so that tests can run many servers in one process."""
+    """All metrics of a server, on a separate registry, so that tests can run many servers in one process."""
 
     def __init__(self, supervisor: Supervisor | None = None) -> None:
-        """Make all metrics, those of what a supervisor runs too."""
+        """Create the metrics and their registry, including those of a supervisor's background work."""
         self.registry = CollectorRegistry()
         self._supervisor = supervisor or Supervisor()
         self.requests = RequestMetrics(self.registry)
@@ -144,10 +158,10 @@ class Metrics:
         self.register(BackgroundCollector(self._supervisor), LogLineCollector())
 
     def register(self, *collectors: Collector) -> None:
-        """Read these whenever metrics are collected; one that fails hides no other's."""
+        """Add collectors to the export; one that fails does not affect the others."""
         for collector in collectors:
             self.registry.register(SafeCollector(collector, self._supervisor))
 
     def value(self, name: str, /, **labels: str) -> float | None:
-        """Return a sample's value now, None where there is no such sample."""
+        """Return a sample's current value, or None if there is no such sample."""
         return self.registry.get_sample_value(name, labels)

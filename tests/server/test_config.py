@@ -83,13 +83,13 @@ def test_gpus_are_a_number_or_several_in_the_environment(file, monkeypatch, valu
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("-1", "device: .*-1: write a GPU's number, from 0 to 63, or a list of them"),
-        ("64", "device: .*64: write a GPU's number"),
-        ("0,1", "device: .*'0,1': write a GPU's number"),
-        ("", "device: .*'': write a GPU's number"),
-        ("true", "device: .*True: write a GPU's number"),
-        ("[]", "device: .*write a GPU's number"),
-        ("[0, 1.5]", "device: .*write a GPU's number"),
+        ("-1", "device: .*-1: use a GPU's number from 0 to 63, or a list of such numbers"),
+        ("64", "device: .*64: use a GPU's number"),
+        ("0,1", "device: .*'0,1': use a GPU's number"),
+        ("", "device: .*'': use a GPU's number"),
+        ("true", "device: .*True: use a GPU's number"),
+        ("[]", "device: .*use a GPU's number"),
+        ("[0, 1.5]", "device: .*use a GPU's number"),
         ("[0, 1, 0]", r"device: .*\[0, 1, 0\] names a GPU twice"),
     ],
 )
@@ -105,7 +105,7 @@ def test_a_gpu_for_an_engine_of_the_processor_is_fatal_and_named(file, monkeypat
     monkeypatch.setenv("PINRANK_ENGINE", engine)
     assert load_config(file).device is None
     monkeypatch.setenv("PINRANK_DEVICE", "0")
-    with pytest.raises(ConfigError, match=f"device: engine '{engine}' computes on the processor; leave device out"):
+    with pytest.raises(ConfigError, match=f"device: engine '{engine}' runs on the CPU; unset device"):
         load_config(file)
 
 
@@ -214,7 +214,7 @@ def test_hosts(file, host):
 
 @pytest.mark.parametrize("host", ["", "127.0.0.1:80", "[::1]:80", "[::1", "http://a", "unix:relative.sock", "a b"])
 def test_bad_host_is_fatal_and_named(file, host):
-    with pytest.raises(ConfigError, match="host: .*write an address"):
+    with pytest.raises(ConfigError, match="host: .*use an address"):
         load_config(file, {"host": host})
 
 

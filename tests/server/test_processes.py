@@ -294,7 +294,7 @@ def test_a_second_server_on_a_shared_port_is_refused(model_store):
         command = ["serve", "--model-store", str(model_store), "--model", "tiny", "--processes", "2"]
         refused = pinrank(*command, "--feature-store", "memory://", "--grpc-port", port)
     assert refused.returncode == 1
-    assert "is another server there?" in refused.stderr
+    assert "is another server using it?" in refused.stderr
 
 
 def test_help_teaches_every_command():

@@ -101,7 +101,7 @@ async def test_bad_actions_are_named_field_by_field_and_nothing_is_stored(stubs)
     ]  # fmt: skip
     assert "looks like seconds" in details.field_violations[5].description
     assert "looks like microseconds" in details.field_violations[6].description
-    assert "there are" in details.field_violations[1].description
+    assert "known: " in details.field_violations[1].description
     assert await utilities(ranking, 1) == before
 
 
@@ -221,5 +221,5 @@ async def test_unknown_actions_are_named_within_trailers_whatever_the_vocabulary
     details = error_details_pb2.BadRequest()
     rpc_status.from_call(refused.value).details[0].Unpack(details)
     assert details.field_violations[0].field == "actions[0].action"
-    assert "there are a_rather_long_action_00, " in details.field_violations[0].description
+    assert "known: a_rather_long_action_00, " in details.field_violations[0].description
     assert "more" in details.field_violations[0].description

@@ -16,10 +16,10 @@ BAD = {
     "endless surface": ({"surface": "x" * 100_000}, "surface", "... (100000 characters); tiny@1 ranks home, related"),
     "no surface": ({"surface": ""}, "surface", "unknown surface ''"),
     "unknown label": ({"label": "beta"}, "label", "unknown label 'beta'; this server serves stable, canary"),
-    "unknown version": ({"version": 9}, "version", "version 9 is not served; there are 1, 2"),
+    "unknown version": ({"version": 9}, "version", "version 9 is not served; this server serves 1, 2"),
     "no candidates": ({"pin_ids": []}, "pin_ids", "no candidates"),
     "duplicate ids": ({"pin_ids": [5, 6, 5, 6, 7]}, "pin_ids", "2 duplicate ids, for example [5, 6]"),
-    "too many candidates": ({"pin_ids": range(101)}, "pin_ids", "101 candidates; this server takes at most 100"),
+    "too many candidates": ({"pin_ids": range(101)}, "pin_ids", "101 candidates; this server accepts at most 100"),
     "query left out": ({"surface": "related"}, "query", "surface 'related' ranks against a query"),
     "empty query": ({"query": Query()}, "query", "the query is empty"),
     "wrong space": (
@@ -94,7 +94,7 @@ async def test_bytes_that_are_no_request_are_refused(channel):
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await rank(b"\xff\xff\xff")
     assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-    assert "no pinrank.v1.RankRequest" in raised.value.details()
+    assert "cannot parse the request as pinrank.v1.RankRequest" in raised.value.details()
 
 
 async def test_refusals_are_counted_under_their_status(channel, server):

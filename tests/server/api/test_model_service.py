@@ -15,7 +15,7 @@ async def test_versions_held_by_number_answer_by_number_until_they_are_let_go(se
     server = await serve()
     call = calls(server)
     publish(store, tmp_path, 2)
-    with pytest.raises(grpc.aio.AioRpcError, match="version 2 is not served; there are 1"):
+    with pytest.raises(grpc.aio.AioRpcError, match="version 2 is not served; this server serves 1"):
         await call.version(version=2)
     loaded = await call.do("Load", version=2)
     assert (loaded.phase, loaded.version) == ("serving", 2)

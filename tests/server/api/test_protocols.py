@@ -167,22 +167,22 @@ async def test_a_unix_socket_is_the_grpc_port_and_http_is_on_loopback(start_serv
         await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
     status, said = await get(server, "/healthz")
     assert (status, said.partition("\n")[0]) == (200, "serving")
-    with pytest.raises(StartError, match=f"cannot listen on {path}: another server is there"):
+    with pytest.raises(StartError, match=f"cannot listen on {path}: another server is using it"):
         await start_server(host=f"unix:{path}", feature_store="memory://")
     await server.drain_and_close()
     assert not path.exists()
     path.write_text("precious")
-    with pytest.raises(StartError, match=f"cannot listen on {path}: something is there that is no socket"):
+    with pytest.raises(StartError, match=f"cannot listen on {path}: the path exists and is not a socket"):
         await start_server(host=f"unix:{path}")
     assert path.read_text() == "precious"
-    with pytest.raises(StartError, match="is no folder, or may not be written to"):
+    with pytest.raises(StartError, match="is not a folder, or the server may not write to it"):
         await start_server(host=f"unix:{tmp_path}/absent/pinrank.sock")
 
 
 async def test_a_host_that_this_machine_does_not_have_is_named(start_server):
     with pytest.raises(StartError, match="host '192.0.2.1': this machine has no such address"):
         await start_server(host="192.0.2.1")
-    with pytest.raises(StartError, match="host 'nowhere.invalid': no address goes by that name"):
+    with pytest.raises(StartError, match="host 'nowhere.invalid': the name does not resolve"):
         await start_server(host="nowhere.invalid")
 
 

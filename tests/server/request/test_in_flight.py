@@ -153,7 +153,7 @@ async def test_fault_of_our_own_is_logged_and_tells_the_caller_nothing(gated, st
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await stub.Rank(request(), timeout=30)
     assert raised.value.code() == grpc.StatusCode.INTERNAL
-    assert raised.value.details() == "the server failed this request; its log says why"
+    assert raised.value.details() == "internal error; the server's log has the details"
     logged = capfd.readouterr()
     assert "request_failed" in logged.out + logged.err
     assert "IndexError" in logged.out + logged.err

@@ -45,12 +45,12 @@ async def test_a_held_port_is_for_processes_of_one_parent_only(config):
     with reserved_port(config) as port:
         taken = config.model_copy(update={"grpc_port": port})
         # Before ours listen, and when they do.
-        with pytest.raises(StartError, match="is another server there"), reserved_port(taken):
+        with pytest.raises(StartError, match="is another server using it"), reserved_port(taken):
             pass
         server = shared(config.host, port)
-        with pytest.raises(StartError, match="is another server there"), reserved_port(taken):
+        with pytest.raises(StartError, match="is another server using it"), reserved_port(taken):
             pass
-        with pytest.raises(ListenError, match="is another server there"):
+        with pytest.raises(ListenError, match="is another server using it"):
             open_grpc_port(grpc.aio.server(options=[("grpc.so_reuseport", 0)]), config.host, port)
         await server.stop(None)
 
@@ -65,7 +65,7 @@ async def test_a_name_of_two_addresses_is_refused_when_one_of_them_is_taken(monk
     assert [interface.at(1) for interface in interfaces("two")] == ["127.0.0.1:1", "127.0.0.2:1"]
     with socket.create_server(("127.0.0.2", 0)) as taken:
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-        with pytest.raises(ListenError, match=r"cannot listen on 127.0.0.2:\d+; is another server there"):
+        with pytest.raises(ListenError, match=r"cannot listen on 127.0.0.2:\d+; is another server using it"):
             open_grpc_port(server, "two", taken.getsockname()[1])
 
 

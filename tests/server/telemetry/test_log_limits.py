@@ -23,9 +23,9 @@ def test_what_was_withheld_of_an_event_that_ended_is_told_once():
     rates = EventRates(burst=1, per_s=1.0, quiet_s=10.0)
     rates.decide("failed", 0)
     rates.decide("failed", 0)
-    assert rates.untold(9.9) == {}
-    assert rates.untold(10.0) == {"failed": 1}
-    assert rates.untold(20.0) == {}
+    assert rates.unreported(9.9) == {}
+    assert rates.unreported(10.0) == {"failed": 1}
+    assert rates.unreported(20.0) == {}
     assert rates.decide("failed", 30.0) == WriteLine(0)
 
 
