@@ -27,17 +27,21 @@ class Window:
         newest = self._halves[-1]
         if now_s - newest.began_s >= self._half_s:
             newest = _Half(now_s)
-            self._halves = [*(h for h in self._halves if now_s - h.began_s < 2.5 * self._half_s), newest]
+            self._halves = [*self._lately(now_s), newest]
         if failed:
             newest.errors += 1
         else:
             newest.seconds.append(seconds)
 
     def seen(self, now_s: float) -> WindowSummary:
-        halves = [half for half in self._halves if now_s - half.began_s < 3 * self._half_s]
+        halves = self._lately(now_s)
         seconds = [s for half in halves for s in half.seconds]
         errors = sum(half.errors for half in halves)
         return WindowSummary(len(seconds) + errors, errors, float(np.quantile(seconds, 0.99)) if seconds else 0.0)
+
+    def _lately(self, now_s: float) -> list[_Half]:
+        """Return the halves in which something of the last `length_s` may be."""
+        return [half for half in self._halves if now_s - half.began_s < 3 * self._half_s]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,3 +14,8 @@ def test_slots_are_those_of_redis_for_any_keys_also_such_with_hash_tags(keys):
 
 def test_the_specifications_own_example():
     assert slots_of([b"123456789"]).tolist() == [0x31C3 % 16384]
+
+
+def test_every_byte_has_its_slot():
+    keys = [bytes([value]) for value in range(256)]
+    assert slots_of(keys).tolist() == [key_slot(key) for key in keys]
