@@ -118,11 +118,11 @@ def test_what_may_answer_instead_under_overload(fields, cheaper_label, cheaper):
         pytest.param({"surface": "shop"}, "surface", "unknown surface 'shop'; tiny@1 ranks home, related", id="shop"),
         pytest.param({"label": "beta"}, "label", "unknown label 'beta'; this server serves stable, canary", id="label"),
         pytest.param({"label": ""}, "label", "unknown label ''; this server serves stable, canary", id="empty label"),
-        pytest.param({"version": 9}, "version", "version 9 is not served; there are 1, 2", id="version"),
-        pytest.param({"version": 0}, "version", "version 0 is not served; there are 1, 2", id="version 0"),
+        pytest.param({"version": 9}, "version", "version 9 is not served; this server serves 1, 2", id="version"),
+        pytest.param({"version": 0}, "version", "version 0 is not served; this server serves 1, 2", id="version 0"),
         pytest.param({"pin_ids": []}, "pin_ids", "no candidates; send at least one pin id", id="no candidates"),
         pytest.param(
-            {"pin_ids": range(6)}, "pin_ids", "6 candidates; this server takes at most 5 (candidates_max)", id="many"
+            {"pin_ids": range(6)}, "pin_ids", "6 candidates; this server accepts at most 5 (candidates_max)", id="many"
         ),
         pytest.param(
             {"pin_ids": [4, 4, 4, 9, 9]}, "pin_ids", "3 duplicate ids, for example [4, 9]; send each pin once",
@@ -133,7 +133,7 @@ def test_what_may_answer_instead_under_overload(fields, cheaper_label, cheaper):
             id="no query",
         ),
         pytest.param(
-            {"query": Query()}, "query", "the query is empty; set pin_id or embedding, or leave it out", id="empty"
+            {"query": Query()}, "query", "the query is empty; set pin_id or embedding, or omit the query", id="empty"
         ),
         pytest.param(
             {"query": Query(embedding=Embedding(space="other@1", values=[0] * 4))}, "query.embedding.space",
@@ -165,7 +165,7 @@ def test_at_most_three_duplicates_are_shown():
 
 def test_a_candidate_list_is_not_mistaken_for_duplicates_when_too_long():
     assert problems(request(pin_ids=[1] * 6)) == {
-        "pin_ids": "6 candidates; this server takes at most 5 (candidates_max)"
+        "pin_ids": "6 candidates; this server accepts at most 5 (candidates_max)"
     }
 
 
@@ -190,7 +190,7 @@ def test_a_query_is_a_pin_or_a_vector_in_the_models_space():
 
 def test_bytes_that_are_no_request_are_refused():
     assert parse_request(request().SerializeToString()) == request()
-    with pytest.raises(InvalidRequestError, match=r"no pinrank\.v1\.RankRequest"):
+    with pytest.raises(InvalidRequestError, match=r"cannot parse the request as pinrank\.v1\.RankRequest"):
         parse_request(b"\xff")
 
 
