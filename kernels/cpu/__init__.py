@@ -1,1 +1,1 @@
-"""CPU engines: OpenVINO with the native encoder, and NumPy, the reference implementation."""
+"""Engines for CPUs, one file each. NumPy is the reference that every engine is tested against."""

@@ -151,7 +151,8 @@ def _actions(before: SequenceGroup | None, after: SequenceGroup | None) -> Itera
             "sequence", _ref(before), _ref(after), Effect.FEATURES,
             f"also write actions to {after.ref} before the label moves (pinrank features follow, or Record)"
             if before.ref != after.ref
-            else f"a changed description needs a new version number: name it {before.name}@{before.version + 1}",
+            else f"its description changed: give it a new version number ({before.name}@{before.version + 1}), or serve "
+            "this version from a feature store of its own",
         )  # fmt: skip
 
 
@@ -168,7 +169,8 @@ def _groups(before: Manifest, after: Manifest) -> Iterator[Finding]:
             fix = _load_first(other)
             if one.ref == other.ref:
                 fix = (
-                    f"a changed description needs a new version number: name it {one.name}@{one.version + 1}, and {fix}"
+                    f"its description changed: give it a new version number ({one.name}@{one.version + 1}) and {fix}, "
+                    "or serve this version from a feature store of its own"
                 )
             yield Finding(field, _ref(one), _ref(other), Effect.FEATURES, fix)
             yield from _fields(field, one, other)

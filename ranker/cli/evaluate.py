@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from kernels.engines import ENGINES
 from ranker.cli.console import ActionsOption, ConsoleReporter, DataOption, explained, fail, note_problems, read_dataset
 from ranker.cli.options import OptionGroup, grouped
 from ranker.cli.places import check_file
@@ -56,9 +57,7 @@ class ScoringOptions(OptionGroup):
     actions: ActionsOption = None
     requests_max: Annotated[int, typer.Option(min=1, help="Approximate maximum number of test requests.")] = 3_000
     seed: Annotated[int, typer.Option(min=0, help="Random seed for sampling candidates and for resampling users.")] = 7
-    engine: Annotated[str, typer.Option(help="Scoring engine: openvino, torch, tensorrt, tensorrt_rtx or numpy.")] = (
-        "openvino"
-    )
+    engine: Annotated[str, typer.Option(help=f"Scoring engine: {', '.join(ENGINES)}.")] = "openvino"
 
     def engine_factory(self) -> EngineFactory:
         from kernels.engines import engine_factory  # noqa: PLC0415

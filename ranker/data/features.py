@@ -161,7 +161,8 @@ def events_of(log: ActionLog, numbers: np.ndarray, group: SequenceGroup) -> np.n
     if (code < 0).any():
         lacking = log.schema.names[int(action[code < 0][0])]
         raise DatasetError(
-            f"sequence group {group.ref} has no action {lacking!r}; its actions are {', '.join(group.actions)}"
+            f"sequence group {group.ref} has no action {lacking!r}; its actions are {', '.join(group.actions)}. "
+            "Pass the actions.toml that the version was trained with (--actions FILE)"
         )
     events = np.zeros(len(numbers), SequenceGroup.dtype)
     events["pin_id"] = log.pin_ids[log.pin[numbers]]

@@ -122,7 +122,10 @@ class ActionSchema(Frozen):
     def position(self, name: str) -> int:
         """Return the position of an action. Raises DatasetError for an unknown name."""
         if name not in self.names:
-            raise DatasetError(f"the data has no action {name!r}; its actions are {', '.join(self.names)} (see {FILE})")
+            raise DatasetError(
+                f"the data has no action {name!r}; its actions are {', '.join(self.names)} "
+                f"(see {FILE}, or --actions FILE)"
+            )
         return self.names.index(name)
 
     def labels(self, columns: Columns, count: int) -> np.ndarray:
