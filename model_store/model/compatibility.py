@@ -151,8 +151,8 @@ def _actions(before: SequenceGroup | None, after: SequenceGroup | None) -> Itera
             "sequence", _ref(before), _ref(after), Effect.FEATURES,
             f"also write actions to {after.ref} before the label moves (pinrank features follow, or Record)"
             if before.ref != after.ref
-            else f"its description changed: give it a new version number ({before.name}@{before.version + 1}), or serve "
-            "this version from a feature store of its own",
+            else f"its description changed: give it a new version number ({before.name}@{before.version + 1}), or "
+            "serve this version from a feature store of its own",
         )  # fmt: skip
 
 
