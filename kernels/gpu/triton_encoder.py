@@ -139,11 +139,22 @@ def _candidate_side(
 
 
 @triton.jit
+def _queries(x, d, newest, full, norms, query_key2, query_key2_bias, interpreted: tl.constexpr, D: tl.constexpr):
+    """Return the rows of the newest actions, float32[K, D], and their queries of layer 2, bf16[K, D]."""
+    asking = tl.dot(newest, x) * tl.load(norms + 2 * D + d)[None, :] + tl.load(norms + 3 * D + d)[None, :]
+    mapped = tl.dot(_half(asking, interpreted), _half(tl.load(query_key2 + full), interpreted))
+    return asking, _half(mapped + tl.load(query_key2_bias + d)[None, :], interpreted)
+
+
+@triton.jit
 def _after_attention(
-    y, d, h, to_hidden, from_hidden, hidden2, hidden2_bias, out2, norms,
+    asking, read, d, h, full, to_hidden, from_hidden,
+    value_out2, value_out2_bias, hidden2, hidden2_bias, out2, norms,
     dim: tl.constexpr, epsilon: tl.constexpr, interpreted: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """Return layer 2's norm, feed-forward map and norm of what its attention read, float32[K, D]."""
+    """Return the outputs of layer 2 for the rows that asked, float32[K, D], from what their attention read."""
+    y = asking + tl.dot(_half(read, interpreted), _half(tl.load(value_out2 + full), interpreted))
+    y += tl.load(value_out2_bias + d)[None, :]
     y = _standardised(y, dim, epsilon)
     y = y * tl.load(norms + 4 * D + d)[None, :] + tl.load(norms + 5 * D + d)[None, :]
     y = _feed_forward(
@@ -173,10 +184,8 @@ def encode_rows(
     tile = tl.program_id(0)
     request = tl.load(tiles + 3 * tile).to(tl.int64)
     start, stop = tl.load(tiles + 3 * tile + 1), tl.load(tiles + 3 * tile + 2)
-    exponentials += request * L * L
-    scores += request * L * L
-    values += request * L * D
-    tokens += request * L * D
+    exponentials, scores = exponentials + request * L * L, scores + request * L * L
+    values, tokens = values + request * L * D, tokens + request * L * D
     keys += request * L * C
     present += request * L
     j, d, c, e = tl.arange(0, L), tl.arange(0, D), tl.arange(0, C), tl.arange(0, E)
@@ -200,9 +209,7 @@ def encode_rows(
             exponentials, scores, values, tokens, present, hidden, hidden_bias, out, norms,
             length, dim, epsilon, spare, interpreted, L, D,
         )  # fmt: skip
-        asking = tl.dot(newest, x) * tl.load(norms + 2 * D + d)[None, :] + tl.load(norms + 3 * D + d)[None, :]
-        mapped = tl.dot(_half(asking, interpreted), _half(tl.load(query_key2 + full), interpreted))
-        mapped = _half(mapped + tl.load(query_key2_bias + d)[None, :], interpreted)
+        asking, mapped = _queries(x, d, newest, full, norms, query_key2, query_key2_bias, interpreted, D)
         summed = tl.where(here[None, :], tl.dot(mapped, tl.trans(x)), _MASKED)
         highest = tl.max(summed, 1)
         spread = tl.exp(summed - highest[:, None])
@@ -221,12 +228,10 @@ def encode_rows(
             whole = whole * lowered + tl.sum(spread, 1)
             read = tl.dot(_half(spread, interpreted), x, read * lowered[:, None])
             highest = higher
-        read = _half(read / whole[:, None], interpreted)
-        y = asking + tl.dot(read, _half(tl.load(value_out2 + full), interpreted))
-        y += tl.load(value_out2_bias + d)[None, :]
         y = _after_attention(
-            y, d, h, to_hidden, from_hidden, hidden2, hidden2_bias, out2, norms, dim, epsilon, interpreted, D
-        )
+            asking, read / whole[:, None], d, h, full, to_hidden, from_hidden,
+            value_out2, value_out2_bias, hidden2, hidden2_bias, out2, norms, dim, epsilon, interpreted, D,
+        )  # fmt: skip
         readout = encoded + row * rows * dim + k[:, None] * dim + d[None, :]
         tl.store(readout, tl.where(reads[:, None], y, 0.0), mask=(k[:, None] < rows) & (d[None, :] < dim))
         n += 1
