@@ -22,7 +22,7 @@ def token_in(content: bytes) -> bytes:
 
 
 class TokenDigest:
-    """The SHA-256 of a token: lets the server compare tokens without storing the token itself, so that none can leak."""
+    """The SHA-256 of a token: lets the server compare tokens without storing the token itself."""
 
     def __init__(self, token: bytes) -> None:
         self._digest = hashlib.sha256(token).digest()

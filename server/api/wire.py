@@ -1,4 +1,4 @@
-"""Parses and validates Rank requests, and serialises their answers. The error for an invalid request lists all problems."""
+"""Parses and validates Rank requests, and serialises their answers; one error lists all problems of a request."""
 
 from __future__ import annotations
 
