@@ -25,7 +25,7 @@ from server.api.http import open_endpoints
 from server.api.models import ModelEdge
 from server.api.ranking import RankingEdge
 from server.config import ConfigError, ServerConfig
-from server.proving.admit_version import Intake
+from server.proving.admit_version import VersionAdmitter
 from server.proving.prover import Prover
 from server.proving.recent_requests import RecentRequests
 from server.proving.refusals import Refusals
@@ -73,12 +73,12 @@ class Server:
         calls: counts the calls in flight.
         serving: whether the server answers Rank calls.
         http_port: port of `/metrics` and `/healthz`.
-        status: a read-only view of the server's models and their health. Like `model_store`, `intake` and `swap`, it
+        status: a read-only view of the server's models and their health. Like `model_store`, `admitter` and `swap`, it
             exists only once `start` has been called.
     """
 
     model_store: ModelStore
-    intake: Intake
+    admitter: VersionAdmitter
     swap: HotSwap
     status: ServerStatus
 
@@ -179,12 +179,12 @@ class Server:
         admission, runner = self._new_runner(costs, prover.pace)
         installed = InstalledModels(runner, features, self.recording if config.record_actions else None)
         refusals = Refusals(config.state_folder, config.model)
-        self.intake = Intake(
+        self.admitter = VersionAdmitter(
             self.model_store, config, factory, self._streams_each, recent, features, prover, supervisor, refusals,
             own_prover=self._shared_prover is None,
         )  # fmt: skip
         self.swap = HotSwap(
-            self.model_store, config, models, self.intake, installed, metrics.models, supervisor, refusals
+            self.model_store, config, models, self.admitter, installed, metrics.models, supervisor, refusals
         )
         opened.push_async_callback(self.swap.close)
         runner.start()

@@ -46,7 +46,7 @@ class Report:
     warm_up: WarmUp | None = None
 
 
-class Intake:
+class VersionAdmitter:
     """Prepares versions to serve, one at a time. Belongs to one event loop.
 
     Attributes:
@@ -103,7 +103,7 @@ class Intake:
             await asyncio.to_thread(self._prover.close)
         await self._loader.close()
 
-    async def take_in(
+    async def admit(
         self,
         version: int,
         replaced: Mapping[str, Manifest],

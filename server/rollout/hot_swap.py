@@ -19,7 +19,7 @@ from model_store.registry.history import HistoryEntry
 from model_store.registry.objects import ModelStoreError
 from model_store.registry.store import ModelStore
 from server.config import ServerConfig
-from server.proving.admit_version import Intake
+from server.proving.admit_version import VersionAdmitter
 from server.proving.refusals import Refusals
 from server.request.routing import ServedModel, ServedModels
 from server.request.windows import Window
@@ -71,7 +71,7 @@ class HotSwap:
         store: ModelStore,
         config: ServerConfig,
         models: ServedModels,
-        intake: Intake,
+        admitter: VersionAdmitter,
         installed: InstalledModels,
         metrics: ModelMetrics,
         supervisor: Supervisor,
@@ -93,7 +93,7 @@ class HotSwap:
         self.newest = NewestEntry(store, config.model, config.swap, supervisor, metrics.store_failures.inc, clock)
         self.guard = LabelGuard(config, models, clock)
         self._loading = VersionLoading(
-            intake, installed, self.versions, refusals, config.swap.retry_s, metrics, supervisor, self._tasks
+            admitter, installed, self.versions, refusals, config.swap.retry_s, metrics, supervisor, self._tasks
         )
         self._first = FirstVersion(
             Candidates(store, refusals, config.model), self.newest, self.versions, self._loading, config.swap

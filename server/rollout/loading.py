@@ -11,7 +11,7 @@ from model_store.bundle.manifest import Manifest
 from model_store.model.utility import UtilityError
 from model_store.registry.objects import ModelStoreError
 from model_store.registry.signing import SigningError
-from server.proving.admit_version import Intake
+from server.proving.admit_version import VersionAdmitter
 from server.proving.prover import ProvingError
 from server.proving.refusals import Refusals
 from server.proving.replay import NotReadyError
@@ -33,7 +33,7 @@ class VersionLoading:
 
     def __init__(
         self,
-        intake: Intake,
+        admitter: VersionAdmitter,
         installed: InstalledModels,
         versions: Versions,
         refusals: Refusals,
@@ -45,7 +45,7 @@ class VersionLoading:
         """Store the parts; nothing happens yet.
 
         Args:
-            intake: proves versions and warms them up.
+            admitter: proves versions and warms them up.
             installed: the models in memory.
             versions: the record of every known version.
             refusals: which versions were refused, kept across restarts.
@@ -54,7 +54,7 @@ class VersionLoading:
             supervisor: watches the background tasks that free memory.
             tasks: holds these tasks.
         """
-        self._intake = intake
+        self._admitter = admitter
         self._installed = installed
         self._versions = versions
         self._refusals = refusals
@@ -73,7 +73,7 @@ class VersionLoading:
         """
         record = self._versions[version]
         try:
-            served = await self._intake.take_in(
+            served = await self._admitter.admit(
                 version, replaced, record.report, lambda: self._enter_warming(version), starting=starting
             )
             self._installed.install(served)
@@ -111,17 +111,17 @@ class VersionLoading:
         served = self._versions.remove(version)
         if served is not None:
             self._installed.dismiss(served)
-            self._tasks.start(self._supervisor.task(TASK, self._intake.free(served.model)))
+            self._tasks.start(self._supervisor.task(TASK, self._admitter.free(served.model)))
 
     async def close(self) -> None:
         """Cancel the load in progress."""
-        await self._intake.close()
+        await self._admitter.close()
 
     def _enter_warming(self, version: int) -> None:
         self._versions.become(version, Phase.WARMING)
 
     def _fail(self, version: int, fault: Fault, reason: str, retry_s: float | None) -> None:
         self._installed.drop_unread_caches()
-        self._tasks.start(self._supervisor.task(TASK, self._intake.give_back()))
+        self._tasks.start(self._supervisor.task(TASK, self._admitter.give_back()))
         self._versions.fail(version, fault, reason, retry_s)
         self._metrics.failed[fault].inc()

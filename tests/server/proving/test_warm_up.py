@@ -127,7 +127,7 @@ async def test_a_server_that_stops_ends_a_warm_up_at_its_next_run(engine, config
     starting = asyncio.create_task(server.start())
     await eventually(engine.at_the_gate.is_set, 30)
     starting.cancel()
-    await eventually(lambda: server.intake.closed)
+    await eventually(lambda: server.admitter.closed)
     engine.gate.set()
     with pytest.raises(asyncio.CancelledError):
         await starting
