@@ -1,4 +1,4 @@
-"""A warm-up: the first run of each shape on each stream, then what a run costs, a straight line in rows."""
+"""Warm up an engine, with one run of each shape on each stream, and fit the cost of a run as a line over its rows."""
 
 from __future__ import annotations
 

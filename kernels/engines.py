@@ -1,4 +1,4 @@
-"""The engines there are: the one table that settings, opening, plans and documents read.
+"""The table of engines, which the settings, the command line, plans and the documents read.
 
 A new engine is a file of its own and a row here.
 """
@@ -18,13 +18,13 @@ if TYPE_CHECKING:  # the command line reads the table, and is to answer at once
 
 @dataclass(frozen=True, slots=True)
 class EngineRow:
-    """What is known of an engine before it is imported.
+    """An engine, before it is imported.
 
     Attributes:
-        place: `module:name` of the engine itself on a CPU, of what opens its backend on a GPU.
+        place: `module:name`; on a CPU of the engine's class, on a GPU of the function that opens its backend.
         on_gpu: whether it computes on GPUs.
-        library: whose plans travel in bundles, if any do; their names begin with it.
-        package: what brings its libraries; without one, the library that is missing is named.
+        library: the library whose plans bundles may carry, if any; the names of plans begin with it.
+        package: the pip requirement that brings its libraries; if None, an error names the missing library.
     """
 
     place: str
@@ -34,7 +34,7 @@ class EngineRow:
     package: str | None = None
 
 
-#: By name. Runtimes are imported when chosen: a CPU server loads no GPU library, and the other way round.
+#: By name. A runtime is imported only when its engine is chosen, so a CPU server loads no GPU library, and vice versa.
 ENGINES: Mapping[str, EngineRow] = {
     "numpy": EngineRow("kernels.cpu.numpy_engine:NumpyEngine"),
     "openvino": EngineRow("kernels.cpu.openvino_engine:OpenVinoEngine"),
@@ -55,22 +55,22 @@ _GPU_STREAMS = 3
 
 
 def known_engine(name: str) -> str:
-    """Return the name of an engine. Raises ValueError, which names those there are, for any other."""
+    """Return the name if it is an engine's. Raises ValueError, which lists the engines, if not."""
     if name not in ENGINES:
         raise ValueError(f"unknown engine {name!r}; choose one of {', '.join(ENGINES)}")
     return name
 
 
 def default_streams(name: str, cores: int) -> int:
-    """Return how many runs an engine should have in flight: one a core, on each GPU what keeps it busy."""
+    """Return how many runs an engine should have in flight: one for each core, or what keeps one GPU busy."""
     return _GPU_STREAMS if ENGINES[name].on_gpu else cores
 
 
 def bundled_plan(name: str, devices: Sequence[int] = (0,)) -> str | None:
-    """Return what a plan for an engine on a GPU is called in a bundle, None for one that takes none from there.
+    """Return the name under which a bundle carries this engine's plan for a GPU, None if the engine uses none.
 
     Raises:
-        UnavailableError: there is no such GPU, or not the engine's library.
+        UnavailableError: the GPU or the engine's library is missing.
     """
     library = ENGINES[name].library
     if library is None:
@@ -81,7 +81,7 @@ def bundled_plan(name: str, devices: Sequence[int] = (0,)) -> str | None:
 
 
 def engine_factory(name: str, devices: Sequence[int] = (0,)) -> EngineFactory:
-    """Import a runtime by name and return its factory. No device is touched: a process may fork afterwards.
+    """Import an engine's runtime and return its factory. This touches no device, so a process may fork afterwards.
 
     Args:
         name: one of `ENGINES`.
@@ -97,7 +97,7 @@ def engine_factory(name: str, devices: Sequence[int] = (0,)) -> EngineFactory:
     except ModuleNotFoundError as error:
         package = row.package or (error.name or "pinrank").partition(".")[0]
         raise ValueError(f"engine {name!r} lacks {error.name}; pip install {package}") from error
-    except Exception as error:  # whatever a library raises that was built for others than those that are here
+    except Exception as error:  # a library that was built for other libraries may raise anything
         raise ValueError(f"engine {name!r} cannot be imported: {type(error).__name__}: {error}") from error
     if not row.on_gpu:
         if tuple(devices) != (0,):

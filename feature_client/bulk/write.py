@@ -1,3 +1,5 @@
+"""Write rows and whole sequences into a feature store."""
+
 from __future__ import annotations
 
 from itertools import pairwise

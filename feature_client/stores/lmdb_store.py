@@ -1,3 +1,5 @@
+"""The LMDB store: features in a memory-mapped file on this machine, read by any number of processes."""
+
 from __future__ import annotations
 
 import asyncio

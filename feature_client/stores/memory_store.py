@@ -1,3 +1,5 @@
+"""A store in this process's memory, for tests and trials."""
+
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence

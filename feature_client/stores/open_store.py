@@ -1,3 +1,5 @@
+"""Open a feature store by its URL."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The engine of GPUs: slots, buckets, staging and graphs, whatever runtime computes the network."""
+"""The GPU engine: stream slots, buckets, staging and CUDA graphs, with PyTorch or TensorRT behind it."""
 
 from __future__ import annotations
 

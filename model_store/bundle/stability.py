@@ -1,4 +1,4 @@
-"""How far what a model reads and predicts has moved: the population stability index (PSI), everywhere the same.
+"""The population stability index (PSI): how far a model's inputs or predictions have shifted.
 
 The index compares the shares of ten parts that had equal weight in the reference: below 0.1 nothing moved, above 0.25
 something did (Siddiqi, Credit Risk Scorecards, 2006).

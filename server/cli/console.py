@@ -1,4 +1,4 @@
-"""How commands print: on one kind of console, and one line for what a user can put right."""
+"""The console that commands print to, and the error line that ends a command."""
 
 from __future__ import annotations
 

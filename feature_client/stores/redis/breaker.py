@@ -1,3 +1,5 @@
+"""A circuit breaker: decides when a failing Redis server is left alone, and when it is tried again. Pure."""
+
 from __future__ import annotations
 
 import random

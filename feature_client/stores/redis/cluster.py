@@ -1,3 +1,5 @@
+"""The topology of a Redis Cluster: the table of slots, followed through moves, failovers and changes of layout."""
+
 from __future__ import annotations
 
 import asyncio
