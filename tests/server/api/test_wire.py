@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from model_store.bundle.manifest import FileEntry, Manifest, Surface
 from model_store.model.utility import load_utility
 from pinrank.v1 import ranking_pb2
 from server.api.wire import parse_request, to_query, to_response
@@ -129,6 +130,14 @@ def test_what_may_answer_instead_under_overload(fields, cheaper_label, cheaper):
             id="duplicates",
         ),
         pytest.param(
+            {"pin_ids": [4, 4, 7, 9, 9]}, "pin_ids", "2 duplicate ids, for example [4, 9]; send each pin once",
+            id="duplicates beside an id that is sent once",
+        ),
+        pytest.param(
+            {"label": "beta", "query": Query(pin_id=5)}, "label",
+            "unknown label 'beta'; this server serves stable, canary", id="label of a request with a query",
+        ),
+        pytest.param(
             {"surface": "related"}, "query", "surface 'related' ranks against a query; set pin_id or embedding",
             id="no query",
         ),
@@ -188,6 +197,20 @@ def test_a_query_is_a_pin_or_a_vector_in_the_models_space():
     assert found.query_vector.dtype == np.float32
 
 
+def test_a_query_is_checked_against_the_model_that_the_request_names():
+    known = models(canary=2)
+    fields = tiny.manifest_fields(2) | {
+        "inputs": tiny.INPUTS[:-1],
+        "surfaces": (Surface(name="home"), Surface(name="related")),
+    }
+    without_query = Manifest(**fields, files={"network.onnx": FileEntry(sha256="0" * 64, size_bytes=0)})
+    known.by_label["canary"].model.manifest = without_query
+    assert query(request(query=Query(pin_id=5)), known).query_pin_id == 5
+    assert problems(request(label="canary", query=Query(pin_id=5)), known) == {
+        "query": "model tiny@2 reads no query; leave it out"
+    }
+
+
 def test_bytes_that_are_no_request_are_refused():
     assert parse_request(request().SerializeToString()) == request()
     with pytest.raises(InvalidRequestError, match=r"cannot parse the request as pinrank\.v1\.RankRequest"):
@@ -206,9 +229,12 @@ def ranking(known, rows=3, **changes):
     return Ranking(**fields | changes)
 
 
+def answer_bytes(one, known, found):
+    return to_response(query(one, known, config().model_copy(update={"candidates_max": 10_000})), found, 11, 22)
+
+
 def answer(one, known, found):
-    content = to_response(query(one, known, config().model_copy(update={"candidates_max": 1000})), found, 11, 22)
-    return ranking_pb2.RankResponse.FromString(content)
+    return ranking_pb2.RankResponse.FromString(answer_bytes(one, known, found))
 
 
 def test_an_answer_has_the_candidates_in_order_with_their_utilities_versions_and_timings():
@@ -221,6 +247,12 @@ def test_an_answer_has_the_candidates_in_order_with_their_utilities_versions_and
     assert (timings.wire_us, timings.total_us, timings.fetch_us, timings.score_us) == (11, 22, 1500, 2)
     assert not found.HasField("degradation")
     assert not found.HasField("explanation")
+
+
+def test_a_stage_of_seconds_is_told_to_the_microsecond():
+    known = models()
+    timings = answer(request(), known, ranking(known, stage_s={"fetch": 2.0, "score": 1.000001})).timings
+    assert (timings.fetch_us, timings.score_us) == (2_000_000, 1_000_001)
 
 
 def test_an_answer_says_how_it_is_degraded():
@@ -238,11 +270,13 @@ def test_an_answer_explains_when_it_is_asked_to():
     assert list(found.party_utilities) == [4, 5, 2, 3, 0, 1]
 
 
-@pytest.mark.parametrize("rows", [1, 15, 16, 31, 32, 127, 128, 129])
-def test_an_answer_of_any_length_is_one_that_protobuf_reads(rows):
-    # A length takes a second byte from 128 bytes on: 16 ids, 32 utilities.
+@pytest.mark.parametrize("rows", [1, 15, 16, 31, 32, 127, 128, 129, 2032, 2047, 2048, 2064])
+def test_an_answer_of_any_length_is_one_that_protobuf_reads_and_would_not_write_shorter(rows):
+    # A length takes a second byte from 128 bytes on: 16 ids, 32 utilities; a third from 16,384 bytes on: 2,048 ids.
     known = models()
-    found = answer(request(pin_ids=range(rows)), known, ranking(known, rows))
+    content = answer_bytes(request(pin_ids=range(rows)), known, ranking(known, rows))
+    found = ranking_pb2.RankResponse.FromString(content)
+    assert len(content) == found.ByteSize()
     assert list(found.pin_ids) == list(range(rows))[::-1]
     assert len(found.utilities) == rows
 

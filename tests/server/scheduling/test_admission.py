@@ -208,6 +208,19 @@ def test_the_search_for_what_fits_halves_and_ends_within_a_sixteenth():
 
 
 @pytest.mark.parametrize(
+    ("rows", "asked"),
+    [
+        pytest.param(1, [1], id="there are no fewer rows than one"),
+        pytest.param(1000, [1000, 500, 750, 875, 937], id="937 is within 62 of 999"),
+    ],
+)
+def test_the_search_for_what_fits_is_among_fewer_rows_than_were_asked(rows, asked):
+    policy, door = busy_door(in_time_up_to(rows - 1), Overload(("trim",), 1))
+    door.offer(ask(rows=rows, deadline_s=2.0), 1.0)
+    assert policy.asked == asked
+
+
+@pytest.mark.parametrize(
     ("rows", "fit", "trimmed"),
     [
         pytest.param(33, 32, 32, id="the least is one less than was asked"),

@@ -78,6 +78,7 @@ def test_sizes_between_powers_of_two_lie_on_straight_lines():
 def test_what_a_run_without_rows_costs_is_on_the_line_through_the_smallest_sizes_and_never_nothing():
     assert CostModel(linear(1e-3, 1e-5)).predict_s(2, 64) == pytest.approx(1.5e-3 + 64e-5)
     found = CostModel(linear(1e-3, 1e-5))
+    assert found.predict_s(1, 0) == pytest.approx(1e-3)
     assert found.fixed_s + found.per_request_s == pytest.approx(1e-3)
     only_rows = CostModel(linear(0.0, 1e-5))
     assert only_rows.fixed_s + only_rows.per_request_s == pytest.approx(0.05 * 1e-5)
@@ -116,6 +117,24 @@ def test_a_run_of_exactly_a_size_moves_that_size_and_others_follow():
     model.observe(1, 64, 1.0)
     moved = {rows: math.log(model.predict_s(1, rows) / prior(rows)) for rows in (32, 64, 128)}
     assert moved == pytest.approx(dict.fromkeys((32, 64, 128), 0.1))
+
+
+def test_a_run_beyond_the_largest_size_moves_that_size_as_far_as_a_run_of_it():
+    model, prior = CostModel(linear(1e-3, 1e-5)), linear(1e-3, 1e-5)
+    model.observe(1, 3 << 19, 1e4)
+    moved = {rows: math.log(model.predict_s(1, rows) / prior(rows)) for rows in (64, 1 << 20, 3 << 19)}
+    assert moved == pytest.approx(dict.fromkeys((64, 1 << 20, 3 << 19), 0.1))
+
+
+def test_sizes_without_runs_stay_between_those_with_runs():
+    model, prior = CostModel(linear(1e-3, 1e-5)), linear(1e-3, 1e-5)
+    for rows, seconds in ((64, 1.0), (1024, 1e-6)):  # a tenth up, a tenth down
+        model.observe(1, rows, seconds)
+    moved = {rows: math.log(model.predict_s(1, rows) / prior(rows)) for rows in (64, 1024, 4096)}
+    assert moved == pytest.approx({64: 0.1, 1024: 0.0, 4096: 0.0})
+    model.observe(1, 64, 1.0)
+    moved = {rows: math.log(model.predict_s(1, rows) / prior(rows)) for rows in (64, 1024, 4096)}
+    assert moved == pytest.approx({64: 0.2, 1024: 0.0, 4096: 0.1})
 
 
 def test_a_run_of_several_requests_moves_what_they_share_and_no_size():
