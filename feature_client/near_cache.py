@@ -78,8 +78,8 @@ class NearCache:
         self.flights: list[Flight] = []
         # A shift by all 64 bits is undefined in C. With a single set, the product is masked instead.
         self._shift, self._mask = np.uint64(min(63, 64 - bits)), np.uint64((1 << bits) - 1)
-        self._keys = np.zeros((places // _WAYS, _WAYS), np.uint64)
-        self._flat_keys = self._keys.reshape(-1)
+        self._flat_keys = np.zeros(places, np.uint64)
+        self._keys = self._flat_keys.reshape(places // _WAYS, _WAYS)
         self._rows = np.zeros(places, group.dtype)
         # Rows are copied as plain bytes: NumPy copies structured ones field by field.
         self._bytes = self._rows.view(np.uint8).reshape(places, group.dtype.itemsize)
@@ -170,14 +170,14 @@ class NearCache:
         """Write rows of which no two belong to the same set."""
         in_set = sets[:, None] * _WAYS + np.arange(_WAYS)
         read_s, keys = self._read_s[in_set], self._keys[sets]
-        free = read_s == -np.inf
-        own = (keys == ids[:, None]) & ~free
-        # The preferred place is the id's own, then an empty one, then that of the least requested row.
-        rank = np.where(own, -2, np.where(free, -1, self._asked(keys).astype(np.int64)))
+        # The preferred place is the id's own or the first empty one, then that of the least requested row. A set is
+        # filled from its first place on and never emptied, so the id's own place comes before the empty ones.
+        own_or_empty = (keys == ids[:, None]) | (read_s == -np.inf)
+        rank = np.where(own_or_empty, -1, self._asked(keys).astype(np.int64))
         way = rank.argmin(axis=1)
         least = rank[np.arange(len(ids)), way]
-        stale = ~free & (read_s < now_s - self._stale_s)
-        welcome = (least < 0) | (self._asked(ids) > least) | stale[np.arange(len(ids)), way]
+        stale = read_s[np.arange(len(ids)), way] < now_s - self._stale_s
+        welcome = (self._asked(ids) > least) | stale
         self.counts.evictions += int(np.count_nonzero(welcome & (least >= 0)))
         at, ids, rows = (
             in_set[np.arange(len(ids)), way][welcome],

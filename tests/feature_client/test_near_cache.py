@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import resource
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -8,6 +11,9 @@ from feature_client.fetch import fetch
 from feature_client.near_cache import NearCache, NearCacheCounts, near_caches
 from feature_client.stores.memory_store import MemoryStore
 from tests import tiny
+
+#: How much memory this process has, in pages.
+STATM = Path("/proc/self/statm")
 
 
 def ids(*values):
@@ -214,6 +220,7 @@ def admitted(near, newcomer, now_s=0.0):
 
 
 NEWCOMER, FILLER = 77, 1000
+NEWCOMER_OF_64 = 5000
 
 
 @pytest.mark.parametrize(("times", "welcome"), [(2, False), (3, True)])
@@ -280,6 +287,42 @@ def test_who_was_never_asked_for_is_not_taken_for_others_that_were():
         assert not admitted(near, newcomer)
 
 
+def test_a_count_that_is_halved_keeps_its_half():
+    near = full(asked=1)
+    ask(near, ids(NEWCOMER), 2)
+    ask(near, np.full(48 * 8 + 1 - 8 - 2, FILLER, np.uint64))  # halved: none against one
+    assert admitted(near, NEWCOMER)
+
+
+@pytest.mark.parametrize(("lookups", "welcome"), [(1, False), (2, True)])
+def test_the_second_of_two_lookups_is_noted(lookups, welcome):
+    near = full(asked=0)
+    for _ in range(lookups):
+        near.get(ids(NEWCOMER), 0.0)
+    assert admitted(near, NEWCOMER) is welcome
+
+
+def test_255_requests_count_for_more_than_254():
+    near, everyone = cache(kilobytes=4), np.arange(1000, dtype=np.uint64)
+    near.put(everyone, read(*everyone.tolist()), 0.0)
+    stored = everyone[~near.get(everyone, 0.0)[1]]
+    assert len(stored) == near.places == 64
+
+    def has_room_without(row):
+        others = cache(kilobytes=4)
+        rest = stored[stored != row]
+        others.put(rest, read(*rest.tolist()), 0.0)
+        return admitted(others, NEWCOMER_OF_64)
+
+    rivals = np.array([row for row in stored if has_room_without(row)], np.uint64)
+    assert len(rivals) == 8, "all rows of the newcomer's set"
+    ask(near, rivals, 254)
+    ask(near, ids(NEWCOMER_OF_64), 254)
+    assert not admitted(near, NEWCOMER_OF_64)
+    ask(near, ids(NEWCOMER_OF_64))
+    assert admitted(near, NEWCOMER_OF_64)
+
+
 def test_a_count_stays_at_255():
     near = full(asked=1)
     ask(near, ids(NEWCOMER), 256)
@@ -324,6 +367,18 @@ async def test_what_a_lost_store_owed_is_not_remembered_as_missing():
     assert (await fetch(store, needs, 1, ids(9), near=near)).store_unavailable
     store.failing = False
     assert (await fetch(store, needs, 1, ids(9), near=near)).missing().candidates == 0
+
+
+def resident_bytes():
+    return int(STATM.read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.skipif(not STATM.exists(), reason="only Linux tells how much memory is resident")
+def test_all_memory_is_resident_before_the_first_request():
+    before = resident_bytes()
+    near = cache(kilobytes=64 << 10)
+    assert near.nbytes >= 32 << 20
+    assert resident_bytes() - before > 0.9 * near.nbytes
 
 
 @pytest.mark.parametrize("kilobytes", [1, 16, 256])

@@ -258,6 +258,27 @@ def test_a_line_at_its_bound_is_refused_and_one_that_just_fits_is_read():
         reader.take()
 
 
+@pytest.mark.parametrize(
+    ("bounds", "fits", "too_large"),
+    [
+        pytest.param(Bounds(elements=2), b"*2\r\n:1\r\n:2\r\n", b"*3\r\n:1\r\n:2\r\n:3\r\n", id="elements"),
+        pytest.param(Bounds(size_bytes=7), b"$3\r\nabc\r\n", b"$4\r\nabcd\r\n", id="bytes"),
+    ],
+)
+def test_every_reply_may_be_as_large_as_its_bound_and_no_larger(bounds, fits, too_large):
+    for replies_before in range(3):
+        reader = ReplyReader(ToldError, bounds)
+        reader.feed(fits * (replies_before + 1) + too_large)
+        for _ in range(replies_before + 1):
+            assert reader.take() is not Incomplete.INCOMPLETE
+        with pytest.raises(MalformedReplyError, match="a reply of more than"):
+            reader.take()
+    fresh = ReplyReader(ToldError, bounds)
+    fresh.feed(too_large)
+    with pytest.raises(MalformedReplyError, match="a reply of more than"):
+        fresh.take()
+
+
 def test_a_single_byte_is_pending():
     reader = ReplyReader(ToldError)
     assert not reader.pending

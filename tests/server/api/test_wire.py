@@ -207,7 +207,7 @@ def test_a_query_is_checked_against_the_model_that_the_request_names():
     known.by_label["canary"].model.manifest = without_query
     assert query(request(query=Query(pin_id=5)), known).query_pin_id == 5
     assert problems(request(label="canary", query=Query(pin_id=5)), known) == {
-        "query": "model tiny@2 reads no query; leave it out"
+        "query": "model tiny@2 does not read a query; omit it"
     }
 
 
