@@ -169,8 +169,8 @@ def _groups(before: Manifest, after: Manifest) -> Iterator[Finding]:
             fix = _load_first(other)
             if one.ref == other.ref:
                 fix = (
-                    f"its description changed: give it a new version number ({one.name}@{one.version + 1}) and load that "
-                    "first (pinrank features load), or serve this version from a feature store of its own"
+                    f"its description changed: give it a new version number ({one.name}@{one.version + 1}) and load "
+                    "that first (pinrank features load), or serve this version from a feature store of its own"
                 )
             yield Finding(field, _ref(one), _ref(other), Effect.FEATURES, fix)
             yield from _fields(field, one, other)
