@@ -28,7 +28,7 @@ help:
 	@echo "make demo   fill a feature store from MovieLens-1M, start the server, rank for real users (DATA=folder: your own)"
 	@echo "make test   install everything and run every test (TORCH=cpu, pypi or none: which PyTorch; ARGS=tests/server)"
 	@echo "make check  format, lint, types, import rules"
-	@echo "make mutants  plant small faults in the pure files and count those that their tests notice (about 10 minutes)"
+	@echo "make mutants  plant small faults in the pure files and count those that their tests notice (about 5 minutes)"
 	@echo "make resolve  resolve every set of extras from the package index's metadata, with pip and uv, for each Python"
 	@echo "make wheel  build the wheel and run the demo from it on each Python"
 	@echo "make bench  run the benchmarks (NAME=serving: one of them) and commit-ready results in bench/results/"
