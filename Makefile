@@ -39,7 +39,7 @@ help:
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
-.venv/serving: $(BIN)/python pyproject.toml constraints.txt hatch_build.py $(wildcard kernels/cpu/native/*.cpp kernels/cpu/native/*.h kernels/cpu/native/*.py)
+.venv/serving: $(BIN)/python pyproject.toml constraints.txt hatch_build.py $(wildcard kernels/native/*.cpp kernels/native/*.h kernels/native/*.py)
 	@echo "installing pinrank (about half a minute)"
 	@$(PIP) -e '.[data]' $(COUNTED)
 	@touch $@

@@ -1,4 +1,4 @@
-"""Compiles the native encoder when pinrank is installed or built into a wheel."""
+"""Compiles the native library when pinrank is installed or built into a wheel."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
-class NativeEncoder(BuildHookInterface):  # type: ignore[type-arg]
+class NativeLibrary(BuildHookInterface):  # type: ignore[type-arg]
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002 - hatchling's signature
-        """Compile; without a compiler say so and go on: everything works without the kernel, slower."""
+        """Compile; without a compiler say so and go on: everything works without it, slower."""
         if self.target_name != "wheel":
             return
-        native = _load(Path(self.root) / "kernels" / "cpu" / "native" / "build.py")
+        native = _load(Path(self.root) / "kernels" / "native" / "build.py")
         try:
             library = native.build()
         except (native.CompilerMissingError, subprocess.CalledProcessError) as error:
-            self.app.display_warning(f"pinrank's native encoder is not built, ranking will be slower: {error}")
+            self.app.display_warning(f"pinrank's native library is not built, ranking will be slower: {error}")
             return
         build_data["artifacts"].append(str(library.relative_to(self.root)))
         build_data["pure_python"] = False

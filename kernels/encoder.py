@@ -1,6 +1,6 @@
 """Call the native kernel of the early-fused encoder: fold its weights, lay them out in memory, and run it.
 
-The kernel (`kernels/cpu/native/encoder.cpp`) computes the function `EarlyFusedEncoder` of `kernels.fusion` for two
+The kernel (`kernels/native/encoder.cpp`) computes the function `EarlyFusedEncoder` of `kernels.fusion` for two
 post-norm layers with one head. This file precomputes, in float64, everything that does not depend on a batch:
 
 - The first layer's values are linear in [pin; action]. A basis replaces them: the pin's few dimensions, one column per
@@ -12,19 +12,15 @@ post-norm layers with one head. This file precomputes, in float64, everything th
 from __future__ import annotations
 
 import ctypes
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 
 from kernels.engine import EngineError, ShapeError
+from kernels.native.library import NativeLibraryError, library, library_if_built
 
-_log = logging.getLogger(__name__)
-
-_LIBRARY = Path(__file__).with_name("cpu") / "native" / "libpinrank_encoder.so"
 #: Widths are padded to the widest vector of all instruction sets.
 _LANES = 16
 LENGTH_MAX = 1024
@@ -81,7 +77,10 @@ class FusedEncoder:
         """
         if not serves(shape):
             raise EngineError(f"the kernel supports two layers and up to {LENGTH_MAX} actions, not {shape}")
-        self._library = library()
+        try:
+            self._library = library()
+        except NativeLibraryError as error:
+            raise EngineError(str(error)) from error
         names = instruction_sets()
         if isa is not None and isa not in names:
             raise EngineError(f"this processor supports {', '.join(names)}, not {isa}")
@@ -143,29 +142,12 @@ def serves(shape: EncoderShape) -> bool:
 
 
 @cache
-def library() -> ctypes.CDLL:
-    """Load the kernel. Raises EngineError if it was not built, or was built from other sources."""
-    try:
-        loaded = ctypes.CDLL(str(_LIBRARY))
-        built_for = loaded.pinrank_struct_bytes()
-    except (OSError, AttributeError) as error:
-        raise EngineError(
-            f"the native encoder cannot be loaded: {error}; reinstall pinrank with a C++ compiler present"
-        ) from error
-    if built_for != ctypes.sizeof(_Struct):
-        raise EngineError("the native encoder was built from other sources; run python -m kernels.cpu.native.build")
-    loaded.pinrank_isa_name.restype = ctypes.c_char_p
-    return loaded
-
-
-@cache
 def instruction_sets() -> tuple[str, ...]:
-    """Return the instruction sets that kernel and processor support, widest last. Log a warning if there are none."""
-    try:
-        loaded = library()
-    except EngineError as error:
-        _log.warning("%s", error)
+    """Return the instruction sets that kernel and processor support, widest last; none if the library is not built."""
+    loaded = library_if_built()
+    if loaded is None:
         return ()
+    loaded.pinrank_isa_name.restype = ctypes.c_char_p
     return tuple(loaded.pinrank_isa_name(isa).decode() for isa in range(loaded.pinrank_isa_widest() + 1))
 
 

@@ -1,6 +1,7 @@
 // Chooses the widest compiled instruction set that this processor supports.
 
 #include "encoder.h"
+#include "exports.h"
 
 #define DECLARE(isa)                                                                                            \
   namespace isa {                                                                                               \
@@ -26,28 +27,25 @@ Isa widest() {
 }
 }  // namespace
 
-extern "C" {
+// The digest of the sources that this library was built from.
+PINRANK_API const char* pinrank_sources() { return PINRANK_SOURCES; }
 
 // The names of the values of `isa`, and the best value for this processor.
-const char* pinrank_isa_name(int isa) {
+PINRANK_API const char* pinrank_isa_name(int isa) {
   static const char* const names[] = {"portable", "avx2", "avx512"};
   return isa >= 0 && isa <= AVX512 ? names[isa] : nullptr;
 }
 
-int pinrank_isa_widest() { return widest(); }
-
-// The size of PinrankEncoder, which must equal the caller's.
-int pinrank_struct_bytes() { return sizeof(PinrankEncoder); }
+PINRANK_API int pinrank_isa_widest() { return widest(); }
 
 // Encode rows row_splits[r]..row_splits[r + 1] of candidates for each request r.
 // Returns 0 on success, 1 if out of memory, 2 if this processor lacks the instruction set.
-int pinrank_encode(int isa, const PinrankEncoder* encoder, const int64_t* actions, const float* pins,
-                   const float* candidates, const int32_t* row_splits, int requests, float* out) {
+PINRANK_API int pinrank_encode(int isa, const PinrankEncoder* encoder, const int64_t* actions, const float* pins,
+                               const float* candidates, const int32_t* row_splits, int requests, float* out) {
   if (isa < PORTABLE || isa > widest() || encoder->length > PINRANK_LENGTH_MAX) return 2;
 #if defined(__x86_64__)
   if (isa == AVX512) return avx512::encode(*encoder, actions, pins, candidates, row_splits, requests, out);
   if (isa == AVX2) return avx2::encode(*encoder, actions, pins, candidates, row_splits, requests, out);
 #endif
   return portable::encode(*encoder, actions, pins, candidates, row_splits, requests, out);
-}
 }

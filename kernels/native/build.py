@@ -1,0 +1,92 @@
+"""Compiles the native library: `python -m kernels.native.build`.
+
+The installation of pinrank does this (`hatch_build.py`). It needs only a C++20 compiler: `$CXX`, or g++ from GCC 12 on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+HERE = Path(__file__).parent
+LIBRARY = HERE / "libpinrank.so"
+
+_FLAGS = (
+    *("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-ignored-attributes"),
+    # No reordering of floating-point operations.
+    *("-fno-math-errno", "-fno-trapping-math"),
+)
+#: Allow contraction to fused multiply-adds, or, where the NumPy reference must be equalled to the bit, forbid it.
+_FUSED, _EXACT = "-ffp-contract=fast", "-ffp-contract=off"
+#: Compiler flags of each instruction set. At load time, the widest one that the processor supports is chosen.
+_ISAS: dict[str, tuple[str, ...]] = {"portable": ()}
+if platform.machine() in ("x86_64", "AMD64"):
+    _ISAS |= {
+        "avx2": ("-mavx2", "-mfma"),
+        "avx512": ("-mavx2", "-mfma", "-mavx512f", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"),
+    }
+#: Files that are compiled once per instruction set, and the others.
+_PER_ISA, _ONCE = {"encoder.cpp": _FUSED}, {"dispatch.cpp": _EXACT}
+
+
+class CompilerMissingError(Exception):
+    """No C++ compiler was found."""
+
+
+def sources_digest() -> str:
+    """Return the SHA-256 digest of all C++ sources, by which a library that was built from other ones is recognised."""
+    digest = hashlib.sha256()
+    for path in sorted((*HERE.glob("*.cpp"), *HERE.glob("*.h"))):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def build(made: Path = LIBRARY, sanitizers: Sequence[str] = ()) -> Path:
+    """Compile the library and return its path.
+
+    Args:
+        made: where the library goes.
+        sanitizers: sanitizers of the compiler to build in, for tests: `address`, `undefined`, `thread`.
+
+    Raises:
+        CompilerMissingError: neither `$CXX` nor g++ is installed.
+        subprocess.CalledProcessError: the compiler failed; its messages are on standard error.
+    """
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        raise CompilerMissingError("no C++ compiler found: install g++, or set CXX to a compiler")
+    watched = [f"-fsanitize={','.join(sanitizers)}", "-g", "-fno-sanitize-recover=all"] if sanitizers else []
+    with tempfile.TemporaryDirectory() as folder:
+        units = [
+            (source, isa, (f"-DPINRANK_ISA={isa}", contract, *flags))
+            for source, contract in _PER_ISA.items()
+            for isa, flags in _ISAS.items()
+        ]
+        built_from = f'-DPINRANK_SOURCES="{sources_digest()}"'
+        units += [(source, "once", (built_from, contract)) for source, contract in _ONCE.items()]
+        objects = [str(Path(folder) / f"{source}.{isa}.o") for source, isa, _ in units]
+        commands = [
+            [compiler, *_FLAGS, *watched, *flags, "-c", str(HERE / source), "-o", object_file]
+            for (source, _, flags), object_file in zip(units, objects, strict=True)
+        ]
+        running = [subprocess.Popen(command) for command in commands]  # noqa: S603 - fixed arguments
+        for process, command in zip(running, commands, strict=True):
+            if process.wait():
+                raise subprocess.CalledProcessError(process.returncode, command)
+        linked = Path(folder) / made.name
+        subprocess.run([compiler, "-shared", *watched, "-o", str(linked), *objects], check=True)  # noqa: S603 - fixed arguments
+        # A running server keeps the old file open, and the new file appears atomically.
+        fresh = made.with_suffix(".new")
+        shutil.copyfile(linked, fresh)
+        fresh.replace(made)
+    return made
+
+
+if __name__ == "__main__":
+    print(build())  # noqa: T201 - the output of a command
