@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,14 +15,17 @@ from kernels.engine import FeatureBatch, Progress, WarmedUp, go_on
 _ROWS = (8, 32, 128, 256)
 #: Of each size, once every stream has run it.
 _REPEATS = 2
+#: Rows of the runs that are compared alone and on all streams at once.
+_ROWS_TOGETHER = 128
 
 
 @dataclass(frozen=True, slots=True)
 class LinearCost:
-    """Seconds of a run as `fixed_s + per_row_s * rows`."""
+    """Seconds of a run as `fixed_s + per_row_s * rows`, and `slowdown` times as many while all streams run."""
 
     fixed_s: float = 0.0
     per_row_s: float = 0.0
+    slowdown: float = 1.0
 
     def __call__(self, rows: int) -> float:
         return self.fixed_s + self.per_row_s * rows
@@ -46,14 +51,22 @@ def warm_and_measure(
         What was done, and the cost. The fastest run of a size counts, which ignores what else the machine does. Each
         stream runs a size before one counts for certain, so that it is also right when shapes were left out.
     """
-    shapes, repeats = tuple(shapes), streams + _REPEATS
-    made, of = 0, len(shapes) * streams + len(_ROWS) * repeats
 
-    def timed(batch: FeatureBatch) -> tuple[float, bool]:
-        nonlocal made
-        start = time.perf_counter()
+    def alone(batch: FeatureBatch) -> float:
+        start_s = time.perf_counter()
         run(batch)
-        seconds = time.perf_counter() - start
+        return time.perf_counter() - start_s
+
+    def on_every_stream(batch: FeatureBatch) -> float:
+        return _seconds_together(alone, streams, batch)
+
+    shapes, repeats = tuple(shapes), streams + _REPEATS
+    together = _REPEATS if streams > 1 else 0
+    made, of = 0, len(shapes) * streams + len(_ROWS) * repeats + together
+
+    def timed(batch: FeatureBatch, seconds_of: Callable[[FeatureBatch], float] = alone) -> tuple[float, bool]:
+        nonlocal made
+        seconds = seconds_of(batch)
         made += 1
         return seconds, progress(made, of)
 
@@ -63,12 +76,29 @@ def warm_and_measure(
             break
         batch = tiled(sample, requests, rows)
         in_time = all(timed(batch)[1] for _ in range(streams))
-    fastest = []
+    fastest = {}
     for rows in _ROWS:
         batch = tiled(sample, 1, rows)
-        fastest.append(min(timed(batch)[0] for _ in range(repeats)))
-    per_row_s, fixed_s = np.polyfit(_ROWS, fastest, 1, w=1 / np.array(fastest))
-    return WarmedUp(made, of), LinearCost(max(0.0, float(fixed_s)), max(0.0, float(per_row_s)))
+        fastest[rows] = min(timed(batch)[0] for _ in range(repeats))
+    per_row_s, fixed_s = np.polyfit(_ROWS, list(fastest.values()), 1, w=1 / np.array(list(fastest.values())))
+    slowdown = 1.0
+    if together:
+        batch = tiled(sample, 1, _ROWS_TOGETHER)
+        beside_s = min(timed(batch, on_every_stream)[0] for _ in range(together))
+        slowdown = min(float(streams), max(1.0, beside_s / fastest[_ROWS_TOGETHER]))
+    return WarmedUp(made, of), LinearCost(max(0.0, float(fixed_s)), max(0.0, float(per_row_s)), slowdown)
+
+
+def _seconds_together(alone: Callable[[FeatureBatch], float], streams: int, batch: FeatureBatch) -> float:
+    """Return the mean seconds of a run on each of `streams` threads that start together; raise the error of any."""
+    start = threading.Barrier(streams)
+
+    def one(_: int) -> float:
+        start.wait()
+        return alone(batch)
+
+    with ThreadPoolExecutor(streams) as pool:
+        return sum(pool.map(one, range(streams))) / streams
 
 
 def tiled(sample: FeatureBatch, requests: int, rows: int) -> FeatureBatch:

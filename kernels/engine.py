@@ -152,7 +152,11 @@ class Engine(Protocol):
         """
 
     def cost_s(self, rows: int) -> float:
-        """Predict the seconds of one run; 0 before `warm_up`."""
+        """Predict the seconds of one run while no other stream runs; 0 before `warm_up`."""
+
+    @property
+    def slowdown(self) -> float:
+        """How many times as long a run takes while all streams run; 1 before `warm_up`."""
 
     def plan(self) -> bytes | None:
         """Return the network as compiled for this machine and runtime, or None if the runtime cannot export it."""

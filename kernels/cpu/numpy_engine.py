@@ -55,6 +55,10 @@ class NumpyEngine:
     def cost_s(self, rows: int) -> float:
         return self._cost(rows)
 
+    @property
+    def slowdown(self) -> float:
+        return self._cost.slowdown
+
     def plan(self) -> bytes | None:
         return None
 

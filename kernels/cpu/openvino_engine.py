@@ -123,6 +123,10 @@ class OpenVinoEngine:
     def cost_s(self, rows: int) -> float:
         return self._cost(rows)
 
+    @property
+    def slowdown(self) -> float:
+        return self._cost.slowdown
+
     def plan(self) -> bytes:
         plan: bytes = self._compiled.export_model().getvalue()
         return plan

@@ -132,6 +132,10 @@ class GpuEngine:
     def cost_s(self, rows: int) -> float:
         return self._cost(rows)
 
+    @property
+    def slowdown(self) -> float:
+        return self._cost.slowdown
+
     def plan(self) -> bytes | None:
         return self._backends[0].plan
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable
 from itertools import accumulate
 
@@ -22,18 +23,22 @@ _SLACK_MAX = 4.0
 class CostModel:
     """Predicts the seconds of an engine run from its numbers of requests and rows.
 
-    A table has the cost of one request with 1, 2, 4, ... rows, interpolated linearly. It starts as the engine's own
-    measurement and follows the observed runs, which compete with other work. Sizes that were never observed move with
-    the others. Each further request in a run saves a part of the fixed cost of a run; that part is learned, too.
+    Predictions are for a time at which all streams run. A run that other streams leave alone is faster by a factor that
+    the engine measured. A table has the cost of one request with 1, 2, 4, ... rows, interpolated linearly. It starts as
+    the engine's own measurement and follows the observed runs, which compete with other work. Sizes that were never
+    observed move with the others. Each further request in a run saves a part of the fixed cost of a run; that part is
+    learned, too.
     """
 
-    def __init__(self, prior: Callable[[int], float]) -> None:
+    def __init__(self, prior: Callable[[int], float], slowdown: float = 1.0) -> None:
         """Start from a prediction.
 
         Args:
-            prior: returns the seconds of a run with a number of rows; 0 if unknown.
+            prior: returns the seconds of a run with a number of rows while no other stream runs; 0 if unknown.
+            slowdown: how many times as long a run takes while all streams run.
         """
-        self._prior = [max(prior(size), 1e-7) for size in _SIZES]
+        self._slowdown = slowdown
+        self._prior = [max(prior(size) * slowdown, 1e-7) for size in _SIZES]
         self._learned = [0.0] * len(_SIZES)  # logarithms of factors over the prior
         self._seen = [False] * len(_SIZES)
         self._everywhere = 0.0
@@ -59,14 +64,42 @@ class CostModel:
         """Predict the seconds of a typical run."""
         return self._one_s(rows) + (requests - 1) * self.per_request_s
 
+    def alone_s(self, rows: int) -> float:
+        """Predict the seconds of a typical run of one request while no other stream runs."""
+        return self._one_s(rows) / self._slowdown
+
+    def rows_of(self, seconds: float) -> int:
+        """Return the fewest rows of a request whose run is predicted to take at least so many seconds."""
+        place = bisect_left(self._table, seconds)
+        if place == 0:
+            return 1
+        low = min(place, len(_SIZES) - 1) - 1
+        start_s, end_s = self._table[low], self._table[low + 1]
+        if end_s <= start_s:  # the largest sizes cost the same
+            return _SIZES[-1]
+        return min(_SIZES[-1], math.ceil(_SIZES[low] + _SIZES[low] * (seconds - start_s) / (end_s - start_s)))
+
+    @property
+    def careful(self) -> float:
+        """Factor by which 95% of runs exceed a prediction at most."""
+        return max(1.0, min(_SLACK_MAX, self._slack.value))
+
     def finish_s(self, requests: int, rows: int) -> float:
         """Predict the seconds within which 95% of such runs end."""
-        return self.predict_s(requests, rows) * max(1.0, min(_SLACK_MAX, self._slack.value))
+        return self.predict_s(requests, rows) * self.careful
 
-    def observe(self, requests: int, rows: int, seconds: float) -> None:
-        """Learn from the seconds that a run took."""
+    def observe(self, requests: int, rows: int, seconds: float, beside: float = 1.0) -> None:
+        """Learn from the seconds that a run took.
+
+        Args:
+            requests: in the run.
+            rows: in the run.
+            seconds: that it took.
+            beside: mean fraction of the other streams that ran meanwhile.
+        """
         if seconds <= 0 or rows < 1:
             return
+        seconds *= self._slowdown / (1 + (self._slowdown - 1) * beside)
         predicted_s = self.predict_s(requests, rows)
         self._slack.observe(seconds / predicted_s)
         if requests > 1:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from heapq import heapify, heapreplace
 from itertools import takewhile
 
 from server.scheduling.contract import Expire, Forecast, Idle, Piece, Run, Ticket, WaitUntil
@@ -19,7 +20,6 @@ from server.scheduling.splitting import (
     part_rows,
     rows_a_stream,
     splitting_pays,
-    streams_left_idle,
 )
 
 
@@ -40,9 +40,8 @@ class EarliestDeadlineFirst:
     - Lanes within their share go first, by priority and then by deadline. Lanes beyond their share get the time that is
       left (`lanes`).
     - If no other ticket waits, a ticket is split over idle streams so that all pieces end together, provided that this
-      gains more than the additional runs cost. In a backlog, tickets run whole, because splitting would only cost time.
-      One stream stays idle for other work of the machine, unless the ticket is much larger than usual in its lane
-      (`splitting`).
+      gains more than the additional runs cost under the recent load (`splitting`). In a backlog, tickets run whole,
+      because splitting would only cost time.
     - A ticket much larger than those of other lanes runs in small pieces, and leaves one stream to the other lanes.
     - A ticket joins a run if this saves more seconds, for it and all tickets behind it, than it delays those in the run
       (`joining`).
@@ -100,11 +99,11 @@ class EarliestDeadlineFirst:
 
     def next(self, now_s: float) -> Run | Expire | WaitUntil | Idle:
         free = self._streams - len(self._running)
-        if free <= 0:
+        if free <= 0 or not self._waiting:
             return Idle()
         expired = [w.ticket for w in self._waiting.values() if w.ready and w.ticket.deadline_s <= now_s]
         order = [w for w in self._lanes.ordered(now_s) if w.ready and w.ticket.deadline_s > now_s]
-        while len(order) > 1 and self._hopeless(order[0], now_s):
+        while len(order) > 1 and self._hopeless(order[0], free - len(order) + 1, now_s):
             expired.append(order.pop(0).ticket)
         if expired:
             for ticket in expired:
@@ -127,38 +126,48 @@ class EarliestDeadlineFirst:
     def forecast(self, ticket: Ticket, now_s: float) -> Forecast:
         cost = self._cost(ticket.model)
         before, behind = self._lanes.around(ticket, now_s)
-        work_s = sum(run.left_s(now_s) for run in self._running.values())
+        #: Predicted seconds until each stream has run what was put on it, as a heap.
+        streams = [run.left_s(now_s) for run in self._running.values()]
+        streams += [0.0] * (self._streams - len(streams))
+        heapify(streams)
         for waiting in before:
-            work_s += self._cost(waiting.ticket.model).predict_s(1, waiting.rows)
-        if not before and len(self._running) < self._streams:
-            # A refusal would only leave a stream idle, so a typical prediction is enough here.
-            own = WaitingTicket(ticket)
-            own_finish_s = cost.predict_s(1, ticket.rows if self._is_large(own, now_s) else self._rows_a_stream(own))
-        else:
-            own_finish_s = cost.finish_s(1, ticket.rows)
-        finish_s = now_s + work_s / self._streams + own_finish_s
-        harms, own_s = 0, cost.predict_s(1, ticket.rows)
-        for waiting in behind:
-            model = self._cost(waiting.ticket.model)
-            then_s = now_s + work_s / self._streams + model.finish_s(1, waiting.rows)
-            if then_s <= waiting.ticket.deadline_s < then_s + own_s / self._streams:
-                harms += 1
-            work_s += model.predict_s(1, waiting.rows)
+            self._put_on_first_free(streams, waiting)
+        finish_s = now_s + self._own_finish_s(ticket, cost, streams, alone=not before, now_s=now_s)
+        harms = 0
+        if behind:
+            delayed = streams.copy()
+            heapreplace(delayed, delayed[0] + cost.predict_s(1, ticket.rows))
+            for waiting in behind:
+                last_s = self._cost(waiting.ticket.model).finish_s(1, waiting.rows)
+                left_s = waiting.ticket.deadline_s - now_s - last_s
+                harms += streams[0] <= left_s < delayed[0]
+                self._put_on_first_free(streams, waiting)
+                self._put_on_first_free(delayed, waiting)
         return Forecast(finish_s, harms)
+
+    def _put_on_first_free(self, streams: list[float], waiting: WaitingTicket) -> None:
+        heapreplace(streams, streams[0] + self._cost(waiting.ticket.model).predict_s(1, waiting.rows))
+
+    def _own_finish_s(
+        self, ticket: Ticket, cost: CostModel, streams: list[float], *, alone: bool, now_s: float
+    ) -> float:
+        """Return the seconds until a new ticket's scores, given the seconds until each stream is free, as a heap."""
+        finish_s = streams[0] + cost.predict_s(1, ticket.rows)
+        if alone and not self._is_large(WaitingTicket(ticket), now_s):
+            # Split, all parts end together: the streams share what is before them and the ticket.
+            split_s = sum(streams) / self._streams + cost.predict_s(1, rows_a_stream(ticket.rows, self._streams))
+            finish_s = min(finish_s, split_s)
+        # While a stream is idle, a refusal would only leave it idle, so a typical prediction is enough.
+        idle = len(self._running) < self._streams
+        return finish_s if alone and idle else finish_s * cost.careful
 
     def _is_large(self, waiting: WaitingTicket, now_s: float) -> bool:
         ticket = waiting.ticket
         return is_large(ticket.rows, self._lanes.typical_rows_of_others(ticket.lane, now_s))
 
-    def _left_idle(self, waiting: WaitingTicket) -> int:
-        return streams_left_idle(waiting.ticket.rows, self._lanes.typical_rows(waiting.ticket.lane))
-
-    def _rows_a_stream(self, waiting: WaitingTicket) -> int:
-        return rows_a_stream(waiting.rows, self._streams, self._left_idle(waiting))
-
-    def _hopeless(self, waiting: WaitingTicket, now_s: float) -> bool:
-        """Return whether its rows cannot be scored in time, even on all streams that it may use."""
-        seconds = self._cost(waiting.ticket.model).predict_s(1, self._rows_a_stream(waiting))
+    def _hopeless(self, waiting: WaitingTicket, streams: int, now_s: float) -> bool:
+        """Return whether its rows cannot be scored in time on the streams that others leave it."""
+        seconds = self._cost(waiting.ticket.model).predict_s(1, rows_a_stream(waiting.rows, streams))
         return now_s + seconds > waiting.ticket.deadline_s
 
     def _rows_of_next_piece(self, head: WaitingTicket, behind: int, free: int, now_s: float) -> int:
@@ -168,12 +177,15 @@ class EarliestDeadlineFirst:
         )
         if is_large(head.ticket.rows, typical_of_others):
             return large_piece_rows(head.rows, typical_of_others, cost)
-        usable = free - self._left_idle(head)
         alone = behind == 0 and bool(self._running)
         next_free_s = min(run.left_s(now_s) for run in self._running.values()) if alone else None
-        part = part_rows(head.rows, usable, behind, next_free_s, cost)
-        splits = part < head.rows and splitting_pays(head.rows, part, self._lanes.load(now_s), cost)
-        return part if splits else head.rows
+        load = self._lanes.load(now_s)
+        while free:  # if a split over all idle streams does not pay, one over half of them may
+            part = part_rows(head.rows, free, behind, next_free_s, cost)
+            if part < head.rows and splitting_pays(head.rows, part, load, cost):
+                return part
+            free = (free + 1) // 2 if free > 2 else free - 1
+        return head.rows
 
     def _joiners(self, head: WaitingTicket, behind: list[WaitingTicket], now_s: float) -> list[WaitingTicket]:
         def may_join(other: WaitingTicket) -> bool:

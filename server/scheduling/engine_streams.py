@@ -23,6 +23,7 @@ from server.runtime.supervisor import Supervisor
 from server.scheduling.admission import Admission, Ask, Decision
 from server.scheduling.contract import BatchPolicy, Expire, Idle, Piece, Run, Ticket, WaitUntil
 from server.scheduling.cost import CostModel
+from server.scheduling.overlap import Overlap, RunStart
 from server.scheduling.pace import Pace
 from server.telemetry.metrics import EngineMetrics
 
@@ -94,8 +95,9 @@ class Runner:
         #: Guards the policies and all waiting requests. It is held for microseconds, never while an engine runs.
         self._lock = threading.Lock()
         self._waiting: dict[int, _QueuedRequest] = {}
-        #: Unfinished runs; a run may outlive its requests.
-        self._runs: set[Run] = set()
+        #: Unfinished runs, which may outlive their requests, and their starts.
+        self._runs: dict[Run, RunStart] = {}
+        self._overlap = Overlap(streams)
         #: Inboxes of streams that a bug ended, until their threads restart.
         self._broken: list[SimpleQueue[Run | None]] = []
         self._wake: asyncio.TimerHandle | None = None
@@ -130,7 +132,7 @@ class Runner:
     def learn(self, model: LoadedModel) -> None:
         """Add a model; call this before its first request."""
         with self._lock:
-            self._costs[model.digest] = CostModel(model.engine.cost_s)
+            self._costs[model.digest] = CostModel(model.engine.cost_s, model.engine.slowdown)
 
     def runs(self, model: LoadedModel) -> int:
         """Return the number of unfinished runs of a model."""
@@ -226,7 +228,7 @@ class Runner:
         while True:
             match self._policy.next(now_s):
                 case Run() as run:
-                    self._runs.add(run)
+                    self._runs[run] = self._overlap.begin(now_s)
                     return run
                 case Expire(tickets):
                     for ticket in tickets:
@@ -279,7 +281,7 @@ class Runner:
             outcomes: list[_Outcome] = [(one, failure) for one in waiting if one is not None]
             self._deliver_soon(outcomes)
             if run in self._runs:
-                self._runs.remove(run)
+                self._overlap.end(self._runs.pop(run), self._clock())
                 for piece in run.pieces:
                     self._policy.cancel(piece.ticket)
                 self._policy.finished(run, self._clock())
@@ -307,8 +309,8 @@ class Runner:
         try:
             with self._lock:
                 self._policy.finished(run, ended_s)
-                self._runs.remove(run)
-                self._collect(members, result, started_s, ended_s, outcomes)
+                beside = self._overlap.end(self._runs.pop(run), ended_s)
+                self._collect(members, result, started_s, ended_s, beside, outcomes)
                 following = self._next(ended_s, outcomes)
                 if following is None:
                     self._idle.append(inbox)
@@ -324,11 +326,12 @@ class Runner:
         result: np.ndarray | Exception,
         started_s: float,
         ended_s: float,
+        beside: float,
         outcomes: list[_Outcome],
     ) -> None:
         """Store each member's scores and learn the run's cost; append finished requests. Call it with the lock held."""
         if members and not isinstance(result, Exception):
-            self._costs[members[0][0].ticket.model].observe(len(members), len(result), ended_s - started_s)
+            self._costs[members[0][0].ticket.model].observe(len(members), len(result), ended_s - started_s, beside)
         start = 0
         for piece, waiting in members:
             first, start = start, start + piece.rows

@@ -102,10 +102,6 @@ class Lanes:
         """Return the fraction of the streams' recent time that was used."""
         return sum(state.used.at(now_s) for state in self._lanes.values()) / self._capacity_s
 
-    def typical_rows(self, name: str) -> float:
-        """Return the mean rows of a lane's tickets; NaN if it had none."""
-        return self._lanes[name].rows.value
-
     def typical_rows_of_others(self, name: str, now_s: float) -> float:
         """Return the smallest mean ticket size, in rows, of the other active lanes; infinite if there are none."""
         others = (state for other, state in self._lanes.items() if other != name)
@@ -132,8 +128,8 @@ class Lanes:
         working = {name: state for name, state in self._lanes.items() if state.waiting}
         if newcomer is not None:
             working[newcomer] = self._lanes[newcomer]
-        if not working:
-            return {}
+        if len(working) <= 1:  # alone, a lane has no share to keep to
+            return {name: (False, -state.lane.priority) for name, state in working.items()}
         whole_s = self._capacity_s / sum(state.lane.share for state in working.values())
         return {
             name: (state.used.at(now_s) > state.lane.share * whole_s, -state.lane.priority)

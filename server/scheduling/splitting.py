@@ -11,7 +11,7 @@ _LARGE = 2
 #: Value of a stream's second while all streams are idle, relative to a second of a request's latency.
 _COST_OF_IDLE = 0.1
 #: Pieces of a large ticket are so large that a run's fixed cost is at most this fraction of its time.
-_OVERHEAD_MAX = 0.2
+_OVERHEAD_MAX = 0.15
 
 
 def is_large(rows: int, typical_rows: float) -> bool:
@@ -19,19 +19,9 @@ def is_large(rows: int, typical_rows: float) -> bool:
     return rows > _LARGE * typical_rows
 
 
-def streams_left_idle(rows: int, typical_rows: float) -> int:
-    """Return how many streams stay idle, for other work of the machine, while a ticket is split.
-
-    Args:
-        rows: rows of the whole ticket.
-        typical_rows: mean rows of the tickets in its lane; NaN if there were none.
-    """
-    return int(rows <= _LARGE * typical_rows)
-
-
-def rows_a_stream(rows: int, streams: int, left_idle: int) -> int:
-    """Return the rows of the largest piece when a ticket is split over all streams that it may use."""
-    return math.ceil(rows / max(1, streams - left_idle))
+def rows_a_stream(rows: int, streams: int) -> int:
+    """Return the rows of the largest part when a ticket is split evenly over streams."""
+    return math.ceil(rows / max(1, streams))
 
 
 def large_piece_rows(rows: int, typical_rows_of_others: float, cost: CostModel) -> int:
@@ -48,13 +38,13 @@ def part_rows(rows: int, usable: int, needed: int, next_free_s: float | None, co
 
     Args:
         rows: rows that are in no run yet.
-        usable: idle streams that the ticket may use.
+        usable: idle streams.
         needed: idle streams that other tickets need.
         next_free_s: predicted seconds until a busy stream is free; None if none is busy or others wait for it.
         cost: cost model of the ticket's model.
     """
     if usable - needed > 1:
-        return math.ceil(rows / (usable - needed))
+        return rows_a_stream(rows, usable - needed)
     if usable <= 0 or next_free_s is None:
         return rows
     # The remaining rows can start on the next free stream.
@@ -64,22 +54,23 @@ def part_rows(rows: int, usable: int, needed: int, next_free_s: float | None, co
 
 
 def splitting_pays(rows: int, part: int, load: float, cost: CostModel) -> bool:
-    """Return whether an additional run shortens the answer by more than it costs the streams.
+    """Return whether additional runs shorten the answer by more than they cost the streams.
+
+    Whole, the ticket would run while other streams are idle; its parts slow each other down.
 
     Args:
         rows: rows that are in no run yet.
-        part: rows of the first of two runs.
+        part: rows of the first of the parts, which end together.
         load: fraction of the streams' recent time that was used.
         cost: cost model of the ticket's model.
     """
-    whole_s, part_s, other_s = (cost.predict_s(1, some) for some in (rows, part, rows - part))
+    whole_s, part_s = cost.alone_s(rows), cost.predict_s(1, part)
+    parts = math.ceil(rows / part)
+    all_s = (parts - 1) * part_s + cost.predict_s(1, rows - (parts - 1) * part)
     # The more streams are idle, the less additional seconds of a stream cost other tickets.
-    return whole_s - part_s > max(_COST_OF_IDLE, load) * (part_s + other_s - whole_s)
+    return whole_s - part_s > max(_COST_OF_IDLE, load) * (all_s - whole_s)
 
 
 def _least_rows(cost: CostModel) -> int:
-    """Return the rows of about the smallest run whose fixed cost is at most `_OVERHEAD_MAX` of its time."""
-    empty_s, rows = cost.fixed_s + cost.per_request_s, 1
-    while cost.predict_s(1, rows) * _OVERHEAD_MAX < empty_s and rows < 1 << 20:
-        rows += rows // 2 + 1
-    return rows
+    """Return the rows of the smallest run whose fixed cost is at most `_OVERHEAD_MAX` of its time."""
+    return cost.rows_of((cost.fixed_s + cost.per_request_s) / _OVERHEAD_MAX)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from kernels import cost
-from kernels.engine import WarmedUp
+from kernels.engine import EngineError, WarmedUp
 from tests.kernels.test_engines import batch
 
 STREAMS, SHAPES = 3, ((4, 512), (2, 64), (1, 16))
-#: Each size: every stream once, and twice more.
-MEASURED = 4 * (STREAMS + 2)
+#: Each size: every stream once, and twice more; and twice on all streams at once.
+MEASURED = 4 * (STREAMS + 2) + 2
 
 
 class Device:
@@ -51,3 +53,26 @@ def test_shapes_that_there_is_no_time_for_are_left_out_and_the_cost_is_no_first_
     done, found = cost.warm_and_measure(device.run, STREAMS, batch(5), lambda runs, of: runs < runs_in_time, SHAPES)
     assert done == WarmedUp(made + MEASURED, 9 + MEASURED)
     assert (found.fixed_s, found.per_row_s) == (pytest.approx(1e-3), pytest.approx(1e-5))
+
+
+def test_the_slowdown_is_how_much_longer_runs_take_while_all_streams_run(monkeypatch):
+    clock = threading.local()  # each thread counts the seconds of its own runs
+
+    def run(_):
+        alone = threading.current_thread() is threading.main_thread()
+        clock.now_s = getattr(clock, "now_s", 0.0) + (1.0 if alone else 1.5)
+
+    monkeypatch.setattr(cost, "time", SimpleNamespace(perf_counter=lambda: getattr(clock, "now_s", 0.0)))
+    assert cost.warm_and_measure(run, 2, batch(5))[1].slowdown == 1.5
+    assert cost.warm_and_measure(run, 1, batch(5))[1].slowdown == 1.0
+
+
+def test_an_error_of_a_run_beside_others_is_raised():
+    runs = itertools.count()
+
+    def run(_):
+        if next(runs) >= 16:
+            raise EngineError("told to fail")
+
+    with pytest.raises(EngineError, match="told to fail"):
+        cost.warm_and_measure(run, 2, batch(5))

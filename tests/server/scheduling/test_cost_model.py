@@ -196,3 +196,31 @@ def test_small_runs_that_took_longer_than_large_ones_do_not_make_estimates_run_a
     model.observe(2, 98, 8e-4)
     learn(model, lambda *_: 2e-3, [(1, 49)], runs=40, noise=0)
     assert model.predict_s(1, 49) == pytest.approx(2e-3, rel=0.2), "what was lowered rises again within tens of runs"
+
+
+def test_a_run_that_other_streams_leave_alone_is_predicted_faster_by_the_measured_factor():
+    model = CostModel(lambda rows: rows / 1000, slowdown=1.5)
+    assert model.predict_s(1, 128) == pytest.approx(1.5 * 0.128)
+    assert model.alone_s(128) == pytest.approx(0.128)
+
+
+@pytest.mark.parametrize("beside", [0.0, 0.5, 1.0])
+def test_runs_teach_the_same_whatever_ran_beside_them(beside):
+    model = CostModel(lambda rows: rows / 1000, slowdown=1.5)
+    for _ in range(100):
+        model.observe(1, 128, 0.2 * (1 + 0.5 * beside), beside)
+    assert model.alone_s(128) == pytest.approx(0.2, rel=1e-3)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 100, 128, 5_000, 1 << 20])
+def test_the_rows_of_a_time_are_the_inverse_of_the_time_of_rows(rows):
+    model = CostModel(lambda rows: 0.5 + rows / 1024)
+    assert model.rows_of(model.predict_s(1, rows)) == rows
+    assert model.rows_of(model.predict_s(1, rows) - 1e-6) == rows
+
+
+def test_every_time_has_rows():
+    model = CostModel(lambda rows: 0.5 + rows / 1024)
+    assert model.rows_of(0.0) == 1
+    assert model.rows_of(1e9) == 1 << 20
+    assert CostModel(lambda _: 1.0).rows_of(2.0) == 1 << 20

@@ -37,24 +37,23 @@ def test_no_more_runs_are_out_than_streams():
     assert isinstance(second, Run)
     assert chosen.next(0.0) == Idle()
     chosen.finished(first, 0.01)
-    chosen.next(0.01)  # may wait a moment for a further ticket
-    assert isinstance(chosen.next(0.02), Run)
+    # It may wait a moment for a further ticket, or leave rows for the other stream.
+    assert any(isinstance(chosen.next(now_s), Run) for now_s in (0.01, 0.02))
 
 
-def test_a_ticket_alone_is_split_over_idle_streams_but_one_and_covers_its_rows():
-    chosen = policy(streams=5)
+def test_a_ticket_alone_is_split_over_all_idle_streams_and_covers_its_rows():
+    chosen = policy(streams=4)
     chosen.offer(ticket(0, rows=200), 0.0)
     pieces = [chosen.next(0.0).pieces[0] for _ in range(4)]
     assert [(p.start, p.stop) for p in pieces] == [(0, 50), (50, 100), (100, 150), (150, 200)]
     assert chosen.next(0.0) == Idle()
 
 
-def test_a_ticket_much_larger_than_its_lanes_others_takes_all_idle_streams():
-    chosen = policy(streams=2)
-    chosen.offer(ticket(0, rows=200), 0.0)
-    assert drain(chosen) == [[(0, 200)]]
-    chosen.offer(ticket(1, rows=1000), 0.0)
-    assert [chosen.next(0.0).pieces[0].rows for _ in range(2)] == [500, 500]
+def test_a_ticket_whose_split_over_all_idle_streams_does_not_pay_is_split_over_fewer():
+    # Over three streams, 0.66 s sooner for 8 s of streams that are idle; over two, 0.5 s sooner for 4 s.
+    chosen = exactly(streams=3, fixed_s=4.0, per_request_s=0.0)
+    chosen.offer(ticket(0, 99.0), 5.0)
+    assert [chosen.next(5.0).pieces[0].rows for _ in range(2)] == [64, 64]
 
 
 def test_a_tiny_ticket_is_not_split_under_load():
@@ -144,7 +143,7 @@ def test_it_does_not_wait_beyond_what_the_deadline_allows():
 
 
 def test_a_cancelled_ticket_never_runs_and_an_unknown_one_is_ignored():
-    chosen = policy(streams=3)
+    chosen = policy(streams=2)
     chosen.offer(ticket(0, rows=1000), 0.0)
     run = chosen.next(0.0)
     assert run.pieces[0].rows == 500

@@ -80,7 +80,7 @@ def count(metrics, name):
 async def test_pieces_of_a_request_run_at_once_and_come_back_in_its_order():
     both = threading.Barrier(2, timeout=30)  # each piece waits for the other: one after the other would never end
     engine = CountingEngine(lambda _: both.wait())
-    runner, model, _ = runner_of(engine, streams=3)
+    runner, model, _ = runner_of(engine, streams=2)
     scored = await score(runner, model, 1000, in_30_s())
     assert sorted(engine.rows) == [500, 500]
     assert scored.logits[:, 0].tolist() == list(range(1000))
@@ -119,7 +119,7 @@ async def test_a_piece_that_fails_fails_its_request_and_no_other():
         if batch.candidate["number"][0] >= 500:
             raise EngineError("told to fail")
 
-    runner, model, _ = runner_of(CountingEngine(fail_large), streams=3)
+    runner, model, _ = runner_of(CountingEngine(fail_large), streams=2)
     with pytest.raises(ScoringError, match="failed in a run of 500 rows"):
         await score(runner, model, 1000, in_30_s())
     assert (await score(runner, model, 10, in_30_s())).logits.shape == (10, 1)

@@ -27,17 +27,19 @@ def test_a_forecast_without_anything_before_it_is_a_typical_run_over_the_streams
     chosen.offer(ticket(0, 99.0), 5.0)
     chosen.next(5.0)
     chosen.cancel(ticket(0))
-    # One stream is left idle; of 43 rows, 1.34 s, a third counts for each stream.
-    work_s = 1 + 64 / 128
-    assert chosen.forecast(ticket(1, 99.0), 5.0).finish_s == pytest.approx(5.0 + work_s / 3 + 1 + 64 / 128)
+    # Of 43 rows, 1.34 s, a third counts for each stream.
+    part_s = 1 + 43 / 128
+    assert chosen.forecast(ticket(1, 99.0), 5.0).finish_s == pytest.approx(5.0 + part_s / 3 + part_s)
 
 
-def test_a_forecast_behind_others_is_a_careful_promise():
+def test_a_forecast_behind_others_is_a_careful_promise_from_when_a_stream_is_free():
     chosen = exactly(streams=2)
     chosen.reserve(ticket(0, 50.0), 5.0)
-    assert chosen.forecast(ticket(1, 99.0), 5.0) == Forecast(5.0 + 2 / 2 + 2 * 2, 0)
-    # Before the other there is nothing.
-    assert chosen.forecast(ticket(1, 40.0), 5.0) == Forecast(5.0 + 2.0, 0)
+    assert chosen.forecast(ticket(1, 99.0), 5.0) == Forecast(5.0 + 2 * 2, 0), "the other stream is free"
+    chosen.reserve(ticket(1, 51.0, rows=256), 5.0)
+    assert chosen.forecast(ticket(2, 99.0), 5.0) == Forecast(5.0 + 2 * (2 + 2), 0), "the first one ends first"
+    # Before the others there is nothing.
+    assert chosen.forecast(ticket(2, 40.0), 5.0).finish_s == 5.0 + 1.5
 
 
 def test_a_forecast_while_every_stream_is_busy_is_a_careful_promise():
@@ -45,10 +47,17 @@ def test_a_forecast_while_every_stream_is_busy_is_a_careful_promise():
     chosen.offer(ticket(0, 50.0), 5.0)
     run = chosen.next(5.0)
     assert chosen.running == 1
-    assert chosen.forecast(ticket(1, 99.0), 5.5) == Forecast(5.5 + 1.5 + 2 * 2, 0), "1.5 s of the run are left"
+    assert chosen.forecast(ticket(1, 99.0), 5.5) == Forecast(5.5 + 2 * (1.5 + 2), 0), "1.5 s of the run are left"
     assert chosen.forecast(ticket(1, 99.0), 9.0) == Forecast(9.0 + 2 * 2, 0), "it takes longer than was predicted"
     chosen.finished(run, 9.0)
     assert chosen.running == 0
+
+
+def test_a_forecast_while_every_stream_is_busy_is_split_where_that_ends_sooner():
+    chosen = exactly(streams=2)
+    chosen.offer(ticket(0, 50.0), 5.0)
+    assert [chosen.next(5.0).pieces[0].rows for _ in range(2)] == [64, 64]
+    assert chosen.forecast(ticket(1, 99.0), 5.5) == Forecast(5.5 + 2 * (1.0 + 1.5), 0)
 
 
 def test_a_large_ticket_is_forecast_whole_as_it_leaves_a_stream_to_others():
@@ -79,8 +88,8 @@ def test_each_that_waits_behind_a_newcomer_is_delayed_by_those_before_it_too():
     chosen = exactly(streams=2)
     chosen.reserve(ticket(0, 99.0), 5.0)
     chosen.reserve(ticket(1, 99.5, rows=384), 5.0)
-    # Behind the first, 2 s on two streams, the second is promised 8 s: at 14 s; the newcomer costs one more.
-    for deadline_s, harms in ((13.9, 0), (14.0, 1), (14.9, 1), (15.0, 0)):
+    # One of two streams has the first; on the other, the second is promised 8 s: at 13 s. The newcomer takes 2 s there.
+    for deadline_s, harms in ((12.9, 0), (13.0, 1), (14.9, 1), (15.0, 0)):
         other = exactly(streams=2)
         other.reserve(ticket(0, 13.0), 5.0)
         other.reserve(ticket(1, deadline_s, rows=384), 5.0)

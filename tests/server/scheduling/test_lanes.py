@@ -120,10 +120,10 @@ def test_who_is_beyond_its_share_has_no_claim_to_be_in_time_against_who_is_withi
 
 def test_a_typical_ticket_is_a_mean_that_forgets():
     lanes = lanes_with(ticket(0, rows=100))
-    assert lanes.typical_rows("home") == 100
+    assert lanes.typical_rows_of_others("ads", 0.0) == 100
     lanes.add(WaitingTicket(ticket(1, rows=200)), 0.0)
-    assert lanes.typical_rows("home") == pytest.approx(110)
-    assert math.isnan(lanes.typical_rows("new"))
+    assert lanes.typical_rows_of_others("ads", 0.0) == pytest.approx(110)
+    assert math.isinf(lanes.typical_rows_of_others("home", 0.0))
 
 
 def test_the_smallest_typical_ticket_of_the_other_lanes_at_work_counts():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from functools import partial
 from itertools import pairwise
+from statistics import median
 
 import pytest
 
@@ -12,6 +13,7 @@ from server.scheduling.admission import Admission, Overload
 from server.scheduling.cost import CostModel
 from server.scheduling.earliest_deadline import EarliestDeadlineFirst
 from server.scheduling.lanes import Lane
+from server.scheduling.overlap import Overlap
 from server.scheduling.simulation import Arrival, simulate
 
 LANES = {"home": Lane(), "bulk": Lane(priority=-1, share=0.3), "ads": Lane(priority=2, share=0.5)}
@@ -117,17 +119,22 @@ def poisson(rng, rate_per_s, seconds, rows, budget_s, lane="home"):
     return arrivals
 
 
-def served(arrivals, streams=2, kind="cpu", lanes=None):
+def served(arrivals, streams=2, kind="cpu", lanes=None, slowdown=1.0, policy_of=EarliestDeadlineFirst):
     true_s = cost_of(kind)
-    model, rng = CostModel(partial(true_s, 1)), random.Random(9)
-    policy = EarliestDeadlineFirst(streams, lambda _: model, lanes)
+    model, rng = CostModel(partial(true_s, 1), slowdown), random.Random(9)
+    policy = policy_of(streams, lambda _: model, lanes)
     admission = Admission(policy, {}, 256, 65_536, 1 << 30)
+    overlap, ran = Overlap(streams), {}
 
     def run_s(run, now_s):
-        return true_s(len(run.pieces), sum(p.rows for p in run.pieces)) * rng.lognormvariate(0, 0.05)
+        start = overlap.begin(now_s)
+        slower = 1 + (slowdown - 1) * (policy.running - 1) / max(1, streams - 1)
+        seconds = true_s(len(run.pieces), sum(p.rows for p in run.pieces)) * slower * rng.lognormvariate(0, 0.05)
+        ran[run] = start, now_s + seconds
+        return seconds
 
     def observe(run, seconds):
-        model.observe(len(run.pieces), sum(p.rows for p in run.pieces), seconds)
+        model.observe(len(run.pieces), sum(p.rows for p in run.pieces), seconds, overlap.end(*ran.pop(run)))
 
     return simulate(arrivals, policy, streams, run_s, observe, admission)
 
@@ -148,6 +155,29 @@ def test_what_is_admitted_is_answered_in_time():
     outcomes = served(poisson(random.Random(5), 1_200, 10, 128, 0.025))
     admitted = [outcome for outcome in outcomes if outcome.end != "refused"]
     assert in_time(admitted) >= 0.99 * len(admitted)
+
+
+class NeverSplit(EarliestDeadlineFirst):
+    def _rows_of_next_piece(self, head, *_):
+        return head.rows
+
+
+@pytest.mark.parametrize("slowdown", [1.05, 1.3])
+@pytest.mark.parametrize("budget_runs", [2.5, 6.0])
+def test_splitting_makes_the_typical_answer_faster_and_costs_no_goodput_at_any_load(slowdown, budget_runs):
+    run_s = cost_of("cpu")(1, 128)
+    for load in (0.05, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5):
+        arrivals = poisson(random.Random(3), load * 2 / run_s, 400 * run_s / load, 128, budget_runs * run_s)
+        good, typical_s = {}, {}
+        for policy_of in (EarliestDeadlineFirst, NeverSplit):
+            outcomes = served(arrivals, slowdown=slowdown, policy_of=policy_of)
+            good[policy_of] = in_time(outcomes)
+            waits = [o.at_s - a.at_s for a, o in zip(arrivals, outcomes, strict=True) if o.end == "scored"]
+            typical_s[policy_of] = median(waits)
+        assert good[EarliestDeadlineFirst] >= 0.985 * good[NeverSplit], load
+        assert typical_s[EarliestDeadlineFirst] <= 1.02 * typical_s[NeverSplit], load
+        if load <= 0.4:
+            assert typical_s[EarliestDeadlineFirst] <= 0.8 * typical_s[NeverSplit], load
 
 
 def test_a_flooding_lane_does_not_starve_one_within_its_share():

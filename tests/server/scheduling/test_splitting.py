@@ -10,7 +10,6 @@ from server.scheduling.splitting import (
     part_rows,
     rows_a_stream,
     splitting_pays,
-    streams_left_idle,
 )
 from tests.server.scheduling.straight_cost import StraightCost
 
@@ -31,29 +30,16 @@ def test_what_is_large(rows, typical, large):
 
 
 @pytest.mark.parametrize(
-    ("rows", "typical", "idle"),
+    ("rows", "streams", "expected"),
     [
-        pytest.param(256, 128.0, 1, id="one stream for whatever else needs a processor"),
-        pytest.param(257, 128.0, 0, id="all streams for what is much larger than its lane's others"),
-        pytest.param(1, math.nan, 0, id="the first of its lane"),
+        pytest.param(12, 4, 3, id="evenly"),
+        pytest.param(10, 4, 3, id="rounded up"),
+        pytest.param(10, 1, 10, id="on the only stream"),
+        pytest.param(10, -3, 10, id="others need every stream"),
     ],
 )
-def test_how_many_streams_stay_idle(rows, typical, idle):
-    assert streams_left_idle(rows, typical) == idle
-
-
-@pytest.mark.parametrize(
-    ("rows", "streams", "left_idle", "expected"),
-    [
-        pytest.param(12, 4, 0, 3, id="evenly"),
-        pytest.param(10, 4, 0, 3, id="rounded up"),
-        pytest.param(10, 4, 1, 4, id="one stream idle"),
-        pytest.param(10, 2, 1, 10, id="one stream is left"),
-        pytest.param(10, 1, 1, 10, id="the only stream is never left idle"),
-    ],
-)
-def test_rows_of_a_ticket_on_each_stream(rows, streams, left_idle, expected):
-    assert rows_a_stream(rows, streams, left_idle) == expected
+def test_rows_of_a_ticket_on_each_stream(rows, streams, expected):
+    assert rows_a_stream(rows, streams) == expected
 
 
 @pytest.mark.parametrize(
@@ -75,13 +61,12 @@ def test_a_piece_of_a_large_ticket(rows, typical, expected):
 
 
 def test_a_piece_of_a_large_ticket_is_large_enough_for_what_each_run_costs():
-    # 1 s of a run's 5 s: 400 rows would do, sizes are tried in steps of half.
-    assert large_piece_rows(100_000, 64.0, StraightCost(fixed_s=0.5, per_request_s=0.5, per_row_s=0.01)) == 472
-    # A fifth exactly; and of one request.
-    assert large_piece_rows(1000, 1.0, StraightCost(fixed_s=0.5, per_request_s=0.5, per_row_s=1.0)) == 4
-    assert large_piece_rows(1000, 1.0, StraightCost(per_request_s=1.0, per_row_s=0.75)) == 7
-    # Rows cost nothing: the search for a size ends.
-    assert large_piece_rows(10_000_000, 64.0, StraightCost(fixed_s=1.0)) == 1_049_867
+    # 0.75 s of a run's 5 s.
+    assert large_piece_rows(100_000, 64.0, StraightCost(fixed_s=0.5, per_request_s=0.25, per_row_s=0.01)) == 425
+    # Also the part of it that each request costs.
+    assert large_piece_rows(1000, 1.0, StraightCost(per_request_s=0.75, per_row_s=1.0)) == 5
+    # Rows cost nothing: the largest size.
+    assert large_piece_rows(10_000_000, 64.0, StraightCost(fixed_s=1.0)) == 1 << 20
 
 
 @pytest.mark.parametrize(
@@ -124,3 +109,18 @@ def test_a_ticket_whose_rows_cost_nothing_is_not_split():
 def test_splitting_pays_where_the_answer_gains_more_than_the_streams_lose(run_s, load, pays):
     # 64 rows in halves: the answer comes 0.25 s sooner, and the streams lose one more run's fixed cost.
     assert splitting_pays(64, 32, load, StraightCost(per_request_s=run_s, per_row_s=1 / 128)) is pays
+
+
+@pytest.mark.parametrize(
+    ("part", "slowdown", "pays"),
+    [
+        pytest.param(32, 1.0, True, id="halves: 0.25 s sooner, for 1 s of streams"),
+        pytest.param(32, 1.05, True, id="halves that slow each other down a little"),
+        pytest.param(32, 1.2, False, id="halves that slow each other down take nearly as long as the whole"),
+        pytest.param(16, 1.0, True, id="quarters: 0.375 s sooner, for 3 s"),
+        pytest.param(4, 1.0, False, id="sixteen parts: 0.47 s sooner, for 15 s"),
+    ],
+)
+def test_splitting_pays_only_as_far_as_parts_are_faster_than_the_whole_alone(part, slowdown, pays):
+    cost = StraightCost(per_request_s=1.0, per_row_s=1 / 128, slowdown=slowdown)
+    assert splitting_pays(64, part, 0.0, cost) is pays
