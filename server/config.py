@@ -80,6 +80,9 @@ class SurfaceConfig(BaseModel):
         return self
 
 
+_DEFAULT_SURFACE = SurfaceConfig()
+
+
 class SwapConfig(BaseModel):
     """How the server proves new versions and takes them into service under traffic."""
 
@@ -285,7 +288,7 @@ class ServerConfig(BaseSettings):
         return self.devices[process :: self.processes] if alone else self.devices
 
     def surface(self, name: str) -> SurfaceConfig:
-        return self.surfaces.get(name, SurfaceConfig())
+        return self.surfaces.get(name, _DEFAULT_SURFACE)
 
     def secrets(self) -> frozenset[str]:
         """Return the secrets to redact from logs: the feature store's password and the keys of a bucket."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+from dataclasses import dataclass
+from functools import cache
+
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from kernels.native.library import library_if_built
 from pinrank.v1 import ranking_pb2
 from server.api.status import listed
 from server.config import ServerConfig
@@ -13,10 +18,42 @@ from server.request.pipeline import Ranking, RankQuery
 from server.request.routing import ServedModel, ServedModels
 
 _SHOWN_MAX = 60
+_PIN_IDS = ranking_pb2.RankRequest.PIN_IDS_FIELD_NUMBER
 
 
-def parse_request(content: bytes) -> ranking_pb2.RankRequest:
-    """Parse a RankRequest. Raises InvalidRequestError if the bytes cannot be parsed."""
+@dataclass(frozen=True, slots=True)
+class ParsedRequest:
+    """A RankRequest of valid bytes.
+
+    Attributes:
+        message: all its fields; but `pin_ids` may be empty, and only `pin_ids` below counts.
+        pin_ids: uint64[N], the candidates.
+        distinct: whether all of them differ.
+    """
+
+    message: ranking_pb2.RankRequest
+    pin_ids: np.ndarray
+    distinct: bool
+
+
+def parse_request(content: bytes) -> ParsedRequest:
+    """Parse a RankRequest. Raises InvalidRequestError if the bytes cannot be parsed.
+
+    The native library reads the candidates' ids, without an object for each of them, and protobuf the other fields.
+    """
+    native, places = _native(), (ctypes.c_int64 * 3)()
+    count = native.pinrank_packed_words(content, len(content), _PIN_IDS, places) if native else -1
+    if native is None or count < 0:
+        message = _message(content)
+        listed_ids = list(message.pin_ids)
+        return ParsedRequest(message, np.array(listed_ids, np.uint64), len(set(listed_ids)) == len(listed_ids))
+    start, first, stop = places
+    pin_ids = np.empty(count, np.uint64)
+    equal = native.pinrank_copy_ids(content[first:stop], count, pin_ids.ctypes.data)
+    return ParsedRequest(_message(content[:start] + content[stop:]), pin_ids, not equal)
+
+
+def _message(content: bytes) -> ranking_pb2.RankRequest:
     try:
         return ranking_pb2.RankRequest.FromString(content)
     except DecodeError as error:
@@ -24,8 +61,19 @@ def parse_request(content: bytes) -> ranking_pb2.RankRequest:
         raise InvalidRequestError([violation]) from error
 
 
+@cache
+def _native() -> ctypes.CDLL | None:
+    """Return the native library with its argument types, or None if it is not built."""
+    native = library_if_built()
+    if native is not None:
+        native.pinrank_packed_words.argtypes = (ctypes.c_char_p, ctypes.c_int64, ctypes.c_uint32, ctypes.c_void_p)
+        native.pinrank_packed_words.restype = ctypes.c_int64
+        native.pinrank_copy_ids.argtypes = (ctypes.c_char_p, ctypes.c_int64, ctypes.c_void_p)
+    return native
+
+
 def to_query(
-    request: ranking_pb2.RankRequest,
+    parsed: ParsedRequest,
     models: ServedModels,
     config: ServerConfig,
     now_s: float,
@@ -34,7 +82,7 @@ def to_query(
     """Validate a request against the served models and the server's limits.
 
     Args:
-        request: the parsed message.
+        parsed: the parsed message.
         models: the served models.
         config: the limits and each surface's default deadline.
         now_s: `time.monotonic()` when the request arrived.
@@ -43,10 +91,10 @@ def to_query(
     Raises:
         InvalidRequestError: lists every invalid field.
     """
-    problems: list[FieldViolation] = []
+    request, problems = parsed.message, list[FieldViolation]()
     label = _label(request, models)
     served = _served(request, label, models, problems)
-    pin_ids = _pin_ids(request, config.candidates_max, problems)
+    _check_pin_ids(parsed, config.candidates_max, problems)
     manifest = (served or models.default).model.manifest
     surface = next((s for s in manifest.surfaces if s.name == request.surface), None)
     if surface is None:
@@ -68,7 +116,7 @@ def to_query(
         cheaper = models.by_label.get(settings.cheaper_label)
     return RankQuery(
         user_id=request.user_id,
-        pin_ids=pin_ids,
+        pin_ids=parsed.pin_ids,
         surface=surface.name,
         lane=surface.name,
         label=label,
@@ -110,28 +158,24 @@ def _served(
     return None
 
 
-def _pin_ids(request: ranking_pb2.RankRequest, candidates_max: int, problems: list[FieldViolation]) -> np.ndarray:
-    count = len(request.pin_ids)
+def _check_pin_ids(parsed: ParsedRequest, candidates_max: int, problems: list[FieldViolation]) -> None:
+    count = len(parsed.pin_ids)
     if count == 0:
         problems.append(FieldViolation("pin_ids", "no candidates; send at least one pin id"))
-    if count > candidates_max:
+    elif count > candidates_max:
         problems.append(
             FieldViolation(
                 "pin_ids", f"{count} candidates; this server accepts at most {candidates_max} (candidates_max)"
             )
         )
-        return np.empty(0, np.uint64)
-    listed = list(request.pin_ids)
-    pin_ids = np.array(listed, np.uint64)
-    if len(set(listed)) != count:
-        distinct, counts = np.unique(pin_ids, return_counts=True)
+    elif not parsed.distinct:
+        distinct, counts = np.unique(parsed.pin_ids, return_counts=True)
         repeated = distinct[counts > 1][:3].tolist()
         problems.append(
             FieldViolation(
                 "pin_ids", f"{count - len(distinct)} duplicate ids, for example {repeated}; send each pin once"
             )
         )
-    return pin_ids
 
 
 def _query(

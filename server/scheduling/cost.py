@@ -11,6 +11,7 @@ from feature_client.estimates import DecayingMean, RunningQuantile
 
 #: Run sizes in the table of costs: powers of two up to a million rows. Costs between them are interpolated.
 _SIZES = tuple(1 << power for power in range(21))
+_LAST_INTERVAL = len(_SIZES) - 2
 #: An observation moves an estimate by a fifth of its error, and errors are cut to a factor of 1.65. So a pause of the
 #: machine moves an estimate by a tenth, and a lasting change by a factor of two is learned within ten runs.
 _GAIN = 0.2
@@ -39,13 +40,17 @@ class CostModel:
         """
         self._slowdown = slowdown
         self._prior = [max(prior(size) * slowdown, 1e-7) for size in _SIZES]
-        self._learned = [0.0] * len(_SIZES)  # logarithms of factors over the prior
-        self._seen = [False] * len(_SIZES)
+        #: Learned seconds by size, None before it was observed, and the logarithms of their factors over the prior.
+        self._seen_s: list[float | None] = [None] * len(_SIZES)
+        self._learned = dict[int, float]()
+        #: Logarithm of the factor over the prior of sizes that were never observed.
         self._everywhere = 0.0
         #: Fraction of a run's fixed cost that the requests in a run share.
         self._shared = DecayingMean(_GAIN, 0.5)
         self._slack = RunningQuantile(_CAREFUL, 1.2)
+        #: Seconds by size, and the additional seconds of each row from there to the next size.
         self._table: list[float]
+        self._slopes: list[float]
         #: Seconds of a run without rows.
         self._empty_s: float
         self._tabulate()
@@ -109,13 +114,13 @@ class CostModel:
             return
         error = max(-_ERROR_MAX, min(_ERROR_MAX, math.log(seconds / predicted_s)))
         self._everywhere += _GAIN * error
-        low = _interval(rows)
+        low = min(rows.bit_length() - 1, _LAST_INTERVAL)
         near_high = min(1.0, (rows - _SIZES[low]) / _SIZES[low])
         for place, weight in ((low, 1 - near_high), (low + 1, near_high)):
             if weight > 0:
                 self._move(place, _GAIN * error * weight)
         # Sizes that were never observed follow the others, but stay within their range.
-        seen = [own for own, seen in zip(self._learned, self._seen, strict=True) if seen]
+        seen = self._learned.values()
         self._everywhere = max(min(seen), min(max(seen), self._everywhere))
         self._tabulate()
 
@@ -132,23 +137,20 @@ class CostModel:
         self._set(place, cost_s)
 
     def _set(self, place: int, cost_s: float) -> None:
-        self._seen[place] = True
+        self._seen_s[place] = cost_s
         self._learned[place] = math.log(cost_s / self._prior[place])
 
     def _tabulate(self) -> None:
-        factors = (own if seen else self._everywhere for own, seen in zip(self._learned, self._seen, strict=True))
-        costs = (prior * math.exp(factor) for prior, factor in zip(self._prior, factors, strict=True))
+        factor = math.exp(self._everywhere)
+        costs = [
+            prior * factor if seen is None else seen for prior, seen in zip(self._prior, self._seen_s, strict=True)
+        ]
         # More rows never cost less, so the table never decreases.
-        self._table = list(accumulate(costs, max))
+        self._table = table = list(accumulate(costs, max))
+        self._slopes = [(end - start) / size for start, end, size in zip(table, table[1:], _SIZES, strict=False)]
         # The fixed cost is extrapolated from the two smallest sizes.
         self._empty_s = max(self._table[0] * 0.05, 2 * self._table[0] - self._table[1])
 
     def _one_s(self, rows: int) -> float:
-        low = _interval(rows)
-        start_s, end_s = self._table[low], self._table[low + 1]
-        return start_s + (end_s - start_s) * (rows - _SIZES[low]) / _SIZES[low]
-
-
-def _interval(rows: int) -> int:
-    """Return the index of the largest size up to `rows`, but at most that of the last but one size."""
-    return max(0, min(rows.bit_length() - 1, len(_SIZES) - 2))
+        low = min(rows.bit_length() - 1, _LAST_INTERVAL) if rows else 0
+        return self._table[low] + self._slopes[low] * (rows - _SIZES[low])

@@ -44,7 +44,8 @@ def request(**fields):
 
 
 def query(one, known=None, settings=None, remaining_s=None):
-    return to_query(one, known or models(), settings or config(), NOW_S, remaining_s)
+    parsed = parse_request(one.SerializeToString())
+    return to_query(parsed, known or models(), settings or config(), NOW_S, remaining_s)
 
 
 def problems(one, known=None):
@@ -212,7 +213,7 @@ def test_a_query_is_checked_against_the_model_that_the_request_names():
 
 
 def test_bytes_that_are_no_request_are_refused():
-    assert parse_request(request().SerializeToString()) == request()
+    assert parse_request(request(pin_ids=[]).SerializeToString()).message == request(pin_ids=[])
     with pytest.raises(InvalidRequestError, match=r"cannot parse the request as pinrank\.v1\.RankRequest"):
         parse_request(b"\xff")
 
