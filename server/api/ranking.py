@@ -100,7 +100,6 @@ class RankingEdge:
 
     def _observe(self, surface: str, total_s: float, edge_stages_s: dict[str, float], ranking: Ranking) -> None:
         self._metrics.request_seconds.observe(total_s, surface)
-        for stage, seconds in {**ranking.stage_s, **edge_stages_s}.items():
-            self._metrics.stage_seconds.observe(seconds, stage)
+        self._metrics.stage_seconds.observe_each({**ranking.stage_s, **edge_stages_s})
         for kind in ranking.degradation:
             self._metrics.degraded[kind].inc()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Callable
-from itertools import accumulate
 
 from feature_client.estimates import DecayingMean, RunningQuantile
 
@@ -48,9 +47,7 @@ class CostModel:
         #: Fraction of a run's fixed cost that the requests in a run share.
         self._shared = DecayingMean(_GAIN, 0.5)
         self._slack = RunningQuantile(_CAREFUL, 1.2)
-        #: Seconds by size, and the additional seconds of each row from there to the next size.
         self._table: list[float]
-        self._slopes: list[float]
         #: Seconds of a run without rows.
         self._empty_s: float
         self._tabulate()
@@ -142,15 +139,17 @@ class CostModel:
 
     def _tabulate(self) -> None:
         factor = math.exp(self._everywhere)
-        costs = [
-            prior * factor if seen is None else seen for prior, seen in zip(self._prior, self._seen_s, strict=True)
-        ]
-        # More rows never cost less, so the table never decreases.
-        self._table = table = list(accumulate(costs, max))
-        self._slopes = [(end - start) / size for start, end, size in zip(table, table[1:], _SIZES, strict=False)]
+        table, most_s = list[float](), 0.0
+        for prior, seen in zip(self._prior, self._seen_s, strict=True):
+            cost_s = prior * factor if seen is None else seen
+            if cost_s > most_s:  # more rows never cost less, so the table never decreases
+                most_s = cost_s
+            table.append(most_s)
+        self._table = table
         # The fixed cost is extrapolated from the two smallest sizes.
         self._empty_s = max(self._table[0] * 0.05, 2 * self._table[0] - self._table[1])
 
     def _one_s(self, rows: int) -> float:
         low = min(rows.bit_length() - 1, _LAST_INTERVAL) if rows else 0
-        return self._table[low] + self._slopes[low] * (rows - _SIZES[low])
+        start_s, end_s = self._table[low], self._table[low + 1]
+        return start_s + (end_s - start_s) * (rows - _SIZES[low]) / _SIZES[low]

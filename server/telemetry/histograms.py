@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from prometheus_client import CollectorRegistry
@@ -12,6 +12,8 @@ from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 _FOLD_AT = 4_096
+#: Mappings of `observe_each` that are kept before their values are sorted by label.
+_SORT_AT = 512
 
 
 class Histograms(Collector):
@@ -30,6 +32,7 @@ class Histograms(Collector):
         self._counts: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(buckets) + 1, np.int64))
         self._sums: dict[str, float] = defaultdict(float)
         self._pending: dict[str, list[float]] = defaultdict(list)
+        self._unsorted: list[Mapping[str, float]] = []
         #: Engine streams and the thread that exports metrics both fold.
         self._folding = threading.Lock()
         registry.register(self)
@@ -41,7 +44,14 @@ class Histograms(Collector):
         if len(pending) >= _FOLD_AT:
             self._fold(label)
 
+    def observe_each(self, values: Mapping[str, float]) -> None:
+        """Record a value for each of several labels; nobody may change the mapping afterwards. Thread-safe."""
+        self._unsorted.append(values)
+        if len(self._unsorted) >= _SORT_AT:
+            self._sort()
+
     def collect(self) -> Iterator[Metric]:
+        self._sort()
         family = HistogramMetricFamily(self._name, self._documentation, labels=[self._label] if self._label else [])
         for label in sorted(self._pending):
             self._fold(label)
@@ -50,6 +60,15 @@ class Histograms(Collector):
             buckets = list(zip(bounds, cumulative, strict=True))
             family.add_metric([label] if self._label else [], buckets, self._sums[label])
         yield family
+
+    def _sort(self) -> None:
+        with self._folding:
+            # Mappings that other threads append meanwhile come after these and stay in the list.
+            mappings = self._unsorted[:]
+            del self._unsorted[: len(mappings)]
+        for mapping in mappings:
+            for label, value in mapping.items():
+                self.observe(value, label)
 
     def _fold(self, label: str) -> None:
         pending = self._pending[label]

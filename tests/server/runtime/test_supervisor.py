@@ -206,3 +206,14 @@ def test_values_that_many_threads_fold_at_once_are_counted_once(monkeypatch):
         thread.join()
     (family,) = histograms.collect()
     assert [s.value for s in family.samples if s.name == "seconds_sum"] == [20_000.0]
+
+
+def test_values_of_several_labels_are_counted_under_each(monkeypatch):
+    monkeypatch.setattr("server.telemetry.histograms._SORT_AT", 3)
+    histograms = Histograms("seconds", "of a test", "stage", (0.5, 1.0), CollectorRegistry())
+    for _ in range(4):
+        histograms.observe_each({"fetch": 0.25, "score": 0.75})
+    histograms.observe(2.0, "score")
+    (family,) = histograms.collect()
+    sums = {s.labels["stage"]: s.value for s in family.samples if s.name == "seconds_sum"}
+    assert sums == {"fetch": 1.0, "score": 5.0}
