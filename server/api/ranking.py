@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 
 import grpc
@@ -63,8 +64,9 @@ class RankingEdge:
         surface, label, code = "unknown", "", grpc.StatusCode.INTERNAL
         try:
             self._calls.take(context)
-            remaining_s = context.time_remaining()
-            query = to_query(parse_request(content), self._models, self._config, time.monotonic(), remaining_s)
+            remaining_s, now_s = context.time_remaining(), time.monotonic()
+            self._pipeline.check_queue(math.inf if remaining_s is None else now_s + remaining_s)
+            query = to_query(parse_request(content), self._models, self._config, now_s, remaining_s)
             surface, label = query.surface, query.label
             self._metrics.candidates.observe(len(query.pin_ids))
             wire_end = time.perf_counter()

@@ -23,6 +23,7 @@ _log = structlog.get_logger(__name__)
 
 #: Estimated time from scores to answer, until the first answer was timed.
 _TAIL_S = 0.0005
+_PASSED = "the deadline had passed on arrival; nothing was read or scored"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,22 @@ class Pipeline:
         self._tail = RunningQuantile(0.9, _TAIL_S)
         self._store_failure: str | None = None
 
+    def check_queue(self, deadline_s: float) -> None:
+        """Refuse a request before it is parsed, if the queue alone decides.
+
+        Args:
+            deadline_s: its deadline, on the `time.monotonic` clock; infinite if it is not known yet.
+
+        Raises:
+            OverloadedError: every request would be refused.
+            DeadlineError: the deadline has passed.
+        """
+        if time.monotonic() >= deadline_s:
+            raise DeadlineError(_PASSED)
+        refusal = self._runner.refusal_of_any(deadline_s)
+        if refusal is not None:
+            raise OverloadedError(refusal.reason, refusal.retry_after_s)
+
     async def rank(self, query: RankQuery) -> Ranking:
         """Rank one request.
 
@@ -99,7 +116,7 @@ class Pipeline:
         """
         rows = len(query.pin_ids)
         if time.monotonic() >= query.deadline_s:
-            raise DeadlineError("the deadline had passed on arrival; nothing was read or scored")
+            raise DeadlineError(_PASSED)
         model, cheaper = query.served.model, query.cheaper
         ask = Ask(
             surface=query.lane,

@@ -85,6 +85,18 @@ class Admission:
         self.rows = 0
         self.bytes = 0
 
+    def refusal_of_any(self, now_s: float, deadline_s: float) -> Refuse | None:
+        """Return the refusal that every request with this deadline would get; None if it depends on the request."""
+        if not self.requests:
+            return None
+        free_in_s = self._policy.free_in_s(now_s)
+        late_s = now_s + free_in_s - deadline_s
+        if self.requests >= self._requests_max:
+            return Refuse(self._too_many(), free_in_s)
+        if late_s > 0:
+            return Refuse(self._too_late(late_s), late_s)
+        return None
+
     def offer(self, ask: Ask, now_s: float) -> Decision:
         """Admit a request, whole or degraded as its surface's overload policy allows, or refuse it."""
         ticket = Ticket(next(self._numbers), ask.rows, ask.deadline_s, ask.model, ask.surface)
@@ -108,12 +120,11 @@ class Admission:
         if not self.requests:
             return self._take(Admit(ticket), ask, now_s)
         late_s = forecast.finish_s - ask.deadline_s
-        reason = (
-            f"the answer would arrive {late_s * 1e3:.1f} ms after the deadline"
-            if late_s > 0
-            else f"it would make {forecast.harms} earlier requests late"
+        if late_s > 0:
+            return Refuse(self._too_late(late_s), max(late_s, 0.001))
+        return Refuse(
+            f"it would make {forecast.harms} earlier requests late; {self.requests} requests are in flight", 0.001
         )
-        return Refuse(f"{reason}; {self.requests} requests are in flight", max(late_s, 0.001))
 
     def release(self, ticket: Ticket, size: int) -> None:
         """Free the place of a request, however it ended.
@@ -131,7 +142,7 @@ class Admission:
         if not self.requests:
             return None
         if self.requests >= self._requests_max:
-            return f"{self.requests} requests are in flight, and the limit is {self._requests_max}"
+            return self._too_many()
         if self.rows + ask.rows > self._rows_max:
             return f"{self.rows} rows are in flight and the request has {ask.rows}, but the limit is {self._rows_max}"
         if self.bytes + ask.bytes > self._bytes_max:
@@ -139,6 +150,14 @@ class Admission:
                 f"{self.bytes} bytes are in use and the request needs {ask.bytes}, but the limit is {self._bytes_max}"
             )
         return None
+
+    def _too_many(self) -> str:
+        return f"{self.requests} requests are in flight, and the limit is {self._requests_max}"
+
+    def _too_late(self, late_s: float) -> str:
+        return (
+            f"the answer would arrive {late_s * 1e3:.1f} ms after the deadline; {self.requests} requests are in flight"
+        )
 
     def _rows_that_fit(self, ask: Ask, number: int, now_s: float) -> int:
         """Return the most rows, fewer than asked, that meet the deadline and make no request late; 0 if too few do."""

@@ -99,5 +99,8 @@ class BatchPolicy(Protocol):
     def forecast(self, ticket: Ticket, now_s: float) -> Forecast:
         """Predict when a ticket would finish, and which others it would make late."""
 
+    def free_in_s(self, now_s: float) -> float:
+        """Predict the seconds until a stream is free; 0 if one is."""
+
     def forget(self, model: Hashable) -> None:
         """Drop what was learned about a model that gets no more tickets."""

@@ -142,7 +142,7 @@ class CostModel:
         table, most_s = list[float](), 0.0
         for prior, seen in zip(self._prior, self._seen_s, strict=True):
             cost_s = prior * factor if seen is None else seen
-            if cost_s > most_s:  # more rows never cost less, so the table never decreases
+            if cost_s > most_s:  # noqa: PLR1730 - max() takes longer; more rows never cost less
                 most_s = cost_s
             table.append(most_s)
         self._table = table

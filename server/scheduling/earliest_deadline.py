@@ -145,6 +145,11 @@ class EarliestDeadlineFirst:
                 self._put_on_first_free(delayed, waiting)
         return Forecast(finish_s, harms)
 
+    def free_in_s(self, now_s: float) -> float:
+        if len(self._running) < self._streams:
+            return 0.0
+        return min(run.left_s(now_s) for run in self._running.values())
+
     def _put_on_first_free(self, streams: list[float], waiting: WaitingTicket) -> None:
         heapreplace(streams, streams[0] + self._cost(waiting.ticket.model).predict_s(1, waiting.rows))
 

@@ -20,7 +20,7 @@ from kernels.engine import EngineError, FeatureBatch
 from model_store.model.loaded import LoadedModel
 from server.errors import DeadlineError, ScoringError
 from server.runtime.supervisor import Supervisor
-from server.scheduling.admission import Admission, Ask, Decision
+from server.scheduling.admission import Admission, Ask, Decision, Refuse
 from server.scheduling.contract import BatchPolicy, Expire, Idle, Piece, Run, Ticket, WaitUntil
 from server.scheduling.cost import CostModel
 from server.scheduling.overlap import Overlap, RunStart
@@ -150,6 +150,11 @@ class Runner:
             decision = self._admission.offer(ask, self._clock())
             self._update_pace()
             return decision
+
+    def refusal_of_any(self, deadline_s: float) -> Refuse | None:
+        """Return the refusal that every request with this deadline would get now; None if it depends on the request."""
+        with self._lock:
+            return self._admission.refusal_of_any(self._clock(), deadline_s)
 
     def release(self, ticket: Ticket, size: int) -> None:
         """Free the place of an admitted request, however it ended."""

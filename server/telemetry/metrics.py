@@ -32,7 +32,7 @@ class RequestMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._calls = Counter(
             "pinrank_requests",
-            "Rank calls by surface (unknown if invalid) and gRPC status code",
+            "Rank calls by surface (unknown if invalid or refused unread) and gRPC status code",
             ["surface", "code"],
             registry=registry,
         )

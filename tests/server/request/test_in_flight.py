@@ -78,6 +78,10 @@ async def test_full_server_refuses_at_once_and_says_when_to_come_back(gated, stu
     assert raised.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "4 requests are in flight, and the limit is 4" in raised.value.details()
     assert int(dict(raised.value.trailing_metadata())["grpc-retry-pushback-ms"]) >= 1
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as unread:
+            await channel.unary_unary("/pinrank.v1.RankingService/Rank")(b"no message", timeout=30)
+    assert unread.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED, "refused before it is parsed"
     engine.gate.set()
     assert all(len(answer.pin_ids) == 3 for answer in await asyncio.gather(*accepted))
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from server.scheduling.admission import Admission, Admit, Ask, Overload, Refuse, Trim, UseCheaper
@@ -156,6 +158,9 @@ class ForetellingPolicy:
     def reserve(self, ticket, now_s):
         self.reserved.append(ticket)
 
+    def free_in_s(self, now_s):
+        return 0.5
+
 
 def busy_door(foretells, overload=None):
     """An admission with one request in flight, and its policy."""
@@ -253,3 +258,21 @@ def test_every_request_gets_a_number_of_its_own():
     for _ in range(3):
         door.offer(ask(deadline_s=2.0), 1.0)
     assert len({ticket.number for ticket in policy.reserved}) == 4
+
+
+def test_what_the_queue_alone_decides_is_refused_before_anything_is_known_of_the_request():
+    policy, door = admission(requests_max=2, streams=1)
+    assert door.refusal_of_any(0.0, 0.0) is None, "alone, a request is tried"
+    first = door.offer(ask(deadline_s=9), 0.0)
+    policy.offer(first.ticket, 0.0)
+    run_s = policy.forecast(first.ticket, 0.0).finish_s
+    policy.next(0.0)
+    assert door.refusal_of_any(0.0, 9.0) is None
+    soonest_s = policy.free_in_s(0.0)
+    assert 0 < soonest_s < run_s
+    assert door.refusal_of_any(0.0, soonest_s) is None
+    late = door.refusal_of_any(0.0, soonest_s - 0.001)
+    assert late.reason == "the answer would arrive 1.0 ms after the deadline; 1 requests are in flight"
+    assert late.retry_after_s == pytest.approx(0.001)
+    door.offer(ask(deadline_s=9), 0.0)
+    assert door.refusal_of_any(0.0, math.inf) == Refuse("2 requests are in flight, and the limit is 2", soonest_s)
