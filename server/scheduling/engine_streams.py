@@ -10,65 +10,25 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Hashable, MutableMapping
-from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
 
 import numpy as np
 
-from kernels.engine import EngineError, FeatureBatch
+from kernels.engine import FeatureBatch
 from model_store.model.loaded import LoadedModel
 from server.errors import DeadlineError, ScoringError
 from server.runtime.supervisor import Supervisor
 from server.scheduling.admission import Admission, Ask, Decision, Refuse
-from server.scheduling.contract import BatchPolicy, Expire, Idle, Piece, Run, Ticket, WaitUntil
+from server.scheduling.contract import BatchPolicy, Expire, Idle, Run, Ticket, WaitUntil
 from server.scheduling.cost import CostModel
 from server.scheduling.overlap import Overlap, RunStart
 from server.scheduling.pace import Pace
+from server.scheduling.queued_request import Member, QueuedRequest, RequestScores, run_members
 from server.telemetry.metrics import EngineMetrics
 
-
-@dataclass(frozen=True, slots=True)
-class RequestScores:
-    """One request's logits, float32[N, H], and the seconds from the start of its first run to the end of its last."""
-
-    logits: np.ndarray
-    run_s: float
-
-
-_NO_LOGITS = np.empty((0, 0), np.float32)
-
-
-@dataclass(slots=True, eq=False)
-class _QueuedRequest:
-    """A request that waits for scores; guarded by the runner's lock."""
-
-    ticket: Ticket
-    model: LoadedModel
-    batch: FeatureBatch
-    offered_s: float
-    answer: asyncio.Future[RequestScores]
-    rows_left: int
-    logits: np.ndarray = field(default_factory=lambda: _NO_LOGITS)
-    started_s: float = float("inf")
-    #: When the caller cancelled or the deadline passed.
-    gone_s: float = float("inf")
-
-    def take(self, piece: Piece, logits: np.ndarray, started_s: float) -> None:
-        """Store a piece's logits in the rows of the piece."""
-        if piece.rows == self.batch.rows:
-            self.logits = logits
-        else:
-            if self.logits is _NO_LOGITS:
-                self.logits = np.empty((self.batch.rows, logits.shape[1]), np.float32)
-            self.logits[piece.start : piece.stop] = logits
-        self.started_s = min(self.started_s, started_s)
-        self.rows_left -= piece.rows
-
-
-_Member = tuple[Piece, _QueuedRequest]
 #: A request with its scores or error, for the event loop to deliver.
-_Outcome = tuple[_QueuedRequest, "RequestScores | Exception"]
+_Outcome = tuple[QueuedRequest, "RequestScores | Exception"]
 
 
 class Runner:
@@ -94,7 +54,7 @@ class Runner:
         self._clock = clock
         #: Guards the policies and all waiting requests. It is held for microseconds, never while an engine runs.
         self._lock = threading.Lock()
-        self._waiting: dict[int, _QueuedRequest] = {}
+        self._waiting: dict[int, QueuedRequest] = {}
         #: Unfinished runs, which may outlive their requests, and their starts.
         self._runs: dict[Run, RunStart] = {}
         self._overlap = Overlap(streams)
@@ -179,7 +139,7 @@ class Runner:
         """
         loop = self._loop = asyncio.get_running_loop()
         now_s = self._clock()
-        waiting = _QueuedRequest(ticket, model, batch, now_s, loop.create_future(), batch.rows)
+        waiting = QueuedRequest(ticket, model, batch, now_s, loop.create_future(), batch.rows)
         with self._lock:
             self._waiting[ticket.number] = waiting
             self._policy.offer(ticket, now_s)
@@ -193,13 +153,13 @@ class Runner:
             if self._withdraw(waiting):  # the caller cancelled
                 self._metrics.cancelled_rows.inc(waiting.rows_left)
 
-    def _time_out(self, waiting: _QueuedRequest) -> None:
+    def _time_out(self, waiting: QueuedRequest) -> None:
         if self._withdraw(waiting):
             self._metrics.expired_rows.inc(waiting.rows_left)
         if not waiting.answer.done():
             waiting.answer.set_exception(self._too_late(waiting))
 
-    def _withdraw(self, waiting: _QueuedRequest) -> bool:
+    def _withdraw(self, waiting: QueuedRequest) -> bool:
         """Withdraw a request that is not fully scored; return whether it was still waiting."""
         with self._lock:
             if self._waiting.pop(waiting.ticket.number, None) is None:
@@ -302,7 +262,7 @@ class Runner:
                 if (waiting := self._waiting.get(piece.ticket.number)) and started_s < piece.ticket.deadline_s
             ]
         cpu_s = time.thread_time()
-        result = _run(members)
+        result = run_members(members)
         cpu_s = time.thread_time() - cpu_s
         ended_s = self._clock()
         if members:
@@ -327,7 +287,7 @@ class Runner:
 
     def _collect(
         self,
-        members: list[_Member],
+        members: list[Member],
         result: np.ndarray | Exception,
         started_s: float,
         ended_s: float,
@@ -364,25 +324,6 @@ class Runner:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(call, *arguments)
 
-    def _too_late(self, waiting: _QueuedRequest) -> DeadlineError:
+    def _too_late(self, waiting: QueuedRequest) -> DeadlineError:
         waited_s = self._clock() - waiting.offered_s
         return DeadlineError(f"no scores by the deadline; the request waited {waited_s * 1e3:.1f} ms")
-
-
-def _run(members: list[_Member]) -> np.ndarray | Exception:
-    """Score the remaining members of a run; return logits (float32[N, H]) or the error for its requests."""
-    if not members:
-        return _NO_LOGITS
-    try:
-        batch = FeatureBatch.concat([waiting.batch.piece(piece.start, piece.stop) for piece, waiting in members])
-        logits = members[0][1].model.engine.run(batch)
-        if len(logits) != batch.rows:
-            raise EngineError(f"the engine returned {len(logits)} rows for {batch.rows}")
-        return logits
-    except EngineError as error:
-        rows = sum(piece.rows for piece, _ in members)
-        failed = ScoringError(f"the engine failed in a run of {rows} rows; see the server's log for the cause")
-        failed.__cause__ = error  # kept out of the message, as it may quote a row
-        return failed
-    except BaseException as error:  # noqa: BLE001 - no error of a run may end a stream, not even SystemExit
-        return error if isinstance(error, Exception) else ScoringError(f"the engine raised {type(error).__name__}")
