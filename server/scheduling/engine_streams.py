@@ -24,7 +24,7 @@ from server.scheduling.contract import BatchPolicy, Expire, Idle, Run, Ticket, W
 from server.scheduling.cost import CostModel
 from server.scheduling.overlap import Overlap, RunStart
 from server.scheduling.pace import Pace
-from server.scheduling.queued_request import Member, QueuedRequest, RequestScores, run_members
+from server.scheduling.queued_request import Deadlines, Member, QueuedRequest, RequestScores, run_members
 from server.telemetry.metrics import EngineMetrics
 
 #: A request with its scores or error, for the event loop to deliver.
@@ -61,6 +61,8 @@ class Runner:
         #: Inboxes of streams that a bug ended, until their threads restart.
         self._broken: list[SimpleQueue[Run | None]] = []
         self._wake: asyncio.TimerHandle | None = None
+        self._deadlines = Deadlines()
+        self._alarm: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._inboxes: list[SimpleQueue[Run | None]] = [SimpleQueue() for _ in range(streams)]
         self._idle = list(self._inboxes)
@@ -138,20 +140,37 @@ class Runner:
             ScoringError: the engine failed in a run with some of its rows.
         """
         loop = self._loop = asyncio.get_running_loop()
-        now_s = self._clock()
+        now_s, number = self._clock(), ticket.number
         waiting = QueuedRequest(ticket, model, batch, now_s, loop.create_future(), batch.rows)
         with self._lock:
-            self._waiting[ticket.number] = waiting
+            self._waiting[number] = waiting
             self._policy.offer(ticket, now_s)
             outcomes = self._start_idle(now_s)
+            if self._deadlines.add(number, deadline_s, self._waiting):
+                self._set_alarm(now_s)
         self._deliver(outcomes)
-        timer = loop.call_later(max(0.0, deadline_s - now_s), self._time_out, waiting)
         try:
             return await waiting.answer
         finally:
-            timer.cancel()
             if self._withdraw(waiting):  # the caller cancelled
                 self._metrics.cancelled_rows.inc(waiting.rows_left)
+
+    def _set_alarm(self, now_s: float) -> None:
+        """Set the timer to the earliest deadline. Call it on the event loop, with the lock held."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        next_s = self._deadlines.next_s
+        delay_s = None if next_s is None else max(0.0, next_s - now_s)
+        loop = asyncio.get_running_loop()
+        self._alarm = None if delay_s is None else loop.call_later(delay_s, self._deadlines_passed)
+
+    def _deadlines_passed(self) -> None:
+        now_s = self._clock()
+        with self._lock:
+            late = [self._waiting[number] for number in self._deadlines.passed(now_s, self._waiting)]
+            self._set_alarm(now_s)
+        for waiting in late:
+            self._time_out(waiting)
 
     def _time_out(self, waiting: QueuedRequest) -> None:
         if self._withdraw(waiting):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
 
 import numpy as np
 
@@ -21,6 +23,8 @@ class RequestScores:
     run_s: float
 
 
+#: Entries of answered requests that may stay in `Deadlines` in any case.
+_SPARE = 64
 NO_LOGITS = np.empty((0, 0), np.float32)
 
 
@@ -49,6 +53,40 @@ class QueuedRequest:
             self.logits[piece.start : piece.stop] = logits
         self.started_s = min(self.started_s, started_s)
         self.rows_left -= piece.rows
+
+
+class Deadlines:
+    """The deadlines of waiting requests, of which only the earliest needs a timer."""
+
+    def __init__(self) -> None:
+        #: Deadline and ticket number of requests, as a heap. Requests that were answered early stay until they are
+        #: more than half of it, or until their deadline.
+        self._heap: list[tuple[float, int]] = []
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def add(self, number: int, deadline_s: float, waiting: Collection[int]) -> bool:
+        """Add a request; return whether its deadline is the earliest. `waiting` holds the requests that still count."""
+        if len(self._heap) > _SPARE + 2 * len(waiting):
+            self._heap = [entry for entry in self._heap if entry[1] in waiting]
+            heapify(self._heap)
+        heappush(self._heap, (deadline_s, number))
+        return self._heap[0][1] == number
+
+    def passed(self, now_s: float, waiting: Collection[int]) -> list[int]:
+        """Remove and return the numbers of all waiting requests whose deadline has passed."""
+        found = []
+        while self._heap and (self._heap[0][0] <= now_s or self._heap[0][1] not in waiting):
+            number = heappop(self._heap)[1]
+            if number in waiting:
+                found.append(number)
+        return found
+
+    @property
+    def next_s(self) -> float | None:
+        """The earliest deadline, or None if there is none."""
+        return self._heap[0][0] if self._heap else None
 
 
 #: A piece of a run, and the request that it belongs to.
