@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,7 +40,9 @@ class Assembler:
         needs = manifest.needs
         self._users = tuple((group.name, group.dtype) for group in needs.user_groups)
         self._pins = tuple((group.name, group.dtype) for group in needs.pin_groups)
-        self._events_max = needs.sequence_length
+        reads = any(isinstance(tensor.source, SequenceActions | SequenceEmbeddings) for tensor in manifest.inputs)
+        # A model that does not read the sequence may be given one of any length.
+        self._events_max = needs.sequence_length if reads else sys.maxsize
 
     def assemble(self, fetched: FetchedFeatures, surface: str, query: np.ndarray | None = None) -> FeatureBatch:
         """Build the batch of one request.

@@ -85,7 +85,7 @@ class BothImplementations(RuleBasedStateMachine):
 
 
 TestBothImplementations = BothImplementations.TestCase
-TestBothImplementations.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestBothImplementations.settings = settings(stateful_step_count=30)
 
 
 def filled(native, count=24):

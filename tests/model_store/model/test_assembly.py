@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from feature_client.codec import Rows, RowState
@@ -136,7 +136,6 @@ def check_equal(native, numpy):
             assert not differ.any(), (name, tensor.reshape(-1)[differ], expected.reshape(-1)[differ])
 
 
-@settings(max_examples=300)
 @given(
     manifest=manifests(),
     candidates=st.one_of(st.integers(0, 40), st.just(200)),
@@ -261,3 +260,13 @@ def test_numpy_serves_where_the_library_is_not_built(monkeypatch):
     found = Assembler(tiny.manifest())
     assert isinstance(found._tensors, NumpyAssembly)
     check_equal(found.assemble(fetched, "home"), NumpyAssembly(tiny.manifest()).batch(fetched, "home", None))
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_model_that_does_not_read_the_sequence_may_be_given_a_longer_one(native):
+    source = Scalars(group="pin_core", fields=("popularity",))
+    inputs, surfaces = (TensorInput(name="t", source=source),), (Surface(name="home"),)
+    fields = {"inputs": inputs, "surfaces": surfaces, "sequence": None, "sequence_length": 0}
+    assembler = Assembler(Manifest(**tiny.manifest_fields() | fields, files={}), native=native)
+    batch = assembler.assemble(tiny.fetched([1, 2], [4, 5, 6, 7]), "home")
+    assert batch.candidate["t"][:, 0].tolist() == tiny.pin_rows(np.array([1, 2]))["popularity"].tolist()
