@@ -15,7 +15,7 @@ namespace {
 constexpr int WAYS = 8;
 constexpr uint64_t GOLDEN = 0x9E3779B97F4A7C15, MIX = 0xC2B2AE3D27D4EB4F, MIX2 = 0xD6E8FEB86659FD93;
 // How many ids ahead memory is asked for, and how many rows are found before they are copied.
-constexpr int64_t AHEAD = 16, BLOCK = 128;
+constexpr int64_t AHEAD = 32, BLOCK = 128;
 constexpr int64_t LINE = 64;
 
 // The class `_Struct` of cache_places.py.

@@ -152,6 +152,6 @@ def test_rows_that_do_not_fit_their_ids_are_refused_before_a_byte_is_written(nat
 
 def test_numpy_serves_where_the_library_is_not_built(monkeypatch):
     arrays = PlaceArrays(group(4).dtype, 0)
-    assert isinstance(places_of(arrays, native=True), NativePlaces)
+    assert isinstance(NearCache(group(4), 0, stale_s=1)._places, NativePlaces)
     monkeypatch.setattr(cache_places, "library_if_built", lambda: None)
     assert isinstance(places_of(arrays, native=True), NumpyPlaces)
