@@ -62,6 +62,8 @@ class FeatureBatch:
 
     def row_request(self) -> np.ndarray:
         """Return the index of each row's request, int64[N]."""
+        if self.requests == 1:
+            return np.zeros(self.rows, np.int64)
         return np.repeat(np.arange(self.requests, dtype=np.int64), np.diff(self.row_splits))
 
     def piece(self, start: int, stop: int) -> FeatureBatch:

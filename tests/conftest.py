@@ -47,6 +47,8 @@ if not WITHOUT_TRAINING:
 
 # The time of an example depends on the tests that run in parallel.
 settings.register_profile("side by side", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# Under a sanitizer (`tests/kernels/native`), the first example that reaches a fault is enough.
+settings.register_profile("sanitized", settings.get_profile("side by side"), max_examples=25)
 settings.load_profile("side by side")
 
 

@@ -82,7 +82,14 @@ class OpenVinoEngine:
                 self._compiled = core.compile_model(model, "CPU", _PROPERTIES)
             else:
                 self._compiled = core.import_model(plan, "CPU", _PROPERTIES)
-            self._fed = {name for port in self._compiled.inputs for name in port.get_names()}
+            # Ports are addressed by number: finding one by its name costs 1 us for each tensor of each run.
+            fed = expected | {ENCODED}
+            inputs_named = ((name, i) for i, port in enumerate(self._compiled.inputs) for name in port.get_names())
+            self._ports = {name: i for name, i in inputs_named if name in fed}
+            outputs = [i for i, port in enumerate(self._compiled.outputs) if LOGITS in port.get_names()]
+            if not outputs:
+                raise EngineError(f"the network has no output {LOGITS!r}")
+            (self._logits,) = outputs
             self._idle.put(self._compiled.create_infer_request())
             if streams > 1:  # one per stream: infer requests of the same compiled model run sequentially
                 plan = plan or self.plan()
@@ -93,18 +100,20 @@ class OpenVinoEngine:
 
     def run(self, batch: FeatureBatch) -> np.ndarray:
         batch.check(self._inputs)
-        feeds = {**batch.request, **batch.candidate, ROW_REQUEST: batch.row_request()}
+        feeds = {**batch.request, **batch.candidate}
+        if ROW_REQUEST in self._ports:
+            feeds[ROW_REQUEST] = batch.row_request()
         if self._encoder is not None:
             actions, embeddings, candidates = (feeds[name] for name in self._read)
             feeds[ENCODED] = self._encoder.run(actions, embeddings, candidates, batch.row_splits)
         # OpenVINO reads these arrays without a copy, so they must live until the run ends.
-        held = {name: np.ascontiguousarray(array) for name, array in feeds.items() if name in self._fed}
+        held = [(port, np.ascontiguousarray(feeds[name])) for name, port in self._ports.items()]
         request = self._idle.get()
         try:
-            for name, array in held.items():  # costs half as much as passing the dictionary to `infer`
-                request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
-            request.infer()
-            logits: np.ndarray = request.get_tensor(LOGITS).data.copy()
+            for port, array in held:  # costs half as much as passing a dictionary to `infer`
+                request.set_input_tensor(port, openvino.Tensor(array, shared_memory=True))
+            request.infer(share_outputs=True)
+            logits: np.ndarray = request.get_output_tensor(self._logits).data.copy()
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failed a run of {batch.rows} rows: {error}") from error
         finally:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import numpy as np
 
 from feature_client.features import FetchedFeatures
-from feature_client.groups import EmbeddingSpace, FloatBlock
+from feature_client.groups import EmbeddingSpace, FloatBlock, SequenceGroup
 from kernels.engine import FeatureBatch
+from kernels.native.library import library_if_built
 from model_store.bundle.manifest import (
     Category,
     EmbeddingVector,
@@ -20,10 +22,64 @@ from model_store.bundle.manifest import (
     SurfaceIndex,
     TensorInput,
 )
+from model_store.model.tensor_plan import TensorPlan
 
 
 class Assembler:
     """Builds the tensors of one model. Stateless after construction; safe to share between threads."""
+
+    def __init__(self, manifest: Manifest, *, native: bool = True) -> None:
+        """Prepare the assembly.
+
+        Args:
+            manifest: the model's manifest.
+            native: whether to use the native library if it is built; otherwise NumPy gives the same tensors.
+        """
+        native = native and library_if_built() is not None
+        self._tensors = TensorPlan(manifest) if native else NumpyAssembly(manifest)
+        needs = manifest.needs
+        self._users = tuple((group.name, group.dtype) for group in needs.user_groups)
+        self._pins = tuple((group.name, group.dtype) for group in needs.pin_groups)
+        reads = any(isinstance(tensor.source, SequenceActions | SequenceEmbeddings) for tensor in manifest.inputs)
+        # A model that does not read the sequence may be given one of any length.
+        self._events_max = needs.sequence_length if reads else sys.maxsize
+
+    def assemble(self, fetched: FetchedFeatures, surface: str, query: np.ndarray | None = None) -> FeatureBatch:
+        """Build the batch of one request.
+
+        Args:
+            fetched: the request's features; missing rows hold the defaults of their group.
+            surface: a surface of the manifest.
+            query: float32[D], the caller's query vector. None means the fetched query pin, if any.
+
+        Returns:
+            A batch of one request with N rows, in the order of the candidates.
+
+        Raises:
+            ValueError: the features are not those of one request, laid out as the manifest says.
+            KeyError: a group is missing, or the manifest does not have the surface.
+        """
+        events = len(fetched.events)
+        if fetched.events.dtype != SequenceGroup.dtype or fetched.events.ndim != 1 or events > self._events_max:
+            raise _misfit("the sequence", f"up to {self._events_max}", SequenceGroup.dtype, fetched.events)
+        for name, dtype in self._users:
+            rows = fetched.user[name].rows
+            if rows.dtype != dtype or rows.shape != (1,):
+                raise _misfit(f"group {name!r}", "1", dtype, rows)
+        pins = fetched.candidates + events + fetched.has_query_pin
+        for name, dtype in self._pins:
+            rows = fetched.pins[name].rows
+            if rows.dtype != dtype or rows.shape != (pins,):
+                raise _misfit(f"group {name!r}", str(pins), dtype, rows)
+        return self._tensors.batch(fetched, surface, query)
+
+
+def _misfit(what: str, count: str, dtype: np.dtype[np.void], found: np.ndarray) -> ValueError:
+    return ValueError(f"{what}: expected {count} rows of {dtype}, got shape {found.shape} of {found.dtype}")
+
+
+class NumpyAssembly:
+    """The reference: several NumPy calls per tensor."""
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
@@ -41,17 +97,8 @@ class Assembler:
                 case QueryVector(group=name, field=field):
                     self._spaces[tensor.name] = manifest.embedding_field(name, field).space
 
-    def assemble(self, fetched: FetchedFeatures, surface: str, query: np.ndarray | None = None) -> FeatureBatch:
-        """Build the batch of one request.
-
-        Args:
-            fetched: the request's features; missing rows hold the defaults of their group.
-            surface: a surface of the manifest.
-            query: float32[D], the caller's query vector. None means the fetched query pin, if any.
-
-        Returns:
-            A batch of one request with N rows, in the order of the candidates.
-        """
+    def batch(self, fetched: FetchedFeatures, surface: str, query: np.ndarray | None) -> FeatureBatch:
+        """Build the batch of one request, as `Assembler.assemble` describes."""
         request: dict[str, np.ndarray] = {}
         candidate: dict[str, np.ndarray] = {}
         for tensor in self._manifest.inputs:

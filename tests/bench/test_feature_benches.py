@@ -25,9 +25,11 @@ def test_every_way_to_read_is_timed_and_a_missing_feast_is_no_measurement(config
 
 
 def test_hit_rates_are_between_nothing_and_the_optimum():
-    (found,) = near_cache.measure(quick=True).raw["found"]
+    measured = near_cache.measure(quick=True)
+    (found,) = measured.raw["found"]
     for way in ("near_cache", "s3_fifo", "lru"):
         assert 0 < found[way] <= found["optimum"] + 0.1
+    assert all(timed["native"] > 0 and timed["numpy"] > 0 for timed in measured.raw["lookups"])
 
 
 def test_no_call_fails_while_redis_misbehaves(config_file):

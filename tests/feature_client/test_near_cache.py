@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from feature_client import cache_places
 from feature_client.codec import Rows, RowState
 from feature_client.fetch import fetch
 from feature_client.near_cache import NearCache, NearCacheCounts, near_caches
@@ -16,6 +17,12 @@ from tests import tiny
 
 #: How much memory a process has, in pages.
 STATM = Path("/proc/self/statm")
+
+
+@pytest.fixture(params=["native", "numpy"], autouse=True)
+def implementation(request, monkeypatch):
+    if request.param == "numpy":
+        monkeypatch.setattr(cache_places, "library_if_built", lambda: None)
 
 
 def ids(*values):

@@ -156,6 +156,11 @@ def test_openvino_names_inputs_that_the_manifest_does_not_declare():
         engine_factory("openvino")(tiny.network(), SPECS[1:], heads=2, streams=1)
 
 
+def test_openvino_refuses_a_network_without_logits():
+    with pytest.raises(EngineError, match="no output 'logits'"):
+        engine_factory("openvino")(tiny.network().replace(b"logits", b"digits"), SPECS, heads=2, streams=1)
+
+
 def test_openvino_tells_nobody_that_it_is_used(tmp_path):
     story = """
 import threading
