@@ -14,8 +14,7 @@ from model_store.bundle.golden import GoldenRequest, decode_golden
 from model_store.bundle.manifest import Manifest
 from model_store.bundle.network_check import NetworkError, check_network
 from model_store.model.assembly import Assembler
-
-_ONE, _LOW, _HIGH = np.float32(1), np.float32(-80), np.float32(80)
+from model_store.model.logistic import Logistic
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,18 +44,8 @@ class LoadedModel:
 
 
 def calibrate(manifest: Manifest, logits: np.ndarray) -> np.ndarray:
-    """Apply each head's logistic calibration: sigmoid(slope * logit + intercept)."""
-    slope, intercept = manifest.calibration
-    # Within these bounds exp stays finite in float32. A non-finite logit is an engine fault and must stay visible.
-    scaled = -(slope * logits + intercept)
-    np.minimum(np.maximum(scaled, _LOW, out=scaled), _HIGH, out=scaled)
-    np.exp(scaled, out=scaled)
-    scaled += _ONE
-    probabilities: np.ndarray = np.divide(_ONE, scaled, out=scaled)
-    finite = np.isfinite(logits)
-    if not finite.all():
-        probabilities[~finite] = np.nan
-    return probabilities
+    """Apply each head's logistic calibration: sigmoid(slope * logit + intercept). A non-finite logit gives NaN."""
+    return Logistic(*manifest.calibration)(logits)
 
 
 def load_model(

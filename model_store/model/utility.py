@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import logging
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -25,7 +26,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from feature_client.features import FetchedFeatures
 from feature_client.groups import Embedding, FeatureGroup, Name
+from kernels.native.library import library_if_built
 from model_store.bundle.manifest import Manifest
+from model_store.model.logistic import Logistic
+from model_store.model.native_utility import Expression, NativeUtility, UnknownOperationError, agrees
+
+_log = logging.getLogger(__name__)
 
 #: Elementwise functions of numexpr, with their number of arguments.
 FUNCTIONS = {
@@ -61,21 +67,6 @@ class _Table(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class _Expression:
-    """A compiled expression over float64 columns; `names` lists its columns in order."""
-
-    names: tuple[str, ...]
-    program: numexpr.NumExpr | None
-    constant: float
-
-    def __call__(self, columns: Mapping[str, np.ndarray]) -> np.ndarray | float:
-        if self.program is None:
-            return self.constant
-        value: np.ndarray = self.program(*[columns[name] for name in self.names])
-        return value
-
-
-@dataclass(frozen=True, slots=True)
 class PinAttribute:
     """A scalar or categorical field of a pin group, available to expressions."""
 
@@ -94,23 +85,41 @@ class SurfaceUtility:
     parties: tuple[str, ...]
     #: float64[P]
     weights: np.ndarray
-    expressions: tuple[_Expression, ...]
+    expressions: tuple[Expression, ...]
     #: The source text of the expressions.
     sources: tuple[str, ...]
 
 
 class UtilityTable:
-    """The compiled utilities of all surfaces of a model, for one thread only: numexpr programs are not re-entrant."""
+    """The compiled utilities of all surfaces of a model.
+
+    For one thread only: numexpr programs are not re-entrant.
+
+    Attributes:
+        surfaces: the surfaces by name.
+        digest: the SHA-256 digest of the table's text.
+        heads: the names of the model's heads.
+        logistic: the calibration of the heads.
+        attributes: the pin attributes that at least one expression reads.
+        native: by surface its translation for the native library; a surface without one stays with numexpr.
+    """
 
     def __init__(self, surfaces: Mapping[str, SurfaceUtility], manifest: Manifest, digest: str) -> None:
         self.surfaces = surfaces
         self.digest = digest
-        self._heads = [head.name for head in manifest.heads]
-        #: The pin attributes that at least one expression reads.
+        self.heads = tuple(head.name for head in manifest.heads)
+        self.logistic = Logistic(*manifest.calibration)
         self.attributes = tuple(
             PinAttribute(group.name, name) for name, group in _pin_attributes(manifest).items()
             if any(f"pin.{name}" in e.names for s in surfaces.values() for e in s.expressions)
         )  # fmt: skip
+        self._by_name = {attribute.name: attribute for attribute in self.attributes}
+        translated = {name: self._translated(name) for name in surfaces}
+        self.native = {name: native for name, native in translated.items() if native is not None}
+
+    def attributes_of(self, surface: str) -> tuple[PinAttribute, ...]:
+        """Return the pin attributes that a surface of `native` reads, in the order of its `attributes`."""
+        return tuple(self._by_name[name] for name in self.native[surface].attributes)
 
     def party_utilities(self, surface: str, probabilities: np.ndarray, fetched: FetchedFeatures) -> np.ndarray:
         """Evaluate each party's expression.
@@ -139,20 +148,54 @@ class UtilityTable:
         Returns:
             As `party_utilities`.
         """
-        rows = len(probabilities)
-        columns = dict(zip(self._heads, probabilities.T.astype(np.float64, "C"), strict=True))
-        for attribute in self.attributes:
-            columns[attribute.name] = attributes[attribute].astype(np.float64)
+        if native := self.native.get(surface):
+            return native.party_utilities(probabilities, [attributes[a] for a in self.attributes_of(surface)])
+        return self.reference_utilities(surface, probabilities, {a.name: v for a, v in attributes.items()})
+
+    def reference_utilities(
+        self, surface: str, probabilities: np.ndarray, attributes: Mapping[str, np.ndarray]
+    ) -> np.ndarray:
+        """Do the same with numexpr; attributes are named as in expressions."""
+        columns = dict(zip(self.heads, probabilities.T.astype(np.float64, "C"), strict=True))
+        columns |= {name: values.astype(np.float64) for name, values in attributes.items()}
         table = self.surfaces[surface]
-        utilities = np.empty((rows, len(table.expressions)))
+        utilities = np.empty((len(probabilities), len(table.expressions)))
         for i, expression in enumerate(table.expressions):
-            utilities[:, i] = expression(columns)
+            utilities[:, i] = expression([columns[name] for name in expression.names])
         return utilities
 
     def combine(self, surface: str, party_utilities: np.ndarray) -> np.ndarray:
-        """Return the weighted sum of party utilities, float64[N, P], as float32[N]."""
-        utilities: np.ndarray = party_utilities @ self.surfaces[surface].weights
-        return utilities.astype(np.float32)
+        """Return the weighted sum of party utilities, float64[N, P], as float32[N].
+
+        The sum is taken in float64 in the table's order of parties, because its last bits depend on the order.
+        """
+        weights = self.surfaces[surface].weights
+        with np.errstate(all="ignore"):  # what is not finite sinks to the end of the order
+            total = party_utilities[:, 0] * weights[0]
+            for party in range(1, len(weights)):
+                total += party_utilities[:, party] * weights[party]
+            utilities: np.ndarray = total.astype(np.float32)
+        return utilities
+
+    def _translated(self, surface: str) -> NativeUtility | None:
+        """Translate a surface's expressions for the native library, if the result is numexpr's to the bit."""
+        table = self.surfaces[surface]
+        if library_if_built() is None:
+            return None
+        try:
+            native = NativeUtility(self.heads, table.expressions, table.weights, self.logistic)
+        except UnknownOperationError as error:
+            _log.debug("surface %s stays with numexpr: the native library lacks %s", surface, error)
+            return None
+
+        def reference(probabilities: np.ndarray, attributes: Sequence[np.ndarray]) -> np.ndarray:
+            by_name = dict(zip(native.attributes, attributes, strict=True))
+            return self.reference_utilities(surface, probabilities, by_name)
+
+        if not agrees(native, len(self.heads), reference):
+            _log.debug("surface %s stays with numexpr: the native library computes other numbers here", surface)
+            return None
+        return native
 
 
 def load_utility(content: bytes, manifest: Manifest) -> UtilityTable:
@@ -190,7 +233,7 @@ def _compile_surface(name: str, table: _SurfaceTable, names: set[str]) -> Surfac
     return SurfaceUtility(parties, np.array([table.weights[p] for p in parties]), expressions, sources)
 
 
-def _compile(where: str, source: str, names: set[str]) -> _Expression:
+def _compile(where: str, source: str, names: set[str]) -> Expression:
     if len(source) > EXPRESSION_CHARACTERS_MAX:
         raise UtilityError(
             f"{where}: the expression has {len(source)} characters, the limit is {EXPRESSION_CHARACTERS_MAX}"
@@ -203,15 +246,15 @@ def _compile(where: str, source: str, names: set[str]) -> _Expression:
     except (MemoryError, RecursionError) as error:  # of Python's parser, or of the walk over what it gave
         raise UtilityError(f"{where}: the expression is nested too deeply") from error
     try:
-        if not used:
-            with np.errstate(all="ignore"):  # the result is checked below
+        with np.errstate(all="ignore"):  # numexpr computes constant parts with NumPy; the result is checked below
+            if not used:
                 value = numexpr.evaluate(checked, local_dict={}, global_dict={})
-            return _Expression((), None, float(_number(where, np.asarray(value))))
-        program = numexpr.NumExpr(checked, signature=[(alias, np.float64) for alias in used.values()])
+                return Expression((), None, float(_number(where, np.asarray(value))))
+            program = numexpr.NumExpr(checked, signature=[(alias, np.float64) for alias in used.values()])
         _number(where, np.asarray(program(*[np.full(2, 0.5)] * len(used))))
     except (ArithmeticError, KeyError, NotImplementedError, RecursionError, TypeError, ValueError) as error:
         raise UtilityError(f"{where}: cannot compile {source!r}: {error}") from error
-    return _Expression(tuple(used), program, 0.0)
+    return Expression(tuple(used), program, 0.0)
 
 
 def _number(where: str, value: np.ndarray) -> np.ndarray:
