@@ -178,14 +178,12 @@ def to_response(query: RankQuery, ranking: Ranking, wire_us: int, total_us: int)
     """Serialise the answer.
 
     A message's fields may come in any order, and serialised parts of it may be concatenated (protobuf encoding, "Last
-    One Wins"). So we copy the long fields straight from arrays, and serialise the versions once per model.
+    One Wins"). So the long fields come packed with the scores, and the versions are serialised once per model.
     """
-    order = ranking.order
+    scores = ranking.scores
     stages = {f"{stage}_us": round(s * 1e6) for stage, s in ranking.stage_s.items()}
-    # A tag is the field number times eight, plus 2 for a length-delimited field.
     parts = [
-        _packed(b"\x0a", query.pin_ids[order]),
-        _packed(b"\x12", ranking.utilities[order]),
+        scores.packed,
         ranking.served.versions,
         ranking_pb2.RankResponse(
             timings=ranking_pb2.StageTimings(wire_us=wire_us, total_us=total_us, **stages)
@@ -195,23 +193,13 @@ def to_response(query: RankQuery, ranking: Ranking, wire_us: int, total_us: int)
         degradation = ranking_pb2.Degradation(**ranking.degradation)  # type: ignore[arg-type]
         parts.append(ranking_pb2.RankResponse(degradation=degradation).SerializeToString())
     if query.explain:
-        table = ranking.served.utility.surfaces[query.surface]
+        order, table = scores.order, ranking.served.utility.surfaces[query.surface]
         explanation = ranking_pb2.Explanation(
             heads=[head.name for head in ranking.served.model.manifest.heads],
-            head_probabilities=ranking.probabilities[order].ravel().tolist(),
+            head_probabilities=scores.probabilities[order].ravel().tolist(),
             parties=table.parties,
-            party_utilities=ranking.party_utilities[order].ravel().tolist(),
+            party_utilities=scores.party_utilities[order].ravel().tolist(),
             party_weights=table.weights.tolist(),
         )
         parts.append(ranking_pb2.RankResponse(explanation=explanation).SerializeToString())
     return b"".join(parts)
-
-
-def _packed(tag: bytes, values: np.ndarray) -> bytes:
-    """Encode a packed repeated field of fixed-width numbers: the tag, the length as a varint, little-endian numbers."""
-    left, length = values.nbytes, bytearray()
-    while left > 0x7F:
-        length.append(left & 0x7F | 0x80)
-        left >>= 7
-    length.append(left)
-    return tag + length + values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
