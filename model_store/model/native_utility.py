@@ -68,12 +68,18 @@ class NativeUtility:
     """
 
     def __init__(
-        self, heads: Sequence[str], expressions: Sequence[Expression], weights: np.ndarray, logistic: Logistic
+        self,
+        heads: Sequence[str],
+        attributes: Sequence[str],
+        expressions: Sequence[Expression],
+        weights: np.ndarray,
+        logistic: Logistic,
     ) -> None:
         """Translate the expressions.
 
         Args:
             heads: the model's heads, in order.
+            attributes: the other columns that expressions may read.
             expressions: one for each party.
             weights: float64[P].
             logistic: the calibration of the heads.
@@ -83,7 +89,7 @@ class NativeUtility:
             UnknownOperationError: an expression cannot be translated.
         """
         inputs = list(dict.fromkeys(name for expression in expressions for name in expression.names))
-        self.attributes = tuple(name for name in inputs if name not in heads)
+        self.attributes = tuple(name for name in attributes if name in inputs)
         sources = [heads.index(n) if n in heads else -1 - self.attributes.index(n) for n in inputs]
         constants = [_constants(expression) for expression in expressions]
         values = [value for own in constants for value in own]

@@ -118,7 +118,7 @@ class UtilityTable:
         self.native = {name: native for name, native in translated.items() if native is not None}
 
     def attributes_of(self, surface: str) -> tuple[PinAttribute, ...]:
-        """Return the pin attributes that a surface of `native` reads, in the order of its `attributes`."""
+        """Return the pin attributes that a surface of `native` reads, in order; those of a group are adjacent."""
         return tuple(self._by_name[name] for name in self.native[surface].attributes)
 
     def party_utilities(self, surface: str, probabilities: np.ndarray, fetched: FetchedFeatures) -> np.ndarray:
@@ -183,7 +183,7 @@ class UtilityTable:
         if library_if_built() is None:
             return None
         try:
-            native = NativeUtility(self.heads, table.expressions, table.weights, self.logistic)
+            native = NativeUtility(self.heads, list(self._by_name), table.expressions, table.weights, self.logistic)
         except UnknownOperationError as error:
             _log.debug("surface %s stays with numexpr: the native library lacks %s", surface, error)
             return None

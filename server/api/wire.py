@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from google.protobuf.message import DecodeError
 
@@ -13,6 +15,9 @@ from server.request.pipeline import Ranking, RankQuery
 from server.request.routing import ServedModel, ServedModels
 
 _SHOWN_MAX = 60
+#: Tags: the number of a field times eight, plus 2 for a length or 0 for a number.
+_TIMINGS = ranking_pb2.RankResponse.DESCRIPTOR.fields_by_name["timings"].number << 3 | 2
+_STAGES = {field.name.removesuffix("_us"): field.number << 3 for field in ranking_pb2.StageTimings.DESCRIPTOR.fields}
 
 
 def parse_request(content: bytes) -> ranking_pb2.RankRequest:
@@ -181,13 +186,12 @@ def to_response(query: RankQuery, ranking: Ranking, wire_us: int, total_us: int)
     One Wins"). So the long fields come packed with the scores, and the versions are serialised once per model.
     """
     scores = ranking.scores
-    stages = {f"{stage}_us": round(s * 1e6) for stage, s in ranking.stage_s.items()}
-    parts = [
+    parts: list[bytes | memoryview] = [
         scores.packed,
         ranking.served.versions,
-        ranking_pb2.RankResponse(
-            timings=ranking_pb2.StageTimings(wire_us=wire_us, total_us=total_us, **stages)
-        ).SerializeToString(),
+        _timings(
+            {"wire": wire_us, **{stage: round(s * 1e6) for stage, s in ranking.stage_s.items()}, "total": total_us}
+        ),
     ]
     if ranking.degradation:
         degradation = ranking_pb2.Degradation(**ranking.degradation)  # type: ignore[arg-type]
@@ -203,3 +207,18 @@ def to_response(query: RankQuery, ranking: Ranking, wire_us: int, total_us: int)
         )
         parts.append(ranking_pb2.RankResponse(explanation=explanation).SerializeToString())
     return b"".join(parts)
+
+
+def _timings(stage_us: Mapping[str, int]) -> bytes:
+    """Serialise a response with only its `timings`; with protobuf's messages it takes twice as long."""
+    content = [_TIMINGS, 0]
+    for stage, us in stage_us.items():
+        if us:
+            content.append(_STAGES[stage])
+            left = us
+            while left > 0x7F:
+                content.append(left & 0x7F | 0x80)
+                left >>= 7
+            content.append(left)
+    content[1] = len(content) - 2  # a few bytes for each stage: the length fits into one
+    return bytes(content)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import struct
 import time
+from itertools import groupby
 from typing import Protocol
 
 import numpy as np
@@ -30,49 +31,58 @@ _HEAD = struct.Struct("=qq")
 class Scores:
     """One request's scores and order, in one block of memory that native code or NumPy fills.
 
-    The arrays are views of the block, made when they are asked for. N is the number of the request's candidates, of
-    which the first `scored` have scores; the others were trimmed. K candidates are returned.
+    The arrays are views of the block, made when they are asked for. N is the number of the request's candidates.
+
+    Attributes:
+        scored: so many of the first candidates have scores; the others were trimmed.
+        top: K, the number of candidates that are returned.
     """
 
-    __slots__ = ("_heads", "_memory", "_order_at", "_packed_at", "_parties", "_probabilities_at", "_rows", "scored")
+    __slots__ = (
+        "_heads",
+        "_memory",
+        "_order_at",
+        "_packed_at",
+        "_parties",
+        "_probabilities_at",
+        "_rows",
+        "scored",
+        "top",
+    )
 
     def __init__(self, scored: int, rows: int, top_k: int, heads: int, parties: int) -> None:
-        """Reserve memory for `rows` candidates, of which `top_k` are returned; 0 returns all."""
-        top = min(top_k or rows, rows)
+        """Reserve memory for `rows` candidates, at least one, of which `top_k` are returned; 0 returns all."""
         self.scored = scored
+        self.top = top = min(top_k, rows) if top_k else rows
         self._rows, self._heads, self._parties = rows, heads, parties
         # `Answer` in answer.cpp has the same layout.
-        self._order_at = _HEAD.size + 8 * rows * parties
-        self._probabilities_at = self._order_at + 8 * top
-        self._packed_at = self._probabilities_at + 4 * rows * (heads + 1)
-        size = self._packed_at + 12 * top + 2 + len(_varint(8 * top)) + len(_varint(4 * top))
-        self._memory = np.empty(size, np.uint8)
+        self._order_at = order_at = _HEAD.size + 8 * rows * parties
+        self._probabilities_at = probabilities_at = order_at + 8 * top
+        self._packed_at = packed_at = probabilities_at + 4 * rows * (heads + 1)
+        # Each field has a tag and a length in base 128.
+        lengths = (3 + top.bit_length() + 6) // 7 + (2 + top.bit_length() + 6) // 7
+        self._memory = np.empty(packed_at + 2 + lengths + 12 * top, np.uint8)
 
     @property
     def address(self) -> int:
-        return ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        return _address(self._memory)
 
     @property
     def non_finite(self) -> int:
         """The number of scored candidates whose utility is not finite."""
-        found: int = _HEAD.unpack_from(self._memory)[0]
+        found: int = _HEAD.unpack_from(self._memory.data)[0]
         return found
 
     @property
     def order_s(self) -> float:
         """The seconds that ordering and packing took."""
-        found: int = _HEAD.unpack_from(self._memory)[1]
+        found: int = _HEAD.unpack_from(self._memory.data)[1]
         return found / 1e9
 
     @property
-    def top(self) -> int:
-        """K."""
-        return (self._probabilities_at - self._order_at) // 8
-
-    @property
-    def packed(self) -> np.ndarray:
-        """The response's fields `pin_ids` and `utilities`, serialised, uint8[...]."""
-        return self._memory[self._packed_at :]
+    def packed(self) -> memoryview:
+        """The response's fields `pin_ids` and `utilities`, serialised."""
+        return self._memory.data[self._packed_at :]
 
     @property
     def order(self) -> np.ndarray:
@@ -101,24 +111,19 @@ class Scores:
         for array in (self.probabilities, self.party_utilities, self.utilities):
             array[self.scored :] = np.nan
         self.order[:] = order = select(self.utilities, self.top)
-        packed = _packed(_PIN_IDS, pin_ids[order]) + _packed(_UTILITIES, self.utilities[order])
-        self.packed[:] = np.frombuffer(packed, np.uint8)
+        self.packed[:] = _packed(_PIN_IDS, pin_ids[order]) + _packed(_UTILITIES, self.utilities[order])
         non_finite = self.scored - int(np.count_nonzero(np.isfinite(self.utilities)))
-        _HEAD.pack_into(self._memory, 0, non_finite, round((time.perf_counter() - start_s) * 1e9))
-
-
-def _varint(number: int) -> bytes:
-    encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
+        _HEAD.pack_into(self._memory.data, 0, non_finite, round((time.perf_counter() - start_s) * 1e9))
 
 
 def _packed(tag: bytes, values: np.ndarray) -> bytes:
     """Encode a packed repeated field of fixed-width numbers: the tag, the length as a varint, little-endian numbers."""
-    return tag + _varint(values.nbytes) + values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+    left, length = values.nbytes, bytearray()
+    while left > 0x7F:
+        length.append(left & 0x7F | 0x80)
+        left >>= 7
+    length.append(left)
+    return tag + length + values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
 class Scoring(Protocol):
@@ -151,9 +156,12 @@ class NativeScoring:
     def __init__(self, manifest: Manifest, utility: UtilityTable, surface: str) -> None:
         self._native = utility.native[surface]
         self._heads, self._parties = len(utility.heads), len(utility.surfaces[surface].parties)
-        attributes = utility.attributes_of(surface)
-        #: The group of each attribute, its rows' dtype, the attribute's offset in a row, and the number of its type.
-        self._columns = [_column(manifest.group(a.group), a.field) for a in attributes]
+        attributes = utility.attributes_of(surface)  # those of a group are adjacent
+        #: Each group's name, its rows' dtype, and the attributes' offsets in a row with the numbers of their types.
+        self._groups = [
+            (name, manifest.group(name).dtype, [_place(manifest.group(name), a.field) for a in own])
+            for name, own in groupby(attributes, lambda a: a.group)
+        ]
         self._record = struct.Struct(f"={6 + 3 * len(attributes)}q")
         self._answer = library().pinrank_answer
         self._answer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
@@ -166,28 +174,32 @@ class NativeScoring:
         logits = np.ascontiguousarray(logits, np.float32)
         pin_ids = np.ascontiguousarray(pin_ids, np.uint64)
         columns: list[int] = []
-        for group, dtype, offset, number in self._columns:
+        for group, dtype, fields in self._groups:
             found = fetched.pins[group].rows
             if found.dtype != dtype or len(found) < scored:
                 raise ValueError(f"{len(found)} rows of {found.dtype} for {scored} rows of group {group}")
-            columns += (_address(found) + offset, found.strides[0], number)
+            address, stride = found.ctypes.data, found.strides[0]
+            for offset, number in fields:
+                columns += (address + offset, stride, number)
         scores = Scores(scored, rows, top_k, self._heads, self._parties)
-        places = (_address(logits), _address(pin_ids), scored, rows, scores.top, scores.address)
-        if self._answer(self._native.address, self._record.pack(*places, *columns)):
+        record = self._record.pack(
+            _address(logits), _address(pin_ids), scored, rows, scores.top, scores.address, *columns
+        )
+        if self._answer(self._native.address, record):
             raise MemoryError(f"no memory to score {rows} candidates")
         return scores
 
 
-def _column(group: FeatureGroup, field: str) -> tuple[str, np.dtype[np.void], int, int]:
+def _place(group: FeatureGroup, field: str) -> tuple[int, int]:
     assert group.dtype.fields is not None, "a group has fields"  # noqa: S101
     dtype, offset = group.dtype.fields[field][:2]
-    return group.name, group.dtype, offset, types()[dtype.name]
+    return offset, types()[dtype.name]
 
 
 def _address(array: np.ndarray) -> int:
-    """Return where the array's first number stands; `array.ctypes.data` takes five times as long."""
-    if array.flags.c_contiguous and array.flags.writeable:
-        return ctypes.addressof(ctypes.c_char.from_buffer(array))
+    """Return where the array's first number stands."""
+    if array.flags.carray:  # as long as it can be written and its rows are adjacent, there is a faster way
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]
     return array.ctypes.data
 
 

@@ -19,7 +19,7 @@ from server.request.selection import select
 from tests import tiny
 from tests.bits import equal_to_the_bit
 
-FIELDS = (
+FIELDS: tuple[Scalar | Categorical | Embedding, ...] = (
     Scalar(name="f32"), Scalar(name="f64", dtype="float64"), Scalar(name="i32", dtype="int32"),
     Scalar(name="i64", dtype="int64"), Categorical(name="u8", cardinality=200),
     Categorical(name="u16", cardinality=60_000), Categorical(name="u32", cardinality=2**31),
