@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
 
 import numexpr
 import numpy as np
 
 from kernels.native.library import library
+from model_store.model.expression import Expression
 from model_store.model.logistic import Logistic
 
 _AWKWARD = (0.0, -0.0, 0.5, 1.0, -1.0, 2.5, -3.7, 1e-310, 1e308, -1e200, np.inf, -np.inf, np.nan)
@@ -26,27 +26,6 @@ _NOOP = bytes([numexpr.interpreter.opcodes[b"noop"]])
 
 class UnknownOperationError(Exception):
     """An expression uses an operation that the native machine does not have. The message names it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Expression:
-    """A compiled expression over float64 columns.
-
-    Attributes:
-        names: its columns, in order.
-        program: None if the expression is constant.
-        constant: its value if it has no program.
-    """
-
-    names: tuple[str, ...]
-    program: numexpr.NumExpr | None
-    constant: float
-
-    def __call__(self, columns: Sequence[np.ndarray]) -> np.ndarray | float:
-        if self.program is None:
-            return self.constant
-        value: np.ndarray = self.program(*columns)
-        return value
 
 
 class _Surface(ctypes.Structure):
@@ -131,9 +110,14 @@ class NativeUtility:
 
         Returns:
             float64[N, P].
+
+        Raises:
+            ValueError: the shapes do not fit each other.
         """
         probabilities = np.ascontiguousarray(probabilities, np.float32)
         rows = len(probabilities)
+        if probabilities.shape != (rows, self._surface.heads):
+            raise ValueError(f"expected probabilities of {self._surface.heads} heads, got {probabilities.shape}")
         columns = [a if a.dtype.isnative and a.dtype.name in types() else a.astype(np.float64) for a in attributes]
         if any(column.shape != (rows,) for column in columns):
             raise ValueError(f"{rows} rows of probabilities, but attributes of {[c.shape for c in columns]}")

@@ -12,7 +12,6 @@ of its pin groups. Every name and function is checked when the table is loaded.
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import logging
 import tomllib
@@ -20,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-import numexpr
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -28,27 +26,11 @@ from feature_client.features import FetchedFeatures
 from feature_client.groups import Embedding, FeatureGroup, Name
 from kernels.native.library import library_if_built
 from model_store.bundle.manifest import Manifest
+from model_store.model.expression import Expression, ExpressionError, compile_expression
 from model_store.model.logistic import Logistic
-from model_store.model.native_utility import Expression, NativeUtility, UnknownOperationError, agrees
+from model_store.model.native_utility import NativeUtility, UnknownOperationError, agrees
 
 _log = logging.getLogger(__name__)
-
-#: Elementwise functions of numexpr, with their number of arguments.
-FUNCTIONS = {
-    "where": 3, "exp": 1, "expm1": 1, "log": 1, "log1p": 1, "log10": 1, "sqrt": 1, "abs": 1, "tanh": 1,
-    "sin": 1, "cos": 1, "floor": 1, "ceil": 1, "arctan2": 2, "maximum": 2, "minimum": 2,
-}  # fmt: skip
-
-EXPRESSION_CHARACTERS_MAX = 2_000
-
-# Servers evaluate expressions on the event loop's thread. Threads of numexpr would take cores from the engine.
-numexpr.set_num_threads(1)
-
-_ALLOWED = (
-    ast.Expression, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Constant, ast.Name, ast.Attribute, ast.Call, ast.Load,
-    ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow, ast.Mod, ast.USub, ast.UAdd, ast.BitAnd, ast.BitOr, ast.Invert,
-    ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq,
-)  # fmt: skip
 
 
 class UtilityError(Exception):
@@ -234,76 +216,10 @@ def _compile_surface(name: str, table: _SurfaceTable, names: set[str]) -> Surfac
 
 
 def _compile(where: str, source: str, names: set[str]) -> Expression:
-    if len(source) > EXPRESSION_CHARACTERS_MAX:
-        raise UtilityError(
-            f"{where}: the expression has {len(source)} characters, the limit is {EXPRESSION_CHARACTERS_MAX}"
-        )
     try:
-        used: dict[str, str] = {}
-        checked = ast.unparse(_Checker(where, names, used).visit(ast.parse(source.strip(), mode="eval")))
-    except SyntaxError as error:
-        raise UtilityError(f"{where}: {error.msg} in {source!r}") from error
-    except (MemoryError, RecursionError) as error:  # of Python's parser, or of the walk over what it gave
-        raise UtilityError(f"{where}: the expression is nested too deeply") from error
-    try:
-        with np.errstate(all="ignore"):  # numexpr computes constant parts with NumPy; the result is checked below
-            if not used:
-                value = numexpr.evaluate(checked, local_dict={}, global_dict={})
-                return Expression((), None, float(_number(where, np.asarray(value))))
-            program = numexpr.NumExpr(checked, signature=[(alias, np.float64) for alias in used.values()])
-        _number(where, np.asarray(program(*[np.full(2, 0.5)] * len(used))))
-    except (ArithmeticError, KeyError, NotImplementedError, RecursionError, TypeError, ValueError) as error:
-        raise UtilityError(f"{where}: cannot compile {source!r}: {error}") from error
-    return Expression(tuple(used), program, 0.0)
-
-
-def _number(where: str, value: np.ndarray) -> np.ndarray:
-    if value.dtype.kind not in "fi":
-        raise UtilityError(f"{where}: the expression is {value.dtype}, not a number; use where(condition, 1, 0)")
-    if value.ndim == 0 and not np.isfinite(value):
-        raise UtilityError(f"{where}: the expression is constant and not finite: {value}")
-    return value
-
-
-class _Checker(ast.NodeTransformer):
-    """Allows only arithmetic over known names, and replaces each name by an alias that numexpr accepts."""
-
-    def __init__(self, where: str, names: set[str], used: dict[str, str]) -> None:
-        self._where = where
-        self._names = names
-        self._used = used
-
-    def generic_visit(self, node: ast.AST) -> ast.AST:
-        if not isinstance(node, _ALLOWED):
-            raise UtilityError(f"{self._where}: {type(node).__name__} is not allowed in a utility expression")
-        return super().generic_visit(node)
-
-    def visit_Constant(self, node: ast.Constant) -> ast.AST:
-        if isinstance(node.value, bool) or not isinstance(node.value, int | float):
-            raise UtilityError(f"{self._where}: {node.value!r} is not a number")
-        try:
-            return ast.Constant(float(node.value))
-        except OverflowError as error:
-            raise UtilityError(f"{self._where}: {str(node.value)[:20]}... is too large") from error
-
-    def visit_Name(self, node: ast.Name) -> ast.AST:
-        return self._alias(node.id)
-
-    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
-        return self._alias(ast.unparse(node))
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        name = ast.unparse(node.func)
-        if name not in FUNCTIONS:
-            raise UtilityError(f"{self._where}: unknown function {name!r}; use one of {', '.join(sorted(FUNCTIONS))}")
-        if node.keywords or len(node.args) != FUNCTIONS[name]:
-            raise UtilityError(f"{self._where}: {name} takes {FUNCTIONS[name]} arguments")
-        return ast.Call(node.func, [self.visit(argument) for argument in node.args], [])
-
-    def _alias(self, name: str) -> ast.Name:
-        if name not in self._names:
-            raise UtilityError(f"{self._where}: unknown name {name!r}; use one of {', '.join(sorted(self._names))}")
-        return ast.Name(self._used.setdefault(name, f"x{len(self._used)}"), ast.Load())
+        return compile_expression(source, names)
+    except ExpressionError as error:
+        raise UtilityError(f"{where}: {error}") from error
 
 
 def _pin_attributes(manifest: Manifest) -> dict[str, FeatureGroup]:

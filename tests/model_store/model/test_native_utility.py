@@ -13,7 +13,8 @@ from hypothesis.extra import numpy as hnp
 from feature_client.groups import Categorical, FeatureGroup, Scalar
 from model_store.bundle.manifest import Head, Manifest
 from model_store.model import utility
-from model_store.model.utility import FUNCTIONS, UtilityError, load_utility
+from model_store.model.expression import FUNCTIONS
+from model_store.model.utility import UtilityError, load_utility
 from tests import tiny
 from tests.bits import equal_to_the_bit
 
@@ -195,3 +196,9 @@ def test_weights_are_summed_in_the_order_of_parties(parties, weights):
     with np.errstate(all="ignore"):
         expected = [np.float32(a * weights[0] + b * weights[1] + c * weights[2]) for a, b, c in parties]
     assert equal_to_the_bit(combined, np.array(expected, np.float32))
+
+
+def test_probabilities_of_other_heads_are_refused():
+    loaded = table("save")
+    with pytest.raises(ValueError, match=r"expected probabilities of 3 heads, got \(5, 2\)"):
+        loaded.party_utilities_of_rows("home", np.zeros((5, 2), np.float32), {})
