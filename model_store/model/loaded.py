@@ -25,6 +25,7 @@ class LoadedModel:
     digest: str
     needs: FeatureNeeds
     assembler: Assembler
+    logistic: Logistic
     engine: Engine
     utility_toml: bytes
     #: None if the model was loaded without a warm-up.
@@ -40,7 +41,7 @@ class LoadedModel:
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Calibrate logits, float32[N, H], into probabilities, float32[N, H]. A non-finite logit gives NaN."""
-        return calibrate(self.manifest, logits)
+        return self.logistic(logits)
 
 
 def calibrate(manifest: Manifest, logits: np.ndarray) -> np.ndarray:
@@ -77,7 +78,7 @@ def load_model(
         UnavailableError: the engine's runtime or device is missing.
     """
     manifest = bundle.manifest
-    assembler = Assembler(manifest)
+    assembler, logistic = Assembler(manifest), Logistic(*manifest.calibration)
     try:
         if plan is None:
             check_network(bundle.files[NETWORK])
@@ -88,7 +89,7 @@ def load_model(
         try:
             pause()
             proven = FeatureBatch.concat([assembler.assemble(g.fetched, g.surface) for g in golden])
-            _verify(manifest, calibrate(manifest, engine.run(proven)), golden, engine.tolerance)
+            _verify(manifest, logistic(engine.run(proven)), golden, engine.tolerance)
             pause()
             warmed_up = _warm(manifest, engine, proven, sample, progress) if warm else None
         except BaseException:
@@ -98,7 +99,9 @@ def load_model(
         raise
     except (EngineError, NetworkError, IndexError, KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{manifest.ref}: {error}") from error
-    return LoadedModel(manifest, bundle.digest, manifest.needs, assembler, engine, bundle.files[UTILITY], warmed_up)
+    return LoadedModel(
+        manifest, bundle.digest, manifest.needs, assembler, logistic, engine, bundle.files[UTILITY], warmed_up
+    )
 
 
 def _warm(

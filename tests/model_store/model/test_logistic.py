@@ -54,6 +54,13 @@ def test_logits_that_are_not_adjacent_are_calibrated_too():
     assert equal_to_the_bit(calibrated(logits[:, ::2]), calibrated(logits[:, ::2].copy()))
 
 
+def test_with_the_library_numpy_computes_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr(Logistic, "reference")
+    assert (
+        Logistic(np.ones(1, np.float32), np.zeros(1, np.float32))(np.zeros((2, 1), np.float32)).tolist() == [[0.5]] * 2
+    )
+
+
 def test_without_the_library_numpy_calibrates(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(logistic, "_native", lambda: None)
     calibrated = Logistic(np.ones(1, np.float32), np.zeros(1, np.float32))

@@ -14,6 +14,7 @@ from feature_client.groups import Categorical, FeatureGroup, Scalar
 from model_store.bundle.manifest import Head, Manifest
 from model_store.model import utility
 from model_store.model.expression import FUNCTIONS
+from model_store.model.native_utility import NativeUtility, UnknownOperationError, agrees
 from model_store.model.utility import UtilityError, load_utility
 from tests import tiny
 from tests.bits import equal_to_the_bit
@@ -69,6 +70,11 @@ def both(loaded: utility.UtilityTable, heads: np.ndarray, rows: np.ndarray) -> t
     return found, loaded.reference_utilities("home", heads, {a.name: v for a, v in attributes.items()})
 
 
+def native(loaded: utility.UtilityTable) -> NativeUtility:
+    home = loaded.surfaces["home"]
+    return NativeUtility(loaded.heads, COLUMNS[len(HEADS) :], home.expressions, home.weights, loaded.logistic)
+
+
 LEAVES = (*COLUMNS, *HEADS, *HEADS, "0", "1", "2", "0.5", "3.25", "1e-3", "1e300", "-0.0", "7")
 POWERS = ("0", "1", "2", "3", "0.5", "1.5", "-1", "-2.5", "0.3", "51", "17")
 
@@ -115,6 +121,9 @@ def test_utilities_are_numexprs_to_the_bit(expressions, seed, count):
         loaded = table(*expressions)
     except UtilityError:  # a constant part divides by zero, for example
         reject()
+    if "home" not in loaded.native:  # for no other reason
+        with pytest.raises(UnknownOperationError):
+            native(loaded)
     rng = np.random.default_rng(seed)
     found, expected = both(loaded, probabilities(rng, count), numbers(rng, count))
     assert equal_to_the_bit(found, expected)
@@ -150,6 +159,30 @@ def test_fields_of_every_dtype_are_read_where_they_stand(count, seed):
     loaded = table(*COLUMNS)
     rng = np.random.default_rng(seed)
     assert equal_to_the_bit(*both(loaded, probabilities(rng, count), numbers(rng, count)))
+
+
+def test_probabilities_that_are_not_adjacent_are_read_too():
+    heads = np.arange(18, dtype=np.float32).reshape(3, 6)[:, ::2]
+    assert table("save + like + hide").party_utilities_of_rows("home", heads, {}).tolist() == [[6], [24], [42]]
+
+
+def test_a_translation_agrees_only_if_every_bit_does():
+    ours = native(table("save + pin.f64", "like * 0"))
+
+    def changed(party: int, row: int, to: float):
+        def reference(heads, attributes):
+            found = ours.party_utilities(heads, attributes)
+            assert np.isnan(found).any()
+            assert np.isinf(found).any()
+            found[np.flatnonzero(np.isfinite(found[:, party]))[row], party] += to
+            return found
+
+        return reference
+
+    assert agrees(ours, 3, ours.party_utilities)
+    assert agrees(ours, 3, changed(0, -1, 0.0))
+    assert not agrees(ours, 3, changed(0, -1, 1e-3))
+    assert not agrees(ours, 3, changed(1, 0, 5e-324))
 
 
 def test_columns_of_other_dtypes_are_converted():
