@@ -72,9 +72,9 @@ class FetchedFeatures:
     def missing(self) -> MissingFeatures:
         """Count what is missing."""
         users = [int(rows.states[0]) for rows in self.user.values()]
-        user_missing = any(state != RowState.PRESENT for state in users)
+        user_missing = any(users)  # a row that is present has state 0
         foreign = users.count(RowState.FOREIGN) + (self.sequence_state == RowState.FOREIGN or self.future_events > 0)
-        states = [rows.states for rows in self.pins.values() if rows.states.any()]
+        states = [rows.states for rows in self.pins.values() if np.count_nonzero(rows.states)]
         if not states:
             return MissingFeatures(user_missing, 0, 0, query_pin=False, foreign=foreign)
         # A pin counts if it lacks a row in any group.

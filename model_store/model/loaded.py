@@ -14,8 +14,7 @@ from model_store.bundle.golden import GoldenRequest, decode_golden
 from model_store.bundle.manifest import Manifest
 from model_store.bundle.network_check import NetworkError, check_network
 from model_store.model.assembly import Assembler
-
-_ONE, _LOW, _HIGH = np.float32(1), np.float32(-80), np.float32(80)
+from model_store.model.logistic import Logistic
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,6 +25,7 @@ class LoadedModel:
     digest: str
     needs: FeatureNeeds
     assembler: Assembler
+    logistic: Logistic
     engine: Engine
     utility_toml: bytes
     #: None if the model was loaded without a warm-up.
@@ -41,22 +41,12 @@ class LoadedModel:
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Calibrate logits, float32[N, H], into probabilities, float32[N, H]. A non-finite logit gives NaN."""
-        return calibrate(self.manifest, logits)
+        return self.logistic(logits)
 
 
 def calibrate(manifest: Manifest, logits: np.ndarray) -> np.ndarray:
-    """Apply each head's logistic calibration: sigmoid(slope * logit + intercept)."""
-    slope, intercept = manifest.calibration
-    # Within these bounds exp stays finite in float32. A non-finite logit is an engine fault and must stay visible.
-    scaled = -(slope * logits + intercept)
-    np.minimum(np.maximum(scaled, _LOW, out=scaled), _HIGH, out=scaled)
-    np.exp(scaled, out=scaled)
-    scaled += _ONE
-    probabilities: np.ndarray = np.divide(_ONE, scaled, out=scaled)
-    finite = np.isfinite(logits)
-    if not finite.all():
-        probabilities[~finite] = np.nan
-    return probabilities
+    """Apply each head's logistic calibration: sigmoid(slope * logit + intercept). A non-finite logit gives NaN."""
+    return Logistic(*manifest.calibration)(logits)
 
 
 def load_model(
@@ -88,7 +78,7 @@ def load_model(
         UnavailableError: the engine's runtime or device is missing.
     """
     manifest = bundle.manifest
-    assembler = Assembler(manifest)
+    assembler, logistic = Assembler(manifest), Logistic(*manifest.calibration)
     try:
         if plan is None:
             check_network(bundle.files[NETWORK])
@@ -99,7 +89,7 @@ def load_model(
         try:
             pause()
             proven = FeatureBatch.concat([assembler.assemble(g.fetched, g.surface) for g in golden])
-            _verify(manifest, calibrate(manifest, engine.run(proven)), golden, engine.tolerance)
+            _verify(manifest, logistic(engine.run(proven)), golden, engine.tolerance)
             pause()
             warmed_up = _warm(manifest, engine, proven, sample, progress) if warm else None
         except BaseException:
@@ -109,7 +99,9 @@ def load_model(
         raise
     except (EngineError, NetworkError, IndexError, KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{manifest.ref}: {error}") from error
-    return LoadedModel(manifest, bundle.digest, manifest.needs, assembler, engine, bundle.files[UTILITY], warmed_up)
+    return LoadedModel(
+        manifest, bundle.digest, manifest.needs, assembler, logistic, engine, bundle.files[UTILITY], warmed_up
+    )
 
 
 def _warm(

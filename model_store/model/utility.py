@@ -12,37 +12,25 @@ of its pin groups. Every name and function is checked when the table is loaded.
 
 from __future__ import annotations
 
-import ast
 import hashlib
+import logging
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-import numexpr
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from feature_client.features import FetchedFeatures
 from feature_client.groups import Embedding, FeatureGroup, Name
+from kernels.native.library import library_if_built
 from model_store.bundle.manifest import Manifest
+from model_store.model.expression import Expression, ExpressionError, compile_expression
+from model_store.model.logistic import Logistic
+from model_store.model.native_utility import NativeUtility, UnknownOperationError, agrees
 
-#: Elementwise functions of numexpr, with their number of arguments.
-FUNCTIONS = {
-    "where": 3, "exp": 1, "expm1": 1, "log": 1, "log1p": 1, "log10": 1, "sqrt": 1, "abs": 1, "tanh": 1,
-    "sin": 1, "cos": 1, "floor": 1, "ceil": 1, "arctan2": 2, "maximum": 2, "minimum": 2,
-}  # fmt: skip
-
-EXPRESSION_CHARACTERS_MAX = 2_000
-
-# Servers evaluate expressions on the event loop's thread. Threads of numexpr would take cores from the engine.
-numexpr.set_num_threads(1)
-
-_ALLOWED = (
-    ast.Expression, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Constant, ast.Name, ast.Attribute, ast.Call, ast.Load,
-    ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow, ast.Mod, ast.USub, ast.UAdd, ast.BitAnd, ast.BitOr, ast.Invert,
-    ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq,
-)  # fmt: skip
+_log = logging.getLogger(__name__)
 
 
 class UtilityError(Exception):
@@ -58,21 +46,6 @@ class _SurfaceTable(BaseModel):
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid")
     surfaces: dict[Name, _SurfaceTable]
-
-
-@dataclass(frozen=True, slots=True)
-class _Expression:
-    """A compiled expression over float64 columns; `names` lists its columns in order."""
-
-    names: tuple[str, ...]
-    program: numexpr.NumExpr | None
-    constant: float
-
-    def __call__(self, columns: Mapping[str, np.ndarray]) -> np.ndarray | float:
-        if self.program is None:
-            return self.constant
-        value: np.ndarray = self.program(*[columns[name] for name in self.names])
-        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,23 +67,41 @@ class SurfaceUtility:
     parties: tuple[str, ...]
     #: float64[P]
     weights: np.ndarray
-    expressions: tuple[_Expression, ...]
+    expressions: tuple[Expression, ...]
     #: The source text of the expressions.
     sources: tuple[str, ...]
 
 
 class UtilityTable:
-    """The compiled utilities of all surfaces of a model, for one thread only: numexpr programs are not re-entrant."""
+    """The compiled utilities of all surfaces of a model.
+
+    For one thread only: numexpr programs are not re-entrant.
+
+    Attributes:
+        surfaces: the surfaces by name.
+        digest: the SHA-256 digest of the table's text.
+        heads: the names of the model's heads.
+        logistic: the calibration of the heads.
+        attributes: the pin attributes that at least one expression reads.
+        native: by surface its translation for the native library; a surface without one stays with numexpr.
+    """
 
     def __init__(self, surfaces: Mapping[str, SurfaceUtility], manifest: Manifest, digest: str) -> None:
         self.surfaces = surfaces
         self.digest = digest
-        self._heads = [head.name for head in manifest.heads]
-        #: The pin attributes that at least one expression reads.
+        self.heads = tuple(head.name for head in manifest.heads)
+        self.logistic = Logistic(*manifest.calibration)
         self.attributes = tuple(
             PinAttribute(group.name, name) for name, group in _pin_attributes(manifest).items()
             if any(f"pin.{name}" in e.names for s in surfaces.values() for e in s.expressions)
         )  # fmt: skip
+        self._by_name = {attribute.name: attribute for attribute in self.attributes}
+        translated = {name: self._translated(name) for name in surfaces}
+        self.native = {name: native for name, native in translated.items() if native is not None}
+
+    def attributes_of(self, surface: str) -> tuple[PinAttribute, ...]:
+        """Return the pin attributes that a surface of `native` reads, in order; those of a group are adjacent."""
+        return tuple(self._by_name[name] for name in self.native[surface].attributes)
 
     def party_utilities(self, surface: str, probabilities: np.ndarray, fetched: FetchedFeatures) -> np.ndarray:
         """Evaluate each party's expression.
@@ -139,20 +130,54 @@ class UtilityTable:
         Returns:
             As `party_utilities`.
         """
-        rows = len(probabilities)
-        columns = dict(zip(self._heads, probabilities.T.astype(np.float64, "C"), strict=True))
-        for attribute in self.attributes:
-            columns[attribute.name] = attributes[attribute].astype(np.float64)
+        if native := self.native.get(surface):
+            return native.party_utilities(probabilities, [attributes[a] for a in self.attributes_of(surface)])
+        return self.reference_utilities(surface, probabilities, {a.name: v for a, v in attributes.items()})
+
+    def reference_utilities(
+        self, surface: str, probabilities: np.ndarray, attributes: Mapping[str, np.ndarray]
+    ) -> np.ndarray:
+        """Do the same with numexpr; attributes are named as in expressions."""
+        columns = dict(zip(self.heads, probabilities.T.astype(np.float64, "C"), strict=True))
+        columns |= {name: values.astype(np.float64) for name, values in attributes.items()}
         table = self.surfaces[surface]
-        utilities = np.empty((rows, len(table.expressions)))
+        utilities = np.empty((len(probabilities), len(table.expressions)))
         for i, expression in enumerate(table.expressions):
-            utilities[:, i] = expression(columns)
+            utilities[:, i] = expression([columns[name] for name in expression.names])
         return utilities
 
     def combine(self, surface: str, party_utilities: np.ndarray) -> np.ndarray:
-        """Return the weighted sum of party utilities, float64[N, P], as float32[N]."""
-        utilities: np.ndarray = party_utilities @ self.surfaces[surface].weights
-        return utilities.astype(np.float32)
+        """Return the weighted sum of party utilities, float64[N, P], as float32[N].
+
+        The sum is taken in float64 in the table's order of parties, because its last bits depend on the order.
+        """
+        weights = self.surfaces[surface].weights
+        with np.errstate(all="ignore"):  # what is not finite sinks to the end of the order
+            total = party_utilities[:, 0] * weights[0]
+            for party in range(1, len(weights)):
+                total += party_utilities[:, party] * weights[party]
+            utilities: np.ndarray = total.astype(np.float32)
+        return utilities
+
+    def _translated(self, surface: str) -> NativeUtility | None:
+        """Translate a surface's expressions for the native library, if the result is numexpr's to the bit."""
+        table = self.surfaces[surface]
+        if library_if_built() is None:
+            return None
+        try:
+            native = NativeUtility(self.heads, list(self._by_name), table.expressions, table.weights, self.logistic)
+        except UnknownOperationError as error:
+            _log.debug("surface %s stays with numexpr: the native library lacks %s", surface, error)
+            return None
+
+        def reference(probabilities: np.ndarray, attributes: Sequence[np.ndarray]) -> np.ndarray:
+            by_name = dict(zip(native.attributes, attributes, strict=True))
+            return self.reference_utilities(surface, probabilities, by_name)
+
+        if not agrees(native, len(self.heads), reference):
+            _log.debug("surface %s stays with numexpr: the native library computes other numbers here", surface)
+            return None
+        return native
 
 
 def load_utility(content: bytes, manifest: Manifest) -> UtilityTable:
@@ -190,77 +215,11 @@ def _compile_surface(name: str, table: _SurfaceTable, names: set[str]) -> Surfac
     return SurfaceUtility(parties, np.array([table.weights[p] for p in parties]), expressions, sources)
 
 
-def _compile(where: str, source: str, names: set[str]) -> _Expression:
-    if len(source) > EXPRESSION_CHARACTERS_MAX:
-        raise UtilityError(
-            f"{where}: the expression has {len(source)} characters, the limit is {EXPRESSION_CHARACTERS_MAX}"
-        )
+def _compile(where: str, source: str, names: set[str]) -> Expression:
     try:
-        used: dict[str, str] = {}
-        checked = ast.unparse(_Checker(where, names, used).visit(ast.parse(source.strip(), mode="eval")))
-    except SyntaxError as error:
-        raise UtilityError(f"{where}: {error.msg} in {source!r}") from error
-    except (MemoryError, RecursionError) as error:  # of Python's parser, or of the walk over what it gave
-        raise UtilityError(f"{where}: the expression is nested too deeply") from error
-    try:
-        if not used:
-            with np.errstate(all="ignore"):  # the result is checked below
-                value = numexpr.evaluate(checked, local_dict={}, global_dict={})
-            return _Expression((), None, float(_number(where, np.asarray(value))))
-        program = numexpr.NumExpr(checked, signature=[(alias, np.float64) for alias in used.values()])
-        _number(where, np.asarray(program(*[np.full(2, 0.5)] * len(used))))
-    except (ArithmeticError, KeyError, NotImplementedError, RecursionError, TypeError, ValueError) as error:
-        raise UtilityError(f"{where}: cannot compile {source!r}: {error}") from error
-    return _Expression(tuple(used), program, 0.0)
-
-
-def _number(where: str, value: np.ndarray) -> np.ndarray:
-    if value.dtype.kind not in "fi":
-        raise UtilityError(f"{where}: the expression is {value.dtype}, not a number; use where(condition, 1, 0)")
-    if value.ndim == 0 and not np.isfinite(value):
-        raise UtilityError(f"{where}: the expression is constant and not finite: {value}")
-    return value
-
-
-class _Checker(ast.NodeTransformer):
-    """Allows only arithmetic over known names, and replaces each name by an alias that numexpr accepts."""
-
-    def __init__(self, where: str, names: set[str], used: dict[str, str]) -> None:
-        self._where = where
-        self._names = names
-        self._used = used
-
-    def generic_visit(self, node: ast.AST) -> ast.AST:
-        if not isinstance(node, _ALLOWED):
-            raise UtilityError(f"{self._where}: {type(node).__name__} is not allowed in a utility expression")
-        return super().generic_visit(node)
-
-    def visit_Constant(self, node: ast.Constant) -> ast.AST:
-        if isinstance(node.value, bool) or not isinstance(node.value, int | float):
-            raise UtilityError(f"{self._where}: {node.value!r} is not a number")
-        try:
-            return ast.Constant(float(node.value))
-        except OverflowError as error:
-            raise UtilityError(f"{self._where}: {str(node.value)[:20]}... is too large") from error
-
-    def visit_Name(self, node: ast.Name) -> ast.AST:
-        return self._alias(node.id)
-
-    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
-        return self._alias(ast.unparse(node))
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        name = ast.unparse(node.func)
-        if name not in FUNCTIONS:
-            raise UtilityError(f"{self._where}: unknown function {name!r}; use one of {', '.join(sorted(FUNCTIONS))}")
-        if node.keywords or len(node.args) != FUNCTIONS[name]:
-            raise UtilityError(f"{self._where}: {name} takes {FUNCTIONS[name]} arguments")
-        return ast.Call(node.func, [self.visit(argument) for argument in node.args], [])
-
-    def _alias(self, name: str) -> ast.Name:
-        if name not in self._names:
-            raise UtilityError(f"{self._where}: unknown name {name!r}; use one of {', '.join(sorted(self._names))}")
-        return ast.Name(self._used.setdefault(name, f"x{len(self._used)}"), ast.Load())
+        return compile_expression(source, names)
+    except ExpressionError as error:
+        raise UtilityError(f"{where}: {error}") from error
 
 
 def _pin_attributes(manifest: Manifest) -> dict[str, FeatureGroup]:

@@ -60,7 +60,7 @@ class RecentRequests:
                 query.surface,
                 query.query_pin_id,
                 query.query_vector,
-                ranking.utilities[:_ROWS_MAX].copy(),
+                ranking.scores.utilities[:_ROWS_MAX].copy(),
                 bool(ranking.degradation.get("user_missing")),
                 min(_ROWS_MAX, ranking.degradation.get("pins_missing", 0)),
             )

@@ -14,7 +14,7 @@ from feature_client.features import FetchedFeatures
 from server.errors import DeadlineError, OverloadedError
 from server.request.features import FeatureReader
 from server.request.routing import ServedModel
-from server.request.selection import select
+from server.request.scoring import Scores
 from server.scheduling.admission import Admit, Ask, Refuse, Trim, UseCheaper
 from server.scheduling.contract import Ticket
 from server.scheduling.engine_streams import Runner
@@ -61,19 +61,13 @@ class Ranking:
 
     Attributes:
         served: the model that answered.
-        order: int64[K], positions into the request's pin_ids.
-        utilities: float32[N], in request order; NaN for candidates that were trimmed. So are the next two.
-        probabilities: float32[N, H].
-        party_utilities: float64[N, P].
+        scores: the order, and the predictions behind it.
         stage_s: seconds by stage.
         degradation: values by field of `pinrank.v1.Degradation`, without zeros.
     """
 
     served: ServedModel
-    order: np.ndarray
-    utilities: np.ndarray
-    probabilities: np.ndarray
-    party_utilities: np.ndarray
+    scores: Scores
     stage_s: dict[str, float] = field(default_factory=dict)
     degradation: dict[str, int] = field(default_factory=dict)
 
@@ -147,7 +141,7 @@ class Pipeline:
     async def _rank_admitted(
         self, query: RankQuery, served: ServedModel, ticket: Ticket, degradation: dict[str, int]
     ) -> Ranking:
-        model, utility = served.model, served.utility
+        model = served.model
         start = time.perf_counter()
         fetched = await self._features.fetch(
             model.needs,
@@ -162,27 +156,15 @@ class Pipeline:
         assemble_end = time.perf_counter()
         scored = await self._runner.score(ticket, model, batch, query.deadline_s)
         score_end = time.perf_counter()
-        probabilities = model.probabilities(scored.logits)
-        party_utilities = utility.party_utilities(query.surface, probabilities, fetched)
-        utilities = utility.combine(query.surface, party_utilities)
-        utility_end = time.perf_counter()
-        degradation |= _degradation(fetched, utilities)
-        served.observe(probabilities, batch)
-        unscored = len(query.pin_ids) - ticket.rows
-        if unscored:
-            utilities, probabilities, party_utilities = (
-                np.concatenate([array, np.full((unscored, *array.shape[1:]), np.nan, array.dtype)])
-                for array in (utilities, probabilities, party_utilities)
-            )
-        order = select(utilities, query.top_k)
+        scores = served.scoring[query.surface].score(scored.logits, fetched, query.pin_ids, query.top_k)
+        utility_end = time.perf_counter() - scores.order_s
+        degradation |= _degradation(fetched, scores)
+        served.observe(scores, batch)
         select_end = time.perf_counter()
         self._tail.observe(select_end - score_end)
         return Ranking(
             served,
-            order,
-            utilities,
-            probabilities,
-            party_utilities,
+            scores,
             {
                 "fetch": fetch_end - start,
                 "assemble": assemble_end - fetch_end,
@@ -204,9 +186,8 @@ class Pipeline:
         self._store_failure = failure
 
 
-def _degradation(fetched: FetchedFeatures, utilities: np.ndarray) -> dict[str, int]:
-    non_finite = len(utilities) - int(np.count_nonzero(np.isfinite(utilities)))
-    missing = fetched.missing()
+def _degradation(fetched: FetchedFeatures, scores: Scores) -> dict[str, int]:
+    missing, non_finite = fetched.missing(), scores.non_finite
     found = {
         "user_missing": missing.user,
         "sequence_missing": fetched.sequence_state != RowState.PRESENT,
@@ -217,6 +198,6 @@ def _degradation(fetched: FetchedFeatures, utilities: np.ndarray) -> dict[str, i
         "store_unavailable": fetched.store_unavailable,
         "stale_rows": fetched.stale_rows,
         "non_finite_scores": non_finite,
-        "fallback_order": non_finite == len(utilities),
+        "fallback_order": non_finite == scores.scored,
     }
     return {name: value for name, value in found.items() if value}

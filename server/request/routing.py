@@ -7,14 +7,13 @@ from collections import deque
 from collections.abc import Mapping
 from zlib import crc32
 
-import numpy as np
-
 from kernels.engine import FeatureBatch
 from model_store.bundle.stability import Observation, drifts, heads_moved
 from model_store.bundle.statistics import Statistics, observed
 from model_store.model.loaded import LoadedModel
 from model_store.model.utility import UtilityTable
 from pinrank.v1 import ranking_pb2
+from server.request.scoring import Scores, scoring_of
 from server.request.windows import Window
 
 #: Sampling of a version's inputs and predictions: samples kept, one of so many answers, rows of each.
@@ -28,6 +27,8 @@ class ServedModel:
     def __init__(self, model: LoadedModel, utility: UtilityTable, statistics: Statistics | None = None) -> None:
         self.model = model
         self.utility = utility
+        #: How the requests of each surface are scored.
+        self.scoring = {surface: scoring_of(model.manifest, utility, surface) for surface in utility.surfaces}
         #: Statistics of its training data, if the bundle has them.
         self.statistics = statistics
         #: Number of requests that use this model now.
@@ -51,12 +52,13 @@ class ServedModel:
     def version(self) -> int:
         return self.model.manifest.version
 
-    def observe(self, probabilities: np.ndarray, batch: FeatureBatch) -> None:
+    def observe(self, scores: Scores, batch: FeatureBatch) -> None:
         """Keep a sample of the model's inputs and predictions."""
         if next(self._answers) % _OBSERVED_EVERY == 0:
             watched = observed(self.model.manifest, batch)
             inputs = {name: values[:_ROWS_OBSERVED].copy() for name, values in watched.items()}
-            self._samples.append(Observation(probabilities[:_ROWS_OBSERVED].copy(), inputs))
+            rows = min(scores.scored, _ROWS_OBSERVED)
+            self._samples.append(Observation(scores.probabilities[:rows].copy(), inputs))
 
     def drifts(self) -> dict[tuple[str, str], float]:
         """Return the PSI between its recent inputs and predictions and its training, by ("input" or "head", name)."""

@@ -95,14 +95,14 @@ class Shadow:
         if query.served is not self._served:  # the label moved while the request was ranked
             return
         self.requests += 1
-        best = min(_TOP, len(given.order))
-        self._overlaps.append(len(np.intersect1d(given.order[:best], own.order[:best])) / best)
+        best = min(_TOP, given.scores.top)
+        self._overlaps.append(len(np.intersect1d(given.scores.order[:best], own.scores.order[:best])) / best)
         theirs = {head.name: i for i, head in enumerate(given.served.model.manifest.heads)}
         for i, head in enumerate(query.served.model.manifest.heads):
             if head.name in theirs:
                 kept = self._heads.setdefault(head.name, (deque(maxlen=_KEPT), deque(maxlen=_KEPT)))
-                kept[0].append(given.probabilities[:, theirs[head.name]].copy())
-                kept[1].append(own.probabilities[:, i].copy())
+                kept[0].append(given.scores.probabilities[:, theirs[head.name]].copy())
+                kept[1].append(own.scores.probabilities[:, i].copy())
 
     def status(self) -> models_pb2.ShadowStatus:
         """Return the results of the comparison so far."""

@@ -159,3 +159,7 @@ def test_bad_table_is_a_named_error(content, message):
     with pytest.raises(UtilityError) as raised:
         load_utility(content, tiny.manifest())
     assert message in str(raised.value)
+
+
+def test_a_constant_part_may_overflow():
+    assert evaluate("where(save < exp(1000), save, 0)", P).tolist() == pytest.approx([0.5, 0.2])

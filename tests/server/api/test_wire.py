@@ -13,6 +13,7 @@ from server.config import ServerConfig
 from server.errors import InvalidRequestError
 from server.request.pipeline import Ranking, RankQuery
 from server.request.routing import ServedModel, ServedModels
+from server.request.scoring import Scores
 from tests import tiny
 
 Query, Embedding = ranking_pb2.Query, ranking_pb2.QueryEmbedding
@@ -218,15 +219,15 @@ def test_bytes_that_are_no_request_are_refused():
         parse_request(b"\xff")
 
 
-def ranking(known, rows=3, **changes):
-    fields = {
-        "served": known.default,
-        "order": np.arange(rows)[::-1],
-        "utilities": np.arange(rows, dtype=np.float32) / 4,
-        "probabilities": np.arange(2 * rows, dtype=np.float32).reshape(rows, 2) / 64,
-        "party_utilities": np.arange(2 * rows, dtype=np.float64).reshape(rows, 2),
-        "stage_s": {"fetch": 0.0015, "score": 2.4e-6},
-    }
+def ranking(known, pin_ids=(3, 1, 2), **changes):
+    """Return an answer that turns the request's order round."""
+    rows = len(pin_ids)
+    scores = Scores(rows, rows, 0, heads=2, parties=2)
+    scores.utilities[:] = np.arange(rows) / 4
+    scores.probabilities[:] = np.arange(2 * rows).reshape(rows, 2) / 64
+    scores.party_utilities[:] = np.arange(2 * rows).reshape(rows, 2)
+    scores.arrange(np.array(pin_ids, np.uint64))
+    fields = {"served": known.default, "scores": scores, "stage_s": {"fetch": 0.0015, "score": 2.4e-6}}
     return Ranking(**fields | changes)
 
 
@@ -275,7 +276,7 @@ def test_an_answer_explains_when_it_is_asked_to():
 def test_an_answer_of_any_length_is_one_that_protobuf_reads_and_would_not_write_shorter(rows):
     # A length takes a second byte from 128 bytes on: 16 ids, 32 utilities; a third from 16,384 bytes on: 2,048 ids.
     known = models()
-    content = answer_bytes(request(pin_ids=range(rows)), known, ranking(known, rows))
+    content = answer_bytes(request(pin_ids=range(rows)), known, ranking(known, range(rows)))
     found = ranking_pb2.RankResponse.FromString(content)
     assert len(content) == found.ByteSize()
     assert list(found.pin_ids) == list(range(rows))[::-1]

@@ -153,7 +153,7 @@ async def test_fault_of_our_own_is_logged_and_tells_the_caller_nothing(gated, st
     def explode(*_):
         raise IndexError("secret")
 
-    monkeypatch.setattr("server.request.pipeline.select", explode)
+    monkeypatch.setattr("server.request.pipeline._degradation", explode)
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await stub.Rank(request(), timeout=30)
     assert raised.value.code() == grpc.StatusCode.INTERNAL
