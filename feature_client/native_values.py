@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
+from enum import IntEnum
 from functools import cache
 from typing import Any
 
@@ -17,6 +18,7 @@ from kernels.native.library import address, library_if_built
 
 _CODE, _FLOAT = 0, 1
 _ADDRESS, _INT64, _UINT64, _INT32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64, ctypes.c_int32
+_Byte = ctypes.c_char
 
 
 class Check(ctypes.Structure):
@@ -72,8 +74,7 @@ class NativeValues:
         at, count, word = _ADDRESS, _INT64, _UINT64
         self._decode_rows = bound("pinrank_decode_rows", count, at, at, at, at, count, at, at)
         self._newest_events = bound("pinrank_newest_events", None, at, word, word, at, count, count, count, at, at)
-        #: See values.cpp.
-        self.read_values = bound(
+        self._read_values = bound(
             "pinrank_read_values", _INT32, at, count, at, count, count, at, count, count, at, at, at
         )
 
@@ -88,6 +89,17 @@ class NativeValues:
             layout.at, values.buffer, address(values.starts), address(values.sizes), count, at, at + states_at
         )
         return made[:states_at].view(layout.dtype), made[states_at:]
+
+    def values_reply(self, count: int, head: bytes, tail: bytes, size_max: int) -> ValuesReply:
+        """Prepare to read a reply of `count` values.
+
+        Args:
+            count: at least one.
+            head: what comes before the values.
+            tail: what comes after them, and ends what is received.
+            size_max: how many bytes the reply may have.
+        """
+        return ValuesReply(self._read_values, count, head, tail, size_max)
 
     def newest_events(
         self, fingerprint: bytes, codes: tuple[int, int], value: bytes | None, latest_ms: int, events: np.ndarray
@@ -107,7 +119,37 @@ class NativeValues:
         found = (_INT64 * 3)()
         size = -1 if value is None else len(value)
         self._newest_events(fingerprint, *codes, value, size, latest_ms, len(events), address(events), found)
-        return tuple(found)  # type: ignore[return-value]
+        return found[0], found[1], found[2]
+
+
+class ReadOutcome(IntEnum):
+    """How far a reply was read; the enum `Outcome` of values.cpp."""
+
+    COMPLETE = 0
+    INCOMPLETE = 1
+    #: The reply has to be read in another way, from its first byte.
+    UNUSUAL = 2
+
+
+class ValuesReply:
+    """The reply to a read of many keys.
+
+    Attributes:
+        starts: int64[N], where each value begins, once the reply is complete.
+        sizes: int64[N], how many bytes it has, or `ABSENT`.
+    """
+
+    def __init__(self, read: Callable[..., int], count: int, head: bytes, tail: bytes, size_max: int) -> None:
+        self._read = read
+        spans = np.zeros(2 + 2 * count, np.int64)  # one allocation: the progress, the starts, the sizes
+        self.starts, self.sizes = spans[2 : 2 + count], spans[2 + count :]
+        at = address(spans)
+        self._arguments = (head, len(head), count, tail, len(tail), size_max, at, at + 16, at + 16 + 8 * count)
+
+    def read(self, received: bytes | bytearray) -> int:
+        """Return the `ReadOutcome` of all bytes that were received. Later calls go on where this one ended."""
+        where = received if isinstance(received, bytes) else ctypes.addressof(_Byte.from_buffer(received))
+        return self._read(where, len(received), *self._arguments)
 
 
 @cache

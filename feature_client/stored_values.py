@@ -55,7 +55,7 @@ class StoredValues(Sequence[bytes | None]):
     def __getitem__(self, index: int) -> bytes | None: ...
     @overload
     def __getitem__(self, index: slice) -> StoredValues: ...
-    def __getitem__(self, index: int | slice) -> bytes | None | StoredValues:
+    def __getitem__(self, index: int | slice) -> bytes | StoredValues | None:
         if isinstance(index, slice):
             starts, sizes = self.starts[index], self.sizes[index]
             return StoredValues(self.buffer, np.ascontiguousarray(starts), np.ascontiguousarray(sizes))

@@ -11,7 +11,6 @@ import numpy as np
 from kernels.native.build import LIBRARY, sources_digest
 
 _log = logging.getLogger(__name__)
-_BYTE = ctypes.c_char
 
 
 class NativeLibraryError(Exception):
@@ -54,7 +53,7 @@ def address(array: np.ndarray) -> int:
     Cost: 0.2 us for a contiguous array that can be written; `array.ctypes.data` costs 0.8 us.
     """
     try:
-        return ctypes.addressof(_BYTE.from_buffer(array))
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]
     except (BufferError, TypeError, ValueError):  # it is read-only, has gaps, or is empty
         data: int = array.ctypes.data
         return data

@@ -162,8 +162,13 @@ def _is_echo(command: Command, reply: Reply) -> bool:
     return bool(reply == (command[1] if len(command) > 1 else "PONG"))
 
 
+def are_values(count: int, reply: Reply) -> bool:
+    """Return whether this is a reply to an MGET of `count` keys."""
+    return isinstance(reply, list) and len(reply) == count and _of_types(reply, bytes, NoneType)
+
+
 def _are_values(command: Command, reply: Reply) -> bool:
-    return isinstance(reply, list) and len(reply) == len(command) - 1 and _of_types(reply, bytes, NoneType)
+    return are_values(len(command) - 1, reply)
 
 
 def _is_page(_: Command, reply: Reply) -> bool:
