@@ -55,6 +55,15 @@ class Rows:
         plain = self.rows.view(f"V{self.rows.dtype.itemsize}")[places]
         return Rows(plain.view(self.rows.dtype), self.states[places])
 
+    def with_inserted(self, at: int, found: Rows) -> Rows:
+        """Return a copy with other rows inserted before the row `at`."""
+        plain = f"V{self.rows.dtype.itemsize}"
+        own, others = self.rows.view(plain), found.rows.view(plain)
+        return Rows(
+            np.concatenate((own[:at], others, own[at:])).view(self.rows.dtype),
+            np.concatenate((self.states[:at], found.states, self.states[at:])),
+        )
+
     def count(self, state: RowState) -> int:
         return int(np.count_nonzero(self.states == state))
 

@@ -128,22 +128,23 @@ class _StoredGroup(Frozen):
         """
         dtype = self._key_dtype
         keys = np.empty(len(entity_ids), dtype)
-        keys["prefix"] = np.void(self._key_prefix)
+        keys["prefix"] = np.void(self.key_prefix)
         keys["id"] = entity_ids
         cut: list[bytes] = keys.view(f"V{dtype.itemsize}").tolist()
         return cut
 
     def key(self, entity_id: int) -> bytes:
         """Build the store key of one entity."""
-        return self._key_prefix + entity_id.to_bytes(8, "big")
+        return self.key_prefix + entity_id.to_bytes(8, "big")
 
     @cached_property
-    def _key_prefix(self) -> bytes:
+    def key_prefix(self) -> bytes:
+        """What all keys of the group begin with."""
         return f"{self.ref}:".encode()
 
     @cached_property
     def _key_dtype(self) -> np.dtype[np.void]:
-        return np.dtype([("prefix", f"V{len(self._key_prefix)}"), ("id", ">u8")])
+        return np.dtype([("prefix", f"V{len(self.key_prefix)}"), ("id", ">u8")])
 
 
 @dataclass(frozen=True, slots=True)

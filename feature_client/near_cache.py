@@ -18,8 +18,9 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 #: place all of them are halved.
 _COUNTERS_A_PLACE = 16
 _NOTES_A_PLACE = 48
-#: Only every second lookup is noted: a sample is enough to estimate popularity.
-_NOTED_EVERY = 2
+#: Two lookups of every four are noted: a sample is enough to estimate popularity. They are the second and the third,
+#: because a request may look its candidates up first and the pins of its user's actions then: both kinds are noted.
+_NOTED = 2
 #: Two more hashes: the count of an id is the lower of two counters, because few other ids share both.
 _MIX = np.uint64(0xC2B2AE3D27D4EB4F)
 _MIX2 = np.uint64(0xD6E8FEB86659FD93)
@@ -129,7 +130,7 @@ class NearCache:
         self.counts.hits += hits
         self.counts.misses += len(ids) - hits
         self._lookups += 1
-        if self._lookups % _NOTED_EVERY == 0:
+        if self._lookups & _NOTED:
             self._note(ids)
         rows = Rows(self._bytes.take(at, axis=0).view(self.group.dtype).reshape(len(at)), self._states.take(at))
         return rows, None if hits == len(ids) else ~found
