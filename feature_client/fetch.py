@@ -16,7 +16,7 @@ from feature_client.codec import NewestEvents, Rows, RowState, decode_rows, newe
 from feature_client.features import FeatureNeeds, FetchedFeatures
 from feature_client.groups import FeatureGroup, SequenceGroup
 from feature_client.near_cache import Flight, NearCache
-from feature_client.pin_rows import PinRows
+from feature_client.pin_rows import Join, PinRows
 from feature_client.stores.keys import Keys
 from feature_client.stores.store import Store, StoreUnavailableError
 
@@ -79,7 +79,7 @@ class _Pins:
         self._now_s = asyncio.get_running_loop().time()
         self._lookups: list[list[PinRows]] = []
         #: Reads of other requests that this one waits for.
-        self._joined: list[tuple[PinRows, Flight, np.ndarray]] = []
+        self._joined: list[tuple[PinRows, Join]] = []
 
     def look_up(self, ids: np.ndarray) -> None:
         """Look pins up in the near caches, and join the reads in flight that cover absent ones."""
@@ -90,11 +90,11 @@ class _Pins:
         ]
         self._lookups.append(found)
         if not self._reads.local:
-            self._joined += [(rows, *join) for rows in found for join in rows.join_flights()]
+            self._joined += [(rows, join) for rows in found for join in rows.join_flights()]
 
     async def read(self, keys: Sequence[bytes] = ()) -> Sequence[bytes | None]:
         """Read these keys and all owed pins from the store in one call. The first values are those of the keys."""
-        owing = [rows for lookup in self._lookups for rows in lookup if rows.owed.any()]
+        owing = [rows for lookup in self._lookups for rows in lookup if rows.owes]
         try:
             runs = [rows.begin_read(shared=not self._reads.local) for rows in owing]
             values, lost = await self._reads.multi_get(Keys(keys, runs) if runs else keys)
@@ -111,8 +111,8 @@ class _Pins:
     async def read_rest(self) -> None:
         """Read the owed pins, and wait for those that other requests are already reading."""
         await self.read()
-        for rows, flight, theirs in self._joined:
-            rows.land(flight, theirs, await self._reads.landed(flight))
+        for rows, join in self._joined:
+            rows.land(join, await self._reads.landed(join.flight))
         if self._joined:
             await self.read()
 

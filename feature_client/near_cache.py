@@ -40,7 +40,7 @@ class Flight:
     """A read in flight whose rows a cache will hold.
 
     Attributes:
-        ids: uint64[U], ascending.
+        ids: uint64[U], all different.
         landed: their rows, or None if the read was incomplete or cancelled.
     """
 
