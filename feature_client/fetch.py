@@ -95,6 +95,8 @@ class _Pins:
     async def read(self, keys: Sequence[bytes] = ()) -> Sequence[bytes | None]:
         """Read these keys and all owed pins from the store in one call. The first values are those of the keys."""
         owing = [rows for lookup in self._lookups for rows in lookup if rows.owes]
+        if not keys and not owing:
+            return []
         try:
             runs = [rows.begin_read(shared=not self._reads.local) for rows in owing]
             values, lost = await self._reads.multi_get(Keys(keys, runs) if runs else keys)
@@ -140,8 +142,6 @@ class _StoreReads:
 
     async def multi_get(self, keys: Sequence[bytes]) -> tuple[Sequence[bytes | None], np.ndarray | None]:
         """Return the values and, as bool[N], which of them could not be read; None if all could."""
-        if not keys:
-            return [], None
         if not self._gone:
             try:
                 # A local store answers immediately; reading the clock would cost more than the read.

@@ -33,7 +33,7 @@ def written(value: bytes | None) -> bytes:
 def fed(reader, content: bytes, cuts: list[int]):
     """What a reader says after each piece, up to its first answer or error."""
     stops = sorted({min(cut, len(content)) for cut in cuts} | {len(content)})
-    said = []
+    said: list[object] = []
     for start, stop in zip([0, *stops[:-1]], stops, strict=True):
         if start == stop:
             continue

@@ -24,7 +24,8 @@ class Attempts:
         self.second_made = asyncio.Event()
 
     async def send(self) -> str:
-        number, attempt = len(self.made), asyncio.get_running_loop().create_future()
+        number = len(self.made)
+        attempt: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.made.append(attempt)
         if number:
             self.second_made.set()
