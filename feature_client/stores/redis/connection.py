@@ -15,7 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from feature_client.stores.redis.answers import Request
 from feature_client.stores.redis.inbox import Inbox
-from feature_client.stores.redis.replies import error_of, meaning_of
+from feature_client.stores.redis.replies import error_of, meanings_of
 from feature_client.stores.redis.resp import Incomplete, MalformedReplyError, Reply, ReplyReader
 
 #: The number of each exchange is unique across all processes.
@@ -85,7 +85,7 @@ class Connection:
 
     @property
     def is_open(self) -> bool:
-        return bool(self._to.is_connected)
+        return self._parser.inbox is not None
 
     async def open(self, age_max_s: float) -> None:
         """Resolve the host name, connect and authenticate. Raises RedisError and OSError."""
@@ -124,6 +124,6 @@ class Connection:
         except BaseException:
             await self.close()
             raise
-        if any(meaning_of(reply).reconnect for reply in replies):
+        if any(meaning.reconnect for meaning in meanings_of(replies)):
             await self.close()
         return replies

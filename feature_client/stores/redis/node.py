@@ -22,7 +22,7 @@ from feature_client.stores.redis.answers import Commands, Request
 from feature_client.stores.redis.breaker import Breaker
 from feature_client.stores.redis.connection import Connection
 from feature_client.stores.redis.hedge import HedgedCall
-from feature_client.stores.redis.replies import Command, meaning_of
+from feature_client.stores.redis.replies import Command, meanings_of
 from feature_client.stores.redis.resp import MalformedReplyError, Reply
 from feature_client.stores.store import StoreConfigError, StoreUnavailableError
 
@@ -171,7 +171,7 @@ class RedisNode:
         except (RedisError, OSError) as error:
             self._failed(loop)
             raise self._unavailable(error, loop.time()) from error
-        if any(meaning_of(reply).node_failed for reply in replies):
+        if any(meaning.node_failed for meaning in meanings_of(replies)):
             self._failed(loop)
         else:
             self.breaker.succeeded()

@@ -116,9 +116,14 @@ def code_of(error: RedisError) -> str:
     return error.status_code or str(error).partition(" ")[0]
 
 
-def meaning_of(reply: Reply) -> Meaning:
-    """Return what a reply says about its server; a reply that is no error says nothing."""
-    return MEANINGS.get(code_of(reply), _UNKNOWN) if isinstance(reply, RedisError) else _UNKNOWN
+def meaning_of(error: RedisError) -> Meaning:
+    """Return what an error says about its server."""
+    return MEANINGS.get(code_of(error), _UNKNOWN)
+
+
+def meanings_of(replies: Iterable[Reply]) -> list[Meaning]:
+    """Return what the errors among the replies say about their server; the other replies say nothing."""
+    return [meaning_of(reply) for reply in replies if isinstance(reply, RedisError)]
 
 
 def failure_of(error: ResponseError, what: str, name: str = "") -> StoreUnavailableError:
