@@ -1,7 +1,7 @@
 """Measure feature reads of one request from a real Redis: with pinrank, plain redis-py, Feast, and a bare socket.
 
-Every round reads the same users and pins in each way, in turns, so that a slower machine affects all of them. Then the server
-gets 80% of its sustainable load, and reports the times of its own fetch and assembly stages.
+Every round reads the same users and pins in each way, in turns, so that a slower machine affects all of them. Then
+the server gets 80% of its sustainable load, and reports the times of its own fetch and assembly stages.
 """
 
 from __future__ import annotations
