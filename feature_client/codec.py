@@ -8,7 +8,10 @@ from enum import IntEnum
 
 import numpy as np
 
+from feature_client.action_times import STORED_AHEAD_MAX_MS, without_future
 from feature_client.groups import FINGERPRINT_BYTES, FeatureGroup, SequenceGroup
+from feature_client.native_values import native_values
+from feature_client.stored_values import StoredValues
 
 
 class RowState(IntEnum):
@@ -22,7 +25,8 @@ class RowState(IntEnum):
 
 
 # Each comparison of a NumPy number with an enum member costs a microsecond.
-_PRESENT, _MISSING, _FOREIGN = (int(state) for state in RowState)
+_STATES = tuple(RowState)
+_PRESENT, _MISSING, _FOREIGN = map(int, _STATES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,15 @@ class Rows:
         """Return a copy of the rows at these places, int64[M] or bool[N]."""
         plain = self.rows.view(f"V{self.rows.dtype.itemsize}")[places]
         return Rows(plain.view(self.rows.dtype), self.states[places])
+
+    def with_inserted(self, at: int, found: Rows) -> Rows:
+        """Return a copy with other rows inserted before the row `at`."""
+        plain = f"V{self.rows.dtype.itemsize}"
+        own, others = self.rows.view(plain), found.rows.view(plain)
+        return Rows(
+            np.concatenate((own[:at], others, own[at:])).view(self.rows.dtype),
+            np.concatenate((self.states[:at], found.states, self.states[at:])),
+        )
 
     def count(self, state: RowState) -> int:
         return int(np.count_nonzero(self.states == state))
@@ -79,6 +92,17 @@ def encode_rows(group: FeatureGroup, rows: np.ndarray) -> list[bytes]:
 
 def decode_rows(group: FeatureGroup, values: Sequence[bytes | None]) -> Rows:
     """Decode stored values; a missing or foreign value becomes the group's default row.
+
+    Cost: one native call, about 5 us and 20 ns a value; without the native library that of `decode_rows_in_numpy`.
+    """
+    native = native_values()
+    if native is None:
+        return decode_rows_in_numpy(group, values)
+    return Rows(*native.decode_rows(group.row_layout, StoredValues.of(values)))
+
+
+def decode_rows_in_numpy(group: FeatureGroup, values: Sequence[bytes | None]) -> Rows:
+    """Decode stored values: the reference for `decode_rows`, which does the same to the bit.
 
     Cost: one `join` and one `frombuffer` if every value has the right size; otherwise one more pass over the values.
     """
@@ -122,6 +146,39 @@ def decode_sequence(group: SequenceGroup, value: bytes | None) -> tuple[np.ndarr
     if len(events) and (events["action"].max() >= len(group.actions) or events["surface"].max() >= len(group.surfaces)):
         return empty, RowState.FOREIGN
     return events, RowState.PRESENT
+
+
+@dataclass(frozen=True, slots=True)
+class NewestEvents:
+    """The end of a stored sequence.
+
+    Attributes:
+        events: structured[K], the newest events, newest first.
+        state: what was found under the sequence's key.
+        future: how many stored events were ignored because their time is in the future.
+    """
+
+    events: np.ndarray
+    state: RowState
+    future: int
+
+
+def newest_events(group: SequenceGroup, value: bytes | None, length: int, now_ms: int) -> NewestEvents:
+    """Decode the newest `length` events of a sequence that are not in the future. Cost: one native call, about 5 us."""
+    native = native_values()
+    if native is None or not length:
+        return newest_events_in_numpy(group, value, length, now_ms)
+    events = np.empty(length, group.dtype)
+    codes = len(group.actions), len(group.surfaces)
+    kept, future, state = native.newest_events(group.fingerprint, codes, value, now_ms + STORED_AHEAD_MAX_MS, events)
+    return NewestEvents(events[:kept], _STATES[state], future)
+
+
+def newest_events_in_numpy(group: SequenceGroup, value: bytes | None, length: int, now_ms: int) -> NewestEvents:
+    """Decode the newest events of a sequence: the reference for `newest_events`, which does the same to the bit."""
+    stored, state = decode_sequence(group, value)
+    events = without_future(stored, now_ms)
+    return NewestEvents(events[max(0, len(events) - length) :][::-1], state, len(stored) - len(events))
 
 
 def _readable(group: FeatureGroup, fingerprints: np.ndarray, rows: np.ndarray) -> np.ndarray:

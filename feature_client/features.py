@@ -70,8 +70,12 @@ class FetchedFeatures:
         return self.store_failure is not None
 
     def missing(self) -> MissingFeatures:
-        """Count what is missing."""
+        """Count what is missing. Cost: 2 us if nothing is, otherwise a dozen NumPy calls."""
         users = [int(rows.states[0]) for rows in self.user.values()]
+        if not (self.sequence_state or self.future_events or any(users)) and not any(
+            np.count_nonzero(rows.states) for rows in self.pins.values()
+        ):
+            return _NOTHING
         user_missing = any(users)  # a row that is present has state 0
         foreign = users.count(RowState.FOREIGN) + (self.sequence_state == RowState.FOREIGN or self.future_events > 0)
         states = [rows.states for rows in self.pins.values() if np.count_nonzero(rows.states)]
@@ -107,3 +111,6 @@ class MissingFeatures:
     event_pins: int
     query_pin: bool
     foreign: int
+
+
+_NOTHING = MissingFeatures(user=False, candidates=0, event_pins=0, query_pin=False, foreign=0)

@@ -16,6 +16,8 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from feature_client.native_values import Check, RowLayout
+
 FINGERPRINT_BYTES = 8
 
 _NAME = r"^[a-z][a-z0-9_]*$"
@@ -126,22 +128,23 @@ class _StoredGroup(Frozen):
         """
         dtype = self._key_dtype
         keys = np.empty(len(entity_ids), dtype)
-        keys["prefix"] = np.void(self._key_prefix)
+        keys["prefix"] = np.void(self.key_prefix)
         keys["id"] = entity_ids
         cut: list[bytes] = keys.view(f"V{dtype.itemsize}").tolist()
         return cut
 
     def key(self, entity_id: int) -> bytes:
         """Build the store key of one entity."""
-        return self._key_prefix + entity_id.to_bytes(8, "big")
+        return self.key_prefix + entity_id.to_bytes(8, "big")
 
     @cached_property
-    def _key_prefix(self) -> bytes:
+    def key_prefix(self) -> bytes:
+        """What all keys of the group begin with."""
         return f"{self.ref}:".encode()
 
     @cached_property
     def _key_dtype(self) -> np.dtype[np.void]:
-        return np.dtype([("prefix", f"V{len(self._key_prefix)}"), ("id", ">u8")])
+        return np.dtype([("prefix", f"V{len(self.key_prefix)}"), ("id", ">u8")])
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +237,17 @@ class FeatureGroup(_StoredGroup):
     def _block_dtype(self, offset: int, dtype: np.dtype[np.generic], columns: int) -> np.dtype[np.void]:
         formats, size = [(dtype, (columns,))], self.dtype.itemsize
         return np.dtype({"names": ["block"], "formats": formats, "offsets": [offset], "itemsize": size})
+
+    @cached_property
+    def row_layout(self) -> RowLayout:
+        """The same description for the native library: the fingerprint, what makes a row possible, the default row."""
+        assert self.dtype.fields is not None, "a group has fields"  # noqa: S101
+        codes = [
+            Check.code(self.dtype.fields[field.name][1], self.dtype[field.name].itemsize, field.cardinality)
+            for field in self.categoricals
+        ]
+        floats = [Check.floats(block.offset, block.dtype.itemsize, block.columns) for block in self.float_blocks]
+        return RowLayout(self.dtype, int(self.fingerprint_word), codes + floats, self.default_row.tobytes())
 
     def field(self, name: str) -> Scalar | Categorical | Embedding:
         for field in self.fields:

@@ -11,8 +11,9 @@ from feature_client.cache_places import PlaceArrays, places_of
 from feature_client.codec import Rows
 from feature_client.groups import FeatureGroup
 
-#: Only every second lookup is noted: a sample is enough to estimate popularity.
-_NOTED_EVERY = 2
+#: Two lookups of every four are noted: a sample is enough to estimate popularity. They are the second and the third,
+#: because a request may look its candidates up first and the pins of its user's actions then: both kinds are noted.
+_NOTED = 2
 
 
 @dataclass(slots=True)
@@ -29,7 +30,7 @@ class Flight:
     """A read in flight whose rows a cache will hold.
 
     Attributes:
-        ids: uint64[U], ascending.
+        ids: uint64[U], all different.
         landed: their rows, or None if the read was incomplete or cancelled.
     """
 
@@ -97,7 +98,7 @@ class NearCache:
         Cost: that of `NativePlaces`, or of `NumpyPlaces` if the native library is not built.
         """
         self._lookups += 1
-        rows, absent, misses = self._places.look_up(ids, now_s - self._stale_s, noted=self._lookups % _NOTED_EVERY == 0)
+        rows, absent, misses = self._places.look_up(ids, now_s - self._stale_s, noted=bool(self._lookups & _NOTED))
         self.counts.hits += len(ids) - misses
         self.counts.misses += misses
         return rows, absent

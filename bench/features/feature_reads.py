@@ -1,7 +1,7 @@
 """Measure feature reads of one request from a real Redis: with pinrank, plain redis-py, Feast, and a bare socket.
 
-Every round reads the same users and pins in each way, so that a slower machine affects all of them. Then the server
-gets 80% of its sustainable load, and reports the times of its own fetch and assembly stages.
+Every round reads the same users and pins in each way, in turns, so that a slower machine affects all of them. Then
+the server gets 80% of its sustainable load, and reports the times of its own fetch and assembly stages.
 """
 
 from __future__ import annotations
@@ -175,10 +175,12 @@ async def _read_each(  # noqa: C901 - four ways to read in one function
         "cold": ours, "cached": cached, "redis_py": pipelined, "bytes_alone": alone,
     }  # fmt: skip
     took_s: dict[str, list[float]] = {name: [] for name in ways}
-    for user, pins in wanted:
-        for name, way in ways.items():
+    for number, (user, pins) in enumerate(wanted):
+        # Whoever reads first finds the pins in none of the server's caches, so each way has its turn.
+        order = [*ways, *ways][number % len(ways) :][: len(ways)]
+        for name in order:
             start_s = time.perf_counter()
-            await way(user, pins)
+            await ways[name](user, pins)
             took_s[name].append(time.perf_counter() - start_s)
     bytes_alone.close()
     await plain.aclose()
@@ -258,10 +260,10 @@ def _conclude(
         return median([s[kind]["fetch"] + s[kind]["assemble"] for s in served])
 
     claims = (
-        Claim("fetch and assembly in the server at 80% of its rate, P50", stages("stage_ms"), 1.0, "ms", "at_most"),
+        Claim("fetch and assembly in the server at 80% of its rate, P50", stages("stage_ms"), 0.6, "ms", "at_most"),
         Claim("fetch and assembly, the sum of both P99", stages("stage_p99_ms"), 3.0, "ms", "at_most"),
         Claim("Feast's read over ours, cold", of("feast") / of("cold"), 5.0, "ratio", "at_least"),
-        Claim("our cold read over the bytes alone", of("cold") / of("bytes_alone"), 2.0, "ratio", "at_most"),
+        Claim("our cold read over the bytes alone", of("cold") / of("bytes_alone"), 1.6, "ratio", "at_most"),
         Claim("our cold read over a cached one", of("cold") / of("cached"), 10.0, "ratio", "at_least"),
     )
     summary = {

@@ -205,7 +205,7 @@ async def write_events(
     distinct, owner = np.unique(user_ids, return_inverse=True)
     outcomes, dropped = np.zeros(len(events), np.uint8), np.zeros(len(distinct), np.int64)
 
-    def change(positions: Sequence[int], before: list[bytes | None]) -> list[bytes | None]:
+    def change(positions: Sequence[int], before: Sequence[bytes | None]) -> list[bytes | None]:
         place = np.full(len(distinct), -1)
         place[positions] = np.arange(len(positions))
         own = np.flatnonzero(place[owner] >= 0)

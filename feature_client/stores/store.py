@@ -21,7 +21,7 @@ class StoreUnavailableError(StoreError):
         lost: the positions of the keys that could not be read. If `values` is None, no key could be.
     """
 
-    def __init__(self, message: str, values: list[bytes | None] | None = None, lost: Sequence[int] = ()) -> None:
+    def __init__(self, message: str, values: Sequence[bytes | None] | None = None, lost: Sequence[int] = ()) -> None:
         super().__init__(message)
         self.values = values
         self.lost = lost
@@ -33,7 +33,7 @@ class StoreConfigError(StoreError):
 
 #: Maps positions of keys and their values to the values to write; None leaves a key unchanged. It is called again for
 #: keys that another writer changed in the meantime.
-Change = Callable[[Sequence[int], list[bytes | None]], list[bytes | None]]
+Change = Callable[[Sequence[int], Sequence[bytes | None]], list[bytes | None]]
 
 
 class Store(Protocol):
@@ -48,8 +48,10 @@ class Store(Protocol):
     async def close(self) -> None:
         """Release all resources. The store can be started again."""
 
-    async def multi_get(self, keys: Sequence[bytes], timeout_s: float | None = None) -> list[bytes | None]:
+    async def multi_get(self, keys: Sequence[bytes], timeout_s: float | None = None) -> Sequence[bytes | None]:
         """Return the values in the order of `keys`; a key without a value gives None.
+
+        A store that receives all values in one buffer returns `StoredValues`, which make no object for each.
 
         Raises:
             StoreUnavailableError: some keys could not be read within `timeout_s` seconds. It holds the other values.

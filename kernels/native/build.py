@@ -33,7 +33,7 @@ if platform.machine() in ("x86_64", "AMD64"):
     }
 #: Files that are compiled once per instruction set, and the others.
 _PER_ISA = ("encoder.cpp",)
-_ONCE = ("answer.cpp", "assembly.cpp", "dispatch.cpp", "near_cache.cpp", "wire.cpp")
+_ONCE = ("answer.cpp", "assembly.cpp", "dispatch.cpp", "distinct.cpp", "near_cache.cpp", "values.cpp", "wire.cpp")
 
 
 class CompilerMissingError(Exception):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import redis.asyncio as redis
@@ -16,9 +18,11 @@ from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
 from feature_client.estimates import RunningQuantile
+from feature_client.stores.redis.answers import Commands, Request
 from feature_client.stores.redis.breaker import Breaker
 from feature_client.stores.redis.connection import Connection
-from feature_client.stores.redis.replies import Command, meaning_of
+from feature_client.stores.redis.hedge import HedgedCall
+from feature_client.stores.redis.replies import Command, meanings_of
 from feature_client.stores.redis.resp import MalformedReplyError, Reply
 from feature_client.stores.store import StoreConfigError, StoreUnavailableError
 
@@ -29,6 +33,8 @@ _log = structlog.get_logger(__name__)
 _SLOW_QUANTILE = 0.95
 _HEDGES_PER_READ = 0.05
 _HEDGES_SAVED_MAX = 10.0
+#: Timers have a resolution of a millisecond; one that is set for less can fire at once.
+_SLOW_MIN_S = 0.001
 #: The assumed duration before any read was timed.
 _FIRST_GUESS_S = 0.005
 #: The age at which a connection is replaced. DNS names of servers that can move usually have a similar time to live.
@@ -123,10 +129,15 @@ class RedisNode:
         self._free.clear()
 
     async def call(self, commands: Sequence[Command], timeout_s: float | None, *, idempotent: bool) -> list[Reply]:
+        """Send commands together and return their replies; see `ask`."""
+        return await self.ask(Commands(commands), timeout_s, idempotent=idempotent)
+
+    async def ask(self, request: Request, timeout_s: float | None, *, idempotent: bool) -> list[Reply]:
         """Send commands together and return their replies. If a command fails, its reply is the exception.
 
         Args:
-            commands: at least one. If the connection turns out to be unusable, all are sent once more on a new one.
+            request: at least one command. If the connection turns out to be unusable, all are sent once more on a new
+                one.
             timeout_s: the time limit of the call; None uses the limit of the node.
             idempotent: whether the commands may be sent twice even though the first attempt can still succeed.
 
@@ -146,9 +157,12 @@ class RedisNode:
                 f"Redis at {self.name} keeps failing; its circuit breaker is open, and a probe follows within seconds"
             )
         self.counts.reads += 1
+        slow_s = math.inf
+        if idempotent:
+            self._hedges = min(_HEDGES_SAVED_MAX, self._hedges + _HEDGES_PER_READ)
+            slow_s = max(self._slow.value, _SLOW_MIN_S)
         try:
-            async with asyncio.timeout(budget_s):
-                replies = await (self._hedged(commands) if idempotent else self._send(commands))
+            replies = await HedgedCall(partial(self._send, request), budget_s, slow_s, self._may_hedge).run()
         except TimeoutError as error:
             self._failed(loop)
             raise StoreUnavailableError(
@@ -157,7 +171,7 @@ class RedisNode:
         except (RedisError, OSError) as error:
             self._failed(loop)
             raise self._unavailable(error, loop.time()) from error
-        if any(meaning_of(reply).node_failed for reply in replies):
+        if any(meaning.node_failed for meaning in meanings_of(replies)):
             self._failed(loop)
         else:
             self.breaker.succeeded()
@@ -184,79 +198,42 @@ class RedisNode:
             return StoreUnavailableError(f"Redis at {self.name} sent a malformed reply: {error}")
         return StoreUnavailableError(f"Redis at {self.name} failed: {error}")
 
-    async def _hedged(self, commands: Sequence[Command]) -> list[Reply]:
-        """Send commands. If they take unusually long, send them again on another connection; use the first reply."""
-        self._hedges = min(_HEDGES_SAVED_MAX, self._hedges + _HEDGES_PER_READ)
-        loop = asyncio.get_running_loop()
-        first: asyncio.Future[list[Reply]] = loop.create_future()
-        tasks: list[asyncio.Task[list[Reply]]] = []
+    def _may_hedge(self) -> bool:
+        """Return whether a read may be sent a second time, and count it."""
+        if self._hedges < 1:
+            return False
+        self._hedges -= 1
+        self.counts.hedged += 1
+        return True
 
-        def land(task: asyncio.Task[list[Reply]]) -> None:
-            if task.cancelled():
-                return
-            error = task.exception()
-            if first.done():
-                return
-            if error is None:
-                first.set_result(task.result())
-            elif all(other.done() and (other.cancelled() or other.exception()) for other in tasks):
-                first.set_exception(error)
-
-        def send() -> None:
-            task = loop.create_task(self._send(commands, tasks[0] if tasks else None))
-            tasks.append(task)
-            task.add_done_callback(land)
-
-        def send_again() -> None:
-            if self._hedges >= 1:
-                self._hedges -= 1
-                self.counts.hedged += 1
-                send()
-
-        send()
-        timer = loop.call_later(self._slow.value, send_again)
-        try:
-            return await first
-        finally:
-            timer.cancel()
-            for task in tasks:
-                task.cancel()
-
-    async def _send(self, commands: Sequence[Command], first: asyncio.Task[list[Reply]] | None = None) -> list[Reply]:
+    async def _send(self, request: Request) -> list[Reply]:
         """Send commands on a free connection and, if that one is unusable, once more on a new one.
 
         A free connection may be broken since a restart of the server, or lead to a server that is no primary any more.
-
-        Args:
-            commands: the commands.
-            first: the first attempt, if this is the second.
         """
         async with self._places:
-            if first is not None and first.done():
-                # This attempt would take the connection that the first one returned, and close it when it is cancelled.
-                return first.result()
             connection = self._free.pop() if self._free else Connection(self._pool)
             reused = connection.is_open
             try:
                 try:
-                    replies = await self._exchange(connection, commands)
+                    replies = await self._exchange(connection, request)
                 except (RedisConnectionError, OSError):
                     if not reused:
                         raise
                     await self._leave(asyncio.get_running_loop().time())
-                    return await self._exchange(connection, commands)
+                    return await self._exchange(connection, request)
                 if reused and not connection.is_open:
-                    replies = await self._exchange(connection, commands)
+                    replies = await self._exchange(connection, request)
                     if connection.is_open:
                         await self._leave(connection.opened_s)
                 return replies
             finally:
                 await self._give_back(connection)
 
-    async def _exchange(self, connection: Connection, commands: Sequence[Command]) -> list[Reply]:
+    async def _exchange(self, connection: Connection, request: Request) -> list[Reply]:
         if not connection.is_open:
             await connection.open(self._age_max_s)
-        return await connection.exchange(commands)
+        return await connection.exchange(request)
 
     async def _give_back(self, connection: Connection) -> None:
         if self._closed or connection.replaced or connection.opened_s < self._moved_s:

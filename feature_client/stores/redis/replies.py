@@ -116,9 +116,14 @@ def code_of(error: RedisError) -> str:
     return error.status_code or str(error).partition(" ")[0]
 
 
-def meaning_of(reply: Reply) -> Meaning:
-    """Return what a reply says about its server; a reply that is no error says nothing."""
-    return MEANINGS.get(code_of(reply), _UNKNOWN) if isinstance(reply, RedisError) else _UNKNOWN
+def meaning_of(error: RedisError) -> Meaning:
+    """Return what an error says about its server."""
+    return MEANINGS.get(code_of(error), _UNKNOWN)
+
+
+def meanings_of(replies: Iterable[Reply]) -> list[Meaning]:
+    """Return what the errors among the replies say about their server; the other replies say nothing."""
+    return [meaning_of(reply) for reply in replies if isinstance(reply, RedisError)]
 
 
 def failure_of(error: ResponseError, what: str, name: str = "") -> StoreUnavailableError:
@@ -162,8 +167,13 @@ def _is_echo(command: Command, reply: Reply) -> bool:
     return bool(reply == (command[1] if len(command) > 1 else "PONG"))
 
 
+def are_values(count: int, reply: Reply) -> bool:
+    """Return whether this is a reply to an MGET of `count` keys."""
+    return isinstance(reply, list) and len(reply) == count and _of_types(reply, bytes, NoneType)
+
+
 def _are_values(command: Command, reply: Reply) -> bool:
-    return isinstance(reply, list) and len(reply) == len(command) - 1 and _of_types(reply, bytes, NoneType)
+    return are_values(len(command) - 1, reply)
 
 
 def _is_page(_: Command, reply: Reply) -> bool:

@@ -10,6 +10,7 @@ from functools import partial
 import structlog
 from redis.exceptions import ResponseError
 
+from feature_client.stores.redis.answers import GetMany
 from feature_client.stores.redis.cluster import Cluster
 from feature_client.stores.redis.node import AGE_MAX_S, RedisNode, RedisRefusedError
 from feature_client.stores.redis.replies import Command, code_of, failure_of
@@ -76,7 +77,7 @@ class RedisStore:
     async def close(self) -> None:
         await self._topology.close()
 
-    async def multi_get(self, keys: Sequence[bytes], timeout_s: float | None = None) -> list[bytes | None]:
+    async def multi_get(self, keys: Sequence[bytes], timeout_s: float | None = None) -> Sequence[bytes | None]:
         if not keys:
             return []
         loop = asyncio.get_running_loop()
@@ -84,9 +85,10 @@ class RedisStore:
         await self._topology.ready(timeout_s)
         # A call without a time limit waits for the layout until every node was asked.
         ends_s = loop.time() + self._timeout_s if timeout_s is None else start_s + timeout_s
+        if self._topology.many_keys and len(keys) <= _GET_CHUNK:
+            return await self._get_many(self._topology.primaries()[0], keys, ends_s - loop.time())
+        keys = list(keys)
         routes = [part for route in self._topology.routes(keys) for part in _chunks(*route)]
-        if len(routes) == 1:
-            return await self._read(routes[0][0], keys, ends_s - loop.time())
         values: list[bytes | None] = [None] * len(keys)
         failures: list[str] = []
         lost: list[int] = []
@@ -106,17 +108,23 @@ class RedisStore:
             raise StoreUnavailableError(failures[0], values, sorted(lost))
         return values
 
-    async def _read(self, node: RedisNode, keys: Sequence[bytes], timeout_s: float) -> list[bytes | None]:
+    async def _read(self, node: RedisNode, keys: Sequence[bytes], timeout_s: float) -> Sequence[bytes | None]:
         """Read keys that one node serves. A key that holds another type than a string counts as absent."""
-        many = self._topology.many_keys
-        commands: list[Command] = [("MGET", *keys)] if many else [("GET", key) for key in keys]
-        replies = await self._topology.call(node, commands, timeout_s, idempotent=True)
+        if self._topology.many_keys:
+            return await self._get_many(node, keys, timeout_s)
+        replies = await self._topology.call(node, [("GET", key) for key in keys], timeout_s, idempotent=True)
         for i, reply in enumerate(replies):
             if isinstance(reply, ResponseError):
-                if many or code_of(reply) != "WRONGTYPE":
+                if code_of(reply) != "WRONGTYPE":
                     raise failure_of(reply, "a read", node.name)
                 replies[i] = None  # MGET does the same
-        values: list[bytes | None] = replies[0] if many else replies
+        return replies
+
+    async def _get_many(self, node: RedisNode, keys: Sequence[bytes], timeout_s: float) -> Sequence[bytes | None]:
+        (reply,) = await node.ask(GetMany(keys), timeout_s, idempotent=True)
+        if isinstance(reply, ResponseError):
+            raise failure_of(reply, "a read", node.name)
+        values: Sequence[bytes | None] = reply
         return values
 
     async def multi_put(self, items: Iterable[tuple[bytes, bytes]]) -> int:
