@@ -125,7 +125,7 @@ class EarliestDeadlineFirst:
 
     def forecast(self, ticket: Ticket, now_s: float) -> Forecast:
         cost = self._cost(ticket.model)
-        before, behind = self._lanes.around(ticket, now_s)
+        before, behind = self._lanes.around(ticket, now_s) if self._waiting else ([], [])
         #: Predicted seconds until each stream has run what was put on it, as a heap.
         streams = [run.left_s(now_s) for run in self._running.values()]
         streams += [0.0] * (self._streams - len(streams))
