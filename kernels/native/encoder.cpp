@@ -17,6 +17,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <numeric>
 
 #include "arena.h"
 #include "encoder.h"
@@ -33,31 +34,39 @@ constexpr float DENOMINATOR_MIN = 2.0611536e-9f;
 constexpr int GROUP = 4;   // candidates that share products. Their rows and outputs fit the second-level cache
 constexpr int CHUNK = 32;  // candidates whose own maps are made together
 
-// Row-wise norm of float[rows][width], `size` of them real: (x - mean) / deviation * gain + shift, in place.
-void normalise(float* values, int rows, int width, int size, float epsilon, const float* gain, const float* shift) {
+// Row-wise norm of float[rows][width]: (x - mean) / deviation * gain + shift, in place. `real` is 1 in the `size`
+// columns that are not padding, and 0 elsewhere, as x, gain and shift are.
+void normalise(float* values, int rows, int width, int size, float epsilon, const float* real, const float* gain,
+               const float* shift) {
   for (int i = 0; i < rows; i += 4) {
     float* row = values + (size_t)i * width;
     Vector totals[4] = {}, squares[4] = {};
     float mean[4], scale[4];
     for (int c = 0; c < width; c += WIDTH)
+#pragma GCC unroll 4
       for (int m = 0; m < 4; m++) totals[m] += load(row + m * width + c);
     sum_of_each(totals, mean);
     for (int m = 0; m < 4; m++) mean[m] /= size;
-    for (int m = 0; m < 4; m++)
-      for (int c = 0; c < size; c++) row[m * width + c] -= mean[m];  // the padding stays zero
     for (int c = 0; c < width; c += WIDTH)
-      for (int m = 0; m < 4; m++) squares[m] += load(row + m * width + c) * load(row + m * width + c);
+#pragma GCC unroll 4
+      for (int m = 0; m < 4; m++) {
+        const Vector centred = load(row + m * width + c) - mean[m] * load(real + c);
+        squares[m] += centred * centred;
+      }
     sum_of_each(squares, scale);
     for (int m = 0; m < 4; m++) scale[m] = 1.0f / std::sqrt(scale[m] / size + epsilon);
     for (int c = 0; c < width; c += WIDTH)
-      for (int m = 0; m < 4; m++)
-        store(row + m * width + c, load(row + m * width + c) * scale[m] * load(gain + c) + load(shift + c));
+#pragma GCC unroll 4
+      for (int m = 0; m < 4; m++) {
+        float* at = row + m * width + c;
+        store(at, (load(at) - mean[m]) * scale[m] * load(gain + c) + load(shift + c));
+      }
   }
 }
 
 class Encoding {
  public:
-  Encoding(const PinrankEncoder& e, Arena&& arena) : e(e), width(e.dim_padded), both(e.dim_padded + e.hidden) {
+  Encoding(const PinrankEncoder& e, Arena&& arena) : e(e), width(e.dim_padded), both(e.dim_padded + e.hidden), basis_room(padded(e.basis)) {
     const size_t length = padded(e.length) + SLACK, chunk = CHUNK + SLACK, asked = GROUP * e.rows + SLACK;
     room = length;
     embeddings = arena.take(length * e.embedding);
@@ -74,21 +83,22 @@ class Encoding {
     candidate_both = arena.take(chunk * both);
     offsets = arena.take(chunk * length);
     weights = arena.take(chunk * length);
-    const size_t columns = GROUP * e.pin_padded + padded(GROUP * e.actions) + SLACK;
-    weighted = arena.take(length * columns);
+    const size_t columns = padded(GROUP * e.basis);
+    basis = arena.take(length * basis_room);
+    weighted = arena.take(length * columns + WIDTH);
     spans = arena.take(length * columns);
     mixture = arena.take(length);
-    mixed = arena.take(SLACK * e.basis);
-    block = arena.take(SLACK * width);
-    block_hidden = arena.take(SLACK * e.hidden);
+    shares = arena.take(length);
+    scale_out = arena.take(length);
     outputs = arena.take(GROUP * length * width);
     scales = arena.take(GROUP * length);
+    means = arena.take(GROUP * length);
     asking = arena.take(asked * width);
     queries = arena.take(asked * width);
     attention = arena.take((e.rows + SLACK) * length);
     read = arena.take(asked * width);
     attended = arena.take(asked * width);
-    hidden = arena.take(asked * e.hidden);
+    hidden = arena.take(std::max(asked, length) * e.hidden);
     floats = arena.used();
   }
 
@@ -97,7 +107,7 @@ class Encoding {
   // Encode one request's candidates; out is float[count][rows][dim].
   void run(const int64_t* actions, const float* acted, const float* candidates, int count, float* out) {
     begin(actions, acted);
-    std::fill(out, out + (size_t)count * e.rows * e.dim, 0.0f);
+    if (asked < e.rows) std::fill(out, out + (size_t)count * e.rows * e.dim, 0.0f);
     if (asked == 0) return;
     for (int first = 0; first < count; first += CHUNK) {
       const int size = std::min(CHUNK, count - first);
@@ -127,6 +137,10 @@ class Encoding {
     for (int i = 0; i < present; i++) {
       std::memcpy(own + (size_t)i * e.own, e.action_table + (size_t)codes[i] * e.action, e.action * 4);
       std::memcpy(own + (size_t)i * e.own + e.action, pins + (size_t)i * e.pin_padded, e.pin * 4);
+      float* spanned = basis + (size_t)i * basis_room;
+      std::memcpy(spanned, pins + (size_t)i * e.pin_padded, e.pin * 4);
+      std::fill(spanned + e.pin, spanned + basis_room, 0.0f);
+      spanned[e.pin + codes[i] - 1] = 1.0f;
     }
     for (int k = 0; k < e.own; k++) {
       for (int i = 0; i < present; i++) own_across[(size_t)k * stride + i] = own[(size_t)i * e.own + k];
@@ -167,149 +181,124 @@ class Encoding {
   // Encode `count` candidates of a chunk, from the first one on.
   void encode(int first, int count, float* out) {
     mix_bases(first, count);
-    for (int n = 0; n < count; n++)
-      over_rows<ROWS>(present, [&]<int M>(int i) { rows_of_first_layer<M>(first + n, n, i); });
+    for (int n = 0; n < count; n++) first_layer(first + n, n);
     last_layer(count);
     for (int n = 0; n < count; n++)
       for (int i = 0; i < asked; i++)
         std::memcpy(out + ((size_t)n * e.rows + position[i]) * e.dim, read + ((size_t)n * asked + i) * width, e.dim * 4);
   }
 
-  // spans[i] = [each candidate's mixture of pins; each candidate's weight of every action], still to be divided by the
-  // sum of a candidate's weights.
+  // spans[i] = each candidate's mixture of the basis for row i, still to be divided by the sum of its weights, which is
+  // the sum of the columns of the actions.
   void mix_bases(int first, int count) {
-    of_actions = count * e.pin_padded;
-    columns = of_actions + padded(count * e.actions);
+    columns = padded(count * e.basis);
     for (int j = 0; j < present; j++) {
-      float* row = weighted + (size_t)j * columns;
-      const float* pin = pins + (size_t)j * e.pin_padded;
-      std::fill(row + of_actions, row + columns, 0.0f);
-      for (int n = 0; n < count; n++) {
-        const float weight = weights[(size_t)(first + n) * stride + j];
-        for (int c = 0; c < e.pin_padded; c += WIDTH) store(row + n * e.pin_padded + c, load(pin + c) * weight);
-        row[of_actions + n * e.actions + codes[j] - 1] = weight;
-      }
+      const float *from = basis + (size_t)j * basis_room, *weight = weights + (size_t)first * stride + j;
+      for (int n = 0; n < count; n++)  // in this order, because the last vector runs into the next candidate's columns
+        for (int c = 0; c < e.basis; c += WIDTH)
+          store(weighted + (size_t)j * columns + n * e.basis + c, load(from + c) * weight[(size_t)n * stride]);
     }
     product(shared, stride, weighted, columns, nullptr, spans, columns, present, columns, present);
   }
 
-  // One row's mixture of the basis by a plain softmax of the summed scores.
-  void mix_as_it_stands(int candidate, int i, float* to) {
+  // Replaces a candidate's part of spans[i] by what a plain softmax of the summed scores mixes.
+  void mix_as_it_stands(int candidate, int i, float* span) {
     const float *score = scores + (size_t)i * stride, *offset = offsets + (size_t)candidate * stride;
     for (int j = 0; j < present; j++) mixture[j] = score[j] + offset[j];
     exponentiate(mixture, 1, stride, present);
-    std::fill(to, to + e.basis, 0.0f);
-    for (int j = 0; j < present; j++) {
-      for (int c = 0; c < e.pin; c++) to[c] += pins[(size_t)j * e.pin_padded + c] * mixture[j];
-      to[e.pin_padded + codes[j] - 1] += mixture[j];
-    }
+    std::fill(span, span + e.basis, 0.0f);
+    for (int j = 0; j < present; j++)
+      for (int c = 0; c < e.basis; c++) span[c] += basis[(size_t)j * basis_room + c] * mixture[j];
   }
 
-  // Layer 1 for rows i.. of a candidate, which is the n-th of its group.
-  template <int M>
-  void rows_of_first_layer(int candidate, int n, int i) {
-    for (int m = 0; m < M; m++) {
-      float* to = mixed + m * e.basis;
-      const float* from = spans + (size_t)(i + m) * columns;
-      const float* weight = from + of_actions + n * e.actions;
-      float total = 0.0f;
-      for (int a = 0; a < e.actions; a++) total += weight[a];
-      if (total >= DENOMINATOR_MIN) {
-        const float share = 1.0f / total;
-        for (int c = 0; c < e.pin_padded; c += WIDTH) store(to + c, load(from + n * e.pin_padded + c) * share);
-        for (int a = 0; a < e.actions; a++) to[e.pin_padded + a] = weight[a] * share;
-      } else if (i + m < present) {
-        mix_as_it_stands(candidate, i + m, to);
-        total = 0.0f;
-        for (int a = 0; a < e.actions; a++) total += to[e.pin_padded + a];
-        for (int c = 0; c < e.basis; c++) to[c] /= total;
+  // Layer 1 of a candidate, which is the n-th of its group, in sweeps over its rows: no row waits for its own sums.
+  void first_layer(int candidate, int n) {
+    float *span = spans + n * e.basis, *rows = outputs + (size_t)n * room * width, *scale = scales + n * room;
+    for (int i = 0; i < present; i++) {
+      float *begin = span + (size_t)i * columns + e.pin, *end = begin + e.actions;
+      float total = std::accumulate(begin, end, 0.0f);
+      if (!(total >= DENOMINATOR_MIN)) {
+        mix_as_it_stands(candidate, i, begin - e.pin);
+        total = std::accumulate(begin, end, 0.0f);
       }
+      shares[i] = total;
     }
-    const int spanned = e.pin_padded + e.actions;
-    const float *of_row = own_both + (size_t)i * both, *of_candidate = candidate_both + (size_t)candidate * both;
-    float* to = outputs + ((size_t)n * room + i) * width;
-    Vector squares[M] = {}, gained[M] = {};
-    float scale[M], mean[M];
-    // Rows before the first norm, already centred.
-    over_columns<COLUMNS>(width / WIDTH, [&]<int N>(int c) {
-      Vector sums[M][N];
-      add_parts(of_row + c, of_candidate + c, sums);
-      accumulate<M, N>(mixed, e.basis, e.both_of_basis + c, both, spanned, sums);
-#pragma GCC unroll 16
-      for (int v = 0; v < N; v++) {
-        const Vector gain = load(e.gain1 + c + v * WIDTH);
-#pragma GCC unroll 16
-        for (int m = 0; m < M; m++) {
-          store(block + m * width + c + v * WIDTH, sums[m][v]);
-          squares[m] += sums[m][v] * sums[m][v];
-          gained[m] += sums[m][v] * gain;
-        }
-      }
-    });
-    sum_of_each(squares, scale);
-    sum_of_each(gained, mean);
-#pragma GCC unroll 16
-    for (int m = 0; m < M; m++) {
-      scale[m] = 1.0f / std::sqrt(scale[m] / e.dim + e.epsilon1);
-      mean[m] *= scale[m] / e.dim;
-      squares[m] = Vector{};
-    }
-    over_columns<COLUMNS>(e.hidden / WIDTH, [&]<int N>(int c) {
-      Vector sums[M][N];
-      add_parts(of_row + width + c, of_candidate + width + c, sums);
-      accumulate<M, N>(mixed, e.basis, e.both_of_basis + width + c, both, spanned, sums);
-#pragma GCC unroll 16
-      for (int v = 0; v < N; v++) {
-        const Vector bias = load(e.hidden_bias1 + c + v * WIDTH);
+    for (int i = 0; i < present; i++) shares[i] = 1.0f / shares[i];
+    const float* of_candidate = candidate_both + (size_t)candidate * both;
+    // Rows before the first norm, already centred, and the scales of that norm.
+    over_rows<ROWS>(present, [&]<int M>(int i) PINRANK_INLINE {
+      Vector squares[M] = {};
+      over_columns<COLUMNS>(width / WIDTH, [&]<int N>(int c) PINRANK_INLINE {
+        Vector sums[M][N] = {};
+        accumulate<M, N>(span + (size_t)i * columns, columns, e.both_of_basis + c, both, e.basis, sums);
 #pragma GCC unroll 16
         for (int m = 0; m < M; m++)
-          store(block_hidden + m * e.hidden + c + v * WIDTH, larger(sums[m][v] * scale[m] + bias, Vector{}));
-      }
-    });
-    over_columns<COLUMNS>(width / WIDTH, [&]<int N>(int c) {
-      Vector sums[M][N];
 #pragma GCC unroll 16
-      for (int v = 0; v < N; v++) {
-        const int at = c + v * WIDTH;
-        const Vector gain = load(e.gain1 + at), bias = load(e.out_bias1 + at), real = load(e.real + at);
+          for (int v = 0; v < N; v++) {
+            const int at = c + v * WIDTH;
+            const Vector parts = load(own_both + (size_t)(i + m) * both + at) + load(of_candidate + at);
+            const Vector row = sums[m][v] * shares[i + m] + parts;
+            store(rows + (size_t)(i + m) * width + at, row);
+            squares[m] += row * row;
+          }
+      });
+      sum_of_each(squares, scale + i);
+    });
+    for (int i = 0; i < present; i++) scale[i] = 1.0f / std::sqrt(scale[i] / e.dim + e.epsilon1);
+    // The feed-forward's hidden values.
+    over_columns<COLUMNS>(e.hidden / WIDTH, [&]<int N>(int c) PINRANK_INLINE {
+      over_rows<ROWS>(present, [&]<int M>(int i) PINRANK_INLINE {
+        Vector sums[M][N] = {};
+        accumulate<M, N>(span + (size_t)i * columns, columns, e.both_of_basis + width + c, both, e.basis, sums);
 #pragma GCC unroll 16
         for (int m = 0; m < M; m++)
-          sums[m][v] = load(block + m * width + at) * scale[m] * gain + (bias - mean[m] * real);
-      }
-      accumulate<M, N>(block_hidden, e.hidden, e.out_of_hidden1 + c, width, e.hidden, sums);
 #pragma GCC unroll 16
-      for (int v = 0; v < N; v++)
-#pragma GCC unroll 16
-        for (int m = 0; m < M; m++) {
-          store(to + (size_t)m * width + c + v * WIDTH, sums[m][v]);
-          squares[m] += sums[m][v] * sums[m][v];
-        }
+          for (int v = 0; v < N; v++) {
+            const int at = c + v * WIDTH;
+            const Vector parts = load(own_both + (size_t)(i + m) * both + width + at) + load(of_candidate + width + at);
+            const Vector inner = (sums[m][v] * shares[i + m] + parts) * scale[i + m] + load(e.hidden_bias1 + at);
+            store(hidden + (size_t)(i + m) * e.hidden + at, larger(inner, Vector{}));
+          }
+      });
     });
-    sum_of_each(squares, scale);
+    // Rows before the second norm, and the means and scales of that norm.
+    over_rows<ROWS>(present, [&]<int M>(int i) PINRANK_INLINE {
+      Vector squares[M] = {}, totals[M] = {};
+      over_columns<COLUMNS>(width / WIDTH, [&]<int N>(int c) PINRANK_INLINE {
+        Vector sums[M][N] = {};
+        accumulate<M, N>(hidden + (size_t)i * e.hidden, e.hidden, e.out_of_hidden1 + c, width, e.hidden, sums);
 #pragma GCC unroll 16
-    for (int m = 0; m < M; m++) scales[n * room + i + m] = 1.0f / std::sqrt(scale[m] / e.dim + e.epsilon2);
-  }
-
-  // sums = the part of each row's own token + the candidate's part.
-  template <int M, int N>
-  inline __attribute__((always_inline)) void add_parts(const float* of_row, const float* of_candidate,
-                                                       Vector (&sums)[M][N]) {
+        for (int m = 0; m < M; m++)
 #pragma GCC unroll 16
-    for (int v = 0; v < N; v++) {
-      const Vector part = load(of_candidate + v * WIDTH);
-#pragma GCC unroll 16
-      for (int m = 0; m < M; m++) sums[m][v] = load(of_row + (size_t)m * both + v * WIDTH) + part;
+          for (int v = 0; v < N; v++) {
+            const int at = c + v * WIDTH;
+            float* row = rows + (size_t)(i + m) * width + at;
+            const Vector total = load(row) * load(e.gain1 + at) * scale[i + m] + (sums[m][v] + load(e.out_bias1 + at));
+            store(row, total);
+            squares[m] += total * total;
+            totals[m] += total;
+          }
+      });
+      sum_of_each(squares, scale_out + i);
+      sum_of_each(totals, means + n * room + i);
+    });
+    for (int i = 0; i < present; i++) {
+      float* mean = means + n * room + i;
+      *mean /= e.dim;
+      scale[i] = 1.0f / std::sqrt(std::max(scale_out[i] / e.dim - *mean * *mean, 0.0f) + e.epsilon2);
     }
   }
 
-  // Layer 2 for the rows that are read. `outputs` are centred; a row's norm is its scale, gain and shift.
+  // Layer 2 for the rows that are read. A row's norm is its mean, scale, gain and shift; the maps of keys and values
+  // leave out the mean of what they map.
   void last_layer(int count) {
     const int rows = count * asked;
     for (int n = 0; n < count; n++)
       for (int i = 0; i < asked; i++)
         for (int c = 0; c < width; c += WIDTH)
           store(asking + ((size_t)n * asked + i) * width + c,
-                load(outputs + ((size_t)n * room + i) * width + c) * scales[n * room + i]);
+                (load(outputs + ((size_t)n * room + i) * width + c) - means[n * room + i] * load(e.real + c)) *
+                    scales[n * room + i]);
     product(asking, width, e.query_key2, width, e.query_key2_bias, queries, width, rows, width, e.dim);
     for (int n = 0; n < count; n++) attend(n);
     product(read, width, e.value_out2, width, e.value_out2_bias, attended, width, rows, width, e.dim);
@@ -318,12 +307,12 @@ class Encoding {
         float* row = attended + (size_t)i * width + c;
         store(row, load(row) + load(asking + (size_t)i * width + c) * load(e.gain2 + c));
       }
-    normalise(attended, rows, width, e.dim, e.epsilon3, e.gain3, e.shift3);
+    normalise(attended, rows, width, e.dim, e.epsilon3, e.real, e.gain3, e.shift3);
     product(attended, width, e.hidden_of_row2, e.hidden, e.hidden_bias2, hidden, e.hidden, rows, e.hidden, e.dim);
     for (int i = 0; i < rows * e.hidden; i++) hidden[i] = std::max(hidden[i], 0.0f);
     product(hidden, e.hidden, e.out_of_hidden2, width, e.out_bias2, read, width, rows, width, e.hidden);
     for (int i = 0; i < rows * width; i++) read[i] += attended[i];
-    normalise(read, rows, width, e.dim, e.epsilon4, e.gain4, e.shift4);
+    normalise(read, rows, width, e.dim, e.epsilon4, e.real, e.gain4, e.shift4);
   }
 
   // The mean of the outputs of the group's n-th candidate that the attention of each of its asking rows makes.
@@ -343,13 +332,13 @@ class Encoding {
   }
 
   const PinrankEncoder& e;
-  const int width, both;
-  int present = 0, asked = 0, stride = 0, of_actions = 0, columns = 0;
+  const int width, both, basis_room;
+  int present = 0, asked = 0, stride = 0, columns = 0;
   size_t room;
   int codes[PINRANK_LENGTH_MAX], position[PINRANK_LENGTH_MAX];
   float *embeddings, *pins, *own, *own_across, *own_queries, *own_both, *scores, *shared, *candidate_keys;
   float *candidate_in, *candidate, *candidate_both, *offsets, *weights, *weighted, *spans, *mixture;
-  float *mixed, *block, *block_hidden, *outputs, *scales;
+  float *basis, *shares, *scale_out, *outputs, *scales, *means;
   float *asking, *queries, *attention, *read, *attended, *hidden;
 };
 

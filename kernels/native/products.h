@@ -11,7 +11,7 @@
 namespace PINRANK_ISA {
 namespace {
 
-constexpr int ROWS = REGISTERS == 32 ? 8 : 4;  // times COLUMNS: 24 of 32 registers, or 12 of 16
+constexpr int ROWS = REGISTERS == 32 ? 5 : 4;  // times COLUMNS: 24 of 32 registers, or 12 of 16
 constexpr int COLUMNS = 3;
 // Tiles for ten rows, the number that the last layer reads by default: 15 of 32 registers, or 10 of 16.
 constexpr int FEW_ROWS = 5;
@@ -21,7 +21,7 @@ constexpr int SLACK = 2 * ROWS;
 
 // sums[m][n] += sum over k of left[m][k] * right[k][n]: the loop that all products consist of.
 template <int M, int N>
-inline __attribute__((always_inline)) void accumulate(const float* left, int left_stride, const float* right,
+inline PINRANK_INLINE void accumulate(const float* left, int left_stride, const float* right,
                                                       int right_stride, int depth, Vector (&sums)[M][N]) {
 #pragma GCC unroll 4
   for (int k = 0; k < depth; k++) {
@@ -39,7 +39,7 @@ inline __attribute__((always_inline)) void accumulate(const float* left, int lef
 
 // Calls step.operator()<N>(first column) for `columns` vectors of WIDTH: MOST at a time, and no lonely one if avoidable.
 template <int MOST, typename Step>
-inline __attribute__((always_inline)) void over_columns(int columns, Step&& step) {
+inline PINRANK_INLINE void over_columns(int columns, Step&& step) {
   int v = 0;
   for (; columns - v > MOST + 1 || columns - v == MOST; v += MOST) step.template operator()<MOST>(v * WIDTH);
   for (; columns - v >= 2; v += 2) step.template operator()<2>(v * WIDTH);
@@ -48,7 +48,7 @@ inline __attribute__((always_inline)) void over_columns(int columns, Step&& step
 
 // Calls step.operator()<M>(first row): MOST rows at a time, or half of them where that covers the rest.
 template <int MOST, typename Step>
-inline __attribute__((always_inline)) void over_rows(int rows, Step&& step) {
+inline PINRANK_INLINE void over_rows(int rows, Step&& step) {
   int i = 0;
   for (; rows - i > MOST / 2; i += MOST) step.template operator()<MOST>(i);
   if (rows > i) step.template operator()<MOST / 2>(i);
@@ -59,8 +59,8 @@ inline __attribute__((always_inline)) void over_rows(int rows, Step&& step) {
 template <int M = ROWS, int N = COLUMNS>
 void product(const float* left, int left_stride, const float* right, int right_stride, const float* bias, float* out,
              int out_stride, int rows, int columns, int depth) {
-  over_columns<N>(columns / WIDTH, [&]<int n_count>(int c) {
-    over_rows<M>(rows, [&]<int m_count>(int i) {
+  over_columns<N>(columns / WIDTH, [&]<int n_count>(int c) PINRANK_INLINE {
+    over_rows<M>(rows, [&]<int m_count>(int i) PINRANK_INLINE {
       Vector sums[m_count][n_count];
 #pragma GCC unroll 16
       for (int m = 0; m < m_count; m++)
