@@ -31,7 +31,7 @@ namespace {
 // largest sum is far from the largest of either part, are computed anew as they stand.
 constexpr float DENOMINATOR_MIN = 2.0611536e-9f;
 
-constexpr int GROUP = 4;   // candidates that share products. Their rows and outputs fit the second-level cache
+constexpr int GROUP = 4;   // candidates that share products; what they need fits the second-level cache
 constexpr int CHUNK = 32;  // candidates whose own maps are made together
 
 // Row-wise norm of float[rows][width]: (x - mean) / deviation * gain + shift, in place. `real` is 1 in the `size`
@@ -66,7 +66,7 @@ void normalise(float* values, int rows, int width, int size, float epsilon, cons
 
 class Encoding {
  public:
-  Encoding(const PinrankEncoder& e, Arena&& arena) : e(e), width(e.dim_padded), both(e.dim_padded + e.hidden), basis_room(padded(e.basis)) {
+  Encoding(const PinrankEncoder& e, Arena&& arena) : e(e), width(e.dim_padded), both(e.dim_padded + e.hidden), columns(padded(e.basis * GROUP)) {
     const size_t length = padded(e.length) + SLACK, chunk = CHUNK + SLACK, asked = GROUP * e.rows + SLACK;
     room = length;
     embeddings = arena.take(length * e.embedding);
@@ -83,12 +83,11 @@ class Encoding {
     candidate_both = arena.take(chunk * both);
     offsets = arena.take(chunk * length);
     weights = arena.take(chunk * length);
-    const size_t columns = padded(GROUP * e.basis);
-    basis = arena.take(length * basis_room);
-    weighted = arena.take(length * columns + WIDTH);
+    basis = arena.take(length * columns);
+    weighted = arena.take(length * columns);
     spans = arena.take(length * columns);
     mixture = arena.take(length);
-    shares = arena.take(length);
+    shares = arena.take(length * GROUP);
     scale_out = arena.take(length);
     outputs = arena.take(GROUP * length * width);
     scales = arena.take(GROUP * length);
@@ -98,7 +97,7 @@ class Encoding {
     attention = arena.take((e.rows + SLACK) * length);
     read = arena.take(asked * width);
     attended = arena.take(asked * width);
-    hidden = arena.take(std::max(asked, length) * e.hidden);
+    hidden = arena.take(std::max(asked, GROUP * length) * e.hidden);
     floats = arena.used();
   }
 
@@ -137,10 +136,10 @@ class Encoding {
     for (int i = 0; i < present; i++) {
       std::memcpy(own + (size_t)i * e.own, e.action_table + (size_t)codes[i] * e.action, e.action * 4);
       std::memcpy(own + (size_t)i * e.own + e.action, pins + (size_t)i * e.pin_padded, e.pin * 4);
-      float* spanned = basis + (size_t)i * basis_room;
-      std::memcpy(spanned, pins + (size_t)i * e.pin_padded, e.pin * 4);
-      std::fill(spanned + e.pin, spanned + basis_room, 0.0f);
-      spanned[e.pin + codes[i] - 1] = 1.0f;
+      float* spanned = basis + (size_t)i * columns;
+      std::fill(spanned, spanned + columns, 0.0f);
+      for (int c = 0; c < e.pin; c++) std::fill_n(spanned + c * GROUP, GROUP, pins[(size_t)i * e.pin_padded + c]);
+      std::fill_n(spanned + (e.pin + codes[i] - 1) * GROUP, GROUP, 1.0f);
     }
     for (int k = 0; k < e.own; k++) {
       for (int i = 0; i < present; i++) own_across[(size_t)k * stride + i] = own[(size_t)i * e.own + k];
@@ -181,7 +180,7 @@ class Encoding {
   // Encode `count` candidates of a chunk, from the first one on.
   void encode(int first, int count, float* out) {
     mix_bases(first, count);
-    for (int n = 0; n < count; n++) first_layer(first + n, n);
+    first_layer(first, count);
     last_layer(count);
     for (int n = 0; n < count; n++)
       for (int i = 0; i < asked; i++)
@@ -189,16 +188,33 @@ class Encoding {
   }
 
   // spans[i] = each candidate's mixture of the basis for row i, still to be divided by the sum of its weights, which is
-  // the sum of the columns of the actions.
+  // the sum over the columns of the actions. Candidates alternate from number to number.
   void mix_bases(int first, int count) {
-    columns = padded(count * e.basis);
+    const int lanes = e.basis * GROUP;
     for (int j = 0; j < present; j++) {
-      const float *from = basis + (size_t)j * basis_room, *weight = weights + (size_t)first * stride + j;
-      for (int n = 0; n < count; n++)  // in this order, because the last vector runs into the next candidate's columns
-        for (int c = 0; c < e.basis; c += WIDTH)
-          store(weighted + (size_t)j * columns + n * e.basis + c, load(from + c) * weight[(size_t)n * stride]);
+      Four weight{};
+      for (int n = 0; n < count; n++) weight[n] = weights[(size_t)(first + n) * stride + j];
+      const Vector repeated = repeat(weight);
+      for (int c = 0; c < lanes; c += WIDTH)
+        store(weighted + (size_t)j * columns + c, load(basis + (size_t)j * columns + c) * repeated);
     }
     product(shared, stride, weighted, columns, nullptr, spans, columns, present, columns, present);
+    for (int i = 0; i < present; i++) {
+      float* span = spans + (size_t)i * columns;
+      Four total = sum_of_weights(span);
+      for (int n = 0; n < count; n++)
+        if (!(total[n] >= DENOMINATOR_MIN)) {
+          mix_as_it_stands(first + n, i, span + n);
+          total = sum_of_weights(span);
+        }
+      store_four(shares + i * GROUP, 1.0f / total);
+    }
+  }
+
+  Four sum_of_weights(const float* span) {
+    Four total{};
+    for (int a = 0; a < e.actions; a++) total += load_four(span + (e.pin + a) * GROUP);
+    return total;
   }
 
   // Replaces a candidate's part of spans[i] by what a plain softmax of the summed scores mixes.
@@ -206,87 +222,89 @@ class Encoding {
     const float *score = scores + (size_t)i * stride, *offset = offsets + (size_t)candidate * stride;
     for (int j = 0; j < present; j++) mixture[j] = score[j] + offset[j];
     exponentiate(mixture, 1, stride, present);
-    std::fill(span, span + e.basis, 0.0f);
-    for (int j = 0; j < present; j++)
-      for (int c = 0; c < e.basis; c++) span[c] += basis[(size_t)j * basis_room + c] * mixture[j];
+    for (int c = 0; c < e.basis * GROUP; c += GROUP) {
+      span[c] = 0.0f;
+      for (int j = 0; j < present; j++) span[c] += basis[(size_t)j * columns + c] * mixture[j];
+    }
   }
 
-  // Layer 1 of a candidate, which is the n-th of its group, in sweeps over its rows: no row waits for its own sums.
-  void first_layer(int candidate, int n) {
-    float *span = spans + n * e.basis, *rows = outputs + (size_t)n * room * width, *scale = scales + n * room;
-    for (int i = 0; i < present; i++) {
-      float *begin = span + (size_t)i * columns + e.pin, *end = begin + e.actions;
-      float total = std::accumulate(begin, end, 0.0f);
-      if (!(total >= DENOMINATOR_MIN)) {
-        mix_as_it_stands(candidate, i, begin - e.pin);
-        total = std::accumulate(begin, end, 0.0f);
-      }
-      shares[i] = total;
-    }
-    for (int i = 0; i < present; i++) shares[i] = 1.0f / shares[i];
-    const float* of_candidate = candidate_both + (size_t)candidate * both;
+  // Layer 1 of a group of candidates, in sweeps over its rows: no row waits for its own sums.
+  void first_layer(int first, int count) {
     // Rows before the first norm, already centred, and the scales of that norm.
     over_rows<ROWS>(present, [&]<int M>(int i) PINRANK_INLINE {
-      Vector squares[M] = {};
-      over_columns<COLUMNS>(width / WIDTH, [&]<int N>(int c) PINRANK_INLINE {
-        Vector sums[M][N] = {};
-        accumulate<M, N>(span + (size_t)i * columns, columns, e.both_of_basis + c, both, e.basis, sums);
+      for (int n = 0; n < count; n++) {
+        float* rows = outputs + (n * room + i) * width;
+        Vector squares[M] = {};
+        over_columns<COLUMNS>(width / WIDTH, [&]<int N>(int c) PINRANK_INLINE {
+          Vector sums[M][N] = {};
+          accumulate<GROUP>(spans + (size_t)i * columns + n, columns, e.both_of_basis + c, both, e.basis, sums);
 #pragma GCC unroll 16
-        for (int m = 0; m < M; m++)
+          for (int m = 0; m < M; m++)
 #pragma GCC unroll 16
-          for (int v = 0; v < N; v++) {
-            const int at = c + v * WIDTH;
-            const Vector parts = load(own_both + (size_t)(i + m) * both + at) + load(of_candidate + at);
-            const Vector row = sums[m][v] * shares[i + m] + parts;
-            store(rows + (size_t)(i + m) * width + at, row);
-            squares[m] += row * row;
-          }
-      });
-      sum_of_each(squares, scale + i);
+            for (int v = 0; v < N; v++) {
+              const Vector row = with_parts(sums[m][v], first + n, n, i + m, c + v * WIDTH);
+              store(rows + m * width + c + v * WIDTH, row);
+              squares[m] += row * row;
+            }
+        });
+        sum_of_each(squares, scales + n * room + i);
+      }
     });
-    for (int i = 0; i < present; i++) scale[i] = 1.0f / std::sqrt(scale[i] / e.dim + e.epsilon1);
+    for (int n = 0; n < count; n++)
+      for (int i = 0; i < present; i++) {
+        float* scale = scales + n * room + i;
+        *scale = 1.0f / std::sqrt(*scale / e.dim + e.epsilon1);
+      }
     // The feed-forward's hidden values.
-    over_columns<COLUMNS>(e.hidden / WIDTH, [&]<int N>(int c) PINRANK_INLINE {
-      over_rows<ROWS>(present, [&]<int M>(int i) PINRANK_INLINE {
-        Vector sums[M][N] = {};
-        accumulate<M, N>(span + (size_t)i * columns, columns, e.both_of_basis + width + c, both, e.basis, sums);
+    over_rows<ROWS>(present, [&]<int M>(int i) PINRANK_INLINE {
+      for (int n = 0; n < count; n++)
+        over_columns<COLUMNS>(e.hidden / WIDTH, [&]<int N>(int c) PINRANK_INLINE {
+          Vector sums[M][N] = {};
+          accumulate<GROUP>(spans + (size_t)i * columns + n, columns, e.both_of_basis + width + c, both, e.basis, sums);
 #pragma GCC unroll 16
-        for (int m = 0; m < M; m++)
+          for (int m = 0; m < M; m++)
 #pragma GCC unroll 16
-          for (int v = 0; v < N; v++) {
-            const int at = c + v * WIDTH;
-            const Vector parts = load(own_both + (size_t)(i + m) * both + width + at) + load(of_candidate + width + at);
-            const Vector inner = (sums[m][v] * shares[i + m] + parts) * scale[i + m] + load(e.hidden_bias1 + at);
-            store(hidden + (size_t)(i + m) * e.hidden + at, larger(inner, Vector{}));
-          }
-      });
+            for (int v = 0; v < N; v++) {
+              const int at = c + v * WIDTH;
+              const Vector inner = with_parts(sums[m][v], first + n, n, i + m, width + at) * scales[n * room + i + m];
+              store(hidden + (n * room + i + m) * e.hidden + at, larger(inner + load(e.hidden_bias1 + at), Vector{}));
+            }
+        });
     });
     // Rows before the second norm, and the means and scales of that norm.
-    over_rows<ROWS>(present, [&]<int M>(int i) PINRANK_INLINE {
-      Vector squares[M] = {}, totals[M] = {};
-      over_columns<COLUMNS>(width / WIDTH, [&]<int N>(int c) PINRANK_INLINE {
-        Vector sums[M][N] = {};
-        accumulate<M, N>(hidden + (size_t)i * e.hidden, e.hidden, e.out_of_hidden1 + c, width, e.hidden, sums);
+    for (int n = 0; n < count; n++) {
+      float *rows = outputs + n * room * width, *mean = means + n * room, *scale = scales + n * room;
+      over_rows<ROWS>(present, [&]<int M>(int i) PINRANK_INLINE {
+        Vector squares[M] = {}, totals[M] = {};
+        over_columns<COLUMNS>(width / WIDTH, [&]<int N>(int c) PINRANK_INLINE {
+          Vector sums[M][N] = {};
+          accumulate<1>(hidden + (n * room + i) * e.hidden, e.hidden, e.out_of_hidden1 + c, width, e.hidden, sums);
 #pragma GCC unroll 16
-        for (int m = 0; m < M; m++)
+          for (int m = 0; m < M; m++)
 #pragma GCC unroll 16
-          for (int v = 0; v < N; v++) {
-            const int at = c + v * WIDTH;
-            float* row = rows + (size_t)(i + m) * width + at;
-            const Vector total = load(row) * load(e.gain1 + at) * scale[i + m] + (sums[m][v] + load(e.out_bias1 + at));
-            store(row, total);
-            squares[m] += total * total;
-            totals[m] += total;
-          }
+            for (int v = 0; v < N; v++) {
+              const int at = c + v * WIDTH;
+              float* row = rows + (size_t)(i + m) * width + at;
+              const Vector total = load(row) * load(e.gain1 + at) * scale[i + m] + (sums[m][v] + load(e.out_bias1 + at));
+              store(row, total);
+              squares[m] += total * total;
+              totals[m] += total;
+            }
+        });
+        sum_of_each(squares, scale_out + i);
+        sum_of_each(totals, mean + i);
       });
-      sum_of_each(squares, scale_out + i);
-      sum_of_each(totals, means + n * room + i);
-    });
-    for (int i = 0; i < present; i++) {
-      float* mean = means + n * room + i;
-      *mean /= e.dim;
-      scale[i] = 1.0f / std::sqrt(std::max(scale_out[i] / e.dim - *mean * *mean, 0.0f) + e.epsilon2);
+      for (int i = 0; i < present; i++) {
+        mean[i] /= e.dim;
+        scale[i] = 1.0f / std::sqrt(std::max(scale_out[i] / e.dim - mean[i] * mean[i], 0.0f) + e.epsilon2);
+      }
     }
+  }
+
+  // What attention brings to row i, divided by its sum of weights, plus the row's own and the candidate's part.
+  inline PINRANK_INLINE Vector with_parts(Vector mixed, int candidate, int n, int i, int at) {
+    return mixed * shares[i * GROUP + n] +
+           (load(own_both + (size_t)i * both + at) + load(candidate_both + (size_t)candidate * both + at));
   }
 
   // Layer 2 for the rows that are read. A row's norm is its mean, scale, gain and shift; the maps of keys and values
@@ -332,8 +350,8 @@ class Encoding {
   }
 
   const PinrankEncoder& e;
-  const int width, both, basis_room;
-  int present = 0, asked = 0, stride = 0, columns = 0;
+  const int width, both, columns;
+  int present = 0, asked = 0, stride = 0;
   size_t room;
   int codes[PINRANK_LENGTH_MAX], position[PINRANK_LENGTH_MAX];
   float *embeddings, *pins, *own, *own_across, *own_queries, *own_both, *scores, *shared, *candidate_keys;

@@ -19,8 +19,9 @@ constexpr int FEW_ROWS_COLUMNS = REGISTERS == 32 ? 3 : 2;
 // Blocks may read and write this many rows past the last one.
 constexpr int SLACK = 2 * ROWS;
 
-// sums[m][n] += sum over k of left[m][k] * right[k][n]: the loop that all products consist of.
-template <int M, int N>
+// sums[m][n] += sum over k of left[m][k] * right[k][n]: the loop that all products consist of. The numbers of a row of
+// `left` stand STEP apart.
+template <int STEP, int M, int N>
 inline PINRANK_INLINE void accumulate(const float* left, int left_stride, const float* right,
                                                       int right_stride, int depth, Vector (&sums)[M][N]) {
 #pragma GCC unroll 4
@@ -30,7 +31,7 @@ inline PINRANK_INLINE void accumulate(const float* left, int left_stride, const 
     for (int n = 0; n < N; n++) row[n] = load(right + (size_t)k * right_stride + n * WIDTH);
 #pragma GCC unroll 16
     for (int m = 0; m < M; m++) {
-      const Vector factor = splat(left[(size_t)m * left_stride + k]);
+      const Vector factor = splat(left[(size_t)m * left_stride + k * STEP]);
 #pragma GCC unroll 8
       for (int n = 0; n < N; n++) sums[m][n] += factor * row[n];
     }
@@ -66,7 +67,7 @@ void product(const float* left, int left_stride, const float* right, int right_s
       for (int m = 0; m < m_count; m++)
 #pragma GCC unroll 16
         for (int n = 0; n < n_count; n++) sums[m][n] = bias ? load(bias + c + n * WIDTH) : Vector{};
-      accumulate<m_count, n_count>(left + (size_t)i * left_stride, left_stride, right + c, right_stride, depth, sums);
+      accumulate<1>(left + (size_t)i * left_stride, left_stride, right + c, right_stride, depth, sums);
 #pragma GCC unroll 16
       for (int m = 0; m < m_count; m++)
 #pragma GCC unroll 16

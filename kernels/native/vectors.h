@@ -42,6 +42,12 @@ inline Vector splat(float value) { return value - Vector{}; }  // x - 0 is x, wh
 inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
 inline int padded(int size) { return (size + WIDTH - 1) / WIDTH * WIDTH; }
 
+template <int... I>
+inline Vector repeat(Four four, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(four, four, (I % 4)...);
+}
+inline Vector repeat(Four four) { return repeat(four, std::make_integer_sequence<int, WIDTH>{}); }
+
 // Folds a vector into its first four lanes, by halves. A store and a loop would wait for the store each time.
 template <typename Fold>
 inline Four folded(Vector value, [[maybe_unused]] Fold fold) {
