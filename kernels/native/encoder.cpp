@@ -66,7 +66,8 @@ void normalise(float* values, int rows, int width, int size, float epsilon, cons
 
 class Encoding {
  public:
-  Encoding(const PinrankEncoder& e, Arena&& arena) : e(e), width(e.dim_padded), both(e.dim_padded + e.hidden), columns(padded(e.basis * GROUP)) {
+  Encoding(const PinrankEncoder& e, Arena&& arena) : e(e), width(e.dim_padded), both(e.dim_padded + e.hidden), columns(padded(e.basis * GROUP)),
+        basis_room(columns / GROUP + WIDTH) {
     const size_t length = padded(e.length) + SLACK, chunk = CHUNK + SLACK, asked = GROUP * e.rows + SLACK;
     room = length;
     embeddings = arena.take(length * e.embedding);
@@ -83,10 +84,11 @@ class Encoding {
     candidate_both = arena.take(chunk * both);
     offsets = arena.take(chunk * length);
     weights = arena.take(chunk * length);
-    basis = arena.take(length * columns);
+    basis = arena.take(length * basis_room);
     weighted = arena.take(length * columns);
     spans = arena.take(length * columns);
     mixture = arena.take(length);
+    alternating = arena.take(length * GROUP + WIDTH);
     shares = arena.take(length * GROUP);
     scale_out = arena.take(length);
     outputs = arena.take(GROUP * length * width);
@@ -136,10 +138,10 @@ class Encoding {
     for (int i = 0; i < present; i++) {
       std::memcpy(own + (size_t)i * e.own, e.action_table + (size_t)codes[i] * e.action, e.action * 4);
       std::memcpy(own + (size_t)i * e.own + e.action, pins + (size_t)i * e.pin_padded, e.pin * 4);
-      float* spanned = basis + (size_t)i * columns;
-      std::fill(spanned, spanned + columns, 0.0f);
-      for (int c = 0; c < e.pin; c++) std::fill_n(spanned + c * GROUP, GROUP, pins[(size_t)i * e.pin_padded + c]);
-      std::fill_n(spanned + (e.pin + codes[i] - 1) * GROUP, GROUP, 1.0f);
+      float* spanned = basis + i * basis_room;
+      std::memcpy(spanned, pins + (size_t)i * e.pin_padded, e.pin * 4);
+      std::fill(spanned + e.pin, spanned + basis_room, 0.0f);
+      spanned[e.pin + codes[i] - 1] = 1.0f;
     }
     for (int k = 0; k < e.own; k++) {
       for (int i = 0; i < present; i++) own_across[(size_t)k * stride + i] = own[(size_t)i * e.own + k];
@@ -190,13 +192,12 @@ class Encoding {
   // spans[i] = each candidate's mixture of the basis for row i, still to be divided by the sum of its weights, which is
   // the sum over the columns of the actions. Candidates alternate from number to number.
   void mix_bases(int first, int count) {
-    const int lanes = e.basis * GROUP;
+    for (int n = 0; n < count; n++)
+      for (int j = 0; j < present; j++) alternating[j * GROUP + n] = weights[(size_t)(first + n) * stride + j];
     for (int j = 0; j < present; j++) {
-      Four weight{};
-      for (int n = 0; n < count; n++) weight[n] = weights[(size_t)(first + n) * stride + j];
-      const Vector repeated = repeat(weight);
-      for (int c = 0; c < lanes; c += WIDTH)
-        store(weighted + (size_t)j * columns + c, load(basis + (size_t)j * columns + c) * repeated);
+      const Vector weight = repeated(load(alternating + j * GROUP));
+      for (int c = 0; c < columns; c += WIDTH)
+        store(weighted + (size_t)j * columns + c, spread(load(basis + j * basis_room + c / GROUP)) * weight);
     }
     product(shared, stride, weighted, columns, nullptr, spans, columns, present, columns, present);
     for (int i = 0; i < present; i++) {
@@ -222,29 +223,29 @@ class Encoding {
     const float *score = scores + (size_t)i * stride, *offset = offsets + (size_t)candidate * stride;
     for (int j = 0; j < present; j++) mixture[j] = score[j] + offset[j];
     exponentiate(mixture, 1, stride, present);
-    for (int c = 0; c < e.basis * GROUP; c += GROUP) {
-      span[c] = 0.0f;
-      for (int j = 0; j < present; j++) span[c] += basis[(size_t)j * columns + c] * mixture[j];
+    for (int c = 0; c < e.basis; c++) {
+      span[c * GROUP] = 0.0f;
+      for (int j = 0; j < present; j++) span[c * GROUP] += basis[j * basis_room + c] * mixture[j];
     }
   }
 
   // Layer 1 of a group of candidates, in sweeps over its rows: no row waits for its own sums.
   void first_layer(int first, int count) {
     // Rows before the first norm, already centred, and the scales of that norm.
-    over_rows<ROWS>(present, [&]<int M>(int i) PINRANK_INLINE {
+    over_rows(present, [&]<int M>(int i) PINRANK_INLINE {
       for (int n = 0; n < count; n++) {
         float* rows = outputs + (n * room + i) * width;
         Vector squares[M] = {};
-        over_columns<COLUMNS>(width / WIDTH, [&]<int N>(int c) PINRANK_INLINE {
+        over_columns(width / WIDTH, [&]<int N>(int c) PINRANK_INLINE {
           Vector sums[M][N] = {};
           accumulate<GROUP>(spans + (size_t)i * columns + n, columns, e.both_of_basis + c, both, e.basis, sums);
+          add_parts(sums, first + n, n, i, c);
 #pragma GCC unroll 16
           for (int m = 0; m < M; m++)
 #pragma GCC unroll 16
             for (int v = 0; v < N; v++) {
-              const Vector row = with_parts(sums[m][v], first + n, n, i + m, c + v * WIDTH);
-              store(rows + m * width + c + v * WIDTH, row);
-              squares[m] += row * row;
+              store(rows + m * width + c + v * WIDTH, sums[m][v]);
+              squares[m] += sums[m][v] * sums[m][v];
             }
         });
         sum_of_each(squares, scales + n * room + i);
@@ -256,36 +257,39 @@ class Encoding {
         *scale = 1.0f / std::sqrt(*scale / e.dim + e.epsilon1);
       }
     // The feed-forward's hidden values.
-    over_rows<ROWS>(present, [&]<int M>(int i) PINRANK_INLINE {
+    over_rows(present, [&]<int M>(int i) PINRANK_INLINE {
       for (int n = 0; n < count; n++)
-        over_columns<COLUMNS>(e.hidden / WIDTH, [&]<int N>(int c) PINRANK_INLINE {
+        over_columns(e.hidden / WIDTH, [&]<int N>(int c) PINRANK_INLINE {
           Vector sums[M][N] = {};
           accumulate<GROUP>(spans + (size_t)i * columns + n, columns, e.both_of_basis + width + c, both, e.basis, sums);
+          add_parts(sums, first + n, n, i, width + c);
+          Vector bias[N];
+          load_each(e.hidden_bias1 + c, bias);
 #pragma GCC unroll 16
           for (int m = 0; m < M; m++)
 #pragma GCC unroll 16
-            for (int v = 0; v < N; v++) {
-              const int at = c + v * WIDTH;
-              const Vector inner = with_parts(sums[m][v], first + n, n, i + m, width + at) * scales[n * room + i + m];
-              store(hidden + (n * room + i + m) * e.hidden + at, larger(inner + load(e.hidden_bias1 + at), Vector{}));
-            }
+            for (int v = 0; v < N; v++)
+              store(hidden + (n * room + i + m) * e.hidden + c + v * WIDTH,
+                    larger(sums[m][v] * scales[n * room + i + m] + bias[v], Vector{}));
         });
     });
     // Rows before the second norm, and the means and scales of that norm.
     for (int n = 0; n < count; n++) {
       float *rows = outputs + n * room * width, *mean = means + n * room, *scale = scales + n * room;
-      over_rows<ROWS>(present, [&]<int M>(int i) PINRANK_INLINE {
+      over_rows(present, [&]<int M>(int i) PINRANK_INLINE {
         Vector squares[M] = {}, totals[M] = {};
-        over_columns<COLUMNS>(width / WIDTH, [&]<int N>(int c) PINRANK_INLINE {
+        over_columns(width / WIDTH, [&]<int N>(int c) PINRANK_INLINE {
           Vector sums[M][N] = {};
           accumulate<1>(hidden + (n * room + i) * e.hidden, e.hidden, e.out_of_hidden1 + c, width, e.hidden, sums);
+          Vector gain[N], bias[N];
+          load_each(e.gain1 + c, gain);
+          load_each(e.out_bias1 + c, bias);
 #pragma GCC unroll 16
           for (int m = 0; m < M; m++)
 #pragma GCC unroll 16
             for (int v = 0; v < N; v++) {
-              const int at = c + v * WIDTH;
-              float* row = rows + (size_t)(i + m) * width + at;
-              const Vector total = load(row) * load(e.gain1 + at) * scale[i + m] + (sums[m][v] + load(e.out_bias1 + at));
+              float* row = rows + (size_t)(i + m) * width + c + v * WIDTH;
+              const Vector total = load(row) * gain[v] * scale[i + m] + (sums[m][v] + bias[v]);
               store(row, total);
               squares[m] += total * total;
               totals[m] += total;
@@ -301,10 +305,17 @@ class Encoding {
     }
   }
 
-  // What attention brings to row i, divided by its sum of weights, plus the row's own and the candidate's part.
-  inline PINRANK_INLINE Vector with_parts(Vector mixed, int candidate, int n, int i, int at) {
-    return mixed * shares[i * GROUP + n] +
-           (load(own_both + (size_t)i * both + at) + load(candidate_both + (size_t)candidate * both + at));
+  // Divides what attention brings to rows i.. by their sums of weights, and adds their own and the candidate's part.
+  template <int M, int N>
+  inline PINRANK_INLINE void add_parts(Vector (&sums)[M][N], int candidate, int n, int i, int c) {
+    Vector part[N];
+    load_each(candidate_both + (size_t)candidate * both + c, part);
+#pragma GCC unroll 16
+    for (int m = 0; m < M; m++)
+#pragma GCC unroll 16
+      for (int v = 0; v < N; v++)
+        sums[m][v] = sums[m][v] * shares[(i + m) * GROUP + n] +
+                     (load(own_both + (size_t)(i + m) * both + c + v * WIDTH) + part[v]);
   }
 
   // Layer 2 for the rows that are read. A row's norm is its mean, scale, gain and shift; the maps of keys and values
@@ -345,18 +356,19 @@ class Encoding {
       const float share = 1.0f / sum(total);
       for (int j = 0; j < stride; j += WIDTH) store(row + j, load(row + j) * load(scale + j) * share);
     }
-    product<FEW_ROWS, FEW_ROWS_COLUMNS>(attention, stride, of_candidate, width, nullptr,
-                                        read + (size_t)n * asked * width, width, asked, width, present);
+    product(attention, stride, of_candidate, width, nullptr, read + (size_t)n * asked * width, width, asked, width,
+            present);
   }
 
   const PinrankEncoder& e;
   const int width, both, columns;
   int present = 0, asked = 0, stride = 0;
+  const size_t basis_room;
   size_t room;
   int codes[PINRANK_LENGTH_MAX], position[PINRANK_LENGTH_MAX];
   float *embeddings, *pins, *own, *own_across, *own_queries, *own_both, *scores, *shared, *candidate_keys;
   float *candidate_in, *candidate, *candidate_both, *offsets, *weights, *weighted, *spans, *mixture;
-  float *basis, *shares, *scale_out, *outputs, *scales, *means;
+  float *basis, *alternating, *shares, *scale_out, *outputs, *scales, *means;
   float *asking, *queries, *attention, *read, *attended, *hidden;
 };
 

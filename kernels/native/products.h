@@ -11,11 +11,8 @@
 namespace PINRANK_ISA {
 namespace {
 
-constexpr int ROWS = REGISTERS == 32 ? 5 : 4;  // times COLUMNS: 24 of 32 registers, or 12 of 16
-constexpr int COLUMNS = 3;
-// Tiles for ten rows, the number that the last layer reads by default: 15 of 32 registers, or 10 of 16.
-constexpr int FEW_ROWS = 5;
-constexpr int FEW_ROWS_COLUMNS = REGISTERS == 32 ? 3 : 2;
+// Fifteen sums of 32 registers, which leaves some for what a tile ends with, or twelve of 16.
+constexpr int ROWS = REGISTERS == 32 ? 5 : 4, COLUMNS = 3;
 // Blocks may read and write this many rows past the last one.
 constexpr int SLACK = 2 * ROWS;
 
@@ -23,12 +20,11 @@ constexpr int SLACK = 2 * ROWS;
 // `left` stand STEP apart.
 template <int STEP, int M, int N>
 inline PINRANK_INLINE void accumulate(const float* left, int left_stride, const float* right,
-                                                      int right_stride, int depth, Vector (&sums)[M][N]) {
+                                      int right_stride, int depth, Vector (&sums)[M][N]) {
 #pragma GCC unroll 4
   for (int k = 0; k < depth; k++) {
     Vector row[N];
-#pragma GCC unroll 8
-    for (int n = 0; n < N; n++) row[n] = load(right + (size_t)k * right_stride + n * WIDTH);
+    load_each(right + (size_t)k * right_stride, row);
 #pragma GCC unroll 16
     for (int m = 0; m < M; m++) {
       const Vector factor = splat(left[(size_t)m * left_stride + k * STEP]);
@@ -38,40 +34,39 @@ inline PINRANK_INLINE void accumulate(const float* left, int left_stride, const 
   }
 }
 
-// Calls step.operator()<N>(first column) for `columns` vectors of WIDTH: MOST at a time, and no lonely one if avoidable.
-template <int MOST, typename Step>
+// Calls step.operator()<N>(first column) for `columns` vectors of WIDTH: COLUMNS at a time, and no lonely one if avoidable.
+template <typename Step>
 inline PINRANK_INLINE void over_columns(int columns, Step&& step) {
   int v = 0;
-  for (; columns - v > MOST + 1 || columns - v == MOST; v += MOST) step.template operator()<MOST>(v * WIDTH);
+  for (; columns - v > COLUMNS + 1 || columns - v == COLUMNS; v += COLUMNS) step.template operator()<COLUMNS>(v * WIDTH);
   for (; columns - v >= 2; v += 2) step.template operator()<2>(v * WIDTH);
   if (columns > v) step.template operator()<1>(v * WIDTH);
 }
 
-// Calls step.operator()<M>(first row): MOST rows at a time, or half of them where that covers the rest.
-template <int MOST, typename Step>
+// Calls step.operator()<M>(first row): ROWS at a time, or half of them where that covers the rest.
+template <typename Step>
 inline PINRANK_INLINE void over_rows(int rows, Step&& step) {
   int i = 0;
-  for (; rows - i > MOST / 2; i += MOST) step.template operator()<MOST>(i);
-  if (rows > i) step.template operator()<MOST / 2>(i);
+  for (; rows - i > ROWS / 2; i += ROWS) step.template operator()<ROWS>(i);
+  if (rows > i) step.template operator()<ROWS / 2>(i);
 }
 
 // out[rows][columns] = left[rows][depth] * right[depth][columns] + bias, where bias may be null.
 // A few columns of `right` stay in the first-level cache while the rows of `left` pass.
-template <int M = ROWS, int N = COLUMNS>
 void product(const float* left, int left_stride, const float* right, int right_stride, const float* bias, float* out,
              int out_stride, int rows, int columns, int depth) {
-  over_columns<N>(columns / WIDTH, [&]<int n_count>(int c) PINRANK_INLINE {
-    over_rows<M>(rows, [&]<int m_count>(int i) PINRANK_INLINE {
-      Vector sums[m_count][n_count];
+  over_columns(columns / WIDTH, [&]<int N>(int c) PINRANK_INLINE {
+    over_rows(rows, [&]<int M>(int i) PINRANK_INLINE {
+      Vector sums[M][N];
 #pragma GCC unroll 16
-      for (int m = 0; m < m_count; m++)
+      for (int m = 0; m < M; m++)
 #pragma GCC unroll 16
-        for (int n = 0; n < n_count; n++) sums[m][n] = bias ? load(bias + c + n * WIDTH) : Vector{};
+        for (int n = 0; n < N; n++) sums[m][n] = bias ? load(bias + c + n * WIDTH) : Vector{};
       accumulate<1>(left + (size_t)i * left_stride, left_stride, right + c, right_stride, depth, sums);
 #pragma GCC unroll 16
-      for (int m = 0; m < m_count; m++)
+      for (int m = 0; m < M; m++)
 #pragma GCC unroll 16
-        for (int n = 0; n < n_count; n++) store(out + (size_t)(i + m) * out_stride + c + n * WIDTH, sums[m][n]);
+        for (int n = 0; n < N; n++) store(out + (size_t)(i + m) * out_stride + c + n * WIDTH, sums[m][n]);
     });
   });
 }

@@ -36,17 +36,28 @@ typedef float UnalignedFour __attribute__((vector_size(16), aligned(4), may_alia
 
 inline Vector load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
 inline void store(float* to, Vector value) { *reinterpret_cast<Unaligned*>(to) = value; }
+template <int N>
+inline PINRANK_INLINE void load_each(const float* from, Vector (&vectors)[N]) {
+#pragma GCC unroll 8
+  for (int n = 0; n < N; n++) vectors[n] = load(from + n * WIDTH);
+}
 inline Four load_four(const float* from) { return *reinterpret_cast<const UnalignedFour*>(from); }
 inline void store_four(float* to, Four value) { *reinterpret_cast<UnalignedFour*>(to) = value; }
 inline Vector splat(float value) { return value - Vector{}; }  // x - 0 is x, which x + 0 is not for -0
 inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
 inline int padded(int size) { return (size + WIDTH - 1) / WIDTH * WIDTH; }
 
+// A vector's first four numbers over all of its lanes: again and again, or its first WIDTH / 4 numbers four times each.
 template <int... I>
-inline Vector repeat(Four four, std::integer_sequence<int, I...>) {
-  return __builtin_shufflevector(four, four, (I % 4)...);
+inline Vector repeated(Vector value, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(value, value, (I % 4)...);
 }
-inline Vector repeat(Four four) { return repeat(four, std::make_integer_sequence<int, WIDTH>{}); }
+inline Vector repeated(Vector value) { return repeated(value, std::make_integer_sequence<int, WIDTH>{}); }
+template <int... I>
+inline Vector spread(Vector value, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(value, value, (I / 4)...);
+}
+inline Vector spread(Vector value) { return spread(value, std::make_integer_sequence<int, WIDTH>{}); }
 
 // Folds a vector into its first four lanes, by halves. A store and a loop would wait for the store each time.
 template <typename Fold>
