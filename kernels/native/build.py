@@ -32,7 +32,7 @@ if platform.machine() in ("x86_64", "AMD64"):
         "avx512": ("-mavx2", "-mfma", "-mavx512f", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"),
     }
 #: Files that are compiled once per instruction set, and the others.
-_PER_ISA, _ONCE = {"encoder.cpp": _FUSED}, {"dispatch.cpp": _EXACT}
+_PER_ISA, _ONCE = {"encoder.cpp": _FUSED, "peak.cpp": _FUSED}, {"dispatch.cpp": _EXACT}
 
 
 class CompilerMissingError(Exception):

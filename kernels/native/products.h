@@ -53,7 +53,7 @@ inline PINRANK_INLINE void over_rows(int rows, Step&& step) {
 
 // out[rows][columns] = left[rows][depth] * right[depth][columns] + bias, where bias may be null.
 // A few columns of `right` stay in the first-level cache while the rows of `left` pass.
-void product(const float* left, int left_stride, const float* right, int right_stride, const float* bias, float* out,
+inline void product(const float* left, int left_stride, const float* right, int right_stride, const float* bias, float* out,
              int out_stride, int rows, int columns, int depth) {
   over_columns(columns / WIDTH, [&]<int N>(int c) PINRANK_INLINE {
     over_rows(rows, [&]<int M>(int i) PINRANK_INLINE {
@@ -73,7 +73,7 @@ void product(const float* left, int left_stride, const float* right, int right_s
 
 // out[i][j] = left[i] . right[j] * scales[j] for two row-wise matrices of `width` columns, `right` of few rows' length.
 // Sums run along the vectors and are added up at the end, so that neither matrix has to be turned.
-void dot_products(const float* left, const float* right, int width, const float* scales, float* out, int out_stride,
+inline void dot_products(const float* left, const float* right, int width, const float* scales, float* out, int out_stride,
                   int left_rows, int right_rows) {
   constexpr int M = REGISTERS == 32 ? 5 : 2;
   for (int j = 0; j < right_rows; j += 4)

@@ -128,7 +128,7 @@ inline Vector exponential(Vector x) {
 }
 
 // Turn rows of scores into exp(score - the row's largest), and what lies beyond `length` into next to nothing.
-void exponentiate(float* scores, int rows, int stride, int length) {
+inline void exponentiate(float* scores, int rows, int stride, int length) {
   const int end = padded(length), last = end - WIDTH;
   Integers lane;
   for (int i = 0; i < WIDTH; i++) lane[i] = last + i;
