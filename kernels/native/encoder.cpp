@@ -90,7 +90,6 @@ class Encoding {
     mixture = arena.take(length);
     alternating = arena.take(length * GROUP + WIDTH);
     shares = arena.take(length * GROUP);
-    scale_out = arena.take(length);
     outputs = arena.take(GROUP * length * width);
     scales = arena.take(GROUP * length);
     means = arena.take(GROUP * length);
@@ -229,9 +228,15 @@ class Encoding {
     }
   }
 
-  // Layer 1 of a group of candidates, in sweeps over its rows: no row waits for its own sums.
+  // Layer 1 of a group of candidates, in sweeps over all of its rows, so that none waits for its own sums.
   void first_layer(int first, int count) {
-    // Rows before the first norm, already centred, and the scales of that norm.
+    rows_before_norm(first, count);
+    hidden_values(first, count);
+    for (int n = 0; n < count; n++) rows_after_feed_forward(n);
+  }
+
+  // Rows before the first norm, already centred, and the scales of that norm.
+  void rows_before_norm(int first, int count) {
     over_rows(present, [&]<int M>(int i) PINRANK_INLINE {
       for (int n = 0; n < count; n++) {
         float* rows = outputs + (n * room + i) * width;
@@ -256,14 +261,16 @@ class Encoding {
         float* scale = scales + n * room + i;
         *scale = 1.0f / std::sqrt(*scale / e.dim + e.epsilon1);
       }
-    // The feed-forward's hidden values.
+  }
+
+  // The feed-forward's hidden values.
+  void hidden_values(int first, int count) {
     over_rows(present, [&]<int M>(int i) PINRANK_INLINE {
       for (int n = 0; n < count; n++)
         over_columns(e.hidden / WIDTH, [&]<int N>(int c) PINRANK_INLINE {
-          Vector sums[M][N] = {};
+          Vector sums[M][N] = {}, bias[N];
           accumulate<GROUP>(spans + (size_t)i * columns + n, columns, e.both_of_basis + width + c, both, e.basis, sums);
           add_parts(sums, first + n, n, i, width + c);
-          Vector bias[N];
           load_each(e.hidden_bias1 + c, bias);
 #pragma GCC unroll 16
           for (int m = 0; m < M; m++)
@@ -273,35 +280,35 @@ class Encoding {
                     larger(sums[m][v] * scales[n * room + i + m] + bias[v], Vector{}));
         });
     });
-    // Rows before the second norm, and the means and scales of that norm.
-    for (int n = 0; n < count; n++) {
-      float *rows = outputs + n * room * width, *mean = means + n * room, *scale = scales + n * room;
-      over_rows(present, [&]<int M>(int i) PINRANK_INLINE {
-        Vector squares[M] = {}, totals[M] = {};
-        over_columns(width / WIDTH, [&]<int N>(int c) PINRANK_INLINE {
-          Vector sums[M][N] = {};
-          accumulate<1>(hidden + (n * room + i) * e.hidden, e.hidden, e.out_of_hidden1 + c, width, e.hidden, sums);
-          Vector gain[N], bias[N];
-          load_each(e.gain1 + c, gain);
-          load_each(e.out_bias1 + c, bias);
+  }
+
+  // A candidate's rows before the second norm, in place, and the means and scales of that norm.
+  void rows_after_feed_forward(int n) {
+    float *rows = outputs + n * room * width, *mean = means + n * room, *scale = scales + n * room;
+    over_rows(present, [&]<int M>(int i) PINRANK_INLINE {
+      Vector squares[M] = {}, totals[M] = {};
+      over_columns(width / WIDTH, [&]<int N>(int c) PINRANK_INLINE {
+        Vector sums[M][N] = {}, gain[N], bias[N];
+        accumulate<1>(hidden + (n * room + i) * e.hidden, e.hidden, e.out_of_hidden1 + c, width, e.hidden, sums);
+        load_each(e.gain1 + c, gain);
+        load_each(e.out_bias1 + c, bias);
 #pragma GCC unroll 16
-          for (int m = 0; m < M; m++)
+        for (int m = 0; m < M; m++)
 #pragma GCC unroll 16
-            for (int v = 0; v < N; v++) {
-              float* row = rows + (size_t)(i + m) * width + c + v * WIDTH;
-              const Vector total = load(row) * gain[v] * scale[i + m] + (sums[m][v] + bias[v]);
-              store(row, total);
-              squares[m] += total * total;
-              totals[m] += total;
-            }
-        });
-        sum_of_each(squares, scale_out + i);
-        sum_of_each(totals, mean + i);
+          for (int v = 0; v < N; v++) {
+            float* row = rows + (size_t)(i + m) * width + c + v * WIDTH;
+            const Vector total = load(row) * gain[v] * scale[i + m] + (sums[m][v] + bias[v]);
+            store(row, total);
+            squares[m] += total * total;
+            totals[m] += total;
+          }
       });
-      for (int i = 0; i < present; i++) {
-        mean[i] /= e.dim;
-        scale[i] = 1.0f / std::sqrt(std::max(scale_out[i] / e.dim - mean[i] * mean[i], 0.0f) + e.epsilon2);
-      }
+      sum_of_each(squares, scale + i);
+      sum_of_each(totals, mean + i);
+    });
+    for (int i = 0; i < present; i++) {
+      mean[i] /= e.dim;
+      scale[i] = 1.0f / std::sqrt(std::max(scale[i] / e.dim - mean[i] * mean[i], 0.0f) + e.epsilon2);
     }
   }
 
@@ -368,7 +375,7 @@ class Encoding {
   int codes[PINRANK_LENGTH_MAX], position[PINRANK_LENGTH_MAX];
   float *embeddings, *pins, *own, *own_across, *own_queries, *own_both, *scores, *shared, *candidate_keys;
   float *candidate_in, *candidate, *candidate_both, *offsets, *weights, *weighted, *spans, *mixture;
-  float *basis, *alternating, *shares, *scale_out, *outputs, *scales, *means;
+  float *basis, *alternating, *shares, *outputs, *scales, *means;
   float *asking, *queries, *attention, *read, *attended, *hidden;
 };
 
