@@ -33,8 +33,8 @@ _EPSILONS = ("epsilon1", "epsilon2", "epsilon3", "epsilon4")
 _ARRAYS = (
     *("action_table", "pin_map", "pin_bias", "candidate_map", "candidate_bias"),
     *("own_query_key", "own_query_key_bias", "candidate_query_key"),
-    *("row_of_basis", "row_of_candidate", "row_bias"),
-    *("hidden_of_token", "hidden_of_basis", "hidden_of_candidate", "hidden_row_bias", "hidden_bias1"),
+    *("both_of_basis", "both_of_candidate", "both_bias"),
+    *("hidden_of_token", "hidden_bias1"),
     *("gain1", "real", "out_of_hidden1", "out_bias1"),
     *("query_key2", "query_key2_bias", "value_out2", "value_out2_bias", "gain2"),
     *("gain3", "shift3", "hidden_of_row2", "hidden_bias2", "out_of_hidden2", "out_bias2", "gain4", "shift4"),
@@ -206,7 +206,7 @@ def _sizes(w: Mapping[str, np.ndarray], shape: EncoderShape) -> dict[str, int]:
         "dim": dim,
         "dim_padded": _up(dim),
         "hidden": _up(len(w["layer1_hidden"])),
-        "basis": _up(pin) + _up(len(table) + 1),
+        "basis": pin + len(table),
     }
 
 
@@ -216,16 +216,19 @@ def _fold_layer1(w: Mapping[str, np.ndarray], sizes: Mapping[str, int], centre: 
     Rows before the first norm are centred sums of the token's, the basis's and the candidate's part.
     """
     table, candidate = w["action_table"][1:], len(w["candidate"])
-    action, own, dim, padded = sizes["action"], sizes["own"], sizes["dim"], sizes["candidate"]
+    action, own, padded = sizes["action"], sizes["own"], sizes["candidate"]
     gain, shift = w["layer1_norm_attention"], w["layer1_norm_attention_bias"]
     value_out, query_key = w["layer1_value_out"], w["layer1_query_key"]
     of_pin, of_action = value_out[:, action:own].T, table @ value_out[:, :action].T
     of_candidate = value_out[:, own:].T.copy()
     of_candidate[:, own:] += np.eye(candidate)
     to_hidden = (w["layer1_hidden"] * gain).T
-    spanned = _pad(of_pin, rows=sizes["pin_padded"], columns=dim) @ centre, of_action @ centre
-    row_of_basis = np.concatenate(spanned)
+    row_of_basis = np.concatenate([of_pin, of_action]) @ centre
     row_of_candidate, row_bias = of_candidate @ centre, centre @ w["layer1_value_out_bias"]
+
+    def both(row: np.ndarray, rows: int | None = None) -> np.ndarray:
+        return np.concatenate([_pad(row, rows=rows), _pad(row @ to_hidden, rows=rows)], axis=-1)
+
     return {
         "action_table": w["action_table"],
         "pin_map": _pad(w["acted"].T, columns=sizes["pin_padded"]),
@@ -235,29 +238,26 @@ def _fold_layer1(w: Mapping[str, np.ndarray], sizes: Mapping[str, int], centre: 
         "own_query_key": _pad(query_key[:own, :own].T, columns=sizes["own_padded"]),
         "own_query_key_bias": _pad(w["layer1_query_key_bias"][:own]),
         "candidate_query_key": _pad(query_key[:own, own:].T, rows=padded, columns=own),
-        "row_of_basis": _pad(row_of_basis, columns=sizes["dim_padded"]),
-        "row_of_candidate": _pad(row_of_candidate, rows=padded, columns=sizes["dim_padded"]),
-        "row_bias": _pad(row_bias),
+        "both_of_basis": both(row_of_basis),
+        "both_of_candidate": both(row_of_candidate, rows=padded),
+        "both_bias": both(row_bias),
         "hidden_of_token": _pad(to_hidden),
-        "hidden_of_basis": _pad(row_of_basis @ to_hidden),
-        "hidden_of_candidate": _pad(row_of_candidate @ to_hidden, rows=padded),
-        "hidden_row_bias": _pad(row_bias @ to_hidden),
         "hidden_bias1": _pad(w["layer1_hidden"] @ shift + w["layer1_hidden_bias"]),
         "gain1": _pad(gain),
-        "real": _pad(np.ones(dim)),
+        "real": _pad(np.ones(sizes["dim"])),
         "out_of_hidden1": _pad((centre @ w["layer1_feed_forward"]).T, rows=_up(len(to_hidden.T))),
         "out_bias1": _pad(centre @ (shift + w["layer1_feed_forward_bias"])),
     }
 
 
 def _fold_layer2(w: Mapping[str, np.ndarray], centre: np.ndarray) -> dict[str, np.ndarray]:
-    """Fold layer 2, which reads norm(row) = row * scale * gain + shift of rows that layer 1 centred."""
+    """Fold layer 2, which reads norm(row) = (row - mean) * scale * gain + shift."""
     gain, shift = w["layer1_norm_out"], w["layer1_norm_out_bias"]
     query_key, value_out = centre @ (gain[:, None] * w["layer2_query_key"]), w["layer2_value_out"]
     return {
         "query_key2": _pad((query_key * gain).T),
         "query_key2_bias": _pad(query_key @ shift + centre @ (gain * w["layer2_query_key_bias"])),
-        "value_out2": _pad((value_out * gain).T),
+        "value_out2": _pad(centre @ (value_out * gain).T),
         "value_out2_bias": _pad(value_out @ shift + w["layer2_value_out_bias"] + shift),
         "gain2": _pad(gain),
         "gain3": _pad(w["layer2_norm_attention"]),

@@ -7,22 +7,21 @@ one stream over all cores, whichever is faster in a short trial.
 from __future__ import annotations
 
 import os
-import threading
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import torch
 
+from bench.engines.peak_share import PeakShare, claims_of, measure_shares, per_second, table_of
 from bench.harness import BenchmarkError, Claim, Measurement, markdown_table
 from kernels.cpu.openvino_engine import OpenVinoEngine
 from kernels.cpu.openvino_without_telemetry import openvino
 from kernels.encoder import FusedEncoder, instruction_sets
 from kernels.engine import LOGITS, ROW_REQUEST, FeatureBatch, TensorSpec
-from kernels.fusion import inlined, parse, take_out_encoder
+from kernels.fusion import EncoderCall, inlined, parse, take_out_encoder
 from ranker.export.bundle import export_encoder, export_onnx
 from ranker.network.model import NetworkConfig, RankerNetwork
 from ranker.training.minibatches import tensors
@@ -60,7 +59,8 @@ def measure(*, quick: bool) -> Measurement:
     if not instruction_sets():
         raise BenchmarkError("the native kernel is not built; reinstall pinrank with a C++ compiler present")
     networks = {"encoder": _network(), "ranker": _network(), "flat ranker": _network(readout_dim=0)}
-    sides = _sides(networks)
+    call = _encoder_call(networks["ranker"])
+    sides = _sides(networks, call)
     cores = len(os.sched_getaffinity(0))
     rounds, window_s = (1, 0.05) if quick else (5, 1.0)
     rates: dict[str, dict[str, list[float]]] = {}
@@ -81,7 +81,19 @@ def measure(*, quick: bool) -> Measurement:
         for _ in range(rounds):
             for key, streams in opened.items():
                 rates[key]["rows_per_s"].append(_rate(streams, batch, window_s))
-    return _measured(rates, layouts, differences, inversions)
+    shares = measure_shares(call, _batch(CANDIDATES[0], seed=CANDIDATES[0]), quick=quick)
+    measured = _measured(rates, layouts, differences, inversions)
+    return _with_shares(measured, shares, call)
+
+
+def _with_shares(measured: Measurement, shares: list[PeakShare], call: EncoderCall) -> Measurement:
+    summary = {f"{claim.name}, {claim.unit}": claim.measured for claim in claims_of(shares)}
+    return Measurement(
+        {**measured.summary, **summary},
+        (*measured.claims, *claims_of(shares)),
+        {**measured.raw, "shares_of_peak": [asdict(share) for share in shares]},
+        f"{measured.table}\n{table_of(shares, call)}",
+    )
 
 
 def _network(**sizes: int) -> RankerNetwork:
@@ -134,25 +146,38 @@ def _oracle(network: RankerNetwork, part: str, batch: FeatureBatch) -> np.ndarra
         return encoded.numpy()
 
 
-def _sides(networks: Mapping[str, RankerNetwork]) -> list[Side]:
-    network, flat = networks["ranker"], networks["flat ranker"]
-    sample = _batch(17, seed=1, requests=3)
+def _encoder_call(network: RankerNetwork) -> EncoderCall:
+    call = take_out_encoder(parse(export_onnx(network, _sample())), _specs(_sample()))
+    if call is None:
+        raise BenchmarkError("the serving form does not call the encoder function")
+    return call
+
+
+def _sample() -> FeatureBatch:
+    return _batch(17, seed=1, requests=3)
+
+
+def _specs(sample: FeatureBatch) -> list[TensorSpec]:
     specs = [TensorSpec(n, "request", str(array.dtype), array.shape[1:]) for n, array in sample.request.items()]
-    specs += [TensorSpec(n, "candidate", str(array.dtype), array.shape[1:]) for n, array in sample.candidate.items()]
+    return specs + [
+        TensorSpec(n, "candidate", str(array.dtype), array.shape[1:]) for n, array in sample.candidate.items()
+    ]
+
+
+def _sides(networks: Mapping[str, RankerNetwork], call: EncoderCall) -> list[Side]:
+    network, flat = networks["ranker"], networks["flat ranker"]
+    sample = _sample()
+    specs = _specs(sample)
     serving = export_onnx(network, sample)
     published = {"encoder": export_encoder(network, sample), "ranker": export_onnx(network, sample, "published")}
     plain = inlined(parse(serving)).SerializeToString()
-    call = take_out_encoder(parse(serving), specs)
-    if call is None:
-        raise BenchmarkError("the serving form does not call the encoder function")
-    weights, shape, read = call.weights, call.shape, call.inputs
 
     def native_encoder(_threads: int) -> Run:
-        kernel = FusedEncoder(weights, shape)
+        kernel = FusedEncoder(call.weights, call.shape)
 
         def run(batch: FeatureBatch) -> np.ndarray:
             tensors_of = {**batch.request, **batch.candidate}
-            actions, embeddings, candidates = (tensors_of[name] for name in read)
+            actions, embeddings, candidates = (tensors_of[name] for name in call.inputs)
             return kernel.run(actions, embeddings, candidates, batch.row_splits)
 
         return run
@@ -237,25 +262,16 @@ def _layout(side: Side, cores: int, batch: FeatureBatch, window_s: float) -> tup
 
 
 def _rate(streams: list[Run], batch: FeatureBatch, window_s: float) -> float:
-    """Return the total rows/s of all streams, each in a loop on its own thread. Unfinished runs at the end count."""
-    counts = [0] * len(streams)
-    start = threading.Barrier(len(streams) + 1)
+    """Return the total rows/s of all streams, each in a loop on its own thread."""
 
-    def loop(stream: int) -> None:
-        start.wait()
-        end_s = time.perf_counter() + window_s
-        while time.perf_counter() < end_s:
-            streams[stream](batch)
-            counts[stream] += 1
+    def work(run: Run) -> Callable[[], float]:
+        def once() -> float:
+            run(batch)
+            return batch.rows
 
-    threads = [threading.Thread(target=loop, args=(stream,)) for stream in range(len(streams))]
-    for thread in threads:
-        thread.start()
-    start.wait()
-    start_s = time.perf_counter()
-    for thread in threads:
-        thread.join()
-    return sum(counts) * batch.rows / (time.perf_counter() - start_s)
+        return once
+
+    return per_second([work(run) for run in streams], window_s)
 
 
 def inversion_count(found: np.ndarray, expected: np.ndarray) -> int:

@@ -6,6 +6,7 @@
 #define DECLARE(isa)                                                                                            \
   namespace isa {                                                                                               \
   int encode(const PinrankEncoder&, const int64_t*, const float*, const float*, const int32_t*, int, float*);   \
+  double multiply_adds(int64_t);                                                                                \
   }
 
 DECLARE(portable)
@@ -48,4 +49,15 @@ PINRANK_API int pinrank_encode(int isa, const PinrankEncoder* encoder, const int
   if (isa == AVX2) return avx2::encode(*encoder, actions, pins, candidates, row_splits, requests, out);
 #endif
   return portable::encode(*encoder, actions, pins, candidates, row_splits, requests, out);
+}
+
+// Do multiply-adds out of registers, and return the number of floating-point operations; 0 if this processor lacks the
+// instruction set.
+PINRANK_API double pinrank_multiply_adds(int isa, int64_t steps) {
+  if (isa < PORTABLE || isa > widest()) return 0.0;
+#if defined(__x86_64__)
+  if (isa == AVX512) return avx512::multiply_adds(steps);
+  if (isa == AVX2) return avx2::multiply_adds(steps);
+#endif
+  return portable::multiply_adds(steps);
 }

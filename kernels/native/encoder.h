@@ -12,8 +12,8 @@ struct PinrankEncoder {
   float epsilon1, epsilon2, epsilon3, epsilon4;
   const float *action_table, *pin_map, *pin_bias, *candidate_map, *candidate_bias;
   const float *own_query_key, *own_query_key_bias, *candidate_query_key;
-  const float *row_of_basis, *row_of_candidate, *row_bias;
-  const float *hidden_of_token, *hidden_of_basis, *hidden_of_candidate, *hidden_row_bias, *hidden_bias1;
+  const float *both_of_basis, *both_of_candidate, *both_bias;
+  const float *hidden_of_token, *hidden_bias1;
   const float *gain1, *real, *out_of_hidden1, *out_bias1;
   const float *query_key2, *query_key2_bias, *value_out2, *value_out2_bias, *gain2;
   const float *gain3, *shift3, *hidden_of_row2, *hidden_bias2, *out_of_hidden2, *out_bias2, *gain4, *shift4;
