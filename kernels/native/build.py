@@ -32,10 +32,7 @@ if platform.machine() in ("x86_64", "AMD64"):
         "avx512": ("-mavx2", "-mfma", "-mavx512f", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"),
     }
 #: Files that are compiled once per instruction set, and the others.
-_PER_ISA = (
-    "encoder.cpp",
-    "peak.cpp",
-)
+_PER_ISA = ("encoder.cpp", "peak.cpp")
 _ONCE = ("answer.cpp", "assembly.cpp", "dispatch.cpp", "distinct.cpp", "near_cache.cpp", "values.cpp", "wire.cpp")
 
 
