@@ -106,9 +106,14 @@ struct Operation {
 };
 
 // The result may replace an operand: each row is read before it is written.
+#if defined(__clang__)
+#define IN_PLACE
+#else
+#define IN_PLACE _Pragma("GCC ivdep")
+#endif
 #define EACH(expression)                                                                       \
   [](double* to, const double* p, const double* q, const double* r, int64_t n) {               \
-    _Pragma("GCC ivdep") for (int64_t i = 0; i < n; i++) {                                     \
+    IN_PLACE for (int64_t i = 0; i < n; i++) {                                                 \
       [[maybe_unused]] const double x = p[i], y = q[i], z = r[i];                              \
       to[i] = expression;                                                                      \
     }                                                                                          \
@@ -149,6 +154,7 @@ constexpr Operation OPERATIONS[] = {
     {"minimum", EACH(std::isnan(x) || std::isnan(y) ? NAN : std::fmin(x, y))},
 };
 #undef EACH
+#undef IN_PLACE
 
 // Stored rows are packed, so their numbers are not aligned.
 template <class Number>

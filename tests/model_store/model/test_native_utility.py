@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -183,6 +184,16 @@ def test_a_translation_agrees_only_if_every_bit_does():
     assert agrees(ours, 3, changed(0, -1, 0.0))
     assert not agrees(ours, 3, changed(0, -1, 1e-3))
     assert not agrees(ours, 3, changed(1, 0, 5e-324))
+
+
+def test_threads_share_a_translation():
+    ours = native(table("log1p(save) * pin.f64", "like % 0.3", "where(hide > 0.5, save, like)"))
+    rng = np.random.default_rng(0)
+    inputs = [(probabilities(rng, 3000), [rng.normal(size=3000)]) for _ in range(8)]
+    alone = [ours.party_utilities(*one) for one in inputs]
+    with ThreadPoolExecutor(8) as threads:
+        together = list(threads.map(lambda one: ours.party_utilities(*one), inputs))
+    assert all(equal_to_the_bit(one, other) for one, other in zip(alone, together, strict=True))
 
 
 def test_columns_of_other_dtypes_are_converted():
