@@ -124,3 +124,9 @@ def check_all_ok(what: str, summary: Summary) -> None:
 
 def median(values: list[float]) -> float:
     return float(np.median(values))
+
+
+def known_median(values: list[float | None]) -> float | None:
+    """Return the median of the values that are there, None without any."""
+    known = [value for value in values if value is not None]
+    return median(known) if known else None

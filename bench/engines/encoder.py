@@ -9,15 +9,14 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnxruntime
 import torch
 
-from bench.harness import BenchmarkError, Claim, Measurement, markdown_table
+from bench.harness import BenchmarkError, Claim, Conclusion, Raw, markdown_table
 from kernels.cpu.openvino_engine import OpenVinoEngine
 from kernels.cpu.openvino_without_telemetry import openvino
 from kernels.encoder import FusedEncoder, instruction_sets
@@ -51,7 +50,7 @@ class Side:
     threaded: bool
 
 
-def measure(*, quick: bool) -> Measurement:
+def measure(*, quick: bool) -> Iterator[Raw]:
     """Measure every side with every number of candidates.
 
     Raises:
@@ -81,7 +80,14 @@ def measure(*, quick: bool) -> Measurement:
         for _ in range(rounds):
             for key, streams in opened.items():
                 rates[key]["rows_per_s"].append(_rate(streams, batch, window_s))
-    return _measured(rates, layouts, differences, inversions)
+    yield {
+        "rows_per_s_by_round": {key: value["rows_per_s"] for key, value in rates.items()},
+        "layout": layouts,
+        "largest_difference": differences,
+        "inversions": inversions,
+        "kernel": instruction_sets()[-1],
+        "cores": cores,
+    }
 
 
 def _network(**sizes: int) -> RankerNetwork:
@@ -265,12 +271,9 @@ def inversion_count(found: np.ndarray, expected: np.ndarray) -> int:
     return int((ordered[1:] - np.minimum.accumulate(ordered, axis=0)[:-1] > TIE).sum())
 
 
-def _measured(
-    rates: Mapping[str, Mapping[str, list[float]]],
-    layouts: Mapping[str, str],
-    differences: Mapping[str, float],
-    inversions: Mapping[str, int],
-) -> Measurement:
+def conclude(raw: Raw) -> Conclusion:
+    rates = {key: {"rows_per_s": by_round} for key, by_round in raw["rows_per_s_by_round"].items()}
+    layouts, differences, inversions = raw["layout"], raw["largest_difference"], raw["inversions"]
     sizes = sorted({int(key.split(", ")[-1].split()[0]) for key in rates})
 
     def ratio(over: str, under: str, size: int) -> float:
@@ -311,14 +314,7 @@ def _measured(
     claims.append(Claim("rows ranked above one that they belong below, beyond ties", swapped, 0, "pairs", "at_most"))
     summary = {f"{key}, rows/s": float(np.median(value["rows_per_s"])) for key, value in rates.items()}
     summary |= {f"{key}, largest difference": value for key, value in differences.items()}
-    raw: dict[str, Any] = {
-        "rows_per_s_by_round": {key: value["rows_per_s"] for key, value in rates.items()},
-        "layout": dict(layouts),
-        "largest_difference": dict(differences),
-        "inversions": dict(inversions),
-        "kernel": instruction_sets()[-1],
-    }
-    return Measurement(summary, tuple(claims), raw, _table(rates, layouts, differences, sizes))
+    return Conclusion(summary, tuple(claims), _table(rates, layouts, differences, sizes, raw["cores"]))
 
 
 def _table(
@@ -326,14 +322,13 @@ def _table(
     layouts: Mapping[str, str],
     differences: Mapping[str, float],
     sizes: list[int],
+    cores: int,
 ) -> str:
     """Return a table of rows/s and differences, for the encoder alone and the whole ranker, one line per side."""
     header = ["", "layout"]
     for size in sizes:
         header += [f"rows/s, {size} candidates", "over OpenVINO", "largest difference"]
-    text = (
-        f"# {len(os.sched_getaffinity(0))} cores, one request of full length at a time per stream; medians of rounds\n"
-    )
+    text = f"# {cores} cores, one request of full length at a time per stream; medians of rounds\n"
     titles = {
         "encoder": "Encoder alone",
         "ranker": "Whole ranker",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from bench.features.synthetic import power_law
-from bench.harness import Claim, Measurement, markdown_table
+from bench.harness import Claim, Conclusion, Raw, markdown_table
 from bench.test_bed import SEED
 from feature_client.codec import Rows
 from feature_client.groups import Embedding, EmbeddingSpace, FeatureGroup, Scalar
@@ -97,9 +98,16 @@ class _S3Fifo:
                 del self._uses[oldest]
 
 
-def measure(*, quick: bool = False) -> Measurement:
+def measure(*, quick: bool = False) -> Iterator[Raw]:
     plan = QUICK if quick else NearCachePlan()
-    found = [_measure(plan, exponent, part) for exponent in plan.exponents for part in plan.parts]
+    yield {
+        "pins": plan.pins,
+        "found": [_measure(plan, exponent, part) for exponent in plan.exponents for part in plan.parts],
+    }
+
+
+def conclude(raw: Raw) -> Conclusion:
+    found = raw["found"]
     worst = min(f["near_cache"] / f["s3_fifo"] for f in found)
     cost = float(np.median([f["lookup_ns"] for f in found]))
     claims = (
@@ -115,7 +123,7 @@ def measure(*, quick: bool = False) -> Measurement:
         for f in found
     ]  # fmt: skip
     summary = {"hit rate over S3-FIFO's, at worst": worst, "ns a pin": cost}
-    return Measurement(summary, claims, {"pins": plan.pins, "found": found}, markdown_table("Hit rates", header, rows))
+    return Conclusion(summary, claims, markdown_table("Hit rates", header, rows))
 
 
 def _measure(plan: NearCachePlan, exponent: float, part: float) -> dict[str, float]:

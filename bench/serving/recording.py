@@ -24,7 +24,7 @@ import numpy as np
 from bench import client
 from bench.awake import kept_awake
 from bench.features.synthetic import fill
-from bench.harness import Claim, Measurement
+from bench.harness import Claim, Conclusion, Raw
 from bench.processes import ServerProcess, server_process, single_process
 from bench.test_bed import CONFIG, SEED, median, without_surfaces
 from feature_client.groups import SequenceGroup
@@ -64,7 +64,7 @@ QUICK = RecordingPlan(
 )  # fmt: skip
 
 
-def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
+def measure(*, quick: bool = False, config: Path = CONFIG) -> Iterator[Raw]:
     """Run the benchmark with both kinds of stores. Raises BenchmarkError if a server does not start."""
     plan = QUICK if quick else RecordingPlan()
     settings = load_config(config)
@@ -94,7 +94,7 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
                     with _recording(server.address, _sequence(bundle), users, plan) as took_s:
                         beside = _ranked(caller, server, requests, due_s, plan)
                     found[name].append({"without": without, "beside": beside, "record_s": list(took_s)})
-    return _conclude(found, held_ms, awake)
+                    yield {"cores_kept_awake": awake, "rounds": found, "held_ms": held_ms}
 
 
 def _ranked(
@@ -183,10 +183,10 @@ def _recording(address: str, group: SequenceGroup, users: np.ndarray, plan: Reco
         thread.join()
 
 
-def _conclude(found: dict[str, list[dict[str, Any]]], held_ms: dict[str, list[float]], awake: bool) -> Measurement:
+def conclude(raw: Raw) -> Conclusion:
     summary: dict[str, float] = {}
     claims = []
-    for store, rounds in found.items():
+    for store, rounds in raw["rounds"].items():
         p99 = {step: [r[step]["latency_ms"]["p99"] for r in rounds] for step in ("without", "beside")}
         ratio = median((np.array(p99["beside"]) / np.array(p99["without"])).tolist())
         claims.append(
@@ -198,9 +198,9 @@ def _conclude(found: dict[str, list[dict[str, Any]]], held_ms: dict[str, list[fl
                 "at_most",
             )
         )
-        held = median(held_ms[store])
+        held = median(raw["held_ms"][store])
         claims.append(Claim(f"{store}: such a Record keeps the event loop at once", held, 5.0, "ms", "at_most"))
         for step, values in p99.items():
             summary[f"{store}, rankings {step}, P99 ms"] = median(values)
         summary[f"{store}, Record of 5,000 actions, s"] = median([s for r in rounds for s in r["record_s"]])
-    return Measurement(summary, tuple(claims), {"cores_kept_awake": awake, "rounds": found, "held_ms": held_ms})
+    return Conclusion(summary, tuple(claims))

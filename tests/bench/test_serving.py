@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from bench.features.synthetic import PINS, fill
-from bench.harness import BenchmarkError, run
+from bench.harness import BenchmarkError, run, whole
 from bench.processes import cpu_seconds, server_process
-from bench.serving.serving import measure
+from bench.serving.serving import DEADLINES, conclude, measure
 from feature_client.features import MissingFeatures
 from feature_client.fetch import fetch
 from feature_client.stores.memory_store import MemoryStore
@@ -103,12 +103,15 @@ def test_a_server_is_gone_after_a_failure_in_the_measurement(config_file, tmp_pa
 
 
 def test_a_quick_run_measures_every_part_and_keeps_no_path(config_file, tmp_path):
-    measured = run("serving", lambda: measure(quick=True, config=config_file), tmp_path / "results")
-    (only,) = measured.raw["rounds"]
-    assert only["saturated"]["degraded"] == only["quiet"]["degraded"] == 0
-    assert set(only["quiet"]["statuses"]) == {"OK"}
-    assert all(value >= 0 for value in measured.summary.values())
-    assert len(measured.claims) == 6
+    raw, concluded = run("serving", lambda: measure(quick=True, config=config_file), conclude, tmp_path / "results")
+    (only,) = raw["rounds"]
+    assert only["saturated"]["degraded"] == only["lone"]["degraded"] == 0
+    assert set(only["lone"]["statuses"]) == {"OK"}
+    assert all(value >= 0 for value in concluded.summary.values() if value is not None)
+    assert len(concluded.claims) == 12
+    assert only["goodput"].keys() == DEADLINES.keys()
+    one_run_ms = raw["setup"]["one_run_ms"]
+    assert raw["setup"]["deadlines_ms"] == {name: times * one_run_ms for name, times in DEADLINES.items()}
     assert all(tried["offered_per_s"] > 0 for found in only["goodput"].values() for tried in found["tried"])
     text = (tmp_path / "results" / "serving.json").read_text()
     assert str(tmp_path) not in text
@@ -118,4 +121,4 @@ def test_a_quick_run_measures_every_part_and_keeps_no_path(config_file, tmp_path
 def test_settings_from_the_environment_are_refused(config_file, monkeypatch):
     monkeypatch.setenv("PINRANK_ENGINE", "numpy")
     with pytest.raises(BenchmarkError, match="PINRANK_ENGINE"):
-        measure(quick=True, config=config_file)
+        whole(measure(quick=True, config=config_file))
