@@ -50,6 +50,7 @@ BENCHMARKS = {
         Benchmark("feature_reads", "features", _SERVER),
         Benchmark("near_cache", "features", ("feature_client/near_cache.py", "kernels/native")),
         Benchmark("encoder", "engines", ("kernels", "ranker/export", "ranker/network")),
+        Benchmark("fusion_latency", "engines", (*_SERVER, "ranker/export", "ranker/network")),
         Benchmark("gpu_compiled", "engines", ("kernels/gpu",)),
         # It needs NVIDIA's compiler.
         Benchmark("gpu_design", "engines", ("bench/engines/gpu_design.cu",), on_request=True),

@@ -12,23 +12,20 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from pydantic import TypeAdapter
 
+from bench.engines.fusion_latency import BASE, SUBJECT, in_turn_ms, served
 from bench.harness import ROOT, BenchmarkError, Claim, Conclusion, Raw, markdown_table
-from bench.processes import server_process
 from feature_client.stores.open_store import open_store
 from kernels.cpu.openvino_engine import OpenVinoEngine
 from model_store.bundle.files import EMBEDDINGS, Bundle, read_bundle
-from model_store.registry.store import open_model_store
 from pinrank.channels import open_channel
-from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
+from pinrank.v1 import ranking_pb2
 from ranker.cli.console import ConsoleReporter
 from ranker.data import movielens
 from ranker.data.actions import ActionLog, action_log
@@ -47,7 +44,6 @@ from ranker.training.settings import TrainingConfig
 from server.cli.console import console
 
 DATA = ROOT / "data"
-BASE, SUBJECT = "base", "early"
 CANDIDATES = 128
 #: Published for early-fused real-time activity: its lift of saves, and the latency that it may add.
 LIFT_PERCENT, LATENCY_PERCENT = 9.0, 20.0
@@ -205,21 +201,13 @@ def _latency(
         # All variants read the same groups, except that the base reads no sequence.
         widest = max(bundles.values(), key=lambda bundle: bundle.manifest.sequence_length)
         asyncio.run(_fill(store, widest, log))
-        with _served(folders, store, folder) as address, open_channel(address) as channel:
-            rank = ranking_pb2_grpc.RankingServiceStub(channel).Rank
+        with served(folders, store, folder) as address, open_channel(address) as channel:
             requests = _requests(bundles, log, plan.users)
             milliseconds: dict[str, list[float]] = {variant: [] for variant in bundles}
             for round_number in range(plan.rounds + 1):
-                for variant, asked in requests.items():
-                    for request in asked:
-                        started_s = time.perf_counter()
-                        answer = rank(request, timeout=5.0)
-                        spent_ms = (time.perf_counter() - started_s) * 1e3
-                        lost = answer.degradation
-                        if len(answer.pin_ids) != len(request.pin_ids) or lost.sequence_missing or lost.user_missing:
-                            raise BenchmarkError(f"{variant} answered {len(answer.pin_ids)} pins, degraded: {lost}")
-                        if round_number:  # the first round is a warm-up
-                            milliseconds[variant].append(spent_ms)
+                for variant, spent_ms in in_turn_ms(channel, requests).items():
+                    if round_number:  # the first round is a warm-up
+                        milliseconds[variant] += spent_ms
     return milliseconds
 
 
@@ -229,23 +217,6 @@ async def _fill(address: str, bundle: Bundle, log: ActionLog) -> None:
     embeddings = decode_embeddings(bundle.files[EMBEDDINGS])
     await fill_store(store, log, embeddings, Groups.served_by(bundle.manifest))
     await store.close()
-
-
-@contextmanager
-def _served(folders: Mapping[str, Path], feature_store: str, folder: Path) -> Iterator[str]:
-    """Serve every variant under a label with its name."""
-    models = open_model_store(folder / "models")
-    for variant, source in folders.items():
-        manifest = models.publish(source).manifest
-        models.set_label(manifest.name, variant, manifest.version)
-    config = folder / "pinrank.toml"
-    labels = ", ".join(f'"{variant}"' for variant in folders)
-    config.write_text(
-        f'model_store = "{folder / "models"}"\nmodel = "{manifest.name}"\nlabels = [{labels}]\n'
-        'feature_store = "memory://"\n[surfaces.home]\ndeadline_ms = 1000\n'
-    )
-    with server_process(config, feature_store, folder / "server.log") as (address, _, _):
-        yield address
 
 
 def _requests(bundles: Mapping[str, Bundle], log: ActionLog, users: int) -> dict[str, list[ranking_pb2.RankRequest]]:
