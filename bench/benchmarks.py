@@ -36,6 +36,7 @@ _SERVER = ("server", "kernels", "feature_client", "model_store", "proto")
 BENCHMARKS = {
     benchmark.name: benchmark
     for benchmark in (
+        Benchmark("capacity", "serving", _SERVER),
         Benchmark("faults", "serving", _SERVER),
         Benchmark("isolation", "serving", _SERVER),
         Benchmark("load_tools", "serving", (*_SERVER, "loadtest")),

@@ -59,7 +59,9 @@ class TestBed:
 
 
 @contextmanager
-def scene(config: Path = CONFIG, extra: str = "", candidates: int = 128, requests: int = 256) -> Iterator[TestBed]:
+def scene(
+    config: Path = CONFIG, extra: str = "", candidates: int = 128, requests: int = 256, pins: int | None = None
+) -> Iterator[TestBed]:
     """Fill a feature store and start a server; remove both at the end.
 
     Args:
@@ -67,6 +69,7 @@ def scene(config: Path = CONFIG, extra: str = "", candidates: int = 128, request
         extra: additional settings as TOML.
         candidates: number of pins in a request.
         requests: number of different requests.
+        pins: number of pins in the feature store; None means the pins of the model.
 
     Raises:
         BenchmarkError: the server did not start, or the environment overrides its settings.
@@ -82,7 +85,7 @@ def scene(config: Path = CONFIG, extra: str = "", candidates: int = 128, request
         own = folder / "pinrank.toml"
         own.write_text(without_surfaces(config) + f'\nmodel_store = "{Path(settings.model_store).absolute()}"\n{extra}')
         feature_store = f"lmdb://{folder / 'features'}"
-        user_ids, pin_ids = asyncio.run(_fill(settings, feature_store))
+        user_ids, pin_ids = asyncio.run(_fill(settings, feature_store, pins))
         made = tuple(Workload(user_ids, pin_ids, ((candidates, 1.0),), seed=SEED).requests(requests))
         streams = settings.engine_streams or default_streams(settings.engine, cores())
         subject = EngineSubject(
@@ -106,12 +109,12 @@ def without_surfaces(config: Path) -> str:
     return "\n".join(line for line in top.splitlines() if not line.startswith("model_store"))
 
 
-async def _fill(settings: ServerConfig, feature_store: str) -> tuple[np.ndarray, np.ndarray]:
+async def _fill(settings: ServerConfig, feature_store: str, pins: int | None) -> tuple[np.ndarray, np.ndarray]:
     models = open_model_store(settings.model_store)
     bundle = models.read(settings.model, models.resolve(settings.model, settings.labels[0]))
     store = open_store(feature_store)
     await store.start()
-    found = await fill(store, bundle, _USERS, SEED)
+    found = await fill(store, bundle, _USERS, SEED, pins)
     await store.close()
     return found
 

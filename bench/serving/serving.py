@@ -18,7 +18,7 @@ from bench import client
 from bench.engines import engine_alone
 from bench.engines.peers import echo_process, plain_process
 from bench.harness import Claim, Conclusion, Raw, markdown_table
-from bench.processes import ServerProcess, cpu_seconds
+from bench.processes import cpu_seconds
 from bench.provenance import instructions
 from bench.serving import ideal_queue
 from bench.test_bed import CONFIG, SEED, TestBed, check_all_ok, known_median, median, scene
@@ -98,12 +98,12 @@ def _round(plan: ServingPlan, number: int, stage: TestBed, deadlines_ms: dict[st
     alone = stage.engine.submit(engine_alone.throughput, subject, plan.engine_s).result()
     times = stage.engine.submit(engine_alone.run_times, subject, plan.run_times_s).result()
     ideal = {name: ideal_queue.goodput_per_s(times, ms / 1e3, SEED + number) for name, ms in deadlines_ms.items()}
-    saturated = _saturated(plan, stage, server)
+    full = saturated(stage, subject.requests, plan.callers, plan.warmup_s, plan.saturated_s)
     alone_again = stage.engine.submit(engine_alone.throughput, subject, plan.engine_s).result()
     lone = _offered(plan, number, stage, plan.lone_per_s, plan.lone_s)
-    light = _offered(plan, number, stage, _LIGHT_SHARE * saturated["achieved_per_s"], plan.light_s)
+    light = _offered(plan, number, stage, _LIGHT_SHARE * full["achieved_per_s"], plan.light_s)
     with echo_process(subject) as (address, pid):
-        echo = _echo(plan, stage, address, pid, saturated["achieved_per_s"])
+        echo = _echo(plan, stage, address, pid, full["achieved_per_s"])
     held = _highest(plan, number, stage, server.address, deadlines_ms, ideal)
     features_per_s = _FEATURES_SHARE * max(held["loose"]["per_s"], plan.lone_per_s)
     features = _offered(plan, number, stage, features_per_s, plan.features_s)
@@ -125,7 +125,7 @@ def _round(plan: ServingPlan, number: int, stage: TestBed, deadlines_ms: dict[st
             "halves_rested_ms": _quantiles(times.halves_rested),
         },
         "ideal_per_s": ideal,
-        "saturated": saturated,
+        "saturated": full,
         "lone": lone,
         "light": light,
         "features": features,
@@ -149,11 +149,17 @@ def _offered(plan: ServingPlan, number: int, stage: TestBed, rate_per_s: float, 
     return {**summary.as_json(), "fetch_and_assemble_ms": both_ms and asdict(both_ms)}
 
 
-def _saturated(plan: ServingPlan, stage: TestBed, server: ServerProcess) -> dict[str, Any]:
+def saturated(
+    stage: TestBed, requests: tuple[bytes, ...], callers: int, warmup_s: float, duration_s: float
+) -> dict[str, Any]:
+    """Measure the server's throughput and CPU time with callers that do not pause.
+
+    Raises:
+        BenchmarkError: it refused or degraded an answer.
+    """
+    server = stage.server
     before_s = server.metric("pinrank_run_cpu_seconds_total"), cpu_seconds(server.pid)
-    done = stage.client.submit(
-        client.saturate, *server[:2], stage.subject.requests, plan.callers, plan.warmup_s, plan.saturated_s
-    ).result()
+    done = stage.client.submit(client.saturate, *server[:2], requests, callers, warmup_s, duration_s).result()
     run_s = server.metric("pinrank_run_cpu_seconds_total") - before_s[0]
     all_s = cpu_seconds(server.pid) - before_s[1]
     check_all_ok("saturated", done.summary)
@@ -161,11 +167,11 @@ def _saturated(plan: ServingPlan, stage: TestBed, server: ServerProcess) -> dict
     per_request_ms = done.server_cpu_s / answered * 1e3
     return {
         **done.summary.as_json(),
-        "callers": plan.callers,
+        "callers": callers,
         "server_cpu_ms_per_request": per_request_ms,
         # For the whole call, because the two counters cannot be read at the ends of the window.
-        "own_cpu_ms_per_request": per_request_ms * (1 - run_s / all_s),
-        "client_cpu_ms_per_request": done.summary.generator_cores * plan.saturated_s / answered * 1e3,
+        "own_cpu_ms_per_request": per_request_ms * (1 - run_s / all_s) if all_s else None,
+        "client_cpu_ms_per_request": done.summary.generator_cores * duration_s / answered * 1e3,
         "late_run_rows": server.metric("pinrank_late_run_rows_total"),
     }
 
@@ -240,7 +246,7 @@ def conclude(raw: Raw) -> Conclusion:
     claims = (
         Claim.ratio(
             "the server's CPU per request beyond the engine's runs, over a bare echo's",
-            median(own_ms), median(echo_ms), 1.7, "at_most", "the echo used less CPU than can be measured",
+            known_median(own_ms), known_median(echo_ms), 1.7, "at_most", "the echo used less CPU than can be measured",
         ),
         Claim(
             "saturated requests/s over engine alone, the load generator's CPU taken off the cores",
@@ -283,9 +289,9 @@ def conclude(raw: Raw) -> Conclusion:
         "saturated, requests/s": float(np.median(served)),
         "saturated, requests/s over engine alone": float(np.median(served / alone)),
         "saturated, server core-ms per request": of("saturated", "server_cpu_ms_per_request"),
-        "saturated, of it beyond the engine's runs": median(own_ms),
+        "saturated, of it beyond the engine's runs": known_median(own_ms),
         "saturated, client core-ms per request": of("saturated", "client_cpu_ms_per_request"),
-        "echo, server core-ms per call": median(echo_ms),
+        "echo, server core-ms per call": known_median(echo_ms),
         "echo, P50 ms": of("echo", "p50_ms"),
         "plain grpc.aio, saturated, requests/s": of("plain", "saturated_per_s"),
         "plain grpc.aio with our near cache, saturated, requests/s": of("plain", "with_near_cache_saturated_per_s"),

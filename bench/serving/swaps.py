@@ -20,6 +20,7 @@ import numpy as np
 
 from bench import client
 from bench.harness import BenchmarkError, Claim, Conclusion, Raw
+from bench.processes import Memory, memory
 from bench.serving.broken_bundles import FAULTS, nothing
 from bench.test_bed import CONFIG, SEED, TestBed, scene, without_surfaces
 from loadtest import open_loop
@@ -76,17 +77,6 @@ QUICK = SwapsPlan(
     settling=1,
     settings=_AT_ONCE,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """The memory of a process: its own pages, and pages of mapped files, which belong to the page cache.
-
-    The feature store is such a file: its pages count once they are read, and the system can reclaim them.
-    """
-
-    own_bytes: int
-    file_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +195,7 @@ def _swap(
     else:
         raise BenchmarkError(f"version {version} ({fault or 'good'}) neither serves nor failed: {found}")
     outcome = f"{own.phase} {own.reason}".strip()
-    return Swap(version, fault, began_s, time.perf_counter(), outcome, _memory(stage.server.pid))
+    return Swap(version, fault, began_s, time.perf_counter(), outcome, memory(stage.server.pid))
 
 
 def publish(
@@ -217,12 +207,6 @@ def publish(
     kept = {name: content for name, content in bundle.files.items() if name != "embeddings.npz"}
     write_bundle(target, {**own, "version": version, **fields}, {**kept, **files})
     store.publish(target, by="bench")
-
-
-def _memory(pid: int) -> Memory:
-    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    own, *shared = (int(lines[name].split()[0]) << 10 for name in ("RssAnon", "RssFile", "RssShmem"))
-    return Memory(own, sum(shared))
 
 
 def _told(

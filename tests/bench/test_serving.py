@@ -11,6 +11,7 @@ import pytest
 from bench.features.synthetic import PINS, fill
 from bench.harness import BenchmarkError, run, whole
 from bench.processes import cpu_seconds, server_process
+from bench.serving import capacity, overload
 from bench.serving.serving import DEADLINES, conclude, measure
 from feature_client.features import MissingFeatures
 from feature_client.fetch import fetch
@@ -122,3 +123,24 @@ def test_settings_from_the_environment_are_refused(config_file, monkeypatch):
     monkeypatch.setenv("PINRANK_ENGINE", "numpy")
     with pytest.raises(BenchmarkError, match="PINRANK_ENGINE"):
         whole(measure(quick=True, config=config_file))
+
+
+def test_capacity_is_measured_for_every_number_of_candidates(config_file):
+    raw = whole(capacity.measure(quick=True, config=config_file))
+    (only,) = raw["rounds"]
+    assert [int(count) for count in only] == list(capacity.CANDIDATES)
+    assert all(found["degraded"] == 0 and found["memory"]["own_bytes"] > 1e6 for found in only.values())
+    summary = capacity.conclude(raw).summary
+    core_ms, rows_per_s = (summary[f"500 candidates, {what}"] for what in ("core-ms a request", "rows/s a core"))
+    assert core_ms * rows_per_s == pytest.approx(500e3)
+
+
+def test_an_overload_is_measured_beside_an_echo(config_file):
+    raw = whole(overload.measure(quick=True, config=config_file))
+    (only,) = raw["rounds"]
+    assert all(step["echo_ms"]["p99"] > 0 for step in only["steps"])
+    claims = {claim.name: claim for claim in overload.conclude(raw).claims}
+    (refusals,) = (claim for name, claim in claims.items() if name.startswith("P99 of refusals"))
+    assert (refusals.measured is None) == all(
+        step["refused_ms"] is None for step in only["steps"] if step["factor"] == 3
+    )
