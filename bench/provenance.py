@@ -93,16 +93,17 @@ def provenance_table(
         "benchmark", "processor", "date", "commit", "its code since", title="measured on", title_justify="left"
     )
     for name, content in results.items():
-        about = content["machine"]
+        about = content.get("machine", {})
         commit = about.get("commit") or ""
         processor = " ".join([about.get("cpu", "unknown"), about.get("instructions", "")]).strip()
-        table.add_row(name, processor, content["date"][:10], commit or "unknown", _since(commit, parts[name], root))
+        date = content.get("date", "unknown")[:10]
+        table.add_row(name, processor, date, commit or "unknown", _since(commit, parts[name], root))
     return table
 
 
 def _since(commit: str, paths: Sequence[str], root: Path) -> str:
     clean = commit.removesuffix(_DIRTY)
-    count = commits_since(clean, paths, root) if clean else None
+    count = commits_since(clean, paths, root) if clean and paths else None
     if count is None:
         changed = "unknown"
     elif count:

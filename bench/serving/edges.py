@@ -7,10 +7,12 @@ The others are no dependencies of pinrank. Each has an environment of its own, a
     python -m venv .venv-edges/pygrpc-native
     .venv-edges/pygrpc-native/bin/pip install pygrpc-native==0.5.0 grpcio uvloop
 
-What pygrpc-native 0.5 has, by its documentation and code: unary and server-streaming calls, deadlines and cancellation
-(the handler's task is cancelled), interceptors, metadata, keepalive, health (a unary and a streaming method). What it
-lacks and the edge needs: TLS, connections that end by age or idleness (`grpc.max_connection_age_ms` is refused), a
-limit on concurrent calls; reflection works through a grpc.aio server behind it, which sees its socket as the peer.
+What pygrpc-native 0.5 has, tried on loopback: deadlines and cancellation (the handler's task is cancelled), Unix
+sockets, and a stop that waits for calls in flight. Unary and server-streaming methods, such as those of health, run in
+its own threads. Bidirectional ones, such as reflection, reach a grpc.aio server behind it, which sees a socket as their
+peer.
+
+What it lacks and our edge needs: TLS, and connections that end by age or idleness. Asking for them raises an error.
 """
 
 from __future__ import annotations
