@@ -12,8 +12,8 @@ sockets, and a stop that waits for calls in flight. Unary and server-streaming m
 its own threads. Bidirectional ones, such as reflection, reach a grpc.aio server behind it, which sees a socket as their
 peer.
 
-What it lacks, and refuses with an error: TLS, connections that end by age or idleness, compression, and gRPC's own limit
-on concurrent calls. The server asks grpc.aio for none of them today; a proxy in front of it can bring the first two.
+What it lacks, and refuses with an error: TLS, connections that end by age or idleness, compression, and a limit on
+concurrent calls. The server asks grpc.aio for none of them today; a proxy in front of it can bring the first two.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from bench.features.synthetic import PINS, fill
 from bench.harness import BenchmarkError, run, whole
 from bench.processes import cpu_seconds, server_process
 from bench.serving import capacity, overload
-from bench.serving.serving import DEADLINES, conclude, measure
+from bench.serving.serving import DEADLINES, conclude, goodput_claims, measure
 from feature_client.features import MissingFeatures
 from feature_client.fetch import fetch
 from feature_client.stores.memory_store import MemoryStore
@@ -123,6 +123,17 @@ def test_settings_from_the_environment_are_refused(config_file, monkeypatch):
     monkeypatch.setenv("PINRANK_ENGINE", "numpy")
     with pytest.raises(BenchmarkError, match="PINRANK_ENGINE"):
         whole(measure(quick=True, config=config_file))
+
+
+def test_goodput_over_a_rival_that_holds_no_rate_is_not_judged():
+    over_plain, over_ideal = goodput_claims("tight", good=5.0, plain=0.0, ideal=0.0)
+    assert (over_plain.measured, over_plain.unjudged) == (None, "plain grpc.aio holds no rate")
+    assert (over_ideal.measured, over_ideal.unjudged) == (None, "the ideal queue holds no rate")
+    _, over_ideal = goodput_claims("tight", good=5.0, plain=4.0, ideal=None)
+    assert over_ideal.unjudged == "the ideal queue is one of two streams"
+    over_plain, over_ideal = goodput_claims("loose", good=0.0, plain=4.0, ideal=8.0)
+    assert (over_plain.measured, over_ideal.measured) == (0.0, 0.0)
+    assert not over_plain.holds
 
 
 def test_capacity_is_measured_for_every_number_of_candidates(config_file):
