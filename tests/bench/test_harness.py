@@ -261,3 +261,22 @@ def test_without_git_the_age_of_a_result_is_unknown(tmp_path, monkeypatch):
 @pytest.mark.parametrize("benchmark", BENCHMARKS.values(), ids=lambda benchmark: benchmark.name)
 def test_what_a_benchmark_measures_exists(benchmark):
     assert [path for path in benchmark.sources if not (ROOT / path).exists()] == []
+
+
+def test_conclude_command_goes_on_from_what_a_failed_run_has_kept(tmp_path):
+    about = {"name": "bulk_load", "date": "2026-01-02T03:04:05+00:00", "machine": {"cpu": "A Processor"}}
+    rounds = [{"redis": 100_000.0, "lmdb": 300_000.0, "redis_py": 50_000.0}]
+    (tmp_path / "bulk_load.raw").write_text(json.dumps({**about, "complete": True, "raw": {"rounds": rounds}}))
+    result = CliRunner().invoke(app, ["conclude", "bulk_load", "--results", str(tmp_path)])
+    assert result.exit_code == 0
+    assert [claim.holds for claim in read_claims(tmp_path)["bulk_load"]] == [False, True]
+    assert [path.name for path in tmp_path.iterdir()] == ["bulk_load.json"]
+
+
+@pytest.mark.parametrize(
+    ("names", "says"), [(["conclude"], "conclude which"), (["conclude", "nothing"], "no benchmark")]
+)
+def test_conclude_command_wants_the_name_of_a_benchmark(names, says):
+    result = CliRunner().invoke(app, names)
+    assert result.exit_code == 1
+    assert says in result.output
