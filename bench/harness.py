@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -23,6 +23,8 @@ _LINE_MAX = 400
 
 Direction = Literal["at_least", "at_most"]
 _SIGNS: dict[Direction, str] = {"at_least": ">=", "at_most": "<="}
+
+_UNMEASURED = "it was not measured"
 
 #: All measured values, as plain JSON.
 Raw = dict[str, Any]
@@ -44,11 +46,16 @@ class Claim:
     target: float
     unit: str
     direction: Direction
-    unjudged: str = "it was not measured"
+    unjudged: str = field(default=_UNMEASURED, compare=False)
 
     @staticmethod
     def ratio(
-        name: str, over: float | None, under: float | None, target: float, direction: Direction, without: str = unjudged
+        name: str,
+        over: float | None,
+        under: float | None,
+        target: float,
+        direction: Direction,
+        without: str = _UNMEASURED,
     ) -> Claim:
         """Claim a ratio of two measured values; without one of them, or over zero, it is unjudged because `without`."""
         measured = None if over is None or not under else over / under

@@ -133,3 +133,8 @@ def known_median(values: list[float | None]) -> float | None:
     """Return the median of the values that are there, None without any."""
     known = [value for value in values if value is not None]
     return median(known) if known else None
+
+
+def known_ratio(over: list[float | None], under: list[float | None]) -> float | None:
+    """Return the median of the ratios of the rounds that have both values, None without any."""
+    return known_median([a / b if a is not None and b else None for a, b in zip(over, under, strict=True)])

@@ -110,6 +110,6 @@ def conclude(raw: Raw) -> Conclusion:
         for one, other in combinations(tools, 2):
             values = found[one, quantile], found[other, quantile]
             name = f"{quantile.upper()} of {one} and {other}, the larger over the smaller"
-            claims.append(Claim(name, max(values) / min(values), 1.1, "ratio", "at_most"))
+            claims.append(Claim.ratio(name, max(values), min(values), 1.1, "at_most", "a tool rounds to 0 ms"))
     summary = {f"{tool}, {quantile.upper()} ms": value for (tool, quantile), value in found.items()}
     return Conclusion(summary, tuple(claims))

@@ -24,6 +24,8 @@ from bench.harness import (
     run,
 )
 from bench.provenance import commits_since, machine, provenance_table
+from bench.serving import isolation, recording
+from bench.test_bed import known_ratio
 
 MET = Claim("throughput", 0.95, 0.9, "ratio", "at_least")
 UNMET = Claim("P99", 12.0, 10.0, "ms", "at_most")
@@ -280,3 +282,18 @@ def test_conclude_command_wants_the_name_of_a_benchmark(names, says):
     result = CliRunner().invoke(app, names)
     assert result.exit_code == 1
     assert says in result.output
+
+
+def test_rounds_without_an_answer_leave_the_others_to_judge_by():
+    assert known_ratio([2.0, None, 3.0, 8.0], [1.0, 1.0, 0.0, 2.0]) == 3.0
+    assert known_ratio([None], [1.0]) is None
+
+
+def test_a_load_that_nobody_answered_is_concluded_and_not_judged():
+    nothing = {"latency_ms": None, "good_share": 0.0}
+    step = {"small_per_s": 9.0, "large_per_s": 1.0, "without": nothing, "beside": nothing, "large": nothing}
+    (claim,) = isolation.conclude({"rounds": [step]}).claims
+    assert (claim.measured, claim.holds) == (None, False)
+    raw = {"rounds": {"redis": [{**step, "record_s": [1.0]}]}, "held_ms": {"redis": [1.0]}}
+    (claim, _) = recording.conclude(raw).claims
+    assert (claim.measured, claim.holds) == (None, False)
