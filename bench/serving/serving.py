@@ -118,6 +118,7 @@ def _round(plan: ServingPlan, number: int, stage: TestBed, deadlines_ms: dict[st
     return {
         "engine_alone": {
             "runs_per_s": float(np.mean(runs_per_s)),
+            "cores": float(np.mean([run.cpu_s / run.wall_s for run in (alone, alone_again)])),
             "cpu_ms_per_run": float(np.mean([run.cpu_s / run.runs * 1e3 for run in (alone, alone_again)])),
             "alone_ms": _quantiles(times.alone), "beside_ms": _quantiles(times.beside),
             "halves_ms": _quantiles(times.halves),
@@ -274,7 +275,8 @@ def conclude(raw: Raw) -> Conclusion:
         *(
             Claim(
                 f"fetch and assembly of a request at {_FEATURES_SHARE:.0%} of the rate that holds, {quantile.upper()}",
-                of("features", "fetch_and_assemble_ms", quantile), limit_ms, "ms", "at_most", "no request was answered",
+                of("features", "fetch_and_assemble_ms", quantile) if good["loose"] else None, limit_ms, "ms", "at_most",
+                "no rate holds",
             )
             for quantile, limit_ms in (("p50", 0.6), ("p99", 3.0))
         ),
@@ -285,6 +287,7 @@ def conclude(raw: Raw) -> Conclusion:
     )  # fmt: skip
     summary = {
         "engine alone, runs/s": float(np.median(alone)),
+        "engine alone, cores that it got": of("engine_alone", "cores"),
         "engine alone, core-ms per run": of("engine_alone", "cpu_ms_per_run"),
         "one run alone, P50 ms": of("engine_alone", "alone_ms", "p50"),
         "one run beside another, P50 ms": of("engine_alone", "beside_ms", "p50"),
