@@ -38,7 +38,7 @@ BENCHMARKS = {
     for benchmark in (
         Benchmark("capacity", "serving", _SERVER),
         # It compares packages that are installed beside pinrank.
-        Benchmark("edges", "serving", ("bench/serving/edge_server.py",), on_request=True),
+        Benchmark("edges", "edges", ("bench/edges/edge_server.py",), on_request=True),
         Benchmark("faults", "serving", _SERVER),
         Benchmark("isolation", "serving", _SERVER),
         Benchmark("load_tools", "serving", (*_SERVER, "loadtest")),

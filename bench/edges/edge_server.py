@@ -1,4 +1,4 @@
-"""Serve one echo behind one gRPC server, for bench/serving/edges.py, in an environment of its own.
+"""Serve one echo behind one gRPC server, for bench/edges/edges.py, in an environment of its own.
 
 Usage: edge_server.py grpc.aio|pygrpc_native.aio|pygrpc_native. Reads the answer from standard input, and prints JSON:
 port, process id, and the versions that it runs. It ends with its standard input. It needs no part of pinrank.
