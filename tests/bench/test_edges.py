@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from bench.harness import whole
 from bench.edges.edges import conclude, measure
+from bench.harness import whole
 
 
 def test_servers_that_are_not_installed_are_left_out(tmp_path):
