@@ -10,14 +10,17 @@ from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from bench import client
 from bench.awake import kept_awake
+from bench.engines import engine_alone
 from bench.engines.engine_alone import EngineSubject
 from bench.features.synthetic import fill
 from bench.harness import ROOT, BenchmarkError
-from bench.processes import ServerProcess, server_process, single_process
+from bench.processes import ServerProcess, cpu_seconds, server_process, single_process
 from feature_client.stores.open_store import open_store
 from kernels.cores import cores
 from kernels.engines import default_streams
@@ -117,6 +120,40 @@ async def _fill(settings: ServerConfig, feature_store: str, pins: int | None) ->
     found = await fill(store, bundle, _USERS, SEED, pins)
     await store.close()
     return found
+
+
+def one_run_p50_ms(stage: TestBed, duration_s: float) -> float:
+    """Return the P50 of one request's run with nothing beside it, in milliseconds."""
+    stage.engine.submit(engine_alone.throughput, stage.subject, 0.2).result()
+    found: np.ndarray = stage.engine.submit(engine_alone.run_seconds, stage.subject, duration_s).result()
+    return median(found.tolist()) * 1e3
+
+
+def saturated(
+    stage: TestBed, requests: tuple[bytes, ...], callers: int, warmup_s: float, duration_s: float
+) -> dict[str, Any]:
+    """Measure the server's throughput and CPU time with callers that do not pause.
+
+    Raises:
+        BenchmarkError: it refused or degraded an answer.
+    """
+    server = stage.server
+    before_s = server.metric("pinrank_run_cpu_seconds_total"), cpu_seconds(server.pid)
+    done = stage.client.submit(client.saturate, *server[:2], requests, callers, warmup_s, duration_s).result()
+    run_s = server.metric("pinrank_run_cpu_seconds_total") - before_s[0]
+    all_s = cpu_seconds(server.pid) - before_s[1]
+    check_all_ok("saturated", done.summary)
+    answered = done.summary.statuses[OK]
+    per_request_ms = done.server_cpu_s / answered * 1e3
+    return {
+        **done.summary.as_json(),
+        "callers": callers,
+        "server_cpu_ms_per_request": per_request_ms,
+        # For the whole call, because the two counters cannot be read at the ends of the window.
+        "own_cpu_ms_per_request": per_request_ms * (1 - run_s / all_s) if all_s else None,
+        "client_cpu_ms_per_request": done.summary.generator_cores * duration_s / answered * 1e3,
+        "late_run_rows": server.metric("pinrank_late_run_rows_total"),
+    }
 
 
 def check_all_ok(what: str, summary: Summary) -> None:

@@ -16,8 +16,7 @@ from bench import client
 from bench.harness import Conclusion, Raw, markdown_table
 from bench.processes import memory
 from bench.provenance import instructions
-from bench.serving.serving import saturated
-from bench.test_bed import CONFIG, SEED, TestBed, median, scene
+from bench.test_bed import CONFIG, SEED, TestBed, median, saturated, scene
 from loadtest.workload import Workload
 
 CANDIDATES = (64, 128, 500, 1_000, 5_000)

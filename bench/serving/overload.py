@@ -16,8 +16,8 @@ import numpy as np
 from bench import client
 from bench.engines.peers import echo_process, plain_process
 from bench.harness import Claim, Conclusion, Raw, markdown_table
-from bench.serving.serving import DEADLINES, one_run_p50_ms
-from bench.test_bed import CONFIG, SEED, TestBed, known_median, scene
+from bench.serving.serving import DEADLINES
+from bench.test_bed import CONFIG, SEED, TestBed, known_median, one_run_p50_ms, scene
 from loadtest.arrivals import poisson
 from loadtest.open_loop import OK, Samples
 from loadtest.report import Percentiles, summarise

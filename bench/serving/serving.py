@@ -21,9 +21,9 @@ from bench.harness import Claim, Conclusion, Raw, markdown_table
 from bench.processes import cpu_seconds
 from bench.provenance import instructions
 from bench.serving import ideal_queue
-from bench.test_bed import CONFIG, SEED, TestBed, check_all_ok, known_median, median, scene
+from bench.test_bed import CONFIG, SEED, TestBed, check_all_ok, known_median, median, one_run_p50_ms, saturated, scene
 from loadtest.arrivals import poisson
-from loadtest.open_loop import OK, STAGES, Samples
+from loadtest.open_loop import STAGES, Samples
 from loadtest.report import Percentiles, summarise
 
 #: Deadlines, as multiples of the P50 of one run on one stream with nothing beside it.
@@ -86,34 +86,30 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Iterator[Raw]:
             yield raw
 
 
-def one_run_p50_ms(stage: TestBed, duration_s: float) -> float:
-    """Return the P50 of one request's run with nothing beside it, in milliseconds."""
-    stage.engine.submit(engine_alone.throughput, stage.subject, 0.2).result()
-    found: np.ndarray = stage.engine.submit(engine_alone.run_seconds, stage.subject, duration_s).result()
-    return median(found.tolist()) * 1e3
-
-
 def _round(plan: ServingPlan, number: int, stage: TestBed, deadlines_ms: dict[str, float]) -> dict[str, Any]:
     subject, server = stage.subject, stage.server
     alone = stage.engine.submit(engine_alone.throughput, subject, plan.engine_s).result()
     times = stage.engine.submit(engine_alone.run_times, subject, plan.run_times_s).result()
-    ideal = {name: ideal_queue.goodput_per_s(times, ms / 1e3, SEED + number) for name, ms in deadlines_ms.items()}
-    full = saturated(stage, subject.requests, plan.callers, plan.warmup_s, plan.saturated_s)
-    alone_again = stage.engine.submit(engine_alone.throughput, subject, plan.engine_s).result()
+    # What is compared is measured one after the other: the machine may change within a round.
     lone = _offered(plan, number, stage, plan.lone_per_s, plan.lone_s)
-    light = _offered(plan, number, stage, _LIGHT_SHARE * full["achieved_per_s"], plan.light_s)
+    ideal = {name: ideal_queue.goodput_per_s(times, ms / 1e3, SEED + number) for name, ms in deadlines_ms.items()}
+    with plain_process(subject) as (plain_address, plain_pid):
+        full = saturated(stage, subject.requests, plan.callers, plan.warmup_s, plan.saturated_s)
+        plain_per_s = _saturated_peer(plan, stage, plain_address, plain_pid)
+        alone_again = stage.engine.submit(engine_alone.throughput, subject, plan.engine_s).result()
+        held: dict[str, Any] = {}
+        plain_held: dict[str, Any] = {}
+        for name, deadline_ms in deadlines_ms.items():
+            first_per_s = max(8.0, max(ideal[name].values()) / 2)
+            for found, address in ((held, server.address), (plain_held, plain_address)):
+                found[name] = _highest(plan, number, stage, address, deadline_ms, first_per_s)
+    with plain_process(subject, stage.settings.near_cache_bytes) as (address, pid):
+        cached_per_s = _saturated_peer(plan, stage, address, pid)
     with echo_process(subject) as (address, pid):
         echo = _echo(plan, stage, address, pid, full["achieved_per_s"])
-    held = _highest(plan, number, stage, server.address, deadlines_ms, ideal)
+    light = _offered(plan, number, stage, _LIGHT_SHARE * full["achieved_per_s"], plan.light_s)
     features_per_s = _FEATURES_SHARE * max(held["loose"]["per_s"], plan.lone_per_s)
     features = _offered(plan, number, stage, features_per_s, plan.features_s)
-    with plain_process(subject) as (address, pid):
-        plain = {
-            "saturated_per_s": _saturated_peer(plan, stage, address, pid),
-            "goodput": _highest(plan, number, stage, address, deadlines_ms, ideal),
-        }
-    with plain_process(subject, stage.settings.near_cache_bytes) as (address, pid):
-        plain["with_near_cache_saturated_per_s"] = _saturated_peer(plan, stage, address, pid)
     runs_per_s = [run.runs / run.wall_s for run in (alone, alone_again)]
     return {
         "engine_alone": {
@@ -132,7 +128,11 @@ def _round(plan: ServingPlan, number: int, stage: TestBed, deadlines_ms: dict[st
         "features": features,
         "echo": echo,
         "goodput": held,
-        "plain": plain,
+        "plain": {
+            "saturated_per_s": plain_per_s,
+            "with_near_cache_saturated_per_s": cached_per_s,
+            "goodput": plain_held,
+        },
     }  # fmt: skip
 
 
@@ -148,33 +148,6 @@ def _offered(plan: ServingPlan, number: int, stage: TestBed, rate_per_s: float, 
     both_us = samples.stage_us[:, [STAGES.index("fetch"), STAGES.index("assemble")]].sum(axis=1)
     both_ms = Percentiles.of(both_us / 1e3)
     return {**summary.as_json(), "fetch_and_assemble_ms": both_ms and asdict(both_ms)}
-
-
-def saturated(
-    stage: TestBed, requests: tuple[bytes, ...], callers: int, warmup_s: float, duration_s: float
-) -> dict[str, Any]:
-    """Measure the server's throughput and CPU time with callers that do not pause.
-
-    Raises:
-        BenchmarkError: it refused or degraded an answer.
-    """
-    server = stage.server
-    before_s = server.metric("pinrank_run_cpu_seconds_total"), cpu_seconds(server.pid)
-    done = stage.client.submit(client.saturate, *server[:2], requests, callers, warmup_s, duration_s).result()
-    run_s = server.metric("pinrank_run_cpu_seconds_total") - before_s[0]
-    all_s = cpu_seconds(server.pid) - before_s[1]
-    check_all_ok("saturated", done.summary)
-    answered = done.summary.statuses[OK]
-    per_request_ms = done.server_cpu_s / answered * 1e3
-    return {
-        **done.summary.as_json(),
-        "callers": callers,
-        "server_cpu_ms_per_request": per_request_ms,
-        # For the whole call, because the two counters cannot be read at the ends of the window.
-        "own_cpu_ms_per_request": per_request_ms * (1 - run_s / all_s) if all_s else None,
-        "client_cpu_ms_per_request": done.summary.generator_cores * duration_s / answered * 1e3,
-        "late_run_rows": server.metric("pinrank_late_run_rows_total"),
-    }
 
 
 def _saturated_peer(plan: ServingPlan, stage: TestBed, address: str, pid: int) -> float:
@@ -202,23 +175,14 @@ def _echo(plan: ServingPlan, stage: TestBed, address: str, pid: int, rate_per_s:
 
 
 def _highest(
-    plan: ServingPlan,
-    number: int,
-    stage: TestBed,
-    address: str,
-    deadlines_ms: dict[str, float],
-    ideal: dict[str, dict[str, float]],
+    plan: ServingPlan, number: int, stage: TestBed, address: str, deadline_ms: float, first_per_s: float
 ) -> dict[str, Any]:
-    """Search the highest rate with 99% goodput within each deadline."""
-    found = {}
-    for name, deadline_ms in deadlines_ms.items():
-        first_per_s = max(8.0, max(ideal[name].values()) / 2)
-        rate_per_s, tried = stage.client.submit(
-            client.highest_rate, address, stage.subject.requests, first_per_s, deadline_ms, plan.warmup_s,
-            plan.search_s, SEED + 100 * number, plan.search_tries,
-        ).result()  # fmt: skip
-        found[name] = {"per_s": rate_per_s, "tried": [summary.as_json() for summary in tried]}
-    return found
+    """Search the highest rate with 99% goodput within a deadline."""
+    rate_per_s, tried = stage.client.submit(
+        client.highest_rate, address, stage.subject.requests, first_per_s, deadline_ms, plan.warmup_s, plan.search_s,
+        SEED + 100 * number, plan.search_tries,
+    ).result()  # fmt: skip
+    return {"per_s": rate_per_s, "tried": [summary.as_json() for summary in tried]}
 
 
 def _quantiles(seconds: np.ndarray) -> dict[str, float]:
