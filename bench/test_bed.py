@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from bench.awake import kept_awake
 from bench.engines import engine_alone
 from bench.engines.engine_alone import EngineSubject
 from bench.features.synthetic import fill
-from bench.harness import ROOT, BenchmarkError
+from bench.harness import ROOT, BenchmarkError, Claim
 from bench.processes import ServerProcess, cpu_seconds, server_process, single_process
 from feature_client.stores.open_store import open_store
 from kernels.cores import cores
@@ -35,6 +35,8 @@ from server.environment import PREFIX, service_links
 CONFIG = ROOT / "deploy" / "demo" / "pinrank.toml"
 SEED = 0
 _USERS = 500
+#: Share of its cores that the engine alone must get.
+_QUIET_SHARE = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,3 +177,17 @@ def known_median(values: list[float | None]) -> float | None:
 def known_ratio(over: list[float | None], under: list[float | None]) -> float | None:
     """Return the median of the ratios of the rounds that have both values, None without any."""
     return known_median([a / b if a is not None and b else None for a, b in zip(over, under, strict=True)])
+
+
+def cores_got(stage: TestBed, duration_s: float) -> float:
+    """Return the number of cores that the engine alone gets in a tight loop: one a stream on a quiet machine."""
+    run = stage.engine.submit(engine_alone.throughput, stage.subject, duration_s).result()
+    return float(run.cpu_s / run.wall_s)
+
+
+def on_a_quiet_machine(claims: tuple[Claim, ...], got: float | None, meant: int) -> tuple[Claim, ...]:
+    """Return the claims, unjudged where something else ran, so that the engine alone got fewer cores than meant."""
+    if got is None or got >= _QUIET_SHARE * meant:
+        return claims
+    why = f"the machine was not quiet: the engine alone got {got:.2g} of {meant} cores"
+    return tuple(replace(claim, measured=None, unjudged=why) for claim in claims)

@@ -6,6 +6,7 @@ under the same load: its latency is what gRPC and a busy machine cost a call tha
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from bench import client
 from bench.engines.peers import echo_process, plain_process
 from bench.harness import Claim, Conclusion, Raw, markdown_table
 from bench.serving.serving import DEADLINES
-from bench.test_bed import CONFIG, SEED, TestBed, known_median, one_run_p50_ms, scene
+from bench.test_bed import CONFIG, SEED, TestBed, cores_got, known_median, on_a_quiet_machine, one_run_p50_ms, scene
 from loadtest.arrivals import poisson
 from loadtest.open_loop import OK, Samples
 from loadtest.report import Percentiles, summarise
@@ -52,7 +53,8 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Iterator[Raw]:
         rounds: list[dict[str, Any]] = []
         for number in range(plan.rounds):
             rounds.append(_round(plan, number, stage, target_ms))
-            yield {"target_ms": target_ms, "rounds": rounds}
+            meant = min(stage.subject.streams, len(os.sched_getaffinity(0)))
+            yield {"target_ms": target_ms, "cores": meant, "rounds": rounds}
 
 
 def _round(plan: OverloadPlan, number: int, stage: TestBed, target_ms: float) -> dict[str, Any]:
@@ -61,6 +63,7 @@ def _round(plan: OverloadPlan, number: int, stage: TestBed, target_ms: float) ->
         client.highest_rate, address, requests, 100.0, target_ms, plan.warmup_s, plan.search_s, SEED + 100 * number
     ).result()
     holds_per_s = max(holds_per_s, 5.0)
+    cores = cores_got(stage, plan.one_run_s / 2)
     with echo_process(stage.subject) as (echo_address, _):
         steps = [
             _step(plan, number, stage, (address, echo_address), factor, holds_per_s, target_ms) for factor in _FACTORS
@@ -79,6 +82,7 @@ def _round(plan: OverloadPlan, number: int, stage: TestBed, target_ms: float) ->
     return {
         "plain": plain.as_json(),
         "holds_per_s": holds_per_s,
+        "engine_alone_cores": cores,
         "steps": steps,
         "recovery_s": _recovery_s(after, plan.burst_s, target_ms),
         "refusal_in_server_ms": refusal,
@@ -145,7 +149,7 @@ def conclude(raw: Raw) -> Conclusion:
         goods = [step["goodput_per_s"] for step in r["steps"]]
         kept.append(goods[-1] / max(goods) if max(goods) else None)
     recoveries = [r["recovery_s"] for r in rounds]
-    claims = (
+    timed = (
         Claim(
             "goodput at 3x the rate that holds, over its peak",
             known_median(kept), 0.95, "ratio", "at_least", "no answer was in time at any load",
@@ -167,12 +171,16 @@ def conclude(raw: Raw) -> Conclusion:
             None if None in recoveries else max(recoveries), 1.0, "s", "at_most",
             f"a round ended before {_NORMAL_RUN} good answers in a row",
         ),
+    )  # fmt: skip
+    claims = (
+        *on_a_quiet_machine(timed, known_median([r["engine_alone_cores"] for r in rounds]), raw["cores"]),
         Claim(
             "rows run after their deadline or their caller's end",
             max(r["late_run_rows"] for r in rounds), 0, "rows", "at_most",
         ),
     )  # fmt: skip
     summary = {
+        "engine alone, cores that it got": known_median([r["engine_alone_cores"] for r in rounds]),
         "the deadline, ms": target_ms,
         "holds, requests/s": known_median([r["holds_per_s"] for r in rounds]),
         **{f"goodput at {f:g}x, requests/s": at(f, "goodput_per_s") for f in _FACTORS},

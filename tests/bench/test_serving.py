@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from bench.features.synthetic import PINS, fill
-from bench.harness import BenchmarkError, run, whole
+from bench.harness import BenchmarkError, Claim, run, whole
 from bench.processes import cpu_seconds, server_process
 from bench.serving import capacity, overload
 from bench.serving.serving import DEADLINES, conclude, goodput_claims, measure
+from bench.test_bed import on_a_quiet_machine
 from feature_client.features import MissingFeatures
 from feature_client.fetch import fetch
 from feature_client.stores.memory_store import MemoryStore
@@ -125,6 +126,14 @@ def test_settings_from_the_environment_are_refused(config_file, monkeypatch):
         whole(measure(quick=True, config=config_file))
 
 
+def test_nothing_timed_is_judged_where_something_else_ran():
+    claims = (Claim("saturated over engine alone", 3.1, 0.92, "ratio", "at_least"),)
+    assert on_a_quiet_machine(claims, got=1.9, meant=2) == claims
+    (claim,) = on_a_quiet_machine(claims, got=0.25, meant=2)
+    assert (claim.measured, claim.holds) == (None, False)
+    assert claim.unjudged == "the machine was not quiet: the engine alone got 0.25 of 2 cores"
+
+
 def test_goodput_over_a_rival_that_holds_no_rate_is_not_judged():
     over_plain, over_ideal = goodput_claims("tight", good=5.0, plain=0.0, ideal=0.0)
     assert (over_plain.measured, over_plain.unjudged) == (None, "plain grpc.aio holds no rate")
@@ -150,6 +159,7 @@ def test_an_overload_is_measured_beside_an_echo(config_file):
     raw = whole(overload.measure(quick=True, config=config_file))
     (only,) = raw["rounds"]
     assert all(step["echo_ms"]["p99"] > 0 for step in only["steps"])
+    only["engine_alone_cores"] = float(raw["cores"])
     claims = {claim.name: claim for claim in overload.conclude(raw).claims}
     (refusals,) = (claim for name, claim in claims.items() if name.startswith("P99 of refusals"))
     assert (refusals.measured is None) == all(
