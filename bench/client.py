@@ -29,6 +29,16 @@ class SaturationWindow:
     server_cpu_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """Requests, when each is due (float64[K], seconds from the start), and the deadline of each in seconds."""
+
+    address: str
+    requests: tuple[bytes, ...]
+    due_s: np.ndarray
+    deadline_s: float
+
+
 def saturate(
     address: str, server_pid: int, requests: tuple[bytes, ...], callers: int, warmup_s: float, duration_s: float
 ) -> SaturationWindow:
@@ -77,23 +87,17 @@ def offer_at(address: str, requests: tuple[bytes, ...], due_s: np.ndarray, deadl
     return samples
 
 
-def offer_two(
-    address: str,
-    first: tuple[tuple[bytes, ...], np.ndarray, float],
-    second: tuple[tuple[bytes, ...], np.ndarray, float],
-) -> tuple[open_loop.Samples, open_loop.Samples]:
-    """Offer two kinds of requests concurrently, each as (requests, float64[K] due times, deadline in seconds)."""
+def offer_two(first: Offered, second: Offered) -> tuple[open_loop.Samples, open_loop.Samples]:
+    """Offer two kinds of requests concurrently."""
     import asyncio  # noqa: PLC0415
 
-    async def main() -> Any:
-        async with open_aio_channel(address) as channel:
+    async def offered(one: Offered) -> open_loop.Samples:
+        async with open_aio_channel(one.address) as channel:
             await channel.channel_ready()
-            return await asyncio.gather(
-                *(
-                    open_loop.open_loop(open_loop.sender(channel, deadline_s), requests, due_s)
-                    for requests, due_s, deadline_s in (first, second)
-                )
-            )
+            return await open_loop.open_loop(open_loop.sender(channel, one.deadline_s), one.requests, one.due_s)
+
+    async def main() -> Any:
+        return await asyncio.gather(offered(first), offered(second))
 
     one, other = open_loop.run(main())
     return one, other

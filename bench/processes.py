@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +27,17 @@ from pinrank.channels import open_channel
 _START_S = 60.0
 _LOOK_S = 0.2
 _STOP_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The memory of a process: its own pages, and pages of mapped files, which belong to the page cache.
+
+    The feature store is such a file: its pages count once they are read, and the system can reclaim them.
+    """
+
+    own_bytes: int
+    file_bytes: int
 
 
 class ServerProcess(NamedTuple):
@@ -118,6 +130,13 @@ def cpu_seconds(pid: int) -> float:
     # The second field, the command in parentheses, may contain spaces. utime and stime are fields 14 and 15.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def memory(pid: int) -> Memory:
+    """Return the memory of a running process."""
+    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    own, *shared = (int(lines[name].split()[0]) << 10 for name in ("RssAnon", "RssFile", "RssShmem"))
+    return Memory(own, sum(shared))
 
 
 def _free_ports(count: int) -> list[int]:

@@ -8,16 +8,19 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from bench import client
 from bench.awake import kept_awake
+from bench.engines import engine_alone
 from bench.engines.engine_alone import EngineSubject
 from bench.features.synthetic import fill
-from bench.harness import ROOT, BenchmarkError
-from bench.processes import ServerProcess, server_process, single_process
+from bench.harness import ROOT, BenchmarkError, Claim
+from bench.processes import ServerProcess, cpu_seconds, server_process, single_process
 from feature_client.stores.open_store import open_store
 from kernels.cores import cores
 from kernels.engines import default_streams
@@ -32,6 +35,8 @@ from server.environment import PREFIX, service_links
 CONFIG = ROOT / "deploy" / "demo" / "pinrank.toml"
 SEED = 0
 _USERS = 500
+#: Share of its cores that the engine alone must get.
+_QUIET_SHARE = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,9 @@ class TestBed:
 
 
 @contextmanager
-def scene(config: Path = CONFIG, extra: str = "", candidates: int = 128, requests: int = 256) -> Iterator[TestBed]:
+def scene(
+    config: Path = CONFIG, extra: str = "", candidates: int = 128, requests: int = 256, pins: int | None = None
+) -> Iterator[TestBed]:
     """Fill a feature store and start a server; remove both at the end.
 
     Args:
@@ -67,6 +74,7 @@ def scene(config: Path = CONFIG, extra: str = "", candidates: int = 128, request
         extra: additional settings as TOML.
         candidates: number of pins in a request.
         requests: number of different requests.
+        pins: number of pins in the feature store; None means the pins of the model.
 
     Raises:
         BenchmarkError: the server did not start, or the environment overrides its settings.
@@ -82,7 +90,7 @@ def scene(config: Path = CONFIG, extra: str = "", candidates: int = 128, request
         own = folder / "pinrank.toml"
         own.write_text(without_surfaces(config) + f'\nmodel_store = "{Path(settings.model_store).absolute()}"\n{extra}')
         feature_store = f"lmdb://{folder / 'features'}"
-        user_ids, pin_ids = asyncio.run(_fill(settings, feature_store))
+        user_ids, pin_ids = asyncio.run(_fill(settings, feature_store, pins))
         made = tuple(Workload(user_ids, pin_ids, ((candidates, 1.0),), seed=SEED).requests(requests))
         streams = settings.engine_streams or default_streams(settings.engine, cores())
         subject = EngineSubject(
@@ -106,14 +114,48 @@ def without_surfaces(config: Path) -> str:
     return "\n".join(line for line in top.splitlines() if not line.startswith("model_store"))
 
 
-async def _fill(settings: ServerConfig, feature_store: str) -> tuple[np.ndarray, np.ndarray]:
+async def _fill(settings: ServerConfig, feature_store: str, pins: int | None) -> tuple[np.ndarray, np.ndarray]:
     models = open_model_store(settings.model_store)
     bundle = models.read(settings.model, models.resolve(settings.model, settings.labels[0]))
     store = open_store(feature_store)
     await store.start()
-    found = await fill(store, bundle, _USERS, SEED)
+    found = await fill(store, bundle, _USERS, SEED, pins)
     await store.close()
     return found
+
+
+def one_run_p50_ms(stage: TestBed, duration_s: float) -> float:
+    """Return the P50 of one request's run with nothing beside it, in milliseconds."""
+    stage.engine.submit(engine_alone.throughput, stage.subject, 0.2).result()
+    found: np.ndarray = stage.engine.submit(engine_alone.run_seconds, stage.subject, duration_s).result()
+    return median(found.tolist()) * 1e3
+
+
+def saturated(
+    stage: TestBed, requests: tuple[bytes, ...], callers: int, warmup_s: float, duration_s: float
+) -> dict[str, Any]:
+    """Measure the server's throughput and CPU time with callers that do not pause.
+
+    Raises:
+        BenchmarkError: it refused or degraded an answer.
+    """
+    server = stage.server
+    before_s = server.metric("pinrank_run_cpu_seconds_total"), cpu_seconds(server.pid)
+    done = stage.client.submit(client.saturate, *server[:2], requests, callers, warmup_s, duration_s).result()
+    run_s = server.metric("pinrank_run_cpu_seconds_total") - before_s[0]
+    all_s = cpu_seconds(server.pid) - before_s[1]
+    check_all_ok("saturated", done.summary)
+    answered = done.summary.statuses[OK]
+    per_request_ms = done.server_cpu_s / answered * 1e3
+    return {
+        **done.summary.as_json(),
+        "callers": callers,
+        "server_cpu_ms_per_request": per_request_ms,
+        # For the whole call, because the two counters cannot be read at the ends of the window.
+        "own_cpu_ms_per_request": per_request_ms * (1 - run_s / all_s) if all_s else None,
+        "client_cpu_ms_per_request": done.summary.generator_cores * duration_s / answered * 1e3,
+        "late_run_rows": server.metric("pinrank_late_run_rows_total"),
+    }
 
 
 def check_all_ok(what: str, summary: Summary) -> None:
@@ -124,3 +166,28 @@ def check_all_ok(what: str, summary: Summary) -> None:
 
 def median(values: list[float]) -> float:
     return float(np.median(values))
+
+
+def known_median(values: list[float | None]) -> float | None:
+    """Return the median of the values that are there, None without any."""
+    known = [value for value in values if value is not None]
+    return median(known) if known else None
+
+
+def known_ratio(over: list[float | None], under: list[float | None]) -> float | None:
+    """Return the median of the ratios of the rounds that have both values, None without any."""
+    return known_median([a / b if a is not None and b else None for a, b in zip(over, under, strict=True)])
+
+
+def cores_got(stage: TestBed, duration_s: float) -> float:
+    """Return the number of cores that the engine alone gets in a tight loop: one a stream on a quiet machine."""
+    run = stage.engine.submit(engine_alone.throughput, stage.subject, duration_s).result()
+    return float(run.cpu_s / run.wall_s)
+
+
+def on_a_quiet_machine(claims: tuple[Claim, ...], got: float | None, meant: int) -> tuple[Claim, ...]:
+    """Return the claims, unjudged where something else ran, so that the engine alone got fewer cores than meant."""
+    if got is None or got >= _QUIET_SHARE * meant:
+        return claims
+    why = f"the machine was not quiet: the engine alone got {got:.2g} of {meant} cores"
+    return tuple(replace(claim, measured=None, unjudged=why) for claim in claims)

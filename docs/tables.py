@@ -1,7 +1,7 @@
-"""Write the tables of docs/operations.md: every setting and every metric, as the code has them.
+"""Write the tables of docs/operations.md and docs/capacity.md: settings and metrics of the code, numbers of benchmarks.
 
     python -m docs.tables            prints the tables
-    python -m docs.tables --write    puts them into docs/operations.md, between their markers
+    python -m docs.tables --write    puts them into their pages, between their markers
 
 Settings come from the models in server/config.py: their types, bounds, defaults and docstrings. Metrics come from the
 source of server/, where each is made by a call with its name, its help text and its labels; a test compares them with
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -21,12 +21,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
+from docs import capacity_tables
 from docs.markers import with_marked
 from kernels.engines import ENGINES
 from server.config import ServerConfig
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "operations.md"
+OPERATIONS, CAPACITY = ROOT / "docs" / "operations.md", ROOT / "docs" / "capacity.md"
 
 #: Strings that are one of a few, which their types do not say.
 _CHOICES = {"engine": sorted(ENGINES)}
@@ -193,18 +194,20 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines)
 
 
-TABLES = {"settings": settings_table, "metrics": metrics_table}
+#: Each table by its page and its marker there.
+TABLES: dict[tuple[Path, str], Callable[[], str]] = {
+    (OPERATIONS, "settings"): settings_table,
+    (OPERATIONS, "metrics"): metrics_table,
+    **{(CAPACITY, name): table for name, table in capacity_tables.TABLES.items()},
+}
 
 
 def main() -> None:
-    page = PAGE.read_text()
-    for name, table in TABLES.items():
+    for (page, name), table in TABLES.items():
         if "--write" in sys.argv:
-            page = with_marked(page, f"table: {name}", table())
+            page.write_text(with_marked(page.read_text(), f"table: {name}", table()))
         else:
             print(table(), end="\n\n")
-    if "--write" in sys.argv:
-        PAGE.write_text(page)
 
 
 if __name__ == "__main__":

@@ -7,16 +7,15 @@ one stream over all cores, whichever is faster in a short trial.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import onnxruntime
 import torch
 
-from bench.engines.peak_share import PeakShare, claims_of, measure_shares, per_second, table_of
-from bench.harness import BenchmarkError, Claim, Measurement, markdown_table
+from bench.engines.peak_share import PeakShare, claims_of, flop_per_row, measure_shares, per_second, table_of
+from bench.harness import BenchmarkError, Claim, Conclusion, Raw, markdown_table
 from kernels.cpu.openvino_engine import OpenVinoEngine
 from kernels.cpu.openvino_without_telemetry import openvino
 from kernels.encoder import FusedEncoder, instruction_sets
@@ -50,7 +49,7 @@ class Side:
     threaded: bool
 
 
-def measure(*, quick: bool) -> Measurement:
+def measure(*, quick: bool) -> Iterator[Raw]:
     """Measure every side with every number of candidates.
 
     Raises:
@@ -82,18 +81,16 @@ def measure(*, quick: bool) -> Measurement:
             for key, streams in opened.items():
                 rates[key]["rows_per_s"].append(_rate(streams, batch, window_s))
     shares = measure_shares(call, _batch(CANDIDATES[0], seed=CANDIDATES[0]), quick=quick)
-    measured = _measured(rates, layouts, differences, inversions)
-    return _with_shares(measured, shares, call)
-
-
-def _with_shares(measured: Measurement, shares: list[PeakShare], call: EncoderCall) -> Measurement:
-    summary = {f"{claim.name}, {claim.unit}": claim.measured for claim in claims_of(shares)}
-    return Measurement(
-        {**measured.summary, **summary},
-        (*measured.claims, *claims_of(shares)),
-        {**measured.raw, "shares_of_peak": [asdict(share) for share in shares]},
-        f"{measured.table}\n{table_of(shares, call)}",
-    )
+    yield {
+        "rows_per_s_by_round": {key: value["rows_per_s"] for key, value in rates.items()},
+        "layout": layouts,
+        "largest_difference": differences,
+        "inversions": inversions,
+        "kernel": instruction_sets()[-1],
+        "cores": cores,
+        "shares_of_peak": [asdict(share) for share in shares],
+        "flop_per_row": flop_per_row(call.weights, call.shape),
+    }
 
 
 def _network(**sizes: int) -> RankerNetwork:
@@ -281,12 +278,9 @@ def inversion_count(found: np.ndarray, expected: np.ndarray) -> int:
     return int((ordered[1:] - np.minimum.accumulate(ordered, axis=0)[:-1] > TIE).sum())
 
 
-def _measured(
-    rates: Mapping[str, Mapping[str, list[float]]],
-    layouts: Mapping[str, str],
-    differences: Mapping[str, float],
-    inversions: Mapping[str, int],
-) -> Measurement:
+def conclude(raw: Raw) -> Conclusion:
+    rates = {key: {"rows_per_s": by_round} for key, by_round in raw["rows_per_s_by_round"].items()}
+    layouts, differences, inversions = raw["layout"], raw["largest_difference"], raw["inversions"]
     sizes = sorted({int(key.split(", ")[-1].split()[0]) for key in rates})
 
     def ratio(over: str, under: str, size: int) -> float:
@@ -327,14 +321,11 @@ def _measured(
     claims.append(Claim("rows ranked above one that they belong below, beyond ties", swapped, 0, "pairs", "at_most"))
     summary = {f"{key}, rows/s": float(np.median(value["rows_per_s"])) for key, value in rates.items()}
     summary |= {f"{key}, largest difference": value for key, value in differences.items()}
-    raw: dict[str, Any] = {
-        "rows_per_s_by_round": {key: value["rows_per_s"] for key, value in rates.items()},
-        "layout": dict(layouts),
-        "largest_difference": dict(differences),
-        "inversions": dict(inversions),
-        "kernel": instruction_sets()[-1],
-    }
-    return Measurement(summary, tuple(claims), raw, _table(rates, layouts, differences, sizes))
+    shares = [PeakShare(**share) for share in raw["shares_of_peak"]]
+    of_peak = claims_of(shares)
+    summary |= {f"{claim.name}, {claim.unit}": claim.measured for claim in of_peak}
+    tables = (_table(rates, layouts, differences, sizes, raw["cores"]), table_of(shares, *raw["flop_per_row"]))
+    return Conclusion(summary, (*claims, *of_peak), "\n".join(tables))
 
 
 def _table(
@@ -342,14 +333,13 @@ def _table(
     layouts: Mapping[str, str],
     differences: Mapping[str, float],
     sizes: list[int],
+    cores: int,
 ) -> str:
     """Return a table of rows/s and differences, for the encoder alone and the whole ranker, one line per side."""
     header = ["", "layout"]
     for size in sizes:
         header += [f"rows/s, {size} candidates", "over OpenVINO", "largest difference"]
-    text = (
-        f"# {len(os.sched_getaffinity(0))} cores, one request of full length at a time per stream; medians of rounds\n"
-    )
+    text = f"# {cores} cores, one request of full length at a time per stream; medians of rounds\n"
     titles = {
         "encoder": "Encoder alone",
         "ranker": "Whole ranker",

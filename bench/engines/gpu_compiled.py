@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from triton import knobs
 from triton.backends.nvidia.compiler import get_ptxas
 
 from bench.engines.machine_code import flop, issued, loaded_bytes, total
-from bench.harness import Claim, Measurement, markdown_table
+from bench.harness import Claim, Conclusion, Raw, markdown_table
 from kernels.encoder import EncoderShape
 from kernels.gpu.tiles import Launch
 from kernels.gpu.triton_ahead import CompiledKernel, arguments, compiled
@@ -171,10 +171,17 @@ def _found(pattern: str, text: str) -> str:
     return found[1]
 
 
-def measure(*, quick: bool = False) -> Measurement:
+def measure(*, quick: bool = False) -> Iterator[Raw]:
     """Compile every launch for every architecture; if `quick`, only the default launch for `COUNTED`."""
     launches = (Launch(),) if quick else LAUNCHES
-    found = [one for name in ((COUNTED,) if quick else SHARED_BYTES_MAX) for one in facts(launches, name)]
+    found: list[dict[str, Any]] = []
+    for name in (COUNTED,) if quick else SHARED_BYTES_MAX:
+        found += [_kept(one) for one in facts(launches, name)]
+        yield {"triton": triton.__version__, "facts": found}
+
+
+def conclude(raw: Raw) -> Conclusion:
+    found = [Facts(**one, **dict.fromkeys(_UNKEPT)) for one in raw["facts"]]  # type: ignore[arg-type]  # only tests read them
     default = next(one for one in found if one.architecture == COUNTED and _launch(one) == Launch())
     claims = (
         Claim("the default launch issues for a row", default.issued, 20_000, "warp instructions", "at_most"),
@@ -187,14 +194,11 @@ def measure(*, quick: bool = False) -> Measurement:
         "predicted rows a second, low": default.rows_s[0],
         "predicted rows a second, high": default.rows_s[1],
     }
-    return Measurement(
-        summary, claims, {"triton": triton.__version__, "facts": [_kept(one) for one in found]}, table(found)
-    )
+    return Conclusion(summary, claims, table(found, raw["triton"]))
 
 
-def table(found: Iterable[Facts]) -> str:
+def table(found: Sequence[Facts], version: str) -> str:
     """Return two Markdown tables: the facts of every launch on `COUNTED`, and the architectures that it fits."""
-    found = list(found)
     counted = [_line(one) for one in found if one.architecture == COUNTED]
     header = (
         "block x warps", "registers", "stack, bytes", "spilled, bytes", "shared, KiB", "barriers a row",
@@ -207,7 +211,7 @@ def table(found: Iterable[Facts]) -> str:
         ours = {one.architecture: one for one in found if _launch(one) == launch}
         where.append((_name_of(launch), *(_fit(ours[name]) for name in names)))
     about = (
-        f"Triton {triton.__version__}, the published encoder over {_LENGTH} actions. The default is "
+        f"Triton {version}, the published encoder over {_LENGTH} actions. The default is "
         f"{_name_of(Launch())}.\nRows a second are what `predicted` in `bench/engines/gpu_compiled.py` says of an "
         "H100. It charges a spill as\nan "
         "instruction and nothing for the wait: what spills much does less than it says.\n\n"
@@ -248,9 +252,12 @@ def _kinds(one: Facts) -> list[str]:
     return [*kinds, "serialised"] if one.serialised else kinds
 
 
+_UNKEPT = ("assembler", "parameters", "arguments")
+
+
 def _kept(one: Facts) -> dict[str, Any]:
     """Return the facts for the committed result, without the assembler's output, which only tests need."""
-    return {name: value for name, value in asdict(one).items() if name not in {"assembler", "parameters", "arguments"}}
+    return {name: value for name, value in asdict(one).items() if name not in _UNKEPT}
 
 
 if __name__ == "__main__":

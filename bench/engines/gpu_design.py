@@ -13,10 +13,11 @@ import shutil
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.harness import RESULTS, BenchmarkError, Measurement
+from bench.harness import RESULTS, BenchmarkError, Conclusion, Raw
 from kernels.gpu.tiles import Launch
 
 SOURCE = Path(__file__).with_suffix(".cu")
@@ -57,13 +58,21 @@ class Loop:
     spilled_bytes: int
 
 
-def measure(*, quick: bool = False) -> Measurement:  # noqa: ARG001 - it takes only a second
+def measure(*, quick: bool = False) -> Iterator[Raw]:  # noqa: ARG001 - it takes only a second
     """Compile the design and count its instructions."""
-    loops = {name: loop for loop in compiled() for name in _PASSES if name in loop.name}
+    kernels = {
+        loop.name: {"registers": loop.registers, "spilled_bytes": loop.spilled_bytes, "loop": dict(loop.instructions)}
+        for loop in compiled()
+    }
+    yield {"kernels": kernels, "passes a row": _PASSES, "shares": _shares(), "compiler": _version()}
+
+
+def conclude(raw: Raw) -> Conclusion:
+    loops = {name: one["loop"] for loop, one in raw["kernels"].items() for name in _PASSES if name in loop}
     a_row: Counter[str] = Counter()
-    for name, passes in _PASSES.items():
-        for kind, count in loops[name].instructions.items():
-            a_row[kind] += count * passes  # type: ignore[assignment]  # fractions of a pass
+    for name, passes in raw["passes a row"].items():
+        for kind, count in loops[name].items():
+            a_row[kind] += count * passes
     issued = sum(a_row.values()) + _UNCOMPILED
     clocks = {
         "issue": issued / _ISSUES,
@@ -71,7 +80,7 @@ def measure(*, quick: bool = False) -> Measurement:  # noqa: ARG001 - it takes o
         "shared memory": sum(a_row[kind] * clocks for kind, clocks in _SHARED_CLOCKS.items()),
     }
     bounds = {name: _MULTIPROCESSORS * _CLOCK_HZ / value for name, value in clocks.items()}
-    low, high = (share * bounds["issue"] for share in _shares())
+    low, high = (share * bounds["issue"] for share in raw["shares"])
     summary = {
         "warp instructions a row": issued,
         "MFLOP a row, padding included": a_row["HMMA"] * 4096 / 1e6,
@@ -79,11 +88,7 @@ def measure(*, quick: bool = False) -> Measurement:  # noqa: ARG001 - it takes o
         "predicted rows/s, low": low,
         "predicted rows/s, high": min(high, *bounds.values()),
     }
-    raw = {
-        loop.name: {"registers": loop.registers, "spilled_bytes": loop.spilled_bytes, "loop": dict(loop.instructions)}
-        for loop in compiled()
-    }
-    return Measurement(summary, (), {"kernels": raw, "passes a row": _PASSES, "compiler": _version()})
+    return Conclusion(summary, ())
 
 
 def _shares() -> tuple[float, float]:

@@ -6,14 +6,16 @@ GPU differs only in the order of the sums.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import onnx
 import torch
+from pydantic import TypeAdapter
 
-from bench.harness import Claim, Measurement
+from bench.harness import Claim, Conclusion, Raw
 from kernels.cpu.openvino_engine import OpenVinoEngine
 from kernels.engine import Engine
 from kernels.fusion import inlined, parse
@@ -26,6 +28,7 @@ from ranker.data import movielens
 from ranker.data.actions import ActionLog, action_log
 from ranker.data.recbole import read_atomic
 from ranker.evaluation.evaluate import evaluate
+from ranker.evaluation.results import Evaluation
 from ranker.training.examples import Sampling
 
 STORE = Path(__file__).parents[2] / "deploy" / "demo" / "models"
@@ -34,7 +37,7 @@ _FULL: Final = "float32"
 _HALF: Final = "bfloat16"
 
 
-def measure(*, quick: bool = False, bundle: Bundle | None = None, log: ActionLog | None = None) -> Measurement:
+def measure(*, quick: bool = False, bundle: Bundle | None = None, log: ActionLog | None = None) -> Iterator[Raw]:
     """Evaluate a bundle in both precisions, with the same candidates and the same resamples of users."""
     if bundle is None:
         store = open_model_store(STORE)
@@ -55,6 +58,11 @@ def measure(*, quick: bool = False, bundle: Bundle | None = None, log: ActionLog
     found = evaluate(
         {_FULL: bundle, _HALF: in_half}, log, factory, Sampling(requests_max=50 if quick else 1_500), 7, baseline=_FULL
     )
+    yield {"evaluation": found.as_json()}
+
+
+def conclude(raw: Raw) -> Conclusion:
+    found = TypeAdapter(Evaluation).validate_python(raw["evaluation"])
     claims: list[Claim] = []
     summary: dict[str, float] = {"requests": found.requests, "rows": found.rows}
     for score in found.scores:
@@ -74,7 +82,7 @@ def measure(*, quick: bool = False, bundle: Bundle | None = None, log: ActionLog
                     "at_most",
                 )
             )
-    return Measurement(summary, tuple(claims), {"evaluation": found.as_json()})
+    return Conclusion(summary, tuple(claims))
 
 
 def open_rounded(network: bytes, _inputs: object, heads: int, _ordinal: int, _plan: object) -> TorchBackend:

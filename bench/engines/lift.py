@@ -12,23 +12,20 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
-from bench.harness import ROOT, BenchmarkError, Claim, Measurement, markdown_table
-from bench.processes import server_process
+from bench.engines.fusion_latency import BASE, SUBJECT, in_turn_ms, served
+from bench.harness import ROOT, BenchmarkError, Claim, Conclusion, Raw, markdown_table
 from feature_client.stores.open_store import open_store
 from kernels.cpu.openvino_engine import OpenVinoEngine
 from model_store.bundle.files import EMBEDDINGS, Bundle, read_bundle
-from model_store.registry.store import open_model_store
 from pinrank.channels import open_channel
-from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
+from pinrank.v1 import ranking_pb2
 from ranker.cli.console import ConsoleReporter
 from ranker.data import movielens
 from ranker.data.actions import ActionLog, action_log
@@ -37,8 +34,8 @@ from ranker.data.features import Groups, fill_store
 from ranker.data.recbole import AtomicDataset, read_atomic
 from ranker.data.requests import Split
 from ranker.data.schema import ActionSchema
-from ranker.evaluation.evaluate import Evaluation, evaluate
-from ranker.evaluation.results import Hit
+from ranker.evaluation.evaluate import evaluate
+from ranker.evaluation.results import Evaluation, Hit
 from ranker.network.variants import VARIANTS
 from ranker.recipe import make_bundle
 from ranker.recipe_settings import Recipe
@@ -47,7 +44,6 @@ from ranker.training.settings import TrainingConfig
 from server.cli.console import console
 
 DATA = ROOT / "data"
-BASE, SUBJECT = "base", "early"
 CANDIDATES = 128
 #: Published for early-fused real-time activity: its lift of saves, and the latency that it may add.
 LIFT_PERCENT, LATENCY_PERCENT = 9.0, 20.0
@@ -104,7 +100,7 @@ def measure(
     variants: tuple[str, ...] = tuple(VARIANTS),
     data: Path = DATA,
     keep: Path = DATA / "lift",
-) -> Measurement:
+) -> Iterator[Raw]:
     """Train, evaluate and serve every variant on every dataset.
 
     Args:
@@ -118,10 +114,7 @@ def measure(
         BenchmarkError: a dataset is missing; the message says how to create it.
     """
     plan = QUICK if quick else LiftPlan()
-    summary: dict[str, float] = {}
-    claims: list[Claim] = []
-    raw: dict[str, Any] = {}
-    tables = ["# What each variant brings over the base, and what it costs\n"]
+    raw: Raw = {}
     with tempfile.TemporaryDirectory(prefix="pinrank-bench-") as temporary:
         for course in courses:
             dataset = _dataset(course.name, data)
@@ -131,12 +124,21 @@ def measure(
             sampling = Sampling(requests_max=plan.requests_max or course.test_requests_max)
             evaluation = evaluate(bundles, log, OpenVinoEngine, sampling, SEED, Split(), baseline=BASE)
             latency_ms = _latency(folders, bundles, log, plan)
-            raw[course.name] = {"evaluation": evaluation.as_json(), "latency_ms": latency_ms}
-            told, made = _conclude(course, evaluation, latency_ms)
-            summary |= told
-            claims += made
-            tables.append(_table(course, evaluation, latency_ms))
-    return Measurement(summary, tuple(claims), raw, "\n".join(tables))
+            raw[course.name] = {"evaluation": evaluation.as_json(), "latency_ms": latency_ms, "save": course.save}
+            yield raw
+
+
+def conclude(raw: Raw) -> Conclusion:
+    summary: dict[str, float] = {}
+    claims: list[Claim] = []
+    tables = ["# What each variant brings over the base, and what it costs\n"]
+    for name, measured in raw.items():
+        evaluation = TypeAdapter(Evaluation).validate_python(measured["evaluation"])
+        told, made = _concluded(name, measured["save"], evaluation, measured["latency_ms"])
+        summary |= told
+        claims += made
+        tables.append(_table(name, evaluation, measured["latency_ms"]))
+    return Conclusion(summary, tuple(claims), "\n".join(tables))
 
 
 def _dataset(name: str, data: Path) -> AtomicDataset:
@@ -199,21 +201,13 @@ def _latency(
         # All variants read the same groups, except that the base reads no sequence.
         widest = max(bundles.values(), key=lambda bundle: bundle.manifest.sequence_length)
         asyncio.run(_fill(store, widest, log))
-        with _served(folders, store, folder) as address, open_channel(address) as channel:
-            rank = ranking_pb2_grpc.RankingServiceStub(channel).Rank
+        with served(folders, store, folder) as address, open_channel(address) as channel:
             requests = _requests(bundles, log, plan.users)
             milliseconds: dict[str, list[float]] = {variant: [] for variant in bundles}
             for round_number in range(plan.rounds + 1):
-                for variant, asked in requests.items():
-                    for request in asked:
-                        started_s = time.perf_counter()
-                        answer = rank(request, timeout=5.0)
-                        spent_ms = (time.perf_counter() - started_s) * 1e3
-                        lost = answer.degradation
-                        if len(answer.pin_ids) != len(request.pin_ids) or lost.sequence_missing or lost.user_missing:
-                            raise BenchmarkError(f"{variant} answered {len(answer.pin_ids)} pins, degraded: {lost}")
-                        if round_number:  # the first round is a warm-up
-                            milliseconds[variant].append(spent_ms)
+                for variant, spent_ms in in_turn_ms(channel, requests).items():
+                    if round_number:  # the first round is a warm-up
+                        milliseconds[variant] += spent_ms
     return milliseconds
 
 
@@ -223,23 +217,6 @@ async def _fill(address: str, bundle: Bundle, log: ActionLog) -> None:
     embeddings = decode_embeddings(bundle.files[EMBEDDINGS])
     await fill_store(store, log, embeddings, Groups.served_by(bundle.manifest))
     await store.close()
-
-
-@contextmanager
-def _served(folders: Mapping[str, Path], feature_store: str, folder: Path) -> Iterator[str]:
-    """Serve every variant under a label with its name."""
-    models = open_model_store(folder / "models")
-    for variant, source in folders.items():
-        manifest = models.publish(source).manifest
-        models.set_label(manifest.name, variant, manifest.version)
-    config = folder / "pinrank.toml"
-    labels = ", ".join(f'"{variant}"' for variant in folders)
-    config.write_text(
-        f'model_store = "{folder / "models"}"\nmodel = "{manifest.name}"\nlabels = [{labels}]\n'
-        'feature_store = "memory://"\n[surfaces.home]\ndeadline_ms = 1000\n'
-    )
-    with server_process(config, feature_store, folder / "server.log") as (address, _, _):
-        yield address
 
 
 def _requests(bundles: Mapping[str, Bundle], log: ActionLog, users: int) -> dict[str, list[ranking_pb2.RankRequest]]:
@@ -257,16 +234,16 @@ def _requests(bundles: Mapping[str, Bundle], log: ActionLog, users: int) -> dict
     }
 
 
-def _conclude(
-    course: Course, evaluation: Evaluation, latency_ms: Mapping[str, list[float]]
+def _concluded(
+    name: str, save: str, evaluation: Evaluation, latency_ms: Mapping[str, list[float]]
 ) -> tuple[dict[str, float], list[Claim]]:
     """Return the summary of one dataset, and its claims."""
     summary: dict[str, float] = {}
     base_ms = float(np.median(latency_ms[BASE]))
     for variant, measured in latency_ms.items():
         median_ms = float(np.median(measured))
-        summary[f"{course.name}, {variant}, latency P50 ms"] = median_ms
-        summary[f"{course.name}, {variant}, latency over base %"] = 100 * (median_ms / base_ms - 1)
+        summary[f"{name}, {variant}, latency P50 ms"] = median_ms
+        summary[f"{name}, {variant}, latency over base %"] = 100 * (median_ms / base_ms - 1)
     lifts = {}
     for score in evaluation.scores:
         for order, hit in (("by utility", score.hit_at_3_by_utility), ("by head", score.hit_at_3_by_head)):
@@ -274,26 +251,25 @@ def _conclude(
             if score.scorer not in latency_ms or lift is None or lift.value is None:
                 continue
             lifts[score.scorer, score.head, order] = lift.value
-            name = f"{course.name}, {score.scorer}, HIT@3 {score.head} {order} over base %"
-            summary[name] = lift.value
+            summary[f"{name}, {score.scorer}, HIT@3 {score.head} {order} over base %"] = lift.value
     claims = [
         Claim(
-            f"{course.name}: HIT@3 {course.save} by head, {SUBJECT} over {BASE}",
-            lifts.get((SUBJECT, course.save, "by head"), 0.0), LIFT_PERCENT, "%", "at_least",
+            f"{name}: HIT@3 {save} by head, {SUBJECT} over {BASE}",
+            lifts.get((SUBJECT, save, "by head"), 0.0), LIFT_PERCENT, "%", "at_least",
         ),
         Claim(
-            f"{course.name}: HIT@3 {course.save} by utility, {SUBJECT} over {BASE}",
-            lifts.get((SUBJECT, course.save, "by utility"), 0.0), LIFT_PERCENT, "%", "at_least",
+            f"{name}: HIT@3 {save} by utility, {SUBJECT} over {BASE}",
+            lifts.get((SUBJECT, save, "by utility"), 0.0), LIFT_PERCENT, "%", "at_least",
         ),
         Claim(
-            f"{course.name}: latency, {SUBJECT} over {BASE}",
-            summary[f"{course.name}, {SUBJECT}, latency over base %"], LATENCY_PERCENT, "%", "at_most",
+            f"{name}: latency, {SUBJECT} over {BASE}",
+            summary[f"{name}, {SUBJECT}, latency over base %"], LATENCY_PERCENT, "%", "at_most",
         ),
     ]  # fmt: skip
     return summary, claims
 
 
-def _table(course: Course, evaluation: Evaluation, latency_ms: Mapping[str, list[float]]) -> str:
+def _table(name: str, evaluation: Evaluation, latency_ms: Mapping[str, list[float]]) -> str:
     """Return the table of one dataset: HIT@3, its lift with a 95% interval, and the latency."""
     heads = list(dict.fromkeys(score.head for score in evaluation.scores))
     text = ""
@@ -308,7 +284,7 @@ def _table(course: Course, evaluation: Evaluation, latency_ms: Mapping[str, list
             median_ms = float(np.median(measured))
             cells = [VARIANTS[variant].description, *(_hit_cell(hits.get(head)) for head in heads)]
             lines.append([f"`{variant}`", *cells, f"{median_ms:.2f} ms, {100 * (median_ms / base_ms - 1):+.0f}%"])
-        title = f"{course.name}: HIT@3 in {order}, {evaluation.requests:,} requests"
+        title = f"{name}: HIT@3 in {order}, {evaluation.requests:,} requests"
         text += markdown_table(title, ["variant", "", *heads, f"P50 of {CANDIDATES} candidates"], lines) + "\n"
     return text
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.harness import Claim, machine, markdown_table
+from bench.harness import Claim, markdown_table
 from kernels.encoder import EncoderShape, FusedEncoder, instruction_sets
 from kernels.engine import FeatureBatch
 from kernels.fusion import EncoderCall
@@ -149,9 +149,8 @@ def claims_of(shares: Sequence[PeakShare]) -> list[Claim]:
     ]
 
 
-def table_of(shares: Sequence[PeakShare], call: EncoderCall) -> str:
-    """Return the shares as a Markdown section."""
-    all_flop, product_flop = flop_per_row(call.weights, call.shape)
+def table_of(shares: Sequence[PeakShare], all_flop: float, product_flop: float) -> str:
+    """Return the shares as a Markdown section, with the operations of a row that `flop_per_row` counts."""
     header = ["", "multiply-add peak, GFLOP/s", "encoder, rows/s", "encoder, GFLOP/s", "share of the peak", "products"]
     lines = [
         [
@@ -166,7 +165,7 @@ def table_of(shares: Sequence[PeakShare], call: EncoderCall) -> str:
     ]
     text = markdown_table("Encoder alone, against the multiply-adds that the cores can do", header, lines)
     return (
-        f"{text}\nOn {machine()['cpu']}. A row takes {all_flop / 1e6:.2f} million floating-point operations, "
+        f"{text}\nA row takes {all_flop / 1e6:.2f} million floating-point operations, "
         f"{product_flop / 1e6:.2f} million of them in products.\n"
     )
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 
@@ -16,12 +17,15 @@ import uvloop
 
 from bench.engines.engine_alone import EngineSubject, load_subject
 from feature_client.fetch import fetch
+from feature_client.near_cache import near_caches
 from feature_client.stores.open_store import open_store
 from model_store.model.utility import load_utility
 from pinrank.v1 import ranking_pb2
 from server.request.selection import select
 
 _START_S = 60.0
+#: Age up to which a near cache's rows count, as in the server's default settings.
+_STALE_S = 30.0
 _Answer = Callable[[bytes], Awaitable[bytes]]
 
 
@@ -33,12 +37,16 @@ def echo_process(subject: EngineSubject) -> Iterator[tuple[str, int]]:
 
 
 @contextmanager
-def plain_process(subject: EngineSubject) -> Iterator[tuple[str, int]]:
+def plain_process(subject: EngineSubject, near_cache_bytes: int = 0) -> Iterator[tuple[str, int]]:
     """Serve the same model in a simple way: fetch, assemble, run the engine in a thread pool, answer.
+
+    It has the server's engine with as many streams, the server's fetch from the same feature store, uvloop, and the
+    server's calibration, utilities and order. It has no batching, no split of a request, no admission and no deadlines:
+    requests wait in order of arrival. It has no near cache either, unless the caller gives it one of this size.
 
     Yields address and process id.
     """
-    with _process(_plain, subject) as found:
+    with _process(partial(_plain, near_cache_bytes=near_cache_bytes), subject) as found:
         yield found
 
 
@@ -87,18 +95,19 @@ async def _echo(subject: EngineSubject) -> _Answer:
     return answer
 
 
-async def _plain(subject: EngineSubject) -> _Answer:
+async def _plain(subject: EngineSubject, near_cache_bytes: int) -> _Answer:
     model = load_subject(subject)
     utility = load_utility(model.utility_toml, model.manifest)
     store = open_store(subject.feature_store, read_only=True)
     await store.start()
+    caches = near_caches(model.needs.pin_groups, near_cache_bytes, _STALE_S) if near_cache_bytes else None
     pool = ThreadPoolExecutor(subject.streams)
     loop = asyncio.get_running_loop()
 
     async def answer(content: bytes) -> bytes:
         request = ranking_pb2.RankRequest.FromString(content)
         pin_ids = np.array(request.pin_ids, np.uint64)
-        fetched = await fetch(store, model.needs, request.user_id, pin_ids)
+        fetched = await fetch(store, model.needs, request.user_id, pin_ids, near=caches)
         batch = model.assembler.assemble(fetched, request.surface)
         logits = await loop.run_in_executor(pool, model.engine.run, batch)
         parties = utility.party_utilities(request.surface, model.probabilities(logits), fetched)

@@ -31,7 +31,7 @@ import uvloop
 
 from bench.awake import kept_awake
 from bench.features.synthetic import fill
-from bench.harness import Claim, Measurement
+from bench.harness import Claim, Conclusion, Raw
 from bench.processes import server_process, single_process
 from bench.test_bed import CONFIG, SEED, without_surfaces
 from feature_client.codec import decode_sequence
@@ -66,7 +66,7 @@ class ActionsPlan:
 QUICK = ActionsPlan(actions=3_000, streamed=1_000, users=50, fresh=10, kill_every_s=(0.5, 1.0))
 
 
-def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
+def measure(*, quick: bool = False, config: Path = CONFIG) -> Iterator[Raw]:
     """Run the benchmark. Raises BenchmarkError if a server does not start."""
     plan = QUICK if quick else ActionsPlan()
     settings = load_config(config)
@@ -85,10 +85,18 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
         with server_process(own, url, folder / "fresh.log") as server:
             caller = stack.enter_context(single_process(calls_max=1))
             fresh_ms = caller.submit(_fresh, server.address, plan, sequence, pin_ids).result()
+        raw = {"cores_kept_awake": awake, "fresh_ms": fresh_ms}
+        yield raw
         print("freshness measured", flush=True)
-        recorded = uvloop.run(_record_while_killing(url, own, plan, sequence, pin_ids))
+        raw["rpc"] = uvloop.run(_record_while_killing(url, own, plan, sequence, pin_ids))
+        yield raw
         print("recorded through the RPC", flush=True)
-        streamed = _stream_while_killing(url, Path(settings.model_store), settings.model, plan, sequence, pin_ids)
+        raw["stream"] = _stream_while_killing(url, Path(settings.model_store), settings.model, plan, sequence, pin_ids)
+        yield raw
+
+
+def conclude(raw: Raw) -> Conclusion:
+    fresh_ms, recorded, streamed = raw["fresh_ms"], raw["rpc"], raw["stream"]
     claims = (
         Claim("from sending an action to a ranking that read it, P99", fresh_ms["p99"], 50.0, "ms", "at_most"),
         Claim("users whose sequence is not what was sent by RPC", recorded["wrong_users"], 0, "users", "at_most"),
@@ -106,9 +114,7 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
         "actions by stream, per second": streamed["actions"] / streamed["seconds"],
         "followers killed": streamed["kills"],
     }
-    return Measurement(
-        summary, claims, {"cores_kept_awake": awake, "fresh_ms": fresh_ms, "rpc": recorded, "stream": streamed}
-    )
+    return Conclusion(summary, claims)
 
 
 async def _fill(url: str, bundle: Bundle, plan: ActionsPlan) -> np.ndarray:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import redis
 
 from bench.features.near_cache import GROUP
-from bench.harness import Claim, Measurement
+from bench.harness import Claim, Conclusion, Raw
 from bench.test_bed import SEED, median
 from feature_client.bulk.load import load
 from feature_client.bulk.source import CHUNK_ROWS, Source
@@ -31,10 +31,10 @@ class BulkLoadPlan:
 QUICK = BulkLoadPlan(rows=30_000, rounds=1)
 
 
-def measure(*, quick: bool = False) -> Measurement:
+def measure(*, quick: bool = False) -> Iterator[Raw]:
     """Run the benchmark. Raises BenchmarkError if redis-server does not start."""
     plan = QUICK if quick else BulkLoadPlan()
-    rounds = []
+    rounds: list[dict[str, float]] = []
     for _ in range(plan.rounds):
         with tempfile.TemporaryDirectory(prefix="pinrank-load-") as folder, running(Path(folder)) as server:
             source = Source(_file(Path(folder), plan), GROUP)
@@ -44,6 +44,11 @@ def measure(*, quick: bool = False) -> Measurement:
                 "redis_py": _plain(server.port, source),
             }
         rounds.append(found)
+        yield {"rows": plan.rows, "row_bytes": GROUP.dtype.itemsize, "rounds": rounds}
+
+
+def conclude(raw: Raw) -> Conclusion:
+    rounds = raw["rounds"]
 
     def of(way: str) -> float:
         return median([r[way] for r in rounds])
@@ -53,8 +58,7 @@ def measure(*, quick: bool = False) -> Measurement:
         Claim("rows a second into LMDB, verified", of("lmdb"), 200_000, "rows/s", "at_least"),
     )
     summary = {f"{way}, rows/s": of(way) for way in rounds[0]}
-    raw: dict[str, Any] = {"rows": plan.rows, "row_bytes": GROUP.dtype.itemsize, "rounds": rounds}
-    return Measurement(summary, claims, raw)
+    return Conclusion(summary, claims)
 
 
 def _file(folder: Path, plan: BulkLoadPlan) -> Path:

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +24,9 @@ import uvloop
 from bench import client
 from bench.awake import kept_awake
 from bench.features.synthetic import fill, power_law
-from bench.harness import ROOT, BenchmarkError, Claim, Measurement
+from bench.harness import ROOT, BenchmarkError, Claim, Conclusion, Raw
 from bench.processes import server_process, single_process
-from bench.test_bed import CONFIG, SEED, median, without_surfaces
+from bench.test_bed import CONFIG, SEED, known_median, without_surfaces
 from feature_client.codec import decode_rows
 from feature_client.features import FeatureNeeds
 from feature_client.fetch import fetch
@@ -57,7 +57,7 @@ class FeatureReadsPlan:
 QUICK = FeatureReadsPlan(pins=5_000, users=50, rounds=1, reads=5, serve_s=0.5, search_s=0.3, search_tries=2)
 
 
-def measure(*, quick: bool = False, config: Path = CONFIG, feast_python: Path | None = None) -> Measurement:
+def measure(*, quick: bool = False, config: Path = CONFIG, feast_python: Path | None = None) -> Iterator[Raw]:
     """Run the benchmark. Raises BenchmarkError if a server does not start.
 
     Args:
@@ -78,32 +78,28 @@ def measure(*, quick: bool = False, config: Path = CONFIG, feast_python: Path | 
         url = f"redis://127.0.0.1:{port}/0"
         user_ids, pin_ids = asyncio.run(_fill(url, bundle, plan))
         reader = stack.enter_context(single_process())
-        rounds = [
-            {
-                **reader.submit(_read_all, url, port, bundle, plan, SEED + number).result(),
-                "feast": _feast(feast_python, port, plan, SEED + number, fill_first=number == 0),
-            }
-            for number in range(plan.rounds)
-        ]
+        raw: Raw = {"pins": plan.pins, "users": plan.users, "cores_kept_awake": awake, "rounds": [], "served": []}
+        for number in range(plan.rounds):
+            read = reader.submit(_read_all, url, port, bundle, plan, SEED + number).result()
+            feast = _feast(feast_python, port, plan, SEED + number, fill_first=number == 0)
+            raw["rounds"].append({**read, "feast": feast})
+            yield raw
         own = folder / "pinrank.toml"
         own.write_text(without_surfaces(config) + f'\nmodel_store = "{Path(settings.model_store).absolute()}"\n')
         server = stack.enter_context(server_process(own, url, folder / "server.log"))
         caller = stack.enter_context(single_process(calls_max=1))
         requests = tuple(Workload(user_ids, pin_ids, ((CANDIDATES, 1.0),), seed=SEED).requests(2_000))
         caller.submit(client.saturate, server.address, server.pid, requests, 2, 0.0, 2.0).result()
-        holds_per_s, _ = caller.submit(
+        raw["holds_per_s"], _ = caller.submit(
             client.highest_rate, server.address, requests, 60.0, 25.0, 0.5, plan.search_s, SEED, plan.search_tries
         ).result()
-        rate_per_s = 0.8 * max(holds_per_s, 10.0)
-        served = [
-            caller.submit(
+        rate_per_s = 0.8 * max(raw["holds_per_s"], 10.0)
+        for number in range(plan.rounds):
+            served = caller.submit(
                 client.offer, server.address, requests, rate_per_s, 1.0, plan.serve_s, SEED + number, 1.0, 25.0
-            )
-            .result()
-            .as_json()
-            for number in range(plan.rounds)
-        ]
-    return _conclude(plan, rounds, served, {"holds_per_s": holds_per_s, "cores_kept_awake": awake})
+            ).result()
+            raw["served"].append(served.as_json())
+            yield raw
 
 
 async def _fill(url: str, bundle: Bundle, plan: FeatureReadsPlan) -> tuple[np.ndarray, np.ndarray]:
@@ -250,21 +246,23 @@ def _feast(python: Path, port: int, plan: FeatureReadsPlan, seed: int, *, fill_f
     return found
 
 
-def _conclude(
-    plan: FeatureReadsPlan, rounds: list[dict[str, Any]], served: list[dict[str, Any]], setup: dict[str, Any]
-) -> Measurement:
-    def of(way: str, quantile: str = "p50_ms") -> float:
-        return median([r[way][quantile] for r in rounds if r[way]]) if any(r[way] for r in rounds) else float("nan")
+def conclude(raw: Raw) -> Conclusion:
+    rounds, served = raw["rounds"], raw["served"]
 
-    def stages(kind: str) -> float:
-        return median([s[kind]["fetch"] + s[kind]["assemble"] for s in served])
+    def of(way: str, quantile: str = "p50_ms") -> float | None:
+        return known_median([r[way][quantile] for r in rounds if r[way]])
+
+    def stages(kind: str) -> float | None:
+        return known_median([s[kind]["fetch"] + s[kind]["assemble"] for s in served])
 
     claims = (
         Claim("fetch and assembly in the server at 80% of its rate, P50", stages("stage_ms"), 0.6, "ms", "at_most"),
         Claim("fetch and assembly, the sum of both P99", stages("stage_p99_ms"), 3.0, "ms", "at_most"),
-        Claim("Feast's read over ours, cold", of("feast") / of("cold"), 5.0, "ratio", "at_least"),
-        Claim("our cold read over the bytes alone", of("cold") / of("bytes_alone"), 1.6, "ratio", "at_most"),
-        Claim("our cold read over a cached one", of("cold") / of("cached"), 10.0, "ratio", "at_least"),
+        Claim.ratio(
+            "Feast's read over ours, cold", of("feast"), of("cold"), 5.0, "at_least", without="Feast is not installed"
+        ),
+        Claim.ratio("our cold read over the bytes alone", of("cold"), of("bytes_alone"), 1.6, "at_most"),
+        Claim.ratio("our cold read over a cached one", of("cold"), of("cached"), 10.0, "at_least"),
     )
     summary = {
         **{
@@ -275,9 +273,8 @@ def _conclude(
             )
             for quantile in ("p50", "p99")
         },
-        "the server holds, requests/s": setup["holds_per_s"],
-        "fetch in the server at 80%, P50 ms": median([s["stage_ms"]["fetch"] for s in served]),
-        "fetch in the server at 80%, P99 ms": median([s["stage_p99_ms"]["fetch"] for s in served]),
+        "the server holds, requests/s": raw["holds_per_s"],
+        "fetch in the server at 80%, P50 ms": known_median([s["stage_ms"]["fetch"] for s in served]),
+        "fetch in the server at 80%, P99 ms": known_median([s["stage_p99_ms"]["fetch"] for s in served]),
     }  # fmt: skip
-    raw = {"pins": plan.pins, "users": plan.users, **setup, "rounds": rounds, "served": served}
-    return Measurement(summary, claims, raw)
+    return Conclusion(summary, claims)

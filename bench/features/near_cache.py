@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from bench.features.synthetic import power_law
-from bench.harness import Claim, Measurement, markdown_table
+from bench.harness import Claim, Conclusion, Raw, markdown_table
 from bench.test_bed import SEED
 from feature_client.codec import Rows
 from feature_client.groups import Embedding, EmbeddingSpace, FeatureGroup, Scalar
@@ -104,11 +105,19 @@ class _S3Fifo:
                 del self._uses[oldest]
 
 
-def measure(*, quick: bool = False) -> Measurement:
+def measure(*, quick: bool = False) -> Iterator[Raw]:
     plan = QUICK if quick else NearCachePlan()
-    found = [_measure(plan, exponent, part) for exponent in plan.exponents for part in plan.parts]
+    yield {
+        "pins": plan.pins,
+        "found": [_measure(plan, exponent, part) for exponent in plan.exponents for part in plan.parts],
+        "lookups": [_time_lookups(places, plan.lookups) for places in plan.places],
+    }
+
+
+def conclude(raw: Raw) -> Conclusion:
+    found = raw["found"]
     worst = min(f["near_cache"] / f["s3_fifo"] for f in found)
-    lookups = [_time_lookups(places, plan.lookups) for places in plan.places]
+    lookups = raw["lookups"]
     claims = (
         Claim("hit rate over S3-FIFO's, at worst", worst, 0.97, "ratio", "at_least"),
         Claim(
@@ -135,8 +144,7 @@ def measure(*, quick: bool = False) -> Measurement:
         markdown_table("Lookups of known pins, ns a pin", ("places", "MB", "C++", "NumPy"), timed),
     )
     summary = {"hit rate over S3-FIFO's, at worst": worst, "ns a pin": lookups[-1]["native"]}
-    raw = {"pins": plan.pins, "found": found, "lookups": lookups}
-    return Measurement(summary, claims, raw, "\n".join(tables))
+    return Conclusion(summary, claims, "\n".join(tables))
 
 
 def _time_lookups(places: int, lookups: int) -> dict[str, float]:

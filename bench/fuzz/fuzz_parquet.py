@@ -12,6 +12,7 @@ import struct
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,7 @@ import pyarrow.parquet as pq
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from bench.harness import Claim, Measurement
+from bench.harness import Claim, Conclusion, Raw
 from feature_client.bulk.load import load
 from feature_client.bulk.source import Source, SourceError
 from feature_client.groups import Categorical, Embedding, EmbeddingSpace, FeatureGroup, Scalar
@@ -353,7 +354,7 @@ def fuzz(cases: int, tally: ParquetTally, folder: Path) -> None:
     one()
 
 
-def measure(*, quick: bool = False) -> Measurement:
+def measure(*, quick: bool = False) -> Iterator[Raw]:
     """Run all cases, or find the smallest failing one."""
     tally, wrong = ParquetTally(), []
     start_s = time.perf_counter()
@@ -362,24 +363,28 @@ def measure(*, quick: bool = False) -> Measurement:
             fuzz(200 if quick else CASES, tally, Path(folder))
         except Exception as error:  # noqa: BLE001 - any exception is a finding
             wrong.append(f"{type(error).__name__}: {error}")
-    took_s = time.perf_counter() - start_s
+    yield {
+        "seed": SEED,
+        "cases": tally.cases,
+        "outcomes": dict(tally.outcomes),
+        "refusals": dict(tally.refusals),
+        "rows_stored": tally.rows_stored,
+        "wrong": wrong,
+        "seconds": time.perf_counter() - start_s,
+    }
+
+
+def conclude(raw: Raw) -> Conclusion:
     claims = (
-        Claim("cases", tally.cases, CASES, "files", "at_least"),
+        Claim("cases", raw["cases"], CASES, "files", "at_least"),
         Claim(
             "files stored otherwise than the slow reader says",
-            len(wrong),
+            len(raw["wrong"]),
             0,
             "files",
             "at_most",
         ),
     )
-    summary: dict[str, float] = {f"files {what}": count for what, count in sorted(tally.outcomes.items())}
-    summary |= {"rows stored": tally.rows_stored, "seconds": took_s}
-    raw: dict[str, Any] = {
-        "seed": SEED,
-        "cases": tally.cases,
-        "outcomes": dict(tally.outcomes),
-        "refusals": dict(tally.refusals),
-    }
-    raw["wrong"] = wrong
-    return Measurement(summary, claims, raw)
+    summary: dict[str, float] = {f"files {what}": count for what, count in sorted(raw["outcomes"].items())}
+    summary |= {"rows stored": raw["rows_stored"], "seconds": raw["seconds"]}
+    return Conclusion(summary, claims)

@@ -14,7 +14,7 @@ import struct
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import uvloop
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from bench.harness import Claim, Measurement
+from bench.harness import Claim, Conclusion, Raw
 from feature_client.activity.stream import FollowerCounts, StreamFollower
 from feature_client.groups import SequenceGroup
 from feature_client.stores.memory_store import MemoryStore
@@ -359,7 +359,7 @@ def fuzz(count: int, tally: StreamTally, server: RedisServer) -> None:
         arena.close()
 
 
-def measure(*, quick: bool = False) -> Measurement:
+def measure(*, quick: bool = False) -> Iterator[Raw]:
     """Run all cases, or find the smallest failing one. Raises BenchmarkError without a redis-server."""
     tally, wrong = StreamTally(), []
     start_s = time.perf_counter()
@@ -369,18 +369,23 @@ def measure(*, quick: bool = False) -> Measurement:
             fuzz(200 if quick else CASES, tally, server)
         except Exception as error:  # noqa: BLE001 - any exception is a finding
             wrong.append(f"{type(error).__name__}: {error}")
-    took_s = time.perf_counter() - start_s
+    yield {
+        "seed": SEED, "redis": version, "cases": tally.cases, "outcomes": dict(tally.outcomes), "wrong": wrong,
+        "seconds": time.perf_counter() - start_s,
+    }  # fmt: skip
+
+
+def conclude(raw: Raw) -> Conclusion:
     claims = (
-        Claim("cases", tally.cases, CASES, "streams", "at_least"),
+        Claim("cases", raw["cases"], CASES, "streams", "at_least"),
         Claim(
             "streams folded otherwise than the slow reader says",
-            len(wrong),
+            len(raw["wrong"]),
             0,
             "streams",
             "at_most",
         ),
     )
-    summary: dict[str, float] = {f"entries {what}": count for what, count in tally.outcomes.items() if ":" not in what}
-    summary |= {"cases": tally.cases, "seconds": took_s}
-    raw = {"seed": SEED, "redis": version, "cases": tally.cases, "outcomes": dict(tally.outcomes), "wrong": wrong}
-    return Measurement(summary, claims, raw)
+    summary: dict[str, float] = {f"entries {what}": count for what, count in raw["outcomes"].items() if ":" not in what}
+    summary |= {"cases": raw["cases"], "seconds": raw["seconds"]}
+    return Conclusion(summary, claims)

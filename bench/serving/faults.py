@@ -19,7 +19,7 @@ import numpy as np
 from bench import client
 from bench.awake import kept_awake
 from bench.features.synthetic import fill
-from bench.harness import BenchmarkError, Claim, Measurement, markdown_table
+from bench.harness import BenchmarkError, Claim, Conclusion, Raw, markdown_table
 from bench.processes import server_process, single_process
 from bench.test_bed import CONFIG, SEED, without_surfaces
 from feature_client.bulk.write import write_rows
@@ -53,7 +53,7 @@ class FaultsPlan:
 QUICK = FaultsPlan(rate_per_s=20.0, before_s=0.5, fault_s=0.6, after_s=1.5, users=20, deadline_s=1.0)
 
 
-def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
+def measure(*, quick: bool = False, config: Path = CONFIG) -> Iterator[Raw]:
     """Run the benchmark. Raises BenchmarkError if a server does not start."""
     plan = QUICK if quick else FaultsPlan()
     settings = load_config(config)
@@ -91,8 +91,15 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
                 lambda: asyncio.run(_overwrite(redis.url, bundle, pins, foreign=False)),
             ),
         }
-        found = {name: _under(plan, fault, heal, server.address, requests) for name, (fault, heal) in faults.items()}
-    return _conclude(plan, found, awake=awake)
+        raw: Raw = {
+            "deadline_ms": plan.deadline_s * 1e3,
+            "rate_per_s": plan.rate_per_s,
+            "cores_kept_awake": awake,
+            "faults": {},
+        }
+        for name, (fault, heal) in faults.items():
+            raw["faults"][name] = _under(plan, fault, heal, server.address, requests)
+            yield raw
 
 
 class _Network:
@@ -223,12 +230,13 @@ def _under(
     }
 
 
-def _conclude(plan: FaultsPlan, found: dict[str, dict[str, Any]], *, awake: bool) -> Measurement:
+def conclude(raw: Raw) -> Conclusion:
+    found = raw["faults"]
     failed = sum(f["errors_during"] for f in found.values())
     worst_ms = max(f["p99_during_ms"] for f in found.values())
     claims = (
         Claim("calls that failed under any fault", failed, 0, "calls", "at_most"),
-        Claim("P99 under the worst fault", worst_ms, plan.deadline_s * 1e3, "ms", "at_most"),
+        Claim("P99 under the worst fault", worst_ms, raw["deadline_ms"], "ms", "at_most"),
     )
     header = ("fault", "calls", "failed", "degraded", "P99 before ms", "P99 during ms", "undegraded again after s")
     rows = [
@@ -239,10 +247,4 @@ def _conclude(plan: FaultsPlan, found: dict[str, dict[str, Any]], *, awake: bool
         for name, f in found.items()
     ]  # fmt: skip
     summary = {f"{name}, P99 ms": f["p99_during_ms"] for name, f in found.items()}
-    raw = {
-        "deadline_ms": plan.deadline_s * 1e3,
-        "rate_per_s": plan.rate_per_s,
-        "cores_kept_awake": awake,
-        "faults": found,
-    }
-    return Measurement(summary, claims, raw, markdown_table("Faults of Redis under load", header, rows))
+    return Conclusion(summary, claims, markdown_table("Faults of Redis under load", header, rows))

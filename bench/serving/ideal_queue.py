@@ -12,6 +12,8 @@ from loadtest.arrivals import poisson
 from loadtest.search import HighestRate, RateSearch
 from loadtest.steps import GOOD_SHARE
 
+#: The queue has as many, whatever the server has.
+STREAMS = 2
 REST_S = 0.015
 #: Arrivals per simulated rate: two hundred of them are above P99.
 _ARRIVALS = 20_000
@@ -58,7 +60,7 @@ def _whole(due_s: np.ndarray, times: RunTimes, rng: np.random.Generator) -> np.n
     alone, beside, rested = (
         rng.choice(seconds, len(due_s)).tolist() for seconds in (times.alone, times.beside, times.alone_rested)
     )
-    free, latency_s = [0.0, 0.0], []
+    free, latency_s = [0.0] * STREAMS, []
     for i, due in enumerate(due_s.tolist()):
         start = max(due, heapq.heappop(free))
         quiet = rested if start - max(free) > REST_S / 2 else alone

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,15 @@ import numpy as np
 
 from bench import client
 from bench.engines import engine_alone
-from bench.harness import Claim, Measurement
-from bench.test_bed import CONFIG, SEED, TestBed, median, scene
+from bench.harness import Claim, Conclusion, Raw
+from bench.test_bed import CONFIG, SEED, TestBed, known_median, known_ratio, median, scene
 from loadtest.arrivals import poisson
 from loadtest.report import summarise
 from loadtest.workload import Workload
 from pinrank.v1 import ranking_pb2
 
 _SHARE = 0.3
+_NONE = "no small request was answered beside large ones, or without"
 _SMALL, _LARGE = 64, 2_000
 _SMALL_DEADLINE_S, _LARGE_DEADLINE_S = 0.25, 2.0
 _SURFACES = f"""
@@ -42,14 +44,16 @@ class IsolationPlan:
 QUICK = IsolationPlan(rounds=1, engine_s=0.2, warmup_s=0.2, step_s=1.0)
 
 
-def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
+def measure(*, quick: bool = False, config: Path = CONFIG) -> Iterator[Raw]:
     """Run the benchmark. Raises BenchmarkError if the server does not start."""
     plan = QUICK if quick else IsolationPlan()
     with scene(config, extra=_SURFACES, candidates=_SMALL) as stage:
         large = tuple(_related(stage))
         stage.client.submit(client.saturate, *stage.server[:2], stage.subject.requests, 2, 0.0, 1.0).result()
-        rounds = [_round(plan, number, stage, large) for number in range(plan.rounds)]
-    return _conclude(rounds)
+        rounds: list[dict[str, Any]] = []
+        for number in range(plan.rounds):
+            rounds.append(_round(plan, number, stage, large))
+            yield {"share": _SHARE, "rounds": rounds}
 
 
 def _related(stage: TestBed) -> list[bytes]:
@@ -70,14 +74,10 @@ def _round(plan: IsolationPlan, number: int, stage: TestBed, large: tuple[bytes,
     total_s = plan.warmup_s + plan.step_s
     small_due_s = poisson(small_per_s, total_s, SEED + number)
     large_due_s = poisson(large_per_s, total_s, SEED + 50 + number)
-    small = (stage.subject.requests, small_due_s, _SMALL_DEADLINE_S)
-    nothing = np.empty(0)
-    without, _ = stage.client.submit(
-        client.offer_two, stage.server.address, small, (large, nothing, _LARGE_DEADLINE_S)
-    ).result()
-    beside, huge = stage.client.submit(
-        client.offer_two, stage.server.address, small, (large, large_due_s, _LARGE_DEADLINE_S)
-    ).result()
+    small = client.Offered(stage.server.address, stage.subject.requests, small_due_s, _SMALL_DEADLINE_S)
+    huge_ones = client.Offered(stage.server.address, large, large_due_s, _LARGE_DEADLINE_S)
+    without, _ = stage.client.submit(client.offer_two, small, replace(huge_ones, due_s=np.empty(0))).result()
+    beside, huge = stage.client.submit(client.offer_two, small, huge_ones).result()
     return {
         "small_per_s": small_per_s,
         "large_per_s": large_per_s,
@@ -89,22 +89,31 @@ def _round(plan: IsolationPlan, number: int, stage: TestBed, large: tuple[bytes,
     }
 
 
-def _conclude(rounds: list[dict[str, Any]]) -> Measurement:
-    def of(step: str, quantile: str) -> list[float]:
-        return [r[step]["latency_ms"][quantile] if r[step]["latency_ms"] else float("nan") for r in rounds]
+def conclude(raw: Raw) -> Conclusion:
+    rounds = raw["rounds"]
 
-    ratio = median((np.array(of("beside", "p99")) / np.array(of("without", "p99"))).tolist())
+    def of(step: str, quantile: str) -> list[float | None]:
+        return [r[step]["latency_ms"][quantile] if r[step]["latency_ms"] else None for r in rounds]
+
+    ratio = known_ratio(of("beside", "p99"), of("without", "p99"))
     claims = (
-        Claim("P99 of 64-candidate requests beside 2,000-candidate ones, over without", ratio, 1.5, "ratio", "at_most"),
+        Claim(
+            "P99 of 64-candidate requests beside 2,000-candidate ones, over without",
+            ratio,
+            1.5,
+            "ratio",
+            "at_most",
+            _NONE,
+        ),
     )
     summary = {
         "64 candidates, requests/s": median([r["small_per_s"] for r in rounds]),
         "2,000 candidates, requests/s": median([r["large_per_s"] for r in rounds]),
-        "64 candidates without, P50 ms": median(of("without", "p50")),
-        "64 candidates without, P99 ms": median(of("without", "p99")),
-        "64 candidates beside, P50 ms": median(of("beside", "p50")),
-        "64 candidates beside, P99 ms": median(of("beside", "p99")),
-        "2,000 candidates, P50 ms": median(of("large", "p50")),
+        "64 candidates without, P50 ms": known_median(of("without", "p50")),
+        "64 candidates without, P99 ms": known_median(of("without", "p99")),
+        "64 candidates beside, P50 ms": known_median(of("beside", "p50")),
+        "64 candidates beside, P99 ms": known_median(of("beside", "p99")),
+        "2,000 candidates, P50 ms": known_median(of("large", "p50")),
         "2,000 candidates answered in time, part": median([r["large"]["good_share"] for r in rounds]),
     }
-    return Measurement(summary, claims, {"share": _SHARE, "rounds": rounds})
+    return Conclusion(summary, claims)

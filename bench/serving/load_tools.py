@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from bench import client
-from bench.harness import ROOT, BenchmarkError, Claim, Measurement
+from bench.harness import ROOT, BenchmarkError, Claim, Conclusion, Raw
 from bench.test_bed import CONFIG, SEED, TestBed, check_all_ok, median, scene
 from loadtest.open_loop import OK
 
@@ -34,7 +35,7 @@ class LoadToolsPlan:
 QUICK = LoadToolsPlan(rounds=1, rate_per_s=20.0, duration_s=2.0)
 
 
-def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
+def measure(*, quick: bool = False, config: Path = CONFIG) -> Iterator[Raw]:
     """Run the benchmark. Raises BenchmarkError if a tool fails."""
     plan = QUICK if quick else LoadToolsPlan()
     with scene(config) as stage, tempfile.TemporaryDirectory(prefix="pinrank-tools-") as folder:
@@ -42,15 +43,16 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
         np.save(pins, stage.pin_ids)
         np.save(users, stage.user_ids)
         stage.client.submit(client.saturate, *stage.server[:2], stage.subject.requests, 2, 0.0, 1.0).result()
-        rounds = [
-            {
-                "pinrank": _pinrank(plan, stage, number),
-                "mlperf": _mlperf(plan, stage, users, pins),
-                "locust": _locust(plan, stage, users, pins, Path(folder)),
-            }
-            for number in range(plan.rounds)
-        ]
-    return _conclude(plan, rounds)
+        rounds: list[dict[str, Any]] = []
+        for number in range(plan.rounds):
+            rounds.append(
+                {
+                    "pinrank": _pinrank(plan, stage, number),
+                    "mlperf": _mlperf(plan, stage, users, pins),
+                    "locust": _locust(plan, stage, users, pins, Path(folder)),
+                }
+            )
+            yield {"rate_per_s": plan.rate_per_s, "rounds": rounds}
 
 
 def _pinrank(plan: LoadToolsPlan, stage: TestBed, number: int) -> dict[str, float]:
@@ -95,7 +97,8 @@ def _output(command: list[str]) -> str:
     return done.stdout
 
 
-def _conclude(plan: LoadToolsPlan, rounds: list[dict[str, Any]]) -> Measurement:
+def conclude(raw: Raw) -> Conclusion:
+    rounds = raw["rounds"]
     tools = tuple(rounds[0])
     found = {
         (tool, quantile): median([r[tool][f"{quantile}_ms"] for r in rounds])
@@ -107,6 +110,6 @@ def _conclude(plan: LoadToolsPlan, rounds: list[dict[str, Any]]) -> Measurement:
         for one, other in combinations(tools, 2):
             values = found[one, quantile], found[other, quantile]
             name = f"{quantile.upper()} of {one} and {other}, the larger over the smaller"
-            claims.append(Claim(name, max(values) / min(values), 1.1, "ratio", "at_most"))
+            claims.append(Claim.ratio(name, max(values), min(values), 1.1, "at_most", "a tool rounds to 0 ms"))
     summary = {f"{tool}, {quantile.upper()} ms": value for (tool, quantile), value in found.items()}
-    return Measurement(summary, tuple(claims), {"rate_per_s": plan.rate_per_s, "rounds": rounds})
+    return Conclusion(summary, tuple(claims))

@@ -24,9 +24,9 @@ import numpy as np
 from bench import client
 from bench.awake import kept_awake
 from bench.features.synthetic import fill
-from bench.harness import Claim, Measurement
+from bench.harness import Claim, Conclusion, Raw
 from bench.processes import ServerProcess, server_process, single_process
-from bench.test_bed import CONFIG, SEED, median, without_surfaces
+from bench.test_bed import CONFIG, SEED, known_median, known_ratio, median, without_surfaces
 from feature_client.groups import SequenceGroup
 from feature_client.stores.open_store import open_store
 from loadtest.arrivals import poisson
@@ -64,7 +64,7 @@ QUICK = RecordingPlan(
 )  # fmt: skip
 
 
-def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
+def measure(*, quick: bool = False, config: Path = CONFIG) -> Iterator[Raw]:
     """Run the benchmark with both kinds of stores. Raises BenchmarkError if a server does not start."""
     plan = QUICK if quick else RecordingPlan()
     settings = load_config(config)
@@ -94,7 +94,7 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
                     with _recording(server.address, _sequence(bundle), users, plan) as took_s:
                         beside = _ranked(caller, server, requests, due_s, plan)
                     found[name].append({"without": without, "beside": beside, "record_s": list(took_s)})
-    return _conclude(found, held_ms, awake)
+                    yield {"cores_kept_awake": awake, "rounds": found, "held_ms": held_ms}
 
 
 def _ranked(
@@ -183,12 +183,15 @@ def _recording(address: str, group: SequenceGroup, users: np.ndarray, plan: Reco
         thread.join()
 
 
-def _conclude(found: dict[str, list[dict[str, Any]]], held_ms: dict[str, list[float]], awake: bool) -> Measurement:
-    summary: dict[str, float] = {}
+def conclude(raw: Raw) -> Conclusion:
+    summary: dict[str, float | None] = {}
     claims = []
-    for store, rounds in found.items():
-        p99 = {step: [r[step]["latency_ms"]["p99"] for r in rounds] for step in ("without", "beside")}
-        ratio = median((np.array(p99["beside"]) / np.array(p99["without"])).tolist())
+    for store, rounds in raw["rounds"].items():
+        p99: dict[str, list[float | None]] = {
+            step: [r[step]["latency_ms"] and r[step]["latency_ms"]["p99"] for r in rounds]
+            for step in ("without", "beside")
+        }
+        ratio = known_ratio(p99["beside"], p99["without"])
         claims.append(
             Claim(
                 f"P99 of rankings beside Records of 5,000 actions, over without: {store}",
@@ -196,11 +199,12 @@ def _conclude(found: dict[str, list[dict[str, Any]]], held_ms: dict[str, list[fl
                 2.0,
                 "ratio",
                 "at_most",
+                "no ranking was answered beside Records, or without",
             )
         )
-        held = median(held_ms[store])
+        held = median(raw["held_ms"][store])
         claims.append(Claim(f"{store}: such a Record keeps the event loop at once", held, 5.0, "ms", "at_most"))
         for step, values in p99.items():
-            summary[f"{store}, rankings {step}, P99 ms"] = median(values)
+            summary[f"{store}, rankings {step}, P99 ms"] = known_median(values)
         summary[f"{store}, Record of 5,000 actions, s"] = median([s for r in rounds for s in r["record_s"]])
-    return Measurement(summary, tuple(claims), {"cores_kept_awake": awake, "rounds": found, "held_ms": held_ms})
+    return Conclusion(summary, tuple(claims))

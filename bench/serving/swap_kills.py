@@ -11,11 +11,12 @@ import random
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.harness import BenchmarkError, Claim, Measurement
+from bench.harness import BenchmarkError, Claim, Conclusion, Raw
 from bench.serving.swaps import prepared, publish
 from bench.test_bed import CONFIG
 from model_store.bundle.files import Bundle, BundleError
@@ -38,7 +39,7 @@ class SwapKillsPlan:
 QUICK = SwapKillsPlan(kills=2, lines_max=6)
 
 
-def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
+def measure(*, quick: bool = False, config: Path = CONFIG) -> Iterator[Raw]:
     """Run the benchmark. Raises BenchmarkError if a server does not start."""
     plan = QUICK if quick else SwapKillsPlan()
     rng = random.Random(_SEED)
@@ -49,7 +50,7 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
         own.write_text(own.read_text() + "[swap]\npoll_s = 0.05\nrank_correlation_min = -1\n")
         for _ in range(plan.kills):
             kills.append(_kill(plan, rng, own, store, bundle, folder, first=100 + 50 * len(kills)))
-    return _conclude(plan, kills)
+            yield {"plan": asdict(plan), "kills": kills}
 
 
 def _kill(
@@ -128,7 +129,8 @@ def _looked_at(where: str, model: str) -> dict[str, Any]:
     return {"unreadable": "" if whole else "an entry is missing", "lost": lost, "labels_to_nowhere": nowhere}
 
 
-def _conclude(plan: SwapKillsPlan, kills: list[dict[str, Any]]) -> Measurement:
+def conclude(raw: Raw) -> Conclusion:
+    kills = raw["kills"]
     points: dict[str, int] = {}
     for kill in kills:
         points[kill["killed_at"]] = points.get(kill["killed_at"], 0) + 1
@@ -140,4 +142,4 @@ def _conclude(plan: SwapKillsPlan, kills: list[dict[str, Any]]) -> Measurement:
     )
     summary = {"kills": float(len(kills)), "labels moved": float(sum(k["moves"] for k in kills))}
     summary |= {f"killed at {point}": float(count) for point, count in sorted(points.items())}
-    return Measurement(summary, claims, {"plan": asdict(plan), "kills": kills})
+    return Conclusion(summary, claims)

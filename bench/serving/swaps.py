@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from bench import client
-from bench.harness import BenchmarkError, Claim, Measurement
+from bench.harness import BenchmarkError, Claim, Conclusion, Raw
+from bench.processes import Memory, memory
 from bench.serving.broken_bundles import FAULTS, nothing
 from bench.test_bed import CONFIG, SEED, TestBed, scene, without_surfaces
 from loadtest import open_loop
@@ -79,17 +80,6 @@ QUICK = SwapsPlan(
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
-    """The memory of a process: its own pages, and pages of mapped files, which belong to the page cache.
-
-    The feature store is such a file: its pages count once they are read, and the system can reclaim them.
-    """
-
-    own_bytes: int
-    file_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class Swap:
     """One move of a label, with times on the monotonic clock. `fault` is empty for a valid version."""
 
@@ -101,7 +91,7 @@ class Swap:
     memory: Memory
 
 
-def measure(*, quick: bool = False, config: Path = CONFIG, broken_every: int = 0) -> Measurement:
+def measure(*, quick: bool = False, config: Path = CONFIG, broken_every: int = 0) -> Iterator[Raw]:
     """Run the benchmark. Raises BenchmarkError if a version neither serves nor fails in time."""
     plan = QUICK if quick else SwapsPlan()
     with tempfile.TemporaryDirectory(prefix="pinrank-swaps-") as folder:
@@ -112,8 +102,8 @@ def measure(*, quick: bool = False, config: Path = CONFIG, broken_every: int = 0
                     client.saturate, *stage.server[:2], stage.subject.requests, callers, 1.0, duration_s
                 ).result()
             rate_per_s = plan.load * held.summary.achieved_per_s
-            run = _run(plan, stage, store, bundle, status, rate_per_s, broken_every, Path(folder))
-    return _conclude(plan, rate_per_s, run)
+            for told in _run(plan, stage, store, bundle, status, rate_per_s, broken_every, Path(folder)):
+                yield {"plan": asdict(plan), "rate_per_s": rate_per_s, **told}
 
 
 def prepared(folder: Path, config: Path) -> tuple[Path, ModelStore, Bundle]:
@@ -150,8 +140,8 @@ def _run(
     rate_per_s: float,
     broken_every: int,
     folder: Path,
-) -> dict[str, Any]:
-    """Publish new versions, and move the label from one to the next under load."""
+) -> Iterator[dict[str, Any]]:
+    """Publish new versions, and move the label from one to the next under load. Yields the results after each part."""
     faults = [""] * plan.swaps
     afters: list[Callable[[], None]] = []
     for i in range(plan.swaps):
@@ -175,7 +165,7 @@ def _run(
             longest_s = max(longest_s, length_s)
             time.sleep(length_s * _PAUSE)
         parts.append(load.result())
-    return _told(plan, swaps, parts, bundle)
+        yield _told(plan, swaps, parts, bundle)
 
 
 def _offer(address: str, requests: tuple[bytes, ...], due_s: np.ndarray) -> tuple[float, open_loop.Samples]:
@@ -205,7 +195,7 @@ def _swap(
     else:
         raise BenchmarkError(f"version {version} ({fault or 'good'}) neither serves nor failed: {found}")
     outcome = f"{own.phase} {own.reason}".strip()
-    return Swap(version, fault, began_s, time.perf_counter(), outcome, _memory(stage.server.pid))
+    return Swap(version, fault, began_s, time.perf_counter(), outcome, memory(stage.server.pid))
 
 
 def publish(
@@ -217,12 +207,6 @@ def publish(
     kept = {name: content for name, content in bundle.files.items() if name != "embeddings.npz"}
     write_bundle(target, {**own, "version": version, **fields}, {**kept, **files})
     store.publish(target, by="bench")
-
-
-def _memory(pid: int) -> Memory:
-    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    own, *shared = (int(lines[name].split()[0]) << 10 for name in ("RssAnon", "RssFile", "RssShmem"))
-    return Memory(own, sum(shared))
 
 
 def _told(
@@ -279,9 +263,9 @@ def _told(
         "between_ms": _quantiles(out_ms),
         "p99_ratios": [round(ratio, 3) for ratio in ratios if np.isfinite(ratio)],
         "own_slope_bytes_a_swap": slope,
-        "own_slope_error_bytes_a_swap": error,
+        "own_slope_error_bytes_a_swap": error if np.isfinite(error) else None,
         "file_slope_bytes_a_swap": file_slope,
-        "file_slope_error_bytes_a_swap": file_error,
+        "file_slope_error_bytes_a_swap": file_error if np.isfinite(file_error) else None,
         "own_mb": [own[0] / 1e6, own[-1] / 1e6],
         "file_mb": [files[0] / 1e6, files[-1] / 1e6],
         "mistaken": {s.version: s.outcome for s in swaps if s.outcome.startswith("failed") != bool(s.fault)},
@@ -315,31 +299,35 @@ def _p99(parts: list[np.ndarray]) -> float:
     return float(np.nanquantile(values, 0.99)) if len(values) else float("nan")
 
 
-def _quantiles(values: np.ndarray) -> dict[str, float]:
+def _quantiles(values: np.ndarray) -> dict[str, float | None]:
     names = {"p50": 0.5, "p99": 0.99, "p999": 0.999}
-    return {name: float(np.nanquantile(values, at)) if len(values) else float("nan") for name, at in names.items()} | {
+    return {name: float(np.nanquantile(values, at)) if len(values) else None for name, at in names.items()} | {
         "requests": len(values)
     }
 
 
-def _conclude(plan: SwapsPlan, rate_per_s: float, run: dict[str, Any]) -> Measurement:
+def conclude(run: Raw) -> Conclusion:
+    plan, ratios = run["plan"], run["p99_ratios"]
     claims = (
         Claim("requests failed", sum(run["failed"].values()), 0, "requests", "at_most"),
         Claim("requests degraded", sum(run["degraded"].values()), 0, "requests", "at_most"),
         Claim("versions answered that should not be", run["versions_invalid"], 0, "versions", "at_most"),
         Claim("good versions refused, or broken ones served", len(run["mistaken"]), 0, "versions", "at_most"),
         Claim(
-            f"P99 during swaps over between them, median of rounds of {plan.round_swaps}",
-            float(np.median(run["p99_ratios"])), 1.2, "ratio", "at_most",
+            f"P99 during swaps over between them, median of rounds of {plan['round_swaps']}",
+            float(np.median(ratios)) if ratios else None, 1.2, "ratio", "at_most",
+            "" if ratios else "no round has requests both during and between swaps",
         ),
-        Claim(
+        Claim.ratio(
             "slope of the server's own memory over its error (2 sigma)",
-            abs(run["own_slope_bytes_a_swap"]) / run["own_slope_error_bytes_a_swap"], 1.0, "ratio", "at_most",
+            abs(run["own_slope_bytes_a_swap"]), run["own_slope_error_bytes_a_swap"], 1.0, "at_most",
+            without="the slope has no error: too few swaps, or memory that never changed",
         ),
     )  # fmt: skip
-    summary: dict[str, float] = {
-        "rate, requests/s": rate_per_s,
-        "load, part of saturated": plan.load,
+    during_ms, between_ms = run["during_ms"]["p99"], run["between_ms"]["p99"]
+    summary: dict[str, float | None] = {
+        "rate, requests/s": run["rate_per_s"],
+        "load, part of saturated": plan["load"],
         "swaps": len(run["swaps"]),
         "requests": run["requests"],
         "a swap takes, s": run["swap_s"]["p50"],
@@ -347,7 +335,7 @@ def _conclude(plan: SwapsPlan, rate_per_s: float, run: dict[str, Any]) -> Measur
         "P50 between, ms": run["between_ms"]["p50"],
         "P99 during, ms": run["during_ms"]["p99"],
         "P99 between, ms": run["between_ms"]["p99"],
-        "P99 during over between, all together": run["during_ms"]["p99"] / run["between_ms"]["p99"],
+        "P99 during over between, all together": during_ms / between_ms if during_ms and between_ms else None,
         "own memory's slope, bytes a swap": run["own_slope_bytes_a_swap"],
         "its error (2 sigma), bytes a swap": run["own_slope_error_bytes_a_swap"],
         "mapped files' slope, bytes a swap": run["file_slope_bytes_a_swap"],
@@ -356,4 +344,4 @@ def _conclude(plan: SwapsPlan, rate_per_s: float, run: dict[str, Any]) -> Measur
         "mapped files first, MB": run["file_mb"][0],
         "mapped files last, MB": run["file_mb"][1],
     }
-    return Measurement(summary, claims, {"plan": asdict(plan), **run})
+    return Conclusion(summary, claims)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from bench.harness import Measurement
+from bench.harness import Raw
 from bench.serving import swaps
 from bench.test_bed import CONFIG
 
+conclude = swaps.conclude
 
-def measure(*, quick: bool = False, config: Path = CONFIG) -> Measurement:
+
+def measure(*, quick: bool = False, config: Path = CONFIG) -> Iterator[Raw]:
     """Run the benchmark. Raises BenchmarkError if a version neither serves nor fails in time."""
-    return swaps.measure(quick=quick, config=config, broken_every=5)
+    yield from swaps.measure(quick=quick, config=config, broken_every=5)

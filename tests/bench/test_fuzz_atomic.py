@@ -5,14 +5,15 @@ from dataclasses import replace
 import pytest
 
 from bench.fuzz import fuzz_atomic
+from bench.harness import whole
 from ranker.data.recbole import read_atomic
 from tests.ranker import recbole_files
 
 
 def test_a_quick_fuzz_of_atomic_files_finds_nothing() -> None:
-    measured = fuzz_atomic.measure(quick=True)
-    assert all(claim.holds for claim in measured.claims)
-    assert measured.raw["failures"] == []
+    raw = whole(fuzz_atomic.measure(quick=True))
+    assert all(claim.holds for claim in fuzz_atomic.conclude(raw).claims)
+    assert raw["failures"] == []
 
 
 def test_a_reader_that_reads_otherwise_is_found_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,7 +22,7 @@ def test_a_reader_that_reads_otherwise_is_found_and_shown(monkeypatch: pytest.Mo
         return replace(dataset, time_ms=dataset.time_ms + 1)
 
     monkeypatch.setattr(recbole_files, "read_atomic", one_later)
-    measured = fuzz_atomic.measure(quick=True)
-    assert [claim.holds for claim in measured.claims][:2] == [False, False]
-    assert "AssertionError" in measured.raw["failures"][0]
-    assert "inter=b'" in measured.raw["failures"][0]
+    raw = whole(fuzz_atomic.measure(quick=True))
+    assert [claim.holds for claim in fuzz_atomic.conclude(raw).claims][:2] == [False, False]
+    assert "AssertionError" in raw["failures"][0]
+    assert "inter=b'" in raw["failures"][0]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.engines.lift import COURSES, Course, measure
-from bench.harness import BenchmarkError, run
+from bench.engines.lift import COURSES, Course, conclude, measure
+from bench.harness import BenchmarkError, run, whole
 from ranker.training.settings import TrainingConfig
 from tests.ranker.interactions import write_atomic
 
@@ -15,15 +15,16 @@ TOY = Course("toy", "toy", "save", TrainingConfig(epochs=1, time_window_h_max=0.
 
 def test_the_script_trains_evaluates_and_serves_and_writes_its_table(tmp_path: Path) -> None:
     write_atomic(tmp_path / "toy", per_user=20)
-    measured = run(
+    raw, concluded = run(
         "lift",
         lambda: measure(quick=True, courses=(TOY,), variants=("base", "early"), data=tmp_path),
+        conclude,
         tmp_path / "results",
     )
-    latency_ms = measured.raw["toy"]["latency_ms"]
+    latency_ms = raw["toy"]["latency_ms"]
     assert set(latency_ms) == {"base", "early"}
     assert all(value > 0 for values in latency_ms.values() for value in values)
-    assert len(measured.claims) == 3
+    assert len(concluded.claims) == 3
     table = (tmp_path / "results" / "lift.md").read_text()
     assert "| `early` |" in table
     assert "save" in table
@@ -33,4 +34,4 @@ def test_the_script_trains_evaluates_and_serves_and_writes_its_table(tmp_path: P
 def test_a_dataset_that_is_not_there_is_named_with_the_way_to_get_it(tmp_path: Path) -> None:
     lost = replace(COURSES[1])
     with pytest.raises(BenchmarkError, match="pinrank data deskdrop SOURCE --out"):
-        measure(quick=True, courses=(lost,), data=tmp_path)
+        whole(measure(quick=True, courses=(lost,), data=tmp_path))

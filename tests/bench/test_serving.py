@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from bench.features.synthetic import PINS, fill
-from bench.harness import BenchmarkError, run
+from bench.harness import BenchmarkError, Claim, run, whole
 from bench.processes import cpu_seconds, server_process
-from bench.serving.serving import measure
+from bench.serving import capacity, overload
+from bench.serving.serving import DEADLINES, conclude, goodput_claims, measure
+from bench.test_bed import on_a_quiet_machine
 from feature_client.features import MissingFeatures
 from feature_client.fetch import fetch
 from feature_client.stores.memory_store import MemoryStore
@@ -103,12 +105,15 @@ def test_a_server_is_gone_after_a_failure_in_the_measurement(config_file, tmp_pa
 
 
 def test_a_quick_run_measures_every_part_and_keeps_no_path(config_file, tmp_path):
-    measured = run("serving", lambda: measure(quick=True, config=config_file), tmp_path / "results")
-    (only,) = measured.raw["rounds"]
-    assert only["saturated"]["degraded"] == only["quiet"]["degraded"] == 0
-    assert set(only["quiet"]["statuses"]) == {"OK"}
-    assert all(value >= 0 for value in measured.summary.values())
-    assert len(measured.claims) == 6
+    raw, concluded = run("serving", lambda: measure(quick=True, config=config_file), conclude, tmp_path / "results")
+    (only,) = raw["rounds"]
+    assert only["saturated"]["degraded"] == only["lone"]["degraded"] == 0
+    assert set(only["lone"]["statuses"]) == {"OK"}
+    assert all(value >= 0 for value in concluded.summary.values() if value is not None)
+    assert len(concluded.claims) == 12
+    assert only["goodput"].keys() == DEADLINES.keys()
+    one_run_ms = raw["setup"]["one_run_ms"]
+    assert raw["setup"]["deadlines_ms"] == {name: times * one_run_ms for name, times in DEADLINES.items()}
     assert all(tried["offered_per_s"] > 0 for found in only["goodput"].values() for tried in found["tried"])
     text = (tmp_path / "results" / "serving.json").read_text()
     assert str(tmp_path) not in text
@@ -118,4 +123,45 @@ def test_a_quick_run_measures_every_part_and_keeps_no_path(config_file, tmp_path
 def test_settings_from_the_environment_are_refused(config_file, monkeypatch):
     monkeypatch.setenv("PINRANK_ENGINE", "numpy")
     with pytest.raises(BenchmarkError, match="PINRANK_ENGINE"):
-        measure(quick=True, config=config_file)
+        whole(measure(quick=True, config=config_file))
+
+
+def test_nothing_timed_is_judged_where_something_else_ran():
+    claims = (Claim("saturated over engine alone", 3.1, 0.92, "ratio", "at_least"),)
+    assert on_a_quiet_machine(claims, got=1.9, meant=2) == claims
+    (claim,) = on_a_quiet_machine(claims, got=0.25, meant=2)
+    assert (claim.measured, claim.holds) == (None, False)
+    assert claim.unjudged == "the machine was not quiet: the engine alone got 0.25 of 2 cores"
+
+
+def test_goodput_over_a_rival_that_holds_no_rate_is_not_judged():
+    over_plain, over_ideal = goodput_claims("tight", good=5.0, plain=0.0, ideal=0.0)
+    assert (over_plain.measured, over_plain.unjudged) == (None, "plain grpc.aio holds no rate")
+    assert (over_ideal.measured, over_ideal.unjudged) == (None, "the ideal queue holds no rate")
+    _, over_ideal = goodput_claims("tight", good=5.0, plain=4.0, ideal=None)
+    assert over_ideal.unjudged == "the ideal queue is one of two streams"
+    over_plain, over_ideal = goodput_claims("loose", good=0.0, plain=4.0, ideal=8.0)
+    assert (over_plain.measured, over_ideal.measured) == (0.0, 0.0)
+    assert not over_plain.holds
+
+
+def test_capacity_is_measured_for_every_number_of_candidates(config_file):
+    raw = whole(capacity.measure(quick=True, config=config_file))
+    (only,) = raw["rounds"]
+    assert [int(count) for count in only] == list(capacity.CANDIDATES)
+    assert all(found["degraded"] == 0 and found["memory"]["own_bytes"] > 1e6 for found in only.values())
+    summary = capacity.conclude(raw).summary
+    core_ms, rows_per_s = (summary[f"500 candidates, {what}"] for what in ("core-ms a request", "rows/s a core"))
+    assert core_ms * rows_per_s == pytest.approx(500e3)
+
+
+def test_an_overload_is_measured_beside_an_echo(config_file):
+    raw = whole(overload.measure(quick=True, config=config_file))
+    (only,) = raw["rounds"]
+    assert all(step["echo_ms"]["p99"] > 0 for step in only["steps"])
+    only["engine_alone_cores"] = float(raw["cores"])
+    claims = {claim.name: claim for claim in overload.conclude(raw).claims}
+    (refusals,) = (claim for name, claim in claims.items() if name.startswith("P99 of refusals"))
+    assert (refusals.measured is None) == all(
+        step["refused_ms"] is None for step in only["steps"] if step["factor"] == 3
+    )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from bench.harness import whole
 from bench.serving import swap_kills, swaps_broken
 from bench.serving.broken_bundles import FAULTS
 from bench.serving.swaps import slope_with_error
@@ -40,7 +41,7 @@ def test_every_fault_is_one(name, tmp_path):
 
 
 def test_a_quick_run_swaps_good_and_broken_versions_and_nobody_fails(config_file):
-    run = swaps_broken.measure(quick=True, config=config_file).raw
+    run = whole(swaps_broken.measure(quick=True, config=config_file))
     assert (run["failed"], run["degraded"], run["versions_invalid"], run["mistaken"]) == ({}, {}, 0, {})
     assert len(run["swaps"]) == 5
     assert run["during_ms"]["requests"] > 0
@@ -50,6 +51,6 @@ def test_a_quick_run_swaps_good_and_broken_versions_and_nobody_fails(config_file
 
 
 def test_a_quick_run_of_kills_loses_nothing(config_file):
-    measured = swap_kills.measure(quick=True, config=config_file)
-    assert len(measured.raw["kills"]) == 2
-    assert all(claim.holds for claim in measured.claims)
+    raw = whole(swap_kills.measure(quick=True, config=config_file))
+    assert len(raw["kills"]) == 2
+    assert all(claim.holds for claim in swap_kills.conclude(raw).claims)

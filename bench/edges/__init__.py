@@ -1,0 +1,1 @@
+"""Benchmarks of what stands between a caller and the server: gRPC itself."""
