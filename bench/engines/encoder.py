@@ -323,7 +323,7 @@ def conclude(raw: Raw) -> Conclusion:
     summary |= {f"{key}, largest difference": value for key, value in differences.items()}
     shares = [PeakShare(**share) for share in raw["shares_of_peak"]]
     of_peak = claims_of(shares)
-    summary |= {f"{claim.name}, {claim.unit}": claim.measured for claim in of_peak}
+    summary |= {f"{claim.name}, {claim.unit}": claim.measured for claim in of_peak if claim.measured is not None}
     tables = (_table(rates, layouts, differences, sizes, raw["cores"]), table_of(shares, *raw["flop_per_row"]))
     return Conclusion(summary, (*claims, *of_peak), "\n".join(tables))
 
