@@ -142,10 +142,13 @@ def test_counters_are_halved_after_48_notes_a_place(native):
 @pytest.mark.parametrize("native", [True, False])
 def test_rows_that_do_not_fit_their_ids_are_refused_before_a_byte_is_written(native):
     arrays, places = filled(native, count=0)
-    wrong = Rows(np.zeros(1, group(3).dtype), np.zeros(1, np.uint8))
-    short = Rows(np.zeros(1, arrays.rows.dtype), np.zeros(1, np.uint8))
-    for ids, rows in ((np.ones(1, np.uint64), wrong), (np.arange(2, dtype=np.uint64), short)):
-        with pytest.raises(ValueError, match="ids need as many rows"):
+    ids, states = np.arange(2, dtype=np.uint64), np.zeros(2, np.uint8)
+    for rows, message in (
+        (Rows(np.zeros(2, group(3).dtype), states), r"2 ids need .*\(4,\).*, got 2 rows of .*\(3,\).* and 2 states"),
+        (Rows(np.zeros(1, arrays.rows.dtype), states), "got 1 rows of .* and 2 states"),
+        (Rows(np.zeros(2, arrays.rows.dtype), states[1:]), "got 2 rows of .* and 1 states"),
+    ):
+        with pytest.raises(ValueError, match=message):
             places.put(ids, rows, 0.0, -1.0)
     assert not arrays.keys.any()
 
@@ -155,3 +158,8 @@ def test_numpy_serves_where_the_library_is_not_built(monkeypatch):
     assert isinstance(NearCache(group(4), 0, stale_s=1)._places, NativePlaces)
     monkeypatch.setattr(cache_places, "library_if_built", lambda: None)
     assert isinstance(places_of(arrays, native=True), NumpyPlaces)
+
+
+def test_arrays_begin_on_a_cache_line():
+    arrays = PlaceArrays(group(5).dtype, 1 << 12)
+    assert {getattr(arrays, name).ctypes.data % 64 for name in ARRAYS} == {0}
