@@ -163,3 +163,12 @@ def test_numpy_serves_where_the_library_is_not_built(monkeypatch):
 def test_arrays_begin_on_a_cache_line():
     arrays = PlaceArrays(group(5).dtype, 1 << 12)
     assert {getattr(arrays, name).ctypes.data % 64 for name in ARRAYS} == {0}
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("change", [lambda ids: ids[::-2], lambda ids: np.broadcast_to(ids[:1], 3)])
+def test_ids_may_have_gaps_in_memory(native, change):
+    _, places = filled(native, count=8)
+    asked = change(np.array([3, 99, 4, 98, 5], np.uint64))
+    rows, absent, misses = places.look_up(asked, -1.0, noted=False)
+    assert (rows.states.tolist(), absent, misses) == ([1, 1, 1], None, 0)
