@@ -232,6 +232,13 @@ NEWCOMER, FILLER = 77, 1000
 NEWCOMER_OF_64 = 5000
 
 
+def test_a_look_at_aged_rows_is_no_request():
+    near = full(asked=2)
+    for _ in range(8):
+        near.aged(ids(NEWCOMER), 0.0)
+    assert not admitted(near, NEWCOMER)
+
+
 @pytest.mark.parametrize(("times", "welcome"), [(2, False), (3, True)])
 def test_a_newcomer_takes_a_place_only_when_it_was_asked_for_more_often(times, welcome):
     near = full(asked=2)
