@@ -15,9 +15,15 @@ from kernels.native.build import build
 ROOT = Path(__file__).parents[3]
 #: The tests that call native code. All of them run again with a library that was built with sanitizers.
 TESTS = (
+    "tests/feature_client/redis/test_answers.py",
     "tests/feature_client/test_cache_places.py",
-    "tests/model_store/model/test_assembly.py",
+    "tests/feature_client/test_native_values.py",
     "tests/kernels/cpu/test_fused_encoder.py",
+    "tests/model_store/model/test_assembly.py",
+    "tests/model_store/model/test_logistic.py",
+    "tests/model_store/model/test_native_utility.py",
+    "tests/server/api/test_native_parsing.py",
+    "tests/server/request/test_scoring.py",
 )
 _OPTIONS = {
     # Python itself frees little at its end. Its own allocator would hide overflows of small objects.
