@@ -68,8 +68,9 @@ class Rows:
 
 
 def _plain(rows: np.ndarray) -> np.ndarray:
-    """Return a view of contiguous rows as plain bytes. Cost: 0.2 us; `view` takes four times as long."""
-    return np.ndarray(len(rows), f"V{rows.dtype.itemsize}", rows)
+    """Return a view of rows as plain bytes. Cost: 0.3 us for contiguous rows; `view` takes four times as long."""
+    plain = f"V{rows.dtype.itemsize}"
+    return np.ndarray(len(rows), plain, rows) if rows.flags.c_contiguous else rows.view(plain)
 
 
 def encode_rows(group: FeatureGroup, rows: np.ndarray) -> list[bytes]:
