@@ -15,9 +15,9 @@ from feature_client.action_times import clock_ms
 from feature_client.codec import NewestEvents, Rows, RowState, decode_rows, newest_events
 from feature_client.features import FeatureNeeds, FetchedFeatures
 from feature_client.groups import FeatureGroup, SequenceGroup
+from feature_client.keys import Keys
 from feature_client.near_cache import Flight, NearCache
 from feature_client.pin_rows import Join, PinRows
-from feature_client.stores.keys import Keys
 from feature_client.stores.store import Store, StoreUnavailableError
 
 _NO_EVENTS = NewestEvents(np.empty(0, SequenceGroup.dtype), RowState.PRESENT, 0)
@@ -46,9 +46,9 @@ async def fetch(
     """
     reads = _StoreReads(store, budget_s)
     pins = _Pins(reads, needs.pin_groups, near or {})
-    query = np.array([] if query_pin_id is None else [query_pin_id], np.uint64)
+    query = () if query_pin_id is None else (np.array([query_pin_id], np.uint64),)
     if not reads.local:
-        pins.look_up(pin_ids if query_pin_id is None else np.concatenate((pin_ids, query)))
+        pins.look_up(np.concatenate((pin_ids, *query)) if query else pin_ids)
     keys = [group.key(user_id) for group in needs.user_groups]
     if needs.sequence is not None:
         keys.append(needs.sequence.key(user_id))
@@ -60,7 +60,7 @@ async def fetch(
     event_pins = newest.events["pin_id"]
     if reads.local:
         # A second read costs less than a second look into the near caches.
-        pins.look_up(np.concatenate((pin_ids, event_pins, query)))
+        pins.look_up(np.concatenate((pin_ids, event_pins, *query)))
     else:
         pins.look_up(np.ascontiguousarray(event_pins))
     await pins.read_rest()
@@ -94,7 +94,7 @@ class _Pins:
 
     async def read(self, keys: Sequence[bytes] = ()) -> Sequence[bytes | None]:
         """Read these keys and all owed pins from the store in one call. The first values are those of the keys."""
-        owing = [rows for lookup in self._lookups for rows in lookup if rows.owes]
+        owing = [rows for lookup in self._lookups for rows in lookup if rows.owed]
         if not keys and not owing:
             return []
         try:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from feature_client.keys import KeyRun
 from feature_client.native_values import Check, RowLayout
 
 FINGERPRINT_BYTES = 8
@@ -126,12 +127,7 @@ class _StoredGroup(Frozen):
 
         Cost: NumPy builds all keys; no Python code runs per id.
         """
-        dtype = self._key_dtype
-        keys = np.empty(len(entity_ids), dtype)
-        keys["prefix"] = np.void(self.key_prefix)
-        keys["id"] = entity_ids
-        cut: list[bytes] = keys.view(f"V{dtype.itemsize}").tolist()
-        return cut
+        return KeyRun(self.key_prefix, entity_ids).keys()
 
     def key(self, entity_id: int) -> bytes:
         """Build the store key of one entity."""
@@ -141,10 +137,6 @@ class _StoredGroup(Frozen):
     def key_prefix(self) -> bytes:
         """What all keys of the group begin with."""
         return f"{self.ref}:".encode()
-
-    @cached_property
-    def _key_dtype(self) -> np.dtype[np.void]:
-        return np.dtype([("prefix", f"V{len(self.key_prefix)}"), ("id", ">u8")])
 
 
 @dataclass(frozen=True, slots=True)

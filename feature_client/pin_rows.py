@@ -11,10 +11,10 @@ import numpy as np
 from feature_client.codec import Rows, decode_rows
 from feature_client.distinct import distinct
 from feature_client.groups import FeatureGroup
+from feature_client.keys import KeyRun
 from feature_client.near_cache import Flight, NearCache
-from feature_client.stores.keys import KeyRun
 
-_NO_IDS, _NO_PLACES, _NO_FLAGS = np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, bool)
+_NO_IDS, _NO_PLACES = np.empty(0, np.uint64), np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,9 +37,9 @@ class PinRows:
 
     Attributes:
         absent: uint64[U], the pins that neither the near cache holds nor an earlier lookup reads, once each.
-        owed: bool[U], those of them that this request has yet to read from the store itself.
+        owed: how many of them this request has yet to read from the store itself.
         rows: their rows, once any of them was read.
-        aged: bool[U], the rows that could not be read, and in whose place older ones of the cache were put.
+        aged: bool[U], the rows that could not be read, and in whose place older ones of the cache were put, if any.
     """
 
     def __init__(
@@ -64,39 +64,40 @@ class PinRows:
         self._earlier = earlier
         #: The place of each row that the cache lacks in the absent pins, those of the earlier lookup first.
         self._index = _NO_PLACES
-        self.absent: np.ndarray
-        self.absent, self.owed, self.aged = _NO_IDS, _NO_FLAGS, _NO_FLAGS
+        self.absent = _NO_IDS
         if len(ids):
             self.absent, self._index = distinct(ids, _NO_IDS if earlier is None else earlier.absent)
-            self.owed, self.aged = np.ones(len(self.absent), bool), np.zeros(len(self.absent), bool)
+        self.owed = len(self.absent)
+        #: Which of the absent pins are not owed; None as long as all are.
+        self._settled: np.ndarray | None = None
         self.rows: Rows | None = None
+        self.aged: np.ndarray | None = None
         self._lost: np.ndarray | None = None
         self._flight: Flight | None = None
         self._landed: Rows | None = None
 
-    @property
-    def owes(self) -> bool:
-        return len(self.owed) > 0 and bool(self.owed.any())
-
     def join_flights(self) -> Iterator[Join]:
         """Yield the reads in flight that cover owed pins. These pins are not owed any more."""
-        for flight in self._cache.flights if self._cache is not None and len(self.absent) else ():
+        for flight in self._cache.flights if self._cache is not None and self.owed else ():
             _, at = distinct(self.absent, flight.ids)
-            theirs = self.owed & (at < len(flight.ids))
+            theirs = at < len(flight.ids)
+            if self._settled is not None:
+                theirs &= ~self._settled
             if theirs.any():
-                self.owed &= ~theirs
+                self._settle(theirs)
                 yield Join(flight, theirs, at[theirs])
 
     def land(self, join: Join, rows: Rows | None) -> None:
         """Take the rows that another request's read returned; if it failed, these pins are owed again."""
-        if rows is None:
-            self.owed |= join.pins
-        else:
+        if rows is not None:
             self._put(join.pins, rows.take(join.places))
+        elif self._settled is not None:
+            self._settled &= ~join.pins
+            self.owed += len(join.places)
 
     def begin_read(self, *, shared: bool) -> KeyRun:
         """Return the keys of the owed pins. If `shared`, other requests can wait for this read from now on."""
-        ids = self.absent[self.owed]
+        ids = self.absent if self._settled is None else self.absent[~self._settled]
         if shared and self._cache is not None:
             self._flight, self._landed = Flight(ids, asyncio.get_running_loop().create_future()), None
             self._cache.flights.append(self._flight)
@@ -112,16 +113,19 @@ class PinRows:
                 cache does not record them as missing.
         """
         rows = decode_rows(self._group, values)
-        self._put(self.owed, rows)
+        owed = None if self._settled is None else ~self._settled
+        self._put(owed, rows)
         if lost is not None and lost.any():
             self._lost = np.zeros(len(self.absent), bool)
-            self._lost[self.owed] = lost
+            self._lost[slice(None) if owed is None else owed] = lost
             ids, rows = ids[~lost], rows.take(~lost)
         else:
             self._landed = rows
         if self._cache is not None:
             self._cache.put(ids, rows, self._now_s)
-        self.owed[:] = False
+        self.owed = 0
+        if self._settled is not None:
+            self._settled[:] = True
 
     def end_read(self) -> None:
         """Give the rows to the requests that wait for them, or None if the read was incomplete or cancelled."""
@@ -144,23 +148,39 @@ class PinRows:
             rows, known = self._cache.aged(self.absent, self._now_s)
             self.aged = self._lost & known
             self._put(self.aged, rows.take(self.aged))
-        rows, aged = self.rows or _no_rows(self._group), self.aged
+        rows = self.rows or _no_rows(self._group)
         if self._earlier is not None and self._earlier.rows is not None:
             rows = self._earlier.rows.with_inserted(len(self._earlier.absent), rows)
-            aged = np.concatenate((self._earlier.aged, aged))
-        rows, aged_rows = rows.take(self._index), int(np.count_nonzero(aged[self._index]))
-        if self._found is None or self._lacking is None:
-            return rows, aged_rows
-        self._found.put(self._lacking, rows)
-        return self._found, aged_rows
+        elif len(self.absent) == len(self._index):  # all pins are different, so they are in this order
+            return self._completed(rows), self._aged_rows()
+        return self._completed(rows.take(self._index)), self._aged_rows()
 
-    def _put(self, where: np.ndarray, rows: Rows) -> None:
-        count = len(self.absent)
-        if self.rows is None and len(rows.states) == count:  # all of them
+    def _completed(self, rows: Rows) -> Rows:
+        """Return all rows, given those that the cache lacks."""
+        if self._found is None or self._lacking is None:
+            return rows
+        self._found.put(self._lacking, rows)
+        return self._found
+
+    def _aged_rows(self) -> int:
+        """Return how many of the rows that were asked for are aged."""
+        lookups = [self] if self._earlier is None else [self._earlier, self]
+        if all(lookup.aged is None for lookup in lookups):
+            return 0
+        aged = [np.zeros(len(lookup.absent), bool) if lookup.aged is None else lookup.aged for lookup in lookups]
+        return int(np.count_nonzero(np.concatenate(aged)[self._index]))
+
+    def _settle(self, pins: np.ndarray) -> None:
+        self._settled = pins.copy() if self._settled is None else self._settled | pins
+        self.owed = len(self.absent) - int(np.count_nonzero(self._settled))
+
+    def _put(self, where: np.ndarray | None, rows: Rows) -> None:
+        """Set the rows of these pins, bool[U], or of all."""
+        if where is None or (self.rows is None and len(rows.states) == len(self.absent)):
             self.rows = rows
             return
         if self.rows is None:
-            self.rows = Rows(np.empty(count, self._group.dtype), np.zeros(count, np.uint8))
+            self.rows = Rows(np.empty(len(self.absent), self._group.dtype), np.zeros(len(self.absent), np.uint8))
         self.rows.put(where, rows)
 
 

@@ -58,7 +58,9 @@ class StoredValues(Sequence[bytes | None]):
     def __getitem__(self, index: int | slice) -> bytes | StoredValues | None:
         if isinstance(index, slice):
             starts, sizes = self.starts[index], self.sizes[index]
-            return StoredValues(self.buffer, np.ascontiguousarray(starts), np.ascontiguousarray(sizes))
+            if index.step not in (None, 1):
+                starts, sizes = np.ascontiguousarray(starts), np.ascontiguousarray(sizes)
+            return StoredValues(self.buffer, starts, sizes)
         return self._value(int(self.starts[index]), int(self.sizes[index]))
 
     def __iter__(self) -> Iterator[bytes | None]:

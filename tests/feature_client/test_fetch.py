@@ -140,6 +140,32 @@ def test_requests_at_the_same_time_read_each_pin_once_and_all_get_theirs(them, d
     asyncio.run(run())
 
 
+async def test_without_the_native_library_the_same_is_read(monkeypatch):
+    near = near_caches(NEEDS.pin_groups, 1, 60)
+    requests = [(1, ids(1, 2, 9), None), (1, ids(2, 8, 3), 4), (2, ids(4), 7), (3, ids(5, 1), 5)]
+    expected = [await fetch(RemoteStore(features()), NEEDS, *request) for request in requests]
+    for module in ("codec", "stores.redis.answers"):
+        monkeypatch.setattr(f"feature_client.{module}.native_values", lambda: None)
+    monkeypatch.setattr("feature_client.distinct._native", lambda: None)
+    for store in (RemoteStore(features()), MemoryStore(features())):
+        for request, one in zip(requests, expected, strict=True):
+            assert_same(await fetch(store, NEEDS, *request), one)
+            assert_same(await fetch(store, NEEDS, *request, near=near), one)
+
+
+async def test_pins_of_anothers_read_that_is_given_up_are_read_again_and_no_others():
+    store, near = RemoteStore(features()), near_caches(NEEDS.pin_groups, 1 << 20, 60)
+    given_up = asyncio.create_task(fetch(store, NEEDS, 3, ids(1, 2), near=near))
+    waiting = asyncio.create_task(fetch(store, NEEDS, 3, ids(2, 5, 1, 6), near=near))
+    await asyncio.sleep(0)  # both have asked, and none is answered
+    given_up.cancel()
+    found = await waiting
+    assert_same(found, await fetch(MemoryStore(features()), NEEDS, 3, ids(2, 5, 1, 6)))
+    user = [tiny.USERS.key(3), tiny.ACTIONS.key(3)]
+    keys = tiny.PINS.keys
+    assert store.asked == [[*user, *keys(ids(1, 2))], [*user, *keys(ids(5, 6))], keys(ids(2, 1))]
+
+
 async def test_aged_rows_stand_in_for_lost_ones_of_candidates_and_of_actions():
     store, near = RemoteStore(features()), near_caches(NEEDS.pin_groups, 1 << 20, 0.0, outage_s=60.0)
     expected = await fetch(store, NEEDS, 1, ids(1, 8), near=near)

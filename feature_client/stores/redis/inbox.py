@@ -38,6 +38,8 @@ class Inbox(asyncio.Protocol):
         self._reader: Reader | None = None
         self._answer: asyncio.Future[Any] | None = None
         self._lost: Exception | None = None
+        #: redis-py waits for the end of its stream when it closes a connection after a failed handshake.
+        self._stream = transport.get_protocol()
         transport.set_protocol(self)
 
     @property
@@ -91,3 +93,4 @@ class Inbox(asyncio.Protocol):
         self._lost = exc or RedisConnectionError("the server closed the connection")
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(self._lost)
+        self._stream.connection_lost(exc)

@@ -125,6 +125,15 @@ async def test_a_password_that_a_server_sends_back_is_not_told(hostile, refused)
     assert PASSWORD not in f"{logs} {fetched.store_failure}"
 
 
+async def test_a_refused_handshake_says_why_and_does_not_wait_for_its_time_limit(hostile):
+    hostile.answer = answering(b"SELECT", b"-ERR DB index is out of range\r\n")
+    opened = open_store(hostile.url.removesuffix("/0") + "/7")
+    await opened.start()
+    with pytest.raises(StoreUnavailableError, match="failed: DB index is out of range"):
+        await opened.multi_get([b"a"], timeout_s=60.0)
+    await opened.close()
+
+
 def for_user(user: int) -> bytes:
     return b"this is of user %d" % user
 

@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[3]
 TESTS = (
     "tests/feature_client/redis/test_answers.py",
     "tests/feature_client/test_cache_places.py",
+    "tests/feature_client/test_codec.py",
+    "tests/feature_client/test_distinct.py",
     "tests/feature_client/test_native_values.py",
     "tests/kernels/cpu/test_fused_encoder.py",
     "tests/model_store/model/test_assembly.py",
