@@ -238,7 +238,8 @@ def _fold_layer1(w: Mapping[str, np.ndarray], sizes: Mapping[str, int], centre: 
         "candidate_bias": _pad(w["candidate_bias"]),
         "own_query_key": _pad(query_key[:own, :own].T, columns=sizes["own_padded"]),
         "own_query_key_bias": _pad(w["layer1_query_key_bias"][:own]),
-        "candidate_query_key": _pad(query_key[:own, own:].T, rows=padded, columns=own),
+        # The kernel reads this array in blocks of rows, up to a few past the last one.
+        "candidate_query_key": _pad(query_key[:own, own:].T, rows=padded + _LANES, columns=own),
         "both_of_basis": both(row_of_basis),
         "both_of_candidate": both(row_of_candidate, rows=padded),
         "both_bias": both(row_bias),

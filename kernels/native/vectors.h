@@ -9,11 +9,7 @@
 #include <utility>
 
 // Tiles must become part of the loop around them: a call costs a tenth of a tile.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define PINRANK_INLINE  // the checks of a sanitizer in so much code would take minutes to compile
-#else
 #define PINRANK_INLINE __attribute__((always_inline))
-#endif
 
 namespace PINRANK_ISA {
 namespace {
