@@ -3,10 +3,11 @@
 The kernel (`kernels/native/encoder.cpp`) computes the function `EarlyFusedEncoder` of `kernels.fusion` for two
 post-norm layers with one head. This file precomputes, in float64, everything that does not depend on a batch:
 
-- The first layer's values are linear in [pin; action]. A basis replaces them: the pin's few dimensions, one column per
-  action, and a column of ones for the denominator of the softmax.
+- The first layer's values are linear in [pin; action]. A basis replaces them: the pin's few dimensions and one column
+  per action. The sum over the columns of the actions is the denominator of the softmax.
 - Centring the maps before a norm removes its mean in advance. Its gain is folded into the maps after it.
-- The input of a feed-forward's first map is split into the parts of the token, the basis and the candidate.
+- A row and the input of the feed-forward's first map are sums of the token's, the basis's and the candidate's part. The
+  arrays `both_...` hold a part's row and, next to it, what the feed-forward's first map makes of it.
 """
 
 from __future__ import annotations
@@ -237,7 +238,8 @@ def _fold_layer1(w: Mapping[str, np.ndarray], sizes: Mapping[str, int], centre: 
         "candidate_bias": _pad(w["candidate_bias"]),
         "own_query_key": _pad(query_key[:own, :own].T, columns=sizes["own_padded"]),
         "own_query_key_bias": _pad(w["layer1_query_key_bias"][:own]),
-        "candidate_query_key": _pad(query_key[:own, own:].T, rows=padded, columns=own),
+        # The kernel reads this array in blocks of rows, up to a few past the last one.
+        "candidate_query_key": _pad(query_key[:own, own:].T, rows=padded + _LANES, columns=own),
         "both_of_basis": both(row_of_basis),
         "both_of_candidate": both(row_of_candidate, rows=padded),
         "both_bias": both(row_bias),

@@ -6,18 +6,18 @@
 //
 // Four ideas keep the processor at its multipliers:
 //   - a request's exponentials E (shared by all its candidates) meet the weighted bases of a group of candidates in one
-//     product. A basis is [pin; one column per action], narrower than the values it spans. The columns of the group's
-//     actions lie side by side, so that they fill whole vectors; their sum is the softmax's denominator;
-//   - rows pass through norm, feed-forward and norm in blocks of a few, in registers and the first-level cache, and
-//     leave as one vector and one scale each. What a norm's scale and mean do to the next product is folded into it;
-//   - in layer 2 only the rows that are read ask, and the maps of a group's rows are one product;
+//     product. A basis is [pin; one column per action], narrower than the values it spans. The sum over the columns of
+//     the actions is the softmax's denominator. Candidates alternate from column to column, so that a group's columns
+//     fill whole vectors, whatever the width of a basis;
+//   - layer 1 sweeps over the rows of a group: each sweep is a product whose tiles end with row-wise work on sums that
+//     are still in registers. What a norm's scale and mean do to the next product is folded into that work;
+//   - in layer 2 only the rows that are read ask, and each map of a group's rows is one product;
 //   - sums across a vector are made for four vectors together.
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <numeric>
 
 #include "arena.h"
 #include "encoder.h"
@@ -26,9 +26,9 @@
 namespace PINRANK_ISA {
 namespace {
 
-// exp(a + b) is taken as exp(a) exp(b), each relative to its own largest and cut SPREAD_MAX below it. A row whose sum of
-// weights comes out above DENOMINATOR_MIN = exp(-20) lost no more than a rounding error to the cut; the others, whose
-// largest sum is far from the largest of either part, are computed anew as they stand.
+// exp(a + b) is taken as exp(a) exp(b), each relative to its own largest and cut SPREAD_MAX below it. A row whose sum
+// of weights comes out above DENOMINATOR_MIN = exp(-20) lost no more than a rounding error to the cut. The others,
+// whose largest sum is far from the largest of either part, are computed anew as they stand.
 constexpr float DENOMINATOR_MIN = 2.0611536e-9f;
 
 constexpr int GROUP = 4;   // candidates that share products; what they need fits the second-level cache
@@ -66,8 +66,12 @@ void normalise(float* values, int rows, int width, int size, float epsilon, cons
 
 class Encoding {
  public:
-  Encoding(const PinrankEncoder& e, Arena&& arena) : e(e), width(e.dim_padded), both(e.dim_padded + e.hidden), columns(padded(e.basis * GROUP)),
-        basis_room(columns / GROUP + WIDTH) {
+  Encoding(const PinrankEncoder& e, Arena&& arena)
+      : e(e),
+        width(e.dim_padded),
+        both(e.dim_padded + e.hidden),
+        columns(padded(e.basis * GROUP)),
+        basis_room(padded(e.basis) + WIDTH) {
     const size_t length = padded(e.length) + SLACK, chunk = CHUNK + SLACK, asked = GROUP * e.rows + SLACK;
     room = length;
     embeddings = arena.take(length * e.embedding);
@@ -88,6 +92,7 @@ class Encoding {
     weighted = arena.take(length * columns);
     spans = arena.take(length * columns);
     mixture = arena.take(length);
+    mixed = arena.take(basis_room);
     alternating = arena.take(length * GROUP + WIDTH);
     shares = arena.take(length * GROUP);
     outputs = arena.take(GROUP * length * width);
@@ -112,7 +117,8 @@ class Encoding {
     for (int first = 0; first < count; first += CHUNK) {
       const int size = std::min(CHUNK, count - first);
       prepare(candidates + (size_t)first * e.embedding, size);
-      for (int n = 0; n < size; n += GROUP) encode(n, std::min(GROUP, size - n), out + (size_t)(first + n) * e.rows * e.dim);
+      for (int n = 0; n < size; n += GROUP)
+        encode(n, std::min(GROUP, size - n), out + (size_t)(first + n) * e.rows * e.dim);
     }
   }
 
@@ -183,13 +189,14 @@ class Encoding {
     mix_bases(first, count);
     first_layer(first, count);
     last_layer(count);
+    const float* row = read;
     for (int n = 0; n < count; n++)
-      for (int i = 0; i < asked; i++)
-        std::memcpy(out + ((size_t)n * e.rows + position[i]) * e.dim, read + ((size_t)n * asked + i) * width, e.dim * 4);
+      for (int i = 0; i < asked; i++, row += width)
+        std::memcpy(out + ((size_t)n * e.rows + position[i]) * e.dim, row, e.dim * 4);
   }
 
-  // spans[i] = each candidate's mixture of the basis for row i, still to be divided by the sum of its weights, which is
-  // the sum over the columns of the actions. Candidates alternate from number to number.
+  // spans[i] = each candidate's mixture of the basis for row i, and shares[i] = what is to be multiplied with it. The
+  // candidates of a group alternate from number to number.
   void mix_bases(int first, int count) {
     for (int n = 0; n < count; n++)
       for (int j = 0; j < present; j++) alternating[j * GROUP + n] = weights[(size_t)(first + n) * stride + j];
@@ -222,10 +229,12 @@ class Encoding {
     const float *score = scores + (size_t)i * stride, *offset = offsets + (size_t)candidate * stride;
     for (int j = 0; j < present; j++) mixture[j] = score[j] + offset[j];
     exponentiate(mixture, 1, stride, present);
-    for (int c = 0; c < e.basis; c++) {
-      span[c * GROUP] = 0.0f;
-      for (int j = 0; j < present; j++) span[c * GROUP] += basis[j * basis_room + c] * mixture[j];
+    for (int c = 0; c < e.basis; c += WIDTH) {
+      Vector total{};
+      for (int j = 0; j < present; j++) total += load(basis + j * basis_room + c) * mixture[j];
+      store(mixed + c, total);
     }
+    for (int c = 0; c < e.basis; c++) span[c * GROUP] = mixed[c];
   }
 
   // Layer 1 of a group of candidates, in sweeps over all of its rows, so that none waits for its own sums.
@@ -374,7 +383,7 @@ class Encoding {
   size_t room;
   int codes[PINRANK_LENGTH_MAX], position[PINRANK_LENGTH_MAX];
   float *embeddings, *pins, *own, *own_across, *own_queries, *own_both, *scores, *shared, *candidate_keys;
-  float *candidate_in, *candidate, *candidate_both, *offsets, *weights, *weighted, *spans, *mixture;
+  float *candidate_in, *candidate, *candidate_both, *offsets, *weights, *weighted, *spans, *mixture, *mixed;
   float *basis, *alternating, *shares, *outputs, *scales, *means;
   float *asking, *queries, *attention, *read, *attended, *hidden;
 };

@@ -19,8 +19,8 @@ constexpr int SLACK = 2 * ROWS;
 // sums[m][n] += sum over k of left[m][k] * right[k][n]: the loop that all products consist of. The numbers of a row of
 // `left` stand STEP apart.
 template <int STEP, int M, int N>
-inline PINRANK_INLINE void accumulate(const float* left, int left_stride, const float* right,
-                                      int right_stride, int depth, Vector (&sums)[M][N]) {
+inline PINRANK_INLINE void accumulate(const float* left, int left_stride, const float* right, int right_stride,
+                                      int depth, Vector (&sums)[M][N]) {
 #pragma GCC unroll 4
   for (int k = 0; k < depth; k++) {
     Vector row[N];
@@ -34,11 +34,13 @@ inline PINRANK_INLINE void accumulate(const float* left, int left_stride, const 
   }
 }
 
-// Calls step.operator()<N>(first column) for `columns` vectors of WIDTH: COLUMNS at a time, and no lonely one if avoidable.
+// Calls step.operator()<N>(first column) for `columns` vectors of WIDTH: COLUMNS at a time, and no lonely one if there
+// is another way.
 template <typename Step>
 inline PINRANK_INLINE void over_columns(int columns, Step&& step) {
   int v = 0;
-  for (; columns - v > COLUMNS + 1 || columns - v == COLUMNS; v += COLUMNS) step.template operator()<COLUMNS>(v * WIDTH);
+  for (; columns - v >= COLUMNS && columns - v != COLUMNS + 1; v += COLUMNS)
+    step.template operator()<COLUMNS>(v * WIDTH);
   for (; columns - v >= 2; v += 2) step.template operator()<2>(v * WIDTH);
   if (columns > v) step.template operator()<1>(v * WIDTH);
 }
@@ -53,8 +55,8 @@ inline PINRANK_INLINE void over_rows(int rows, Step&& step) {
 
 // out[rows][columns] = left[rows][depth] * right[depth][columns] + bias, where bias may be null.
 // A few columns of `right` stay in the first-level cache while the rows of `left` pass.
-inline void product(const float* left, int left_stride, const float* right, int right_stride, const float* bias, float* out,
-             int out_stride, int rows, int columns, int depth) {
+inline void product(const float* left, int left_stride, const float* right, int right_stride, const float* bias,
+                    float* out, int out_stride, int rows, int columns, int depth) {
   over_columns(columns / WIDTH, [&]<int N>(int c) PINRANK_INLINE {
     over_rows(rows, [&]<int M>(int i) PINRANK_INLINE {
       Vector sums[M][N];
@@ -71,10 +73,10 @@ inline void product(const float* left, int left_stride, const float* right, int 
   });
 }
 
-// out[i][j] = left[i] . right[j] * scales[j] for two row-wise matrices of `width` columns, `right` of few rows' length.
-// Sums run along the vectors and are added up at the end, so that neither matrix has to be turned.
-inline void dot_products(const float* left, const float* right, int width, const float* scales, float* out, int out_stride,
-                  int left_rows, int right_rows) {
+// out[i][j] = left[i] . right[j] * scales[j] for two matrices with rows of `width` numbers.
+// Sums run along the vectors and are added up at the end, so that neither matrix has to be transposed.
+inline void dot_products(const float* left, const float* right, int width, const float* scales, float* out,
+                         int out_stride, int left_rows, int right_rows) {
   constexpr int M = REGISTERS == 32 ? 5 : 2;
   for (int j = 0; j < right_rows; j += 4)
     for (int i = 0; i < left_rows; i += M) {

@@ -95,6 +95,21 @@ def test_a_candidates_outputs_do_not_depend_on_its_company() -> None:
         np.testing.assert_array_equal(kernel.run(*read, candidates[row : row + 1].numpy(), alone)[0], together[row])
 
 
+@pytest.mark.parametrize("isa", instruction_sets())
+def test_a_candidate_that_is_not_finite_spoils_no_other(isa) -> None:
+    encoder = shaken(EarlyFusion(Sizes()), 3)
+    actions, embeddings, candidates, _ = batch(Sizes(), (50,), 50, 11, dtype=torch.float32)
+    weights = {name: weight.detach().numpy() for name, weight in fold_early(encoder).items()}
+    kernel = FusedEncoder(weights, EncoderShape(50, 10, 2), isa)
+    read, splits = (actions.numpy(), embeddings.numpy()), np.array([0, 11], np.int32)
+    expected = kernel.run(*read, candidates.numpy(), splits)
+    candidates[5] = float("nan")
+    found = kernel.run(*read, candidates.numpy(), splits)
+    assert np.isnan(found[5]).all()
+    others = np.arange(11) != 5
+    np.testing.assert_array_equal(found[others], expected[others])
+
+
 def test_a_request_without_candidates_gives_no_rows() -> None:
     found, expected = both(Sizes(), (20,), 100, 0)
     assert found.shape == expected.shape == (0, 960)
