@@ -10,8 +10,8 @@ import numpy as np
 
 from feature_client.action_times import STORED_AHEAD_MAX_MS, without_future
 from feature_client.groups import FINGERPRINT_BYTES, FeatureGroup, SequenceGroup
-from feature_client.native_values import native_values
-from feature_client.stored_values import StoredValues
+from feature_client.values.native_values import native_values
+from feature_client.values.stored_values import StoredValues
 
 
 class RowState(IntEnum):

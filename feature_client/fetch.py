@@ -15,10 +15,10 @@ from feature_client.action_times import clock_ms
 from feature_client.codec import NewestEvents, Rows, RowState, decode_rows, newest_events
 from feature_client.features import FeatureNeeds, FetchedFeatures
 from feature_client.groups import FeatureGroup, SequenceGroup
-from feature_client.keys import Keys
 from feature_client.near_cache import Flight, NearCache
 from feature_client.pin_rows import Join, PinRows
 from feature_client.stores.store import Store, StoreUnavailableError
+from feature_client.values.keys import Keys
 
 _NO_EVENTS = NewestEvents(np.empty(0, SequenceGroup.dtype), RowState.PRESENT, 0)
 

@@ -16,8 +16,8 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from feature_client.keys import KeyRun
-from feature_client.native_values import Check, RowLayout
+from feature_client.values.keys import KeyRun
+from feature_client.values.native_values import Check, RowLayout
 
 FINGERPRINT_BYTES = 8
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from feature_client.codec import Rows, decode_rows
-from feature_client.distinct import distinct
 from feature_client.groups import FeatureGroup
-from feature_client.keys import KeyRun
 from feature_client.near_cache import Flight, NearCache
+from feature_client.values.distinct import distinct
+from feature_client.values.keys import KeyRun
 
 _NO_IDS, _NO_PLACES = np.empty(0, np.uint64), np.empty(0, np.int64)
 

@@ -146,7 +146,7 @@ async def test_without_the_native_library_the_same_is_read(monkeypatch):
     expected = [await fetch(RemoteStore(features()), NEEDS, *request) for request in requests]
     for module in ("codec", "stores.redis.answers"):
         monkeypatch.setattr(f"feature_client.{module}.native_values", lambda: None)
-    monkeypatch.setattr("feature_client.distinct._native", lambda: None)
+    monkeypatch.setattr("feature_client.values.distinct._native", lambda: None)
     for store in (RemoteStore(features()), MemoryStore(features())):
         for request, one in zip(requests, expected, strict=True):
             assert_same(await fetch(store, NEEDS, *request), one)

@@ -16,11 +16,11 @@ import numpy as np
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
-from feature_client.keys import Keys
-from feature_client.native_values import NativeValues, ReadOutcome, native_values
-from feature_client.stored_values import StoredValues
 from feature_client.stores.redis.replies import Command, are_values, error_of, is_answer
 from feature_client.stores.redis.resp import Bounds, Incomplete, MalformedReplyError, Reply, ReplyReader
+from feature_client.values.keys import Keys
+from feature_client.values.native_values import NativeValues, ReadOutcome, native_values
+from feature_client.values.stored_values import StoredValues
 
 _NO_BOUNDS = Bounds()
 

@@ -11,11 +11,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from redis.exceptions import RedisError
 
-from feature_client.keys import KeyRun, Keys
-from feature_client.native_values import native_values
-from feature_client.stored_values import StoredValues
 from feature_client.stores.redis.answers import Commands, GetMany, Replies, ValuesReader
 from feature_client.stores.redis.resp import Bounds, Incomplete, MalformedReplyError
+from feature_client.values.keys import KeyRun, Keys
+from feature_client.values.native_values import native_values
+from feature_client.values.stored_values import StoredValues
 from tests import tiny
 from tests.scripted_redis import array, bulk
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_client.distinct import distinct, distinct_in_numpy
+from feature_client.values.distinct import distinct, distinct_in_numpy
 
 few = st.integers(0, 9) | st.integers(2**64 - 5, 2**64 - 1)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from feature_client.stored_values import StoredValues
+from feature_client.values.stored_values import StoredValues
 from kernels.native.library import address, library_if_built
 
 _CODE, _FLOAT = 0, 1

@@ -17,8 +17,8 @@ from feature_client.codec import (
     newest_events_in_numpy,
 )
 from feature_client.groups import Categorical, Embedding, EmbeddingSpace, FeatureGroup, Scalar, SequenceGroup
-from feature_client.native_values import native_values
-from feature_client.stored_values import StoredValues
+from feature_client.values.native_values import native_values
+from feature_client.values.stored_values import StoredValues
 from tests import tiny
 
 pytestmark = pytest.mark.skipif(native_values() is None, reason="the native library is not built")
