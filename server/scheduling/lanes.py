@@ -83,10 +83,13 @@ class Lanes:
 
     def __init__(self, lanes: Mapping[str, Lane], streams: int) -> None:
         self._lanes = defaultdict(_LaneState, {name: _LaneState(lane) for name, lane in lanes.items()})
+        #: Engine seconds that all lanes used recently, and the lanes that ever had a ticket.
+        self._used = DecayingSum(_MEMORY_S)
+        self._used_lanes: dict[str, _LaneState] = {}
         self._capacity_s = streams * _MEMORY_S
 
     def add(self, waiting: WaitingTicket, now_s: float) -> None:
-        state = self._lanes[waiting.ticket.lane]
+        state = self._used_lanes[waiting.ticket.lane] = self._lanes[waiting.ticket.lane]
         insort(state.waiting, waiting, key=_PLACE)
         state.rows.observe(waiting.ticket.rows)
         state.last_came_s = now_s
@@ -97,18 +100,24 @@ class Lanes:
     def charge(self, name: str, seconds: float, now_s: float) -> None:
         """Add engine seconds to a lane's use; a negative correction gives some back."""
         self._lanes[name].used.add(seconds, now_s)
+        self._used.add(seconds, now_s)
 
     def load(self, now_s: float) -> float:
         """Return the fraction of the streams' recent time that was used."""
-        return sum(state.used.at(now_s) for state in self._lanes.values()) / self._capacity_s
+        return self._used.at(now_s) / self._capacity_s
 
     def typical_rows_of_others(self, name: str, now_s: float) -> float:
         """Return the smallest mean ticket size, in rows, of the other active lanes; infinite if there are none."""
-        others = (state for other, state in self._lanes.items() if other != name)
+        if self._used_lanes.keys() <= {name}:
+            return math.inf
+        others = (state for other, state in self._used_lanes.items() if other != name)
         return min((state.rows.value for state in others if state.active(now_s)), default=math.inf)
 
     def ordered(self, now_s: float) -> list[WaitingTicket]:
         """Return the waiting tickets in the order to run: lanes within their share, then by priority and deadline."""
+        working = [state for state in self._used_lanes.values() if state.waiting]
+        if len(working) == 1:
+            return working[0].waiting.copy()
         queues = self._queues(self._ranks(now_s))
         return [waiting for rank in sorted(queues) for waiting in queues[rank]]
 
@@ -125,7 +134,7 @@ class Lanes:
 
     def _ranks(self, now_s: float, newcomer: str | None = None) -> dict[str, _Rank]:
         """Rank the lanes with work, including the lane of a new ticket."""
-        working = {name: state for name, state in self._lanes.items() if state.waiting}
+        working = {name: state for name, state in self._used_lanes.items() if state.waiting}
         if newcomer is not None:
             working[newcomer] = self._lanes[newcomer]
         if len(working) <= 1:  # alone, a lane has no share to keep to
