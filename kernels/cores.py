@@ -21,6 +21,22 @@ def cores(root: Path = Path("/")) -> int:
     return max(1, int(min([visible, *_quotas(root)])))
 
 
+def own_cores(threads: int) -> tuple[int, ...]:
+    """Return a core for each of several threads that compute at the same time, or () if they need none of their own.
+
+    If there are as many threads as cores, Linux places two that wake together on one core whenever the waking thread
+    occupies the other, and leaves them there: each then waits for the other while a core idles. With fewer threads than
+    cores it finds an idle core, and a core of one's own would only be one that other work may occupy.
+    """
+    visible = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    return tuple(visible) if 1 < threads == len(visible) == cores() else ()
+
+
+def keep_to(core: int) -> None:
+    """Run this thread on one core only."""
+    os.sched_setaffinity(0, {core})
+
+
 def _quotas(root: Path) -> Iterator[float]:
     """Yield the quotas, in cores, of this process's control groups and their ancestors."""
     try:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kernels.cores import keep_to, own_cores
 from kernels.engine import FeatureBatch, Progress, WarmedUp, go_on
 
 _ROWS = (8, 32, 128, 256)
@@ -91,9 +92,11 @@ def warm_and_measure(
 
 def _seconds_together(alone: Callable[[FeatureBatch], float], streams: int, batch: FeatureBatch) -> float:
     """Return the mean seconds of a run on each of `streams` threads that start together; raise the error of any."""
-    start = threading.Barrier(streams)
+    start, own = threading.Barrier(streams), own_cores(streams)
 
-    def one(_: int) -> float:
+    def one(number: int) -> float:
+        if own:
+            keep_to(own[number])
         start.wait()
         return alone(batch)
 

@@ -12,7 +12,7 @@ import structlog
 from feature_client.redaction import redacted
 from feature_client.stores.open_store import open_store
 from feature_client.stores.store import Store
-from kernels.cores import cores
+from kernels.cores import cores, own_cores
 from kernels.engine import EngineFactory
 from kernels.engines import ON_GPU, default_streams, engine_factory
 from model_store.registry.store import ModelStore, open_model_store
@@ -228,7 +228,11 @@ class Server:
         admission = Admission(
             policy, overload, config.requests_in_flight_max, config.rows_in_flight_max, config.bytes_in_flight_max
         )
-        runner = Runner(policy, admission, self._streams, costs, self.metrics.engine, pace, self._supervisor)
+        stream_cores = () if config.engine in ON_GPU else own_cores(self._streams)
+        runner = Runner(
+            policy, admission, self._streams, costs, self.metrics.engine, pace, self._supervisor,
+            stream_cores=stream_cores,
+        )  # fmt: skip
         return admission, runner
 
     def catch_strays(self, loop: asyncio.AbstractEventLoop) -> None:

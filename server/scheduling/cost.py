@@ -66,9 +66,18 @@ class CostModel:
         """Predict the seconds of a typical run."""
         return self._one_s(rows) + (requests - 1) * self.per_request_s
 
-    def alone_s(self, rows: int) -> float:
-        """Predict the seconds of a typical run of one request while no other stream runs."""
-        return self._one_s(rows) / self._slowdown
+    def measured_s(self, rows: int, *, alone: bool) -> float:
+        """Return what the engine measured for a run of one request, before it served.
+
+        Whether to split a request depends on how costs grow with rows. What is learned of each size cannot say: small
+        runs of split requests are seen on idle, slow cores, and whole runs on busy ones.
+
+        Args:
+            rows: in the run.
+            alone: whether no other stream runs; otherwise all streams do.
+        """
+        seconds = _between(self._prior, rows)
+        return seconds / self._slowdown if alone else seconds
 
     def rows_of(self, seconds: float) -> int:
         """Return the fewest rows of a request whose run is predicted to take at least so many seconds."""
@@ -150,6 +159,11 @@ class CostModel:
         self._empty_s = max(self._table[0] * 0.05, 2 * self._table[0] - self._table[1])
 
     def _one_s(self, rows: int) -> float:
-        low = min(rows.bit_length() - 1, _LAST_INTERVAL) if rows else 0
-        start_s, end_s = self._table[low], self._table[low + 1]
-        return start_s + (end_s - start_s) * (rows - _SIZES[low]) / _SIZES[low]
+        return _between(self._table, rows)
+
+
+def _between(table: list[float], rows: int) -> float:
+    """Interpolate between the sizes of a table."""
+    low = min(rows.bit_length() - 1, _LAST_INTERVAL) if rows else 0
+    start_s, end_s = table[low], table[low + 1]
+    return start_s + (end_s - start_s) * (rows - _SIZES[low]) / _SIZES[low]

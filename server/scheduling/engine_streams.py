@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Hashable, MutableMapping
+from collections.abc import Callable, Hashable, MutableMapping, Sequence
 from functools import partial
+from itertools import zip_longest
 from queue import SimpleQueue
 
 import numpy as np
 
+from kernels.cores import keep_to
 from kernels.engine import FeatureBatch
 from model_store.model.loaded import LoadedModel
 from server.errors import DeadlineError, ScoringError
@@ -44,7 +46,21 @@ class Runner:
         pace: Pace,
         supervisor: Supervisor,
         clock: Callable[[], float] = time.monotonic,
+        stream_cores: Sequence[int] = (),
     ) -> None:
+        """Create the streams without starting them.
+
+        Args:
+            policy: decides what runs when.
+            admission: decides on requests on arrival.
+            streams: number of streams.
+            costs: the cost model of each model, by digest; `learn` adds them.
+            metrics: counts and times the runs.
+            pace: tells background work how busy the streams are.
+            supervisor: restarts the threads.
+            clock: seconds, monotonic.
+            stream_cores: a core for each stream to run on; empty if they may run on any.
+        """
         self._policy = policy
         self._admission = admission
         self._costs = costs
@@ -67,7 +83,8 @@ class Runner:
         self._inboxes: list[SimpleQueue[Run | None]] = [SimpleQueue() for _ in range(streams)]
         self._idle = list(self._inboxes)
         self._threads = [
-            supervisor.thread(f"engine-{i}", partial(self._stream, inbox)) for i, inbox in enumerate(self._inboxes)
+            supervisor.thread(f"engine-{i}", partial(self._stream, inbox, core))
+            for i, (inbox, core) in enumerate(zip_longest(self._inboxes, stream_cores))
         ]
 
     @property
@@ -237,8 +254,10 @@ class Runner:
             outcomes = self._start_idle(self._clock())
         self._deliver(outcomes)
 
-    def _stream(self, inbox: SimpleQueue[Run | None]) -> None:
+    def _stream(self, inbox: SimpleQueue[Run | None], core: int | None) -> None:
         """The thread of one engine stream: run batches until there are none, then wait for the next one in `inbox`."""
+        if core is not None:
+            keep_to(core)
         with self._lock:
             outcomes: list[_Outcome] = []
             if inbox in self._broken:  # after a restart, work may be waiting

@@ -64,9 +64,9 @@ def splitting_pays(rows: int, part: int, load: float, cost: CostModel) -> bool:
         load: fraction of the streams' recent time that was used.
         cost: cost model of the ticket's model.
     """
-    whole_s, part_s = cost.alone_s(rows), cost.predict_s(1, part)
+    whole_s, part_s = cost.measured_s(rows, alone=True), cost.measured_s(part, alone=False)
     parts = math.ceil(rows / part)
-    all_s = (parts - 1) * part_s + cost.predict_s(1, rows - (parts - 1) * part)
+    all_s = (parts - 1) * part_s + cost.measured_s(rows - (parts - 1) * part, alone=False)
     # The more streams are idle, the less additional seconds of a stream cost other tickets.
     return whole_s - part_s > max(_COST_OF_IDLE, load) * (all_s - whole_s)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kernels.cores import cores
+from kernels.cores import cores, own_cores
 
 VISIBLE = len(os.sched_getaffinity(0))
 
@@ -71,3 +71,19 @@ def test_a_process_in_a_control_group_with_a_quota_sees_it():
     finally:
         group.rmdir()
     assert told.stdout == "1\n", told.stderr
+
+
+@pytest.mark.parametrize(
+    ("threads", "visible", "quota", "own"),
+    [
+        pytest.param(2, {4, 7}, 2, (4, 7), id="as many threads as cores"),
+        pytest.param(2, {4, 7, 9}, 3, (), id="an idle core can be found"),
+        pytest.param(3, {4, 7}, 2, (), id="more threads than cores"),
+        pytest.param(2, {4, 7}, 1, (), id="a quota below the cores that are visible"),
+        pytest.param(1, {4}, 1, (), id="one thread has nothing to be kept from"),
+    ],
+)
+def test_threads_get_cores_of_their_own_if_there_are_as_many(threads, visible, quota, own, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: visible)
+    monkeypatch.setattr("kernels.cores.cores", lambda: quota)
+    assert own_cores(threads) == own

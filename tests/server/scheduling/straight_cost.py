@@ -18,8 +18,8 @@ class StraightCost:
     def predict_s(self, requests, rows):
         return self.fixed_s + self.per_request_s * requests + self.per_row_s * rows
 
-    def alone_s(self, rows):
-        return self.predict_s(1, rows) / self.slowdown
+    def measured_s(self, rows, *, alone):
+        return self.predict_s(1, rows) / (self.slowdown if alone else 1.0)
 
     def rows_of(self, seconds):
         left_s = seconds - self.fixed_s - self.per_request_s

@@ -200,8 +200,8 @@ def test_small_runs_that_took_longer_than_large_ones_do_not_make_estimates_run_a
 
 def test_a_run_that_other_streams_leave_alone_is_predicted_faster_by_the_measured_factor():
     model = CostModel(lambda rows: rows / 1000, slowdown=1.5)
-    assert model.predict_s(1, 128) == pytest.approx(1.5 * 0.128)
-    assert model.alone_s(128) == pytest.approx(0.128)
+    assert model.predict_s(1, 128) == model.measured_s(128, alone=False) == pytest.approx(1.5 * 0.128)
+    assert model.measured_s(128, alone=True) == pytest.approx(0.128)
 
 
 @pytest.mark.parametrize("beside", [0.0, 0.5, 1.0])
@@ -209,7 +209,8 @@ def test_runs_teach_the_same_whatever_ran_beside_them(beside):
     model = CostModel(lambda rows: rows / 1000, slowdown=1.5)
     for _ in range(100):
         model.observe(1, 128, 0.2 * (1 + 0.5 * beside), beside)
-    assert model.alone_s(128) == pytest.approx(0.2, rel=1e-3)
+    assert model.predict_s(1, 128) == pytest.approx(1.5 * 0.2, rel=1e-3)
+    assert model.measured_s(128, alone=True) == pytest.approx(0.128), "what the engine measured stays"
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 100, 128, 5_000, 1 << 20])

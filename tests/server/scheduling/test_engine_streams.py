@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from types import SimpleNamespace
 
@@ -35,7 +36,7 @@ class CountingEngine:
         return batch.candidate["number"][:, None].astype(np.float32)
 
 
-def runner_of(engine, streams=2, policy=None, supervisor=None):
+def runner_of(engine, streams=2, policy=None, supervisor=None, stream_cores=()):
     model = SimpleNamespace(engine=engine, digest="m")
     costs = {"m": CostModel(lambda rows: 1e-4 + PER_ROW_S * rows)}
     policy = EarliestDeadlineFirst(streams, costs.__getitem__) if policy is None else policy
@@ -48,6 +49,7 @@ def runner_of(engine, streams=2, policy=None, supervisor=None):
         metrics.engine,
         PACE,
         supervisor or Supervisor(),
+        stream_cores=stream_cores,
     )
     runner.start()
     return runner, model, metrics
@@ -237,3 +239,14 @@ async def test_an_engine_that_ends_its_thread_or_loses_rows_fails_the_run_alone(
         assert "the engine returned 2 rows for 3" in str(lost.value.__cause__)
     assert (await score(runner, model, 3, in_30_s())).logits.shape == (3, 1)
     runner.close()
+
+
+async def test_each_stream_runs_on_its_own_core_if_it_has_one():
+    core, found = max(os.sched_getaffinity(0)), []
+    runner, model, _ = runner_of(
+        CountingEngine(lambda _: found.append(os.sched_getaffinity(0))), 1, stream_cores=[core]
+    )
+    await score(runner, model, 10, in_30_s())
+    runner.close()
+    assert found == [{core}]
+    assert core in os.sched_getaffinity(0)
