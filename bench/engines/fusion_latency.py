@@ -84,9 +84,10 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Iterator[Raw]:
             "candidates": CANDIDATES, "sequence_length": widest.manifest.sequence_length, "cores_kept_awake": awake,
             "latency_ms": {variant: [] for variant in plan.variants},
         }  # fmt: skip
+        versions: dict[str, int] = {}
         with served(folders, store, folder) as address, open_channel(address) as channel:
             for round_number in range(plan.rounds + 1):
-                round_ms = in_turn_ms(channel, requests)
+                round_ms = in_turn_ms(channel, requests, versions)
                 if round_number:  # the first round is a warm-up
                     for variant, milliseconds in round_ms.items():
                         raw["latency_ms"][variant].append(milliseconds)
@@ -157,18 +158,25 @@ def served(folders: Mapping[str, Path], feature_store: str, folder: Path) -> Ite
     config.write_text(
         f'model_store = "{folder / "models"}"\nmodel = "{manifest.name}"\nlabels = [{labels}]\n'
         'feature_store = "memory://"\n[surfaces.home]\ndeadline_ms = 1000\n'
+        # It would move the label of a slower variant to the version of the fastest.
+        "[guard]\nenabled = false\n"
     )
     with server_process(config, feature_store, folder / "server.log") as (address, _, _):
         yield address
 
 
 def in_turn_ms(
-    channel: grpc.Channel, requests: Mapping[str, Sequence[ranking_pb2.RankRequest]]
+    channel: grpc.Channel, requests: Mapping[str, Sequence[ranking_pb2.RankRequest]], versions: dict[str, int]
 ) -> dict[str, list[float]]:
     """Send the requests of every variant, one at a time. Return the latencies by variant, in milliseconds.
 
+    Args:
+        channel: to the server.
+        requests: by variant, each with the variant's label.
+        versions: the version that answers each variant; the first round fills it, and later ones are checked.
+
     Raises:
-        BenchmarkError: an answer was not complete.
+        BenchmarkError: an answer was not complete, or came from another version.
     """
     rank = ranking_pb2_grpc.RankingServiceStub(channel).Rank
     milliseconds: dict[str, list[float]] = {variant: [] for variant in requests}
@@ -180,6 +188,9 @@ def in_turn_ms(
             lost = answer.degradation
             if len(answer.pin_ids) != len(request.pin_ids) or lost.sequence_missing or lost.user_missing:
                 raise BenchmarkError(f"{variant} answered {len(answer.pin_ids)} pins, degraded: {lost}")
+            version = answer.versions.model_version
+            if versions.setdefault(variant, version) != version or len({*versions.values()}) < len(versions):
+                raise BenchmarkError(f"version {version} answered for {variant}; the versions were {versions}")
     return milliseconds
 
 

@@ -204,8 +204,9 @@ def _latency(
         with served(folders, store, folder) as address, open_channel(address) as channel:
             requests = _requests(bundles, log, plan.users)
             milliseconds: dict[str, list[float]] = {variant: [] for variant in bundles}
+            versions: dict[str, int] = {}
             for round_number in range(plan.rounds + 1):
-                for variant, spent_ms in in_turn_ms(channel, requests).items():
+                for variant, spent_ms in in_turn_ms(channel, requests, versions).items():
                     if round_number:  # the first round is a warm-up
                         milliseconds[variant] += spent_ms
     return milliseconds
