@@ -16,8 +16,8 @@ from kernels.engine import FeatureBatch, Progress, WarmedUp, go_on
 _ROWS = (8, 32, 128, 256)
 #: Of each size, once every stream has run it.
 _REPEATS = 2
-#: Rows of the runs that are compared alone and on all streams at once.
-_ROWS_TOGETHER = 128
+#: Rows of the runs that are compared alone and on all streams at once, and how often they run at once.
+_ROWS_TOGETHER, _REPEATS_TOGETHER = 128, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def warm_and_measure(
         return _seconds_together(alone, streams, batch)
 
     shapes, repeats = tuple(shapes), streams + _REPEATS
-    together = _REPEATS if streams > 1 else 0
+    together = _REPEATS_TOGETHER if streams > 1 else 0
     made, of = 0, len(shapes) * streams + len(_ROWS) * repeats + together
 
     def timed(batch: FeatureBatch, seconds_of: Callable[[FeatureBatch], float] = alone) -> tuple[float, bool]:
