@@ -16,7 +16,7 @@ import numpy as np
 
 from feature_client.features import FetchedFeatures
 from feature_client.groups import FeatureGroup
-from kernels.native.library import library
+from kernels.native.library import address, library
 from model_store.bundle.manifest import Manifest
 from model_store.model.native_utility import types
 from model_store.model.utility import UtilityTable
@@ -65,7 +65,8 @@ class Scores:
 
     @property
     def address(self) -> int:
-        return _address(self._memory)
+        """Where the block begins."""
+        return address(self._memory)
 
     @property
     def non_finite(self) -> int:
@@ -183,7 +184,7 @@ class NativeScoring:
                 columns += (address + offset, stride, number)
         scores = Scores(scored, rows, top_k, self._heads, self._parties)
         record = self._record.pack(
-            _address(logits), _address(pin_ids), scored, rows, scores.top, scores.address, *columns
+            address(logits), address(pin_ids), scored, rows, scores.top, scores.address, *columns
         )
         if self._answer(self._native.address, record):
             raise MemoryError(f"no memory to score {rows} candidates")
@@ -194,13 +195,6 @@ def _place(group: FeatureGroup, field: str) -> tuple[int, int]:
     assert group.dtype.fields is not None, "a group has fields"  # noqa: S101
     dtype, offset = group.dtype.fields[field][:2]
     return offset, types()[dtype.name]
-
-
-def _address(array: np.ndarray) -> int:
-    """Return where the array's first number stands."""
-    if array.flags.carray:  # as long as it can be written and its rows are adjacent, there is a faster way
-        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]
-    return array.ctypes.data
 
 
 class NumpyScoring:
