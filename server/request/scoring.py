@@ -179,9 +179,9 @@ class NativeScoring:
             found = fetched.pins[group].rows
             if found.dtype != dtype or len(found) < scored:
                 raise ValueError(f"{len(found)} rows of {found.dtype} for {scored} rows of group {group}")
-            address, stride = found.ctypes.data, found.strides[0]
+            start, stride = address(found), found.strides[0]
             for offset, number in fields:
-                columns += (address + offset, stride, number)
+                columns += (start + offset, stride, number)
         scores = Scores(scored, rows, top_k, self._heads, self._parties)
         record = self._record.pack(
             address(logits), address(pin_ids), scored, rows, scores.top, scores.address, *columns
