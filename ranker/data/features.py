@@ -93,8 +93,10 @@ def pin_rows(log: ActionLog, group: FeatureGroup, vectors: np.ndarray, before_ms
     stop = log.before(before_ms)
     rows, counts = _counted_rows(group, log, log.pin[:stop], len(log.pin_ids))
     rows["embedding"] = _stored_vectors(group, folded_in(log, vectors, stop))
-    rows["creator_tail"] = 1 - _percentile(counts)
-    rows["merchant"], rows["ad"] = made_up_parties(log.pin_ids)
+    merchant, ad = made_up_parties(log.pin_ids)
+    for name, values in {"creator_tail": 1 - _percentile(counts), "merchant": merchant, "ad": ad}.items():
+        if name in (group.dtype.names or ()):
+            rows[name] = values
     return _present_where(group, rows, counts > 0)
 
 

@@ -5,6 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from feature_client.groups import Categorical, Embedding, EmbeddingSpace, FeatureGroup, Scalar, SequenceGroup
+from tests import tiny
 
 SPACE = EmbeddingSpace(name="pinsage", version=5, dim=3, dtype="int8", scale=0.01)
 
@@ -92,3 +93,11 @@ def test_unknown_field_names_those_there_are():
 def test_a_default_that_its_type_cannot_hold_is_refused(dtype, default):
     with pytest.raises(ValidationError, match=f"is not a valid {dtype}"):
         Scalar(name="count", dtype=dtype, default=default)
+
+
+def test_a_copy_with_other_fields_has_a_layout_and_a_fingerprint_of_its_own():
+    before = tiny.PINS.fingerprint, tiny.PINS.dtype
+    copied = tiny.PINS.model_copy(update={"fields": tiny.PINS.fields[:1]})
+    assert copied.dtype.names == (tiny.PINS.fields[0].name,)
+    assert copied.fingerprint != tiny.PINS.fingerprint
+    assert (tiny.PINS.fingerprint, tiny.PINS.dtype) == before
