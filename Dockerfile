@@ -7,8 +7,8 @@
 # It runs with --read-only, as any --user, and within --cpus (docs/operations.md, "In a container").
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /src
-# For the native encoder; the serving image below gets the compiled library only.
-RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
+# For the native libraries; the serving image below gets them compiled.
+RUN apt-get update && apt-get install -y --no-install-recommends g++ libnghttp2-dev && rm -rf /var/lib/apt/lists/*
 RUN python -m venv /opt/pinrank
 COPY pyproject.toml hatch_build.py constraints.txt README.md ./
 COPY proto proto
@@ -21,6 +21,7 @@ COPY loadtest loadtest
 RUN /opt/pinrank/bin/pip install --no-cache-dir -c constraints.txt '.[s3,signing]'
 
 FROM python:3.11-slim-bookworm
+RUN apt-get update && apt-get install -y --no-install-recommends libnghttp2-14 && rm -rf /var/lib/apt/lists/*
 RUN useradd --system --uid 10001 --no-create-home pinrank
 COPY --from=build /opt/pinrank /opt/pinrank
 ENV PATH=/opt/pinrank/bin:$PATH \

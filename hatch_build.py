@@ -24,6 +24,10 @@ class NativeLibrary(BuildHookInterface):  # type: ignore[type-arg]
             self.app.display_warning(f"pinrank's native library is not built, ranking will be slower: {error}")
             return
         build_data["artifacts"].append(str(library.relative_to(self.root)))
+        try:
+            build_data["artifacts"].append(str(native.build_http2().relative_to(self.root)))
+        except native.Nghttp2MissingError as error:
+            self.app.display_warning(f"pinrank's native edge is not built, grpcio will serve instead: {error}")
         build_data["pure_python"] = False
         # The library is loaded by ctypes, so one wheel serves every Python.
         build_data["tag"] = f"py3-none-{re.sub(r'[-.]', '_', sysconfig.get_platform())}"

@@ -20,11 +20,11 @@ from server.api import activity, ranking
 from server.api import models as model_service
 from server.api.activity import ActivityEdge
 from server.api.draining import Calls
-from server.api.grpc_endpoint import GrpcEndpoint
 from server.api.http import open_endpoints
 from server.api.models import ModelEdge
 from server.api.ranking import RankingEdge
 from server.config import ConfigError, ServerConfig
+from server.edge.endpoints import new_endpoint
 from server.proving.admit_version import VersionAdmitter
 from server.proving.prover import Prover
 from server.proving.recent_requests import RecentRequests
@@ -203,11 +203,11 @@ class Server:
         services = {
             ranking.SERVICE: RankingEdge(
                 pipeline, models, config, metrics.requests, recent, shadow, self.calls
-            ).handler(),
-            activity.SERVICE: ActivityEdge(metrics.actions, self.calls, self.recording).handler(),
-            model_service.SERVICE: ModelEdge(self.swap, self.status, config).handler(),
+            ).methods(),
+            activity.SERVICE: ActivityEdge(metrics.actions, self.calls, self.recording).methods(),
+            model_service.SERVICE: ModelEdge(self.swap, self.status, config).methods(),
         }
-        self._endpoint = GrpcEndpoint(services, config.message_bytes_max, shared_port=self._shared_port)
+        self._endpoint = new_endpoint(services, config, shared_port=self._shared_port)
         return models
 
     def _open_http(self) -> None:

@@ -172,6 +172,13 @@ class ServerConfig(BaseSettings):
     http_port: Port = 9095
     """HTTP port of `/metrics` and `/healthz`. 0 takes a free port and logs it."""
 
+    grpc_edge: Literal["auto", "native", "grpcio"] = "auto"
+    """The server behind the gRPC port. `native` is pinrank's own, on nghttp2: it takes about a quarter of grpcio's CPU
+    time a call. `auto` takes it where it is built, and grpcio elsewhere."""
+    connection_age_s_max: Annotated[float, Field(ge=0)] = 0
+    """Age from which the server closes gRPC connections, give or take a tenth, so that clients spread over new
+    replicas. Calls in flight are answered first. 0 means never."""
+
     processes: Annotated[int, Field(ge=1, le=256)] = 1
     """Number of server processes on the gRPC port. The second one serves `/metrics` on `http_port` + 1, and so on."""
 

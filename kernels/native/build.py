@@ -1,6 +1,7 @@
-"""Compiles the native library: `python -m kernels.native.build`.
+"""Compiles the native libraries: `python -m kernels.native.build`.
 
 The installation of pinrank does this (`hatch_build.py`). It needs only a C++20 compiler: `$CXX`, or g++ from GCC 12 on.
+The library of the native edge stands alone, because it also needs nghttp2 (Debian: libnghttp2-dev).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 LIBRARY = HERE / "libpinrank.so"
+HTTP2_LIBRARY = HERE / "libpinrank_http2.so"
 
 _FLAGS = (
     *("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-ignored-attributes"),
@@ -40,6 +42,10 @@ class CompilerMissingError(Exception):
     """No C++ compiler was found."""
 
 
+class Nghttp2MissingError(Exception):
+    """The headers of nghttp2, an HTTP/2 library, were not found."""
+
+
 def sources_digest() -> str:
     """Return the SHA-256 digest of all C++ sources, by which a library that was built from other ones is recognised."""
     digest = hashlib.sha256()
@@ -59,36 +65,67 @@ def build(made: Path = LIBRARY, sanitizers: Sequence[str] = ()) -> Path:
         CompilerMissingError: neither `$CXX` nor g++ is installed.
         subprocess.CalledProcessError: the compiler failed; its messages are on standard error.
     """
+    units = [
+        (source, isa, (f"-DPINRANK_ISA={isa}", _FUSED, *flags)) for source in _PER_ISA for isa, flags in _ISAS.items()
+    ]
+    units += [(source, "once", (_EXACT,)) for source in _ONCE]
+    return _build(made, sanitizers, units)
+
+
+def build_http2(made: Path = HTTP2_LIBRARY, sanitizers: Sequence[str] = ()) -> Path:
+    """Compile the library of the native edge, as `build` does, and return its path.
+
+    Raises:
+        Nghttp2MissingError: the headers of nghttp2 are not installed.
+    """
+    preprocess = [_compiler(), "-E", "-x", "c++", "-"]
+    asked = subprocess.run(preprocess, input=b"#include <nghttp2/nghttp2.h>", capture_output=True, check=False)  # noqa: S603 - fixed arguments
+    if asked.returncode:
+        raise Nghttp2MissingError("the headers of nghttp2 are not installed (Debian and Ubuntu: libnghttp2-dev)")
+    return _build(made, sanitizers, [("http2.cpp", "once", ())], "-lnghttp2")
+
+
+def _compiler() -> str:
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         raise CompilerMissingError("no C++ compiler found: install g++, or set CXX to a compiler")
+    return compiler
+
+
+def _build(
+    made: Path, sanitizers: Sequence[str], units: Sequence[tuple[str, str, Sequence[str]]], *linked: str
+) -> Path:
+    """Compile units (source, name of the variant, flags) side by side, and link them with further libraries."""
+    compiler = _compiler()
     # A sanitized encoder takes a minute to compile at -O3, and a tenth of that at -O1.
     watched = [f"-fsanitize={','.join(sanitizers)}", "-O1", "-g1", "-fno-sanitize-recover=all"] if sanitizers else []
+    built_from = f'-DPINRANK_SOURCES="{sources_digest()}"'
     with tempfile.TemporaryDirectory() as folder:
-        units = [
-            (source, isa, (f"-DPINRANK_ISA={isa}", _FUSED, *flags))
-            for source in _PER_ISA
-            for isa, flags in _ISAS.items()
-        ]
-        built_from = f'-DPINRANK_SOURCES="{sources_digest()}"'
-        units += [(source, "once", (built_from, _EXACT)) for source in _ONCE]
-        objects = [str(Path(folder) / f"{source}.{isa}.o") for source, isa, _ in units]
+        objects = [str(Path(folder) / f"{source}.{variant}.o") for source, variant, _ in units]
         commands = [
-            [compiler, *_FLAGS, *watched, *flags, "-c", str(HERE / source), "-o", object_file]
+            [compiler, *_FLAGS, *watched, built_from, *flags, "-c", str(HERE / source), "-o", object_file]
             for (source, _, flags), object_file in zip(units, objects, strict=True)
         ]
         running = [subprocess.Popen(command) for command in commands]  # noqa: S603 - fixed arguments
         for process, command in zip(running, commands, strict=True):
             if process.wait():
                 raise subprocess.CalledProcessError(process.returncode, command)
-        linked = Path(folder) / made.name
-        subprocess.run([compiler, "-shared", *watched, "-o", str(linked), *objects], check=True)  # noqa: S603 - fixed arguments
+        whole = Path(folder) / made.name
+        subprocess.run([compiler, "-shared", *watched, "-o", str(whole), *objects, *linked], check=True)  # noqa: S603 - fixed arguments
         # A running server keeps the old file open, and the new file appears atomically.
         fresh = made.with_suffix(".new")
-        shutil.copyfile(linked, fresh)
+        shutil.copyfile(whole, fresh)
         fresh.replace(made)
     return made
 
 
-if __name__ == "__main__":
+def main() -> None:
     print(build())  # noqa: T201 - the output of a command
+    try:
+        print(build_http2())  # noqa: T201
+    except Nghttp2MissingError as error:
+        print(f"{HTTP2_LIBRARY.name} is not built, grpcio will serve instead of the native edge: {error}")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

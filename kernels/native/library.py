@@ -5,12 +5,15 @@ from __future__ import annotations
 import ctypes
 import logging
 from functools import cache
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-from kernels.native.build import LIBRARY, sources_digest
+from kernels.native.build import HTTP2_LIBRARY, LIBRARY, sources_digest
 
 _log = logging.getLogger(__name__)
+_Library = TypeVar("_Library", bound=ctypes.CDLL)
 
 
 class NativeLibraryError(Exception):
@@ -24,16 +27,28 @@ def library() -> ctypes.CDLL:
     Raises:
         NativeLibraryError: it was not built, or was built from other sources.
     """
+    return _checked(ctypes.CDLL, LIBRARY, "reinstall pinrank with a C++ compiler present")
+
+
+@cache
+def http2_library() -> ctypes.PyDLL:
+    """Load the library of the native edge once. Its calls, of microseconds, keep the interpreter lock.
+
+    Raises:
+        NativeLibraryError: it was not built, or was built from other sources, or nghttp2 is not installed.
+    """
+    return _checked(ctypes.PyDLL, HTTP2_LIBRARY, "install libnghttp2-dev and reinstall pinrank")
+
+
+def _checked(kind: type[_Library], path: Path, remedy: str) -> _Library:
     try:
-        loaded = ctypes.CDLL(str(LIBRARY))
+        loaded = kind(str(path))
         loaded.pinrank_sources.restype = ctypes.c_char_p
         built_from = loaded.pinrank_sources().decode()
     except (OSError, AttributeError) as error:
-        raise NativeLibraryError(
-            f"the native library cannot be loaded: {error}; reinstall pinrank with a C++ compiler present"
-        ) from error
+        raise NativeLibraryError(f"{path.name} cannot be loaded: {error}; {remedy}") from error
     if built_from != sources_digest():
-        raise NativeLibraryError("the native library was built from other sources; run python -m kernels.native.build")
+        raise NativeLibraryError(f"{path.name} was built from other sources; run python -m kernels.native.build")
     return loaded
 
 

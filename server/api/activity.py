@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
@@ -26,6 +27,9 @@ from server.errors import (
 from server.request.recording import RecordedSequence, Recording
 from server.telemetry.metrics import ActionMetrics
 
+if TYPE_CHECKING:
+    from server.api.calls import Methods
+
 SERVICE = "pinrank.v1.ActivityService"
 _VIOLATIONS_MAX = 10
 _SHOWN_MAX = 100
@@ -43,15 +47,12 @@ class ActivityEdge:
         self._calls = calls
         self._recording = recording
 
-    def handler(self) -> grpc.GenericRpcHandler:
+    def methods(self) -> Methods:
         parse, serialise = activity_pb2.RecordRequest.FromString, activity_pb2.RecordResponse.SerializeToString
-        return grpc.method_handlers_generic_handler(
-            SERVICE,
-            {
-                "Record": grpc.unary_unary_rpc_method_handler(self.record, parse, serialise),
-                "RecordStream": grpc.stream_unary_rpc_method_handler(self.record_stream, parse, serialise),
-            },
-        )
+        return {
+            "Record": grpc.unary_unary_rpc_method_handler(self.record, parse, serialise),
+            "RecordStream": grpc.stream_unary_rpc_method_handler(self.record_stream, parse, serialise),
+        }
 
     async def record(self, request: activity_pb2.RecordRequest, context: _Context) -> activity_pb2.RecordResponse:
         self._calls.take(context)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,37 +23,23 @@ from server.errors import FieldViolation, InternalError, InvalidRequestError, Ra
 _log = structlog.get_logger(__name__)
 
 if TYPE_CHECKING:
-    _Handler = grpc.RpcMethodHandler[Any, Any]
+    Handler = grpc.RpcMethodHandler[Any, Any]
+    #: A service's handlers, by method name.
+    Methods = Mapping[str, Handler]
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class CallBoundary(grpc.aio.ServerInterceptor):
-    """A gRPC interceptor that wraps every method of a server."""
+def guarded(handler: Handler, method: str) -> Handler:
+    """Return a method's handler that ends each call with the right status, whatever the given one raises.
 
-    def __init__(self) -> None:
-        #: Handlers by method; methods that do not exist are never added.
-        self._guarded: dict[str, _Handler] = {}
+    It takes raw bytes, so that it also handles parse errors.
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> _Handler | None:
-        method = handler_call_details.method
-        known = self._guarded.get(method)
-        if known is None:
-            handler = await continuation(handler_call_details)
-            if handler is None:
-                return None  # gRPC answers UNIMPLEMENTED
-            known = self._guarded[method] = _guarded(handler, method)
-        return known
-
-
-def _guarded(handler: Any, method: str) -> _Handler:
-    """Wrap a method's handler. The wrapper takes raw bytes, so that it also handles parse errors."""
+    Args:
+        handler: the handler.
+        method: the method's path, for the log.
+    """
     parse = handler.request_deserializer or _as_it_is
-    kind = "stream" if handler.request_streaming else "unary"
-    kind += "_stream" if handler.response_streaming else "_unary"
+    kind = kind_of(handler)
     answer = getattr(handler, kind)
 
     def parsed(request: Any) -> Any:
@@ -75,8 +61,14 @@ def _guarded(handler: Any, method: str) -> _Handler:
 
     behaviour = streamed if inspect.isasyncgenfunction(answer) else answered
     make = getattr(grpc, f"{kind}_rpc_method_handler")
-    guarded: _Handler = make(behaviour, None, handler.response_serializer)
-    return guarded
+    guarded_handler: Handler = make(behaviour, None, handler.response_serializer)
+    return guarded_handler
+
+
+def kind_of(handler: Handler) -> str:
+    """Return the name of a handler's behaviour, for example `stream_unary`."""
+    sides = handler.request_streaming, handler.response_streaming
+    return "_".join("stream" if side else "unary" for side in sides)
 
 
 def _as_it_is(content: bytes) -> bytes:

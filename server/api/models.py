@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -24,6 +24,9 @@ from server.rollout.hot_swap import HotSwap
 from server.rollout.lifecycle import Phase
 from server.rollout.status import ServerStatus
 from server.rollout.versions import VersionRecord
+
+if TYPE_CHECKING:
+    from server.api.calls import Methods
 
 SERVICE = "pinrank.v1.ModelService"
 #: The gRPC status of each error; the first class that matches decides.
@@ -67,17 +70,14 @@ class ModelEdge:
         self._config = config
         self._token = read_token(config.admin_token_file) if config.admin_token_file else None
 
-    def handler(self) -> grpc.GenericRpcHandler:
+    def methods(self) -> Methods:
         pb = models_pb2
-        return grpc.method_handlers_generic_handler(
-            SERVICE,
-            {
-                "Load": self._method(self.load, pb.LoadRequest, pb.ModelVersion),
-                "Unload": self._method(self.unload, pb.UnloadRequest, pb.UnloadResponse),
-                "SetLabel": self._method(self.set_label, pb.SetLabelRequest, pb.SetLabelResponse),
-                "Status": self._method(self.status, pb.StatusRequest, pb.StatusResponse),
-            },
-        )
+        return {
+            "Load": self._method(self.load, pb.LoadRequest, pb.ModelVersion),
+            "Unload": self._method(self.unload, pb.UnloadRequest, pb.UnloadResponse),
+            "SetLabel": self._method(self.set_label, pb.SetLabelRequest, pb.SetLabelResponse),
+            "Status": self._method(self.status, pb.StatusRequest, pb.StatusResponse),
+        }
 
     def _method(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
@@ -19,6 +20,9 @@ from server.request.pipeline import Pipeline, Ranking
 from server.request.routing import ServedModels
 from server.rollout.shadow import Shadow
 from server.telemetry.metrics import RequestMetrics
+
+if TYPE_CHECKING:
+    from server.api.calls import Methods
 
 SERVICE = "pinrank.v1.RankingService"
 
@@ -49,9 +53,8 @@ class RankingEdge:
         self._metrics = metrics
         self._calls = calls
 
-    def handler(self) -> grpc.GenericRpcHandler:
-        rank: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(self.rank)
-        return grpc.method_handlers_generic_handler(SERVICE, {"Rank": rank})
+    def methods(self) -> Methods:
+        return {"Rank": grpc.unary_unary_rpc_method_handler(self.rank)}
 
     async def rank(self, content: bytes, context: _Context) -> bytes:
         """Parse a request, rank its candidates and serialise the answer; count the outcome in any case.

@@ -24,6 +24,10 @@ _EVERYWHERE = ("::", "0.0.0.0")  # noqa: S104
 _ABSENT = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 
 
+#: Connections that wait to be accepted; the system lowers it to its own maximum.
+_BACKLOG = 4096
+
+
 class ListenError(Exception):
     """The server cannot listen on an address; the message says why."""
 
@@ -128,10 +132,43 @@ def open_grpc_port(server: grpc.aio.Server, host: str, port: int) -> int | str:
         try:
             port = server.add_insecure_port(interface.at(port))
         except RuntimeError as error:
-            raise ListenError(
-                f"cannot listen on {interface.at(port)}; is another server using it? Set grpc_port to another port"
-            ) from error
+            raise _is_taken(interface.at(port)) from error
     return port
+
+
+def grpc_sockets(host: str, port: int, *, shared_port: bool) -> list[socket.socket]:
+    """Return sockets that are bound to one port of every address of a host, or to its Unix socket.
+
+    Args:
+        host: the setting `host`.
+        port: the port; 0 takes a free one.
+        shared_port: whether other processes of this server listen on the same port.
+
+    Raises:
+        ListenError: an address cannot be bound; another server may be listening there.
+    """
+    path = socket_path(host)
+    if path is not None:
+        _free_socket_path(path)
+        opened = socket.socket(socket.AF_UNIX)
+        opened.bind(str(path))
+        return [opened]
+    options = (socket.SO_REUSEADDR, socket.SO_REUSEPORT) if shared_port else (socket.SO_REUSEADDR,)
+    bound: list[socket.socket] = []
+    for interface in interfaces(host):
+        try:
+            bound.append(interface.bound(port, *options))
+            bound[-1].listen(_BACKLOG)
+        except OSError as error:
+            for one in bound:
+                one.close()
+            raise _is_taken(interface.at(port)) from error
+        port = bound[0].getsockname()[1]
+    return bound
+
+
+def _is_taken(address: str) -> ListenError:
+    return ListenError(f"cannot listen on {address}; is another server using it? Set grpc_port to another port")
 
 
 def http_interfaces(host: str) -> tuple[Interface, ...]:

@@ -6,15 +6,15 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
-from types import SimpleNamespace
 
 import grpc
 import grpc.aio
 import pytest
 from google.protobuf.message import DecodeError
 
-from server.api.calls import CallBoundary
+from server.api.calls import guarded
 from server.errors import DrainingError, InvalidRequestError, OverloadedError, StatusError, StoreDownError
+from tests.server.edges import EDGES
 
 KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
@@ -45,18 +45,15 @@ class Service:
             yield self.act(request)
 
 
-@pytest.fixture
-async def served() -> AsyncIterator[tuple[Service, grpc.aio.Channel]]:
-    service, server = Service(), grpc.aio.server(interceptors=(CallBoundary(),))
-    handlers = {
-        kind: getattr(grpc, f"{kind}_rpc_method_handler")(getattr(service, kind), parse, None) for kind in KINDS
-    }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test", handlers),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+@pytest.fixture(params=EDGES)
+async def served(request) -> AsyncIterator[tuple[Service, grpc.aio.Channel]]:
+    service = Service()
+    methods = {kind: getattr(grpc, f"{kind}_rpc_method_handler")(getattr(service, kind), parse, None) for kind in KINDS}
+    endpoint = request.param({"test": methods}, 1 << 20, 0, shared_port=False)
+    await endpoint.start("127.0.0.1", 0)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{endpoint.listens_on}") as channel:
         yield service, channel
-    await server.stop(0)
+    await endpoint.stop()
 
 
 async def call(channel, kind, content=b"hello", **options):
@@ -155,11 +152,6 @@ async def test_a_status_that_nobody_takes_ends_its_call_as_a_cancelled_one(error
     async def fail(request, context):
         raise error
 
-    handler = grpc.unary_unary_rpc_method_handler(fail)
-
-    async def find(details):
-        return handler
-
-    guarded = await CallBoundary().intercept_service(find, SimpleNamespace(method="/test/one"))
+    handler = guarded(grpc.unary_unary_rpc_method_handler(fail), "/test/one")
     with pytest.raises(asyncio.CancelledError):
-        await guarded.unary_unary(b"", ContextOfNobody())
+        await handler.unary_unary(b"", ContextOfNobody())

@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from pinrank.v1 import activity_pb2, activity_pb2_grpc, ranking_pb2, ranking_pb2_grpc
-from server.api.draining import hang_up
+from server.edge.hang_up import hang_up
 from server.runtime.signals import Ending, ending_signals
 from tests.conftest import eventually
 

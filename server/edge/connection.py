@@ -1,0 +1,245 @@
+"""One client's connection: runs the handlers of its calls, and writes what they answer. Belongs to one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import random
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import grpc
+import grpc.aio
+
+from server.api.calls import kind_of
+from server.edge.call import Call, UnreadableMessageError
+from server.edge.http2 import ConnectionBrokenError, Event, EventKind, Http2Connection, Http2Endpoint
+
+if TYPE_CHECKING:
+    from server.api.calls import Handler
+
+#: Maximum time between a connection and its first HTTP/2 frame.
+_GREETING_S_MAX = 20.0
+#: Time for calls that a client sent before it heard that the connection retires.
+_RETIREMENT_S = 1.0
+_HANGING_UP = "the server is shutting down; retry on another replica"
+
+_CALL, _CLOSED, _REQUEST_ENDED = EventKind.CALL.value, EventKind.CLOSED.value, EventKind.REQUEST_ENDED.value
+
+
+class Method(NamedTuple):
+    """A method's behaviour, from bytes to bytes.
+
+    Attributes:
+        behaviour: takes the request (bytes, or an iterator of them) and the `Call`.
+        serialise: turns a message of an answer into bytes.
+        takes_stream: whether a request is a stream of messages.
+        answers_stream: whether an answer is.
+    """
+
+    behaviour: Callable[[Any, Any], Any]
+    serialise: Callable[[Any], bytes]
+    takes_stream: bool
+    answers_stream: bool
+
+    @classmethod
+    def of(cls, handler: Handler) -> Method:
+        """Return the method of a guarded handler."""
+        behaviour = getattr(handler, kind_of(handler))
+        return cls(
+            behaviour, handler.response_serializer or bytes, handler.request_streaming, handler.response_streaming
+        )
+
+
+class Served(NamedTuple):
+    """What all connections of a server share.
+
+    Attributes:
+        http2: the native part of it.
+        methods: the methods in the order in which `http2` has them.
+        message_bytes_max: maximum size of a message.
+        age_s_max: age from which a connection is closed; 0 for never.
+        open: the open connections.
+    """
+
+    http2: Http2Endpoint
+    methods: tuple[Method, ...]
+    message_bytes_max: int
+    age_s_max: float
+    open: set[Connection]
+
+
+class Connection(asyncio.Protocol):
+    """Between the event loop's transport, HTTP/2 and the handlers."""
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+        self._loop = asyncio.get_running_loop()
+        self._http2 = Http2Connection(served.http2)
+        self._calls: dict[int, Call] = {}
+        self._transport: asyncio.Transport
+        self._is_writable = True
+        self.closed = asyncio.Event()
+        self._peer = ""
+        now_s = self._loop.time()
+        self._greeted_by_s = now_s + _GREETING_S_MAX
+        # Connections that were opened together must not all come back together.
+        spread = random.uniform(0.9, 1.1)
+        self._retires_at_s = now_s + served.age_s_max * spread if served.age_s_max else float("inf")
+        self._goes_away_at_s = float("inf")
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._peer = _peer(transport.get_extra_info("peername"))
+        self._served.open.add(self)
+        self.flush()
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self._served.open.discard(self)
+        self._is_writable = False
+        self.closed.set()
+        calls, self._calls = self._calls, {}
+        for call in calls.values():
+            call.over()
+
+    def pause_writing(self) -> None:
+        self._is_writable = False
+
+    def resume_writing(self) -> None:
+        self._is_writable = True
+        self.flush()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for event in self._http2.receive(data):
+                self._heed(event)
+        except ConnectionBrokenError:
+            self.flush()
+            self._transport.close()
+        else:
+            self.flush()
+
+    def _heed(self, event: Event) -> None:
+        if event.kind == _CALL:
+            method = self._served.methods[event.method]
+            call = self._calls[event.stream] = Call(
+                self._http2, event.stream, event.timeout_us, method.serialise, self.flush, self._peer
+            )
+            request = call.requests() if method.takes_stream else self._message(call, event)
+            if request is not None:
+                call.task = self._loop.create_task(_run(method, request, call))
+            return
+        known = self._calls.get(event.stream)
+        if known is None:
+            return
+        if event.kind == _CLOSED:
+            del self._calls[event.stream]
+            known.over()
+        elif known.answered:
+            return
+        elif event.kind == _REQUEST_ENDED:
+            known.inbox.put_nowait(None)
+        elif (message := self._message(known, event)) is not None:
+            known.inbox.put_nowait((message, len(event.message)))
+
+    def _message(self, call: Call, event: Event) -> bytes | None:
+        """Return an event's message; or end the call, and return None, if it cannot be read."""
+        if not event.compressed:
+            return event.message
+        try:
+            return call.decompressed(event.message, self._served.message_bytes_max)
+        except UnreadableMessageError as error:
+            self._cut_off(call, error.code, str(error))
+            return None
+
+    def flush(self) -> None:
+        """Write what is to be sent, as long as the client reads it."""
+        while self._is_writable:
+            try:
+                content, events = self._http2.send()
+            except ConnectionBrokenError:
+                self._transport.abort()
+                return
+            for event in events:
+                self._heed(event)
+            if content:
+                self._transport.write(content)
+            if not self._http2.has_more:
+                break
+        if not self._http2.is_open:
+            self._transport.close()
+
+    def watch(self, now_s: float) -> None:
+        """Do what is due: end calls after their deadlines, close a silent connection, retire an old one.
+
+        Args:
+            now_s: `time.monotonic()`, which is the event loop's time too.
+        """
+        for call in tuple(self._calls.values()):
+            if call.deadline_s is not None and now_s > call.deadline_s:
+                self._cut_off(call, grpc.StatusCode.DEADLINE_EXCEEDED, "the call's deadline has passed")
+        if now_s > self._greeted_by_s and not self._http2.is_greeted:
+            self._transport.abort()
+        if now_s > self._retires_at_s:
+            self._retires_at_s, self._goes_away_at_s = float("inf"), now_s + _RETIREMENT_S
+            self._http2.retire()
+            self.flush()
+        if now_s > self._goes_away_at_s:
+            self._goes_away_at_s = float("inf")
+            self._http2.go_away()
+            self.flush()
+
+    def hang_up(self) -> None:
+        """End unanswered calls with UNAVAILABLE, and send nothing after what was written."""
+        for call in tuple(self._calls.values()):
+            self._cut_off(call, grpc.StatusCode.UNAVAILABLE, _HANGING_UP)
+        self._http2.go_away()
+        self.flush()
+        # Shut down our sending side only. If we stopped reading, a TCP reset could destroy answers still on their way.
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        self._transport.abort()
+
+    def _cut_off(self, call: Call, code: grpc.StatusCode, message: str) -> None:
+        if not call.answered:
+            call.end(code, message)
+            if call.task is not None:
+                call.task.cancel()
+
+
+async def _run(method: Method, request: bytes | AsyncIterator[bytes], call: Call) -> None:
+    """Run a guarded handler and send what it answers."""
+    try:
+        result = method.behaviour(request, call)
+        if not method.answers_stream:
+            call.answer(await result)
+        elif inspect.isasyncgen(result):
+            async for message in result:
+                await call.write(message)
+            call.end(grpc.StatusCode.OK)
+        else:
+            await result
+            call.end(grpc.StatusCode.OK)
+    except grpc.aio.AbortError:  # the call has its status
+        pass
+    except asyncio.CancelledError:  # the caller is gone, or the call was cut off
+        call.end(grpc.StatusCode.CANCELLED)
+    finally:
+        call.end(
+            grpc.StatusCode.INTERNAL, "the call ended without an answer"
+        )  # has no effect on one that has an answer
+
+
+def _peer(name: tuple[Any, ...] | str | bytes | None) -> str:
+    """Return a peer's address as gRPC writes it."""
+    match name:
+        case (str(host), int(port)):
+            return f"ipv4:{host}:{port}"
+        case (str(host), int(port), *_):
+            return f"ipv6:[{host}]:{port}"
+    return "unix:"

@@ -1,0 +1,40 @@
+"""Chooses the gRPC port's server by the setting `grpc_edge`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+
+from kernels.native.library import NativeLibraryError
+from server.config import ServerConfig
+from server.edge.endpoint import Endpoint
+from server.edge.grpcio_endpoint import GrpcioEndpoint
+from server.edge.native_endpoint import NativeEndpoint
+
+if TYPE_CHECKING:
+    from server.edge.endpoint import Services
+
+_log = structlog.get_logger(__name__)
+
+
+def new_endpoint(services: Services, config: ServerConfig, *, shared_port: bool) -> Endpoint:
+    """Create the gRPC port without opening it.
+
+    Args:
+        services: the services; health and reflection are added to them.
+        config: the server's settings.
+        shared_port: whether other processes of this server listen on the same port.
+
+    Raises:
+        NativeLibraryError: `grpc_edge` is `native`, and that server is not built.
+    """
+    settings = services, config.message_bytes_max, config.connection_age_s_max
+    if config.grpc_edge != "grpcio":
+        try:
+            return NativeEndpoint(*settings, shared_port=shared_port)
+        except NativeLibraryError as error:
+            if config.grpc_edge == "native":
+                raise
+            _log.warning("grpc_edge_not_native", reason=str(error), serving_with="grpcio")
+    return GrpcioEndpoint(*settings, shared_port=shared_port)

@@ -1,0 +1,64 @@
+"""The gRPC port by grpcio: where our own server is not built, or `grpc_edge` says so."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import grpc
+import grpc.aio
+import structlog
+
+from server.edge.endpoint import Endpoint
+from server.edge.hang_up import hang_up
+from server.runtime.listening import open_grpc_port
+
+if TYPE_CHECKING:
+    from server.edge.endpoint import Services
+
+_log = structlog.get_logger(__name__)
+
+#: Time for clients to close their side of the connections that we shut down.
+_HANG_UP_S = 0.5
+
+
+class GrpcioEndpoint(Endpoint):
+    def __init__(
+        self, services: Services, message_bytes_max: int, connection_age_s_max: float, *, shared_port: bool
+    ) -> None:
+        """Create the endpoint without opening its port.
+
+        Args:
+            services: the services; health and reflection are added to them.
+            message_bytes_max: maximum size of a request; larger ones end with RESOURCE_EXHAUSTED.
+            connection_age_s_max: age from which connections are closed, in seconds; 0 for never.
+            shared_port: whether other processes of this server listen on the same port.
+        """
+        super().__init__(services)
+        self._options = [
+            ("grpc.max_receive_message_length", message_bytes_max),
+            # If port sharing were always on, an unrelated second server could silently take half of the calls.
+            ("grpc.so_reuseport", int(shared_port)),
+        ]
+        if connection_age_s_max:
+            self._options.append(("grpc.max_connection_age_ms", round(connection_age_s_max * 1e3)))
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self, host: str, port: int) -> None:
+        self._server = server = grpc.aio.server(options=self._options)
+        server.add_generic_rpc_handlers(
+            tuple(grpc.method_handlers_generic_handler(name, methods) for name, methods in self._services.items())
+        )
+        self.listens_on = open_grpc_port(server, host, port)
+        await server.start()
+
+    async def hang_up(self) -> None:
+        try:
+            hang_up(self.listens_on)
+        except OSError as error:  # no /dev/fd; fall back to gRPC's own shutdown
+            _log.warning("not_hung_up", reason=f"{error}; callers may see CANCELLED")
+        if self._server is not None:
+            await self._server.stop(_HANG_UP_S)
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            await self._server.stop(0)

@@ -1,0 +1,94 @@
+"""The gRPC port by our own server: HTTP/2 from nghttp2, sockets from the event loop, and no threads between them."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from server.edge.connection import Connection, Method, Served
+from server.edge.endpoint import Endpoint
+from server.edge.http2 import Http2Endpoint
+from server.runtime.listening import grpc_sockets, socket_path
+
+if TYPE_CHECKING:
+    from server.edge.endpoint import Services
+
+#: Time for clients to close their side of the connections that we shut down.
+_HANG_UP_S = 0.5
+#: Time between looks at the connections' deadlines and ages. Rank calls keep their deadlines themselves, and exactly.
+_WATCH_S = 0.1
+
+
+class NativeEndpoint(Endpoint):
+    def __init__(
+        self, services: Services, message_bytes_max: int, connection_age_s_max: float, *, shared_port: bool
+    ) -> None:
+        """Create the endpoint without opening its port.
+
+        Args:
+            services: the services; health and reflection are added to them.
+            message_bytes_max: maximum size of a request; larger ones end with RESOURCE_EXHAUSTED.
+            connection_age_s_max: age from which connections are closed, in seconds; 0 for never.
+            shared_port: whether other processes of this server listen on the same port.
+
+        Raises:
+            NativeLibraryError: the library is not built, or nghttp2 is not installed.
+        """
+        super().__init__(services)
+        handlers = {
+            f"/{service}/{name}": handler
+            for service, methods in self._services.items()
+            for name, handler in methods.items()
+        }
+        self._served = Served(
+            Http2Endpoint({path: handler.request_streaming for path, handler in handlers.items()}, message_bytes_max),
+            tuple(map(Method.of, handlers.values())),
+            message_bytes_max,
+            connection_age_s_max,
+            set(),
+        )
+        self._shared_port = shared_port
+        self._socket_path: Path | None = None
+        self._listeners: list[asyncio.Server] = []
+        self._watch: asyncio.TimerHandle | None = None
+
+    async def start(self, host: str, port: int) -> None:
+        loop = asyncio.get_running_loop()
+        self._socket_path = socket_path(host)
+        for bound in grpc_sockets(host, port, shared_port=self._shared_port):
+            self.listens_on = str(self._socket_path) if self._socket_path else bound.getsockname()[1]
+            make = loop.create_unix_server if self._socket_path else loop.create_server
+            self._listeners.append(await make(lambda: Connection(self._served), sock=bound))
+        self._watch_connections()
+
+    def _watch_connections(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._watch = loop.call_later(_WATCH_S, self._watch_connections)
+        now_s = loop.time()
+        for connection in tuple(self._served.open):
+            connection.watch(now_s)
+
+    async def hang_up(self) -> None:
+        self._stop_listening()
+        connections = tuple(self._served.open)
+        for connection in connections:
+            connection.hang_up()
+        if connections:
+            await asyncio.wait([asyncio.ensure_future(one.closed.wait()) for one in connections], timeout=_HANG_UP_S)
+        await self.stop()
+
+    async def stop(self) -> None:
+        self._stop_listening()
+        for connection in tuple(self._served.open):
+            connection.abort()
+
+    def _stop_listening(self) -> None:
+        # Remove the path first: once our listener is closed, a successor may create its own file here.
+        if self._listeners and self._socket_path is not None:
+            self._socket_path.unlink(missing_ok=True)
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+        if self._watch is not None:
+            self._watch.cancel()
