@@ -53,6 +53,11 @@ class NativeEndpoint(Endpoint):
         self._listeners: list[asyncio.Server] = []
         self._watch: asyncio.TimerHandle | None = None
 
+    @property
+    def connections(self) -> frozenset[Connection]:
+        """The open connections."""
+        return frozenset(self._served.open)
+
     async def start(self, host: str, port: int) -> None:
         loop = asyncio.get_running_loop()
         self._socket_path = socket_path(host)
@@ -66,12 +71,12 @@ class NativeEndpoint(Endpoint):
         loop = asyncio.get_running_loop()
         self._watch = loop.call_later(_WATCH_S, self._watch_connections)
         now_s = loop.time()
-        for connection in tuple(self._served.open):
+        for connection in self.connections:
             connection.watch(now_s)
 
     async def hang_up(self) -> None:
         self._stop_listening()
-        connections = tuple(self._served.open)
+        connections = self.connections
         for connection in connections:
             connection.hang_up()
         if connections:
@@ -80,7 +85,7 @@ class NativeEndpoint(Endpoint):
 
     async def stop(self) -> None:
         self._stop_listening()
-        for connection in tuple(self._served.open):
+        for connection in self.connections:
             connection.abort()
 
     def _stop_listening(self) -> None:

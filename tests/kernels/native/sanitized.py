@@ -23,6 +23,11 @@ from tests import tiny
 _THREADS, _RUNS, _LENGTH = 3, 60, 20
 
 
+def http2_library_beside(checked: Path) -> Path:
+    """Return the path of the native edge's library that was built in the same way."""
+    return checked.with_name("http2.so")
+
+
 def run_tests(files: list[str]) -> int:
     return pytest.main(["-q", "-p", "no:cacheprovider", "--hypothesis-profile=sanitized", *files])
 
@@ -115,6 +120,7 @@ def _on_threads(work: list[Callable[[], None]]) -> None:
 
 if __name__ == "__main__":
     vars(library)["LIBRARY"] = Path(sys.argv[1])
+    vars(library)["HTTP2_LIBRARY"] = http2_library_beside(Path(sys.argv[1]))
     tasks = {"threads": run_threads, "race": run_race, "overflow": run_overflow}
     task, files = sys.argv[2], sys.argv[3:]
     sys.exit(run_tests(files) if task == "tests" else tasks[task]())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kernels.native.build import build
+from kernels.native.build import Nghttp2MissingError, build, build_http2
+from tests.kernels.native.sanitized import http2_library_beside
 
 ROOT = Path(__file__).parents[3]
 #: The tests that call native code. All of them run again with a library that was built with sanitizers.
@@ -25,6 +27,7 @@ TESTS = (
     "tests/model_store/model/test_logistic.py",
     "tests/model_store/model/test_native_utility.py",
     "tests/server/api/test_native_parsing.py",
+    "tests/server/edge/test_http2.py",
     "tests/server/request/test_scoring.py",
 )
 _OPTIONS = {
@@ -55,7 +58,10 @@ def sanitized(name: str, library: Path, *task: str) -> subprocess.CompletedProce
 @pytest.fixture(scope="module")
 def memory_checked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runtime("libasan.so")
-    return build(tmp_path_factory.mktemp("asan") / "checked.so", ("address", "undefined"))
+    checked = tmp_path_factory.mktemp("asan") / "checked.so"
+    with contextlib.suppress(Nghttp2MissingError):  # the tests of the native edge are skipped then
+        build_http2(http2_library_beside(checked), ("address", "undefined"))
+    return build(checked, ("address", "undefined"))
 
 
 @pytest.fixture(scope="module")

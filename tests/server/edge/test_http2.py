@@ -1,0 +1,307 @@
+"""The HTTP/2 machine against h2, another implementation: every call arrives, however its bytes are cut."""
+
+from __future__ import annotations
+
+import struct
+
+import h2.config
+import h2.connection
+import h2.errors
+import h2.events
+import h2.settings
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.server.edges import needs_native_edge
+
+pytestmark = needs_native_edge
+
+from server.edge.http2 import (  # noqa: E402 - after the mark
+    HEADER_BYTES_MAX,
+    ConnectionBrokenError,
+    Event,
+    EventKind,
+    Http2Connection,
+    Http2Endpoint,
+)
+
+MESSAGE_BYTES_MAX = 100_000
+ONE, MANY = "/test/One", "/test/Many"
+HEADERS = {
+    ":method": "POST",
+    ":scheme": "http",
+    ":path": ONE,
+    ":authority": "test",
+    "te": "trailers",
+    "content-type": "application/grpc",
+}
+
+
+class Pair:
+    """A client, which is h2, and the server's side of its connection."""
+
+    def __init__(self) -> None:
+        self.server = Http2Connection(Http2Endpoint({ONE: False, MANY: True}, MESSAGE_BYTES_MAX))
+        self.client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+        self.client.initiate_connection()
+        self.client.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 1 << 24})
+        self.client.increment_flow_control_window(1 << 24)
+        #: What happened at the server, and at the client.
+        self.served: list[Event] = []
+        self.answered: list[h2.events.Event] = []
+        self.exchange()
+
+    def exchange(self, cuts: list[int] | None = None) -> None:
+        """Carry bytes both ways until nobody has any. `cuts` are the sizes in which they reach the server."""
+        sizes = iter(cuts or [])
+        while True:
+            to_server = self.client.data_to_send()
+            left = to_server
+            while left:
+                size = next(sizes, len(left))
+                self.served += self.server.receive(left[:size])
+                left = left[size:]
+            content, events = self.server.send()
+            self.served += events
+            if content:
+                self.answered += self.client.receive_data(content)
+            elif not to_server:
+                return
+
+    def begin(self, path: str = ONE, **headers: str) -> int:
+        stream: int = self.client.get_next_available_stream_id()
+        self.client.send_headers(stream, list((HEADERS | {":path": path} | headers).items()))
+        return stream
+
+    def send(self, stream: int, content: bytes, *, end: bool = True) -> None:
+        """Send bytes in frames that the server's windows have room for."""
+        while content:
+            room = min(self.client.local_flow_control_window(stream), self.client.max_outbound_frame_size)
+            if not room:
+                self.exchange()
+                continue
+            self.client.send_data(stream, content[:room])
+            content = content[room:]
+        if end:
+            self.client.end_stream(stream)
+
+    def call(self, content: bytes, **headers: str) -> int:
+        stream = self.begin(**headers)
+        self.send(stream, content)
+        return stream
+
+    def calls(self) -> list[Event]:
+        return [event for event in self.served if event.kind == EventKind.CALL]
+
+    def trailers(self, stream: int) -> dict[str, str]:
+        """Return the status that the client got."""
+        for event in self.answered:
+            headers = dict(getattr(event, "headers", None) or ())
+            if getattr(event, "stream_id", 0) == stream and "grpc-status" in headers:
+                return headers
+        return {}
+
+    def data(self, stream: int) -> bytes:
+        received = (event for event in self.answered if isinstance(event, h2.events.DataReceived))
+        return b"".join(event.data for event in received if event.stream_id == stream)
+
+
+def message(content: bytes, compressed: int = 0, size: int | None = None) -> bytes:
+    return struct.pack(">BI", compressed, len(content) if size is None else size) + content
+
+
+@given(st.lists(st.binary(max_size=300), max_size=5), st.lists(st.integers(1, 50), max_size=200))
+def test_calls_arrive_whole_however_their_bytes_are_cut(contents, cuts):
+    pair = Pair()
+    streams = [pair.call(message(content)) for content in contents]
+    pair.exchange(cuts)
+    assert [(event.stream, event.message) for event in pair.calls()] == list(zip(streams, contents, strict=True))
+    for stream, content in zip(streams, contents, strict=True):
+        pair.server.answer(stream, content[::-1])
+    pair.exchange()
+    for stream, content in zip(streams, contents, strict=True):
+        assert pair.data(stream) == message(content[::-1])
+        assert pair.trailers(stream)["grpc-status"] == "0"
+    closed = [event.stream for event in pair.served if event.kind == EventKind.CLOSED]
+    assert sorted(closed) == streams
+
+
+@given(st.lists(st.binary(max_size=300), max_size=8), st.lists(st.integers(1, 50), max_size=200))
+def test_a_stream_of_messages_arrives_in_order_however_it_is_cut(contents, cuts):
+    pair = Pair()
+    stream = pair.begin(MANY)
+    pair.send(stream, b"".join(map(message, contents)))
+    pair.exchange(cuts)
+    kinds = [EventKind.CALL, *[EventKind.MESSAGE] * len(contents), EventKind.REQUEST_ENDED]
+    assert [event.kind for event in pair.served] == kinds
+    assert [event.message for event in pair.served[1:-1]] == contents
+    for content in contents:
+        pair.server.message(stream, content)
+    pair.server.end(stream, 0)
+    pair.exchange()
+    assert pair.data(stream) == b"".join(map(message, contents))
+    assert pair.trailers(stream)["grpc-status"] == "0"
+
+
+@given(st.data())
+def test_bytes_that_a_stranger_changed_end_the_connection_at_worst(data):
+    pair = Pair()
+    for content in (b"a" * 40, b"b"):
+        pair.call(message(content), agent="x" * 20)
+    sent = bytearray(pair.client.data_to_send())
+    for _ in range(data.draw(st.integers(1, 4))):
+        sent[data.draw(st.integers(0, len(sent) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        for event in pair.server.receive(bytes(sent)):
+            pair.server.answer(event.stream, event.message)
+        while pair.server.send()[0]:
+            pass
+    except ConnectionBrokenError:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "code", "text"),
+    [
+        (b"", {}, 12, "none came"),
+        (message(b"a") + message(b"b"), {}, 12, "more came"),
+        (message(b"abc")[:-1], {}, 13, "the message is cut off"),
+        (message(b"abc")[:3], {}, 13, "the message is cut off"),
+        (message(b"", size=MESSAGE_BYTES_MAX + 1), {}, 8, "larger than max (100001 vs. 100000)"),
+        (message(b"a", compressed=2), {}, 13, "prefix is malformed"),
+        (message(b"a"), {"path": "/test/Other"}, 12, "Method not found!"),
+        (message(b"a"), {"grpc-timeout": "1y"}, 3, "grpc-timeout is malformed"),
+        (message(b"a"), {"grpc-timeout": "123456789S"}, 3, "grpc-timeout is malformed"),
+        (message(b"a"), {"x": "y" * HEADER_BYTES_MAX}, 8, "the metadata exceeds 16384 bytes"),
+        (message(b"a")[:-1], {"path": MANY}, 13, "the last message is cut off"),
+        (message(b"", size=MESSAGE_BYTES_MAX + 1), {"path": MANY}, 8, "larger than max"),
+    ],
+)
+def test_a_request_that_is_none_gets_its_status(content, headers, code, text):
+    pair = Pair()
+    stream = pair.begin(**headers)
+    pair.send(stream, content)
+    pair.exchange()
+    assert pair.trailers(stream)["grpc-status"] == str(code)
+    assert text in pair.trailers(stream)["grpc-message"]
+    assert [event for event in pair.calls() if event.message] == []
+
+
+def test_another_content_type_is_refused_as_http_does():
+    pair = Pair()
+    stream = pair.call(message(b"a"), **{"content-type": "text/html"})
+    pair.exchange()
+    answers = [dict(e.headers) for e in pair.answered if isinstance(e, h2.events.ResponseReceived)]
+    assert answers == [{":status": "415"}]
+    assert pair.calls() == []
+    assert stream
+
+
+@pytest.mark.parametrize(
+    ("text", "us"),
+    [("2H", 7_200_000_000), ("3M", 180_000_000), ("4S", 4_000_000), ("250m", 250_000), ("7u", 7), ("9000n", 9)],
+)
+def test_the_timeout_is_read_in_every_unit(text, us):
+    pair = Pair()
+    pair.call(message(b"a"), **{"grpc-timeout": text})
+    pair.call(message(b"a"))
+    pair.exchange()
+    assert [event.timeout_us for event in pair.calls()] == [us, -1]
+
+
+def test_a_client_that_goes_on_after_its_answer_is_told_to_stop():
+    pair = Pair()
+    stream = pair.begin(MANY)
+    pair.exchange()
+    pair.server.end(stream, 9, "no%20more", [(b"a-bin", b"AAE")])
+    pair.exchange()
+    trailers = pair.trailers(stream)
+    assert (trailers["grpc-status"], trailers["grpc-message"], trailers["a-bin"]) == ("9", "no%20more", "AAE")
+    resets = [event for event in pair.answered if isinstance(event, h2.events.StreamReset)]
+    assert [(event.stream_id, event.error_code) for event in resets] == [(stream, h2.errors.ErrorCodes.NO_ERROR)]
+
+
+def test_a_call_that_its_caller_gives_up_is_closed_and_takes_no_answer():
+    pair = Pair()
+    stream = pair.call(message(b"a"))
+    pair.exchange()
+    pair.client.reset_stream(stream, h2.errors.ErrorCodes.CANCEL)
+    pair.exchange()
+    assert [event.kind for event in pair.served] == [EventKind.CALL, EventKind.CLOSED]
+    pair.server.answer(stream, b"late")
+    pair.server.message(stream, b"late")
+    pair.server.end(stream, 1)
+    pair.server.taken(stream, 1)
+    assert pair.server.metadata(stream) == ()
+    pair.exchange()
+    assert pair.trailers(stream) == {}
+
+
+def test_a_client_waits_until_its_messages_are_taken():
+    pair = Pair()
+    stream = pair.begin(MANY)
+    sent = 0
+    while pair.client.local_flow_control_window(stream) >= 16_384:
+        pair.send(stream, message(bytes(16_379)), end=False)
+        sent += 1
+        pair.exchange()
+        assert sent < 100
+    messages = [event for event in pair.served if event.kind == EventKind.MESSAGE]
+    assert len(messages) == sent >= 16
+    for event in messages:
+        pair.server.taken(stream, len(event.message))
+    pair.exchange()
+    assert pair.client.local_flow_control_window(stream) >= 16_384
+
+
+def test_an_answer_larger_than_the_windows_arrives_whole():
+    pair = Pair()
+    stream = pair.call(message(b"a"))
+    pair.exchange()
+    pair.client.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 1_000})
+    pair.exchange()
+    content = bytes(range(256)) * 200
+    pair.server.answer(stream, content)
+    pair.exchange()
+    while len(pair.data(stream)) < len(message(content)):
+        before = len(pair.data(stream))
+        pair.client.increment_flow_control_window(700, stream)
+        pair.exchange()
+        assert len(pair.data(stream)) > before
+    pair.exchange()
+    assert pair.data(stream) == message(content)
+    assert pair.trailers(stream)["grpc-status"] == "0"
+
+
+def test_metadata_is_what_the_client_sent():
+    pair = Pair()
+    stream = pair.call(message(b"a"), user="7", **{"token-bin": "AAE"})
+    pair.exchange()
+    sent = {"te": "trailers", "content-type": "application/grpc", "user": "7", "token-bin": "AAE"}
+    assert dict(pair.server.metadata(stream)) == sent
+
+
+def test_a_retiring_connection_takes_the_calls_on_their_way_and_no_others():
+    pair = Pair()
+    pair.server.retire()
+    first = pair.call(message(b"sent before it was heard"))
+    pair.exchange()
+    assert [event.stream for event in pair.calls()] == [first]
+    assert pair.server.is_open
+    pair.server.go_away()
+    content, _ = pair.server.send()
+    gone = [e for e in pair.client.receive_data(content) if isinstance(e, h2.events.ConnectionTerminated)]
+    assert [event.last_stream_id for event in gone] == [first]
+    pair.server.answer(first, b"done")
+    content, _ = pair.server.send()
+    assert message(b"done") in content
+    assert not pair.server.is_open
+
+
+def test_what_is_not_http2_breaks_the_connection():
+    connection = Http2Connection(Http2Endpoint({ONE: False}, 10))
+    with pytest.raises(ConnectionBrokenError):
+        connection.receive(b"GET / HTTP/1.1\r\n\r\n" * 5)
+    assert not connection.is_greeted
+    assert Pair().server.is_greeted

@@ -1,0 +1,269 @@
+"""The native edge on real sockets, with clients of grpcio."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import logging
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+import h2.connection
+import pytest
+
+from server.edge import connection as edge_connection
+from server.edge.native_endpoint import NativeEndpoint
+from tests.conftest import eventually
+from tests.server.edges import needs_native_edge
+
+pytestmark = needs_native_edge
+BYTES_MAX = 100_000
+
+
+class Service:
+    """Handlers that note what they saw of their call."""
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.cancelled = 0
+        self.done = 0
+        self.contexts: list[tuple[tuple[tuple[str, str | bytes], ...], str, float | None]] = []
+        self.gate = asyncio.Event()
+
+    async def reverse(self, request, context):
+        self.contexts.append((context.invocation_metadata(), context.peer(), context.time_remaining()))
+        context.add_done_callback(lambda _: setattr(self, "done", self.done + 1))
+        return request[::-1]
+
+    async def hang(self, _, context):
+        context.add_done_callback(lambda _: setattr(self, "done", self.done + 1))
+        self.running += 1
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return b"at last"
+
+    async def sizes(self, requests, _):
+        await self.gate.wait()
+        async for request in requests:
+            yield str(len(request)).encode()
+
+
+@pytest.fixture
+def service() -> Service:
+    return Service()
+
+
+async def start(service: Service, host: str = "127.0.0.1", age_s_max: float = 0) -> NativeEndpoint:
+    methods: dict[str, Any] = {
+        "Reverse": grpc.unary_unary_rpc_method_handler(service.reverse),
+        "Hang": grpc.unary_unary_rpc_method_handler(service.hang),
+        "Sizes": grpc.stream_stream_rpc_method_handler(service.sizes),
+    }
+    endpoint = NativeEndpoint({"test": methods}, BYTES_MAX, age_s_max, shared_port=False)
+    await endpoint.start(host, 0)
+    return endpoint
+
+
+@pytest.fixture
+async def endpoint(service: Service) -> AsyncIterator[NativeEndpoint]:
+    started = await start(service)
+    yield started
+    await started.stop()
+
+
+@pytest.fixture
+async def channel(endpoint: NativeEndpoint) -> AsyncIterator[grpc.aio.Channel]:
+    own = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{endpoint.listens_on}", own) as opened:
+        yield opened
+
+
+async def test_many_calls_at_once_each_get_their_own_answer(channel):
+    reverse = channel.unary_unary("/test/Reverse")
+    contents = [b"%d" % number * (number % 700) for number in range(500)]
+    answers = await asyncio.gather(*(reverse(content) for content in contents))
+    assert answers == [content[::-1] for content in contents]
+
+
+async def test_the_largest_message_passes_and_a_larger_one_is_refused(channel):
+    reverse = channel.unary_unary("/test/Reverse")
+    assert await reverse(b"ab" * (BYTES_MAX // 2)) == b"ba" * (BYTES_MAX // 2)
+    with pytest.raises(grpc.aio.AioRpcError, match=r"larger than max \(100001 vs. 100000\)") as raised:
+        await reverse(bytes(BYTES_MAX + 1))
+    assert raised.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert await reverse(b"ab") == b"ba"
+
+
+@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+async def test_compressed_requests_are_read(channel, compression):
+    reverse = channel.unary_unary("/test/Reverse")
+    content = b"ab" * 10_000
+    assert await reverse(content, compression=compression) == content[::-1]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "content", "code", "text"),
+    [
+        ("gzip", b"no gzip", grpc.StatusCode.INTERNAL, "cannot decompress"),
+        ("gzip", gzip.compress(b"cut off" * 99)[:-9], grpc.StatusCode.INTERNAL, "cut off"),
+        ("gzip", gzip.compress(bytes(BYTES_MAX + 1)), grpc.StatusCode.RESOURCE_EXHAUSTED, "more than 100000 bytes"),
+        ("deflate", zlib.compress(bytes(50 << 20)), grpc.StatusCode.RESOURCE_EXHAUSTED, "more than 100000 bytes"),
+        ("snappy", b"a", grpc.StatusCode.UNIMPLEMENTED, "'snappy' cannot be read; use gzip, deflate or none"),
+    ],
+)
+async def test_a_compressed_message_that_cannot_be_read_says_why(endpoint, encoding, content, code, text):
+    status, message = await asyncio.to_thread(raw_call, endpoint.listens_on, encoding, content)
+    assert status == str(code.value[0])
+    assert text in message
+
+
+def raw_call(port: int, encoding: str, content: bytes) -> tuple[str, str]:
+    """Send a message as it is, marked as compressed; return its status and message."""
+    client = h2.connection.H2Connection()
+    client.initiate_connection()
+    headers = {":method": "POST", ":scheme": "http", ":path": "/test/Reverse", ":authority": "test",
+               "te": "trailers", "content-type": "application/grpc", "grpc-encoding": encoding}  # fmt: skip
+    client.send_headers(1, list(headers.items()))
+    prefixed = struct.pack(">BI", 1, len(content)) + content
+    for start in range(0, len(prefixed), 16_000):
+        client.send_data(1, prefixed[start : start + 16_000])
+    client.end_stream(1)
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as own:
+        own.sendall(client.data_to_send())
+        while True:
+            for event in client.receive_data(own.recv(65_536)):
+                found = {k.decode(): v.decode() for k, v in getattr(event, "headers", None) or ()}
+                if "grpc-status" in found:
+                    return found["grpc-status"], found.get("grpc-message", "")
+
+
+async def test_a_handler_sees_its_callers_metadata_address_and_time(channel, service):
+    reverse = channel.unary_unary("/test/Reverse")
+    await reverse(b"", metadata=(("authorization", "Bearer "), ("key-bin", b"\0\1\xff")), timeout=30)
+    await reverse(b"")
+    (metadata, peer, remaining_s), (_, _, unlimited) = service.contexts
+    assert dict(metadata)["authorization"] == "Bearer "
+    assert dict(metadata)["key-bin"] == b"\0\1\xff"
+    assert peer.startswith("ipv4:127.0.0.1:")
+    assert 20 < remaining_s <= 30
+    assert unlimited is None
+
+
+async def test_a_caller_that_gives_up_ends_its_handler(channel, service):
+    calls = [channel.unary_unary("/test/Hang")(b"") for _ in range(3)]
+    await eventually(lambda: service.running == 3)
+    calls[0].cancel()
+    await eventually(lambda: service.cancelled == 1)
+    assert service.done == 1
+    service.gate.set()
+    assert await asyncio.gather(*calls[1:]) == [b"at last"] * 2
+    assert (service.cancelled, service.done) == (1, 3)
+
+
+async def test_a_deadline_ends_the_handler_of_a_client_that_does_not_give_up(endpoint, service):
+    client = h2.connection.H2Connection()
+    client.initiate_connection()
+    headers = {":method": "POST", ":scheme": "http", ":path": "/test/Hang", ":authority": "test",
+               "te": "trailers", "content-type": "application/grpc", "grpc-timeout": "20m"}  # fmt: skip
+    client.send_headers(1, list(headers.items()))
+    client.send_data(1, b"\0\0\0\0\0", end_stream=True)
+    reader, writer = await asyncio.open_connection("127.0.0.1", endpoint.listens_on)
+    writer.write(client.data_to_send())
+    statuses: list[str] = []
+    while not statuses:
+        for event in client.receive_data(await reader.read(65_536)):
+            found = dict(getattr(event, "headers", None) or ())
+            statuses += [found[name].decode() for name in (b"grpc-status",) if name in found]
+    assert statuses == [str(grpc.StatusCode.DEADLINE_EXCEEDED.value[0])]
+    await eventually(lambda: service.cancelled == 1)
+    writer.close()
+
+
+async def test_a_client_that_is_killed_ends_its_calls(endpoint, service):
+    script = (
+        "import grpc, sys\n"
+        f"channel = grpc.insecure_channel('127.0.0.1:{endpoint.listens_on}')\n"
+        "call = channel.unary_unary('/test/Hang').future(b'')\n"
+        "call.result()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script])  # noqa: ASYNC220
+    await eventually(lambda: service.running == 1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    await eventually(lambda: service.cancelled == 1)
+    assert service.done == 1
+
+
+async def test_what_is_not_http2_is_closed(endpoint, channel):
+    reader, writer = await asyncio.open_connection("127.0.0.1", endpoint.listens_on)
+    writer.write(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n")
+    while await reader.read(1_000):
+        pass
+    writer.close()
+    assert await channel.unary_unary("/test/Reverse")(b"ab") == b"ba"
+
+
+async def test_a_silent_connection_is_closed(endpoint, monkeypatch):
+    monkeypatch.setattr(edge_connection, "_GREETING_S_MAX", 0.0)
+    reader, writer = await asyncio.open_connection("127.0.0.1", endpoint.listens_on)
+    while await reader.read(1_000):
+        pass
+    writer.close()
+
+
+async def test_no_call_fails_when_its_connection_comes_of_age(service, monkeypatch):
+    monkeypatch.setattr(edge_connection, "_RETIREMENT_S", 0.05)
+    endpoint = await start(service, age_s_max=0.1)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{endpoint.listens_on}") as channel:
+        reverse = channel.unary_unary("/test/Reverse")
+
+        def peers() -> set[str]:
+            return {peer for _, peer, _ in service.contexts}
+
+        while len(peers()) < 4:
+            assert await asyncio.gather(*(reverse(b"ab") for _ in range(20))) == [b"ba"] * 20
+        await eventually(lambda: len(endpoint.connections) <= 1)
+    await endpoint.stop()
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1", "unix"])
+async def test_hanging_up_answers_unavailable_and_frees_the_address(service, tmp_path, form, caplog):
+    caplog.set_level(logging.WARNING)
+    host = f"unix:{tmp_path}/socket" if form == "unix" else form
+    endpoint = await start(service, host)
+    target = host if form == "unix" else f"{form}:{endpoint.listens_on}"
+    async with grpc.aio.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        stuck = asyncio.ensure_future(channel.unary_unary("/test/Hang")(b""))
+        await eventually(lambda: service.running == 1)
+        await endpoint.hang_up()
+        with pytest.raises(grpc.aio.AioRpcError, match="the server is shutting down") as raised:
+            await stuck
+        assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert service.cancelled == service.done == 1
+    assert not (tmp_path / "socket").exists()
+    second = NativeEndpoint({}, BYTES_MAX, 0, shared_port=False)
+    await second.start(host, 0 if form == "unix" else int(endpoint.listens_on))
+    assert second.listens_on == endpoint.listens_on
+    await second.stop()
+    assert caplog.records == []
+
+
+async def test_a_stream_is_answered_message_by_message(channel, service):
+    call = channel.stream_stream("/test/Sizes")()
+    service.gate.set()
+    for size in (1, 2, 3):
+        await call.write(bytes(size))
+        assert int(await call.read()) == size
+    await call.done_writing()
+    assert await call.read() is grpc.aio.EOF
