@@ -154,6 +154,7 @@ class Server:
         _log.info(
             "serving",
             grpc=shown(config.host, self.listens_on),
+            edge=self._endpoint.kind,
             http=http_shown(config.host, self.http_port),
             labels={label: served.model.manifest.ref for label, served in models.by_label.items()},
             engine=config.engine,

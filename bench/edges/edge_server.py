@@ -1,7 +1,7 @@
 """Serve one echo behind one gRPC server, for bench/edges/edges.py, in an environment of its own.
 
-Usage: edge_server.py grpc.aio|pygrpc_native.aio|pygrpc_native. Reads the answer from standard input, and prints JSON:
-port, process id, and the versions that it runs. It ends with its standard input. It needs no part of pinrank.
+Usage: edge_server.py native|grpc.aio|pygrpc_native.aio|pygrpc_native. Reads the answer from standard input, and prints
+JSON: port, process id, and the versions that it runs. It ends with its standard input. Only `native` needs pinrank.
 """
 
 from __future__ import annotations
@@ -50,6 +50,23 @@ async def _aio(module: Any, answer: bytes) -> None:
     await server.stop(None)
 
 
+async def _native(answer: bytes) -> None:
+    """Answer through the server's own edge."""
+    import grpc  # noqa: PLC0415 - the low-level server works without it
+
+    from server.edge.native_endpoint import NativeEndpoint  # noqa: PLC0415 - other environments lack it
+
+    async def rank(_request: bytes, _context: Any) -> bytes:
+        return answer
+
+    methods: Any = {METHOD: grpc.unary_unary_rpc_method_handler(rank)}
+    endpoint = NativeEndpoint({SERVICE: methods}, 1 << 20, 0, shared_port=False)
+    await endpoint.start("127.0.0.1", 0)
+    told(int(endpoint.listens_on))
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.buffer.read)
+    await endpoint.stop()
+
+
 def _low_level(module: Any, answer: bytes) -> None:
     """Answer on the thread that receives the calls, without an event loop: the least that this package can cost."""
     front = module.NativeGrpcFront("127.0.0.1:0", [(f"/{SERVICE}/{METHOD}", False)])
@@ -70,6 +87,9 @@ def _low_level(module: Any, answer: bytes) -> None:
 def main() -> None:
     size = int.from_bytes(sys.stdin.buffer.read(4), "little")
     answer = sys.stdin.buffer.read(size)
+    if sys.argv[1] == "native":
+        uvloop.run(_native(answer))
+        return
     module = import_module(sys.argv[1])
     if sys.argv[1].endswith(".aio"):
         uvloop.run(_aio(module, answer))

@@ -1,4 +1,4 @@
-"""Compare servers of the gRPC edge by the same echo: grpc.aio of today, an older grpc.aio, and pygrpc-native.
+"""Compare servers of the gRPC edge by the same echo: our native edge, grpc.aio, an older grpc.aio, and pygrpc-native.
 
 The others are no dependencies of pinrank. Each has an environment of its own, and is left out where it is not there:
 
@@ -13,7 +13,7 @@ its own threads. Bidirectional ones, such as reflection, reach a grpc.aio server
 peer.
 
 What it lacks, and refuses with an error: TLS, connections that end by age or idleness, compression, and a limit on
-concurrent calls. The server asks grpc.aio for none of them today; a proxy in front of it can bring the first two.
+concurrent calls.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class Edge:
 
 
 EDGES = (
+    Edge("the native edge", "", "native"),
     Edge("grpc.aio of today", "", "grpc.aio"),
     Edge("grpc.aio 1.75", "grpcio-1.75", "grpc.aio"),
     Edge("pygrpc_native.aio", "pygrpc-native", "pygrpc_native.aio"),

@@ -58,8 +58,7 @@ class Call:
         self.task: asyncio.Task[None] | None = None
         self.answered = False
         self._done_callbacks: list[Callable[[Call], None]] = []
-        #: Messages that the handler has not taken, each with its size on the wire; None is the end of the request.
-        self.inbox: asyncio.Queue[tuple[bytes, int] | None] = asyncio.Queue()
+        self._inbox: asyncio.Queue[tuple[bytes, int] | None] | None = None
 
     def time_remaining(self) -> float | None:
         """Return the seconds until the call's deadline, at least 0; None if it has none."""
@@ -121,9 +120,23 @@ class Call:
         for callback in self._done_callbacks:
             callback(self)
 
-    async def requests(self) -> AsyncIterator[bytes]:
-        """Yield the messages of the request."""
-        while (received := await self.inbox.get()) is not None:
+    def requests(self) -> AsyncIterator[bytes]:
+        """Return the messages of a request that is a stream of them; `receive` brings them."""
+        self._inbox = asyncio.Queue()
+        return self._received(self._inbox)
+
+    def receive(self, message: bytes, size: int) -> None:
+        """Take a message of the request, which had `size` bytes on the wire."""
+        if self._inbox is not None:
+            self._inbox.put_nowait((message, size))
+
+    def end_of_request(self) -> None:
+        """Note that no further messages will come."""
+        if self._inbox is not None:
+            self._inbox.put_nowait(None)
+
+    async def _received(self, inbox: asyncio.Queue[tuple[bytes, int] | None]) -> AsyncIterator[bytes]:
+        while (received := await inbox.get()) is not None:
             message, size = received
             self._http2.taken(self._stream, size)
             self._flush()

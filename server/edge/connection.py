@@ -138,9 +138,9 @@ class Connection(asyncio.Protocol):
         elif known.answered:
             return
         elif event.kind == _REQUEST_ENDED:
-            known.inbox.put_nowait(None)
+            known.end_of_request()
         elif (message := self._message(known, event)) is not None:
-            known.inbox.put_nowait((message, len(event.message)))
+            known.receive(message, len(event.message))
 
     def _message(self, call: Call, event: Event) -> bytes | None:
         """Return an event's message; or end the call, and return None, if it cannot be read."""

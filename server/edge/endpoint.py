@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -24,8 +24,11 @@ class Endpoint(ABC):
     """A gRPC server on one port or Unix socket. Belongs to one event loop.
 
     Attributes:
+        kind: the value of `grpc_edge` that stands for this kind of server.
         listens_on: the port, or the path of a Unix socket.
     """
+
+    kind: ClassVar[str]
 
     def __init__(self, services: Services) -> None:
         """Create the endpoint without opening its port.

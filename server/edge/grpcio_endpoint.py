@@ -22,6 +22,8 @@ _HANG_UP_S = 0.5
 
 
 class GrpcioEndpoint(Endpoint):
+    kind = "grpcio"
+
     def __init__(
         self, services: Services, message_bytes_max: int, connection_age_s_max: float, *, shared_port: bool
     ) -> None:

@@ -21,6 +21,8 @@ _WATCH_S = 0.1
 
 
 class NativeEndpoint(Endpoint):
+    kind = "native"
+
     def __init__(
         self, services: Services, message_bytes_max: int, connection_age_s_max: float, *, shared_port: bool
     ) -> None:
