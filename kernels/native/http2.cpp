@@ -46,7 +46,7 @@ struct Event {
 struct Endpoint {
   std::unordered_map<string, int> methods;
   std::vector<bool> takes_stream;
-  size_t message_bytes_max, header_bytes_max;
+  size_t message_bytes_max, header_bytes_max, kept_bytes_max;
   uint32_t streams_max;
   int32_t window_bytes;
   nghttp2_session_callbacks* callbacks = nullptr;
@@ -93,6 +93,8 @@ struct Connection {
   // A deque, as its strings stay where they are when others join them.
   std::deque<string> messages;
   string output;
+  // The bytes that all calls have in `received`.
+  size_t kept_bytes = 0;
   bool settings_received = false;
   View view = {};
 
@@ -178,6 +180,7 @@ int end(Connection& connection, Call& call, int code, string_view message, strin
 // Ends a call whose request cannot be understood. If its handler runs, CLOSED will tell it.
 int fail(Connection& connection, Call& call, int code, string_view message) {
   call.failed = true;
+  connection.kept_bytes -= call.received.size();
   call.received.clear();
   return end(connection, call, code, message);
 }
@@ -283,6 +286,7 @@ int take_messages(Connection& connection, Call& call) {
     at += PREFIX_BYTES + size;
   }
   call.received.erase(0, at);
+  connection.kept_bytes -= at;
   return 0;
 }
 
@@ -326,6 +330,11 @@ int on_data_chunk_recv(nghttp2_session* session, uint8_t, int32_t stream, const 
   if (nghttp2_session_consume_connection(session, size)) return NGHTTP2_ERR_CALLBACK_FAILURE;
   Call* const call = connection.call(stream);
   if (call == nullptr || call->failed) return 0;
+  if (connection.kept_bytes + size > connection.endpoint->kept_bytes_max)
+    return fail(connection, *call, RESOURCE_EXHAUSTED, "this connection has too many bytes in unanswered calls")
+               ? NGHTTP2_ERR_CALLBACK_FAILURE
+               : 0;
+  connection.kept_bytes += size;
   call->received.append((const char*)data, size);
   // A prefix bounds what follows it, so that at most one message and what nghttp2 hands over at once are kept.
   if (take_messages(connection, *call)) return NGHTTP2_ERR_CALLBACK_FAILURE;
@@ -353,6 +362,7 @@ int on_frame_send(nghttp2_session* session, const nghttp2_frame* frame, void* us
 int on_stream_close(nghttp2_session*, int32_t stream, uint32_t, void* user_data) {
   Connection& connection = of(user_data);
   if (Call* const call = connection.call(stream)) {
+    connection.kept_bytes -= call->received.size();
     // Its message must outlive it: the caller of this library has not looked at the events yet.
     connection.messages.push_back(std::move(call->received));
     for (Event& event : connection.events)
@@ -391,8 +401,8 @@ PINRANK_API const char* pinrank_sources() { return PINRANK_SOURCES; }
 // Creates what a server's connections share. `paths` are `/service/method`, each ended by a 0; `takes_stream[i]` says
 // whether method i takes a stream of messages.
 PINRANK_API Endpoint* pinrank_h2_endpoint(int64_t methods, const char* paths, const uint8_t* takes_stream,
-                                          int64_t message_bytes_max, int64_t header_bytes_max, int64_t streams_max,
-                                          int64_t window_bytes) {
+                                          int64_t message_bytes_max, int64_t header_bytes_max, int64_t kept_bytes_max,
+                                          int64_t streams_max, int64_t window_bytes) {
   auto endpoint = std::make_unique<Endpoint>();
   for (int64_t i = 0; i < methods; i++) {
     const string path(paths);
@@ -402,6 +412,7 @@ PINRANK_API Endpoint* pinrank_h2_endpoint(int64_t methods, const char* paths, co
   }
   endpoint->message_bytes_max = (size_t)message_bytes_max;
   endpoint->header_bytes_max = (size_t)header_bytes_max;
+  endpoint->kept_bytes_max = (size_t)kept_bytes_max;
   endpoint->streams_max = (uint32_t)streams_max;
   endpoint->window_bytes = (int32_t)window_bytes;
   if (nghttp2_session_callbacks_new(&endpoint->callbacks) || nghttp2_option_new(&endpoint->options)) return nullptr;

@@ -88,6 +88,11 @@ class Connection(asyncio.Protocol):
         self._retires_at_s = now_s + served.age_s_max * spread if served.age_s_max else float("inf")
         self._goes_away_at_s = float("inf")
 
+    @property
+    def is_reading(self) -> bool:
+        """Whether the client's bytes are read; not while it leaves too many of its answers unread."""
+        return self._transport.is_reading()
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._peer = _peer(transport.get_extra_info("peername"))
@@ -104,9 +109,14 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._is_writable = False
+        # A client that does not read its answers cannot ask for more of them.
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         self._is_writable = True
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
         self.flush()
 
     def data_received(self, data: bytes) -> None:

@@ -17,7 +17,9 @@ from kernels.native.library import http2_library
 HEADER_BYTES_MAX = 16 << 10
 #: Maximum number of calls at once on a connection. The server's own limits refuse calls; a client that reaches this
 #: one queues them itself, and they would be late.
-STREAMS_MAX = 10_000
+STREAMS_MAX = 2_000
+#: Bytes of all unanswered calls of a connection, as a multiple of the largest message; and at least so many.
+_KEPT_MESSAGES, KEPT_BYTES_MIN = 16, 64 << 20
 #: Bytes that a client may send on a stream before we say that we took them.
 _WINDOW_BYTES = 64 << 10
 _EVENT_WORDS = 7
@@ -74,7 +76,8 @@ class Http2Endpoint:
         self._native = _native()
         self.address = self._native.pinrank_h2_endpoint(
             len(takes_stream), b"".join(path.encode() + b"\0" for path in takes_stream), bytes(takes_stream.values()),
-            message_bytes_max, HEADER_BYTES_MAX, STREAMS_MAX, _WINDOW_BYTES,
+            message_bytes_max, HEADER_BYTES_MAX, max(KEPT_BYTES_MIN, _KEPT_MESSAGES * message_bytes_max), STREAMS_MAX,
+            _WINDOW_BYTES,
         )  # fmt: skip
         if not self.address:
             raise MemoryError
@@ -202,7 +205,7 @@ def _native() -> ctypes.PyDLL:
     native = http2_library()
     word, text, place = ctypes.c_int64, ctypes.c_char_p, ctypes.c_void_p
     for name, result, arguments in (
-        ("endpoint", place, (word, text, text, word, word, word, word)),
+        ("endpoint", place, (word, text, text, word, word, word, word, word)),
         ("endpoint_free", None, (place,)),
         ("connect", place, (place, place)),
         ("free", None, (place,)),

@@ -255,6 +255,29 @@ def test_a_client_waits_until_its_messages_are_taken():
     assert pair.client.local_flow_control_window(stream) >= 16_384
 
 
+def test_a_connection_keeps_a_limited_number_of_bytes(monkeypatch):
+    monkeypatch.setattr("server.edge.http2.KEPT_BYTES_MIN", 0)
+    pair = Pair()
+    unfinished = message(bytes(MESSAGE_BYTES_MAX))[:-1]
+    streams = []
+    for _ in range(17):
+        streams.append(pair.begin())
+        pair.send(streams[-1], unfinished, end=False)
+        pair.exchange()
+    assert [pair.trailers(stream).get("grpc-status") for stream in streams] == [None] * 15 + ["8", "8"]
+    assert "too many bytes" in pair.trailers(streams[-1])["grpc-message"]
+    pair.send(streams[0], b"a")
+    pair.exchange()
+    pair.server.answer(streams[0], b"done")
+    pair.exchange()
+    assert pair.trailers(streams[0])["grpc-status"] == "0"
+    pair.exchange()
+    assert pair.calls()[0].message == unfinished[5:] + b"a"
+    stream = pair.call(message(b"a" * 90_000))
+    pair.exchange()
+    assert pair.calls()[-1].stream == stream
+
+
 def test_an_answer_larger_than_the_windows_arrives_whole():
     pair = Pair()
     stream = pair.call(message(b"a"))
