@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+import secrets
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from kernels.native.library import library_if_built
+from kernels.native.library import address, library_if_built
 from pinrank.v1 import ranking_pb2
 from server.api.status import listed
 from server.config import ServerConfig
@@ -20,6 +22,8 @@ from server.request.routing import ServedModel, ServedModels
 
 _SHOWN_MAX = 60
 _PIN_IDS = ranking_pb2.RankRequest.PIN_IDS_FIELD_NUMBER
+#: Odd and random, so that nobody can choose ids of which many collide.
+_MULTIPLIER = secrets.randbits(64) | 1
 #: Tags: the number of a field times eight, plus 2 for a length or 0 for a number.
 _TIMINGS = ranking_pb2.RankResponse.DESCRIPTOR.fields_by_name["timings"].number << 3 | 2
 _STAGES = {field.name.removesuffix("_us"): field.number << 3 for field in ranking_pb2.StageTimings.DESCRIPTOR.fields}
@@ -45,16 +49,16 @@ def parse_request(content: bytes) -> ParsedRequest:
 
     The native library reads the candidates' ids, without an object for each of them, and protobuf the other fields.
     """
-    native, places = _native(), (ctypes.c_int64 * 3)()
-    count = native.pinrank_packed_words(content, len(content), _PIN_IDS, places) if native else -1
-    if native is None or count < 0:
-        message = _message(content)
-        listed_ids = list(message.pin_ids)
-        return ParsedRequest(message, np.array(listed_ids, np.uint64), len(set(listed_ids)) == len(listed_ids))
-    start, first, stop = places
-    pin_ids = np.empty(count, np.uint64)
-    equal = native.pinrank_copy_ids(content[first:stop], count, pin_ids.ctypes.data)
-    return ParsedRequest(_message(content[:start] + content[stop:]), pin_ids, not equal)
+    read_ids = _native()
+    if read_ids is not None:
+        pin_ids, places = np.empty(len(content) // 8, np.uint64), (ctypes.c_int64 * 3)()
+        count = read_ids(content, len(content), _PIN_IDS, _MULTIPLIER, address(pin_ids), places)
+        if count >= 0:
+            start, stop, equal = places
+            return ParsedRequest(_message(content[:start] + content[stop:]), pin_ids[:count], not equal)
+    message = _message(content)
+    listed_ids = list(message.pin_ids)
+    return ParsedRequest(message, np.array(listed_ids, np.uint64), len(set(listed_ids)) == len(listed_ids))
 
 
 def _message(content: bytes) -> ranking_pb2.RankRequest:
@@ -66,14 +70,15 @@ def _message(content: bytes) -> ranking_pb2.RankRequest:
 
 
 @cache
-def _native() -> ctypes.CDLL | None:
-    """Return the native library with its argument types, or None if it is not built."""
+def _native() -> Callable[..., int] | None:
+    """Return the native function that reads ids, or None if it is not built."""
     native = library_if_built()
-    if native is not None:
-        native.pinrank_packed_words.argtypes = (ctypes.c_char_p, ctypes.c_int64, ctypes.c_uint32, ctypes.c_void_p)
-        native.pinrank_packed_words.restype = ctypes.c_int64
-        native.pinrank_copy_ids.argtypes = (ctypes.c_char_p, ctypes.c_int64, ctypes.c_void_p)
-    return native
+    if native is None:
+        return None
+    word, place = ctypes.c_int64, ctypes.c_void_p
+    takes: tuple[Any, ...] = (ctypes.c_char_p, word, ctypes.c_uint32, ctypes.c_uint64, place, place)
+    # It takes a microsecond, so it keeps the interpreter lock.
+    return ctypes.PYFUNCTYPE(word, *takes)(("pinrank_read_ids", native))
 
 
 def to_query(
