@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import binascii
 import time
 import urllib.parse
 import zlib
@@ -69,9 +70,9 @@ class Call:
         self._done_callbacks.append(callback)
 
     def invocation_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
-        """Return the call's metadata; values of names that end with `-bin` are bytes."""
+        """Return the call's metadata; values of names that end with `-bin` are bytes, if they can be decoded."""
         return tuple(
-            (name, base64.b64decode(value + "==") if name.endswith("-bin") else value)
+            (name, _bytes_of(value) if name.endswith("-bin") else value)
             for name, value in self._http2.metadata(self._stream)
         )
 
@@ -167,6 +168,13 @@ class Call:
 
 #: Characters of a grpc-message that are sent as they are (gRPC over HTTP/2, "Status-Message").
 _UNQUOTED = "".join(chr(byte) for byte in range(0x20, 0x7F) if byte != 0x25)
+
+
+def _bytes_of(value: str) -> bytes | str:
+    try:
+        return base64.b64decode(value + "==")
+    except binascii.Error:
+        return value
 
 
 def _header_value(value: str | bytes) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import random
 from collections.abc import AsyncIterator, Callable
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 _GREETING_S_MAX = 20.0
 #: Time for calls that a client sent before it heard that the connection retires.
 _RETIREMENT_S = 1.0
+#: Time for clients to close a connection on which we send nothing more.
+CLOSING_S = 0.5
 _HANGING_UP = "the server is shutting down; retry on another replica"
 
 _CALL, _CLOSED, _REQUEST_ENDED = EventKind.CALL.value, EventKind.CLOSED.value, EventKind.REQUEST_ENDED.value
@@ -46,9 +49,8 @@ class Method(NamedTuple):
     def of(cls, handler: Handler) -> Method:
         """Return the method of a guarded handler."""
         behaviour = getattr(handler, kind_of(handler))
-        return cls(
-            behaviour, handler.response_serializer or bytes, handler.request_streaming, handler.response_streaming
-        )
+        serialise = handler.response_serializer or bytes
+        return cls(behaviour, serialise, handler.request_streaming, handler.response_streaming)
 
 
 class Served(NamedTuple):
@@ -86,7 +88,7 @@ class Connection(asyncio.Protocol):
         # Connections that were opened together must not all come back together.
         spread = random.uniform(0.9, 1.1)
         self._retires_at_s = now_s + served.age_s_max * spread if served.age_s_max else float("inf")
-        self._goes_away_at_s = float("inf")
+        self._goes_away_at_s = self._closes_at_s = float("inf")
 
     @property
     def is_reading(self) -> bool:
@@ -177,7 +179,7 @@ class Connection(asyncio.Protocol):
             if not self._http2.has_more:
                 break
         if not self._http2.is_open:
-            self._transport.close()
+            self._end()
 
     def watch(self, now_s: float) -> None:
         """Do what is due: end calls after their deadlines, close a silent connection, retire an old one.
@@ -189,6 +191,8 @@ class Connection(asyncio.Protocol):
             if call.deadline_s is not None and now_s > call.deadline_s:
                 self._cut_off(call, grpc.StatusCode.DEADLINE_EXCEEDED, "the call's deadline has passed")
         if now_s > self._greeted_by_s and not self._http2.is_greeted:
+            self._transport.abort()
+        if now_s > self._closes_at_s:
             self._transport.abort()
         if now_s > self._retires_at_s:
             self._retires_at_s, self._goes_away_at_s = float("inf"), now_s + _RETIREMENT_S
@@ -205,10 +209,20 @@ class Connection(asyncio.Protocol):
             self._cut_off(call, grpc.StatusCode.UNAVAILABLE, _HANGING_UP)
         self._http2.go_away()
         self.flush()
-        # Shut down our sending side only. If we stopped reading, a TCP reset could destroy answers still on their way.
+        self._end()
+
+    def _end(self) -> None:
+        """Send nothing after what was written, and let the client close the connection.
+
+        If we closed it, and so stopped to read, a TCP reset could destroy answers that are still on their way.
+        """
+        if self._closes_at_s < float("inf") or self._transport.is_closing():
+            return
+        self._closes_at_s = self._loop.time() + CLOSING_S
         if self._transport.can_write_eof():
-            self._transport.write_eof()
-        else:
+            with contextlib.suppress(OSError):  # the client has closed the connection already
+                self._transport.write_eof()
+        else:  # TLS
             self._transport.close()
 
     def abort(self) -> None:
@@ -239,10 +253,8 @@ async def _run(method: Method, request: bytes | AsyncIterator[bytes], call: Call
         pass
     except asyncio.CancelledError:  # the caller is gone, or the call was cut off
         call.end(grpc.StatusCode.CANCELLED)
-    finally:
-        call.end(
-            grpc.StatusCode.INTERNAL, "the call ended without an answer"
-        )  # has no effect on one that has an answer
+    finally:  # no effect on a call that was answered
+        call.end(grpc.StatusCode.INTERNAL, "the call ended without an answer")
 
 
 def _peer(name: tuple[Any, ...] | str | bytes | None) -> str:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from functools import cache
 from typing import NamedTuple
@@ -113,7 +113,7 @@ class Http2Connection:
         """Whether the client has begun to speak HTTP/2."""
         return bool(self._view.settings_received)
 
-    def receive(self, content: bytes) -> Iterator[Event]:
+    def receive(self, content: bytes) -> list[Event]:
         """Take received bytes, and return what happened.
 
         Raises:
@@ -122,9 +122,9 @@ class Http2Connection:
         count = self._native.pinrank_h2_receive(self._address, content, len(content))
         if count < 0:
             raise ConnectionBrokenError
-        return self._events(count) if count else iter(())
+        return self._events(count) if count else []
 
-    def send(self) -> tuple[bytes, Iterator[Event]]:
+    def send(self) -> tuple[bytes, list[Event]]:
         """Return the next bytes to write, and the calls that end with them. If `has_more`, there are further ones.
 
         Raises:
@@ -134,17 +134,19 @@ class Http2Connection:
         if count < 0:
             raise ConnectionBrokenError
         view = self._view
-        return ctypes.string_at(view.output, view.output_bytes), self._events(count) if count else iter(())
+        return ctypes.string_at(view.output, view.output_bytes), self._events(count) if count else []
 
     @property
     def has_more(self) -> bool:
         return bool(self._view.more_output)
 
-    def _events(self, count: int) -> Iterator[Event]:
+    def _events(self, count: int) -> list[Event]:
         words = (ctypes.c_int64 * (count * _EVENT_WORDS)).from_address(self._view.events)[:]
+        events = []
         for at in range(0, len(words), _EVENT_WORDS):
             kind, stream, method, timeout_us, address, size, compressed = words[at : at + _EVENT_WORDS]
-            yield Event(kind, stream, method, timeout_us, ctypes.string_at(address, size), compressed)
+            events.append(Event(kind, stream, method, timeout_us, ctypes.string_at(address, size), compressed))
+        return events
 
     def message(self, stream: int, message: bytes) -> None:
         """Send one message of an answer that may have several."""

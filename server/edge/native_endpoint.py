@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from server.edge.connection import Connection, Method, Served
+from server.edge.connection import CLOSING_S, Connection, Method, Served
 from server.edge.endpoint import Endpoint
 from server.edge.http2 import Http2Endpoint
 from server.runtime.listening import grpc_sockets, socket_path
@@ -14,8 +14,6 @@ from server.runtime.listening import grpc_sockets, socket_path
 if TYPE_CHECKING:
     from server.edge.endpoint import Services
 
-#: Time for clients to close their side of the connections that we shut down.
-_HANG_UP_S = 0.5
 #: Time between looks at the connections' deadlines and ages. Rank calls keep their deadlines themselves, and exactly.
 _WATCH_S = 0.1
 
@@ -82,7 +80,7 @@ class NativeEndpoint(Endpoint):
         for connection in connections:
             connection.hang_up()
         if connections:
-            await asyncio.wait([asyncio.ensure_future(one.closed.wait()) for one in connections], timeout=_HANG_UP_S)
+            await asyncio.wait([asyncio.ensure_future(one.closed.wait()) for one in connections], timeout=CLOSING_S)
         await self.stop()
 
     async def stop(self) -> None:
