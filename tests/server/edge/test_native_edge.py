@@ -124,6 +124,8 @@ async def test_compressed_requests_are_read(channel, compression):
         ("deflate", zlib.compress(bytes(50 << 20)), grpc.StatusCode.RESOURCE_EXHAUSTED, "more than 100000 bytes"),
         ("snappy", b"a", grpc.StatusCode.UNIMPLEMENTED, "'snappy' cannot be read; use gzip, deflate or none"),
     ],
+    # Compressed bytes hold the time.
+    ids=["no gzip", "cut off", "gzip bomb", "deflate bomb", "unknown"],
 )
 async def test_a_compressed_message_that_cannot_be_read_says_why(endpoint, encoding, content, code, text):
     client = h2.connection.H2Connection()
