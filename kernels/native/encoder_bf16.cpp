@@ -1,0 +1,19 @@
+// The encoder with products of bf16 numbers, and such a product alone, which tests compare with NumPy's.
+
+#include "encoding.h"
+
+namespace PINRANK_ISA {
+
+int encode_bf16(const PinrankEncoder& e, const int64_t* actions, const float* pins, const float* candidates,
+                const int32_t* row_splits, int requests, float* out) {
+  return encode_requests<Pair>(e, actions, pins, candidates, row_splits, requests, out);
+}
+
+// out[rows][columns] = left[rows][depth] * right[depth][columns]. `left` has SLACK rows and `right` none to spare, and
+// `right` holds its rows in pairs; depth is a multiple of 16, and so is columns. `pairs` has room for `left`.
+void product_bf16(const float* left, const int32_t* right, int32_t* pairs, float* out, int rows, int columns, int depth) {
+  product(row_pairs(left, (size_t)rows * depth, reinterpret_cast<Pair*>(pairs)), depth / 2,
+          reinterpret_cast<const Pair*>(right), columns, nullptr, out, columns, rows, columns, depth / 2);
+}
+
+}  // namespace PINRANK_ISA
