@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -88,6 +88,22 @@ def warm_and_measure(
         beside_s = min(timed(batch, on_every_stream)[0] for _ in range(together))
         slowdown = min(float(streams), max(1.0, beside_s / fastest[_ROWS_TOGETHER]))
     return WarmedUp(made, of), LinearCost(max(0.0, float(fixed_s)), max(0.0, float(per_row_s)), slowdown)
+
+
+def fastest_s(
+    runs: Mapping[str, Callable[[], None]], rounds: int, pause: Callable[[], None] = lambda: None
+) -> dict[str, float]:
+    """Call each run once, then all of them in alternating rounds. Return the seconds of the fastest of each."""
+    for run in runs.values():
+        run()
+    spent_s: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        pause()
+        for name, run in runs.items():
+            start_s = time.perf_counter()
+            run()
+            spent_s[name].append(time.perf_counter() - start_s)
+    return {name: min(several) for name, several in spent_s.items()}
 
 
 def _seconds_together(alone: Callable[[FeatureBatch], float], streams: int, batch: FeatureBatch) -> float:

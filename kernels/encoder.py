@@ -171,6 +171,11 @@ def instruction_sets(numbers: Numbers = "float32") -> tuple[str, ...]:
     return tuple(loaded.pinrank_isa_name(isa).decode() for isa in range(loaded.pinrank_isa_widest() + 1))
 
 
+def has_instruction(numbers: Numbers) -> bool:
+    """Return whether this processor multiplies such numbers by an instruction of its own, which the kernel uses."""
+    return instruction_sets(numbers)[-1:] not in {(), ("portable",)} or numbers == "float32"
+
+
 def check_weights(weights: Mapping[str, np.ndarray], shape: EncoderShape) -> None:
     """Raise EngineError if the shapes of the weights are inconsistent: the kernel would read past their end."""
     try:
