@@ -205,7 +205,7 @@ class ServerConfig(BaseSettings):
     engine_products: Literal["float32", "bf16"] = "float32"
     """What the products of the native encoder multiply. `bf16` computes faster and rounds to 8 bits, on processors with
     AVX512_BF16. The server uses it for a version only if the golden scores stay within the bundle's tolerance and a run
-    measures faster; otherwise it computes in float32, and the log and `pinrank models status` say why. Answers say what
+    measures faster; otherwise it computes in float32, and the log and `pinrank model status` say why. Answers say what
     was used. Only for engine `openvino`."""
 
     feature_store: SecretStr

@@ -23,7 +23,7 @@ from kernels.encoder import has_instruction
 from kernels.engine import Engine
 from kernels.fusion import inlined, parse
 from kernels.gpu.engine import GpuEngine
-from kernels.gpu.half import with_half_products
+from kernels.gpu.half import HALF_TOLERANCE, with_half_products
 from kernels.gpu.torch_backend import TorchBackend
 from model_store.bundle.files import NETWORK, Bundle
 from model_store.registry.store import open_model_store
@@ -97,4 +97,6 @@ def _marked(bundle: Bundle, name: str) -> Bundle:
 
 
 def open_rounded(network: bytes, _inputs: object, heads: int, _ordinal: int, _plan: object) -> TorchBackend:
-    return TorchBackend(with_half_products(inlined(parse(network)), _HALF), heads, torch.device("cpu"))
+    backend = TorchBackend(with_half_products(inlined(parse(network)), _HALF), heads, torch.device("cpu"))
+    backend.tolerance = HALF_TOLERANCE  # as on a GPU
+    return backend

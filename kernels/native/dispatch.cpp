@@ -85,8 +85,8 @@ PINRANK_API int pinrank_encode_bf16(int isa, const PinrankEncoder* encoder, cons
 }
 
 // A product alone: see encoder_bf16.cpp.
-PINRANK_API void pinrank_product_bf16(int isa, const float* left, const int32_t* right, int32_t* pairs, float* out,
-                                      int rows, int columns, int depth) {
+PINRANK_API void pinrank_product_bf16([[maybe_unused]] int isa, const float* left, const int32_t* right, int32_t* pairs,
+                                      float* out, int rows, int columns, int depth) {
 #if defined(__x86_64__)
   if (isa && multiplies_bf16()) return avx512_bf16::product_bf16(left, right, pairs, out, rows, columns, depth);
 #endif

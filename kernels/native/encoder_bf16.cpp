@@ -9,9 +9,10 @@ int encode_bf16(const PinrankEncoder& e, const int64_t* actions, const float* pi
   return encode_requests<Pair>(e, actions, pins, candidates, row_splits, requests, out);
 }
 
-// out[rows][columns] = left[rows][depth] * right[depth][columns]. `left` has SLACK rows and `right` none to spare, and
-// `right` holds its rows in pairs; depth is a multiple of 16, and so is columns. `pairs` has room for `left`.
-void product_bf16(const float* left, const int32_t* right, int32_t* pairs, float* out, int rows, int columns, int depth) {
+// out[rows][columns] = left[rows][depth] * right[depth][columns], where `right` holds its rows in pairs. `left` and `out`
+// have SLACK rows to spare, and `pairs` has room for `left`. Columns and depth are multiples of 16.
+void product_bf16(const float* left, const int32_t* right, int32_t* pairs, float* out, int rows, int columns,
+                  int depth) {
   product(row_pairs(left, (size_t)rows * depth, reinterpret_cast<Pair*>(pairs)), depth / 2,
           reinterpret_cast<const Pair*>(right), columns, nullptr, out, columns, rows, columns, depth / 2);
 }

@@ -2,8 +2,9 @@
 //
 // Compiled once per instruction set (see build.py): the code says what happens to vectors of WIDTH floats, the
 // compiler how. `Number` says what the products of layers 1 and 2 multiply: floats, or pairs of bf16 numbers (pairs.h).
-// Everything else is float32, and so are all sums. The mathematics is that of ranker/network/serving_form.py, folded further by kernels/encoder.py, which
-// lays out every array this file reads; widths are padded to whole vectors with zeros.
+// Everything else is float32, and so are all sums. The mathematics is that of ranker/network/serving_form.py, folded
+// further by kernels/encoder.py, which lays out every array this file reads; widths are padded to whole vectors with
+// zeros.
 //
 // Four ideas keep the processor at its multipliers:
 //   - a request's exponentials E (shared by all its candidates) meet the weighted bases of a group of candidates in one
@@ -289,8 +290,8 @@ class Encoding {
         Vector squares[M] = {};
         over_columns(width / WIDTH, [&]<int N>(int c) PINRANK_INLINE {
           Vector sums[M][N] = {};
-          accumulate<GROUP>(span_numbers + (size_t)i * span_stride + n, span_stride, weights_of(e.both_of_basis) + c, both,
-                            steps(e.basis), sums);
+          accumulate<GROUP>(span_numbers + (size_t)i * span_stride + n, span_stride, weights_of(e.both_of_basis) + c,
+                            both, steps(e.basis), sums);
           add_parts(sums, first + n, n, i, c);
 #pragma GCC unroll 16
           for (int m = 0; m < M; m++)
@@ -426,8 +427,8 @@ class Encoding {
           store(output_columns + (size_t)j / 2 * width + c,
                 zipped(load(of_candidate + (size_t)j * width + c),
                        j + 1 < present ? load(of_candidate + (size_t)(j + 1) * width + c) : Vector{}));
-      product(row_pairs(attention, (size_t)asked * stride, left), stride / 2, output_columns, width, nullptr, mean, width,
-              asked, width, steps(present));
+      product(row_pairs(attention, (size_t)asked * stride, left), stride / 2, output_columns, width, nullptr, mean,
+              width, asked, width, steps(present));
     } else {
       product(attention, stride, of_candidate, width, nullptr, mean, width, asked, width, present);
     }

@@ -100,14 +100,12 @@ def load_model(
             if wrong := _golden_fault(manifest, probabilities, golden, tolerance):
                 raise BundleError(f"{manifest.ref}: {wrong}")
             pause()
-            products = Products("float32", "float32")
-            if warm:
-                products = choose_products(
-                    engine,
-                    lambda: _golden_fault(manifest, logistic(engine.run(proven)), golden, manifest.golden_tolerance),
-                    proven if sample is None else sample,
-                    pause,
-                )
+
+            def fault() -> str | None:
+                return _golden_fault(manifest, logistic(engine.run(proven)), golden, manifest.golden_tolerance)
+
+            measured = proven if sample is None else sample
+            products = choose_products(engine, fault, measured, pause) if warm else Products.of(engine)
             warmed_up = _warm(manifest, engine, proven, sample, progress) if warm else None
         except BaseException:
             engine.close()

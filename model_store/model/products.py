@@ -26,6 +26,12 @@ class Products:
     asked: str
     why: str = ""
 
+    @classmethod
+    def of(cls, engine: Engine) -> Products:
+        """Return what an engine multiplies as it was opened."""
+        numbers = "half" if engine.tolerance else "float32"
+        return cls(numbers, numbers)
+
     @property
     def refused(self) -> bool:
         """Whether the model was asked for fewer bits and computes in float32 instead."""
@@ -56,8 +62,7 @@ def choose_products(
         EngineError: a run failed.
     """
     if not isinstance(engine, LowersProducts) or engine.products_asked == "float32":
-        numbers = "half" if engine.tolerance else "float32"
-        return Products(numbers, numbers)
+        return Products.of(engine)
     asked = engine.products_asked
     if engine.products_lacking:
         return Products("float32", asked, engine.products_lacking)
