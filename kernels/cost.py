@@ -120,6 +120,19 @@ def _seconds_together(alone: Callable[[FeatureBatch], float], streams: int, batc
         return sum(pool.map(one, range(streams))) / streams
 
 
+def mixed(sample: FeatureBatch, rows: int) -> FeatureBatch:
+    """Return a batch of about so many rows, made in equal parts from the requests of `sample` that have any."""
+    counts = np.diff(sample.row_splits)
+    kept = np.flatnonzero(counts)[:rows]
+    each = -(-rows // len(kept))
+    index = np.concatenate([sample.row_splits[r] + np.arange(each) % counts[r] for r in kept])
+    return FeatureBatch(
+        {name: tensor[kept] for name, tensor in sample.request.items()},
+        {name: tensor[index] for name, tensor in sample.candidate.items()},
+        np.arange(len(kept) + 1, dtype=np.int32) * np.int32(each),
+    )
+
+
 def tiled(sample: FeatureBatch, requests: int, rows: int) -> FeatureBatch:
     """Return a batch of so many requests and rows, made from the first request of `sample`."""
     index = np.arange(rows) % int(sample.row_splits[1])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,9 +105,12 @@ def load_model(
             def fault() -> str | None:
                 return _golden_fault(manifest, logistic(engine.run(proven)), golden, manifest.golden_tolerance)
 
-            measured = proven if sample is None else sample
-            products = choose_products(engine, fault, measured, pause) if warm else Products.of(engine)
-            warmed_up = _warm(manifest, engine, proven, sample, progress) if warm else None
+            products, warmed_up = Products.of(engine), None
+            if warm:
+                with _unquoted(manifest, sample):
+                    fitting = proven if sample is None else sample
+                    products = choose_products(engine, fault, fitting, pause)
+                    warmed_up = engine.warm_up(fitting, progress)
         except BaseException:
             engine.close()
             raise
@@ -119,16 +123,16 @@ def load_model(
     )
 
 
-def _warm(
-    manifest: Manifest, engine: Engine, golden: FeatureBatch, sample: FeatureBatch | None, progress: Progress
-) -> WarmedUp:
-    if sample is None:
-        return engine.warm_up(golden, progress)
+@contextmanager
+def _unquoted(manifest: Manifest, recent: FeatureBatch | None) -> Iterator[None]:
+    """Replace an engine's error on recent requests by one without its text, which may quote a user's row."""
     try:
-        return engine.warm_up(sample, progress)
+        yield
     except UnavailableError:
         raise
-    except EngineError as error:  # the text of the error may quote a user's row
+    except EngineError as error:
+        if recent is None:
+            raise
         raise BundleError(f"{manifest.ref}: {type(error).__name__} during the warm-up on recent requests") from error
 
 

@@ -18,16 +18,17 @@ class Lowering:
 
     def __init__(self, asked: str = "bf16", lacking: str = "") -> None:
         self.products_asked, self.products_lacking = asked, lacking
-        self.numbers, self.ran = "float32", list[str]()
+        self.numbers, self.ran, self.batch = "float32", list[str](), SAMPLE
 
     def multiply(self, numbers: str) -> None:
         self.numbers = numbers
 
-    def run(self, _batch: FeatureBatch) -> None:
+    def run(self, batch: FeatureBatch) -> None:
         self.ran.append(self.numbers)
+        self.batch = batch
 
 
-def chosen(engine, *, fault: str | None = None, float32_ms: float = 2.0, bf16_ms: float = 1.0) -> Products:
+def chosen(engine, sample=SAMPLE, fault: str | None = None, float32_ms: float = 2.0, bf16_ms: float = 1.0) -> Products:
     def seconds(runs, _rounds, _pause):
         for run in runs.values():
             run()
@@ -37,7 +38,7 @@ def chosen(engine, *, fault: str | None = None, float32_ms: float = 2.0, bf16_ms
         engine.run(SAMPLE)
         return fault
 
-    return choose_products(engine, golden, SAMPLE, seconds=seconds)
+    return choose_products(engine, golden, sample, seconds=seconds)
 
 
 def test_correct_and_faster_products_are_used_and_their_times_told() -> None:
@@ -54,6 +55,16 @@ def test_products_that_are_not_faster_are_refused(bf16_ms: float) -> None:
     found = chosen(engine, bf16_ms=bf16_ms)
     assert (found.numbers, found.refused, engine.numbers) == ("float32", True, "float32")
     assert str(found).startswith("products: float32 instead of bf16, because 128 rows took 2")
+
+
+def test_a_first_request_without_actions_does_not_decide_alone() -> None:
+    engine = Lowering()
+    chosen(engine, FeatureBatch({"user": np.arange(3)}, {"pin": np.arange(5)}, np.array([0, 1, 1, 5], np.int32)))
+    batch = engine.batch
+    assert batch.request["user"].tolist() == [0, 2]  # the one in between has no rows
+    assert batch.row_splits.tolist() == [0, 64, 128]
+    assert set(batch.candidate["pin"][:64]) == {0}
+    assert batch.candidate["pin"][64:70].tolist() == [1, 2, 3, 4, 1, 2]
 
 
 def test_products_that_move_a_golden_score_are_refused_before_they_are_timed() -> None:
