@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -90,6 +90,22 @@ def warm_and_measure(
     return WarmedUp(made, of), LinearCost(max(0.0, float(fixed_s)), max(0.0, float(per_row_s)), slowdown)
 
 
+def fastest_s(
+    runs: Mapping[str, Callable[[], None]], rounds: int, pause: Callable[[], None] = lambda: None
+) -> dict[str, float]:
+    """Call each run once, then all of them in alternating rounds. Return the seconds of the fastest of each."""
+    for run in runs.values():
+        run()
+    spent_s: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        pause()
+        for name, run in runs.items():
+            start_s = time.perf_counter()
+            run()
+            spent_s[name].append(time.perf_counter() - start_s)
+    return {name: min(several) for name, several in spent_s.items()}
+
+
 def _seconds_together(alone: Callable[[FeatureBatch], float], streams: int, batch: FeatureBatch) -> float:
     """Return the mean seconds of a run on each of `streams` threads that start together; raise the error of any."""
     start, own = threading.Barrier(streams), own_cores(streams)
@@ -102,6 +118,19 @@ def _seconds_together(alone: Callable[[FeatureBatch], float], streams: int, batc
 
     with ThreadPoolExecutor(streams) as pool:
         return sum(pool.map(one, range(streams))) / streams
+
+
+def mixed(sample: FeatureBatch, rows: int) -> FeatureBatch:
+    """Return a batch of about so many rows, made in equal parts from the requests of `sample` that have any."""
+    counts = np.diff(sample.row_splits)
+    kept = np.flatnonzero(counts)[:rows]
+    each = -(-rows // len(kept))
+    index = np.concatenate([sample.row_splits[r] + np.arange(each) % counts[r] for r in kept])
+    return FeatureBatch(
+        {name: tensor[kept] for name, tensor in sample.request.items()},
+        {name: tensor[index] for name, tensor in sample.candidate.items()},
+        np.arange(len(kept) + 1, dtype=np.int32) * np.int32(each),
+    )
 
 
 def tiled(sample: FeatureBatch, requests: int, rows: int) -> FeatureBatch:

@@ -1,6 +1,6 @@
 """Call the native kernel of the early-fused encoder: fold its weights, lay them out in memory, and run it.
 
-The kernel (`kernels/native/encoder.cpp`) computes the function `EarlyFusedEncoder` of `kernels.fusion` for two
+The kernel (`kernels/native/encoding.h`) computes the function `EarlyFusedEncoder` of `kernels.fusion` for two
 post-norm layers with one head. This file precomputes, in float64, everything that does not depend on a batch:
 
 - The first layer's values are linear in [pin; action]. A basis replaces them: the pin's few dimensions and one column
@@ -16,11 +16,16 @@ import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 import numpy as np
 
+from kernels.bf16 import pairs
 from kernels.engine import EngineError, ShapeError
 from kernels.native.library import NativeLibraryError, library, library_if_built
+
+#: What the products of the kernel's layers multiply. Everything else is float32, and so are all sums.
+Numbers = Literal["float32", "bf16"]
 
 #: Widths are padded to the widest vector of all instruction sets.
 _LANES = 16
@@ -40,6 +45,8 @@ _ARRAYS = (
     *("query_key2", "query_key2_bias", "value_out2", "value_out2_bias", "gain2"),
     *("gain3", "shift3", "hidden_of_row2", "hidden_bias2", "out_of_hidden2", "out_bias2", "gain4", "shift4"),
 )
+#: The arrays that only products of layers 1 and 2 read. With bf16, they hold pairs of rows.
+_IN_PAIRS = ("both_of_basis", "out_of_hidden1", "query_key2", "value_out2", "hidden_of_row2", "out_of_hidden2")
 
 
 class _Struct(ctypes.Structure):
@@ -65,13 +72,20 @@ class EncoderShape:
 class FusedEncoder:
     """The weights of one encoder in the kernel's layout. Immutable; any number of threads may call `run`."""
 
-    def __init__(self, weights: Mapping[str, np.ndarray], shape: EncoderShape, isa: str | None = None) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, np.ndarray],
+        shape: EncoderShape,
+        isa: str | None = None,
+        numbers: Numbers = "float32",
+    ) -> None:
         """Fold the weights and lay them out.
 
         Args:
             weights: float32 arrays, named as in `ranker.network.serving_form.fold_early`.
             shape: sizes of the encoder.
             isa: instruction set to use; None means the widest that this processor supports.
+            numbers: what the products multiply. Without an instruction for it, bf16 is computed in many steps.
 
         Raises:
             EngineError: the kernel is not built, or does not support this shape or instruction set.
@@ -82,13 +96,14 @@ class FusedEncoder:
             self._library = library()
         except NativeLibraryError as error:
             raise EngineError(str(error)) from error
-        names = instruction_sets()
+        names = instruction_sets(numbers)
         if isa is not None and isa not in names:
             raise EngineError(f"this processor supports {', '.join(names)}, not {isa}")
         self.isa = isa or names[-1]
         self._isa = names.index(self.isa)
         check_weights(weights, shape)
-        sizes, self._arrays = _fold({name: np.asarray(w, np.float64) for name, w in weights.items()}, shape)
+        self._encode = self._library.pinrank_encode if numbers == "float32" else self._library.pinrank_encode_bf16
+        sizes, self._arrays = _fold({name: np.asarray(w, np.float64) for name, w in weights.items()}, shape, numbers)
         self.width = sizes["rows"] * sizes["dim"]
         self._struct = _Struct(**sizes, **dict.fromkeys(_EPSILONS, shape.epsilon))
         for name in _ARRAYS:
@@ -125,7 +140,7 @@ class FusedEncoder:
         if actions.size and not 0 <= actions.min() <= actions.max() <= self._struct.actions:
             raise ShapeError(f"actions must be codes from 0 to {self._struct.actions}, got {actions.max()}")
         encoded = np.empty((len(candidates), self.width), np.float32)
-        failed = self._library.pinrank_encode(
+        failed = self._encode(
             self._isa,
             ctypes.byref(self._struct),
             *(array.ctypes.data_as(ctypes.c_void_p) for array in (actions, embeddings, candidates, splits)),
@@ -143,13 +158,22 @@ def serves(shape: EncoderShape) -> bool:
 
 
 @cache
-def instruction_sets() -> tuple[str, ...]:
+def instruction_sets(numbers: Numbers = "float32") -> tuple[str, ...]:
     """Return the instruction sets that kernel and processor support, widest last; none if the library is not built."""
     loaded = library_if_built()
     if loaded is None:
         return ()
+    if numbers == "bf16":
+        loaded.pinrank_bf16_isa_name.restype = ctypes.c_char_p
+        names = (loaded.pinrank_bf16_isa_name(isa) for isa in (0, 1))
+        return tuple(name.decode() for name in names if name)
     loaded.pinrank_isa_name.restype = ctypes.c_char_p
     return tuple(loaded.pinrank_isa_name(isa).decode() for isa in range(loaded.pinrank_isa_widest() + 1))
+
+
+def has_instruction(numbers: Numbers) -> bool:
+    """Return whether this processor multiplies such numbers by an instruction of its own, which the kernel uses."""
+    return instruction_sets(numbers)[-1:] not in {(), ("portable",)} or numbers == "float32"
 
 
 def check_weights(weights: Mapping[str, np.ndarray], shape: EncoderShape) -> None:
@@ -181,11 +205,15 @@ def check_weights(weights: Mapping[str, np.ndarray], shape: EncoderShape) -> Non
         raise EngineError(f"the encoder's weights are inconsistent: {wrong or 'token'} with tokens of width {dim}")
 
 
-def _fold(w: Mapping[str, np.ndarray], shape: EncoderShape) -> tuple[dict[str, int], dict[str, np.ndarray]]:
+def _fold(
+    w: Mapping[str, np.ndarray], shape: EncoderShape, numbers: Numbers
+) -> tuple[dict[str, int], dict[str, np.ndarray]]:
     """Return the kernel's sizes, and its arrays in float32, padded."""
     sizes = _sizes(w, shape)
     centre = np.eye(sizes["dim"]) - 1.0 / sizes["dim"]
     arrays = _fold_layer1(w, sizes, centre) | _fold_layer2(w, centre)
+    if numbers == "bf16":
+        arrays |= {name: pairs(arrays[name].astype(np.float32)).view(np.float32) for name in _IN_PAIRS}
     return sizes, {name: _aligned(array) for name, array in arrays.items()}
 
 

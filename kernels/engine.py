@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -165,6 +165,23 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Release the device. No run may be in progress."""
+
+
+@runtime_checkable
+class LowersProducts(Protocol):
+    """An engine that can multiply numbers of fewer bits. It multiplies float32 until `multiply` says otherwise."""
+
+    #: What it was opened to multiply, if that is correct and faster: `float32`, or `bf16`.
+    products_asked: str
+    #: Why this processor or network cannot do what is asked; empty if it can.
+    products_lacking: str
+
+    def multiply(self, numbers: str) -> None:
+        """Multiply such numbers from the next run on. No run may be in progress.
+
+        Raises:
+            EngineError: they are neither float32 nor what it was opened for.
+        """
 
 
 class EngineFactory(Protocol):

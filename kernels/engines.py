@@ -23,6 +23,7 @@ class EngineRow:
     Attributes:
         place: `module:name`; on a CPU of the engine's class, on a GPU of the function that opens its backend.
         on_gpu: whether it computes on GPUs.
+        lowers_products: whether it can multiply numbers of fewer bits in the encoder (`kernels.engine.LowersProducts`).
         library: the library whose plans bundles may carry, if any; the names of plans begin with it.
         package: the pip requirement that brings its libraries; if None, an error names the missing library.
     """
@@ -30,6 +31,7 @@ class EngineRow:
     place: str
     _: KW_ONLY
     on_gpu: bool = False
+    lowers_products: bool = False
     library: Library | None = None
     package: str | None = None
 
@@ -37,7 +39,7 @@ class EngineRow:
 #: By name. A runtime is imported only when its engine is chosen, so a CPU server loads no GPU library, and vice versa.
 ENGINES: Mapping[str, EngineRow] = {
     "numpy": EngineRow("kernels.cpu.numpy_engine:NumpyEngine"),
-    "openvino": EngineRow("kernels.cpu.openvino_engine:OpenVinoEngine"),
+    "openvino": EngineRow("kernels.cpu.openvino_engine:OpenVinoEngine", lowers_products=True),
     "tensorrt": EngineRow(
         "kernels.gpu.tensorrt_backend:TensorRtBackend", on_gpu=True, library="tensorrt", package="'pinrank[gpu]'"
     ),
@@ -50,6 +52,8 @@ ENGINES: Mapping[str, EngineRow] = {
 #: Those that compute on a GPU, and those whose plans travel in bundles.
 ON_GPU = tuple(name for name, row in ENGINES.items() if row.on_gpu)
 WITH_PLANS = tuple(name for name, row in ENGINES.items() if row.library)
+#: Those that can multiply numbers of fewer bits in the encoder.
+LOWERS_PRODUCTS = tuple(name for name, row in ENGINES.items() if row.lowers_products)
 #: Runs in flight on a GPU: while one computes, another's rows are copied in and a third's answers out.
 _GPU_STREAMS = 3
 
@@ -80,15 +84,17 @@ def bundled_plan(name: str, devices: Sequence[int] = (0,)) -> str | None:
     return plan_here(library, devices[0])
 
 
-def engine_factory(name: str, devices: Sequence[int] = (0,)) -> EngineFactory:
+def engine_factory(name: str, devices: Sequence[int] = (0,), products: str = "float32") -> EngineFactory:
     """Import an engine's runtime and return its factory. This touches no device, so a process may fork afterwards.
 
     Args:
         name: one of `ENGINES`.
         devices: the GPUs that the factory's engines compute on; (0,) for an engine of the processor.
+        products: what the encoder's products may multiply: float32, or bf16 with one of `LOWERS_PRODUCTS`.
 
     Raises:
-        ValueError: the runtime is unknown, not installed, or cannot be imported, or does not compute on such devices.
+        ValueError: the runtime is unknown, not installed, or cannot be imported, or does not compute on such devices or
+            with such products.
     """
     row = ENGINES[known_engine(name)]
     module, _, attribute = row.place.partition(":")
@@ -99,10 +105,12 @@ def engine_factory(name: str, devices: Sequence[int] = (0,)) -> EngineFactory:
         raise ValueError(f"engine {name!r} lacks {error.name}; pip install {package}") from error
     except Exception as error:  # a library that was built for other libraries may raise anything
         raise ValueError(f"engine {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+    if products != "float32" and not row.lowers_products:
+        raise ValueError(f"engine {name!r} takes no products of {products}; {', '.join(LOWERS_PRODUCTS)} does")
     if not row.on_gpu:
         if tuple(devices) != (0,):
             raise ValueError(f"engine {name!r} runs on the CPU and takes no devices, got {list(devices)}")
-        factory: EngineFactory = made
+        factory: EngineFactory = partial(made, products=products) if row.lowers_products else made
         return factory
     if not devices or min(devices) < 0 or len(set(devices)) < len(devices):
         raise ValueError(f"devices must be ordinals of GPUs, each once, got {list(devices)}")

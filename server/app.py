@@ -165,7 +165,7 @@ class Server:
 
     def _engine_factory(self) -> EngineFactory:
         try:
-            return engine_factory(self._config.engine, self._config.devices)
+            return engine_factory(self._config.engine, self._config.devices, self._config.engine_products)
         except ValueError as error:
             raise ConfigError(str(error)) from error
 

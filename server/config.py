@@ -24,7 +24,7 @@ from pydantic_settings import (
 
 from feature_client.groups import Name
 from feature_client.redaction import secrets_of
-from kernels.engines import ON_GPU, known_engine
+from kernels.engines import LOWERS_PRODUCTS, ON_GPU, known_engine
 from model_store.registry.bucket_objects import SECRET_VARIABLES
 from server.environment import PREFIX
 from server.runtime.listening import is_host, socket_path
@@ -209,6 +209,11 @@ class ServerConfig(BaseSettings):
     engine_streams: Annotated[int, Field(ge=0, le=256)] = 0
     """Maximum number of concurrent engine runs, on each GPU. 0 means one per core that the process may use (a CPU quota
     counts), or three on a GPU."""
+    engine_products: Literal["float32", "bf16"] = "float32"
+    """What the products of the native encoder multiply. `bf16` computes faster and rounds to 8 bits, on processors with
+    AVX512_BF16. The server uses it for a version only if the golden scores stay within the bundle's tolerance and a run
+    measures faster; otherwise it computes in float32, and the log and `pinrank model status` say why. Answers say what
+    was used. Only for engine `openvino`."""
 
     feature_store: SecretStr
     """Feature store: `lmdb:///path`, `redis://[user:password@]host:port/db`, `redis+cluster://host:port` of any node
@@ -271,6 +276,15 @@ class ServerConfig(BaseSettings):
             raise ValueError(
                 f"device: engine {self.engine!r} runs on the CPU; unset device, or set engine to one of "
                 f"{', '.join(ON_GPU)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _products_are_the_engines(self) -> ServerConfig:
+        if self.engine_products != "float32" and self.engine not in LOWERS_PRODUCTS:
+            raise ValueError(
+                f"engine_products: engine {self.engine!r} takes no {self.engine_products}; unset engine_products, or "
+                f"set engine to one of {', '.join(LOWERS_PRODUCTS)}"
             )
         return self
 

@@ -1,7 +1,8 @@
 """Measure what each way to fuse a user's actions with a candidate costs to serve, without training.
 
 Latency does not depend on the weights, so every variant of the recipe is exported with random ones, into the manifest
-and embeddings of the demo's models. One server serves them all, to one client that asks for one after the other.
+and embeddings of the demo's models. One server serves them all, to one client that asks for one after the other. Where
+the processor has products of bf16, a second server serves the early-fused variant with `engine_products = "bf16"`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from bench.harness import BenchmarkError, Claim, Conclusion, Raw, markdown_table
 from bench.processes import server_process
 from bench.test_bed import CONFIG, SEED
 from feature_client.stores.open_store import open_store
+from kernels.encoder import has_instruction
 from kernels.engine import FeatureBatch
 from loadtest.workload import Workload
 from model_store.bundle.files import GOLDEN, NETWORK, PARAMETERS, Bundle, write_bundle
@@ -40,6 +42,8 @@ from ranker.training.parent import encode_parameters
 from server.config_sources import load_config
 
 BASE, SUBJECT = "base", "early"
+#: The subject with products of bf16.
+LOWER = f"{SUBJECT}, bf16"
 VARIANTS = (BASE, "late", SUBJECT, "cross")
 CANDIDATES = 128
 #: What the actions may add to the latency, required and aimed at.
@@ -85,9 +89,21 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Iterator[Raw]:
             "latency_ms": {variant: [] for variant in plan.variants},
         }  # fmt: skip
         versions: dict[str, int] = {}
-        with served(folders, store, folder) as address, open_channel(address) as channel:
+        versions_lower: dict[str, int] = {}
+        with ExitStack() as opened:
+            channel = opened.enter_context(open_channel(opened.enter_context(served(folders, store, folder))))
+            if has_instruction("bf16"):
+                only = {SUBJECT: folders[SUBJECT]}
+                (folder / "bf16").mkdir()
+                second = opened.enter_context(served(only, store, folder / "bf16", products="bf16"))
+                channel_lower = opened.enter_context(open_channel(second))
+                raw["latency_ms"][LOWER] = []
             for round_number in range(plan.rounds + 1):
                 round_ms = in_turn_ms(channel, requests, versions)
+                if LOWER in raw["latency_ms"]:
+                    asked_lower = {SUBJECT: requests[SUBJECT]}
+                    found = in_turn_ms(channel_lower, asked_lower, versions_lower, products="bf16")
+                    round_ms[LOWER] = found[SUBJECT]
                 if round_number:  # the first round is a warm-up
                     for variant, milliseconds in round_ms.items():
                         raw["latency_ms"][variant].append(milliseconds)
@@ -147,7 +163,7 @@ def labelled(request: ranking_pb2.RankRequest, label: str) -> ranking_pb2.RankRe
 
 
 @contextmanager
-def served(folders: Mapping[str, Path], feature_store: str, folder: Path) -> Iterator[str]:
+def served(folders: Mapping[str, Path], feature_store: str, folder: Path, products: str = "float32") -> Iterator[str]:
     """Serve every bundle under a label with its name. Yields the address."""
     models = open_model_store(folder / "models")
     for label, source in folders.items():
@@ -157,7 +173,7 @@ def served(folders: Mapping[str, Path], feature_store: str, folder: Path) -> Ite
     labels = ", ".join(f'"{label}"' for label in folders)
     config.write_text(
         f'model_store = "{folder / "models"}"\nmodel = "{manifest.name}"\nlabels = [{labels}]\n'
-        'feature_store = "memory://"\n[surfaces.home]\ndeadline_ms = 1000\n'
+        f'feature_store = "memory://"\nengine_products = "{products}"\n[surfaces.home]\ndeadline_ms = 1000\n'
         # It would move the label of a slower variant to the version of the fastest.
         "[guard]\nenabled = false\n"
     )
@@ -166,7 +182,10 @@ def served(folders: Mapping[str, Path], feature_store: str, folder: Path) -> Ite
 
 
 def in_turn_ms(
-    channel: grpc.Channel, requests: Mapping[str, Sequence[ranking_pb2.RankRequest]], versions: dict[str, int]
+    channel: grpc.Channel,
+    requests: Mapping[str, Sequence[ranking_pb2.RankRequest]],
+    versions: dict[str, int],
+    products: str = "float32",
 ) -> dict[str, list[float]]:
     """Send the requests of every variant, one at a time. Return the latencies by variant, in milliseconds.
 
@@ -174,9 +193,10 @@ def in_turn_ms(
         channel: to the server.
         requests: by variant, each with the variant's label.
         versions: the version that answers each variant; the first round fills it, and later ones are checked.
+        products: what the encoder must have multiplied.
 
     Raises:
-        BenchmarkError: an answer was not complete, or came from another version.
+        BenchmarkError: an answer was not complete, or came from another version or other products.
     """
     rank = ranking_pb2_grpc.RankingServiceStub(channel).Rank
     milliseconds: dict[str, list[float]] = {variant: [] for variant in requests}
@@ -188,6 +208,8 @@ def in_turn_ms(
             lost = answer.degradation
             if len(answer.pin_ids) != len(request.pin_ids) or lost.sequence_missing or lost.user_missing:
                 raise BenchmarkError(f"{variant} answered {len(answer.pin_ids)} pins, degraded: {lost}")
+            if answer.versions.products != products:
+                raise BenchmarkError(f"{variant} was computed with products of {answer.versions.products}")
             version = answer.versions.model_version
             if versions.setdefault(variant, version) != version or len({*versions.values()}) < len(versions):
                 raise BenchmarkError(f"version {version} answered for {variant}; the versions were {versions}")
@@ -201,10 +223,15 @@ def conclude(raw: Raw) -> Conclusion:
         for variant, rounds in p50_ms.items()
     }
     name = f"P50 of {raw['candidates']} candidates, {SUBJECT} over {BASE}"
-    claims = (
+    claims: tuple[Claim, ...] = (
         Claim(f"{name}, required", over[SUBJECT], REQUIRED_PERCENT, "%", "at_most"),
         Claim(f"{name}, aimed at", over[SUBJECT], AIMED_PERCENT, "%", "at_most"),
     )
+    if LOWER in over:
+        claims += (
+            Claim(f"{name}, bf16, required", over[LOWER], REQUIRED_PERCENT, "%", "at_most"),
+            Claim(f"{name}, bf16, aimed at", over[LOWER], AIMED_PERCENT, "%", "at_most"),
+        )
     summary = {f"{variant}, P50 ms": float(np.median(rounds)) for variant, rounds in p50_ms.items()}
     summary |= {f"{variant}, P50 over {BASE} %": percent for variant, percent in over.items() if variant != BASE}
     rows = [(f"`{variant}`", f"{np.median(p50_ms[variant]):.2f}", f"{over[variant]:+.0f}%") for variant in p50_ms]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from kernels.cost import LinearCost, warm_and_measure
 from kernels.cpu.openvino_without_telemetry import openvino
-from kernels.encoder import FusedEncoder, instruction_sets, serves
+from kernels.encoder import FusedEncoder, Numbers, has_instruction, instruction_sets, serves
 from kernels.engine import LOGITS, ROW_REQUEST, EngineError, FeatureBatch, Progress, TensorSpec, WarmedUp, go_on
 from kernels.fusion import ENCODED, inlined, parse, take_out_encoder
 
@@ -30,6 +30,8 @@ class OpenVinoEngine:
     The native kernel computes the network's early-fused encoder on the same thread, and OpenVINO the rest. If the
     kernel is not built or does not support the encoder's shape, OpenVINO computes everything, with the same answers but
     several times slower. `kernel` says which.
+
+    The kernel multiplies float32, and after `multiply("bf16")` numbers of 8 bits, if the engine was opened for that.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class OpenVinoEngine:
         *,
         plan: bytes | None = None,
         native: bool = True,
+        products: Numbers = "float32",
     ) -> None:
         """Compile the network.
 
@@ -52,6 +55,7 @@ class OpenVinoEngine:
             plan: `plan()` of an engine of the same network, with the same OpenVINO on the same machine. Loading it
                 takes a quarter of the time of compiling.
             native: whether to use the native kernel if it supports the network.
+            products: what the kernel is to multiply once `multiply` asks for it, if this processor does that fast.
 
         Raises:
             EngineError: OpenVINO cannot compile the network, or its inputs differ from the manifest's.
@@ -69,12 +73,16 @@ class OpenVinoEngine:
             if named != expected:
                 raise EngineError(f"the network takes {sorted(named)}, the manifest declares {sorted(expected)}")
             call = take_out_encoder(parsed, inputs) if native and instruction_sets() else None
-            self._encoder = None
+            self._encoders: dict[str, FusedEncoder] = {}
             rest = None
             if call is not None and serves(call.shape):
-                self._encoder = FusedEncoder(call.weights, call.shape)
+                self._encoders["float32"] = FusedEncoder(call.weights, call.shape)
                 self._read, rest = call.inputs, call.rest
-            self.kernel = "none" if self._encoder is None else self._encoder.isa
+                if products != "float32" and has_instruction(products):
+                    self._encoders[products] = FusedEncoder(call.weights, call.shape, numbers=products)
+            self.products_asked: str = products
+            self.products_lacking = "" if products in self._encoders else _lacking(products, self._encoders)
+            self._use(self._encoders.get("float32"))
             self.tolerance = 0.0
             core = openvino.Core()
             if plan is None:
@@ -97,6 +105,15 @@ class OpenVinoEngine:
                     self._idle.put(core.import_model(plan, "CPU", _PROPERTIES).create_infer_request())
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot compile the network: {error}") from error
+
+    def multiply(self, numbers: str) -> None:
+        if numbers not in self._encoders:
+            raise EngineError(f"this engine multiplies {', '.join(self._encoders) or 'nothing itself'}, not {numbers}")
+        self._use(self._encoders[numbers])
+
+    def _use(self, encoder: FusedEncoder | None) -> None:
+        self._encoder = encoder
+        self.kernel = "none" if encoder is None else encoder.isa
 
     def run(self, batch: FeatureBatch) -> np.ndarray:
         batch.check(self._inputs)
@@ -144,3 +161,10 @@ class OpenVinoEngine:
         del self._compiled
         while not self._idle.empty():
             self._idle.get()
+
+
+def _lacking(products: Numbers, encoders: Mapping[str, FusedEncoder]) -> str:
+    """Say why there is no encoder with such products."""
+    if not encoders:
+        return "the native kernel does not compute this network's encoder, or the network has none"
+    return f"this processor has no instruction for products of {products}"

@@ -33,8 +33,12 @@ if platform.machine() in ("x86_64", "AMD64"):
         "avx2": ("-mavx2", "-mfma"),
         "avx512": ("-mavx2", "-mfma", "-mavx512f", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"),
     }
+#: Those with products of bf16 numbers, which the portable one computes in steps.
+_BF16_ISAS = {"portable": ()} | {
+    f"{isa}_bf16": (*flags, "-mavx512bw", "-mavx512bf16") for isa, flags in _ISAS.items() if isa == "avx512"
+}
 #: Files that are compiled once per instruction set, and the others.
-_PER_ISA = ("encoder.cpp", "peak.cpp")
+_PER_ISA = {"encoder.cpp": _ISAS, "peak.cpp": _ISAS, "encoder_bf16.cpp": _BF16_ISAS}
 _ONCE = ("answer.cpp", "assembly.cpp", "dispatch.cpp", "distinct.cpp", "near_cache.cpp", "values.cpp", "wire.cpp")
 
 
@@ -66,7 +70,9 @@ def build(made: Path = LIBRARY, sanitizers: Sequence[str] = ()) -> Path:
         subprocess.CalledProcessError: the compiler failed; its messages are on standard error.
     """
     units = [
-        (source, isa, (f"-DPINRANK_ISA={isa}", _FUSED, *flags)) for source in _PER_ISA for isa, flags in _ISAS.items()
+        (source, isa, (f"-DPINRANK_ISA={isa}", _FUSED, *flags))
+        for source, isas in _PER_ISA.items()
+        for isa, flags in isas.items()
     ]
     units += [(source, "once", (_EXACT,)) for source in _ONCE]
     return _build(made, sanitizers, units)

@@ -6,6 +6,7 @@
 
 #pragma once
 
+#include "pairs.h"
 #include "vectors.h"
 
 namespace PINRANK_ISA {
@@ -17,19 +18,19 @@ constexpr int ROWS = REGISTERS == 32 ? 5 : 4, COLUMNS = 3;
 constexpr int SLACK = 2 * ROWS;
 
 // sums[m][n] += sum over k of left[m][k] * right[k][n]: the loop that all products consist of. The numbers of a row of
-// `left` stand STEP apart.
-template <int STEP, int M, int N>
-inline PINRANK_INLINE void accumulate(const float* left, int left_stride, const float* right, int right_stride,
+// `left` stand STEP apart. A number is a float, or a pair of bf16 numbers: then `depth` counts pairs.
+template <int STEP, typename Number, int M, int N>
+inline PINRANK_INLINE void accumulate(const Number* left, int left_stride, const Number* right, int right_stride,
                                       int depth, Vector (&sums)[M][N]) {
 #pragma GCC unroll 4
   for (int k = 0; k < depth; k++) {
-    Vector row[N];
+    decltype(load(right)) row[N];
     load_each(right + (size_t)k * right_stride, row);
 #pragma GCC unroll 16
     for (int m = 0; m < M; m++) {
-      const Vector factor = splat(left[(size_t)m * left_stride + k * STEP]);
+      const auto factor = splat(left[(size_t)m * left_stride + k * STEP]);
 #pragma GCC unroll 8
-      for (int n = 0; n < N; n++) sums[m][n] += factor * row[n];
+      for (int n = 0; n < N; n++) sums[m][n] = multiply_add(factor, row[n], sums[m][n]);
     }
   }
 }
@@ -55,7 +56,8 @@ inline PINRANK_INLINE void over_rows(int rows, Step&& step) {
 
 // out[rows][columns] = left[rows][depth] * right[depth][columns] + bias, where bias may be null.
 // A few columns of `right` stay in the first-level cache while the rows of `left` pass.
-inline void product(const float* left, int left_stride, const float* right, int right_stride, const float* bias,
+template <typename Number>
+inline void product(const Number* left, int left_stride, const Number* right, int right_stride, const float* bias,
                     float* out, int out_stride, int rows, int columns, int depth) {
   over_columns(columns / WIDTH, [&]<int N>(int c) PINRANK_INLINE {
     over_rows(rows, [&]<int M>(int i) PINRANK_INLINE {
@@ -73,23 +75,24 @@ inline void product(const float* left, int left_stride, const float* right, int 
   });
 }
 
-// out[i][j] = left[i] . right[j] * scales[j] for two matrices with rows of `width` numbers.
+// out[i][j] = left[i] . right[j] * scales[j] for two matrices with rows of `width` numbers, floats or pairs.
 // Sums run along the vectors and are added up at the end, so that neither matrix has to be transposed.
-inline void dot_products(const float* left, const float* right, int width, const float* scales, float* out,
+template <typename Number>
+inline void dot_products(const Number* left, const Number* right, int width, const float* scales, float* out,
                          int out_stride, int left_rows, int right_rows) {
   constexpr int M = REGISTERS == 32 ? 5 : 2;
   for (int j = 0; j < right_rows; j += 4)
     for (int i = 0; i < left_rows; i += M) {
       Vector sums[M][4] = {};
       for (int c = 0; c < width; c += WIDTH) {
-        Vector column[4];
+        decltype(load(right)) column[4];
 #pragma GCC unroll 4
         for (int n = 0; n < 4; n++) column[n] = load(right + (size_t)(j + n) * width + c);
 #pragma GCC unroll 8
         for (int m = 0; m < M; m++) {
-          const Vector row = load(left + (size_t)(i + m) * width + c);
+          const auto row = load(left + (size_t)(i + m) * width + c);
 #pragma GCC unroll 4
-          for (int n = 0; n < 4; n++) sums[m][n] += row * column[n];
+          for (int n = 0; n < 4; n++) sums[m][n] = multiply_add(row, column[n], sums[m][n]);
         }
       }
 #pragma GCC unroll 8

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from model_store.bundle.manifest import Manifest
 from model_store.bundle.network_check import NetworkError, check_network
 from model_store.model.assembly import Assembler
 from model_store.model.logistic import Logistic
+from model_store.model.products import Products, choose_products
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +32,7 @@ class LoadedModel:
     utility_toml: bytes
     #: None if the model was loaded without a warm-up.
     warmed_up: WarmedUp | None
+    products: Products
 
     def bytes_of(self, rows: int) -> int:
         """Estimate the bytes of features and tensors that a request with this many candidates holds until its answer.
@@ -60,13 +63,17 @@ def load_model(
     pause: Callable[[], None] = lambda: None,
     progress: Progress = go_on,
 ) -> LoadedModel:
-    """Compile a bundle's network, verify its golden scores and warm it up.
+    """Compile a bundle's network, verify its golden scores, choose the encoder's products and warm it up.
+
+    The golden scores are verified in float32 (on GPUs in half precision), within the larger of the manifest's and the
+    engine's tolerance. If the engine was opened for products of fewer bits, they must also be within the manifest's
+    tolerance with those, or float32 stays.
 
     Args:
         bundle: a verified bundle.
         factory: opens the engine.
         streams: number of concurrent runs.
-        warm: whether to warm up and thereby measure the cost of a run.
+        warm: whether to choose the products and warm up, and thereby measure the cost of a run.
         plan: the compiled network (`Engine.plan`), from a process that has verified it.
         sample: recent requests to warm up on; the golden requests if None.
         pause: called between the steps; a step cannot be interrupted.
@@ -89,9 +96,21 @@ def load_model(
         try:
             pause()
             proven = FeatureBatch.concat([assembler.assemble(g.fetched, g.surface) for g in golden])
-            _verify(manifest, logistic(engine.run(proven)), golden, engine.tolerance)
+            probabilities = logistic(engine.run(proven))
+            tolerance = max(manifest.golden_tolerance, engine.tolerance)
+            if wrong := _golden_fault(manifest, probabilities, golden, tolerance):
+                raise BundleError(f"{manifest.ref}: {wrong}")
             pause()
-            warmed_up = _warm(manifest, engine, proven, sample, progress) if warm else None
+
+            def fault() -> str | None:
+                return _golden_fault(manifest, logistic(engine.run(proven)), golden, manifest.golden_tolerance)
+
+            products, warmed_up = Products.of(engine), None
+            if warm:
+                with _unquoted(manifest, sample):
+                    fitting = proven if sample is None else sample
+                    products = choose_products(engine, fault, fitting, pause)
+                    warmed_up = engine.warm_up(fitting, progress)
         except BaseException:
             engine.close()
             raise
@@ -100,37 +119,36 @@ def load_model(
     except (EngineError, NetworkError, IndexError, KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{manifest.ref}: {error}") from error
     return LoadedModel(
-        manifest, bundle.digest, manifest.needs, assembler, logistic, engine, bundle.files[UTILITY], warmed_up
+        manifest, bundle.digest, manifest.needs, assembler, logistic, engine, bundle.files[UTILITY], warmed_up, products
     )
 
 
-def _warm(
-    manifest: Manifest, engine: Engine, golden: FeatureBatch, sample: FeatureBatch | None, progress: Progress
-) -> WarmedUp:
-    if sample is None:
-        return engine.warm_up(golden, progress)
+@contextmanager
+def _unquoted(manifest: Manifest, recent: FeatureBatch | None) -> Iterator[None]:
+    """Replace an engine's error on recent requests by one without its text, which may quote a user's row."""
     try:
-        return engine.warm_up(sample, progress)
+        yield
     except UnavailableError:
         raise
-    except EngineError as error:  # the text of the error may quote a user's row
+    except EngineError as error:
+        if recent is None:
+            raise
         raise BundleError(f"{manifest.ref}: {type(error).__name__} during the warm-up on recent requests") from error
 
 
-def _verify(
-    manifest: Manifest, probabilities: np.ndarray, golden: list[GoldenRequest], engine_tolerance: float
-) -> None:
+def _golden_fault(
+    manifest: Manifest, probabilities: np.ndarray, golden: list[GoldenRequest], tolerance: float
+) -> str | None:
+    """Say which golden score is off by more than the tolerance, the worst one; None if none is."""
     expected = np.concatenate([g.probabilities for g in golden])
     if expected.shape != probabilities.shape:
-        raise BundleError(
-            f"{manifest.ref}: the golden scores have shape {expected.shape}, the network's {probabilities.shape}"
-        )
+        return f"the golden scores have shape {expected.shape}, the network's {probabilities.shape}"
     difference = np.abs(probabilities - expected)
     worst = float(np.max(np.where(np.isnan(difference), np.inf, difference)))
-    tolerance = max(manifest.golden_tolerance, engine_tolerance)
-    if worst > tolerance:
-        row, head = np.unravel_index(int(np.argmax(np.nan_to_num(difference, nan=np.inf))), difference.shape)
-        raise BundleError(
-            f"{manifest.ref}: golden row {row}, head {manifest.heads[int(head)].name!r}: expected probability "
-            f"{expected[row, head]:.6f}, got {probabilities[row, head]:.6f} (tolerance {tolerance:g})"
-        )
+    if worst <= tolerance:
+        return None
+    row, head = np.unravel_index(int(np.argmax(np.nan_to_num(difference, nan=np.inf))), difference.shape)
+    return (
+        f"golden row {row}, head {manifest.heads[int(head)].name!r}: expected probability "
+        f"{expected[row, head]:.6f}, got {probabilities[row, head]:.6f} (tolerance {tolerance:g})"
+    )

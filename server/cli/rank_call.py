@@ -73,6 +73,7 @@ def show(response: ranking_pb2.RankResponse, console: Console, titles: Mapping[i
     console.print(
         f"model {versions.model}@{versions.model_version} ({versions.model_digest[:12]}), "
         f"utility {versions.utility[:12]}, features {', '.join(versions.feature_groups)}"
+        + (f", products of {versions.products}" if versions.products else "")
     )
     degraded = [f"{field.name}={value}" for field, value in response.degradation.ListFields()]
     console.print(f"degraded: {', '.join(degraded) or 'nothing'}")

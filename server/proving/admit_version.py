@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import structlog
+
 from kernels.engine import EngineFactory, FeatureBatch, UnavailableError
 from model_store.bundle.files import UTILITY, Bundle, BundleError
 from model_store.bundle.manifest import Manifest
@@ -27,6 +29,8 @@ from server.request.features import FeatureReader
 from server.request.routing import ServedModel
 from server.runtime.memory import available_bytes, give_back_freed
 from server.runtime.supervisor import Supervisor
+
+_log = structlog.get_logger(__name__)
 
 #: How many recent requests a version is tested on.
 _SAMPLES = 16
@@ -274,11 +278,23 @@ class VersionAdmitter:
             raise NotReadyError(str(error)) from error
         try:
             assert model.warmed_up is not None, "load_model warms up by default"  # noqa: S101
-            report.checks.append(warm_up.ended(model.warmed_up))
+            report.checks += [*_chosen_products(model), warm_up.ended(model.warmed_up)]
             return ServedModel(model, utility, read_statistics(bundle))
         except BaseException:
             model.engine.close()
             raise
+
+
+def _chosen_products(model: LoadedModel) -> list[str]:
+    """Log the choice of the encoder's products, if there was one, and return it for operators."""
+    products = model.products
+    if not products.why:
+        return []
+    if products.refused:
+        _log.warning("products_refused", model=model.manifest.ref, asked=products.asked, why=products.why)
+    else:
+        _log.info("products_chosen", model=model.manifest.ref, numbers=products.numbers, why=products.why)
+    return [str(products)]
 
 
 def _free(model: LoadedModel) -> None:

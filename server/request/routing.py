@@ -45,6 +45,7 @@ class ServedModel:
                 model_digest=model.digest,
                 utility=utility.digest,
                 feature_groups=[group.ref for group in groups],
+                products=model.products.numbers,
             )
         ).SerializeToString()
 

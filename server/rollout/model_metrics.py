@@ -16,6 +16,7 @@ class ModelCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield self._phases()
+        yield self._products()
         yield from self._warm_ups()
         yield self._behind()
         yield self._drifts()
@@ -28,6 +29,17 @@ class ModelCollector(Collector):
         for version, record in self._status.versions.items():
             phase.add_metric([str(version), str(record.phase)], 1)
         return phase
+
+    def _products(self) -> Metric:
+        products = GaugeMetricFamily(
+            "pinrank_model_products",
+            "1 for what the products of each served version's encoder multiply, and what the settings ask for",
+            labels=["version", "numbers", "asked"],
+        )
+        for version, served in self._status.by_version.items():
+            chosen = served.model.products
+            products.add_metric([str(version), chosen.numbers, chosen.asked], 1)
+        return products
 
     def _warm_ups(self) -> Iterator[Metric]:
         runs = GaugeMetricFamily(

@@ -20,7 +20,7 @@ async def test_every_version_is_compiled_for_all_devices_and_proven_on_the_first
 ):
     opened, claims, prove = [], [], prover.prove
 
-    def factory(name, devices):
+    def factory(name, devices, _products):
         opened.append((name, devices))
 
         def engine(network, inputs, heads, streams, *, plan=None):

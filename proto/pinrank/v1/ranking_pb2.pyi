@@ -73,18 +73,20 @@ class Explanation(_message.Message):
     def __init__(self, heads: _Optional[_Iterable[str]] = ..., head_probabilities: _Optional[_Iterable[float]] = ..., parties: _Optional[_Iterable[str]] = ..., party_utilities: _Optional[_Iterable[float]] = ..., party_weights: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Versions(_message.Message):
-    __slots__ = ("model", "model_version", "model_digest", "utility", "feature_groups")
+    __slots__ = ("model", "model_version", "model_digest", "utility", "feature_groups", "products")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     UTILITY_FIELD_NUMBER: _ClassVar[int]
     FEATURE_GROUPS_FIELD_NUMBER: _ClassVar[int]
+    PRODUCTS_FIELD_NUMBER: _ClassVar[int]
     model: str
     model_version: int
     model_digest: str
     utility: str
     feature_groups: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, model: _Optional[str] = ..., model_version: _Optional[int] = ..., model_digest: _Optional[str] = ..., utility: _Optional[str] = ..., feature_groups: _Optional[_Iterable[str]] = ...) -> None: ...
+    products: str
+    def __init__(self, model: _Optional[str] = ..., model_version: _Optional[int] = ..., model_digest: _Optional[str] = ..., utility: _Optional[str] = ..., feature_groups: _Optional[_Iterable[str]] = ..., products: _Optional[str] = ...) -> None: ...
 
 class StageTimings(_message.Message):
     __slots__ = ("wire_us", "fetch_us", "assemble_us", "queue_us", "score_us", "utility_us", "select_us", "total_us")

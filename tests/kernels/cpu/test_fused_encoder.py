@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kernels.encoder import EncoderShape, FusedEncoder, instruction_sets
+from kernels.encoder import EncoderShape, FusedEncoder, Numbers, instruction_sets
 from kernels.engine import EngineError, ShapeError
 from ranker.network.encoder import EarlyFusion
 from ranker.network.serving_form import fold_early
@@ -16,17 +16,28 @@ from tests.ranker.encoders import Sizes, batch, shaken
 
 #: Largest difference of outputs that have a norm of about one each, computed in float32.
 TOLERANCE = 1e-4
+#: The same with bf16 products of operands with 8 bits: the largest, and their root mean square.
+TOLERANCE_BF16, DEVIATION_BF16 = 0.04, 0.004
+KERNELS = [(isa, numbers) for numbers in ("float32", "bf16") for isa in instruction_sets(numbers)]
 ODD = Sizes(actions=17, dim=24, action_dim=8, token_pin_dim=12, encoder_hidden=20, readout_rows=7)
 WIDE = Sizes(actions=1, dim=16, action_dim=5, token_pin_dim=40, encoder_hidden=64, readout_rows=18)
 
 
-def both(sizes: Sizes, fills: tuple[int, ...], length: int, rows: int, isa: str | None = None, scale: float = 1.0):
+def both(
+    sizes: Sizes,
+    fills: tuple[int, ...],
+    length: int,
+    rows: int,
+    isa: str | None = None,
+    scale: float = 1.0,
+    numbers: Numbers = "float32",
+):
     """Return the kernel's outputs and the published modules', float[N, K * d] each."""
     encoder = shaken(EarlyFusion(sizes).double(), 3, scale)
     actions, embeddings, candidates, row_request = batch(sizes, fills, length, rows)
     embeddings, candidates = embeddings.float(), candidates.float()
     weights = {name: weight.detach().numpy() for name, weight in fold_early(encoder).items()}
-    kernel = FusedEncoder(weights, EncoderShape(length, sizes.readout_rows, sizes.encoder_layers), isa)
+    kernel = FusedEncoder(weights, EncoderShape(length, sizes.readout_rows, sizes.encoder_layers), isa, numbers)
     splits = np.searchsorted(row_request.numpy(), np.arange(len(fills) + 1)).astype(np.int32)
     found = kernel.run(actions.numpy(), embeddings.numpy(), candidates.numpy(), splits)
     with torch.no_grad():
@@ -37,8 +48,7 @@ def test_the_kernel_is_built_with_the_package() -> None:
     assert instruction_sets()[0] == "portable"
 
 
-@pytest.mark.parametrize("isa", instruction_sets())
-@pytest.mark.parametrize(
+SHAPES = pytest.mark.parametrize(
     ("sizes", "length", "fills", "rows"),
     [
         (Sizes(), 100, (100,), 1),
@@ -50,9 +60,21 @@ def test_the_kernel_is_built_with_the_package() -> None:
         (replace(Sizes(), readout_rows=1), 1, (1, 0), 4),
     ],
 )
+
+
+@pytest.mark.parametrize("isa", instruction_sets())
+@SHAPES
 def test_the_kernel_computes_what_is_published(isa, sizes: Sizes, length: int, fills, rows: int) -> None:
     found, expected = both(sizes, fills, length, rows, isa)
     np.testing.assert_allclose(found, expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("isa", instruction_sets("bf16"))
+@SHAPES
+def test_bf16_products_leave_it_close_to_what_is_published(isa, sizes: Sizes, length: int, fills, rows: int) -> None:
+    found, expected = both(sizes, fills, length, rows, isa, numbers="bf16")
+    np.testing.assert_allclose(found, expected, atol=TOLERANCE_BF16)
+    assert np.sqrt(np.mean((found - expected) ** 2)) < DEVIATION_BF16
 
 
 @pytest.mark.parametrize("isa", instruction_sets())
@@ -65,42 +87,44 @@ def test_scores_far_apart_stay_as_exact_as_the_plain_modules_in_float32(isa, sca
     assert np.abs(found - expected).max() <= 1e-4 + 10 * np.abs(plain - expected).max()
 
 
-@pytest.mark.parametrize("isa", instruction_sets())
-def test_gaps_in_a_sequence_are_skipped_where_they_stand(isa) -> None:
+@pytest.mark.parametrize(("isa", "numbers"), KERNELS)
+def test_gaps_in_a_sequence_are_skipped_where_they_stand(isa, numbers) -> None:
     sizes = Sizes()
     encoder = shaken(EarlyFusion(sizes).double(), 3)
     actions, embeddings, candidates, row_request = batch(sizes, (60, 60), 60, 12)
     actions[0, [0, 3, 4, 40]] = 0
     embeddings[0, 3] = float("nan")  # what stands at an absent action is never read
     weights = {name: weight.detach().numpy() for name, weight in fold_early(encoder).items()}
-    kernel = FusedEncoder(weights, EncoderShape(60, 10, 2), isa)
+    kernel = FusedEncoder(weights, EncoderShape(60, 10, 2), isa, numbers)
     found = kernel.run(
         actions.numpy(), embeddings.float().numpy(), candidates.float().numpy(), np.array([0, 6, 12], np.int32)
     )
     embeddings[0, 3] = 0.0
     with torch.no_grad():
         expected = encoder(actions, embeddings, candidates, row_request).numpy()
-    np.testing.assert_allclose(found, expected, atol=TOLERANCE)
+    np.testing.assert_allclose(found, expected, atol=TOLERANCE if numbers == "float32" else TOLERANCE_BF16)
 
 
-def test_a_candidates_outputs_do_not_depend_on_its_company() -> None:
+@pytest.mark.parametrize(("isa", "numbers"), KERNELS)
+def test_a_candidates_outputs_do_not_depend_on_its_company(isa, numbers) -> None:
     sizes = Sizes()
     encoder = shaken(EarlyFusion(sizes), 3)
     actions, embeddings, candidates, _ = batch(sizes, (100,), 100, 90, dtype=torch.float32)
     weights = {name: weight.detach().numpy() for name, weight in fold_early(encoder).items()}
-    kernel = FusedEncoder(weights, EncoderShape(100, 10, 2))
+    kernel = FusedEncoder(weights, EncoderShape(100, 10, 2), isa, numbers)
     read, alone = (actions.numpy(), embeddings.numpy()), np.array([0, 1], np.int32)
     together = kernel.run(*read, candidates.numpy(), np.array([0, 90], np.int32))
     for row in (0, 31, 32, 89):
         np.testing.assert_array_equal(kernel.run(*read, candidates[row : row + 1].numpy(), alone)[0], together[row])
 
 
-@pytest.mark.parametrize("isa", instruction_sets())
-def test_a_candidate_that_is_not_finite_spoils_no_other(isa) -> None:
+@pytest.mark.parametrize(("isa", "numbers"), KERNELS)
+@pytest.mark.parametrize("fill", [50, 49])
+def test_a_candidate_that_is_not_finite_spoils_no_other(isa, numbers, fill: int) -> None:
     encoder = shaken(EarlyFusion(Sizes()), 3)
-    actions, embeddings, candidates, _ = batch(Sizes(), (50,), 50, 11, dtype=torch.float32)
+    actions, embeddings, candidates, _ = batch(Sizes(), (fill,), 50, 11, dtype=torch.float32)
     weights = {name: weight.detach().numpy() for name, weight in fold_early(encoder).items()}
-    kernel = FusedEncoder(weights, EncoderShape(50, 10, 2), isa)
+    kernel = FusedEncoder(weights, EncoderShape(50, 10, 2), isa, numbers)
     read, splits = (actions.numpy(), embeddings.numpy()), np.array([0, 11], np.int32)
     expected = kernel.run(*read, candidates.numpy(), splits)
     candidates[5] = float("nan")

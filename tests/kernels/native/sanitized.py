@@ -15,7 +15,7 @@ import pytest
 
 from feature_client.cache_places import NativePlaces, PlaceArrays
 from feature_client.codec import Rows
-from kernels.encoder import EncoderShape, FusedEncoder, instruction_sets
+from kernels.encoder import EncoderShape, FusedEncoder, Numbers, instruction_sets
 from kernels.native import library
 from model_store.model.assembly import Assembler
 from tests import tiny
@@ -35,7 +35,8 @@ def run_tests(files: list[str]) -> int:
 def run_threads() -> None:
     """Call from several threads what may be shared by them, and from each thread what it owns."""
     assembler, fetched = Assembler(tiny.manifest()), tiny.fetched([1, 2, 3], [4, 5])
-    encoders = [_encoder(isa) for isa in instruction_sets()]
+    kinds: tuple[Numbers, ...] = ("float32", "bf16")
+    encoders = [_encoder(isa, numbers) for numbers in kinds for isa in instruction_sets(numbers)]
     rng = np.random.default_rng(0)
     actions = rng.integers(0, 4, (2, _LENGTH))
     embeddings, candidates = (rng.normal(size=size).astype(np.float32) for size in ((2, _LENGTH, 8), (40, 8)))
@@ -79,7 +80,7 @@ def _use(places: NativePlaces) -> None:
     places.look_up(ids, -1.0, noted=True)
 
 
-def _encoder(isa: str) -> FusedEncoder:
+def _encoder(isa: str, numbers: Numbers) -> FusedEncoder:
     action, pin, candidate, embedding, hidden = 4, 6, 6, 8, 10
     dim = action + pin + candidate
     shapes: dict[str, tuple[int, ...]] = {
@@ -101,7 +102,7 @@ def _encoder(isa: str) -> FusedEncoder:
             shapes |= {f"layer{layer}_{name}": (dim,), f"layer{layer}_{name}_bias": (dim,)}
     rng = np.random.default_rng(1)
     weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-    return FusedEncoder(weights, EncoderShape(_LENGTH, 3, 2), isa)
+    return FusedEncoder(weights, EncoderShape(_LENGTH, 3, 2), isa, numbers)
 
 
 def _on_threads(work: list[Callable[[], None]]) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from kernels.cpu.numpy_engine import NumpyEngine
 from kernels.cpu.openvino_engine import OpenVinoEngine
-from kernels.encoder import FusedEncoder, instruction_sets
+from kernels.encoder import FusedEncoder, has_instruction, instruction_sets
 from kernels.engine import EngineError
 from kernels.fusion import DOMAIN, ENCODER, parse, take_out_encoder
 from ranker.export.bundle import Form, export_encoder, export_onnx
@@ -36,6 +36,32 @@ def test_the_kernel_and_openvino_alone_compute_the_same(fills: tuple[int, ...], 
     with_kernel, alone = OpenVinoEngine(exported()[0], specs, 3), OpenVinoEngine(exported()[0], specs, 3, native=False)
     assert (with_kernel.kernel, alone.kernel) == (instruction_sets()[-1], "none")
     np.testing.assert_allclose(with_kernel.run(taken), alone.run(taken), atol=1e-4)
+
+
+def test_an_engine_multiplies_bf16_once_it_is_told_to_and_float32_again() -> None:
+    content, specs = exported()[0], read_by("early", batch())[1]
+    taken = batch((LENGTH, 3), 40)
+    engine, plain = OpenVinoEngine(content, specs, 3, products="bf16"), OpenVinoEngine(content, specs, 3)
+    expected = plain.run(taken)
+    np.testing.assert_array_equal(engine.run(taken), expected)
+    if not has_instruction("bf16"):
+        assert "no instruction for products of bf16" in engine.products_lacking
+        return
+    engine.multiply("bf16")
+    rounded = engine.run(taken)
+    assert engine.kernel == instruction_sets("bf16")[-1]
+    assert 0 < np.abs(rounded - expected).max() < 0.05
+    engine.multiply("float32")
+    np.testing.assert_array_equal(engine.run(taken), expected)
+
+
+def test_an_engine_says_why_it_cannot_multiply_bf16() -> None:
+    taken, specs = read_by("early", batch())
+    deeper = OpenVinoEngine(export_onnx(network(encoder_layers=3), taken), specs, 3, products="bf16")
+    for engine in (deeper, OpenVinoEngine(exported()[0], specs, 3, native=False, products="bf16")):
+        assert "does not compute this network's encoder" in engine.products_lacking
+        with pytest.raises(EngineError, match="nothing itself, not bf16"):
+            engine.multiply("bf16")
 
 
 def test_an_encoder_that_the_kernel_is_not_made_for_runs_in_openvino() -> None:

@@ -70,6 +70,7 @@ async def test_versions_and_timings_come_with_every_answer(stub, server):
     assert answer.versions.model_digest == model.digest
     assert answer.versions.utility == server.status.default.utility.digest
     assert list(answer.versions.feature_groups) == ["pin_core@1", "user_core@1", "actions@1"]
+    assert answer.versions.products == "float32"
     timings = answer.timings
     stages = [timings.wire_us, timings.fetch_us, timings.assemble_us, timings.score_us, timings.utility_us]
     assert all(stage > 0 for stage in stages)

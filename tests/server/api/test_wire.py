@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from model_store.bundle.manifest import FileEntry, Manifest, Surface
+from model_store.model.products import Products
 from model_store.model.utility import load_utility
 from pinrank.v1 import ranking_pb2
 from server.api.wire import parse_request, to_query, to_response
@@ -22,7 +23,7 @@ NOW_S = 100.0
 
 def served(version):
     manifest = tiny.manifest(version)
-    model = SimpleNamespace(manifest=manifest, digest=f"{version:064}")
+    model = SimpleNamespace(manifest=manifest, digest=f"{version:064}", products=Products("float32", "float32"))
     return ServedModel(model, load_utility(tiny.UTILITY.encode(), manifest))
 
 
