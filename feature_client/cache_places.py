@@ -229,10 +229,11 @@ class NativePlaces:
         # One allocation: the rows, and for each id its state, whether it is absent, and a byte for the function's use.
         states = count * self._row_bytes
         out = np.empty(states + 3 * count, np.uint8)
-        misses = self._look_up(self._struct_at, address(ids), count, oldest_s, noted, address(out))
+        at = address(out)
+        misses = self._look_up(self._struct_at, address(ids), count, oldest_s, noted, at)
         if noted:
             self._arrays.note(count)
-        rows = Rows(np.ndarray(count, self._dtype, out), np.ndarray(count, np.uint8, out, states))
+        rows = Rows(np.ndarray(count, self._dtype, out), np.ndarray(count, np.uint8, out, states), at)
         return rows, np.ndarray(count, np.bool_, out, states + count) if misses else None, misses
 
     def put(self, ids: np.ndarray, rows: Rows, now_s: float, stale_s: float) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from feature_client.action_times import clock_ms
-from feature_client.codec import NewestEvents, Rows, RowState, decode_rows, newest_events
+from feature_client.codec import NewestEvents, Rows, RowState, decode_row, newest_events
 from feature_client.features import FeatureNeeds, FetchedFeatures
 from feature_client.groups import FeatureGroup, SequenceGroup
 from feature_client.near_cache import Flight, NearCache
@@ -44,8 +44,9 @@ async def fetch(
             limit.
         near: near caches by the fingerprint of their group. A group without one is read from the store.
     """
-    reads = _StoreReads(store, budget_s)
-    pins = _Pins(reads, needs.pin_groups, near or {})
+    now_s = asyncio.get_running_loop().time()
+    reads = _StoreReads(store, None if budget_s is None else now_s + budget_s)
+    pins = _Pins(reads, needs.pin_groups, near or {}, now_s)
     query = () if query_pin_id is None else (np.array([query_pin_id], np.uint64),)
     if not reads.local:
         pins.look_up(np.concatenate((pin_ids, *query)) if query else pin_ids)
@@ -53,7 +54,7 @@ async def fetch(
     if needs.sequence is not None:
         keys.append(needs.sequence.key(user_id))
     values = await pins.read(keys)
-    users = {group.name: decode_rows(group, values[i : i + 1]) for i, group in enumerate(needs.user_groups)}
+    users = {group.name: decode_row(group, values[i]) for i, group in enumerate(needs.user_groups)}
     newest = _NO_EVENTS
     if needs.sequence is not None:
         newest = newest_events(needs.sequence, values[len(keys) - 1], needs.sequence_length, clock_ms())
@@ -63,7 +64,8 @@ async def fetch(
         pins.look_up(np.concatenate((pin_ids, event_pins, *query)))
     else:
         pins.look_up(np.ascontiguousarray(event_pins))
-    await pins.read_rest()
+    if pins.incomplete:
+        await pins.read_rest()
     rows, stale = pins.finish(len(pin_ids))
     return FetchedFeatures(
         users, rows, len(pin_ids), newest.events, query_pin_id is not None, newest.state, reads.failure, stale,
@@ -74,9 +76,10 @@ async def fetch(
 class _Pins:
     """The pins of one request, in one or two lookups: the second one is of the pins of the user's actions."""
 
-    def __init__(self, reads: _StoreReads, groups: tuple[FeatureGroup, ...], near: Mapping[bytes, NearCache]) -> None:
-        self._reads, self._groups, self._near = reads, groups, near
-        self._now_s = asyncio.get_running_loop().time()
+    def __init__(
+        self, reads: _StoreReads, groups: tuple[FeatureGroup, ...], near: Mapping[bytes, NearCache], now_s: float
+    ) -> None:
+        self._reads, self._groups, self._near, self._now_s = reads, groups, near, now_s
         self._lookups: list[list[PinRows]] = []
         #: Reads of other requests that this one waits for.
         self._joined: list[tuple[PinRows, Join]] = []
@@ -91,6 +94,11 @@ class _Pins:
         self._lookups.append(found)
         if not self._reads.local:
             self._joined += [(rows, join) for rows in found for join in rows.join_flights()]
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether pins have yet to be read, here or by other requests."""
+        return bool(self._joined) or any([rows.owed for lookup in self._lookups for rows in lookup])
 
     async def read(self, keys: Sequence[bytes] = ()) -> Sequence[bytes | None]:
         """Read these keys and all owed pins from the store in one call. The first values are those of the keys."""
@@ -121,7 +129,7 @@ class _Pins:
     def finish(self, candidates: int) -> tuple[dict[str, Rows], int]:
         """Return the rows by group, in the order of `FetchedFeatures`; and how many are stale."""
         finished = [[rows.finish() for rows in lookup] for lookup in self._lookups]
-        stale = sum(aged for lookup in finished for _, aged in lookup)
+        stale = sum([aged for lookup in finished for _, aged in lookup])
         if len(finished) == 1:
             return {group.name: rows for group, (rows, _) in zip(self._groups, finished[0], strict=True)}, stale
         return {
@@ -133,10 +141,10 @@ class _Pins:
 class _StoreReads:
     """The store reads of one request within one time budget. After a read that fails entirely, no more are sent."""
 
-    def __init__(self, store: Store, budget_s: float | None) -> None:
+    def __init__(self, store: Store, ends_s: float | None) -> None:
         self._store = store
         self.local = store.local
-        self._ends_s = None if budget_s is None else asyncio.get_running_loop().time() + budget_s
+        self._ends_s = ends_s
         self._gone = False
         self.failure: str | None = None
 

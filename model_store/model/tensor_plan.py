@@ -136,7 +136,7 @@ class TensorPlan:
             place += len(row)
         for name in self._pins:
             pins = fetched.pins[name]
-            at, (stride,) = address(pins.rows), pins.rows.strides
+            at, (stride,) = pins.address, pins.rows.strides
             asked = with_query and query and int(pins.states[-1]) == _PRESENT
             sources += (at, 0, stride, candidates)
             sources += (at + candidates * stride, 0, stride, events)
