@@ -53,7 +53,7 @@ async def fetch(
     keys = [group.key(user_id) for group in needs.user_groups]
     if needs.sequence is not None:
         keys.append(needs.sequence.key(user_id))
-    values = await pins.read(keys)
+    values = (await reads.multi_get(keys))[0] if reads.local else await pins.read(keys)
     users = {group.name: decode_row(group, values[i]) for i, group in enumerate(needs.user_groups)}
     newest = _NO_EVENTS
     if needs.sequence is not None:
@@ -64,7 +64,7 @@ async def fetch(
         pins.look_up(np.concatenate((pin_ids, event_pins, *query)))
     else:
         pins.look_up(np.ascontiguousarray(event_pins))
-    if pins.incomplete:
+    if not pins.complete:
         await pins.read_rest()
     rows, stale = pins.finish(len(pin_ids))
     return FetchedFeatures(
@@ -74,12 +74,17 @@ async def fetch(
 
 
 class _Pins:
-    """The pins of one request, in one or two lookups: the second one is of the pins of the user's actions."""
+    """The pins of one request, in one or two lookups: the second one is of the pins of the user's actions.
+
+    Attributes:
+        complete: whether the near caches hold all of them.
+    """
 
     def __init__(
         self, reads: _StoreReads, groups: tuple[FeatureGroup, ...], near: Mapping[bytes, NearCache], now_s: float
     ) -> None:
         self._reads, self._groups, self._near, self._now_s = reads, groups, near, now_s
+        self.complete = True
         self._lookups: list[list[PinRows]] = []
         #: Reads of other requests that this one waits for.
         self._joined: list[tuple[PinRows, Join]] = []
@@ -92,13 +97,11 @@ class _Pins:
             for group, before in zip(self._groups, earlier, strict=True)
         ]
         self._lookups.append(found)
-        if not self._reads.local:
-            self._joined += [(rows, join) for rows in found for join in rows.join_flights()]
-
-    @property
-    def incomplete(self) -> bool:
-        """Whether pins have yet to be read, here or by other requests."""
-        return bool(self._joined) or any([rows.owed for lookup in self._lookups for rows in lookup])
+        for rows in found:
+            if rows.owed:
+                self.complete = False
+                if not self._reads.local:
+                    self._joined += [(rows, join) for join in rows.join_flights()]
 
     async def read(self, keys: Sequence[bytes] = ()) -> Sequence[bytes | None]:
         """Read these keys and all owed pins from the store in one call. The first values are those of the keys."""
@@ -128,14 +131,16 @@ class _Pins:
 
     def finish(self, candidates: int) -> tuple[dict[str, Rows], int]:
         """Return the rows by group, in the order of `FetchedFeatures`; and how many are stale."""
-        finished = [[rows.finish() for rows in lookup] for lookup in self._lookups]
-        stale = sum([aged for lookup in finished for _, aged in lookup])
-        if len(finished) == 1:
-            return {group.name: rows for group, (rows, _) in zip(self._groups, finished[0], strict=True)}, stale
-        return {
-            group.name: own.with_inserted(candidates, events)
-            for group, (own, _), (events, _) in zip(self._groups, *finished, strict=True)
-        }, stale
+        made, stale = dict[str, Rows](), 0
+        for group, *lookups in zip(self._groups, *self._lookups, strict=True):
+            rows, aged = lookups[0].finish()
+            stale += aged
+            if len(lookups) > 1:
+                events, aged = lookups[1].finish()
+                stale += aged
+                rows = rows.with_inserted(candidates, events)
+            made[group.name] = rows
+        return made, stale
 
 
 class _StoreReads:

@@ -26,7 +26,7 @@ _TAIL_S = 0.0005
 _PASSED = "the deadline had passed on arrival; nothing was read or scored"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RankQuery:
     """A valid request.
 
