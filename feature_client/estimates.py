@@ -52,8 +52,7 @@ class DecayingSum:
 
     def add(self, amount: float, now_s: float) -> None:
         self._sum = self.at(now_s) + amount
-        if now_s > self._at_s:
-            self._at_s = now_s
+        self._at_s = max(self._at_s, now_s)
 
     def at(self, now_s: float) -> float:
         """Return what is left of the sum at a time."""

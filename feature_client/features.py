@@ -118,5 +118,3 @@ class MissingFeatures:
     event_pins: int
     query_pin: bool
     foreign: int
-
-

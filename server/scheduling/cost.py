@@ -162,8 +162,6 @@ class CostModel:
 
 def _between(table: list[float], rows: int) -> float:
     """Interpolate between the sizes of a table."""
-    low = rows.bit_length() - 1 if rows else 0
-    if low > _LAST_INTERVAL:
-        low = _LAST_INTERVAL
+    low = min(rows.bit_length() - 1, _LAST_INTERVAL) if rows else 0
     start_s, size = table[low], _SIZES[low]
     return start_s + (table[low + 1] - start_s) * (rows - size) / size

@@ -213,7 +213,9 @@ class EarliestDeadlineFirst:
 
     def _joiners(self, head: WaitingTicket, behind: list[WaitingTicket], now_s: float) -> list[WaitingTicket]:
         def may_join(other: WaitingTicket) -> bool:
-            return other.ticket.model == head.ticket.model and not other.start and not self._is_large(other.ticket, now_s)
+            return (
+                other.ticket.model == head.ticket.model and not other.start and not self._is_large(other.ticket, now_s)
+            )
 
         cost = self._cost(head.ticket.model)
         return joiners(head, takewhile(may_join, behind), len(behind), cost, now_s)
