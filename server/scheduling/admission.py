@@ -112,9 +112,11 @@ class Admission:
             return Refuse(full, max(0.0, forecast.finish_s - now_s))
         if _fits(forecast, ask):
             return self._take(Admit(ticket), ask, now_s)
-        degraded = next(filter(None, (self._degraded(action, ask, ticket, now_s) for action in actions)), None)
-        if degraded is not None or not self.requests:
-            return self._take(degraded or Admit(ticket), ask, now_s)
+        for action in actions:
+            if degraded := self._degraded(action, ask, ticket, now_s):
+                return self._take(degraded, ask, now_s)
+        if not self.requests:
+            return self._take(Admit(ticket), ask, now_s)
         late_s = forecast.finish_s - ask.deadline_s
         if late_s > 0:
             return Refuse(self._too_late(late_s), max(late_s, 0.001))
