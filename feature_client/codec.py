@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -38,19 +38,26 @@ class Rows:
     Attributes:
         rows: structured[N] of the group's dtype; the group's default row if no usable value was found.
         states: uint8[N], the `RowState` of each row.
-        at: the address of the first row, if whoever made the rows knows it; see `address`.
     """
 
     rows: np.ndarray
     states: np.ndarray
-    at: int | None = None
+    #: A copy with other rows must not keep it, so it is not an argument.
+    _address: int | None = field(init=False, default=None, repr=False, compare=False)
+
+    @classmethod
+    def at(cls, address: int, rows: np.ndarray, states: np.ndarray) -> Rows:
+        """Return rows of which the first begins at this address."""
+        made = cls(rows, states)
+        made._address = address
+        return made
 
     @property
     def address(self) -> int:
         """The address of the first row."""
-        if self.at is None:
-            self.at = address(self.rows)
-        return self.at
+        if self._address is None:
+            self._address = address(self.rows)
+        return self._address
 
     def put(self, where: np.ndarray, found: Rows) -> None:
         """Write rows to the places in `where`, bool[N] or int64[M].
@@ -122,7 +129,7 @@ def decode_row(group: FeatureGroup, value: bytes | None) -> Rows:
     native = native_values()
     if native is None:
         return decode_rows_in_numpy(group, [value])
-    return Rows(*native.decode_row(group.row_layout, value))
+    return Rows.at(*native.decode_row(group.row_layout, value))
 
 
 def decode_rows_in_numpy(group: FeatureGroup, values: Sequence[bytes | None]) -> Rows:
@@ -213,8 +220,8 @@ def _readable(group: FeatureGroup, fingerprints: np.ndarray, rows: np.ndarray) -
 def _possible(group: FeatureGroup, rows: np.ndarray) -> np.ndarray:
     """Return bool[N]: whether each row is possible under the group's description."""
     possible = np.ones(len(rows), bool)
-    for field in group.categoricals:
-        possible &= rows[field.name] < field.cardinality
+    for coded in group.categoricals:
+        possible &= rows[coded.name] < coded.cardinality
     for block in group.float_blocks:
         finite = np.isfinite(block.of(rows))
         if not finite.all():
