@@ -126,13 +126,12 @@ class EarliestDeadlineFirst:
         self, head: WaitingTicket, behind: list[WaitingTicket], free: int, typical: float, now_s: float
     ) -> Run | WaitUntil:
         rows = self._rows_of_next_piece(head, len(behind), free, typical, now_s)
-        whole, joined = rows == head.ticket.rows, list[WaitingTicket]()
-        if whole and free == 1:
-            joined = self._joiners(head, behind, now_s)
-        if whole and not behind and (time_s := self._wait_until_s(head, now_s)) > now_s:
-            return WaitUntil(time_s)
         pieces = [Piece(head.ticket, head.start, head.start + rows)]
-        pieces += [Piece(other.ticket, 0, other.rows) for other in joined]
+        if rows == head.ticket.rows:
+            if not behind and (time_s := self._wait_until_s(head, now_s)) > now_s:
+                return WaitUntil(time_s)
+            if behind and free == 1:
+                pieces += [Piece(other.ticket, 0, other.rows) for other in self._joiners(head, behind, now_s)]
         return self._start(tuple(pieces), now_s)
 
     def forecast(self, ticket: Ticket, now_s: float) -> Forecast:
