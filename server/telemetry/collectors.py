@@ -27,7 +27,7 @@ class CallCounter(Collector):
 
     def collect(self) -> Iterator[Metric]:
         family = CounterMetricFamily(self._name, self._documentation, labels=self._labels)
-        for values, count in sorted(self.counts.copy().items()):
+        for values, count in sorted(dict(self.counts).items()):
             family.add_metric(values, count)
         yield family
 
