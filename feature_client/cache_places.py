@@ -229,17 +229,18 @@ class NativePlaces:
         # One allocation: the rows, and for each id its state, whether it is absent, and a byte for the function's use.
         states = count * self._row_bytes
         out = np.empty(states + 3 * count, np.uint8)
-        misses = self._look_up(self._struct_at, address(ids), count, oldest_s, noted, address(out))
+        at = address(out)
+        misses = self._look_up(self._struct_at, address(ids), count, oldest_s, noted, at)
         if noted:
             self._arrays.note(count)
-        rows = Rows(np.ndarray(count, self._dtype, out), np.ndarray(count, np.uint8, out, states))
+        rows = Rows.at(at, np.ndarray(count, self._dtype, out), np.ndarray(count, np.uint8, out, states))
         return rows, np.ndarray(count, np.bool_, out, states + count) if misses else None, misses
 
     def put(self, ids: np.ndarray, rows: Rows, now_s: float, stale_s: float) -> int:
         ids, states = np.ascontiguousarray(ids, np.uint64), np.ascontiguousarray(rows.states, np.uint8)
         self._arrays.check(ids, rows)
         evictions: int = self._put(
-            *(self._struct_at, address(ids), len(ids), address(rows.rows), rows.rows.strides[0], address(states)),
+            *(self._struct_at, address(ids), len(ids), rows.address, rows.rows.strides[0], address(states)),
             *(now_s, stale_s),
         )
         return evictions

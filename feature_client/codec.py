@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from feature_client.action_times import STORED_AHEAD_MAX_MS, without_future
 from feature_client.groups import FINGERPRINT_BYTES, FeatureGroup, SequenceGroup
 from feature_client.values.native_values import native_values
 from feature_client.values.stored_values import StoredValues
+from kernels.native.library import address
 
 
 class RowState(IntEnum):
@@ -29,7 +31,7 @@ _STATES = tuple(RowState)
 _PRESENT, _MISSING, _FOREIGN = map(int, _STATES)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Rows:
     """Decoded rows, in the order of their keys.
 
@@ -40,6 +42,22 @@ class Rows:
 
     rows: np.ndarray
     states: np.ndarray
+    #: A copy with other rows must not keep it, so it is not an argument.
+    _address: int | None = field(init=False, default=None, repr=False, compare=False)
+
+    @classmethod
+    def at(cls, address: int, rows: np.ndarray, states: np.ndarray) -> Rows:
+        """Return rows of which the first begins at this address."""
+        made = cls(rows, states)
+        made._address = address
+        return made
+
+    @property
+    def address(self) -> int:
+        """The address of the first row."""
+        if self._address is None:
+            self._address = address(self.rows)
+        return self._address
 
     def put(self, where: np.ndarray, found: Rows) -> None:
         """Write rows to the places in `where`, bool[N] or int64[M].
@@ -106,6 +124,14 @@ def decode_rows(group: FeatureGroup, values: Sequence[bytes | None]) -> Rows:
     return Rows(*native.decode_rows(group.row_layout, StoredValues.of(values)))
 
 
+def decode_row(group: FeatureGroup, value: bytes | None) -> Rows:
+    """Decode one stored value. Cost: one native call, about 2 us."""
+    native = native_values()
+    if native is None:
+        return decode_rows_in_numpy(group, [value])
+    return Rows.at(*native.decode_row(group.row_layout, value))
+
+
 def decode_rows_in_numpy(group: FeatureGroup, values: Sequence[bytes | None]) -> Rows:
     """Decode stored values: the reference for `decode_rows`, which does the same to the bit.
 
@@ -153,8 +179,7 @@ def decode_sequence(group: SequenceGroup, value: bytes | None) -> tuple[np.ndarr
     return events, RowState.PRESENT
 
 
-@dataclass(frozen=True, slots=True)
-class NewestEvents:
+class NewestEvents(NamedTuple):
     """The end of a stored sequence.
 
     Attributes:
@@ -173,10 +198,9 @@ def newest_events(group: SequenceGroup, value: bytes | None, length: int, now_ms
     native = native_values()
     if native is None or not length:
         return newest_events_in_numpy(group, value, length, now_ms)
-    events = np.empty(length, group.dtype)
-    codes = len(group.actions), len(group.surfaces)
-    kept, future, state = native.newest_events(group.fingerprint, codes, value, now_ms + STORED_AHEAD_MAX_MS, events)
-    return NewestEvents(events[:kept], _STATES[state], future)
+    codes, latest_ms = (len(group.actions), len(group.surfaces)), now_ms + STORED_AHEAD_MAX_MS
+    events, future, state = native.newest_events(group.fingerprint, codes, value, latest_ms, length, group.dtype)
+    return NewestEvents(events, _STATES[state], future)
 
 
 def newest_events_in_numpy(group: SequenceGroup, value: bytes | None, length: int, now_ms: int) -> NewestEvents:
@@ -196,8 +220,8 @@ def _readable(group: FeatureGroup, fingerprints: np.ndarray, rows: np.ndarray) -
 def _possible(group: FeatureGroup, rows: np.ndarray) -> np.ndarray:
     """Return bool[N]: whether each row is possible under the group's description."""
     possible = np.ones(len(rows), bool)
-    for field in group.categoricals:
-        possible &= rows[field.name] < field.cardinality
+    for coded in group.categoricals:
+        possible &= rows[coded.name] < coded.cardinality
     for block in group.float_blocks:
         finite = np.isfinite(block.of(rows))
         if not finite.all():

@@ -52,8 +52,9 @@ class DecayingSum:
 
     def add(self, amount: float, now_s: float) -> None:
         self._sum = self.at(now_s) + amount
-        self._at_s = max(now_s, self._at_s)
+        self._at_s = max(self._at_s, now_s)
 
     def at(self, now_s: float) -> float:
         """Return what is left of the sum at a time."""
-        return self._sum * math.exp(-max(0.0, now_s - self._at_s) / self._memory_s)
+        past_s = now_s - self._at_s
+        return self._sum * math.exp(-past_s / self._memory_s) if past_s > 0 else self._sum

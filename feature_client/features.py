@@ -22,7 +22,7 @@ class FeatureNeeds:
     sequence_length: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class FetchedFeatures:
     """The features of one request.
 
@@ -69,13 +69,20 @@ class FetchedFeatures:
     def store_unavailable(self) -> bool:
         return self.store_failure is not None
 
+    @property
+    def complete(self) -> bool:
+        """Whether all rows and the sequence are present. Cost: 1 us."""
+        if self.sequence_state or self.future_events:
+            return False
+        for groups in (self.user, self.pins):
+            for rows in groups.values():
+                if np.count_nonzero(rows.states):
+                    return False
+        return True
+
     def missing(self) -> MissingFeatures:
-        """Count what is missing. Cost: 2 us if nothing is, otherwise a dozen NumPy calls."""
+        """Count what is missing. Cost: a dozen NumPy calls; ask `complete` first."""
         users = [int(rows.states[0]) for rows in self.user.values()]
-        if not (self.sequence_state or self.future_events or any(users)) and not any(
-            np.count_nonzero(rows.states) for rows in self.pins.values()
-        ):
-            return _NOTHING
         user_missing = any(users)  # a row that is present has state 0
         foreign = users.count(RowState.FOREIGN) + (self.sequence_state == RowState.FOREIGN or self.future_events > 0)
         states = [rows.states for rows in self.pins.values() if np.count_nonzero(rows.states)]
@@ -111,6 +118,3 @@ class MissingFeatures:
     event_pins: int
     query_pin: bool
     foreign: int
-
-
-_NOTHING = MissingFeatures(user=False, candidates=0, event_pins=0, query_pin=False, foreign=0)

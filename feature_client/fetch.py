@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from feature_client.action_times import clock_ms
-from feature_client.codec import NewestEvents, Rows, RowState, decode_rows, newest_events
+from feature_client.codec import NewestEvents, Rows, RowState, decode_row, newest_events
 from feature_client.features import FeatureNeeds, FetchedFeatures
 from feature_client.groups import FeatureGroup, SequenceGroup
 from feature_client.near_cache import Flight, NearCache
@@ -44,16 +44,17 @@ async def fetch(
             limit.
         near: near caches by the fingerprint of their group. A group without one is read from the store.
     """
-    reads = _StoreReads(store, budget_s)
-    pins = _Pins(reads, needs.pin_groups, near or {})
+    now_s = asyncio.get_running_loop().time()
+    reads = _StoreReads(store, None if budget_s is None else now_s + budget_s)
+    pins = _Pins(reads, needs.pin_groups, near or {}, now_s)
     query = () if query_pin_id is None else (np.array([query_pin_id], np.uint64),)
     if not reads.local:
         pins.look_up(np.concatenate((pin_ids, *query)) if query else pin_ids)
     keys = [group.key(user_id) for group in needs.user_groups]
     if needs.sequence is not None:
         keys.append(needs.sequence.key(user_id))
-    values = await pins.read(keys)
-    users = {group.name: decode_rows(group, values[i : i + 1]) for i, group in enumerate(needs.user_groups)}
+    values = (await reads.multi_get(keys))[0] if reads.local else await pins.read(keys)
+    users = {group.name: decode_row(group, values[i]) for i, group in enumerate(needs.user_groups)}
     newest = _NO_EVENTS
     if needs.sequence is not None:
         newest = newest_events(needs.sequence, values[len(keys) - 1], needs.sequence_length, clock_ms())
@@ -63,7 +64,8 @@ async def fetch(
         pins.look_up(np.concatenate((pin_ids, event_pins, *query)))
     else:
         pins.look_up(np.ascontiguousarray(event_pins))
-    await pins.read_rest()
+    if not pins.complete:
+        await pins.read_rest()
     rows, stale = pins.finish(len(pin_ids))
     return FetchedFeatures(
         users, rows, len(pin_ids), newest.events, query_pin_id is not None, newest.state, reads.failure, stale,
@@ -72,11 +74,17 @@ async def fetch(
 
 
 class _Pins:
-    """The pins of one request, in one or two lookups: the second one is of the pins of the user's actions."""
+    """The pins of one request, in one or two lookups: the second one is of the pins of the user's actions.
 
-    def __init__(self, reads: _StoreReads, groups: tuple[FeatureGroup, ...], near: Mapping[bytes, NearCache]) -> None:
-        self._reads, self._groups, self._near = reads, groups, near
-        self._now_s = asyncio.get_running_loop().time()
+    Attributes:
+        complete: whether the near caches hold all of them.
+    """
+
+    def __init__(
+        self, reads: _StoreReads, groups: tuple[FeatureGroup, ...], near: Mapping[bytes, NearCache], now_s: float
+    ) -> None:
+        self._reads, self._groups, self._near, self._now_s = reads, groups, near, now_s
+        self.complete = True
         self._lookups: list[list[PinRows]] = []
         #: Reads of other requests that this one waits for.
         self._joined: list[tuple[PinRows, Join]] = []
@@ -89,8 +97,11 @@ class _Pins:
             for group, before in zip(self._groups, earlier, strict=True)
         ]
         self._lookups.append(found)
-        if not self._reads.local:
-            self._joined += [(rows, join) for rows in found for join in rows.join_flights()]
+        for rows in found:
+            if rows.owed:
+                self.complete = False
+                if not self._reads.local:
+                    self._joined += [(rows, join) for join in rows.join_flights()]
 
     async def read(self, keys: Sequence[bytes] = ()) -> Sequence[bytes | None]:
         """Read these keys and all owed pins from the store in one call. The first values are those of the keys."""
@@ -120,23 +131,25 @@ class _Pins:
 
     def finish(self, candidates: int) -> tuple[dict[str, Rows], int]:
         """Return the rows by group, in the order of `FetchedFeatures`; and how many are stale."""
-        finished = [[rows.finish() for rows in lookup] for lookup in self._lookups]
-        stale = sum(aged for lookup in finished for _, aged in lookup)
-        if len(finished) == 1:
-            return {group.name: rows for group, (rows, _) in zip(self._groups, finished[0], strict=True)}, stale
-        return {
-            group.name: own.with_inserted(candidates, events)
-            for group, (own, _), (events, _) in zip(self._groups, *finished, strict=True)
-        }, stale
+        made, stale = dict[str, Rows](), 0
+        for group, *lookups in zip(self._groups, *self._lookups, strict=True):
+            rows, aged = lookups[0].finish()
+            stale += aged
+            if len(lookups) > 1:
+                events, aged = lookups[1].finish()
+                stale += aged
+                rows = rows.with_inserted(candidates, events)
+            made[group.name] = rows
+        return made, stale
 
 
 class _StoreReads:
     """The store reads of one request within one time budget. After a read that fails entirely, no more are sent."""
 
-    def __init__(self, store: Store, budget_s: float | None) -> None:
+    def __init__(self, store: Store, ends_s: float | None) -> None:
         self._store = store
         self.local = store.local
-        self._ends_s = None if budget_s is None else asyncio.get_running_loop().time() + budget_s
+        self._ends_s = ends_s
         self._gone = False
         self.failure: str | None = None
 

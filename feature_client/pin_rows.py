@@ -42,6 +42,19 @@ class PinRows:
         aged: bool[U], the rows that could not be read, and in whose place older ones of the cache were put, if any.
     """
 
+    # Most requests find all pins in the near cache, and change none of these.
+    absent = _NO_IDS
+    owed = 0
+    rows: Rows | None = None
+    aged: np.ndarray | None = None
+    #: The place of each row that the cache lacks in the absent pins, those of the earlier lookup first.
+    _index = _NO_PLACES
+    #: Which of the absent pins are not owed; None as long as all are.
+    _settled: np.ndarray | None = None
+    _lost: np.ndarray | None = None
+    _flight: Flight | None = None
+    _landed: Rows | None = None
+
     def __init__(
         self, group: FeatureGroup, cache: NearCache | None, ids: np.ndarray, now_s: float, earlier: PinRows | None
     ) -> None:
@@ -62,19 +75,9 @@ class PinRows:
             self._found, self._lacking = cache.get(ids, now_s)
             ids = _NO_IDS if self._lacking is None else ids[self._lacking]
         self._earlier = earlier
-        #: The place of each row that the cache lacks in the absent pins, those of the earlier lookup first.
-        self._index = _NO_PLACES
-        self.absent = _NO_IDS
         if len(ids):
             self.absent, self._index = distinct(ids, _NO_IDS if earlier is None else earlier.absent)
-        self.owed = len(self.absent)
-        #: Which of the absent pins are not owed; None as long as all are.
-        self._settled: np.ndarray | None = None
-        self.rows: Rows | None = None
-        self.aged: np.ndarray | None = None
-        self._lost: np.ndarray | None = None
-        self._flight: Flight | None = None
-        self._landed: Rows | None = None
+            self.owed = len(self.absent)
 
     def join_flights(self) -> Iterator[Join]:
         """Yield the reads in flight that cover owed pins. These pins are not owed any more."""

@@ -38,7 +38,7 @@ class TensorSpec:
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class FeatureBatch:
     """The rows of one or more requests. The tensors of a request are stored once, not once per candidate.
 

@@ -62,15 +62,16 @@ def library_if_built() -> ctypes.CDLL | None:
         return None
 
 
+_address_of, _byte_of = ctypes.addressof, ctypes.c_char.from_buffer
+
+
 def address(array: np.ndarray) -> int:
     """Return the address of an array's first byte, as an argument of a call; the array must outlive it.
 
-    Cost: 0.2 us for a contiguous array that can be written, 0.4 us if it is structured; `array.ctypes.data` costs 0.8.
+    Cost: 0.2 us for a contiguous array that can be written, 0.7 us if it is structured; `array.ctypes.data` costs 0.8.
     """
     try:
-        # ctypes describes the elements of the buffer, which takes long for structured ones.
-        plain = array if array.dtype.names is None else np.ndarray(array.nbytes, np.uint8, array)
-        return ctypes.addressof(ctypes.c_char.from_buffer(plain))  # type: ignore[arg-type]
+        return _address_of(_byte_of(array))  # type: ignore[arg-type]
     except (BufferError, TypeError, ValueError):  # it is read-only, has gaps, or is empty
         data: int = array.ctypes.data
         return data

@@ -106,6 +106,12 @@ State read_row(const RowLayout& layout, const uint8_t* value, int64_t size) {
   return PRESENT;
 }
 
+State decode_row(const RowLayout& layout, const uint8_t* value, int64_t size, uint8_t* row) {
+  const State state = read_row(layout, value, size);
+  std::memcpy(row, state == PRESENT ? value + FINGERPRINT : layout.default_row, static_cast<size_t>(layout.row_bytes));
+  return state;
+}
+
 // --- Sequences -------------------------------------------------------------------------------------------------------
 
 // The bytes of an event: the pin's id, the time, the event's id, then the codes of the action and the surface.
@@ -142,12 +148,15 @@ PINRANK_API int64_t pinrank_decode_rows(const RowLayout* layout, uintptr_t base,
   int64_t unusable = 0;
   for (int64_t i = 0; i < count; i++) {
     const uint8_t* value = reinterpret_cast<const uint8_t*>(base + static_cast<uintptr_t>(starts[i]));
-    states[i] = read_row(*layout, value, sizes[i]);
+    states[i] = decode_row(*layout, value, sizes[i], rows + i * layout->row_bytes);
     unusable += states[i] != PRESENT;
-    std::memcpy(rows + i * layout->row_bytes, states[i] == PRESENT ? value + FINGERPRINT : layout->default_row,
-                layout->row_bytes);
   }
   return unusable;
+}
+
+// Decode one value of `size` bytes, negative if it is absent. The state follows the row.
+PINRANK_API void pinrank_decode_row(const RowLayout* layout, const uint8_t* value, int64_t size, uint8_t* row) {
+  row[layout->row_bytes] = decode_row(*layout, value, size, row);
 }
 
 // Read the newest `length` events of a sequence, newest first, without those after `latest_ms`.

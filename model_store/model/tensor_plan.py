@@ -78,19 +78,19 @@ class TensorPlan:
         self._block_start = 8 * 4 * sources
         # Tensors of the request come first, each on a cache line. Those of the candidates follow; each begins so many
         # bytes further per candidate.
-        self._request: list[tuple[str, tuple[int, ...], np.dtype[Any]]] = []
-        self._candidate: list[tuple[str, tuple[int, ...], np.dtype[Any]]] = []
+        self._request: list[tuple[str, tuple[int, ...], np.dtype[Any], int]] = []
+        self._candidate: list[tuple[str, tuple[int, ...], np.dtype[Any], int]] = []
         self._request_bytes = self._row_bytes = 0
         self._places: dict[str, int] = {}
         for spec in manifest.specs:
             dtype = np.dtype(spec.dtype)
             nbytes = math.prod(spec.shape) * dtype.itemsize
             if spec.side == "request":
-                self._request.append((spec.name, (1, *spec.shape), dtype))
+                self._request.append((spec.name, (1, *spec.shape), dtype, self._request_bytes))
                 self._places[spec.name] = self._request_bytes
                 self._request_bytes += -(-nbytes // _LINE) * _LINE
             else:
-                self._candidate.append((spec.name, spec.shape, dtype))
+                self._candidate.append((spec.name, spec.shape, dtype, self._row_bytes))
                 self._places[spec.name] = self._row_bytes
                 self._row_bytes += nbytes
         parts = [
@@ -110,15 +110,14 @@ class TensorPlan:
         at = address(arena)
         start = -at % _LINE
         self._fill(self._program_at, len(self._program), block, rows, at + start)
-        places = self._places
-        request = {name: np.ndarray(shape, dtype, arena, start + places[name]) for name, shape, dtype in self._request}
+        request = {name: np.ndarray(shape, dtype, arena, start + place) for name, shape, dtype, place in self._request}
         if query is not None:
             for name in self._queries:
                 request[name] = np.asarray(query, np.float32)[None]
         start += self._request_bytes
         candidate = {
-            name: np.ndarray((rows, *shape), dtype, arena, start + places[name] * rounded)
-            for name, shape, dtype in self._candidate
+            name: np.ndarray((rows, *shape), dtype, arena, start + place * rounded)
+            for name, shape, dtype, place in self._candidate
         }
         return FeatureBatch(request, candidate, np.array([0, rows], np.int32))
 
@@ -136,7 +135,7 @@ class TensorPlan:
             place += len(row)
         for name in self._pins:
             pins = fetched.pins[name]
-            at, (stride,) = address(pins.rows), pins.rows.strides
+            at, (stride,) = pins.address, pins.rows.strides
             asked = with_query and query and int(pins.states[-1]) == _PRESENT
             sources += (at, 0, stride, candidates)
             sources += (at + candidates * stride, 0, stride, events)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Collection, Mapping
 
 import numpy as np
 
@@ -35,11 +35,11 @@ class FeatureReader:
         """The near caches by their groups' fingerprints; a live view that changes as models are loaded and dropped."""
         return self._caches
 
-    async def fetch(
+    def fetch(
         self, needs: FeatureNeeds, user_id: int, pin_ids: np.ndarray, query_pin_id: int | None, budget_s: float
-    ) -> FetchedFeatures:
+    ) -> Awaitable[FetchedFeatures]:
         """Read the features that a model needs for a request; see `feature_client.fetch.fetch`."""
-        return await fetch(self._store, needs, user_id, pin_ids, query_pin_id, budget_s, self._caches)
+        return fetch(self._store, needs, user_id, pin_ids, query_pin_id, budget_s, self._caches)
 
     def new_caches(self, needs: FeatureNeeds) -> Mapping[bytes, NearCache]:
         """Make near caches for the groups that have none. This is slow: call it on another thread."""

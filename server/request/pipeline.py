@@ -26,7 +26,7 @@ _TAIL_S = 0.0005
 _PASSED = "the deadline had passed on arrival; nothing was read or scored"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RankQuery:
     """A valid request.
 
@@ -187,7 +187,10 @@ class Pipeline:
 
 
 def _degradation(fetched: FetchedFeatures, scores: Scores) -> dict[str, int]:
-    missing, non_finite = fetched.missing(), scores.non_finite
+    non_finite = scores.non_finite
+    if not non_finite and not fetched.stale_rows and fetched.store_failure is None and fetched.complete:
+        return {}
+    missing = fetched.missing()
     found = {
         "user_missing": missing.user,
         "sequence_missing": fetched.sequence_state != RowState.PRESENT,

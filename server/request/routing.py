@@ -112,6 +112,8 @@ class ServedModels:
         When a label's share grows, the label keeps all its users, and users who leave other labels move only to it. If
         there are several labels besides the default, the others may get users of the default label in return.
         """
+        if not self._traffic:
+            return self.default_label
         left = 1.0
         for label, share in (self._traffic.get(surface) or self._traffic.get("*") or {}).items():
             # Each label draws independently among the users that the labels before it did not take.

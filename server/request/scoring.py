@@ -176,10 +176,11 @@ class NativeScoring:
         pin_ids = np.ascontiguousarray(pin_ids, np.uint64)
         columns: list[int] = []
         for group, dtype, fields in self._groups:
-            found = fetched.pins[group].rows
+            pins = fetched.pins[group]
+            found = pins.rows
             if found.dtype != dtype or len(found) < scored:
                 raise ValueError(f"{len(found)} rows of {found.dtype} for {scored} rows of group {group}")
-            start, stride = address(found), found.strides[0]
+            start, stride = pins.address, found.strides[0]
             for offset, number in fields:
                 columns += (start + offset, stride, number)
         scores = Scores(scored, rows, top_k, self._heads, self._parties)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from server.scheduling.contract import BatchPolicy, Forecast, Ticket
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(NamedTuple):
     """A request on arrival.
 
     Attributes:
@@ -37,6 +36,9 @@ class Overload:
 
     actions: tuple[Literal["trim", "cheaper"], ...] = ()
     trim_rows_min: int = 32
+
+
+_REFUSE = Overload()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,23 +102,19 @@ class Admission:
     def offer(self, ask: Ask, now_s: float) -> Decision:
         """Admit a request, whole or degraded as its surface's overload policy allows, or refuse it."""
         ticket = Ticket(next(self._numbers), ask.rows, ask.deadline_s, ask.model, ask.surface)
+        actions = self._overload.get(ask.surface, _REFUSE).actions
+        # Try it if nothing else is in flight: otherwise a wrong prediction would never be corrected.
+        if not self.requests and not actions:
+            return self._take(Admit(ticket), ask, now_s)
         forecast = self._policy.forecast(ticket, now_s)
         full = self._full(ask)
         if full is not None:
             return Refuse(full, max(0.0, forecast.finish_s - now_s))
         if _fits(forecast, ask):
             return self._take(Admit(ticket), ask, now_s)
-        for action in self._overload.get(ask.surface, Overload()).actions:
-            match action:
-                case "trim":
-                    rows = self._rows_that_fit(ask, ticket.number, now_s)
-                    if rows:
-                        return self._take(Trim(_of(ask, ticket.number, rows, ask.model)), ask, now_s)
-                case "cheaper" if ask.cheaper is not None:
-                    other = _of(ask, ticket.number, ask.rows, ask.cheaper)
-                    if _fits(self._policy.forecast(other, now_s), ask):
-                        return self._take(UseCheaper(other), ask, now_s)
-        # Try it if nothing else is in flight: otherwise a wrong prediction would never be corrected.
+        for action in actions:
+            if degraded := self._degraded(action, ask, ticket, now_s):
+                return self._take(degraded, ask, now_s)
         if not self.requests:
             return self._take(Admit(ticket), ask, now_s)
         late_s = forecast.finish_s - ask.deadline_s
@@ -125,6 +123,18 @@ class Admission:
         return Refuse(
             f"it would make {forecast.harms} earlier requests late; {self.requests} requests are in flight", 0.001
         )
+
+    def _degraded(
+        self, action: Literal["trim", "cheaper"], ask: Ask, ticket: Ticket, now_s: float
+    ) -> Trim | UseCheaper | None:
+        """Return how an action would let a request be in time, or None if it would not."""
+        if action == "trim":
+            rows = self._rows_that_fit(ask, ticket.number, now_s)
+            return Trim(_of(ask, ticket.number, rows, ask.model)) if rows else None
+        if ask.cheaper is None:
+            return None
+        other = _of(ask, ticket.number, ask.rows, ask.cheaper)
+        return UseCheaper(other) if _fits(self._policy.forecast(other, now_s), ask) else None
 
     def release(self, ticket: Ticket, size: int) -> None:
         """Free the place of a request, however it ended.

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
-@dataclass(frozen=True, slots=True)
-class Ticket:
+class Ticket(NamedTuple):
     """One request's rows to score.
 
     Attributes:
@@ -26,8 +25,7 @@ class Ticket:
     lane: str
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """The rows start:stop of a ticket."""
 
     ticket: Ticket
@@ -65,8 +63,7 @@ class Idle:
     """Nothing can start; ask again when something changes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Forecast:
+class Forecast(NamedTuple):
     """The predicted effects of admitting a ticket now.
 
     Attributes:

@@ -64,7 +64,8 @@ class CostModel:
 
     def predict_s(self, requests: int, rows: int) -> float:
         """Predict the seconds of a typical run."""
-        return self._one_s(rows) + (requests - 1) * self.per_request_s
+        alone_s = _between(self._table, rows)
+        return alone_s if requests == 1 else alone_s + (requests - 1) * self.per_request_s
 
     def measured_s(self, rows: int, *, alone: bool) -> float:
         """Return what the engine measured for a run of one request, before it served.
@@ -115,7 +116,7 @@ class CostModel:
         self._slack.observe(seconds / predicted_s)
         if requests > 1:
             # Cost of each request after the first beyond its rows, relative to the fixed cost of a run.
-            extra = (seconds - self._one_s(rows)) / ((requests - 1) * self._empty_s)
+            extra = (seconds - _between(self._table, rows)) / ((requests - 1) * self._empty_s)
             self._shared.observe(1 - min(1.0, max(0.0, extra)))
             return
         error = max(-_ERROR_MAX, min(_ERROR_MAX, math.log(seconds / predicted_s)))
@@ -158,12 +159,11 @@ class CostModel:
         # The fixed cost is extrapolated from the two smallest sizes.
         self._empty_s = max(self._table[0] * 0.05, 2 * self._table[0] - self._table[1])
 
-    def _one_s(self, rows: int) -> float:
-        return _between(self._table, rows)
-
 
 def _between(table: list[float], rows: int) -> float:
     """Interpolate between the sizes of a table."""
-    low = min(rows.bit_length() - 1, _LAST_INTERVAL) if rows else 0
-    start_s, end_s = table[low], table[low + 1]
-    return start_s + (end_s - start_s) * (rows - _SIZES[low]) / _SIZES[low]
+    low = rows.bit_length() - 1 if rows else 0
+    if low > _LAST_INTERVAL:  # noqa: PLR1730 - min() takes longer, and each request asks a dozen times
+        low = _LAST_INTERVAL
+    start_s, size = table[low], _SIZES[low]
+    return start_s + (table[low + 1] - start_s) * (rows - size) / size

@@ -23,15 +23,12 @@ from server.scheduling.splitting import (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _RunningRun:
-    run: Run
     started_s: float
-    #: Its predicted seconds.
+    #: Its predicted seconds, and when they end.
     cost_s: float
-
-    def left_s(self, now_s: float) -> float:
-        return max(0.0, self.started_s + self.cost_s - now_s)
+    ends_s: float
 
 
 class EarliestDeadlineFirst:
@@ -85,7 +82,10 @@ class EarliestDeadlineFirst:
         if waiting.ready:
             raise ValueError(f"ticket {ticket.number} was already offered")
         waiting.ready = True
-        self._arrivals.setdefault(ticket.model, Arrivals()).observe(ticket, now_s)
+        arrivals = self._arrivals.get(ticket.model)
+        if arrivals is None:
+            arrivals = self._arrivals[ticket.model] = Arrivals()
+        arrivals.observe(ticket, now_s)
 
     def cancel(self, ticket: Ticket) -> None:
         waiting = self._waiting.pop(ticket.number, None)
@@ -95,70 +95,91 @@ class EarliestDeadlineFirst:
     def finished(self, run: Run, now_s: float) -> None:
         out = self._running.pop(run)
         # The lane was charged for the predicted time at the start; correct it.
-        self._lanes.charge(run.pieces[0].ticket.lane, max(0.0, now_s - out.started_s) - out.cost_s, now_s)
+        took_s = now_s - out.started_s if now_s > out.started_s else 0.0
+        self._lanes.charge(run.pieces[0].ticket.lane, took_s - out.cost_s, now_s)
 
     def next(self, now_s: float) -> Run | Expire | WaitUntil | Idle:
         free = self._streams - len(self._running)
         if free <= 0 or not self._waiting:
             return Idle()
-        expired = [w.ticket for w in self._waiting.values() if w.ready and w.ticket.deadline_s <= now_s]
-        order = [w for w in self._lanes.ordered(now_s) if w.ready and w.ticket.deadline_s > now_s]
+        expired, order = list[Ticket](), list[WaitingTicket]()
+        for waiting in self._lanes.ordered(now_s):
+            if waiting.ready and waiting.ticket.deadline_s <= now_s:
+                expired.append(waiting.ticket)
+            elif waiting.ready:
+                order.append(waiting)
         while len(order) > 1 and self._hopeless(order[0], free - len(order) + 1, now_s):
             expired.append(order.pop(0).ticket)
         if expired:
             for ticket in expired:
                 self.cancel(ticket)
             return Expire(tuple(expired))
-        while order and free == 1 and self._streams > 1 and self._is_large(order[0], now_s):
-            order.pop(0)  # leave the last stream to lanes with smaller tickets
-        if not order:
-            return Idle()
-        head, behind = order[0], order[1:]
-        rows = self._rows_of_next_piece(head, len(behind), free, now_s)
-        whole, joined = rows == head.ticket.rows, list[WaitingTicket]()
-        if whole and free == 1:
-            joined = self._joiners(head, behind, now_s)
-        if whole and not behind and (time_s := self._wait_until_s(head, now_s)) > now_s:
-            return WaitUntil(time_s)
+        leave_one = free == 1 and self._streams > 1  # to lanes with smaller tickets
+        while order:
+            head = order.pop(0)
+            typical = self._lanes.typical_rows_of_others(head.ticket.lane, now_s)
+            if not (leave_one and is_large(head.ticket.rows, typical)):
+                return self._run_or_wait(head, order, free, typical, now_s)
+        return Idle()
+
+    def _run_or_wait(
+        self, head: WaitingTicket, behind: list[WaitingTicket], free: int, typical: float, now_s: float
+    ) -> Run | WaitUntil:
+        rows = self._rows_of_next_piece(head, len(behind), free, typical, now_s)
         pieces = [Piece(head.ticket, head.start, head.start + rows)]
-        return self._start((*pieces, *(Piece(other.ticket, 0, other.rows) for other in joined)), now_s)
+        if rows == head.ticket.rows:
+            if not behind and (time_s := self._wait_until_s(head, now_s)) > now_s:
+                return WaitUntil(time_s)
+            if behind and free == 1:
+                pieces += [Piece(other.ticket, 0, other.rows) for other in self._joiners(head, behind, now_s)]
+        return self._start(tuple(pieces), now_s)
 
     def forecast(self, ticket: Ticket, now_s: float) -> Forecast:
         cost = self._cost(ticket.model)
         before, behind = self._lanes.around(ticket, now_s) if self._waiting else ([], [])
         #: Predicted seconds until each stream has run what was put on it, as a heap.
-        streams = [run.left_s(now_s) for run in self._running.values()]
-        streams += [0.0] * (self._streams - len(streams))
+        streams = [0.0] * (self._streams - len(self._running))
+        streams += [run.ends_s - now_s if run.ends_s > now_s else 0.0 for run in self._running.values()]
         heapify(streams)
         for waiting in before:
-            self._put_on_first_free(streams, waiting)
-        finish_s = now_s + self._own_finish_s(ticket, cost, streams, alone=not before, now_s=now_s)
+            heapreplace(streams, streams[0] + self._cost(waiting.ticket.model).predict_s(1, waiting.rows))
+        own_s = cost.predict_s(1, ticket.rows)
+        finish_s = now_s + self._own_finish_s(ticket, own_s, cost, streams, alone=not before, now_s=now_s)
         harms = 0
         if behind:
             delayed = streams.copy()
-            heapreplace(delayed, delayed[0] + cost.predict_s(1, ticket.rows))
+            heapreplace(delayed, delayed[0] + own_s)
             for waiting in behind:
-                last_s = self._cost(waiting.ticket.model).finish_s(1, waiting.rows)
-                left_s = waiting.ticket.deadline_s - now_s - last_s
+                model = self._cost(waiting.ticket.model)
+                run_s = model.predict_s(1, waiting.rows)
+                left_s = waiting.ticket.deadline_s - now_s - run_s * model.careful
                 harms += streams[0] <= left_s < delayed[0]
-                self._put_on_first_free(streams, waiting)
-                self._put_on_first_free(delayed, waiting)
+                heapreplace(streams, streams[0] + run_s)
+                heapreplace(delayed, delayed[0] + run_s)
         return Forecast(finish_s, harms)
 
     def free_in_s(self, now_s: float) -> float:
-        if len(self._running) < self._streams:
-            return 0.0
-        return min(run.left_s(now_s) for run in self._running.values())
+        return 0.0 if len(self._running) < self._streams else self._next_free_s(now_s)
 
-    def _put_on_first_free(self, streams: list[float], waiting: WaitingTicket) -> None:
-        heapreplace(streams, streams[0] + self._cost(waiting.ticket.model).predict_s(1, waiting.rows))
+    def _next_free_s(self, now_s: float) -> float:
+        """Predict the seconds until one of the runs ends; there is at least one."""
+        return max(0.0, min([run.ends_s for run in self._running.values()]) - now_s)
 
     def _own_finish_s(
-        self, ticket: Ticket, cost: CostModel, streams: list[float], *, alone: bool, now_s: float
+        self, ticket: Ticket, own_s: float, cost: CostModel, streams: list[float], *, alone: bool, now_s: float
     ) -> float:
-        """Return the seconds until a new ticket's scores, given the seconds until each stream is free, as a heap."""
-        finish_s = streams[0] + cost.predict_s(1, ticket.rows)
-        if alone and not self._is_large(WaitingTicket(ticket), now_s):
+        """Return the seconds until a new ticket's scores.
+
+        Args:
+            ticket: the ticket.
+            own_s: predicted seconds of a run with all its rows.
+            cost: cost model of its model.
+            streams: seconds until each stream is free, as a heap.
+            alone: whether no ticket goes before it.
+            now_s: the time.
+        """
+        finish_s = streams[0] + own_s
+        if alone and not self._is_large(ticket, now_s):
             # Split, all parts end together: the streams share what is before them and the ticket.
             split_s = sum(streams) / self._streams + cost.predict_s(1, rows_a_stream(ticket.rows, self._streams))
             finish_s = min(finish_s, split_s)
@@ -166,8 +187,7 @@ class EarliestDeadlineFirst:
         idle = len(self._running) < self._streams
         return finish_s if alone and idle else finish_s * cost.careful
 
-    def _is_large(self, waiting: WaitingTicket, now_s: float) -> bool:
-        ticket = waiting.ticket
+    def _is_large(self, ticket: Ticket, now_s: float) -> bool:
         return is_large(ticket.rows, self._lanes.typical_rows_of_others(ticket.lane, now_s))
 
     def _hopeless(self, waiting: WaitingTicket, streams: int, now_s: float) -> bool:
@@ -175,15 +195,13 @@ class EarliestDeadlineFirst:
         seconds = self._cost(waiting.ticket.model).predict_s(1, rows_a_stream(waiting.rows, streams))
         return now_s + seconds > waiting.ticket.deadline_s
 
-    def _rows_of_next_piece(self, head: WaitingTicket, behind: int, free: int, now_s: float) -> int:
-        cost, typical_of_others = (
-            self._cost(head.ticket.model),
-            self._lanes.typical_rows_of_others(head.ticket.lane, now_s),
-        )
-        if is_large(head.ticket.rows, typical_of_others):
-            return large_piece_rows(head.rows, typical_of_others, cost)
-        alone = behind == 0 and bool(self._running)
-        next_free_s = min(run.left_s(now_s) for run in self._running.values()) if alone else None
+    def _rows_of_next_piece(self, head: WaitingTicket, behind: int, free: int, typical: float, now_s: float) -> int:
+        cost = self._cost(head.ticket.model)
+        if is_large(head.ticket.rows, typical):
+            return large_piece_rows(head.rows, typical, cost)
+        if behind and free - behind <= 1:
+            return head.rows  # the others need all idle streams
+        next_free_s = self._next_free_s(now_s) if self._running and not behind else None
         load = self._lanes.load(now_s)
         while free:  # if a split over all idle streams does not pay, one over half of them may
             part = part_rows(head.rows, free, behind, next_free_s, cost)
@@ -194,7 +212,9 @@ class EarliestDeadlineFirst:
 
     def _joiners(self, head: WaitingTicket, behind: list[WaitingTicket], now_s: float) -> list[WaitingTicket]:
         def may_join(other: WaitingTicket) -> bool:
-            return other.ticket.model == head.ticket.model and not other.start and not self._is_large(other, now_s)
+            return (
+                other.ticket.model == head.ticket.model and not other.start and not self._is_large(other.ticket, now_s)
+            )
 
         cost = self._cost(head.ticket.model)
         return joiners(head, takewhile(may_join, behind), len(behind), cost, now_s)
@@ -207,14 +227,14 @@ class EarliestDeadlineFirst:
         return head.wait_until_s
 
     def _start(self, pieces: tuple[Piece, ...], now_s: float) -> Run:
-        for piece in pieces:
-            waiting = self._waiting[piece.ticket.number]
-            waiting.start = piece.stop
+        first, rows, run = pieces[0].ticket, 0, Run(pieces)
+        for ticket, start, stop in pieces:
+            waiting = self._waiting[ticket.number]
+            waiting.take(stop - start)
+            rows += stop - start
             if waiting.rows == 0:
-                self.cancel(piece.ticket)
-        first, rows = pieces[0].ticket, sum(piece.rows for piece in pieces)
-        run = Run(pieces)
+                self.cancel(ticket)
         cost_s = self._cost(first.model).predict_s(len(pieces), rows)
         self._lanes.charge(first.lane, cost_s, now_s)
-        self._running[run] = _RunningRun(run, now_s, cost_s)
+        self._running[run] = _RunningRun(now_s, cost_s, now_s + cost_s)
         return run

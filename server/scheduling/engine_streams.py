@@ -165,11 +165,12 @@ class Runner:
             outcomes = self._start_idle(now_s)
             if self._deadlines.add(number, deadline_s, self._waiting):
                 self._set_alarm(now_s)
-        self._deliver(outcomes)
+        if outcomes:
+            self._deliver(outcomes)
         try:
             return await waiting.answer
         finally:
-            if self._withdraw(waiting):  # the caller cancelled
+            if number in self._waiting and self._withdraw(waiting):  # the caller cancelled
                 self._metrics.cancelled_rows.inc(waiting.rows_left)
 
     def _set_alarm(self, now_s: float) -> None:
@@ -304,7 +305,7 @@ class Runner:
         cpu_s = time.thread_time() - cpu_s
         ended_s = self._clock()
         if members:
-            self._metrics.run_rows.observe(sum(piece.rows for piece, _ in members))
+            self._metrics.run_rows.observe(sum([piece.rows for piece, _ in members]))
             self._metrics.run_requests.observe(len(members))
             self._metrics.run_seconds.observe(ended_s - started_s)
             self._metrics.run_cpu_seconds.inc(cpu_s)

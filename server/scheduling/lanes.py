@@ -32,29 +32,31 @@ class Lane:
     share: float = 1.0
 
 
-@dataclass(slots=True, eq=False)
 class WaitingTicket:
     """A ticket with rows that are in no run yet.
 
     Attributes:
         ready: whether its features are read, so that it may run.
         start: how many of its rows are already in runs.
+        rows: how many are not.
+        place: by which the tickets of a lane are ordered.
         wait_until_s: until when it waits for another ticket to join; None before that is decided.
     """
 
-    ticket: Ticket
-    ready: bool = False
-    start: int = 0
-    wait_until_s: float | None = None
+    __slots__ = ("place", "ready", "rows", "start", "ticket", "wait_until_s")
 
-    @property
-    def rows(self) -> int:
-        """Number of rows that are in no run yet."""
-        return self.ticket.rows - self.start
+    def __init__(self, ticket: Ticket, *, ready: bool = False, start: int = 0) -> None:
+        self.ticket = ticket
+        self.ready = ready
+        self.start = start
+        self.rows = ticket.rows - start
+        self.place = ticket.deadline_s, ticket.number
+        self.wait_until_s: float | None = None
 
-    @property
-    def place(self) -> tuple[float, int]:
-        return self.ticket.deadline_s, self.ticket.number
+    def take(self, rows: int) -> None:
+        """Put the next rows into a run."""
+        self.start += rows
+        self.rows -= rows
 
 
 _PLACE = attrgetter("place")
@@ -83,15 +85,15 @@ class Lanes:
 
     def __init__(self, lanes: Mapping[str, Lane], streams: int) -> None:
         self._lanes = defaultdict(_LaneState, {name: _LaneState(lane) for name, lane in lanes.items()})
-        #: Engine seconds that all lanes used recently, and the lanes that ever had a ticket.
-        self._used = DecayingSum(_MEMORY_S)
+        #: The lanes that ever had a ticket.
         self._used_lanes: dict[str, _LaneState] = {}
         self._capacity_s = streams * _MEMORY_S
 
     def add(self, waiting: WaitingTicket, now_s: float) -> None:
-        state = self._used_lanes[waiting.ticket.lane] = self._lanes[waiting.ticket.lane]
+        ticket = waiting.ticket
+        state = self._used_lanes[ticket.lane] = self._lanes[ticket.lane]
         insort(state.waiting, waiting, key=_PLACE)
-        state.rows.observe(waiting.ticket.rows)
+        state.rows.observe(ticket.rows)
         state.last_came_s = now_s
 
     def remove(self, waiting: WaitingTicket) -> None:
@@ -100,18 +102,18 @@ class Lanes:
     def charge(self, name: str, seconds: float, now_s: float) -> None:
         """Add engine seconds to a lane's use; a negative correction gives some back."""
         self._lanes[name].used.add(seconds, now_s)
-        self._used.add(seconds, now_s)
 
     def load(self, now_s: float) -> float:
         """Return the fraction of the streams' recent time that was used."""
-        return self._used.at(now_s) / self._capacity_s
+        return sum([state.used.at(now_s) for state in self._lanes.values()]) / self._capacity_s
 
     def typical_rows_of_others(self, name: str, now_s: float) -> float:
         """Return the smallest mean ticket size, in rows, of the other active lanes; infinite if there are none."""
-        if self._used_lanes.keys() <= {name}:
-            return math.inf
-        others = (state for other, state in self._used_lanes.items() if other != name)
-        return min((state.rows.value for state in others if state.active(now_s)), default=math.inf)
+        typical = math.inf
+        for other, state in self._used_lanes.items():
+            if other != name and state.rows.value < typical and state.active(now_s):
+                typical = state.rows.value
+        return typical
 
     def ordered(self, now_s: float) -> list[WaitingTicket]:
         """Return the waiting tickets in the order to run: lanes within their share, then by priority and deadline."""
@@ -124,9 +126,14 @@ class Lanes:
     def around(self, ticket: Ticket, now_s: float) -> tuple[list[WaitingTicket], list[WaitingTicket]]:
         """Return the tickets that would run before a new one, and those behind it that it must not make late."""
         ranks = self._ranks(now_s, ticket.lane)
-        queues, own = self._queues(ranks), ranks[ticket.lane]
+        own, place = ranks[ticket.lane], (ticket.deadline_s, ticket.number)
+        if len(ranks) == 1:
+            queue = self._lanes[ticket.lane].waiting
+            cut = bisect_right(queue, place, key=_PLACE)
+            return queue[:cut], queue[cut:]
+        queues = self._queues(ranks)
         queue = queues.pop(own, [])
-        cut = bisect_right(queue, (ticket.deadline_s, ticket.number), key=_PLACE)
+        cut = bisect_right(queue, place, key=_PLACE)
         before = [waiting for rank in sorted(queues) if rank < own for waiting in queues[rank]]
         # A lane beyond its share has no claim to be in time, unless the new ticket's lane is beyond its share too.
         behind = [w for rank in sorted(queues) if rank > own and rank[0] == own[0] for w in queues[rank]]

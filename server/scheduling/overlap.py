@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class RunStart:
+class RunStart(NamedTuple):
     """When a run began, and the seconds that all runs had taken by then."""
 
     began_s: float
@@ -37,5 +36,6 @@ class Overlap:
         return min(1.0, max(0.0, (self._taken_s - start.taken_s - own_s) / (own_s * self._others)))
 
     def _go_to(self, now_s: float) -> None:
-        self._taken_s += self._runs * max(0.0, now_s - self._now_s)
-        self._now_s = max(now_s, self._now_s)
+        if now_s > self._now_s:
+            self._taken_s += self._runs * (now_s - self._now_s)
+            self._now_s = now_s

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,8 +16,7 @@ from server.errors import ScoringError
 from server.scheduling.contract import Piece, Ticket
 
 
-@dataclass(frozen=True, slots=True)
-class RequestScores:
+class RequestScores(NamedTuple):
     """One request's logits, float32[N, H], and the seconds from the start of its first run to the end of its last."""
 
     logits: np.ndarray

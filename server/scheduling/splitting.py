@@ -21,7 +21,7 @@ def is_large(rows: int, typical_rows: float) -> bool:
 
 def rows_a_stream(rows: int, streams: int) -> int:
     """Return the rows of the largest part when a ticket is split evenly over streams."""
-    return math.ceil(rows / max(1, streams))
+    return -(-rows // streams) if streams > 1 else rows
 
 
 def large_piece_rows(rows: int, typical_rows_of_others: float, cost: CostModel) -> int:
@@ -65,8 +65,9 @@ def splitting_pays(rows: int, part: int, load: float, cost: CostModel) -> bool:
         cost: cost model of the ticket's model.
     """
     whole_s, part_s = cost.measured_s(rows, alone=True), cost.measured_s(part, alone=False)
-    parts = math.ceil(rows / part)
-    all_s = (parts - 1) * part_s + cost.measured_s(rows - (parts - 1) * part, alone=False)
+    whole_parts = (rows - 1) // part
+    last = rows - whole_parts * part
+    all_s = whole_parts * part_s + (part_s if last == part else cost.measured_s(last, alone=False))
     # The more streams are idle, the less additional seconds of a stream cost other tickets.
     return whole_s - part_s > max(_COST_OF_IDLE, load) * (all_s - whole_s)
 

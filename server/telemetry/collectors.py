@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from server.runtime.supervisor import Supervisor
 from server.telemetry.logs import withheld_lines
+
+
+class CallCounter(Collector):
+    """A counter of calls that one thread counts. An addition costs 0.1 us; prometheus_client's counter takes a lock.
+
+    Attributes:
+        counts: by the values of the labels.
+    """
+
+    def __init__(self, name: str, documentation: str, labels: tuple[str, ...], registry: CollectorRegistry) -> None:
+        self._name, self._documentation, self._labels = name, documentation, labels
+        self.counts = Counter[tuple[str, ...]]()
+        registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        family = CounterMetricFamily(self._name, self._documentation, labels=self._labels)
+        for values, count in sorted(dict(self.counts).items()):
+            family.add_metric(values, count)
+        yield family
 
 
 class LogLineCollector(Collector):

@@ -66,9 +66,11 @@ class Histograms(Collector):
             # Mappings that other threads append meanwhile come after these and stay in the list.
             mappings = self._unsorted[:]
             del self._unsorted[: len(mappings)]
-        for mapping in mappings:
-            for label, value in mapping.items():
-                self.observe(value, label)
+        for label in set().union(*mappings):
+            pending = self._pending[label]
+            pending += [mapping[label] for mapping in mappings if label in mapping]
+            if len(pending) >= _FOLD_AT:
+                self._fold(label)
 
     def _fold(self, label: str) -> None:
         pending = self._pending[label]

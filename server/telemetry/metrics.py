@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from feature_client.activity.writer import ActionOutcome
 from pinrank.answers import DEGRADATIONS
 from server.runtime.supervisor import Supervisor
-from server.telemetry.collectors import BackgroundCollector, LogLineCollector, SafeCollector
+from server.telemetry.collectors import BackgroundCollector, CallCounter, LogLineCollector, SafeCollector
 from server.telemetry.histograms import Histograms
 
 #: Bucket bounds, dense around the 10 ms budget: 12 of them between 1 and 25 ms.
@@ -30,13 +30,12 @@ class RequestMetrics:
     """Metrics of Rank calls."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._calls = Counter(
+        self._calls = CallCounter(
             "pinrank_requests",
             "Rank calls by surface (unknown if invalid or refused unread) and gRPC status code",
-            ["surface", "code"],
-            registry=registry,
+            ("surface", "code"),
+            registry,
         )
-        self._by_outcome: dict[tuple[str, str], Counter] = {}
         self.request_seconds = Histograms(
             "pinrank_request_seconds",
             "Time of answered Rank calls from the first byte parsed to the response serialised",
@@ -62,10 +61,7 @@ class RequestMetrics:
 
     def count(self, surface: str, code: str) -> None:
         """Count one Rank call."""
-        counter = self._by_outcome.get((surface, code))
-        if counter is None:
-            counter = self._by_outcome[surface, code] = self._calls.labels(surface, code)
-        counter.inc()
+        self._calls.counts[surface, code] += 1
 
 
 class EngineMetrics:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import astuple
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feature_client.codec import encode_rows, encode_sequence
+from feature_client.codec import RowState, encode_rows, encode_sequence
 from feature_client.fetch import fetch
 from feature_client.near_cache import near_caches
 from feature_client.stores.memory_store import MemoryStore
@@ -49,6 +50,8 @@ class RemoteStore(MemoryStore):
 
 def assert_same(found, expected):
     assert found.missing() == expected.missing()
+    present = found.sequence_state == RowState.PRESENT and not any(astuple(found.missing()))
+    assert found.complete == expected.complete == present
     assert found.events.tobytes() == expected.events.tobytes()
     assert (found.candidates, found.has_query_pin, found.sequence_state, found.stale_rows, found.future_events) == (
         expected.candidates, expected.has_query_pin, expected.sequence_state, expected.stale_rows,

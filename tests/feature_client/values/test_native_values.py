@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from feature_client.action_times import STORED_AHEAD_MAX_MS
 from feature_client.codec import (
     RowState,
+    decode_row,
     decode_rows,
     decode_rows_in_numpy,
     encode_rows,
@@ -86,6 +87,11 @@ def test_rows_and_states_are_those_of_numpy(case):
         assert found.rows.dtype == expected.rows.dtype
         assert found.rows.tobytes() == expected.rows.tobytes()
         assert found.states.tolist() == expected.states.tolist()
+    for i, value in enumerate(values):
+        one = decode_row(group, value)
+        assert (one.rows.dtype, one.rows.tobytes()) == (group.dtype, expected.rows[i : i + 1].tobytes())
+        assert one.states.tolist() == [expected.states[i]]
+        assert one.address == one.rows.ctypes.data
 
 
 def scattered(values):

@@ -168,5 +168,5 @@ def test_a_lane_that_is_not_configured_has_priority_zero_and_a_share_of_one():
 def test_a_ticket_that_waits_has_all_its_rows_to_go_and_is_not_ready():
     waiting = WaitingTicket(ticket(0))
     assert (waiting.rows, waiting.ready, waiting.wait_until_s) == (128, False, None)
-    waiting.start = 100
-    assert waiting.rows == 28
+    waiting.take(100)
+    assert (waiting.start, waiting.rows) == (100, 28)
