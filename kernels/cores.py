@@ -1,11 +1,24 @@
-"""Count the CPU cores that this process may use, within its affinity and the quotas of its control groups."""
+"""Which CPU cores this process may use, and which of its threads use them first."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
+import struct
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+#: Niceness that threads which compute add to the process's, and the slice of those that answer.
+_COMPUTING_NICE, _SLICE_NS = 5, 100_000
+#: Threads and processes that this one starts have the usual slice.
+_RESET_ON_FORK = 1
+#: The system call by architecture, and its `struct sched_attr`: size, policy, flags, nice, priority, runtime (here the
+#: slice), deadline, period.
+_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
+_ATTRIBUTES = struct.Struct("=IIQiIQQQ")
 #: Mount points of control groups: version 2 (alone, or beside version 1), and version 1.
 _MOUNTS_2 = ("sys/fs/cgroup", "sys/fs/cgroup/unified")
 _MOUNTS_1 = ("sys/fs/cgroup/cpu", "sys/fs/cgroup/cpu,cpuacct")
@@ -35,6 +48,39 @@ def own_cores(threads: int) -> tuple[int, ...]:
 def keep_to(core: int) -> None:
     """Run this thread on one core only."""
     os.sched_setaffinity(0, {core})
+
+
+def compute_behind_others() -> bool:
+    """Let threads that wake for a moment interrupt this one, which computes for milliseconds at a time.
+
+    Where all cores compute, Linux would let an event loop wait for a core until a slice of such a thread ends.
+
+    Returns:
+        Whether Linux does so; other systems do not know it.
+    """
+    return _set_scheduling(_COMPUTING_NICE, 0, 0)
+
+
+def answer_at_once() -> bool:
+    """Let this thread, which computes for microseconds at a time, interrupt the others when it wakes.
+
+    Threads with a shorter slice interrupt those with a longer one from Linux 6.12 on; before, only the niceness of the
+    others counts.
+
+    Returns:
+        Whether Linux took the request.
+    """
+    return _set_scheduling(0, _SLICE_NS, _RESET_ON_FORK)
+
+
+def _set_scheduling(nicer: int, slice_ns: int, flags: int) -> bool:
+    """Raise the niceness of this thread, and set its slice, 0 for the usual one (sched_setattr(2); Python lacks it)."""
+    number = _SCHED_SETATTR.get(platform.machine())
+    if sys.platform != "linux" or number is None:
+        return False
+    nice = min(19, os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) + nicer)
+    attributes = _ATTRIBUTES.pack(_ATTRIBUTES.size, os.SCHED_OTHER, flags, nice, 0, slice_ns, 0, 0)
+    return bool(ctypes.CDLL(None).syscall(number, 0, attributes, 0) == 0)
 
 
 def _quotas(root: Path) -> Iterator[float]:

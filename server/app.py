@@ -12,7 +12,7 @@ import structlog
 from feature_client.redaction import redacted
 from feature_client.stores.open_store import open_store
 from feature_client.stores.store import Store
-from kernels.cores import cores, own_cores
+from kernels.cores import answer_at_once, compute_behind_others, cores, keep_to, own_cores
 from kernels.engine import EngineFactory
 from kernels.engines import ON_GPU, default_streams, engine_factory
 from model_store.registry.store import ModelStore, open_model_store
@@ -229,11 +229,19 @@ class Server:
         admission = Admission(
             policy, overload, config.requests_in_flight_max, config.rows_in_flight_max, config.bytes_in_flight_max
         )
-        stream_cores = () if config.engine in ON_GPU else own_cores(self._streams)
+        own = own_cores(self._streams)
+
+        def settle(stream: int) -> None:
+            """Place a stream's thread; one that only waits for its GPU may run anywhere, and at once."""
+            if config.engine in ON_GPU:
+                return
+            if own:
+                keep_to(own[stream])
+            compute_behind_others()
+
         runner = Runner(
-            policy, admission, self._streams, costs, self.metrics.engine, pace, self._supervisor,
-            stream_cores=stream_cores,
-        )  # fmt: skip
+            policy, admission, self._streams, costs, self.metrics.engine, pace, self._supervisor, settle=settle
+        )
         return admission, runner
 
     def catch_strays(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -269,6 +277,7 @@ async def serve(config: ServerConfig, *, shared_port: bool = False) -> None:
     if not await _started(server, ending):
         _log.info("stopped_during_start")
         return
+    answer_at_once()
     # Objects that exist now live as long as the server, so the garbage collector need not scan them again.
     gc.freeze()
     await ending.asked.wait()

@@ -9,14 +9,12 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Hashable, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, MutableMapping
 from functools import partial
-from itertools import zip_longest
 from queue import SimpleQueue
 
 import numpy as np
 
-from kernels.cores import keep_to
 from kernels.engine import FeatureBatch
 from model_store.model.loaded import LoadedModel
 from server.errors import DeadlineError, ScoringError
@@ -46,7 +44,7 @@ class Runner:
         pace: Pace,
         supervisor: Supervisor,
         clock: Callable[[], float] = time.monotonic,
-        stream_cores: Sequence[int] = (),
+        settle: Callable[[int], None] = lambda _: None,
     ) -> None:
         """Create the streams without starting them.
 
@@ -59,7 +57,7 @@ class Runner:
             pace: tells background work how busy the streams are.
             supervisor: restarts the threads.
             clock: seconds, monotonic.
-            stream_cores: a core for each stream to run on; empty if they may run on any.
+            settle: called first by each stream's thread, with the stream's number: chooses its cores and priority.
         """
         self._policy = policy
         self._admission = admission
@@ -83,8 +81,8 @@ class Runner:
         self._inboxes: list[SimpleQueue[Run | None]] = [SimpleQueue() for _ in range(streams)]
         self._idle = list(self._inboxes)
         self._threads = [
-            supervisor.thread(f"engine-{i}", partial(self._stream, inbox, core))
-            for i, (inbox, core) in enumerate(zip_longest(self._inboxes, stream_cores))
+            supervisor.thread(f"engine-{i}", partial(self._stream, inbox, partial(settle, i)))
+            for i, inbox in enumerate(self._inboxes)
         ]
 
     @property
@@ -255,10 +253,9 @@ class Runner:
             outcomes = self._start_idle(self._clock())
         self._deliver(outcomes)
 
-    def _stream(self, inbox: SimpleQueue[Run | None], core: int | None) -> None:
+    def _stream(self, inbox: SimpleQueue[Run | None], settle: Callable[[], None]) -> None:
         """The thread of one engine stream: run batches until there are none, then wait for the next one in `inbox`."""
-        if core is not None:
-            keep_to(core)
+        settle()
         with self._lock:
             outcomes: list[_Outcome] = []
             if inbox in self._broken:  # after a restart, work may be waiting

@@ -3,11 +3,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from kernels.cores import cores, own_cores
+from kernels.cores import answer_at_once, compute_behind_others, cores, own_cores
 
 VISIBLE = len(os.sched_getaffinity(0))
 
@@ -87,3 +89,16 @@ def test_threads_get_cores_of_their_own_if_there_are_as_many(threads, visible, q
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: visible)
     monkeypatch.setattr("kernels.cores.cores", lambda: quota)
     assert own_cores(threads) == own
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not know these priorities")
+@pytest.mark.parametrize(("choose", "nicer"), [(compute_behind_others, 5), (answer_at_once, 0)])
+def test_a_thread_that_computes_is_nicer_than_one_that_answers(choose, nicer):
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+
+    def nice() -> tuple[bool, int]:
+        return choose(), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(nice).result() == (True, before + nicer)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before

@@ -16,6 +16,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from kernels.cores import cores
 from pinrank.channels import SERVICE_CONFIG
 from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
 from server.processes import end_processes
@@ -76,6 +77,18 @@ def test_an_identifier_of_the_data_leads_to_its_id(arguments, option, identifier
     assert refused.returncode == 1
     assert f"error: {option} " in refused.stderr
     assert f"`pinrank data ids {identifier}`" in refused.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not know these priorities")
+def test_engine_streams_compute_behind_the_event_loop(process):
+    with grpc.insecure_channel(serving_address(process)) as channel:
+        request = ranking_pb2.RankRequest(user_id=1, pin_ids=[1, 2, 3], surface="home")
+        ranking_pb2_grpc.RankingServiceStub(channel).Rank(request, timeout=10)
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    threads = [int(entry.name) for entry in Path(f"/proc/{process.pid}/task").iterdir()]
+    nicer = [thread for thread in threads if os.getpriority(os.PRIO_PROCESS, thread) == own + 5]
+    assert len(nicer) == cores()
+    assert process.pid not in nicer
 
 
 def test_rank_command_shows_the_answer_and_explains_refusals(process):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from kernels.cores import keep_to
 from kernels.engine import EngineError, FeatureBatch
 from server.errors import DeadlineError, ScoringError
 from server.runtime.supervisor import Supervisor
@@ -36,7 +37,7 @@ class CountingEngine:
         return batch.candidate["number"][:, None].astype(np.float32)
 
 
-def runner_of(engine, streams=2, policy=None, supervisor=None, stream_cores=()):
+def runner_of(engine, streams=2, policy=None, supervisor=None, settle=lambda _: None):
     model = SimpleNamespace(engine=engine, digest="m")
     costs = {"m": CostModel(lambda rows: 1e-4 + PER_ROW_S * rows)}
     policy = EarliestDeadlineFirst(streams, costs.__getitem__) if policy is None else policy
@@ -49,7 +50,7 @@ def runner_of(engine, streams=2, policy=None, supervisor=None, stream_cores=()):
         metrics.engine,
         PACE,
         supervisor or Supervisor(),
-        stream_cores=stream_cores,
+        settle=settle,
     )
     runner.start()
     return runner, model, metrics
@@ -241,10 +242,10 @@ async def test_an_engine_that_ends_its_thread_or_loses_rows_fails_the_run_alone(
     runner.close()
 
 
-async def test_each_stream_runs_on_its_own_core_if_it_has_one():
+async def test_each_stream_settles_before_it_runs():
     core, found = max(os.sched_getaffinity(0)), []
     runner, model, _ = runner_of(
-        CountingEngine(lambda _: found.append(os.sched_getaffinity(0))), 1, stream_cores=[core]
+        CountingEngine(lambda _: found.append(os.sched_getaffinity(0))), 1, settle=lambda _: keep_to(core)
     )
     await score(runner, model, 10, in_30_s())
     runner.close()
