@@ -173,7 +173,7 @@ class ServerConfig(BaseSettings):
     """HTTP port of `/metrics` and `/healthz`. 0 takes a free port and logs it."""
 
     grpc_edge: Literal["auto", "native", "grpcio"] = "auto"
-    """The server behind the gRPC port. `native` is pinrank's own, on nghttp2: it takes about a quarter of grpcio's CPU
+    """The server behind the gRPC port. `native` is pinrank's own, on nghttp2: it takes a third or less of grpcio's CPU
     time a call. `auto` takes it where it is built, and grpcio elsewhere."""
     connection_age_s_max: Annotated[float, Field(ge=0)] = 0
     """Age from which the server closes gRPC connections, give or take a tenth, so that clients spread over new

@@ -262,7 +262,6 @@ def conclude(raw: Raw) -> Conclusion:
             "Feast's read over ours, cold", of("feast"), of("cold"), 5.0, "at_least", without="Feast is not installed"
         ),
         Claim.ratio("our cold read over the bytes alone", of("cold"), of("bytes_alone"), 1.6, "at_most"),
-        Claim.ratio("our cold read over a cached one", of("cold"), of("cached"), 10.0, "at_least"),
     )
     summary = {
         **{
