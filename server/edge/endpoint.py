@@ -30,12 +30,20 @@ class Endpoint(ABC):
 
     kind: ClassVar[str]
 
-    def __init__(self, services: Services) -> None:
+    def __init__(
+        self, services: Services, message_bytes_max: int, connection_age_s_max: float, *, shared_port: bool
+    ) -> None:
         """Create the endpoint without opening its port.
 
         Args:
             services: the services; health and reflection are added to them.
+            message_bytes_max: maximum size of a request; larger ones end with RESOURCE_EXHAUSTED.
+            connection_age_s_max: age from which connections are closed, in seconds; 0 for never.
+            shared_port: whether other processes of this server listen on the same port.
         """
+        self._message_bytes_max = message_bytes_max
+        self._connection_age_s_max = connection_age_s_max
+        self._shared_port = shared_port
         self._names = tuple(services)
         self._health = health.aio.HealthServicer()
         registry = _Registry()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import grpc
 import grpc.aio
 import structlog
@@ -11,9 +9,6 @@ import structlog
 from server.edge.endpoint import Endpoint
 from server.edge.hang_up import hang_up
 from server.runtime.listening import open_grpc_port
-
-if TYPE_CHECKING:
-    from server.edge.endpoint import Services
 
 _log = structlog.get_logger(__name__)
 
@@ -24,29 +19,17 @@ _HANG_UP_S = 0.5
 class GrpcioEndpoint(Endpoint):
     kind = "grpcio"
 
-    def __init__(
-        self, services: Services, message_bytes_max: int, connection_age_s_max: float, *, shared_port: bool
-    ) -> None:
-        """Create the endpoint without opening its port.
-
-        Args:
-            services: the services; health and reflection are added to them.
-            message_bytes_max: maximum size of a request; larger ones end with RESOURCE_EXHAUSTED.
-            connection_age_s_max: age from which connections are closed, in seconds; 0 for never.
-            shared_port: whether other processes of this server listen on the same port.
-        """
-        super().__init__(services)
-        self._options = [
-            ("grpc.max_receive_message_length", message_bytes_max),
-            # If port sharing were always on, an unrelated second server could silently take half of the calls.
-            ("grpc.so_reuseport", int(shared_port)),
-        ]
-        if connection_age_s_max:
-            self._options.append(("grpc.max_connection_age_ms", round(connection_age_s_max * 1e3)))
-        self._server: grpc.aio.Server | None = None
+    _server: grpc.aio.Server | None = None
 
     async def start(self, host: str, port: int) -> None:
-        self._server = server = grpc.aio.server(options=self._options)
+        options = [
+            ("grpc.max_receive_message_length", self._message_bytes_max),
+            # If port sharing were always on, an unrelated second server could silently take half of the calls.
+            ("grpc.so_reuseport", int(self._shared_port)),
+        ]
+        if self._connection_age_s_max:
+            options.append(("grpc.max_connection_age_ms", round(self._connection_age_s_max * 1e3)))
+        self._server = server = grpc.aio.server(options=options)
         server.add_generic_rpc_handlers(
             tuple(grpc.method_handlers_generic_handler(name, methods) for name, methods in self._services.items())
         )

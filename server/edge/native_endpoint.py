@@ -24,18 +24,12 @@ class NativeEndpoint(Endpoint):
     def __init__(
         self, services: Services, message_bytes_max: int, connection_age_s_max: float, *, shared_port: bool
     ) -> None:
-        """Create the endpoint without opening its port.
-
-        Args:
-            services: the services; health and reflection are added to them.
-            message_bytes_max: maximum size of a request; larger ones end with RESOURCE_EXHAUSTED.
-            connection_age_s_max: age from which connections are closed, in seconds; 0 for never.
-            shared_port: whether other processes of this server listen on the same port.
+        """Create the endpoint without opening its port, as `Endpoint` does.
 
         Raises:
             NativeLibraryError: the library is not built, or nghttp2 is not installed.
         """
-        super().__init__(services)
+        super().__init__(services, message_bytes_max, connection_age_s_max, shared_port=shared_port)
         handlers = {
             f"/{service}/{name}": handler
             for service, methods in self._services.items()
@@ -48,7 +42,6 @@ class NativeEndpoint(Endpoint):
             connection_age_s_max,
             set(),
         )
-        self._shared_port = shared_port
         self._socket_path: Path | None = None
         self._listeners: list[asyncio.Server] = []
         self._watch: asyncio.TimerHandle | None = None
