@@ -31,13 +31,16 @@ constexpr size_t HEADER_OVERHEAD = 32;
 constexpr size_t OUTPUT_BYTES = 256 << 10;
 // Messages of a stream that its handler has not taken yet: beyond so many bytes the client must wait.
 constexpr size_t UNTAKEN_BYTES = 256 << 10;
+// What a message costs whose handler has not taken it yet, beside its own bytes.
+constexpr size_t MESSAGE_OVERHEAD = 100;
 // Callers may give up this many calls at once, and every second. Beyond it a connection is an attack (CVE-2023-44487).
-constexpr uint64_t RESETS = 10000;
+constexpr uint64_t RESETS = 1000;
 
-enum Kind : int64_t { CALL = 1, MESSAGE = 2, REQUEST_ENDED = 3, CLOSED = 4 };
+enum Kind : int64_t { CALL = 1, MESSAGE = 2, REQUEST_ENDED = 3, CLOSED = 4, BEGUN = 5, SENT = 6 };
 
 // What happened on a stream. `address`, `size` and `compressed` describe a message: of a call whose method takes one
-// message, CALL has it. An address is valid until the next call of `pinrank_h2_receive`.
+// message, CALL has it, and BEGUN comes before it if its bytes did not come at once. An address is valid until the next
+// call of `pinrank_h2_receive` or `pinrank_h2_send`.
 struct Event {
   int64_t kind, stream, method, timeout_us, address, size, compressed;
 };
@@ -90,10 +93,12 @@ struct Connection {
   nghttp2_session* session = nullptr;
   std::unordered_map<int32_t, std::unique_ptr<Call>> calls;
   std::vector<Event> events;
+  // Calls whose headers came with the bytes that are being received.
+  std::vector<int32_t> begun;
   // A deque, as its strings stay where they are when others join them.
   std::deque<string> messages;
   string output;
-  // The bytes that all calls have in `received`.
+  // The bytes that all calls have in `received` and `answer`.
   size_t kept_bytes = 0;
   bool settings_received = false;
   View view = {};
@@ -128,14 +133,17 @@ void append(std::vector<nghttp2_nv>& headers, const string& block) {
 }
 
 ssize_t read_answer(nghttp2_session* session, int32_t stream, uint8_t* to, size_t room, uint32_t* flags,
-                    nghttp2_data_source* source, void*) {
+                    nghttp2_data_source* source, void* user_data) {
   Call& call = *static_cast<Call*>(source->ptr);
+  Connection& connection = of(user_data);
   const size_t size = std::min(room, call.answer.size() - call.sent);
   std::memcpy(to, call.answer.data() + call.sent, size);
   call.sent += size;
   if (call.sent < call.answer.size()) return (ssize_t)size;
+  connection.kept_bytes -= call.answer.size();
   call.answer.clear();
   call.sent = 0;
+  if (size > 0 && !call.answered) connection.tell(SENT, call);
   if (call.answered) {
     *flags |= NGHTTP2_DATA_FLAG_EOF | NGHTTP2_DATA_FLAG_NO_END_STREAM;
     std::vector<nghttp2_nv> trailers;
@@ -185,10 +193,11 @@ int fail(Connection& connection, Call& call, int code, string_view message) {
   return end(connection, call, code, message);
 }
 
-void append_message(string& to, const uint8_t* message, size_t size) {
+void append_message(Connection& connection, Call& call, const uint8_t* message, size_t size) {
   const uint8_t prefix[PREFIX_BYTES] = {0, (uint8_t)(size >> 24), (uint8_t)(size >> 16), (uint8_t)(size >> 8),
                                         (uint8_t)size};
-  to.append((const char*)prefix, PREFIX_BYTES).append((const char*)message, size);
+  call.answer.append((const char*)prefix, PREFIX_BYTES).append((const char*)message, size);
+  connection.kept_bytes += PREFIX_BYTES + size;
 }
 
 // Returns the microseconds of a grpc-timeout, at most 8 digits and a unit; -1 if it is malformed.
@@ -236,7 +245,8 @@ int on_header(nghttp2_session*, const nghttp2_frame* frame, const uint8_t* name_
   if (name == ":path") {
     call->path = value;
   } else if (name == "content-type") {
-    call->is_grpc = value.starts_with("application/grpc");
+    call->is_grpc = value == "application/grpc" || value.starts_with("application/grpc+") ||
+                    value.starts_with("application/grpc;");
   } else if (name == "grpc-timeout") {
     call->timeout_us = timeout_us(value);
     call->bad_timeout = call->timeout_us < 0;
@@ -263,7 +273,11 @@ int begin(Connection& connection, Call& call) {
   const auto method = endpoint.methods.find(call.path);
   if (method == endpoint.methods.end()) return fail(connection, call, UNIMPLEMENTED, "Method not found!");
   call.method = method->second;
-  if (endpoint.takes_stream[(size_t)call.method]) connection.tell(CALL, call);
+  if (endpoint.takes_stream[(size_t)call.method]) {
+    connection.tell(CALL, call);
+  } else {
+    connection.begun.push_back(call.stream);
+  }
   return 0;
 }
 
@@ -281,7 +295,7 @@ int take_messages(Connection& connection, Call& call) {
     if (!connection.endpoint->takes_stream[(size_t)call.method]) return 0;  // the whole request comes with its end
     if (call.received.size() - at - PREFIX_BYTES < size) break;
     connection.messages.push_back(call.received.substr(at + PREFIX_BYTES, size));
-    call.untaken += size;
+    call.untaken += size + MESSAGE_OVERHEAD;
     connection.tell(MESSAGE, call, (int64_t)connection.messages.back().data(), (int64_t)size, prefix[0]);
     at += PREFIX_BYTES + size;
   }
@@ -362,7 +376,7 @@ int on_frame_send(nghttp2_session* session, const nghttp2_frame* frame, void* us
 int on_stream_close(nghttp2_session*, int32_t stream, uint32_t, void* user_data) {
   Connection& connection = of(user_data);
   if (Call* const call = connection.call(stream)) {
-    connection.kept_bytes -= call->received.size();
+    connection.kept_bytes -= call->received.size() + call->answer.size();
     // Its message must outlive it: the caller of this library has not looked at the events yet.
     connection.messages.push_back(std::move(call->received));
     for (Event& event : connection.events)
@@ -371,6 +385,13 @@ int on_stream_close(nghttp2_session*, int32_t stream, uint32_t, void* user_data)
     if (call->told) connection.tell(CLOSED, *call);
     connection.calls.erase(stream);
   }
+  return 0;
+}
+
+// A status that is too long for a frame of headers is not sent, and the call must end all the same.
+int on_frame_not_send(nghttp2_session* session, const nghttp2_frame* frame, int, void*) {
+  if (frame->hd.type != NGHTTP2_HEADERS) return 0;
+  nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, frame->hd.stream_id, NGHTTP2_INTERNAL_ERROR);
   return 0;
 }
 
@@ -421,6 +442,7 @@ PINRANK_API Endpoint* pinrank_h2_endpoint(int64_t methods, const char* paths, co
   nghttp2_session_callbacks_set_on_frame_recv_callback(endpoint->callbacks, on_frame_recv);
   nghttp2_session_callbacks_set_on_data_chunk_recv_callback(endpoint->callbacks, on_data_chunk_recv);
   nghttp2_session_callbacks_set_on_frame_send_callback(endpoint->callbacks, on_frame_send);
+  nghttp2_session_callbacks_set_on_frame_not_send_callback(endpoint->callbacks, on_frame_not_send);
   nghttp2_session_callbacks_set_on_stream_close_callback(endpoint->callbacks, on_stream_close);
   nghttp2_option_set_no_auto_window_update(endpoint->options, 1);
   set_newer_options(endpoint->options);
@@ -456,7 +478,12 @@ PINRANK_API void pinrank_h2_free(Connection* connection) { delete connection; }
 PINRANK_API int64_t pinrank_h2_receive(Connection* connection, const uint8_t* data, int64_t size) {
   connection->events.clear();
   connection->messages.clear();
+  connection->begun.clear();
   const ssize_t taken = nghttp2_session_mem_recv(connection->session, data, (size_t)size);
+  for (const int32_t stream : connection->begun) {
+    Call* const call = connection->call(stream);
+    if (call != nullptr && !call->told && !call->failed) connection->tell(BEGUN, *call);
+  }
   const int64_t events = show(*connection);
   return taken == (ssize_t)size ? events : -1;
 }
@@ -465,6 +492,7 @@ PINRANK_API int64_t pinrank_h2_receive(Connection* connection, const uint8_t* da
 // Returns the number of events, or -1 if the connection is broken.
 PINRANK_API int64_t pinrank_h2_send(Connection* connection) {
   connection->events.clear();
+  connection->messages.clear();
   connection->output.clear();
   while (connection->output.size() < OUTPUT_BYTES) {
     const uint8_t* data;
@@ -480,7 +508,7 @@ PINRANK_API int64_t pinrank_h2_send(Connection* connection) {
 PINRANK_API void pinrank_h2_message(Connection* connection, int32_t stream, const uint8_t* message, int64_t size) {
   Call* const call = connection->call(stream);
   if (call == nullptr || call->answered) return;
-  append_message(call->answer, message, (size_t)size);
+  append_message(*connection, *call, message, (size_t)size);
   if (!call->headers_sent) {
     start_response(*connection, *call);
   } else if (std::exchange(call->deferred, false)) {
@@ -492,7 +520,7 @@ PINRANK_API void pinrank_h2_message(Connection* connection, int32_t stream, cons
 PINRANK_API void pinrank_h2_answer(Connection* connection, int32_t stream, const uint8_t* message, int64_t size) {
   Call* const call = connection->call(stream);
   if (call == nullptr || call->answered) return;
-  append_message(call->answer, message, (size_t)size);
+  append_message(*connection, *call, message, (size_t)size);
   end(*connection, *call, OK, {});
 }
 
@@ -503,11 +531,17 @@ PINRANK_API void pinrank_h2_end(Connection* connection, int32_t stream, int32_t 
     end(*connection, *call, code, message, string_view(trailers, (size_t)trailers_size));
 }
 
+// Gives up a call, whatever of its answer is still to be sent.
+PINRANK_API void pinrank_h2_reset(Connection* connection, int32_t stream) {
+  if (connection->call(stream) != nullptr)
+    nghttp2_submit_rst_stream(connection->session, NGHTTP2_FLAG_NONE, stream, NGHTTP2_CANCEL);
+}
+
 // Gives a client's stream room for further messages, after its handler has taken one.
 PINRANK_API void pinrank_h2_taken(Connection* connection, int32_t stream, int64_t size) {
   Call* const call = connection->call(stream);
   if (call == nullptr || call->failed) return;
-  call->untaken -= (size_t)size;
+  call->untaken -= (size_t)size + MESSAGE_OVERHEAD;
   if (call->untaken <= UNTAKEN_BYTES && call->owed)
     nghttp2_session_consume_stream(connection->session, stream, std::exchange(call->owed, 0));
 }

@@ -14,18 +14,12 @@ from typing import Any, NoReturn
 import grpc
 import grpc.aio
 
+from server.api.status import MESSAGE_BYTES_MAX, within
 from server.edge.http2 import Http2Connection
 
 #: zlib's window bits by the name of an encoding (zlib.decompressobj).
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}
-
-
-class UnreadableMessageError(Exception):
-    """A compressed message cannot be read. Carries the status of its call."""
-
-    def __init__(self, code: grpc.StatusCode, message: str) -> None:
-        super().__init__(message)
-        self.code = code
+_SHOWN_MAX = 60
 
 
 class Call:
@@ -59,7 +53,8 @@ class Call:
         self.task: asyncio.Task[None] | None = None
         self.answered = False
         self._done_callbacks: list[Callable[[Call], None]] = []
-        self._inbox: asyncio.Queue[tuple[bytes, int] | None] | None = None
+        self._inbox: asyncio.Queue[tuple[bytes, bool] | None] | None = None
+        self._sent = asyncio.Event()
 
     def time_remaining(self) -> float | None:
         """Return the seconds until the call's deadline, at least 0; None if it has none."""
@@ -74,6 +69,7 @@ class Call:
         return tuple(
             (name, _bytes_of(value) if name.endswith("-bin") else value)
             for name, value in self._http2.metadata(self._stream)
+            if not name.startswith("grpc-") and name not in _OF_THE_PROTOCOL
         )
 
     def peer(self) -> str:
@@ -81,9 +77,15 @@ class Call:
         return self._peer
 
     async def write(self, message: Any) -> None:
-        """Send one message of the answer."""
+        """Send one message of the answer, and wait until the client's windows have room for it."""
+        self._sent.clear()
         self._http2.message(self._stream, self._serialise(message))
         self._flush()
+        await self._sent.wait()
+
+    def sent(self) -> None:
+        """Note that all messages so far are on their way."""
+        self._sent.set()
 
     async def abort(
         self, code: grpc.StatusCode, details: str = "", trailing_metadata: Iterable[tuple[str, str | bytes]] = ()
@@ -100,7 +102,7 @@ class Call:
             return
         self.answered = True
         trailers = [(name.encode(), _header_value(value)) for name, value in trailing_metadata]
-        quoted = urllib.parse.quote(details, safe=_UNQUOTED)
+        quoted = urllib.parse.quote(within(details, MESSAGE_BYTES_MAX), safe=_UNQUOTED)
         self._http2.end(self._stream, code.value[0], quoted, trailers)
         self._flush()
 
@@ -121,53 +123,57 @@ class Call:
         for callback in self._done_callbacks:
             callback(self)
 
-    def requests(self) -> AsyncIterator[bytes]:
+    def requests(self, bytes_max: int) -> AsyncIterator[bytes]:
         """Return the messages of a request that is a stream of them; `receive` brings them."""
         self._inbox = asyncio.Queue()
-        return self._received(self._inbox)
+        return self._received(self._inbox, bytes_max)
 
-    def receive(self, message: bytes, size: int) -> None:
-        """Take a message of the request, which had `size` bytes on the wire."""
+    def receive(self, message: bytes, *, compressed: bool) -> None:
+        """Take a message of the request."""
         if self._inbox is not None:
-            self._inbox.put_nowait((message, size))
+            self._inbox.put_nowait((message, compressed))
 
     def end_of_request(self) -> None:
         """Note that no further messages will come."""
         if self._inbox is not None:
             self._inbox.put_nowait(None)
 
-    async def _received(self, inbox: asyncio.Queue[tuple[bytes, int] | None]) -> AsyncIterator[bytes]:
+    async def _received(self, inbox: asyncio.Queue[tuple[bytes, bool] | None], bytes_max: int) -> AsyncIterator[bytes]:
         while (received := await inbox.get()) is not None:
-            message, size = received
-            self._http2.taken(self._stream, size)
+            message, compressed = received
+            self._http2.taken(self._stream, len(message))
             self._flush()
-            yield message
+            yield await self.decompressed(message, bytes_max) if compressed else message
+            await asyncio.sleep(0)  # a client's messages must not hold up the calls of others
 
-    def decompressed(self, message: bytes, bytes_max: int) -> bytes:
-        """Return what a compressed message contains. Raises UnreadableMessageError."""
+    async def decompressed(self, message: bytes, bytes_max: int) -> bytes:
+        """Return what a compressed message contains. If it cannot be read, end the call and raise AbortError."""
         encoding = dict(self._http2.metadata(self._stream)).get("grpc-encoding", "identity")
+        if encoding == "identity":
+            await self.abort(grpc.StatusCode.INTERNAL, "a message is marked as compressed, without a grpc-encoding")
         if encoding not in _WINDOW_BITS:
-            known = ", ".join(_WINDOW_BITS)
-            raise UnreadableMessageError(
-                grpc.StatusCode.UNIMPLEMENTED,
-                f"messages compressed by {encoding!r} cannot be read; use {known} or none",
-            )
+            known = ",".join(("identity", *_WINDOW_BITS))
+            problem = f"messages compressed by {encoding[:_SHOWN_MAX]!r} cannot be read; use gzip, deflate or none"
+            await self.abort(grpc.StatusCode.UNIMPLEMENTED, problem, (("grpc-accept-encoding", known),))
         machine = zlib.decompressobj(_WINDOW_BITS[encoding])
         try:
             content = machine.decompress(message, bytes_max + 1)
         except zlib.error as error:
-            raise UnreadableMessageError(grpc.StatusCode.INTERNAL, f"cannot decompress a message: {error}") from error
+            await self.abort(grpc.StatusCode.INTERNAL, f"cannot decompress a message: {error}")
         if len(content) > bytes_max:
-            raise UnreadableMessageError(
-                grpc.StatusCode.RESOURCE_EXHAUSTED, f"a message has more than {bytes_max} bytes when decompressed"
-            )
+            problem = f"a message has more than {bytes_max} bytes when decompressed"
+            await self.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
         if not machine.eof:
-            raise UnreadableMessageError(grpc.StatusCode.INTERNAL, "cannot decompress a message: it is cut off")
+            await self.abort(grpc.StatusCode.INTERNAL, "cannot decompress a message: it is cut off")
         return content
 
 
 #: Characters of a grpc-message that are sent as they are (gRPC over HTTP/2, "Status-Message").
 _UNQUOTED = "".join(chr(byte) for byte in range(0x20, 0x7F) if byte != 0x25)
+
+
+#: Headers that are no metadata of the caller; neither are those that begin with `grpc-`.
+_OF_THE_PROTOCOL = frozenset({"content-type", "te"})
 
 
 def _bytes_of(value: str) -> bytes | str:

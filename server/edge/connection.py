@@ -13,7 +13,7 @@ import grpc
 import grpc.aio
 
 from server.api.calls import kind_of
-from server.edge.call import Call, UnreadableMessageError
+from server.edge.call import Call
 from server.edge.http2 import ConnectionBrokenError, Event, EventKind, Http2Connection, Http2Endpoint
 
 if TYPE_CHECKING:
@@ -27,7 +27,9 @@ _RETIREMENT_S = 1.0
 CLOSING_S = 0.5
 _HANGING_UP = "the server is shutting down; retry on another replica"
 
-_CALL, _CLOSED, _REQUEST_ENDED = EventKind.CALL.value, EventKind.CLOSED.value, EventKind.REQUEST_ENDED.value
+#: Time for a client without a deadline to take an answer.
+_TAKING_S = 20.0
+_CALL, _BEGUN = EventKind.CALL.value, EventKind.BEGUN.value
 
 
 class Method(NamedTuple):
@@ -81,6 +83,9 @@ class Connection(asyncio.Protocol):
         self._calls: dict[int, Call] = {}
         self._transport: asyncio.Transport
         self._is_writable = True
+        #: While events are heeded, nothing is sent: what is sent causes events too, and they would overtake the others.
+        self._is_heeding = False
+        self._has_ended = False
         self.closed = asyncio.Event()
         self._peer = ""
         now_s = self._loop.time()
@@ -94,6 +99,16 @@ class Connection(asyncio.Protocol):
     def is_reading(self) -> bool:
         """Whether the client's bytes are read; not while it leaves too many of its answers unread."""
         return self._transport.is_reading()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more will be sent, and the client is to close the connection."""
+        return self._has_ended
+
+    @property
+    def calls(self) -> int:
+        """The number of calls in progress."""
+        return len(self._calls)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -123,59 +138,69 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
-            for event in self._http2.receive(data):
-                self._heed(event)
+            self._heed(self._http2.receive(data))
         except ConnectionBrokenError:
             self.flush()
+            self._closes_at_s = self._loop.time() + CLOSING_S
             self._transport.close()
         else:
             self.flush()
 
-    def _heed(self, event: Event) -> None:
-        if event.kind == _CALL:
-            method = self._served.methods[event.method]
+    def _heed(self, events: list[Event]) -> None:
+        self._is_heeding = True
+        try:
+            for event in events:
+                if event.kind in (_CALL, _BEGUN):
+                    self._begin(event)
+                elif (call := self._calls.get(event.stream)) is not None:
+                    self._go_on(call, event)
+        finally:
+            self._is_heeding = False
+
+    def _begin(self, event: Event) -> None:
+        """Begin a call, or only note it as long as its message has not come."""
+        method, bytes_max = self._served.methods[event.method], self._served.message_bytes_max
+        call = self._calls.get(event.stream)
+        if call is None:
             call = self._calls[event.stream] = Call(
                 self._http2, event.stream, event.timeout_us, method.serialise, self.flush, self._peer
             )
-            request = call.requests() if method.takes_stream else self._message(call, event)
-            if request is not None:
-                call.task = self._loop.create_task(_run(method, request, call))
+        if event.kind == _BEGUN or call.answered:
             return
-        known = self._calls.get(event.stream)
-        if known is None:
-            return
-        if event.kind == _CLOSED:
-            del self._calls[event.stream]
-            known.over()
-        elif known.answered:
-            return
-        elif event.kind == _REQUEST_ENDED:
-            known.end_of_request()
-        elif (message := self._message(known, event)) is not None:
-            known.receive(message, len(event.message))
+        if method.takes_stream:
+            answer = _run(method, call.requests(bytes_max), call)
+        elif event.compressed:
+            answer = _run_compressed(method, event.message, call, bytes_max)
+        else:
+            answer = _run(method, event.message, call)
+        call.task = self._loop.create_task(answer)
 
-    def _message(self, call: Call, event: Event) -> bytes | None:
-        """Return an event's message; or end the call, and return None, if it cannot be read."""
-        if not event.compressed:
-            return event.message
-        try:
-            return call.decompressed(event.message, self._served.message_bytes_max)
-        except UnreadableMessageError as error:
-            self._cut_off(call, error.code, str(error))
-            return None
+    def _go_on(self, call: Call, event: Event) -> None:
+        match event.kind:
+            case EventKind.CLOSED:
+                del self._calls[event.stream]
+                call.over()
+            case EventKind.SENT:
+                call.sent()
+            case EventKind.MESSAGE:
+                call.receive(event.message, compressed=bool(event.compressed))
+            case EventKind.REQUEST_ENDED:
+                call.end_of_request()
 
     def flush(self) -> None:
         """Write what is to be sent, as long as the client reads it."""
-        while self._is_writable:
+        if self._is_heeding:  # it is done afterwards
+            return
+        while self._is_writable and not self._has_ended:
             try:
                 content, events = self._http2.send()
             except ConnectionBrokenError:
                 self._transport.abort()
                 return
-            for event in events:
-                self._heed(event)
             if content:
                 self._transport.write(content)
+            if events:
+                self._heed(events)
             if not self._http2.has_more:
                 break
         if not self._http2.is_open:
@@ -187,8 +212,15 @@ class Connection(asyncio.Protocol):
         Args:
             now_s: `time.monotonic()`, which is the event loop's time too.
         """
-        for call in tuple(self._calls.values()):
-            if call.deadline_s is not None and now_s > call.deadline_s:
+        for stream, call in tuple(self._calls.items()):
+            if call.answered and call.deadline_s is None:
+                call.deadline_s = now_s + _TAKING_S
+            if call.deadline_s is None or now_s <= call.deadline_s:
+                continue
+            if call.answered:  # the client does not take its answer
+                self._http2.reset(stream)
+                self.flush()
+            else:
                 self._cut_off(call, grpc.StatusCode.DEADLINE_EXCEEDED, "the call's deadline has passed")
         if now_s > self._greeted_by_s and not self._http2.is_greeted:
             self._transport.abort()
@@ -216,8 +248,9 @@ class Connection(asyncio.Protocol):
 
         If we closed it, and so stopped to read, a TCP reset could destroy answers that are still on their way.
         """
-        if self._closes_at_s < float("inf") or self._transport.is_closing():
+        if self._has_ended or self._transport.is_closing():
             return
+        self._has_ended = True
         self._closes_at_s = self._loop.time() + CLOSING_S
         if self._transport.can_write_eof():
             with contextlib.suppress(OSError):  # the client has closed the connection already
@@ -255,6 +288,15 @@ async def _run(method: Method, request: bytes | AsyncIterator[bytes], call: Call
         call.end(grpc.StatusCode.CANCELLED)
     finally:  # no effect on a call that was answered
         call.end(grpc.StatusCode.INTERNAL, "the call ended without an answer")
+
+
+async def _run_compressed(method: Method, message: bytes, call: Call, bytes_max: int) -> None:
+    """Run a handler whose request is compressed; one call after the other, so that few are decompressed at a time."""
+    try:
+        request = await call.decompressed(message, bytes_max)
+    except grpc.aio.AbortError:
+        return
+    await _run(method, request, call)
 
 
 def _peer(name: tuple[Any, ...] | str | bytes | None) -> str:

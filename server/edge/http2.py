@@ -38,6 +38,10 @@ class EventKind(IntEnum):
     """No further messages will come."""
     CLOSED = 4
     """The call is over: it was answered, or the caller gave it up."""
+    BEGUN = 5
+    """A call whose method takes one message came without all of it; CALL follows with the message."""
+    SENT = 6
+    """All messages of an answer so far are on their way, and the answer is not complete."""
 
 
 class Event(NamedTuple):
@@ -168,6 +172,10 @@ class Http2Connection:
         block = b"".join(b"%b\0%b\0" % trailer for trailer in trailers)
         self._native.pinrank_h2_end(self._address, stream, code, message.encode(), block, len(block))
 
+    def reset(self, stream: int) -> None:
+        """Give up a call, whatever of its answer is still to be sent."""
+        self._native.pinrank_h2_reset(self._address, stream)
+
     def taken(self, stream: int, size: int) -> None:
         """Note that a message of `size` bytes was taken, so that the client may send more."""
         self._native.pinrank_h2_taken(self._address, stream, size)
@@ -216,6 +224,7 @@ def _native() -> ctypes.PyDLL:
         ("message", None, (place, ctypes.c_int32, text, word)),
         ("answer", None, (place, ctypes.c_int32, text, word)),
         ("end", None, (place, ctypes.c_int32, ctypes.c_int32, text, text, word)),
+        ("reset", None, (place, ctypes.c_int32)),
         ("taken", None, (place, ctypes.c_int32, word)),
         ("metadata", place, (place, ctypes.c_int32, place)),
         ("retire", None, (place,)),

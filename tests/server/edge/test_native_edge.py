@@ -13,6 +13,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -38,6 +39,8 @@ class Service:
         self.running = 0
         self.cancelled = 0
         self.done = 0
+        self.reading = 0
+        self.read = 0
         self.contexts: list[tuple[tuple[tuple[str, str | bytes], ...], str, float | None]] = []
         self.gate = asyncio.Event()
 
@@ -58,8 +61,16 @@ class Service:
 
     async def sizes(self, requests, _):
         await self.gate.wait()
-        async for request in requests:
-            yield str(len(request)).encode()
+        self.reading += 1
+        try:
+            async for request in requests:
+                self.read += 1
+                yield str(len(request)).encode()
+        finally:
+            self.reading -= 1
+
+    async def refuse(self, _, context):
+        await context.abort(grpc.StatusCode.ABORTED, "\xe9" * 100_000)
 
 
 @pytest.fixture
@@ -71,6 +82,7 @@ async def start(service: Service, host: str = "127.0.0.1", age_s_max: float = 0)
     methods: dict[str, Any] = {
         "Reverse": grpc.unary_unary_rpc_method_handler(service.reverse),
         "Hang": grpc.unary_unary_rpc_method_handler(service.hang),
+        "Refuse": grpc.unary_unary_rpc_method_handler(service.refuse),
         "Sizes": grpc.stream_stream_rpc_method_handler(service.sizes),
     }
     endpoint = NativeEndpoint({"test": methods}, BYTES_MAX, age_s_max, shared_port=False)
@@ -240,17 +252,25 @@ async def test_a_client_that_does_not_read_its_answers_is_not_read_either(endpoi
         await sending
 
 
-def begin(client: h2.connection.H2Connection, path: str, content: bytes, **headers: str) -> None:
-    """Send a call, with its content as one message."""
+def begin(
+    client: h2.connection.H2Connection,
+    path: str,
+    *contents: bytes,
+    prefix: int | None = None,
+    end: bool = True,
+    **headers: str,
+) -> None:
+    """Send a call, with each content as one message; or all but the end of the last one."""
     stream = client.get_next_available_stream_id()
     every = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "test", "te": "trailers",
              "content-type": "application/grpc"} | headers  # fmt: skip
     client.send_headers(stream, list(every.items()))
-    compressed = int("grpc-encoding" in headers)
-    prefixed = struct.pack(">BI", compressed, len(content)) + content
-    for start in range(0, len(prefixed), 16_384):
-        client.send_data(stream, prefixed[start : start + 16_384])
-    client.end_stream(stream)
+    first = int("grpc-encoding" in headers) if prefix is None else prefix
+    sent = b"".join(struct.pack(">BI", first, len(content)) + content for content in contents)
+    for start in range(0, len(sent), 16_384):
+        client.send_data(stream, sent[start : start + 16_384] if end else sent[start : start + 16_384][:-1])
+    if end:
+        client.end_stream(stream)
 
 
 def answers(client: h2.connection.H2Connection, own: socket.socket, count: int) -> list[str]:
@@ -262,6 +282,90 @@ def answers(client: h2.connection.H2Connection, own: socket.socket, count: int) 
             if "grpc-status" in headers:
                 found.append(" ".join(headers[name] for name in ("grpc-status", "grpc-message") if name in headers))
     return found
+
+
+@asynccontextmanager
+async def raw_client(endpoint: NativeEndpoint, window: int = 65_535) -> AsyncIterator[tuple[Any, socket.socket]]:
+    """Connect with h2, which does what it is told, and with a window for answers of so many bytes."""
+    client = h2.connection.H2Connection()
+    client.initiate_connection()
+    client.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: window})
+    with socket.create_connection(("127.0.0.1", int(endpoint.listens_on)), timeout=60) as own:
+        own.sendall(client.data_to_send())
+        yield client, own
+
+
+async def test_a_client_that_keeps_its_connection_open_does_not_hold_up_the_end_of_others(endpoint, channel, service):
+    async with raw_client(endpoint) as (client, own):
+        begin(client, "/test/Reverse", b"ab")
+        client.close_connection()
+        own.sendall(client.data_to_send())
+        await eventually(lambda: any(one.has_ended for one in endpoint.connections))
+        stuck = asyncio.ensure_future(channel.unary_unary("/test/Hang")(b""))
+        await eventually(lambda: service.running == 1)
+        hanging_up = asyncio.ensure_future(endpoint.hang_up())
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await stuck
+        assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
+        own.sendall(struct.pack(">I", 8)[1:] + b"\6\0" + bytes(4) + bytes(8))  # a PING that nobody answers
+        await hanging_up
+    assert endpoint.connections == set()
+
+
+async def test_what_fails_at_once_leaves_no_handler_behind(endpoint, service):
+    service.gate.set()
+    async with raw_client(endpoint) as (client, own):
+        for _ in range(5):
+            begin(client, "/test/Reverse", b"no gzip", **{"grpc-encoding": "gzip"})
+            begin(client, "/test/Sizes", b"", prefix=2)
+        own.sendall(client.data_to_send())
+        statuses = await asyncio.to_thread(answers, client, own, 10)
+        assert {status.split()[0] for status in statuses} == {str(grpc.StatusCode.INTERNAL.value[0])}
+        await eventually(lambda: not any(one.calls for one in endpoint.connections))
+    assert service.reading == 0
+
+
+@pytest.mark.parametrize("path", ["/test/Reverse", "/test/Sizes"])
+async def test_an_answer_that_the_client_does_not_take_is_given_up_at_the_deadline(endpoint, service, path):
+    service.gate.set()
+    async with raw_client(endpoint, window=0) as (client, own):
+        begin(client, path, b"ab", **{"grpc-timeout": "50m"})
+        own.sendall(client.data_to_send())
+        await eventually(lambda: any(one.calls for one in endpoint.connections))
+        await eventually(lambda: not any(one.calls for one in endpoint.connections))
+    assert service.reading == 0
+
+
+async def test_a_request_that_does_not_come_whole_ends_at_its_deadline_or_with_the_server(endpoint, service):
+    async with raw_client(endpoint) as (client, own):
+        for headers in ({"grpc-timeout": "50m"}, {}):
+            begin(client, "/test/Reverse", b"half", end=False, **headers)
+        own.sendall(client.data_to_send())
+        (late,) = await asyncio.to_thread(answers, client, own, 1)
+        assert late.startswith(str(grpc.StatusCode.DEADLINE_EXCEEDED.value[0]))
+        hanging_up = asyncio.ensure_future(endpoint.hang_up())
+        (cut_off,) = await asyncio.to_thread(answers, client, own, 1)
+        assert cut_off.startswith(str(grpc.StatusCode.UNAVAILABLE.value[0]))
+        await hanging_up
+
+
+async def test_a_stream_that_is_not_read_waits_in_its_handler(endpoint, service):
+    service.gate.set()
+    async with raw_client(endpoint, window=8) as (client, own):
+        begin(client, "/test/Sizes", b"", *[b""] * 99)
+        own.sendall(client.data_to_send())
+        await eventually(lambda: service.reading == 1)
+        await eventually(lambda: service.read == 2)  # one answer of 6 bytes passed, the second waits
+        client.increment_flow_control_window(600, 1)
+        own.sendall(client.data_to_send())
+        assert await asyncio.to_thread(answers, client, own, 1) == ["0"]
+    assert service.read == 100
+
+
+async def test_a_status_of_any_length_ends_its_call(channel):
+    with pytest.raises(grpc.aio.AioRpcError, match=r"\(100000 characters\)") as raised:
+        await channel.unary_unary("/test/Refuse")(b"")
+    assert raised.value.code() == grpc.StatusCode.ABORTED
 
 
 @pytest.mark.parametrize("form", ["127.0.0.1", "unix"])
