@@ -83,8 +83,6 @@ class Connection(asyncio.Protocol):
         self._calls: dict[int, Call] = {}
         self._transport: asyncio.Transport
         self._is_writable = True
-        #: While events are heeded, nothing is sent: what is sent causes events too, and they would overtake the others.
-        self._is_heeding = False
         self._has_ended = False
         self.closed = asyncio.Event()
         self._peer = ""
@@ -147,15 +145,12 @@ class Connection(asyncio.Protocol):
             self.flush()
 
     def _heed(self, events: list[Event]) -> None:
-        self._is_heeding = True
-        try:
-            for event in events:
-                if event.kind in (_CALL, _BEGUN):
-                    self._begin(event)
-                elif (call := self._calls.get(event.stream)) is not None:
-                    self._go_on(call, event)
-        finally:
-            self._is_heeding = False
+        # Nothing may be sent meanwhile: what is sent causes events too, and they would overtake the others.
+        for event in events:
+            if event.kind in (_CALL, _BEGUN):
+                self._begin(event)
+            elif (call := self._calls.get(event.stream)) is not None:
+                self._go_on(call, event)
 
     def _begin(self, event: Event) -> None:
         """Begin a call, or only note it as long as its message has not come."""
@@ -189,8 +184,6 @@ class Connection(asyncio.Protocol):
 
     def flush(self) -> None:
         """Write what is to be sent, as long as the client reads it."""
-        if self._is_heeding:  # it is done afterwards
-            return
         while self._is_writable and not self._has_ended:
             try:
                 content, events = self._http2.send()

@@ -297,7 +297,6 @@ async def raw_client(endpoint: NativeEndpoint, window: int = 65_535) -> AsyncIte
 
 async def test_a_client_that_keeps_its_connection_open_does_not_hold_up_the_end_of_others(endpoint, channel, service):
     async with raw_client(endpoint) as (client, own):
-        begin(client, "/test/Reverse", b"ab")
         client.close_connection()
         own.sendall(client.data_to_send())
         await eventually(lambda: any(one.has_ended for one in endpoint.connections))
