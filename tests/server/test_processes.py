@@ -205,7 +205,7 @@ def calls_until(address, calling, ended):
             except grpc.RpcError as error:
                 found.append(f"{error.code().name}: {error.details()}")
             if len(found) == 20:
-                calling.set()
+                calling.release()
     return found
 
 
@@ -241,9 +241,10 @@ def test_two_processes_share_a_port_replace_one_that_dies_and_lose_no_call_that_
             servers = servers_of(parent)
             assert len(servers) == 2
             with ThreadPoolExecutor(8) as callers:
-                calling, killed = threading.Event(), threading.Event()
+                calling, killed = threading.Semaphore(0), threading.Event()
                 statuses = [callers.submit(calls_until, address, calling, killed) for _ in range(8)]
-                calling.wait(30)
+                # Nobody can save a connection that the killed server has not accepted yet.
+                assert all(calling.acquire(timeout=30) for _ in range(8))
                 os.kill(servers[0], signal.SIGKILL)
                 events = [json.loads(line)["event"] for line in iter_until(parent.stderr, "serving")]
                 killed.set()
