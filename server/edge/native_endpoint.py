@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from server.edge.connection import CLOSING_S, Connection, Method, Served
 from server.edge.endpoint import Endpoint
 from server.edge.http2 import Http2Endpoint
-from server.runtime.listening import grpc_sockets, socket_path
+from server.runtime.listening import BACKLOG, grpc_sockets, socket_path
 
 if TYPE_CHECKING:
     from server.edge.endpoint import Services
@@ -57,7 +57,7 @@ class NativeEndpoint(Endpoint):
         for bound in grpc_sockets(host, port, shared_port=self._shared_port):
             self.listens_on = str(self._socket_path) if self._socket_path else bound.getsockname()[1]
             make = loop.create_unix_server if self._socket_path else loop.create_server
-            self._listeners.append(await make(lambda: Connection(self._served), sock=bound))
+            self._listeners.append(await make(lambda: Connection(self._served), sock=bound, backlog=BACKLOG))
         self._watch_connections()
 
     def _watch_connections(self) -> None:

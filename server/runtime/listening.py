@@ -7,8 +7,10 @@ we resolve a name here, and both ports listen on every address that it resolves 
 from __future__ import annotations
 
 import errno
+import fcntl
 import ipaddress
 import os
+import resource
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,9 @@ _ABSENT = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 
 
 #: Connections that wait to be accepted; the system lowers it to its own maximum.
-_BACKLOG = 4096
+BACKLOG = 4096
+#: Descriptors of listeners: about this one, or the last that the process may have; and how many may follow.
+_DESCRIPTOR, _DESCRIPTORS_ABOVE = 16_384, 64
 
 
 class ListenError(Exception):
@@ -152,19 +156,34 @@ def grpc_sockets(host: str, port: int, *, shared_port: bool) -> list[socket.sock
         _free_socket_path(path)
         opened = socket.socket(socket.AF_UNIX)
         opened.bind(str(path))
-        return [opened]
+        return [_closed_first(opened)]
     options = (socket.SO_REUSEADDR, socket.SO_REUSEPORT) if shared_port else (socket.SO_REUSEADDR,)
     bound: list[socket.socket] = []
     for interface in interfaces(host):
         try:
             bound.append(interface.bound(port, *options))
-            bound[-1].listen(_BACKLOG)
+            bound[-1].listen(BACKLOG)
         except OSError as error:
             for one in bound:
                 one.close()
             raise _is_taken(interface.at(port)) from error
         port = bound[0].getsockname()[1]
-    return bound
+    return [_closed_first(one) for one in bound]
+
+
+def _closed_first(opened: socket.socket) -> socket.socket:
+    """Return a listener under a high descriptor, so that it is closed before its connections if the process is killed.
+
+    Linux closes the descriptors of a killed process in descending order. Clients whose connections end connect again at
+    once: under a low descriptor, a third of them reached the listener of the dying process, which then reset them.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    least = (min(soft, _DESCRIPTOR) if soft != resource.RLIM_INFINITY else _DESCRIPTOR) - _DESCRIPTORS_ABOVE
+    try:
+        high = socket.socket(fileno=fcntl.fcntl(opened.fileno(), fcntl.F_DUPFD_CLOEXEC, max(0, least)))
+    finally:
+        opened.close()
+    return high
 
 
 def _is_taken(address: str) -> ListenError:

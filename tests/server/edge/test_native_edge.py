@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import inspect
 import logging
+import os
 import signal
 import socket
 import struct
@@ -14,6 +15,7 @@ import sys
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -309,6 +311,26 @@ async def test_a_client_that_keeps_its_connection_open_does_not_hold_up_the_end_
         own.sendall(struct.pack(">I", 8)[1:] + b"\6\0" + bytes(4) + bytes(8))  # a PING that nobody answers
         await hanging_up
     assert endpoint.connections == set()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="this system does not list open descriptors there")
+async def test_a_killed_server_closes_its_listeners_before_its_connections(service, tmp_path):
+    for host in ("127.0.0.1", f"unix:{tmp_path}/socket"):
+        endpoint = await start(service, host)
+        assert is_listener(highest_descriptor())
+        await endpoint.stop()
+
+
+def highest_descriptor() -> int:
+    return max(int(entry.name) for entry in Path("/proc/self/fd").iterdir())
+
+
+def is_listener(number: int) -> bool:
+    try:
+        with socket.socket(fileno=os.dup(number)) as own:
+            return bool(own.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except OSError:  # it is no socket
+        return False
 
 
 async def test_what_fails_at_once_leaves_no_handler_behind(endpoint, service):
