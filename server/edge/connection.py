@@ -7,6 +7,7 @@ import contextlib
 import inspect
 import random
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import grpc
@@ -55,7 +56,8 @@ class Method(NamedTuple):
         return cls(behaviour, serialise, handler.request_streaming, handler.response_streaming)
 
 
-class Served(NamedTuple):
+@dataclass(slots=True)
+class Served:
     """What all connections of a server share.
 
     Attributes:
@@ -64,6 +66,7 @@ class Served(NamedTuple):
         message_bytes_max: maximum size of a message.
         age_s_max: age from which a connection is closed; 0 for never.
         open: the open connections.
+        stopped: whether connections that come from now on are closed at once.
     """
 
     http2: Http2Endpoint
@@ -71,6 +74,7 @@ class Served(NamedTuple):
     message_bytes_max: int
     age_s_max: float
     open: set[Connection]
+    stopped: bool = False
 
 
 class Connection(asyncio.Protocol):
@@ -112,7 +116,10 @@ class Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         self._peer = _peer(transport.get_extra_info("peername"))
         self._served.open.add(self)
-        self.flush()
+        if self._served.stopped:  # it was accepted before the listener closed
+            self.abort()
+        else:
+            self.flush()
 
     def connection_lost(self, _: Exception | None) -> None:
         self._served.open.discard(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,14 +73,17 @@ class NativeEndpoint(Endpoint):
         connections = self.connections
         for connection in connections:
             connection.hang_up()
-        if connections:
-            await asyncio.wait([asyncio.ensure_future(one.closed.wait()) for one in connections], timeout=CLOSING_S)
+        await _closed(connections)
         await self.stop()
 
     async def stop(self) -> None:
         self._stop_listening()
-        for connection in self.connections:
+        self._served.stopped = True
+        await asyncio.sleep(0)  # for connections that were accepted just now
+        connections = self.connections
+        for connection in connections:
             connection.abort()
+        await _closed(connections)
 
     def _stop_listening(self) -> None:
         # Remove the path first: once our listener is closed, a successor may create its own file here.
@@ -90,3 +94,12 @@ class NativeEndpoint(Endpoint):
         self._listeners.clear()
         if self._watch is not None:
             self._watch.cancel()
+
+
+async def _closed(connections: Iterable[Connection]) -> None:
+    """Wait until connections are closed, at most `CLOSING_S`."""
+    waits = [asyncio.ensure_future(connection.closed.wait()) for connection in connections]
+    if waits:
+        _, left = await asyncio.wait(waits, timeout=CLOSING_S)
+        for wait in left:
+            wait.cancel()
