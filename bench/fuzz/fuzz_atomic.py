@@ -35,6 +35,7 @@ def measure(*, quick: bool) -> Iterator[Raw]:
             database=None,
             deadline=None,
             suppress_health_check=list(HealthCheck),
+            report_multiple_bugs=False,
         )
         @given(drawn=files())
         def agree(drawn: Files) -> None:

@@ -345,7 +345,7 @@ def fuzz(cases: int, tally: ParquetTally, folder: Path) -> None:
     @seed(SEED)
     @settings(
         max_examples=cases, deadline=None, database=None, phases=(Phase.generate, Phase.shrink),
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=list(HealthCheck), report_multiple_bugs=False,
     )  # fmt: skip
     @given(tables())
     def one(case: tuple[FeatureGroup, pa.Table, int]) -> None:

@@ -347,7 +347,7 @@ def fuzz(count: int, tally: StreamTally, server: RedisServer) -> None:
             @seed(SEED)
             @settings(
                 max_examples=count, deadline=None, database=None, phases=(Phase.generate, Phase.shrink),
-                suppress_health_check=list(HealthCheck),
+                suppress_health_check=list(HealthCheck), report_multiple_bugs=False,
             )  # fmt: skip
             @given(cases())
             def one(case: Case) -> None:
