@@ -277,7 +277,8 @@ async def serve(config: ServerConfig, *, shared_port: bool = False) -> None:
     if not await _started(server, ending):
         _log.info("stopped_during_start")
         return
-    answer_at_once()
+    if not answer_at_once():
+        _log.info("event_loop_without_priority")
     # Objects that exist now live as long as the server, so the garbage collector need not scan them again.
     gc.freeze()
     await ending.asked.wait()

@@ -54,7 +54,7 @@ class Call:
         self.answered = False
         self._done_callbacks: list[Callable[[Call], None]] = []
         self._inbox: asyncio.Queue[tuple[bytes, bool] | None] | None = None
-        self._sent = asyncio.Event()
+        self._sent: asyncio.Event | None = None
 
     def time_remaining(self) -> float | None:
         """Return the seconds until the call's deadline, at least 0; None if it has none."""
@@ -78,14 +78,15 @@ class Call:
 
     async def write(self, message: Any) -> None:
         """Send one message of the answer, and wait until the client's windows have room for it."""
-        self._sent.clear()
+        self._sent = asyncio.Event()
         self._http2.message(self._stream, self._serialise(message))
         self._flush()
         await self._sent.wait()
 
     def sent(self) -> None:
         """Note that all messages so far are on their way."""
-        self._sent.set()
+        if self._sent is not None:
+            self._sent.set()
 
     async def abort(
         self, code: grpc.StatusCode, details: str = "", trailing_metadata: Iterable[tuple[str, str | bytes]] = ()

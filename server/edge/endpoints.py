@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from kernels.native.library import NativeLibraryError
-from server.config import ServerConfig
+from server.config import ConfigError, ServerConfig
 from server.edge.endpoint import Endpoint
 from server.edge.grpcio_endpoint import GrpcioEndpoint
 from server.edge.native_endpoint import NativeEndpoint
@@ -27,7 +27,7 @@ def new_endpoint(services: Services, config: ServerConfig, *, shared_port: bool)
         shared_port: whether other processes of this server listen on the same port.
 
     Raises:
-        NativeLibraryError: `grpc_edge` is `native`, and that server is not built.
+        ConfigError: `grpc_edge` is `native`, and that server is not built.
     """
     settings = services, config.message_bytes_max, config.connection_age_s_max
     if config.grpc_edge != "grpcio":
@@ -35,6 +35,6 @@ def new_endpoint(services: Services, config: ServerConfig, *, shared_port: bool)
             return NativeEndpoint(*settings, shared_port=shared_port)
         except NativeLibraryError as error:
             if config.grpc_edge == "native":
-                raise
+                raise ConfigError(f"grpc_edge: {error}; or set grpc_edge to auto or grpcio") from error
             _log.warning("grpc_edge_not_native", reason=str(error), serving_with="grpcio")
     return GrpcioEndpoint(*settings, shared_port=shared_port)

@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
+from kernels.native.library import NativeLibraryError
 from model_store.bundle.files import BundleError
 from model_store.model.utility import UtilityError
 from model_store.registry.objects import ModelStoreError
@@ -184,6 +185,23 @@ async def test_a_host_that_this_machine_does_not_have_is_named(start_server):
         await start_server(host="192.0.2.1")
     with pytest.raises(StartError, match="host 'nowhere.invalid': the name does not resolve"):
         await start_server(host="nowhere.invalid")
+
+
+async def test_without_its_library_the_native_edge_is_replaced_openly_or_refused_by_name(
+    start_server, monkeypatch, capfd
+):
+    def missing(*_, **__):
+        raise NativeLibraryError("libpinrank_http2.so cannot be loaded; install libnghttp2-dev and reinstall pinrank")
+
+    monkeypatch.setattr("server.edge.endpoints.NativeEndpoint", missing)
+    with pytest.raises(ConfigError, match="grpc_edge: .* install libnghttp2-dev .* or set grpc_edge to auto or grpcio"):
+        await start_server(grpc_edge="native")
+    server = await start_server()
+    assert "grpc_edge_not_native" in capfd.readouterr().out
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        request = ranking_pb2.RankRequest(user_id=1, pin_ids=[1, 2, 3], surface="home")
+        answer = await ranking_pb2_grpc.RankingServiceStub(channel).Rank(request, timeout=30)
+    assert sorted(answer.pin_ids) == [1, 2, 3]
 
 
 async def test_taken_ports_are_named(server, start_server):
