@@ -21,7 +21,7 @@ from server.scheduling.engine_streams import Runner
 
 _log = structlog.get_logger(__name__)
 
-#: Estimated time from scores to answer, until the first answer was timed.
+#: Estimated time from the end of a request's last run to its answer, until the first answer was timed.
 _TAIL_S = 0.0005
 _PASSED = "the deadline had passed on arrival; nothing was read or scored"
 
@@ -80,7 +80,7 @@ class Pipeline:
         self._runner = runner
         self._fetch_budget_share = fetch_budget_share
         self._margin_s = margin_s
-        #: 90th percentile of the seconds from scores to answer.
+        #: 90th percentile of the seconds from the end of a request's last run to its answer.
         self._tail = RunningQuantile(0.9, _TAIL_S)
         self._store_failure: str | None = None
 
@@ -161,7 +161,7 @@ class Pipeline:
         degradation |= _degradation(fetched, scores)
         served.observe(scores, batch)
         select_end = time.perf_counter()
-        self._tail.observe(select_end - score_end)
+        self._tail.observe(time.monotonic() - scored.ended_s)
         return Ranking(
             served,
             scores,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -86,6 +87,8 @@ class Admission:
         self.requests = 0
         self.rows = 0
         self.bytes = 0
+        #: Predicted time of the scores of the request that was judged last.
+        self.finish_s = -math.inf
 
     def refusal_of_any(self, now_s: float, deadline_s: float) -> Refuse | None:
         """Return the refusal that every request with this deadline would get; None if it depends on the request."""
@@ -107,6 +110,7 @@ class Admission:
         if not self.requests and not actions:
             return self._take(Admit(ticket), ask, now_s)
         forecast = self._policy.forecast(ticket, now_s)
+        self.finish_s = forecast.finish_s
         full = self._full(ask)
         if full is not None:
             return Refuse(full, max(0.0, forecast.finish_s - now_s))

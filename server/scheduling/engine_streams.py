@@ -18,6 +18,7 @@ import numpy as np
 from kernels.engine import FeatureBatch
 from model_store.model.loaded import LoadedModel
 from server.errors import DeadlineError, ScoringError
+from server.runtime.resting import Rest
 from server.runtime.supervisor import Supervisor
 from server.scheduling.admission import Admission, Ask, Decision, Refuse
 from server.scheduling.contract import BatchPolicy, Expire, Idle, Run, Ticket, WaitUntil
@@ -27,6 +28,8 @@ from server.scheduling.pace import Pace
 from server.scheduling.queued_request import Deadlines, Member, QueuedRequest, RequestScores, run_members
 from server.telemetry.metrics import EngineMetrics
 
+#: The event loop may rest for this part of the time that requests wait for a stream.
+_REST_SHARE = 0.25
 #: A request with its scores or error, for the event loop to deliver.
 _Outcome = tuple[QueuedRequest, "RequestScores | Exception"]
 
@@ -64,6 +67,7 @@ class Runner:
         self._costs = costs
         self._metrics = metrics
         self._pace = pace
+        self._rest = Rest(metrics.loop_rest_seconds.inc)
         self._streams = streams
         self._clock = clock
         #: Guards the policies and all waiting requests. It is held for microseconds, never while an engine runs.
@@ -163,6 +167,8 @@ class Runner:
             outcomes = self._start_idle(now_s)
             if self._deadlines.add(number, deadline_s, self._waiting):
                 self._set_alarm(now_s)
+            rest_s = self._rest_s(ticket, now_s)
+        self._rest.after_this_turn(rest_s)
         if outcomes:
             self._deliver(outcomes)
         try:
@@ -170,6 +176,19 @@ class Runner:
         finally:
             if number in self._waiting and self._withdraw(waiting):  # the caller cancelled
                 self._metrics.cancelled_rows.inc(waiting.rows_left)
+
+    def _rest_s(self, ticket: Ticket, now_s: float) -> float:
+        """Return how long the event loop may rest. Call it with the lock held, for a ticket that was just offered.
+
+        No stream may run out of work meanwhile. The next request probably waits as long as this one, whatever its
+        surface, so the rest may be a part of that.
+        """
+        queued = len(self._waiting) - sum([len(run.pieces) for run in self._runs])
+        if queued < 2 * self._streams:
+            return 0.0
+        cost = self._costs[ticket.model]
+        wait_s = self._admission.finish_s - now_s - cost.finish_s(1, ticket.rows)
+        return min(wait_s * _REST_SHARE, queued // self._streams * cost.predict_s(1, ticket.rows))
 
     def _set_alarm(self, now_s: float) -> None:
         """Set the timer to the earliest deadline. Call it on the event loop, with the lock held."""
@@ -346,7 +365,7 @@ class Runner:
                 outcome: RequestScores | Exception = result
             else:
                 waiting.take(piece, result[first:start], started_s)
-                outcome = RequestScores(waiting.logits, ended_s - waiting.started_s)
+                outcome = RequestScores(waiting.logits, ended_s - waiting.started_s, ended_s)
             if waiting.rows_left == 0:
                 del self._waiting[piece.ticket.number]
                 outcomes.append((waiting, outcome))

@@ -17,10 +17,17 @@ from server.scheduling.contract import Piece, Ticket
 
 
 class RequestScores(NamedTuple):
-    """One request's logits, float32[N, H], and the seconds from the start of its first run to the end of its last."""
+    """One request's scores.
+
+    Attributes:
+        logits: float32[N, H].
+        run_s: seconds from the start of its first run to the end of its last.
+        ended_s: when the last one ended, on the runner's clock.
+    """
 
     logits: np.ndarray
     run_s: float
+    ended_s: float
 
 
 #: Entries of answered requests that may stay in `Deadlines` in any case.

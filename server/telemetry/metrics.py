@@ -78,6 +78,11 @@ class EngineMetrics:
             "Processor time of engine runs, if the engine runs on the CPU",
             registry=registry,
         )
+        self.loop_rest_seconds = Counter(
+            "pinrank_loop_rest_seconds",
+            "Time for which the event loop let requests gather while all engine streams had work ahead",
+            registry=registry,
+        )
         self.expired_rows = Counter(
             "pinrank_expired_rows", "Rows that could no longer be scored in time; never scored", registry=registry
         )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,7 @@ from server.scheduling.contract import WaitUntil
 from server.scheduling.cost import CostModel
 from server.scheduling.earliest_deadline import EarliestDeadlineFirst
 from server.scheduling.engine_streams import Runner
+from server.scheduling.lanes import Lane
 from server.scheduling.pace import Pace
 from server.telemetry.metrics import Metrics
 
@@ -37,7 +39,7 @@ class CountingEngine:
         return batch.candidate["number"][:, None].astype(np.float32)
 
 
-def runner_of(engine, streams=2, policy=None, supervisor=None, settle=lambda _: None):
+def runner_of(engine, streams=2, policy=None, supervisor=None, settle=lambda _: None, clock=time.monotonic):
     model = SimpleNamespace(engine=engine, digest="m")
     costs = {"m": CostModel(lambda rows: 1e-4 + PER_ROW_S * rows)}
     policy = EarliestDeadlineFirst(streams, costs.__getitem__) if policy is None else policy
@@ -50,6 +52,7 @@ def runner_of(engine, streams=2, policy=None, supervisor=None, settle=lambda _: 
         metrics.engine,
         PACE,
         supervisor or Supervisor(),
+        clock=clock,
         settle=settle,
     )
     runner.start()
@@ -251,3 +254,59 @@ async def test_each_stream_settles_before_it_runs():
     runner.close()
     assert found == [{core}]
     assert core in os.sched_getaffinity(0)
+
+
+async def test_the_event_loop_rests_only_while_every_stream_has_two_more_runs_ahead():
+    begun, going_on = threading.Event(), threading.Event()
+
+    def during(_):
+        begun.set()
+        going_on.wait(30)
+
+    runner, model, metrics = runner_of(CountingEngine(during), streams=1)
+    scored = [asyncio.ensure_future(score(runner, model, 100, in_30_s()))]
+    await asyncio.sleep(0)
+    assert await asyncio.to_thread(begun.wait, 30), "the only stream is busy"
+    for ahead, rests in ((1, False), (2, True)):
+        scored.append(asyncio.ensure_future(score(runner, model, 100, in_30_s())))
+        for _ in range(4):
+            await asyncio.sleep(0)
+        assert (count(metrics, "loop_rest_seconds") > 0) == rests, ahead
+    going_on.set()
+    await asyncio.gather(*scored)
+    runner.close()
+
+
+async def test_the_event_loop_does_not_rest_for_a_request_that_goes_before_those_that_wait():
+    begun, going_on, ahead_s = threading.Event(), threading.Event(), 0.0
+
+    def during(_):
+        begun.set()
+        going_on.wait(30)
+
+    costs = {"m": CostModel(lambda rows: 1e-4 + PER_ROW_S * rows)}
+    lanes = {"home": Lane(priority=0, share=0.5), "bulk": Lane(priority=-1, share=0.5)}
+    policy = EarliestDeadlineFirst(1, costs.__getitem__, lanes)
+    runner, model, metrics = runner_of(CountingEngine(during), 1, policy, clock=lambda: time.monotonic() + ahead_s)
+    scored = []
+
+    async def offer(surface):
+        ticket = runner.admit(Ask(surface, 100, 0, in_30_s(), "m", None)).ticket
+        scored.append(asyncio.ensure_future(runner.score(ticket, model, batch_of(100), in_30_s())))
+        for _ in range(4):
+            await asyncio.sleep(0)
+
+    await offer("bulk")
+    assert await asyncio.to_thread(begun.wait, 30)
+    ahead_s = 1.0  # the run should have ended long ago: whatever goes first begins at once
+    for _ in range(3):
+        await offer("bulk")
+    rested_s = count(metrics, "loop_rest_seconds")
+    assert rested_s > 0
+    await offer("home")
+    assert count(metrics, "loop_rest_seconds") == rested_s
+    await offer("bulk")
+    assert count(metrics, "loop_rest_seconds") > rested_s
+    going_on.set()
+    await asyncio.gather(*scored)
+    runner.close()
