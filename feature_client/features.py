@@ -1,4 +1,4 @@
-"""The features of one request: what the model needs, what was found, and what is missing."""
+"""The features of one request: what was found, and what is missing."""
 
 from __future__ import annotations
 
@@ -8,18 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from feature_client.codec import Rows, RowState
-from feature_client.groups import FeatureGroup, SequenceGroup
-
-
-@dataclass(frozen=True, slots=True)
-class FeatureNeeds:
-    """The groups that a model reads: any number per kind of entity, and at most one sequence."""
-
-    user_groups: tuple[FeatureGroup, ...]
-    pin_groups: tuple[FeatureGroup, ...]
-    sequence: SequenceGroup | None
-    #: How many of the newest actions the model reads.
-    sequence_length: int
+from feature_client.packed_fetch import Packed
 
 
 @dataclass(slots=True)
@@ -38,6 +27,7 @@ class FetchedFeatures:
             near cache held them.
         stale_rows: the number of pin rows that are older than a near cache allows while the store can be read.
         future_events: the number of stored actions that were ignored because their time is in the future.
+        packed: where all of it lies in one allocation, if one native call found it all in the near caches.
     """
 
     user: Mapping[str, Rows]
@@ -49,6 +39,7 @@ class FetchedFeatures:
     store_failure: str | None = None
     stale_rows: int = 0
     future_events: int = 0
+    packed: Packed | None = None
 
     def candidate_rows(self, group: str) -> np.ndarray:
         """Return the candidates' rows, structured[N]."""
@@ -72,6 +63,8 @@ class FetchedFeatures:
     @property
     def complete(self) -> bool:
         """Whether all rows and the sequence are present. Cost: 1 us."""
+        if self.packed is not None:
+            return self.packed.flawless
         if self.sequence_state or self.future_events:
             return False
         for groups in (self.user, self.pins):

@@ -13,9 +13,10 @@ import numpy as np
 
 from feature_client.action_times import clock_ms
 from feature_client.codec import NewestEvents, Rows, RowState, decode_row, newest_events
-from feature_client.features import FeatureNeeds, FetchedFeatures
-from feature_client.groups import FeatureGroup, SequenceGroup
+from feature_client.features import FetchedFeatures
+from feature_client.groups import FeatureGroup, FeatureNeeds, SequenceGroup
 from feature_client.near_cache import Flight, NearCache
+from feature_client.packed_fetch import Packed, PackedFetch, PackedRows
 from feature_client.pin_rows import Join, PinRows
 from feature_client.stores.store import Store, StoreUnavailableError
 from feature_client.values.keys import Keys
@@ -31,6 +32,7 @@ async def fetch(
     query_pin_id: int | None = None,
     budget_s: float | None = None,
     near: Mapping[bytes, NearCache] | None = None,
+    packed: PackedFetch | None = None,
 ) -> FetchedFeatures:
     """Read the features of one request. A store that fails raises no error here: what it owes counts as missing.
 
@@ -43,9 +45,12 @@ async def fetch(
         budget_s: how many seconds all reads together may take before the store counts as unavailable; None sets no
             limit.
         near: near caches by the fingerprint of their group. A group without one is read from the store.
+        packed: how to read these groups and caches in one call, if the store is local and it is known.
     """
     now_s = asyncio.get_running_loop().time()
     reads = _StoreReads(store, None if budget_s is None else now_s + budget_s)
+    if packed is not None and reads.local:
+        return await _fetch_packed(packed, reads, user_id, pin_ids, query_pin_id, near or {}, now_s)
     pins = _Pins(reads, needs.pin_groups, near or {}, now_s)
     query = () if query_pin_id is None else (np.array([query_pin_id], np.uint64),)
     if not reads.local:
@@ -73,6 +78,37 @@ async def fetch(
     )  # fmt: skip
 
 
+async def _fetch_packed(
+    fetch: PackedFetch,
+    reads: _StoreReads,
+    user_id: int,
+    pin_ids: np.ndarray,
+    query_pin_id: int | None,
+    near: Mapping[bytes, NearCache],
+    now_s: float,
+) -> FetchedFeatures:
+    """Do the same from a local store: in one native call, unless a near cache lacks a row."""
+    values, _ = await reads.multi_get(fetch.keys(user_id))
+    packed = fetch.read(values, pin_ids, query_pin_id, now_s, clock_ms())
+    if not any(packed.absent):
+        rows: Mapping[str, Rows] = PackedRows(fetch.pin_names, packed.pin_rows)
+        return _features(packed, rows, 0, reads.failure, packed)
+    pins = _Pins(reads, fetch.needs.pin_groups, near, now_s)
+    pins.look_up(packed.ids(), packed.lookups())
+    await pins.read_rest()
+    rows, stale = pins.finish(packed.candidates)
+    return _features(packed, rows, stale, reads.failure, None)
+
+
+def _features(
+    read: Packed, pins: Mapping[str, Rows], stale: int, failure: str | None, packed: Packed | None
+) -> FetchedFeatures:
+    events, state, future = read.newest
+    users = PackedRows(read.fetch.user_names, read.user_rows)
+    has_query = read.pins > read.candidates + len(events)
+    return FetchedFeatures(users, pins, read.candidates, events, has_query, state, failure, stale, future, packed)
+
+
 class _Pins:
     """The pins of one request, in one or two lookups: the second one is of the pins of the user's actions.
 
@@ -89,12 +125,18 @@ class _Pins:
         #: Reads of other requests that this one waits for.
         self._joined: list[tuple[PinRows, Join]] = []
 
-    def look_up(self, ids: np.ndarray) -> None:
-        """Look pins up in the near caches, and join the reads in flight that cover absent ones."""
-        earlier: list[PinRows] | list[None] = self._lookups[-1] if self._lookups else [None] * len(self._groups)
+    def look_up(self, ids: np.ndarray, asked: Sequence[tuple[Rows, np.ndarray | None]] | None = None) -> None:
+        """Look pins up in the near caches, and join the reads in flight that cover absent ones.
+
+        Args:
+            ids: uint64[M], with or without repetitions.
+            asked: what the near caches returned, if they were asked already.
+        """
+        nothing = [None] * len(self._groups)
+        earlier: list[PinRows] | list[None] = self._lookups[-1] if self._lookups else nothing
         found = [
-            PinRows(group, self._near.get(group.fingerprint), ids, self._now_s, before)
-            for group, before in zip(self._groups, earlier, strict=True)
+            PinRows(group, self._near.get(group.fingerprint), ids, self._now_s, before, found)
+            for group, before, found in zip(self._groups, earlier, asked or nothing, strict=True)
         ]
         self._lookups.append(found)
         for rows in found:

@@ -270,3 +270,14 @@ class SequenceGroup(_StoredGroup):
 
     def _identity(self) -> dict[str, Any]:
         return {**super()._identity(), "layout": self.dtype.descr}
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureNeeds:
+    """The groups that a model reads: any number per kind of entity, and at most one sequence."""
+
+    user_groups: tuple[FeatureGroup, ...]
+    pin_groups: tuple[FeatureGroup, ...]
+    sequence: SequenceGroup | None
+    #: How many of the newest actions the model reads.
+    sequence_length: int

@@ -79,6 +79,11 @@ class NearCache:
         """Bytes of all arrays."""
         return self._arrays.nbytes
 
+    @property
+    def struct_at(self) -> int | None:
+        """The address of what native calls know of the cache; None if the native library is not used."""
+        return self._places.struct_at
+
     def held(self, now_s: float) -> tuple[int, float]:
         """Return how many rows are cached, stale ones included, and their mean age in seconds (0 if there are none)."""
         read_s = self._arrays.read_s[self._arrays.read_s > -np.inf]
@@ -97,11 +102,23 @@ class NearCache:
 
         Cost: that of `NativePlaces`, or of `NumpyPlaces` if the native library is not built.
         """
-        self._lookups += 1
-        rows, absent, misses = self._places.look_up(ids, now_s - self._stale_s, noted=bool(self._lookups & _NOTED))
+        oldest_s, noted = self.begin_lookup(now_s)
+        rows, absent, misses = self._places.look_up(ids, oldest_s, noted=noted)
         self.counts.hits += len(ids) - misses
         self.counts.misses += misses
         return rows, absent
+
+    def begin_lookup(self, now_s: float) -> tuple[float, bool]:
+        """Return how old rows may be, and whether to note the requests, for a lookup by native code."""
+        self._lookups += 1
+        return now_s - self._stale_s, bool(self._lookups & _NOTED)
+
+    def end_lookup(self, pins: int, misses: int, *, noted: bool) -> None:
+        """Count a lookup by native code."""
+        self.counts.hits += pins - misses
+        self.counts.misses += misses
+        if noted:
+            self._arrays.note(pins)
 
     def aged(self, ids: np.ndarray, now_s: float) -> tuple[Rows, np.ndarray]:
         """Look up rows while the store cannot be read, including rows that are too old for `get`.

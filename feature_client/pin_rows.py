@@ -56,7 +56,13 @@ class PinRows:
     _landed: Rows | None = None
 
     def __init__(
-        self, group: FeatureGroup, cache: NearCache | None, ids: np.ndarray, now_s: float, earlier: PinRows | None
+        self,
+        group: FeatureGroup,
+        cache: NearCache | None,
+        ids: np.ndarray,
+        now_s: float,
+        earlier: PinRows | None,
+        found: tuple[Rows, np.ndarray | None] | None = None,
     ) -> None:
         """Look pins up in the near cache.
 
@@ -66,13 +72,14 @@ class PinRows:
             ids: uint64[M], with or without repetitions.
             now_s: the time of the event loop; rows that are read count as read then.
             earlier: an earlier lookup by the same request. Pins that are read there are not read twice.
+            found: what the near cache returned, if it was asked already.
         """
         self._group, self._cache, self._now_s = group, cache, now_s
         #: The rows that the cache holds, in the order of `ids`, and which it lacks; `finish` completes them.
         self._found: Rows | None = None
         self._lacking: np.ndarray | None = None
         if cache is not None:
-            self._found, self._lacking = cache.get(ids, now_s)
+            self._found, self._lacking = cache.get(ids, now_s) if found is None else found
             ids = _NO_IDS if self._lacking is None else ids[self._lacking]
         self._earlier = earlier
         if len(ids):

@@ -28,8 +28,8 @@ from bench.harness import ROOT, BenchmarkError, Claim, Conclusion, Raw
 from bench.processes import server_process, single_process
 from bench.test_bed import CONFIG, SEED, known_median, without_surfaces
 from feature_client.codec import decode_rows
-from feature_client.features import FeatureNeeds
 from feature_client.fetch import fetch
+from feature_client.groups import FeatureNeeds
 from feature_client.near_cache import NearCache, near_caches
 from feature_client.stores.open_store import open_store
 from loadtest.workload import Workload

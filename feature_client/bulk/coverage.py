@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from zlib import crc32
 
 from feature_client.codec import RowState, decode_rows, decode_sequence
-from feature_client.features import FeatureNeeds
-from feature_client.groups import FeatureGroup, SequenceGroup
+from feature_client.groups import FeatureGroup, FeatureNeeds, SequenceGroup
 from feature_client.stores.store import Store
 
 _SAMPLE = 2_000

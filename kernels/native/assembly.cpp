@@ -12,6 +12,7 @@
 #endif
 
 #include "exports.h"
+#include "sources.h"
 
 static_assert(std::endian::native == std::endian::little, "stored rows are little-endian");
 
@@ -19,12 +20,6 @@ namespace {
 
 // How a number is stored; the order is that of `STORED` in tensor_plan.py.
 enum Stored : int64_t { F16, F32, F64, I8, I32, I64, U8, U16, U32 };
-
-// Rows of bytes: of the candidates, the events' pins, the query pin, the user, or of one number. `place` is an address,
-// or the position in the request's block, which holds the sources and then the bytes of the short ones.
-struct Source {
-  int64_t place, in_block, stride, count;
-};
 
 // A source whose rows were located.
 struct Rows {

@@ -9,12 +9,12 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from feature_client.features import FeatureNeeds
 from feature_client.groups import (
     Categorical,
     Embedding,
     EmbeddingSpace,
     FeatureGroup,
+    FeatureNeeds,
     Frozen,
     Name,
     Scalar,

@@ -37,7 +37,8 @@ class Assembler:
         """
         native = native and library_if_built() is not None
         self._tensors = TensorPlan(manifest) if native else NumpyAssembly(manifest)
-        needs = manifest.needs
+        #: What to fetch for a request.
+        self.needs = needs = manifest.needs
         self._users = tuple((group.name, group.dtype) for group in needs.user_groups)
         self._pins = tuple((group.name, group.dtype) for group in needs.pin_groups)
         reads = any(isinstance(tensor.source, SequenceActions | SequenceEmbeddings) for tensor in manifest.inputs)
@@ -59,6 +60,9 @@ class Assembler:
             ValueError: the features are not those of one request, laid out as the manifest says.
             KeyError: a group is missing, or the manifest does not have the surface.
         """
+        packed = fetched.packed
+        if packed is not None and packed.fetch.needs is self.needs and isinstance(self._tensors, TensorPlan):
+            return self._tensors.packed_batch(packed, surface, query)
         events = len(fetched.events)
         if fetched.events.dtype != SequenceGroup.dtype or fetched.events.ndim != 1 or events > self._events_max:
             raise _misfit("the sequence", f"up to {self._events_max}", SequenceGroup.dtype, fetched.events)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from feature_client.features import FeatureNeeds
+from feature_client.groups import FeatureNeeds
 from kernels.engine import Engine, EngineError, EngineFactory, FeatureBatch, Progress, UnavailableError, WarmedUp, go_on
 from model_store.bundle.files import GOLDEN, NETWORK, UTILITY, Bundle, BundleError
 from model_store.bundle.golden import GoldenRequest, decode_golden
@@ -119,8 +119,16 @@ def load_model(
     except (EngineError, NetworkError, IndexError, KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{manifest.ref}: {error}") from error
     return LoadedModel(
-        manifest, bundle.digest, manifest.needs, assembler, logistic, engine, bundle.files[UTILITY], warmed_up, products
-    )
+        manifest,
+        bundle.digest,
+        assembler.needs,
+        assembler,
+        logistic,
+        engine,
+        bundle.files[UTILITY],
+        warmed_up,
+        products,
+    )  # fmt: skip
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import numpy as np
 from feature_client.codec import RowState
 from feature_client.features import FetchedFeatures
 from feature_client.groups import Embedding
+from feature_client.packed_fetch import Packed
 from kernels.engine import FeatureBatch, TensorSpec
 from kernels.native.library import address, library
 from model_store.bundle.manifest import (
@@ -37,6 +38,7 @@ _LINE = 64
 #: Tensors of candidates have room for a multiple of this many rows, so that the next one begins on a cache line.
 _ROWS = 16
 _PRESENT = int(RowState.PRESENT)
+_INDEX = Struct("=q").pack_into
 #: The source of the surface's index, and that of the actions; then each user group is one, and each pin group three.
 _SURFACE, _ACTIONS, _FIRST_GROUP = range(3)
 _CANDIDATES, _EVENTS, _QUERY = range(3)
@@ -104,7 +106,15 @@ class TensorPlan:
     def batch(self, fetched: FetchedFeatures, surface: str, query: np.ndarray | None) -> FeatureBatch:
         """Build the batch of one request, whose features `Assembler.assemble` has checked."""
         block = self._block(fetched, surface, with_query=query is None)
-        rows = fetched.candidates
+        return self._filled(block, fetched.candidates, query)
+
+    def packed_batch(self, packed: Packed, surface: str, query: np.ndarray | None) -> FeatureBatch:
+        """Build the batch of one request whose features lie in one block, read for this model."""
+        _INDEX(packed.block, packed.fetch.table_bytes, self._surface_index[surface])  # type: ignore[arg-type]
+        return self._filled(packed.at, packed.candidates, query)
+
+    def _filled(self, block: bytes | int, rows: int, query: np.ndarray | None) -> FeatureBatch:
+        """Build the batch from a block of sources, or one at this address."""
         rounded = -(-rows // _ROWS) * _ROWS
         arena = np.empty(self._request_bytes + self._row_bytes * rounded + _LINE, np.uint8)
         at = address(arena)

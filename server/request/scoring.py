@@ -176,11 +176,7 @@ class NativeScoring:
         pin_ids = np.ascontiguousarray(pin_ids, np.uint64)
         columns: list[int] = []
         for group, dtype, fields in self._groups:
-            pins = fetched.pins[group]
-            found = pins.rows
-            if found.dtype != dtype or len(found) < scored:
-                raise ValueError(f"{len(found)} rows of {found.dtype} for {scored} rows of group {group}")
-            start, stride = pins.address, found.strides[0]
+            start, stride = _rows_at(fetched, group, dtype, scored)
             for offset, number in fields:
                 columns += (start + offset, stride, number)
         scores = Scores(scored, rows, top_k, self._heads, self._parties)
@@ -190,6 +186,17 @@ class NativeScoring:
         if self._answer(self._native.address, record):
             raise MemoryError(f"no memory to score {rows} candidates")
         return scores
+
+
+def _rows_at(fetched: FetchedFeatures, group: str, dtype: np.dtype[np.void], count: int) -> tuple[int, int]:
+    """Return the address of the candidates' rows of a group, and their distance."""
+    packed_at = None if fetched.packed is None else fetched.packed.pins_at(group, dtype)
+    if packed_at is not None:
+        return packed_at, dtype.itemsize
+    pins = fetched.pins[group]
+    if pins.rows.dtype != dtype or len(pins.rows) < count:
+        raise ValueError(f"{len(pins.rows)} rows of {pins.rows.dtype} for {count} rows of group {group}")
+    return pins.address, pins.rows.strides[0]
 
 
 def _place(group: FeatureGroup, field: str) -> tuple[int, int]:

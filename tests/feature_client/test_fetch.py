@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import astuple
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feature_client.codec import RowState, encode_rows, encode_sequence
+from feature_client.codec import encode_rows, encode_sequence
 from feature_client.fetch import fetch
 from feature_client.near_cache import near_caches
 from feature_client.stores.memory_store import MemoryStore
 from feature_client.stores.store import StoreUnavailableError
 from tests import tiny
+from tests.feature_client.same_features import assert_same
 
 NEEDS = tiny.manifest().needs
 
@@ -46,22 +46,6 @@ class RemoteStore(MemoryStore):
         if lost:
             raise StoreUnavailableError("a part", [None if i in lost else v for i, v in enumerate(values)], lost)
         return values
-
-
-def assert_same(found, expected):
-    assert found.missing() == expected.missing()
-    present = found.sequence_state == RowState.PRESENT and not any(astuple(found.missing()))
-    assert found.complete == expected.complete == present
-    assert found.events.tobytes() == expected.events.tobytes()
-    assert (found.candidates, found.has_query_pin, found.sequence_state, found.stale_rows, found.future_events) == (
-        expected.candidates, expected.has_query_pin, expected.sequence_state, expected.stale_rows,
-        expected.future_events,
-    )  # fmt: skip
-    for rows, others in ((found.user, expected.user), (found.pins, expected.pins)):
-        assert rows.keys() == others.keys()
-        for name in rows:
-            assert rows[name].rows.tobytes() == others[name].rows.tobytes()
-            assert rows[name].states.tolist() == others[name].states.tolist()
 
 
 async def test_user_candidates_and_query_are_read_together_and_then_the_pins_of_actions_alone():

@@ -15,9 +15,8 @@ from feature_client.activity import writer as activity
 from feature_client.activity.writer import ActionOutcome, ActivityWriter, QueueFullError, write_events
 from feature_client.bulk.write import write_sequences
 from feature_client.codec import decode_sequence, encode_sequence
-from feature_client.features import FeatureNeeds
 from feature_client.fetch import fetch
-from feature_client.groups import SequenceGroup
+from feature_client.groups import FeatureNeeds, SequenceGroup
 from feature_client.stores.memory_store import MemoryStore
 from feature_client.stores.store import StoreUnavailableError
 from tests import tiny

@@ -67,7 +67,7 @@ def run_overflow() -> None:
     """Let the near cache read one id more than there is."""
     places, ids = _places(), np.arange(500, dtype=np.uint64)
     out = np.empty(1 << 16, np.uint8)
-    places._look_up(places._struct_at, library.address(ids), len(ids) + 1, 0.0, 0, library.address(out))
+    places._look_up(places.struct_at, library.address(ids), len(ids) + 1, 0.0, 0, library.address(out))
 
 
 def _places() -> NativePlaces:

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from feature_client.codec import RowState
-from feature_client.features import FeatureNeeds
 from feature_client.fetch import fetch
-from feature_client.groups import Embedding, EmbeddingSpace, FeatureGroup, Scalar, SequenceGroup
+from feature_client.groups import Embedding, EmbeddingSpace, FeatureGroup, FeatureNeeds, Scalar, SequenceGroup
 from feature_client.stores.memory_store import MemoryStore
 from ranker.data.actions import RATINGS, ActionLog, action_log
 from ranker.data.embeddings import DIM, PinEmbeddings, decode_embeddings, encode_embeddings, space_of, svd_embeddings
