@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Hashable, MutableMapping
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, MutableMapping
 from functools import partial
 from queue import SimpleQueue
 
@@ -78,6 +79,9 @@ class Runner:
         self._overlap = Overlap(streams)
         #: Inboxes of streams that a bug ended, until their threads restart.
         self._broken: list[SimpleQueue[Run | None]] = []
+        #: Outcomes for the event loop to deliver, and whether a call to deliver them is on its way.
+        self._outbox = deque[_Outcome]()
+        self._is_delivery_due = False
         self._wake: asyncio.TimerHandle | None = None
         self._deadlines = Deadlines()
         self._alarm: asyncio.TimerHandle | None = None
@@ -130,12 +134,17 @@ class Runner:
         with self._lock:
             decision = self._admission.offer(ask, self._clock())
             self._update_pace()
-            return decision
+        if isinstance(decision, Refuse):
+            self._rest.not_now()
+        return decision
 
     def refusal_of_any(self, deadline_s: float) -> Refuse | None:
         """Return the refusal that every request with this deadline would get now; None if it depends on the request."""
         with self._lock:
-            return self._admission.refusal_of_any(self._clock(), deadline_s)
+            refusal = self._admission.refusal_of_any(self._clock(), deadline_s)
+        if refusal is not None:
+            self._rest.not_now()
+        return refusal
 
     def release(self, ticket: Ticket, size: int) -> None:
         """Free the place of an admitted request, however it ended."""
@@ -222,7 +231,13 @@ class Runner:
             self._policy.cancel(waiting.ticket)
             return True
 
-    def _deliver(self, outcomes: list[_Outcome]) -> None:
+    def _deliver_all(self) -> None:
+        """Deliver what the streams have put into the outbox. Call it on the event loop."""
+        self._is_delivery_due = False  # before the outbox is read: what comes later needs another call
+        while self._outbox:
+            self._deliver((self._outbox.popleft(),))
+
+    def _deliver(self, outcomes: Iterable[_Outcome]) -> None:
         """Deliver outcomes to the waiting requests. Call it on the event loop."""
         for waiting, outcome in outcomes:
             if waiting.answer.done():  # the caller cancelled in the meantime
@@ -371,9 +386,11 @@ class Runner:
                 outcomes.append((waiting, outcome))
 
     def _deliver_soon(self, outcomes: list[_Outcome]) -> None:
-        """Deliver outcomes through the event loop. Any thread may call it."""
-        if outcomes:
-            self._on_loop(self._deliver, outcomes)
+        """Deliver outcomes through the event loop, in one call for all that wait for it. Any thread may call it."""
+        self._outbox += outcomes
+        if outcomes and not self._is_delivery_due:
+            self._is_delivery_due = True
+            self._on_loop(self._deliver_all)
 
     def _on_loop(self, call: Callable[..., None], *arguments: object) -> None:
         if self._loop is not None and not self._loop.is_closed():
