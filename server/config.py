@@ -243,8 +243,9 @@ class ServerConfig(BaseSettings):
     bytes_in_flight_max: Annotated[int, Field(ge=1 << 20)] = 256 << 20
     """Maximum estimated memory of the requests in flight, for their features and tensors. The server refuses further
     requests on arrival."""
-    answer_margin_ms: Annotated[float, Field(ge=0, le=1_000)] = 0.5
-    """The part of every deadline that is reserved for sending the answer."""
+    answer_margin_ms: Annotated[float, Field(ge=0, le=1_000)] = 1.0
+    """The part of every deadline that is reserved for the ways that the server does not see: of the request, and of its
+    answer."""
     drain_s: Annotated[float, Field(ge=0, le=600)] = 10
     """Maximum time that a stopping server waits for requests in flight."""
 
