@@ -189,8 +189,7 @@ class Runner:
     def _rest_s(self, ticket: Ticket, now_s: float) -> float:
         """Return how long the event loop may rest. Call it with the lock held, for a ticket that was just offered.
 
-        No stream may run out of work meanwhile. The next request probably waits as long as this one, whatever its
-        surface, so the rest may be a part of that.
+        No stream may run out of work meanwhile. The next request probably waits as long as this one: rest a part of it.
         """
         queued = len(self._waiting) - sum([len(run.pieces) for run in self._runs])
         if queued < 2 * self._streams:
