@@ -27,7 +27,8 @@ class FetchedFeatures:
             near cache held them.
         stale_rows: the number of pin rows that are older than a near cache allows while the store can be read.
         future_events: the number of stored actions that were ignored because their time is in the future.
-        packed: where all of it lies in one allocation, if one native call found it all in the near caches.
+        packed: where all of it lies in one allocation, if one native call found it all in the near caches. A copy with
+            other rows must not keep it.
     """
 
     user: Mapping[str, Rows]

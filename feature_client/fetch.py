@@ -91,22 +91,31 @@ async def _fetch_packed(
     values, _ = await reads.multi_get(fetch.keys(user_id))
     packed = fetch.read(values, pin_ids, query_pin_id, now_s, clock_ms())
     if not any(packed.absent):
-        rows: Mapping[str, Rows] = PackedRows(fetch.pin_names, packed.pin_rows)
-        return _features(packed, rows, 0, reads.failure, packed)
+        return _features(packed, reads.failure)
     pins = _Pins(reads, fetch.needs.pin_groups, near, now_s)
     pins.look_up(packed.ids(), packed.lookups())
     await pins.read_rest()
     rows, stale = pins.finish(packed.candidates)
-    return _features(packed, rows, stale, reads.failure, None)
+    return _features(packed, reads.failure, rows, stale)
 
 
 def _features(
-    read: Packed, pins: Mapping[str, Rows], stale: int, failure: str | None, packed: Packed | None
+    packed: Packed, failure: str | None, completed: Mapping[str, Rows] | None = None, stale: int = 0
 ) -> FetchedFeatures:
-    events, state, future = read.newest
-    users = PackedRows(read.fetch.user_names, read.user_rows)
-    has_query = read.pins > read.candidates + len(events)
-    return FetchedFeatures(users, pins, read.candidates, events, has_query, state, failure, stale, future, packed)
+    """Return what was read; `completed` are the pins' rows, if the near caches lacked some."""
+    fetch, (events, state, future) = packed.fetch, packed.newest
+    return FetchedFeatures(
+        PackedRows(fetch.user_names, packed.user_rows),
+        PackedRows(fetch.pin_names, packed.pin_rows) if completed is None else completed,
+        packed.candidates,
+        events,
+        packed.pins > packed.candidates + len(events),
+        state,
+        failure,
+        stale,
+        future,
+        packed if completed is None else None,
+    )
 
 
 class _Pins:

@@ -4,23 +4,10 @@
 #include <cstdint>
 #include <cstring>
 
-#include "exports.h"
+#include "features.h"
 #include "sources.h"
 
-// The structs and functions of values.cpp and near_cache.cpp.
-struct RowLayout;
-struct NearCache;
-PINRANK_API void pinrank_decode_row(const RowLayout* layout, const uint8_t* value, int64_t size, uint8_t* row);
-PINRANK_API void pinrank_newest_events(const uint8_t* fingerprint, uint64_t actions, uint64_t surfaces, uintptr_t value,
-                                       int64_t size, int64_t latest_ms, int64_t length, uint8_t* events,
-                                       int64_t* found);
-PINRANK_API int64_t pinrank_near_cache_look_up(const NearCache* cache, const uint64_t* ids, int64_t count,
-                                               double oldest_s, int noted, uint8_t* out);
-
 namespace {
-
-// The bytes of an event, which begins with its pin's id; where its action is.
-constexpr int64_t EVENT = 26, ACTION = 24;
 
 int64_t address_of(const void* at) { return static_cast<int64_t>(reinterpret_cast<uintptr_t>(at)); }
 

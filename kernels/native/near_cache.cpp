@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "exports.h"
+#include "features.h"
 
 namespace {
 
@@ -17,6 +17,8 @@ constexpr uint64_t GOLDEN = 0x9E3779B97F4A7C15, MIX = 0xC2B2AE3D27D4EB4F, MIX2 =
 // How many ids ahead memory is asked for, and how many rows are found before they are copied.
 constexpr int64_t AHEAD = 32, BLOCK = 128;
 constexpr int64_t LINE = 64;
+
+}  // namespace
 
 // The class `_Struct` of cache_places.py.
 struct NearCache {
@@ -38,6 +40,8 @@ struct NearCache {
     return a < b ? a : b;
   }
 };
+
+namespace {
 
 void prefetch_set(const NearCache& cache, int64_t first) {
   __builtin_prefetch(cache.keys + first);

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "exports.h"
+#include "features.h"
 
 namespace {
 
@@ -62,6 +62,8 @@ Outcome read_value(const uint8_t* received, int64_t bytes, int64_t size_max, int
 
 enum CheckKind : int64_t { CODE, FLOAT };
 
+}  // namespace
+
 // What a field, or a block of adjacent floats, must be.
 struct Check {
   int64_t kind, offset, width, count;
@@ -74,6 +76,8 @@ struct RowLayout {
   const Check* checks;
   const uint8_t* default_row;
 };
+
+namespace {
 
 enum State : uint8_t { PRESENT, MISSING, FOREIGN };
 constexpr int64_t FINGERPRINT = sizeof(uint64_t);
@@ -111,11 +115,6 @@ State decode_row(const RowLayout& layout, const uint8_t* value, int64_t size, ui
   std::memcpy(row, state == PRESENT ? value + FINGERPRINT : layout.default_row, static_cast<size_t>(layout.row_bytes));
   return state;
 }
-
-// --- Sequences -------------------------------------------------------------------------------------------------------
-
-// The bytes of an event: the pin's id, the time, the event's id, then the codes of the action and the surface.
-constexpr int64_t EVENT = 26, TIME = 8, ACTION = 24, SURFACE = 25;
 
 }  // namespace
 
