@@ -19,6 +19,16 @@ from tests.conftest import eventually
 REQUEST = ranking_pb2.RankRequest(user_id=1, pin_ids=[1, 2, 3], surface="home")
 
 
+class SlowCall:
+    """A call in flight, until `end`."""
+
+    def add_done_callback(self, callback):
+        self._callback = callback
+
+    def end(self):
+        self._callback(self)
+
+
 @pytest.mark.parametrize("form", ["127.0.0.1", "unix"])
 async def test_calls_under_load_end_with_an_answer_or_unavailable(start_server, tmp_path, form):
     server = await start_server(host=f"unix:{tmp_path}/socket" if form == "unix" else form)
@@ -41,9 +51,15 @@ async def test_calls_under_load_end_with_an_answer_or_unavailable(start_server, 
         ranks = [ranking_pb2_grpc.RankingServiceStub(opened[i % 4]).Rank for i in range(64)]
         calling = asyncio.gather(*map(caller, ranks))
         await eventually(lambda: ended["OK"] > 300)
-        await server.drain_and_close()
+        slow = SlowCall()
+        server.calls.take(slow)  # so that the drain lasts until callers have met it
+        draining = asyncio.ensure_future(server.drain_and_close())
+        await eventually(lambda: ended["UNAVAILABLE"] > 0)
+        slow.end()
+        await draining
         await calling
     assert set(ended) <= {"OK", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "UNAVAILABLE: connect"}
+    assert ended["UNAVAILABLE"] > 0
     # What was ranked has arrived.
     ranked = server.metrics.registry.get_sample_value("pinrank_requests_total", {"surface": "home", "code": "OK"})
     assert ended["OK"] == ranked
