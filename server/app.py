@@ -190,7 +190,10 @@ class Server:
         opened.push_async_callback(self.swap.close)
         runner.start()
         opened.push_async_callback(asyncio.to_thread, runner.close)
-        pipeline = Pipeline(features, runner, config.fetch_budget_share, config.answer_margin_ms / 1e3)
+        pipeline = Pipeline(
+            features, runner, config.fetch_budget_share, config.answer_margin_ms / 1e3, metrics.exploration,
+            explore=config.explore,
+        )  # fmt: skip
         shadow = Shadow(models, pipeline, config.shadow.label, config.shadow.share, supervisor)
         opened.push_async_callback(shadow.close)
         opened.callback(supervisor.close)

@@ -132,7 +132,8 @@ async def checked_actions(
                     known = True
                     events.append((a.pin_id, a.time_ms, a.event_id, action, surface))
                     into.append(i)
-            if not known or a.event_id == 0 or time_problem(a.time_ms, now_ms):
+            unnamed = not a.request_id and a.HasField("position")
+            if not known or a.event_id == 0 or unnamed or time_problem(a.time_ms, now_ms):
                 of_one = _problems(sequences, f"actions[{i}]", a, now_ms, known=known)
                 room = max(0, _VIOLATIONS_MAX - len(problems))
                 problems += of_one[:room]
@@ -148,6 +149,10 @@ def _problems(
     problems = [] if known else _unknown(sequences, where, action)
     if action.event_id == 0:
         problems.append(FieldViolation(f"{where}.event_id", "0; give every action a unique id"))
+    if not action.request_id and action.HasField("position"):
+        problems.append(
+            FieldViolation(f"{where}.position", "the position is in no answer; send its request_id, or no position")
+        )
     if problem := time_problem(action.time_ms, now_ms):
         problems.append(FieldViolation(f"{where}.time_ms", problem))
     return problems

@@ -17,6 +17,7 @@ from server.config import ServerConfig
 from server.errors import RankError
 from server.proving.recent_requests import RecentRequests
 from server.request.pipeline import Pipeline, Ranking
+from server.request.request_ids import RequestIds
 from server.request.routing import ServedModels
 from server.rollout.shadow import Shadow
 from server.telemetry.metrics import RequestMetrics
@@ -52,6 +53,7 @@ class RankingEdge:
         self._config = config
         self._metrics = metrics
         self._calls = calls
+        self._ids = RequestIds()
 
     def methods(self) -> Methods:
         return {"Rank": grpc.unary_unary_rpc_method_handler(self.rank)}
@@ -70,6 +72,7 @@ class RankingEdge:
             remaining_s, now_s = context.time_remaining(), time.monotonic()
             self._pipeline.check_queue(math.inf if remaining_s is None else now_s + remaining_s)
             query = to_query(parse_request(content), self._models, self._config, now_s, remaining_s)
+            query.request_id = self._ids.next()
             surface, label = query.surface, query.label
             self._metrics.candidates.observe(len(query.pin_ids))
             wire_end = time.perf_counter()
