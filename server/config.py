@@ -152,13 +152,14 @@ class ShadowConfig(BaseModel):
 
 
 class ImpressionsConfig(BaseModel):
-    """The impression log: what was answered, what users did and what they looked at. It needs `pinrank[impressions]`."""
+    """The impression log: what was answered, what users did, and what they looked at. It needs
+    `pinrank[impressions]`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     to: str | None = None
-    """Where the log is kept: `file:///folder`, or `s3://bucket/prefix` with the usual AWS_* variables. Unset, the server
-    keeps no log."""
+    """Where the log is kept: `file:///folder`, or `s3://bucket/prefix` with the usual AWS_* variables. Unset, the
+    server keeps no log."""
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """The part of the answers that the server logs."""
     features_share: Annotated[float, Field(ge=0, le=1)] = 0.0

@@ -20,11 +20,11 @@ from typing import Any
 
 import grpc.aio
 import numpy as np
+from impressions.reading import read_tables
 
 from bench.harness import BenchmarkError, Claim, Conclusion, Raw
 from bench.processes import server_process, single_process
 from bench.test_bed import CONFIG, SEED, fill_store, without_surfaces
-from impressions.reading import read_tables
 from loadtest import open_loop
 from loadtest.workload import Workload
 from pinrank.channels import open_aio_channel
@@ -119,9 +119,7 @@ def answers(address: str, requests: tuple[bytes, ...], count: int, kill_pid: int
 
     with contextlib.suppress(ProcessLookupError):
         open_loop.run(main())
-    return Answers(
-        np.array(ids, np.uint64), np.array(times_s), killed_s[0] if killed_s else None, failed
-    )
+    return Answers(np.array(ids, np.uint64), np.array(times_s), killed_s[0] if killed_s else None, failed)
 
 
 def _outline(run: Answers) -> dict[str, Any]:

@@ -87,7 +87,10 @@ def conclude(raw: Raw) -> Conclusion:
         return [one[side][name] for one in rounds]
 
     cost_ms = known_median(
-        [a - b for a, b in zip(of("with", "own_cpu_ms_per_request"), of("without", "own_cpu_ms_per_request"), strict=True)]  # type: ignore[operator]
+        [
+            a - b
+            for a, b in zip(of("with", "own_cpu_ms_per_request"), of("without", "own_cpu_ms_per_request"), strict=True)
+        ]  # type: ignore[operator]
     )
     p99 = known_ratio(of("with", "p99_ms"), of("without", "p99_ms"))
     dropped = raw["log"]["pinrank_impression_rows_dropped_total"]

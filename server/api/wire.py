@@ -244,8 +244,9 @@ def to_response(query: RankQuery, ranking: Ranking, wire_us: int, total_us: int)
         _timings(
             {"wire": wire_us, **{stage: round(s * 1e6) for stage, s in ranking.stage_s.items()}, "total": total_us}
         ),
-        _REQUEST_ID.pack(_REQUEST_ID_TAG, query.request_id),
     ]
+    if query.request_id:
+        parts.append(_REQUEST_ID.pack(_REQUEST_ID_TAG, query.request_id))
     if ranking.degradation:
         degradation = ranking_pb2.Degradation(**ranking.degradation)  # type: ignore[arg-type]
         parts.append(ranking_pb2.RankResponse(degradation=degradation).SerializeToString())

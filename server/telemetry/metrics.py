@@ -105,8 +105,8 @@ class ExplorationMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._requests = Counter(
             "pinrank_explored_requests",
-            "Requests that explored, by surface, arm and outcome: answered in the arm's order, or withheld because that "
-            "order is beyond regret_max",
+            "Requests that explored, by surface, arm and outcome: answered in the arm's order, or withheld because "
+            "that order is beyond regret_max",
             ["surface", "arm", "outcome"],
             registry=registry,
         )
