@@ -152,8 +152,7 @@ class ShadowConfig(BaseModel):
 
 
 class ImpressionsConfig(BaseModel):
-    """The impression log: what was answered, what users did, and what they looked at. It needs
-    `pinrank[impressions]`."""
+    """What was answered, what users did, and what they looked at, as a log. It needs `pinrank[impressions]`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 

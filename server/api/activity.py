@@ -29,6 +29,7 @@ from server.telemetry.metrics import ActionMetrics
 
 if TYPE_CHECKING:
     from server.api.calls import Methods
+    from server.request.answer_log import AnswerLog
 
 SERVICE = "pinrank.v1.ActivityService"
 _VIOLATIONS_MAX = 10
@@ -42,7 +43,10 @@ _Context = grpc.aio.ServicerContext[activity_pb2.RecordRequest, activity_pb2.Rec
 class ActivityEdge:
     """Answers Record calls. Each served model's sequence receives the actions that its vocabularies contain."""
 
-    def __init__(self, metrics: ActionMetrics, calls: Calls, recording: Recording) -> None:
+    def __init__(
+        self, metrics: ActionMetrics, calls: Calls, recording: Recording, log: AnswerLog | None = None
+    ) -> None:
+        self._log = log
         self._metrics = metrics
         self._calls = calls
         self._recording = recording
@@ -97,6 +101,8 @@ class ActivityEdge:
             except StoreError as error:
                 raise StoreDownError(f"the actions may not have been stored; send them again: {error}") from error
             best[into] = np.minimum(best[into], outcomes)
+        if self._log is not None:
+            self._log.recorded(actions, clock_ms())
         counts = np.bincount(best, minlength=len(ActionOutcome))
         for outcome in ActionOutcome:
             self._metrics.outcomes[outcome].inc(int(counts[outcome]))

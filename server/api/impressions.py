@@ -12,10 +12,10 @@ from feature_client.action_times import clock_ms
 from pinrank.v1 import impressions_pb2
 from server.api.draining import Calls
 from server.errors import FieldViolation, InvalidRequestError, LogFullError, NotLoggingError
-from server.request.answer_log import AnswerLog
 
 if TYPE_CHECKING:
     from server.api.calls import Methods
+    from server.request.answer_log import AnswerLog
 
 SERVICE = "pinrank.v1.ImpressionService"
 _POSITIONS_MAX = 10_000

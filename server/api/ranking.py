@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import grpc
 import grpc.aio
 
+from feature_client.action_times import clock_ms
 from server.api.draining import Calls
 from server.api.status import code_of
 from server.api.wire import parse_request, to_query, to_response
@@ -24,6 +25,7 @@ from server.telemetry.metrics import RequestMetrics
 
 if TYPE_CHECKING:
     from server.api.calls import Methods
+    from server.request.answer_log import AnswerLog
 
 SERVICE = "pinrank.v1.RankingService"
 
@@ -45,7 +47,9 @@ class RankingEdge:
         recent: RecentRequests,
         shadow: Shadow,
         calls: Calls,
+        log: AnswerLog | None,
     ) -> None:
+        self._log = log
         self._pipeline = pipeline
         self._recent = recent
         self._shadow = shadow
@@ -83,8 +87,11 @@ class RankingEdge:
             end = time.perf_counter()
             self._observe(surface, end - start, {"wire": wire_end - start, "response": end - response_start}, ranking)
             code = grpc.StatusCode.OK
-            self._recent.note(query, ranking, time.monotonic())
-            self._shadow.offer(query, ranking)
+            if self._log is not None:
+                self._log.answered(query, ranking, clock_ms())
+            if ranking.explored is None:  # new versions are compared with tuned answers
+                self._recent.note(query, ranking, time.monotonic())
+                self._shadow.offer(query, ranking)
         except RankError as error:
             code = code_of(error)
             if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
