@@ -20,11 +20,11 @@ from typing import Any
 
 import grpc.aio
 import numpy as np
-from impressions.reading import read_tables
 
 from bench.harness import BenchmarkError, Claim, Conclusion, Raw
 from bench.processes import server_process, single_process
 from bench.test_bed import CONFIG, SEED, fill_store, without_surfaces
+from impressions.reading import read_tables
 from loadtest import open_loop
 from loadtest.workload import Workload
 from pinrank.channels import open_aio_channel
