@@ -40,6 +40,8 @@ class ServedModel:
         self.scoring = {surface: scoring_of(model.manifest, utility, surface) for surface in utility.surfaces}
         #: Statistics of its training data, if the bundle has them.
         self.statistics = statistics
+        #: How its requests explore, if the bundle says so.
+        self.exploration = exploration
         #: Number of requests that use this model now.
         self.in_flight = 0
         self._samples: deque[Observation] = deque(maxlen=_OBSERVATIONS)
