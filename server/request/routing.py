@@ -34,8 +34,6 @@ class ServedModel:
     ) -> None:
         self.model = model
         self.utility = utility
-        #: How it explores, if the bundle says so.
-        self.exploration = exploration
         #: How the requests of each surface are scored.
         self.scoring = {surface: scoring_of(model.manifest, utility, surface) for surface in utility.surfaces}
         #: Statistics of its training data, if the bundle has them.
