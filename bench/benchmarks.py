@@ -40,6 +40,8 @@ BENCHMARKS = {
         # It compares packages that are installed beside pinrank.
         Benchmark("edges", "edges", ("bench/edges/edge_server.py",), on_request=True),
         Benchmark("faults", "serving", _SERVER),
+        Benchmark("impression_kills", "serving", (*_SERVER, "impressions"), on_request=True),
+        Benchmark("impression_log", "serving", (*_SERVER, "impressions")),
         Benchmark("isolation", "serving", _SERVER),
         Benchmark("load_tools", "serving", (*_SERVER, "loadtest")),
         Benchmark("overload", "serving", _SERVER),
