@@ -81,12 +81,11 @@ class ModelCollector(Collector):
         return drift
 
     def _parties(self) -> Iterator[Metric]:
-        names = ["party", "surface", "label"]
         utility = SummaryMetricFamily(
             "pinrank_party_utility",
             "What answers were worth to each party: per answer, the sum of its utility over the returned pins, each "
             "discounted by 1 / log2(position + 2) with positions from 0",
-            labels=names,
+            labels=["party", "surface", "label"],
         )
         sums: dict[tuple[str, str, str], tuple[int, float]] = {}
         for (label, surface, parties), totals in self._status.party_totals.items():
@@ -99,7 +98,7 @@ class ModelCollector(Collector):
         theta = GaugeMetricFamily(
             "pinrank_party_theta",
             "The least that pinrank_party_utility must be on average, as the served utility table states (at_least)",
-            labels=names,
+            labels=["party", "surface", "label"],
         )
         for labels, least in self._status.thetas.items():
             theta.add_metric(labels, least)
