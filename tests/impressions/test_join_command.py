@@ -188,7 +188,7 @@ def test_a_join_that_is_killed_leaves_the_old_dataset_whole(tmp_path: Path, stop
     log = small_log(tmp_path / "log")
     run("join", log, "--window", "30m", "--out", tmp_path / "joined")
     before = content(tmp_path / "joined")
-    command = [sys.executable, "-c", _STOPPING, log, tmp_path / "joined", str(stop_before)]
+    command = [sys.executable, "-c", _STOPPING, str(log), str(tmp_path / "joined"), str(stop_before)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"stopped\n"
