@@ -52,7 +52,7 @@ def join(
     Example: [bold]pinrank impressions join /var/lib/pinrank/impressions --window 30m --out joined[/]
     """
     try:
-        from impressions.dataset import JoinError  # noqa: PLC0415
+        from impressions.errors import LogError  # noqa: PLC0415
         from impressions.joining.action_file import read_action_file  # noqa: PLC0415
         from impressions.joining.attribution import Window  # noqa: PLC0415
         from impressions.joining.join import Wanted, join_log  # noqa: PLC0415
@@ -77,7 +77,7 @@ def join(
         more_actions = [read_action_file(path) for path in actions or []]
         with _Bar() as bar:
             joined = join_log(read, out, wanted, bar.show)
-    except (JoinError, OSError, ValueError) as error:
+    except (LogError, OSError, ValueError) as error:
         _fail(str(error), error)
     _print_summary(joined, out)
 

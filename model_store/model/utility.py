@@ -6,6 +6,10 @@
     pinner = "save + 0.5 * like - 2 * hide"
     creator = "(save + like) * sqrt(pin.creator_tail)"
 
+A surface may also state thetas, the least that parties must get: `at_least = { creator = 0.42 }`. Serving does not
+enforce them: the weights are tuned to meet them, and metrics and the guard watch them. A party's value of one answer is
+sum over positions k of discounts(K)[k] * u[k] (`model_store.model.discount`); a theta bounds its mean over answers.
+
 Expressions may use the model's heads (calibrated probabilities) and `pin.<field>`, the scalar and categorical fields
 of its pin groups. Every name and function is checked when the table is loaded.
 """
@@ -41,6 +45,7 @@ class _SurfaceTable(BaseModel):
     model_config = ConfigDict(extra="forbid")
     weights: dict[Name, Annotated[float, Field(allow_inf_nan=False)]]
     utilities: Annotated[dict[Name, str], Field(min_length=1)]
+    at_least: dict[Name, Annotated[float, Field(allow_inf_nan=False)]] = Field(default_factory=dict)
 
 
 class _Table(BaseModel):
@@ -70,6 +75,8 @@ class SurfaceUtility:
     expressions: tuple[Expression, ...]
     #: The source text of the expressions.
     sources: tuple[str, ...]
+    #: Thetas: by party, the least mean value of an answer.
+    at_least: Mapping[str, float]
 
 
 class UtilityTable:
@@ -151,13 +158,7 @@ class UtilityTable:
 
         The sum is taken in float64 in the table's order of parties, because its last bits depend on the order.
         """
-        weights = self.surfaces[surface].weights
-        with np.errstate(all="ignore"):  # what is not finite sinks to the end of the order
-            total = party_utilities[:, 0] * weights[0]
-            for party in range(1, len(weights)):
-                total += party_utilities[:, party] * weights[party]
-            utilities: np.ndarray = total.astype(np.float32)
-        return utilities
+        return weighted_sum(party_utilities, self.surfaces[surface].weights)
 
     def _translated(self, surface: str) -> NativeUtility | None:
         """Translate a surface's expressions for the native library, if the result is numexpr's to the bit."""
@@ -178,6 +179,24 @@ class UtilityTable:
             _log.debug("surface %s stays with numexpr: the native library computes other numbers here", surface)
             return None
         return native
+
+
+def weighted_sum(party_utilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weigh the parties, bit for bit as `UtilityTable.combine`.
+
+    Args:
+        party_utilities: float64[N, P].
+        weights: float64[..., P], any number of weight vectors.
+
+    Returns:
+        float32[..., N], for each weight vector.
+    """
+    with np.errstate(all="ignore"):  # what is not finite sinks to the end of the order
+        total = party_utilities[:, 0] * weights[..., 0, None]
+        for party in range(1, weights.shape[-1]):
+            total += party_utilities[:, party] * weights[..., party, None]
+        utilities: np.ndarray = total.astype(np.float32)
+    return utilities
 
 
 def load_utility(content: bytes, manifest: Manifest) -> UtilityTable:
@@ -209,10 +228,15 @@ def _compile_surface(name: str, table: _SurfaceTable, names: set[str]) -> Surfac
         raise UtilityError(
             f"surface {name!r}: weights are for {sorted(table.weights)}, but utilities for {sorted(table.utilities)}"
         )
+    if strangers := sorted(set(table.at_least) - set(table.utilities)):
+        raise UtilityError(
+            f"surface {name!r}: at_least names {', '.join(strangers)}, but the parties are {', '.join(table.utilities)}"
+        )
     parties = tuple(table.utilities)
     expressions = tuple(_compile(f"surfaces.{name}.utilities.{p}", table.utilities[p], names) for p in parties)
     sources = tuple(table.utilities[p] for p in parties)
-    return SurfaceUtility(parties, np.array([table.weights[p] for p in parties]), expressions, sources)
+    weights = np.array([table.weights[p] for p in parties])
+    return SurfaceUtility(parties, weights, expressions, sources, dict(table.at_least))
 
 
 def _compile(where: str, source: str, names: set[str]) -> Expression:

@@ -11,24 +11,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import typer
+from pyarrow.fs import LocalFileSystem
 from typer.testing import CliRunner
 
+from impressions.archive import write_parquet
 from impressions.cli import register
 from impressions.dataset import JoinError, read_manifest, read_slates
 from impressions.join_command import duration_ms
 from impressions.joining.output import output_folder
-from impressions.schema import FINGERPRINT_KEY, fingerprint
 from tests.impressions.logs import Row, action, impression, seen, table
 from tests.impressions.test_join import BASE_MS, attributed_of, content, reasons_of
 
 
 def write_log(folder: Path, **rows: list[Row]) -> Path:
     for name, found in rows.items():
-        made = table(name, found)
         day = folder / name / "2023-11-14"
         day.mkdir(parents=True)
-        metadata = {FINGERPRINT_KEY: fingerprint(made.schema).encode()}
-        pq.write_table(made.replace_schema_metadata(metadata), day / "000.parquet")
+        write_parquet(table(name, found), name, str(day / "221320-host.parquet"), LocalFileSystem())
     return folder
 
 
