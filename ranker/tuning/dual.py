@@ -6,9 +6,10 @@ With multipliers w >= 0, the dual function is
     g(w) = mean over requests of max over orders of (V0 + w.V)(order) - w.theta
 
 which is convex and piecewise linear, and bounds the constrained maximum from above for every w. Its inner maximum is
-the order by u0 + w.u, because discounts fall with the position (rearrangement inequality). Each such order adds a cut, a plane
-below g. The lowest point of all cuts is the next w, and by linear programming duality its height is what the best
-mixture of the orders found so far is worth. So both bounds are known at every step, and their difference is the gap.
+the order by u0 + w.u, because discounts fall with the position (rearrangement inequality). Each such order adds a cut,
+a plane below g. The lowest point of all cuts is the next w, and by linear programming duality its height is what the
+best mixture of the orders found so far is worth. So both bounds are known at every step, and their difference is the
+gap.
 
 J. E. Kelley, "The cutting-plane method for solving convex programs", 1960. The in-out choice of the next point, which
 damps its jumps: W. Ben-Ameur and J. Neto, "Acceleration of cutting-plane and column generation algorithms", 2007.
@@ -16,7 +17,7 @@ damps its jumps: W. Ben-Ameur and J. Neto, "Acceleration of cutting-plane and co
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -140,7 +141,7 @@ class Dual:
         return float(self.most[place]) if isinstance(found, Shortfall) else found.reached
 
     def _cut(self, point: np.ndarray, thetas: np.ndarray) -> np.ndarray:
-        """Value the best orders at a point, keep them, and return their plane: float64[1 + C], height at 0 and slopes."""
+        """Value the best orders at a point, keep them, and return their plane, float64[1 + C]: height at 0, slopes."""
         values = self.best(np.concatenate([[1.0], point]) / self._scale)
         self._values.append(values)
         return self._plane(values, thetas)
@@ -194,7 +195,7 @@ def _solved(
     cost: np.ndarray,
     planes: np.ndarray,
     limits: np.ndarray,
-    bounds: list[tuple[float | None, float | None]],
+    bounds: Sequence[tuple[float | None, float | None]],
     equal: np.ndarray | None = None,
 ) -> Any:
     right = None if equal is None else np.ones(1)

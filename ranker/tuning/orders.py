@@ -115,7 +115,7 @@ class ScoredRequests:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Requests of similar length: their positions, float64[P, R, C] with zeros for what sinks, bool[R, C] what sinks."""
+    """Requests of similar length: their positions; float64[P, R, C], zeros for what sinks; bool[R, C], what sinks."""
 
     requests: np.ndarray
     utilities: np.ndarray

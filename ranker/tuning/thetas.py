@@ -47,7 +47,9 @@ def parse_thetas(texts: Sequence[str]) -> tuple[Theta, ...]:
     for text in texts:
         found = _WRITTEN.fullmatch(text)
         if found is None:
-            raise SettingError(f"--at-least {text}: write PARTY=VALUE or PARTY=+PERCENT%, e.g. merchant=0.42 creator=+10%")
+            raise SettingError(
+                f"--at-least {text}: write PARTY=VALUE or PARTY=+PERCENT%, e.g. merchant=0.42 creator=+10%"
+            )
         relative, number = bool(found["percent"]), float(found["value"])
         if relative and found["value"][0] not in "+-":
             raise SettingError(

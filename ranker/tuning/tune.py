@@ -1,8 +1,8 @@
 """Finds the weights of a surface that give one party the most, while others get at least their thetas.
 
 The objective is what the weights in force make of the maximised party and of the parties that have no theta:
-u0 = sum of their weighted utilities. Their weights stay, and only the constrained parties' weights are tuned, so a tuned
-weight is a multiplier. Divided by the maximised party's weight, it is an exchange rate in that party's own units.
+u0 = sum of their weighted utilities. Their weights stay, and only the constrained parties' weights are tuned, so a
+tuned weight is a multiplier. Divided by the maximised party's weight, it is an exchange rate in that party's own units.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Goal:
         weight = self.weights[parties.index(self.maximised)]
         if weight <= 0:
             raise SettingError(
-                f"{self.maximised} has the weight {weight:g} in force, so it cannot be maximised; give it a weight above 0"
+                f"{self.maximised} has the weight {weight:g} in force, so it cannot be maximised; give it one above 0"
             )
         return self
 
