@@ -226,6 +226,9 @@ def _utilities(old: Bundle, new: Bundle) -> Iterator[Finding]:
         shown = [_weighted(table.parties, table.weights.tolist()) for table in (one, other)]
         if shown[0] != shown[1]:
             yield Finding(f"{UTILITY}: {surface}", shown[0], shown[1], Effect.NOTE)
+        if one.at_least != other.at_least:
+            thetas = [_thetas(table.at_least) for table in (one, other)]
+            yield Finding(f"{UTILITY}: {surface}.at_least", thetas[0], thetas[1], Effect.NOTE)
         for party in one.parties:
             if party in other.parties:
                 texts = [table.sources[table.parties.index(party)] for table in (one, other)]
@@ -235,6 +238,10 @@ def _utilities(old: Bundle, new: Bundle) -> Iterator[Finding]:
 
 def _weighted(parties: Sequence[str], weights: Sequence[float]) -> str:
     return ", ".join(f"{party} x {weight:g}" for party, weight in zip(parties, weights, strict=True))
+
+
+def _thetas(at_least: Mapping[str, float]) -> str:
+    return ", ".join(f"{party} >= {theta:g}" for party, theta in at_least.items()) or "none"
 
 
 def _networks(old: Bundle, new: Bundle) -> Iterator[Finding]:

@@ -7,10 +7,12 @@ import typer
 from ranker.cli.data import register as register_data
 from ranker.cli.evaluate import evaluate
 from ranker.cli.train import train
+from ranker.cli.tune import tune
 
 
 def register(app: typer.Typer) -> None:
-    """Add `train`, `evaluate` and `data` to the `pinrank` command."""
+    """Add `train`, `evaluate`, `tune` and `data` to the `pinrank` command."""
     app.command()(train)
     app.command()(evaluate)
+    app.command()(tune)
     register_data(app)

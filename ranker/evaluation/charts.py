@@ -19,9 +19,9 @@ from ranker.evaluation.bootstrap import Estimate
 from ranker.evaluation.metrics import TOP
 from ranker.evaluation.results import POPULARITY, Evaluation, HeadFacts, Hit
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -52,7 +52,7 @@ def lift_chart(evaluation: Evaluation) -> str | None:
     orders = [order for order in _ORDERS if any(key[0] == order for key in lifts)]
     if not orders:
         return None
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         height = 1.2 + 0.28 * len(evaluation.heads) * (len(scorers) + 1)
         figure = Figure(figsize=(_WIDTH_INCHES, height), layout="constrained")
         panels = figure.subplots(1, len(orders), sharey=True, squeeze=False)[0]
@@ -74,7 +74,7 @@ def lift_chart(evaluation: Evaluation) -> str | None:
         )
         panels[0].set_ylim(len(evaluation.heads) - 0.5, -0.5)
         _legend(figure, panels[0])
-        return _svg(figure)
+        return svg(figure)
 
 
 def reliability_chart(evaluation: Evaluation) -> str | None:
@@ -83,7 +83,7 @@ def reliability_chart(evaluation: Evaluation) -> str | None:
     heads = [head for head in evaluation.heads if any(score.head == head.head for score in scores)]
     if not heads:
         return None
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure, panels = _grid(len(heads), 2.5)
         for panel, head in zip(panels, heads, strict=True):
             top = 0.0
@@ -105,7 +105,7 @@ def reliability_chart(evaluation: Evaluation) -> str | None:
             panel.set_xlabel("mean predicted probability, %")
         panels[0].set_ylabel("observed share, %")
         _legend(figure, panels[0])
-        return _svg(figure)
+        return svg(figure)
 
 
 def slice_chart(evaluation: Evaluation) -> str | None:
@@ -116,7 +116,7 @@ def slice_chart(evaluation: Evaluation) -> str | None:
     scorers = [scorer.name for scorer in evaluation.scorers]
     if not heads:
         return None
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure, panels = _grid(len(heads), 2.7)
         for panel, head in zip(panels, heads, strict=True):
             for place, scorer in enumerate(scorers):
@@ -135,7 +135,7 @@ def slice_chart(evaluation: Evaluation) -> str | None:
             panel.set_title(_head_label(head, "lower is better") if order == "utility" else head.head)
         panels[0].set_ylabel(f"HIT@{TOP} by {order}, pins of {TOP}")
         _legend(figure, panels[0])
-        return _svg(figure)
+        return svg(figure)
 
 
 def _lift(hit: Hit | None) -> Estimate | None:
@@ -166,7 +166,7 @@ def _look(evaluation: Evaluation, scorer: str) -> dict[str, Any]:
     """Return the colour and marker of a scorer, equal in every chart."""
     names = [s.name for s in evaluation.scorers if s.name != POPULARITY]
     place = names.index(scorer)
-    return {"color": _COLOURS[place % len(_COLOURS)], "marker": _MARKERS[place % len(_MARKERS)]}
+    return {"color": COLOURS[place % len(COLOURS)], "marker": _MARKERS[place % len(_MARKERS)]}
 
 
 def _head_label(head: HeadFacts, direction: str) -> str:
@@ -190,7 +190,8 @@ def _legend(figure: Figure, panel: Axes) -> None:
         figure.legend(handles, labels, loc="outside upper left", ncols=min(4, len(labels)), frameon=False)
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """Return a figure as SVG; equal figures give equal bytes."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()

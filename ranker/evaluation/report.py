@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -38,17 +39,22 @@ def report_html(evaluation: Evaluation) -> str:
     )
     parts = [
         f'<h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p>',
-        _section("Heads", _table(head_table(evaluation)), _HEADS_NOTE),
-        _section("Lift against the baseline", _picture(lift_chart(evaluation), "lift of HIT@3 per head"), _LIFT_NOTE),
-        _section("Reliability", _picture(reliability_chart(evaluation), "reliability per head"), _RELIABILITY_NOTE),
-        _section(
+        section("Heads", _table(head_table(evaluation)), _HEADS_NOTE),
+        section("Lift against the baseline", picture(lift_chart(evaluation), "lift of HIT@3 per head"), _LIFT_NOTE),
+        section("Reliability", picture(reliability_chart(evaluation), "reliability per head"), _RELIABILITY_NOTE),
+        section(
             "By user activity",
-            _picture(slice_chart(evaluation), "HIT@3 by slice of users") + _table(slice_table(evaluation)),
+            picture(slice_chart(evaluation), "HIT@3 by slice of users") + _table(slice_table(evaluation)),
             slice_line(evaluation),
         ),
-        _section("What was measured", _measured(evaluation)),
-        _section("What this data cannot show", _list(caveats(evaluation))),
+        section("What was measured", _measured(evaluation)),
+        section("What this data cannot show", _list(caveats(evaluation))),
     ]
+    return page(title, parts)
+
+
+def page(title: str, parts: Sequence[str]) -> str:
+    """Return a whole page of these parts in the style of reports."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -82,7 +88,8 @@ _RELIABILITY_NOTE = (
 )
 
 
-def _section(title: str, body: str, note: str = "") -> str:
+def section(title: str, body: str, note: str = "") -> str:
+    """Return a section; `note` explains its body."""
     noted = f'<p class="note">{escape(note)}</p>' if note else ""
     return f"<section><h2>{escape(title)}</h2>{noted}{body}</section>"
 
@@ -101,7 +108,8 @@ def _table(content: TextTable) -> str:
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead>{"".join(bodies)}</table></div>'
 
 
-def _picture(svg: str | None, meaning: str) -> str:
+def picture(svg: str | None, meaning: str) -> str:
+    """Embed a chart, with its meaning for those who cannot see it."""
     if svg is None:
         return "<p>There is no chart, because no bundle could be measured here.</p>"
     # An image rather than inline SVG, so that the identifiers of several charts cannot collide.

@@ -102,7 +102,9 @@ def score_test(
     for family in families(bundles):
         tables = [table for name in family if isinstance(table := utilities[name], UtilityTable)]
         attributes = sorted({attribute.field for table in tables for attribute in table.attributes})
-        examples = _build(bundles[family[0]], tuple(heads.values()), attributes, log, sampling, seed, split, progress)
+        examples = build_test(
+            bundles[family[0]], tuple(heads.values()), attributes, log, sampling, seed, split, progress
+        )
         if first is None:
             first = examples
         elif not _same_candidates(first, examples):
@@ -111,7 +113,7 @@ def score_test(
                 "separately"
             )
         for name in family:
-            probabilities = _probabilities(name, bundles[name], factory, examples, progress)
+            probabilities = probabilities_of(name, bundles[name], factory, examples, progress)
             table = utilities[name]
             own = tuple(head.name for head in bundles[name].manifest.heads)
             if isinstance(table, UtilityTable):
@@ -171,7 +173,7 @@ def _utility_of(bundle: Bundle) -> UtilityTable | str:
     return table
 
 
-def _build(
+def build_test(
     bundle: Bundle,
     heads: tuple[Head, ...],
     attributes: Sequence[str],
@@ -181,6 +183,7 @@ def _build(
     split: Split,
     progress: ScoringProgress,
 ) -> Examples:
+    """Build the requests of the test period, with labels for `heads` and these pin attributes. Raises BundleError."""
     manifest = bundle.manifest
     embeddings = embeddings_of(bundle)
     try:
@@ -204,7 +207,7 @@ def _same_candidates(one: Examples, other: Examples) -> bool:
     )
 
 
-def _probabilities(
+def probabilities_of(
     name: str, bundle: Bundle, factory: EngineFactory, examples: Examples, progress: ScoringProgress
 ) -> np.ndarray:
     """Return float32[N, H] calibrated probabilities."""
