@@ -19,8 +19,8 @@ from feature_client.groups import FeatureGroup
 from kernels.native.library import address, library
 from model_store.bundle.manifest import Manifest
 from model_store.model.native_utility import types
+from model_store.model.selection import select
 from model_store.model.utility import UtilityTable
-from server.request.selection import select
 
 #: Tags of the fields of pinrank.v1.RankResponse: the number of the field times eight, plus 2 for a length.
 _PIN_IDS, _UTILITIES = b"\x0a", b"\x12"
