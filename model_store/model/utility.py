@@ -199,13 +199,7 @@ def load_utility(content: bytes, manifest: Manifest) -> UtilityTable:
         UtilityError: it is not TOML; a surface is missing or unknown; a party lacks a weight or an expression;
             an expression uses an unknown name or function, or is not a number.
     """
-    try:
-        table = _Table.model_validate(tomllib.loads(content.decode()))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UtilityError(f"the utility table is not TOML: {error}") from error
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise UtilityError(f"the utility table is malformed: {problems}") from error
+    table = _parsed(content)
     expected, found = {s.name for s in manifest.surfaces}, set(table.surfaces)
     if expected != found:
         raise UtilityError(
@@ -214,6 +208,33 @@ def load_utility(content: bytes, manifest: Manifest) -> UtilityTable:
     names = {head.name for head in manifest.heads} | {f"pin.{name}" for name in _pin_attributes(manifest)}
     surfaces = {name: _compile_surface(name, surface, names) for name, surface in table.surfaces.items()}
     return UtilityTable(surfaces, manifest, hashlib.sha256(content).hexdigest())
+
+
+def load_surface(content: bytes, surface: str, names: set[str]) -> SurfaceUtility:
+    """Parse a utility table and compile one surface of it, without a model: for answers that were logged.
+
+    Args:
+        content: the table's text.
+        surface: the surface to compile; others may be of any model.
+        names: what expressions may use: heads, and attributes such as `pin.price`.
+
+    Raises:
+        UtilityError: as `load_utility`, or the table lacks the surface.
+    """
+    table = _parsed(content)
+    if surface not in table.surfaces:
+        raise UtilityError(f"the utility table has surfaces {sorted(table.surfaces)}, but not {surface!r}")
+    return _compile_surface(surface, table.surfaces[surface], names)
+
+
+def _parsed(content: bytes) -> _Table:
+    try:
+        return _Table.model_validate(tomllib.loads(content.decode()))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UtilityError(f"the utility table is not TOML: {error}") from error
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise UtilityError(f"the utility table is malformed: {problems}") from error
 
 
 def _compile_surface(name: str, table: _SurfaceTable, names: set[str]) -> SurfaceUtility:

@@ -90,7 +90,9 @@ def test_rewards_of_positions_are_summed_per_request():
 @pytest.mark.parametrize("name", WEIGHING)
 def test_the_logging_policy_itself_gets_its_mean_reward_exactly(name, per_request):
     given_actions = actions(per_request=per_request)
-    same = replace(given_actions, evaluated=given_actions.logged, expected=given_actions.summed(given_actions.predicted))
+    same = replace(
+        given_actions, evaluated=given_actions.logged, expected=given_actions.summed(given_actions.predicted)
+    )
     mean = same.summed(same.rewards).mean()
     assert value(name, same, 1.0) == pytest.approx(mean, rel=1e-12)
     assert on_policy(same).value() == mean

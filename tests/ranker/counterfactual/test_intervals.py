@@ -47,9 +47,7 @@ def log(seed, users=200, per_user=3):
     base = np.repeat(rng.uniform(0.2, 0.6, users), per_user)
     takes_b = rng.random(len(user)) < 0.25
     rewards = (rng.random(len(user)) < base + 0.1 * takes_b).astype(np.float64)
-    return LoggedActions(
-        rewards, np.where(takes_b, 0.25, 0.75), takes_b.astype(np.float64), user, np.arange(len(user))
-    )
+    return LoggedActions(rewards, np.where(takes_b, 0.25, 0.75), takes_b.astype(np.float64), user, np.arange(len(user)))
 
 
 def test_a_seed_repeats_the_interval_and_equal_terms_differ_by_exactly_nothing():
