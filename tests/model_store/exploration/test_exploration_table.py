@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -150,3 +152,9 @@ def test_a_table_that_no_server_takes_is_a_finding(tmp_path):
     (finding,) = exploration_findings(old, new)
     assert (finding.field, finding.effect) == ("explore.toml", Effect.CALLERS)
     assert "is not TOML" in finding.found
+
+
+def test_the_table_that_the_page_shows_is_a_valid_one():
+    page = (Path(__file__).parents[3] / "docs/exploration.md").read_text()
+    shown = textwrap.dedent(page[page.index("   ```toml\n") :].split("```")[1].removeprefix("toml\n"))
+    assert loaded(shown).surfaces["home"].arms == ("more_creator", "less_creator")
