@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from rich.table import Table
 
 from ranker.evaluation.bootstrap import Estimate
+from ranker.tuning.constants import ConstantSearch
 from ranker.tuning.results import HeldOutCheck, PartyOutcome, Tuned
 
 HEADINGS = (
@@ -77,6 +78,19 @@ def held_out_line(check: HeldOutCheck, tuned: Tuned) -> str:
     missed = f"missed by {check.shortfall:.2g}, {_share(check)}, {_errors(check)}"
     verdict = "within 1% and two standard errors" if check.holds else "warning: ask for a little more, or use more data"
     return f"{place}: {numbers}: {missed}; {verdict}"
+
+
+def search_lines(search: ConstantSearch) -> Iterator[str]:
+    """Describe the search of constants."""
+    for name, (before, after) in search.values.items():
+        told = "stays, as no trial was better" if before == after else f"-> {after:g}"
+        yield f"constant {name}, {before:g} in force: {told} ({search.trials} trials)"
+    if search.held_out is not None:
+        before_, after_, gain = (_interval(estimate) for estimate in search.held_out)
+        yield (
+            f"what the held-out users' actions are worth per request, by the constants in force: {before_}, by the "
+            f"best ones: {after_}, difference: {gain}"
+        )
 
 
 def alert_lines(tuned: Tuned, surface: str) -> Iterator[str]:
