@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from impressions.errors import LogError
 from impressions.schema import ACTIONS, FINGERPRINT_KEY, IMPRESSIONS, fingerprint
 from impressions.slates import Slates
 
@@ -60,7 +61,7 @@ REQUESTS = pa.schema(
 UNATTRIBUTED = pa.schema([*(_plain(field) for field in ACTIONS), pa.field("reason", pa.string(), nullable=False)])
 
 
-class JoinError(Exception):
+class JoinError(LogError):
     """A log cannot be joined, or a folder is not a joined dataset; the message names the fix."""
 
 

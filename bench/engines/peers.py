@@ -19,9 +19,9 @@ from bench.engines.engine_alone import EngineSubject, load_subject
 from feature_client.fetch import fetch
 from feature_client.near_cache import near_caches
 from feature_client.stores.open_store import open_store
+from model_store.model.selection import select
 from model_store.model.utility import load_utility
 from pinrank.v1 import ranking_pb2
-from server.request.selection import select
 
 _START_S = 60.0
 #: Age up to which a near cache's rows count, as in the server's default settings.

@@ -65,7 +65,7 @@ class Buckets:
         kept = kept[np.argsort(numbers[kept], kind="stable")]
         rows, numbers = self._checked_rows(table.take(kept), numbers[kept])
         bounds = np.searchsorted(numbers, np.arange(self.count + 1) * REQUESTS_PER_BUCKET)
-        for bucket in np.flatnonzero(np.diff(bounds)):
+        for bucket in np.flatnonzero(np.diff(bounds)).tolist():
             self._append(bucket, rows.slice(bounds[bucket], bounds[bucket + 1] - bounds[bucket]))
 
     def sort(self, bucket: int) -> pa.Table:

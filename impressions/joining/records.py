@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from impressions.dataset import JoinError, flat, row_splits
 from impressions.joining.attribution import Actions, Requests, Window, positions_in
-from impressions.schema import TABLES, fingerprint
+from impressions.schema import FINGERPRINT_KEY, TABLES, fingerprint
 
 #: Times in milliseconds beyond the year 9999 are errors, and would overflow when they are subtracted.
 _TIME_MS_MAX = 253_402_300_800_000
@@ -28,8 +28,10 @@ def checked(tables: Iterable[pa.Table], name: str) -> Iterable[pa.Table]:
     """
     expected = TABLES[name]
     for table in tables:
-        if fingerprint(table.schema) != fingerprint(expected):
-            raise JoinError(_other_columns(table.schema, expected, name))
+        # Types read from Parquet differ in the names of list items, so files carry the fingerprint of their table.
+        stated = (table.schema.metadata or {}).get(FINGERPRINT_KEY, fingerprint(table.schema).encode()).decode()
+        if stated != fingerprint(expected) or table.column_names != expected.names:
+            raise JoinError(_other_columns(table.schema, stated, expected, name))
         for field in expected:
             if not field.nullable and table[field.name].null_count:
                 raise JoinError(f"table {name} of the log has a row without {field.name}; remove or repair its file")
@@ -44,11 +46,11 @@ def checked(tables: Iterable[pa.Table], name: str) -> Iterable[pa.Table]:
         yield table
 
 
-def _other_columns(found: pa.Schema, expected: pa.Schema, name: str) -> str:
+def _other_columns(found: pa.Schema, stated: str, expected: pa.Schema, name: str) -> str:
     theirs, ours = ({field.name: str(field) for field in schema} for schema in (found, expected))
     differing = sorted({name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name)})
     return (
-        f"table {name} of the log has fingerprint {fingerprint(found)}, and this version joins {fingerprint(expected)} "
+        f"table {name} of the log has fingerprint {stated}, and this version joins {fingerprint(expected)} "
         f"(columns that differ: {', '.join(differing) or 'only their order'}); join it with the version of pinrank "
         "that wrote it, or move its files out of the log"
     )
@@ -119,16 +121,21 @@ class _Vocabulary:
 
     def codes(self, column: pa.ChunkedArray) -> np.ndarray:
         """Return int32[N]."""
-        encoded = column.unify_dictionaries().combine_chunks()
+        plain = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+        encoded = plain.unify_dictionaries().combine_chunks()
         known = [self._numbers.setdefault(name, len(self._numbers)) for name in encoded.dictionary.to_pylist()]
-        return np.asarray(known, np.int32)[encoded.indices.to_numpy(zero_copy_only=False)]
+        numbers: np.ndarray = np.asarray(known, np.int32)[encoded.indices.to_numpy(zero_copy_only=False)]
+        return numbers
 
     def sorted(self) -> tuple[str, ...]:
         return tuple(sorted(self._numbers))
 
     def sorted_codes(self, codes: np.ndarray) -> np.ndarray:
         places = {name: place for place, name in enumerate(self.sorted())}
-        return np.array([places[name] for name in self._numbers], np.int32)[codes] if places else codes.astype(np.int32)
+        if not places:
+            return codes.astype(np.int32)
+        found: np.ndarray = np.array([places[name] for name in self._numbers], np.int32)[codes]
+        return found
 
 
 def within_span(actions: Actions, wanted: np.ndarray, requests: Requests, window: Window, span: Span) -> Actions:

@@ -42,11 +42,10 @@ def index_requests(tables: Iterable[pa.Table], span: Span) -> RequestIndex:
     Raises:
         JoinError: the log has no request in the span, a request has id 0, or a table is not of the log's schema.
     """
-    empty = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
-    for table in checked(tables, "impressions"):
-        for column, name in zip(empty, ("request_id", "user_id", "time_ms"), strict=True):
-            column.append(table[name].to_numpy())
-    ids, users, times = (np.concatenate(column) for column in empty)
+    names = ("request_id", "user_id", "time_ms")
+    parts = [[table[name].to_numpy() for name in names] for table in checked(tables, "impressions")]
+    none = [np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.int64)]
+    ids, users, times = (np.concatenate(column) for column in zip(none, *parts, strict=True))
     if not len(ids):
         raise JoinError(
             "the log has no impressions; check the address, and that the server runs with `[impressions] to = ...`"

@@ -164,13 +164,7 @@ class UtilityTable:
 
         The sum is taken in float64 in the table's order of parties, because its last bits depend on the order.
         """
-        weights = self.surfaces[surface].weights
-        with np.errstate(all="ignore"):  # what is not finite sinks to the end of the order
-            total = party_utilities[:, 0] * weights[0]
-            for party in range(1, len(weights)):
-                total += party_utilities[:, party] * weights[party]
-            utilities: np.ndarray = total.astype(np.float32)
-        return utilities
+        return weighted_sum(party_utilities, self.surfaces[surface].weights)
 
     def _translated(self, surface: str) -> NativeUtility | None:
         """Translate a surface's expressions for the native library, if the result is numexpr's to the bit."""
@@ -191,6 +185,24 @@ class UtilityTable:
             _log.debug("surface %s stays with numexpr: the native library computes other numbers here", surface)
             return None
         return native
+
+
+def weighted_sum(party_utilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weigh the parties, bit for bit as `UtilityTable.combine`.
+
+    Args:
+        party_utilities: float64[N, P].
+        weights: float64[..., P], any number of weight vectors.
+
+    Returns:
+        float32[..., N], for each weight vector.
+    """
+    with np.errstate(all="ignore"):  # what is not finite sinks to the end of the order
+        total = party_utilities[:, 0] * weights[..., 0, None]
+        for party in range(1, weights.shape[-1]):
+            total += party_utilities[:, party] * weights[..., party, None]
+        utilities: np.ndarray = total.astype(np.float32)
+    return utilities
 
 
 def load_utility(content: bytes, manifest: Manifest) -> UtilityTable:

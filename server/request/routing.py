@@ -10,6 +10,8 @@ from zlib import crc32
 from kernels.engine import FeatureBatch
 from model_store.bundle.stability import Observation, drifts, heads_moved
 from model_store.bundle.statistics import Statistics, observed
+from model_store.exploration.hashing import mixed
+from model_store.exploration.table import Exploration
 from model_store.model.loaded import LoadedModel
 from model_store.model.utility import UtilityTable
 from pinrank.v1 import ranking_pb2
@@ -18,19 +20,28 @@ from server.request.windows import Window
 
 #: Sampling of a version's inputs and predictions: samples kept, one of so many answers, rows of each.
 _OBSERVATIONS, _OBSERVED_EVERY, _ROWS_OBSERVED = 128, 8, 64
-_MASK = (1 << 64) - 1
 
 
 class ServedModel:
     """A loaded model with its compiled utility table, and the versions that its answers report."""
 
-    def __init__(self, model: LoadedModel, utility: UtilityTable, statistics: Statistics | None = None) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        utility: UtilityTable,
+        statistics: Statistics | None = None,
+        exploration: Exploration | None = None,
+    ) -> None:
         self.model = model
         self.utility = utility
+        #: How it explores, if the bundle says so.
+        self.exploration = exploration
         #: How the requests of each surface are scored.
         self.scoring = {surface: scoring_of(model.manifest, utility, surface) for surface in utility.surfaces}
         #: Statistics of its training data, if the bundle has them.
         self.statistics = statistics
+        #: How its requests explore, if the bundle says so.
+        self.exploration = exploration
         #: Number of requests that use this model now.
         self.in_flight = 0
         self._samples: deque[Observation] = deque(maxlen=_OBSERVATIONS)
@@ -117,15 +128,7 @@ class ServedModels:
         left = 1.0
         for label, share in (self._traffic.get(surface) or self._traffic.get("*") or {}).items():
             # Each label draws independently among the users that the labels before it did not take.
-            if _place(user_id ^ crc32(label.encode()) << 32) * left < share:
+            if mixed(user_id ^ crc32(label.encode()) << 32) / 2**64 * left < share:
                 return label if label in self.by_label else self.default_label
             left -= share
         return self.default_label
-
-
-def _place(number: int) -> float:
-    """Hash a number evenly to [0, 1) (the finaliser of SplitMix64: Steele, Lea and Flood, 2014)."""
-    mixed = (number + 0x9E3779B97F4A7C15) & _MASK
-    mixed = ((mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9) & _MASK
-    mixed = ((mixed ^ mixed >> 27) * 0x94D049BB133111EB) & _MASK
-    return (mixed ^ mixed >> 31) / 2**64

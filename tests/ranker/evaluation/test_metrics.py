@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from model_store.model.selection import select
 from ranker.evaluation.metrics import ReliabilityBin, auc, calibration_error, hits, reliability, requests_with
 from ranker.export.calibration import fit_calibration
-from server.request.selection import select
 
 
 def test_hit_at_3_is_the_mean_over_the_requests_that_count() -> None:

@@ -12,10 +12,10 @@ from feature_client.codec import Rows, RowState
 from feature_client.features import FetchedFeatures
 from feature_client.groups import Categorical, Embedding, FeatureGroup, Scalar
 from model_store.bundle.manifest import Calibration, Head, Manifest
+from model_store.model.selection import select
 from model_store.model.utility import load_utility
 from pinrank.v1 import ranking_pb2
 from server.request.scoring import NativeScoring, NumpyScoring, Scores, scoring_of
-from server.request.selection import select
 from tests import tiny
 from tests.bits import equal_to_the_bit
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from server.request.selection import select
+from model_store.model.selection import select
 
 INF, NAN = np.inf, np.nan
 
