@@ -63,6 +63,7 @@ BENCHMARKS = {
         Benchmark("half", "engines", ("kernels", "model_store/model", "ranker")),
         # It trains for an hour, on data of its own.
         Benchmark("lift", "engines", (*_SERVER, "ranker"), on_request=True),
+        Benchmark("tuning", "tuning", ("model_store/model", "ranker/tuning")),
         Benchmark("fuzz_atomic", "fuzz", ("ranker/data",)),
         Benchmark("fuzz_parquet", "fuzz", ("feature_client",)),
         Benchmark("fuzz_stream", "fuzz", ("feature_client",)),
