@@ -90,7 +90,7 @@ def scene(
         own = folder / "pinrank.toml"
         own.write_text(without_surfaces(config) + f'\nmodel_store = "{Path(settings.model_store).absolute()}"\n{extra}')
         feature_store = f"lmdb://{folder / 'features'}"
-        user_ids, pin_ids = asyncio.run(_fill(settings, feature_store, pins))
+        user_ids, pin_ids = asyncio.run(fill_store(settings, feature_store, pins))
         made = tuple(Workload(user_ids, pin_ids, ((candidates, 1.0),), seed=SEED).requests(requests))
         streams = settings.engine_streams or default_streams(settings.engine, cores())
         subject = EngineSubject(
@@ -114,7 +114,7 @@ def without_surfaces(config: Path) -> str:
     return "\n".join(line for line in top.splitlines() if not line.startswith("model_store"))
 
 
-async def _fill(settings: ServerConfig, feature_store: str, pins: int | None) -> tuple[np.ndarray, np.ndarray]:
+async def fill_store(settings: ServerConfig, feature_store: str, pins: int | None) -> tuple[np.ndarray, np.ndarray]:
     models = open_model_store(settings.model_store)
     bundle = models.read(settings.model, models.resolve(settings.model, settings.labels[0]))
     store = open_store(feature_store)

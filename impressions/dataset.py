@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from impressions.errors import LogError
 from impressions.schema import ACTIONS, FINGERPRINT_KEY, IMPRESSIONS, fingerprint
 from impressions.slates import Slates
 
@@ -60,7 +61,7 @@ REQUESTS = pa.schema(
 UNATTRIBUTED = pa.schema([*(_plain(field) for field in ACTIONS), pa.field("reason", pa.string(), nullable=False)])
 
 
-class JoinError(Exception):
+class JoinError(LogError):
     """A log cannot be joined, or a folder is not a joined dataset; the message names the fix."""
 
 
@@ -81,43 +82,37 @@ class Group(_Part):
 
 
 class Counts(_Part):
-    """How many rows the join read, and what became of them.
+    """What became of each distinct row of the log; nothing here depends on how often a row is repeated.
 
     Attributes:
         requests: requests of the dataset.
         pins: pins that they showed.
-        repeated_requests: rows of the log that repeat a request.
-        left_out: requests that are not in the dataset, by reason.
-        actions: distinct actions within the span.
-        repeated_actions: rows of the log that repeat an action.
+        left_out: requests that the dataset lacks, by reason.
+        actions: actions within the span.
         changed_actions: actions that were sent again with another content; the one received first counts.
         attributed: actions that belong to a request of the dataset.
         before_shown_within_skew: of them, those that happened before their request, by at most the clock skew.
         unattributed: actions that do not, by reason.
         jumped_clocks: of them, those whose own time misses the window and whose time of receipt is within it.
         actions_out_of_span: actions that are too early or too late for the wanted span; no file has them.
-        seen_reports: reports of what a user looked at.
-        seen_without_request: reports whose request is not in the log, or was left out.
-        seen_beyond_answer: reported positions that the answer did not have.
-        reported_requests: requests of the dataset with a report.
+        reported_requests: requests of the dataset with a report of what the user looked at.
+        seen_without_request: requests that such a report names and the log lacks.
+        seen_beyond_answer: reported positions that the answers did not have.
     """
 
     requests: int
     pins: int
-    repeated_requests: int
     left_out: dict[str, int]
     actions: int
-    repeated_actions: int
     changed_actions: int
     attributed: int
     before_shown_within_skew: int
     unattributed: dict[str, int]
     jumped_clocks: int
     actions_out_of_span: int
-    seen_reports: int
+    reported_requests: int
     seen_without_request: int
     seen_beyond_answer: int
-    reported_requests: int
 
 
 class Manifest(_Part):
@@ -134,7 +129,7 @@ class Manifest(_Part):
         inputs_sha256: of the rows that were joined, whatever their order, files and repetitions were.
         counts: how many rows there are of each kind.
         delays_ms: quantiles of the delays of attributed actions, by action; under "" those of all.
-        actions: all actions of the log's span, sorted.
+        actions: the names of all actions of the log, sorted.
         groups: what requests have in common, by the number that rows name.
         requests, unattributed: the names of the two files; each holds a part of its content's SHA-256.
     """

@@ -217,6 +217,7 @@ def _bundle_parts(
             learned_until_ms=part_slices(log, recipe.split, "validation")[-1].stop_ms,
         ),
         utility_toml=recipe.utility_toml,
+        explore_toml=recipe.explore_toml,
         embeddings=embeddings,
         golden=golden_inputs(draft, embeddings, seed),
         statistics=statistics.model_dump_json(indent=1).encode(),

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from model_store.bundle.manifest import Manifest
+from model_store.exploration.table import ExplorationError, load_exploration
 from model_store.model.utility import UtilityError, load_utility
 from ranker.data.actions import ActionLog
 from ranker.data.embeddings import space_of
@@ -36,6 +37,8 @@ class Recipe:
     dataset: str
     command: str
     utility_toml: bytes
+    #: Empty for a bundle without exploration.
+    explore_toml: bytes = b""
     #: One of `ranker.network.variants`.
     variant: str = "early"
     #: Fields of `NetworkConfig` that override the variant's.
@@ -102,10 +105,18 @@ def target_of(recipe: Recipe, log: ActionLog, parent: Parent | None) -> Target:
         raise SettingError(f"{parent.bundle.manifest.ref} has the heads {known}, but the data has {', '.join(heads)}")
     draft = draft_manifest(recipe.name, space_of(recipe.dataset), log.schema, heads, sequence=sizes.sequence)
     try:
-        load_utility(recipe.utility_toml, draft)
+        utility = load_utility(recipe.utility_toml, draft)
     except UtilityError as error:
         raise SettingError(
             f"servers would reject a model with this utility table: {error}; the heads of this data are "
             f"{', '.join(heads)}, and the surfaces are {', '.join(SURFACES)}"
         ) from error
+    if recipe.explore_toml:
+        try:
+            load_exploration(recipe.explore_toml, draft, utility)
+        except ExplorationError as error:
+            raise SettingError(
+                f"servers would reject a model with this exploration table: {error}; correct it, or pass "
+                "--explore with an empty file for a model that does not explore"
+            ) from error
     return Target(sizes, draft)

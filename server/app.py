@@ -6,6 +6,7 @@ import asyncio
 import gc
 from collections.abc import Hashable
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -16,11 +17,12 @@ from kernels.cores import answer_at_once, compute_behind_others, cores, keep_to,
 from kernels.engine import EngineFactory
 from kernels.engines import ON_GPU, default_streams, engine_factory
 from model_store.registry.store import ModelStore, open_model_store
-from server.api import activity, ranking
+from server.api import activity, impressions, ranking
 from server.api import models as model_service
 from server.api.activity import ActivityEdge
 from server.api.draining import Calls
 from server.api.http import open_endpoints
+from server.api.impressions import ImpressionEdge
 from server.api.models import ModelEdge
 from server.api.ranking import RankingEdge
 from server.config import ConfigError, ServerConfig
@@ -52,8 +54,10 @@ from server.scheduling.lanes import Lane
 from server.scheduling.pace import Pace
 from server.telemetry.metrics import Metrics
 
-_log = structlog.get_logger(__name__)
+if TYPE_CHECKING:
+    from server.request.answer_log import AnswerLog
 
+_log = structlog.get_logger(__name__)
 
 #: Time that a stopping server may take beyond `drain_s`.
 _EXIT_GRACE_S = 15.0
@@ -140,7 +144,8 @@ class Server:
         prover = self._shared_prover or Prover(config.engine)
         factory = self._engine_factory()
         await asyncio.to_thread(prover.start)  # it imports its libraries while we go on
-        models = self._build(factory, prover)
+        log = self._open_log()
+        models = self._build(factory, prover, log)
         try:
             self._open_http()  # before the models are loaded, so that /healthz shows the start's progress
             await self.swap.start()
@@ -169,7 +174,23 @@ class Server:
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
-    def _build(self, factory: EngineFactory, prover: Prover) -> ServedModels:
+    def _open_log(self) -> AnswerLog | None:
+        config = self._config.impressions
+        if config.to is None:
+            return None
+        # Only here: it imports pyarrow, which a server without a log does not need.
+        from impressions.errors import LogError  # noqa: PLC0415
+        from server.request.running_log import RunningLog  # noqa: PLC0415
+
+        try:
+            running = RunningLog(config, config.to, self._supervisor)
+        except LogError as error:
+            raise ConfigError(f"impressions.to: {error}") from error
+        self._opened.push_async_callback(running.close)
+        self.metrics.register(running.collector)
+        return running.answers
+
+    def _build(self, factory: EngineFactory, prover: Prover, log: AnswerLog | None) -> ServedModels:
         """Create the parts, each after the parts that it uses, and register their metrics."""
         config, opened, metrics, supervisor = self._config, self._opened, self.metrics, self._supervisor
         models, recent = ServedModels(config.labels[0]), RecentRequests()
@@ -190,7 +211,10 @@ class Server:
         opened.push_async_callback(self.swap.close)
         runner.start()
         opened.push_async_callback(asyncio.to_thread, runner.close)
-        pipeline = Pipeline(features, runner, config.fetch_budget_share, config.answer_margin_ms / 1e3)
+        pipeline = Pipeline(
+            features, runner, config.fetch_budget_share, config.answer_margin_ms / 1e3, metrics.exploration,
+            explore=config.explore,
+        )  # fmt: skip
         shadow = Shadow(models, pipeline, config.shadow.label, config.shadow.share, supervisor)
         opened.push_async_callback(shadow.close)
         opened.callback(supervisor.close)
@@ -203,9 +227,10 @@ class Server:
         )  # fmt: skip
         services = {
             ranking.SERVICE: RankingEdge(
-                pipeline, models, config, metrics.requests, recent, shadow, self.calls
+                pipeline, models, config, metrics.requests, recent, shadow, self.calls, log
             ).methods(),
-            activity.SERVICE: ActivityEdge(metrics.actions, self.calls, self.recording).methods(),
+            activity.SERVICE: ActivityEdge(metrics.actions, self.calls, self.recording, log).methods(),
+            impressions.SERVICE: ImpressionEdge(self.calls, log).methods(),
             model_service.SERVICE: ModelEdge(self.swap, self.status, config).methods(),
         }
         self._endpoint = new_endpoint(services, config, shared_port=self._shared_port)

@@ -151,6 +151,33 @@ class ShadowConfig(BaseModel):
     """The part of all requests that the server also ranks with this label."""
 
 
+class ImpressionsConfig(BaseModel):
+    """What was answered, what users did, and what they looked at, as a log. It needs `pinrank[impressions]`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    to: str | None = None
+    """Where the log is kept: `file:///folder`, or `s3://bucket/prefix` with the usual AWS_* variables. Unset, the
+    server keeps no log."""
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The part of the answers that the server logs."""
+    features_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """The part of the logged answers that also keep all stored rows that were read for them."""
+    spool_folder: Path | None = None
+    """A local folder for rows on their way to `to`; the default is the folder `spool` in it. A log in a bucket needs
+    one."""
+    flush_s: Annotated[float, Field(gt=0, le=60)] = 0.5
+    """Interval at which rows are written to the spool folder. A killed server loses the rows of one interval."""
+    rotate_bytes: Annotated[int, Field(ge=1 << 16)] = 256 << 20
+    """Size of the rows in the spool folder from which the server makes a Parquet file of them."""
+    rotate_s: Annotated[float, Field(gt=0, le=86_400)] = 300
+    """Age of the rows in the spool folder from which the server makes a Parquet file of them."""
+    queue_bytes_max: Annotated[int, Field(ge=1 << 20)] = 64 << 20
+    """Memory for rows that wait to be written. The server drops and counts rows that do not fit."""
+    retention_days: Annotated[float, Field(gt=0)] | None = None
+    """Age from which the server deletes files of the log; unset, it keeps them all."""
+
+
 class ServerConfig(BaseSettings):
     """The server's settings. Port 0 takes a free one and logs it."""
 
@@ -231,6 +258,10 @@ class ServerConfig(BaseSettings):
 
     record_actions: bool = False
     """Whether `ActivityService` writes users' actions into the feature store."""
+
+    explore: bool = True
+    """Whether models with an exploration table explore; `false` answers every request in the tuned order."""
+    impressions: ImpressionsConfig = ImpressionsConfig()
 
     candidates_max: Annotated[int, Field(ge=1, le=100_000)] = 5_000
     """Maximum number of candidates in a request."""

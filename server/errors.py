@@ -6,6 +6,8 @@ RankError
 ├── DeadlineError            no scores before the deadline; the server never answers late
 ├── RecordingFullError       too many actions are waiting to be stored
 ├── NotRecordingError        this server does not record actions
+├── LogFullError             the queue of the impression log is full
+├── NotLoggingError          this server keeps no impression log
 ├── StoreDownError           the feature store did not accept the actions
 ├── DrainingError            the server is shutting down
 ├── ScoringError             the engine failed to score this request's batch
@@ -60,6 +62,14 @@ class NotRecordingError(RankError):
     pass
 
 
+class LogFullError(OverloadedError):
+    pass
+
+
+class NotLoggingError(RankError):
+    pass
+
+
 class StoreDownError(RankError):
     pass
 
@@ -91,6 +101,8 @@ STATUS: dict[type[RankError], grpc.StatusCode] = {
     OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     RecordingFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     NotRecordingError: grpc.StatusCode.FAILED_PRECONDITION,
+    LogFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    NotLoggingError: grpc.StatusCode.FAILED_PRECONDITION,
     StoreDownError: grpc.StatusCode.UNAVAILABLE,
     DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
     DrainingError: grpc.StatusCode.UNAVAILABLE,

@@ -18,6 +18,8 @@ MANIFEST = "manifest.json"
 NETWORK = "network.onnx"
 UTILITY = "utility.toml"
 GOLDEN = "golden.npz"
+#: Optional: which requests of which surfaces explore, and how.
+EXPLORATION = "explore.toml"
 #: Optional: the embeddings that the model was trained on, to load into feature stores.
 EMBEDDINGS = "embeddings.npz"
 #: Optional: the distributions of inputs and predictions in training, to detect drift.

@@ -1,4 +1,4 @@
-"""The exploration table of a bundle, `explore.toml`: for each surface that explores, how.
+"""The exploration table of a bundle (`explore.toml`): for each surface that explores, how.
 
 seed = 7
 [surfaces.home]
@@ -29,6 +29,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from feature_client.groups import Name
+from model_store.bundle.files import EXPLORATION, Bundle, BundleError
 from model_store.bundle.manifest import Manifest
 from model_store.exploration.explorer import Explorer
 from model_store.exploration.orders import OrderExplorer
@@ -39,7 +40,7 @@ from model_store.model.utility import SurfaceUtility, UtilityTable
 _SUM_TOLERANCE = 1e-9
 
 
-class ExplorationError(Exception):
+class ExplorationError(BundleError):
     """An exploration table is invalid. The message names the surface, the arm, the field, and what to do."""
 
 
@@ -90,6 +91,20 @@ class Exploration:
     surfaces: Mapping[str, Explorer]
 
 
+def read_exploration(bundle: Bundle, utility: UtilityTable) -> Exploration | None:
+    """Return the exploration of a bundle, or None if it has none.
+
+    Args:
+        bundle: a verified bundle.
+        utility: the utility table in force, whose weights are the tuned ones.
+
+    Raises:
+        ExplorationError: see `load_exploration`.
+    """
+    content = bundle.files.get(EXPLORATION)
+    return None if content is None else load_exploration(content, bundle.manifest, utility)
+
+
 def load_exploration(content: bytes, manifest: Manifest, utility: UtilityTable) -> Exploration:
     """Parse and check an exploration table for a model.
 
@@ -105,15 +120,15 @@ def load_exploration(content: bytes, manifest: Manifest, utility: UtilityTable) 
     try:
         table = _Table.model_validate(tomllib.loads(content.decode()))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ExplorationError(f"the exploration table is not TOML: {error}") from error
+        raise ExplorationError(f"{EXPLORATION}: the exploration table is not TOML: {error}") from error
     except ValidationError as error:
-        raise ExplorationError(f"the exploration table is malformed: {_problems(error)}") from error
+        raise ExplorationError(f"{EXPLORATION}: {_problems(error)}") from error
     surfaces: dict[str, Explorer] = {}
     for name, surface in table.surfaces.items():
         if name not in utility.surfaces:
             raise ExplorationError(
-                f"surfaces.{name}: model {manifest.ref} ranks {', '.join(sorted(utility.surfaces))}; "
-                "name one of these, or remove the surface from explore.toml"
+                f"{EXPLORATION}: surfaces.{name}: model {manifest.ref} ranks {', '.join(sorted(utility.surfaces))}; "
+                "name one of these, or remove the surface"
             )
         tuned = utility.surfaces[name]
         if isinstance(surface, _WeightsSurface):
@@ -132,8 +147,8 @@ def _weights_explorer(surface: str, table: _WeightsSurface, tuned: SurfaceUtilit
         for party, weight in arm.weights.items():
             if party not in tuned.parties:
                 raise ExplorationError(
-                    f"surfaces.{surface}.arms.{name}.weights: {party!r} is no party of this surface; its utility table "
-                    f"has {', '.join(tuned.parties)}"
+                    f"{EXPLORATION}: surfaces.{surface}.arms.{name}.weights: {party!r} is no party of this "
+                    f"surface; its utility table has {', '.join(tuned.parties)}"
                 )
             row[tuned.parties.index(party)] = weight
     probabilities = _probabilities(surface, table.arms)
@@ -150,12 +165,14 @@ def _probabilities(surface: str, arms: Mapping[str, _Arm]) -> np.ndarray:
     without = [name for name in arms if name not in stated]
     if without:
         raise ExplorationError(
-            f"surfaces.{surface}.arms.{without[0]} has no probability, but {next(iter(stated))} has; state one for "
-            "each arm, or for none, which makes them equally probable"
+            f"{EXPLORATION}: surfaces.{surface}.arms.{without[0]} has no probability, but "
+            f"{next(iter(stated))} has; state one for each arm, or for none, which makes them equally probable"
         )
     total = math.fsum(stated.values())
     if abs(total - 1) > _SUM_TOLERANCE:
-        raise ExplorationError(f"surfaces.{surface}.arms: the probabilities sum to {total:g}; make them sum to 1")
+        raise ExplorationError(
+            f"{EXPLORATION}: surfaces.{surface}.arms: the probabilities sum to {total:g}; make them sum to 1"
+        )
     return np.array(list(stated.values())) / total
 
 

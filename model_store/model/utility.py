@@ -6,6 +6,10 @@
     pinner = "save + 0.5 * like - 2 * hide"
     creator = "(save + like) * sqrt(pin.creator_tail)"
 
+A surface may also state thetas, the least that parties must get: `at_least = { creator = 0.42 }`. Serving does not
+enforce them: the weights are tuned to meet them, and metrics and the guard watch them. A party's value of one answer is
+sum over positions k of discounts(K)[k] * u[k] (`model_store.model.discount`); a theta bounds its mean over answers.
+
 Expressions may use the model's heads (calibrated probabilities) and `pin.<field>`, the scalar and categorical fields
 of its pin groups. Every name and function is checked when the table is loaded.
 """
@@ -41,6 +45,7 @@ class _SurfaceTable(BaseModel):
     model_config = ConfigDict(extra="forbid")
     weights: dict[Name, Annotated[float, Field(allow_inf_nan=False)]]
     utilities: Annotated[dict[Name, str], Field(min_length=1)]
+    at_least: dict[Name, Annotated[float, Field(allow_inf_nan=False)]] = Field(default_factory=dict)
 
 
 class _Table(BaseModel):
@@ -70,6 +75,8 @@ class SurfaceUtility:
     expressions: tuple[Expression, ...]
     #: The source text of the expressions.
     sources: tuple[str, ...]
+    #: Thetas: by party, the least mean value of an answer.
+    at_least: Mapping[str, float]
 
 
 class UtilityTable:
@@ -242,10 +249,15 @@ def _compile_surface(name: str, table: _SurfaceTable, names: set[str]) -> Surfac
         raise UtilityError(
             f"surface {name!r}: weights are for {sorted(table.weights)}, but utilities for {sorted(table.utilities)}"
         )
+    if strangers := sorted(set(table.at_least) - set(table.utilities)):
+        raise UtilityError(
+            f"surface {name!r}: at_least names {', '.join(strangers)}, but the parties are {', '.join(table.utilities)}"
+        )
     parties = tuple(table.utilities)
     expressions = tuple(_compile(f"surfaces.{name}.utilities.{p}", table.utilities[p], names) for p in parties)
     sources = tuple(table.utilities[p] for p in parties)
-    return SurfaceUtility(parties, np.array([table.weights[p] for p in parties]), expressions, sources)
+    weights = np.array([table.weights[p] for p in parties])
+    return SurfaceUtility(parties, weights, expressions, sources, dict(table.at_least))
 
 
 def _compile(where: str, source: str, names: set[str]) -> Expression:

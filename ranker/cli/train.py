@@ -121,6 +121,7 @@ def _recipe(
         dataset=bundle.name,
         command=shlex.join(["pinrank", *sys.argv[1:]]),
         utility_toml=table,
+        explore_toml=bundle.exploration_table(origin),
         variant=network.variant,
         sizes=network.sizes(),
         sampling=data.sampling(),

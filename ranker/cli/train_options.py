@@ -37,6 +37,12 @@ class BundleOptions(OptionGroup):
     utility: Annotated[
         Path | None, typer.Option(help="Utility table (TOML) for the bundle. Default: the parent's table.")
     ] = None
+    explore: Annotated[
+        Path | None,
+        typer.Option(
+            help="Exploration table (TOML) for the bundle; an empty file for none. Default: the parent's table, if any."
+        ),
+    ] = None
     name: Annotated[str, typer.Option(help="Model name.")] = "ml1m"
     version: Annotated[
         int | None,
@@ -64,6 +70,14 @@ class BundleOptions(OptionGroup):
         if self.utility is not None:
             return self.utility.read_bytes()
         return parent.bundle.files[UTILITY] if parent else b""
+
+    def exploration_table(self, parent: Parent | None) -> bytes:
+        """Read the exploration table; without one, the parent's. Empty if there is none."""
+        from model_store.bundle.files import EXPLORATION  # noqa: PLC0415
+
+        if self.explore is not None:
+            return self.explore.read_bytes()
+        return parent.bundle.files.get(EXPLORATION, b"") if parent else b""
 
     def check_places(self, models: ModelStore | None) -> None:
         """Check before the work that the bundle can be written, published and labelled after it."""

@@ -20,7 +20,16 @@ from kernels.cpu.numpy_engine import NumpyEngine
 from kernels.cpu.openvino_engine import OpenVinoEngine
 from kernels.engine import LOGITS, ROW_REQUEST, EngineFactory, FeatureBatch
 from kernels.fusion import DOMAIN, ENCODED, ENCODER, ENCODER_INPUTS, FORM, replace
-from model_store.bundle.files import EMBEDDINGS, GOLDEN, NETWORK, PARAMETERS, STATISTICS, UTILITY, write_bundle
+from model_store.bundle.files import (
+    EMBEDDINGS,
+    EXPLORATION,
+    GOLDEN,
+    NETWORK,
+    PARAMETERS,
+    STATISTICS,
+    UTILITY,
+    write_bundle,
+)
 from model_store.bundle.golden import GoldenRequest, encode_golden
 from model_store.bundle.manifest import Calibration, Lineage, Manifest
 from model_store.model.assembly import Assembler
@@ -66,6 +75,8 @@ class BundleParts:
     golden: Sequence[tuple[FetchedFeatures, str]]
     #: Statistics of the validation rows, as JSON.
     statistics: bytes
+    #: Empty for a bundle without exploration.
+    explore_toml: bytes = b""
 
     def manifest_fields(self, *, sequence: bool) -> dict[str, object]:
         return manifest_fields(
@@ -105,6 +116,8 @@ def export_bundle(folder: Path, network: RankerNetwork, parts: BundleParts) -> M
         STATISTICS: parts.statistics,
         PARAMETERS: encode_parameters(network),
     }
+    if parts.explore_toml:
+        files[EXPLORATION] = parts.explore_toml
     return write_bundle(folder, fields, files)
 
 

@@ -29,6 +29,7 @@ from server.telemetry.metrics import ActionMetrics
 
 if TYPE_CHECKING:
     from server.api.calls import Methods
+    from server.request.answer_log import AnswerLog
 
 SERVICE = "pinrank.v1.ActivityService"
 _VIOLATIONS_MAX = 10
@@ -42,7 +43,10 @@ _Context = grpc.aio.ServicerContext[activity_pb2.RecordRequest, activity_pb2.Rec
 class ActivityEdge:
     """Answers Record calls. Each served model's sequence receives the actions that its vocabularies contain."""
 
-    def __init__(self, metrics: ActionMetrics, calls: Calls, recording: Recording) -> None:
+    def __init__(
+        self, metrics: ActionMetrics, calls: Calls, recording: Recording, log: AnswerLog | None = None
+    ) -> None:
+        self._log = log
         self._metrics = metrics
         self._calls = calls
         self._recording = recording
@@ -97,6 +101,8 @@ class ActivityEdge:
             except StoreError as error:
                 raise StoreDownError(f"the actions may not have been stored; send them again: {error}") from error
             best[into] = np.minimum(best[into], outcomes)
+        if self._log is not None:
+            self._log.recorded(actions, clock_ms())
         counts = np.bincount(best, minlength=len(ActionOutcome))
         for outcome in ActionOutcome:
             self._metrics.outcomes[outcome].inc(int(counts[outcome]))
@@ -132,7 +138,8 @@ async def checked_actions(
                     known = True
                     events.append((a.pin_id, a.time_ms, a.event_id, action, surface))
                     into.append(i)
-            if not known or a.event_id == 0 or time_problem(a.time_ms, now_ms):
+            unnamed = not a.request_id and a.HasField("position")
+            if not known or a.event_id == 0 or unnamed or time_problem(a.time_ms, now_ms):
                 of_one = _problems(sequences, f"actions[{i}]", a, now_ms, known=known)
                 room = max(0, _VIOLATIONS_MAX - len(problems))
                 problems += of_one[:room]
@@ -148,6 +155,10 @@ def _problems(
     problems = [] if known else _unknown(sequences, where, action)
     if action.event_id == 0:
         problems.append(FieldViolation(f"{where}.event_id", "0; give every action a unique id"))
+    if not action.request_id and action.HasField("position"):
+        problems.append(
+            FieldViolation(f"{where}.position", "the position is in no answer; send its request_id, or no position")
+        )
     if problem := time_problem(action.time_ms, now_ms):
         problems.append(FieldViolation(f"{where}.time_ms", problem))
     return problems

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import grpc
 import grpc.aio
 
+from feature_client.action_times import clock_ms
 from server.api.draining import Calls
 from server.api.status import code_of
 from server.api.wire import parse_request, to_query, to_response
@@ -17,12 +18,14 @@ from server.config import ServerConfig
 from server.errors import RankError
 from server.proving.recent_requests import RecentRequests
 from server.request.pipeline import Pipeline, Ranking
+from server.request.request_ids import RequestIds
 from server.request.routing import ServedModels
 from server.rollout.shadow import Shadow
 from server.telemetry.metrics import RequestMetrics
 
 if TYPE_CHECKING:
     from server.api.calls import Methods
+    from server.request.answer_log import AnswerLog
 
 SERVICE = "pinrank.v1.RankingService"
 
@@ -44,7 +47,9 @@ class RankingEdge:
         recent: RecentRequests,
         shadow: Shadow,
         calls: Calls,
+        log: AnswerLog | None,
     ) -> None:
+        self._log = log
         self._pipeline = pipeline
         self._recent = recent
         self._shadow = shadow
@@ -52,6 +57,7 @@ class RankingEdge:
         self._config = config
         self._metrics = metrics
         self._calls = calls
+        self._ids = RequestIds()
 
     def methods(self) -> Methods:
         return {"Rank": grpc.unary_unary_rpc_method_handler(self.rank)}
@@ -70,6 +76,7 @@ class RankingEdge:
             remaining_s, now_s = context.time_remaining(), time.monotonic()
             self._pipeline.check_queue(math.inf if remaining_s is None else now_s + remaining_s)
             query = to_query(parse_request(content), self._models, self._config, now_s, remaining_s)
+            query.request_id = self._ids.next()
             surface, label = query.surface, query.label
             self._metrics.candidates.observe(len(query.pin_ids))
             wire_end = time.perf_counter()
@@ -80,8 +87,11 @@ class RankingEdge:
             end = time.perf_counter()
             self._observe(surface, end - start, {"wire": wire_end - start, "response": end - response_start}, ranking)
             code = grpc.StatusCode.OK
-            self._recent.note(query, ranking, time.monotonic())
-            self._shadow.offer(query, ranking)
+            if self._log is not None:
+                self._log.answered(query, ranking, clock_ms())
+            if ranking.explored is None:  # new versions are compared with tuned answers
+                self._recent.note(query, ranking, time.monotonic())
+                self._shadow.offer(query, ranking)
         except RankError as error:
             code = code_of(error)
             if code == grpc.StatusCode.RESOURCE_EXHAUSTED:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import secrets
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -26,6 +27,9 @@ _PIN_IDS = ranking_pb2.RankRequest.PIN_IDS_FIELD_NUMBER
 _MULTIPLIER = secrets.randbits(64) | 1
 #: Tags: the number of a field times eight, plus 2 for a length or 0 for a number.
 _TIMINGS = ranking_pb2.RankResponse.DESCRIPTOR.fields_by_name["timings"].number << 3 | 2
+#: The field `request_id`: its tag (the number times eight, plus 1 for eight bytes), and its value.
+_REQUEST_ID = struct.Struct("<BQ")
+_REQUEST_ID_TAG = ranking_pb2.RankResponse.DESCRIPTOR.fields_by_name["request_id"].number << 3 | 1
 _STAGES = {field.name.removesuffix("_us"): field.number << 3 for field in ranking_pb2.StageTimings.DESCRIPTOR.fields}
 
 
@@ -241,17 +245,24 @@ def to_response(query: RankQuery, ranking: Ranking, wire_us: int, total_us: int)
             {"wire": wire_us, **{stage: round(s * 1e6) for stage, s in ranking.stage_s.items()}, "total": total_us}
         ),
     ]
+    if query.request_id:
+        parts.append(_REQUEST_ID.pack(_REQUEST_ID_TAG, query.request_id))
     if ranking.degradation:
         degradation = ranking_pb2.Degradation(**ranking.degradation)  # type: ignore[arg-type]
         parts.append(ranking_pb2.RankResponse(degradation=degradation).SerializeToString())
+    explored = ranking.explored
+    if explored is not None:
+        exploration = ranking_pb2.Exploration(arm=explored.arm)
+        parts.append(ranking_pb2.RankResponse(exploration=exploration).SerializeToString())
     if query.explain:
         order, table = scores.order, ranking.served.utility.surfaces[query.surface]
+        weights = table.weights if explored is None else explored.party_weights
         explanation = ranking_pb2.Explanation(
             heads=[head.name for head in ranking.served.model.manifest.heads],
             head_probabilities=scores.probabilities[order].ravel().tolist(),
             parties=table.parties,
             party_utilities=scores.party_utilities[order].ravel().tolist(),
-            party_weights=table.weights.tolist(),
+            party_weights=weights.tolist(),
         )
         parts.append(ranking_pb2.RankResponse(explanation=explanation).SerializeToString())
     return b"".join(parts)

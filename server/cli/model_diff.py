@@ -34,12 +34,13 @@ def diff(
 
     Example: [bold]pinrank model diff ml1m stable 42 --store models --feature-store redis://localhost:6379/0[/]
     """
+    from model_store.exploration.differences import exploration_findings  # noqa: PLC0415
     from model_store.model.compatibility import Effect, compare  # noqa: PLC0415
 
     with explained():
         opened = model_store_at(store)
         before, after = (named_bundle(opened, model, name) for name in (old, new))
-        findings = compare(before, after)
+        findings = [*compare(before, after), *exploration_findings(before, after)]
         coverages = _coverage(feature_store, after) if feature_store else None
     out = console()
     out.print(f"{before.manifest.ref} -> {after.manifest.ref}", highlight=False)

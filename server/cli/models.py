@@ -130,7 +130,9 @@ def verify(
         list[Path] | None, typer.Option(help="Public key (PEM) that must have signed the version; may be repeated.")
     ] = None,
 ) -> None:
-    """Check a bundle as a server does before it serves it: digests, manifest, network, utility table, golden scores.
+    """Check a bundle as a server does before it serves it.
+
+    That is: digests, manifest, network, utility table, exploration table, golden scores.
 
     Example: [bold]pinrank model verify ml1m stable --store models[/]
     """
@@ -273,13 +275,14 @@ def named_bundle(store: ModelStore, model: str, name: str) -> Bundle:
 def _proven(bundle: Bundle, engine: str) -> float:
     """Check a bundle as servers do. Return how long a run of 128 rows takes, in seconds."""
     from kernels.engines import engine_factory  # noqa: PLC0415
+    from model_store.exploration.table import read_exploration  # noqa: PLC0415
     from model_store.model.loaded import load_model  # noqa: PLC0415
     from model_store.model.utility import load_utility  # noqa: PLC0415
 
     # Skip warming up shapes: nothing is served here, and only the cost of a run is needed.
     model = load_model(bundle, engine_factory(engine), streams=1, progress=lambda *_: False)
     try:
-        load_utility(model.utility_toml, model.manifest)
+        read_exploration(bundle, load_utility(model.utility_toml, model.manifest))
         return model.engine.cost_s(128)
     finally:
         model.engine.close()

@@ -12,6 +12,7 @@ from kernels.engine import EngineFactory, FeatureBatch, UnavailableError
 from model_store.bundle.files import UTILITY, Bundle, BundleError
 from model_store.bundle.manifest import Manifest
 from model_store.bundle.statistics import read_statistics
+from model_store.exploration.table import read_exploration
 from model_store.model.assembly import Assembler
 from model_store.model.compatibility import breaks_callers
 from model_store.model.loaded import LoadedModel, load_model
@@ -279,7 +280,10 @@ class VersionAdmitter:
         try:
             assert model.warmed_up is not None, "load_model warms up by default"  # noqa: S101
             report.checks += [*_chosen_products(model), warm_up.ended(model.warmed_up)]
-            return ServedModel(model, utility, read_statistics(bundle))
+            exploration = read_exploration(bundle, utility)
+            if exploration is not None:
+                report.checks.append(f"exploration: correct; {', '.join(sorted(exploration.surfaces))} may explore")
+            return ServedModel(model, utility, read_statistics(bundle), exploration)
         except BaseException:
             model.engine.close()
             raise

@@ -25,6 +25,7 @@ from kernels.engine import FeatureBatch, UnavailableError
 from kernels.engines import ON_GPU, bundled_plan, engine_factory
 from model_store.bundle.files import BundleError
 from model_store.bundle.statistics import read_statistics
+from model_store.exploration.table import read_exploration
 from model_store.model.loaded import LoadedModel, load_model
 from model_store.model.utility import UtilityError, load_utility
 from model_store.registry.objects import ModelStoreError
@@ -79,7 +80,8 @@ def _prove(claim: ProofRequest, sample: FeatureBatch | None) -> _Answer:
         name = bundled_plan(claim.engine, (claim.device,)) if claim.trusted else None
         plan = bundle.files.get(name) if name else None
         model = load_model(bundle, factory, streams=1, warm=False, plan=plan)
-        load_utility(claim.utility.encode() if claim.utility else model.utility_toml, model.manifest)
+        utility = load_utility(claim.utility.encode() if claim.utility else model.utility_toml, model.manifest)
+        read_exploration(bundle, utility)
         read_statistics(bundle)
         logits = _scored(model, sample)
         memory = max(0, _peak_bytes() - before) + sum(map(len, bundle.files.values()))

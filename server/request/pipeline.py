@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import structlog
@@ -11,6 +11,7 @@ import structlog
 from feature_client.codec import RowState
 from feature_client.estimates import RunningQuantile
 from feature_client.features import FetchedFeatures
+from model_store.exploration.explorer import Explored, Explorer, Tuned, Withheld
 from server.errors import DeadlineError, OverloadedError
 from server.request.features import FeatureReader
 from server.request.routing import ServedModel
@@ -18,11 +19,14 @@ from server.request.scoring import Scores
 from server.scheduling.admission import Admit, Ask, Refuse, Trim, UseCheaper
 from server.scheduling.contract import Ticket
 from server.scheduling.engine_streams import Runner
+from server.telemetry.metrics import ExplorationMetrics
 
 _log = structlog.get_logger(__name__)
 
 #: Estimated time from the end of a request's last run to its answer, until the first answer was timed.
 _TAIL_S = 0.0005
+#: After a request was refused or cut, no request explores for so long: under overload, answers should be the best.
+_CALM_S = 1.0
 _PASSED = "the deadline had passed on arrival; nothing was read or scored"
 
 
@@ -39,6 +43,7 @@ class RankQuery:
         cheaper: the model that may answer instead under overload, if any.
         top_k: number of candidates to return; 0 returns all.
         deadline_s: on the `time.monotonic` clock.
+        request_id: names the answer; 0 for a request whose answer nobody gets, such as one for comparison.
     """
 
     user_id: int
@@ -53,6 +58,7 @@ class RankQuery:
     top_k: int
     explain: bool
     deadline_s: float
+    request_id: int = 0
 
 
 @dataclass(slots=True)
@@ -64,18 +70,33 @@ class Ranking:
         scores: the order, and the predictions behind it.
         stage_s: seconds by stage.
         degradation: values by field of `pinrank.v1.Degradation`, without zeros.
+        fetched: the features that were read.
+        explorer: what could have explored this request; None if it could not.
+        explored: how it was explored; None if its order is the tuned one.
     """
 
     served: ServedModel
     scores: Scores
-    stage_s: dict[str, float] = field(default_factory=dict)
-    degradation: dict[str, int] = field(default_factory=dict)
+    stage_s: dict[str, float]
+    degradation: dict[str, int]
+    fetched: FetchedFeatures
+    explorer: Explorer | None = None
+    explored: Explored | None = None
 
 
 class Pipeline:
     """Ranks requests. Belongs to one event loop; only the engine runs on other threads."""
 
-    def __init__(self, features: FeatureReader, runner: Runner, fetch_budget_share: float, margin_s: float) -> None:
+    def __init__(
+        self,
+        features: FeatureReader,
+        runner: Runner,
+        fetch_budget_share: float,
+        margin_s: float,
+        exploration: ExplorationMetrics,
+        *,
+        explore: bool,
+    ) -> None:
         self._features = features
         self._runner = runner
         self._fetch_budget_share = fetch_budget_share
@@ -83,6 +104,9 @@ class Pipeline:
         #: 90th percentile of the seconds from the end of a request's last run to its answer.
         self._tail = RunningQuantile(0.9, _TAIL_S)
         self._store_failure: str | None = None
+        self._exploration = exploration
+        self._explore = explore
+        self._calm_from_s = float("-inf")
 
     def check_queue(self, deadline_s: float) -> None:
         """Refuse a request before it is parsed, if the queue alone decides.
@@ -98,6 +122,7 @@ class Pipeline:
             raise DeadlineError(_PASSED)
         refusal = self._runner.refusal_of_any(deadline_s)
         if refusal is not None:
+            self._calm_from_s = time.monotonic() + _CALM_S
             raise OverloadedError(refusal.reason, refusal.retry_after_s)
 
     async def rank(self, query: RankQuery) -> Ranking:
@@ -121,7 +146,10 @@ class Pipeline:
             cheaper=cheaper.model.digest if cheaper else None,
         )
         served, degradation = query.served, {}
-        match self._runner.admit(ask):
+        admitted = self._runner.admit(ask)
+        if not isinstance(admitted, Admit):
+            self._calm_from_s = time.monotonic() + _CALM_S
+        match admitted:
             case Refuse(reason, retry_after_s):
                 raise OverloadedError(reason, retry_after_s)
             case Admit(ticket):
@@ -158,6 +186,8 @@ class Pipeline:
         score_end = time.perf_counter()
         scores = served.scoring[query.surface].score(scored.logits, fetched, query.pin_ids, query.top_k)
         utility_end = time.perf_counter() - scores.order_s
+        explorer = self._explorer(query, served)
+        explored = None if explorer is None else self._explored(explorer, query, scores)
         degradation |= _degradation(fetched, scores)
         served.observe(scores, batch)
         select_end = time.perf_counter()
@@ -175,7 +205,31 @@ class Pipeline:
                 "select": select_end - utility_end,
             },
             degradation,
+            fetched,
+            explorer,
+            explored,
         )
+
+    def _explorer(self, query: RankQuery, served: ServedModel) -> Explorer | None:
+        """Return what may explore a request: nothing if exploration is off, or while the server is overloaded."""
+        if not self._explore or served.exploration is None or not query.request_id:
+            return None
+        if time.monotonic() < self._calm_from_s:
+            return None
+        return served.exploration.surfaces.get(query.surface)
+
+    def _explored(self, explorer: Explorer, query: RankQuery, scores: Scores) -> Explored | None:
+        """Explore a request if its lot says so, and put the answer into that order; None leaves the tuned order."""
+        decision = explorer.explore(
+            query.request_id, query.pin_ids, scores.party_utilities, scores.utilities, scores.top
+        )
+        if isinstance(decision, Tuned):
+            return None
+        self._exploration.count(query.surface, decision)
+        if isinstance(decision, Withheld):
+            return None
+        scores.rearrange(decision.order, decision.utilities, query.pin_ids)
+        return decision
 
     def _note_store(self, failure: str | None) -> None:
         """Log when the store fails and when it recovers, but not every failed request in between."""

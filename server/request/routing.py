@@ -11,6 +11,7 @@ from kernels.engine import FeatureBatch
 from model_store.bundle.stability import Observation, drifts, heads_moved
 from model_store.bundle.statistics import Statistics, observed
 from model_store.exploration.hashing import mixed
+from model_store.exploration.table import Exploration
 from model_store.model.loaded import LoadedModel
 from model_store.model.utility import UtilityTable
 from pinrank.v1 import ranking_pb2
@@ -24,13 +25,23 @@ _OBSERVATIONS, _OBSERVED_EVERY, _ROWS_OBSERVED = 128, 8, 64
 class ServedModel:
     """A loaded model with its compiled utility table, and the versions that its answers report."""
 
-    def __init__(self, model: LoadedModel, utility: UtilityTable, statistics: Statistics | None = None) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        utility: UtilityTable,
+        statistics: Statistics | None = None,
+        exploration: Exploration | None = None,
+    ) -> None:
         self.model = model
         self.utility = utility
+        #: How it explores, if the bundle says so.
+        self.exploration = exploration
         #: How the requests of each surface are scored.
         self.scoring = {surface: scoring_of(model.manifest, utility, surface) for surface in utility.surfaces}
         #: Statistics of its training data, if the bundle has them.
         self.statistics = statistics
+        #: How its requests explore, if the bundle says so.
+        self.exploration = exploration
         #: Number of requests that use this model now.
         self.in_flight = 0
         self._samples: deque[Observation] = deque(maxlen=_OBSERVATIONS)

@@ -111,10 +111,24 @@ class Scores:
         start_s = time.perf_counter()
         for array in (self.probabilities, self.party_utilities, self.utilities):
             array[self.scored :] = np.nan
-        self.order[:] = order = select(self.utilities, self.top)
-        self.packed[:] = _packed(_PIN_IDS, pin_ids[order]) + _packed(_UTILITIES, self.utilities[order])
+        self._put(select(self.utilities, self.top), pin_ids)
         non_finite = self.scored - int(np.count_nonzero(np.isfinite(self.utilities)))
         _HEAD.pack_into(self._memory.data, 0, non_finite, round((time.perf_counter() - start_s) * 1e9))
+
+    def rearrange(self, order: np.ndarray, utilities: np.ndarray, pin_ids: np.ndarray) -> None:
+        """Replace order and utilities, and pack them again.
+
+        Args:
+            order: int64[K].
+            utilities: float32[N].
+            pin_ids: uint64[N].
+        """
+        self.utilities[:] = utilities
+        self._put(order, pin_ids)
+
+    def _put(self, order: np.ndarray, pin_ids: np.ndarray) -> None:
+        self.order[:] = order
+        self.packed[:] = _packed(_PIN_IDS, pin_ids[order]) + _packed(_UTILITIES, self.utilities[order])
 
 
 def _packed(tag: bytes, values: np.ndarray) -> bytes:

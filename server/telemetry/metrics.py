@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.registry import Collector
 
 from feature_client.activity.writer import ActionOutcome
+from model_store.exploration.explorer import Explored, Withheld
 from pinrank.answers import DEGRADATIONS
 from server.runtime.supervisor import Supervisor
 from server.telemetry.collectors import BackgroundCollector, CallCounter, LogLineCollector, SafeCollector
@@ -98,6 +99,32 @@ class EngineMetrics:
         )
 
 
+class ExplorationMetrics:
+    """Metrics of requests that explored."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._requests = Counter(
+            "pinrank_explored_requests",
+            "Requests that explored, by surface, arm and outcome: answered in the arm's order, or withheld because "
+            "that order is beyond regret_max",
+            ["surface", "arm", "outcome"],
+            registry=registry,
+        )
+        self._regret = Counter(
+            "pinrank_explored_regret",
+            "Predicted utility that explored answers gave up, as discounted sums over their pins, by surface",
+            ["surface"],
+            registry=registry,
+        )
+
+    def count(self, surface: str, decision: Explored | Withheld) -> None:
+        """Count a request that explored."""
+        outcome = "answered" if isinstance(decision, Explored) else "withheld"
+        self._requests.labels(surface, decision.arm, outcome).inc()
+        if isinstance(decision, Explored):
+            self._regret.labels(surface).inc(max(0.0, decision.regret))  # rounding may give less than 0
+
+
 class ActionMetrics:
     """Metrics of recorded actions."""
 
@@ -154,6 +181,7 @@ class Metrics:
         self._supervisor = supervisor or Supervisor()
         self.requests = RequestMetrics(self.registry)
         self.engine = EngineMetrics(self.registry)
+        self.exploration = ExplorationMetrics(self.registry)
         self.actions = ActionMetrics(self.registry)
         self.models = ModelMetrics(self.registry)
         self.register(BackgroundCollector(self._supervisor), LogLineCollector())

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,11 +13,13 @@ import typer
 from typer.testing import CliRunner
 
 from kernels.cpu.numpy_engine import NumpyEngine
-from model_store.bundle.files import copy_out
+from model_store.bundle.files import EXPLORATION, copy_out
+from model_store.exploration.table import read_exploration
 from model_store.model.loaded import load_model
 from model_store.model.utility import load_utility
 from model_store.registry.store import open_model_store
 from ranker.cli.commands import register
+from ranker.cli.train_options import BundleOptions
 from tests import tiny
 from tests.conftest import needs_training
 from tests.ranker.interactions import write_atomic
@@ -28,6 +31,16 @@ utilities = { pinner = "save" }
 [surfaces.related]
 weights = { pinner = 1.0 }
 utilities = { pinner = "save" }
+"""
+EXPLORE = """
+seed = 7
+[surfaces.home]
+kind = "order"
+share = 0.0125
+regret_max = 0.05
+best = 4
+temperature = 0.1
+floor = 0.05
 """
 
 app = typer.Typer()
@@ -42,6 +55,13 @@ def run(*arguments: str | Path) -> tuple[int, str]:
 
 
 @pytest.fixture
+def explore(tmp_path: Path) -> Path:
+    path = tmp_path / "explore.toml"
+    path.write_text(EXPLORE)
+    return path
+
+
+@pytest.fixture
 def utility(tmp_path: Path) -> Path:
     path = tmp_path / "utility.toml"
     path.write_text(UTILITY)
@@ -49,12 +69,13 @@ def utility(tmp_path: Path) -> Path:
 
 
 @needs_training
-def test_train_publishes_and_labels_and_evaluate_compares(tmp_path: Path, utility: Path) -> None:
+def test_train_publishes_and_labels_and_evaluate_compares(tmp_path: Path, utility: Path, explore: Path) -> None:
     data, store = write_atomic(tmp_path / "data", per_user=20), tmp_path / "models"
     code, output = run(
         "train", "--data", data, "--name", "toy", "--version", "4", "--utility", utility, "--store", store,
         "--label", "canary", "--epochs", "1", "--variant", "base", "--head-weight", "save=4", "--size", "hidden=16",
         "--requests-max", "40", "--tensorboard", tmp_path / "runs", "--resume", tmp_path / "run",
+        "--explore", explore,
     )  # fmt: skip
     assert code == 0, output
     assert "toy@4: " in output
@@ -70,7 +91,9 @@ def test_train_publishes_and_labels_and_evaluate_compares(tmp_path: Path, utilit
     bundle = open_model_store(store).read("toy", 4)
     # A server takes it: it computes what it says, and its utility table fits its heads.
     model = load_model(bundle, NumpyEngine, streams=1)
-    load_utility(model.utility_toml, model.manifest)
+    exploration = read_exploration(bundle, load_utility(model.utility_toml, model.manifest))
+    assert exploration is not None
+    assert exploration.surfaces.keys() == {"home"}
     model.engine.close()
     copy_out(bundle, tmp_path / "copy")
     code, output = run(
@@ -175,6 +198,41 @@ def test_a_utility_table_that_no_server_would_take_is_refused_before_the_work(
     assert f"error: servers would reject a model with this utility table: {message}" in output
     assert "the heads of this data are save, like, hide, closeup, and the surfaces are home, related" in output
     assert open_model_store(store).versions("toy") == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("home", "shop"), "explore.toml: surfaces.shop: model toy@1 ranks home, related; name one of these"),
+        (("best = 4", "best = 9"), "explore.toml: surfaces.home.best: Input should be less than or equal to 8"),
+    ],
+)
+def test_an_exploration_table_that_no_server_would_take_is_refused_before_the_work(
+    change: tuple[str, str],
+    message: str,
+    utility: Path,
+    explore: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr("ranker.recipe.svd_embeddings", worked)
+    explore.write_text(EXPLORE.replace(*change))
+    data = write_atomic(tmp_path / "data", per_user=20)
+    code, output = run(
+        "train", "--utility", utility, "--explore", explore, "--data", data, "--name", "toy", "--out", tmp_path / "new"
+    )
+    assert code == 1
+    assert f"error: servers would reject a model with this exploration table: {message}" in output
+    assert "pass --explore with an empty file for a model that does not explore" in output
+
+
+def test_a_model_explores_as_its_parent_unless_told_otherwise(explore: Path, tmp_path: Path) -> None:
+    (tmp_path / "none").touch()
+    parent: Any = SimpleNamespace(bundle=SimpleNamespace(files={EXPLORATION: b"as the parent"}))
+    assert BundleOptions().exploration_table(parent) == b"as the parent"
+    assert BundleOptions(explore=explore).exploration_table(parent) == EXPLORE.encode()
+    assert BundleOptions(explore=tmp_path / "none").exploration_table(parent) == b""
+    assert BundleOptions().exploration_table(None) == b""
 
 
 def test_data_without_any_action_to_predict_is_refused_before_the_work(

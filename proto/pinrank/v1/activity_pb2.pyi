@@ -13,20 +13,24 @@ class RecordRequest(_message.Message):
     def __init__(self, actions: _Optional[_Iterable[_Union[Action, _Mapping]]] = ...) -> None: ...
 
 class Action(_message.Message):
-    __slots__ = ("event_id", "user_id", "pin_id", "action", "surface", "time_ms")
+    __slots__ = ("event_id", "user_id", "pin_id", "action", "surface", "time_ms", "request_id", "position")
     EVENT_ID_FIELD_NUMBER: _ClassVar[int]
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     PIN_ID_FIELD_NUMBER: _ClassVar[int]
     ACTION_FIELD_NUMBER: _ClassVar[int]
     SURFACE_FIELD_NUMBER: _ClassVar[int]
     TIME_MS_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
     event_id: int
     user_id: int
     pin_id: int
     action: str
     surface: str
     time_ms: int
-    def __init__(self, event_id: _Optional[int] = ..., user_id: _Optional[int] = ..., pin_id: _Optional[int] = ..., action: _Optional[str] = ..., surface: _Optional[str] = ..., time_ms: _Optional[int] = ...) -> None: ...
+    request_id: int
+    position: int
+    def __init__(self, event_id: _Optional[int] = ..., user_id: _Optional[int] = ..., pin_id: _Optional[int] = ..., action: _Optional[str] = ..., surface: _Optional[str] = ..., time_ms: _Optional[int] = ..., request_id: _Optional[int] = ..., position: _Optional[int] = ...) -> None: ...
 
 class RecordResponse(_message.Message):
     __slots__ = ("added", "repeated_actions", "too_old")

@@ -43,20 +43,30 @@ class QueryEmbedding(_message.Message):
     def __init__(self, space: _Optional[str] = ..., values: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class RankResponse(_message.Message):
-    __slots__ = ("pin_ids", "utilities", "explanation", "versions", "timings", "degradation")
+    __slots__ = ("pin_ids", "utilities", "explanation", "versions", "timings", "degradation", "request_id", "exploration")
     PIN_IDS_FIELD_NUMBER: _ClassVar[int]
     UTILITIES_FIELD_NUMBER: _ClassVar[int]
     EXPLANATION_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     DEGRADATION_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    EXPLORATION_FIELD_NUMBER: _ClassVar[int]
     pin_ids: _containers.RepeatedScalarFieldContainer[int]
     utilities: _containers.RepeatedScalarFieldContainer[float]
     explanation: Explanation
     versions: Versions
     timings: StageTimings
     degradation: Degradation
-    def __init__(self, pin_ids: _Optional[_Iterable[int]] = ..., utilities: _Optional[_Iterable[float]] = ..., explanation: _Optional[_Union[Explanation, _Mapping]] = ..., versions: _Optional[_Union[Versions, _Mapping]] = ..., timings: _Optional[_Union[StageTimings, _Mapping]] = ..., degradation: _Optional[_Union[Degradation, _Mapping]] = ...) -> None: ...
+    request_id: int
+    exploration: Exploration
+    def __init__(self, pin_ids: _Optional[_Iterable[int]] = ..., utilities: _Optional[_Iterable[float]] = ..., explanation: _Optional[_Union[Explanation, _Mapping]] = ..., versions: _Optional[_Union[Versions, _Mapping]] = ..., timings: _Optional[_Union[StageTimings, _Mapping]] = ..., degradation: _Optional[_Union[Degradation, _Mapping]] = ..., request_id: _Optional[int] = ..., exploration: _Optional[_Union[Exploration, _Mapping]] = ...) -> None: ...
+
+class Exploration(_message.Message):
+    __slots__ = ("arm",)
+    ARM_FIELD_NUMBER: _ClassVar[int]
+    arm: str
+    def __init__(self, arm: _Optional[str] = ...) -> None: ...
 
 class Explanation(_message.Message):
     __slots__ = ("heads", "head_probabilities", "parties", "party_utilities", "party_weights")

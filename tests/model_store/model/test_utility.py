@@ -15,6 +15,10 @@ def table(expression, surface="home"):
     return tiny.UTILITY.replace('"save - 2 * hide"', f'"{expression}"').encode()
 
 
+def with_thetas(thetas):
+    return tiny.UTILITY.replace("[surfaces.home]", f"[surfaces.home]\nat_least = {thetas}").encode()
+
+
 def evaluate(expression, probabilities):
     loaded = load_utility(table(expression), tiny.manifest())
     fetched = tiny.fetched(list(range(1, len(probabilities) + 1)), [])
@@ -99,6 +103,12 @@ def test_weights_combine_the_parties():
     assert loaded.combine("home", np.array([[1.0, 2.0], [0.0, -4.0]])).tolist() == [2.0, -2.0]
 
 
+def test_a_surface_may_state_the_least_that_parties_must_get():
+    surfaces = load_utility(with_thetas("{ creator = 0.42 }"), tiny.manifest()).surfaces
+    assert surfaces["home"].at_least == {"creator": 0.42}
+    assert surfaces["related"].at_least == {}
+
+
 def test_non_finite_probability_stays_non_finite():
     assert np.isnan(evaluate("save - 2 * hide", [[np.nan, 0.1]])).all()
 
@@ -153,6 +163,12 @@ def test_bad_expression_is_a_named_error(expression, message):
         (tiny.UTILITY.replace("surfaces.related", "surfaces.shop").encode(), "surfaces ['home', 'shop']"),
         (tiny.UTILITY.replace("1.0", "nan").encode(), "finite number"),
         (tiny.UTILITY.replace("[surfaces.home]", "[surfaces.home]\nextra = 1").encode(), "surfaces.home.extra"),
+        (
+            with_thetas("{ creators = 0.4 }"),
+            "surface 'home': at_least names creators, but the parties are pinner, creator",
+        ),
+        (with_thetas("{ creator = inf }"), "surfaces.home.at_least.creator: Input should be a finite number"),
+        (with_thetas('{ creator = "+10%" }'), "surfaces.home.at_least.creator: Input should be a valid number"),
     ],
 )
 def test_bad_table_is_a_named_error(content, message):

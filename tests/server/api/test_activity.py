@@ -223,3 +223,18 @@ async def test_unknown_actions_are_named_within_trailers_whatever_the_vocabulary
     assert details.field_violations[0].field == "actions[0].action"
     assert "known: a_rather_long_action_00, " in details.field_violations[0].description
     assert "more" in details.field_violations[0].description
+
+
+async def test_a_position_without_the_answer_it_is_in_is_refused(stubs):
+    _, activity, ranking = stubs
+    before = await utilities(ranking, 1)
+    wrong = action(1, position=0)
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await activity.Record(activity_pb2.RecordRequest(actions=[action(2), wrong]))
+    assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert error.value.details() == (
+        "actions[1].position: the position is in no answer; send its request_id, or no position"
+    )
+    assert await utilities(ranking, 1) == before
+    response = await activity.Record(activity_pb2.RecordRequest(actions=[action(1, request_id=5, position=0)]))
+    assert response.added == 1

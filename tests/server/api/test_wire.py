@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from model_store.bundle.manifest import FileEntry, Manifest, Surface
+from model_store.exploration.explorer import Explored
 from model_store.model.products import Products
 from model_store.model.utility import load_utility
 from pinrank.v1 import ranking_pb2
@@ -229,11 +230,14 @@ def ranking(known, pin_ids=(3, 1, 2), **changes):
     scores.party_utilities[:] = np.arange(2 * rows).reshape(rows, 2)
     scores.arrange(np.array(pin_ids, np.uint64))
     fields = {"served": known.default, "scores": scores, "stage_s": {"fetch": 0.0015, "score": 2.4e-6}}
+    fields |= {"degradation": {}, "fetched": None}
     return Ranking(**fields | changes)
 
 
-def answer_bytes(one, known, found):
-    return to_response(query(one, known, config().model_copy(update={"candidates_max": 10_000})), found, 11, 22)
+def answer_bytes(one, known, found, request_id=0):
+    asked = query(one, known, config().model_copy(update={"candidates_max": 10_000}))
+    asked.request_id = request_id
+    return to_response(asked, found, 11, 22)
 
 
 def answer(one, known, found):
@@ -262,6 +266,24 @@ def test_an_answer_says_how_it_is_degraded():
     known = models()
     found = answer(request(), known, ranking(known, degradation={"pins_missing": 1}))
     assert found.degradation == ranking_pb2.Degradation(pins_missing=1)
+
+
+@pytest.mark.parametrize("request_id", [1, 255, 1 << 63, (1 << 64) - 1])
+def test_an_answer_has_its_id(request_id):
+    known = models()
+    found = ranking_pb2.RankResponse.FromString(answer_bytes(request(), known, ranking(known), request_id))
+    assert found.request_id == request_id
+    assert list(found.pin_ids) == [2, 1, 3]
+
+
+def test_an_explored_answer_names_its_arm_and_explains_by_its_weights():
+    known = models()
+    order = np.array([2, 0, 1])
+    found = ranking(known, explored=Explored("more", order, np.zeros(3, np.float32), np.array([1.0, 2.0]), 0.1, 1.0))
+    explored = answer(request(explain=True), known, found)
+    assert explored.exploration.arm == "more"
+    assert list(explored.explanation.party_weights) == [1.0, 2.0]
+    assert not answer(request(), known, ranking(known)).HasField("exploration")
 
 
 def test_an_answer_explains_when_it_is_asked_to():

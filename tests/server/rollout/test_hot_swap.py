@@ -135,6 +135,11 @@ BROKEN = {
     "hostile network": ({"network.onnx": loop_network()}, {}, "operator Loop is not allowed"),
     "golden archive": ({"golden.npz": b"PK"}, {}, "not an archive of arrays"),
     "utility": ({"utility.toml": b"broken"}, {}, "the utility table is not TOML"),
+    "exploration": (
+        {"explore.toml": b"seed = 1\n[surfaces.shop]\nkind = 'order'\nshare = 0.1\nregret_max = 0.1\n"
+         b"best = 2\ntemperature = 1.0\nfloor = 0.0"}, {},
+        "explore.toml: surfaces.shop: model tiny@2 ranks home, related",
+    ),
     "statistics": ({"statistics.json": b"{}"}, {}, "statistics.json: Field required"),
     "surface gone": (
         {"surfaces": (Surface(name="related", query=True),)}, {},

@@ -1,0 +1,162 @@
+"""Makes Parquet files of segments that nobody writes any more, and deletes files that are too old."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+import structlog
+
+from impressions.places import Place, day_of, file_of
+from impressions.schema import FINGERPRINT_KEY, TABLES, fingerprint
+from impressions.segments import claimed, clear_unborn, read_segment, segments
+
+_log = structlog.get_logger(__name__)
+
+#: How often the spool folder is looked through without being woken, and the log for files that are too old.
+_LOOK_S, _RETENTION_S = 5.0, 600.0
+#: Requests of a row group: what a reader must hold at once.
+_ROW_GROUP = 2_048
+_DAMAGED = "damaged"
+
+
+class Archive:
+    """Turns segments into Parquet files. `run` belongs to one thread; several processes may share a spool folder.
+
+    Attributes:
+        files: number of Parquet files written.
+        bytes: their size.
+        damaged: number of segments that could not be understood and were moved to the folder `damaged`.
+    """
+
+    def __init__(self, place: Place, spool: Path, retention_days: float | None) -> None:
+        self._place = place
+        self._spool = spool
+        self._retention_days = retention_days
+        self._woken = threading.Event()
+        self._looked_s = float("-inf")
+        self.files = self.bytes = self.damaged = 0
+
+    def wake(self) -> None:
+        """Look through the spool folder soon."""
+        self._woken.set()
+
+    def run(self, closing: threading.Event, written: threading.Event) -> None:
+        """Archive until `closing` is set, and then once more when `written` is set.
+
+        Raises:
+            OSError: the place takes no files now; the segments stay, and a later call goes on with them.
+        """
+        while not closing.is_set():
+            self.archive_all()
+            self._delete_old()
+            self._woken.wait(_LOOK_S)
+            self._woken.clear()
+        written.wait()
+        self.archive_all()
+
+    def archive_all(self) -> None:
+        """Archive every segment that nobody writes."""
+        clear_unborn(self._spool)
+        for path in segments(self._spool):
+            with claimed(path) as mine:
+                if mine:
+                    self._archive(path)
+
+    def _archive(self, path: Path) -> None:
+        table_name = path.name.partition("-")[0]
+        try:
+            table, torn = read_segment(path)
+            if table_name not in TABLES or table.schema != TABLES[table_name]:
+                raise pa.ArrowInvalid("it has the columns of another version of pinrank, or of no table")
+        except (pa.ArrowInvalid, OSError) as error:
+            self._set_aside(path, error)
+            return
+        if torn:
+            _log.warning("segment_ended_early", segment=path.name, rows=table.num_rows)
+        if table.num_rows:
+            self._put(table, table_name, f"{self._place.root}/{file_of(path.stem)}")
+        path.unlink()
+
+    def _put(self, table: pa.Table, name: str, target: str) -> None:
+        """Write a Parquet file, whole or not at all."""
+        files, folder = self._place.files, target.rpartition("/")[0]
+        local = self._place.folder is not None
+        written = f"{folder}/.{target.rpartition('/')[2]}" if local else target
+        if local:
+            files.create_dir(folder, recursive=True)
+        write_parquet(table, name, written, files)
+        size = files.get_file_info(written).size
+        if local:
+            descriptor = os.open(written, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            Path(written).replace(target)
+        self.files += 1
+        self.bytes += size
+
+    def _set_aside(self, path: Path, error: Exception) -> None:
+        """Keep a segment that cannot be understood where nobody trips over it."""
+        folder = self._spool / _DAMAGED
+        folder.mkdir(exist_ok=True)
+        path.rename(folder / path.name)
+        self.damaged += 1
+        _log.error("segment_not_understood", segment=path.name, moved_to=str(folder), reason=str(error))
+
+    def _delete_old(self) -> None:
+        now_s = time.monotonic()
+        if self._retention_days is None or now_s - self._looked_s < _RETENTION_S:
+            return
+        self._looked_s = now_s
+        oldest = (datetime.now(UTC) - timedelta(days=self._retention_days)).strftime("%Y-%m-%d")
+        for path in parquet_files(self._place):
+            day = day_of(path)
+            if day is not None and day < oldest:
+                self._place.files.delete_file(path)
+                _log.info("impressions_deleted", file=path, retention_days=self._retention_days)
+
+
+def parquet_files(place: Place, table: str | None = None) -> list[str]:
+    """Return the paths of a log's Parquet files, of one table or all, by day and time."""
+    found = []
+    for name in [table] if table else TABLES:
+        selector = pyarrow.fs.FileSelector(f"{place.root}/{name}", allow_not_found=True, recursive=True)
+        found += [info.path for info in place.files.get_file_info(selector) if day_of(info.path)]
+    return sorted(found)
+
+
+def write_parquet(table: pa.Table, name: str, path: str, files: pyarrow.fs.FileSystem) -> None:
+    """Write rows of a table as a Parquet file that states the table's fingerprint."""
+    metadata = {FINGERPRINT_KEY: fingerprint(TABLES[name]).encode()}
+    names, floats = _columns(table.schema)
+    pq.write_table(
+        table.replace_schema_metadata(metadata),
+        path,
+        filesystem=files,
+        row_group_size=_ROW_GROUP,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=names,
+        use_byte_stream_split=floats,
+    )
+
+
+def _columns(schema: pa.Schema) -> tuple[list[str], list[str]]:
+    """Return the Parquet columns of names, which repeat, and of floats, whose bytes compress better one by one."""
+    names, floats = [], []
+    for field in schema:
+        listed = pa.types.is_list(field.type)
+        value, path = (field.type.value_type, f"{field.name}.list.element") if listed else (field.type, field.name)
+        if pa.types.is_dictionary(value):
+            names.append(path)
+        elif pa.types.is_floating(value):
+            floats.append(path)
+    return names, floats

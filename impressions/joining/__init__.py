@@ -1,0 +1,1 @@
+"""The join of what was shown with what became of it."""

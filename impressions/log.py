@@ -1,0 +1,250 @@
+"""The log's writer: takes rows from a server without delaying it, and gets them into Parquet files on two threads.
+
+    server ── offer ──▶ queue ── every half second ──▶ segments in the spool folder ──▶ Parquet files
+             (drops if full)         `write`              (survive a kill)        `archive`
+
+`write` and `archive` are loops for threads of the server's supervisor. If one raises, nothing that was offered is lost:
+it continues with the same rows when it is called again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import structlog
+
+from impressions.archive import Archive
+from impressions.errors import LogError
+from impressions.places import SPOOL, new_stem, open_place
+from impressions.rows import (
+    AnsweredRequest,
+    RecordedActions,
+    SeenReport,
+    actions_batch,
+    impressions_batch,
+    seen_batch,
+)
+from impressions.schema import TABLES
+from impressions.segments import Segment
+
+_log = structlog.get_logger(__name__)
+
+#: The most items of a batch. It bounds the memory and the time that one conversion takes.
+_BATCH = {"impressions": 256, "actions": 16, "seen": 4_096}
+_CONVERT: dict[str, Callable[[Any], pa.RecordBatch]] = {
+    "impressions": lambda rows: impressions_batch(rows, _let_others_run),
+    "actions": actions_batch,
+    "seen": seen_batch,
+}
+#: Memory that a row without pins takes, more or less.
+_ROW_BYTES = 400
+
+
+def _let_others_run() -> None:
+    """Give up the interpreter lock: an event loop that wants it would otherwise wait for 5 ms."""
+    time.sleep(0)
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """How a log is kept.
+
+    Attributes:
+        to: `file:///folder` or `s3://bucket/prefix`.
+        spool_folder: for rows on their way; None for the folder `spool` in `to`. A bucket needs one.
+        flush_s: how often rows are written to the spool folder; a killed process loses the rows of one interval.
+        rotate_bytes, rotate_s: size and age from which a segment becomes a Parquet file.
+        queue_bytes_max: memory for rows that wait to be written.
+        retention_days: age from which files are deleted; None keeps them.
+    """
+
+    to: str
+    spool_folder: Path | None = None
+    flush_s: float = 0.5
+    rotate_bytes: int = 256 << 20
+    rotate_s: float = 300.0
+    queue_bytes_max: int = 64 << 20
+    retention_days: float | None = None
+
+
+@dataclass(slots=True)
+class TableCounts:
+    """The rows of one table.
+
+    Attributes:
+        accepted: taken into the queue.
+        dropped: not taken, because the queue was full.
+        written: written to a segment.
+        unfit: taken, but not written, because they could not be converted: a bug, which the log of events shows.
+    """
+
+    accepted: int = 0
+    dropped: int = 0
+    written: int = 0
+    unfit: int = 0
+
+
+@dataclass(slots=True)
+class _Queue:
+    """Items that wait: each with its size and the number of its rows.
+
+    The server's thread appends and counts what it took, the writer's counts what it wrote.
+    """
+
+    items: deque[tuple[Any, int, int]] = field(default_factory=deque)
+    counts: TableCounts = field(default_factory=TableCounts)
+
+
+class ImpressionLog:
+    """Writes the log of one server process. `offer_*` belong to one thread, such as an event loop's.
+
+    Attributes:
+        tables: counts by table.
+        archive: makes Parquet files of the segments.
+    """
+
+    def __init__(self, settings: LogSettings, clock: Callable[[], float] = time.monotonic) -> None:
+        """Open the log's place, and create its spool folder.
+
+        Raises:
+            LogError: the place or the spool folder cannot be used.
+        """
+        self._settings = settings
+        self._clock = clock
+        place = open_place(settings.to)
+        self._spool = self._spool_of(place.folder)
+        self.archive = Archive(place, self._spool, settings.retention_days)
+        self._queues = {table: _Queue() for table in TABLES}
+        self.tables = {table: queue.counts for table, queue in self._queues.items()}
+        self._segments: dict[str, Segment] = {}
+        self._offered_bytes = self._written_bytes = 0
+        self._number = 0
+        self._closing = threading.Event()
+        self._written = threading.Event()
+
+    def _spool_of(self, folder: Path | None) -> Path:
+        spool = self._settings.spool_folder or (folder and folder / SPOOL)
+        if spool is None:
+            raise LogError(
+                f"{self._settings.to}: a log in a bucket needs a local folder for rows on their way; set "
+                "impressions.spool_folder"
+            )
+        try:
+            spool.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LogError(f"{spool}: cannot create the spool folder: {error.strerror}") from error
+        return spool
+
+    @property
+    def queued_bytes(self) -> int:
+        """Estimated memory of the rows that wait."""
+        return self._offered_bytes - self._written_bytes
+
+    def offer_impression(self, request: AnsweredRequest) -> bool:
+        """Queue an answered request; return False if it was dropped because the queue is full. Cost: 1 us."""
+        pins, constants = len(request.pin_ids), request.constants
+        wide = len(constants.parties) + len(constants.attributes)
+        size = request.features_bytes + _ROW_BYTES * 3 + pins * (24 + 4 * len(constants.heads) + 8 * wide)
+        return self._offer("impressions", request, size, 1)
+
+    def offer_actions(self, actions: RecordedActions) -> bool:
+        """Queue the actions of a call; return False if they were dropped because the queue is full."""
+        return self._offer("actions", actions, _ROW_BYTES * actions.count, actions.count)
+
+    def offer_seen(self, report: SeenReport) -> bool:
+        """Queue a report; return False if it was dropped because the queue is full."""
+        return self._offer("seen", report, _ROW_BYTES + report.positions.nbytes, 1)
+
+    def _offer(self, table: str, item: Any, size: int, rows: int) -> bool:
+        queue = self._queues[table]
+        if self._offered_bytes + size - self._written_bytes > self._settings.queue_bytes_max:
+            queue.counts.dropped += rows
+            return False
+        self._offered_bytes += size
+        queue.counts.accepted += rows
+        queue.items.append((item, size, rows))
+        return True
+
+    def write(self) -> None:
+        """Write queued rows to segments every `flush_s`, until `close`; then write what is left."""
+        while not self._closing.wait(self._settings.flush_s):
+            self.flush()
+        self.flush()
+        for table in list(self._segments):
+            self._end(table)
+        self._written.set()
+
+    def flush(self) -> None:
+        """Write all queued rows, and end the segments that are large or old enough. For the writer's thread.
+
+        Raises:
+            OSError: the spool folder takes no more; the rows stay queued.
+        """
+        for table, queue in self._queues.items():
+            left = len(queue.items)  # those that arrive meanwhile wait for the next time
+            while left > 0:
+                count = min(left, _BATCH[table])
+                self._write(table, queue, [queue.items[i] for i in range(count)])
+                left -= count
+            segment = self._segments.get(table)
+            if segment is not None and self._due(segment):
+                self._end(table)
+
+    def _write(self, table: str, queue: _Queue, items: Sequence[tuple[Any, int, int]]) -> None:
+        rows = [item for item, _, _ in items]
+        try:
+            batch = _CONVERT[table](rows)
+        except Exception:  # noqa: BLE001 - one item must not hold up the others for ever
+            rows = [row for row in rows if _fits(table, row)]
+            batch = _CONVERT[table](rows) if rows else None
+        written = 0 if batch is None else batch.num_rows
+        if batch is not None and written:
+            self._append(table, batch)
+        for _ in items:
+            queue.items.popleft()
+        queue.counts.written += written
+        queue.counts.unfit += sum(count for _, _, count in items) - written
+        self._written_bytes += sum(size for _, size, _ in items)
+
+    def _append(self, table: str, batch: pa.RecordBatch) -> None:
+        if table not in self._segments:
+            self._number += 1
+            self._segments[table] = Segment(self._spool, new_stem(table, self._number), TABLES[table])
+        try:
+            self._segments[table].append(batch)
+        except BaseException:
+            self._end(table)  # without what this append left behind
+            raise
+
+    def _due(self, segment: Segment) -> bool:
+        old = time.monotonic() - segment.began_s >= self._settings.rotate_s
+        return old or segment.bytes >= self._settings.rotate_bytes
+
+    def _end(self, table: str) -> None:
+        self._segments.pop(table).close()
+        self.archive.wake()
+
+    def archive_segments(self) -> None:
+        """Make Parquet files of ended segments, and of those of killed processes, until `close`."""
+        self.archive.run(self._closing, self._written)
+
+    def close(self) -> None:
+        """Ask both threads to finish: to write all rows, and to make Parquet files of all segments."""
+        self._closing.set()
+        self.archive.wake()
+
+
+def _fits(table: str, row: Any) -> bool:
+    try:
+        _CONVERT[table]([row])
+    except Exception:  # noqa: BLE001 - counted, and reported with its traceback
+        _log.exception("row_not_logged", table=table)
+        return False
+    return True

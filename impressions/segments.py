@@ -1,0 +1,113 @@
+"""Segments: files of rows on their way to Parquet. Each is an Arrow IPC stream that one process appends to.
+
+Its writer holds a lock on it (flock) for as long as it lives, so a segment that can be locked is one that nobody writes
+any more: its process closed it, or was killed. Batches are whole or at the torn end, which readers leave out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+ENDING = ".arrows"
+#: A segment that is being created; it has no rows yet.
+_NEW = ".new"
+
+
+class Segment:
+    """A segment that this process appends to. It belongs to one thread."""
+
+    def __init__(self, folder: Path, stem: str, schema: pa.Schema) -> None:
+        """Create a segment, and lock it before others can see it."""
+        self.began_s = time.monotonic()
+        self.path = folder / f"{stem}{ENDING}"
+        created = folder / f"{stem}{_NEW}"
+        self._descriptor = os.open(created, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._sink = pa.OSFile(str(created), "wb")
+            self._writer = pa.ipc.new_stream(self._sink, schema)
+            created.rename(self.path)
+        except BaseException:
+            os.close(self._descriptor)
+            created.unlink(missing_ok=True)
+            raise
+        self.bytes = self._sink.tell()
+
+    def append(self, batch: pa.RecordBatch) -> None:
+        """Append a batch. When this returns, the rows survive a kill of this process.
+
+        Raises:
+            OSError: the batch could not be written whole; append no more, and close the segment.
+        """
+        self._writer.write_batch(batch)
+        self.bytes = self._sink.tell()
+
+    def close(self) -> None:
+        """Drop what a failed append left behind, and unlock."""
+        with contextlib.suppress(OSError):  # readers leave out a torn end anyway
+            os.ftruncate(self._descriptor, self.bytes)
+        with contextlib.suppress(OSError):
+            self._sink.close()
+        os.close(self._descriptor)
+
+
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Lock a segment that nobody writes for the time of the block; yield whether that worked."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        # Another process may have finished and deleted it in the meantime.
+        yield os.fstat(descriptor).st_nlink > 0
+    finally:
+        os.close(descriptor)
+
+
+def segments(folder: Path, table: str | None = None) -> list[Path]:
+    """Return the segments in a spool folder by name, of one table or all."""
+    return sorted(folder.glob(f"{table or '*'}-*{ENDING}"))
+
+
+def clear_unborn(folder: Path) -> None:
+    """Delete what processes left that were killed while they created a segment; it never had rows."""
+    for path in folder.glob(f"*{_NEW}"):
+        with claimed(path) as mine:
+            if mine:
+                path.unlink(missing_ok=True)
+
+
+def read_segment(source: pa.NativeFile | Path) -> tuple[pa.Table, bool]:
+    """Read a segment up to its last whole batch.
+
+    Returns:
+        Its rows, and whether it ends in the middle of a batch.
+
+    Raises:
+        pyarrow.ArrowInvalid: it is no segment at all.
+    """
+    reader = pa.ipc.open_stream(pa.memory_map(str(source)) if isinstance(source, Path) else source)
+    batches, torn = [], False
+    while True:
+        try:
+            batches.append(reader.read_next_batch())
+        except StopIteration:
+            break
+        except (pa.ArrowInvalid, OSError):
+            torn = True
+            break
+    return pa.Table.from_batches(batches, reader.schema), torn

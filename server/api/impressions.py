@@ -1,0 +1,59 @@
+"""`pinrank.v1.ImpressionService`: writes into the impression log what frontends say that users looked at."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import grpc
+import grpc.aio
+import numpy as np
+
+from feature_client.action_times import clock_ms
+from pinrank.v1 import impressions_pb2
+from server.api.draining import Calls
+from server.errors import FieldViolation, InvalidRequestError, LogFullError, NotLoggingError
+
+if TYPE_CHECKING:
+    from server.api.calls import Methods
+    from server.request.answer_log import AnswerLog
+
+SERVICE = "pinrank.v1.ImpressionService"
+_POSITIONS_MAX = 10_000
+
+_Context = grpc.aio.ServicerContext[impressions_pb2.SeenRequest, impressions_pb2.SeenResponse]
+
+
+class ImpressionEdge:
+    """Answers Seen calls."""
+
+    def __init__(self, calls: Calls, log: AnswerLog | None) -> None:
+        self._calls = calls
+        self._log = log
+
+    def methods(self) -> Methods:
+        parse, serialise = impressions_pb2.SeenRequest.FromString, impressions_pb2.SeenResponse.SerializeToString
+        return {"Seen": grpc.unary_unary_rpc_method_handler(self.seen, parse, serialise)}
+
+    async def seen(self, request: impressions_pb2.SeenRequest, context: _Context) -> impressions_pb2.SeenResponse:
+        """Log one report.
+
+        Raises:
+            RankError: the report was not logged; the error says why.
+        """
+        self._calls.take(context)
+        if self._log is None:
+            raise NotLoggingError("this server keeps no impression log; set impressions.to")
+        problems = []
+        if not request.request_id:
+            problems.append(FieldViolation("request_id", "0; send the request_id of the answer"))
+        if not 0 < len(request.positions) <= _POSITIONS_MAX:
+            problems.append(
+                FieldViolation(
+                    "positions", f"{len(request.positions)} positions; send at least one, at most {_POSITIONS_MAX:,}"
+                )
+            )
+        if problems:
+            raise InvalidRequestError(problems)
+        if not self._log.seen(request.request_id, clock_ms(), np.array(request.positions, np.uint32)):
+            raise LogFullError("the queue of the impression log is full; the report was not logged", 1.0)
+        return impressions_pb2.SeenResponse()
