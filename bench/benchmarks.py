@@ -55,6 +55,12 @@ BENCHMARKS = {
         Benchmark("bulk_load", "features", ("feature_client",)),
         Benchmark("feature_reads", "features", _SERVER),
         Benchmark("near_cache", "features", ("feature_client/near_cache.py", "kernels/native")),
+        Benchmark("simulator", "counterfactual", ("ranker/counterfactual", "ranker/evaluation/bootstrap.py")),
+        Benchmark("open_bandit", "counterfactual", ("ranker/counterfactual", "ranker/evaluation/bootstrap.py")),
+        # It needs data that may not be passed on.
+        Benchmark(
+            "coat", "counterfactual", ("ranker/counterfactual", "ranker/evaluation/bootstrap.py"), on_request=True
+        ),
         Benchmark("encoder", "engines", ("kernels", "ranker/export", "ranker/network")),
         Benchmark("fusion_latency", "engines", (*_SERVER, "ranker/export", "ranker/network")),
         Benchmark("gpu_compiled", "engines", ("kernels/gpu",)),

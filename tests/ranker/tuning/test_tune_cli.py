@@ -78,7 +78,7 @@ def test_logged_answers_become_a_version_with_tuned_weights(tmp_path: Path, answ
         model = load_model(bundle, NumpyEngine, streams=1, warm=False)
         scores.append(model.probabilities(model.engine.run(model.assembler.assemble(batch, "home"))))
         model.engine.close()
-    assert np.array_equal(*scores)
+    assert np.array_equal(scores[0], scores[1])
 
     code, output = run("model", "diff", "tiny", "1", "canary", "--store", tmp_path / "models", "--all")
     assert code == 0, output
