@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from model_store.model.discount import discounts
+from model_store.model.selection import select
 from model_store.model.utility import load_utility
 from ranker.tuning.orders import ScoredRequests
-from server.request.selection import select
 from tests import tiny
 
 PARTIES = ("pinner", "creator")
