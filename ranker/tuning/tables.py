@@ -94,11 +94,12 @@ def search_lines(search: ConstantSearch) -> Iterator[str]:
 
 
 def alert_lines(tuned: Tuned, surface: str) -> Iterator[str]:
-    """Name the metrics that watch the thetas once the table is served."""
-    yield "once it is served, alert on a party that gets less than its theta:"
-    for party in tuned.thetas:
-        labels = f'{{party="{party}",surface="{surface}"}}'
-        yield f"  pinrank_party_utility{labels} < on(party, surface) group_left() pinrank_party_theta{labels}"
+    """Name the alert that watches the thetas once the table is served."""
+    of_these = f'{{surface="{surface}",party=~"{"|".join(tuned.thetas)}"}}'
+    by = "by (party, surface, label)"
+    mean = " / ".join(f"sum {by} (rate(pinrank_party_utility_{kind}{of_these}[1h]))" for kind in ("sum", "count"))
+    yield "alert PinrankPartyBelowTheta watches these thetas once the table is served:"
+    yield f"  {mean} < max {by} (pinrank_party_theta)"
 
 
 def change(party: PartyOutcome) -> str:

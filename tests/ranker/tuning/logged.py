@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,8 @@ from tests.impressions.logs import Row, action, impression, log_of
 START_MS = 1_796_000_000_000
 
 
-def publish_tiny(folder: Path, version: int = 1, **changes: Any) -> ModelStore:
-    """Publish a version of the tiny model into `folder/models`."""
+def publish_tiny(folder: Path, version: int = 1, changes: Mapping[str, Any] = MappingProxyType({})) -> ModelStore:
+    """Publish a version of the tiny model into `folder/models`; `changes` are those of `tiny.write_tiny_bundle`."""
     tiny.write_tiny_bundle(folder / f"bundle-{version}", version, **changes)
     store = open_model_store(folder / "models")
     store.publish(folder / f"bundle-{version}")

@@ -20,7 +20,7 @@ GOAL = Goal("pinner", parse_thetas(["creator=+1%"]), np.array([1.0, 0.5]))
 
 def bundle_with(folder: Path, pinner: str) -> Bundle:
     table = tiny.UTILITY.replace('"save - 2 * hide"', f'"{pinner}"', 1)
-    return publish_tiny(folder, **{"utility.toml": table.encode()}).read("tiny", 1)
+    return publish_tiny(folder, 1, {"utility.toml": table.encode()}).read("tiny", 1)
 
 
 def replaced(folder: Path, pinner: str, free: str, value: float) -> str:

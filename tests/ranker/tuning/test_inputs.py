@@ -27,7 +27,7 @@ def test_logged_answers_give_the_utilities_that_were_logged(tmp_path: Path) -> N
 
 
 def test_a_threshold_inside_a_party_is_evaluated_over_logged_attributes(tmp_path: Path) -> None:
-    bundle = publish_tiny(tmp_path, 1, **{"utility.toml": THRESHOLD.encode()}).read("tiny", 1)
+    bundle = publish_tiny(tmp_path, 1, {"utility.toml": THRESHOLD.encode()}).read("tiny", 1)
     data = logged_requests(join_answers(tmp_path / "joined", 30), bundle, "home", ["tiny@1"])
     utilities = data.scored(utility_of(bundle, "home")).utilities
     popular = data.attributes["pin.popularity"] > 0.5
@@ -37,10 +37,10 @@ def test_a_threshold_inside_a_party_is_evaluated_over_logged_attributes(tmp_path
 
 def test_answers_of_all_versions_with_the_same_network_count(tmp_path: Path) -> None:
     store = publish_tiny(tmp_path)
-    publish_tiny(tmp_path, 2, **{"network.onnx": tiny.network(seed=1), "utility.toml": THRESHOLD.encode()})
+    publish_tiny(tmp_path, 2, {"network.onnx": tiny.network(seed=1), "utility.toml": THRESHOLD.encode()})
     publish_tiny(tmp_path, 3)  # another network
     recalibrated = (Head(name="save", meaning="saved"), Head(name="hide", meaning="hid"))
-    publish_tiny(tmp_path, 4, heads=recalibrated, **{"network.onnx": tiny.network(seed=1)})
+    publish_tiny(tmp_path, 4, {"heads": recalibrated, "network.onnx": tiny.network(seed=1)})
     assert versions_of_network(store, store.read("tiny", 1)) == ["tiny@1", "tiny@2"]
     assert versions_of_network(store, store.read("tiny", 3)) == ["tiny@3"]
 

@@ -21,6 +21,16 @@ from tests.conftest import needs_training
 from tests.ranker.interactions import write_atomic
 from tests.ranker.tuning.logged import join_answers, publish_tiny
 
+EXPLORE = """
+seed = 7
+[surfaces.home]
+kind = "weights"
+share = 0.0125
+regret_max = 0.05
+[surfaces.home.arms.more]
+weights = { creator = 0.8 }
+"""
+
 
 def run(*arguments: str | Path) -> tuple[int, str]:
     # Rich wraps at the terminal's width; messages are compared without their line breaks.
@@ -48,7 +58,7 @@ def test_logged_answers_become_a_version_with_tuned_weights(tmp_path: Path, answ
     assert code == 0, output
     for expected in (
         "84 requests of 28 users", "duality gap: ", "binding constraints: creator", "held out, 36 requests of 12 other",
-        'pinrank_party_utility{party="creator",surface="home"}', "pinrank_party_theta",
+        "alert PinrankPartyBelowTheta", 'pinrank_party_utility_sum{surface="home",party=~"creator"}',
         f"publish it: pinrank model retune tiny 1 --utility {tmp_path}/utility.toml",
     ):  # fmt: skip
         assert expected in output
@@ -228,10 +238,13 @@ def test_a_version_that_servers_would_refuse_is_not_published(
 def test_an_exploration_table_comes_with_the_version_and_stays_without_the_option(tmp_path: Path) -> None:
     store = publish_tiny(tmp_path)
     (tmp_path / "utility.toml").write_text(tiny.UTILITY)
-    (tmp_path / "explore.toml").write_text("seed = 7\n")
+    (tmp_path / "explore.toml").write_text(EXPLORE)
     assert retune(tmp_path, "--explore", tmp_path / "explore.toml")[0] == 0
     assert retune(tmp_path, version="2")[0] == 0
-    assert store.read("tiny", 3).files[EXPLORATION] == b"seed = 7\n"
+    assert store.read("tiny", 3).files[EXPLORATION] == EXPLORE.encode()
+    (tmp_path / "explore.toml").write_text(EXPLORE.replace("creator", "author"))
+    code, output = retune(tmp_path, "--explore", tmp_path / "explore.toml")
+    assert (code, "author" in output) == (1, True)
 
 
 @needs_training

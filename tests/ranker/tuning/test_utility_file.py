@@ -30,7 +30,7 @@ pinner = 1
 
 
 def written(folder: Path, table: str = COMMENTED, theta: str = "creator=+1%"):
-    bundle = publish_tiny(folder, **{"utility.toml": table.encode()}).read("tiny", 1)
+    bundle = publish_tiny(folder, 1, {"utility.toml": table.encode()}).read("tiny", 1)
     data = logged_requests(join_answers(folder / "joined"), bundle, "home", ["tiny@1"])
     surface = utility_of(bundle, "home").surfaces["home"]
     goal = Goal("pinner", parse_thetas([theta]), surface.weights)
