@@ -17,7 +17,7 @@ from model_store.exploration.regret import TunedOrder
 from model_store.exploration.weights import WeightsExplorer
 from model_store.model.utility import weighted_sum
 
-#: The limits: the processor time of one call for a request that explores, of one that does not, and of the predicted utility given up.
+#: The limits: processor time of a call for a request that explores, and for one that does not; utility given up.
 _EXPLORE_US, _PASS_US, _GIVEN_UP = 100.0, 1.0, 0.001
 _ROWS, _TOP_K, _SHARE, _REGRET_MAX, _ARMS = 128, 25, 0.0125, 0.05, 8
 _TUNED = np.array([1.0, 0.3, 0.1])
