@@ -341,7 +341,7 @@ def test_killed_writers_lose_at_most_a_second_and_no_file(tmp_path):
         }
         done: dict[int, float] = {}
 
-        def read(process: subprocess.Popen[str], done: dict[int, float] = done) -> None:
+        def read(process, done=done):
             for line in process.stdout:
                 request_id, at_s = line.split()
                 done[int(request_id)] = float(at_s)
