@@ -61,6 +61,7 @@ BENCHMARKS = {
         Benchmark(
             "coat", "counterfactual", ("ranker/counterfactual", "ranker/evaluation/bootstrap.py"), on_request=True
         ),
+        Benchmark("writer", "impressions", ("impressions",)),
         Benchmark("encoder", "engines", ("kernels", "ranker/export", "ranker/network")),
         Benchmark("fusion_latency", "engines", (*_SERVER, "ranker/export", "ranker/network")),
         Benchmark("gpu_compiled", "engines", ("kernels/gpu",)),
