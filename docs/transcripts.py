@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,13 +38,14 @@ from pinrank.v1 import models_pb2, models_pb2_grpc, ranking_pb2, ranking_pb2_grp
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "models.md"
 PINRANK = str(Path(sys.executable).with_name("pinrank"))
-_USERS, _PINS, _CANDIDATES = 300, 400, 30
+USERS, PINS, CANDIDATES = 300, 400, 30
 _TOKEN = "of-the-story"  # noqa: S105 - on loopback, gone with the server
 _SETTINGS = """
 model_store = "models"
 model = "ml1m"
 feature_store = "{features}"
 admin_token_file = "token"
+record_actions = true
 [swap]
 poll_s = 0.2
 retry_s = 6
@@ -90,11 +91,11 @@ class Story:
         rng = np.random.default_rng(count)
         with open_channel(self.address) as channel:
             stub = ranking_pb2_grpc.RankingServiceStub(channel)
-            for user in rng.integers(1, _USERS + 1, count).tolist():
-                pins = rng.choice(np.arange(1, _PINS + 1), _CANDIDATES, replace=False).tolist()
+            for user in rng.integers(1, USERS + 1, count).tolist():
+                pins = rng.choice(np.arange(1, PINS + 1), CANDIDATES, replace=False).tolist()
                 request = ranking_pb2.RankRequest(user_id=user, pin_ids=pins, surface="home")
                 answer = stub.Rank(request, timeout=20)
-                assert len(answer.pin_ids) == _CANDIDATES, "an answer lacks candidates"  # noqa: S101
+                assert len(answer.pin_ids) == CANDIDATES, "an answer lacks candidates"  # noqa: S101
         self.lines.append(f"  ... {count} requests are answered ...")
 
     def wait(self, condition: Callable[[models_pb2.StatusResponse], bool]) -> None:
@@ -118,7 +119,7 @@ def _quoted(argument: str) -> str:
     return f'"{argument}"' if " " in argument else argument
 
 
-def _phase(version: int, phase: str) -> Callable[[models_pb2.StatusResponse], bool]:
+def phase(version: int, phase: str) -> Callable[[models_pb2.StatusResponse], bool]:
     def holds(status: models_pb2.StatusResponse) -> bool:
         found = {one.version: one.phase for one in status.versions}
         return found.get(version, "gone") == phase
@@ -127,20 +128,20 @@ def _phase(version: int, phase: str) -> Callable[[models_pb2.StatusResponse], bo
 
 
 @contextmanager
-def _story() -> Iterator[tuple[Story, Bundle]]:
-    """A server with version 7 as `stable`."""
+def story_of(settings: str = "", added: Mapping[str, bytes] | None = None) -> Iterator[tuple[Story, Bundle]]:
+    """A server with version 7 as `stable`, with further settings, and further files in its bundle."""
     source = open_model_store(ROOT / "deploy" / "demo" / "models")
     bundle = source.read("ml1m", source.resolve("ml1m", "stable"))
     with tempfile.TemporaryDirectory(prefix="pinrank-story-") as temporary:
         folder = Path(temporary)
-        made(folder / "out" / "7", bundle, bundle.manifest.version)
+        made(folder / "out" / "7", bundle, bundle.manifest.version, added=added)
         store = open_model_store(folder / "models")
         store.publish(folder / "out" / "7", by="anna", why="the first")
         store.set_label("ml1m", "stable", bundle.manifest.version, by="anna", why="the first")
         features = f"lmdb://{folder / 'features'}"
         asyncio.run(_filled(features, bundle))
         (folder / "token").write_text(_TOKEN)
-        (folder / "pinrank.toml").write_text(_SETTINGS.format(features=features))
+        (folder / "pinrank.toml").write_text(_SETTINGS.format(features=features) + settings.format(folder=folder))
         story = Story(folder)
         command = [PINRANK, "serve", "--config", "pinrank.toml", "--grpc-port", "0", "--http-port", "0"]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PINRANK_")}
@@ -163,13 +164,13 @@ def _story() -> Iterator[tuple[Story, Bundle]]:
 async def _filled(url: str, bundle: Bundle) -> None:
     store = open_store(url)
     await store.start()
-    await fill(store, bundle, _USERS, seed=7, pins=_PINS)
+    await fill(store, bundle, USERS, seed=7, pins=PINS)
     await store.close()
 
 
 def bad_models() -> list[str]:
     """Publish three bad versions, each of which is caught at another stage."""
-    with _story() as (story, bundle):
+    with story_of() as (story, bundle):
         made(story.folder / "out" / "8", bundle, 8, scaled_logits(1.0, 0.5), honest=False)
         made(story.folder / "out" / "9", bundle, 9, scaled_logits(-1.0, 0.0))
         made(story.folder / "out" / "10", bundle, 10, scaled_logits(1.0, 3.0))
@@ -179,22 +180,22 @@ def bad_models() -> list[str]:
         story.say("Version 9 reproduces its golden scores but reverses the order of the candidates.")
         story.say("The server tries it on recent requests before it answers any.")
         story.run("model", "publish", "out/9", "--label", "stable", "--by", "ben", "--why", "new loss")
-        story.wait(_phase(9, "failed"))
+        story.wait(phase(9, "failed"))
         story.requests(20)
         story.run("model", "status")
         story.run("model", "rollback", "ml1m", "stable", "--by", "ben", "--why", "9 is upside down")
-        story.wait(_phase(9, "gone"))
+        story.wait(phase(9, "gone"))
         story.say("Version 10 orders well, but its probabilities are far too high. As a canary it gets 20% of users.")
         story.run("model", "publish", "out/10", "--label", "canary", "--by", "ben", "--why", "more epochs")
         story.run("model", "traffic", "ml1m", "canary", "20", "--by", "ben")
-        story.wait(_phase(10, "serving"))
+        story.wait(phase(10, "serving"))
         store, after = open_model_store(story.folder / "models"), 0
         while store.labels("ml1m")["canary"] == 10 and after < 5_000:
             story.requests(400)
             story.lines.pop()
             after += 400
         story.lines.append("  ... some hundred requests are answered ...")
-        story.wait(_phase(10, "gone"))
+        story.wait(phase(10, "gone"))
         story.run("model", "history", "ml1m")
         story.run("model", "gc", "ml1m", "--keep", "0", "--grace-s", "0", "--by", "anna")
         return story.lines
@@ -202,7 +203,7 @@ def bad_models() -> list[str]:
 
 def roll_over() -> list[str]:
     """Move the pin embeddings, and the ranker with them, to a new embedding space."""
-    with _story() as (story, bundle):
+    with story_of() as (story, bundle):
         groups = tuple(with_moved_embeddings(g) if g.entity == "pin" else g for g in bundle.manifest.groups)
         made(story.folder / "out" / "11", bundle, 11, groups=groups)
         story.requests(200)
@@ -213,7 +214,7 @@ def roll_over() -> list[str]:
         story.say("The label may move before its features are loaded: version 11 waits, version 7 goes on answering.")
         story.run("model", "label", "ml1m", "stable", "11", "--by", "anna", "--why", "embeddings v3")
         story.requests(20)
-        story.wait(_phase(11, "failed"))
+        story.wait(phase(11, "failed"))
         story.run("model", "status")
         before = next(group for group in bundle.manifest.groups if group.entity == "pin")
         asyncio.run(_write_rows(story.folder / "pins.npz", features, before))
@@ -221,8 +222,8 @@ def roll_over() -> list[str]:
             "features", "load", "pins.npz", "--group", before.name, "--feature-store", features,
             "--model-store", "models", "--model", "ml1m", "--label", "stable",
         )  # fmt: skip
-        story.wait(_phase(11, "serving"))
-        story.wait(_phase(7, "gone"))
+        story.wait(phase(11, "serving"))
+        story.wait(phase(7, "gone"))
         story.requests(20)
         story.run("model", "status")
         story.run("model", "diff", "ml1m", "7", "stable", "--feature-store", features)
@@ -233,7 +234,7 @@ async def _write_rows(path: Path, features: str, before: FeatureGroup) -> None:
     """Write a file of the new space's features: in this story, the old vectors under the name of the new space."""
     store = open_store(features)
     await store.start()
-    ids = np.arange(1, _PINS + 1, dtype=np.uint64)
+    ids = np.arange(1, PINS + 1, dtype=np.uint64)
     rows = decode_rows(before, await store.multi_get(before.keys(ids))).rows
     await store.close()
     columns = {"id": ids, **{field.name: rows[field.name] for field in before.fields}}

@@ -11,7 +11,7 @@ from impressions.archive import parquet_files
 from impressions.errors import LogError
 from impressions.places import SPOOL, Place, file_of, open_place
 from impressions.schema import FINGERPRINT_KEY, TABLES, fingerprint
-from impressions.segments import read_segment, segments
+from impressions.segments import DamagedSegmentError, read_segment, segments
 
 
 def read_tables(where: str, table: str) -> Iterator[pa.Table]:
@@ -42,7 +42,11 @@ def read_files(where: str, table: str) -> Iterator[tuple[str, pa.Table]]:
     if not files and not waiting and not any(parquet_files(place, name) or _segments(place, name) for name in TABLES):
         raise LogError(f"{where}: there is no impression log; name what the setting impressions.to names")
     for path in files:
-        yield path, _parquet(place, path, table)
+        try:
+            rows = _parquet(place, path, table)
+        except FileNotFoundError:  # retention has just deleted it
+            continue
+        yield path, rows
     for stem, rows in waiting.items():
         if f"{place.root}/{file_of(stem)}" not in files:
             yield f"{place.root}/{SPOOL}/{stem}", rows
@@ -57,7 +61,7 @@ def _segments(place: Place, table: str) -> dict[str, pa.Table]:
             rows, _ = read_segment(path)
         except FileNotFoundError:  # it has just become a file
             continue
-        except (pa.ArrowInvalid, OSError) as error:
+        except (DamagedSegmentError, OSError) as error:
             raise LogError(
                 f"{path}: the segment is damaged: {error}; move it away, and keep it for a repair"
             ) from error
@@ -71,6 +75,8 @@ def _parquet(place: Place, path: str, table: str) -> pa.Table:
     try:
         with place.files.open_input_file(path) as file:
             rows = pq.read_table(file)
+    except FileNotFoundError:
+        raise
     except (pa.ArrowException, OSError) as error:
         raise LogError(f"{path}: the file is damaged: {error}; move it away, and keep it for a repair") from error
     found = (rows.schema.metadata or {}).get(FINGERPRINT_KEY, b"none").decode(errors="replace")

@@ -249,6 +249,23 @@ def stated_tunings(content: bytes, table: UtilityTable) -> dict[str, Tuning]:
     return stated
 
 
+def load_surface(content: bytes, surface: str, names: set[str]) -> SurfaceUtility:
+    """Parse a utility table and compile one surface of it, without a model: for answers that were logged.
+
+    Args:
+        content: the table's text.
+        surface: the surface to compile; others may be of any model.
+        names: what expressions may use: heads, and attributes such as `pin.price`.
+
+    Raises:
+        UtilityError: as `load_utility`, or the table lacks the surface.
+    """
+    table = _parsed(content)
+    if surface not in table.surfaces:
+        raise UtilityError(f"the utility table has surfaces {sorted(table.surfaces)}, but not {surface!r}")
+    return _compile_surface(surface, table.surfaces[surface], names)
+
+
 def _parsed(content: bytes) -> _Table:
     try:
         table = _Table.model_validate(tomllib.loads(content.decode()))

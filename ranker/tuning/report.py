@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from ranker.evaluation.caveats import day
-from ranker.evaluation.report import page, picture, section
+from ranker.evaluation.page import page, picture, section
 from ranker.tuning.charts import front_chart
 from ranker.tuning.inputs import TuningData
 from ranker.tuning.results import Tuned
