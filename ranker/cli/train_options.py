@@ -229,6 +229,16 @@ class TrainingOptions(OptionGroup):
         float, typer.Option(min=0, max=1, help="Share of the requests to which --time-window-h applies.")
     ] = 1.0
 
+    off_policy: Annotated[
+        bool,
+        typer.Option(
+            "--off-policy",
+            help="With --impressions of a policy that explores: weigh each shown pin by its clipped inverse "
+            "propensity, and each action by the inverse of the chance that users look at its position.",
+        ),
+    ] = False
+    off_policy_clip: Annotated[float, typer.Option(min=1, help="Largest of these weights.")] = 10.0
+
     def config(self, precision: str, *, from_parent: bool) -> TrainingConfig:
         from ranker.training.settings import TrainingConfig, precision_of  # noqa: PLC0415
 
@@ -243,6 +253,7 @@ class TrainingOptions(OptionGroup):
             head_weights=self._head_weights(),
             time_window_h_max=self.time_window_h,
             time_window_share=self.time_window_share,
+            off_policy_clip=self.off_policy_clip if self.off_policy else None,
             precision=precision_of(precision),
         )
 
