@@ -107,6 +107,8 @@ def _refuse_contradictions(
         fail("the bundle has no utility table; add --utility FILE, or --parent to use the parent's table")
     if bundle.label is not None and bundle.store is None:
         fail("--label requires --store DIR")
+    if parent.gate_ope and (parent.parent is None or data.impressions is None):
+        fail("--gate-ope compares with the parent on logged answers; it requires --parent and --impressions DIR")
     if training.off_policy and data.impressions is None:
         fail("--off-policy requires --impressions DIR, whose propensities it weighs by")
     if checkpoints.resume is not None and checkpoints.checkpoints is not None:

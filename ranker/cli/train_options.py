@@ -114,6 +114,14 @@ class ParentOptions(OptionGroup):
         ),
     ] = 2.0
     gate_ece: Annotated[float, typer.Option(min=0, help="Largest calibration error per head.")] = 0.02
+    gate_ope: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar='"HEAD >= NUMBER"',
+            help="With --impressions: least difference of the action's rate per request to the parent's, by the low "
+            "end of a 95% interval that is estimated from the newest logged answers; may be repeated.",
+        ),
+    ] = None
 
     def read(self, models: ModelStore | None, name: str) -> Parent | None:
         from ranker.training.parent import Parent  # noqa: PLC0415
@@ -124,9 +132,10 @@ class ParentOptions(OptionGroup):
         return Parent.of(models.read(name, version))
 
     def gates(self) -> Gates:
-        from ranker.evaluation.gates import Gates  # noqa: PLC0415
+        from ranker.evaluation.gates import Gates, parse_rate_gate  # noqa: PLC0415
 
-        return Gates(self.gate_auc, self.gate_hit_percent, self.gate_ece)
+        rates = tuple(parse_rate_gate(text) for text in self.gate_ope or [])
+        return Gates(self.gate_auc, self.gate_hit_percent, self.gate_ece, rates)
 
 
 @dataclass(frozen=True, slots=True)
