@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from model_store.model.loaded import calibrate
 from ranker.data.actions import ActionLog, action_log
 from ranker.data.embeddings import PinEmbeddings, svd_embeddings
 from ranker.data.recbole import AtomicDataset
-from ranker.data.requests import Part, part_slices, producer_until_ms
+from ranker.data.requests import Part, Slice, Split, part_slices, producer_until_ms, request_slices
+from ranker.data.shown import Impressions, Shown, read_shown
 from ranker.errors import GateError
 from ranker.evaluation.evaluate import evaluate
 from ranker.evaluation.gates import Gates, breaches
@@ -28,11 +29,12 @@ from ranker.export.golden import golden_inputs
 from ranker.network.model import RankerNetwork
 from ranker.progress import Reporter, StepProgress
 from ranker.recipe_settings import Recipe, Target, target_of
-from ranker.training.examples import ExampleBuilder, Examples, Sampling
+from ranker.training.examples import Examples, Sampling
 from ranker.training.fit import predict, train
-from ranker.training.parent import Parent, split_after
+from ranker.training.parent import Parent, split_after, split_of_new
 from ranker.training.progress import Epoch, Step
 from ranker.training.settings import Execution
+from ranker.training.shown_examples import example_builder
 from ranker.training.time_window import hidden_share
 
 #: If training hides more than this share, the network rarely sees sequences like those it will serve.
@@ -47,6 +49,7 @@ def make_bundle(
     execution: Execution | None = None,
     parent: Parent | None = None,
     gates: Gates | None = None,
+    impressions: Impressions | None = None,
 ) -> Bundle:
     """Train on a dataset and write the bundle into a folder that does not exist yet.
 
@@ -58,6 +61,8 @@ def make_bundle(
         execution: how to train. With several ranks, all ranks but the first call `assist`.
         parent: the version to continue from: on newer events, with the same network sizes and embedding space.
         gates: limits that the new model must meet against the parent on the newest requests.
+        impressions: answered requests to learn from and to measure on, instead of requests made up of interactions. The
+            parent's successor reads the stored rows that their log keeps.
 
     Raises:
         GateError: the new model fails a gate; no bundle is written.
@@ -67,17 +72,17 @@ def make_bundle(
         DivergedError: the loss is no longer finite.
         ParityError: an engine does not compute the same as the trained network.
     """
-    log = action_log(dataset)
-    for head in log.schema.heads:
-        if head not in log.heads:
-            reporter.note(f"no interaction is a {head}, so the model will have no {head} head")
-    recipe = _of_parent(recipe, parent, log)
-    target = target_of(recipe, log, parent)
-    embeddings = parent.embeddings if parent else _embed(log, recipe, reporter)
-    network, validation = _learn(log, embeddings, recipe, target, reporter, execution or Execution(), parent)
+    source = _source(dataset, parent, impressions)
+    for note in source.notes():
+        reporter.note(note)
+    log = source.log
+    recipe = _of_parent(recipe, parent, source)
+    target = target_of(recipe, log, parent, source.heads)
+    embeddings = parent.embeddings if parent else _embed(source, recipe, reporter)
+    network, validation = _learn(source, embeddings, recipe, target, reporter, execution or Execution(), parent)
     logits = predict(network, validation, recipe.training.requests_per_batch)
-    calibrations = [fit_calibration(logits[:, i], validation.labels[:, i]) for i in range(len(log.heads))]
-    parts = _bundle_parts(dataset, log, embeddings, calibrations, recipe, target.draft, validation, logits)
+    calibrations = [fit_calibration(logits[:, i], validation.labels[:, i]) for i in range(len(source.heads))]
+    parts = _bundle_parts(dataset, source, embeddings, calibrations, recipe, target.draft, validation, logits)
     # The manifest holds metrics that are measured on the bundle itself, so a first bundle is written to measure them.
     with tempfile.TemporaryDirectory() as temporary:
         unmeasured = Path(temporary) / "bundle"
@@ -87,7 +92,9 @@ def make_bundle(
     with reporter.step("test"):
         sampling = replace(recipe.sampling, requests_max=recipe.test_requests_max)
         bundles = {"parent": parent.bundle, "this": made} if parent else {"this": made}
-        measured = evaluate(bundles, log, OpenVinoEngine, sampling, recipe.training.seed, recipe.split)
+        measured = evaluate(
+            bundles, log, OpenVinoEngine, sampling, recipe.training.seed, recipe.split, shown=source.shown
+        )
     if parent and gates and (broken := breaches(measured, "this", "parent", gates)):
         raise GateError(
             f"no bundle was written, because the new model is worse than {parent.bundle.manifest.ref} on the newest "
@@ -99,38 +106,87 @@ def make_bundle(
     return read_bundle(folder)
 
 
-def _of_parent(recipe: Recipe, parent: Parent | None, log: ActionLog) -> Recipe:
-    """Return the recipe for the events that the parent has not learned from."""
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where requests come from: answered ones, or ones made up of interactions.
+
+    Attributes:
+        log: the interactions and, with answered requests, the actions on them.
+        shown: the answered requests.
+    """
+
+    log: ActionLog
+    shown: Shown | None = None
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return self.log.heads if self.shown is None else self.shown.heads
+
+    def notes(self) -> list[str]:
+        what = "interaction" if self.shown is None else "shown pin's action"
+        missing = [head for head in self.log.schema.heads if head not in self.heads]
+        notes = [f"no {what} is a {head}, so the model will have no {head} head" for head in missing]
+        return notes if self.shown is None else [*notes, *self.shown.notes]
+
+    def learned_until_ms(self, split: Split) -> int:
+        return self._slices(split, "validation")[-1].stop_ms
+
+    def _slices(self, split: Split, part: Part) -> list[Slice]:
+        if self.shown is None:
+            return part_slices(self.log, split, part)
+        return request_slices(self.shown.requests.time_ms, split, part)
+
+
+def _source(dataset: AtomicDataset, parent: Parent | None, impressions: Impressions | None) -> _Source:
+    log = action_log(dataset)
+    if impressions is None:
+        return _Source(log)
+    # Stored rows hold vectors of the space that servers read. A model with embeddings of its own cannot read them.
+    since_ms = parent.learned_until_ms if parent else None
+    shown = read_shown(impressions, log, since_ms=since_ms, stored_rows=parent is not None)
+    return _Source(shown.history, shown)
+
+
+def _of_parent(recipe: Recipe, parent: Parent | None, source: _Source) -> Recipe:
+    """Return the recipe for the events or requests that the parent has not learned from."""
     if parent is None:
         return recipe
-    return replace(
-        recipe,
-        parent=parent.bundle.manifest.ref,
-        split=split_after(log, parent.learned_until_ms, recipe.split),
+    split = (
+        split_after(source.log, parent.learned_until_ms, recipe.split)
+        if source.shown is None
+        else split_of_new(recipe.split, len(source.shown.requests.time_ms), "answered requests")
     )
+    return replace(recipe, parent=parent.bundle.manifest.ref, split=split)
 
 
 def assist(
-    dataset: AtomicDataset, recipe: Recipe, reporter: Reporter, execution: Execution, parent: Parent | None = None
+    dataset: AtomicDataset,
+    recipe: Recipe,
+    reporter: Reporter,
+    execution: Execution,
+    parent: Parent | None = None,
+    impressions: Impressions | None = None,
 ) -> None:
     """Run `make_bundle` on a rank other than 0: learn from a share of every minibatch and leave the rest to rank 0.
 
     Every rank builds all examples itself. This takes no longer than building them once, and needs no transport.
     """
-    log = action_log(dataset)
-    recipe = _of_parent(recipe, parent, log)
-    target = target_of(recipe, log, parent)
-    embeddings = parent.embeddings if parent else _embed(log, recipe, reporter)
-    _learn(log, embeddings, recipe, target, reporter, execution, parent)
+    source = _source(dataset, parent, impressions)
+    recipe = _of_parent(recipe, parent, source)
+    target = target_of(recipe, source.log, parent, source.heads)
+    embeddings = parent.embeddings if parent else _embed(source, recipe, reporter)
+    _learn(source, embeddings, recipe, target, reporter, execution, parent)
 
 
-def _embed(log: ActionLog, recipe: Recipe, reporter: Reporter) -> PinEmbeddings:
+def _embed(source: _Source, recipe: Recipe, reporter: Reporter) -> PinEmbeddings:
     with reporter.step("embeddings"):
-        return svd_embeddings(log, producer_until_ms(log, recipe.split), recipe.training.seed)
+        if source.shown is None:
+            return svd_embeddings(source.log, producer_until_ms(source.log, recipe.split), recipe.training.seed)
+        return svd_embeddings(source.shown.dataset, int(source.shown.requests.time_ms[0]), recipe.training.seed)
 
 
 def _learn(
-    log: ActionLog,
+    source: _Source,
     embeddings: PinEmbeddings,
     recipe: Recipe,
     target: Target,
@@ -142,7 +198,9 @@ def _learn(
 
     def examples_of(part: Part, sampling: Sampling) -> Examples:
         with reporter.step(f"{part} examples") as progress:
-            builder = ExampleBuilder(log, embeddings, target.draft, recipe.split, sampling, recipe.training.seed)
+            builder = example_builder(
+                source.log, source.shown, embeddings, target.draft, recipe.split, sampling, recipe.training.seed
+            )
             return builder.build(part, progress)
 
     examples = examples_of("train", recipe.sampling)
@@ -159,7 +217,7 @@ def _learn(
             execution, watchers=(_TrainingProgress(progress, reporter, recipe.training.epochs), *execution.watchers)
         )
         parameters = parent.parameters if parent else None
-        network, _ = train(target.sizes, log.heads, examples, validation, recipe.training, shown, parameters)
+        network, _ = train(target.sizes, source.heads, examples, validation, recipe.training, shown, parameters)
     return network, validation
 
 
@@ -181,7 +239,7 @@ class _TrainingProgress:
 
 def _bundle_parts(
     dataset: AtomicDataset,
-    log: ActionLog,
+    source: _Source,
     embeddings: PinEmbeddings,
     calibrations: Sequence[Calibration],
     recipe: Recipe,
@@ -204,17 +262,19 @@ def _bundle_parts(
         name=recipe.name,
         version=recipe.version,
         dataset=recipe.dataset,
-        schema=log.schema,
-        heads=log.heads,
+        schema=source.log.schema,
+        heads=source.heads,
         calibrations=calibrations,
         lineage=Lineage(
-            data=dataset.name,
+            data=dataset.name
+            if source.shown is None
+            else f"{dataset.name}, impressions {source.shown.inputs_sha256[:12]}",
             data_sha256=dataset.sha256,
             command=recipe.command,
             code=_code_version(),
             seed=seed,
             parent=recipe.parent,
-            learned_until_ms=part_slices(log, recipe.split, "validation")[-1].stop_ms,
+            learned_until_ms=source.learned_until_ms(recipe.split),
         ),
         utility_toml=recipe.utility_toml,
         explore_toml=recipe.explore_toml,

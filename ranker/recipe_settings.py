@@ -87,15 +87,21 @@ class Target:
     draft: Manifest
 
 
-def target_of(recipe: Recipe, log: ActionLog, parent: Parent | None) -> Target:
+def target_of(recipe: Recipe, log: ActionLog, parent: Parent | None, heads: tuple[str, ...] | None = None) -> Target:
     """Check a recipe against the data before any work, so that no model is made that a server would reject.
+
+    Args:
+        recipe: the recipe.
+        log: the data.
+        parent: the version to continue from.
+        heads: the heads to predict; None means all that occur in the data.
 
     Raises:
         SettingError: a head weight, the utility table or the variant names something unknown, or the parent has other
             heads.
         DatasetError: the data has no action to predict.
     """
-    heads = log.heads
+    heads = log.heads if heads is None else heads
     if not heads:
         raise DatasetError(f"no interaction is one of the actions to predict: {', '.join(log.schema.heads)}")
     recipe.training.weights_of(heads)

@@ -14,7 +14,7 @@ import onnx
 
 from feature_client.groups import Embedding, FeatureGroup, SequenceGroup
 from model_store.bundle.files import NETWORK, UTILITY, Bundle
-from model_store.bundle.manifest import Manifest
+from model_store.bundle.manifest import Manifest, Tuning
 from model_store.bundle.statistics import read_statistics
 from model_store.model.utility import UtilityError, load_utility
 
@@ -270,10 +270,20 @@ def _lineage(before: Manifest, after: Manifest) -> Iterator[Finding]:
     for field in ("data", "data_sha256", "code", "seed", "parent", "command"):
         if ours[field] != theirs[field]:
             yield Finding(f"lineage.{field}", _short(ours[field]), _short(theirs[field]), Effect.NOTE)
+    for surface in sorted(before.lineage.tuning.keys() | after.lineage.tuning.keys()):
+        tunings = [_tuned(manifest.lineage.tuning.get(surface)) for manifest in (before, after)]
+        if tunings[0] != tunings[1]:
+            yield Finding(f"lineage.tuning.{surface}", tunings[0], tunings[1], Effect.NOTE)
     metrics: tuple[Mapping[str, float], Mapping[str, float]] = (ours["metrics"], theirs["metrics"])
     for name in sorted(metrics[0].keys() & metrics[1].keys()):
         if metrics[0][name] != metrics[1][name]:
             yield Finding(f"lineage.metrics.{name}", f"{metrics[0][name]:.4f}", f"{metrics[1][name]:.4f}", Effect.NOTE)
+
+
+def _tuned(tuning: Tuning | None) -> str:
+    if tuning is None:
+        return "not tuned"
+    return f"the most for {tuning.maximised} on {tuning.requests:,} requests of {tuning.data}, gap {tuning.gap:.1e}"
 
 
 def _short(value: object) -> str:

@@ -72,6 +72,7 @@ def fail(message: str) -> NoReturn:
 @contextmanager
 def explained() -> Iterator[None]:
     """Report errors that the user can fix as one line, without a traceback."""
+    from impressions.errors import LogError  # noqa: PLC0415
     from kernels.engine import UnavailableError  # noqa: PLC0415
     from model_store.bundle.files import BundleError  # noqa: PLC0415
     from model_store.registry.objects import ModelStoreError  # noqa: PLC0415
@@ -84,7 +85,7 @@ def explained() -> Iterator[None]:
         if missing not in _PACKAGES:
             raise
         fail(f"this command needs {missing}, which is not installed: pip install {_PACKAGES[missing]}")
-    except (RankerError, BundleError, ModelStoreError, UnavailableError, OSError) as error:
+    except (RankerError, BundleError, LogError, ModelStoreError, UnavailableError, OSError) as error:
         fail(str(error))
 
 

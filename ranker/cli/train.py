@@ -56,6 +56,9 @@ def train(
     Continue daily from the serving version on new events; publish only if the new version is no worse:
     [bold]pinrank train --data my-data --name mine --store models --parent stable --publish --label canary[/]
 
+    Learn from the requests that a server answered, and what became of them:
+    [bold]pinrank train --data my-data --impressions joined --utility utility.toml --name mine --store models[/]
+
     Train with two processes:
     [bold]torchrun --standalone --nproc-per-node 2 --no-python pinrank train --utility utility.toml --out bundle[/]
     """
@@ -69,14 +72,14 @@ def train(
         models = bundle.open_store()
         origin = parent.read(models, bundle.name)
         recipe = _recipe(bundle, data, network, training, execution, models, origin)
-        gates, plan = parent.gates(), checkpoints.plan()
+        gates, plan, impressions = parent.gates(), checkpoints.plan(), data.shown()
         bundle.check_places(models)
         tracking.check_places()
         with joined(execution.device) as ranks:
             reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True, quiet=not ranks.leads))
             if not ranks.leads:
                 work = Execution(ranks, plan, threads=execution.threads)
-                assist(_dataset(data, reporter, ranks), recipe, reporter, work, origin)
+                assist(_dataset(data, reporter, ranks), recipe, reporter, work, origin, impressions)
                 return
             with tracked(tracking.tensorboard, tracking.mlflow, bundle.name, recipe.described(), reporter.note) as told:
                 dataset = _dataset(data, reporter, ranks)
@@ -84,7 +87,7 @@ def train(
                 work = Execution(ranks, plan, told, execution.threads)
                 with tempfile.TemporaryDirectory() as temporary:
                     folder = bundle.out or Path(temporary) / "bundle"
-                    made = make_bundle(folder, dataset, recipe, reporter, work, origin, gates)
+                    made = make_bundle(folder, dataset, recipe, reporter, work, origin, gates, impressions)
                     _publish(folder, bundle, models)
     _show(made, models, bundle.label)
 

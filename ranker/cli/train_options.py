@@ -19,6 +19,7 @@ from ranker.network.variants import VARIANTS, parse_sizes
 
 if TYPE_CHECKING:
     from model_store.registry.store import ModelStore
+    from ranker.data.shown import Impressions
     from ranker.evaluation.gates import Gates
     from ranker.training.checkpoint import CheckpointPlan
     from ranker.training.examples import Sampling
@@ -141,6 +142,27 @@ class DataOptions(OptionGroup):
         int,
         typer.Option(min=1, help="Pins sampled as negatives per training request; each adds a row."),
     ] = 24
+
+    impressions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that `pinrank impressions join` wrote: learn from answered requests and the pins that they "
+            "showed, instead of requests and negatives made up of --data. Features still derive from --data."
+        ),
+    ] = None
+    with_unseen: Annotated[
+        bool,
+        typer.Option("--with-unseen", help="Also learn from shown pins that the user did not look at, as reported."),
+    ] = False
+
+    def shown(self) -> Impressions | None:
+        from ranker.data.shown import Impressions  # noqa: PLC0415
+
+        if self.impressions is None:
+            if self.with_unseen:
+                fail("--with-unseen requires --impressions DIR")
+            return None
+        return Impressions(self.impressions, self.with_unseen)
 
     def sampling(self) -> Sampling:
         from ranker.training.examples import Sampling  # noqa: PLC0415

@@ -15,8 +15,11 @@ from ranker.cli.options import OptionGroup, grouped
 from ranker.cli.places import check_file
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from model_store.bundle.files import Bundle
     from model_store.registry.store import ModelStore
+    from ranker.tuning.constants import ConstantSearch, FreeConstant
     from ranker.tuning.inputs import TuningData
     from ranker.tuning.results import Tuned
     from ranker.tuning.tune import Goal
@@ -142,8 +145,10 @@ def tune(goal: GoalOptions, requests: RequestOptions, result: ResultOptions) -> 
     with explained():
         from model_store.bundle.files import UTILITY  # noqa: PLC0415
         from model_store.registry.store import open_model_store  # noqa: PLC0415
+        from ranker.tuning.constants import find_constants  # noqa: PLC0415
         from ranker.tuning.inputs import utility_of  # noqa: PLC0415
         from ranker.tuning.results import Infeasible  # noqa: PLC0415
+        from ranker.tuning.tables import search_lines  # noqa: PLC0415
         from ranker.tuning.thetas import parse_thetas  # noqa: PLC0415
         from ranker.tuning.tune import Goal  # noqa: PLC0415
         from ranker.tuning.tune import tune as tune_weights  # noqa: PLC0415
@@ -156,28 +161,58 @@ def tune(goal: GoalOptions, requests: RequestOptions, result: ResultOptions) -> 
         surface = table.surfaces[requests.surface]
         wanted = Goal(goal.maximise, thetas, surface.weights).checked(surface.parties)
         reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True))
+        constants = find_constants(goal.free or [], surface, wanted)
         data = requests.read(bundle, store, goal.seed, reporter)
+        search = _searched(constants, wanted, goal, data, bundle, requests.top_k, reporter)
+        content = bundle.files[UTILITY] if search is None else search.content
+        ordering = data.scored(utility_of(bundle, data.surface, content), requests.top_k)
         with reporter.step("tuning") as progress:
             tuned = tune_weights(
-                data.scored(table, requests.top_k), wanted, goal.seed, goal.hold_out, progress=progress
-            )
+                data.scored(table, requests.top_k), wanted, goal.seed, goal.hold_out, progress=progress,
+                ordering=ordering,
+            )  # fmt: skip
         if isinstance(tuned, Infeasible):
             fail(str(tuned))
-        _show(tuned, wanted, data)
-        _write(result, bundle.files[UTILITY], bundle, data, wanted, tuned)
+        notes = [] if search is None else [*search_lines(search)]
+        _show(tuned, wanted, data, notes)
+        _write(result, content, bundle, data, wanted, tuned, notes)
 
 
-def _show(tuned: Tuned, goal: Goal, data: TuningData) -> None:
+def _searched(
+    constants: Sequence[FreeConstant], wanted: Goal, goal: GoalOptions, data: TuningData, bundle: Bundle, top_k: int,
+    reporter: ConsoleReporter,
+) -> ConstantSearch | None:  # fmt: skip
+    from ranker.tuning.constants import search_constants  # noqa: PLC0415
+    from ranker.tuning.results import Infeasible  # noqa: PLC0415
+
+    if not constants:
+        return None
+    with reporter.step("constants") as progress:
+        search = search_constants(
+            data, bundle, wanted, constants, goal.seed, goal.trials, goal.hold_out, top_k, progress
+        )
+    if isinstance(search, Infeasible):
+        fail(str(search))
+    return search
+
+
+def _show(tuned: Tuned, goal: Goal, data: TuningData, notes: Sequence[str]) -> None:
     from ranker.tuning.tables import alert_lines, summary, terminal_table  # noqa: PLC0415
 
     console = Console(markup=False, emoji=False)
     console.print(terminal_table(tuned, goal.maximised))
-    for line in (*summary(tuned), *alert_lines(tuned, data.surface)):
+    for line in (*summary(tuned), *notes, *alert_lines(tuned, data.surface)):
         console.print(line, highlight=False, soft_wrap=True)
 
 
 def _write(
-    result: ResultOptions, content: bytes, bundle: Bundle, data: TuningData, goal: Goal, tuned: Tuned, *notes: str
+    result: ResultOptions,
+    content: bytes,
+    bundle: Bundle,
+    data: TuningData,
+    goal: Goal,
+    tuned: Tuned,
+    notes: Sequence[str],
 ) -> None:
     from ranker.tuning.utility_file import tuned_table  # noqa: PLC0415
 

@@ -67,29 +67,24 @@ def refusal(found: Overlap, settings: Settings, name: str, days: float | None = 
         name: the policy's name.
         days: the time that the log spans, to tell how many more are needed.
     """
+    support = found.support.value if found.support.high is None else found.support.high
+    if support is not None and support < settings.support_min:
+        return Refused(
+            f"by this log, logging could have given only {found.support.value:.0%} of the answers of {name}, and at "
+            f"least {settings.support_min:.0%} are required",
+            "explore with arms near this policy (explore.toml), then log, join and evaluate again; a policy that only "
+            "the reward model knows cannot be checked",
+        )
     if found.effective_users < settings.ess_min:
         return Refused(
             f"the effective number of users for {name} is {found.effective_users:.1f}, and at least "
             f"{settings.ess_min:g} are required; the largest user has {found.largest_share:.0%} of the weight",
             _more_traffic(found, settings, days),
         )
-    support = found.support.value if found.support.high is None else found.support.high
-    if support is not None and support < settings.support_min:
-        return Refused(
-            f"logging could have given only {found.support.value:.0%} of the answers of {name}, and at least "
-            f"{settings.support_min:.0%} are required",
-            "explore with arms near this policy (explore.toml), then log, join and evaluate again; a policy that only "
-            "the reward model knows cannot be checked",
-        )
     return None
 
 
 def _more_traffic(found: Overlap, settings: Settings, days: float | None) -> str:
-    if not found.effective_users:
-        return (
-            "no logged answer is one that the policy would give: explore with arms near it (explore.toml), then log, "
-            "join and evaluate again"
-        )
     factor = settings.ess_min / found.effective_users
     needed = "" if not days else f", or log for about {math.ceil(days * factor):,} days instead of {days:.1f}"
     return (

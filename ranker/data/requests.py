@@ -79,17 +79,36 @@ class Request:
 
 def producer_until_ms(log: ActionLog, split: Split) -> int:
     """Return the end of the window for fitting embeddings, exclusive, as Unix time in milliseconds."""
-    return _time_at(log, split.producer_until)
+    return _time_at(log.time_ms, split.producer_until)
 
 
 def part_slices(log: ActionLog, split: Split, part: Part) -> list[Slice]:
     """Divide a part into slices with equal numbers of events; slices left empty by equal times are dropped."""
+    return _slices(log.time_ms, split, part, 0.0)
+
+
+def request_slices(time_ms: np.ndarray, split: Split, part: Part) -> list[Slice]:
+    """Divide a part of logged requests into slices with equal numbers of requests.
+
+    Embeddings are fitted on interactions before the first request, so the parts after the producer's window share all
+    requests, in the proportions of the split.
+
+    Args:
+        time_ms: int64[R], ascending, times of the requests.
+        split: the boundaries of the parts.
+        part: the part.
+    """
+    return _slices(time_ms, split, part, split.producer_until)
+
+
+def _slices(time_ms: np.ndarray, split: Split, part: Part, origin: float) -> list[Slice]:
+    """Return the slices of a part; the times are those of the events from the share `origin` of all on."""
     first, start, stop, count = {
         "train": (0, split.producer_until, split.train_until, split.train_slices),
         "validation": (split.train_slices, split.train_until, split.validation_until, split.validation_slices),
         "test": (split.train_slices + split.validation_slices, split.validation_until, 1.0, split.test_slices),
     }[part]
-    bounds = [_time_at(log, share) for share in np.linspace(start, stop, count + 1)]
+    bounds = [_time_at(time_ms, (share - origin) / (1 - origin)) for share in np.linspace(start, stop, count + 1)]
     return [Slice(first + i, a, b) for i, (a, b) in enumerate(pairwise(bounds)) if a < b]
 
 
@@ -134,6 +153,6 @@ def _last_wanted(log: ActionLog) -> np.ndarray:
     return np.where(previous >= own_start, log.pin[event[previous]], -1)
 
 
-def _time_at(log: ActionLog, share: float) -> int:
-    number = int(share * len(log.time_ms))
-    return int(log.time_ms[-1]) + 1 if number >= len(log.time_ms) else int(log.time_ms[number])
+def _time_at(time_ms: np.ndarray, share: float) -> int:
+    number = int(share * len(time_ms))
+    return int(time_ms[-1]) + 1 if number >= len(time_ms) else int(time_ms[number])

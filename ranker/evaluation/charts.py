@@ -20,7 +20,7 @@ from ranker.evaluation.metrics import TOP
 from ranker.evaluation.results import POPULARITY, Evaluation, HeadFacts, Hit
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -36,7 +36,7 @@ _ORDERS = ("utility", "head")
 _COLUMNS_MAX = 4
 #: Bins with fewer rows are mostly noise and are not drawn; the numbers include them.
 ROWS_DRAWN_MIN = 10
-_WIDTH_INCHES = 10.0
+WIDTH_INCHES = 10.0
 
 
 def lift_chart(evaluation: Evaluation) -> str | None:
@@ -54,7 +54,7 @@ def lift_chart(evaluation: Evaluation) -> str | None:
         return None
     with mpl.rc_context(STYLE):
         height = 1.2 + 0.28 * len(evaluation.heads) * (len(scorers) + 1)
-        figure = Figure(figsize=(_WIDTH_INCHES, height), layout="constrained")
+        figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
         panels = figure.subplots(1, len(orders), sharey=True, squeeze=False)[0]
         for panel, order in zip(panels, orders, strict=True):
             panel.axvline(0, color="#555555", linewidth=1)
@@ -84,7 +84,7 @@ def reliability_chart(evaluation: Evaluation) -> str | None:
     if not heads:
         return None
     with mpl.rc_context(STYLE):
-        figure, panels = _grid(len(heads), 2.5)
+        figure, panels = panel_grid(len(heads), 2.5)
         for panel, head in zip(panels, heads, strict=True):
             top = 0.0
             for score in (score for score in scores if score.head == head.head):
@@ -117,7 +117,7 @@ def slice_chart(evaluation: Evaluation) -> str | None:
     if not heads:
         return None
     with mpl.rc_context(STYLE):
-        figure, panels = _grid(len(heads), 2.7)
+        figure, panels = panel_grid(len(heads), 2.7)
         for panel, head in zip(panels, heads, strict=True):
             for place, scorer in enumerate(scorers):
                 offset = (place - (len(scorers) - 1) / 2) / (len(scorers) + 1)
@@ -166,17 +166,18 @@ def _look(evaluation: Evaluation, scorer: str) -> dict[str, Any]:
     """Return the colour and marker of a scorer, equal in every chart."""
     names = [s.name for s in evaluation.scorers if s.name != POPULARITY]
     place = names.index(scorer)
-    return {"color": COLOURS[place % len(COLOURS)], "marker": _MARKERS[place % len(_MARKERS)]}
+    return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
 
 
 def _head_label(head: HeadFacts, direction: str) -> str:
     return f"{head.head}\n({direction})" if head.lower_is_better else head.head
 
 
-def _grid(count: int, height: float) -> tuple[Figure, list[Axes]]:
+def panel_grid(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    """Return a figure with so many panels, at most four in a row, each so many inches high."""
     columns = min(count, _COLUMNS_MAX)
     rows = -(-count // columns)
-    width = _WIDTH_INCHES * max(columns, 2) / _COLUMNS_MAX
+    width = WIDTH_INCHES * max(columns, 2) / _COLUMNS_MAX
     figure = Figure(figsize=(width, 0.5 + height * rows), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False).ravel())
     for unused in panels[count:]:
@@ -191,7 +192,7 @@ def _legend(figure: Figure, panel: Axes) -> None:
 
 
 def svg(figure: Figure) -> str:
-    """Return a figure as SVG; equal figures give equal bytes."""
+    """Return a figure as text; equal figures give equal texts."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()

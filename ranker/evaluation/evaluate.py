@@ -20,7 +20,8 @@ import numpy as np
 from kernels.engine import EngineFactory
 from model_store.bundle.files import Bundle
 from ranker.data.actions import ActionLog
-from ranker.data.requests import Split, part_slices
+from ranker.data.requests import Split, part_slices, request_slices
+from ranker.data.shown import Shown
 from ranker.errors import SettingError
 from ranker.evaluation.bootstrap import RESAMPLES, Resampling, resample
 from ranker.evaluation.metrics import auc, calibration_error, hits, reliability, requests_with
@@ -57,6 +58,7 @@ def evaluate(
     baseline: str | None = None,
     data: str = "",
     resamples: int = RESAMPLES,
+    shown: Shown | None = None,
 ) -> Evaluation:
     """Score the test requests with each bundle, and with the popularity of each pin per action.
 
@@ -71,6 +73,8 @@ def evaluate(
         baseline: a bundle or `popularity`. Default: the first of several bundles; `popularity` for a single bundle.
         data: name of the data.
         resamples: number of resamples of users for the intervals; 0 gives no intervals.
+        shown: answered requests, whose newest are the test instead of requests made up of the log; `log` is then their
+            history.
 
     Raises:
         BundleError: a bundle cannot be loaded, carries no embeddings, or does not fit the data.
@@ -78,10 +82,10 @@ def evaluate(
     """
     baseline = _checked_baseline(bundles, baseline)
     split = split or Split()
-    test = score_test(bundles, log, factory, sampling, seed, split, progress)
+    test = score_test(bundles, log, factory, sampling, seed, split, progress, shown)
     slices = _slices(test)
     hit = _Hits.of(test, slices, baseline, resamples, seed)
-    spans = part_slices(log, split, "test")
+    spans = part_slices(log, split, "test") if shown is None else request_slices(shown.requests.time_ms, split, "test")
     start_ms, stop_ms = spans[0].start_ms, spans[-1].stop_ms
     acted = _acted(log, test.heads, start_ms, stop_ms)
     scorers = (POPULARITY, *bundles)

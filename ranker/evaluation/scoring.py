@@ -20,8 +20,10 @@ from ranker.data.actions import ActionLog
 from ranker.data.embeddings import embeddings_of
 from ranker.data.features import PIN_GROUP, SURFACES
 from ranker.data.requests import Split
+from ranker.data.shown import Shown
 from ranker.errors import DatasetError
-from ranker.training.examples import ExampleBuilder, Examples, Sampling
+from ranker.training.examples import Examples, Sampling
+from ranker.training.shown_examples import example_builder
 
 ScoringProgress = Callable[[str, int, int], None]
 
@@ -77,6 +79,7 @@ def score_test(
     seed: int,
     split: Split,
     progress: ScoringProgress,
+    shown: Shown | None = None,
 ) -> ScoredTest:
     """Build the test's requests and score them with each bundle.
 
@@ -88,6 +91,7 @@ def score_test(
         seed: seed of the sampled candidates.
         split: determines the test period.
         progress: receives the current task, the number of finished units and their total.
+        shown: answered requests, whose newest are the test instead of requests made up of the log.
 
     Raises:
         BundleError: a bundle cannot be loaded, carries no embeddings, or does not fit the data.
@@ -103,7 +107,7 @@ def score_test(
         tables = [table for name in family if isinstance(table := utilities[name], UtilityTable)]
         attributes = sorted({attribute.field for table in tables for attribute in table.attributes})
         examples = build_test(
-            bundles[family[0]], tuple(heads.values()), attributes, log, sampling, seed, split, progress
+            bundles[family[0]], tuple(heads.values()), attributes, log, shown, sampling, seed, split, progress
         )
         if first is None:
             first = examples
@@ -178,6 +182,7 @@ def build_test(
     heads: tuple[Head, ...],
     attributes: Sequence[str],
     log: ActionLog,
+    shown: Shown | None,
     sampling: Sampling,
     seed: int,
     split: Split,
@@ -186,9 +191,10 @@ def build_test(
     """Build the requests of the test period, with labels for `heads` and these pin attributes. Raises BundleError."""
     manifest = bundle.manifest
     embeddings = embeddings_of(bundle)
+    # Heads only determine which labels to keep. Keep those of all bundles, so that all are measured on all heads.
+    labelled = manifest.model_copy(update={"heads": heads})
     try:
-        # Heads only determine which labels to keep. Keep those of all bundles, so that all are measured on all heads.
-        builder = ExampleBuilder(log, embeddings, manifest.model_copy(update={"heads": heads}), split, sampling, seed)
+        builder = example_builder(log, shown, embeddings, labelled, split, sampling, seed)
         return builder.build("test", lambda done, total: progress("requests", done, total), attributes)
     except (KeyError, ValueError, DatasetError) as error:
         raise BundleError(f"{manifest.ref}: cannot build its features from this data: {error}") from error

@@ -54,6 +54,9 @@ class Examples:
             the end.
         surfaces: uint8[R], positions in `ranker.data.features.SURFACES`.
         attributes: [N] by name, candidate fields that `ExampleBuilder.build` was asked to keep.
+        positions: int64[N], where a logged answer showed the pin, from 0; empty for requests that were made up.
+        propensities: float64[N], the logged probability of the pin at its position; empty for requests that were made
+            up.
 
     Networks read the batch only; the other arrays serve training and evaluation.
     """
@@ -66,13 +69,18 @@ class Examples:
     ages_s: np.ndarray
     surfaces: np.ndarray
     attributes: Mapping[str, np.ndarray] = field(default_factory=dict)
+    positions: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    propensities: np.ndarray = field(default_factory=lambda: np.empty(0, np.float64))
 
     @staticmethod
     def concat(parts: Sequence[Examples]) -> Examples:
         """Return the requests of all parts, in the order given."""
         arrays = {
             name: np.concatenate([getattr(part, name) for part in parts])
-            for name in ("labels", "popularity", "users", "activity", "ages_s", "surfaces")
+            for name in (
+                *("labels", "popularity", "users", "activity", "ages_s", "surfaces"),
+                *("positions", "propensities"),
+            )
         }
         attributes = {name: np.concatenate([part.attributes[name] for part in parts]) for name in parts[0].attributes}
         return Examples(FeatureBatch.concat([part.batch for part in parts]), **arrays, attributes=attributes)
@@ -97,6 +105,8 @@ class Examples:
             self.ages_s[requests],
             self.surfaces[requests],
             {name: column[rows] for name, column in self.attributes.items()},
+            self.positions[rows] if len(self.positions) else self.positions,
+            self.propensities[rows] if len(self.propensities) else self.propensities,
         )
 
 

@@ -94,10 +94,34 @@ def split_after(log: ActionLog, until_ms: int, before: Split) -> Split:
     events = len(log.time_ms)
     new = events - log.before(until_ms)
     if new < EVENTS_MIN:
-        raise SettingError(
-            f"only {new} events are newer than those the parent learned from; at least {EVENTS_MIN} are needed"
-        )
-    start, share = 1 - new / events, new / events
+        raise _too_few(new, "events")
+    return _split_from(1 - new / events, before)
+
+
+def split_of_new(before: Split, count: int, what: str) -> Split:
+    """Split items that are all newer than those the parent learned from, in the same proportions.
+
+    Args:
+        before: gives the number of slices of each part.
+        count: how many items there are.
+        what: what they are, for the message.
+
+    Raises:
+        SettingError: there are too few.
+    """
+    if count < EVENTS_MIN:
+        raise _too_few(count, what)
+    return _split_from(before.producer_until, before)
+
+
+def _too_few(count: int, what: str) -> SettingError:
+    return SettingError(
+        f"only {count} {what} are newer than those the parent learned from; at least {EVENTS_MIN} are needed"
+    )
+
+
+def _split_from(start: float, before: Split) -> Split:
+    share = 1 - start
     return Split(
         producer_until=start,
         train_until=start + _TRAIN_SHARE * share,

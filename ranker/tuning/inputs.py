@@ -176,7 +176,7 @@ def dataset_requests(
             "interactions; tune on logged answers (--on)"
         )
     fields = [attribute.field for attribute in table.attributes]
-    examples = build_test(bundle, bundle.manifest.heads, fields, log, sampling, seed, split, progress)
+    examples = build_test(bundle, bundle.manifest.heads, fields, log, None, sampling, seed, split, progress)
     on_surface = np.flatnonzero(examples.surfaces == (SURFACES.index(surface) if surface in SURFACES else -1))
     if not len(on_surface):
         raise DatasetError(f"the test part of {name} has no request on {surface}")

@@ -51,16 +51,17 @@ class ScoredRequests:
         """Return the same requests with other utilities of the same parties, float64[N, P]."""
         return ScoredRequests(self.parties, self.users, self.row_splits, utilities, self.top_k)
 
-    def served(self, weights: np.ndarray) -> np.ndarray:
+    def served(self, weights: np.ndarray, valued: ScoredRequests | None = None) -> np.ndarray:
         """Return float64[R, P], what the order that a server would give is worth to each party.
 
         Args:
             weights: float64[P], all parties' weights.
+            valued: the same requests with the utilities to value the orders by; None takes those that order them.
 
         The sum is rounded to float32 and equal sums keep the caller's order, as in servers. A candidate that is not
         finite for some party sinks to the end, whatever the weights; it is worth nothing to anyone.
         """
-        return self._valued(weights, np.float32)
+        return self._valued(weights, np.float32, self if valued is None else valued)
 
     def best(self, weights: np.ndarray) -> np.ndarray:
         """Return float64[P], the mean of the same over requests, for the exact maximum of the weighted sum.
@@ -68,12 +69,12 @@ class ScoredRequests:
         Args:
             weights: float64[P].
         """
-        mean: np.ndarray = self._valued(weights, np.float64).mean(axis=0)
+        mean: np.ndarray = self._valued(weights, np.float64, self).mean(axis=0)
         return mean
 
-    def _valued(self, weights: np.ndarray, dtype: type[np.floating]) -> np.ndarray:
+    def _valued(self, weights: np.ndarray, dtype: type[np.floating], valued: ScoredRequests) -> np.ndarray:
         found = np.empty((self.requests, len(self.parties)))
-        for block in self._blocks:
+        for block, worth in zip(self._blocks, valued._blocks, strict=True):
             total = block.utilities[0] * weights[0]  # in the table's order: its last bits depend on it
             for party in range(1, len(weights)):
                 total += block.utilities[party] * weights[party]
@@ -82,7 +83,7 @@ class ScoredRequests:
             order = np.argsort(key, axis=1, kind="stable" if dtype is np.float32 else None)
             placed = np.empty_like(total)
             np.put_along_axis(placed, order, np.broadcast_to(self._discounts(total.shape[1]), total.shape), axis=1)
-            found[block.requests] = np.einsum("prc,rc->rp", block.utilities, placed)
+            found[block.requests] = np.einsum("prc,rc->rp", worth.utilities, placed)
         return found
 
     def _discounts(self, count: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from ranker.evaluation.caveats import day
-from ranker.evaluation.report import page, picture, section
+from ranker.evaluation.page import page, picture, section
 from ranker.tuning.charts import front_chart
 from ranker.tuning.inputs import TuningData
 from ranker.tuning.results import Tuned
@@ -48,7 +48,7 @@ def report_html(data: TuningData, model: str, tuned: Tuned, notes: Sequence[str]
             section("Parties", _table(HEADINGS, party_rows(tuned)), _PARTIES_NOTE),
             section("How good the weights are", _list([*summary(tuned), *notes])),
             section("What each theta costs", picture(front_chart(tuned), "Pareto fronts"), _FRONT_NOTE),
-            section("What to watch", f"<pre>{escape(chr(10).join(alert_lines(tuned, data.surface)))}</pre>"),
+            section("What to watch", f"<p><code>{escape(' '.join(alert_lines(tuned, data.surface)))}</code></p>"),
             section("What this data cannot show", _list(_LIMITS)),
         ],
     )

@@ -69,8 +69,8 @@ class HeldOutCheck:
 
     @property
     def holds(self) -> bool:
-        """Whether it is met, or missed by at most 1% and by at most two standard errors."""
-        return self.shortfall <= min(0.01 * abs(self.theta), 2 * self.standard_error)
+        """Whether it is met within 1% and two standard errors: the users held out are a sample as well."""
+        return self.shortfall <= 0.01 * abs(self.theta) + 2 * self.standard_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +166,8 @@ class Infeasible:
             told = ["each theta can be met alone, but not all of them together"]
         together = ", ".join(f"{p.party}={p.together:.6g}" for p in self.parties)
         alone = ", ".join(f"{p.party}={p.alone:.6g}" for p in self.parties)
+        present = ", ".join(f"{p.party}={p.present:.6g}" for p in self.parties)
         return (
-            f"no orders meet these thetas: {'; '.join(told)}. The most for each party alone: {alone}. The set with the "
-            f"smallest shortfall that orders can reach: {together}. Lower the thetas to at most that"
+            f"no orders meet these thetas: {'; '.join(told)}. The weights in force give {present}. The most for each "
+            f"party alone: {alone}. The set with the smallest shortfall: {together}. Lower the thetas to at most that"
         )

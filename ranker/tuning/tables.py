@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from rich.table import Table
 
 from ranker.evaluation.bootstrap import Estimate
+from ranker.tuning.constants import ConstantSearch
 from ranker.tuning.results import HeldOutCheck, PartyOutcome, Tuned
 
 HEADINGS = (
@@ -79,12 +80,26 @@ def held_out_line(check: HeldOutCheck, tuned: Tuned) -> str:
     return f"{place}: {numbers}: {missed}; {verdict}"
 
 
+def search_lines(search: ConstantSearch) -> Iterator[str]:
+    """Describe the search of constants."""
+    for name, (before, after) in search.values.items():
+        told = "stays, as no trial was better" if before == after else f"-> {after:g}"
+        yield f"constant {name}, {before:g} in force: {told} ({search.trials} trials)"
+    if search.held_out is not None:
+        before_, after_, gain = (_interval(estimate) for estimate in search.held_out)
+        yield (
+            f"what the held-out users' actions are worth per request, by the constants in force: {before_}, by the "
+            f"best ones: {after_}, difference: {gain}"
+        )
+
+
 def alert_lines(tuned: Tuned, surface: str) -> Iterator[str]:
-    """Name the metrics that watch the thetas once the table is served."""
-    yield "once it is served, alert on a party that gets less than its theta:"
-    for party in tuned.thetas:
-        labels = f'{{party="{party}",surface="{surface}"}}'
-        yield f"  pinrank_party_utility{labels} < on(party, surface) group_left() pinrank_party_theta{labels}"
+    """Name the alert that watches the thetas once the table is served."""
+    of_these = f'{{surface="{surface}",party=~"{"|".join(tuned.thetas)}"}}'
+    by = "by (party, surface, label)"
+    mean = " / ".join(f"sum {by} (rate(pinrank_party_utility_{kind}{of_these}[1h]))" for kind in ("sum", "count"))
+    yield "alert PinrankPartyBelowTheta watches these thetas once the table is served:"
+    yield f"  {mean} < max {by} (pinrank_party_theta)"
 
 
 def change(party: PartyOutcome) -> str:

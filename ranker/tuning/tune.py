@@ -21,7 +21,7 @@ from ranker.tuning.thetas import Theta
 
 #: How often thetas are tightened until one order per request meets them.
 _TIGHTENED_MAX = 20
-#: Significant digits of a tuned weight, as it is written into the table.
+#: Significant digits of tuned weights and thetas, as they are written into the table.
 DIGITS = 6
 #: Points of a Pareto front, and the gap that is good enough for drawing it.
 _FRONT_POINTS = 13
@@ -71,6 +71,7 @@ def tune(
     progress: Progress = lambda _done, _total, _what: None,
     *,
     fronts: bool = True,
+    ordering: ScoredRequests | None = None,
 ) -> Tuned | Infeasible:
     """Tune the weights on most users' requests, and check the constraints on the others'.
 
@@ -82,6 +83,8 @@ def tune(
         resamples: resamples of users for the intervals.
         progress: receives finished and all steps, and the current step.
         fronts: whether to trace the Pareto fronts as well.
+        ordering: the same requests by expressions that shall replace those in force; the objective is then theirs. The
+            constrained parties' must be the same. None keeps the expressions.
 
     Raises:
         SettingError: the goal does not fit the requests, or a part of the split would have no request.
@@ -90,15 +93,18 @@ def tune(
     """
     parties = requests.parties
     goal.checked(parties)
-    inside, outside = _split(requests.users, held_out_share, seed)
+    inside, outside = split_users(requests.users, held_out_share, seed)
     chosen, others = requests.take(inside), requests.take(outside)
+    order_by = requests if ordering is None else ordering
+    ordered, others_ordered = order_by.take(inside), order_by.take(outside)
     before = chosen.served(goal.weights)
     present = before.mean(axis=0)
     columns = [parties.index(theta.party) for theta in goal.thetas]
-    thetas = np.array([theta.of(present[column]) for theta, column in zip(goal.thetas, columns, strict=True)])
+    asked = [theta.of(float(present[column])) for theta, column in zip(goal.thetas, columns, strict=True)]
+    thetas = np.array([float(f"{theta:.{DIGITS}g}") for theta in asked])
     base = goal.weights.copy()
     base[columns] = 0
-    dual = Dual(lambda weights: _best(chosen, base, columns, weights), len(columns))
+    dual = Dual(lambda weights: _best(ordered, base, columns, weights), len(columns))
     steps = 2 + len(columns) * fronts
     progress(0, steps, "weights")
     found = dual.solve(thetas)
@@ -111,11 +117,11 @@ def tune(
                 )
             )
         )
-    weights = _one_order(chosen, dual, thetas, base, columns)
-    after = chosen.served(weights)
+    weights = _one_order(ordered, dual, thetas, base, columns)
+    after = ordered.served(weights, chosen)
     progress(1, steps, "intervals")
     outcomes = _outcomes(chosen, goal, weights, before, after, thetas, found.multipliers, resamples, seed)
-    checks = _held_out(others, goal, weights, resamples, seed)
+    checks = _held_out(others, others_ordered, goal, weights, resamples, seed)
     drawn: dict[str, tuple[FrontPoint, ...]] = {}
     for place, theta in enumerate(goal.thetas if fronts else ()):
         progress(2 + place, steps, f"front of {theta.party}")
@@ -128,17 +134,17 @@ def tune(
         held_out=checks,
         held_out_requests=others.requests,
         held_out_users=len(np.unique(others.users)),
-        before=float(present @ base),
+        before=float(chosen.served(goal.weights, ordered).mean(axis=0) @ base),
         bound=found.bound,
         reached=found.reached,
-        deployed=float(after.mean(axis=0) @ base),
+        deployed=float(ordered.served(weights).mean(axis=0) @ base),
         met=bool((after.mean(axis=0)[columns] >= thetas).all()),
         orders=dual.tried,
         fronts=drawn,
     )
 
 
-def _split(users: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def split_users(users: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the positions of the requests to tune on and of those held out; all of a user's requests go together."""
     distinct, user = np.unique(users, return_inverse=True)
     count = round(share * len(distinct))
@@ -231,11 +237,11 @@ def _outcomes(
 
 
 def _held_out(
-    requests: ScoredRequests, goal: Goal, weights: np.ndarray, resamples: int, seed: int
+    requests: ScoredRequests, ordered: ScoredRequests, goal: Goal, weights: np.ndarray, resamples: int, seed: int
 ) -> tuple[HeldOutCheck, ...]:
     if not requests.requests:
         return ()
-    before, after = requests.served(goal.weights), requests.served(weights)
+    before, after = requests.served(goal.weights), ordered.served(weights, requests)
     checks = []
     for theta in goal.thetas:
         column = requests.parties.index(theta.party)

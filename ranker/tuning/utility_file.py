@@ -48,7 +48,6 @@ def tuned_table(content: bytes, bundle: Bundle, data: TuningData, goal: Goal, tu
     thetas.update(tuned.thetas)
     surface["at_least"] = thetas
     stated = document.setdefault("tuning", tomlkit.table(is_super_table=True))
-    stated.pop(data.surface, None)  # what it said is about the table before
     written = tomlkit.dumps(document).encode()
     table = utility_of(bundle, data.surface, written).surfaces[data.surface]
     facts = Tuning(

@@ -255,7 +255,10 @@ async def test_a_share_of_the_answers_is_logged(logging):
         ("s3://key:secret@bucket/log", "s3://...: remove the keys from the URL and set them in AWS_* variables"),
         (
             "s3://bucket/log",
-            "s3://bucket/log: a log in a bucket needs a local folder for rows on their way; set impressions.spool_folder",
+            (
+                "s3://bucket/log: a log in a bucket needs a local folder for rows on their way; "
+                "set impressions.spool_folder"
+            ),
         ),
     ],
 )
