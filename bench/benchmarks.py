@@ -52,6 +52,7 @@ BENCHMARKS = {
         Benchmark("bulk_load", "features", ("feature_client",)),
         Benchmark("feature_reads", "features", _SERVER),
         Benchmark("near_cache", "features", ("feature_client/near_cache.py", "kernels/native")),
+        Benchmark("join", "impressions", ("impressions",)),
         Benchmark("encoder", "engines", ("kernels", "ranker/export", "ranker/network")),
         Benchmark("fusion_latency", "engines", (*_SERVER, "ranker/export", "ranker/network")),
         Benchmark("gpu_compiled", "engines", ("kernels/gpu",)),
