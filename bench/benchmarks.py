@@ -39,7 +39,10 @@ BENCHMARKS = {
         Benchmark("capacity", "serving", _SERVER),
         # It compares packages that are installed beside pinrank.
         Benchmark("edges", "edges", ("bench/edges/edge_server.py",), on_request=True),
+        Benchmark("exploration", "serving", ("model_store/exploration", "model_store/model")),
         Benchmark("faults", "serving", _SERVER),
+        Benchmark("impression_kills", "serving", (*_SERVER, "impressions"), on_request=True),
+        Benchmark("impression_log", "serving", (*_SERVER, "impressions")),
         Benchmark("isolation", "serving", _SERVER),
         Benchmark("load_tools", "serving", (*_SERVER, "loadtest")),
         Benchmark("overload", "serving", _SERVER),
@@ -53,6 +56,13 @@ BENCHMARKS = {
         Benchmark("feature_reads", "features", _SERVER),
         Benchmark("near_cache", "features", ("feature_client/near_cache.py", "kernels/native")),
         Benchmark("join", "impressions", ("impressions",)),
+        Benchmark("simulator", "counterfactual", ("ranker/counterfactual", "ranker/evaluation/bootstrap.py")),
+        Benchmark("open_bandit", "counterfactual", ("ranker/counterfactual", "ranker/evaluation/bootstrap.py")),
+        # It needs data that may not be passed on.
+        Benchmark(
+            "coat", "counterfactual", ("ranker/counterfactual", "ranker/evaluation/bootstrap.py"), on_request=True
+        ),
+        Benchmark("writer", "impressions", ("impressions",)),
         Benchmark("encoder", "engines", ("kernels", "ranker/export", "ranker/network")),
         Benchmark("fusion_latency", "engines", (*_SERVER, "ranker/export", "ranker/network")),
         Benchmark("gpu_compiled", "engines", ("kernels/gpu",)),
@@ -61,6 +71,7 @@ BENCHMARKS = {
         Benchmark("half", "engines", ("kernels", "model_store/model", "ranker")),
         # It trains for an hour, on data of its own.
         Benchmark("lift", "engines", (*_SERVER, "ranker"), on_request=True),
+        Benchmark("tuning", "tuning", ("model_store/model", "ranker/tuning")),
         Benchmark("fuzz_atomic", "fuzz", ("ranker/data",)),
         Benchmark("fuzz_parquet", "fuzz", ("feature_client",)),
         Benchmark("fuzz_stream", "fuzz", ("feature_client",)),

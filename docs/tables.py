@@ -41,7 +41,7 @@ _WORDS = {
     Path: "path",
 }
 _BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
-_KINDS = ("counter", "gauge", "histogram")
+_KINDS = ("counter", "gauge", "histogram", "summary")
 
 
 @dataclass(frozen=True, slots=True)

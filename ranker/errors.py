@@ -13,6 +13,7 @@ class RankerError(Exception):
     ├── CheckpointError            a checkpoint cannot be read, or belongs to another run
     ├── DivergedError              the loss is no longer finite
     ├── GateError                  the new model is worse than its parent by more than the gates allow
+    ├── PropensityError            logged requests cannot tell what another policy would have earned
     ├── TrackingError              a metrics tracker cannot be reached, or rejects the metrics
     └── ParityError                an engine does not compute the same as the trained network
     """
@@ -40,6 +41,9 @@ class DivergedError(RankerError): ...
 
 
 class GateError(RankerError): ...
+
+
+class PropensityError(RankerError): ...
 
 
 class TrackingError(RankerError): ...

@@ -138,6 +138,9 @@ class GuardConfig(BaseModel):
     """Maximum ratio of the label's P99 latency to the default label's."""
     psi_max: Annotated[float, Field(gt=0)] = 1.0
     """Maximum distance (population stability index) of a head's probabilities from the default label's."""
+    party_loss_max: Annotated[float, Field(ge=0)] = 0.25
+    """Maximum loss of a party's mean utility per request against the default label's, as a fraction of it. The guard
+    also moves a label back whose party gets less than the `at_least` of its utility table."""
 
 
 class ShadowConfig(BaseModel):

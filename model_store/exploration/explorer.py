@@ -137,6 +137,11 @@ class Lots:
         return mixed(mixed(request_id ^ self._key))
 
 
+def propensities_of(order: float, positions: np.ndarray) -> Propensities:
+    """Return propensities without what rounding put above 1."""
+    return Propensities(min(1.0, order), np.minimum(positions, 1.0))
+
+
 def replay_by_utility(places: np.ndarray, utilities: np.ndarray) -> np.ndarray:
     """Order the pins of a logged answer by their utilities, as `select` did for the whole request.
 

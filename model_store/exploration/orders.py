@@ -13,6 +13,7 @@ from model_store.exploration.explorer import (
     Lots,
     Propensities,
     Withheld,
+    propensities_of,
     replay_by_utility,
 )
 from model_store.exploration.hashing import mixed, mixed_all
@@ -90,8 +91,7 @@ class OrderExplorer:
         same = order == tuned.order
         positions = same.astype(np.float64)
         answered = min(len(first), len(order))
-        whole = 0.0
-        if answered < 2 and len(first) < 2:
+        if len(first) < 2:
             return Propensities(float(same.all()), positions)
         rank = {int(row): number for number, row in enumerate(first)}
         drawn = [rank.get(int(row), -1) for row in order[:answered]]
@@ -101,10 +101,11 @@ class OrderExplorer:
         positions[:answered] *= 1 - self.share
         for k, number in known:
             positions[k] += self.share * marginals[k, number]
+        whole = 0.0
         if len(known) == answered and same[answered:].all():
             evenly = 1 / math.perm(len(first), answered)
             whole = self.floor * evenly + (1 - self.floor) * order_probability(log_weights, drawn)
-        return Propensities((1 - self.share) * float(same.all()) + self.share * whole, positions)
+        return propensities_of((1 - self.share) * float(same.all()) + self.share * whole, positions)
 
     def replay(
         self, request_id: int, arm: str | None, pin_ids: np.ndarray, places: np.ndarray, utilities: np.ndarray
@@ -146,5 +147,5 @@ class OrderExplorer:
         noise: np.ndarray = -np.log(-np.log(even))
         if draw < self._even_below:
             return noise
-        keys: np.ndarray = noise + utilities / self.temperature
+        keys: np.ndarray = noise + utilities.astype(np.float64) / self.temperature
         return keys

@@ -43,19 +43,13 @@ def position_probabilities(log_weights: np.ndarray, positions: int) -> np.ndarra
     """
     weights = _weights(log_weights)
     lattice = _lattice(len(weights))
-    with np.errstate(invalid="ignore"):  # of the full set nothing is left
-        chances = lattice.left * weights
-        chances /= chances.sum(axis=1, keepdims=True)  # float64[2**m, m], of the next item after each set
-    reached = np.zeros(len(chances))
-    reached[0] = 1.0
-    found = np.empty((positions, len(weights)))
-    for k in range(positions):
-        drawn = reached[lattice.sets[k], None] * chances[lattice.sets[k]]
-        found[k] = drawn.sum(axis=0)
-        if k + 1 < positions:
-            chances[lattice.sets[k]] = drawn
-            grown = lattice.sets[k + 1]
-            reached[grown] = chances[lattice.before[k], lattice.item[k]].sum(axis=1)
+    chances = lattice.left * weights
+    chances /= lattice.left @ weights[:, None]  # float64[sets, m], of the next item after each set
+    for k in range(1, positions):
+        # The chance that a set is drawn first, by each of the items that may be its last, times that of the next item.
+        drawn = np.add.reduce(chances.take(lattice.last[k]), axis=1, keepdims=True)
+        chances[lattice.starts[k] : lattice.starts[k + 1]] *= drawn
+    found: np.ndarray = np.add.reduceat(chances[: lattice.starts[positions]], lattice.starts[:positions], axis=0)
     return found
 
 
@@ -68,27 +62,32 @@ def _weights(log_weights: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class _Lattice:
-    """The sets of m items, as bit masks.
+    """The sets of m items but the full one, by size.
 
     Attributes:
-        left: float64[2**m, m], 1 for each item that is not in the set.
-        sets: for each size k, int64[C(m, k)], the sets of that size.
-        before, item: for each size k, int64[C(m, k + 1), k + 1]: the sets of size k that become each larger set, and
-            the item that each one lacks.
+        left: float64[2**m - 1, m], 1 for each item that is not in the set.
+        starts: int[m + 1], where the sets of each size start.
+        last: for each size k, int64[C(m, k), k]: for each set and each of its items, where the chance that this item
+            follows the others of the set is in float64[2**m - 1, m].
     """
 
     left: np.ndarray
-    sets: list[np.ndarray]
-    before: list[np.ndarray]
-    item: list[np.ndarray]
+    starts: list[int]
+    last: list[np.ndarray]
 
 
 @lru_cache(maxsize=16)
 def _lattice(m: int) -> _Lattice:
-    masks = np.arange(1 << m)
+    masks = np.arange((1 << m) - 1)
+    sizes = ((masks[:, None] >> np.arange(m)) & 1).sum(axis=1)
+    masks = masks[np.argsort(sizes, kind="stable")]
+    row = np.empty(len(masks), np.int64)
+    row[masks] = np.arange(len(masks))
     contains = (masks[:, None] >> np.arange(m)) & 1
-    sizes = contains.sum(axis=1)
-    sets = [masks[sizes == k] for k in range(m + 1)]
-    item = [np.nonzero(contains[sets[k + 1]])[1].reshape(-1, k + 1) for k in range(m)]
-    before = [sets[k + 1][:, None] ^ (1 << item[k]) for k in range(m)]
-    return _Lattice((1 - contains).astype(np.float64), sets, before, item)
+    starts = np.searchsorted(np.sort(sizes), np.arange(m + 1)).tolist()
+    last = []
+    for k in range(m):
+        own = slice(starts[k], starts[k + 1])
+        items = np.nonzero(contains[own])[1].reshape(starts[k + 1] - starts[k], k)
+        last.append(row[masks[own, None] ^ (1 << items)] * m + items)
+    return _Lattice((1 - contains).astype(np.float64), starts, last)

@@ -13,6 +13,7 @@ from model_store.exploration.explorer import (
     Lots,
     Propensities,
     Withheld,
+    propensities_of,
     replay_by_utility,
 )
 from model_store.exploration.regret import TunedOrder
@@ -82,7 +83,7 @@ class WeightsExplorer:
         orders[~(tuned.regrets(orders) <= tuned.regret_max)] = tuned.order
         same = np.vstack([tuned.order, orders]) == order
         chances = np.concatenate([[1 - self.share], self.share * self.probabilities])
-        return Propensities(float(chances @ same.all(axis=1)), chances @ same)
+        return propensities_of(float(chances @ same.all(axis=1)), chances @ same)
 
     def replay(
         self,

@@ -51,6 +51,10 @@ class Resampling:
         with np.errstate(divide="ignore", invalid="ignore"):  # a resample may contain no user who counts
             return Resampling(self.measured / other.measured, self.drawn / other.drawn)
 
+    def __add__(self, other: Resampling) -> Resampling:
+        with np.errstate(invalid="ignore"):
+            return Resampling(self.measured + other.measured, self.drawn + other.drawn)
+
     def __sub__(self, other: Resampling) -> Resampling:
         with np.errstate(invalid="ignore"):
             return Resampling(self.measured - other.measured, self.drawn - other.drawn)

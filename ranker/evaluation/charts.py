@@ -19,9 +19,9 @@ from ranker.evaluation.bootstrap import Estimate
 from ranker.evaluation.metrics import TOP
 from ranker.evaluation.results import POPULARITY, Evaluation, HeadFacts, Hit
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_STYLE: Any = {
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -36,7 +36,7 @@ _ORDERS = ("utility", "head")
 _COLUMNS_MAX = 4
 #: Bins with fewer rows are mostly noise and are not drawn; the numbers include them.
 ROWS_DRAWN_MIN = 10
-_WIDTH_INCHES = 10.0
+WIDTH_INCHES = 10.0
 
 
 def lift_chart(evaluation: Evaluation) -> str | None:
@@ -52,9 +52,9 @@ def lift_chart(evaluation: Evaluation) -> str | None:
     orders = [order for order in _ORDERS if any(key[0] == order for key in lifts)]
     if not orders:
         return None
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         height = 1.2 + 0.28 * len(evaluation.heads) * (len(scorers) + 1)
-        figure = Figure(figsize=(_WIDTH_INCHES, height), layout="constrained")
+        figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
         panels = figure.subplots(1, len(orders), sharey=True, squeeze=False)[0]
         for panel, order in zip(panels, orders, strict=True):
             panel.axvline(0, color="#555555", linewidth=1)
@@ -74,7 +74,7 @@ def lift_chart(evaluation: Evaluation) -> str | None:
         )
         panels[0].set_ylim(len(evaluation.heads) - 0.5, -0.5)
         _legend(figure, panels[0])
-        return _svg(figure)
+        return svg(figure)
 
 
 def reliability_chart(evaluation: Evaluation) -> str | None:
@@ -83,8 +83,8 @@ def reliability_chart(evaluation: Evaluation) -> str | None:
     heads = [head for head in evaluation.heads if any(score.head == head.head for score in scores)]
     if not heads:
         return None
-    with mpl.rc_context(_STYLE):
-        figure, panels = _grid(len(heads), 2.5)
+    with mpl.rc_context(STYLE):
+        figure, panels = panel_grid(len(heads), 2.5)
         for panel, head in zip(panels, heads, strict=True):
             top = 0.0
             for score in (score for score in scores if score.head == head.head):
@@ -105,7 +105,7 @@ def reliability_chart(evaluation: Evaluation) -> str | None:
             panel.set_xlabel("mean predicted probability, %")
         panels[0].set_ylabel("observed share, %")
         _legend(figure, panels[0])
-        return _svg(figure)
+        return svg(figure)
 
 
 def slice_chart(evaluation: Evaluation) -> str | None:
@@ -116,8 +116,8 @@ def slice_chart(evaluation: Evaluation) -> str | None:
     scorers = [scorer.name for scorer in evaluation.scorers]
     if not heads:
         return None
-    with mpl.rc_context(_STYLE):
-        figure, panels = _grid(len(heads), 2.7)
+    with mpl.rc_context(STYLE):
+        figure, panels = panel_grid(len(heads), 2.7)
         for panel, head in zip(panels, heads, strict=True):
             for place, scorer in enumerate(scorers):
                 offset = (place - (len(scorers) - 1) / 2) / (len(scorers) + 1)
@@ -135,7 +135,7 @@ def slice_chart(evaluation: Evaluation) -> str | None:
             panel.set_title(_head_label(head, "lower is better") if order == "utility" else head.head)
         panels[0].set_ylabel(f"HIT@{TOP} by {order}, pins of {TOP}")
         _legend(figure, panels[0])
-        return _svg(figure)
+        return svg(figure)
 
 
 def _lift(hit: Hit | None) -> Estimate | None:
@@ -166,17 +166,18 @@ def _look(evaluation: Evaluation, scorer: str) -> dict[str, Any]:
     """Return the colour and marker of a scorer, equal in every chart."""
     names = [s.name for s in evaluation.scorers if s.name != POPULARITY]
     place = names.index(scorer)
-    return {"color": _COLOURS[place % len(_COLOURS)], "marker": _MARKERS[place % len(_MARKERS)]}
+    return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
 
 
 def _head_label(head: HeadFacts, direction: str) -> str:
     return f"{head.head}\n({direction})" if head.lower_is_better else head.head
 
 
-def _grid(count: int, height: float) -> tuple[Figure, list[Axes]]:
+def panel_grid(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    """Return a figure with so many panels, at most four in a row, each so many inches high."""
     columns = min(count, _COLUMNS_MAX)
     rows = -(-count // columns)
-    width = _WIDTH_INCHES * max(columns, 2) / _COLUMNS_MAX
+    width = WIDTH_INCHES * max(columns, 2) / _COLUMNS_MAX
     figure = Figure(figsize=(width, 0.5 + height * rows), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False).ravel())
     for unused in panels[count:]:
@@ -190,7 +191,8 @@ def _legend(figure: Figure, panel: Axes) -> None:
         figure.legend(handles, labels, loc="outside upper left", ncols=min(4, len(labels)), frameon=False)
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """Return a figure as text; equal figures give equal texts."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()

@@ -1,8 +1,7 @@
-"""An evaluation as one self-contained HTML file: embedded charts, no scripts, no links."""
+"""An evaluation as one self-contained HTML file."""
 
 from __future__ import annotations
 
-import base64
 from html import escape
 from pathlib import Path
 
@@ -10,22 +9,9 @@ from ranker.evaluation.bootstrap import LEVEL
 from ranker.evaluation.caveats import caveats, day
 from ranker.evaluation.charts import ROWS_DRAWN_MIN, lift_chart, reliability_chart, slice_chart
 from ranker.evaluation.metrics import BINS, TOP
+from ranker.evaluation.page import items, page, picture, section, table
 from ranker.evaluation.results import Evaluation
-from ranker.evaluation.tables import TextTable, head_table, slice_line, slice_table
-
-_CSS = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1d1d1f; background: #fff; max-width: 1080px; margin: 2rem auto;
-  padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-p.lead, p.note { color: #555; } p.note { font-size: .88rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .88rem; }
-th { text-align: left; border-bottom: 2px solid #999; vertical-align: bottom; }
-th, td { padding: .22rem .7rem .22rem 0; } td.n, th.n { text-align: right; }
-tbody tr:first-child td { border-top: 1px solid #ccc; }
-td b { color: #000; } img { max-width: 100%; display: block; margin: .6rem 0; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem; } dt { color: #555; } dd { margin: 0; }
-code { font-size: .85em; } .wide { overflow-x: auto; }
-"""
+from ranker.evaluation.tables import head_table, slice_line, slice_table
 
 
 def report_html(evaluation: Evaluation) -> str:
@@ -38,24 +24,18 @@ def report_html(evaluation: Evaluation) -> str:
     )
     parts = [
         f'<h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p>',
-        _section("Heads", _table(head_table(evaluation)), _HEADS_NOTE),
-        _section("Lift against the baseline", _picture(lift_chart(evaluation), "lift of HIT@3 per head"), _LIFT_NOTE),
-        _section("Reliability", _picture(reliability_chart(evaluation), "reliability per head"), _RELIABILITY_NOTE),
-        _section(
+        section("Heads", table(head_table(evaluation)), _HEADS_NOTE),
+        section("Lift against the baseline", picture(lift_chart(evaluation), "lift of HIT@3 per head"), _LIFT_NOTE),
+        section("Reliability", picture(reliability_chart(evaluation), "reliability per head"), _RELIABILITY_NOTE),
+        section(
             "By user activity",
-            _picture(slice_chart(evaluation), "HIT@3 by slice of users") + _table(slice_table(evaluation)),
+            picture(slice_chart(evaluation), "HIT@3 by slice of users") + table(slice_table(evaluation)),
             slice_line(evaluation),
         ),
-        _section("What was measured", _measured(evaluation)),
-        _section("What this data cannot show", _list(caveats(evaluation))),
+        section("What was measured", _measured(evaluation)),
+        section("What this data cannot show", items(caveats(evaluation))),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_CSS}</style></head>\n<body>\n"
-        + "\n".join(parts)
-        + "\n</body></html>\n"
-    )
+    return page(title, parts)
 
 
 def write_report(evaluation: Evaluation, path: Path) -> None:
@@ -82,33 +62,6 @@ _RELIABILITY_NOTE = (
 )
 
 
-def _section(title: str, body: str, note: str = "") -> str:
-    noted = f'<p class="note">{escape(note)}</p>' if note else ""
-    return f"<section><h2>{escape(title)}</h2>{noted}{body}</section>"
-
-
-def _table(content: TextTable) -> str:
-    words = [place < content.left or heading == "scorer" for place, heading in enumerate(content.headings)]
-    classes = ["" if word else ' class="n"' for word in words]
-    head = "".join(f"<th{c}>{escape(h)}</th>" for c, h in zip(classes, content.headings, strict=True))
-    bodies = []
-    for block in content.blocks:
-        lines = []
-        for line in block:
-            texts = (f"<b>{escape(cell.text)}</b>" if cell.strong else escape(cell.text) for cell in line)
-            lines.append("<tr>" + "".join(f"<td{c}>{t}</td>" for c, t in zip(classes, texts, strict=True)) + "</tr>")
-        bodies.append(f"<tbody>{''.join(lines)}</tbody>")
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead>{"".join(bodies)}</table></div>'
-
-
-def _picture(svg: str | None, meaning: str) -> str:
-    if svg is None:
-        return "<p>There is no chart, because no bundle could be measured here.</p>"
-    # An image rather than inline SVG, so that the identifiers of several charts cannot collide.
-    encoded = base64.b64encode(svg.encode()).decode()
-    return f'<img alt="{escape(meaning)}" src="data:image/svg+xml;base64,{encoded}">'
-
-
 def _measured(evaluation: Evaluation) -> str:
     capped = (
         "all" if evaluation.requests_max is None else f"a random sample of about {evaluation.requests_max:,} at most"
@@ -129,7 +82,3 @@ def _measured(evaluation: Evaluation) -> str:
         found = f"{head.positives:,} candidates in {head.requests:,} requests of {head.users:,} users"
         facts[f"Head {escape(head.head)}"] = f"{escape(head.meaning)}; {found}"
     return "<dl>" + "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts.items()) + "</dl>"
-
-
-def _list(sentences: list[str]) -> str:
-    return "<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences) + "</ul>"

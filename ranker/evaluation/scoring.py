@@ -7,7 +7,7 @@ tensors, because building tensors takes longer than scoring.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -60,6 +60,8 @@ class ScoredTest:
         users: int64[R].
         activity: int64[R].
         by_bundle: in the requested order.
+        positions: int64[N], where a logged answer showed the pin; empty for requests that were made up.
+        propensities: float64[N], the logged probability of the pin at its position; empty for made-up requests.
     """
 
     heads: tuple[str, ...]
@@ -69,6 +71,8 @@ class ScoredTest:
     users: np.ndarray
     activity: np.ndarray
     by_bundle: Mapping[str, BundleScores]
+    positions: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    propensities: np.ndarray = field(default_factory=lambda: np.empty(0, np.float64))
 
 
 def score_test(
@@ -78,7 +82,7 @@ def score_test(
     sampling: Sampling,
     seed: int,
     split: Split,
-    progress: ScoringProgress,
+    progress: ScoringProgress = lambda _what, _done, _total: None,
     shown: Shown | None = None,
 ) -> ScoredTest:
     """Build the test's requests and score them with each bundle.
@@ -106,7 +110,7 @@ def score_test(
     for family in families(bundles):
         tables = [table for name in family if isinstance(table := utilities[name], UtilityTable)]
         attributes = sorted({attribute.field for table in tables for attribute in table.attributes})
-        examples = _build(
+        examples = build_test(
             bundles[family[0]], tuple(heads.values()), attributes, log, shown, sampling, seed, split, progress
         )
         if first is None:
@@ -117,7 +121,7 @@ def score_test(
                 "separately"
             )
         for name in family:
-            probabilities = _probabilities(name, bundles[name], factory, examples, progress)
+            probabilities = probabilities_of(name, bundles[name], factory, examples, progress)
             table = utilities[name]
             own = tuple(head.name for head in bundles[name].manifest.heads)
             if isinstance(table, UtilityTable):
@@ -134,6 +138,8 @@ def score_test(
         first.users,
         first.activity,
         {name: scored[name] for name in bundles},
+        first.positions,
+        first.propensities,
     )
 
 
@@ -177,7 +183,7 @@ def _utility_of(bundle: Bundle) -> UtilityTable | str:
     return table
 
 
-def _build(
+def build_test(
     bundle: Bundle,
     heads: tuple[Head, ...],
     attributes: Sequence[str],
@@ -188,6 +194,7 @@ def _build(
     split: Split,
     progress: ScoringProgress,
 ) -> Examples:
+    """Build the requests of the test period, with labels for `heads` and these pin attributes. Raises BundleError."""
     manifest = bundle.manifest
     embeddings = embeddings_of(bundle)
     # Heads only determine which labels to keep. Keep those of all bundles, so that all are measured on all heads.
@@ -212,7 +219,7 @@ def _same_candidates(one: Examples, other: Examples) -> bool:
     )
 
 
-def _probabilities(
+def probabilities_of(
     name: str, bundle: Bundle, factory: EngineFactory, examples: Examples, progress: ScoringProgress
 ) -> np.ndarray:
     """Return float32[N, H] calibrated probabilities."""

@@ -96,13 +96,13 @@ def slice_line(evaluation: Evaluation) -> str:
 
 def terminal_tables(evaluation: Evaluation) -> list[Table]:
     """Return the tables of heads and of slices."""
-    heads = _rich(
+    heads = rich_table(
         head_table(evaluation),
         f"{evaluation.requests:,} test requests of {evaluation.users:,} users, {evaluation.rows:,} rows",
         "Candidates are the logged pins and uniform samples of other pins; probabilities are relative to them. "
         "A request counts for a head if some candidate received the action.",
     )
-    return [heads, _rich(slice_table(evaluation), "By user activity", slice_line(evaluation))]
+    return [heads, rich_table(slice_table(evaluation), "By user activity", slice_line(evaluation))]
 
 
 def number(value: float | None) -> str:
@@ -143,7 +143,8 @@ def _leaves_out_zero(estimate: Estimate | None) -> bool:
     return estimate.low > 0 or estimate.high < 0
 
 
-def _rich(content: TextTable, title: str, caption: str) -> Table:
+def rich_table(content: TextTable, title: str, caption: str) -> Table:
+    """Return a table for a terminal."""
     table = Table(title=title, caption=caption, caption_justify="left")
     for place, heading in enumerate(content.headings):
         words = place < content.left or heading == "scorer"

@@ -102,16 +102,19 @@ class RankingEdge:
             raise
         finally:
             self._metrics.count(surface, code.name)
-            self._watch(label, time.perf_counter() - start, code, ranking)
+            self._watch(surface, label, time.perf_counter() - start, code, ranking)
         return answer
 
-    def _watch(self, label: str, total_s: float, code: grpc.StatusCode, ranking: Ranking | None) -> None:
+    def _watch(self, surface: str, label: str, total_s: float, code: grpc.StatusCode, ranking: Ranking | None) -> None:
         """Record a request's outcome for the guard of its label, unless the outcome says nothing about the model."""
         window = self._models.windows.get(label)
         if window is None or code not in _JUDGED_BY_GUARD or (ranking and "cheaper_model" in ranking.degradation):
             return
         failed = ranking is None or "non_finite_scores" in ranking.degradation
-        window.note(time.monotonic(), total_s, failed=failed)
+        now_s = time.monotonic()
+        window.note(now_s, total_s, failed=failed)
+        if ranking is not None and code == grpc.StatusCode.OK:
+            self._models.note_parties(now_s, label, surface, ranking.served, ranking.scores)
 
     def _observe(self, surface: str, total_s: float, edge_stages_s: dict[str, float], ranking: Ranking) -> None:
         self._metrics.request_seconds.observe(total_s, surface)

@@ -15,6 +15,7 @@ from model_store.exploration.table import Exploration
 from model_store.model.loaded import LoadedModel
 from model_store.model.utility import UtilityTable
 from pinrank.v1 import ranking_pb2
+from server.request.parties import PartyTotals, party_values
 from server.request.scoring import Scores, scoring_of
 from server.request.windows import Window
 
@@ -40,8 +41,6 @@ class ServedModel:
         self.scoring = {surface: scoring_of(model.manifest, utility, surface) for surface in utility.surfaces}
         #: Statistics of its training data, if the bundle has them.
         self.statistics = statistics
-        #: How its requests explore, if the bundle says so.
-        self.exploration = exploration
         #: Number of requests that use this model now.
         self.in_flight = 0
         self._samples: deque[Observation] = deque(maxlen=_OBSERVATIONS)
@@ -91,6 +90,8 @@ class ServedModels:
         self.default_label = default_label
         self.by_label: dict[str, ServedModel] = {}
         self.by_version: dict[int, ServedModel] = {}
+        #: What answers were worth to parties since the start, by label, surface and the surface's parties.
+        self.party_totals: dict[tuple[str, str, tuple[str, ...]], PartyTotals] = {}
         #: Recent outcomes of each label's requests.
         self.windows: dict[str, Window] = {}
         self._traffic: Mapping[str, Mapping[str, float]] = {}
@@ -116,6 +117,17 @@ class ServedModels:
             traffic: shares by surface and label; the surface `*` stands for all other surfaces.
         """
         self._traffic = {surface: dict(sorted(shares.items())) for surface, shares in traffic.items()}
+
+    def note_parties(self, now_s: float, label: str, surface: str, served: ServedModel, scores: Scores) -> None:
+        """Record what a label's answer is worth to the parties of its surface."""
+        values, parties = party_values(scores), served.utility.surfaces[surface].parties
+        key = (label, surface, parties)
+        totals = self.party_totals.get(key)
+        if totals is None:
+            totals = self.party_totals[key] = PartyTotals(parties)
+        totals.add(values)
+        if self.by_label.get(label) is served:  # the window is of the version that answers now
+            self.windows[label].note_parties(now_s, surface, parties, values)
 
     def assigned(self, surface: str, user_id: int) -> str:
         """Return the label that answers a user's call that does not name a label.

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 
 from server.config import ServerConfig
 from server.request.routing import ServedModels
-from server.rollout.guard import Breach, Limits, Verdict, judge
+from server.rollout.guard import Breach, Healthy, Limits, Verdict, judge
+from server.rollout.party_guard import compared, judge_parties
 
 #: Interval between comparisons.
 EVERY_S = 1.0
@@ -23,6 +24,7 @@ class LabelGuard:
     def __init__(self, config: ServerConfig, models: ServedModels, clock: Callable[[], float]) -> None:
         guard = config.guard
         self._limits = Limits(guard.requests_min, guard.error_rate_max, guard.p99_ratio_max, guard.psi_max)
+        self._party_loss_max = guard.party_loss_max
         self._shadow_label = config.shadow.label
         self._models = models
         self._clock = clock
@@ -41,7 +43,11 @@ class LabelGuard:
             moved = await asyncio.to_thread(served.heads_moved, default)
             if models.by_label.get(label) is not served:
                 continue
-            verdict = self.verdicts[label] = judge(own, usual, moved, self._limits)
+            verdict = judge(own, usual, moved, self._limits)
+            if isinstance(verdict, Healthy):
+                parties = compared(own.parties, usual.parties, served.utility, default.utility)
+                verdict = judge_parties(parties, self._limits.requests_min, self._party_loss_max) or verdict
+            self.verdicts[label] = verdict
             if isinstance(verdict, Breach):
                 found.append((label, served.version, verdict.reason))
         return found

@@ -1,10 +1,10 @@
-"""Exports metrics about model versions: phases, warm-ups, drift, lagging labels, and the shadow comparison."""
+"""Exports metrics about model versions: phases, warm-ups, drift, lagging labels, parties, and the shadow."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
 from server.rollout.status import ServerStatus
@@ -20,6 +20,7 @@ class ModelCollector(Collector):
         yield from self._warm_ups()
         yield self._behind()
         yield self._drifts()
+        yield from self._parties()
         yield from self._shadow()
 
     def _phases(self) -> Metric:
@@ -78,6 +79,30 @@ class ModelCollector(Collector):
             for (kind, name), psi in served.drifts().items():
                 drift.add_metric([str(version), kind, name], psi)
         return drift
+
+    def _parties(self) -> Iterator[Metric]:
+        utility = SummaryMetricFamily(
+            "pinrank_party_utility",
+            "What answers were worth to each party: per answer, the sum of its utility over the returned pins, each "
+            "discounted by 1 / log2(position + 2) with positions from 0",
+            labels=["party", "surface", "label"],
+        )
+        sums: dict[tuple[str, str, str], tuple[int, float]] = {}
+        for (label, surface, parties), totals in self._status.party_totals.items():
+            for party, total in zip(parties, totals.sums.tolist(), strict=True):
+                requests, before = sums.get((party, surface, label), (0, 0.0))
+                sums[party, surface, label] = requests + totals.requests, before + total
+        for labels, (requests, total) in sums.items():
+            utility.add_metric(labels, requests, total)
+        yield utility
+        theta = GaugeMetricFamily(
+            "pinrank_party_theta",
+            "The least that pinrank_party_utility must be on average, as the served utility table states (at_least)",
+            labels=["party", "surface", "label"],
+        )
+        for labels, least in self._status.thetas.items():
+            theta.add_metric(labels, least)
+        yield theta
 
     def _shadow(self) -> Iterator[Metric]:
         found = self._status.shadow

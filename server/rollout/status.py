@@ -10,6 +10,7 @@ from model_store.registry.history import HistoryEntry
 from pinrank.v1 import models_pb2
 from server.proving.warm_up import WarmUp
 from server.request.features import FeatureReader
+from server.request.parties import PartyTotals
 from server.request.recording import RecordedSequence, Recording
 from server.request.routing import ServedModel, ServedModels
 from server.request.windows import WindowSummary
@@ -76,6 +77,21 @@ class ServerStatus:
         """Return a summary of a label's recent requests; None if no version answers for it."""
         window = self._models.windows.get(label)
         return window.seen(now_s) if window else None
+
+    @property
+    def party_totals(self) -> Mapping[tuple[str, str, tuple[str, ...]], PartyTotals]:
+        """What answers were worth to parties since the start, by label, surface and its parties. From any thread."""
+        return self._models.party_totals.copy()
+
+    @property
+    def thetas(self) -> dict[tuple[str, str, str], float]:
+        """The least mean utility that the served tables state, by party, surface and label. From any thread."""
+        return {
+            (party, surface, label): theta
+            for label, served in self._models.by_label.copy().items()
+            for surface, table in served.utility.surfaces.items()
+            for party, theta in table.at_least.items()
+        }
 
     # Versions and the model store.
 

@@ -1,0 +1,217 @@
+"""`pinrank explore`. It imports its libraries only when it runs: a serving install cannot read a joined log."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from ranker.cli.console import ConsoleReporter, explained, fail
+from ranker.cli.options import OptionGroup, grouped
+from ranker.cli.places import check_file
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from impressions.slates import Slates
+    from ranker.counterfactual.evaluate import PolicyEvaluation
+    from ranker.counterfactual.forecast import Settings
+    from ranker.counterfactual.rewards import Reward
+
+_ESTIMATORS = ("ips", "snips", "clipped", "dm", "dr", "sndr", "clipped-dr")
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyChoice(OptionGroup):
+    panel = "Policies"
+
+    policy: Annotated[
+        str,
+        typer.Option(
+            metavar="utility.toml|MODEL@V",
+            help="Policy to evaluate: a utility table, a version (NAME@VERSION or NAME@LABEL, which needs --store), or "
+            "logged.",
+        ),
+    ]
+    against: Annotated[
+        str,
+        typer.Option(
+            metavar="stable|logged",
+            help="Policy to compare with: logged is the one that logged, exploration included; stable is that label of "
+            "the model that logged, which needs --store; or anything that --policy takes.",
+        ),
+    ] = "logged"
+    store: Annotated[str | None, typer.Option("--store", help="Model store: a folder or s3://bucket/prefix.")] = None
+
+
+@dataclass(frozen=True, slots=True)
+class LogChoice(OptionGroup):
+    panel = "Log"
+
+    on: Annotated[Path, typer.Option(help="Joined log, as written by pinrank impressions join --out.")]
+    surface: Annotated[str, typer.Option(help="Surface to evaluate.")] = "home"
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME@VERSION", help="Model that logged, if the log has several.")
+    ] = None
+
+    def read(self) -> Slates:
+        return _slates(self.on, self.surface, self.model)
+
+
+@dataclass(frozen=True, slots=True)
+class EstimatorOptions(OptionGroup):
+    panel = "Estimates"
+
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(help="Party or action to count; may be repeated. Default: each party and each head's action."),
+    ] = None
+    discounted: Annotated[
+        bool, typer.Option("--discounted", help="Count position k by 1 / log2(k + 2) instead of 1.")
+    ] = False
+    estimator: Annotated[list[str] | None, typer.Option(help=f"{', '.join(_ESTIMATORS)}; may be repeated.")] = None
+    unit: Annotated[
+        str,
+        typer.Option(
+            help="orders: weigh whole orders, which supposes nothing; positions: weigh each pin at its position, which "
+            "supposes that pins do not influence each other and needs less traffic."
+        ),
+    ] = "orders"
+    ess_min: Annotated[
+        float, typer.Option(min=2, help="Least effective number of users; with fewer, the command prints no number.")
+    ] = 100
+    clip: Annotated[float, typer.Option(min=1, help="Largest weight of the clipped estimators.")] = 10
+    resamples: Annotated[int, typer.Option(min=100, help="Resamples of users for the intervals.")] = 1_000
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the resamples and of the reward model's folds.")] = 7
+
+    def check(self) -> None:
+        unknown = [name for name in self.estimator or () if name not in _ESTIMATORS]
+        if unknown:
+            fail(f"--estimator {unknown[0]}: choose one of {', '.join(_ESTIMATORS)}")
+        if self.unit not in ("orders", "positions"):
+            fail(f"--unit {self.unit}: choose orders or positions")
+
+    def settings(self) -> Settings:
+        from ranker.counterfactual.forecast import Settings  # noqa: PLC0415
+
+        return Settings(ess_min=self.ess_min, clip=self.clip, resamples=self.resamples, seed=self.seed)
+
+    def chosen(self, rewards: Mapping[str, Reward]) -> dict[str, Reward]:
+        unknown = [name for name in self.reward or () if name not in rewards]
+        if unknown:
+            fail(f"--reward {unknown[0]}: choose one of {', '.join(rewards)}")
+        return {name: reward for name, reward in rewards.items() if not self.reward or name in self.reward}
+
+
+@dataclass(frozen=True, slots=True)
+class ResultOptions(OptionGroup):
+    panel = "Results"
+
+    json_path: Annotated[Path | None, typer.Option("--json", help="File to write all numbers to, as JSON.")] = None
+    report_path: Annotated[
+        Path | None, typer.Option("--report", help="HTML file to write a report with all estimators to.")
+    ] = None
+
+    def check(self) -> None:
+        """Check before the work that the results can be written after it."""
+        for path in (self.json_path, self.report_path):
+            if path is not None:
+                check_file(path)
+        if self.report_path is not None:
+            import ranker.counterfactual.report  # noqa: F401, PLC0415 - matplotlib may be missing
+
+    def write(self, evaluation: PolicyEvaluation) -> None:
+        if self.json_path is not None:
+            self.json_path.write_text(json.dumps(evaluation.as_json(), indent=2, allow_nan=False) + "\n")
+        if self.report_path is not None:
+            from ranker.counterfactual.report import write_report  # noqa: PLC0415
+
+            write_report(evaluation, self.report_path)
+
+
+@grouped
+def evaluate(choice: PolicyChoice, log: LogChoice, options: EstimatorOptions, results: ResultOptions) -> None:
+    """Estimate from logged answers what another policy would have earned, before it is served.
+
+    The command prints estimates with 95% intervals, or says why the log does not say enough and what to do; then it
+    ends with status 1.
+
+    Example: [bold]pinrank explore evaluate --on joined --policy utility.toml --against stable --store models[/]
+
+    Example: [bold]pinrank explore evaluate --on joined --policy ml1m@12 --store models --reward save --report r.html[/]
+    """
+    options.check()
+    with explained():
+        from model_store.registry.store import open_model_store  # noqa: PLC0415
+        from ranker.counterfactual.chosen_policy import read_policy  # noqa: PLC0415
+        from ranker.counterfactual.evaluate import evaluate_policy  # noqa: PLC0415
+        from ranker.counterfactual.policies import with_pins  # noqa: PLC0415
+        from ranker.counterfactual.rewards import rewards_of  # noqa: PLC0415
+
+        results.check()
+        reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True))
+        with reporter.step("reading the log"):
+            slates = with_pins(log.read())
+        store = None if choice.store is None else open_model_store(choice.store)
+        policy, table = read_policy(choice.policy, slates, store)
+        baseline, other = read_policy(choice.against, slates, store)
+        measure = table or other
+        if measure is None:
+            fail("--policy logged --against logged compares nothing; name a utility table or a version")
+        rewards = options.chosen(rewards_of(measure, slates, discounted=options.discounted))
+        with reporter.step("resampling users"):
+            evaluation = evaluate_policy(slates, policy, baseline, rewards, options.settings(), log.on.name)
+        results.write(evaluation)
+    _show(evaluation, options)
+
+
+def register(app: typer.Typer) -> None:
+    """Add `explore` to the `pinrank` command."""
+    explore = typer.Typer(no_args_is_help=True, help="Use what exploration logged.")
+    explore.command()(evaluate)
+    explore.callback()(_explore)
+    app.add_typer(explore, name="explore")
+
+
+def _explore() -> None:
+    """Use what exploration logged."""
+
+
+def _slates(folder: Path, surface: str, model: str | None) -> Slates:
+    from impressions.dataset import read_slates  # noqa: PLC0415
+
+    found = read_slates(folder, surface, model)
+    if len(found) != 1:
+        listed = ", ".join(f"{slates.model} ({slates.requests:,} requests)" for slates in found)
+        fail(f"{folder} has answers of {len(found)} models on {surface}: {listed or 'none'}; choose one with --model")
+    return found[0]
+
+
+def _show(evaluation: PolicyEvaluation, options: EstimatorOptions) -> None:
+    from ranker.counterfactual.tables import bound_lines, forecast_table, overlap_table  # noqa: PLC0415
+    from ranker.evaluation.tables import rich_table  # noqa: PLC0415
+
+    console = Console(markup=False, emoji=False)
+    caption = (
+        f"{evaluation.requests:,} answers of {evaluation.model} to {evaluation.users:,} users, "
+        f"{evaluation.explored_share:.2%} of them explored."
+    )
+    console.print(rich_table(overlap_table(evaluation), f"What the log covers of {evaluation.policy}", caption))
+    result = evaluation.unit(options.unit)
+    if result.refused is not None:
+        elsewhere = [unit.unit for unit in evaluation.units if unit.refused is None]
+        other = f" The log does say enough by --unit {elsewhere[0]}." if elsewhere else ""
+        fail(f"refused: {result.refused.reason}. What to do: {result.refused.fix}.{other}")
+    estimators = tuple(options.estimator or ["dr"])
+    title = f"{evaluation.policy} compared with {evaluation.baseline}"
+    console.print(rich_table(forecast_table(evaluation, options.unit, estimators), title, _CAPTION))
+    if "clipped" in estimators:
+        for line in bound_lines(evaluation, options.unit):
+            console.print(line, highlight=False, soft_wrap=True)
+
+
+_CAPTION = "Per request, with 95% intervals from resampled users. Bold: the interval of the difference excludes 0."

@@ -1,0 +1,116 @@
+"""How certain an estimate is: intervals from resampled users, an empirical Bernstein bound, and what the weights cover.
+
+The requests of a user resemble each other, so users are the unit of everything here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ranker.counterfactual.estimators import LoggedActions, Terms
+from ranker.errors import PropensityError
+from ranker.evaluation.bootstrap import LEVEL, RESAMPLES, Estimate, Resampling, resample
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """How much of a log says something about the evaluated policy.
+
+    Attributes:
+        effective_users: (sum w)^2 / sum w^2 over the users' weights (Kish, 1965): so many equally weighted users would
+            give estimates as certain.
+        largest_share: the largest user's share of all weight.
+        support: the mean weight with its interval. Its expectation is the share of the evaluated policy's answers that
+            logging could have given.
+    """
+
+    effective_users: float
+    largest_share: float
+    support: Estimate
+
+
+def overlap(actions: LoggedActions, resamples: int = RESAMPLES, seed: int = 7) -> Overlap:
+    """Describe the weights, before any clipping."""
+    weights = actions.mean_weights()
+    by_user = _summed_by_user(actions.users, weights)
+    total = by_user.sum()
+    drawn = resample(actions.users, np.column_stack([weights, np.ones(len(weights))]), resamples, seed)
+    support = (drawn[0] / drawn[1]).estimate()
+    if not total:
+        return Overlap(0.0, 0.0, support)
+    return Overlap(float(total**2 / (by_user**2).sum()), float(by_user.max() / total), support)
+
+
+def bootstrap(
+    users: np.ndarray, terms: Mapping[str, Terms], resamples: int = RESAMPLES, seed: int = 7
+) -> dict[str, Resampling]:
+    """Estimate from resamples of the users, the same ones for all `terms`, so that differences may be taken.
+
+    Args:
+        users: integers[R], the user of each request.
+        terms: estimates of the same R requests, by name.
+        resamples: number of resamples; 0 gives no intervals.
+        seed: seed of the resamples.
+
+    Returns:
+        For each name the estimate and its resamples. `estimate()` gives the percentile interval.
+
+    Cost: O(resamples * users * names) in matrix products.
+    """
+    columns: list[np.ndarray] = [np.ones(len(users))]
+    for part in terms.values():
+        columns += [part.modelled, part.weighted, part.normalisers]
+    sums = resample(users, np.column_stack(columns), resamples, seed)
+    return {
+        name: sums[3 * place + 1] / sums[0] + sums[3 * place + 2] / sums[3 * place + 3]
+        for place, name in enumerate(terms)
+    }
+
+
+def empirical_bernstein(
+    users: np.ndarray, values: np.ndarray, bounds: tuple[float, float], level: float = LEVEL
+) -> Estimate:
+    """Bound the expected value per request, for any distribution and any number of users.
+
+    Theorem 4 of A. Maurer and M. Pontil, "Empirical Bernstein bounds and sample variance penalization", 2009, once for
+    each side: with V the variance of n values in [0, 1], the mean is less than sqrt(2 V ln(2/d) / n) +
+    7 ln(2/d) / (3 (n - 1)) from its expectation, with probability 1 - d. A value here is a user's sum, in units of the
+    mean number of requests per user, within `bounds` times the largest number of requests of a user.
+
+    Args:
+        users: integers[R], the user of each request.
+        values: float64[R], bounded values such as clipped weights times rewards.
+        bounds: the least and the largest value that a request can have.
+        level: probability that the interval contains the expectation.
+
+    Raises:
+        PropensityError: a value is out of bounds, or there is a single user.
+    """
+    low, high = bounds
+    if values.min() < low or values.max() > high:
+        raise PropensityError(f"values from {values.min():g} to {values.max():g} are out of bounds [{low:g}, {high:g}]")
+    sums, counts = _summed_by_user(users, values), _summed_by_user(users, np.ones(len(values)))
+    n = len(sums)
+    if n < 2:
+        raise PropensityError("a bound needs at least two users")
+    scale = n / len(values)
+    most = counts.max() * scale
+    span = max(high, 0.0) * most - min(low, 0.0) * most
+    log = np.log(2 / ((1 - level) / 2))
+    margin = np.sqrt(2 * np.var(sums * scale, ddof=1) * log / n) + 7 * span * log / (3 * (n - 1))
+    mean = float(values.mean())
+    return Estimate(mean, mean - float(margin), mean + float(margin))
+
+
+def clipped_bounds(rewards: Sequence[float] | np.ndarray, clip: float) -> tuple[float, float]:
+    """Return the least and largest clipped weighted reward, from the least and largest reward that were seen."""
+    return clip * min(0.0, float(np.min(rewards))), clip * max(0.0, float(np.max(rewards)))
+
+
+def _summed_by_user(users: np.ndarray, values: np.ndarray) -> np.ndarray:
+    distinct, user = np.unique(users, return_inverse=True)
+    sums: np.ndarray = np.bincount(user, values, len(distinct))
+    return sums
