@@ -78,8 +78,8 @@ def join_log(
     Raises:
         JoinError: the log cannot be joined, or the folder is not a dataset's; nothing was changed.
 
-    Cost: reads the impressions twice and needs two to three times their size on the disk of `folder`. In memory it holds
-    40 bytes a request, one byte a pin, 100 bytes an action, and some thousands of requests with all their columns.
+    Cost: reads the impressions twice and needs two to three times their size on the disk of `folder`. In memory it
+    holds 40 bytes a request, one byte a pin, 100 bytes an action, and some thousands of requests with all columns.
     """
     window = wanted.window
     # An action within the window of a wanted request may belong to one that was answered before or after.
