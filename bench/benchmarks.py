@@ -41,6 +41,8 @@ BENCHMARKS = {
         Benchmark("edges", "edges", ("bench/edges/edge_server.py",), on_request=True),
         Benchmark("exploration", "serving", ("model_store/exploration", "model_store/model")),
         Benchmark("faults", "serving", _SERVER),
+        Benchmark("impression_kills", "impressions", (*_SERVER, "impressions"), on_request=True),
+        Benchmark("impression_log", "impressions", (*_SERVER, "impressions")),
         Benchmark("isolation", "serving", _SERVER),
         Benchmark("load_tools", "serving", (*_SERVER, "loadtest")),
         Benchmark("overload", "serving", _SERVER),
@@ -59,6 +61,7 @@ BENCHMARKS = {
         Benchmark(
             "coat", "counterfactual", ("ranker/counterfactual", "ranker/evaluation/bootstrap.py"), on_request=True
         ),
+        Benchmark("writer", "impressions", ("impressions",)),
         Benchmark("encoder", "engines", ("kernels", "ranker/export", "ranker/network")),
         Benchmark("fusion_latency", "engines", (*_SERVER, "ranker/export", "ranker/network")),
         Benchmark("gpu_compiled", "engines", ("kernels/gpu",)),
@@ -67,6 +70,7 @@ BENCHMARKS = {
         Benchmark("half", "engines", ("kernels", "model_store/model", "ranker")),
         # It trains for an hour, on data of its own.
         Benchmark("lift", "engines", (*_SERVER, "ranker"), on_request=True),
+        Benchmark("tuning", "tuning", ("model_store/model", "ranker/tuning")),
         Benchmark("fuzz_atomic", "fuzz", ("ranker/data",)),
         Benchmark("fuzz_parquet", "fuzz", ("feature_client",)),
         Benchmark("fuzz_stream", "fuzz", ("feature_client",)),

@@ -49,10 +49,14 @@ class ServerProcess(NamedTuple):
 
     def metric(self, name: str) -> float:
         """Return the sum of all samples of a metric."""
+        return sum(value for _, value in self.samples(name))
+
+    def samples(self, name: str) -> list[tuple[dict[str, str], float]]:
+        """Return all samples of a metric: their labels and values."""
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with direct.open(self.metrics_url, timeout=10) as page:
             families = text_string_to_metric_families(page.read().decode())
-        return sum(sample.value for family in families for sample in family.samples if sample.name == name)
+        return [(one.labels, one.value) for family in families for one in family.samples if one.name == name]
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,18 @@ def made(
     groups: tuple[FeatureGroup, ...] | None = None,
     *,
     honest: bool = True,
+    added: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Write a copy of a bundle with another version and a changed network; `honest` recomputes its golden scores."""
+    """Write a copy of a bundle with another version and a changed network; `honest` recomputes its golden scores.
+
+    `added` are further files by name.
+    """
     names = [name for name in type(bundle.manifest).model_fields if name != "files"]
     fields: dict[str, Any] = {name: getattr(bundle.manifest, name) for name in names}
     fields["version"] = version
     fields["groups"] = groups or bundle.manifest.groups
     files = {name: content for name, content in bundle.files.items() if name not in {EMBEDDINGS, PARAMETERS}}
+    files |= added or {}
     if change is not None:
         model = onnx.load_model_from_string(bundle.files[NETWORK])
         change(model)

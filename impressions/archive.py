@@ -15,7 +15,7 @@ import structlog
 
 from impressions.places import Place, day_of, file_of
 from impressions.schema import FINGERPRINT_KEY, TABLES, fingerprint
-from impressions.segments import claimed, clear_unborn, read_segment, segments
+from impressions.segments import DamagedSegmentError, claimed, clear_unborn, read_segment, segments
 
 _log = structlog.get_logger(__name__)
 
@@ -23,7 +23,8 @@ _log = structlog.get_logger(__name__)
 _LOOK_S, _RETENTION_S = 5.0, 600.0
 #: Requests of a row group: what a reader must hold at once.
 _ROW_GROUP = 2_048
-_DAMAGED = "damaged"
+#: The folder, in the spool folder, of segments that could not be understood.
+DAMAGED = "damaged"
 
 
 class Archive:
@@ -70,19 +71,24 @@ class Archive:
                     self._archive(path)
 
     def _archive(self, path: Path) -> None:
-        table_name = path.name.partition("-")[0]
+        name = path.name.partition("-")[0]
+        damage: DamagedSegmentError | None = None
+        table: pa.Table | None
         try:
             table, torn = read_segment(path)
-            if table_name not in TABLES or table.schema != TABLES[table_name]:
-                raise pa.ArrowInvalid("it has the columns of another version of pinrank, or of no table")
-        except (pa.ArrowInvalid, OSError) as error:
-            self._set_aside(path, error)
+        except DamagedSegmentError as error:
+            table, torn, damage = error.rows, False, error
+        if table is not None and (name not in TABLES or table.schema != TABLES[name]):
+            self._set_aside(path, "it has the columns of another version of pinrank, or of no table")
             return
         if torn:
-            _log.warning("segment_ended_early", segment=path.name, rows=table.num_rows)
-        if table.num_rows:
-            self._put(table, table_name, f"{self._place.root}/{file_of(path.stem)}")
-        path.unlink()
+            _log.warning("segment_ended_early", segment=path.name, rows=table.num_rows if table else 0)
+        if table is not None and table.num_rows:
+            self._put(table, name, f"{self._place.root}/{file_of(path.stem)}")
+        if damage is None:
+            path.unlink()
+        else:  # what could be read is in the Parquet file now; the rest may be repaired by hand
+            self._set_aside(path, str(damage))
 
     def _put(self, table: pa.Table, name: str, target: str) -> None:
         """Write a Parquet file, whole or not at all."""
@@ -103,13 +109,13 @@ class Archive:
         self.files += 1
         self.bytes += size
 
-    def _set_aside(self, path: Path, error: Exception) -> None:
+    def _set_aside(self, path: Path, reason: str) -> None:
         """Keep a segment that cannot be understood where nobody trips over it."""
-        folder = self._spool / _DAMAGED
+        folder = self._spool / DAMAGED
         folder.mkdir(exist_ok=True)
         path.rename(folder / path.name)
         self.damaged += 1
-        _log.error("segment_not_understood", segment=path.name, moved_to=str(folder), reason=str(error))
+        _log.error("segment_not_understood", segment=path.name, moved_to=str(folder), reason=reason)
 
     def _delete_old(self) -> None:
         now_s = time.monotonic()

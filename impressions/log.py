@@ -202,6 +202,7 @@ class ImpressionLog:
         try:
             batch = _CONVERT[table](rows)
         except Exception:  # noqa: BLE001 - one item must not hold up the others for ever
+            _log.exception("rows_not_logged", table=table, rows=len(rows))
             rows = [row for row in rows if _fits(table, row)]
             batch = _CONVERT[table](rows) if rows else None
         written = 0 if batch is None else batch.num_rows
@@ -244,7 +245,6 @@ class ImpressionLog:
 def _fits(table: str, row: Any) -> bool:
     try:
         _CONVERT[table]([row])
-    except Exception:  # noqa: BLE001 - counted, and reported with its traceback
-        _log.exception("row_not_logged", table=table)
+    except Exception:  # noqa: BLE001 - reported with its traceback before
         return False
     return True

@@ -172,7 +172,10 @@ def impressions_batch(requests: Sequence[AnsweredRequest], pause: Callable[[], N
         "model": _names([c.model for c in constants]),
         "model_digest": _names([c.model_digest for c in constants]),
         "utility_digest": _names([c.utility_digest for c in constants]),
-        "degradation": pa.array([list(r.degradation.items()) for r in requests], pa.map_(pa.string(), pa.uint32())),
+        "degradation": pa.array(
+            [[(name, int(value)) for name, value in r.degradation.items()] for r in requests],
+            pa.map_(pa.string(), pa.uint32()),
+        ),
         "candidates": pa.array([len(r.pin_ids) for r in requests], pa.uint32()),
         "heads": _name_lists([c.heads for c in constants]),
         "parties": _name_lists([c.parties for c in constants]),

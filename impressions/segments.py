@@ -1,13 +1,15 @@
 """Segments: files of rows on their way to Parquet. Each is an Arrow IPC stream that one process appends to.
 
 Its writer holds a lock on it (flock) for as long as it lives, so a segment that can be locked is one that nobody writes
-any more: its process closed it, or was killed. Batches are whole or at the torn end, which readers leave out.
+any more: its process closed it, or was killed. Batches are whole or at the torn end, which readers leave out. A segment
+gets its name when it has its schema and an empty batch, so whatever kills its writer, it is the beginning of a stream.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import os
 import time
 from collections.abc import Iterator
@@ -18,6 +20,8 @@ import pyarrow as pa
 ENDING = ".arrows"
 #: A segment that is being created; it has no rows yet.
 _NEW = ".new"
+#: What each message of a stream begins with.
+_MESSAGE = b"\xff\xff\xff\xff"
 
 
 class Segment:
@@ -33,6 +37,7 @@ class Segment:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._sink = pa.OSFile(str(created), "wb")
             self._writer = pa.ipc.new_stream(self._sink, schema)
+            self._writer.write_batch(pa.RecordBatch.from_pylist([], schema))  # pyarrow writes the schema with it
             created.rename(self.path)
         except BaseException:
             os.close(self._descriptor)
@@ -91,23 +96,58 @@ def clear_unborn(folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def read_segment(source: pa.NativeFile | Path) -> tuple[pa.Table, bool]:
+class DamagedSegmentError(Exception):
+    """A segment goes on with something that is no batch, and it is not the torn end that a killed writer leaves.
+
+    Attributes:
+        rows: what could be read before it.
+    """
+
+    def __init__(self, message: str, rows: pa.Table | None) -> None:
+        super().__init__(message)
+        self.rows = rows
+
+
+class _Source(io.RawIOBase):
+    """A file that notices when it has fewer bytes left than were asked for."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._file = file
+        self.ended = False
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        found = self._file.read(size) or b""
+        while len(found) < size and (more := self._file.read(size - len(found))):
+            found += more
+        self.ended |= len(found) < size
+        return found
+
+
+def read_segment(path: Path) -> tuple[pa.Table, bool]:
     """Read a segment up to its last whole batch.
 
     Returns:
         Its rows, and whether it ends in the middle of a batch.
 
     Raises:
-        pyarrow.ArrowInvalid: it is no segment at all.
+        FileNotFoundError: it is not there any more.
+        DamagedSegmentError: it is not the beginning of a stream.
     """
-    reader = pa.ipc.open_stream(pa.memory_map(str(source)) if isinstance(source, Path) else source)
-    batches, torn = [], False
-    while True:
+    batches: list[pa.RecordBatch] = []
+    with path.open("rb", buffering=0) as file:
+        source, end = _Source(file), 0
         try:
-            batches.append(reader.read_next_batch())
-        except StopIteration:
-            break
-        except (pa.ArrowInvalid, OSError):
-            torn = True
-            break
-    return pa.Table.from_batches(batches, reader.schema), torn
+            reader = pa.ipc.open_stream(pa.PythonFile(source, "r"))
+            for batch in reader:
+                batches.append(batch)
+                end = file.tell()
+        except (pa.ArrowException, OSError, ValueError) as error:
+            rows = pa.Table.from_batches(batches) if batches else None
+            # A segment has one batch before it has a name, and what comes next was begun as a message.
+            if rows is None or not source.ended or not _MESSAGE.startswith(os.pread(file.fileno(), len(_MESSAGE), end)):
+                raise DamagedSegmentError(f"unreadable after {len(batches)} batches: {error}", rows) from error
+            return rows, True
+        return pa.Table.from_batches(batches, reader.schema), False

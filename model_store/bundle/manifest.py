@@ -110,6 +110,25 @@ class Surface(Frozen):
     query: bool = False
 
 
+class Tuning(Frozen):
+    """How the weights of a surface were found: what `pinrank tune` states in the utility table."""
+
+    #: The party that got the most that the thetas of the others allow.
+    maximised: Name
+    #: The version whose probabilities they were tuned on.
+    model: str
+    data: str
+    #: The requests lie in [since_ms, until_ms), Unix time in milliseconds.
+    since_ms: int
+    until_ms: int
+    requests: Annotated[int, Field(ge=1)]
+    users: Annotated[int, Field(ge=1)]
+    #: The duality gap, as a share of the optimum.
+    gap: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    #: By party, the least mean value of an answer.
+    thetas: dict[Name, float] = Field(default_factory=dict)
+
+
 class Lineage(Frozen):
     """Where the model comes from: enough to reproduce it."""
 
@@ -123,6 +142,8 @@ class Lineage(Frozen):
     learned_until_ms: int | None = None
     #: Metrics of the training run, with free-form names; people and publishing gates read them.
     metrics: dict[str, float] = Field(default_factory=dict)
+    #: By surface; left out if empty, so that servers that do not know it read the manifest too.
+    tuning: dict[Name, Tuning] = Field(default_factory=dict, exclude_if=lambda tuning: not tuning)
 
 
 class FileEntry(Frozen):

@@ -147,5 +147,5 @@ class OrderExplorer:
         noise: np.ndarray = -np.log(-np.log(even))
         if draw < self._even_below:
             return noise
-        keys: np.ndarray = noise + utilities / self.temperature
+        keys: np.ndarray = noise + utilities.astype(np.float64) / self.temperature
         return keys

@@ -64,7 +64,7 @@ class _WeightsSurface(_Surface):
 class _OrderSurface(_Surface):
     kind: Literal["order"]
     best: Annotated[int, Field(ge=2, le=8)]
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    temperature: Annotated[float, Field(ge=1e-9, allow_inf_nan=False)]  # float32 utilities over it are finite
     floor: Annotated[float, Field(ge=0, lt=1)]
 
 

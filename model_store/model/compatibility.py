@@ -14,7 +14,7 @@ import onnx
 
 from feature_client.groups import Embedding, FeatureGroup, SequenceGroup
 from model_store.bundle.files import NETWORK, UTILITY, Bundle
-from model_store.bundle.manifest import Manifest
+from model_store.bundle.manifest import Manifest, Tuning
 from model_store.bundle.statistics import read_statistics
 from model_store.model.utility import UtilityError, load_utility
 
@@ -226,6 +226,9 @@ def _utilities(old: Bundle, new: Bundle) -> Iterator[Finding]:
         shown = [_weighted(table.parties, table.weights.tolist()) for table in (one, other)]
         if shown[0] != shown[1]:
             yield Finding(f"{UTILITY}: {surface}", shown[0], shown[1], Effect.NOTE)
+        if one.at_least != other.at_least:
+            thetas = [_thetas(table.at_least) for table in (one, other)]
+            yield Finding(f"{UTILITY}: {surface}.at_least", thetas[0], thetas[1], Effect.NOTE)
         for party in one.parties:
             if party in other.parties:
                 texts = [table.sources[table.parties.index(party)] for table in (one, other)]
@@ -235,6 +238,10 @@ def _utilities(old: Bundle, new: Bundle) -> Iterator[Finding]:
 
 def _weighted(parties: Sequence[str], weights: Sequence[float]) -> str:
     return ", ".join(f"{party} x {weight:g}" for party, weight in zip(parties, weights, strict=True))
+
+
+def _thetas(at_least: Mapping[str, float]) -> str:
+    return ", ".join(f"{party} >= {theta:g}" for party, theta in at_least.items()) or "none"
 
 
 def _networks(old: Bundle, new: Bundle) -> Iterator[Finding]:
@@ -263,10 +270,20 @@ def _lineage(before: Manifest, after: Manifest) -> Iterator[Finding]:
     for field in ("data", "data_sha256", "code", "seed", "parent", "command"):
         if ours[field] != theirs[field]:
             yield Finding(f"lineage.{field}", _short(ours[field]), _short(theirs[field]), Effect.NOTE)
+    for surface in sorted(before.lineage.tuning.keys() | after.lineage.tuning.keys()):
+        tunings = [_tuned(manifest.lineage.tuning.get(surface)) for manifest in (before, after)]
+        if tunings[0] != tunings[1]:
+            yield Finding(f"lineage.tuning.{surface}", tunings[0], tunings[1], Effect.NOTE)
     metrics: tuple[Mapping[str, float], Mapping[str, float]] = (ours["metrics"], theirs["metrics"])
     for name in sorted(metrics[0].keys() & metrics[1].keys()):
         if metrics[0][name] != metrics[1][name]:
             yield Finding(f"lineage.metrics.{name}", f"{metrics[0][name]:.4f}", f"{metrics[1][name]:.4f}", Effect.NOTE)
+
+
+def _tuned(tuning: Tuning | None) -> str:
+    if tuning is None:
+        return "not tuned"
+    return f"the most for {tuning.maximised} on {tuning.requests:,} requests of {tuning.data}, gap {tuning.gap:.1e}"
 
 
 def _short(value: object) -> str:

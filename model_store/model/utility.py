@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from feature_client.features import FetchedFeatures
 from feature_client.groups import Embedding, FeatureGroup, Name
 from kernels.native.library import library_if_built
-from model_store.bundle.manifest import Manifest
+from model_store.bundle.manifest import Manifest, Tuning
 from model_store.model.expression import Expression, ExpressionError, compile_expression
 from model_store.model.logistic import Logistic
 from model_store.model.native_utility import NativeUtility, UnknownOperationError, agrees
@@ -48,9 +48,15 @@ class _SurfaceTable(BaseModel):
     at_least: dict[Name, Annotated[float, Field(allow_inf_nan=False)]] = Field(default_factory=dict)
 
 
+class _StatedTuning(Tuning):
+    #: `fingerprint` of the surface that the facts are about.
+    fingerprint: str
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid")
     surfaces: dict[Name, _SurfaceTable]
+    tuning: dict[Name, _StatedTuning] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +209,9 @@ def load_utility(content: bytes, manifest: Manifest) -> UtilityTable:
     """Parse and compile a utility table for a model.
 
     Raises:
-        UtilityError: it is not TOML; a surface is missing or unknown; a party lacks a weight or an expression;
-            an expression uses an unknown name or function, or is not a number.
+        UtilityError: it is not TOML; a surface is missing or unknown; a party lacks a weight or an expression; a theta
+            or a statement of tuning is for a party or surface that is not there; an expression uses an unknown name or
+            function, or is not a number.
     """
     table = _parsed(content)
     expected, found = {s.name for s in manifest.surfaces}, set(table.surfaces)
@@ -215,6 +222,31 @@ def load_utility(content: bytes, manifest: Manifest) -> UtilityTable:
     names = {head.name for head in manifest.heads} | {f"pin.{name}" for name in _pin_attributes(manifest)}
     surfaces = {name: _compile_surface(name, surface, names) for name, surface in table.surfaces.items()}
     return UtilityTable(surfaces, manifest, hashlib.sha256(content).hexdigest())
+
+
+def fingerprint(surface: SurfaceUtility) -> str:
+    """Return 16 hex digits that name a surface's weights, expressions and thetas."""
+    parts = [*surface.parties, *map(repr, surface.weights.tolist()), *surface.sources]
+    parts += [f"{party}>={theta!r}" for party, theta in sorted(surface.at_least.items())]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def stated_tunings(content: bytes, table: UtilityTable) -> dict[str, Tuning]:
+    """Return how the weights of each surface were tuned, as far as the table says so.
+
+    Raises:
+        UtilityError: a surface was changed after it was tuned, so what the table says about it is no longer true.
+    """
+    stated = {}
+    for name, told in _parsed(content).tuning.items():
+        surface = table.surfaces[name]
+        if told.fingerprint != fingerprint(surface):
+            raise UtilityError(
+                f"surface {name!r} was changed after [tuning.{name}] was written, so its numbers are not those of this "
+                f"table; run `pinrank tune` again, or remove [tuning.{name}]"
+            )
+        stated[name] = Tuning(**{**told.model_dump(exclude={"fingerprint"}), "thetas": dict(surface.at_least)})
+    return stated
 
 
 def load_surface(content: bytes, surface: str, names: set[str]) -> SurfaceUtility:
@@ -236,12 +268,15 @@ def load_surface(content: bytes, surface: str, names: set[str]) -> SurfaceUtilit
 
 def _parsed(content: bytes) -> _Table:
     try:
-        return _Table.model_validate(tomllib.loads(content.decode()))
+        table = _Table.model_validate(tomllib.loads(content.decode()))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UtilityError(f"the utility table is not TOML: {error}") from error
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise UtilityError(f"the utility table is malformed: {problems}") from error
+    if strangers := sorted(table.tuning.keys() - table.surfaces.keys()):
+        raise UtilityError(f"the utility table states the tuning of {', '.join(strangers)}, but has no such surface")
+    return table
 
 
 def _compile_surface(name: str, table: _SurfaceTable, names: set[str]) -> SurfaceUtility:

@@ -8,11 +8,13 @@ from ranker.cli.data import register as register_data
 from ranker.cli.evaluate import evaluate
 from ranker.cli.explore import register as register_explore
 from ranker.cli.train import train
+from ranker.cli.tune import tune
 
 
 def register(app: typer.Typer) -> None:
-    """Add `train`, `evaluate`, `data` and `explore` to the `pinrank` command."""
+    """Add `train`, `evaluate`, `tune`, `data` and `explore` to the `pinrank` command."""
     app.command()(train)
     app.command()(evaluate)
+    app.command()(tune)
     register_data(app)
     register_explore(app)

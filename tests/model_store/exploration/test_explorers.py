@@ -15,6 +15,7 @@ from model_store.exploration.explorer import Explored, Tuned, Withheld, replay_b
 from model_store.exploration.hashing import mixed, mixed_all
 from model_store.exploration.orders import OrderExplorer
 from model_store.exploration.plackett_luce import order_probability, position_probabilities
+from model_store.exploration.regret import TunedOrder
 from model_store.exploration.weights import WeightsExplorer
 from model_store.model.discount import discounts
 from model_store.model.selection import select
@@ -131,7 +132,7 @@ def million(explorer, parties, top_k):
     noise = mixed_all(pins ^ mixed_all(draws)[:, None]) >> np.uint64(11)
     gumbel = -np.log(-np.log((noise.astype(float) + 0.5) * 2.0**-53))
     evenly = draws < np.uint64(int(explorer.floor * 2.0**64))
-    keys = gumbel + np.where(evenly[:, None], 0, utilities[first] / explorer.temperature)
+    keys = gumbel + np.where(evenly[:, None], 0, utilities[first].astype(float) / explorer.temperature)
     answered = min(drawn, len(tuned))
     order = first[np.argsort(-keys, axis=1, kind="stable")][:, :answered]
     orders[:, :answered] = np.where(explores[:, None], order, tuned[:answered])
@@ -275,6 +276,22 @@ def test_a_logged_answer_replays_to_the_bit(kind, rng, request_id):
     logged = order[shuffled]
     again = explorer.replay(request_id, arm, pins[logged], places[shuffled], utilities[logged])
     np.testing.assert_array_equal(logged[again], order)
+
+
+def test_the_regret_of_an_order_has_the_same_bits_alone_and_among_others():
+    """What was answered and what its propensity counts must not differ in whether an arm is within the bound."""
+    rng = np.random.default_rng(8)
+    for answered in (1, 7, 8, 9, 25, 128, 1000):
+        tuned = TunedOrder(rng.normal(size=1000).astype(np.float32), answered, 0.1)
+        orders = np.array([rng.permutation(1000)[:answered] for _ in range(9)])
+        assert tuned.regrets(orders).tolist() == [float(tuned.regrets(order)) for order in orders]
+
+
+def test_utilities_beyond_what_the_temperature_tells_apart_are_drawn_as_tuned():
+    utilities = np.array([[3e38, 0.0], [1.0, 0.0], [-3e38, 0.0]])
+    explorer = order_explorer(temperature=1e-9, share=1.0, floor=0.0)
+    assert asked(explorer, utilities, 5).order.tolist() == [0, 1, 2]
+    assert explorer.propensities(utilities, np.arange(3)).order == pytest.approx(1)
 
 
 def test_an_arm_equal_to_the_tuned_weights_answers_as_tuned_and_its_probability_counts():

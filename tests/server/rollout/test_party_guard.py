@@ -1,4 +1,4 @@
-"""What the guard thinks of a label whose parties get less, in numbers and on a server."""
+"""What the guard thinks of a label whose parties get less."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ import math
 import pytest
 
 from model_store.model.utility import load_utility
-from server.config import GuardConfig
 from server.request.parties import PartyMean
 from server.rollout.guard import Breach
 from server.rollout.party_guard import PartyOfSurface, compared, judge_parties
 from tests import tiny
-from tests.conftest import eventually
-from tests.server.swapping import ALIKE, held, own_golden, publish, sample
 
 
 def party(own, default=None, theta=None):
@@ -29,8 +26,8 @@ def mean(value, error=0.125, requests=100):
     [
         pytest.param(party(mean(0.5), theta=1.0), None, id="below theta within 4 standard errors"),
         pytest.param(
-            party(mean(0.25), theta=1.0),
-            "the utility of creator on home is 0.25 (standard error 0.12, 100 requests) per request, "
+            party(mean(0.25, 0.18), theta=1.0),
+            "the utility of creator on home is 0.25 (standard error 0.18, 100 requests) per request, "
             "but at_least requires 1",
             id="below theta",
         ),
@@ -72,42 +69,3 @@ def test_parties_with_other_expressions_are_not_compared():
         PartyOfSurface("home", "creator", mean(2.0), mean(2.0), 0.25),
     ]
     assert compared(means, {}, table, table)[0].default is None
-
-
-# The pinner has another expression, so that only the creator is compared with the default label.
-STARVING = tiny.UTILITY.replace("creator = 0.5 }", "creator = -9.0 }").replace("2 * hide", "3 * hide")
-REASONS = {
-    "loss": (STARVING, "against the default label's"),
-    "theta": (STARVING.replace("-9.0 }", "-9.0 }\nat_least = { creator = 1.0 }"), "but at_least requires 1"),
-}
-
-
-@pytest.mark.parametrize("breach", REASONS)
-async def test_a_canary_that_starves_a_party_is_rolled_back_with_party_surface_and_numbers(
-    breach, serve, calls, store, tmp_path
-):
-    table, told = REASONS[breach]
-    loss_max = 0.25 if breach == "loss" else 100.0
-    server = await serve(guard=GuardConfig(requests_min=20, p99_ratio_max=1_000, party_loss_max=loss_max))
-    call = calls(server)
-    publish(store, tmp_path, 2, **own_golden(ALIKE), **{"utility.toml": table.encode()})
-    store.set_label("tiny", "canary", 2)
-    await eventually(lambda: "canary" in server.status.by_label, 30)
-    labels = {"party": "creator", "surface": "home"}
-    assert sample(server, "pinrank_party_theta", **labels, label="canary") == (1.0 if breach == "theta" else 0)
-    given = 0
-    while store.labels("tiny")["canary"] == 2:
-        for label in ("stable", "canary"):
-            await call.rank(user=1 + given % 4, pins=range(1 + given % 5, 31), top_k=3, label=label)
-        given += 1
-        assert given < 5_000
-        server.swap.newest.poll_now()
-    entry = store.head("tiny")
-    assert entry.why.startswith("rolled back from 2: the utility of creator on home is ")
-    assert told in entry.why
-    await eventually(lambda: held(server, 2) == "gone", 30)
-    answers, total = (
-        sample(server, f"pinrank_party_utility_{kind}", **labels, label="stable") for kind in ("count", "sum")
-    )
-    assert answers == given
-    assert total > 0

@@ -1,0 +1,1 @@
+"""Benchmarks of the impression log alone."""

@@ -1,0 +1,127 @@
+"""The story of docs/closed-loop.md: from logged answers to weights that give creators more, and what came of them.
+
+The users are simulated. How they behave is fixed here, before anything is tuned or forecast:
+a user looks at position k with probability 1 / log2(k + 2), and does what the model predicts with half its probability.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+
+from docs.story import CANDIDATES, PINS, USERS, Story, phase, story_of
+from model_store.model.discount import discounts
+from pinrank.channels import open_channel
+from pinrank.v1 import (
+    activity_pb2,
+    activity_pb2_grpc,
+    impressions_pb2,
+    impressions_pb2_grpc,
+    ranking_pb2,
+    ranking_pb2_grpc,
+)
+
+EXPLORE = b"""
+seed = 7
+[surfaces.home]
+kind = "weights"
+share = 0.4
+regret_max = 0.2
+[surfaces.home.arms.more_creator]
+weights = { creator = 0.8 }
+[surfaces.home.arms.most_creator]
+weights = { creator = 1.6 }
+"""
+_SETTINGS = """
+party_loss_max = 0.5
+[impressions]
+to = "file://{folder}/log"
+rotate_s = 1
+"""
+_BELIEVED = 0.5
+
+
+def visits(story: Story, count: int, seed: int) -> None:
+    """Let users visit: rank, look at some of the answer, act on some of that, and report both."""
+    rng = np.random.default_rng(seed)
+    event = seed << 32
+    with open_channel(story.address) as channel:
+        ranking = ranking_pb2_grpc.RankingServiceStub(channel)
+        activity = activity_pb2_grpc.ActivityServiceStub(channel)
+        impressions = impressions_pb2_grpc.ImpressionServiceStub(channel)
+        for user in rng.integers(1, USERS + 1, count).tolist():
+            pins = rng.choice(np.arange(1, PINS + 1), CANDIDATES, replace=False).tolist()
+            request = ranking_pb2.RankRequest(user_id=user, pin_ids=pins, surface="home", explain=True)
+            answer = ranking.Rank(request, timeout=20)
+            heads = list(answer.explanation.heads)
+            probable = np.reshape(answer.explanation.head_probabilities, (CANDIDATES, len(heads)))
+            seen = rng.random(CANDIDATES) < discounts(CANDIDATES)
+            acted = seen[:, None] & (rng.random(probable.shape) < _BELIEVED * probable)
+            now_ms = time.time_ns() // 1_000_000
+            actions = [
+                activity_pb2.Action(
+                    event_id=(event := event + 1), user_id=user, pin_id=answer.pin_ids[k], action=heads[h],
+                    surface="home", time_ms=now_ms, request_id=answer.request_id, position=k,
+                )
+                for k, h in np.argwhere(acted).tolist()
+            ]  # fmt: skip
+            if actions:
+                activity.Record(activity_pb2.RecordRequest(actions=actions), timeout=20)
+            if seen.any():
+                report = impressions_pb2.SeenRequest(
+                    request_id=answer.request_id, positions=np.flatnonzero(seen).tolist()
+                )
+                impressions.Seen(report, timeout=20)
+    story.lines.append(f"  ... {count} requests are answered, and users act on what they see ...")
+
+
+def _told(path: Path, reward: str) -> str:
+    """Return the doubly robust estimate in a file of `pinrank explore evaluate --json`, by positions."""
+    found = json.loads(path.read_text())
+    forecasts = next(unit for unit in found["units"] if unit["unit"] == "positions")["forecasts"][reward]
+    value = next(forecast for forecast in forecasts if forecast["estimator"] == "dr")["value"]
+    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+
+
+def closed_loop() -> list[str]:
+    """Log, join, tune, forecast, publish, guard, promote, and compare the outcome with the forecast."""
+    with story_of(_SETTINGS, {"explore.toml": EXPLORE}) as (story, _):
+        story.say("Version 7 explores other weights of the creator, and the server logs what it answers.")
+        visits(story, 1_500, seed=1)
+        story.run("impressions", "join", "log", "--window", "30m", "--out", "joined")
+        story.say("Creators should get 3% more, at the least cost to pinners.")
+        story.run(
+            "tune", "--model", "ml1m@7", "--store", "models", "--on", "joined", "--surface", "home",
+            "--maximise", "pinner", "--at-least", "creator=+3%", "--out", "tuned.toml",
+        )  # fmt: skip
+        story.say("What would these weights have earned, by what users really did?")
+        story.run(
+            "explore", "evaluate", "--on", "joined", "--policy", "tuned.toml", "--against", "stable", "--store",
+            "models", "--unit", "positions", "--reward", "creator", "--reward", "pinner", "--json", "forecast.json",
+        )  # fmt: skip
+        story.run("model", "retune", "ml1m", "7", "--utility", "tuned.toml", "--label", "canary", "--by", "anna")
+        story.run("model", "traffic", "ml1m", "canary", "50", "--by", "anna")
+        story.wait(phase(8, "serving"))
+        visits(story, 600, seed=2)
+        story.run("model", "status")
+        story.run("model", "label", "ml1m", "stable", "8", "--by", "anna", "--why", "creators +3%")
+        story.wait(phase(7, "gone"))
+        visits(story, 1_000, seed=3)
+        story.say("What did they earn? The forecast is above.")
+        story.run("impressions", "join", "log", "--window", "30m", "--out", "after")
+        story.run(
+            "explore", "evaluate", "--on", "after", "--model", "ml1m@8", "--policy", "stable", "--against", "logged",
+            "--store", "models", "--unit", "positions", "--reward", "creator", "--reward", "pinner", "--json",
+            "outcome.json",
+        )  # fmt: skip
+        for party in ("creator", "pinner"):
+            forecast, outcome = (_told(story.folder / f"{name}.json", party) for name in ("forecast", "outcome"))
+            story.say(f"{party}: forecast {forecast}, outcome {outcome}")
+        return story.lines
+
+
+if __name__ == "__main__":
+    print("\n".join(closed_loop()))

@@ -1,0 +1,285 @@
+"""The impression log of a server: what it answered, over real calls, in real files."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+
+import grpc
+import grpc.aio
+import numpy as np
+import pytest
+
+from impressions.reading import read_tables
+from kernels.cpu.numpy_engine import NumpyEngine
+from model_store.bundle.golden import decode_golden
+from model_store.exploration.table import load_exploration
+from model_store.model.assembly import Assembler
+from model_store.model.loaded import calibrate
+from model_store.model.utility import load_utility
+from pinrank.v1 import (
+    activity_pb2,
+    activity_pb2_grpc,
+    impressions_pb2,
+    impressions_pb2_grpc,
+    ranking_pb2,
+    ranking_pb2_grpc,
+)
+from server.config import ConfigError, ImpressionsConfig
+from tests import tiny
+from tests.server.swapping import publish
+
+EXPLORE = b"""
+seed = 7
+[surfaces.home]
+kind = "weights"
+share = 0.5
+regret_max = 1.0
+[surfaces.home.arms.more_creator]
+weights = { creator = 5.0 }
+[surfaces.home.arms.less_creator]
+weights = { creator = -5.0 }
+[surfaces.related]
+kind = "order"
+share = 0.5
+regret_max = 1.0
+best = 5
+temperature = 0.5
+floor = 0.1
+"""
+
+
+class Frontend:
+    """Calls of one frontend to one server."""
+
+    def __init__(self, channel):
+        self._ranking = ranking_pb2_grpc.RankingServiceStub(channel)
+        self.activity = activity_pb2_grpc.ActivityServiceStub(channel)
+        self.impressions = impressions_pb2_grpc.ImpressionServiceStub(channel)
+
+    async def rank(self, pins=range(1, 21), surface="home", user_id=1, **fields):
+        if surface == "related":
+            fields["query"] = ranking_pb2.Query(pin_id=30)
+        request = ranking_pb2.RankRequest(user_id=user_id, pin_ids=pins, surface=surface, explain=True, **fields)
+        return await self._ranking.Rank(request, timeout=20)
+
+
+@pytest.fixture
+async def logging(start_server, store, tmp_path):
+    """Start a server with a log whose model explores; return it, a frontend, and a function that stops and reads."""
+    channels = []
+    publish(store, tmp_path, 2, **{"explore.toml": EXPLORE})
+    store.set_label("tiny", "stable", 2)
+
+    async def start(**changes):
+        log = ImpressionsConfig(to=f"file://{tmp_path / 'log'}", **changes.pop("impressions", {}))
+        server = await start_server(model_store=store.where, record_actions=True, impressions=log, **changes)
+        channels.append(grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}"))
+
+        async def rows(table="impressions"):
+            if server.serving:
+                await server.drain_and_close()
+            return [row for part in read_tables(str(tmp_path / "log"), table) for row in part.to_pylist()]
+
+        return server, Frontend(channels[-1]), rows
+
+    yield start
+    for channel in channels:
+        await channel.close()
+
+
+async def test_each_answer_is_logged_once_as_the_caller_got_it(logging):
+    _, frontend, rows = await logging()
+    answers = [
+        await frontend.rank(user_id=i % 4, top_k=7 * (i % 2), surface=("home", "related")[i % 3 == 0])
+        for i in range(60)
+    ]
+    logged = {row["request_id"]: row for row in await rows()}
+    assert len(logged) == len(answers) == len({a.request_id for a in answers})
+    for i, answer in enumerate(answers):
+        row = logged[answer.request_id]
+        explained = answer.explanation
+        assert row["pin_ids"] == list(answer.pin_ids)
+        assert row["utilities"] == list(answer.utilities)
+        assert row["probabilities"] == list(explained.head_probabilities)
+        np.testing.assert_array_equal(np.float32(row["party_utilities"]), list(explained.party_utilities))
+        assert row["party_weights"] == list(explained.party_weights)
+        assert (row["heads"], row["parties"]) == (list(explained.heads), list(explained.parties))
+        assert (row["user_id"], row["candidates"]) == (i % 4, 20)
+        assert row["model"] == "tiny@2"
+        assert row["utility_digest"] == answer.versions.utility
+        assert row["label"] == "stable"
+        assert (row["arm"] or "") == answer.exploration.arm
+        assert [list(range(1, 21))[place] for place in row["places"]] == row["pin_ids"]
+        assert abs(row["time_ms"] - time.time() * 1e3) < 600_000
+    arms = Counter(row["arm"] for row in logged.values())
+    assert {"more_creator", "less_creator", "best-5"} <= set(arms)
+
+
+async def test_a_logged_request_replays_to_the_logged_order_to_the_bit(logging):
+    """From the rows that were read: tensors, logits, probabilities, utilities, the arm, and the order."""
+    _, frontend, rows = await logging(impressions={"features_share": 1.0}, engine="numpy")
+    for i in range(40):
+        await frontend.rank(user_id=i % 4, surface=("home", "related")[i % 2])
+    manifest = tiny.manifest(2)
+    engine = NumpyEngine(tiny.network(seed=2), manifest.specs, 2)
+    table = load_utility(tiny.UTILITY.encode(), manifest)
+    exploration = load_exploration(EXPLORE, manifest, table)
+    arms = set()
+    for row in await rows():
+        (kept,) = decode_golden(row["features"])
+        fetched, surface = kept.fetched, row["surface"]
+        probabilities = calibrate(manifest, engine.run(Assembler(manifest).assemble(fetched, surface)))
+        np.testing.assert_array_equal(kept.probabilities, probabilities)
+        parties = table.party_utilities(surface, probabilities, fetched)
+        pins = np.arange(1, 21, dtype=np.uint64)
+        utilities = table.combine(surface, parties)
+        decision = exploration.surfaces[surface].explore(row["request_id"], pins, parties, utilities)
+        arm = getattr(decision, "arm", None) if hasattr(decision, "order") else None
+        order = decision.order if arm else np.argsort(-utilities, kind="stable")
+        in_force = decision.utilities if arm else utilities
+        assert row["arm"] == arm
+        assert row["pin_ids"] == pins[order].tolist()
+        assert row["utilities"] == in_force[order].tolist()
+        np.testing.assert_array_equal(np.reshape(row["party_utilities"], parties.shape), parties[order])
+        found = exploration.surfaces[surface].propensities(parties, order)
+        assert row["order_propensity"] == found.order
+        assert row["propensities"] == found.positions.tolist()
+        arms.add(arm)
+    assert len(arms) == 4
+
+
+async def test_no_request_explores_when_exploration_is_off(logging):
+    _, frontend, rows = await logging(explore=False)
+    answers = [await frontend.rank(user_id=i) for i in range(20)]
+    assert not any(a.HasField("exploration") for a in answers)
+    assert {(row["explorer"], row["arm"], row["order_propensity"]) for row in await rows()} == {(None, None, 1.0)}
+
+
+async def test_actions_are_logged_with_the_answer_that_showed_the_pin(logging):
+    _, frontend, rows = await logging()
+    answer = await frontend.rank()
+    now_ms = int(time.time() * 1000)
+    one = {"user_id": 1, "surface": "home", "action": "save", "time_ms": now_ms}
+    shown = activity_pb2.Action(event_id=1, pin_id=answer.pin_ids[3], request_id=answer.request_id, position=3, **one)
+    elsewhere = activity_pb2.Action(event_id=2, pin_id=5, **one)
+    for _ in range(2):  # sent again: logged again, and the join counts it once
+        await frontend.activity.Record(activity_pb2.RecordRequest(actions=[shown, elsewhere]))
+    logged = await rows("actions")
+    assert [row["event_id"] for row in logged] == [1, 2, 1, 2]
+    assert (logged[0]["request_id"], logged[0]["position"]) == (answer.request_id, 3)
+    assert logged[0]["pin_id"] == answer.pin_ids[3]
+    assert (logged[1]["request_id"], logged[1]["position"]) == (None, None)
+    assert {row["action"] for row in logged} == {"save"}
+    assert all(row["received_ms"] >= now_ms for row in logged)
+
+
+async def test_a_refused_action_is_not_logged(logging):
+    _, frontend, rows = await logging()
+    await frontend.rank()
+    wrong = activity_pb2.Action(event_id=1, user_id=1, pin_id=1, action="save", surface="nowhere", time_ms=10**12)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await frontend.activity.Record(activity_pb2.RecordRequest(actions=[wrong]))
+    assert await rows("actions") == []
+
+
+async def test_reports_of_what_was_seen_are_logged(logging):
+    _, frontend, rows = await logging()
+    answer = await frontend.rank()
+    await frontend.impressions.Seen(impressions_pb2.SeenRequest(request_id=answer.request_id, positions=[0, 1, 4]))
+    (row,) = await rows("seen")
+    assert (row["request_id"], row["positions"]) == (answer.request_id, [0, 1, 4])
+
+
+@pytest.mark.parametrize(
+    ("report", "told"),
+    [
+        ({"positions": [1]}, "request_id: 0; send the request_id of the answer"),
+        ({"request_id": 1}, "positions: 0 positions; send at least one, at most 10,000"),
+        (
+            {"request_id": 1, "positions": range(10_001)},
+            "positions: 10001 positions; send at least one, at most 10,000",
+        ),
+    ],
+)
+async def test_a_report_that_says_nothing_is_refused(logging, report, told):
+    _, frontend, _ = await logging()
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await frontend.impressions.Seen(impressions_pb2.SeenRequest(**report))
+    assert (error.value.code(), error.value.details()) == (grpc.StatusCode.INVALID_ARGUMENT, told)
+
+
+async def test_a_server_without_a_log_says_so(channel):
+    stub = impressions_pb2_grpc.ImpressionServiceStub(channel)
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await stub.Seen(impressions_pb2.SeenRequest(request_id=1, positions=[0]))
+    assert error.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    assert error.value.details() == "this server keeps no impression log; set impressions.to"
+
+
+async def report_until_refused(frontend):
+    while True:
+        await frontend.impressions.Seen(impressions_pb2.SeenRequest(request_id=1, positions=range(10_000)))
+
+
+async def test_a_full_queue_drops_rows_counts_them_and_answers_all_the_same(logging):
+    # The writer does not run before the end, so the queue of 1 MiB fills up.
+    server, frontend, rows = await logging(
+        impressions={"queue_bytes_max": 1 << 20, "flush_s": 60.0}, candidates_max=5_000
+    )
+    pins = range(1, 2_001)
+    answers = [await frontend.rank(pins=pins) for _ in range(30)]
+    dropped = server.metrics.value("pinrank_impression_log_rows_total", table="impressions", outcome="dropped")
+    assert 0 < dropped < len(answers)
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await report_until_refused(frontend)
+    assert error.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    logged = await rows()
+    assert len(logged) == len(answers) - dropped
+    assert {row["request_id"] for row in logged} < {a.request_id for a in answers}
+
+
+async def test_a_share_of_the_answers_is_logged(logging):
+    _, frontend, rows = await logging(impressions={"share": 0.5})
+    answers = {(await frontend.rank(pins=[1, 2])).request_id for _ in range(200)}
+    logged = {row["request_id"] for row in await rows()}
+    assert logged < answers
+    assert 60 < len(logged) < 140  # of 200, at least 5.6 standard deviations away
+
+
+@pytest.mark.parametrize(
+    ("to", "told"),
+    [
+        ("ftp://here", "'ftp://here': use file:///folder, or s3://bucket/prefix"),
+        ("file://here", "file://here: write the whole path of the folder: file:///var/log/pinrank"),
+        ("s3://key:secret@bucket/log", "s3://...: remove the keys from the URL and set them in AWS_* variables"),
+        (
+            "s3://bucket/log",
+            (
+                "s3://bucket/log: a log in a bucket needs a local folder for rows on their way; "
+                "set impressions.spool_folder"
+            ),
+        ),
+    ],
+)
+async def test_a_place_that_cannot_be_used_ends_the_start_and_is_named(start_server, to, told):
+    with pytest.raises(ConfigError) as error:
+        await start_server(impressions=ImpressionsConfig(to=to))
+    assert str(error.value) == f"impressions.to: {told}"
+
+
+async def test_no_request_explores_while_the_server_is_overloaded(logging, monkeypatch):
+    monkeypatch.setattr("server.request.pipeline._CALM_S", 3_600)
+    _, frontend, rows = await logging(requests_in_flight_max=1)
+    calm = [await frontend.rank(user_id=i) for i in range(20)]
+    outcomes = await asyncio.gather(*(frontend.rank(user_id=i) for i in range(20)), return_exceptions=True)
+    refused = [error for error in outcomes if isinstance(error, grpc.aio.AioRpcError)]
+    assert refused
+    assert {error.code() for error in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+    strained = [await frontend.rank(user_id=i) for i in range(20)]
+    assert any(answer.HasField("exploration") for answer in calm)
+    assert not any(answer.HasField("exploration") for answer in strained)
+    logged = {row["request_id"]: row for row in await rows()}
+    assert {logged[answer.request_id]["explorer"] for answer in strained} == {None}
+    assert None not in {logged[answer.request_id]["explorer"] for answer in calm}
