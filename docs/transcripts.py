@@ -1,7 +1,7 @@
-"""Play the two stories of docs/models.md with the real commands, a real server and real requests.
+"""Play the stories of the pages with the real commands, a real server and real requests.
 
     python -m docs.transcripts            prints the transcripts
-    python -m docs.transcripts --write    puts them into docs/models.md, between their markers
+    python -m docs.transcripts --write    puts them into their pages, between their markers
 
 The page shows what the commands printed. A test plays the stories again and compares; only for this comparison, what
 differs from run to run (times, digests, measured values) is masked.
@@ -10,162 +10,23 @@ differs from run to run (times, digests, measured values) is masked.
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import re
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from bench.features.synthetic import fill
 from docs.changed_bundles import made, scaled_logits, with_moved_embeddings
+from docs.closed_loop import closed_loop
 from docs.markers import with_marked
+from docs.story import PINS, phase, story_of
 from feature_client.codec import decode_rows
 from feature_client.groups import FeatureGroup
 from feature_client.stores.open_store import open_store
-from model_store.bundle.files import Bundle
 from model_store.registry.entries import whoami
 from model_store.registry.store import open_model_store
-from pinrank.channels import open_channel
-from pinrank.v1 import models_pb2, models_pb2_grpc, ranking_pb2, ranking_pb2_grpc
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "models.md"
-PINRANK = str(Path(sys.executable).with_name("pinrank"))
-USERS, PINS, CANDIDATES = 300, 400, 30
-_TOKEN = "of-the-story"  # noqa: S105 - on loopback, gone with the server
-_SETTINGS = """
-model_store = "models"
-model = "ml1m"
-feature_store = "{features}"
-admin_token_file = "token"
-record_actions = true
-[swap]
-poll_s = 0.2
-retry_s = 6
-cpu_share = 1
-accept_changes = ["inputs.query.space"]
-[guard]
-requests_min = 60
-p99_ratio_max = 1000
-"""
-#: The page shows these as they are; only what the story is about differs in them from a real server's.
-_WAIT_S = 60.0
-
-
-class Story:
-    """A folder with a model store, features and a server. Records the commands that run in it, and their output."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.lines: list[str] = []
-        self.address = ""
-
-    def say(self, text: str) -> None:
-        self.lines.append(f"# {text}")
-
-    def run(self, *arguments: str, shown: bool = True) -> str:
-        """Run a pinrank command."""
-        added = ["--address", self.address, "--token-file", "token"] if arguments[:2] == ("model", "status") else []
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PINRANK_")}
-        environment |= {"COLUMNS": "118", "NO_COLOR": "1", "TERM": "dumb", "PINRANK_MODEL_STORE": "models"}
-        done = subprocess.run(
-            [PINRANK, *arguments, *added],
-            cwd=self.folder, env=environment, capture_output=True, text=True, check=False, timeout=120,
-        )  # fmt: skip
-        said = "\n".join(line.rstrip() for line in (done.stdout + done.stderr).splitlines())
-        if shown:
-            self.lines += [f"$ pinrank {' '.join(_quoted(a) for a in arguments)}", *said.splitlines()]
-            if done.returncode:
-                self.lines.append(f"(exit {done.returncode})")
-        return said
-
-    def requests(self, count: int) -> None:
-        """Send rank requests for that many users. Every answer must be complete."""
-        rng = np.random.default_rng(count)
-        with open_channel(self.address) as channel:
-            stub = ranking_pb2_grpc.RankingServiceStub(channel)
-            for user in rng.integers(1, USERS + 1, count).tolist():
-                pins = rng.choice(np.arange(1, PINS + 1), CANDIDATES, replace=False).tolist()
-                request = ranking_pb2.RankRequest(user_id=user, pin_ids=pins, surface="home")
-                answer = stub.Rank(request, timeout=20)
-                assert len(answer.pin_ids) == CANDIDATES, "an answer lacks candidates"  # noqa: S101
-        self.lines.append(f"  ... {count} requests are answered ...")
-
-    def wait(self, condition: Callable[[models_pb2.StatusResponse], bool]) -> None:
-        """Wait until the server's status fulfils a condition. Raises TimeoutError."""
-        with open_channel(self.address) as channel:
-            stub = models_pb2_grpc.ModelServiceStub(channel)
-            until_s = time.monotonic() + _WAIT_S
-            while time.monotonic() < until_s:
-                status = stub.Status(
-                    models_pb2.StatusRequest(), timeout=20, metadata=(("authorization", f"Bearer {_TOKEN}"),)
-                )
-                if condition(status):
-                    return
-                time.sleep(0.05)
-        raise TimeoutError(
-            "\n".join([*self.lines, f"the server never reached the expected status; it has {list(status.versions)}"])
-        )
-
-
-def _quoted(argument: str) -> str:
-    return f'"{argument}"' if " " in argument else argument
-
-
-def phase(version: int, phase: str) -> Callable[[models_pb2.StatusResponse], bool]:
-    def holds(status: models_pb2.StatusResponse) -> bool:
-        found = {one.version: one.phase for one in status.versions}
-        return found.get(version, "gone") == phase
-
-    return holds
-
-
-@contextmanager
-def story_of(settings: str = "", added: Mapping[str, bytes] | None = None) -> Iterator[tuple[Story, Bundle]]:
-    """A server with version 7 as `stable`, with further settings, and further files in its bundle."""
-    source = open_model_store(ROOT / "deploy" / "demo" / "models")
-    bundle = source.read("ml1m", source.resolve("ml1m", "stable"))
-    with tempfile.TemporaryDirectory(prefix="pinrank-story-") as temporary:
-        folder = Path(temporary)
-        made(folder / "out" / "7", bundle, bundle.manifest.version, added=added)
-        store = open_model_store(folder / "models")
-        store.publish(folder / "out" / "7", by="anna", why="the first")
-        store.set_label("ml1m", "stable", bundle.manifest.version, by="anna", why="the first")
-        features = f"lmdb://{folder / 'features'}"
-        asyncio.run(_filled(features, bundle))
-        (folder / "token").write_text(_TOKEN)
-        (folder / "pinrank.toml").write_text(_SETTINGS.format(features=features) + settings.format(folder=folder))
-        story = Story(folder)
-        command = [PINRANK, "serve", "--config", "pinrank.toml", "--grpc-port", "0", "--http-port", "0"]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PINRANK_")}
-        with subprocess.Popen(
-            command, cwd=folder, env=environment | {"PINRANK_LOG_FORMAT": "json"}, stderr=subprocess.PIPE, text=True
-        ) as server:
-            assert server.stderr is not None  # noqa: S101 - asked for
-            try:
-                for line in server.stderr:
-                    event = json.loads(line)
-                    if event["event"] == "serving":
-                        story.address = event["grpc"]
-                        break
-                yield story, bundle
-            finally:
-                server.terminate()
-                server.communicate(timeout=60)
-
-
-async def _filled(url: str, bundle: Bundle) -> None:
-    store = open_store(url)
-    await store.start()
-    await fill(store, bundle, USERS, seed=7, pins=PINS)
-    await store.close()
 
 
 def bad_models() -> list[str]:
@@ -241,7 +102,17 @@ async def _write_rows(path: Path, features: str, before: FeatureGroup) -> None:
     np.savez(path, **columns)  # type: ignore[arg-type]
 
 
-STORIES = {"bad models": bad_models, "roll-over": roll_over}
+#: Each story's page, and the function that plays it.
+STORIES = {
+    "bad models": ("models.md", bad_models),
+    "roll-over": ("models.md", roll_over),
+    "closed loop": ("closed-loop.md", closed_loop),
+}
+
+
+def page_of(name: str) -> Path:
+    """Return the page that shows a story."""
+    return ROOT / "docs" / STORIES[name][0]
 
 
 def shown(lines: list[str]) -> str:
@@ -280,16 +151,21 @@ def masked(text: str) -> str:
     return "\n".join(line for i, line in enumerate(lines) if i == 0 or line != lines[i - 1])
 
 
+def without_numbers(text: str) -> str:
+    """Return a transcript without numbers and what is said about them, which differ wherever requests explore."""
+    text = re.sub(r"(?m)^held out, .*$", "held out", text)
+    text = re.sub(r"(?s)│ [^│]*healthy: .*?└", "└", text)
+    return re.sub(r"[-+]?\d[\d.,]*%?", "N", text)
+
+
 def main() -> None:
-    page = PAGE.read_text()
-    for name, play in STORIES.items():
+    for name, (_, play) in STORIES.items():
         text = shown(play())
         if "--write" in sys.argv:
-            page = with_marked(page, f"transcript: {name}", f"```console\n{text}\n```")
+            page = page_of(name)
+            page.write_text(with_marked(page.read_text(), f"transcript: {name}", f"```console\n{text}\n```"))
         else:
             print(f"== {name}\n{text}\n")
-    if "--write" in sys.argv:
-        PAGE.write_text(page)
 
 
 if __name__ == "__main__":

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from impressions.archive import parquet_files
+from impressions.archive import DAMAGED, parquet_files
 from impressions.errors import LogError
 from impressions.places import SPOOL, Place, file_of, open_place
 from impressions.schema import FINGERPRINT_KEY, TABLES, fingerprint
-from impressions.segments import DamagedSegmentError, read_segment, segments
+from impressions.segments import ENDING, DamagedSegmentError, read_segment, segments
 
 
 def read_tables(where: str, table: str) -> Iterator[pa.Table]:
@@ -27,12 +30,32 @@ def read_tables(where: str, table: str) -> Iterator[pa.Table]:
     Raises:
         LogError: there is no log, or a file is damaged or has another fingerprint; the message names it.
     """
-    for _, rows in read_files(where, table):
-        yield rows
+    for file in log_files(where, table):
+        yield file.rows()
 
 
-def read_files(where: str, table: str) -> Iterator[tuple[str, pa.Table]]:
-    """Yield the same with the path of each file."""
+@dataclass(frozen=True, slots=True)
+class LogFile:
+    """A Parquet file of a log, or a segment that is not one yet.
+
+    Attributes:
+        table: its table, a name of `TABLES`.
+        where: its path.
+        bytes: its size.
+        segment: whether it is a segment.
+        rows: reads it; of a segment that has become a file since, the file. A file that was deleted since has no rows.
+            Raises LogError: it is damaged or has another fingerprint; the message starts with its path.
+    """
+
+    table: str
+    where: str
+    bytes: int
+    segment: bool
+    rows: Callable[[], pa.Table]
+
+
+def log_files(where: str, table: str) -> Iterator[LogFile]:
+    """Yield a table's files without reading them, oldest first, and then its segments. See `read_tables`."""
     place = open_place(where)
     if place.folder is not None and not place.folder.is_dir():
         raise LogError(f"{where}: there is no such folder; name the one in the setting impressions.to")
@@ -41,42 +64,43 @@ def read_files(where: str, table: str) -> Iterator[tuple[str, pa.Table]]:
     files = parquet_files(place, table)
     if not files and not waiting and not any(parquet_files(place, name) or _segments(place, name) for name in TABLES):
         raise LogError(f"{where}: there is no impression log; name what the setting impressions.to names")
-    for path in files:
-        try:
-            rows = _parquet(place, path, table)
-        except FileNotFoundError:  # retention has just deleted it
-            continue
-        yield path, rows
-    for stem, rows in waiting.items():
-        if f"{place.root}/{file_of(stem)}" not in files:
-            yield f"{place.root}/{SPOOL}/{stem}", rows
+    for info in place.files.get_file_info(files):
+        yield LogFile(table, info.path, info.size or 0, segment=False, rows=partial(_parquet, place, info.path, table))
+    known = set(files)
+    for path in waiting:
+        target = f"{place.root}/{file_of(path.stem)}"
+        if target not in known:
+            size = path.stat().st_size if path.exists() else 0
+            yield LogFile(table, str(path), size, segment=True, rows=partial(_segment, place, path, target, table))
 
 
-def _segments(place: Place, table: str) -> dict[str, pa.Table]:
-    if place.folder is None:
-        return {}
-    found = {}
-    for path in segments(place.folder / SPOOL, table):
-        try:
-            rows, _ = read_segment(path)
-        except FileNotFoundError:  # it has just become a file
-            continue
-        except (DamagedSegmentError, OSError) as error:
-            raise LogError(
-                f"{path}: the segment is damaged: {error}; move it away, and keep it for a repair"
-            ) from error
-        _check(rows.schema.remove_metadata().equals(TABLES[table]), str(path), "other columns", table)
-        if rows.num_rows:
-            found[path.stem] = rows
-    return found
+def set_aside(where: str) -> list[Path]:
+    """Return the segments of a log in a folder that could not be read to their end."""
+    folder = open_place(where).folder
+    return [] if folder is None else sorted((folder / SPOOL / DAMAGED).glob(f"*{ENDING}"))
+
+
+def _segments(place: Place, table: str) -> list[Path]:
+    return [] if place.folder is None else segments(place.folder / SPOOL, table)
+
+
+def _segment(place: Place, path: Path, target: str, table: str) -> pa.Table:
+    try:
+        rows, _ = read_segment(path)
+    except FileNotFoundError:  # it has just become a file
+        return _parquet(place, target, table)
+    except (DamagedSegmentError, OSError) as error:
+        raise LogError(f"{path}: the segment is damaged: {error}; move it away, and keep it for a repair") from error
+    _check(rows.schema.remove_metadata().equals(TABLES[table]), str(path), "other columns", table)
+    return rows
 
 
 def _parquet(place: Place, path: str, table: str) -> pa.Table:
     try:
         with place.files.open_input_file(path) as file:
             rows = pq.read_table(file)
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError:  # retention has just deleted it
+        return TABLES[table].empty_table()
     except (pa.ArrowException, OSError) as error:
         raise LogError(f"{path}: the file is damaged: {error}; move it away, and keep it for a repair") from error
     found = (rows.schema.metadata or {}).get(FINGERPRINT_KEY, b"none").decode(errors="replace")
@@ -87,6 +111,6 @@ def _parquet(place: Place, path: str, table: str) -> pa.Table:
 def _check(fits: bool, path: str, found: str, table: str) -> None:
     if not fits:
         raise LogError(
-            f"{path} was written by another version of pinrank: it has {found}, and this version reads {table} with "
+            f"{path}: written by another version of pinrank: it has {found}, and this version reads {table} with "
             f"fingerprint {fingerprint(TABLES[table])}; read it with the version that wrote it"
         )

@@ -14,13 +14,14 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 ENDING = ".arrows"
 #: A segment that is being created; it has no rows yet.
 _NEW = ".new"
+#: What each message of a stream begins with.
+_MESSAGE = b"\xff\xff\xff\xff"
 
 
 class Segment:
@@ -117,12 +118,12 @@ class _Source(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int:
-        view, read = memoryview(buffer).cast("B"), 0
-        while read < len(view) and (got := self._file.readinto(view[read:])):
-            read += got
-        self.ended |= read < len(view)
-        return read
+    def read(self, size: int = -1) -> bytes:
+        found = self._file.read(size) or b""
+        while len(found) < size and (more := self._file.read(size - len(found))):
+            found += more
+        self.ended |= len(found) < size
+        return found
 
 
 def read_segment(path: Path) -> tuple[pa.Table, bool]:
@@ -137,14 +138,16 @@ def read_segment(path: Path) -> tuple[pa.Table, bool]:
     """
     batches: list[pa.RecordBatch] = []
     with path.open("rb", buffering=0) as file:
-        source = _Source(file)
+        source, end = _Source(file), 0
         try:
             reader = pa.ipc.open_stream(pa.PythonFile(source, "r"))
-            batches.extend(reader)
+            for batch in reader:
+                batches.append(batch)
+                end = file.tell()
         except (pa.ArrowException, OSError, ValueError) as error:
             rows = pa.Table.from_batches(batches) if batches else None
-            # A segment has one batch before it has a name.
-            if rows is None or not source.ended:
+            # A segment has one batch before it has a name, and what comes next was begun as a message.
+            if rows is None or not source.ended or not _MESSAGE.startswith(os.pread(file.fileno(), len(_MESSAGE), end)):
                 raise DamagedSegmentError(f"unreadable after {len(batches)} batches: {error}", rows) from error
             return rows, True
         return pa.Table.from_batches(batches, reader.schema), False

@@ -1,0 +1,1 @@
+"""The impression log and its join."""

@@ -1,0 +1,101 @@
+"""What a log holds: rows, requests, users, days, surfaces, models, what was explored, and how many bytes that takes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from impressions.reading import LogFile, log_files, set_aside
+from impressions.schema import TABLES
+
+_MS_PER_DAY = 86_400_000
+
+
+@dataclass(slots=True)
+class TableSummary:
+    """One table of a log; times are Unix milliseconds, None without rows."""
+
+    rows: int = 0
+    files: int = 0
+    segments: int = 0
+    bytes: int = 0
+    segment_bytes: int = 0
+    oldest_ms: int | None = None
+    newest_ms: int | None = None
+
+
+@dataclass(slots=True)
+class LogSummary:
+    """A whole log.
+
+    Attributes:
+        tables: by name.
+        pins: how many pins the answers returned.
+        users: how many users got answers.
+        days: answers by day, YYYY-MM-DD in UTC.
+        surfaces: answers by surface.
+        models: answers by "name@version".
+        explored: answers that an arm of an explorer ordered.
+        set_aside: segments that could not be read to their end.
+    """
+
+    tables: dict[str, TableSummary] = field(default_factory=lambda: {name: TableSummary() for name in TABLES})
+    pins: int = 0
+    users: int = 0
+    days: Counter[str] = field(default_factory=Counter)
+    surfaces: Counter[str] = field(default_factory=Counter)
+    models: Counter[str] = field(default_factory=Counter)
+    explored: int = 0
+    set_aside: int = 0
+
+    @property
+    def requests(self) -> int:
+        return self.tables["impressions"].rows
+
+
+def summarize(where: str) -> LogSummary:
+    """Read a whole log, file by file. Holds 8 bytes for each user.
+
+    Raises:
+        LogError: there is no log, or a file is damaged or has another fingerprint; the message names it.
+    """
+    summary, users = LogSummary(set_aside=len(set_aside(where))), np.array([], np.uint64)
+    for name in TABLES:
+        for file in log_files(where, name):
+            rows = file.rows()
+            _count(summary.tables[name], file, rows)
+            if name == "impressions" and rows.num_rows:
+                users = np.union1d(users, rows["user_id"].to_numpy())
+                _count_answers(summary, rows)
+    summary.users = len(users)
+    return summary
+
+
+def _count(table: TableSummary, file: LogFile, rows: pa.Table) -> None:
+    table.rows += rows.num_rows
+    if file.segment:
+        table.segments += 1
+        table.segment_bytes += file.bytes
+    else:
+        table.files += 1
+        table.bytes += file.bytes
+    if rows.num_rows:
+        times = rows["time_ms" if file.table == "impressions" else "received_ms"].to_numpy()
+        table.oldest_ms = int(min(times.min(), times.min() if table.oldest_ms is None else table.oldest_ms))
+        table.newest_ms = int(max(times.max(), times.max() if table.newest_ms is None else table.newest_ms))
+
+
+def _count_answers(summary: LogSummary, rows: pa.Table) -> None:
+    summary.pins += pc.sum(pc.list_value_length(rows["pin_ids"])).as_py()
+    summary.explored += rows.num_rows - rows["arm"].null_count
+    for name, counts in (("surface", summary.surfaces), ("model", summary.models)):
+        for found in pc.value_counts(pc.cast(rows[name], pa.string())).to_pylist():
+            counts[found["values"]] += found["counts"]
+    days, counted = np.unique(rows["time_ms"].to_numpy() // _MS_PER_DAY, return_counts=True)
+    for day, count in zip(days.tolist(), counted.tolist(), strict=True):
+        summary.days[f"{datetime.fromtimestamp(day * 86_400, UTC):%Y-%m-%d}"] += count
