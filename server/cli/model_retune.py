@@ -40,7 +40,9 @@ def retune(
     explore: Annotated[
         Path | None,
         typer.Option(
-            exists=True, dir_okay=False, help="Exploration table (TOML), empty for none. Default: that of VERSION, if any."
+            exists=True,
+            dir_okay=False,
+            help="Exploration table (TOML), empty for none. Default: that of VERSION, if any.",
         ),
     ] = None,
     label: Annotated[str | None, typer.Option(help="Label to point at the new version.")] = None,
