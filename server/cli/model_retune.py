@@ -40,7 +40,9 @@ def retune(
     explore: Annotated[
         Path | None,
         typer.Option(
-            exists=True, dir_okay=False, help="Exploration table (TOML). Default: that of VERSION, if it has one."
+            exists=True,
+            dir_okay=False,
+            help="Exploration table (TOML), empty for none. Default: that of VERSION, if any.",
         ),
     ] = None,
     label: Annotated[str | None, typer.Option(help="Label to point at the new version.")] = None,
@@ -99,4 +101,6 @@ def _write(folder: Path, parent: Bundle, number: int, utility: bytes, explore: b
     files = {**parent.files, UTILITY: utility}
     if explore is not None:
         files[EXPLORATION] = explore
+    if not files.get(EXPLORATION):  # an empty file ends the exploration, as with `pinrank train --explore`
+        files.pop(EXPLORATION, None)
     write_bundle(folder, {**fields, "version": number, "lineage": lineage}, files)

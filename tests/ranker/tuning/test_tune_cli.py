@@ -242,6 +242,9 @@ def test_an_exploration_table_comes_with_the_version_and_stays_without_the_optio
     assert retune(tmp_path, "--explore", tmp_path / "explore.toml")[0] == 0
     assert retune(tmp_path, version="2")[0] == 0
     assert store.read("tiny", 3).files[EXPLORATION] == EXPLORE.encode()
+    (tmp_path / "explore.toml").write_text("")
+    assert retune(tmp_path, "--explore", tmp_path / "explore.toml", version="3")[0] == 0
+    assert EXPLORATION not in store.read("tiny", 4).files
     (tmp_path / "explore.toml").write_text(EXPLORE.replace("creator", "author"))
     code, output = retune(tmp_path, "--explore", tmp_path / "explore.toml")
     assert (code, "author" in output) == (1, True)
