@@ -55,6 +55,7 @@ BENCHMARKS = {
         Benchmark("bulk_load", "features", ("feature_client",)),
         Benchmark("feature_reads", "features", _SERVER),
         Benchmark("near_cache", "features", ("feature_client/near_cache.py", "kernels/native")),
+        Benchmark("join", "impressions", ("impressions",)),
         Benchmark("simulator", "counterfactual", ("ranker/counterfactual", "ranker/evaluation/bootstrap.py")),
         Benchmark("open_bandit", "counterfactual", ("ranker/counterfactual", "ranker/evaluation/bootstrap.py")),
         # It needs data that may not be passed on.
