@@ -41,8 +41,8 @@ BENCHMARKS = {
         Benchmark("edges", "edges", ("bench/edges/edge_server.py",), on_request=True),
         Benchmark("exploration", "serving", ("model_store/exploration", "model_store/model")),
         Benchmark("faults", "serving", _SERVER),
-        Benchmark("impression_kills", "serving", (*_SERVER, "impressions"), on_request=True),
-        Benchmark("impression_log", "serving", (*_SERVER, "impressions")),
+        Benchmark("impression_kills", "impressions", (*_SERVER, "impressions"), on_request=True),
+        Benchmark("impression_log", "impressions", (*_SERVER, "impressions")),
         Benchmark("isolation", "serving", _SERVER),
         Benchmark("load_tools", "serving", (*_SERVER, "loadtest")),
         Benchmark("overload", "serving", _SERVER),
@@ -55,13 +55,14 @@ BENCHMARKS = {
         Benchmark("bulk_load", "features", ("feature_client",)),
         Benchmark("feature_reads", "features", _SERVER),
         Benchmark("near_cache", "features", ("feature_client/near_cache.py", "kernels/native")),
-        Benchmark("writer", "impressions", ("impressions",)),
+        Benchmark("join", "impressions", ("impressions",)),
         Benchmark("simulator", "counterfactual", ("ranker/counterfactual", "ranker/evaluation/bootstrap.py")),
         Benchmark("open_bandit", "counterfactual", ("ranker/counterfactual", "ranker/evaluation/bootstrap.py")),
         # It needs data that may not be passed on.
         Benchmark(
             "coat", "counterfactual", ("ranker/counterfactual", "ranker/evaluation/bootstrap.py"), on_request=True
         ),
+        Benchmark("writer", "impressions", ("impressions",)),
         Benchmark("encoder", "engines", ("kernels", "ranker/export", "ranker/network")),
         Benchmark("fusion_latency", "engines", (*_SERVER, "ranker/export", "ranker/network")),
         Benchmark("gpu_compiled", "engines", ("kernels/gpu",)),

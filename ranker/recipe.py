@@ -15,6 +15,7 @@ from model_store.bundle.files import Bundle, read_bundle, write_bundle
 from model_store.bundle.manifest import Calibration, Lineage, Manifest
 from model_store.bundle.statistics import make_statistics
 from model_store.model.loaded import calibrate
+from ranker.counterfactual.gate import rate_breaches
 from ranker.data.actions import ActionLog, action_log
 from ranker.data.embeddings import PinEmbeddings, svd_embeddings
 from ranker.data.recbole import AtomicDataset
@@ -23,6 +24,7 @@ from ranker.data.shown import Impressions, Shown, read_shown
 from ranker.errors import GateError
 from ranker.evaluation.evaluate import evaluate
 from ranker.evaluation.gates import Gates, breaches
+from ranker.evaluation.scoring import score_test
 from ranker.export.bundle import BundleParts, export_bundle
 from ranker.export.calibration import fit_calibration
 from ranker.export.golden import golden_inputs
@@ -95,7 +97,14 @@ def make_bundle(
         measured = evaluate(
             bundles, log, OpenVinoEngine, sampling, recipe.training.seed, recipe.split, shown=source.shown
         )
-    if parent and gates and (broken := breaches(measured, "this", "parent", gates)):
+    broken = breaches(measured, "this", "parent", gates) if parent and gates else []
+    if parent and gates and gates.rates:
+        with reporter.step("counterfactual gates"):
+            test = score_test(
+                bundles, log, OpenVinoEngine, sampling, recipe.training.seed, recipe.split, shown=source.shown
+            )
+            broken += rate_breaches(test, "this", "parent", gates.rates)
+    if parent and broken:
         raise GateError(
             f"no bundle was written, because the new model is worse than {parent.bundle.manifest.ref} on the newest "
             "requests: " + "; ".join(broken)

@@ -157,7 +157,7 @@ def measure(*, quick: bool = False) -> Iterator[Raw]:
     settings = Settings(resamples=100 if quick else 1_000)
     evaluated = table(ARMS[EVALUATED])
     for seed in range(3 if quick else LOGS):
-        slates = logged(seed, 200 if quick else USERS)
+        slates = logged(seed)
         rewards = {name: reward for name, reward in rewards_of(evaluated, slates).items() if name in _JUDGED}
         policy = utility_policy("arm", evaluated, slates)
         found = evaluate_policy(slates, policy, logging_policy(slates), rewards, settings)

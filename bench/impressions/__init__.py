@@ -1,1 +1,1 @@
-"""Benchmarks of the impression log alone."""
+"""The impression log and its join."""

@@ -21,6 +21,8 @@ from impressions.joining.request_index import CONTRADICTION, NOT_FINITE, Request
 #: Requests of a bucket; of 128 pins each, they take about 100 MB of memory.
 REQUESTS_PER_BUCKET = 4096
 
+_COMPRESSED = pa.ipc.IpcWriteOptions(compression="lz4")
+
 #: The columns of a bucket: those of the dataset that come from the log.
 _COLUMNS = [field for field in REQUESTS if field.name not in ("seen", "seen_reported", "outcomes")]
 
@@ -86,9 +88,12 @@ class Buckets:
             index.left_out[found] = np.maximum(index.left_out[found], CONTRADICTION)
         first = np.ones(len(numbers), bool)
         first[1:] = numbers[1:] != numbers[:-1]
-        table = table.filter(pa.array(first & (index.left_out[numbers] == 0))).combine_chunks()
-        self._path(bucket).unlink(missing_ok=True)
-        self._append(bucket, table)
+        kept = first & (index.left_out[numbers] == 0)
+        # A log whose files are in order, without repetitions, is written once.
+        if not kept.all() or (order[1:] < order[:-1]).any():
+            table = table.filter(pa.array(kept)).combine_chunks()
+            self._path(bucket).unlink()
+            self._append(bucket, table)
         return table
 
     def take(self, bucket: int) -> pa.Table:
@@ -106,7 +111,10 @@ class Buckets:
 
     def _append(self, bucket: int, rows: pa.Table) -> None:
         """Add a whole stream to a bucket's file, which is closed in between: there may be thousands of buckets."""
-        with pa.OSFile(str(self._path(bucket)), "ab") as file, pa.ipc.new_stream(file, rows.schema) as writer:
+        with (
+            pa.OSFile(str(self._path(bucket)), "ab") as file,
+            pa.ipc.new_stream(file, rows.schema, options=_COMPRESSED) as writer,
+        ):
             writer.write_table(rows)
 
     def _read(self, bucket: int) -> pa.Table:

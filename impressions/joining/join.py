@@ -78,8 +78,8 @@ def join_log(
     Raises:
         JoinError: the log cannot be joined, or the folder is not a dataset's; nothing was changed.
 
-    Cost: reads the impressions twice and needs their uncompressed size on the disk of `folder`. In memory it holds 40
-    bytes a request, one byte a pin, 100 bytes an action, and some thousands of requests with all their columns.
+    Cost: reads the impressions twice and needs two to three times their size on the disk of `folder`. In memory it
+    holds 40 bytes a request, one byte a pin, 100 bytes an action, and some thousands of requests with all columns.
     """
     window = wanted.window
     # An action within the window of a wanted request may belong to one that was answered before or after.
@@ -157,16 +157,10 @@ class _Work:
         """Raise JoinError if the dataset would be empty."""
         if self._kept.any():
             return
-        left_out = self._left_out()
-        why = "; ".join(
-            f"{count:,} have a request id that {reason}" if reason == LEFT_OUT[1] else f"{count:,} {reason}"
-            for reason, count in left_out.items()
-        )
-        surfaces = f"surface {', '.join(self._wanted.surfaces or ())} (the log has {', '.join(self._surfaces)})"
-        raise JoinError(
-            "no request of the log is left to join: "
-            + (why or f"none is of {surfaces}; correct --surface, or leave it out")
-        )
+        why = ", ".join(f"{count:,} are left out because of {reason}" for reason, count in self._left_out().items())
+        wanted = ", ".join(self._wanted.surfaces or ())
+        none = f"none is of surface {wanted} (the log has {', '.join(self._surfaces)}); correct or omit --surface"
+        raise JoinError(f"no request of the log is left to join: {why or none}")
 
     def dataset_rows(self, bucket: pa.Table) -> pa.Table:
         """Return the rows of a sorted bucket that the dataset has, as `REQUESTS`."""

@@ -13,7 +13,7 @@ from impressions.joining.attribution import Requests
 from impressions.joining.records import Span, checked
 
 #: Why a request is left out of the dataset; the index is the code in `RequestIndex.left_out`, where 0 means it is not.
-LEFT_OUT = ("", "contradicts itself", "has scores that are not finite")
+LEFT_OUT = ("", "rows that differ", "scores that are not finite")
 CONTRADICTION, NOT_FINITE = 1, 2
 
 

@@ -45,13 +45,11 @@ def position_probabilities(log_weights: np.ndarray, positions: int) -> np.ndarra
     lattice = _lattice(len(weights))
     chances = lattice.left * weights
     chances /= lattice.left @ weights[:, None]  # float64[sets, m], of the next item after each set
-    found = np.empty((positions, len(weights)))
-    found[0] = chances[0]
     for k in range(1, positions):
-        start, end = lattice.starts[k], lattice.starts[k + 1]
         # The chance that a set is drawn first, by each of the items that may be its last, times that of the next item.
-        chances[start:end] *= chances.take(lattice.last[k]).sum(axis=1, keepdims=True)
-        found[k] = chances[start:end].sum(axis=0)
+        drawn = np.add.reduce(chances.take(lattice.last[k]), axis=1, keepdims=True)
+        chances[lattice.starts[k] : lattice.starts[k + 1]] *= drawn
+    found: np.ndarray = np.add.reduceat(chances[: lattice.starts[positions]], lattice.starts[:positions], axis=0)
     return found
 
 

@@ -182,12 +182,9 @@ def _explore() -> None:
 
 
 def _slates(folder: Path, surface: str, model: str | None) -> Slates:
-    from impressions.dataset import JoinError, read_slates  # noqa: PLC0415
+    from impressions.dataset import read_slates  # noqa: PLC0415
 
-    try:
-        found = read_slates(folder, surface, model)
-    except JoinError as error:
-        fail(str(error))
+    found = read_slates(folder, surface, model)
     if len(found) != 1:
         listed = ", ".join(f"{slates.model} ({slates.requests:,} requests)" for slates in found)
         fail(f"{folder} has answers of {len(found)} models on {surface}: {listed or 'none'}; choose one with --model")

@@ -62,7 +62,7 @@ def train(
     Train with two processes:
     [bold]torchrun --standalone --nproc-per-node 2 --no-python pinrank train --utility utility.toml --out bundle[/]
     """
-    _refuse_contradictions(bundle, parent, checkpoints)
+    _refuse_contradictions(bundle, parent, data, training, checkpoints)
     with explained():
         from ranker.recipe import assist, make_bundle  # noqa: PLC0415
         from ranker.training.ranks import joined  # noqa: PLC0415
@@ -92,7 +92,13 @@ def train(
     _show(made, models, bundle.label)
 
 
-def _refuse_contradictions(bundle: BundleOptions, parent: ParentOptions, checkpoints: CheckpointOptions) -> None:
+def _refuse_contradictions(
+    bundle: BundleOptions,
+    parent: ParentOptions,
+    data: DataOptions,
+    training: TrainingOptions,
+    checkpoints: CheckpointOptions,
+) -> None:
     if bundle.store is None and bundle.out is None:
         fail("the bundle has no destination; add --store DIR, --out DIR or both")
     if (bundle.publish or parent.parent is not None) and bundle.store is None:
@@ -101,6 +107,10 @@ def _refuse_contradictions(bundle: BundleOptions, parent: ParentOptions, checkpo
         fail("the bundle has no utility table; add --utility FILE, or --parent to use the parent's table")
     if bundle.label is not None and bundle.store is None:
         fail("--label requires --store DIR")
+    if parent.gate_ope and (parent.parent is None or data.impressions is None):
+        fail("--gate-ope compares with the parent on logged answers; it requires --parent and --impressions DIR")
+    if training.off_policy and data.impressions is None:
+        fail("--off-policy requires --impressions DIR, whose propensities it weighs by")
     if checkpoints.resume is not None and checkpoints.checkpoints is not None:
         fail("--resume DIR also keeps its checkpoints in DIR; remove --checkpoints")
 

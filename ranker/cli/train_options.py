@@ -114,6 +114,14 @@ class ParentOptions(OptionGroup):
         ),
     ] = 2.0
     gate_ece: Annotated[float, typer.Option(min=0, help="Largest calibration error per head.")] = 0.02
+    gate_ope: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar='"HEAD >= NUMBER"',
+            help="With --impressions: least difference of the action's rate per request to the parent's, by the low "
+            "end of a 95% interval that is estimated from the newest logged answers; may be repeated.",
+        ),
+    ] = None
 
     def read(self, models: ModelStore | None, name: str) -> Parent | None:
         from ranker.training.parent import Parent  # noqa: PLC0415
@@ -124,9 +132,10 @@ class ParentOptions(OptionGroup):
         return Parent.of(models.read(name, version))
 
     def gates(self) -> Gates:
-        from ranker.evaluation.gates import Gates  # noqa: PLC0415
+        from ranker.evaluation.gates import Gates, parse_rate_gate  # noqa: PLC0415
 
-        return Gates(self.gate_auc, self.gate_hit_percent, self.gate_ece)
+        rates = tuple(parse_rate_gate(text) for text in self.gate_ope or [])
+        return Gates(self.gate_auc, self.gate_hit_percent, self.gate_ece, rates)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +238,16 @@ class TrainingOptions(OptionGroup):
         float, typer.Option(min=0, max=1, help="Share of the requests to which --time-window-h applies.")
     ] = 1.0
 
+    off_policy: Annotated[
+        bool,
+        typer.Option(
+            "--off-policy",
+            help="With --impressions of a policy that explores: weigh each shown pin by its clipped inverse "
+            "propensity, and each action by the inverse of the chance that users look at its position.",
+        ),
+    ] = False
+    off_policy_clip: Annotated[float, typer.Option(min=1, help="Largest of these weights.")] = 10.0
+
     def config(self, precision: str, *, from_parent: bool) -> TrainingConfig:
         from ranker.training.settings import TrainingConfig, precision_of  # noqa: PLC0415
 
@@ -243,6 +262,7 @@ class TrainingOptions(OptionGroup):
             head_weights=self._head_weights(),
             time_window_h_max=self.time_window_h,
             time_window_share=self.time_window_share,
+            off_policy_clip=self.off_policy_clip if self.off_policy else None,
             precision=precision_of(precision),
         )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -44,9 +45,51 @@ def overlap(actions: LoggedActions, resamples: int = RESAMPLES, seed: int = 7) -
     return Overlap(float(total**2 / (by_user**2).sum()), float(by_user.max() / total), support)
 
 
+@dataclass(frozen=True, slots=True)
+class Resampled:
+    """An estimate on resamples of the users.
+
+    Attributes:
+        resampling: the estimate and its resamples.
+        influences: float64[U], what each user adds to the estimate's error.
+    """
+
+    resampling: Resampling
+    influences: np.ndarray
+
+    def __sub__(self, other: Resampled) -> Resampled:
+        return Resampled(self.resampling - other.resampling, self.influences - other.influences)
+
+    def estimate(self) -> Estimate:
+        """Return the value with its expanded percentile interval.
+
+        Few users with most of the weight make the variance itself uncertain. So the interval reaches to the
+        percentiles at which a normal distribution has the quantile of Student's t (T. Hesterberg, "What teachers
+        should know about the bootstrap", 2015), whose degrees of freedom follow from the users' kurtosis: the
+        variance of a variance is about (kurtosis - 1) / n (R. Satterthwaite, 1946).
+        """
+        squares = self.influences**2
+        variance = squares.mean()
+        if not variance > 0:
+            return self.resampling.estimate()
+        kurtosis = float((squares**2).mean() / variance**2)
+        degrees = max(2 * len(squares) / max(kurtosis - 1, 1e-9), _DEGREES_MIN)
+        return self.resampling.estimate(1 - NormalDist().cdf(_student_quantile(degrees)))
+
+
+#: Below, the expansion of Student's quantile is not exact, and no interval is worth much.
+_DEGREES_MIN = 10.0
+
+
+def _student_quantile(degrees: float) -> float:
+    """Return the upper quantile of Student's t for an interval of `LEVEL` (Abramowitz and Stegun, 26.7.5)."""
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+
+
 def bootstrap(
     users: np.ndarray, terms: Mapping[str, Terms], resamples: int = RESAMPLES, seed: int = 7
-) -> dict[str, Resampling]:
+) -> dict[str, Resampled]:
     """Estimate from resamples of the users, the same ones for all `terms`, so that differences may be taken.
 
     Args:
@@ -56,7 +99,7 @@ def bootstrap(
         seed: seed of the resamples.
 
     Returns:
-        For each name the estimate and its resamples. `estimate()` gives the percentile interval.
+        For each name the estimate and its resamples. `estimate()` gives the interval.
 
     Cost: O(resamples * users * names) in matrix products.
     """
@@ -65,9 +108,21 @@ def bootstrap(
         columns += [part.modelled, part.weighted, part.normalisers]
     sums = resample(users, np.column_stack(columns), resamples, seed)
     return {
-        name: sums[3 * place + 1] / sums[0] + sums[3 * place + 2] / sums[3 * place + 3]
-        for place, name in enumerate(terms)
+        name: Resampled(
+            sums[3 * place + 1] / sums[0] + sums[3 * place + 2] / sums[3 * place + 3], _influences(users, part)
+        )
+        for place, (name, part) in enumerate(terms.items())
     }
+
+
+def _influences(users: np.ndarray, terms: Terms) -> np.ndarray:
+    """Return float64[U], by linearising the estimate in the users' sums; zeros if there is no weight."""
+    count, total = len(users), terms.normalisers.sum()
+    if not total:
+        return np.zeros(len(np.unique(users)))
+    modelled = (terms.modelled - terms.modelled.mean()) / count
+    weighted = (terms.weighted - terms.normalisers * (terms.weighted.sum() / total)) / total
+    return _summed_by_user(users, modelled + weighted)
 
 
 def empirical_bernstein(

@@ -98,7 +98,7 @@ def _facts(evaluation: PolicyEvaluation) -> list[str]:
         f"Explored: {evaluation.explored_share:.2%} of the requests.",
         f"Limits: at least {settings.ess_min:g} effective users, and support of at least {settings.support_min:.0%}.",
         f"Clipped weights are at most {settings.clip:g}.",
-        f"Intervals: {settings.resamples:,} resamples of users with replacement, percentiles; seed {settings.seed}.",
+        f"Intervals: {settings.resamples:,} resamples of users with replacement, expanded percentiles; seed {settings.seed}.",
         "Positions count by their discount, 1 / log2(position + 2)."
         if evaluation.discounted
         else "Each position counts the same.",

@@ -69,6 +69,37 @@ def head_labels(slates: Slates) -> np.ndarray:
     return slates.labels[:, [slates.actions.index(head) for head in slates.heads]]
 
 
+def examination_factors(
+    users: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, positions: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Estimate how many of the predicted actions happen at each position, from other users than a row's own.
+
+    Args:
+        users: integers[N], the user of each shown pin.
+        labels: bool or float[N, H], the actions.
+        probabilities: float[N, H], as predicted.
+        positions: int64[N].
+        seed: seed of the folds of users.
+
+    Returns:
+        float64[folds, positions, H], and int64[N], the fold whose factors each row has.
+    """
+    distinct, user = np.unique(users, return_inverse=True)
+    if len(distinct) < _FOLDS:
+        raise PropensityError("a reward model needs the answers of at least two users")
+    folds = (np.random.default_rng(seed).permutation(len(distinct)) % _FOLDS)[user]
+    count = int(positions.max()) + 1
+    factors = np.empty((_FOLDS, count, labels.shape[1]))
+    for fold in range(_FOLDS):
+        others = folds != fold
+        for head in range(labels.shape[1]):
+            acted = np.bincount(positions[others], labels[others, head], count)
+            expected = np.bincount(positions[others], probabilities[others, head], count)
+            overall = acted.sum() / max(expected.sum(), np.finfo(np.float64).tiny)
+            factors[fold, :, head] = (acted + _PRIOR_ACTIONS * overall) / (expected + _PRIOR_ACTIONS)
+    return factors, folds
+
+
 @dataclass(frozen=True, slots=True)
 class RewardModel:
     """The calibrated heads times an examination factor for each head and position.
@@ -91,21 +122,8 @@ class RewardModel:
     @staticmethod
     def of(slates: Slates, seed: int = 7) -> RewardModel:
         """Estimate the factors from the answers."""
-        distinct, user = np.unique(slates.user_ids, return_inverse=True)
-        fold_of_user = np.random.default_rng(seed).permutation(len(distinct)) % _FOLDS
-        folds = np.repeat(fold_of_user[user], np.diff(slates.row_splits))
-        labels, positions = head_labels(slates), slates.positions
-        count = int(positions.max()) + 1
-        if len(distinct) < _FOLDS:
-            raise PropensityError("a reward model needs the answers of at least two users")
-        factors = np.empty((_FOLDS, count, len(slates.heads)))
-        for fold in range(_FOLDS):
-            others = folds != fold
-            for head in range(len(slates.heads)):
-                acted = np.bincount(positions[others], labels[others, head], count)
-                expected = np.bincount(positions[others], slates.probabilities[others, head], count)
-                overall = acted.sum() / max(expected.sum(), np.finfo(np.float64).tiny)
-                factors[fold, :, head] = (acted + _PRIOR_ACTIONS * overall) / (expected + _PRIOR_ACTIONS)
+        users = np.repeat(slates.user_ids, np.diff(slates.row_splits))
+        factors, folds = examination_factors(users, head_labels(slates), slates.probabilities, slates.positions, seed)
         return RewardModel(slates, factors, folds)
 
     def predicted(self, reward: Reward, positions: np.ndarray) -> np.ndarray:

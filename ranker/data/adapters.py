@@ -273,11 +273,11 @@ KUAIRAND = Adapter(
         actions=(
             # First, because a hated video should be shown less, whatever else happened.
             _rule("hide", "said to dislike it", "hate", 0.0),
-            _rule("follow", "followed its author", "follow", 1.0, head=False),
-            _rule("forward", "forwarded", "forward", 1.0, head=False),
+            _rule("follow", "followed its author", "follow", 1.0),
+            _rule("forward", "forwarded", "forward", 1.0),
             _rule("like", "liked", "like", 0.8),
             _rule("comment", "commented on", "comment", 0.8),
-            _rule("profile_visit", "opened its author's profile", "profile", 0.6, head=False),
+            _rule("profile_visit", "opened its author's profile", "profile", 0.6),
             _rule("long_view", "watched to the end, or for 18 seconds", "long_view", 0.5),
             _rule("closeup", "opened", "click", 0.3),
         )

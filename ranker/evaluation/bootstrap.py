@@ -62,15 +62,15 @@ class Resampling:
     def scaled(self, factor: float) -> Resampling:
         return Resampling(self.measured * factor, self.drawn * factor)
 
-    def estimate(self) -> Estimate:
-        """Return the value with its percentile interval."""
+    def estimate(self, tail: float = (1 - LEVEL) / 2) -> Estimate:
+        """Return the value with its percentile interval, which leaves out this share of the resamples at each end."""
         value = float(self.measured)
         if not np.isfinite(value):
             return Estimate(None, None, None)
         defined = self.drawn[np.isfinite(self.drawn)]
         if len(defined) < max(1, _DEFINED_SHARE_MIN * len(self.drawn)):
             return Estimate(value, None, None)
-        low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        low, high = np.quantile(defined, [tail, 1 - tail])
         return Estimate(value, float(low), float(high))
 
 

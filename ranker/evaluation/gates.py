@@ -2,9 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from ranker.errors import SettingError
 from ranker.evaluation.results import Evaluation, HeadScore
+
+
+@dataclass(frozen=True, slots=True)
+class RateGate:
+    """The least that a version must add to an action's rate per request, by the low end of a 95% interval."""
+
+    head: str
+    at_least: float
+
+    def __str__(self) -> str:
+        return f"{self.head} >= {self.at_least:g}"
+
+
+def parse_rate_gate(text: str) -> RateGate:
+    """Parse `HEAD >= NUMBER`. Raises SettingError."""
+    head, sign, number = text.partition(">=")
+    try:
+        at_least = float(number)
+    except ValueError:
+        at_least = math.nan
+    if not (sign and head.strip() and math.isfinite(at_least)):
+        raise SettingError(f'--gate-ope {text!r}: write HEAD >= NUMBER, e.g. "save >= 0"')
+    return RateGate(head.strip(), at_least)
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,11 +41,13 @@ class Gates:
         hit_loss_percent_max: largest loss of HIT@3 by utility, in percent of the parent's, beyond the interval of the
             difference.
         ece_max: largest calibration error.
+        rates: what logged answers must say about the version's own order (see `ranker.counterfactual.gate`).
     """
 
     auc_loss_max: float = 0.005
     hit_loss_percent_max: float = 2.0
     ece_max: float = 0.02
+    rates: tuple[RateGate, ...] = ()
 
 
 def breaches(evaluation: Evaluation, own: str, parent: str, gates: Gates) -> list[str]:

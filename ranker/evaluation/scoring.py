@@ -7,7 +7,7 @@ tensors, because building tensors takes longer than scoring.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -60,6 +60,8 @@ class ScoredTest:
         users: int64[R].
         activity: int64[R].
         by_bundle: in the requested order.
+        positions: int64[N], where a logged answer showed the pin; empty for requests that were made up.
+        propensities: float64[N], the logged probability of the pin at its position; empty for made-up requests.
     """
 
     heads: tuple[str, ...]
@@ -69,6 +71,8 @@ class ScoredTest:
     users: np.ndarray
     activity: np.ndarray
     by_bundle: Mapping[str, BundleScores]
+    positions: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    propensities: np.ndarray = field(default_factory=lambda: np.empty(0, np.float64))
 
 
 def score_test(
@@ -78,7 +82,7 @@ def score_test(
     sampling: Sampling,
     seed: int,
     split: Split,
-    progress: ScoringProgress,
+    progress: ScoringProgress = lambda _what, _done, _total: None,
     shown: Shown | None = None,
 ) -> ScoredTest:
     """Build the test's requests and score them with each bundle.
@@ -134,6 +138,8 @@ def score_test(
         first.users,
         first.activity,
         {name: scored[name] for name in bundles},
+        first.positions,
+        first.propensities,
     )
 
 

@@ -173,8 +173,11 @@ def digest_of(parameters: Mapping[str, Tensor]) -> str:
 def _digest(examples: Examples) -> str:
     batch = examples.batch
     arrays = {**batch.request, **batch.candidate, "splits": batch.row_splits, "labels": examples.labels}
+    arrays["ages_s"] = examples.ages_s
+    if len(examples.propensities):  # of answered requests; training may weigh by them
+        arrays |= {"positions": examples.positions, "propensities": examples.propensities}
     digest = hashlib.blake2b(digest_size=8)
-    for name, array in {**arrays, "ages_s": examples.ages_s}.items():
+    for name, array in arrays.items():
         digest.update(f"{name} {array.dtype} {array.shape} ".encode())
         digest.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
     return digest.hexdigest()

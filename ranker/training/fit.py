@@ -28,6 +28,7 @@ from ranker.training.checkpoint import (
 )
 from ranker.training.examples import Examples
 from ranker.training.minibatches import Minibatch, Minibatches, in_order
+from ranker.training.off_policy import OffPolicyWeights
 from ranker.training.progress import Epoch, Step
 from ranker.training.ranks import ALONE, threads_of_this_process
 from ranker.training.settings import Execution, TrainingConfig
@@ -115,6 +116,8 @@ class _Training:
         self._parallel = self._ranks.parallel(self._network.to(device))
         self._weights = torch.tensor(config.weights_of(heads), device=device)
         self._bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+        clip = config.off_policy_clip
+        self._off_policy = None if clip is None else OffPolicyWeights.of(examples, clip)
         self._minibatches = Minibatches(
             examples,
             config.requests_per_batch,
@@ -122,6 +125,7 @@ class _Training:
             self._ranks,
             config.time_window_h_max,
             config.time_window_share,
+            self._off_policy,
         )
         self._optimiser = torch.optim.AdamW(
             self._network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
@@ -233,7 +237,7 @@ class _Training:
         self._optimiser.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=self._bf16):
             logits = self._parallel(**_on(device, minibatch))
-        losses = _head_losses(logits, minibatch.labels.to(device))
+        losses = _head_losses(logits, minibatch, device)
         # The sum over this rank's rows is divided by the rows of all ranks, so ranks with fewer rows count less.
         # Averaging the gradients divides by the number of ranks once more.
         own = (losses.sum(dim=0) * self._weights).sum() / self._weights.sum() / minibatch.rows
@@ -254,9 +258,10 @@ class _Training:
         device = self._ranks.device
         sums = torch.zeros(len(self._heads), dtype=torch.float64, device=device)
         with torch.inference_mode():
-            for part in in_order(self._validation, self._config.requests_per_batch, self._ranks):
+            requests = self._config.requests_per_batch
+            for part in in_order(self._validation, requests, self._ranks, self._off_policy):
                 logits = self._network(**_on(device, part))
-                sums += _head_losses(logits, part.labels.to(device)).sum(dim=0, dtype=torch.float64)
+                sums += _head_losses(logits, part, device).sum(dim=0, dtype=torch.float64)
         return self._ranks.sum(sums).cpu() / self._validation.batch.rows
 
     def _tell(self, rows_per_s: float) -> None:
@@ -288,9 +293,11 @@ def _on(device: torch.device, minibatch: Minibatch) -> dict[str, Tensor]:
     return {name: tensor.to(device, non_blocking=True) for name, tensor in minibatch.inputs.items()}
 
 
-def _head_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return float32[N, H], the cross-entropy per row and head."""
-    return functional.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none")
+def _head_losses(logits: Tensor, minibatch: Minibatch, device: torch.device) -> Tensor:
+    """Return float32[N, H], the weighted cross-entropy per row and head."""
+    weights = None if minibatch.weights is None else minibatch.weights.to(device)
+    labels = minibatch.labels.to(device)
+    return functional.binary_cross_entropy_with_logits(logits.float(), labels, weights, reduction="none")
 
 
 def _keep_freed_memory() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kernels.engine import ROW_REQUEST, FeatureBatch
 from ranker.training.examples import Examples
+from ranker.training.off_policy import OffPolicyWeights
 from ranker.training.ranks import Ranks
 from ranker.training.time_window import draw_windows_s, hide_newest
 
@@ -31,11 +32,13 @@ class Minibatch:
         inputs: arguments of the network.
         labels: float32[n, H], for the n rows of this rank.
         rows: number of rows over all ranks; of this rank alone if read in order.
+        weights: float32[n, H], of each row in the loss of each head; None weighs all alike.
     """
 
     inputs: dict[str, Tensor]
     labels: Tensor
     rows: int
+    weights: Tensor | None = None
 
 
 class Minibatches:
@@ -48,6 +51,7 @@ class Minibatches:
         ranks: decides which rank takes which requests.
         window_h_max: upper bound of the random time window in hours; 0 hides nothing.
         window_share: share of the requests to which a time window applies.
+        off_policy: gives the rows' weights; None weighs all alike.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class Minibatches:
         ranks: Ranks,
         window_h_max: float = 0.0,
         window_share: float = 1.0,
+        off_policy: OffPolicyWeights | None = None,
     ) -> None:
         self._examples = examples
         self._requests = requests
@@ -67,6 +72,7 @@ class Minibatches:
         self._window_h_max = window_h_max if reads_sequence else 0.0
         self._window_share = window_share
         self._rows = np.diff(examples.batch.row_splits)
+        self._off_policy = off_policy
 
     def __len__(self) -> int:
         return math.ceil(len(self._rows) / self._requests)
@@ -89,21 +95,28 @@ class Minibatches:
             rng = np.random.default_rng([self._seed, _WINDOWS, epoch, batch])
             windows_s = self._ranks.share(draw_windows_s(rng, len(whole), self._window_h_max, self._window_share))
             part = _with_hidden(part, windows_s)
-        return Minibatch(tensors(part.batch), torch.from_numpy(part.labels), int(self._rows[whole].sum()))
+        return _minibatch(part, int(self._rows[whole].sum()), self._off_policy)
 
 
-def in_order(examples: Examples, requests: int, ranks: Ranks) -> Iterator[Minibatch]:
+def in_order(
+    examples: Examples, requests: int, ranks: Ranks, off_policy: OffPolicyWeights | None = None
+) -> Iterator[Minibatch]:
     """Yield a rank's minibatches in the order of the examples, with nothing hidden, for validation and prediction."""
     own = ranks.share(np.arange(examples.batch.requests))
     for start in range(0, len(own), requests):
         part = examples.take(own[start : start + requests])
-        yield Minibatch(tensors(part.batch), torch.from_numpy(part.labels), part.batch.rows)
+        yield _minibatch(part, part.batch.rows, off_policy)
 
 
 def tensors(batch: FeatureBatch) -> dict[str, Tensor]:
     """Return a batch as arguments of the network."""
     arrays = {**batch.request, **batch.candidate, ROW_REQUEST: batch.row_request()}
     return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+
+
+def _minibatch(part: Examples, rows: int, off_policy: OffPolicyWeights | None) -> Minibatch:
+    weights = None if off_policy is None else torch.from_numpy(off_policy.of_rows(part))
+    return Minibatch(tensors(part.batch), torch.from_numpy(part.labels), rows, weights)
 
 
 def _with_hidden(part: Examples, windows_s: np.ndarray) -> Examples:

@@ -42,6 +42,8 @@ class TrainingConfig:
     time_window_h_max: float = 24.0
     #: Share of the requests to which a time window applies.
     time_window_share: float = 1.0
+    #: The largest weight of `ranker.training.off_policy`; None weighs all rows alike.
+    off_policy_clip: float | None = None
     #: `bf16` computes products in bfloat16 and keeps weights in float32; `auto` means `bf16` on CUDA.
     precision: Precision = "auto"
 
@@ -52,6 +54,7 @@ class TrainingConfig:
             "weight_decay": 0 <= self.weight_decay < math.inf,
             "time_window_h_max": 0 <= self.time_window_h_max < math.inf,
             "time_window_share": 0 <= self.time_window_share <= 1,
+            "off_policy_clip": self.off_policy_clip is None or 1 <= self.off_policy_clip < math.inf,
         }
         for name, holds in bounds.items():
             if not holds:

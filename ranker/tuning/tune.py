@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ranker.errors import SettingError
+from ranker.errors import DatasetError, SettingError
 from ranker.evaluation.bootstrap import RESAMPLES, Resampling, resample
 from ranker.tuning.dual import Dual, Shortfall
 from ranker.tuning.orders import ScoredRequests
@@ -88,11 +88,14 @@ def tune(
 
     Raises:
         SettingError: the goal does not fit the requests, or a part of the split would have no request.
+        DatasetError: no candidate has finite utilities.
 
     Cost: about 40 orders of all requests for three thetas, and 100 per front.
     """
     parties = requests.parties
     goal.checked(parties)
+    if not np.isfinite(requests.utilities).all(axis=1).any():
+        raise DatasetError("no candidate has a finite utility for every party, so no order is better than another")
     inside, outside = split_users(requests.users, held_out_share, seed)
     chosen, others = requests.take(inside), requests.take(outside)
     order_by = requests if ordering is None else ordering
@@ -101,7 +104,7 @@ def tune(
     present = before.mean(axis=0)
     columns = [parties.index(theta.party) for theta in goal.thetas]
     asked = [theta.of(float(present[column])) for theta, column in zip(goal.thetas, columns, strict=True)]
-    thetas = np.array([float(f"{theta:.{DIGITS}g}") for theta in asked])
+    thetas = np.array([_rounded(theta, np.floor) for theta in asked])  # never up, beyond what is possible
     base = goal.weights.copy()
     base[columns] = 0
     dual = Dual(lambda weights: _best(ordered, base, columns, weights), len(columns))
@@ -181,7 +184,8 @@ def _one_order(
         if isinstance(found, Shortfall):
             break
         weights = base.copy()
-        weights[columns] = [_rounded_up(value) for value in found.multipliers]
+        # Of two weights this near, the larger favours the constraint.
+        weights[columns] = [_rounded(value, np.ceil) for value in found.multipliers]
         values = requests.served(weights).mean(axis=0)
         lacking = np.maximum(0, thetas - values[columns])
         tried.append((float(lacking.sum()), -float(values @ base), weights))
@@ -191,12 +195,13 @@ def _one_order(
     return min(tried, key=lambda one: one[:2])[2]
 
 
-def _rounded_up(value: float) -> float:
-    """Round up to `DIGITS` significant digits: of two numbers this near, the larger favours the constraint."""
-    if value <= 0:
+def _rounded(value: float, side: Callable[[float], float]) -> float:
+    """Round to `DIGITS` significant digits, down by `np.floor` or up by `np.ceil`."""
+    if abs(value) < 1e-300:
         return 0.0
-    unit = 10.0 ** (np.floor(np.log10(value)) - DIGITS + 1)
-    return float(f"{np.ceil(value / unit - 1e-6) * unit:.{DIGITS}g}")
+    unit = 10.0 ** (np.floor(np.log10(abs(value))) - DIGITS + 1)
+    close = round(value / unit)  # a value that has few digits already stays as it is
+    return float(f"{(close if abs(value / unit - close) < 1e-6 else side(value / unit)) * unit:.{DIGITS}g}")
 
 
 def _outcomes(

@@ -220,6 +220,8 @@ class Pipeline:
 
     def _explored(self, explorer: Explorer, query: RankQuery, scores: Scores) -> Explored | None:
         """Explore a request if its lot says so, and put the answer into that order; None leaves the tuned order."""
+        if not explorer.explores(query.request_id):  # most requests: before arrays are made for `explore`
+            return None
         decision = explorer.explore(
             query.request_id, query.pin_ids, scores.party_utilities, scores.utilities, scores.top
         )

@@ -369,3 +369,24 @@ def test_a_report_without_matplotlib_is_refused_before_the_work(
     code, output = run("evaluate", "--bundle", tmp_path / "lost", "--report", tmp_path / "report.html")
     assert code == 1
     assert "error: this command needs matplotlib, which is not installed: pip install 'pinrank[train]'" in output
+
+
+@needs_training
+def test_train_learns_from_joined_impressions_and_refuses_a_folder_that_is_none(tmp_path: Path, utility: Path) -> None:
+    from tests.ranker.training.test_shown_examples import contrary
+
+    data, store = write_atomic(tmp_path / "data", per_user=20), tmp_path / "models"
+    options = ("--data", data, "--name", "toy", "--utility", utility, "--store", store, "--epochs", "1")
+    code, output = run("train", *options, "--impressions", data)
+    assert code == 1
+    assert "is not a joined dataset, because it has no manifest.json; write it with `pinrank impressions join" in output
+    assert run("train", *options, "--with-unseen") == (1, "error: --with-unseen requires --impressions DIR")
+    joined = contrary(tmp_path / "joined", requests=120)
+    small = ("--variant", "base", "--size", "hidden=16")
+    code, output = run("train", *options, *small, "--impressions", joined, "--label", "canary")
+    assert code == 0, output
+    assert "training on 60 requests with 540 rows" in output
+    models = open_model_store(str(store))
+    manifest = models.read("toy", models.resolve("toy", "canary")).manifest
+    assert [head.name for head in manifest.heads] == ["save"]
+    assert manifest.lineage.data.startswith("tiny-taste, impressions ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 
@@ -266,3 +267,19 @@ async def test_a_place_that_cannot_be_used_ends_the_start_and_is_named(start_ser
     with pytest.raises(ConfigError) as error:
         await start_server(impressions=ImpressionsConfig(to=to))
     assert str(error.value) == f"impressions.to: {told}"
+
+
+async def test_no_request_explores_while_the_server_is_overloaded(logging, monkeypatch):
+    monkeypatch.setattr("server.request.pipeline._CALM_S", 3_600)
+    _, frontend, rows = await logging(requests_in_flight_max=1)
+    calm = [await frontend.rank(user_id=i) for i in range(20)]
+    outcomes = await asyncio.gather(*(frontend.rank(user_id=i) for i in range(20)), return_exceptions=True)
+    refused = [error for error in outcomes if isinstance(error, grpc.aio.AioRpcError)]
+    assert refused
+    assert {error.code() for error in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+    strained = [await frontend.rank(user_id=i) for i in range(20)]
+    assert any(answer.HasField("exploration") for answer in calm)
+    assert not any(answer.HasField("exploration") for answer in strained)
+    logged = {row["request_id"]: row for row in await rows()}
+    assert {logged[answer.request_id]["explorer"] for answer in strained} == {None}
+    assert None not in {logged[answer.request_id]["explorer"] for answer in calm}

@@ -14,7 +14,7 @@ from model_store.exploration.table import load_exploration
 from model_store.model.selection import select
 from model_store.model.utility import load_utility, weighted_sum
 from tests import tiny
-from tests.impressions.logs import action, impression, log_of
+from tests.impressions.logs import Row, action, impression, log_of
 
 PINS, DAY_MS = 6, 86_400_000
 BASE_MS = 1_700_000_000_000
@@ -64,12 +64,12 @@ def slates(users: int = 150, per_user: int = 4, seed: int = 0, explore: str = WE
         tuned = utility.combine("home", parties)
         pins = np.arange(PINS, dtype=np.uint64) + request * PINS
         decision = chosen.explore(request + 1, pins, parties, tuned)
-        explored = isinstance(decision, Explored)
-        order = decision.order if explored else select(tuned)
+        own = decision if isinstance(decision, Explored) else None
+        order = select(tuned) if own is None else own.order
         propensities = chosen.propensities(parties, order)
         orders.append(order)
-        arms.append(decision.arm if explored else "")
-        weights.append(decision.party_weights if explored else utility.surfaces["home"].weights)
+        arms.append("" if own is None else own.arm)
+        weights.append(utility.surfaces["home"].weights if own is None else own.party_weights)
         orders_of.append(propensities.order)
         positions_of.append(propensities.positions)
     order = np.stack(orders)
@@ -107,7 +107,8 @@ def slates(users: int = 150, per_user: int = 4, seed: int = 0, explore: str = WE
 
 def write_joined(made: Slates, folder: Path) -> Path:
     """Log and join the slates; return the folder of the joined dataset."""
-    answers, acts = [], []
+    answers: list[Row] = []
+    acts: list[Row] = []
     for request, (start, stop) in enumerate(zip(made.row_splits[:-1], made.row_splits[1:], strict=True)):
         rows, time_ms = slice(start, stop), int(made.time_ms[request])
         number, user = int(made.request_ids[request]), int(made.user_ids[request])

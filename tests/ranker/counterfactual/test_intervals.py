@@ -4,10 +4,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import norm
+from scipy.stats import t as student
 
-from ranker.counterfactual.estimators import ESTIMATORS, LoggedActions, on_policy
-from ranker.counterfactual.intervals import bootstrap, clipped_bounds, empirical_bernstein, overlap
+from ranker.counterfactual.estimators import ESTIMATORS, LoggedActions, Terms, on_policy
+from ranker.counterfactual.intervals import (
+    Resampled,
+    _student_quantile,
+    bootstrap,
+    clipped_bounds,
+    empirical_bernstein,
+    overlap,
+)
 from ranker.errors import PropensityError
+from ranker.evaluation.bootstrap import Resampling
 
 
 def weighted(weights, users=None):
@@ -59,6 +69,34 @@ def test_a_seed_repeats_the_interval_and_equal_terms_differ_by_exactly_nothing()
     difference = (found["ips"] - found["again"]).estimate()
     assert (difference.value, difference.low, difference.high) == (0, 0, 0)
     assert found["ips"].estimate().value == pytest.approx(terms["ips"].value())
+
+
+def test_few_users_with_most_of_the_weight_widen_the_interval():
+    """With equal influences the interval is that of the percentiles; a single heavy user makes it wider."""
+    drawn = Resampling(np.array(0.0), np.linspace(-3, 3, 6001))
+    even = Resampled(drawn, np.tile([1.0, -1.0], 5000)).estimate()
+    assert (even.low, even.high) == pytest.approx((-2.85, 2.85), abs=2e-3)
+    heavy = Resampled(drawn, np.concatenate([np.full(20, 10.0), np.full(480, -0.4)])).estimate()
+    degrees = (
+        2 * 500 / (np.mean(np.array([10.0] * 20 + [-0.4] * 480) ** 4) / np.mean([100.0] * 20 + [0.16] * 480) ** 2 - 1)
+    )
+    assert heavy.high == pytest.approx(6 * norm.cdf(student.ppf(0.975, degrees)) - 3, abs=2e-3)
+    assert heavy.high > even.high
+
+
+@pytest.mark.parametrize("degrees", [10, 20, 60, 500])
+def test_the_expansion_of_students_quantile_is_close(degrees):
+    assert _student_quantile(degrees) == pytest.approx(student.ppf(0.975, degrees), rel=2e-3)
+
+
+def test_influences_are_what_the_estimate_changes_by_without_a_user():
+    logged = log(5, users=400)
+    terms = ESTIMATORS["snips"].terms(logged, 10)
+    found = bootstrap(logged.users, {"snips": terms}, 100)["snips"].influences
+    for user in (0, 17, 399):
+        kept = logged.users != user
+        without = Terms(terms.modelled[kept], terms.weighted[kept], terms.normalisers[kept]).value()
+        assert terms.value() - without == pytest.approx(found[user], rel=0.05, abs=1e-6)
 
 
 def test_requests_of_one_user_widen_the_interval():

@@ -18,6 +18,7 @@ import torch
 from ranker.errors import CheckpointError, DivergedError, SettingError
 from ranker.network.model import RankerNetwork
 from ranker.training.checkpoint import FILE, CheckpointPlan
+from ranker.training.examples import Examples
 from ranker.training.fit import predict
 from ranker.training.progress import Epoch, Step
 from ranker.training.settings import Execution, TrainingConfig, precision_of
@@ -158,11 +159,23 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path: Path) -> None:
         learn(resumed, once, dropout=0.5)
 
 
-def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def aged(before: Examples) -> Examples:
+    before.ages_s[0, 0] += 1
+    return before
+
+
+def shown_otherwise(before: Examples) -> Examples:
+    rows = before.batch.rows
+    return replace(before, positions=np.zeros(rows, np.int64), propensities=np.full(rows, 0.5))
+
+
+@pytest.mark.parametrize("change", [aged, shown_otherwise])
+def test_a_checkpoint_of_other_data_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Examples], Examples]
+) -> None:
     resumed = Execution(checkpoints=CheckpointPlan(tmp_path, resume=True), threads=1)
     learn(resumed, replace(CONFIG, epochs=1))
-    changed = examples(1)
-    changed.ages_s[0, 0] += 1
+    changed = change(examples(1))
     monkeypatch.setattr(
         "tests.ranker.toy_training.examples", lambda seed, *_: changed if seed == 1 else examples(2, 11)
     )

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from ranker.errors import SettingError
+from ranker.errors import DatasetError, SettingError
 from ranker.tuning.orders import ScoredRequests
 from ranker.tuning.results import HeldOutCheck, Infeasible, Tuned
 from ranker.tuning.thetas import parse_thetas
@@ -181,6 +181,30 @@ def test_a_front_falls_from_where_the_theta_is_free_to_the_most_that_is_attainab
 def test_a_goal_that_does_not_fit_is_named(goal, message):
     with pytest.raises(SettingError, match=message):
         tune(scored(), goal, 7)
+
+
+def test_a_theta_at_the_very_edge_of_what_is_possible_is_met():
+    requests = scored()
+    utilities = requests.utilities.copy()
+    utilities[:, 2] = 0.7  # no order changes what the merchant gets
+    result = tuned(requests.replaced(utilities), "creator=+5%", "merchant=+0%", hold_out=0)
+    assert isinstance(result, Tuned)
+    assert result.met
+    most = result.fronts["creator"][-1].theta
+    assert isinstance(tuned(requests, f"creator={most:.9g}", hold_out=0, fronts=False), Tuned)
+    assert isinstance(tuned(requests, f"creator={most * 1.001:.9g}", hold_out=0, fronts=False), Infeasible)
+
+
+def test_candidates_that_are_not_finite_do_not_spoil_the_others():
+    requests = scored()
+    utilities = requests.utilities.copy()
+    utilities[::3, 1] = np.nan
+    result = tuned(requests.replaced(utilities), "creator=+5%")
+    assert isinstance(result, Tuned)
+    assert result.met
+    assert np.isfinite(result.bound)
+    with pytest.raises(DatasetError, match="no candidate has a finite utility for every party"):
+        tuned(requests.replaced(np.full_like(utilities, np.nan)), "creator=+5%")
 
 
 def test_one_user_cannot_be_split():

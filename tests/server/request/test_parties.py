@@ -48,3 +48,12 @@ def test_a_window_forgets_what_is_older():
     assert both["home"]["pinner"].mean == 5.0
     assert late["home"]["pinner"] == PartyMean(1, 1.0, math.inf)
     assert late["related"]["ad"].mean == 2.0
+
+
+def test_requests_that_are_all_alike_have_no_error_whatever_rounding_does():
+    values = [[0.7, 0.1]] * 7  # 7 squares of 0.7 sum to a little less than 7 times the square of their mean
+    assert [one.error for one in party_means([totals(*values)]).values()] == [0.0, pytest.approx(0.0, abs=1e-9)]
+
+
+def test_two_requests_have_an_error():
+    assert party_means([totals([1.0, 0.0], [3.0, 0.0])])["pinner"] == PartyMean(2, 2.0, 1.0)

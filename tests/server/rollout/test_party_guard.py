@@ -26,8 +26,8 @@ def mean(value, error=0.125, requests=100):
     [
         pytest.param(party(mean(0.5), theta=1.0), None, id="below theta within 4 standard errors"),
         pytest.param(
-            party(mean(0.25), theta=1.0),
-            "the utility of creator on home is 0.25 (standard error 0.12, 100 requests) per request, "
+            party(mean(0.25, 0.18), theta=1.0),
+            "the utility of creator on home is 0.25 (standard error 0.18, 100 requests) per request, "
             "but at_least requires 1",
             id="below theta",
         ),
