@@ -1,6 +1,6 @@
 """A process that logs answers until it is killed: `python -m tests.impressions.killed_writer FOLDER FIRST [archive]`.
 
-It prints the id of each answer right after it was offered, with the time of the monotonic clock. With `archive`, it
+It prints the id of each answer right after it was offered, and how many were written by then. With `archive`, it
 only makes Parquet files of what others left behind, and kills itself between the file and the end of its segment.
 """
 
@@ -40,7 +40,8 @@ def main() -> None:
     request_id = first
     while True:
         log.offer_impression(answered(request_id))
-        print(request_id, time.monotonic(), flush=True)
+        # In one piece, even if the process is killed.
+        os.write(1, f"{request_id} {log.tables['impressions'].written}\n".encode())
         request_id += 1
         time.sleep(0.001)  # the pace of requests
 
