@@ -188,6 +188,10 @@ def conclude(raw: Raw) -> Conclusion:
     effective = [log["orders effective users"] for log in raw["logs"]]
     summary["logs"] = len(effective)
     summary["effective users of whole orders, median"] = float(np.median(effective))
+    unbiased = [found[2] for (_, _, estimator), found in scores.items() if estimator in ("ips", "snips", "dr", "sndr")]
+    summary["coverage, mean of all rewards, units, and estimators without a known bias"] = (
+        float(np.mean(unbiased)) if unbiased else None
+    )
     claims = []
     for estimator in ("dr", "ips"):
         covered = scores.get(("orders", "pinner", estimator))
