@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from docs.story import CANDIDATES, PINS, USERS, Story, phase, story_of
+from impressions.reading import read_tables
 from model_store.model.discount import discounts
 from pinrank.channels import open_channel
 from pinrank.v1 import (
@@ -30,10 +31,12 @@ seed = 7
 kind = "weights"
 share = 0.4
 regret_max = 0.2
-[surfaces.home.arms.more_creator]
-weights = { creator = 0.8 }
-[surfaces.home.arms.most_creator]
-weights = { creator = 1.6 }
+[surfaces.home.arms.some_more]
+weights = { creator = 0.7 }
+[surfaces.home.arms.more]
+weights = { creator = 1.0 }
+[surfaces.home.arms.most]
+weights = { creator = 1.4 }
 """
 _SETTINGS = """
 party_loss_max = 0.5
@@ -47,7 +50,8 @@ _BELIEVED = 0.5
 def visits(story: Story, count: int, seed: int) -> None:
     """Let users visit: rank, look at some of the answer, act on some of that, and report both."""
     rng = np.random.default_rng(seed)
-    event = seed << 32
+    event, reports = seed << 32, 0
+    logged = _rows(story)
     with open_channel(story.address) as channel:
         ranking = ranking_pb2_grpc.RankingServiceStub(channel)
         activity = activity_pb2_grpc.ActivityServiceStub(channel)
@@ -75,7 +79,27 @@ def visits(story: Story, count: int, seed: int) -> None:
                     request_id=answer.request_id, positions=np.flatnonzero(seen).tolist()
                 )
                 impressions.Seen(report, timeout=20)
+                reports += 1
+    _wait_for(story, {"impressions": logged["impressions"] + count, "seen": logged["seen"] + reports})
     story.lines.append(f"  ... {count} requests are answered, and users act on what they see ...")
+
+
+def _rows(story: Story) -> dict[str, int]:
+    """Return how many rows the log has by table; none if the server has not written any yet."""
+    log = story.folder / "log"
+    tables = ("impressions", "seen")
+    if not any((log / "spool").glob("*.arrows")) and not any((log / "impressions").glob("*/*.parquet")):
+        return dict.fromkeys(tables, 0)
+    return {table: sum(part.num_rows for part in read_tables(str(log), table)) for table in tables}
+
+
+def _wait_for(story: Story, rows: dict[str, int]) -> None:
+    """Wait until the server has written so many rows. Raises TimeoutError."""
+    until_s = time.monotonic() + 30
+    while _rows(story) != rows:
+        if time.monotonic() > until_s:
+            raise TimeoutError(f"the log has {_rows(story)} rows, expected {rows}")
+        time.sleep(0.1)
 
 
 def _told(path: Path, reward: str) -> str:

@@ -153,9 +153,10 @@ def masked(text: str) -> str:
 
 def without_numbers(text: str) -> str:
     """Return a transcript without numbers and what is said about them, which differ wherever requests explore."""
+    text = re.sub(r"\b[0-9a-f]{64}\b", "DIGEST", text)
     text = re.sub(r"(?m)^held out, .*$", "held out", text)
     text = re.sub(r"(?s)│ [^│]*healthy: .*?└", "└", text)
-    return re.sub(r"[-+]?\d[\d.,]*%?", "N", text)
+    return re.sub(r"[-+]?\d[\d.,]*(e[-+]\d+)?%?", "N", text)
 
 
 def main() -> None:

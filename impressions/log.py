@@ -187,7 +187,8 @@ class ImpressionLog:
         Raises:
             OSError: the spool folder takes no more; the rows stay queued.
         """
-        for table, queue in self._queues.items():
+        # What users did before what they were shown, so that a reader rarely meets an action without its answer.
+        for table, queue in reversed(self._queues.items()):
             left = len(queue.items)  # those that arrive meanwhile wait for the next time
             while left > 0:
                 count = min(left, _BATCH[table])

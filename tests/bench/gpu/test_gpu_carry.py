@@ -20,12 +20,13 @@ from bench.gpu.carried import lacking, machine_has, too_much, tree_bytes
 from bench.gpu.phase import MEASURED_BY
 
 ROOT = Path(__file__).parents[3]
-OURS = ("bench", "feature_client", "kernels", "loadtest", "model_store", "pinrank", "ranker", "server")
+OURS = ("bench", "feature_client", "impressions", "kernels", "loadtest", "model_store", "pinrank", "ranker", "server")
 #: What code that the run reaches may import, and does not, as none of it is asked for.
 NOT_ASKED_FOR = {
     "botocore": "a model store in a bucket",
     "obstore": "a model store in a bucket",
     "cryptography": "bundles that are signed",
+    "pyarrow": "an impression log",
 }
 
 
