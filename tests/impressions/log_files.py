@@ -1,0 +1,53 @@
+"""Shared by tests of the log: logs in folders, written and read on the test's own thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from impressions.log import ImpressionLog, LogSettings
+from impressions.places import new_stem
+from impressions.reading import read_tables
+from impressions.schema import IMPRESSIONS
+from impressions.segments import Segment
+from tests.impressions import logs
+
+
+def opened(folder: Path | str, **settings) -> ImpressionLog:
+    where = folder if isinstance(folder, str) else f"file://{folder}"
+    return ImpressionLog(LogSettings(where, **settings))
+
+
+def finish(log: ImpressionLog) -> None:
+    """Write and archive all, on this thread."""
+    log.close()
+    log.write()
+    log.archive_segments()
+
+
+def ids(folder: Path | str, table: str = "impressions") -> list[int]:
+    return [one for part in read_tables(str(folder), table) for one in part["request_id"].to_pylist()]
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 20) -> None:
+    until_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < until_s
+        time.sleep(0.005)
+
+
+def parquet(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*/*/*.parquet"))
+
+
+def write_segment(folder: Path, count: int = 4, first: int = 1, per_batch: int = 1) -> Path:
+    """Write a segment as a process leaves it that is killed between two batches."""
+    spool = folder / "spool"
+    spool.mkdir(parents=True, exist_ok=True)
+    segment = Segment(spool, new_stem("impressions", first), IMPRESSIONS)
+    for start in range(first, first + count, per_batch):
+        rows = [logs.impression(i, 1_000 + i, 7, [1, 2, 3]) for i in range(start, start + per_batch)]
+        segment.append(logs.table("impressions", rows).combine_chunks().to_batches()[0])
+    segment.close()
+    return segment.path
