@@ -9,6 +9,7 @@ it continues with the same rows when it is called again.
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections import deque
@@ -32,7 +33,7 @@ from impressions.rows import (
     seen_batch,
 )
 from impressions.schema import TABLES
-from impressions.segments import Segment
+from impressions.segments import Segment, segments, size_of
 
 _log = structlog.get_logger(__name__)
 
@@ -60,6 +61,7 @@ class LogSettings:
         to: `file:///folder` or `s3://bucket/prefix`.
         spool_folder: for rows on their way; None for the folder `spool` in `to`. A bucket needs one.
         flush_s: how often rows are written to the spool folder; a killed process loses the rows of one interval.
+        spool_bytes_max: size of the spool folder from which no segment is begun. Rows then wait in memory.
         rotate_bytes, rotate_s: size and age from which a segment becomes a Parquet file.
         queue_bytes_max: memory for rows that wait to be written.
         retention_days: age from which files are deleted; None keeps them.
@@ -68,6 +70,7 @@ class LogSettings:
     to: str
     spool_folder: Path | None = None
     flush_s: float = 0.5
+    spool_bytes_max: int = 8 << 30
     rotate_bytes: int = 256 << 20
     rotate_s: float = 300.0
     queue_bytes_max: int = 64 << 20
@@ -110,14 +113,13 @@ class ImpressionLog:
         archive: makes Parquet files of the segments.
     """
 
-    def __init__(self, settings: LogSettings, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, settings: LogSettings) -> None:
         """Open the log's place, and create its spool folder.
 
         Raises:
             LogError: the place or the spool folder cannot be used.
         """
         self._settings = settings
-        self._clock = clock
         place = open_place(settings.to)
         self._spool = self._spool_of(place.folder)
         self.archive = Archive(place, self._spool, settings.retention_days)
@@ -176,10 +178,12 @@ class ImpressionLog:
         """Write queued rows to segments every `flush_s`, until `close`; then write what is left."""
         while not self._closing.wait(self._settings.flush_s):
             self.flush()
-        self.flush()
-        for table in list(self._segments):
-            self._end(table)
-        self._written.set()
+        try:
+            self.flush()
+        finally:  # also if the disk takes no more: the archive then ends with what it has
+            for table in list(self._segments):
+                self._end(table)
+            self._written.set()
 
     def flush(self) -> None:
         """Write all queued rows, and end the segments that are large or old enough. For the writer's thread.
@@ -217,6 +221,7 @@ class ImpressionLog:
 
     def _append(self, table: str, batch: pa.RecordBatch) -> None:
         if table not in self._segments:
+            self._check_room()
             self._number += 1
             self._segments[table] = Segment(self._spool, new_stem(table, self._number), TABLES[table])
         try:
@@ -224,6 +229,17 @@ class ImpressionLog:
         except BaseException:
             self._end(table)  # without what this append left behind
             raise
+
+    def _check_room(self) -> None:
+        """Raise OSError if the spool folder is full, because Parquet files cannot be made."""
+        waiting = sum(map(size_of, segments(self._spool)))
+        if waiting >= self._settings.spool_bytes_max:
+            raise OSError(
+                errno.EDQUOT,
+                f"{waiting:,} bytes wait for the archive; the limit is {self._settings.spool_bytes_max:,} "
+                "(impressions.spool_bytes_max)",
+                str(self._spool),
+            )
 
     def _due(self, segment: Segment) -> bool:
         old = time.monotonic() - segment.began_s >= self._settings.rotate_s

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: The folder of a log in a folder that holds rows on their way to Parquet files.
 SPOOL = "spool"
+#: As in model stores.
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _FILE = re.compile(r"(?P<time>\d{6})-(?P<rest>[a-z0-9-]+)\.parquet")
 
 
@@ -59,7 +61,7 @@ def open_place(where: str) -> Place:
         raise LogError(f"{where!r}: use file:///folder, or s3://bucket/prefix")
     if "@" in rest:
         raise LogError("s3://...: remove the keys from the URL and set them in AWS_* variables")
-    endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT")
+    endpoint = next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), None)
     options = {} if endpoint is None else {"endpoint_override": endpoint}
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if region:

@@ -85,5 +85,18 @@ FINGERPRINT_KEY = b"pinrank.fingerprint"
 
 def fingerprint(schema: pa.Schema) -> str:
     """Return 16 hex digits that name the version of a table: the SHA-256 of its fields, types and order."""
-    fields = "\n".join(f"{field.name} {field.type}{'' if field.nullable else ' not null'}" for field in schema)
+    fields = "\n".join(f"{field.name} {_named(field.type)}{'' if field.nullable else ' not null'}" for field in schema)
     return hashlib.sha256(fields.encode()).hexdigest()[:16]
+
+
+def _named(kind: pa.DataType) -> str:
+    """Name a type. pyarrow's own names of nested types change between its versions."""
+    if pa.types.is_list(kind):
+        return f"list of {_named(kind.value_type)}"
+    if pa.types.is_map(kind):
+        return f"map of {_named(kind.key_type)} to {_named(kind.item_type)}"
+    if pa.types.is_dictionary(kind):
+        return "name"
+    if pa.types.is_struct(kind):
+        return f"struct of {', '.join(f'{field.name} {_named(field.type)}' for field in kind)}"
+    return str(kind)

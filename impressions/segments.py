@@ -88,6 +88,14 @@ def segments(folder: Path, table: str | None = None) -> list[Path]:
     return sorted(folder.glob(f"{table or '*'}-*{ENDING}"))
 
 
+def size_of(path: Path) -> int:
+    """Return the size of a segment in bytes; 0 if it has become a file in the meantime."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def clear_unborn(folder: Path) -> None:
     """Delete what processes left that were killed while they created a segment; it never had rows."""
     for path in folder.glob(f"*{_NEW}"):

@@ -169,6 +169,9 @@ class ImpressionsConfig(BaseModel):
     spool_folder: Path | None = None
     """A local folder for rows on their way to `to`; the default is the folder `spool` in it. A log in a bucket needs
     one."""
+    spool_bytes_max: Annotated[int, Field(ge=1 << 20)] = 8 << 30
+    """Size of the rows in the spool folder from which it takes no more, because `to` cannot be written. Rows then wait
+    in memory, and are dropped when the queue is full."""
     flush_s: Annotated[float, Field(gt=0, le=60)] = 0.5
     """Interval at which rows are written to the spool folder. A killed server loses the rows of one interval."""
     rotate_bytes: Annotated[int, Field(ge=1 << 16)] = 256 << 20

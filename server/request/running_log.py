@@ -37,6 +37,7 @@ class RunningLog:
             LogSettings(
                 to=to,
                 spool_folder=config.spool_folder,
+                spool_bytes_max=config.spool_bytes_max,
                 flush_s=config.flush_s,
                 rotate_bytes=config.rotate_bytes,
                 rotate_s=config.rotate_s,

@@ -59,7 +59,7 @@ def test_a_file_of_another_version_is_refused_by_name_with_both_fingerprints(tmp
     path.parent.mkdir(parents=True)
     other = logs.table("impressions", [logs.impression(1, 1, 1, [1])]).drop_columns(["arm"])
     pq.write_table(other.replace_schema_metadata({FINGERPRINT_KEY: b"0123456789abcdef"}), path)
-    with pytest.raises(LogError, match=f"{path}: written by another version.*0123456789abcdef.*fingerprint 5ee810c3"):
+    with pytest.raises(LogError, match=f"{path}: written by another version.*0123456789abcdef.*fingerprint 9cf62575"):
         ids(tmp_path)
 
 

@@ -190,3 +190,38 @@ def test_batches_with_new_names_extend_a_segment(tmp_path):
     finish(log)
     rows = pa.concat_tables(read_tables(str(tmp_path), "impressions"))
     assert rows["label"].to_pylist() == [f"label-{i}" for i in range(1, 20)]
+
+
+def test_a_spool_folder_that_is_full_takes_no_more_until_it_has_room(tmp_path):
+    log = opened(tmp_path, spool_bytes_max=20_000, rotate_bytes=1)
+    for first in range(1, 200):
+        log.offer_impression(answered(first))
+        try:
+            log.flush()
+        except OSError as error:
+            refused = error
+            break
+    assert "impressions.spool_bytes_max" in str(refused)
+    written = log.tables["impressions"].written
+    assert 0 < written < log.tables["impressions"].accepted
+    log.archive.archive_all()
+    log.flush()
+    assert sorted(ids(tmp_path)) == list(range(1, first + 1))
+
+
+def test_a_writer_that_cannot_finish_lets_the_archive_end(tmp_path, monkeypatch):
+    log = opened(tmp_path)
+    log.offer_impression(answered(1))
+    log.flush()
+    log.offer_impression(answered(2))
+    monkeypatch.setattr("impressions.log.Segment.append", broken_disk)
+    log.close()
+    with pytest.raises(OSError, match="no room"):
+        log.write()
+    log.archive_segments()
+    assert ids(tmp_path) == [1]
+    assert len(parquet(tmp_path)) == 1
+
+
+def broken_disk(*_):
+    raise OSError(errno.ENOSPC, "no room")
