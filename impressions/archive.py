@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -21,8 +22,10 @@ _log = structlog.get_logger(__name__)
 
 #: How often the spool folder is looked through without being woken, and the log for files that are too old.
 _LOOK_S, _RETENTION_S = 5.0, 600.0
-#: Requests of a row group: what a reader must hold at once.
-_ROW_GROUP = 2_048
+#: Requests of a row group: what a reader must hold at once, and what is written between two rests.
+_ROW_GROUP = 512
+#: Seconds of rest for each second of work.
+_REST = 4.0
 #: The folder, in the spool folder, of segments that could not be understood.
 DAMAGED = "damaged"
 
@@ -43,6 +46,8 @@ class Archive:
         self._woken = threading.Event()
         self._looked_s = float("-inf")
         self.files = self.bytes = self.damaged = 0
+        #: Called with the seconds that a part of a file took.
+        self._rest: Callable[[float], object] = lambda _: None
 
     def wake(self) -> None:
         """Look through the spool folder soon."""
@@ -54,6 +59,8 @@ class Archive:
         Raises:
             OSError: the place takes no files now; the segments stay, and a later call goes on with them.
         """
+        # A file takes a core for half a second; in parts with rests between them, it leaves the core to rankings.
+        self._rest = lambda spent_s: closing.wait(_REST * spent_s)
         while not closing.is_set():
             self.archive_all()
             self._delete_old()
@@ -97,7 +104,7 @@ class Archive:
         written = f"{folder}/.{target.rpartition('/')[2]}" if local else target
         if local:
             files.create_dir(folder, recursive=True)
-        write_parquet(table, name, written, files)
+        write_parquet(table, name, written, files, self._rest)
         size = files.get_file_info(written).size
         if local:
             descriptor = os.open(written, os.O_RDONLY)
@@ -139,20 +146,33 @@ def parquet_files(place: Place, table: str | None = None) -> list[str]:
     return sorted(found)
 
 
-def write_parquet(table: pa.Table, name: str, path: str, files: pyarrow.fs.FileSystem) -> None:
-    """Write rows of a table as a Parquet file that states the table's fingerprint."""
+def write_parquet(
+    table: pa.Table,
+    name: str,
+    path: str,
+    files: pyarrow.fs.FileSystem,
+    rest: Callable[[float], object] = lambda _: None,
+) -> None:
+    """Write rows of a table as a Parquet file that states the table's fingerprint.
+
+    `rest` is called after each row group, with the seconds that it took.
+    """
     metadata = {FINGERPRINT_KEY: fingerprint(TABLES[name]).encode()}
     names, floats = _columns(table.schema)
-    pq.write_table(
-        table.replace_schema_metadata(metadata),
+    marked = table.replace_schema_metadata(metadata)
+    with pq.ParquetWriter(
         path,
+        marked.schema,
         filesystem=files,
-        row_group_size=_ROW_GROUP,
         compression="zstd",
         compression_level=1,
         use_dictionary=names,
         use_byte_stream_split=floats,
-    )
+    ) as writer:
+        for start in range(0, table.num_rows, _ROW_GROUP):
+            began_s = time.perf_counter()
+            writer.write_table(marked.slice(start, _ROW_GROUP))
+            rest(time.perf_counter() - began_s)
 
 
 def _columns(schema: pa.Schema) -> tuple[list[str], list[str]]:

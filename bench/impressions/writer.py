@@ -14,9 +14,10 @@ import numpy as np
 
 from bench.harness import Claim, Conclusion, Raw
 from bench.test_bed import SEED
-from impressions.log import ImpressionLog, LogSettings
 from impressions.reading import log_files
-from impressions.rows import AnsweredRequest, Constants
+from impressions.writing.log import ImpressionLog, LogSettings
+from impressions.writing.rows import AnsweredRequest, Constants
+from kernels.native.library import address
 
 _CONSTANTS = Constants(
     surface="home",
@@ -73,6 +74,15 @@ class _Scores:
     utilities: np.ndarray
     probabilities: np.ndarray
     party_utilities: np.ndarray
+
+    @property
+    def top(self) -> int:
+        return len(self.order)
+
+    @property
+    def addresses(self) -> tuple[int, int, int, int]:
+        order, utilities = address(self.order), address(self.utilities)
+        return order, utilities, address(self.probabilities), address(self.party_utilities)
 
 
 def _answers(plan: WriterPlan) -> list[dict[str, Any]]:

@@ -40,8 +40,8 @@ _BF16_ISAS = {"portable": ()} | {
 #: Files that are compiled once per instruction set, and the others.
 _PER_ISA = {"encoder.cpp": _ISAS, "peak.cpp": _ISAS, "encoder_bf16.cpp": _BF16_ISAS}
 _ONCE = (
-    *("answer.cpp", "assembly.cpp", "dispatch.cpp", "distinct.cpp", "fetch.cpp", "near_cache.cpp", "values.cpp"),
-    "wire.cpp",
+    *("answer.cpp", "assembly.cpp", "dispatch.cpp", "distinct.cpp", "fetch.cpp", "gather.cpp", "near_cache.cpp"),
+    *("values.cpp", "wire.cpp"),
 )
 
 

@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 
 from feature_client.features import FetchedFeatures
-from impressions.log import ImpressionLog
-from impressions.rows import AnsweredRequest, Constants, Exploring, RecordedAction, RecordedActions, SeenReport
+from impressions.writing.log import ImpressionLog
+from impressions.writing.rows import AnsweredRequest, Constants, Exploring, RecordedAction, RecordedActions, SeenReport
 from model_store.bundle.golden import GoldenRequest, encode_golden
 from model_store.exploration.explorer import Explorer
 from model_store.exploration.hashing import mixed

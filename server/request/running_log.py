@@ -9,7 +9,7 @@ import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from impressions.log import ImpressionLog, LogSettings
+from impressions.writing.log import ImpressionLog, LogSettings
 from server.config import ImpressionsConfig
 from server.request.answer_log import AnswerLog
 from server.runtime.supervisor import Supervisor

@@ -69,6 +69,13 @@ class Scores:
         return address(self._memory)
 
     @property
+    def addresses(self) -> tuple[int, int, int, int]:
+        """Where `order`, `utilities`, `probabilities` and `party_utilities` begin."""
+        start = self.address
+        utilities_at = start + self._packed_at - 4 * self._rows
+        return start + self._order_at, utilities_at, start + self._probabilities_at, start + _HEAD.size
+
+    @property
     def non_finite(self) -> int:
         """The number of scored candidates whose utility is not finite."""
         found: int = _HEAD.unpack_from(self._memory.data)[0]

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from impressions.rows import AnsweredRequest, Constants
+from impressions.writing.rows import AnsweredRequest, Constants
+from kernels.native.library import address
 
 CONSTANTS = Constants(
     surface="home",
@@ -28,6 +29,15 @@ class ToyScores:
     utilities: np.ndarray
     probabilities: np.ndarray
     party_utilities: np.ndarray
+
+    @property
+    def top(self) -> int:
+        return len(self.order)
+
+    @property
+    def addresses(self) -> tuple[int, int, int, int]:
+        order, utilities = address(self.order), address(self.utilities)
+        return order, utilities, address(self.probabilities), address(self.party_utilities)
 
 
 def answered(request_id: int, pins: int = 5, **changes: Any) -> AnsweredRequest:

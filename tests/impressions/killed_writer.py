@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from impressions.archive import Archive
-from impressions.log import ImpressionLog, LogSettings
+from impressions.writing.log import ImpressionLog, LogSettings
 from tests.impressions.answers import answered
 
 

@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from impressions.log import ImpressionLog, LogSettings
 from impressions.places import new_stem
 from impressions.reading import read_tables
 from impressions.schema import IMPRESSIONS
 from impressions.segments import Segment
+from impressions.writing.log import ImpressionLog, LogSettings
 from tests.impressions import logs
 
 

@@ -15,10 +15,10 @@ from impressions.archive import write_parquet
 from impressions.errors import LogError
 from impressions.inspection.check import Problem, check_log
 from impressions.inspection.summary import summarize
-from impressions.log import ImpressionLog, LogSettings
 from impressions.places import file_of, new_stem
-from impressions.rows import Exploring, RecordedAction, RecordedActions, SeenReport
 from impressions.schema import TABLES
+from impressions.writing.log import ImpressionLog, LogSettings
+from impressions.writing.rows import Exploring, RecordedAction, RecordedActions, SeenReport
 from server.cli.main import app
 from tests.impressions import logs
 from tests.impressions.answers import ToyScores, answered

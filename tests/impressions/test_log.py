@@ -15,9 +15,9 @@ import pytest
 
 from impressions import archive as archive_module
 from impressions.reading import log_files, read_tables
-from impressions.rows import RecordedAction, RecordedActions, SeenReport
 from impressions.schema import TABLES
 from impressions.segments import Segment, segments
+from impressions.writing.rows import RecordedAction, RecordedActions, SeenReport
 from tests.impressions.answers import answered
 from tests.impressions.log_files import finish, ids, opened, parquet
 
@@ -129,7 +129,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_batch_loses_nothing(tmp_path):
     child = """
 import resource, signal, sys
 from pathlib import Path
-from impressions.log import ImpressionLog, LogSettings
+from impressions.writing.log import ImpressionLog, LogSettings
 from tests.impressions.answers import answered
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (65536, resource.RLIM_INFINITY))
@@ -214,7 +214,7 @@ def test_a_writer_that_cannot_finish_lets_the_archive_end(tmp_path, monkeypatch)
     log.offer_impression(answered(1))
     log.flush()
     log.offer_impression(answered(2))
-    monkeypatch.setattr("impressions.log.Segment.append", broken_disk)
+    monkeypatch.setattr("impressions.writing.log.Segment.append", broken_disk)
     log.close()
     with pytest.raises(OSError, match="no room"):
         log.write()

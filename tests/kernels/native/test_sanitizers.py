@@ -22,6 +22,7 @@ TESTS = (
     "tests/feature_client/test_codec.py",
     "tests/feature_client/values/test_distinct.py",
     "tests/feature_client/values/test_native_values.py",
+    "tests/impressions/test_gathering.py",
     "tests/kernels/cpu/test_bf16.py",
     "tests/kernels/cpu/test_fused_encoder.py",
     "tests/model_store/model/test_assembly.py",

@@ -24,16 +24,10 @@ import structlog
 from impressions.archive import Archive
 from impressions.errors import LogError
 from impressions.places import SPOOL, new_stem, open_place
-from impressions.rows import (
-    AnsweredRequest,
-    RecordedActions,
-    SeenReport,
-    actions_batch,
-    impressions_batch,
-    seen_batch,
-)
 from impressions.schema import TABLES
 from impressions.segments import Segment, segments, size_of
+from impressions.writing.batches import actions_batch, impressions_batch, seen_batch
+from impressions.writing.rows import AnsweredRequest, RecordedActions, SeenReport
 
 _log = structlog.get_logger(__name__)
 

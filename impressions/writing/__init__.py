@@ -1,0 +1,1 @@
+"""From a server's answers to segments in the spool folder."""

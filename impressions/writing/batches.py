@@ -1,0 +1,112 @@
+"""Converts rows to Arrow, many at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from impressions.schema import ACTIONS, IMPRESSIONS, SEEN
+from impressions.writing.gathering import gather
+from impressions.writing.rows import AnsweredRequest, RecordedActions, SeenReport
+
+
+def impressions_batch(requests: Sequence[AnsweredRequest], pause: Callable[[], None] = lambda: None) -> pa.RecordBatch:
+    """Convert answered requests to a batch of `IMPRESSIONS`.
+
+    Args:
+        requests: at least one.
+        pause: called now and then, so that other threads get the interpreter lock.
+    """
+    pins = gather(requests)
+    pause()
+    counts = np.array([request.scores.top for request in requests])
+    propensities = [_propensities(request, pause) for request in requests]
+    constants = [request.constants for request in requests]
+    exploring = [request.exploring for request in requests]
+    heads, parties, attributes = (
+        np.array([len(getattr(c, name)) for c in constants]) for name in ("heads", "parties", "attributes")
+    )
+    columns = {
+        "request_id": pa.array([r.request_id for r in requests], pa.uint64()),
+        "time_ms": pa.array([r.time_ms for r in requests], pa.int64()),
+        "user_id": pa.array([r.user_id for r in requests], pa.uint64()),
+        "surface": _names([c.surface for c in constants]),
+        "query_pin_id": pa.array([r.query_pin_id for r in requests], pa.uint64()),
+        "query_vector": pa.array([r.query_vector for r in requests], pa.list_(pa.float32())),
+        "label": _names([r.label for r in requests]),
+        "model": _names([c.model for c in constants]),
+        "model_digest": _names([c.model_digest for c in constants]),
+        "utility_digest": _names([c.utility_digest for c in constants]),
+        "degradation": pa.array(
+            [[(name, int(value)) for name, value in r.degradation.items()] for r in requests],
+            pa.map_(pa.string(), pa.uint32()),
+        ),
+        "candidates": pa.array([len(r.pin_ids) for r in requests], pa.uint32()),
+        "heads": _name_lists([c.heads for c in constants]),
+        "parties": _name_lists([c.parties for c in constants]),
+        "attributes": _name_lists([c.attributes for c in constants]),
+        "party_weights": _lists(parties, np.concatenate([r.party_weights for r in requests])),
+        "explorer": _names([None if e is None else e.explorer for e in exploring]),
+        "arm": _names([None if e is None else e.arm for e in exploring]),
+        "explore_seed": pa.array([None if e is None else e.seed for e in exploring], pa.uint64()),
+        "order_propensity": pa.array([order for order, _ in propensities], pa.float64()),
+        "pin_ids": _lists(counts, pins.pin_ids),
+        "places": _lists(counts, pins.places),
+        "probabilities": _lists(counts * heads, pins.probabilities),
+        "party_utilities": _lists(counts * parties, pins.party_utilities),
+        "attribute_values": _lists(counts * attributes, pins.attributes),
+        "utilities": _lists(counts, pins.utilities),
+        "propensities": _lists(counts, np.concatenate([positions for _, positions in propensities])),
+        "features": pa.array([None if r.features is None else r.features() for r in requests], pa.binary()),
+    }
+    return pa.record_batch(list(columns.values()), schema=IMPRESSIONS)
+
+
+def _propensities(request: AnsweredRequest, pause: Callable[[], None]) -> tuple[float, np.ndarray]:
+    if request.exploring is None:
+        return 1.0, np.ones(request.scores.top)
+    pause()
+    return request.exploring.propensities()
+
+
+def actions_batch(calls: Sequence[RecordedActions]) -> pa.RecordBatch:
+    """Convert the actions of calls to a batch of `ACTIONS`."""
+    actions = [action for call in calls for action in call.actions()]
+    named = {"action", "surface"}
+    columns = [
+        _names([getattr(a, field.name) for a in actions])
+        if field.name in named
+        else pa.array([getattr(a, field.name) for a in actions], field.type)
+        for field in ACTIONS
+    ]
+    return pa.record_batch(columns, schema=ACTIONS)
+
+
+def seen_batch(reports: Sequence[SeenReport]) -> pa.RecordBatch:
+    """Convert reports to a batch of `SEEN`."""
+    columns = [
+        pa.array([r.request_id for r in reports], pa.uint64()),
+        pa.array([r.received_ms for r in reports], pa.int64()),
+        _lists(np.array([len(r.positions) for r in reports]), np.concatenate([r.positions for r in reports])),
+    ]
+    return pa.record_batch(columns, schema=SEEN)
+
+
+def _lists(counts: np.ndarray, values: np.ndarray) -> pa.ListArray:
+    """Return one list of so many of the values for each count."""
+    offsets = np.zeros(len(counts) + 1, np.int32)
+    np.cumsum(counts, out=offsets[1:])
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+
+
+def _names(names: Sequence[str | None]) -> pa.DictionaryArray:
+    return pa.array(names, pa.string()).dictionary_encode()
+
+
+def _name_lists(lists: Sequence[tuple[str, ...]]) -> pa.ListArray:
+    flat = [name for names in lists for name in names]
+    offsets = np.zeros(len(lists) + 1, np.int32)
+    np.cumsum([len(names) for names in lists], out=offsets[1:])
+    return pa.ListArray.from_arrays(pa.array(offsets), _names(flat))
