@@ -153,7 +153,7 @@ def truth(creator: float, requests: int = _TRUTH_REQUESTS) -> dict[str, float]:
 def measure(*, quick: bool = False) -> Iterator[Raw]:
     """Estimate log after log."""
     true = truth(ARMS[EVALUATED], 2_000 if quick else _TRUTH_REQUESTS)
-    raw: Raw = {"truth": true, "logs": []}
+    raw: Raw = {"truth": true, "effective_users": [], "intervals": {}}
     settings = Settings(resamples=100 if quick else 1_000)
     evaluated = table(ARMS[EVALUATED])
     for seed in range(3 if quick else LOGS):
@@ -161,15 +161,13 @@ def measure(*, quick: bool = False) -> Iterator[Raw]:
         rewards = {name: reward for name, reward in rewards_of(evaluated, slates).items() if name in _JUDGED}
         policy = utility_policy("arm", evaluated, slates)
         found = evaluate_policy(slates, policy, logging_policy(slates), rewards, settings)
-        row: dict[str, float | None] = {}
+        raw["effective_users"].append(found.unit("orders").overlap.effective_users)
         for unit in UNITS:
-            row[f"{unit} effective users"] = found.unit(unit).overlap.effective_users
             for name in _JUDGED if found.unit(unit).refused is None else ():
                 for estimator in _ESTIMATORS:
                     value = found.forecast(unit, name, estimator).value
-                    for end in ("low", "value", "high"):
-                        row[f"{unit} {name} {estimator} {end}"] = getattr(value, end)
-        raw["logs"].append(row)
+                    ends = [end if end is None else float(f"{end:.5g}") for end in (value.low, value.value, value.high)]
+                    raw["intervals"].setdefault(f"{unit} {name} {estimator}", []).append(ends)
         if seed % 10 == 9 or quick:
             yield raw
 
@@ -185,7 +183,7 @@ def conclude(raw: Raw) -> Conclusion:
                 scores[unit, name, estimator] = found
                 rows.append([f"{unit}, {name}, {estimator}", *(f"{number:.4f}" for number in found)])
     summary: dict[str, float | None] = {f"truth, {name}": value for name, value in raw["truth"].items()}
-    effective = [log["orders effective users"] for log in raw["logs"]]
+    effective = raw["effective_users"]
     summary["logs"] = len(effective)
     summary["effective users of whole orders, median"] = float(np.median(effective))
     unbiased = [found[2] for (_, _, estimator), found in scores.items() if estimator in ("ips", "snips", "dr", "sndr")]
@@ -222,10 +220,9 @@ def conclude(raw: Raw) -> Conclusion:
 
 def _score(raw: Raw, key: str, true: float) -> tuple[float, float, float, float] | None:
     """Return bias, RMSE, coverage and width over the logs that were not refused."""
-    found = [[log[f"{key} {end}"] for end in ("low", "value", "high")] for log in raw["logs"] if f"{key} low" in log]
-    if not found:
+    if key not in raw["intervals"]:
         return None
-    low, value, high = np.array(found, np.float64).T
+    low, value, high = np.array(raw["intervals"][key], np.float64).T
     covered = (low <= true) & (true <= high)
     error = value - true
     return float(error.mean()), float(np.sqrt((error**2).mean())), float(covered.mean()), float((high - low).mean())

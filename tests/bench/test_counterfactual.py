@@ -48,13 +48,11 @@ def test_the_simulation_runs_and_is_concluded():
 
 
 def test_coverage_and_errors_are_counted_against_the_truth():
-    logs = [
-        {"orders pinner dr low": 0.0, "orders pinner dr value": v, "orders pinner dr high": 2.0} for v in (1.0, 2.0)
-    ]
-    raw = {"truth": dict.fromkeys(("pinner", "creator", "save"), 1.0), "logs": [*logs, {}]}
-    for log in raw["logs"]:
-        log["orders effective users"] = 100.0
-    logs[1]["orders pinner dr low"] = 1.5
+    raw = {
+        "truth": dict.fromkeys(("pinner", "creator", "save"), 1.0),
+        "effective_users": [100.0] * 3,
+        "intervals": {"orders pinner dr": [[0.0, 1.0, 2.0], [1.5, 2.0, 2.0]]},  # the third log was refused
+    }
     concluded = simulator.conclude(raw)
     assert "| orders, pinner, dr | 0.5000 | 0.7071 | 0.5000 | 1.2500 |" in concluded.table
     assert concluded.claims[2].measured is None  # ips has no estimate
