@@ -17,7 +17,7 @@ from bench.test_bed import SEED
 from impressions.reading import log_files
 from impressions.writing.log import ImpressionLog, LogSettings
 from impressions.writing.rows import AnsweredRequest, Constants
-from kernels.native.library import address
+from tests.impressions.answers import ToyScores
 
 _CONSTANTS = Constants(
     surface="home",
@@ -68,29 +68,12 @@ def conclude(raw: Raw) -> Conclusion:
     return Conclusion(median, claims)
 
 
-@dataclass(frozen=True, slots=True)
-class _Scores:
-    order: np.ndarray
-    utilities: np.ndarray
-    probabilities: np.ndarray
-    party_utilities: np.ndarray
-
-    @property
-    def top(self) -> int:
-        return len(self.order)
-
-    @property
-    def addresses(self) -> tuple[int, int, int, int]:
-        order, utilities = address(self.order), address(self.utilities)
-        return order, utilities, address(self.probabilities), address(self.party_utilities)
-
-
 def _answers(plan: WriterPlan) -> list[dict[str, Any]]:
     random = np.random.default_rng(SEED)
     found: list[dict[str, Any]] = []
     for _ in range(plan.answers):
         utilities = random.normal(size=plan.pins).astype(np.float32)
-        scores = _Scores(
+        scores = ToyScores(
             np.argsort(-utilities, kind="stable"),
             utilities,
             random.beta(1, 30, (plan.pins, len(_CONSTANTS.heads))).astype(np.float32),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,80 +12,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from impressions.dataset import JoinError, Manifest, read_manifest, read_requests, read_slates, read_unattributed
+from impressions.dataset import JoinError, read_manifest, read_requests, read_slates
 from impressions.joining import attribution, buckets
-from impressions.joining.attribution import Window
 from impressions.joining.join import Wanted, join_log
 from impressions.joining.records import Span
-from tests.impressions.logs import Row, action, impression, log_of, reader, seen, table
+from tests.impressions.logs import action, impression, log_of, reader, seen, table
+from tests.impressions.random_logs import (
+    BASE_MS,
+    WINDOW,
+    Log,
+    attributed_of,
+    content,
+    joined,
+    logs,
+    reasons_of,
+    seen_of,
+)
 from tests.impressions.slow_join import slow_join
-
-WINDOW = Window(after_ms=1_000, skew_ms=20)
-BASE_MS = 1_700_000_000_000
-
-
-@dataclass
-class Log:
-    """Rows of a log, whose times count from `BASE_MS`."""
-
-    impressions: list[Row]
-    actions: list[Row]
-    seen: list[Row]
-
-
-def logs() -> st.SearchStrategy[Log]:
-    """Return small logs in which users, pins, requests and times often collide."""
-    times = st.integers(0, 3_000).map(lambda ms: BASE_MS + ms)
-    users, pins = st.integers(1, 3), st.integers(1, 6)
-    answers = st.builds(
-        lambda number, time_ms, user, shown, surface: impression(number, time_ms, user, shown, surface=surface),
-        st.integers(1, 12),
-        times,
-        users,
-        st.lists(pins, max_size=4),
-        st.sampled_from(["home", "related"]),
-    )
-    actions = st.builds(
-        action,
-        st.integers(1, 10),
-        users,
-        pins,
-        times,
-        action=st.sampled_from(["save", "hide", "closeup"]),
-        received_ms=times,
-        request_id=st.one_of(st.none(), st.integers(1, 14)),
-        position=st.one_of(st.none(), st.integers(0, 4)),
-    )
-    reports = st.builds(seen, st.integers(1, 14), st.integers(0, 4), st.integers(0, 4))
-    return st.builds(
-        Log, st.lists(answers, min_size=1, max_size=14), st.lists(actions, max_size=16), st.lists(reports, max_size=4)
-    )
-
-
-def joined(log: Log, folder: Path, wanted: Wanted | None = None) -> Manifest:
-    return join_log(log_of(log.impressions, log.actions, log.seen), folder, wanted or Wanted(WINDOW)).manifest
-
-
-def attributed_of(folder: Path) -> dict[tuple[int, int], tuple[int, int]]:
-    """Return the request and the position of each attributed action by (user, event)."""
-    return {
-        (row["user_id"], outcome["event_id"]): (row["request_id"], outcome["position"])
-        for part in read_requests(folder)
-        for row in part.to_pylist()
-        for outcome in row["outcomes"]
-    }
-
-
-def reasons_of(folder: Path) -> dict[tuple[int, int], str]:
-    return {(row["user_id"], row["event_id"]): row["reason"] for row in read_unattributed(folder).to_pylist()}
-
-
-def seen_of(folder: Path) -> dict[int, list[bool]]:
-    return {row["request_id"]: row["seen"] for part in read_requests(folder) for row in part.to_pylist()}
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.fixture
@@ -274,75 +215,6 @@ def test_a_request_with_scores_that_are_not_finite_is_left_out_and_its_actions_s
     assert reasons_of(tmp_path / "out") == {(7, 1): "request_left_out"}
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"propensities": [1.0, 0.0]}, "request 5 of the log has a value in propensities that must be above 0"),
-        ({"propensities": [1.0, 1.5]}, "request 5 of the log has a value in propensities that must be above 0"),
-        ({"propensities": [1.0, math.nan]}, "request 5 of the log has a value in propensities that must be above 0"),
-        ({"order_propensity": 0.0}, "request 5 of the log has an order_propensity that must be above 0"),
-        ({"order_propensity": math.nan}, "request 5 of the log has an order_propensity that must be above 0"),
-        ({"party_weights": [1.0, math.inf]}, "request 5 of the log has a party weight that is not finite"),
-        ({"probabilities": [0.1]}, "request 5 of the log has probabilities of a length that does not fit"),
-        ({"request_id": 0}, "a request of the log has id 0"),
-        ({"time_ms": -1}, "table impressions of the log has the time_ms -1"),
-    ],
-)
-def test_a_row_that_cannot_be_is_refused_by_name_and_the_old_dataset_stays(
-    tmp_path: Path, fields: Row, message: str
-) -> None:
-    good = impression(4, BASE_MS, 7, [10, 11])
-    joined(Log([good], [], []), tmp_path / "out")
-    before = content(tmp_path / "out")
-    with pytest.raises(JoinError, match=message):
-        joined(Log([good, {**impression(5, BASE_MS, 7, [10, 11]), **fields}], [], []), tmp_path / "out")
-    assert content(tmp_path / "out") == before
-
-
-def _renamed(found: pa.Table) -> pa.Table:
-    return found.rename_columns(["id" if name == "request_id" else name for name in found.column_names])
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (_renamed, r"fingerprint .* \(columns that differ: id, request_id\); join it with the version"),
-        (lambda found: found.select(found.column_names[::-1]), "columns that differ: only their order"),
-    ],
-)
-def test_a_log_of_another_schema_is_refused_with_the_columns_that_differ(
-    tmp_path: Path, change: Callable[[pa.Table], pa.Table], message: str
-) -> None:
-    other = change(table("impressions", [impression(1, BASE_MS, 7, [10])]))
-    with pytest.raises(JoinError, match=message):
-        join_log(reader({"impressions": [other]}), tmp_path / "out", Wanted(WINDOW))
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_log_without_impressions_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(JoinError, match=r"the log has no impressions; check the address"):
-        join_log(log_of([]), tmp_path / "out", Wanted(WINDOW))
-    log = Log([impression(1, BASE_MS, 7, [10])], [], [])
-    with pytest.raises(JoinError, match=r"no impressions between --since and --until; .* 2023-11-14T22:13:20"):
-        joined(log, tmp_path / "out", Wanted(WINDOW, Span(BASE_MS + 9_000)))
-    with pytest.raises(JoinError, match=r"none is of surface search \(the log has home\); correct or omit --surface"):
-        joined(log, tmp_path / "out", Wanted(WINDOW, surfaces=("search",)))
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: Wanted(Window(0, 0)), "--window must be longer than 0"),
-        (lambda: Wanted(Window(-5, 0)), "--window must be longer than 0"),
-        (lambda: Wanted(Window(5, -1)), "--clock-skew must not be negative"),
-        (lambda: Wanted(Window(5, 0), Span(10, 10)), "--since must be before --until"),
-    ],
-)
-def test_windows_and_spans_that_hold_nothing_are_refused(make: Callable[[], Wanted], message: str) -> None:
-    with pytest.raises(JoinError, match=message):
-        make()
-
-
 def test_reports_of_unknown_requests_and_positions_are_counted(tmp_path: Path) -> None:
     rows = [impression(1, BASE_MS, 7, [10, 11, 12]), impression(2, BASE_MS, 7, [10, 11])]
     manifest = joined(Log(rows, [], [seen(1, 0), seen(1, 2, 9), seen(5, 0), seen(5, 1)]), tmp_path / "out")
@@ -387,22 +259,3 @@ def test_slates_hold_what_was_logged_and_what_became_of_it(tmp_path: Path) -> No
     assert read_slates(tmp_path / "out", until_ms=BASE_MS) == []
     with pytest.raises(JoinError, match="has no request of surface search and model"):
         read_slates(tmp_path / "out", "search")
-
-
-def test_a_folder_that_is_no_joined_dataset_is_refused_with_the_command_to_run(tmp_path: Path) -> None:
-    with pytest.raises(JoinError, match=r"is not a joined dataset.*pinrank impressions join LOG --window 30m --out"):
-        read_slates(tmp_path)
-    (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(JoinError, match="manifest.json is damaged"):
-        read_slates(tmp_path)
-    (tmp_path / "manifest.json").write_text('{"fingerprint": "old"}')
-    with pytest.raises(JoinError, match="joined by another version of pinrank"):
-        read_slates(tmp_path)
-
-
-def test_a_join_writes_over_nothing_that_it_did_not_write(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(JoinError, match=r"holds notes.txt, which no join wrote"):
-        joined(Log([impression(1, BASE_MS, 7, [10])], [], []), tmp_path)
-    with pytest.raises(JoinError, match=r"notes.txt is a file"):
-        joined(Log([impression(1, BASE_MS, 7, [10])], [], []), tmp_path / "notes.txt")

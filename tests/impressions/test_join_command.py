@@ -20,7 +20,7 @@ from impressions.dataset import JoinError, read_manifest, read_slates
 from impressions.join_command import duration_ms
 from impressions.joining.output import output_folder
 from tests.impressions.logs import Row, action, impression, seen, table
-from tests.impressions.test_join import BASE_MS, attributed_of, content, reasons_of
+from tests.impressions.random_logs import BASE_MS, attributed_of, content, reasons_of
 
 
 def write_log(folder: Path, **rows: list[Row]) -> Path:
