@@ -61,12 +61,11 @@ class Resampled:
         return Resampled(self.resampling - other.resampling, self.influences - other.influences)
 
     def estimate(self) -> Estimate:
-        """Return the value with its expanded percentile interval.
+        """Return the value with an interval of Student's t times the bootstrap's standard error to each side.
 
-        Few users with most of the weight make the variance itself uncertain. So the interval reaches to the
-        percentiles at which a normal distribution has the quantile of Student's t (T. Hesterberg, "What teachers
-        should know about the bootstrap", 2015), whose degrees of freedom follow from the users' kurtosis: the
-        variance of a variance is about (kurtosis - 1) / n (R. Satterthwaite, 1946).
+        Few users with most of the weight make the variance itself uncertain: so the degrees of freedom of Student's t
+        follow from the users' kurtosis, as the variance of a variance is about (kurtosis - 1) / n (R. Satterthwaite,
+        1946). Percentiles of the resamples cover the truth less often (`bench simulator`).
         """
         squares = self.influences**2
         variance = squares.mean()
@@ -74,7 +73,7 @@ class Resampled:
             return self.resampling.estimate()
         kurtosis = float((squares**2).mean() / variance**2)
         degrees = max(2 * len(squares) / max(kurtosis - 1, 1e-9), _DEGREES_MIN)
-        return self.resampling.estimate(1 - NormalDist().cdf(_student_quantile(degrees)))
+        return self.resampling.symmetric_estimate(_student_quantile(degrees))
 
 
 #: Below, the expansion of Student's quantile is not exact, and no interval is worth much.

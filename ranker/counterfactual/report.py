@@ -98,7 +98,8 @@ def _facts(evaluation: PolicyEvaluation) -> list[str]:
         f"Explored: {evaluation.explored_share:.2%} of the requests.",
         f"Limits: at least {settings.ess_min:g} effective users, and support of at least {settings.support_min:.0%}.",
         f"Clipped weights are at most {settings.clip:g}.",
-        f"Intervals: expanded percentiles of {settings.resamples:,} resamples of users; seed {settings.seed}.",
+        f"Intervals: Student's t times the standard error over {settings.resamples:,} resamples of users; "
+        f"seed {settings.seed}.",
         "Positions count by their discount, 1 / log2(position + 2)."
         if evaluation.discounted
         else "Each position counts the same.",

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.stats import norm
 from scipy.stats import t as student
 
 from ranker.counterfactual.estimators import ESTIMATORS, LoggedActions, Terms, on_policy
@@ -72,16 +71,25 @@ def test_a_seed_repeats_the_interval_and_equal_terms_differ_by_exactly_nothing()
 
 
 def test_few_users_with_most_of_the_weight_widen_the_interval():
-    """With equal influences the interval is that of the percentiles; a single heavy user makes it wider."""
-    drawn = Resampling(np.array(0.0), np.linspace(-3, 3, 6001))
-    even = Resampled(drawn, np.tile([1.0, -1.0], 5000)).estimate()
-    assert (even.low, even.high) == pytest.approx((-2.85, 2.85), abs=2e-3)
-    heavy = Resampled(drawn, np.concatenate([np.full(20, 10.0), np.full(480, -0.4)])).estimate()
-    degrees = (
-        2 * 500 / (np.mean(np.array([10.0] * 20 + [-0.4] * 480) ** 4) / np.mean([100.0] * 20 + [0.16] * 480) ** 2 - 1)
-    )
-    assert heavy.high == pytest.approx(6 * norm.cdf(student.ppf(0.975, degrees)) - 3, abs=2e-3)
-    assert heavy.high > even.high
+    """The interval is a quantile of Student's t times the spread of the resamples: of few degrees with heavy users."""
+    drawn = np.linspace(-3, 3, 6001)
+    resampled = Resampling(np.array(1.0), drawn)
+    even = Resampled(resampled, np.tile([1.0, -1.0], 5000)).estimate()
+    assert (even.low, even.high) == pytest.approx((1 - 1.96 * drawn.std(), 1 + 1.96 * drawn.std()), abs=2e-3)
+    influences = np.concatenate([np.full(20, 10.0), np.full(480, -0.4)])
+    heavy = Resampled(resampled, influences).estimate()
+    degrees = 2 * 500 / (np.mean(influences**4) / np.mean(influences**2) ** 2 - 1)
+    assert heavy.high == pytest.approx(1 + student.ppf(0.975, degrees) * drawn.std(), abs=2e-3)
+    assert heavy.high - 1 == pytest.approx(1 - heavy.low)
+
+
+def test_an_interval_needs_a_value_in_most_resamples():
+    drawn = np.linspace(-3, 3, 101)
+    drawn[:6] = np.nan
+    found = Resampled(Resampling(np.array(1.0), drawn), np.tile([1.0, -1.0], 50)).estimate()
+    assert (found.value, found.low, found.high) == (1.0, None, None)
+    drawn[:3] = 0.0
+    assert Resampled(Resampling(np.array(1.0), drawn), np.tile([1.0, -1.0], 50)).estimate().high is not None
 
 
 @pytest.mark.parametrize("degrees", [10, 20, 60, 500])
