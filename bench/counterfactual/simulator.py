@@ -247,10 +247,10 @@ def _score(raw: Raw, key: str, true: float) -> tuple[float, float, float, float]
 
 
 def _coverage_by_set(raw: Raw, key: str) -> list[float]:
-    """Return the coverage of each whole set of `LOGS` logs."""
+    """Return the coverage of each set of `LOGS` logs; a log that was refused makes the last one smaller."""
     value, margin = np.array(raw["intervals"].get(key, []), np.float64).reshape(-1, 2).T
     covered = np.abs(value - raw["truth"][key.split()[1]]) <= margin
-    return [float(covered[start : start + LOGS].mean()) for start in range(0, len(covered) - LOGS + 1, LOGS)]
+    return [float(covered[start : start + LOGS].mean()) for start in range(0, len(covered), LOGS)]
 
 
 def _order(drawn: World, creator: float) -> np.ndarray:
