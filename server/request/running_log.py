@@ -60,6 +60,12 @@ class RunningLog:
         until_s = asyncio.get_running_loop().time() + _CLOSE_S
         for thread in self._threads:
             await asyncio.to_thread(thread.join, max(0.0, until_s - asyncio.get_running_loop().time()))
+        if self._log.queued_bytes and not self._threads[0].is_alive():
+            # It failed, and was waiting for its next try when the server began to stop: now is the time for it.
+            try:
+                await asyncio.to_thread(self._log.write)
+            except OSError as error:
+                _log.error("impressions_not_written", reason=str(error))
         if self._log.queued_bytes:
             lost = {name: counts.accepted - counts.written - counts.unfit for name, counts in self._log.tables.items()}
             _log.error("impressions_lost", rows=lost)
