@@ -54,6 +54,8 @@ def open_place(where: str) -> Place:
         raise LogError(
             "the impression log needs pyarrow; install it with: pip install 'pinrank[impressions]'"
         ) from error
+    if not where.strip():
+        raise LogError("the address of the log is empty; use file:///folder, or s3://bucket/prefix")
     scheme, separator, rest = where.partition("://")
     if not separator or scheme == "file":
         path = Path(rest if separator else where)

@@ -59,7 +59,7 @@ class LogSettings:
         flush_s: how often rows are written to the spool folder; a killed process loses the rows of one interval.
         spool_bytes_max: size of the spool folder from which no segment is begun. Rows then wait in memory.
         rotate_bytes, rotate_s: size and age from which a segment becomes a Parquet file.
-        queue_bytes_max: memory for rows that wait to be written.
+        queue_bytes_max: memory for rows that wait to be written; actions and reports take half of it at most.
         retention_days: age from which files are deleted; None keeps them.
     """
 
@@ -160,8 +160,10 @@ class ImpressionLog:
         return self._offer("seen", report, _ROW_BYTES + report.positions.nbytes, 1)
 
     def _offer(self, table: str, item: Any, size: int, rows: int) -> bool:
-        queue = self._queues[table]
-        if self._offered_bytes + size - self._written_bytes > self._settings.queue_bytes_max:
+        queue, room = self._queues[table], self._settings.queue_bytes_max
+        if table != "impressions":  # a flood of reports must not drop the answers
+            room //= 2
+        if self._offered_bytes + size - self._written_bytes > room:
             queue.counts.dropped += rows
             return False
         self._offered_bytes += size
