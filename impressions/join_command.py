@@ -102,10 +102,10 @@ def _time_ms(option: str, text: str | None) -> int | None:
         return None
     try:
         found = datetime.fromisoformat(text)
-        aware = found if found.tzinfo else found.replace(tzinfo=UTC)
-        return round(aware.timestamp() * 1_000)
-    except (ValueError, OverflowError) as error:
+    except ValueError as error:
         raise ValueError(f"{option} {text}: write a date or a time such as 2026-11-01 or 2026-11-01T18:30") from error
+    aware = found if found.tzinfo else found.replace(tzinfo=UTC)
+    return round(aware.timestamp() * 1_000)
 
 
 class _Bar:

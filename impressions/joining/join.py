@@ -290,8 +290,8 @@ def _check_complete(found: np.ndarray) -> None:
     lost = int(np.count_nonzero(~found))
     if lost:
         raise JoinError(
-            f"{lost:,} requests were deleted from the log while it was joined (impressions.retention_days); join "
-            "again, with --since after the oldest day"
+            f"the log has lost {lost:,} of its requests while it was joined (impressions.retention_days deletes them); "
+            "join again, with --since after its oldest day"
         )
 
 
