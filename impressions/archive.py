@@ -66,8 +66,8 @@ class Archive:
         # A file takes a core for half a second; in parts with rests between them, it leaves the core to rankings.
         self._rest = lambda spent_s: closing.wait(_REST * spent_s)
         while not closing.is_set():
+            self._delete_old()  # first: it may make the room that a file needs
             self.archive_all()
-            self._delete_old()
             self._woken.wait(_LOOK_S)
             self._woken.clear()
         written.wait()
@@ -109,13 +109,13 @@ class Archive:
         if torn:
             _log.warning("segment_ended_early", segment=path.name, rows=table.num_rows if table else 0)
         if table is not None and table.num_rows:
-            self._put(table, name, f"{self._place.root}/{file_of(path.stem)}")
+            self._put(table, f"{self._place.root}/{file_of(path.stem)}")
         if damage is None:
             path.unlink()
         else:  # what could be read is in the Parquet file now; the rest may be repaired by hand
             self._set_aside(path, str(damage))
 
-    def _put(self, table: pa.Table, name: str, target: str) -> None:
+    def _put(self, table: pa.Table, target: str) -> None:
         """Write a Parquet file, whole or not at all."""
         files, folder = self._place.files, target.rpartition("/")[0]
         local = self._place.folder is not None

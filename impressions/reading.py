@@ -77,7 +77,9 @@ def log_files(where: str, table: str) -> Iterator[LogFile]:
     for path in waiting:
         target = f"{place.root}/{file_of(path.stem)}"
         if target not in known:
-            yield LogFile(table, str(path), size_of(path), segment=True, rows=partial(_segment, place, path, target, table))
+            yield LogFile(
+                table, str(path), size_of(path), segment=True, rows=partial(_segment, place, path, target, table)
+            )
 
 
 def set_aside(where: str) -> list[Path]:

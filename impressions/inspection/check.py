@@ -132,8 +132,8 @@ def check_log(where: str, now_ms: int) -> Iterator[Problem]:
     for path in set_aside(where):
         yield Problem(
             str(path), None, "", "a segment that could not be read, or not to its end, was set aside",
-            "the server's event segment_not_understood says why, and what could be read is in the Parquet files; repair "
-            "it and move it back to the spool folder, or delete it if you do not need its other rows",
+            "the server's event segment_not_understood says why, and what could be read is in the Parquet files; "
+            "repair it and move it back to the spool folder, or delete it if you do not need its other rows",
         )  # fmt: skip
 
 

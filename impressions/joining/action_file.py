@@ -63,7 +63,7 @@ def read_action_file(path: Path) -> pa.Table:
 
 def _check_unit(path: Path, name: str, times: pa.ChunkedArray) -> None:
     latest = pc.max(times).as_py()
-    if latest is not None and EARLIEST_MS <= latest * 1_000 and latest < EARLIEST_MS:
+    if latest is not None and latest * 1_000 >= EARLIEST_MS and latest < EARLIEST_MS:
         raise JoinError(
             f"--actions {path}: column {name} looks like seconds (the latest is {latest}); it must be Unix time in "
             "milliseconds"

@@ -263,7 +263,8 @@ class ImpressionLog:
 
 def _next_batch(queue: _Queue, count: int) -> list[tuple[Any, int, int]]:
     """Return the first items of a queue: at most so many, and so large that they fit in a batch, but at least one."""
-    items, size = [], 0
+    items: list[tuple[Any, int, int]] = []
+    size = 0
     for i in range(count):  # by index: the server's thread appends meanwhile
         item = queue.items[i]
         size += item[1]

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
+import time
+from datetime import UTC, datetime, tzinfo
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
+from impressions import archive
 from impressions.archive import DAMAGED, ClockSteps
 from impressions.errors import LogError
 from impressions.inspection.check import check_log
-from impressions.places import new_stem, open_place
+from impressions.places import Place, new_stem, open_place
 from impressions.schema import IMPRESSIONS, fingerprint
 from impressions.segments import Segment, clear_unborn, segments
 from impressions.writing.rows import RecordedAction, RecordedActions, SeenReport
@@ -70,7 +76,7 @@ def test_rows_of_another_version_become_a_file_with_its_fingerprint(tmp_path: Pa
 
 
 @pytest.mark.parametrize("moved", [False, True])
-def test_a_log_goes_on_after_its_folder_was_removed_or_moved(tmp_path: Path, moved: bool) -> None:  # noqa: FBT001
+def test_a_log_goes_on_after_its_folder_was_removed_or_moved(tmp_path: Path, moved: bool) -> None:
     log = opened(tmp_path / "log")
     log.offer_impression(answered(1))
     log.flush()
@@ -91,20 +97,18 @@ def test_a_segment_that_another_process_clears_before_it_is_locked_is_not_writte
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The archive of a second server sees the file between its creation and its lock."""
-    from impressions import segments as module
-
-    lock = module.fcntl.flock
+    lock = fcntl.flock
 
     def late(descriptor: int, operation: int) -> None:
         with monkeypatch.context() as inner:
-            inner.setattr(module.fcntl, "flock", lock)
+            inner.setattr(fcntl, "flock", lock)
             clear_unborn(tmp_path / "spool")
         lock(descriptor, operation)
 
     log = opened(tmp_path)
     log.offer_impression(answered(1))
     with monkeypatch.context() as patched:
-        patched.setattr(module.fcntl, "flock", late)
+        patched.setattr(fcntl, "flock", late)
         with pytest.raises(FileNotFoundError, match="another process cleared it"):
             log.flush()
     assert log.queued_bytes
@@ -185,3 +189,67 @@ def test_a_clock_that_stepped_is_not_steady_for_a_day() -> None:
     assert not clock.steady(1e9 + year + day - 60, 50.0 + 2 * hour + day - 60)
     assert not clock.steady(1e9 + 2 * hour + day, 50.0 + 2 * hour + day)  # it was set right: another step
     assert clock.steady(1e9 + 2 * hour + 2 * day, 50.0 + 2 * hour + 2 * day)
+
+
+def test_retention_makes_room_on_a_disk_that_takes_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator lowers `retention_days` because the disk is full, and starts the server again."""
+    old = tmp_path / "impressions" / "2020-01-01" / "120000-host-1-000000-1.parquet"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"x")
+    log = opened(tmp_path, retention_days=30)
+    log.offer_impression(answered(1))
+    log.flush()
+    log._end("impressions")
+    written = pa.parquet.ParquetWriter.write_table
+
+    def full_until_then(*arguments: object, **options: object) -> None:
+        if old.exists():
+            raise OSError(28, "No space left on device")
+        log.close()
+        written(*arguments, **options)
+
+    monkeypatch.setattr("pyarrow.parquet.ParquetWriter.write_table", full_until_then)
+    log._written.set()
+    log.archive_segments()
+    assert not old.exists()
+    assert ids(tmp_path) == [1]
+
+
+def test_two_servers_that_delete_the_same_old_file_do_not_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = [tmp_path / "impressions" / "2020-01-01" / f"12000{i}-host-1-000000-1.parquet" for i in range(2)]
+    old[0].parent.mkdir(parents=True)
+    for path in old:
+        path.write_bytes(b"x")
+    log = opened(tmp_path, retention_days=30)
+    listed = archive.parquet_files
+
+    def after_the_other(place: Place) -> list[str]:
+        found = listed(place)
+        old[0].unlink()
+        return found
+
+    monkeypatch.setattr(archive, "parquet_files", after_the_other)
+    log.archive._delete_old()
+    assert not old[1].exists()
+
+
+def test_nothing_is_deleted_after_the_clock_stepped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    day = f"{datetime.now(UTC):%Y-%m-%d}"
+    kept = tmp_path / "impressions" / day / "000000-host-1-000000-1.parquet"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"x")
+    log = opened(tmp_path, retention_days=30)
+    later_s = time.time() + 400 * 86_400
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return cls.fromtimestamp(later_s, tz)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(archive, "datetime", Later)
+        patched.setattr("impressions.archive.time.time", lambda: later_s)
+        log.archive._delete_old()
+        assert kept.exists()
+        opened(tmp_path, retention_days=30).archive._delete_old()  # one that started with this clock believes it
+    assert not kept.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from impressions.dataset import JoinError, read_manifest
+from impressions.dataset import JoinError, read_manifest, read_slates, read_unattributed
 from impressions.joining.join import Wanted, join_log
 from tests.impressions.logs import action, impression, reader, table
 from tests.impressions.random_logs import BASE_MS, WINDOW, attributed_of, reasons_of
@@ -69,7 +70,9 @@ def test_timestamps_of_any_unit_are_times(tmp_path: Path, unit: str) -> None:
 def test_seconds_are_refused(tmp_path: Path) -> None:
     code, output = with_file(tmp_path, time_ms=pa.array([BASE_MS // 1_000]))
     assert code == 1
-    assert "column time_ms looks like seconds (the latest is 1700000000); it must be Unix time in milliseconds" in output
+    assert (
+        "column time_ms looks like seconds (the latest is 1700000000); it must be Unix time in milliseconds" in output
+    )
 
 
 def test_an_action_that_is_read_has_its_request_though_servers_write_meanwhile(tmp_path: Path) -> None:
@@ -100,3 +103,35 @@ def test_a_log_that_loses_requests_while_it_is_joined_is_refused(tmp_path: Path)
     with pytest.raises(JoinError, match=r"the log has lost 1 of its requests while it was joined .*--since"):
         join_log(shrinking, tmp_path / "out", Wanted(WINDOW))
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_full_disk_is_named_with_the_room_that_a_join_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "Error writing bytes to file")
+
+    log = small_log(tmp_path / "log")
+    monkeypatch.setattr("pyarrow.parquet.ParquetWriter.write_table", full)
+    code, output = run("join", log, "--window", "30m", "--out", tmp_path / "out")
+    assert code == 1
+    assert "out: the disk is full; a join needs two to three times the size of the log's impressions there" in output
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_dataset_with_damaged_pages_is_named(tmp_path: Path) -> None:
+    code, output = run("join", small_log(tmp_path / "log"), "--window", "30m", "--out", tmp_path / "out")
+    assert code == 0, output
+    for path in (tmp_path / "out").glob("*.parquet"):
+        path.write_bytes(zeroed(path))
+    for read in (read_slates, read_unattributed):
+        with pytest.raises(
+            JoinError, match=r"(?s)parquet is damaged or missing: .*; run `pinrank impressions join` again"
+        ):
+            read(tmp_path / "out")
+
+
+def zeroed(path: Path) -> bytes:
+    """Return a file's content with its first half overwritten; its footer stays."""
+    content = path.read_bytes()
+    footer = int.from_bytes(content[-8:-4], "little") + 8
+    data = len(content) - footer
+    return content[:4] + b"\xff" * (data - 4) + content[data:]

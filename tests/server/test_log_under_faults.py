@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 from functools import partial
 
 import grpc.aio
 import numpy as np
-import pytest
 
 from feature_client.stores.open_store import open_store
 from impressions.reading import read_tables
@@ -16,10 +16,12 @@ from impressions.segments import Segment
 from model_store.bundle.golden import decode_golden
 from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
 from server.config import ImpressionsConfig
+from server.request.routing import ServedModel
 from server.runtime.supervisor import Backoff, RestartAt
 from tests import tiny
 from tests.conftest import eventually
 from tests.redis_servers import RedisServer
+from tests.server.swapping import held, publish
 
 
 def logged(folder):
@@ -89,3 +91,22 @@ async def test_a_query_by_vector_is_logged_with_its_vector(start_server, tmp_pat
     await server.drain_and_close()
     row = logged(tmp_path / "log")[answer.request_id]
     assert (row["query_vector"], row["query_pin_id"]) == (vector, None)
+
+
+async def test_the_log_does_not_keep_models_that_were_swapped_out(serve, store, tmp_path):
+    server = await serve(impressions=ImpressionsConfig(to=f"file://{tmp_path / 'log'}"))
+    first = await rank(server)
+    assert served_versions() >= {1}
+    publish(store, tmp_path, 2)
+    store.set_label("tiny", "stable", 2)
+    await eventually(lambda: held(server, 1) == "gone", 30)
+    second = await rank(server, user_id=2)
+    await eventually(lambda: 1 not in served_versions(), 30)
+    await server.drain_and_close()
+    rows = logged(tmp_path / "log")
+    assert [rows[answer.request_id]["model"] for answer in (first, second)] == ["tiny@1", "tiny@2"]
+
+
+def served_versions():
+    gc.collect()
+    return {one.version for one in gc.get_objects() if type(one) is ServedModel}
