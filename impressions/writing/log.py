@@ -37,7 +37,7 @@ _BATCH = {"impressions": 256, "actions": 16, "seen": 4_096}
 _BATCH_BYTES = 64 << 20
 _CONVERT: dict[str, Callable[[Any], pa.RecordBatch]] = {
     "impressions": lambda rows: impressions_batch(rows, _let_others_run),
-    "actions": actions_batch,
+    "actions": lambda calls: actions_batch(calls, _let_others_run),
     "seen": seen_batch,
 }
 #: Memory that a row without pins takes, more or less.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from weakref import WeakKeyDictionary
 
@@ -119,18 +119,9 @@ def _features(fetched: FetchedFeatures, surface: str, scores: Scores) -> bytes:
     return encode_golden([GoldenRequest(fetched, surface, scores.probabilities[: scores.scored])])
 
 
-def _rows(actions: Sequence[activity_pb2.Action], received_ms: int) -> list[RecordedAction]:
-    return [
-        RecordedAction(
-            event_id=a.event_id,
-            user_id=a.user_id,
-            pin_id=a.pin_id,
-            action=a.action,
-            surface=a.surface,
-            time_ms=a.time_ms,
-            received_ms=received_ms,
-            request_id=a.request_id or None,
-            position=a.position if a.HasField("position") else None,
+def _rows(actions: Sequence[activity_pb2.Action], received_ms: int) -> Iterator[RecordedAction]:
+    for a in actions:
+        position = a.position if a.HasField("position") else None
+        yield RecordedAction(
+            a.event_id, a.user_id, a.pin_id, a.action, a.surface, a.time_ms, received_ms, a.request_id or None, position
         )
-        for a in actions
-    ]
