@@ -80,8 +80,6 @@ class Archive:
             OSError: the place takes no files now, or a segment cannot be opened; the others have become files then.
         """
         clear_unborn(self._spool)
-        for path in strays(self._spool):
-            self._set_aside(path, "no log gives such a name")
         unopened: OSError | None = None
         for path in segments(self._spool):
             with contextlib.ExitStack() as stack:
@@ -92,6 +90,8 @@ class Archive:
                     continue
                 if mine:
                     self._archive(path)
+        for path in strays(self._spool):
+            self._set_aside(path, "no log gives such a name")
         if unopened is not None:
             raise unopened
 
@@ -143,9 +143,12 @@ class Archive:
         """Keep a segment that cannot be understood where nobody trips over it."""
         folder = self._spool / DAMAGED
         folder.mkdir(exist_ok=True)
-        path.rename(folder / path.name)
+        target, number = folder / path.name, 1
+        while os.path.lexists(target):  # what was set aside before is kept
+            target, number = folder / f"{path.stem}-{number}{path.suffix}", number + 1
+        path.rename(target)
         self.damaged += 1
-        _log.error("segment_not_understood", segment=path.name, moved_to=str(folder), reason=reason)
+        _log.error("segment_not_understood", segment=path.name, moved_to=str(target), reason=reason)
 
     def _delete_old(self) -> None:
         now_s = time.monotonic()

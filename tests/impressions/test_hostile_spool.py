@@ -39,6 +39,16 @@ def test_a_segment_with_a_foreign_name_is_set_aside_and_the_others_become_files(
     assert stray.name in problem.where
 
 
+def test_what_was_set_aside_before_is_kept(tmp_path: Path) -> None:
+    for content in (b"one", b"two", b"three"):
+        (tmp_path / "spool").mkdir(exist_ok=True)
+        (tmp_path / "spool" / "copy.arrows").write_bytes(content)
+        finish(opened(tmp_path))
+    found = sorted((tmp_path / "spool" / DAMAGED).iterdir())
+    assert [path.name for path in found] == ["copy-1.arrows", "copy-2.arrows", "copy.arrows"]
+    assert {path.read_bytes() for path in found} == {b"one", b"two", b"three"}
+
+
 @pytest.mark.parametrize("kind", ["folder", "loop"])
 def test_an_entry_that_cannot_be_opened_is_reported_and_holds_up_no_other(tmp_path: Path, kind: str) -> None:
     bad = tmp_path / "spool" / "actions-2026-01-01-000000-host-1.arrows"  # comes before all others
