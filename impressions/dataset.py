@@ -210,7 +210,7 @@ def read_requests(
                 kept = _selected(found, since_ms, until_ms, groups)
                 if kept.num_rows:
                     yield kept.select(names)
-    except (pa.ArrowException, FileNotFoundError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise JoinError(f"{path} is damaged or missing: {error}; run `pinrank impressions join` again") from error
 
 
@@ -223,7 +223,7 @@ def read_unattributed(folder: Path) -> pa.Table:
     path = folder / read_manifest(folder).unattributed
     try:
         return pq.read_table(path)
-    except (pa.ArrowException, FileNotFoundError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise JoinError(f"{path} is damaged or missing: {error}; run `pinrank impressions join` again") from error
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from impressions.joining.join import Joined
 
 _UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_LONGEST_MS = 100 * 365 * 86_400_000
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 
 
@@ -89,7 +90,10 @@ def duration_ms(option: str, text: str) -> int:
         raise ValueError(
             f"{option} {text}: write a number and a unit (ms, s, m, h or d) without a sign, e.g. {option} 30m or 1800s"
         )
-    return round(float(found[1]) * _UNITS_MS[found[2]])
+    milliseconds = float(found[1]) * _UNITS_MS[found[2]]
+    if milliseconds > _LONGEST_MS:
+        raise ValueError(f"{option} {text}: more than 100 years; write a shorter time, e.g. {option} 30m")
+    return round(milliseconds)
 
 
 def _time_ms(option: str, text: str | None) -> int | None:

@@ -14,7 +14,7 @@ from impressions.archive import DAMAGED, parquet_files
 from impressions.errors import LogError
 from impressions.places import SPOOL, Place, file_of, open_place
 from impressions.schema import FINGERPRINT_KEY, TABLES, fingerprint
-from impressions.segments import ENDING, DamagedSegmentError, read_segment, segments
+from impressions.segments import ENDING, DamagedSegmentError, read_segment, segments, size_of
 
 
 def read_tables(where: str, table: str) -> Iterator[pa.Table]:
@@ -59,19 +59,27 @@ def log_files(where: str, table: str) -> Iterator[LogFile]:
     place = open_place(where)
     if place.folder is not None and not place.folder.is_dir():
         raise LogError(f"{where}: there is no such folder; name the one in the setting impressions.to")
-    # Segments first: one that becomes a file in the meantime is then seen twice, by the same name, and not missed.
-    waiting = _segments(place, table)
-    files = parquet_files(place, table)
-    if not files and not waiting and not any(parquet_files(place, name) or _segments(place, name) for name in TABLES):
+    try:
+        # Segments first: one that becomes a file in the meantime is then seen twice, by the same name, and not missed.
+        waiting = _segments(place, table)
+        files = parquet_files(place, table)
+        empty = not any((files, waiting)) and not any(
+            parquet_files(place, name) or _segments(place, name) for name in TABLES
+        )
+        found = place.files.get_file_info(files)
+    except OSError as error:
+        raise LogError(f"{where}: cannot be listed: {error}; check its name, and what you may read there") from error
+    if empty:
         raise LogError(f"{where}: there is no impression log; name what the setting impressions.to names")
-    for info in place.files.get_file_info(files):
+    for info in found:
         yield LogFile(table, info.path, info.size or 0, segment=False, rows=partial(_parquet, place, info.path, table))
     known = set(files)
     for path in waiting:
         target = f"{place.root}/{file_of(path.stem)}"
         if target not in known:
-            size = path.stat().st_size if path.exists() else 0
-            yield LogFile(table, str(path), size, segment=True, rows=partial(_segment, place, path, target, table))
+            yield LogFile(
+                table, str(path), size_of(path), segment=True, rows=partial(_segment, place, path, target, table)
+            )
 
 
 def set_aside(where: str) -> list[Path]:

@@ -132,7 +132,7 @@ def _write_log(folder: Path, plan: JoinPlan, requests: int) -> int:
         for name, table in (("impressions", impressions), ("actions", actions)):
             day = folder / name / "2026-01-01"
             day.mkdir(parents=True, exist_ok=True)
-            write_parquet(table, name, str(day / f"000000-{number:04}.parquet"), LocalFileSystem())
+            write_parquet(table, str(day / f"000000-{number:04}.parquet"), LocalFileSystem())
     return rows
 
 

@@ -131,8 +131,9 @@ def check_log(where: str, now_ms: int) -> Iterator[Problem]:
     yield from checker.request_ids()
     for path in set_aside(where):
         yield Problem(
-            str(path), None, "", "a segment that could not be read to its end was set aside",
-            "what could be read is in the Parquet files; look for faults of the disk, and then delete it",
+            str(path), None, "", "a segment that could not be read, or not to its end, was set aside",
+            "the server's event segment_not_understood says why, and what could be read is in the Parquet files; "
+            "repair it and move it back to the spool folder, or delete it if you do not need its other rows",
         )  # fmt: skip
 
 

@@ -84,8 +84,9 @@ def join_log(
     window = wanted.window
     # An action within the window of a wanted request may belong to one that was answered before or after.
     margin_ms = window.after_ms + window.skew_ms
-    index = index_requests(read("impressions"), wanted.span.widened(margin_ms, margin_ms))
+    # Actions first: while servers write the log, those that are read now have their requests in what is read next.
     every_action, action_counts = distinct_actions(read("actions"))
+    index = index_requests(read("impressions"), wanted.span.widened(margin_ms, margin_ms))
     in_span = wanted.span.holds(index.requests.time_ms)
     actions = within_span(every_action, in_span, index.requests, window, wanted.span)
     with output_folder(folder) as temporary:
@@ -101,6 +102,7 @@ def join_log(
             attribution.add(numbers, row_splits(table["pin_ids"]), flat(table["pin_ids"]))
             progress("attributing actions", bucket + 1, buckets.count)
         usable = groups >= 0
+        _check_complete(usable | (index.left_out > 0))
         seen = seen_pins(read("seen"), index.requests, buckets.pin_counts * usable, usable, index.elsewhere)
         work = _Work(wanted, index, buckets.groups, groups, in_span, actions, attribution.result(), seen)
         work.check_anything_left()
@@ -281,6 +283,16 @@ class _Work:
         for array in (self._requests.request_ids, self._index.left_out, self._seen.reported, self._seen.seen):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
+
+
+def _check_complete(found: np.ndarray) -> None:
+    """Raise JoinError unless bool[R], the requests that the second reading found, are all."""
+    lost = int(np.count_nonzero(~found))
+    if lost:
+        raise JoinError(
+            f"the log has lost {lost:,} of its requests while it was joined (impressions.retention_days deletes them); "
+            "join again, with --since after its oldest day"
+        )
 
 
 def _selected(attributed: Attributed, actions: Actions, index: RequestIndex, kept: np.ndarray) -> Attributed:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -107,9 +107,8 @@ class AnsweredRequest:
     features_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class RecordedAction:
-    """One action that a server accepted; see `ACTIONS`."""
+class RecordedAction(NamedTuple):
+    """One action that a server accepted: a row of `ACTIONS`, in its order. There may be 10,000 in a call."""
 
     event_id: int
     user_id: int
@@ -128,11 +127,11 @@ class RecordedActions:
 
     Attributes:
         count: how many there are.
-        actions: gives them; called on the log's thread.
+        actions: gives them; called on the log's thread, which rests now and then while it takes them.
     """
 
     count: int
-    actions: Callable[[], Sequence[RecordedAction]]
+    actions: Callable[[], Iterable[RecordedAction]]
 
 
 @dataclass(frozen=True, slots=True)

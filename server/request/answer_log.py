@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -36,8 +37,8 @@ class AnswerLog:
         """
         self._log = log
         self._share, self._features_share = int(share * _ALL), int(features_share * _ALL)
-        #: What answers of a model on a surface have in common, by the identity of the model.
-        self._constants: dict[tuple[int, str], tuple[ServedModel, Constants]] = {}
+        #: What answers of a model have in common, by surface. It does not keep models that are served no more.
+        self._constants: WeakKeyDictionary[ServedModel, dict[str, Constants]] = WeakKeyDictionary()
 
     def answered(self, query: RankQuery, ranking: Ranking, now_ms: int) -> None:
         """Log an answer; the log counts those that it drops."""
@@ -80,13 +81,12 @@ class AnswerLog:
         return self._log.offer_seen(SeenReport(request_id, now_ms, positions))
 
     def _constants_of(self, served: ServedModel, surface: str) -> Constants:
-        known = self._constants.get((id(served), surface))
-        if known is not None and known[0] is served:
-            return known[1]
+        of_model = self._constants.setdefault(served, {})
+        known = of_model.get(surface)
+        if known is not None:
+            return known
         manifest, utility = served.model.manifest, served.utility
-        if known is None and len(self._constants) > 100:  # versions come and go; these are made anew in microseconds
-            self._constants.clear()
-        made = Constants(
+        made = of_model[surface] = Constants(
             surface,
             manifest.ref,
             served.model.digest,
@@ -95,7 +95,6 @@ class AnswerLog:
             utility.surfaces[surface].parties,
             tuple(attribute.name for attribute in utility.attributes),
         )
-        self._constants[id(served), surface] = served, made
         return made
 
 
@@ -120,18 +119,9 @@ def _features(fetched: FetchedFeatures, surface: str, scores: Scores) -> bytes:
     return encode_golden([GoldenRequest(fetched, surface, scores.probabilities[: scores.scored])])
 
 
-def _rows(actions: Sequence[activity_pb2.Action], received_ms: int) -> list[RecordedAction]:
-    return [
-        RecordedAction(
-            event_id=a.event_id,
-            user_id=a.user_id,
-            pin_id=a.pin_id,
-            action=a.action,
-            surface=a.surface,
-            time_ms=a.time_ms,
-            received_ms=received_ms,
-            request_id=a.request_id or None,
-            position=a.position if a.HasField("position") else None,
+def _rows(actions: Sequence[activity_pb2.Action], received_ms: int) -> Iterator[RecordedAction]:
+    for a in actions:
+        position = a.position if a.HasField("position") else None
+        yield RecordedAction(
+            a.event_id, a.user_id, a.pin_id, a.action, a.surface, a.time_ms, received_ms, a.request_id or None, position
         )
-        for a in actions
-    ]

@@ -83,5 +83,7 @@ def _mean(requests: int, total: float, squares: float) -> PartyMean:
     mean = total / requests
     if requests < 2:
         return PartyMean(requests, mean, math.inf)
-    variance = max(0.0, squares / requests - mean * mean) * requests / (requests - 1)
-    return PartyMean(requests, mean, math.sqrt(variance / requests))
+    variance = squares / requests - mean * mean
+    if not math.isfinite(variance):  # utilities whose squares overflow; max() would make 0 of NaN
+        return PartyMean(requests, mean, math.inf)
+    return PartyMean(requests, mean, math.sqrt(max(0.0, variance) / (requests - 1)))

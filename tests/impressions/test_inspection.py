@@ -45,7 +45,7 @@ def changed_file(folder: Path, table: str = "impressions", **columns) -> Path:
     for name, change in columns.items():
         for row, value in zip(rows, change([row[name] for row in rows]), strict=True):
             row[name] = value
-    write_parquet(logs.table(table, rows), table, str(path), pa.fs.LocalFileSystem())
+    write_parquet(logs.table(table, rows), str(path), pa.fs.LocalFileSystem())
     return path
 
 

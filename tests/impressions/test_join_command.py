@@ -27,7 +27,7 @@ def write_log(folder: Path, **rows: list[Row]) -> Path:
     for name, found in rows.items():
         day = folder / name / "2023-11-14"
         day.mkdir(parents=True)
-        write_parquet(table(name, found), name, str(day / "221320-host.parquet"), LocalFileSystem())
+        write_parquet(table(name, found), str(day / "221320-host.parquet"), LocalFileSystem())
     return folder
 
 

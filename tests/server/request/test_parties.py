@@ -57,3 +57,8 @@ def test_requests_that_are_all_alike_have_no_error_whatever_rounding_does():
 
 def test_two_requests_have_an_error():
     assert party_means([totals([1.0, 0.0], [3.0, 0.0])])["pinner"] == PartyMean(2, 2.0, 1.0)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+def test_utilities_whose_squares_overflow_say_nothing_for_certain():
+    assert party_means([totals([1e300, 0.0], [2e300, 0.0])])["pinner"].error == math.inf
