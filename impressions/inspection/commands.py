@@ -39,17 +39,21 @@ def stat(log: LogArgument) -> None:
 def check(log: LogArgument) -> None:
     """Check every file and row of a log, and print each problem with its fix. Exits with 1 if there are any.
 
-    Checked are fingerprints, ids, clocks, lengths, propensities, utilities (to the bit) and orders.
+    Checked are fingerprints, ids, clocks, lengths, propensities, utilities (to the bit) and orders, and whether actions
+    and reports fit the answers that they name. What may be as it should is printed as a note.
 
     Example: [bold]pinrank impressions check s3://bucket/impressions[/]
     """
     console, problems = Console(markup=False, emoji=False), 0
+    notes: list[str] = []
     with _explained():
         from impressions.inspection.check import check_log  # noqa: PLC0415
 
-        for problem in check_log(log, int(time.time() * 1_000)):
+        for problem in check_log(log, int(time.time() * 1_000), notes.append):
             problems += 1
             console.print(Text.assemble((str(problem), "bold red"), f"\n  fix: {problem.fix}"), soft_wrap=True)
+    for note in notes:
+        console.print(f"note: {note}", soft_wrap=True, highlight=False)
     if problems:
         raise typer.Exit(1)
     console.print("no problems found")
