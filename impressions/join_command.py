@@ -14,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from impressions.inspection.commands import SpoolOption
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -43,6 +45,7 @@ def join(
     surface: Annotated[
         list[str] | None, typer.Option(help="Join requests of this surface only; may be repeated.")
     ] = None,
+    spool: SpoolOption = None,
 ) -> None:
     """Join what was shown with what became of it: a dataset for tuning, evaluation and training.
 
@@ -64,7 +67,7 @@ def join(
         _fail("this command needs pyarrow, which is not installed: pip install 'pinrank[impressions]'")
 
     def read(table: str) -> Iterable[pa.Table]:
-        yield from read_tables(log, table)
+        yield from read_tables(log, table, spool or ())
         if table == "actions":
             yield from more_actions
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from impressions.schema import FINGERPRINT_KEY, TABLES, fingerprint
 from impressions.segments import ENDING, DamagedSegmentError, read_segment, segments
 
 
-def read_tables(where: str, table: str) -> Iterator[pa.Table]:
+def read_tables(where: str, table: str, spools: Sequence[Path] = ()) -> Iterator[pa.Table]:
     """Yield the rows of a table of a log, file by file, oldest first.
 
     A folder's log includes the segments in its folder `spool`, up to the last whole batch, also while a server writes
@@ -26,11 +26,13 @@ def read_tables(where: str, table: str) -> Iterator[pa.Table]:
     Args:
         where: `file:///folder`, a path, or `s3://bucket/prefix`.
         table: a name of `TABLES`.
+        spools: other spool folders of the log's servers, whose segments are read, too.
 
     Raises:
-        LogError: there is no log, or a file is damaged or has another fingerprint; the message names it.
+        LogError: there is no log, a spool folder is none, or a file is damaged or has another fingerprint; the message
+            names it.
     """
-    for file in log_files(where, table):
+    for file in log_files(where, table, spools):
         yield file.rows()
 
 
@@ -54,15 +56,16 @@ class LogFile:
     rows: Callable[[], pa.Table]
 
 
-def log_files(where: str, table: str) -> Iterator[LogFile]:
+def log_files(where: str, table: str, spools: Sequence[Path] = ()) -> Iterator[LogFile]:
     """Yield a table's files without reading them, oldest first, and then its segments. See `read_tables`."""
     place = open_place(where)
     if place.folder is not None and not place.folder.is_dir():
         raise LogError(f"{where}: there is no such folder; name the one in the setting impressions.to")
+    folders = _spool_folders(place, spools)
     # Segments first: one that becomes a file in the meantime is then seen twice, by the same name, and not missed.
-    waiting = _segments(place, table)
+    waiting = _segments(folders, table)
     files = parquet_files(place, table)
-    if not files and not waiting and not any(parquet_files(place, name) or _segments(place, name) for name in TABLES):
+    if not files and not waiting and not any(parquet_files(place, name) or _segments(folders, name) for name in TABLES):
         raise LogError(f"{where}: there is no impression log; name what the setting impressions.to names")
     for info in place.files.get_file_info(files):
         yield LogFile(table, info.path, info.size or 0, segment=False, rows=partial(_parquet, place, info.path, table))
@@ -70,18 +73,42 @@ def log_files(where: str, table: str) -> Iterator[LogFile]:
     for path in waiting:
         target = f"{place.root}/{file_of(path.stem)}"
         if target not in known:
+            known.add(target)  # a copy of a spool folder has the same segments
             size = path.stat().st_size if path.exists() else 0
             yield LogFile(table, str(path), size, segment=True, rows=partial(_segment, place, path, target, table))
 
 
-def set_aside(where: str) -> list[Path]:
-    """Return the segments of a log in a folder that could not be read to their end."""
-    folder = open_place(where).folder
-    return [] if folder is None else sorted((folder / SPOOL / DAMAGED).glob(f"*{ENDING}"))
+def set_aside(where: str, spools: Sequence[Path] = ()) -> list[Path]:
+    """Return the segments of a log that could not be read to their end."""
+    folders = _spool_folders(open_place(where), spools)
+    return [path for folder in folders for path in sorted((folder / DAMAGED).glob(f"*{ENDING}"))]
 
 
-def _segments(place: Place, table: str) -> list[Path]:
-    return [] if place.folder is None else segments(place.folder / SPOOL, table)
+def _spool_folders(place: Place, spools: Sequence[Path]) -> list[Path]:
+    """Return the folder `spool` of a log in a folder, and the others, each once."""
+    for spool in spools:
+        _check_spool(spool)
+    own = [] if place.folder is None else [place.folder / SPOOL]
+    return list({folder.resolve(): folder for folder in (*own, *spools)}.values())
+
+
+def _check_spool(folder: Path) -> None:
+    fix = "name the folder of the servers' setting impressions.spool_folder"
+    if not folder.is_dir():
+        raise LogError(f"--spool {folder}: there is no such folder; {fix}")
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise LogError(
+            f"--spool {folder}: cannot be listed: {error.strerror}; check what you may read there"
+        ) from error
+    # A spool folder is empty while nothing is on its way, and the root of a volume may hold more than segments.
+    if names and not any(name == DAMAGED or name.endswith(ENDING) for name in names):
+        raise LogError(f"--spool {folder}: it holds {names[0]} and no segments (*{ENDING}), so it is no spool; {fix}")
+
+
+def _segments(folders: Sequence[Path], table: str) -> list[Path]:
+    return [path for folder in folders for path in segments(folder, table)]
 
 
 def _segment(place: Place, path: Path, target: str, table: str) -> pa.Table:

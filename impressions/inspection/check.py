@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -96,27 +97,30 @@ class Checker:
             )
 
 
-def check_log(where: str, now_ms: int, note: Callable[[str], object] = lambda _: None) -> Iterator[Problem]:
+def check_log(
+    where: str, now_ms: int, note: Callable[[str], object] = lambda _: None, spools: Sequence[Path] = ()
+) -> Iterator[Problem]:
     """Check all files of a log, and its segments up to their last whole batch.
 
     Args:
         where: `file:///folder`, a path, or `s3://bucket/prefix`.
         now_ms: Unix time in milliseconds.
         note: receives, at the end, what is unusual but may be as it should.
+        spools: other spool folders of the log's servers.
 
     Raises:
-        LogError: there is no log.
+        LogError: there is no log, or a spool folder is none.
     """
     checker = Checker(now_ms)
     # Answers last: a server that writes meanwhile has written the answer of each action that was read before.
     for table in ("actions", "seen", "impressions"):
-        for file in log_files(where, table):
+        for file in log_files(where, table, spools):
             yield from checker.file(file)
     yield from checker.request_ids()
     yield from checker.references.problems()
     for one in checker.references.notes():
         note(one)
-    for path in set_aside(where):
+    for path in set_aside(where, spools):
         yield Problem(
             str(path), None, "", "a segment that could not be read to its end was set aside",
             "what could be read is in the Parquet files; look for faults of the disk, and then delete it",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -58,15 +60,16 @@ class LogSummary:
         return self.tables["impressions"].rows
 
 
-def summarize(where: str) -> LogSummary:
-    """Read a whole log, file by file. Holds 8 bytes for each user.
+def summarize(where: str, spools: Sequence[Path] = ()) -> LogSummary:
+    """Read a whole log and the segments in other spool folders, file by file. Holds 8 bytes for each user.
 
     Raises:
-        LogError: there is no log, or a file is damaged or has another fingerprint; the message names it.
+        LogError: there is no log, a spool folder is none, or a file is damaged or has another fingerprint; the message
+            names it.
     """
-    summary, users = LogSummary(set_aside=len(set_aside(where))), np.array([], np.uint64)
+    summary, users = LogSummary(set_aside=len(set_aside(where, spools))), np.array([], np.uint64)
     for name in TABLES:
-        for file in log_files(where, name):
+        for file in log_files(where, name, spools):
             rows = file.rows()
             _count(summary.tables[name], file, rows)
             if name == "impressions" and rows.num_rows:
