@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from impressions.joining.join import Joined
+    from impressions.reading import Selection
 
 _UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
@@ -66,8 +67,8 @@ def join(
             raise
         _fail("this command needs pyarrow, which is not installed: pip install 'pinrank[impressions]'")
 
-    def read(table: str) -> Iterable[pa.Table]:
-        yield from read_tables(log, table, spool or ())
+    def read(table: str, needed: Selection) -> Iterable[pa.Table]:
+        yield from read_tables(log, table, spool or (), needed)
         if table == "actions":
             yield from more_actions
 
