@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
-from pyarrow import fs
 from typer.testing import CliRunner
 
-from impressions.archive import write_parquet
 from impressions.inspection.check import check_log
-from impressions.places import file_of
 from server.cli.main import app
-from tests.impressions import logs, random_logs
-from tests.impressions.logs import Row, action, impression, seen
+from tests.impressions import random_logs
+from tests.impressions.log_files import write_file
+from tests.impressions.logs import action, impression, seen
 
 NOW_MS = 1_700_000_000_000
-
-
-def write(folder: Path, table: str, rows: Sequence[Row], number: int = 0) -> Path:
-    path = folder / file_of(f"{table}-2026-01-01-000000-host-1-0-{number}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_parquet(logs.table(table, rows), table, str(path), fs.LocalFileSystem())
-    return path
 
 
 def found(folder: Path) -> tuple[list[tuple[str, int | None, str, str]], list[str]]:
@@ -41,7 +31,7 @@ def found(folder: Path) -> tuple[list[tuple[str, int | None, str, str]], list[st
 @pytest.fixture
 def shown(tmp_path: Path) -> Path:
     """Return a log with one answer: request 9 showed user 7 the pins 10, 11, 12 and, again, 10."""
-    write(tmp_path, "impressions", [impression(9, NOW_MS, 7, [10, 11, 12, 10])])
+    write_file(tmp_path, "impressions", [impression(9, NOW_MS, 7, [10, 11, 12, 10])])
     return tmp_path
 
 
@@ -60,7 +50,7 @@ ELSEWHERE = "request 9 did not show the pin at this position"
     ],
 )  # fmt: skip
 def test_an_action_that_contradicts_the_answer_it_names_is_a_problem(shown, row, field, what):
-    path = write(shown, "actions", [action(2, 7, 11, NOW_MS, request_id=9), row])
+    path = write_file(shown, "actions", [action(2, 7, 11, NOW_MS, request_id=9), row])
     assert found(shown) == ([(str(path), 1, field, what)], [])
 
 
@@ -75,26 +65,26 @@ def test_an_action_that_contradicts_the_answer_it_names_is_a_problem(shown, row,
     ],
 )
 def test_an_action_that_fits_its_answer_or_names_none_is_no_problem(shown, row):
-    write(shown, "actions", [row])
+    write_file(shown, "actions", [row])
     assert found(shown) == ([], [])
 
 
 def test_reported_positions_beyond_the_returned_pins_are_a_problem(shown):
-    path = write(shown, "seen", [seen(9, 0, 3), seen(9), seen(9, 1, 4, 2)])
+    path = write_file(shown, "seen", [seen(9, 0, 3), seen(9), seen(9, 1, 4, 2)])
     assert found(shown) == ([(str(path), 2, "positions", "request 9 returned fewer pins than a position says")], [])
 
 
 def test_an_answer_without_pins_has_no_position(tmp_path):
-    write(tmp_path, "impressions", [impression(9, NOW_MS, 7, [])])
-    write(tmp_path, "seen", [seen(9, 0), seen(9)])
-    write(tmp_path, "actions", [action(1, 7, 10, NOW_MS, request_id=9)])
+    write_file(tmp_path, "impressions", [impression(9, NOW_MS, 7, [])])
+    write_file(tmp_path, "seen", [seen(9, 0), seen(9)])
+    write_file(tmp_path, "actions", [action(1, 7, 10, NOW_MS, request_id=9)])
     assert [(row, field) for _, row, field, _ in found(tmp_path)[0]] == [(0, "pin_id"), (0, "positions")]
 
 
 def test_ids_that_the_log_does_not_have_are_counted_in_a_note(shown):
     actions = [action(n, 7, 10, NOW_MS, request_id=number) for n, number in enumerate((9, 5, 5, 6), 1)]
-    path = write(shown, "actions", [*actions, action(9, 7, 10, NOW_MS)])
-    reported = write(shown, "seen", [seen(9, 0), seen(8, 200)])
+    path = write_file(shown, "actions", [*actions, action(9, 7, 10, NOW_MS)])
+    reported = write_file(shown, "seen", [seen(9, 0), seen(8, 200)])
     problems, notes = found(shown)
     assert problems == []
     assert notes[0].startswith(
@@ -109,7 +99,8 @@ def test_ids_that_the_log_does_not_have_are_counted_in_a_note(shown):
 
 def test_many_contradictions_are_counted_over_all_files(shown):
     paths = [
-        write(shown, "actions", [action(10 * n + i, 8, 10, NOW_MS, request_id=9) for i in range(4)], n) for n in (1, 2)
+        write_file(shown, "actions", [action(10 * n + i, 8, 10, NOW_MS, request_id=9) for i in range(4)], n)
+        for n in (1, 2)
     ]
     problems, _ = found(shown)
     named = [(where, row) for where, row, _, _ in problems]
@@ -118,13 +109,15 @@ def test_many_contradictions_are_counted_over_all_files(shown):
 
 
 def test_check_ends_with_1_for_a_contradiction_and_with_0_for_a_note(shown):
-    path = write(shown, "actions", [action(1, 7, 10, NOW_MS, request_id=5)])
-    write(shown, "impressions", [{**impression(9, NOW_MS, 7, [10]), "utilities": [0.0], "party_weights": [0.0, 0.0]}])
+    path = write_file(shown, "actions", [action(1, 7, 10, NOW_MS, request_id=5)])
+    write_file(
+        shown, "impressions", [{**impression(9, NOW_MS, 7, [10]), "utilities": [0.0], "party_weights": [0.0, 0.0]}]
+    )
     run = CliRunner().invoke(app, ["impressions", "check", str(shown)])
     assert run.exit_code == 0, run.output
     assert run.output.startswith("note: actions: ")
     assert run.output.endswith("no problems found\n")
-    write(shown, "actions", [action(1, 8, 10, NOW_MS, request_id=9)])
+    write_file(shown, "actions", [action(1, 8, 10, NOW_MS, request_id=9)])
     run = CliRunner().invoke(app, ["impressions", "check", str(shown)])
     assert run.exit_code == 1
     assert run.output == (
@@ -140,10 +133,10 @@ def test_contradictions_are_those_of_a_comparison_row_by_row(tmp_path_factory, l
     # Answers that contradict each other leave open which of them an action fits.
     answers = list({row["request_id"]: row for row in log.impressions}.values())
     half = len(answers) // 2
-    write(folder, "impressions", answers[:half], 1)
-    write(folder, "impressions", answers[half:], 2)
-    write(folder, "actions", log.actions)
-    write(folder, "seen", log.seen)
+    write_file(folder, "impressions", answers[:half], 1)
+    write_file(folder, "impressions", answers[half:], 2)
+    write_file(folder, "actions", log.actions)
+    write_file(folder, "seen", log.seen)
     known = {row["request_id"]: row for row in answers}
     expected = dict.fromkeys(("user_id", "pin_id", "position", "positions"), 0)
     for row in log.actions:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,22 +15,11 @@ from impressions.dataset import JoinError, read_manifest
 from impressions.errors import LogError
 from impressions.joining.join import Wanted, join_log
 from impressions.joining.records import Span
-from impressions.places import file_of
 from impressions.reading import Selection, log_files, read_tables
-from impressions.schema import FINGERPRINT_KEY, TABLES, fingerprint
-from tests.impressions import logs
-from tests.impressions.logs import Row, action, impression, log_of, seen
+from tests.impressions.log_files import write_file
+from tests.impressions.logs import action, impression, log_of, seen
 from tests.impressions.random_logs import BASE_MS, WINDOW, Log, content
 from tests.impressions.random_logs import logs as random_logs
-
-
-def write(folder: Path, table: str, rows: Sequence[Row], number: int = 1, group_rows: int = 2) -> Path:
-    """Write a file with several row groups."""
-    path = folder / file_of(f"{table}-2023-11-14-000000-host-1-0-{number}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    marked = logs.table(table, rows).replace_schema_metadata({FINGERPRINT_KEY: fingerprint(TABLES[table])})
-    pq.write_table(marked, path, row_group_size=group_rows)
-    return path
 
 
 def spoil(path: Path, group: int, column: str) -> None:
@@ -58,9 +46,9 @@ def test_a_join_of_a_span_gives_the_same_bytes_from_a_part_of_the_files(tmp_path
     folder = tmp_path_factory.mktemp("log")
     half = len(log.impressions) // 2
     for number, rows in enumerate((log.impressions[:half], log.impressions[half:])):
-        write(folder, "impressions", sorted(rows, key=lambda row: row["time_ms"]), number)
-    write(folder, "actions", log.actions)
-    write(folder, "seen", log.seen)
+        write_file(folder, "impressions", sorted(rows, key=lambda row: row["time_ms"]), number)
+    write_file(folder, "actions", log.actions)
+    write_file(folder, "seen", log.seen)
     since_ms = BASE_MS + span[0]
     wanted = Wanted(WINDOW, Span(since_ms, None if endless else since_ms + span[1]))
     from_files = result(lambda table, needed: read_tables(str(folder), table, wanted=needed), folder / "a", wanted)
@@ -72,10 +60,10 @@ def test_a_join_of_a_span_gives_the_same_bytes_from_a_part_of_the_files(tmp_path
 def long_log(tmp_path: Path) -> Path:
     """Return a log of 12 requests, ten seconds apart, in two files of three row groups each."""
     rows = [impression(n, BASE_MS + 10_000 * n, 7, [10 + n, 11, 12]) for n in range(1, 13)]
-    write(tmp_path, "impressions", rows[:6], 1)
-    write(tmp_path, "impressions", rows[6:], 2)
-    write(tmp_path, "actions", [action(n, 7, 11, BASE_MS + 10_000 * n + 500, request_id=n) for n in range(1, 13)])
-    write(tmp_path, "seen", [seen(n, 1) for n in range(1, 13, 2)])
+    write_file(tmp_path, "impressions", rows[:6], 1)
+    write_file(tmp_path, "impressions", rows[6:], 2)
+    write_file(tmp_path, "actions", [action(n, 7, 11, BASE_MS + 10_000 * n + 500, request_id=n) for n in range(1, 13)])
+    write_file(tmp_path, "seen", [seen(n, 1) for n in range(1, 13, 2)])
     return tmp_path
 
 
@@ -101,7 +89,7 @@ def test_row_groups_out_of_the_span_are_not_read_beyond_ids_users_and_times(long
 
 def test_actions_on_requests_out_of_the_span_are_told_apart_from_those_on_unknown_ones(long_log):
     stray = [action(event, 7, 11, BASE_MS + 80_000, request_id=named) for event, named in ((98, 1), (99, 99))]
-    write(long_log, "actions", stray, 2)
+    write_file(long_log, "actions", stray, 2)
     join(long_log, long_log / "joined", 8, 8)
     assert read_manifest(long_log / "joined").counts.unattributed == {"no_such_request": 1, "not_selected": 1}
 
@@ -110,7 +98,7 @@ def test_a_row_out_of_the_span_that_contradicts_one_within_is_read(tmp_path):
     within = impression(1, BASE_MS, 7, [10, 11])
     beyond = impression(1, BASE_MS + 900_000, 7, [10, 11], utilities=[math.nan, 1.0])
     rows = [within, impression(2, BASE_MS + 1, 7, [10]), beyond, impression(3, BASE_MS + 900_000, 7, [10])]
-    write(tmp_path, "impressions", rows)
+    write_file(tmp_path, "impressions", rows)
     wanted = Wanted(WINDOW, Span(BASE_MS, BASE_MS + 100))
     found = result(lambda table, needed: read_tables(str(tmp_path), table, wanted=needed), tmp_path / "a", wanted)
     assert found == result(log_of(rows), tmp_path / "b", wanted)
@@ -119,7 +107,7 @@ def test_a_row_out_of_the_span_that_contradicts_one_within_is_read(tmp_path):
 
 def test_files_of_many_row_groups_are_read_in_parts_and_as_a_whole(tmp_path):
     rows = [impression(n, BASE_MS + n, 7, [10, 11], heads=["save", f"head{n % 3}"]) for n in range(1, 5_001)]
-    write(tmp_path, "impressions", rows, group_rows=512)
+    write_file(tmp_path, "impressions", rows, group_rows=512)
     (file,) = log_files(str(tmp_path), "impressions")
     assert file.rows().num_rows == 5_000
     parts = list(file.parts(Selection(since_ms=BASE_MS + 600, until_ms=BASE_MS + 5_100)))
