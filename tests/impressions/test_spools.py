@@ -78,7 +78,7 @@ def test_a_log_may_have_all_its_rows_in_a_spool_folder(tmp_path):
     log.offer_impression(answered(1))
     log.close()
     log.write()
-    (tmp_path / "log").mkdir()
+    (tmp_path / "log").mkdir(exist_ok=True)
     with pytest.raises(LogError, match="there is no impression log"):
         list(read_tables(str(tmp_path / "log"), "impressions"))
     assert [rows.num_rows for rows in read_tables(str(tmp_path / "log"), "impressions", [tmp_path / "spool"])] == [1]
