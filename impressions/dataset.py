@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from impressions.errors import LogError
+from impressions.row_groups import outside
 from impressions.schema import ACTIONS, FINGERPRINT_KEY, IMPRESSIONS, fingerprint
 from impressions.slates import Slates
 
@@ -204,7 +205,7 @@ def read_requests(
         with pq.ParquetFile(path) as file:
             _check_fingerprint(file.schema_arrow, path)
             for number in range(file.num_row_groups):
-                if _outside(file.metadata.row_group(number), since_ms, until_ms):
+                if outside(file.metadata.row_group(number), since_ms, until_ms):
                     continue
                 found = file.read_row_group(number, columns=sorted({*names, "time_ms", "group"}))
                 kept = _selected(found, since_ms, until_ms, groups)
@@ -352,16 +353,6 @@ def _check_fingerprint(schema: pa.Schema, path: Path) -> None:
         raise JoinError(
             f"{path} has fingerprint {found}, expected {fingerprint(REQUESTS)}; run `pinrank impressions join` again"
         )
-
-
-def _outside(group: pq.RowGroupMetaData, since_ms: int | None, until_ms: int | None) -> bool:
-    """Whether no row of a row group can lie in the span; rows are in order of time."""
-    statistics = group.column(REQUESTS.get_field_index("time_ms")).statistics
-    if statistics is None or not statistics.has_min_max:
-        return False
-    return bool(
-        (since_ms is not None and statistics.max < since_ms) or (until_ms is not None and statistics.min >= until_ms)
-    )
 
 
 def _selected(table: pa.Table, since_ms: int | None, until_ms: int | None, groups: Sequence[int] | None) -> pa.Table:

@@ -14,10 +14,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from impressions.inspection.commands import SpoolOption
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from impressions.joining.join import Joined
+    from impressions.reading import Selection
 
 _UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _LONGEST_MS = 100 * 365 * 86_400_000
@@ -44,6 +47,7 @@ def join(
     surface: Annotated[
         list[str] | None, typer.Option(help="Join requests of this surface only; may be repeated.")
     ] = None,
+    spool: SpoolOption = None,
 ) -> None:
     """Join what was shown with what became of it: a dataset for tuning, evaluation and training.
 
@@ -64,8 +68,8 @@ def join(
             raise
         _fail("this command needs pyarrow, which is not installed: pip install 'pinrank[impressions]'")
 
-    def read(table: str) -> Iterable[pa.Table]:
-        yield from read_tables(log, table)
+    def read(table: str, needed: Selection) -> Iterable[pa.Table]:
+        yield from read_tables(log, table, spool or (), needed)
         if table == "actions":
             yield from more_actions
 

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from impressions.archive import write_parquet
 from impressions.errors import LogError
-from impressions.inspection.check import Problem, check_log
+from impressions.inspection.check import check_log
+from impressions.inspection.problem import Problem
 from impressions.inspection.summary import summarize
 from impressions.places import file_of, new_stem
 from impressions.schema import TABLES
@@ -29,8 +30,9 @@ def write_log(folder: Path, rows, *, archive: bool = True) -> None:
     for row in rows:
         log.offer_impression(row)
     log.offer_seen(SeenReport(1, int(time.time() * 1_000), np.array([0], np.uint32)))
-    now_ms = int(time.time() * 1_000)
-    action = RecordedAction(3, 4, 5, "save", "home", now_ms - 50, now_ms, 1, 2)
+    now_ms, first = int(time.time() * 1_000), rows[0]
+    pin_id = int(first.pin_ids[first.scores.order[0]])
+    action = RecordedAction(3, first.user_id, pin_id, "save", "home", now_ms - 50, now_ms, first.request_id, 0)
     log.offer_actions(RecordedActions(1, lambda: [action]))
     log.close()
     log.write()

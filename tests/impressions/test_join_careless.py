@@ -12,6 +12,7 @@ import pytest
 
 from impressions.dataset import JoinError, read_manifest, read_slates, read_unattributed
 from impressions.joining.join import Wanted, join_log
+from impressions.reading import Selection
 from tests.impressions.logs import action, impression, reader, table
 from tests.impressions.random_logs import BASE_MS, WINDOW, attributed_of, reasons_of
 from tests.impressions.test_join_command import run, small_log
@@ -79,7 +80,7 @@ def test_an_action_that_is_read_has_its_request_though_servers_write_meanwhile(t
     """After each reading of a table, a request and its action are added to the log, in one moment."""
     impressions, actions = [impression(1, BASE_MS, 7, [10])], [action(1, 7, 10, BASE_MS + 5, request_id=1)]
 
-    def growing(name: str) -> Iterator[pa.Table]:
+    def growing(name: str, _: Selection) -> Iterator[pa.Table]:
         rows = {"impressions": impressions, "actions": actions, "seen": []}[name]
         yield table(name, rows)
         new = len(impressions) + 1
@@ -97,8 +98,8 @@ def test_a_log_that_loses_requests_while_it_is_joined_is_refused(tmp_path: Path)
     both = [table("impressions", [impression(i, BASE_MS + i, 7, [10])]) for i in (1, 2)]
     readings = iter([both, both[1:]])
 
-    def shrinking(name: str) -> Iterator[pa.Table]:
-        return iter(next(readings)) if name == "impressions" else reader({})(name)
+    def shrinking(name: str, needed: Selection) -> Iterator[pa.Table]:
+        return iter(next(readings)) if name == "impressions" else reader({})(name, needed)
 
     with pytest.raises(JoinError, match=r"the log has lost 1 of its requests while it was joined .*--since"):
         join_log(shrinking, tmp_path / "out", Wanted(WINDOW))

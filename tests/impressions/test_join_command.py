@@ -178,7 +178,7 @@ def stopping(self, target):
     return replace(self, target)
 
 Path.replace = stopping
-join_log(lambda table: read_tables(log, table), out, Wanted(Window(1_000_000, 0)))
+join_log(lambda table, needed: read_tables(log, table, wanted=needed), out, Wanted(Window(1_000_000, 0)))
 """
 
 
