@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from impressions.slates import Slates
@@ -26,7 +27,8 @@ def read_policy(text: str, slates: Slates, store: ModelStore | None) -> tuple[Ev
 
     Args:
         text: `logged`, the policy that logged; the path of a utility table (.toml), which orders without exploring; or
-            a version with its own exploration: NAME@VERSION, NAME@LABEL, or a label of the model that logged.
+            a version with its own exploration: NAME@VERSION, NAME@LABEL, or a label of the model that logged. The
+            version that logged is the policy that logged.
         slates: the answers.
         store: the model store; None if the command was given none.
 
@@ -63,10 +65,12 @@ def _of_version(text: str, slates: Slates, store: ModelStore) -> tuple[Evaluated
     version = int(which) if which.isdigit() else store.resolve(name, which)
     bundle = store.read(name, version)
     ref = bundle.manifest.ref
-    if ref != slates.model:
-        _check_same_network(bundle, store.read(logged_name, int(logged_version)))
     table = surface_table(bundle.files[UTILITY], slates, f"the utility table of {ref}")
     shown = ref if ref == text else f"{ref} ({text})"
+    if ref == slates.model:
+        _check_same_table(bundle, slates)
+        return replace(logging_policy(slates), name=shown), table
+    _check_same_network(bundle, store.read(logged_name, int(logged_version)))
     try:
         exploration = read_exploration(bundle, load_utility(bundle.files[UTILITY], bundle.manifest))
     except (ExplorationError, UtilityError) as error:
@@ -75,6 +79,15 @@ def _of_version(text: str, slates: Slates, store: ModelStore) -> tuple[Evaluated
     if explorer is None:
         return utility_policy(shown, table, slates), table
     return exploring_policy(shown, table, explorer, slates), table
+
+
+def _check_same_table(bundle: Bundle, slates: Slates) -> None:
+    """Refuse a version of another store that only has the name of the one that logged."""
+    if bundle.manifest.files[UTILITY].sha256 != slates.utility_digest:
+        raise PropensityError(
+            f"{bundle.manifest.ref} of this store has another utility table than the {slates.model} that logged; name "
+            "the store that served it (--store)"
+        )
 
 
 def _check_same_network(bundle: Bundle, logged: Bundle) -> None:
