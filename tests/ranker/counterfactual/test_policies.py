@@ -171,6 +171,27 @@ def test_rewards_are_the_tables_expressions_over_actions(made):
     np.testing.assert_array_equal(discounted, save * discounts(logged.PINS)[positions])
 
 
+def test_a_pin_without_a_score_leaves_the_other_pins_their_forecasts(made):
+    # Servers put it at the end; the log says NaN.
+    probabilities = made.probabilities.copy()
+    probabilities[7] = np.nan
+    spoilt = replace(made, probabilities=probabilities)
+    model, whole = RewardModel.of(spoilt), RewardModel.of(made)
+    np.testing.assert_allclose(model.factors, whole.factors, rtol=0.03)
+    saves = rewards_of(table(spoilt), spoilt)["save"]
+    predicted = model.predicted(saves, spoilt.positions)
+    assert predicted[7] == 0
+    assert np.isfinite(predicted).all()
+
+
+def test_a_reward_that_is_no_number_for_actions_is_named(made):
+    logarithm = table(made, tiny.UTILITY.replace("save - 2 * hide", "log(save)"))
+    with pytest.raises(PropensityError, match="the reward pinner is -inf for .* With actions, 0 or 1,"):
+        evaluate_policy(
+            made, utility_policy("log", logarithm, made), logging_policy(made), rewards_of(logarithm, made), SETTINGS
+        )
+
+
 def test_examination_factors_are_actions_over_predicted_ones_of_other_users():
     made = logged.slates(1500, 2, seed=3)
     model = RewardModel.of(made)
