@@ -17,6 +17,7 @@ from model_store.registry.signing import TrustedKeys
 from model_store.registry.store import ModelStore, open_model_store
 from server.cli import model_retune
 from server.cli.main import app
+from server.cli.models import proven
 from tests import tiny
 from tests.conftest import needs_training
 from tests.ranker.interactions import write_atomic
@@ -200,7 +201,7 @@ def test_retune_takes_the_next_free_version_and_a_label_for_its_parent(tmp_path:
 def test_a_number_that_another_writer_takes_meanwhile_is_left_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, proven, rivals = publish_tiny(tmp_path), model_retune.proven, iter([2, 3])
+    store, rivals = publish_tiny(tmp_path), iter([2, 3])
 
     def proven_while_others_publish(bundle: Bundle, engine: str) -> float:
         if (rival := next(rivals, None)) is not None:
