@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -92,6 +93,9 @@ class EstimatorOptions(OptionGroup):
         unknown = [name for name in self.estimator or () if name not in _ESTIMATORS]
         if unknown:
             fail(f"--estimator {unknown[0]}: choose one of {', '.join(_ESTIMATORS)}")
+        for name, limit in (("--ess-min", self.ess_min), ("--clip", self.clip)):
+            if not math.isfinite(limit):
+                fail(f"{name} {limit}: choose a finite number")
         if self.unit not in ("orders", "positions"):
             fail(f"--unit {self.unit}: choose orders or positions")
 

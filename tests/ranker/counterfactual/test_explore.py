@@ -175,6 +175,8 @@ def test_too_little_evidence_prints_no_number_and_writes_the_report(joined, more
         (["--policy", "logged"], "compares nothing; name a utility table"),
         (["--policy", "logged", "--estimator", "magic"], "--estimator magic: choose one of ips, snips"),
         (["--policy", "logged", "--unit", "pages"], "choose orders or positions"),
+        (["--policy", "logged", "--ess-min", "inf"], "--ess-min inf: choose a finite number"),
+        (["--policy", "logged", "--clip", "inf"], "--clip inf: choose a finite number"),
         (["--policy", "logged", "--surface", "related"], "no request of surface related"),
         (["--policy", "logged", "--model", "tiny@9"], "and model tiny@9"),
     ],

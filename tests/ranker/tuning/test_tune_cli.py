@@ -131,6 +131,23 @@ def test_several_thetas_are_given_either_way(tmp_path: Path, answered: ModelStor
     assert "pinner is maximised, so it cannot have a theta as well" in output
 
 
+def test_a_theta_in_force_that_is_not_asked_for_again_is_named(tmp_path: Path) -> None:
+    # Four parties: two have a theta in force, one of which is asked for.
+    stated = "creator = 0.5, ad = 0.1, shop = 0.1 }\nat_least = { creator = 0.2, ad = 0.3, pinner = -9.0 }"
+    table = tiny.UTILITY.replace("creator = 0.5 }", stated).replace(
+        "\n\n[surfaces.related]", '\nad = "hide"\nshop = "save"\n\n[surfaces.related]'
+    )
+    publish_tiny(tmp_path, 1, {"utility.toml": table.encode()})
+    join_answers(tmp_path / "joined")
+    code, output = tune(tmp_path, "--report", tmp_path / "tune.html")
+    assert code == 0, output
+    for kind in (output, (tmp_path / "tune.html").read_text()):
+        assert "the table in force requires ad" in kind
+        assert "to keep it, add --at-least ad=0.3" in kind
+        assert "it is maximised now, so the theta is gone" in kind
+    assert "add --at-least creator" not in output
+
+
 def test_thetas_that_no_order_meets_end_with_what_is_attainable(tmp_path: Path, answered: ModelStore) -> None:
     code, output = tune(tmp_path, thetas=("creator=+900%",))
     assert code == 1
