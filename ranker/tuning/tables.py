@@ -86,7 +86,7 @@ def dropped_lines(in_force: Mapping[str, float], goal: Goal) -> Iterator[str]:
     asked = {theta.party for theta in goal.thetas}
     for party, theta in in_force.items():
         if party == goal.maximised:
-            yield f"warning: the table in force requires {party} >= {theta:g}; it is maximised now, so the theta is gone"
+            yield f"warning: the table in force requires {party} >= {theta:g}; as it is maximised now, that is gone"
         elif party not in asked:
             yield (
                 f"warning: the table in force requires {party} >= {theta:g}, and the new one does not; to keep it, add "

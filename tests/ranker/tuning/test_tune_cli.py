@@ -144,7 +144,7 @@ def test_a_theta_in_force_that_is_not_asked_for_again_is_named(tmp_path: Path) -
     for kind in (output, (tmp_path / "tune.html").read_text()):
         assert "the table in force requires ad" in kind
         assert "to keep it, add --at-least ad=0.3" in kind
-        assert "it is maximised now, so the theta is gone" in kind
+        assert "as it is maximised now, that is gone" in kind
     assert "add --at-least creator" not in output
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
@@ -27,7 +28,8 @@ def pinrank(*arguments: str | Path) -> str:
 def explained(address: str) -> ranking_pb2.RankResponse:
     request = ranking_pb2.RankRequest(user_id=1, pin_ids=range(1, 31), surface="home", explain=True)
     with grpc.insecure_channel(address) as channel:
-        return ranking_pb2_grpc.RankingServiceStub(channel).Rank(request, timeout=20)
+        answer: ranking_pb2.RankResponse = ranking_pb2_grpc.RankingServiceStub(channel).Rank(request, timeout=20)
+    return answer
 
 
 def test_a_running_server_serves_the_retuned_version_with_its_weights_and_the_same_probabilities(
@@ -55,18 +57,16 @@ def test_a_running_server_serves_the_retuned_version_with_its_weights_and_the_sa
     assert [answer.versions.model_version for answer in (before, after)] == [1, 2]
     assert after.versions.model_digest == store.release("tiny", 2).digest
 
-    def by_pin(answer: ranking_pb2.RankResponse, values: object, columns: int) -> np.ndarray:
-        return np.reshape(values, (30, columns))[np.argsort(answer.pin_ids)]  # type: ignore[arg-type]
+    def by_pin(answer: ranking_pb2.RankResponse, values: Sequence[float]) -> np.ndarray:
+        return np.reshape(values, (30, -1))[np.argsort(answer.pin_ids)]
 
-    probabilities, parties = (
-        [by_pin(answer, getattr(answer.explanation, name), 2) for answer in (before, after)]
-        for name in ("head_probabilities", "party_utilities")
-    )
-    np.testing.assert_array_equal(*probabilities)
-    np.testing.assert_array_equal(*parties)
-    expected = weighted_sum(parties[1], weights)
+    old, new = (by_pin(answer, answer.explanation.head_probabilities) for answer in (before, after))
+    np.testing.assert_array_equal(old, new)
+    old, new = (by_pin(answer, answer.explanation.party_utilities) for answer in (before, after))
+    np.testing.assert_array_equal(old, new)
+    expected = weighted_sum(new, weights)
     assert after.pin_ids == (select(expected) + 1).tolist()
-    np.testing.assert_allclose(by_pin(after, after.utilities, 1)[:, 0], expected, rtol=1e-6)
+    np.testing.assert_allclose(by_pin(after, after.utilities)[:, 0], expected, rtol=1e-6)
     assert list(after.pin_ids) != list(before.pin_ids)
 
 
