@@ -162,7 +162,7 @@ def evaluate(choice: PolicyChoice, log: LogChoice, options: EstimatorOptions, re
             slates = with_pins(log.read())
         store = None if choice.store is None else open_model_store(choice.store)
         policy, table = read_policy(choice.policy, slates, store)
-        baseline, other = read_policy(choice.against, slates, store)
+        baseline, other = read_policy(choice.against, slates, store, baseline=True)
         measure = table or other
         if measure is None:
             fail("--policy logged --against logged compares nothing; name a utility table or a version")

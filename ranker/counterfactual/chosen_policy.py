@@ -22,15 +22,18 @@ from ranker.errors import PropensityError
 LOGGED = "logged"
 
 
-def read_policy(text: str, slates: Slates, store: ModelStore | None) -> tuple[EvaluatedPolicy, SurfaceUtility | None]:
+def read_policy(
+    text: str, slates: Slates, store: ModelStore | None, *, baseline: bool = False
+) -> tuple[EvaluatedPolicy, SurfaceUtility | None]:
     """Read a policy over logged answers, and its utility table.
 
     Args:
         text: `logged`, the policy that logged; the path of a utility table (.toml), which orders without exploring; or
-            a version with its own exploration: NAME@VERSION, NAME@LABEL, or a label of the model that logged. The
-            version that logged is the policy that logged.
+            a version with its own exploration: NAME@VERSION, NAME@LABEL, or a label of the model that logged.
         slates: the answers.
         store: the model store; None if the command was given none.
+        baseline: whether to compare with it. The version that logged then is the policy that logged: what it earned
+            need not be estimated.
 
     Returns:
         The policy; its utility table, None for `logged`.
@@ -47,7 +50,7 @@ def read_policy(text: str, slates: Slates, store: ModelStore | None) -> tuple[Ev
         raise PropensityError(
             f"{text!r} names a version, which needs --store; or name a utility table (a .toml file), or {LOGGED}"
         )
-    return _of_version(text, slates, store)
+    return _of_version(text, slates, store, baseline=baseline)
 
 
 def _of_file(path: Path, slates: Slates) -> tuple[EvaluatedPolicy, SurfaceUtility]:
@@ -59,7 +62,9 @@ def _of_file(path: Path, slates: Slates) -> tuple[EvaluatedPolicy, SurfaceUtilit
     return utility_policy(path.name, table, slates), table
 
 
-def _of_version(text: str, slates: Slates, store: ModelStore) -> tuple[EvaluatedPolicy, SurfaceUtility]:
+def _of_version(
+    text: str, slates: Slates, store: ModelStore, *, baseline: bool
+) -> tuple[EvaluatedPolicy, SurfaceUtility]:
     logged_name, _, logged_version = slates.model.partition("@")
     name, _, which = text.partition("@") if "@" in text else (logged_name, "@", text)
     version = int(which) if which.isdigit() else store.resolve(name, which)
@@ -69,8 +74,10 @@ def _of_version(text: str, slates: Slates, store: ModelStore) -> tuple[Evaluated
     shown = ref if ref == text else f"{ref} ({text})"
     if ref == slates.model:
         _check_same_table(bundle, slates)
-        return replace(logging_policy(slates), name=shown), table
-    _check_same_network(bundle, store.read(logged_name, int(logged_version)))
+        if baseline:
+            return replace(logging_policy(slates), name=shown), table
+    else:
+        _check_same_network(bundle, store.read(logged_name, int(logged_version)))
     try:
         exploration = read_exploration(bundle, load_utility(bundle.files[UTILITY], bundle.manifest))
     except (ExplorationError, UtilityError) as error:
