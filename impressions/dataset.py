@@ -278,7 +278,7 @@ def read_slates(
 
 
 _SLATE_COLUMNS = (
-    *("group", "request_id", "user_id", "time_ms", "arm", "party_weights", "order_propensity", "pin_ids"),
+    *("group", "request_id", "user_id", "time_ms", "arm", "party_weights", "order_propensity", "pin_ids", "places"),
     *("probabilities", "party_utilities", "attribute_values", "utilities", "propensities", "seen", "outcomes"),
 )
 
@@ -303,6 +303,7 @@ def _slates(group: Group, known_actions: Sequence[str], table: pa.Table) -> Slat
         order_propensities=table["order_propensity"].to_numpy(),
         row_splits=splits,
         pin_ids=flat(table["pin_ids"]),
+        places=flat(table["places"]),
         probabilities=flat(table["probabilities"]).reshape(rows, len(group.heads)),
         party_utilities=flat(table["party_utilities"]).reshape(rows, len(group.parties)),
         attribute_values=flat(table["attribute_values"]).reshape(rows, len(group.attributes)),

@@ -29,6 +29,7 @@ class Slates:
         order_propensities: float64[R], the probability of the whole order under the logging policy.
         row_splits: int64[R + 1].
         pin_ids: uint64[N].
+        places: uint32[N], each pin's position in the request. Equal utilities keep the order of these.
         probabilities: float32[N, H], calibrated.
         party_utilities: float64[N, P].
         attribute_values: float64[N, A].
@@ -53,6 +54,7 @@ class Slates:
     order_propensities: np.ndarray
     row_splits: np.ndarray
     pin_ids: np.ndarray
+    places: np.ndarray
     probabilities: np.ndarray
     party_utilities: np.ndarray
     attribute_values: np.ndarray

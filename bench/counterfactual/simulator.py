@@ -135,6 +135,7 @@ def logged(seed: int, users: int = USERS) -> Slates:
         order_propensities=np.einsum("a,ar->r", chances, same.all(axis=2)),
         row_splits=np.arange(len(requests) + 1) * PINS,
         pin_ids=np.arange(len(requests) * PINS, dtype=np.uint64),
+        places=order.ravel().astype(np.uint32),
         probabilities=probabilities,
         party_utilities=parties,
         attribute_values=tails,

@@ -45,13 +45,13 @@ class ExplorationError(BundleError):
 
 
 class _Arm(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     weights: Annotated[dict[Name, Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1)]
     probability: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
 class _Surface(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     share: Annotated[float, Field(gt=0, le=1)]
     regret_max: Annotated[float, Field(gt=0, le=1)]
 
@@ -69,7 +69,7 @@ class _OrderSurface(_Surface):
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     seed: Annotated[int, Field(ge=0, lt=1 << 64)]
     surfaces: Annotated[
         dict[Name, Annotated[_WeightsSurface | _OrderSurface, Field(discriminator="kind")]], Field(min_length=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -92,6 +93,9 @@ class EstimatorOptions(OptionGroup):
         unknown = [name for name in self.estimator or () if name not in _ESTIMATORS]
         if unknown:
             fail(f"--estimator {unknown[0]}: choose one of {', '.join(_ESTIMATORS)}")
+        for name, limit in (("--ess-min", self.ess_min), ("--clip", self.clip)):
+            if not math.isfinite(limit):
+                fail(f"{name} {limit}: choose a finite number")
         if self.unit not in ("orders", "positions"):
             fail(f"--unit {self.unit}: choose orders or positions")
 
@@ -158,7 +162,7 @@ def evaluate(choice: PolicyChoice, log: LogChoice, options: EstimatorOptions, re
             slates = with_pins(log.read())
         store = None if choice.store is None else open_model_store(choice.store)
         policy, table = read_policy(choice.policy, slates, store)
-        baseline, other = read_policy(choice.against, slates, store)
+        baseline, other = read_policy(choice.against, slates, store, baseline=True)
         measure = table or other
         if measure is None:
             fail("--policy logged --against logged compares nothing; name a utility table or a version")

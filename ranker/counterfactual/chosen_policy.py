@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from impressions.slates import Slates
@@ -21,7 +22,9 @@ from ranker.errors import PropensityError
 LOGGED = "logged"
 
 
-def read_policy(text: str, slates: Slates, store: ModelStore | None) -> tuple[EvaluatedPolicy, SurfaceUtility | None]:
+def read_policy(
+    text: str, slates: Slates, store: ModelStore | None, *, baseline: bool = False
+) -> tuple[EvaluatedPolicy, SurfaceUtility | None]:
     """Read a policy over logged answers, and its utility table.
 
     Args:
@@ -29,6 +32,8 @@ def read_policy(text: str, slates: Slates, store: ModelStore | None) -> tuple[Ev
             a version with its own exploration: NAME@VERSION, NAME@LABEL, or a label of the model that logged.
         slates: the answers.
         store: the model store; None if the command was given none.
+        baseline: whether to compare with it. The version that logged then is the policy that logged: what it earned
+            need not be estimated.
 
     Returns:
         The policy; its utility table, None for `logged`.
@@ -45,7 +50,7 @@ def read_policy(text: str, slates: Slates, store: ModelStore | None) -> tuple[Ev
         raise PropensityError(
             f"{text!r} names a version, which needs --store; or name a utility table (a .toml file), or {LOGGED}"
         )
-    return _of_version(text, slates, store)
+    return _of_version(text, slates, store, baseline=baseline)
 
 
 def _of_file(path: Path, slates: Slates) -> tuple[EvaluatedPolicy, SurfaceUtility]:
@@ -57,16 +62,22 @@ def _of_file(path: Path, slates: Slates) -> tuple[EvaluatedPolicy, SurfaceUtilit
     return utility_policy(path.name, table, slates), table
 
 
-def _of_version(text: str, slates: Slates, store: ModelStore) -> tuple[EvaluatedPolicy, SurfaceUtility]:
+def _of_version(
+    text: str, slates: Slates, store: ModelStore, *, baseline: bool
+) -> tuple[EvaluatedPolicy, SurfaceUtility]:
     logged_name, _, logged_version = slates.model.partition("@")
     name, _, which = text.partition("@") if "@" in text else (logged_name, "@", text)
     version = int(which) if which.isdigit() else store.resolve(name, which)
     bundle = store.read(name, version)
     ref = bundle.manifest.ref
-    if ref != slates.model:
-        _check_same_network(bundle, store.read(logged_name, int(logged_version)))
     table = surface_table(bundle.files[UTILITY], slates, f"the utility table of {ref}")
     shown = ref if ref == text else f"{ref} ({text})"
+    if ref == slates.model:
+        _check_same_table(bundle, slates)
+        if baseline:
+            return replace(logging_policy(slates), name=shown), table
+    else:
+        _check_same_network(bundle, store.read(logged_name, int(logged_version)))
     try:
         exploration = read_exploration(bundle, load_utility(bundle.files[UTILITY], bundle.manifest))
     except (ExplorationError, UtilityError) as error:
@@ -75,6 +86,15 @@ def _of_version(text: str, slates: Slates, store: ModelStore) -> tuple[Evaluated
     if explorer is None:
         return utility_policy(shown, table, slates), table
     return exploring_policy(shown, table, explorer, slates), table
+
+
+def _check_same_table(bundle: Bundle, slates: Slates) -> None:
+    """Refuse a version of another store that only has the name of the one that logged."""
+    if bundle.manifest.files[UTILITY].sha256 != slates.utility_digest:
+        raise PropensityError(
+            f"{bundle.manifest.ref} of this store has another utility table than the {slates.model} that logged; name "
+            "the store that served it (--store)"
+        )
 
 
 def _check_same_network(bundle: Bundle, logged: Bundle) -> None:

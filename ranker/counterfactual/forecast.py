@@ -14,7 +14,7 @@ from ranker.evaluation.bootstrap import RESAMPLES, Estimate
 #: normally distributed; and on public logs, the estimates are off by a multiple of the truth.
 ESS_MIN = 100.0
 #: The least share of the policy's answers that logging could have given. What it could not give is unknown; no weight
-#: corrects it.
+#: corrects it. The mean weight may exceed 1 by as much: it does where logging chose which pins an answer holds.
 SUPPORT_MIN = 0.9
 #: The largest weight of the clipped estimators.
 CLIP = 10.0
@@ -74,6 +74,14 @@ def refusal(found: Overlap, settings: Settings, name: str, days: float | None = 
             f"least {settings.support_min:.0%} are required",
             "explore with arms near this policy (explore.toml), then log, join and evaluate again; a policy that only "
             "the reward model knows cannot be checked",
+        )
+    least = found.support.value if found.support.low is None else found.support.low
+    if least is not None and least > 1 / settings.support_min:
+        return Refused(
+            f"the mean weight of {name} is {found.support.value:.3g}, but no policy can have more than 1. Logging "
+            "chose which pins an answer holds; the policy only orders these again, and has an order for each choice",
+            'let explored requests return all their candidates (top_k = 0), or explore with kind = "order" and `best` '
+            "at most the number of returned pins; or serve the policy as a canary",
         )
     if found.effective_users < settings.ess_min:
         return Refused(

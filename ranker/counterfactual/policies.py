@@ -99,11 +99,12 @@ def party_utilities(table: SurfaceUtility, slates: Slates) -> np.ndarray:
 
 
 def utility_policy(name: str, table: SurfaceUtility, slates: Slates) -> EvaluatedPolicy:
-    """Return the policy that orders by a utility table, as the server does: equal utilities keep the logged order."""
+    """Return the policy that orders by a utility table, as the server does: ties keep the request's order."""
     utilities = weighted_sum(party_utilities(table, slates), table.weights)
     requests = np.repeat(np.arange(slates.requests), np.diff(slates.row_splits))
     key = np.where(np.isfinite(utilities), -utilities, np.inf)
-    order = np.lexsort((np.arange(len(key)), key, requests))
+    # Not the logged order: a policy that gave equal utilities that order would seem to give whatever was logged.
+    order = np.lexsort((slates.places, key, requests))
     positions = np.empty(len(key), np.int64)
     positions[order] = slates.positions  # rows of a request stay together, so its k-th best gets position k
     same = positions == slates.positions
@@ -125,10 +126,12 @@ def exploring_policy(name: str, table: SurfaceUtility, explorer: Explorer, slate
     chances = np.zeros((len(slates.pin_ids), int(counts.max())))
     orders, positions = np.empty(slates.requests), np.empty(len(slates.pin_ids))
     for request, (start, stop) in enumerate(pairwise(slates.row_splits.tolist())):
+        as_asked = np.argsort(slates.places[start:stop])  # in the order of the request, which equal utilities keep
+        asked = np.argsort(as_asked)
         for turn in range(stop - start):
-            order = np.roll(np.arange(stop - start), turn)
-            rotated = explorer.propensities(found[start:stop], order)
-            chances[start + order, np.arange(stop - start)] = rotated.positions
+            rows = np.roll(np.arange(stop - start), turn)
+            rotated = explorer.propensities(found[start:stop][as_asked], asked[rows])
+            chances[start + rows, np.arange(stop - start)] = rotated.positions
             if turn == 0:
                 orders[request], positions[start:stop] = rotated.order, rotated.positions
     row_counts = np.repeat(counts, counts)

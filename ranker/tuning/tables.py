@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from rich.table import Table
 
 from ranker.evaluation.bootstrap import Estimate
 from ranker.tuning.constants import ConstantSearch
 from ranker.tuning.results import HeldOutCheck, PartyOutcome, Tuned
+from ranker.tuning.tune import Goal
 
 HEADINGS = (
     "party", "weight before", "weight after", "value before [95%]", "value after [95%]", "change [95%]", "at least",
@@ -78,6 +79,19 @@ def held_out_line(check: HeldOutCheck, tuned: Tuned) -> str:
     missed = f"missed by {check.shortfall:.2g}, {_share(check)}, {_errors(check)}"
     verdict = "within 1% and two standard errors" if check.holds else "warning: ask for a little more, or use more data"
     return f"{place}: {numbers}: {missed}; {verdict}"
+
+
+def dropped_lines(in_force: Mapping[str, float], goal: Goal) -> Iterator[str]:
+    """Name each theta of the table in force that nothing was asked for: nobody tunes for it or watches it any more."""
+    asked = {theta.party for theta in goal.thetas}
+    for party, theta in in_force.items():
+        if party == goal.maximised:
+            yield f"warning: the table in force requires {party} >= {theta:g}; as it is maximised now, that is gone"
+        elif party not in asked:
+            yield (
+                f"warning: the table in force requires {party} >= {theta:g}, and the new one does not; to keep it, add "
+                f"--at-least {party}={theta:g}"
+            )
 
 
 def search_lines(search: ConstantSearch) -> Iterator[str]:

@@ -42,17 +42,33 @@ floor = 0.1
 """
 
 
-def explorer(content: str) -> Explorer:
-    utility = load_utility(tiny.UTILITY.encode(), tiny.manifest())
+def explorer(content: str, table: str = tiny.UTILITY) -> Explorer:
+    utility = load_utility(table.encode(), tiny.manifest())
     return load_exploration(content.encode(), tiny.manifest(), utility).surfaces["home"]
 
 
-def slates(users: int = 150, per_user: int = 4, seed: int = 0, explore: str = WEIGHTS) -> Slates:
-    """Answer requests of 6 pins each; pins are saved as the heads say, less often further down."""
+def slates(
+    users: int = 150,
+    per_user: int = 4,
+    seed: int = 0,
+    explore: str = WEIGHTS,
+    table: str = tiny.UTILITY,
+    shown: int = PINS,
+) -> Slates:
+    """Answer requests of 6 candidates with `shown` pins each; they are saved as the heads say, less often further down.
+
+    Args:
+        users: number of users.
+        per_user: requests of each.
+        seed: draws candidates and users' actions.
+        explore: the exploration table.
+        table: the utility table.
+        shown: number of pins in an answer.
+    """
     rng, utility, chosen = (
         np.random.default_rng(seed),
-        load_utility(tiny.UTILITY.encode(), tiny.manifest()),
-        explorer(explore),
+        load_utility(table.encode(), tiny.manifest()),
+        explorer(explore, table),
     )
     count = users * per_user
     probabilities = rng.uniform(0.05, 0.9, (count, PINS, 2)).astype(np.float32)
@@ -63,9 +79,9 @@ def slates(users: int = 150, per_user: int = 4, seed: int = 0, explore: str = WE
         parties = utility.reference_utilities("home", probabilities[request], columns)
         tuned = utility.combine("home", parties)
         pins = np.arange(PINS, dtype=np.uint64) + request * PINS
-        decision = chosen.explore(request + 1, pins, parties, tuned)
+        decision = chosen.explore(request + 1, pins, parties, tuned, shown)
         own = decision if isinstance(decision, Explored) else None
-        order = select(tuned) if own is None else own.order
+        order = select(tuned, shown) if own is None else own.order
         propensities = chosen.propensities(parties, order)
         orders.append(order)
         arms.append("" if own is None else own.arm)
@@ -76,9 +92,9 @@ def slates(users: int = 150, per_user: int = 4, seed: int = 0, explore: str = WE
     ordered = np.take_along_axis(probabilities, order[:, :, None], axis=1).reshape(-1, 2)
     attributes = np.take_along_axis(popularity, order, axis=1).reshape(-1, 1).astype(np.float64)
     parties = utility.reference_utilities("home", ordered, {"pin.popularity": attributes[:, 0]})
-    examined = np.tile((np.arange(PINS) + 1.0) ** -0.5, count)
-    labels = rng.random((count * PINS, 2)) < ordered * examined[:, None]
-    shown = (order + np.arange(count)[:, None] * PINS).ravel().astype(np.uint64)
+    examined = np.tile((np.arange(shown) + 1.0) ** -0.5, count)
+    labels = rng.random((count * shown, 2)) < ordered * examined[:, None]
+    pin_ids = (order + np.arange(count)[:, None] * PINS).ravel().astype(np.uint64)
     return Slates(
         surface="home",
         model="tiny@1",
@@ -93,15 +109,18 @@ def slates(users: int = 150, per_user: int = 4, seed: int = 0, explore: str = WE
         arms=np.array(arms),
         party_weights=np.stack(weights),
         order_propensities=np.array(orders_of),
-        row_splits=np.arange(count + 1) * PINS,
-        pin_ids=shown,
+        row_splits=np.arange(count + 1) * shown,
+        pin_ids=pin_ids,
+        places=order.ravel().astype(np.uint32),
         probabilities=ordered,
         party_utilities=parties,
         attribute_values=attributes,
-        utilities=np.concatenate([weighted_sum(parties[r * PINS : (r + 1) * PINS], w) for r, w in enumerate(weights)]),
+        utilities=np.concatenate(
+            [weighted_sum(parties[r * shown : (r + 1) * shown], w) for r, w in enumerate(weights)]
+        ),
         propensities=np.concatenate(positions_of),
         labels=labels,
-        seen=np.ones(count * PINS, bool),
+        seen=np.ones(count * shown, bool),
     )
 
 
@@ -131,6 +150,7 @@ def write_joined(made: Slates, folder: Path) -> Path:
                 party_utilities=made.party_utilities[rows].ravel().tolist(),
                 attribute_values=made.attribute_values[rows].ravel().tolist(),
                 utilities=made.utilities[rows].tolist(),
+                places=made.places[rows].tolist(),
                 propensities=made.propensities[rows].tolist(),
             )
         )

@@ -64,10 +64,50 @@ def test_a_policy_puts_each_pin_once_and_better_pins_first(made):
         assert (np.diff(best) <= 1e-6).all()
 
 
-def test_equal_utilities_keep_the_logged_order(made):
+def test_equal_utilities_keep_the_requests_order(made):
     flat = "[surfaces.home]\nweights = { pinner = 1 }\nutilities = { pinner = '0 * save' }"
-    policy = utility_policy("flat", table(made, flat), made)
-    assert (policy.order_probabilities == 1).all()
+    (where,) = utility_policy("flat", table(made, flat), made).placements
+    np.testing.assert_array_equal(where.positions, made.places)
+
+
+#: Most pins of an answer have a party's utility in common with others.
+TIES = (
+    tiny.UTILITY.replace('"save - 2 * hide"', '"where(save > 0.5, 1, 0)"')
+    .replace('"save * sqrt(pin.popularity)"', '"where(pin.popularity > 0.5, 1, 0)"')
+    .replace("creator = 0.5", "creator = 0.3")
+)
+
+
+@pytest.mark.parametrize(("explore", "creator", "arm"), [(logged.WEIGHTS, 0.0, "less"), (logged.ORDER, 0.3, "")])
+def test_ties_do_not_make_a_policy_agree_with_whatever_was_logged(explore, creator, arm):
+    made = logged.slates(explore=explore, table=TIES)
+    policy = utility_policy("policy", table(made, TIES.replace("creator = 0.3", f"creator = {creator}")), made)
+    assert (policy.order_probabilities[made.arms == arm] == 1).all()
+    weights = policy.order_probabilities / made.order_propensities
+    assert weights.mean() == pytest.approx(1, abs=0.15)  # 1.7 and 4.9 if ties kept the logged order
+    explorer = logged.explorer(explore, TIES)
+    exploring = exploring_policy("tiny@1", table(made, TIES), explorer, made)
+    np.testing.assert_allclose(exploring.order_probabilities, made.order_propensities, rtol=1e-12)
+    np.testing.assert_allclose(exploring.position_probabilities, made.propensities, rtol=1e-12)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_log_that_chose_which_pins_an_answer_holds_is_refused(unit):
+    # Arms answer other pins than the tuned weights. Ordered again, each choice of pins has an order of the policy.
+    made = logged.slates(300, explore=logged.WEIGHTS, shown=2)
+    policy = utility_policy("tuned", table(made), made)
+    found = evaluate_policy(made, policy, logging_policy(made), rewards_of(table(made), made), SETTINGS)
+    refused = found.unit(unit).refused
+    assert refused is not None
+    assert "the mean weight of tuned is 1." in refused.reason
+    assert "return all their candidates (top_k = 0)" in refused.fix
+
+
+def test_drawn_orders_of_the_returned_pins_are_not_refused():
+    made = logged.slates(300, explore=logged.ORDER, shown=4)  # the best 4 are drawn, and 4 of 6 are returned
+    policy = utility_policy("tuned", table(made), made)
+    found = evaluate_policy(made, policy, logging_policy(made), rewards_of(table(made), made), SETTINGS)
+    assert found.unit("positions").refused is None
 
 
 @pytest.mark.parametrize("explore", [logged.WEIGHTS, logged.ORDER])
@@ -89,7 +129,15 @@ def test_answers_of_different_lengths_are_ordered_each_by_itself(made):
         row_splits=np.array([0, 4, 10, 11]),
         **{
             name: getattr(made, name)[rows]
-            for name in ("pin_ids", "probabilities", "party_utilities", "attribute_values", "utilities", "propensities")
+            for name in (
+                "pin_ids",
+                "places",
+                "probabilities",
+                "party_utilities",
+                "attribute_values",
+                "utilities",
+                "propensities",
+            )
         },
         labels=made.labels[rows],
         seen=made.seen[rows],
@@ -121,6 +169,27 @@ def test_rewards_are_the_tables_expressions_over_actions(made):
     np.testing.assert_array_equal(rewards["hide"].of(labels, made, positions), hide)
     discounted = rewards_of(table(made), made, discounted=True)["save"].of(labels, made, positions)
     np.testing.assert_array_equal(discounted, save * discounts(logged.PINS)[positions])
+
+
+def test_a_pin_without_a_score_leaves_the_other_pins_their_forecasts(made):
+    # Servers put it at the end; the log says NaN.
+    probabilities = made.probabilities.copy()
+    probabilities[7] = np.nan
+    spoilt = replace(made, probabilities=probabilities)
+    model, whole = RewardModel.of(spoilt), RewardModel.of(made)
+    np.testing.assert_allclose(model.factors, whole.factors, rtol=0.03)
+    saves = rewards_of(table(spoilt), spoilt)["save"]
+    predicted = model.predicted(saves, spoilt.positions)
+    assert predicted[7] == 0
+    assert np.isfinite(predicted).all()
+
+
+def test_a_reward_that_is_no_number_for_actions_is_named(made):
+    logarithm = table(made, tiny.UTILITY.replace("save - 2 * hide", "log(save)"))
+    with pytest.raises(PropensityError, match="the reward pinner is -inf for .* With actions, 0 or 1,"):
+        evaluate_policy(
+            made, utility_policy("log", logarithm, made), logging_policy(made), rewards_of(logarithm, made), SETTINGS
+        )
 
 
 def test_examination_factors_are_actions_over_predicted_ones_of_other_users():
