@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from functools import partial
 
 import grpc
 import grpc.aio
 import numpy as np
 import pytest
 
+from impressions.dataset import read_slates
+from impressions.joining.attribution import Window
+from impressions.joining.join import Wanted, join_log
 from impressions.reading import read_tables
 from kernels.cpu.numpy_engine import NumpyEngine
 from model_store.bundle.golden import decode_golden
@@ -26,6 +30,7 @@ from pinrank.v1 import (
     ranking_pb2,
     ranking_pb2_grpc,
 )
+from ranker.counterfactual.rescoring import score_again
 from server.config import ConfigError, ImpressionsConfig
 from tests import tiny
 from tests.server.swapping import publish
@@ -148,6 +153,25 @@ async def test_a_logged_request_replays_to_the_logged_order_to_the_bit(logging):
         assert row["propensities"] == found.positions.tolist()
         arms.add(arm)
     assert len(arms) == 4
+
+
+async def test_a_fair_share_of_the_answers_keeps_rows_that_score_to_the_logged_probabilities_to_the_bit(
+    logging, store, tmp_path
+):
+    _, frontend, rows = await logging(impressions={"features_share": 0.5}, engine="numpy")
+    answers = [await frontend.rank(user_id=i % 4, top_k=9) for i in range(300)]
+    explored = {answer.request_id: answer.HasField("exploration") for answer in answers}
+    kept = {row["request_id"]: row["features"] is not None for row in await rows()}
+    assert 100 < sum(kept.values()) < 200  # of 300, 5.8 standard deviations
+    shares = [np.mean([explored[i] for i in kept if kept[i] is keeps]) for keeps in (True, False)]
+    assert abs(shares[0] - shares[1]) < 0.3  # 5 standard deviations: who keeps rows does not depend on exploration
+    join_log(partial(read_tables, f"file://{tmp_path / 'log'}"), tmp_path / "joined", Wanted(Window(60_000, 0)))
+    (slates,) = read_slates(tmp_path / "joined", "home")
+    bundle = store.read("tiny", 2)
+    used, (again,) = score_again(tmp_path / "joined", slates, bundle.manifest, [bundle], NumpyEngine)
+    assert set(used.request_ids.tolist()) == {i for i in kept if kept[i]}
+    np.testing.assert_array_equal(again.probabilities, used.probabilities)
+    np.testing.assert_array_equal(again.party_utilities, used.party_utilities)
 
 
 async def test_no_request_explores_when_exploration_is_off(logging):
