@@ -62,7 +62,8 @@ def score_again(
         slates: the answers. The join leaves out those of trimmed requests, so each pin was scored.
         logged: the manifest of the version that logged them.
         bundles: other versions.
-        factory: opens the engine. Probabilities are those of the server to the bit if it is the server's engine.
+        factory: opens the engine. Probabilities are those of a server to the bit if it scores each request by itself in
+            float32 with the same engine; otherwise they differ by no more than golden scores may.
         progress: receives the number of answers done, and of all.
 
     Returns:

@@ -17,6 +17,7 @@ from impressions.joining.attribution import Window
 from impressions.joining.join import Wanted, join_log
 from impressions.reading import read_tables
 from kernels.cpu.numpy_engine import NumpyEngine
+from kernels.engines import engine_factory
 from model_store.bundle.golden import decode_golden
 from model_store.exploration.table import load_exploration
 from model_store.model.assembly import Assembler
@@ -155,10 +156,11 @@ async def test_a_logged_request_replays_to_the_logged_order_to_the_bit(logging):
     assert len(arms) == 4
 
 
+@pytest.mark.parametrize("engine", ["numpy", "openvino"])
 async def test_a_fair_share_of_the_answers_keeps_rows_that_score_to_the_logged_probabilities_to_the_bit(
-    logging, store, tmp_path
+    logging, store, tmp_path, engine
 ):
-    _, frontend, rows = await logging(impressions={"features_share": 0.5}, engine="numpy")
+    _, frontend, rows = await logging(impressions={"features_share": 0.5}, engine=engine)
     answers = [await frontend.rank(user_id=i % 4, top_k=9) for i in range(300)]
     explored = {answer.request_id: answer.HasField("exploration") for answer in answers}
     kept = {row["request_id"]: row["features"] is not None for row in await rows()}
@@ -168,7 +170,7 @@ async def test_a_fair_share_of_the_answers_keeps_rows_that_score_to_the_logged_p
     join_log(partial(read_tables, f"file://{tmp_path / 'log'}"), tmp_path / "joined", Wanted(Window(60_000, 0)))
     (slates,) = read_slates(tmp_path / "joined", "home")
     bundle = store.read("tiny", 2)
-    used, (again,) = score_again(tmp_path / "joined", slates, bundle.manifest, [bundle], NumpyEngine)
+    used, (again,) = score_again(tmp_path / "joined", slates, bundle.manifest, [bundle], engine_factory(engine))
     assert set(used.request_ids.tolist()) == {i for i in kept if kept[i]}
     np.testing.assert_array_equal(again.probabilities, used.probabilities)
     np.testing.assert_array_equal(again.party_utilities, used.party_utilities)
