@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from feature_client.features import FetchedFeatures
 from impressions.dataset import read_requests
 from impressions.slates import Slates
-from kernels.engine import EngineError, EngineFactory
+from kernels.engine import EngineError, EngineFactory, UnavailableError
 from model_store.bundle.files import UTILITY, Bundle
 from model_store.bundle.golden import decode_golden
 from model_store.bundle.manifest import Manifest
@@ -102,6 +102,7 @@ class _Network:
     """A version, and what it thinks of all N shown pins: NaN until they are scored.
 
     Attributes:
+        vectors_differ: whether it reads query vectors of another embedding space than the version that logged.
         probabilities: float32[N, H].
         attributes: float64[N, A], what its utility table reads of the pins.
     """
@@ -144,16 +145,17 @@ class _Network:
             fetched = self._newest(golden.fetched)
             query = None if vector is None else np.array(vector, np.float32)
             batch = model.assembler.assemble(fetched, self.surface, query)
-            probabilities = model.probabilities(model.engine.run(batch))
+            places = np.array(row["places"], np.int64)
+            self.probabilities[pins] = model.probabilities(model.engine.run(batch))[places]
+            for column, attribute in enumerate(self.table.attributes):
+                self.attributes[pins, column] = fetched.candidate_rows(attribute.group)[attribute.field][places]
+        except UnavailableError:
+            raise
         except (EngineError, ValueError, IndexError, KeyError) as error:
             raise PropensityError(
                 f"{model.manifest.ref} cannot score the stored rows of request {row['request_id']}: {error}; join the "
                 "log again, from when servers read the present feature groups on (--since)"
             ) from error
-        places = np.array(row["places"], np.int64)
-        self.probabilities[pins] = probabilities[places]
-        for column, attribute in enumerate(self.table.attributes):
-            self.attributes[pins, column] = fetched.candidate_rows(attribute.group)[attribute.field][places]
 
     def _newest(self, fetched: FetchedFeatures) -> FetchedFeatures:
         """Return the features with as many actions as the model reads; the version that logged may read more."""

@@ -66,7 +66,7 @@ class Frontend:
 
     async def rank(self, pins=range(1, 21), surface="home", user_id=1, **fields):
         if surface == "related":
-            fields["query"] = ranking_pb2.Query(pin_id=30)
+            fields.setdefault("query", ranking_pb2.Query(pin_id=30))
         request = ranking_pb2.RankRequest(user_id=user_id, pin_ids=pins, surface=surface, explain=True, **fields)
         return await self._ranking.Rank(request, timeout=20)
 
@@ -163,17 +163,21 @@ async def test_a_fair_share_of_the_answers_keeps_rows_that_score_to_the_logged_p
     _, frontend, rows = await logging(impressions={"features_share": 0.5}, engine=engine)
     answers = [await frontend.rank(user_id=i % 4, top_k=9) for i in range(300)]
     explored = {answer.request_id: answer.HasField("exploration") for answer in answers}
+    for i in range(30):
+        embedding = ranking_pb2.QueryEmbedding(space="tiny@1", values=[1, -1, i / 10, 0.5])
+        await frontend.rank(surface="related", query=ranking_pb2.Query(embedding=embedding))
     kept = {row["request_id"]: row["features"] is not None for row in await rows()}
-    assert 100 < sum(kept.values()) < 200  # of 300, 5.8 standard deviations
-    shares = [np.mean([explored[i] for i in kept if kept[i] is keeps]) for keeps in (True, False)]
+    assert 100 < sum(kept[i] for i in explored) < 200  # of 300, 5.8 standard deviations
+    shares = [np.mean([explored[i] for i in explored if kept[i] is keeps]) for keeps in (True, False)]
     assert abs(shares[0] - shares[1]) < 0.3  # 5 standard deviations: who keeps rows does not depend on exploration
     join_log(partial(read_tables, f"file://{tmp_path / 'log'}"), tmp_path / "joined", Wanted(Window(60_000, 0)))
-    (slates,) = read_slates(tmp_path / "joined", "home")
-    bundle = store.read("tiny", 2)
-    used, (again,) = score_again(tmp_path / "joined", slates, bundle.manifest, [bundle], engine_factory(engine))
-    assert set(used.request_ids.tolist()) == {i for i in kept if kept[i]}
-    np.testing.assert_array_equal(again.probabilities, used.probabilities)
-    np.testing.assert_array_equal(again.party_utilities, used.party_utilities)
+    bundle, scored = store.read("tiny", 2), set()
+    for slates in read_slates(tmp_path / "joined"):
+        used, (again,) = score_again(tmp_path / "joined", slates, bundle.manifest, [bundle], engine_factory(engine))
+        scored |= set(used.request_ids.tolist())
+        for name in ("probabilities", "attribute_values", "party_utilities"):
+            np.testing.assert_array_equal(getattr(again, name), getattr(used, name), name)
+    assert scored == {i for i in kept if kept[i]}
 
 
 async def test_no_request_explores_when_exploration_is_off(logging):
