@@ -102,7 +102,6 @@ class _Network:
     """A version, and what it thinks of all N shown pins: NaN until they are scored.
 
     Attributes:
-        vectors_differ: whether it reads query vectors of another embedding space than the version that logged.
         probabilities: float32[N, H].
         attributes: float64[N, A], what its utility table reads of the pins.
     """
@@ -110,7 +109,6 @@ class _Network:
     model: LoadedModel
     table: UtilityTable
     surface: str
-    vectors_differ: bool
     probabilities: np.ndarray
     attributes: np.ndarray
 
@@ -127,7 +125,6 @@ class _Network:
             model,
             table,
             slates.surface,
-            bundle.manifest.query_space not in (None, logged.query_space),
             np.full((rows, len(table.heads)), np.nan, np.float32),
             np.full((rows, len(table.attributes)), np.nan),
         )
@@ -135,11 +132,6 @@ class _Network:
     def score(self, row: dict[str, Any], pins: slice) -> None:
         """Score one answer, whose shown pins are these rows."""
         model, vector = self.model, row["query_vector"]
-        if vector is not None and self.vectors_differ:
-            raise PropensityError(
-                f"request {row['request_id']} starts from a query vector of another embedding space than that of "
-                f"{model.manifest.ref}; evaluate another surface, or serve the version as a canary"
-            )
         try:
             (golden,) = decode_golden(row["features"])
             fetched = self._newest(golden.fetched)
@@ -209,6 +201,9 @@ def _check_reads(manifest: Manifest, logged: Manifest, surface: str) -> None:
         lacking.append(sequence.ref)
     elif length > logged.sequence_length:
         lacking.append(f"{length} actions instead of {logged.sequence_length}")
+    space, other = manifest.query_space, logged.query_space
+    if space is not None and other is not None and space != other:
+        lacking.append(f"queries of the embedding space {space.ref}")
     if lacking:
         raise PropensityError(
             f"{manifest.ref} reads {', '.join(lacking)}, and {logged.ref}, which logged, did not, or defines it "

@@ -9,11 +9,12 @@ import numpy as np
 import onnx
 import pytest
 
+from feature_client.groups import Embedding
 from impressions.dataset import read_slates
 from kernels.cpu.numpy_engine import NumpyEngine
 from model_store.bundle.files import read_bundle
 from model_store.bundle.golden import encode_golden
-from model_store.bundle.manifest import Head
+from model_store.bundle.manifest import Head, Manifest, QueryVector, TensorInput
 from model_store.exploration.hashing import mixed
 from model_store.registry.store import open_model_store
 from ranker.counterfactual.chosen_policy import StoredAnswers, read_comparison
@@ -212,6 +213,17 @@ def test_a_version_that_reads_other_features_is_refused(joined, tmp_path, change
     (slates,) = read_slates(joined, "home")
     with pytest.raises(PropensityError, match=says):
         score_again(joined, slates, tiny.manifest(), [read_bundle(tmp_path / "6")], NumpyEngine)
+
+
+def test_a_version_that_reads_queries_of_another_space_is_refused(joined, store):
+    other = Embedding(name="other", space=tiny.changed(tiny.SPACE, name="other"))
+    groups = (tiny.changed(tiny.PINS, fields=(*tiny.PINS.fields, other)), tiny.USERS)
+    inputs = (*tiny.INPUTS[:-1], TensorInput(name="query", source=QueryVector(group="pin_core", field="other")))
+    logging = Manifest(**{**tiny.manifest_fields(), "groups": groups}, files={})
+    manifest = Manifest(**{**tiny.manifest_fields(2), "groups": groups, "inputs": inputs}, files={})
+    (slates,) = read_slates(joined, "home")
+    with pytest.raises(PropensityError, match="tiny@2 reads queries of the embedding space other@1, and tiny@1"):
+        score_again(joined, slates, logging, [replace(store.read("tiny", 2), manifest=manifest)], NumpyEngine)
 
 
 def test_a_version_that_does_not_rank_the_surface_is_refused(joined, store):
