@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+#: The arrays of `Slates` with an item per request, and with one per shown pin.
+_OF_REQUESTS = ("request_ids", "user_ids", "time_ms", "arms", "party_weights", "order_propensities")
+_OF_PINS = (
+    *("pin_ids", "probabilities", "party_utilities", "attribute_values", "utilities", "propensities", "labels", "seen"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,3 +79,14 @@ class Slates:
         starts = np.repeat(self.row_splits[:-1], np.diff(self.row_splits))
         positions: np.ndarray = np.arange(len(self.pin_ids)) - starts
         return positions
+
+    def where(self, kept: np.ndarray) -> Slates:
+        """Return some of the requests, bool[R], in the same order."""
+        counts = np.diff(self.row_splits)
+        rows = np.repeat(kept, counts)
+        return replace(
+            self,
+            row_splits=np.concatenate([[0], np.cumsum(counts[kept])]),
+            **{name: getattr(self, name)[kept] for name in _OF_REQUESTS},
+            **{name: getattr(self, name)[rows] for name in _OF_PINS},
+        )

@@ -13,6 +13,7 @@ from ranker.counterfactual.estimators import ESTIMATORS, LoggedActions
 from ranker.counterfactual.forecast import Forecast, Refused, Settings, estimates, refusal
 from ranker.counterfactual.intervals import Overlap, overlap
 from ranker.counterfactual.policies import EvaluatedPolicy
+from ranker.counterfactual.rescoring import Rescoring
 from ranker.counterfactual.rewards import Reward, RewardModel, head_labels
 from ranker.errors import PropensityError
 
@@ -48,12 +49,13 @@ class PolicyEvaluation:
         surface, model: of the logged answers.
         policy, baseline: the names of what is compared.
         start_ms, stop_ms: time of the first and the last request, Unix time.
-        requests, users, pins: counts of the log.
+        requests, users, pins: counts of the answers.
         explored_share: the share of the requests that an arm ordered.
         discounted: whether positions count by their discount.
         settings: limits, clipping and resamples.
         rewards: the names of the rewards, in order.
         units: the results, in the order of `UNITS`.
+        rescoring: which answers these are, if a policy has another network than the one that logged; None for all.
     """
 
     data: str
@@ -71,6 +73,7 @@ class PolicyEvaluation:
     settings: Settings
     rewards: tuple[str, ...]
     units: tuple[UnitResult, ...]
+    rescoring: Rescoring | None = None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -93,6 +96,7 @@ def evaluate_policy(
     rewards: Mapping[str, Reward],
     settings: Settings,
     data: str = "",
+    rescoring: Rescoring | None = None,
 ) -> PolicyEvaluation:
     """Estimate what a policy would have earned on logged requests.
 
@@ -103,6 +107,7 @@ def evaluate_policy(
         rewards: what to count, by name.
         settings: limits, clipping and resamples.
         data: name of the joined dataset.
+        rescoring: which answers these are, if another network scored them.
 
     Raises:
         PropensityError: the log has no request or an answer without a pin, or a propensity that is no probability.
@@ -111,7 +116,8 @@ def evaluate_policy(
         raise PropensityError("the joined log has no request, or an answer without a pin; widen the time span")
     days = float(slates.time_ms.max() - slates.time_ms.min()) / _DAY_MS
     model = RewardModel.of(slates, settings.seed)
-    units = tuple(_unit(unit, slates, model, policy, baseline, rewards, settings, days) for unit in UNITS)
+    share = 1.0 if rescoring is None else rescoring.share
+    units = tuple(_unit(unit, slates, model, policy, baseline, rewards, settings, days, share) for unit in UNITS)
     return PolicyEvaluation(
         data=data,
         surface=slates.surface,
@@ -128,6 +134,7 @@ def evaluate_policy(
         settings=settings,
         rewards=tuple(rewards),
         units=units,
+        rescoring=rescoring,
     )
 
 
@@ -168,6 +175,7 @@ def _unit(
     rewards: Mapping[str, Reward],
     settings: Settings,
     days: float,
+    scored_share: float,
 ) -> UnitResult:
     found: dict[str, tuple[Forecast, ...]] = {}
     described: Overlap | None = None
@@ -176,10 +184,10 @@ def _unit(
         other = None if baseline.logs else logged_actions(unit, slates, baseline, reward, model)
         if described is None:  # weights do not depend on the reward
             described = overlap(own, settings.resamples, settings.seed)
-            refused = refusal(described, settings, policy.name, days)
+            refused = refusal(described, settings, policy.name, days, scored_share)
             if refused is None and other is not None:
                 theirs = overlap(other, settings.resamples, settings.seed)
-                refused = refusal(theirs, settings, baseline.name, days)
+                refused = refusal(theirs, settings, baseline.name, days, scored_share)
             if refused is not None:
                 return UnitResult(unit, described, refused, {})
         found[name] = estimates(own, other, tuple(ESTIMATORS), settings)

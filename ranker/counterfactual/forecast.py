@@ -58,7 +58,9 @@ class Forecast:
     bound: Estimate | None = None
 
 
-def refusal(found: Overlap, settings: Settings, name: str, days: float | None = None) -> Refused | None:
+def refusal(
+    found: Overlap, settings: Settings, name: str, days: float | None = None, scored_share: float = 1.0
+) -> Refused | None:
     """Say whether a log says too little about a policy.
 
     Args:
@@ -66,6 +68,7 @@ def refusal(found: Overlap, settings: Settings, name: str, days: float | None = 
         settings: the limits.
         name: the policy's name.
         days: the time that the log spans, to tell how many more are needed.
+        scored_share: the part of the logged answers that keeps the stored rows, if the policy needs them.
     """
     support = found.support.value if found.support.high is None else found.support.high
     if support is not None and support < settings.support_min:
@@ -87,17 +90,22 @@ def refusal(found: Overlap, settings: Settings, name: str, days: float | None = 
         return Refused(
             f"the effective number of users for {name} is {found.effective_users:.1f}, and at least "
             f"{settings.ess_min:g} are required; the largest user has {found.largest_share:.0%} of the weight",
-            _more_traffic(found, settings, days),
+            _more_traffic(found, settings, days, scored_share),
         )
     return None
 
 
-def _more_traffic(found: Overlap, settings: Settings, days: float | None) -> str:
+def _more_traffic(found: Overlap, settings: Settings, days: float | None, scored_share: float) -> str:
     factor = settings.ess_min / found.effective_users
     needed = "" if not days else f", or log for about {math.ceil(days * factor):,} days instead of {days:.1f}"
+    rows = (
+        f", or raise impressions.features_share, because only {scored_share:.0%} of the answers keep their stored rows"
+        if scored_share < 1
+        else ""
+    )
     return (
-        f"explore about {math.ceil(factor):,} times the present share (explore.toml){needed}; or evaluate a policy "
-        "that is nearer to the logged ones"
+        f"explore about {math.ceil(factor):,} times the present share (explore.toml){needed}{rows}; or evaluate a "
+        "policy that is nearer to the logged ones"
     )
 
 

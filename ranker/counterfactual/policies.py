@@ -6,7 +6,7 @@ evaluated for what it does to the order of the same pins.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -52,18 +52,7 @@ class EvaluatedPolicy:
 
 def with_pins(slates: Slates) -> Slates:
     """Leave out answers without a pin; no policy changes what they earn."""
-    counts = np.diff(slates.row_splits)
-    kept = counts > 0
-    return replace(
-        slates,
-        request_ids=slates.request_ids[kept],
-        user_ids=slates.user_ids[kept],
-        time_ms=slates.time_ms[kept],
-        arms=slates.arms[kept],
-        party_weights=slates.party_weights[kept],
-        order_propensities=slates.order_propensities[kept],
-        row_splits=np.concatenate([[0], np.cumsum(counts[kept])]),
-    )
+    return slates.where(np.diff(slates.row_splits) > 0)
 
 
 def logging_policy(slates: Slates) -> EvaluatedPolicy:

@@ -36,6 +36,24 @@ def bound_lines(evaluation: PolicyEvaluation, unit: str) -> list[str]:
     ]
 
 
+def answer_lines(evaluation: PolicyEvaluation) -> list[str]:
+    """Say which answers were evaluated, and which networks scored them again."""
+    lines = [
+        (
+            f"{evaluation.requests:,} answers of {evaluation.model} to {evaluation.users:,} users, "
+            f"{evaluation.explored_share:.2%} of them explored."
+        )
+    ]
+    found = evaluation.rescoring
+    if found is not None:
+        lines.append(
+            f"{' and '.join(found.models)} scored them again. They are {found.share:.2%} of {found.logged_requests:,} "
+            "logged answers: those that keep their stored rows (impressions.features_share), chosen by a hash of the "
+            f"request's id. Of all logged answers, {found.logged_explored_share:.2%} explored."
+        )
+    return lines
+
+
 def interval(estimate: Estimate, sign: str = "") -> str:
     """Return a value with its interval."""
     if estimate.value is None:

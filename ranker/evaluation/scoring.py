@@ -40,12 +40,14 @@ class BundleScores:
         probabilities: float32[N, H], calibrated, in the order of `heads`.
         utilities: float32[N], from the bundle's own utility table; None if it cannot be evaluated.
         utility_missing: why the utility cannot be evaluated.
+        table: the utility table; None if it cannot be evaluated.
     """
 
     heads: tuple[str, ...]
     probabilities: np.ndarray
     utilities: np.ndarray | None
     utility_missing: str | None
+    table: UtilityTable | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,8 @@ class ScoredTest:
         by_bundle: in the requested order.
         positions: int64[N], where a logged answer showed the pin; empty for requests that were made up.
         propensities: float64[N], the logged probability of the pin at its position; empty for made-up requests.
+        surfaces: uint8[R], positions in `SURFACES`.
+        attributes: [N] by name of the pin's field, what the bundles' utility tables read.
     """
 
     heads: tuple[str, ...]
@@ -73,6 +77,8 @@ class ScoredTest:
     by_bundle: Mapping[str, BundleScores]
     positions: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     propensities: np.ndarray = field(default_factory=lambda: np.empty(0, np.float64))
+    surfaces: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
+    attributes: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def score_test(
@@ -104,12 +110,13 @@ def score_test(
     actions in D dimensions about 4 * R * (L + C) * D bytes.
     """
     heads = {head.name: head for bundle in bundles.values() for head in bundle.manifest.heads}
-    utilities = {name: _utility_of(bundle) for name, bundle in bundles.items()}
+    tables = {name: _utility_of(bundle) for name, bundle in bundles.items()}
     scored: dict[str, BundleScores] = {}
     first: Examples | None = None
+    kept: dict[str, np.ndarray] = {}
     for family in families(bundles):
-        tables = [table for name in family if isinstance(table := utilities[name], UtilityTable)]
-        attributes = sorted({attribute.field for table in tables for attribute in table.attributes})
+        readable = [table for name in family if isinstance(table := tables[name], UtilityTable)]
+        attributes = sorted({attribute.field for table in readable for attribute in table.attributes})
         examples = build_test(
             bundles[family[0]], tuple(heads.values()), attributes, log, shown, sampling, seed, split, progress
         )
@@ -120,12 +127,14 @@ def score_test(
                 f"{family[0]} has other candidates than the bundles before it, so they cannot be compared; evaluate it "
                 "separately"
             )
+        kept |= examples.attributes
         for name in family:
             probabilities = probabilities_of(name, bundles[name], factory, examples, progress)
-            table = utilities[name]
+            table = tables[name]
             own = tuple(head.name for head in bundles[name].manifest.heads)
             if isinstance(table, UtilityTable):
-                scored[name] = BundleScores(own, probabilities, utilities_of(table, examples, probabilities), None)
+                utilities = utilities_of(table, examples, probabilities)
+                scored[name] = BundleScores(own, probabilities, utilities, None, table)
             else:
                 scored[name] = BundleScores(own, probabilities, None, table)
     if first is None:
@@ -140,6 +149,8 @@ def score_test(
         {name: scored[name] for name in bundles},
         first.positions,
         first.propensities,
+        first.surfaces,
+        kept,
     )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +12,14 @@ import numpy as np
 from impressions.joining.attribution import Window
 from impressions.joining.join import Wanted, join_log
 from impressions.slates import Slates
-from model_store.exploration.explorer import Explored, Explorer
+from kernels.cpu.numpy_engine import NumpyEngine
+from model_store.bundle.golden import GoldenRequest, encode_golden
+from model_store.exploration.explorer import Explored, Explorer, Propensities, Tuned
 from model_store.exploration.table import load_exploration
+from model_store.model.assembly import Assembler
+from model_store.model.loaded import calibrate
 from model_store.model.selection import select
-from model_store.model.utility import load_utility, weighted_sum
+from model_store.model.utility import SurfaceUtility, load_utility, weighted_sum
 from tests import tiny
 from tests.impressions.logs import Row, action, impression, log_of
 
@@ -30,6 +37,7 @@ weights = { creator = 2.0 }
 [surfaces.home.arms.less]
 weights = { creator = 0.0 }
 """
+SHUFFLED = "half of the requests in random order"
 ORDER = """
 seed = 5
 [surfaces.home]
@@ -42,9 +50,54 @@ floor = 0.1
 """
 
 
-def explorer(content: str, table: str = tiny.UTILITY) -> Explorer:
+class Shuffler:
+    """Shuffles half of the requests evenly, as no explorer of a server does: so any order of any network is covered."""
+
+    def __init__(self, table: SurfaceUtility) -> None:
+        self._weights = table.weights
+
+    def explore(
+        self, request_id: int, pin_ids: np.ndarray, party_utilities: np.ndarray, utilities: np.ndarray, top_k: int = 0
+    ) -> Explored | Tuned:
+        rng = np.random.default_rng([1, request_id])
+        if rng.random() < 0.5:
+            return Tuned()
+        return Explored("shuffled", rng.permutation(len(pin_ids)), utilities, self._weights, 0.0, 0.0)
+
+    def propensities(self, party_utilities: np.ndarray, order: np.ndarray) -> Propensities:
+        tuned = select(weighted_sum(party_utilities, self._weights)) == order
+        count = len(order)
+        return Propensities(0.5 * tuned.all() + 0.5 / math.factorial(count), 0.5 * tuned + 0.5 / count)
+
+
+def explorer(content: str, table: str = tiny.UTILITY) -> Explorer | Shuffler:
     utility = load_utility(table.encode(), tiny.manifest())
+    if content == SHUFFLED:
+        return Shuffler(utility.surfaces["home"])
     return load_exploration(content.encode(), tiny.manifest(), utility).surfaces["home"]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """R requests of 6 pins each, in the order of the requests: float32[R, 6, 2], float32[R, 6], and the stored rows."""
+
+    probabilities: np.ndarray
+    popularity: np.ndarray
+    stored: list[bytes]
+
+
+def candidates(requests: int, network: int = 1) -> Candidates:
+    """Score stored rows with one of tiny's networks, as a server does."""
+    manifest = tiny.manifest()
+    engine, assembler = NumpyEngine(tiny.network(network), manifest.specs, 2), Assembler(manifest)
+    probabilities, popularity, stored = [], [], []
+    for request in range(requests):
+        pins = list(range(request * PINS, (request + 1) * PINS))
+        fetched = tiny.fetched(pins, [request % 7 + 1, request % 5 + 1], user=request % 20 + 1)
+        probabilities.append(calibrate(manifest, engine.run(assembler.assemble(fetched, "home"))))
+        popularity.append(fetched.candidate_rows("pin_core")["popularity"])
+        stored.append(encode_golden([GoldenRequest(fetched, "home", probabilities[-1])]))
+    return Candidates(np.stack(probabilities), np.stack(popularity), stored)
 
 
 def slates(
@@ -54,6 +107,7 @@ def slates(
     explore: str = WEIGHTS,
     table: str = tiny.UTILITY,
     shown: int = PINS,
+    given: Candidates | None = None,
 ) -> Slates:
     """Answer requests of 6 candidates with `shown` pins each; they are saved as the heads say, less often further down.
 
@@ -64,6 +118,7 @@ def slates(
         explore: the exploration table.
         table: the utility table.
         shown: number of pins in an answer.
+        given: the candidates; None draws them.
     """
     rng, utility, chosen = (
         np.random.default_rng(seed),
@@ -73,6 +128,8 @@ def slates(
     count = users * per_user
     probabilities = rng.uniform(0.05, 0.9, (count, PINS, 2)).astype(np.float32)
     popularity = rng.uniform(0, 1, (count, PINS)).astype(np.float32)
+    if given is not None:
+        probabilities, popularity = given.probabilities, given.popularity
     orders, arms, weights, orders_of, positions_of = [], [], [], [], []
     for request in range(count):
         columns = {"pin.popularity": popularity[request]}
@@ -124,10 +181,19 @@ def slates(
     )
 
 
-def write_joined(made: Slates, folder: Path) -> Path:
-    """Log and join the slates; return the folder of the joined dataset."""
+def write_joined(
+    made: Slates, folder: Path, stored: Sequence[bytes | None] | None = None, more: Sequence[Row] = ()
+) -> Path:
+    """Log and join the slates; return the folder of the joined dataset.
+
+    Args:
+        made: the slates.
+        folder: the folder to write.
+        stored: the stored rows of each request; None for requests whose log keeps none.
+        more: further actions.
+    """
     answers: list[Row] = []
-    acts: list[Row] = []
+    acts: list[Row] = list(more)
     for request, (start, stop) in enumerate(zip(made.row_splits[:-1], made.row_splits[1:], strict=True)):
         rows, time_ms = slice(start, stop), int(made.time_ms[request])
         number, user = int(made.request_ids[request]), int(made.user_ids[request])
@@ -152,6 +218,7 @@ def write_joined(made: Slates, folder: Path) -> Path:
                 utilities=made.utilities[rows].tolist(),
                 places=made.places[rows].tolist(),
                 propensities=made.propensities[rows].tolist(),
+                features=None if stored is None else stored[request],
             )
         )
         for position, column in zip(*np.nonzero(made.labels[rows]), strict=True):
