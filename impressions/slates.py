@@ -27,8 +27,10 @@ class Slates:
         arms: str[R], the arm of the explorer that ordered it; "" for the tuned order.
         party_weights: float64[R, P], those that the order followed.
         order_propensities: float64[R], the probability of the whole order under the logging policy.
+        candidates: int64[R], how many the request had; its answer may have left some out.
         row_splits: int64[R + 1].
         pin_ids: uint64[N].
+        places: int64[N], the pin's position in the request, by which the server orders equal utilities.
         probabilities: float32[N, H], calibrated.
         party_utilities: float64[N, P].
         attribute_values: float64[N, A].
@@ -51,8 +53,10 @@ class Slates:
     arms: np.ndarray
     party_weights: np.ndarray
     order_propensities: np.ndarray
+    candidates: np.ndarray
     row_splits: np.ndarray
     pin_ids: np.ndarray
+    places: np.ndarray
     probabilities: np.ndarray
     party_utilities: np.ndarray
     attribute_values: np.ndarray

@@ -149,13 +149,14 @@ def evaluate(choice: PolicyChoice, log: LogChoice, options: EstimatorOptions, re
         from model_store.registry.store import open_model_store  # noqa: PLC0415
         from ranker.counterfactual.chosen_policy import read_policy  # noqa: PLC0415
         from ranker.counterfactual.evaluate import evaluate_policy  # noqa: PLC0415
-        from ranker.counterfactual.policies import with_pins  # noqa: PLC0415
+        from ranker.counterfactual.policies import whole_answers  # noqa: PLC0415
         from ranker.counterfactual.rewards import rewards_of  # noqa: PLC0415
 
         results.check()
         reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True))
         with reporter.step("reading the log"):
-            slates = with_pins(log.read())
+            answers = log.read()
+            slates = whole_answers(answers)
         store = None if choice.store is None else open_model_store(choice.store)
         policy, table = read_policy(choice.policy, slates, store)
         baseline, other = read_policy(choice.against, slates, store)
@@ -164,7 +165,9 @@ def evaluate(choice: PolicyChoice, log: LogChoice, options: EstimatorOptions, re
             fail("--policy logged --against logged compares nothing; name a utility table or a version")
         rewards = options.chosen(rewards_of(measure, slates, discounted=options.discounted))
         with reporter.step("resampling users"):
-            evaluation = evaluate_policy(slates, policy, baseline, rewards, options.settings(), log.on.name)
+            evaluation = evaluate_policy(
+                slates, policy, baseline, rewards, options.settings(), log.on.name, answers.requests - slates.requests
+            )
         results.write(evaluation)
     _show(evaluation, options)
 
@@ -200,6 +203,8 @@ def _show(evaluation: PolicyEvaluation, options: EstimatorOptions) -> None:
         f"{evaluation.requests:,} answers of {evaluation.model} to {evaluation.users:,} users, "
         f"{evaluation.explored_share:.2%} of them explored."
     )
+    if evaluation.left_out:
+        caption += f" {evaluation.left_out:,} more do not hold all candidates of their requests and do not count."
     console.print(rich_table(overlap_table(evaluation), f"What the log covers of {evaluation.policy}", caption))
     result = evaluation.unit(options.unit)
     if result.refused is not None:

@@ -49,6 +49,7 @@ class PolicyEvaluation:
         policy, baseline: the names of what is compared.
         start_ms, stop_ms: time of the first and the last request, Unix time.
         requests, users, pins: counts of the log.
+        left_out: how many more answers there were, which do not hold all candidates or hold none.
         explored_share: the share of the requests that an arm ordered.
         discounted: whether positions count by their discount.
         settings: limits, clipping and resamples.
@@ -66,6 +67,7 @@ class PolicyEvaluation:
     requests: int
     users: int
     pins: int
+    left_out: int
     explored_share: float
     discounted: bool
     settings: Settings
@@ -93,6 +95,7 @@ def evaluate_policy(
     rewards: Mapping[str, Reward],
     settings: Settings,
     data: str = "",
+    left_out: int = 0,
 ) -> PolicyEvaluation:
     """Estimate what a policy would have earned on logged requests.
 
@@ -103,6 +106,7 @@ def evaluate_policy(
         rewards: what to count, by name.
         settings: limits, clipping and resamples.
         data: name of the joined dataset.
+        left_out: how many other answers there were, for the record.
 
     Raises:
         PropensityError: the log has no request or an answer without a pin, or a propensity that is no probability.
@@ -123,6 +127,7 @@ def evaluate_policy(
         requests=slates.requests,
         users=len(np.unique(slates.user_ids)),
         pins=len(slates.pin_ids),
+        left_out=left_out,
         explored_share=float(np.mean(slates.arms != "")),
         discounted=any(reward.discounted for reward in rewards.values()),
         settings=settings,

@@ -75,6 +75,12 @@ def refusal(found: Overlap, settings: Settings, name: str, days: float | None = 
             "explore with arms near this policy (explore.toml), then log, join and evaluate again; a policy that only "
             "the reward model knows cannot be checked",
         )
+    if found.support.low is not None and found.support.low > 1 / settings.support_min:
+        return Refused(
+            f"the weights of {name} add up to {found.support.value:.2f} per answer, and they must add up to 1; so the "
+            "logged propensities are not those of the policy that logged",
+            "run `pinrank impressions check` on the log, and leave out the answers of the time or server at fault",
+        )
     if found.effective_users < settings.ess_min:
         return Refused(
             f"the effective number of users for {name} is {found.effective_users:.1f}, and at least "

@@ -15,7 +15,7 @@ from ranker.counterfactual.policies import (
     party_utilities,
     surface_table,
     utility_policy,
-    with_pins,
+    whole_answers,
 )
 from ranker.counterfactual.rewards import RewardModel, head_labels, rewards_of
 from ranker.errors import PropensityError
@@ -64,10 +64,18 @@ def test_a_policy_puts_each_pin_once_and_better_pins_first(made):
         assert (np.diff(best) <= 1e-6).all()
 
 
-def test_equal_utilities_keep_the_logged_order(made):
+def test_equal_utilities_keep_the_order_of_the_request(made):
     flat = "[surfaces.home]\nweights = { pinner = 1 }\nutilities = { pinner = '0 * save' }"
     policy = utility_policy("flat", table(made, flat), made)
-    assert (policy.order_probabilities == 1).all()
+    np.testing.assert_array_equal(policy.placements[0].positions, made.places)
+    in_order = (made.places.reshape(-1, logged.PINS) == np.arange(logged.PINS)).all(axis=1)
+    np.testing.assert_array_equal(policy.order_probabilities, in_order)
+
+
+def test_an_exploring_policy_with_equal_utilities_keeps_the_order_of_the_request(made):
+    flat = "[surfaces.home]\nweights = { pinner = 1, creator = 0 }\nutilities = { pinner = '0 * save', creator = '0' }"
+    policy = exploring_policy("flat", table(made, flat), logged.explorer(logged.WEIGHTS), made)
+    np.testing.assert_allclose(policy.position_probabilities, made.places == made.positions)
 
 
 @pytest.mark.parametrize("explore", [logged.WEIGHTS, logged.ORDER])
@@ -86,7 +94,9 @@ def test_answers_of_different_lengths_are_ordered_each_by_itself(made):
         made,
         **{name: getattr(made, name)[:3] for name in ("request_ids", "user_ids", "time_ms", "arms", "party_weights")},
         order_propensities=made.order_propensities[:3],
+        candidates=np.array([4, 6, 1]),
         row_splits=np.array([0, 4, 10, 11]),
+        places=np.array([2, 0, 3, 1, 5, 4, 3, 2, 1, 0, 0]),
         **{
             name: getattr(made, name)[rows]
             for name in ("pin_ids", "probabilities", "party_utilities", "attribute_values", "utilities", "propensities")
@@ -209,11 +219,37 @@ def test_answers_without_a_pin_are_left_out(made):
             name: np.concatenate([getattr(made, name), getattr(made, name)[:1]])
             for name in ("request_ids", "user_ids", "time_ms", "arms", "party_weights", "order_propensities")
         },
+        candidates=np.append(made.candidates, 0),
         row_splits=np.append(made.row_splits, made.row_splits[-1]),
     )
     policy, rewards = logging_policy(empty), rewards_of(table(made), made)
     with pytest.raises(PropensityError, match="an answer without a pin"):
         evaluate_policy(empty, policy, policy, rewards, SETTINGS)
-    kept = with_pins(empty)
+    kept = whole_answers(empty)
     np.testing.assert_array_equal(kept.row_splits, made.row_splits)
     np.testing.assert_array_equal(kept.request_ids, made.request_ids)
+
+
+def test_answers_that_leave_out_candidates_are_not_evaluated(made):
+    candidates = made.candidates.copy()
+    candidates[1:] += 1
+    cut = replace(made, candidates=candidates)
+    for policy in (utility_policy, lambda *a: exploring_policy(a[0], a[1], logged.explorer(logged.WEIGHTS), a[2])):
+        with pytest.raises(PropensityError, match=r"^599 of 600 answers do not hold all candidates"):
+            policy("tuned", table(made), cut)
+    kept = whole_answers(cut)
+    assert (kept.requests, len(kept.pin_ids), len(kept.labels)) == (1, logged.PINS, logged.PINS)
+    np.testing.assert_array_equal(kept.pin_ids, made.pin_ids[: logged.PINS])
+    with pytest.raises(PropensityError, match=r"none of the 600 answers holds all candidates .* send top_k = 0"):
+        whole_answers(replace(made, candidates=made.candidates + 1))
+
+
+def test_propensities_that_do_not_fit_the_policy_are_refused(made):
+    """Every weight is twice what it should be, as if the log had been ordered by something else than it says."""
+    wrong = replace(made, order_propensities=made.order_propensities / 2, propensities=made.propensities / 2)
+    policy = utility_policy("more", table(made, weighing(2.0)), wrong)
+    rewards = {"save": rewards_of(table(made), made)["save"]}
+    found = evaluate_policy(wrong, policy, logging_policy(made), rewards, replace(SETTINGS, ess_min=20))
+    for unit in UNITS:
+        assert "weights of more add up to 2." in found.unit(unit).refused.reason
+        assert "must add up to 1" in found.unit(unit).refused.reason
