@@ -278,8 +278,9 @@ def read_slates(
 
 
 _SLATE_COLUMNS = (
-    *("group", "request_id", "user_id", "time_ms", "arm", "party_weights", "order_propensity", "pin_ids", "places"),
-    *("probabilities", "party_utilities", "attribute_values", "utilities", "propensities", "seen", "outcomes"),
+    *("group", "request_id", "user_id", "time_ms", "arm", "party_weights", "order_propensity", "candidates", "pin_ids"),
+    *("places", "probabilities", "party_utilities", "attribute_values", "utilities", "propensities", "seen"),
+    "outcomes",
 )
 
 
@@ -301,6 +302,7 @@ def _slates(group: Group, known_actions: Sequence[str], table: pa.Table) -> Slat
         arms=np.array(table["arm"].fill_null("").to_pylist(), np.str_),
         party_weights=flat(table["party_weights"]).reshape(table.num_rows, len(group.parties)),
         order_propensities=table["order_propensity"].to_numpy(),
+        candidates=table["candidates"].to_numpy().astype(np.int64),
         row_splits=splits,
         pin_ids=flat(table["pin_ids"]),
         places=flat(table["places"]),

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 #: The arrays of `Slates` with an item per request, and with one per shown pin.
-_OF_REQUESTS = ("request_ids", "user_ids", "time_ms", "arms", "party_weights", "order_propensities")
+_OF_REQUESTS = ("request_ids", "user_ids", "time_ms", "arms", "party_weights", "order_propensities", "candidates")
 _OF_PINS = (
-    *("pin_ids", "probabilities", "party_utilities", "attribute_values", "utilities", "propensities", "labels", "seen"),
+    *("pin_ids", "places", "probabilities", "party_utilities", "attribute_values", "utilities", "propensities"),
+    *("labels", "seen"),
 )
 
 
@@ -33,6 +34,7 @@ class Slates:
         arms: str[R], the arm of the explorer that ordered it; "" for the tuned order.
         party_weights: float64[R, P], those that the order followed.
         order_propensities: float64[R], the probability of the whole order under the logging policy.
+        candidates: int64[R], how many the request had; its answer may have left some out.
         row_splits: int64[R + 1].
         pin_ids: uint64[N].
         places: uint32[N], each pin's position in the request. Equal utilities keep the order of these.
@@ -58,6 +60,7 @@ class Slates:
     arms: np.ndarray
     party_weights: np.ndarray
     order_propensities: np.ndarray
+    candidates: np.ndarray
     row_splits: np.ndarray
     pin_ids: np.ndarray
     places: np.ndarray

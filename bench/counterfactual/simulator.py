@@ -133,6 +133,7 @@ def logged(seed: int, users: int = USERS) -> Slates:
         arms=np.array(["", *(f"creator-{creator}" for creator in ARMS)])[arm],
         party_weights=weights,
         order_propensities=np.einsum("a,ar->r", chances, same.all(axis=2)),
+        candidates=np.full(len(requests), PINS),
         row_splits=np.arange(len(requests) + 1) * PINS,
         pin_ids=np.arange(len(requests) * PINS, dtype=np.uint64),
         places=order.ravel().astype(np.uint32),

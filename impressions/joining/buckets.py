@@ -146,6 +146,7 @@ class Buckets:
                 ids,
                 f"has {name} of a length that does not fit its pins; remove or repair its file",
             )
+        _check_places(table, ids, splits)
         _check_propensities(table, ids, splits)
         finite = np.ones(len(ids), bool)
         for name in ("probabilities", "party_utilities", "utilities"):
@@ -180,6 +181,16 @@ def _joined(column: pa.ChunkedArray) -> pa.Array:
     if pa.types.is_list(found.type):
         found = pc.binary_join(found.cast(pa.list_(pa.string())), "\x1f")
     return found.cast(pa.string())
+
+
+def _check_places(table: pa.Table, ids: np.ndarray, splits: np.ndarray) -> None:
+    places, requests = flat(table["places"]), np.repeat(np.arange(len(ids)), np.diff(splits))
+    order = np.lexsort((places, requests))
+    again = (np.diff(places[order].astype(np.int64)) == 0) & (np.diff(requests[order]) == 0)
+    wrong = places >= table["candidates"].to_numpy()[requests]
+    wrong[order[1:][again]] = True
+    what = "has places that repeat or that its request does not have; remove or repair its file"
+    _refuse(~_all_per_list(~wrong, splits), ids, what)
 
 
 def _check_propensities(table: pa.Table, ids: np.ndarray, splits: np.ndarray) -> None:

@@ -143,13 +143,14 @@ def evaluate(choice: PolicyChoice, log: LogChoice, options: EstimatorOptions, re
         from model_store.registry.store import open_model_store  # noqa: PLC0415
         from ranker.counterfactual.chosen_policy import StoredAnswers, read_comparison  # noqa: PLC0415
         from ranker.counterfactual.evaluate import evaluate_policy  # noqa: PLC0415
-        from ranker.counterfactual.policies import with_pins  # noqa: PLC0415
+        from ranker.counterfactual.policies import whole_answers  # noqa: PLC0415
         from ranker.counterfactual.rewards import rewards_of  # noqa: PLC0415
 
         results.check(_report_writer)
         reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True))
         with reporter.step("reading the log"):
-            slates = with_pins(log.read())
+            answers = log.read()
+            slates = whole_answers(answers)
         store = None if choice.store is None else open_model_store(choice.store)
         with reporter.step("reading the policies") as progress:
             stored = StoredAnswers(log.on, choice.engine_factory(), progress)
@@ -158,7 +159,7 @@ def evaluate(choice: PolicyChoice, log: LogChoice, options: EstimatorOptions, re
         with reporter.step("resampling users"):
             evaluation = evaluate_policy(
                 compared.slates, compared.policy, compared.baseline, rewards, options.settings(), log.on.name,
-                compared.rescoring,
+                compared.rescoring, answers.requests - slates.requests,
             )  # fmt: skip
         results.write(evaluation, _report_writer)
     _show(evaluation, options)

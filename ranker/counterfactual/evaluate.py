@@ -50,6 +50,7 @@ class PolicyEvaluation:
         policy, baseline: the names of what is compared.
         start_ms, stop_ms: time of the first and the last request, Unix time.
         requests, users, pins: counts of the answers.
+        left_out: how many more answers there were, which do not hold all candidates or hold none.
         explored_share: the share of the requests that an arm ordered.
         discounted: whether positions count by their discount.
         settings: limits, clipping and resamples.
@@ -68,6 +69,7 @@ class PolicyEvaluation:
     requests: int
     users: int
     pins: int
+    left_out: int
     explored_share: float
     discounted: bool
     settings: Settings
@@ -97,6 +99,7 @@ def evaluate_policy(
     settings: Settings,
     data: str = "",
     rescoring: Rescoring | None = None,
+    left_out: int = 0,
 ) -> PolicyEvaluation:
     """Estimate what a policy would have earned on logged requests.
 
@@ -108,6 +111,7 @@ def evaluate_policy(
         settings: limits, clipping and resamples.
         data: name of the joined dataset.
         rescoring: which answers these are, if another network scored them.
+        left_out: how many other answers there were, for the record.
 
     Raises:
         PropensityError: the log has no request or an answer without a pin, or a propensity that is no probability.
@@ -129,6 +133,7 @@ def evaluate_policy(
         requests=slates.requests,
         users=len(np.unique(slates.user_ids)),
         pins=len(slates.pin_ids),
+        left_out=left_out,
         explored_share=float(np.mean(slates.arms != "")),
         discounted=any(reward.discounted for reward in rewards.values()),
         settings=settings,

@@ -81,10 +81,9 @@ def refusal(
     least = found.support.value if found.support.low is None else found.support.low
     if least is not None and least > 1 / settings.support_min:
         return Refused(
-            f"the mean weight of {name} is {found.support.value:.3g}, but no policy can have more than 1. Logging "
-            "chose which pins an answer holds; the policy only orders these again, and has an order for each choice",
-            'let explored requests return all their candidates (top_k = 0), or explore with kind = "order" and `best` '
-            "at most the number of returned pins; or serve the policy as a canary",
+            f"the mean weight of {name} is {found.support.value:.3g}, but no policy can have more than 1; so the "
+            "propensities in the log are not those of the policy that logged",
+            "run `pinrank impressions check` on the log, and leave out the answers of the time or server at fault",
         )
     if found.effective_users < settings.ess_min:
         return Refused(

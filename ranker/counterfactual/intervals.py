@@ -127,12 +127,15 @@ def _influences(users: np.ndarray, terms: Terms) -> np.ndarray:
 def empirical_bernstein(
     users: np.ndarray, values: np.ndarray, bounds: tuple[float, float], level: float = LEVEL
 ) -> Estimate:
-    """Bound the expected value per request, for any distribution and any number of users.
+    """Bound the expected value per request, for any number of users and any distribution within bounds.
 
-    Theorem 4 of A. Maurer and M. Pontil, "Empirical Bernstein bounds and sample variance penalization", 2009, once for
-    each side: with V the variance of n values in [0, 1], the mean is less than sqrt(2 V ln(2/d) / n) +
-    7 ln(2/d) / (3 (n - 1)) from its expectation, with probability 1 - d. A value here is a user's sum, in units of the
-    mean number of requests per user, within `bounds` times the largest number of requests of a user.
+    The expectation is a ratio m = E[S] / E[C], of a user's sum S and number C of requests. So each user's S - m C has
+    expectation 0 and lies within `bounds` - m, times the largest C. Theorem 4 of A. Maurer and M. Pontil, "Empirical
+    Bernstein bounds and sample variance penalization", 2009, holds once for each side: the mean of n users is less than
+    sqrt(2 V ln(2/d) / n) + 7 span ln(2/d) / (3 (n - 1)) from 0 with probability 1 - d, with their variance V and the
+    span of their bounds. The interval holds each m for which it is, as of E. C. Fieller, 1954.
+
+    The bound supposes that no user has more requests than the log's most active one.
 
     Args:
         users: integers[R], the user of each request.
@@ -150,17 +153,28 @@ def empirical_bernstein(
     n = len(sums)
     if n < 2:
         raise PropensityError("a bound needs at least two users")
-    scale = n / len(values)
-    most = counts.max() * scale
-    span = max(high, 0.0) * most - min(low, 0.0) * most
     log = np.log(2 / ((1 - level) / 2))
-    margin = np.sqrt(2 * np.var(sums * scale, ddof=1) * log / n) + 7 * span * log / (3 * (n - 1))
-    mean = float(values.mean())
-    return Estimate(mean, mean - float(margin), mean + float(margin))
+    fixed = 7 * (high - low) * counts.max() * log / (3 * (n - 1))
+    # m is an end where (mean(S) -+ fixed - m mean(C))^2 = factor * var(S - m C), which is quadratic in m.
+    factor = 2 * log / n
+    (var_sum, both), (_, var_count) = np.cov(sums, counts)
+    mean_sum, mean_count = sums.mean(), counts.mean()
+    square = mean_count**2 - factor * var_count
+
+    def end(side: int) -> float:
+        moved = mean_sum + side * fixed
+        half, constant = mean_count * moved - factor * both, moved**2 - factor * var_sum
+        root = half**2 - square * constant
+        bound = high if side > 0 else low
+        if square <= 0 or root < 0:
+            return bound
+        return float(np.clip((half + side * np.sqrt(root)) / square, low, high))
+
+    return Estimate(float(values.mean()), end(-1), end(+1))
 
 
 def clipped_bounds(rewards: Sequence[float] | np.ndarray, clip: float) -> tuple[float, float]:
-    """Return the least and largest clipped weighted reward, from the least and largest reward that were seen."""
+    """Return the least and largest clipped weighted reward, if no request earns less or more than those of the log."""
     return clip * min(0.0, float(np.min(rewards))), clip * max(0.0, float(np.max(rewards)))
 
 

@@ -57,8 +57,8 @@ def write_report(evaluation: PolicyEvaluation, path: Path) -> None:
 
 CAVEATS = (
     (
-        "A policy orders the pins of each logged answer again. Pins that an answer left out are not in the log; if a "
-        "request had more candidates than its answer, the policy might have shown others."
+        "Answers that do not hold all candidates of their requests do not count, because the log does not hold the "
+        "pins that a policy might have shown instead."
     ),
     "What another policy would do to a user's later requests is not in the log.",
     "Actions after the join's window do not count.",
@@ -99,10 +99,13 @@ def _facts(evaluation: PolicyEvaluation) -> list[str]:
     settings = evaluation.settings
     return [
         f"Data: {evaluation.data or 'not named'}; {evaluation.requests:,} requests, {evaluation.pins:,} pins.",
+        f"Left out: {evaluation.left_out:,} answers without all candidates of their requests.",
         f"Limits: at least {settings.ess_min:g} effective users, and support of at least {settings.support_min:.0%}.",
         f"Clipped weights are at most {settings.clip:g}.",
-        f"Intervals: Student's t times the standard error over {settings.resamples:,} resamples of users; "
-        f"seed {settings.seed}.",
+        (
+            f"Intervals: Student's t times the standard error over {settings.resamples:,} resamples of users; seed "
+            f"{settings.seed}."
+        ),
         "Positions count by their discount, 1 / log2(position + 2)."
         if evaluation.discounted
         else "Each position counts the same.",

@@ -26,7 +26,10 @@ def overlap_table(evaluation: PolicyEvaluation) -> TextTable:
 
 
 def bound_lines(evaluation: PolicyEvaluation, unit: str) -> list[str]:
-    """Return the empirical Bernstein bound of each reward, which holds for any number of users."""
+    """Return the empirical Bernstein bound of each reward, which holds for any number of users.
+
+    It supposes that no answer earns more, and no user has more requests, than the largest of the log.
+    """
     result = evaluation.unit(unit)
     return [
         f"{reward}: weights of at most {evaluation.settings.clip:g}, empirical Bernstein bound {interval(f.bound)}"
@@ -44,6 +47,8 @@ def answer_lines(evaluation: PolicyEvaluation) -> list[str]:
             f"{evaluation.explored_share:.2%} of them explored."
         )
     ]
+    if evaluation.left_out:
+        lines.append(f"{evaluation.left_out:,} more do not hold all candidates of their requests and do not count.")
     found = evaluation.rescoring
     if found is not None:
         lines.append(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from functools import partial
 
 import grpc
 import grpc.aio
@@ -170,7 +169,10 @@ async def test_a_fair_share_of_the_answers_keeps_rows_that_score_to_the_logged_p
     assert 100 < sum(kept[i] for i in explored) < 200  # of 300, 5.8 standard deviations
     shares = [np.mean([explored[i] for i in explored if kept[i] is keeps]) for keeps in (True, False)]
     assert abs(shares[0] - shares[1]) < 0.3  # 5 standard deviations: who keeps rows does not depend on exploration
-    join_log(partial(read_tables, f"file://{tmp_path / 'log'}"), tmp_path / "joined", Wanted(Window(60_000, 0)))
+    log = f"file://{tmp_path / 'log'}"
+    join_log(
+        lambda table, needed: read_tables(log, table, wanted=needed), tmp_path / "joined", Wanted(Window(60_000, 0))
+    )
     bundle, scored = store.read("tiny", 2), set()
     for slates in read_slates(tmp_path / "joined"):
         used, (again,) = score_again(tmp_path / "joined", slates, bundle.manifest, [bundle], engine_factory(engine))

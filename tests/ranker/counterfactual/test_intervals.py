@@ -117,9 +117,9 @@ def test_requests_of_one_user_widen_the_interval():
 
 
 def test_the_bernstein_bound_by_hand():
-    values = np.array([0.0, 1.0, 0.0, 1.0])
-    found = empirical_bernstein(np.arange(4), values, (0, 1))
-    margin = np.sqrt(2 * (1 / 3) * np.log(2 / 0.025) / 4) + 7 * np.log(2 / 0.025) / (3 * 3)
+    values = np.tile([0.0, 1.0], 200)
+    found = empirical_bernstein(np.arange(400), values, (0, 1))
+    margin = np.sqrt(2 * (100 / 399) * np.log(2 / 0.025) / 400) + 7 * np.log(2 / 0.025) / (3 * 399)
     assert (found.low, found.value, found.high) == pytest.approx((0.5 - margin, 0.5, 0.5 + margin))
 
 
@@ -133,6 +133,35 @@ def test_the_bernstein_bound_covers_the_truth_and_is_wider_than_resampling():
         assert bound.low < resampled.low < resampled.high < bound.high
         covered += bound.low <= 0.5 <= bound.high
     assert covered >= 57
+
+
+def test_the_bernstein_bound_covers_the_truth_where_active_users_earn_less():
+    """Users with 1 or 9 requests, and one click each: 2 clicks in 10 requests. Sums alone would vary too little."""
+    covered = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        counts = np.where(rng.random(20_000) < 0.5, 1, 9)
+        users = np.repeat(np.arange(20_000), counts)
+        clicks = np.zeros(len(users))
+        clicks[np.cumsum(counts) - 1] = 1
+        bound = empirical_bernstein(users, clicks, (0, 1))
+        covered += bound.low <= 0.2 <= bound.high
+    assert covered >= 95
+
+
+def test_the_bernstein_bound_holds_each_mean_that_the_theorem_allows():
+    rng = np.random.default_rng(3)
+    users = np.repeat(np.arange(300), rng.integers(1, 9, 300))
+    values = rng.random(len(users))
+    bound = empirical_bernstein(users, values, (0, 1))
+    sums, counts = np.bincount(users, values), np.bincount(users)
+    log = np.log(2 / 0.025)
+    for mean in (bound.low, bound.high):
+        centred = sums - mean * counts
+        margin = np.sqrt(2 * np.var(centred, ddof=1) * log / 300) + 7 * counts.max() * log / (3 * 299)
+        assert abs(centred.mean()) == pytest.approx(margin)
+    few = empirical_bernstein(users[users < 2], values[users < 2], (0, 1))
+    assert (few.low, few.high) == (0, 1)  # two users say nothing
 
 
 def test_the_bernstein_bound_shrinks_with_users_not_with_requests_of_the_same_user():

@@ -15,7 +15,7 @@ from ranker.counterfactual.policies import (
     party_utilities,
     surface_table,
     utility_policy,
-    with_pins,
+    whole_answers,
 )
 from ranker.counterfactual.rewards import RewardModel, head_labels, rewards_of
 from ranker.errors import PropensityError
@@ -64,10 +64,18 @@ def test_a_policy_puts_each_pin_once_and_better_pins_first(made):
         assert (np.diff(best) <= 1e-6).all()
 
 
-def test_equal_utilities_keep_the_requests_order(made):
+def test_equal_utilities_keep_the_order_of_the_request(made):
     flat = "[surfaces.home]\nweights = { pinner = 1 }\nutilities = { pinner = '0 * save' }"
-    (where,) = utility_policy("flat", table(made, flat), made).placements
-    np.testing.assert_array_equal(where.positions, made.places)
+    policy = utility_policy("flat", table(made, flat), made)
+    np.testing.assert_array_equal(policy.placements[0].positions, made.places)
+    in_order = (made.places.reshape(-1, logged.PINS) == np.arange(logged.PINS)).all(axis=1)
+    np.testing.assert_array_equal(policy.order_probabilities, in_order)
+
+
+def test_an_exploring_policy_with_equal_utilities_keeps_the_order_of_the_request(made):
+    flat = "[surfaces.home]\nweights = { pinner = 1, creator = 0 }\nutilities = { pinner = '0 * save', creator = '0' }"
+    policy = exploring_policy("flat", table(made, flat), logged.explorer(logged.WEIGHTS), made)
+    np.testing.assert_allclose(policy.position_probabilities, made.places == made.positions)
 
 
 #: Most pins of an answer have a party's utility in common with others.
@@ -91,25 +99,6 @@ def test_ties_do_not_make_a_policy_agree_with_whatever_was_logged(explore, creat
     np.testing.assert_allclose(exploring.position_probabilities, made.propensities, rtol=1e-12)
 
 
-@pytest.mark.parametrize("unit", UNITS)
-def test_a_log_that_chose_which_pins_an_answer_holds_is_refused(unit):
-    # Arms answer other pins than the tuned weights. Ordered again, each choice of pins has an order of the policy.
-    made = logged.slates(300, explore=logged.WEIGHTS, shown=2)
-    policy = utility_policy("tuned", table(made), made)
-    found = evaluate_policy(made, policy, logging_policy(made), rewards_of(table(made), made), SETTINGS)
-    refused = found.unit(unit).refused
-    assert refused is not None
-    assert "the mean weight of tuned is 1." in refused.reason
-    assert "return all their candidates (top_k = 0)" in refused.fix
-
-
-def test_drawn_orders_of_the_returned_pins_are_not_refused():
-    made = logged.slates(300, explore=logged.ORDER, shown=4)  # the best 4 are drawn, and 4 of 6 are returned
-    policy = utility_policy("tuned", table(made), made)
-    found = evaluate_policy(made, policy, logging_policy(made), rewards_of(table(made), made), SETTINGS)
-    assert found.unit("positions").refused is None
-
-
 @pytest.mark.parametrize("explore", [logged.WEIGHTS, logged.ORDER])
 def test_the_exploring_policy_that_logged_has_the_logged_propensities(explore):
     made = logged.slates(20, 3, explore=explore)
@@ -126,12 +115,13 @@ def test_answers_of_different_lengths_are_ordered_each_by_itself(made):
         made,
         **{name: getattr(made, name)[:3] for name in ("request_ids", "user_ids", "time_ms", "arms", "party_weights")},
         order_propensities=made.order_propensities[:3],
+        candidates=np.array([4, 6, 1]),
         row_splits=np.array([0, 4, 10, 11]),
+        places=np.array([2, 0, 3, 1, 5, 4, 3, 2, 1, 0, 0]),
         **{
             name: getattr(made, name)[rows]
             for name in (
                 "pin_ids",
-                "places",
                 "probabilities",
                 "party_utilities",
                 "attribute_values",
@@ -278,11 +268,37 @@ def test_answers_without_a_pin_are_left_out(made):
             name: np.concatenate([getattr(made, name), getattr(made, name)[:1]])
             for name in ("request_ids", "user_ids", "time_ms", "arms", "party_weights", "order_propensities")
         },
+        candidates=np.append(made.candidates, 0),
         row_splits=np.append(made.row_splits, made.row_splits[-1]),
     )
     policy, rewards = logging_policy(empty), rewards_of(table(made), made)
     with pytest.raises(PropensityError, match="an answer without a pin"):
         evaluate_policy(empty, policy, policy, rewards, SETTINGS)
-    kept = with_pins(empty)
+    kept = whole_answers(empty)
     np.testing.assert_array_equal(kept.row_splits, made.row_splits)
     np.testing.assert_array_equal(kept.request_ids, made.request_ids)
+
+
+def test_answers_that_leave_out_candidates_are_not_evaluated(made):
+    candidates = made.candidates.copy()
+    candidates[1:] += 1
+    cut = replace(made, candidates=candidates)
+    for policy in (utility_policy, lambda *a: exploring_policy(a[0], a[1], logged.explorer(logged.WEIGHTS), a[2])):
+        with pytest.raises(PropensityError, match=r"^599 of 600 answers do not hold all candidates"):
+            policy("tuned", table(made), cut)
+    kept = whole_answers(cut)
+    assert (kept.requests, len(kept.pin_ids), len(kept.labels)) == (1, logged.PINS, logged.PINS)
+    np.testing.assert_array_equal(kept.pin_ids, made.pin_ids[: logged.PINS])
+    with pytest.raises(PropensityError, match=r"none of the 600 answers holds all candidates .* send top_k = 0"):
+        whole_answers(replace(made, candidates=made.candidates + 1))
+
+
+def test_propensities_that_do_not_fit_the_policy_are_refused(made):
+    """Every weight is twice what it should be, as if the log had been ordered by something else than it says."""
+    wrong = replace(made, order_propensities=made.order_propensities / 2, propensities=made.propensities / 2)
+    policy = utility_policy("more", table(made, weighing(2.0)), wrong)
+    rewards = {"save": rewards_of(table(made), made)["save"]}
+    found = evaluate_policy(wrong, policy, logging_policy(made), rewards, replace(SETTINGS, ess_min=20))
+    for unit in UNITS:
+        assert "the mean weight of more is 2." in found.unit(unit).refused.reason
+        assert "no policy can have more than 1" in found.unit(unit).refused.reason
