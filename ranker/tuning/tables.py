@@ -107,23 +107,12 @@ def search_lines(search: ConstantSearch) -> Iterator[str]:
         )
 
 
-def alert_expression(of_these: str = "") -> str:
-    """Return what the alert `PinrankPartyBelowTheta` of deploy/alerts/ asks Prometheus, for some series or all."""
-    by = "by (party, surface, label)"
-    count = f"pinrank_party_utility_count{of_these}[1h]"
-    # Not `rate`: a sum may fall, because answers may be worth less than 0, and `rate` takes that for a restart.
-    total, requests = (
-        f"sum {by} (delta(pinrank_party_utility_{kind}{of_these}[1h]) unless resets({count}) > 0)"
-        for kind in ("sum", "count")
-    )
-    return f"{total} / {requests} < max {by} (pinrank_party_theta - 0.02 * abs(pinrank_party_theta))"
-
-
 def alert_lines(tuned: Tuned, surface: str) -> Iterator[str]:
     """Name the alert that watches the thetas once the table is served."""
-    of_these = f'{{surface="{surface}",party=~"{"|".join(tuned.thetas)}"}}'
-    yield "alert PinrankPartyBelowTheta watches these thetas once the table is served:"
-    yield f"  {alert_expression(of_these)}"
+    yield (
+        f"once the table is served, the alert PinrankPartyBelowTheta (deploy/alerts/parties.yml) fires if on {surface} "
+        f"{' or '.join(tuned.thetas)} gets less than its theta"
+    )
 
 
 def change(party: PartyOutcome) -> str:

@@ -60,7 +60,7 @@ def test_logged_answers_become_a_version_with_tuned_weights(tmp_path: Path, answ
     assert code == 0, output
     for expected in (
         "84 requests of 28 users", "duality gap: ", "binding constraints: creator", "held out, 36 requests of 12 other",
-        "alert PinrankPartyBelowTheta", 'pinrank_party_utility_sum{surface="home",party=~"creator"}',
+        "alert PinrankPartyBelowTheta", "if on home creator gets less than its theta",
         f"publish it: pinrank model retune tiny 1 --utility {tmp_path}/utility.toml",
     ):  # fmt: skip
         assert expected in output
