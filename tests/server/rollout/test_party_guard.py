@@ -58,6 +58,12 @@ def test_a_party_that_gets_too_little_beyond_chance_is_a_breach(given, breach):
     assert judge_parties([given], 100, 0.2) == (None if breach is None else Breach(breach))
 
 
+def test_rounding_is_forgiven_in_proportion_to_the_theta():
+    for theta in (1e-6, 1e6):
+        assert judge_parties([party(mean(theta * (1 - 1e-10), 0.0), None, theta=theta)], 100, 0.0) is None
+        assert judge_parties([party(mean(theta * (1 - 1e-8), 0.0), None, theta=theta)], 100, 0.0) is not None
+
+
 @pytest.mark.parametrize("value", [0.1, 0.7, 2.77])
 def test_equal_values_whose_sum_rounds_miss_neither_a_theta_nor_the_default_label(value):
     def means(requests):
