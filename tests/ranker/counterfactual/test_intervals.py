@@ -107,6 +107,15 @@ def test_influences_are_what_the_estimate_changes_by_without_a_user():
         assert terms.value() - without == pytest.approx(found[user], rel=0.05, abs=1e-6)
 
 
+def test_influences_of_what_is_modelled_and_of_what_is_weighted_add_up():
+    rng = np.random.default_rng(2)
+    terms = Terms(rng.random(900), rng.normal(size=900), np.ones(900))
+    users = np.repeat(np.arange(300), 3)
+    found = bootstrap(users, {"dr": terms}, 10)["dr"].influences
+    by_user = np.bincount(users, terms.modelled - terms.modelled.mean() + terms.weighted - terms.weighted.mean()) / 900
+    np.testing.assert_allclose(found, by_user)
+
+
 def test_requests_of_one_user_widen_the_interval():
     rng = np.random.default_rng(0)
     by_user = np.repeat(rng.random(50), 20)
@@ -177,9 +186,13 @@ def test_the_bernstein_bound_shrinks_with_users_not_with_requests_of_the_same_us
 def test_bounds_that_do_not_hold_are_refused():
     with pytest.raises(PropensityError, match="out of bounds"):
         empirical_bernstein(np.arange(3), np.array([0.0, 2.0, 1.0]), (0, 1))
+    with pytest.raises(PropensityError, match=r"values from -1 to 1 are out of bounds \[0, 1\]"):
+        empirical_bernstein(np.arange(3), np.array([0.0, -1.0, 1.0]), (0, 1))
     with pytest.raises(PropensityError, match="at least two users"):
         empirical_bernstein(np.zeros(3), np.array([0.0, 0.5, 1.0]), (0, 1))
     assert clipped_bounds([-2.0, 3.0], 5) == (-10, 15)
+    assert clipped_bounds([2.0, 3.0], 5) == (0, 15)
+    assert clipped_bounds([-2.0, -1.0], 5) == (-10, 0)
 
 
 def test_support_shows_what_logging_could_not_give():
