@@ -97,17 +97,20 @@ class Calculation {
 
   // Inserts one key after the other into the best so far: quick, because they are nearly in order. If they are not, it
   // sorts them.
-  void insert_keys(std::vector<uint64_t>& best) const {
+  void insert_keys(std::vector<uint64_t>& best) {
     const size_t top = best.size();
     size_t count = 0;
-    int64_t moves = 16 * of_.rows;
+    int64_t moves = 8 * of_.rows;
     for (const uint64_t key : keys_) {
       if (count == top && key > best[top - 1]) continue;
       size_t place = count < top ? count++ : top - 1;
       for (; place > 0 && best[place - 1] > key; place--, moves--) best[place] = best[place - 1];
       best[place] = key;
       if (moves < 0) {
-        std::partial_sort_copy(keys_.begin(), keys_.end(), best.begin(), best.end());
+        const auto end = keys_.begin() + static_cast<int64_t>(top);
+        std::nth_element(keys_.begin(), end, keys_.end());
+        std::sort(keys_.begin(), end);
+        std::copy(keys_.begin(), end, best.begin());
         return;
       }
     }

@@ -54,15 +54,16 @@ def propensities_in_numpy(answers: Sequence[tuple[Explorer, np.ndarray, np.ndarr
 def _propensities(
     answers: Sequence[tuple[Explorer, np.ndarray, np.ndarray]], native: Callable[..., int]
 ) -> list[Propensities]:
-    packed, held = bytearray(), []
+    packed = bytearray()
+    held: list[np.ndarray] = []  # until the call ends
     discounts_at: dict[int, int] = {}
     for explorer, parties, order in answers:
         parties, order = np.ascontiguousarray(parties, np.float64), np.ascontiguousarray(order, np.int64)  # noqa: PLW2901
-        held.append((parties, order))
+        held += parties, order
         returned = len(order)
         if returned not in discounts_at:
-            held.append((discounts(returned),))
-            discounts_at[returned] = address(held[-1][0])
+            held.append(discounts(returned))
+            discounts_at[returned] = address(held[-1])
         packed += _ANSWER.pack(
             explorer.native.address, address(parties), address(order), discounts_at[returned], len(parties), returned
         )
