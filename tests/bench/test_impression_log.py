@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.impressions.impression_log import _EXPLORE, CONFIG, _exploring, conclude
+from bench.impressions.impression_log import _EXPLORE, _exploring, conclude
+from bench.test_bed import CONFIG
 from loadtest.open_loop import OK, STAGES, Samples
 from loadtest.report import summarise
 from model_store.bundle.files import EXPLORATION
