@@ -40,9 +40,10 @@ def raw():
                 "requests": count,
                 "cpu_ms_per_request": 3.0,
                 "own_cpu_ms_per_request": own_ms + 0.01 * (number % 3),
+                "short": 0,
                 "latency_hdr": summarise(samples, 2.0, 10.0).latency_hdr,
             }
-    log = {"dropped": 0, "unfit": 0, "written": 1, "answered": 1}
+    log = {"dropped": 0, "unfit": 0, "written": 1, "answered": 1, "explored": 1}
     return {"rate_per_s": 400.0, "rounds": rounds, "logs": {"weights": log, "order": {**log, "dropped": 2}}}
 
 
@@ -71,6 +72,16 @@ def test_rounds_that_differ_give_an_interval_that_says_so():
     summary = conclude(measured).summary
     ratio = "weights: P99 with the log / without it"
     assert summary[f"{ratio}, 95% to"] - summary[f"{ratio}, 95% from"] > 0.5
+
+
+def test_what_a_server_refused_counts_as_late():
+    measured = raw()
+    for one in measured["rounds"]:
+        one["order"]["short"] = 9  # of 809: more than one in a hundred
+    summary = conclude(measured).summary
+    assert summary["order: refused or degraded"] == 108
+    assert summary["order: P99 of all rounds, ms"] == 2_000
+    assert summary["weights: P99 of all rounds, ms"] < 100
 
 
 @pytest.mark.parametrize("kind", ["weights", "order"])
