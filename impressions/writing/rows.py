@@ -8,6 +8,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from model_store.exploration.explorer import Explorer
+
 
 class ScoredPins(Protocol):
     """The scores of a request's N candidates, and the order of the K that were returned."""
@@ -62,14 +64,13 @@ class Exploring:
         explorer: the digest of the exploration table.
         seed: its seed.
         arm: the arm that ordered the answer; None if the tuned order was answered.
-        propensities: gives the probability of the whole order, and float64[K] of each pin at its position; called on
-            the log's thread.
+        policy: how its surface explores; asked for propensities on the log's thread.
     """
 
     explorer: str
     seed: int
     arm: str | None
-    propensities: Callable[[], tuple[float, np.ndarray]]
+    policy: Explorer
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from feature_client.groups import Name
 from model_store.bundle.files import EXPLORATION, Bundle, BundleError
 from model_store.bundle.manifest import Manifest
 from model_store.exploration.explorer import Explorer
-from model_store.exploration.orders import OrderExplorer
+from model_store.exploration.orders import BEST_MAX, OrderExplorer
 from model_store.exploration.weights import WeightsExplorer
 from model_store.model.utility import SurfaceUtility, UtilityTable
 
@@ -63,7 +63,7 @@ class _WeightsSurface(_Surface):
 
 class _OrderSurface(_Surface):
     kind: Literal["order"]
-    best: Annotated[int, Field(ge=2, le=8)]
+    best: Annotated[int, Field(ge=2, le=BEST_MAX)]
     temperature: Annotated[float, Field(ge=1e-9, allow_inf_nan=False)]  # float32 utilities over it are finite
     floor: Annotated[float, Field(ge=0, lt=1)]
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from impressions.slates import Slates
 from model_store.exploration.explorer import Explorer
+from model_store.exploration.propensities import propensities
 from model_store.model.utility import SurfaceUtility, UtilityError, load_surface, weighted_sum
 from ranker.counterfactual.rewards import row_values
 from ranker.errors import PropensityError
@@ -124,7 +125,7 @@ def exploring_policy(name: str, table: SurfaceUtility, explorer: Explorer, slate
     Where a pin is, follows from the explorer's own exact probabilities: of K orders, each one the logged order rotated
     by one more position, so that every pin stands once at every position.
 
-    Cost: about 0.1 ms per shown pin.
+    Cost: about 10 us per shown pin.
 
     Raises:
         PropensityError: an answer does not hold all candidates of its request (see `whole_answers`).
@@ -135,12 +136,12 @@ def exploring_policy(name: str, table: SurfaceUtility, explorer: Explorer, slate
     chances = np.zeros((len(slates.pin_ids), int(counts.max())))
     orders, positions = np.empty(slates.requests), np.empty(len(slates.pin_ids))
     for request, (start, stop) in enumerate(pairwise(slates.row_splits.tolist())):
-        places = slates.places[start:stop]
+        places = slates.places[start:stop].astype(np.int64)
         candidates = np.empty_like(found[start:stop])
         candidates[places] = found[start:stop]  # as the server had them
-        for turn in range(stop - start):
-            rows = np.roll(np.arange(stop - start), turn)
-            rotated = explorer.propensities(candidates, places[rows])
+        turned = [np.roll(np.arange(stop - start), turn) for turn in range(stop - start)]
+        all_rotated = propensities([(explorer, candidates, places[rows]) for rows in turned])
+        for turn, (rows, rotated) in enumerate(zip(turned, all_rotated, strict=True)):
             chances[start + rows, np.arange(stop - start)] = rotated.positions
             if turn == 0:
                 orders[request], positions[start:stop] = rotated.order, rotated.positions

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from weakref import WeakKeyDictionary
 
@@ -12,7 +12,6 @@ from feature_client.features import FetchedFeatures
 from impressions.writing.log import ImpressionLog
 from impressions.writing.rows import AnsweredRequest, Constants, Exploring, RecordedAction, RecordedActions, SeenReport
 from model_store.bundle.golden import GoldenRequest, encode_golden
-from model_store.exploration.explorer import Explorer
 from model_store.exploration.hashing import mixed
 from pinrank.v1 import activity_pb2
 from server.request.pipeline import Ranking, RankQuery
@@ -103,15 +102,7 @@ def _exploring(ranking: Ranking) -> Exploring | None:
     if explorer is None or exploration is None:
         return None
     arm = None if ranking.explored is None else ranking.explored.arm
-    return Exploring(exploration.digest, exploration.seed, arm, _propensities(explorer, ranking.scores))
-
-
-def _propensities(explorer: Explorer, scores: Scores) -> Callable[[], tuple[float, np.ndarray]]:
-    def given() -> tuple[float, np.ndarray]:
-        found = explorer.propensities(scores.party_utilities, scores.order)
-        return found.order, found.positions
-
-    return given
+    return Exploring(exploration.digest, exploration.seed, arm, explorer)
 
 
 def _features(fetched: FetchedFeatures, surface: str, scores: Scores) -> bytes:

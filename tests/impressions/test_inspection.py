@@ -20,9 +20,10 @@ from impressions.places import file_of, new_stem
 from impressions.schema import TABLES
 from impressions.writing.log import ImpressionLog, LogSettings
 from impressions.writing.rows import Exploring, RecordedAction, RecordedActions, SeenReport
+from model_store.exploration.orders import OrderExplorer
 from server.cli.main import app
 from tests.impressions import logs
-from tests.impressions.answers import ToyScores, answered
+from tests.impressions.answers import WEIGHTS, ToyScores, answered
 
 
 def write_log(folder: Path, rows, *, archive: bool = True) -> None:
@@ -55,11 +56,14 @@ def problems(folder: Path) -> list[Problem]:
     return list(check_log(str(folder), int(time.time() * 1_000)))
 
 
-def drawn(request_id: int, arm: str, *, order: list[int], propensity: float = 0.5):
+#: Draws any order of five pins.
+ANY_ORDER = OrderExplorer(7, 0.5, 10.0, WEIGHTS, best=5, temperature=1.0, floor=0.5)
+
+
+def drawn(request_id: int, arm: str, *, order: list[int]):
     row = answered(request_id)
     scores = ToyScores(np.array(order), row.scores.utilities, row.scores.probabilities, row.scores.party_utilities)
-    given = (propensity, np.full(5, propensity))
-    return answered(request_id, scores=scores, exploring=Exploring("e" * 64, 7, arm, lambda: given))
+    return answered(request_id, scores=scores, exploring=Exploring("e" * 64, 7, arm, ANY_ORDER))
 
 
 def test_a_sound_log_has_no_problems(tmp_path):
