@@ -14,10 +14,9 @@ from model_store.exploration.explorer import (
     Propensities,
     Withheld,
     propensities_of,
-    replay_by_utility,
 )
 from model_store.exploration.regret import TunedOrder
-from model_store.model.selection import select
+from model_store.model.selection import order_rows, select
 from model_store.model.utility import weighted_sum
 
 
@@ -94,4 +93,4 @@ class WeightsExplorer:
         utilities: np.ndarray,
     ) -> np.ndarray:
         """See `Explorer`."""
-        return replay_by_utility(places, utilities)
+        return order_rows(utilities, places=places)
