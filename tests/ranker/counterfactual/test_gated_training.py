@@ -31,7 +31,7 @@ def explored(folder, requests, propensity=1 / SHOWN):
         rows.append(
             impression(
                 number, time_ms, who, [pin(p) for p in pins],
-                order_propensity=propensity**2, propensities=[propensity] * SHOWN,
+                order_propensity=propensity**2, propensities=[propensity] * SHOWN, candidates=SHOWN,
             )
         )  # fmt: skip
         saved = [(k, p) for k, p in enumerate(pins) if p % 2 == 0 and rng.random() < 0.9 / (k + 1)]
