@@ -19,9 +19,10 @@ import numpy as np
 from model_store.model.expression import Expression, compile_expression
 from model_store.model.selection import order_rows
 from ranker.counterfactual.estimators import LoggedActions
-from ranker.counterfactual.forecast import Refused, Settings, forecast
+from ranker.counterfactual.forecast import Refused, forecast
 from ranker.counterfactual.policies import none_whole
 from ranker.counterfactual.rewards import examination_factors
+from ranker.counterfactual.settings import Settings
 from ranker.data.features import SURFACES
 from ranker.data.requests import Split
 from ranker.data.shown import Shown

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from model_store.model.utility import load_utility
-from ranker.counterfactual.forecast import Settings
 from ranker.counterfactual.gate import new_positions, rate_breaches
+from ranker.counterfactual.settings import Settings
 from ranker.errors import SettingError
 from ranker.evaluation.gates import RateGate, parse_rate_gate
 from ranker.evaluation.scoring import BundleScores, ScoredTest

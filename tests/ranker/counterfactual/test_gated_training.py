@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from ranker.counterfactual.forecast import Settings
+from ranker.counterfactual.settings import Settings
 from ranker.errors import GateError, PropensityError, SettingError
 from ranker.evaluation.gates import Gates, RateGate
 from tests.conftest import needs_training
