@@ -21,7 +21,7 @@ from model_store.model.selection import order_rows
 from ranker.counterfactual.estimators import LoggedActions
 from ranker.counterfactual.forecast import Refused, forecast
 from ranker.counterfactual.policies import none_whole
-from ranker.counterfactual.rewards import examination_factors
+from ranker.counterfactual.rewards import examination_factors, not_a_number
 from ranker.counterfactual.settings import Settings
 from ranker.data.features import SURFACES
 from ranker.data.requests import Split
@@ -188,6 +188,9 @@ class _Answers:
         kept = np.isin(self.test.surfaces, list(reward))
         if not kept.any():
             return "no logged answer is on a surface that has this party; join more, or remove the gate"
+        why = not_a_number(self._earned(reward, self.acted))
+        if why is not None:
+            return f"{what} is {why}"
         own, parent = (self._actions(reward, placed, kept) for placed in self.placed)
         found = forecast(own, parent, ("dr",), self.settings, name="the new version")
         if isinstance(found, Refused):
@@ -215,10 +218,10 @@ class _Answers:
         )
 
     def _expected(self, positions: np.ndarray) -> dict[str, np.ndarray]:
-        """Return by head the probability that each pin receives the action at these positions."""
+        """Return by head the probability that each pin receives the action at these positions; 0 without a score."""
         return {
-            head: np.minimum(probabilities * self.factors[head][self.folds, positions], 1.0)
-            for head, probabilities in self.probabilities.items()
+            head: np.minimum(np.where(np.isfinite(p), p, 0.0) * self.factors[head][self.folds, positions], 1.0)
+            for head, p in self.probabilities.items()
         }
 
     def _earned(self, reward: Mapping[int, Expression], heads: Mapping[str, np.ndarray]) -> np.ndarray:
