@@ -13,7 +13,7 @@ from impressions.inspection.columns import Answers
 from impressions.inspection.problem import NAMED, Problem
 from impressions.inspection.references import References
 from impressions.reading import LogFile, log_files, set_aside
-from model_store.model.selection import order_rows
+from model_store.model.selection import sort_key
 
 #: Clocks of servers and producers may differ by so much.
 _SKEW_MS = 60_000
@@ -228,9 +228,9 @@ def _other_sums(answers: Answers) -> np.ndarray:
 
 def _misordered(answers: Answers) -> np.ndarray:
     """Find answers that are not in the order of their utilities. A drawn order need not be."""
-    owner = answers.owners("utilities")
-    order = order_rows(answers.flat("utilities"), owner, answers.flat("places"))
+    keys, places, owner = sort_key(answers.flat("utilities")), answers.flat("places"), answers.owners("utilities")
+    back = (keys[1:] < keys[:-1]) | ((keys[1:] == keys[:-1]) & (places[1:] < places[:-1]))
     found = np.zeros(answers.requests, bool)
-    found[owner[order != np.arange(len(order))]] = True
+    found[owner[1:][back & (owner[1:] == owner[:-1])]] = True
     found &= ~answers.drawn_orders()
     return found

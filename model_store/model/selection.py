@@ -17,7 +17,7 @@ def select(utilities: np.ndarray, top_k: int = 0) -> np.ndarray:
     Returns:
         int64[..., min(N, top_k)], positions along the last axis of `utilities`.
     """
-    order = np.argsort(_sort_key(utilities), axis=-1, kind="stable")
+    order = np.argsort(sort_key(utilities), axis=-1, kind="stable")
     return order[..., :top_k] if top_k else order
 
 
@@ -34,9 +34,10 @@ def order_rows(
     Returns:
         int64[N], positions in `utilities`: sorted by request, best first.
     """
-    keys = (places, _sort_key(utilities), requests)
+    keys = (places, sort_key(utilities), requests)
     return np.lexsort(tuple(key for key in keys if key is not None))
 
 
-def _sort_key(utilities: np.ndarray) -> np.ndarray:
+def sort_key(utilities: np.ndarray) -> np.ndarray:
+    """Return float[..., N] that a stable sort brings into the order of `select`."""
     return np.where(np.isfinite(utilities), -utilities, np.inf)
