@@ -14,6 +14,15 @@ _OF_PINS = (
 )
 
 
+def holds_all(counts: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """Return bool[R], whether answers of so many pins hold all candidates of their requests, and at least one.
+
+    Only these tell what another order would have earned: it might have shown candidates that the log does not hold.
+    """
+    whole: np.ndarray = (counts == candidates) & (counts > 0)
+    return whole
+
+
 @dataclass(frozen=True, slots=True)
 class Slates:
     """R answered requests of one surface and one model, and what became of their N shown pins.

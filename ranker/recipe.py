@@ -15,11 +15,11 @@ from model_store.bundle.files import Bundle, read_bundle, write_bundle
 from model_store.bundle.manifest import Calibration, Lineage, Manifest
 from model_store.bundle.statistics import make_statistics
 from model_store.model.loaded import calibrate
-from ranker.counterfactual.gate import rate_breaches
+from ranker.counterfactual.gate import GateAnswers, rate_breaches
 from ranker.data.actions import ActionLog, action_log
 from ranker.data.embeddings import PinEmbeddings, svd_embeddings
 from ranker.data.recbole import AtomicDataset
-from ranker.data.requests import Part, Slice, Split, part_slices, producer_until_ms, request_slices
+from ranker.data.requests import Part, Slice, Split, part_slices, producer_until_ms
 from ranker.data.shown import Impressions, Shown, read_shown
 from ranker.errors import GateError
 from ranker.evaluation.evaluate import evaluate
@@ -69,6 +69,7 @@ def make_bundle(
     Raises:
         GateError: the new model fails a gate; no bundle is written.
         DatasetError: the data is not enough to learn from.
+        PropensityError: no logged answer can tell what the gates ask; raised before any work.
         SettingError: a head weight, a gate, the variant or the utility table names something unknown; raised before any
             work.
         CheckpointError: the checkpoint is damaged, or belongs to another run.
@@ -83,6 +84,7 @@ def make_bundle(
     target = target_of(recipe, log, parent, source.heads)
     if gates:
         check_rate_gates(gates.rates, source.heads, target.parties)
+    answers = GateAnswers.of(source.shown, recipe.split) if parent and gates and gates.rates else None
     embeddings = parent.embeddings if parent else _embed(source, recipe, reporter)
     network, validation = _learn(source, embeddings, recipe, target, reporter, execution or Execution(), parent)
     logits = predict(network, validation, recipe.training.requests_per_batch)
@@ -101,11 +103,12 @@ def make_bundle(
             bundles, log, OpenVinoEngine, sampling, recipe.training.seed, recipe.split, shown=source.shown
         )
     broken = breaches(measured, "this", "parent", gates) if parent and gates else []
-    if parent and gates and gates.rates:
+    if gates and answers:
         with reporter.step("counterfactual gates"):
             test = score_test(
-                bundles, log, OpenVinoEngine, sampling, recipe.training.seed, recipe.split, shown=source.shown
+                bundles, log, OpenVinoEngine, sampling, recipe.training.seed, recipe.split, shown=answers.shown
             )
+            reporter.note(answers.described(len(test.users)))
             broken += rate_breaches(test, "this", "parent", gates.rates)
     if parent and broken:
         raise GateError(
@@ -146,7 +149,7 @@ class _Source:
     def _slices(self, split: Split, part: Part) -> list[Slice]:
         if self.shown is None:
             return part_slices(self.log, split, part)
-        return request_slices(self.shown.requests.time_ms, split, part)
+        return self.shown.slices(split, part)
 
 
 def _source(dataset: AtomicDataset, parent: Parent | None, impressions: Impressions | None) -> _Source:

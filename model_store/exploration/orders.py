@@ -14,7 +14,6 @@ from model_store.exploration.explorer import (
     Propensities,
     Withheld,
     propensities_of,
-    replay_by_utility,
 )
 from model_store.exploration.hashing import mixed, mixed_all
 from model_store.exploration.native_policy import NativePolicy
@@ -22,7 +21,7 @@ from model_store.exploration.plackett_luce import order_probability, position_pr
 from model_store.exploration.propensities import propensities
 from model_store.exploration.regret import TunedOrder
 from model_store.model.discount import discounts
-from model_store.model.selection import select
+from model_store.model.selection import order_rows, select
 from model_store.model.utility import weighted_sum
 
 #: The largest m: propensities take all sets of m candidates into account. `propensities.cpp` reserves memory for it.
@@ -124,7 +123,7 @@ class OrderExplorer:
         self, request_id: int, arm: str | None, pin_ids: np.ndarray, places: np.ndarray, utilities: np.ndarray
     ) -> np.ndarray:
         """See `Explorer`."""
-        tuned = replay_by_utility(places, utilities)
+        tuned = order_rows(utilities, places=places)
         if arm is None:
             return tuned
         drawn = int(arm.removeprefix("best-"))

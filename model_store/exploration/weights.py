@@ -14,12 +14,11 @@ from model_store.exploration.explorer import (
     Propensities,
     Withheld,
     propensities_of,
-    replay_by_utility,
 )
 from model_store.exploration.native_policy import NativePolicy
 from model_store.exploration.propensities import propensities
 from model_store.exploration.regret import TunedOrder
-from model_store.model.selection import select
+from model_store.model.selection import order_rows, select
 from model_store.model.utility import weighted_sum
 
 
@@ -101,4 +100,4 @@ class WeightsExplorer:
         utilities: np.ndarray,
     ) -> np.ndarray:
         """See `Explorer`."""
-        return replay_by_utility(places, utilities)
+        return order_rows(utilities, places=places)

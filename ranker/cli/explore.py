@@ -14,6 +14,7 @@ from kernels.engines import ENGINES
 from ranker.cli.console import ConsoleReporter, explained, fail
 from ranker.cli.options import OptionGroup, grouped
 from ranker.cli.result_files import ResultFiles
+from ranker.counterfactual.settings import ESTIMATOR_KINDS, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -21,10 +22,9 @@ if TYPE_CHECKING:
     from impressions.slates import Slates
     from kernels.engine import EngineFactory
     from ranker.counterfactual.evaluate import PolicyEvaluation
-    from ranker.counterfactual.forecast import Settings
     from ranker.counterfactual.rewards import Reward
 
-_ESTIMATORS = ("ips", "snips", "clipped", "dm", "dr", "sndr", "clipped-dr")
+_DEFAULTS = Settings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class EstimatorOptions(OptionGroup):
     discounted: Annotated[
         bool, typer.Option("--discounted", help="Count position k by 1 / log2(k + 2) instead of 1.")
     ] = False
-    estimator: Annotated[list[str] | None, typer.Option(help=f"{', '.join(_ESTIMATORS)}; may be repeated.")] = None
+    estimator: Annotated[list[str] | None, typer.Option(help=f"{', '.join(ESTIMATOR_KINDS)}; may be repeated.")] = None
     unit: Annotated[
         str,
         typer.Option(
@@ -100,25 +100,38 @@ class EstimatorOptions(OptionGroup):
     ] = "orders"
     ess_min: Annotated[
         float, typer.Option(min=2, help="Least effective number of users; with fewer, the command prints no number.")
-    ] = 100
-    clip: Annotated[float, typer.Option(min=1, help="Largest weight of the clipped estimators.")] = 10
-    resamples: Annotated[int, typer.Option(min=100, help="Resamples of users for the intervals.")] = 1_000
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the resamples and of the reward model's folds.")] = 7
+    ] = _DEFAULTS.ess_min
+    support_min: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Least share of the policy's answers that logging could have given; below, the command prints no "
+            "number. Lower it to see an estimate for a policy that logging covers in part: the rest counts as 0 by "
+            "ips, and as the reward model guesses by dr. Raise it towards 1 if a difference as small as the missing "
+            "share would decide.",
+        ),
+    ] = _DEFAULTS.support_min
+    clip: Annotated[float, typer.Option(min=1, help="Largest weight of the clipped estimators.")] = _DEFAULTS.clip
+    resamples: Annotated[int, typer.Option(min=100, help="Resamples of users for the intervals.")] = _DEFAULTS.resamples
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the resamples and of the reward model's folds.")] = (
+        _DEFAULTS.seed
+    )
 
     def check(self) -> None:
-        unknown = [name for name in self.estimator or () if name not in _ESTIMATORS]
+        unknown = [name for name in self.estimator or () if name not in ESTIMATOR_KINDS]
         if unknown:
-            fail(f"--estimator {unknown[0]}: choose one of {', '.join(_ESTIMATORS)}")
+            fail(f"--estimator {unknown[0]}: choose one of {', '.join(ESTIMATOR_KINDS)}")
         for name, limit in (("--ess-min", self.ess_min), ("--clip", self.clip)):
             if not math.isfinite(limit):
                 fail(f"{name} {limit}: choose a finite number")
+        if self.support_min <= 0:
+            fail(f"--support-min {self.support_min:g}: choose a number above 0 and at most 1")
         if self.unit not in ("orders", "positions"):
             fail(f"--unit {self.unit}: choose orders or positions")
 
     def settings(self) -> Settings:
-        from ranker.counterfactual.forecast import Settings  # noqa: PLC0415
-
-        return Settings(ess_min=self.ess_min, clip=self.clip, resamples=self.resamples, seed=self.seed)
+        return Settings(self.ess_min, self.support_min, self.clip, self.resamples, self.seed)
 
     def chosen(self, rewards: Mapping[str, Reward]) -> dict[str, Reward]:
         unknown = [name for name in self.reward or () if name not in rewards]

@@ -119,8 +119,8 @@ class ParentOptions(OptionGroup):
         typer.Option(
             metavar='"HEAD|PARTY >= NUMBER"',
             help="With --impressions: least difference to the parent of an action's rate, or of a party's utility, per "
-            "request, by the low end of a 95% interval that is estimated from the newest logged answers; may be "
-            "repeated.",
+            "request, by the low end of a 95% interval that is estimated from the newest logged answers with all "
+            "candidates of their requests; may be repeated.",
         ),
     ] = None
 

@@ -16,11 +16,11 @@ models", 2018.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
+from ranker.counterfactual.settings import ESTIMATOR_KINDS, EstimatorKind
 from ranker.errors import PropensityError
 
 
@@ -112,67 +112,31 @@ def on_policy(actions: LoggedActions) -> Terms:
     return Terms(nothing, actions.summed(actions.rewards), np.ones(len(actions.users)))
 
 
-def _ips(actions: LoggedActions, clip: float) -> Terms:
-    return _weighted(actions, actions.rewards, clip)
-
-
-def _snips(actions: LoggedActions, clip: float) -> Terms:
-    return replace(_ips(actions, clip), normalisers=actions.mean_weights(clip))
-
-
-def _dm(actions: LoggedActions, _clip: float) -> Terms:
-    nothing = np.zeros(len(actions.users))
-    return Terms(_reward_model(actions)[1], nothing, np.ones(len(actions.users)))
-
-
-def _dr(actions: LoggedActions, clip: float) -> Terms:
-    predicted, expected = _reward_model(actions)
-    return replace(_weighted(actions, actions.rewards - predicted, clip), modelled=expected)
-
-
-def _sndr(actions: LoggedActions, clip: float) -> Terms:
-    return replace(_dr(actions, clip), normalisers=actions.mean_weights(clip))
-
-
-def _weighted(actions: LoggedActions, values: np.ndarray, clip: float) -> Terms:
-    summed = actions.summed(np.minimum(actions.weights, clip) * values)
-    return Terms(np.zeros(len(summed)), summed, np.ones(len(summed)))
-
-
-def _reward_model(actions: LoggedActions) -> tuple[np.ndarray, np.ndarray]:
-    if actions.predicted is None or actions.expected is None:
-        raise PropensityError("this estimator needs a reward model; use ips, snips or clipped")
-    return actions.predicted, actions.expected
-
-
 @dataclass(frozen=True, slots=True)
 class Estimator:
-    """A name's estimator: its terms, whether it clips weights, and whether it needs a reward model."""
+    """Estimates as its kind says: from rewards or a reward model's errors, with weights that may be clipped."""
 
-    name: str
-    _terms: Callable[[LoggedActions, float], Terms]
-    clips: bool = False
-    models: bool = False
+    kind: EstimatorKind
 
     def terms(self, actions: LoggedActions, clip: float) -> Terms:
         """Return the parts of the estimate; `clip` is the largest weight of those that clip."""
         if not clip >= 1:
             raise PropensityError(f"weights cannot be clipped at {clip}; the limit must be at least 1")
-        return self._terms(actions, clip if self.clips else np.inf)
+        largest = clip if self.kind.clips else np.inf
+        nothing, ones = np.zeros(len(actions.users)), np.ones(len(actions.users))
+        rewards, modelled = actions.rewards, nothing
+        if self.kind.models:
+            if actions.predicted is None or actions.expected is None:
+                raise PropensityError("this estimator needs a reward model; use ips, snips or clipped")
+            rewards, modelled = rewards - actions.predicted, actions.expected
+        return Terms(
+            modelled,
+            actions.summed(np.minimum(actions.weights, largest) * rewards) if self.kind.weighs else nothing,
+            actions.mean_weights(largest) if self.kind.normalises else ones,
+        )
 
 
-ESTIMATORS = {
-    estimator.name: estimator
-    for estimator in (
-        Estimator("ips", _ips),
-        Estimator("snips", _snips),
-        Estimator("clipped", _ips, clips=True),
-        Estimator("dm", _dm, models=True),
-        Estimator("dr", _dr, models=True),
-        Estimator("sndr", _sndr, models=True),
-        Estimator("clipped-dr", _dr, clips=True, models=True),
-    )
-}
+ESTIMATORS = {name: Estimator(kind) for name, kind in ESTIMATOR_KINDS.items()}
 
 
 def _check_range(what: str, values: np.ndarray, low: float, *, above: bool) -> None:

@@ -10,11 +10,12 @@ import numpy as np
 
 from impressions.slates import Slates
 from ranker.counterfactual.estimators import ESTIMATORS, LoggedActions
-from ranker.counterfactual.forecast import Forecast, Refused, Settings, estimates, refusal
+from ranker.counterfactual.forecast import Forecast, Refused, estimates, refusal
 from ranker.counterfactual.intervals import Overlap, overlap
 from ranker.counterfactual.policies import EvaluatedPolicy
 from ranker.counterfactual.rescoring import Rescoring
 from ranker.counterfactual.rewards import Reward, RewardModel, head_labels
+from ranker.counterfactual.settings import Settings
 from ranker.errors import PropensityError
 
 #: An order as a whole, with the product of whatever the pins do to each other; or each pin at its position, which

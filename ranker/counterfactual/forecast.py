@@ -7,28 +7,11 @@ from dataclasses import dataclass
 
 from ranker.counterfactual.estimators import ESTIMATORS, LoggedActions, Terms, on_policy
 from ranker.counterfactual.intervals import Overlap, bootstrap, clipped_bounds, empirical_bernstein, overlap
-from ranker.evaluation.bootstrap import RESAMPLES, Estimate
+from ranker.counterfactual.settings import Settings
+from ranker.evaluation.bootstrap import Estimate
 
-#: The least effective number of users. With n of them, the standard error of a mean is 1/sqrt(n) of the spread of
-#: single values: 10% at 100. Below, resampled users also give too narrow intervals, because their mean is not yet
-#: normally distributed; and on public logs, the estimates are off by a multiple of the truth.
-ESS_MIN = 100.0
-#: The least share of the policy's answers that logging could have given. What it could not give is unknown; no weight
-#: corrects it. The mean weight may exceed 1 by as much: it does where logging chose which pins an answer holds.
-SUPPORT_MIN = 0.9
-#: The largest weight of the clipped estimators.
-CLIP = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How to estimate: `clip` is the largest weight of clipped estimators; 0 `resamples` give no intervals."""
-
-    ess_min: float = ESS_MIN
-    support_min: float = SUPPORT_MIN
-    clip: float = CLIP
-    resamples: int = RESAMPLES
-    seed: int = 7
+#: No policy's mean weight can be expected above 1; so much is left to chance and to rounding.
+_MEAN_WEIGHT_MAX = 1 / 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +62,7 @@ def refusal(
             "the reward model knows cannot be checked",
         )
     least = found.support.value if found.support.low is None else found.support.low
-    if least is not None and least > 1 / settings.support_min:
+    if least is not None and least > _MEAN_WEIGHT_MAX:
         return Refused(
             f"the mean weight of {name} is {found.support.value:.3g}, but no policy can have more than 1; so the "
             "propensities in the log are not those of the policy that logged",

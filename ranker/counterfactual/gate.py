@@ -1,27 +1,79 @@
 """Whether logged answers allow a new version: `pinrank train --gate-ope "save >= 0" --gate-ope "creator >= 0"`.
 
 Both versions order the pins of the newest logged answers by their own utilities. What each order would have earned is
-estimated doubly robustly, with single positions as units: a new network agrees with a whole logged order too rarely. A
-reward is an action, or a party's expression in the new version's utility table, with actions in place of probabilities.
-The reward model is the parent's heads times examination factors. The gate holds if the low end of the 95% interval of
-the difference, new version minus parent, is at least the stated number. A log that says too little does not hold it.
+estimated doubly robustly, with single positions as units: a new network agrees with a whole logged order too rarely.
+Only answers that hold all candidates of their requests count, and all their pins do, seen or not: an order puts each of
+them somewhere. A reward is an action, or a party's expression in the new version's utility table, with actions in place
+of probabilities. The reward model is the parent's heads times examination factors. The gate holds if the low end of the
+95% interval of the difference, new version minus parent, is at least the stated number. A log that says too little does
+not hold it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from model_store.model.expression import Expression, compile_expression
+from model_store.model.selection import order_rows
 from ranker.counterfactual.estimators import LoggedActions
-from ranker.counterfactual.forecast import Refused, Settings, forecast
-from ranker.counterfactual.rewards import examination_factors
+from ranker.counterfactual.forecast import Refused, forecast
+from ranker.counterfactual.policies import none_whole
+from ranker.counterfactual.rewards import examination_factors, not_a_number
+from ranker.counterfactual.settings import Settings
 from ranker.data.features import SURFACES
+from ranker.data.requests import Split
+from ranker.data.shown import Shown
 from ranker.errors import SettingError
 from ranker.evaluation.gates import RateGate, check_rate_gates
 from ranker.evaluation.scoring import ScoredTest
+
+
+@dataclass(frozen=True, slots=True)
+class GateAnswers:
+    """The newest logged answers, which neither version learned from.
+
+    Attributes:
+        shown: those that hold all candidates of their requests, with all their pins, seen or not.
+        whole: how many there are.
+        cut: how many others there are, which are left out.
+    """
+
+    shown: Shown
+    whole: int
+    cut: int
+
+    @staticmethod
+    def of(shown: Shown | None, split: Split) -> GateAnswers:
+        """Choose the answers of the test period.
+
+        Raises:
+            SettingError: there is no log.
+            PropensityError: none of the answers holds all candidates of its request.
+        """
+        if shown is None:
+            raise _without_log()
+        spans = shown.slices(split, "test")
+        whole, cut = (
+            int(np.count_nonzero((times >= spans[0].start_ms) & (times < spans[-1].stop_ms))) if spans else 0
+            for times in (shown.whole.time_ms, shown.cut_ms)
+        )
+        if not whole:
+            raise none_whole(cut)
+        return GateAnswers(replace(shown, requests=shown.whole), whole, cut)
+
+    def described(self, used: int) -> str:
+        """Say how many answers were used and left out."""
+        return (
+            f"--gate-ope reads {used:,} of the {self.whole:,} newest answers that hold all candidates of their "
+            f"requests; {self.cut:,} others do not and are left out"
+        )
+
+
+def _without_log() -> SettingError:
+    return SettingError("--gate-ope needs logged answers; add --impressions DIR")
 
 
 def rate_breaches(
@@ -30,7 +82,7 @@ def rate_breaches(
     """Return the broken gates as readable text.
 
     Args:
-        test: logged answers, scored by both versions.
+        test: whole logged answers, each in the order of the request's candidates, scored by both versions.
         own: name of the new version in the test.
         parent: name of the parent.
         gates: the gates.
@@ -40,7 +92,7 @@ def rate_breaches(
         SettingError: the test was made up instead of logged, or a gate names neither a head nor a party.
     """
     if len(test.propensities) != len(test.labels):
-        raise SettingError("--gate-ope needs logged answers; add --impressions DIR")
+        raise _without_log()
     missing = [f"{name}: {why}" for name in (own, parent) if (why := test.by_bundle[name].utility_missing) is not None]
     if missing:
         return [f"no order to evaluate, because the utility of {missing[0]}"]
@@ -136,6 +188,9 @@ class _Answers:
         kept = np.isin(self.test.surfaces, list(reward))
         if not kept.any():
             return "no logged answer is on a surface that has this party; join more, or remove the gate"
+        why = not_a_number(self._earned(reward, self.acted))
+        if why is not None:
+            return f"{what} is {why}"
         own, parent = (self._actions(reward, placed, kept) for placed in self.placed)
         found = forecast(own, parent, ("dr",), self.settings, name="the new version")
         if isinstance(found, Refused):
@@ -163,10 +218,10 @@ class _Answers:
         )
 
     def _expected(self, positions: np.ndarray) -> dict[str, np.ndarray]:
-        """Return by head the probability that each pin receives the action at these positions."""
+        """Return by head the probability that each pin receives the action at these positions; 0 without a score."""
         return {
-            head: np.minimum(probabilities * self.factors[head][self.folds, positions], 1.0)
-            for head, probabilities in self.probabilities.items()
+            head: np.minimum(np.where(np.isfinite(p), p, 0.0) * self.factors[head][self.folds, positions], 1.0)
+            for head, p in self.probabilities.items()
         }
 
     def _earned(self, reward: Mapping[int, Expression], heads: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -180,16 +235,16 @@ class _Answers:
 
 
 def new_positions(test: ScoredTest, name: str) -> np.ndarray:
-    """Return int64[N], where a version's utilities put each pin, among the positions that its request's pins had."""
+    """Return int64[N], where a version's utilities put each pin, among the positions that its request's pins had.
+
+    Equal utilities keep the order of the rows, which is that of the request's candidates, as in servers.
+    """
     utilities = test.by_bundle[name].utilities
     if utilities is None:
         raise SettingError(f"{name} has no utilities on this data")
     requests = np.repeat(np.arange(len(test.users)), np.diff(test.row_splits))
-    key = np.where(np.isfinite(utilities), -utilities, np.inf)
-    best_first = np.lexsort((test.positions, key, requests))
-    slots = np.lexsort((test.positions, requests))
-    placed = np.empty(len(key), np.int64)
-    placed[best_first] = test.positions[slots]
+    placed = np.empty(len(utilities), np.int64)
+    placed[order_rows(utilities, requests)] = test.positions[np.lexsort((test.positions, requests))]
     return placed
 
 

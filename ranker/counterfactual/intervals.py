@@ -12,8 +12,9 @@ from statistics import NormalDist
 import numpy as np
 
 from ranker.counterfactual.estimators import LoggedActions, Terms
+from ranker.counterfactual.settings import RESAMPLES
 from ranker.errors import PropensityError
-from ranker.evaluation.bootstrap import LEVEL, RESAMPLES, Estimate, Resampling, resample
+from ranker.evaluation.bootstrap import LEVEL, Estimate, Resampling, resample
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from impressions.slates import Slates
+from impressions.slates import Slates, holds_all
 from model_store.exploration.explorer import Explorer
 from model_store.exploration.propensities import propensities
+from model_store.model.selection import order_rows
 from model_store.model.utility import SurfaceUtility, UtilityError, load_surface, weighted_sum
 from ranker.counterfactual.rewards import row_values
 from ranker.errors import PropensityError
@@ -57,15 +58,19 @@ def whole_answers(slates: Slates) -> Slates:
     Raises:
         PropensityError: there are answers, and none is whole.
     """
-    counts = np.diff(slates.row_splits)
-    kept = (counts == slates.candidates) & (counts > 0)
+    kept = holds_all(np.diff(slates.row_splits), slates.candidates)
     if len(kept) and not kept.any():
-        raise PropensityError(
-            f"none of the {len(kept):,} answers holds all candidates of its request. A policy might have shown others, "
-            "which the log does not hold: send top_k = 0 in the requests that should count, or serve the policy as a "
-            "canary"
-        )
+        raise none_whole(len(kept))
     return slates.where(kept)
+
+
+def none_whole(answers: int) -> PropensityError:
+    """Return the error for so many answers, of which none holds all candidates of its request."""
+    return PropensityError(
+        f"none of the {answers:,} answers holds all candidates of its request. A policy might have shown others, "
+        "which the log does not hold: send top_k = 0 in the requests that should count, or serve the policy as a "
+        "canary"
+    )
 
 
 def logging_policy(slates: Slates) -> EvaluatedPolicy:
@@ -109,13 +114,13 @@ def utility_policy(name: str, table: SurfaceUtility, slates: Slates) -> Evaluate
     _check_whole(slates)
     utilities = weighted_sum(party_utilities(table, slates), table.weights)
     requests = np.repeat(np.arange(slates.requests), np.diff(slates.row_splits))
-    key = np.where(np.isfinite(utilities), -utilities, np.inf)
-    order = np.lexsort((slates.places, key, requests))
-    positions = np.empty(len(key), np.int64)
-    positions[order] = slates.positions  # rows of a request stay together, so its k-th best gets position k
+    positions = np.empty(len(utilities), np.int64)
+    positions[order_rows(utilities, requests, slates.places)] = (
+        slates.positions
+    )  # rows of a request stay together, so its k-th best gets position k
     same = positions == slates.positions
     whole = np.logical_and.reduceat(same, slates.row_splits[:-1]) if slates.requests else same[:0]
-    where = Placement(np.ones(len(key)), positions)
+    where = Placement(np.ones(len(positions)), positions)
     return EvaluatedPolicy(name, whole.astype(np.float64), same.astype(np.float64), (where,))
 
 

@@ -39,14 +39,21 @@ class Reward:
             PropensityError: a value is not finite.
         """
         values = row_values(self.expression, heads, slates)
-        wrong = ~np.isfinite(values)
-        if wrong.any():
-            raise PropensityError(
-                f"the reward {self.name} is {values[wrong][0]} for {wrong.sum():,} of {len(wrong):,} pins. With "
-                "actions, 0 or 1, in place of probabilities, its expression must be a number: count other rewards "
-                "(--reward), or change the expression, such as log1p(save) for log(save)"
-            )
+        why = not_a_number(values)
+        if why is not None:
+            raise PropensityError(f"the reward {self.name} is {why}; or count other rewards (--reward)")
         return values * _discounts(positions) if self.discounted else values
+
+
+def not_a_number(values: np.ndarray) -> str | None:
+    """Say which of the rewards of pins, float64[N], cannot be counted, and what to do; None if all can be."""
+    wrong = ~np.isfinite(values)
+    if not wrong.any():
+        return None
+    return (
+        f"{values[wrong][0]} for {wrong.sum():,} of {len(wrong):,} pins. With actions, 0 or 1, in place of "
+        "probabilities, its expression must be a number: change the expression, such as log1p(save) for log(save)"
+    )
 
 
 def rewards_of(table: SurfaceUtility, slates: Slates, *, discounted: bool = False) -> dict[str, Reward]:

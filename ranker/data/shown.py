@@ -6,8 +6,9 @@ give the stored features. What a user had done before a request comes from both.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from impressions.dataset import Manifest, flat, labels_of, read_manifest, read_requests, read_unattributed, row_splits
+from impressions.slates import holds_all
 from ranker.data.actions import ActionLog, strongest_action
 from ranker.data.features import SURFACES
+from ranker.data.requests import Part, Slice, Split, request_slices
 from ranker.data.schema import FILE, ActionSchema
 from ranker.errors import DatasetError, SettingError
 
@@ -37,7 +40,7 @@ class Impressions:
 
 @dataclass(frozen=True, slots=True)
 class ShownRequests:
-    """R answered requests, oldest first, with the N shown pins that can be learned from.
+    """R answered requests, oldest first, with N shown pins.
 
     Attributes:
         users: int64[R], positions in `user_ids` of the logs.
@@ -73,7 +76,10 @@ class Shown:
     Attributes:
         dataset: the interactions of the dataset, from which features derive.
         history: these and the actions of the joined dataset, each once.
-        requests: the requests.
+        requests: those with a pin to learn from, and these pins only.
+        whole: those whose answers hold all their candidates, seen or not, in the order of the candidates.
+        cut_ms: int64[C], the times of the others.
+        split_ms: int64[S], ascending, the times whose shares bound the parts: those of the requests to learn from.
         inputs_sha256: the digest of what was joined.
         notes: what a user should know about the data.
     """
@@ -81,6 +87,9 @@ class Shown:
     dataset: ActionLog
     history: ActionLog
     requests: ShownRequests
+    whole: ShownRequests
+    cut_ms: np.ndarray
+    split_ms: np.ndarray
     inputs_sha256: str
     notes: tuple[str, ...]
 
@@ -89,6 +98,10 @@ class Shown:
         """The heads of the schema that some shown pin received; the others cannot be learned."""
         schema = self.history.schema
         return tuple(head for head in schema.heads if self.requests.labels[:, schema.position(head)].any())
+
+    def slices(self, split: Split, part: Part) -> list[Slice]:
+        """Divide a part into slices (see `request_slices`)."""
+        return request_slices(self.split_ms, split, part)
 
 
 def read_shown(
@@ -120,15 +133,22 @@ def read_shown(
     pin_ids = np.unique(np.concatenate([log.pin_ids, columns.pin_ids, joined.pin_ids, _queries(columns)]))
     dataset = _with_ids(log, user_ids, pin_ids)
     usable = ~columns.has_vector & (columns.time_ms >= (0 if since_ms is None else since_ms))
-    wanted = (columns.seen | impressions.with_unseen) & np.repeat(usable, columns.counts)
-    requests = _requests(columns, wanted, user_ids, pin_ids)
-    if stored_rows:
-        requests = replace(requests, stored_rows=_stored_rows(impressions.folder, columns, wanted))
+    wanted = (columns.seen | impressions.with_unseen) & usable[columns.owners]
+    stored = _stored_rows(impressions.folder) if stored_rows else [None] * len(columns.counts)
+    whole = usable & holds_all(columns.counts, columns.candidates)
+    by_place = np.lexsort((columns.places, columns.owners))  # the rows of a request stay together
+    requests, answers = (
+        _requests(columns, rows, user_ids, pin_ids, stored)
+        for rows in (np.flatnonzero(wanted), by_place[whole[columns.owners]])
+    )
     _check_times(requests, dataset, impressions.folder, since_ms)
     return Shown(
         dataset,
         _merged(dataset, joined),
         requests,
+        answers,
+        columns.time_ms[usable & ~whole],
+        requests.time_ms,
         manifest.inputs_sha256,
         tuple(_notes(columns, log, impressions.with_unseen)),
     )
@@ -136,7 +156,7 @@ def read_shown(
 
 _COLUMNS = (
     *("group", "request_id", "time_ms", "user_id", "query_pin_id", "query_vector", "pin_ids", "places"),
-    *("propensities", "seen", "outcomes"),
+    *("candidates", "propensities", "seen", "outcomes"),
 )
 
 
@@ -150,6 +170,7 @@ class _Part:
     query_pin_ids: np.ndarray
     has_query: np.ndarray
     has_vector: np.ndarray
+    candidates: np.ndarray
     counts: np.ndarray
     pin_ids: np.ndarray
     places: np.ndarray
@@ -161,6 +182,11 @@ class _Part:
     acted_pins: np.ndarray
     acted_ms: np.ndarray
     acted: np.ndarray
+
+    @property
+    def owners(self) -> np.ndarray:
+        """int64[N], the request of each shown pin."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
 
     @staticmethod
     def of(table: pa.Table, manifest: Manifest, schema: ActionSchema) -> _Part:
@@ -177,6 +203,7 @@ class _Part:
             query_pin_ids=table["query_pin_id"].fill_null(0).to_numpy(),
             has_query=table["query_pin_id"].is_valid().to_numpy(),
             has_vector=table["query_vector"].is_valid().to_numpy(),
+            candidates=table["candidates"].to_numpy().astype(np.int64),
             counts=counts,
             pin_ids=pin_ids,
             places=flat(table["places"]).astype(np.int64),
@@ -258,10 +285,11 @@ def _queries(part: _Part) -> np.ndarray:
     return queries
 
 
-def _requests(part: _Part, wanted: np.ndarray, user_ids: np.ndarray, pin_ids: np.ndarray) -> ShownRequests:
-    """Return the requests that have a wanted row, with these rows only."""
-    owners = np.repeat(np.arange(len(part.counts)), part.counts)[wanted]
-    counts = np.bincount(owners, minlength=len(part.counts))
+def _requests(
+    part: _Part, rows: np.ndarray, user_ids: np.ndarray, pin_ids: np.ndarray, stored: Sequence[bytes | None]
+) -> ShownRequests:
+    """Return the requests that have one of these rows, with these rows only; they are sorted by request."""
+    counts = np.bincount(part.owners[rows], minlength=len(part.counts))
     kept = counts > 0
     return ShownRequests(
         users=np.searchsorted(user_ids, part.user_ids[kept]),
@@ -269,19 +297,17 @@ def _requests(part: _Part, wanted: np.ndarray, user_ids: np.ndarray, pin_ids: np
         surfaces=part.surfaces[kept],
         query_pins=np.where(part.has_query, np.searchsorted(pin_ids, part.query_pin_ids), -1)[kept],
         row_splits=np.concatenate([[0], np.cumsum(counts[kept])]),
-        pins=np.searchsorted(pin_ids, part.pin_ids[wanted]),
-        positions=part.positions[wanted],
-        places=part.places[wanted],
-        propensities=part.propensities[wanted],
-        labels=part.labels[wanted],
-        stored_rows=(None,) * int(kept.sum()),
+        pins=np.searchsorted(pin_ids, part.pin_ids[rows]),
+        positions=part.positions[rows],
+        places=part.places[rows],
+        propensities=part.propensities[rows],
+        labels=part.labels[rows],
+        stored_rows=tuple(compress(stored, kept)),
     )
 
 
-def _stored_rows(folder: Path, part: _Part, wanted: np.ndarray) -> tuple[bytes | None, ...]:
-    kept = np.bincount(np.repeat(np.arange(len(part.counts)), part.counts)[wanted], minlength=len(part.counts)) > 0
-    stored = [value.as_py() for table in read_requests(folder, ["features"]) for value in table["features"]]
-    return tuple(value for value, used in zip(stored, kept, strict=True) if used)
+def _stored_rows(folder: Path) -> list[bytes | None]:
+    return [value.as_py() for table in read_requests(folder, ["features"]) for value in table["features"]]
 
 
 def _with_ids(log: ActionLog, user_ids: np.ndarray, pin_ids: np.ndarray) -> ActionLog:

@@ -20,7 +20,7 @@ import numpy as np
 from kernels.engine import EngineFactory
 from model_store.bundle.files import Bundle
 from ranker.data.actions import ActionLog
-from ranker.data.requests import Split, part_slices, request_slices
+from ranker.data.requests import Split, part_slices
 from ranker.data.shown import Shown
 from ranker.errors import SettingError
 from ranker.evaluation.bootstrap import RESAMPLES, Resampling, resample
@@ -85,7 +85,7 @@ def evaluate(
     test = score_test(bundles, log, factory, sampling, seed, split, progress, shown)
     slices = _slices(test)
     hit = _Hits.of(test, slices, baseline, resamples, seed)
-    spans = part_slices(log, split, "test") if shown is None else request_slices(shown.requests.time_ms, split, "test")
+    spans = part_slices(log, split, "test") if shown is None else shown.slices(split, "test")
     start_ms, stop_ms = spans[0].start_ms, spans[-1].stop_ms
     acted = _acted(log, test.heads, start_ms, stop_ms)
     scorers = (POPULARITY, *bundles)

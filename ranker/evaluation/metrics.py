@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from model_store.model.selection import order_rows
+
 TOP = 3
 BINS = 15
 
@@ -36,7 +38,7 @@ def hits(scores: np.ndarray, labels: np.ndarray, row_splits: np.ndarray, top: in
     """
     starts, counts = row_splits[:-1].astype(np.int64), np.diff(row_splits).astype(np.int64)
     request = np.repeat(np.arange(len(counts)), counts)
-    order = np.lexsort((-np.where(np.isfinite(scores), scores, -np.inf), request))
+    order = order_rows(scores, request)
     rank = np.arange(len(order)) - np.repeat(starts, counts)
     best = order[rank < top]
     found = [np.bincount(request[best], column[best], len(counts)) for column in labels.T]

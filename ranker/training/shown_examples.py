@@ -13,7 +13,7 @@ from model_store.model.assembly import Assembler
 from ranker.data.actions import ActionLog
 from ranker.data.embeddings import PinEmbeddings
 from ranker.data.features import PIN_GROUP, SURFACES, Groups
-from ranker.data.requests import Part, Request, Slice, Split, request_slices
+from ranker.data.requests import Part, Request, Slice, Split
 from ranker.data.shown import Shown
 from ranker.errors import DatasetError
 from ranker.training.examples import ExampleBuilder, Examples, FeatureSnapshot, Sampling
@@ -51,7 +51,7 @@ class ShownExampleBuilder:
     ) -> Examples:
         """Build the examples of one part. Arguments and errors are those of `ExampleBuilder.build`."""
         time_ms = self._shown.requests.time_ms
-        slices = request_slices(time_ms, self._split, part)
+        slices = self._shown.slices(self._split, part)
         bounds = [np.searchsorted(time_ms, (span.start_ms, span.stop_ms)) for span in slices]
         total = sum(int(stop - start) for start, stop in bounds)
         wanted = self._sampling.requests_max

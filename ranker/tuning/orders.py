@@ -6,12 +6,14 @@ exploration bounds and that servers report per party.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from model_store.model.discount import discounts
+from model_store.model.selection import select
 
 #: Requests are valued in blocks of about this many rows, so that a block's arrays stay in the processor's cache.
 _BLOCK_ROWS = 16_384
@@ -61,7 +63,7 @@ class ScoredRequests:
         The sum is rounded to float32 and equal sums keep the caller's order, as in servers. A candidate that is not
         finite for some party sinks to the end, whatever the weights; it is worth nothing to anyone.
         """
-        return self._valued(weights, np.float32, self if valued is None else valued)
+        return self._valued(weights, _as_servers, self if valued is None else valued)
 
     def best(self, weights: np.ndarray) -> np.ndarray:
         """Return float64[P], the mean of the same over requests, for the exact maximum of the weighted sum.
@@ -69,18 +71,19 @@ class ScoredRequests:
         Args:
             weights: float64[P].
         """
-        mean: np.ndarray = self._valued(weights, np.float64, self).mean(axis=0)
+        mean: np.ndarray = self._valued(weights, _exactly, self).mean(axis=0)
         return mean
 
-    def _valued(self, weights: np.ndarray, dtype: type[np.floating], valued: ScoredRequests) -> np.ndarray:
+    def _valued(
+        self, weights: np.ndarray, order_of: Callable[[np.ndarray], np.ndarray], valued: ScoredRequests
+    ) -> np.ndarray:
         found = np.empty((self.requests, len(self.parties)))
         for block, worth in zip(self._blocks, valued._blocks, strict=True):
             total = block.utilities[0] * weights[0]  # in the table's order: its last bits depend on it
             for party in range(1, len(weights)):
                 total += block.utilities[party] * weights[party]
-            key = np.negative(total, dtype=np.float64).astype(dtype)
-            key[block.sunk] = np.inf
-            order = np.argsort(key, axis=1, kind="stable" if dtype is np.float32 else None)
+            total[block.sunk] = np.nan
+            order = order_of(total)
             placed = np.empty_like(total)
             np.put_along_axis(placed, order, np.broadcast_to(self._discounts(total.shape[1]), total.shape), axis=1)
             found[block.requests] = np.einsum("prc,rc->rp", worth.utilities, placed)
@@ -112,6 +115,15 @@ class ScoredRequests:
         utilities = self.utilities.T[:, rows] if len(self.utilities) else np.zeros((len(self.parties), *rows.shape))
         sunk = ~inside | ~np.isfinite(utilities).all(axis=0)
         return _Block(requests, np.where(sunk, 0.0, utilities), sunk)
+
+
+def _as_servers(totals: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # what overflows is not finite and sinks
+        return select(totals.astype(np.float32))
+
+
+def _exactly(totals: np.ndarray) -> np.ndarray:
+    return np.argsort(-totals, axis=1)  # sorts NaN last, and any order of equal sums is worth the same in sum
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ import pytest
 from bench.counterfactual import coat, open_bandit, simulator
 from bench.harness import BenchmarkError, whole
 from ranker.counterfactual.evaluate import evaluate_policy
-from ranker.counterfactual.forecast import Settings
 from ranker.counterfactual.policies import logging_policy, utility_policy
 from ranker.counterfactual.rewards import rewards_of
+from ranker.counterfactual.settings import Settings
 
 
 def test_the_simulator_knows_the_truth_that_its_users_act_by():

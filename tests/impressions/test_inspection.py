@@ -129,6 +129,18 @@ def test_weights_of_another_order_are_found(tmp_path):
     assert [(one.row, one.field) for one in problems(tmp_path)] == [(1, "utilities")]
 
 
+def test_equal_utilities_out_of_the_callers_order_are_found(tmp_path):
+    even = answered(2).scores
+    even = ToyScores(
+        np.array([0, 1, 3, 2, 4]),
+        np.zeros_like(even.utilities),
+        even.probabilities,
+        np.zeros_like(even.party_utilities),
+    )
+    write_log(tmp_path, [answered(1), answered(2, scores=even), answered(3)])
+    assert [(one.row, one.field) for one in problems(tmp_path)] == [(1, "pin_ids")]
+
+
 def test_an_order_against_its_utilities_is_found_unless_it_was_drawn(tmp_path):
     backwards = answered(2).scores.order[::-1].tolist()
     rows = [answered(1), drawn(2, "more_creator", order=backwards), drawn(3, "best-5", order=[4, 3, 2, 1, 0])]

@@ -22,3 +22,9 @@ def test_reading_data_and_evaluating_import_no_training_library(module: str) -> 
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_commands_show_their_options_without_numerical_libraries() -> None:
+    program = "import sys, ranker.cli.commands; print(*{'numpy', 'scipy', 'pyarrow'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

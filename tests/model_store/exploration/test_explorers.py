@@ -13,14 +13,14 @@ from scipy import stats
 
 from impressions.writing.batches import impressions_batch
 from impressions.writing.rows import Exploring
-from model_store.exploration.explorer import Explored, Tuned, Withheld, replay_by_utility
+from model_store.exploration.explorer import Explored, Tuned, Withheld
 from model_store.exploration.hashing import mixed, mixed_all
 from model_store.exploration.orders import OrderExplorer
 from model_store.exploration.plackett_luce import order_probability, position_probabilities
 from model_store.exploration.regret import TunedOrder
 from model_store.exploration.weights import WeightsExplorer
 from model_store.model.discount import discounts
-from model_store.model.selection import select
+from model_store.model.selection import order_rows, select
 from model_store.model.utility import weighted_sum
 from tests.impressions.answers import ToyScores
 from tests.impressions.answers import answered as answered_request
@@ -353,7 +353,7 @@ def test_rows_that_are_not_finite_stay_at_the_end_in_the_callers_order(explorer)
 
 def test_equal_utilities_keep_the_callers_order_in_a_replay_too():
     places, utilities = np.array([9, 2, 5], np.uint32), np.array([0.5, 0.5, np.nan], np.float32)
-    assert replay_by_utility(places, utilities).tolist() == [1, 0, 2]
+    assert order_rows(utilities, places=places).tolist() == [1, 0, 2]
 
 
 @settings(max_examples=100, deadline=None)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from model_store.model.selection import select
+from model_store.model.selection import order_rows, select
 
 INF, NAN = np.inf, np.nan
 
@@ -35,3 +35,14 @@ def test_every_candidate_stands_once_and_finite_ones_descend_before_the_rest(uti
     finite = np.isfinite(ordered)
     assert not np.any(np.diff(finite.astype(int)) > 0)
     assert np.all(np.diff(ordered[finite].astype(np.float64)) <= 0)
+
+
+@given(st.lists(st.lists(st.sampled_from([NAN, INF, -1.0, 0.0, -0.0, 2.0]), max_size=6), max_size=5), st.randoms())
+def test_rows_of_many_requests_are_ordered_as_each_request_alone(requests, random):
+    places = [random.sample(range(len(one)), len(one)) for one in requests]  # rows as an answer might hold them
+    utilities = np.array([one[place] for one, own in zip(requests, places, strict=True) for place in own], np.float32)
+    owners = np.repeat(np.arange(len(requests)), [len(one) for one in requests])
+    order = order_rows(utilities, owners, np.array([place for own in places for place in own], np.int64))
+    assert (np.diff(owners[order]) >= 0).all()
+    found = np.array([place for own in places for place in own], np.int64)[order]
+    assert found.tolist() == [place for one in requests for place in select(np.array(one, np.float32)).tolist()]

@@ -13,6 +13,9 @@ from typer.testing import CliRunner
 from impressions.dataset import read_slates
 from model_store.registry.store import open_model_store
 from ranker.cli.commands import register
+from ranker.cli.explore import EstimatorOptions
+from ranker.counterfactual.estimators import ESTIMATORS
+from ranker.counterfactual.settings import Settings
 from tests import tiny
 from tests.ranker.counterfactual import logged
 
@@ -167,6 +170,23 @@ def test_too_little_evidence_prints_no_number_and_writes_the_report(joined, more
     assert "everything was refused" in report.read_text()
 
 
+def test_the_least_support_is_what_the_option_says(joined, tmp_path):
+    between = tmp_path / "between.toml"
+    between.write_text(tiny.UTILITY.replace("creator = 0.5", "creator = 1.0"))  # an order that no arm always gives
+    code, said = run("--on", joined, "--policy", between, "--ess-min", 20)
+    assert code == 1
+    assert "of the answers of between.toml, and at least 90% are required" in said
+    code, said = run("--on", joined, "--policy", between, "--ess-min", 20, "--support-min", 0.3)
+    assert code == 0
+    assert "between.toml compared with logged" in said
+
+
+def test_the_options_are_the_defaults_of_the_settings():
+    assert EstimatorOptions().settings() == Settings()
+    result = CliRunner(env={"COLUMNS": "400"}).invoke(app, ["explore", "evaluate", "--help"])
+    assert ", ".join(ESTIMATORS) in " ".join(result.output.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -176,6 +196,7 @@ def test_too_little_evidence_prints_no_number_and_writes_the_report(joined, more
         (["--policy", "logged", "--estimator", "magic"], "--estimator magic: choose one of ips, snips"),
         (["--policy", "logged", "--unit", "pages"], "choose orders or positions"),
         (["--policy", "logged", "--ess-min", "inf"], "--ess-min inf: choose a finite number"),
+        (["--policy", "logged", "--support-min", "0"], "--support-min 0: choose a number above 0 and at most 1"),
         (["--policy", "logged", "--clip", "inf"], "--clip inf: choose a finite number"),
         (["--policy", "logged", "--surface", "related"], "no request of surface related"),
         (["--policy", "logged", "--model", "tiny@9"], "and model tiny@9"),

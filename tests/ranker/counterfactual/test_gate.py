@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from model_store.model.utility import load_utility
-from ranker.counterfactual.forecast import Settings
 from ranker.counterfactual.gate import new_positions, rate_breaches
+from ranker.counterfactual.settings import Settings
 from ranker.errors import SettingError
 from ranker.evaluation.gates import RateGate, parse_rate_gate
 from ranker.evaluation.scoring import BundleScores, ScoredTest
@@ -187,6 +187,28 @@ def test_pins_take_the_positions_that_their_request_had():
         by_bundle={"this": BundleScores(("save",), np.zeros((7, 1)), np.array([3, np.nan, 5, 1, 1, 0, 0.0]), None)},
     )
     assert new_positions(test, "this").tolist() == [2, 5, 0, 1, 3, 4, 0]
+
+
+def test_a_pin_without_a_score_sinks_and_is_expected_to_get_nothing():
+    test = scored("worth", users=3000)
+    lost = {}
+    for name, one in test.by_bundle.items():
+        probabilities, utilities = one.probabilities.copy(), one.utilities.copy()
+        probabilities[5], utilities[5] = np.nan, np.nan
+        lost[name] = replace(one, probabilities=probabilities, utilities=utilities)
+    lost = replace(test, by_bundle=lost)
+    assert new_positions(lost, "this")[5] == PINS - 1
+    assert rate_breaches(lost, "this", "parent", [SAVE], SETTINGS) == []
+
+
+def test_an_expression_that_is_no_number_for_an_action_does_not_hold_the_gate():
+    content = (TABLE % {"more": "merchant"}).replace('"0 * save"', '"log(save)"').encode()
+    test = with_parties(scored())
+    own = replace(test.by_bundle["this"], table=load_utility(content, manifest(("save",))))
+    test = replace(test, by_bundle={**test.by_bundle, "this": own})
+    (said,) = rate_breaches(test, "this", "parent", [RateGate("merchant", 0.0)], SETTINGS)
+    assert said.startswith("merchant >= 0: its utility per request is -inf for ")
+    assert "such as log1p(save) for log(save)" in said
 
 
 def test_gates_that_cannot_be_judged_are_named():

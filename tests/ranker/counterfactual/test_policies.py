@@ -8,7 +8,6 @@ import pytest
 from model_store.model.discount import discounts
 from ranker.counterfactual.estimators import ESTIMATORS
 from ranker.counterfactual.evaluate import UNITS, evaluate_policy, logged_actions
-from ranker.counterfactual.forecast import Settings
 from ranker.counterfactual.policies import (
     exploring_policy,
     logging_policy,
@@ -18,6 +17,7 @@ from ranker.counterfactual.policies import (
     whole_answers,
 )
 from ranker.counterfactual.rewards import RewardModel, head_labels, rewards_of
+from ranker.counterfactual.settings import Settings
 from ranker.errors import PropensityError
 from tests import tiny
 from tests.ranker.counterfactual import logged

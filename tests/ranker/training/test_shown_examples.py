@@ -96,6 +96,20 @@ def test_rows_are_the_shown_pins_with_their_outcomes_positions_and_propensities(
     assert (taken.positions.tolist(), taken.propensities.tolist()) == ([0, 1, 2, 3], [1.0] * 4)
 
 
+def test_whole_answers_keep_what_nobody_saw_in_the_order_of_the_candidates(tmp_path: Path, log: ActionLog) -> None:
+    rows = four_requests(candidates=4, places=[2, 0, 3, 1])
+    rows[1] |= {"candidates": 4}  # nothing of it was seen; the others leave three candidates out
+    folder = joined(tmp_path / "joined", rows, reports=[seen(1, 0), seen(2)])
+    shown = read_shown(Impressions(folder), log)
+    assert np.diff(shown.requests.row_splits).tolist() == [1, 4, 4]
+    assert shown.whole.row_splits.tolist() == [0, 4, 8]
+    assert shown.whole.places.tolist() == [0, 1, 2, 3] * 2
+    assert shown.whole.positions.tolist() == [1, 3, 0, 2, 0, 1, 2, 3]
+    assert shown.history.pin_ids[shown.whole.pins[:4]].tolist() == [pin(1), pin(3), pin(0), pin(2)]
+    assert shown.cut_ms.tolist() == [START_MS + 2 * HOUR_MS, START_MS + 3 * HOUR_MS]
+    assert shown.split_ms.tolist() == shown.requests.time_ms.tolist()
+
+
 def test_each_part_has_the_requests_of_its_time(tmp_path: Path, log: ActionLog) -> None:
     shown = read_shown(Impressions(joined(tmp_path / "joined", four_requests())), log)
     parts: tuple[Part, ...] = ("train", "validation", "test")
