@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from model_store.bundle.files import Bundle
+    from model_store.bundle.manifest import Manifest
     from model_store.registry.store import ModelStore
-    from ranker.tuning.constants import ConstantSearch, FreeConstant
+    from ranker.tuning.constants import FreeConstant
     from ranker.tuning.inputs import TuningData
-    from ranker.tuning.results import Tuned
+    from ranker.tuning.results import ConstantSearch, Tuned
     from ranker.tuning.tune import Goal
 
 
@@ -148,10 +149,11 @@ def tune(goal: GoalOptions, requests: RequestOptions, result: ResultOptions) -> 
         from ranker.tuning.constants import find_constants  # noqa: PLC0415
         from ranker.tuning.inputs import utility_of  # noqa: PLC0415
         from ranker.tuning.results import Infeasible  # noqa: PLC0415
-        from ranker.tuning.tables import dropped_lines, search_lines  # noqa: PLC0415
+        from ranker.tuning.tables import answer_lines, dropped_lines, search_lines  # noqa: PLC0415
         from ranker.tuning.thetas import parse_thetas  # noqa: PLC0415
         from ranker.tuning.tune import Goal  # noqa: PLC0415
         from ranker.tuning.tune import tune as tune_weights  # noqa: PLC0415
+        from ranker.tuning.utility_file import tuned_table  # noqa: PLC0415
 
         result.check()
         thetas = parse_thetas([*goal.at_least, *(goal.more or [])])
@@ -173,9 +175,11 @@ def tune(goal: GoalOptions, requests: RequestOptions, result: ResultOptions) -> 
             )  # fmt: skip
         if isinstance(tuned, Infeasible):
             fail(str(tuned))
-        notes = [*dropped_lines(surface.at_least, wanted), *(() if search is None else search_lines(search))]
+        statement_notes = [*answer_lines(data.answers), *(() if search is None else search_lines(search))]
+        notes = [*dropped_lines(surface.at_least, wanted), *statement_notes]
         _show(tuned, wanted, data, notes)
-        _write(result, content, bundle, data, wanted, tuned, notes)
+        written = tuned_table(content, bundle, data, wanted, tuned, statement_notes)
+        _write(result, written, bundle.manifest, data, tuned, notes)
 
 
 def _searched(
@@ -206,22 +210,13 @@ def _show(tuned: Tuned, goal: Goal, data: TuningData, notes: Sequence[str]) -> N
 
 
 def _write(
-    result: ResultOptions,
-    content: bytes,
-    bundle: Bundle,
-    data: TuningData,
-    goal: Goal,
-    tuned: Tuned,
-    notes: Sequence[str],
+    result: ResultOptions, written: bytes, manifest: Manifest, data: TuningData, tuned: Tuned, notes: Sequence[str]
 ) -> None:
-    from ranker.tuning.utility_file import tuned_table  # noqa: PLC0415
-
-    name, version = bundle.manifest.name, bundle.manifest.version
-    written = tuned_table(content, bundle, data, goal, tuned)
     if result.report is not None:
         from ranker.tuning.report import write_report  # noqa: PLC0415
 
-        write_report(result.report, data, bundle.manifest.ref, tuned, notes)
+        write_report(result.report, data, manifest.ref, tuned, notes)
     if result.out is not None:
         result.out.write_bytes(written)
-        typer.echo(f"wrote {result.out}; publish it: pinrank model retune {name} {version} --utility {result.out}")
+        publish = f"pinrank model retune {manifest.name} {manifest.version} --utility {result.out}"
+        typer.echo(f"wrote {result.out}; publish it: {publish}")

@@ -24,7 +24,7 @@ _FRONT_NOTE = (
 )
 _LIMITS = (
     "Values are predictions of the network; whether users act so is measured by serving the weights to some of them.",
-    "Logged answers hold the pins that were returned. Other weights could return others, which this cannot see.",
+    "Other weights could return candidates that a logged answer left out; this cannot see what those are worth.",
     "What the constrained parties get holds for users like these; the check on held-out users shows how well.",
 )
 

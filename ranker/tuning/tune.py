@@ -228,6 +228,7 @@ def _outcomes(
                 float(weights[column]),
                 old.estimate(),
                 new.estimate(),
+                (new - old).estimate(),
                 ((new - old) / Resampling(abs(old.measured), abs(old.drawn))).scaled(100).estimate(),
                 None if place is None else goal.thetas[place],
                 None if place is None else float(thetas[place]),

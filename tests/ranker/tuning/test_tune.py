@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from ranker.errors import DatasetError, SettingError
+from ranker.evaluation.bootstrap import Estimate
 from ranker.tuning.orders import ScoredRequests
 from ranker.tuning.results import HeldOutCheck, Infeasible, Tuned
+from ranker.tuning.tables import change, held_out_line, summary
 from ranker.tuning.thetas import parse_thetas
 from ranker.tuning.tune import Goal, tune
 from tests.ranker.tuning.randomised_orders import best_mixture
@@ -153,15 +156,72 @@ def test_a_held_out_theta_is_relative_to_the_held_out_requests():
     assert creator.theta == pytest.approx(party(result, "creator").theta, rel=0.05)
     assert merchant.theta == 1.2
     assert creator.holds
-    assert merchant.holds
+    assert merchant.by_chance
     assert merchant.shortfall == max(0, 1.2 - merchant.value)
 
 
 @pytest.mark.parametrize(
-    ("value", "holds"), [(1.1, True), (1.0, True), (0.971, True), (0.969, False)], ids=["more", "just", "noise", "less"]
+    ("theta", "value", "error", "holds", "told"),
+    [
+        (1.0, 1.1, 0.01, True, ": met"),
+        (1.0, 1.0, 0.0, True, ": met"),
+        (0.7, 0.7 - 1e-15, 0.0, True, ": met"),  # a sum of equal values that rounds
+        (1.0, 0.991, 0.01, True, "0.90%, 0.9 standard errors; within 1% and within 2 standard errors"),
+        (1.0, 0.985, 0.01, False, "1.50%, 1.5 standard errors; warning: more than 1%, which may be chance: hold out"),
+        (1.0, 0.991, 0.004, False, "0.90%, 2.3 standard errors; warning: more than 2 standard errors: ask for"),
+        (1.0, 0.97, 0.01, False, "warning: more than 1% and more than 2 standard errors: ask for a little more"),
+        (-1.0, -1.009, 0.01, True, "0.90%, 0.9 standard errors; within 1% and within 2 standard errors"),
+        (0.0, -0.015, 0.01, True, "of a theta of 0, 1.5 standard errors; within 2 standard errors"),
+        (0.0, -0.025, 0.01, False, "of a theta of 0, 2.5 standard errors; warning: more than 2 standard errors: ask"),
+    ],
 )
-def test_a_check_holds_within_one_percent_and_two_standard_errors(value, holds):
-    assert HeldOutCheck("creator", 1.0, value, 0.01).holds is holds
+def test_a_check_holds_within_one_percent_and_within_two_standard_errors_and_says_so(theta, value, error, holds, told):
+    check = HeldOutCheck("creator", theta, value, error)
+    assert check.holds is holds
+    line = held_out_line(check, tuned(scored(), "creator=+10%", fronts=False))
+    assert told in line
+    assert ("warning" in line) is not holds
+
+
+def outcome_of(*means, thetas=("creator=+10%",)):
+    """Tune requests whose parties' utilities are noise around these means."""
+    made = scored(requests=60)
+    utilities = np.random.default_rng(3).normal(means, 1.0, (len(made.utilities), 3))
+    result = tuned(made.replaced(utilities), *thetas, hold_out=0, fronts=False)
+    assert isinstance(result, Tuned)
+    return result
+
+
+def test_a_change_of_a_value_that_may_be_0_is_not_in_percent():
+    result = outcome_of(5.0, 5.0, -0.08, thetas=("creator=+1%",))
+    pinner, creator, merchant = result.parties
+    assert merchant.before.low < 0 < merchant.before.high
+    assert merchant.near_zero
+    assert not creator.near_zero
+    assert change(creator).startswith("+1.0% [")
+    assert merchant.change.value == pytest.approx(merchant.after.value - merchant.before.value)
+    assert change(merchant).startswith(f"{merchant.change.value:+.4g} [")
+    assert "%" not in change(merchant)
+    told = " ".join(summary(result))
+    assert "the change of merchant is a value and not a percentage" in told
+    assert "is a percentage of" not in told
+    assert pinner.change.low <= pinner.change.value <= pinner.change.high
+
+
+def test_a_theta_in_percent_of_a_value_that_may_be_0_is_named():
+    result = outcome_of(5.0, 5.0, -0.08, thetas=("merchant=+1%",))
+    merchant = party(result, "merchant")
+    assert merchant.near_zero
+    told = " ".join(summary(result))
+    assert "warning: merchant=+1% is a percentage of" in told
+    assert f"ask for a value, e.g. merchant={merchant.theta:.6g}" in told
+
+
+def test_a_value_without_an_interval_has_a_change_in_percent_unless_it_is_0():
+    made = party(tuned(scored(), "creator=+10%", fronts=False), "creator")
+    assert not replace(made, before=Estimate(0.5, None, None)).near_zero
+    assert replace(made, before=Estimate(0.0, None, None)).near_zero
+    assert change(replace(made, change_percent=Estimate(3.0, None, None))) == "+3.0%"
 
 
 def test_without_held_out_users_nothing_is_checked():
