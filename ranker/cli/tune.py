@@ -10,7 +10,15 @@ import typer
 from rich.console import Console
 
 from kernels.engines import ENGINES
-from ranker.cli.console import ActionsOption, ConsoleReporter, explained, fail, note_problems, read_dataset
+from ranker.cli.console import (
+    ActionsOption,
+    ConsoleReporter,
+    explained,
+    fail,
+    note_problems,
+    read_dataset,
+    read_version,
+)
 from ranker.cli.options import OptionGroup, grouped
 from ranker.cli.places import check_file
 
@@ -109,12 +117,6 @@ class GoalOptions(OptionGroup):
     ] = 0.3
     seed: Annotated[int, typer.Option(min=0, help="Random seed: held-out users, resamples, trials.")] = 7
 
-    def read(self, store: ModelStore) -> Bundle:
-        name, at, version = self.model.partition("@")
-        if not (name and at and version):
-            fail(f"--model {self.model}: write NAME@VERSION or NAME@LABEL, e.g. ml1m@stable")
-        return store.read(name, int(version) if version.isdigit() else store.resolve(name, version))
-
 
 @dataclass(frozen=True, slots=True)
 class ResultOptions(OptionGroup):
@@ -158,7 +160,7 @@ def tune(goal: GoalOptions, requests: RequestOptions, result: ResultOptions) -> 
         result.check()
         thetas = parse_thetas([*goal.at_least, *(goal.more or [])])
         store = open_model_store(goal.store)
-        bundle = goal.read(store)
+        bundle = read_version(store, goal.model)
         table = utility_of(bundle, requests.surface)
         surface = table.surfaces[requests.surface]
         wanted = Goal(goal.maximise, thetas, surface.weights).checked(surface.parties)
