@@ -117,12 +117,17 @@ _HEADINGS = ("arm", "of all requests", "differs", "withheld", "regret", "effecti
 
 
 def _table(surface: str, found: ExplorationPreview) -> Table:
+    effective = (
+        " Effective users: for a policy of the arm's weights, by whole orders, if as many requests as these are logged "
+        "with this table; `explore evaluate` requires 100."
+        if any(arm.effective_users is not None for arm in found.arms)
+        else ""
+    )
     table = Table(
         title=f"{surface}: {found.requests:,} requests of {found.users:,} users",
         caption=f"Exploration gives up {found.cost:.3%} of predicted utility. Of an arm's requests: the share whose "
         "answer differs, the share withheld beyond regret_max, and the mean regret of the others as a share of their "
-        "value. Effective users: for a policy of the arm's weights, by whole orders, if as many requests as these "
-        "explore; `explore evaluate` requires 100.",
+        f"value.{effective}",
         caption_justify="left",
     )
     for heading in _HEADINGS:

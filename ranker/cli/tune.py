@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from model_store.registry.store import ModelStore
     from ranker.tuning.constants import FreeConstant
     from ranker.tuning.inputs import TuningData
-    from ranker.tuning.results import ConstantSearch, Tuned
+    from ranker.tuning.results import ConstantSearch, TunedWeights
     from ranker.tuning.tune import Goal
 
 
@@ -202,7 +202,7 @@ def _searched(
     return search
 
 
-def _show(tuned: Tuned, goal: Goal, data: TuningData, notes: Sequence[str]) -> None:
+def _show(tuned: TunedWeights, goal: Goal, data: TuningData, notes: Sequence[str]) -> None:
     from ranker.tuning.tables import alert_lines, summary, terminal_table  # noqa: PLC0415
 
     console = Console(markup=False, emoji=False)
@@ -212,7 +212,12 @@ def _show(tuned: Tuned, goal: Goal, data: TuningData, notes: Sequence[str]) -> N
 
 
 def _write(
-    result: ResultOptions, written: bytes, manifest: Manifest, data: TuningData, tuned: Tuned, notes: Sequence[str]
+    result: ResultOptions,
+    written: bytes,
+    manifest: Manifest,
+    data: TuningData,
+    tuned: TunedWeights,
+    notes: Sequence[str],
 ) -> None:
     if result.report is not None:
         from ranker.tuning.report import write_report  # noqa: PLC0415

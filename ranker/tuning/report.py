@@ -10,7 +10,7 @@ from ranker.evaluation.caveats import day
 from ranker.evaluation.page import page, picture, section
 from ranker.tuning.charts import front_chart
 from ranker.tuning.inputs import TuningData
-from ranker.tuning.results import Tuned
+from ranker.tuning.results import TunedWeights
 from ranker.tuning.tables import HEADINGS, alert_lines, party_rows, summary
 
 _PARTIES_NOTE = (
@@ -29,12 +29,12 @@ _LIMITS = (
 )
 
 
-def write_report(path: Path, data: TuningData, model: str, tuned: Tuned, notes: Sequence[str] = ()) -> None:
+def write_report(path: Path, data: TuningData, model: str, tuned: TunedWeights, notes: Sequence[str] = ()) -> None:
     """Write the page to a file; an existing file is replaced."""
     path.write_text(report_html(data, model, tuned, notes), encoding="utf-8")
 
 
-def report_html(data: TuningData, model: str, tuned: Tuned, notes: Sequence[str] = ()) -> str:
+def report_html(data: TuningData, model: str, tuned: TunedWeights, notes: Sequence[str] = ()) -> str:
     """Return the whole page; equal tunings give equal pages."""
     title = f"Weights of {model} on {data.surface}"
     lead = (

@@ -124,7 +124,7 @@ class FrontPoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Tuned:
+class TunedWeights:
     """The result.
 
     Attributes:

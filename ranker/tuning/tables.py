@@ -8,7 +8,14 @@ from rich.table import Table
 
 from ranker.evaluation.bootstrap import Estimate
 from ranker.tuning.inputs import WHOLE_USERS_MIN, AnswerCounts
-from ranker.tuning.results import SHORT_ERRORS_MAX, SHORT_SHARE_MAX, ConstantSearch, HeldOutCheck, PartyOutcome, Tuned
+from ranker.tuning.results import (
+    SHORT_ERRORS_MAX,
+    SHORT_SHARE_MAX,
+    ConstantSearch,
+    HeldOutCheck,
+    PartyOutcome,
+    TunedWeights,
+)
 from ranker.tuning.tune import Goal
 
 HEADINGS = (
@@ -17,7 +24,7 @@ HEADINGS = (
 )  # fmt: skip
 
 
-def party_rows(tuned: Tuned) -> list[tuple[str, ...]]:
+def party_rows(tuned: TunedWeights) -> list[tuple[str, ...]]:
     """Return one row per party, in the columns of `HEADINGS`."""
     return [
         (
@@ -34,7 +41,7 @@ def party_rows(tuned: Tuned) -> list[tuple[str, ...]]:
     ]
 
 
-def terminal_table(tuned: Tuned, maximised: str) -> Table:
+def terminal_table(tuned: TunedWeights, maximised: str) -> Table:
     """Return the table of the parties."""
     table = Table(
         title=f"{tuned.requests:,} requests of {tuned.users:,} users",
@@ -49,7 +56,7 @@ def terminal_table(tuned: Tuned, maximised: str) -> Table:
     return table
 
 
-def summary(tuned: Tuned) -> Iterator[str]:
+def summary(tuned: TunedWeights) -> Iterator[str]:
     """Describe the objective, the gap and the checks, one sentence a line."""
     yield (
         f"objective: {tuned.deployed:.6g} per request (before: {tuned.before:.6g}); no orders that meet the thetas are "
@@ -71,7 +78,7 @@ def summary(tuned: Tuned) -> Iterator[str]:
         yield held_out_line(check, tuned)
 
 
-def held_out_line(check: HeldOutCheck, tuned: Tuned) -> str:
+def held_out_line(check: HeldOutCheck, tuned: TunedWeights) -> str:
     """Describe the check of one constraint on other users."""
     place = f"held out, {tuned.held_out_requests:,} requests of {tuned.held_out_users:,} other users"
     numbers = f"{check.party} gets {check.value:.6g}, at least {check.theta:.6g}"
@@ -143,7 +150,7 @@ def search_lines(search: ConstantSearch) -> Iterator[str]:
         )
 
 
-def alert_lines(tuned: Tuned, surface: str) -> Iterator[str]:
+def alert_lines(tuned: TunedWeights, surface: str) -> Iterator[str]:
     """Name the alert that watches the thetas once the table is served."""
     yield (
         f"once the table is served, the alert PinrankPartyBelowTheta (deploy/alerts/parties.yml) fires if on {surface} "
@@ -162,7 +169,7 @@ def change(party: PartyOutcome) -> str:
     return f"{text} [{estimate.low:+{digits}}, {estimate.high:+{digits}}]"
 
 
-def near_zero_lines(tuned: Tuned) -> Iterator[str]:
+def near_zero_lines(tuned: TunedWeights) -> Iterator[str]:
     """Say which changes are not in percent, and which thetas are percentages of a value that may be 0."""
     near = [party for party in tuned.parties if party.near_zero]
     if near:

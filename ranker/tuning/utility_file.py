@@ -15,7 +15,7 @@ from model_store.model.utility import fingerprint
 from ranker.errors import SettingError
 from ranker.evaluation.bootstrap import Estimate
 from ranker.tuning.inputs import TuningData, utility_of
-from ranker.tuning.results import PartyOutcome, Tuned
+from ranker.tuning.results import PartyOutcome, TunedWeights
 from ranker.tuning.tables import change
 from ranker.tuning.tune import Goal
 
@@ -28,7 +28,7 @@ def with_expressions(content: bytes, surface: str, expressions: Mapping[str, str
 
 
 def tuned_table(
-    content: bytes, bundle: Bundle, data: TuningData, goal: Goal, tuned: Tuned, notes: Sequence[str] = ()
+    content: bytes, bundle: Bundle, data: TuningData, goal: Goal, tuned: TunedWeights, notes: Sequence[str] = ()
 ) -> bytes:
     """Return the table with the tuned weights and thetas of one surface, and with what explains them.
 
@@ -75,7 +75,7 @@ def tuned_table(
     return written
 
 
-def _statement(facts: Tuning, digest: str, tuned: Tuned, notes: Sequence[str]) -> Table:
+def _statement(facts: Tuning, digest: str, tuned: TunedWeights, notes: Sequence[str]) -> Table:
     table = tomlkit.table()
     table.add(tomlkit.comment(f"Weights tuned by `pinrank tune`: the most for {facts.maximised}, given at_least."))
     for outcome in tuned.parties:

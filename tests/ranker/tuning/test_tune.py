@@ -9,7 +9,7 @@ import pytest
 from ranker.errors import DatasetError, SettingError
 from ranker.evaluation.bootstrap import Estimate
 from ranker.tuning.orders import ScoredRequests
-from ranker.tuning.results import HeldOutCheck, Infeasible, Tuned
+from ranker.tuning.results import HeldOutCheck, Infeasible, TunedWeights
 from ranker.tuning.tables import change, held_out_line, summary
 from ranker.tuning.thetas import parse_thetas
 from ranker.tuning.tune import Goal, tune
@@ -36,7 +36,7 @@ def party(result, name):
 
 def test_the_tuned_weights_meet_the_thetas_and_nearly_reach_the_bound():
     result = tuned(scored(), "creator=+10%", "merchant=+5%")
-    assert isinstance(result, Tuned)
+    assert isinstance(result, TunedWeights)
     assert result.met
     for name, share in (("creator", 1.1), ("merchant", 1.05)):
         one = party(result, name)
@@ -52,7 +52,7 @@ def test_the_tuned_weights_meet_the_thetas_and_nearly_reach_the_bound():
 def test_the_result_is_the_value_of_the_orders_that_the_weights_give():
     requests = scored()
     result = tuned(requests, "creator=+10%", hold_out=0)
-    assert isinstance(result, Tuned)
+    assert isinstance(result, TunedWeights)
     served = requests.served(result.weights).mean(axis=0)
     assert [one.after.value for one in result.parties] == pytest.approx(served.tolist())
     # Merchant has no theta: it keeps its weight, and its term stays in the objective.
@@ -64,7 +64,7 @@ def test_the_result_is_the_value_of_the_orders_that_the_weights_give():
 def test_the_objective_keeps_the_weights_in_force_of_the_others():
     requests = scored(requests=20, rows=6, per_user=1)
     result = tuned(requests, "creator=+5%", hold_out=0, weights=np.array([2.0, 0.2, 0.5]), fronts=False)
-    assert isinstance(result, Tuned)
+    assert isinstance(result, TunedWeights)
     theta = np.array([party(result, "creator").theta])
     truth = best_mixture(requests, np.array([2.0, 0, 0.5]), np.eye(3)[[1]], theta)
     assert result.bound == pytest.approx(truth, abs=1e-6)
@@ -74,7 +74,7 @@ def test_the_objective_keeps_the_weights_in_force_of_the_others():
 
 def test_a_theta_that_costs_nothing_takes_the_weight_away():
     result = tuned(scored(), "creator=0.001", "merchant=+5%")
-    assert isinstance(result, Tuned)
+    assert isinstance(result, TunedWeights)
     assert party(result, "creator").weight_after == 0
     assert not party(result, "creator").binding
 
@@ -94,7 +94,7 @@ def test_thetas_that_no_order_meets_are_named_with_what_is_attainable(thetas, to
     assert told in str(result)
     # What they could get together is attainable, and a little more is not.
     together = [f"{one.party}={one.together - 1e-6 * abs(one.together):.9g}" for one in result.parties]
-    assert isinstance(tuned(requests, *together, hold_out=0, fronts=False), Tuned)
+    assert isinstance(tuned(requests, *together, hold_out=0, fronts=False), TunedWeights)
     beyond = [f"{one.party}={one.together * 1.01:.9g}" for one in result.parties]
     assert isinstance(tuned(requests, *beyond, hold_out=0), Infeasible)
     for one in result.parties:
@@ -108,7 +108,7 @@ def test_thetas_copied_from_the_error_can_be_met(thetas):
     requests = scored()
     told = str(tuned(requests, *thetas, hold_out=0))
     nearest = told.split("smallest shortfall: ")[1].removesuffix(". Lower the thetas to at most that").split(", ")
-    assert isinstance(tuned(requests, *nearest, hold_out=0, fronts=False), Tuned)
+    assert isinstance(tuned(requests, *nearest, hold_out=0, fronts=False), TunedWeights)
 
 
 def test_a_percentage_of_nothing_is_refused():
@@ -127,7 +127,7 @@ def test_thetas_beyond_any_reach_are_like_those_just_beyond():
     assert isinstance(far, Infeasible)
     assert "creator must get 1e+300, but can get at most " in str(far)
     free = tuned(requests, "creator=-1e300", hold_out=0, fronts=False)
-    assert isinstance(free, Tuned)
+    assert isinstance(free, TunedWeights)
     assert not party(free, "creator").binding
 
 
@@ -136,13 +136,13 @@ def test_equal_seeds_give_equal_results_and_others_hold_out_other_users():
     assert first == again
     goal = Goal("pinner", parse_thetas(["creator=+10%"]), IN_FORCE)
     other = tune(scored(), goal, 8, resamples=200)
-    assert isinstance(other, Tuned)
+    assert isinstance(other, TunedWeights)
     assert other.held_out != first.held_out
 
 
 def test_no_user_is_both_tuned_on_and_held_out():
     result = tuned(scored(), "creator=+10%")
-    assert isinstance(result, Tuned)
+    assert isinstance(result, TunedWeights)
     assert result.users + result.held_out_users == 100
     assert (result.requests, result.held_out_requests) == (210, 90)
 
@@ -150,7 +150,7 @@ def test_no_user_is_both_tuned_on_and_held_out():
 def test_a_held_out_theta_is_relative_to_the_held_out_requests():
     requests = scored(requests=4_000, rows=10)
     result = tuned(requests, "creator=+10%", "merchant=1.2", fronts=False)
-    assert isinstance(result, Tuned)
+    assert isinstance(result, TunedWeights)
     creator, merchant = result.held_out
     assert creator.theta != party(result, "creator").theta
     assert creator.theta == pytest.approx(party(result, "creator").theta, rel=0.05)
@@ -188,7 +188,7 @@ def outcome_of(*means, thetas=("creator=+10%",)):
     made = scored(requests=60)
     utilities = np.random.default_rng(3).normal(means, 1.0, (len(made.utilities), 3))
     result = tuned(made.replaced(utilities), *thetas, hold_out=0, fronts=False)
-    assert isinstance(result, Tuned)
+    assert isinstance(result, TunedWeights)
     return result
 
 
@@ -226,13 +226,13 @@ def test_a_value_without_an_interval_has_a_change_in_percent_unless_it_is_0():
 
 def test_without_held_out_users_nothing_is_checked():
     result = tuned(scored(), "creator=+10%", hold_out=0)
-    assert isinstance(result, Tuned)
+    assert isinstance(result, TunedWeights)
     assert (result.held_out, result.held_out_requests, result.requests) == ((), 0, 300)
 
 
 def test_intervals_come_from_users_and_hold_the_value():
     result = tuned(scored(), "creator=+10%")
-    assert isinstance(result, Tuned)
+    assert isinstance(result, TunedWeights)
     for one in result.parties:
         assert one.before.low < one.before.value < one.before.high
         assert one.change_percent.value == pytest.approx(100 * (one.after.value / one.before.value - 1))
@@ -240,13 +240,13 @@ def test_intervals_come_from_users_and_hold_the_value():
     single = scored()
     same = ScoredRequests(PARTIES, np.zeros(300, np.int64), single.row_splits, single.utilities)
     lone = tuned(same, "creator=+10%", hold_out=0, fronts=False)
-    assert isinstance(lone, Tuned)
+    assert isinstance(lone, TunedWeights)
     assert lone.parties[0].after.low == lone.parties[0].after.high
 
 
 def test_a_front_falls_from_where_the_theta_is_free_to_the_most_that_is_attainable():
     result = tuned(scored(), "creator=+10%", "merchant=+5%")
-    assert isinstance(result, Tuned)
+    assert isinstance(result, TunedWeights)
     for name, points in result.fronts.items():
         thetas, objectives = [p.theta for p in points], [p.objective for p in points]
         assert thetas == sorted(thetas)
@@ -276,10 +276,10 @@ def test_a_theta_at_the_very_edge_of_what_is_possible_is_met():
     utilities = requests.utilities.copy()
     utilities[:, 2] = 0.7  # no order changes what the merchant gets
     result = tuned(requests.replaced(utilities), "creator=+5%", "merchant=+0%", hold_out=0)
-    assert isinstance(result, Tuned)
+    assert isinstance(result, TunedWeights)
     assert result.met
     most = result.fronts["creator"][-1].theta
-    assert isinstance(tuned(requests, f"creator={most:.9g}", hold_out=0, fronts=False), Tuned)
+    assert isinstance(tuned(requests, f"creator={most:.9g}", hold_out=0, fronts=False), TunedWeights)
     assert isinstance(tuned(requests, f"creator={most * 1.001:.9g}", hold_out=0, fronts=False), Infeasible)
 
 
@@ -288,7 +288,7 @@ def test_candidates_that_are_not_finite_do_not_spoil_the_others():
     utilities = requests.utilities.copy()
     utilities[::3, 1] = np.nan
     result = tuned(requests.replaced(utilities), "creator=+5%")
-    assert isinstance(result, Tuned)
+    assert isinstance(result, TunedWeights)
     assert result.met
     assert np.isfinite(result.bound)
     with pytest.raises(DatasetError, match="no candidate has a finite utility for every party"):
