@@ -69,7 +69,7 @@ def preview(requests: ScoredRequests, weights: np.ndarray, explorer: Explorer) -
         weights: float64[P], the tuned weights.
         explorer: of weights or of orders.
 
-    Cost: about 0.1 ms a request.
+    Cost: about 0.3 ms a request of 128 candidates with 32 arms.
     """
     if isinstance(explorer, WeightsExplorer):
         return _of_weights(requests, weights, explorer)
