@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -161,7 +162,9 @@ def closed_loop() -> list[str]:
         story.run("model", "traffic", "ml1m", "canary", "50", "--by", "anna")
         story.wait(phase(8, "serving"))
         visits(story, 600, seed=2)
-        story.run("model", "status")
+        status = re.sub(r"[│\s]+", " ", story.run("model", "status"))
+        assert "healthy: " in status, status  # noqa: S101
+        assert "creator on home" in status, status  # noqa: S101
         story.run("model", "label", "ml1m", "stable", "8", "--by", "anna", "--why", "creators +4%")
         story.wait(phase(7, "gone"))
         visits(story, 2_000, seed=3)

@@ -155,7 +155,9 @@ def without_numbers(text: str) -> str:
     """Return a transcript without numbers and what is said about them, which differ wherever requests explore."""
     text = re.sub(r"\b[0-9a-f]{64}\b", "DIGEST", text)
     text = re.sub(r"(?m)^held out, .*$", "held out", text)
-    # Whether an arm gives the very orders of the tuned weights is a matter of luck.
+    # Whether the interval of a value holds 0 is a matter of luck.
+    text = re.sub(r"(?m)^the change of .*\n", "", text)
+    # Whether an arm gives the very orders of the tuned weights is another.
     text = re.sub(r"(?m)^(│ orders .*│ +)(refused|enough)", r"\1VERDICT", text)
     text = re.sub(r"(?s)│ [^│]*healthy: .*?└", "└", text)
     return re.sub(r"[-+]?\d[\d.,]*(e[-+]\d+,?)?%?", "N", text)

@@ -24,6 +24,8 @@ from rich.progress import (
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from model_store.bundle.files import Bundle
+    from model_store.registry.store import ModelStore
     from ranker.data.problems import Problem
     from ranker.data.recbole import AtomicDataset
     from ranker.progress import StepProgress
@@ -152,3 +154,11 @@ class ConsoleReporter:
 
     def note(self, message: str) -> None:
         self._console.print(message, highlight=False)
+
+
+def read_version(store: ModelStore, text: str) -> Bundle:
+    """Read the version that `--model` names, as NAME@VERSION or NAME@LABEL."""
+    name, at, version = text.partition("@")
+    if not (name and at and version):
+        fail(f"--model {text}: write NAME@VERSION or NAME@LABEL, e.g. ml1m@stable")
+    return store.read(name, int(version) if version.isdigit() else store.resolve(name, version))

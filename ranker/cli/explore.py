@@ -12,6 +12,7 @@ from rich.console import Console
 
 from kernels.engines import ENGINES
 from ranker.cli.console import ConsoleReporter, explained, fail
+from ranker.cli.explore_check import check
 from ranker.cli.options import OptionGroup, grouped
 from ranker.cli.result_files import ResultFiles
 from ranker.counterfactual.settings import ESTIMATOR_KINDS, Settings
@@ -88,14 +89,15 @@ class EstimatorOptions(OptionGroup):
         typer.Option(help="Party or action to count; may be repeated. Default: each party and each head's action."),
     ] = None
     discounted: Annotated[
-        bool, typer.Option("--discounted", help="Count position k by 1 / log2(k + 2) instead of 1.")
+        bool,
+        typer.Option("--discounted", help="Count position k by 1 / log2(k + 2), as pinrank tune does, instead of 1."),
     ] = False
     estimator: Annotated[list[str] | None, typer.Option(help=f"{', '.join(ESTIMATOR_KINDS)}; may be repeated.")] = None
     unit: Annotated[
         str,
         typer.Option(
-            help="orders: weigh whole orders, which supposes nothing; positions: weigh each pin at its position, which "
-            "supposes that pins do not influence each other and needs less traffic."
+            help='orders: weigh whole orders; supposes nothing, suits kind = "weights". positions: weigh each pin at '
+            'its position; supposes that pins do not influence each other, needs less traffic, suits kind = "order".'
         ),
     ] = "orders"
     ess_min: Annotated[
@@ -180,14 +182,10 @@ def evaluate(choice: PolicyChoice, log: LogChoice, options: EstimatorOptions, re
 
 def register(app: typer.Typer) -> None:
     """Add `explore` to the `pinrank` command."""
-    explore = typer.Typer(no_args_is_help=True, help="Use what exploration logged.")
+    explore = typer.Typer(no_args_is_help=True, help="Check an exploration table, and use what exploration logged.")
     explore.command()(evaluate)
-    explore.callback()(_explore)
+    explore.command()(check)
     app.add_typer(explore, name="explore")
-
-
-def _explore() -> None:
-    """Use what exploration logged."""
 
 
 def _slates(folder: Path, surface: str, model: str | None) -> Slates:

@@ -10,7 +10,15 @@ import typer
 from rich.console import Console
 
 from kernels.engines import ENGINES
-from ranker.cli.console import ActionsOption, ConsoleReporter, explained, fail, note_problems, read_dataset
+from ranker.cli.console import (
+    ActionsOption,
+    ConsoleReporter,
+    explained,
+    fail,
+    note_problems,
+    read_dataset,
+    read_version,
+)
 from ranker.cli.options import OptionGroup, grouped
 from ranker.cli.places import check_file
 
@@ -18,10 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from model_store.bundle.files import Bundle
+    from model_store.bundle.manifest import Manifest
     from model_store.registry.store import ModelStore
-    from ranker.tuning.constants import ConstantSearch, FreeConstant
+    from ranker.tuning.constants import FreeConstant
     from ranker.tuning.inputs import TuningData
-    from ranker.tuning.results import Tuned
+    from ranker.tuning.results import ConstantSearch, TunedWeights
     from ranker.tuning.tune import Goal
 
 
@@ -108,12 +117,6 @@ class GoalOptions(OptionGroup):
     ] = 0.3
     seed: Annotated[int, typer.Option(min=0, help="Random seed: held-out users, resamples, trials.")] = 7
 
-    def read(self, store: ModelStore) -> Bundle:
-        name, at, version = self.model.partition("@")
-        if not (name and at and version):
-            fail(f"--model {self.model}: write NAME@VERSION or NAME@LABEL, e.g. ml1m@stable")
-        return store.read(name, int(version) if version.isdigit() else store.resolve(name, version))
-
 
 @dataclass(frozen=True, slots=True)
 class ResultOptions(OptionGroup):
@@ -148,15 +151,16 @@ def tune(goal: GoalOptions, requests: RequestOptions, result: ResultOptions) -> 
         from ranker.tuning.constants import find_constants  # noqa: PLC0415
         from ranker.tuning.inputs import utility_of  # noqa: PLC0415
         from ranker.tuning.results import Infeasible  # noqa: PLC0415
-        from ranker.tuning.tables import dropped_lines, search_lines  # noqa: PLC0415
+        from ranker.tuning.tables import answer_lines, dropped_lines, search_lines  # noqa: PLC0415
         from ranker.tuning.thetas import parse_thetas  # noqa: PLC0415
         from ranker.tuning.tune import Goal  # noqa: PLC0415
         from ranker.tuning.tune import tune as tune_weights  # noqa: PLC0415
+        from ranker.tuning.utility_file import tuned_table  # noqa: PLC0415
 
         result.check()
         thetas = parse_thetas([*goal.at_least, *(goal.more or [])])
         store = open_model_store(goal.store)
-        bundle = goal.read(store)
+        bundle = read_version(store, goal.model)
         table = utility_of(bundle, requests.surface)
         surface = table.surfaces[requests.surface]
         wanted = Goal(goal.maximise, thetas, surface.weights).checked(surface.parties)
@@ -173,9 +177,11 @@ def tune(goal: GoalOptions, requests: RequestOptions, result: ResultOptions) -> 
             )  # fmt: skip
         if isinstance(tuned, Infeasible):
             fail(str(tuned))
-        notes = [*dropped_lines(surface.at_least, wanted), *(() if search is None else search_lines(search))]
+        statement_notes = [*answer_lines(data.answers), *(() if search is None else search_lines(search))]
+        notes = [*dropped_lines(surface.at_least, wanted), *statement_notes]
         _show(tuned, wanted, data, notes)
-        _write(result, content, bundle, data, wanted, tuned, notes)
+        written = tuned_table(content, bundle, data, wanted, tuned, statement_notes)
+        _write(result, written, bundle.manifest, data, tuned, notes)
 
 
 def _searched(
@@ -196,7 +202,7 @@ def _searched(
     return search
 
 
-def _show(tuned: Tuned, goal: Goal, data: TuningData, notes: Sequence[str]) -> None:
+def _show(tuned: TunedWeights, goal: Goal, data: TuningData, notes: Sequence[str]) -> None:
     from ranker.tuning.tables import alert_lines, summary, terminal_table  # noqa: PLC0415
 
     console = Console(markup=False, emoji=False)
@@ -207,21 +213,17 @@ def _show(tuned: Tuned, goal: Goal, data: TuningData, notes: Sequence[str]) -> N
 
 def _write(
     result: ResultOptions,
-    content: bytes,
-    bundle: Bundle,
+    written: bytes,
+    manifest: Manifest,
     data: TuningData,
-    goal: Goal,
-    tuned: Tuned,
+    tuned: TunedWeights,
     notes: Sequence[str],
 ) -> None:
-    from ranker.tuning.utility_file import tuned_table  # noqa: PLC0415
-
-    name, version = bundle.manifest.name, bundle.manifest.version
-    written = tuned_table(content, bundle, data, goal, tuned)
     if result.report is not None:
         from ranker.tuning.report import write_report  # noqa: PLC0415
 
-        write_report(result.report, data, bundle.manifest.ref, tuned, notes)
+        write_report(result.report, data, manifest.ref, tuned, notes)
     if result.out is not None:
         result.out.write_bytes(written)
-        typer.echo(f"wrote {result.out}; publish it: pinrank model retune {name} {version} --utility {result.out}")
+        publish = f"pinrank model retune {manifest.name} {manifest.version} --utility {result.out}"
+        typer.echo(f"wrote {result.out}; publish it: {publish}")

@@ -158,6 +158,7 @@ def _named(text: str, slates: Slates, store: ModelStore | None) -> _Named:
             return _Named(path.name, path.read_bytes(), str(path))
         except OSError as error:
             raise PropensityError(f"cannot read the utility table {path}: {error.strerror or error}") from error
+    _check_no_file(text)
     if store is None:
         raise PropensityError(
             f"{text!r} names a version, which needs --store; or name a utility table (a .toml file), or {LOGGED}"
@@ -174,6 +175,18 @@ def _named(text: str, slates: Slates, store: ModelStore | None) -> _Named:
         logged = None if same else found
     shown = ref if ref == text else f"{ref} ({text})"
     return _Named(shown, bundle.files[UTILITY], f"the utility table of {ref}", bundle, logged)
+
+
+def _check_no_file(text: str) -> None:
+    """Refuse what can only be meant as a file: labels have neither dots nor slashes."""
+    if "/" not in text and ("@" in text or "." not in text):
+        return
+    if Path(text).exists():
+        raise PropensityError(f"{text}: a utility table must have a name that ends in .toml; rename the file")
+    raise PropensityError(
+        f"there is no file {text}; name a utility table (a .toml file), a version (NAME@VERSION or NAME@LABEL), or "
+        f"{LOGGED}"
+    )
 
 
 def _check_same_table(bundle: Bundle, slates: Slates) -> None:

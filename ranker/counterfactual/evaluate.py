@@ -10,8 +10,8 @@ import numpy as np
 
 from impressions.slates import Slates
 from ranker.counterfactual.estimators import ESTIMATORS, LoggedActions
-from ranker.counterfactual.forecast import Forecast, Refused, estimates, refusal
-from ranker.counterfactual.intervals import Overlap, overlap
+from ranker.counterfactual.forecast import Refused, RewardForecast, estimates, refusal
+from ranker.counterfactual.intervals import WeightOverlap, overlap
 from ranker.counterfactual.policies import EvaluatedPolicy
 from ranker.counterfactual.rescoring import Rescoring
 from ranker.counterfactual.rewards import Reward, RewardModel, head_labels
@@ -36,9 +36,9 @@ class UnitResult:
     """
 
     unit: str
-    overlap: Overlap
+    overlap: WeightOverlap
     refused: Refused | None
-    forecasts: Mapping[str, tuple[Forecast, ...]]
+    forecasts: Mapping[str, tuple[RewardForecast, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class PolicyEvaluation:
     def unit(self, name: str) -> UnitResult:
         return next(unit for unit in self.units if unit.unit == name)
 
-    def forecast(self, unit: str, reward: str, estimator: str) -> Forecast:
+    def forecast(self, unit: str, reward: str, estimator: str) -> RewardForecast:
         """Return one forecast. Raises PropensityError where the log says too little."""
         result = self.unit(unit)
         if result.refused is not None:
@@ -183,8 +183,8 @@ def _unit(
     days: float,
     scored_share: float,
 ) -> UnitResult:
-    found: dict[str, tuple[Forecast, ...]] = {}
-    described: Overlap | None = None
+    found: dict[str, tuple[RewardForecast, ...]] = {}
+    described: WeightOverlap | None = None
     for name, reward in rewards.items():
         own = logged_actions(unit, slates, policy, reward, model)
         other = None if baseline.logs else logged_actions(unit, slates, baseline, reward, model)

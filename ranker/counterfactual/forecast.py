@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ranker.counterfactual.estimators import ESTIMATORS, LoggedActions, Terms, on_policy
-from ranker.counterfactual.intervals import Overlap, bootstrap, clipped_bounds, empirical_bernstein, overlap
+from ranker.counterfactual.intervals import WeightOverlap, bootstrap, clipped_bounds, empirical_bernstein, overlap
 from ranker.counterfactual.settings import Settings
 from ranker.evaluation.bootstrap import Estimate
 
@@ -23,7 +23,7 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class Forecast:
+class RewardForecast:
     """What a policy would have earned per request.
 
     Attributes:
@@ -42,7 +42,7 @@ class Forecast:
 
 
 def refusal(
-    found: Overlap, settings: Settings, name: str, days: float | None = None, scored_share: float = 1.0
+    found: WeightOverlap, settings: Settings, name: str, days: float | None = None, scored_share: float = 1.0
 ) -> Refused | None:
     """Say whether a log says too little about a policy.
 
@@ -77,7 +77,7 @@ def refusal(
     return None
 
 
-def _more_traffic(found: Overlap, settings: Settings, days: float | None, scored_share: float) -> str:
+def _more_traffic(found: WeightOverlap, settings: Settings, days: float | None, scored_share: float) -> str:
     factor = settings.ess_min / found.effective_users
     needed = "" if not days else f", or log for about {math.ceil(days * factor):,} days instead of {days:.1f}"
     rows = (
@@ -99,7 +99,7 @@ def forecast(
     *,
     days: float | None = None,
     name: str = "the policy",
-) -> tuple[Forecast, ...] | Refused:
+) -> tuple[RewardForecast, ...] | Refused:
     """Estimate what a policy would have earned, and the difference to another one.
 
     Args:
@@ -124,7 +124,7 @@ def forecast(
 
 def estimates(
     evaluated: LoggedActions, baseline: LoggedActions | None, estimators: tuple[str, ...], settings: Settings
-) -> tuple[Forecast, ...]:
+) -> tuple[RewardForecast, ...]:
     """Do the same without asking whether the log says enough."""
     terms: dict[str, Terms] = {}
     for estimator in estimators:
@@ -142,5 +142,5 @@ def estimates(
         if estimator == "clipped" and len(evaluated.rewards) == len(evaluated.users):
             bounds = clipped_bounds(evaluated.rewards, settings.clip)
             bound = empirical_bernstein(evaluated.users, terms[estimator].weighted, bounds)
-        found.append(Forecast(estimator, value.estimate(), other.estimate(), (value - other).estimate(), bound))
+        found.append(RewardForecast(estimator, value.estimate(), other.estimate(), (value - other).estimate(), bound))
     return tuple(found)

@@ -18,7 +18,7 @@ from ranker.evaluation.bootstrap import LEVEL, Estimate, Resampling, resample
 
 
 @dataclass(frozen=True, slots=True)
-class Overlap:
+class WeightOverlap:
     """How much of a log says something about the evaluated policy.
 
     Attributes:
@@ -34,7 +34,7 @@ class Overlap:
     support: Estimate
 
 
-def overlap(actions: LoggedActions, resamples: int = RESAMPLES, seed: int = 7) -> Overlap:
+def overlap(actions: LoggedActions, resamples: int = RESAMPLES, seed: int = 7) -> WeightOverlap:
     """Describe the weights, before any clipping."""
     weights = actions.mean_weights()
     by_user = _summed_by_user(actions.users, weights)
@@ -42,8 +42,8 @@ def overlap(actions: LoggedActions, resamples: int = RESAMPLES, seed: int = 7) -
     drawn = resample(actions.users, np.column_stack([weights, np.ones(len(weights))]), resamples, seed)
     support = (drawn[0] / drawn[1]).estimate()
     if not total:
-        return Overlap(0.0, 0.0, support)
-    return Overlap(float(total**2 / (by_user**2).sum()), float(by_user.max() / total), support)
+        return WeightOverlap(0.0, 0.0, support)
+    return WeightOverlap(float(total**2 / (by_user**2).sum()), float(by_user.max() / total), support)
 
 
 @dataclass(frozen=True, slots=True)

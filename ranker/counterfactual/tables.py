@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ranker.counterfactual.evaluate import PolicyEvaluation, UnitResult
-from ranker.counterfactual.forecast import Forecast
+from ranker.counterfactual.forecast import RewardForecast
 from ranker.evaluation.bootstrap import Estimate
 from ranker.evaluation.tables import NONE, Cell, TextTable
 
@@ -69,7 +69,7 @@ def interval(estimate: Estimate, sign: str = "") -> str:
     return f"{value} [{estimate.low:{sign}.4g}, {estimate.high:{sign}.4g}]"
 
 
-def _line(reward: str, f: Forecast) -> tuple[Cell, ...]:
+def _line(reward: str, f: RewardForecast) -> tuple[Cell, ...]:
     low, high = f.difference.low, f.difference.high
     certain = low is not None and high is not None and (low > 0 or high < 0)
     return (

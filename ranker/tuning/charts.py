@@ -6,10 +6,10 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from ranker.evaluation.charts import COLOURS, STYLE, svg
-from ranker.tuning.results import Tuned
+from ranker.tuning.results import TunedWeights
 
 
-def front_chart(tuned: Tuned) -> str | None:
+def front_chart(tuned: TunedWeights) -> str | None:
     """Draw the objective over each theta, and where the weights before and after are; None without fronts."""
     parties = [party for party in tuned.parties if tuned.fronts.get(party.party)]
     if not parties:

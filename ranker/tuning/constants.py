@@ -4,6 +4,11 @@ The yardstick is what happened: the table in force, evaluated over the labels in
 the positions' discounts over each order. Predictions cannot be the yardstick, because by them no constant beats the
 one in force: the weights already give its best orders. A constant wins if orders by it collect more of what users did,
 which it can where a head is miscalibrated among the candidates that compete.
+
+The best of many trials looks better than it is on the users that it was chosen by (G. C. Cawley and N. L. C. Talbot,
+"On over-fitting in model selection and subsequent selection bias in performance evaluation", JMLR 2010). So other users
+decide, once: the constants change only if the interval of the gain there is above 0 (P. S. Thomas, G. Theocharous and
+M. Ghavamzadeh, "High confidence policy improvement", ICML 2015).
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,7 +25,7 @@ from model_store.model.utility import SurfaceUtility
 from ranker.errors import SettingError
 from ranker.evaluation.bootstrap import RESAMPLES, Estimate, resample
 from ranker.tuning.inputs import TuningData, utility_of
-from ranker.tuning.results import Infeasible
+from ranker.tuning.results import ConstantSearch, Infeasible
 from ranker.tuning.tune import Goal, split_users, tune
 from ranker.tuning.utility_file import with_expressions
 
@@ -51,24 +56,6 @@ class FreeConstant:
 
     def __str__(self) -> str:
         return f"{self.party}: {self.name}"
-
-
-@dataclass(frozen=True, slots=True)
-class ConstantSearch:
-    """What the search found.
-
-    Attributes:
-        content: the utility table with the best constants.
-        values: by constant, its value in force and the best one.
-        trials: how many values were tried.
-        held_out: what the orders collect per request of users that the search did not see, by the constants in force
-            and by the best ones, both with tuned weights; and the difference.
-    """
-
-    content: bytes
-    values: dict[str, tuple[float, float]]
-    trials: int
-    held_out: tuple[Estimate, Estimate, Estimate] | None
 
 
 def find_constants(texts: Sequence[str], surface: SurfaceUtility, goal: Goal) -> tuple[FreeConstant, ...]:
@@ -172,7 +159,8 @@ def search_constants(
     """Try constants by a tree-structured Parzen estimator, each with the weights that meet the thetas.
 
     J. Bergstra et al., "Algorithms for hyper-parameter optimization", NeurIPS 2011; the implementation is Optuna's. The
-    constants in force stay if no trial is better on the users that the search sees.
+    constants in force stay if no trial is better on the users that the search sees, or if the best trial is not better
+    on the others (see `ConstantSearch.adopted`).
 
     Args:
         data: the requests; their labels are the yardstick.
@@ -184,9 +172,16 @@ def search_constants(
         held_out_share: share of users that the search does not see.
         top_k: how many positions of an answer count; 0 means all.
         progress: receives the finished and all trials.
+
+    Raises:
+        SettingError: no users are held out, so that nobody could tell a better constant from a lucky one.
     """
     import optuna  # noqa: PLC0415 - it comes with the tune extra, and only this needs it
 
+    if not held_out_share:
+        raise SettingError(
+            "--free needs users to judge the best constant by, who did not choose it; remove --hold-out 0"
+        )
     table = utility_of(bundle, data.surface)
     surface, in_force = table.surfaces[data.surface], data.scored(table, top_k)
     rewards = in_force.replaced(data.rewards(table))
@@ -219,15 +214,13 @@ def search_constants(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
     study.optimize(objective, n_trials=trials)
-    best = {constant: constant.value for constant in constants}
+    best, held_out = {constant: constant.value for constant in constants}, None
     if study.best_value > float(present[inside].mean()):
         best = {constant: _rounded(study.best_params[str(constant)]) for constant in constants}
-    return ConstantSearch(
-        content_with(best),
-        {str(constant): (constant.value, value) for constant, value in best.items()},
-        trials,
-        _compared(data.users[outside], present[outside], collected(best), outside, seed),
-    )
+        held_out = _compared(data.users[outside], present[outside], collected(best), outside, seed)
+    values = {str(constant): (constant.value, value) for constant, value in best.items()}
+    found = ConstantSearch(content_with(best), values, trials, held_out)
+    return found if found.adopted else replace(found, content=bundle.files[UTILITY])
 
 
 def _rounded(value: float) -> float:
@@ -237,7 +230,7 @@ def _rounded(value: float) -> float:
 def _compared(
     users: np.ndarray, before: np.ndarray, reached: np.ndarray | Infeasible, outside: np.ndarray, seed: int
 ) -> tuple[Estimate, Estimate, Estimate] | None:
-    if isinstance(reached, Infeasible) or not len(outside):
+    if isinstance(reached, Infeasible):
         return None
     sums = resample(users, np.column_stack([before, reached[outside], np.ones(len(before))]), RESAMPLES, seed)
     old, new = sums[0] / sums[2], sums[1] / sums[2]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from impressions.dataset import JoinError, read_manifest, read_slates
+from impressions.slates import Slates
 from kernels.engine import EngineFactory
 from model_store.bundle.files import NETWORK, UTILITY, Bundle
 from model_store.model.discount import discounts
@@ -21,6 +22,37 @@ from ranker.errors import DatasetError, SettingError
 from ranker.evaluation.scoring import build_test, probabilities_of
 from ranker.training.examples import Sampling
 from ranker.tuning.orders import ScoredRequests
+
+#: So many users with whole answers are enough to tune on these alone. A mean over 100 users has a standard error of 10%
+#: of the spread between users; `explore evaluate` asks for as many.
+WHOLE_USERS_MIN = 100
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerCounts:
+    """Logged answers, by whether they hold all candidates of their requests.
+
+    The values of other weights are only known for whole answers: in a cut one, other weights might show the candidates
+    that it left out, and tuning can only reorder those that it holds.
+
+    Attributes:
+        whole: number of whole answers.
+        whole_users: of how many users.
+        whole_candidates: candidates per request, on average; 0 without such answers.
+        cut: number of the others.
+        cut_candidates: candidates per request of the others, on average; 0 without such answers.
+    """
+
+    whole: int
+    whole_users: int
+    whole_candidates: float
+    cut: int
+    cut_candidates: float
+
+    @property
+    def whole_only(self) -> bool:
+        """Whether cut answers are left out, because the whole ones are of enough users."""
+        return self.whole_users >= WHOLE_USERS_MIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +70,7 @@ class TuningData:
         attributes: float64[N] by name, such as "pin.creator_tail".
         labels: float32[N, H], 1 where the candidate received the head's action.
         examined: float64[N], the probability that the user looked at the candidate, up to a factor.
+        answers: what the logged answers hold; None for requests that were not logged, which have all candidates.
     """
 
     name: str
@@ -50,6 +83,7 @@ class TuningData:
     attributes: Mapping[str, np.ndarray]
     labels: np.ndarray
     examined: np.ndarray
+    answers: AnswerCounts | None = None
 
     def scored(self, table: UtilityTable, top_k: int = 0) -> ScoredRequests:
         """Evaluate the parties' expressions of a table over the probabilities."""
@@ -102,6 +136,8 @@ def versions_of_network(store: ModelStore, bundle: Bundle) -> list[str]:
 def logged_requests(folder: Path, bundle: Bundle, surface: str, models: Collection[str]) -> TuningData:
     """Read the answers of a joined dataset that these versions gave on a surface.
 
+    Answers that leave out candidates of their requests stay away if the others are of enough users (`AnswerCounts`).
+
     Raises:
         DatasetError: the folder is not a joined dataset; it has no such answer; or it lacks an attribute that the
             bundle's utility table reads.
@@ -128,6 +164,9 @@ def logged_requests(folder: Path, bundle: Bundle, surface: str, models: Collecti
                 f"the answers of {one.model} in {folder} do not have {', '.join(lacking)}, which {bundle.manifest.ref} "
                 "reads; log answers with a utility table that reads it"
             )
+    answers = _counted(chosen)
+    if answers.whole_only:
+        chosen = [one.where(np.diff(one.row_splits) == one.candidates) for one in chosen]
     counts = np.concatenate([np.diff(one.row_splits) for one in chosen])
     row_splits = np.concatenate([[0], np.cumsum(counts)])
     positions = np.concatenate([one.positions for one in chosen])
@@ -154,7 +193,21 @@ def logged_requests(folder: Path, bundle: Bundle, surface: str, models: Collecti
         ),
         # Nobody can act on a pin that was not looked at, so such a row teaches nothing and has no label.
         examined=discounts(int(positions.max(initial=0)) + 1)[positions][rows],
+        answers=answers,
     )
+
+
+def _counted(slates: Sequence[Slates]) -> AnswerCounts:
+    candidates = np.concatenate([one.candidates for one in slates])
+    some = candidates > 0  # an answer to no candidates is neither whole nor cut
+    candidates = candidates[some]
+    whole = np.concatenate([np.diff(one.row_splits) for one in slates])[some] == candidates
+    users = np.concatenate([one.user_ids for one in slates])[some]
+
+    def mean(chosen: np.ndarray) -> float:
+        return float(candidates[chosen].mean()) if chosen.any() else 0.0
+
+    return AnswerCounts(int(whole.sum()), len(np.unique(users[whole])), mean(whole), int((~whole).sum()), mean(~whole))
 
 
 def dataset_requests(

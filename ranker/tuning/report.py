@@ -10,7 +10,7 @@ from ranker.evaluation.caveats import day
 from ranker.evaluation.page import page, picture, section
 from ranker.tuning.charts import front_chart
 from ranker.tuning.inputs import TuningData
-from ranker.tuning.results import Tuned
+from ranker.tuning.results import TunedWeights
 from ranker.tuning.tables import HEADINGS, alert_lines, party_rows, summary
 
 _PARTIES_NOTE = (
@@ -24,17 +24,17 @@ _FRONT_NOTE = (
 )
 _LIMITS = (
     "Values are predictions of the network; whether users act so is measured by serving the weights to some of them.",
-    "Logged answers hold the pins that were returned. Other weights could return others, which this cannot see.",
+    "Other weights could return candidates that a logged answer left out; this cannot see what those are worth.",
     "What the constrained parties get holds for users like these; the check on held-out users shows how well.",
 )
 
 
-def write_report(path: Path, data: TuningData, model: str, tuned: Tuned, notes: Sequence[str] = ()) -> None:
+def write_report(path: Path, data: TuningData, model: str, tuned: TunedWeights, notes: Sequence[str] = ()) -> None:
     """Write the page to a file; an existing file is replaced."""
     path.write_text(report_html(data, model, tuned, notes), encoding="utf-8")
 
 
-def report_html(data: TuningData, model: str, tuned: Tuned, notes: Sequence[str] = ()) -> str:
+def report_html(data: TuningData, model: str, tuned: TunedWeights, notes: Sequence[str] = ()) -> str:
     """Return the whole page; equal tunings give equal pages."""
     title = f"Weights of {model} on {data.surface}"
     lead = (

@@ -11,6 +11,13 @@ import numpy as np
 from ranker.evaluation.bootstrap import Estimate
 from ranker.tuning.thetas import Theta
 
+#: A theta is missed on held-out requests if a party falls short by more than this share of it, or by more than so many
+#: standard errors.
+SHORT_SHARE_MAX = 0.01
+SHORT_ERRORS_MAX = 2.0
+#: Sums of equal values round, so a value may miss a theta that it meets by this share.
+_ROUNDING = 1e-9
+
 #: Significant digits of tuned weights and thetas, as they are written into the table.
 DIGITS = 6
 
@@ -37,7 +44,8 @@ class PartyOutcome:
         weight_after: its tuned weight.
         before: mean value per request by the weights in force.
         after: mean value per request by the tuned weights.
-        change_percent: of the value, in percent of its absolute value before.
+        change: of the value.
+        change_percent: the same, in percent of its absolute value before.
         asked: the theta as it was asked for; None unless constrained.
         theta: the same as a value.
         multiplier: the exchange rate: how much of the objective one more unit for this party costs.
@@ -49,6 +57,7 @@ class PartyOutcome:
     weight_after: float
     before: Estimate
     after: Estimate
+    change: Estimate
     change_percent: Estimate
     asked: Theta | None = None
     theta: float | None = None
@@ -58,6 +67,12 @@ class PartyOutcome:
     def binding(self) -> bool:
         """Whether the theta costs the objective anything."""
         return bool(self.multiplier)
+
+    @property
+    def near_zero(self) -> bool:
+        """Whether the interval of the value before includes 0: a percentage of it then says nothing."""
+        low, high = self.before.low, self.before.high
+        return not self.before.value if low is None or high is None else low <= 0 <= high
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +93,26 @@ class HeldOutCheck:
 
     @property
     def shortfall(self) -> float:
-        return max(0.0, self.theta - self.value)
+        short = self.theta - self.value
+        return short if short > _ROUNDING * abs(self.theta) else 0.0
+
+    @property
+    def small(self) -> bool:
+        """Whether at most 1% is missing. Of a theta of 0 there is no share, so only the standard error counts."""
+        return not self.theta or self.shortfall <= SHORT_SHARE_MAX * abs(self.theta)
+
+    @property
+    def by_chance(self) -> bool:
+        """Whether at most two standard errors are missing."""
+        return self.shortfall <= SHORT_ERRORS_MAX * self.standard_error
 
     @property
     def holds(self) -> bool:
-        """Whether it is met within 1% and two standard errors: the users held out are a sample as well."""
-        return self.shortfall <= 0.01 * abs(self.theta) + 2 * self.standard_error
+        """Whether it is met within 1% and within two standard errors.
+
+        Both are required: with few users, a large shortfall is within the error; with many, a certain one is small.
+        """
+        return self.small and self.by_chance
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +124,7 @@ class FrontPoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Tuned:
+class TunedWeights:
     """The result.
 
     Attributes:
@@ -146,6 +175,29 @@ class Tuned:
     @property
     def thetas(self) -> dict[str, float]:
         return {party.party: party.theta for party in self.parties if party.theta is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class ConstantSearch:
+    """What a search of constants inside expressions found.
+
+    Attributes:
+        content: the utility table with the constants that were chosen.
+        values: by constant, its value in force and the best one.
+        trials: how many values were tried.
+        held_out: what the orders collect per request of users that the search did not see, by the constants in force
+            and by the best ones, both with tuned weights; and the difference. None if no trial was better.
+    """
+
+    content: bytes
+    values: dict[str, tuple[float, float]]
+    trials: int
+    held_out: tuple[Estimate, Estimate, Estimate] | None
+
+    @property
+    def adopted(self) -> bool:
+        """Whether `content` has the best constants: only if the gain's interval is above 0 on the held-out users."""
+        return self.held_out is not None and self.held_out[2].low is not None and self.held_out[2].low > 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,15 @@ from collections.abc import Iterator, Mapping
 from rich.table import Table
 
 from ranker.evaluation.bootstrap import Estimate
-from ranker.tuning.constants import ConstantSearch
-from ranker.tuning.results import HeldOutCheck, PartyOutcome, Tuned
+from ranker.tuning.inputs import WHOLE_USERS_MIN, AnswerCounts
+from ranker.tuning.results import (
+    SHORT_ERRORS_MAX,
+    SHORT_SHARE_MAX,
+    ConstantSearch,
+    HeldOutCheck,
+    PartyOutcome,
+    TunedWeights,
+)
 from ranker.tuning.tune import Goal
 
 HEADINGS = (
@@ -17,7 +24,7 @@ HEADINGS = (
 )  # fmt: skip
 
 
-def party_rows(tuned: Tuned) -> list[tuple[str, ...]]:
+def party_rows(tuned: TunedWeights) -> list[tuple[str, ...]]:
     """Return one row per party, in the columns of `HEADINGS`."""
     return [
         (
@@ -34,7 +41,7 @@ def party_rows(tuned: Tuned) -> list[tuple[str, ...]]:
     ]
 
 
-def terminal_table(tuned: Tuned, maximised: str) -> Table:
+def terminal_table(tuned: TunedWeights, maximised: str) -> Table:
     """Return the table of the parties."""
     table = Table(
         title=f"{tuned.requests:,} requests of {tuned.users:,} users",
@@ -49,7 +56,7 @@ def terminal_table(tuned: Tuned, maximised: str) -> Table:
     return table
 
 
-def summary(tuned: Tuned) -> Iterator[str]:
+def summary(tuned: TunedWeights) -> Iterator[str]:
     """Describe the objective, the gap and the checks, one sentence a line."""
     yield (
         f"objective: {tuned.deployed:.6g} per request (before: {tuned.before:.6g}); no orders that meet the thetas are "
@@ -64,21 +71,30 @@ def summary(tuned: Tuned) -> Iterator[str]:
             "warning: with one order per request, the weights miss a theta by less than one request's worth; use more "
             "requests"
         )
+    yield from near_zero_lines(tuned)
     binding = [party.party for party in tuned.parties if party.binding]
     yield f"binding constraints: {', '.join(binding) or 'none, so every constrained party got the weight 0'}"
     for check in tuned.held_out:
         yield held_out_line(check, tuned)
 
 
-def held_out_line(check: HeldOutCheck, tuned: Tuned) -> str:
+def held_out_line(check: HeldOutCheck, tuned: TunedWeights) -> str:
     """Describe the check of one constraint on other users."""
     place = f"held out, {tuned.held_out_requests:,} requests of {tuned.held_out_users:,} other users"
     numbers = f"{check.party} gets {check.value:.6g}, at least {check.theta:.6g}"
     if not check.shortfall:
         return f"{place}: {numbers}: met"
-    missed = f"missed by {check.shortfall:.2g}, {_share(check)}, {_errors(check)}"
-    verdict = "within 1% and two standard errors" if check.holds else "warning: ask for a little more, or use more data"
-    return f"{place}: {numbers}: {missed}; {verdict}"
+    return f"{place}: {numbers}: missed by {check.shortfall:.2g}, {_share(check)}, {_errors(check)}; {_verdict(check)}"
+
+
+def _verdict(check: HeldOutCheck) -> str:
+    share, errors = f"{SHORT_SHARE_MAX:.0%}", f"{SHORT_ERRORS_MAX:g} standard errors"
+    if check.holds:
+        return f"within {share} and within {errors}" if check.theta else f"within {errors}"
+    if not check.small and check.by_chance:
+        return f"warning: more than {share}, which may be chance: hold out more users to know"
+    beyond = f"more than {share} and more than {errors}" if not check.small else f"more than {errors}"
+    return f"warning: {beyond}: ask for a little more, or tune on more requests"
 
 
 def dropped_lines(in_force: Mapping[str, float], goal: Goal) -> Iterator[str]:
@@ -94,20 +110,47 @@ def dropped_lines(in_force: Mapping[str, float], goal: Goal) -> Iterator[str]:
             )
 
 
+def answer_lines(answers: AnswerCounts | None) -> Iterator[str]:
+    """Say which logged answers leave candidates out, and whether they were tuned on."""
+    if answers is None or not answers.cut:
+        return
+    sizes = f"{answers.cut:,} of {answers.whole + answers.cut:,} answers do not hold all candidates of their requests"
+    if answers.whole_only:
+        yield (
+            f"{sizes} and were left out; their requests have {answers.cut_candidates:.4g} candidates on average, and "
+            f"those tuned on have {answers.whole_candidates:.4g}"
+        )
+        return
+    whole = f"the {answers.whole:,} others are of {answers.whole_users:,} users" if answers.whole else "none does"
+    yield (
+        f"warning: {sizes}, and {whole}, so all were tuned on. In these, other weights could only reorder the "
+        "pins that were shown, so the values of other weights and what is attainable are not those of all candidates. "
+        f"Send top_k = 0 in some requests: whole answers to {WHOLE_USERS_MIN} users are tuned on alone"
+    )
+
+
 def search_lines(search: ConstantSearch) -> Iterator[str]:
-    """Describe the search of constants."""
-    for name, (before, after) in search.values.items():
-        told = "stays, as no trial was better" if before == after else f"-> {after:g}"
+    """Describe the search of constants: which were kept or changed, and why."""
+    for name, (before, best) in search.values.items():
+        if search.adopted:
+            told = f"-> {best:g}, because the held-out users gain by it"
+        elif search.held_out is None:
+            told = "stays, as no trial was better"
+        else:
+            told = (
+                f"stays; {best:g} was the best on the users tuned on, but the held-out users do not clearly gain by it"
+            )
         yield f"constant {name}, {before:g} in force: {told} ({search.trials} trials)"
     if search.held_out is not None:
         before_, after_, gain = (_interval(estimate) for estimate in search.held_out)
+        above = "above 0" if search.adopted else "not above 0"
         yield (
             f"what the held-out users' actions are worth per request, by the constants in force: {before_}, by the "
-            f"best ones: {after_}, difference: {gain}"
+            f"best ones: {after_}, difference: {gain}, {above}"
         )
 
 
-def alert_lines(tuned: Tuned, surface: str) -> Iterator[str]:
+def alert_lines(tuned: TunedWeights, surface: str) -> Iterator[str]:
     """Name the alert that watches the thetas once the table is served."""
     yield (
         f"once the table is served, the alert PinrankPartyBelowTheta (deploy/alerts/parties.yml) fires if on {surface} "
@@ -116,12 +159,30 @@ def alert_lines(tuned: Tuned, surface: str) -> Iterator[str]:
 
 
 def change(party: PartyOutcome) -> str:
-    estimate = party.change_percent
+    """Describe the change in percent; or as a value, where the value before may be 0."""
+    estimate, digits, unit = (party.change, ".4g", "") if party.near_zero else (party.change_percent, ".1f", "%")
     if estimate.value is None:
         return "-"
+    text = f"{estimate.value:+{digits}}{unit}"
     if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:+.1f}%"
-    return f"{estimate.value:+.1f}% [{estimate.low:+.1f}, {estimate.high:+.1f}]"
+        return text
+    return f"{text} [{estimate.low:+{digits}}, {estimate.high:+{digits}}]"
+
+
+def near_zero_lines(tuned: TunedWeights) -> Iterator[str]:
+    """Say which changes are not in percent, and which thetas are percentages of a value that may be 0."""
+    near = [party for party in tuned.parties if party.near_zero]
+    if near:
+        yield (
+            f"the change of {', '.join(party.party for party in near)} is a value and not a percentage, because the "
+            "interval of the value before includes 0"
+        )
+    for party in near:
+        if party.asked is not None and party.asked.relative:
+            yield (
+                f"warning: {party.party}={party.asked.written} is a percentage of {_interval(party.before)}, which may "
+                f"be 0; ask for a value, e.g. {party.party}={party.theta:.6g}"
+            )
 
 
 def _theta(party: PartyOutcome) -> str:

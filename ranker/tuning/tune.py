@@ -16,7 +16,16 @@ from ranker.errors import DatasetError, SettingError
 from ranker.evaluation.bootstrap import RESAMPLES, Resampling, resample
 from ranker.tuning.dual import Dual, Shortfall
 from ranker.tuning.orders import ScoredRequests
-from ranker.tuning.results import Attainable, FrontPoint, HeldOutCheck, Infeasible, PartyOutcome, Role, Tuned, rounded
+from ranker.tuning.results import (
+    Attainable,
+    FrontPoint,
+    HeldOutCheck,
+    Infeasible,
+    PartyOutcome,
+    Role,
+    TunedWeights,
+    rounded,
+)
 from ranker.tuning.thetas import Theta
 
 #: How often thetas are tightened until one order per request meets them.
@@ -70,7 +79,7 @@ def tune(
     *,
     fronts: bool = True,
     ordering: ScoredRequests | None = None,
-) -> Tuned | Infeasible:
+) -> TunedWeights | Infeasible:
     """Tune the weights on most users' requests, and check the constraints on the others'.
 
     Args:
@@ -135,7 +144,7 @@ def tune(
         progress(2 + place, steps, f"front of {theta.party}")
         drawn[theta.party] = _front(dual, thetas, place)
     progress(steps, steps, "")
-    return Tuned(
+    return TunedWeights(
         parties=outcomes,
         requests=chosen.requests,
         users=len(np.unique(chosen.users)),
@@ -228,6 +237,7 @@ def _outcomes(
                 float(weights[column]),
                 old.estimate(),
                 new.estimate(),
+                (new - old).estimate(),
                 ((new - old) / Resampling(abs(old.measured), abs(old.drawn))).scaled(100).estimate(),
                 None if place is None else goal.thetas[place],
                 None if place is None else float(thetas[place]),

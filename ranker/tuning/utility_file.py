@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from model_store.model.utility import fingerprint
 from ranker.errors import SettingError
 from ranker.evaluation.bootstrap import Estimate
 from ranker.tuning.inputs import TuningData, utility_of
-from ranker.tuning.results import PartyOutcome, Tuned
+from ranker.tuning.results import PartyOutcome, TunedWeights
+from ranker.tuning.tables import change
 from ranker.tuning.tune import Goal
 
 
@@ -26,7 +27,9 @@ def with_expressions(content: bytes, surface: str, expressions: Mapping[str, str
     return tomlkit.dumps(document).encode()
 
 
-def tuned_table(content: bytes, bundle: Bundle, data: TuningData, goal: Goal, tuned: Tuned) -> bytes:
+def tuned_table(
+    content: bytes, bundle: Bundle, data: TuningData, goal: Goal, tuned: TunedWeights, notes: Sequence[str] = ()
+) -> bytes:
     """Return the table with the tuned weights and thetas of one surface, and with what explains them.
 
     Args:
@@ -35,6 +38,7 @@ def tuned_table(content: bytes, bundle: Bundle, data: TuningData, goal: Goal, tu
         data: the requests.
         goal: what was asked for.
         tuned: the result.
+        notes: sentences to add to its comment.
 
     Raises:
         SettingError: the table is written in a way that the numbers cannot be put into.
@@ -60,7 +64,7 @@ def tuned_table(content: bytes, bundle: Bundle, data: TuningData, goal: Goal, tu
         users=tuned.users,
         gap=float(f"{tuned.gap:.3g}"),
     )
-    stated[data.surface] = _statement(facts, fingerprint(table), tuned)
+    stated[data.surface] = _statement(facts, fingerprint(table), tuned, notes)
     written = tomlkit.dumps(document).encode()
     after = utility_of(bundle, data.surface, written).surfaces[data.surface]
     if not np.array_equal(after.weights, tuned.weights) or after.at_least != tuned.thetas:
@@ -71,11 +75,13 @@ def tuned_table(content: bytes, bundle: Bundle, data: TuningData, goal: Goal, tu
     return written
 
 
-def _statement(facts: Tuning, digest: str, tuned: Tuned) -> Table:
+def _statement(facts: Tuning, digest: str, tuned: TunedWeights, notes: Sequence[str]) -> Table:
     table = tomlkit.table()
     table.add(tomlkit.comment(f"Weights tuned by `pinrank tune`: the most for {facts.maximised}, given at_least."))
     for outcome in tuned.parties:
         table.add(tomlkit.comment(_explained(outcome, facts.maximised)))
+    for note in notes:
+        table.add(tomlkit.comment(note))
     for name, value in facts.model_dump(exclude={"thetas"}).items():
         table.add(name, value)
     table.add("fingerprint", digest)
@@ -83,7 +89,9 @@ def _statement(facts: Tuning, digest: str, tuned: Tuned) -> Table:
 
 
 def _explained(outcome: PartyOutcome, maximised: str) -> str:
-    text = f"{outcome.party}: {_value(outcome.before)} -> {_value(outcome.after)} per request ({_change(outcome)})"
+    text = (
+        f"{outcome.party}: {_value(outcome.before)} -> {_value(outcome.after)} per request (change: {change(outcome)})"
+    )
     if outcome.role != "constrained":
         return text
     if not outcome.binding:
@@ -93,10 +101,3 @@ def _explained(outcome: PartyOutcome, maximised: str) -> str:
 
 def _value(estimate: Estimate) -> str:
     return "-" if estimate.value is None else f"{estimate.value:.4g}"
-
-
-def _change(outcome: PartyOutcome) -> str:
-    change = outcome.change_percent
-    if change.value is None or change.low is None or change.high is None:
-        return "change not known"
-    return f"{change.value:+.1f}%, 95% {change.low:+.1f} to {change.high:+.1f}"

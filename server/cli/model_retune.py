@@ -1,4 +1,4 @@
-"""`pinrank model retune`: a new version of the same network with another utility table."""
+"""`pinrank model retune`: a new version of the same network with another utility table or exploration table."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from server.cli.console import fail
 from server.cli.models import (
     ByOption,
     EngineOption,
@@ -32,11 +33,15 @@ if TYPE_CHECKING:
 def retune(
     model: ModelArgument,
     version: Annotated[str, typer.Argument(metavar="VERSION", help="Version or label whose network to keep.")],
-    utility: Annotated[
-        Path,
-        typer.Option(exists=True, dir_okay=False, help="Utility table (TOML), such as `pinrank tune --out` writes."),
-    ],
     store: StoreOption,
+    utility: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Utility table (TOML), such as `pinrank tune --out` writes. Default, with --explore: that of VERSION.",
+        ),
+    ] = None,
     explore: Annotated[
         Path | None,
         typer.Option(
@@ -51,31 +56,37 @@ def retune(
     by: ByOption = None,
     engine: EngineOption = "openvino",
 ) -> None:
-    """Publish a version's network with another utility table, under the next free version number.
+    """Publish a version's network with another utility table, exploration table, or both, under the next free number.
 
-    The golden requests stay, as they hold probabilities, which no utility table changes. The lineage names VERSION as
-    the parent, and says how the weights were tuned if the table does.
+    The golden requests stay, as they hold probabilities, which no table changes. The lineage names VERSION as the
+    parent, and says how the weights were tuned if the utility table does.
 
     Example: [bold]pinrank model retune ml1m 42 --utility utility.toml --label canary --store models[/]
+
+    Example: [bold]pinrank model retune ml1m 42 --explore explore.toml --label canary --store models[/]
     """
     from model_store.bundle.files import read_bundle  # noqa: PLC0415
     from model_store.registry.history import check_label  # noqa: PLC0415
     from model_store.registry.objects import RefusedError  # noqa: PLC0415
     from model_store.registry.signing import Signer  # noqa: PLC0415
 
+    tables = {"utility": utility, "exploration": explore}
+    changed = [name for name, path in tables.items() if path is not None]
+    if not changed:
+        fail("say what to change: --utility FILE, --explore FILE, or both")
     with explained():
         if label is not None:
             check_label(label)
         signer = Signer.read(sign) if sign else None
         opened = model_store_at(store)
         parent = named_bundle(opened, model, version)
-        reason = why or f"{parent.manifest.ref} with another utility table"
+        reason = why or f"{parent.manifest.ref} with another {' and '.join(changed)} table"
         bundle = None
         while bundle is None:
             number = opened.state(model).next_version()
             with tempfile.TemporaryDirectory() as temporary:
                 folder = Path(temporary) / "bundle"
-                _write(folder, parent, number, utility.read_bytes(), None if explore is None else explore.read_bytes())
+                _write(folder, parent, number, _content(utility), _content(explore))
                 proven(read_bundle(folder), engine)
                 try:
                     bundle = opened.publish(folder, by=by, why=reason, signer=signer)
@@ -91,13 +102,18 @@ def retune(
             show_move(opened.set_label(model, label, number, by=by, why=reason), label)
 
 
-def _write(folder: Path, parent: Bundle, number: int, utility: bytes, explore: bytes | None) -> None:
-    """Write the parent's bundle with other tables. Raises UtilityError if the table does not fit the model."""
+def _content(path: Path | None) -> bytes | None:
+    return None if path is None else path.read_bytes()
+
+
+def _write(folder: Path, parent: Bundle, number: int, utility: bytes | None, explore: bytes | None) -> None:
+    """Write the parent's bundle with other tables; None keeps one. Raises UtilityError if it does not fit the model."""
     from model_store.bundle.files import EXPLORATION, UTILITY, write_bundle  # noqa: PLC0415
     from model_store.bundle.manifest import Manifest  # noqa: PLC0415
     from model_store.model.utility import load_utility, stated_tunings  # noqa: PLC0415
 
     manifest = parent.manifest
+    utility = parent.files[UTILITY] if utility is None else utility
     lineage = manifest.lineage.model_copy(
         update={
             "parent": manifest.ref,

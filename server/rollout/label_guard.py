@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from server.config import ServerConfig
 from server.request.routing import ServedModels
 from server.rollout.guard import Breach, Healthy, Limits, Verdict, judge
-from server.rollout.party_guard import compared, judge_parties
+from server.rollout.party_guard import compared, judge_parties, theta_note
 
 #: Interval between comparisons.
 EVERY_S = 1.0
@@ -46,7 +46,10 @@ class LabelGuard:
             verdict = judge(own, usual, moved, self._limits)
             if isinstance(verdict, Healthy):
                 parties = compared(own.parties, usual.parties, served.utility, default.utility)
-                verdict = judge_parties(parties, self._limits.requests_min, self._party_loss_max) or verdict
+                least = self._limits.requests_min
+                thetas = theta_note(parties, least)
+                healthy = Healthy(f"{verdict.note}, {thetas}") if thetas else verdict
+                verdict = judge_parties(parties, least, self._party_loss_max) or healthy
             self.verdicts[label] = verdict
             if isinstance(verdict, Breach):
                 found.append((label, served.version, verdict.reason))

@@ -15,6 +15,8 @@ from server.rollout.guard import Breach
 _STANDARD_ERRORS = 4.0
 #: Sums of equal values round, so a mean may miss a theta that it meets by this share; the errors are 0 then.
 _ROUNDING = 1e-9
+#: The status names so many parties with a theta.
+_THETAS_SHOWN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,20 @@ def judge_parties(parties: list[PartyOfSurface], requests_min: int, loss_max: fl
         if default.mean - own.mean > (loss_max + _ROUNDING) * abs(default.mean) + noise:
             return Breach(f"{where}, against the default label's {_shown(default)}; the limit is {loss_max:.0%} less")
     return None
+
+
+def theta_note(parties: list[PartyOfSurface], requests_min: int) -> str:
+    """Describe what parties with a theta get, the nearest to it first; "" if there is none.
+
+    Args:
+        parties: the parties of all surfaces.
+        requests_min: as for `judge_parties`.
+    """
+    judged = [(one, one.theta) for one in parties if one.theta is not None and one.own.requests >= requests_min]
+    judged.sort(key=lambda pair: (pair[0].own.mean - pair[1]) / (abs(pair[1]) or 1.0))
+    shown = [f"{one.party} on {one.surface} {one.own.mean:.4g} (at least {theta:.4g})" for one, theta in judged]
+    more = len(shown) - _THETAS_SHOWN
+    return ", ".join([*shown[:_THETAS_SHOWN], *([f"{more} more thetas"] if more > 0 else [])])
 
 
 def _sources(utility: UtilityTable, surface: str) -> dict[str, str]:

@@ -192,6 +192,9 @@ def test_the_options_are_the_defaults_of_the_settings():
     [
         (["--policy", "tiny@3"], "'tiny@3' names a version, which needs --store"),
         (["--policy", "nothing.toml"], "cannot read the utility table nothing.toml"),
+        (["--policy", "utility.tml"], "there is no file utility.tml; name a utility table (a .toml file), a version"),
+        (["--policy", "tables/utility"], "there is no file tables/utility; name a utility table"),
+        (["--policy", __file__], "a utility table must have a name that ends in .toml; rename the file"),
         (["--policy", "logged"], "compares nothing; name a utility table"),
         (["--policy", "logged", "--estimator", "magic"], "--estimator magic: choose one of ips, snips"),
         (["--policy", "logged", "--unit", "pages"], "choose orders or positions"),

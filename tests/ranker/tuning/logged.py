@@ -27,8 +27,14 @@ def publish_tiny(folder: Path, version: int = 1, changes: Mapping[str, Any] = Ma
     return store
 
 
-def join_answers(folder: Path, requests: int = 120, model: str = "tiny@1", seed: int = 0, **fields: Any) -> Path:
-    """Write a joined dataset of answers of 8 pins on home, with random scores, to 40 users; some pins were saved."""
+def join_answers(
+    folder: Path, requests: int = 120, model: str = "tiny@1", seed: int = 0, users: int = 40, whole: int = 0,
+    **fields: Any,
+) -> Path:  # fmt: skip
+    """Write a joined dataset of answers of 8 pins on home, with random scores; some pins were saved.
+
+    The first `whole` answers hold all candidates of their requests; the others left 3 out, unless `fields` say so.
+    """
     rng = np.random.default_rng(seed)
     table = load_utility(tiny.UTILITY.encode(), tiny.manifest())
     impressions: list[Row] = []
@@ -40,12 +46,13 @@ def join_answers(folder: Path, requests: int = 120, model: str = "tiny@1", seed:
         parties = table.party_utilities_of_rows("home", probabilities, columns)
         utilities = table.combine("home", parties)
         order = np.argsort(-utilities, kind="stable")
-        user, time_ms = number % 40 + 1, START_MS + 1_000 * number
+        user, time_ms = number % users + 1, START_MS + 1_000 * number
         pins = rng.choice(50, 8, replace=False) + 1
         answer: Row = {
             "model": model, "attributes": ["pin.popularity"], "utilities": utilities[order].tolist(),
             "probabilities": probabilities[order].ravel().tolist(), "attribute_values": popularity[order].tolist(),
-            "party_utilities": parties[order].ravel().tolist(), **fields,
+            "party_utilities": parties[order].ravel().tolist(), **({"candidates": 8} if number <= whole else {}),
+            **fields,
         }  # fmt: skip
         impressions.append(impression(number, time_ms, user, pins[order].tolist(), **answer))
         saved = np.flatnonzero(rng.random(8) < probabilities[order, 0])

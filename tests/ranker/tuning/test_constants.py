@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from model_store.bundle.files import Bundle
 from ranker.errors import SettingError
-from ranker.tuning.constants import ConstantSearch, find_constants, search_constants, with_constants
+from ranker.tuning.constants import find_constants, search_constants, with_constants
 from ranker.tuning.inputs import TuningData, utility_of
-from ranker.tuning.results import Infeasible
+from ranker.tuning.results import ConstantSearch, Infeasible
+from ranker.tuning.tables import search_lines
 from ranker.tuning.thetas import parse_thetas
 from ranker.tuning.tune import Goal
 from tests import tiny
@@ -85,7 +87,7 @@ def test_a_constant_is_not_searched_twice(tmp_path):
         find_constants(["hide in [1,5]", "2 in [1,4]"], surface, GOAL)
 
 
-def requests_with_a_shy_head(seed: int = 0, requests: int = 800) -> TuningData:
+def requests_with_a_shy_head(seed: int = 0, requests: int = 800, told: float = 0.25) -> TuningData:
     """Return requests whose head `hide` says a quarter of the truth, so that it should count four times as much."""
     rng = np.random.default_rng(seed)
     rows = 10 * requests
@@ -93,16 +95,18 @@ def requests_with_a_shy_head(seed: int = 0, requests: int = 800) -> TuningData:
     labels = np.stack([rng.random(rows) < save, rng.random(rows) < hide], axis=1).astype(np.float32)
     return TuningData(
         name="shy", surface="home", since_ms=0, until_ms=1, users=np.arange(requests) // 2,
-        row_splits=np.arange(requests + 1) * 10, probabilities=np.stack([save, hide / 4], axis=1).astype(np.float32),
+        row_splits=np.arange(requests + 1) * 10, probabilities=np.stack([save, hide * told], axis=1).astype(np.float32),
         attributes={"pin.popularity": rng.random(rows)}, labels=labels, examined=np.ones(rows),
     )  # fmt: skip
 
 
-def searched(folder: Path, free: str, *thetas: str, trials: int = 25) -> ConstantSearch | Infeasible:
+def searched(
+    folder: Path, free: str, *thetas: str, trials: int = 25, held_out: float = 0.3, **made: Any
+) -> ConstantSearch | Infeasible:
     bundle = bundle_with(folder, "save - 2 * hide")
     goal = Goal("pinner", parse_thetas(thetas), np.array([1.0, 0.5]))
     constants = find_constants([free], utility_of(bundle, "home").surfaces["home"], goal)
-    return search_constants(requests_with_a_shy_head(), bundle, goal, constants, 7, trials, 0.3)
+    return search_constants(requests_with_a_shy_head(**made), bundle, goal, constants, 7, trials, held_out)
 
 
 def test_the_search_finds_that_a_shy_head_should_count_more(tmp_path):
@@ -112,6 +116,7 @@ def test_the_search_finds_that_a_shy_head_should_count_more(tmp_path):
     assert before == 2
     assert 5 < best < 14
     assert f"save - {best:g} * hide" in found.content.decode()
+    assert found.adopted
     assert found.held_out is not None
     old, new, difference = found.held_out
     assert new.value > old.value
@@ -127,6 +132,32 @@ def test_the_constant_in_force_stays_if_no_trial_is_better(tmp_path):
     found = searched(tmp_path, "hide in [0.001,0.002]", "creator=+1%", trials=3)
     assert isinstance(found, ConstantSearch)
     assert found.values == {"pinner: hide": (2.0, 2.0)}
+    assert not found.adopted
+    assert "stays, as no trial was better (3 trials)" in next(search_lines(found))
+
+
+def test_a_lucky_constant_is_not_adopted(tmp_path):
+    # The head tells the truth, so no constant is better than that in force; some trial looks better by chance.
+    for seed in range(6):
+        found = searched(tmp_path / str(seed), "hide in [1,4]", "creator=+1%", trials=6, seed=seed, told=1.0)
+        assert isinstance(found, ConstantSearch)
+        if found.held_out is None:
+            continue
+        before, best = found.values["pinner: hide"]
+        assert best != before
+        assert found.adopted is (found.held_out[2].low > 0)
+        if not found.adopted:
+            assert b"save - 2 * hide" in found.content
+            changed, gain = search_lines(found)
+            assert f"stays; {best:g} was the best on the users tuned on, but the held-out users do not" in changed
+            assert gain.endswith(", not above 0")
+            return
+    pytest.fail("no search found a lucky constant")
+
+
+def test_a_search_without_users_to_judge_by_is_refused(tmp_path):
+    with pytest.raises(SettingError, match="--free needs users to judge the best constant by.*remove --hold-out 0"):
+        searched(tmp_path, "hide in [1,5]", "creator=+1%", held_out=0.0)
 
 
 def test_thetas_that_no_order_meets_end_the_search(tmp_path):

@@ -9,7 +9,8 @@ from impressions.dataset import read_slates
 from model_store.bundle.manifest import Head
 from model_store.model.discount import discounts
 from ranker.errors import DatasetError, SettingError
-from ranker.tuning.inputs import TuningData, logged_requests, utility_of, versions_of_network
+from ranker.tuning.inputs import AnswerCounts, TuningData, logged_requests, utility_of, versions_of_network
+from ranker.tuning.tables import answer_lines
 from tests import tiny
 from tests.ranker.tuning.logged import join_answers, publish_tiny
 
@@ -97,3 +98,24 @@ def test_rewards_correct_actions_for_their_position(tmp_path: Path) -> None:
     )  # fmt: skip
     # save - 2 * hide, and save * sqrt(popularity)
     np.testing.assert_allclose(data.rewards(utility_of(bundle, "home")), [[1, 1], [2, 1], [-8, 0]])
+
+
+@pytest.mark.parametrize(("whole", "used"), [(100, 100), (99, 180), (0, 180), (180, 180)])
+def test_whole_answers_are_tuned_on_alone_if_they_are_of_enough_users(tmp_path: Path, whole: int, used: int) -> None:
+    bundle = publish_tiny(tmp_path).read("tiny", 1)
+    folder = join_answers(tmp_path / "joined", 180, users=1_000, whole=whole)
+    data = logged_requests(folder, bundle, "home", ["tiny@1"])
+    assert data.answers == AnswerCounts(whole, whole, 8.0 if whole else 0.0, 180 - whole, 11.0 if whole < 180 else 0.0)
+    assert len(data.users) == len(data.row_splits) - 1 == used
+    assert len(data.probabilities) == len(data.labels) == 8 * used
+    told = " ".join(answer_lines(data.answers))
+    expected = {
+        100: "80 of 180 answers do not hold all candidates of their requests and were left out; their requests have 11 "
+        "candidates on average, and those tuned on have 8",
+        99: "warning: 81 of 180 answers do not hold all candidates of their requests, and the 99 others are of "
+        "99 users, so all were tuned on",
+        0: "warning: 180 of 180 answers do not hold all candidates of their requests, and none does",
+        180: "",
+    }
+    assert told.startswith(expected[whole])
+    assert bool(told) is (whole < 180)

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from ranker.errors import DatasetError, SettingError
+from ranker.evaluation.bootstrap import Estimate
 from ranker.tuning.orders import ScoredRequests
-from ranker.tuning.results import HeldOutCheck, Infeasible, Tuned
+from ranker.tuning.results import HeldOutCheck, Infeasible, TunedWeights
+from ranker.tuning.tables import change, held_out_line, summary
 from ranker.tuning.thetas import parse_thetas
 from ranker.tuning.tune import Goal, tune
 from tests.ranker.tuning.randomised_orders import best_mixture
@@ -33,7 +36,7 @@ def party(result, name):
 
 def test_the_tuned_weights_meet_the_thetas_and_nearly_reach_the_bound():
     result = tuned(scored(), "creator=+10%", "merchant=+5%")
-    assert isinstance(result, Tuned)
+    assert isinstance(result, TunedWeights)
     assert result.met
     for name, share in (("creator", 1.1), ("merchant", 1.05)):
         one = party(result, name)
@@ -49,7 +52,7 @@ def test_the_tuned_weights_meet_the_thetas_and_nearly_reach_the_bound():
 def test_the_result_is_the_value_of_the_orders_that_the_weights_give():
     requests = scored()
     result = tuned(requests, "creator=+10%", hold_out=0)
-    assert isinstance(result, Tuned)
+    assert isinstance(result, TunedWeights)
     served = requests.served(result.weights).mean(axis=0)
     assert [one.after.value for one in result.parties] == pytest.approx(served.tolist())
     # Merchant has no theta: it keeps its weight, and its term stays in the objective.
@@ -61,7 +64,7 @@ def test_the_result_is_the_value_of_the_orders_that_the_weights_give():
 def test_the_objective_keeps_the_weights_in_force_of_the_others():
     requests = scored(requests=20, rows=6, per_user=1)
     result = tuned(requests, "creator=+5%", hold_out=0, weights=np.array([2.0, 0.2, 0.5]), fronts=False)
-    assert isinstance(result, Tuned)
+    assert isinstance(result, TunedWeights)
     theta = np.array([party(result, "creator").theta])
     truth = best_mixture(requests, np.array([2.0, 0, 0.5]), np.eye(3)[[1]], theta)
     assert result.bound == pytest.approx(truth, abs=1e-6)
@@ -71,7 +74,7 @@ def test_the_objective_keeps_the_weights_in_force_of_the_others():
 
 def test_a_theta_that_costs_nothing_takes_the_weight_away():
     result = tuned(scored(), "creator=0.001", "merchant=+5%")
-    assert isinstance(result, Tuned)
+    assert isinstance(result, TunedWeights)
     assert party(result, "creator").weight_after == 0
     assert not party(result, "creator").binding
 
@@ -91,7 +94,7 @@ def test_thetas_that_no_order_meets_are_named_with_what_is_attainable(thetas, to
     assert told in str(result)
     # What they could get together is attainable, and a little more is not.
     together = [f"{one.party}={one.together - 1e-6 * abs(one.together):.9g}" for one in result.parties]
-    assert isinstance(tuned(requests, *together, hold_out=0, fronts=False), Tuned)
+    assert isinstance(tuned(requests, *together, hold_out=0, fronts=False), TunedWeights)
     beyond = [f"{one.party}={one.together * 1.01:.9g}" for one in result.parties]
     assert isinstance(tuned(requests, *beyond, hold_out=0), Infeasible)
     for one in result.parties:
@@ -105,7 +108,7 @@ def test_thetas_copied_from_the_error_can_be_met(thetas):
     requests = scored()
     told = str(tuned(requests, *thetas, hold_out=0))
     nearest = told.split("smallest shortfall: ")[1].removesuffix(". Lower the thetas to at most that").split(", ")
-    assert isinstance(tuned(requests, *nearest, hold_out=0, fronts=False), Tuned)
+    assert isinstance(tuned(requests, *nearest, hold_out=0, fronts=False), TunedWeights)
 
 
 def test_a_percentage_of_nothing_is_refused():
@@ -124,7 +127,7 @@ def test_thetas_beyond_any_reach_are_like_those_just_beyond():
     assert isinstance(far, Infeasible)
     assert "creator must get 1e+300, but can get at most " in str(far)
     free = tuned(requests, "creator=-1e300", hold_out=0, fronts=False)
-    assert isinstance(free, Tuned)
+    assert isinstance(free, TunedWeights)
     assert not party(free, "creator").binding
 
 
@@ -133,13 +136,13 @@ def test_equal_seeds_give_equal_results_and_others_hold_out_other_users():
     assert first == again
     goal = Goal("pinner", parse_thetas(["creator=+10%"]), IN_FORCE)
     other = tune(scored(), goal, 8, resamples=200)
-    assert isinstance(other, Tuned)
+    assert isinstance(other, TunedWeights)
     assert other.held_out != first.held_out
 
 
 def test_no_user_is_both_tuned_on_and_held_out():
     result = tuned(scored(), "creator=+10%")
-    assert isinstance(result, Tuned)
+    assert isinstance(result, TunedWeights)
     assert result.users + result.held_out_users == 100
     assert (result.requests, result.held_out_requests) == (210, 90)
 
@@ -147,32 +150,89 @@ def test_no_user_is_both_tuned_on_and_held_out():
 def test_a_held_out_theta_is_relative_to_the_held_out_requests():
     requests = scored(requests=4_000, rows=10)
     result = tuned(requests, "creator=+10%", "merchant=1.2", fronts=False)
-    assert isinstance(result, Tuned)
+    assert isinstance(result, TunedWeights)
     creator, merchant = result.held_out
     assert creator.theta != party(result, "creator").theta
     assert creator.theta == pytest.approx(party(result, "creator").theta, rel=0.05)
     assert merchant.theta == 1.2
     assert creator.holds
-    assert merchant.holds
+    assert merchant.by_chance
     assert merchant.shortfall == max(0, 1.2 - merchant.value)
 
 
 @pytest.mark.parametrize(
-    ("value", "holds"), [(1.1, True), (1.0, True), (0.971, True), (0.969, False)], ids=["more", "just", "noise", "less"]
+    ("theta", "value", "error", "holds", "told"),
+    [
+        (1.0, 1.1, 0.01, True, ": met"),
+        (1.0, 1.0, 0.0, True, ": met"),
+        (0.7, 0.7 - 1e-15, 0.0, True, ": met"),  # a sum of equal values that rounds
+        (1.0, 0.991, 0.01, True, "0.90%, 0.9 standard errors; within 1% and within 2 standard errors"),
+        (1.0, 0.985, 0.01, False, "1.50%, 1.5 standard errors; warning: more than 1%, which may be chance: hold out"),
+        (1.0, 0.991, 0.004, False, "0.90%, 2.3 standard errors; warning: more than 2 standard errors: ask for"),
+        (1.0, 0.97, 0.01, False, "warning: more than 1% and more than 2 standard errors: ask for a little more"),
+        (-1.0, -1.009, 0.01, True, "0.90%, 0.9 standard errors; within 1% and within 2 standard errors"),
+        (0.0, -0.015, 0.01, True, "of a theta of 0, 1.5 standard errors; within 2 standard errors"),
+        (0.0, -0.025, 0.01, False, "of a theta of 0, 2.5 standard errors; warning: more than 2 standard errors: ask"),
+    ],
 )
-def test_a_check_holds_within_one_percent_and_two_standard_errors(value, holds):
-    assert HeldOutCheck("creator", 1.0, value, 0.01).holds is holds
+def test_a_check_holds_within_one_percent_and_within_two_standard_errors_and_says_so(theta, value, error, holds, told):
+    check = HeldOutCheck("creator", theta, value, error)
+    assert check.holds is holds
+    line = held_out_line(check, tuned(scored(), "creator=+10%", fronts=False))
+    assert told in line
+    assert ("warning" in line) is not holds
+
+
+def outcome_of(*means, thetas=("creator=+10%",)):
+    """Tune requests whose parties' utilities are noise around these means."""
+    made = scored(requests=60)
+    utilities = np.random.default_rng(3).normal(means, 1.0, (len(made.utilities), 3))
+    result = tuned(made.replaced(utilities), *thetas, hold_out=0, fronts=False)
+    assert isinstance(result, TunedWeights)
+    return result
+
+
+def test_a_change_of_a_value_that_may_be_0_is_not_in_percent():
+    result = outcome_of(5.0, 5.0, -0.08, thetas=("creator=+1%",))
+    pinner, creator, merchant = result.parties
+    assert merchant.before.low < 0 < merchant.before.high
+    assert merchant.near_zero
+    assert not creator.near_zero
+    assert change(creator).startswith("+1.0% [")
+    assert merchant.change.value == pytest.approx(merchant.after.value - merchant.before.value)
+    assert change(merchant).startswith(f"{merchant.change.value:+.4g} [")
+    assert "%" not in change(merchant)
+    told = " ".join(summary(result))
+    assert "the change of merchant is a value and not a percentage" in told
+    assert "is a percentage of" not in told
+    assert pinner.change.low <= pinner.change.value <= pinner.change.high
+
+
+def test_a_theta_in_percent_of_a_value_that_may_be_0_is_named():
+    result = outcome_of(5.0, 5.0, -0.08, thetas=("merchant=+1%",))
+    merchant = party(result, "merchant")
+    assert merchant.near_zero
+    told = " ".join(summary(result))
+    assert "warning: merchant=+1% is a percentage of" in told
+    assert f"ask for a value, e.g. merchant={merchant.theta:.6g}" in told
+
+
+def test_a_value_without_an_interval_has_a_change_in_percent_unless_it_is_0():
+    made = party(tuned(scored(), "creator=+10%", fronts=False), "creator")
+    assert not replace(made, before=Estimate(0.5, None, None)).near_zero
+    assert replace(made, before=Estimate(0.0, None, None)).near_zero
+    assert change(replace(made, change_percent=Estimate(3.0, None, None))) == "+3.0%"
 
 
 def test_without_held_out_users_nothing_is_checked():
     result = tuned(scored(), "creator=+10%", hold_out=0)
-    assert isinstance(result, Tuned)
+    assert isinstance(result, TunedWeights)
     assert (result.held_out, result.held_out_requests, result.requests) == ((), 0, 300)
 
 
 def test_intervals_come_from_users_and_hold_the_value():
     result = tuned(scored(), "creator=+10%")
-    assert isinstance(result, Tuned)
+    assert isinstance(result, TunedWeights)
     for one in result.parties:
         assert one.before.low < one.before.value < one.before.high
         assert one.change_percent.value == pytest.approx(100 * (one.after.value / one.before.value - 1))
@@ -180,13 +240,13 @@ def test_intervals_come_from_users_and_hold_the_value():
     single = scored()
     same = ScoredRequests(PARTIES, np.zeros(300, np.int64), single.row_splits, single.utilities)
     lone = tuned(same, "creator=+10%", hold_out=0, fronts=False)
-    assert isinstance(lone, Tuned)
+    assert isinstance(lone, TunedWeights)
     assert lone.parties[0].after.low == lone.parties[0].after.high
 
 
 def test_a_front_falls_from_where_the_theta_is_free_to_the_most_that_is_attainable():
     result = tuned(scored(), "creator=+10%", "merchant=+5%")
-    assert isinstance(result, Tuned)
+    assert isinstance(result, TunedWeights)
     for name, points in result.fronts.items():
         thetas, objectives = [p.theta for p in points], [p.objective for p in points]
         assert thetas == sorted(thetas)
@@ -216,10 +276,10 @@ def test_a_theta_at_the_very_edge_of_what_is_possible_is_met():
     utilities = requests.utilities.copy()
     utilities[:, 2] = 0.7  # no order changes what the merchant gets
     result = tuned(requests.replaced(utilities), "creator=+5%", "merchant=+0%", hold_out=0)
-    assert isinstance(result, Tuned)
+    assert isinstance(result, TunedWeights)
     assert result.met
     most = result.fronts["creator"][-1].theta
-    assert isinstance(tuned(requests, f"creator={most:.9g}", hold_out=0, fronts=False), Tuned)
+    assert isinstance(tuned(requests, f"creator={most:.9g}", hold_out=0, fronts=False), TunedWeights)
     assert isinstance(tuned(requests, f"creator={most * 1.001:.9g}", hold_out=0, fronts=False), Infeasible)
 
 
@@ -228,7 +288,7 @@ def test_candidates_that_are_not_finite_do_not_spoil_the_others():
     utilities = requests.utilities.copy()
     utilities[::3, 1] = np.nan
     result = tuned(requests.replaced(utilities), "creator=+5%")
-    assert isinstance(result, Tuned)
+    assert isinstance(result, TunedWeights)
     assert result.met
     assert np.isfinite(result.bound)
     with pytest.raises(DatasetError, match="no candidate has a finite utility for every party"):

@@ -156,15 +156,48 @@ def test_thetas_that_no_order_meets_end_with_what_is_attainable(tmp_path: Path, 
     assert not (tmp_path / "utility.toml").exists()
 
 
+def test_a_constant_that_is_better_for_a_few_users_only_stays_and_everything_says_so(
+    tmp_path: Path, answered: ModelStore
+) -> None:
+    code, output = tune(tmp_path, "--free", "hide in [1.9,2.1]", "--trials", "4", "--report", tmp_path / "tune.html")
+    assert code == 0, output
+    table, page = (tmp_path / "utility.toml").read_text(), (tmp_path / "tune.html").read_text()
+    assert load_utility(table.encode(), tiny.manifest()).surfaces["home"].sources[0] == "save - 2 * hide"
+    for text in (output, table, page):
+        assert "hide, 2 in force: stays; " in text
+        assert "not above 0" in text
+
+
 def test_a_constant_is_searched_and_written(tmp_path: Path, answered: ModelStore) -> None:
     code, output = tune(tmp_path, "--free", "hide in [0.5,1.5]", "--trials", "4")
     assert code == 0, output
     assert "constant pinner: hide, 2 in force: -> " in output
+    assert "because the held-out users gain by it" in (tmp_path / "utility.toml").read_text()
     assert "what the held-out users' actions are worth per request" in output
     table = load_utility((tmp_path / "utility.toml").read_bytes(), tiny.manifest()).surfaces["home"]
     assert table.sources[0].startswith("save - ")
     assert table.sources[0] != "save - 2 * hide"
     assert retune(tmp_path)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("whole", "told"),
+    [
+        (120, ""),
+        (0, "120 of 120 answers do not hold all candidates of their requests, and none does, so all were tuned on"),
+    ],
+    ids=["whole", "cut"],
+)
+def test_answers_that_left_candidates_out_are_counted_in_the_output_the_report_and_the_table(
+    tmp_path: Path, whole: int, told: str
+) -> None:
+    publish_tiny(tmp_path)
+    join_answers(tmp_path / "joined", whole=whole)
+    code, output = tune(tmp_path, "--report", tmp_path / "tune.html")
+    assert code == 0, output
+    for text in (output, (tmp_path / "tune.html").read_text(), (tmp_path / "utility.toml").read_text()):
+        assert ("could only reorder the pins that were shown" in text) is bool(told)
+        assert told in text
 
 
 @pytest.mark.parametrize(
@@ -213,6 +246,27 @@ def test_retune_takes_the_next_free_version_and_a_label_for_its_parent(tmp_path:
     assert store.read("tiny", 8).files[NETWORK] == store.read("tiny", 1).files[NETWORK]
     assert store.read("tiny", 8).files[GOLDEN] == store.read("tiny", 1).files[GOLDEN]
     assert store.history("tiny")[-1].why == "tiny@1 with another utility table"
+
+
+def test_an_exploration_table_alone_keeps_the_utility_table_and_what_it_states(
+    tmp_path: Path, answered: ModelStore
+) -> None:
+    assert tune(tmp_path)[0] == 0
+    assert retune(tmp_path)[0] == 0
+    (tmp_path / "explore.toml").write_text(EXPLORE)
+    arguments = ("model", "retune", "tiny", "2", "--store", tmp_path / "models", "--engine", "numpy")
+    code, output = run(*arguments, "--explore", tmp_path / "explore.toml")
+    assert code == 0, output
+    old, new = answered.read("tiny", 2), answered.read("tiny", 3)
+    assert new.files[UTILITY] == old.files[UTILITY] == (tmp_path / "utility.toml").read_bytes()
+    assert new.files[EXPLORATION] == EXPLORE.encode()
+    assert new.manifest.lineage.tuning == old.manifest.lineage.tuning != {}
+    assert answered.history("tiny")[-1].why == "tiny@2 with another exploration table"
+    code, output = run(*arguments)
+    assert code == 1
+    assert "say what to change: --utility FILE, --explore FILE, or both" in output
+    code, output = retune(tmp_path, "--explore", tmp_path / "explore.toml")
+    assert answered.history("tiny")[-1].why == "tiny@1 with another utility and exploration table"
 
 
 def test_a_number_that_another_writer_takes_meanwhile_is_left_to_it(

@@ -8,7 +8,7 @@ import pytest
 
 from model_store.model.utility import UtilityError, load_utility, stated_tunings
 from ranker.tuning.inputs import logged_requests, utility_of
-from ranker.tuning.results import Tuned
+from ranker.tuning.results import TunedWeights
 from ranker.tuning.thetas import parse_thetas
 from ranker.tuning.tune import Goal, tune
 from ranker.tuning.utility_file import tuned_table
@@ -35,7 +35,7 @@ def written(folder: Path, table: str = COMMENTED, theta: str = "creator=+1%"):
     surface = utility_of(bundle, "home").surfaces["home"]
     goal = Goal("pinner", parse_thetas([theta]), surface.weights)
     tuned = tune(data.scored(utility_of(bundle, "home")), goal, 7, fronts=False)
-    assert isinstance(tuned, Tuned)
+    assert isinstance(tuned, TunedWeights)
     return tuned, tuned_table(table.encode(), bundle, data, goal, tuned), (bundle, data, goal)
 
 

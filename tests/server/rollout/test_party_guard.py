@@ -10,7 +10,7 @@ import pytest
 from model_store.model.utility import load_utility
 from server.request.parties import PartyMean, PartyTotals, party_means
 from server.rollout.guard import Breach
-from server.rollout.party_guard import PartyOfSurface, compared, judge_parties
+from server.rollout.party_guard import PartyOfSurface, compared, judge_parties, theta_note
 from tests import tiny
 
 
@@ -74,6 +74,24 @@ def test_equal_values_whose_sum_rounds_miss_neither_a_theta_nor_the_default_labe
 
     for own, default in ((1000, 1777), (1777, 1000), (3000, 1000)):
         assert judge_parties([party(means(own), means(default), theta=value)], 100, 0.0) is None
+
+
+def test_the_note_has_the_parties_with_a_theta_and_the_nearest_to_it_first():
+    parties = [
+        party(mean(0.9), theta=0.5),
+        PartyOfSurface("related", "merchant", mean(0.4206), None, 0.42),
+        PartyOfSurface("home", "ad", mean(-1.0), None, -0.9),
+        party(mean(0.1)),
+        PartyOfSurface("search", "ad", mean(0.1, requests=99), None, 0.5),
+        PartyOfSurface("home", "pinner", mean(0.5), None, 0.0),
+    ]
+    note = theta_note(parties, 100)
+    assert note == (
+        "ad on home -1 (at least -0.9), merchant on related 0.4206 (at least 0.42), pinner on home 0.5 (at least 0), "
+        "creator on home 0.9 (at least 0.5)"
+    )
+    assert theta_note([*parties, *parties], 100).endswith(", 4 more thetas")
+    assert theta_note([party(mean(0.1))], 100) == ""
 
 
 def test_parties_with_other_expressions_are_not_compared():

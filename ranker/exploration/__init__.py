@@ -1,0 +1,1 @@
+"""Shows what an exploration table would do, before it is served."""
