@@ -87,7 +87,9 @@ class Counts(_Part):
 
     Attributes:
         requests: requests of the dataset.
-        pins: pins that they showed.
+        pins: pins that they showed and that have scores.
+        cut_requests: of these requests, those that showed more pins behind: under overload, pins go without scores.
+        cut_pins: how many pins those are; the dataset does not have them.
         left_out: requests that the dataset lacks, by reason.
         actions: actions within the span.
         changed_actions: actions that were sent again with another content; the one received first counts.
@@ -103,6 +105,8 @@ class Counts(_Part):
 
     requests: int
     pins: int
+    cut_requests: int = 0
+    cut_pins: int = 0
     left_out: dict[str, int]
     actions: int
     changed_actions: int

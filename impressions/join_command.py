@@ -146,6 +146,8 @@ def _print_summary(joined: Joined, out: Path) -> None:
 
     row("requests", counts.requests, f"{counts.pins:,} pins, {_utc(manifest.first_ms)} to {_utc(manifest.last_ms)} UTC")
     row("  with a report of what was seen", counts.reported_requests)
+    if counts.cut_requests:
+        row("  cut", counts.cut_requests, f"at their last pin with scores; {counts.cut_pins:,} pins lack them")
     for reason, count in counts.left_out.items():
         row("  left out", count, reason)
     row("actions", counts.actions)
