@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from impressions.errors import LogError
 from impressions.row_groups import outside
-from impressions.schema import ACTIONS, FINGERPRINT_KEY, IMPRESSIONS, fingerprint
+from impressions.schema import ACTIONS, FINGERPRINT_KEY, IMPRESSIONS, TABLES, fingerprint
 from impressions.slates import Slates
 
 MANIFEST = "manifest.json"
@@ -170,6 +170,11 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         content = (folder / MANIFEST).read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
+        if any((folder / table).is_dir() for table in TABLES):
+            raise JoinError(
+                f"{folder} is an impression log and not a joined dataset; join it with `pinrank impressions join "
+                f"{folder} --window 30m --out joined`, and name the folder joined instead"
+            ) from error
         raise JoinError(f"{folder} is not a joined dataset, because it has no {MANIFEST}; {again}") from error
     try:
         found = json.loads(content)

@@ -125,7 +125,10 @@ class _Bar:
         self._progress.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        if failure is not None:
+            # A file or pipe gets the last state of the bars only; half a bar says no more than the error that follows.
+            self._progress.live.transient = not self._progress.console.is_terminal
         self._progress.stop()
 
     def show(self, step: str, done: int, total: int) -> None:
