@@ -6,19 +6,27 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from pyarrow.fs import LocalFileSystem
+from typer.testing import CliRunner
 
+from impressions.archive import write_parquet
 from impressions.inspection.check import check_log
+from impressions.inspection.replays import Replays
 from model_store.bundle.golden import decode_golden
 from model_store.exploration.explorer import Explored
 from model_store.exploration.table import Exploration, load_exploration
 from model_store.model.selection import select
 from model_store.model.utility import UtilityTable, load_utility, weighted_sum
+from model_store.registry.store import open_model_store
 from pinrank.v1 import ranking_pb2
+from server.cli.main import app
 from server.config import SurfaceConfig
 from server.scheduling.contract import Forecast
 from server.scheduling.earliest_deadline import EarliestDeadlineFirst
 from tests import tiny
+from tests.impressions.logs import table
 from tests.server.frontend import EXPLORE
 from tests.server.swapping import publish
 
@@ -190,4 +198,41 @@ async def test_every_kind_of_logged_request_replays_to_the_answer_that_its_calle
     if utility == STEPS:
         assert found["ties"] > 80, found
     assert {row["arm"] for row in logged.values()} >= {None, "more_creator", "less_creator", "best-5"}
-    assert list(check_log(str(tmp_path / "log"), 1 << 42)) == []
+    assert list(check_log(str(tmp_path / "log"), 1 << 42, replays=Replays(store))) == []
+
+
+def changed_ids(folder):
+    """Give answers whose order was drawn other ids, from which another order follows."""
+    for path in folder.glob("impressions/*/*.parquet"):
+        rows = pq.read_table(path).to_pylist()
+        for row in rows:
+            row["request_id"] ^= (1 << 40) * (row["arm"] == "best-5")
+        write_parquet(table("impressions", rows), str(path), LocalFileSystem())
+
+
+async def test_the_check_of_a_log_draws_its_drawn_orders_again(logging, store, tmp_path):
+    _, frontend, rows = await logging()
+    for user_id in range(60):
+        await frontend.rank(surface="related", user_id=user_id, top_k=4 * (user_id % 3))
+    drawn = [row["arm"] for row in await rows()].count("best-5")
+    assert drawn > 5
+
+    def check(*options):
+        result = CliRunner().invoke(app, ["impressions", "check", str(tmp_path / "log"), *options])
+        return result.exit_code, result.output
+
+    ours = ("--store", str(store.where))
+    assert check(*ours) == (0, "no problems found\n")
+    changed_ids(tmp_path / "log")
+    assert check() == (0, "no problems found\n")
+    code, output = check(*ours)
+    assert code == 1
+    assert "pin_ids: not the order that its arm draws for this request and its pins" in output
+    elsewhere = open_model_store(tmp_path / "elsewhere")
+    code, output = check("--store", str(elsewhere.where))
+    assert code == 0
+    assert f"note: impressions: {drawn} orders that tiny@2 drew were not drawn again: " in output
+    publish(elsewhere, tmp_path / "other", 2, **{"explore.toml": OTHER_EXPLORE})
+    code, output = check("--store", str(elsewhere.where))
+    assert code == 0
+    assert "were not drawn again: the store has another version of that number; name the store that" in output
