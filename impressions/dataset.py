@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from impressions.errors import LogError
 from impressions.row_groups import outside
-from impressions.schema import ACTIONS, FINGERPRINT_KEY, IMPRESSIONS, fingerprint
+from impressions.schema import ACTIONS, FINGERPRINT_KEY, IMPRESSIONS, TABLES, fingerprint
 from impressions.slates import Slates
 
 MANIFEST = "manifest.json"
@@ -87,7 +87,9 @@ class Counts(_Part):
 
     Attributes:
         requests: requests of the dataset.
-        pins: pins that they showed.
+        pins: pins that they showed and that have scores.
+        cut_requests: of these requests, those that showed more pins behind: under overload, pins go without scores.
+        cut_pins: how many pins those are; the dataset does not have them.
         left_out: requests that the dataset lacks, by reason.
         actions: actions within the span.
         changed_actions: actions that were sent again with another content; the one received first counts.
@@ -103,6 +105,8 @@ class Counts(_Part):
 
     requests: int
     pins: int
+    cut_requests: int = 0
+    cut_pins: int = 0
     left_out: dict[str, int]
     actions: int
     changed_actions: int
@@ -166,6 +170,11 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         content = (folder / MANIFEST).read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
+        if any((folder / table).is_dir() for table in TABLES):
+            raise JoinError(
+                f"{folder} is an impression log and not a joined dataset; join it with `pinrank impressions join "
+                f"{folder} --window 30m --out joined`, and name the folder joined instead"
+            ) from error
         raise JoinError(f"{folder} is not a joined dataset, because it has no {MANIFEST}; {again}") from error
     try:
         found = json.loads(content)

@@ -125,7 +125,10 @@ class _Bar:
         self._progress.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        if failure is not None:
+            # A file or pipe gets the last state of the bars only; half a bar says no more than the error that follows.
+            self._progress.live.transient = not self._progress.console.is_terminal
         self._progress.stop()
 
     def show(self, step: str, done: int, total: int) -> None:
@@ -146,6 +149,8 @@ def _print_summary(joined: Joined, out: Path) -> None:
 
     row("requests", counts.requests, f"{counts.pins:,} pins, {_utc(manifest.first_ms)} to {_utc(manifest.last_ms)} UTC")
     row("  with a report of what was seen", counts.reported_requests)
+    if counts.cut_requests:
+        row("  cut", counts.cut_requests, f"at their last pin with scores; {counts.cut_pins:,} pins lack them")
     for reason, count in counts.left_out.items():
         row("  left out", count, reason)
     row("actions", counts.actions)

@@ -17,6 +17,8 @@ from impressions.row_groups import outside
 from impressions.schema import FINGERPRINT_KEY, TABLES, fingerprint
 from impressions.segments import ENDING, DamagedSegmentError, read_segment, segments, size_of
 
+#: A file that joined datasets have and logs do not.
+_JOINED = "requests-*.parquet"
 #: Rows that are read at once, unless a row group of a file has more.
 _ROWS_AT_ONCE = 4096
 
@@ -100,7 +102,7 @@ def log_files(where: str, table: str, spools: Sequence[Path] = ()) -> Iterator[L
     except OSError as error:
         raise LogError(f"{where}: cannot be listed: {error}; check its name, and what you may read there") from error
     if empty:
-        raise LogError(f"{where}: there is no impression log; name what the setting impressions.to names")
+        raise LogError(_no_log(where, place))
     for info in found:
         size, rows, parts = info.size or 0, *(partial(read, place, info.path, table) for read in (_parquet, _parts))
         yield LogFile(table, info.path, size, segment=False, rows=rows, parts=parts)
@@ -111,6 +113,16 @@ def log_files(where: str, table: str, spools: Sequence[Path] = ()) -> Iterator[L
             known.add(target)  # a copy of a spool folder has the same segments
             rows = partial(_segment, place, path, target, table)
             yield LogFile(table, str(path), size_of(path), segment=True, rows=rows, parts=partial(_whole, rows))
+
+
+def _no_log(where: str, place: Place) -> str:
+    if place.folder is not None and any(place.folder.glob(_JOINED)):
+        return (
+            f"{where}: this is a joined dataset, which `pinrank impressions join` wrote, and not an impression log; "
+            "name the log that it was joined from, which is what the setting impressions.to names. `pinrank train`, "
+            "`tune` and `explore evaluate` read joined datasets"
+        )
+    return f"{where}: there is no impression log; name what the setting impressions.to names"
 
 
 def set_aside(where: str, spools: Sequence[Path] = ()) -> list[Path]:

@@ -230,7 +230,7 @@ class Server:
                 pipeline, models, config, metrics.requests, recent, shadow, self.calls, log
             ).methods(),
             activity.SERVICE: ActivityEdge(metrics.actions, self.calls, self.recording, log).methods(),
-            impressions.SERVICE: ImpressionEdge(self.calls, log).methods(),
+            impressions.SERVICE: ImpressionEdge(self.calls, log, config.candidates_max).methods(),
             model_service.SERVICE: ModelEdge(self.swap, self.status, config).methods(),
         }
         self._endpoint = new_endpoint(services, config, shared_port=self._shared_port)

@@ -43,6 +43,15 @@ def _host(text: str) -> str:
     return text
 
 
+def _loses_little(flush_s: float) -> float:
+    if flush_s > 1:
+        raise ValueError(
+            f"{flush_s:g}: at most 1, because a server that is killed loses the rows of one interval, and the log "
+            "promises to lose at most those of one second"
+        )
+    return flush_s
+
+
 def _devices(value: object) -> tuple[int, ...] | None:
     if value is None:
         return None
@@ -172,7 +181,7 @@ class ImpressionsConfig(BaseModel):
     spool_bytes_max: Annotated[int, Field(ge=1 << 20)] = 8 << 30
     """Size of the rows in the spool folder from which it takes no more, because `to` cannot be written. Rows then wait
     in memory, and are dropped when the queue is full."""
-    flush_s: Annotated[float, Field(gt=0, le=60)] = 0.5
+    flush_s: Annotated[float, AfterValidator(_loses_little), Field(gt=0, le=1)] = 0.5
     """Interval at which rows are written to the spool folder. A killed server loses the rows of one interval."""
     rotate_bytes: Annotated[int, Field(ge=1 << 16)] = 256 << 20
     """Size of the rows in the spool folder from which the server makes a Parquet file of them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from impressions.errors import LogError
 from impressions.inspection.columns import Answers
 from impressions.inspection.problem import NAMED, Problem
 from impressions.inspection.references import References
+from impressions.inspection.replays import Replays
 from impressions.reading import LogFile, log_files, set_aside
 from model_store.model.selection import sort_key
 
@@ -26,13 +27,15 @@ class Checker:
     Holds 16 bytes for each request, and 50 for each action and report.
     """
 
-    def __init__(self, now_ms: int) -> None:
+    def __init__(self, now_ms: int, replays: Replays | None = None) -> None:
         """Create.
 
         Args:
             now_ms: Unix time in milliseconds; rows beyond it come from a clock that is wrong.
+            replays: replays explored orders; without it, drawn orders are not checked.
         """
         self._now_ms = now_ms
+        self._replays = replays
         self._request_ids: list[np.ndarray] = []
         self._files: list[str] = []
         self.references = References()
@@ -79,7 +82,7 @@ class Checker:
             answers = Answers(rows)
             self.references.compare(answers)
             yield from _clock(rows["time_ms"].to_numpy(), "time_ms", self._now_ms)
-            yield from _answers(answers)
+            yield from _answers(answers, self._replays)
         elif file.table == "actions":
             self.references.add(file, rows)
             yield from _clock(rows["received_ms"].to_numpy(), "received_ms", self._now_ms)
@@ -99,7 +102,11 @@ class Checker:
 
 
 def check_log(
-    where: str, now_ms: int, note: Callable[[str], object] = lambda _: None, spools: Sequence[Path] = ()
+    where: str,
+    now_ms: int,
+    note: Callable[[str], object] = lambda _: None,
+    spools: Sequence[Path] = (),
+    replays: Replays | None = None,
 ) -> Iterator[Problem]:
     """Check all files of a log, and its segments up to their last whole batch.
 
@@ -108,18 +115,20 @@ def check_log(
         now_ms: Unix time in milliseconds.
         note: receives, at the end, what is unusual but may be as it should.
         spools: other spool folders of the log's servers.
+        replays: replays explored orders; without it, drawn orders are not checked.
 
     Raises:
         LogError: there is no log, or a spool folder is none.
+        ModelStoreError: the store of `replays` cannot be read.
     """
-    checker = Checker(now_ms)
+    checker = Checker(now_ms, replays)
     # Answers last: a server that writes meanwhile has written the answer of each action that was read before.
     for table in ("actions", "seen", "impressions"):
         for file in log_files(where, table, spools):
             yield from checker.file(file)
     yield from checker.request_ids()
     yield from checker.references.problems()
-    for one in checker.references.notes():
+    for one in (*checker.references.notes(), *(() if replays is None else replays.notes())):
         note(one)
     for path in set_aside(where, spools):
         yield Problem(
@@ -149,7 +158,7 @@ def _clock(times_ms: np.ndarray, field: str, now_ms: int) -> _Faults:
     )
 
 
-def _answers(answers: Answers) -> _Faults:
+def _answers(answers: Answers, replays: Replays | None) -> _Faults:
     bug = "a bug of the server that wrote it: report it, and leave the row out"
     yield "request_id", answers.request_ids == 0, "0 names no request", bug
     malformed = np.zeros(answers.requests, bool)
@@ -171,25 +180,27 @@ def _answers(answers: Answers) -> _Faults:
         "not in (0, 1]",
         ("no estimate can use it: leave the row out"),
     )
-    for field, (found, what) in _of_wellformed(answers, malformed).items():
+    for field, found, what in _of_wellformed(answers, malformed, replays):
         yield field, found, what, bug
 
 
-def _of_wellformed(answers: Answers, malformed: np.ndarray) -> Mapping[str, tuple[np.ndarray, str]]:
+def _of_wellformed(
+    answers: Answers, malformed: np.ndarray, replays: Replays | None
+) -> Iterator[tuple[str, np.ndarray, str]]:
     """Check what needs lists of the right length, in the rows that have them."""
-    checks: dict[str, tuple[Callable[[Answers], np.ndarray], str]] = {
-        "places": (_misplaced, "a pin stands twice, or at a position that the request does not have"),
-        "utilities": (_other_sums, "not the parties' utilities weighed by party_weights"),
-        "pin_ids": (_misordered, "the order does not follow the utilities, best first, equal ones by place"),
-    }
+    checks: list[tuple[str, Callable[[Answers], np.ndarray], str]] = [
+        ("places", _misplaced, "a pin stands twice, or at a position that the request does not have"),
+        ("utilities", _other_sums, "not the parties' utilities weighed by party_weights"),
+        ("pin_ids", _misordered, "the order does not follow the utilities, best first, equal ones by place"),
+    ]
+    if replays is not None:
+        checks.append(("pin_ids", replays.misordered, "not the order that its arm draws for this request and its pins"))
     well = np.flatnonzero(~malformed)
     sound = answers.rows(well) if len(well) < answers.requests else answers
-    found = {}
-    for field, (check, what) in checks.items():
+    for field, check, what in checks:
         faults = np.zeros(answers.requests, bool)
         faults[well] = check(sound)
-        found[field] = (faults, what)
-    return found
+        yield field, faults, what
 
 
 def _misplaced(answers: Answers) -> np.ndarray:

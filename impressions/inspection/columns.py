@@ -36,6 +36,11 @@ class Answers:
         found: np.ndarray = self._table[field].to_numpy()
         return found
 
+    def texts(self, field: str) -> list[str | None]:
+        """Return a column of names."""
+        found: list[str | None] = pc.cast(self._table[field], pa.string()).to_pylist()
+        return found
+
     def lengths(self, field: str) -> np.ndarray:
         """Return int64, the length of each row's list."""
         found: np.ndarray = pc.list_value_length(self._table[field]).to_numpy().astype(np.int64)
@@ -72,6 +77,6 @@ class Answers:
 
     def drawn_orders(self) -> np.ndarray:
         """Return bool, the rows whose order was drawn, and does not follow their utilities."""
-        arms = pc.cast(self._table["arm"], pa.string())
-        known = {arm: bool(arm and _DRAWN.fullmatch(arm)) for arm in pc.unique(arms).to_pylist()}
-        return np.array([known[arm] for arm in arms.to_pylist()], bool)
+        arms = self.texts("arm")
+        known = {arm: bool(arm and _DRAWN.fullmatch(arm)) for arm in set(arms)}
+        return np.array([known[arm] for arm in arms], bool)

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from impressions.inspection.replays import Replays
     from impressions.inspection.summary import LogSummary
 
 LogArgument = Annotated[str, typer.Argument(help="Impression log: a folder, file:///... or s3://bucket/prefix.")]
@@ -24,6 +25,12 @@ SpoolOption = Annotated[
     typer.Option(
         help="The servers' impressions.spool_folder, where rows are on their way to files, if it is another than the "
         "folder spool of the log; may be repeated."
+    ),
+]
+StoreOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Model store of the servers, a folder or s3://bucket/prefix: orders that were drawn are drawn again."
     ),
 ]
 #: The days, surfaces and models that are shown, those with most answers.
@@ -44,20 +51,22 @@ def stat(log: LogArgument, spool: SpoolOption = None) -> None:
     _print_summary(summary, time.time() * 1_000)
 
 
-def check(log: LogArgument, spool: SpoolOption = None) -> None:
+def check(log: LogArgument, spool: SpoolOption = None, store: StoreOption = None) -> None:
     """Check every file and row of a log, and print each problem with its fix. Exits with 1 if there are any.
 
     Checked are fingerprints, ids, clocks, lengths, propensities, utilities (to the bit) and orders, and whether actions
-    and reports fit the answers that they name. What may be as it should is printed as a note.
+    and reports fit the answers that they name. With --store, orders that an explorer drew are drawn again. What may be
+    as it should is printed as a note.
 
-    Example: [bold]pinrank impressions check s3://bucket/impressions[/]
+    Example: [bold]pinrank impressions check s3://bucket/impressions --store s3://bucket/models[/]
     """
     console, problems = Console(markup=False, emoji=False), 0
     notes: list[str] = []
     with _explained():
         from impressions.inspection.check import check_log  # noqa: PLC0415
 
-        for problem in check_log(log, int(time.time() * 1_000), notes.append, spool or ()):
+        replays = None if store is None else _replays(store)
+        for problem in check_log(log, int(time.time() * 1_000), notes.append, spool or (), replays):
             problems += 1
             console.print(Text.assemble((str(problem), "bold red"), f"\n  fix: {problem.fix}"), soft_wrap=True)
     for note in notes:
@@ -67,15 +76,23 @@ def check(log: LogArgument, spool: SpoolOption = None) -> None:
     console.print("no problems found")
 
 
+def _replays(store: str) -> Replays:
+    from impressions.inspection.replays import Replays  # noqa: PLC0415
+    from model_store.registry.store import open_model_store  # noqa: PLC0415
+
+    return Replays(open_model_store(store))
+
+
 @contextmanager
 def _explained() -> Iterator[None]:
     """Turn what is wrong with a log, or with the installation, into one line."""
     try:
         from impressions.errors import LogError  # noqa: PLC0415
+        from model_store.registry.objects import ModelStoreError  # noqa: PLC0415
 
         try:
             yield
-        except LogError as error:
+        except (LogError, ModelStoreError) as error:
             _fail(str(error), error)
     except ModuleNotFoundError as error:
         if error.name != "pyarrow":

@@ -14,13 +14,14 @@ import numpy as np
 REASONS = (
     "",
     "no_such_request",  # the log has no request of that id
-    "request_left_out",  # the request contradicts itself in the log, or has scores that are not finite
+    "request_left_out",  # the request contradicts itself in the log, or its order does not follow from its scores
     "other_user",  # the request was another user's
     "pin_not_shown",  # the request, or any request of the user, did not show the pin
     "other_position",  # the request showed the pin at another position
     "before_shown",  # it happened before the pin was shown
     "after_window",  # it happened too late after the pin was shown
     "not_selected",  # its request is in the log, but not among those wanted
+    "pin_without_scores",  # the request showed the pin behind those that the server had the time to score
 )
 _CODE = {reason: code for code, reason in enumerate(REASONS)}
 

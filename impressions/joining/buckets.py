@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from impressions.dataset import GROUP_FIELDS, REQUESTS, Group, JoinError, flat, row_splits
 from impressions.joining.records import checked
 from impressions.joining.request_index import CONTRADICTION, NOT_FINITE, RequestIndex
+from impressions.joining.scores import scored_pins
 
 #: Requests of a bucket; of 128 pins each, they take about 100 MB of memory.
 REQUESTS_PER_BUCKET = 4096
@@ -42,6 +43,8 @@ class Buckets:
         self.count = math.ceil(count / REQUESTS_PER_BUCKET)
         #: int64[R], how many pins each request showed.
         self.pin_counts = np.zeros(count, np.int64)
+        #: int64[R], how many of them have scores; the others are behind these.
+        self.scored_counts = np.zeros(count, np.int64)
 
     @property
     def groups(self) -> list[Group]:
@@ -81,7 +84,7 @@ class Buckets:
         order = np.argsort(numbers, kind="stable")
         table, numbers = table.take(order).combine_chunks(), numbers[order]
         repeats = np.flatnonzero(numbers[1:] == numbers[:-1])
-        one, other = table.take(repeats), table.take(repeats + 1)
+        one, other = (_with_bits(table.take(rows)) for rows in (repeats, repeats + 1))
         if not one.equals(other):
             differing = [not one.slice(i, 1).equals(other.slice(i, 1)) for i in range(len(repeats))]
             found = numbers[repeats[differing]]
@@ -148,11 +151,9 @@ class Buckets:
             )
         _check_places(table, ids, splits)
         _check_propensities(table, ids, splits)
-        finite = np.ones(len(ids), bool)
-        for name in ("probabilities", "party_utilities", "utilities"):
-            finite &= _all_per_list(np.isfinite(flat(table[name])), row_splits(table[name]))
-        self._index.left_out[numbers[~finite]] = NOT_FINITE
-        self.pin_counts[numbers] = pins
+        scored, fit = scored_pins(table)
+        self._index.left_out[numbers[~fit]] = NOT_FINITE
+        self.pin_counts[numbers], self.scored_counts[numbers] = pins, scored
         usable = self._index.left_out[numbers] == 0
         plain = table.filter(pa.array(usable))
         columns = [self._group_numbers(plain), *(_plain_column(plain, field) for field in _COLUMNS[1:])]
@@ -173,6 +174,24 @@ class Buckets:
 def _plain_column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:
     column = table[field.name]
     return column if column.type == field.type else column.cast(field.type)
+
+
+def _with_bits(table: pa.Table) -> pa.Table:
+    """Return a table that is compared to the bit: its floats as integers. Arrow finds no NaN equal to itself."""
+    kinds = {field.name: _bits_of(field.type) for field in table.schema}
+    columns = {
+        name: pa.chunked_array([chunk.view(kinds[name]) for chunk in table[name].chunks], kinds[name])
+        if kinds[name] != table[name].type
+        else table[name]
+        for name in kinds
+    }
+    return pa.table(columns)
+
+
+def _bits_of(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_list(kind):
+        return pa.list_(_bits_of(kind.value_type))
+    return {pa.float32(): pa.int32(), pa.float64(): pa.int64()}.get(kind, kind)
 
 
 def _joined(column: pa.ChunkedArray) -> pa.Array:

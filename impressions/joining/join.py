@@ -16,6 +16,7 @@ from impressions.joining.buckets import Buckets
 from impressions.joining.output import commit, final_name, output_folder, parquet_writer
 from impressions.joining.records import ActionCounts, SeenPins, Span, distinct_actions, seen_pins, within_span
 from impressions.joining.request_index import INDEXED, LEFT_OUT, RequestIndex, index_requests
+from impressions.joining.scores import without_unscored
 from impressions.reading import EVERYTHING, Selection
 from impressions.schema import IMPRESSIONS, fingerprint
 
@@ -80,7 +81,7 @@ def join_log(
         JoinError: the log cannot be joined, or the folder is not a dataset's; nothing was changed.
 
     Cost: reads ids, users and times of all impressions, and then those of the span; needs two to three times the size
-    of these on the disk of `folder`. In memory it holds 40 bytes a request, one byte a pin, 100 bytes an action, and
+    of these on the disk of `folder`. In memory it holds 50 bytes a request, one byte a pin, 100 bytes an action, and
     some thousands of requests with all columns.
     """
     window = wanted.window
@@ -106,7 +107,8 @@ def join_log(
         usable = groups >= 0
         _check_complete(usable | (index.left_out > 0))
         seen = seen_pins(read("seen", EVERYTHING), index.requests, buckets.pin_counts * usable, usable, index.elsewhere)
-        work = _Work(wanted, index, buckets.groups, groups, in_span, actions, attribution.result(), seen)
+        scored = buckets.scored_counts
+        work = _Work(wanted, index, buckets.groups, groups, in_span, actions, attribution.result(), seen, scored)
         work.check_anything_left()
         made = {"requests": temporary / "requests.parquet", "unattributed": temporary / "unattributed.parquet"}
         with parquet_writer(made["requests"], REQUESTS) as writer:
@@ -137,8 +139,11 @@ class _Work:
         actions: Actions,
         attributed: Attributed,
         seen: SeenPins,
+        scored: np.ndarray,
     ) -> None:
         self._wanted, self._index, self._actions, self._seen = wanted, index, actions, seen
+        #: int64[R], how many pins of each request have scores; the dataset has no others.
+        self._scored = scored
         self._requests: Requests = index.requests
         self._surfaces = sorted({found.surface for found in groups})
         on_surface = np.array(
@@ -152,7 +157,7 @@ class _Work:
         self._groups = tuple(groups[i] for _, i in used)
         self._group_numbers = np.zeros(len(groups) + 1, np.uint32)
         self._group_numbers[[i for _, i in used]] = np.arange(len(used))
-        self._attributed = _selected(attributed, actions, index, self._kept)
+        self._attributed = _selected(attributed, actions, index, self._kept, scored)
         # Actions of the dataset, in the order of its requests; within one, they keep the order of time and event id.
         self._acted = np.flatnonzero(self._attributed.request >= 0)
         self._acted = self._acted[np.argsort(self._attributed.request[self._acted], kind="stable")]
@@ -171,7 +176,7 @@ class _Work:
         numbers = self._requests.numbers(bucket["request_id"].to_numpy())
         kept = self._kept[numbers]
         bucket, numbers = bucket.filter(pa.array(kept)), numbers[kept]
-        splits = np.concatenate([[0], np.cumsum((self._seen.splits[1:] - self._seen.splits[:-1])[numbers])])
+        splits = np.concatenate([[0], np.cumsum(self._shown[numbers])])
         columns = {
             **{name: bucket[name] for name in bucket.column_names},
             "group": pa.array(self._group_numbers[bucket["group"].to_numpy()]),
@@ -179,7 +184,13 @@ class _Work:
             "seen_reported": pa.array(self._seen.reported[numbers]),
             "outcomes": self._outcomes(numbers),
         }
-        return pa.table([columns[name] for name in REQUESTS.names], REQUESTS)
+        shown = pa.table([columns[name] for name in REQUESTS.names], REQUESTS)
+        return without_unscored(shown, self._scored[numbers])
+
+    @property
+    def _shown(self) -> np.ndarray:
+        """int64[R], how many pins each request showed, with or without scores."""
+        return np.diff(self._seen.splits)
 
     def _outcomes(self, numbers: np.ndarray) -> pa.Array:
         owners = self._attributed.request[self._acted]
@@ -243,9 +254,12 @@ class _Work:
 
     def _counts(self, action_counts: ActionCounts, out_of_span: int) -> Counts:
         reasons = np.bincount(self._attributed.reason, minlength=len(REASONS))
+        unscored = (self._shown - self._scored)[self._kept]
         return Counts(
             requests=int(self._kept.sum()),
-            pins=int((self._seen.splits[1:] - self._seen.splits[:-1])[self._kept].sum()),
+            pins=int(self._scored[self._kept].sum()),
+            cut_requests=int(np.count_nonzero(unscored)),
+            cut_pins=int(unscored.sum()),
             left_out=self._left_out(),
             actions=len(self._actions.event_ids),
             changed_actions=action_counts.changed,
@@ -297,14 +311,19 @@ def _check_complete(found: np.ndarray) -> None:
         )
 
 
-def _selected(attributed: Attributed, actions: Actions, index: RequestIndex, kept: np.ndarray) -> Attributed:
-    """Set apart the actions whose request is in the log, but not in the dataset."""
-    code, absent = REASONS.index("not_selected"), REASONS.index("no_such_request")
+def _selected(
+    attributed: Attributed, actions: Actions, index: RequestIndex, kept: np.ndarray, scored: np.ndarray
+) -> Attributed:
+    """Set apart the actions whose request is in the log, but not in the dataset, or only without their pin."""
+    code, absent, unscored = map(REASONS.index, ("not_selected", "no_such_request", "pin_without_scores"))
     reason, request = attributed.reason.copy(), attributed.request.copy()
     reason[(reason == absent) & (positions_in(index.elsewhere, actions.request_ids) >= 0)] = code
     found = request >= 0
     lost = np.flatnonzero(found)[~kept[request[found]]]
     reason[lost], request[lost] = code, -1
+    found = request >= 0
+    cut = np.flatnonzero(found)[attributed.position[found] >= scored[request[found]]]
+    reason[cut], request[cut] = unscored, -1
     position, delay_ms = (np.where(request >= 0, column, 0) for column in (attributed.position, attributed.delay_ms))
     return Attributed(request, position, reason, delay_ms, attributed.jumped)
 

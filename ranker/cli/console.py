@@ -147,7 +147,12 @@ class ConsoleReporter:
                     shown.reset(task, total=total, completed=done)
                 shown.update(task, completed=done, total=total, detail=detail)
 
-            yield progress
+            try:
+                yield progress
+            except BaseException:
+                # A file or pipe gets the last state of a bar only; half a bar says no more than the error that follows.
+                shown.live.transient = not self._console.is_terminal
+                raise
             total = shown.tasks[0].total or 1
             # Training may stop early; show the finished step as complete.
             shown.update(task, completed=total, total=total)

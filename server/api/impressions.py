@@ -26,9 +26,11 @@ _Context = grpc.aio.ServicerContext[impressions_pb2.SeenRequest, impressions_pb2
 class ImpressionEdge:
     """Answers Seen calls."""
 
-    def __init__(self, calls: Calls, log: AnswerLog | None) -> None:
+    def __init__(self, calls: Calls, log: AnswerLog | None, candidates_max: int) -> None:
+        """Create; no answer has more than `candidates_max` pins."""
         self._calls = calls
         self._log = log
+        self._candidates_max = candidates_max
 
     def methods(self) -> Methods:
         parse, serialise = impressions_pb2.SeenRequest.FromString, impressions_pb2.SeenResponse.SerializeToString
@@ -43,7 +45,8 @@ class ImpressionEdge:
         self._calls.take(context)
         if self._log is None:
             raise NotLoggingError("this server keeps no impression log; set impressions.to")
-        problems = []
+        problems, positions = [], np.array(request.positions, np.uint32)
+        beyond = np.flatnonzero(positions >= self._candidates_max)
         if not request.request_id:
             problems.append(FieldViolation("request_id", "0; send the request_id of the answer"))
         if not 0 < len(request.positions) <= _POSITIONS_MAX:
@@ -52,8 +55,16 @@ class ImpressionEdge:
                     "positions", f"{len(request.positions)} positions; send at least one, at most {_POSITIONS_MAX:,}"
                 )
             )
+        elif len(beyond):
+            problems.append(
+                FieldViolation(
+                    f"positions[{beyond[0]}]",
+                    f"{positions[beyond[0]]}; answers have at most {self._candidates_max} pins (candidates_max), and "
+                    "positions count from 0, in the order of the answer",
+                )
+            )
         if problems:
             raise InvalidRequestError(problems)
-        if not self._log.seen(request.request_id, clock_ms(), np.array(request.positions, np.uint32)):
+        if not self._log.seen(request.request_id, clock_ms(), positions):
             raise LogFullError("the queue of the impression log is full; the report was not logged", 1.0)
         return impressions_pb2.SeenResponse()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,17 +26,31 @@ class Log:
     seen: list[Row]
 
 
+def answer(
+    number: int, time_ms: int, user: int, shown: list[int], surface: str, unscored: set[int], attribute: float
+) -> Row:
+    """Return a row of the log in which the pins at some positions have no scores, and one may lack its attribute."""
+    row = impression(number, time_ms, user, shown, surface=surface)
+    for position in unscored & set(range(len(shown))):
+        row["utilities"][position] = row["party_utilities"][2 * position] = math.nan
+        row["probabilities"][2 * position : 2 * position + 2] = [math.nan, math.nan]
+    row["attribute_values"][:1] = [attribute][: len(shown)]
+    return row
+
+
 def logs() -> st.SearchStrategy[Log]:
     """Return small logs in which users, pins, requests and times often collide."""
     times = st.integers(0, 3_000).map(lambda ms: BASE_MS + ms)
     users, pins = st.integers(1, 3), st.integers(1, 6)
     answers = st.builds(
-        lambda number, time_ms, user, shown, surface: impression(number, time_ms, user, shown, surface=surface),
+        answer,
         st.integers(1, 12),
         times,
         users,
         st.lists(pins, max_size=4),
         st.sampled_from(["home", "related"]),
+        st.sets(st.sampled_from([3, 3, 2, 1, 0]), max_size=2),
+        st.sampled_from([0.5, math.nan]),
     )
     actions = st.builds(
         action,

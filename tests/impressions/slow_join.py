@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -28,7 +29,7 @@ def slow_join(
     for row in impressions:
         if row not in by_id.setdefault(row["request_id"], []):
             by_id[row["request_id"]].append(row)
-    requests = {number: rows[0] for number, rows in by_id.items() if len(rows) == 1}
+    requests = {number: rows[0] for number, rows in by_id.items() if len(rows) == 1 and _scored(rows[0]) is not None}
     first: dict[tuple[int, int], Row] = {}
     for row in actions:
         event = (row["user_id"], row["event_id"])
@@ -38,15 +39,32 @@ def slow_join(
         found = _direct(row, by_id, requests, window_ms, skew_ms)
         if row.get("request_id") is None:
             found = _newest(row, requests, window_ms, skew_ms)
+        if not isinstance(found, str) and found[1] >= (_scored(requests[found[0]]) or 0):
+            found = "pin_without_scores"
         if isinstance(found, str):
             result.unattributed[event] = found
         else:
             result.attributed[event] = found
     for number, request in requests.items():
         reports = [row["positions"] for row in seen if row["request_id"] == number]
-        places = range(len(request["pin_ids"]))
+        places = range(_scored(request) or 0)
         result.seen[number] = [not reports or any(place in report for report in reports) for place in places]
     return result
+
+
+def _scored(row: Row) -> int | None:
+    """Return how many of a request's pins have scores; None if they are not its first ones, at least one."""
+    pins = len(row["pin_ids"])
+    fit = [
+        all(
+            math.isfinite(value)
+            for name in ("probabilities", "party_utilities", "utilities")
+            for value in row[name][pin * len(row[name]) // pins : (pin + 1) * len(row[name]) // pins]
+        )
+        for pin in range(pins)
+    ]
+    count = fit.count(True)
+    return count if fit[:count] == [True] * count and (count or not pins) else None
 
 
 def _age(row: Row) -> tuple[object, ...]:

@@ -148,6 +148,16 @@ def test_an_order_against_its_utilities_is_found_unless_it_was_drawn(tmp_path):
     assert [(one.row, one.field) for one in problems(tmp_path)] == [(1, "pin_ids")]
 
 
+def test_equal_utilities_that_are_not_in_the_order_of_the_request_are_found(tmp_path):
+    scores = answered(1).scores
+    parties = np.ones_like(scores.party_utilities)
+    equal = ToyScores(np.arange(5), np.full(5, 1.3, np.float32), scores.probabilities, parties)
+    write_log(tmp_path, [answered(1, scores=equal), answered(2, scores=equal)])
+    assert problems(tmp_path) == []
+    changed_file(tmp_path, places=replaced(1, [0, 1, 3, 2, 4]))
+    assert [(one.row, one.field) for one in problems(tmp_path)] == [(1, "pin_ids")]
+
+
 def test_repeated_requests_are_found_within_and_across_files(tmp_path):
     write_log(tmp_path, [answered(i) for i in (1, 2, 3, 2)])
     write_log(tmp_path, [answered(i) for i in (4, 1)])

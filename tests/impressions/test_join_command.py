@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import subprocess
 import sys
@@ -144,6 +145,44 @@ def test_a_folder_that_is_no_log_is_refused(tmp_path: Path) -> None:
     code, output = run("join", tmp_path / "nowhere", "--window", "30m", "--out", tmp_path / "joined")
     assert code == 1
     assert "nowhere" in output
+
+
+@pytest.mark.parametrize("command", [("join", "--window", "30m", "--out", "again"), ("check",), ("stat",)])
+def test_a_joined_dataset_is_not_taken_for_a_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run("join", small_log(tmp_path / "log"), "--window", "30m", "--out", tmp_path / "joined")
+    code, output = run(*command, tmp_path / "joined")
+    assert code == 1
+    assert (
+        "joined: this is a joined dataset, which `pinrank impressions join` wrote, and not an impression log" in output
+    )
+    assert "name the log that it was joined from" in output
+
+
+def test_a_log_is_not_taken_for_a_joined_dataset(tmp_path: Path) -> None:
+    log = small_log(tmp_path / "log")
+    with pytest.raises(JoinError, match=f"log is an impression log .*pinrank impressions join {log} --window 30m"):
+        read_manifest(log)
+
+
+def test_a_step_that_fails_leaves_no_half_of_a_bar_on_a_pipe(tmp_path: Path) -> None:
+    rows = [impression(1, BASE_MS, 7, [10], utilities=[math.nan])]
+    code, output = run(
+        "join", write_log(tmp_path / "log", impressions=rows), "--window", "30m", "--out", tmp_path / "j"
+    )
+    assert code == 1
+    assert output.startswith("error: no request of the log is left to join: 1 are left out because of scores")
+
+
+def test_the_summary_says_what_was_cut(tmp_path: Path) -> None:
+    rows = [impression(1, BASE_MS, 7, [10, 11, 12], utilities=[1.0, math.nan, math.nan])]
+    code, output = run(
+        "join", write_log(tmp_path / "log", impressions=rows), "--window", "30m", "--out", tmp_path / "j"
+    )
+    assert code == 0, output
+    assert "cut 1 at their last pin with scores; 2 pins lack them" in output
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ import pytest
 
 from model_store.registry.store import ModelStore, open_model_store
 from server.app import Server
+from server.config import ImpressionsConfig
 from tests.conftest import StartServer
+from tests.server.frontend import EXPLORE, Frontend
 from tests.server.gated import GatedEngine
 from tests.server.swapping import SWAP, TOKEN, Calls, publish
 
@@ -64,5 +66,31 @@ async def calls() -> AsyncIterator[Callable[..., Calls]]:
         return Calls(channels[-1], token)
 
     yield to
+    for channel in channels:
+        await channel.close()
+
+
+@pytest.fixture
+async def logging(start_server, store, tmp_path):
+    """Start a server with a log whose model explores; return it, a frontend, and a function that stops and reads."""
+    channels = []
+    publish(store, tmp_path, 2, **{"explore.toml": EXPLORE})
+    store.set_label("tiny", "stable", 2)
+
+    async def start(**changes):
+        log = ImpressionsConfig(to=f"file://{tmp_path / 'log'}", **changes.pop("impressions", {}))
+        server = await start_server(model_store=store.where, record_actions=True, impressions=log, **changes)
+        channels.append(grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}"))
+
+        async def rows(table="impressions"):
+            from impressions.reading import read_tables
+
+            if server.serving:
+                await server.drain_and_close()
+            return [row for part in read_tables(str(tmp_path / "log"), table) for row in part.to_pylist()]
+
+        return server, Frontend(channels[-1]), rows
+
+    yield start
     for channel in channels:
         await channel.close()

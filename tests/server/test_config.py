@@ -320,3 +320,12 @@ def test_a_token_is_kept_as_a_digest(tmp_path):
     assert b"planted" not in pickle.dumps(token)
     path.write_text("\n")
     assert read_token(path) is None
+
+
+def test_a_log_that_could_lose_more_than_a_second_of_rows_is_refused_with_the_reason(file, monkeypatch):
+    monkeypatch.setenv("PINRANK_IMPRESSIONS__FLUSH_S", "60")
+    told = r"impressions.flush_s: .*60: at most 1, because a server that is killed loses the rows of one interval"
+    with pytest.raises(ConfigError, match=f"(?i){told}"):
+        load_config(file)
+    monkeypatch.setenv("PINRANK_IMPRESSIONS__FLUSH_S", "1")
+    assert load_config(file).impressions.flush_s == 1

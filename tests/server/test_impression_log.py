@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import Counter
 
@@ -15,6 +16,7 @@ from impressions.dataset import read_slates
 from impressions.joining.attribution import Window
 from impressions.joining.join import Wanted, join_log
 from impressions.reading import read_tables
+from impressions.segments import Segment
 from kernels.cpu.numpy_engine import NumpyEngine
 from kernels.engines import engine_factory
 from model_store.bundle.golden import decode_golden
@@ -22,76 +24,12 @@ from model_store.exploration.table import load_exploration
 from model_store.model.assembly import Assembler
 from model_store.model.loaded import calibrate
 from model_store.model.utility import load_utility
-from pinrank.v1 import (
-    activity_pb2,
-    activity_pb2_grpc,
-    impressions_pb2,
-    impressions_pb2_grpc,
-    ranking_pb2,
-    ranking_pb2_grpc,
-)
+from pinrank.v1 import activity_pb2, impressions_pb2, impressions_pb2_grpc, ranking_pb2
 from ranker.counterfactual.rescoring import score_again
 from server.config import ConfigError, ImpressionsConfig
 from tests import tiny
-from tests.server.swapping import publish
-
-EXPLORE = b"""
-seed = 7
-[surfaces.home]
-kind = "weights"
-share = 0.5
-regret_max = 1.0
-[surfaces.home.arms.more_creator]
-weights = { creator = 5.0 }
-[surfaces.home.arms.less_creator]
-weights = { creator = -5.0 }
-[surfaces.related]
-kind = "order"
-share = 0.5
-regret_max = 1.0
-best = 5
-temperature = 0.5
-floor = 0.1
-"""
-
-
-class Frontend:
-    """Calls of one frontend to one server."""
-
-    def __init__(self, channel):
-        self._ranking = ranking_pb2_grpc.RankingServiceStub(channel)
-        self.activity = activity_pb2_grpc.ActivityServiceStub(channel)
-        self.impressions = impressions_pb2_grpc.ImpressionServiceStub(channel)
-
-    async def rank(self, pins=range(1, 21), surface="home", user_id=1, **fields):
-        if surface == "related":
-            fields.setdefault("query", ranking_pb2.Query(pin_id=30))
-        request = ranking_pb2.RankRequest(user_id=user_id, pin_ids=pins, surface=surface, explain=True, **fields)
-        return await self._ranking.Rank(request, timeout=20)
-
-
-@pytest.fixture
-async def logging(start_server, store, tmp_path):
-    """Start a server with a log whose model explores; return it, a frontend, and a function that stops and reads."""
-    channels = []
-    publish(store, tmp_path, 2, **{"explore.toml": EXPLORE})
-    store.set_label("tiny", "stable", 2)
-
-    async def start(**changes):
-        log = ImpressionsConfig(to=f"file://{tmp_path / 'log'}", **changes.pop("impressions", {}))
-        server = await start_server(model_store=store.where, record_actions=True, impressions=log, **changes)
-        channels.append(grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}"))
-
-        async def rows(table="impressions"):
-            if server.serving:
-                await server.drain_and_close()
-            return [row for part in read_tables(str(tmp_path / "log"), table) for row in part.to_pylist()]
-
-        return server, Frontend(channels[-1]), rows
-
-    yield start
-    for channel in channels:
-        await channel.close()
+from tests.conftest import eventually
+from tests.server.frontend import EXPLORE
 
 
 async def test_each_answer_is_logged_once_as_the_caller_got_it(logging):
@@ -217,11 +155,15 @@ async def test_a_refused_action_is_not_logged(logging):
 
 
 async def test_reports_of_what_was_seen_are_logged(logging):
-    _, frontend, rows = await logging()
+    _, frontend, rows = await logging(candidates_max=5_000)
     answer = await frontend.rank()
     await frontend.impressions.Seen(impressions_pb2.SeenRequest(request_id=answer.request_id, positions=[0, 1, 4]))
-    (row,) = await rows("seen")
-    assert (row["request_id"], row["positions"]) == (answer.request_id, [0, 1, 4])
+    await frontend.impressions.Seen(impressions_pb2.SeenRequest(request_id=answer.request_id, positions=[4_999]))
+    logged = await rows("seen")
+    assert [(row["request_id"], row["positions"]) for row in logged] == [
+        (answer.request_id, [0, 1, 4]),
+        (answer.request_id, [4_999]),  # the last that an answer of this server may have
+    ]
 
 
 @pytest.mark.parametrize(
@@ -233,10 +175,17 @@ async def test_reports_of_what_was_seen_are_logged(logging):
             {"request_id": 1, "positions": range(10_001)},
             "positions: 10001 positions; send at least one, at most 10,000",
         ),
+        (
+            {"request_id": 1, "positions": [4_999, 7_000, 5_000, 4_294_967_295]},
+            (
+                "positions[1]: 7000; answers have at most 5000 pins (candidates_max), and positions count from 0, in "
+                "the order of the answer"
+            ),
+        ),
     ],
 )
-async def test_a_report_that_says_nothing_is_refused(logging, report, told):
-    _, frontend, _ = await logging()
+async def test_a_report_that_says_nothing_or_of_no_answer_is_refused(logging, report, told):
+    _, frontend, _ = await logging(candidates_max=5_000)
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await frontend.impressions.Seen(impressions_pb2.SeenRequest(**report))
     assert (error.value.code(), error.value.details()) == (grpc.StatusCode.INVALID_ARGUMENT, told)
@@ -252,23 +201,54 @@ async def test_a_server_without_a_log_says_so(channel):
 
 async def report_until_refused(frontend):
     while True:
-        await frontend.impressions.Seen(impressions_pb2.SeenRequest(request_id=1, positions=range(10_000)))
+        await frontend.impressions.Seen(impressions_pb2.SeenRequest(request_id=1, positions=[0] * 10_000))
 
 
-async def test_a_full_queue_drops_rows_counts_them_and_answers_all_the_same(logging):
-    # The writer does not run before the end, so the queue of 1 MiB fills up.
+class StuckDisk:
+    """A spool folder whose disk takes no row until it is let go.
+
+    Attributes:
+        reached: whether the writer waits for it.
+        let_go: set it to let the disk go on.
+        ended: for each wait of the writer, whether it ended because of that.
+    """
+
+    def __init__(self, monkeypatch):
+        self.reached, self.let_go, self.ended = threading.Event(), threading.Event(), []
+        append = Segment.append
+
+        def stuck(segment, batch):
+            if not self.let_go.is_set():
+                self.reached.set()
+                self.ended.append(self.let_go.wait(timeout=60))
+            append(segment, batch)
+
+        monkeypatch.setattr(Segment, "append", stuck)
+
+
+async def test_a_full_queue_drops_rows_counts_them_and_delays_no_answer(logging, monkeypatch):
+    """The writer stands still from the first row until the last answer: what waited for it would wait for ever."""
+    disk = StuckDisk(monkeypatch)
     server, frontend, rows = await logging(
-        impressions={"queue_bytes_max": 1 << 20, "flush_s": 60.0}, candidates_max=5_000
+        impressions={"queue_bytes_max": 1 << 20, "flush_s": 0.01}, candidates_max=5_000
     )
     pins = range(1, 2_001)
-    answers = [await frontend.rank(pins=pins) for _ in range(30)]
+    answers = [await frontend.rank()]
+    await eventually(disk.reached.is_set)
+    answers += [await frontend.rank(pins=pins) for _ in range(30)]
     dropped = server.metrics.value("pinrank_impression_log_rows_total", table="impressions", outcome="dropped")
-    assert 0 < dropped < len(answers)
+    assert 0 < dropped < 30
+    answers.append(await frontend.rank(pins=pins))
+    full = server.metrics.value("pinrank_impression_log_rows_total", table="impressions", outcome="dropped")
+    assert full == dropped + 1
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await report_until_refused(frontend)
     assert error.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert disk.ended == []
+    disk.let_go.set()
     logged = await rows()
-    assert len(logged) == len(answers) - dropped
+    assert disk.ended == [True]
+    assert len(logged) == len(answers) - full
     assert {row["request_id"] for row in logged} < {a.request_id for a in answers}
 
 

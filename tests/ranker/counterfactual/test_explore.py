@@ -230,6 +230,14 @@ def test_a_folder_that_is_no_joined_log_is_explained(more, tmp_path):
     code, said = run("--on", tmp_path, "--policy", more)
     assert code == 1
     assert "is not a joined dataset" in said
+    assert "reading the log" not in said  # half a progress bar of the step that failed
+
+
+def test_a_log_that_was_not_joined_is_explained(more, tmp_path):
+    (tmp_path / "impressions").mkdir()
+    code, said = run("--on", tmp_path, "--policy", more)
+    assert code == 1
+    assert "is an impression log and not a joined dataset; join it with `pinrank impressions join" in said
 
 
 def test_a_log_of_several_models_asks_for_one(joined, more, tmp_path):
