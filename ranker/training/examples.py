@@ -54,6 +54,8 @@ class Examples:
             the end.
         surfaces: uint8[R], positions in `ranker.data.features.SURFACES`.
         attributes: [N] by name, candidate fields that `ExampleBuilder.build` was asked to keep.
+        pins: int64[N], positions in `log.pin_ids`.
+        snapshot_ms: int64[R], start of the request's slice, Unix time in milliseconds; rows are as of this time.
         positions: int64[N], where a logged answer showed the pin, from 0; empty for requests that were made up.
         propensities: float64[N], the logged probability of the pin at its position; empty for requests that were made
             up.
@@ -68,6 +70,8 @@ class Examples:
     activity: np.ndarray
     ages_s: np.ndarray
     surfaces: np.ndarray
+    pins: np.ndarray
+    snapshot_ms: np.ndarray
     attributes: Mapping[str, np.ndarray] = field(default_factory=dict)
     positions: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     propensities: np.ndarray = field(default_factory=lambda: np.empty(0, np.float64))
@@ -79,7 +83,7 @@ class Examples:
             name: np.concatenate([getattr(part, name) for part in parts])
             for name in (
                 *("labels", "popularity", "users", "activity", "ages_s", "surfaces"),
-                *("positions", "propensities"),
+                *("pins", "snapshot_ms", "positions", "propensities"),
             )
         }
         attributes = {name: np.concatenate([part.attributes[name] for part in parts]) for name in parts[0].attributes}
@@ -104,6 +108,8 @@ class Examples:
             self.activity[requests],
             self.ages_s[requests],
             self.surfaces[requests],
+            self.pins[rows],
+            self.snapshot_ms[requests],
             {name: column[rows] for name, column in self.attributes.items()},
             self.positions[rows] if len(self.positions) else self.positions,
             self.propensities[rows] if len(self.propensities) else self.propensities,
@@ -214,6 +220,8 @@ class ExampleBuilder:
             np.array([request.activity]),
             ages_s,
             np.array([SURFACES.index(request.surface)], np.uint8),
+            candidates[order],
+            np.array([snapshot.as_of_ms]),
             {name: snapshot.pins.rows[name][candidates[order]] for name in attributes},
         )
 
@@ -261,6 +269,7 @@ class FeatureSnapshot:
     """All stored features as of the start of a slice.
 
     Attributes:
+        as_of_ms: Unix time in milliseconds; no later event is read.
         pins: in the order of `log.pin_ids`.
         users: in the order of `log.user_ids`.
         popularity: float32[P, H].
@@ -268,6 +277,7 @@ class FeatureSnapshot:
         new_share: share of the slice's events that are on new pins.
     """
 
+    as_of_ms: int
     pins: Rows
     users: Rows
     popularity: np.ndarray
@@ -282,6 +292,7 @@ class FeatureSnapshot:
         on_new = pins.states[acted] != RowState.PRESENT
         counts = [np.bincount(log.pin[:stop], log.labels[:stop, column], len(log.pin_ids)) for column in columns]
         return FeatureSnapshot(
+            span.start_ms,
             pins,
             user_rows(log, groups.user, vectors, span.start_ms),
             np.stack(counts, axis=-1).astype(np.float32),

@@ -95,6 +95,8 @@ class ShownExampleBuilder:
             np.array([request.activity]),
             ages_s,
             requests.surfaces[number : number + 1],
+            pins,
+            np.array([snapshot.as_of_ms]),
             {name: fetched.pins[PIN_GROUP].rows[name][: len(pins)] for name in attributes},
             requests.positions[rows],
             requests.propensities[rows],
