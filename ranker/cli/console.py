@@ -50,6 +50,7 @@ _PACKAGES = {
     "torch": "'pinrank[train]'",
     "sklearn": "'pinrank[train]'",
     "scipy": "'pinrank[tune]'",
+    "lightgbm": "'pinrank[baselines]'",
     "optuna": "'pinrank[tune]'",
     "tomlkit": "'pinrank[tune]'",
     "onnxscript": "'pinrank[train]'",

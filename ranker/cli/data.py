@@ -32,6 +32,7 @@ def register(app: typer.Typer) -> None:
     group.command()(fill)
     group.command()(ids)
     group.command()(deskdrop)
+    group.command()(grocery)
     group.command()(kuairand)
     group.command(name="ml-1m")(ml_1m)
     app.add_typer(group, name="data")
@@ -46,6 +47,18 @@ def deskdrop(source: SourceArgument, out: OutOption) -> None:
     Example: [bold]pinrank data deskdrop users_interactions.csv.zip --out data/deskdrop[/]
     """
     _convert("deskdrop", source, out)
+
+
+def grocery(
+    source: Annotated[Path, typer.Argument(help="Folder with train.csv and item_meta.csv.")], out: OutOption
+) -> None:
+    """Convert Amazon's grocery reviews in ReChorus' form to atomic files: reviews, categories and related items.
+
+    Every review is one interaction, at the start of its day. Items get their category, complements and substitutes.
+
+    Example: [bold]pinrank data grocery Grocery_and_Gourmet_Food --out data/grocery[/]
+    """
+    _convert("grocery", source, out)
 
 
 def kuairand(source: SourceArgument, out: OutOption) -> None:
@@ -185,7 +198,8 @@ def ids(
 
 def _convert(name: str, source: Path, out: Path) -> None:
     with explained():
-        from ranker.data.adapters import ADAPTERS, convert  # noqa: PLC0415
+        from ranker.data.adapters.conversion import convert  # noqa: PLC0415
+        from ranker.data.adapters.published import ADAPTERS  # noqa: PLC0415
 
         count = convert(ADAPTERS[name], source, out)
     Console(markup=False, emoji=False).print(f"wrote {count:,} interactions to {out}", highlight=False)

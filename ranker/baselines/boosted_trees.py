@@ -1,0 +1,120 @@
+"""Gradient-boosted trees by LightGBM, one model per head: for probabilities, and for the order within a request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import lightgbm as lgb
+import numpy as np
+
+from ranker.baselines.tree_rows import TreeRows
+
+#: The metric that is compared counts the first three pins of a request.
+_TOP = 3
+
+#: `binary` predicts whether a row receives the action; `lambdarank` orders the rows of a request (Burges, MSR-TR-2010).
+Objective = Literal["binary", "lambdarank"]
+
+_METRICS: dict[Objective, dict[str, Any]] = {
+    "binary": {"metric": "binary_logloss"},
+    "lambdarank": {"metric": "ndcg", "eval_at": [_TOP]},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TreeSettings:
+    """What determines the trees, besides the rows. The defaults are tuned to no dataset.
+
+    Attributes:
+        seed: seed of the sampling of columns.
+        rounds_max: largest number of trees of a model.
+        patience: successive trees without a better validation metric to tolerate; the best number of trees is kept.
+        learning_rate: weight of each tree.
+        leaves: largest number of leaves of a tree.
+        rows_min: least number of rows in a leaf.
+        columns_share: share of the columns that each tree may read.
+        bins: number of values that a column is reduced to.
+    """
+
+    seed: int = 7
+    rounds_max: int = 400
+    patience: int = 30
+    learning_rate: float = 0.08
+    leaves: int = 31
+    rows_min: int = 50
+    columns_share: float = 0.5
+    bins: int = 127
+
+    def described(self) -> dict[str, object]:
+        """Return everything besides the rows that determines the trees."""
+        return {"lightgbm": lgb.__version__, **asdict(self)}
+
+
+class TreeTrainer:
+    """Fits models on the same rows; the columns are reduced to bins once.
+
+    Args:
+        train: rows to learn from.
+        validation: rows that decide how many trees are kept.
+        settings: the settings.
+        threads: number of threads. The models do not depend on it.
+    """
+
+    def __init__(self, train: TreeRows, validation: TreeRows, settings: TreeSettings, threads: int) -> None:
+        self._settings, self._threads = settings, threads
+        self._rows = (train, validation)
+        shared = {**self._parameters("binary"), "max_bin": settings.bins}
+        self._train = lgb.Dataset(train.table, params=shared, feature_name=list(train.names), free_raw_data=True)
+        self._validation = lgb.Dataset(validation.table, reference=self._train, params=shared, free_raw_data=True)
+        for part in (self._train, self._validation):
+            part.construct()
+
+    def fit(self, objective: Objective, head: int, progress: Callable[[int], None] = lambda _done: None) -> str:
+        """Return a model of one head, as LightGBM's text.
+
+        Args:
+            objective: what to learn.
+            head: column of the labels.
+            progress: receives the number of finished trees.
+        """
+        settings = self._settings
+        for part, rows in zip((self._train, self._validation), self._rows, strict=True):
+            part.set_label(rows.labels[:, head])
+            part.set_group(rows.counts if objective == "lambdarank" else None)
+        callbacks: list[Callable[..., Any]] = [
+            lgb.early_stopping(settings.patience, first_metric_only=True, verbose=False),
+            lambda environment: progress(environment.iteration + 1),
+        ]
+        booster = lgb.train(
+            self._parameters(objective),
+            self._train,
+            settings.rounds_max,
+            valid_sets=[self._validation],
+            callbacks=callbacks,
+        )
+        return booster.model_to_string(num_iteration=booster.best_iteration)
+
+    def _parameters(self, objective: Objective) -> dict[str, Any]:
+        settings = self._settings
+        return {
+            "objective": objective,
+            **_METRICS[objective],
+            "seed": settings.seed,
+            "learning_rate": settings.learning_rate,
+            "num_leaves": settings.leaves,
+            "min_data_in_leaf": settings.rows_min,
+            "feature_fraction": settings.columns_share,
+            "feature_pre_filter": False,
+            "deterministic": True,
+            "force_row_wise": True,
+            "num_threads": self._threads,
+            "verbosity": -1,
+        }
+
+
+def predict(model: str, rows: TreeRows, threads: int) -> np.ndarray:
+    """Return float32[N], probabilities of a binary model or scores of a ranking model."""
+    booster = lgb.Booster(model_str=model, params={"verbosity": -1})
+    return np.asarray(booster.predict(rows.table, num_threads=threads), np.float32)
