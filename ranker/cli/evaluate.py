@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kernels.engine import EngineFactory
     from model_store.bundle.files import Bundle
     from model_store.registry.store import ModelStore
+    from ranker.baselines.score import BaselinePlan
     from ranker.evaluation.results import Evaluation
 
 
@@ -57,7 +58,25 @@ class ScoringOptions(OptionGroup):
     actions: ActionsOption = None
     requests_max: Annotated[int, typer.Option(min=1, help="Approximate maximum number of test requests.")] = 3_000
     seed: Annotated[int, typer.Option(min=0, help="Random seed for sampling candidates and for resampling users.")] = 7
+    baselines: Annotated[
+        bool,
+        typer.Option(
+            help="Also compare with the dot product, item kNN and LightGBM, whose trees learn from all training rows "
+            "(minutes the first time). Without them, the comparison is with popularity only."
+        ),
+    ] = True
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Cores that LightGBM uses. Default: all that are available.")
+    ] = None
     engine: Annotated[str, typer.Option(help=f"Scoring engine: {', '.join(ENGINES)}.")] = "openvino"
+
+    def plan(self, bundles: Mapping[str, Bundle]) -> BaselinePlan | None:
+        from ranker.baselines.score import BaselinePlan  # noqa: PLC0415
+
+        if not self.baselines:
+            return None
+        lineage = next(iter(bundles.values())).manifest.lineage
+        return BaselinePlan.of_training(lineage.metrics, lineage.seed, self.threads)
 
     def engine_factory(self) -> EngineFactory:
         from kernels.engines import engine_factory  # noqa: PLC0415
@@ -94,7 +113,7 @@ class OutputOptions(OptionGroup):
 
 @grouped
 def evaluate(choice: BundleChoice, scoring: ScoringOptions, output: OutputOptions) -> None:
-    """Compare bundles with each other and with plain popularity on the newest tenth of the data.
+    """Compare bundles with each other and with baselines on the newest tenth of the data.
 
     The command scores as the server does, with the engine, feature assembly, calibration and utility of each bundle.
     Without --version, --label or --bundle, it compares every labelled version.
@@ -125,17 +144,20 @@ def evaluate(choice: BundleChoice, scoring: ScoringOptions, output: OutputOption
                 progress=lambda what, done, total: progress(done, total, what),
                 baseline=baseline,
                 data=dataset.name,
+                against=scoring.plan(bundles),
             )
         output.write(evaluation)
         _show(evaluation)
 
 
 def _show(evaluation: Evaluation) -> None:
-    from ranker.evaluation.tables import terminal_tables  # noqa: PLC0415
+    from ranker.evaluation.tables import baseline_lines, terminal_tables  # noqa: PLC0415
 
     console = Console(markup=False, emoji=False)
     for table in terminal_tables(evaluation):
         console.print(table)
+    for line in baseline_lines(evaluation):
+        console.print(line, highlight=False, soft_wrap=True)
     for scorer in evaluation.scorers:
         if scorer.utility_missing is not None:
             reason = f"{scorer.name} has no HIT@3 by utility: {scorer.utility_missing}"

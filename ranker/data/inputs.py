@@ -5,7 +5,6 @@ from __future__ import annotations
 from feature_client.groups import Scalar
 from model_store.bundle.manifest import (
     EmbeddingVector,
-    Head,
     Manifest,
     QueryVector,
     Scalars,
@@ -40,8 +39,8 @@ def network_inputs(scalars: tuple[str, ...], *, sequence: bool) -> tuple[TensorI
     )
 
 
-def full_manifest(manifest: Manifest, schema: ActionSchema, heads: tuple[Head, ...]) -> Manifest:
-    """Return the manifest with every input that a network on its features can read, and labels for these heads.
+def full_manifest(manifest: Manifest, schema: ActionSchema) -> Manifest:
+    """Return the manifest with every input that a network on its features can read, besides its own.
 
     A version without a sequence gets that of the data's actions.
 
@@ -51,10 +50,11 @@ def full_manifest(manifest: Manifest, schema: ActionSchema, heads: tuple[Head, .
     groups = Groups.served_by(manifest)
     space = manifest.embedding_field(PIN_GROUP, "embedding").space
     scalars = tuple(field.name for field in groups.user.fields if isinstance(field, Scalar))
+    own = {tensor.name for tensor in manifest.inputs}
+    missing = (tensor for tensor in network_inputs(scalars, sequence=True) if tensor.name not in own)
     changed = {
         "sequence": groups.sequence or Groups.of(space, schema).sequence,
-        "sequence_length": SEQUENCE_LENGTH,
-        "inputs": network_inputs(scalars, sequence=True),
-        "heads": heads,
+        "sequence_length": manifest.sequence_length or SEQUENCE_LENGTH,
+        "inputs": (*manifest.inputs, *missing),
     }
     return manifest.model_copy(update=changed)
