@@ -134,7 +134,7 @@ def train(data: Path, models: Path, options: Sequence[str]) -> None:
             f"{UTILITY} beside the data (docs/train-your-own.md)",
             soft_wrap=True,
         )
-    command = [PINRANK, "train", "--data", str(data), "--name", TRAINED, "--utility", str(utility)]
+    command = [PINRANK, "train", "--force", "--data", str(data), "--name", TRAINED, "--utility", str(utility)]
     if subprocess.run([*command, "--store", str(models), "--label", "stable", *options], check=False).returncode:
         raise DemoError("training failed; the message above says why")
 

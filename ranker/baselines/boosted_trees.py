@@ -81,7 +81,7 @@ class TreeTrainer:
         """
         settings = self._settings
         for part, rows in zip((self._train, self._validation), self._rows, strict=True):
-            part.set_label(rows.labels[:, head])
+            part.set_label(np.ascontiguousarray(rows.labels[:, head]))
             part.set_group(rows.counts if objective == "lambdarank" else None)
         callbacks: list[Callable[..., Any]] = [
             lgb.early_stopping(settings.patience, first_metric_only=True, verbose=False),
@@ -116,5 +116,5 @@ class TreeTrainer:
 
 def predict(model: str, rows: TreeRows, threads: int) -> np.ndarray:
     """Return float32[N], probabilities of a binary model or scores of a ranking model."""
-    booster = lgb.Booster(model_str=model, params={"verbosity": -1})
+    booster = lgb.Booster(model_str=model)
     return np.asarray(booster.predict(rows.table, num_threads=threads), np.float32)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from kernels.cores import cores
+from model_store.bundle.manifest import Lineage, TrainingRows
 from ranker.baselines.item_knn import item_knn_scores
 from ranker.baselines.scores import DOT_PRODUCT, ITEM_KNN, RANKING_TREES, TREES, BaselineScores, one_order
 from ranker.baselines.tree_cache import TreeCache
@@ -25,10 +26,6 @@ Progress = Callable[[str, int, int], None]
 
 #: Why a baseline has no scores where LightGBM is not installed.
 NO_LIGHTGBM = "LightGBM is not installed: pip install 'pinrank[baselines]'"
-
-
-#: Which rows a version learned from, among the metrics of its lineage.
-_NEGATIVES, _REQUESTS_MAX = "training_negatives", "training_requests_max"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +47,17 @@ class BaselinePlan:
     cache: Path = field(default_factory=lambda: default_cache_dir() / "trees")
 
     @staticmethod
-    def of_training(metrics: Mapping[str, float], seed: int, threads: int | None) -> BaselinePlan:
-        """Return the plan that learns from the rows of a training, by its lineage; all rows if that does not tell."""
-        negatives, requests_max = metrics.get(_NEGATIVES), metrics.get(_REQUESTS_MAX)
-        sampling = Sampling(
-            Sampling().negatives if negatives is None else int(negatives),
-            requests_max=None if requests_max is None else int(requests_max),
-        )
-        return BaselinePlan(sampling, seed=seed, threads=threads)
+    def of_training(lineage: Lineage, threads: int | None) -> BaselinePlan:
+        """Return the plan that learns from the rows that a version learned from, by its lineage."""
+        rows, usual = lineage.training_rows, Sampling()
+        sampling = usual if rows is None else Sampling(rows.negatives, requests_max=rows.requests_max)
+        return BaselinePlan(sampling, seed=lineage.seed, threads=threads)
 
-    def in_lineage(self) -> dict[str, float]:
-        """Return what `of_training` reads, for the metrics of a lineage: servers ignore names they do not know."""
-        capped = {} if self.sampling.requests_max is None else {_REQUESTS_MAX: float(self.sampling.requests_max)}
-        return {_NEGATIVES: float(self.sampling.negatives), **capped}
+
+def training_rows(sampling: Sampling) -> TrainingRows | None:
+    """Return what a lineage says of the rows of a training; None for the usual ones."""
+    rows, usual = (TrainingRows(negatives=s.negatives, requests_max=s.requests_max) for s in (sampling, Sampling()))
+    return None if rows == usual else rows
 
 
 @dataclass(frozen=True, slots=True)

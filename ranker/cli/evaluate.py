@@ -76,7 +76,7 @@ class ScoringOptions(OptionGroup):
         if not self.baselines:
             return None
         lineage = next(iter(bundles.values())).manifest.lineage
-        return BaselinePlan.of_training(lineage.metrics, lineage.seed, self.threads)
+        return BaselinePlan.of_training(lineage, self.threads)
 
     def engine_factory(self) -> EngineFactory:
         from kernels.engines import engine_factory  # noqa: PLC0415

@@ -17,9 +17,9 @@ NONE = "-"
 
 BASELINES_NOTE = (
     "All HIT@3 come from the same requests and candidates, and lifts from the same resamples of users. The dot product "
-    "multiplies the vectors of user and pin. Item kNN counts the users who acted on the same pins. LightGBM learns from "
-    "the network's inputs and their similarities, with one model per head: of probabilities, or of the order within a "
-    "request."
+    "multiplies the vectors of user and pin. Item kNN counts the users who acted on the same pins. LightGBM learns "
+    "from the network's inputs and their similarities, with one model per head: of probabilities, or of the order "
+    "within a request."
 )
 
 
@@ -49,9 +49,8 @@ def baseline_table(evaluation: Evaluation) -> TextTable:
             found = [c for c in evaluation.comparisons if (c.head, c.scorer) == (head.head, scorer.name)]
             own = next(score for score in evaluation.scores if (score.head, score.scorer) == (head.head, scorer.name))
             means = [None if hit is None else hit.mean.value for hit in (own.hit_at_3_by_head, own.hit_at_3_by_utility)]
-            lines = [
-                (Cell(_head_name(head)), Cell(scorer.name), *(c for m in means for c in (Cell(number(m)), Cell(""))))
-            ]
+            measured = (cell for mean in means for cell in (Cell(number(mean)), Cell("")))
+            lines = [(Cell(_head_name(head)), Cell(scorer.name), *measured)]
             lines += [
                 (Cell(""), Cell(c.baseline), *_paired_cells(c.by_head), *_paired_cells(c.by_utility)) for c in found
             ]
