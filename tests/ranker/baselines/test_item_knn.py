@@ -30,7 +30,7 @@ def slow_score(log: ActionLog, user: int, acted: set[int], candidate: int, head:
     users_of = {pin: {int(log.user[e]) for e in past if log.pin[e] == pin} for pin in (*acted, candidate)}
     gave = {int(log.user[e]) for e in past if log.pin[e] == candidate and log.label(head)[e]}
     size = max(1, len(users_of[candidate]))
-    return sum(len(users_of[p] & gave) / np.sqrt(max(1, len(users_of[p])) * size) for p in acted)
+    return float(sum(len(users_of[p] & gave) / np.sqrt(max(1, len(users_of[p])) * size) for p in acted))
 
 
 def test_scores_are_cosines_of_the_users_that_pins_share(tmp_path: Path) -> None:
