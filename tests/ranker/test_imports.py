@@ -13,7 +13,8 @@ import pytest
     [
         "ranker.cli.commands", "ranker.network.variants", "ranker.data.movielens", "ranker.data.recbole",
         "ranker.data.features", "ranker.training.examples", "ranker.baselines.score",
-        "ranker.evaluation.evaluate", "ranker.evaluation.tables", "ranker.counterfactual.evaluate", "ranker.counterfactual.tables", "ranker.counterfactual.chosen_policy",
+        "ranker.evaluation.evaluate", "ranker.evaluation.tables",
+        "ranker.counterfactual.evaluate", "ranker.counterfactual.tables", "ranker.counterfactual.chosen_policy",
     ],
 )  # fmt: skip
 def test_reading_data_and_evaluating_import_no_training_library(module: str) -> None:
