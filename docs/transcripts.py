@@ -158,7 +158,7 @@ def without_numbers(text: str) -> str:
     # Whether an arm gives the very orders of the tuned weights is a matter of luck.
     text = re.sub(r"(?m)^(│ orders .*│ +)(refused|enough)", r"\1VERDICT", text)
     text = re.sub(r"(?s)│ [^│]*healthy: .*?└", "└", text)
-    return re.sub(r"[-+]?\d[\d.,]*(e[-+]\d+)?%?", "N", text)
+    return re.sub(r"[-+]?\d[\d.,]*(e[-+]\d+,?)?%?", "N", text)
 
 
 def main() -> None:

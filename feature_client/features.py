@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -56,6 +56,20 @@ class FetchedFeatures:
             return None
         row: np.void = self.pins[group].rows[-1]
         return row
+
+    def part(self, places: np.ndarray, events: int) -> FetchedFeatures:
+        """Return the features with some of the candidates, int64[M], and the newest `events` actions only."""
+        kept = self.events[:events]
+        others = self.candidates + np.arange(len(kept))
+        query = [self.candidates + len(self.events)] if self.has_query_pin else []
+        wanted = np.concatenate([places, others, query]).astype(np.int64)
+        return replace(
+            self,
+            pins={name: Rows(found.rows[wanted], found.states[wanted]) for name, found in self.pins.items()},
+            candidates=len(places),
+            events=kept,
+            packed=None,
+        )
 
     @property
     def store_unavailable(self) -> bool:

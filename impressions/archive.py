@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -16,12 +17,14 @@ import structlog
 
 from impressions.places import Place, day_of, file_of
 from impressions.schema import FINGERPRINT_KEY, TABLES, fingerprint
-from impressions.segments import DamagedSegmentError, claimed, clear_unborn, read_segment, segments
+from impressions.segments import DamagedSegmentError, claimed, clear_unborn, read_segment, segments, strays
 
 _log = structlog.get_logger(__name__)
 
 #: How often the spool folder is looked through without being woken, and the log for files that are too old.
 _LOOK_S, _RETENTION_S = 5.0, 600.0
+#: Steps of the clock that count, and how long nothing is deleted after one.
+_STEP_S, _STEADY_S = 3_600.0, 86_400.0
 #: Requests of a row group: what a reader must hold at once, and what is written between two rests.
 _ROW_GROUP = 512
 #: Seconds of rest for each second of work.
@@ -45,6 +48,7 @@ class Archive:
         self._retention_days = retention_days
         self._woken = threading.Event()
         self._looked_s = float("-inf")
+        self._clock = ClockSteps(time.time(), time.monotonic())
         self.files = self.bytes = self.damaged = 0
         #: Called with the seconds that a part of a file took.
         self._rest: Callable[[float], object] = lambda _: None
@@ -62,20 +66,34 @@ class Archive:
         # A file takes a core for half a second; in parts with rests between them, it leaves the core to rankings.
         self._rest = lambda spent_s: closing.wait(_REST * spent_s)
         while not closing.is_set():
+            self._delete_old()  # first: it may make the room that a file needs
             self.archive_all()
-            self._delete_old()
             self._woken.wait(_LOOK_S)
             self._woken.clear()
         written.wait()
         self.archive_all()
 
     def archive_all(self) -> None:
-        """Archive every segment that nobody writes."""
+        """Archive every segment that nobody writes.
+
+        Raises:
+            OSError: the place takes no files now, or a segment cannot be opened; the others have become files then.
+        """
         clear_unborn(self._spool)
+        unopened: OSError | None = None
         for path in segments(self._spool):
-            with claimed(path) as mine:
+            with contextlib.ExitStack() as stack:
+                try:
+                    mine = stack.enter_context(claimed(path))
+                except OSError as error:  # such as one of another user: it must not hold up the others
+                    unopened = error
+                    continue
                 if mine:
                     self._archive(path)
+        for path in strays(self._spool):
+            self._set_aside(path, "no log gives such a name")
+        if unopened is not None:
+            raise unopened
 
     def _archive(self, path: Path) -> None:
         name = path.name.partition("-")[0]
@@ -85,26 +103,31 @@ class Archive:
             table, torn = read_segment(path)
         except DamagedSegmentError as error:
             table, torn, damage = error.rows, False, error
-        if table is not None and (name not in TABLES or table.schema != TABLES[name]):
-            self._set_aside(path, "it has the columns of another version of pinrank, or of no table")
+        if name not in TABLES:
+            self._set_aside(path, "the log has no such table")
             return
         if torn:
             _log.warning("segment_ended_early", segment=path.name, rows=table.num_rows if table else 0)
         if table is not None and table.num_rows:
-            self._put(table, name, f"{self._place.root}/{file_of(path.stem)}")
+            self._put(table, f"{self._place.root}/{file_of(path.stem)}")
         if damage is None:
             path.unlink()
         else:  # what could be read is in the Parquet file now; the rest may be repaired by hand
             self._set_aside(path, str(damage))
 
-    def _put(self, table: pa.Table, name: str, target: str) -> None:
+    def _put(self, table: pa.Table, target: str) -> None:
         """Write a Parquet file, whole or not at all."""
         files, folder = self._place.files, target.rpartition("/")[0]
         local = self._place.folder is not None
         written = f"{folder}/.{target.rpartition('/')[2]}" if local else target
         if local:
             files.create_dir(folder, recursive=True)
-        write_parquet(table, name, written, files, self._rest)
+        try:
+            write_parquet(table, written, files, self._rest)
+        except BaseException:
+            if local:  # the disk may be full
+                Path(written).unlink(missing_ok=True)
+            raise
         size = files.get_file_info(written).size
         if local:
             descriptor = os.open(written, os.O_RDONLY)
@@ -120,21 +143,43 @@ class Archive:
         """Keep a segment that cannot be understood where nobody trips over it."""
         folder = self._spool / DAMAGED
         folder.mkdir(exist_ok=True)
-        path.rename(folder / path.name)
+        target, number = folder / path.name, 1
+        while os.path.lexists(target):  # what was set aside before is kept
+            target, number = folder / f"{path.stem}-{number}{path.suffix}", number + 1
+        path.rename(target)
         self.damaged += 1
-        _log.error("segment_not_understood", segment=path.name, moved_to=str(folder), reason=reason)
+        _log.error("segment_not_understood", segment=path.name, moved_to=str(target), reason=reason)
 
     def _delete_old(self) -> None:
         now_s = time.monotonic()
         if self._retention_days is None or now_s - self._looked_s < _RETENTION_S:
             return
         self._looked_s = now_s
+        if not self._clock.steady(time.time(), now_s):
+            _log.warning("impressions_kept", reason="the clock has jumped within a day; nothing is deleted until then")
+            return
         oldest = (datetime.now(UTC) - timedelta(days=self._retention_days)).strftime("%Y-%m-%d")
         for path in parquet_files(self._place):
             day = day_of(path)
             if day is not None and day < oldest:
-                self._place.files.delete_file(path)
+                with contextlib.suppress(FileNotFoundError):  # another server with the same log was faster
+                    self._place.files.delete_file(path)
                 _log.info("impressions_deleted", file=path, retention_days=self._retention_days)
+
+
+class ClockSteps:
+    """Notices steps of the clock, after which a file's age is not to be trusted. Pure."""
+
+    def __init__(self, time_s: float, monotonic_s: float) -> None:
+        """Start with a clock that is steady: Unix time, and the time of `time.monotonic`."""
+        self._offset_s = time_s - monotonic_s
+        self._stepped_s = float("-inf")
+
+    def steady(self, time_s: float, monotonic_s: float) -> bool:
+        """Return whether the clock has made no step of an hour or more for a day."""
+        if abs(time_s - monotonic_s - self._offset_s) >= _STEP_S:
+            self._offset_s, self._stepped_s = time_s - monotonic_s, monotonic_s
+        return monotonic_s - self._stepped_s >= _STEADY_S
 
 
 def parquet_files(place: Place, table: str | None = None) -> list[str]:
@@ -142,13 +187,12 @@ def parquet_files(place: Place, table: str | None = None) -> list[str]:
     found = []
     for name in [table] if table else TABLES:
         selector = pyarrow.fs.FileSelector(f"{place.root}/{name}", allow_not_found=True, recursive=True)
-        found += [info.path for info in place.files.get_file_info(selector) if day_of(info.path)]
+        found += [info.path for info in place.files.get_file_info(selector) if info.is_file and day_of(info.path)]
     return sorted(found)
 
 
 def write_parquet(
     table: pa.Table,
-    name: str,
     path: str,
     files: pyarrow.fs.FileSystem,
     rest: Callable[[float], object] = lambda _: None,
@@ -157,7 +201,8 @@ def write_parquet(
 
     `rest` is called after each row group, with the seconds that it took.
     """
-    metadata = {FINGERPRINT_KEY: fingerprint(TABLES[name]).encode()}
+    # Its own fingerprint: a server of another version, which was killed, may have left these rows.
+    metadata = {FINGERPRINT_KEY: fingerprint(table.schema).encode()}
     names, floats = _columns(table.schema)
     marked = table.replace_schema_metadata(metadata)
     with pq.ParquetWriter(

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from impressions.errors import LogError
+from impressions.row_groups import outside
 from impressions.schema import ACTIONS, FINGERPRINT_KEY, IMPRESSIONS, fingerprint
 from impressions.slates import Slates
 
@@ -204,13 +205,13 @@ def read_requests(
         with pq.ParquetFile(path) as file:
             _check_fingerprint(file.schema_arrow, path)
             for number in range(file.num_row_groups):
-                if _outside(file.metadata.row_group(number), since_ms, until_ms):
+                if outside(file.metadata.row_group(number), since_ms, until_ms):
                     continue
                 found = file.read_row_group(number, columns=sorted({*names, "time_ms", "group"}))
                 kept = _selected(found, since_ms, until_ms, groups)
                 if kept.num_rows:
                     yield kept.select(names)
-    except (pa.ArrowException, FileNotFoundError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise JoinError(f"{path} is damaged or missing: {error}; run `pinrank impressions join` again") from error
 
 
@@ -223,7 +224,7 @@ def read_unattributed(folder: Path) -> pa.Table:
     path = folder / read_manifest(folder).unattributed
     try:
         return pq.read_table(path)
-    except (pa.ArrowException, FileNotFoundError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise JoinError(f"{path} is damaged or missing: {error}; run `pinrank impressions join` again") from error
 
 
@@ -277,8 +278,9 @@ def read_slates(
 
 
 _SLATE_COLUMNS = (
-    *("group", "request_id", "user_id", "time_ms", "arm", "party_weights", "order_propensity", "pin_ids"),
-    *("probabilities", "party_utilities", "attribute_values", "utilities", "propensities", "seen", "outcomes"),
+    *("group", "request_id", "user_id", "time_ms", "arm", "party_weights", "order_propensity", "candidates", "pin_ids"),
+    *("places", "probabilities", "party_utilities", "attribute_values", "utilities", "propensities", "seen"),
+    "outcomes",
 )
 
 
@@ -300,8 +302,10 @@ def _slates(group: Group, known_actions: Sequence[str], table: pa.Table) -> Slat
         arms=np.array(table["arm"].fill_null("").to_pylist(), np.str_),
         party_weights=flat(table["party_weights"]).reshape(table.num_rows, len(group.parties)),
         order_propensities=table["order_propensity"].to_numpy(),
+        candidates=table["candidates"].to_numpy().astype(np.int64),
         row_splits=splits,
         pin_ids=flat(table["pin_ids"]),
+        places=flat(table["places"]),
         probabilities=flat(table["probabilities"]).reshape(rows, len(group.heads)),
         party_utilities=flat(table["party_utilities"]).reshape(rows, len(group.parties)),
         attribute_values=flat(table["attribute_values"]).reshape(rows, len(group.attributes)),
@@ -352,16 +356,6 @@ def _check_fingerprint(schema: pa.Schema, path: Path) -> None:
         raise JoinError(
             f"{path} has fingerprint {found}, expected {fingerprint(REQUESTS)}; run `pinrank impressions join` again"
         )
-
-
-def _outside(group: pq.RowGroupMetaData, since_ms: int | None, until_ms: int | None) -> bool:
-    """Whether no row of a row group can lie in the span; rows are in order of time."""
-    statistics = group.column(REQUESTS.get_field_index("time_ms")).statistics
-    if statistics is None or not statistics.has_min_max:
-        return False
-    return bool(
-        (since_ms is not None and statistics.max < since_ms) or (until_ms is not None and statistics.min >= until_ms)
-    )
 
 
 def _selected(table: pa.Table, since_ms: int | None, until_ms: int | None, groups: Sequence[int] | None) -> pa.Table:

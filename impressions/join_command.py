@@ -14,12 +14,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from impressions.inspection.commands import SpoolOption
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from impressions.joining.join import Joined
+    from impressions.reading import Selection
 
 _UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_LONGEST_MS = 100 * 365 * 86_400_000
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 
 
@@ -43,6 +47,7 @@ def join(
     surface: Annotated[
         list[str] | None, typer.Option(help="Join requests of this surface only; may be repeated.")
     ] = None,
+    spool: SpoolOption = None,
 ) -> None:
     """Join what was shown with what became of it: a dataset for tuning, evaluation and training.
 
@@ -63,8 +68,8 @@ def join(
             raise
         _fail("this command needs pyarrow, which is not installed: pip install 'pinrank[impressions]'")
 
-    def read(table: str) -> Iterable[pa.Table]:
-        yield from read_tables(log, table)
+    def read(table: str, needed: Selection) -> Iterable[pa.Table]:
+        yield from read_tables(log, table, spool or (), needed)
         if table == "actions":
             yield from more_actions
 
@@ -89,7 +94,10 @@ def duration_ms(option: str, text: str) -> int:
         raise ValueError(
             f"{option} {text}: write a number and a unit (ms, s, m, h or d) without a sign, e.g. {option} 30m or 1800s"
         )
-    return round(float(found[1]) * _UNITS_MS[found[2]])
+    milliseconds = float(found[1]) * _UNITS_MS[found[2]]
+    if milliseconds > _LONGEST_MS:
+        raise ValueError(f"{option} {text}: more than 100 years; write a shorter time, e.g. {option} 30m")
+    return round(milliseconds)
 
 
 def _time_ms(option: str, text: str | None) -> int | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import socket
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
 SPOOL = "spool"
 #: As in model stores.
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-_FILE = re.compile(r"(?P<time>\d{6})-(?P<rest>[a-z0-9-]+)\.parquet")
+_FILE = re.compile(r"\d{6}-[a-z0-9-]+\.parquet")
+_STEM = re.compile(r"[a-z]+-\d{4}-\d{2}-\d{2}-\d{6}-[a-z0-9-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,8 @@ def open_place(where: str) -> Place:
         raise LogError(
             "the impression log needs pyarrow; install it with: pip install 'pinrank[impressions]'"
         ) from error
+    if not where.strip():
+        raise LogError("the address of the log is empty; use file:///folder, or s3://bucket/prefix")
     scheme, separator, rest = where.partition("://")
     if not separator or scheme == "file":
         path = Path(rest if separator else where)
@@ -69,6 +74,23 @@ def open_place(where: str) -> Place:
     return Place(where, fs.S3FileSystem(**options), rest.strip("/"), None)
 
 
+def check_writable(folder: Path, what: str) -> None:
+    """Create a folder if there is none, and check that files in it can be written and locked.
+
+    Raises:
+        LogError: they cannot; the message calls the folder `what`.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LogError(f"{folder}: cannot create the {what}: {error.strerror}") from error
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise LogError(f"{folder}: cannot write into the {what}: {error.strerror}") from error
+
+
 def new_stem(table: str, number: int, now_s: float | None = None) -> str:
     """Name a file of a table so that no other process, here or elsewhere, uses the name.
 
@@ -81,6 +103,11 @@ def new_stem(table: str, number: int, now_s: float | None = None) -> str:
     day = time.strftime("%Y-%m-%d-%H%M%S", time.gmtime(now_s))
     host = re.sub(r"[^a-z0-9]+", "-", socket.gethostname().lower()).strip("-") or "host"
     return f"{table}-{day}-{host}-{os.getpid()}-{int(now_s % 1 * 1e6):06d}-{number}"
+
+
+def is_stem(name: str) -> bool:
+    """Return whether `new_stem` can have made a name."""
+    return _STEM.fullmatch(name) is not None
 
 
 def file_of(stem: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,12 +13,36 @@ import pyarrow.parquet as pq
 from impressions.archive import DAMAGED, parquet_files
 from impressions.errors import LogError
 from impressions.places import SPOOL, Place, file_of, open_place
+from impressions.row_groups import outside
 from impressions.schema import FINGERPRINT_KEY, TABLES, fingerprint
-from impressions.segments import ENDING, DamagedSegmentError, read_segment, segments
+from impressions.segments import ENDING, DamagedSegmentError, read_segment, segments, size_of
+
+#: Rows that are read at once, unless a row group of a file has more.
+_ROWS_AT_ONCE = 4096
 
 
-def read_tables(where: str, table: str) -> Iterator[pa.Table]:
-    """Yield the rows of a table of a log, file by file, oldest first.
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What a reader of a table needs; it may get more.
+
+    Attributes:
+        columns: in the order of the table's schema; None for all.
+        since_ms: Unix milliseconds; rows of `impressions` with a `time_ms` before it are not needed. None for all.
+        until_ms: nor are rows of `impressions` from this time on.
+    """
+
+    columns: tuple[str, ...] | None = None
+    since_ms: int | None = None
+    until_ms: int | None = None
+
+
+EVERYTHING = Selection()
+
+
+def read_tables(
+    where: str, table: str, spools: Sequence[Path] = (), wanted: Selection = EVERYTHING
+) -> Iterator[pa.Table]:
+    """Yield the rows of a table of a log in parts, file by file, oldest first.
 
     A folder's log includes the segments in its folder `spool`, up to the last whole batch, also while a server writes
     them. Rows of a server that was killed may stand in no file, but none stands in two.
@@ -26,12 +50,15 @@ def read_tables(where: str, table: str) -> Iterator[pa.Table]:
     Args:
         where: `file:///folder`, a path, or `s3://bucket/prefix`.
         table: a name of `TABLES`.
+        spools: other spool folders of the log's servers, whose segments are read, too.
+        wanted: what is needed of it; other columns and row groups of Parquet files are not read.
 
     Raises:
-        LogError: there is no log, or a file is damaged or has another fingerprint; the message names it.
+        LogError: there is no log, a spool folder is none, or a file is damaged or has another fingerprint; the message
+            names it.
     """
-    for file in log_files(where, table):
-        yield file.rows()
+    for file in log_files(where, table, spools):
+        yield from file.parts(wanted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +72,7 @@ class LogFile:
         segment: whether it is a segment.
         rows: reads it; of a segment that has become a file since, the file. A file that was deleted since has no rows.
             Raises LogError: it is damaged or has another fingerprint; the message starts with its path.
+        parts: reads what is needed of it, with some thousands of rows in memory; else as `rows`.
     """
 
     table: str
@@ -52,36 +80,70 @@ class LogFile:
     bytes: int
     segment: bool
     rows: Callable[[], pa.Table]
+    parts: Callable[[Selection], Iterator[pa.Table]]
 
 
-def log_files(where: str, table: str) -> Iterator[LogFile]:
+def log_files(where: str, table: str, spools: Sequence[Path] = ()) -> Iterator[LogFile]:
     """Yield a table's files without reading them, oldest first, and then its segments. See `read_tables`."""
     place = open_place(where)
     if place.folder is not None and not place.folder.is_dir():
         raise LogError(f"{where}: there is no such folder; name the one in the setting impressions.to")
-    # Segments first: one that becomes a file in the meantime is then seen twice, by the same name, and not missed.
-    waiting = _segments(place, table)
-    files = parquet_files(place, table)
-    if not files and not waiting and not any(parquet_files(place, name) or _segments(place, name) for name in TABLES):
+    folders = _spool_folders(place, spools)
+    try:
+        # Segments first: one that becomes a file in the meantime is then seen twice, by the same name, and not missed.
+        waiting = _segments(folders, table)
+        files = parquet_files(place, table)
+        empty = not any((files, waiting)) and not any(
+            parquet_files(place, name) or _segments(folders, name) for name in TABLES
+        )
+        found = place.files.get_file_info(files)
+    except OSError as error:
+        raise LogError(f"{where}: cannot be listed: {error}; check its name, and what you may read there") from error
+    if empty:
         raise LogError(f"{where}: there is no impression log; name what the setting impressions.to names")
-    for info in place.files.get_file_info(files):
-        yield LogFile(table, info.path, info.size or 0, segment=False, rows=partial(_parquet, place, info.path, table))
+    for info in found:
+        size, rows, parts = info.size or 0, *(partial(read, place, info.path, table) for read in (_parquet, _parts))
+        yield LogFile(table, info.path, size, segment=False, rows=rows, parts=parts)
     known = set(files)
     for path in waiting:
         target = f"{place.root}/{file_of(path.stem)}"
         if target not in known:
-            size = path.stat().st_size if path.exists() else 0
-            yield LogFile(table, str(path), size, segment=True, rows=partial(_segment, place, path, target, table))
+            known.add(target)  # a copy of a spool folder has the same segments
+            rows = partial(_segment, place, path, target, table)
+            yield LogFile(table, str(path), size_of(path), segment=True, rows=rows, parts=partial(_whole, rows))
 
 
-def set_aside(where: str) -> list[Path]:
-    """Return the segments of a log in a folder that could not be read to their end."""
-    folder = open_place(where).folder
-    return [] if folder is None else sorted((folder / SPOOL / DAMAGED).glob(f"*{ENDING}"))
+def set_aside(where: str, spools: Sequence[Path] = ()) -> list[Path]:
+    """Return the segments of a log that could not be read to their end."""
+    folders = _spool_folders(open_place(where), spools)
+    return [path for folder in folders for path in sorted((folder / DAMAGED).glob(f"*{ENDING}"))]
 
 
-def _segments(place: Place, table: str) -> list[Path]:
-    return [] if place.folder is None else segments(place.folder / SPOOL, table)
+def _spool_folders(place: Place, spools: Sequence[Path]) -> list[Path]:
+    """Return the folder `spool` of a log in a folder, and the others, each once."""
+    for spool in spools:
+        _check_spool(spool)
+    own = [] if place.folder is None else [place.folder / SPOOL]
+    return list({folder.resolve(): folder for folder in (*own, *spools)}.values())
+
+
+def _check_spool(folder: Path) -> None:
+    fix = "name the folder of the servers' setting impressions.spool_folder"
+    if not folder.is_dir():
+        raise LogError(f"--spool {folder}: there is no such folder; {fix}")
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise LogError(
+            f"--spool {folder}: cannot be listed: {error.strerror}; check what you may read there"
+        ) from error
+    # A spool folder is empty while nothing is on its way, and the root of a volume may hold more than segments.
+    if names and not any(name == DAMAGED or name.endswith(ENDING) for name in names):
+        raise LogError(f"--spool {folder}: it holds {names[0]} and no segments (*{ENDING}), so it is no spool; {fix}")
+
+
+def _segments(folders: Sequence[Path], table: str) -> list[Path]:
+    return [path for folder in folders for path in segments(folder, table)]
 
 
 def _segment(place: Place, path: Path, target: str, table: str) -> pa.Table:
@@ -95,17 +157,44 @@ def _segment(place: Place, path: Path, target: str, table: str) -> pa.Table:
     return rows
 
 
+def _whole(rows: Callable[[], pa.Table], _: Selection) -> Iterator[pa.Table]:
+    yield rows()
+
+
 def _parquet(place: Place, path: str, table: str) -> pa.Table:
+    parts = list(_parts(place, path, table, EVERYTHING))
+    return pa.concat_tables(parts) if parts else TABLES[table].empty_table()
+
+
+def _parts(place: Place, path: str, table: str, wanted: Selection) -> Iterator[pa.Table]:
     try:
-        with place.files.open_input_file(path) as file:
-            rows = pq.read_table(file)
+        with place.files.open_input_file(path) as file, pq.ParquetFile(file, pre_buffer=True) as parquet:
+            found = (parquet.schema_arrow.metadata or {}).get(FINGERPRINT_KEY, b"none").decode(errors="replace")
+            _check(found == fingerprint(TABLES[table]), path, f"fingerprint {found}", table)
+            columns = None if wanted.columns is None else list(wanted.columns)
+            for groups in _row_groups(parquet.metadata, wanted):
+                # One by one: pyarrow cannot read lists of names from several row groups at once.
+                yield pa.concat_tables(parquet.read_row_group(group, columns) for group in groups)
     except FileNotFoundError:  # retention has just deleted it
-        return TABLES[table].empty_table()
+        return
     except (pa.ArrowException, OSError) as error:
         raise LogError(f"{path}: the file is damaged: {error}; move it away, and keep it for a repair") from error
-    found = (rows.schema.metadata or {}).get(FINGERPRINT_KEY, b"none").decode(errors="replace")
-    _check(found == fingerprint(TABLES[table]), path, f"fingerprint {found}", table)
-    return rows
+
+
+def _row_groups(metadata: pq.FileMetaData, wanted: Selection) -> Iterator[list[int]]:
+    """Yield the numbers of row groups with rows that are needed, some thousands of rows at once."""
+    some: list[int] = []
+    rows = 0
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        if outside(group, wanted.since_ms, wanted.until_ms):
+            continue
+        if some and rows + group.num_rows > _ROWS_AT_ONCE:
+            yield some
+            some, rows = [], 0
+        some, rows = [*some, number], rows + group.num_rows
+    if some:
+        yield some
 
 
 def _check(fits: bool, path: str, found: str, table: str) -> None:

@@ -8,6 +8,7 @@ gets its name when it has its schema and an empty batch, so whatever kills its w
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import io
 import os
@@ -16,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
+
+from impressions.places import is_stem
 
 ENDING = ".arrows"
 #: A segment that is being created; it has no rows yet.
@@ -35,6 +38,8 @@ class Segment:
         self._descriptor = os.open(created, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(self._descriptor).st_nlink:  # `clear_unborn` of another process was faster
+                raise FileNotFoundError(errno.ENOENT, "another process cleared it before it was locked", str(created))
             self._sink = pa.OSFile(str(created), "wb")
             self._writer = pa.ipc.new_stream(self._sink, schema)
             self._writer.write_batch(pa.RecordBatch.from_pylist([], schema))  # pyarrow writes the schema with it
@@ -44,6 +49,14 @@ class Segment:
             created.unlink(missing_ok=True)
             raise
         self.bytes = self._sink.tell()
+
+    @property
+    def in_place(self) -> bool:
+        """Whether its file still is where others look for it; if not, somebody has deleted or moved it."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), self.path.stat())
+        except FileNotFoundError:
+            return False
 
     def append(self, batch: pa.RecordBatch) -> None:
         """Append a batch. When this returns, the rows survive a kill of this process.
@@ -65,7 +78,11 @@ class Segment:
 
 @contextlib.contextmanager
 def claimed(path: Path) -> Iterator[bool]:
-    """Lock a segment that nobody writes for the time of the block; yield whether that worked."""
+    """Lock a segment that nobody writes for the time of the block; yield whether that worked.
+
+    Raises:
+        OSError: it cannot be opened: it is a folder, or this process may not write it.
+    """
     try:
         descriptor = os.open(path, os.O_RDWR)
     except FileNotFoundError:
@@ -85,21 +102,26 @@ def claimed(path: Path) -> Iterator[bool]:
 
 def segments(folder: Path, table: str | None = None) -> list[Path]:
     """Return the segments in a spool folder by name, of one table or all."""
-    return sorted(folder.glob(f"{table or '*'}-*{ENDING}"))
+    return sorted(path for path in folder.glob(f"{table or '*'}-*{ENDING}") if is_stem(path.stem))
+
+
+def strays(folder: Path) -> list[Path]:
+    """Return what looks like a segment in a spool folder, and has a name that no log gives."""
+    return sorted(path for path in folder.glob(f"*{ENDING}") if not is_stem(path.stem))
 
 
 def size_of(path: Path) -> int:
-    """Return the size of a segment in bytes; 0 if it has become a file in the meantime."""
+    """Return the size of a segment in bytes; 0 if it has become a file in the meantime, or cannot be reached."""
     try:
         return path.stat().st_size
-    except FileNotFoundError:
+    except OSError:
         return 0
 
 
 def clear_unborn(folder: Path) -> None:
     """Delete what processes left that were killed while they created a segment; it never had rows."""
     for path in folder.glob(f"*{_NEW}"):
-        with claimed(path) as mine:
+        with contextlib.suppress(OSError), claimed(path) as mine:  # one of another user does no harm
             if mine:
                 path.unlink(missing_ok=True)
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+#: The arrays of `Slates` with an item per request, and with one per shown pin.
+_OF_REQUESTS = ("request_ids", "user_ids", "time_ms", "arms", "party_weights", "order_propensities", "candidates")
+_OF_PINS = (
+    *("pin_ids", "places", "probabilities", "party_utilities", "attribute_values", "utilities", "propensities"),
+    *("labels", "seen"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +34,10 @@ class Slates:
         arms: str[R], the arm of the explorer that ordered it; "" for the tuned order.
         party_weights: float64[R, P], those that the order followed.
         order_propensities: float64[R], the probability of the whole order under the logging policy.
+        candidates: int64[R], how many the request had; its answer may have left some out.
         row_splits: int64[R + 1].
         pin_ids: uint64[N].
+        places: uint32[N], each pin's position in the request. Equal utilities keep the order of these.
         probabilities: float32[N, H], calibrated.
         party_utilities: float64[N, P].
         attribute_values: float64[N, A].
@@ -51,8 +60,10 @@ class Slates:
     arms: np.ndarray
     party_weights: np.ndarray
     order_propensities: np.ndarray
+    candidates: np.ndarray
     row_splits: np.ndarray
     pin_ids: np.ndarray
+    places: np.ndarray
     probabilities: np.ndarray
     party_utilities: np.ndarray
     attribute_values: np.ndarray
@@ -71,3 +82,14 @@ class Slates:
         starts = np.repeat(self.row_splits[:-1], np.diff(self.row_splits))
         positions: np.ndarray = np.arange(len(self.pin_ids)) - starts
         return positions
+
+    def where(self, kept: np.ndarray) -> Slates:
+        """Return some of the requests, bool[R], in the same order."""
+        counts = np.diff(self.row_splits)
+        rows = np.repeat(kept, counts)
+        return replace(
+            self,
+            row_splits=np.concatenate([[0], np.cumsum(counts[kept])]),
+            **{name: getattr(self, name)[kept] for name in _OF_REQUESTS},
+            **{name: getattr(self, name)[rows] for name in _OF_PINS},
+        )

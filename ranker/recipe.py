@@ -24,7 +24,7 @@ from ranker.data.requests import Part, Slice, Split, part_slices, producer_until
 from ranker.data.shown import Impressions, Shown, read_shown
 from ranker.errors import GateError
 from ranker.evaluation.evaluate import evaluate
-from ranker.evaluation.gates import Gates, breaches, shortfalls
+from ranker.evaluation.gates import Gates, breaches, check_rate_gates, shortfalls
 from ranker.evaluation.scoring import score_test
 from ranker.export.bundle import BundleParts, export_bundle
 from ranker.export.calibration import fit_calibration
@@ -74,7 +74,8 @@ def make_bundle(
     Raises:
         GateError: the new model fails a gate; no bundle is written.
         DatasetError: the data is not enough to learn from.
-        SettingError: a head weight, the variant or the utility table names something unknown; raised before any work.
+        SettingError: a head weight, a gate, the variant or the utility table names something unknown; raised before any
+            work.
         CheckpointError: the checkpoint is damaged, or belongs to another run.
         DivergedError: the loss is no longer finite.
         ParityError: an engine does not compute the same as the trained network.
@@ -85,6 +86,8 @@ def make_bundle(
     log = source.log
     recipe = _of_parent(recipe, parent, source)
     target = target_of(recipe, log, parent, source.heads)
+    if gates:
+        check_rate_gates(gates.rates, source.heads, target.parties)
     embeddings = parent.embeddings if parent else _embed(source, recipe, reporter)
     network, validation = _learn(source, embeddings, recipe, target, reporter, execution or Execution(), parent)
     logits = predict(network, validation, recipe.training.requests_per_batch)

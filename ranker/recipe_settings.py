@@ -82,10 +82,11 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A recipe applied to a dataset: the sizes of the network, and a manifest without files."""
+    """A recipe applied to a dataset: the sizes of the network, a manifest without files, and the parties of a table."""
 
     sizes: NetworkConfig
     draft: Manifest
+    parties: tuple[str, ...]
 
 
 def target_of(recipe: Recipe, log: ActionLog, parent: Parent | None, heads: tuple[str, ...] | None = None) -> Target:
@@ -126,4 +127,5 @@ def target_of(recipe: Recipe, log: ActionLog, parent: Parent | None, heads: tupl
                 f"servers would reject a model with this exploration table: {error}; correct it, or pass "
                 "--explore with an empty file for a model that does not explore"
             ) from error
-    return Target(sizes, draft)
+    parties = dict.fromkeys(party for surface in utility.surfaces.values() for party in surface.parties)
+    return Target(sizes, draft, tuple(parties))

@@ -1,7 +1,8 @@
 """How fast a log is joined with its actions, and how much memory that takes.
 
 The log has requests of 128 pins in files in order of time, as servers write them, and actions of which some come late,
-twice, without a request, or fit none. The join runs in a process of its own, whose memory is measured.
+twice, without a request, or fit none. The larger log is joined as a whole and for a tenth of its time. Each join runs
+in a process of its own, whose memory is measured.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from impressions.archive import write_parquet
 from impressions.schema import TABLES
 
 #: 2026-01-01, and how many milliseconds lie between two requests.
-_START_MS, _STEP_MS = 1_767_225_600_000, 10
+_START_MS, _STEP_MS = 1_767_225_600_000, 1_000
 _HEADS, _PARTIES, _ATTRIBUTES = 5, 4, 3
 
 
@@ -47,13 +48,17 @@ import json, resource, sys, time
 from pathlib import Path
 from impressions.joining.attribution import Window
 from impressions.joining.join import Wanted, join_log
+from impressions.joining.records import Span
 from impressions.reading import read_tables
 
 started, steps = time.perf_counter(), {}
 def progress(step, done, total):
     steps[step] = time.perf_counter() - started
-log, out = sys.argv[1:]
-joined = join_log(lambda table: read_tables(log, table), Path(out), Wanted(Window(1_800_000, 2_000)), progress)
+log, out, *times = sys.argv[1:]
+def read(table, needed):
+    return read_tables(log, table, wanted=needed)
+wanted = Wanted(Window(1_800_000, 2_000), Span(*map(int, times)))
+joined = join_log(read, Path(out), wanted, progress)
 used = resource.getrusage(resource.RUSAGE_SELF)
 # The maximum of getrusage includes the parent's, from before this program was loaded.
 status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -71,17 +76,21 @@ print(json.dumps({
 def measure(*, quick: bool = False) -> Iterator[Raw]:
     """Run the benchmark."""
     plan = QUICK if quick else JoinPlan()
-    rounds = []
+    raw: dict[str, Any] = {"plan": asdict(plan), "rounds": []}
     for requests in plan.requests:
         with tempfile.TemporaryDirectory(prefix="pinrank-join-") as folder:
-            rounds.append(_join(Path(folder), plan, requests))
-        yield {"plan": asdict(plan), "rounds": rounds}
+            log, out = Path(folder) / "log", Path(folder) / "joined"
+            rows = _write_log(log, plan, requests)
+            raw["rounds"].append(_join(log, out, requests, rows))
+            if requests == plan.requests[-1]:
+                since_ms = _START_MS + requests // 2 * _STEP_MS
+                span = (since_ms, since_ms + requests // 10 * _STEP_MS)
+                raw["tenth"] = _join(log, Path(folder) / "tenth", requests, rows, span)
+        yield raw
 
 
-def _join(folder: Path, plan: JoinPlan, requests: int) -> dict[str, Any]:
-    log, out = folder / "log", folder / "joined"
-    rows = _write_log(log, plan, requests)
-    command = [sys.executable, "-c", _JOIN, str(log), str(out)]
+def _join(log: Path, out: Path, requests: int, rows: int, span: tuple[int, ...] = ()) -> dict[str, Any]:
+    command = [sys.executable, "-c", _JOIN, str(log), str(out), *map(str, span)]
     found: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return {
         "requests": requests,
@@ -93,7 +102,7 @@ def _join(folder: Path, plan: JoinPlan, requests: int) -> dict[str, Any]:
 
 
 def conclude(raw: Raw) -> Conclusion:
-    small, large = raw["rounds"]
+    (small, large), tenth = raw["rounds"], raw["tenth"]
     requests, pins = large["requests"], large["requests"] * raw["plan"]["pins"]
     each_bytes = (large["bytes_max"] - small["bytes_max"]) / (requests - small["requests"])
     million_bytes = large["bytes_max"] + (1_000_000 - requests) * max(0.0, each_bytes)
@@ -103,6 +112,8 @@ def conclude(raw: Raw) -> Conclusion:
         "core-seconds per million requests": large["cpu_seconds"] / requests * 1e6,
         f"peak memory of {small['requests']:,} requests, MiB": small["bytes_max"] / 2**20,
         f"peak memory of {requests:,} requests, MiB": large["bytes_max"] / 2**20,
+        "a tenth of the time, share of the whole join's seconds": tenth["seconds"] / large["seconds"],
+        "a tenth of the time, peak memory, MiB": tenth["bytes_max"] / 2**20,
         "log, bytes a request": large["log_bytes"] / requests,
         "joined, bytes a request": large["joined_bytes"] / requests,
         "share of actions that are attributed": large["counts"]["attributed"] / large["counts"]["actions"],
@@ -132,7 +143,7 @@ def _write_log(folder: Path, plan: JoinPlan, requests: int) -> int:
         for name, table in (("impressions", impressions), ("actions", actions)):
             day = folder / name / "2026-01-01"
             day.mkdir(parents=True, exist_ok=True)
-            write_parquet(table, name, str(day / f"000000-{number:04}.parquet"), LocalFileSystem())
+            write_parquet(table, str(day / f"000000-{number:04}.parquet"), LocalFileSystem())
     return rows
 
 

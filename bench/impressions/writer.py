@@ -1,4 +1,7 @@
-"""What the impression log costs a server: processor time per request, and for how long the event loop has to wait."""
+"""What the impression log costs a server: processor time per request, and for how long the event loop has to wait.
+
+The surface explores by four arms, so that the log computes the propensities of every answer.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ from bench.harness import Claim, Conclusion, Raw
 from bench.test_bed import SEED
 from impressions.reading import log_files
 from impressions.writing.log import ImpressionLog, LogSettings
-from impressions.writing.rows import AnsweredRequest, Constants
+from impressions.writing.rows import AnsweredRequest, Constants, Exploring
+from model_store.exploration.weights import WeightsExplorer
+from model_store.model.selection import select
+from model_store.model.utility import weighted_sum
 from tests.impressions.answers import ToyScores
 
 _CONSTANTS = Constants(
@@ -28,6 +34,9 @@ _CONSTANTS = Constants(
     parties=("pinner", "creator", "merchant", "ad"),
     attributes=("pin.creator_tail", "pin.price"),
 )
+_WEIGHTS = np.array([1.0, 0.3, 0.2, 0.1])
+_ARMS = _WEIGHTS * [[1, 1.25, 1, 1], [1, 0.75, 1, 1], [1, 1, 1.5, 1], [1, 1, 0.5, 1]]
+_EXPLORER = WeightsExplorer(7, 0.0125, 0.05, _WEIGHTS, ("a", "b", "c", "d"), _ARMS, np.full(4, 0.25))
 _LIMIT_US, _AIM_US = 100.0, 50.0
 
 
@@ -72,18 +81,20 @@ def _answers(plan: WriterPlan) -> list[dict[str, Any]]:
     random = np.random.default_rng(SEED)
     found: list[dict[str, Any]] = []
     for _ in range(plan.answers):
-        utilities = random.normal(size=plan.pins).astype(np.float32)
+        parties = random.normal(size=(plan.pins, len(_CONSTANTS.parties)))
+        utilities = weighted_sum(parties, _WEIGHTS)
         scores = ToyScores(
-            np.argsort(-utilities, kind="stable"),
+            select(utilities),
             utilities,
             random.beta(1, 30, (plan.pins, len(_CONSTANTS.heads))).astype(np.float32),
-            random.normal(size=(plan.pins, len(_CONSTANTS.parties))),
+            parties,
         )
         found.append(
             {
                 "pin_ids": random.integers(1, 1 << 63, plan.pins, np.uint64),
                 "attribute_values": random.integers(0, 50, (len(_CONSTANTS.attributes), plan.pins)).astype(np.float64),
                 "scores": scores,
+                "exploring": Exploring("e" * 64, 7, None, _EXPLORER),
             }
         )
     return found
@@ -101,7 +112,6 @@ def _round(plan: WriterPlan, answers: list[dict[str, Any]], folder: Path) -> dic
     for thread in threads:
         thread.start()
     offering_s = 0.0
-    weights = np.array([1.0, 0.3, 0.2, 0.1])
 
     def offer(number: int) -> None:
         nonlocal offering_s
@@ -109,7 +119,7 @@ def _round(plan: WriterPlan, answers: list[dict[str, Any]], folder: Path) -> dic
         log.offer_impression(
             AnsweredRequest(
                 request_id=number + 1, time_ms=int(time.time() * 1e3), user_id=number % 977, label="stable",
-                constants=_CONSTANTS, degradation={}, party_weights=weights, **answers[number % len(answers)],
+                constants=_CONSTANTS, degradation={}, party_weights=_WEIGHTS, **answers[number % len(answers)],
             )
         )  # fmt: skip
         offering_s += time.thread_time() - begun_s

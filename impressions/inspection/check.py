@@ -2,50 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from impressions.errors import LogError
 from impressions.inspection.columns import Answers
+from impressions.inspection.problem import NAMED, Problem
+from impressions.inspection.references import References
 from impressions.reading import LogFile, log_files, set_aside
-from impressions.schema import TABLES
 
 #: Clocks of servers and producers may differ by so much.
 _SKEW_MS = 60_000
-#: So many rows are named for each problem of a file; the others are counted.
-_NAMED = 3
-
 _Faults = Iterator[tuple[str, np.ndarray, str, str]]
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Something that is wrong with a log.
-
-    Attributes:
-        where: the file.
-        row: the row in the file, from 0; None if it is about the whole file.
-        field: the column; empty if it is about the whole file.
-        what: what is wrong.
-        fix: what to do.
-    """
-
-    where: str
-    row: int | None
-    field: str
-    what: str
-    fix: str
-
-    def __str__(self) -> str:
-        at = "" if self.row is None else f", row {self.row}"
-        return f"{self.where}{at}{', ' if self.field else ''}{self.field}: {self.what}"
-
-
 class Checker:
-    """Checks the files of a log, one after the other. Holds 16 bytes for each request."""
+    """Checks the files of a log, one after the other: those of actions and seen before those of impressions.
+
+    Holds 16 bytes for each request, and 50 for each action and report.
+    """
 
     def __init__(self, now_ms: int) -> None:
         """Create.
@@ -56,6 +34,7 @@ class Checker:
         self._now_ms = now_ms
         self._request_ids: list[np.ndarray] = []
         self._files: list[str] = []
+        self.references = References()
 
     def file(self, file: LogFile) -> Iterator[Problem]:
         """Check one file."""
@@ -67,10 +46,10 @@ class Checker:
             return
         for field, found, what, fix in self._faults(file, rows):
             at = np.flatnonzero(found)
-            for row in at[:_NAMED]:
+            for row in at[:NAMED]:
                 yield Problem(file.where, int(row), field, what, fix)
-            if len(at) > _NAMED:
-                yield Problem(file.where, None, field, f"{len(at) - _NAMED:,} more rows: {what}", fix)
+            if len(at) > NAMED:
+                yield Problem(file.where, None, field, f"{len(at) - NAMED:,} more rows: {what}", fix)
 
     def request_ids(self) -> Iterator[Problem]:
         """Check, after all files, that no two answers have the same id."""
@@ -83,28 +62,32 @@ class Checker:
         order = np.argsort(ids, kind="stable")
         again = np.flatnonzero(ids[order][1:] == ids[order][:-1])
         fix = "count it once, as the join does; if the rows differ, two servers draw the same ids"
-        for i in again[:_NAMED]:
+        for i in again[:NAMED]:
             first, second = order[i], order[i + 1]
             what = f"request {ids[second]} stands also in {self._files[file[first]]}, row {row[first]}"
             yield Problem(self._files[file[second]], int(row[second]), "request_id", what, fix)
-        if len(again) > _NAMED:
-            last = self._files[file[order[again[_NAMED] + 1]]]
-            yield Problem(last, None, "request_id", f"{len(again) - _NAMED:,} more repeated requests", fix)
+        if len(again) > NAMED:
+            last = self._files[file[order[again[NAMED] + 1]]]
+            yield Problem(last, None, "request_id", f"{len(again) - NAMED:,} more repeated requests", fix)
 
     def _faults(self, file: LogFile, rows: pa.Table) -> _Faults:
         if file.table == "impressions":
             ids = rows["request_id"].to_numpy()
             self._request_ids.append(ids[ids != 0])
             self._files.append(file.where)
+            answers = Answers(rows)
+            self.references.compare(answers)
             yield from _clock(rows["time_ms"].to_numpy(), "time_ms", self._now_ms)
-            yield from _answers(Answers(rows))
+            yield from _answers(answers)
         elif file.table == "actions":
+            self.references.add(file, rows)
             yield from _clock(rows["received_ms"].to_numpy(), "received_ms", self._now_ms)
             ahead = rows["time_ms"].to_numpy() - rows["received_ms"].to_numpy() > _SKEW_MS
             yield "time_ms", ahead, "the action is later than its arrival", "set the producer's clock"
             named = rows["request_id"].to_numpy(zero_copy_only=False)
             yield "request_id", named == 0, "0 names no request", "leave the field empty if the request is not known"
         else:
+            self.references.add(file, rows)
             yield from _clock(rows["received_ms"].to_numpy(), "received_ms", self._now_ms)
             yield (
                 "request_id",
@@ -114,25 +97,34 @@ class Checker:
             )
 
 
-def check_log(where: str, now_ms: int) -> Iterator[Problem]:
+def check_log(
+    where: str, now_ms: int, note: Callable[[str], object] = lambda _: None, spools: Sequence[Path] = ()
+) -> Iterator[Problem]:
     """Check all files of a log, and its segments up to their last whole batch.
 
     Args:
         where: `file:///folder`, a path, or `s3://bucket/prefix`.
         now_ms: Unix time in milliseconds.
+        note: receives, at the end, what is unusual but may be as it should.
+        spools: other spool folders of the log's servers.
 
     Raises:
-        LogError: there is no log.
+        LogError: there is no log, or a spool folder is none.
     """
     checker = Checker(now_ms)
-    for table in TABLES:
-        for file in log_files(where, table):
+    # Answers last: a server that writes meanwhile has written the answer of each action that was read before.
+    for table in ("actions", "seen", "impressions"):
+        for file in log_files(where, table, spools):
             yield from checker.file(file)
     yield from checker.request_ids()
-    for path in set_aside(where):
+    yield from checker.references.problems()
+    for one in checker.references.notes():
+        note(one)
+    for path in set_aside(where, spools):
         yield Problem(
-            str(path), None, "", "a segment that could not be read to its end was set aside",
-            "what could be read is in the Parquet files; look for faults of the disk, and then delete it",
+            str(path), None, "", "a segment that could not be read, or not to its end, was set aside",
+            "the server's event segment_not_understood says why, and what could be read is in the Parquet files; "
+            "repair it and move it back to the spool folder, or delete it if you do not need its other rows",
         )  # fmt: skip
 
 

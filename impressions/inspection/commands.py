@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -18,11 +19,18 @@ if TYPE_CHECKING:
     from impressions.inspection.summary import LogSummary
 
 LogArgument = Annotated[str, typer.Argument(help="Impression log: a folder, file:///... or s3://bucket/prefix.")]
+SpoolOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="The servers' impressions.spool_folder, where rows are on their way to files, if it is another than the "
+        "folder spool of the log; may be repeated."
+    ),
+]
 #: The days, surfaces and models that are shown, those with most answers.
 _SHOWN = 10
 
 
-def stat(log: LogArgument) -> None:
+def stat(log: LogArgument, spool: SpoolOption = None) -> None:
     """Show what a log holds: rows, users, days, surfaces, models, the explored share, and bytes.
 
     Rows that are still on their way to a Parquet file are counted, too.
@@ -32,24 +40,28 @@ def stat(log: LogArgument) -> None:
     with _explained():
         from impressions.inspection.summary import summarize  # noqa: PLC0415
 
-        summary = summarize(log)
+        summary = summarize(log, spool or ())
     _print_summary(summary, time.time() * 1_000)
 
 
-def check(log: LogArgument) -> None:
+def check(log: LogArgument, spool: SpoolOption = None) -> None:
     """Check every file and row of a log, and print each problem with its fix. Exits with 1 if there are any.
 
-    Checked are fingerprints, ids, clocks, lengths, propensities, utilities (to the bit) and orders.
+    Checked are fingerprints, ids, clocks, lengths, propensities, utilities (to the bit) and orders, and whether actions
+    and reports fit the answers that they name. What may be as it should is printed as a note.
 
     Example: [bold]pinrank impressions check s3://bucket/impressions[/]
     """
     console, problems = Console(markup=False, emoji=False), 0
+    notes: list[str] = []
     with _explained():
         from impressions.inspection.check import check_log  # noqa: PLC0415
 
-        for problem in check_log(log, int(time.time() * 1_000)):
+        for problem in check_log(log, int(time.time() * 1_000), notes.append, spool or ()):
             problems += 1
             console.print(Text.assemble((str(problem), "bold red"), f"\n  fix: {problem.fix}"), soft_wrap=True)
+    for note in notes:
+        console.print(f"note: {note}", soft_wrap=True, highlight=False)
     if problems:
         raise typer.Exit(1)
     console.print("no problems found")

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from impressions.reading import LogFile, log_files, set_aside
+from impressions.reading import LogFile, Selection, log_files, set_aside
 from impressions.schema import TABLES
 
 _MS_PER_DAY = 86_400_000
+#: The columns of each table that are read; the first is the server's clock.
+_COUNTED = {
+    "impressions": ("time_ms", "user_id", "surface", "model", "arm", "pin_ids"),
+    "actions": ("received_ms",),
+    "seen": ("received_ms",),
+}
 
 
 @dataclass(slots=True)
@@ -58,34 +66,41 @@ class LogSummary:
         return self.tables["impressions"].rows
 
 
-def summarize(where: str) -> LogSummary:
-    """Read a whole log, file by file. Holds 8 bytes for each user.
+def summarize(where: str, spools: Sequence[Path] = ()) -> LogSummary:
+    """Read a whole log and the segments in other spool folders, file by file. Holds 8 bytes for each user.
 
     Raises:
-        LogError: there is no log, or a file is damaged or has another fingerprint; the message names it.
+        LogError: there is no log, a spool folder is none, or a file is damaged or has another fingerprint; the message
+            names it.
     """
-    summary, users = LogSummary(set_aside=len(set_aside(where))), np.array([], np.uint64)
+    summary, users = LogSummary(set_aside=len(set_aside(where, spools))), np.array([], np.uint64)
     for name in TABLES:
-        for file in log_files(where, name):
-            rows = file.rows()
-            _count(summary.tables[name], file, rows)
-            if name == "impressions" and rows.num_rows:
-                users = np.union1d(users, rows["user_id"].to_numpy())
-                _count_answers(summary, rows)
+        for file in log_files(where, name, spools):
+            _count_file(summary.tables[name], file)
+            found = [users]
+            for rows in file.parts(Selection(_COUNTED[name])):
+                _count(summary.tables[name], rows, _COUNTED[name][0])
+                if name == "impressions" and rows.num_rows:
+                    found.append(rows["user_id"].to_numpy())
+                    _count_answers(summary, rows)
+            users = np.unique(np.concatenate(found))
     summary.users = len(users)
     return summary
 
 
-def _count(table: TableSummary, file: LogFile, rows: pa.Table) -> None:
-    table.rows += rows.num_rows
+def _count_file(table: TableSummary, file: LogFile) -> None:
     if file.segment:
         table.segments += 1
         table.segment_bytes += file.bytes
     else:
         table.files += 1
         table.bytes += file.bytes
+
+
+def _count(table: TableSummary, rows: pa.Table, time: str) -> None:
+    table.rows += rows.num_rows
     if rows.num_rows:
-        times = rows["time_ms" if file.table == "impressions" else "received_ms"].to_numpy()
+        times = rows[time].to_numpy()
         table.oldest_ms = int(min(times.min(), times.min() if table.oldest_ms is None else table.oldest_ms))
         table.newest_ms = int(max(times.max(), times.max() if table.newest_ms is None else table.newest_ms))
 

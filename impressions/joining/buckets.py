@@ -49,7 +49,7 @@ class Buckets:
         return list(self._groups)
 
     def fill(self, tables: Iterable[pa.Table]) -> Iterator[int]:
-        """Distribute the rows of a log; yield how many rows have been read after each table.
+        """Distribute the rows of a log; yield how many rows of these requests have been read after each table.
 
         Raises:
             JoinError: a row contradicts itself, or has a propensity that cannot be.
@@ -57,11 +57,10 @@ class Buckets:
         done = 0
         for table in checked(tables, "impressions"):
             for start in range(0, table.num_rows, REQUESTS_PER_BUCKET):
-                self._distribute(table.slice(start, REQUESTS_PER_BUCKET))
-            done += table.num_rows
+                done += self._distribute(table.slice(start, REQUESTS_PER_BUCKET))
             yield done
 
-    def _distribute(self, table: pa.Table) -> None:
+    def _distribute(self, table: pa.Table) -> int:
         numbers = self._index.requests.numbers(table["request_id"].to_numpy())
         kept = np.flatnonzero(numbers >= 0)
         kept = kept[np.argsort(numbers[kept], kind="stable")]
@@ -69,6 +68,7 @@ class Buckets:
         bounds = np.searchsorted(numbers, np.arange(self.count + 1) * REQUESTS_PER_BUCKET)
         for bucket in np.flatnonzero(np.diff(bounds)).tolist():
             self._append(bucket, rows.slice(bounds[bucket], bounds[bucket + 1] - bounds[bucket]))
+        return len(kept)
 
     def sort(self, bucket: int) -> pa.Table:
         """Bring a bucket into order, without repetitions and requests that are left out; return it, as `REQUESTS`.
@@ -146,6 +146,7 @@ class Buckets:
                 ids,
                 f"has {name} of a length that does not fit its pins; remove or repair its file",
             )
+        _check_places(table, ids, splits)
         _check_propensities(table, ids, splits)
         finite = np.ones(len(ids), bool)
         for name in ("probabilities", "party_utilities", "utilities"):
@@ -180,6 +181,16 @@ def _joined(column: pa.ChunkedArray) -> pa.Array:
     if pa.types.is_list(found.type):
         found = pc.binary_join(found.cast(pa.list_(pa.string())), "\x1f")
     return found.cast(pa.string())
+
+
+def _check_places(table: pa.Table, ids: np.ndarray, splits: np.ndarray) -> None:
+    places, requests = flat(table["places"]), np.repeat(np.arange(len(ids)), np.diff(splits))
+    order = np.lexsort((places, requests))
+    again = (np.diff(places[order].astype(np.int64)) == 0) & (np.diff(requests[order]) == 0)
+    wrong = places >= table["candidates"].to_numpy()[requests]
+    wrong[order[1:][again]] = True
+    what = "has places that repeat or that its request does not have; remove or repair its file"
+    _refuse(~_all_per_list(~wrong, splits), ids, what)
 
 
 def _check_propensities(table: pa.Table, ids: np.ndarray, splits: np.ndarray) -> None:

@@ -15,11 +15,12 @@ from impressions.joining.attribution import REASONS, Actions, Attributed, Attrib
 from impressions.joining.buckets import Buckets
 from impressions.joining.output import commit, final_name, output_folder, parquet_writer
 from impressions.joining.records import ActionCounts, SeenPins, Span, distinct_actions, seen_pins, within_span
-from impressions.joining.request_index import LEFT_OUT, RequestIndex, index_requests
+from impressions.joining.request_index import INDEXED, LEFT_OUT, RequestIndex, index_requests
+from impressions.reading import EVERYTHING, Selection
 from impressions.schema import IMPRESSIONS, fingerprint
 
-#: Reads one table of a log: its files' rows, in any order, as often as it is called.
-TableReader = Callable[[str], Iterable[pa.Table]]
+#: Reads what is needed of one table of a log: its files' rows, in any order, as often as it is called.
+TableReader = Callable[[str, Selection], Iterable[pa.Table]]
 #: Receives the current step, how much of it is done, and of how much.
 Progress = Callable[[str, int, int], None]
 
@@ -78,21 +79,23 @@ def join_log(
     Raises:
         JoinError: the log cannot be joined, or the folder is not a dataset's; nothing was changed.
 
-    Cost: reads the impressions twice and needs two to three times their size on the disk of `folder`. In memory it
-    holds 40 bytes a request, one byte a pin, 100 bytes an action, and some thousands of requests with all columns.
+    Cost: reads ids, users and times of all impressions, and then those of the span; needs two to three times the size
+    of these on the disk of `folder`. In memory it holds 40 bytes a request, one byte a pin, 100 bytes an action, and
+    some thousands of requests with all columns.
     """
     window = wanted.window
     # An action within the window of a wanted request may belong to one that was answered before or after.
     margin_ms = window.after_ms + window.skew_ms
-    index = index_requests(read("impressions"), wanted.span.widened(margin_ms, margin_ms))
-    every_action, action_counts = distinct_actions(read("actions"))
+    # Actions first: while servers write the log, those that are read now have their requests in what is read next.
+    every_action, action_counts = distinct_actions(read("actions", EVERYTHING))
+    index = index_requests(read("impressions", Selection(INDEXED)), wanted.span.widened(margin_ms, margin_ms))
     in_span = wanted.span.holds(index.requests.time_ms)
     actions = within_span(every_action, in_span, index.requests, window, wanted.span)
     with output_folder(folder) as temporary:
         buckets = Buckets(temporary, index)
-        rows = len(index.requests.request_ids) + len(index.elsewhere) + index.repeated
-        for done in buckets.fill(read("impressions")):
-            progress("sorting impressions", done, rows)
+        needed = Selection(None, index.rows_span.since_ms, index.rows_span.until_ms)
+        for done in buckets.fill(read("impressions", needed)):
+            progress("sorting impressions", done, index.rows)
         attribution, groups = Attribution(actions, index.requests, window), np.full(len(in_span), -1)
         for bucket in range(buckets.count):
             table = buckets.sort(bucket)
@@ -101,7 +104,8 @@ def join_log(
             attribution.add(numbers, row_splits(table["pin_ids"]), flat(table["pin_ids"]))
             progress("attributing actions", bucket + 1, buckets.count)
         usable = groups >= 0
-        seen = seen_pins(read("seen"), index.requests, buckets.pin_counts * usable, usable, index.elsewhere)
+        _check_complete(usable | (index.left_out > 0))
+        seen = seen_pins(read("seen", EVERYTHING), index.requests, buckets.pin_counts * usable, usable, index.elsewhere)
         work = _Work(wanted, index, buckets.groups, groups, in_span, actions, attribution.result(), seen)
         work.check_anything_left()
         made = {"requests": temporary / "requests.parquet", "unattributed": temporary / "unattributed.parquet"}
@@ -281,6 +285,16 @@ class _Work:
         for array in (self._requests.request_ids, self._index.left_out, self._seen.reported, self._seen.seen):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
+
+
+def _check_complete(found: np.ndarray) -> None:
+    """Raise JoinError unless bool[R], the requests that the second reading found, are all."""
+    lost = int(np.count_nonzero(~found))
+    if lost:
+        raise JoinError(
+            f"the log has lost {lost:,} of its requests while it was joined (impressions.retention_days deletes them); "
+            "join again, with --since after its oldest day"
+        )
 
 
 def _selected(attributed: Attributed, actions: Actions, index: RequestIndex, kept: np.ndarray) -> Attributed:

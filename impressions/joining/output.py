@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -27,12 +28,14 @@ def output_folder(folder: Path) -> Iterator[Path]:
     """Lock a dataset's folder, which is made if there is none; yield an empty folder in it for temporary files.
 
     Raises:
-        JoinError: the folder holds something else, or another join is writing it.
+        JoinError: the folder holds something else, another join is writing it, or its disk is full.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
         raise JoinError(f"{folder} is a file; give --out a new folder, or that of an earlier join") from error
+    except OSError as error:
+        raise JoinError(f"{folder} cannot be created: {error.strerror}; give --out another folder") from error
     foreign = sorted(p.name for p in folder.iterdir() if p.name not in (MANIFEST, _TEMPORARY) and not _is_ours(p))
     if foreign:
         raise JoinError(
@@ -49,6 +52,12 @@ def output_folder(folder: Path) -> Iterator[Path]:
         temporary.mkdir()
         try:
             yield temporary
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise JoinError(
+                f"{folder}: the disk is full; a join needs two to three times the size of the log's impressions there"
+            ) from error
         finally:
             shutil.rmtree(temporary)
     finally:

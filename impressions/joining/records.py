@@ -20,8 +20,8 @@ _TIME_MS_MAX = 253_402_300_800_000
 _CONTENT = ("time_ms", "pin_ids", "action", "surface", "request_ids", "positions")
 
 
-def checked(tables: Iterable[pa.Table], name: str) -> Iterable[pa.Table]:
-    """Yield the tables of a log.
+def checked(tables: Iterable[pa.Table], name: str, columns: tuple[str, ...] | None = None) -> Iterable[pa.Table]:
+    """Yield the tables of a log, which have all columns, or these.
 
     Raises:
         JoinError: a table has other columns than this version writes, or a null or a time that cannot be.
@@ -30,9 +30,9 @@ def checked(tables: Iterable[pa.Table], name: str) -> Iterable[pa.Table]:
     for table in tables:
         # Types read from Parquet differ in the names of list items, so files carry the fingerprint of their table.
         stated = (table.schema.metadata or {}).get(FINGERPRINT_KEY, fingerprint(table.schema).encode()).decode()
-        if stated != fingerprint(expected) or table.column_names != expected.names:
+        if stated != fingerprint(expected) or tuple(table.column_names) not in {columns, tuple(expected.names)}:
             raise JoinError(_other_columns(table.schema, stated, expected, name))
-        for field in expected:
+        for field in map(expected.field, table.column_names):
             if not field.nullable and table[field.name].null_count:
                 raise JoinError(f"table {name} of the log has a row without {field.name}; remove or repair its file")
             if field.name.endswith("_ms") and table.num_rows:

@@ -16,6 +16,9 @@ from impressions.joining.records import Span, checked
 LEFT_OUT = ("", "rows that differ", "scores that are not finite")
 CONTRADICTION, NOT_FINITE = 1, 2
 
+#: The columns of impressions that the index needs.
+INDEXED = ("request_id", "time_ms", "user_id")
+
 
 @dataclass(frozen=True, slots=True)
 class RequestIndex:
@@ -26,12 +29,16 @@ class RequestIndex:
         left_out: uint8[R], position in `LEFT_OUT`; those that contradict themselves in user or time are known here.
         elsewhere: uint64[E], ascending, ids of the log's requests beyond the span.
         repeated: how many rows of the log repeat a request.
+        rows: how many rows of the log belong to the R requests.
+        rows_span: the times of these rows; rows that contradict others may be beyond the span.
     """
 
     requests: Requests
     left_out: np.ndarray
     elsewhere: np.ndarray
     repeated: int
+    rows: int
+    rows_span: Span
 
 
 def index_requests(tables: Iterable[pa.Table], span: Span) -> RequestIndex:
@@ -42,10 +49,9 @@ def index_requests(tables: Iterable[pa.Table], span: Span) -> RequestIndex:
     Raises:
         JoinError: the log has no request in the span, a request has id 0, or a table is not of the log's schema.
     """
-    names = ("request_id", "user_id", "time_ms")
-    parts = [[table[name].to_numpy() for name in names] for table in checked(tables, "impressions")]
-    none = [np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.int64)]
-    ids, users, times = (np.concatenate(column) for column in zip(none, *parts, strict=True))
+    parts = [[table[name].to_numpy() for name in INDEXED] for table in checked(tables, "impressions", INDEXED)]
+    none = [np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.uint64)]
+    ids, times, users = (np.concatenate(column) for column in zip(none, *parts, strict=True))
     if not len(ids):
         raise JoinError(
             "the log has no impressions; check the address, and that the server runs with `[impressions] to = ...`"
@@ -67,4 +73,6 @@ def index_requests(tables: Iterable[pa.Table], span: Span) -> RequestIndex:
         )
     requests = Requests.of(ids[first][inside], users[first][inside], times[first][inside])
     left_out = np.isin(requests.request_ids, contradictory).astype(np.uint8) * np.uint8(CONTRADICTION)
-    return RequestIndex(requests, left_out, ids[first][~inside], len(ids) - int(np.count_nonzero(first)))
+    own = times[np.repeat(inside, np.diff(np.flatnonzero([*first, True])))]
+    repeated, rows_span = len(ids) - int(np.count_nonzero(first)), Span(int(own.min()), int(own.max()) + 1)
+    return RequestIndex(requests, left_out, ids[first][~inside], repeated, len(own), rows_span)

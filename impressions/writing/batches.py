@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
 
 from impressions.schema import ACTIONS, IMPRESSIONS, SEEN
 from impressions.writing.gathering import gather
-from impressions.writing.rows import AnsweredRequest, RecordedActions, SeenReport
+from impressions.writing.rows import AnsweredRequest, RecordedAction, RecordedActions, SeenReport
+from model_store.exploration.explorer import Propensities
+from model_store.exploration.propensities import propensities
+
+#: Actions that are converted, in a quarter of a millisecond, between two pauses.
+_ACTIONS_AT_ONCE = 256
 
 
 def impressions_batch(requests: Sequence[AnsweredRequest], pause: Callable[[], None] = lambda: None) -> pa.RecordBatch:
@@ -22,7 +28,8 @@ def impressions_batch(requests: Sequence[AnsweredRequest], pause: Callable[[], N
     pins = gather(requests)
     pause()
     counts = np.array([request.scores.top for request in requests])
-    propensities = [_propensities(request, pause) for request in requests]
+    chances = _propensities(requests)
+    pause()
     constants = [request.constants for request in requests]
     exploring = [request.exploring for request in requests]
     heads, parties, attributes = (
@@ -51,36 +58,40 @@ def impressions_batch(requests: Sequence[AnsweredRequest], pause: Callable[[], N
         "explorer": _names([None if e is None else e.explorer for e in exploring]),
         "arm": _names([None if e is None else e.arm for e in exploring]),
         "explore_seed": pa.array([None if e is None else e.seed for e in exploring], pa.uint64()),
-        "order_propensity": pa.array([order for order, _ in propensities], pa.float64()),
+        "order_propensity": pa.array([one.order for one in chances], pa.float64()),
         "pin_ids": _lists(counts, pins.pin_ids),
         "places": _lists(counts, pins.places),
         "probabilities": _lists(counts * heads, pins.probabilities),
         "party_utilities": _lists(counts * parties, pins.party_utilities),
         "attribute_values": _lists(counts * attributes, pins.attributes),
         "utilities": _lists(counts, pins.utilities),
-        "propensities": _lists(counts, np.concatenate([positions for _, positions in propensities])),
+        "propensities": _lists(counts, np.concatenate([one.positions for one in chances])),
         "features": pa.array([None if r.features is None else r.features() for r in requests], pa.binary()),
     }
     return pa.record_batch(list(columns.values()), schema=IMPRESSIONS)
 
 
-def _propensities(request: AnsweredRequest, pause: Callable[[], None]) -> tuple[float, np.ndarray]:
-    if request.exploring is None:
-        return 1.0, np.ones(request.scores.top)
-    pause()
-    return request.exploring.propensities()
-
-
-def actions_batch(calls: Sequence[RecordedActions]) -> pa.RecordBatch:
-    """Convert the actions of calls to a batch of `ACTIONS`."""
-    actions = [action for call in calls for action in call.actions()]
-    named = {"action", "surface"}
-    columns = [
-        _names([getattr(a, field.name) for a in actions])
-        if field.name in named
-        else pa.array([getattr(a, field.name) for a in actions], field.type)
-        for field in ACTIONS
+def _propensities(requests: Sequence[AnsweredRequest]) -> list[Propensities]:
+    """Return those of each request; what could not explore has one order, with the probability 1."""
+    asked = [
+        (r.exploring.policy, r.scores.party_utilities, r.scores.order) for r in requests if r.exploring is not None
     ]
+    found = iter(propensities(asked))
+    return [Propensities(1.0, np.ones(r.scores.top)) if r.exploring is None else next(found) for r in requests]
+
+
+def actions_batch(calls: Sequence[RecordedActions], pause: Callable[[], None] = lambda: None) -> pa.RecordBatch:
+    """Convert the actions of calls to a batch of `ACTIONS`; see `impressions_batch`."""
+    actions: list[RecordedAction] = []
+    for call in calls:
+        left = iter(call.actions())
+        while some := list(islice(left, _ACTIONS_AT_ONCE)):
+            actions += some
+            pause()
+    columns = []
+    for field, values in zip(ACTIONS, zip(*actions, strict=True), strict=True):
+        columns.append(_names(values) if pa.types.is_dictionary(field.type) else pa.array(values, field.type))
+        pause()
     return pa.record_batch(columns, schema=ACTIONS)
 
 

@@ -23,7 +23,7 @@ import structlog
 
 from impressions.archive import Archive
 from impressions.errors import LogError
-from impressions.places import SPOOL, new_stem, open_place
+from impressions.places import SPOOL, check_writable, new_stem, open_place
 from impressions.schema import TABLES
 from impressions.segments import Segment, segments, size_of
 from impressions.writing.batches import actions_batch, impressions_batch, seen_batch
@@ -33,9 +33,11 @@ _log = structlog.get_logger(__name__)
 
 #: The most items of a batch. It bounds the memory and the time that one conversion takes.
 _BATCH = {"impressions": 256, "actions": 16, "seen": 4_096}
+#: Estimated memory of a batch; a column of Arrow holds 2 GiB.
+_BATCH_BYTES = 64 << 20
 _CONVERT: dict[str, Callable[[Any], pa.RecordBatch]] = {
     "impressions": lambda rows: impressions_batch(rows, _let_others_run),
-    "actions": actions_batch,
+    "actions": lambda calls: actions_batch(calls, _let_others_run),
     "seen": seen_batch,
 }
 #: Memory that a row without pins takes, more or less.
@@ -57,7 +59,7 @@ class LogSettings:
         flush_s: how often rows are written to the spool folder; a killed process loses the rows of one interval.
         spool_bytes_max: size of the spool folder from which no segment is begun. Rows then wait in memory.
         rotate_bytes, rotate_s: size and age from which a segment becomes a Parquet file.
-        queue_bytes_max: memory for rows that wait to be written.
+        queue_bytes_max: memory for rows that wait to be written; actions and reports take half of it at most.
         retention_days: age from which files are deleted; None keeps them.
     """
 
@@ -132,10 +134,9 @@ class ImpressionLog:
                 f"{self._settings.to}: a log in a bucket needs a local folder for rows on their way; set "
                 "impressions.spool_folder"
             )
-        try:
-            spool.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise LogError(f"{spool}: cannot create the spool folder: {error.strerror}") from error
+        check_writable(spool, "spool folder")
+        if folder is not None:
+            check_writable(folder, "folder of the log")
         return spool
 
     @property
@@ -159,8 +160,10 @@ class ImpressionLog:
         return self._offer("seen", report, _ROW_BYTES + report.positions.nbytes, 1)
 
     def _offer(self, table: str, item: Any, size: int, rows: int) -> bool:
-        queue = self._queues[table]
-        if self._offered_bytes + size - self._written_bytes > self._settings.queue_bytes_max:
+        queue, room = self._queues[table], self._settings.queue_bytes_max
+        if table != "impressions":  # a flood of reports must not drop the answers
+            room //= 2
+        if self._offered_bytes + size - self._written_bytes > room:
             queue.counts.dropped += rows
             return False
         self._offered_bytes += size
@@ -189,9 +192,9 @@ class ImpressionLog:
         for table, queue in reversed(self._queues.items()):
             left = len(queue.items)  # those that arrive meanwhile wait for the next time
             while left > 0:
-                count = min(left, _BATCH[table])
-                self._write(table, queue, [queue.items[i] for i in range(count)])
-                left -= count
+                items = _next_batch(queue, min(left, _BATCH[table]))
+                self._write(table, queue, items)
+                left -= len(items)
             segment = self._segments.get(table)
             if segment is not None and self._due(segment):
                 self._end(table)
@@ -214,8 +217,13 @@ class ImpressionLog:
         self._written_bytes += sum(size for _, size, _ in items)
 
     def _append(self, table: str, batch: pa.RecordBatch) -> None:
+        segment = self._segments.get(table)
+        if segment is not None and not segment.in_place:
+            _log.error("segment_removed", segment=str(segment.path), bytes=segment.bytes)
+            self._end(table)
         if table not in self._segments:
             self._check_room()
+            self._spool.mkdir(parents=True, exist_ok=True)  # it may have been removed
             self._number += 1
             self._segments[table] = Segment(self._spool, new_stem(table, self._number), TABLES[table])
         try:
@@ -251,6 +259,19 @@ class ImpressionLog:
         """Ask both threads to finish: to write all rows, and to make Parquet files of all segments."""
         self._closing.set()
         self.archive.wake()
+
+
+def _next_batch(queue: _Queue, count: int) -> list[tuple[Any, int, int]]:
+    """Return the first items of a queue: at most so many, and so large that they fit in a batch, but at least one."""
+    items: list[tuple[Any, int, int]] = []
+    size = 0
+    for i in range(count):  # by index: the server's thread appends meanwhile
+        item = queue.items[i]
+        size += item[1]
+        if items and size > _BATCH_BYTES:
+            break
+        items.append(item)
+    return items
 
 
 def _fits(table: str, row: Any) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
+
+from model_store.exploration.explorer import Explorer
 
 
 class ScoredPins(Protocol):
@@ -62,14 +64,13 @@ class Exploring:
         explorer: the digest of the exploration table.
         seed: its seed.
         arm: the arm that ordered the answer; None if the tuned order was answered.
-        propensities: gives the probability of the whole order, and float64[K] of each pin at its position; called on
-            the log's thread.
+        policy: how its surface explores; asked for propensities on the log's thread.
     """
 
     explorer: str
     seed: int
     arm: str | None
-    propensities: Callable[[], tuple[float, np.ndarray]]
+    policy: Explorer
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +108,8 @@ class AnsweredRequest:
     features_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class RecordedAction:
-    """One action that a server accepted; see `ACTIONS`."""
+class RecordedAction(NamedTuple):
+    """One action that a server accepted: a row of `ACTIONS`, in its order. There may be 10,000 in a call."""
 
     event_id: int
     user_id: int
@@ -128,11 +128,11 @@ class RecordedActions:
 
     Attributes:
         count: how many there are.
-        actions: gives them; called on the log's thread.
+        actions: gives them; called on the log's thread, which rests now and then while it takes them.
     """
 
     count: int
-    actions: Callable[[], Sequence[RecordedAction]]
+    actions: Callable[[], Iterable[RecordedAction]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@
 #include <new>
 
 #include "exports.h"
+#include "order_keys.h"
 
 static_assert(std::endian::native == std::endian::little, "stored rows and packed fields are little-endian");
 
@@ -80,8 +81,6 @@ inline float exp_of(float x) {
   sum = sum * (rest * rest) + rest + 1.0f;
   return sum * std::bit_cast<float>((std::bit_cast<uint32_t>(shifted) << 23) + 0x3f800000u);
 }
-
-inline bool is_finite(float value) { return (std::bit_cast<uint32_t>(value) & 0x7f800000u) != 0x7f800000u; }
 
 // The pattern of slopes and intercepts spans several rows, so that whole vectors are filled.
 void calibrate(const float* logits, int64_t count, const float* slopes, const float* intercepts, int64_t pattern,
@@ -211,12 +210,6 @@ void evaluate(const PinrankSurface& surface, const float* probabilities, const P
       utilities[start + i] = static_cast<float>(sum);
     }
   }
-}
-
-// A finite utility's place, ascending from the best to the worst; zeros of both signs are equal.
-inline uint32_t descending(float utility) {
-  const uint32_t bits = std::bit_cast<uint32_t>(utility + 0.0f);
-  return bits & 0x80000000u ? bits : ~bits & 0x7fffffffu;
 }
 
 // Sorts stably by the upper 32 bits, one byte at a time (radix sort, least significant digit first); returns the

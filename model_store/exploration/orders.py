@@ -17,11 +17,16 @@ from model_store.exploration.explorer import (
     replay_by_utility,
 )
 from model_store.exploration.hashing import mixed, mixed_all
+from model_store.exploration.native_policy import NativePolicy
 from model_store.exploration.plackett_luce import order_probability, position_probabilities
+from model_store.exploration.propensities import propensities
 from model_store.exploration.regret import TunedOrder
 from model_store.model.discount import discounts
 from model_store.model.selection import select
 from model_store.model.utility import weighted_sum
+
+#: The largest m: propensities take all sets of m candidates into account. `propensities.cpp` reserves memory for it.
+BEST_MAX = 8
 
 
 class OrderExplorer:
@@ -35,7 +40,7 @@ class OrderExplorer:
     Attributes:
         share: the share of the requests that explore.
         regret_max: the allowed regret, as a fraction (see `TunedOrder`).
-        best: the largest m.
+        best: the largest m, 2 to `BEST_MAX`.
         temperature: in units of utility.
         floor: the fraction of the explored requests whose order is drawn evenly.
     """
@@ -50,11 +55,15 @@ class OrderExplorer:
         temperature: float,
         floor: float,
     ) -> None:
+        """Create from the fields of `explore.toml`. Raises ValueError if `best` is not in its range."""
+        if not 2 <= best <= BEST_MAX:
+            raise ValueError(f"best is {best}; it must be 2 to {BEST_MAX}")
         self.share = share
         self.regret_max = regret_max
         self.best = best
         self.temperature = temperature
         self.floor = floor
+        self.native = NativePolicy(share, regret_max, tuned_weights[None], np.array([1.0]), best, temperature, floor)
         self.arms = tuple(f"best-{m}" for m in range(2, best + 1))
         self._lots = Lots(seed, share)
         self.explores = self._lots.explores
@@ -84,6 +93,10 @@ class OrderExplorer:
         return Explored(f"best-{len(first)}", order, utilities, self._tuned_weights, regret, tuned.value)
 
     def propensities(self, party_utilities: np.ndarray, order: np.ndarray) -> Propensities:
+        """See `Explorer`."""
+        return propensities([(self, party_utilities, order)])[0]
+
+    def propensities_in_numpy(self, party_utilities: np.ndarray, order: np.ndarray) -> Propensities:
         """See `Explorer`."""
         utilities = weighted_sum(party_utilities, self._tuned_weights)
         tuned = TunedOrder(utilities, len(order), self.regret_max)
@@ -130,8 +143,10 @@ class OrderExplorer:
         answered = len(tuned.order)
         weights = discounts(answered)[: len(first)].tolist()
         for m in range(len(first), 1, -1):
-            # No order of the m best is worth less than the reverse.
-            worst = sum(d * (best - last) for d, best, last in zip(weights, worth, reversed(worth[:m]), strict=False))
+            # No order of the m best is worth less than the reverse. `sum` would add in another way from Python 3.12 on.
+            worst = 0.0
+            for discount, best, last in zip(weights, worth, reversed(worth[:m]), strict=False):
+                worst += discount * (best - last)
             if worst <= tuned.regret_max:
                 return first[:m]
         return first[:0]

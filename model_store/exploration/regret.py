@@ -33,12 +33,20 @@ class TunedOrder:
         self.worth: np.ndarray = np.where(np.isfinite(worth), worth, 0.0)
         self._discounts = discounts(len(self.order))
         gained = self._discounts * self.worth[self.order]
-        self.value = float(gained.sum())
-        self.regret_max = regret_max * float(np.abs(gained).sum())
+        self.value = float(_sum(gained))
+        self.regret_max = regret_max * float(_sum(np.abs(gained)))
 
     def regrets(self, orders: np.ndarray) -> np.ndarray:
         """Return float64[...], the regret of each of int64[..., K] orders."""
         # Summed as differences: equal orders have a regret of exactly 0.
         given_up = self._discounts * (self.worth[self.order] - self.worth[orders])
-        regrets: np.ndarray = given_up.sum(axis=-1)
-        return regrets
+        return _sum(given_up)
+
+
+def _sum(terms: np.ndarray) -> np.ndarray:
+    """Return float64[...], the sums along the last axis, one term after the other as in `propensities.cpp`.
+
+    `numpy.sum` adds in another order, and an arm at the bound would be answered, but then be counted as withheld.
+    """
+    sums: np.ndarray = np.cumsum(terms, axis=-1)[..., -1]
+    return sums

@@ -32,7 +32,7 @@ from feature_client.groups import Name
 from model_store.bundle.files import EXPLORATION, Bundle, BundleError
 from model_store.bundle.manifest import Manifest
 from model_store.exploration.explorer import Explorer
-from model_store.exploration.orders import OrderExplorer
+from model_store.exploration.orders import BEST_MAX, OrderExplorer
 from model_store.exploration.weights import WeightsExplorer
 from model_store.model.utility import SurfaceUtility, UtilityTable
 
@@ -45,13 +45,13 @@ class ExplorationError(BundleError):
 
 
 class _Arm(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     weights: Annotated[dict[Name, Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1)]
     probability: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
 class _Surface(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     share: Annotated[float, Field(gt=0, le=1)]
     regret_max: Annotated[float, Field(gt=0, le=1)]
 
@@ -63,13 +63,13 @@ class _WeightsSurface(_Surface):
 
 class _OrderSurface(_Surface):
     kind: Literal["order"]
-    best: Annotated[int, Field(ge=2, le=8)]
+    best: Annotated[int, Field(ge=2, le=BEST_MAX)]
     temperature: Annotated[float, Field(ge=1e-9, allow_inf_nan=False)]  # float32 utilities over it are finite
     floor: Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     seed: Annotated[int, Field(ge=0, lt=1 << 64)]
     surfaces: Annotated[
         dict[Name, Annotated[_WeightsSurface | _OrderSurface, Field(discriminator="kind")]], Field(min_length=1)

@@ -16,6 +16,8 @@ from model_store.exploration.explorer import (
     propensities_of,
     replay_by_utility,
 )
+from model_store.exploration.native_policy import NativePolicy
+from model_store.exploration.propensities import propensities
 from model_store.exploration.regret import TunedOrder
 from model_store.model.selection import select
 from model_store.model.utility import weighted_sum
@@ -50,6 +52,8 @@ class WeightsExplorer:
         self._lots = Lots(seed, share)
         self.explores = self._lots.explores
         self._tuned_weights = tuned_weights
+        self._chances = np.concatenate([[1 - share], share * probabilities])
+        self.native = NativePolicy(share, regret_max, np.vstack([tuned_weights, weights]), self._chances)
         self._ends = [int(end * 2.0**64) for end in np.cumsum(probabilities)[:-1]]
 
     def arm_of(self, request_id: int) -> int:
@@ -78,12 +82,15 @@ class WeightsExplorer:
 
     def propensities(self, party_utilities: np.ndarray, order: np.ndarray) -> Propensities:
         """See `Explorer`."""
+        return propensities([(self, party_utilities, order)])[0]
+
+    def propensities_in_numpy(self, party_utilities: np.ndarray, order: np.ndarray) -> Propensities:
+        """See `Explorer`."""
         tuned = TunedOrder(weighted_sum(party_utilities, self._tuned_weights), len(order), self.regret_max)
         orders = select(weighted_sum(party_utilities, self.weights), len(order))
         orders[~(tuned.regrets(orders) <= tuned.regret_max)] = tuned.order
         same = np.vstack([tuned.order, orders]) == order
-        chances = np.concatenate([[1 - self.share], self.share * self.probabilities])
-        return propensities_of(float(chances @ same.all(axis=1)), chances @ same)
+        return propensities_of(float(self._chances @ same.all(axis=1)), self._chances @ same)
 
     def replay(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,10 +12,10 @@ from rich.console import Console
 from kernels.engines import ENGINES
 from ranker.cli.console import ActionsOption, ConsoleReporter, DataOption, explained, fail, note_problems, read_dataset
 from ranker.cli.options import OptionGroup, grouped
-from ranker.cli.places import check_file
+from ranker.cli.result_files import ResultFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from kernels.engine import EngineFactory
     from model_store.bundle.files import Bundle
@@ -87,32 +86,8 @@ class ScoringOptions(OptionGroup):
             fail(str(error))
 
 
-@dataclass(frozen=True, slots=True)
-class OutputOptions(OptionGroup):
-    json_path: Annotated[Path | None, typer.Option("--json", help="File to write all numbers to, as JSON.")] = None
-    report_path: Annotated[
-        Path | None, typer.Option("--report", help="HTML file to write a report with charts to.")
-    ] = None
-
-    def check(self) -> None:
-        """Check before the work that the results can be written after it."""
-        for path in (self.json_path, self.report_path):
-            if path is not None:
-                check_file(path)
-        if self.report_path is not None:
-            import ranker.evaluation.report  # noqa: F401, PLC0415 - matplotlib may be missing
-
-    def write(self, evaluation: Evaluation) -> None:
-        if self.json_path is not None:
-            self.json_path.write_text(json.dumps(evaluation.as_json(), indent=2, allow_nan=False) + "\n")
-        if self.report_path is not None:
-            from ranker.evaluation.report import write_report  # noqa: PLC0415
-
-            write_report(evaluation, self.report_path)
-
-
 @grouped
-def evaluate(choice: BundleChoice, scoring: ScoringOptions, output: OutputOptions) -> None:
+def evaluate(choice: BundleChoice, scoring: ScoringOptions, output: ResultFiles) -> None:
     """Compare bundles with each other and with baselines on the newest tenth of the data.
 
     The command scores as the server does, with the engine, feature assembly, calibration and utility of each bundle.
@@ -127,7 +102,7 @@ def evaluate(choice: BundleChoice, scoring: ScoringOptions, output: OutputOption
         from ranker.evaluation.evaluate import evaluate as evaluate_bundles  # noqa: PLC0415
         from ranker.training.examples import Sampling  # noqa: PLC0415
 
-        output.check()
+        output.check(_report_writer)
         factory = scoring.engine_factory()
         bundles = choice.read()
         baseline = choice.named_baseline(bundles)
@@ -146,8 +121,14 @@ def evaluate(choice: BundleChoice, scoring: ScoringOptions, output: OutputOption
                 data=dataset.name,
                 against=scoring.plan(bundles),
             )
-        output.write(evaluation)
+        output.write(evaluation, _report_writer)
         _show(evaluation)
+
+
+def _report_writer() -> Callable[[Evaluation, Path], None]:
+    from ranker.evaluation.report import write_report  # noqa: PLC0415
+
+    return write_report
 
 
 def _show(evaluation: Evaluation) -> None:

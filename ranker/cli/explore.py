@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from kernels.engines import ENGINES
 from ranker.cli.console import ConsoleReporter, explained, fail
 from ranker.cli.options import OptionGroup, grouped
-from ranker.cli.places import check_file
+from ranker.cli.result_files import ResultFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from impressions.slates import Slates
+    from kernels.engine import EngineFactory
     from ranker.counterfactual.evaluate import PolicyEvaluation
     from ranker.counterfactual.forecast import Settings
     from ranker.counterfactual.rewards import Reward
@@ -46,6 +48,21 @@ class PolicyChoice(OptionGroup):
         ),
     ] = "logged"
     store: Annotated[str | None, typer.Option("--store", help="Model store: a folder or s3://bucket/prefix.")] = None
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="Engine that scores logged answers with another network than the one that logged: "
+            f"{', '.join(ENGINES)}."
+        ),
+    ] = "openvino"
+
+    def engine_factory(self) -> EngineFactory:
+        from kernels.engines import engine_factory  # noqa: PLC0415
+
+        try:
+            return engine_factory(self.engine)
+        except ValueError as error:
+            fail(f"--engine {self.engine}: {error}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +109,9 @@ class EstimatorOptions(OptionGroup):
         unknown = [name for name in self.estimator or () if name not in _ESTIMATORS]
         if unknown:
             fail(f"--estimator {unknown[0]}: choose one of {', '.join(_ESTIMATORS)}")
+        for name, limit in (("--ess-min", self.ess_min), ("--clip", self.clip)):
+            if not math.isfinite(limit):
+                fail(f"{name} {limit}: choose a finite number")
         if self.unit not in ("orders", "positions"):
             fail(f"--unit {self.unit}: choose orders or positions")
 
@@ -107,34 +127,8 @@ class EstimatorOptions(OptionGroup):
         return {name: reward for name, reward in rewards.items() if not self.reward or name in self.reward}
 
 
-@dataclass(frozen=True, slots=True)
-class ResultOptions(OptionGroup):
-    panel = "Results"
-
-    json_path: Annotated[Path | None, typer.Option("--json", help="File to write all numbers to, as JSON.")] = None
-    report_path: Annotated[
-        Path | None, typer.Option("--report", help="HTML file to write a report with all estimators to.")
-    ] = None
-
-    def check(self) -> None:
-        """Check before the work that the results can be written after it."""
-        for path in (self.json_path, self.report_path):
-            if path is not None:
-                check_file(path)
-        if self.report_path is not None:
-            import ranker.counterfactual.report  # noqa: F401, PLC0415 - matplotlib may be missing
-
-    def write(self, evaluation: PolicyEvaluation) -> None:
-        if self.json_path is not None:
-            self.json_path.write_text(json.dumps(evaluation.as_json(), indent=2, allow_nan=False) + "\n")
-        if self.report_path is not None:
-            from ranker.counterfactual.report import write_report  # noqa: PLC0415
-
-            write_report(evaluation, self.report_path)
-
-
 @grouped
-def evaluate(choice: PolicyChoice, log: LogChoice, options: EstimatorOptions, results: ResultOptions) -> None:
+def evaluate(choice: PolicyChoice, log: LogChoice, options: EstimatorOptions, results: ResultFiles) -> None:
     """Estimate from logged answers what another policy would have earned, before it is served.
 
     The command prints estimates with 95% intervals, or says why the log does not say enough and what to do; then it
@@ -147,25 +141,27 @@ def evaluate(choice: PolicyChoice, log: LogChoice, options: EstimatorOptions, re
     options.check()
     with explained():
         from model_store.registry.store import open_model_store  # noqa: PLC0415
-        from ranker.counterfactual.chosen_policy import read_policy  # noqa: PLC0415
+        from ranker.counterfactual.chosen_policy import StoredAnswers, read_comparison  # noqa: PLC0415
         from ranker.counterfactual.evaluate import evaluate_policy  # noqa: PLC0415
-        from ranker.counterfactual.policies import with_pins  # noqa: PLC0415
+        from ranker.counterfactual.policies import whole_answers  # noqa: PLC0415
         from ranker.counterfactual.rewards import rewards_of  # noqa: PLC0415
 
-        results.check()
+        results.check(_report_writer)
         reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True))
         with reporter.step("reading the log"):
-            slates = with_pins(log.read())
+            answers = log.read()
+            slates = whole_answers(answers)
         store = None if choice.store is None else open_model_store(choice.store)
-        policy, table = read_policy(choice.policy, slates, store)
-        baseline, other = read_policy(choice.against, slates, store)
-        measure = table or other
-        if measure is None:
-            fail("--policy logged --against logged compares nothing; name a utility table or a version")
-        rewards = options.chosen(rewards_of(measure, slates, discounted=options.discounted))
+        with reporter.step("reading the policies") as progress:
+            stored = StoredAnswers(log.on, choice.engine_factory(), progress)
+            compared = read_comparison(choice.policy, choice.against, slates, store, stored)
+        rewards = options.chosen(rewards_of(compared.table, compared.slates, discounted=options.discounted))
         with reporter.step("resampling users"):
-            evaluation = evaluate_policy(slates, policy, baseline, rewards, options.settings(), log.on.name)
-        results.write(evaluation)
+            evaluation = evaluate_policy(
+                compared.slates, compared.policy, compared.baseline, rewards, options.settings(), log.on.name,
+                compared.rescoring, answers.requests - slates.requests,
+            )  # fmt: skip
+        results.write(evaluation, _report_writer)
     _show(evaluation, options)
 
 
@@ -191,15 +187,18 @@ def _slates(folder: Path, surface: str, model: str | None) -> Slates:
     return found[0]
 
 
+def _report_writer() -> Callable[[PolicyEvaluation, Path], None]:
+    from ranker.counterfactual.report import write_report  # noqa: PLC0415
+
+    return write_report
+
+
 def _show(evaluation: PolicyEvaluation, options: EstimatorOptions) -> None:
-    from ranker.counterfactual.tables import bound_lines, forecast_table, overlap_table  # noqa: PLC0415
+    from ranker.counterfactual.tables import answer_lines, bound_lines, forecast_table, overlap_table  # noqa: PLC0415
     from ranker.evaluation.tables import rich_table  # noqa: PLC0415
 
     console = Console(markup=False, emoji=False)
-    caption = (
-        f"{evaluation.requests:,} answers of {evaluation.model} to {evaluation.users:,} users, "
-        f"{evaluation.explored_share:.2%} of them explored."
-    )
+    caption = " ".join(answer_lines(evaluation))
     console.print(rich_table(overlap_table(evaluation), f"What the log covers of {evaluation.policy}", caption))
     result = evaluation.unit(options.unit)
     if result.refused is not None:

@@ -125,9 +125,10 @@ class ParentOptions(OptionGroup):
     gate_ope: Annotated[
         list[str] | None,
         typer.Option(
-            metavar='"HEAD >= NUMBER"',
-            help="With --impressions: least difference of the action's rate per request to the parent's, by the low "
-            "end of a 95% interval that is estimated from the newest logged answers; may be repeated.",
+            metavar='"HEAD|PARTY >= NUMBER"',
+            help="With --impressions: least difference to the parent of an action's rate, or of a party's utility, per "
+            "request, by the low end of a 95% interval that is estimated from the newest logged answers; may be "
+            "repeated.",
         ),
     ] = None
 

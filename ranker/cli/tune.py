@@ -148,7 +148,7 @@ def tune(goal: GoalOptions, requests: RequestOptions, result: ResultOptions) -> 
         from ranker.tuning.constants import find_constants  # noqa: PLC0415
         from ranker.tuning.inputs import utility_of  # noqa: PLC0415
         from ranker.tuning.results import Infeasible  # noqa: PLC0415
-        from ranker.tuning.tables import search_lines  # noqa: PLC0415
+        from ranker.tuning.tables import dropped_lines, search_lines  # noqa: PLC0415
         from ranker.tuning.thetas import parse_thetas  # noqa: PLC0415
         from ranker.tuning.tune import Goal  # noqa: PLC0415
         from ranker.tuning.tune import tune as tune_weights  # noqa: PLC0415
@@ -173,7 +173,7 @@ def tune(goal: GoalOptions, requests: RequestOptions, result: ResultOptions) -> 
             )  # fmt: skip
         if isinstance(tuned, Infeasible):
             fail(str(tuned))
-        notes = [] if search is None else [*search_lines(search)]
+        notes = [*dropped_lines(surface.at_least, wanted), *(() if search is None else search_lines(search))]
         _show(tuned, wanted, data, notes)
         _write(result, content, bundle, data, wanted, tuned, notes)
 

@@ -13,6 +13,7 @@ from ranker.counterfactual.estimators import ESTIMATORS, LoggedActions
 from ranker.counterfactual.forecast import Forecast, Refused, Settings, estimates, refusal
 from ranker.counterfactual.intervals import Overlap, overlap
 from ranker.counterfactual.policies import EvaluatedPolicy
+from ranker.counterfactual.rescoring import Rescoring
 from ranker.counterfactual.rewards import Reward, RewardModel, head_labels
 from ranker.errors import PropensityError
 
@@ -48,12 +49,14 @@ class PolicyEvaluation:
         surface, model: of the logged answers.
         policy, baseline: the names of what is compared.
         start_ms, stop_ms: time of the first and the last request, Unix time.
-        requests, users, pins: counts of the log.
+        requests, users, pins: counts of the answers.
+        left_out: how many more answers there were, which do not hold all candidates or hold none.
         explored_share: the share of the requests that an arm ordered.
         discounted: whether positions count by their discount.
         settings: limits, clipping and resamples.
         rewards: the names of the rewards, in order.
         units: the results, in the order of `UNITS`.
+        rescoring: which answers these are, if a policy has another network than the one that logged; None for all.
     """
 
     data: str
@@ -66,11 +69,13 @@ class PolicyEvaluation:
     requests: int
     users: int
     pins: int
+    left_out: int
     explored_share: float
     discounted: bool
     settings: Settings
     rewards: tuple[str, ...]
     units: tuple[UnitResult, ...]
+    rescoring: Rescoring | None = None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -93,6 +98,8 @@ def evaluate_policy(
     rewards: Mapping[str, Reward],
     settings: Settings,
     data: str = "",
+    rescoring: Rescoring | None = None,
+    left_out: int = 0,
 ) -> PolicyEvaluation:
     """Estimate what a policy would have earned on logged requests.
 
@@ -103,6 +110,8 @@ def evaluate_policy(
         rewards: what to count, by name.
         settings: limits, clipping and resamples.
         data: name of the joined dataset.
+        rescoring: which answers these are, if another network scored them.
+        left_out: how many other answers there were, for the record.
 
     Raises:
         PropensityError: the log has no request or an answer without a pin, or a propensity that is no probability.
@@ -111,7 +120,8 @@ def evaluate_policy(
         raise PropensityError("the joined log has no request, or an answer without a pin; widen the time span")
     days = float(slates.time_ms.max() - slates.time_ms.min()) / _DAY_MS
     model = RewardModel.of(slates, settings.seed)
-    units = tuple(_unit(unit, slates, model, policy, baseline, rewards, settings, days) for unit in UNITS)
+    share = 1.0 if rescoring is None else rescoring.share
+    units = tuple(_unit(unit, slates, model, policy, baseline, rewards, settings, days, share) for unit in UNITS)
     return PolicyEvaluation(
         data=data,
         surface=slates.surface,
@@ -123,11 +133,13 @@ def evaluate_policy(
         requests=slates.requests,
         users=len(np.unique(slates.user_ids)),
         pins=len(slates.pin_ids),
+        left_out=left_out,
         explored_share=float(np.mean(slates.arms != "")),
         discounted=any(reward.discounted for reward in rewards.values()),
         settings=settings,
         rewards=tuple(rewards),
         units=units,
+        rescoring=rescoring,
     )
 
 
@@ -168,6 +180,7 @@ def _unit(
     rewards: Mapping[str, Reward],
     settings: Settings,
     days: float,
+    scored_share: float,
 ) -> UnitResult:
     found: dict[str, tuple[Forecast, ...]] = {}
     described: Overlap | None = None
@@ -176,10 +189,10 @@ def _unit(
         other = None if baseline.logs else logged_actions(unit, slates, baseline, reward, model)
         if described is None:  # weights do not depend on the reward
             described = overlap(own, settings.resamples, settings.seed)
-            refused = refusal(described, settings, policy.name, days)
+            refused = refusal(described, settings, policy.name, days, scored_share)
             if refused is None and other is not None:
                 theirs = overlap(other, settings.resamples, settings.seed)
-                refused = refusal(theirs, settings, baseline.name, days)
+                refused = refusal(theirs, settings, baseline.name, days, scored_share)
             if refused is not None:
                 return UnitResult(unit, described, refused, {})
         found[name] = estimates(own, other, tuple(ESTIMATORS), settings)

@@ -14,7 +14,7 @@ from ranker.evaluation.bootstrap import RESAMPLES, Estimate
 #: normally distributed; and on public logs, the estimates are off by a multiple of the truth.
 ESS_MIN = 100.0
 #: The least share of the policy's answers that logging could have given. What it could not give is unknown; no weight
-#: corrects it.
+#: corrects it. The mean weight may exceed 1 by as much: it does where logging chose which pins an answer holds.
 SUPPORT_MIN = 0.9
 #: The largest weight of the clipped estimators.
 CLIP = 10.0
@@ -58,7 +58,9 @@ class Forecast:
     bound: Estimate | None = None
 
 
-def refusal(found: Overlap, settings: Settings, name: str, days: float | None = None) -> Refused | None:
+def refusal(
+    found: Overlap, settings: Settings, name: str, days: float | None = None, scored_share: float = 1.0
+) -> Refused | None:
     """Say whether a log says too little about a policy.
 
     Args:
@@ -66,6 +68,7 @@ def refusal(found: Overlap, settings: Settings, name: str, days: float | None = 
         settings: the limits.
         name: the policy's name.
         days: the time that the log spans, to tell how many more are needed.
+        scored_share: the part of the logged answers that keeps the stored rows, if the policy needs them.
     """
     support = found.support.value if found.support.high is None else found.support.high
     if support is not None and support < settings.support_min:
@@ -75,21 +78,33 @@ def refusal(found: Overlap, settings: Settings, name: str, days: float | None = 
             "explore with arms near this policy (explore.toml), then log, join and evaluate again; a policy that only "
             "the reward model knows cannot be checked",
         )
+    least = found.support.value if found.support.low is None else found.support.low
+    if least is not None and least > 1 / settings.support_min:
+        return Refused(
+            f"the mean weight of {name} is {found.support.value:.3g}, but no policy can have more than 1; so the "
+            "propensities in the log are not those of the policy that logged",
+            "run `pinrank impressions check` on the log, and leave out the answers of the time or server at fault",
+        )
     if found.effective_users < settings.ess_min:
         return Refused(
             f"the effective number of users for {name} is {found.effective_users:.1f}, and at least "
             f"{settings.ess_min:g} are required; the largest user has {found.largest_share:.0%} of the weight",
-            _more_traffic(found, settings, days),
+            _more_traffic(found, settings, days, scored_share),
         )
     return None
 
 
-def _more_traffic(found: Overlap, settings: Settings, days: float | None) -> str:
+def _more_traffic(found: Overlap, settings: Settings, days: float | None, scored_share: float) -> str:
     factor = settings.ess_min / found.effective_users
     needed = "" if not days else f", or log for about {math.ceil(days * factor):,} days instead of {days:.1f}"
+    rows = (
+        f", or raise impressions.features_share, because only {scored_share:.0%} of the answers keep their stored rows"
+        if scored_share < 1
+        else ""
+    )
     return (
-        f"explore about {math.ceil(factor):,} times the present share (explore.toml){needed}; or evaluate a policy "
-        "that is nearer to the logged ones"
+        f"explore about {math.ceil(factor):,} times the present share (explore.toml){needed}{rows}; or evaluate a "
+        "policy that is nearer to the logged ones"
     )
 
 

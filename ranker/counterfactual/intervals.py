@@ -61,12 +61,11 @@ class Resampled:
         return Resampled(self.resampling - other.resampling, self.influences - other.influences)
 
     def estimate(self) -> Estimate:
-        """Return the value with its expanded percentile interval.
+        """Return the value with an interval of Student's t times the bootstrap's standard error to each side.
 
-        Few users with most of the weight make the variance itself uncertain. So the interval reaches to the
-        percentiles at which a normal distribution has the quantile of Student's t (T. Hesterberg, "What teachers
-        should know about the bootstrap", 2015), whose degrees of freedom follow from the users' kurtosis: the
-        variance of a variance is about (kurtosis - 1) / n (R. Satterthwaite, 1946).
+        Few users with most of the weight make the variance itself uncertain: so the degrees of freedom of Student's t
+        follow from the users' kurtosis, as the variance of a variance is about (kurtosis - 1) / n (R. Satterthwaite,
+        1946). Percentiles of the resamples cover the truth less often (`bench simulator`).
         """
         squares = self.influences**2
         variance = squares.mean()
@@ -74,7 +73,7 @@ class Resampled:
             return self.resampling.estimate()
         kurtosis = float((squares**2).mean() / variance**2)
         degrees = max(2 * len(squares) / max(kurtosis - 1, 1e-9), _DEGREES_MIN)
-        return self.resampling.estimate(1 - NormalDist().cdf(_student_quantile(degrees)))
+        return self.resampling.symmetric_estimate(_student_quantile(degrees))
 
 
 #: Below, the expansion of Student's quantile is not exact, and no interval is worth much.
@@ -128,12 +127,15 @@ def _influences(users: np.ndarray, terms: Terms) -> np.ndarray:
 def empirical_bernstein(
     users: np.ndarray, values: np.ndarray, bounds: tuple[float, float], level: float = LEVEL
 ) -> Estimate:
-    """Bound the expected value per request, for any distribution and any number of users.
+    """Bound the expected value per request, for any number of users and any distribution within bounds.
 
-    Theorem 4 of A. Maurer and M. Pontil, "Empirical Bernstein bounds and sample variance penalization", 2009, once for
-    each side: with V the variance of n values in [0, 1], the mean is less than sqrt(2 V ln(2/d) / n) +
-    7 ln(2/d) / (3 (n - 1)) from its expectation, with probability 1 - d. A value here is a user's sum, in units of the
-    mean number of requests per user, within `bounds` times the largest number of requests of a user.
+    The expectation is a ratio m = E[S] / E[C], of a user's sum S and number C of requests. So each user's S - m C has
+    expectation 0 and lies within `bounds` - m, times the largest C. Theorem 4 of A. Maurer and M. Pontil, "Empirical
+    Bernstein bounds and sample variance penalization", 2009, holds once for each side: the mean of n users is less than
+    sqrt(2 V ln(2/d) / n) + 7 span ln(2/d) / (3 (n - 1)) from 0 with probability 1 - d, with their variance V and the
+    span of their bounds. The interval holds each m for which it is, as of E. C. Fieller, 1954.
+
+    The bound supposes that no user has more requests than the log's most active one.
 
     Args:
         users: integers[R], the user of each request.
@@ -151,17 +153,28 @@ def empirical_bernstein(
     n = len(sums)
     if n < 2:
         raise PropensityError("a bound needs at least two users")
-    scale = n / len(values)
-    most = counts.max() * scale
-    span = max(high, 0.0) * most - min(low, 0.0) * most
     log = np.log(2 / ((1 - level) / 2))
-    margin = np.sqrt(2 * np.var(sums * scale, ddof=1) * log / n) + 7 * span * log / (3 * (n - 1))
-    mean = float(values.mean())
-    return Estimate(mean, mean - float(margin), mean + float(margin))
+    fixed = 7 * (high - low) * counts.max() * log / (3 * (n - 1))
+    # m is an end where (mean(S) -+ fixed - m mean(C))^2 = factor * var(S - m C), which is quadratic in m.
+    factor = 2 * log / n
+    (var_sum, both), (_, var_count) = np.cov(sums, counts)
+    mean_sum, mean_count = sums.mean(), counts.mean()
+    square = mean_count**2 - factor * var_count
+
+    def end(side: int) -> float:
+        moved = mean_sum + side * fixed
+        half, constant = mean_count * moved - factor * both, moved**2 - factor * var_sum
+        root = half**2 - square * constant
+        bound = high if side > 0 else low
+        if square <= 0 or root < 0:
+            return bound
+        return float(np.clip((half + side * np.sqrt(root)) / square, low, high))
+
+    return Estimate(float(values.mean()), end(-1), end(+1))
 
 
 def clipped_bounds(rewards: Sequence[float] | np.ndarray, clip: float) -> tuple[float, float]:
-    """Return the least and largest clipped weighted reward, from the least and largest reward that were seen."""
+    """Return the least and largest clipped weighted reward, if no request earns less or more than those of the log."""
     return clip * min(0.0, float(np.min(rewards))), clip * max(0.0, float(np.max(rewards)))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from ranker.counterfactual.charts import difference_chart
 from ranker.counterfactual.estimators import ESTIMATORS
 from ranker.counterfactual.evaluate import PolicyEvaluation
-from ranker.counterfactual.tables import bound_lines, forecast_table, overlap_table
+from ranker.counterfactual.tables import answer_lines, bound_lines, forecast_table, overlap_table
 from ranker.evaluation.caveats import day
 from ranker.evaluation.page import items, page, picture, section, table
 
@@ -25,7 +25,11 @@ def report_html(evaluation: PolicyEvaluation) -> str:
     chart = difference_chart(evaluation)
     parts = [
         f'<h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p>',
-        section("What the log covers", table(overlap_table(evaluation)) + items(_refusals(evaluation)), _OVERLAP_NOTE),
+        section(
+            "What the log covers",
+            items(answer_lines(evaluation)) + table(overlap_table(evaluation)) + items(_refusals(evaluation)),
+            _OVERLAP_NOTE,
+        ),
         section(
             "Difference to the baseline",
             "<p>There is no chart, because everything was refused.</p>"
@@ -53,8 +57,8 @@ def write_report(evaluation: PolicyEvaluation, path: Path) -> None:
 
 CAVEATS = (
     (
-        "A policy orders the pins of each logged answer again. Pins that an answer left out are not in the log; if a "
-        "request had more candidates than its answer, the policy might have shown others."
+        "Answers that do not hold all candidates of their requests do not count, because the log does not hold the "
+        "pins that a policy might have shown instead."
     ),
     "What another policy would do to a user's later requests is not in the log.",
     "Actions after the join's window do not count.",
@@ -95,12 +99,21 @@ def _facts(evaluation: PolicyEvaluation) -> list[str]:
     settings = evaluation.settings
     return [
         f"Data: {evaluation.data or 'not named'}; {evaluation.requests:,} requests, {evaluation.pins:,} pins.",
-        f"Explored: {evaluation.explored_share:.2%} of the requests.",
+        f"Left out: {evaluation.left_out:,} answers without all candidates of their requests.",
         f"Limits: at least {settings.ess_min:g} effective users, and support of at least {settings.support_min:.0%}.",
         f"Clipped weights are at most {settings.clip:g}.",
-        f"Intervals: expanded percentiles of {settings.resamples:,} resamples of users; seed {settings.seed}.",
+        (
+            f"Intervals: Student's t times the standard error over {settings.resamples:,} resamples of users; seed "
+            f"{settings.seed}."
+        ),
         "Positions count by their discount, 1 / log2(position + 2)."
         if evaluation.discounted
         else "Each position counts the same.",
         "Reward model: the calibrated heads times an examination factor per head and position, from other users.",
+        f"Its heads are those of {evaluation.model}, which logged{_others(evaluation)}.",
     ]
+
+
+def _others(evaluation: PolicyEvaluation) -> str:
+    models = [] if evaluation.rescoring is None else evaluation.rescoring.models
+    return f"; for a head that it lacks, those of {' and '.join(models)}" if models else ""

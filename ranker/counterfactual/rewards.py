@@ -33,8 +33,19 @@ class Reward:
     discounted: bool = False
 
     def of(self, heads: np.ndarray, slates: Slates, positions: np.ndarray) -> np.ndarray:
-        """Return float64[N] for pins with these actions or probabilities, float[N, H], at these positions, int64[N]."""
+        """Return float64[N] for pins with these actions or probabilities, float[N, H], at these positions, int64[N].
+
+        Raises:
+            PropensityError: a value is not finite.
+        """
         values = row_values(self.expression, heads, slates)
+        wrong = ~np.isfinite(values)
+        if wrong.any():
+            raise PropensityError(
+                f"the reward {self.name} is {values[wrong][0]} for {wrong.sum():,} of {len(wrong):,} pins. With "
+                "actions, 0 or 1, in place of probabilities, its expression must be a number: count other rewards "
+                "(--reward), or change the expression, such as log1p(save) for log(save)"
+            )
         return values * _discounts(positions) if self.discounted else values
 
 
@@ -86,12 +97,15 @@ def examination_factors(
     """
     distinct, user = np.unique(users, return_inverse=True)
     if len(distinct) < _FOLDS:
-        raise PropensityError("a reward model needs the answers of at least two users")
+        raise PropensityError(
+            "a reward model needs the answers of at least two users; log more answers, then join again"
+        )
     folds = (np.random.default_rng(seed).permutation(len(distinct)) % _FOLDS)[user]
     count = int(positions.max()) + 1
     factors = np.empty((_FOLDS, count, labels.shape[1]))
+    predicted = np.isfinite(probabilities).all(axis=1)  # servers answer pins without a score as well, at the end
     for fold in range(_FOLDS):
-        others = folds != fold
+        others = (folds != fold) & predicted
         for head in range(labels.shape[1]):
             acted = np.bincount(positions[others], labels[others, head], count)
             expected = np.bincount(positions[others], probabilities[others, head], count)
@@ -129,9 +143,11 @@ class RewardModel:
     def predicted(self, reward: Reward, positions: np.ndarray) -> np.ndarray:
         """Return float64[N], what each pin is expected to earn at these positions, int64[N].
 
-        Exact for rewards that are linear in the actions; otherwise the reward of the expectation.
+        Exact for rewards that are linear in the actions; otherwise the reward of the expectation. A pin whose
+        probabilities are not finite is expected to get no action.
         """
-        heads = np.clip(self.slates.probabilities * self.factors[self.folds, positions], 0.0, 1.0)
+        probabilities = np.where(np.isfinite(self.slates.probabilities), self.slates.probabilities, 0.0)
+        heads = np.clip(probabilities * self.factors[self.folds, positions], 0.0, 1.0)
         return reward.of(heads, self.slates, positions)
 
 

@@ -26,7 +26,10 @@ def overlap_table(evaluation: PolicyEvaluation) -> TextTable:
 
 
 def bound_lines(evaluation: PolicyEvaluation, unit: str) -> list[str]:
-    """Return the empirical Bernstein bound of each reward, which holds for any number of users."""
+    """Return the empirical Bernstein bound of each reward, which holds for any number of users.
+
+    It supposes that no answer earns more, and no user has more requests, than the largest of the log.
+    """
     result = evaluation.unit(unit)
     return [
         f"{reward}: weights of at most {evaluation.settings.clip:g}, empirical Bernstein bound {interval(f.bound)}"
@@ -34,6 +37,26 @@ def bound_lines(evaluation: PolicyEvaluation, unit: str) -> list[str]:
         for f in result.forecasts[reward]
         if f.bound is not None
     ]
+
+
+def answer_lines(evaluation: PolicyEvaluation) -> list[str]:
+    """Say which answers were evaluated, and which networks scored them again."""
+    lines = [
+        (
+            f"{evaluation.requests:,} answers of {evaluation.model} to {evaluation.users:,} users, "
+            f"{evaluation.explored_share:.2%} of them explored."
+        )
+    ]
+    if evaluation.left_out:
+        lines.append(f"{evaluation.left_out:,} more do not hold all candidates of their requests and do not count.")
+    found = evaluation.rescoring
+    if found is not None:
+        lines.append(
+            f"{' and '.join(found.models)} scored them again. They are {found.share:.2%} of {found.logged_requests:,} "
+            "logged answers: those that keep their stored rows (impressions.features_share), chosen by a hash of the "
+            f"request's id. Of all logged answers, {found.logged_explored_share:.2%} explored."
+        )
+    return lines
 
 
 def interval(estimate: Estimate, sign: str = "") -> str:

@@ -62,16 +62,29 @@ class Resampling:
     def scaled(self, factor: float) -> Resampling:
         return Resampling(self.measured * factor, self.drawn * factor)
 
-    def estimate(self, tail: float = (1 - LEVEL) / 2) -> Estimate:
-        """Return the value with its percentile interval, which leaves out this share of the resamples at each end."""
+    def estimate(self) -> Estimate:
+        """Return the value with its percentile interval."""
+        value, defined = self._defined()
+        if defined is None:
+            return Estimate(value, None, None)
+        low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        return Estimate(value, float(low), float(high))
+
+    def symmetric_estimate(self, quantile: float) -> Estimate:
+        """Return the value with the interval of so many standard errors to each side."""
+        value, defined = self._defined()
+        if value is None or defined is None:
+            return Estimate(value, None, None)
+        margin = quantile * float(defined.std())
+        return Estimate(value, value - margin, value + margin)
+
+    def _defined(self) -> tuple[float | None, np.ndarray | None]:
+        """Return the value, and the resamples that have one; None where there are none or too few."""
         value = float(self.measured)
         if not np.isfinite(value):
-            return Estimate(None, None, None)
+            return None, None
         defined = self.drawn[np.isfinite(self.drawn)]
-        if len(defined) < max(1, _DEFINED_SHARE_MIN * len(self.drawn)):
-            return Estimate(value, None, None)
-        low, high = np.quantile(defined, [tail, 1 - tail])
-        return Estimate(value, float(low), float(high))
+        return value, None if len(defined) < max(1, _DEFINED_SHARE_MIN * len(self.drawn)) else defined
 
 
 def resample(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ranker.baselines.scores import DOT_PRODUCT, TREES
@@ -13,25 +14,40 @@ from ranker.evaluation.results import Evaluation, HeadScore
 
 @dataclass(frozen=True, slots=True)
 class RateGate:
-    """The least that a version must add to an action's rate per request, by the low end of a 95% interval."""
+    """The least that a version must add to a reward per request, by the low end of a 95% interval.
 
-    head: str
+    Attributes:
+        reward: a party of the version's utility table, or a head: its action. A name that is both is the party.
+        at_least: the least difference to the parent.
+    """
+
+    reward: str
     at_least: float
 
     def __str__(self) -> str:
-        return f"{self.head} >= {self.at_least:g}"
+        return f"{self.reward} >= {self.at_least:g}"
 
 
 def parse_rate_gate(text: str) -> RateGate:
-    """Parse `HEAD >= NUMBER`. Raises SettingError."""
-    head, sign, number = text.partition(">=")
+    """Parse `HEAD >= NUMBER` or `PARTY >= NUMBER`. Raises SettingError."""
+    reward, sign, number = text.partition(">=")
     try:
         at_least = float(number)
     except ValueError:
         at_least = math.nan
-    if not (sign and head.strip() and math.isfinite(at_least)):
-        raise SettingError(f'--gate-ope {text!r}: write HEAD >= NUMBER, e.g. "save >= 0"')
-    return RateGate(head.strip(), at_least)
+    if not (sign and reward.strip() and math.isfinite(at_least)):
+        raise SettingError(f'--gate-ope {text!r}: write HEAD >= NUMBER or PARTY >= NUMBER, e.g. "save >= 0"')
+    return RateGate(reward.strip(), at_least)
+
+
+def check_rate_gates(gates: Sequence[RateGate], heads: Sequence[str], parties: Sequence[str]) -> None:
+    """Raise SettingError if a gate names neither a head nor a party."""
+    for gate in gates:
+        if gate.reward not in {*heads, *parties}:
+            raise SettingError(
+                f"--gate-ope {str(gate)!r}: the model predicts {', '.join(heads)}, and its utility table has the "
+                f"parties {', '.join(parties) or '(none)'}; name one of these"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,12 +42,14 @@ class BundleScores:
         probabilities: float32[N, H], calibrated, in the order of `heads`; scores without a scale for most baselines.
         utilities: float32[N], the final order: from the bundle's own utility table; None if it cannot be evaluated.
         utility_missing: why the utility cannot be evaluated.
+        table: the utility table; None if it cannot be evaluated.
     """
 
     heads: tuple[str, ...]
     probabilities: np.ndarray
     utilities: np.ndarray | None
     utility_missing: str | None
+    table: UtilityTable | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,8 @@ class ScoredTest:
         baselines_missing: why a baseline has no scores.
         positions: int64[N], where a logged answer showed the pin; empty for requests that were made up.
         propensities: float64[N], the logged probability of the pin at its position; empty for made-up requests.
+        surfaces: uint8[R], positions in `SURFACES`.
+        attributes: [N] by name of the pin's field, what the bundles' utility tables read.
     """
 
     heads: tuple[str, ...]
@@ -79,6 +83,8 @@ class ScoredTest:
     baselines_missing: Mapping[str, str] = field(default_factory=dict)
     positions: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     propensities: np.ndarray = field(default_factory=lambda: np.empty(0, np.float64))
+    surfaces: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
+    attributes: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def score_test(
@@ -113,13 +119,14 @@ def score_test(
     actions in D dimensions about 4 * R * (L + C) * D bytes.
     """
     heads = {head.name: head for bundle in bundles.values() for head in bundle.manifest.heads}
-    utilities = {name: _utility_of(bundle) for name, bundle in bundles.items()}
+    tables = {name: _utility_of(bundle) for name, bundle in bundles.items()}
     scored: dict[str, BundleScores] = {}
     first: Examples | None = None
     held_against = _Baselines({}, {})
+    kept: dict[str, np.ndarray] = {}
     for family in families(bundles):
-        tables = [table for name in family if isinstance(table := utilities[name], UtilityTable)]
-        attributes = sorted({attribute.field for table in tables for attribute in table.attributes})
+        readable = [table for name in family if isinstance(table := tables[name], UtilityTable)]
+        attributes = sorted({attribute.field for table in readable for attribute in table.attributes})
         source = _Source(
             bundles[family[0]], tuple(heads.values()), log, shown, split, full=first is None and baselines is not None
         )
@@ -127,18 +134,20 @@ def score_test(
         if first is None:
             first = examples
             if baselines is not None:
-                held_against = _scored_baselines(examples, source, utilities[family[0]], baselines, progress)
+                held_against = _scored_baselines(examples, source, tables[family[0]], baselines, progress)
         elif not _same_candidates(first, examples):
             raise BundleError(
                 f"{family[0]} has other candidates than the bundles before it, so they cannot be compared; evaluate it "
                 "separately"
             )
+        kept |= examples.attributes
         for name in family:
             probabilities = probabilities_of(name, bundles[name], factory, examples, progress)
-            table = utilities[name]
+            table = tables[name]
             own = tuple(head.name for head in bundles[name].manifest.heads)
             if isinstance(table, UtilityTable):
-                scored[name] = BundleScores(own, probabilities, utilities_of(table, examples, probabilities), None)
+                utilities = utilities_of(table, examples, probabilities)
+                scored[name] = BundleScores(own, probabilities, utilities, None, table)
             else:
                 scored[name] = BundleScores(own, probabilities, None, table)
     if first is None:
@@ -155,6 +164,8 @@ def score_test(
         held_against.missing,
         first.positions,
         first.propensities,
+        first.surfaces,
+        kept,
     )
 
 

@@ -37,10 +37,17 @@ class OffPolicyWeights:
         """Scale the weights to the training examples.
 
         Raises:
-            SettingError: the examples have no propensities, or their log explored nothing.
+            SettingError: the examples have no propensities; one is no probability; or their log explored nothing.
         """
         if len(examples.propensities) != len(examples.labels):
             raise SettingError("--off-policy needs the propensities of answered requests; add --impressions DIR")
+        wrong = ~((examples.propensities > 0) & (examples.propensities <= 1))
+        if wrong.any():
+            raise SettingError(
+                f"--off-policy: {wrong.sum():,} of {len(wrong):,} propensities of these impressions are not in (0, 1], "
+                f"such as {examples.propensities[wrong][0]}; they are logged with each answer and cannot be repaired "
+                "later: join a part of the log without them, or leave out --off-policy"
+            )
         if (examples.propensities >= 1).all():
             raise SettingError(
                 "--off-policy: every propensity of these impressions is 1, so nothing was explored and there is "

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from feature_client.codec import Rows
 from feature_client.features import FetchedFeatures
 from model_store.bundle.golden import decode_golden
 from model_store.bundle.manifest import Manifest
@@ -126,11 +125,6 @@ class ShownExampleBuilder:
         try:
             (golden,) = decode_golden(stored)
             fetched = golden.fetched
-            length = len(fetched.events) if self._manifest.sequence_length == 0 else self._manifest.sequence_length
-            events = fetched.events[:length]
-            others = fetched.candidates + np.arange(len(events))
-            query = [fetched.candidates + len(fetched.events)] if fetched.has_query_pin else []
-            wanted = np.concatenate([places, others, query]).astype(np.int64)
             for group in (self._groups.pin, self._groups.user):
                 found = (fetched.user if group.entity == "user" else fetched.pins)[group.name].rows.dtype
                 if found != group.dtype:
@@ -138,14 +132,8 @@ class ShownExampleBuilder:
                         f"a request's stored rows of group {group.name} have the fields {found.names}, and the model "
                         f"reads {group.dtype.names}; join from when servers read the present groups on (--since)"
                     )
-            return FetchedFeatures(
-                user=fetched.user,
-                pins={name: Rows(r.rows[wanted], r.states[wanted]) for name, r in fetched.pins.items()},
-                candidates=len(places),
-                events=events,
-                has_query_pin=fetched.has_query_pin,
-                sequence_state=fetched.sequence_state,
-            )
+            length = self._manifest.sequence_length or len(fetched.events)
+            return fetched.part(places, length)
         except (ValueError, IndexError, KeyError) as error:
             raise DatasetError(f"the stored rows of a request cannot be read: {error}; join again") from error
 

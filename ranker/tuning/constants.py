@@ -24,6 +24,8 @@ from ranker.tuning.results import Infeasible
 from ranker.tuning.tune import Goal, split_users, tune
 from ranker.tuning.utility_file import with_expressions
 
+#: Larger constants only overflow what they multiply.
+_BOUND_MAX = 1e9
 _WRITTEN = re.compile(r"(?:(?P<party>[\w-]+)\s*:)?\s*(?P<what>[\w.]+)\s+in\s+\[(?P<low>[^,\]]+),(?P<high>[^,\]]+)\]")
 
 
@@ -94,13 +96,18 @@ def _found(text: str, surface: SurfaceUtility, goal: Goal) -> FreeConstant:
         low, high = float(written["low"]), float(written["high"])
     except ValueError as error:
         raise SettingError(f"{where}: the bounds must be numbers") from error
-    if not (np.isfinite(low) and np.isfinite(high) and low < high):
-        raise SettingError(f"{where}: the bounds must be finite, and the first below the second")
-    source = surface.sources[surface.parties.index(party)].strip()
+    if not -_BOUND_MAX <= low < high <= _BOUND_MAX:
+        raise SettingError(
+            f"{where}: the bounds must be finite, within {_BOUND_MAX:g} of 0, and the first below the second"
+        )
+    source = _source(surface, party)
     tree = ast.parse(source, mode="eval")
     by_digits = what[0].isdigit() or what[0] == "."
     places = [
-        (node.col_offset, node.end_col_offset or 0)
+        (
+            _place(source, node.lineno, node.col_offset),
+            _place(source, node.end_lineno or node.lineno, node.end_col_offset or node.col_offset),
+        )
         for node in (_written_as(tree, source, what) if by_digits else _factors_of(tree, what))
     ]
     if len(places) != 1:
@@ -115,7 +122,7 @@ def _found(text: str, surface: SurfaceUtility, goal: Goal) -> FreeConstant:
 
 def _written_as(tree: ast.AST, source: str, digits: str) -> list[ast.Constant]:
     constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant)]
-    return [node for node in constants if source[node.col_offset : node.end_col_offset] == digits]
+    return [node for node in constants if ast.get_source_segment(source, node) == digits]
 
 
 def _factors_of(tree: ast.AST, name: str) -> list[ast.Constant]:
@@ -134,9 +141,21 @@ def with_constants(surface: SurfaceUtility, values: Mapping[FreeConstant, float]
     """Return the expressions of the parties whose constants change."""
     changed: dict[str, str] = {}
     for constant in sorted(values, key=lambda constant: -constant.start):  # from the back, so that places stay right
-        source = changed.get(constant.party, surface.sources[surface.parties.index(constant.party)].strip())
-        changed[constant.party] = source[: constant.start] + f"{values[constant]:.4g}" + source[constant.stop :]
+        source = changed.get(constant.party, _source(surface, constant.party))
+        # A sign binds less tightly than a power: -3 ** save is not (-3) ** save.
+        written = f"{values[constant]:.4g}" if values[constant] >= 0 else f"({values[constant]:.4g})"
+        changed[constant.party] = source[: constant.start] + written + source[constant.stop :]
     return changed
+
+
+def _source(surface: SurfaceUtility, party: str) -> str:
+    return surface.sources[surface.parties.index(party)].strip()
+
+
+def _place(source: str, line: int, column: int) -> int:
+    """Return where in a text a node of its tree starts or stops; `ast` counts lines from 1, and bytes from 0."""
+    lines = source.split("\n")
+    return sum(len(before) + 1 for before in lines[: line - 1]) + len(lines[line - 1].encode()[:column].decode())
 
 
 def search_constants(

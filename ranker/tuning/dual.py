@@ -31,6 +31,8 @@ GAP_MAX = 1e-9
 _CUTS_MAX = 600
 #: How far the next point lies from the best one towards the lowest point of the cuts.
 _STEP = 0.6
+#: So many ranges beyond what a party can get at most, a theta is as far as any.
+_BEYOND_MAX = 1e6
 _LP_OPTIONS = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
 
 
@@ -107,6 +109,9 @@ class Dual:
 
     def solve(self, thetas: np.ndarray, gap_max: float = GAP_MAX) -> Optimum | Shortfall:
         """Find the multipliers for these thetas, float64[C], to a gap of `gap_max` of the objective's range."""
+        # Thetas far from what orders can give say no more than nearer ones, and the programs cannot hold 1e300.
+        scale = self._scale[1:]
+        thetas = np.clip(thetas, self.least - scale, self.most + _BEYOND_MAX * scale)
         slack, together = self._smallest_slack(thetas)
         if slack < -GAP_MAX:
             return Shortfall(self.most, together)

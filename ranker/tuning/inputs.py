@@ -129,7 +129,10 @@ def logged_requests(folder: Path, bundle: Bundle, surface: str, models: Collecti
                 "reads; log answers with a utility table that reads it"
             )
     counts = np.concatenate([np.diff(one.row_splits) for one in chosen])
-    places = np.concatenate([one.positions for one in chosen])
+    row_splits = np.concatenate([[0], np.cumsum(counts)])
+    positions = np.concatenate([one.positions for one in chosen])
+    # Candidates as the caller sent them: servers leave equal utilities in that order.
+    rows = np.lexsort((np.concatenate([one.places for one in chosen]), np.repeat(np.arange(len(counts)), counts)))
     actions = [[one.actions.index(head) for head in heads] for one in chosen]
     times_ms = np.concatenate([one.time_ms for one in chosen])
     return TuningData(
@@ -138,17 +141,19 @@ def logged_requests(folder: Path, bundle: Bundle, surface: str, models: Collecti
         since_ms=int(times_ms.min()),
         until_ms=int(times_ms.max()) + 1,
         users=np.concatenate([one.user_ids for one in chosen]),
-        row_splits=np.concatenate([[0], np.cumsum(counts)]),
-        probabilities=np.concatenate([one.probabilities[:, [one.heads.index(h) for h in heads]] for one in chosen]),
+        row_splits=row_splits,
+        probabilities=np.concatenate([s.probabilities[:, [s.heads.index(head) for head in heads]] for s in chosen])[
+            rows
+        ],
         attributes={
-            name: np.concatenate([one.attribute_values[:, one.attributes.index(name)] for one in chosen])
+            name: np.concatenate([one.attribute_values[:, one.attributes.index(name)] for one in chosen])[rows]
             for name in names
         },
-        labels=np.concatenate([one.labels[:, columns] for one, columns in zip(chosen, actions, strict=True)]).astype(
+        labels=np.concatenate([s.labels[:, columns] for s, columns in zip(chosen, actions, strict=True)])[rows].astype(
             np.float32
         ),
         # Nobody can act on a pin that was not looked at, so such a row teaches nothing and has no label.
-        examined=discounts(int(places.max(initial=0)) + 1)[places],
+        examined=discounts(int(positions.max(initial=0)) + 1)[positions][rows],
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +11,19 @@ import numpy as np
 from ranker.evaluation.bootstrap import Estimate
 from ranker.tuning.thetas import Theta
 
+#: Significant digits of tuned weights and thetas, as they are written into the table.
+DIGITS = 6
+
 Role = Literal["maximised", "constrained", "kept"]
+
+
+def rounded(value: float, side: Callable[[float], float]) -> float:
+    """Round to `DIGITS` significant digits, down by `np.floor` or up by `np.ceil`."""
+    if abs(value) < 1e-300:
+        return 0.0
+    unit = 10.0 ** (np.floor(np.log10(abs(value))) - DIGITS + 1)
+    close = round(value / unit)  # a value that has few digits already stays as it is
+    return float(f"{(close if abs(value / unit - close) < 1e-6 else side(value / unit)) * unit:.{DIGITS}g}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,13 +174,18 @@ class Infeasible:
 
     def __str__(self) -> str:
         beyond = [p for p in self.parties if p.theta > p.alone]
-        told = [f"{p.party} must get {p.theta:.6g}, but can get at most {p.alone:.6g} in any order" for p in beyond]
+        told = [f"{p.party} must get {p.theta:.9g}, but can get at most {_down(p.alone)} in any order" for p in beyond]
         if not beyond:
             told = ["each theta can be met alone, but not all of them together"]
-        together = ", ".join(f"{p.party}={p.together:.6g}" for p in self.parties)
-        alone = ", ".join(f"{p.party}={p.alone:.6g}" for p in self.parties)
+        together = ", ".join(f"{p.party}={_down(p.together)}" for p in self.parties)
+        alone = ", ".join(f"{p.party}={_down(p.alone)}" for p in self.parties)
         present = ", ".join(f"{p.party}={p.present:.6g}" for p in self.parties)
         return (
             f"no orders meet these thetas: {'; '.join(told)}. The weights in force give {present}. The most for each "
             f"party alone: {alone}. The set with the smallest shortfall: {together}. Lower the thetas to at most that"
         )
+
+
+def _down(value: float) -> str:
+    """Write what is attainable so that it still is when it is asked for."""
+    return f"{rounded(value, np.floor):.{DIGITS}g}"

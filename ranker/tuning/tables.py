@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from rich.table import Table
 
 from ranker.evaluation.bootstrap import Estimate
 from ranker.tuning.constants import ConstantSearch
 from ranker.tuning.results import HeldOutCheck, PartyOutcome, Tuned
+from ranker.tuning.tune import Goal
 
 HEADINGS = (
     "party", "weight before", "weight after", "value before [95%]", "value after [95%]", "change [95%]", "at least",
@@ -80,6 +81,19 @@ def held_out_line(check: HeldOutCheck, tuned: Tuned) -> str:
     return f"{place}: {numbers}: {missed}; {verdict}"
 
 
+def dropped_lines(in_force: Mapping[str, float], goal: Goal) -> Iterator[str]:
+    """Name each theta of the table in force that nothing was asked for: nobody tunes for it or watches it any more."""
+    asked = {theta.party for theta in goal.thetas}
+    for party, theta in in_force.items():
+        if party == goal.maximised:
+            yield f"warning: the table in force requires {party} >= {theta:g}; as it is maximised now, that is gone"
+        elif party not in asked:
+            yield (
+                f"warning: the table in force requires {party} >= {theta:g}, and the new one does not; to keep it, add "
+                f"--at-least {party}={theta:g}"
+            )
+
+
 def search_lines(search: ConstantSearch) -> Iterator[str]:
     """Describe the search of constants."""
     for name, (before, after) in search.values.items():
@@ -95,11 +109,10 @@ def search_lines(search: ConstantSearch) -> Iterator[str]:
 
 def alert_lines(tuned: Tuned, surface: str) -> Iterator[str]:
     """Name the alert that watches the thetas once the table is served."""
-    of_these = f'{{surface="{surface}",party=~"{"|".join(tuned.thetas)}"}}'
-    by = "by (party, surface, label)"
-    mean = " / ".join(f"sum {by} (rate(pinrank_party_utility_{kind}{of_these}[1h]))" for kind in ("sum", "count"))
-    yield "alert PinrankPartyBelowTheta watches these thetas once the table is served:"
-    yield f"  {mean} < max {by} (pinrank_party_theta)"
+    yield (
+        f"once the table is served, the alert PinrankPartyBelowTheta (deploy/alerts/parties.yml) fires if on {surface} "
+        f"{' or '.join(tuned.thetas)} gets less than its theta"
+    )
 
 
 def change(party: PartyOutcome) -> str:

@@ -16,13 +16,11 @@ from ranker.errors import DatasetError, SettingError
 from ranker.evaluation.bootstrap import RESAMPLES, Resampling, resample
 from ranker.tuning.dual import Dual, Shortfall
 from ranker.tuning.orders import ScoredRequests
-from ranker.tuning.results import Attainable, FrontPoint, HeldOutCheck, Infeasible, PartyOutcome, Role, Tuned
+from ranker.tuning.results import Attainable, FrontPoint, HeldOutCheck, Infeasible, PartyOutcome, Role, Tuned, rounded
 from ranker.tuning.thetas import Theta
 
 #: How often thetas are tightened until one order per request meets them.
 _TIGHTENED_MAX = 20
-#: Significant digits of tuned weights and thetas, as they are written into the table.
-DIGITS = 6
 #: Points of a Pareto front, and the gap that is good enough for drawing it.
 _FRONT_POINTS = 13
 _FRONT_GAP = 1e-4
@@ -87,7 +85,8 @@ def tune(
             constrained parties' must be the same. None keeps the expressions.
 
     Raises:
-        SettingError: the goal does not fit the requests, or a part of the split would have no request.
+        SettingError: the goal does not fit the requests; a theta is relative to 0; or a part of the split would have no
+            request.
         DatasetError: no candidate has finite utilities.
 
     Cost: about 40 orders of all requests for three thetas, and 100 per front.
@@ -103,8 +102,14 @@ def tune(
     before = chosen.served(goal.weights)
     present = before.mean(axis=0)
     columns = [parties.index(theta.party) for theta in goal.thetas]
+    for theta, column in zip(goal.thetas, columns, strict=True):
+        if theta.relative and not present[column]:
+            raise SettingError(
+                f"--at-least {theta}: {theta.party} gets 0 by the weights in force, and no percentage of that is more; "
+                f"write a value, e.g. {theta.party}=0.1"
+            )
     asked = [theta.of(float(present[column])) for theta, column in zip(goal.thetas, columns, strict=True)]
-    thetas = np.array([_rounded(theta, np.floor) for theta in asked])  # never up, beyond what is possible
+    thetas = np.array([rounded(theta, np.floor) for theta in asked])  # never up, beyond what is possible
     base = goal.weights.copy()
     base[columns] = 0
     dual = Dual(lambda weights: _best(ordered, base, columns, weights), len(columns))
@@ -185,7 +190,7 @@ def _one_order(
             break
         weights = base.copy()
         # Of two weights this near, the larger favours the constraint.
-        weights[columns] = [_rounded(value, np.ceil) for value in found.multipliers]
+        weights[columns] = [rounded(value, np.ceil) for value in found.multipliers]
         values = requests.served(weights).mean(axis=0)
         lacking = np.maximum(0, thetas - values[columns])
         tried.append((float(lacking.sum()), -float(values @ base), weights))
@@ -193,15 +198,6 @@ def _one_order(
             break
         tightened = tightened + 1.1 * lacking
     return min(tried, key=lambda one: one[:2])[2]
-
-
-def _rounded(value: float, side: Callable[[float], float]) -> float:
-    """Round to `DIGITS` significant digits, down by `np.floor` or up by `np.ceil`."""
-    if abs(value) < 1e-300:
-        return 0.0
-    unit = 10.0 ** (np.floor(np.log10(abs(value))) - DIGITS + 1)
-    close = round(value / unit)  # a value that has few digits already stays as it is
-    return float(f"{(close if abs(value / unit - close) < 1e-6 else side(value / unit)) * unit:.{DIGITS}g}")
 
 
 def _outcomes(

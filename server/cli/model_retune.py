@@ -60,6 +60,7 @@ def retune(
     """
     from model_store.bundle.files import read_bundle  # noqa: PLC0415
     from model_store.registry.history import check_label  # noqa: PLC0415
+    from model_store.registry.objects import RefusedError  # noqa: PLC0415
     from model_store.registry.signing import Signer  # noqa: PLC0415
 
     with explained():
@@ -68,13 +69,20 @@ def retune(
         signer = Signer.read(sign) if sign else None
         opened = model_store_at(store)
         parent = named_bundle(opened, model, version)
-        number = opened.state(model).next_version()
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) / "bundle"
-            _write(folder, parent, number, utility.read_bytes(), None if explore is None else explore.read_bytes())
-            proven(read_bundle(folder), engine)
-            reason = why or f"{parent.manifest.ref} with another utility table"
-            bundle = opened.publish(folder, by=by, why=reason, signer=signer)
+        reason = why or f"{parent.manifest.ref} with another utility table"
+        bundle = None
+        while bundle is None:
+            number = opened.state(model).next_version()
+            with tempfile.TemporaryDirectory() as temporary:
+                folder = Path(temporary) / "bundle"
+                _write(folder, parent, number, utility.read_bytes(), None if explore is None else explore.read_bytes())
+                proven(read_bundle(folder), engine)
+                try:
+                    bundle = opened.publish(folder, by=by, why=reason, signer=signer)
+                except RefusedError:
+                    if opened.state(model).next_version() == number:
+                        raise
+                    # Another writer took the number meanwhile, so the next one is free.
         typer.echo(
             f"published {bundle.manifest.ref}, the network of {parent.manifest.ref}, digest {bundle.digest}"
             f"{', signed' if signer else ''}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -11,7 +12,6 @@ from feature_client.features import FetchedFeatures
 from impressions.writing.log import ImpressionLog
 from impressions.writing.rows import AnsweredRequest, Constants, Exploring, RecordedAction, RecordedActions, SeenReport
 from model_store.bundle.golden import GoldenRequest, encode_golden
-from model_store.exploration.explorer import Explorer
 from model_store.exploration.hashing import mixed
 from pinrank.v1 import activity_pb2
 from server.request.pipeline import Ranking, RankQuery
@@ -36,8 +36,8 @@ class AnswerLog:
         """
         self._log = log
         self._share, self._features_share = int(share * _ALL), int(features_share * _ALL)
-        #: What answers of a model on a surface have in common, by the identity of the model.
-        self._constants: dict[tuple[int, str], tuple[ServedModel, Constants]] = {}
+        #: What answers of a model have in common, by surface. It does not keep models that are served no more.
+        self._constants: WeakKeyDictionary[ServedModel, dict[str, Constants]] = WeakKeyDictionary()
 
     def answered(self, query: RankQuery, ranking: Ranking, now_ms: int) -> None:
         """Log an answer; the log counts those that it drops."""
@@ -80,13 +80,12 @@ class AnswerLog:
         return self._log.offer_seen(SeenReport(request_id, now_ms, positions))
 
     def _constants_of(self, served: ServedModel, surface: str) -> Constants:
-        known = self._constants.get((id(served), surface))
-        if known is not None and known[0] is served:
-            return known[1]
+        of_model = self._constants.setdefault(served, {})
+        known = of_model.get(surface)
+        if known is not None:
+            return known
         manifest, utility = served.model.manifest, served.utility
-        if known is None and len(self._constants) > 100:  # versions come and go; these are made anew in microseconds
-            self._constants.clear()
-        made = Constants(
+        made = of_model[surface] = Constants(
             surface,
             manifest.ref,
             served.model.digest,
@@ -95,7 +94,6 @@ class AnswerLog:
             utility.surfaces[surface].parties,
             tuple(attribute.name for attribute in utility.attributes),
         )
-        self._constants[id(served), surface] = served, made
         return made
 
 
@@ -104,15 +102,7 @@ def _exploring(ranking: Ranking) -> Exploring | None:
     if explorer is None or exploration is None:
         return None
     arm = None if ranking.explored is None else ranking.explored.arm
-    return Exploring(exploration.digest, exploration.seed, arm, _propensities(explorer, ranking.scores))
-
-
-def _propensities(explorer: Explorer, scores: Scores) -> Callable[[], tuple[float, np.ndarray]]:
-    def given() -> tuple[float, np.ndarray]:
-        found = explorer.propensities(scores.party_utilities, scores.order)
-        return found.order, found.positions
-
-    return given
+    return Exploring(exploration.digest, exploration.seed, arm, explorer)
 
 
 def _features(fetched: FetchedFeatures, surface: str, scores: Scores) -> bytes:
@@ -120,18 +110,9 @@ def _features(fetched: FetchedFeatures, surface: str, scores: Scores) -> bytes:
     return encode_golden([GoldenRequest(fetched, surface, scores.probabilities[: scores.scored])])
 
 
-def _rows(actions: Sequence[activity_pb2.Action], received_ms: int) -> list[RecordedAction]:
-    return [
-        RecordedAction(
-            event_id=a.event_id,
-            user_id=a.user_id,
-            pin_id=a.pin_id,
-            action=a.action,
-            surface=a.surface,
-            time_ms=a.time_ms,
-            received_ms=received_ms,
-            request_id=a.request_id or None,
-            position=a.position if a.HasField("position") else None,
+def _rows(actions: Sequence[activity_pb2.Action], received_ms: int) -> Iterator[RecordedAction]:
+    for a in actions:
+        position = a.position if a.HasField("position") else None
+        yield RecordedAction(
+            a.event_id, a.user_id, a.pin_id, a.action, a.surface, a.time_ms, received_ms, a.request_id or None, position
         )
-        for a in actions
-    ]

@@ -50,22 +50,26 @@ class PartyTotals:
     Attributes:
         parties: the P parties.
         requests: number of requests.
-        sums: float64[P], of the requests' values.
-        squares: float64[P], of their squares.
+        gained: float64[P], the sum of the requests' values above 0.
+        lost: float64[P], the sum of the amounts of those below 0. Apart, both only grow, as counters must.
+        squares: float64[P], of the squares of the values.
     """
 
-    __slots__ = ("parties", "requests", "squares", "sums")
+    __slots__ = ("gained", "lost", "parties", "requests", "squares")
 
     def __init__(self, parties: tuple[str, ...]) -> None:
         self.parties = parties
         self.requests = 0
-        self.sums = np.zeros(len(parties))
+        self.gained = np.zeros(len(parties))
+        self.lost = np.zeros(len(parties))
         self.squares = np.zeros(len(parties))
 
     def add(self, values: np.ndarray) -> None:
         """Add one request's float64[P]."""
         self.requests += 1
-        self.sums += values
+        above = np.maximum(values, 0.0)
+        self.gained += above
+        self.lost += above - values
         self.squares += values * values
 
 
@@ -73,7 +77,8 @@ def party_means(totals: Iterable[PartyTotals]) -> dict[str, PartyMean]:
     """Return the mean of each party over all requests of these totals."""
     found: dict[str, tuple[int, float, float]] = {}
     for one in totals:
-        for party, total, square in zip(one.parties, one.sums.tolist(), one.squares.tolist(), strict=True):
+        sums = (one.gained - one.lost).tolist()
+        for party, total, square in zip(one.parties, sums, one.squares.tolist(), strict=True):
             requests, before, squares = found.get(party, (0, 0.0, 0.0))
             found[party] = (requests + one.requests, before + total, squares + square)
     return {party: _mean(*sums) for party, sums in found.items()}
@@ -83,5 +88,7 @@ def _mean(requests: int, total: float, squares: float) -> PartyMean:
     mean = total / requests
     if requests < 2:
         return PartyMean(requests, mean, math.inf)
-    variance = max(0.0, squares / requests - mean * mean) * requests / (requests - 1)
-    return PartyMean(requests, mean, math.sqrt(variance / requests))
+    variance = squares / requests - mean * mean
+    if not math.isfinite(variance):  # utilities whose squares overflow; max() would make 0 of NaN
+        return PartyMean(requests, mean, math.inf)
+    return PartyMean(requests, mean, math.sqrt(max(0.0, variance) / (requests - 1)))

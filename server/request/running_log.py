@@ -57,13 +57,20 @@ class RunningLog:
     async def close(self) -> None:
         """Write all rows, and make Parquet files of them if that takes a few seconds at most."""
         self._log.close()
-        until_s = asyncio.get_running_loop().time() + _CLOSE_S
-        for thread in self._threads:
-            await asyncio.to_thread(thread.join, max(0.0, until_s - asyncio.get_running_loop().time()))
+        loop = asyncio.get_running_loop()
+        until_s, (writer, archive) = loop.time() + _CLOSE_S, self._threads
+        await asyncio.to_thread(writer.join, _CLOSE_S)
+        if self._log.queued_bytes and not writer.is_alive():
+            # It had failed, and was waiting for its next try when the server began to stop: now is the time for it.
+            try:
+                await asyncio.to_thread(self._log.write)
+            except OSError as error:
+                _log.error("impressions_not_written", reason=str(error))
+        await asyncio.to_thread(archive.join, max(0.0, until_s - loop.time()))
         if self._log.queued_bytes:
             lost = {name: counts.accepted - counts.written - counts.unfit for name, counts in self._log.tables.items()}
             _log.error("impressions_lost", rows=lost)
-        elif self._threads[1].is_alive():
+        elif archive.is_alive():
             _log.warning("impressions_left_in_spool_folder")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
+import numpy as np
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from server.rollout.status import ServerStatus
@@ -81,28 +83,44 @@ class ModelCollector(Collector):
         return drift
 
     def _parties(self) -> Iterator[Metric]:
-        utility = SummaryMetricFamily(
+        utility = CounterMetricFamily(
             "pinrank_party_utility",
             "What answers were worth to each party: per answer, the sum of its utility over the returned pins, each "
-            "discounted by 1 / log2(position + 2) with positions from 0",
+            "discounted by 1 / log2(position + 2) with positions from 0. Worths above 0 are gained; the amounts of "
+            "those below 0 are lost",
+            labels=["party", "surface", "label", "kind"],
+        )
+        squares = CounterMetricFamily(
+            "pinrank_party_utility_squares",
+            "The squares of what answers were worth to each party",
             labels=["party", "surface", "label"],
         )
-        sums: dict[tuple[str, str, str], tuple[int, float]] = {}
-        for (label, surface, parties), totals in self._status.party_totals.items():
-            for party, total in zip(parties, totals.sums.tolist(), strict=True):
-                requests, before = sums.get((party, surface, label), (0, 0.0))
-                sums[party, surface, label] = requests + totals.requests, before + total
-        for labels, (requests, total) in sums.items():
-            utility.add_metric(labels, requests, total)
-        yield utility
+        answers = CounterMetricFamily(
+            "pinrank_party_answers", "Answers that pinrank_party_utility sums", labels=["party", "surface", "label"]
+        )
+        for key, found in self._party_sums().items():
+            utility.add_metric([*key, "gained"], found[0])
+            utility.add_metric([*key, "lost"], found[1])
+            squares.add_metric(key, found[2])
+            answers.add_metric(key, found[3])
+        yield from (utility, squares, answers)
         theta = GaugeMetricFamily(
             "pinrank_party_theta",
-            "The least that pinrank_party_utility must be on average, as the served utility table states (at_least)",
+            "The least that answers must be worth to a party on average, as the served utility table states (at_least)",
             labels=["party", "surface", "label"],
         )
-        for labels, least in self._status.thetas.items():
-            theta.add_metric(labels, least)
+        for key, least in self._status.thetas.items():
+            theta.add_metric(key, least)
         yield theta
+
+    def _party_sums(self) -> Mapping[tuple[str, str, str], np.ndarray]:
+        """Return what was gained and lost, the squares, and the answers, by party, surface and label."""
+        sums: defaultdict[tuple[str, str, str], np.ndarray] = defaultdict(lambda: np.zeros(4))
+        for (label, surface, parties), totals in self._status.party_totals.items():
+            for place, party in enumerate(parties):
+                of_party = totals.gained[place], totals.lost[place], totals.squares[place], totals.requests
+                sums[party, surface, label] += of_party
+        return sums
 
     def _shadow(self) -> Iterator[Metric]:
         found = self._status.shadow

@@ -13,6 +13,8 @@ from server.rollout.guard import Breach
 #: A mean must be beyond its limit by so many standard errors. The guard looks once a second: a mean that is exactly at
 #: its limit, as those of tuned thetas are, would be 3 standard errors below it by chance within a day.
 _STANDARD_ERRORS = 4.0
+#: Sums of equal values round, so a mean may miss a theta that it meets by this share; the errors are 0 then.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +83,12 @@ def judge_parties(parties: list[PartyOfSurface], requests_min: int, loss_max: fl
         if own.requests < requests_min:
             continue
         where = f"the utility of {one.party} on {one.surface} is {_shown(own)} per request"
-        if theta is not None and own.mean + _STANDARD_ERRORS * own.error < theta:
+        if theta is not None and own.mean + _STANDARD_ERRORS * own.error < theta - _ROUNDING * abs(theta):
             return Breach(f"{where}, but at_least requires {theta:.4g}")
         if default is None or default.requests < requests_min:
             continue
         noise = _STANDARD_ERRORS * math.hypot(own.error, default.error)
-        if default.mean - own.mean > loss_max * abs(default.mean) + noise:
+        if default.mean - own.mean > (loss_max + _ROUNDING) * abs(default.mean) + noise:
             return Breach(f"{where}, against the default label's {_shown(default)}; the limit is {loss_max:.0%} less")
     return None
 

@@ -51,10 +51,10 @@ def test_coverage_and_errors_are_counted_against_the_truth():
     raw = {
         "truth": dict.fromkeys(("pinner", "creator", "save"), 1.0),
         "effective_users": [100.0] * 3,
-        "intervals": {"orders pinner dr": [[0.0, 1.0, 2.0], [1.5, 2.0, 2.0]]},  # the third log was refused
+        "intervals": {"orders pinner dr": [[1.0, 1.0], [2.0, 0.5]]},  # the third log was refused
     }
     concluded = simulator.conclude(raw)
-    assert "| orders, pinner, dr | 0.5000 | 0.7071 | 0.5000 | 1.2500 |" in concluded.table
+    assert "| orders, pinner, dr | 0.5000 | 0.7071 | 0.5000 | 1.5000 |" in concluded.table
     assert concluded.claims[2].measured is None  # ips has no estimate
 
 

@@ -17,3 +17,4 @@ def test_the_join_attributes_what_the_log_was_made_to_hold():
     assert counts["attributed"] > 0.9 * counts["actions"]
     assert large["bytes_max"] > 0
     assert len(join.conclude(raw).claims) == 2
+    assert raw["tenth"]["counts"]["requests"] == 300

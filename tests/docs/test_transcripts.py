@@ -30,3 +30,7 @@ def test_only_what_differs_from_run_to_run_is_masked() -> None:
         "ml1m@8: golden row N, head NAME: expected probability N, got N (tolerance 0.001)"
     )
     assert transcripts.masked("stable: 7 -> 9\nexit 1") == "stable: 7 -> 9\nexit 1"
+
+
+def test_a_number_is_masked_however_small_it_is() -> None:
+    assert transcripts.without_numbers("+1.2 [-6.62e-05, +0.1]") == transcripts.without_numbers("-3 [-0.0002, +4e-06]")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from impressions.places import new_stem
+import pyarrow.parquet as pq
+
+from impressions.places import file_of, new_stem
 from impressions.reading import read_tables
-from impressions.schema import IMPRESSIONS
+from impressions.schema import FINGERPRINT_KEY, IMPRESSIONS, TABLES, fingerprint
 from impressions.segments import Segment
 from impressions.writing.log import ImpressionLog, LogSettings
 from tests.impressions import logs
@@ -51,3 +53,12 @@ def write_segment(folder: Path, count: int = 4, first: int = 1, per_batch: int =
         segment.append(logs.table("impressions", rows).combine_chunks().to_batches()[0])
     segment.close()
     return segment.path
+
+
+def write_file(folder: Path, table: str, rows: Sequence[logs.Row], number: int = 0, group_rows: int = 2) -> Path:
+    """Write a file of a log, with several row groups."""
+    path = folder / file_of(f"{table}-2023-11-14-000000-host-1-0-{number}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    marked = logs.table(table, rows).replace_schema_metadata({FINGERPRINT_KEY: fingerprint(TABLES[table])})
+    pq.write_table(marked, path, row_group_size=group_rows)
+    return path

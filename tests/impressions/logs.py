@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from impressions.reading import Selection
 from impressions.schema import TABLES
 
 Row = dict[str, Any]
@@ -65,14 +66,14 @@ def table(name: str, rows: Sequence[Row]) -> pa.Table:
     return pa.Table.from_pylist(list(rows), TABLES[name])
 
 
-def reader(tables: Mapping[str, Sequence[pa.Table]]) -> Callable[[str], Iterator[pa.Table]]:
+def reader(tables: Mapping[str, Sequence[pa.Table]]) -> Callable[[str, Selection], Iterator[pa.Table]]:
     """Return what reads a log's tables, from tables in memory."""
-    return lambda name: iter(tables.get(name, ()))
+    return lambda name, _needed: iter(tables.get(name, ()))
 
 
 def log_of(
     impressions: Sequence[Row], actions: Sequence[Row] = (), seen: Sequence[Row] = ()
-) -> Callable[[str], Iterator[pa.Table]]:
+) -> Callable[[str, Selection], Iterator[pa.Table]]:
     """Return what reads a log with one file per table."""
     rows = {"impressions": impressions, "actions": actions, "seen": seen}
     return reader({name: [table(name, found)] for name, found in rows.items() if found})

@@ -129,6 +129,22 @@ def test_a_bucket_that_comes_late_gets_every_row(s3, tmp_path):
     assert file.where.startswith(f"{place.root}/impressions/")
 
 
+def test_rows_on_their_way_to_a_bucket_are_read_from_its_spool_folder(s3, tmp_path):
+    import boto3
+
+    boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"]).create_bucket(Bucket="waiting")
+    for number, archive in ((1, True), (2, False)):
+        log = opened("s3://waiting/log", spool_folder=tmp_path / "spool")
+        log.offer_impression(answered(number))
+        log.close()
+        log.write()
+        if archive:
+            log.archive_segments()
+    assert ids("s3://waiting/log") == [1]
+    both = read_tables("s3://waiting/log", "impressions", [tmp_path / "spool"])
+    assert [rows["request_id"].to_pylist() for rows in both] == [[1], [2]]
+
+
 def test_retention_deletes_old_objects(s3, tmp_path):
     import boto3
 

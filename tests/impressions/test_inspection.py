@@ -13,15 +13,17 @@ from typer.testing import CliRunner
 
 from impressions.archive import write_parquet
 from impressions.errors import LogError
-from impressions.inspection.check import Problem, check_log
+from impressions.inspection.check import check_log
+from impressions.inspection.problem import Problem
 from impressions.inspection.summary import summarize
 from impressions.places import file_of, new_stem
 from impressions.schema import TABLES
 from impressions.writing.log import ImpressionLog, LogSettings
 from impressions.writing.rows import Exploring, RecordedAction, RecordedActions, SeenReport
+from model_store.exploration.orders import OrderExplorer
 from server.cli.main import app
 from tests.impressions import logs
-from tests.impressions.answers import ToyScores, answered
+from tests.impressions.answers import WEIGHTS, ToyScores, answered
 
 
 def write_log(folder: Path, rows, *, archive: bool = True) -> None:
@@ -29,8 +31,9 @@ def write_log(folder: Path, rows, *, archive: bool = True) -> None:
     for row in rows:
         log.offer_impression(row)
     log.offer_seen(SeenReport(1, int(time.time() * 1_000), np.array([0], np.uint32)))
-    now_ms = int(time.time() * 1_000)
-    action = RecordedAction(3, 4, 5, "save", "home", now_ms - 50, now_ms, 1, 2)
+    now_ms, first = int(time.time() * 1_000), rows[0]
+    pin_id = int(first.pin_ids[first.scores.order[0]])
+    action = RecordedAction(3, first.user_id, pin_id, "save", "home", now_ms - 50, now_ms, first.request_id, 0)
     log.offer_actions(RecordedActions(1, lambda: [action]))
     log.close()
     log.write()
@@ -45,7 +48,7 @@ def changed_file(folder: Path, table: str = "impressions", **columns) -> Path:
     for name, change in columns.items():
         for row, value in zip(rows, change([row[name] for row in rows]), strict=True):
             row[name] = value
-    write_parquet(logs.table(table, rows), table, str(path), pa.fs.LocalFileSystem())
+    write_parquet(logs.table(table, rows), str(path), pa.fs.LocalFileSystem())
     return path
 
 
@@ -53,11 +56,14 @@ def problems(folder: Path) -> list[Problem]:
     return list(check_log(str(folder), int(time.time() * 1_000)))
 
 
-def drawn(request_id: int, arm: str, *, order: list[int], propensity: float = 0.5):
+#: Draws any order of five pins.
+ANY_ORDER = OrderExplorer(7, 0.5, 10.0, WEIGHTS, best=5, temperature=1.0, floor=0.5)
+
+
+def drawn(request_id: int, arm: str, *, order: list[int]):
     row = answered(request_id)
     scores = ToyScores(np.array(order), row.scores.utilities, row.scores.probabilities, row.scores.party_utilities)
-    given = (propensity, np.full(5, propensity))
-    return answered(request_id, scores=scores, exploring=Exploring("e" * 64, 7, arm, lambda: given))
+    return answered(request_id, scores=scores, exploring=Exploring("e" * 64, 7, arm, ANY_ORDER))
 
 
 def test_a_sound_log_has_no_problems(tmp_path):

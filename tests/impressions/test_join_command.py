@@ -27,7 +27,7 @@ def write_log(folder: Path, **rows: list[Row]) -> Path:
     for name, found in rows.items():
         day = folder / name / "2023-11-14"
         day.mkdir(parents=True)
-        write_parquet(table(name, found), name, str(day / "221320-host.parquet"), LocalFileSystem())
+        write_parquet(table(name, found), str(day / "221320-host.parquet"), LocalFileSystem())
     return folder
 
 
@@ -178,7 +178,7 @@ def stopping(self, target):
     return replace(self, target)
 
 Path.replace = stopping
-join_log(lambda table: read_tables(log, table), out, Wanted(Window(1_000_000, 0)))
+join_log(lambda table, needed: read_tables(log, table, wanted=needed), out, Wanted(Window(1_000_000, 0)))
 """
 
 

@@ -32,6 +32,8 @@ from tests.impressions.random_logs import (
         ({"order_propensity": 0.0}, "request 5 of the log has an order_propensity that must be above 0"),
         ({"order_propensity": math.nan}, "request 5 of the log has an order_propensity that must be above 0"),
         ({"party_weights": [1.0, math.inf]}, "request 5 of the log has a party weight that is not finite"),
+        ({"places": [3, 3]}, "request 5 of the log has places that repeat or that its request does not have"),
+        ({"places": [0, 5]}, "request 5 of the log has places that repeat or that its request does not have"),
         ({"probabilities": [0.1]}, "request 5 of the log has probabilities of a length that does not fit"),
         ({"request_id": 0}, "a request of the log has id 0"),
         ({"time_ms": -1}, "table impressions of the log has the time_ms -1"),

@@ -17,6 +17,7 @@ from impressions import archive as archive_module
 from impressions.reading import log_files, read_tables
 from impressions.schema import TABLES
 from impressions.segments import Segment, segments
+from impressions.writing.batches import actions_batch
 from impressions.writing.rows import RecordedAction, RecordedActions, SeenReport
 from tests.impressions.answers import answered
 from tests.impressions.log_files import finish, ids, opened, parquet
@@ -45,6 +46,18 @@ def test_rows_of_all_tables_come_back_as_they_were_offered(tmp_path):
     assert (found["degradation"], found["query_vector"]) == ([("missing_pins", 2)], [1.0, 2.0])
     assert after["seen"] == [[{"request_id": 1, "received_ms": 5, "positions": [0, 2]}]]
     assert after["actions"][0][0]["request_id"] is None
+
+
+def test_actions_are_rows_of_their_table_and_the_writer_rests_while_it_converts_many():
+    assert list(RecordedAction._fields) == TABLES["actions"].names
+    rows = [RecordedAction(i, 4, 5, "save", ("home", "related")[i % 2], 6, 7, i or None, None) for i in range(1_000)]
+    rests = []
+    batch = actions_batch(
+        [RecordedActions(600, lambda: rows[:600]), RecordedActions(400, lambda: iter(rows[600:]))],
+        lambda: rests.append(1),
+    )
+    assert batch.to_pylist() == [row._asdict() for row in rows]
+    assert len(rests) >= 1_000 // 256 + len(TABLES["actions"])
 
 
 def test_names_say_table_day_time_host_and_process(tmp_path):

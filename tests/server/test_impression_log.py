@@ -11,8 +11,12 @@ import grpc.aio
 import numpy as np
 import pytest
 
+from impressions.dataset import read_slates
+from impressions.joining.attribution import Window
+from impressions.joining.join import Wanted, join_log
 from impressions.reading import read_tables
 from kernels.cpu.numpy_engine import NumpyEngine
+from kernels.engines import engine_factory
 from model_store.bundle.golden import decode_golden
 from model_store.exploration.table import load_exploration
 from model_store.model.assembly import Assembler
@@ -26,6 +30,7 @@ from pinrank.v1 import (
     ranking_pb2,
     ranking_pb2_grpc,
 )
+from ranker.counterfactual.rescoring import score_again
 from server.config import ConfigError, ImpressionsConfig
 from tests import tiny
 from tests.server.swapping import publish
@@ -60,7 +65,7 @@ class Frontend:
 
     async def rank(self, pins=range(1, 21), surface="home", user_id=1, **fields):
         if surface == "related":
-            fields["query"] = ranking_pb2.Query(pin_id=30)
+            fields.setdefault("query", ranking_pb2.Query(pin_id=30))
         request = ranking_pb2.RankRequest(user_id=user_id, pin_ids=pins, surface=surface, explain=True, **fields)
         return await self._ranking.Rank(request, timeout=20)
 
@@ -148,6 +153,33 @@ async def test_a_logged_request_replays_to_the_logged_order_to_the_bit(logging):
         assert row["propensities"] == found.positions.tolist()
         arms.add(arm)
     assert len(arms) == 4
+
+
+@pytest.mark.parametrize("engine", ["numpy", "openvino"])
+async def test_a_fair_share_of_the_answers_keeps_rows_that_score_to_the_logged_probabilities_to_the_bit(
+    logging, store, tmp_path, engine
+):
+    _, frontend, rows = await logging(impressions={"features_share": 0.5}, engine=engine)
+    answers = [await frontend.rank(user_id=i % 4, top_k=9) for i in range(300)]
+    explored = {answer.request_id: answer.HasField("exploration") for answer in answers}
+    for i in range(30):
+        embedding = ranking_pb2.QueryEmbedding(space="tiny@1", values=[1, -1, i / 10, 0.5])
+        await frontend.rank(surface="related", query=ranking_pb2.Query(embedding=embedding))
+    kept = {row["request_id"]: row["features"] is not None for row in await rows()}
+    assert 100 < sum(kept[i] for i in explored) < 200  # of 300, 5.8 standard deviations
+    shares = [np.mean([explored[i] for i in explored if kept[i] is keeps]) for keeps in (True, False)]
+    assert abs(shares[0] - shares[1]) < 0.3  # 5 standard deviations: who keeps rows does not depend on exploration
+    log = f"file://{tmp_path / 'log'}"
+    join_log(
+        lambda table, needed: read_tables(log, table, wanted=needed), tmp_path / "joined", Wanted(Window(60_000, 0))
+    )
+    bundle, scored = store.read("tiny", 2), set()
+    for slates in read_slates(tmp_path / "joined"):
+        used, (again,) = score_again(tmp_path / "joined", slates, bundle.manifest, [bundle], engine_factory(engine))
+        scored |= set(used.request_ids.tolist())
+        for name in ("probabilities", "attribute_values", "party_utilities"):
+            np.testing.assert_array_equal(getattr(again, name), getattr(used, name), name)
+    assert scored == {i for i in kept if kept[i]}
 
 
 async def test_no_request_explores_when_exploration_is_off(logging):

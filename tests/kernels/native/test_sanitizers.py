@@ -25,6 +25,7 @@ TESTS = (
     "tests/impressions/test_gathering.py",
     "tests/kernels/cpu/test_bf16.py",
     "tests/kernels/cpu/test_fused_encoder.py",
+    "tests/model_store/exploration/test_native_propensities.py",
     "tests/model_store/model/test_assembly.py",
     "tests/model_store/model/test_logistic.py",
     "tests/model_store/model/test_native_utility.py",

@@ -70,6 +70,7 @@ def test_arms_may_state_their_probabilities():
     [
         (("seed = 7", "seed = "), "explore.toml: the exploration table is not TOML: "),
         (("seed = 7", "seed = -1"), "seed: Input should be greater than or equal to 0"),
+        (("seed = 7", "seed = true"), "seed: Input should be a valid integer"),
         (("seed = 7\n", ""), "seed: Field required"),
         (("surfaces.related", "surfaces.shop"), "explore.toml: surfaces.shop: model tiny@1 ranks home, related; name"),
         (("creator = 0.75", "ad = 1.0"),
@@ -78,6 +79,8 @@ def test_arms_may_state_their_probabilities():
         (("creator = 0.75", "creator = nan"), "surfaces.home.arms.more.weights.creator: Input should be a finite"),
         (("{ creator = 0.75 }", "{}"), "surfaces.home.arms.more.weights: Dictionary should have at least 1"),
         (("share = 0.25", "share = 0"), "surfaces.home.share: Input should be greater than 0"),
+        (("share = 0.25", "share = true"), "surfaces.home.share: Input should be a valid number"),
+        (("share = 0.25", 'share = "0.25"'), "surfaces.home.share: Input should be a valid number"),
         (("share = 0.25", "share = 1.01"), "surfaces.home.share: Input should be less than or equal to 1"),
         (("share = 0.25", "share = nan"), "surfaces.home.share: Input should be less than or equal to 1"),
         (("regret_max = 0.05", "regret_max = 0"), "surfaces.home.regret_max: Input should be greater than 0"),

@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from impressions.writing.batches import impressions_batch
+from impressions.writing.rows import Exploring
 from model_store.exploration.explorer import Explored, Tuned, Withheld, replay_by_utility
 from model_store.exploration.hashing import mixed, mixed_all
 from model_store.exploration.orders import OrderExplorer
@@ -20,6 +22,8 @@ from model_store.exploration.weights import WeightsExplorer
 from model_store.model.discount import discounts
 from model_store.model.selection import select
 from model_store.model.utility import weighted_sum
+from tests.impressions.answers import ToyScores
+from tests.impressions.answers import answered as answered_request
 
 SEED, DRAWS = 11, 1_000_000
 TUNED = np.array([1.0, 0.5])
@@ -139,6 +143,17 @@ def million(explorer, parties, top_k):
     return orders
 
 
+def logged(explorer, orders):
+    """Return the rows of the log for these answers."""
+    random = np.random.default_rng(9).random((2, len(PARTIES), 3), np.float32)
+    scores = [ToyScores(order, random[0, :, 0], random[1], PARTIES) for order in orders]
+    answers = [
+        answered_request(number, len(PARTIES), scores=one, exploring=Exploring("e" * 64, SEED, None, explorer))
+        for number, one in enumerate(scores, 1)
+    ]
+    return impressions_batch(answers).to_pylist()
+
+
 @pytest.mark.parametrize("name", EXPLORERS)
 def test_a_million_draws_are_as_frequent_as_the_logged_propensities_say(name):
     explorer, top_k = EXPLORERS[name]
@@ -148,13 +163,13 @@ def test_a_million_draws_are_as_frequent_as_the_logged_propensities_say(name):
             orders[number], order_of(asked(explorer, PARTIES, int(IDS[number]), top_k), PARTIES, top_k)
         )
     distinct, counts = np.unique(orders, axis=0, return_counts=True)
-    found = [explorer.propensities(PARTIES, order) for order in distinct]
-    chances = np.array([one.order for one in found])
+    found = logged(explorer, distinct)
+    chances = np.array([row["order_propensity"] for row in found])
     assert chances.sum() == pytest.approx(1)
     assert len(chances) > 1
     assert stats.chisquare(counts, chances * DRAWS).pvalue > 1e-3
     for position in range(orders.shape[1]):
-        at = {int(order[position]): one.positions[position] for order, one in zip(distinct, found, strict=True)}
+        at = {row["places"][position]: row["propensities"][position] for row in found}
         seen = np.array([np.count_nonzero(orders[:, position] == row) for row in at])
         assert sum(at.values()) == pytest.approx(1)
         if len(at) > 1:

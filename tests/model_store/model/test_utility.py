@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from model_store.bundle.manifest import Manifest
-from model_store.model.utility import UtilityError, load_utility
+from model_store.model.utility import UtilityError, load_utility, weighted_sum
 from tests import tiny
 
 
@@ -101,6 +101,12 @@ def test_only_the_attributes_that_some_expression_reads_are_read():
 def test_weights_combine_the_parties():
     loaded = load_utility(tiny.UTILITY.encode(), tiny.manifest())
     assert loaded.combine("home", np.array([[1.0, 2.0], [0.0, -4.0]])).tolist() == [2.0, -2.0]
+
+
+def test_any_number_of_weights_combine_the_parties():
+    weights = np.array([[1.0, 0.5], [1.0, 0.0], [0.0, 2.0]])
+    found = weighted_sum(np.array([[1.0, 2.0], [0.0, -4.0]]), weights)
+    assert found.tolist() == [[2.0, -2.0], [1.0, 0.0], [4.0, -8.0]]
 
 
 def test_a_surface_may_state_the_least_that_parties_must_get():

@@ -116,7 +116,16 @@ def test_stable_explores_as_it_logged_so_it_earns_what_was_logged(joined, store,
         for name in ("stable", "logged")
     )
     assert stable["estimator"] == "ips"
+    assert stable["baseline"] == plain["baseline"]
     assert stable["baseline"]["value"] == pytest.approx(plain["baseline"]["value"], rel=1e-9)
+
+
+def test_a_version_that_only_has_the_name_of_the_one_that_logged_is_refused(joined, tmp_path):
+    tiny.write_tiny_bundle(tmp_path / "1", 1, **{"utility.toml": MORE.encode()})
+    open_model_store(tmp_path / "other").publish(tmp_path / "1")
+    code, said = run("--on", joined, "--policy", "tiny@1", "--store", tmp_path / "other")
+    assert code == 1
+    assert "tiny@1 of this store has another utility table than the tiny@1 that logged" in said
 
 
 def test_a_version_that_explores_a_little_lies_between_its_table_and_what_logged(joined, store, tmp_path):
@@ -166,6 +175,8 @@ def test_too_little_evidence_prints_no_number_and_writes_the_report(joined, more
         (["--policy", "logged"], "compares nothing; name a utility table"),
         (["--policy", "logged", "--estimator", "magic"], "--estimator magic: choose one of ips, snips"),
         (["--policy", "logged", "--unit", "pages"], "choose orders or positions"),
+        (["--policy", "logged", "--ess-min", "inf"], "--ess-min inf: choose a finite number"),
+        (["--policy", "logged", "--clip", "inf"], "--clip inf: choose a finite number"),
         (["--policy", "logged", "--surface", "related"], "no request of surface related"),
         (["--policy", "logged", "--model", "tiny@9"], "and model tiny@9"),
     ],

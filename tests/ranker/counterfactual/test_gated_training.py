@@ -48,13 +48,24 @@ def dataset(tmp_path_factory):
     return read_atomic(write_atomic(tmp_path_factory.mktemp("data")))
 
 
-def made(folder, dataset, impressions, parent=None, gates=None, **training):
+TABLE = b"""
+[surfaces.home]
+weights = { pinner = 1.0, creator = 0.1 }
+utilities = { pinner = "save", creator = "save * pin.creator_tail" }
+[surfaces.related]
+weights = { pinner = 1.0 }
+utilities = { pinner = "save" }
+"""
+
+
+def made(folder, dataset, impressions, parent=None, gates=None, table=None, **training):
     from ranker.data.shown import Impressions
     from ranker.recipe import make_bundle
     from tests.ranker.test_recipe import RECIPE, Notes
 
     settings = replace(RECIPE.training, epochs=1, **training)
     recipe = replace(RECIPE, variant="base", version=4 if parent else 3, training=settings)
+    recipe = recipe if table is None else replace(recipe, utility_toml=table)
     return make_bundle(
         folder, dataset, recipe, Notes(), parent=parent, gates=gates, impressions=Impressions(impressions)
     )
@@ -95,6 +106,25 @@ def test_a_version_that_they_do_not_allow_is_not_written(tmp_path, dataset, pare
     with pytest.raises(GateError, match="no bundle was written.*save >= 3: by logged answers, the rate per request"):
         made(tmp_path / "bundle", dataset, newer, parent, gates)
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.usefixtures("few_users")
+def test_parties_and_actions_hold_a_version_back_together(tmp_path, dataset, parent, newer):
+    gates = Gates(**LENIENT, rates=(RateGate("creator", 3.0), RateGate("save", -3.0), RateGate("pinner", -3.0)))
+    with pytest.raises(GateError, match="creator >= 3: by logged answers, its utility per request changes") as error:
+        made(tmp_path / "bundle", dataset, newer, parent, gates, TABLE)
+    assert "save" not in str(error.value)
+    lenient = replace(gates, rates=(RateGate("creator", -3.0), *gates.rates[1:]))
+    assert made(tmp_path / "bundle", dataset, newer, parent, lenient, TABLE).manifest.version == 4
+
+
+def test_a_gate_that_names_nothing_is_refused_before_any_work(tmp_path, dataset, parent, newer, monkeypatch):
+    monkeypatch.setattr("ranker.recipe.train", None)
+    gates = Gates(**LENIENT, rates=(RateGate("advertiser", 0.0),))
+    with pytest.raises(
+        SettingError, match=r"'advertiser >= 0': the model predicts .*parties pinner, creator; name one"
+    ):
+        made(tmp_path / "bundle", dataset, newer, parent, gates, TABLE)
 
 
 def test_too_few_users_do_not_allow_a_version(tmp_path, dataset, parent, newer):

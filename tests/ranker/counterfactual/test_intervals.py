@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.stats import norm
 from scipy.stats import t as student
 
 from ranker.counterfactual.estimators import ESTIMATORS, LoggedActions, Terms, on_policy
@@ -72,16 +71,25 @@ def test_a_seed_repeats_the_interval_and_equal_terms_differ_by_exactly_nothing()
 
 
 def test_few_users_with_most_of_the_weight_widen_the_interval():
-    """With equal influences the interval is that of the percentiles; a single heavy user makes it wider."""
-    drawn = Resampling(np.array(0.0), np.linspace(-3, 3, 6001))
-    even = Resampled(drawn, np.tile([1.0, -1.0], 5000)).estimate()
-    assert (even.low, even.high) == pytest.approx((-2.85, 2.85), abs=2e-3)
-    heavy = Resampled(drawn, np.concatenate([np.full(20, 10.0), np.full(480, -0.4)])).estimate()
-    degrees = (
-        2 * 500 / (np.mean(np.array([10.0] * 20 + [-0.4] * 480) ** 4) / np.mean([100.0] * 20 + [0.16] * 480) ** 2 - 1)
-    )
-    assert heavy.high == pytest.approx(6 * norm.cdf(student.ppf(0.975, degrees)) - 3, abs=2e-3)
-    assert heavy.high > even.high
+    """The interval is a quantile of Student's t times the spread of the resamples: of few degrees with heavy users."""
+    drawn = np.linspace(-3, 3, 6001)
+    resampled = Resampling(np.array(1.0), drawn)
+    even = Resampled(resampled, np.tile([1.0, -1.0], 5000)).estimate()
+    assert (even.low, even.high) == pytest.approx((1 - 1.96 * drawn.std(), 1 + 1.96 * drawn.std()), abs=2e-3)
+    influences = np.concatenate([np.full(20, 10.0), np.full(480, -0.4)])
+    heavy = Resampled(resampled, influences).estimate()
+    degrees = 2 * 500 / (np.mean(influences**4) / np.mean(influences**2) ** 2 - 1)
+    assert heavy.high == pytest.approx(1 + student.ppf(0.975, degrees) * drawn.std(), abs=2e-3)
+    assert heavy.high - 1 == pytest.approx(1 - heavy.low)
+
+
+def test_an_interval_needs_a_value_in_most_resamples():
+    drawn = np.linspace(-3, 3, 101)
+    drawn[:6] = np.nan
+    found = Resampled(Resampling(np.array(1.0), drawn), np.tile([1.0, -1.0], 50)).estimate()
+    assert (found.value, found.low, found.high) == (1.0, None, None)
+    drawn[:3] = 0.0
+    assert Resampled(Resampling(np.array(1.0), drawn), np.tile([1.0, -1.0], 50)).estimate().high is not None
 
 
 @pytest.mark.parametrize("degrees", [10, 20, 60, 500])
@@ -99,6 +107,15 @@ def test_influences_are_what_the_estimate_changes_by_without_a_user():
         assert terms.value() - without == pytest.approx(found[user], rel=0.05, abs=1e-6)
 
 
+def test_influences_of_what_is_modelled_and_of_what_is_weighted_add_up():
+    rng = np.random.default_rng(2)
+    terms = Terms(rng.random(900), rng.normal(size=900), np.ones(900))
+    users = np.repeat(np.arange(300), 3)
+    found = bootstrap(users, {"dr": terms}, 10)["dr"].influences
+    by_user = np.bincount(users, terms.modelled - terms.modelled.mean() + terms.weighted - terms.weighted.mean()) / 900
+    np.testing.assert_allclose(found, by_user)
+
+
 def test_requests_of_one_user_widen_the_interval():
     rng = np.random.default_rng(0)
     by_user = np.repeat(rng.random(50), 20)
@@ -109,9 +126,9 @@ def test_requests_of_one_user_widen_the_interval():
 
 
 def test_the_bernstein_bound_by_hand():
-    values = np.array([0.0, 1.0, 0.0, 1.0])
-    found = empirical_bernstein(np.arange(4), values, (0, 1))
-    margin = np.sqrt(2 * (1 / 3) * np.log(2 / 0.025) / 4) + 7 * np.log(2 / 0.025) / (3 * 3)
+    values = np.tile([0.0, 1.0], 200)
+    found = empirical_bernstein(np.arange(400), values, (0, 1))
+    margin = np.sqrt(2 * (100 / 399) * np.log(2 / 0.025) / 400) + 7 * np.log(2 / 0.025) / (3 * 399)
     assert (found.low, found.value, found.high) == pytest.approx((0.5 - margin, 0.5, 0.5 + margin))
 
 
@@ -127,6 +144,35 @@ def test_the_bernstein_bound_covers_the_truth_and_is_wider_than_resampling():
     assert covered >= 57
 
 
+def test_the_bernstein_bound_covers_the_truth_where_active_users_earn_less():
+    """Users with 1 or 9 requests, and one click each: 2 clicks in 10 requests. Sums alone would vary too little."""
+    covered = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        counts = np.where(rng.random(20_000) < 0.5, 1, 9)
+        users = np.repeat(np.arange(20_000), counts)
+        clicks = np.zeros(len(users))
+        clicks[np.cumsum(counts) - 1] = 1
+        bound = empirical_bernstein(users, clicks, (0, 1))
+        covered += bound.low <= 0.2 <= bound.high
+    assert covered >= 95
+
+
+def test_the_bernstein_bound_holds_each_mean_that_the_theorem_allows():
+    rng = np.random.default_rng(3)
+    users = np.repeat(np.arange(300), rng.integers(1, 9, 300))
+    values = rng.random(len(users))
+    bound = empirical_bernstein(users, values, (0, 1))
+    sums, counts = np.bincount(users, values), np.bincount(users)
+    log = np.log(2 / 0.025)
+    for mean in (bound.low, bound.high):
+        centred = sums - mean * counts
+        margin = np.sqrt(2 * np.var(centred, ddof=1) * log / 300) + 7 * counts.max() * log / (3 * 299)
+        assert abs(centred.mean()) == pytest.approx(margin)
+    few = empirical_bernstein(users[users < 2], values[users < 2], (0, 1))
+    assert (few.low, few.high) == (0, 1)  # two users say nothing
+
+
 def test_the_bernstein_bound_shrinks_with_users_not_with_requests_of_the_same_user():
     def width(users, per_user):
         logged = log(0, users, per_user)
@@ -140,9 +186,13 @@ def test_the_bernstein_bound_shrinks_with_users_not_with_requests_of_the_same_us
 def test_bounds_that_do_not_hold_are_refused():
     with pytest.raises(PropensityError, match="out of bounds"):
         empirical_bernstein(np.arange(3), np.array([0.0, 2.0, 1.0]), (0, 1))
+    with pytest.raises(PropensityError, match=r"values from -1 to 1 are out of bounds \[0, 1\]"):
+        empirical_bernstein(np.arange(3), np.array([0.0, -1.0, 1.0]), (0, 1))
     with pytest.raises(PropensityError, match="at least two users"):
         empirical_bernstein(np.zeros(3), np.array([0.0, 0.5, 1.0]), (0, 1))
     assert clipped_bounds([-2.0, 3.0], 5) == (-10, 15)
+    assert clipped_bounds([2.0, 3.0], 5) == (0, 15)
+    assert clipped_bounds([-2.0, -1.0], 5) == (-10, 0)
 
 
 def test_support_shows_what_logging_could_not_give():

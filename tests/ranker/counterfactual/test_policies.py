@@ -15,7 +15,7 @@ from ranker.counterfactual.policies import (
     party_utilities,
     surface_table,
     utility_policy,
-    with_pins,
+    whole_answers,
 )
 from ranker.counterfactual.rewards import RewardModel, head_labels, rewards_of
 from ranker.errors import PropensityError
@@ -64,10 +64,39 @@ def test_a_policy_puts_each_pin_once_and_better_pins_first(made):
         assert (np.diff(best) <= 1e-6).all()
 
 
-def test_equal_utilities_keep_the_logged_order(made):
+def test_equal_utilities_keep_the_order_of_the_request(made):
     flat = "[surfaces.home]\nweights = { pinner = 1 }\nutilities = { pinner = '0 * save' }"
     policy = utility_policy("flat", table(made, flat), made)
-    assert (policy.order_probabilities == 1).all()
+    np.testing.assert_array_equal(policy.placements[0].positions, made.places)
+    in_order = (made.places.reshape(-1, logged.PINS) == np.arange(logged.PINS)).all(axis=1)
+    np.testing.assert_array_equal(policy.order_probabilities, in_order)
+
+
+def test_an_exploring_policy_with_equal_utilities_keeps_the_order_of_the_request(made):
+    flat = "[surfaces.home]\nweights = { pinner = 1, creator = 0 }\nutilities = { pinner = '0 * save', creator = '0' }"
+    policy = exploring_policy("flat", table(made, flat), logged.explorer(logged.WEIGHTS), made)
+    np.testing.assert_allclose(policy.position_probabilities, made.places == made.positions)
+
+
+#: Most pins of an answer have a party's utility in common with others.
+TIES = (
+    tiny.UTILITY.replace('"save - 2 * hide"', '"where(save > 0.5, 1, 0)"')
+    .replace('"save * sqrt(pin.popularity)"', '"where(pin.popularity > 0.5, 1, 0)"')
+    .replace("creator = 0.5", "creator = 0.3")
+)
+
+
+@pytest.mark.parametrize(("explore", "creator", "arm"), [(logged.WEIGHTS, 0.0, "less"), (logged.ORDER, 0.3, "")])
+def test_ties_do_not_make_a_policy_agree_with_whatever_was_logged(explore, creator, arm):
+    made = logged.slates(explore=explore, table=TIES)
+    policy = utility_policy("policy", table(made, TIES.replace("creator = 0.3", f"creator = {creator}")), made)
+    assert (policy.order_probabilities[made.arms == arm] == 1).all()
+    weights = policy.order_probabilities / made.order_propensities
+    assert weights.mean() == pytest.approx(1, abs=0.15)  # 1.7 and 4.9 if ties kept the logged order
+    explorer = logged.explorer(explore, TIES)
+    exploring = exploring_policy("tiny@1", table(made, TIES), explorer, made)
+    np.testing.assert_allclose(exploring.order_probabilities, made.order_propensities, rtol=1e-12)
+    np.testing.assert_allclose(exploring.position_probabilities, made.propensities, rtol=1e-12)
 
 
 @pytest.mark.parametrize("explore", [logged.WEIGHTS, logged.ORDER])
@@ -86,10 +115,19 @@ def test_answers_of_different_lengths_are_ordered_each_by_itself(made):
         made,
         **{name: getattr(made, name)[:3] for name in ("request_ids", "user_ids", "time_ms", "arms", "party_weights")},
         order_propensities=made.order_propensities[:3],
+        candidates=np.array([4, 6, 1]),
         row_splits=np.array([0, 4, 10, 11]),
+        places=np.array([2, 0, 3, 1, 5, 4, 3, 2, 1, 0, 0]),
         **{
             name: getattr(made, name)[rows]
-            for name in ("pin_ids", "probabilities", "party_utilities", "attribute_values", "utilities", "propensities")
+            for name in (
+                "pin_ids",
+                "probabilities",
+                "party_utilities",
+                "attribute_values",
+                "utilities",
+                "propensities",
+            )
         },
         labels=made.labels[rows],
         seen=made.seen[rows],
@@ -121,6 +159,27 @@ def test_rewards_are_the_tables_expressions_over_actions(made):
     np.testing.assert_array_equal(rewards["hide"].of(labels, made, positions), hide)
     discounted = rewards_of(table(made), made, discounted=True)["save"].of(labels, made, positions)
     np.testing.assert_array_equal(discounted, save * discounts(logged.PINS)[positions])
+
+
+def test_a_pin_without_a_score_leaves_the_other_pins_their_forecasts(made):
+    # Servers put it at the end; the log says NaN.
+    probabilities = made.probabilities.copy()
+    probabilities[7] = np.nan
+    spoilt = replace(made, probabilities=probabilities)
+    model, whole = RewardModel.of(spoilt), RewardModel.of(made)
+    np.testing.assert_allclose(model.factors, whole.factors, rtol=0.03)
+    saves = rewards_of(table(spoilt), spoilt)["save"]
+    predicted = model.predicted(saves, spoilt.positions)
+    assert predicted[7] == 0
+    assert np.isfinite(predicted).all()
+
+
+def test_a_reward_that_is_no_number_for_actions_is_named(made):
+    logarithm = table(made, tiny.UTILITY.replace("save - 2 * hide", "log(save)"))
+    with pytest.raises(PropensityError, match="the reward pinner is -inf for .* With actions, 0 or 1,"):
+        evaluate_policy(
+            made, utility_policy("log", logarithm, made), logging_policy(made), rewards_of(logarithm, made), SETTINGS
+        )
 
 
 def test_examination_factors_are_actions_over_predicted_ones_of_other_users():
@@ -209,11 +268,37 @@ def test_answers_without_a_pin_are_left_out(made):
             name: np.concatenate([getattr(made, name), getattr(made, name)[:1]])
             for name in ("request_ids", "user_ids", "time_ms", "arms", "party_weights", "order_propensities")
         },
+        candidates=np.append(made.candidates, 0),
         row_splits=np.append(made.row_splits, made.row_splits[-1]),
     )
     policy, rewards = logging_policy(empty), rewards_of(table(made), made)
     with pytest.raises(PropensityError, match="an answer without a pin"):
         evaluate_policy(empty, policy, policy, rewards, SETTINGS)
-    kept = with_pins(empty)
+    kept = whole_answers(empty)
     np.testing.assert_array_equal(kept.row_splits, made.row_splits)
     np.testing.assert_array_equal(kept.request_ids, made.request_ids)
+
+
+def test_answers_that_leave_out_candidates_are_not_evaluated(made):
+    candidates = made.candidates.copy()
+    candidates[1:] += 1
+    cut = replace(made, candidates=candidates)
+    for policy in (utility_policy, lambda *a: exploring_policy(a[0], a[1], logged.explorer(logged.WEIGHTS), a[2])):
+        with pytest.raises(PropensityError, match=r"^599 of 600 answers do not hold all candidates"):
+            policy("tuned", table(made), cut)
+    kept = whole_answers(cut)
+    assert (kept.requests, len(kept.pin_ids), len(kept.labels)) == (1, logged.PINS, logged.PINS)
+    np.testing.assert_array_equal(kept.pin_ids, made.pin_ids[: logged.PINS])
+    with pytest.raises(PropensityError, match=r"none of the 600 answers holds all candidates .* send top_k = 0"):
+        whole_answers(replace(made, candidates=made.candidates + 1))
+
+
+def test_propensities_that_do_not_fit_the_policy_are_refused(made):
+    """Every weight is twice what it should be, as if the log had been ordered by something else than it says."""
+    wrong = replace(made, order_propensities=made.order_propensities / 2, propensities=made.propensities / 2)
+    policy = utility_policy("more", table(made, weighing(2.0)), wrong)
+    rewards = {"save": rewards_of(table(made), made)["save"]}
+    found = evaluate_policy(wrong, policy, logging_policy(made), rewards, replace(SETTINGS, ess_min=20))
+    for unit in UNITS:
+        assert "the mean weight of more is 2." in found.unit(unit).refused.reason
+        assert "no policy can have more than 1" in found.unit(unit).refused.reason

@@ -47,6 +47,15 @@ def test_the_weight_of_a_position_is_clipped_as_well(explored):
     assert weights.max() == 3.0
 
 
+@pytest.mark.parametrize("value", [0.0, -0.5, 1.5, np.nan])
+def test_a_propensity_that_is_no_probability_is_refused(explored, value):
+    from ranker.training.off_policy import OffPolicyWeights
+
+    explored.propensities[3] = value
+    with pytest.raises(SettingError, match=f"--off-policy: 1 of .* are not in \\(0, 1\\], such as {value}"):
+        OffPolicyWeights.of(explored, 4.0)
+
+
 def trained(examples, **settings):
     from ranker.training.fit import train
     from tests.ranker.toy_training import CONFIG, HEADS, SIZES

@@ -38,11 +38,19 @@ def replaced(folder: Path, pinner: str, free: str, value: float) -> str:
         ("-2 * hide + 2.0 * save", "hide in [1,5]", "-3.5 * hide + 2.0 * save"),
         ("-2 * hide + 2.0 * save", "2.0 in [1,5]", "-2 * hide + 3.5 * save"),
         ("where(hide > 0.5, 0, save)", "0.5 in [0,1]", "where(hide > 3.5, 0, save)"),
+        ("-2 * hide + 2.0 * save", "2 in [-5,5]", "-3.5 * hide + 2.0 * save"),
+        ("(save  # saved\\n  - 2 * hide)", "hide in [1,5]", "(save  # saved\n  - 3.5 * hide)"),
+        ("(save  # gemerkt\u00f6\\n  - 2 *\\n hide)", "2 in [1,5]", "(save  # gemerkt\u00f6\n  - 3.5 *\n hide)"),
         ("save + 3 * pin.popularity", "pin.popularity in [0,9]", "save + 3.5 * pin.popularity"),
     ],
 )
 def test_a_constant_is_named_by_what_it_multiplies_or_by_its_digits(tmp_path, pinner, free, expected):
     assert replaced(tmp_path, pinner, free, 3.5) == expected
+
+
+def test_a_negative_constant_stays_one_number(tmp_path):
+    assert replaced(tmp_path, "2 ** save - hide", "2 in [-5,5]", -3.0) == "(-3) ** save - hide"
+    assert replaced(tmp_path / "other", "save - 2 * hide", "hide in [-5,5]", -3.0) == "save - (-3) * hide"
 
 
 @pytest.mark.parametrize(
@@ -59,6 +67,8 @@ def test_a_constant_is_named_by_what_it_multiplies_or_by_its_digits(tmp_path, pi
         ("save - 2 * hide", "hide in 1..5", 'write "NAME in \\[LOW, HIGH\\]"'),
         ("save - 2 * hide", "hide in [5,1]", "the first below the second"),
         ("save - 2 * hide", "hide in [0,inf]", "must be finite"),
+        ("save - 2 * hide", "hide in [1,1e300]", "within 1e\\+09 of 0"),
+        ("save - 2 * hide", "hide in [nan,5]", "must be finite"),
         ("save - 2 * hide", "hide in [a,b]", "the bounds must be numbers"),
         ("save - 2 * hide", "ad: hide in [1,5]", "there is no party 'ad'; the parties are pinner, creator"),
         ("save - 2 * hide", "creator: save in [1,5]", "creator has a theta, which would mean something else"),

@@ -7,6 +7,7 @@ import pytest
 
 from impressions.dataset import read_slates
 from model_store.bundle.manifest import Head
+from model_store.model.discount import discounts
 from ranker.errors import DatasetError, SettingError
 from ranker.tuning.inputs import TuningData, logged_requests, utility_of, versions_of_network
 from tests import tiny
@@ -24,6 +25,25 @@ def test_logged_answers_give_the_utilities_that_were_logged(tmp_path: Path) -> N
     np.testing.assert_allclose(requests.utilities, slates.party_utilities, rtol=1e-6)
     assert requests.requests == 30
     assert (data.since_ms, data.until_ms) == (slates.time_ms.min(), slates.time_ms.max() + 1)
+
+
+def test_logged_candidates_are_in_the_order_of_their_requests(tmp_path: Path) -> None:
+    # Utilities that are equal by the tuned weights keep that order in servers; the answer's own order would credit
+    # the tuned weights with what the logged ones did.
+    bundle = publish_tiny(tmp_path).read("tiny", 1)
+    places = [3, 0, 7, 1, 2, 6, 5, 4]
+    folder = join_answers(tmp_path / "joined", 30, places=places)
+    (slates,) = read_slates(folder, "home")
+    data = logged_requests(folder, bundle, "home", ["tiny@1"])
+    asked = np.argsort(places)
+    for array, expected in (
+        (data.probabilities, slates.probabilities),
+        (data.labels, slates.labels),
+        (data.attributes["pin.popularity"], slates.attribute_values[:, 0]),
+        (data.examined, discounts(8)[slates.positions]),
+    ):
+        by_request = expected.reshape(30, 8, -1)[:, asked]
+        np.testing.assert_array_equal(array.reshape(by_request.shape), by_request)
 
 
 def test_a_threshold_inside_a_party_is_evaluated_over_logged_attributes(tmp_path: Path) -> None:

@@ -100,6 +100,34 @@ def test_thetas_that_no_order_meets_are_named_with_what_is_attainable(thetas, to
         assert one.alone == pytest.approx(alone[PARTIES.index(one.party)])
 
 
+@pytest.mark.parametrize("thetas", [("creator=+500%",), ("creator=+45%", "merchant=+90%")], ids=["alone", "together"])
+def test_thetas_copied_from_the_error_can_be_met(thetas):
+    requests = scored()
+    told = str(tuned(requests, *thetas, hold_out=0))
+    nearest = told.split("smallest shortfall: ")[1].removesuffix(". Lower the thetas to at most that").split(", ")
+    assert isinstance(tuned(requests, *nearest, hold_out=0, fronts=False), Tuned)
+
+
+def test_a_percentage_of_nothing_is_refused():
+    requests = scored()
+    utilities = requests.utilities.copy()
+    utilities[:, 1] = 0
+    with pytest.raises(
+        SettingError, match="creator gets 0 by the weights in force, .* write a value, e.g. creator=0.1"
+    ):
+        tuned(requests.replaced(utilities), "creator=+10%", "merchant=+5%")
+
+
+def test_thetas_beyond_any_reach_are_like_those_just_beyond():
+    requests = scored()
+    far = tuned(requests, "creator=1e300", hold_out=0)
+    assert isinstance(far, Infeasible)
+    assert "creator must get 1e+300, but can get at most " in str(far)
+    free = tuned(requests, "creator=-1e300", hold_out=0, fronts=False)
+    assert isinstance(free, Tuned)
+    assert not party(free, "creator").binding
+
+
 def test_equal_seeds_give_equal_results_and_others_hold_out_other_users():
     first, again = tuned(scored(), "creator=+10%"), tuned(scored(), "creator=+10%")
     assert first == again

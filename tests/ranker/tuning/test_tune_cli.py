@@ -10,12 +10,14 @@ import pytest
 from typer.testing import CliRunner
 
 from kernels.cpu.numpy_engine import NumpyEngine
-from model_store.bundle.files import EXPLORATION, GOLDEN, NETWORK, UTILITY
+from model_store.bundle.files import EXPLORATION, GOLDEN, NETWORK, UTILITY, Bundle
 from model_store.model.loaded import load_model
 from model_store.model.utility import load_utility
 from model_store.registry.signing import TrustedKeys
 from model_store.registry.store import ModelStore, open_model_store
+from server.cli import model_retune
 from server.cli.main import app
+from server.cli.models import proven
 from tests import tiny
 from tests.conftest import needs_training
 from tests.ranker.interactions import write_atomic
@@ -58,7 +60,7 @@ def test_logged_answers_become_a_version_with_tuned_weights(tmp_path: Path, answ
     assert code == 0, output
     for expected in (
         "84 requests of 28 users", "duality gap: ", "binding constraints: creator", "held out, 36 requests of 12 other",
-        "alert PinrankPartyBelowTheta", 'pinrank_party_utility_sum{surface="home",party=~"creator"}',
+        "alert PinrankPartyBelowTheta", "if on home creator gets less than its theta",
         f"publish it: pinrank model retune tiny 1 --utility {tmp_path}/utility.toml",
     ):  # fmt: skip
         assert expected in output
@@ -129,6 +131,23 @@ def test_several_thetas_are_given_either_way(tmp_path: Path, answered: ModelStor
     assert "pinner is maximised, so it cannot have a theta as well" in output
 
 
+def test_a_theta_in_force_that_is_not_asked_for_again_is_named(tmp_path: Path) -> None:
+    # Four parties: two have a theta in force, one of which is asked for.
+    stated = "creator = 0.5, ad = 0.1, shop = 0.1 }\nat_least = { creator = 0.2, ad = 0.3, pinner = -9.0 }"
+    table = tiny.UTILITY.replace("creator = 0.5 }", stated).replace(
+        "\n\n[surfaces.related]", '\nad = "hide"\nshop = "save"\n\n[surfaces.related]'
+    )
+    publish_tiny(tmp_path, 1, {"utility.toml": table.encode()})
+    join_answers(tmp_path / "joined")
+    code, output = tune(tmp_path, "--report", tmp_path / "tune.html")
+    assert code == 0, output
+    for kind in (output, (tmp_path / "tune.html").read_text()):
+        assert "the table in force requires ad" in kind
+        assert "to keep it, add --at-least ad=0.3" in kind
+        assert "as it is maximised now, that is gone" in kind
+    assert "add --at-least creator" not in output
+
+
 def test_thetas_that_no_order_meets_end_with_what_is_attainable(tmp_path: Path, answered: ModelStore) -> None:
     code, output = tune(tmp_path, thetas=("creator=+900%",))
     assert code == 1
@@ -194,6 +213,26 @@ def test_retune_takes_the_next_free_version_and_a_label_for_its_parent(tmp_path:
     assert store.read("tiny", 8).files[NETWORK] == store.read("tiny", 1).files[NETWORK]
     assert store.read("tiny", 8).files[GOLDEN] == store.read("tiny", 1).files[GOLDEN]
     assert store.history("tiny")[-1].why == "tiny@1 with another utility table"
+
+
+def test_a_number_that_another_writer_takes_meanwhile_is_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, rivals = publish_tiny(tmp_path), iter([2, 3])
+
+    def proven_while_others_publish(bundle: Bundle, engine: str) -> float:
+        if (rival := next(rivals, None)) is not None:
+            publish_tiny(tmp_path, rival)
+        return proven(bundle, engine)
+
+    monkeypatch.setattr(model_retune, "proven", proven_while_others_publish)
+    (tmp_path / "utility.toml").write_text(tiny.UTILITY.replace("creator = 0.5", "creator = 0.7"))
+    code, output = retune(tmp_path, "--label", "canary")
+    assert code == 0, output
+    assert "published tiny@4, the network of tiny@1" in output
+    assert sorted(store.state("tiny").versions) == [1, 2, 3, 4]
+    assert store.labels("tiny") == {"canary": 4}
+    assert store.read("tiny", 4).manifest.version == 4
 
 
 def test_a_retuned_version_is_signed_if_asked_for(tmp_path: Path) -> None:

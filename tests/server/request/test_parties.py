@@ -35,6 +35,13 @@ def test_means_and_standard_errors_are_over_requests():
         assert found[party].error == pytest.approx(column.std(ddof=1) / math.sqrt(50))
 
 
+def test_what_is_gained_and_lost_only_grows():
+    found = totals([3.0, -1.0], [-2.0, -4.0])
+    assert (found.gained.tolist(), found.lost.tolist()) == ([3.0, 0.0], [2.0, 5.0])
+    assert party_means([found])["pinner"].mean == 0.5
+    assert found.squares.tolist() == [13.0, 17.0]
+
+
 def test_one_request_says_nothing_about_the_next():
     assert party_means([totals([1.0, 2.0])])["creator"] == PartyMean(1, 2.0, math.inf)
 
@@ -57,3 +64,8 @@ def test_requests_that_are_all_alike_have_no_error_whatever_rounding_does():
 
 def test_two_requests_have_an_error():
     assert party_means([totals([1.0, 0.0], [3.0, 0.0])])["pinner"] == PartyMean(2, 2.0, 1.0)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+def test_utilities_whose_squares_overflow_say_nothing_for_certain():
+    assert party_means([totals([1e300, 0.0], [2e300, 0.0])])["pinner"].error == math.inf

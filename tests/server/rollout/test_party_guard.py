@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from model_store.model.utility import load_utility
-from server.request.parties import PartyMean
+from server.request.parties import PartyMean, PartyTotals, party_means
 from server.rollout.guard import Breach
 from server.rollout.party_guard import PartyOfSurface, compared, judge_parties
 from tests import tiny
@@ -55,6 +56,24 @@ def mean(value, error=0.125, requests=100):
 )
 def test_a_party_that_gets_too_little_beyond_chance_is_a_breach(given, breach):
     assert judge_parties([given], 100, 0.2) == (None if breach is None else Breach(breach))
+
+
+def test_rounding_is_forgiven_in_proportion_to_the_theta():
+    for theta in (1e-6, 1e6):
+        assert judge_parties([party(mean(theta * (1 - 1e-10), 0.0), None, theta=theta)], 100, 0.0) is None
+        assert judge_parties([party(mean(theta * (1 - 1e-8), 0.0), None, theta=theta)], 100, 0.0) is not None
+
+
+@pytest.mark.parametrize("value", [0.1, 0.7, 2.77])
+def test_equal_values_whose_sum_rounds_miss_neither_a_theta_nor_the_default_label(value):
+    def means(requests):
+        totals = PartyTotals(("creator",))
+        for _ in range(requests):
+            totals.add(np.array([value]))
+        return party_means([totals])["creator"]
+
+    for own, default in ((1000, 1777), (1777, 1000), (3000, 1000)):
+        assert judge_parties([party(means(own), means(default), theta=value)], 100, 0.0) is None
 
 
 def test_parties_with_other_expressions_are_not_compared():

@@ -41,8 +41,12 @@ async def test_a_canary_that_starves_a_party_is_rolled_back_with_party_surface_a
     assert entry.why.startswith("rolled back from 2: the utility of creator on home is ")
     assert told in entry.why
     await eventually(lambda: held(server, 2) == "gone", 30)
-    answers, total = (
-        sample(server, f"pinrank_party_utility_{kind}", **labels, label="stable") for kind in ("count", "sum")
+    assert sample(server, "pinrank_party_answers_total", **labels, label="stable") == given
+    gained, lost = (
+        sample(server, "pinrank_party_utility_total", **labels, label="stable", kind=kind)
+        for kind in ("gained", "lost")
     )
-    assert answers == given
-    assert total > 0
+    assert gained > 0
+    assert lost == 0  # this party's utility is a probability times an attribute
+    squares = sample(server, "pinrank_party_utility_squares_total", **labels, label="stable")
+    assert squares >= gained**2 / given
