@@ -15,9 +15,9 @@ from ranker.baselines.item_knn import item_knn_scores
 from ranker.baselines.scores import DOT_PRODUCT, ITEM_KNN, RANKING_TREES, TREES, BaselineScores, one_order
 from ranker.baselines.tree_cache import TreeCache
 from ranker.baselines.tree_rows import TreeRows
+from ranker.cache_folder import default_cache_dir
 from ranker.data.actions import ActionLog
 from ranker.data.inputs import SEQUENCE_LENGTH
-from ranker.data.movielens import default_cache_dir
 from ranker.data.requests import Part
 from ranker.training.examples import Examples, Sampling
 

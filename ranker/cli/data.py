@@ -78,6 +78,7 @@ def ml_1m(out: OutOption) -> None:
     Example: [bold]pinrank data ml-1m --out data/ml-1m[/]
     """
     with explained():
+        from ranker.cache_folder import default_cache_dir  # noqa: PLC0415
         from ranker.data import movielens  # noqa: PLC0415
         from ranker.data.schema import FILE, RATINGS, write_schema  # noqa: PLC0415
 
@@ -86,7 +87,7 @@ def ml_1m(out: OutOption) -> None:
         reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True))
         reporter.note(movielens.LICENCE.strip())
         with reporter.step("MovieLens-1M"):
-            source = movielens.obtain(movielens.default_cache_dir())
+            source = movielens.obtain(default_cache_dir())
         out.parent.mkdir(parents=True, exist_ok=True)
         # The folder appears whole or not at all: a partial copy could be mistaken for the dataset.
         with tempfile.TemporaryDirectory(prefix=".writing-", dir=out.parent) as temporary:

@@ -70,7 +70,8 @@ def _kept(bundle: Bundle, folder: Path, keep_in: Path | None, models: ModelStore
     kept = folder if keep_in is None else keep_in / f"{manifest.name}-{manifest.version}-{bundle.digest[:12]}"
     if not kept.exists():
         copy_out(bundle, kept)
-    command = f"pinrank model publish {kept} --store {models.where}" + (f" --label {label}" if label else "")
+    options = (f" --label {label}" if label else "") + (" --force" if manifest.lineage.shortfalls else "")
+    command = f"pinrank model publish {kept} --store {models.where}{options}"
     return f"The bundle is in {kept}; to publish it, run: {command}"
 
 
