@@ -99,9 +99,7 @@ def make_bundle(
         with reporter.step("export"):
             export_bundle(unmeasured, network, parts)
         made = read_bundle(unmeasured)
-    plan = BaselinePlan(
-        recipe.sampling, recipe.validation_requests_max, recipe.training.seed, (execution or Execution()).threads
-    )
+    plan = BaselinePlan(recipe.sampling, seed=recipe.training.seed, threads=(execution or Execution()).threads)
     with reporter.step("test") as progress:
         sampling = replace(recipe.sampling, requests_max=recipe.test_requests_max)
         bundles = {"parent": parent.bundle, "this": made} if parent else {"this": made}
@@ -130,6 +128,8 @@ def make_bundle(
         )
     for name, reason in measured.baselines_missing.items():
         reporter.note(f"the model was not compared with {name}: {reason}")
+    if measured.trees is not None:
+        reporter.note(str(measured.trees))
     lineage = parts.lineage.model_copy(
         update={"metrics": measured.flat("this"), "shortfalls": tuple(shortfalls(measured, "this"))}
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -39,13 +39,13 @@ class TreeSettings:
     """
 
     seed: int = 7
-    rounds_max: int = 400
-    patience: int = 30
-    learning_rate: float = 0.08
+    rounds_max: int = 300
+    patience: int = 20
+    learning_rate: float = 0.1
     leaves: int = 31
     rows_min: int = 50
     columns_share: float = 0.5
-    bins: int = 127
+    bins: int = 63
 
     def described(self) -> dict[str, object]:
         """Return everything besides the rows that determines the trees."""
@@ -64,7 +64,7 @@ class TreeTrainer:
 
     def __init__(self, train: TreeRows, validation: TreeRows, settings: TreeSettings, threads: int) -> None:
         self._settings, self._threads = settings, threads
-        self._rows = (train, validation)
+        self._outcomes = tuple((rows.labels, rows.counts) for rows in (train, validation))
         shared = {**self._parameters("binary"), "max_bin": settings.bins}
         self._train = lgb.Dataset(train.table, params=shared, feature_name=list(train.names), free_raw_data=True)
         self._validation = lgb.Dataset(validation.table, reference=self._train, params=shared, free_raw_data=True)
@@ -80,9 +80,9 @@ class TreeTrainer:
             progress: receives the number of finished trees.
         """
         settings = self._settings
-        for part, rows in zip((self._train, self._validation), self._rows, strict=True):
-            part.set_label(np.ascontiguousarray(rows.labels[:, head]))
-            part.set_group(rows.counts if objective == "lambdarank" else None)
+        for part, (labels, counts) in zip((self._train, self._validation), self._outcomes, strict=True):
+            part.set_label(np.ascontiguousarray(labels[:, head]))
+            part.set_group(counts if objective == "lambdarank" else None)
         callbacks: list[Callable[..., Any]] = [
             lgb.early_stopping(settings.patience, first_metric_only=True, verbose=False),
             lambda environment: progress(environment.iteration + 1),
@@ -114,7 +114,19 @@ class TreeTrainer:
         }
 
 
-def predict(model: str, rows: TreeRows, threads: int) -> np.ndarray:
-    """Return float32[N], probabilities of a binary model or scores of a ranking model."""
-    booster = lgb.Booster(model_str=model)
-    return np.asarray(booster.predict(rows.table, num_threads=threads), np.float32)
+class TreeScorer:
+    """Scores rows with models that were fitted before.
+
+    Args:
+        models: M models, as `TreeTrainer.fit` returns them.
+        threads: number of threads.
+    """
+
+    def __init__(self, models: Sequence[str], threads: int) -> None:
+        self._boosters = [lgb.Booster(model_str=model) for model in models]
+        self._threads = threads
+
+    def scores(self, rows: TreeRows) -> np.ndarray:
+        """Return float32[N, M], probabilities of binary models and scores of ranking models."""
+        found = [booster.predict(rows.table, num_threads=self._threads) for booster in self._boosters]
+        return np.stack(found, axis=1).astype(np.float32)

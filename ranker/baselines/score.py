@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from kernels.cores import cores
 from model_store.bundle.manifest import Lineage, TrainingRows
 from ranker.baselines.item_knn import item_knn_scores
-from ranker.baselines.scores import DOT_PRODUCT, ITEM_KNN, RANKING_TREES, TREES, BaselineScores, one_order
+from ranker.baselines.scores import DOT_PRODUCT, ITEM_KNN, RANKING_TREES, TREES, BaselineScores, TreeTraining, one_order
 from ranker.baselines.tree_cache import TreeCache
 from ranker.baselines.tree_rows import TreeRows
 from ranker.cache_folder import default_cache_dir
@@ -28,12 +30,20 @@ Progress = Callable[[str, int, int], None]
 NO_LIGHTGBM = "LightGBM is not installed: pip install 'pinrank[baselines]'"
 
 
+#: Rows of the test are tabulated for this many requests at a time, which bounds the memory of the tables.
+_REQUESTS_PER_TABLE = 200
+
+#: Training requests of the trees; more take longer and change little.
+TREE_REQUESTS_MAX = 5_000
+
+
 @dataclass(frozen=True, slots=True)
 class BaselinePlan:
     """Which rows the trees learn from, and how they are fitted.
 
     Attributes:
-        sampling: sampling of the training rows: the network's own.
+        sampling: sampling of the network's training rows.
+        requests_max: approximate maximum number of the requests among them that the trees learn from, sampled evenly.
         validation_requests_max: number of validation requests, which decide how many trees are kept.
         seed: seed of the sampled rows and of the trees.
         threads: number of threads; None uses all cores of this process. The trees do not depend on it.
@@ -41,17 +51,28 @@ class BaselinePlan:
     """
 
     sampling: Sampling = field(default_factory=Sampling)
-    validation_requests_max: int = 2_000
+    requests_max: int = TREE_REQUESTS_MAX
+    validation_requests_max: int = 1_000
     seed: int = 7
     threads: int | None = None
     cache: Path = field(default_factory=lambda: default_cache_dir() / "trees")
 
     @staticmethod
-    def of_training(lineage: Lineage, threads: int | None) -> BaselinePlan:
+    def of_training(lineage: Lineage, threads: int | None, requests_max: int = TREE_REQUESTS_MAX) -> BaselinePlan:
         """Return the plan that learns from the rows that a version learned from, by its lineage."""
         rows, usual = lineage.training_rows, Sampling()
         sampling = usual if rows is None else Sampling(rows.negatives, requests_max=rows.requests_max)
-        return BaselinePlan(sampling, seed=lineage.seed, threads=threads)
+        return BaselinePlan(sampling, requests_max, seed=lineage.seed, threads=threads)
+
+    def trees(self, part: Part) -> Sampling:
+        """Return the sampling of the trees' rows of a part."""
+        if part == "validation":
+            return replace(self.sampling, requests_max=self.validation_requests_max)
+        return replace(self.sampling, requests_max=min(self.requests_max, self.sampling.requests_max or sys.maxsize))
+
+    def requests_of_network(self, available: int) -> int:
+        """Return about how many of the available training requests a network learns from."""
+        return min(available, self.sampling.requests_max or available)
 
 
 def training_rows(sampling: Sampling) -> TrainingRows | None:
@@ -60,17 +81,31 @@ def training_rows(sampling: Sampling) -> TrainingRows | None:
     return None if rows == usual else rows
 
 
+class ExampleSource(Protocol):
+    """Builds examples of the other parts as those of the test were built."""
+
+    def examples(self, part: Part, sampling: Sampling) -> Examples:
+        """Build the examples of a part, with every input of `ranker.data.inputs`."""
+
+    def available(self, part: Part) -> int:
+        """Return about how many requests the part has without a maximum."""
+
+
 @dataclass(frozen=True, slots=True)
 class ScoredBaselines:
-    """The scores of every baseline by its name, and the reason for each one that has none."""
+    """The scores of every baseline by its name, and the reason for each one that has none.
+
+    `trees` says what the trees learned from; None without trees.
+    """
 
     scores: Mapping[str, BaselineScores]
     missing: Mapping[str, str]
+    trees: TreeTraining | None = None
 
 
 def score_baselines(
     test: Examples,
-    examples_of: Callable[[Part, Sampling], Examples],
+    source: ExampleSource,
     heads: tuple[str, ...],
     actions: Sequence[str],
     log: ActionLog,
@@ -81,7 +116,7 @@ def score_baselines(
 
     Args:
         test: the rows, with every input of `ranker.data.inputs`.
-        examples_of: builds the examples of another part in the same way.
+        source: builds the rows to learn from.
         heads: the heads, in the order of the label columns.
         actions: the kinds of action of the sequences, in the order of their codes.
         log: the history.
@@ -91,8 +126,8 @@ def score_baselines(
     Returns:
         Popularity is not among them: the examples hold it already.
 
-    Cost: for 5,000 training requests with 25 to 30 candidates, 10 to 60 s a head on one core, then none: trees are
-    cached. Memory for the table of the training rows, about 500 bytes a row.
+    Cost: time and memory of the trees grow with `plan.requests_max`, which bounds them; the memory for the test's
+    scores is small. Fitted trees are cached, and then only the rows are built.
     """
     dot = np.einsum(
         "nd,nd->n",
@@ -105,46 +140,64 @@ def score_baselines(
     }
     if find_spec("lightgbm") is None:
         return ScoredBaselines(found, dict.fromkeys((TREES, RANKING_TREES), NO_LIGHTGBM))
-    train = TreeRows.of(examples_of("train", plan.sampling), tuple(actions))
-    validating = Sampling(plan.sampling.negatives, plan.sampling.candidates, plan.validation_requests_max)
-    validation = TreeRows.of(examples_of("validation", validating), tuple(actions))
-    found |= _trees(train, validation, TreeRows.of(test, tuple(actions)), heads, plan, progress)
-    return ScoredBaselines(found, {})
+    train, validation = (
+        TreeRows.of(source.examples(part, plan.trees(part)), tuple(actions)) for part in ("train", "validation")
+    )
+    learned = TreeTraining(len(train.counts), len(train.labels), plan.requests_of_network(source.available("train")))
+    fitted = _fitted_trees(train, validation, heads, plan, progress)
+    del train, validation  # the test's tables take their place
+    return ScoredBaselines(found | _tree_scores(fitted, test, tuple(actions), heads, plan, progress), {}, learned)
 
 
-def _trees(
-    train: TreeRows,
-    validation: TreeRows,
-    test: TreeRows,
-    heads: tuple[str, ...],
-    plan: BaselinePlan,
-    progress: Progress,
-) -> Iterator[tuple[str, BaselineScores]]:
-    from ranker.baselines.boosted_trees import Objective, TreeSettings, TreeTrainer, predict  # noqa: PLC0415
+def _fitted_trees(
+    train: TreeRows, validation: TreeRows, heads: tuple[str, ...], plan: BaselinePlan, progress: Progress
+) -> dict[tuple[str, int], str]:
+    """Return a model for each kind of trees and each column of a head that has both outcomes."""
+    from ranker.baselines.boosted_trees import Objective, TreeSettings, TreeTrainer  # noqa: PLC0415
 
-    settings, threads, cache = TreeSettings(seed=plan.seed), plan.threads or cores(), TreeCache(plan.cache)
+    settings, cache = TreeSettings(seed=plan.seed), TreeCache(plan.cache)
     trainer: list[TreeTrainer] = []  # made on first use: preparing the rows takes seconds, and all may be cached
     rows = {"train": train.digest(), "validation": validation.digest()}
-    learned = [head for head in range(len(heads)) if 0 < train.labels[:, head].sum() < len(train.labels)]
     kinds: tuple[tuple[str, Objective], ...] = ((TREES, "binary"), (RANKING_TREES, "lambdarank"))
 
     def fit(objective: Objective, head: int, what: str) -> str:
         if not trainer:
-            trainer.append(TreeTrainer(train, validation, settings, threads))
+            trainer.append(TreeTrainer(train, validation, settings, plan.threads or cores()))
         return trainer[0].fit(objective, head, lambda done: progress(what, done, settings.rounds_max))
 
+    fitted: dict[tuple[str, int], str] = {}
     for name, objective in kinds:
-        scores = []
-        for head in learned:
+        for head in range(len(heads)):
+            if not 0 < train.labels[:, head].sum() < len(train.labels):
+                continue
             what = f"{name}, {heads[head]}"
             made_of = {**rows, **settings.described(), "objective": objective, "head": head}
-            model = cache.get_or_fit(made_of, lambda o=objective, h=head, w=what: fit(o, h, w))  # type: ignore[misc]
-            scores.append(predict(model, test, threads))
+            fitted[name, head] = cache.get_or_fit(made_of, lambda o=objective, h=head, w=what: fit(o, h, w))  # type: ignore[misc]
             progress(what, settings.rounds_max, settings.rounds_max)
-        if scores:
-            yield (
-                name,
-                BaselineScores(
-                    tuple(heads[head] for head in learned), np.stack(scores, axis=1), probabilities=name == TREES
-                ),
-            )
+    return fitted
+
+
+def _tree_scores(
+    fitted: Mapping[tuple[str, int], str],
+    test: Examples,
+    actions: tuple[str, ...],
+    heads: tuple[str, ...],
+    plan: BaselinePlan,
+    progress: Progress,
+) -> dict[str, BaselineScores]:
+    from ranker.baselines.boosted_trees import TreeScorer  # noqa: PLC0415
+
+    if not fitted:
+        return {}
+    scorer, total = TreeScorer(list(fitted.values()), plan.threads or cores()), test.batch.requests
+    parts = []
+    for start in range(0, total, _REQUESTS_PER_TABLE):
+        stop = min(start + _REQUESTS_PER_TABLE, total)
+        parts.append(scorer.scores(TreeRows.of(test.take(np.arange(start, stop)), actions)))
+        progress(TREES, stop, total)
+    scores, found = np.concatenate(parts), {}
+    for name in (TREES, RANKING_TREES):
+        columns = [place for place, (kind, _) in enumerate(fitted) if kind == name]
+        own = tuple(heads[head] for kind, head in fitted if kind == name)
+        found[name] = BaselineScores(own, scores[:, columns], probabilities=name == TREES)
+    return found

@@ -30,6 +30,34 @@ class BaselineScores:
     order: np.ndarray | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class TreeTraining:
+    """What the trees learned from.
+
+    Attributes:
+        requests: number of requests.
+        rows: number of rows.
+        requests_of_network: about how many requests a network learns from on the same data.
+    """
+
+    requests: int
+    rows: int
+    requests_of_network: int
+
+    @property
+    def fewer(self) -> bool:
+        """Whether the trees learned from a sample only: by more than sampling explains."""
+        return self.requests < 0.9 * self.requests_of_network
+
+    def __str__(self) -> str:
+        if not self.fewer:
+            return f"LightGBM learned from {self.requests:,} requests with {self.rows:,} rows, as many as a network."
+        return (
+            f"LightGBM learned from a sample of {self.requests:,} of the about {self.requests_of_network:,} requests "
+            f"({self.rows:,} rows) that the training of a network may use; with more, it may be better."
+        )
+
+
 def one_order(heads: tuple[str, ...], scores: np.ndarray) -> BaselineScores:
     """Return the scores of a baseline that ranks alike for every head, from float32[N]."""
     return BaselineScores(heads, np.repeat(scores[:, None], len(heads), axis=1), order=scores)

@@ -132,6 +132,7 @@ def evaluate(
             for rival in (POPULARITY, *test.baselines)
         ),
         baselines_missing=test.baselines_missing,
+        trees=test.trees,
     )
 
 

@@ -11,7 +11,7 @@ from ranker.evaluation.charts import ROWS_DRAWN_MIN, lift_chart, reliability_cha
 from ranker.evaluation.metrics import BINS, TOP
 from ranker.evaluation.page import items, page, picture, section, table
 from ranker.evaluation.results import Evaluation
-from ranker.evaluation.tables import BASELINES_NOTE, baseline_lines, baseline_table, head_table, slice_line, slice_table
+from ranker.evaluation.tables import baseline_lines, baseline_note, baseline_table, head_table, slice_line, slice_table
 
 
 def report_html(evaluation: Evaluation) -> str:
@@ -24,7 +24,7 @@ def report_html(evaluation: Evaluation) -> str:
     )
     against = []
     if evaluation.comparisons:
-        note = " ".join((BASELINES_NOTE, *baseline_lines(evaluation)))
+        note = " ".join((baseline_note(evaluation), *baseline_lines(evaluation)))
         against = [section("Against baselines", table(baseline_table(evaluation)), note)]
     parts = [
         f'<h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p>',

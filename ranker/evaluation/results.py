@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ranker.baselines.scores import TREES, TreeTraining
 from ranker.evaluation.bootstrap import Estimate
 from ranker.evaluation.metrics import ReliabilityBin
 
@@ -152,6 +153,8 @@ class Evaluation:
     comparisons: tuple[Comparison, ...] = ()
     #: Why a baseline could not be compared with.
     baselines_missing: Mapping[str, str] = field(default_factory=dict)
+    #: What LightGBM learned from; None without it.
+    trees: TreeTraining | None = None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -172,4 +175,6 @@ class Evaluation:
             for order, paired in (("utility", comparison.by_utility), ("head", comparison.by_head)):
                 name = f"hit_at_3_by_{order}_{comparison.head} ({comparison.baseline})"
                 found[name] = None if paired is None else paired.baseline.value
+        if self.trees is not None:
+            found[f"training_requests ({TREES})"] = self.trees.requests
         return {name: round(value, 4) for name, value in found.items() if value is not None}

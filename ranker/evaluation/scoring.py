@@ -17,6 +17,7 @@ from model_store.bundle.manifest import Head, Manifest
 from model_store.model.loaded import LoadedModel, load_model
 from model_store.model.utility import UtilityError, UtilityTable, load_utility
 from ranker.baselines.score import BaselinePlan, score_baselines
+from ranker.baselines.scores import TreeTraining
 from ranker.data.actions import ActionLog
 from ranker.data.embeddings import embeddings_of
 from ranker.data.features import PIN_GROUP, SURFACES
@@ -24,8 +25,8 @@ from ranker.data.inputs import full_manifest
 from ranker.data.requests import Part, Split
 from ranker.data.shown import Shown
 from ranker.errors import DatasetError
-from ranker.training.examples import Examples, Sampling
-from ranker.training.shown_examples import example_builder
+from ranker.training.examples import ExampleBuilder, Examples, Sampling
+from ranker.training.shown_examples import ShownExampleBuilder, example_builder
 
 ScoringProgress = Callable[[str, int, int], None]
 
@@ -66,6 +67,7 @@ class ScoredTest:
         by_bundle: in the requested order.
         baselines: scores of the baselines other than popularity; empty if none were asked for.
         baselines_missing: why a baseline has no scores.
+        trees: what LightGBM learned from; None if it was not asked for or is not installed.
         positions: int64[N], where a logged answer showed the pin; empty for requests that were made up.
         propensities: float64[N], the logged probability of the pin at its position; empty for made-up requests.
         surfaces: uint8[R], positions in `SURFACES`.
@@ -81,6 +83,7 @@ class ScoredTest:
     by_bundle: Mapping[str, BundleScores]
     baselines: Mapping[str, BundleScores] = field(default_factory=dict)
     baselines_missing: Mapping[str, str] = field(default_factory=dict)
+    trees: TreeTraining | None = None
     positions: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     propensities: np.ndarray = field(default_factory=lambda: np.empty(0, np.float64))
     surfaces: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
@@ -162,6 +165,7 @@ def score_test(
         {name: scored[name] for name in bundles},
         held_against.scores,
         held_against.missing,
+        held_against.trees,
         first.positions,
         first.propensities,
         first.surfaces,
@@ -248,25 +252,50 @@ class _Source:
         self, part: Part, sampling: Sampling, seed: int, progress: ScoringProgress, attributes: Sequence[str] = ()
     ) -> Examples:
         """Build the examples of a part. Raises BundleError."""
-        manifest, embeddings = self.bundle.manifest, embeddings_of(self.bundle)
         what = "requests" if part == "test" else f"{part} requests"
         try:
-            labelled = self.manifest()
-            builder = example_builder(self.log, self.shown, embeddings, labelled, self.split, sampling, seed)
-            return builder.build(part, lambda done, total: progress(what, done, total), attributes)
+            return self._builder(sampling, seed).build(
+                part, lambda done, total: progress(what, done, total), attributes
+            )
         except (KeyError, ValueError, DatasetError) as error:
-            raise BundleError(f"{manifest.ref}: cannot build its features from this data: {error}") from error
+            raise BundleError(
+                f"{self.bundle.manifest.ref}: cannot build its features from this data: {error}"
+            ) from error
+
+    def available(self, part: Part) -> int:
+        """Return about how many requests a part has."""
+        return self._builder(Sampling(), 0).available(part)
 
     def manifest(self) -> Manifest:
         """Return the manifest that the examples follow."""
         labelled = self.bundle.manifest.model_copy(update={"heads": self.heads})
         return full_manifest(labelled, self.log.schema) if self.full else labelled
 
+    def _builder(self, sampling: Sampling, seed: int) -> ExampleBuilder | ShownExampleBuilder:
+        embeddings = embeddings_of(self.bundle)
+        return example_builder(self.log, self.shown, embeddings, self.manifest(), self.split, sampling, seed)
+
+
+@dataclass(frozen=True, slots=True)
+class _BaselineSource:
+    """Builds the rows that baselines learn from as those of the test were built."""
+
+    source: _Source
+    seed: int
+    progress: ScoringProgress
+
+    def examples(self, part: Part, sampling: Sampling) -> Examples:
+        return self.source.build(part, sampling, self.seed, self.progress)
+
+    def available(self, part: Part) -> int:
+        return self.source.available(part)
+
 
 @dataclass(frozen=True, slots=True)
 class _Baselines:
     scores: Mapping[str, BundleScores]
     missing: Mapping[str, str]
+    trees: TreeTraining | None = None
 
 
 def _scored_baselines(
@@ -278,7 +307,7 @@ def _scored_baselines(
     heads = tuple(head.name for head in source.heads)
     found = score_baselines(
         examples,
-        lambda part, sampling: source.build(part, sampling, plan.seed, progress),
+        _BaselineSource(source, plan.seed, progress),
         heads,
         manifest.sequence.actions,
         source.log,
@@ -293,7 +322,7 @@ def _scored_baselines(
             columns = [baseline.heads.index(head) for head in own]
             order = utilities_of(table, examples, baseline.by_head[:, columns])
         scores[name] = BundleScores(baseline.heads, baseline.by_head, order, None)
-    return _Baselines(scores, found.missing)
+    return _Baselines(scores, found.missing, found.trees)
 
 
 def _same_candidates(one: Examples, other: Examples) -> bool:

@@ -15,7 +15,7 @@ from ranker.evaluation.results import Evaluation, HeadFacts, HeadScore, Hit, Pai
 
 NONE = "-"
 
-BASELINES_NOTE = (
+_BASELINES_NOTE = (
     "All HIT@3 come from the same requests and candidates, and lifts from the same resamples of users. The dot product "
     "multiplies the vectors of user and pin. Item kNN counts the users who acted on the same pins. LightGBM learns "
     "from the network's inputs and their similarities, with one model per head: of probabilities, or of the order "
@@ -57,6 +57,11 @@ def baseline_table(evaluation: Evaluation) -> TextTable:
             blocks.append(tuple(lines))
     headings = ("head", "scorer", f"HIT@{TOP} by head", lift, f"HIT@{TOP} by utility", lift)
     return TextTable(headings, 2, tuple(blocks))
+
+
+def baseline_note(evaluation: Evaluation) -> str:
+    """Explain the table of baselines, and how much LightGBM learned from."""
+    return " ".join([_BASELINES_NOTE, *([] if evaluation.trees is None else [str(evaluation.trees)])])
 
 
 def baseline_lines(evaluation: Evaluation) -> list[str]:
@@ -132,7 +137,9 @@ def slice_line(evaluation: Evaluation) -> str:
 def terminal_tables(evaluation: Evaluation) -> list[Table]:
     """Return the tables of baselines, if any, of heads and of slices."""
     against = (
-        [rich_table(baseline_table(evaluation), "Against baselines", BASELINES_NOTE)] if evaluation.comparisons else []
+        [rich_table(baseline_table(evaluation), "Against baselines", baseline_note(evaluation))]
+        if evaluation.comparisons
+        else []
     )
     heads = rich_table(
         head_table(evaluation),

@@ -149,7 +149,7 @@ class ExampleBuilder:
             DatasetError: the part has no request.
         """
         slices = part_slices(self._log, self._split, part)
-        share = self._kept_share(slices)
+        share = self._kept_share(part)
         built: list[Examples] = []
         for done, span in enumerate(slices, start=1):
             built += self.build_slice(span, part, share, attributes)
@@ -158,12 +158,15 @@ class ExampleBuilder:
             raise DatasetError(f"the {part} part of the data has no request; use more data or another split")
         return Examples.concat(built)
 
-    def _kept_share(self, slices: Sequence[Slice]) -> float:
+    def available(self, part: Part) -> int:
+        """Return about how many requests a part has without a maximum: those without new pins are counted, too."""
+        rng = np.random.default_rng(0)
+        return sum(len(slice_requests(self._log, span, 0, rng)) for span in part_slices(self._log, self._split, part))
+
+    def _kept_share(self, part: Part) -> float:
         if self._sampling.requests_max is None:
             return 1.0
-        rng = np.random.default_rng(0)
-        total = sum(len(slice_requests(self._log, span, 0, rng)) for span in slices)
-        return min(1.0, self._sampling.requests_max / max(1, total))
+        return min(1.0, self._sampling.requests_max / max(1, self.available(part)))
 
     def build_slice(
         self, span: Slice, part: Part, share: float = 1.0, attributes: Sequence[str] = ()

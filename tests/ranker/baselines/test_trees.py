@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ranker.baselines.boosted_trees import Objective, TreeSettings, TreeTrainer, predict
+from ranker.baselines.boosted_trees import Objective, TreeScorer, TreeSettings, TreeTrainer
 from ranker.baselines.tree_cache import FILES_MAX, TreeCache
 from ranker.baselines.tree_rows import TreeRows
 from ranker.evaluation.metrics import auc
@@ -17,6 +17,10 @@ SETTINGS = TreeSettings(rounds_max=30, rows_min=5)
 
 def rows(seed: int, requests: int = 300) -> TreeRows:
     return TreeRows.of(examples(seed, requests), ACTIONS)
+
+
+def predict(model: str, test: TreeRows, threads: int) -> np.ndarray:
+    return TreeScorer([model], threads).scores(test)[:, 0]
 
 
 @pytest.mark.parametrize("objective", ["binary", "lambdarank"])
