@@ -15,7 +15,7 @@ from model_store.bundle.manifest import Manifest
 from model_store.model.assembly import Assembler
 from ranker.data.actions import ActionLog
 from ranker.data.embeddings import PinEmbeddings
-from ranker.data.features import PIN_GROUP, SURFACES, USER_GROUP, Groups, events_of, pin_rows, user_rows
+from ranker.data.features import PIN_GROUP, SURFACES, USER_GROUP, Groups, events_of, folded_in, pin_rows, user_rows
 from ranker.data.requests import Part, Request, Slice, Split, part_slices, slice_requests
 from ranker.errors import DatasetError
 
@@ -290,14 +290,15 @@ class FeatureSnapshot:
     @staticmethod
     def at(span: Slice, log: ActionLog, groups: Groups, vectors: np.ndarray, columns: Sequence[int]) -> FeatureSnapshot:
         stop = log.before(span.start_ms)
-        pins = pin_rows(log, groups.pin, vectors, span.start_ms)
+        folded = folded_in(log, vectors, stop)
+        pins = pin_rows(log, groups.pin, vectors, span.start_ms, folded)
         acted = log.pin[stop : log.before(span.stop_ms)]
         on_new = pins.states[acted] != RowState.PRESENT
         counts = [np.bincount(log.pin[:stop], log.labels[:stop, column], len(log.pin_ids)) for column in columns]
         return FeatureSnapshot(
             span.start_ms,
             pins,
-            user_rows(log, groups.user, vectors, span.start_ms),
+            user_rows(log, groups.user, vectors, span.start_ms, folded),
             np.stack(counts, axis=-1).astype(np.float32),
             np.unique(acted[on_new]),
             float(on_new.mean()) if len(on_new) else 0.0,
