@@ -59,11 +59,12 @@ class TreeTrainer:
         train: rows to learn from.
         validation: rows that decide how many trees are kept.
         settings: the settings.
-        threads: number of threads. The models do not depend on it.
+
+    A trainer serves one thread, and uses one.
     """
 
-    def __init__(self, train: TreeRows, validation: TreeRows, settings: TreeSettings, threads: int) -> None:
-        self._settings, self._threads = settings, threads
+    def __init__(self, train: TreeRows, validation: TreeRows, settings: TreeSettings) -> None:
+        self._settings = settings
         self._outcomes = tuple((rows.labels, rows.counts) for rows in (train, validation))
         shared = {**self._parameters("binary"), "max_bin": settings.bins}
         self._train = lgb.Dataset(train.table, params=shared, feature_name=list(train.names), free_raw_data=True)
@@ -109,7 +110,7 @@ class TreeTrainer:
             "feature_pre_filter": False,
             "deterministic": True,
             "force_row_wise": True,
-            "num_threads": self._threads,
+            "num_threads": 1,
             "verbosity": -1,
         }
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -155,26 +157,37 @@ def _fitted_trees(
     """Return a model for each kind of trees and each column of a head that has both outcomes."""
     from ranker.baselines.boosted_trees import Objective, TreeSettings, TreeTrainer  # noqa: PLC0415
 
-    settings, cache = TreeSettings(seed=plan.seed), TreeCache(plan.cache)
-    trainer: list[TreeTrainer] = []  # made on first use: preparing the rows takes seconds, and all may be cached
+    settings, cache, own = TreeSettings(seed=plan.seed), TreeCache(plan.cache), threading.local()
     rows = {"train": train.digest(), "validation": validation.digest()}
     kinds: tuple[tuple[str, Objective], ...] = ((TREES, "binary"), (RANKING_TREES, "lambdarank"))
+    learned = [head for head in range(len(heads)) if 0 < train.labels[:, head].sum() < len(train.labels)]
+    jobs = [(name, objective, head) for name, objective in kinds for head in learned]
+    grown = dict.fromkeys(jobs, 0)
 
-    def fit(objective: Objective, head: int, what: str) -> str:
-        if not trainer:
-            trainer.append(TreeTrainer(train, validation, settings, plan.threads or cores()))
-        return trainer[0].fit(objective, head, lambda done: progress(what, done, settings.rounds_max))
+    def report(job: tuple[str, Objective, int], trees: int) -> None:
+        grown[job] = trees
+        progress(TREES, sum(grown.values()), len(jobs) * settings.rounds_max)
 
-    fitted: dict[tuple[str, int], str] = {}
-    for name, objective in kinds:
-        for head in range(len(heads)):
-            if not 0 < train.labels[:, head].sum() < len(train.labels):
-                continue
-            what = f"{name}, {heads[head]}"
-            made_of = {**rows, **settings.described(), "objective": objective, "head": head}
-            fitted[name, head] = cache.get_or_fit(made_of, lambda o=objective, h=head, w=what: fit(o, h, w))  # type: ignore[misc]
-            progress(what, settings.rounds_max, settings.rounds_max)
-    return fitted
+    def fit(job: tuple[str, Objective, int]) -> str:
+        if not hasattr(own, "trainer"):  # made on first use: preparing the rows takes seconds, and all may be cached
+            own.trainer = TreeTrainer(train, validation, settings)
+        model: str = own.trainer.fit(*job[1:], lambda trees: report(job, trees))
+        return model
+
+    def known_or_fitted(job: tuple[str, Objective, int]) -> str:
+        made_of = {**rows, **settings.described(), "objective": job[1], "head": job[2]}
+        model = cache.get_or_fit(made_of, lambda: fit(job))
+        report(job, settings.rounds_max)
+        return model
+
+    # One model per thread: the threads of a single fit would wait for each other many times per tree.
+    with ThreadPoolExecutor(max(1, min(plan.threads or cores(), len(jobs)))) as pool:
+        try:
+            models = list(pool.map(known_or_fitted, jobs))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return {(name, head): model for (name, _, head), model in zip(jobs, models, strict=True)}
 
 
 def _tree_scores(

@@ -45,9 +45,16 @@ class TreeCache:
         with tempfile.NamedTemporaryFile("w", dir=self._folder, prefix=".writing-", delete=False) as file:
             file.write(_digest(model) + "\n" + model)
         Path(file.name).replace(path)
-        found = sorted(self._folder.glob("*.txt"), key=lambda old: old.stat().st_mtime)
+        found = sorted(self._folder.glob("*.txt"), key=_used_at)
         for old in found[:-FILES_MAX]:
             old.unlink(missing_ok=True)
+
+
+def _used_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # another process has just removed it
+        return 0.0
 
 
 def _read(path: Path) -> str | None:

@@ -180,7 +180,7 @@ def test_baselines_score_the_rows_of_any_variant(
     name: str, log: ActionLog, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     made: Bundle = request.getfixturevalue(name)
-    plan = BaselinePlan(RECIPE.sampling, 200, seed=11, threads=1)
+    plan = BaselinePlan(RECIPE.sampling, 200, 200, seed=11, threads=1)
     found = evaluate({"made": made}, log, OpenVinoEngine, RECIPE.sampling, 11, SPLIT, resamples=50, against=plan)
     alone = evaluate({"made": made}, log, OpenVinoEngine, RECIPE.sampling, 11, SPLIT, resamples=50)
     assert found.scores == alone.scores  # inputs that only baselines read change nothing
@@ -197,6 +197,8 @@ def test_baselines_score_the_rows_of_any_variant(
     assert unknowing is not None
     assert unknowing.baseline.value is not None
     assert taste.baseline.value > unknowing.baseline.value
+    assert found.trees is not None
+    assert 100 < found.trees.requests < 300 < found.trees.requests_of_network
     monkeypatch.setattr("ranker.baselines.boosted_trees.TreeTrainer", None)  # nothing is fitted a second time
     again = evaluate({"made": made}, log, OpenVinoEngine, RECIPE.sampling, 11, SPLIT, resamples=50, against=plan)
     assert again.comparisons == found.comparisons

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ranker.baselines.score import NO_LIGHTGBM, BaselinePlan, training_rows
-from ranker.baselines.scores import DOT_PRODUCT, ITEM_KNN, RANKING_TREES, TREES
+from ranker.baselines.scores import DOT_PRODUCT, ITEM_KNN, RANKING_TREES, TREES, TreeTraining
 from ranker.errors import SettingError
 from ranker.evaluation.gates import shortfalls
 from ranker.evaluation.report import report_html
@@ -114,6 +114,33 @@ def test_a_lineage_keeps_the_baselines_numbers(evaluation: Evaluation) -> None:
     assert metrics["hit_at_3_by_head_save (dot product)"] == 2.0
     assert metrics["hit_at_3_by_head_save"] < 2.0
     assert "hit_at_3_by_head_like (item kNN)" not in metrics
+
+
+def test_what_the_trees_learned_from_is_said_in_note_json_and_lineage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    test = scored_test(baselines=AGAINST, trees=TreeTraining(4_983, 155_000, 26_320))
+    evaluation = measured(test, tmp_path, monkeypatch, against=BaselinePlan())
+    said = "learned from a sample of 4,983 of the about 26,320 requests (155,000 rows)"
+    assert said in str(terminal_tables(evaluation)[0].caption)
+    assert said in report_html(evaluation)
+    as_json = json.loads(json.dumps(evaluation.as_json(), allow_nan=False))
+    assert as_json["trees"] == {"requests": 4_983, "rows": 155_000, "requests_of_network": 26_320}
+    assert evaluation.flat("bad")["training_requests (LightGBM)"] == 4_983
+
+
+@pytest.mark.parametrize(("network", "fewer"), [(5_000, False), (5_400, False), (6_000, True)])
+def test_a_difference_that_sampling_explains_is_not_called_a_sample(network: int, fewer: bool) -> None:
+    trees = TreeTraining(5_000, 150_000, network)
+    assert trees.fewer is fewer
+    assert ("sample" in str(trees)) is fewer
+
+
+def test_the_trees_learn_from_no_more_than_the_network_and_their_own_maximum() -> None:
+    for own, most, wanted in ((None, 5_000, 5_000), (300, 5_000, 300), (8_000, 5_000, 5_000)):
+        plan = BaselinePlan(Sampling(negatives=8, requests_max=own), most)
+        assert plan.trees("train") == Sampling(negatives=8, requests_max=wanted)
+        assert plan.requests_of_network(26_320) == (own or 26_320)
 
 
 @pytest.mark.parametrize("name", ["popularity", DOT_PRODUCT, TREES])
