@@ -36,6 +36,7 @@ class TreeSettings:
         rows_min: least number of rows in a leaf.
         columns_share: share of the columns that each tree may read.
         bins: number of values that a column is reduced to.
+        rows_for_bins: number of rows that determine these values; LightGBM keeps them as float64 meanwhile.
     """
 
     seed: int = 7
@@ -46,6 +47,7 @@ class TreeSettings:
     rows_min: int = 50
     columns_share: float = 0.5
     bins: int = 63
+    rows_for_bins: int = 50_000
 
     def described(self) -> dict[str, object]:
         """Return everything besides the rows that determines the trees."""
@@ -66,7 +68,8 @@ class TreeTrainer:
     def __init__(self, train: TreeRows, validation: TreeRows, settings: TreeSettings) -> None:
         self._settings = settings
         self._outcomes = tuple((rows.labels, rows.counts) for rows in (train, validation))
-        shared = {**self._parameters("binary"), "max_bin": settings.bins}
+        bins = {"max_bin": settings.bins, "bin_construct_sample_cnt": settings.rows_for_bins}
+        shared = {**self._parameters("binary"), **bins}
         self._train = lgb.Dataset(train.table, params=shared, feature_name=list(train.names), free_raw_data=True)
         self._validation = lgb.Dataset(validation.table, reference=self._train, params=shared, free_raw_data=True)
         for part in (self._train, self._validation):

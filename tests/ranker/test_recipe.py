@@ -27,6 +27,7 @@ from ranker.data.recbole import AtomicDataset, read_atomic
 from ranker.data.requests import Split
 from ranker.errors import ParityError, SettingError
 from ranker.evaluation.evaluate import evaluate
+from ranker.evaluation.tables import baseline_note
 from ranker.export import bundle as export
 from ranker.export.bundle import check_parity
 from ranker.export.manifest import draft_manifest
@@ -198,10 +199,19 @@ def test_baselines_score_the_rows_of_any_variant(
     assert unknowing.baseline.value is not None
     assert taste.baseline.value > unknowing.baseline.value
     assert found.trees is not None
-    assert 100 < found.trees.requests < 300 < found.trees.requests_of_network
+    assert found.trees.requests == found.trees.requests_of_network > 50
     monkeypatch.setattr("ranker.baselines.boosted_trees.TreeTrainer", None)  # nothing is fitted a second time
     again = evaluate({"made": made}, log, OpenVinoEngine, RECIPE.sampling, 11, SPLIT, resamples=50, against=plan)
     assert again.comparisons == found.comparisons
+
+
+def test_trees_learn_from_a_sample_where_there_are_more_requests(twin: Bundle, log: ActionLog) -> None:
+    plan = BaselinePlan(RECIPE.sampling, 30, 20, seed=11, threads=1)
+    found = evaluate({"twin": twin}, log, OpenVinoEngine, RECIPE.sampling, 11, SPLIT, resamples=0, against=plan)
+    assert found.trees is not None
+    assert found.trees.fewer
+    assert 10 < found.trees.requests < 50 < found.trees.requests_of_network
+    assert f"a sample of {found.trees.requests} of the about" in baseline_note(found)
 
 
 def test_without_lightgbm_the_extra_is_named(twin: Bundle, log: ActionLog, monkeypatch: pytest.MonkeyPatch) -> None:
