@@ -12,7 +12,7 @@ class RankerError(Exception):
     ├── SettingError               an option is invalid, unknown, or contradicts another
     ├── CheckpointError            a checkpoint cannot be read, or belongs to another run
     ├── DivergedError              the loss is no longer finite
-    ├── GateError                  the new model is worse than its parent by more than the gates allow
+    ├── GateError                  the new model is worse than its parent or its baselines by more than the gates allow
     ├── PropensityError            logged requests cannot tell what another policy would have earned
     ├── TrackingError              a metrics tracker cannot be reached, or rejects the metrics
     └── ParityError                an engine does not compute the same as the trained network

@@ -15,6 +15,7 @@ from model_store.bundle.files import Bundle, read_bundle, write_bundle
 from model_store.bundle.manifest import Calibration, Lineage, Manifest
 from model_store.bundle.statistics import make_statistics
 from model_store.model.loaded import calibrate
+from ranker.baselines.score import BaselinePlan, training_rows
 from ranker.counterfactual.gate import GateAnswers, rate_breaches
 from ranker.data.actions import ActionLog, action_log
 from ranker.data.embeddings import PinEmbeddings, svd_embeddings
@@ -23,7 +24,7 @@ from ranker.data.requests import Part, Slice, Split, part_slices, producer_until
 from ranker.data.shown import Impressions, Shown, read_shown
 from ranker.errors import GateError
 from ranker.evaluation.evaluate import evaluate
-from ranker.evaluation.gates import Gates, breaches, check_rate_gates
+from ranker.evaluation.gates import Gates, breaches, check_rate_gates, shortfalls
 from ranker.evaluation.scoring import score_test
 from ranker.export.bundle import BundleParts, export_bundle
 from ranker.export.calibration import fit_calibration
@@ -52,6 +53,8 @@ def make_bundle(
     parent: Parent | None = None,
     gates: Gates | None = None,
     impressions: Impressions | None = None,
+    *,
+    against_baselines: bool = False,
 ) -> Bundle:
     """Train on a dataset and write the bundle into a folder that does not exist yet.
 
@@ -65,6 +68,8 @@ def make_bundle(
         gates: limits that the new model must meet against the parent on the newest requests.
         impressions: answered requests to learn from and to measure on, instead of requests made up of interactions. The
             parent's successor reads the stored rows that their log keeps.
+        against_baselines: whether to compare the model with baselines that learn from the same rows. The lineage then
+            holds their HIT@3, and where the model is not at least as good.
 
     Raises:
         GateError: the new model fails a gate; no bundle is written.
@@ -96,11 +101,20 @@ def make_bundle(
         with reporter.step("export"):
             export_bundle(unmeasured, network, parts)
         made = read_bundle(unmeasured)
-    with reporter.step("test"):
+    plan = BaselinePlan(recipe.sampling, seed=recipe.training.seed, threads=(execution or Execution()).threads)
+    with reporter.step("test") as progress:
         sampling = replace(recipe.sampling, requests_max=recipe.test_requests_max)
         bundles = {"parent": parent.bundle, "this": made} if parent else {"this": made}
         measured = evaluate(
-            bundles, log, OpenVinoEngine, sampling, recipe.training.seed, recipe.split, shown=source.shown
+            bundles,
+            log,
+            OpenVinoEngine,
+            sampling,
+            recipe.training.seed,
+            recipe.split,
+            progress=lambda what, done, total: progress(done, total, what),
+            shown=source.shown,
+            against=plan if against_baselines else None,
         )
     broken = breaches(measured, "this", "parent", gates) if parent and gates else []
     if gates and answers:
@@ -115,7 +129,13 @@ def make_bundle(
             f"no bundle was written, because the new model is worse than {parent.bundle.manifest.ref} on the newest "
             "requests: " + "; ".join(broken)
         )
-    lineage = parts.lineage.model_copy(update={"metrics": measured.flat("this")})
+    for name, reason in measured.baselines_missing.items():
+        reporter.note(f"the model was not compared with {name}: {reason}")
+    if measured.trees is not None:
+        reporter.note(str(measured.trees))
+    lineage = parts.lineage.model_copy(
+        update={"metrics": measured.flat("this"), "shortfalls": tuple(shortfalls(measured, "this"))}
+    )
     fields = replace(parts, lineage=lineage).manifest_fields(sequence=network.config.sequence)
     write_bundle(folder, fields, made.files)
     return read_bundle(folder)
@@ -290,6 +310,7 @@ def _bundle_parts(
             seed=seed,
             parent=recipe.parent,
             learned_until_ms=source.learned_until_ms(recipe.split),
+            training_rows=training_rows(recipe.sampling),
         ),
         utility_toml=recipe.utility_toml,
         explore_toml=recipe.explore_toml,

@@ -13,10 +13,11 @@ from model_store.model.utility import UtilityError, load_utility
 from ranker.data.actions import ActionLog
 from ranker.data.embeddings import space_of
 from ranker.data.features import SURFACES, scalar_names
+from ranker.data.inputs import SEQUENCE_LENGTH
 from ranker.data.requests import Split
 from ranker.data.schema import ActionSchema
 from ranker.errors import DatasetError, SettingError
-from ranker.export.manifest import SEQUENCE_LENGTH, draft_manifest
+from ranker.export.manifest import draft_manifest
 from ranker.network.model import NetworkConfig
 from ranker.network.variants import network_overrides
 from ranker.training.examples import Sampling

@@ -27,6 +27,7 @@ from kernels.gpu.half import HALF_TOLERANCE, with_half_products
 from kernels.gpu.torch_backend import TorchBackend
 from model_store.bundle.files import NETWORK, Bundle
 from model_store.registry.store import open_model_store
+from ranker.cache_folder import default_cache_dir
 from ranker.data import movielens
 from ranker.data.actions import ActionLog, action_log
 from ranker.data.recbole import read_atomic
@@ -47,7 +48,7 @@ def measure(*, quick: bool = False, bundle: Bundle | None = None, log: ActionLog
         store = open_model_store(STORE)
         bundle = store.read(MODEL, store.resolve(MODEL, LABEL))
     if log is None:
-        log = action_log(read_atomic(movielens.obtain(movielens.default_cache_dir())))
+        log = action_log(read_atomic(movielens.obtain(default_cache_dir())))
     in_half, native = _marked(bundle, _HALF), _marked(bundle, _NATIVE)
     bundles = {_FULL: bundle, _HALF: in_half} | ({_NATIVE: native} if has_instruction("bf16") else {})
 

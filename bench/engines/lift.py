@@ -26,6 +26,7 @@ from kernels.cpu.openvino_engine import OpenVinoEngine
 from model_store.bundle.files import EMBEDDINGS, Bundle, read_bundle
 from pinrank.channels import open_channel
 from pinrank.v1 import ranking_pb2
+from ranker.cache_folder import default_cache_dir
 from ranker.cli.console import ConsoleReporter
 from ranker.data import movielens
 from ranker.data.actions import ActionLog, action_log
@@ -146,7 +147,7 @@ def _dataset(name: str, data: Path) -> AtomicDataset:
     if not folder.is_dir():
         if name != movielens.NAME:
             raise BenchmarkError(f"{folder} is missing; create it with `pinrank data {name} SOURCE --out {folder}`")
-        folder = movielens.obtain(movielens.default_cache_dir())
+        folder = movielens.obtain(default_cache_dir())
     return read_atomic(folder)
 
 

@@ -30,7 +30,7 @@ from model_store.bundle.files import BundleError
 from model_store.registry.objects import ModelStoreError
 from model_store.registry.store import open_model_store
 from pinrank.v1 import ranking_pb2
-from ranker.data.movielens import default_cache_dir
+from ranker.cache_folder import default_cache_dir
 from ranker.errors import RankerError
 from server.cli.console import fail
 from server.cli.rank_call import RankCallError, call_rank, show

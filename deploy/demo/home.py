@@ -22,10 +22,11 @@ from feature_client.groups import SequenceGroup
 from feature_client.stores.lmdb_store import EmbeddedStore
 from model_store.bundle.files import EMBEDDINGS, Bundle
 from model_store.registry.store import open_model_store
+from ranker.cache_folder import default_cache_dir
 from ranker.data.actions import ActionLog, action_log
 from ranker.data.embeddings import decode_embeddings
 from ranker.data.features import Groups, fill_store
-from ranker.data.movielens import LICENCE, default_cache_dir, obtain
+from ranker.data.movielens import LICENCE, obtain
 from ranker.data.recbole import AtomicDataset, read_atomic
 from ranker.data.schema import RATINGS, ActionSchema
 from server.cli.console import console as open_console
@@ -134,7 +135,7 @@ def train(data: Path, models: Path, options: Sequence[str]) -> None:
             f"{UTILITY} beside the data (docs/train-your-own.md)",
             soft_wrap=True,
         )
-    command = [PINRANK, "train", "--data", str(data), "--name", TRAINED, "--utility", str(utility)]
+    command = [PINRANK, "train", "--force", "--data", str(data), "--name", TRAINED, "--utility", str(utility)]
     if subprocess.run([*command, "--store", str(models), "--label", "stable", *options], check=False).returncode:
         raise DemoError("training failed; the message above says why")
 

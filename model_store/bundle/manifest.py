@@ -129,6 +129,15 @@ class Tuning(Frozen):
     thetas: dict[Name, float] = Field(default_factory=dict)
 
 
+class TrainingRows(Frozen):
+    """Which rows a version learned from."""
+
+    #: Negatives per request.
+    negatives: Annotated[int, Field(ge=0)]
+    #: Approximate number of requests, sampled evenly; None means all.
+    requests_max: Annotated[int, Field(ge=1)] | None = None
+
+
 class Lineage(Frozen):
     """Where the model comes from: enough to reproduce it."""
 
@@ -142,7 +151,12 @@ class Lineage(Frozen):
     learned_until_ms: int | None = None
     #: Metrics of the training run, with free-form names; people and publishing gates read them.
     metrics: dict[str, float] = Field(default_factory=dict)
-    #: By surface; left out if empty, so that servers that do not know it read the manifest too.
+    #: The fields below are left out if empty, so that servers that do not know them read the manifest too.
+    #: None: all requests of its data, with the usual negatives.
+    training_rows: TrainingRows | None = Field(default=None, exclude_if=lambda rows: rows is None)
+    #: Where the version was not at least as good as a baseline when it was trained.
+    shortfalls: tuple[str, ...] = Field(default=(), exclude_if=lambda shortfalls: not shortfalls)
+    #: By surface.
     tuning: dict[Name, Tuning] = Field(default_factory=dict, exclude_if=lambda tuning: not tuning)
 
 

@@ -52,6 +52,7 @@ _PACKAGES = {
     "torch": "'pinrank[train]'",
     "sklearn": "'pinrank[train]'",
     "scipy": "'pinrank[tune]'",
+    "lightgbm": "'pinrank[baselines]'",
     "optuna": "'pinrank[tune]'",
     "tomlkit": "'pinrank[tune]'",
     "onnxscript": "'pinrank[train]'",
@@ -93,6 +94,7 @@ def explained() -> Iterator[None]:
 
 def read_dataset(data: str, actions: Path | None, reporter: ConsoleReporter) -> AtomicDataset:
     """Read the dataset that `--data` and `--actions` name; download MovieLens-1M on first use."""
+    from ranker.cache_folder import default_cache_dir  # noqa: PLC0415
     from ranker.data import movielens  # noqa: PLC0415
     from ranker.data.recbole import read_atomic  # noqa: PLC0415
     from ranker.data.schema import read_schema  # noqa: PLC0415
@@ -102,7 +104,7 @@ def read_dataset(data: str, actions: Path | None, reporter: ConsoleReporter) -> 
     if data == movielens.NAME and not folder.is_dir():
         reporter.note(movielens.LICENCE.strip())
         with reporter.step("MovieLens-1M"):
-            folder = movielens.obtain(movielens.default_cache_dir())
+            folder = movielens.obtain(default_cache_dir())
     with reporter.step("reading data"):
         return read_atomic(folder, schema)
 

@@ -32,6 +32,7 @@ def register(app: typer.Typer) -> None:
     group.command()(fill)
     group.command()(ids)
     group.command()(deskdrop)
+    group.command()(grocery)
     group.command()(kuairand)
     group.command(name="ml-1m")(ml_1m)
     app.add_typer(group, name="data")
@@ -46,6 +47,18 @@ def deskdrop(source: SourceArgument, out: OutOption) -> None:
     Example: [bold]pinrank data deskdrop users_interactions.csv.zip --out data/deskdrop[/]
     """
     _convert("deskdrop", source, out)
+
+
+def grocery(
+    source: Annotated[Path, typer.Argument(help="Folder with train.csv and item_meta.csv.")], out: OutOption
+) -> None:
+    """Convert Amazon's grocery reviews in ReChorus' form to atomic files: reviews, categories and related items.
+
+    Every review is one interaction, at the start of its day. Items get their category, complements and substitutes.
+
+    Example: [bold]pinrank data grocery Grocery_and_Gourmet_Food --out data/grocery[/]
+    """
+    _convert("grocery", source, out)
 
 
 def kuairand(source: SourceArgument, out: OutOption) -> None:
@@ -65,6 +78,7 @@ def ml_1m(out: OutOption) -> None:
     Example: [bold]pinrank data ml-1m --out data/ml-1m[/]
     """
     with explained():
+        from ranker.cache_folder import default_cache_dir  # noqa: PLC0415
         from ranker.data import movielens  # noqa: PLC0415
         from ranker.data.schema import FILE, RATINGS, write_schema  # noqa: PLC0415
 
@@ -73,7 +87,7 @@ def ml_1m(out: OutOption) -> None:
         reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True))
         reporter.note(movielens.LICENCE.strip())
         with reporter.step("MovieLens-1M"):
-            source = movielens.obtain(movielens.default_cache_dir())
+            source = movielens.obtain(default_cache_dir())
         out.parent.mkdir(parents=True, exist_ok=True)
         # The folder appears whole or not at all: a partial copy could be mistaken for the dataset.
         with tempfile.TemporaryDirectory(prefix=".writing-", dir=out.parent) as temporary:
@@ -185,7 +199,8 @@ def ids(
 
 def _convert(name: str, source: Path, out: Path) -> None:
     with explained():
-        from ranker.data.adapters import ADAPTERS, convert  # noqa: PLC0415
+        from ranker.data.adapters.conversion import convert  # noqa: PLC0415
+        from ranker.data.adapters.published import ADAPTERS  # noqa: PLC0415
 
         count = convert(ADAPTERS[name], source, out)
     Console(markup=False, emoji=False).print(f"wrote {count:,} interactions to {out}", highlight=False)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kernels.engine import EngineFactory
     from model_store.bundle.files import Bundle
     from model_store.registry.store import ModelStore
+    from ranker.baselines.score import BaselinePlan
     from ranker.evaluation.results import Evaluation
 
 
@@ -56,7 +57,33 @@ class ScoringOptions(OptionGroup):
     actions: ActionsOption = None
     requests_max: Annotated[int, typer.Option(min=1, help="Approximate maximum number of test requests.")] = 3_000
     seed: Annotated[int, typer.Option(min=0, help="Random seed for sampling candidates and for resampling users.")] = 7
+    baselines: Annotated[
+        bool,
+        typer.Option(
+            help="Also compare with the dot product, item kNN and LightGBM, which takes about a minute more, and less "
+            "once its trees are cached. Without them, the comparison is with popularity only."
+        ),
+    ] = True
+    baseline_requests_max: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Approximate maximum number of training requests that LightGBM learns from, sampled evenly from those "
+            "of the first bundle. The note of the first table and the JSON say how many it learned from.",
+        ),
+    ] = 5_000
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Cores that LightGBM uses. Default: all that are available.")
+    ] = None
     engine: Annotated[str, typer.Option(help=f"Scoring engine: {', '.join(ENGINES)}.")] = "openvino"
+
+    def plan(self, bundles: Mapping[str, Bundle]) -> BaselinePlan | None:
+        from ranker.baselines.score import BaselinePlan  # noqa: PLC0415
+
+        if not self.baselines:
+            return None
+        lineage = next(iter(bundles.values())).manifest.lineage
+        return BaselinePlan.of_training(lineage, self.threads, self.baseline_requests_max)
 
     def engine_factory(self) -> EngineFactory:
         from kernels.engines import engine_factory  # noqa: PLC0415
@@ -69,7 +96,7 @@ class ScoringOptions(OptionGroup):
 
 @grouped
 def evaluate(choice: BundleChoice, scoring: ScoringOptions, output: ResultFiles) -> None:
-    """Compare bundles with each other and with plain popularity on the newest tenth of the data.
+    """Compare bundles with each other and with baselines on the newest tenth of the data.
 
     The command scores as the server does, with the engine, feature assembly, calibration and utility of each bundle.
     Without --version, --label or --bundle, it compares every labelled version.
@@ -100,6 +127,7 @@ def evaluate(choice: BundleChoice, scoring: ScoringOptions, output: ResultFiles)
                 progress=lambda what, done, total: progress(done, total, what),
                 baseline=baseline,
                 data=dataset.name,
+                against=scoring.plan(bundles),
             )
         output.write(evaluation, _report_writer)
         _show(evaluation)
@@ -112,11 +140,13 @@ def _report_writer() -> Callable[[Evaluation, Path], None]:
 
 
 def _show(evaluation: Evaluation) -> None:
-    from ranker.evaluation.tables import terminal_tables  # noqa: PLC0415
+    from ranker.evaluation.tables import baseline_lines, terminal_tables  # noqa: PLC0415
 
     console = Console(markup=False, emoji=False)
     for table in terminal_tables(evaluation):
         console.print(table)
+    for line in baseline_lines(evaluation):
+        console.print(line, highlight=False, soft_wrap=True)
     for scorer in evaluation.scorers:
         if scorer.utility_missing is not None:
             reason = f"{scorer.name} has no HIT@3 by utility: {scorer.utility_missing}"

@@ -87,7 +87,10 @@ def train(
                 work = Execution(ranks, plan, told, execution.threads)
                 with tempfile.TemporaryDirectory() as temporary:
                     folder = bundle.out or Path(temporary) / "bundle"
-                    made = make_bundle(folder, dataset, recipe, reporter, work, origin, gates, impressions)
+                    made = make_bundle(
+                        *(folder, dataset, recipe, reporter, work, origin, gates, impressions),
+                        against_baselines=models is not None,
+                    )
                     _publish(folder, bundle, models)
     _show(made, models, bundle.label)
 
@@ -105,6 +108,8 @@ def _refuse_contradictions(
         fail("--publish and --parent require --store DIR")
     if bundle.utility is None and parent.parent is None:
         fail("the bundle has no utility table; add --utility FILE, or --parent to use the parent's table")
+    if bundle.force and bundle.store is None:
+        fail("--force requires --store DIR, which it publishes to")
     if bundle.label is not None and bundle.store is None:
         fail("--label requires --store DIR")
     if parent.gate_ope and (parent.parent is None or data.impressions is None):
@@ -151,7 +156,8 @@ def _publish(folder: Path, bundle: BundleOptions, models: ModelStore | None) -> 
     from ranker.export.publishing import publish_bundle  # noqa: PLC0415
 
     if models is not None:
-        publish_bundle(folder, models, bundle.label, keep_in=Path() if bundle.out is None else None)
+        keep_in = Path() if bundle.out is None else None
+        publish_bundle(folder, models, bundle.label, keep_in=keep_in, force=bundle.force)
 
 
 def _show(bundle: Bundle, models: ModelStore | None, label: str | None) -> None:

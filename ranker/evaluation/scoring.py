@@ -13,17 +13,20 @@ import numpy as np
 
 from kernels.engine import EngineFactory, FeatureBatch
 from model_store.bundle.files import EMBEDDINGS, UTILITY, Bundle, BundleError
-from model_store.bundle.manifest import Head
+from model_store.bundle.manifest import Head, Manifest
 from model_store.model.loaded import LoadedModel, load_model
 from model_store.model.utility import UtilityError, UtilityTable, load_utility
+from ranker.baselines.score import BaselinePlan, score_baselines
+from ranker.baselines.scores import TreeTraining
 from ranker.data.actions import ActionLog
 from ranker.data.embeddings import embeddings_of
 from ranker.data.features import PIN_GROUP, SURFACES
-from ranker.data.requests import Split
+from ranker.data.inputs import full_manifest
+from ranker.data.requests import Part, Split
 from ranker.data.shown import Shown
 from ranker.errors import DatasetError
-from ranker.training.examples import Examples, Sampling
-from ranker.training.shown_examples import example_builder
+from ranker.training.examples import ExampleBuilder, Examples, Sampling
+from ranker.training.shown_examples import ShownExampleBuilder, example_builder
 
 ScoringProgress = Callable[[str, int, int], None]
 
@@ -33,12 +36,12 @@ _REQUESTS_PER_RUN = 4
 
 @dataclass(frozen=True, slots=True)
 class BundleScores:
-    """One bundle's scores of the N test rows.
+    """The scores of the N test rows by one bundle, or by a baseline.
 
     Attributes:
-        heads: heads of the bundle.
-        probabilities: float32[N, H], calibrated, in the order of `heads`.
-        utilities: float32[N], from the bundle's own utility table; None if it cannot be evaluated.
+        heads: heads that have scores.
+        probabilities: float32[N, H], calibrated, in the order of `heads`; scores without a scale for most baselines.
+        utilities: float32[N], the final order: from the bundle's own utility table; None if it cannot be evaluated.
         utility_missing: why the utility cannot be evaluated.
         table: the utility table; None if it cannot be evaluated.
     """
@@ -62,6 +65,9 @@ class ScoredTest:
         users: int64[R].
         activity: int64[R].
         by_bundle: in the requested order.
+        baselines: scores of the baselines other than popularity; empty if none were asked for.
+        baselines_missing: why a baseline has no scores.
+        trees: what LightGBM learned from; None if it was not asked for or is not installed.
         positions: int64[N], where a logged answer showed the pin; empty for requests that were made up.
         propensities: float64[N], the logged probability of the pin at its position; empty for made-up requests.
         surfaces: uint8[R], positions in `SURFACES`.
@@ -75,6 +81,9 @@ class ScoredTest:
     users: np.ndarray
     activity: np.ndarray
     by_bundle: Mapping[str, BundleScores]
+    baselines: Mapping[str, BundleScores] = field(default_factory=dict)
+    baselines_missing: Mapping[str, str] = field(default_factory=dict)
+    trees: TreeTraining | None = None
     positions: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     propensities: np.ndarray = field(default_factory=lambda: np.empty(0, np.float64))
     surfaces: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
@@ -90,6 +99,7 @@ def score_test(
     split: Split,
     progress: ScoringProgress = lambda _what, _done, _total: None,
     shown: Shown | None = None,
+    baselines: BaselinePlan | None = None,
 ) -> ScoredTest:
     """Build the test's requests and score them with each bundle.
 
@@ -102,6 +112,8 @@ def score_test(
         split: determines the test period.
         progress: receives the current task, the number of finished units and their total.
         shown: answered requests, whose newest are the test instead of requests made up of the log.
+        baselines: how to fit the baselines, which read the vectors of the first family of bundles; None leaves them
+            out.
 
     Raises:
         BundleError: a bundle cannot be loaded, carries no embeddings, or does not fit the data.
@@ -113,15 +125,19 @@ def score_test(
     tables = {name: _utility_of(bundle) for name, bundle in bundles.items()}
     scored: dict[str, BundleScores] = {}
     first: Examples | None = None
+    held_against = _Baselines({}, {})
     kept: dict[str, np.ndarray] = {}
     for family in families(bundles):
         readable = [table for name in family if isinstance(table := tables[name], UtilityTable)]
         attributes = sorted({attribute.field for table in readable for attribute in table.attributes})
-        examples = build_test(
-            bundles[family[0]], tuple(heads.values()), attributes, log, shown, sampling, seed, split, progress
+        source = _Source(
+            bundles[family[0]], tuple(heads.values()), log, shown, split, full=first is None and baselines is not None
         )
+        examples = source.build("test", sampling, seed, progress, attributes)
         if first is None:
             first = examples
+            if baselines is not None:
+                held_against = _scored_baselines(examples, source, tables[family[0]], baselines, progress)
         elif not _same_candidates(first, examples):
             raise BundleError(
                 f"{family[0]} has other candidates than the bundles before it, so they cannot be compared; evaluate it "
@@ -147,6 +163,9 @@ def score_test(
         first.users,
         first.activity,
         {name: scored[name] for name in bundles},
+        held_against.scores,
+        held_against.missing,
+        held_against.trees,
         first.positions,
         first.propensities,
         first.surfaces,
@@ -206,15 +225,104 @@ def build_test(
     progress: ScoringProgress,
 ) -> Examples:
     """Build the requests of the test period, with labels for `heads` and these pin attributes. Raises BundleError."""
-    manifest = bundle.manifest
-    embeddings = embeddings_of(bundle)
-    # Heads only determine which labels to keep. Keep those of all bundles, so that all are measured on all heads.
-    labelled = manifest.model_copy(update={"heads": heads})
-    try:
-        builder = example_builder(log, shown, embeddings, labelled, split, sampling, seed)
-        return builder.build("test", lambda done, total: progress("requests", done, total), attributes)
-    except (KeyError, ValueError, DatasetError) as error:
-        raise BundleError(f"{manifest.ref}: cannot build its features from this data: {error}") from error
+    return _Source(bundle, heads, log, shown, split).build("test", sampling, seed, progress, attributes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Builds the examples of one bundle.
+
+    Attributes:
+        bundle: its groups, inputs and vectors.
+        heads: the labels to keep: those of all bundles, so that all are measured on all heads.
+        log: the history.
+        shown: answered requests, or None.
+        split: the boundaries of the parts.
+        full: whether to add the inputs that the bundle does not read.
+    """
+
+    bundle: Bundle
+    heads: tuple[Head, ...]
+    log: ActionLog
+    shown: Shown | None
+    split: Split
+    full: bool = False
+
+    def build(
+        self, part: Part, sampling: Sampling, seed: int, progress: ScoringProgress, attributes: Sequence[str] = ()
+    ) -> Examples:
+        """Build the examples of a part. Raises BundleError."""
+        what = "requests" if part == "test" else f"{part} requests"
+        try:
+            return self._builder(sampling, seed).build(
+                part, lambda done, total: progress(what, done, total), attributes
+            )
+        except (KeyError, ValueError, DatasetError) as error:
+            raise BundleError(
+                f"{self.bundle.manifest.ref}: cannot build its features from this data: {error}"
+            ) from error
+
+    def available(self, part: Part) -> int:
+        """Return about how many requests a part has."""
+        return self._builder(Sampling(), 0).available(part)
+
+    def manifest(self) -> Manifest:
+        """Return the manifest that the examples follow."""
+        labelled = self.bundle.manifest.model_copy(update={"heads": self.heads})
+        return full_manifest(labelled, self.log.schema) if self.full else labelled
+
+    def _builder(self, sampling: Sampling, seed: int) -> ExampleBuilder | ShownExampleBuilder:
+        embeddings = embeddings_of(self.bundle)
+        return example_builder(self.log, self.shown, embeddings, self.manifest(), self.split, sampling, seed)
+
+
+@dataclass(frozen=True, slots=True)
+class _BaselineSource:
+    """Builds the rows that baselines learn from as those of the test were built."""
+
+    source: _Source
+    seed: int
+    progress: ScoringProgress
+
+    def examples(self, part: Part, sampling: Sampling) -> Examples:
+        return self.source.build(part, sampling, self.seed, self.progress)
+
+    def available(self, part: Part) -> int:
+        return self.source.available(part)
+
+
+@dataclass(frozen=True, slots=True)
+class _Baselines:
+    scores: Mapping[str, BundleScores]
+    missing: Mapping[str, str]
+    trees: TreeTraining | None = None
+
+
+def _scored_baselines(
+    examples: Examples, source: _Source, table: UtilityTable | str, plan: BaselinePlan, progress: ScoringProgress
+) -> _Baselines:
+    """Score the rows with every baseline; probabilities of all heads give the final order of the bundle's utility."""
+    manifest = source.manifest()
+    assert manifest.sequence is not None  # noqa: S101 - a full manifest has one
+    heads = tuple(head.name for head in source.heads)
+    found = score_baselines(
+        examples,
+        _BaselineSource(source, plan.seed, progress),
+        heads,
+        manifest.sequence.actions,
+        source.log,
+        plan,
+        progress,
+    )
+    own = [head.name for head in source.bundle.manifest.heads]
+    scores = {}
+    for name, baseline in found.scores.items():
+        order = baseline.order
+        if baseline.probabilities and isinstance(table, UtilityTable) and set(own) <= set(baseline.heads):
+            columns = [baseline.heads.index(head) for head in own]
+            order = utilities_of(table, examples, baseline.by_head[:, columns])
+        scores[name] = BundleScores(baseline.heads, baseline.by_head, order, None)
+    return _Baselines(scores, found.missing, found.trees)
 
 
 def _same_candidates(one: Examples, other: Examples) -> bool:

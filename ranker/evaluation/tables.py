@@ -9,10 +9,18 @@ from rich.table import Table
 from rich.text import Text
 
 from ranker.evaluation.bootstrap import Estimate
+from ranker.evaluation.gates import shortfalls
 from ranker.evaluation.metrics import TOP
-from ranker.evaluation.results import Evaluation, HeadScore, Hit, SliceScore
+from ranker.evaluation.results import Evaluation, HeadFacts, HeadScore, Hit, Paired, SliceScore
 
 NONE = "-"
+
+_BASELINES_NOTE = (
+    "All HIT@3 come from the same requests and candidates, and lifts from the same resamples of users. The dot product "
+    "multiplies the vectors of user and pin. Item kNN counts the users who acted on the same pins. LightGBM learns "
+    "from the network's inputs and their similarities, with one model per head: of probabilities, or of the order "
+    "within a request."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +40,39 @@ class TextTable:
     blocks: tuple[tuple[tuple[Cell, ...], ...], ...]
 
 
+def baseline_table(evaluation: Evaluation) -> TextTable:
+    """Return a block per head and bundle: the bundle's HIT@3, then each baseline's with the bundle's lift over it."""
+    lift = "bundle's lift [95%]"
+    blocks = []
+    for head in evaluation.heads:
+        for scorer in evaluation.scorers:
+            found = [c for c in evaluation.comparisons if (c.head, c.scorer) == (head.head, scorer.name)]
+            own = next(score for score in evaluation.scores if (score.head, score.scorer) == (head.head, scorer.name))
+            means = [None if hit is None else hit.mean.value for hit in (own.hit_at_3_by_head, own.hit_at_3_by_utility)]
+            measured = (cell for mean in means for cell in (Cell(number(mean)), Cell("")))
+            lines = [(Cell(_head_name(head)), Cell(scorer.name), *measured)]
+            lines += [
+                (Cell(""), Cell(c.baseline), *_paired_cells(c.by_head), *_paired_cells(c.by_utility)) for c in found
+            ]
+            blocks.append(tuple(lines))
+    headings = ("head", "scorer", f"HIT@{TOP} by head", lift, f"HIT@{TOP} by utility", lift)
+    return TextTable(headings, 2, tuple(blocks))
+
+
+def baseline_note(evaluation: Evaluation) -> str:
+    """Explain the table of baselines, and how much LightGBM learned from."""
+    return " ".join([_BASELINES_NOTE, *([] if evaluation.trees is None else [str(evaluation.trees)])])
+
+
+def baseline_lines(evaluation: Evaluation) -> list[str]:
+    """Return a sentence for each baseline that could not be compared with, and each that a bundle falls behind."""
+    lines = [f"{name} is not compared: {reason}" for name, reason in evaluation.baselines_missing.items()]
+    for scorer in evaluation.scorers if evaluation.comparisons else ():
+        behind = shortfalls(evaluation, scorer.name)
+        lines += [f"{scorer.name} is behind a baseline: {sentence}" for sentence in behind]
+    return lines
+
+
 def head_table(evaluation: Evaluation) -> TextTable:
     """Return one line per head and scorer."""
     lift = f"lift vs {evaluation.baseline} [95%]"
@@ -41,11 +82,10 @@ def head_table(evaluation: Evaluation) -> TextTable:
     blocks = []
     for head in evaluation.heads:
         scores = [score for score in evaluation.scores if score.head == head.head]
-        name = f"{head.head} (by utility: lower is better)" if head.lower_is_better else head.head
         blocks.append(
             tuple(
                 (
-                    Cell(name if place == 0 else ""),
+                    Cell(_head_name(head) if place == 0 else ""),
                     Cell(score.scorer),
                     *_hit_cells(score, scores, evaluation.baseline, lower_is_better=head.lower_is_better),
                     Cell(number(score.auc)),
@@ -95,14 +135,19 @@ def slice_line(evaluation: Evaluation) -> str:
 
 
 def terminal_tables(evaluation: Evaluation) -> list[Table]:
-    """Return the tables of heads and of slices."""
+    """Return the tables of baselines, if any, of heads and of slices."""
+    against = (
+        [rich_table(baseline_table(evaluation), "Against baselines", baseline_note(evaluation))]
+        if evaluation.comparisons
+        else []
+    )
     heads = rich_table(
         head_table(evaluation),
         f"{evaluation.requests:,} test requests of {evaluation.users:,} users, {evaluation.rows:,} rows",
         "Candidates are the logged pins and uniform samples of other pins; probabilities are relative to them. "
         "A request counts for a head if some candidate received the action.",
     )
-    return [heads, rich_table(slice_table(evaluation), "By user activity", slice_line(evaluation))]
+    return [*against, heads, rich_table(slice_table(evaluation), "By user activity", slice_line(evaluation))]
 
 
 def number(value: float | None) -> str:
@@ -116,6 +161,17 @@ def percent(estimate: Estimate | None) -> str:
     if estimate.low is None or estimate.high is None:
         return f"{estimate.value:+.1f}%"
     return f"{estimate.value:+.1f}% [{estimate.low:+.1f}, {estimate.high:+.1f}]"
+
+
+def _paired_cells(paired: Paired | None) -> tuple[Cell, Cell]:
+    if paired is None:
+        return Cell(NONE), Cell(NONE)
+    lift = paired.lift_percent
+    return Cell(number(paired.baseline.value)), Cell(percent(lift), _leaves_out_zero(lift))
+
+
+def _head_name(head: HeadFacts) -> str:
+    return f"{head.head} (by utility: lower is better)" if head.lower_is_better else head.head
 
 
 def _hit_cells(

@@ -6,31 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from feature_client.groups import EmbeddingSpace
-from model_store.bundle.manifest import (
-    Calibration,
-    EmbeddingVector,
-    Head,
-    Lineage,
-    Manifest,
-    QueryVector,
-    Scalars,
-    SequenceActions,
-    SequenceEmbeddings,
-    Surface,
-    SurfaceIndex,
-    TensorInput,
-)
+from model_store.bundle.manifest import Calibration, Head, Lineage, Manifest, Surface
 from ranker.data.actions import ActionSchema
-from ranker.data.features import PIN_GROUP, SURFACES, USER_GROUP, Groups, scalar_names
-
-#: As published for TransAct.
-SEQUENCE_LENGTH = 100
-
-#: Additional inputs of networks that read the sequence.
-_SEQUENCE_INPUTS = (
-    TensorInput(name="sequence_actions", source=SequenceActions()),
-    TensorInput(name="sequence_embeddings", source=SequenceEmbeddings(group=PIN_GROUP, field="embedding")),
-)
+from ranker.data.features import SURFACES, Groups, scalar_names
+from ranker.data.inputs import SEQUENCE_LENGTH, network_inputs
 
 
 def manifest_fields(
@@ -64,7 +43,7 @@ def manifest_fields(
         "groups": (groups.user, groups.pin),
         "sequence": groups.sequence if sequence else None,
         "sequence_length": SEQUENCE_LENGTH if sequence else 0,
-        "inputs": (*_inputs(scalar_names(schema)), *(_SEQUENCE_INPUTS if sequence else ())),
+        "inputs": network_inputs(scalar_names(schema), sequence=sequence),
         "heads": tuple(
             Head(name=head, meaning=schema.rule(head).meaning, calibration=calibration)
             for head, calibration in zip(heads, calibrations, strict=True)
@@ -80,15 +59,3 @@ def draft_manifest(
     """Return a manifest without files, which suffices to assemble the tensors for training."""
     unknown = Lineage(data="", data_sha256="", command="", code="", seed=0)
     return Manifest(**manifest_fields(name, 1, space, schema, heads, unknown, sequence=sequence), files={})
-
-
-def _inputs(scalars: tuple[str, ...]) -> tuple[TensorInput, ...]:
-    """Return the inputs of every network."""
-    return (
-        TensorInput(name="user_embedding", source=EmbeddingVector(group=USER_GROUP, field="embedding")),
-        TensorInput(name="user_scalars", source=Scalars(group=USER_GROUP, fields=scalars)),
-        TensorInput(name="surface", source=SurfaceIndex()),
-        TensorInput(name="query", source=QueryVector(group=PIN_GROUP, field="embedding")),
-        TensorInput(name="pin_embedding", source=EmbeddingVector(group=PIN_GROUP, field="embedding")),
-        TensorInput(name="pin_scalars", source=Scalars(group=PIN_GROUP, fields=scalars)),
-    )

@@ -15,7 +15,7 @@ from model_store.bundle.manifest import Manifest
 from model_store.model.assembly import Assembler
 from ranker.data.actions import ActionLog
 from ranker.data.embeddings import PinEmbeddings
-from ranker.data.features import PIN_GROUP, SURFACES, USER_GROUP, Groups, events_of, pin_rows, user_rows
+from ranker.data.features import PIN_GROUP, SURFACES, USER_GROUP, Groups, events_of, folded_in, pin_rows, user_rows
 from ranker.data.requests import Part, Request, Slice, Split, part_slices, slice_requests
 from ranker.errors import DatasetError
 
@@ -54,6 +54,8 @@ class Examples:
             the end.
         surfaces: uint8[R], positions in `ranker.data.features.SURFACES`.
         attributes: [N] by name, candidate fields that `ExampleBuilder.build` was asked to keep.
+        pins: int64[N], positions in `log.pin_ids`.
+        snapshot_ms: int64[R], start of the request's slice, Unix time in milliseconds; rows are as of this time.
         positions: int64[N], where a logged answer showed the pin, from 0; empty for requests that were made up.
         propensities: float64[N], the logged probability of the pin at its position; empty for requests that were made
             up.
@@ -68,6 +70,8 @@ class Examples:
     activity: np.ndarray
     ages_s: np.ndarray
     surfaces: np.ndarray
+    pins: np.ndarray
+    snapshot_ms: np.ndarray
     attributes: Mapping[str, np.ndarray] = field(default_factory=dict)
     positions: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     propensities: np.ndarray = field(default_factory=lambda: np.empty(0, np.float64))
@@ -79,7 +83,7 @@ class Examples:
             name: np.concatenate([getattr(part, name) for part in parts])
             for name in (
                 *("labels", "popularity", "users", "activity", "ages_s", "surfaces"),
-                *("positions", "propensities"),
+                *("pins", "snapshot_ms", "positions", "propensities"),
             )
         }
         attributes = {name: np.concatenate([part.attributes[name] for part in parts]) for name in parts[0].attributes}
@@ -104,6 +108,8 @@ class Examples:
             self.activity[requests],
             self.ages_s[requests],
             self.surfaces[requests],
+            self.pins[rows],
+            self.snapshot_ms[requests],
             {name: column[rows] for name, column in self.attributes.items()},
             self.positions[rows] if len(self.positions) else self.positions,
             self.propensities[rows] if len(self.propensities) else self.propensities,
@@ -143,7 +149,7 @@ class ExampleBuilder:
             DatasetError: the part has no request.
         """
         slices = part_slices(self._log, self._split, part)
-        share = self._kept_share(slices)
+        share = self._kept_share(part)
         built: list[Examples] = []
         for done, span in enumerate(slices, start=1):
             built += self.build_slice(span, part, share, attributes)
@@ -152,12 +158,15 @@ class ExampleBuilder:
             raise DatasetError(f"the {part} part of the data has no request; use more data or another split")
         return Examples.concat(built)
 
-    def _kept_share(self, slices: Sequence[Slice]) -> float:
+    def available(self, part: Part) -> int:
+        """Return about how many requests a part has without a maximum: those without new pins are counted, too."""
+        rng = np.random.default_rng(0)
+        return sum(len(slice_requests(self._log, span, 0, rng)) for span in part_slices(self._log, self._split, part))
+
+    def _kept_share(self, part: Part) -> float:
         if self._sampling.requests_max is None:
             return 1.0
-        rng = np.random.default_rng(0)
-        total = sum(len(slice_requests(self._log, span, 0, rng)) for span in slices)
-        return min(1.0, self._sampling.requests_max / max(1, total))
+        return min(1.0, self._sampling.requests_max / max(1, self.available(part)))
 
     def build_slice(
         self, span: Slice, part: Part, share: float = 1.0, attributes: Sequence[str] = ()
@@ -214,6 +223,8 @@ class ExampleBuilder:
             np.array([request.activity]),
             ages_s,
             np.array([SURFACES.index(request.surface)], np.uint8),
+            candidates[order],
+            np.array([snapshot.as_of_ms]),
             {name: snapshot.pins.rows[name][candidates[order]] for name in attributes},
         )
 
@@ -261,6 +272,7 @@ class FeatureSnapshot:
     """All stored features as of the start of a slice.
 
     Attributes:
+        as_of_ms: Unix time in milliseconds; no later event is read.
         pins: in the order of `log.pin_ids`.
         users: in the order of `log.user_ids`.
         popularity: float32[P, H].
@@ -268,6 +280,7 @@ class FeatureSnapshot:
         new_share: share of the slice's events that are on new pins.
     """
 
+    as_of_ms: int
     pins: Rows
     users: Rows
     popularity: np.ndarray
@@ -277,13 +290,15 @@ class FeatureSnapshot:
     @staticmethod
     def at(span: Slice, log: ActionLog, groups: Groups, vectors: np.ndarray, columns: Sequence[int]) -> FeatureSnapshot:
         stop = log.before(span.start_ms)
-        pins = pin_rows(log, groups.pin, vectors, span.start_ms)
+        folded = folded_in(log, vectors, stop)
+        pins = pin_rows(log, groups.pin, vectors, span.start_ms, folded)
         acted = log.pin[stop : log.before(span.stop_ms)]
         on_new = pins.states[acted] != RowState.PRESENT
         counts = [np.bincount(log.pin[:stop], log.labels[:stop, column], len(log.pin_ids)) for column in columns]
         return FeatureSnapshot(
+            span.start_ms,
             pins,
-            user_rows(log, groups.user, vectors, span.start_ms),
+            user_rows(log, groups.user, vectors, span.start_ms, folded),
             np.stack(counts, axis=-1).astype(np.float32),
             np.unique(acted[on_new]),
             float(on_new.mean()) if len(on_new) else 0.0,

@@ -53,9 +53,8 @@ class ShownExampleBuilder:
         time_ms = self._shown.requests.time_ms
         slices = self._shown.slices(self._split, part)
         bounds = [np.searchsorted(time_ms, (span.start_ms, span.stop_ms)) for span in slices]
-        total = sum(int(stop - start) for start, stop in bounds)
         wanted = self._sampling.requests_max
-        share = 1.0 if wanted is None else min(1.0, wanted / max(1, total))
+        share = 1.0 if wanted is None else min(1.0, wanted / max(1, self.available(part)))
         built: list[Examples] = []
         for done, (span, (start, stop)) in enumerate(zip(slices, bounds, strict=True), start=1):
             keep = np.random.default_rng([self._seed, span.number]).random(stop - start) < share
@@ -66,6 +65,12 @@ class ShownExampleBuilder:
                 f"the {part} part of the impressions has no request; join a longer span, or raise --requests-max"
             )
         return Examples.concat(built)
+
+    def available(self, part: Part) -> int:
+        """Return how many requests a part has without a maximum."""
+        time_ms = self._shown.requests.time_ms
+        bounds = [np.searchsorted(time_ms, (s.start_ms, s.stop_ms)) for s in request_slices(time_ms, self._split, part)]
+        return sum(int(stop - start) for start, stop in bounds)
 
     def _build_slice(self, span: Slice, numbers: np.ndarray, attributes: Sequence[str]) -> list[Examples]:
         if not len(numbers):
@@ -94,6 +99,8 @@ class ShownExampleBuilder:
             np.array([request.activity]),
             ages_s,
             requests.surfaces[number : number + 1],
+            pins,
+            np.array([snapshot.as_of_ms]),
             {name: fetched.pins[PIN_GROUP].rows[name][: len(pins)] for name in attributes},
             requests.positions[rows],
             requests.propensities[rows],

@@ -43,8 +43,13 @@ def publish(
     why: WhyOption = "",
     by: ByOption = None,
     engine: EngineOption = "openvino",
+    force: Annotated[
+        bool, typer.Option("--force", help="Publish even if the lineage says where the model is behind a baseline.")
+    ] = False,
 ) -> None:
     """Check a bundle as a server would, and copy it into the model store under the name and version in its manifest.
+
+    A model whose lineage says that it is not at least as good as its baselines is published only with --force.
 
     Example: [bold]pinrank model publish out/ml1m-42 --store models --label canary --why "fresh week"[/]
     """
@@ -53,7 +58,14 @@ def publish(
 
     with explained():
         signer = Signer.read(sign) if sign else None
-        proven(read_bundle(folder), engine)
+        checked = read_bundle(folder)
+        behind = checked.manifest.lineage.shortfalls
+        if behind and not force:
+            fail(
+                f"{checked.manifest.ref} was not published, because it was not at least as good as its baselines when "
+                f"it was trained: {'; '.join(behind)}. Train another version, or use --force"
+            )
+        proven(checked, engine)
         opened = model_store_at(store)
         bundle = opened.publish(folder, by=by, why=why, signer=signer)
         typer.echo(f"published {bundle.manifest.ref}, digest {bundle.digest}{', signed' if signer else ''}")

@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from kernels.cpu.numpy_engine import NumpyEngine
-from model_store.bundle.files import EXPLORATION, copy_out
+from model_store.bundle.files import EXPLORATION, copy_out, read_bundle
 from model_store.exploration.table import read_exploration
 from model_store.model.loaded import load_model
 from model_store.model.utility import load_utility
@@ -69,13 +69,27 @@ def utility(tmp_path: Path) -> Path:
 
 
 @needs_training
-def test_train_publishes_and_labels_and_evaluate_compares(tmp_path: Path, utility: Path, explore: Path) -> None:
+def test_train_publishes_and_labels_and_evaluate_compares(
+    tmp_path: Path, utility: Path, explore: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     data, store = write_atomic(tmp_path / "data", per_user=20), tmp_path / "models"
+    tried = (
+        "train", "--data", data, "--name", "toy", "--utility", utility, "--store", store, "--epochs", "1",
+        "--variant", "base", "--size", "hidden=16", "--requests-max", "40",
+    )  # fmt: skip
+    code, output = run(*tried)
+    assert code == 1
+    assert "toy@1 was not published, because it is not at least as good as its baselines" in output
+    assert ": HIT@3 by head " in output
+    assert open_model_store(str(store)).models() == []
+    (kept,) = tmp_path.glob("toy-1-*")
+    assert read_bundle(kept).manifest.lineage.shortfalls
     code, output = run(
         "train", "--data", data, "--name", "toy", "--version", "4", "--utility", utility, "--store", store,
         "--label", "canary", "--epochs", "1", "--variant", "base", "--head-weight", "save=4", "--size", "hidden=16",
         "--requests-max", "40", "--tensorboard", tmp_path / "runs", "--resume", tmp_path / "run",
-        "--explore", explore,
+        "--explore", explore, "--force",
     )  # fmt: skip
     assert code == 0, output
     assert "toy@4: " in output
@@ -383,7 +397,7 @@ def test_train_learns_from_joined_impressions_and_refuses_a_folder_that_is_none(
     assert run("train", *options, "--with-unseen") == (1, "error: --with-unseen requires --impressions DIR")
     joined = contrary(tmp_path / "joined", requests=120)
     small = ("--variant", "base", "--size", "hidden=16")
-    code, output = run("train", *options, *small, "--impressions", joined, "--label", "canary")
+    code, output = run("train", *options, *small, "--impressions", joined, "--label", "canary", "--force")
     assert code == 0, output
     assert "training on 60 requests with 540 rows" in output
     models = open_model_store(str(store))

@@ -19,12 +19,15 @@ from kernels.engine import FeatureBatch
 from model_store.bundle.files import EMBEDDINGS, Bundle, BundleError
 from model_store.bundle.golden import decode_golden
 from model_store.model.loaded import load_model
+from ranker.baselines.score import NO_LIGHTGBM, BaselinePlan
+from ranker.baselines.scores import DOT_PRODUCT, ITEM_KNN, RANKING_TREES, TREES
 from ranker.data.actions import RATINGS, ActionLog, action_log
 from ranker.data.embeddings import decode_embeddings, space_of
 from ranker.data.recbole import AtomicDataset, read_atomic
 from ranker.data.requests import Split
 from ranker.errors import ParityError, SettingError
 from ranker.evaluation.evaluate import evaluate
+from ranker.evaluation.tables import baseline_note
 from ranker.export import bundle as export
 from ranker.export.bundle import check_parity
 from ranker.export.manifest import draft_manifest
@@ -171,6 +174,53 @@ def test_what_was_learned_beats_popularity_on_the_test_period(full: Bundle, log:
     assert (learned.ece or 1) < 0.1
     assert json.loads(json.dumps(evaluation.as_json(), allow_nan=False))["requests"] == evaluation.requests
     assert evaluation.flat("full") == full.manifest.lineage.metrics
+
+
+@pytest.mark.parametrize("name", ["full", "twin"])
+def test_baselines_score_the_rows_of_any_variant(
+    name: str, log: ActionLog, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    made: Bundle = request.getfixturevalue(name)
+    plan = BaselinePlan(RECIPE.sampling, 200, 200, seed=11, threads=1)
+    found = evaluate({"made": made}, log, OpenVinoEngine, RECIPE.sampling, 11, SPLIT, resamples=50, against=plan)
+    alone = evaluate({"made": made}, log, OpenVinoEngine, RECIPE.sampling, 11, SPLIT, resamples=50)
+    assert found.scores == alone.scores  # inputs that only baselines read change nothing
+    compared = {c.baseline: c for c in found.comparisons if c.head == "save"}
+    assert list(compared) == ["popularity", DOT_PRODUCT, ITEM_KNN, TREES, RANKING_TREES]
+    for baseline in (DOT_PRODUCT, TREES):
+        for paired in (compared[baseline].by_head, compared[baseline].by_utility):
+            assert paired is not None
+            assert paired.baseline.value is not None
+    taste = compared[TREES].by_head
+    assert taste is not None
+    assert taste.baseline.value is not None
+    unknowing = compared["popularity"].by_head
+    assert unknowing is not None
+    assert unknowing.baseline.value is not None
+    assert taste.baseline.value > unknowing.baseline.value
+    assert found.trees is not None
+    assert found.trees.requests == found.trees.requests_of_network > 50
+    monkeypatch.setattr("ranker.baselines.boosted_trees.TreeTrainer", None)  # nothing is fitted a second time
+    again = evaluate({"made": made}, log, OpenVinoEngine, RECIPE.sampling, 11, SPLIT, resamples=50, against=plan)
+    assert again.comparisons == found.comparisons
+
+
+def test_trees_learn_from_a_sample_where_there_are_more_requests(twin: Bundle, log: ActionLog) -> None:
+    plan = BaselinePlan(RECIPE.sampling, 30, 20, seed=11, threads=1)
+    found = evaluate({"twin": twin}, log, OpenVinoEngine, RECIPE.sampling, 11, SPLIT, resamples=0, against=plan)
+    assert found.trees is not None
+    assert found.trees.fewer
+    assert 10 < found.trees.requests < 50 < found.trees.requests_of_network
+    assert f"a sample of {found.trees.requests} of the about" in baseline_note(found)
+
+
+def test_without_lightgbm_the_extra_is_named(twin: Bundle, log: ActionLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ranker.baselines.score.find_spec", lambda _name: None)
+    found = evaluate(
+        {"twin": twin}, log, OpenVinoEngine, RECIPE.sampling, 11, SPLIT, resamples=0, against=BaselinePlan()
+    )
+    assert {c.baseline for c in found.comparisons} == {"popularity", DOT_PRODUCT, ITEM_KNN}
+    assert found.baselines_missing == {TREES: NO_LIGHTGBM, RANKING_TREES: NO_LIGHTGBM}
 
 
 def test_bundles_that_share_tensors_score_as_they_do_alone(

@@ -57,7 +57,7 @@ def examples(seed: int, requests: int = 33) -> Examples:
     # Training does not read the other fields, so they stay 0.
     fields: dict[str, Any] = {f.name: np.zeros(requests, np.int64) for f in dataclasses.fields(Examples)}
     fields |= {"batch": batch, "labels": labels, "popularity": np.zeros_like(labels), "attributes": {}}
-    fields |= {"positions": np.zeros(rows, np.int64), "propensities": np.ones(rows)}
+    fields |= {"pins": np.zeros(rows, np.int64), "positions": np.zeros(rows, np.int64), "propensities": np.ones(rows)}
     return Examples(**{**fields, "ages_s": ages_s.astype(np.float32)})
 
 

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from ranker.data.actions import action_log
-from ranker.data.adapters import DESKDROP, KUAIRAND, SITTING_S, convert
+from ranker.data.adapters.conversion import SITTING_S, convert
+from ranker.data.adapters.deskdrop import DESKDROP
+from ranker.data.adapters.grocery import GROCERY
+from ranker.data.adapters.kuairand import KUAIRAND
 from ranker.data.identifiers import token_id
 from ranker.data.recbole import AtomicDataset, read_atomic
 from ranker.errors import DatasetError
@@ -175,3 +178,55 @@ def test_damaged_archives_are_refused(tmp_path: Path) -> None:
 def test_a_byte_order_mark_is_no_part_of_the_first_columns_name(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("\ufeff" + DESKDROP_HEADER + GOOD)
     assert convert(DESKDROP, tmp_path / "log.csv", tmp_path / "out") == 1
+
+
+GROCERY_EVENTS = "user_id\titem_id\ttime\n2177\t3\t965779200\n4161\t18\t1068249600\n2177\t18\t1068249600\n"
+GROCERY_ITEMS = "item_id\ti_category\tr_complement\tr_substitute\n3\t21\t[18, 4]\t[]\n18\t0\t[]\t[3]\n"
+
+
+def grocery_folder(folder: Path, events: str = GROCERY_EVENTS, items: str = GROCERY_ITEMS) -> Path:
+    folder.mkdir()
+    (folder / "train.csv").write_text(events)
+    (folder / "item_meta.csv").write_text(items)
+    return folder
+
+
+def test_every_grocery_review_is_an_interaction_and_items_keep_what_is_known_of_them(tmp_path: Path) -> None:
+    assert convert(GROCERY, grocery_folder(tmp_path / "source"), tmp_path / "out") == 3
+    dataset = read_atomic(tmp_path / "out")
+    assert dataset.schema.heads == ("review",)
+    assert sorted(zip(dataset.users.tolist(), dataset.pins.tolist(), dataset.time_ms.tolist(), strict=True)) == [
+        (2177, 3, 965_779_200_000),
+        (2177, 18, 1_068_249_600_000),
+        (4161, 18, 1_068_249_600_000),
+    ]
+    assert (tmp_path / "out" / "grocery.item").read_text().splitlines() == [
+        "item_id:token\tcategory:token\tcomplements:token_seq\tsubstitutes:token_seq",
+        "3\t21\t18 4\t",
+        "18\t0\t\t3",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"items": GROCERY_ITEMS.replace("[18, 4]", "18, 4")}, "line 2: column 'r_complement' holds '18, 4': .* list"),
+        ({"items": GROCERY_ITEMS.replace("[3]", "[three]")}, r"line 3: column 'r_substitute' holds '\[three\]'"),
+        ({"events": GROCERY_EVENTS.replace("965779200", "now")}, "line 2: column 'time' holds 'now'"),
+        ({"events": GROCERY_EVENTS.replace("\t", ",")}, "no column 'user_id'"),
+    ],
+)
+def test_a_grocery_table_that_cannot_be_understood_is_refused(
+    tmp_path: Path, changes: dict[str, str], message: str
+) -> None:
+    with pytest.raises(DatasetError, match="source is not the grocery log that this command reads: " + message):
+        convert(GROCERY, grocery_folder(tmp_path / "source", **changes), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_grocery_source_without_its_tables_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="must be a folder with train.csv and item_meta.csv"):
+        convert(GROCERY, tmp_path / "train.csv", tmp_path / "out")
+    (grocery_folder(tmp_path / "source") / "item_meta.csv").unlink()
+    with pytest.raises(DatasetError, match=r"it has no file item_meta.csv"):
+        convert(GROCERY, tmp_path / "source", tmp_path / "out")

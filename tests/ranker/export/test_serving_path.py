@@ -18,8 +18,9 @@ from model_store.model.assembly import Assembler
 from ranker.data.actions import ActionLog, ActionRule, ActionSchema, action_log, strongest_action
 from ranker.data.embeddings import PinEmbeddings, space_of, svd_embeddings
 from ranker.data.features import SURFACES, Groups, events_of, fill_store, scalar_names
+from ranker.data.inputs import SEQUENCE_LENGTH
 from ranker.data.requests import Part, Request, Slice, Split, part_slices, producer_until_ms, slice_requests
-from ranker.export.manifest import SEQUENCE_LENGTH, draft_manifest
+from ranker.export.manifest import draft_manifest
 from ranker.network.model import NetworkConfig, RankerNetwork
 from ranker.training.examples import ExampleBuilder, FeatureSnapshot, Sampling
 from ranker.training.minibatches import tensors

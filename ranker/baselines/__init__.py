@@ -1,0 +1,1 @@
+"""Rankers that a network must be held against: simple scores, and boosted trees on the network's own rows."""

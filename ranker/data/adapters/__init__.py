@@ -1,0 +1,1 @@
+"""From published logs to atomic files, one file per log."""

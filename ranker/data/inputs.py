@@ -1,0 +1,60 @@
+"""The input tensors of rankers whose features are made from interactions."""
+
+from __future__ import annotations
+
+from feature_client.groups import Scalar
+from model_store.bundle.manifest import (
+    EmbeddingVector,
+    Manifest,
+    QueryVector,
+    Scalars,
+    SequenceActions,
+    SequenceEmbeddings,
+    SurfaceIndex,
+    TensorInput,
+)
+from ranker.data.features import PIN_GROUP, USER_GROUP, Groups
+from ranker.data.schema import ActionSchema
+
+#: As published for TransAct.
+SEQUENCE_LENGTH = 100
+
+#: Additional inputs of networks that read the sequence.
+_SEQUENCE_INPUTS = (
+    TensorInput(name="sequence_actions", source=SequenceActions()),
+    TensorInput(name="sequence_embeddings", source=SequenceEmbeddings(group=PIN_GROUP, field="embedding")),
+)
+
+
+def network_inputs(scalars: tuple[str, ...], *, sequence: bool) -> tuple[TensorInput, ...]:
+    """Return the inputs of a network that reads these scalars of pins and users, and the sequence or not."""
+    return (
+        TensorInput(name="user_embedding", source=EmbeddingVector(group=USER_GROUP, field="embedding")),
+        TensorInput(name="user_scalars", source=Scalars(group=USER_GROUP, fields=scalars)),
+        TensorInput(name="surface", source=SurfaceIndex()),
+        TensorInput(name="query", source=QueryVector(group=PIN_GROUP, field="embedding")),
+        TensorInput(name="pin_embedding", source=EmbeddingVector(group=PIN_GROUP, field="embedding")),
+        TensorInput(name="pin_scalars", source=Scalars(group=PIN_GROUP, fields=scalars)),
+        *(_SEQUENCE_INPUTS if sequence else ()),
+    )
+
+
+def full_manifest(manifest: Manifest, schema: ActionSchema) -> Manifest:
+    """Return the manifest with every input that a network on its features can read, besides its own.
+
+    A version without a sequence gets that of the data's actions.
+
+    Raises:
+        DatasetError: the manifest reads features that are not made from interactions.
+    """
+    groups = Groups.served_by(manifest)
+    space = manifest.embedding_field(PIN_GROUP, "embedding").space
+    scalars = tuple(field.name for field in groups.user.fields if isinstance(field, Scalar))
+    own = {tensor.name for tensor in manifest.inputs}
+    missing = (tensor for tensor in network_inputs(scalars, sequence=True) if tensor.name not in own)
+    changed = {
+        "sequence": groups.sequence or Groups.of(space, schema).sequence,
+        "sequence_length": manifest.sequence_length or SEQUENCE_LENGTH,
+        "inputs": (*manifest.inputs, *missing),
+    }
+    return manifest.model_copy(update=changed)

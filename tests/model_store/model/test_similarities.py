@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kernels.engine import FeatureBatch
+from model_store.model.similarities import NEWEST, similarities, similarities_of_batch, similarity_names
+
+DIM, LENGTH, ACTIONS = 4, 9, 3
+
+
+def vectors(rng, *shape):
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def slow(pins, user, query, sequence, kinds, actions):
+    """Compute every column from its words, one number at a time."""
+
+    def cosine(a, b):
+        lengths = np.linalg.norm(a) * np.linalg.norm(b)
+        return float(a @ b / lengths) if lengths else 0.0
+
+    past = [(kind, vector) for kind, vector in zip(kinds, sequence, strict=True) if kind]
+    groups = [past, past[:NEWEST], *([(k, v) for k, v in past if k == a + 1] for a in range(actions))]
+    rows = []
+    for pin in pins:
+        row = [float(pin @ user), float(pin @ query)]
+        for group in groups:
+            found = [cosine(pin, vector) for _, vector in group]
+            row += [max(found), float(np.mean(found))] if found else [0.0, 0.0]
+        rows.append(row)
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("length", [0, 1, NEWEST, NEWEST + 1, LENGTH])
+def test_the_columns_are_what_their_names_say(length):
+    rng = np.random.default_rng(length)
+    kinds = np.zeros(LENGTH, np.int64)
+    kinds[:length] = rng.integers(1, ACTIONS, length)  # nothing is of the last kind
+    sequence = vectors(rng, LENGTH, DIM) * (kinds > 0)[:, None]
+    sequence[1] = 0  # a pin without a vector is part of the sequence
+    pins, user, query = vectors(rng, 6, DIM), vectors(rng, DIM), vectors(rng, DIM)
+    pins[2] = 0
+    found = similarities(pins, user, query, sequence, kinds, ACTIONS)
+    assert found.dtype == np.float32
+    assert found.shape == (6, len(similarity_names(["save", "like", "hide"])))
+    np.testing.assert_allclose(found, slow(pins, user, query, sequence, kinds, ACTIONS), atol=1e-6)
+    np.testing.assert_array_equal(found[:, -2:], 0)
+
+
+def test_names_follow_the_actions():
+    assert similarity_names(["save"]) == (
+        *("user", "query", "sequence_max", "sequence_mean", "newest_5_max", "newest_5_mean", "save_max", "save_mean"),
+    )
+
+
+def test_a_batch_gives_each_request_its_own_similarities():
+    rng = np.random.default_rng(0)
+    splits = np.array([0, 3, 3, 7], np.int32)
+    kinds = rng.integers(1, ACTIONS + 1, (3, LENGTH))
+    request = {
+        "user_embedding": vectors(rng, 3, DIM),
+        "query": vectors(rng, 3, DIM),
+        "sequence_embeddings": vectors(rng, 3, LENGTH, DIM),
+        "sequence_actions": kinds,
+    }
+    pins = vectors(rng, 7, DIM)
+    found = similarities_of_batch(FeatureBatch(request, {"pin_embedding": pins}, splits), ACTIONS)
+    for number in (0, 2):
+        rows = slice(splits[number], splits[number + 1])
+        of_one = [request[name][number] for name in request]
+        np.testing.assert_array_equal(found[rows], similarities(pins[rows], *of_one, ACTIONS))
+
+
+def test_a_vector_that_is_not_finite_spoils_its_own_row_only():
+    rng = np.random.default_rng(1)
+    pins = vectors(rng, 3, DIM)
+    pins[1, 0] = np.nan
+    sequence = vectors(rng, LENGTH, DIM)
+    found = similarities(pins, pins[0], pins[2], sequence, np.ones(LENGTH, np.int64), 1)
+    assert np.isnan(found[1]).all()
+    assert np.isfinite(found[[0, 2]]).all()
