@@ -69,7 +69,8 @@ class ShownExampleBuilder:
     def available(self, part: Part) -> int:
         """Return how many requests a part has without a maximum."""
         time_ms = self._shown.requests.time_ms
-        bounds = [np.searchsorted(time_ms, (s.start_ms, s.stop_ms)) for s in request_slices(time_ms, self._split, part)]
+        slices = self._shown.slices(self._split, part)
+        bounds = [np.searchsorted(time_ms, (span.start_ms, span.stop_ms)) for span in slices]
         return sum(int(stop - start) for start, stop in bounds)
 
     def _build_slice(self, span: Slice, numbers: np.ndarray, attributes: Sequence[str]) -> list[Examples]:
