@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.harness import Claim, Conclusion, Raw, markdown_table
+from bench.harness import BenchmarkError, Claim, Conclusion, Raw, markdown_table
 from impressions.slates import Slates
 from model_store.model.utility import SurfaceUtility, load_surface, weighted_sum
 from ranker.counterfactual.evaluate import UNITS, evaluate_policy
@@ -164,7 +164,7 @@ def truth(creator: float, requests: int = _TRUTH_REQUESTS) -> dict[str, float]:
 def measure(*, quick: bool = False) -> Iterator[Raw]:
     """Estimate log after log."""
     true = truth(ARMS[EVALUATED], 2_000 if quick else _TRUTH_REQUESTS)
-    raw: Raw = {"truth": true, "effective_users": [], "intervals": {}}
+    raw: Raw = {"truth": true, "effective_users": [], "sums": {}}
     settings = Settings(resamples=100 if quick else 1_000)
     evaluated = table(ARMS[EVALUATED])
     for log in range(3 if quick else LOGS * SETS):
@@ -177,7 +177,7 @@ def measure(*, quick: bool = False) -> Iterator[Raw]:
             for name in _JUDGED if found.unit(unit).refused is None else ():
                 for estimator in ESTIMATOR_KINDS:
                     estimate = found.forecast(unit, name, estimator).value
-                    raw["intervals"].setdefault(f"{unit} {name} {estimator}", []).append(_value_and_margin(estimate))
+                    count(raw, f"{unit} {name} {estimator}", log // LOGS, estimate)
         if log % 10 == 9 or quick:
             yield raw
 
@@ -187,7 +187,7 @@ def conclude(raw: Raw) -> Conclusion:
     for unit in UNITS:
         for name in _JUDGED:
             for estimator in ESTIMATOR_KINDS:
-                found = _score(raw, f"{unit} {name} {estimator}", raw["truth"][name])
+                found = _score(raw, f"{unit} {name} {estimator}")
                 if found is None:
                     continue
                 scores[unit, name, estimator] = found
@@ -204,8 +204,8 @@ def conclude(raw: Raw) -> Conclusion:
     for estimator in ("dr", "ips"):
         covered = scores.get(("orders", "pinner", estimator))
         summary[f"coverage, {estimator}"] = None if covered is None else covered[2]
-        of_sets = _coverage_by_set(raw, f"orders pinner {estimator}")
-        summary |= {f"coverage, {estimator}, set {place + 1}": found for place, found in enumerate(of_sets)}
+        for number, sums in enumerate(raw["sums"].get(f"orders pinner {estimator}", []), start=1):
+            summary[f"coverage, {estimator}, set {number}"] = sums[3] / sums[0] if sums[0] else None
         for target, direction in ((0.93, "at_least"), (0.97, "at_most")):
             claims.append(
                 Claim(
@@ -230,28 +230,24 @@ def conclude(raw: Raw) -> Conclusion:
     return Conclusion(summary, tuple(claims), markdown_table("Estimates in a world with known truth", header, rows))
 
 
-def _value_and_margin(estimate: Estimate) -> tuple[float | None, float | None]:
-    """Return the value, and how far its interval reaches to each side; short, for thousands of them are written."""
-    if estimate.value is None or estimate.high is None:
-        return estimate.value, None
-    return round(estimate.value, 4), round(estimate.high - estimate.value, 4)
+def count(raw: Raw, key: str, number: int, estimate: Estimate) -> None:
+    """Add an estimate to the sums of its set: of logs, errors, their squares, covered truths, and intervals' widths."""
+    if estimate.value is None or estimate.low is None or estimate.high is None:
+        raise BenchmarkError(f"{key} has no interval, although the log was not refused")
+    true = raw["truth"][key.split()[1]]
+    error, covered = estimate.value - true, estimate.low <= true <= estimate.high
+    sets = raw["sums"].setdefault(key, [])
+    sets += [[0.0] * 5 for _ in range(len(sets), number + 1)]
+    for place, term in enumerate((1.0, error, error**2, covered, estimate.high - estimate.low)):
+        sets[number][place] += term
 
 
-def _score(raw: Raw, key: str, true: float) -> tuple[float, float, float, float] | None:
+def _score(raw: Raw, key: str) -> tuple[float, float, float, float] | None:
     """Return bias, RMSE, coverage and width over the logs that were not refused."""
-    if key not in raw["intervals"]:
+    if key not in raw["sums"]:
         return None
-    value, margin = np.array(raw["intervals"][key], np.float64).T
-    error = value - true
-    covered = np.abs(error) <= margin
-    return float(error.mean()), float(np.sqrt((error**2).mean())), float(covered.mean()), float(2 * margin.mean())
-
-
-def _coverage_by_set(raw: Raw, key: str) -> list[float]:
-    """Return the coverage of each set of `LOGS` logs; a log that was refused makes the last one smaller."""
-    value, margin = np.array(raw["intervals"].get(key, []), np.float64).reshape(-1, 2).T
-    covered = np.abs(value - raw["truth"][key.split()[1]]) <= margin
-    return [float(covered[start : start + LOGS].mean()) for start in range(0, len(covered), LOGS)]
+    logs, error, square, covered, width = np.sum(raw["sums"][key], axis=0).tolist()
+    return error / logs, float(np.sqrt(square / logs)), covered / logs, width / logs
 
 
 def _order(drawn: World, creator: float) -> np.ndarray:

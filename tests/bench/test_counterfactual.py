@@ -13,6 +13,7 @@ from ranker.counterfactual.evaluate import evaluate_policy
 from ranker.counterfactual.policies import logging_policy, utility_policy
 from ranker.counterfactual.rewards import rewards_of
 from ranker.counterfactual.settings import Settings
+from ranker.evaluation.bootstrap import Estimate
 
 
 def test_the_simulator_knows_the_truth_that_its_users_act_by():
@@ -51,11 +52,16 @@ def test_coverage_and_errors_are_counted_against_the_truth():
     raw = {
         "truth": dict.fromkeys(("pinner", "creator", "save"), 1.0),
         "effective_users": [100.0] * 3,
-        "intervals": {"orders pinner dr": [[1.0, 1.0], [2.0, 0.5]]},  # the third log was refused
+        "sums": {},
     }
+    simulator.count(raw, "orders pinner dr", 0, Estimate(1.0, 0.0, 2.0))
+    simulator.count(raw, "orders pinner dr", 1, Estimate(2.0, 1.5, 2.5))  # the third log was refused
     concluded = simulator.conclude(raw)
     assert "| orders, pinner, dr | 0.5000 | 0.7071 | 0.5000 | 1.5000 |" in concluded.table
     assert concluded.claims[2].measured is None  # ips has no estimate
+    assert [concluded.summary[f"coverage, dr, set {number}"] for number in (1, 2)] == [1.0, 0.0]
+    with pytest.raises(BenchmarkError, match="dr has no interval"):
+        simulator.count(raw, "orders pinner dr", 0, Estimate(1.0, None, None))
 
 
 def wheel(path, rates):

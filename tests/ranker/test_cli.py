@@ -9,8 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import typer
-from typer.testing import CliRunner
 
 from kernels.cpu.numpy_engine import NumpyEngine
 from model_store.bundle.files import EXPLORATION, copy_out, read_bundle
@@ -18,10 +16,10 @@ from model_store.exploration.table import read_exploration
 from model_store.model.loaded import load_model
 from model_store.model.utility import load_utility
 from model_store.registry.store import open_model_store
-from ranker.cli.commands import register
 from ranker.cli.train_options import BundleOptions
 from tests import tiny
 from tests.conftest import needs_training
+from tests.ranker.commands import run
 from tests.ranker.interactions import write_atomic
 
 UTILITY = """
@@ -42,16 +40,6 @@ best = 4
 temperature = 0.1
 floor = 0.05
 """
-
-app = typer.Typer()
-register(app)
-
-
-def run(*arguments: str | Path) -> tuple[int, str]:
-    # Rich wraps at the terminal's width; messages are compared without their line breaks.
-    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(argument) for argument in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, " ".join(result.output.split())
 
 
 @pytest.fixture
@@ -322,67 +310,6 @@ def test_training_without_openvino_names_it_before_the_work(tmp_path: Path, util
     assert (done.returncode, done.stderr) == (
         1, "error: this command needs openvino, which is not installed: pip install openvino\n"
     )  # fmt: skip
-
-
-def test_evaluate_needs_a_label_or_a_version(tmp_path: Path) -> None:
-    (tmp_path / "models" / "toy" / "versions").mkdir(parents=True)
-    code, output = run("evaluate", "--store", tmp_path / "models", "--model", "toy", "--data", tmp_path)
-    assert code == 1
-    assert "model 'toy' has no labels yet; choose a version with --version" in output
-    code, output = run("evaluate", "--store", tmp_path / "models", "--engine", "abacus", "--data", tmp_path)
-    assert code == 1
-    assert "unknown engine 'abacus'" in output
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "there is nothing to evaluate; add --store DIR, --bundle DIR or both"),
-        (["--bundle", "a", "--version", "1"], "--version and --label require --store DIR"),
-        (["--bundle", "lost"], "lost/manifest.json: No such file or directory"),
-        (["--bundle", "lost", "--json", "."], ". is a folder; choose a file name in it"),
-        (["--bundle", "lost", "--json", "/proc/e.json"], "cannot write to /proc: "),
-        (
-            ["--bundle", "lost", "--report", "no/such/report.html"],
-            "cannot write report.html: the folder no/such does not exist; create it first",
-        ),
-    ],
-)
-def test_evaluate_refuses_what_cannot_work_and_says_why(
-    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    code, output = run("evaluate", "--data", ".", *arguments)
-    assert code == 1
-    assert f"error: {message}" in output
-
-
-def test_two_bundles_of_one_name_are_refused(tmp_path: Path) -> None:
-    for folder in ("a", "b"):
-        tiny.write_tiny_bundle(tmp_path / folder / "same")
-    code, output = run("evaluate", "--bundle", tmp_path / "a" / "same", "--bundle", tmp_path / "b" / "same")
-    assert code == 1
-    assert "two bundles have the name 'same'; rename one of the folders" in output
-
-
-def test_a_report_without_matplotlib_is_refused_before_the_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for module in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
-        monkeypatch.delitem(sys.modules, module)
-    for module in ("ranker.evaluation.charts", "ranker.evaluation.report"):
-        monkeypatch.delitem(sys.modules, module, raising=False)
-    original = builtins.__import__
-
-    def without(name: str, *rest: Any, **named: Any) -> Any:
-        if name.partition(".")[0] == "matplotlib":
-            raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
-        return original(name, *rest, **named)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    code, output = run("evaluate", "--bundle", tmp_path / "lost", "--report", tmp_path / "report.html")
-    assert code == 1
-    assert "error: this command needs matplotlib, which is not installed: pip install 'pinrank[train]'" in output
 
 
 @needs_training

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from model_store.model.discount import discounts
 from ranker.errors import SettingError
 from tests.conftest import needs_training
-from tests.ranker.test_cli import app
+from tests.ranker.commands import app
 
 pytestmark = needs_training
 
