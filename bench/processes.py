@@ -130,10 +130,16 @@ def single_process(calls_max: int | None = None) -> ProcessPoolExecutor:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the user and system CPU time of a running process with its threads, in seconds. Resolution: 10 ms."""
-    # The second field, the command in parentheses, may contain spaces. utime and stime are fields 14 and 15.
+    """Return the user and system CPU time of a running process and the processes that it started, in seconds.
+
+    Resolution: 10 ms for each process.
+    """
+    # The second field, the command in parentheses, may contain spaces. Fields 14 to 17 are the process's own user and
+    # system time, and those of its children that have ended.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    own_s = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    found = (one for path in Path(f"/proc/{pid}/task").glob("*/children") for one in path.read_text().split())
+    return own_s + sum(cpu_seconds(int(child)) for child in found)
 
 
 def memory(pid: int) -> Memory:

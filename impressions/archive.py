@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -17,24 +16,22 @@ import structlog
 
 from impressions.places import Place, day_of, file_of
 from impressions.schema import FINGERPRINT_KEY, TABLES, fingerprint
-from impressions.segments import DamagedSegmentError, claimed, clear_unborn, read_segment, segments, strays
+from impressions.segments import DamagedSegmentError, claimed, clear_unborn, read_segment, segments, size_of, strays
 
 _log = structlog.get_logger(__name__)
 
-#: How often the spool folder is looked through without being woken, and the log for files that are too old.
-_LOOK_S, _RETENTION_S = 5.0, 600.0
+#: How often the log is looked through for files that are too old.
+_RETENTION_S = 600.0
 #: Steps of the clock that count, and how long nothing is deleted after one.
 _STEP_S, _STEADY_S = 3_600.0, 86_400.0
 #: Requests of a row group: what a reader must hold at once, and what is written between two rests.
 _ROW_GROUP = 512
-#: Seconds of rest for each second of work.
-_REST = 4.0
 #: The folder, in the spool folder, of segments that could not be understood.
 DAMAGED = "damaged"
 
 
 class Archive:
-    """Turns segments into Parquet files. `run` belongs to one thread; several processes may share a spool folder.
+    """Turns segments into Parquet files. It belongs to one thread; several processes may share a spool folder.
 
     Attributes:
         files: number of Parquet files written.
@@ -42,35 +39,43 @@ class Archive:
         damaged: number of segments that could not be understood and were moved to the folder `damaged`.
     """
 
-    def __init__(self, place: Place, spool: Path, retention_days: float | None) -> None:
+    def __init__(
+        self,
+        place: Place,
+        spool: Path,
+        retention_days: float | None,
+        clock: ClockSteps,
+        rest: Callable[[float], object] = lambda _: None,
+    ) -> None:
+        """Store the settings.
+
+        Args:
+            place: where the files go.
+            spool: the folder of the segments.
+            retention_days: age from which files are deleted; None keeps them.
+            clock: says whether the age of a file can be trusted.
+            rest: called with the seconds that each part of a file took.
+        """
         self._place = place
         self._spool = spool
         self._retention_days = retention_days
-        self._woken = threading.Event()
+        self._rest = rest
         self._looked_s = float("-inf")
-        self._clock = ClockSteps(time.time(), time.monotonic())
+        self._clock = clock
         self.files = self.bytes = self.damaged = 0
-        #: Called with the seconds that a part of a file took.
-        self._rest: Callable[[float], object] = lambda _: None
 
-    def wake(self) -> None:
-        """Look through the spool folder soon."""
-        self._woken.set()
+    @property
+    def waiting_bytes(self) -> int:
+        """Size of all segments in the spool folder."""
+        return sum(map(size_of, segments(self._spool)))
 
-    def run(self, closing: threading.Event, written: threading.Event) -> None:
-        """Archive until `closing` is set, and then once more when `written` is set.
+    def look(self) -> None:
+        """Delete what is too old, and archive every segment that nobody writes.
 
         Raises:
             OSError: the place takes no files now; the segments stay, and a later call goes on with them.
         """
-        # A file takes a core for half a second; in parts with rests between them, it leaves the core to rankings.
-        self._rest = lambda spent_s: closing.wait(_REST * spent_s)
-        while not closing.is_set():
-            self._delete_old()  # first: it may make the room that a file needs
-            self.archive_all()
-            self._woken.wait(_LOOK_S)
-            self._woken.clear()
-        written.wait()
+        self._delete_old()  # first: it may make the room that a file needs
         self.archive_all()
 
     def archive_all(self) -> None:
@@ -170,9 +175,9 @@ class Archive:
 class ClockSteps:
     """Notices steps of the clock, after which a file's age is not to be trusted. Pure."""
 
-    def __init__(self, time_s: float, monotonic_s: float) -> None:
-        """Start with a clock that is steady: Unix time, and the time of `time.monotonic`."""
-        self._offset_s = time_s - monotonic_s
+    def __init__(self, offset_s: float) -> None:
+        """Start with a clock that is steady, which was so many seconds ahead of `time.monotonic`."""
+        self._offset_s = offset_s
         self._stepped_s = float("-inf")
 
     def steady(self, time_s: float, monotonic_s: float) -> bool:

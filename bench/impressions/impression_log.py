@@ -1,9 +1,10 @@
 """Measure what the impression log costs a server that explores, at 70% of its saturated rate: CPU time and P99.
 
-Three servers run all the time: one without a log, and two that log every answer with all its pins, one for each kind of
-exploration. They get the same requests at the same times, one server after the other, in many short rounds. P99 of one
-round says more about the machine than about the server, so percentiles are of all rounds together, and intervals are of
-rounds drawn again (percentile bootstrap).
+Four servers run all the time: two without a log, whose difference shows the machine's noise, and two that log every
+answer with all its pins, one for each kind of exploration. They get the same requests at the same times, one server
+after the other, in many short rounds. P99 of one round says more about the machine than about the server, so
+percentiles are of all rounds together, and intervals are of rounds drawn again (percentile bootstrap). The CPU time is
+that of the server and of the process that makes Parquet files.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ temperature = 0.05
 floor = 0.05
 """,
 }
-_PLAIN = "without"
+_PLAIN, _CONTROL = "without", "also without"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Iterator[Raw]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pinrank-log-")))
         exploring = {kind: _exploring(config, folder / kind, text) for kind, text in _EXPLORE.items()}
-        beds = {_PLAIN: stack.enter_context(scene(exploring["weights"]))}
+        beds = {name: stack.enter_context(scene(exploring["weights"])) for name in (_PLAIN, _CONTROL)}
         for kind, own in exploring.items():
             beds[kind] = stack.enter_context(scene(own, extra=_log_settings(folder / f"log-{kind}")))
         plain = beds[_PLAIN]
@@ -196,6 +197,9 @@ def conclude(raw: Raw) -> Conclusion:
         summary |= _with_interval(ratio_name, ratio)
         summary |= _with_interval(f"{kind}: P50 with the log / without it", p50[kind] / p50[_PLAIN])
         summary[f"{kind}: answers that explored"] = raw["logs"][kind]["explored"]
+    noise = f"{_CONTROL} / {_PLAIN}"
+    summary |= _with_interval(f"{noise}: CPU time a request more, core-ms", own[_CONTROL] - own[_PLAIN])
+    summary |= _with_interval(f"{noise}: P99", p99[_CONTROL] / p99[_PLAIN])
     dropped = sum(log["dropped"] + log["unfit"] for log in raw["logs"].values())
     claims.append(Claim("rows dropped", dropped, 0, "rows", "at_most"))
     summary |= {f"{name}: refused or degraded": sum(one[name]["short"] for one in rounds) for name in rounds[0]}

@@ -5,6 +5,7 @@ The surface explores by four arms, so that the log computes the propensities of 
 
 from __future__ import annotations
 
+import resource
 import tempfile
 import threading
 import time
@@ -16,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from bench.harness import Claim, Conclusion, Raw
+from bench.processes import cpu_seconds
 from bench.test_bed import SEED
+from impressions.archive_process import ArchiveProcess
 from impressions.reading import log_files
 from impressions.writing.log import ImpressionLog, LogSettings
 from impressions.writing.rows import AnsweredRequest, Constants, Exploring
@@ -107,10 +110,12 @@ def _round(plan: WriterPlan, answers: list[dict[str, Any]], folder: Path) -> dic
     log = ImpressionLog(LogSettings(f"file://{folder}", rotate_bytes=plan.rotate_bytes))
     threads = [
         threading.Thread(target=_timed, args=(name, work, spent), daemon=True)
-        for name, work in (("writer", log.write), ("archiver", log.archive_segments))
+        for name, work in (("writer", log.write), ("archive_thread", log.archive_segments))
     ]
+    before_s = _children_s()
     for thread in threads:
         thread.start()
+    started_s = _settled(log.archive)
     offering_s = 0.0
 
     def offer(number: int) -> None:
@@ -132,16 +137,34 @@ def _round(plan: WriterPlan, answers: list[dict[str, Any]], folder: Path) -> dic
     rows = sum(file.rows().num_rows for file in files)
     if rows != plan.requests or any(file.segment for file in files):
         raise RuntimeError(f"{plan.requests} requests were offered, and {rows} are in the log")
-    us = {name: 1e6 * seconds / plan.requests for name, seconds in (spent | {"offer": offering_s}).items()}
+    spent |= {"offer": offering_s, "archive_process": _children_s() - before_s - started_s}
+    us = {name: 1e6 * seconds / plan.requests for name, seconds in spent.items()}
     return {
         "us": sum(us.values()),
         **{f"us_{name}": value for name, value in us.items()},
+        "ms_to_start_the_archive_process": 1e3 * started_s,
         "bytes_per_request": sum(file.bytes for file in files) / rows,
         "wait_ms_p999": float(np.percentile(waits, 99.9)),
         "wait_ms_max": float(np.max(waits)),
         "wait_ms_p999_without_log": float(np.percentile(idle, 99.9)),
         "wait_ms_max_without_log": float(np.max(idle)),
     }
+
+
+def _children_s() -> float:
+    """Return the processor time of all processes that this one has started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _settled(archive: ArchiveProcess) -> float:
+    """Wait until the process has started and waits for work; return the processor time that it took."""
+    before_s, used_s = -1.0, 0.0
+    while used_s != before_s or not used_s:
+        before_s = used_s
+        time.sleep(0.5)
+        used_s = cpu_seconds(archive.pid) if archive.pid else 0.0
+    return used_s
 
 
 def _timed(name: str, work: Callable[[], None], spent: dict[str, float]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, islice
 
 import numpy as np
 import pyarrow as pa
@@ -30,30 +30,31 @@ def impressions_batch(requests: Sequence[AnsweredRequest], pause: Callable[[], N
     counts = np.array([request.scores.top for request in requests])
     chances = _propensities(requests)
     pause()
-    constants = [request.constants for request in requests]
-    exploring = [request.exploring for request in requests]
+    # Most requests have the same constants, so each is converted once.
+    constants = list({id(request.constants): request.constants for request in requests}.values())
+    number_of = {id(one): number for number, one in enumerate(constants)}
+    which = np.array([number_of[id(request.constants)] for request in requests], np.int32)
     heads, parties, attributes = (
-        np.array([len(getattr(c, name)) for c in constants]) for name in ("heads", "parties", "attributes")
+        np.array([len(getattr(c, name)) for c in constants])[which] for name in ("heads", "parties", "attributes")
     )
+    rows = pa.array(which)
+    exploring = [request.exploring for request in requests]
     columns = {
         "request_id": pa.array([r.request_id for r in requests], pa.uint64()),
         "time_ms": pa.array([r.time_ms for r in requests], pa.int64()),
         "user_id": pa.array([r.user_id for r in requests], pa.uint64()),
-        "surface": _names([c.surface for c in constants]),
+        "surface": _names([c.surface for c in constants]).take(rows),
         "query_pin_id": pa.array([r.query_pin_id for r in requests], pa.uint64()),
         "query_vector": pa.array([r.query_vector for r in requests], pa.list_(pa.float32())),
         "label": _names([r.label for r in requests]),
-        "model": _names([c.model for c in constants]),
-        "model_digest": _names([c.model_digest for c in constants]),
-        "utility_digest": _names([c.utility_digest for c in constants]),
-        "degradation": pa.array(
-            [[(name, int(value)) for name, value in r.degradation.items()] for r in requests],
-            pa.map_(pa.string(), pa.uint32()),
-        ),
+        "model": _names([c.model for c in constants]).take(rows),
+        "model_digest": _names([c.model_digest for c in constants]).take(rows),
+        "utility_digest": _names([c.utility_digest for c in constants]).take(rows),
+        "degradation": _counts([r.degradation for r in requests]),
         "candidates": pa.array([len(r.pin_ids) for r in requests], pa.uint32()),
-        "heads": _name_lists([c.heads for c in constants]),
-        "parties": _name_lists([c.parties for c in constants]),
-        "attributes": _name_lists([c.attributes for c in constants]),
+        "heads": _name_lists([c.heads for c in constants]).take(rows),
+        "parties": _name_lists([c.parties for c in constants]).take(rows),
+        "attributes": _name_lists([c.attributes for c in constants]).take(rows),
         "party_weights": _lists(parties, np.concatenate([r.party_weights for r in requests])),
         "explorer": _names([None if e is None else e.explorer for e in exploring]),
         "arm": _names([None if e is None else e.arm for e in exploring]),
@@ -107,17 +108,27 @@ def seen_batch(reports: Sequence[SeenReport]) -> pa.RecordBatch:
 
 def _lists(counts: np.ndarray, values: np.ndarray) -> pa.ListArray:
     """Return one list of so many of the values for each count."""
-    offsets = np.zeros(len(counts) + 1, np.int32)
-    np.cumsum(counts, out=offsets[1:])
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+    return pa.ListArray.from_arrays(_offsets(counts), pa.array(values))
 
 
 def _names(names: Sequence[str | None]) -> pa.DictionaryArray:
-    return pa.array(names, pa.string()).dictionary_encode()
+    known: dict[str, int] = {}
+    numbers = [None if name is None else known.setdefault(name, len(known)) for name in names]
+    return pa.DictionaryArray.from_arrays(pa.array(numbers, pa.int32()), pa.array(list(known), pa.string()))
 
 
 def _name_lists(lists: Sequence[tuple[str, ...]]) -> pa.ListArray:
-    flat = [name for names in lists for name in names]
-    offsets = np.zeros(len(lists) + 1, np.int32)
-    np.cumsum([len(names) for names in lists], out=offsets[1:])
-    return pa.ListArray.from_arrays(pa.array(offsets), _names(flat))
+    return pa.ListArray.from_arrays(_offsets([len(names) for names in lists]), _names(list(chain.from_iterable(lists))))
+
+
+def _counts(maps: Sequence[Mapping[str, int]]) -> pa.MapArray:
+    names, values = list(chain.from_iterable(maps)), [int(value) for one in maps for value in one.values()]
+    return pa.MapArray.from_arrays(
+        _offsets([len(one) for one in maps]), pa.array(names, pa.string()), pa.array(values, pa.uint32())
+    )
+
+
+def _offsets(counts: Sequence[int] | np.ndarray) -> pa.Int32Array:
+    offsets = np.zeros(len(counts) + 1, np.int32)
+    np.cumsum(counts, out=offsets[1:])
+    return pa.array(offsets)

@@ -1,10 +1,10 @@
-"""The log's writer: takes rows from a server without delaying it, and gets them into Parquet files on two threads.
+"""The log's writer: takes rows from a server without delaying it, and gets them into Parquet files.
 
-    server ── offer ──▶ queue ── every half second ──▶ segments in the spool folder ──▶ Parquet files
-             (drops if full)         `write`              (survive a kill)        `archive`
+    server ── offer ──▶ queue ── every half second ──▶ segments in the spool folder ── a process ──▶ Parquet files
+             (drops if full)         `write`              (survive a kill)        `archive_segments`
 
-`write` and `archive` are loops for threads of the server's supervisor. If one raises, nothing that was offered is lost:
-it continues with the same rows when it is called again.
+`write` and `archive_segments` are loops for threads of the server's supervisor. If one raises, nothing that was offered
+is lost: it continues with the same rows when it is called again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import structlog
 
-from impressions.archive import Archive
+from impressions.archive_process import ArchiveProcess
 from impressions.errors import LogError
 from impressions.places import SPOOL, check_writable, new_stem, open_place
 from impressions.schema import TABLES
@@ -40,6 +40,8 @@ _CONVERT: dict[str, Callable[[Any], pa.RecordBatch]] = {
     "actions": lambda calls: actions_batch(calls, _let_others_run),
     "seen": seen_batch,
 }
+#: The part of a spool folder from which Parquet files are made although others want the processor.
+_HURRY = 8
 #: Memory that a row without pins takes, more or less.
 _ROW_BYTES = 400
 
@@ -106,7 +108,7 @@ class ImpressionLog:
 
     Attributes:
         tables: counts by table.
-        archive: makes Parquet files of the segments.
+        archive: makes Parquet files of the segments, in a process of its own.
     """
 
     def __init__(self, settings: LogSettings) -> None:
@@ -118,14 +120,15 @@ class ImpressionLog:
         self._settings = settings
         place = open_place(settings.to)
         self._spool = self._spool_of(place.folder)
-        self.archive = Archive(place, self._spool, settings.retention_days)
+        self.archive = ArchiveProcess(
+            settings.to, self._spool, settings.retention_days, hurry_bytes=settings.spool_bytes_max // _HURRY
+        )
         self._queues = {table: _Queue() for table in TABLES}
         self.tables = {table: queue.counts for table, queue in self._queues.items()}
         self._segments: dict[str, Segment] = {}
         self._offered_bytes = self._written_bytes = 0
         self._number = 0
         self._closing = threading.Event()
-        self._written = threading.Event()
 
     def _spool_of(self, folder: Path | None) -> Path:
         spool = self._settings.spool_folder or (folder and folder / SPOOL)
@@ -180,7 +183,7 @@ class ImpressionLog:
         finally:  # also if the disk takes no more: the archive then ends with what it has
             for table in list(self._segments):
                 self._end(table)
-            self._written.set()
+            self.archive.end()
 
     def flush(self) -> None:
         """Write all queued rows, and end the segments that are large or old enough. For the writer's thread.
@@ -252,13 +255,16 @@ class ImpressionLog:
         self.archive.wake()
 
     def archive_segments(self) -> None:
-        """Make Parquet files of ended segments, and of those of killed processes, until `close`."""
-        self.archive.run(self._closing, self._written)
+        """Make Parquet files of ended segments, and of those of killed processes, until `write` has ended.
+
+        Raises:
+            OSError: the place takes no files now, or the process that makes them has ended.
+        """
+        self.archive.run()
 
     def close(self) -> None:
         """Ask both threads to finish: to write all rows, and to make Parquet files of all segments."""
         self._closing.set()
-        self.archive.wake()
 
 
 def _next_batch(queue: _Queue, count: int) -> list[tuple[Any, int, int]]:

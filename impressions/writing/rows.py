@@ -73,8 +73,7 @@ class Exploring:
     policy: Explorer
 
 
-@dataclass(frozen=True, slots=True)
-class AnsweredRequest:
+class AnsweredRequest(NamedTuple):
     """One answered request. The log reads it on its own thread, so nothing in it may change any more.
 
     Attributes:

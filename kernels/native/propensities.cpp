@@ -46,6 +46,7 @@ class Calculation {
   bool run(const PinrankAnswer& answer, double* whole, double* positions) {
     of_ = answer;
     if (!list_rows()) return false;
+    list_columns();
     const PinrankPolicy& policy = *of_.policy;
     value_.resize(of_.rows);
     tuned_.resize(std::min(of_.rows, std::max(of_.returned, policy.best)));
@@ -77,20 +78,34 @@ class Calculation {
     return true;
   }
 
+  // Copies the parties' utilities of the listed rows, one party after the other, so that a processor takes several rows
+  // at once.
+  void list_columns() {
+    const int64_t parties = of_.policy->parties;
+    columns_.resize(parties * rows_.size());
+    for (size_t i = 0; i < rows_.size(); i++)
+      for (int64_t p = 0; p < parties; p++) columns_[p * rows_.size() + i] = of_.party_utilities[rows_[i] * parties + p];
+  }
+
   // Fills `best` with the best by some weights, ascending: above, where a utility sorts, below, its row. Those that are
   // not finite sink to the end; equal ones are in the order of rows. `value`, if it is set, gets each row's utility, 0 if
   // it is not finite.
   void arrange(const double* weights, std::vector<uint64_t>& best, double* value) {
-    const int64_t parties = of_.policy->parties;
-    keys_.clear();
-    for (const uint32_t row : rows_) {
-      const double* utilities = of_.party_utilities + row * parties;
-      double sum = utilities[0] * weights[0];
-      for (int64_t p = 1; p < parties; p++) sum += utilities[p] * weights[p];
-      const float utility = static_cast<float>(sum);
-      const bool finite = is_finite(utility);
-      if (value != nullptr) value[row] = finite ? static_cast<double>(utility) : 0.0;
-      keys_.push_back((finite ? descending(utility) : NOT_FINITE) << 32 | row);
+    const size_t rows = rows_.size();
+    sums_.assign(rows, 0);
+    for (int64_t p = 0; p < of_.policy->parties; p++) {
+      const double* utilities = columns_.data() + p * rows;
+      const double weight = weights[p];
+      if (p == 0)  // not added to 0, which would make 0 of -0
+        for (size_t i = 0; i < rows; i++) sums_[i] = utilities[i] * weight;
+      else
+        for (size_t i = 0; i < rows; i++) sums_[i] += utilities[i] * weight;
+    }
+    keys_.resize(rows);
+    for (size_t i = 0; i < rows; i++) {
+      const float utility = static_cast<float>(sums_[i]);
+      keys_[i] = (is_finite(utility) ? descending(utility) : NOT_FINITE) << 32 | rows_[i];
+      if (value != nullptr) value[rows_[i]] = is_finite(utility) ? static_cast<double>(utility) : 0.0;
     }
     insert_keys(best);
   }
@@ -131,7 +146,7 @@ class Calculation {
       int64_t same = 0;
       for (int64_t k = 0; k < of_.returned; k++) {
         const bool here = answered(k, order[k]);
-        positions[k] += here ? policy.chances[arm] : 0.0;
+        positions[k] += policy.chances[arm] * here;  // without a branch, which would be mispredicted
         same += here;
       }
       if (same == of_.returned) whole += policy.chances[arm];
@@ -248,6 +263,7 @@ class Calculation {
   double regret_max_ = 0;
   std::vector<char> listed_;
   std::vector<uint32_t> rows_;
+  std::vector<double> columns_, sums_;
   std::vector<double> value_;  // by the tuned weights, of each row
   std::vector<uint64_t> keys_, tuned_, by_arm_;
 };

@@ -16,6 +16,7 @@ from pathlib import Path
 from impressions.archive import Archive
 from impressions.writing.log import ImpressionLog, LogSettings
 from tests.impressions.answers import answered
+from tests.impressions.log_files import archive_of, opened
 
 
 def _kill() -> None:
@@ -32,7 +33,7 @@ def main() -> None:
             _kill()
 
         Archive._put = put_and_die  # type: ignore[method-assign,assignment]
-        ImpressionLog(LogSettings(f"file://{folder}")).archive.archive_all()
+        archive_of(opened(folder)).archive_all()
         return
     log = ImpressionLog(LogSettings(f"file://{folder}", flush_s=0.05, rotate_s=0.3))
     for work in (log.write, log.archive_segments):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from impressions.places import file_of, new_stem
+from impressions.archive import Archive, ClockSteps
+from impressions.places import file_of, new_stem, open_place
 from impressions.reading import read_tables
 from impressions.schema import FINGERPRINT_KEY, IMPRESSIONS, TABLES, fingerprint
 from impressions.segments import Segment
@@ -21,11 +22,19 @@ def opened(folder: Path | str, **settings) -> ImpressionLog:
     return ImpressionLog(LogSettings(where, **settings))
 
 
+def archive_of(log: ImpressionLog) -> Archive:
+    """Return what the log's process runs, for this process."""
+    settings = log._settings
+    return Archive(
+        open_place(settings.to), log._spool, settings.retention_days, ClockSteps(log.archive._settings.clock_offset_s)
+    )
+
+
 def finish(log: ImpressionLog) -> None:
     """Write and archive all, on this thread."""
     log.close()
     log.write()
-    log.archive_segments()
+    archive_of(log).look()
 
 
 def ids(folder: Path | str, table: str = "impressions") -> list[int]:

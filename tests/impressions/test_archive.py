@@ -9,7 +9,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from impressions.archive import Archive
 from impressions.errors import LogError
 from impressions.places import file_of, new_stem, open_place
 from impressions.reading import log_files, read_tables
@@ -17,7 +16,7 @@ from impressions.schema import FINGERPRINT_KEY
 from impressions.segments import segments
 from tests.impressions import logs
 from tests.impressions.answers import answered
-from tests.impressions.log_files import ids, opened, parquet, write_segment
+from tests.impressions.log_files import archive_of, ids, opened, parquet, write_segment
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,8 +39,8 @@ def test_retention_deletes_old_files_of_the_log_and_nothing_else(tmp_path):
     log = opened(tmp_path, retention_days=7.0)
     log.offer_impression(answered(1))
     log.flush()
-    log.archive.archive_all()
-    log.archive._delete_old()
+    archive_of(log).archive_all()
+    archive_of(log)._delete_old()
     assert not old.exists()
     assert new.exists()
     assert all(path.exists() for path in (*others, elsewhere))
@@ -50,7 +49,7 @@ def test_retention_deletes_old_files_of_the_log_and_nothing_else(tmp_path):
 
 def test_without_retention_nothing_is_deleted(tmp_path):
     old = aged(tmp_path, 4_000)
-    opened(tmp_path).archive._delete_old()
+    archive_of(opened(tmp_path))._delete_old()
     assert old.exists()
 
 
@@ -65,7 +64,7 @@ def test_a_file_of_another_version_is_refused_by_name_with_both_fingerprints(tmp
 
 def test_a_damaged_file_is_named(tmp_path):
     write_segment(tmp_path)
-    opened(tmp_path).archive.archive_all()
+    archive_of(opened(tmp_path)).archive_all()
     (path,) = parquet(tmp_path)
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(LogError, match=f"{path}: the file is damaged"):
@@ -154,6 +153,6 @@ def test_retention_deletes_old_objects(s3, tmp_path):
     keys = [f"log/impressions/{day}/120000-host-1-000000-1.parquet", f"log/impressions/{day}/notes.txt"]
     for key in keys:
         client.put_object(Bucket="aging", Key=key, Body=b"x")
-    Archive(open_place("s3://aging/log"), tmp_path, 7.0)._delete_old()
+    archive_of(opened("s3://aging/log", spool_folder=tmp_path, retention_days=7.0))._delete_old()
     left = [one["Key"] for one in client.list_objects_v2(Bucket="aging")["Contents"] if not one["Key"].endswith("/")]
     assert left == keys[1:]

@@ -23,7 +23,7 @@ from impressions.schema import IMPRESSIONS, fingerprint
 from impressions.segments import Segment, clear_unborn, segments
 from impressions.writing.rows import RecordedAction, RecordedActions, SeenReport
 from tests.impressions.answers import answered
-from tests.impressions.log_files import finish, ids, opened, parquet, write_segment
+from tests.impressions.log_files import archive_of, finish, ids, opened, parquet, write_segment
 
 
 @pytest.mark.parametrize("name", ["impressions-old", "backup-2026-11-29", "impressions-a-b-c-d", "copy"])
@@ -139,9 +139,9 @@ def test_a_failed_file_leaves_no_part_behind_on_a_full_disk(tmp_path: Path, monk
     with monkeypatch.context() as patched:
         patched.setattr("pyarrow.parquet.ParquetWriter.write_table", full)
         with pytest.raises(OSError, match="No space left"):
-            log.archive_segments()
+            archive_of(log).look()
     assert not [path for path in (tmp_path / "impressions").rglob("*") if path.is_file()]
-    log.archive_segments()
+    archive_of(log).look()
     assert ids(tmp_path) == [1]
 
 
@@ -193,7 +193,7 @@ def test_a_folder_with_the_name_of_a_file_is_none(tmp_path: Path) -> None:
 
 def test_a_clock_that_stepped_is_not_steady_for_a_day() -> None:
     hour, day, year = 3_600.0, 86_400.0, 365 * 86_400.0
-    clock = ClockSteps(1e9, 50.0)
+    clock = ClockSteps(1e9 - 50.0)
     assert clock.steady(1e9 + hour, 50.0 + hour)
     assert not clock.steady(1e9 + year, 50.0 + 2 * hour)
     assert not clock.steady(1e9 + year + day - 60, 50.0 + 2 * hour + day - 60)
@@ -215,12 +215,10 @@ def test_retention_makes_room_on_a_disk_that_takes_no_file(tmp_path: Path, monke
     def full_until_then(*arguments: object, **options: object) -> None:
         if old.exists():
             raise OSError(28, "No space left on device")
-        log.close()
         written(*arguments, **options)
 
     monkeypatch.setattr("pyarrow.parquet.ParquetWriter.write_table", full_until_then)
-    log._written.set()
-    log.archive_segments()
+    archive_of(log).look()
     assert not old.exists()
     assert ids(tmp_path) == [1]
 
@@ -239,7 +237,7 @@ def test_two_servers_that_delete_the_same_old_file_do_not_fail(tmp_path: Path, m
         return found
 
     monkeypatch.setattr(archive, "parquet_files", after_the_other)
-    log.archive._delete_old()
+    archive_of(log)._delete_old()
     assert not old[1].exists()
 
 
@@ -258,8 +256,8 @@ def test_nothing_is_deleted_after_the_clock_stepped(tmp_path: Path, monkeypatch:
 
     with monkeypatch.context() as patched:
         patched.setattr(archive, "datetime", Later)
-        patched.setattr("impressions.archive.time.time", lambda: later_s)
-        log.archive._delete_old()
+        patched.setattr(time, "time", lambda: later_s)
+        archive_of(log)._delete_old()
         assert kept.exists()
-        opened(tmp_path, retention_days=30).archive._delete_old()  # one that started with this clock believes it
+        archive_of(opened(tmp_path, retention_days=30))._delete_old()  # one that started with this clock believes it
     assert not kept.exists()

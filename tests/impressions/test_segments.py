@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from impressions.schema import TABLES
 from impressions.segments import DamagedSegmentError, Segment, read_segment, segments
 from tests.impressions import logs
 from tests.impressions.answers import answered
-from tests.impressions.log_files import finish, ids, opened, parquet, wait_until, write_segment
+from tests.impressions.log_files import archive_of, finish, ids, opened, parquet, wait_until, write_segment
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,11 +52,11 @@ def test_a_torn_segment_becomes_a_file_of_its_whole_batches(tmp_path):
     path = write_segment(tmp_path, count=4)
     content = path.read_bytes()
     path.write_bytes(content[:-100])
-    log = opened(tmp_path)
-    log.archive.archive_all()
+    archive = archive_of(opened(tmp_path))
+    archive.archive_all()
     assert ids(tmp_path) == [1, 2, 3]
     assert not segments(tmp_path / "spool")
-    assert log.archive.damaged == 0
+    assert archive.damaged == 0
 
 
 @pytest.mark.parametrize("at", ["start", "middle"])
@@ -69,10 +70,10 @@ def test_a_damaged_segment_is_set_aside_whole_after_what_can_be_read_was_kept(tm
         read_segment(path)
     with pytest.raises(LogError, match=f"{path}: the segment is damaged"):
         ids(tmp_path)
-    log = opened(tmp_path)
-    log.archive.archive_all()
+    archive = archive_of(opened(tmp_path))
+    archive.archive_all()
     assert (tmp_path / "spool" / "damaged" / path.name).read_bytes() == content
-    assert log.archive.damaged == 1
+    assert archive.damaged == 1
     kept = parquet(tmp_path)
     assert bool(kept) == (at == "middle")
     if kept:
@@ -87,7 +88,7 @@ def test_a_segment_that_a_living_process_writes_is_left_alone(tmp_path):
     living.flush()
     (path,) = segments(tmp_path / "spool")
     content = path.read_bytes()
-    opened(tmp_path).archive.archive_all()
+    archive_of(opened(tmp_path)).archive_all()
     assert path.read_bytes() == content
     assert not parquet(tmp_path)
     assert ids(tmp_path) == [1]
@@ -99,12 +100,12 @@ def test_a_row_stands_once_while_its_file_is_there_and_its_segment_too(tmp_path)
     """As after a kill between the file and the end of the segment."""
     path = write_segment(tmp_path, count=3)
     content = path.read_bytes()
-    log = opened(tmp_path)
-    log.archive.archive_all()
+    archive = archive_of(opened(tmp_path))
+    archive.archive_all()
     before = [file.read_bytes() for file in parquet(tmp_path)]
     path.write_bytes(content)
     assert ids(tmp_path) == [1, 2, 3]
-    log.archive.archive_all()
+    archive.archive_all()
     assert [file.read_bytes() for file in parquet(tmp_path)] == before
     assert ids(tmp_path) == [1, 2, 3]
     assert not segments(tmp_path / "spool")
@@ -114,13 +115,13 @@ def test_a_segment_that_becomes_a_file_while_the_log_is_read_is_read_once(tmp_pa
     write_segment(tmp_path, count=3)
     found = list(log_files(str(tmp_path), "impressions"))
     assert [file.segment for file in found] == [True]
-    opened(tmp_path).archive.archive_all()
+    archive_of(opened(tmp_path)).archive_all()
     assert found[0].rows()["request_id"].to_pylist() == [1, 2, 3]
 
 
 def killed_writer(*arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tests.impressions.killed_writer", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def test_killed_writers_lose_nothing_that_they_have_written_and_no_file(tmp_path):
@@ -140,7 +141,7 @@ def test_killed_writers_lose_nothing_that_they_have_written_and_no_file(tmp_path
         for first in running:
             wait_until(lambda first=first, written=written: written[first] > 500)
         for process in running.values():
-            process.send_signal(signal.SIGKILL)
+            os.killpg(process.pid, signal.SIGKILL)  # its archive, too: as when a container is killed
             assert process.wait() == -signal.SIGKILL
         for reader, process in zip(readers, running.values(), strict=True):
             reader.join()
@@ -166,5 +167,5 @@ def test_what_was_created_before_a_kill_without_rows_is_cleared(tmp_path):
     spool.mkdir()
     left = spool / "impressions-2026-01-01-000000-host-1-000000-1.new"
     left.write_bytes(b"half a schema")
-    opened(tmp_path).archive.archive_all()
+    archive_of(opened(tmp_path)).archive_all()
     assert not left.exists()
