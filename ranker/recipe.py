@@ -136,7 +136,7 @@ def make_bundle(
     lineage = parts.lineage.model_copy(
         update={"metrics": measured.flat("this"), "shortfalls": tuple(shortfalls(measured, "this"))}
     )
-    fields = replace(parts, lineage=lineage).manifest_fields(sequence=network.config.sequence)
+    fields = replace(parts, lineage=lineage).manifest_fields(network.config)
     write_bundle(folder, fields, made.files)
     return read_bundle(folder)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from model_store.bundle.manifest import Manifest
+from model_store.bundle.manifest import Manifest, similarity_count
 from model_store.exploration.table import ExplorationError, load_exploration
 from model_store.model.utility import UtilityError, load_utility
 from ranker.data.actions import ActionLog
@@ -65,7 +65,9 @@ class Recipe:
         sizes = {**network_overrides(self.variant), **self.sizes}
         if sizes.get("readout_rows", 0) > SEQUENCE_LENGTH:
             raise SettingError(f"readout_rows can be at most {SEQUENCE_LENGTH}, the length of a sequence")
+        reads_sequence = sizes.get("fusion") != "none"
         return NetworkConfig(
+            similarities=similarity_count(SEQUENCE_LENGTH, len(schema.actions)) if reads_sequence else 0,
             heads=len(heads),
             actions=len(schema.actions),
             surfaces=len(SURFACES),
@@ -111,7 +113,14 @@ def target_of(recipe: Recipe, log: ActionLog, parent: Parent | None, heads: tupl
     if parent and [head.name for head in parent.bundle.manifest.heads] != list(heads):
         known = ", ".join(head.name for head in parent.bundle.manifest.heads)
         raise SettingError(f"{parent.bundle.manifest.ref} has the heads {known}, but the data has {', '.join(heads)}")
-    draft = draft_manifest(recipe.name, space_of(recipe.dataset), log.schema, heads, sequence=sizes.sequence)
+    draft = draft_manifest(
+        recipe.name,
+        space_of(recipe.dataset),
+        log.schema,
+        heads,
+        sequence=sizes.sequence,
+        similarities=sizes.similarities > 0,
+    )
     try:
         utility = load_utility(recipe.utility_toml, draft)
     except UtilityError as error:

@@ -35,6 +35,7 @@ from model_store.model.loaded import calibrate
 from model_store.registry.store import open_model_store
 from pinrank.channels import open_channel
 from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
+from ranker.data.inputs import SIMILARITIES
 from ranker.export.bundle import check_parity, export_onnx
 from ranker.network.model import NetworkConfig, RankerNetwork
 from ranker.network.variants import network_overrides
@@ -118,7 +119,9 @@ def _export_untrained(folder: Path, variant: str, version: int, bundles: Sequenc
     widest = max(bundles, key=lambda bundle: bundle.manifest.sequence_length).manifest
     if like is None or widest.sequence is None:
         raise BenchmarkError(f"no configured label has a model that {'reads' if reads else 'does not read'} actions")
-    manifest = like.manifest.model_copy(update={"version": version})
+    inputs = tuple(tensor for tensor in like.manifest.inputs if tensor.name != SIMILARITIES.name)
+    inputs = (*inputs, SIMILARITIES) if reads else inputs
+    manifest = like.manifest.model_copy(update={"version": version, "inputs": inputs})
     golden = decode_golden(like.files[GOLDEN])
     assembler = Assembler(manifest)
     batch = FeatureBatch.concat([assembler.assemble(one.fetched, one.surface) for one in golden])
@@ -129,6 +132,7 @@ def _export_untrained(folder: Path, variant: str, version: int, bundles: Sequenc
             actions=len(widest.sequence.actions),
             surfaces=len(widest.sequence.surfaces),
             scalars=batch.request["user_scalars"].shape[1],
+            similarities=batch.candidate[SIMILARITIES.name].shape[1] if reads else 0,
             **overrides,
         )
     )

@@ -41,7 +41,7 @@ _BF16_ISAS = {"portable": ()} | {
 _PER_ISA = {"encoder.cpp": _ISAS, "peak.cpp": _ISAS, "encoder_bf16.cpp": _BF16_ISAS}
 _ONCE = (
     *("answer.cpp", "assembly.cpp", "dispatch.cpp", "distinct.cpp", "fetch.cpp", "gather.cpp", "near_cache.cpp"),
-    *("propensities.cpp", "values.cpp", "wire.cpp"),
+    *("propensities.cpp", "similarities.cpp", "values.cpp", "wire.cpp"),
 )
 
 

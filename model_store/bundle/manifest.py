@@ -75,8 +75,27 @@ class QueryVector(Frozen):
     field: Name
 
 
+class Similarities(Frozen):
+    """What `model_store.model.similarities` computes of a candidate from other inputs, which it names: float32[K]."""
+
+    kind: Literal["similarities"] = "similarities"
+    user: Name
+    query: Name
+    pin: Name
+    #: Both or none; without them, K is 2.
+    sequence: Name | None = None
+    actions: Name | None = None
+
+
 Source = Annotated[
-    Scalars | Category | EmbeddingVector | SequenceEmbeddings | SequenceActions | SurfaceIndex | QueryVector,
+    Scalars
+    | Category
+    | EmbeddingVector
+    | SequenceEmbeddings
+    | SequenceActions
+    | SurfaceIndex
+    | QueryVector
+    | Similarities,
     Field(discriminator="kind"),
 ]
 
@@ -158,6 +177,11 @@ class Lineage(Frozen):
     shortfalls: tuple[str, ...] = Field(default=(), exclude_if=lambda shortfalls: not shortfalls)
     #: By surface.
     tuning: dict[Name, Tuning] = Field(default_factory=dict, exclude_if=lambda tuning: not tuning)
+
+
+def similarity_count(length: int, actions: int) -> int:
+    """Return the number of similarities for a sequence of this length, and so many kinds of action."""
+    return 6 + 2 * actions if length else 2
 
 
 class FileEntry(Frozen):
@@ -266,14 +290,14 @@ class Manifest(Frozen):
 
     def spec(self, tensor: TensorInput) -> TensorSpec:
         """Return the side, dtype and trailing shape of an input. Raises KeyError if the manifest lacks its source."""
+        if isinstance(tensor.source, Similarities):
+            return TensorSpec(tensor.name, "candidate", "float32", (self._similarity_count(tensor.source),))
         side: Side = "request"
         dtype = "float32"
         shape: tuple[int, ...] = ()
         match tensor.source:
             case Scalars(group=group, fields=fields):
-                wrong = [f for f in fields if not isinstance(self.group(group).field(f), Scalar)]
-                if wrong:
-                    raise KeyError(f"fields {wrong} of group {group!r} are not scalars")
+                self._check_scalars(group, fields)
                 side, shape = _side(self.group(group)), (len(fields),)
             case Category(group=group, field=field):
                 if not isinstance(self.group(group).field(field), Categorical):
@@ -294,6 +318,37 @@ class Manifest(Frozen):
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
         return tuple(self.spec(tensor) for tensor in self.inputs)
+
+    def _check_scalars(self, group: str, fields: tuple[str, ...]) -> None:
+        wrong = [f for f in fields if not isinstance(self.group(group).field(f), Scalar)]
+        if wrong:
+            raise KeyError(f"fields {wrong} of group {group!r} are not scalars")
+
+    def _similarity_count(self, source: Similarities) -> int:
+        if (source.sequence is None) != (source.actions is None):
+            raise KeyError("similarities to a sequence need both `sequence` and `actions`")
+        wanted: list[tuple[str | None, type]] = [
+            (source.user, EmbeddingVector),
+            (source.query, QueryVector),
+            (source.pin, EmbeddingVector),
+            (source.sequence, SequenceEmbeddings),
+            (source.actions, SequenceActions),
+        ]
+        specs: dict[str, TensorSpec] = {}
+        for name, kind in wanted:
+            if name is None:
+                continue
+            tensor = next((one for one in self.inputs if one.name == name), None)
+            if tensor is None or not isinstance(tensor.source, kind):
+                raise KeyError(f"similarities compare an input {name!r} of the kind {kind.__name__}, and there is none")
+            specs[name] = self.spec(tensor)
+        if (specs[source.user].side, specs[source.pin].side) != ("request", "candidate"):
+            raise KeyError("similarities compare a user's embedding with a pin's")
+        dims = {name: spec.shape[-1] for name, spec in specs.items() if name != source.actions}
+        if len(set(dims.values())) > 1:
+            raise KeyError(f"similarities compare vectors of different dimensions: {dims}")
+        length = self.sequence_length if source.sequence is not None else 0
+        return similarity_count(length, 0 if self.sequence is None else len(self.sequence.actions))
 
     def _sequence_length(self) -> int:
         if self.sequence is None or self.sequence_length < 1:

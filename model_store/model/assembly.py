@@ -19,9 +19,11 @@ from model_store.bundle.manifest import (
     Scalars,
     SequenceActions,
     SequenceEmbeddings,
+    Similarities,
     SurfaceIndex,
     TensorInput,
 )
+from model_store.model.similarities import InputSimilarities
 from model_store.model.tensor_plan import TensorPlan
 
 
@@ -90,6 +92,7 @@ class NumpyAssembly:
         self._surface_index = {surface.name: i for i, surface in enumerate(manifest.surfaces)}
         self._specs = {spec.name: spec for spec in manifest.specs}
         groups = {group.name: group for group in manifest.groups}
+        self._similarities: dict[str, InputSimilarities] = {}
         self._blocks: dict[str, tuple[FloatBlock, ...]] = {}
         self._spaces: dict[str, EmbeddingSpace] = {}
         for tensor in manifest.inputs:
@@ -100,6 +103,8 @@ class NumpyAssembly:
                     self._spaces[tensor.name] = manifest.embedding_field(name, field).space
                 case QueryVector(group=name, field=field):
                     self._spaces[tensor.name] = manifest.embedding_field(name, field).space
+                case Similarities() as source:
+                    self._similarities[tensor.name] = InputSimilarities(manifest, source)
 
     def batch(self, fetched: FetchedFeatures, surface: str, query: np.ndarray | None) -> FeatureBatch:
         """Build the batch of one request, as `Assembler.assemble` describes."""
@@ -107,16 +112,22 @@ class NumpyAssembly:
         candidate: dict[str, np.ndarray] = {}
         for tensor in self._manifest.inputs:
             spec = self._specs[tensor.name]
+            if isinstance(tensor.source, Similarities):
+                candidate[tensor.name] = np.empty(0, np.float32)  # keeps its place; what it compares may come later
+                continue
             value = self._build(tensor, fetched, surface, query)
             if spec.side == "request":
                 request[tensor.name] = value[None]
             else:
                 candidate[tensor.name] = value
+        for name, compared in self._similarities.items():
+            candidate[name] = compared.of_request(request, candidate, native=False)
         return FeatureBatch(request, candidate, np.array([0, fetched.candidates], np.int32))
 
     def _build(
         self, tensor: TensorInput, fetched: FetchedFeatures, surface: str, query: np.ndarray | None
     ) -> np.ndarray:
+        """Build any tensor but similarities."""
         source = tensor.source
         match source:
             case Scalars(group=group, fields=fields):
@@ -139,6 +150,8 @@ class NumpyAssembly:
                 row = fetched.query_row(group)
                 space = self._spaces[tensor.name]
                 return np.zeros(space.dim, np.float32) if row is None else _real_values(row[field], space)
+            case Similarities():
+                raise TypeError("similarities are computed from other tensors")
 
     def _scalars(self, tensor: str, rows: np.ndarray, fields: Sequence[str]) -> np.ndarray:
         """Return float32[N, F]. Adjacent fields are converted at once."""

@@ -28,9 +28,11 @@ from model_store.bundle.manifest import (
     Scalars,
     SequenceActions,
     SequenceEmbeddings,
+    Similarities,
     Source,
     SurfaceIndex,
 )
+from model_store.model.similarities import InputSimilarities
 
 #: How numbers are stored, in the order of the enum `Stored` in assembly.cpp.
 _STORED = ("float16", "float32", "float64", "int8", "int32", "int64", "uint8", "uint16", "uint32")
@@ -75,6 +77,11 @@ class TensorPlan:
         self._users = tuple(group.name for group in needs.user_groups)
         self._pins = tuple(group.name for group in needs.pin_groups)
         self._queries = tuple(tensor.name for tensor in manifest.inputs if isinstance(tensor.source, QueryVector))
+        self._similarities = tuple(
+            (tensor.name, InputSimilarities(manifest, tensor.source))
+            for tensor in manifest.inputs
+            if isinstance(tensor.source, Similarities)
+        )
         sources = _FIRST_GROUP + len(self._users) + 3 * len(self._pins)
         self._pack = Struct(f"={4 * sources + 1}q").pack
         self._block_start = 8 * 4 * sources
@@ -129,6 +136,8 @@ class TensorPlan:
             name: np.ndarray((rows, *shape), dtype, arena, start + place * rounded)
             for name, shape, dtype, place in self._candidate
         }
+        for name, compared in self._similarities:
+            compared.of_request(request, candidate, candidate[name])
         return FeatureBatch(request, candidate, np.array([0, rows], np.int32))
 
     def _block(self, fetched: FetchedFeatures, surface: str, *, with_query: bool) -> bytes:
@@ -167,6 +176,8 @@ class TensorPlan:
                 yield self._part(spec, self._length, source=_ACTIONS, stored="uint8", plus=1)
             case SurfaceIndex():
                 yield self._part(spec, 1, source=_SURFACE, stored="int64")
+            case Similarities():
+                return  # they are computed from the other tensors
 
     def _fields(self, spec: TensorSpec, name: str, fields: tuple[str, ...], use: int) -> Iterator[_Part]:
         """Yield the parts of a tensor that consists of these fields, for one of the three uses of a pin group."""

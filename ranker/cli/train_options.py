@@ -242,7 +242,7 @@ class TrainingOptions(OptionGroup):
             min=0,
             help="Hide each request's actions below an age sampled between 0 and this many hours; 0 hides none.",
         ),
-    ] = 24.0
+    ] = 0.0
     time_window_share: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the requests to which --time-window-h applies.")
     ] = 1.0

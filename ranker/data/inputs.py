@@ -10,6 +10,7 @@ from model_store.bundle.manifest import (
     Scalars,
     SequenceActions,
     SequenceEmbeddings,
+    Similarities,
     SurfaceIndex,
     TensorInput,
 )
@@ -24,10 +25,24 @@ _SEQUENCE_INPUTS = (
     TensorInput(name="sequence_actions", source=SequenceActions()),
     TensorInput(name="sequence_embeddings", source=SequenceEmbeddings(group=PIN_GROUP, field="embedding")),
 )
+#: Input of networks that compare candidates with the user, the query and the sequence.
+SIMILARITIES = TensorInput(
+    name="similarities",
+    source=Similarities(
+        user="user_embedding",
+        query="query",
+        pin="pin_embedding",
+        sequence="sequence_embeddings",
+        actions="sequence_actions",
+    ),
+)
 
 
-def network_inputs(scalars: tuple[str, ...], *, sequence: bool) -> tuple[TensorInput, ...]:
-    """Return the inputs of a network that reads these scalars of pins and users, and the sequence or not."""
+def network_inputs(scalars: tuple[str, ...], *, sequence: bool, similarities: bool) -> tuple[TensorInput, ...]:
+    """Return the inputs of a network that reads these scalars of pins and users, and the sequence or not.
+
+    Similarities to the sequence need the sequence.
+    """
     return (
         TensorInput(name="user_embedding", source=EmbeddingVector(group=USER_GROUP, field="embedding")),
         TensorInput(name="user_scalars", source=Scalars(group=USER_GROUP, fields=scalars)),
@@ -36,6 +51,7 @@ def network_inputs(scalars: tuple[str, ...], *, sequence: bool) -> tuple[TensorI
         TensorInput(name="pin_embedding", source=EmbeddingVector(group=PIN_GROUP, field="embedding")),
         TensorInput(name="pin_scalars", source=Scalars(group=PIN_GROUP, fields=scalars)),
         *(_SEQUENCE_INPUTS if sequence else ()),
+        *((SIMILARITIES,) if similarities else ()),
     )
 
 
@@ -51,7 +67,7 @@ def full_manifest(manifest: Manifest, schema: ActionSchema) -> Manifest:
     space = manifest.embedding_field(PIN_GROUP, "embedding").space
     scalars = tuple(field.name for field in groups.user.fields if isinstance(field, Scalar))
     own = {tensor.name for tensor in manifest.inputs}
-    missing = (tensor for tensor in network_inputs(scalars, sequence=True) if tensor.name not in own)
+    missing = (tensor for tensor in network_inputs(scalars, sequence=True, similarities=True) if tensor.name not in own)
     changed = {
         "sequence": groups.sequence or Groups.of(space, schema).sequence,
         "sequence_length": manifest.sequence_length or SEQUENCE_LENGTH,

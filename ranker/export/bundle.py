@@ -39,7 +39,7 @@ from ranker.data.embeddings import PinEmbeddings, encode_embeddings, space_of
 from ranker.errors import ParityError
 from ranker.export.manifest import manifest_fields
 from ranker.network.encoder import EPSILON, EarlyFusion
-from ranker.network.model import RankerNetwork
+from ranker.network.model import NetworkConfig, RankerNetwork
 from ranker.network.serving_form import early_readout, fold_early
 from ranker.training.minibatches import tensors
 from ranker.training.parent import encode_parameters
@@ -78,7 +78,7 @@ class BundleParts:
     #: Empty for a bundle without exploration.
     explore_toml: bytes = b""
 
-    def manifest_fields(self, *, sequence: bool) -> dict[str, object]:
+    def manifest_fields(self, network: NetworkConfig) -> dict[str, object]:
         return manifest_fields(
             self.name,
             self.version,
@@ -86,7 +86,8 @@ class BundleParts:
             self.schema,
             self.heads,
             self.lineage,
-            sequence=sequence,
+            sequence=network.sequence,
+            similarities=network.similarities > 0,
             calibrations=self.calibrations,
         )
 
@@ -97,7 +98,7 @@ def export_bundle(folder: Path, network: RankerNetwork, parts: BundleParts) -> M
     Raises:
         ParityError: an engine disagrees with PyTorch; no bundle is written.
     """
-    fields = parts.manifest_fields(sequence=network.config.sequence)
+    fields = parts.manifest_fields(network.config)
     draft = Manifest.model_validate({**fields, "files": {}})
     assembler = Assembler(draft)
     batch = FeatureBatch.concat([assembler.assemble(fetched, surface) for fetched, surface in parts.golden])

@@ -21,6 +21,7 @@ def manifest_fields(
     lineage: Lineage,
     *,
     sequence: bool,
+    similarities: bool = False,
     calibrations: Sequence[Calibration] | None = None,
 ) -> dict[str, Any]:
     """Return all fields of the manifest except `files`.
@@ -33,6 +34,7 @@ def manifest_fields(
         heads: heads in the order of the network's columns.
         lineage: origin of the model.
         sequence: whether the network reads the user's last actions.
+        similarities: whether it reads what `model_store.model.similarities` computes.
         calibrations: one per head; None leaves the logits unchanged.
     """
     groups = Groups.of(space, schema)
@@ -43,7 +45,7 @@ def manifest_fields(
         "groups": (groups.user, groups.pin),
         "sequence": groups.sequence if sequence else None,
         "sequence_length": SEQUENCE_LENGTH if sequence else 0,
-        "inputs": network_inputs(scalar_names(schema), sequence=sequence),
+        "inputs": network_inputs(scalar_names(schema), sequence=sequence, similarities=similarities),
         "heads": tuple(
             Head(name=head, meaning=schema.rule(head).meaning, calibration=calibration)
             for head, calibration in zip(heads, calibrations, strict=True)
@@ -54,8 +56,15 @@ def manifest_fields(
 
 
 def draft_manifest(
-    name: str, space: EmbeddingSpace, schema: ActionSchema, heads: Sequence[str], *, sequence: bool
+    name: str,
+    space: EmbeddingSpace,
+    schema: ActionSchema,
+    heads: Sequence[str],
+    *,
+    sequence: bool,
+    similarities: bool = False,
 ) -> Manifest:
     """Return a manifest without files, which suffices to assemble the tensors for training."""
     unknown = Lineage(data="", data_sha256="", command="", code="", seed=0)
-    return Manifest(**manifest_fields(name, 1, space, schema, heads, unknown, sequence=sequence), files={})
+    fields = manifest_fields(name, 1, space, schema, heads, unknown, sequence=sequence, similarities=similarities)
+    return Manifest(**fields, files={})

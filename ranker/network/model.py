@@ -33,6 +33,12 @@ class NetworkConfig:
     actions: int
     surfaces: int
     scalars: int
+    #: Columns of `model_store.model.similarities`; 0 for a network that does not read them.
+    similarities: int = 0
+    #: Pieces into which the range of each scalar and similarity is divided; 0 for a network without pieces.
+    pieces: int = 0
+    #: Width to which the pieces are mapped before they are crossed with the other features.
+    pieces_dim: int = 32
     dim: int = 32
     fusion: Fusion = "early"
     action_dim: int = 32
@@ -59,6 +65,10 @@ class NetworkConfig:
         return self.fusion != "none"
 
 
+#: The initial weight of the product of user and pin on every head's logit.
+_DIRECT = 0.3
+
+
 class CrossNetwork(nn.Module):
     """DCN-v2 (arXiv 2008.13535): each layer multiplies the input by a linear map of the previous layer's output."""
 
@@ -81,6 +91,40 @@ class CrossNetwork(nn.Module):
         return crossed
 
 
+class Pieces(nn.Module):
+    """Encodes each of F numbers piecewise linearly: of T pieces of its range, how much of each lies below the number.
+
+    A number of any distribution, such as a count, then needs no curve that the layers would have to learn (Gorishniy et
+    al., 2022, arXiv 2203.05556). The pieces hold equally many training rows each.
+    """
+
+    lower: Tensor
+    scale: Tensor
+
+    def __init__(self, numbers: int, pieces: int) -> None:
+        super().__init__()
+        self.register_buffer("lower", torch.zeros(numbers, pieces))
+        self.register_buffer("scale", torch.zeros(numbers, pieces))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return float32[N, F * T], in [0, 1], from float32[N, F]."""
+        return ((values.unsqueeze(-1) - self.lower) * self.scale).clamp(0, 1).flatten(1)
+
+    def fit(self, values: Tensor) -> None:
+        """Divide the ranges of float32[N, F] training rows."""
+        shares = torch.linspace(0, 1, self.lower.shape[1] + 1, dtype=torch.float64)
+        edges = torch.stack([torch.quantile(column, shares) for column in _sample(values).double().T])
+        width = edges[:, 1:] - edges[:, :-1]
+        self.lower.copy_(edges[:, :-1])
+        # A piece without extent, where many rows have one number, says nothing.
+        self.scale.copy_(torch.where(width > 1e-6, 1 / width, 0.0))
+
+
+def _sample(values: Tensor, rows_max: int = 1 << 20) -> Tensor:
+    """Return at most so many rows, evenly; more do not move the quantiles."""
+    return values[:: -(-len(values) // rows_max)]
+
+
 class RankerNetwork(nn.Module):
     """One logit per head for every (request, candidate) row.
 
@@ -92,17 +136,36 @@ class RankerNetwork(nn.Module):
     user_deviation: Tensor
     pin_mean: Tensor
     pin_deviation: Tensor
+    similarities_mean: Tensor
+    similarities_deviation: Tensor
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
-        for side in ("user", "pin"):
-            self.register_buffer(f"{side}_mean", torch.zeros(config.scalars))
-            self.register_buffer(f"{side}_deviation", torch.ones(config.scalars))
+        standardised = {"user": config.scalars, "pin": config.scalars}
+        if config.similarities:
+            standardised["similarities"] = config.similarities
+        for name, width in standardised.items():
+            self.register_buffer(f"{name}_mean", torch.zeros(width))
+            self.register_buffer(f"{name}_deviation", torch.ones(width))
         self.encoder = _encoder(config)
         self.surface = nn.Embedding(config.surfaces, config.surface_dim)
         request_width = 2 * config.dim + config.scalars + config.surface_dim
-        row_width = 3 * config.dim + config.scalars
+        row_width = 3 * config.dim + config.scalars + config.similarities
+        # Past all layers, so that a network orders by them before it has learned anything else.
+        direct = config.similarities
+        if config.pieces:
+            of_row = config.scalars + config.similarities
+            self.user_pieces, self.row_pieces = Pieces(config.scalars, config.pieces), Pieces(of_row, config.pieces)
+            self.user_number = nn.Linear(config.scalars * config.pieces, config.pieces_dim)
+            self.row_number = nn.Linear(of_row * config.pieces, config.pieces_dim)
+            request_width += config.pieces_dim
+            row_width += config.pieces_dim
+            direct += of_row * config.pieces
+        self.direct: nn.Linear | None = None
+        if direct:
+            self.direct = nn.Linear(direct, config.heads, bias=False)
+            nn.init.zeros_(self.direct.weight)
         self.readout: nn.Linear | None = None
         if self.encoder is not None:
             if config.readout_dim:
@@ -120,6 +183,9 @@ class RankerNetwork(nn.Module):
             layers += [nn.Linear(width, size * config.widen), nn.ReLU(), nn.Dropout(config.dropout)]
             width = size * config.widen
         self.deep = nn.Sequential(*layers, nn.Linear(width, config.heads))
+        if self.direct is not None and config.similarities:
+            with torch.no_grad():
+                self.direct.weight[:, 0] = _DIRECT
 
     def forward(
         self,
@@ -132,6 +198,7 @@ class RankerNetwork(nn.Module):
         row_request: Tensor,
         sequence_actions: Tensor | None = None,
         sequence_embeddings: Tensor | None = None,
+        similarities: Tensor | None = None,
     ) -> Tensor:
         """Return float32[N, H] logits.
 
@@ -145,11 +212,14 @@ class RankerNetwork(nn.Module):
             row_request: int64[N].
             sequence_actions: int64[R, L], newest first, 0 past the end; required if the network reads the sequence.
             sequence_embeddings: float32[R, L, D].
+            similarities: float32[N, K]; required if the network reads them.
         """
         read = None
         if sequence_actions is not None and sequence_embeddings is not None:
             read = self.encode(sequence_actions, sequence_embeddings, pin_embedding, row_request)
-        return self.score(user_embedding, user_scalars, surface, query, pin_embedding, pin_scalars, row_request, read)
+        return self.score(
+            user_embedding, user_scalars, surface, query, pin_embedding, pin_scalars, row_request, read, similarities
+        )
 
     def encode(self, actions: Tensor, embeddings: Tensor, pin_embedding: Tensor, row_request: Tensor) -> Tensor:
         """Return the readout of the encoder in its serving form, float32[N, W]."""
@@ -181,6 +251,7 @@ class RankerNetwork(nn.Module):
         pin_scalars: Tensor,
         row_request: Tensor,
         read: Tensor | None,
+        similarities: Tensor | None = None,
     ) -> Tensor:
         """Return logits from all other inputs and from `read`, the float32[N, W] readout of the sequence."""
         asked, user = per_row(query, row_request), per_row(user_embedding, row_request)
@@ -197,21 +268,36 @@ class RankerNetwork(nn.Module):
             self.config.dim * pin_embedding * asked,
             self.config.dim * pin_embedding * user,
         ]
+        direct: list[Tensor] = []
+        numbers = [pin_scalars]
+        if similarities is not None:
+            numbers.append(similarities)
+            direct.append((similarities - self.similarities_mean) / self.similarities_deviation)
+            of_row.append(direct[0])
+        if self.config.pieces:
+            direct.append(self.row_pieces(torch.cat(numbers, dim=-1)))
+            of_request.append(self.user_number(self.user_pieces(user_scalars)))
+            of_row.append(self.row_number(direct[-1]))
         if read is not None:
             of_row.append(read if self.readout is None else self.readout(read))
         request_part, row_part = torch.cat(of_request, dim=-1), torch.cat(of_row, dim=-1)
         if self.widen_request is not None and self.widen_row is not None:
             request_part, row_part = self.widen_request(request_part), self.widen_row(row_part)
         logits: Tensor = self.deep(self.cross(request_part, row_part, row_request))
-        return logits
+        return logits if self.direct is None else logits + self.direct(torch.cat(direct, dim=-1))
 
-    def standardise(self, user_scalars: Tensor, pin_scalars: Tensor) -> None:
-        """Set the constants of standardisation from float32[R, S] and float32[N, S] scalars."""
-        for side, values in (("user", user_scalars), ("pin", pin_scalars)):
+    def standardise(self, user_scalars: Tensor, pin_scalars: Tensor, similarities: Tensor | None = None) -> None:
+        """Set the constants of standardisation from float32[R, S], float32[N, S] and float32[N, K]."""
+        for side, values in (("user", user_scalars), ("pin", pin_scalars), ("similarities", similarities)):
+            if values is None:
+                continue
             getattr(self, f"{side}_mean").copy_(values.mean(dim=0))
             deviation = values.std(dim=0, unbiased=False)
             # A constant scalar carries no information; dividing by its deviation would amplify any later change.
             getattr(self, f"{side}_deviation").copy_(torch.where(deviation < 1e-3, 1.0, deviation))
+        if self.config.pieces:
+            self.user_pieces.fit(user_scalars)
+            self.row_pieces.fit(pin_scalars if similarities is None else torch.cat([pin_scalars, similarities], dim=-1))
 
 
 def _encoder(config: NetworkConfig) -> EarlyFusion | LateFusion | CrossFusion | None:

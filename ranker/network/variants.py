@@ -35,7 +35,13 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
 _COUNT_MAX = 8_192
 
 #: Fields that the data or the variant determines.
-_DECIDED = frozenset({"heads", "actions", "surfaces", "scalars", "dim", "fusion", "sequence"})
+_DECIDED = frozenset({"heads", "actions", "surfaces", "scalars", "similarities", "dim", "fusion", "sequence"})
+
+#: Sizes that a network may have none of: the readout map, and the pieces of numbers.
+_MAY_BE_ZERO = frozenset({"readout_dim", "pieces"})
+
+#: Of every variant. Bundles that were made before there were pieces do not name them, so the default is 0.
+_PIECES = 16
 
 
 def network_overrides(name: str) -> dict[str, Any]:
@@ -47,7 +53,7 @@ def network_overrides(name: str) -> dict[str, Any]:
     if name not in VARIANTS:
         raise SettingError(f"unknown variant {name!r}; choose one of {', '.join(VARIANTS)}")
     variant = VARIANTS[name]
-    return {"fusion": variant.fusion, **variant.overrides}
+    return {"fusion": variant.fusion, "pieces": _PIECES, **variant.overrides}
 
 
 def parse_sizes(settings: Iterable[str]) -> dict[str, Any]:
@@ -91,8 +97,7 @@ def _value(name: str, text: str, kind: Any) -> Any:
 def _count(name: str, text: str) -> int:
     if not text.isascii() or not text.isdigit():
         raise ValueError(f"{name} must be a whole number, but is {text!r}")
-    # A network may omit the readout map; no other part can be omitted by its size.
-    if (value := int(text)) < 1 and name != "readout_dim":
+    if (value := int(text)) < 1 and name not in _MAY_BE_ZERO:
         raise ValueError(f"{name} must be at least 1")
     if value > _COUNT_MAX:
         raise ValueError(f"{name} can be at most {_COUNT_MAX:,}")

@@ -110,6 +110,11 @@ class _Training:
             self._network.standardise(
                 torch.from_numpy(examples.batch.request["user_scalars"]),
                 torch.from_numpy(examples.batch.candidate["pin_scalars"]),
+                *(
+                    torch.from_numpy(found)
+                    for name, found in examples.batch.candidate.items()
+                    if name == "similarities"
+                ),
             )
         else:
             self._network.load_state_dict(dict(parameters))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kernels.engine import ROW_REQUEST, FeatureBatch
+from model_store.model.similarities import similarities_of_batch
 from ranker.training.examples import Examples
 from ranker.training.off_policy import OffPolicyWeights
 from ranker.training.ranks import Ranks
@@ -124,7 +125,10 @@ def _with_hidden(part: Examples, windows_s: np.ndarray) -> Examples:
     request["sequence_actions"], request["sequence_embeddings"] = hide_newest(
         request["sequence_actions"], request["sequence_embeddings"], part.ages_s, windows_s
     )
-    batch = FeatureBatch(request, part.batch.candidate, part.batch.row_splits)
+    candidate = dict(part.batch.candidate)
+    batch = FeatureBatch(request, candidate, part.batch.row_splits)
+    if "similarities" in candidate:
+        candidate["similarities"] = similarities_of_batch(batch, (candidate["similarities"].shape[1] - 6) // 2)
     return replace(part, batch=batch)
 
 

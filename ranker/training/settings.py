@@ -39,7 +39,7 @@ class TrainingConfig:
     #: Weight of each head's loss; 1 for heads that are not named.
     head_weights: dict[str, float] = field(default_factory=dict)
     #: Upper bound of the random time window, which is uniform from 0; 0 disables the window.
-    time_window_h_max: float = 24.0
+    time_window_h_max: float = 0.0
     #: Share of the requests to which a time window applies.
     time_window_share: float = 1.0
     #: The largest weight of `ranker.training.off_policy`; None weighs all rows alike.

@@ -64,7 +64,7 @@ def test_train_publishes_and_labels_and_evaluate_compares(
     data, store = write_atomic(tmp_path / "data", per_user=20), tmp_path / "models"
     tried = (
         "train", "--data", data, "--name", "toy", "--utility", utility, "--store", store, "--epochs", "1",
-        "--variant", "base", "--size", "hidden=16", "--requests-max", "40",
+        "--variant", "base", "--size", "hidden=16", "--size", "pieces=0", "--requests-max", "40",
     )  # fmt: skip
     code, output = run(*tried)
     assert code == 1

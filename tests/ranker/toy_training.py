@@ -26,7 +26,7 @@ HEADS = ("save", "hide")
 LENGTH = 12
 SIZES = NetworkConfig(heads=2, actions=4, surfaces=2, scalars=4, dim=8, hidden=(16,), encoder_layers=1, readout_dim=8)
 #: 33 requests give three minibatches an epoch. The last one has a single request, so a second rank gets none.
-CONFIG = TrainingConfig(seed=5, epochs=2, patience=5, requests_per_batch=16, learning_rate=5e-3)
+CONFIG = TrainingConfig(seed=5, epochs=2, patience=5, requests_per_batch=16, learning_rate=5e-3, time_window_h_max=24.0)
 
 
 def examples(seed: int, requests: int = 33) -> Examples:

@@ -30,6 +30,7 @@ TESTS = (
     "tests/model_store/model/test_logistic.py",
     "tests/model_store/model/test_native_utility.py",
     "tests/model_store/model/test_packed_fetch.py",
+    "tests/model_store/model/test_similarities.py",
     "tests/server/api/test_native_parsing.py",
     "tests/server/edge/test_http2.py",
     "tests/server/request/test_scoring.py",

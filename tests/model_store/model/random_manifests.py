@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 from hypothesis import strategies as st
 
@@ -15,6 +17,7 @@ from model_store.bundle.manifest import (
     Scalars,
     SequenceActions,
     SequenceEmbeddings,
+    Similarities,
     Surface,
     SurfaceIndex,
     TensorInput,
@@ -34,9 +37,11 @@ CARDINALITIES = st.sampled_from([2, 256, 257, 65_536, 65_537, 2**31])
 
 
 @st.composite
-def groups(draw, name, entity):
+def groups(draw, name, entity, shared):
+    """Draw a group; `shared` is an embedding space that several groups may have."""
+    spaces = st.one_of(st.just(shared), SPACES)
     fields = [
-        *(Embedding(name=f"e{i}", space=space) for i, space in enumerate(draw(st.lists(SPACES, max_size=2)))),
+        *(Embedding(name=f"e{i}", space=space) for i, space in enumerate(draw(st.lists(spaces, max_size=2)))),
         *(Scalar(name=f"s{i}", dtype=dtype) for i, dtype in enumerate(draw(st.lists(SCALARS, max_size=5)))),
         *(Categorical(name=f"c{i}", cardinality=c) for i, c in enumerate(draw(st.lists(CARDINALITIES, max_size=2)))),
     ]
@@ -60,21 +65,52 @@ def sources(draw, group):
                 yield QueryVector(group=group.name, field=field.name)
 
 
+def compared(described, inputs):
+    """Return inputs that compare others of them, with the sequence and without, where their dimensions are equal."""
+    groups_of = {group.name: group for group in described}
+
+    def of(kind, entity="pin"):
+        found = [one for one in inputs if isinstance(one.source, kind)]
+        return [one for one in found if groups_of[one.source.group].entity == entity]
+
+    def dim(tensor):
+        return groups_of[tensor.source.group].field(tensor.source.field).space.dim
+
+    queries = of(QueryVector)
+    if len({dim(query) for query in queries}) != 1:  # a caller's vector is in the space of all of them
+        return []
+    actions = [one.name for one in inputs if isinstance(one.source, SequenceActions)]
+    found = []
+    for user, query, pin in product(of(EmbeddingVector, "user"), queries, of(EmbeddingVector)):
+        sequences = [one.name for one in of(SequenceEmbeddings) if dim(one) == dim(query)]
+        if dim(user) == dim(query) == dim(pin):
+            of_three = {"user": user.name, "query": query.name, "pin": pin.name}
+            pairs = [(None, None), *product(sequences, actions)]
+            found += [Similarities(**of_three, sequence=one, actions=other) for one, other in pairs]
+    return [TensorInput(name=f"c{number}", source=source) for number, source in enumerate(found)]
+
+
 @st.composite
 def manifests(draw):
+    shared = draw(SPACES)
     described = [
-        *(draw(groups(f"u{i}", "user")) for i in range(draw(st.integers(0, 2)))),
-        *(draw(groups(f"p{i}", "pin")) for i in range(draw(st.integers(1, 2)))),
+        *(draw(groups(f"u{i}", "user", shared)) for i in range(draw(st.integers(0, 2)))),
+        *(draw(groups(f"p{i}", "pin", shared)) for i in range(draw(st.integers(1, 2)))),
     ]
     found = [SurfaceIndex(), SequenceActions(), *(s for group in described for s in sources(draw, group))]
     chosen = draw(st.lists(st.sampled_from(found), max_size=12)) if draw(st.booleans()) else found
+    inputs = [TensorInput(name=f"t{i}", source=source) for i, source in enumerate(chosen)]
+    comparisons = compared(described, inputs)
+    if comparisons:
+        inputs += draw(st.lists(st.sampled_from(comparisons), min_size=1, max_size=2, unique=True))
+    inputs = draw(st.permutations(inputs))
     return Manifest(
         name="m",
         version=1,
         groups=tuple(draw(st.permutations(described))),
         sequence=tiny.ACTIONS,
         sequence_length=draw(st.integers(1, 9)),
-        inputs=tuple(TensorInput(name=f"t{i}", source=source) for i, source in enumerate(chosen)),
+        inputs=tuple(inputs),
         heads=tiny.manifest().heads,
         surfaces=tuple(Surface(name=name) for name in ("home", "related")),
         lineage=Lineage(data="", data_sha256="", command="", code="", seed=0),

@@ -15,12 +15,17 @@ from feature_client.groups import Embedding, EmbeddingSpace, FeatureGroup, Scala
 from model_store.bundle.manifest import (
     EmbeddingVector,
     Manifest,
+    QueryVector,
     Scalars,
+    SequenceActions,
+    SequenceEmbeddings,
+    Similarities,
     Surface,
     TensorInput,
 )
 from model_store.model import assembly
 from model_store.model.assembly import Assembler, NumpyAssembly
+from model_store.model.similarities import similarities
 from model_store.model.tensor_plan import TensorPlan
 from tests import tiny
 from tests.model_store.model.random_manifests import check_equal, manifests
@@ -76,6 +81,81 @@ def test_both_build_the_same_tensors(manifest, candidates, events, query, seed, 
     with np.errstate(all="ignore"):
         expected = NumpyAssembly(manifest).batch(fetched, surface, vector)
     check_equal(assembler.assemble(fetched, surface, vector), expected)
+
+
+def similar(length, dtype):
+    """Return a manifest with similarities, with a sequence of this length or, for 0, without."""
+    space = EmbeddingSpace(name="s", version=1, dim=9, dtype=dtype, scale=0.5)
+    embedding = Embedding(name="e", space=space)
+    found = {
+        "user": EmbeddingVector(group="u", field="e"),
+        "similar": Similarities(user="user", query="query", pin="pin"),
+        "query": QueryVector(group="p", field="e"),
+        "pin": EmbeddingVector(group="p", field="e"),
+    }
+    if length:
+        found["similar"] = found["similar"].model_copy(update={"sequence": "vectors", "actions": "actions"})
+        found |= {"vectors": SequenceEmbeddings(group="p", field="e"), "actions": SequenceActions()}
+    return Manifest(
+        **tiny.manifest_fields()
+        | {
+            "groups": tuple(
+                FeatureGroup(name=name, version=1, entity=entity, fields=(embedding,))
+                for name, entity in (("u", "user"), ("p", "pin"))
+            ),
+            "inputs": tuple(TensorInput(name=name, source=source) for name, source in found.items()),
+            "surfaces": [Surface(name="home")],
+            "sequence_length": length,
+        },
+        files={},
+    )
+
+
+@given(
+    length=st.integers(0, 30),
+    dtype=st.sampled_from(["float32", "float16", "int8"]),
+    candidates=st.integers(0, 40),
+    events=st.integers(0, 30),
+    query=st.sampled_from([None, RowState.PRESENT, RowState.MISSING]),
+    seed=st.integers(0, 2**32 - 1),
+    given_query=st.booleans(),
+)
+def test_both_compute_the_same_similarities(length, dtype, candidates, events, query, seed, given_query):
+    manifest = similar(length, dtype)
+    fetched = features(manifest, candidates, min(events, length), query, seed)
+    vector = np.random.default_rng(seed).normal(size=9).astype(np.float32) if given_query else None
+    with np.errstate(all="ignore"):
+        expected = NumpyAssembly(manifest).batch(fetched, "home", vector)
+        compared = [
+            expected.request[name][0] for name in ("user", "query", *(("vectors", "actions") if length else ()))
+        ]
+        compared += [] if length else [np.zeros((0, 9), np.float32), np.zeros(0, np.int64)]
+        own = similarities(expected.candidate["pin"], *compared, len(manifest.sequence.actions))
+    check_equal(Assembler(manifest).assemble(fetched, "home", vector), expected)
+    np.testing.assert_array_equal(expected.candidate["similar"], own)
+    assert expected.candidate["similar"].shape == (candidates, 6 + 2 * 2 if length else 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"user": "pin"}, "similarities compare a user's embedding with a pin's"),
+        (
+            {"query": "elsewhere"},
+            "similarities compare an input 'elsewhere' of the kind QueryVector, and there is none",
+        ),
+        ({"pin": "query"}, "similarities compare an input 'query' of the kind EmbeddingVector, and there is none"),
+        ({"actions": None}, "similarities to a sequence need both"),
+    ],
+)
+def test_similarities_of_inputs_that_are_not_there_are_refused(changes, message):
+    manifest = similar(3, "float16")
+    wrong = tuple(
+        one.model_copy(update={"source": one.source.model_copy(update=changes)}) if one.name == "similar" else one
+        for one in manifest.inputs
+    )
+    with pytest.raises(ValueError, match=message):
+        Manifest(**{**manifest.model_dump(), "inputs": wrong})
 
 
 def one_field(field, source):

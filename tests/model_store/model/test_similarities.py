@@ -2,9 +2,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kernels.engine import FeatureBatch
-from model_store.model.similarities import NEWEST, similarities, similarities_of_batch, similarity_names
+from model_store.model import similarities as module
+from model_store.model.similarities import (
+    NEWEST,
+    similarities,
+    similarities_in_numpy,
+    similarities_of_batch,
+    similarity_names,
+)
 
 DIM, LENGTH, ACTIONS = 4, 9, 3
 
@@ -32,8 +41,9 @@ def slow(pins, user, query, sequence, kinds, actions):
     return np.array(rows)
 
 
+@pytest.mark.parametrize("way", [similarities, similarities_in_numpy])
 @pytest.mark.parametrize("length", [0, 1, NEWEST, NEWEST + 1, LENGTH])
-def test_the_columns_are_what_their_names_say(length):
+def test_the_columns_are_what_their_names_say(way, length):
     rng = np.random.default_rng(length)
     kinds = np.zeros(LENGTH, np.int64)
     kinds[:length] = rng.integers(1, ACTIONS, length)  # nothing is of the last kind
@@ -41,7 +51,7 @@ def test_the_columns_are_what_their_names_say(length):
     sequence[1] = 0  # a pin without a vector is part of the sequence
     pins, user, query = vectors(rng, 6, DIM), vectors(rng, DIM), vectors(rng, DIM)
     pins[2] = 0
-    found = similarities(pins, user, query, sequence, kinds, ACTIONS)
+    found = way(pins, user, query, sequence, kinds, ACTIONS)
     assert found.dtype == np.float32
     assert found.shape == (6, len(similarity_names(["save", "like", "hide"])))
     np.testing.assert_allclose(found, slow(pins, user, query, sequence, kinds, ACTIONS), atol=1e-6)
@@ -80,3 +90,38 @@ def test_a_vector_that_is_not_finite_spoils_its_own_row_only():
     found = similarities(pins, pins[0], pins[2], sequence, np.ones(LENGTH, np.int64), 1)
     assert np.isnan(found[1]).all()
     assert np.isfinite(found[[0, 2]]).all()
+
+
+@given(
+    candidates=st.integers(0, 20),
+    dim=st.sampled_from([1, 2, 16, 31, 32]),
+    length=st.integers(0, 40),
+    entries=st.integers(0, 40),
+    actions=st.integers(0, 20),
+    odd=st.sampled_from([0.0, -0.0, np.inf, -np.inf, np.nan, 1e-30, 3e38]),
+    share=st.sampled_from([0, 0.02, 0.5, 1]),
+    seed=st.integers(0, 1 << 32),
+)
+def test_native_code_and_numpy_give_the_same_bits(candidates, dim, length, entries, actions, odd, share, seed):
+    rng = np.random.default_rng(seed)
+    of_one = [vectors(rng, *shape) for shape in ((candidates, dim), (dim,), (dim,), (length, dim))]
+    for array in of_one:
+        array[rng.random(array.shape) < share] = odd
+    kinds = np.zeros(length, np.int64)
+    kinds[:entries] = rng.integers(1, actions + 5, min(entries, length))  # some are none of the kinds
+    assert module._native() is not None
+    with np.errstate(all="ignore"):
+        ours, reference = (way(*of_one, kinds, actions) for way in (similarities, similarities_in_numpy))
+    assert ours.shape == reference.shape == (candidates, 6 + 2 * actions if length else 2)
+    nans = np.isnan(reference)
+    np.testing.assert_array_equal(np.isnan(ours), nans)
+    np.testing.assert_array_equal(ours[~nans].view(np.uint32), reference[~nans].view(np.uint32))
+
+
+def test_without_the_library_numpy_does_it(monkeypatch):
+    rng = np.random.default_rng(3)
+    of_one = vectors(rng, 5, DIM), vectors(rng, DIM), vectors(rng, DIM), vectors(rng, LENGTH, DIM)
+    kinds = rng.integers(1, ACTIONS + 1, LENGTH)
+    expected = similarities(*of_one, kinds, ACTIONS)
+    monkeypatch.setattr(module, "_native", lambda: None)
+    np.testing.assert_array_equal(similarities(*of_one, kinds, ACTIONS), expected)

@@ -33,7 +33,10 @@ def test_sizes_take_the_type_of_their_field() -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("layers=2", "--size layers=2: unknown size 'layers'; write NAME=VALUE with one of action_dim, token_pin_dim"),
+        (
+            "layers=2",
+            "--size layers=2: unknown size 'layers'; write NAME=VALUE with one of pieces, pieces_dim, action_dim",
+        ),
         ("heads=2", "unknown size 'heads'"),
         ("encoder_layers", "encoder_layers must be a whole number, but is ''"),
         ("encoder_layers=0", "encoder_layers must be at least 1"),
