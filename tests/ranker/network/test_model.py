@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ranker.network.model import NetworkConfig, RankerNetwork
+from ranker.network.model import NetworkConfig, Pieces, RankerNetwork
 
 SIZES = NetworkConfig(heads=3, actions=4, surfaces=2, scalars=4)
 LENGTH = 100
@@ -105,3 +105,28 @@ def test_scalars_are_standardised_with_what_was_seen(network: RankerNetwork) -> 
     network.standardise(values, values)
     assert network.pin_mean.tolist() == [2.0, 5.0, 2.0, 2.0]
     assert network.user_deviation.tolist() == [1.0, 1.0, 2.0, 1.0]  # what never varied is left alone
+
+
+def test_an_untrained_network_orders_by_the_product_of_user_and_pin():
+    torch.manual_seed(2)
+    network = RankerNetwork(replace(SIZES, fusion="none", similarities=14, pieces=16)).eval()
+    pins, user, scalars = torch.randn(200, 32), torch.randn(1, 32), torch.randn(200, 4)
+    similarities = torch.rand(200, 14)
+    similarities[:, 0] = pins @ user[0] / 32
+    network.standardise(scalars[:1], scalars, similarities)
+    nothing = {"surface": torch.tensor([0]), "query": torch.zeros(1, 32), "row_request": torch.zeros(200, dtype=int)}
+    with torch.no_grad():
+        logits = network(
+            user, scalars[:1], pin_embedding=pins / 32, pin_scalars=scalars, similarities=similarities, **nothing
+        )
+    ranks = torch.cat([similarities[:, :1], logits], dim=1).argsort(dim=0).argsort(dim=0)
+    assert torch.corrcoef(ranks.double().T)[0, 1:].min() > 0.95
+
+
+def test_pieces_say_how_much_of_each_piece_lies_below_a_number():
+    pieces = Pieces(2, 4)
+    pieces.fit(torch.tensor([[0.0, 7.0], [1.0, 7.0], [2.0, 7.0], [3.0, 7.0], [10.0, 7.0]]))
+    found = pieces(torch.tensor([[-1.0, 7.0], [0.5, 9.0], [6.5, 0.0], [99.0, 7.0]]))
+    # Pieces hold equally many rows: [0, 1], [1, 2], [2, 3], [3, 10]. A number that never changes says nothing.
+    expected = [[0, 0, 0, 0], [0.5, 0, 0, 0], [1, 1, 1, 0.5], [1, 1, 1, 1]]
+    torch.testing.assert_close(found, torch.tensor([[*row, 0, 0, 0, 0] for row in expected]))
