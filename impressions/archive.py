@@ -66,8 +66,12 @@ class Archive:
 
     @property
     def waiting_bytes(self) -> int:
-        """Size of all segments in the spool folder."""
-        return sum(map(size_of, segments(self._spool)))
+        """Size of the segments that nobody writes any more."""
+        found = 0
+        for path in segments(self._spool):
+            with contextlib.suppress(OSError), claimed(path) as mine:  # what cannot be opened is reported by `look`
+                found += size_of(path) if mine else 0
+        return found
 
     def look(self) -> None:
         """Delete what is too old, and archive every segment that nobody writes.

@@ -3,8 +3,8 @@
 Linux runs a thread of the class SCHED_IDLE only while a core has nothing else to do, and stops it at once when it has.
 A thread of the server could not be one: it would hold the interpreter lock while it does not run.
 
-    server ── a byte: look; the end: look once more, and end ──▶ process
-           ◀── a line of JSON: what it counted, or reports ──
+    server ── a byte: look; a dot, or the end: look once more, and end ──▶ process
+           ◀── a line of JSON: what it counted, or what happened ──
 
 If the server is killed, the process makes files of the segments that are left, and ends.
 """
@@ -22,6 +22,7 @@ import time
 from collections.abc import MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,6 +35,10 @@ _log = structlog.get_logger(__name__)
 
 #: How often the spool folder is looked through without being asked: another server may have been killed.
 _LOOK_S = 5.0
+#: What the server writes: look; and look once more and end, now that all segments are closed.
+_CALL, _END = b"\n", b"."
+#: How long a killed server may take to let go of its files.
+_DYING_S, _DYING_STEP_S = 10.0, 0.01
 #: Seconds of rest for each second of work, so that a quota of processor time is left to rankings, too.
 _REST = 4.0
 
@@ -46,6 +51,7 @@ class _Settings:
     hurry_bytes: int
     #: Unix time less monotonic time when the server started: a process that is started again knows of later steps.
     clock_offset_s: float
+    server_pid: int
 
 
 class ArchiveProcess:
@@ -68,7 +74,9 @@ class ArchiveProcess:
             hurry_bytes: size of the segments from which the process no longer waits until nobody else wants the
                 processor.
         """
-        self._settings = _Settings(to, str(spool), retention_days, hurry_bytes, time.time() - time.monotonic())
+        self._settings = _Settings(
+            to, str(spool), retention_days, hurry_bytes, time.time() - time.monotonic(), os.getpid()
+        )
         self._lock = threading.Lock()
         self._calls: int | None = None  # the end of a pipe, while the process runs
         self._ending = False
@@ -77,16 +85,21 @@ class ArchiveProcess:
 
     def wake(self) -> None:
         """Look through the spool folder soon."""
-        with self._lock, contextlib.suppress(BrokenPipeError, BlockingIOError):
-            # One that has ended looks when it begins again; one that has not taken so many calls will look.
-            if self._calls is not None:
-                os.write(self._calls, b"\n")
+        with self._lock:
+            self._call(_CALL)
 
     def end(self) -> None:
         """Ask `run` to archive all that is there, and to return."""
         with self._lock:
             self._ending = True
+            self._call(_END)
             self._hang_up()
+
+    def _call(self, what: bytes) -> None:
+        # One that has ended looks when it begins again; one that has not taken so many calls will look.
+        if self._calls is not None:
+            with contextlib.suppress(BrokenPipeError, BlockingIOError):
+                os.write(self._calls, what)
 
     def _hang_up(self) -> None:
         if self._calls is not None:
@@ -104,6 +117,7 @@ class ArchiveProcess:
         with self._lock:
             self._calls = calls
             if self._ending:
+                self._call(_END)
                 self._hang_up()
         # With -P, because the working folder may contain another package named `impressions`.
         command = [sys.executable, "-P", "-m", __name__, json.dumps(asdict(self._settings))]
@@ -151,7 +165,7 @@ def main() -> int:
     structlog.configure([structlog.processors.add_log_level, structlog.processors.format_exc_info, _report])
     settings = _Settings(**json.loads(sys.argv[1]))
     woken, ended = threading.Event(), threading.Event()
-    threading.Thread(target=_listen, args=(woken, ended), daemon=True).start()
+    threading.Thread(target=listen, args=(0, settings.server_pid, woken, ended), daemon=True).start()
     archive = Archive(
         open_place(settings.to),
         Path(settings.spool),
@@ -172,9 +186,16 @@ def main() -> int:
         return 1
 
 
-def _listen(woken: threading.Event, ended: threading.Event) -> None:
-    while os.read(0, 4_096):
+def listen(pipe: int, server_pid: int, woken: threading.Event, ended: threading.Event) -> None:
+    """Set `woken` for each call, and `ended` when the server has closed its segments, or is dead."""
+    orderly = False
+    while calls := os.read(pipe, 4_096):
+        orderly |= _END in calls
         woken.set()
+    until_s = time.monotonic() + _DYING_S
+    # The pipe of a killed server may end before the locks on its segments. It has another parent when all have ended.
+    while not orderly and os.getppid() == server_pid and time.monotonic() < until_s:
+        time.sleep(_DYING_STEP_S)
     ended.set()
     woken.set()
 
@@ -192,7 +213,8 @@ def look(archive: Archive, hurry_bytes: int) -> None:
             with ThreadPoolExecutor(1, initializer=_become_idle) as pool:
                 pool.submit(archive.look).result()
     finally:
-        _say({"files": archive.files, "bytes": archive.bytes, "damaged": archive.damaged})
+        if archive.files or archive.damaged:
+            _say({"files": archive.files, "bytes": archive.bytes, "damaged": archive.damaged})
         archive.files = archive.bytes = archive.damaged = 0
 
 
@@ -201,7 +223,13 @@ def _become_idle() -> None:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     except OSError as error:  # such as a sandbox that does not know the class
         os.nice(19)
-        _log.warning("archive_not_idle", reason=str(error), instead="niceness 19")
+        _warn_not_idle(str(error))
+
+
+@cache
+def _warn_not_idle(reason: str) -> None:
+    """Warn once, and not every time that the folder is looked through."""
+    _log.warning("archive_not_idle", reason=reason, instead="niceness 19")
 
 
 def _report(_: Any, __: str, event: MutableMapping[str, Any]) -> NoReturn:

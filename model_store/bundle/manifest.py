@@ -184,6 +184,11 @@ def similarity_count(length: int, actions: int) -> int:
     return 6 + 2 * actions if length else 2
 
 
+def compared_actions(similarities: int) -> int:
+    """Return the number of kinds of action that give so many similarities, with a sequence."""
+    return (similarities - 6) // 2
+
+
 class FileEntry(Frozen):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     size_bytes: Annotated[int, Field(ge=0)]

@@ -107,14 +107,11 @@ class _Training:
         device = self._ranks.device
         self._network = RankerNetwork(network_config)
         if parameters is None:
+            similarities = examples.batch.candidate.get("similarities")
             self._network.standardise(
                 torch.from_numpy(examples.batch.request["user_scalars"]),
                 torch.from_numpy(examples.batch.candidate["pin_scalars"]),
-                *(
-                    torch.from_numpy(found)
-                    for name, found in examples.batch.candidate.items()
-                    if name == "similarities"
-                ),
+                None if similarities is None else torch.from_numpy(similarities),
             )
         else:
             self._network.load_state_dict(dict(parameters))

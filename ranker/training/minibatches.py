@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kernels.engine import ROW_REQUEST, FeatureBatch
+from model_store.bundle.manifest import compared_actions
 from model_store.model.similarities import similarities_of_batch
 from ranker.training.examples import Examples
 from ranker.training.off_policy import OffPolicyWeights
@@ -128,7 +129,7 @@ def _with_hidden(part: Examples, windows_s: np.ndarray) -> Examples:
     candidate = dict(part.batch.candidate)
     batch = FeatureBatch(request, candidate, part.batch.row_splits)
     if "similarities" in candidate:
-        candidate["similarities"] = similarities_of_batch(batch, (candidate["similarities"].shape[1] - 6) // 2)
+        candidate["similarities"] = similarities_of_batch(batch, compared_actions(candidate["similarities"].shape[1]))
     return replace(part, batch=batch)
 
 

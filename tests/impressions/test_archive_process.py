@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 import structlog
 
 from impressions.archive import DAMAGED
-from impressions.archive_process import look
+from impressions.archive_process import listen, look
 from impressions.segments import segments
 from impressions.writing.log import ImpressionLog
 from tests.impressions.answers import answered
@@ -124,6 +125,57 @@ def only_child(pid: int) -> int:
     """Return the only child of a process, whichever of its threads started it."""
     (child,) = (one for path in Path(f"/proc/{pid}/task").glob("*/children") for one in path.read_text().split())
     return int(child)
+
+
+def test_what_a_living_process_writes_does_not_wait(tmp_path):
+    living = opened(tmp_path)
+    living.offer_impression(answered(1))
+    living.flush()
+    assert archive_of(living).waiting_bytes == 0
+    living.close()
+    living.write()
+    (segment,) = segments(tmp_path / "spool")
+    assert archive_of(living).waiting_bytes == segment.stat().st_size > 0
+
+
+def test_a_system_without_idle_time_is_reported_once_and_files_are_made_all_the_same(tmp_path, monkeypatch):
+    archive = archive_of(opened(tmp_path))
+    said = []
+    monkeypatch.setattr("impressions.archive_process._say", said.append)
+    monkeypatch.setattr(os, "sched_setscheduler", refused)
+    with structlog.testing.capture_logs() as events:
+        for first in (1, 2):
+            write_segment(tmp_path, count=1, first=first)
+            look(archive, 1 << 30)
+    assert [(event["event"], event["instead"]) for event in events] == [("archive_not_idle", "niceness 19")]
+    assert [one["files"] for one in said] == [1, 1]
+    assert ids(tmp_path) == [1, 2]
+
+
+def refused(*_):
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+@pytest.mark.parametrize(("calls", "asked"), [(b"\n", [7, 7, 1]), (b"", [7, 7, 1]), (b"\n.", [])])
+def test_a_server_that_says_no_farewell_is_dead_before_its_segments_are_archived(monkeypatch, calls, asked):
+    """Its pipe may end before the locks on its segments."""
+    parents, seen = [7, 7, 1], []
+    woken, ended = threading.Event(), threading.Event()
+
+    def parent():
+        assert not ended.is_set()
+        seen.append(parents.pop(0))
+        return seen[-1]
+
+    monkeypatch.setattr(os, "getppid", parent)
+    heard, told = os.pipe()
+    os.write(told, calls)
+    os.close(told)
+    listen(heard, 7, woken, ended)
+    os.close(heard)
+    assert seen == asked
+    assert ended.is_set()
+    assert woken.is_set()
 
 
 @pytest.mark.parametrize(("hurry_bytes", "policy"), [(1 << 30, os.SCHED_IDLE), (1, os.SCHED_OTHER)])

@@ -15,12 +15,16 @@ import numpy as np
 import pytest
 import torch
 
+from kernels.engine import ROW_REQUEST, FeatureBatch
+from model_store.model.similarities import similarities_of_batch
 from ranker.errors import CheckpointError, DivergedError, SettingError
 from ranker.network.model import RankerNetwork
 from ranker.training.checkpoint import FILE, CheckpointPlan
 from ranker.training.examples import Examples
 from ranker.training.fit import predict
+from ranker.training.minibatches import Minibatches
 from ranker.training.progress import Epoch, Step
+from ranker.training.ranks import ALONE
 from ranker.training.settings import Execution, TrainingConfig, precision_of
 from tests.ranker.toy_training import CONFIG, HEADS, examples, learn, main
 
@@ -295,3 +299,19 @@ def test_the_time_window_changes_training_unless_it_is_switched_off(
     none_masked, _ = learn(ONE_THREAD, replace(CONFIG, time_window_share=0.0))
     assert same_bits(off, none_masked)
     assert not same_bits(off, uninterrupted[0])
+
+
+def test_hidden_actions_are_not_compared_with_candidates() -> None:
+    found = examples(3)
+    actions = int(found.batch.request["sequence_actions"].max())
+    candidate = {**found.batch.candidate, "similarities": similarities_of_batch(found.batch, actions)}
+    found = replace(found, batch=FeatureBatch(found.batch.request, candidate, found.batch.row_splits))
+    minibatches = Minibatches(found, len(found.users), 1, ALONE, window_h_max=24.0)
+    (whole,) = minibatches.epoch(0, 0)
+    inputs = {name: tensor.numpy() for name, tensor in whole.inputs.items()}
+    request = {name: inputs[name] for name in found.batch.request}
+    splits = np.concatenate([[0], np.cumsum(np.bincount(inputs[ROW_REQUEST]))]).astype(np.int32)
+    batch = FeatureBatch(request, {"pin_embedding": inputs["pin_embedding"]}, splits)
+    np.testing.assert_array_equal(inputs["similarities"], similarities_of_batch(batch, actions))
+    order = np.random.default_rng([1, 0, 0]).permutation(len(found.users))
+    assert not np.array_equal(inputs["similarities"], found.take(order).batch.candidate["similarities"])
