@@ -24,7 +24,7 @@ from ranker.data.requests import Part, Slice, Split, part_slices, producer_until
 from ranker.data.shown import Impressions, Shown, read_shown
 from ranker.errors import GateError
 from ranker.evaluation.evaluate import evaluate
-from ranker.evaluation.gates import Gates, breaches, check_rate_gates, shortfalls
+from ranker.evaluation.gates import Gates, check_rate_gates, losses, miscalibrated, refusal, shortfalls
 from ranker.evaluation.scoring import score_test
 from ranker.export.bundle import BundleParts, export_bundle
 from ranker.export.calibration import fit_calibration
@@ -116,19 +116,18 @@ def make_bundle(
             shown=source.shown,
             against=plan if against_baselines else None,
         )
-    broken = breaches(measured, "this", "parent", gates) if parent and gates else []
+    lost = losses(measured, "this", "parent", gates) if parent and gates else []
     if gates and answers:
         with reporter.step("counterfactual gates"):
             test = score_test(
                 bundles, log, OpenVinoEngine, sampling, recipe.training.seed, recipe.split, shown=answers.shown
             )
             reporter.note(answers.described(len(test.users)))
-            broken += rate_breaches(test, "this", "parent", gates.rates)
-    if parent and broken:
-        raise GateError(
-            f"no bundle was written, because the new model is worse than {parent.bundle.manifest.ref} on the newest "
-            "requests: " + "; ".join(broken)
-        )
+            lost += rate_breaches(test, "this", "parent", gates.rates)
+    if parent and gates:
+        wrong = miscalibrated(measured, "this", gates.calibration_percent_max)
+        if reason := refusal(parent.bundle.manifest.ref, lost, wrong):
+            raise GateError(reason)
     for name, reason in measured.baselines_missing.items():
         reporter.note(f"the model was not compared with {name}: {reason}")
     if measured.trees is not None:

@@ -5,7 +5,8 @@ Modules that a serving install lacks are imported on use.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -46,6 +47,8 @@ ActionsOption = Annotated[
         rich_help_panel="Data",
     ),
 ]
+#: Where there is no terminal, a step says this often how far it is.
+_LINE_EVERY_S = 10.0
 #: The argument of `pip install`, by the module that it provides.
 _PACKAGES = {
     "pyarrow": "'pinrank[data]'",
@@ -124,10 +127,11 @@ def note_problems(dataset: AtomicDataset, reporter: ConsoleReporter) -> None:
 
 
 class ConsoleReporter:
-    """Shows each step as a progress bar on a console."""
+    """Shows each step as a progress bar on a terminal, and as a line every ten seconds in a file or pipe."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, clock_s: Callable[[], float] = time.monotonic) -> None:
         self._console = console
+        self._clock_s = clock_s
 
     @contextmanager
     def step(self, what: str) -> Iterator[StepProgress]:
@@ -142,12 +146,15 @@ class ConsoleReporter:
         )
         with Progress(*columns, console=self._console) as shown:
             task = shown.add_task(what, total=None, detail="")
+            lines = None if self._console.is_terminal else _ProgressLines(what, self.note, self._clock_s)
 
             def progress(done: int, total: int, detail: str = "", /) -> None:
                 if shown.tasks[0].total is None:
                     # Work done before this run, as when training resumes, must not count towards its speed.
                     shown.reset(task, total=total, completed=done)
                 shown.update(task, completed=done, total=total, detail=detail)
+                if lines is not None:
+                    lines.told(done, total, detail)
 
             try:
                 yield progress
@@ -161,6 +168,29 @@ class ConsoleReporter:
 
     def note(self, message: str) -> None:
         self._console.print(message, highlight=False)
+
+
+class _ProgressLines:
+    """Prints how far a step is, at most every ten seconds."""
+
+    def __init__(self, what: str, say: Callable[[str], None], clock_s: Callable[[], float]) -> None:
+        self._what, self._say, self._clock_s = what, say, clock_s
+        self._first: int | None = None
+        self._started_s = self._said_s = clock_s()
+
+    def told(self, done: int, total: int, detail: str) -> None:
+        now_s = self._clock_s()
+        if self._first is None:
+            # Work done before this run must not count towards its speed.
+            self._first = done
+        if now_s - self._said_s < _LINE_EVERY_S or done >= total:
+            return
+        self._said_s = now_s
+        elapsed_s = now_s - self._started_s
+        parts = [f"{self._what}: {done:,} of {total:,} in {elapsed_s:.0f} s"]
+        if done > self._first:
+            parts.append(f"about {elapsed_s * (total - done) / (done - self._first):.0f} s left")
+        self._say(", ".join([*parts, detail] if detail else parts))
 
 
 def read_version(store: ModelStore, text: str) -> Bundle:

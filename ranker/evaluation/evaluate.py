@@ -26,7 +26,7 @@ from ranker.data.requests import Split, part_slices
 from ranker.data.shown import Shown
 from ranker.errors import SettingError
 from ranker.evaluation.bootstrap import RESAMPLES, Resampling, resample
-from ranker.evaluation.metrics import auc, calibration_error, hits, reliability, requests_with
+from ranker.evaluation.metrics import auc, calibration_error, deciles, hits, reliability, requests_with
 from ranker.evaluation.results import (
     POPULARITY,
     ActivitySlice,
@@ -260,7 +260,7 @@ def _head_score(scorer: str, head: str, test: ScoredTest, hit: _Hits) -> HeadSco
     scores = scored.probabilities[:, scored.heads.index(head)]
     bins = reliability(scores, labels)
     ece = _real(calibration_error(bins))
-    return HeadScore(scorer, head, by_utility, by_head, _real(auc(scores, labels)), ece, bins)
+    return HeadScore(scorer, head, by_utility, by_head, _real(auc(scores, labels)), ece, bins, deciles(scores, labels))
 
 
 def _slice_score(scorer: str, head: str, span: ActivitySlice, slice_index: int, hit: _Hits) -> SliceScore:

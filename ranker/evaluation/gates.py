@@ -50,6 +50,10 @@ def check_rate_gates(gates: Sequence[RateGate], heads: Sequence[str], parties: S
             )
 
 
+#: In percent: a third.
+CALIBRATION_PERCENT = 33.3
+
+
 @dataclass(frozen=True, slots=True)
 class Gates:
     """Limits for each head that both models have.
@@ -58,13 +62,14 @@ class Gates:
         auc_loss_max: largest loss of AUC against the parent.
         hit_loss_percent_max: largest loss of HIT@3 by utility, in percent of the parent's, beyond the interval of the
             difference.
-        ece_max: largest calibration error.
+        calibration_percent_max: largest relative error, in percent, of the number of actions in a tenth of the rows.
+            It does not depend on the parent.
         rates: what logged answers must say about the version's own order (see `ranker.counterfactual.gate`).
     """
 
     auc_loss_max: float = 0.005
     hit_loss_percent_max: float = 2.0
-    ece_max: float = 0.02
+    calibration_percent_max: float = CALIBRATION_PERCENT
     rates: tuple[RateGate, ...] = ()
 
 
@@ -73,7 +78,7 @@ GATED = (DOT_PRODUCT, TREES)
 
 
 def shortfalls(evaluation: Evaluation, own: str) -> list[str]:
-    """Return where a version is not at least a baseline of `GATED`, as readable text.
+    """Return where a version is not at least a baseline of `GATED`, or not calibrated, as readable text.
 
     It is at least as good on a head unless the whole 95% interval of the paired difference of HIT@3, each ordering by
     the head alone, lies below 0. Where there is no interval, because too few users have the action, it is not refused.
@@ -83,17 +88,37 @@ def shortfalls(evaluation: Evaluation, own: str) -> list[str]:
         evaluation: an evaluation with comparisons.
         own: name of the version in the evaluation.
     """
-    return [
+    behind = [
         f"{c.head}: HIT@{TOP} by head {c.by_head.own.value:.4f} against the {c.by_head.baseline.value:.4f} of "
         f"{c.baseline}, a difference of {c.by_head.difference.value:+.4f} [{c.by_head.difference.low:+.4f}, "
         f"{c.by_head.difference.high:+.4f}]"
         for c in evaluation.comparisons
         if c.scorer == own and c.baseline in GATED and c.by_head is not None and c.by_head.behind
     ]
+    return [*behind, *miscalibrated(evaluation, own)] if evaluation.comparisons else []
 
 
-def breaches(evaluation: Evaluation, own: str, parent: str, gates: Gates) -> list[str]:
-    """Return the broken gates as readable text; an empty list means that the version may be published.
+def miscalibrated(evaluation: Evaluation, own: str, percent_max: float = CALIBRATION_PERCENT) -> list[str]:
+    """Return the heads with a tenth of the rows in which far more or fewer actions came than predicted, as text.
+
+    Args:
+        evaluation: an evaluation of the version.
+        own: name of the version in the evaluation.
+        percent_max: how far the number of actions may differ from the predicted number, in percent of it.
+    """
+    return [
+        f"{score.head}: of {worst.rows:,} rows {worst.expected:.0f} were predicted to get the action and "
+        f"{worst.observed:,} did, {worst.off:+.0%}, which is beyond the limit of {percent_max:g}%"
+        for score in evaluation.scores
+        if score.scorer == own
+        and (worst := score.worst_decile) is not None
+        and worst.off is not None
+        and abs(worst.off) * 100 > percent_max
+    ]
+
+
+def losses(evaluation: Evaluation, own: str, parent: str, gates: Gates) -> list[str]:
+    """Return where a version has lost more against its parent than the gates allow, as readable text.
 
     Args:
         evaluation: evaluation of both models on the same requests, with `parent` as baseline.
@@ -109,14 +134,30 @@ def breaches(evaluation: Evaluation, own: str, parent: str, gates: Gates) -> lis
     return found
 
 
+def refusal(parent: str, lost: Sequence[str], wrong: Sequence[str]) -> str:
+    """Return why no bundle was written; empty if there is no reason.
+
+    Args:
+        parent: the parent's name and version.
+        lost: what was lost against the parent.
+        wrong: what is wrong whatever the parent is.
+    """
+    reasons = []
+    if lost:
+        reasons.append(f"the new model is worse than {parent} on the newest requests: " + "; ".join(lost))
+    if wrong:
+        reasons.append(
+            "its probabilities are wrong on the newest requests, whatever the parent's are: " + "; ".join(wrong)
+        )
+    return "no bundle was written, because " + ". Also, ".join(reasons) if reasons else ""
+
+
 def _of_head(head: str, own: HeadScore, parent: HeadScore, gates: Gates) -> list[str]:
     found = []
     if own.auc is not None and parent.auc is not None and own.auc < parent.auc - gates.auc_loss_max:
         found.append(
             f"{head}: AUC {own.auc:.4f} is more than {gates.auc_loss_max:g} below the parent's {parent.auc:.4f}"
         )
-    if own.ece is not None and own.ece > gates.ece_max:
-        found.append(f"{head}: calibration error {own.ece:.4f} is above the limit of {gates.ece_max:g}")
     hit, usual = own.hit_at_3_by_utility, parent.hit_at_3_by_utility
     if hit is None or usual is None or hit.difference is None:
         return found

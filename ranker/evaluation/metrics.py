@@ -11,6 +11,9 @@ from model_store.model.selection import order_rows
 
 TOP = 3
 BINS = 15
+DECILES = 10
+#: With fewer actions than this, chance alone moves the number of actions by more than a third.
+DECILE_ACTIONS_MIN = 50.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,22 @@ class ReliabilityBin:
     mean_probability: float
     observed_share: float
     count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decile:
+    """A tenth of all rows in the order of their probability: how many actions were predicted, and how many came."""
+
+    expected: float
+    observed: int
+    rows: int
+
+    @property
+    def off(self) -> float | None:
+        """How many more actions came than predicted, relative to the prediction; None where there are too few."""
+        if max(self.expected, self.observed) <= DECILE_ACTIONS_MIN:
+            return None
+        return self.observed / max(self.expected, 1.0) - 1
 
 
 def hits(scores: np.ndarray, labels: np.ndarray, row_splits: np.ndarray, top: int = TOP) -> np.ndarray:
@@ -90,3 +109,24 @@ def calibration_error(bins: Sequence[ReliabilityBin]) -> float:
     rows = sum(b.count for b in bins)
     gap = sum(abs(b.mean_probability - b.observed_share) * b.count for b in bins)
     return gap / rows if rows else float("nan")
+
+
+def deciles(probabilities: np.ndarray, labels: np.ndarray) -> tuple[Decile, ...]:
+    """Divide the rows into tenths by probability, lowest first; rows with a non-finite probability are in none.
+
+    Unlike the bins of `reliability`, tenths say something about a rare action too: all its probabilities lie in the
+    lowest bin.
+    """
+    finite = np.flatnonzero(np.isfinite(probabilities))
+    order = finite[np.argsort(probabilities[finite], kind="stable")]
+    return tuple(
+        Decile(float(probabilities[part].sum(dtype=np.float64)), int(labels[part].sum(dtype=np.float64)), len(part))
+        for part in np.array_split(order, DECILES)
+        if len(part)
+    )
+
+
+def worst_decile(found: Sequence[Decile]) -> Decile | None:
+    """Return the decile whose number of actions differs most from the prediction; None if all have too few."""
+    judged = [decile for decile in found if decile.off is not None]
+    return max(judged, key=lambda decile: abs(decile.off or 0.0), default=None)

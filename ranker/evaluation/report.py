@@ -8,7 +8,7 @@ from pathlib import Path
 from ranker.evaluation.bootstrap import LEVEL
 from ranker.evaluation.caveats import caveats, day
 from ranker.evaluation.charts import ROWS_DRAWN_MIN, lift_chart, reliability_chart, slice_chart
-from ranker.evaluation.metrics import BINS, TOP
+from ranker.evaluation.metrics import BINS, DECILE_ACTIONS_MIN, TOP
 from ranker.evaluation.page import items, page, picture, section, table
 from ranker.evaluation.results import Evaluation
 from ranker.evaluation.tables import baseline_lines, baseline_note, baseline_table, head_table, slice_line, slice_table
@@ -53,7 +53,9 @@ _HEADS_NOTE = (
     "which some candidate did. By utility means the final order, given by the bundle's own utility. By head means the "
     "order given by the probability of that head alone. Bold marks the best scorer of a head, or a lift whose interval "
     "excludes 0. AUC is the probability that a row with the action scores higher than a row without it, over all rows. "
-    "ECE is the expected calibration error, as a probability."
+    "ECE is the expected calibration error, as a probability; for a rare action it is always small. The worst decile "
+    "is the tenth of the rows, by probability, in which the number of actions differs most from the predicted number, "
+    f"among those with more than {DECILE_ACTIONS_MIN:.0f}: +20% means that a fifth more came than predicted."
 )
 _LIFT_NOTE = (
     f"The relative change of HIT@{TOP}, with its {LEVEL:.0%} interval from resampled users. Both sides of a comparison "

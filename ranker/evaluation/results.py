@@ -8,7 +8,7 @@ from typing import Any
 
 from ranker.baselines.scores import TREES, TreeTraining
 from ranker.evaluation.bootstrap import Estimate
-from ranker.evaluation.metrics import ReliabilityBin
+from ranker.evaluation.metrics import Decile, ReliabilityBin, worst_decile
 
 #: The scorer that orders pins by how often they had received the action before.
 POPULARITY = "popularity"
@@ -41,6 +41,12 @@ class HeadScore:
     auc: float | None
     ece: float | None
     reliability: tuple[ReliabilityBin, ...]
+    deciles: tuple[Decile, ...] = ()
+
+    @property
+    def worst_decile(self) -> Decile | None:
+        """The decile whose number of actions differs most from the predicted one; None where there are too few."""
+        return worst_decile(self.deciles)
 
     @property
     def lift_percent(self) -> float | None:
@@ -171,6 +177,7 @@ class Evaluation:
                 found[f"hit_at_3_by_{order}_{score.head}"] = None if hit is None else hit.mean.value
             found[f"auc_{score.head}"] = score.auc
             found[f"ece_{score.head}"] = score.ece
+            found[f"worst_decile_{score.head}"] = None if score.worst_decile is None else score.worst_decile.off
         for comparison in (comparison for comparison in self.comparisons if comparison.scorer == scorer):
             for order, paired in (("utility", comparison.by_utility), ("head", comparison.by_head)):
                 name = f"hit_at_3_by_{order}_{comparison.head} ({comparison.baseline})"

@@ -77,7 +77,7 @@ def head_table(evaluation: Evaluation) -> TextTable:
     """Return one line per head and scorer."""
     lift = f"lift vs {evaluation.baseline} [95%]"
     headings = (
-        "head", "scorer", f"HIT@{TOP} by utility", lift, f"HIT@{TOP} by head", lift, "AUC", "ECE",
+        "head", "scorer", f"HIT@{TOP} by utility", lift, f"HIT@{TOP} by head", lift, "AUC", "ECE", "worst decile",
     )  # fmt: skip
     blocks = []
     for head in evaluation.heads:
@@ -90,6 +90,7 @@ def head_table(evaluation: Evaluation) -> TextTable:
                     *_hit_cells(score, scores, evaluation.baseline, lower_is_better=head.lower_is_better),
                     Cell(number(score.auc)),
                     Cell(number(score.ece)),
+                    Cell(_decile(score)),
                 )
                 for place, score in enumerate(scores)
             )
@@ -152,6 +153,11 @@ def terminal_tables(evaluation: Evaluation) -> list[Table]:
 
 def number(value: float | None) -> str:
     return NONE if value is None else f"{value:.4f}"
+
+
+def _decile(score: HeadScore) -> str:
+    worst = score.worst_decile
+    return NONE if worst is None or worst.off is None else f"{worst.off:+.0%}"
 
 
 def percent(estimate: Estimate | None) -> str:

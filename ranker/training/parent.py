@@ -23,6 +23,8 @@ from ranker.network.model import NetworkConfig, RankerNetwork
 _CONFIG = "config"
 #: Shares of the new events for training, and for early stopping and calibration; the newest are for measuring.
 _TRAIN_SHARE, _VALIDATION_SHARE = 0.7, 0.15
+#: Of a log without older events, the oldest only serve as the past that features are made of.
+_PAST_SHARE = 0.1
 #: With fewer new events, nothing measurable can be learned.
 EVENTS_MIN = 200
 
@@ -84,7 +86,8 @@ def split_after(log: ActionLog, until_ms: int, before: Split) -> Split:
     """Split the events from `until_ms` on into training, validation and test parts, oldest first.
 
     Args:
-        log: all events; features and sequences still come from the whole past.
+        log: all events; features and sequences still come from the whole past. If it has no older event, its oldest
+            tenth only serves as the past.
         until_ms: Unix time in milliseconds; the parent knows everything earlier.
         before: gives the number of slices of each part.
 
@@ -95,7 +98,7 @@ def split_after(log: ActionLog, until_ms: int, before: Split) -> Split:
     new = events - log.before(until_ms)
     if new < EVENTS_MIN:
         raise _too_few(new, "events")
-    return _split_from(1 - new / events, before)
+    return _split_from(max(1 - new / events, _PAST_SHARE if new == events else 0.0), before)
 
 
 def split_of_new(before: Split, count: int, what: str) -> Split:

@@ -144,7 +144,7 @@ def test_a_head_that_a_bundle_lacks_is_shown_as_missing(tmp_path: Path, monkeypa
     # What the final order does to pins that were hidden can be measured all the same.
     assert hide.hit_at_3_by_utility is not None
     line = next(line for line in head_table(evaluation).blocks[1] if line[1].text == "bad")
-    assert [cell.text for cell in line[4:]] == ["-", "-", "-", "-"]
+    assert [cell.text for cell in line[4:]] == ["-"] * 5
     assert any("bad does not predict hide, like" in sentence for sentence in caveats(evaluation))
 
 

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from model_store.model.selection import select
-from ranker.evaluation.metrics import ReliabilityBin, auc, calibration_error, hits, reliability, requests_with
+from ranker.evaluation.metrics import (
+    Decile,
+    ReliabilityBin,
+    auc,
+    calibration_error,
+    deciles,
+    hits,
+    reliability,
+    requests_with,
+    worst_decile,
+)
 from ranker.export.calibration import fit_calibration
 
 
@@ -70,6 +80,28 @@ def test_calibration_error_is_the_weighted_gap_of_the_bins() -> None:
     # Two bins: the lower says 0.1 and has 0.5, the upper says 0.95 and has 1.
     assert calibration_error(reliability(probabilities, labels, bins=2)) == pytest.approx(0.5 * 0.4 + 0.5 * 0.05)
     assert math.isnan(calibration_error(()))
+
+
+def test_deciles_say_of_a_rare_action_what_its_bins_cannot() -> None:
+    # 10,000 rows. The last tenth promises 7.4% and gets 2.1%; all others promise and get next to nothing.
+    probabilities = np.concatenate([np.linspace(0, 1e-6, 9_000), np.full(1_000, 0.074), [np.nan]])
+    labels = np.concatenate([np.zeros(9_000), np.arange(1_000) < 21, [1]])
+    assert calibration_error(reliability(probabilities, labels)) < 0.02
+    found = deciles(probabilities, labels)
+    assert [decile.rows for decile in found] == [1_000] * 10
+    assert found[-1].expected == pytest.approx(74)
+    assert found[-1].observed == 21
+    assert found[-1].off == pytest.approx(21 / 74 - 1)
+    assert found[0].off is None  # too few to say anything
+    assert worst_decile(found) == found[-1]
+    assert worst_decile(found[:-1]) is None
+    assert deciles(np.empty(0), np.empty(0)) == ()
+
+
+def test_actions_that_nobody_predicted_count_as_an_error_too() -> None:
+    assert Decile(10.0, 60, 500).off == pytest.approx(5.0)
+    assert Decile(0.0, 60, 500).off == pytest.approx(59.0)
+    assert Decile(50.0, 50, 500).off is None
 
 
 def test_calibration_recovers_the_line_that_made_the_labels() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,14 +15,15 @@ from ranker.data.actions import action_log
 from ranker.data.recbole import AtomicDataset, read_atomic
 from ranker.errors import GateError, SettingError
 from ranker.evaluation.bootstrap import Estimate
-from ranker.evaluation.gates import Gates, breaches
+from ranker.evaluation.gates import Gates, losses, miscalibrated, refusal
+from ranker.evaluation.metrics import Decile
 from ranker.evaluation.results import HeadScore, Hit
 from ranker.recipe import make_bundle
 from ranker.training.parent import Parent, decode_parameters, split_after
 from tests.ranker.interactions import write_atomic
 from tests.ranker.test_recipe import RECIPE, SPLIT, Notes
 
-OPEN = Gates(auc_loss_max=1.0, hit_loss_percent_max=1_000.0, ece_max=1.0)
+OPEN = Gates(auc_loss_max=1.0, hit_loss_percent_max=1_000.0, calibration_percent_max=1e6)
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +78,10 @@ def test_a_successor_learns_only_what_is_newer_and_stays_in_its_parents_space(
 
 
 def test_a_gate_that_does_not_hold_leaves_nothing(tmp_path: Path, first: Bundle, whole: Path) -> None:
-    with pytest.raises(GateError, match="worse than toy@3 on the newest requests: save: calib"):
+    with pytest.raises(GateError, match="because the new model is worse than toy@3 on the newest requests: save: AUC"):
         make_bundle(
             tmp_path / "second", read_atomic(whole), replace(RECIPE, version=4), Notes(),
-            parent=Parent.of(first), gates=Gates(ece_max=0.0),
+            parent=Parent.of(first), gates=replace(OPEN, auc_loss_max=-1.0),
         )  # fmt: skip
     assert not (tmp_path / "second").exists()
 
@@ -96,39 +98,68 @@ def test_versions_that_bring_no_parameters_say_so(first: Bundle) -> None:
         Parent.of(older)
 
 
-def score(scorer: str, auc: float, hit: float, difference: tuple[float, float, float] | None, ece: float) -> HeadScore:
+def score(scorer: str, auc: float, hit: float, difference: tuple[float, float, float] | None) -> HeadScore:
     shown = Hit(Estimate(hit, None, None), Estimate(*difference) if difference else None, None)
-    return HeadScore(scorer, "save", shown, None, auc, ece, ())
+    return HeadScore(scorer, "save", shown, None, auc, 0.01, ())
 
 
 @pytest.mark.parametrize(
     ("own", "expected"),
     [
-        (score("this", 0.8, 0.5, (0.0, -0.01, 0.01), 0.01), []),
-        (score("this", 0.796, 0.5, (0.0, -0.01, 0.01), 0.01), []),
+        (score("this", 0.8, 0.5, (0.0, -0.01, 0.01)), []),
+        (score("this", 0.796, 0.5, (0.0, -0.01, 0.01)), []),
         (
-            score("this", 0.794, 0.5, (0.0, -0.01, 0.01), 0.01),
+            score("this", 0.794, 0.5, (0.0, -0.01, 0.01)),
             ["save: AUC 0.7940 is more than 0.005 below the parent's 0.8000"],
         ),
+        (score("this", 0.8, 0.45, (-0.05, -0.06, -0.005)), []),
         (
-            score("this", 0.8, 0.5, (0.0, -0.01, 0.01), 0.03),
-            ["save: calibration error 0.0300 is above the limit of 0.02"],
-        ),
-        (score("this", 0.8, 0.45, (-0.05, -0.06, -0.005), 0.01), []),
-        (
-            score("this", 0.8, 0.45, (-0.05, -0.06, -0.02), 0.01),
+            score("this", 0.8, 0.45, (-0.05, -0.06, -0.02)),
             ["save: HIT@3 0.4500 is more than 2% below the parent's 0.5000"],
         ),
     ],
 )
 def test_gates_compare_head_by_head(own: HeadScore, expected: list[str]) -> None:
     class Found:
-        scores = (score("parent", 0.8, 0.5, None, 0.01), own)
+        scores = (score("parent", 0.8, 0.5, None), own)
 
-    found = breaches(Found(), "this", "parent", Gates())  # type: ignore[arg-type]
+    found = losses(Found(), "this", "parent", Gates())  # type: ignore[arg-type]
     assert len(found) == len(expected)
     for line, start in zip(found, expected, strict=True):
         assert line.startswith(start)
+
+
+def test_a_decile_that_is_off_by_more_than_a_third_is_refused_whatever_the_parent_does() -> None:
+    low, off = Decile(100.0, 133, 500), Decile(74.0, 21, 500)
+
+    class Found:
+        scores = (
+            replace(score("this", 0.8, 0.5, None), deciles=(low, off)),
+            replace(score("other", 0.8, 0.5, None), deciles=(off,)),
+        )
+
+    found: Any = Found()
+    assert miscalibrated(found, "this") == [
+        "save: of 500 rows 74 were predicted to get the action and 21 did, -72%, which is beyond the limit of 33.3%"
+    ]
+    assert miscalibrated(found, "this", 80.0) == []
+    assert refusal("toy@3", [], miscalibrated(found, "this")).startswith("no bundle was written, because its prob")
+
+
+def test_both_reasons_are_told() -> None:
+    both = refusal("toy@3", ["a", "b"], ["c"])
+    assert "the new model is worse than toy@3 on the newest requests: a; b. Also, its probabilities are wrong" in both
+    assert both.endswith(": c")
+    assert refusal("toy@3", [], []) == ""
+
+
+def test_a_log_of_new_events_alone_lends_its_oldest_tenth_as_the_past(older: AtomicDataset) -> None:
+    log = action_log(older)
+    split = split_after(log, int(log.time_ms[0]), SPLIT)
+    assert split.producer_until == pytest.approx(0.1)
+    assert split.train_until == pytest.approx(0.1 + 0.7 * 0.9)
+    some = split_after(log, int(log.time_ms[10]), SPLIT)
+    assert some.producer_until == pytest.approx(log.before(int(log.time_ms[10])) / len(log.time_ms))
 
 
 def test_damaged_parameters_are_refused() -> None:
