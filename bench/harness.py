@@ -103,11 +103,13 @@ class Conclusion:
         summary: the most important numbers; each name includes the unit. None where the run gave no value.
         claims: the claims that the benchmark tests.
         table: the results as Markdown, written next to the JSON.
+        chart: a chart as SVG, written next to the table.
     """
 
     summary: Mapping[str, float | None]
     claims: tuple[Claim, ...]
     table: str | None = None
+    chart: bytes | None = None
 
 
 def run(
@@ -186,6 +188,8 @@ def _concluded(content: dict[str, Any], conclude: Callable[[Raw], Conclusion], r
         _replace(results / f"{name}.json", text)
         if concluded.table is not None:
             (results / f"{name}.md").write_text(concluded.table)
+        if concluded.chart is not None:
+            (results / f"{name}.svg").write_bytes(concluded.chart)
         (results / f"{name}.raw").unlink(missing_ok=True)
     return concluded
 

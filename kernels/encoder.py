@@ -1,6 +1,6 @@
 """Call the native kernel of the early-fused encoder: fold its weights, lay them out in memory, and run it.
 
-The kernel (`kernels/native/encoding.h`) computes the function `EarlyFusedEncoder` of `kernels.fusion` for two
+The kernel (`kernels/native/encoding.h`) computes the function `EarlyFusedEncoder` of `kernels.fusion` for one or two
 post-norm layers with one head. This file precomputes, in float64, everything that does not depend on a batch:
 
 - The first layer's values are linear in [pin; action]. A basis replaces them: the pin's few dimensions and one column
@@ -32,7 +32,7 @@ _LANES = 16
 LENGTH_MAX = 1024
 
 _SIZES = (
-    *("length", "rows", "actions", "embedding"),
+    *("length", "rows", "layers", "actions", "embedding"),
     *("action", "pin", "pin_padded", "own", "own_padded", "candidate", "dim", "dim_padded", "hidden", "basis"),
 )
 _EPSILONS = ("epsilon1", "epsilon2", "epsilon3", "epsilon4")
@@ -91,7 +91,7 @@ class FusedEncoder:
             EngineError: the kernel is not built, or does not support this shape or instruction set.
         """
         if not serves(shape):
-            raise EngineError(f"the kernel supports two layers and up to {LENGTH_MAX} actions, not {shape}")
+            raise EngineError(f"the kernel supports one or two layers and up to {LENGTH_MAX} actions, not {shape}")
         try:
             self._library = library()
         except NativeLibraryError as error:
@@ -106,8 +106,8 @@ class FusedEncoder:
         sizes, self._arrays = _fold({name: np.asarray(w, np.float64) for name, w in weights.items()}, shape, numbers)
         self.width = sizes["rows"] * sizes["dim"]
         self._struct = _Struct(**sizes, **dict.fromkeys(_EPSILONS, shape.epsilon))
-        for name in _ARRAYS:
-            setattr(self._struct, name, self._arrays[name].ctypes.data)
+        for name, array in self._arrays.items():
+            setattr(self._struct, name, array.ctypes.data)
 
     def run(
         self, actions: np.ndarray, embeddings: np.ndarray, candidates: np.ndarray, splits: np.ndarray
@@ -154,7 +154,7 @@ class FusedEncoder:
 
 def serves(shape: EncoderShape) -> bool:
     """Return whether the kernel supports an encoder of this shape."""
-    return shape.layers == 2 and 0 < shape.rows <= shape.length <= LENGTH_MAX
+    return shape.layers in {1, 2} and 0 < shape.rows <= shape.length <= LENGTH_MAX
 
 
 @cache
@@ -211,9 +211,12 @@ def _fold(
     """Return the kernel's sizes, and its arrays in float32, padded."""
     sizes = _sizes(w, shape)
     centre = np.eye(sizes["dim"]) - 1.0 / sizes["dim"]
-    arrays = _fold_layer1(w, sizes, centre) | _fold_layer2(w, centre)
+    arrays = _fold_layer1(w, sizes, centre) | (_fold_layer2(w, centre) if shape.layers == 2 else {})
+    last = f"layer{shape.layers}_norm_out"
+    arrays |= {"gain4": _pad(w[last]), "shift4": _pad(w[f"{last}_bias"])}
     if numbers == "bf16":
-        arrays |= {name: pairs(arrays[name].astype(np.float32)).view(np.float32) for name in _IN_PAIRS}
+        paired = arrays.keys() & set(_IN_PAIRS)
+        arrays |= {name: pairs(arrays[name].astype(np.float32)).view(np.float32) for name in paired}
     return sizes, {name: _aligned(array) for name, array in arrays.items()}
 
 
@@ -224,6 +227,7 @@ def _sizes(w: Mapping[str, np.ndarray], shape: EncoderShape) -> dict[str, int]:
     return {
         "length": shape.length,
         "rows": shape.rows,
+        "layers": shape.layers,
         "actions": len(table),
         "embedding": w["acted"].shape[1],
         "action": action,
@@ -296,8 +300,6 @@ def _fold_layer2(w: Mapping[str, np.ndarray], centre: np.ndarray) -> dict[str, n
         "hidden_bias2": _pad(w["layer2_hidden_bias"]),
         "out_of_hidden2": _pad(w["layer2_feed_forward"].T, rows=_up(len(w["layer2_hidden"]))),
         "out_bias2": _pad(w["layer2_feed_forward_bias"]),
-        "gain4": _pad(w["layer2_norm_out"]),
-        "shift4": _pad(w["layer2_norm_out_bias"]),
     }
 
 

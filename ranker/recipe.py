@@ -27,11 +27,11 @@ from ranker.evaluation.evaluate import evaluate
 from ranker.evaluation.gates import Gates, check_rate_gates, losses, miscalibrated, refusal, shortfalls
 from ranker.evaluation.scoring import score_test
 from ranker.export.bundle import BundleParts, export_bundle
-from ranker.export.calibration import fit_calibration
 from ranker.export.golden import golden_inputs
 from ranker.network.model import RankerNetwork
 from ranker.progress import Reporter, StepProgress
 from ranker.recipe_settings import Recipe, Target, target_of
+from ranker.training.calibration import fit_calibration
 from ranker.training.examples import Examples, Sampling
 from ranker.training.fit import predict, train
 from ranker.training.parent import Parent, split_after, split_of_new
@@ -92,7 +92,7 @@ def make_bundle(
     answers = GateAnswers.of(source.shown, recipe.split) if parent and gates and gates.rates else None
     embeddings = parent.embeddings if parent else _embed(source, recipe, reporter)
     network, validation = _learn(source, embeddings, recipe, target, reporter, execution or Execution(), parent)
-    logits = predict(network, validation, recipe.training.requests_per_batch)
+    logits = predict(network, validation)
     calibrations = [fit_calibration(logits[:, i], validation.labels[:, i]) for i in range(len(source.heads))]
     parts = _bundle_parts(dataset, source, embeddings, calibrations, recipe, target.draft, validation, logits)
     # The manifest holds metrics that are measured on the bundle itself, so a first bundle is written to measure them.
@@ -315,6 +315,7 @@ def _bundle_parts(
         explore_toml=recipe.explore_toml,
         embeddings=embeddings,
         golden=golden_inputs(draft, embeddings, seed),
+        sequence_length=draft.sequence_length,
         statistics=statistics.model_dump_json(indent=1).encode(),
     )
 

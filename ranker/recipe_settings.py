@@ -13,13 +13,12 @@ from model_store.model.utility import UtilityError, load_utility
 from ranker.data.actions import ActionLog
 from ranker.data.embeddings import space_of
 from ranker.data.features import SURFACES, scalar_names
-from ranker.data.inputs import SEQUENCE_LENGTH
 from ranker.data.requests import Split
 from ranker.data.schema import ActionSchema
 from ranker.errors import DatasetError, SettingError
 from ranker.export.manifest import draft_manifest
 from ranker.network.model import NetworkConfig
-from ranker.network.variants import network_overrides
+from ranker.network.variants import network_overrides, sequence_length
 from ranker.training.examples import Sampling
 from ranker.training.parent import Parent
 from ranker.training.settings import TrainingConfig
@@ -41,7 +40,9 @@ class Recipe:
     #: Empty for a bundle without exploration.
     explore_toml: bytes = b""
     #: One of `ranker.network.variants`.
-    variant: str = "early"
+    variant: str = "late"
+    #: How many of the user's last actions the network reads; None means as many as the variant does.
+    sequence_length: int | None = None
     #: Fields of `NetworkConfig` that override the variant's.
     sizes: Mapping[str, Any] = field(default_factory=dict)
     parent: str | None = None
@@ -63,11 +64,11 @@ class Recipe:
     def network_config(self, schema: ActionSchema, heads: Sequence[str]) -> NetworkConfig:
         """Return the network's sizes. Raises SettingError for an unknown variant or an invalid size."""
         sizes = {**network_overrides(self.variant), **self.sizes}
-        if sizes.get("readout_rows", 0) > SEQUENCE_LENGTH:
-            raise SettingError(f"readout_rows can be at most {SEQUENCE_LENGTH}, the length of a sequence")
-        reads_sequence = sizes.get("fusion") != "none"
+        length = self.length()
+        if length and sizes.get("readout_rows", 0) > length:
+            raise SettingError(f"readout_rows can be at most {length}, the length of a sequence")
         return NetworkConfig(
-            similarities=similarity_count(SEQUENCE_LENGTH, len(schema.actions)) if reads_sequence else 0,
+            similarities=similarity_count(length, len(schema.actions)) if length else 0,
             heads=len(heads),
             actions=len(schema.actions),
             surfaces=len(SURFACES),
@@ -75,11 +76,19 @@ class Recipe:
             **sizes,
         )
 
+    def length(self) -> int:
+        """Return how many of the user's last actions the network reads. Raises SettingError for an unknown variant."""
+        own = sequence_length(self.variant)
+        if self.sequence_length is None or not own:
+            return own
+        return self.sequence_length
+
     def described(self) -> dict[str, str]:
         """Return the settings that distinguish one training from another, as text by name."""
         sizes = {f"size_{name}": str(value) for name, value in self.sizes.items()}
         settings = {name: str(value) for name, value in asdict(self.training).items()}
-        return {"version": str(self.version), "variant": self.variant, **sizes, **settings}
+        length = {"sequence_length": str(self.length())}
+        return {"version": str(self.version), "variant": self.variant, **length, **sizes, **settings}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +127,7 @@ def target_of(recipe: Recipe, log: ActionLog, parent: Parent | None, heads: tupl
         space_of(recipe.dataset),
         log.schema,
         heads,
-        sequence=sizes.sequence,
+        sequence_length=parent.bundle.manifest.sequence_length if parent else recipe.length(),
         similarities=sizes.similarities > 0,
     )
     try:

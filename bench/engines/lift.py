@@ -1,7 +1,9 @@
-"""Measure, on real logs, the lift of each variant of the ranker by head, and its serving latency.
+"""Measure, on four real logs, how well each variant of the ranker ranks, against boosted trees, and what it costs.
 
-The variants of a dataset are trained on the same requests, evaluated on the newest tenth, and served by one server. It
-answers one request at a time, for users with their real sequences, and rotates the variants.
+Every variant is trained with default settings on about 5,000 requests of each dataset, with two seeds, and evaluated on
+the newest tenth: by head against LightGBM with the same rows, and by utility against the ranker without a sequence. One
+server serves the variants of a dataset. It answers one request at a time, for users with their real sequences, and
+rotates the variants.
 
 MovieLens-1M is downloaded. The other datasets must be in `data/NAME`; create them with
 `pinrank data NAME SOURCE --out data/NAME`. Trained bundles stay in `data/lift/`, where a second run continues; delete
@@ -12,20 +14,23 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter
 
-from bench.engines.fusion_latency import BASE, SUBJECT, in_turn_ms, served
-from bench.harness import ROOT, BenchmarkError, Claim, Conclusion, Raw, markdown_table
+from bench.engines.fusion_latency import BASE, DEFAULT, in_turn_ms, served
+from bench.engines.lift_conclusions import CANDIDATES, conclude
+from bench.harness import ROOT, BenchmarkError, Raw
 from feature_client.stores.open_store import open_store
 from kernels.cpu.openvino_engine import OpenVinoEngine
 from model_store.bundle.files import EMBEDDINGS, Bundle, read_bundle
 from pinrank.channels import open_channel
 from pinrank.v1 import ranking_pb2
+from ranker.baselines.score import BaselinePlan
 from ranker.cache_folder import default_cache_dir
 from ranker.cli.console import ConsoleReporter
 from ranker.data import movielens
@@ -36,7 +41,6 @@ from ranker.data.recbole import AtomicDataset, read_atomic
 from ranker.data.requests import Split
 from ranker.data.schema import ActionSchema
 from ranker.evaluation.evaluate import evaluate
-from ranker.evaluation.results import Evaluation, Hit
 from ranker.network.variants import VARIANTS
 from ranker.recipe import make_bundle
 from ranker.recipe_settings import Recipe
@@ -44,70 +48,85 @@ from ranker.training.examples import Sampling
 from ranker.training.settings import TrainingConfig
 from server.cli.console import console
 
+__all__ = ["conclude", "measure"]
+
 DATA = ROOT / "data"
-CANDIDATES = 128
-#: Published for early-fused real-time activity: its lift of saves, and the latency that it may add.
-LIFT_PERCENT, LATENCY_PERCENT = 9.0, 20.0
-SEED = 7
+SEEDS = (7, 8)
 
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """The training settings of a dataset, the same for all its variants."""
+    """A dataset, the same for all variants.
+
+    Attributes:
+        name: of the dataset.
+        model: name of its models.
+        save: the strongest action that a model predicts.
+        utility: weights of the heads; None means the affinity of each action.
+    """
 
     name: str
-    #: Name of its models.
     model: str
-    #: The head that corresponds to the published save.
     save: str
-    training: TrainingConfig
-    #: Negatives per training request: few, because rows of the early-fused variant are expensive to train on.
-    negatives: int = 12
-    #: Weights of the heads; None means the affinity of each action.
     utility: Path | None = None
-    test_requests_max: int = 4_000
 
 
 COURSES = (
-    # Users rate films for minutes at a time: a time window of hours would hide a whole session.
-    Course(
-        "ml-1m",
-        "ml1m",
-        "save",
-        TrainingConfig(seed=SEED, epochs=3, time_window_h_max=0.0),
-        negatives=8,
-        utility=ROOT / "deploy" / "demo" / "utility.toml",
-    ),
-    Course("deskdrop", "deskdrop", "save", TrainingConfig(seed=SEED, epochs=6, patience=2, time_window_share=0.5)),
-    Course("kuairand", "kuairand", "like", TrainingConfig(seed=SEED, epochs=4, time_window_share=0.5)),
+    Course("ml-1m", "ml1m", "save", ROOT / "deploy" / "demo" / "utility.toml"),
+    Course("deskdrop", "deskdrop", "save"),
+    Course("kuairand", "kuairand", "like"),
+    Course("grocery", "grocery", "review"),
 )
 
 
 @dataclass(frozen=True, slots=True)
+class Subject:
+    """What is compared: a variant, with or without other sizes."""
+
+    variant: str
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+    sequence_length: int | None = None
+    seeds: tuple[int, ...] = SEEDS
+
+
+SUBJECTS: Mapping[str, Subject] = {
+    # Training of this one takes ten times as long, so it has one seed. It reads most actions, and so do the trees then.
+    "published": Subject("published", seeds=SEEDS[:1]),
+    **{name: Subject(name) for name in VARIANTS if name not in {"published", "wide"}},
+    "early, 4 times as wide": Subject("early", {"action_dim": 64, "token_pin_dim": 64, "readout_rows": 10}),
+    "early, 100 actions": Subject("early", sequence_length=100),
+    "early, 20 actions": Subject("early", sequence_length=20),
+}
+
+
+@dataclass(frozen=True, slots=True)
 class LiftPlan:
-    requests_max: int | None = None
+    requests_max: int = 5_000
+    test_requests_max: int = 4_000
+    #: Of the training that is only timed, on the first dataset.
+    timed_requests_max: int = 10_000
     epochs: int | None = None
     rounds: int = 30
     users: int = 40
 
 
-QUICK = LiftPlan(requests_max=40, epochs=1, rounds=1, users=2)
+QUICK = LiftPlan(requests_max=40, test_requests_max=40, timed_requests_max=40, epochs=1, rounds=1, users=2)
 
 
 def measure(
     *,
     quick: bool = False,
     courses: tuple[Course, ...] = COURSES,
-    variants: tuple[str, ...] = tuple(VARIANTS),
+    subjects: Mapping[str, Subject] = SUBJECTS,
     data: Path = DATA,
     keep: Path = DATA / "lift",
 ) -> Iterator[Raw]:
-    """Train, evaluate and serve every variant on every dataset.
+    """Train, evaluate and serve every subject on every dataset.
 
     Args:
         quick: use little data, and keep nothing.
-        courses: the datasets and their settings.
-        variants: the variants to compare, the base first.
+        courses: the datasets.
+        subjects: what to compare, by name; `base` is among them.
         data: folder of the datasets.
         keep: folder for the trained bundles.
 
@@ -115,31 +134,29 @@ def measure(
         BenchmarkError: a dataset is missing; the message says how to create it.
     """
     plan = QUICK if quick else LiftPlan()
-    raw: Raw = {}
+    raw: Raw = {"training_minutes": None}
     with tempfile.TemporaryDirectory(prefix="pinrank-bench-") as temporary:
         for course in courses:
             dataset = _dataset(course.name, data)
-            folders = _trained(course, variants, dataset, plan, Path(temporary) if quick else keep)
-            bundles = {variant: read_bundle(folder) for variant, folder in folders.items()}
+            if raw["training_minutes"] is None:
+                raw["training_minutes"] = _timed(course, dataset, plan, Path(temporary) / "timed")
+                yield raw
+            folders = _trained(course, subjects, dataset, plan, Path(temporary) if quick else keep)
             log = action_log(dataset)
-            sampling = Sampling(requests_max=plan.requests_max or course.test_requests_max)
-            evaluation = evaluate(bundles, log, OpenVinoEngine, sampling, SEED, Split(), baseline=BASE)
-            latency_ms = _latency(folders, bundles, log, plan)
-            raw[course.name] = {"evaluation": evaluation.as_json(), "latency_ms": latency_ms, "save": course.save}
+            evaluations = []
+            for seed in SEEDS:
+                bundles = {name: read_bundle(by_seed[seed]) for name, by_seed in folders.items() if seed in by_seed}
+                sampling = Sampling(requests_max=plan.test_requests_max)
+                against = BaselinePlan(Sampling(requests_max=plan.requests_max))
+                evaluation = evaluate(
+                    bundles, log, OpenVinoEngine, sampling, SEEDS[0], Split(), baseline=BASE, against=against
+                )
+                evaluations.append(evaluation.as_json())
+            first = {name: by_seed[SEEDS[0]] for name, by_seed in folders.items()}
+            bundles = {name: read_bundle(folder) for name, folder in first.items()}
+            latency_ms = _latency(first, bundles, log, plan)
+            raw[course.name] = {"evaluations": evaluations, "latency_ms": latency_ms, "save": course.save}
             yield raw
-
-
-def conclude(raw: Raw) -> Conclusion:
-    summary: dict[str, float] = {}
-    claims: list[Claim] = []
-    tables = ["# What each variant brings over the base, and what it costs\n"]
-    for name, measured in raw.items():
-        evaluation = TypeAdapter(Evaluation).validate_python(measured["evaluation"])
-        told, made = _concluded(name, measured["save"], evaluation, measured["latency_ms"])
-        summary |= told
-        claims += made
-        tables.append(_table(name, evaluation, measured["latency_ms"]))
-    return Conclusion(summary, tuple(claims), "\n".join(tables))
 
 
 def _dataset(name: str, data: Path) -> AtomicDataset:
@@ -151,34 +168,48 @@ def _dataset(name: str, data: Path) -> AtomicDataset:
     return read_atomic(folder)
 
 
+def _timed(course: Course, dataset: AtomicDataset, plan: LiftPlan, folder: Path) -> float:
+    """Return how many minutes the default variant takes to train, from the data to the bundle."""
+    started_s = time.monotonic()
+    _train(course, Subject(DEFAULT), dataset, replace(plan, requests_max=plan.timed_requests_max), SEEDS[0], 1, folder)
+    return (time.monotonic() - started_s) / 60
+
+
 def _trained(
-    course: Course, variants: tuple[str, ...], dataset: AtomicDataset, plan: LiftPlan, keep: Path
-) -> dict[str, Path]:
-    """Return the bundle of each variant, and train the missing ones."""
-    progress = console(stderr=True)
-    folders = {}
+    course: Course, subjects: Mapping[str, Subject], dataset: AtomicDataset, plan: LiftPlan, keep: Path
+) -> dict[str, dict[int, Path]]:
+    """Return the bundle of each subject and seed, and train the missing ones."""
+    folders: dict[str, dict[int, Path]] = {}
     # The demo's first models were versions 1 and 2.
-    for number, variant in enumerate(variants, start=3):
-        folder = keep / course.name / variant
-        if not folder.is_dir():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            progress.rule(f"{course.name}, {variant}")
-            training = replace(course.training, epochs=plan.epochs or course.training.epochs)
-            recipe = Recipe(
-                name=course.model,
-                version=number,
-                dataset=course.model,
-                command="python -m bench lift",
-                utility_toml=course.utility.read_bytes() if course.utility else _utility(dataset.schema),
-                variant=variant,
-                sampling=Sampling(course.negatives, requests_max=plan.requests_max),
-                training=training,
-                validation_requests_max=plan.requests_max or 600,
-                test_requests_max=plan.requests_max or 2_000,
-            )
-            make_bundle(folder, dataset, recipe, ConsoleReporter(progress))
-        folders[variant] = folder
+    for number, (name, subject) in enumerate(subjects.items(), start=3):
+        for seed in subject.seeds:
+            folder = keep / course.name / f"{name.replace(' ', '-')}-{seed}"
+            if not folder.is_dir():
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                console(stderr=True).rule(f"{course.name}, {name}, seed {seed}")
+                _train(course, subject, dataset, plan, seed, number, folder)
+            folders.setdefault(name, {})[seed] = folder
     return folders
+
+
+def _train(
+    course: Course, subject: Subject, dataset: AtomicDataset, plan: LiftPlan, seed: int, number: int, folder: Path
+) -> None:
+    training = TrainingConfig(seed=seed)
+    recipe = Recipe(
+        name=course.model,
+        version=number,
+        dataset=course.model,
+        command="python -m bench lift",
+        utility_toml=course.utility.read_bytes() if course.utility else _utility(dataset.schema),
+        variant=subject.variant,
+        sequence_length=subject.sequence_length,
+        sizes=dict(subject.sizes),
+        sampling=Sampling(requests_max=plan.requests_max),
+        training=training if plan.epochs is None else replace(training, epochs=plan.epochs),
+        test_requests_max=100,  # for the bundle's own lineage; the comparison builds its own
+    )
+    make_bundle(folder, dataset, recipe, ConsoleReporter(console(stderr=True)))
 
 
 def _utility(schema: ActionSchema) -> bytes:
@@ -223,7 +254,7 @@ async def _fill(address: str, bundle: Bundle, log: ActionLog) -> None:
 
 def _requests(bundles: Mapping[str, Bundle], log: ActionLog, users: int) -> dict[str, list[ranking_pb2.RankRequest]]:
     """Return the same requests for every variant. Users are drawn as often as they act, as in real traffic."""
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(SEEDS[0])
     asking = log.user_ids[rng.choice(log.user, users)]
     count = min(CANDIDATES, len(log.pin_ids))
     pins = [rng.choice(log.pin_ids, count, replace=False).tolist() for _ in asking]
@@ -234,68 +265,3 @@ def _requests(bundles: Mapping[str, Bundle], log: ActionLog, users: int) -> dict
         ]
         for variant in bundles
     }
-
-
-def _concluded(
-    name: str, save: str, evaluation: Evaluation, latency_ms: Mapping[str, list[float]]
-) -> tuple[dict[str, float], list[Claim]]:
-    """Return the summary of one dataset, and its claims."""
-    summary: dict[str, float] = {}
-    base_ms = float(np.median(latency_ms[BASE]))
-    for variant, measured in latency_ms.items():
-        median_ms = float(np.median(measured))
-        summary[f"{name}, {variant}, latency P50 ms"] = median_ms
-        summary[f"{name}, {variant}, latency over base %"] = 100 * (median_ms / base_ms - 1)
-    lifts = {}
-    for score in evaluation.scores:
-        for order, hit in (("by utility", score.hit_at_3_by_utility), ("by head", score.hit_at_3_by_head)):
-            lift = None if hit is None else hit.lift_percent
-            if score.scorer not in latency_ms or lift is None or lift.value is None:
-                continue
-            lifts[score.scorer, score.head, order] = lift.value
-            summary[f"{name}, {score.scorer}, HIT@3 {score.head} {order} over base %"] = lift.value
-    claims = [
-        Claim(
-            f"{name}: HIT@3 {save} by head, {SUBJECT} over {BASE}",
-            lifts.get((SUBJECT, save, "by head"), 0.0), LIFT_PERCENT, "%", "at_least",
-        ),
-        Claim(
-            f"{name}: HIT@3 {save} by utility, {SUBJECT} over {BASE}",
-            lifts.get((SUBJECT, save, "by utility"), 0.0), LIFT_PERCENT, "%", "at_least",
-        ),
-        Claim(
-            f"{name}: latency, {SUBJECT} over {BASE}",
-            summary[f"{name}, {SUBJECT}, latency over base %"], LATENCY_PERCENT, "%", "at_most",
-        ),
-    ]  # fmt: skip
-    return summary, claims
-
-
-def _table(name: str, evaluation: Evaluation, latency_ms: Mapping[str, list[float]]) -> str:
-    """Return the table of one dataset: HIT@3, its lift with a 95% interval, and the latency."""
-    heads = list(dict.fromkeys(score.head for score in evaluation.scores))
-    text = ""
-    for order, attribute in (
-        ("each head's own order", "hit_at_3_by_head"),
-        ("the utility's order", "hit_at_3_by_utility"),
-    ):
-        lines = []
-        base_ms = float(np.median(latency_ms[BASE]))
-        for variant, measured in latency_ms.items():
-            hits = {s.head: getattr(s, attribute) for s in evaluation.scores if s.scorer == variant}
-            median_ms = float(np.median(measured))
-            cells = [VARIANTS[variant].description, *(_hit_cell(hits.get(head)) for head in heads)]
-            lines.append([f"`{variant}`", *cells, f"{median_ms:.2f} ms, {100 * (median_ms / base_ms - 1):+.0f}%"])
-        title = f"{name}: HIT@3 in {order}, {evaluation.requests:,} requests"
-        text += markdown_table(title, ["variant", "", *heads, f"P50 of {CANDIDATES} candidates"], lines) + "\n"
-    return text
-
-
-def _hit_cell(hit: Hit | None) -> str:
-    if hit is None or hit.mean.value is None:
-        return "-"
-    lift = hit.lift_percent
-    if lift is None or lift.value is None:
-        return f"{hit.mean.value:.3f}"
-    interval = "" if lift.low is None or lift.high is None else f" [{lift.low:+.1f}, {lift.high:+.1f}]"
-    return f"{hit.mean.value:.3f}, {lift.value:+.1f}%{interval}"

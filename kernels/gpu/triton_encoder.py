@@ -278,7 +278,7 @@ class TritonEncoder:
     @staticmethod
     def serves(shape: EncoderShape) -> bool:
         """Return whether the kernel supports an encoder of this shape."""
-        return serves(shape) and shape.length <= LENGTH_MAX
+        return shape.layers == 2 and serves(shape) and shape.length <= LENGTH_MAX
 
     def _laid_out(self) -> dict[str, np.ndarray]:
         w, own, s = self.weights, self.token_dim, self.constants

@@ -5,9 +5,10 @@
 
 #define PINRANK_LENGTH_MAX 1024
 
-// Names follow kernels/encoder.py, which explains them; keep both in the same order.
+// Names follow kernels/encoder.py, which explains them; keep both in the same order. With one layer, the arrays from
+// query_key2 to out_bias2 are null, and gain4 and shift4 are those of its last norm.
 struct PinrankEncoder {
-  int32_t length, rows, actions, embedding;  // of a sequence; read; in the vocabulary; of a pin
+  int32_t length, rows, layers, actions, embedding;  // of a sequence; read; one or two; in the vocabulary; of a pin
   int32_t action, pin, pin_padded, own, own_padded, candidate, dim, dim_padded, hidden, basis;
   float epsilon1, epsilon2, epsilon3, epsilon4;
   const float *action_table, *pin_map, *pin_bias, *candidate_map, *candidate_bias;

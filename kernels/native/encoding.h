@@ -1,4 +1,4 @@
-// The early-fused encoder of two post-norm layers with one head, for a few candidates at a time.
+// The early-fused encoder of one or two post-norm layers with one head, for a few candidates at a time.
 //
 // Compiled once per instruction set (see build.py): the code says what happens to vectors of WIDTH floats, the
 // compiler how. `Number` says what the products of layers 1 and 2 multiply: floats, or pairs of bf16 numbers (pairs.h).
@@ -13,7 +13,7 @@
 //     fill whole vectors, whatever the width of a basis;
 //   - layer 1 sweeps over the rows of a group: each sweep is a product whose tiles end with row-wise work on sums that
 //     are still in registers. What a norm's scale and mean do to the next product is folded into that work;
-//   - in layer 2 only the rows that are read ask, and each map of a group's rows is one product;
+//   - in the last layer only the rows that are read ask. In layer 2, each map of a group's rows is one product;
 //   - sums across a vector are made for four vectors together.
 
 #pragma once
@@ -152,6 +152,8 @@ class Encoding {
       present++;
     }
     if (asked == 0) return;
+    // All rows are keys of the last layer; only those that are read are its queries, and they stand first.
+    asking_first = e.layers == 1 ? asked : present;
     stride = padded(present);
     std::fill(embeddings + (size_t)present * e.embedding, embeddings + (size_t)(present + ROWS) * e.embedding, 0.0f);
     product(embeddings, e.embedding, e.pin_map, e.pin_padded, e.pin_bias, pins, e.pin_padded, present, e.pin_padded,
@@ -169,16 +171,16 @@ class Encoding {
       for (int i = 0; i < present; i++) own_across[(size_t)k * stride + i] = own[(size_t)i * e.own + k];
       std::fill(own_across + (size_t)k * stride + present, own_across + (size_t)(k + 1) * stride, 0.0f);
     }
-    product(own, e.own, e.own_query_key, e.own_padded, e.own_query_key_bias, own_queries, e.own_padded, present,
-            e.own_padded, e.own);
-    product(own_queries, e.own_padded, own_across, stride, nullptr, scores, stride, present, stride, e.own);
-    std::memcpy(shared, scores, (size_t)present * stride * 4);
-    exponentiate(shared, present, stride, present);
-    row_pairs(shared, (size_t)present * stride, shared_numbers);
+    product(own, e.own, e.own_query_key, e.own_padded, e.own_query_key_bias, own_queries, e.own_padded,
+            asking_first, e.own_padded, e.own);
+    product(own_queries, e.own_padded, own_across, stride, nullptr, scores, stride, asking_first, stride, e.own);
+    std::memcpy(shared, scores, (size_t)asking_first * stride * 4);
+    exponentiate(shared, asking_first, stride, present);
+    row_pairs(shared, (size_t)asking_first * stride, shared_numbers);
     product(e.candidate_query_key, e.own, own_across, stride, nullptr, candidate_keys, stride, e.candidate, stride,
             e.own);
     // The tokens' own part of the residual, centred, and its product with the feed-forward's first map.
-    for (int i = 0; i < present; i++) {
+    for (int i = 0; i < asking_first; i++) {
       const float* from = own + (size_t)i * e.own;
       float* to = own_both + (size_t)i * both;
       float total = 0.0f;
@@ -187,7 +189,7 @@ class Encoding {
       for (int k = 0; k < e.dim; k++) to[k] = (k < e.own ? from[k] : 0.0f) - mean;
       std::fill(to + e.dim, to + width, 0.0f);
     }
-    product(own_both, both, e.hidden_of_token, e.hidden, nullptr, own_both + width, both, present, e.hidden, e.dim);
+    product(own_both, both, e.hidden_of_token, e.hidden, nullptr, own_both + width, both, asking_first, e.hidden, e.dim);
   }
 
   // What each of a chunk of candidates brings: its attention weights and its part of every row.
@@ -206,7 +208,10 @@ class Encoding {
   void encode(int first, int count, float* out) {
     mix_bases(first, count);
     first_layer(first, count);
-    last_layer(count);
+    if (e.layers == 1)
+      outputs_of_first_layer(count);
+    else
+      last_layer(count);
     const float* row = read;
     for (int n = 0; n < count; n++)
       for (int i = 0; i < asked; i++, row += width)
@@ -219,9 +224,9 @@ class Encoding {
     for (int n = 0; n < count; n++)
       for (int j = 0; j < present; j++) alternating[j * GROUP + n] = weights[(size_t)(first + n) * stride + j];
     weigh_bases();
-    product(shared_numbers, stride / PER<Number>, weighted, columns, nullptr, spans, columns, present, columns,
+    product(shared_numbers, stride / PER<Number>, weighted, columns, nullptr, spans, columns, asking_first, columns,
             steps(present));
-    for (int i = 0; i < present; i++) {
+    for (int i = 0; i < asking_first; i++) {
       float* span = spans + (size_t)i * columns;
       Four total = sum_of_weights(span);
       for (int n = 0; n < count; n++)
@@ -284,7 +289,7 @@ class Encoding {
 
   // Rows before the first norm, already centred, and the scales of that norm.
   void rows_before_norm(int first, int count) {
-    over_rows(present, [&]<int M>(int i) PINRANK_INLINE {
+    over_rows(asking_first, [&]<int M>(int i) PINRANK_INLINE {
       for (int n = 0; n < count; n++) {
         float* rows = outputs + (n * room + i) * width;
         Vector squares[M] = {};
@@ -305,7 +310,7 @@ class Encoding {
       }
     });
     for (int n = 0; n < count; n++)
-      for (int i = 0; i < present; i++) {
+      for (int i = 0; i < asking_first; i++) {
         float* scale = scales + n * room + i;
         *scale = 1.0f / std::sqrt(*scale / e.dim + e.epsilon1);
       }
@@ -313,7 +318,7 @@ class Encoding {
 
   // The feed-forward's hidden values.
   void hidden_values(int first, int count) {
-    over_rows(present, [&]<int M>(int i) PINRANK_INLINE {
+    over_rows(asking_first, [&]<int M>(int i) PINRANK_INLINE {
       for (int n = 0; n < count; n++)
         over_columns(e.hidden / WIDTH, [&]<int N>(int c) PINRANK_INLINE {
           Vector sums[M][N] = {}, bias[N];
@@ -334,7 +339,7 @@ class Encoding {
   // A candidate's rows before the second norm, in place, and the means and scales of that norm.
   void rows_after_feed_forward(int n) {
     float *rows = outputs + n * room * width, *mean = means + n * room, *scale = scales + n * room;
-    over_rows(present, [&]<int M>(int i) PINRANK_INLINE {
+    over_rows(asking_first, [&]<int M>(int i) PINRANK_INLINE {
       Vector squares[M] = {}, totals[M] = {};
       over_columns(width / WIDTH, [&]<int N>(int c) PINRANK_INLINE {
         Vector sums[M][N] = {}, gain[N], bias[N];
@@ -357,7 +362,7 @@ class Encoding {
       sum_of_each(squares, scale + i);
       sum_of_each(totals, mean + i);
     });
-    for (int i = 0; i < present; i++) {
+    for (int i = 0; i < asking_first; i++) {
       mean[i] /= e.dim;
       scale[i] = 1.0f / std::sqrt(std::max(scale[i] / e.dim - mean[i] * mean[i], 0.0f) + e.epsilon2);
     }
@@ -376,6 +381,21 @@ class Encoding {
                      (load(own_both + (size_t)(i + m) * both + c + v * WIDTH) + part[v]);
   }
 
+  // The norm of the rows that are read, where there is no other layer.
+  void outputs_of_first_layer(int count) {
+    for (int n = 0; n < count; n++)
+      for (int i = 0; i < asked; i++)
+        for (int c = 0; c < width; c += WIDTH)
+          store(read + ((size_t)n * asked + i) * width + c,
+                normed(n, i, c) * load(e.gain4 + c) + load(e.shift4 + c));
+  }
+
+  // Numbers of the i-th output of layer 1 of the group's n-th candidate, without gain and shift.
+  inline PINRANK_INLINE Vector normed(int n, int i, int c) const {
+    return (load(outputs + ((size_t)n * room + i) * width + c) - means[n * room + i] * load(e.real + c)) *
+           scales[n * room + i];
+  }
+
   // Layer 2 for the rows that are read. A row's norm is its mean, scale, gain and shift; the maps of keys and values
   // leave out the mean of what they map.
   void last_layer(int count) {
@@ -383,9 +403,7 @@ class Encoding {
     for (int n = 0; n < count; n++)
       for (int i = 0; i < asked; i++)
         for (int c = 0; c < width; c += WIDTH)
-          store(asking + ((size_t)n * asked + i) * width + c,
-                (load(outputs + ((size_t)n * room + i) * width + c) - means[n * room + i] * load(e.real + c)) *
-                    scales[n * room + i]);
+          store(asking + ((size_t)n * asked + i) * width + c, normed(n, i, c));
     map(asking, width, e.query_key2, width, e.query_key2_bias, queries, rows, e.dim);
     for (int n = 0; n < count; n++) attend(n);
     map(read, width, e.value_out2, width, e.value_out2_bias, attended, rows, e.dim);
@@ -457,7 +475,7 @@ class Encoding {
 
   const PinrankEncoder& e;
   const int width, both, columns, span_stride;
-  int present = 0, asked = 0, stride = 0;
+  int present = 0, asked = 0, asking_first = 0, stride = 0;
   const size_t basis_room;
   size_t room;
   int codes[PINRANK_LENGTH_MAX], position[PINRANK_LENGTH_MAX];

@@ -5,7 +5,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <new>
 #include <vector>
 
@@ -14,7 +13,9 @@
 namespace {
 
 constexpr int64_t NEWEST = 5;   // as in similarities.py
-constexpr int64_t COLUMNS = 16;  // are summed at once
+constexpr int64_t COLUMNS = 8;  // in a vector
+// Sums of several vectors run beside each other: an addition takes four cycles, and one chain would wait.
+constexpr int64_t VECTORS = 8, BLOCK = VECTORS * COLUMNS;
 constexpr int64_t OUT_OF_MEMORY = -2;
 
 // The vectors of one request, as similarities.py describes them.
@@ -39,8 +40,16 @@ void to_unit(const float* vector, int64_t dim, float* unit) {
   for (int64_t d = 0; d < dim; d++) unit[d] = vector[d] / (length == 0 ? 1.0f : length);
 }
 
+typedef float Vector __attribute__((vector_size(COLUMNS * 4)));
+typedef float Unaligned __attribute__((vector_size(COLUMNS * 4), aligned(4), may_alias));
+typedef int32_t Mask __attribute__((vector_size(COLUMNS * 4)));
+typedef int32_t UnalignedMask __attribute__((vector_size(COLUMNS * 4), aligned(4), may_alias));
+
+[[gnu::always_inline]] inline Vector load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
+[[gnu::always_inline]] inline void store(float* to, Vector value) { *reinterpret_cast<Unaligned*>(to) = value; }
+
 // The larger number; a NaN stays.
-[[gnu::always_inline]] inline float larger(float most, float number) {
+[[gnu::always_inline]] inline Vector larger(Vector most, Vector number) {
   return (number > most) | (number != number) ? number : most;
 }
 
@@ -51,7 +60,7 @@ class Columns {
   explicit Columns(const Compared& of) : of_(of), length_(0) {
     while (length_ < of.length && of.actions[length_] != 0) length_++;
     groups_ = 2 + of.kinds;
-    width_ = (length_ + groups_ + COLUMNS - 1) / COLUMNS * COLUMNS;
+    width_ = (length_ + groups_ + BLOCK - 1) / BLOCK * BLOCK;
     numbers_.assign(width_ * of.dim, 0.0f);
     members_.assign(groups_, 0);
     sums_.resize(width_);
@@ -71,41 +80,47 @@ class Columns {
   // Writes the largest and the mean cosine of a candidate with each group; 0 for groups without members.
   [[gnu::always_inline]] inline void compare(const float* pin, float* found) {
     to_unit(pin, of_.dim, unit_.data());
-    for (int64_t column = 0; column < width_; column += COLUMNS) {
-      float sums[COLUMNS];
-      const float* numbers = numbers_.data() + column;
-      for (int64_t i = 0; i < COLUMNS; i++) sums[i] = numbers[i] * unit_[0];
-      for (int64_t d = 1; d < of_.dim; d++) {
-        numbers += width_;
-        const float number = unit_[d];
-        for (int64_t i = 0; i < COLUMNS; i++) sums[i] += numbers[i] * number;
-      }
-      std::memcpy(sums_.data() + column, sums, sizeof sums);
-    }
+    for (int64_t column = 0; column < width_; column += BLOCK) sum(column);
     for (int64_t group = 0; group < groups_; group++) {
       found[2 * group] = found[2 * group + 1] = 0;
       if (members_[group] == 0) continue;
-      float most[COLUMNS];
-      for (float& one : most) one = -INFINITY;
+      const Vector least = Vector{} - INFINITY;
+      Vector most = least;
+      const int32_t* member = member_.data() + group * width_;
       for (int64_t column = 0; column < length_; column += COLUMNS) {
-        const float* sums = sums_.data() + column;
-        const int32_t* member = member_.data() + group * width_ + column;
-        for (int64_t i = 0; i < COLUMNS; i++) most[i] = larger(most[i], member[i] ? sums[i] : -INFINITY);
+        const Mask within = *reinterpret_cast<const UnalignedMask*>(member + column);
+        most = larger(most, within ? load(sums_.data() + column) : least);
       }
       float largest = most[0];
-      for (int64_t i = 1; i < COLUMNS; i++) largest = larger(largest, most[i]);
+      for (int64_t i = 1; i < COLUMNS; i++) largest = most[i] > largest || most[i] != most[i] ? most[i] : largest;
       found[2 * group] = largest + 0.0f;  // zeros of both signs are equal, so their order must not matter
       found[2 * group + 1] = sums_[length_ + group];
     }
   }
 
  private:
+  // sums_[column..] = the products of a block of columns with the candidate.
+  [[gnu::always_inline]] inline void sum(int64_t column) {
+    Vector sums[VECTORS];
+    const float* numbers = numbers_.data() + column;
+#pragma GCC unroll 8
+    for (int i = 0; i < VECTORS; i++) sums[i] = load(numbers + i * COLUMNS) * unit_[0];
+    for (int64_t d = 1; d < of_.dim; d++) {
+      numbers += width_;
+      const float number = unit_[d];
+#pragma GCC unroll 8
+      for (int i = 0; i < VECTORS; i++) sums[i] += load(numbers + i * COLUMNS) * number;
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < VECTORS; i++) store(sums_.data() + column + i * COLUMNS, sums[i]);
+  }
+
   float& mean(int64_t group, int64_t d) { return numbers_[d * width_ + length_ + group]; }
 
   // Makes the pin `l`, whose vector is `unit_`, a member of a group. The first vector is not added to 0, which would make
   // 0 of -0.
   void add(int64_t group, int64_t l) {
-    member_[group * width_ + l] = 1;
+    member_[group * width_ + l] = -1;
     const bool first = members_[group]++ == 0;
     for (int64_t d = 0; d < of_.dim; d++) mean(group, d) = first ? unit_[d] : mean(group, d) + unit_[d];
   }
@@ -114,7 +129,7 @@ class Columns {
   int64_t length_, groups_, width_;
   std::vector<float> numbers_, sums_, unit_;
   std::vector<int64_t> members_;  // of each group, how many
-  std::vector<int32_t> member_;   // [groups][width]: whether it is one
+  std::vector<int32_t> member_;   // [groups][width]: all bits, if it is one
 };
 
 [[gnu::always_inline]] inline void compare_all(const Compared& of, float* found) {

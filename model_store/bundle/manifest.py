@@ -171,7 +171,7 @@ class Lineage(Frozen):
     #: Metrics of the training run, with free-form names; people and publishing gates read them.
     metrics: dict[str, float] = Field(default_factory=dict)
     #: The fields below are left out if empty, so that servers that do not know them read the manifest too.
-    #: None: all requests of its data, with the usual negatives.
+    #: None: all requests of its data, with 24 negatives each.
     training_rows: TrainingRows | None = Field(default=None, exclude_if=lambda rows: rows is None)
     #: Where the version was not at least as good as a baseline when it was trained.
     shortfalls: tuple[str, ...] = Field(default=(), exclude_if=lambda shortfalls: not shortfalls)

@@ -9,6 +9,8 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
+from kernels.engine import LOGITS
+
 #: ONNX operators that rankers do not need and that make the time, memory or result of a run unpredictable: loops,
 #: branches, randomness, sequences and strings.
 _REFUSED = frozenset(
@@ -44,6 +46,12 @@ _REFUSED = frozenset(
 )
 #: Operators whose result's size is an input: the index of that input.
 _SIZED = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1}
+#: Operators whose results are probabilities already.
+_SQUASHING = frozenset({"Sigmoid", "HardSigmoid", "Softmax", "Hardmax"})
+#: Operators that pass on what they get, in another shape or type.
+_PASSING = frozenset(
+    {"Identity", "Cast", "Clip", "Concat", "Flatten", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+)
 NODES_MAX = 100_000
 #: Limit on the elements of a tensor that the file defines: 1 GiB of float32.
 ELEMENTS_MAX = 1 << 28
@@ -59,7 +67,8 @@ def check_network(content: bytes) -> ModelProto:
 
     Raises:
         NetworkError: the file is not ONNX; keeps weights in other files; uses an operator that is unknown or in
-            `_REFUSED`; has a recursive function; or has a tensor that exceeds the limit or does not match its data.
+            `_REFUSED`; has a recursive function; has a tensor that exceeds the limit or does not match its data; or
+            ends in a sigmoid.
     """
     try:
         model = onnx.load_model_from_string(content)
@@ -87,7 +96,28 @@ def check_network(content: bytes) -> ModelProto:
     for nodes in (model.graph.node, *(f.node for f in model.functions)):
         for node in _nodes(nodes):
             _check_result_size(node, constants)
+    _check_logits(model.graph)
     return model
+
+
+def _check_logits(graph: GraphProto) -> None:
+    """Refuse a network whose output `logits` holds probabilities: the server would take their sigmoid once more."""
+    made_by = {name: node for node in graph.node for name in node.output}
+    waiting, seen = [LOGITS], {LOGITS}
+    while waiting:
+        node = made_by.get(waiting.pop())
+        if node is None or node.domain not in _STANDARD:
+            continue
+        if node.op_type in _SQUASHING:
+            raise NetworkError(
+                f"node {node.name or node.op_type!r}: the output {LOGITS!r} comes from a {node.op_type}, but must be "
+                "logits: the server itself makes probabilities of them, by the calibration in the manifest, and those "
+                f"of a network that ends in a sigmoid would all lie between 0.5 and 0.73; remove the {node.op_type}"
+            )
+        if node.op_type in _PASSING:
+            new = [name for name in node.input if name not in seen]
+            seen.update(new)
+            waiting += new
 
 
 def _check_operator(node: NodeProto, imports: dict[str, int], functions: dict[tuple[str, str], FunctionProto]) -> None:

@@ -35,6 +35,9 @@ NO_LIGHTGBM = "LightGBM is not installed: pip install 'pinrank[baselines]'"
 #: Rows of the test are tabulated for this many requests at a time, which bounds the memory of the tables.
 _REQUESTS_PER_TABLE = 200
 
+#: The rows of a lineage that does not name them: the usual ones when lineages began to.
+UNSAID = Sampling(negatives=24)
+
 #: Training requests of the trees; more take longer and change little.
 TREE_REQUESTS_MAX = 5_000
 
@@ -62,8 +65,8 @@ class BaselinePlan:
     @staticmethod
     def of_training(lineage: Lineage, threads: int | None, requests_max: int = TREE_REQUESTS_MAX) -> BaselinePlan:
         """Return the plan that learns from the rows that a version learned from, by its lineage."""
-        rows, usual = lineage.training_rows, Sampling()
-        sampling = usual if rows is None else Sampling(rows.negatives, requests_max=rows.requests_max)
+        rows = lineage.training_rows
+        sampling = UNSAID if rows is None else Sampling(rows.negatives, requests_max=rows.requests_max)
         return BaselinePlan(sampling, requests_max, seed=lineage.seed, threads=threads)
 
     def trees(self, part: Part) -> Sampling:
@@ -78,9 +81,10 @@ class BaselinePlan:
 
 
 def training_rows(sampling: Sampling) -> TrainingRows | None:
-    """Return what a lineage says of the rows of a training; None for the usual ones."""
-    rows, usual = (TrainingRows(negatives=s.negatives, requests_max=s.requests_max) for s in (sampling, Sampling()))
-    return None if rows == usual else rows
+    """Return what a lineage says of the rows of a training; None for those that it need not name."""
+    if sampling.negatives == UNSAID.negatives and sampling.requests_max == UNSAID.requests_max:
+        return None
+    return TrainingRows(negatives=sampling.negatives, requests_max=sampling.requests_max)
 
 
 class ExampleSource(Protocol):

@@ -141,6 +141,7 @@ def _recipe(
         utility_toml=table,
         explore_toml=bundle.exploration_table(origin),
         variant=network.variant,
+        sequence_length=network.sequence_length,
         sizes=network.sizes(),
         sampling=data.sampling(),
         training=training.config(execution.precision, from_parent=origin is not None),

@@ -166,7 +166,7 @@ class DataOptions(OptionGroup):
     negatives: Annotated[
         int,
         typer.Option(min=1, help="Pins sampled as negatives per training request; each adds a row."),
-    ] = 24
+    ] = 64
 
     impressions: Annotated[
         Path | None,
@@ -199,7 +199,13 @@ class DataOptions(OptionGroup):
 class NetworkOptions(OptionGroup):
     panel = "Network"
 
-    variant: Annotated[str, typer.Option(help=f"How the network reads the user's last actions. {_VARIANTS}.")] = "early"
+    variant: Annotated[str, typer.Option(help=f"How the network reads the user's last actions. {_VARIANTS}.")] = "late"
+    sequence_length: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=256, help="How many of the user's last actions the network reads. Default: as the variant does."
+        ),
+    ] = None
     size: Annotated[
         list[str] | None,
         typer.Option(
@@ -230,7 +236,7 @@ class TrainingOptions(OptionGroup):
         typer.Option(
             min=1, help="Requests per minibatch, over all ranks. A request always keeps all of its candidates."
         ),
-    ] = 48
+    ] = 24
     learning_rate: Annotated[
         float | None,
         typer.Option(help=f"Peak learning rate (default: {_RATE:g}, or {_RATE_FROM_PARENT:g} with --parent)."),

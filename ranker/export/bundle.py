@@ -73,6 +73,8 @@ class BundleParts:
     embeddings: PinEmbeddings
     #: Synthetic requests with their surfaces; the export computes their expected scores.
     golden: Sequence[tuple[FetchedFeatures, str]]
+    #: How many of the user's last actions the network reads.
+    sequence_length: int
     #: Statistics of the validation rows, as JSON.
     statistics: bytes
     #: Empty for a bundle without exploration.
@@ -86,7 +88,7 @@ class BundleParts:
             self.schema,
             self.heads,
             self.lineage,
-            sequence=network.sequence,
+            sequence_length=self.sequence_length,
             similarities=network.similarities > 0,
             calibrations=self.calibrations,
         )

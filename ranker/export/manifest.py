@@ -9,7 +9,7 @@ from feature_client.groups import EmbeddingSpace
 from model_store.bundle.manifest import Calibration, Head, Lineage, Manifest, Surface
 from ranker.data.actions import ActionSchema
 from ranker.data.features import SURFACES, Groups, scalar_names
-from ranker.data.inputs import SEQUENCE_LENGTH, network_inputs
+from ranker.data.inputs import network_inputs
 
 
 def manifest_fields(
@@ -20,7 +20,7 @@ def manifest_fields(
     heads: Sequence[str],
     lineage: Lineage,
     *,
-    sequence: bool,
+    sequence_length: int,
     similarities: bool = False,
     calibrations: Sequence[Calibration] | None = None,
 ) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def manifest_fields(
         schema: the actions; gives the vocabulary of the sequence, the counted shares, and the meaning of each head.
         heads: heads in the order of the network's columns.
         lineage: origin of the model.
-        sequence: whether the network reads the user's last actions.
+        sequence_length: how many of the user's last actions the network reads; 0 for none.
         similarities: whether it reads what `model_store.model.similarities` computes.
         calibrations: one per head; None leaves the logits unchanged.
     """
@@ -43,9 +43,9 @@ def manifest_fields(
         "name": name,
         "version": version,
         "groups": (groups.user, groups.pin),
-        "sequence": groups.sequence if sequence else None,
-        "sequence_length": SEQUENCE_LENGTH if sequence else 0,
-        "inputs": network_inputs(scalar_names(schema), sequence=sequence, similarities=similarities),
+        "sequence": groups.sequence if sequence_length else None,
+        "sequence_length": sequence_length,
+        "inputs": network_inputs(scalar_names(schema), sequence=sequence_length > 0, similarities=similarities),
         "heads": tuple(
             Head(name=head, meaning=schema.rule(head).meaning, calibration=calibration)
             for head, calibration in zip(heads, calibrations, strict=True)
@@ -61,10 +61,12 @@ def draft_manifest(
     schema: ActionSchema,
     heads: Sequence[str],
     *,
-    sequence: bool,
+    sequence_length: int,
     similarities: bool = False,
 ) -> Manifest:
     """Return a manifest without files, which suffices to assemble the tensors for training."""
     unknown = Lineage(data="", data_sha256="", command="", code="", seed=0)
-    fields = manifest_fields(name, 1, space, schema, heads, unknown, sequence=sequence, similarities=similarities)
+    fields = manifest_fields(
+        name, 1, space, schema, heads, unknown, sequence_length=sequence_length, similarities=similarities
+    )
     return Manifest(**fields, files={})

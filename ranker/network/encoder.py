@@ -116,7 +116,7 @@ class EarlyFusion(nn.Module):
 
 
 class LateFusion(nn.Module):
-    """Encodes the sequence alone, once per request; candidates join after the readout: float[N, `width`]."""
+    """Encodes the sequence alone, once per request; candidates join after the readout: float[R, `width`]."""
 
     def __init__(self, sizes: EncoderSizes) -> None:
         super().__init__()
@@ -126,12 +126,13 @@ class LateFusion(nn.Module):
         self.readout = Readout(dim, sizes)
         self.width = self.readout.width
 
-    def forward(self, actions: Tensor, embeddings: Tensor, pin_embedding: Tensor, row_request: Tensor) -> Tensor:  # noqa: ARG002 - one signature for all fusions
+    def forward(self, actions: Tensor, embeddings: Tensor, *_: Tensor) -> Tensor:
         tokens, present = self.tokens(actions, embeddings)
         bias = absent_bias(present)
         for layer in self.layers:
             tokens = layer(tokens, tokens, bias)
-        return per_row(self.readout(tokens, present), row_request)
+        read: Tensor = self.readout(tokens, present)
+        return read
 
 
 class CrossFusion(nn.Module):

@@ -26,7 +26,10 @@ class NetworkConfig:
             alone; `early` puts the candidate into every token; `cross` lets the candidate attend to the sequence, which
             is encoded alone.
         readout_dim: width to which the encoder's readout is mapped before it joins the other features; 0 joins it
-            unmapped, which makes the full-rank cross network, quadratic in its width, the most expensive part.
+            unmapped.
+        read_once: whether the readout of late fusion is a feature of the request, whose products are made once for all
+            of its candidates, rather than a feature of each row.
+        cross_rank: rank of the cross network's maps; 0 for full rank, whose cost is quadratic in the width.
     """
 
     heads: int
@@ -48,8 +51,10 @@ class NetworkConfig:
     readout_rows: int = 10
     readout_pool: bool = False
     readout_dim: int = 64
+    read_once: bool = False
     surface_dim: int = 4
     cross_layers: int = 2
+    cross_rank: int = 0
     hidden: tuple[int, ...] = (128, 64)
     #: Factor for the width of the dense layers and for the sizes of `hidden`.
     widen: int = 1
@@ -70,11 +75,15 @@ _DIRECT = 0.3
 
 
 class CrossNetwork(nn.Module):
-    """DCN-v2 (arXiv 2008.13535): each layer multiplies the input by a linear map of the previous layer's output."""
+    """DCN-v2 (arXiv 2008.13535): each layer multiplies the input by a linear map of the previous layer's output.
 
-    def __init__(self, width: int, layers: int) -> None:
+    A map of low rank is a product of two narrow ones.
+    """
+
+    def __init__(self, width: int, layers: int, rank: int = 0) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+        self.layers = nn.ModuleList(nn.Linear(width, rank or width, bias=not rank) for _ in range(layers))
+        self.out = nn.ModuleList(nn.Linear(rank, width) for _ in range(layers)) if rank else None
 
     def forward(self, request_part: Tensor, row_part: Tensor, row_request: Tensor) -> Tensor:
         """Cross [request; row] of float[R, U] and float[N, C]; the first layer maps the request part only once."""
@@ -87,6 +96,8 @@ class CrossNetwork(nn.Module):
                 mapped = per_row(once, row_request) + functional.linear(row_part, of_row)
             else:
                 mapped = layer(crossed)
+            if self.out is not None:
+                mapped = self.out[number](mapped)
             crossed = inputs * mapped + crossed
         return crossed
 
@@ -96,6 +107,8 @@ class Pieces(nn.Module):
 
     A number of any distribution, such as a count, then needs no curve that the layers would have to learn (Gorishniy et
     al., 2022, arXiv 2203.05556). The pieces hold equally many training rows each.
+
+    Columns are ordered by piece, then by number, so that engines compute them in long vectors.
     """
 
     lower: Tensor
@@ -103,19 +116,20 @@ class Pieces(nn.Module):
 
     def __init__(self, numbers: int, pieces: int) -> None:
         super().__init__()
-        self.register_buffer("lower", torch.zeros(numbers, pieces))
-        self.register_buffer("scale", torch.zeros(numbers, pieces))
+        self.register_buffer("lower", torch.zeros(pieces, numbers))
+        self.register_buffer("scale", torch.zeros(pieces, numbers))
 
     def forward(self, values: Tensor) -> Tensor:
-        """Return float32[N, F * T], in [0, 1], from float32[N, F]."""
-        return ((values.unsqueeze(-1) - self.lower) * self.scale).clamp(0, 1).flatten(1)
+        """Return float32[N, T * F], in [0, 1], from float32[N, F]."""
+        repeated = torch.cat([values] * len(self.lower), dim=-1)
+        return ((repeated - self.lower.flatten()) * self.scale.flatten()).clamp(0, 1)
 
     def fit(self, values: Tensor) -> None:
         """Divide the ranges of float32[N, F] training rows."""
-        shares = torch.linspace(0, 1, self.lower.shape[1] + 1, dtype=torch.float64)
-        edges = torch.stack([torch.quantile(column, shares) for column in _sample(values).double().T])
-        width = edges[:, 1:] - edges[:, :-1]
-        self.lower.copy_(edges[:, :-1])
+        shares = torch.linspace(0, 1, len(self.lower) + 1, dtype=torch.float64)
+        edges = torch.stack([torch.quantile(column, shares) for column in _sample(values).double().T], dim=1)
+        width = edges[1:] - edges[:-1]
+        self.lower.copy_(edges[:-1])
         # A piece without extent, where many rows have one number, says nothing.
         self.scale.copy_(torch.where(width > 1e-6, 1 / width, 0.0))
 
@@ -149,6 +163,7 @@ class RankerNetwork(nn.Module):
             self.register_buffer(f"{name}_mean", torch.zeros(width))
             self.register_buffer(f"{name}_deviation", torch.ones(width))
         self.encoder = _encoder(config)
+        self._once = config.read_once and config.fusion == "late"
         self.surface = nn.Embedding(config.surfaces, config.surface_dim)
         request_width = 2 * config.dim + config.scalars + config.surface_dim
         row_width = 3 * config.dim + config.scalars + config.similarities
@@ -162,30 +177,28 @@ class RankerNetwork(nn.Module):
             request_width += config.pieces_dim
             row_width += config.pieces_dim
             direct += of_row * config.pieces
-        self.direct: nn.Linear | None = None
-        if direct:
-            self.direct = nn.Linear(direct, config.heads, bias=False)
-            nn.init.zeros_(self.direct.weight)
+        self.direct = _direct(config, direct)
         self.readout: nn.Linear | None = None
         if self.encoder is not None:
             if config.readout_dim:
                 self.readout = nn.Linear(self.encoder.width, config.readout_dim)
-            row_width += config.readout_dim or self.encoder.width
+            read_width = config.readout_dim or self.encoder.width
+            if self._once:
+                request_width += read_width
+            else:
+                row_width += read_width
         # A wider network first maps its inputs to the larger width; the base network crosses them directly.
         self.widen_request = self.widen_row = None
         if config.widen > 1:
             self.widen_request = nn.Linear(request_width, request_width * config.widen)
             self.widen_row = nn.Linear(row_width, row_width * config.widen)
         width = (request_width + row_width) * config.widen
-        self.cross = CrossNetwork(width, config.cross_layers)
+        self.cross = CrossNetwork(width, config.cross_layers, config.cross_rank)
         layers: list[nn.Module] = []
         for size in config.hidden:
             layers += [nn.Linear(width, size * config.widen), nn.ReLU(), nn.Dropout(config.dropout)]
             width = size * config.widen
         self.deep = nn.Sequential(*layers, nn.Linear(width, config.heads))
-        if self.direct is not None and config.similarities:
-            with torch.no_grad():
-                self.direct.weight[:, 0] = _DIRECT
 
     def forward(
         self,
@@ -222,7 +235,7 @@ class RankerNetwork(nn.Module):
         )
 
     def encode(self, actions: Tensor, embeddings: Tensor, pin_embedding: Tensor, row_request: Tensor) -> Tensor:
-        """Return the readout of the encoder in its serving form, float32[N, W]."""
+        """Return the readout of the encoder in its serving form, float32[N, W]; float32[R, W] of late fusion."""
         match self.encoder:
             case EarlyFusion():
                 return encode_early(self.encoder, actions, embeddings, pin_embedding, row_request)
@@ -253,7 +266,7 @@ class RankerNetwork(nn.Module):
         read: Tensor | None,
         similarities: Tensor | None = None,
     ) -> Tensor:
-        """Return logits from all other inputs and from `read`, the float32[N, W] readout of the sequence."""
+        """Return logits from all other inputs and from `read`, what `encode` returns."""
         asked, user = per_row(query, row_request), per_row(user_embedding, row_request)
         of_request = [
             user_embedding,
@@ -279,7 +292,11 @@ class RankerNetwork(nn.Module):
             of_request.append(self.user_number(self.user_pieces(user_scalars)))
             of_row.append(self.row_number(direct[-1]))
         if read is not None:
-            of_row.append(read if self.readout is None else self.readout(read))
+            read = read if self.readout is None else self.readout(read)
+            if self._once:
+                of_request.append(read)
+            else:
+                of_row.append(per_row(read, row_request) if self.config.fusion == "late" else read)
         request_part, row_part = torch.cat(of_request, dim=-1), torch.cat(of_row, dim=-1)
         if self.widen_request is not None and self.widen_row is not None:
             request_part, row_part = self.widen_request(request_part), self.widen_row(row_part)
@@ -298,6 +315,18 @@ class RankerNetwork(nn.Module):
         if self.config.pieces:
             self.user_pieces.fit(user_scalars)
             self.row_pieces.fit(pin_scalars if similarities is None else torch.cat([pin_scalars, similarities], dim=-1))
+
+
+def _direct(config: NetworkConfig, width: int) -> nn.Linear | None:
+    """Return the map past all layers, which at first only knows the product of user and pin; None without inputs."""
+    if not width:
+        return None
+    direct = nn.Linear(width, config.heads, bias=False)
+    with torch.no_grad():
+        direct.weight.zero_()
+        if config.similarities:
+            direct.weight[:, 0] = _DIRECT
+    return direct
 
 
 def _encoder(config: NetworkConfig) -> EarlyFusion | LateFusion | CrossFusion | None:

@@ -225,13 +225,7 @@ def read_out(outputs: Tensor, encoder: EarlyFusion) -> Tensor:
     return torch.cat([newest, encoder.readout.pooled(outputs.amax(dim=1))], dim=-1)
 
 
-def encode_late(
-    encoder: LateFusion,
-    actions: Tensor,
-    embeddings: Tensor,
-    pin_embedding: Tensor,  # noqa: ARG001 - one signature for all fusions
-    row_request: Tensor,
-) -> Tensor:
+def encode_late(encoder: LateFusion, actions: Tensor, embeddings: Tensor, *_: Tensor) -> Tensor:
     """Compute `LateFusion.forward` with folded maps and, in the last layer, only the rows that the readout takes."""
     tokens, present = encoder.tokens(actions, embeddings)
     bias = absent_bias(present)
@@ -239,7 +233,8 @@ def encode_late(
         last = number == len(encoder.layers) and encoder.readout.pooled is None
         asking = tokens[:, : encoder.readout.rows] if last else tokens
         tokens = encode_layer(asking, tokens, bias, fold_layer(layer, "layer"), "layer")  # type: ignore[arg-type]
-    return per_row(encoder.readout(tokens, present[:, : tokens.shape[1]]), row_request)
+    read: Tensor = encoder.readout(tokens, present[:, : tokens.shape[1]])
+    return read
 
 
 def encode_cross(

@@ -14,20 +14,40 @@ from ranker.errors import SettingError
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A variant: how the network combines the last actions with the candidate, and other changes to the defaults."""
+    """A variant: how the network combines the last actions with the candidate, and other changes to the defaults.
+
+    Attributes:
+        description: for the help.
+        fusion: of `NetworkConfig`.
+        sequence_length: how many of the last actions it reads, unless a training says otherwise.
+        overrides: fields of `NetworkConfig`.
+    """
 
     description: str
     fusion: Literal["none", "late", "early", "cross"]
+    sequence_length: int = 0
     overrides: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
+
+_SMALL = MappingProxyType(
+    {"encoder_layers": 1, "action_dim": 16, "token_pin_dim": 16, "readout_rows": 4, "readout_dim": 32}
+)
 
 VARIANTS: Mapping[str, Variant] = MappingProxyType(
     {
         "base": Variant("no sequence", "none"),
-        "wide": Variant("no sequence, layers twice as wide", "none", MappingProxyType({"widen": 2})),
-        "late": Variant("the sequence is encoded without the candidate", "late"),
-        "early": Variant("every token of the sequence contains the candidate", "early"),
-        "cross": Variant("the candidate attends to the sequence, which is encoded once", "cross"),
+        "wide": Variant("no sequence, layers twice as wide", "none", 0, MappingProxyType({"widen": 2})),
+        "late": Variant(
+            "the sequence is encoded once, without the candidate",
+            "late",
+            50,
+            MappingProxyType({"encoder_layers": 1, "read_once": True, "readout_dim": 32}),
+        ),
+        "cross": Variant("the candidate attends to the sequence", "cross", 50, MappingProxyType({"encoder_layers": 1})),
+        "early": Variant("every token of the sequence contains the candidate", "early", 50, _SMALL),
+        "published": Variant(
+            "early fusion of the published size: two layers, twice as wide, 100 actions", "early", 100
+        ),
     }
 )
 
@@ -38,22 +58,27 @@ _COUNT_MAX = 8_192
 _DECIDED = frozenset({"heads", "actions", "surfaces", "scalars", "similarities", "dim", "fusion", "sequence"})
 
 #: Sizes that a network may have none of: the readout map, and the pieces of numbers.
-_MAY_BE_ZERO = frozenset({"readout_dim", "pieces"})
+_MAY_BE_ZERO = frozenset({"readout_dim", "pieces", "cross_rank"})
 
-#: Of every variant. Bundles that were made before there were pieces do not name them, so the default is 0.
-_PIECES = 16
+#: Of every variant. Bundles that were made before do not name these sizes, so their defaults are 0.
+_EVERY = MappingProxyType({"pieces": 8, "cross_rank": 32})
 
 
 def network_overrides(name: str) -> dict[str, Any]:
-    """Return the fields of `NetworkConfig` that a variant changes.
+    """Return the fields of `NetworkConfig` that a variant changes. Raises SettingError for an unknown variant."""
+    variant = _variant(name)
+    return {"fusion": variant.fusion, **_EVERY, **variant.overrides}
 
-    Raises:
-        SettingError: the variant is unknown.
-    """
+
+def sequence_length(name: str) -> int:
+    """Return how many of the last actions a variant reads. Raises SettingError for an unknown variant."""
+    return _variant(name).sequence_length
+
+
+def _variant(name: str) -> Variant:
     if name not in VARIANTS:
         raise SettingError(f"unknown variant {name!r}; choose one of {', '.join(VARIANTS)}")
-    variant = VARIANTS[name]
-    return {"fusion": variant.fusion, "pieces": _PIECES, **variant.overrides}
+    return VARIANTS[name]
 
 
 def parse_sizes(settings: Iterable[str]) -> dict[str, Any]:

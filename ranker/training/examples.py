@@ -33,7 +33,7 @@ class Sampling:
     """
 
     #: Negatives per training request.
-    negatives: int = 24
+    negatives: int = 64
     #: Validation and test requests are filled up to this many candidates.
     candidates: int = 100
     #: Approximate maximum number of requests per part, sampled evenly; None takes all.

@@ -14,8 +14,8 @@ from dataclasses import asdict
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from kernels.engine import ROW_REQUEST
 from ranker.errors import DivergedError, SettingError
 from ranker.network.model import NetworkConfig, RankerNetwork
 from ranker.training.checkpoint import (
@@ -27,7 +27,8 @@ from ranker.training.checkpoint import (
     digest_of,
 )
 from ranker.training.examples import Examples
-from ranker.training.minibatches import Minibatch, Minibatches, in_order
+from ranker.training.losses import head_losses, row_losses
+from ranker.training.minibatches import Minibatch, Minibatches, Part, in_order
 from ranker.training.off_policy import OffPolicyWeights
 from ranker.training.progress import Epoch, Step
 from ranker.training.ranks import ALONE, threads_of_this_process
@@ -77,12 +78,12 @@ def train(
     return training.result()
 
 
-def predict(network: RankerNetwork, examples: Examples, requests_per_batch: int) -> np.ndarray:
+def predict(network: RankerNetwork, examples: Examples) -> np.ndarray:
     """Return float32[N, H], the logits of all rows in their order, without dropout."""
     network.eval()
     device = next(network.parameters()).device
     with torch.inference_mode():
-        parts = [network(**_on(device, part)).cpu().numpy() for part in in_order(examples, requests_per_batch, ALONE)]
+        parts = [network(**_on(device, part)).cpu().numpy() for part in in_order(examples, ALONE)]
     return np.concatenate(parts)
 
 
@@ -193,7 +194,7 @@ class _Training:
     def judge(self) -> None:
         """Compute the validation loss of the epoch, and keep its weights if they are the best so far."""
         losses = self._validation_losses()
-        weights = self._weights.cpu().double()
+        weights = self._weights.cpu().double().numpy()
         validation_loss = float((losses * weights).sum() / weights.sum())
         if not math.isfinite(validation_loss):
             raise DivergedError(
@@ -237,14 +238,19 @@ class _Training:
         device, ranks = self._ranks.device, self._ranks
         torch.manual_seed(self._minibatches.dropout_seed(self._epoch, self._batch))
         self._optimiser.zero_grad()
-        with torch.autocast(device.type, torch.bfloat16, enabled=self._bf16):
-            logits = self._parallel(**_on(device, minibatch))
-        losses = _head_losses(logits, minibatch, device)
-        # The sum over this rank's rows is divided by the rows of all ranks, so ranks with fewer rows count less.
-        # Averaging the gradients divides by the number of ranks once more.
-        own = (losses.sum(dim=0) * self._weights).sum() / self._weights.sum() / minibatch.rows
-        (own * ranks.world).backward()  # type: ignore[no-untyped-call]
-        loss = float(ranks.sum(own.detach()))
+        total = torch.zeros((), device=device)
+        for number, part in enumerate(minibatch.parts, start=1):
+            last = number == len(minibatch.parts)
+            with ranks.gradients_kept_apart(self._parallel, unless=last):
+                with torch.autocast(device.type, torch.bfloat16, enabled=self._bf16):
+                    logits = self._parallel(**_on(device, part))
+                losses = _losses(logits, part, device)
+                # The sum over this rank's rows is divided by the rows of all ranks, so ranks with fewer rows count
+                # less. Averaging the gradients divides by the number of ranks once more.
+                own = (losses.sum(dim=0) * self._weights).sum() / self._weights.sum() / minibatch.rows
+                (own * ranks.world).backward()  # type: ignore[no-untyped-call]
+            total += own.detach()
+        loss = float(ranks.sum(total))
         if not math.isfinite(loss):
             raise DivergedError(
                 f"the loss is {loss} at epoch {self._epoch + 1}, batch {self._batch + 1}; lower --learning-rate"
@@ -254,17 +260,21 @@ class _Training:
         self._schedule.step()
         return loss
 
-    def _validation_losses(self) -> Tensor:
-        """Return float64[H], the mean loss of each head over all validation rows."""
+    def _validation_losses(self) -> np.ndarray:
+        """Return float64[H], the loss of each head over all validation rows."""
         self._network.eval()
-        device = self._ranks.device
-        sums = torch.zeros(len(self._heads), dtype=torch.float64, device=device)
+        device, rows = self._ranks.device, self._validation.batch.row_request()
+        logits = torch.zeros(len(rows), len(self._heads), device=device)
+        own = np.flatnonzero(np.isin(rows, self._ranks.share(np.arange(self._validation.batch.requests))))
         with torch.inference_mode():
-            requests = self._config.requests_per_batch
-            for part in in_order(self._validation, requests, self._ranks, self._off_policy):
-                logits = self._network(**_on(device, part))
-                sums += _head_losses(logits, part, device).sum(dim=0, dtype=torch.float64)
-        return self._ranks.sum(sums).cpu() / self._validation.batch.rows
+            found = [self._network(**_on(device, part)).float() for part in in_order(self._validation, self._ranks)]
+            if found:
+                logits[torch.from_numpy(own).to(device)] = torch.cat(found)
+        every = self._ranks.sum(logits).cpu().numpy()
+        if not np.isfinite(every).all():
+            return np.full(len(self._heads), np.nan)
+        weights = None if self._off_policy is None else self._off_policy.of_rows(self._validation)
+        return head_losses(every, self._validation.labels, rows.astype(np.int64), weights)
 
     def _tell(self, rows_per_s: float) -> None:
         if not self._ranks.leads or not self._execution.watchers:
@@ -291,15 +301,15 @@ class _Training:
             self.save()
 
 
-def _on(device: torch.device, minibatch: Minibatch) -> dict[str, Tensor]:
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in minibatch.inputs.items()}
+def _on(device: torch.device, part: Part) -> dict[str, Tensor]:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in part.inputs.items()}
 
 
-def _head_losses(logits: Tensor, minibatch: Minibatch, device: torch.device) -> Tensor:
-    """Return float32[N, H], the weighted cross-entropy per row and head."""
-    weights = None if minibatch.weights is None else minibatch.weights.to(device)
-    labels = minibatch.labels.to(device)
-    return functional.binary_cross_entropy_with_logits(logits.float(), labels, weights, reduction="none")
+def _losses(logits: Tensor, part: Part, device: torch.device) -> Tensor:
+    """Return float32[N, H], the loss of each row and head."""
+    weights = None if part.weights is None else part.weights.to(device)
+    row_request = part.inputs[ROW_REQUEST].to(device)
+    return row_losses(logits, part.labels.to(device), row_request, part.requests, weights)
 
 
 def _keep_freed_memory() -> None:

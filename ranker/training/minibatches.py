@@ -26,21 +26,33 @@ _Built = TypeVar("_Built")
 _ORDER, _WINDOWS, _DROPOUT = range(3)
 
 
+#: The network computes about this many rows at once: what it keeps of them for their gradient then fits the caches.
+PART_ROWS = 512
+
+
 @dataclass(frozen=True, slots=True)
-class Minibatch:
-    """One rank's share of a minibatch.
+class Part:
+    """Some requests with all of their rows, as many as the network computes at once.
 
     Attributes:
         inputs: arguments of the network.
-        labels: float32[n, H], for the n rows of this rank.
-        rows: number of rows over all ranks; of this rank alone if read in order.
+        labels: float32[n, H].
+        requests: how many.
         weights: float32[n, H], of each row in the loss of each head; None weighs all alike.
     """
 
     inputs: dict[str, Tensor]
     labels: Tensor
-    rows: int
+    requests: int
     weights: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Minibatch:
+    """One rank's share of a minibatch: at least one part, and the number of rows over all ranks."""
+
+    parts: tuple[Part, ...]
+    rows: int
 
 
 class Minibatches:
@@ -97,17 +109,13 @@ class Minibatches:
             rng = np.random.default_rng([self._seed, _WINDOWS, epoch, batch])
             windows_s = self._ranks.share(draw_windows_s(rng, len(whole), self._window_h_max, self._window_share))
             part = _with_hidden(part, windows_s)
-        return _minibatch(part, int(self._rows[whole].sum()), self._off_policy)
+        return Minibatch(tuple(_parts(part, self._off_policy)), int(self._rows[whole].sum()))
 
 
-def in_order(
-    examples: Examples, requests: int, ranks: Ranks, off_policy: OffPolicyWeights | None = None
-) -> Iterator[Minibatch]:
-    """Yield a rank's minibatches in the order of the examples, with nothing hidden, for validation and prediction."""
-    own = ranks.share(np.arange(examples.batch.requests))
-    for start in range(0, len(own), requests):
-        part = examples.take(own[start : start + requests])
-        yield _minibatch(part, part.batch.rows, off_policy)
+def in_order(examples: Examples, ranks: Ranks) -> Iterator[Part]:
+    """Yield a rank's requests in the order of the examples, with nothing hidden, for validation and prediction."""
+    if len(own := ranks.share(np.arange(examples.batch.requests))):
+        yield from _parts(examples.take(own), None)
 
 
 def tensors(batch: FeatureBatch) -> dict[str, Tensor]:
@@ -116,9 +124,17 @@ def tensors(batch: FeatureBatch) -> dict[str, Tensor]:
     return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
 
 
-def _minibatch(part: Examples, rows: int, off_policy: OffPolicyWeights | None) -> Minibatch:
-    weights = None if off_policy is None else torch.from_numpy(off_policy.of_rows(part))
-    return Minibatch(tensors(part.batch), torch.from_numpy(part.labels), rows, weights)
+def _parts(examples: Examples, off_policy: OffPolicyWeights | None) -> Iterator[Part]:
+    """Divide examples into parts: consecutive requests up to `PART_ROWS` rows, or a single one with more."""
+    splits = examples.batch.row_splits
+    start = 0
+    while start == 0 or start < examples.batch.requests:
+        stop = int(np.searchsorted(splits, splits[start] + PART_ROWS, side="right")) - 1
+        stop = min(max(stop, start + 1), examples.batch.requests)
+        part = examples.take(np.arange(start, stop))
+        weights = None if off_policy is None else torch.from_numpy(off_policy.of_rows(part))
+        yield Part(tensors(part.batch), torch.from_numpy(part.labels), part.batch.requests, weights)
+        start = max(stop, 1)
 
 
 def _with_hidden(part: Examples, windows_s: np.ndarray) -> Examples:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,6 +74,13 @@ class Ranks:
             return network
         # The buffers are constants of the data, so they need not be sent before every step.
         return DistributedDataParallel(network, forward_sync_buffers=False)
+
+    def gradients_kept_apart(self, network: nn.Module, *, unless: bool) -> AbstractContextManager[None]:
+        """Let a step of `parallel` add to this rank's own gradients without averaging them, unless it is the last."""
+        if unless or not isinstance(network, DistributedDataParallel):
+            return nullcontext()
+        apart: AbstractContextManager[None] = network.no_sync()
+        return apart
 
     def _meet(self) -> None:
         # A barrier; `distributed.barrier` would need the device as an argument.

@@ -29,11 +29,11 @@ class TrainingConfig:
     """Everything that determines what a network learns, other than its sizes and the data."""
 
     seed: int = 7
-    epochs: int = 4
+    epochs: int = 3
     #: Successive epochs without a better validation loss to tolerate; one more stops the training.
     patience: int = 1
     #: Over all ranks.
-    requests_per_batch: int = 48
+    requests_per_batch: int = 24
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
     #: Weight of each head's loss; 1 for heads that are not named.

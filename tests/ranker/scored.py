@@ -64,7 +64,7 @@ def bundles_of(test: ScoredTest) -> Mapping[str, Bundle]:
 
 
 def manifest(heads: tuple[str, ...] = HEADS, *, sequence: bool = True) -> Manifest:
-    return draft_manifest("toy", space_of("toy"), RATINGS, heads, sequence=sequence)
+    return draft_manifest("toy", space_of("toy"), RATINGS, heads, sequence_length=100 if sequence else 0)
 
 
 def measured(test: ScoredTest, folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Evaluation:

@@ -127,13 +127,16 @@ def test_train_publishes_and_labels_and_evaluate_compares(
             ["--out", "new", "--head-weight", "click=2"],
             "cannot weigh the unknown head 'click'; the heads of this data are save",
         ),
-        (["--out", "new", "--variant", "huge"], "unknown variant 'huge'; choose one of base, wide, late, early, cross"),
+        (
+            ["--out", "new", "--variant", "huge"],
+            "unknown variant 'huge'; choose one of base, wide, late, cross, early, published",
+        ),
         (["--out", "new", "--size", "depth=3"], "--size depth=3: unknown size 'depth'; write NAME=VALUE with one of"),
         (["--out", "new", "--precision", "fp8"], "unknown precision 'fp8'; choose one of auto, fp32, bf16"),
         (["--out", "new", "--device", "tpu"], "unknown device 'tpu'; choose one of auto, cpu, cuda"),
         (["--out", "new", "--size", "hidden=8", "--size", "hidden=9"], "--size hidden=9: hidden already has a value"),
         (["--out", "new", "--size", "hidden=99999"], "--size hidden=99999: hidden can be at most 8,192"),
-        (["--out", "new", "--size", "readout_rows=101"], "readout_rows can be at most 100, the length of a sequence"),
+        (["--out", "new", "--size", "readout_rows=101"], "readout_rows can be at most 50, the length of a sequence"),
         (
             ["--out", "new", "--head-weight", "save=1", "--head-weight", "save=2"],
             "--head-weight save=2: save already has a",

@@ -19,6 +19,7 @@ TOLERANCE = 1e-4
 #: The same with bf16 products of operands with 8 bits: the largest, and their root mean square.
 TOLERANCE_BF16, DEVIATION_BF16 = 0.04, 0.004
 KERNELS = [(isa, numbers) for numbers in ("float32", "bf16") for isa in instruction_sets(numbers)]
+ONE_LAYER = Sizes(encoder_layers=1)
 ODD = Sizes(actions=17, dim=24, action_dim=8, token_pin_dim=12, encoder_hidden=20, readout_rows=7)
 WIDE = Sizes(actions=1, dim=16, action_dim=5, token_pin_dim=40, encoder_hidden=64, readout_rows=18)
 
@@ -58,6 +59,12 @@ SHAPES = pytest.mark.parametrize(
         (ODD, 37, (37, 16, 5), 70),
         (WIDE, 64, (64, 17, 33), 9),
         (replace(Sizes(), readout_rows=1), 1, (1, 0), 4),
+        (ONE_LAYER, 100, (100,), 1),
+        (ONE_LAYER, 100, (100, 50, 0, 3, 1), 71),
+        (ONE_LAYER, 10, (10, 4), 130),
+        (replace(ONE_LAYER, action_dim=16, token_pin_dim=16, readout_rows=4), 50, (50, 3, 17), 33),
+        (replace(ODD, encoder_layers=1), 37, (37, 16, 5), 70),
+        (replace(WIDE, encoder_layers=1), 64, (64, 17, 33), 9),
     ],
 )
 
@@ -78,24 +85,25 @@ def test_bf16_products_leave_it_close_to_what_is_published(isa, sizes: Sizes, le
 
 
 @pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("sizes", [Sizes(), ONE_LAYER])
 @pytest.mark.parametrize("scale", [2.0, 3.0, 4.0, 6.0])
-def test_scores_far_apart_stay_as_exact_as_the_plain_modules_in_float32(isa, scale: float) -> None:
-    found, expected = both(Sizes(), (100, 7, 100), 100, 20, isa, scale)
-    encoder = shaken(EarlyFusion(Sizes()).double(), 3, scale).float()
+def test_scores_far_apart_stay_as_exact_as_the_plain_modules_in_float32(isa, scale: float, sizes: Sizes) -> None:
+    found, expected = both(sizes, (100, 7, 100), 100, 20, isa, scale)
+    encoder = shaken(EarlyFusion(sizes).double(), 3, scale).float()
     with torch.no_grad():
-        plain = encoder(*batch(Sizes(), (100, 7, 100), 100, 20, dtype=torch.float32)).numpy()
+        plain = encoder(*batch(sizes, (100, 7, 100), 100, 20, dtype=torch.float32)).numpy()
     assert np.abs(found - expected).max() <= 1e-4 + 10 * np.abs(plain - expected).max()
 
 
+@pytest.mark.parametrize("sizes", [Sizes(), ONE_LAYER])
 @pytest.mark.parametrize(("isa", "numbers"), KERNELS)
-def test_gaps_in_a_sequence_are_skipped_where_they_stand(isa, numbers) -> None:
-    sizes = Sizes()
+def test_gaps_in_a_sequence_are_skipped_where_they_stand(isa, numbers, sizes: Sizes) -> None:
     encoder = shaken(EarlyFusion(sizes).double(), 3)
     actions, embeddings, candidates, row_request = batch(sizes, (60, 60), 60, 12)
     actions[0, [0, 3, 4, 40]] = 0
     embeddings[0, 3] = float("nan")  # what stands at an absent action is never read
     weights = {name: weight.detach().numpy() for name, weight in fold_early(encoder).items()}
-    kernel = FusedEncoder(weights, EncoderShape(60, 10, 2), isa, numbers)
+    kernel = FusedEncoder(weights, EncoderShape(60, 10, sizes.encoder_layers), isa, numbers)
     found = kernel.run(
         actions.numpy(), embeddings.float().numpy(), candidates.float().numpy(), np.array([0, 6, 12], np.int32)
     )
@@ -105,13 +113,13 @@ def test_gaps_in_a_sequence_are_skipped_where_they_stand(isa, numbers) -> None:
     np.testing.assert_allclose(found, expected, atol=TOLERANCE if numbers == "float32" else TOLERANCE_BF16)
 
 
+@pytest.mark.parametrize("sizes", [Sizes(), ONE_LAYER])
 @pytest.mark.parametrize(("isa", "numbers"), KERNELS)
-def test_a_candidates_outputs_do_not_depend_on_its_company(isa, numbers) -> None:
-    sizes = Sizes()
+def test_a_candidates_outputs_do_not_depend_on_its_company(isa, numbers, sizes: Sizes) -> None:
     encoder = shaken(EarlyFusion(sizes), 3)
     actions, embeddings, candidates, _ = batch(sizes, (100,), 100, 90, dtype=torch.float32)
     weights = {name: weight.detach().numpy() for name, weight in fold_early(encoder).items()}
-    kernel = FusedEncoder(weights, EncoderShape(100, 10, 2), isa, numbers)
+    kernel = FusedEncoder(weights, EncoderShape(100, 10, sizes.encoder_layers), isa, numbers)
     read, alone = (actions.numpy(), embeddings.numpy()), np.array([0, 1], np.int32)
     together = kernel.run(*read, candidates.numpy(), np.array([0, 90], np.int32))
     for row in (0, 31, 32, 89):
@@ -120,11 +128,12 @@ def test_a_candidates_outputs_do_not_depend_on_its_company(isa, numbers) -> None
 
 @pytest.mark.parametrize(("isa", "numbers"), KERNELS)
 @pytest.mark.parametrize("fill", [50, 49])
-def test_a_candidate_that_is_not_finite_spoils_no_other(isa, numbers, fill: int) -> None:
-    encoder = shaken(EarlyFusion(Sizes()), 3)
-    actions, embeddings, candidates, _ = batch(Sizes(), (fill,), 50, 11, dtype=torch.float32)
+@pytest.mark.parametrize("sizes", [Sizes(), ONE_LAYER])
+def test_a_candidate_that_is_not_finite_spoils_no_other(isa, numbers, fill: int, sizes: Sizes) -> None:
+    encoder = shaken(EarlyFusion(sizes), 3)
+    actions, embeddings, candidates, _ = batch(sizes, (fill,), 50, 11, dtype=torch.float32)
     weights = {name: weight.detach().numpy() for name, weight in fold_early(encoder).items()}
-    kernel = FusedEncoder(weights, EncoderShape(50, 10, 2), isa, numbers)
+    kernel = FusedEncoder(weights, EncoderShape(50, 10, sizes.encoder_layers), isa, numbers)
     read, splits = (actions.numpy(), embeddings.numpy()), np.array([0, 11], np.int32)
     expected = kernel.run(*read, candidates.numpy(), splits)
     candidates[5] = float("nan")
@@ -142,7 +151,7 @@ def test_a_request_without_candidates_gives_no_rows() -> None:
 @pytest.mark.parametrize("shape", [EncoderShape(100, 10, 3), EncoderShape(5, 10, 2), EncoderShape(5000, 10, 2)])
 def test_shapes_that_the_kernel_is_not_made_for_are_refused(shape) -> None:
     weights = {name: weight.detach().numpy() for name, weight in fold_early(EarlyFusion(Sizes())).items()}
-    with pytest.raises(EngineError, match="two layers"):
+    with pytest.raises(EngineError, match="one or two layers"):
         FusedEncoder(weights, shape)
 
 

@@ -71,6 +71,20 @@ def circle(model):
         model.functions.append(helper.make_function("f", name, ["x"], ["y"], nodes, opsets))
 
 
+def ends_in(*operators):
+    """Put operators of one input behind what made the logits."""
+
+    def change(model):
+        last = next(node for node in model.graph.node if "logits" in node.output)
+        last.output[list(last.output).index("logits")] = "before0"
+        names = [*(f"before{place}" for place in range(len(operators))), "logits"]
+        for operator, taken, given in zip(operators, names, names[1:], strict=False):
+            attributes = {"to": TensorProto.FLOAT} if operator == "Cast" else {}
+            model.graph.node.append(helper.make_node(operator, [taken], [given], **attributes))
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -86,6 +100,8 @@ def circle(model):
         (add_node("RandomNormal", shape=[2]), "operator RandomNormal is not allowed"),
         (circle, "functions call each other recursively"),
         (lambda m: m.graph.ClearField("node"), "it has no nodes"),
+        (ends_in("Sigmoid"), "the output 'logits' comes from a Sigmoid, but must be logits: .* remove the Sigmoid"),
+        (ends_in("Softmax", "Cast", "Identity"), "comes from a Softmax"),
     ],
 )
 def test_networks_that_harm_are_refused_by_name(tmp_path, change, message):
@@ -105,6 +121,11 @@ def test_what_is_no_network_is_refused(content):
 
 def test_good_networks_pass():
     check_network(tiny.network())
+
+
+@pytest.mark.parametrize("operators", [("Sigmoid", "Log"), ("Softmax", "Neg"), ("Cast", "Identity")])
+def test_a_sigmoid_further_inside_is_the_networks_own_business(operators):
+    check_network(edited(ends_in(*operators)))
 
 
 def archive(compression=zipfile.ZIP_STORED, **members):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ranker.baselines.score import NO_LIGHTGBM, BaselinePlan, training_rows
+from ranker.baselines.score import NO_LIGHTGBM, UNSAID, BaselinePlan, training_rows
 from ranker.baselines.scores import DOT_PRODUCT, ITEM_KNN, RANKING_TREES, TREES, TreeTraining
 from ranker.errors import SettingError
 from ranker.evaluation.gates import shortfalls
@@ -149,8 +149,8 @@ def test_a_bundle_may_not_be_called_like_a_baseline(name: str, tmp_path: Path, m
         measured(scored_test(by_bundle={name: GOOD}), tmp_path, monkeypatch)
 
 
-def test_the_usual_rows_leave_no_trace_in_a_lineage() -> None:
-    assert training_rows(Sampling()) is None
+def test_a_lineage_names_all_rows_but_those_that_were_usual_before_it_did() -> None:
+    assert training_rows(UNSAID) is None
     rows = training_rows(Sampling(negatives=8, requests_max=100))
     assert rows is not None
     assert (rows.negatives, rows.requests_max) == (8, 100)

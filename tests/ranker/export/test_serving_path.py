@@ -34,7 +34,7 @@ SCHEMA = ActionSchema(
         ActionRule(name="listen", meaning="played", affinity=0.2, head=False),
     )
 )
-MANIFEST = draft_manifest("songs", space_of("songs"), SCHEMA, SCHEMA.heads, sequence=True)
+MANIFEST = draft_manifest("songs", space_of("songs"), SCHEMA, SCHEMA.heads, sequence_length=100)
 SPLIT = Split(train_slices=2, validation_slices=1, test_slices=2)
 GROUPS = Groups.served_by(MANIFEST)
 

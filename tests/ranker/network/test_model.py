@@ -129,4 +129,4 @@ def test_pieces_say_how_much_of_each_piece_lies_below_a_number():
     found = pieces(torch.tensor([[-1.0, 7.0], [0.5, 9.0], [6.5, 0.0], [99.0, 7.0]]))
     # Pieces hold equally many rows: [0, 1], [1, 2], [2, 3], [3, 10]. A number that never changes says nothing.
     expected = [[0, 0, 0, 0], [0.5, 0, 0, 0], [1, 1, 1, 0.5], [1, 1, 1, 1]]
-    torch.testing.assert_close(found, torch.tensor([[*row, 0, 0, 0, 0] for row in expected]))
+    torch.testing.assert_close(found, torch.tensor([[part for one in row for part in (one, 0)] for row in expected]))

@@ -12,14 +12,28 @@ def network(variant: str) -> NetworkConfig:
 
 
 def test_the_table_has_the_rankers_that_are_compared() -> None:
-    assert list(VARIANTS) == ["base", "wide", "late", "early", "cross"]
     fusions = {name: network(name).fusion for name in VARIANTS}
-    assert fusions == {"base": "none", "wide": "none", "late": "late", "early": "early", "cross": "cross"}
+    assert fusions == {
+        "base": "none", "wide": "none", "late": "late", "cross": "cross", "early": "early", "published": "early",
+    }  # fmt: skip
     assert network("wide").widen == 2 * network("base").widen
 
 
+def test_the_published_size_is_that_of_the_paper() -> None:
+    sizes = network("published")
+    assert (sizes.encoder_layers, sizes.readout_rows) == (2, 10)
+    assert sizes.action_dim + 2 * sizes.token_pin_dim == 96
+
+
+def test_a_bundle_that_does_not_name_newer_sizes_keeps_the_network_that_it_was_made_with() -> None:
+    older = NetworkConfig(heads=1, actions=4, surfaces=2, scalars=4)
+    assert (older.pieces, older.cross_rank, older.read_once) == (0, 0, False)
+
+
 def test_a_variant_that_is_not_there_is_refused_with_those_that_are() -> None:
-    with pytest.raises(SettingError, match="unknown variant 'huge'; choose one of base, wide, late, early, cross"):
+    with pytest.raises(
+        SettingError, match="unknown variant 'huge'; choose one of base, wide, late, cross, early, published"
+    ):
         network_overrides("huge")
 
 

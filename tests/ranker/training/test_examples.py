@@ -18,7 +18,7 @@ from tests.ranker.data.test_actions import dataset_of
 from tests.ranker.interactions import write_atomic
 
 SPLIT = Split(train_slices=3, validation_slices=2, test_slices=2)
-MANIFEST = draft_manifest("toy", space_of("toy"), RATINGS, RATINGS.names, sequence=True)
+MANIFEST = draft_manifest("toy", space_of("toy"), RATINGS, RATINGS.names, sequence_length=100)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_a_related_request_starts_from_the_pin_saved_or_liked_last(log: ActionLo
 
 
 def test_candidates_are_the_pins_acted_on_and_others_never_acted_on(log: ActionLog) -> None:
-    train, test = build(log), build(log, "test")
+    train, test = build(log, sampling=Sampling(negatives=24)), build(log, "test")
     acted = np.add.reduceat(train.labels[:, RATINGS.position("closeup")], train.batch.row_splits[:-1])
     assert acted.min() >= 1
     assert acted.max() <= PINS_MAX

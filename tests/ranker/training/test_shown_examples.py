@@ -33,7 +33,7 @@ from tests.impressions.logs import Row, action, impression, log_of, seen
 from tests.ranker.interactions import KINDS, PINS, USERS, write_atomic
 from tests.ranker.test_recipe import RECIPE, Notes
 
-MANIFEST = draft_manifest("toy", space_of("toy"), RATINGS, RATINGS.heads, sequence=True)
+MANIFEST = draft_manifest("toy", space_of("toy"), RATINGS, RATINGS.heads, sequence_length=100)
 SPLIT = Split(train_slices=2, validation_slices=1, test_slices=1)
 HOUR_MS = 3_600_000
 #: After all interactions.
