@@ -167,7 +167,8 @@ class ConsoleReporter:
             shown.update(task, completed=total, total=total)
 
     def note(self, message: str) -> None:
-        self._console.print(message, highlight=False)
+        # In a file, a line stays a line, whatever width a terminal would have.
+        self._console.print(message, highlight=False, soft_wrap=not self._console.is_terminal)
 
 
 class _ProgressLines:

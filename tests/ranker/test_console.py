@@ -20,7 +20,7 @@ class Clock:
 def told(*steps: tuple[float, int]) -> list[str]:
     """Report (seconds since the start, done of 1,000) to a step without a terminal; return what it printed."""
     clock, out = Clock(), io.StringIO()
-    reporter = ConsoleReporter(Console(file=out, width=200), clock)
+    reporter = ConsoleReporter(Console(file=out, width=40), clock)
     with reporter.step("training") as progress:
         for after_s, done in steps:
             clock.now_s = 100.0 + after_s
