@@ -297,6 +297,7 @@ def _bundle_parts(
         version=recipe.version,
         dataset=recipe.dataset,
         schema=source.log.schema,
+        described=source.log.described,
         heads=source.heads,
         calibrations=calibrations,
         lineage=Lineage(

@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from model_store.bundle.manifest import Manifest, similarity_count
+from model_store.bundle.manifest import Manifest, Scalars, similarity_count
 from model_store.exploration.table import ExplorationError, load_exploration
 from model_store.model.utility import UtilityError, load_utility
 from ranker.data.actions import ActionLog
+from ranker.data.described import FILE as FEATURES_FILE
+from ranker.data.described import fields_of
 from ranker.data.embeddings import space_of
 from ranker.data.features import SURFACES, scalar_names
 from ranker.data.requests import Split
-from ranker.data.schema import ActionSchema
 from ranker.errors import DatasetError, SettingError
 from ranker.export.manifest import draft_manifest
 from ranker.network.model import NetworkConfig
@@ -61,8 +62,9 @@ class Recipe:
                     "start with a letter"
                 )
 
-    def network_config(self, schema: ActionSchema, heads: Sequence[str]) -> NetworkConfig:
+    def network_config(self, log: ActionLog, heads: Sequence[str]) -> NetworkConfig:
         """Return the network's sizes. Raises SettingError for an unknown variant or an invalid size."""
+        schema = log.schema
         sizes = {**network_overrides(self.variant), **self.sizes}
         length = self.length()
         if length and sizes.get("readout_rows", 0) > length:
@@ -73,6 +75,8 @@ class Recipe:
             actions=len(schema.actions),
             surfaces=len(SURFACES),
             scalars=len(scalar_names(schema)),
+            pin_features=len(fields_of(log.described.pins)),
+            user_features=len(fields_of(log.described.users)),
             **sizes,
         )
 
@@ -89,6 +93,19 @@ class Recipe:
         settings = {name: str(value) for name, value in asdict(self.training).items()}
         length = {"sequence_length": str(self.length())}
         return {"version": str(self.version), "variant": self.variant, **length, **sizes, **settings}
+
+
+def _check_features(parent: Parent, draft: Manifest) -> None:
+    """Raise SettingError if the data has other features than those that the parent reads."""
+    ours, theirs = (
+        [t.source for t in m.inputs if isinstance(t.source, Scalars)] for m in (draft, parent.bundle.manifest)
+    )
+    for new, old in zip(ours, theirs, strict=True):
+        if new != old:
+            raise SettingError(
+                f"{parent.bundle.manifest.ref} reads the fields {', '.join(old.fields)} of {old.group}, but the data "
+                f"has {', '.join(new.fields)}; use the {FEATURES_FILE} and actions.toml that it was trained with"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +135,7 @@ def target_of(recipe: Recipe, log: ActionLog, parent: Parent | None, heads: tupl
     if not heads:
         raise DatasetError(f"no interaction is one of the actions to predict: {', '.join(log.schema.heads)}")
     recipe.training.weights_of(heads)
-    sizes = parent.config if parent else recipe.network_config(log.schema, heads)
+    sizes = parent.config if parent else recipe.network_config(log, heads)
     if parent and [head.name for head in parent.bundle.manifest.heads] != list(heads):
         known = ", ".join(head.name for head in parent.bundle.manifest.heads)
         raise SettingError(f"{parent.bundle.manifest.ref} has the heads {known}, but the data has {', '.join(heads)}")
@@ -129,7 +146,10 @@ def target_of(recipe: Recipe, log: ActionLog, parent: Parent | None, heads: tupl
         heads,
         sequence_length=parent.bundle.manifest.sequence_length if parent else recipe.length(),
         similarities=sizes.similarities > 0,
+        described=log.described,
     )
+    if parent:
+        _check_features(parent, draft)
     try:
         utility = load_utility(recipe.utility_toml, draft)
     except UtilityError as error:

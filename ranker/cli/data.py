@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -101,8 +102,14 @@ def ml_1m(out: OutOption) -> None:
 def check(
     folder: Annotated[str, typer.Argument(help="Folder of RecBole atomic files, or ml-1m.")],
     actions: ActionsOption = None,
+    propose: Annotated[
+        bool,
+        typer.Option("--propose", help="Write the proposed actions.toml and features.toml into the folder; edit them."),
+    ] = False,
 ) -> None:
     """Show what training would see of a dataset, and each problem with its fix. Exits with 1 if training would fail.
+
+    Where columns could be actions or features and no TOML file says so, it shows what such a file could say.
 
     Example: [bold]pinrank data check data/deskdrop[/]
 
@@ -111,13 +118,25 @@ def check(
     with explained():
         from ranker.data.actions import action_log  # noqa: PLC0415
         from ranker.data.inspection import inspect  # noqa: PLC0415
+        from ranker.data.proposals import proposals  # noqa: PLC0415
         from ranker.data.requests import Split  # noqa: PLC0415
 
+        console = Console(markup=False, emoji=False)
+        proposed = proposals(Path(folder)) if Path(folder).is_dir() else []
+        for proposal in proposed if propose else []:
+            (Path(folder) / proposal.name).write_text(proposal.text, encoding="utf-8")
+            console.print(f"wrote {Path(folder) / proposal.name}; read and edit it", highlight=False, soft_wrap=True)
         dataset = read_dataset(folder, actions, ConsoleReporter(Console(markup=False, emoji=False, stderr=True)))
         found = inspect(action_log(dataset), Split())
         problems = (*suspicious(dataset), *found.problems)
-    console = Console(markup=False, emoji=False)
     _show(console, dataset, found)
+    for proposal in [] if propose else proposed:
+        console.print(
+            f"{proposal.why}; `pinrank data check {folder} --propose` writes this {proposal.name}:\n\n"
+            + textwrap.indent(proposal.text, "    "),
+            highlight=False,
+            soft_wrap=True,
+        )
     _show_problems(console, problems)
     if any(problem.kind == "error" for problem in problems):
         raise typer.Exit(1)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from ranker.data.described import Described, Values
 from ranker.data.recbole import AtomicDataset
 from ranker.data.schema import CLOSEUPS, RATINGS, ActionRule, ActionSchema, read_schema
 from ranker.errors import DatasetError
@@ -28,6 +29,9 @@ class ActionLog:
         action: uint8[E], position of the strongest action in the schema.
         by_user: int64[E], event numbers grouped by user, oldest first for each user.
         user_splits: int64[U + 1]; user u's events are `by_user[user_splits[u]:user_splits[u + 1]]`.
+        described: the columns of the data that are features.
+        pin_values: features of pins.
+        user_values: features of users.
     """
 
     schema: ActionSchema
@@ -40,6 +44,9 @@ class ActionLog:
     action: np.ndarray
     by_user: np.ndarray
     user_splits: np.ndarray
+    described: Described = field(default_factory=Described)
+    pin_values: Values = field(default_factory=Values.none)
+    user_values: Values = field(default_factory=Values.none)
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -79,4 +86,7 @@ def action_log(dataset: AtomicDataset) -> ActionLog:
         action=strongest_action(dataset.labels),
         by_user=np.argsort(user, kind="stable"),
         user_splits=np.concatenate([[0], np.cumsum(counts)]),
+        described=dataset.described,
+        pin_values=dataset.pin_values,
+        user_values=dataset.user_values,
     )

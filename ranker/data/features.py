@@ -18,6 +18,8 @@ from feature_client.groups import Embedding, EmbeddingSpace, FeatureGroup, Scala
 from feature_client.stores.store import Store
 from model_store.bundle.manifest import Manifest
 from ranker.data.actions import ActionLog, ActionSchema
+from ranker.data.described import FILE as FEATURES_FILE
+from ranker.data.described import Described, fields_of
 from ranker.data.embeddings import PinEmbeddings
 from ranker.data.problems import refuse_future
 from ranker.errors import DatasetError
@@ -28,6 +30,7 @@ SURFACES = ("home", "related")
 LENGTH_MAX = 256
 
 _SHARE = "_share"
+_PARTIES = frozenset({"creator_tail", "merchant", "ad"})
 
 #: Weight of the overall average in each share, as a number of earlier actions.
 PRIOR_ACTIONS = 20.0
@@ -47,14 +50,16 @@ class Groups:
     sequence: SequenceGroup | None
 
     @staticmethod
-    def of(space: EmbeddingSpace, schema: ActionSchema) -> Groups:
-        """Return the groups of a schema's actions, with embeddings in `space`."""
+    def of(space: EmbeddingSpace, schema: ActionSchema, described: Described | None = None) -> Groups:
+        """Return the groups of a schema's actions and of the data's own columns, with embeddings in `space`."""
+        described = described or Described()
         counts = tuple(Scalar(name=name) for name in scalar_names(schema))
         embedding = Embedding(name="embedding", space=space)
+        pins, users = (tuple(Scalar(name=n) for n in fields_of(own)) for own in (described.pins, described.users))
         parties = (Scalar(name="creator_tail", default=0.5), Scalar(name="merchant"), Scalar(name="ad"))
         return Groups(
-            FeatureGroup(name=PIN_GROUP, version=2, entity="pin", fields=(embedding, *counts, *parties)),
-            FeatureGroup(name=USER_GROUP, version=2, entity="user", fields=(embedding, *counts)),
+            FeatureGroup(name=PIN_GROUP, version=2, entity="pin", fields=(embedding, *counts, *pins, *parties)),
+            FeatureGroup(name=USER_GROUP, version=2, entity="user", fields=(embedding, *counts, *users)),
             SequenceGroup(name="actions", version=2, actions=schema.names, surfaces=SURFACES, length_max=LENGTH_MAX),
         )
 
@@ -69,9 +74,19 @@ class Groups:
                 "`pinrank features load`"
             ) from error
 
+    @property
+    def pin_scalars(self) -> tuple[str, ...]:
+        """The scalars of pins that networks read. The parties of a pin serve the utility only."""
+        return tuple(f.name for f in self.pin.fields if isinstance(f, Scalar) and f.name not in _PARTIES)
+
+    @property
+    def user_scalars(self) -> tuple[str, ...]:
+        """The scalars of users that networks read."""
+        return tuple(f.name for f in self.user.fields if isinstance(f, Scalar))
+
 
 def scalar_names(schema: ActionSchema) -> tuple[str, ...]:
-    """Return the scalars that networks read of both pins and users. The parties of a pin serve the utility only."""
+    """Return the scalars that both pins and users have: the counts of actions."""
     return ("log_actions", *(f"{name}{_SHARE}" for name in schema.names))
 
 
@@ -91,10 +106,11 @@ def pin_rows(
         P rows in the order of `log.pin_ids`; pins without an event before that time are MISSING.
 
     Raises:
-        DatasetError: the group counts an action that the data does not have.
+        DatasetError: the group counts an action, or has a feature, that the data does not have.
     """
     stop = log.before(before_ms)
     rows, counts = _counted_rows(group, log, log.pin[:stop], len(log.pin_ids))
+    _fill_own(rows, group, fields_of(log.described.pins), log.pin_values.of(log.pin_ids))
     rows["embedding"] = _stored_vectors(group, folded_in(log, vectors, stop) if folded is None else folded)
     merchant, ad = made_up_parties(log.pin_ids)
     for name, values in {"creator_tail": 1 - _percentile(counts), "merchant": merchant, "ad": ad}.items():
@@ -113,6 +129,7 @@ def user_rows(
     stop = log.before(before_ms)
     user, pin = log.user[:stop], log.pin[:stop]
     rows, counts = _counted_rows(group, log, user, len(log.user_ids))
+    _fill_own(rows, group, fields_of(log.described.users), log.user_values.of(log.user_ids))
     weight = log.schema.affinities[log.action[:stop]]
     folded = folded_in(log, vectors, stop) if folded is None else folded
     means = _means(user, pin, weight, folded, len(log.user_ids))
@@ -265,6 +282,20 @@ def _counted_rows(
         own = np.bincount(entity, labelled, entities)
         rows[field.name] = (own + PRIOR_ACTIONS * overall) / (counts + PRIOR_ACTIONS)
     return rows, counts
+
+
+def _fill_own(rows: np.ndarray, group: FeatureGroup, names: tuple[str, ...], values: np.ndarray) -> None:
+    """Fill the fields that `features.toml` names, from float32[N, F]."""
+    made = {"embedding", "log_actions", *_PARTIES}
+    for field in group.fields:
+        if field.name in made or field.name.endswith(_SHARE):
+            continue
+        if field.name not in names:
+            raise DatasetError(
+                f"group {group.ref} has the field {field.name!r}, which is no feature of this data: it has "
+                f"{', '.join(names) or 'none'}; use the {FEATURES_FILE} that the version was trained with"
+            )
+        rows[field.name] = values[:, names.index(field.name)]
 
 
 def _stored_vectors(group: FeatureGroup, vectors: np.ndarray) -> np.ndarray:

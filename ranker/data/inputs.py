@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from feature_client.groups import Scalar
 from model_store.bundle.manifest import (
     EmbeddingVector,
     Manifest,
@@ -38,18 +37,18 @@ SIMILARITIES = TensorInput(
 )
 
 
-def network_inputs(scalars: tuple[str, ...], *, sequence: bool, similarities: bool) -> tuple[TensorInput, ...]:
-    """Return the inputs of a network that reads these scalars of pins and users, and the sequence or not.
+def network_inputs(groups: Groups, *, sequence: bool, similarities: bool) -> tuple[TensorInput, ...]:
+    """Return the inputs of a network that reads the vectors and scalars of these groups, and the sequence or not.
 
     Similarities to the sequence need the sequence.
     """
     return (
         TensorInput(name="user_embedding", source=EmbeddingVector(group=USER_GROUP, field="embedding")),
-        TensorInput(name="user_scalars", source=Scalars(group=USER_GROUP, fields=scalars)),
+        TensorInput(name="user_scalars", source=Scalars(group=USER_GROUP, fields=groups.user_scalars)),
         TensorInput(name="surface", source=SurfaceIndex()),
         TensorInput(name="query", source=QueryVector(group=PIN_GROUP, field="embedding")),
         TensorInput(name="pin_embedding", source=EmbeddingVector(group=PIN_GROUP, field="embedding")),
-        TensorInput(name="pin_scalars", source=Scalars(group=PIN_GROUP, fields=scalars)),
+        TensorInput(name="pin_scalars", source=Scalars(group=PIN_GROUP, fields=groups.pin_scalars)),
         *(_SEQUENCE_INPUTS if sequence else ()),
         *((SIMILARITIES,) if similarities else ()),
     )
@@ -65,9 +64,8 @@ def full_manifest(manifest: Manifest, schema: ActionSchema) -> Manifest:
     """
     groups = Groups.served_by(manifest)
     space = manifest.embedding_field(PIN_GROUP, "embedding").space
-    scalars = tuple(field.name for field in groups.user.fields if isinstance(field, Scalar))
     own = {tensor.name for tensor in manifest.inputs}
-    missing = (tensor for tensor in network_inputs(scalars, sequence=True, similarities=True) if tensor.name not in own)
+    missing = (tensor for tensor in network_inputs(groups, sequence=True, similarities=True) if tensor.name not in own)
     changed = {
         "sequence": groups.sequence or Groups.of(space, schema).sequence,
         "sequence_length": manifest.sequence_length or SEQUENCE_LENGTH,

@@ -1,20 +1,22 @@
-"""Reads datasets in RecBole's atomic format: `NAME.inter`, with optional `NAME.item` and `actions.toml`."""
+"""Reads datasets in RecBole's atomic format: `NAME.inter`, with optional `NAME.item`, `NAME.user` and TOML files."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from feature_client.action_times import EARLIEST_MS
+from ranker.data.described import FILE as FEATURES
+from ranker.data.described import Column, Described, Values, check_columns, numbers_of, read_described
 from ranker.data.identifiers import MISSING, distinct_ids, misspelt
 from ranker.data.problems import LATEST_MS, Problem
 from ranker.data.recbole_file import BLOCK_BYTES, AtomicFile, TextRows, open_atomic
 from ranker.data.schema import CLOSEUPS, FILE, RATINGS, RATINGS_MAX, ActionSchema, Columns, Tokens, read_schema
-from ranker.errors import DatasetError
+from ranker.errors import DatasetError, SettingError
 
 _EARLIEST_S, _LATEST_S = EARLIEST_MS / 1e3, LATEST_MS / 1e3
 #: Units per second, to recognise timestamps in another unit.
@@ -35,6 +37,9 @@ class AtomicDataset:
         labels: bool[E, A], the actions of each interaction.
         titles: a title for every pin of the `.item` file and of the interactions.
         tokens: the identifiers of the same pins, as in the files.
+        described: the columns that become features.
+        pin_values: features of the pins of the `.item` file.
+        user_values: features of the users of the `.user` file.
         unread: columns that are not used, by file name.
         problems: problems of the files.
     """
@@ -48,12 +53,15 @@ class AtomicDataset:
     labels: np.ndarray
     titles: Mapping[int, str]
     tokens: Mapping[int, str]
+    described: Described = field(default_factory=Described)
+    pin_values: Values = field(default_factory=Values.none)
+    user_values: Values = field(default_factory=Values.none)
     unread: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
 
 
 def read_atomic(folder: Path, schema: ActionSchema | None = None, *, block_bytes: int = BLOCK_BYTES) -> AtomicDataset:
-    """Read `NAME.inter` and, where they exist, `NAME.item` and `actions.toml` from a folder.
+    """Read `NAME.inter` and, where they exist, `NAME.item`, `NAME.user`, `actions.toml` and `features.toml`.
 
     Args:
         folder: folder of one dataset.
@@ -79,7 +87,9 @@ def read_atomic(folder: Path, schema: ActionSchema | None = None, *, block_bytes
     time_ms = _times_ms(rows)
     labels, label_problems = _labels(schema, rows, rated=given is None)
     user_ids = distinct_ids(user_tokens, "user")
-    items = _read_items(file.path.with_suffix(".item"), pin_tokens, block_bytes)
+    described = read_described(folder / FEATURES) if (folder / FEATURES).exists() else Described()
+    items = _read_items(file.path.with_suffix(".item"), described.pins, pin_tokens, block_bytes)
+    own_users = _read_users(file.path.with_suffix(".user"), described.users, block_bytes)
     tokens = list(dict.fromkeys([*pin_tokens, *items.titles]))
     pin_ids = distinct_ids(tokens, "item")
     order = np.argsort(time_ms, kind="stable")
@@ -93,8 +103,22 @@ def read_atomic(folder: Path, schema: ActionSchema | None = None, *, block_bytes
         labels=labels[order],
         titles=dict(zip(pin_ids.tolist(), (items.titles.get(token, token) for token in tokens), strict=True)),
         tokens=dict(zip(pin_ids.tolist(), tokens, strict=True)),
-        unread={file.path.name: tuple(name for name in file.kinds if name not in read), **items.unread},
-        problems=(*_blank_lines(file), *user_problems, *pin_problems, *label_problems, *items.problems),
+        described=described,
+        pin_values=_values(items, "item"),
+        user_values=_values(own_users, "user"),
+        unread={
+            file.path.name: tuple(name for name in file.kinds if name not in read),
+            **items.unread,
+            **own_users.unread,
+        },
+        problems=(
+            *_blank_lines(file),
+            *user_problems,
+            *pin_problems,
+            *label_problems,
+            *items.problems,
+            *own_users.problems,
+        ),
     )
 
 
@@ -239,22 +263,53 @@ def _tokens(rows: TextRows, name: str, *, several: bool) -> Tokens:
 
 
 @dataclass(frozen=True, slots=True)
-class _Items:
-    """The contents of an `.item` file: a title for each of its tokens."""
+class _Listed:
+    """The contents of an `.item` or `.user` file, with titles and features by token, in the order of `titles`."""
 
     titles: Mapping[str, str]
+    numbers: np.ndarray
     unread: Mapping[str, tuple[str, ...]]
     problems: tuple[Problem, ...]
 
 
-def _read_items(path: Path, pin_tokens: list[str], block_bytes: int) -> _Items:
-    """Read titles; none if the file does not exist. If an item is listed twice, its first line counts."""
+def _without(path: Path, columns: Sequence[Column]) -> _Listed:
+    if columns:
+        raise SettingError(f"{FEATURES} reads column {columns[0].column!r} of {path.name}, which does not exist")
+    return _Listed({}, np.empty((0, 0), np.float32), {}, ())
+
+
+def _values(listed: _Listed, what: str) -> Values:
+    ids = distinct_ids(list(listed.titles), what)
+    order = np.argsort(ids)
+    return Values(ids[order], listed.numbers[order])
+
+
+def _read_users(path: Path, columns: Sequence[Column], block_bytes: int) -> _Listed:
+    """Read the features of users; none if the file does not exist. If a user is listed twice, the first line counts."""
     if not path.exists():
-        return _Items({}, {}, ())
+        return _without(path, columns)
+    file = open_atomic(path, block_bytes)
+    file.require("user_id", ("token",))
+    check_columns(file, columns)
+    names = [column.column for column in columns]
+    rows = file.read(("user_id", *names))
+    code, tokens, problems = _identifiers(rows, "user_id")
+    first = np.unique(code, return_index=True)[1]
+    unread = tuple(name for name in file.kinds if name not in {"user_id", *names})
+    numbers = numbers_of(rows, columns)[first]
+    return _Listed(dict.fromkeys(tokens, ""), numbers, {path.name: unread}, (*_blank_lines(file), *problems))
+
+
+def _read_items(path: Path, columns: Sequence[Column], pin_tokens: list[str], block_bytes: int) -> _Listed:
+    """Read titles and features; none if the file does not exist. If an item is listed twice, its first line counts."""
+    if not path.exists():
+        return _without(path, columns)
     file = open_atomic(path, block_bytes)
     file.require("item_id", ("token",))
+    check_columns(file, columns)
+    names = [column.column for column in columns]
     title = next((name for name in file.kinds if name != "item_id" and ("title" in name or "name" in name)), "item_id")
-    rows = file.read(("item_id", title))
+    rows = file.read(("item_id", title, *names))
     code, tokens, problems = _identifiers(rows, "item_id")
     first = np.unique(code, return_index=True)[1]
     texts = rows.texts[title].to_pylist()
@@ -269,8 +324,8 @@ def _read_items(path: Path, pin_tokens: list[str], block_bytes: int) -> _Items:
                 "write identifiers in the same way in both files",
             )
         )
-    unread = tuple(name for name in file.kinds if name not in {"item_id", title})
-    return _Items(titles, {path.name: unread}, tuple(problems))
+    unread = tuple(name for name in file.kinds if name not in {"item_id", title, *names})
+    return _Listed(titles, numbers_of(rows, columns)[first], {path.name: unread}, tuple(problems))
 
 
 def _repeated_items(rows: TextRows, code: np.ndarray, tokens: list[str], first: np.ndarray) -> Iterator[Problem]:

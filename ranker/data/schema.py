@@ -163,7 +163,7 @@ def read_schema(path: Path) -> ActionSchema:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SettingError(f"{path} is not valid TOML: {error}") from error
     except ValidationError as error:
-        raise SettingError(f"{path}: {_mistakes(error)}") from error
+        raise SettingError(f"{path}: {mistakes(error)}") from error
 
 
 def write_schema(path: Path, schema: ActionSchema) -> None:
@@ -178,7 +178,8 @@ def write_schema(path: Path, schema: ActionSchema) -> None:
         file.write("\n".join(tables))
 
 
-def _mistakes(error: ValidationError) -> str:
+def mistakes(error: ValidationError) -> str:
+    """Return every mistake of a file, with its place, in one line."""
     found = []
     for mistake in error.errors():
         place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in mistake["loc"]).lstrip(".")

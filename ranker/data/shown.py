@@ -7,7 +7,7 @@ give the stored features. What a user had done before a request comes from both.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
 
@@ -314,7 +314,7 @@ def _with_ids(log: ActionLog, user_ids: np.ndarray, pin_ids: np.ndarray) -> Acti
     """Return the same events with more users and pins, of which nothing is known."""
     user = np.searchsorted(user_ids, log.user_ids)[log.user]
     pin = np.searchsorted(pin_ids, log.pin_ids)[log.pin]
-    return _log(log.schema, user_ids, pin_ids, user, pin, log.time_ms, log.labels)
+    return _log(log, user_ids, pin_ids, user, pin, log.time_ms, log.labels)
 
 
 def _merged(log: ActionLog, joined: _Events) -> ActionLog:
@@ -333,7 +333,7 @@ def _merged(log: ActionLog, joined: _Events) -> ActionLog:
     time_ms = np.concatenate([log.time_ms, joined.time_ms[new]])
     order = np.argsort(time_ms, kind="stable")
     return _log(
-        log.schema,
+        log,
         log.user_ids,
         log.pin_ids,
         np.concatenate([log.user, user[new]])[order],
@@ -344,7 +344,7 @@ def _merged(log: ActionLog, joined: _Events) -> ActionLog:
 
 
 def _log(
-    schema: ActionSchema,
+    like: ActionLog,
     user_ids: np.ndarray,
     pin_ids: np.ndarray,
     user: np.ndarray,
@@ -353,8 +353,8 @@ def _log(
     labels: np.ndarray,
 ) -> ActionLog:
     counts = np.bincount(user, minlength=len(user_ids))
-    return ActionLog(
-        schema=schema,
+    return replace(
+        like,
         user_ids=user_ids,
         pin_ids=pin_ids,
         user=user,

@@ -35,6 +35,7 @@ from model_store.bundle.manifest import Calibration, Lineage, Manifest
 from model_store.model.assembly import Assembler
 from model_store.model.loaded import calibrate
 from ranker.data.actions import ActionSchema
+from ranker.data.described import Described
 from ranker.data.embeddings import PinEmbeddings, encode_embeddings, space_of
 from ranker.errors import ParityError
 from ranker.export.manifest import manifest_fields
@@ -66,6 +67,7 @@ class BundleParts:
     version: int
     dataset: str
     schema: ActionSchema
+    described: Described
     heads: Sequence[str]
     calibrations: Sequence[Calibration]
     lineage: Lineage
@@ -90,6 +92,7 @@ class BundleParts:
             self.lineage,
             sequence_length=self.sequence_length,
             similarities=network.similarities > 0,
+            described=self.described,
             calibrations=self.calibrations,
         )
 

@@ -8,7 +8,8 @@ from typing import Any
 from feature_client.groups import EmbeddingSpace
 from model_store.bundle.manifest import Calibration, Head, Lineage, Manifest, Surface
 from ranker.data.actions import ActionSchema
-from ranker.data.features import SURFACES, Groups, scalar_names
+from ranker.data.described import Described
+from ranker.data.features import SURFACES, Groups
 from ranker.data.inputs import network_inputs
 
 
@@ -22,6 +23,7 @@ def manifest_fields(
     *,
     sequence_length: int,
     similarities: bool = False,
+    described: Described | None = None,
     calibrations: Sequence[Calibration] | None = None,
 ) -> dict[str, Any]:
     """Return all fields of the manifest except `files`.
@@ -35,9 +37,10 @@ def manifest_fields(
         lineage: origin of the model.
         sequence_length: how many of the user's last actions the network reads; 0 for none.
         similarities: whether it reads what `model_store.model.similarities` computes.
+        described: the data's own columns that are features.
         calibrations: one per head; None leaves the logits unchanged.
     """
-    groups = Groups.of(space, schema)
+    groups = Groups.of(space, schema, described)
     calibrations = calibrations or [Calibration()] * len(heads)
     return {
         "name": name,
@@ -45,7 +48,7 @@ def manifest_fields(
         "groups": (groups.user, groups.pin),
         "sequence": groups.sequence if sequence_length else None,
         "sequence_length": sequence_length,
-        "inputs": network_inputs(scalar_names(schema), sequence=sequence_length > 0, similarities=similarities),
+        "inputs": network_inputs(groups, sequence=sequence_length > 0, similarities=similarities),
         "heads": tuple(
             Head(name=head, meaning=schema.rule(head).meaning, calibration=calibration)
             for head, calibration in zip(heads, calibrations, strict=True)
@@ -63,10 +66,14 @@ def draft_manifest(
     *,
     sequence_length: int,
     similarities: bool = False,
+    described: Described | None = None,
 ) -> Manifest:
     """Return a manifest without files, which suffices to assemble the tensors for training."""
     unknown = Lineage(data="", data_sha256="", command="", code="", seed=0)
     fields = manifest_fields(
-        name, 1, space, schema, heads, unknown, sequence_length=sequence_length, similarities=similarities
+        *(name, 1, space, schema, heads, unknown),
+        sequence_length=sequence_length,
+        similarities=similarities,
+        described=described,
     )
     return Manifest(**fields, files={})

@@ -36,6 +36,9 @@ class NetworkConfig:
     actions: int
     surfaces: int
     scalars: int
+    #: Scalars that only pins, or only users, have: the data's own columns.
+    pin_features: int = 0
+    user_features: int = 0
     #: Columns of `model_store.model.similarities`; 0 for a network that does not read them.
     similarities: int = 0
     #: Pieces into which the range of each scalar and similarity is divided; 0 for a network without pieces.
@@ -156,7 +159,8 @@ class RankerNetwork(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
-        standardised = {"user": config.scalars, "pin": config.scalars}
+        of_user, of_pin = config.scalars + config.user_features, config.scalars + config.pin_features
+        standardised = {"user": of_user, "pin": of_pin}
         if config.similarities:
             standardised["similarities"] = config.similarities
         for name, width in standardised.items():
@@ -165,14 +169,14 @@ class RankerNetwork(nn.Module):
         self.encoder = _encoder(config)
         self._once = config.read_once and config.fusion == "late"
         self.surface = nn.Embedding(config.surfaces, config.surface_dim)
-        request_width = 2 * config.dim + config.scalars + config.surface_dim
-        row_width = 3 * config.dim + config.scalars + config.similarities
+        request_width = 2 * config.dim + of_user + config.surface_dim
+        row_width = 3 * config.dim + of_pin + config.similarities
         # Past all layers, so that a network orders by them before it has learned anything else.
         direct = config.similarities
         if config.pieces:
-            of_row = config.scalars + config.similarities
-            self.user_pieces, self.row_pieces = Pieces(config.scalars, config.pieces), Pieces(of_row, config.pieces)
-            self.user_number = nn.Linear(config.scalars * config.pieces, config.pieces_dim)
+            of_row = of_pin + config.similarities
+            self.user_pieces, self.row_pieces = Pieces(of_user, config.pieces), Pieces(of_row, config.pieces)
+            self.user_number = nn.Linear(of_user * config.pieces, config.pieces_dim)
             self.row_number = nn.Linear(of_row * config.pieces, config.pieces_dim)
             request_width += config.pieces_dim
             row_width += config.pieces_dim

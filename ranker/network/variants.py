@@ -55,7 +55,12 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
 _COUNT_MAX = 8_192
 
 #: Fields that the data or the variant determines.
-_DECIDED = frozenset({"heads", "actions", "surfaces", "scalars", "similarities", "dim", "fusion", "sequence"})
+_DECIDED = frozenset(
+    {
+        *("heads", "actions", "surfaces", "scalars", "pin_features", "user_features", "similarities", "dim"),
+        *("fusion", "sequence"),
+    }
+)
 
 #: Sizes that a network may have none of: the readout map, and the pieces of numbers.
 _MAY_BE_ZERO = frozenset({"readout_dim", "pieces", "cross_rank"})

@@ -1,0 +1,162 @@
+"""What a dataset's own columns say about its pins and users: the features that `features.toml` names.
+
+A column of numbers becomes one field of the pins' or users' group, and a column of words one field per word: 1 where a
+row has it. Networks and baselines read them like the counts of actions.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pyarrow.compute as pc
+from pydantic import Field, ValidationError, model_validator
+
+from feature_client.groups import Frozen
+from ranker.data.recbole_file import AtomicFile, TextRows
+from ranker.data.schema import mistakes
+from ranker.errors import SettingError
+
+FILE = "features.toml"
+#: Words of all columns of one side together; each is a column of the network's input.
+WORDS_MAX = 128
+_NAME_MAX = 40
+
+
+class Column(Frozen):
+    """A column whose values become features; without words, it holds numbers."""
+
+    column: Annotated[str, Field(min_length=1)]
+    words: Annotated[tuple[str, ...], Field(min_length=1, max_length=WORDS_MAX)] | None = None
+
+    @model_validator(mode="after")
+    def _words_differ(self) -> Column:
+        if self.words is not None and len(set(self.words)) < len(self.words):
+            raise ValueError(f"column {self.column!r} names a word twice")
+        return self
+
+
+class Described(Frozen):
+    """The columns of `NAME.item` and of `NAME.user` that become features."""
+
+    pins: tuple[Column, ...] = ()
+    users: tuple[Column, ...] = ()
+
+    @model_validator(mode="after")
+    def _columns_differ(self) -> Described:
+        for side, columns in (("pins", self.pins), ("users", self.users)):
+            names = [column.column for column in columns]
+            if len(set(names)) < len(names):
+                raise ValueError(f"{side}: a column is named twice")
+            if (words := sum(len(column.words or ()) for column in columns)) > WORDS_MAX:
+                raise ValueError(f"{side}: {words} words are more than {WORDS_MAX}; keep the most frequent")
+        return self
+
+
+def fields_of(columns: Iterable[Column]) -> tuple[str, ...]:
+    """Return the names of the fields of a group, in order; each is unique and begins with its column's name."""
+    found: dict[str, None] = {}
+    for column in columns:
+        base = _slug(column.column)
+        wanted = [base] if column.words is None else [f"{base}_{_slug(word)}" for word in column.words]
+        for place, whole in enumerate(wanted):
+            name = whole[:_NAME_MAX].rstrip("_")
+            if name in found or name.endswith("_share"):
+                # Another field has it, or it would look like the share of an action.
+                name = f"{base[: _NAME_MAX - 12]}_{place}_of_{len(found)}"
+            found[name] = None
+    return tuple(found)
+
+
+def _slug(text: str) -> str:
+    name = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
+    return f"own_{name}" if name in _TAKEN or not name[:1].isalpha() else name
+
+
+#: Fields that every group has.
+_TAKEN = frozenset({"embedding", "log_actions", "creator_tail", "merchant", "ad"})
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """The features of the entities that a file lists.
+
+    Attributes:
+        ids: uint64[K], ascending.
+        numbers: float32[K, F], in the order of `fields_of`.
+    """
+
+    ids: np.ndarray
+    numbers: np.ndarray
+
+    @staticmethod
+    def none(fields: int = 0) -> Values:
+        return Values(np.empty(0, np.uint64), np.empty((0, fields), np.float32))
+
+    def of(self, ids: np.ndarray) -> np.ndarray:
+        """Return float32[N, F] of uint64[N] entities; 0 for those that the file does not list."""
+        found = np.zeros((len(ids), self.numbers.shape[1]), np.float32)
+        if len(self.ids):
+            place = np.searchsorted(self.ids, ids).clip(max=len(self.ids) - 1)
+            listed = self.ids[place] == ids
+            found[listed] = self.numbers[place[listed]]
+        return found
+
+
+def read_described(path: Path) -> Described:
+    """Read a `features.toml`. Raises a SettingError that names every mistake."""
+    try:
+        return Described.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig")))
+    except OSError as error:
+        raise SettingError(f"cannot read the features: {error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise SettingError(f"{path} is not valid TOML: {error}") from error
+    except ValidationError as error:
+        raise SettingError(f"{path}: {mistakes(error)}") from error
+
+
+def check_columns(file: AtomicFile, columns: Iterable[Column]) -> None:
+    """Raise DatasetError if a file lacks a column, or has it in another type."""
+    for column in columns:
+        if column.column not in file.kinds:
+            raise file.fault(1, f"{FILE} reads column {column.column!r}, but the columns are {', '.join(file.kinds)}")
+        kind = file.kinds[column.column]
+        wanted = ("float",) if column.words is None else ("token", "token_seq")
+        if kind not in wanted:
+            fix = "name its words" if column.words is None else "leave out its words"
+            raise file.fault(1, f"column {column.column!r} is a {kind}, which {FILE} cannot read so; {fix}")
+
+
+def numbers_of(rows: TextRows, columns: Iterable[Column]) -> np.ndarray:
+    """Return float32[N, F] of the rows of a file, in the order of `fields_of`.
+
+    A missing number is the median of the column, and 0 if all are missing.
+
+    Raises:
+        DatasetError: a value of a column of numbers is none.
+    """
+    found = [np.empty((len(rows), 0), np.float32)]
+    for column in columns:
+        if column.words is None:
+            found.append(_numbers(rows, column.column)[:, None].astype(np.float32))
+        else:
+            several = rows.file.kinds[column.column] == "token_seq"
+            values, code = rows.encoded(column.column)
+            held = [set(value.split(" ")) if several else {value} for value in values]
+            has = np.array([[word in words for word in column.words] for words in held], np.float32)
+            found.append(has.reshape(len(held), len(column.words))[code])
+    return np.concatenate(found, axis=1)
+
+
+def _numbers(rows: TextRows, name: str) -> np.ndarray:
+    texts = pc.utf8_trim(rows.texts[name], " ")
+    missing = np.asarray(pc.equal(texts, ""), bool)
+    values = TextRows(rows.file, {name: pc.if_else(pc.equal(texts, ""), "0", texts)}).numbers(name).copy()
+    if missing.any():
+        values[missing] = np.median(values[~missing]) if not missing.all() else 0.0
+    return values
