@@ -98,9 +98,9 @@ SUBJECTS: Mapping[str, Subject] = {
     DEFAULT: Subject(DEFAULT, seeds=SEEDS),
     "cross": Subject("cross"),
     "early": Subject("early"),
-    "late-100-actions": Subject("late", sequence_length=100, once=True),
-    "early-100-actions": Subject("early", sequence_length=100, once=True),
-    "early-20-actions": Subject("early", sequence_length=20, once=True),
+    "late_100_actions": Subject("late", sequence_length=100, once=True),
+    "early_100_actions": Subject("early", sequence_length=100, once=True),
+    "early_20_actions": Subject("early", sequence_length=20, once=True),
 }
 
 
