@@ -18,8 +18,8 @@ from model_store.model.loaded import calibrate
 from ranker.baselines.score import BaselinePlan, training_rows
 from ranker.counterfactual.gate import GateAnswers, rate_breaches
 from ranker.data.actions import ActionLog, action_log
+from ranker.data.atomic.recbole import AtomicDataset
 from ranker.data.embeddings import PinEmbeddings, svd_embeddings
-from ranker.data.recbole import AtomicDataset
 from ranker.data.requests import Part, Slice, Split, part_slices, producer_until_ms
 from ranker.data.shown import Impressions, Shown, read_shown
 from ranker.errors import GateError
@@ -28,10 +28,10 @@ from ranker.evaluation.gates import Gates, check_rate_gates, losses, miscalibrat
 from ranker.evaluation.scoring import score_test
 from ranker.export.bundle import BundleParts, export_bundle
 from ranker.export.golden import golden_inputs
+from ranker.network.calibration import fit_calibration
 from ranker.network.model import RankerNetwork
 from ranker.progress import Reporter, StepProgress
 from ranker.recipe_settings import Recipe, Target, target_of
-from ranker.training.calibration import fit_calibration
 from ranker.training.examples import Examples, Sampling
 from ranker.training.fit import predict, train
 from ranker.training.parent import Parent, split_after, split_of_new

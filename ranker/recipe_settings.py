@@ -11,8 +11,8 @@ from model_store.bundle.manifest import Manifest, Scalars, similarity_count
 from model_store.exploration.table import ExplorationError, load_exploration
 from model_store.model.utility import UtilityError, load_utility
 from ranker.data.actions import ActionLog
-from ranker.data.described import FILE as FEATURES_FILE
-from ranker.data.described import fields_of
+from ranker.data.atomic.described import FILE as FEATURES_FILE
+from ranker.data.atomic.described import fields_of
 from ranker.data.embeddings import space_of
 from ranker.data.features import SURFACES, scalar_names
 from ranker.data.requests import Split

@@ -35,7 +35,7 @@ def test_imports_go_one_way():
 
 
 @pytest.mark.parametrize(
-    "module", ["server.app", "server.cli.main", "ranker.data.features", "ranker.data.recbole", "loadtest.cli"]
+    "module", ["server.app", "server.cli.main", "ranker.data.features", "ranker.data.atomic.recbole", "loadtest.cli"]
 )
 def test_serving_and_the_demo_import_no_training_library(module):
     script = (

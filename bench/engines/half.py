@@ -30,7 +30,7 @@ from model_store.registry.store import open_model_store
 from ranker.cache_folder import default_cache_dir
 from ranker.data import movielens
 from ranker.data.actions import ActionLog, action_log
-from ranker.data.recbole import read_atomic
+from ranker.data.atomic.recbole import read_atomic
 from ranker.evaluation.evaluate import evaluate
 from ranker.evaluation.results import Evaluation
 from ranker.training.examples import Sampling

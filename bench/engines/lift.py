@@ -35,9 +35,9 @@ from ranker.cache_folder import default_cache_dir
 from ranker.cli.console import ConsoleReporter
 from ranker.data import movielens
 from ranker.data.actions import ActionLog, action_log
+from ranker.data.atomic.recbole import AtomicDataset, read_atomic
 from ranker.data.embeddings import decode_embeddings
 from ranker.data.features import Groups, fill_store
-from ranker.data.recbole import AtomicDataset, read_atomic
 from ranker.data.requests import Split
 from ranker.data.schema import ActionSchema
 from ranker.evaluation.evaluate import evaluate
@@ -152,6 +152,8 @@ def measure(
             evaluations = []
             for seed in SEEDS:
                 bundles = {name: read_bundle(by_seed[seed]) for name, by_seed in folders.items() if seed in by_seed}
+                if BASE not in bundles:
+                    continue
                 sampling = Sampling(requests_max=plan.test_requests_max)
                 against = BaselinePlan(Sampling(requests_max=plan.requests_max))
                 evaluation = evaluate(

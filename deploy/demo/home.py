@@ -24,10 +24,10 @@ from model_store.bundle.files import EMBEDDINGS, Bundle
 from model_store.registry.store import open_model_store
 from ranker.cache_folder import default_cache_dir
 from ranker.data.actions import ActionLog, action_log
+from ranker.data.atomic.recbole import AtomicDataset, read_atomic
 from ranker.data.embeddings import decode_embeddings
 from ranker.data.features import Groups, fill_store
 from ranker.data.movielens import LICENCE, obtain
-from ranker.data.recbole import AtomicDataset, read_atomic
 from ranker.data.schema import RATINGS, ActionSchema
 from server.cli.console import console as open_console
 

@@ -27,8 +27,8 @@ from rich.text import Text
 if TYPE_CHECKING:
     from model_store.bundle.files import Bundle
     from model_store.registry.store import ModelStore
+    from ranker.data.atomic.recbole import AtomicDataset
     from ranker.data.problems import Problem
-    from ranker.data.recbole import AtomicDataset
     from ranker.progress import StepProgress
 
 DataOption = Annotated[
@@ -99,7 +99,7 @@ def read_dataset(data: str, actions: Path | None, reporter: ConsoleReporter) -> 
     """Read the dataset that `--data` and `--actions` name; download MovieLens-1M on first use."""
     from ranker.cache_folder import default_cache_dir  # noqa: PLC0415
     from ranker.data import movielens  # noqa: PLC0415
-    from ranker.data.recbole import read_atomic  # noqa: PLC0415
+    from ranker.data.atomic.recbole import read_atomic  # noqa: PLC0415
     from ranker.data.schema import read_schema  # noqa: PLC0415
 
     schema = None if actions is None else read_schema(actions)

@@ -18,9 +18,9 @@ from rich.text import Text
 from ranker.cli.console import ActionsOption, ConsoleReporter, explained, fail, note_problems, read_dataset, suspicious
 
 if TYPE_CHECKING:
+    from ranker.data.atomic.recbole import AtomicDataset
     from ranker.data.inspection import Inspection
     from ranker.data.problems import Problem
-    from ranker.data.recbole import AtomicDataset
 
 SourceArgument = Annotated[Path, typer.Argument(help="Published file: plain, .gz, or the only file in a .zip.")]
 OutOption = Annotated[Path, typer.Option(help="New folder for the atomic files.")]
@@ -117,8 +117,8 @@ def check(
     """
     with explained():
         from ranker.data.actions import action_log  # noqa: PLC0415
+        from ranker.data.atomic.proposals import proposals  # noqa: PLC0415
         from ranker.data.inspection import inspect  # noqa: PLC0415
-        from ranker.data.proposals import proposals  # noqa: PLC0415
         from ranker.data.requests import Split  # noqa: PLC0415
 
         console = Console(markup=False, emoji=False)
@@ -208,7 +208,7 @@ def ids(
     Example: [bold]pinrank data ids listener-3 song/17[/]
     """
     with explained():
-        from ranker.data.identifiers import misspelt, token_id  # noqa: PLC0415
+        from ranker.data.atomic.identifiers import misspelt, token_id  # noqa: PLC0415
 
         for token in tokens:
             if wrong := misspelt(token):

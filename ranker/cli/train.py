@@ -26,7 +26,7 @@ from ranker.cli.train_options import (
 if TYPE_CHECKING:
     from model_store.bundle.files import Bundle
     from model_store.registry.store import ModelStore
-    from ranker.data.recbole import AtomicDataset
+    from ranker.data.atomic.recbole import AtomicDataset
     from ranker.recipe_settings import Recipe
     from ranker.training.parent import Parent
     from ranker.training.ranks import Ranks

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ranker.data.described import Described, Values
-from ranker.data.recbole import AtomicDataset
+from ranker.data.atomic.described import Described, Values
+from ranker.data.atomic.recbole import AtomicDataset
 from ranker.data.schema import CLOSEUPS, RATINGS, ActionRule, ActionSchema, read_schema
 from ranker.errors import DatasetError
 

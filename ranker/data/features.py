@@ -18,8 +18,8 @@ from feature_client.groups import Embedding, EmbeddingSpace, FeatureGroup, Scala
 from feature_client.stores.store import Store
 from model_store.bundle.manifest import Manifest
 from ranker.data.actions import ActionLog, ActionSchema
-from ranker.data.described import FILE as FEATURES_FILE
-from ranker.data.described import Described, fields_of
+from ranker.data.atomic.described import FILE as FEATURES_FILE
+from ranker.data.atomic.described import Described, fields_of
 from ranker.data.embeddings import PinEmbeddings
 from ranker.data.problems import refuse_future
 from ranker.errors import DatasetError

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ranker.data.actions import ActionLog
+from ranker.data.atomic.recbole import AtomicDataset
 from ranker.data.problems import Problem, time_problems
-from ranker.data.recbole import AtomicDataset
 from ranker.data.requests import QUERY_AFFINITY, Part, Split, part_slices, producer_until_ms, slice_requests
 
 #: A user with fewer events than the first number is cold; with at least the second number, heavy.

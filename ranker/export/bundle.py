@@ -35,7 +35,7 @@ from model_store.bundle.manifest import Calibration, Lineage, Manifest
 from model_store.model.assembly import Assembler
 from model_store.model.loaded import calibrate
 from ranker.data.actions import ActionSchema
-from ranker.data.described import Described
+from ranker.data.atomic.described import Described
 from ranker.data.embeddings import PinEmbeddings, encode_embeddings, space_of
 from ranker.errors import ParityError
 from ranker.export.manifest import manifest_fields

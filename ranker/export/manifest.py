@@ -8,7 +8,7 @@ from typing import Any
 from feature_client.groups import EmbeddingSpace
 from model_store.bundle.manifest import Calibration, Head, Lineage, Manifest, Surface
 from ranker.data.actions import ActionSchema
-from ranker.data.described import Described
+from ranker.data.atomic.described import Described
 from ranker.data.features import SURFACES, Groups
 from ranker.data.inputs import network_inputs
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ranker.training.calibration import fit_calibration
+from ranker.network.calibration import fit_calibration
 
 #: Weight of the loss of the order; that of the probabilities has weight 1.
 ORDER_WEIGHT = 1.0

@@ -6,7 +6,7 @@ import pytest
 
 from bench.fuzz import fuzz_atomic
 from bench.harness import whole
-from ranker.data.recbole import read_atomic
+from ranker.data.atomic.recbole import read_atomic
 from tests.ranker import recbole_files
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pytest
 from hypothesis import strategies as st
 
-from ranker.data.recbole import AtomicDataset, read_atomic
+from ranker.data.atomic.recbole import AtomicDataset, read_atomic
 from ranker.errors import DatasetError
 from tests.ranker.slow_recbole import Refused, Rule, SlowDataset, slow_read
 

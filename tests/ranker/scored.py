@@ -13,8 +13,8 @@ from kernels.cpu.numpy_engine import NumpyEngine
 from model_store.bundle.files import Bundle
 from model_store.bundle.manifest import Manifest
 from ranker.data.actions import RATINGS, action_log
+from ranker.data.atomic.recbole import read_atomic
 from ranker.data.embeddings import space_of
-from ranker.data.recbole import read_atomic
 from ranker.evaluation.evaluate import evaluate
 from ranker.evaluation.results import Evaluation
 from ranker.evaluation.scoring import BundleScores, ScoredTest

@@ -1,6 +1,6 @@
 """A slow reference reader of RecBole atomic files: line by line in plain Python, and without `ranker`'s code.
 
-`ranker.data.recbole.read_atomic` must return the same. The format, as docs/train-your-own.md describes it:
+`ranker.data.atomic.recbole.read_atomic` must return the same. The format, as docs/train-your-own.md describes it:
 
 * UTF-8 text; a byte order mark at the start is skipped. Lines end with `\n` or `\r\n`, blank lines are skipped.
 * The first line names the columns as `name:type`, each name once; every other line has as many fields.

@@ -11,7 +11,7 @@ import pytest
 @pytest.mark.parametrize(
     "module",
     [
-        "ranker.cli.commands", "ranker.network.variants", "ranker.data.movielens", "ranker.data.recbole",
+        "ranker.cli.commands", "ranker.network.variants", "ranker.data.movielens", "ranker.data.atomic.recbole",
         "ranker.data.features", "ranker.training.examples", "ranker.baselines.score",
         "ranker.evaluation.evaluate", "ranker.evaluation.tables",
         "ranker.counterfactual.evaluate", "ranker.counterfactual.tables", "ranker.counterfactual.chosen_policy",

@@ -22,8 +22,8 @@ from model_store.model.loaded import load_model
 from ranker.baselines.score import NO_LIGHTGBM, BaselinePlan
 from ranker.baselines.scores import DOT_PRODUCT, ITEM_KNN, RANKING_TREES, TREES
 from ranker.data.actions import RATINGS, ActionLog, action_log
+from ranker.data.atomic.recbole import AtomicDataset, read_atomic
 from ranker.data.embeddings import decode_embeddings, space_of
-from ranker.data.recbole import AtomicDataset, read_atomic
 from ranker.data.requests import Split
 from ranker.errors import ParityError, SettingError
 from ranker.evaluation.evaluate import evaluate

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from ranker.data.identifiers import misspelt
+from ranker.data.atomic.identifiers import misspelt
 from ranker.data.problems import LATEST_MS
 
 #: Errors raised by a damaged or unexpected source.

@@ -6,8 +6,8 @@ import numpy as np
 
 from ranker.baselines.item_knn import item_knn_scores
 from ranker.data.actions import RATINGS, ActionLog, action_log
+from ranker.data.atomic.recbole import read_atomic
 from ranker.data.embeddings import space_of, svd_embeddings
-from ranker.data.recbole import read_atomic
 from ranker.data.requests import Split, producer_until_ms
 from ranker.export.manifest import draft_manifest
 from ranker.training.examples import ExampleBuilder, Examples, Sampling

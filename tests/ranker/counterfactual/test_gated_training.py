@@ -50,7 +50,7 @@ def explored(folder, requests, propensity=1 / SHOWN, reported=False, candidates=
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    from ranker.data.recbole import read_atomic
+    from ranker.data.atomic.recbole import read_atomic
 
     return read_atomic(write_atomic(tmp_path_factory.mktemp("data")))
 

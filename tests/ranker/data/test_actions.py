@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ranker.data.actions import RATINGS, ActionSchema, action_log, strongest_action
-from ranker.data.recbole import AtomicDataset
+from ranker.data.atomic.recbole import AtomicDataset
 from ranker.errors import DatasetError
 
 

@@ -13,8 +13,8 @@ from ranker.data.adapters.conversion import SITTING_S, convert
 from ranker.data.adapters.deskdrop import DESKDROP
 from ranker.data.adapters.grocery import GROCERY
 from ranker.data.adapters.kuairand import KUAIRAND
-from ranker.data.identifiers import token_id
-from ranker.data.recbole import AtomicDataset, read_atomic
+from ranker.data.atomic.identifiers import token_id
+from ranker.data.atomic.recbole import AtomicDataset, read_atomic
 from ranker.errors import DatasetError
 
 DESKDROP_HEADER = "timestamp,eventType,contentId,personId,sessionId,userAgent,userRegion,userCountry\n"

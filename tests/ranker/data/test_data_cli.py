@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from model_store.bundle.files import read_bundle, write_bundle
 from model_store.registry.store import open_model_store
 from ranker.cli.commands import register
-from ranker.data.identifiers import token_id
+from ranker.data.atomic.identifiers import token_id
 from tests import tiny
 from tests.ranker.data.test_adapters import DESKDROP_HEADER
 from tests.ranker.interactions import write_atomic

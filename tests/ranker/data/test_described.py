@@ -12,12 +12,12 @@ from feature_client.codec import RowState
 from model_store.bundle.files import Bundle
 from model_store.bundle.manifest import Scalars
 from ranker.data.actions import RATINGS, action_log
-from ranker.data.described import Column, Described, fields_of, read_described
+from ranker.data.atomic.described import Column, Described, fields_of, read_described
+from ranker.data.atomic.identifiers import token_id
+from ranker.data.atomic.proposals import proposals
+from ranker.data.atomic.recbole import read_atomic
 from ranker.data.embeddings import space_of
 from ranker.data.features import Groups, pin_rows, user_rows
-from ranker.data.identifiers import token_id
-from ranker.data.proposals import proposals
-from ranker.data.recbole import read_atomic
 from ranker.errors import DatasetError, SettingError
 from ranker.recipe import make_bundle
 from ranker.training.parent import Parent

@@ -8,6 +8,7 @@ from feature_client.fetch import fetch
 from feature_client.groups import Embedding, EmbeddingSpace, FeatureGroup, FeatureNeeds, Scalar, SequenceGroup
 from feature_client.stores.memory_store import MemoryStore
 from ranker.data.actions import RATINGS, ActionLog, action_log
+from ranker.data.atomic.recbole import AtomicDataset
 from ranker.data.embeddings import DIM, PinEmbeddings, decode_embeddings, encode_embeddings, space_of, svd_embeddings
 from ranker.data.features import (
     PRIOR_ACTIONS,
@@ -19,7 +20,6 @@ from ranker.data.features import (
     pin_rows,
     user_rows,
 )
-from ranker.data.recbole import AtomicDataset
 from ranker.data.schema import ActionRule, ActionSchema
 from ranker.errors import DatasetError
 from tests.ranker.data.test_actions import dataset_of

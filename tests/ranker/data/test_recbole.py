@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from ranker.data.identifiers import distinct_ids, token_id
-from ranker.data.recbole import AtomicDataset, read_atomic
+from ranker.data.atomic.identifiers import distinct_ids, token_id
+from ranker.data.atomic.recbole import AtomicDataset, read_atomic
 from ranker.errors import DatasetError
 from tests.ranker.recbole_files import Files, compared, files
 

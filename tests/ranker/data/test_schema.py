@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ranker.data.recbole import read_atomic
+from ranker.data.atomic.recbole import read_atomic
 from ranker.data.schema import CLOSEUPS, RATINGS, ActionSchema, read_schema, write_schema
 from ranker.errors import DatasetError, SettingError
 

@@ -17,7 +17,7 @@ from ranker.evaluation.metrics import (
     requests_with,
     worst_decile,
 )
-from ranker.training.calibration import fit_calibration
+from ranker.network.calibration import fit_calibration
 
 
 def test_hit_at_3_is_the_mean_over_the_requests_that_count() -> None:

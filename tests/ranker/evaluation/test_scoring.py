@@ -8,9 +8,9 @@ import pytest
 from model_store.bundle.files import EMBEDDINGS, Bundle
 from model_store.model.utility import load_utility
 from ranker.data.actions import ActionLog, action_log
+from ranker.data.atomic.recbole import read_atomic
 from ranker.data.embeddings import svd_embeddings
 from ranker.data.features import SURFACES
-from ranker.data.recbole import read_atomic
 from ranker.data.requests import Split, producer_until_ms
 from ranker.evaluation.scoring import families, utilities_of
 from ranker.training.examples import ExampleBuilder, Examples, Sampling

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from ranker.data.actions import RATINGS, ActionLog, ActionSchema, action_log, strongest_action
+from ranker.data.atomic.recbole import read_atomic
 from ranker.data.embeddings import PinEmbeddings, space_of, svd_embeddings
 from ranker.data.inputs import SEQUENCE_LENGTH
-from ranker.data.recbole import read_atomic
 from ranker.data.requests import PINS_MAX, Part, Slice, Split, part_slices, producer_until_ms, slice_requests
 from ranker.errors import DatasetError, SettingError
 from ranker.export.manifest import draft_manifest

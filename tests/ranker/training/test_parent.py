@@ -12,7 +12,7 @@ import torch
 from model_store.bundle.files import EMBEDDINGS, PARAMETERS, STATISTICS, Bundle
 from model_store.bundle.statistics import read_statistics
 from ranker.data.actions import action_log
-from ranker.data.recbole import AtomicDataset, read_atomic
+from ranker.data.atomic.recbole import AtomicDataset, read_atomic
 from ranker.errors import GateError, SettingError
 from ranker.evaluation.bootstrap import Estimate
 from ranker.evaluation.gates import Gates, losses, miscalibrated, refusal

@@ -18,9 +18,9 @@ from model_store.bundle.files import EMBEDDINGS, Bundle
 from model_store.bundle.golden import GoldenRequest, encode_golden
 from model_store.model.loaded import load_model
 from ranker.data.actions import RATINGS, ActionLog, action_log
+from ranker.data.atomic.identifiers import token_id
+from ranker.data.atomic.recbole import AtomicDataset, read_atomic
 from ranker.data.embeddings import PinEmbeddings, decode_embeddings, space_of, svd_embeddings
-from ranker.data.identifiers import token_id
-from ranker.data.recbole import AtomicDataset, read_atomic
 from ranker.data.requests import Part, Split
 from ranker.data.shown import Impressions, Shown, read_shown
 from ranker.errors import DatasetError, SettingError

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from pydantic import Field, ValidationError, model_validator
 
 from feature_client.groups import Frozen
-from ranker.data.recbole_file import AtomicFile, TextRows
+from ranker.data.atomic.recbole_file import AtomicFile, TextRows
 from ranker.data.schema import mistakes
 from ranker.errors import SettingError
 

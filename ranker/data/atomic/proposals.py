@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ranker.data.described import FILE as FEATURES
-from ranker.data.described import WORDS_MAX, Column
-from ranker.data.recbole_file import AtomicFile, open_atomic
+from ranker.data.atomic.described import FILE as FEATURES
+from ranker.data.atomic.described import WORDS_MAX, Column
+from ranker.data.atomic.recbole_file import AtomicFile, open_atomic
 from ranker.data.schema import FILE as ACTIONS
 from ranker.data.schema import NAME_LENGTH_MAX
 from ranker.errors import DatasetError

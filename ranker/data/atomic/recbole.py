@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from feature_client.action_times import EARLIEST_MS
-from ranker.data.described import FILE as FEATURES
-from ranker.data.described import Column, Described, Values, check_columns, numbers_of, read_described
-from ranker.data.identifiers import MISSING, distinct_ids, misspelt
+from ranker.data.atomic.described import FILE as FEATURES
+from ranker.data.atomic.described import Column, Described, Values, check_columns, numbers_of, read_described
+from ranker.data.atomic.identifiers import MISSING, distinct_ids, misspelt
+from ranker.data.atomic.recbole_file import BLOCK_BYTES, AtomicFile, TextRows, open_atomic
 from ranker.data.problems import LATEST_MS, Problem
-from ranker.data.recbole_file import BLOCK_BYTES, AtomicFile, TextRows, open_atomic
 from ranker.data.schema import CLOSEUPS, FILE, RATINGS, RATINGS_MAX, ActionSchema, Columns, Tokens, read_schema
 from ranker.errors import DatasetError, SettingError
 

@@ -1,0 +1,1 @@
+"""Reads datasets of atomic files, with the TOML files beside them."""
