@@ -128,7 +128,7 @@ class ParentOptions(OptionGroup):
             help="How far the number of actions may differ from the predicted number, per head, in each tenth of the "
             "rows by probability with more than 50 of them, in percent.",
         ),
-    ] = 33.3
+    ] = 100.0
     gate_ope: Annotated[
         list[str] | None,
         typer.Option(

@@ -36,9 +36,7 @@ class Decile:
     @property
     def off(self) -> float | None:
         """How many more actions came than predicted, relative to the prediction; None where there are too few."""
-        if max(self.expected, self.observed) <= DECILE_ACTIONS_MIN:
-            return None
-        return self.observed / max(self.expected, 1.0) - 1
+        return self.observed / self.expected - 1 if self.expected > DECILE_ACTIONS_MIN else None
 
 
 def hits(scores: np.ndarray, labels: np.ndarray, row_splits: np.ndarray, top: int = TOP) -> np.ndarray:

@@ -98,10 +98,10 @@ def test_deciles_say_of_a_rare_action_what_its_bins_cannot() -> None:
     assert deciles(np.empty(0), np.empty(0)) == ()
 
 
-def test_actions_that_nobody_predicted_count_as_an_error_too() -> None:
-    assert Decile(10.0, 60, 500).off == pytest.approx(5.0)
-    assert Decile(0.0, 60, 500).off == pytest.approx(59.0)
-    assert Decile(50.0, 50, 500).off is None
+def test_a_decile_is_judged_from_more_than_fifty_predicted_actions_on() -> None:
+    assert Decile(50.0, 90, 500).off is None
+    assert Decile(60.0, 90, 500).off == pytest.approx(0.5)
+    assert Decile(0.0, 60, 500).off is None
 
 
 def test_calibration_recovers_the_line_that_made_the_labels() -> None:

@@ -129,8 +129,8 @@ def test_gates_compare_head_by_head(own: HeadScore, expected: list[str]) -> None
         assert line.startswith(start)
 
 
-def test_a_decile_that_is_off_by_more_than_a_third_is_refused_whatever_the_parent_does() -> None:
-    low, off = Decile(100.0, 133, 500), Decile(74.0, 21, 500)
+def test_a_decile_that_is_off_by_more_than_the_limit_is_refused_whatever_the_parent_does() -> None:
+    low, off = Decile(100.0, 133, 500), Decile(74.0, 150, 500)
 
     class Found:
         scores = (
@@ -140,9 +140,10 @@ def test_a_decile_that_is_off_by_more_than_a_third_is_refused_whatever_the_paren
 
     found: Any = Found()
     assert miscalibrated(found, "this") == [
-        "save: of 500 rows 74 were predicted to get the action and 21 did, -72%, which is beyond the limit of 33.3%"
+        "save: of 500 rows 74 were predicted to get the action and 150 did, +103%, which is beyond the limit of 100%"
     ]
-    assert miscalibrated(found, "this", 80.0) == []
+    assert len(miscalibrated(found, "this", 33.3)) == 1
+    assert miscalibrated(found, "this", 110.0) == []
     assert refusal("toy@3", [], miscalibrated(found, "this")).startswith("no bundle was written, because its prob")
 
 
