@@ -47,8 +47,8 @@ def train(
 
     Example: [bold]pinrank train --data ml-1m --utility utility.toml --store models --version 2 --label canary[/]
 
-    Train in a few minutes on two cores:
-    [bold]pinrank train --utility utility.toml --out bundle --requests-max 8000 --size encoder_layers=1[/]
+    Put the candidate into every token of the sequence (early fusion), and read twice as many actions:
+    [bold]pinrank train --utility utility.toml --out bundle --variant early --sequence-length 100[/]
 
     Weigh saves most, and resume after an interruption with at most ten minutes lost:
     [bold]pinrank train --utility utility.toml --out bundle --head-weight save=4 --resume run[/]

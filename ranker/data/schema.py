@@ -8,13 +8,15 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import numpy as np
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from feature_client.groups import Frozen, Name
 from ranker.errors import DatasetError, SettingError
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 FILE = "actions.toml"
 #: Feature groups have a field `<action>_share`, and its name must not exceed the length that `Name` allows.
@@ -156,14 +158,19 @@ CLOSEUPS = ActionSchema(actions=(ActionRule(name="closeup", meaning="the user in
 
 def read_schema(path: Path) -> ActionSchema:
     """Read an `actions.toml`. Raises a SettingError that names every mistake."""
+    return read_toml(path, ActionSchema, "actions")
+
+
+def read_toml(path: Path, kind: type[_Model], what: str) -> _Model:
+    """Read a TOML file as a model. Raises a SettingError that names every mistake; `what` says what the file holds."""
     try:
-        return ActionSchema.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig")))
+        return kind.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig")))
     except OSError as error:
-        raise SettingError(f"cannot read the actions: {error}") from error
+        raise SettingError(f"cannot read the {what}: {error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SettingError(f"{path} is not valid TOML: {error}") from error
     except ValidationError as error:
-        raise SettingError(f"{path}: {mistakes(error)}") from error
+        raise SettingError(f"{path}: {_mistakes(error)}") from error
 
 
 def write_schema(path: Path, schema: ActionSchema) -> None:
@@ -178,8 +185,7 @@ def write_schema(path: Path, schema: ActionSchema) -> None:
         file.write("\n".join(tables))
 
 
-def mistakes(error: ValidationError) -> str:
-    """Return every mistake of a file, with its place, in one line."""
+def _mistakes(error: ValidationError) -> str:
     found = []
     for mistake in error.errors():
         place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in mistake["loc"]).lstrip(".")

@@ -125,16 +125,21 @@ def tensors(batch: FeatureBatch) -> dict[str, Tensor]:
 
 
 def _parts(examples: Examples, off_policy: OffPolicyWeights | None) -> Iterator[Part]:
-    """Divide examples into parts: consecutive requests up to `PART_ROWS` rows, or a single one with more."""
+    """Divide examples into parts: consecutive requests up to `PART_ROWS` rows, or a single one with more.
+
+    Without requests there is one empty part: a rank without any still has to take part in a step.
+    """
     splits = examples.batch.row_splits
     start = 0
-    while start == 0 or start < examples.batch.requests:
+    while True:
         stop = int(np.searchsorted(splits, splits[start] + PART_ROWS, side="right")) - 1
         stop = min(max(stop, start + 1), examples.batch.requests)
         part = examples.take(np.arange(start, stop))
         weights = None if off_policy is None else torch.from_numpy(off_policy.of_rows(part))
         yield Part(tensors(part.batch), torch.from_numpy(part.labels), part.batch.requests, weights)
-        start = max(stop, 1)
+        start = stop
+        if start >= examples.batch.requests:
+            return
 
 
 def _with_hidden(part: Examples, windows_s: np.ndarray) -> Examples:

@@ -7,7 +7,6 @@ row has it. Networks and baselines read them like the counts of actions.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,11 @@ from typing import Annotated
 
 import numpy as np
 import pyarrow.compute as pc
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from feature_client.groups import Frozen
 from ranker.data.atomic.recbole_file import AtomicFile, TextRows
-from ranker.data.schema import mistakes
-from ranker.errors import SettingError
+from ranker.data.schema import read_toml
 
 FILE = "features.toml"
 #: Words of all columns of one side together; each is a column of the network's input.
@@ -110,14 +108,7 @@ class Values:
 
 def read_described(path: Path) -> Described:
     """Read a `features.toml`. Raises a SettingError that names every mistake."""
-    try:
-        return Described.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig")))
-    except OSError as error:
-        raise SettingError(f"cannot read the features: {error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SettingError(f"{path} is not valid TOML: {error}") from error
-    except ValidationError as error:
-        raise SettingError(f"{path}: {mistakes(error)}") from error
+    return read_toml(path, Described, "features")
 
 
 def check_columns(file: AtomicFile, columns: Iterable[Column]) -> None:

@@ -88,8 +88,8 @@ def read_atomic(folder: Path, schema: ActionSchema | None = None, *, block_bytes
     labels, label_problems = _labels(schema, rows, rated=given is None)
     user_ids = distinct_ids(user_tokens, "user")
     described = read_described(folder / FEATURES) if (folder / FEATURES).exists() else Described()
-    items = _read_items(file.path.with_suffix(".item"), described.pins, pin_tokens, block_bytes)
-    own_users = _read_users(file.path.with_suffix(".user"), described.users, block_bytes)
+    items = _read_listed(file.path.with_suffix(".item"), "item", described.pins, pin_tokens, block_bytes)
+    about_users = _read_listed(file.path.with_suffix(".user"), "user", described.users, user_tokens, block_bytes)
     tokens = list(dict.fromkeys([*pin_tokens, *items.titles]))
     pin_ids = distinct_ids(tokens, "item")
     order = np.argsort(time_ms, kind="stable")
@@ -105,11 +105,11 @@ def read_atomic(folder: Path, schema: ActionSchema | None = None, *, block_bytes
         tokens=dict(zip(pin_ids.tolist(), tokens, strict=True)),
         described=described,
         pin_values=_values(items, "item"),
-        user_values=_values(own_users, "user"),
+        user_values=_values(about_users, "user"),
         unread={
             file.path.name: tuple(name for name in file.kinds if name not in read),
             **items.unread,
-            **own_users.unread,
+            **about_users.unread,
         },
         problems=(
             *_blank_lines(file),
@@ -117,7 +117,7 @@ def read_atomic(folder: Path, schema: ActionSchema | None = None, *, block_bytes
             *pin_problems,
             *label_problems,
             *items.problems,
-            *own_users.problems,
+            *about_users.problems,
         ),
     )
 
@@ -284,60 +284,52 @@ def _values(listed: _Listed, what: str) -> Values:
     return Values(ids[order], listed.numbers[order])
 
 
-def _read_users(path: Path, columns: Sequence[Column], block_bytes: int) -> _Listed:
-    """Read the features of users; none if the file does not exist. If a user is listed twice, the first line counts."""
+def _read_listed(path: Path, what: str, columns: Sequence[Column], known: Sequence[str], block_bytes: int) -> _Listed:
+    """Read what a file says about items or users; nothing if it does not exist. The first line of each counts.
+
+    Args:
+        path: the `.item` or `.user` file.
+        what: `item` or `user`.
+        columns: the columns that are features.
+        known: the identifiers of the interactions.
+        block_bytes: size of the blocks in which the file is parsed.
+    """
     if not path.exists():
         return _without(path, columns)
-    file = open_atomic(path, block_bytes)
-    file.require("user_id", ("token",))
+    file, identifier = open_atomic(path, block_bytes), f"{what}_id"
+    file.require(identifier, ("token",))
     check_columns(file, columns)
     names = [column.column for column in columns]
-    rows = file.read(("user_id", *names))
-    code, tokens, problems = _identifiers(rows, "user_id")
-    first = np.unique(code, return_index=True)[1]
-    unread = tuple(name for name in file.kinds if name not in {"user_id", *names})
-    numbers = numbers_of(rows, columns)[first]
-    return _Listed(dict.fromkeys(tokens, ""), numbers, {path.name: unread}, (*_blank_lines(file), *problems))
-
-
-def _read_items(path: Path, columns: Sequence[Column], pin_tokens: list[str], block_bytes: int) -> _Listed:
-    """Read titles and features; none if the file does not exist. If an item is listed twice, its first line counts."""
-    if not path.exists():
-        return _without(path, columns)
-    file = open_atomic(path, block_bytes)
-    file.require("item_id", ("token",))
-    check_columns(file, columns)
-    names = [column.column for column in columns]
-    title = next((name for name in file.kinds if name != "item_id" and ("title" in name or "name" in name)), "item_id")
-    rows = file.read(("item_id", title, *names))
-    code, tokens, problems = _identifiers(rows, "item_id")
+    titles = (name for name in file.kinds if name != identifier and ("title" in name or "name" in name))
+    title = next(titles, identifier) if what == "item" else identifier
+    rows = file.read((identifier, title, *names))
+    code, tokens, problems = _identifiers(rows, identifier)
     first = np.unique(code, return_index=True)[1]
     texts = rows.texts[title].to_pylist()
-    titles = {token: texts[row] if texts[row].strip() else token for token, row in zip(tokens, first, strict=True)}
-    problems = [*_blank_lines(file), *problems, *_repeated_items(rows, code, tokens, first)]
-    if pin_tokens and titles and titles.keys().isdisjoint(pin_tokens):
+    titled = {token: texts[row] if texts[row].strip() else token for token, row in zip(tokens, first, strict=True)}
+    problems = [*_blank_lines(file), *problems, *_repeated(rows, what, code, tokens, first)]
+    if known and titled and titled.keys().isdisjoint(known):
         problems.append(
             Problem(
                 "warning",
-                f"{path.name} has no item of the interactions: it has {next(iter(titles))!r}, they have "
-                f"{pin_tokens[0]!r}",
+                f"{path.name} has no {what} of the interactions: it has {next(iter(titled))!r}, they have {known[0]!r}",
                 "write identifiers in the same way in both files",
             )
         )
-    unread = tuple(name for name in file.kinds if name not in {"item_id", title, *names})
-    return _Listed(titles, numbers_of(rows, columns)[first], {path.name: unread}, tuple(problems))
+    unread = tuple(name for name in file.kinds if name not in {identifier, title, *names})
+    return _Listed(titled, numbers_of(rows, columns)[first], {path.name: unread}, tuple(problems))
 
 
-def _repeated_items(rows: TextRows, code: np.ndarray, tokens: list[str], first: np.ndarray) -> Iterator[Problem]:
+def _repeated(rows: TextRows, what: str, code: np.ndarray, tokens: list[str], first: np.ndarray) -> Iterator[Problem]:
     again = np.setdiff1d(np.arange(len(code)), first)
     if len(again):
         token = tokens[code[again[0]]]
         lines = " and ".join(str(rows.file.line_of(int(row))) for row in (first[code[again[0]]], again[0]))
         yield Problem(
             "warning",
-            f"{rows.file.path.name}: {len(np.unique(code[again])):,} items are listed more than once, such as "
-            f"{token!r} on lines {lines}; the first line of each item counts",
-            "list each item once",
+            f"{rows.file.path.name}: {len(np.unique(code[again])):,} {what}s are listed more than once, such as "
+            f"{token!r} on lines {lines}; the first line of each {what} counts",
+            f"list each {what} once",
         )
 
 

@@ -163,6 +163,17 @@ def test_features_of_a_file_that_is_not_there_are_refused(folder: Path) -> None:
         read_atomic(folder)
 
 
+def test_users_listed_twice_and_users_of_another_spelling_are_told(folder: Path) -> None:
+    users = folder / "tiny-taste.user"
+    users.write_text(USERS + "u0\tfree\t31\n")
+    told = " ".join(str(problem) for problem in read_atomic(folder).problems)
+    assert "tiny-taste.user: 1 users are listed more than once, such as 'u0' on lines 2 and 4; the first line" in told
+    users.write_text(USERS.replace("\nu", "\nuser-"))
+    assert "tiny-taste.user has no user of the interactions: it has 'user-0', they have 'u0'" in str(
+        read_atomic(folder).problems
+    )
+
+
 def test_a_number_that_is_none_is_named_with_its_line(folder: Path) -> None:
     (folder / "tiny-taste.item").write_text(ITEMS.replace("8.5", "cheap"))
     with pytest.raises(DatasetError, match="line 4: column 'price' holds 'cheap': it is not a number"):
