@@ -125,7 +125,7 @@ def make_bundle(
             reporter.note(answers.described(len(test.users)))
             lost += rate_breaches(test, "this", "parent", gates.rates)
     if parent and gates:
-        wrong = miscalibrated(measured, "this", gates.calibration_percent_max)
+        wrong = miscalibrated(measured, "this", gates)
         if reason := refusal(parent.bundle.manifest.ref, lost, wrong):
             raise GateError(reason)
     for name, reason in measured.baselines_missing.items():

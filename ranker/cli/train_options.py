@@ -121,14 +121,15 @@ class ParentOptions(OptionGroup):
             min=0, help="Largest relative loss of HIT@3 per head, in percent, beyond the confidence interval."
         ),
     ] = 2.0
-    gate_calibration_percent: Annotated[
+    gate_ece: Annotated[float, typer.Option(min=0, help="Largest calibration error per head.")] = 0.02
+    gate_decile_factor: Annotated[
         float,
         typer.Option(
-            min=0,
-            help="How far the number of actions may differ from the predicted number, per head, in each tenth of the "
-            "rows by probability with more than 50 of them, in percent.",
+            min=1,
+            help="How many times more, or fewer, actions than predicted may come, per head, in each tenth of the rows "
+            "by probability for which more than 50 are predicted.",
         ),
-    ] = 100.0
+    ] = 3.0
     gate_ope: Annotated[
         list[str] | None,
         typer.Option(
@@ -151,7 +152,7 @@ class ParentOptions(OptionGroup):
         from ranker.evaluation.gates import Gates, parse_rate_gate  # noqa: PLC0415
 
         rates = tuple(parse_rate_gate(text) for text in self.gate_ope or [])
-        return Gates(self.gate_auc, self.gate_hit_percent, self.gate_calibration_percent, rates)
+        return Gates(self.gate_auc, self.gate_hit_percent, self.gate_ece, self.gate_decile_factor, rates)
 
 
 @dataclass(frozen=True, slots=True)

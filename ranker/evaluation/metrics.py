@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,6 +38,13 @@ class Decile:
     def off(self) -> float | None:
         """How many more actions came than predicted, relative to the prediction; None where there are too few."""
         return self.observed / self.expected - 1 if self.expected > DECILE_ACTIONS_MIN else None
+
+    @property
+    def factor(self) -> float:
+        """How many times more, or fewer, actions came than predicted: at least 1, infinite if none came."""
+        if min(self.expected, self.observed) <= 0:
+            return math.inf
+        return max(self.observed / self.expected, self.expected / self.observed)
 
 
 def hits(scores: np.ndarray, labels: np.ndarray, row_splits: np.ndarray, top: int = TOP) -> np.ndarray:

@@ -23,7 +23,7 @@ from ranker.training.parent import Parent, decode_parameters, split_after
 from tests.ranker.interactions import write_atomic
 from tests.ranker.test_recipe import RECIPE, SPLIT, Notes
 
-OPEN = Gates(auc_loss_max=1.0, hit_loss_percent_max=1_000.0, calibration_percent_max=1e6)
+OPEN = Gates(auc_loss_max=1.0, hit_loss_percent_max=1_000.0, ece_max=1.0, decile_factor_max=1e6)
 
 
 @pytest.fixture(scope="module")
@@ -129,22 +129,43 @@ def test_gates_compare_head_by_head(own: HeadScore, expected: list[str]) -> None
         assert line.startswith(start)
 
 
-def test_a_decile_that_is_off_by_more_than_the_limit_is_refused_whatever_the_parent_does() -> None:
-    low, off = Decile(100.0, 133, 500), Decile(74.0, 150, 500)
-
+@pytest.mark.parametrize(
+    ("worst", "limit", "told"),
+    [
+        (
+            Decile(74.0, 21, 500),
+            3.0,
+            ["save: of 500 rows 74 were predicted to get the action and 21 did, which is beyond"],
+        ),
+        (Decile(74.0, 21, 500), 4.0, []),
+        (Decile(60.0, 200, 500), 3.0, ["save: of 500 rows 60 were predicted to get the action and 200 did"]),
+        (Decile(60.0, 0, 500), 1e9, ["save: of 500 rows 60 were predicted to get the action and 0 did"]),
+        (Decile(50.0, 0, 500), 2.0, []),  # too few to say anything
+    ],
+)
+def test_a_decile_beyond_the_limit_is_refused_whatever_the_parent_does(
+    worst: Decile, limit: float, told: list[str]
+) -> None:
     class Found:
         scores = (
-            replace(score("this", 0.8, 0.5, None), deciles=(low, off)),
-            replace(score("other", 0.8, 0.5, None), deciles=(off,)),
+            replace(score("this", 0.8, 0.5, None), deciles=(Decile(100.0, 99, 500), worst)),
+            replace(score("other", 0.8, 0.5, None), deciles=(Decile(1000.0, 1, 500),)),
         )
 
     found: Any = Found()
-    assert miscalibrated(found, "this") == [
-        "save: of 500 rows 74 were predicted to get the action and 150 did, +103%, which is beyond the limit of 100%"
-    ]
-    assert len(miscalibrated(found, "this", 33.3)) == 1
-    assert miscalibrated(found, "this", 110.0) == []
-    assert refusal("toy@3", [], miscalibrated(found, "this")).startswith("no bundle was written, because its prob")
+    wrong = miscalibrated(found, "this", replace(OPEN, decile_factor_max=limit))
+    assert [text.startswith(start) for text, start in zip(wrong, told, strict=True)] == [True] * len(told)
+    if told:
+        assert refusal("toy@3", [], wrong).startswith("no bundle was written, because its probabilities are wrong")
+
+
+def test_a_calibration_error_is_refused_whatever_the_parent_does() -> None:
+    class Found:
+        scores = (replace(score("this", 0.8, 0.5, None), ece=0.03),)
+
+    found: Any = Found()
+    assert miscalibrated(found, "this", Gates()) == ["save: calibration error 0.0300 is above the limit of 0.02"]
+    assert miscalibrated(found, "this", Gates(ece_max=0.03)) == []
 
 
 def test_both_reasons_are_told() -> None:
