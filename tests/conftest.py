@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import asyncio
 import logging
+import signal
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
@@ -31,6 +32,12 @@ from tests.redis_servers import RedisServer, cluster, running
 if TYPE_CHECKING:
     from xdist.remote import Producer
     from xdist.scheduler import LoadScopeScheduling
+
+# `nohup` and shells that start a background job make processes ignore these, and their children as well: tests that
+# end a process by a signal would wait for ever.
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 
 #: Packages of the extra `train`. If PyTorch cannot be installed, `make test` skips the tests that need them.
 TRAINING = ("torch", "sklearn", "scipy", "onnxscript", "triton")

@@ -89,7 +89,7 @@ def join_log(
     margin_ms = window.after_ms + window.skew_ms
     # Actions first: while servers write the log, those that are read now have their requests in what is read next.
     every_action, action_counts = distinct_actions(read("actions", EVERYTHING))
-    index = index_requests(read("impressions", Selection(INDEXED)), wanted.span.widened(margin_ms, margin_ms))
+    index = index_requests(read("impressions", Selection(INDEXED)), wanted.span, margin_ms)
     in_span = wanted.span.holds(index.requests.time_ms)
     actions = within_span(every_action, in_span, index.requests, window, wanted.span)
     with output_folder(folder) as temporary:

@@ -41,8 +41,13 @@ class RequestIndex:
     rows_span: Span
 
 
-def index_requests(tables: Iterable[pa.Table], span: Span) -> RequestIndex:
+def index_requests(tables: Iterable[pa.Table], span: Span, margin_ms: int = 0) -> RequestIndex:
     """Index the requests of a log, which may have many files, in any order, with repetitions.
+
+    Args:
+        tables: the log's impressions, with the columns `INDEXED`.
+        span: when the wanted requests were answered; there must be one.
+        margin_ms: how long before and after the span a request is indexed, too.
 
     Cost: about 100 bytes a row of the log while it sorts them.
 
@@ -65,8 +70,8 @@ def index_requests(tables: Iterable[pa.Table], span: Span) -> RequestIndex:
     differs = np.zeros(len(ids), bool)
     differs[1:] = ~first[1:] & ((users[1:] != users[:-1]) | (times[1:] != times[:-1]))
     contradictory = ids[differs]
-    inside = span.holds(times[first])
-    if not inside.any():
+    inside = span.widened(margin_ms, margin_ms).holds(times[first])
+    if not span.holds(times[first]).any():
         raise JoinError(
             f"the log has no impressions between --since and --until; its requests were answered between "
             f"{np.datetime64(int(times.min()), 'ms')} and {np.datetime64(int(times.max()), 'ms')} (UTC)"

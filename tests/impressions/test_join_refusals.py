@@ -76,6 +76,9 @@ def test_a_log_without_impressions_is_refused(tmp_path: Path) -> None:
     log = Log([impression(1, BASE_MS, 7, [10])], [], [])
     with pytest.raises(JoinError, match=r"no impressions between --since and --until; .* 2023-11-14T22:13:20"):
         joined(log, tmp_path / "out", Wanted(WINDOW, Span(BASE_MS + 9_000)))
+    # Requests shortly before and after the span are read, too.
+    with pytest.raises(JoinError, match=r"no impressions between --since and --until; .* 2023-11-14T22:13:20"):
+        joined(log, tmp_path / "out", Wanted(WINDOW, Span(BASE_MS - 1, BASE_MS)))
     with pytest.raises(JoinError, match=r"none is of surface search \(the log has home\); correct or omit --surface"):
         joined(log, tmp_path / "out", Wanted(WINDOW, surfaces=("search",)))
 
