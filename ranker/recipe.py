@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -32,10 +33,10 @@ from ranker.network.calibration import fit_calibration
 from ranker.network.model import RankerNetwork
 from ranker.progress import Reporter, StepProgress
 from ranker.recipe_settings import Recipe, Target, target_of
-from ranker.training.examples import Examples, Sampling
-from ranker.training.fit import predict, train
+from ranker.training.examples import Examples, Sampling, newest_and_held
+from ranker.training.fit import learn_newest, predict, train
 from ranker.training.parent import Parent, split_after, split_of_new
-from ranker.training.progress import Epoch, Step
+from ranker.training.progress import Continued, Epoch, Step
 from ranker.training.settings import Execution
 from ranker.training.shown_examples import example_builder
 from ranker.training.time_window import hidden_share
@@ -101,7 +102,12 @@ def make_bundle(
         with reporter.step("export"):
             export_bundle(unmeasured, network, parts)
         made = read_bundle(unmeasured)
-    plan = BaselinePlan(recipe.sampling, seed=recipe.training.seed, threads=(execution or Execution()).threads)
+    plan = BaselinePlan(
+        recipe.sampling,
+        newest_requests_max=recipe.newest_requests_max,
+        seed=recipe.training.seed,
+        threads=(execution or Execution()).threads,
+    )
     with reporter.step("test") as progress:
         sampling = replace(recipe.sampling, requests_max=recipe.test_requests_max)
         bundles = {"parent": parent.bundle, "this": made} if parent else {"this": made}
@@ -228,7 +234,7 @@ def _learn(
     execution: Execution,
     parent: Parent | None = None,
 ) -> tuple[RankerNetwork, Examples]:
-    """Train a network; return it with the validation examples that early stopping used."""
+    """Train a network; return it with validation examples that it has not learned from."""
 
     def examples_of(part: Part, sampling: Sampling) -> Examples:
         with reporter.step(f"{part} examples") as progress:
@@ -251,8 +257,19 @@ def _learn(
             execution, watchers=(_TrainingProgress(progress, reporter, recipe.training.epochs), *execution.watchers)
         )
         parameters = parent.parameters if parent else None
-        network, _ = train(target.sizes, source.heads, examples, validation, recipe.training, shown, parameters)
-    return network, validation
+        network, epochs = train(target.sizes, source.heads, examples, validation, recipe.training, shown, parameters)
+    if not recipe.newest_requests_max:
+        return network, validation
+    newest, held = newest_and_held(validation)
+    steps = len(epochs) * math.ceil(examples.batch.requests / recipe.training.requests_per_batch)
+    with reporter.step("newest requests") as progress:
+        reporter.note(
+            f"continuing on {newest.batch.requests:,} newer requests, and calibrating on {held.batch.requests:,} others"
+        )
+        own = _TrainingProgress(progress, reporter, recipe.training.newest_epochs)
+        others = (Continued(watcher, steps, len(epochs)) for watcher in execution.watchers)
+        shown = replace(execution, watchers=(own, *others), checkpoints=None)
+        return learn_newest(network, source.heads, newest, held, recipe.training, shown), held
 
 
 class _TrainingProgress:
@@ -310,7 +327,7 @@ def _bundle_parts(
             seed=seed,
             parent=recipe.parent,
             learned_until_ms=source.learned_until_ms(recipe.split),
-            training_rows=training_rows(recipe.sampling),
+            training_rows=training_rows(recipe.sampling, recipe.newest_requests_max),
         ),
         utility_toml=recipe.utility_toml,
         explore_toml=recipe.explore_toml,

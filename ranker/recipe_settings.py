@@ -50,7 +50,7 @@ class Recipe:
     split: Split = field(default_factory=Split)
     sampling: Sampling = field(default_factory=Sampling)
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    #: Requests for early stopping and calibration, and for the metrics in the lineage.
+    #: Requests for early stopping, the newest epochs and calibration; and those for the metrics in the lineage.
     validation_requests_max: int = 2_000
     test_requests_max: int = 2_000
 
@@ -61,6 +61,11 @@ class Recipe:
                     f"{name!r} is not a valid model name; use at most 56 lower-case letters, digits and hyphens, and "
                     "start with a letter"
                 )
+
+    @property
+    def newest_requests_max(self) -> int:
+        """Approximate number of validation requests, of which every other one is learned from; 0 if none is."""
+        return self.validation_requests_max if self.training.newest_epochs else 0
 
     def network_config(self, log: ActionLog, heads: Sequence[str]) -> NetworkConfig:
         """Return the network's sizes. Raises SettingError for an unknown variant or an invalid size."""

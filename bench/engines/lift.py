@@ -107,6 +107,8 @@ SUBJECTS: Mapping[str, Subject] = {
 @dataclass(frozen=True, slots=True)
 class LiftPlan:
     requests_max: int = 5_000
+    #: Validation requests, of which every other one is learned from, too.
+    newest_requests_max: int = 2_000
     test_requests_max: int = 4_000
     #: Of the training that is only timed, on the first dataset.
     timed_requests_max: int = 10_000
@@ -115,7 +117,9 @@ class LiftPlan:
     users: int = 40
 
 
-QUICK = LiftPlan(requests_max=40, test_requests_max=40, timed_requests_max=40, epochs=1, rounds=1, users=2)
+QUICK = LiftPlan(
+    requests_max=40, newest_requests_max=40, test_requests_max=40, timed_requests_max=40, epochs=1, rounds=1, users=2
+)
 
 
 def measure(
@@ -155,7 +159,9 @@ def measure(
                 if BASE not in bundles:
                     continue
                 sampling = Sampling(requests_max=plan.test_requests_max)
-                against = BaselinePlan(Sampling(requests_max=plan.requests_max))
+                against = BaselinePlan(
+                    Sampling(requests_max=plan.requests_max), newest_requests_max=plan.newest_requests_max
+                )
                 evaluation = evaluate(
                     bundles, log, OpenVinoEngine, sampling, SEEDS[0], Split(), baseline=BASE, against=against
                 )
@@ -215,6 +221,7 @@ def _train(
         sizes=dict(subject.sizes),
         sampling=Sampling(requests_max=plan.requests_max),
         training=training if plan.epochs is None else replace(training, epochs=plan.epochs),
+        validation_requests_max=plan.newest_requests_max,
         test_requests_max=100,  # for the bundle's own lineage; the comparison builds its own
     )
     make_bundle(folder, dataset, recipe, ConsoleReporter(console(stderr=True)))

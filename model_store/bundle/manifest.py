@@ -155,6 +155,8 @@ class TrainingRows(Frozen):
     negatives: Annotated[int, Field(ge=0)]
     #: Approximate number of requests, sampled evenly; None means all.
     requests_max: Annotated[int, Field(ge=1)] | None = None
+    #: Approximate number of validation requests, of which every other one was learned from, too.
+    newest_requests_max: Annotated[int, Field(ge=0)] = Field(default=0, exclude_if=lambda requests: requests == 0)
 
 
 class Lineage(Frozen):

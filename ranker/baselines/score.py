@@ -23,7 +23,7 @@ from ranker.cache_folder import default_cache_dir
 from ranker.data.actions import ActionLog
 from ranker.data.inputs import SEQUENCE_LENGTH
 from ranker.data.requests import Part
-from ranker.training.examples import Examples, Sampling
+from ranker.training.examples import Examples, Sampling, newest_and_held
 
 #: Receives the current task, the finished units and their total.
 Progress = Callable[[str, int, int], None]
@@ -50,6 +50,8 @@ class BaselinePlan:
         sampling: sampling of the network's training rows.
         requests_max: approximate maximum number of the requests among them that the trees learn from, sampled evenly.
         validation_requests_max: number of validation requests, which decide how many trees are kept.
+        newest_requests_max: number of validation requests instead, if the network learned from every other one; so do
+            the trees then, and the rest decides.
         seed: seed of the sampled rows and of the trees.
         threads: number of threads; None uses all cores of this process. The trees do not depend on it.
         cache: folder of fitted trees.
@@ -58,6 +60,7 @@ class BaselinePlan:
     sampling: Sampling = field(default_factory=Sampling)
     requests_max: int = TREE_REQUESTS_MAX
     validation_requests_max: int = 1_000
+    newest_requests_max: int = 0
     seed: int = 7
     threads: int | None = None
     cache: Path = field(default_factory=lambda: default_cache_dir() / "trees")
@@ -67,12 +70,13 @@ class BaselinePlan:
         """Return the plan that learns from the rows that a version learned from, by its lineage."""
         rows = lineage.training_rows
         sampling = UNSAID if rows is None else Sampling(rows.negatives, requests_max=rows.requests_max)
-        return BaselinePlan(sampling, requests_max, seed=lineage.seed, threads=threads)
+        newest = 0 if rows is None else rows.newest_requests_max
+        return BaselinePlan(sampling, requests_max, newest_requests_max=newest, seed=lineage.seed, threads=threads)
 
     def trees(self, part: Part) -> Sampling:
         """Return the sampling of the trees' rows of a part."""
         if part == "validation":
-            return replace(self.sampling, requests_max=self.validation_requests_max)
+            return replace(self.sampling, requests_max=self.newest_requests_max or self.validation_requests_max)
         return replace(self.sampling, requests_max=min(self.requests_max, self.sampling.requests_max or sys.maxsize))
 
     def requests_of_network(self, available: int) -> int:
@@ -80,11 +84,12 @@ class BaselinePlan:
         return min(available, self.sampling.requests_max or available)
 
 
-def training_rows(sampling: Sampling) -> TrainingRows | None:
+def training_rows(sampling: Sampling, newest_requests_max: int) -> TrainingRows | None:
     """Return what a lineage says of the rows of a training; None for those that it need not name."""
-    if sampling.negatives == UNSAID.negatives and sampling.requests_max == UNSAID.requests_max:
-        return None
-    return TrainingRows(negatives=sampling.negatives, requests_max=sampling.requests_max)
+    rows = TrainingRows(
+        negatives=sampling.negatives, requests_max=sampling.requests_max, newest_requests_max=newest_requests_max
+    )
+    return None if rows == TrainingRows(negatives=UNSAID.negatives) else rows
 
 
 class ExampleSource(Protocol):
@@ -146,13 +151,22 @@ def score_baselines(
     }
     if find_spec("lightgbm") is None:
         return ScoredBaselines(found, dict.fromkeys((TREES, RANKING_TREES), NO_LIGHTGBM))
-    train, validation = (
-        TreeRows.of(source.examples(part, plan.trees(part)), tuple(actions)) for part in ("train", "validation")
-    )
-    learned = TreeTraining(len(train.counts), len(train.labels), plan.requests_of_network(source.available("train")))
+    train, validation, newest = _tree_rows(source, plan, tuple(actions))
+    of_network = plan.requests_of_network(source.available("train")) + newest
+    learned = TreeTraining(len(train.counts), len(train.labels), of_network)
     fitted = _fitted_trees(train, validation, heads, plan, progress)
     del train, validation  # the test's tables take their place
     return ScoredBaselines(found | _tree_scores(fitted, test, tuple(actions), heads, plan, progress), {}, learned)
+
+
+def _tree_rows(source: ExampleSource, plan: BaselinePlan, actions: tuple[str, ...]) -> tuple[TreeRows, TreeRows, int]:
+    """Return the rows to learn from, those that decide how many trees to keep, and how many of the newest are there."""
+    train, validation = (source.examples(part, plan.trees(part)) for part in ("train", "validation"))
+    newest = 0
+    if plan.newest_requests_max:
+        learned, validation = newest_and_held(validation)
+        train, newest = Examples.concat([train, learned]), learned.batch.requests
+    return TreeRows.of(train, actions), TreeRows.of(validation, actions), newest
 
 
 def _fitted_trees(

@@ -226,6 +226,14 @@ class TrainingOptions(OptionGroup):
 
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Random seed.")] = 7
     epochs: Annotated[int, typer.Option(min=1, help="Maximum number of passes over the training requests.")] = 3
+    newest_epochs: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Maximum number of passes over every other validation request, the newest to learn from, after those "
+            "over the training requests; the other half calibrates. 0 leaves them out, and all calibrate.",
+        ),
+    ] = 3
     patience: Annotated[
         int,
         typer.Option(
@@ -278,6 +286,7 @@ class TrainingOptions(OptionGroup):
         return TrainingConfig(
             seed=self.seed,
             epochs=self.epochs,
+            newest_epochs=self.newest_epochs,
             patience=self.patience,
             requests_per_batch=self.batch_requests,
             learning_rate=default_rate if self.learning_rate is None else self.learning_rate,

@@ -116,6 +116,23 @@ class Examples:
         )
 
 
+def newest_and_held(validation: Examples) -> tuple[Examples, Examples]:
+    """Return every other validation request, to learn from last, and the rest, to calibrate with.
+
+    Both are of the same time: the newest that a network can know.
+
+    Raises:
+        DatasetError: there is only one request.
+    """
+    if validation.batch.requests < 2:
+        raise DatasetError(
+            "the validation part of the data has only one request, which cannot both teach and calibrate; use more "
+            "data, or pass --newest-epochs 0"
+        )
+    requests = np.arange(validation.batch.requests)
+    return validation.take(requests[::2]), validation.take(requests[1::2])
+
+
 class ExampleBuilder:
     """Builds the examples of one model from one action log."""
 

@@ -9,7 +9,7 @@ import math
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ from ranker.training.off_policy import OffPolicyWeights
 from ranker.training.progress import Epoch, Step
 from ranker.training.ranks import ALONE, threads_of_this_process
 from ranker.training.settings import Execution, TrainingConfig
+
+#: Of the learning rate, for the newest requests: the network is to be corrected, and not learned anew.
+_NEWEST_RATE = 0.25
 
 #: Constants from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -76,6 +79,36 @@ def train(
         training.judge()
         training.save()
     return training.result()
+
+
+def learn_newest(
+    network: RankerNetwork,
+    heads: Sequence[str],
+    newest: Examples,
+    held: Examples,
+    config: TrainingConfig,
+    execution: Execution | None = None,
+) -> RankerNetwork:
+    """Continue to train a network on requests that are newer than those it has learned from.
+
+    What users want changes, and with it how much a pin's earlier actions say. On every dataset measured, a thousand
+    newer requests add more than as many of the same time as the others.
+
+    Args:
+        network: the network, on the CPU.
+        heads: names of the label columns.
+        newest: the requests to learn from.
+        held: requests of the same time for early stopping.
+        config: training settings, of which `newest_epochs` and a part of `learning_rate` apply.
+        execution: how to run and to whom to report; without checkpoints, since this takes a fraction of a training.
+
+    Raises:
+        DivergedError: the loss is no longer finite.
+    """
+    settings = replace(config, epochs=config.newest_epochs, learning_rate=config.learning_rate * _NEWEST_RATE)
+    parameters = network.state_dict()
+    learned, _ = train(network.config, heads, newest, held, settings, execution, parameters)
+    return learned
 
 
 def predict(network: RankerNetwork, examples: Examples) -> np.ndarray:

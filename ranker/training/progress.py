@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 
@@ -34,3 +34,17 @@ class Watcher(Protocol):
     def step(self, step: Step) -> None: ...
 
     def epoch(self, epoch: Epoch) -> None: ...
+
+
+class Continued:
+    """Passes the progress of a second training on as that of the first one, continued after some steps and epochs."""
+
+    def __init__(self, watcher: Watcher, steps: int, epochs: int) -> None:
+        self._watcher, self._steps, self._epochs = watcher, steps, epochs
+
+    def step(self, step: Step) -> None:
+        done, total, epoch = step.done + self._steps, step.total + self._steps, step.epoch + self._epochs
+        self._watcher.step(replace(step, done=done, total=total, epoch=epoch))
+
+    def epoch(self, epoch: Epoch) -> None:
+        self._watcher.epoch(replace(epoch, number=epoch.number + self._epochs))

@@ -32,6 +32,8 @@ class TrainingConfig:
     epochs: int = 3
     #: Successive epochs without a better validation loss to tolerate; one more stops the training.
     patience: int = 1
+    #: Epochs over the newest requests after all others; 0 leaves them out.
+    newest_epochs: int = 3
     #: Over all ranks.
     requests_per_batch: int = 24
     learning_rate: float = 2e-3
@@ -51,6 +53,7 @@ class TrainingConfig:
         bounds = {
             "learning_rate": 0 < self.learning_rate < math.inf,
             "epochs": self.epochs >= 1,
+            "newest_epochs": self.newest_epochs >= 0,
             "weight_decay": 0 <= self.weight_decay < math.inf,
             "time_window_h_max": 0 <= self.time_window_h_max < math.inf,
             "time_window_share": 0 <= self.time_window_share <= 1,

@@ -181,7 +181,8 @@ def test_baselines_score_the_rows_of_any_variant(
     name: str, log: ActionLog, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     made: Bundle = request.getfixturevalue(name)
-    plan = BaselinePlan(RECIPE.sampling, 200, 200, seed=11, threads=1)
+    plan = BaselinePlan.of_training(made.manifest.lineage, 1, 200)
+    assert plan.newest_requests_max == RECIPE.validation_requests_max
     found = evaluate({"made": made}, log, OpenVinoEngine, RECIPE.sampling, 11, SPLIT, resamples=50, against=plan)
     alone = evaluate({"made": made}, log, OpenVinoEngine, RECIPE.sampling, 11, SPLIT, resamples=50)
     assert found.scores == alone.scores  # inputs that only baselines read change nothing
@@ -200,6 +201,10 @@ def test_baselines_score_the_rows_of_any_variant(
     assert taste.baseline.value > unknowing.baseline.value
     assert found.trees is not None
     assert found.trees.requests == found.trees.requests_of_network > 50
+    without = replace(plan, newest_requests_max=0)
+    fewer = evaluate({"made": made}, log, OpenVinoEngine, RECIPE.sampling, 11, SPLIT, resamples=0, against=without)
+    assert fewer.trees is not None
+    assert fewer.trees.requests < found.trees.requests
     monkeypatch.setattr("ranker.baselines.boosted_trees.TreeTrainer", None)  # nothing is fitted a second time
     again = evaluate({"made": made}, log, OpenVinoEngine, RECIPE.sampling, 11, SPLIT, resamples=50, against=plan)
     assert again.comparisons == found.comparisons

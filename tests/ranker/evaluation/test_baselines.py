@@ -150,7 +150,10 @@ def test_a_bundle_may_not_be_called_like_a_baseline(name: str, tmp_path: Path, m
 
 
 def test_a_lineage_names_all_rows_but_those_that_were_usual_before_it_did() -> None:
-    assert training_rows(UNSAID) is None
-    rows = training_rows(Sampling(negatives=8, requests_max=100))
+    assert training_rows(UNSAID, 0) is None
+    rows = training_rows(Sampling(negatives=8, requests_max=100), 0)
     assert rows is not None
-    assert (rows.negatives, rows.requests_max) == (8, 100)
+    assert (rows.negatives, rows.requests_max, rows.newest_requests_max) == (8, 100, 0)
+    rows = training_rows(UNSAID, 2_000)
+    assert rows is not None
+    assert rows.newest_requests_max == 2_000
