@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from model_store.bundle.manifest import (
     SurfaceIndex,
     TensorInput,
 )
-from model_store.model.similarities import InputSimilarities
+from model_store.model.similarities import similarities_in_numpy
 from model_store.model.tensor_plan import TensorPlan
 
 
@@ -92,7 +92,7 @@ class NumpyAssembly:
         self._surface_index = {surface.name: i for i, surface in enumerate(manifest.surfaces)}
         self._specs = {spec.name: spec for spec in manifest.specs}
         groups = {group.name: group for group in manifest.groups}
-        self._similarities: dict[str, InputSimilarities] = {}
+        self._similarities: dict[str, Similarities] = {}
         self._blocks: dict[str, tuple[FloatBlock, ...]] = {}
         self._spaces: dict[str, EmbeddingSpace] = {}
         for tensor in manifest.inputs:
@@ -104,7 +104,7 @@ class NumpyAssembly:
                 case QueryVector(group=name, field=field):
                     self._spaces[tensor.name] = manifest.embedding_field(name, field).space
                 case Similarities() as source:
-                    self._similarities[tensor.name] = InputSimilarities(manifest, source)
+                    self._similarities[tensor.name] = source
 
     def batch(self, fetched: FetchedFeatures, surface: str, query: np.ndarray | None) -> FeatureBatch:
         """Build the batch of one request, as `Assembler.assemble` describes."""
@@ -120,9 +120,20 @@ class NumpyAssembly:
                 request[tensor.name] = value[None]
             else:
                 candidate[tensor.name] = value
-        for name, compared in self._similarities.items():
-            candidate[name] = compared.of_request(request, candidate, native=False)
+        for name, source in self._similarities.items():
+            candidate[name] = self._compared(source, request, candidate)
         return FeatureBatch(request, candidate, np.array([0, fetched.candidates], np.int32))
+
+    def _compared(
+        self, source: Similarities, request: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray]
+    ) -> np.ndarray:
+        """Return float32[N, K] of tensors, which have a leading dimension of 1 on the request's side."""
+        sequence, actions, kinds = np.zeros((0, 1), np.float32), np.zeros(0, np.int64), 0
+        if source.sequence is not None and source.actions is not None and self._manifest.sequence is not None:
+            sequence, actions = request[source.sequence][0], request[source.actions][0]
+            kinds = len(self._manifest.sequence.actions)
+        user, query = request[source.user][0], request[source.query][0]
+        return similarities_in_numpy(candidate[source.pin], user, query, sequence, actions, kinds)
 
     def _build(
         self, tensor: TensorInput, fetched: FetchedFeatures, surface: str, query: np.ndarray | None

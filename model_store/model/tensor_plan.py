@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from struct import Struct
 from typing import Any
 
@@ -32,7 +33,7 @@ from model_store.bundle.manifest import (
     Source,
     SurfaceIndex,
 )
-from model_store.model.similarities import InputSimilarities
+from model_store.model.similarities import native_similarities
 
 #: How numbers are stored, in the order of the enum `Stored` in assembly.cpp.
 _STORED = ("float16", "float32", "float64", "int8", "int32", "int64", "uint8", "uint16", "uint32")
@@ -58,6 +59,31 @@ class _Part(ctypes.Structure):
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """Where the tensors lie that similarities compare, as bytes of those of the request, or by candidate.
+
+    Without a sequence, its two places mean nothing.
+    """
+
+    pin: int
+    of_request: tuple[int, ...]
+    dim: int
+    length: int
+    actions: int
+    to: int
+
+    def fill(self, request_at: int, candidates_at: int, rows: int, rounded: int) -> None:
+        native = native_similarities()
+        assert native is not None  # noqa: S101 - it is in the library that filled the other tensors
+        native.compare(
+            candidates_at + self.pin * rounded,
+            *(request_at + place for place in self.of_request),
+            *(rows, self.dim, self.length, self.actions),
+            candidates_at + self.to * rounded,
+        )
+
+
 class TensorPlan:
     """Builds the tensors of one model. Immutable; any number of threads may call `batch`."""
 
@@ -77,11 +103,6 @@ class TensorPlan:
         self._users = tuple(group.name for group in needs.user_groups)
         self._pins = tuple(group.name for group in needs.pin_groups)
         self._queries = tuple(tensor.name for tensor in manifest.inputs if isinstance(tensor.source, QueryVector))
-        self._similarities = tuple(
-            (tensor.name, InputSimilarities(manifest, tensor.source))
-            for tensor in manifest.inputs
-            if isinstance(tensor.source, Similarities)
-        )
         sources = _FIRST_GROUP + len(self._users) + 3 * len(self._pins)
         self._pack = Struct(f"={4 * sources + 1}q").pack
         self._block_start = 8 * 4 * sources
@@ -91,6 +112,7 @@ class TensorPlan:
         self._candidate: list[tuple[str, tuple[int, ...], np.dtype[Any], int]] = []
         self._request_bytes = self._row_bytes = 0
         self._places: dict[str, int] = {}
+        self._dims = {spec.name: spec.shape[-1] for spec in manifest.specs if spec.shape}
         for spec in manifest.specs:
             dtype = np.dtype(spec.dtype)
             nbytes = math.prod(spec.shape) * dtype.itemsize
@@ -106,6 +128,11 @@ class TensorPlan:
             part
             for spec, tensor in zip(manifest.specs, manifest.inputs, strict=True)
             for part in self._parts(spec, tensor.source)
+        ]
+        self._similarities = [
+            self._compared(tensor.name, tensor.source)
+            for tensor in manifest.inputs
+            if isinstance(tensor.source, Similarities)
         ]
         self._program = (_Part * len(parts))(*parts)
         self._program_at = ctypes.addressof(self._program)
@@ -129,15 +156,19 @@ class TensorPlan:
         self._fill(self._program_at, len(self._program), block, rows, at + start)
         request = {name: np.ndarray(shape, dtype, arena, start + place) for name, shape, dtype, place in self._request}
         if query is not None:
+            given = np.asarray(query, np.float32)[None]
             for name in self._queries:
-                request[name] = np.asarray(query, np.float32)[None]
+                if given.shape == request[name].shape:
+                    request[name][:] = given
+                else:
+                    request[name] = given  # no engine takes it: `FeatureBatch.check`
         start += self._request_bytes
         candidate = {
             name: np.ndarray((rows, *shape), dtype, arena, start + place * rounded)
             for name, shape, dtype, place in self._candidate
         }
-        for name, compared in self._similarities:
-            compared.of_request(request, candidate, candidate[name])
+        for compared in self._similarities:
+            compared.fill(at + start - self._request_bytes, at + start, rows, rounded)
         return FeatureBatch(request, candidate, np.array([0, rows], np.int32))
 
     def _block(self, fetched: FetchedFeatures, surface: str, *, with_query: bool) -> bytes:
@@ -161,6 +192,17 @@ class TensorPlan:
             sources += (at + (candidates + events) * stride, 0, stride, asked)
         short[0] = self._pack(*sources, self._surface_index[surface])
         return b"".join(short)
+
+    def _compared(self, tensor: str, source: Similarities) -> _Compared:
+        sequence, actions = source.sequence or source.user, source.actions or source.user
+        return _Compared(
+            self._places[source.pin],
+            tuple(self._places[name] for name in (source.user, source.query, sequence, actions)),
+            self._dims[source.pin],
+            self._length if source.sequence is not None else 0,
+            len(self._manifest.sequence.actions) if self._manifest.sequence is not None else 0,
+            self._places[tensor],
+        )
 
     def _parts(self, spec: TensorSpec, source: Source) -> Iterator[_Part]:
         match source:

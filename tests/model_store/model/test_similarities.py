@@ -9,6 +9,7 @@ from kernels.engine import FeatureBatch
 from model_store.model import similarities as module
 from model_store.model.similarities import (
     NEWEST,
+    native_similarities,
     similarities,
     similarities_in_numpy,
     similarities_of_batch,
@@ -109,7 +110,7 @@ def test_native_code_and_numpy_give_the_same_bits(candidates, dim, length, entri
         array[rng.random(array.shape) < share] = odd
     kinds = np.zeros(length, np.int64)
     kinds[:entries] = rng.integers(1, actions + 5, min(entries, length))  # some are none of the kinds
-    assert module._native() is not None
+    assert native_similarities() is not None
     with np.errstate(all="ignore"):
         ours, reference = (way(*of_one, kinds, actions) for way in (similarities, similarities_in_numpy))
     assert ours.shape == reference.shape == (candidates, 6 + 2 * actions if length else 2)
@@ -123,5 +124,5 @@ def test_without_the_library_numpy_does_it(monkeypatch):
     of_one = vectors(rng, 5, DIM), vectors(rng, DIM), vectors(rng, DIM), vectors(rng, LENGTH, DIM)
     kinds = rng.integers(1, ACTIONS + 1, LENGTH)
     expected = similarities(*of_one, kinds, ACTIONS)
-    monkeypatch.setattr(module, "_native", lambda: None)
+    monkeypatch.setattr(module, "native_similarities", lambda: None)
     np.testing.assert_array_equal(similarities(*of_one, kinds, ACTIONS), expected)
