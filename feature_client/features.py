@@ -23,6 +23,7 @@ class FetchedFeatures:
         events: structured[K], the newest actions, newest first.
         has_query_pin: whether the query is a pin.
         sequence_state: what was found under the key of the user's sequence.
+        read_ms: Unix time of the read.
         store_failure: why the store could not be read, if it could not. Rows that it owed count as missing unless a
             near cache held them.
         stale_rows: the number of pin rows that are older than a near cache allows while the store can be read.
@@ -37,6 +38,7 @@ class FetchedFeatures:
     events: np.ndarray
     has_query_pin: bool
     sequence_state: RowState
+    read_ms: int
     store_failure: str | None = None
     stale_rows: int = 0
     future_events: int = 0

@@ -60,9 +60,9 @@ async def fetch(
         keys.append(needs.sequence.key(user_id))
     values = (await reads.multi_get(keys))[0] if reads.local else await pins.read(keys)
     users = {group.name: decode_row(group, values[i]) for i, group in enumerate(needs.user_groups)}
-    newest = _NO_EVENTS
+    newest, read_ms = _NO_EVENTS, clock_ms()
     if needs.sequence is not None:
-        newest = newest_events(needs.sequence, values[len(keys) - 1], needs.sequence_length, clock_ms())
+        newest = newest_events(needs.sequence, values[len(keys) - 1], needs.sequence_length, read_ms)
     event_pins = newest.events["pin_id"]
     if reads.local:
         # A second read costs less than a second look into the near caches.
@@ -73,8 +73,8 @@ async def fetch(
         await pins.read_rest()
     rows, stale = pins.finish(len(pin_ids))
     return FetchedFeatures(
-        users, rows, len(pin_ids), newest.events, query_pin_id is not None, newest.state, reads.failure, stale,
-        newest.future,
+        users, rows, len(pin_ids), newest.events, query_pin_id is not None, newest.state, read_ms, reads.failure,
+        stale, newest.future,
     )  # fmt: skip
 
 
@@ -111,6 +111,7 @@ def _features(
         events,
         packed.pins > packed.candidates + len(events),
         state,
+        packed.read_ms,
         failure,
         stale,
         future,

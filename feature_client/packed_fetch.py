@@ -126,7 +126,7 @@ class PackedFetch:
             cache.end_lookup(pins, absent[place], noted=bool(ask[5 + 2 * place]))
         acted = np.ndarray(events, SequenceGroup.dtype, block, self._events_at + 8 * candidates)
         newest = NewestEvents(acted, _STATES[sequence], future)
-        return Packed(self, block, at, candidates, pins, newest, absent, not flawed)
+        return Packed(self, block, at, candidates, pins, newest, now_ms, absent, not flawed)
 
 
 @dataclass(slots=True, eq=False)
@@ -140,6 +140,7 @@ class Packed:
         candidates: N.
         pins: how many pins were looked up: the candidates, the pins of the events, the query pin.
         newest: the user's newest events.
+        read_ms: Unix time of the read.
         absent: how many rows each cache lacks.
         flawless: whether the user's rows and the sequence were found, as were all rows that no cache lacks.
     """
@@ -150,6 +151,7 @@ class Packed:
     candidates: int
     pins: int
     newest: NewestEvents
+    read_ms: int
     absent: tuple[int, ...]
     flawless: bool
 

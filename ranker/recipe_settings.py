@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from model_store.bundle.manifest import Manifest, Scalars, similarity_count
+from model_store.bundle.manifest import RECENCY_NAMES, Manifest, Scalars, similarity_count
 from model_store.exploration.table import ExplorationError, load_exploration
 from model_store.model.utility import UtilityError, load_utility
 from ranker.data.actions import ActionLog
@@ -76,6 +76,7 @@ class Recipe:
             raise SettingError(f"readout_rows can be at most {length}, the length of a sequence")
         return NetworkConfig(
             similarities=similarity_count(length, len(schema.actions)) if length else 0,
+            recency=len(RECENCY_NAMES) if length else 0,
             heads=len(heads),
             actions=len(schema.actions),
             surfaces=len(SURFACES),
@@ -151,6 +152,7 @@ def target_of(recipe: Recipe, log: ActionLog, parent: Parent | None, heads: tupl
         heads,
         sequence_length=parent.bundle.manifest.sequence_length if parent else recipe.length(),
         similarities=sizes.similarities > 0,
+        recency=sizes.recency > 0,
         described=log.described,
     )
     if parent:

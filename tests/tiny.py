@@ -169,6 +169,10 @@ def user_rows(ids: np.ndarray) -> np.ndarray:
     return rows
 
 
+#: When the rows of `fetched` were read.
+READ_MS = 1_700_000_000_000
+
+
 def events(pins: list[int], actions: list[int]) -> np.ndarray:
     found = np.zeros(len(pins), ACTIONS.dtype)
     found["pin_id"], found["action"] = pins, actions
@@ -195,6 +199,7 @@ def fetched(pins: list[int], history: list[int], user: int = 1, query: int | Non
         events=events(history, [0] * len(history)),
         has_query_pin=query is not None,
         sequence_state=RowState.PRESENT,
+        read_ms=READ_MS,
     )
 
 

@@ -32,6 +32,7 @@ def encode_golden(requests: Sequence[GoldenRequest]) -> bytes:
         places = np.arange(fetched.candidates + len(fetched.events) + fetched.has_query_pin)
         arrays[f"{i}/candidate_index"] = places[: fetched.candidates]
         arrays[f"{i}/events"] = fetched.events
+        arrays[f"{i}/read_ms"] = np.array(fetched.read_ms)
         arrays[f"{i}/event_index"] = places[fetched.candidates :][: len(fetched.events)]
         arrays[f"{i}/query_index"] = np.array(places[-1] if fetched.has_query_pin else -1)
         for side, groups in (("user", fetched.user), ("pins", fetched.pins)):
@@ -70,5 +71,7 @@ def _decode_one(arrays: dict[str, np.ndarray], prefix: str) -> GoldenRequest:
         events=arrays[f"{prefix}events"],
         has_query_pin=query_index >= 0,
         sequence_state=RowState.PRESENT,
+        # Archives did not hold the time before networks read it.
+        read_ms=int(arrays.get(f"{prefix}read_ms", 0)),
     )
     return GoldenRequest(fetched, str(arrays[f"{prefix}surface"]), arrays[f"{prefix}probabilities"])

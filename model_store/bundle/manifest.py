@@ -75,6 +75,12 @@ class QueryVector(Frozen):
     field: Name
 
 
+class Recency(Frozen):
+    """How recently the user acted, of `model_store.model.recency`: float32[4]."""
+
+    kind: Literal["recency"] = "recency"
+
+
 class Similarities(Frozen):
     """What `model_store.model.similarities` computes of a candidate from other inputs, which it names: float32[K]."""
 
@@ -87,6 +93,9 @@ class Similarities(Frozen):
     actions: Name | None = None
 
 
+#: Columns of the input `recency`: the age of the newest action, and how many lie in the last hour, day and week.
+RECENCY_NAMES = ("newest_age", "last_hour", "last_day", "last_week")
+
 Source = Annotated[
     Scalars
     | Category
@@ -95,6 +104,7 @@ Source = Annotated[
     | SequenceActions
     | SurfaceIndex
     | QueryVector
+    | Recency
     | Similarities,
     Field(discriminator="kind"),
 ]
@@ -297,18 +307,19 @@ class Manifest(Frozen):
 
     def spec(self, tensor: TensorInput) -> TensorSpec:
         """Return the side, dtype and trailing shape of an input. Raises KeyError if the manifest lacks its source."""
-        if isinstance(tensor.source, Similarities):
-            return TensorSpec(tensor.name, "candidate", "float32", (self._similarity_count(tensor.source),))
         side: Side = "request"
         dtype = "float32"
         shape: tuple[int, ...] = ()
         match tensor.source:
+            case Similarities() as source:
+                side, shape = "candidate", (self._similarity_count(source),)
+            case Recency():
+                self._sequence_length()  # there must be one
+                shape = (len(RECENCY_NAMES),)
             case Scalars(group=group, fields=fields):
-                self._check_scalars(group, fields)
                 side, shape = _side(self.group(group)), (len(fields),)
             case Category(group=group, field=field):
-                if not isinstance(self.group(group).field(field), Categorical):
-                    raise KeyError(f"{group}.{field} is not categorical")
+                self._check_categorical(group, field)
                 side, dtype = _side(self.group(group)), "int64"
             case EmbeddingVector(group=group, field=field):
                 side, shape = _side(self.group(group)), (self.embedding_field(group, field).space.dim,)
@@ -330,6 +341,10 @@ class Manifest(Frozen):
         wrong = [f for f in fields if not isinstance(self.group(group).field(f), Scalar)]
         if wrong:
             raise KeyError(f"fields {wrong} of group {group!r} are not scalars")
+
+    def _check_categorical(self, group: str, field: str) -> None:
+        if not isinstance(self.group(group).field(field), Categorical):
+            raise KeyError(f"{group}.{field} is not categorical")
 
     def _similarity_count(self, source: Similarities) -> int:
         if (source.sequence is None) != (source.actions is None):

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from kernels.engine import FeatureBatch
 from model_store.bundle.files import STATISTICS, Bundle, BundleError
-from model_store.bundle.manifest import Manifest, Scalars, SequenceActions
+from model_store.bundle.manifest import RECENCY_NAMES, Manifest, Recency, Scalars, SequenceActions
 
 _PARTS = 10
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -98,6 +98,8 @@ def observed(manifest: Manifest, batch: FeatureBatch) -> Mapping[str, np.ndarray
         match tensor.source:
             case Scalars(group=group, fields=fields):
                 found |= {f"{group}.{field}": values[:, i] for i, field in enumerate(fields)}
+            case Recency():
+                found |= {f"recency.{name}": values[:, i] for i, name in enumerate(RECENCY_NAMES)}
             case SequenceActions():
                 found["sequence.length"] = np.count_nonzero(values, axis=1)
     return found

@@ -16,6 +16,7 @@ from model_store.bundle.manifest import (
     EmbeddingVector,
     Manifest,
     QueryVector,
+    Recency,
     Scalars,
     SequenceActions,
     SequenceEmbeddings,
@@ -23,6 +24,7 @@ from model_store.bundle.manifest import (
     SurfaceIndex,
     TensorInput,
 )
+from model_store.model.recency import recency
 from model_store.model.similarities import similarities_in_numpy
 from model_store.model.tensor_plan import TensorPlan
 
@@ -43,7 +45,9 @@ class Assembler:
         self.needs = needs = manifest.needs
         self._users = tuple((group.name, group.dtype) for group in needs.user_groups)
         self._pins = tuple((group.name, group.dtype) for group in needs.pin_groups)
-        reads = any(isinstance(tensor.source, SequenceActions | SequenceEmbeddings) for tensor in manifest.inputs)
+        reads = any(
+            isinstance(tensor.source, SequenceActions | SequenceEmbeddings | Recency) for tensor in manifest.inputs
+        )
         # A model that does not read the sequence may be given one of any length.
         self._events_max = needs.sequence_length if reads else sys.maxsize
 
@@ -115,6 +119,9 @@ class NumpyAssembly:
             if isinstance(tensor.source, Similarities):
                 candidate[tensor.name] = np.empty(0, np.float32)  # keeps its place; what it compares may come later
                 continue
+            if isinstance(tensor.source, Recency):
+                request[tensor.name] = np.array([recency(fetched.events["time_ms"], fetched.read_ms)], np.float32)
+                continue
             value = self._build(tensor, fetched, surface, query)
             if spec.side == "request":
                 request[tensor.name] = value[None]
@@ -138,7 +145,7 @@ class NumpyAssembly:
     def _build(
         self, tensor: TensorInput, fetched: FetchedFeatures, surface: str, query: np.ndarray | None
     ) -> np.ndarray:
-        """Build any tensor but similarities."""
+        """Build a tensor of stored rows, or of the request's own fields."""
         source = tensor.source
         match source:
             case Scalars(group=group, fields=fields):
@@ -161,8 +168,8 @@ class NumpyAssembly:
                 row = fetched.query_row(group)
                 space = self._spaces[tensor.name]
                 return np.zeros(space.dim, np.float32) if row is None else _real_values(row[field], space)
-            case Similarities():
-                raise TypeError("similarities are computed from other tensors")
+            case Recency() | Similarities():
+                raise TypeError(f"{tensor.name} is not made of stored rows")
 
     def _scalars(self, tensor: str, rows: np.ndarray, fields: Sequence[str]) -> np.ndarray:
         """Return float32[N, F]. Adjacent fields are converted at once."""

@@ -26,6 +26,7 @@ from model_store.bundle.manifest import (
     EmbeddingVector,
     Manifest,
     QueryVector,
+    Recency,
     Scalars,
     SequenceActions,
     SequenceEmbeddings,
@@ -33,6 +34,7 @@ from model_store.bundle.manifest import (
     Source,
     SurfaceIndex,
 )
+from model_store.model.recency import recency
 from model_store.model.similarities import native_similarities
 
 #: How numbers are stored, in the order of the enum `Stored` in assembly.cpp.
@@ -102,6 +104,7 @@ class TensorPlan:
         needs = manifest.needs
         self._users = tuple(group.name for group in needs.user_groups)
         self._pins = tuple(group.name for group in needs.pin_groups)
+        self._recencies = tuple(tensor.name for tensor in manifest.inputs if isinstance(tensor.source, Recency))
         self._queries = tuple(tensor.name for tensor in manifest.inputs if isinstance(tensor.source, QueryVector))
         sources = _FIRST_GROUP + len(self._users) + 3 * len(self._pins)
         self._pack = Struct(f"={4 * sources + 1}q").pack
@@ -140,14 +143,16 @@ class TensorPlan:
     def batch(self, fetched: FetchedFeatures, surface: str, query: np.ndarray | None) -> FeatureBatch:
         """Build the batch of one request, whose features `Assembler.assemble` has checked."""
         block = self._block(fetched, surface, with_query=query is None)
-        return self._filled(block, fetched.candidates, query)
+        return self._filled(block, fetched.candidates, query, fetched.events, fetched.read_ms)
 
     def packed_batch(self, packed: Packed, surface: str, query: np.ndarray | None) -> FeatureBatch:
         """Build the batch of one request whose features lie in one block, read for this model."""
         _INDEX(packed.block, packed.fetch.table_bytes, self._surface_index[surface])  # type: ignore[arg-type]
-        return self._filled(packed.at, packed.candidates, query)
+        return self._filled(packed.at, packed.candidates, query, packed.newest.events, packed.read_ms)
 
-    def _filled(self, block: bytes | int, rows: int, query: np.ndarray | None) -> FeatureBatch:
+    def _filled(
+        self, block: bytes | int, rows: int, query: np.ndarray | None, events: np.ndarray, read_ms: int
+    ) -> FeatureBatch:
         """Build the batch from a block of sources, or one at this address."""
         rounded = -(-rows // _ROWS) * _ROWS
         arena = np.empty(self._request_bytes + self._row_bytes * rounded + _LINE, np.uint8)
@@ -162,6 +167,8 @@ class TensorPlan:
                     request[name][:] = given
                 else:
                     request[name] = given  # no engine takes it: `FeatureBatch.check`
+        for name in self._recencies:
+            request[name][0] = recency(events["time_ms"], read_ms)
         start += self._request_bytes
         candidate = {
             name: np.ndarray((rows, *shape), dtype, arena, start + place * rounded)
@@ -218,6 +225,8 @@ class TensorPlan:
                 yield self._part(spec, self._length, source=_ACTIONS, stored="uint8", plus=1)
             case SurfaceIndex():
                 yield self._part(spec, 1, source=_SURFACE, stored="int64")
+            case Recency():
+                return  # Python computes it
             case Similarities():
                 return  # they are computed from the other tensors
 

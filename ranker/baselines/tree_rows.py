@@ -11,7 +11,7 @@ from model_store.model.similarities import similarities_of_batch, similarity_nam
 from ranker.training.examples import Examples
 
 #: Inputs of the network, by side. The sequence itself has no fixed columns; its similarities stand for it.
-_OF_REQUEST = ("user_embedding", "user_scalars", "surface", "query")
+_OF_REQUEST = ("user_embedding", "user_scalars", "surface", "query", "recency")
 _OF_ROW = ("pin_embedding", "pin_scalars")
 
 

@@ -27,7 +27,7 @@ from model_store.model.utility import UtilityError, UtilityTable, load_utility, 
 from ranker.counterfactual.policies import party_utilities
 from ranker.errors import PropensityError
 
-_COLUMNS = ("request_id", "query_vector", "places", "features")
+_COLUMNS = ("request_id", "time_ms", "query_vector", "places", "features")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ class _Network:
         model, vector = self.model, row["query_vector"]
         try:
             (golden,) = decode_golden(row["features"])
-            fetched = self._newest(golden.fetched)
+            fetched = self._as_read(golden.fetched, row["time_ms"])
             query = None if vector is None else np.array(vector, np.float32)
             batch = model.assembler.assemble(fetched, self.surface, query)
             places = np.array(row["places"], np.int64)
@@ -149,8 +149,12 @@ class _Network:
                 "log again, from when servers read the present feature groups on (--since)"
             ) from error
 
-    def _newest(self, fetched: FetchedFeatures) -> FetchedFeatures:
-        """Return the features with as many actions as the model reads; the version that logged may read more."""
+    def _as_read(self, fetched: FetchedFeatures, time_ms: int) -> FetchedFeatures:
+        """Return the features with as many actions as the model reads; the version that logged may read more.
+
+        `time_ms` is when the request was answered; older logs do not hold when its features were read.
+        """
+        fetched = replace(fetched, read_ms=fetched.read_ms or time_ms)
         length = self.model.manifest.sequence_length
         if len(fetched.events) <= length:
             return fetched

@@ -6,6 +6,7 @@ from model_store.bundle.manifest import (
     EmbeddingVector,
     Manifest,
     QueryVector,
+    Recency,
     Scalars,
     SequenceActions,
     SequenceEmbeddings,
@@ -24,6 +25,8 @@ _SEQUENCE_INPUTS = (
     TensorInput(name="sequence_actions", source=SequenceActions()),
     TensorInput(name="sequence_embeddings", source=SequenceEmbeddings(group=PIN_GROUP, field="embedding")),
 )
+#: Input of networks that know how recently the user acted.
+RECENCY = TensorInput(name="recency", source=Recency())
 #: Input of networks that compare candidates with the user, the query and the sequence.
 SIMILARITIES = TensorInput(
     name="similarities",
@@ -37,10 +40,10 @@ SIMILARITIES = TensorInput(
 )
 
 
-def network_inputs(groups: Groups, *, sequence: bool, similarities: bool) -> tuple[TensorInput, ...]:
+def network_inputs(groups: Groups, *, sequence: bool, similarities: bool, recency: bool) -> tuple[TensorInput, ...]:
     """Return the inputs of a network that reads the vectors and scalars of these groups, and the sequence or not.
 
-    Similarities to the sequence need the sequence.
+    Similarities to the sequence and its recency need the sequence.
     """
     return (
         TensorInput(name="user_embedding", source=EmbeddingVector(group=USER_GROUP, field="embedding")),
@@ -50,6 +53,7 @@ def network_inputs(groups: Groups, *, sequence: bool, similarities: bool) -> tup
         TensorInput(name="pin_embedding", source=EmbeddingVector(group=PIN_GROUP, field="embedding")),
         TensorInput(name="pin_scalars", source=Scalars(group=PIN_GROUP, fields=groups.pin_scalars)),
         *(_SEQUENCE_INPUTS if sequence else ()),
+        *((RECENCY,) if recency else ()),
         *((SIMILARITIES,) if similarities else ()),
     )
 
@@ -65,7 +69,8 @@ def full_manifest(manifest: Manifest, schema: ActionSchema) -> Manifest:
     groups = Groups.served_by(manifest)
     space = manifest.embedding_field(PIN_GROUP, "embedding").space
     own = {tensor.name for tensor in manifest.inputs}
-    missing = (tensor for tensor in network_inputs(groups, sequence=True, similarities=True) if tensor.name not in own)
+    every = network_inputs(groups, sequence=True, similarities=True, recency=True)
+    missing = (tensor for tensor in every if tensor.name not in own)
     changed = {
         "sequence": groups.sequence or Groups.of(space, schema).sequence,
         "sequence_length": manifest.sequence_length or SEQUENCE_LENGTH,

@@ -92,6 +92,7 @@ class BundleParts:
             self.lineage,
             sequence_length=self.sequence_length,
             similarities=network.similarities > 0,
+            recency=network.recency > 0,
             described=self.described,
             calibrations=self.calibrations,
         )

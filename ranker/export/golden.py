@@ -66,6 +66,7 @@ def _invent(
         events=events,
         has_query_pin=surface == "related",
         sequence_state=RowState.PRESENT,
+        read_ms=_TIME_MS,
     )
 
 

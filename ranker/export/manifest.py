@@ -23,6 +23,7 @@ def manifest_fields(
     *,
     sequence_length: int,
     similarities: bool = False,
+    recency: bool = False,
     described: Described | None = None,
     calibrations: Sequence[Calibration] | None = None,
 ) -> dict[str, Any]:
@@ -37,6 +38,7 @@ def manifest_fields(
         lineage: origin of the model.
         sequence_length: how many of the user's last actions the network reads; 0 for none.
         similarities: whether it reads what `model_store.model.similarities` computes.
+        recency: whether it reads what `model_store.model.recency` computes.
         described: the data's own columns that are features.
         calibrations: one per head; None leaves the logits unchanged.
     """
@@ -48,7 +50,7 @@ def manifest_fields(
         "groups": (groups.user, groups.pin),
         "sequence": groups.sequence if sequence_length else None,
         "sequence_length": sequence_length,
-        "inputs": network_inputs(groups, sequence=sequence_length > 0, similarities=similarities),
+        "inputs": network_inputs(groups, sequence=sequence_length > 0, similarities=similarities, recency=recency),
         "heads": tuple(
             Head(name=head, meaning=schema.rule(head).meaning, calibration=calibration)
             for head, calibration in zip(heads, calibrations, strict=True)
@@ -66,6 +68,7 @@ def draft_manifest(
     *,
     sequence_length: int,
     similarities: bool = False,
+    recency: bool = False,
     described: Described | None = None,
 ) -> Manifest:
     """Return a manifest without files, which suffices to assemble the tensors for training."""
@@ -74,6 +77,7 @@ def draft_manifest(
         *(name, 1, space, schema, heads, unknown),
         sequence_length=sequence_length,
         similarities=similarities,
+        recency=recency,
         described=described,
     )
     return Manifest(**fields, files={})

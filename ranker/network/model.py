@@ -39,6 +39,8 @@ class NetworkConfig:
     #: Scalars that only pins, or only users, have: the data's own columns.
     pin_features: int = 0
     user_features: int = 0
+    #: Columns of `model_store.model.recency`; 0 for a network that does not read them.
+    recency: int = 0
     #: Columns of `model_store.model.similarities`; 0 for a network that does not read them.
     similarities: int = 0
     #: Pieces into which the range of each scalar and similarity is divided; 0 for a network without pieces.
@@ -159,7 +161,8 @@ class RankerNetwork(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
-        of_user, of_pin = config.scalars + config.user_features, config.scalars + config.pin_features
+        of_user = config.scalars + config.user_features + config.recency
+        of_pin = config.scalars + config.pin_features
         standardised = {"user": of_user, "pin": of_pin}
         if config.similarities:
             standardised["similarities"] = config.similarities
@@ -170,7 +173,8 @@ class RankerNetwork(nn.Module):
         self._once = config.read_once and config.fusion == "late"
         self.surface = nn.Embedding(config.surfaces, config.surface_dim)
         request_width = 2 * config.dim + of_user + config.surface_dim
-        row_width = 3 * config.dim + of_pin + config.similarities
+        # Pieces of the similarities are crossed in their place.
+        row_width = 3 * config.dim + of_pin + (0 if config.pieces else config.similarities)
         # Past all layers, so that a network orders by them before it has learned anything else.
         direct = config.similarities
         if config.pieces:
@@ -216,6 +220,7 @@ class RankerNetwork(nn.Module):
         sequence_actions: Tensor | None = None,
         sequence_embeddings: Tensor | None = None,
         similarities: Tensor | None = None,
+        recency: Tensor | None = None,
     ) -> Tensor:
         """Return float32[N, H] logits.
 
@@ -230,12 +235,16 @@ class RankerNetwork(nn.Module):
             sequence_actions: int64[R, L], newest first, 0 past the end; required if the network reads the sequence.
             sequence_embeddings: float32[R, L, D].
             similarities: float32[N, K]; required if the network reads them.
+            recency: float32[R, 4]; required if the network reads it.
         """
         read = None
         if sequence_actions is not None and sequence_embeddings is not None:
             read = self.encode(sequence_actions, sequence_embeddings, pin_embedding, row_request)
         return self.score(
-            user_embedding, user_scalars, surface, query, pin_embedding, pin_scalars, row_request, read, similarities
+            *(user_embedding, user_scalars, surface, query, pin_embedding, pin_scalars, row_request),
+            read=read,
+            similarities=similarities,
+            recency=recency,
         )
 
     def encode(self, actions: Tensor, embeddings: Tensor, pin_embedding: Tensor, row_request: Tensor) -> Tensor:
@@ -269,8 +278,11 @@ class RankerNetwork(nn.Module):
         row_request: Tensor,
         read: Tensor | None,
         similarities: Tensor | None = None,
+        recency: Tensor | None = None,
     ) -> Tensor:
         """Return logits from all other inputs and from `read`, what `encode` returns."""
+        if recency is not None:
+            user_scalars = torch.cat([user_scalars, recency], dim=-1)
         asked, user = per_row(query, row_request), per_row(user_embedding, row_request)
         of_request = [
             user_embedding,
@@ -290,7 +302,7 @@ class RankerNetwork(nn.Module):
         if similarities is not None:
             numbers.append(similarities)
             direct.append((similarities - self.similarities_mean) / self.similarities_deviation)
-            of_row.append(direct[0])
+            of_row += [] if self.config.pieces else direct
         if self.config.pieces:
             direct.append(self.row_pieces(torch.cat(numbers, dim=-1)))
             of_request.append(self.user_number(self.user_pieces(user_scalars)))
@@ -308,7 +320,7 @@ class RankerNetwork(nn.Module):
         return logits if self.direct is None else logits + self.direct(torch.cat(direct, dim=-1))
 
     def standardise(self, user_scalars: Tensor, pin_scalars: Tensor, similarities: Tensor | None = None) -> None:
-        """Set the constants of standardisation from float32[R, S], float32[N, S] and float32[N, K]."""
+        """Set the constants of standardisation from float32[R, S], recency included, float32[N, S], float32[N, K]."""
         for side, values in (("user", user_scalars), ("pin", pin_scalars), ("similarities", similarities)):
             if values is None:
                 continue

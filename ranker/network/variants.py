@@ -57,7 +57,7 @@ _COUNT_MAX = 8_192
 #: Fields that the data or the variant determines.
 _DECIDED = frozenset(
     {
-        *("heads", "actions", "surfaces", "scalars", "pin_features", "user_features", "similarities", "dim"),
+        *("heads", "actions", "surfaces", "scalars", "pin_features", "user_features", "recency", "similarities", "dim"),
         *("fusion", "sequence"),
     }
 )
@@ -66,7 +66,7 @@ _DECIDED = frozenset(
 _MAY_BE_ZERO = frozenset({"readout_dim", "pieces", "cross_rank"})
 
 #: Of every variant. Bundles that were made before do not name these sizes, so their defaults are 0.
-_EVERY = MappingProxyType({"pieces": 8, "cross_rank": 32})
+_EVERY = MappingProxyType({"pieces": 4, "cross_rank": 32})
 
 
 def network_overrides(name: str) -> dict[str, Any]:

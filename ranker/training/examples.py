@@ -266,6 +266,7 @@ class ExampleBuilder:
             events=events,
             has_query_pin=query is not None,
             sequence_state=RowState.PRESENT if len(events) else RowState.MISSING,
+            read_ms=request.time_ms,
         )
 
     def _draw(self, user: int, count: int, snapshot: FeatureSnapshot, rng: np.random.Generator) -> np.ndarray:

@@ -141,9 +141,10 @@ class _Training:
         device = self._ranks.device
         self._network = RankerNetwork(network_config)
         if parameters is None:
-            similarities = examples.batch.candidate.get("similarities")
+            request, similarities = examples.batch.request, examples.batch.candidate.get("similarities")
+            of_user = [request[name] for name in ("user_scalars", "recency") if name in request]
             self._network.standardise(
-                torch.from_numpy(examples.batch.request["user_scalars"]),
+                torch.from_numpy(np.concatenate(of_user, axis=1)),
                 torch.from_numpy(examples.batch.candidate["pin_scalars"]),
                 None if similarities is None else torch.from_numpy(similarities),
             )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kernels.engine import ROW_REQUEST, FeatureBatch
 from model_store.bundle.manifest import compared_actions
+from model_store.model.recency import recency_of_ages
 from model_store.model.similarities import similarities_of_batch
 from ranker.training.examples import Examples
 from ranker.training.off_policy import OffPolicyWeights
@@ -147,6 +148,8 @@ def _with_hidden(part: Examples, windows_s: np.ndarray) -> Examples:
     request["sequence_actions"], request["sequence_embeddings"] = hide_newest(
         request["sequence_actions"], request["sequence_embeddings"], part.ages_s, windows_s
     )
+    if "recency" in request:
+        request["recency"] = recency_of_ages(np.where(part.ages_s < windows_s[:, None], np.inf, part.ages_s))
     candidate = dict(part.batch.candidate)
     batch = FeatureBatch(request, candidate, part.batch.row_splits)
     if "similarities" in candidate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -87,7 +88,7 @@ class ShownExampleBuilder:
         stored = requests.stored_rows[number]
         fetched = self._fetch(request, pins, snapshot.pins, snapshot.users)
         if stored is not None:
-            fetched = self._as_read(stored, requests.places[rows])
+            fetched = self._as_read(stored, requests.places[rows], request.time_ms)
         ages_s = np.full((1, self._manifest.sequence_length), np.inf, np.float32)
         acted_ms = fetched.events["time_ms"] if stored is not None else self._shown.history.time_ms[request.history]
         acted_ms = acted_ms[: self._manifest.sequence_length]
@@ -122,8 +123,10 @@ class ShownExampleBuilder:
             query_pin=None if query < 0 else query,
         )
 
-    def _as_read(self, stored: bytes, places: np.ndarray) -> FetchedFeatures:
+    def _as_read(self, stored: bytes, places: np.ndarray, time_ms: int) -> FetchedFeatures:
         """Return the rows that the server read for the request, for the pins at these places of its candidates.
+
+        `time_ms` is when it answered; older logs do not hold when it read.
 
         Raises:
             DatasetError: they are not rows of the groups that the model reads.
@@ -139,7 +142,7 @@ class ShownExampleBuilder:
                         f"reads {group.dtype.names}; join from when servers read the present groups on (--since)"
                     )
             length = self._manifest.sequence_length or len(fetched.events)
-            return fetched.part(places, length)
+            return replace(fetched.part(places, length), read_ms=fetched.read_ms or time_ms)
         except (ValueError, IndexError, KeyError) as error:
             raise DatasetError(f"the stored rows of a request cannot be read: {error}; join again") from error
 

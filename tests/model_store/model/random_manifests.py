@@ -14,6 +14,7 @@ from model_store.bundle.manifest import (
     Lineage,
     Manifest,
     QueryVector,
+    Recency,
     Scalars,
     SequenceActions,
     SequenceEmbeddings,
@@ -97,7 +98,7 @@ def manifests(draw):
         *(draw(groups(f"u{i}", "user", shared)) for i in range(draw(st.integers(0, 2)))),
         *(draw(groups(f"p{i}", "pin", shared)) for i in range(draw(st.integers(1, 2)))),
     ]
-    found = [SurfaceIndex(), SequenceActions(), *(s for group in described for s in sources(draw, group))]
+    found = [SurfaceIndex(), SequenceActions(), Recency(), *(s for group in described for s in sources(draw, group))]
     chosen = draw(st.lists(st.sampled_from(found), max_size=12)) if draw(st.booleans()) else found
     inputs = [TensorInput(name=f"t{i}", source=source) for i, source in enumerate(chosen)]
     comparisons = compared(described, inputs)

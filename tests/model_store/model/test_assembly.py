@@ -48,6 +48,7 @@ def features(manifest, candidates, events, query, seed, layout="plain"):
     pins = candidates + events + (query is not None)
     acted = np.zeros(events, SequenceGroup.dtype)
     acted["action"] = rng.integers(0, 255, events)
+    acted["time_ms"] = tiny.READ_MS - np.cumsum(rng.integers(-3, 10**9, events))[::-1]
     states = np.zeros(pins, np.uint8)
     if query is not None:
         states[-1] = query
@@ -58,6 +59,7 @@ def features(manifest, candidates, events, query, seed, layout="plain"):
         acted[::-1],
         query is not None,
         RowState.PRESENT,
+        tiny.READ_MS,
     )
 
 

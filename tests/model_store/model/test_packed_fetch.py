@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -92,7 +93,8 @@ def test_one_call_gives_what_a_call_for_each_group_gives(
         many = await fetch(store, needs, user, ids, query, near=far)
         assert_same(one, many)
         with np.errstate(all="ignore"):
-            expected = NumpyAssembly(manifest).batch(many, "home", None)
+            # They were read one after the other, and ages are as of the read.
+            expected = NumpyAssembly(manifest).batch(replace(many, read_ms=one.read_ms), "home", None)
         check_equal(assembler.assemble(one, "home"), expected)
 
     for candidates, has_query in requests:

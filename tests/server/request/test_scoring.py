@@ -60,7 +60,9 @@ def fetched(manifest: Manifest, rng: np.random.Generator, candidates: int, apart
         rows = stored["row"] if apart else stored["row"].copy()
         pins[group.name] = Rows(rows, np.zeros(len(rows), np.uint8))
     events = np.zeros(2, tiny.ACTIONS.dtype)
-    return FetchedFeatures({}, pins, candidates, events, has_query_pin=False, sequence_state=RowState.PRESENT)
+    return FetchedFeatures(
+        {}, pins, candidates, events, has_query_pin=False, sequence_state=RowState.PRESENT, read_ms=0
+    )
 
 
 def same(one: Scores, other: Scores, pin_ids: np.ndarray) -> None:
@@ -106,7 +108,7 @@ def test_order_is_that_of_selection(popularity, top_k):
     rows["popularity"] = popularity
     features = FetchedFeatures(
         {}, {"pin_core": Rows(rows, np.zeros(len(rows), np.uint8))}, len(rows), np.empty(0, tiny.ACTIONS.dtype),
-        has_query_pin=False, sequence_state=RowState.PRESENT,
+        has_query_pin=False, sequence_state=RowState.PRESENT, read_ms=0,
     )  # fmt: skip
     logits, pin_ids = np.zeros((len(rows), 2), np.float32), np.arange(len(rows), dtype=np.uint64)
     found = scoring.score(logits, features, pin_ids, top_k)
