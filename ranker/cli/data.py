@@ -109,7 +109,8 @@ def check(
 ) -> None:
     """Show what training would see of a dataset, and each problem with its fix. Exits with 1 if training would fail.
 
-    Where columns could be actions or features and no TOML file says so, it shows what such a file could say.
+    Where columns could be actions, or columns and vectors features, and no TOML file says so, it shows what such a file
+    could say.
 
     Example: [bold]pinrank data check data/deskdrop[/]
 

@@ -1,27 +1,27 @@
-"""What a dataset's own columns say about its pins and users: the features that `features.toml` names.
+"""What a dataset's own columns and vectors say about its pins and users: the features that `features.toml` names.
 
-A column of numbers becomes one field of the pins' or users' group, and a column of words one field per word: 1 where a
-row has it. Networks and baselines read them like the counts of actions.
+A column of numbers becomes one field of the pins' or users' group, a column of words one field per word: 1 where a row
+has it, and a file of vectors one field per number. Networks and baselines read them like the counts of actions.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow.compute as pc
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from feature_client.groups import Frozen
 from ranker.data.atomic.recbole_file import AtomicFile, TextRows
 from ranker.data.schema import read_toml
 
 FILE = "features.toml"
-#: Words of all columns of one side together; each is a column of the network's input.
+#: Words of all columns and numbers of all vectors of one side together; each is a column of the network's input.
 WORDS_MAX = 128
 _NAME_MAX = 40
 
@@ -39,29 +39,72 @@ class Column(Frozen):
         return self
 
 
-class Described(Frozen):
-    """The columns of `NAME.item` and of `NAME.user` that become features."""
+class Vectors(Frozen):
+    """A Parquet file beside the data with a vector for each pin or user, whose numbers become features.
 
-    pins: tuple[Column, ...] = ()
-    users: tuple[Column, ...] = ()
+    Attributes:
+        vectors: name of the file.
+        dim: how many numbers of each vector count, from the first. None means all; reading fills it in.
+    """
+
+    vectors: Annotated[str, Field(min_length=1)]
+    dim: Annotated[int, Field(ge=1, le=WORDS_MAX, strict=True)] | None = None
+
+    @field_validator("vectors")
+    @classmethod
+    def _lies_beside_the_data(cls, name: str) -> str:
+        if Path(name).name != name or "\\" in name:
+            raise ValueError(f"{name!r} is no name of a file beside the data; put it there, and name no folder")
+        return name
+
+
+def _kind(table: Any) -> str:
+    """Return which class a table of `features.toml` is, so that its mistakes are those of that class."""
+    given = table if isinstance(table, dict) else {"vectors": None} if isinstance(table, Vectors) else {}
+    return "vectors" if "vectors" in given else "column"
+
+
+Feature = Annotated[Annotated[Column, Tag("column")] | Annotated[Vectors, Tag("vectors")], Discriminator(_kind)]
+
+
+class Described(Frozen):
+    """The columns of `NAME.item` and of `NAME.user`, and the vectors, that become features."""
+
+    pins: tuple[Feature, ...] = ()
+    users: tuple[Feature, ...] = ()
 
     @model_validator(mode="after")
-    def _columns_differ(self) -> Described:
-        for side, columns in (("pins", self.pins), ("users", self.users)):
-            names = [column.column for column in columns]
-            if len(set(names)) < len(names):
-                raise ValueError(f"{side}: a column is named twice")
-            if (words := sum(len(column.words or ()) for column in columns)) > WORDS_MAX:
+    def _features_differ(self) -> Described:
+        for side, features in (("pins", self.pins), ("users", self.users)):
+            for what, names in (
+                ("column", [column.column for column in columns_of(features)]),
+                ("file of vectors", [vectors.vectors for vectors in vectors_of(features)]),
+            ):
+                if len(set(names)) < len(names):
+                    raise ValueError(f"{side}: a {what} is named twice")
+            if (words := sum(len(column.words or ()) for column in columns_of(features))) > WORDS_MAX:
                 raise ValueError(f"{side}: {words} words are more than {WORDS_MAX}; keep the most frequent")
         return self
 
 
-def fields_of(columns: Iterable[Column]) -> tuple[str, ...]:
-    """Return the names of the fields of a group, in order; each is unique and begins with its column's name."""
+def columns_of(features: Iterable[Column | Vectors]) -> tuple[Column, ...]:
+    return tuple(feature for feature in features if isinstance(feature, Column))
+
+
+def vectors_of(features: Iterable[Column | Vectors]) -> tuple[Vectors, ...]:
+    return tuple(feature for feature in features if isinstance(feature, Vectors))
+
+
+def fields_of(features: Iterable[Column | Vectors]) -> tuple[str, ...]:
+    """Return the names of the fields of a group: those of columns, then those of vectors.
+
+    Each is unique and begins with the name of its column or file.
+    """
+    features = tuple(features)
+    ordered: tuple[Column | Vectors, ...] = (*columns_of(features), *vectors_of(features))
     found: dict[str, None] = {}
-    for column in columns:
-        base = _slug(column.column)
-        wanted = [base] if column.words is None else [f"{base}_{_slug(word)}" for word in column.words]
+    for feature in ordered:
+        base, wanted = _wanted_names(feature)
         for place, whole in enumerate(wanted):
             name = whole[:_NAME_MAX].rstrip("_")
             if name in found or name.endswith("_share"):
@@ -69,6 +112,15 @@ def fields_of(columns: Iterable[Column]) -> tuple[str, ...]:
                 name = f"{base[: _NAME_MAX - 12]}_{place}_of_{len(found)}"
             found[name] = None
     return tuple(found)
+
+
+def _wanted_names(feature: Column | Vectors) -> tuple[str, list[str]]:
+    if isinstance(feature, Column):
+        base = _slug(feature.column)
+        return base, [base] if feature.words is None else [f"{base}_{_slug(word)}" for word in feature.words]
+    assert feature.dim is not None, "reading the vectors sets it"  # noqa: S101
+    base = _slug(Path(feature.vectors).stem)[: _NAME_MAX - 12]
+    return base, [f"{base}_{place}" for place in range(feature.dim)]
 
 
 def _slug(text: str) -> str:
@@ -82,7 +134,7 @@ _TAKEN = frozenset({"embedding", "log_actions", "creator_tail", "merchant", "ad"
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """The features of the entities that a file lists.
+    """The features of the entities that the files list.
 
     Attributes:
         ids: uint64[K], ascending.
@@ -97,13 +149,21 @@ class Values:
         return Values(np.empty(0, np.uint64), np.empty((0, fields), np.float32))
 
     def of(self, ids: np.ndarray) -> np.ndarray:
-        """Return float32[N, F] of uint64[N] entities; 0 for those that the file does not list."""
+        """Return float32[N, F] of uint64[N] entities; 0 for those that the files do not list."""
         found = np.zeros((len(ids), self.numbers.shape[1]), np.float32)
         if len(self.ids):
             place = np.searchsorted(self.ids, ids).clip(max=len(self.ids) - 1)
             listed = self.ids[place] == ids
             found[listed] = self.numbers[place[listed]]
         return found
+
+    @staticmethod
+    def joined(blocks: Sequence[Values]) -> Values:
+        """Return the features of several files side by side; 0 where one of them does not list an entity."""
+        if len(blocks) == 1:
+            return blocks[0]
+        ids = np.unique(np.concatenate([block.ids for block in blocks]))
+        return Values(ids, np.concatenate([block.of(ids) for block in blocks], axis=1))
 
 
 def read_described(path: Path) -> Described:

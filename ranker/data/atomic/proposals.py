@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from ranker.data.atomic.described import FILE as FEATURES
-from ranker.data.atomic.described import WORDS_MAX, Column
+from ranker.data.atomic.described import WORDS_MAX, Column, Vectors
 from ranker.data.atomic.recbole_file import AtomicFile, open_atomic
+from ranker.data.atomic.vectors import ENDING, open_vectors
 from ranker.data.schema import FILE as ACTIONS
 from ranker.data.schema import NAME_LENGTH_MAX
 from ranker.errors import DatasetError
@@ -83,30 +84,73 @@ def _names(words: list[str]) -> list[str]:
 
 
 def _features(folder: Path) -> Proposal | None:
-    """Propose the columns of numbers, and those of few words, of the files about pins and users."""
+    """Propose the columns of numbers, and those of few words, of the files about pins and users; and all vectors."""
+    vectors, left_out = _vectors(folder)
+    tables: list[str] = []
+    of_vectors = bool(left_out)
+    for ending, key in (("*.item", "pins"), ("*.user", "users")):
+        words_left = WORDS_MAX - sum(found.dim or 0 for found in vectors[key])
+        for path in sorted(folder.glob(ending))[:1]:
+            columns, others = _columns(open_atomic(path), key, words_left)
+            tables += columns
+            left_out += others
+        tables += [f"[[{key}]]\nvectors = {_toml(found.vectors)}  # of {found.dim} numbers\n" for found in vectors[key]]
+    if not tables and not of_vectors:
+        return None
+    intro = "# What becomes features of pins and users. Remove what a server cannot know when it ranks.\n"
+    text = "\n".join([intro, *tables, *left_out]).rstrip() + "\n"
+    return Proposal(FEATURES, "what the data says about pins and users could be features", text)
+
+
+def _columns(file: AtomicFile, key: str, words_left: int) -> tuple[list[str], list[str]]:
+    """Return a table for each column of a file that could be a feature, and a comment for each other one."""
     tables: list[str] = []
     left_out: list[str] = []
-    for ending, key in (("*.item", "pins"), ("*.user", "users")):
-        for path in sorted(folder.glob(ending))[:1]:
-            file = open_atomic(path)
-            used, words_left = {"user_id", "item_id"}, WORDS_MAX
-            for name, kind in file.kinds.items():
-                if name in used or (key == "pins" and ("title" in name or "name" in name)):
-                    continue
-                column, why_not = _column(file, name, kind, words_left)
-                if column is None:
-                    left_out.append(f"# {path.name}, {name}: {why_not}")
-                    continue
-                words_left -= len(column.words or ())
-                lines = [f"[[{key}]]", f"column = {_toml(name)}"]
-                if column.words is not None:
-                    lines.append(f"words = [{', '.join(map(_toml, column.words))}]")
-                tables.append("\n".join(lines) + "\n")
-    if not tables:
-        return None
-    intro = "# Columns that become features of pins and users. Remove what a server cannot know when it ranks.\n"
-    text = "\n".join([intro, *tables, *left_out]).rstrip() + "\n"
-    return Proposal(FEATURES, "columns of the files about pins and users could be features", text)
+    for name, kind in file.kinds.items():
+        if name in {"user_id", "item_id"} or (key == "pins" and ("title" in name or "name" in name)):
+            continue
+        column, why_not = _column(file, name, kind, words_left)
+        if column is None:
+            left_out.append(f"# {file.path.name}, {name}: {why_not}")
+            continue
+        words_left -= len(column.words or ())
+        lines = [f"[[{key}]]", f"column = {_toml(name)}"]
+        if column.words is not None:
+            lines.append(f"words = [{', '.join(map(_toml, column.words))}]")
+        tables.append("\n".join(lines) + "\n")
+    return tables, left_out
+
+
+def _vectors(folder: Path) -> tuple[dict[str, list[Vectors]], list[str]]:
+    """Return the files of vectors of pins and of users, and a comment for each other Parquet file."""
+    found: dict[str, list[Vectors]] = {"pins": [], "users": []}
+    left_out: list[str] = []
+    for path in sorted(folder.glob(f"*{ENDING}")):
+        try:
+            file = open_vectors(path)
+            feature, tokens, _ = file.read(Vectors(vectors=path.name))
+            key = {"item_id": "pins", "user_id": "users"}.get(file.id_column) or _side(folder, tokens)
+            if sum(other.dim or 0 for other in found[key]) + (feature.dim or 0) > WORDS_MAX:
+                raise DatasetError(f"with it, {key} would have more than {WORDS_MAX} numbers of vectors")
+            found[key].append(feature)
+        except DatasetError as error:
+            reason = str(error).replace(str(path), path.name)  # the folder may move
+            left_out.append(f"# {reason}" if reason.startswith(path.name) else f"# {path.name}: {reason}")
+    return found, left_out
+
+
+def _side(folder: Path, tokens: list[str]) -> str:
+    """Return whether identifiers are those of pins or of users. Raises DatasetError if that cannot be said."""
+    held = set(tokens)
+    for path in sorted(folder.glob("*.inter"))[:1]:
+        rows = open_atomic(path).read(("item_id", "user_id"))
+        sides = {"pins": "item_id", "users": "user_id"}
+        fitting = [key for key, name in sides.items() if not held.isdisjoint(rows.encoded(name)[0])]
+        if len(fitting) == 1:
+            return fitting[0]
+        which = "both pins and users" if fitting else "neither pins nor users"
+        raise DatasetError(f"its identifiers are those of {which}; name their column item_id or user_id")
+    raise DatasetError("there is no NAME.inter to compare its identifiers with")
 
 
 def _column(file: AtomicFile, name: str, kind: str, words_left: int) -> tuple[Column | None, str]:

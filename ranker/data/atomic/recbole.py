@@ -11,9 +11,18 @@ import numpy as np
 
 from feature_client.action_times import EARLIEST_MS
 from ranker.data.atomic.described import FILE as FEATURES
-from ranker.data.atomic.described import Column, Described, Values, check_columns, numbers_of, read_described
+from ranker.data.atomic.described import (
+    Column,
+    Described,
+    Values,
+    check_columns,
+    columns_of,
+    numbers_of,
+    read_described,
+)
 from ranker.data.atomic.identifiers import MISSING, distinct_ids, misspelt
 from ranker.data.atomic.recbole_file import BLOCK_BYTES, AtomicFile, TextRows, open_atomic
+from ranker.data.atomic.vectors import unnamed_vectors, with_vectors
 from ranker.data.problems import LATEST_MS, Problem
 from ranker.data.schema import CLOSEUPS, FILE, RATINGS, RATINGS_MAX, ActionSchema, Columns, Tokens, read_schema
 from ranker.errors import DatasetError, SettingError
@@ -29,7 +38,7 @@ class AtomicDataset:
 
     Attributes:
         name: common name of the files.
-        sha256: digest of the `.inter` file.
+        sha256: digest of the `.inter` file and, where there are any, of the files of vectors.
         users: uint64[E].
         pins: uint64[E].
         time_ms: int64[E], Unix time in milliseconds.
@@ -37,9 +46,9 @@ class AtomicDataset:
         labels: bool[E, A], the actions of each interaction.
         titles: a title for every pin of the `.item` file and of the interactions.
         tokens: the identifiers of the same pins, as in the files.
-        described: the columns that become features.
-        pin_values: features of the pins of the `.item` file.
-        user_values: features of the users of the `.user` file.
+        described: the columns and vectors that become features.
+        pin_values: features of the pins of the `.item` file and of the vectors.
+        user_values: features of the users of the `.user` file and of the vectors.
         unread: columns that are not used, by file name.
         problems: problems of the files.
     """
@@ -61,7 +70,7 @@ class AtomicDataset:
 
 
 def read_atomic(folder: Path, schema: ActionSchema | None = None, *, block_bytes: int = BLOCK_BYTES) -> AtomicDataset:
-    """Read `NAME.inter` and, where they exist, `NAME.item`, `NAME.user`, `actions.toml` and `features.toml`.
+    """Read `NAME.inter` and, where they exist, `NAME.item`, `NAME.user`, the TOML files, and the vectors they name.
 
     Args:
         folder: folder of one dataset.
@@ -72,7 +81,7 @@ def read_atomic(folder: Path, schema: ActionSchema | None = None, *, block_bytes
     Raises:
         DatasetError: a file, column or value is missing or malformed, or two identifiers share an id. The message
             names file, line and column.
-        SettingError: `actions.toml` is invalid.
+        SettingError: `actions.toml` or `features.toml` is invalid.
 
     Cost: about a second per million interactions; Python work per distinct identifier only.
     """
@@ -88,14 +97,17 @@ def read_atomic(folder: Path, schema: ActionSchema | None = None, *, block_bytes
     labels, label_problems = _labels(schema, rows, rated=given is None)
     user_ids = distinct_ids(user_tokens, "user")
     described = read_described(folder / FEATURES) if (folder / FEATURES).exists() else Described()
-    items = _read_listed(file.path.with_suffix(".item"), "item", described.pins, pin_tokens, block_bytes)
-    about_users = _read_listed(file.path.with_suffix(".user"), "user", described.users, user_tokens, block_bytes)
+    columns, of_users = columns_of(described.pins), columns_of(described.users)
+    items = _read_listed(file.path.with_suffix(".item"), "item", columns, pin_tokens, block_bytes)
+    about_users = _read_listed(file.path.with_suffix(".user"), "user", of_users, user_tokens, block_bytes)
+    own_pins = with_vectors(folder, "item", described.pins, _values(items, "item"), pin_tokens)
+    own_users = with_vectors(folder, "user", described.users, _values(about_users, "user"), user_tokens)
     tokens = list(dict.fromkeys([*pin_tokens, *items.titles]))
     pin_ids = distinct_ids(tokens, "item")
     order = np.argsort(time_ms, kind="stable")
     return AtomicDataset(
         name=file.path.stem,
-        sha256=hashlib.sha256(file.content).hexdigest(),
+        sha256=_digest(file.content, (*own_pins.digests, *own_users.digests)),
         users=user_ids[users][order],
         pins=pin_ids[pins][order],
         time_ms=time_ms[order],
@@ -103,13 +115,15 @@ def read_atomic(folder: Path, schema: ActionSchema | None = None, *, block_bytes
         labels=labels[order],
         titles=dict(zip(pin_ids.tolist(), (items.titles.get(token, token) for token in tokens), strict=True)),
         tokens=dict(zip(pin_ids.tolist(), tokens, strict=True)),
-        described=described,
-        pin_values=_values(items, "item"),
-        user_values=_values(about_users, "user"),
+        described=Described(pins=own_pins.features, users=own_users.features),
+        pin_values=own_pins.values,
+        user_values=own_users.values,
         unread={
             file.path.name: tuple(name for name in file.kinds if name not in read),
             **items.unread,
             **about_users.unread,
+            **own_pins.unread,
+            **own_users.unread,
         },
         problems=(
             *_blank_lines(file),
@@ -118,8 +132,17 @@ def read_atomic(folder: Path, schema: ActionSchema | None = None, *, block_bytes
             *label_problems,
             *items.problems,
             *about_users.problems,
+            *own_pins.problems,
+            *own_users.problems,
+            *unnamed_vectors(folder, (*described.pins, *described.users)),
         ),
     )
+
+
+def _digest(content: bytes, of_vectors: Sequence[str]) -> str:
+    """Return the digest of the `.inter` file, or of its digest and those of the vectors."""
+    digest = hashlib.sha256(content).hexdigest()
+    return hashlib.sha256("\n".join([digest, *of_vectors]).encode()).hexdigest() if of_vectors else digest
 
 
 def _interaction_file(folder: Path) -> Path:
