@@ -88,7 +88,9 @@ class Din(nn.Module):
         present = inputs["sequence_actions"] > 0
         counts = torch.bincount(inputs["row_request"], minlength=len(present)).tolist()
         sums = []
-        of_requests = zip(candidates.split(counts), self.actions(inputs), present.sum(dim=1).tolist(), strict=True)
+        of_requests = zip(
+            torch.split(candidates, counts), self.actions(inputs), present.sum(dim=1).tolist(), strict=True
+        )
         for own, actions, length in of_requests:
             newest = actions[:length]
             sums.append(self.activation(own, newest) @ newest if length else torch.zeros_like(own))

@@ -134,7 +134,8 @@ def _judged(test: ScoredTest, scores: Mapping[str, tuple[tuple[str, ...], np.nda
 
     The order, the requests that count and the resamples are those of `ranker.evaluation`.
     """
-    columns, places = [], {}
+    columns: list[np.ndarray] = []
+    places: dict[tuple[str, str], int] = {}
     for scorer, (heads, found) in scores.items():
         for own, head in enumerate(heads):
             column = test.heads.index(head)

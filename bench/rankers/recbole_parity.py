@@ -37,10 +37,11 @@ TOLERANCE = 1e-5
 def cross_difference() -> float:
     """Return the largest difference of two full-rank cross layers."""
     ours = FullRankCross(DIM, LAYERS)
+    layers = [dict(layer.named_parameters()) for layer in ours.layers]
     theirs = SimpleNamespace(
         cross_layer_num=LAYERS,
-        cross_layer_w=[layer.weight for layer in ours.layers],
-        bias=[layer.bias.unsqueeze(1) for layer in ours.layers],
+        cross_layer_w=[layer["weight"] for layer in layers],
+        bias=[layer["bias"].unsqueeze(1) for layer in layers],
     )
     inputs = torch.randn(REQUESTS, DIM)
     return _largest(ours(inputs), DCNV2.cross_network(theirs, inputs))

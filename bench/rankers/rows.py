@@ -49,10 +49,10 @@ class Rows:
         learned, measured = Examples.concat([built("train", train), newer]), built("test", test)
         acted = sequence_pins(log, learned, manifest.sequence_length)
         known = np.unique(np.concatenate([learned.pins, acted[acted >= 0]]))
-        return Rows(
-            *(_numbered(rows, log, known, manifest.sequence_length) for rows in (learned, held, measured)),
-            _shape(manifest, learned, len(known)),
+        learned, held, measured = (
+            _numbered(rows, log, known, manifest.sequence_length) for rows in (learned, held, measured)
         )
+        return Rows(learned, held, measured, _shape(manifest, learned, len(known)))
 
 
 def sequence_pins(log: ActionLog, examples: Examples, length: int) -> np.ndarray:
