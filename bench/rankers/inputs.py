@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 #: Tensors by name, as `ranker.training.minibatches.tensors` returns them, and these two:
-#: - `pin_number`: int64[N], the number of each candidate, from 1; 0 for pins that no training row has.
+#: - `pin_number`: int64[N], the number of each candidate, from 1; 0 for pins that are not known.
 #: - `sequence_numbers`: int64[R, L], those of the actions' pins.
 Inputs = Mapping[str, Tensor]
 
@@ -77,7 +77,7 @@ class DenseFeatures(nn.Module):
 class PinVectors(nn.Module):
     """A learned vector for each pin: a linear map of its stored vector, plus a vector of its own if it is known.
 
-    The papers have the second part only. It says nothing of a pin that no training row has.
+    The papers have the second part only, which knows nothing of new pins.
     """
 
     def __init__(self, shape: Shape, dim: int) -> None:

@@ -23,14 +23,15 @@ def conclude(raw: Raw) -> Conclusion:
     claims: list[Claim] = []
     tables = [_ABOUT]
     for name, measured in raw["datasets"].items():
-        over = measured["over_percent"]
+        over, fair = measured["over_percent"], measured["rankers"][DEFAULT]["same_rows"]
         for ranker in (ranker for ranker in measured["rankers"] if ranker != DEFAULT):
             for rival in (rival for rival in (DEFAULT, TREES) if ranker in over[rival]):
                 summary[f"{name}, {ranker}, HIT@3 over {rival}, mean of heads %"] = _mean(over[rival][ranker])
             claims.append(
                 Claim(
                     f"{name}: HIT@3 of {ranker} over `{DEFAULT}`, mean of heads",
-                    _mean(over[DEFAULT][ranker]), 0.0, "%", "at_most",
+                    _mean(over[DEFAULT][ranker]) if fair else None, 0.0, "%", "at_most",
+                    f"`{DEFAULT}` of `lift` learned from other rows; train it again",
                 )
             )  # fmt: skip
         tables += _tables(name, measured)
@@ -64,7 +65,9 @@ def _tables(name: str, measured: Mapping[str, Any]) -> list[str]:
                 for scorer, by_head in over.items()
             ]
             found.append(markdown_table(f"{name}: over {rival}", ["ranker", *heads, "mean of heads"], rows))
-    return [*found, f"{measured['unknown_share']:.0%} of the pins with an action are in no training row.\n"]
+    if not measured["rankers"][DEFAULT]["same_rows"]:
+        found.append(f"`{DEFAULT}` learned from other rows than the others; train it again with `lift`.\n")
+    return [*found, f"{measured['unknown_share']:.0%} of the candidates with an action are pins without an id.\n"]
 
 
 def _cost(measured: Mapping[str, Any], scorer: str) -> tuple[str, str]:

@@ -3,7 +3,8 @@
 Each of them is a small module after its paper. It learns from the requests that our networks of `lift` learn from, and
 every scorer orders the same candidates of the same test requests. Where they deviate from the papers:
 
-- Pins have our stored vectors, mapped linearly, beside ids of their own: many pins of a test are in no training row.
+- Pins have our stored vectors, mapped linearly, beside ids of their own: many pins of a test are new. Only pins of the
+  training part have an id, so that the newest requests teach how to do without.
 - DCN-v2 reads the inputs of our networks as numbers: vectors, scalars and the surface, without similarities. So does
   the deep part of DIN.
 - The sequences hold all kinds of action, so DIN and SASRec add a learned vector of the kind to that of the pin.
@@ -37,7 +38,7 @@ from bench.rankers.published_conclusions import conclude
 from bench.rankers.rows import Rows
 from kernels.cpu.openvino_engine import OpenVinoEngine
 from model_store.bundle.files import PARAMETERS, Bundle, read_bundle
-from ranker.baselines.score import BaselinePlan
+from ranker.baselines.score import BaselinePlan, training_rows
 from ranker.baselines.scores import TREES
 from ranker.data.actions import ActionLog, action_log
 from ranker.data.requests import Split
@@ -103,7 +104,13 @@ def _measured(name: str, bundle: Bundle, log: ActionLog, plan: LiftPlan) -> dict
     fitting = Fitting(seed=SEED)
     if plan.epochs is not None:
         fitting = replace(fitting, epochs=plan.epochs, epochs_of_rates=plan.epochs)
-    rankers: dict[str, dict[str, Any]] = {DEFAULT: {"parameters": _parameters(bundle)}}
+    learned = bundle.manifest.lineage.training_rows
+    rankers: dict[str, dict[str, Any]] = {
+        DEFAULT: {
+            "parameters": _parameters(bundle),
+            "same_rows": learned == training_rows(train, newest),
+        }
+    }
     for ranker, make in PUBLISHED.items():
         console(stderr=True).rule(f"{name}, {ranker}")
         fitted = fit(make, rows, fitting)

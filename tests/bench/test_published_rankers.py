@@ -13,7 +13,7 @@ from bench.engines.lift import QUICK, Course, Subject, trained
 from bench.harness import run
 from bench.rankers.dcn_v2 import FullRankCross
 from bench.rankers.din import ActivationUnit, Dice, Din
-from bench.rankers.fitting import PUBLISHED, logits_of
+from bench.rankers.fitting import PUBLISHED
 from bench.rankers.inputs import Shape
 from bench.rankers.published_rankers import conclude, measure
 from bench.rankers.rows import Rows
@@ -160,21 +160,21 @@ def test_the_script_trains_and_judges_every_ranker_and_writes_its_table(tmp_path
     assert [path.name for path in tmp_path.iterdir() if path.name not in {"toy", "results"}] == []
 
 
-def test_rows_name_the_pins_of_sequences_and_those_that_training_does_not_know(tiny_bundle_of_toy) -> None:
-    rows, log = tiny_bundle_of_toy
+def test_pins_have_numbers_from_the_training_part_on(rows_of_toy) -> None:
+    rows, log = rows_of_toy
     for part in (rows.learned, rows.held, rows.test):
-        request = part.batch.request
-        missing = (request["sequence_actions"] > 0) & (request["sequence_numbers"] == 0)
-        assert part is not rows.learned or not missing.any()
+        request, numbers = part.batch.request, part.batch.candidate["pin_number"]
         assert not request["sequence_numbers"][request["sequence_actions"] == 0].any()
-    assert (rows.learned.batch.candidate["pin_number"] > 0).all()
+        assert len({*zip(part.pins, numbers, strict=True)}) == len(np.unique(part.pins)), "one number a pin"
+    older = rows.learned.snapshot_ms < rows.held.snapshot_ms.min()
+    known = rows.learned.take(np.flatnonzero(older))
+    assert (known.batch.candidate["pin_number"] > 0).all()
+    assert ((known.batch.request["sequence_numbers"] > 0) == (known.batch.request["sequence_actions"] > 0)).all()
     assert rows.learned.batch.candidate["pin_number"].max() <= rows.shape.pins <= len(log.pin_ids)
-    network = PUBLISHED["DIN"](rows.shape)
-    assert logits_of(network, rows.test).shape == rows.test.labels.shape
 
 
 @pytest.fixture
-def tiny_bundle_of_toy(tmp_path):
+def rows_of_toy(tmp_path):
     dataset = read_atomic(write_atomic(tmp_path / "toy", per_user=20))
     folders = trained(Course("toy", "toy", "save"), {DEFAULT: Subject(DEFAULT)}, dataset, QUICK, tmp_path)
     log, few = action_log(dataset), Sampling(requests_max=40)
