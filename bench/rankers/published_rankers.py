@@ -3,8 +3,8 @@
 Each of them is a small module after its paper. It learns from the requests that our networks of `lift` learn from, and
 every scorer orders the same candidates of the same test requests. Where they deviate from the papers:
 
-- Pins have our stored vectors, mapped linearly, beside ids of their own: many pins of a test are new. Only pins of the
-  training part have an id, so that the newest requests teach how to do without.
+- Pins have our stored vectors, mapped linearly, beside ids of their own: many pins of a test are in no row
+  that was learned from, and have no id.
 - DCN-v2 reads the inputs of our networks as numbers: vectors, scalars and the surface, without similarities. So does
   the deep part of DIN.
 - The sequences hold all kinds of action, so DIN and SASRec add a learned vector of the kind to that of the pin.

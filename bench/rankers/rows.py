@@ -45,13 +45,10 @@ class Rows:
         def built(part: Part, sampling: Sampling) -> Examples:
             return ExampleBuilder(log, embeddings, manifest, Split(), sampling, seed).build(part)
 
-        older = built("train", train)
         newer, held = newest_and_held(built("validation", newest))
-        learned, measured = Examples.concat([older, newer]), built("test", test)
-        # Not those of the newer requests, which are as old as the held ones: these must know as little of their pins as
-        # the test does, or the training stops where it has learned the pins by heart.
-        acted = sequence_pins(log, older, manifest.sequence_length)
-        known = np.unique(np.concatenate([older.pins, acted[acted >= 0]]))
+        learned, measured = Examples.concat([built("train", train), newer]), built("test", test)
+        acted = sequence_pins(log, learned, manifest.sequence_length)
+        known = np.unique(np.concatenate([learned.pins, acted[acted >= 0]]))
         learned, held, measured = (
             _numbered(rows, log, known, manifest.sequence_length) for rows in (learned, held, measured)
         )
