@@ -71,6 +71,16 @@ BENCHMARKS = {
         Benchmark("half", "engines", ("kernels", "model_store/model", "ranker")),
         # It trains for an hour, on data of its own.
         Benchmark("lift", "engines", (*_SERVER, "ranker"), on_request=True),
+        # It trains three rankers on each of the data of `lift`.
+        Benchmark(
+            "published_rankers",
+            "rankers",
+            (
+                *("bench/rankers/dcn_v2.py", "bench/rankers/din.py", "bench/rankers/sasrec.py"),
+                *("bench/rankers/inputs.py", "bench/rankers/rows.py", "bench/rankers/fitting.py", "ranker"),
+            ),
+            on_request=True,
+        ),
         Benchmark("tuning", "tuning", ("model_store/model", "ranker/tuning")),
         Benchmark("fuzz_atomic", "fuzz", ("ranker/data",)),
         Benchmark("fuzz_parquet", "fuzz", ("feature_client",)),

@@ -146,12 +146,12 @@ def measure(
     raw: Raw = {"training_minutes": None}
     with tempfile.TemporaryDirectory(prefix="pinrank-bench-") as temporary:
         for course in courses:
-            dataset = _dataset(course.name, data)
+            dataset = read_dataset(course.name, data)
             if raw["training_minutes"] is None:
                 raw["training_minutes"] = _timed(course, dataset, plan, Path(temporary) / "timed")
                 yield raw
             own = {name: subject for name, subject in subjects.items() if course == courses[0] or not subject.once}
-            folders = _trained(course, own, dataset, plan, Path(temporary) if quick else keep)
+            folders = trained(course, own, dataset, plan, Path(temporary) if quick else keep)
             log = action_log(dataset)
             evaluations = []
             for seed in SEEDS:
@@ -173,7 +173,8 @@ def measure(
             yield raw
 
 
-def _dataset(name: str, data: Path) -> AtomicDataset:
+def read_dataset(name: str, data: Path) -> AtomicDataset:
+    """Read a dataset from its folder, or download MovieLens-1M. Raises BenchmarkError: the folder is missing."""
     folder = data / name
     if not folder.is_dir():
         if name != movielens.NAME:
@@ -189,7 +190,7 @@ def _timed(course: Course, dataset: AtomicDataset, plan: LiftPlan, folder: Path)
     return (time.monotonic() - started_s) / 60
 
 
-def _trained(
+def trained(
     course: Course, subjects: Mapping[str, Subject], dataset: AtomicDataset, plan: LiftPlan, keep: Path
 ) -> dict[str, dict[int, Path]]:
     """Return the bundle of each subject and seed, and train the missing ones."""
