@@ -99,12 +99,16 @@ def conclude(raw: Raw) -> Conclusion:
         )  # fmt: skip
         heads = list(points[-1]["heads"])
         rows = [
-            [f"{point['requests'] or point['asked']:,}", scorer, *(_cell(point, head, scorer) for head in heads)]
-            + [f"{point['minutes']:.1f}" if scorer == DEFAULT else "-"]
+            [
+                f"{point['requests'] or point['asked']:,}",
+                scorer,
+                *(_cell(point, head, scorer) for head in heads),
+                f"{point['minutes']:.1f}" if scorer == DEFAULT else "-",
+            ]
             for point in points
             for scorer in (DEFAULT, TREES)
         ]
-        tables.append(markdown_table(f"{name}", ["requests", "ranker", *heads, "training, minutes"], rows))
+        tables.append(markdown_table(name, ["requests", "ranker", *heads, "training, minutes"], rows))
     return Conclusion(summary, tuple(claims), "\n".join(tables))
 
 
