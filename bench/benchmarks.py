@@ -81,6 +81,8 @@ BENCHMARKS = {
             ),
             on_request=True,
         ),
+        # It trains for half an hour, on data of `lift`.
+        Benchmark("size_curve", "rankers", ("ranker",), on_request=True),
         Benchmark("tuning", "tuning", ("model_store/model", "ranker/tuning")),
         Benchmark("fuzz_atomic", "fuzz", ("ranker/data",)),
         Benchmark("fuzz_parquet", "fuzz", ("feature_client",)),

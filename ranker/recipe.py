@@ -55,7 +55,7 @@ def make_bundle(
     gates: Gates | None = None,
     impressions: Impressions | None = None,
     *,
-    against_baselines: bool = False,
+    baseline_requests_max: int = 0,
 ) -> Bundle:
     """Train on a dataset and write the bundle into a folder that does not exist yet.
 
@@ -69,8 +69,9 @@ def make_bundle(
         gates: limits that the new model must meet against the parent on the newest requests.
         impressions: answered requests to learn from and to measure on, instead of requests made up of interactions. The
             parent's successor reads the stored rows that their log keeps.
-        against_baselines: whether to compare the model with baselines that learn from the same rows. The lineage then
-            holds their HIT@3, and where the model is not at least as good.
+        baseline_requests_max: approximate maximum number of the training requests that baselines learn from; the model
+            is compared with them, and the lineage holds their HIT@3, and where the model is not at least as good. 0
+            compares with none.
 
     Raises:
         GateError: the new model fails a gate; no bundle is written.
@@ -104,6 +105,7 @@ def make_bundle(
         made = read_bundle(unmeasured)
     plan = BaselinePlan(
         recipe.sampling,
+        baseline_requests_max,
         newest_requests_max=recipe.newest_requests_max,
         seed=recipe.training.seed,
         threads=(execution or Execution()).threads,
@@ -120,7 +122,7 @@ def make_bundle(
             recipe.split,
             progress=lambda what, done, total: progress(done, total, what),
             shown=source.shown,
-            against=plan if against_baselines else None,
+            against=plan if baseline_requests_max else None,
         )
     lost = losses(measured, "this", "parent", gates) if parent and gates else []
     if gates and answers:

@@ -36,7 +36,7 @@ from model_store.registry.store import open_model_store
 from pinrank.channels import open_channel
 from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
 from ranker.data.embeddings import embeddings_of
-from ranker.data.inputs import SIMILARITIES
+from ranker.data.inputs import RECENCY, SIMILARITIES
 from ranker.export.bundle import check_parity, export_onnx
 from ranker.export.golden import golden_inputs
 from ranker.network.model import NetworkConfig, RankerNetwork
@@ -123,8 +123,9 @@ def _export_untrained(folder: Path, variant: str, version: int, bundles: Sequenc
     widest = max(bundles, key=lambda bundle: bundle.manifest.sequence_length).manifest
     if like is None or widest.sequence is None:
         raise BenchmarkError(f"no configured label has a model that {'reads' if reads else 'does not read'} actions")
-    inputs = tuple(tensor for tensor in like.manifest.inputs if tensor.name != SIMILARITIES.name)
-    inputs = (*inputs, SIMILARITIES) if reads else inputs
+    own = (RECENCY, SIMILARITIES)  # of every network that is trained today and reads actions
+    inputs = tuple(tensor for tensor in like.manifest.inputs if tensor not in own)
+    inputs = (*inputs, *own) if reads else inputs
     length = sequence_length(variant)
     manifest = like.manifest.model_copy(update={"version": version, "inputs": inputs, "sequence_length": length})
     golden = golden_inputs(manifest, embeddings_of(like), SEED)
@@ -137,6 +138,7 @@ def _export_untrained(folder: Path, variant: str, version: int, bundles: Sequenc
             actions=len(widest.sequence.actions),
             surfaces=len(widest.sequence.surfaces),
             scalars=batch.request["user_scalars"].shape[1],
+            recency=batch.request[RECENCY.name].shape[1] if reads else 0,
             similarities=batch.candidate[SIMILARITIES.name].shape[1] if reads else 0,
             **overrides,
         )

@@ -12,7 +12,7 @@ from model_store.bundle.files import Bundle
 from model_store.bundle.manifest import Manifest
 from ranker.data.actions import ActionLog
 from ranker.data.embeddings import embeddings_of
-from ranker.data.inputs import SIMILARITIES
+from ranker.data.inputs import RECENCY, SIMILARITIES
 from ranker.data.requests import Part, Split
 from ranker.training.examples import ExampleBuilder, Examples, Sampling, newest_and_held
 
@@ -69,8 +69,11 @@ def _numbered(examples: Examples, log: ActionLog, known: np.ndarray, length: int
     # The last entry is for the -1 past the end.
     number = np.zeros(len(log.pin_ids) + 1, np.int64)
     number[known] = np.arange(1, len(known) + 1)
+    request = dict(examples.batch.request)
+    if RECENCY.name in request:  # numbers of the user, as any other for these networks
+        request["user_scalars"] = np.concatenate([request["user_scalars"], request.pop(RECENCY.name)], axis=1)
     batch = FeatureBatch(
-        {**examples.batch.request, "sequence_numbers": number[sequence_pins(log, examples, length)]},
+        {**request, "sequence_numbers": number[sequence_pins(log, examples, length)]},
         {**examples.batch.candidate, "pin_number": number[examples.pins]},
         examples.batch.row_splits,
     )

@@ -24,6 +24,31 @@ _PROPERTIES = {
 }
 
 
+class _Stream:
+    """An infer request, with memory of its own for the tensors of a single request, whose shapes never change.
+
+    Pointing OpenVINO at an array takes 3.6 us, and copying such a tensor a tenth of that.
+    """
+
+    def __init__(self, request: openvino.InferRequest, fixed: Mapping[int, TensorSpec]) -> None:
+        self.request = request
+        self._own = {port: openvino.Tensor(np.dtype(spec.dtype), [1, *spec.shape]) for port, spec in fixed.items()}
+        self._views = {port: tensor.data for port, tensor in self._own.items()}
+        self._uses_own = False
+
+    def feed(self, arrays: Sequence[tuple[int, np.ndarray]], *, single: bool) -> None:
+        """Set the inputs to arrays by port, which must live until the run ends. `single`: of one request only."""
+        if single and not self._uses_own:
+            for port, tensor in self._own.items():
+                self.request.set_input_tensor(port, tensor)
+        self._uses_own = single
+        for port, array in arrays:
+            if single and port in self._views:
+                self._views[port][:] = array
+            else:  # costs half as much as passing a dictionary to `infer`
+                self.request.set_input_tensor(port, openvino.Tensor(array, shared_memory=True))
+
+
 class OpenVinoEngine:
     """Compiles the network once per stream, and computes each run on the calling thread.
 
@@ -64,8 +89,8 @@ class OpenVinoEngine:
         self._heads = heads
         self._cost = LinearCost()
         self.streams = streams
-        # Whoever takes an infer request from the queue owns it until putting it back.
-        self._idle: queue.SimpleQueue[openvino.InferRequest] = queue.SimpleQueue()
+        # Whoever takes a stream from the queue owns it until putting it back.
+        self._idle: queue.SimpleQueue[_Stream] = queue.SimpleQueue()
         try:
             parsed = parse(network)
             named = {value.name for value in parsed.graph.input}
@@ -98,11 +123,14 @@ class OpenVinoEngine:
             if not outputs:
                 raise EngineError(f"the network has no output {LOGITS!r}")
             (self._logits,) = outputs
-            self._idle.put(self._compiled.create_infer_request())
+            fixed = {
+                self._ports[spec.name]: spec for spec in inputs if spec.side == "request" and spec.name in self._ports
+            }
+            self._idle.put(_Stream(self._compiled.create_infer_request(), fixed))
             if streams > 1:  # one per stream: infer requests of the same compiled model run sequentially
                 plan = plan or self.plan()
                 for _ in range(streams - 1):
-                    self._idle.put(core.import_model(plan, "CPU", _PROPERTIES).create_infer_request())
+                    self._idle.put(_Stream(core.import_model(plan, "CPU", _PROPERTIES).create_infer_request(), fixed))
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot compile the network: {error}") from error
 
@@ -123,18 +151,17 @@ class OpenVinoEngine:
         if self._encoder is not None:
             actions, embeddings, candidates = (feeds[name] for name in self._read)
             feeds[ENCODED] = self._encoder.run(actions, embeddings, candidates, batch.row_splits)
-        # OpenVINO reads these arrays without a copy, so they must live until the run ends.
+        # OpenVINO reads most of these arrays without a copy, so they must live until the run ends.
         held = [(port, np.ascontiguousarray(feeds[name])) for name, port in self._ports.items()]
-        request = self._idle.get()
+        stream = self._idle.get()
         try:
-            for port, array in held:  # costs half as much as passing a dictionary to `infer`
-                request.set_input_tensor(port, openvino.Tensor(array, shared_memory=True))
-            request.infer(share_outputs=True)
-            logits: np.ndarray = request.get_output_tensor(self._logits).data.copy()
+            stream.feed(held, single=batch.requests == 1)
+            stream.request.infer(share_outputs=True)
+            logits: np.ndarray = stream.request.get_output_tensor(self._logits).data.copy()
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failed a run of {batch.rows} rows: {error}") from error
         finally:
-            self._idle.put(request)
+            self._idle.put(stream)
         if logits.shape != (batch.rows, self._heads):
             raise EngineError(
                 f"the network returned shape {list(logits.shape)}, expected [{batch.rows}, {self._heads}]"

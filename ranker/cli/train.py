@@ -89,7 +89,7 @@ def train(
                     folder = bundle.out or Path(temporary) / "bundle"
                     made = make_bundle(
                         *(folder, dataset, recipe, reporter, work, origin, gates, impressions),
-                        against_baselines=models is not None,
+                        baseline_requests_max=bundle.baseline_requests_max if models is not None else 0,
                     )
                     _publish(folder, bundle, models)
     _show(made, models, bundle.label)

@@ -63,6 +63,14 @@ class BundleOptions(OptionGroup):
             "on the newest requests. The lineage says so.",
         ),
     ] = False
+    baseline_requests_max: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Approximate maximum number of training requests that LightGBM learns from, sampled evenly. More take "
+            "longer, and hold a model of many requests to more.",
+        ),
+    ] = 5_000
     store: Annotated[str | None, typer.Option("--store", help="Model store: a folder or s3://bucket/prefix.")] = None
     label: Annotated[str | None, typer.Option(help="Label to move to the new version; requires --store.")] = None
     out: Annotated[Path | None, typer.Option(help="New folder to write the bundle to.")] = None

@@ -19,7 +19,7 @@ from feature_client.stores.store import Store
 from model_store.bundle.manifest import Manifest
 from ranker.data.actions import ActionLog, ActionSchema
 from ranker.data.atomic.described import FILE as FEATURES_FILE
-from ranker.data.atomic.described import Described, fields_of
+from ranker.data.atomic.described import Described, Values, fields_of
 from ranker.data.embeddings import PinEmbeddings
 from ranker.data.problems import refuse_future
 from ranker.errors import DatasetError
@@ -103,7 +103,8 @@ def pin_rows(
         folded: `folded_in` for the same arguments, if it is known already: it takes most of the time.
 
     Returns:
-        P rows in the order of `log.pin_ids`; pins without an event before that time are MISSING.
+        P rows in the order of `log.pin_ids`. Pins without an event before that time have the defaults of the group and
+        the features that the data's files have of them; if the files do not list them either, they are MISSING.
 
     Raises:
         DatasetError: the group counts an action, or has a feature, that the data does not have.
@@ -116,7 +117,7 @@ def pin_rows(
     for name, values in {"creator_tail": 1 - _percentile(counts), "merchant": merchant, "ad": ad}.items():
         if name in (group.dtype.names or ()):
             rows[name] = values
-    return _present_where(group, rows, counts > 0)
+    return _rows(group, rows, counts > 0, fields_of(log.described.pins), log.pin_values.lists(log.pin_ids))
 
 
 def user_rows(
@@ -134,7 +135,7 @@ def user_rows(
     folded = folded_in(log, vectors, stop) if folded is None else folded
     means = _means(user, pin, weight, folded, len(log.user_ids))
     rows["embedding"] = _stored_vectors(group, means)
-    return _present_where(group, rows, counts > 0)
+    return _rows(group, rows, counts > 0, fields_of(log.described.users), log.user_values.lists(log.user_ids))
 
 
 def folded_in(log: ActionLog, vectors: np.ndarray, stop: int) -> np.ndarray:
@@ -228,7 +229,8 @@ async def fill_store(
 ) -> dict[str, int]:
     """Write every pin, user and sequence as of a time; return the number written of each.
 
-    Pins and users without an event before that time are not written, nor are sequences if `groups` has none.
+    Pins and users without an event before that time are written if the data's own files list them, with the features
+    that these have of them. Sequences are not written if `groups` has none.
 
     Args:
         store: a started store.
@@ -246,12 +248,15 @@ async def fill_store(
     end_ms = int(log.time_ms[-1]) + 1 if before_ms is None else before_ms
     vectors = embeddings.of(log.pin_ids)
     written = {}
-    for what, group, ids, rows in (
-        ("pins", groups.pin, log.pin_ids, pin_rows(log, groups.pin, vectors, end_ms)),
-        ("users", groups.user, log.user_ids, user_rows(log, groups.user, vectors, end_ms)),
+    pins, users = pin_rows(log, groups.pin, vectors, end_ms), user_rows(log, groups.user, vectors, end_ms)
+    for what, group, ids, rows, described, values in (
+        ("pins", groups.pin, log.pin_ids, pins, log.described.pins, log.pin_values),
+        ("users", groups.user, log.user_ids, users, log.described.users, log.user_values),
     ):
         present = rows.states == RowState.PRESENT
-        written[what] = await write_rows(store, group, ids[present], rows.rows[present])
+        others, listed = _listed_only(group, ids, fields_of(described), values)
+        ids_written, rows_written = np.concatenate([ids[present], others]), np.concatenate([rows.rows[present], listed])
+        written[what] = await write_rows(store, group, ids_written, rows_written)
         progress(what, written[what])
     if groups.sequence is not None:
         earlier = log.by_user[log.time_ms[log.by_user] < end_ms]
@@ -311,9 +316,34 @@ def _stored_vectors(group: FeatureGroup, vectors: np.ndarray) -> np.ndarray:
         raise DatasetError(f"group {group.ref}: field embedding: {error}") from error
 
 
-def _present_where(group: FeatureGroup, rows: np.ndarray, present: np.ndarray) -> Rows:
-    rows[~present] = group.default_row
-    return Rows(rows, np.where(present, RowState.PRESENT, RowState.MISSING).astype(np.uint8))
+def _rows(group: FeatureGroup, rows: np.ndarray, acted: np.ndarray, own: tuple[str, ...], listed: np.ndarray) -> Rows:
+    """Return structured[N] rows with their states.
+
+    Args:
+        group: the group of the rows.
+        rows: rows with all fields; they are changed.
+        acted: bool[N], which entities have an event.
+        own: names of the features of the data's own files.
+        listed: bool[N], which entities these files list.
+    """
+    new = listed & ~acted
+    kept = {name: rows[name][new] for name in own if name in (group.dtype.names or ())}
+    rows[~acted] = group.default_row
+    for name, values in kept.items():
+        rows[name][new] = values
+    return Rows(rows, np.where(acted | listed, RowState.PRESENT, RowState.MISSING).astype(np.uint8))
+
+
+def _listed_only(
+    group: FeatureGroup, ids: np.ndarray, own: tuple[str, ...], values: Values
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return uint64[K] ids that no event names but the data's own files list, and structured[K] their rows."""
+    others = np.setdiff1d(values.ids, ids)
+    rows = np.full(len(others), group.default_row, group.dtype)
+    for name, column in zip(own, values.of(others).T, strict=True):
+        if name in (group.dtype.names or ()):
+            rows[name] = column
+    return others, rows
 
 
 def _percentile(counts: np.ndarray) -> np.ndarray:

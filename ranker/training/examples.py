@@ -27,8 +27,8 @@ class Sampling:
     "Never" includes the future: the choice of candidates may know it, their features may not. Uniform samples are
     mostly unpopular pins, which helps a popularity baseline rather than hurting it.
 
-    A pin without actions before the slice has no row yet. Where the catalogue is young, many logged pins are such new
-    pins; if sampled pins never were, a missing row would give the answer away. So each sampled pin is new, that is,
+    A pin without actions before the slice has no counts yet. Where the catalogue is young, many logged pins are such
+    new pins; if sampled pins never were, this would give the answer away. So each sampled pin is new, that is,
     first acted on by others in the same slice, with the probability that an event of the slice is on a new pin.
     """
 
@@ -272,7 +272,7 @@ class ExampleBuilder:
     def _draw(self, user: int, count: int, snapshot: FeatureSnapshot, rng: np.random.Generator) -> np.ndarray:
         log = self._log
         own = log.pin[log.by_user[log.user_splits[user] : log.user_splits[user + 1]]]
-        eligible = snapshot.pins.states == RowState.PRESENT
+        eligible = snapshot.known.copy()
         eligible[own] = False
         known, new = np.flatnonzero(eligible), np.setdiff1d(snapshot.new_pins, own)
         count = max(0, count)
@@ -294,6 +294,7 @@ class FeatureSnapshot:
         pins: in the order of `log.pin_ids`.
         users: in the order of `log.user_ids`.
         popularity: float32[P, H].
+        known: bool[P], pins with an event before the slice.
         new_pins: int64[K], pins whose first event lies in the slice.
         new_share: share of the slice's events that are on new pins.
     """
@@ -302,6 +303,7 @@ class FeatureSnapshot:
     pins: Rows
     users: Rows
     popularity: np.ndarray
+    known: np.ndarray
     new_pins: np.ndarray
     new_share: float
 
@@ -311,13 +313,15 @@ class FeatureSnapshot:
         folded = folded_in(log, vectors, stop)
         pins = pin_rows(log, groups.pin, vectors, span.start_ms, folded)
         acted = log.pin[stop : log.before(span.stop_ms)]
-        on_new = pins.states[acted] != RowState.PRESENT
+        known = np.bincount(log.pin[:stop], minlength=len(log.pin_ids)) > 0
+        on_new = ~known[acted]
         counts = [np.bincount(log.pin[:stop], log.labels[:stop, column], len(log.pin_ids)) for column in columns]
         return FeatureSnapshot(
             span.start_ms,
             pins,
             user_rows(log, groups.user, vectors, span.start_ms, folded),
             np.stack(counts, axis=-1).astype(np.float32),
+            known,
             np.unique(acted[on_new]),
             float(on_new.mean()) if len(on_new) else 0.0,
         )

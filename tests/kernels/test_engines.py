@@ -63,6 +63,13 @@ def test_a_batch_scores_as_its_requests_do_one_by_one(engine):
     np.testing.assert_allclose(joined, np.concatenate([engine.run(part) for part in parts]), atol=1e-5)
 
 
+def test_runs_of_one_request_and_of_several_may_follow_each_other(engine):
+    reference = NumpyEngine(tiny.network(), SPECS, heads=2)
+    for seed, sizes in enumerate(((4,), (4,), (2, 3), (5,), (5,), (1, 1, 1), (4,), (2, 3), (2, 3))):
+        asked = batch(*sizes, seed=seed)
+        np.testing.assert_allclose(engine.run(asked), reference.run(asked), atol=1e-4)
+
+
 def test_streams_run_at_once_and_do_not_mix_their_answers(engine):
     parts = [batch(n, seed=n) for n in range(1, 41)]
     expected = [engine.run(part) for part in parts]

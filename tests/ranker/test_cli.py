@@ -65,6 +65,7 @@ def test_train_publishes_and_labels_and_evaluate_compares(
     tried = (
         "train", "--data", data, "--name", "toy", "--utility", utility, "--store", store, "--epochs", "1",
         "--variant", "base", "--size", "hidden=16", "--size", "pieces=0", "--requests-max", "40",
+        "--baseline-requests-max", "10",
     )  # fmt: skip
     code, output = run(*tried)
     assert code == 1
@@ -72,7 +73,8 @@ def test_train_publishes_and_labels_and_evaluate_compares(
     assert ": HIT@3 by head " in output
     assert open_model_store(str(store)).models() == []
     (kept,) = tmp_path.glob("toy-1-*")
-    assert read_bundle(kept).manifest.lineage.shortfalls
+    refused = read_bundle(kept).manifest.lineage
+    assert refused.shortfalls
     code, output = run(
         "train", "--data", data, "--name", "toy", "--version", "4", "--utility", utility, "--store", store,
         "--label", "canary", "--epochs", "1", "--variant", "base", "--head-weight", "save=4", "--size", "hidden=16",
@@ -81,6 +83,9 @@ def test_train_publishes_and_labels_and_evaluate_compares(
     )  # fmt: skip
     assert code == 0, output
     assert "toy@4: " in output
+    published = open_model_store(str(store)).read("toy", 4).manifest.lineage
+    learned = "training_requests (LightGBM)"
+    assert refused.metrics[learned] + 20 < published.metrics[learned]
     assert "servers use the label stable, which toy does not have yet; set labels" in output
     assert f"pinrank model label toy stable 4 --store {store}" in output
     assert "warning: 1,200 interactions lie before 1990, the oldest on 1970-01-01" in output

@@ -157,6 +157,10 @@ class Values:
             found[listed] = self.numbers[place[listed]]
         return found
 
+    def lists(self, ids: np.ndarray) -> np.ndarray:
+        """Return bool[N], which of uint64[N] entities the files list."""
+        return np.isin(ids, self.ids)
+
     @staticmethod
     def joined(blocks: Sequence[Values]) -> Values:
         """Return the features of several files side by side; 0 where one of them does not list an entity."""

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 from feature_client.codec import RowState
+from feature_client.fetch import fetch
+from feature_client.groups import FeatureNeeds
+from feature_client.stores.memory_store import MemoryStore
 from model_store.bundle.files import Bundle
 from model_store.bundle.manifest import Scalars
 from ranker.data.actions import RATINGS, action_log
@@ -16,10 +19,12 @@ from ranker.data.atomic.described import Column, Described, fields_of, read_desc
 from ranker.data.atomic.identifiers import token_id
 from ranker.data.atomic.proposals import proposals
 from ranker.data.atomic.recbole import read_atomic
-from ranker.data.embeddings import space_of
-from ranker.data.features import Groups, pin_rows, user_rows
+from ranker.data.embeddings import PinEmbeddings, space_of
+from ranker.data.features import Groups, fill_store, pin_rows, user_rows
+from ranker.data.requests import Split, part_slices
 from ranker.errors import DatasetError, SettingError
 from ranker.recipe import make_bundle
+from ranker.training.examples import FeatureSnapshot
 from ranker.training.parent import Parent
 from tests.ranker.commands import run
 from tests.ranker.interactions import write_atomic
@@ -78,9 +83,45 @@ def test_columns_become_fields_of_the_rows(folder: Path) -> None:
     paid = {token: float(of_users.rows[of_token(log.user_ids, token)]["plan_paid"]) for token in ("u0", "u1", "u2")}
     assert paid == {"u0": 1, "u1": 0, "u2": 0}
     before = pin_rows(log, groups.pin, vectors, int(log.time_ms[0]))
-    assert (before.states == RowState.MISSING).all()
-    assert not before.rows["price"].any()
+    assert not before.rows["log_actions"].any()
+    for token, state, price in (
+        ("p0", RowState.PRESENT, 4),
+        ("p1", RowState.PRESENT, 7.75),
+        ("p3", RowState.MISSING, 0),
+    ):
+        place = of_token(log.pin_ids, token)
+        assert (before.states[place], before.rows["price"][place]) == (state, price)
+    assert before.rows["creator_tail"][of_token(log.pin_ids, "p0")] == 0.5  # the default of the group
     assert dataset.unread == {"tiny-taste.inter": (), "tiny-taste.item": (), "tiny-taste.user": ("age",)}
+
+
+async def test_a_store_holds_the_pins_and_users_that_no_event_names(folder: Path) -> None:
+    (folder / "tiny-taste.user").write_text(USERS + "newcomer\tpaid\t20\n")
+    log = action_log(read_atomic(folder))
+    groups = Groups.of(space_of("toy"), log.schema, log.described)
+    embeddings = PinEmbeddings(log.pin_ids, np.zeros((len(log.pin_ids), 32), np.float16))
+    store = MemoryStore()
+    written = await fill_store(store, log, embeddings, groups)
+    assert (written["pins"], written["users"]) == (len(log.pin_ids) + 1, len(log.user_ids) + 1)
+    needs = FeatureNeeds((groups.user,), (groups.pin,), groups.sequence, 5)
+    pins = np.array([token_id("unseen"), token_id("p0"), token_id("nowhere")], np.uint64)
+    found = await fetch(store, needs, token_id("newcomer"), pins)
+    assert found.pins[groups.pin.name].states.tolist() == [RowState.PRESENT, RowState.PRESENT, RowState.MISSING]
+    assert found.pins[groups.pin.name].rows["price"].tolist() == [7, 4, 0]
+    assert found.pins[groups.pin.name].rows["log_actions"][0] == 0
+    assert (found.user[groups.user.name].states[0], found.user[groups.user.name].rows["plan_paid"][0]) == (0, 1)
+    assert found.sequence_state == RowState.MISSING
+
+
+def test_new_pins_are_drawn_as_before_although_they_have_rows(folder: Path) -> None:
+    log = action_log(read_atomic(folder))
+    groups = Groups.of(space_of("toy"), log.schema, log.described)
+    span = part_slices(log, Split(), "train")[0]
+    vectors = np.zeros((len(log.pin_ids), 32), np.float16)
+    snapshot = FeatureSnapshot.at(span, log, groups, vectors, [0])
+    acted = np.isin(np.arange(len(log.pin_ids)), log.pin[: log.before(span.start_ms)])
+    assert snapshot.known.tolist() == acted.tolist()
+    assert not acted[snapshot.new_pins].any()
 
 
 def test_without_features_the_groups_are_what_they_were() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 
 import numpy as np
@@ -14,6 +15,7 @@ from feature_client.bulk.write import write_sequences
 from feature_client.fetch import fetch
 from feature_client.stores.memory_store import MemoryStore
 from kernels.engine import FeatureBatch
+from model_store.bundle.manifest import RECENCY_NAMES, similarity_count
 from model_store.model.assembly import Assembler
 from ranker.data.actions import ActionLog, ActionRule, ActionSchema, action_log, strongest_action
 from ranker.data.embeddings import PinEmbeddings, space_of, svd_embeddings
@@ -34,7 +36,9 @@ SCHEMA = ActionSchema(
         ActionRule(name="listen", meaning="played", affinity=0.2, head=False),
     )
 )
-MANIFEST = draft_manifest("songs", space_of("songs"), SCHEMA, SCHEMA.heads, sequence_length=100)
+MANIFEST = draft_manifest(
+    "songs", space_of("songs"), SCHEMA, SCHEMA.heads, sequence_length=100, similarities=True, recency=True
+)
 SPLIT = Split(train_slices=2, validation_slices=1, test_slices=2)
 GROUPS = Groups.served_by(MANIFEST)
 
@@ -65,6 +69,8 @@ def network() -> RankerNetwork:
         actions=len(SCHEMA.actions),
         surfaces=len(SURFACES),
         scalars=len(scalar_names(SCHEMA)),
+        similarities=similarity_count(100, len(SCHEMA.actions)),
+        recency=len(RECENCY_NAMES),
     )
     return RankerNetwork(sizes).eval()
 
@@ -102,7 +108,7 @@ def assert_same(ours: FeatureBatch, theirs: FeatureBatch) -> None:
 
 
 async def test_logged_requests_replayed_through_store_and_fetch_give_the_tensors_of_training(
-    log: ActionLog, embeddings: PinEmbeddings
+    log: ActionLog, embeddings: PinEmbeddings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng, replayed = np.random.default_rng(2), []
     assert GROUPS.sequence is not None
@@ -120,6 +126,7 @@ async def test_logged_requests_replayed_through_store_and_fetch_give_the_tensors
             candidates = np.unique(np.concatenate([log.pin[request.chosen], rng.integers(len(log.pin_ids), size=30)]))
             candidates = rng.permutation(candidates)
             query = None if request.query_pin is None else int(log.pin_ids[request.query_pin])
+            monkeypatch.setattr("feature_client.fetch.clock_ms", partial(int, request.time_ms))
             fetched = await fetch(store, MANIFEST.needs, int(user_id[0]), log.pin_ids[candidates], query)
             served = Assembler(MANIFEST).assemble(fetched, request.surface)
             assert_same(served, offline(log, embeddings, span, request, candidates))
