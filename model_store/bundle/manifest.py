@@ -317,6 +317,7 @@ class Manifest(Frozen):
                 self._sequence_length()  # there must be one
                 shape = (len(RECENCY_NAMES),)
             case Scalars(group=group, fields=fields):
+                self._check_scalars(group, fields)
                 side, shape = _side(self.group(group)), (len(fields),)
             case Category(group=group, field=field):
                 self._check_categorical(group, field)

@@ -1,23 +1,34 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from kernels.engine import FeatureBatch
+from model_store.model.recency import recency_of_ages
 from ranker.baselines.boosted_trees import Objective, TreeScorer, TreeSettings, TreeTrainer
 from ranker.baselines.tree_cache import FILES_MAX, TreeCache
 from ranker.baselines.tree_rows import TreeRows
 from ranker.evaluation.metrics import auc
+from ranker.training.examples import Examples
 from tests.ranker.toy_training import HEADS, examples
 
 ACTIONS = ("save", "like", "hide", "closeup")
 SETTINGS = TreeSettings(rounds_max=30, rows_min=5)
 
 
+def full_examples(seed: int, requests: int = 300) -> Examples:
+    """Return toy examples with every input."""
+    found = examples(seed, requests)
+    request = {**found.batch.request, "recency": recency_of_ages(found.ages_s)}
+    return replace(found, batch=FeatureBatch(request, found.batch.candidate, found.batch.row_splits))
+
+
 def rows(seed: int, requests: int = 300) -> TreeRows:
-    return TreeRows.of(examples(seed, requests), ACTIONS)
+    return TreeRows.of(full_examples(seed, requests), ACTIONS)
 
 
 def predict(model: str, test: TreeRows, threads: int) -> np.ndarray:
@@ -48,12 +59,13 @@ def test_one_trainer_fits_each_objective_as_a_new_one_does() -> None:
 
 
 def test_the_table_has_the_inputs_and_similarities_of_each_row() -> None:
-    given = examples(1)
+    given = full_examples(1, 33)
     found = TreeRows.of(given, ACTIONS)
     column = dict(zip(found.names, found.table.T, strict=True))
     owner = given.batch.row_request()
     np.testing.assert_array_equal(column["surface"], given.batch.request["surface"][owner])
     np.testing.assert_array_equal(column["query_3"], given.batch.request["query"][owner, 3])
+    np.testing.assert_array_equal(column["recency_0"], given.batch.request["recency"][owner, 0])
     np.testing.assert_array_equal(column["pin_scalars_1"], given.batch.candidate["pin_scalars"][:, 1])
     user, pin = given.batch.request["user_embedding"][owner], given.batch.candidate["pin_embedding"]
     np.testing.assert_allclose(column["user"], (user * pin).sum(axis=1), atol=1e-5)
