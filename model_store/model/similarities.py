@@ -144,7 +144,7 @@ class NativeSimilarities:
         Args:
             compared_and_to: the addresses of `pins`, `user`, `query`, `sequence` and `sequence_actions`; the numbers of
                 candidates, dimensions, entries and kinds of action; and the address of the result. Without a sequence,
-                its addresses and numbers are 0.
+                it has no entries, and its two addresses are not read.
         """
         *compared, to = compared_and_to
         if self._call(_COMPARED.pack(*compared), to):

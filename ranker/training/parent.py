@@ -59,6 +59,12 @@ class Parent:
                 "and continue from that one"
             )
         config, parameters = decode_parameters(bundle.files[PARAMETERS])
+        made = {name: value.shape for name, value in RankerNetwork(config).state_dict().items()}
+        if made != {name: value.shape for name, value in parameters.items()}:
+            raise SettingError(
+                f"cannot continue training from {ref}: older code made it, with other layers for the same sizes; train "
+                "a first version without --parent and continue from that one"
+            )
         return cls(bundle, config, parameters, embeddings_of(bundle), until_ms)
 
 

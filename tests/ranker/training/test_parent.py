@@ -18,8 +18,9 @@ from ranker.evaluation.bootstrap import Estimate
 from ranker.evaluation.gates import Gates, losses, miscalibrated, refusal
 from ranker.evaluation.metrics import Decile
 from ranker.evaluation.results import HeadScore, Hit
+from ranker.network.model import RankerNetwork
 from ranker.recipe import make_bundle
-from ranker.training.parent import Parent, decode_parameters, split_after
+from ranker.training.parent import Parent, decode_parameters, encode_parameters, split_after
 from tests.ranker.interactions import write_atomic
 from tests.ranker.test_recipe import RECIPE, SPLIT, Notes
 
@@ -95,6 +96,16 @@ def test_without_enough_that_is_new_nothing_is_trained(first: Bundle, older: Ato
 def test_versions_that_bring_no_parameters_say_so(first: Bundle) -> None:
     older = replace(first, files={name: content for name, content in first.files.items() if name != PARAMETERS})
     with pytest.raises(SettingError, match="it carries no parameters.npz; train a first version without --parent"):
+        Parent.of(older)
+
+
+def test_versions_of_older_code_say_so(first: Bundle) -> None:
+    config, parameters = decode_parameters(first.files[PARAMETERS])
+    network = RankerNetwork(config)
+    network.load_state_dict(parameters)
+    network.row_number = torch.nn.Linear(3, config.pieces_dim)
+    older = replace(first, files={**first.files, PARAMETERS: encode_parameters(network)})
+    with pytest.raises(SettingError, match="older code made it, with other layers for the same sizes; train a first"):
         Parent.of(older)
 
 
