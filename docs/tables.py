@@ -3,9 +3,9 @@
     python -m docs.tables            prints the tables
     python -m docs.tables --write    puts them into their pages, between their markers
 
-Settings come from the models in server/config.py: their types, bounds, defaults and docstrings. Metrics come from the
-source of server/, where each is made by a call with its name, its help text and its labels; a test compares them with
-what a registry collects.
+Settings come from the models in server/config.py and config_sections.py: their types, bounds, defaults and docstrings.
+Metrics come from the source of server/, where each is made by a call with its name, its help text and its labels; a
+test compares them with what a registry collects.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def settings_table(model: type[BaseModel] = ServerConfig) -> str:
     rows = []
     for name, field in _settings(model, ""):
         if field.description is None:
-            raise ValueError(f"{name} has no docstring in server/config.py")
+            raise ValueError(f"{name} has no docstring in server/config.py or config_sections.py")
         rows.append((f"`{name}`", _values(name, field), _default(name, field), " ".join(field.description.split())))
     return _table(("setting", "values", "default", "meaning"), rows)
 

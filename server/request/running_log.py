@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from impressions.writing.log import ImpressionLog, LogSettings
-from server.config import ImpressionsConfig
+from server.config_sections import ImpressionsConfig
 from server.request.answer_log import AnswerLog
 from server.runtime.supervisor import Supervisor
 

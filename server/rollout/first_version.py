@@ -10,7 +10,7 @@ import structlog
 
 from model_store.registry.objects import ModelStoreError
 from model_store.registry.store import ModelStore
-from server.config import SwapConfig
+from server.config_sections import SwapConfig
 from server.proving.refusals import Refusals
 from server.rollout.lifecycle import Phase
 from server.rollout.loading import VersionLoading

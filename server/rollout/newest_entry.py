@@ -12,7 +12,7 @@ import structlog
 from model_store.registry.history import HistoryEntry
 from model_store.registry.objects import ModelStoreError
 from model_store.registry.store import ModelStore
-from server.config import SwapConfig
+from server.config_sections import SwapConfig
 from server.runtime.supervisor import Supervisor
 from server.runtime.worker import Worker
 

@@ -8,7 +8,7 @@ import pytest
 
 from model_store.registry.store import ModelStore, open_model_store
 from server.app import Server
-from server.config import ImpressionsConfig
+from server.config_sections import ImpressionsConfig
 from tests.conftest import StartServer
 from tests.server.frontend import EXPLORE, Frontend
 from tests.server.gated import GatedEngine

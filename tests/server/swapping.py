@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pinrank.v1 import models_pb2, models_pb2_grpc, ranking_pb2, ranking_pb2_grpc
-from server.config import SwapConfig
+from server.config_sections import SwapConfig
 from tests import tiny
 
 TOKEN = "tell-nobody"

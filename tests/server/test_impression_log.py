@@ -26,7 +26,8 @@ from model_store.model.loaded import calibrate
 from model_store.model.utility import load_utility
 from pinrank.v1 import activity_pb2, impressions_pb2, impressions_pb2_grpc, ranking_pb2
 from ranker.counterfactual.rescoring import score_again
-from server.config import ConfigError, ImpressionsConfig
+from server.config import ConfigError
+from server.config_sections import ImpressionsConfig
 from tests import tiny
 from tests.conftest import eventually
 from tests.server.frontend import EXPLORE

@@ -15,7 +15,7 @@ from impressions.reading import read_tables
 from impressions.segments import Segment
 from model_store.bundle.golden import decode_golden
 from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
-from server.config import ImpressionsConfig
+from server.config_sections import ImpressionsConfig
 from server.request.routing import ServedModel
 from server.runtime.supervisor import Backoff, RestartAt
 from tests import tiny

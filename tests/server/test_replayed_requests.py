@@ -22,7 +22,7 @@ from model_store.model.utility import UtilityTable, load_utility, weighted_sum
 from model_store.registry.store import open_model_store
 from pinrank.v1 import ranking_pb2
 from server.cli.main import app
-from server.config import SurfaceConfig
+from server.config_sections import SurfaceConfig
 from server.scheduling.contract import Forecast
 from server.scheduling.earliest_deadline import EarliestDeadlineFirst
 from tests import tiny

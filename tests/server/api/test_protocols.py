@@ -26,7 +26,8 @@ from pinrank.channels import open_aio_channel
 from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
 from server.app import StartError
 from server.cli import health
-from server.config import ConfigError, ServerConfig, SurfaceConfig
+from server.config import ConfigError, ServerConfig
+from server.config_sections import SurfaceConfig
 
 
 async def get(server, path, host="127.0.0.1"):

@@ -12,7 +12,7 @@ import pytest
 
 from kernels.cpu.numpy_engine import NumpyEngine
 from model_store.bundle.statistics import Distribution, Statistics
-from server.config import GuardConfig, ShadowConfig
+from server.config_sections import GuardConfig, ShadowConfig
 from tests import tiny
 from tests.conftest import eventually
 from tests.server.swapping import ALIKE, held, own_golden, publish, sample

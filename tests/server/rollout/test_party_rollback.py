@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.config import GuardConfig
+from server.config_sections import GuardConfig
 from server.rollout.guard import Healthy
 from tests import tiny
 from tests.conftest import eventually
