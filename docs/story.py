@@ -27,6 +27,8 @@ from pinrank.v1 import models_pb2, models_pb2_grpc, ranking_pb2, ranking_pb2_grp
 ROOT = Path(__file__).parents[1]
 PINRANK = str(Path(sys.executable).with_name("pinrank"))
 USERS, PINS, CANDIDATES = 300, 400, 30
+#: The version that a story begins with, whatever its number in the demo.
+_VERSION = 7
 _TOKEN = "of-the-story"  # noqa: S105 - on loopback, gone with the server
 _SETTINGS = """
 model_store = "models"
@@ -121,15 +123,15 @@ def phase(version: int, phase: str) -> Callable[[models_pb2.StatusResponse], boo
 
 @contextmanager
 def story_of(settings: str = "", added: Mapping[str, bytes] | None = None) -> Iterator[tuple[Story, Bundle]]:
-    """A server with version 7 as `stable`, with further settings, and further files in its bundle."""
+    """A server with the demo's `stable` as version 7, with further settings, and further files in its bundle."""
     source = open_model_store(ROOT / "deploy" / "demo" / "models")
     bundle = source.read("ml1m", source.resolve("ml1m", "stable"))
     with tempfile.TemporaryDirectory(prefix="pinrank-story-") as temporary:
         folder = Path(temporary)
-        made(folder / "out" / "7", bundle, bundle.manifest.version, added=added)
+        made(folder / "out" / "7", bundle, _VERSION, added=added)
         store = open_model_store(folder / "models")
         store.publish(folder / "out" / "7", by="anna", why="the first")
-        store.set_label("ml1m", "stable", bundle.manifest.version, by="anna", why="the first")
+        store.set_label("ml1m", "stable", _VERSION, by="anna", why="the first")
         features = f"lmdb://{folder / 'features'}"
         asyncio.run(_filled(features, bundle))
         (folder / "token").write_text(_TOKEN)

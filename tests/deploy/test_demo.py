@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 
 from deploy.demo.home import PINRANK, content_digest, utility_by_affinity
+from model_store.registry.store import open_model_store
 from ranker.data.schema import ActionRule, ActionSchema
 from tests.conftest import needs_training
 from tests.ranker.interactions import write_atomic
 
 ROOT = Path(__file__).parent.parent.parent
+STABLE = open_model_store(ROOT / "deploy" / "demo" / "models").resolve("ml1m", "stable")
 
 
 @pytest.fixture
@@ -69,7 +71,7 @@ def test_demo_fills_the_store_ranks_and_explains_and_a_second_start_finds_it_fil
         "Pin number",
         "related to",
         "milliseconds: wire",
-        "model ml1m@7",
+        f"model ml1m@{STABLE}",
         "degraded: nothing",
     ):
         assert shown in first.stdout
@@ -151,7 +153,7 @@ def test_demo_stays_up_until_it_is_stopped_and_takes_its_server_along(cache, num
         asked = re.search(r"pinrank (model status --address \S+ --token-file \S+)", shown)
         assert asked is not None
         status = subprocess.run([PINRANK, *asked[1].split()], capture_output=True, text=True, check=False)
-        assert "stable: none -> 7" in status.stdout, status.stderr
+        assert f"stable: none -> {STABLE}" in status.stdout, status.stderr
         process.send_signal(number)
         assert process.stdout.read().strip().endswith("stopped")
         assert process.wait() == 0

@@ -6,7 +6,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from model_store.bundle.files import read_bundle, write_bundle
+from model_store.bundle.files import Bundle, read_bundle, write_bundle
 from model_store.registry.store import open_model_store
 from ranker.cli.commands import register
 from ranker.data.atomic.identifiers import token_id
@@ -107,7 +107,8 @@ def test_a_store_is_filled_for_the_model_that_will_read_it(tmp_path: Path) -> No
     data = write_atomic(tmp_path / "data")
     code, output = run("fill", data, "--store", DEMO_MODELS, "--model", "ml1m", "--feature-store", url)
     assert code == 0
-    assert f"90 pins, 60 users, 60 sequences for ml1m@7 in {url}" in output
+    stable = open_model_store(DEMO_MODELS).resolve("ml1m", "stable")
+    assert f"90 pins, 60 users, 60 sequences for ml1m@{stable} in {url}" in output
     code, output = run("fill", data, "--store", DEMO_MODELS, "--model", "ml1m", "--feature-store", "ftp://x")
     assert code == 1
     assert "error: unknown feature store 'ftp://x'" in output
@@ -123,10 +124,15 @@ def test_a_store_is_filled_for_the_model_that_will_read_it(tmp_path: Path) -> No
     assert "error: the data has no action 'save'; its actions are listen" in output
 
 
+def demo_bundle() -> Bundle:
+    store = open_model_store(DEMO_MODELS)
+    return store.read("ml1m", store.resolve("ml1m", "stable"))
+
+
 def stored_model(folder: Path, *labels: str, **changes: bytes | None) -> Path:
     """Publish the demo's model with other fields or files, under labels; None for a file leaves it out."""
-    bundle = open_model_store(DEMO_MODELS).read("ml1m", 7)
-    fields = {name: getattr(bundle.manifest, name) for name in type(bundle.manifest).model_fields}
+    bundle = demo_bundle()
+    fields = {name: getattr(bundle.manifest, name) for name in type(bundle.manifest).model_fields} | {"version": 7}
     files: dict[str, bytes | None] = {**bundle.files, **{f"{name}.npz": content for name, content in changes.items()}}
     write_bundle(folder / "bundle", fields, {name: content for name, content in files.items() if content is not None})
     store = open_model_store(folder / "models")
@@ -175,7 +181,7 @@ def test_a_bundle_without_vectors_is_told_where_its_features_come_from(
 
 
 def test_a_model_of_other_features_is_refused_by_name(tmp_path: Path) -> None:
-    bundle = open_model_store(DEMO_MODELS).read("ml1m", 7)
+    bundle = demo_bundle()
     tiny.write_tiny_bundle(tmp_path / "tiny")
     plain = read_bundle(tmp_path / "tiny")
     fields = {name: getattr(plain.manifest, name) for name in type(plain.manifest).model_fields}

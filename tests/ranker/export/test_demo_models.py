@@ -29,9 +29,10 @@ def bundle(request: pytest.FixtureRequest) -> Bundle:
 
 
 def test_the_store_holds_both_twins() -> None:
-    assert STORE.labels("ml1m") == {"cheap": 4, "stable": 7}
-    assert STORE.read("ml1m", 4).manifest.sequence is None
-    assert STORE.read("ml1m", 7).manifest.sequence_length == 100
+    cheap, stable = (STORE.read("ml1m", STORE.resolve("ml1m", label)).manifest for label in LABELS)
+    assert set(STORE.labels("ml1m")) == set(LABELS)
+    assert cheap.sequence is None
+    assert stable.sequence_length == 50
 
 
 @pytest.mark.parametrize("factory", [NumpyEngine, OpenVinoEngine])
