@@ -16,6 +16,7 @@ class Ticket(NamedTuple):
         deadline_s: latest useful time of the scores, on the clock of `next`.
         model: the model version that it was admitted for; a run never mixes two versions.
         lane: the lane whose share of the engine it uses.
+        caller: who asked; callers have shares of their lane. Empty for the server itself.
     """
 
     number: int
@@ -23,6 +24,7 @@ class Ticket(NamedTuple):
     deadline_s: float
     model: Hashable
     lane: str
+    caller: str = ""
 
 
 class Piece(NamedTuple):

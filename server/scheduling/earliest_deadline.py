@@ -1,4 +1,4 @@
-"""The batch policy: runs the ticket with the earliest deadline first, within each lane's share of the engine. Pure.
+"""The batch policy: runs the ticket with the earliest deadline first, within the shares of lanes and callers. Pure.
 
 Every decision compares predicted seconds (`server.scheduling.cost.CostModel`); there are no thresholds in milliseconds.
 """
@@ -32,14 +32,14 @@ class _RunningRun:
 
 
 class EarliestDeadlineFirst:
-    """Runs the earliest deadline first, within each lane's share of the engine.
+    """Runs the earliest deadline first, within the shares that lanes have of the engine, and callers of their lane.
 
-    - Lanes within their share go first, by priority and then by deadline. Lanes beyond their share get the time that is
-      left (`lanes`).
+    - Lanes within their share go first, by priority, and in them callers within their share; then deadlines decide.
+      Those beyond their share get the time that is left (`lanes`).
     - If no other ticket waits, a ticket is split over idle streams so that all pieces end together, provided that this
       gains more than the additional runs cost under the recent load (`splitting`). In a backlog, tickets run whole,
       because splitting would only cost time.
-    - A ticket much larger than those of other lanes runs in small pieces, and leaves one stream to the other lanes.
+    - A ticket much larger than those of other callers or lanes runs in small pieces, and leaves one stream to them.
     - A ticket joins a run if this saves more seconds, for it and all tickets behind it, than it delays those in the run
       (`joining`).
     - A ticket waits for another only if that one is expected sooner than the time that joining saves.
@@ -48,11 +48,15 @@ class EarliestDeadlineFirst:
     """
 
     def __init__(
-        self, streams: int, cost: Callable[[Hashable], CostModel], lanes: Mapping[str, Lane] | None = None
+        self,
+        streams: int,
+        cost: Callable[[Hashable], CostModel],
+        lanes: Mapping[str, Lane] | None = None,
+        callers: Callable[[str], Lane] | None = None,
     ) -> None:
         self._streams = streams
         self._cost = cost
-        self._lanes = Lanes(lanes or {}, streams)
+        self._lanes = Lanes(lanes or {}, streams, callers)
         self._waiting: dict[int, WaitingTicket] = {}
         self._running: dict[Run, _RunningRun] = {}
         self._arrivals: dict[Hashable, Arrivals] = {}
@@ -94,9 +98,9 @@ class EarliestDeadlineFirst:
 
     def finished(self, run: Run, now_s: float) -> None:
         out = self._running.pop(run)
-        # The lane was charged for the predicted time at the start; correct it.
+        # The predicted time was charged at the start; correct it.
         took_s = now_s - out.started_s if now_s > out.started_s else 0.0
-        self._lanes.charge(run.pieces[0].ticket.lane, took_s - out.cost_s, now_s)
+        self._charge(run, took_s - out.cost_s, now_s)
 
     def next(self, now_s: float) -> Run | Expire | WaitUntil | Idle:
         free = self._streams - len(self._running)
@@ -114,10 +118,10 @@ class EarliestDeadlineFirst:
             for ticket in expired:
                 self.cancel(ticket)
             return Expire(tuple(expired))
-        leave_one = free == 1 and self._streams > 1  # to lanes with smaller tickets
+        leave_one = free == 1 and self._streams > 1  # to others with smaller tickets
         while order:
             head = order.pop(0)
-            typical = self._lanes.typical_rows_of_others(head.ticket.lane, now_s)
+            typical = self._lanes.typical_rows_of_others(head.ticket, now_s)
             if not (leave_one and is_large(head.ticket.rows, typical)):
                 return self._run_or_wait(head, order, free, typical, now_s)
         return Idle()
@@ -188,7 +192,7 @@ class EarliestDeadlineFirst:
         return finish_s if alone and idle else finish_s * cost.careful
 
     def _is_large(self, ticket: Ticket, now_s: float) -> bool:
-        return is_large(ticket.rows, self._lanes.typical_rows_of_others(ticket.lane, now_s))
+        return is_large(ticket.rows, self._lanes.typical_rows_of_others(ticket, now_s))
 
     def _hopeless(self, waiting: WaitingTicket, streams: int, now_s: float) -> bool:
         """Return whether its rows cannot be scored in time on the streams that others leave it."""
@@ -235,6 +239,12 @@ class EarliestDeadlineFirst:
             if waiting.rows == 0:
                 self.cancel(ticket)
         cost_s = self._cost(first.model).predict_s(len(pieces), rows)
-        self._lanes.charge(first.lane, cost_s, now_s)
+        self._charge(run, cost_s, now_s)
         self._running[run] = _RunningRun(now_s, cost_s, now_s + cost_s)
         return run
+
+    def _charge(self, run: Run, seconds: float, now_s: float) -> None:
+        """Charge each lane and caller of a run for its part of the rows."""
+        rows = sum([piece.rows for piece in run.pieces])
+        for piece in run.pieces:
+            self._lanes.charge(piece.ticket, seconds * piece.rows / rows, now_s)

@@ -1,35 +1,41 @@
-"""Orders waiting tickets by lane: each lane's share of the engine, its priority, and the tickets' deadlines. Pure."""
+"""Orders waiting tickets by lane and caller: their shares of the engine, priorities, and the tickets' deadlines. Pure."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right, insort
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from operator import attrgetter
+from typing import NamedTuple
 
 from feature_client.estimates import DecayingMean, DecayingSum
 from server.scheduling.contract import Ticket
 
 #: Period over which the lanes' use of the engine is compared, in seconds.
 _MEMORY_S = 1.0
-#: Weight of a lane's latest ticket in its mean ticket size.
+#: Weight of the latest ticket in the mean size of a caller's tickets in a lane.
 _TICKET_WEIGHT = 0.1
+#: So many flows are kept although nothing came of them recently.
+_FLOWS_KEPT = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """A surface's claim on the engine.
+    """A claim on the engine: a surface's on all of it, or a caller's on what its surface gets.
 
     Attributes:
-        priority: lanes with a higher priority go first while they are within their shares.
-        share: weight of its share of the engine's time under overload, relative to the other lanes with work.
+        priority: those with a higher priority go first while they are within their shares.
+        share: weight of its share of the engine's time under overload, relative to the others with work.
     """
 
     priority: int = 0
     share: float = 1.0
+
+
+_UNCONFIGURED = Lane()
 
 
 class WaitingTicket:
@@ -63,8 +69,11 @@ _PLACE = attrgetter("place")
 
 
 @dataclass(slots=True)
-class _LaneState:
-    lane: Lane = Lane()
+class _Flow:
+    """What one caller has in one lane."""
+
+    lane: str
+    claim: Lane = _UNCONFIGURED
     #: Waiting tickets by deadline.
     waiting: list[WaitingTicket] = field(default_factory=list)
     #: Engine seconds used recently.
@@ -76,48 +85,77 @@ class _LaneState:
         return bool(self.waiting) or now_s - self.last_came_s < _MEMORY_S
 
 
-#: Whether a lane used more than its share, and its negative priority; the lowest rank goes first.
-_Rank = tuple[bool, int]
+class _Rank(NamedTuple):
+    """Where a flow's tickets stand; the lowest goes first."""
+
+    lane_beyond_share: bool
+    minus_lane_priority: int
+    caller_beyond_share: bool
+    minus_caller_priority: int
+
+    @property
+    def beyond(self) -> tuple[bool, bool]:
+        return self.lane_beyond_share, self.caller_beyond_share
+
+
+#: A lane's name and a caller's.
+_Key = tuple[str, str]
 
 
 class Lanes:
-    """The waiting tickets by lane. Lanes that are not configured have the default priority and share."""
+    """The waiting tickets by lane and caller. Those that are not configured have the default priority and share."""
 
-    def __init__(self, lanes: Mapping[str, Lane], streams: int) -> None:
-        self._lanes = defaultdict(_LaneState, {name: _LaneState(lane) for name, lane in lanes.items()})
-        #: The lanes that ever had a ticket.
-        self._used_lanes: dict[str, _LaneState] = {}
+    def __init__(self, lanes: Mapping[str, Lane], streams: int, callers: Callable[[str], Lane] | None = None) -> None:
+        self._claims = dict(lanes)
+        self._callers = callers or (lambda _: _UNCONFIGURED)
+        #: Engine seconds that the lanes used recently.
+        self._used = defaultdict[str, DecayingSum](lambda: DecayingSum(_MEMORY_S))
+        #: Those that had a ticket recently.
+        self._flows: dict[_Key, _Flow] = {}
         self._capacity_s = streams * _MEMORY_S
 
     def add(self, waiting: WaitingTicket, now_s: float) -> None:
         ticket = waiting.ticket
-        state = self._used_lanes[ticket.lane] = self._lanes[ticket.lane]
-        insort(state.waiting, waiting, key=_PLACE)
-        state.rows.observe(ticket.rows)
-        state.last_came_s = now_s
+        flow = self._flows.get((ticket.lane, ticket.caller)) or self._new_flow(ticket, now_s)
+        insort(flow.waiting, waiting, key=_PLACE)
+        flow.claim = self._callers(ticket.caller)  # it may have changed
+        flow.rows.observe(ticket.rows)
+        flow.last_came_s = now_s
+
+    def _new_flow(self, ticket: Ticket, now_s: float) -> _Flow:
+        if len(self._flows) >= _FLOWS_KEPT:
+            self._flows = {key: flow for key, flow in self._flows.items() if flow.active(now_s)}
+        flow = self._flows[ticket.lane, ticket.caller] = _Flow(ticket.lane)
+        return flow
 
     def remove(self, waiting: WaitingTicket) -> None:
-        self._lanes[waiting.ticket.lane].waiting.remove(waiting)
+        self._flows[waiting.ticket.lane, waiting.ticket.caller].waiting.remove(waiting)
 
-    def charge(self, name: str, seconds: float, now_s: float) -> None:
-        """Add engine seconds to a lane's use; a negative correction gives some back."""
-        self._lanes[name].used.add(seconds, now_s)
+    def charge(self, ticket: Ticket, seconds: float, now_s: float) -> None:
+        """Add engine seconds to what a ticket's lane and caller used; a negative correction gives some back."""
+        self._used[ticket.lane].add(seconds, now_s)
+        if (flow := self._flows.get((ticket.lane, ticket.caller))) is not None:
+            flow.used.add(seconds, now_s)
 
     def load(self, now_s: float) -> float:
         """Return the fraction of the streams' recent time that was used."""
-        return sum([state.used.at(now_s) for state in self._lanes.values()]) / self._capacity_s
+        return sum([used.at(now_s) for used in self._used.values()]) / self._capacity_s
 
-    def typical_rows_of_others(self, name: str, now_s: float) -> float:
-        """Return the smallest mean ticket size, in rows, of the other active lanes; infinite if there are none."""
-        typical = math.inf
-        for other, state in self._used_lanes.items():
-            if other != name and state.rows.value < typical and state.active(now_s):
-                typical = state.rows.value
+    def typical_rows_of_others(self, ticket: Ticket, now_s: float) -> float:
+        """Return the smallest mean ticket size, in rows, of others at work than its caller; infinite without any."""
+        typical, own = math.inf, (ticket.lane, ticket.caller)
+        for key, flow in self._flows.items():
+            if key != own and flow.rows.value < typical and flow.active(now_s):
+                typical = flow.rows.value
         return typical
 
     def ordered(self, now_s: float) -> list[WaitingTicket]:
-        """Return the waiting tickets in the order to run: lanes within their share, then by priority and deadline."""
-        working = [state for state in self._used_lanes.values() if state.waiting]
+        """Return the waiting tickets in the order to run.
+
+        Lanes within their share go first, by priority; in each lane, callers within their share, by priority; then
+        tickets by deadline.
+        """
+        working = [flow for flow in self._flows.values() if flow.waiting]
         if len(working) == 1:
             return working[0].waiting.copy()
         queues = self._queues(self._ranks(now_s))
@@ -125,38 +163,51 @@ class Lanes:
 
     def around(self, ticket: Ticket, now_s: float) -> tuple[list[WaitingTicket], list[WaitingTicket]]:
         """Return the tickets that would run before a new one, and those behind it that it must not make late."""
-        ranks = self._ranks(now_s, ticket.lane)
-        own, place = ranks[ticket.lane], (ticket.deadline_s, ticket.number)
-        if len(ranks) == 1:
-            queue = self._lanes[ticket.lane].waiting
-            cut = bisect_right(queue, place, key=_PLACE)
-            return queue[:cut], queue[cut:]
+        ranks = self._ranks(now_s, ticket)
+        own, place = ranks[ticket.lane, ticket.caller], (ticket.deadline_s, ticket.number)
         queues = self._queues(ranks)
         queue = queues.pop(own, [])
         cut = bisect_right(queue, place, key=_PLACE)
         before = [waiting for rank in sorted(queues) if rank < own for waiting in queues[rank]]
-        # A lane beyond its share has no claim to be in time, unless the new ticket's lane is beyond its share too.
-        behind = [w for rank in sorted(queues) if rank > own and rank[0] == own[0] for w in queues[rank]]
+        # Who is beyond a share has no claim to be in time, unless the new ticket's lane and caller are so too.
+        behind = [w for rank in sorted(queues) if rank > own and rank.beyond <= own.beyond for w in queues[rank]]
         return before + queue[:cut], queue[cut:] + behind
 
-    def _ranks(self, now_s: float, newcomer: str | None = None) -> dict[str, _Rank]:
-        """Rank the lanes with work, including the lane of a new ticket."""
-        working = {name: state for name, state in self._used_lanes.items() if state.waiting}
-        if newcomer is not None:
-            working[newcomer] = self._lanes[newcomer]
-        if len(working) <= 1:  # alone, a lane has no share to keep to
-            return {name: (False, -state.lane.priority) for name, state in working.items()}
-        whole_s = self._capacity_s / sum(state.lane.share for state in working.values())
-        return {
-            name: (state.used.at(now_s) > state.lane.share * whole_s, -state.lane.priority)
-            for name, state in working.items()
-        }
+    def _ranks(self, now_s: float, newcomer: Ticket | None = None) -> dict[_Key, _Rank]:
+        """Rank the flows with work, including that of a new ticket."""
+        working = {key: flow for key, flow in self._flows.items() if flow.waiting}
+        if newcomer is not None and (key := (newcomer.lane, newcomer.caller)) not in working:
+            working[key] = self._flows.get(key) or _Flow(newcomer.lane)
+            working[key].claim = self._callers(newcomer.caller)
+        if len(working) <= 1:  # alone, nobody has a share to keep to
+            return {key: self._rank(flow) for key, flow in working.items()}
+        shares = defaultdict[str, float](float)
+        for flow in working.values():
+            shares[flow.lane] += flow.claim.share
+        whole_s = self._capacity_s / sum(self._lane(name).share for name in shares)
+        found = {}
+        for key, flow in working.items():
+            lane_s = self._lane(flow.lane).share * whole_s
+            found[key] = self._rank(
+                flow,
+                lane_beyond=len(shares) > 1 and self._used[flow.lane].at(now_s) > lane_s,
+                caller_beyond=shares[flow.lane] > flow.claim.share
+                and flow.used.at(now_s) > lane_s * flow.claim.share / shares[flow.lane],
+            )
+        return found
 
-    def _queues(self, ranks: Mapping[str, _Rank]) -> dict[_Rank, list[WaitingTicket]]:
-        """Return the waiting tickets of each rank's lanes, by deadline."""
+    def _rank(self, flow: _Flow, *, lane_beyond: bool = False, caller_beyond: bool = False) -> _Rank:
+        return _Rank(lane_beyond, -self._lane(flow.lane).priority, caller_beyond, -flow.claim.priority)
+
+    def _lane(self, name: str) -> Lane:
+        return self._claims.get(name, _UNCONFIGURED)
+
+    def _queues(self, ranks: Mapping[_Key, _Rank]) -> dict[_Rank, list[WaitingTicket]]:
+        """Return the waiting tickets of each rank's flows, by deadline."""
         lists: dict[_Rank, list[list[WaitingTicket]]] = {}
-        for name, rank in ranks.items():
-            lists.setdefault(rank, []).append(self._lanes[name].waiting)
+        for key, rank in ranks.items():
+            if (flow := self._flows.get(key)) is not None:
+                lists.setdefault(rank, []).append(flow.waiting)
         return {
             rank: some[0] if len(some) == 1 else sorted(chain.from_iterable(some), key=_PLACE)
             for rank, some in lists.items()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from server.scheduling.lanes import Lane
 from tests.server.scheduling.policies import exactly, ticket
 
@@ -25,30 +27,24 @@ def test_a_lane_is_charged_what_a_run_took_and_not_what_was_predicted():
     assert late.next(6.0).pieces[0].ticket.number == 2
 
 
-def test_the_lane_of_the_first_ticket_is_charged_for_those_that_join_it():
-    lanes = {"ads": Lane(priority=1, share=0.5), "home": Lane(share=0.5)}
-    for end_s, first in ((5.25, "ads"), (7.0, "home")):
-        chosen = exactly(lanes=lanes, careful=1.0)
-        chosen.offer(ticket(0, 1e9, rows=8, lane="ads"), 5.0)
-        chosen.offer(ticket(1, 1e9, rows=8, lane="home"), 5.0)
-        run = chosen.next(5.0)
-        assert [piece.ticket.number for piece in run.pieces] == [0, 1]
-        for number, lane in ((2, "ads"), (3, "home")):
-            chosen.offer(ticket(number, 1e9, model=number, lane=lane), 5.0)
-        chosen.finished(run, end_s)
-        assert chosen.next(end_s).pieces[0].ticket.lane == first
-
-
-def test_the_lane_of_the_first_ticket_is_charged_for_what_was_predicted_of_a_joined_run():
-    chosen = exactly(lanes={"ads": Lane(priority=1, share=0.25), "home": Lane(share=0.75)}, careful=1.0)
-    chosen.offer(ticket(0, 1e9, rows=8, lane="ads"), 5.0)
-    chosen.offer(ticket(1, 1e9, rows=8, lane="home"), 5.0)
+@pytest.mark.parametrize(
+    ("rows", "joined", "first"),
+    [
+        pytest.param(8, 8, "home", id="half of the run is more than its share"),
+        pytest.param(5, 10, "ads", id="a third is not"),
+    ],
+)
+def test_each_lane_of_a_joined_run_is_charged_for_its_rows(rows, joined, first):
+    chosen = exactly(lanes={"ads": Lane(priority=1, share=0.15), "home": Lane(share=0.85)}, careful=1.0)
+    chosen.offer(ticket(0, 1e9, rows=rows, lane="ads"), 5.0)
+    chosen.offer(ticket(1, 1e9, rows=joined, lane="home"), 5.0)
     run = chosen.next(5.0)
     assert [piece.ticket.number for piece in run.pieces] == [0, 1]
     for number, lane in ((2, "ads"), (3, "home")):
         chosen.offer(ticket(number, 1e9, model=number, lane=lane), 5.0)
-    chosen.finished(run, 6.375)  # exactly as predicted: nothing is corrected at the end
-    assert chosen.next(6.375).pieces[0].ticket.lane == "home", "the other lane is beyond its share"
+    ends_s = 5.0 + 1.25 + (rows + joined) / 128
+    chosen.finished(run, ends_s)  # exactly as predicted: nothing is corrected at the end
+    assert chosen.next(ends_s).pieces[0].ticket.lane == first
 
 
 def test_while_it_runs_a_lane_is_charged_what_was_predicted():

@@ -8,12 +8,12 @@ from server.scheduling.contract import Ticket
 from server.scheduling.lanes import Lane, Lanes, WaitingTicket
 
 
-def ticket(number, lane="home", deadline_s=10.0, rows=128):
-    return Ticket(number, rows, deadline_s, "m", lane)
+def ticket(number, lane="home", deadline_s=10.0, rows=128, caller=""):
+    return Ticket(number, rows, deadline_s, "m", lane, caller)
 
 
-def lanes_with(*tickets, lanes=None, streams=1, now_s=0.0):
-    lanes = Lanes(lanes or {}, streams)
+def lanes_with(*tickets, lanes=None, streams=1, now_s=0.0, callers=None):
+    lanes = Lanes(lanes or {}, streams, callers and callers.__getitem__)
     for one in tickets:
         lanes.add(WaitingTicket(one), now_s)
     return lanes
@@ -50,14 +50,14 @@ def test_the_higher_priority_goes_before_the_earlier_deadline():
 def test_a_lane_beyond_its_share_goes_last_whatever_its_priority(used_s, streams, now_s, first):
     some = {"ads": Lane(priority=1, share=0.5), "home": Lane(share=1.5)}
     lanes = lanes_with(ticket(0, "ads"), ticket(1, "home"), lanes=some, streams=streams)
-    lanes.charge("ads", used_s, 0.0)
+    lanes.charge(ticket(-1, "ads"), used_s, 0.0)
     assert lanes.ordered(now_s)[0].ticket.lane == first
 
 
 def test_shares_count_against_those_of_lanes_with_work_only():
     some = {"ads": Lane(priority=1, share=0.5), "home": Lane(share=0.5), "bulk": Lane(share=9.0)}
     lanes = lanes_with(ticket(0, "ads"), ticket(1, "home"), lanes=some)
-    lanes.charge("ads", 0.4, 0.0)
+    lanes.charge(ticket(-1, "ads"), 0.4, 0.0)
     assert numbers(lanes.ordered(0.0)) == [0, 1]
     lanes.add(WaitingTicket(ticket(2, "bulk")), 0.0)
     assert numbers(lanes.ordered(0.0)) == [1, 2, 0]
@@ -65,7 +65,7 @@ def test_shares_count_against_those_of_lanes_with_work_only():
 
 def test_alone_a_lane_is_never_beyond_its_share():
     lanes = lanes_with(ticket(0), ticket(1, deadline_s=9.0))
-    lanes.charge("home", 1e9, 0.0)
+    lanes.charge(ticket(-1, "home"), 1e9, 0.0)
     assert lanes.around(ticket(2, deadline_s=9.5), 0.0)[0][0].ticket.number == 1
     assert numbers(lanes.ordered(0.0)) == [1, 0]
 
@@ -73,8 +73,8 @@ def test_alone_a_lane_is_never_beyond_its_share():
 def test_what_was_charged_too_much_is_given_back():
     some = {"ads": Lane(priority=1, share=0.5), "home": Lane(share=0.5)}
     lanes = lanes_with(ticket(0, "ads"), ticket(1, "home"), lanes=some)
-    lanes.charge("ads", 2.0, 0.0)
-    lanes.charge("ads", -1.6, 0.0)
+    lanes.charge(ticket(-1, "ads"), 2.0, 0.0)
+    lanes.charge(ticket(-1, "ads"), -1.6, 0.0)
     assert numbers(lanes.ordered(0.0)) == [0, 1]
 
 
@@ -107,30 +107,30 @@ def test_a_newcomer_ranks_with_its_lane_although_nothing_else_of_it_waits():
     some = {"ads": Lane(priority=1, share=0.5), "home": Lane(share=0.5)}
     lanes = lanes_with(ticket(0, "home"), lanes=some)
     assert lanes.around(ticket(1, "ads"), 0.0)[0] == []
-    lanes.charge("ads", 0.51, 0.0)
+    lanes.charge(ticket(-1, "ads"), 0.51, 0.0)
     assert numbers(lanes.around(ticket(1, "ads"), 0.0)[0]) == [0]
 
 
 def test_who_is_beyond_its_share_has_no_claim_to_be_in_time_against_who_is_within():
     lanes = lanes_with(ticket(0, "ads", 20.0), ticket(1, "home", 20.0))
-    lanes.charge("ads", 5.0, 0.0)
+    lanes.charge(ticket(-1, "ads"), 5.0, 0.0)
     assert numbers(lanes.around(ticket(2, "home"), 0.0)[1]) == [1]
     assert numbers(lanes.around(ticket(2, "ads"), 0.0)[1]) == [0]
 
 
 def test_a_typical_ticket_is_a_mean_that_forgets():
     lanes = lanes_with(ticket(0, rows=100))
-    assert lanes.typical_rows_of_others("ads", 0.0) == 100
+    assert lanes.typical_rows_of_others(ticket(-1, "ads"), 0.0) == 100
     lanes.add(WaitingTicket(ticket(1, rows=200)), 0.0)
-    assert lanes.typical_rows_of_others("ads", 0.0) == pytest.approx(110)
-    assert math.isinf(lanes.typical_rows_of_others("home", 0.0))
+    assert lanes.typical_rows_of_others(ticket(-1, "ads"), 0.0) == pytest.approx(110)
+    assert math.isinf(lanes.typical_rows_of_others(ticket(-1, "home"), 0.0))
 
 
 def test_the_smallest_typical_ticket_of_the_other_lanes_at_work_counts():
     lanes = lanes_with(ticket(0, "home", rows=1), ticket(1, "ads", rows=64), ticket(2, "bulk", rows=500))
-    assert lanes.typical_rows_of_others("home", 0.0) == 64
-    assert lanes.typical_rows_of_others("new", 0.0) == 1
-    assert Lanes({"ads": Lane()}, 1).typical_rows_of_others("home", 0.0) == math.inf
+    assert lanes.typical_rows_of_others(ticket(-1, "home"), 0.0) == 64
+    assert lanes.typical_rows_of_others(ticket(-1, "new"), 0.0) == 1
+    assert Lanes({"ads": Lane()}, 1).typical_rows_of_others(ticket(-1, "home"), 0.0) == math.inf
 
 
 @pytest.mark.parametrize(
@@ -143,25 +143,25 @@ def test_the_smallest_typical_ticket_of_the_other_lanes_at_work_counts():
 def test_a_lane_is_at_work_for_a_second_after_its_last_ticket(now_s, rows):
     lanes, ads = Lanes({}, 1), WaitingTicket(ticket(0, "ads", rows=64))
     lanes.add(ads, 5.0)
-    assert lanes.typical_rows_of_others("home", 99.0) == 64, "it waits"
+    assert lanes.typical_rows_of_others(ticket(-1, "home"), 99.0) == 64, "it waits"
     lanes.remove(ads)
-    assert lanes.typical_rows_of_others("home", now_s) == rows
+    assert lanes.typical_rows_of_others(ticket(-1, "home"), now_s) == rows
 
 
 def test_the_load_is_the_part_of_the_streams_recent_time_that_was_used():
     lanes = Lanes({}, 2)
     assert lanes.load(0.0) == 0.0
-    lanes.charge("home", 0.5, 0.0)
-    lanes.charge("ads", 0.25, 0.0)
+    lanes.charge(ticket(-1, "home"), 0.5, 0.0)
+    lanes.charge(ticket(-1, "ads"), 0.25, 0.0)
     assert lanes.load(0.0) == 0.375
     assert lanes.load(1.0) == pytest.approx(0.375 / math.e)
 
 
 def test_a_lane_that_is_not_configured_has_priority_zero_and_a_share_of_one():
     lanes = lanes_with(ticket(0, "new"), ticket(1, "home"), lanes={"home": Lane(priority=0, share=3.0)}, streams=4)
-    lanes.charge("new", 1.0, 0.0)
+    lanes.charge(ticket(-1, "new"), 1.0, 0.0)
     assert numbers(lanes.ordered(0.0)) == [0, 1]
-    lanes.charge("new", 0.01, 0.0)
+    lanes.charge(ticket(-1, "new"), 0.01, 0.0)
     assert numbers(lanes.ordered(0.0)) == [1, 0]
 
 
@@ -170,3 +170,67 @@ def test_a_ticket_that_waits_has_all_its_rows_to_go_and_is_not_ready():
     assert (waiting.rows, waiting.ready, waiting.wait_until_s) == (128, False, None)
     waiting.take(100)
     assert (waiting.start, waiting.rows) == (100, 28)
+
+
+def test_a_caller_beyond_its_share_of_a_lane_goes_behind_the_others_of_the_lane():
+    lanes = lanes_with(ticket(0, caller="greedy", deadline_s=1.0), ticket(1, caller="modest", deadline_s=2.0))
+    lanes.charge(ticket(-1, caller="greedy"), 0.5, 0.0)
+    assert numbers(lanes.ordered(0.0)) == [0, 1], "half of one stream is its share"
+    lanes.charge(ticket(-1, caller="greedy"), 0.01, 0.0)
+    assert numbers(lanes.ordered(0.0)) == [1, 0]
+    lanes.add(WaitingTicket(ticket(2, "ads", 3.0, caller="greedy")), 0.0)
+    assert numbers(lanes.ordered(0.0)) == [2, 1, 0], "its use of one lane does not count in another"
+
+
+def test_callers_share_what_their_lane_gets():
+    some = {"ads": Lane(share=1.0), "home": Lane(share=3.0)}
+    lanes = lanes_with(ticket(0, "ads", caller="a"), ticket(1, "ads", caller="b"), ticket(2, "home"), lanes=some)
+    lanes.charge(ticket(-1, "ads", caller="a"), 0.13, 0.0)
+    assert numbers(lanes.ordered(0.0)) == [1, 2, 0], "more than half of a quarter"
+    lanes.charge(ticket(-1, "ads", caller="b"), 0.121, 0.0)
+    assert numbers(lanes.ordered(0.0)) == [2, 1, 0], "together more than a quarter"
+
+
+def test_a_callers_share_and_priority_are_those_of_its_claim():
+    claims = {"batch": Lane(priority=-1), "feed": Lane(share=3.0), "": Lane()}
+    lanes = lanes_with(
+        ticket(0, caller="batch", deadline_s=1.0), ticket(1, caller="feed", deadline_s=2.0), callers=claims
+    )
+    assert numbers(lanes.ordered(0.0)) == [1, 0], "priority goes before the deadline"
+    lanes.charge(ticket(-1, caller="feed"), 0.75, 0.0)
+    assert numbers(lanes.ordered(0.0)) == [1, 0], "three quarters are its share"
+    lanes.charge(ticket(-1, caller="feed"), 0.01, 0.0)
+    assert numbers(lanes.ordered(0.0)) == [0, 1]
+
+
+def test_a_claim_that_changed_counts_from_the_callers_next_ticket():
+    claims = {"feed": Lane(), "": Lane()}
+    lanes = lanes_with(ticket(0, deadline_s=1.0), ticket(1, caller="feed", deadline_s=2.0), callers=claims)
+    assert numbers(lanes.ordered(0.0)) == [0, 1]
+    claims["feed"] = Lane(priority=5)
+    lanes.add(WaitingTicket(ticket(2, caller="feed", deadline_s=3.0)), 0.0)
+    assert numbers(lanes.ordered(0.0)) == [1, 2, 0]
+
+
+def test_a_caller_beyond_its_share_has_no_claim_to_be_in_time_against_a_caller_within():
+    lanes = lanes_with(ticket(0, caller="greedy", deadline_s=20.0), ticket(1, caller="other", deadline_s=20.0))
+    lanes.charge(ticket(-1, caller="greedy"), 5.0, 0.0)
+    before, behind = lanes.around(ticket(2, caller="modest", deadline_s=30.0), 0.0)
+    assert (numbers(before), numbers(behind)) == ([1], [])
+    before, behind = lanes.around(ticket(2, caller="greedy", deadline_s=10.0), 0.0)
+    assert (numbers(before), numbers(behind)) == ([1], [0])
+
+
+def test_the_size_of_anothers_tickets_counts_in_ones_own_lane_too():
+    lanes = lanes_with(ticket(0, caller="greedy", rows=5000), ticket(1, caller="modest", rows=100))
+    assert lanes.typical_rows_of_others(ticket(-1, caller="greedy"), 0.0) == 100
+    assert lanes.typical_rows_of_others(ticket(-1, caller="modest"), 0.0) == 5000
+
+
+def test_callers_that_come_no_more_are_forgotten():
+    lanes = Lanes({}, 1)
+    for number in range(1000):
+        one = WaitingTicket(ticket(number, caller=f"connection {number}"))
+        lanes.add(one, float(number))
+        lanes.remove(one)
+    assert len(lanes._flows) <= 64
