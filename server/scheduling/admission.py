@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -21,6 +22,7 @@ class Ask(NamedTuple):
         deadline_s: latest time for its scores.
         model: the model version that it asks for.
         cheaper: the model version that may answer instead; None if there is none.
+        caller: who asks; empty for the server itself.
     """
 
     surface: str
@@ -29,6 +31,11 @@ class Ask(NamedTuple):
     deadline_s: float
     model: Hashable
     cheaper: Hashable | None
+    caller: str = ""
+
+
+#: A caller that others called beside less than this long ago holds no more of the limits than is free.
+_BESIDE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +79,20 @@ class Refuse:
 Decision = Admit | Trim | UseCheaper | Refuse
 
 
+@dataclass(slots=True)
+class _InFlight:
+    """What is in flight: in total, or of one caller."""
+
+    requests: int = 0
+    rows: int = 0
+    bytes: int = 0
+
+    def add(self, requests: int, rows: int, size: int) -> None:
+        self.requests += requests
+        self.rows += rows
+        self.bytes += size
+
+
 class Admission:
     """Limits what is in flight. Pure: `offer` takes a place for an admitted request, `release` frees it."""
 
@@ -84,11 +105,28 @@ class Admission:
         self._rows_max = rows_max
         self._bytes_max = bytes_max
         self._numbers = itertools.count()
-        self.requests = 0
-        self.rows = 0
-        self.bytes = 0
+        self._all = _InFlight()
+        self._of_callers = defaultdict[str, _InFlight](_InFlight)
+        self._newest_caller, self._newest_s = "", -math.inf
+        #: When another caller than the newest one came last.
+        self._other_s = -math.inf
         #: Predicted time of the scores of the request that was judged last.
         self.finish_s = -math.inf
+
+    @property
+    def requests(self) -> int:
+        """Number of requests in flight."""
+        return self._all.requests
+
+    @property
+    def rows(self) -> int:
+        """Number of their candidates."""
+        return self._all.rows
+
+    @property
+    def bytes(self) -> int:
+        """Estimate of their memory."""
+        return self._all.bytes
 
     def refusal_of_any(self, now_s: float, deadline_s: float) -> Refuse | None:
         """Return the refusal that every request with this deadline would get; None if it depends on the request."""
@@ -104,14 +142,15 @@ class Admission:
 
     def offer(self, ask: Ask, now_s: float) -> Decision:
         """Admit a request, whole or degraded as its surface's overload policy allows, or refuse it."""
-        ticket = Ticket(next(self._numbers), ask.rows, ask.deadline_s, ask.model, ask.surface)
+        ticket = _of(ask, next(self._numbers), ask.rows, ask.model)
+        self._note(ask.caller, now_s)
         actions = self._overload.get(ask.surface, _REFUSE).actions
         # Try it if nothing else is in flight: otherwise a wrong prediction would never be corrected.
         if not self.requests and not actions:
             return self._take(Admit(ticket), ask, now_s)
         forecast = self._policy.forecast(ticket, now_s)
         self.finish_s = forecast.finish_s
-        full = self._full(ask)
+        full = self._full(ask) or self._more_than_is_free(ask, now_s)
         if full is not None:
             return Refuse(full, max(0.0, forecast.finish_s - now_s))
         if _fits(forecast, ask):
@@ -147,9 +186,11 @@ class Admission:
             ticket: the decision's ticket.
             size: `bytes` of the ask.
         """
-        self.requests -= 1
-        self.rows -= ticket.rows
-        self.bytes -= size
+        self._all.add(-1, -ticket.rows, -size)
+        held = self._of_callers[ticket.caller]
+        held.add(-1, -ticket.rows, -size)
+        if not held.requests:
+            del self._of_callers[ticket.caller]
 
     def _full(self, ask: Ask) -> str | None:
         """Return which limit a request would exceed, or None. One alone may exceed any, or it could never run."""
@@ -163,6 +204,34 @@ class Admission:
             return (
                 f"{self.bytes} bytes are in use and the request needs {ask.bytes}, but the limit is {self._bytes_max}"
             )
+        return None
+
+    def _note(self, caller: str, now_s: float) -> None:
+        if not caller:
+            return
+        if caller != self._newest_caller:
+            self._newest_caller, self._other_s = caller, self._newest_s
+        self._newest_s = now_s
+
+    def _more_than_is_free(self, ask: Ask, now_s: float) -> str | None:
+        """Return what a caller would hold more of than is left to others, or None if nobody else called recently.
+
+        So one caller fills at most half of a limit and two a third each, and a newcomer always finds room (Choudhury
+        and Hahne, "Dynamic queue length thresholds", 1998). Without it, deadlines of half a minute would buy it all.
+        """
+        held = self._of_callers.get(ask.caller)
+        if held is None or not ask.caller or now_s - self._other_s >= _BESIDE_S:
+            return None
+        for unit, own, used, most in (
+            ("requests", held.requests + 1, self.requests, self._requests_max),
+            ("rows", held.rows + ask.rows, self.rows, self._rows_max),
+            ("bytes", held.bytes + ask.bytes, self.bytes, self._bytes_max),
+        ):
+            if own > most - used:
+                return (
+                    f"this caller would have {own} {unit} in flight, but others call too, and only {most - used} of "
+                    f"{most} are free; no caller may hold more than is free"
+                )
         return None
 
     def _too_many(self) -> str:
@@ -188,14 +257,13 @@ class Admission:
 
     def _take(self, decision: Admit | Trim | UseCheaper, ask: Ask, now_s: float) -> Decision:
         self._policy.reserve(decision.ticket, now_s)
-        self.requests += 1
-        self.rows += decision.ticket.rows
-        self.bytes += ask.bytes
+        for some in (self._all, self._of_callers[ask.caller]):
+            some.add(1, decision.ticket.rows, ask.bytes)
         return decision
 
 
 def _of(ask: Ask, number: int, rows: int, model: Hashable) -> Ticket:
-    return Ticket(number, rows, ask.deadline_s, model, ask.surface)
+    return Ticket(number, rows, ask.deadline_s, model, ask.surface, ask.caller)
 
 
 def _fits(forecast: Forecast, ask: Ask) -> bool:

@@ -20,8 +20,8 @@ def admission(overload=None, requests_max=100, rows_max=100_000, bytes_max=1 << 
     return policy, Admission(policy, {"home": overload or Overload()}, requests_max, rows_max, bytes_max)
 
 
-def ask(rows=128, deadline_s=0.02, cheaper=None, size=1000):
-    return Ask("home", rows, size, deadline_s, "m", cheaper)
+def ask(rows=128, deadline_s=0.02, cheaper=None, size=1000, caller=""):
+    return Ask("home", rows, size, deadline_s, "m", cheaper, caller)
 
 
 def fill(door, deadline_s=0.02):
@@ -276,3 +276,56 @@ def test_what_the_queue_alone_decides_is_refused_before_anything_is_known_of_the
     assert late.retry_after_s == pytest.approx(0.001)
     door.offer(ask(deadline_s=9), 0.0)
     assert door.refusal_of_any(0.0, math.inf) == Refuse("2 requests are in flight, and the limit is 2", soonest_s)
+
+
+def fill_as(door, caller, now_s=0.0, **more):
+    """Let a caller's requests in until one is turned away; how many came in, and why no more did."""
+    count = 0
+    while isinstance(decision := door.offer(ask(deadline_s=1e6, caller=caller, **more), now_s), Admit):
+        count += 1
+    return count, decision.reason
+
+
+@pytest.mark.parametrize(
+    ("limits", "unit"),
+    [({"requests_max": 90}, "requests"), ({"rows_max": 90 * 128}, "rows"), ({"bytes_max": 90_000}, "bytes")],
+)
+def test_while_others_call_no_caller_holds_more_than_is_free(limits, unit):
+    _, door = admission(**{"requests_max": 1000} | limits)
+    assert isinstance(door.offer(ask(deadline_s=1e6, caller="modest"), 0.0), Admit)
+    count, reason = fill_as(door, "greedy", 1.0)
+    assert count == 45, "44 are left to others"
+    assert unit in reason
+    assert "others call too" in reason
+    assert fill_as(door, "third", 2.0)[0] == 22
+    assert isinstance(door.offer(ask(deadline_s=1e6, caller="modest"), 3.0), Admit)
+
+
+@pytest.mark.parametrize(
+    ("now_s", "most"),
+    [
+        pytest.param(9.9, 50, id="another called less than ten seconds ago"),
+        pytest.param(10.0, 99, id="it was ten seconds ago"),
+    ],
+)
+def test_who_calls_alone_may_fill_the_limits(now_s, most):
+    _, door = admission()
+    door.offer(ask(deadline_s=1e6, caller="modest"), 0.0)
+    assert fill_as(door, "greedy", now_s)[0] == most
+
+
+def test_the_servers_own_requests_are_no_other_caller():
+    _, door = admission()
+    door.offer(ask(deadline_s=1e6), 0.0)
+    assert fill_as(door, "one", 0.0)[0] == 99
+
+
+def test_what_a_caller_held_is_free_again():
+    policy, door = admission()
+    first = door.offer(ask(deadline_s=1e6, caller="greedy"), 0.0)
+    door.offer(ask(deadline_s=1e6, caller="modest"), 0.0)
+    fill_as(door, "greedy")
+    policy.cancel(first.ticket)
+    door.release(first.ticket, 1000)
+    assert isinstance(door.offer(ask(deadline_s=1e6, caller="greedy"), 0.0), Admit)
+    assert isinstance(door.offer(ask(deadline_s=1e6, caller="greedy"), 0.0), Refuse)
