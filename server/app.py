@@ -6,6 +6,7 @@ import asyncio
 import gc
 from collections.abc import Hashable
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -17,6 +18,8 @@ from kernels.cores import answer_at_once, compute_behind_others, cores, keep_to,
 from kernels.engine import EngineFactory
 from kernels.engines import ON_GPU, default_streams, engine_factory
 from model_store.registry.store import ModelStore, open_model_store
+from server.access.gate import Gate
+from server.access.tokens import read_token
 from server.api import activity, impressions, ranking
 from server.api import models as model_service
 from server.api.activity import ActivityEdge
@@ -45,6 +48,7 @@ from server.runtime.listening import ListenError, http_shown, shown
 from server.runtime.memory import set_up_allocator
 from server.runtime.signals import Ending, heed_signals
 from server.runtime.supervisor import Supervisor
+from server.runtime.tasks import BackgroundTasks
 from server.scheduling.admission import Admission, Overload
 from server.scheduling.cost import CostModel
 from server.scheduling.earliest_deadline import EarliestDeadlineFirst
@@ -197,8 +201,9 @@ class Server:
         features = FeatureReader(
             self.store, config.near_cache_bytes, config.near_cache_stale_s, config.near_cache_outage_s
         )
+        gate = self._open_gate()
         costs: dict[Hashable, CostModel] = {}
-        admission, runner = self._new_runner(costs, prover.pace)
+        admission, runner = self._new_runner(costs, prover.pace, gate)
         installed = InstalledModels(runner, features, self.recording if config.record_actions else None)
         refusals = Refusals(config.state_folder, config.model)
         self.admitter = VersionAdmitter(
@@ -227,14 +232,24 @@ class Server:
         )  # fmt: skip
         services = {
             ranking.SERVICE: RankingEdge(
-                pipeline, models, config, metrics.requests, recent, shadow, self.calls, log
+                pipeline, models, config, metrics.requests, recent, shadow, self.calls, log, gate
             ).methods(),
-            activity.SERVICE: ActivityEdge(metrics.actions, self.calls, self.recording, log).methods(),
-            impressions.SERVICE: ImpressionEdge(self.calls, log, config.candidates_max).methods(),
-            model_service.SERVICE: ModelEdge(self.swap, self.status, config).methods(),
+            activity.SERVICE: ActivityEdge(metrics.actions, self.calls, self.recording, log, gate).methods(),
+            impressions.SERVICE: ImpressionEdge(self.calls, log, config.candidates_max, gate).methods(),
+            model_service.SERVICE: ModelEdge(self.swap, self.status, config, gate).methods(),
         }
-        self._endpoint = new_endpoint(services, config, shared_port=self._shared_port)
+        self._endpoint = new_endpoint(services, config, gate, shared_port=self._shared_port)
         return models
+
+    def _open_gate(self) -> Gate:
+        config = self._config
+        token = read_token(config.admin_token_file) if config.admin_token_file else None
+        gate = Gate(config.callers_file, token, self.metrics.callers)
+        if config.callers_file is not None:
+            tasks = BackgroundTasks()
+            tasks.start(self._supervisor.loop("callers", partial(gate.follow, config.callers_reload_s)))
+            self._opened.callback(tasks.cancel)
+        return gate
 
     def _open_http(self) -> None:
         config, registry = self._config, self.metrics.registry
@@ -244,13 +259,13 @@ class Server:
             self.http_port = endpoint.port
             self._opened.callback(endpoint.close)
 
-    def _new_runner(self, costs: dict[Hashable, CostModel], pace: Pace) -> tuple[Admission, Runner]:
+    def _new_runner(self, costs: dict[Hashable, CostModel], pace: Pace, gate: Gate) -> tuple[Admission, Runner]:
         """Create the scheduling policies (costs, order of requests, admission) and the engine streams they control."""
         config = self._config
         lanes = {name: Lane(surface.priority, surface.share) for name, surface in config.surfaces.items()}
         lanes[SHADOW_LANE] = Lane(priority=-100, share=0.01)
         overload = {name: Overload(s.overload, s.trim_candidates_min) for name, s in config.surfaces.items()}
-        policy = EarliestDeadlineFirst(self._streams, costs.__getitem__, lanes)
+        policy = EarliestDeadlineFirst(self._streams, costs.__getitem__, lanes, gate.claim_of)
         admission = Admission(
             policy, overload, config.requests_in_flight_max, config.rows_in_flight_max, config.bytes_in_flight_max
         )

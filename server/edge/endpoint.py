@@ -1,17 +1,15 @@
-"""What both kinds of gRPC port have in common: the services, health and reflection, and how a server uses a port."""
+"""What both kinds of gRPC port have in common: the services and health, and how a server uses a port."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from pinrank.v1 import activity_pb2, models_pb2, ranking_pb2  # noqa: F401 - reflection answers from the registered descriptors
 from server.api.calls import guarded
+from server.edge.reflection import registered
 
 if TYPE_CHECKING:
     from server.api.calls import Methods
@@ -36,7 +34,7 @@ class Endpoint(ABC):
         """Create the endpoint without opening its port.
 
         Args:
-            services: the services; health and reflection are added to them.
+            services: the services; health is added to them.
             message_bytes_max: maximum size of a request; larger ones end with RESOURCE_EXHAUSTED.
             connection_age_s_max: age from which connections are closed, in seconds; 0 for never.
             shared_port: whether other processes of this server listen on the same port.
@@ -46,14 +44,11 @@ class Endpoint(ABC):
         self._shared_port = shared_port
         self._names = tuple(services)
         self._health = health.aio.HealthServicer()
-        registry = _Registry()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, registry)
-        described = reflection.aio.ReflectionServicer((*services, health.SERVICE_NAME, reflection.SERVICE_NAME))
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(described, registry)
+        checks = registered(health_pb2_grpc.add_HealthServicer_to_server, self._health)
         #: The guarded methods of all services.
         self._services = {
             service: {name: guarded(handler, f"/{service}/{name}") for name, handler in methods.items()}
-            for service, methods in {**services, **registry.services}.items()
+            for service, methods in {**services, **checks}.items()
         }
         self.listens_on: int | str = 0
 
@@ -74,16 +69,3 @@ class Endpoint(ABC):
     @abstractmethod
     async def stop(self) -> None:
         """Stop the server at once, if it was started."""
-
-
-class _Registry:
-    """Takes the services that grpcio's packages register with a server."""
-
-    def __init__(self) -> None:
-        self.services: dict[str, dict[str, Any]] = {}
-
-    def add_registered_method_handlers(self, service: str, methods: dict[str, Any]) -> None:
-        self.services[service] = methods
-
-    def add_generic_rpc_handlers(self, _: tuple[grpc.GenericRpcHandler, ...]) -> None:
-        """Ignore them: they are the same methods."""

@@ -11,25 +11,29 @@ from server.config import ConfigError, ServerConfig
 from server.edge.endpoint import Endpoint
 from server.edge.grpcio_endpoint import GrpcioEndpoint
 from server.edge.native_endpoint import NativeEndpoint
+from server.edge.reflection import reflection_of
 
 if TYPE_CHECKING:
+    from server.access.gate import Gate
     from server.edge.endpoint import Services
 
 _log = structlog.get_logger(__name__)
 
 
-def new_endpoint(services: Services, config: ServerConfig, *, shared_port: bool) -> Endpoint:
+def new_endpoint(services: Services, config: ServerConfig, gate: Gate, *, shared_port: bool) -> Endpoint:
     """Create the gRPC port without opening it.
 
     Args:
         services: the services; health and reflection are added to them.
         config: the server's settings.
+        gate: decides who may ask for the services' descriptions.
         shared_port: whether other processes of this server listen on the same port.
 
     Raises:
         ConfigError: `grpc_edge` is `native`, and that server is not built.
     """
-    settings = services, config.message_bytes_max, config.connection_age_s_max
+    every = {**services, **(reflection_of(services, gate) if config.reflection else {})}
+    settings = every, config.message_bytes_max, config.connection_age_s_max
     if config.grpc_edge != "grpcio":
         try:
             return NativeEndpoint(*settings, shared_port=shared_port)

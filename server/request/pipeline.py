@@ -44,6 +44,7 @@ class RankQuery:
         top_k: number of candidates to return; 0 returns all.
         deadline_s: on the `time.monotonic` clock.
         request_id: names the answer; 0 for a request whose answer nobody gets, such as one for comparison.
+        caller: who asks, as the scheduler tells callers apart; empty for the server itself.
     """
 
     user_id: int
@@ -59,6 +60,7 @@ class RankQuery:
     explain: bool
     deadline_s: float
     request_id: int = 0
+    caller: str = ""
 
 
 @dataclass(slots=True)
@@ -144,6 +146,7 @@ class Pipeline:
             deadline_s=query.deadline_s - self._tail.value - self._margin_s,
             model=model.digest,
             cheaper=cheaper.model.digest if cheaper else None,
+            caller=query.caller,
         )
         served, degradation = query.served, {}
         admitted = self._runner.admit(ask)

@@ -67,6 +67,7 @@ class Shadow:
             label=self._label,
             top_k=0,
             deadline_s=time.monotonic() + _DEADLINE_S,
+            caller="",
         )
         if query.surface not in served.utility.surfaces:
             return

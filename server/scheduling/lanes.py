@@ -1,4 +1,4 @@
-"""Orders waiting tickets by lane and caller: their shares of the engine, priorities, and the tickets' deadlines. Pure."""
+"""Orders waiting tickets by lane and caller: by shares of the engine, priorities, and the tickets' deadlines. Pure."""
 
 from __future__ import annotations
 

@@ -65,6 +65,30 @@ class RequestMetrics:
         self._calls.counts[surface, code] += 1
 
 
+class CallerMetrics:
+    """Metrics of callers. Their names come from a file, so there are few."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._calls = CallCounter(
+            "pinrank_caller_calls",
+            "Calls by caller (anonymous has no identity, unknown a wrong one) and what the server decided on arrival: "
+            "admitted, unauthenticated, denied because it may not do this, or over one of its quotas",
+            ("caller", "outcome"),
+            registry,
+        )
+        reloads = Counter(
+            "pinrank_callers_reloads",
+            "Changes of the file of callers that the server took over (done) or refused because it is invalid (failed)",
+            ["outcome"],
+            registry=registry,
+        )
+        self.reloads_done, self.reloads_failed = reloads.labels("done"), reloads.labels("failed")
+
+    def count(self, caller: str, outcome: str) -> None:
+        """Count one call."""
+        self._calls.counts[caller, outcome] += 1
+
+
 class EngineMetrics:
     """Metrics of engine runs, and of rows that were never scored."""
 
@@ -180,6 +204,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._supervisor = supervisor or Supervisor()
         self.requests = RequestMetrics(self.registry)
+        self.callers = CallerMetrics(self.registry)
         self.engine = EngineMetrics(self.registry)
         self.exploration = ExplorationMetrics(self.registry)
         self.actions = ActionMetrics(self.registry)

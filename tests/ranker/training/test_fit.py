@@ -241,6 +241,11 @@ def test_training_stops_after_its_patience_and_keeps_the_best_weights() -> None:
     assert float(by_head.mean()) == pytest.approx(losses[best], rel=1e-5)
 
 
+def test_ten_steps_can_be_learned() -> None:
+    _, epochs = learn(ONE_THREAD, replace(CONFIG, requests_per_batch=7))  # 33 requests, two epochs
+    assert len(epochs) == 2
+
+
 def test_a_loss_that_is_no_number_ends_the_training() -> None:
     with pytest.raises(DivergedError, match=r"the loss is nan at epoch \d, batch \d; lower --learning-rate"):
         learn(ONE_THREAD, replace(CONFIG, learning_rate=1e30, epochs=3))

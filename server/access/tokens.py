@@ -1,9 +1,12 @@
-"""The token that ModelService calls must carry: reads it from a file, and compares it in constant time."""
+"""The token of who may manage models: reads it from a file, and compares it in constant time."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+from pathlib import Path
+
+from server.config import ConfigError
 
 #: Prefix of the `authorization` metadata value.
 BEARER = b"Bearer "
@@ -32,3 +35,18 @@ class TokenDigest:
         given = authorization.encode() if isinstance(authorization, str) else authorization
         bearer = given.startswith(BEARER)
         return hmac.compare_digest(hashlib.sha256(given[len(BEARER) :]).digest(), self._digest) and bearer
+
+
+def read_token(path: Path) -> TokenDigest | None:
+    """Read the token from a file; return None if the file is empty.
+
+    Raises:
+        ConfigError: the file cannot be read, or its content is not a valid token.
+    """
+    try:
+        token = token_in(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"admin_token_file {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"admin_token_file {path}: {error}") from error
+    return TokenDigest(token) if token else None

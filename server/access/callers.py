@@ -1,0 +1,110 @@
+"""Callers: their names, what they may do, and how much of it."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+from server.access.token_bucket import TokenBucket
+from server.scheduling.lanes import Lane
+
+
+class Permission(StrEnum):
+    """What a caller may do."""
+
+    RANK = "rank"
+    RECORD = "record"
+    SEEN = "seen"
+    MODELS = "models"
+    REFLECTION = "reflection"
+
+
+#: What a caller's quotas count.
+Unit = Literal["requests", "rows", "actions"]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Somebody who calls.
+
+    Attributes:
+        name: its name in metrics and logs.
+        may: what it may do.
+        claim: its claim on the engine's time, beside the other callers of a surface.
+        quotas: by unit, how much it may use; a unit without a bucket is not limited.
+        flow: who it is to the scheduler. It differs from the name for calls without an identity: these share their
+            quotas, but each of their connections has a share of its own.
+    """
+
+    name: str
+    may: frozenset[Permission]
+    claim: Lane = field(default_factory=Lane)
+    quotas: Mapping[Unit, TokenBucket] = field(default_factory=dict)
+    flow: str = ""
+
+
+#: Connections without an identity are spread over so many flows, to bound what the scheduler must compare.
+_FLOWS = 64
+#: What everybody may do if no callers are named.
+EVERYTHING_BUT_MODELS = frozenset(Permission) - {Permission.MODELS}
+#: The caller with the token of `admin_token_file`.
+ADMIN = Caller("admin", frozenset({Permission.MODELS, Permission.REFLECTION}))
+
+
+class Anonymous:
+    """Calls without an identity."""
+
+    def __init__(
+        self, may: frozenset[Permission], claim: Lane | None = None, quotas: Mapping[Unit, TokenBucket] | None = None
+    ) -> None:
+        self.may = may
+        self._by_flow = tuple(
+            Caller("anonymous", may, claim or Lane(), quotas or {}, f"anonymous {i}") for i in range(_FLOWS)
+        )
+
+    def from_peer(self, peer: str) -> Caller:
+        """Return the caller that a connection from an address is."""
+        return self._by_flow[hash(peer) % _FLOWS]
+
+
+@dataclass(frozen=True, slots=True)
+class Callers:
+    """All callers by what they identify themselves with.
+
+    Attributes:
+        anonymous: who has no identity.
+        by_certificate: by a name in the client's certificate.
+        by_token: by the SHA-256 of a bearer token.
+        by_subject: by the subject of a JWT.
+        by_flow: by `Caller.flow`.
+    """
+
+    anonymous: Anonymous
+    by_certificate: Mapping[str, Caller] = field(default_factory=dict)
+    by_token: Mapping[bytes, Caller] = field(default_factory=dict)
+    by_subject: Mapping[str, Caller] = field(default_factory=dict)
+    by_flow: Mapping[str, Caller] = field(default_factory=dict)
+
+    @property
+    def are_named(self) -> bool:
+        """Whether calls can have an identity."""
+        return bool(self.by_flow)
+
+
+def unnamed() -> Callers:
+    """Return the callers of a server whose settings name none."""
+    return Callers(Anonymous(EVERYTHING_BUT_MODELS))
+
+
+def token_digest(token: bytes) -> bytes:
+    return hashlib.sha256(token).digest()
+
+
+def buckets(per_s: Mapping[Unit, float | None], burst_s: float) -> dict[Unit, TokenBucket]:
+    """Return full buckets for the units that have a rate."""
+    now_s = time.monotonic()
+    return {unit: TokenBucket(rate, burst_s, now_s) for unit, rate in per_s.items() if rate is not None}

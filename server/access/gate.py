@@ -1,0 +1,223 @@
+"""Lets calls in: finds out who calls, whether that caller may, and whether its quotas allow it. One event loop's."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+import structlog
+
+from server.access.caller_file import read_callers
+from server.access.callers import ADMIN, Caller, Permission, Unit, token_digest, unnamed
+from server.access.jwts import JwtError, JwtVerifier
+from server.access.tokens import BEARER, TokenDigest
+from server.config import ConfigError
+from server.errors import QuotaError, StatusError
+
+if TYPE_CHECKING:
+    from server.scheduling.lanes import Lane
+    from server.telemetry.metrics import CallerMetrics
+
+_log = structlog.get_logger(__name__)
+
+#: Verified JWTs that are remembered, so that each is verified once.
+_REMEMBERED = 4_096
+_FIXES = {"requests": "requests_per_s", "rows": "rows_per_s", "actions": "actions_per_s"}
+
+
+class Gate:
+    """Decides about each call before anything else is done for it."""
+
+    def __init__(
+        self,
+        callers_file: Path | None,
+        admin_token: TokenDigest | None,
+        metrics: CallerMetrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Create a gate.
+
+        Args:
+            callers_file: names the callers; without it, everybody may do everything but manage models.
+            admin_token: the token of who may manage models; None if there is none.
+            metrics: counts the calls of each caller.
+            clock: the clock of the quotas.
+
+        Raises:
+            ConfigError: the file is invalid; the message says why.
+        """
+        self._file = callers_file
+        self._admin_token = admin_token
+        self._metrics = metrics
+        self._clock = clock
+        self._callers = unnamed()
+        self._verifier: JwtVerifier | None = None
+        self._content = b""
+        #: Callers by their JWT, with its end in Unix time; the one used last is at the end.
+        self._by_jwt: OrderedDict[bytes, tuple[Caller, float]] = OrderedDict()
+        self.reload()
+
+    def reload(self) -> bool:
+        """Read the file of callers again; return whether it has changed.
+
+        Raises:
+            ConfigError: the file is invalid; the callers stay as they were.
+        """
+        if self._file is None:
+            return False
+        callers, verifier, content = read_callers(self._file)
+        if content == self._content:
+            return False
+        self._callers, self._verifier, self._content = callers, verifier, content
+        self._by_jwt.clear()
+        return True
+
+    async def follow(self, every_s: float) -> None:
+        """Take over each change of the file of callers; one that is invalid is logged and counted, and changes nothing.
+
+        Does not return.
+        """
+        said = ""
+        while True:
+            await asyncio.sleep(every_s)
+            try:
+                if self.reload():
+                    self._metrics.reloads_done.inc()
+                    _log.info("callers_reloaded", callers=sorted(one.name for one in self._callers.by_flow.values()))
+                said = ""
+            except ConfigError as error:
+                if str(error) != said:
+                    said = str(error)
+                    self._metrics.reloads_failed.inc()
+                    _log.error("callers_not_reloaded", reason=said, serving_with="those before")
+
+    def claim_of(self, flow: str) -> Lane:
+        """Return a caller's claim on the engine, by `Caller.flow`."""
+        caller = self._callers.by_flow.get(flow)
+        return (caller or self._callers.anonymous.from_peer("")).claim
+
+    def enter(self, context: grpc.aio.ServicerContext[Any, Any], permission: Permission) -> Caller:
+        """Let a call in.
+
+        Raises:
+            StatusError: the call has no identity, or a wrong one, or its caller may not do this.
+            QuotaError: the caller has used its quota of requests.
+        """
+        try:
+            caller = self._caller_of(context, permission)
+        except StatusError:
+            self._metrics.count("unknown", "unauthenticated")
+            raise
+        if permission not in caller.may:
+            self._metrics.count(caller.name, "denied")
+            raise self._denied(caller, permission)
+        self.charge(caller, "requests", 1)
+        self._metrics.count(caller.name, "admitted")
+        return caller
+
+    def charge(self, caller: Caller, unit: Unit, amount: int) -> None:
+        """Take an amount from a caller's quota of a unit, if it has one. Raises QuotaError."""
+        bucket = caller.quotas.get(unit)
+        if bucket is None:
+            return
+        wait_s = bucket.wait_s(amount, self._clock())
+        if wait_s > 0:
+            self._metrics.count(caller.name, f"over_quota_of_{unit}")
+            raise QuotaError(
+                f"caller {caller.name!r} has used its quota of {bucket.per_s:g} {unit} a second ({_FIXES[unit]})",
+                wait_s,
+            )
+        bucket.take(amount)
+
+    def _caller_of(self, context: grpc.aio.ServicerContext[Any, Any], permission: Permission) -> Caller:
+        callers = self._callers
+        managing = permission is Permission.MODELS
+        if not callers.are_named and not managing:
+            return callers.anonymous.from_peer(context.peer())
+        if given := dict(context.invocation_metadata() or ()).get("authorization", ""):
+            return self._by_authorization(given if isinstance(given, bytes) else given.encode(errors="replace"))
+        certified = _names_in(context.auth_context()) if callers.by_certificate else ()
+        for name in certified:
+            if caller := callers.by_certificate.get(name):
+                return caller
+        if managing:
+            raise self._no_identity()
+        if not callers.anonymous.may:
+            known = f"; the names in its certificate are {', '.join(certified)}" if certified else ""
+            raise StatusError(
+                grpc.StatusCode.UNAUTHENTICATED,
+                f"this server answers only callers that it knows{known}: send `authorization: Bearer TOKEN` as "
+                "metadata, or a client certificate, of a caller in callers_file",
+            )
+        return callers.anonymous.from_peer(context.peer())
+
+    def _no_identity(self) -> StatusError:
+        if self._admin_token is None and not self._callers.are_named:
+            return StatusError(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "ModelService is disabled on this server; set admin_token_file, or a caller that may `models`",
+            )
+        return StatusError(
+            grpc.StatusCode.UNAUTHENTICATED, "send the server's token as metadata `authorization: Bearer TOKEN`"
+        )
+
+    def _by_authorization(self, given: bytes) -> Caller:
+        """Return the caller with a token. A wrong one never counts as none."""
+        if self._admin_token is None and not self._callers.are_named:
+            raise self._no_identity()
+        if self._admin_token is not None and self._admin_token.is_in(given):
+            return ADMIN
+        if given.startswith(BEARER):
+            token = given[len(BEARER) :]
+            digest = token_digest(token)
+            # A lookup by digest tells nothing of the tokens by the time that it takes.
+            if caller := self._callers.by_token.get(digest):
+                return caller
+            if self._verifier is not None and token.count(b".") == 2:  # the three parts of a JWT
+                return self._by_jwt_of(digest, token)
+        raise StatusError(
+            grpc.StatusCode.UNAUTHENTICATED,
+            "the token is not that of a caller; send a valid one as metadata `authorization: Bearer TOKEN`",
+        )
+
+    def _by_jwt_of(self, digest: bytes, token: bytes) -> Caller:
+        assert self._verifier is not None  # noqa: S101 - checked by the only place that calls this
+        now = time.time()
+        if (known := self._by_jwt.get(digest)) is not None and now < known[1]:
+            self._by_jwt.move_to_end(digest)
+            return known[0]
+        try:
+            verified = self._verifier.verified(token.decode("ascii", "replace"))
+        except JwtError as error:
+            raise StatusError(grpc.StatusCode.UNAUTHENTICATED, f"the token is not valid: {error}") from error
+        caller = self._callers.by_subject.get(verified.subject)
+        if caller is None:
+            raise StatusError(
+                grpc.StatusCode.UNAUTHENTICATED, "the token is valid, and its subject is none of a caller's `subjects`"
+            )
+        self._by_jwt[digest] = caller, verified.expires_at
+        if len(self._by_jwt) > _REMEMBERED:
+            self._by_jwt.popitem(last=False)
+        return caller
+
+    @staticmethod
+    def _denied(caller: Caller, permission: Permission) -> StatusError:
+        may = ", ".join(sorted(caller.may)) or "nothing"
+        return StatusError(
+            grpc.StatusCode.PERMISSION_DENIED,
+            f"caller {caller.name!r} may not {permission} (it may: {may}); the server's callers_file says who may",
+        )
+
+
+def _names_in(certificate: Any) -> tuple[str, ...]:
+    """Return the names in a verified client certificate: the alternative ones, then the common name."""
+    found: list[str] = []
+    for kind in ("x509_subject_alternative_name", "x509_common_name"):
+        found += [name.decode(errors="replace") for name in certificate.get(kind, ())]
+    return tuple(found)
