@@ -238,15 +238,19 @@ def _learn(
 ) -> tuple[RankerNetwork, Examples]:
     """Train a network; return it with validation examples that it has not learned from."""
 
-    def examples_of(part: Part, sampling: Sampling) -> Examples:
+    def examples_of(part: Part, sampling: Sampling, attributes: Sequence[str] = ()) -> Examples:
         with reporter.step(f"{part} examples") as progress:
             builder = example_builder(
                 source.log, source.shown, embeddings, target.draft, recipe.split, sampling, recipe.training.seed
             )
-            return builder.build(part, progress)
+            return builder.build(part, progress, attributes)
 
     examples = examples_of("train", recipe.sampling)
-    validation = examples_of("validation", replace(recipe.sampling, requests_max=recipe.validation_requests_max))
+    validation = examples_of(
+        "validation",
+        replace(recipe.sampling, requests_max=recipe.validation_requests_max),
+        [attribute.field for attribute in target.utility.attributes],
+    )
     reporter.note(f"training on {examples.batch.requests:,} requests with {examples.batch.rows:,} rows")
     hidden = hidden_share(examples.ages_s, recipe.training.time_window_h_max, recipe.training.time_window_share)
     if hidden > _HIDDEN_SHARE_FAIR:
@@ -259,7 +263,9 @@ def _learn(
             execution, watchers=(_TrainingProgress(progress, reporter, recipe.training.epochs), *execution.watchers)
         )
         parameters = parent.parameters if parent else None
-        network, epochs = train(target.sizes, source.heads, examples, validation, recipe.training, shown, parameters)
+        network, epochs = train(
+            target.sizes, source.heads, examples, validation, recipe.training, shown, parameters, target.utility
+        )
     if not recipe.newest_requests_max:
         return network, validation
     newest, held = newest_and_held(validation)
@@ -271,7 +277,7 @@ def _learn(
         own = _TrainingProgress(progress, reporter, recipe.training.newest_epochs)
         others = (Continued(watcher, steps, len(epochs)) for watcher in execution.watchers)
         shown = replace(execution, watchers=(own, *others), checkpoints=None)
-        return learn_newest(network, source.heads, newest, held, recipe.training, shown), held
+        return learn_newest(network, source.heads, newest, held, recipe.training, shown, target.utility), held
 
 
 class _TrainingProgress:
@@ -287,7 +293,8 @@ class _TrainingProgress:
     def epoch(self, epoch: Epoch) -> None:
         by_head = ", ".join(f"{head} {loss:.4f}" for head, loss in epoch.validation_losses.items())
         losses = f"training loss {epoch.train_loss:.4f}, validation loss {epoch.validation_loss:.4f} ({by_head})"
-        self._reporter.note(f"epoch {epoch.number}: {losses}")
+        order = "" if epoch.utility_order is None else f", utility's order {epoch.utility_order:.4f} of 1"
+        self._reporter.note(f"epoch {epoch.number}: {losses}{order}")
 
 
 def _bundle_parts(

@@ -9,7 +9,7 @@ from typing import Any
 
 from model_store.bundle.manifest import RECENCY_NAMES, Manifest, Scalars, similarity_count
 from model_store.exploration.table import ExplorationError, load_exploration
-from model_store.model.utility import UtilityError, load_utility
+from model_store.model.utility import UtilityError, UtilityTable, load_utility
 from ranker.data.actions import ActionLog
 from ranker.data.atomic.described import FILE as FEATURES_FILE
 from ranker.data.atomic.described import fields_of
@@ -116,11 +116,15 @@ def _check_features(parent: Parent, draft: Manifest) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A recipe applied to a dataset: the sizes of the network, a manifest without files, and the parties of a table."""
+    """A recipe applied to a dataset: the sizes of the network, a manifest without files, and the utility table."""
 
     sizes: NetworkConfig
     draft: Manifest
-    parties: tuple[str, ...]
+    utility: UtilityTable
+
+    @property
+    def parties(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(party for surface in self.utility.surfaces.values() for party in surface.parties))
 
 
 def target_of(recipe: Recipe, log: ActionLog, parent: Parent | None, heads: tuple[str, ...] | None = None) -> Target:
@@ -172,5 +176,4 @@ def target_of(recipe: Recipe, log: ActionLog, parent: Parent | None, heads: tupl
                 f"servers would reject a model with this exploration table: {error}; correct it, or pass "
                 "--explore with an empty file for a model that does not explore"
             ) from error
-    parties = dict.fromkeys(party for surface in utility.surfaces.values() for party in surface.parties)
-    return Target(sizes, draft, tuple(parties))
+    return Target(sizes, draft, utility)

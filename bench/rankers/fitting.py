@@ -18,7 +18,7 @@ from bench.rankers.inputs import DenseFeatures, Shape
 from bench.rankers.rows import Rows
 from bench.rankers.sasrec import SasRec
 from ranker.training.examples import Examples
-from ranker.training.losses import head_losses
+from ranker.training.losses import calibrated_logits, head_losses
 from ranker.training.minibatches import Minibatches, Part, in_order
 from ranker.training.ranks import ALONE, threads_of_this_process
 
@@ -135,7 +135,8 @@ class _Training:
 
 
 def _held_loss(network: nn.Module, held: Examples) -> float:
-    losses = head_losses(logits_of(network, held), held.labels, held.batch.row_request())
+    calibrated = calibrated_logits(logits_of(network, held), held.labels)
+    losses = head_losses(calibrated, held.labels, held.batch.row_request())
     return float(losses.mean())
 
 

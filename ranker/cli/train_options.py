@@ -245,7 +245,9 @@ class TrainingOptions(OptionGroup):
     patience: Annotated[
         int,
         typer.Option(
-            min=0, help="Successive epochs without a better validation loss to tolerate. The best weights are kept."
+            min=0,
+            help="Successive epochs to tolerate that are not better on the validation requests: by the heads' losses "
+            "and by the utility's order. The best weights are kept.",
         ),
     ] = 1
     batch_requests: Annotated[

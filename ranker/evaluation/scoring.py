@@ -20,12 +20,12 @@ from ranker.baselines.score import BaselinePlan, score_baselines
 from ranker.baselines.scores import TreeTraining
 from ranker.data.actions import ActionLog
 from ranker.data.embeddings import embeddings_of
-from ranker.data.features import PIN_GROUP, SURFACES
+from ranker.data.features import PIN_GROUP
 from ranker.data.inputs import full_manifest
 from ranker.data.requests import Part, Split
 from ranker.data.shown import Shown
 from ranker.errors import DatasetError
-from ranker.training.examples import ExampleBuilder, Examples, Sampling
+from ranker.training.examples import ExampleBuilder, Examples, Sampling, utilities_of
 from ranker.training.shown_examples import ShownExampleBuilder, example_builder
 
 ScoringProgress = Callable[[str, int, int], None]
@@ -364,15 +364,3 @@ def _read_by(model: LoadedModel, batch: FeatureBatch) -> FeatureBatch:
         {name: tensor for name, tensor in batch.candidate.items() if name in names},
         batch.row_splits,
     )
-
-
-def utilities_of(table: UtilityTable, examples: Examples, probabilities: np.ndarray) -> np.ndarray:
-    """Return float32[N], computed as the server does, surface by surface."""
-    result = np.empty(len(probabilities), np.float32)
-    surface_of_row = np.repeat(examples.surfaces, np.diff(examples.batch.row_splits))
-    for position in np.unique(surface_of_row):
-        rows, surface = np.flatnonzero(surface_of_row == position), SURFACES[position]
-        attributes = {a: examples.attributes[a.field][rows] for a in table.attributes}
-        parties = table.party_utilities_of_rows(surface, probabilities[rows], attributes)
-        result[rows] = table.combine(surface, parties)
-    return result

@@ -53,7 +53,7 @@ class Checkpoint:
         loss_sum: sum of the losses of the epoch's rows so far.
         rows_done: number of those rows.
         network: current weights.
-        best: weights of the epoch with the lowest validation loss.
+        best: weights of the best epoch.
         optimiser: state of the optimiser.
         schedule: state of the learning-rate schedule.
         epochs: finished epochs, each as a plain dict.
@@ -174,6 +174,7 @@ def _digest(examples: Examples) -> str:
     batch = examples.batch
     arrays = {**batch.request, **batch.candidate, "splits": batch.row_splits, "labels": examples.labels}
     arrays["ages_s"] = examples.ages_s
+    arrays |= {f"pin.{name}": column for name, column in examples.attributes.items()}
     if len(examples.propensities):  # of answered requests; training may weigh by them
         arrays |= {"positions": examples.positions, "propensities": examples.propensities}
     digest = hashlib.blake2b(digest_size=8)

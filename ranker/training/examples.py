@@ -13,6 +13,7 @@ from feature_client.groups import SequenceGroup
 from kernels.engine import FeatureBatch
 from model_store.bundle.manifest import Manifest
 from model_store.model.assembly import Assembler
+from model_store.model.utility import UtilityTable
 from ranker.data.actions import ActionLog
 from ranker.data.embeddings import PinEmbeddings
 from ranker.data.features import PIN_GROUP, SURFACES, USER_GROUP, Groups, events_of, folded_in, pin_rows, user_rows
@@ -131,6 +132,18 @@ def newest_and_held(validation: Examples) -> tuple[Examples, Examples]:
         )
     requests = np.arange(validation.batch.requests)
     return validation.take(requests[::2]), validation.take(requests[1::2])
+
+
+def utilities_of(table: UtilityTable, examples: Examples, probabilities: np.ndarray) -> np.ndarray:
+    """Return float32[N], computed as the server does, surface by surface."""
+    result = np.empty(len(probabilities), np.float32)
+    surface_of_row = np.repeat(examples.surfaces, np.diff(examples.batch.row_splits))
+    for position in np.unique(surface_of_row):
+        rows, surface = np.flatnonzero(surface_of_row == position), SURFACES[position]
+        attributes = {a: examples.attributes[a.field][rows] for a in table.attributes}
+        parties = table.party_utilities_of_rows(surface, probabilities[rows], attributes)
+        result[rows] = table.combine(surface, parties)
+    return result
 
 
 class ExampleBuilder:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kernels.engine import ROW_REQUEST
+from model_store.model.utility import UtilityTable
 from ranker.errors import DivergedError, SettingError
 from ranker.network.model import NetworkConfig, RankerNetwork
 from ranker.training.checkpoint import (
@@ -26,8 +27,8 @@ from ranker.training.checkpoint import (
     differences,
     digest_of,
 )
-from ranker.training.examples import Examples
-from ranker.training.losses import head_losses, row_losses
+from ranker.training.examples import Examples, utilities_of
+from ranker.training.losses import best_epoch, calibrated_logits, head_losses, order_quality, row_losses
 from ranker.training.minibatches import Minibatch, Minibatches, Part, in_order
 from ranker.training.off_policy import OffPolicyWeights
 from ranker.training.progress import Epoch, Step
@@ -49,6 +50,7 @@ def train(
     config: TrainingConfig,
     execution: Execution | None = None,
     parameters: Mapping[str, Tensor] | None = None,
+    utility: UtilityTable | None = None,
 ) -> tuple[RankerNetwork, list[Epoch]]:
     """Train a network. On one machine's CPU, equal arguments give equal weights, even after a kill and a resume.
 
@@ -62,17 +64,20 @@ def train(
         config: training settings.
         execution: how to run and to whom to report; every rank passes equal values for the other arguments.
         parameters: initial parameters by name, including the constants of standardisation; random if None.
+        utility: also judge epochs by this table's order, for which `validation` keeps the table's attributes; None
+            judges them by the heads alone.
 
     Returns:
-        The network of the epoch with the lowest validation loss, on the CPU and in evaluation mode, and all epochs;
-        equal on every rank.
+        The network of the best epoch, on the CPU and in evaluation mode, and all epochs; equal on every rank.
 
     Raises:
         SettingError: a weight names an unknown head, or the ranks have different settings.
         CheckpointError: the checkpoint is damaged, or belongs to another run.
         DivergedError: the loss is no longer finite.
     """
-    training = _Training(network_config, heads, examples, validation, config, execution or Execution(), parameters)
+    training = _Training(
+        network_config, heads, examples, validation, config, execution or Execution(), parameters, utility
+    )
     training.resume()
     while not training.finished():
         training.learn()
@@ -88,6 +93,7 @@ def learn_newest(
     held: Examples,
     config: TrainingConfig,
     execution: Execution | None = None,
+    utility: UtilityTable | None = None,
 ) -> RankerNetwork:
     """Continue to train a network on requests that are newer than those it has learned from.
 
@@ -101,13 +107,14 @@ def learn_newest(
         held: requests of the same time for early stopping.
         config: training settings, of which `newest_epochs` and a part of `learning_rate` apply.
         execution: how to run and to whom to report; without checkpoints, since this takes a fraction of a training.
+        utility: as for `train`.
 
     Raises:
         DivergedError: the loss is no longer finite.
     """
     settings = replace(config, epochs=config.newest_epochs, learning_rate=config.learning_rate * _NEWEST_RATE)
     parameters = network.state_dict()
-    learned, _ = train(network.config, heads, newest, held, settings, execution, parameters)
+    learned, _ = train(network.config, heads, newest, held, settings, execution, parameters, utility)
     return learned
 
 
@@ -132,12 +139,13 @@ class _Training:
         config: TrainingConfig,
         execution: Execution,
         parameters: Mapping[str, Tensor] | None = None,
+        utility: UtilityTable | None = None,
     ) -> None:
         torch.manual_seed(config.seed)
         torch.set_num_threads(execution.threads or threads_of_this_process())
         _keep_freed_memory()
         self._config, self._execution, self._ranks = config, execution, execution.ranks
-        self._heads, self._validation = tuple(heads), validation
+        self._heads, self._validation, self._utility = tuple(heads), validation, utility
         device = self._ranks.device
         self._network = RankerNetwork(network_config)
         if parameters is None:
@@ -183,6 +191,7 @@ class _Training:
                 network_config, config, heads=self._heads, examples=examples, validation=validation
             )
             self._run["the parent"] = digest_of(parameters or {})
+            self._run["the utility table"] = utility.digest if utility else "none"
         if execution.checkpoints is not None and self._ranks.leads:
             self._folder = CheckpointFolder(execution.checkpoints)
         self._saved_s, self._saved_batches = time.monotonic(), 0
@@ -210,10 +219,10 @@ class _Training:
         self._epochs = [Epoch(**epoch) for epoch in found.epochs]
 
     def finished(self) -> bool:
-        losses = [epoch.validation_loss for epoch in self._epochs]
-        if len(losses) >= self._config.epochs:
+        epochs = len(self._epochs)
+        if epochs >= self._config.epochs:
             return True
-        return bool(losses) and len(losses) - 1 - losses.index(min(losses)) > self._config.patience
+        return epochs > 0 and epochs - 1 - best_epoch(self._epochs) > self._config.patience
 
     def learn(self) -> None:
         """Run the remaining steps of this epoch."""
@@ -228,18 +237,18 @@ class _Training:
             self._save_if_due()
 
     def judge(self) -> None:
-        """Compute the validation loss of the epoch, and keep its weights if they are the best so far."""
-        losses = self._validation_losses()
+        """Judge the epoch by the validation examples, and keep its weights if they are the best so far."""
+        losses, order = self._validated()
         weights = self._weights.cpu().double().numpy()
         validation_loss = float((losses * weights).sum() / weights.sum())
         if not math.isfinite(validation_loss):
             raise DivergedError(
                 f"the validation loss of epoch {self._epoch + 1} is {validation_loss}; lower --learning-rate"
             )
-        if not self._epochs or validation_loss < min(epoch.validation_loss for epoch in self._epochs):
-            self._best = copy.deepcopy(self._network.state_dict())
         by_head = dict(zip(self._heads, losses.tolist(), strict=True))
-        self._epochs.append(Epoch(self._epoch + 1, self._loss_sum / self._rows_done, validation_loss, by_head))
+        self._epochs.append(Epoch(self._epoch + 1, self._loss_sum / self._rows_done, validation_loss, by_head, order))
+        if best_epoch(self._epochs) == len(self._epochs) - 1:
+            self._best = copy.deepcopy(self._network.state_dict())
         self._epoch, self._batch, self._loss_sum, self._rows_done = self._epoch + 1, 0, 0.0, 0
         if self._ranks.leads:
             for watcher in self._execution.watchers:
@@ -296,8 +305,30 @@ class _Training:
         self._schedule.step()
         return loss
 
-    def _validation_losses(self) -> np.ndarray:
-        """Return float64[H], the loss of each head over all validation rows."""
+    def _validated(self) -> tuple[np.ndarray, float | None]:
+        """Return float64[H], the loss of each head over all validation rows, and the quality of the utility's order.
+
+        Every rank gets those of rank 0: processors may differ in the last bits, and all ranks must stop together.
+        """
+        logits = self._validation_logits()
+        losses, order = np.full(len(self._heads), np.nan), None
+        if np.isfinite(logits).all():
+            examples, rows = self._validation, self._validation.batch.row_request().astype(np.int64)
+            weights = None if self._off_policy is None else self._off_policy.of_rows(examples)
+            calibrated = calibrated_logits(logits, examples.labels, weights)
+            losses = head_losses(calibrated, examples.labels, rows, weights)
+            if self._utility is not None:
+                probabilities = (0.5 * np.tanh(0.5 * calibrated) + 0.5).astype(np.float32)
+                order = order_quality(
+                    utilities_of(self._utility, examples, probabilities),
+                    utilities_of(self._utility, examples, examples.labels),
+                    examples.batch.row_splits,
+                )
+        by_head, order = json.loads(self._ranks.told(json.dumps([losses.tolist(), order]).encode()))
+        return np.array(by_head), order
+
+    def _validation_logits(self) -> np.ndarray:
+        """Return float32[N, H], the logits of all validation rows."""
         self._network.eval()
         device, rows = self._ranks.device, self._validation.batch.row_request()
         logits = torch.zeros(len(rows), len(self._heads), device=device)
@@ -306,11 +337,8 @@ class _Training:
             found = [self._network(**_on(device, part)).float() for part in in_order(self._validation, self._ranks)]
             if found:
                 logits[torch.from_numpy(own).to(device)] = torch.cat(found)
-        every = self._ranks.sum(logits).cpu().numpy()
-        if not np.isfinite(every).all():
-            return np.full(len(self._heads), np.nan)
-        weights = None if self._off_policy is None else self._off_policy.of_rows(self._validation)
-        return head_losses(every, self._validation.labels, rows.astype(np.int64), weights)
+        every: np.ndarray = self._ranks.sum(logits).cpu().numpy()
+        return every
 
     def _tell(self, rows_per_s: float) -> None:
         if not self._ranks.leads or not self._execution.watchers:

@@ -7,12 +7,17 @@ leaves probabilities without a scale. Both together are better at both (Sheng et
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from model_store.model.discount import discounts
+from model_store.model.selection import order_rows
 from ranker.network.calibration import fit_calibration
+from ranker.training.progress import Epoch
 
 #: Weight of the loss of the order; that of the probabilities has weight 1.
 ORDER_WEIGHT = 1.0
@@ -50,26 +55,32 @@ def _order_losses(logits: Tensor, labels: Tensor, row_request: Tensor, requests:
     return labels * (total.log() - shifted) / acted.clamp_min(1)
 
 
-def head_losses(
-    logits: np.ndarray, labels: np.ndarray, row_request: np.ndarray, weights: np.ndarray | None = None
-) -> np.ndarray:
-    """Return the mean loss of each head over all rows, float64[H], with probabilities calibrated as in a bundle.
+def calibrated_logits(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Return float64[N, H], the logits calibrated to these labels as in a bundle.
 
     Without calibration, the loss of these rows mostly measures whether they have as many candidates per action as the
     rows that the network learned from: validation requests have four times as many.
-
-    Args:
-        logits: float[N, H]; all must be finite.
-        labels: float32[N, H] of 0 and 1.
-        row_request: int64[N], the request of each row.
-        weights: float32[N, H], of each row in the loss of each head; None weighs all alike.
     """
     calibrated = np.empty(logits.shape)
     for head in range(logits.shape[1]):
         fitted = fit_calibration(logits[:, head], labels[:, head], None if weights is None else weights[:, head])
         calibrated[:, head] = fitted.slope * logits[:, head] + fitted.intercept
+    return calibrated
+
+
+def head_losses(
+    logits: np.ndarray, labels: np.ndarray, row_request: np.ndarray, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the mean loss of each head over all rows, float64[H].
+
+    Args:
+        logits: float[N, H], from `calibrated_logits`; all must be finite.
+        labels: float32[N, H] of 0 and 1.
+        row_request: int64[N], the request of each row.
+        weights: float32[N, H], of each row in the loss of each head; None weighs all alike.
+    """
     losses = row_losses(
-        torch.from_numpy(calibrated),
+        torch.from_numpy(logits),
         torch.from_numpy(labels),
         torch.from_numpy(row_request),
         int(row_request[-1]) + 1,
@@ -77,3 +88,48 @@ def head_losses(
     )
     mean: np.ndarray = losses.numpy().mean(axis=0, dtype=np.float64)
     return mean
+
+
+def order_quality(utilities: np.ndarray, values: np.ndarray, row_splits: np.ndarray) -> float | None:
+    """Return where the order by utility lies between each request's worst order, 0, and its best, 1, on average.
+
+    An order is worth the discounted sum of its rows' values. This is nDCG, except that 0 is the worst order and not an
+    order of no value, of which values below 0, such as that of a hide, can be any number of times away.
+
+    Args:
+        utilities: float[N], which give the order, as in `select`.
+        values: float[N], the utility of what happened.
+        row_splits: int[R + 1].
+
+    Returns:
+        The mean over the requests that have better and worse orders; None if none has.
+    """
+    counts = np.diff(row_splits)
+    request = np.repeat(np.arange(len(counts)), counts)
+    discount = np.concatenate([discounts(int(count)) for count in counts])
+
+    def worth(scores: np.ndarray) -> np.ndarray:
+        return np.bincount(request, values[order_rows(scores, request)] * discount, len(counts))
+
+    with np.errstate(invalid="ignore"):  # a value may be infinite, such as a logarithm of what did not happen
+        own, best, worst = worth(utilities), worth(values), worth(-values)
+        counted = np.isfinite(best - worst) & (best > worst)
+    if not counted.any():
+        return None
+    return float(((own - worst)[counted] / (best - worst)[counted]).mean())
+
+
+def best_epoch(epochs: Sequence[Epoch]) -> int:
+    """Return the position of the best epoch, the first of equals.
+
+    An epoch is judged by its validation loss plus what the utility's order lacks to the best, each relative to the
+    first epoch's.
+    """
+    first = epochs[0]
+    lacked = None if first.utility_order is None else 1 - first.utility_order
+
+    def judged(epoch: Epoch) -> float:
+        heads = epoch.validation_loss / first.validation_loss
+        return heads if not lacked or epoch.utility_order is None else heads + (1 - epoch.utility_order) / lacked
+
+    return min(range(len(epochs)), key=lambda position: judged(epochs[position]))

@@ -20,12 +20,16 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """The result of one epoch. Losses are weighted means per head and row; the losses by head are not weighted."""
+    """The result of one epoch. Losses are weighted means per head and row; the losses by head are not weighted.
+
+    `utility_order` is `order_quality` of the utility over the validation requests; None if they have no such order.
+    """
 
     number: int
     train_loss: float
     validation_loss: float
     validation_losses: dict[str, float]
+    utility_order: float | None = None
 
 
 class Watcher(Protocol):

@@ -30,7 +30,7 @@ class TrainingConfig:
 
     seed: int = 7
     epochs: int = 3
-    #: Successive epochs without a better validation loss to tolerate; one more stops the training.
+    #: Successive epochs to tolerate that are not better (`best_epoch`); one more stops the training.
     patience: int = 1
     #: Epochs over the newest requests after all others; 0 leaves them out.
     newest_epochs: int = 3

@@ -51,6 +51,8 @@ class Tracker:
     def epoch(self, epoch: Epoch) -> None:
         by_head = {f"validation/loss_{head}": loss for head, loss in epoch.validation_losses.items()}
         values = {"train/epoch_loss": epoch.train_loss, "validation/loss": epoch.validation_loss, **by_head}
+        if epoch.utility_order is not None:
+            values["validation/utility_order"] = epoch.utility_order
         self._send(values, self._done)
 
     def _send(self, values: Mapping[str, float], step: int) -> None:

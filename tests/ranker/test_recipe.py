@@ -270,6 +270,19 @@ def test_a_bundle_without_embeddings_cannot_be_evaluated(full: Bundle, log: Acti
         evaluate({"bare": bare}, log, OpenVinoEngine, RECIPE.sampling, 11, SPLIT)
 
 
+def test_every_epoch_is_judged_by_the_order_of_the_recipes_utility(tmp_path: Path, dataset: AtomicDataset) -> None:
+    training = replace(RECIPE.training, epochs=3, newest_epochs=2)
+    told: list[list[str]] = []
+    for utility in (UTILITY, UTILITY.replace(b'"save"', b'"hide"')):
+        notes = Notes()
+        recipe = replace(RECIPE, variant="base", training=training, utility_toml=utility)
+        make_bundle(tmp_path / str(len(told)), dataset, recipe, notes)
+        told.append([note.rpartition("utility's order ")[2] for note in notes.notes if note.startswith("epoch ")])
+    assert [len(orders) for orders in told] == [5, 5]
+    assert all(0 < float(order.removesuffix(" of 1")) < 1 for orders in told for order in orders)
+    assert told[0][0] != told[1][0]
+
+
 def test_heads_without_positives_are_dropped_and_said_so(tmp_path: Path, dataset: AtomicDataset) -> None:
     unsaved = np.flatnonzero(~dataset.labels[:, RATINGS.position("save")])
     columns = {name: getattr(dataset, name)[unsaved] for name in ("users", "pins", "time_ms", "labels")}

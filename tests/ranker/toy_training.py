@@ -14,6 +14,10 @@ import torch
 import torch._dynamo  # imported before forks, because optimisers import it at their first step
 
 from kernels.engine import FeatureBatch
+from model_store.model.utility import UtilityTable, load_utility
+from ranker.data.actions import RATINGS
+from ranker.data.embeddings import space_of
+from ranker.export.manifest import draft_manifest
 from ranker.network.model import NetworkConfig, RankerNetwork
 from ranker.training.checkpoint import CheckpointPlan
 from ranker.training.examples import Examples
@@ -27,6 +31,17 @@ LENGTH = 12
 SIZES = NetworkConfig(heads=2, actions=4, surfaces=2, scalars=4, dim=8, hidden=(16,), encoder_layers=1, readout_dim=8)
 #: 33 requests give three minibatches an epoch. The last one has a single request, so a second rank gets none.
 CONFIG = TrainingConfig(seed=5, epochs=2, patience=5, requests_per_batch=16, learning_rate=5e-3, time_window_h_max=24.0)
+UTILITY = load_utility(
+    b"""
+    [surfaces.home]
+    weights = { pinner = 1.0 }
+    utilities = { pinner = "save * (1 + pin.creator_tail) - hide" }
+    [surfaces.related]
+    weights = { pinner = 1.0 }
+    utilities = { pinner = "save" }
+    """,
+    draft_manifest("toy", space_of("toy"), RATINGS, HEADS, sequence_length=LENGTH),
+)
 
 
 def examples(seed: int, requests: int = 33) -> Examples:
@@ -56,16 +71,20 @@ def examples(seed: int, requests: int = 33) -> Examples:
     ages_s = np.where(present, np.cumsum(rng.exponential(10_000, (requests, LENGTH)), axis=1), np.inf)
     # Training does not read the other fields, so they stay 0.
     fields: dict[str, Any] = {f.name: np.zeros(requests, np.int64) for f in dataclasses.fields(Examples)}
-    fields |= {"batch": batch, "labels": labels, "popularity": np.zeros_like(labels), "attributes": {}}
+    fields |= {"batch": batch, "labels": labels, "popularity": np.zeros_like(labels)}
+    fields |= {"attributes": {"creator_tail": rng.random(rows).astype(np.float32)}}
     fields |= {"pins": np.zeros(rows, np.int64), "positions": np.zeros(rows, np.int64), "propensities": np.ones(rows)}
     return Examples(**{**fields, "ages_s": ages_s.astype(np.float32)})
 
 
 def learn(
-    execution: Execution, config: TrainingConfig = CONFIG, dropout: float = 0.1
+    execution: Execution,
+    config: TrainingConfig = CONFIG,
+    dropout: float = 0.1,
+    utility: UtilityTable | None = UTILITY,
 ) -> tuple[RankerNetwork, list[Epoch]]:
     sizes = dataclasses.replace(SIZES, dropout=dropout)
-    return train(sizes, HEADS, examples(1), examples(2, 11), config, execution)
+    return train(sizes, HEADS, examples(1), examples(2, 11), config, execution, utility=utility)
 
 
 class KilledAt:
@@ -101,7 +120,7 @@ def main(mode: str, folder: str, count: int) -> None:
             # The second time, both ranks resume from the final checkpoint that rank 0 wrote the first time.
             for _ in range(2):
                 network, epochs = learn(execution, dropout=0.0)
-            losses = [(epoch.train_loss, epoch.validation_loss) for epoch in epochs]
+            losses = [(epoch.train_loss, epoch.validation_loss, epoch.utility_order) for epoch in epochs]
             torch.save({"weights": network.state_dict(), "losses": losses}, Path(folder) / f"rank-{ranks.rank}.pt")
         return
     if mode == "fsync":

@@ -12,8 +12,8 @@ from ranker.data.atomic.recbole import read_atomic
 from ranker.data.embeddings import svd_embeddings
 from ranker.data.features import SURFACES
 from ranker.data.requests import Split, producer_until_ms
-from ranker.evaluation.scoring import families, utilities_of
-from ranker.training.examples import ExampleBuilder, Examples, Sampling
+from ranker.evaluation.scoring import families
+from ranker.training.examples import ExampleBuilder, Examples, Sampling, utilities_of
 from tests.ranker.interactions import write_atomic
 from tests.ranker.scored import manifest
 

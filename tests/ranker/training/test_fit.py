@@ -20,14 +20,14 @@ from model_store.model.similarities import similarities_of_batch
 from ranker.errors import CheckpointError, DivergedError, SettingError
 from ranker.network.model import RankerNetwork
 from ranker.training.checkpoint import FILE, CheckpointPlan
-from ranker.training.examples import Examples
-from ranker.training.fit import predict
-from ranker.training.losses import head_losses
+from ranker.training.examples import Examples, utilities_of
+from ranker.training.fit import predict, train
+from ranker.training.losses import calibrated_logits, head_losses, order_quality
 from ranker.training.minibatches import Minibatches
 from ranker.training.progress import Epoch, Step
 from ranker.training.ranks import ALONE
 from ranker.training.settings import Execution, TrainingConfig, precision_of
-from tests.ranker.toy_training import CONFIG, HEADS, examples, learn, main
+from tests.ranker.toy_training import CONFIG, HEADS, SIZES, UTILITY, examples, learn, main
 
 ONE_THREAD = Execution(threads=1)
 
@@ -162,6 +162,8 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path: Path) -> None:
         learn(resumed, replace(once, learning_rate=0.1))
     with pytest.raises(CheckpointError, match=r"another run: dropout was 0.1 and is now 0.5\."):
         learn(resumed, once, dropout=0.5)
+    with pytest.raises(CheckpointError, match=r"another run: the utility table was [0-9a-f]{64} and is now none\."):
+        learn(resumed, once, utility=None)
 
 
 def aged(before: Examples) -> Examples:
@@ -169,12 +171,16 @@ def aged(before: Examples) -> Examples:
     return before
 
 
+def of_other_creators(before: Examples) -> Examples:
+    return replace(before, attributes={"creator_tail": 1 - before.attributes["creator_tail"]})
+
+
 def shown_otherwise(before: Examples) -> Examples:
     rows = before.batch.rows
     return replace(before, positions=np.zeros(rows, np.int64), propensities=np.full(rows, 0.5))
 
 
-@pytest.mark.parametrize("change", [aged, shown_otherwise])
+@pytest.mark.parametrize("change", [aged, shown_otherwise, of_other_creators])
 def test_a_checkpoint_of_other_data_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Examples], Examples]
 ) -> None:
@@ -225,20 +231,61 @@ def test_two_ranks_learn_what_one_learns(tmp_path: Path) -> None:
     assert ranks[0]["losses"] == ranks[1]["losses"]
     # Without dropout the time windows are all the chance there is, and those are drawn for all ranks together.
     alone, epochs = learn(ONE_THREAD, dropout=0.0)
-    np.testing.assert_allclose(ranks[0]["losses"], [(e.train_loss, e.validation_loss) for e in epochs], rtol=1e-4)
+    losses = [found[:2] for found in ranks[0]["losses"]]
+    np.testing.assert_allclose(losses, [(e.train_loss, e.validation_loss) for e in epochs], rtol=1e-4)
     for name, weights in alone.state_dict().items():
         torch.testing.assert_close(ranks[0]["weights"][name], weights, rtol=1e-2, atol=1e-3, msg=name)
 
 
+def calibrated(network: RankerNetwork, validation: Examples) -> np.ndarray:
+    return calibrated_logits(predict(network, validation), validation.labels)
+
+
+def loss_of(network: RankerNetwork, validation: Examples) -> float:
+    logits = calibrated(network, validation)
+    return float(head_losses(logits, validation.labels, validation.batch.row_request()).mean())
+
+
 def test_training_stops_after_its_patience_and_keeps_the_best_weights() -> None:
     hasty = replace(CONFIG, epochs=40, patience=1, learning_rate=0.01)
-    network, epochs = learn(ONE_THREAD, hasty)
+    network, epochs = learn(ONE_THREAD, hasty, utility=None)
     losses = [epoch.validation_loss for epoch in epochs]
     best = losses.index(min(losses))
     assert 0 < best == len(losses) - 3 < 37
+    assert loss_of(network, examples(2, 11)) == pytest.approx(losses[best], rel=1e-5)
+
+
+def test_the_utility_orders_by_calibrated_probabilities() -> None:
+    network, (epoch,) = learn(ONE_THREAD, replace(CONFIG, epochs=1))
     validation = examples(2, 11)
-    by_head = head_losses(predict(network, validation), validation.labels, validation.batch.row_request())
-    assert float(by_head.mean()) == pytest.approx(losses[best], rel=1e-5)
+    probabilities = 1 / (1 + np.exp(-calibrated(network, validation)))
+    happened, predicted = (
+        utilities_of(UTILITY, validation, values.astype(np.float32)) for values in (validation.labels, probabilities)
+    )
+    assert epoch.utility_order == pytest.approx(order_quality(predicted, happened, validation.batch.row_splits))
+
+
+@pytest.mark.parametrize(
+    ("orders", "best", "patience"),
+    [
+        ((0.5, 0.9, 0.1, 0.1), 1, 9),
+        ((0.9, 0.1, 0.1, 0.1), 0, 9),
+        ((None, None, None, None), 3, 9),
+        ((0.9, 0.1, 0.1), 0, 1),
+    ],
+    ids=["second", "first", "heads alone", "out of patience"],
+)
+def test_the_epoch_is_kept_whose_utility_orders_well(
+    orders: tuple[float | None, ...], best: int, patience: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged, validation = iter(orders), examples(2, 50)
+    monkeypatch.setattr("ranker.training.fit.order_quality", lambda *_: next(judged))
+    config = replace(CONFIG, epochs=4, patience=patience)
+    network, epochs = train(SIZES, HEADS, examples(1, 300), validation, config, ONE_THREAD, utility=UTILITY)
+    losses = [epoch.validation_loss for epoch in epochs]
+    assert sorted(losses, reverse=True) == losses  # the heads alone would keep the last
+    assert [epoch.utility_order for epoch in epochs] == list(orders)
+    assert loss_of(network, validation) == pytest.approx(losses[best], rel=1e-6)
 
 
 def test_ten_steps_can_be_learned() -> None:

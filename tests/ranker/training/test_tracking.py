@@ -19,13 +19,14 @@ SETTINGS = {"variant": "early", "seed": "7"}
 NAMES = {
     "train/loss", "train/learning_rate", "train/rows_per_s", "train/epoch_loss",
     "validation/loss", "validation/loss_save", "validation/loss_hide",
+    "validation/utility_order",
 }  # fmt: skip
 
 
 def train_a_little(watcher: Watcher) -> None:
     for done in range(1, STEPS_APART + 2):
         watcher.step(Step(1, done, STEPS_APART + 1, loss=1 / done, learning_rate=0.25, rows_per_s=100.0))
-    watcher.epoch(Epoch(1, 0.5, 0.75, {"save": 0.5, "hide": 1.0}))
+    watcher.epoch(Epoch(1, 0.5, 0.75, {"save": 0.5, "hide": 1.0}, 0.625))
 
 
 def test_tensorboard_gets_every_metric(tmp_path: Path) -> None:
