@@ -35,6 +35,7 @@ from loadtest.workload import Workload
 from model_store.bundle.files import Bundle
 from model_store.registry.store import open_model_store
 from pinrank.v1 import activity_pb2, activity_pb2_grpc
+from server.access.gate import Gate
 from server.api.activity import ActivityEdge
 from server.api.draining import Calls
 from server.config_sources import load_config
@@ -112,6 +113,13 @@ async def _fill(url: str, bundle: Bundle, plan: RecordingPlan) -> tuple[np.ndarr
     return found
 
 
+class _Context:
+    """What a handler asks of the call that it answers."""
+
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:1"
+
+
 async def _stream(request: activity_pb2.RecordRequest) -> AsyncIterator[activity_pb2.RecordRequest]:
     yield request
 
@@ -120,14 +128,14 @@ async def _held_ms(url: str, group: SequenceGroup, users: np.ndarray, plan: Reco
     """Return, for each call, the CPU time of the event loop's longest turn, in milliseconds."""
     store = open_store(url)
     await store.start()
-    metrics = Metrics().actions
-    recording = Recording(store, metrics.future_actions.inc)
+    metrics = Metrics()
+    recording = Recording(store, metrics.actions.future_actions.inc)
     recording.write_into([group])
-    edge = ActivityEdge(metrics, Calls(), recording)
+    edge = ActivityEdge(metrics.actions, Calls(), recording, None, Gate(None, None, metrics.callers))
     longest_ms = []
     gc.freeze()  # the server does the same
     for _ in range(plan.held_calls):
-        call = asyncio.create_task(edge.record_stream(_stream(_request(group, users, plan)), None))  # type: ignore[arg-type]
+        call = asyncio.create_task(edge.record_stream(_stream(_request(group, users, plan)), _Context()))  # type: ignore[arg-type]
         turns, before_s = [0.0], time.thread_time()
         while not call.done():
             await asyncio.sleep(0)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     Handler = grpc.RpcMethodHandler[Any, Any]
     #: A service's handlers, by method name.
     Methods = Mapping[str, Handler]
+    #: Services by name.
+    Services = Mapping[str, Methods]
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 

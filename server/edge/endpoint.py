@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -12,10 +11,7 @@ from server.api.calls import guarded
 from server.edge.reflection import registered
 
 if TYPE_CHECKING:
-    from server.api.calls import Methods
-
-    #: Methods by service name.
-    Services = Mapping[str, Methods]
+    from server.api.calls import Services
 
 
 class Endpoint(ABC):

@@ -15,7 +15,7 @@ from server.edge.reflection import reflection_of
 
 if TYPE_CHECKING:
     from server.access.gate import Gate
-    from server.edge.endpoint import Services
+    from server.api.calls import Services
 
 _log = structlog.get_logger(__name__)
 

@@ -13,7 +13,7 @@ from server.edge.http2 import Http2Endpoint
 from server.runtime.listening import BACKLOG, grpc_sockets, socket_path
 
 if TYPE_CHECKING:
-    from server.edge.endpoint import Services
+    from server.api.calls import Services
 
 #: Time between looks at the connections' deadlines and ages. Rank calls keep their deadlines themselves, and exactly.
 _WATCH_S = 0.1

@@ -15,8 +15,7 @@ from server.api.calls import kind_of
 
 if TYPE_CHECKING:
     from server.access.gate import Gate
-    from server.api.calls import Handler, Methods
-    from server.edge.endpoint import Services
+    from server.api.calls import Handler, Methods, Services
 
 
 def reflection_of(services: Services, gate: Gate) -> Services:
@@ -32,7 +31,6 @@ def reflection_of(services: Services, gate: Gate) -> Services:
 
 def _gated(handler: Handler, gate: Gate) -> Handler:
     """Return the handler of the only method there is, which takes and answers streams, behind the gate."""
-
     answer_all: Callable[[Any, Any], AsyncIterator[Any]] = getattr(handler, kind_of(handler))
 
     async def answered(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:

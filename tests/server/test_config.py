@@ -5,7 +5,7 @@ import traceback
 
 import pytest
 
-from server.api.models import read_token
+from server.access.tokens import read_token
 from server.config import ConfigError, ServerConfig
 from server.config_sources import load_config, shadowing_links
 
