@@ -27,6 +27,7 @@ COPY --from=build /opt/pinrank /opt/pinrank
 ENV PATH=/opt/pinrank/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PINRANK_HOST=0.0.0.0 \
+    PINRANK_LAME_DUCK_S=5 \
     PINRANK_MODEL_STORE=/models \
     PINRANK_LOG_FORMAT=json
 USER pinrank

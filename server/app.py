@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Hashable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,7 @@ from server.api.impressions import ImpressionEdge
 from server.api.models import ModelEdge
 from server.api.ranking import RankingEdge
 from server.config import ConfigError, ServerConfig
+from server.edge.connection import RETIREMENT_S
 from server.edge.endpoints import new_endpoint
 from server.proving.admit_version import VersionAdmitter
 from server.proving.prover import Prover
@@ -63,7 +64,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-#: Time that a stopping server may take beyond `drain_s`.
+#: Time that a stopping server may take beyond `lame_duck_s` and `drain_s`.
 _EXIT_GRACE_S = 15.0
 
 
@@ -289,16 +290,22 @@ class Server:
         self._supervisor.catch_strays(loop)
 
     async def drain_and_close(self, hurry: asyncio.Event | None = None) -> None:
-        """Refuse new calls, let calls in flight finish within `drain_s`, then close everything.
+        """Be a lame duck for a while, then refuse new calls, let those in flight finish, and close everything.
 
-        Every caller gets its answer or UNAVAILABLE.
+        Every caller gets its answer or UNAVAILABLE. Towards the end of `lame_duck_s` clients are told to connect again,
+        so that those behind a load balancer reach another server without a failed call.
 
         Args:
-            hurry: ends the wait for the calls in flight early when it is set.
+            hurry: ends the waits early when it is set.
         """
         self.serving = False
         await self._endpoint.set_serving(serving=False)
-        _log.info("draining", drain_s=self._config.drain_s)
+        _log.info("draining", lame_duck_s=self._config.lame_duck_s, drain_s=self._config.drain_s)
+        if lame_s := self._config.lame_duck_s:
+            retiring_s = min(lame_s, RETIREMENT_S)
+            await _waited(lame_s - retiring_s, hurry)
+            self._endpoint.retire()
+            await _waited(retiring_s, hurry)
         await self.calls.drain(self._config.drain_s, hurry)
         if self.calls.in_flight:
             _log.warning("drain_ended_early", calls_cut_off=self.calls.in_flight)
@@ -307,11 +314,17 @@ class Server:
         _log.info("stopped")
 
 
+async def _waited(seconds: float, hurry: asyncio.Event | None) -> None:
+    """Wait, or until `hurry` is set."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for((hurry or asyncio.Event()).wait(), seconds)
+
+
 async def serve(config: ServerConfig, *, shared_port: bool = False) -> None:
     """Run a server until a signal arrives, then drain it; a signal during the start cancels the start."""
     set_up_allocator()
     loop = asyncio.get_running_loop()
-    ending = heed_signals(loop, config.drain_s + _EXIT_GRACE_S)
+    ending = heed_signals(loop, config.stop_s_max + _EXIT_GRACE_S)
     server = Server(config, shared_port=shared_port)
     server.catch_strays(loop)
     if not await _started(server, ending):

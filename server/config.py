@@ -161,8 +161,11 @@ class ServerConfig(BaseSettings):
     answer_margin_ms: Annotated[float, Field(ge=0, le=1_000)] = 1.0
     """The part of every deadline that is reserved for the ways that the server does not see: of the request, and of its
     answer."""
+    lame_duck_s: Annotated[float, Field(ge=0, le=600)] = 0
+    """Time for which a stopping server still answers everything while its health says NOT_SERVING, so that load
+    balancers take it out before it refuses calls. Give it what they need to notice; the image sets 5."""
     drain_s: Annotated[float, Field(ge=0, le=600)] = 10
-    """Maximum time that a stopping server waits for requests in flight."""
+    """Maximum time that a stopping server then waits for requests in flight; it refuses new ones with UNAVAILABLE."""
 
     surfaces: dict[Name, SurfaceConfig] = {}
 
@@ -223,6 +226,11 @@ class ServerConfig(BaseSettings):
         """Return the GPUs of one process: GPUs of its own if there are enough for all processes, otherwise all GPUs."""
         alone = len(self.devices) >= self.processes
         return self.devices[process :: self.processes] if alone else self.devices
+
+    @property
+    def stop_s_max(self) -> float:
+        """Maximum time from the signal to stop until the last call has ended, in seconds."""
+        return self.lame_duck_s + self.drain_s
 
     def surface(self, name: str) -> SurfaceConfig:
         return self.surfaces.get(name, _DEFAULT_SURFACE)

@@ -34,7 +34,7 @@ _log = structlog.get_logger(__name__)
 _DEATHS_MAX, _DEATHS_WITHIN_S = 5, 60.0
 #: Exit code of a process that could not serve; we do not replace it, because a new one would fail, too.
 _CANNOT_SERVE = 3
-#: Time that a process may take to end beyond `drain_s`.
+#: Time that a process may take to end beyond `lame_duck_s` and `drain_s`.
 _GRACE_S = 5.0
 _SIGNALS_MAX = 64
 
@@ -77,7 +77,7 @@ def serve_processes(config: ServerConfig) -> None:
                     _log.error("process_died", number=number, exitcode=process.exitcode)
                     running[number] = start(number)
         finally:
-            end_processes(running, heard, config.drain_s + _GRACE_S)
+            end_processes(running, heard, config.stop_s_max + _GRACE_S)
 
 
 def settings_of(config: ServerConfig, number: int, grpc_port: int) -> ServerConfig:
@@ -96,7 +96,7 @@ def settings_of(config: ServerConfig, number: int, grpc_port: int) -> ServerConf
 def _one(settings: dict[str, object]) -> None:
     config = ServerConfig(**settings)  # type: ignore[arg-type]
     configure_logs(config.log_level, config.log_format, config.secrets())
-    threading.Thread(target=_end_with_parent, args=(config.drain_s + _GRACE_S,), name="parent", daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(config.stop_s_max + _GRACE_S,), name="parent", daemon=True).start()
     try:
         uvloop.run(serve(config, shared_port=True))
     except Exception as error:  # the boundary of a process: the parent only sees its exit code

@@ -19,7 +19,9 @@ _UNIX = "unix:"
 #: Variables in which gRPC looks for a proxy; the first that is set counts. `no_proxy` lists exceptions.
 _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
 #: Rank changes nothing and Record is idempotent, so both are safe to retry: after UNAVAILABLE, at most three times
-#: within the deadline. docs/operations.md recommends the same to frontends.
+#: within the deadline, and not while more than about one call in ten fails. RESOURCE_EXHAUSTED is not retried: the
+#: server is overloaded or a quota used up, and says itself when to come back. docs/operations.md recommends the same to
+#: frontends.
 SERVICE_CONFIG: dict[str, Any] = {
     "methodConfig": [
         {
@@ -35,7 +37,9 @@ SERVICE_CONFIG: dict[str, Any] = {
                 "retryableStatusCodes": ["UNAVAILABLE"],
             },
         }
-    ]
+    ],
+    # A failed call takes a token, an answered one brings a tenth back; at half of all tokens retries stop.
+    "retryThrottling": {"maxTokens": 200, "tokenRatio": 0.1},
 }
 
 

@@ -106,7 +106,7 @@ async def _end(error: Exception, method: str, context: _Context) -> NoReturn:
     if code_of(known) == grpc.StatusCode.INTERNAL:
         _log.error("request_failed", method=method, error=str(known), exc_info=known.__cause__ or known)
     try:
-        await context.abort(*status_of(known))
+        await context.abort(*status_of(known, context.time_remaining()))
     except grpc.aio.InternalError:
         raise _hung_up() from None
 

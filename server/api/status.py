@@ -30,8 +30,13 @@ def code_of(error: RankError) -> grpc.StatusCode:
     return error.code if isinstance(error, StatusError) else STATUS[type(error)]
 
 
-def status_of(error: RankError) -> Status:
-    """Return an error's code, message and trailers. Problems that do not fit are left out and counted."""
+def status_of(error: RankError, remaining_s: float | None = None) -> Status:
+    """Return an error's code, message and trailers. Problems that do not fit are left out and counted.
+
+    Args:
+        error: the error.
+        remaining_s: time until the call's deadline; None if it has none.
+    """
     code = code_of(error)
     match error:
         case InvalidRequestError():
@@ -47,7 +52,9 @@ def status_of(error: RankError) -> Status:
             status = status_pb2.Status(code=code.value[0], message=message, details=[packed])
             return code, message, tuple(rpc_status.to_status(status).trailing_metadata)
         case OverloadedError(retry_after_s=retry_after_s):
-            retry_ms = max(1, round(min(retry_after_s, _RETRY_MAX_S) * 1e3))
+            # A negative time tells a client's retry policy to give up: after the deadline no answer is of use.
+            worth_it = remaining_s is None or retry_after_s < remaining_s
+            retry_ms = max(1, round(min(retry_after_s, _RETRY_MAX_S) * 1e3)) if worth_it else -1
             pushback = ("grpc-retry-pushback-ms", str(retry_ms))
             return code, within(str(error), MESSAGE_BYTES_MAX), (pushback,)
     return code, within(str(error), MESSAGE_BYTES_MAX), ()

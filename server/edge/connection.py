@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 #: Maximum time between a connection and its first HTTP/2 frame.
 _GREETING_S_MAX = 20.0
 #: Time for calls that a client sent before it heard that the connection retires.
-_RETIREMENT_S = 1.0
+RETIREMENT_S = 1.0
 #: Time for clients to close a connection on which we send nothing more.
 CLOSING_S = 0.5
 _HANGING_UP = "the server is shutting down; retry on another replica"
@@ -227,13 +227,17 @@ class Connection(asyncio.Protocol):
         if now_s > self._closes_at_s:
             self._transport.abort()
         if now_s > self._retires_at_s:
-            self._retires_at_s, self._goes_away_at_s = float("inf"), now_s + _RETIREMENT_S
-            self._http2.retire()
-            self.flush()
+            self.retire()
         if now_s > self._goes_away_at_s:
             self._goes_away_at_s = float("inf")
             self._http2.go_away()
             self.flush()
+
+    def retire(self) -> None:
+        """Tell the client to use another connection; calls that come meanwhile are answered."""
+        self._retires_at_s, self._goes_away_at_s = float("inf"), self._loop.time() + RETIREMENT_S
+        self._http2.retire()
+        self.flush()
 
     def hang_up(self) -> None:
         """End unanswered calls with UNAVAILABLE, and send nothing after what was written."""

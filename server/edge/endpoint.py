@@ -59,6 +59,10 @@ class Endpoint(ABC):
             await self._health.set(service, status.SERVING if serving else status.NOT_SERVING)
 
     @abstractmethod
+    def retire(self) -> None:
+        """Tell clients to connect again, if this kind of port can, and go on answering."""
+
+    @abstractmethod
     async def hang_up(self) -> None:
         """End unanswered calls with UNAVAILABLE, so that callers try another server, and stop."""
 

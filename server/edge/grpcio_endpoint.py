@@ -36,6 +36,9 @@ class GrpcioEndpoint(Endpoint):
         self.listens_on = open_grpc_port(server, host, port)
         await server.start()
 
+    def retire(self) -> None:
+        """Do nothing: grpcio can tell clients only when it stops."""
+
     async def hang_up(self) -> None:
         try:
             hang_up(self.listens_on)

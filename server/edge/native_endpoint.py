@@ -68,6 +68,10 @@ class NativeEndpoint(Endpoint):
         for connection in self.connections:
             connection.watch(now_s)
 
+    def retire(self) -> None:
+        for connection in self.connections:
+            connection.retire()
+
     async def hang_up(self) -> None:
         self._stop_listening()
         connections = self.connections

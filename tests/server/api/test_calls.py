@@ -143,6 +143,9 @@ async def test_a_method_that_there_is_not_is_unimplemented(served):
 class ContextOfNobody:
     """A call whose caller gRPC found gone when its status was to be sent, before it told the handler."""
 
+    def time_remaining(self):
+        return None
+
     async def abort(self, code, details="", trailing_metadata=()):
         raise grpc.aio.InternalError("Failed execute_batch")
 

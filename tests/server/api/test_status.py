@@ -85,3 +85,12 @@ def test_a_long_text_says_how_long_it_was(text):
 
 def test_a_text_of_broken_characters_is_sent_all_the_same():
     assert within("models/\udcff", 100) == "models/?"
+
+
+@pytest.mark.parametrize(
+    ("remaining_s", "pushback"),
+    [(None, "250"), (10.0, "250"), (0.26, "250"), (0.25, "-1"), (0.0, "-1")],
+)
+def test_a_client_is_never_told_to_come_back_after_its_deadline(remaining_s, pushback):
+    trailers = dict(status_of(OverloadedError("full", 0.25), remaining_s)[2])
+    assert trailers["grpc-retry-pushback-ms"] == pushback

@@ -10,8 +10,10 @@ from collections import Counter
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from pinrank.v1 import activity_pb2, activity_pb2_grpc, ranking_pb2, ranking_pb2_grpc
+from server.edge.connection import RETIREMENT_S
 from server.edge.hang_up import hang_up
 from server.runtime.signals import Ending, ending_signals
 from tests.conftest import eventually
@@ -84,6 +86,39 @@ async def test_impatience_cuts_off_what_is_in_flight_with_unavailable(gated, cap
         engine.gate.set()
         await draining
     assert "drain_ended_early" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("grpc_edge", ["native", "grpcio"])
+async def test_a_lame_duck_says_so_and_answers_everybody(start_server, grpc_edge):
+    server = await start_server(lame_duck_s=600, grpc_edge=grpc_edge)
+    hurry = asyncio.Event()
+    draining = asyncio.ensure_future(server.drain_and_close(hurry))
+    for _ in range(2):
+        own = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}", own) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            answered = await health.Check(health_pb2.HealthCheckRequest(), timeout=20)
+            assert answered.status == health_pb2.HealthCheckResponse.NOT_SERVING
+            assert len((await ranking_pb2_grpc.RankingServiceStub(channel).Rank(REQUEST, timeout=20)).pin_ids) == 3
+    hurry.set()
+    await draining
+
+
+async def test_a_lame_duck_sends_its_clients_to_another_connection_without_a_failed_call(start_server):
+    server = await start_server(lame_duck_s=RETIREMENT_S, grpc_edge="native")
+    hurry = asyncio.Event()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        rank = ranking_pb2_grpc.RankingServiceStub(channel).Rank
+        await rank(REQUEST, timeout=20)
+        (first,) = server._endpoint.connections
+        draining = asyncio.ensure_future(server.drain_and_close(hurry))
+        while first in server._endpoint.connections or not server._endpoint.connections:
+            if server.calls.draining:
+                break
+            await rank(REQUEST, timeout=20)
+        assert first not in server._endpoint.connections
+        hurry.set()
+        await draining
 
 
 @pytest.mark.parametrize(("before", "heeded"), [(signal.SIG_DFL, True), (signal.SIG_IGN, False)])
