@@ -33,9 +33,6 @@ constexpr size_t OUTPUT_BYTES = 256 << 10;
 constexpr size_t UNTAKEN_BYTES = 256 << 10;
 // What a message costs whose handler has not taken it yet, beside its own bytes.
 constexpr size_t MESSAGE_OVERHEAD = 100;
-// Callers may give up this many calls at once, and every second. Beyond it a connection is an attack (CVE-2023-44487).
-constexpr uint64_t RESETS = 1000;
-
 enum Kind : int64_t { CALL = 1, MESSAGE = 2, REQUEST_ENDED = 3, CLOSED = 4, BEGUN = 5, SENT = 6 };
 
 // What happened on a stream. `address`, `size` and `compressed` describe a message: of a call whose method takes one
@@ -85,7 +82,7 @@ struct Call {
 
 // Memory that the caller of this library reads after each call.
 struct View {
-  int64_t events, event_count, output, output_bytes, more_output, is_open, settings_received;
+  int64_t events, event_count, output, output_bytes, more_output, is_open, settings_received, resets;
 };
 
 struct Connection {
@@ -101,6 +98,9 @@ struct Connection {
   // The bytes that all calls have in `received` and `answer`.
   size_t kept_bytes = 0;
   bool settings_received = false;
+  // Calls that ended before they were answered: the client gave them up, or made nghttp2 do so (CVE-2023-44487,
+  // CVE-2025-8671).
+  int64_t resets = 0;
   View view = {};
 
   ~Connection() { nghttp2_session_del(session); }
@@ -376,6 +376,7 @@ int on_frame_send(nghttp2_session* session, const nghttp2_frame* frame, void* us
 int on_stream_close(nghttp2_session*, int32_t stream, uint32_t, void* user_data) {
   Connection& connection = of(user_data);
   if (Call* const call = connection.call(stream)) {
+    connection.resets += !call->answered;
     connection.kept_bytes -= call->received.size() + call->answer.size();
     // Its message must outlive it: the caller of this library has not looked at the events yet.
     connection.messages.push_back(std::move(call->received));
@@ -398,8 +399,9 @@ int on_frame_not_send(nghttp2_session* session, const nghttp2_frame* frame, int,
 // Options that nghttp2 has only since 1.50 and 1.57, and as a security update in older versions of Debian.
 template <class Option>
 void set_newer_options(Option* option) {
-  if constexpr (requires { nghttp2_option_set_stream_reset_rate_limit(option, RESETS, RESETS); })
-    nghttp2_option_set_stream_reset_rate_limit(option, RESETS, RESETS);
+  // The caller of this library counts resets itself, so that an attack is seen.
+  if constexpr (requires { nghttp2_option_set_stream_reset_rate_limit(option, UINT64_MAX, UINT64_MAX); })
+    nghttp2_option_set_stream_reset_rate_limit(option, UINT64_MAX, UINT64_MAX);
   // A client may send an empty token, "Bearer ".
   if constexpr (requires { nghttp2_option_set_no_rfc9113_leading_and_trailing_ws_validation(option, 1); })
     nghttp2_option_set_no_rfc9113_leading_and_trailing_ws_validation(option, 1);
@@ -411,7 +413,8 @@ int64_t show(Connection& connection) {
                      (int64_t)connection.output.data(), (int64_t)connection.output.size(),
                      connection.output.size() >= OUTPUT_BYTES,
                      nghttp2_session_want_read(session) || nghttp2_session_want_write(session),
-                     connection.settings_received};
+                     connection.settings_received,
+                     connection.resets};
   return connection.view.event_count;
 }
 
@@ -556,9 +559,10 @@ PINRANK_API const char* pinrank_h2_metadata(Connection* connection, int32_t stre
 // Announces that the connection will take no further calls; those on their way are still taken.
 PINRANK_API void pinrank_h2_retire(Connection* connection) { nghttp2_submit_shutdown_notice(connection->session); }
 
-// Takes no further calls: clients send them, and those that came too late, over another connection.
-PINRANK_API void pinrank_h2_go_away(Connection* connection) {
+// Takes no further calls: clients send them, and those that came too late, over another connection. `calm` tells a
+// client that it asked for too much.
+PINRANK_API void pinrank_h2_go_away(Connection* connection, int32_t calm) {
   nghttp2_session* const session = connection->session;
-  nghttp2_submit_goaway(session, NGHTTP2_FLAG_NONE, nghttp2_session_get_last_proc_stream_id(session), NGHTTP2_NO_ERROR,
-                        nullptr, 0);
+  nghttp2_submit_goaway(session, NGHTTP2_FLAG_NONE, nghttp2_session_get_last_proc_stream_id(session),
+                        calm ? NGHTTP2_ENHANCE_YOUR_CALM : NGHTTP2_NO_ERROR, nullptr, 0);
 }

@@ -117,6 +117,11 @@ class Http2Connection:
         """Whether the client has begun to speak HTTP/2."""
         return bool(self._view.settings_received)
 
+    @property
+    def resets(self) -> int:
+        """The number of calls that ended before they were answered: the client gave them up, or broke the protocol."""
+        return int(self._view.resets)
+
     def receive(self, content: bytes) -> list[Event]:
         """Take received bytes, and return what happened.
 
@@ -191,9 +196,13 @@ class Http2Connection:
         """Announce that the connection will take no further calls. Those on their way are still taken."""
         self._native.pinrank_h2_retire(self._address)
 
-    def go_away(self) -> None:
-        """Take no further calls; clients send them, and those that came too late, over another connection."""
-        self._native.pinrank_h2_go_away(self._address)
+    def go_away(self, *, calm: bool = False) -> None:
+        """Take no further calls; clients send them, and those that came too late, over another connection.
+
+        Args:
+            calm: whether to tell the client that it asked for too much (ENHANCE_YOUR_CALM).
+        """
+        self._native.pinrank_h2_go_away(self._address, calm)
 
 
 class _View(ctypes.Structure):
@@ -207,6 +216,7 @@ class _View(ctypes.Structure):
         ("more_output", ctypes.c_int64),
         ("is_open", ctypes.c_int64),
         ("settings_received", ctypes.c_int64),
+        ("resets", ctypes.c_int64),
     )
 
 
@@ -228,7 +238,7 @@ def _native() -> ctypes.PyDLL:
         ("taken", None, (place, ctypes.c_int32, word)),
         ("metadata", place, (place, ctypes.c_int32, place)),
         ("retire", None, (place,)),
-        ("go_away", None, (place,)),
+        ("go_away", None, (place, ctypes.c_int32)),
     ):
         function = getattr(native, f"pinrank_h2_{name}")
         function.restype, function.argtypes = result, arguments

@@ -238,6 +238,35 @@ def test_a_call_that_its_caller_gives_up_is_closed_and_takes_no_answer():
     assert pair.trailers(stream) == {}
 
 
+def test_calls_that_end_without_an_answer_are_counted_whoever_ended_them():
+    pair = Pair()
+    streams = [pair.call(message(b"a")) for _ in range(3)]
+    pair.exchange()
+    pair.server.answer(streams[0], b"done")
+    pair.exchange()
+    assert pair.server.resets == 0
+    pair.client.reset_stream(streams[1], h2.errors.ErrorCodes.CANCEL)
+    pair.exchange()
+    assert pair.server.resets == 1
+    # A window of more than 2**31 - 1 bytes is an error of the stream, which nghttp2 then closes by itself.
+    pair.served += pair.server.receive(struct.pack(">HBBBII", 0, 4, 8, 0, streams[2], 2**31 - 1))
+    pair.exchange()
+    assert pair.server.resets == 2
+    late = pair.call(message(b"b"))
+    pair.exchange()
+    pair.server.answer(late, b"done")
+    pair.exchange()
+    assert pair.server.resets == 2
+
+
+def test_a_client_that_asks_for_too_much_is_told_so():
+    pair = Pair()
+    pair.server.go_away(calm=True)
+    pair.exchange()
+    ended = [event for event in pair.answered if isinstance(event, h2.events.ConnectionTerminated)]
+    assert [event.error_code for event in ended] == [h2.errors.ErrorCodes.ENHANCE_YOUR_CALM]
+
+
 def test_a_client_waits_until_its_messages_are_taken():
     pair = Pair()
     stream = pair.begin(MANY)
