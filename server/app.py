@@ -239,7 +239,7 @@ class Server:
             impressions.SERVICE: ImpressionEdge(self.calls, log, config.candidates_max, gate).methods(),
             model_service.SERVICE: ModelEdge(self.swap, self.status, config, gate).methods(),
         }
-        self._endpoint = new_endpoint(services, config, gate, shared_port=self._shared_port)
+        self._endpoint = new_endpoint(services, config, gate, metrics.connections, shared_port=self._shared_port)
         return models
 
     def _open_gate(self) -> Gate:

@@ -79,6 +79,16 @@ class ServerConfig(BaseSettings):
     grpc_edge: Literal["auto", "native", "grpcio"] = "auto"
     """The server behind the gRPC port. `native` is pinrank's own, on nghttp2: it takes a third or less of grpcio's CPU
     time a call. `auto` takes it where it is built, and grpcio elsewhere."""
+    connections_max: Annotated[int, Field(ge=0)] = 0
+    """Maximum number of gRPC connections. A further one takes the place of the one that does least: the oldest that
+    never had a call, or else the one without a call for the longest time. 0 means as many as the process may open,
+    less 128."""
+    connection_calls_max: Annotated[int, Field(ge=1, le=100_000)] = 2_000
+    """Maximum number of calls at once on a connection. Clients let further ones wait."""
+    connection_idle_s_max: Annotated[float, Field(ge=0)] = 0
+    """Time without a call after which the server closes a gRPC connection. 0 means never."""
+    header_bytes_max: Annotated[int, Field(ge=1 << 10, le=1 << 20)] = 16 << 10
+    """Maximum size of a call's metadata."""
     connection_age_s_max: Annotated[float, Field(ge=0)] = 0
     """Age from which the server closes gRPC connections, give or take a tenth, so that clients spread over new
     replicas. Calls in flight are answered first. 0 means never."""

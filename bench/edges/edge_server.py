@@ -54,13 +54,20 @@ async def _native(answer: bytes) -> None:
     """Answer through the server's own edge."""
     import grpc  # noqa: PLC0415 - the low-level server works without it
 
-    from server.edge.native_endpoint import NativeEndpoint  # noqa: PLC0415 - other environments lack it
+    # Other environments lack these.
+    from prometheus_client import CollectorRegistry  # noqa: PLC0415
+
+    from server.edge.endpoint import PortLimits  # noqa: PLC0415
+    from server.edge.native_endpoint import NativeEndpoint  # noqa: PLC0415
+    from server.telemetry.metrics import ConnectionMetrics  # noqa: PLC0415
 
     async def rank(_request: bytes, _context: Any) -> bytes:
         return answer
 
     methods: Any = {METHOD: grpc.unary_unary_rpc_method_handler(rank)}
-    endpoint = NativeEndpoint({SERVICE: methods}, 1 << 20, 0, shared_port=False)
+    endpoint = NativeEndpoint(
+        {SERVICE: methods}, PortLimits(1 << 20), ConnectionMetrics(CollectorRegistry()), shared_port=False
+    )
     await endpoint.start("127.0.0.1", 0)
     told(int(endpoint.listens_on))
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.buffer.read)

@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import grpc
 import grpc.aio
 
+from server.access.token_bucket import TokenBucket
 from server.api.calls import kind_of
 from server.edge.call import Call
+from server.edge.crowd import RESETS_AT_ONCE, RESETS_PER_S, Crowd
 from server.edge.http2 import ConnectionBrokenError, Event, EventKind, Http2Connection, Http2Endpoint
 
 if TYPE_CHECKING:
     from server.api.calls import Handler
+    from server.edge.endpoint import PortLimits
 
 #: Maximum time between a connection and its first HTTP/2 frame.
 _GREETING_S_MAX = 20.0
@@ -63,17 +66,15 @@ class Served:
     Attributes:
         http2: the native part of it.
         methods: the methods in the order in which `http2` has them.
-        message_bytes_max: maximum size of a message.
-        age_s_max: age from which a connection is closed; 0 for never.
-        open: the open connections.
+        limits: the port's limits.
+        crowd: the open connections.
         stopped: whether connections that come from now on are closed at once.
     """
 
     http2: Http2Endpoint
     methods: tuple[Method, ...]
-    message_bytes_max: int
-    age_s_max: float
-    open: set[Connection]
+    limits: PortLimits
+    crowd: Crowd[Connection]
     stopped: bool = False
 
 
@@ -94,7 +95,12 @@ class Connection(asyncio.Protocol):
         self._greeted_by_s = now_s + _GREETING_S_MAX
         # Connections that were opened together must not all come back together.
         spread = random.uniform(0.9, 1.1)
-        self._retires_at_s = now_s + served.age_s_max * spread if served.age_s_max else float("inf")
+        age_s = served.limits.connection_age_s_max
+        self._retires_at_s = now_s + age_s * spread if age_s else float("inf")
+        self._idle_s_max = served.limits.connection_idle_s_max or float("inf")
+        self._idle_since_s = now_s
+        self._resets = TokenBucket(RESETS_PER_S, RESETS_AT_ONCE / RESETS_PER_S, now_s)
+        self._resets_seen = 0
         self._goes_away_at_s = self._closes_at_s = float("inf")
 
     @property
@@ -115,14 +121,13 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._peer = _peer(transport.get_extra_info("peername"))
-        self._served.open.add(self)
-        if self._served.stopped:  # it was accepted before the listener closed
+        if self._served.stopped or not self._served.crowd.enter(self):  # or it was accepted before the listener closed
             self.abort()
         else:
             self.flush()
 
     def connection_lost(self, _: Exception | None) -> None:
-        self._served.open.discard(self)
+        self._served.crowd.leave(self)
         self._is_writable = False
         self.closed.set()
         calls, self._calls = self._calls, {}
@@ -145,11 +150,27 @@ class Connection(asyncio.Protocol):
         try:
             self._heed(self._http2.receive(data))
         except ConnectionBrokenError:
-            self.flush()
-            self._closes_at_s = self._loop.time() + CLOSING_S
-            self._transport.close()
+            self._close("broken")
         else:
+            if self._http2.resets != self._resets_seen:
+                self._judge_resets()
             self.flush()
+
+    def _judge_resets(self) -> None:
+        """Close the connection if its client begins calls only to end them (CVE-2023-44487)."""
+        ended, self._resets_seen = self._http2.resets - self._resets_seen, self._http2.resets
+        if self._resets.wait_s(ended, self._loop.time()):
+            self._http2.go_away(calm=True)
+            self._close("resets")
+        else:
+            self._resets.take(ended)
+
+    def _close(self, reason: str) -> None:
+        """Close the connection after what there is to say, because of what its client did."""
+        self._served.crowd.metrics.closed(reason)
+        self.flush()
+        self._closes_at_s = self._loop.time() + CLOSING_S
+        self._transport.close()
 
     def _heed(self, events: list[Event]) -> None:
         # Nothing may be sent meanwhile: what is sent causes events too, and they would overtake the others.
@@ -161,9 +182,11 @@ class Connection(asyncio.Protocol):
 
     def _begin(self, event: Event) -> None:
         """Begin a call, or only note it as long as its message has not come."""
-        method, bytes_max = self._served.methods[event.method], self._served.message_bytes_max
+        method, bytes_max = self._served.methods[event.method], self._served.limits.message_bytes_max
         call = self._calls.get(event.stream)
         if call is None:
+            if not self._calls:
+                self._served.crowd.works(self)
             call = self._calls[event.stream] = Call(
                 self._http2, event.stream, event.timeout_us, method.serialise, self.flush, self._peer
             )
@@ -182,6 +205,9 @@ class Connection(asyncio.Protocol):
             case EventKind.CLOSED:
                 del self._calls[event.stream]
                 call.over()
+                if not self._calls:
+                    self._idle_since_s = self._loop.time()
+                    self._served.crowd.rests(self)
             case EventKind.SENT:
                 call.sent()
             case EventKind.MESSAGE:
@@ -222,8 +248,13 @@ class Connection(asyncio.Protocol):
                 self.flush()
             else:
                 self._cut_off(call, grpc.StatusCode.DEADLINE_EXCEEDED, "the call's deadline has passed")
-        if now_s > self._greeted_by_s and not self._http2.is_greeted:
+        if now_s > self._greeted_by_s and not self._http2.is_greeted and not self._transport.is_closing():
+            self._served.crowd.metrics.closed("silent")
             self._transport.abort()
+        if not self._calls and now_s - self._idle_since_s > self._idle_s_max:
+            self._idle_s_max = float("inf")
+            self._served.crowd.metrics.closed("idle")
+            self.retire()
         if now_s > self._closes_at_s:
             self._transport.abort()
         if now_s > self._retires_at_s:

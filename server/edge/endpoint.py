@@ -3,15 +3,43 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from server.api.calls import guarded
+from server.edge.http2 import HEADER_BYTES_MAX, STREAMS_MAX
 from server.edge.reflection import registered
 
 if TYPE_CHECKING:
     from server.api.calls import Services
+    from server.config import ServerConfig
+
+
+@dataclass(frozen=True, slots=True)
+class PortLimits:
+    """What a port takes.
+
+    Attributes:
+        message_bytes_max: maximum size of a request; larger ones end with RESOURCE_EXHAUSTED.
+        header_bytes_max: maximum size of a call's metadata.
+        connections_max: maximum number of connections; 0 for as many as there are descriptors for.
+        connection_calls_max: maximum number of calls at once on a connection; clients let further ones wait.
+        connection_age_s_max: age from which connections are closed, in seconds; 0 for never.
+        connection_idle_s_max: time without a call after which connections are closed, in seconds; 0 for never.
+    """
+
+    message_bytes_max: int
+    header_bytes_max: int = HEADER_BYTES_MAX
+    connections_max: int = 0
+    connection_calls_max: int = STREAMS_MAX
+    connection_age_s_max: float = 0
+    connection_idle_s_max: float = 0
+
+    @classmethod
+    def of(cls, config: ServerConfig) -> PortLimits:
+        return cls(*(getattr(config, field.name) for field in fields(cls)))
 
 
 class Endpoint(ABC):
@@ -24,19 +52,15 @@ class Endpoint(ABC):
 
     kind: ClassVar[str]
 
-    def __init__(
-        self, services: Services, message_bytes_max: int, connection_age_s_max: float, *, shared_port: bool
-    ) -> None:
+    def __init__(self, services: Services, limits: PortLimits, *, shared_port: bool) -> None:
         """Create the endpoint without opening its port.
 
         Args:
             services: the services; health is added to them.
-            message_bytes_max: maximum size of a request; larger ones end with RESOURCE_EXHAUSTED.
-            connection_age_s_max: age from which connections are closed, in seconds; 0 for never.
+            limits: the port's limits.
             shared_port: whether other processes of this server listen on the same port.
         """
-        self._message_bytes_max = message_bytes_max
-        self._connection_age_s_max = connection_age_s_max
+        self._limits = limits
         self._shared_port = shared_port
         self._names = tuple(services)
         self._health = health.aio.HealthServicer()

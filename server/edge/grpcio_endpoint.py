@@ -23,12 +23,18 @@ class GrpcioEndpoint(Endpoint):
 
     async def start(self, host: str, port: int) -> None:
         options = [
-            ("grpc.max_receive_message_length", self._message_bytes_max),
+            ("grpc.max_receive_message_length", self._limits.message_bytes_max),
+            ("grpc.max_metadata_size", self._limits.header_bytes_max),
+            ("grpc.max_concurrent_streams", self._limits.connection_calls_max),
             # If port sharing were always on, an unrelated second server could silently take half of the calls.
             ("grpc.so_reuseport", int(self._shared_port)),
         ]
-        if self._connection_age_s_max:
-            options.append(("grpc.max_connection_age_ms", round(self._connection_age_s_max * 1e3)))
+        for name, limit_s in (
+            ("grpc.max_connection_age_ms", self._limits.connection_age_s_max),
+            ("grpc.max_connection_idle_ms", self._limits.connection_idle_s_max),
+        ):
+            if limit_s:
+                options.append((name, round(limit_s * 1e3)))
         self._server = server = grpc.aio.server(options=options)
         server.add_generic_rpc_handlers(
             tuple(grpc.method_handlers_generic_handler(name, methods) for name, methods in self._services.items())

@@ -67,12 +67,20 @@ class Event(NamedTuple):
 class Http2Endpoint:
     """What all connections of a server share: its methods and limits."""
 
-    def __init__(self, takes_stream: Mapping[str, bool], message_bytes_max: int) -> None:
+    def __init__(
+        self,
+        takes_stream: Mapping[str, bool],
+        message_bytes_max: int,
+        header_bytes_max: int = HEADER_BYTES_MAX,
+        streams_max: int = STREAMS_MAX,
+    ) -> None:
         """Create an endpoint.
 
         Args:
             takes_stream: by path (`/service/method`), whether the method takes a stream of messages.
             message_bytes_max: maximum size of a message; a call with a larger one ends with RESOURCE_EXHAUSTED.
+            header_bytes_max: maximum size of a call's metadata.
+            streams_max: maximum number of calls at once on a connection.
 
         Raises:
             NativeLibraryError: the library is not built.
@@ -80,7 +88,7 @@ class Http2Endpoint:
         self._native = _native()
         self.address = self._native.pinrank_h2_endpoint(
             len(takes_stream), b"".join(path.encode() + b"\0" for path in takes_stream), bytes(takes_stream.values()),
-            message_bytes_max, HEADER_BYTES_MAX, max(KEPT_BYTES_MIN, _KEPT_MESSAGES * message_bytes_max), STREAMS_MAX,
+            message_bytes_max, header_bytes_max, max(KEPT_BYTES_MIN, _KEPT_MESSAGES * message_bytes_max), streams_max,
             _WINDOW_BYTES,
         )  # fmt: skip
         if not self.address:

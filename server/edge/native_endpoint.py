@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from server.edge.connection import CLOSING_S, Connection, Method, Served
-from server.edge.endpoint import Endpoint
+from server.edge.crowd import Crowd, connections_that_fit
+from server.edge.endpoint import Endpoint, PortLimits
 from server.edge.http2 import Http2Endpoint
 from server.runtime.listening import BACKLOG, grpc_sockets, socket_path
 
 if TYPE_CHECKING:
     from server.api.calls import Services
+    from server.telemetry.metrics import ConnectionMetrics
 
 #: Time between looks at the connections' deadlines and ages. Rank calls keep their deadlines themselves, and exactly.
 _WATCH_S = 0.1
@@ -23,25 +25,29 @@ class NativeEndpoint(Endpoint):
     kind = "native"
 
     def __init__(
-        self, services: Services, message_bytes_max: int, connection_age_s_max: float, *, shared_port: bool
+        self, services: Services, limits: PortLimits, metrics: ConnectionMetrics, *, shared_port: bool
     ) -> None:
-        """Create the endpoint without opening its port, as `Endpoint` does.
+        """Create the endpoint without opening its port, as `Endpoint` does; `metrics` tells of its connections.
 
         Raises:
             NativeLibraryError: the library is not built, or nghttp2 is not installed.
         """
-        super().__init__(services, message_bytes_max, connection_age_s_max, shared_port=shared_port)
+        super().__init__(services, limits, shared_port=shared_port)
         handlers = {
             f"/{service}/{name}": handler
             for service, methods in self._services.items()
             for name, handler in methods.items()
         }
         self._served = Served(
-            Http2Endpoint({path: handler.request_streaming for path, handler in handlers.items()}, message_bytes_max),
+            Http2Endpoint(
+                {path: handler.request_streaming for path, handler in handlers.items()},
+                limits.message_bytes_max,
+                limits.header_bytes_max,
+                limits.connection_calls_max,
+            ),
             tuple(map(Method.of, handlers.values())),
-            message_bytes_max,
-            connection_age_s_max,
-            set(),
+            limits,
+            Crowd(connections_that_fit(limits.connections_max), metrics),
         )
         self._socket_path: Path | None = None
         self._listeners: list[asyncio.Server] = []
@@ -50,7 +56,7 @@ class NativeEndpoint(Endpoint):
     @property
     def connections(self) -> frozenset[Connection]:
         """The open connections."""
-        return frozenset(self._served.open)
+        return frozenset(self._served.crowd.open)
 
     async def start(self, host: str, port: int) -> None:
         loop = asyncio.get_running_loop()

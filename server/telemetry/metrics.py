@@ -5,9 +5,11 @@ Each class holds the metrics of one part of the server. Units are Prometheus' ba
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from feature_client.activity.writer import ActionOutcome
@@ -87,6 +89,28 @@ class CallerMetrics:
     def count(self, caller: str, outcome: str) -> None:
         """Count one call."""
         self._calls.counts[caller, outcome] += 1
+
+
+class ConnectionMetrics(Collector):
+    """Metrics of the gRPC port's connections; of its own server, since grpcio tells nothing of them."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.open = 0
+        self._closed = CallCounter(
+            "pinrank_connections_closed",
+            "Connections that the server closed, by reason: broken (no HTTP/2), crowded (more than connections_max; "
+            "the one that did least), idle, resets (calls begun only to be ended), silent (no HTTP/2 within 20 s)",
+            ("reason",),
+            registry,
+        )
+        registry.register(self)
+
+    def closed(self, reason: str) -> None:
+        """Count a connection."""
+        self._closed.counts[reason,] += 1
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily("pinrank_connections", "Open connections of the gRPC port", self.open)
 
 
 class EngineMetrics:
@@ -205,6 +229,7 @@ class Metrics:
         self._supervisor = supervisor or Supervisor()
         self.requests = RequestMetrics(self.registry)
         self.callers = CallerMetrics(self.registry)
+        self.connections = ConnectionMetrics(self.registry)
         self.engine = EngineMetrics(self.registry)
         self.exploration = ExplorationMetrics(self.registry)
         self.actions = ActionMetrics(self.registry)

@@ -13,8 +13,11 @@ import grpc
 import grpc.aio
 import h2.connection
 import h2.settings
+from prometheus_client import CollectorRegistry
 
+from server.edge.endpoint import PortLimits
 from server.edge.native_endpoint import NativeEndpoint
+from server.telemetry.metrics import ConnectionMetrics
 
 BYTES_MAX = 100_000
 
@@ -60,14 +63,16 @@ class Service:
         await context.abort(grpc.StatusCode.ABORTED, "\xe9" * 100_000)
 
 
-async def start(service: Service, host: str = "127.0.0.1", age_s_max: float = 0) -> NativeEndpoint:
+async def start(service: Service, host: str = "127.0.0.1", **limits: Any) -> NativeEndpoint:
     methods: dict[str, Any] = {
         "Reverse": grpc.unary_unary_rpc_method_handler(service.reverse),
         "Hang": grpc.unary_unary_rpc_method_handler(service.hang),
         "Refuse": grpc.unary_unary_rpc_method_handler(service.refuse),
         "Sizes": grpc.stream_stream_rpc_method_handler(service.sizes),
     }
-    endpoint = NativeEndpoint({"test": methods}, BYTES_MAX, age_s_max, shared_port=False)
+    endpoint = NativeEndpoint(
+        {"test": methods}, PortLimits(BYTES_MAX, **limits), ConnectionMetrics(CollectorRegistry()), shared_port=False
+    )
     await endpoint.start(host, 0)
     return endpoint
 

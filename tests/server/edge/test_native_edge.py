@@ -14,9 +14,12 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import pytest
+from prometheus_client import CollectorRegistry
 
 from server.edge import connection as edge_connection
+from server.edge.endpoint import PortLimits
 from server.edge.native_endpoint import NativeEndpoint
+from server.telemetry.metrics import ConnectionMetrics
 from tests.conftest import eventually
 from tests.server.edge.service import BYTES_MAX, start
 from tests.server.edges import needs_native_edge
@@ -86,8 +89,8 @@ async def test_a_client_that_is_killed_ends_its_calls(endpoint, service):
 
 
 async def test_no_call_fails_when_its_connection_comes_of_age(service, monkeypatch):
-    monkeypatch.setattr(edge_connection, "_RETIREMENT_S", 0.05)
-    endpoint = await start(service, age_s_max=0.1)
+    monkeypatch.setattr(edge_connection, "RETIREMENT_S", 0.05)
+    endpoint = await start(service, connection_age_s_max=0.1)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{endpoint.listens_on}") as channel:
         reverse = channel.unary_unary("/test/Reverse")
 
@@ -141,7 +144,7 @@ async def test_hanging_up_answers_unavailable_and_frees_the_address(service, tmp
         assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
     assert service.cancelled == service.done == 1
     assert not (tmp_path / "socket").exists()
-    second = NativeEndpoint({}, BYTES_MAX, 0, shared_port=False)
+    second = NativeEndpoint({}, PortLimits(BYTES_MAX), ConnectionMetrics(CollectorRegistry()), shared_port=False)
     await second.start(host, 0 if form == "unix" else int(endpoint.listens_on))
     assert second.listens_on == endpoint.listens_on
     await second.stop()

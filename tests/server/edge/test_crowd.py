@@ -1,0 +1,167 @@
+"""Connections that are too many, idle, silent, or begin calls only to end them, on the native gRPC port."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+import grpc.aio
+import h2.connection
+import h2.errors
+import h2.events
+import pytest
+
+from server.edge.native_endpoint import NativeEndpoint
+from tests.conftest import eventually
+from tests.server.edge.service import Service, begin, raw_client, start
+
+
+@pytest.fixture
+def service():
+    return Service()
+
+
+def idle(endpoint: NativeEndpoint) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(endpoint.listens_on)), timeout=60)
+
+
+def closed(endpoint: NativeEndpoint, reason: str) -> int:
+    return endpoint._served.crowd.metrics._closed.counts[reason,]
+
+
+def is_closed(own: socket.socket) -> Callable[[], bool]:
+    """Return a function that tells whether the server has closed a connection, after reading what it said."""
+    own.settimeout(0)
+
+    def ended() -> bool:
+        try:
+            while own.recv(1 << 16):
+                pass
+        except BlockingIOError:
+            return False
+        except ConnectionResetError:
+            pass
+        return True
+
+    return ended
+
+
+async def test_a_newcomer_takes_the_place_of_the_oldest_that_never_had_a_call(service):
+    endpoint = await start(service, connections_max=3)
+    own = [("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{endpoint.listens_on}", own) as channel:
+        reverse = channel.unary_unary("/test/Reverse")
+        assert await reverse(b"ab") == b"ba"
+        (good,) = endpoint.connections
+        flood = []
+        for count in range(2, 60):
+            flood.append(idle(endpoint))
+            await eventually(lambda count=count: closed(endpoint, "crowded") == max(0, count - 3))
+            await eventually(lambda count=count: len(endpoint.connections) == min(count, 3))
+        await eventually(is_closed(flood[0]))
+        assert not is_closed(flood[-1])()
+        assert endpoint.connections > {good}
+        assert await reverse(b"ab") == b"ba"
+        assert {peer for _, peer, _ in service.contexts} == {good._peer}, "it is the same connection"
+    for one in flood:
+        one.close()
+    await endpoint.stop()
+
+
+async def test_a_newcomer_waits_outside_while_all_others_have_calls(service):
+    endpoint = await start(service, connections_max=2)
+    async with raw_client(endpoint) as (one, own), raw_client(endpoint) as (two, other):
+        for client, connection in ((one, own), (two, other)):
+            begin(client, "/test/Hang", b"")
+            connection.sendall(client.data_to_send())
+        await eventually(lambda: service.running == 2)
+        newcomer = idle(endpoint)
+        await eventually(is_closed(newcomer))
+        assert len(endpoint.connections) == 2
+        service.gate.set()
+        await eventually(lambda: service.done == 2)
+        # Both rest now, and the one that rests for longer goes.
+        third = idle(endpoint)
+        await eventually(lambda: closed(endpoint, "crowded") == 2)
+        assert not is_closed(third)()
+        newcomer.close()
+        third.close()
+    await endpoint.stop()
+
+
+async def test_calls_begun_only_to_be_ended_end_the_connection_and_no_other(service):
+    endpoint = await start(service)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{endpoint.listens_on}") as channel:
+        reverse = channel.unary_unary("/test/Reverse")
+        async with raw_client(endpoint) as (client, own):
+            own.settimeout(0)
+            loop, told = asyncio.get_running_loop(), list[h2.events.Event]()
+            for number in range(4_000):
+                begin(client, "/test/Hang", b"", end=False)
+                client.reset_stream(2 * number + 1, h2.errors.ErrorCodes.CANCEL)
+                if number % 100 == 99:
+                    try:
+                        await loop.sock_sendall(own, client.data_to_send())
+                    except (BrokenPipeError, ConnectionResetError):
+                        break
+                    assert await reverse(b"ab") == b"ba"
+            try:
+                while content := await asyncio.wait_for(loop.sock_recv(own, 1 << 16), 20):
+                    told += client.receive_data(content)
+            except ConnectionResetError:
+                pass
+        assert await reverse(b"ab") == b"ba"
+    ended = [event.error_code for event in told if isinstance(event, h2.events.ConnectionTerminated)]
+    assert ended in ([h2.errors.ErrorCodes.ENHANCE_YOUR_CALM], [])
+    assert closed(endpoint, "resets") == 1
+    assert service.running == 0
+    await endpoint.stop()
+
+
+async def test_a_client_may_give_up_all_its_calls_at_once(service):
+    endpoint = await start(service)
+    async with raw_client(endpoint) as (client, own):
+        own.settimeout(0)
+        loop = asyncio.get_running_loop()
+        for _ in range(1_000):
+            begin(client, "/test/Hang", b"")
+        await loop.sock_sendall(own, client.data_to_send())
+        await eventually(lambda: service.running == 1_000)
+        for number in range(1_000):
+            client.reset_stream(2 * number + 1, h2.errors.ErrorCodes.CANCEL)
+        await loop.sock_sendall(own, client.data_to_send())
+        await eventually(lambda: service.cancelled == 1_000)
+        assert len(endpoint.connections) == 1
+    await endpoint.stop()
+
+
+async def test_a_connection_without_calls_is_closed_after_its_time_and_no_call_fails(service, monkeypatch):
+    monkeypatch.setattr("server.edge.connection.RETIREMENT_S", 0.05)
+    endpoint = await start(service, connection_idle_s_max=0.1)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{endpoint.listens_on}") as channel:
+        reverse, hang = channel.unary_unary("/test/Reverse"), channel.unary_unary("/test/Hang")
+        for count in range(1, 4):
+            assert await reverse(b"ab") == b"ba"
+            await eventually(lambda count=count: closed(endpoint, "idle") == count)
+            await eventually(lambda: not endpoint.connections)
+        pending = hang(b"")
+        await eventually(lambda: service.running == 1)
+        (busy,) = endpoint.connections
+        silent = idle(endpoint)
+        await eventually(lambda: closed(endpoint, "idle") == 4)  # the silent one is as old, and idle
+        assert busy in endpoint.connections
+        service.gate.set()
+        assert await pending == b"at last"
+        silent.close()
+    await endpoint.stop()
+
+
+async def test_what_is_no_http2_is_counted(service):
+    endpoint = await start(service)
+    other = idle(endpoint)
+    other.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    await eventually(lambda: closed(endpoint, "broken") == 1)
+    await eventually(is_closed(other))
+    other.close()
+    await endpoint.stop()
