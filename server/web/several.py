@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
@@ -18,6 +20,10 @@ from server.web.sums import Sums
 
 #: Longest times that a process may take to answer a probe, which itself often has a second, and to show its metrics.
 _PROBE_S, _METRICS_S = 0.75, 2.0
+#: Probes within this time of one another share the answers of the processes, however many there are.
+_SHARED_S = 0.2
+
+Replies = list[tuple["_Member", Reply | Gone | Silent]]
 
 
 @dataclass(slots=True)
@@ -51,6 +57,8 @@ class SeveralProcesses:
         self._replaced: list[socket.socket] = []
         self._metrics = MetricsPage(self._families, limits.metrics_age_s_max)
         self._sums = Sums()
+        #: When processes were asked for a path, on the monotonic clock, and what they answered.
+        self._asked: dict[str, tuple[float, asyncio.Task[Replies]]] = {}
         self._started = False
 
     def add(self, number: int) -> socket.socket:
@@ -102,7 +110,16 @@ class SeveralProcesses:
         good = bool(ready) and ready | again == {member.number for member, _ in asked}
         return Verdict(good, (yes if good else no, *_lines(asked)))
 
-    async def _ask(self, path: str, within_s: float = _PROBE_S) -> list[tuple[_Member, Reply | Gone | Silent]]:
+    async def _ask(self, path: str) -> Replies:
+        """Ask all processes for a probe, or share what they have just answered."""
+        now_s = time.monotonic()
+        asked_s, replies = self._asked.get(path, (-math.inf, None))
+        if replies is None or now_s - asked_s >= _SHARED_S:
+            replies = asyncio.get_running_loop().create_task(self._replies(path, _PROBE_S))
+            self._asked[path] = now_s, replies
+        return await asyncio.shield(replies)
+
+    async def _replies(self, path: str, within_s: float) -> Replies:
         while self._replaced:
             self._replaced.pop().close()
         members = list(self._members.values())
@@ -115,7 +132,7 @@ class SeveralProcesses:
 
     async def _families(self) -> AsyncIterator[Metric]:
         shown = {}
-        for member, reply in await self._ask("/metrics", _METRICS_S):
+        for member, reply in await self._replies("/metrics", _METRICS_S):
             if isinstance(reply, Reply) and reply.status == 200:
                 shown[member.number, member.turn] = list(text_string_to_metric_families(reply.body))
                 await asyncio.sleep(0)  # so that a probe need not wait for all of them
@@ -136,7 +153,7 @@ class SeveralProcesses:
         yield restarts
 
 
-def _lines(replies: list[tuple[_Member, Reply | Gone | Silent]]) -> list[str]:
+def _lines(replies: Replies) -> list[str]:
     """Return what each process said, line by line."""
     found = []
     for member, reply in replies:
