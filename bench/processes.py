@@ -82,7 +82,11 @@ def server_process(config: Path, feature_store: str, log: Path, start_s: float =
         "--feature-store", feature_store,
     ]  # fmt: skip
     address = f"127.0.0.1:{grpc_port}"
-    with log.open("wb") as stderr, subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr) as process:
+    fresh = {**os.environ, "PINRANK_HTTP__METRICS_AGE_S_MAX": "0"}  # what is read around a load must be of that moment
+    with (
+        log.open("wb") as stderr,
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr, env=fresh) as process,
+    ):
         try:
             try:
                 _wait_until_ready(process, address, log, start_s)

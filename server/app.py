@@ -275,7 +275,10 @@ class Server:
 
     async def _outage(self, reason: str) -> None:
         self.state.outage = reason
-        _log.warning("feature_store_outage", reason=reason) if reason else _log.info("feature_store_outage_over")
+        if reason:
+            _log.warning("feature_store_outage", reason=reason)
+        else:
+            _log.info("feature_store_outage_over")
         await self._show_readiness()
 
     async def _show_readiness(self) -> None:

@@ -55,7 +55,7 @@ def serve(
         typer.Option(help="Address to listen on: an IP address, a host name or unix:/path (default: 127.0.0.1)."),
     ] = None,
     grpc_port: Annotated[int | None, typer.Option(help="gRPC port; 0 picks a free one (default: 50051).")] = None,
-    http_port: Annotated[int | None, typer.Option(help="HTTP port for /metrics and /healthz (default: 9095).")] = None,
+    http_port: Annotated[int | None, typer.Option(help="HTTP port for /metrics and probes (default: 9095).")] = None,
     model_store: Annotated[str | None, typer.Option(help="Model store: a folder, or s3://bucket/prefix.")] = None,
     model: Annotated[str | None, typer.Option(help="Name of the model to serve.")] = None,
     feature_store: Annotated[

@@ -165,12 +165,9 @@ class HttpPort:
         """Begin to read a connection, after its handshake."""
         accepted.setblocking(False)  # noqa: FBT003 - the standard library's
         try:
-            await self.loop.connect_accepted_socket(
-                lambda: connection,
-                accepted,
-                ssl=self._tls() if self._tls is not None and door.outside else None,
-                ssl_handshake_timeout=self.limits.request_s_max if self._tls is not None and door.outside else None,
-            )
+            context = self._tls() if self._tls is not None and door.outside else None
+            # The connection's own time ends a handshake.
+            await self.loop.connect_accepted_socket(lambda: connection, accepted, ssl=context)
         except OSError:  # the client has gone, or its handshake failed
             connection.abort()
         except Exception as error:  # noqa: BLE001 - a certificate that cannot be used must not end the port

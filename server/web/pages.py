@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -26,6 +26,8 @@ Families = Callable[[], AsyncIterator[Metric]]
 #: take it away after 5 ms (sys.getswitchinterval), of which a request with a budget of 10 ms has nothing left.
 _TURN_S = 0.0005
 _PAUSE_S = 0.001
+#: Samples that are rendered at once, in about a quarter of a turn; a histogram of 20 surfaces has 540.
+_SAMPLES = 64
 #: Higher levels take several times as long for a few percent.
 _GZIP_LEVEL = 4
 
@@ -108,12 +110,24 @@ class MetricsPage:
         began_s = turn_s = time.monotonic()
         pieces = [f"# collected {datetime.now(UTC).isoformat(timespec='milliseconds')}\n".encode()]
         async for family in self._families():
-            pieces.append(generate_latest(_Alone(family)))
-            if time.monotonic() - turn_s >= _TURN_S:
-                await asyncio.sleep(_PAUSE_S)
-                turn_s = time.monotonic()
+            for piece in _pieces(family):
+                pieces.append(piece)
+                if time.monotonic() - turn_s >= _TURN_S:
+                    await asyncio.sleep(_PAUSE_S)
+                    turn_s = time.monotonic()
         self._latest = _Collection(began_s, b"".join(pieces))
         return self._latest
+
+
+def _pieces(family: Metric) -> Iterator[bytes]:
+    """Render one metric, a few samples at a time."""
+    # Of OpenMetrics, which Prometheus' text format does not know: when a counter was made, as a metric of its own.
+    samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+    for start in range(0, max(1, len(samples)), _SAMPLES):
+        part = Metric(family.name, family.documentation, family.type)
+        part.samples = samples[start : start + _SAMPLES]
+        rendered = generate_latest(_Alone(part))
+        yield rendered if start == 0 else rendered.split(b"\n", 2)[2]  # without the lines HELP and TYPE
 
 
 class _Alone(Collector):

@@ -7,7 +7,8 @@ import gzip
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from prometheus_client import CollectorRegistry
+import pytest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
@@ -64,6 +65,20 @@ def test_the_text_says_when_it_was_collected_and_is_what_prometheus_reads(open_p
     assert body.startswith(b"# collected 20")
     names = [family.name for family in text_string_to_metric_families(body.decode())]
     assert names == [f"collections_{number}" for number in range(20)]
+
+
+@pytest.mark.parametrize("labels", [0, 1, 63, 64, 65, 200])
+def test_a_large_metric_reads_as_the_library_renders_it_at_once(open_port, labels):
+    registry = CollectorRegistry()
+    counter = Counter("calls", "Made by a test", ["label"], registry=registry)
+    histogram = Histogram("seconds", "Made\nby \\ a test", ["label"], registry=registry)
+    for number in range(labels):
+        counter.labels(f"{number}").inc(number)
+        histogram.labels(f'"{number}\n').observe(number)
+    body = fetch(open_port(site({"/metrics": MetricsPage(families_of(registry), 60).answer})), "/metrics")[1].decode()
+    whole = text_string_to_metric_families(generate_latest(registry).decode())
+    assert list(text_string_to_metric_families(body)) == [one for one in whole if not one.name.endswith("_created")]
+    assert body.count("# TYPE") == 2
 
 
 def test_a_client_that_takes_gzip_gets_the_same_text_in_fewer_bytes(open_port):
