@@ -12,6 +12,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -159,6 +160,7 @@ class HttpPort:
             connection = _Connection(self)
             self._open[connection] = None
             connection.task = self.loop.create_task(self._greet(connection, accepted, door))
+            connection.task.add_done_callback(partial(_close_unless_greeted, connection, accepted))
         return None
 
     async def _greet(self, connection: _Connection, accepted: socket.socket, door: Door) -> None:
@@ -173,9 +175,6 @@ class HttpPort:
         except Exception as error:  # noqa: BLE001 - a certificate that cannot be used must not end the port
             self._supervisor.note("http", error)
             connection.abort()
-        finally:
-            if not connection.greeted:
-                accepted.close()
 
     def forget(self, connection: _Connection) -> None:
         """Note that a connection has ended."""
@@ -263,3 +262,9 @@ class _Connection(asyncio.Protocol):
             self._transport.write_eof()
         else:
             self._transport.close()
+
+
+def _close_unless_greeted(connection: _Connection, accepted: socket.socket, _: asyncio.Task[None]) -> None:
+    """Close a socket that no transport has, or no longer has; also if the task was cancelled before it began."""
+    if not connection.greeted:
+        accepted.close()
