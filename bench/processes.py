@@ -60,7 +60,9 @@ class ServerProcess(NamedTuple):
 
 
 @contextmanager
-def server_process(config: Path, feature_store: str, log: Path, start_s: float = _START_S) -> Iterator[ServerProcess]:
+def server_process(
+    config: Path, feature_store: str, log: Path, start_s: float = _START_S, metrics_age_s_max: float = 0.0
+) -> Iterator[ServerProcess]:
     """Run `pinrank serve` on free loopback ports, and stop it afterwards in any case.
 
     Args:
@@ -68,6 +70,7 @@ def server_process(config: Path, feature_store: str, log: Path, start_s: float =
         feature_store: overrides the setting in the file.
         log: file for its standard error.
         start_s: longest time until it is ready, in seconds.
+        metrics_age_s_max: its setting; by default, what is read around a load is of that moment.
 
     Yields:
         The running server.
@@ -82,7 +85,11 @@ def server_process(config: Path, feature_store: str, log: Path, start_s: float =
         "--feature-store", feature_store,
     ]  # fmt: skip
     address = f"127.0.0.1:{grpc_port}"
-    with log.open("wb") as stderr, subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr) as process:
+    environment = {**os.environ, "PINRANK_HTTP__METRICS_AGE_S_MAX": f"{metrics_age_s_max:g}"}
+    with (
+        log.open("wb") as stderr,
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr, env=environment) as process,
+    ):
         try:
             try:
                 _wait_until_ready(process, address, log, start_s)

@@ -65,7 +65,12 @@ class TestBed:
 
 @contextmanager
 def scene(
-    config: Path = CONFIG, extra: str = "", candidates: int = 128, requests: int = 256, pins: int | None = None
+    config: Path = CONFIG,
+    extra: str = "",
+    candidates: int = 128,
+    requests: int = 256,
+    pins: int | None = None,
+    metrics_age_s_max: float = 0.0,
 ) -> Iterator[TestBed]:
     """Fill a feature store and start a server; remove both at the end.
 
@@ -75,6 +80,7 @@ def scene(
         candidates: number of pins in a request.
         requests: number of different requests.
         pins: number of pins in the feature store; None means the pins of the model.
+        metrics_age_s_max: the server's setting; by default, metrics are of the moment in which they are read.
 
     Raises:
         BenchmarkError: the server did not start, or the environment overrides its settings.
@@ -102,7 +108,9 @@ def scene(
             feature_store,
             made,
         )
-        server = stack.enter_context(server_process(own, feature_store, folder / "server.log"))
+        server = stack.enter_context(
+            server_process(own, feature_store, folder / "server.log", metrics_age_s_max=metrics_age_s_max)
+        )
         client = stack.enter_context(single_process(calls_max=1))
         engine = stack.enter_context(single_process())
         yield TestBed(settings, subject, server, client, engine, user_ids, pin_ids, awake)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gc
+import socket
 from collections.abc import Hashable
 from contextlib import AsyncExitStack, suppress
 from functools import partial
@@ -14,7 +14,7 @@ import structlog
 from feature_client.redaction import redacted
 from feature_client.stores.open_store import open_store
 from feature_client.stores.store import Store
-from kernels.cores import answer_at_once, compute_behind_others, cores, keep_to, own_cores
+from kernels.cores import compute_behind_others, cores, keep_to, own_cores
 from kernels.engine import EngineFactory
 from kernels.engines import ON_GPU, default_streams, engine_factory
 from model_store.registry.store import ModelStore, open_model_store
@@ -24,7 +24,6 @@ from server.api import activity, impressions, ranking
 from server.api import models as model_service
 from server.api.activity import ActivityEdge
 from server.api.draining import Calls
-from server.api.http import open_endpoints
 from server.api.impressions import ImpressionEdge
 from server.api.models import ModelEdge
 from server.api.ranking import RankingEdge
@@ -40,14 +39,13 @@ from server.request.features import FeatureReader
 from server.request.pipeline import Pipeline
 from server.request.recording import Recording
 from server.request.routing import ServedModels
+from server.request.store_watch import StoreWatch
 from server.rollout.hot_swap import HotSwap
 from server.rollout.installed_models import InstalledModels
 from server.rollout.model_metrics import ModelCollector
 from server.rollout.shadow import SHADOW_LANE, Shadow
 from server.rollout.status import ServerStatus
-from server.runtime.listening import ListenError, http_shown, shown
-from server.runtime.memory import set_up_allocator
-from server.runtime.signals import Ending, heed_signals
+from server.runtime.listening import ListenError, http_shown, http_sockets, shown
 from server.runtime.supervisor import Supervisor
 from server.runtime.tasks import BackgroundTasks
 from server.scheduling.admission import Admission, Overload
@@ -58,14 +56,15 @@ from server.scheduling.in_flight_metrics import InFlightCollector
 from server.scheduling.lanes import Lane
 from server.scheduling.pace import Pace
 from server.telemetry.metrics import Metrics
+from server.web.channel import handed
+from server.web.http_port import HttpPort, listening
+from server.web.pages import MetricsPage, families_of, site
+from server.web.probes import Heartbeat, Probes, ProcessState
 
 if TYPE_CHECKING:
     from server.request.answer_log import AnswerLog
 
 _log = structlog.get_logger(__name__)
-
-#: Time that a stopping server may take beyond `lame_duck_s` and `drain_s`.
-_EXIT_GRACE_S = 15.0
 
 
 class StartError(Exception):
@@ -80,8 +79,8 @@ class Server:
         metrics: all metrics.
         recording: the activity sequences that users' actions are written into.
         calls: counts the calls in flight.
-        serving: whether the server answers Rank calls.
-        http_port: port of `/metrics` and `/healthz`.
+        state: what the probes report: whether the server has started, answers Rank calls, and can read features.
+        http_port: port of `/metrics` and the probes.
         status: a read-only view of the server's models and their health. Like `model_store`, `admitter` and `swap`, it
             exists only once `start` has been called.
     """
@@ -91,17 +90,20 @@ class Server:
     swap: HotSwap
     status: ServerStatus
 
-    def __init__(self, config: ServerConfig, *, shared_port: bool = False, prover: Prover | None = None) -> None:
+    def __init__(
+        self, config: ServerConfig, *, channel: socket.socket | None = None, prover: Prover | None = None
+    ) -> None:
         """Create a server without starting it.
 
         Args:
             config: the settings.
-            shared_port: whether other processes of this server listen on the same gRPC port.
+            channel: of one of several processes on one gRPC port: brings the HTTP requests of their parent, which
+                listens on the HTTP port for all of them.
             prover: proves new versions; without one, the server starts a prover of its own.
         """
         self._shared_prover = prover
         self._config = config
-        self._shared_port = shared_port
+        self._channel = channel
         self._supervisor = Supervisor()
         self.metrics = Metrics(self._supervisor)
         #: Maximum number of concurrent engine runs, on each device and in total.
@@ -114,8 +116,13 @@ class Server:
         self.calls = Calls()
         #: Closes the opened parts, in reverse order.
         self._opened = AsyncExitStack()
-        self.serving = False
+        self.state = ProcessState()
         self.http_port = 0
+
+    @property
+    def serving(self) -> bool:
+        """Whether the server answers Rank calls."""
+        return self.state.serving
 
     @property
     def listens_on(self) -> int | str:
@@ -159,8 +166,9 @@ class Server:
             await self._endpoint.start(config.host, config.grpc_port)
         except ListenError as error:
             raise StartError(str(error)) from error
-        self.serving = True
-        await self._endpoint.set_serving(serving=True)
+        self.state.started = self.state.serving = True
+        await self._show_readiness()
+        self._watch_store()
         _log.info(
             "serving",
             grpc=shown(config.host, self.listens_on),
@@ -239,7 +247,9 @@ class Server:
             impressions.SERVICE: ImpressionEdge(self.calls, log, config.candidates_max, gate).methods(),
             model_service.SERVICE: ModelEdge(self.swap, self.status, config, gate).methods(),
         }
-        self._endpoint = new_endpoint(services, config, gate, metrics.connections, shared_port=self._shared_port)
+        self._endpoint = new_endpoint(
+            services, config, gate, metrics.connections, shared_port=self._channel is not None
+        )
         return models
 
     def _open_gate(self) -> Gate:
@@ -253,12 +263,39 @@ class Server:
         return gate
 
     def _open_http(self) -> None:
-        config, registry = self._config, self.metrics.registry
-        for endpoint in open_endpoints(
-            config.host, config.http_port, registry, lambda: self.serving, self.status.lines, self._supervisor
-        ):
-            self.http_port = endpoint.port
-            self._opened.callback(endpoint.close)
+        config, state = self._config, self.state
+        probes = Probes(
+            state, self.status.loading_lines, self.status.lines,
+            without_features=config.ready_without_features, silence_s_max=config.http.loop_silence_s_max,
+        )  # fmt: skip
+        metrics = MetricsPage(families_of(self.metrics.registry), config.http.metrics_age_s_max)
+        if self._channel is not None:
+            doors, self.http_port = [handed(self._channel)], config.http_port
+        else:
+            opened = http_sockets(config.host, config.http_port)
+            doors, self.http_port = [listening(one) for one in opened], opened[0].getsockname()[1]
+        port = HttpPort(doors, site({"/metrics": metrics.answer, **probes.pages()}), config.http, self._supervisor)
+        self._opened.callback(Heartbeat(state).close)
+        port.start()
+        self._opened.callback(port.close)
+
+    def _watch_store(self) -> None:
+        """Show outages of the feature store until the server ends."""
+        watch = asyncio.create_task(self._supervisor.loop("store-watch", StoreWatch(self.store, self._outage).run))
+        self._opened.callback(watch.cancel)
+
+    async def _outage(self, reason: str) -> None:
+        self.state.outage = reason
+        if reason:
+            _log.warning("feature_store_outage", reason=reason)
+        else:
+            _log.info("feature_store_outage_over")
+        await self._show_readiness()
+
+    async def _show_readiness(self) -> None:
+        """Set the status that gRPC's health service reports."""
+        ready = self.state.ready(without_features=self._config.ready_without_features)
+        await self._endpoint.set_serving(serving=ready)
 
     def _new_runner(self, costs: dict[Hashable, CostModel], pace: Pace, gate: Gate) -> tuple[Admission, Runner]:
         """Create the scheduling policies (costs, order of requests, admission) and the engine streams they control."""
@@ -298,8 +335,8 @@ class Server:
         Args:
             hurry: ends the waits early when it is set.
         """
-        self.serving = False
-        await self._endpoint.set_serving(serving=False)
+        self.state.serving = False
+        await self._show_readiness()
         _log.info("draining", lame_duck_s=self._config.lame_duck_s, drain_s=self._config.drain_s)
         if lame_s := self._config.lame_duck_s:
             retiring_s = min(lame_s, RETIREMENT_S)
@@ -318,37 +355,6 @@ async def _waited(seconds: float, hurry: asyncio.Event | None) -> None:
     """Wait, or until `hurry` is set."""
     with suppress(TimeoutError):
         await asyncio.wait_for((hurry or asyncio.Event()).wait(), seconds)
-
-
-async def serve(config: ServerConfig, *, shared_port: bool = False) -> None:
-    """Run a server until a signal arrives, then drain it; a signal during the start cancels the start."""
-    set_up_allocator()
-    loop = asyncio.get_running_loop()
-    ending = heed_signals(loop, config.stop_s_max + _EXIT_GRACE_S)
-    server = Server(config, shared_port=shared_port)
-    server.catch_strays(loop)
-    if not await _started(server, ending):
-        _log.info("stopped_during_start")
-        return
-    if not answer_at_once():
-        _log.info("event_loop_without_priority")
-    # Objects that exist now live as long as the server, so the garbage collector need not scan them again.
-    gc.freeze()
-    await ending.asked.wait()
-    await server.drain_and_close(ending.hurried)
-
-
-async def _started(server: Server, ending: Ending) -> bool:
-    """Start a server; return False if a signal arrived before it was serving."""
-    start, asked = asyncio.ensure_future(server.start()), asyncio.ensure_future(ending.asked.wait())
-    await asyncio.wait({start, asked}, return_when=asyncio.FIRST_COMPLETED)
-    asked.cancel()
-    start.cancel()  # has no effect if the start is done
-    try:
-        await start
-    except asyncio.CancelledError:
-        return False
-    return True
 
 
 def _check_surfaces(config: ServerConfig, models: ServedModels) -> None:

@@ -24,7 +24,7 @@ from feature_client.groups import Name
 from feature_client.redaction import secrets_of
 from kernels.engines import LOWERS_PRODUCTS, ON_GPU, known_engine
 from model_store.registry.bucket_objects import SECRET_VARIABLES
-from server.config_sections import GuardConfig, ImpressionsConfig, ShadowConfig, SurfaceConfig, SwapConfig
+from server.config_sections import GuardConfig, HttpConfig, ImpressionsConfig, ShadowConfig, SurfaceConfig, SwapConfig
 from server.environment import PREFIX
 from server.runtime.listening import is_host, socket_path
 
@@ -74,7 +74,12 @@ class ServerConfig(BaseSettings):
     grpc_port: Port = 50051
     """gRPC port. 0 takes a free port and logs it."""
     http_port: Port = 9095
-    """HTTP port of `/metrics` and `/healthz`. 0 takes a free port and logs it."""
+    """HTTP port of `/metrics` and of the probes `/livez`, `/readyz`, `/startupz` and `/healthz`. 0 takes a free port
+    and logs it."""
+    http: HttpConfig = HttpConfig()
+    ready_without_features: bool = True
+    """Whether the server is ready while the feature store cannot be read, and answers with default features. `false`
+    lets `/readyz` answer 503, and gRPC's health service NOT_SERVING."""
 
     grpc_edge: Literal["auto", "native", "grpcio"] = "auto"
     """The server behind the gRPC port. `native` is pinrank's own, on nghttp2: it takes a third or less of grpcio's CPU
@@ -94,7 +99,7 @@ class ServerConfig(BaseSettings):
     replicas. Calls in flight are answered first. 0 means never."""
 
     processes: Annotated[int, Field(ge=1, le=256)] = 1
-    """Number of server processes on the gRPC port. The second one serves `/metrics` on `http_port` + 1, and so on."""
+    """Number of server processes on the gRPC port. `http_port` answers for all of them."""
 
     model_store: Annotated[str, BeforeValidator(str)]
     """Model store: a folder, or `s3://bucket/prefix`; see models.md."""

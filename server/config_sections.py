@@ -118,6 +118,21 @@ class ShadowConfig(BaseModel):
     """The part of all requests that the server also ranks with this label."""
 
 
+class HttpConfig(BaseModel):
+    """The bounds of the HTTP port."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    connections_max: Annotated[int, Field(ge=4, le=10_000)] = 64
+    """Maximum number of HTTP connections. When it is reached, the oldest one that is not being answered is closed."""
+    request_s_max: Annotated[float, Field(gt=0, le=60)] = 5
+    """Maximum time of an HTTP connection, from its acceptance to the last byte of the answer."""
+    metrics_age_s_max: Annotated[float, Field(ge=0, le=60)] = 1
+    """Scrapes within this time after a collection get its values, so that many scrapes cost what one costs."""
+    loop_silence_s_max: Annotated[float, Field(gt=0, le=600)] = 5
+    """Time without a turn of the event loop after which `/livez` answers 503."""
+
+
 class ImpressionsConfig(BaseModel):
     """What was answered, what users did, and what they looked at, as a log. It needs `pinrank[impressions]`."""
 

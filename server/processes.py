@@ -22,11 +22,17 @@ import uvloop
 
 from kernels.cores import cores
 from kernels.engines import default_streams
-from server.app import StartError, serve
+from server.app import StartError
 from server.config import ServerConfig
-from server.runtime.listening import ListenError, interfaces
+from server.process import serve
+from server.runtime.descriptors import raise_descriptor_limit
+from server.runtime.listening import ListenError, http_shown, http_sockets, interfaces
 from server.runtime.signals import ending_signals
+from server.runtime.supervisor import Supervisor
 from server.telemetry.logs import configure_logs
+from server.web.http_port import HttpPort, listening
+from server.web.pages import site
+from server.web.several import SeveralProcesses
 
 _log = structlog.get_logger(__name__)
 
@@ -42,20 +48,24 @@ _SIGNALS_MAX = 64
 def serve_processes(config: ServerConfig) -> None:
     """Run `config.processes` servers until a signal arrives, then let all of them drain.
 
-    A process that dies is replaced; its callers see UNAVAILABLE and reach another process when they retry.
+    A process that dies is replaced; its callers see UNAVAILABLE and reach another process when they retry. The HTTP
+    port belongs to this process, which asks the others.
 
     Raises:
         StartError: the port is taken, a process could not serve (its log says why), or processes keep dying.
     """
-    with reserved_port(config) as port, _signals() as heard:
+    raise_descriptor_limit()
+    several = SeveralProcesses(config.http)
+    with reserved_port(config) as port, _http_port(config, several) as http_port, _signals() as heard:
         # Without this, a child would look for the standard library in the current folder first.
         os.environ["PYTHONSAFEPATH"] = "1"
         context = multiprocessing.get_context("spawn")
 
         def start(number: int) -> BaseProcess:
-            settings = settings_of(config, number, port).model_dump()  # JSON would mask the secrets
-            process = context.Process(target=_one, args=(settings,), name=f"pinrank-{number}")
-            process.start()
+            settings = settings_of(config, number, port, http_port).model_dump()  # JSON would mask the secrets
+            with several.add(number) as channel:
+                process = context.Process(target=_one, args=(settings, channel), name=f"pinrank-{number}")
+                process.start()
             return process
 
         running: list[BaseProcess] = []
@@ -80,25 +90,44 @@ def serve_processes(config: ServerConfig) -> None:
             end_processes(running, heard, config.stop_s_max + _GRACE_S)
 
 
-def settings_of(config: ServerConfig, number: int, grpc_port: int) -> ServerConfig:
-    """Return the settings of one of the processes: its own HTTP port, and its share of the cores and the GPUs."""
+@contextmanager
+def _http_port(config: ServerConfig, several: SeveralProcesses) -> Iterator[int]:
+    """Serve the HTTP port for all processes, and yield its number."""
+    try:
+        opened = http_sockets(config.host, config.http_port)
+    except ListenError as error:
+        raise StartError(str(error)) from error
+    supervisor = Supervisor()
+    port = HttpPort([listening(one) for one in opened], site(several.pages()), config.http, supervisor)
+    port.start()
+    number = opened[0].getsockname()[1]
+    _log.info("http_open", http=http_shown(config.host, number))
+    try:
+        yield number
+    finally:
+        supervisor.close()
+        port.close()
+
+
+def settings_of(config: ServerConfig, number: int, grpc_port: int, http_port: int) -> ServerConfig:
+    """Return the settings of one of the processes: the ports of all, and its share of the cores and the GPUs."""
     devices = config.devices_of(number)
     streams = default_streams(config.engine, max(1, cores() // config.processes))
     changes = {
         "grpc_port": grpc_port,
-        "http_port": config.http_port + number if config.http_port else 0,
+        "http_port": http_port,
         "device": devices if config.device else None,
         "engine_streams": config.engine_streams or streams,
     }
     return config.model_copy(update=changes)
 
 
-def _one(settings: dict[str, object]) -> None:
+def _one(settings: dict[str, object], channel: socket.socket) -> None:
     config = ServerConfig(**settings)  # type: ignore[arg-type]
     configure_logs(config.log_level, config.log_format, config.secrets())
     threading.Thread(target=_end_with_parent, args=(config.stop_s_max + _GRACE_S,), name="parent", daemon=True).start()
     try:
-        uvloop.run(serve(config, shared_port=True))
+        uvloop.run(serve(config, channel=channel))
     except Exception as error:  # the boundary of a process: the parent only sees its exit code
         _log.error("cannot_serve", error=str(error))
         raise SystemExit(_CANNOT_SERVE) from error

@@ -55,7 +55,7 @@ def serve(
         typer.Option(help="Address to listen on: an IP address, a host name or unix:/path (default: 127.0.0.1)."),
     ] = None,
     grpc_port: Annotated[int | None, typer.Option(help="gRPC port; 0 picks a free one (default: 50051).")] = None,
-    http_port: Annotated[int | None, typer.Option(help="HTTP port for /metrics and /healthz (default: 9095).")] = None,
+    http_port: Annotated[int | None, typer.Option(help="HTTP port for /metrics and probes (default: 9095).")] = None,
     model_store: Annotated[str | None, typer.Option(help="Model store: a folder, or s3://bucket/prefix.")] = None,
     model: Annotated[str | None, typer.Option(help="Name of the model to serve.")] = None,
     feature_store: Annotated[
@@ -85,7 +85,8 @@ def serve(
     from model_store.model.utility import UtilityError  # noqa: PLC0415
     from model_store.registry.objects import ModelStoreError  # noqa: PLC0415
     from model_store.registry.signing import SigningError  # noqa: PLC0415
-    from server import app as server  # noqa: PLC0415
+    from server import process  # noqa: PLC0415
+    from server.app import StartError  # noqa: PLC0415
     from server.config import ConfigError  # noqa: PLC0415
     from server.config_sources import load_config, shadowing_links  # noqa: PLC0415
     from server.processes import serve_processes  # noqa: PLC0415
@@ -106,10 +107,10 @@ def serve(
         if settings.processes > 1:
             serve_processes(settings)
         else:
-            uvloop.run(server.serve(settings))
+            uvloop.run(process.serve(settings))
     except (
         ConfigError, StoreError, ModelStoreError, BundleError, UtilityError, SigningError, ProvingError,
-        NotReadyError, server.StartError,
+        NotReadyError, StartError,
     ) as error:  # fmt: skip
         fail(str(error))
 

@@ -149,10 +149,10 @@ class ServerStatus:
             f"{label}: answers with version {answers}, the model store names {named}"
             for label, (answers, named) in self.behind().items()
         ]
-        return [*self._loading_lines(), *behind, *self._supervisor.lines()]
+        return [*self.loading_lines(), *behind, *self._supervisor.lines()]
 
-    def _loading_lines(self) -> list[str]:
-        """Return a line with the progress of each version that is being loaded."""
+    def loading_lines(self) -> list[str]:
+        """Return a line with the progress of each version that is being loaded. From any thread."""
         named = self._swap.newest.labels
         found = []
         for version, record in self.versions.items():

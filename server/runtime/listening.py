@@ -190,9 +190,29 @@ def _is_taken(address: str) -> ListenError:
     return ListenError(f"cannot listen on {address}; is another server using it? Set grpc_port to another port")
 
 
-def http_interfaces(host: str) -> tuple[Interface, ...]:
-    """Return the HTTP port's addresses: the same as gRPC's, or loopback if gRPC listens on a Unix socket."""
-    return interfaces("127.0.0.1" if socket_path(host) else host)
+def http_sockets(host: str, port: int) -> list[socket.socket]:
+    """Return sockets that listen on the HTTP port of gRPC's addresses, or of loopback if gRPC has a Unix socket.
+
+    Args:
+        host: the setting `host`.
+        port: the port; 0 takes a free one, the same on every address.
+
+    Raises:
+        ListenError: an address cannot be bound; another server may be listening there.
+    """
+    opened: list[socket.socket] = []
+    for interface in interfaces("127.0.0.1" if socket_path(host) else host):
+        try:
+            opened.append(interface.bound(port, socket.SO_REUSEADDR))
+            opened[-1].listen(BACKLOG)
+        except OSError as error:
+            for one in opened:
+                one.close()
+            raise ListenError(
+                f"cannot listen on {interface.at(port)} ({error.strerror}); set http_port to another port"
+            ) from error
+        port = opened[0].getsockname()[1]
+    return opened
 
 
 def shown(host: str, port: int | str) -> str:

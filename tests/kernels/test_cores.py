@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kernels.cores import answer_at_once, compute_behind_others, cores, own_cores
+from kernels.engines import default_streams
 
 VISIBLE = len(os.sched_getaffinity(0))
 
@@ -49,6 +50,42 @@ def test_a_quota_counts_like_the_cores_that_it_pays_for(tmp_path, groups, files,
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
     assert cores(tmp_path) == found
+
+
+V1, V1_OTHER = "sys/fs/cgroup/cpu", "sys/fs/cgroup/cpu,cpuacct"
+
+
+@pytest.mark.parametrize(
+    ("groups", "quotas", "found"),
+    [
+        pytest.param("0::/a/b\n", {"sys/fs/cgroup/a": 6, "sys/fs/cgroup/a/b": 3}, 3, id="version 2, the inner group"),
+        pytest.param("0::/a/b\n", {"sys/fs/cgroup/a": 2, "sys/fs/cgroup/a/b": 4}, 2, id="version 2, the outer group"),
+        pytest.param("0::/a/b/c\n", {"sys/fs/cgroup/a/b": 5, "sys/fs/cgroup": 7}, 5, id="version 2, in between"),
+        pytest.param("0::/a\n", {"sys/fs/cgroup/a": 2.9}, 2, id="version 2, a fraction"),
+        pytest.param("0::/a\n", {"sys/fs/cgroup/a": 12}, 8, id="version 2, more than visible"),
+        pytest.param("0::/a\n", {"sys/fs/cgroup/b": 2}, 8, id="version 2, somebody else's group"),
+        pytest.param("3:cpu,cpuacct:/a/b\n", {f"{V1}/a": 6, f"{V1}/a/b": 3}, 3, id="version 1, the inner group"),
+        pytest.param(
+            "3:cpu,cpuacct:/a/b\n", {f"{V1_OTHER}/a": 2, f"{V1_OTHER}/a/b": 4}, 2, id="version 1, the outer one"
+        ),
+        pytest.param("3:cpuset:/a\n", {f"{V1}/a": 2}, 8, id="version 1, another controller"),
+        pytest.param("3:cpu:/a\n0::/b\n", {f"{V1}/a": 4, "sys/fs/cgroup/unified/b": 3}, 3, id="both versions"),
+    ],
+)
+def test_the_smallest_quota_around_a_process_decides_how_many_streams_an_engine_has(
+    tmp_path, monkeypatch, groups, quotas, found
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(groups)
+    for group, quota in quotas.items():
+        (tmp_path / group).mkdir(parents=True, exist_ok=True)
+        if group.startswith((V1, V1_OTHER)):
+            (tmp_path / group / "cpu.cfs_quota_us").write_text(f"{int(quota * 100_000)}\n")
+            (tmp_path / group / "cpu.cfs_period_us").write_text("100000\n")
+        else:
+            (tmp_path / group / "cpu.max").write_text(f"{int(quota * 100_000)} 100000\n")
+    assert default_streams("openvino", cores(tmp_path)) == found
 
 
 def test_where_the_system_tells_nothing_the_visible_cores_count(tmp_path):

@@ -107,14 +107,14 @@ def test_processes_have_gpus_of_their_own_where_there_are_enough_and_share_all_o
         model_store="m", model="tiny", feature_store=SecretStr("memory://"), engine="torch", device=device,
         processes=processes, http_port=9000,
     )  # fmt: skip
-    found = [settings_of(config, number, 6000) for number in range(processes)]
+    found = [settings_of(config, number, 6000, 9000) for number in range(processes)]
     assert [one.device for one in found] == shares
     assert [one.engine_streams for one in found] == [3] * processes  # on each GPU
-    assert [one.http_port for one in found] == [9000 + number for number in range(processes)]
+    assert [one.http_port for one in found] == [9000] * processes
     # Each process reads its settings anew, and is not refused by them.
     assert [ServerConfig(**one.model_dump()).devices for one in found] == [share or (0,) for share in shares]
 
 
 def test_processes_of_an_engine_without_a_gpu_read_their_settings_without_one():
     config = ServerConfig(model_store="m", model="tiny", feature_store=SecretStr("memory://"), processes=2)
-    assert ServerConfig(**settings_of(config, 1, 6000).model_dump()).device is None
+    assert ServerConfig(**settings_of(config, 1, 6000, 9000).model_dump()).device is None

@@ -27,7 +27,7 @@ from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
 from server.app import StartError
 from server.cli import health
 from server.config import ConfigError, ServerConfig
-from server.config_sections import SurfaceConfig
+from server.config_sections import HttpConfig, SurfaceConfig
 
 
 async def get(server, path, host="127.0.0.1"):
@@ -82,10 +82,10 @@ async def test_metrics_count_what_was_answered(channel, server):
 async def test_healthz_follows_the_server(server):
     status, body = await get(server, "/healthz")
     assert (status, body.splitlines()[0]) == (200, "serving")
-    server.serving = False
+    server.state.serving = False
     status, body = await get(server, "/healthz")
     assert (status, body.splitlines()[0]) == (503, "not serving")
-    server.serving = True
+    server.state.serving = True
     assert (await get(server, "/nothing"))[0] == 404
 
 
@@ -96,10 +96,10 @@ async def test_health_check_of_the_image_asks_the_server_itself_whatever_the_sur
     for changes in ({"PINRANK_HTTP_PORT": port}, {"PINRANK_HTTP_PORT": port, "PINRANK_HOST": "::"}):
         asked = await asyncio.create_subprocess_exec(*command, env=around | changes)
         assert await asked.wait() == 0
-    server.serving = False
+    server.state.serving = False
     asked = await asyncio.create_subprocess_exec(*command, env=around | {"PINRANK_HTTP_PORT": port})
     assert await asked.wait() == 1
-    server.serving = True
+    server.state.serving = True
     said = capfd.readouterr().err
     assert "503" in said
     assert "\nnot serving\n" in said
@@ -234,8 +234,8 @@ async def test_bad_utility_and_damaged_bundle_are_fatal_and_named(start_server, 
         await start_server(model_store=str(copy))
 
 
-async def test_half_open_http_connection_is_closed_in_silence(server, monkeypatch, capfd):
-    monkeypatch.setattr("server.api.http._Quiet.timeout", 0.1)
+async def test_half_open_http_connection_is_closed_in_silence(start_server, capfd):
+    server = await start_server(http=HttpConfig(request_s_max=0.2))
     reader, writer = await asyncio.open_connection("127.0.0.1", server.http_port)
     writer.write(b"GET /metr")
     async with asyncio.timeout(10):
