@@ -13,10 +13,12 @@ from kernels.engine import Engine, EngineError, EngineFactory, FeatureBatch, Pro
 from model_store.bundle.files import GOLDEN, NETWORK, UTILITY, Bundle, BundleError
 from model_store.bundle.golden import GoldenRequest, decode_golden
 from model_store.bundle.manifest import Manifest
-from model_store.bundle.network_check import NetworkError, check_network
+from model_store.bundle.network_check import NetworkError, RunLimits, check_network
 from model_store.model.assembly import Assembler
 from model_store.model.logistic import Logistic
 from model_store.model.products import Products, choose_products
+
+_LIMITS = RunLimits()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,6 +64,7 @@ def load_model(
     sample: FeatureBatch | None = None,
     pause: Callable[[], None] = lambda: None,
     progress: Progress = go_on,
+    limits: RunLimits = _LIMITS,
 ) -> LoadedModel:
     """Compile a bundle's network, verify its golden scores, choose the encoder's products and warm it up.
 
@@ -78,17 +81,18 @@ def load_model(
         sample: recent requests to warm up on; the golden requests if None.
         pause: called between the steps; a step cannot be interrupted.
         progress: called during the warm-up, and can end it.
+        limits: the largest run that the network must be fit for.
 
     Raises:
-        BundleError: the network cannot be compiled; a golden score differs by more than the larger of the manifest's
-            and the engine's tolerance; or a run of the warm-up failed.
+        BundleError: the network is refused (`check_network`) or cannot be compiled; a golden score differs by more than
+            the larger of the manifest's and the engine's tolerance; or a run of the warm-up failed.
         UnavailableError: the engine's runtime or device is missing.
     """
     manifest = bundle.manifest
     assembler, logistic = Assembler(manifest), Logistic(*manifest.calibration)
     try:
         if plan is None:
-            check_network(bundle.files[NETWORK])
+            check_network(bundle.files[NETWORK], manifest.specs, limits)
         golden = decode_golden(bundle.files[GOLDEN])
         if not golden:
             raise BundleError(f"{manifest.ref}: {GOLDEN} contains no request, so the network cannot be verified")
