@@ -11,7 +11,7 @@ import numpy as np
 from feature_client.groups import FeatureNeeds
 from kernels.engine import Engine, EngineError, EngineFactory, FeatureBatch, Progress, UnavailableError, WarmedUp, go_on
 from model_store.bundle.files import GOLDEN, NETWORK, UTILITY, Bundle, BundleError
-from model_store.bundle.golden import GoldenRequest, decode_golden
+from model_store.bundle.golden import GoldenRequest, decode_golden, query_norm_max
 from model_store.bundle.manifest import Manifest
 from model_store.bundle.network_check import NetworkError, RunLimits, check_network
 from model_store.model.assembly import Assembler
@@ -35,6 +35,8 @@ class LoadedModel:
     #: None if the model was loaded without a warm-up.
     warmed_up: WarmedUp | None
     products: Products
+    #: Largest Euclidean norm of a caller's query vector.
+    query_norm_max: float
 
     def bytes_of(self, rows: int) -> int:
         """Estimate the bytes of features and tensors that a request with this many candidates holds until its answer.
@@ -96,6 +98,7 @@ def load_model(
         golden = decode_golden(bundle.files[GOLDEN])
         if not golden:
             raise BundleError(f"{manifest.ref}: {GOLDEN} contains no request, so the network cannot be verified")
+        norm_max = query_norm_max(manifest, golden)
         engine = factory(bundle.files[NETWORK], manifest.specs, len(manifest.heads), streams, plan=plan)
         try:
             pause()
@@ -132,6 +135,7 @@ def load_model(
         bundle.files[UTILITY],
         warmed_up,
         products,
+        norm_max,
     )  # fmt: skip
 
 
