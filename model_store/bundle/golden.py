@@ -14,6 +14,9 @@ from feature_client.groups import Embedding
 from model_store.bundle.archives import decode_arrays
 from model_store.bundle.manifest import Manifest
 
+#: Limits on the archive. A server scores all golden requests in one run, also beside requests.
+BYTES_MAX = 256 << 20
+CANDIDATES_MAX = 5_000
 #: How many times as long as the longest vector that the bundle shows, or as a unit vector, a caller's query may be.
 #: Vectors of a space differ by far less; a caller in other units differs by more.
 QUERY_NORM_RATIO_MAX = 100.0
@@ -70,8 +73,11 @@ def encode_golden(requests: Sequence[GoldenRequest]) -> bytes:
 def decode_golden(content: bytes) -> list[GoldenRequest]:
     """Decode the output of `encode_golden`. Raises ValueError for anything else, pickles included."""
     try:
-        arrays = decode_arrays(content)
+        arrays = decode_arrays(content, BYTES_MAX)
         count = len({name.split("/")[0] for name in arrays})
+        candidates = sum(arrays[f"{i}/candidate_index"].size for i in range(count))
+        if candidates > CANDIDATES_MAX:
+            raise ValueError(f"they have {candidates:,} candidates in all, the limit is {CANDIDATES_MAX:,}")
         return [_decode_one(arrays, f"{i}/") for i in range(count)]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"not an archive of golden requests: {error}") from error

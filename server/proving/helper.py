@@ -28,7 +28,7 @@ from model_store.bundle.network_check import NetworkError, RunLimits, check_netw
 from model_store.bundle.statistics import read_statistics
 from model_store.exploration.table import read_exploration
 from model_store.model.loaded import LoadedModel, load_model
-from model_store.model.utility import UtilityError, load_utility
+from model_store.model.utility import UtilityError, check_time, load_utility
 from model_store.registry.objects import ModelStoreError
 from model_store.registry.store import open_model_store
 from server.proving.confinement import confine
@@ -88,6 +88,7 @@ def _prove(claim: ProofRequest, sample: FeatureBatch | None) -> _Answer:
             check_network(bundle.files[NETWORK], bundle.manifest.specs, limits)
         model = load_model(bundle, factory, streams=1, warm=False, plan=plan, limits=limits)
         utility = load_utility(claim.utility.encode() if claim.utility else model.utility_toml, model.manifest)
+        check_time(utility, claim.rows_max)
         read_exploration(bundle, utility)
         read_statistics(bundle)
         logits = _scored(model, sample)
