@@ -45,6 +45,7 @@ def check_network(content: bytes, inputs: Sequence[TensorSpec], limits: RunLimit
         raise NetworkError(f"not an ONNX network: {error}") from error
     if not model.graph.node:
         raise NetworkError("not an ONNX network: it has no nodes")
+    _check_text(model)
     functions = _functions(model)
     opsets = {imported.domain: imported.version for imported in model.opset_import}
     count = 0
@@ -67,6 +68,23 @@ def check_network(content: bytes, inputs: Sequence[TensorSpec], limits: RunLimit
     check_sizes(model, inputs, limits)
     _check_logits(model.graph)
     return model
+
+
+def _check_text(model: ModelProto) -> None:
+    """Refuse names that are not UTF-8: protobuf gives them as bytes, which no code expects."""
+    names: list[object] = [imported.domain for imported in model.opset_import]
+    for function in model.functions:
+        names += [function.domain, function.name, *function.input, *function.output, *function.attribute]
+        names += [imported.domain for imported in function.opset_import]
+    for nodes in (model.graph.node, *(f.node for f in model.functions)):
+        for node in _nodes(nodes):
+            names += [node.domain, node.op_type, node.name, *node.input, *node.output]
+            names += [attribute.name for attribute in node.attribute]
+    names += [tensor.name for tensor in _tensors(model)]
+    names += [value.name for value in (*model.graph.input, *model.graph.output)]
+    for name in names:
+        if not isinstance(name, str):
+            raise NetworkError(f"the name {name!r} is not UTF-8")
 
 
 def _functions(model: ModelProto) -> dict[tuple[str, str], FunctionProto]:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import onnx
 import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from kernels.cpu.numpy_engine import NumpyEngine
+from kernels.engine import ROW_REQUEST, FeatureBatch
 from model_store.bundle import operator_sizes
 from model_store.bundle.files import BundleError, read_bundle
 from model_store.bundle.network_check import NetworkError, RunLimits, check_network
@@ -227,3 +233,100 @@ def test_no_run_makes_more_than_what_the_check_counts(name):
         largest = max(np.asarray(tensor).nbytes for tensor in found)
         with pytest.raises(NetworkError, match="holds .* bytes here"):
             check_network(ALLOWED_NETWORKS[name], SPECS, RunLimits(rows, largest - 1))
+
+
+OPERATORS = sorted(
+    {s.name for s in onnx.defs.get_all_schemas() if s.domain == "" and onnx.defs.has(s.name, 18)}
+    - operator_sizes.REFUSED
+)
+NUMBERS = st.sampled_from([-(1 << 63), -2, -1, 0, 1, 2, 3, 4, 7, 1_000, 1 << 20, 1 << 31, 1 << 40, (1 << 63) - 1])
+
+CHANGES = ["operator", "input", "fewer", "more", "number", "attribute", "insert", "shape", "bytes"]
+ATTRIBUTES = ["axis", "keepdims", "to", "allowzero", "axes", "num_outputs", "perm", "split"]
+
+
+def mutated(model, draw):
+    """Change a valid network at one place, as somebody would who looks for a hole."""
+    nodes, tensors = model.graph.node, model.graph.initializer
+    names = [*(t.name for t in tensors), *(v.name for v in model.graph.input), *(o for n in nodes for o in n.output)]
+    node = draw(st.sampled_from(list(nodes)))
+    match draw(
+        st.sampled_from(["operator", "input", "fewer", "more", "number", "attribute", "insert", "shape", "bytes"])
+    ):
+        case "operator":
+            node.op_type = draw(st.sampled_from(OPERATORS))
+        case "input" if node.input:
+            node.input[draw(st.integers(0, len(node.input) - 1))] = draw(st.sampled_from(names))
+        case "fewer" if node.input:
+            node.input.pop()
+        case "more":
+            node.input.append(draw(st.sampled_from([*names, ""])))
+        case "number":
+            tensor = draw(st.sampled_from(list(tensors)))
+            array = numpy_helper.to_array(tensor).copy()
+            if array.size:
+                numbers = draw(st.lists(NUMBERS, min_size=array.size, max_size=array.size))
+                array = np.array(numbers, np.int64).astype(array.dtype).reshape(array.shape)
+                tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+        case "attribute":
+            given = draw(
+                st.sampled_from(["axis", "keepdims", "to", "allowzero", "axes", "num_outputs", "perm", "split"])
+            )
+            number = draw(NUMBERS)
+            several = given in {"axes", "perm", "split"}
+            node.attribute.append(helper.make_attribute(given, [number] * 2 if several else number))
+        case "insert":
+            place, schema = draw(st.integers(0, len(nodes))), onnx.defs.get_schema(draw(st.sampled_from(OPERATORS)), 18)
+            there = names[: len(names) - sum(len(n.output) for n in nodes[place:])]
+            count = draw(st.integers(schema.min_input, min(schema.max_input, schema.min_input + 2)))
+            read = draw(st.lists(st.sampled_from(there), min_size=count, max_size=count))
+            made = [f"inserted{len(nodes)}_{i}" for i in range(max(1, schema.min_output))]
+            nodes.insert(place, helper.make_node(schema.name, read, made))
+        case "shape":
+            tensor = draw(st.sampled_from(list(tensors)))
+            tensor.dims.append(draw(NUMBERS))
+        case "bytes":
+            content = bytearray(model.SerializeToString())
+            content[draw(st.integers(0, len(content) - 1))] ^= 1 << draw(st.integers(0, 7))
+            return bytes(content)
+    return model.SerializeToString()
+
+
+FUZZED = RunLimits(rows=3, bytes_max=1 << 20)
+
+
+def values_of_a_run(content):
+    """Return every tensor of a run of as many requests and rows as `FUZZED` allows, or nothing if the run fails."""
+    model = onnx.load_model_from_string(content)
+    made = [output for node in model.graph.node for output in node.output if output]
+    del model.graph.output[:]
+    model.graph.output.extend(helper.make_empty_tensor_value_info(output) for output in made)
+    batch = FeatureBatch.concat(
+        [Assembler(tiny.manifest()).assemble(tiny.fetched([pin], [4, 5]), "home") for pin in (1, 2, 3)]
+    )
+    given = {**batch.request, **batch.candidate, ROW_REQUEST: batch.row_request()}
+    feeds = {value.name: given[value.name] for value in model.graph.input}
+    try:
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ReferenceEvaluator(model).run(None, feeds)
+    except Exception:
+        return []
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_a_changed_network_is_refused_by_name_or_stays_within_the_limit(data):
+    bases = [tiny.network(), *ALLOWED_NETWORKS.values()]
+    content = data.draw(st.sampled_from(bases))
+    for _ in range(data.draw(st.integers(1, 3))):
+        try:
+            content = mutated(onnx.load_model_from_string(content), data.draw)
+        except (DecodeError, KeyError, TypeError, ValueError):  # nothing left to change
+            break
+    try:
+        check_network(content, SPECS, FUZZED)
+    except NetworkError:
+        return
+    for tensor in values_of_a_run(content):
+        assert np.asarray(tensor).nbytes <= FUZZED.bytes_max
