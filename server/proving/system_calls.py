@@ -132,15 +132,8 @@ NEVER_ON_CPU: Mapping[str, tuple[int, int | None]] = {
 }
 
 #: Calls that are allowed with some arguments only.
-SOCKET, SOCKETPAIR, CLONE, CLONE3, OPEN, OPENAT, OPENAT2 = (
-    (41, 198),
-    (53, 199),
-    (56, 220),
-    (435, 435),
-    (2, None),
-    (257, 56),
-    (437, 437),
-)
+SOCKET, CLONE, CLONE3 = (41, 198), (56, 220), (435, 435)
+OPEN, OPENAT, OPENAT2 = (2, None), (257, 56), (437, 437)
 IOCTL, PRLIMIT, TGKILL = (16, 29), (302, 261), (234, 131)
 #: Those that the confinement itself makes.
 SECCOMP, LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = (317, 277), (444, 444), (445, 445), (446, 446)
