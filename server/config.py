@@ -163,7 +163,8 @@ class ServerConfig(BaseSettings):
     impressions: ImpressionsConfig = ImpressionsConfig()
 
     candidates_max: Annotated[int, Field(ge=1, le=100_000)] = 5_000
-    """Maximum number of candidates in a request."""
+    """Maximum number of candidates in a request. The network of every version must be fit for as many; see
+    `swap.run_bytes_max`."""
     message_bytes_max: Annotated[int, Field(ge=1_024)] = 1 << 20
     """Maximum size of a gRPC message. gRPC refuses larger ones with RESOURCE_EXHAUSTED."""
     requests_in_flight_max: Annotated[int, Field(ge=1)] = 256

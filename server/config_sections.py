@@ -67,6 +67,9 @@ class SwapConfig(BaseModel):
     """Maximum size of a bundle."""
     proof_memory_bytes_max: Annotated[int, Field(ge=64 << 20)] = 8 << 30
     """Memory limit of the process that proves a bundle."""
+    run_bytes_max: Annotated[int, Field(ge=1 << 20)] = 2 << 30
+    """Memory limit of one run of `candidates_max` candidates, without the weights. The server computes it from the
+    network's file, and refuses a version that would exceed it. Each engine stream may use as much."""
     memory_bytes_kept: Annotated[int, Field(ge=0)] = 256 << 20
     """Memory that must stay free for the rest of the server after a version has been loaded."""
     rank_correlation_min: Annotated[float, Field(ge=-1, le=1)] = 0.2

@@ -194,8 +194,8 @@ async def start_server(config: ServerConfig, prover: Prover) -> AsyncIterator[St
     """Start servers in this process on free ports, with changed settings; drain all of them at the end."""
     running = []
 
-    async def start(**changes: object) -> Server:
-        server = Server(changed(config, changes), prover=prover)
+    async def start(own_prover: Prover | None = None, **changes: object) -> Server:
+        server = Server(changed(config, changes), prover=own_prover or prover)
         await server.start()
         running.append(server)
         return server

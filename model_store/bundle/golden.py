@@ -10,7 +10,16 @@ import numpy as np
 
 from feature_client.codec import Rows, RowState
 from feature_client.features import FetchedFeatures
+from feature_client.groups import Embedding
 from model_store.bundle.archives import decode_arrays
+from model_store.bundle.manifest import Manifest
+
+#: Limits on the archive. A server scores all golden requests in one run, also beside requests.
+BYTES_MAX = 256 << 20
+CANDIDATES_MAX = 5_000
+#: How many times as long as the longest vector that the bundle shows, or as a unit vector, a caller's query may be.
+#: Vectors of a space differ by far less; a caller in other units differs by more.
+QUERY_NORM_RATIO_MAX = 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +29,23 @@ class GoldenRequest:
     fetched: FetchedFeatures
     surface: str
     probabilities: np.ndarray
+
+
+def query_norm_max(manifest: Manifest, requests: Sequence[GoldenRequest]) -> float:
+    """Return the largest Euclidean norm of a query vector that callers may send.
+
+    The golden requests hold stored vectors of the query's space. Where they hold none, unit vectors are assumed.
+    """
+    space, largest = manifest.query_space, 1.0
+    for group in manifest.groups:
+        fields = [field for field in group.fields if isinstance(field, Embedding) and field.space == space]
+        for request in requests:
+            sides = request.fetched.pins if group.entity == "pin" else request.fetched.user
+            for field in fields:
+                vectors = sides[group.name].rows[field.name].astype(np.float64) * field.space.scale
+                norms = np.linalg.norm(vectors, axis=1)
+                largest = max(largest, float(np.max(norms, initial=0.0, where=np.isfinite(norms))))
+    return QUERY_NORM_RATIO_MAX * largest
 
 
 def encode_golden(requests: Sequence[GoldenRequest]) -> bytes:
@@ -47,8 +73,11 @@ def encode_golden(requests: Sequence[GoldenRequest]) -> bytes:
 def decode_golden(content: bytes) -> list[GoldenRequest]:
     """Decode the output of `encode_golden`. Raises ValueError for anything else, pickles included."""
     try:
-        arrays = decode_arrays(content)
+        arrays = decode_arrays(content, BYTES_MAX)
         count = len({name.split("/")[0] for name in arrays})
+        candidates = sum(arrays[f"{i}/candidate_index"].size for i in range(count))
+        if candidates > CANDIDATES_MAX:
+            raise ValueError(f"they have {candidates:,} candidates in all, the limit is {CANDIDATES_MAX:,}")
         return [_decode_one(arrays, f"{i}/") for i in range(count)]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"not an archive of golden requests: {error}") from error

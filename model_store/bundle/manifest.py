@@ -220,8 +220,8 @@ class Manifest(Frozen):
     sequence: SequenceGroup | None
     sequence_length: Annotated[int, Field(ge=0)]
     inputs: tuple[TensorInput, ...]
-    heads: Annotated[tuple[Head, ...], Field(min_length=1)]
-    surfaces: Annotated[tuple[Surface, ...], Field(min_length=1)]
+    heads: Annotated[tuple[Head, ...], Field(min_length=1, max_length=256)]
+    surfaces: Annotated[tuple[Surface, ...], Field(min_length=1, max_length=256)]
     #: Largest allowed difference between an engine's probabilities and the expected ones of the golden requests.
     golden_tolerance: Annotated[float, Field(gt=0, lt=1)] = 1e-3
     lineage: Lineage

@@ -3,72 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
-from kernels.engine import LOGITS
+from kernels.engine import LOGITS, TensorSpec
+from model_store.bundle.network_size import NODES_MAX, NetworkError, RunLimits, check_operator, check_sizes, where
 
-#: ONNX operators that rankers do not need and that make the time, memory or result of a run unpredictable: loops,
-#: branches, randomness, sequences and strings.
-_REFUSED = frozenset(
-    {
-        "Loop",
-        "Scan",
-        "If",
-        "SequenceMap",
-        "RandomNormal",
-        "RandomNormalLike",
-        "RandomUniform",
-        "RandomUniformLike",
-        "Multinomial",
-        "Bernoulli",
-        "SequenceAt",
-        "SequenceConstruct",
-        "SequenceEmpty",
-        "SequenceErase",
-        "SequenceInsert",
-        "SequenceLength",
-        "SplitToSequence",
-        "ConcatFromSequence",
-        "Optional",
-        "OptionalGetElement",
-        "OptionalHasElement",
-        "StringNormalizer",
-        "StringConcat",
-        "StringSplit",
-        "RegexFullMatch",
-        "TfIdfVectorizer",
-        "ImageDecoder",
-    }
-)
-#: Operators whose result's size is an input: the index of that input.
-_SIZED = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1}
 #: Operators whose results are probabilities already.
 _SQUASHING = frozenset({"Sigmoid", "HardSigmoid", "Softmax", "Hardmax"})
 #: Operators that pass on what they get, in another shape or type.
 _PASSING = frozenset(
     {"Identity", "Cast", "Clip", "Concat", "Flatten", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 )
-NODES_MAX = 100_000
+FUNCTIONS_MAX = 1_000
 #: Limit on the elements of a tensor that the file defines: 1 GiB of float32.
 ELEMENTS_MAX = 1 << 28
 _STANDARD = ("", "ai.onnx")
+_DEFAULT = RunLimits()
+__all__ = ["NetworkError", "RunLimits", "check_network"]
 
 
-class NetworkError(Exception):
-    """A network contains something that servers refuse. The message names the node or tensor."""
-
-
-def check_network(content: bytes) -> ModelProto:
+def check_network(content: bytes, inputs: Sequence[TensorSpec], limits: RunLimits = _DEFAULT) -> ModelProto:
     """Parse a network file and check it.
 
+    Args:
+        content: the file.
+        inputs: the network's inputs, by the manifest.
+        limits: the largest run that it must be fit for.
+
     Raises:
-        NetworkError: the file is not ONNX; keeps weights in other files; uses an operator that is unknown or in
-            `_REFUSED`; has a recursive function; has a tensor that exceeds the limit or does not match its data; or
-            ends in a sigmoid.
+        NetworkError: the file is not ONNX; keeps weights in other files; uses an operator that is unknown or refused;
+            has a recursive function, or one that replaces a standard operator; has a tensor that exceeds the limit or
+            does not match its data; has a run without a bound, or beyond the limit; or ends in a sigmoid.
     """
     try:
         model = onnx.load_model_from_string(content)
@@ -76,7 +45,8 @@ def check_network(content: bytes) -> ModelProto:
         raise NetworkError(f"not an ONNX network: {error}") from error
     if not model.graph.node:
         raise NetworkError("not an ONNX network: it has no nodes")
-    functions = {(f.domain, f.name): f for f in model.functions}
+    _check_text(model)
+    functions = _functions(model)
     opsets = {imported.domain: imported.version for imported in model.opset_import}
     count = 0
     for nodes, imports in (
@@ -89,15 +59,47 @@ def check_network(content: bytes) -> ModelProto:
                 raise NetworkError(f"the network has more than {NODES_MAX} nodes")
             _check_operator(node, imports, functions)
     _check_recursion(functions)
-    constants: dict[str, TensorProto] = {}
     for tensor in _tensors(model):
         _check_tensor(tensor)
-        constants[tensor.name] = tensor
-    for nodes in (model.graph.node, *(f.node for f in model.functions)):
-        for node in _nodes(nodes):
-            _check_result_size(node, constants)
+    try:
+        onnx.checker.check_model(model)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise NetworkError(f"not a valid ONNX network: {error}") from error
+    check_sizes(model, inputs, limits)
     _check_logits(model.graph)
     return model
+
+
+def _check_text(model: ModelProto) -> None:
+    """Refuse names that are not UTF-8: protobuf gives them as bytes, which no code expects."""
+    names: list[object] = [imported.domain for imported in model.opset_import]
+    for function in model.functions:
+        names += [function.domain, function.name, *function.input, *function.output, *function.attribute]
+        names += [imported.domain for imported in function.opset_import]
+    for nodes in (model.graph.node, *(f.node for f in model.functions)):
+        for node in _nodes(nodes):
+            names += [node.domain, node.op_type, node.name, *node.input, *node.output]
+            names += [attribute.name for attribute in node.attribute]
+    names += [tensor.name for tensor in _tensors(model)]
+    names += [value.name for value in (*model.graph.input, *model.graph.output)]
+    for name in names:
+        if not isinstance(name, str):
+            raise NetworkError(f"the name {name!r} is not UTF-8")
+
+
+def _functions(model: ModelProto) -> dict[tuple[str, str], FunctionProto]:
+    """Return the functions that the file defines, by domain and name."""
+    if len(model.functions) > FUNCTIONS_MAX:
+        raise NetworkError(f"the network has {len(model.functions):,} functions, the limit is {FUNCTIONS_MAX:,}")
+    functions: dict[tuple[str, str], FunctionProto] = {}
+    for function in model.functions:
+        key = (function.domain, function.name)
+        if not function.domain or function.domain.startswith("ai.onnx"):  # runtimes differ in which one they take
+            raise NetworkError(f"function {'.'.join(key)} stands in for an operator of the standard; rename its domain")
+        if key in functions:
+            raise NetworkError(f"function {'.'.join(key)} is defined twice")
+        functions[key] = function
+    return functions
 
 
 def _check_logits(graph: GraphProto) -> None:
@@ -110,7 +112,7 @@ def _check_logits(graph: GraphProto) -> None:
             continue
         if node.op_type in _SQUASHING:
             raise NetworkError(
-                f"node {node.name or node.op_type!r}: the output {LOGITS!r} comes from a {node.op_type}, but must be "
+                f"{where(node)}: the output {LOGITS!r} comes from a {node.op_type}, but must be "
                 "logits: the server itself makes probabilities of them, by the calibration in the manifest, and those "
                 f"of a network that ends in a sigmoid would all lie between 0.5 and 0.73; remove the {node.op_type}"
             )
@@ -121,16 +123,15 @@ def _check_logits(graph: GraphProto) -> None:
 
 
 def _check_operator(node: NodeProto, imports: dict[str, int], functions: dict[tuple[str, str], FunctionProto]) -> None:
-    where = f"node {node.name or node.op_type!r}"
     if node.domain in _STANDARD:
-        if node.op_type in _REFUSED:
-            raise NetworkError(f"{where}: operator {node.op_type} is not allowed")
         version = imports.get("", imports.get("ai.onnx", 0))
         if not onnx.defs.has(node.op_type, domain="", max_inclusive_version=version or 1):
-            raise NetworkError(f"{where}: ONNX opset {version} has no operator {node.op_type}")
+            raise NetworkError(f"{where(node)}: ONNX opset {version} has no operator {node.op_type}")
+        check_operator(node)
     elif (node.domain, node.op_type) not in functions:
         raise NetworkError(
-            f"{where}: unknown operator {node.domain}.{node.op_type}; the network file must define its own functions"
+            f"{where(node)}: unknown operator {node.domain}.{node.op_type}; the network file must define its own "
+            "functions"
         )
 
 
@@ -161,20 +162,6 @@ def _check_tensor(tensor: TensorProto) -> None:
         onnx.numpy_helper.to_array(tensor)
     except (KeyError, TypeError, ValueError) as error:
         raise NetworkError(f"tensor {name}: its shape {list(tensor.dims)} does not match its data: {error}") from error
-
-
-def _check_result_size(node: NodeProto, constants: dict[str, TensorProto]) -> None:
-    place = _SIZED.get(node.op_type)
-    if place is None or node.domain not in _STANDARD or len(node.input) <= place:
-        return
-    sizes = constants.get(node.input[place])
-    if sizes is None:  # computed from the batch, whose size admission limits
-        return
-    elements = math.prod(max(1, int(size)) for size in onnx.numpy_helper.to_array(sizes).ravel())
-    if elements > ELEMENTS_MAX:
-        raise NetworkError(
-            f"node {node.name or node.op_type!r} produces {elements:,} elements, the limit is {ELEMENTS_MAX:,}"
-        )
 
 
 def _nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:

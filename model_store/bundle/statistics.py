@@ -13,6 +13,8 @@ from model_store.bundle.files import STATISTICS, Bundle, BundleError
 from model_store.bundle.manifest import RECENCY_NAMES, Manifest, Recency, Scalars, SequenceActions
 
 _PARTS = 10
+#: Limit on the file; one number takes about 500 bytes.
+BYTES_MAX = 4 << 20
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -76,6 +78,8 @@ def read_statistics(bundle: Bundle) -> Statistics | None:
     content = bundle.files.get(STATISTICS)
     if content is None:
         return None
+    if len(content) > BYTES_MAX:
+        raise BundleError(f"{bundle.manifest.ref}: {STATISTICS} has {len(content):,} bytes, the limit is {BYTES_MAX:,}")
     try:
         return Statistics.model_validate_json(content)
     except ValidationError as error:

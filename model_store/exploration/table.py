@@ -34,7 +34,7 @@ from model_store.bundle.manifest import Manifest
 from model_store.exploration.explorer import Explorer
 from model_store.exploration.orders import BEST_MAX, OrderExplorer
 from model_store.exploration.weights import WeightsExplorer
-from model_store.model.utility import SurfaceUtility, UtilityTable
+from model_store.model.utility import TABLE_BYTES_MAX, SurfaceUtility, UtilityTable
 
 #: So far may the arms' probabilities be from 1 in sum: decimal fractions are rarely exact.
 _SUM_TOLERANCE = 1e-9
@@ -117,6 +117,10 @@ def load_exploration(content: bytes, manifest: Manifest, utility: UtilityTable) 
         ExplorationError: it is not TOML; a field is unknown, missing or out of its range; the model does not rank a
             surface; an arm weighs an unknown party; probabilities do not sum to 1.
     """
+    if len(content) > TABLE_BYTES_MAX:
+        raise ExplorationError(
+            f"{EXPLORATION}: the exploration table has {len(content):,} bytes, the limit is {TABLE_BYTES_MAX:,}"
+        )
     try:
         table = _Table.model_validate(tomllib.loads(content.decode()))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:

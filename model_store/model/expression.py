@@ -16,6 +16,11 @@ FUNCTIONS = {
 }  # fmt: skip
 
 CHARACTERS_MAX = 2_000
+#: Limit on the operators and calls of an expression. An own ranker's has about ten; numexpr's time to compile one grows
+#: with the square of their number, 0.1 s for so many.
+OPERATIONS_MAX = 100
+#: Limit on the heads and attributes of an expression; numexpr's own limit is 64.
+NAMES_MAX = 32
 
 # Servers evaluate expressions on the event loop's thread. Threads of numexpr would take cores from the engine.
 numexpr.set_num_threads(1)
@@ -66,11 +71,19 @@ def compile_expression(source: str, names: set[str]) -> Expression:
         raise ExpressionError(f"the expression has {len(source)} characters, the limit is {CHARACTERS_MAX}")
     try:
         used: dict[str, str] = {}
-        checked = ast.unparse(_Checker(names, used).visit(ast.parse(source.strip(), mode="eval")))
+        tree = ast.parse(source.strip(), mode="eval")
+        operations = sum(isinstance(node, ast.BinOp | ast.UnaryOp | ast.Compare | ast.Call) for node in ast.walk(tree))
+        if operations > OPERATIONS_MAX:
+            raise ExpressionError(f"the expression has {operations} operations, the limit is {OPERATIONS_MAX}")
+        checked = ast.unparse(_Checker(names, used).visit(tree))
     except SyntaxError as error:
         raise ExpressionError(f"{error.msg} in {source!r}") from error
+    except UnicodeError as error:
+        raise ExpressionError(f"{source!r} is not text: {error}") from error
     except (MemoryError, RecursionError) as error:  # of Python's parser, or of the walk over what it gave
         raise ExpressionError("the expression is nested too deeply") from error
+    if len(used) > NAMES_MAX:
+        raise ExpressionError(f"the expression reads {len(used)} heads and attributes, the limit is {NAMES_MAX}")
     try:
         with np.errstate(all="ignore"):  # numexpr computes constant parts with NumPy; the result is checked below
             if not used:

@@ -11,12 +11,14 @@ import numpy as np
 from feature_client.groups import FeatureNeeds
 from kernels.engine import Engine, EngineError, EngineFactory, FeatureBatch, Progress, UnavailableError, WarmedUp, go_on
 from model_store.bundle.files import GOLDEN, NETWORK, UTILITY, Bundle, BundleError
-from model_store.bundle.golden import GoldenRequest, decode_golden
+from model_store.bundle.golden import GoldenRequest, decode_golden, query_norm_max
 from model_store.bundle.manifest import Manifest
-from model_store.bundle.network_check import NetworkError, check_network
+from model_store.bundle.network_check import NetworkError, RunLimits, check_network
 from model_store.model.assembly import Assembler
 from model_store.model.logistic import Logistic
 from model_store.model.products import Products, choose_products
+
+_LIMITS = RunLimits()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,6 +35,8 @@ class LoadedModel:
     #: None if the model was loaded without a warm-up.
     warmed_up: WarmedUp | None
     products: Products
+    #: Largest Euclidean norm of a caller's query vector.
+    query_norm_max: float
 
     def bytes_of(self, rows: int) -> int:
         """Estimate the bytes of features and tensors that a request with this many candidates holds until its answer.
@@ -62,6 +66,7 @@ def load_model(
     sample: FeatureBatch | None = None,
     pause: Callable[[], None] = lambda: None,
     progress: Progress = go_on,
+    limits: RunLimits = _LIMITS,
 ) -> LoadedModel:
     """Compile a bundle's network, verify its golden scores, choose the encoder's products and warm it up.
 
@@ -78,20 +83,22 @@ def load_model(
         sample: recent requests to warm up on; the golden requests if None.
         pause: called between the steps; a step cannot be interrupted.
         progress: called during the warm-up, and can end it.
+        limits: the largest run that the network must be fit for.
 
     Raises:
-        BundleError: the network cannot be compiled; a golden score differs by more than the larger of the manifest's
-            and the engine's tolerance; or a run of the warm-up failed.
+        BundleError: the network is refused (`check_network`) or cannot be compiled; a golden score differs by more than
+            the larger of the manifest's and the engine's tolerance; or a run of the warm-up failed.
         UnavailableError: the engine's runtime or device is missing.
     """
     manifest = bundle.manifest
     assembler, logistic = Assembler(manifest), Logistic(*manifest.calibration)
     try:
         if plan is None:
-            check_network(bundle.files[NETWORK])
+            check_network(bundle.files[NETWORK], manifest.specs, limits)
         golden = decode_golden(bundle.files[GOLDEN])
         if not golden:
             raise BundleError(f"{manifest.ref}: {GOLDEN} contains no request, so the network cannot be verified")
+        norm_max = query_norm_max(manifest, golden)
         engine = factory(bundle.files[NETWORK], manifest.specs, len(manifest.heads), streams, plan=plan)
         try:
             pause()
@@ -128,6 +135,7 @@ def load_model(
         bundle.files[UTILITY],
         warmed_up,
         products,
+        norm_max,
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,15 @@ from model_store.model.native_utility import NativeUtility, UnknownOperationErro
 
 _log = logging.getLogger(__name__)
 
+#: Limits on a table. An own ranker's has two surfaces of four parties, in 2 kB.
+TABLE_BYTES_MAX = 64 << 10
+PARTIES_MAX = 16
+#: Limit on the processor time of one surface's parties: of a call, and of each candidate. The table of the demo takes a
+#: twentieth of that; a request has 10 ms for everything.
+_CALL_S_MAX, _CANDIDATE_S_MAX = 1e-3, 1e-6
+#: The fastest of so many evaluations counts, because the first ones fill caches, and others disturb some.
+_EVALUATIONS = 5
+
 
 class UtilityError(Exception):
     """A utility table is invalid. The message names the surface, the party and the problem."""
@@ -44,7 +54,7 @@ class UtilityError(Exception):
 class _SurfaceTable(BaseModel):
     model_config = ConfigDict(extra="forbid")
     weights: dict[Name, Annotated[float, Field(allow_inf_nan=False)]]
-    utilities: Annotated[dict[Name, str], Field(min_length=1)]
+    utilities: Annotated[dict[Name, str], Field(min_length=1, max_length=PARTIES_MAX)]
     at_least: dict[Name, Annotated[float, Field(allow_inf_nan=False)]] = Field(default_factory=dict)
 
 
@@ -224,6 +234,34 @@ def load_utility(content: bytes, manifest: Manifest) -> UtilityTable:
     return UtilityTable(surfaces, manifest, hashlib.sha256(content).hexdigest())
 
 
+def check_time(table: UtilityTable, rows: int) -> None:
+    """Evaluate a table for so many candidates, and refuse it if that takes too much of a request's time.
+
+    Processor time is measured, so that other processes do not count.
+
+    Raises:
+        UtilityError: names the surface, the time, and the limit.
+    """
+    rng = np.random.default_rng(0)
+    probabilities = rng.uniform(size=(rows, len(table.heads))).astype(np.float32)
+    attributes = {attribute: rng.uniform(size=rows) for attribute in table.attributes}
+    limit_s = _CALL_S_MAX + _CANDIDATE_S_MAX * rows
+
+    def evaluated_s(surface: str) -> float:
+        start_s = time.thread_time()
+        table.party_utilities_of_rows(surface, probabilities, attributes)
+        return time.thread_time() - start_s
+
+    for surface in table.surfaces:
+        fastest_s = min(evaluated_s(surface) for _ in range(_EVALUATIONS))
+        if fastest_s > limit_s:
+            parties = ", ".join(table.surfaces[surface].parties)
+            raise UtilityError(
+                f"surface {surface!r}: its utilities take {fastest_s * 1e3:.3g} ms for {rows:,} candidates, the limit "
+                f"is {limit_s * 1e3:.3g} ms; shorten the expressions of {parties}"
+            )
+
+
 def fingerprint(surface: SurfaceUtility) -> str:
     """Return 16 hex digits that name a surface's weights, expressions and thetas."""
     parts = [*surface.parties, *map(repr, surface.weights.tolist()), *surface.sources]
@@ -267,6 +305,8 @@ def load_surface(content: bytes, surface: str, names: set[str]) -> SurfaceUtilit
 
 
 def _parsed(content: bytes) -> _Table:
+    if len(content) > TABLE_BYTES_MAX:
+        raise UtilityError(f"the utility table has {len(content):,} bytes, the limit is {TABLE_BYTES_MAX:,}")
     try:
         table = _Table.model_validate(tomllib.loads(content.decode()))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:

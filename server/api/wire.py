@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import secrets
 import struct
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from kernels.native.library import address, library_if_built
+from model_store.bundle.golden import QUERY_NORM_RATIO_MAX
 from pinrank.v1 import ranking_pb2
 from server.api.status import listed
 from server.config import ServerConfig
@@ -223,6 +225,15 @@ def _query(
     if not np.isfinite(vector).all():
         position = int(np.argmin(np.isfinite(vector)))
         problems.append(FieldViolation(f"query.embedding.values[{position}]", f"{vector[position]} is not finite"))
+    elif (norm := math.sqrt(vector.astype(np.float64) @ vector.astype(np.float64))) > served.model.query_norm_max:
+        problems.append(
+            FieldViolation(
+                "query.embedding.values",
+                f"the vector's Euclidean norm is {norm:.6g}; {manifest.ref} takes at most "
+                f"{served.model.query_norm_max:.6g}, {QUERY_NORM_RATIO_MAX:g} times the longest vector of {space.ref} "
+                "that it knows; send a vector of that space, in its units",
+            )
+        )
     return None, vector
 
 

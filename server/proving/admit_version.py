@@ -11,6 +11,7 @@ import structlog
 from kernels.engine import EngineFactory, FeatureBatch, UnavailableError
 from model_store.bundle.files import UTILITY, Bundle, BundleError
 from model_store.bundle.manifest import Manifest
+from model_store.bundle.network_check import RunLimits
 from model_store.bundle.statistics import read_statistics
 from model_store.exploration.table import read_exploration
 from model_store.model.assembly import Assembler
@@ -43,10 +44,15 @@ _READ_S = 1.0
 
 @dataclass(slots=True)
 class Report:
-    """The results of a version's checks, for operators."""
+    """The results of a version's checks, for operators.
+
+    Attributes:
+        unconfined: why its proof was not wholly confined; empty if it was, None before the proof.
+    """
 
     digest: str = ""
     memory_bytes: int = 0
+    unconfined: str | None = None
     checks: list[str] = field(default_factory=list)
     warm_up: WarmUp | None = None
 
@@ -96,6 +102,7 @@ class VersionAdmitter:
         self._refusals = refusals
         self._supervisor = supervisor
         self.closed = False
+        self._told_unconfined = False
         self._own_prover = own_prover
         self._utility = config.utility.read_bytes() if config.utility else None
         self._trust = TrustedKeys.read(config.swap.trusted_keys) if config.swap.trusted_keys else None
@@ -158,14 +165,22 @@ class VersionAdmitter:
             memory_bytes_max=swap.proof_memory_bytes_max,
             timeout_s=swap.proof_timeout_s,
             trusted=self._trust is not None,
+            rows_max=config.candidates_max,
+            run_bytes_max=swap.run_bytes_max,
             share=self._loader.share,
             device=config.devices[0],  # a version that is correct on one device is correct on all
         )
         sample = FeatureBatch.concat([sample.batch for sample in samples]) if samples else None
         proof = await self._proven(claim, sample)
         report.checks.append("digests, network, utility table, golden scores: correct (checked in a separate process)")
+        self._note_confinement(proof, report)
         report.memory_bytes = proof.memory_bytes
         bundle = await self._loader.ask(swap.proof_timeout_s, self._read, version)
+        if bundle.digest != digest or bundle.manifest != manifest:
+            raise BundleError(
+                f"{manifest.ref} changed in the store after it was proven: the digest {digest} was proven, and "
+                f"{bundle.digest} was read to be served; find out who wrote to {self._store.where}"
+            )
         utility = await self._loader.do(load_utility, self._utility or bundle.files[UTILITY], manifest)
         if samples:
             report.checks += await self._loader.do(
@@ -184,6 +199,14 @@ class VersionAdmitter:
             if not self.closed:
                 self._supervisor.note("prover", error)
             raise
+
+    def _note_confinement(self, proof: Proof, report: Report) -> None:
+        report.unconfined = proof.unconfined
+        if proof.unconfined:
+            report.checks.append(f"the proof's process was not confined: {proof.unconfined}")
+            if not self._told_unconfined:
+                self._told_unconfined = True
+                _log.warning("prover_not_confined", why=proof.unconfined)
 
     async def free(self, model: LoadedModel) -> None:
         """Free a version that no request uses any more."""
@@ -274,6 +297,7 @@ class VersionAdmitter:
                 sample=sample,
                 pause=self._loader.pause,
                 progress=progress,
+                limits=RunLimits(self._config.candidates_max, self._config.swap.run_bytes_max),
             )
         except UnavailableError as error:
             raise NotReadyError(str(error)) from error

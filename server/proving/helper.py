@@ -23,13 +23,15 @@ import numpy as np
 
 from kernels.engine import FeatureBatch, UnavailableError
 from kernels.engines import ON_GPU, bundled_plan, engine_factory
-from model_store.bundle.files import BundleError
+from model_store.bundle.files import NETWORK, BundleError
+from model_store.bundle.network_check import NetworkError, RunLimits, check_network
 from model_store.bundle.statistics import read_statistics
 from model_store.exploration.table import read_exploration
 from model_store.model.loaded import LoadedModel, load_model
-from model_store.model.utility import UtilityError, load_utility
+from model_store.model.utility import UtilityError, check_time, load_utility
 from model_store.registry.objects import ModelStoreError
 from model_store.registry.store import open_model_store
+from server.proving.confinement import confine
 from server.proving.prover import ANSWER_BYTES_MAX, PLAN_BYTES_MAX, ProofRequest, decoded, received, send
 from server.scheduling.pace import Pace
 
@@ -76,17 +78,24 @@ def _prove(claim: ProofRequest, sample: FeatureBatch | None) -> _Answer:
             raise ModelStoreError(
                 f"{ref} changed in the store while it was loaded: its digest is {bundle.digest}, not {claim.digest}"
             )
+        # Not before: a store in a bucket is read over the network. So far, the manifest alone was parsed.
+        unconfined = confine(on_gpu=claim.engine in ON_GPU)
         before = _resident_bytes()
+        limits = RunLimits(claim.rows_max, claim.run_bytes_max)
         name = bundled_plan(claim.engine, (claim.device,)) if claim.trusted else None
         plan = bundle.files.get(name) if name else None
-        model = load_model(bundle, factory, streams=1, warm=False, plan=plan)
+        if plan is not None:  # it spares compiling the network, and not checking it
+            check_network(bundle.files[NETWORK], bundle.manifest.specs, limits)
+        model = load_model(bundle, factory, streams=1, warm=False, plan=plan, limits=limits)
         utility = load_utility(claim.utility.encode() if claim.utility else model.utility_toml, model.manifest)
+        check_time(utility, claim.rows_max)
         read_exploration(bundle, utility)
         read_statistics(bundle)
         logits = _scored(model, sample)
         memory = max(0, _peak_bytes() - before) + sum(map(len, bundle.files.values()))
         scores = logits.astype("<f4").tobytes()
-        return {"memory_bytes": memory, "shape": list(logits.shape)}, scores, model.engine.plan() or b""
+        header = {"memory_bytes": memory, "shape": list(logits.shape), "unconfined": unconfined}
+        return header, scores, model.engine.plan() or b""
     except (ModelStoreError, UnavailableError) as error:
         return {"fault": "environment", "error": str(error)}, b"", b""
     except MemoryError:
@@ -95,6 +104,8 @@ def _prove(claim: ProofRequest, sample: FeatureBatch | None) -> _Answer:
             b"",
             b"",
         )
+    except NetworkError as error:
+        return {"fault": "bundle", "error": f"{ref}: {error}"}, b"", b""
     except (BundleError, UtilityError) as error:
         return {"fault": "bundle", "error": str(error)}, b"", b""
     except Exception as error:  # noqa: BLE001 - a network can make its runtime raise any error
@@ -148,6 +159,14 @@ def _end_with(helper: int) -> None:
         os._exit(1)
 
 
+def _keep_only(writer: int) -> None:
+    """Close what the helper has open, above all its pipes to and from the server; standard error stays."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.closerange(3, writer)
+    os.closerange(writer + 1, os.sysconf("SC_OPEN_MAX"))
+
+
 def _in_a_child(claim: ProofRequest, content: bytes, pace: Pace, claims: IO[bytes], logged: _LogLines) -> _Answer:
     """Prove in a forked child; return its answer or how it ended. Raises EOFError when the server is gone."""
     ref = f"{claim.model}@{claim.version}"
@@ -156,7 +175,7 @@ def _in_a_child(claim: ProofRequest, content: bytes, pace: Pace, claims: IO[byte
     child = os.fork()
     if child == 0:
         _end_with(helper)
-        os.close(reader)
+        _keep_only(writer)
         header, *others = _prove(claim, decoded(content) if content else None)
         header["log_lines"] = logged.lines
         with os.fdopen(writer, "wb") as pipe:

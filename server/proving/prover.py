@@ -52,6 +52,7 @@ class ProofRequest:
         memory_bytes_max: how much more memory the child may map than at its start.
         timeout_s: the child is killed after this many seconds.
         trusted: whether a trusted publisher signed the bundle, so that the plans in it may run.
+        rows_max, run_bytes_max: the largest run that the network must be fit for, in candidates and in bytes.
         share: fraction of one core's time that the child may use.
         device: the GPU's index, for engines that run on one.
     """
@@ -66,6 +67,8 @@ class ProofRequest:
     memory_bytes_max: int
     timeout_s: float
     trusted: bool = False
+    rows_max: int = 5_000
+    run_bytes_max: int = 2 << 30
     share: float = 1.0
     device: int = 0
 
@@ -78,11 +81,13 @@ class Proof:
         memory_bytes: peak memory of one engine stream.
         logits: float32[N, H], the sample's scores.
         plan: the engine's compiled plan; None if the engine has none.
+        unconfined: why the process was not wholly confined (`server.proving.confinement`); empty if it was.
     """
 
     memory_bytes: int
     logits: np.ndarray
     plan: bytes | None
+    unconfined: str
 
 
 class Prover:
@@ -142,9 +147,13 @@ class Prover:
                 raise BundleError(reason)
             case {"error": str(reason)}:
                 raise ProvingError(reason)
-            case {"memory_bytes": int(memory), "shape": [int(rows), int(heads)]} if len(content) == 4 * rows * heads:
+            case {
+                "memory_bytes": int(memory),
+                "shape": [int(rows), int(heads)],
+                "unconfined": str(unconfined),
+            } if len(content) == 4 * rows * heads:
                 logits = np.frombuffer(bytearray(content), np.float32).reshape(rows, heads)
-                return Proof(memory, logits, plan or None)
+                return Proof(memory, logits, plan or None, unconfined)
         raise BundleError(f"{claim.model}@{claim.version}: the prover returned a malformed answer")
 
     def close(self) -> None:

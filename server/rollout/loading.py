@@ -96,6 +96,7 @@ class VersionLoading:
             )
             return error
         record.served = served
+        self._metrics.prover_confined.set(not record.report.unconfined)
         if record.report.warm_up is not None and record.report.warm_up.cut_off:
             self._metrics.warm_ups_cut_off.inc()
         self._versions.become(version, Phase.READY)

@@ -215,6 +215,12 @@ class ModelMetrics:
             "Warm-ups that exceeded their time limit, so that the first requests of some shapes are slower",
             registry=registry,
         )
+        self.prover_confined = Gauge(
+            "pinrank_prover_confined",
+            "1 if the process that proved the newest version was kept from the network, from programs and from files, "
+            "0 if this system cannot do that (the log says why)",
+            registry=registry,
+        )
         self.store_failures = Counter(
             "pinrank_model_store_failures", "Failed polls of the model store", registry=registry
         )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,6 +40,32 @@ def test_good_bundle_loads_and_scores_its_golden_requests(folder):
     model = load_model(read_bundle(folder), NumpyEngine, streams=1)
     assert model.manifest.ref == "tiny@1"
     assert model.engine.cost_s(128) > 0
+
+
+def test_a_model_knows_how_long_vectors_of_its_querys_space_are(tmp_path):
+    def norm_max(**changes):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        tiny.write_tiny_bundle(folder, **changes)
+        return load_model(read_bundle(folder), NumpyEngine, streams=1, warm=False).query_norm_max
+
+    golden = tiny.golden(tiny.network(seed=1), tiny.manifest_fields())
+    norms = [np.linalg.norm(g.fetched.pins["pin_core"].rows["embedding"].astype(float), axis=1) for g in golden]
+    norms += [np.linalg.norm(g.fetched.user["user_core"].rows["embedding"].astype(float), axis=1) for g in golden]
+    assert norm_max() == pytest.approx(100 * max(n.max() for n in norms))
+    for one in golden:
+        for rows in (*one.fetched.pins.values(), *one.fetched.user.values()):
+            rows.rows["embedding"] = 0
+    engine = NumpyEngine(tiny.network(seed=1), tiny.manifest().specs, 2)
+    unknown = [
+        replace(
+            g,
+            probabilities=calibrate(
+                tiny.manifest(), engine.run(Assembler(tiny.manifest()).assemble(g.fetched, g.surface))
+            ),
+        )
+        for g in golden
+    ]
+    assert norm_max(**{"golden.npz": encode_golden(unknown)}) == 100  # as if it knew unit vectors
 
 
 def test_loading_beside_requests_rests_after_compiling_and_after_the_golden_ones(folder):

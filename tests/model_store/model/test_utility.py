@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from model_store.bundle.manifest import Manifest
-from model_store.model.utility import UtilityError, load_utility, weighted_sum
+from model_store.model.expression import ExpressionError, compile_expression
+from model_store.model.utility import UtilityError, check_time, load_utility, weighted_sum
 from tests import tiny
 
 
@@ -146,8 +147,14 @@ def test_non_finite_probability_stays_non_finite():
         ("1e400", "constant and not finite: inf"),
         ("9" * 400, f"pinner: {'9' * 20}... is too large"),
         ("(" * 300 + "save" + ")" * 300, "pinner"),
-        ("-" * 1990 + "save", "pinner: the expression is nested too deeply"),
-        ("-save" * 390, "pinner: the expression is nested too deeply"),
+        ("-" * 1990 + "save", "pinner: the expression "),
+        ("-save" * 390, "pinner: the expression "),
+        ("save ** 10 ** 10 ** 10", "cannot compile"),
+        ("exp(" * 60 + "save" + ")" * 60 + "+ 0 * save" * 30, "the expression has 120 operations, the limit is 100"),
+        ("+".join(["save"] * 102), "the expression has 101 operations, the limit is 100"),
+        ("-" * 101 + "save", "the expression has 101 operations, the limit is 100"),
+        ("exp(" * 300 + "save" + ")" * 300, "too many nested parentheses"),
+        ("save\\u0000", "pinner: "),
         ("save + " * 400 + "save", "the expression has 2804 characters, the limit is 2000"),
         ("", "invalid syntax"),
     ],
@@ -163,7 +170,7 @@ def test_bad_expression_is_a_named_error(expression, message):
     [
         (b"surfaces = [", "not TOML"),
         (b"\xff", "not TOML"),
-        (b"a = " + b"[" * 100_000, "not TOML"),
+        (b"a = " + b"[" * 60_000, "not TOML"),
         (b"[surfaces.home]\nweights = {}\n", "surfaces.home.utilities: Field required"),
         (tiny.UTILITY.replace("pinner = 1.0, creator", "creator").encode(), "weights are for ['creator']"),
         (tiny.UTILITY.replace("surfaces.related", "surfaces.shop").encode(), "surfaces ['home', 'shop']"),
@@ -174,6 +181,16 @@ def test_bad_expression_is_a_named_error(expression, message):
             "surface 'home': at_least names creators, but the parties are pinner, creator",
         ),
         (with_thetas("{ creator = inf }"), "surfaces.home.at_least.creator: Input should be a finite number"),
+        (b"# " + b"x" * 1_000_000 + b"\n" + tiny.UTILITY.encode(), "the utility table has 1,0"),
+        (b"[" + b"a." * 30_000 + b"a]\nb = 1", "the utility table"),
+        (b"a = " + b"{ b = " * 10_000, "the utility table is not TOML"),
+        (
+            tiny.UTILITY.replace(
+                "[surfaces.related.utilities]",
+                "\n".join(["[surfaces.related.utilities]", *(f"p{i} = '0'" for i in range(16))]),
+            ).encode(),
+            "surfaces.related.utilities: Dictionary should have at most 16 items",
+        ),
         (with_thetas('{ creator = "+10%" }'), "surfaces.home.at_least.creator: Input should be a valid number"),
     ],
 )
@@ -181,6 +198,31 @@ def test_bad_table_is_a_named_error(content, message):
     with pytest.raises(UtilityError) as raised:
         load_utility(content, tiny.manifest())
     assert message in str(raised.value)
+
+
+def test_an_expression_may_have_a_hundred_operations():
+    assert evaluate("+".join(["save"] * 101), P).tolist() == pytest.approx([50.5, 20.2])
+
+
+def test_an_expression_may_read_32_names():
+    heads = [f"h{i}" for i in range(33)]
+    assert len(compile_expression("+".join(heads[:32]), set(heads)).names) == 32
+    with pytest.raises(ExpressionError, match="reads 33 heads and attributes, the limit is 32"):
+        compile_expression("+".join(heads), set(heads))
+
+
+def test_a_table_that_takes_too_much_of_a_requests_time_is_refused():
+    slow = "sin(" * 90 + "save" + ")" * 90
+    utilities = "\n".join(f'p{i} = "{slow}"' for i in range(16))
+    weights = ", ".join(f"p{i} = 1.0" for i in range(16))
+    home = f"[surfaces.home]\nweights = {{ {weights} }}\n[surfaces.home.utilities]\n{utilities}\n"
+    content = (home + tiny.UTILITY[tiny.UTILITY.index("[surfaces.related]") :]).encode()
+    loaded = load_utility(content, tiny.manifest())
+    with pytest.raises(
+        UtilityError, match=r"surface 'home': its utilities take .* ms for 5,000 candidates, the limit is 6 ms"
+    ):
+        check_time(loaded, 5_000)
+    check_time(load_utility(tiny.UTILITY.encode(), tiny.manifest()), 5_000)
 
 
 def test_a_constant_part_may_overflow():

@@ -42,6 +42,11 @@ BAD = {
         "query.embedding.values[0]",
         "-inf is not finite",
     ),
+    "a query far longer than the space's vectors": (
+        {"query": Query(embedding=Embedding(space="tiny@1", values=[1e5] * 4))},
+        "query.embedding.values",
+        "the vector's Euclidean norm is 200000; tiny@1 takes at most",
+    ),
 }
 
 

@@ -24,7 +24,9 @@ NOW_S = 100.0
 
 def served(version):
     manifest = tiny.manifest(version)
-    model = SimpleNamespace(manifest=manifest, digest=f"{version:064}", products=Products("float32", "float32"))
+    model = SimpleNamespace(
+        manifest=manifest, digest=f"{version:064}", products=Products("float32", "float32"), query_norm_max=300.0
+    )
     return ServedModel(model, load_utility(tiny.UTILITY.encode(), manifest))
 
 
@@ -160,6 +162,18 @@ def test_what_may_answer_instead_under_overload(fields, cheaper_label, cheaper):
             {"query": Query(embedding=Embedding(space="tiny@1", values=[0, 1, np.inf, np.nan]))},
             "query.embedding.values[2]", "inf is not finite", id="not finite",
         ),
+        pytest.param(
+            {"query": Query(embedding=Embedding(space="tiny@1", values=[0, 300, 400, 0]))}, "query.embedding.values",
+            "the vector's Euclidean norm is 500; tiny@1 takes at most 300, 100 times the longest vector of tiny@1 that "
+            "it knows; send a vector of that space, in its units",
+            id="too long",
+        ),
+        pytest.param(
+            {"query": Query(embedding=Embedding(space="tiny@1", values=[3e38] * 4))}, "query.embedding.values",
+            "the vector's Euclidean norm is 6e+38; tiny@1 takes at most 300, 100 times the longest vector of tiny@1 "
+            "that it knows; send a vector of that space, in its units",
+            id="far too long",
+        ),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named_by_its_field(fields, field, description):
@@ -198,6 +212,11 @@ def test_a_query_is_a_pin_or_a_vector_in_the_models_space():
     found = query(request(query=Query(embedding=Embedding(space="tiny@1", values=[0, 1, 2, 3.5]))))
     assert found.query_pin_id is None
     assert found.query_vector.tolist() == [0, 1, 2, 3.5]
+
+
+def test_a_query_vector_of_the_largest_norm_is_taken():
+    found = query(request(query=Query(embedding=Embedding(space="tiny@1", values=[0, 180, 240, 0]))))
+    assert found.query_vector.tolist() == [0, 180, 240, 0]
     assert found.query_vector.dtype == np.float32
 
 

@@ -35,19 +35,17 @@ def prover():
 
 
 def hungry():
-    """Takes memory without bound: the size is computed, so that no look at the file finds it."""
+    """Takes 1.6 GB for a run of any size: less than the limit of a run, and more than the proof may."""
     model = onnx.load_model_from_string(tiny.network(seed=1))
-    many = numpy_helper.from_array(np.array([1 << 40], np.int64), "many")
-    model.graph.initializer.append(many)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([20_000, 20_000], np.int64), "many"))
     make = helper.make_node
     model.graph.node[-1].output[0] = "before"
     model.graph.node.extend(
         [
-            make("Shape", ["query"], ["its_shape"]),
-            make("ReduceProd", ["its_shape"], ["its_size"], keepdims=1),
-            make("Mul", ["its_size", "many"], ["giant"]),
-            make("ConstantOfShape", ["giant"], ["zeros"]),
-            make("ReduceSum", ["zeros"], ["zero"], keepdims=0),
+            make("ReduceSum", ["query"], ["one"], keepdims=0),
+            make("Expand", ["one", "many"], ["giant"]),
+            make("Sin", ["giant"], ["sums"]),
+            make("ReduceSum", ["sums"], ["zero"], keepdims=0),
             make("Add", ["before", "zero"], ["logits"]),
         ]
     )
@@ -127,7 +125,12 @@ def test_one_that_requests_left_no_time_for_is_not_the_bundles_fault(claim):
 @pytest.mark.parametrize(
     ("network", "changes", "message"),
     [
-        (hungry, {"memory_bytes_max": 1 << 30}, "tiny@1"),
+        (hungry, {"memory_bytes_max": 1 << 30, "run_bytes_max": 8 << 30}, "tiny@1"),
+        (
+            hungry,
+            {"run_bytes_max": 1 << 30},
+            r"a run of 5,000 rows \(candidates_max\) holds .* the limit is 1,073,741,824",
+        ),
         (
             endless,
             {"timeout_s": 3.0, "engine": "numpy"},

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import collections
+from contextlib import closing
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -14,7 +16,9 @@ from feature_client.codec import encode_rows
 from feature_client.stores.open_store import open_store
 from model_store.bundle.manifest import Head, Surface
 from model_store.registry.open_objects import open_objects
+from model_store.registry.store import open_model_store
 from pinrank.v1 import ranking_pb2
+from server.proving.prover import Prover
 from tests import tiny
 from tests.conftest import eventually
 from tests.server.gated import GatedEngine
@@ -218,6 +222,43 @@ async def test_a_damaged_store_fails_the_version_and_a_mended_one_heals_it(serve
     await eventually(lambda: held(server, 2) == "gone", 30)
     store.set_label("tiny", "stable", 2)
     await eventually(lambda: server.status.default.version == 2, 30)
+
+
+class SwappedStore(Prover):
+    """Proves with a real helper; after the proof of version 2, another store takes the place of the first."""
+
+    def __init__(self, folder, other):
+        super().__init__("openvino", nice=0)
+        self._folder, self._other = folder, other
+
+    def prove(self, claim, sample):
+        proof = super().prove(claim, sample)
+        if claim.version == 2:
+            self._folder.rename(self._folder.with_name("before"))
+            self._other.rename(self._folder)
+        return proof
+
+
+async def test_a_bundle_that_changes_between_its_proof_and_its_load_is_not_served(serve, calls, store, tmp_path):
+    other = open_model_store(tmp_path / "other")
+    publish(other, tmp_path / "first", 1)
+    proven = publish(store, tmp_path, 2, **own_golden(tiny.network(seed=5)))
+    read = publish(other, tmp_path / "second", 2, **own_golden(tiny.network(seed=6)))
+    for one in (store, other):
+        one.set_label("tiny", "stable", 2)
+    store.set_label("tiny", "stable", 1)
+    with closing(SwappedStore(Path(store.where), Path(other.where))) as prover:
+        server = await serve(own_prover=prover)
+        call = calls(server)
+        assert await call.version() == 1
+        store.set_label("tiny", "stable", 2)
+        await eventually(lambda: held(server, 2) == "failed", 30)
+        reason = await call.reason(2)
+        assert f"changed in the store after it was proven: the digest {proven.digest} was proven, and" in reason
+        assert read.digest in reason
+        assert await call.version() == 1
+        assert sample(server, "pinrank_model_swaps_total", outcome="failed_bundle") == 1
+        await server.drain_and_close()
 
 
 async def test_features_that_are_not_there_yet_delay_a_roll_over_and_no_request_mixes_spaces(
