@@ -26,7 +26,9 @@ from server.api.impressions import ImpressionEdge
 from server.api.models import ModelEdge
 from server.api.ranking import RankingEdge
 from server.config import ConfigError, ServerConfig
+from server.edge.certificate_watch import CertificateWatch
 from server.edge.endpoints import new_endpoint
+from server.edge.tls import TlsPort
 from server.proving.admit_version import VersionAdmitter
 from server.proving.prover import Prover
 from server.proving.recent_requests import RecentRequests
@@ -45,6 +47,7 @@ from server.runtime.listening import ListenError, http_shown, shown
 from server.runtime.memory import set_up_allocator
 from server.runtime.signals import Ending, heed_signals
 from server.runtime.supervisor import Supervisor
+from server.runtime.tls import Certificates, TlsError
 from server.scheduling.admission import Admission, Overload
 from server.scheduling.cost import CostModel
 from server.scheduling.earliest_deadline import EarliestDeadlineFirst
@@ -138,6 +141,11 @@ class Server:
 
     async def _start(self) -> None:
         config, opened = self._config, self._opened
+        try:
+            config.check_transport()
+        except ListenError as error:
+            raise StartError(str(error)) from error
+        certificates = self._load_certificates()
         opened.push_async_callback(self.store.close)
         await self.store.start()
         self.model_store = open_model_store(config.model_store)
@@ -145,13 +153,14 @@ class Server:
         factory = self._engine_factory()
         await asyncio.to_thread(prover.start)  # it imports its libraries while we go on
         log = self._open_log()
-        models = self._build(factory, prover, log)
+        models = self._build(factory, prover, log, certificates)
         try:
-            self._open_http()  # before the models are loaded, so that /healthz shows the start's progress
+            self._open_http(certificates)  # before the models are loaded, so that /healthz shows the start's progress
             await self.swap.start()
             _check_surfaces(config, models)
             opened.push_async_callback(self._endpoint.stop)
             await self._endpoint.start(config.host, config.grpc_port)
+            self._watch(certificates)
         except ListenError as error:
             raise StartError(str(error)) from error
         self.serving = True
@@ -161,6 +170,7 @@ class Server:
             grpc=shown(config.host, self.listens_on),
             edge=self._endpoint.kind,
             http=http_shown(config.host, self.http_port),
+            **({"tls_client_certificates": config.tls.clients} if certificates else {"tls": "off"}),
             labels={label: served.model.manifest.ref for label, served in models.by_label.items()},
             engine=config.engine,
             **({"devices": config.devices} if config.engine in ON_GPU else {}),
@@ -173,6 +183,23 @@ class Server:
             return engine_factory(self._config.engine, self._config.devices, self._config.engine_products)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+
+    def _load_certificates(self) -> Certificates | None:
+        files = self._config.tls.files
+        try:
+            return None if files is None else Certificates(files)
+        except TlsError as error:
+            raise ConfigError(f"tls.{error}") from error
+
+    def _watch(self, certificates: Certificates | None) -> None:
+        """Serve new certificates from now on when their files change."""
+        if certificates is None:
+            return
+        watch = CertificateWatch(
+            certificates, self._endpoint, self.metrics.tls, self._supervisor, self._config.tls.reload_s
+        )
+        watch.start()
+        self._opened.push_async_callback(watch.close)
 
     def _open_log(self) -> AnswerLog | None:
         config = self._config.impressions
@@ -190,7 +217,9 @@ class Server:
         self.metrics.register(running.collector)
         return running.answers
 
-    def _build(self, factory: EngineFactory, prover: Prover, log: AnswerLog | None) -> ServedModels:
+    def _build(
+        self, factory: EngineFactory, prover: Prover, log: AnswerLog | None, certificates: Certificates | None
+    ) -> ServedModels:
         """Create the parts, each after the parts that it uses, and register their metrics."""
         config, opened, metrics, supervisor = self._config, self._opened, self.metrics, self._supervisor
         models, recent = ServedModels(config.labels[0]), RecentRequests()
@@ -233,14 +262,16 @@ class Server:
             impressions.SERVICE: ImpressionEdge(self.calls, log, config.candidates_max).methods(),
             model_service.SERVICE: ModelEdge(self.swap, self.status, config).methods(),
         }
-        self._endpoint = new_endpoint(services, config, shared_port=self._shared_port)
+        tls = None if certificates is None else TlsPort(certificates, metrics.tls)
+        self._endpoint = new_endpoint(services, config, shared_port=self._shared_port, tls=tls)
         return models
 
-    def _open_http(self) -> None:
+    def _open_http(self, certificates: Certificates | None) -> None:
         config, registry = self._config, self.metrics.registry
         for endpoint in open_endpoints(
-            config.host, config.http_port, registry, lambda: self.serving, self.status.lines, self._supervisor
-        ):
+            config.host, config.http_port, registry, lambda: self.serving, self.status.lines, self._supervisor,
+            certificates,
+        ):  # fmt: skip
             self.http_port = endpoint.port
             self._opened.callback(endpoint.close)
 

@@ -147,6 +147,7 @@ def reserved_port(config: ServerConfig) -> Iterator[int]:
     """Check that no other server uses the port, and reserve it, so that only our processes can listen on it."""
     port = config.grpc_port
     try:
+        config.check_transport()
         where = interfaces(config.host)
     except ListenError as error:
         raise StartError(str(error)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import sys
 import time
@@ -16,6 +17,7 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from server.runtime.listening import Interface, ListenError, http_interfaces
 from server.runtime.supervisor import Supervisor
+from server.runtime.tls import Certificates
 
 _log = structlog.get_logger(__name__)
 
@@ -25,8 +27,9 @@ _ACCEPT_AGAIN_S = 0.1
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
-    def __init__(self, interface: Interface, port: int) -> None:
+    def __init__(self, interface: Interface, port: int, certificates: Certificates | None) -> None:
         """Bind the same way as the gRPC port; the library's own bind looks up the host name in DNS, which may hang."""
+        self._certificates = certificates
         super().__init__((interface.host, port), _Quiet, bind_and_activate=False)
         self.socket.close()
         self.socket = interface.bound(port, socket.SO_REUSEADDR)
@@ -41,6 +44,18 @@ class _Server(ThreadingMixIn, WSGIServer):
         except OSError:
             time.sleep(_ACCEPT_AGAIN_S)
             raise
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection; with TLS, after a handshake, here on the connection's own thread."""
+        if self._certificates is None:
+            super().finish_request(request, client_address)
+            return
+        request.settimeout(_Quiet.timeout)
+        with self._certificates.current.http.wrap_socket(request, server_side=True) as secured:
+            super().finish_request(secured, client_address)
+            secured.settimeout(0)
+            with contextlib.suppress(OSError):
+                secured.unwrap()  # says that this was all, and does not wait for the client to say the same
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002 - the signature is theirs
         """Log errors, except those of clients that disconnected or timed out."""
@@ -64,6 +79,7 @@ def open_endpoints(
     healthy: Callable[[], bool],
     details: Callable[[], Sequence[str]],
     supervisor: Supervisor,
+    certificates: Certificates | None = None,
 ) -> list[HttpEndpoint]:
     """Open and start an `HttpEndpoint` on every address of a host, all on the same port; 0 takes a free one.
 
@@ -75,7 +91,7 @@ def open_endpoints(
         for interface in http_interfaces(host):
             number = found[0].port if found else port
             try:
-                found.append(HttpEndpoint(interface, number, registry, healthy, details, supervisor))
+                found.append(HttpEndpoint(interface, number, registry, healthy, details, supervisor, certificates))
             except OSError as error:
                 raise ListenError(
                     f"cannot listen on {interface.at(number)} ({error.strerror}); set http_port to another port"
@@ -99,6 +115,7 @@ class HttpEndpoint:
         healthy: Callable[[], bool],
         details: Callable[[], Sequence[str]],
         supervisor: Supervisor,
+        certificates: Certificates | None = None,
     ) -> None:
         """Open the port.
 
@@ -109,6 +126,7 @@ class HttpEndpoint:
             healthy: called for every `/healthz`, which answers 200 for True and 503 for False.
             details: returns the lines that `/healthz` shows after its first line.
             supervisor: restarts the thread if it fails.
+            certificates: what it serves HTTPS with; without them, it serves HTTP.
 
         Raises:
             OSError: the port cannot be opened.
@@ -127,7 +145,7 @@ class HttpEndpoint:
             start_response("404 Not Found", [("Content-Type", "text/plain")])
             return [b"not found; this server has /metrics and /healthz\n"]
 
-        self._server = _Server(interface, port)
+        self._server = _Server(interface, port, certificates)
         self._server.set_app(app)
         self._thread = supervisor.thread("http", partial(self._server.serve_forever, 0.1))
         self.port = self._server.server_port

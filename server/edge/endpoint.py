@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from pinrank.v1 import activity_pb2, models_pb2, ranking_pb2  # noqa: F401 - reflection answers from the registered descriptors
 from server.api.calls import guarded
+from server.edge.tls import TlsPort
 
 if TYPE_CHECKING:
     from server.api.calls import Methods
@@ -31,7 +32,13 @@ class Endpoint(ABC):
     kind: ClassVar[str]
 
     def __init__(
-        self, services: Services, message_bytes_max: int, connection_age_s_max: float, *, shared_port: bool
+        self,
+        services: Services,
+        message_bytes_max: int,
+        connection_age_s_max: float,
+        *,
+        shared_port: bool,
+        tls: TlsPort | None = None,
     ) -> None:
         """Create the endpoint without opening its port.
 
@@ -40,10 +47,12 @@ class Endpoint(ABC):
             message_bytes_max: maximum size of a request; larger ones end with RESOURCE_EXHAUSTED.
             connection_age_s_max: age from which connections are closed, in seconds; 0 for never.
             shared_port: whether other processes of this server listen on the same port.
+            tls: what clients that connect are served with; without it, the port speaks plain text.
         """
         self._message_bytes_max = message_bytes_max
         self._connection_age_s_max = connection_age_s_max
         self._shared_port = shared_port
+        self._tls = tls
         self._names = tuple(services)
         self._health = health.aio.HealthServicer()
         registry = _Registry()
@@ -66,6 +75,10 @@ class Endpoint(ABC):
         status = health_pb2.HealthCheckResponse
         for service in ("", *self._names):
             await self._health.set(service, status.SERVING if serving else status.NOT_SERVING)
+
+    @abstractmethod
+    async def renew_tls(self) -> None:
+        """Serve the present certificate to clients that connect from now on. Connections go on with their own."""
 
     @abstractmethod
     async def hang_up(self) -> None:

@@ -8,9 +8,11 @@ import structlog
 
 from kernels.native.library import NativeLibraryError
 from server.config import ConfigError, ServerConfig
+from server.config_sections import TlsConfig
 from server.edge.endpoint import Endpoint
 from server.edge.grpcio_endpoint import GrpcioEndpoint
 from server.edge.native_endpoint import NativeEndpoint
+from server.edge.tls import TlsPort
 
 if TYPE_CHECKING:
     from server.edge.endpoint import Services
@@ -18,23 +20,38 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 
-def new_endpoint(services: Services, config: ServerConfig, *, shared_port: bool) -> Endpoint:
+def new_endpoint(
+    services: Services, config: ServerConfig, *, shared_port: bool, tls: TlsPort | None = None
+) -> Endpoint:
     """Create the gRPC port without opening it.
 
     Args:
         services: the services; health and reflection are added to them.
         config: the server's settings.
         shared_port: whether other processes of this server listen on the same port.
+        tls: what clients that connect are served with; without it, the port speaks plain text.
 
     Raises:
-        ConfigError: `grpc_edge` is `native`, and that server is not built.
+        ConfigError: `grpc_edge` is `native`, and that server is not built; or grpcio lacks what `[tls]` asks for.
     """
     settings = services, config.message_bytes_max, config.connection_age_s_max
     if config.grpc_edge != "grpcio":
         try:
-            return NativeEndpoint(*settings, shared_port=shared_port)
+            return NativeEndpoint(*settings, shared_port=shared_port, tls=tls)
         except NativeLibraryError as error:
             if config.grpc_edge == "native":
                 raise ConfigError(f"grpc_edge: {error}; or set grpc_edge to auto or grpcio") from error
             _log.warning("grpc_edge_not_native", reason=str(error), serving_with="grpcio")
-    return GrpcioEndpoint(*settings, shared_port=shared_port)
+    _check_grpcio(config.tls)
+    return GrpcioEndpoint(*settings, shared_port=shared_port, tls=tls)
+
+
+def _check_grpcio(tls: TlsConfig) -> None:
+    """Make sure that grpcio can do what the settings say: its Python interface has no more than this."""
+    if tls.clients == "ask":
+        raise ConfigError(
+            "tls.client_certificates: the edge grpcio cannot ask for certificates without requiring them; set it to "
+            "require or off, or grpc_edge to native"
+        )
+    if tls.minimum != "1.2":
+        raise ConfigError("tls.minimum: the edge grpcio takes TLS 1.2, too; set it to 1.2, or grpc_edge to native")

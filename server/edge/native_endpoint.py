@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from server.edge.connection import CLOSING_S, Connection, Method, Served
 from server.edge.endpoint import Endpoint
 from server.edge.http2 import Http2Endpoint
-from server.runtime.listening import BACKLOG, grpc_sockets, socket_path
+from server.edge.tls import HANDSHAKE_S_MAX, TlsPort
+from server.runtime.listening import BACKLOG, grpc_sockets, listening_again, socket_path
 
 if TYPE_CHECKING:
     from server.edge.endpoint import Services
@@ -23,14 +25,20 @@ class NativeEndpoint(Endpoint):
     kind = "native"
 
     def __init__(
-        self, services: Services, message_bytes_max: int, connection_age_s_max: float, *, shared_port: bool
+        self,
+        services: Services,
+        message_bytes_max: int,
+        connection_age_s_max: float,
+        *,
+        shared_port: bool,
+        tls: TlsPort | None = None,
     ) -> None:
         """Create the endpoint without opening its port, as `Endpoint` does.
 
         Raises:
             NativeLibraryError: the library is not built, or nghttp2 is not installed.
         """
-        super().__init__(services, message_bytes_max, connection_age_s_max, shared_port=shared_port)
+        super().__init__(services, message_bytes_max, connection_age_s_max, shared_port=shared_port, tls=tls)
         handlers = {
             f"/{service}/{name}": handler
             for service, methods in self._services.items()
@@ -42,6 +50,7 @@ class NativeEndpoint(Endpoint):
             message_bytes_max,
             connection_age_s_max,
             set(),
+            tls,
         )
         self._socket_path: Path | None = None
         self._listeners: list[asyncio.Server] = []
@@ -53,13 +62,31 @@ class NativeEndpoint(Endpoint):
         return frozenset(self._served.open)
 
     async def start(self, host: str, port: int) -> None:
-        loop = asyncio.get_running_loop()
         self._socket_path = socket_path(host)
         for bound in grpc_sockets(host, port, shared_port=self._shared_port):
             self.listens_on = str(self._socket_path) if self._socket_path else bound.getsockname()[1]
-            make = loop.create_unix_server if self._socket_path else loop.create_server
-            self._listeners.append(await make(lambda: Connection(self._served), sock=bound, backlog=BACKLOG))
+            self._listeners.append(await self._listen(bound))
         self._watch_connections()
+
+    async def _listen(self, bound: socket.socket) -> asyncio.Server:
+        loop = asyncio.get_running_loop()
+        make: Any = loop.create_unix_server if self._socket_path else loop.create_server
+        secured = {} if self._tls is None else {
+            "ssl": self._tls.context(), "ssl_handshake_timeout": HANDSHAKE_S_MAX, "ssl_shutdown_timeout": CLOSING_S
+        }  # fmt: skip
+        listener: asyncio.Server = await make(lambda: Connection(self._served), sock=bound, backlog=BACKLOG, **secured)
+        return listener
+
+    async def renew_tls(self) -> None:
+        # The event loop gives all connections of a listener one context. A second listener takes over the socket, with
+        # the clients that wait to be accepted.
+        for at, before in enumerate(tuple(self._listeners)):
+            after = await self._listen(listening_again(before.sockets[0].fileno()))
+            if self._listeners[at : at + 1] != [before]:  # the server stopped meanwhile
+                after.close()
+                return
+            self._listeners[at] = after
+            before.close()
 
     def _watch_connections(self) -> None:
         loop = asyncio.get_running_loop()
