@@ -56,8 +56,10 @@ class Authority:
         self.file = folder / f"{name}.pem"
         self.file.write_bytes(own.public_bytes(serialization.Encoding.PEM))
 
-    def server(self, name: str = "server", names: Sequence[x509.GeneralName] = SERVER_NAMES) -> Pair:
-        return self._sign(name, names, "ranker.example", ExtendedKeyUsageOID.SERVER_AUTH, _DAY)
+    def server(
+        self, name: str = "server", names: Sequence[x509.GeneralName] = SERVER_NAMES, valid: dt.timedelta = _DAY
+    ) -> Pair:
+        return self._sign(name, names, "ranker.example", ExtendedKeyUsageOID.SERVER_AUTH, valid)
 
     def client(
         self,

@@ -11,6 +11,7 @@ import structlog
 
 from server.edge.endpoint import Endpoint
 from server.edge.hang_up import hang_up
+from server.edge.tls import HANDSHAKE_S_MAX
 from server.runtime.listening import open_grpc_port
 from server.runtime.tls import Certificates, Loaded
 
@@ -33,11 +34,13 @@ class GrpcioEndpoint(Endpoint):
         ]
         if self._connection_age_s_max:
             options.append(("grpc.max_connection_age_ms", round(self._connection_age_s_max * 1e3)))
+        tls = self._tls
+        if tls is not None:
+            options.append(("grpc.server_handshake_timeout_ms", round(HANDSHAKE_S_MAX * 1e3)))
         self._server = server = grpc.aio.server(options=options)
         server.add_generic_rpc_handlers(
             tuple(grpc.method_handlers_generic_handler(name, methods) for name, methods in self._services.items())
         )
-        tls = self._tls
         credentials = None if tls is None else partial(_credentials, tls.certificates)
         self.listens_on = open_grpc_port(server, host, port, credentials)
         await server.start()

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
 
 import grpc
 import grpc.aio
 import pytest
+import uvloop
 
 from server.edge.native_endpoint import NativeEndpoint
 from tests.server.edge.service import Service, start
+
+
+def pytest_asyncio_loop_factories(
+    item: pytest.Function,
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run the tests on asyncio's event loop; those of modules that say ON_BOTH_LOOPS on uvloop, too."""
+    loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
+    return loops | {"uvloop": uvloop.new_event_loop} if getattr(item.module, "ON_BOTH_LOOPS", False) else loops
 
 
 @pytest.fixture
