@@ -79,7 +79,8 @@ class NativeEndpoint(Endpoint):
 
     async def renew_tls(self) -> None:
         # The event loop gives all connections of a listener one context. A second listener takes over the socket, with
-        # the clients that wait to be accepted.
+        # the clients that wait to be accepted. uvloop makes a connection of whom it accepts at once, so that the first
+        # one has none left when it closes.
         for at, before in enumerate(tuple(self._listeners)):
             after = await self._listen(listening_again(before.sockets[0].fileno()))
             if self._listeners[at : at + 1] != [before]:  # the server stopped meanwhile

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import ssl
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -41,7 +42,7 @@ class SecuredPort:
         self.service, self.metrics = Secured(), Metrics()
         self.certificates = Certificates(files)
         unary = grpc.unary_unary_rpc_method_handler
-        methods = {
+        methods: dict[str, Any] = {
             "Reverse": unary(self.service.reverse),
             "Hang": unary(self.service.hang),
             "WhoAmI": unary(self.service.whoami),
@@ -101,7 +102,7 @@ async def shaken(port: int, context: ssl.SSLContext) -> str:
         with socket.create_connection(("127.0.0.1", port), timeout=30) as plain:
             try:
                 with context.wrap_socket(plain, server_hostname="localhost") as secured:
-                    return secured.version() if secured.recv(1) else "closed"
+                    return str(secured.version()) if secured.recv(1) else "closed"
             except OSError as error:  # an alert, or the end of the connection without one
                 return f"refused: {error}"
 

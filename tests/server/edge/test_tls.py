@@ -24,7 +24,7 @@ from tests.server.edge.secured import SecuredPort, client_context, hello, shaken
 from tests.server.edges import EDGES, needs_native_edge
 
 # The server runs on uvloop, whose TLS is not asyncio's.
-ON_BOTH_LOOPS = True
+EVENT_LOOPS = ("asyncio", "uvloop")
 
 
 @pytest.fixture

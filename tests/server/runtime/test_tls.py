@@ -65,7 +65,16 @@ def encrypted(pair):
         (lambda _, __, ca: ca.write_text("none here"), "client_ca: .*authority.pem holds no certificates in PEM"),
         (lambda _, __, ca: ca.unlink(), "client_ca: cannot read .*authority.pem"),
     ],
-    ids=["foreign key", "no certificate", "empty key", "passphrase", "lost", "key lost", "no authority", "authority lost"],
+    ids=[
+        "foreign key",
+        "no certificate",
+        "empty key",
+        "passphrase",
+        "lost",
+        "key lost",
+        "no authority",
+        "authority lost",
+    ],
 )
 def test_files_that_cannot_be_served_are_named(authority, damage, message):
     pair, other = authority.server(), authority.server("other")
