@@ -22,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench.harness import BenchmarkError
 from pinrank.channels import open_channel
+from pinrank.tls import ClientTls
 
 #: Enough on a CPU. On a GPU, which captures graphs first, callers pass a longer time.
 _START_S = 60.0
@@ -60,7 +61,9 @@ class ServerProcess(NamedTuple):
 
 
 @contextmanager
-def server_process(config: Path, feature_store: str, log: Path, start_s: float = _START_S) -> Iterator[ServerProcess]:
+def server_process(
+    config: Path, feature_store: str, log: Path, start_s: float = _START_S, tls: ClientTls | None = None
+) -> Iterator[ServerProcess]:
     """Run `pinrank serve` on free loopback ports, and stop it afterwards in any case.
 
     Args:
@@ -68,6 +71,7 @@ def server_process(config: Path, feature_store: str, log: Path, start_s: float =
         feature_store: overrides the setting in the file.
         log: file for its standard error.
         start_s: longest time until it is ready, in seconds.
+        tls: how to call it, if its settings say that it speaks TLS.
 
     Yields:
         The running server.
@@ -85,7 +89,7 @@ def server_process(config: Path, feature_store: str, log: Path, start_s: float =
     with log.open("wb") as stderr, subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr) as process:
         try:
             try:
-                _wait_until_ready(process, address, log, start_s)
+                _wait_until_ready(process, address, log, start_s, tls)
             except BenchmarkError:
                 process.kill()  # it has no requests in flight
                 raise
@@ -98,7 +102,9 @@ def server_process(config: Path, feature_store: str, log: Path, start_s: float =
                 process.kill()
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path, start_s: float) -> None:
+def _wait_until_ready(
+    process: subprocess.Popen[bytes], address: str, log: Path, start_s: float, tls: ClientTls | None
+) -> None:
     until_s = time.monotonic() + start_s
     why = f"was not ready within {start_s:g} s"
     while time.monotonic() < until_s:
@@ -106,13 +112,13 @@ def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path,
             why = f"did not start: it ended with {process.wait(_LOOK_S)}"
             break
         except subprocess.TimeoutExpired:
-            if _serves(address):
+            if _serves(address, tls):
                 return
     raise BenchmarkError(f"the server {why}:\n{log.read_text(errors='replace')[-2000:]}")
 
 
-def _serves(address: str) -> bool:
-    with open_channel(address) as channel:
+def _serves(address: str, tls: ClientTls | None) -> bool:
+    with open_channel(address, tls=tls) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1)
         except grpc.RpcError:

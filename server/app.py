@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import stat
 from collections.abc import Hashable
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
@@ -170,7 +171,8 @@ class Server:
             grpc=shown(config.host, self.listens_on),
             edge=self._endpoint.kind,
             http=http_shown(config.host, self.http_port),
-            **({"tls_client_certificates": config.tls.clients} if certificates else {"tls": "off"}),
+            tls=certificates is not None,
+            **({"client_certificates": config.tls.clients} if certificates else {}),
             labels={label: served.model.manifest.ref for label, served in models.by_label.items()},
             engine=config.engine,
             **({"devices": config.devices} if config.engine in ON_GPU else {}),
@@ -186,10 +188,15 @@ class Server:
 
     def _load_certificates(self) -> Certificates | None:
         files = self._config.tls.files
+        if files is None:
+            return None
         try:
-            return None if files is None else Certificates(files)
+            certificates = Certificates(files)
         except TlsError as error:
             raise ConfigError(f"tls.{error}") from error
+        if files.key.stat().st_mode & stat.S_IROTH:
+            _log.warning("tls_key_readable_by_all", key=str(files.key), reason="every user of this machine can read it")
+        return certificates
 
     def _watch(self, certificates: Certificates | None) -> None:
         """Serve new certificates from now on when their files change."""

@@ -137,6 +137,14 @@ async def test_a_pair_that_cannot_be_served_ends_the_start(start_server, authori
         await start_server(tls=settings(mounted, key=other.key))
 
 
+async def test_a_key_that_every_user_can_read_is_logged(start_server, authority, capfd):
+    pair = authority.server()
+    for mode, lines in ((0o600, 0), (0o644, 1)):
+        pair.key.chmod(mode)
+        await start_server(tls={"certificate": pair.certificate, "key": pair.key}, feature_store="memory://")
+        assert capfd.readouterr().out.count("tls_key_readable_by_all") == lines
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -58,10 +58,11 @@ async def test_a_command_without_tls_says_that_the_server_speaks_it(server, tmp_
         assert "speaks TLS: set --tls-ca to its authority (PINRANK_TLS_CA)" in failed.output
 
 
+@pytest.mark.parametrize("kind", EDGES)
 @pytest.mark.parametrize("form", ["127.0.0.1", "unix"])
-async def test_a_command_with_tls_says_that_the_server_speaks_none(start_server, authority, tmp_path, form):
+async def test_a_command_with_tls_says_that_the_server_speaks_none(start_server, authority, tmp_path, form, kind):
     host = f"unix:{tmp_path}/socket" if form == "unix" else form
-    plain = await start_server(host=host)
+    plain = await start_server(host=host, grpc_edge=kind.kind)
     address = host if form == "unix" else f"{form}:{plain.grpc_port}"
     failed = await invoke(*RANK, "--address", address, "--tls-ca", str(authority.file))
     assert failed.exit_code == 1
