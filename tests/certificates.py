@@ -43,15 +43,16 @@ class Pair:
 class Authority:
     """Signs certificates, into a folder."""
 
-    def __init__(self, folder: Path, name: str = "authority") -> None:
+    def __init__(self, folder: Path, name: str = "authority", above: Authority | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        built = _builder(self._name, self._name, self._key, _DAY).add_extension(
+        issuer = above or self
+        built = _builder(self._name, issuer._name, self._key, _DAY).add_extension(
             x509.BasicConstraints(ca=True, path_length=None), critical=True
         )
-        own = built.sign(self._key, hashes.SHA256())
+        own = built.sign(issuer._key, hashes.SHA256())
         #: The certificate of the authority itself.
         self.file = folder / f"{name}.pem"
         self.file.write_bytes(own.public_bytes(serialization.Encoding.PEM))

@@ -110,6 +110,8 @@ class TlsFiles:
                     f"client_ca: {self.client_ca} holds no certificates in PEM ({error.reason or error})"
                 ) from error
             grpc.verify_mode = _CLIENTS[self.clients]
+            # As in gRPC, an authority needs none above it: it may itself be signed by one that is not trusted here.
+            grpc.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         serial, expires_at_s = self._shown(http, contents)
         return Loaded(contents, grpc, http, serial, expires_at_s)
 
@@ -154,7 +156,7 @@ class Certificates:
         """Load the files. Raises TlsError."""
         self.files = files
         self.current = files.load()
-        self._refused: Contents | str | None = None
+        self._refused: tuple[Contents | None, str] | None = None
 
     def renew(self) -> None:
         """Load the files if they have changed.
@@ -166,14 +168,10 @@ class Certificates:
         contents: Contents | None = None
         try:
             contents = self.files.read()
-            if contents == self.current.contents:
-                self._refused = None
-                return
-            if contents == self._refused:
-                return
-            self.current = self.files.load()
+            if contents != self.current.contents:
+                self.current = self.files.load()
         except TlsError as error:
-            refused = contents or str(error)
+            refused = contents, str(error)
             if refused == self._refused:
                 return
             self._refused = refused

@@ -131,6 +131,17 @@ async def test_only_clients_with_a_valid_certificate_of_the_authority_are_answer
         await eventually(lambda: port.count("failed") >= 4)
 
 
+@pytest.mark.parametrize("kind", EDGES)
+async def test_the_authority_of_clients_may_be_one_below_another(authority, tmp_path, kind):
+    below, pair = Authority(tmp_path / "below", "below", authority), authority.server()
+    port = await SecuredPort(kind, TlsFiles(pair.certificate, pair.key, below.file, "require")).start()
+    async with port.channel(authority.file, below.client()) as channel:
+        assert await channel.unary_unary("/test/WhoAmI")(b"", timeout=20) == b"frontend|"
+    async with port.channel(authority.file, authority.client()) as channel:
+        await refusal(channel)
+    await port.endpoint.stop()
+
+
 @needs_native_edge
 async def test_the_reason_of_a_failed_handshake_is_logged(secured, authority, tmp_path, capfd):
     port = await secured(NativeEndpoint, "require")
