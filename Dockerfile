@@ -2,7 +2,9 @@
 #
 #   docker build -t pinrank .
 #   docker run -p 50051:50051 -p 9095:9095 -v ./models:/models:ro -v ./features:/features:ro \
-#     -e PINRANK_MODEL=ml1m -e PINRANK_FEATURE_STORE=lmdb:///features pinrank
+#     -e PINRANK_MODEL=ml1m -e PINRANK_FEATURE_STORE=lmdb:///features -e PINRANK_INSECURE=true pinrank
+#
+# PINRANK_INSECURE=true is for a trusted network; else give it a certificate (docs/operations.md, "TLS").
 #
 # It runs with --read-only, as any --user, and within --cpus (docs/operations.md, "In a container").
 FROM python:3.11-slim-bookworm AS build

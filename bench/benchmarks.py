@@ -39,6 +39,7 @@ BENCHMARKS = {
         Benchmark("capacity", "serving", _SERVER),
         # It compares packages that are installed beside pinrank.
         Benchmark("edges", "edges", ("bench/edges/edge_server.py",), on_request=True),
+        Benchmark("tls", "edges", _SERVER),
         Benchmark("exploration", "serving", ("model_store/exploration", "model_store/model")),
         Benchmark("faults", "serving", _SERVER),
         Benchmark("impression_kills", "impressions", (*_SERVER, "impressions"), on_request=True),

@@ -14,6 +14,7 @@ from loadtest.report import Summary, summarise
 from loadtest.search import HighestRate, RateSearch
 from loadtest.steps import GOOD_SHARE
 from pinrank.channels import open_aio_channel
+from pinrank.tls import ClientTls
 
 #: Long enough for every request: an expired one would be missing from the latency percentiles.
 LONG_S = 2.0
@@ -69,17 +70,20 @@ def offer(
     seed: int,
     deadline_s: float = LONG_S,
     target_ms: float = _TARGET_MS,
+    tls: ClientTls | None = None,
 ) -> Summary:
     """Offer requests with Poisson arrivals in an open loop."""
-    samples = offer_at(address, requests, poisson(rate_per_s, warmup_s + duration_s, seed), deadline_s)
+    samples = offer_at(address, requests, poisson(rate_per_s, warmup_s + duration_s, seed), deadline_s, tls)
     return summarise(samples.since(warmup_s), duration_s, target_ms)
 
 
-def offer_at(address: str, requests: tuple[bytes, ...], due_s: np.ndarray, deadline_s: float) -> open_loop.Samples:
+def offer_at(
+    address: str, requests: tuple[bytes, ...], due_s: np.ndarray, deadline_s: float, tls: ClientTls | None = None
+) -> open_loop.Samples:
     """Offer requests in an open loop, at the times `due_s` (seconds from the start)."""
 
     async def main() -> Any:
-        async with open_aio_channel(address) as channel:
+        async with open_aio_channel(address, tls=tls) as channel:
             await channel.channel_ready()
             return await open_loop.open_loop(open_loop.sender(channel, deadline_s), requests, due_s)
 

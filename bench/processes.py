@@ -22,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench.harness import BenchmarkError
 from pinrank.channels import open_channel
+from pinrank.tls import ClientTls
 
 #: Enough on a CPU. On a GPU, which captures graphs first, callers pass a longer time.
 _START_S = 60.0
@@ -61,7 +62,12 @@ class ServerProcess(NamedTuple):
 
 @contextmanager
 def server_process(
-    config: Path, feature_store: str, log: Path, start_s: float = _START_S, metrics_age_s_max: float = 0.0
+    config: Path,
+    feature_store: str,
+    log: Path,
+    start_s: float = _START_S,
+    metrics_age_s_max: float = 0.0,
+    tls: ClientTls | None = None,
 ) -> Iterator[ServerProcess]:
     """Run `pinrank serve` on free loopback ports, and stop it afterwards in any case.
 
@@ -71,6 +77,7 @@ def server_process(
         log: file for its standard error.
         start_s: longest time until it is ready, in seconds.
         metrics_age_s_max: its setting; by default, what is read around a load is of that moment.
+        tls: how to call it, if its settings say that it speaks TLS.
 
     Yields:
         The running server.
@@ -92,7 +99,7 @@ def server_process(
     ):
         try:
             try:
-                _wait_until_ready(process, address, log, start_s)
+                _wait_until_ready(process, address, log, start_s, tls)
             except BenchmarkError:
                 process.kill()  # it has no requests in flight
                 raise
@@ -105,7 +112,9 @@ def server_process(
                 process.kill()
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path, start_s: float) -> None:
+def _wait_until_ready(
+    process: subprocess.Popen[bytes], address: str, log: Path, start_s: float, tls: ClientTls | None
+) -> None:
     until_s = time.monotonic() + start_s
     why = f"was not ready within {start_s:g} s"
     while time.monotonic() < until_s:
@@ -113,13 +122,13 @@ def _wait_until_ready(process: subprocess.Popen[bytes], address: str, log: Path,
             why = f"did not start: it ended with {process.wait(_LOOK_S)}"
             break
         except subprocess.TimeoutExpired:
-            if _serves(address):
+            if _serves(address, tls):
                 return
     raise BenchmarkError(f"the server {why}:\n{log.read_text(errors='replace')[-2000:]}")
 
 
-def _serves(address: str) -> bool:
-    with open_channel(address) as channel:
+def _serves(address: str, tls: ClientTls | None) -> bool:
+    with open_channel(address, tls=tls) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1)
         except grpc.RpcError:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from loadtest.errors import LoadError
+from pinrank.tls import ClientTls, with_tls_options
 
 if TYPE_CHECKING:
     from loadtest.open_loop import Samples
@@ -26,6 +27,7 @@ def register(app: typer.Typer) -> None:
     app.command()(load)
 
 
+@with_tls_options
 def load(
     address: Annotated[str, typer.Option(help="Server address as host:port.")] = "127.0.0.1:50051",
     rate: Annotated[float, typer.Option(help="Requests per second, with Poisson arrivals.")] = 100,
@@ -61,6 +63,8 @@ def load(
         bool, typer.Option("--retry", help="Retry calls that end with UNAVAILABLE, as frontends do.")
     ] = False,
     allow_remote: Annotated[bool, typer.Option(help="Allow a server on another machine.")] = False,
+    *,
+    tls: ClientTls | None = None,
 ) -> None:
     """Offer load to a running server and report rates, latency percentiles and degradations.
 
@@ -82,7 +86,7 @@ def load(
     try:
         _check_outputs(json, report)
         check_address(address, allow_remote=allow_remote)
-        results = run(_connected(address, settings.offer(), settings, console))
+        results = run(_connected(address, settings.offer(), settings, console, tls))
     except LoadError as error:
         _fail(str(error))
     found_per_s = found_by(results) if search else None
@@ -124,7 +128,7 @@ def _check_outputs(json: Path | None, report: Path | None) -> None:
 
 
 async def _connected(
-    address: str, offer: Offer, settings: LoadSettings, console: Console
+    address: str, offer: Offer, settings: LoadSettings, console: Console, tls: ClientTls | None
 ) -> list[tuple[Summary, Samples]]:
     """Offer load over one channel after the server has answered a first request."""
     import asyncio  # noqa: PLC0415
@@ -133,8 +137,8 @@ async def _connected(
     from loadtest.report import table  # noqa: PLC0415
     from pinrank.channels import open_aio_channel  # noqa: PLC0415
 
-    async with open_aio_channel(address, retry=settings.retry) as channel:
-        await _probe(channel, address, offer.requests[0])
+    async with open_aio_channel(address, retry=settings.retry, tls=tls) as channel:
+        await _probe(channel, address, offer.requests[0], tls)
         results: list[tuple[Summary, Samples]] = []
         steps = offer.steps(sender(channel, settings.deadline_ms / 1e3), settings.rates())
         while True:
@@ -149,7 +153,7 @@ async def _connected(
             console.print(table(result[0], f"load on {address}"))
 
 
-async def _probe(channel: Any, address: str, content: bytes) -> None:
+async def _probe(channel: Any, address: str, content: bytes, tls: ClientTls | None) -> None:
     """Check before the clock starts that a server answers and accepts such requests."""
     import asyncio  # noqa: PLC0415
 
@@ -163,7 +167,7 @@ async def _probe(channel: Any, address: str, content: bytes) -> None:
             await channel.channel_ready()
         await channel.unary_unary(RANK)(content, timeout=CONNECT_S)
     except TimeoutError as error:
-        raise LoadError(parse_address(address).unanswered()) from error
+        raise LoadError(parse_address(address).unanswered(tls=tls)) from error
     except grpc.aio.AioRpcError as error:
         raise LoadError(f"the server rejected the first request: {error.code().name}: {error.details()}") from error
 

@@ -28,8 +28,10 @@ from server.api.impressions import ImpressionEdge
 from server.api.models import ModelEdge
 from server.api.ranking import RankingEdge
 from server.config import ConfigError, ServerConfig
+from server.edge.certificate_watch import CertificateWatch
 from server.edge.connection import RETIREMENT_S
 from server.edge.endpoints import new_endpoint
+from server.edge.tls import TlsPort, load_certificates
 from server.proving.admit_version import VersionAdmitter
 from server.proving.prover import Prover
 from server.proving.recent_requests import RecentRequests
@@ -63,6 +65,7 @@ from server.web.probes import Heartbeat, Probes, ProcessState
 
 if TYPE_CHECKING:
     from server.request.answer_log import AnswerLog
+    from server.runtime.tls import Certificates
 
 _log = structlog.get_logger(__name__)
 
@@ -150,6 +153,11 @@ class Server:
 
     async def _start(self) -> None:
         config, opened = self._config, self._opened
+        try:
+            config.check_transport()
+        except ListenError as error:
+            raise StartError(str(error)) from error
+        certificates = load_certificates(config)
         opened.push_async_callback(self.store.close)
         await self.store.start()
         self.model_store = open_model_store(config.model_store)
@@ -157,13 +165,14 @@ class Server:
         factory = self._engine_factory()
         await asyncio.to_thread(prover.start)  # it imports its libraries while we go on
         log = self._open_log()
-        models = self._build(factory, prover, log)
+        models = self._build(factory, prover, log, certificates)
         try:
-            self._open_http()  # before the models are loaded, so that /healthz shows the start's progress
+            self._open_http(certificates)  # before the models are loaded, so that /healthz shows the start's progress
             await self.swap.start()
             _check_surfaces(config, models)
             opened.push_async_callback(self._endpoint.stop)
             await self._endpoint.start(config.host, config.grpc_port)
+            self._watch(certificates)
         except ListenError as error:
             raise StartError(str(error)) from error
         self.state.started = self.state.serving = True
@@ -174,6 +183,8 @@ class Server:
             grpc=shown(config.host, self.listens_on),
             edge=self._endpoint.kind,
             http=http_shown(config.host, self.http_port),
+            tls=certificates is not None,
+            **({"client_certificates": config.tls.clients} if certificates else {}),
             labels={label: served.model.manifest.ref for label, served in models.by_label.items()},
             engine=config.engine,
             **({"devices": config.devices} if config.engine in ON_GPU else {}),
@@ -186,6 +197,16 @@ class Server:
             return engine_factory(self._config.engine, self._config.devices, self._config.engine_products)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+
+    def _watch(self, certificates: Certificates | None) -> None:
+        """Serve new certificates from now on when their files change."""
+        if certificates is None:
+            return
+        watch = CertificateWatch(
+            certificates, self._endpoint, self.metrics.tls, self._supervisor, self._config.tls.reload_s
+        )
+        watch.start()
+        self._opened.push_async_callback(watch.close)
 
     def _open_log(self) -> AnswerLog | None:
         config = self._config.impressions
@@ -203,7 +224,9 @@ class Server:
         self.metrics.register(running.collector)
         return running.answers
 
-    def _build(self, factory: EngineFactory, prover: Prover, log: AnswerLog | None) -> ServedModels:
+    def _build(
+        self, factory: EngineFactory, prover: Prover, log: AnswerLog | None, certificates: Certificates | None
+    ) -> ServedModels:
         """Create the parts, each after the parts that it uses, and register their metrics."""
         config, opened, metrics, supervisor = self._config, self._opened, self.metrics, self._supervisor
         models, recent = ServedModels(config.labels[0]), RecentRequests()
@@ -247,8 +270,9 @@ class Server:
             impressions.SERVICE: ImpressionEdge(self.calls, log, config.candidates_max, gate).methods(),
             model_service.SERVICE: ModelEdge(self.swap, self.status, config, gate).methods(),
         }
+        tls = None if certificates is None else TlsPort(certificates, metrics.tls)
         self._endpoint = new_endpoint(
-            services, config, gate, metrics.connections, shared_port=self._channel is not None
+            services, config, gate, metrics.connections, shared_port=self._channel is not None, tls=tls
         )
         return models
 
@@ -262,7 +286,7 @@ class Server:
             self._opened.callback(tasks.cancel)
         return gate
 
-    def _open_http(self) -> None:
+    def _open_http(self, certificates: Certificates | None) -> None:
         config, state = self._config, self.state
         probes = Probes(
             state, self.status.loading_lines, self.status.lines,
@@ -274,7 +298,9 @@ class Server:
         else:
             opened = http_sockets(config.host, config.http_port)
             doors, self.http_port = [listening(one) for one in opened], opened[0].getsockname()[1]
-        port = HttpPort(doors, site({"/metrics": metrics.answer, **probes.pages()}), config.http, self._supervisor)
+        pages = site({"/metrics": metrics.answer, **probes.pages()})
+        tls = None if certificates is None else lambda: certificates.current.http
+        port = HttpPort(doors, pages, config.http, self._supervisor, tls)
         self._opened.callback(Heartbeat(state).close)
         port.start()
         self._opened.callback(port.close)

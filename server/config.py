@@ -24,9 +24,17 @@ from feature_client.groups import Name
 from feature_client.redaction import secrets_of
 from kernels.engines import LOWERS_PRODUCTS, ON_GPU, known_engine
 from model_store.registry.bucket_objects import SECRET_VARIABLES
-from server.config_sections import GuardConfig, HttpConfig, ImpressionsConfig, ShadowConfig, SurfaceConfig, SwapConfig
+from server.config_sections import (
+    GuardConfig,
+    HttpConfig,
+    ImpressionsConfig,
+    ShadowConfig,
+    SurfaceConfig,
+    SwapConfig,
+    TlsConfig,
+)
 from server.environment import PREFIX
-from server.runtime.listening import is_host, socket_path
+from server.runtime.listening import is_host, is_loopback, socket_path
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -80,6 +88,12 @@ class ServerConfig(BaseSettings):
     ready_without_features: bool = True
     """Whether the server is ready while the feature store cannot be read, and answers with default features. `false`
     lets `/readyz` answer 503, and gRPC's health service NOT_SERVING."""
+
+    tls: TlsConfig = TlsConfig()
+    insecure: bool | None = None
+    """Whether the ports may listen without TLS, so that everyone on the network path can read and change what is sent.
+    By default only on loopback addresses and on a Unix socket; `true` allows it everywhere, for a trusted network or
+    behind a proxy that ends TLS; `false` forbids it there, too."""
 
     grpc_edge: Literal["auto", "native", "grpcio"] = "auto"
     """The server behind the gRPC port. `native` is pinrank's own, on nghttp2: it takes a third or less of grpcio's CPU
@@ -206,6 +220,12 @@ class ServerConfig(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _tls_is_not_insecure(self) -> ServerConfig:
+        if self.insecure and self.tls.certificate is not None:
+            raise ValueError("insecure: tls.certificate is set, and both ports use it; unset one of the two")
+        return self
+
+    @model_validator(mode="after")
     def _devices_are_the_engines(self) -> ServerConfig:
         if self.device is not None and self.engine not in ON_GPU:
             raise ValueError(
@@ -232,6 +252,22 @@ class ServerConfig(BaseSettings):
                     f"({', '.join(self.labels)})"
                 )
         return self
+
+    def check_transport(self) -> None:
+        """Make sure that the server does not listen without TLS where others could listen in, unless it was told to.
+
+        Raises:
+            ConfigError: it would.
+            ListenError: the name `host` does not resolve.
+        """
+        if self.tls.certificate is not None or self.insecure:
+            return
+        if self.insecure is False or not is_loopback(self.host):
+            raise ConfigError(
+                f"host {self.host}: without TLS, everyone on the network path could read and change what is sent. Set "
+                "tls.certificate and tls.key; or, if the network is trusted or a proxy ends TLS, set insecure = true "
+                f"(--insecure, {PREFIX}INSECURE=true)"
+            )
 
     @property
     def devices(self) -> tuple[int, ...]:

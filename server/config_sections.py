@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FilePath, model_validator
 
 from feature_client.groups import Name
+from server.runtime.tls import TlsFiles
 
 Milliseconds = Annotated[float, Field(gt=0, le=60_000)]
 
@@ -86,6 +87,54 @@ class SwapConfig(BaseModel):
     accepts all changes."""
     trusted_keys: tuple[FilePath, ...] = ()
     """Public Ed25519 keys (PEM files). If any are given, the server only serves bundles signed with one of them."""
+
+
+class TlsConfig(BaseModel):
+    """TLS on both ports; see TLS."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    certificate: FilePath | None = None
+    """The server's certificate, followed by its chain (PEM file). It turns on TLS on the gRPC port, and HTTPS on the
+    other."""
+    key: FilePath | None = None
+    """The certificate's private key (PEM file without a passphrase)."""
+    client_ca: FilePath | None = None
+    """The authorities whose client certificates the gRPC port accepts (PEM file)."""
+    client_certificates: Literal["off", "ask", "require"] | None = None
+    """Whether clients of the gRPC port must show a certificate of `client_ca` (`require`), may show one (`ask`), or are
+    not asked for one (`off`). The default is `require` with a `client_ca`, and otherwise `off`. The edge `grpcio`
+    cannot `ask`."""
+    minimum: Literal["1.2", "1.3"] = "1.2"
+    """Lowest version of TLS. The edge `grpcio` takes 1.2 and 1.3."""
+    reload_s: Annotated[float, Field(gt=0, le=86_400)] = 10
+    """Interval at which the server looks whether the files have changed."""
+
+    @model_validator(mode="after")
+    def _files_belong_together(self) -> TlsConfig:
+        if (self.certificate is None) != (self.key is None):
+            given, missing = ("key", "certificate") if self.certificate is None else ("certificate", "key")
+            raise ValueError(f"{given} is set without {missing}; set both, or neither")
+        if self.certificate is None and (self.client_ca or self.clients != "off"):
+            raise ValueError("client certificates need TLS: set certificate and key")
+        if self.client_ca is None and self.clients != "off":
+            raise ValueError(
+                f'client_certificates = "{self.clients}" needs client_ca: set it to the PEM file of the authorities '
+                "whose certificates to accept"
+            )
+        return self
+
+    @property
+    def clients(self) -> Literal["off", "ask", "require"]:
+        """Whether clients are asked for a certificate, and must have one."""
+        return self.client_certificates or ("off" if self.client_ca is None else "require")
+
+    @property
+    def files(self) -> TlsFiles | None:
+        """The files and how they are used; None without TLS."""
+        if self.certificate is None or self.key is None:
+            return None
+        return TlsFiles(self.certificate, self.key, self.client_ca, self.clients, self.minimum)
 
 
 class GuardConfig(BaseModel):

@@ -22,6 +22,8 @@ from server.environment import OF_COMMANDS, PREFIX, service_links
 #: Settings that are tables of settings themselves.
 _NESTED = {name for name, field in ServerConfig.model_fields.items() if isinstance(field.default, BaseModel | dict)}
 
+_TLS_FILES = ("certificate", "key", "client_ca")
+
 
 def load_config(path: Path | None, options: dict[str, Any] | None = None) -> ServerConfig:
     """Read the settings: options first, then `PINRANK_*` variables, then the TOML file, then the defaults.
@@ -80,6 +82,9 @@ def _read_file(path: Path) -> dict[str, Any]:
     for key in ("model_store", "utility", "admin_token_file", "state_folder"):
         if isinstance(values.get(key), str) and "://" not in values[key]:
             values[key] = path.parent / values[key]
+    tls = values.get("tls")
+    if isinstance(tls, dict):
+        values["tls"] = tls | {key: path.parent / tls[key] for key in _TLS_FILES if isinstance(tls.get(key), str)}
     return values
 
 

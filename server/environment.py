@@ -13,8 +13,10 @@ from collections.abc import Mapping
 PREFIX = "PINRANK_"
 #: File with the token that `pinrank model status`, `load` and `unload` send; a server reads `admin_token_file` instead.
 TOKEN_FILE = f"{PREFIX}TOKEN_FILE"
+#: TLS of the commands that call a server: authorities, the client's own certificate and key, the server's name.
+TLS_CA, TLS_CERT, TLS_KEY, TLS_NAME = (f"{PREFIX}TLS_{name}" for name in ("CA", "CERT", "KEY", "NAME"))
 #: Variables that commands read and that are not settings of the server.
-OF_COMMANDS = frozenset({TOKEN_FILE})
+OF_COMMANDS = frozenset({TOKEN_FILE, TLS_CA, TLS_CERT, TLS_KEY, TLS_NAME})
 
 _PROTOCOL = "(TCP|UDP|SCTP)"
 _LINK = re.compile(r"PINRANK(_[A-Z0-9_]+?)??_(?P<kind>SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_.+)?)")

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 
@@ -24,11 +25,13 @@ from kernels.cores import cores
 from kernels.engines import default_streams
 from server.app import StartError
 from server.config import ServerConfig
+from server.edge.tls import load_certificates
 from server.process import serve
 from server.runtime.descriptors import raise_descriptor_limit
 from server.runtime.listening import ListenError, http_shown, http_sockets, interfaces
 from server.runtime.signals import ending_signals
 from server.runtime.supervisor import Supervisor
+from server.runtime.tls import Certificates, TlsError
 from server.telemetry.logs import configure_logs
 from server.web.http_port import HttpPort, listening
 from server.web.pages import site
@@ -97,16 +100,30 @@ def _http_port(config: ServerConfig, several: SeveralProcesses) -> Iterator[int]
         opened = http_sockets(config.host, config.http_port)
     except ListenError as error:
         raise StartError(str(error)) from error
-    supervisor = Supervisor()
-    port = HttpPort([listening(one) for one in opened], site(several.pages()), config.http, supervisor)
+    certificates = load_certificates(config)
+    supervisor, ended = Supervisor(), threading.Event()
+    tls = None if certificates is None else lambda: certificates.current.http
+    port = HttpPort([listening(one) for one in opened], site(several.pages()), config.http, supervisor, tls)
     port.start()
+    if certificates is not None:
+        supervisor.thread("tls-certificates", partial(_renew, certificates, config.tls.reload_s, ended)).start()
     number = opened[0].getsockname()[1]
     _log.info("http_open", http=http_shown(config.host, number))
     try:
         yield number
     finally:
         supervisor.close()
+        ended.set()
         port.close()
+
+
+def _renew(certificates: Certificates, every_s: float, ended: threading.Event) -> None:
+    """Follow the certificate's files; the log says which change is refused."""
+    while not ended.wait(every_s):
+        try:
+            certificates.renew()
+        except TlsError as error:
+            _log.error("tls_certificate_refused", reason=str(error), serving=certificates.current.serial)
 
 
 def settings_of(config: ServerConfig, number: int, grpc_port: int, http_port: int) -> ServerConfig:
@@ -176,6 +193,7 @@ def reserved_port(config: ServerConfig) -> Iterator[int]:
     """Check that no other server uses the port, and reserve it, so that only our processes can listen on it."""
     port = config.grpc_port
     try:
+        config.check_transport()
         where = interfaces(config.host)
     except ListenError as error:
         raise StartError(str(error)) from error

@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import random
 import time
 from argparse import ArgumentParser
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -33,6 +35,7 @@ from loadtest.errors import LoadError
 from loadtest.open_loop import RANK
 from loadtest.workload import Workload, parse_candidates, read_ids
 from pinrank.channels import AddressError, open_channel
+from pinrank.tls import ClientTls, TlsOptionError, client_tls
 
 # Make gRPC's waits let other greenlets run.
 grpc.experimental.gevent.init_gevent()
@@ -51,6 +54,15 @@ def _options(parser: ArgumentParser) -> None:
     group.add_argument(
         "--rate-per-user", type=float, default=1.0, help="Target rate of each user, in requests per second."
     )
+    # Locust's own --tls-cert and --tls-key are for its web page. The variables are those of `pinrank rank`.
+    for part, meaning in (
+        ("ca", "Call the server with TLS: PEM file of its authority, or `system`."),
+        ("cert", "Client certificate, if the server wants one (PEM file)."),
+        ("key", "Key of the client certificate (PEM file)."),
+        ("name", "Name in the server's certificate, if not the host's."),
+    ):
+        given = os.environ.get(f"PINRANK_TLS_{part.upper()}")
+        group.add_argument(f"--grpc-tls-{part}", default=given, help=meaning)
     group.add_argument("--request-seed", type=int, default=0, help="Random seed; equal seeds draw equal requests.")
 
 
@@ -85,8 +97,8 @@ class Ranker(User):
         try:
             if cls._channel is None:
                 cls._contents = _contents(environment)
-                cls._channel = open_channel(_address(self.host))
-        except (AddressError, LoadError) as error:
+                cls._channel = open_channel(_address(self.host), tls=_tls(options))
+        except (AddressError, TlsOptionError, LoadError) as error:
             environment.process_exit_code = 1  # Locust exits with 0 if nothing was sent
             raise StopTest(f"error: {error}") from None
         self._rank: grpc.UnaryUnaryMultiCallable[bytes, bytes] = cls._channel.unary_unary(RANK)
@@ -141,6 +153,11 @@ def _address(host: str | None) -> str:
     if not host:
         raise LoadError("no server: add --host 127.0.0.1:50051")
     return host.removeprefix("http://").rstrip("/")
+
+
+def _tls(options: Any) -> ClientTls | None:
+    certificate, key = (path and Path(path) for path in (options.grpc_tls_cert, options.grpc_tls_key))
+    return client_tls(options.grpc_tls_ca, certificate, key, options.grpc_tls_name)
 
 
 def _contents(environment: Environment) -> Iterator[bytes]:

@@ -24,6 +24,7 @@ from loadtest.open_loop import OK, RANK
 from loadtest.settings import check_address, check_bounds, check_target
 from loadtest.workload import Workload, parse_candidates, read_ids
 from pinrank.channels import open_channel, parse_address
+from pinrank.tls import ClientTls, with_tls_options
 
 try:
     import mlperf_loadgen as loadgen
@@ -69,7 +70,13 @@ class Judge:
 
 
 def judge(
-    address: str, requests: list[bytes], rate_per_s: float, duration_s: float, target_ms: float, deadline_s: float
+    address: str,
+    requests: list[bytes],
+    rate_per_s: float,
+    duration_s: float,
+    target_ms: float,
+    deadline_s: float,
+    tls: ClientTls | None = None,
 ) -> dict[str, Any]:
     """Run the Server scenario; return loadgen's summary and the statuses of the calls.
 
@@ -80,6 +87,7 @@ def judge(
         duration_s: minimum duration of the run.
         target_ms: latency that 99% of the calls must meet for loadgen's verdict to be VALID.
         deadline_s: gRPC deadline of each call.
+        tls: how to speak TLS; without it, in plain text.
 
     Returns:
         The result of `parse_summary`, `statuses` (the number of calls by status), and `valid`: whether loadgen's
@@ -96,8 +104,8 @@ def judge(
     settings.server_target_latency_percentile = 0.99
     settings.min_duration_ms = round(duration_s * 1e3)
     settings.min_query_count = settings.max_query_count = max(1, round(rate_per_s * duration_s))
-    with tempfile.TemporaryDirectory(prefix="pinrank-loadgen-") as folder, open_channel(address) as channel:
-        _probe(channel, address, requests[0])
+    with tempfile.TemporaryDirectory(prefix="pinrank-loadgen-") as folder, open_channel(address, tls=tls) as channel:
+        _probe(channel, address, requests[0], tls)
         answering = Judge(channel, requests, deadline_s)
         output = loadgen.LogOutputSettings()
         output.outdir, output.copy_summary_to_stdout = folder, False
@@ -116,14 +124,14 @@ def judge(
     return {"valid": valid, **found, "statuses": statuses}
 
 
-def _probe(channel: grpc.Channel, address: str, content: bytes) -> None:
+def _probe(channel: grpc.Channel, address: str, content: bytes, tls: ClientTls | None) -> None:
     """Check that the server answers and accepts the requests, before loadgen starts its clock."""
     rank: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(RANK)
     try:
         grpc.channel_ready_future(channel).result(timeout=_CONNECT_S)
         rank(content, timeout=_CONNECT_S)
     except grpc.FutureTimeoutError as error:
-        raise LoadError(parse_address(address).unanswered()) from error
+        raise LoadError(parse_address(address).unanswered(tls=tls)) from error
     except grpc.RpcError as error:
         raise LoadError(f"the server rejected the first request: {error.code().name}: {error.details()}") from error
 
@@ -144,6 +152,7 @@ def parse_summary(text: str) -> dict[str, Any]:
     return found
 
 
+@with_tls_options
 def main(
     address: Annotated[str, typer.Option(help="Server address as host:port.")] = "127.0.0.1:50051",
     rate: Annotated[float, typer.Option(help="Offered requests per second.")] = 100,
@@ -156,6 +165,8 @@ def main(
     target_ms: Annotated[float, typer.Option(help="Latency target for 99% of the answers, in milliseconds.")] = 10,
     seed: Annotated[int, typer.Option(help="Random seed of the requests; loadgen draws the arrivals itself.")] = 0,
     allow_remote: Annotated[bool, typer.Option(help="Allow a server on another machine.")] = False,
+    *,
+    tls: ClientTls | None = None,
 ) -> None:
     """Test a running server with the Server scenario of MLPerf's loadgen, and print the results as JSON."""
     try:
@@ -164,7 +175,8 @@ def main(
         check_target(target_ms)
         ids = read_ids(users, "user_ids"), read_ids(pins, "pin_ids")
         workload = Workload(*ids, parse_candidates(candidates), surface=surface, seed=seed)
-        verdict = judge(address, list(workload.requests(_SAMPLES)), rate, duration, target_ms, deadline_ms / 1e3)
+        requests = list(workload.requests(_SAMPLES))
+        verdict = judge(address, requests, rate, duration, target_ms, deadline_ms / 1e3, tls)
     except LoadError as error:
         _fail(str(error), error)
     typer.echo(json_format.dumps(verdict, indent=2))

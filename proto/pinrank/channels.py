@@ -15,6 +15,8 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from pinrank.tls import ClientTls, diagnosis
+
 _UNIX = "unix:"
 #: Variables in which gRPC looks for a proxy; the first that is set counts. `no_proxy` lists exceptions.
 _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
@@ -63,9 +65,15 @@ class Address:
         """Return the variable of the proxy that calls may use, without its value, which may hold a password."""
         return None if self.here else next((name for name in _PROXIES if os.environ.get(name)), None)
 
-    def unanswered(self, details: str | None = None) -> str:
-        """Return the message for an unavailable server: its address, any proxy, the status details and the fix."""
+    def unanswered(self, details: str | None = None, tls: ClientTls | None = None) -> str:
+        """Return the message for an unavailable server: its address, any proxy, the status details and the fix.
+
+        It connects to the address to find out whether TLS is the reason, for a few seconds at most.
+        """
         proxy = self.proxy()
+        reason = None if proxy else diagnosis(self.target, tls)
+        if reason is not None:
+            return reason
         through = f" through the proxy of {proxy} (no_proxy lists exceptions)" if proxy else ""
         why = f" ({details})" if details else ""
         return f"no server answers at {self.target}{through}{why}; start one with `pinrank serve`, or set --address"
@@ -99,25 +107,38 @@ def parse_address(text: str) -> Address:
     return Address(text, here=address.is_loopback or address.is_unspecified)
 
 
-def open_channel(address: str, *, retry: bool = False) -> grpc.Channel:
-    """Open a channel for blocking calls. Raises AddressError.
+def open_channel(address: str, *, retry: bool = False, tls: ClientTls | None = None) -> grpc.Channel:
+    """Open a channel for blocking calls.
 
     Args:
         address: see `parse_address`.
         retry: whether to retry idempotent calls, as `SERVICE_CONFIG` says.
+        tls: how to speak TLS; without it, the channel speaks plain text.
+
+    Raises:
+        AddressError: the text is not an address.
+        TlsOptionError: a file of `tls` cannot be read.
     """
     parsed = parse_address(address)
-    return grpc.insecure_channel(parsed.target, _options(parsed, retry=retry))
+    options = _options(parsed, tls, retry=retry)
+    if tls is None:
+        return grpc.insecure_channel(parsed.target, options)
+    return grpc.secure_channel(parsed.target, tls.credentials(), options)
 
 
-def open_aio_channel(address: str, *, retry: bool = False) -> grpc.aio.Channel:
+def open_aio_channel(address: str, *, retry: bool = False, tls: ClientTls | None = None) -> grpc.aio.Channel:
     """Open a channel for the running event loop. See `open_channel`."""
     parsed = parse_address(address)
-    return grpc.aio.insecure_channel(parsed.target, _options(parsed, retry=retry))
+    options = _options(parsed, tls, retry=retry)
+    if tls is None:
+        return grpc.aio.insecure_channel(parsed.target, options)
+    return grpc.aio.secure_channel(parsed.target, tls.credentials(), options)
 
 
-def _options(address: Address, *, retry: bool) -> list[tuple[str, Any]]:
+def _options(address: Address, tls: ClientTls | None, *, retry: bool) -> list[tuple[str, Any]]:
     options: list[tuple[str, Any]] = [("grpc.enable_http_proxy", int(not address.here))]
+    if tls is not None:
+        options += tls.options()
     if retry:
         options.append(("grpc.service_config", json.dumps(SERVICE_CONFIG)))
     return options

@@ -219,5 +219,5 @@ def _names_in(certificate: Any) -> tuple[str, ...]:
     """Return the names in a verified client certificate: the alternative ones, then the common name."""
     found: list[str] = []
     for kind in ("x509_subject_alternative_name", "x509_common_name"):
-        found += [name.decode(errors="replace") for name in certificate.get(kind, ())]
+        found += [name.decode(errors="replace") for name in certificate.get(kind, ()) if name]
     return tuple(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 import sys
 import urllib.error
 import urllib.request
@@ -19,12 +20,16 @@ def url() -> str:
     """Return the URL of `/healthz`, from the environment variables that the server reads as well."""
     host, port = (os.environ.get(f"{PREFIX}{name}", "") for name in ("HOST", "HTTP_PORT"))
     # A port that is not a number is unset, or Kubernetes set it for a Service called pinrank-http.
-    return f"{http_url(host or DEFAULT_HOST, int(port) if port.isdecimal() else DEFAULT_PORT)}/healthz"
+    scheme = "https" if os.environ.get(f"{PREFIX}TLS__CERTIFICATE") else "http"
+    return f"{http_url(host or DEFAULT_HOST, int(port) if port.isdecimal() else DEFAULT_PORT, scheme)}/healthz"
 
 
 def main() -> None:
     # Bypass the proxy that `http_proxy` names: it cannot reach addresses inside this container.
-    ask = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    # The certificate is for the name that clients use, and this asks its own container by address.
+    unchecked = ssl.create_default_context()
+    unchecked.check_hostname, unchecked.verify_mode = False, ssl.CERT_NONE
+    ask = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=unchecked))
     try:
         try:
             with ask.open(url(), timeout=_TIMEOUT_S) as answer:

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from pinrank.tls import ClientTls, with_tls_options
 from server.cli import model_calls, model_diff, model_retune, plans  # noqa: F401 - importing them adds their commands to `model`
 from server.cli.console import console, fail
 from server.cli.features import features
@@ -65,6 +66,12 @@ def serve(
         int | None,
         typer.Option(help="Number of server processes on the gRPC port; each gets its own cores (default: 1)."),
     ] = None,
+    insecure: Annotated[
+        bool | None,
+        typer.Option(
+            "--insecure", help="Listen without TLS on other addresses than loopback: in a trusted network only."
+        ),
+    ] = None,
 ) -> None:
     """Serve Rank calls. SIGTERM or Ctrl-C makes the server finish its requests in flight and exit.
 
@@ -97,6 +104,7 @@ def serve(
     options = {
         "host": host, "grpc_port": grpc_port, "http_port": http_port,
         "model_store": model_store, "model": model, "feature_store": feature_store, "processes": processes,
+        "insecure": insecure,
     }  # fmt: skip
     try:
         settings = load_config(config, options)
@@ -116,6 +124,7 @@ def serve(
 
 
 @app.command()
+@with_tls_options
 def rank(
     user: Annotated[str, typer.Option(help="User id: a whole number from 0 to 2^64 - 1.")],
     pins: Annotated[str, typer.Option(help="Candidate pin ids, separated by commas.")],
@@ -131,6 +140,8 @@ def rank(
     deadline_ms: Annotated[float, typer.Option(help="Deadline of the call, in milliseconds.")] = 1000,
     address: Annotated[str, typer.Option(help="Server address: host:port or unix:/path.")] = "127.0.0.1:50051",
     json: Annotated[bool, typer.Option("--json", help="Print the whole response as JSON.")] = False,
+    *,
+    tls: ClientTls | None = None,
 ) -> None:
     """Ask a running server to rank pins, and explain the order: probabilities, utilities, timings, degradations.
 
@@ -161,7 +172,7 @@ def rank(
     if query_pin_id is not None:
         request.query.pin_id = query_pin_id
     try:
-        response = call_rank(address, request, deadline_ms / 1e3)
+        response = call_rank(address, request, deadline_ms / 1e3, tls)
     except RankCallError as error:
         fail(str(error))
     if json:

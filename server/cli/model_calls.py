@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from pinrank.tls import ClientTls, with_tls_options
 from server.cli.console import console, fail
 from server.cli.models import VersionArgument, models
 from server.environment import TOKEN_FILE
@@ -22,14 +23,17 @@ TokenOption = Annotated[
 
 
 @models.command()
-def status(token_file: TokenOption, address: AddressOption = "127.0.0.1:50051") -> None:
+@with_tls_options
+def status(
+    token_file: TokenOption, address: AddressOption = "127.0.0.1:50051", *, tls: ClientTls | None = None
+) -> None:
     """Show the versions that a running server holds, which version each label serves, and why others failed.
 
     Example: [bold]pinrank model status --token-file token[/]
     """
     from pinrank.v1 import models_pb2  # noqa: PLC0415
 
-    found = _call(address, token_file, "Status", models_pb2.StatusRequest())
+    found = _call(address, tls, token_file, "Status", models_pb2.StatusRequest())
     out = console()
     versions = Table("version", "phase", "for", "in flight", "memory", "checks or failure")
     for one in found.versions:
@@ -61,32 +65,46 @@ def status(token_file: TokenOption, address: AddressOption = "127.0.0.1:50051") 
 
 
 @models.command()
-def load(number: VersionArgument, token_file: TokenOption, address: AddressOption = "127.0.0.1:50051") -> None:
+@with_tls_options
+def load(
+    number: VersionArgument,
+    token_file: TokenOption,
+    address: AddressOption = "127.0.0.1:50051",
+    *,
+    tls: ClientTls | None = None,
+) -> None:
     """Load a version without a label into a running server. Requests can then ask for it by its number.
 
     Example: [bold]pinrank model load 42 --token-file token[/]
     """
     from pinrank.v1 import models_pb2  # noqa: PLC0415
 
-    found = _call(address, token_file, "Load", models_pb2.LoadRequest(version=number))
+    found = _call(address, tls, token_file, "Load", models_pb2.LoadRequest(version=number))
     if found.phase != "serving":
         fail(f"version {number} {found.phase}: {found.reason}")
     typer.echo(f"version {number} is serving; to use it, run: pinrank rank --model-version {number}")
 
 
 @models.command()
-def unload(number: VersionArgument, token_file: TokenOption, address: AddressOption = "127.0.0.1:50051") -> None:
+@with_tls_options
+def unload(
+    number: VersionArgument,
+    token_file: TokenOption,
+    address: AddressOption = "127.0.0.1:50051",
+    *,
+    tls: ClientTls | None = None,
+) -> None:
     """Release a version that `load` loaded into a running server.
 
     Example: [bold]pinrank model unload 42 --token-file token[/]
     """
     from pinrank.v1 import models_pb2  # noqa: PLC0415
 
-    _call(address, token_file, "Unload", models_pb2.UnloadRequest(version=number))
+    _call(address, tls, token_file, "Unload", models_pb2.UnloadRequest(version=number))
     typer.echo(f"version {number} is released")
 
 
-def _call(address: str, token_file: Path, name: str, request: Any) -> Any:
+def _call(address: str, tls: ClientTls | None, token_file: Path, name: str, request: Any) -> Any:
     import grpc  # noqa: PLC0415
 
     from pinrank.channels import AddressError, open_channel, parse_address  # noqa: PLC0415
@@ -105,10 +123,10 @@ def _call(address: str, token_file: Path, name: str, request: Any) -> Any:
         there = parse_address(address)
     except AddressError as error:
         fail(str(error))
-    with open_channel(address) as channel:
+    with open_channel(address, tls=tls) as channel:
         try:
             method = getattr(models_pb2_grpc.ModelServiceStub(channel), name)
             return method(request, timeout=300, metadata=(("authorization", (BEARER + token).decode()),))
         except grpc.RpcError as error:
             code, details = error.code(), error.details()
-            fail(f"{code.name}: {there.unanswered(details) if code == grpc.StatusCode.UNAVAILABLE else details}")
+            fail(f"{code.name}: {there.unanswered(details, tls) if code == grpc.StatusCode.UNAVAILABLE else details}")

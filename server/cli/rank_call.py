@@ -12,6 +12,7 @@ from rich.text import Text
 
 from pinrank.answers import STAGES
 from pinrank.channels import AddressError, open_channel, parse_address
+from pinrank.tls import ClientTls
 from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
 
 
@@ -19,20 +20,22 @@ class RankCallError(Exception):
     """A call failed. The message says how to fix it where the fix is known."""
 
 
-def call_rank(address: str, request: ranking_pb2.RankRequest, timeout_s: float) -> ranking_pb2.RankResponse:
+def call_rank(
+    address: str, request: ranking_pb2.RankRequest, timeout_s: float, tls: ClientTls | None = None
+) -> ranking_pb2.RankResponse:
     """Make one Rank call, and retry it when the server is unavailable. Raises RankCallError."""
     try:
         there = parse_address(address)
     except AddressError as error:
         raise RankCallError(str(error)) from error
-    with open_channel(address, retry=True) as channel:
+    with open_channel(address, retry=True, tls=tls) as channel:
         stub = ranking_pb2_grpc.RankingServiceStub(channel)
         try:
             response: ranking_pb2.RankResponse = stub.Rank(request, timeout=timeout_s)
         except grpc.RpcError as error:
             code, details = error.code(), error.details()
             if code == grpc.StatusCode.UNAVAILABLE:
-                details = there.unanswered(details)
+                details = there.unanswered(details, tls)
             raise RankCallError(f"{code.name}: {details}") from error
     return response
 

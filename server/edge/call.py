@@ -8,7 +8,7 @@ import binascii
 import time
 import urllib.parse
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
 import grpc
@@ -33,6 +33,7 @@ class Call:
         serialise: Callable[[Any], bytes],
         flush: Callable[[], None],
         peer: str,
+        auth_context: Mapping[str, list[bytes]],
     ) -> None:
         """Create a call that just came.
 
@@ -43,12 +44,14 @@ class Call:
             serialise: turns a message of the answer into bytes.
             flush: writes what is to be sent on the connection.
             peer: the caller's address as gRPC writes it.
+            auth_context: what its connection's client certificate says.
         """
         self._http2 = http2
         self._stream = stream
         self._serialise = serialise
         self._flush = flush
         self._peer = peer
+        self._auth_context = auth_context
         self.deadline_s = None if timeout_us < 0 else time.monotonic() + timeout_us / 1e6
         self.task: asyncio.Task[None] | None = None
         self.answered = False
@@ -75,6 +78,14 @@ class Call:
     def peer(self) -> str:
         """Return the caller's address as gRPC writes it."""
         return self._peer
+
+    def auth_context(self) -> Mapping[str, list[bytes]]:
+        """Return the names of the caller's verified certificate, as gRPC calls them; nothing without a certificate.
+
+        `x509_common_name` has at most one value, and `x509_subject_alternative_name` one for each name. grpcio's own
+        has further properties, such as `transport_security_type`.
+        """
+        return self._auth_context
 
     async def write(self, message: Any) -> None:
         """Send one message of the answer, and wait until the client's windows have room for it."""

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import inspect
 import random
-from collections.abc import AsyncIterator, Callable
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -18,6 +19,7 @@ from server.api.calls import kind_of
 from server.edge.call import Call
 from server.edge.crowd import RESETS_AT_ONCE, RESETS_PER_S, Crowd
 from server.edge.http2 import ConnectionBrokenError, Event, EventKind, Http2Connection, Http2Endpoint
+from server.edge.tls import TlsPort, auth_context
 
 if TYPE_CHECKING:
     from server.api.calls import Handler
@@ -68,6 +70,7 @@ class Served:
         methods: the methods in the order in which `http2` has them.
         limits: the port's limits.
         crowd: the open connections.
+        tls: what clients are served with; None if the port speaks plain text.
         stopped: whether connections that come from now on are closed at once.
     """
 
@@ -75,6 +78,7 @@ class Served:
     methods: tuple[Method, ...]
     limits: PortLimits
     crowd: Crowd[Connection]
+    tls: TlsPort | None = None
     stopped: bool = False
 
 
@@ -91,6 +95,7 @@ class Connection(asyncio.Protocol):
         self._has_ended = False
         self.closed = asyncio.Event()
         self._peer = ""
+        self._auth_context: Mapping[str, list[bytes]] = {}
         now_s = self._loop.time()
         self._greeted_by_s = now_s + _GREETING_S_MAX
         # Connections that were opened together must not all come back together.
@@ -123,8 +128,19 @@ class Connection(asyncio.Protocol):
         self._peer = _peer(transport.get_extra_info("peername"))
         if self._served.stopped or not self._served.crowd.enter(self):  # or it was accepted before the listener closed
             self.abort()
-        else:
+        elif self._is_secured():
             self.flush()
+        else:
+            self.abort()
+
+    def _is_secured(self) -> bool:
+        """Return whether the client may speak: in plain text if the port does, or else HTTP/2 over TLS."""
+        tls = self._served.tls
+        if tls is None:
+            return True
+        secured: ssl.SSLObject = self._transport.get_extra_info("ssl_object")
+        self._auth_context = auth_context(secured.getpeercert())
+        return tls.has_h2(secured)
 
     def connection_lost(self, _: Exception | None) -> None:
         self._served.crowd.leave(self)
@@ -188,7 +204,13 @@ class Connection(asyncio.Protocol):
             if not self._calls:
                 self._served.crowd.works(self)
             call = self._calls[event.stream] = Call(
-                self._http2, event.stream, event.timeout_us, method.serialise, self.flush, self._peer
+                self._http2,
+                event.stream,
+                event.timeout_us,
+                method.serialise,
+                self.flush,
+                self._peer,
+                self._auth_context,
             )
         if event.kind == _BEGUN or call.answered:
             return
@@ -290,8 +312,7 @@ class Connection(asyncio.Protocol):
         if self._transport.can_write_eof():
             with contextlib.suppress(OSError):  # the client has closed the connection already
                 self._transport.write_eof()
-        else:  # TLS
-            self._transport.close()
+        # TLS has no such end: a client that has its last answer closes the connection, because we sent GOAWAY.
 
     def abort(self) -> None:
         """Close the connection at once."""

@@ -11,6 +11,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from server.api.calls import guarded
 from server.edge.http2 import HEADER_BYTES_MAX, STREAMS_MAX
 from server.edge.reflection import registered
+from server.edge.tls import TlsPort
 
 if TYPE_CHECKING:
     from server.api.calls import Services
@@ -52,16 +53,20 @@ class Endpoint(ABC):
 
     kind: ClassVar[str]
 
-    def __init__(self, services: Services, limits: PortLimits, *, shared_port: bool) -> None:
+    def __init__(
+        self, services: Services, limits: PortLimits, *, shared_port: bool, tls: TlsPort | None = None
+    ) -> None:
         """Create the endpoint without opening its port.
 
         Args:
             services: the services; health is added to them.
             limits: the port's limits.
             shared_port: whether other processes of this server listen on the same port.
+            tls: what clients that connect are served with; without it, the port speaks plain text.
         """
         self._limits = limits
         self._shared_port = shared_port
+        self._tls = tls
         self._names = tuple(services)
         self._health = health.aio.HealthServicer()
         checks = registered(health_pb2_grpc.add_HealthServicer_to_server, self._health)
@@ -85,6 +90,10 @@ class Endpoint(ABC):
     @abstractmethod
     def retire(self) -> None:
         """Tell clients to connect again, if this kind of port can, and go on answering."""
+
+    @abstractmethod
+    async def renew_tls(self) -> None:
+        """Serve the present certificate to clients that connect from now on. Connections go on with their own."""
 
     @abstractmethod
     async def hang_up(self) -> None:

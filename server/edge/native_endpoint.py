@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from server.edge.connection import CLOSING_S, Connection, Method, Served
 from server.edge.crowd import Crowd, connections_that_fit
 from server.edge.endpoint import Endpoint, PortLimits
 from server.edge.http2 import Http2Endpoint
-from server.runtime.listening import BACKLOG, grpc_sockets, socket_path
+from server.edge.tls import HANDSHAKE_S_MAX, TlsPort
+from server.runtime.listening import BACKLOG, grpc_sockets, listening_again, socket_path
 
 if TYPE_CHECKING:
     from server.api.calls import Services
@@ -25,14 +27,20 @@ class NativeEndpoint(Endpoint):
     kind = "native"
 
     def __init__(
-        self, services: Services, limits: PortLimits, metrics: ConnectionMetrics, *, shared_port: bool
+        self,
+        services: Services,
+        limits: PortLimits,
+        metrics: ConnectionMetrics,
+        *,
+        shared_port: bool,
+        tls: TlsPort | None = None,
     ) -> None:
         """Create the endpoint without opening its port, as `Endpoint` does; `metrics` tells of its connections.
 
         Raises:
             NativeLibraryError: the library is not built, or nghttp2 is not installed.
         """
-        super().__init__(services, limits, shared_port=shared_port)
+        super().__init__(services, limits, shared_port=shared_port, tls=tls)
         handlers = {
             f"/{service}/{name}": handler
             for service, methods in self._services.items()
@@ -48,6 +56,7 @@ class NativeEndpoint(Endpoint):
             tuple(map(Method.of, handlers.values())),
             limits,
             Crowd(connections_that_fit(limits.connections_max), metrics),
+            tls,
         )
         self._socket_path: Path | None = None
         self._listeners: list[asyncio.Server] = []
@@ -59,13 +68,32 @@ class NativeEndpoint(Endpoint):
         return frozenset(self._served.crowd.open)
 
     async def start(self, host: str, port: int) -> None:
-        loop = asyncio.get_running_loop()
         self._socket_path = socket_path(host)
         for bound in grpc_sockets(host, port, shared_port=self._shared_port):
             self.listens_on = str(self._socket_path) if self._socket_path else bound.getsockname()[1]
-            make = loop.create_unix_server if self._socket_path else loop.create_server
-            self._listeners.append(await make(lambda: Connection(self._served), sock=bound, backlog=BACKLOG))
+            self._listeners.append(await self._listen(bound))
         self._watch_connections()
+
+    async def _listen(self, bound: socket.socket) -> asyncio.Server:
+        loop = asyncio.get_running_loop()
+        make: Any = loop.create_unix_server if self._socket_path else loop.create_server
+        secured = {} if self._tls is None else {
+            "ssl": self._tls.context(), "ssl_handshake_timeout": HANDSHAKE_S_MAX, "ssl_shutdown_timeout": CLOSING_S
+        }  # fmt: skip
+        listener: asyncio.Server = await make(lambda: Connection(self._served), sock=bound, backlog=BACKLOG, **secured)
+        return listener
+
+    async def renew_tls(self) -> None:
+        # The event loop gives all connections of a listener one context. A second listener takes over the socket, with
+        # the clients that wait to be accepted. uvloop makes a connection of whom it accepts at once, so that the first
+        # one has none left when it closes.
+        for at, before in enumerate(tuple(self._listeners)):
+            after = await self._listen(listening_again(before.sockets[0].fileno()))
+            if self._listeners[at : at + 1] != [before]:  # the server stopped meanwhile
+                after.close()
+                return
+            self._listeners[at] = after
+            before.close()
 
     def _watch_connections(self) -> None:
         loop = asyncio.get_running_loop()

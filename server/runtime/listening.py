@@ -12,11 +12,13 @@ import ipaddress
 import os
 import resource
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import grpc
     import grpc.aio
 
 _UNIX = "unix:"
@@ -118,8 +120,16 @@ def _held_here(host: str, candidates: tuple[Interface, ...]) -> tuple[Interface,
     return tuple(held)
 
 
-def open_grpc_port(server: grpc.aio.Server, host: str, port: int) -> int | str:
+def open_grpc_port(
+    server: grpc.aio.Server, host: str, port: int, credentials: Callable[[], grpc.ServerCredentials] | None = None
+) -> int | str:
     """Make a gRPC server listen on one port of every address of a host.
+
+    Args:
+        server: the server.
+        host: the setting `host`.
+        port: the port; 0 takes a free one.
+        credentials: makes TLS credentials, for each address its own; without it, the server speaks plain text.
 
     Returns:
         The port, or the path of a Unix socket.
@@ -130,14 +140,18 @@ def open_grpc_port(server: grpc.aio.Server, host: str, port: int) -> int | str:
     path = socket_path(host)
     if path is not None:
         _free_socket_path(path)
-        server.add_insecure_port(f"{_UNIX}{path}")
+        _add_port(server, f"{_UNIX}{path}", credentials)
         return str(path)
     for interface in interfaces(host):
         try:
-            port = server.add_insecure_port(interface.at(port))
+            port = _add_port(server, interface.at(port), credentials)
         except RuntimeError as error:
             raise _is_taken(interface.at(port)) from error
     return port
+
+
+def _add_port(server: grpc.aio.Server, at: str, credentials: Callable[[], grpc.ServerCredentials] | None) -> int:
+    return server.add_insecure_port(at) if credentials is None else server.add_secure_port(at, credentials())
 
 
 def grpc_sockets(host: str, port: int, *, shared_port: bool) -> list[socket.socket]:
@@ -169,6 +183,11 @@ def grpc_sockets(host: str, port: int, *, shared_port: bool) -> list[socket.sock
             raise _is_taken(interface.at(port)) from error
         port = bound[0].getsockname()[1]
     return [_closed_first(one) for one in bound]
+
+
+def listening_again(listener: int) -> socket.socket:
+    """Return another descriptor of a listening socket: whoever connects is accepted through one of them."""
+    return _closed_first(socket.socket(fileno=os.dup(listener)))
 
 
 def _closed_first(opened: socket.socket) -> socket.socket:
@@ -226,9 +245,16 @@ def http_shown(host: str, port: int) -> str:
     return shown("127.0.0.1" if socket_path(host) else host, port)
 
 
-def http_url(host: str, port: int) -> str:
+def http_url(host: str, port: int, scheme: str = "http") -> str:
     """Return the URL under which this machine reaches the HTTP port."""
-    return f"http://{http_shown('127.0.0.1' if _bare(host) in _EVERYWHERE else host, port)}"
+    return f"{scheme}://{http_shown('127.0.0.1' if _bare(host) in _EVERYWHERE else host, port)}"
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can connect to a host. Raises ListenError as `interfaces` does."""
+    if socket_path(host) is not None:
+        return True
+    return all(ipaddress.ip_address(one.host.partition("%")[0]).is_loopback for one in interfaces(host))
 
 
 def is_host(text: str) -> bool:

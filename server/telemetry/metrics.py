@@ -226,6 +226,40 @@ class ModelMetrics:
         )
 
 
+class TlsMetrics:
+    """Metrics of the certificate, and of clients that connect with TLS."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._expiry_seconds = Gauge(
+            "pinrank_tls_certificate_expiry_seconds",
+            "Unix time at which the certificate expires that new connections are served with, by serial number",
+            ["serial"],
+            registry=registry,
+        )
+        reloads = Counter(
+            "pinrank_tls_reloads",
+            "Changes of the certificate files by outcome: done, or refused because the new files cannot be served",
+            ["outcome"],
+            registry=registry,
+        )
+        self.renewed, self.refused = reloads.labels("done"), reloads.labels("refused")
+        handshakes = Counter(
+            "pinrank_tls_handshakes",
+            "TLS handshakes on the gRPC port, by event: begun, done, failed (the log says why), or no_h2: done, but "
+            "the client does not offer HTTP/2. Those begun and neither done nor failed timed out, were given up or "
+            "are in progress. The edge grpcio counts none",
+            ["event"],
+            registry=registry,
+        )
+        self.begun, self.done = handshakes.labels("begun"), handshakes.labels("done")
+        self.failed, self.no_h2 = handshakes.labels("failed"), handshakes.labels("no_h2")
+
+    def serve(self, serial: str, expires_at_s: float) -> None:
+        """Note which certificate new connections are served with, and when it expires, in Unix time."""
+        self._expiry_seconds.clear()
+        self._expiry_seconds.labels(serial).set(expires_at_s)
+
+
 class Metrics:
     """All metrics of a server, on a separate registry, so that tests can run many servers in one process."""
 
@@ -240,6 +274,7 @@ class Metrics:
         self.exploration = ExplorationMetrics(self.registry)
         self.actions = ActionMetrics(self.registry)
         self.models = ModelMetrics(self.registry)
+        self.tls = TlsMetrics(self.registry)
         self.register(BackgroundCollector(self._supervisor), LogLineCollector())
 
     def register(self, *collectors: Collector) -> None:

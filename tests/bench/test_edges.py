@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from bench.edges import tls
 from bench.edges.edges import conclude, measure
 from bench.harness import whole
 from tests.server.edges import needs_native_edge
@@ -13,3 +14,11 @@ def test_servers_that_are_not_installed_are_left_out(tmp_path):
     assert len(raw["missing"]) == 3
     assert only["grpc.aio of today"]["versions"]["grpcio"]
     assert conclude(raw).summary["grpc.aio of today, saturated, calls/s"] > 0
+
+
+def test_a_quick_run_measures_servers_with_and_without_tls(config_file):
+    raw = whole(tls.measure(quick=True, config=config_file))
+    (only,) = raw["rounds"]
+    assert set(only) == {tls.PLAIN, tls.TLS, tls.MUTUAL}
+    found = tls.conclude(raw)
+    assert [claim.target for claim in found.claims] == [1.05, 1.05]

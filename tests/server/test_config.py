@@ -212,6 +212,48 @@ def test_hosts(file, host):
     assert load_config(file, {"host": host}).host == host
 
 
+def test_certificate_files_are_relative_to_the_settings(file, monkeypatch):
+    for name in ("a.crt", "a.key", "ca.crt"):
+        (file.parent / name).touch()
+    file.write_text(FILE + '[tls]\ncertificate = "a.crt"\nkey = "a.key"\nclient_ca = "ca.crt"\n')
+    found = load_config(file).tls
+    assert (found.certificate, found.key, found.client_ca) == tuple(
+        file.parent / name for name in ("a.crt", "a.key", "ca.crt")
+    )
+    assert found.clients == "require"
+    monkeypatch.setenv("PINRANK_TLS__CLIENT_CERTIFICATES", "ask")
+    monkeypatch.setenv("PINRANK_TLS_CA", "of/the/commands")
+    assert load_config(file).tls.clients == "ask"
+
+
+@pytest.mark.parametrize(
+    ("tls", "message"),
+    [
+        ('certificate = "a.crt"', "tls: certificate is set without key; set both, or neither"),
+        ('key = "a.crt"', "tls: key is set without certificate"),
+        ('client_ca = "a.crt"', "tls: client certificates need TLS: set certificate and key"),
+        (
+            'certificate = "a.crt"\nkey = "a.crt"\nclient_certificates = "ask"',
+            'tls: client_certificates = "ask" needs client_ca: set it to the PEM file of the authorities',
+        ),
+        ('certificate = "b.crt"\nkey = "a.crt"', "tls.certificate: Path does not point to a file"),
+        ('minimum = "1.1"', "tls.minimum: Input should be '1.2' or '1.3'"),
+    ],
+)
+def test_tls_settings_that_contradict_each_other_are_named(file, tls, message):
+    (file.parent / "a.crt").touch()
+    file.write_text(f"{FILE}[tls]\n{tls}\n")
+    with pytest.raises(ConfigError, match=message):
+        load_config(file)
+
+
+def test_a_server_with_tls_cannot_be_told_to_be_insecure(file):
+    (file.parent / "a.crt").touch()
+    tls = {"certificate": file.parent / "a.crt", "key": file.parent / "a.crt"}
+    with pytest.raises(ConfigError, match="insecure: tls.certificate is set, and both ports use it"):
+        load_config(file, {"tls": tls, "insecure": True})
+
+
 @pytest.mark.parametrize("host", ["", "127.0.0.1:80", "[::1]:80", "[::1", "http://a", "unix:relative.sock", "a b"])
 def test_bad_host_is_fatal_and_named(file, host):
     with pytest.raises(ConfigError, match="host: .*use an address"):

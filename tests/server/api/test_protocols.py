@@ -148,7 +148,7 @@ V4, V6 = ["127.0.0.1"], ["[::1]"] if has_ipv6() else []
 )  # fmt: skip
 async def test_both_ports_listen_on_what_the_host_says(start_server, monkeypatch, capfd, host, answering):
     monkeypatch.setattr("socket.getfqdn", None)  # nothing may ask the DNS what this machine is called
-    server = await start_server(host=host)
+    server = await start_server(host=host, insecure=True)
     logged = re.search(r" grpc=(\S+) http=(\S+)", capfd.readouterr().out)
     for form in answering:
         async with open_aio_channel(f"{form}:{server.grpc_port}") as channel:

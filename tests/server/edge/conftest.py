@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
 
 import grpc
 import grpc.aio
 import pytest
+import uvloop
 
 from server.edge.native_endpoint import NativeEndpoint
 from tests.server.edge.service import Service, start
+
+_LOOPS: Mapping[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.new_event_loop,
+    "uvloop": uvloop.new_event_loop,
+}
+
+
+def pytest_asyncio_loop_factories(item: pytest.Function) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run the tests on asyncio's event loop, or on those that their module names as EVENT_LOOPS."""
+    return {name: _LOOPS[name] for name in getattr(item.module, "EVENT_LOOPS", ("asyncio",))}
 
 
 @pytest.fixture
