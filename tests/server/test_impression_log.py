@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from collections import Counter
@@ -201,8 +202,10 @@ async def test_a_server_without_a_log_says_so(channel):
 
 
 async def report_until_refused(frontend):
-    while True:
-        await frontend.impressions.Seen(impressions_pb2.SeenRequest(request_id=1, positions=[0] * 10_000))
+    for request_id in itertools.count(1):  # of one answer, the log takes a few
+        await frontend.impressions.Seen(
+            impressions_pb2.SeenRequest(request_id=request_id, positions=range(5_000), user_id=1)
+        )
 
 
 class StuckDisk:
