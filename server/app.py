@@ -31,10 +31,10 @@ from server.proving.admit_version import VersionAdmitter
 from server.proving.prover import Prover
 from server.proving.recent_requests import RecentRequests
 from server.proving.refusals import Refusals
-from server.request.feature_metrics import NearCacheCollector, store_collectors
+from server.request.feature_metrics import NearCacheCollector, SweepCollector, store_collectors
 from server.request.features import FeatureReader
 from server.request.pipeline import Pipeline
-from server.request.recording import Recording
+from server.request.recording import Recording, RecordingRules
 from server.request.routing import ServedModels
 from server.rollout.hot_swap import HotSwap
 from server.rollout.installed_models import InstalledModels
@@ -45,6 +45,7 @@ from server.runtime.listening import ListenError, http_shown, shown
 from server.runtime.memory import set_up_allocator
 from server.runtime.signals import Ending, heed_signals
 from server.runtime.supervisor import Supervisor
+from server.runtime.tasks import BackgroundTasks
 from server.scheduling.admission import Admission, Overload
 from server.scheduling.cost import CostModel
 from server.scheduling.earliest_deadline import EarliestDeadlineFirst
@@ -105,7 +106,14 @@ class Server:
         self.store: Store = open_store(
             config.feature_store.get_secret_value(), read_only=not config.record_actions, create=False
         )
-        self.recording = Recording(self.store, self.metrics.actions.future_actions.inc)
+        self.recording = Recording(
+            self.store,
+            self.metrics.actions.future_actions.inc,
+            RecordingRules(
+                config.record_lasts_s, config.record_new_users_per_s, config.record_user_actions_per_s,
+                config.record_values_max,
+            ),
+        )  # fmt: skip
         self.calls = Calls()
         #: Closes the opened parts, in reverse order.
         self._opened = AsyncExitStack()
@@ -149,6 +157,7 @@ class Server:
         try:
             self._open_http()  # before the models are loaded, so that /healthz shows the start's progress
             await self.swap.start()
+            self._watch_recording()
             _check_surfaces(config, models)
             opened.push_async_callback(self._endpoint.stop)
             await self._endpoint.start(config.host, config.grpc_port)
@@ -167,6 +176,18 @@ class Server:
             streams=self._streams,
             feature_store=redacted(config.feature_store.get_secret_value()),
         )
+
+    def _watch_recording(self) -> None:
+        """Start what keeps the recorded sequences within their bounds."""
+        if not self._config.record_actions:
+            return
+        tasks = BackgroundTasks()
+        if self.recording.sweeper is not None:
+            self.metrics.register(SweepCollector(self.recording.sweeper))
+            tasks.start(self._supervisor.loop("recorded-sequences", self.recording.sweeper.run))
+        if self.recording.rules.values_max:
+            tasks.start(self._supervisor.loop("store-size", self.recording.watch_size))
+        self._opened.push_async_callback(tasks.cancel)
 
     def _engine_factory(self) -> EngineFactory:
         try:

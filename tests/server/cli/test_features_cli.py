@@ -95,7 +95,7 @@ def test_a_follower_folds_until_it_is_told_to_stop_and_says_what_it_did(model_st
             "pinrank:actions",
             {
                 "event_id": number, "user_id": 1, "pin_id": 3, "action": "save", "surface": "home",
-                "time_ms": 1_790_000_000_000 + number,
+                "time_ms": int(time.time() * 1e3) + number,
             },
         )  # fmt: skip
     command = [
