@@ -31,7 +31,7 @@ class TokenBucket:
         """Return how many of `wanted` are admitted."""
         if not self._per_s:
             return wanted
-        passed_s = min(BURST_S, max(0.0, now_s - self._at_s))  # the clock may step back
+        passed_s = max(0.0, now_s - self._at_s)  # the clock may step back
         self._tokens, self._at_s = min(self._burst, self._tokens + passed_s * self._per_s), now_s
         admitted = min(wanted, int(self._tokens))
         self._tokens -= admitted
