@@ -56,9 +56,8 @@ def ttl_ms(request, user):
         return request.getfixturevalue("redis_server").client().pttl(GROUP.key(user))
     found = []
     for server in request.getfixturevalue("redis_cluster"):
-        client = server.client()
-        if client.dbsize() and GROUP.key(user) in client.keys():
-            found.append(client.pttl(GROUP.key(user)))
+        keys = server.client().keys()
+        found += [server.client().pttl(key) for key in keys if key == GROUP.key(user)]
     (one,) = found
     return one
 
@@ -161,7 +160,7 @@ async def test_a_sweep_that_was_cut_off_goes_on_where_it_was(any_store, monkeypa
     assert await kept(any_store, range(1, 21)) == [1, 2, 3]
     await again.sweep(GROUP)
     assert await kept(any_store, range(1, 21)) == []
-    assert {ref for ref in await stat(any_store, lambda _: None)} <= {GROUP.ref, "other"}
+    assert set(await stat(any_store, lambda _: None)) <= {GROUP.ref, "other"}
 
 
 @pytest.mark.parametrize("any_store", ["lmdb"], indirect=True)
