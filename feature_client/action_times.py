@@ -36,8 +36,8 @@ def time_problem(time_ms: int, now_ms: int, lasts_s: float | None = None) -> str
         if lasts_s is None or time_ms >= now_ms - lasts_s * 1e3:
             return None
         return (
-            f"{time_ms} is older than the {lasts_s / DAY_S:g} days for which sequences are kept "
-            "(record_retention_days); raise that setting to record older actions"
+            f"{time_ms} is older than the {lasts_s / DAY_S:g} days for which sequences are kept; raise "
+            "record_retention_days (of a follower: --retention-days) to record older actions"
         )
     meant = [unit for unit, each in _OTHER_UNITS.items() if EARLIEST_MS <= time_ms / each <= now_ms + AHEAD_MAX_MS]
     hint = f"; it looks like {meant[0]}" if meant else ""

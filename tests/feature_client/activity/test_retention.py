@@ -225,8 +225,8 @@ def test_an_action_older_than_the_retention_is_refused_and_the_reason_names_the_
     problem = time_problem(now_ms - LASTS_S * 1_000 - 1, now_ms, LASTS_S)
     assert problem is not None
     assert problem.endswith(
-        "is older than the 90 days for which sequences are kept (record_retention_days); raise that setting to record "
-        "older actions"
+        "is older than the 90 days for which sequences are kept; raise record_retention_days (of a follower: "
+        "--retention-days) to record older actions"
     )
     assert time_problem(631_152_000_000, now_ms) is None
     assert "looks like seconds" in (time_problem(now_ms // 1_000, now_ms, LASTS_S) or "")

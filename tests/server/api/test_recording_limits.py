@@ -132,7 +132,7 @@ async def test_an_action_older_than_the_retention_is_refused_and_a_higher_one_ad
         await activity.Record(call(action(1), action(2, age_ms=31 * DAY_MS)))
     assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert "actions[1].time_ms: " in refused.value.details()
-    assert "older than the 30 days for which sequences are kept (record_retention_days)" in refused.value.details()
+    assert "older than the 30 days for which sequences are kept; raise record_retention_days" in refused.value.details()
     assert (await activity.Record(call(action(1, age_ms=29 * DAY_MS)))).added == 1
 
 
