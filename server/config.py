@@ -136,14 +136,14 @@ class ServerConfig(BaseSettings):
 
     record_actions: bool = False
     """Whether `ActivityService` writes users' actions into the feature store."""
-    record_retention_days: Annotated[float, Field(ge=0)] = 90
+    record_retention_days: Annotated[float, Field(ge=0, le=36_500)] = 90
     """Time after which a user's recorded sequence is deleted if nothing new came, and the greatest age of an action.
     Sequences that were loaded in bulk stay until the user's first recorded action. 0 keeps all sequences, and takes
     actions of any age. Give `features follow` the same time."""
-    record_new_users_per_s: Annotated[float, Field(ge=0)] = 1_000
+    record_new_users_per_s: Annotated[float, Field(ge=0, le=1e9)] = 1_000
     """Maximum rate at which users who have no sequence yet get one, per process and sequence; ten seconds' worth may
     come at once. Further actions of such users are refused, and those of known users are stored. 0 has no limit."""
-    record_user_actions_per_s: Annotated[float, Field(ge=0)] = 10
+    record_user_actions_per_s: Annotated[float, Field(ge=0, le=1e9)] = 10
     """Maximum rate of a user's new actions, per process and sequence; ten seconds' worth may come at once. Further ones
     are refused. 0 has no limit, as a backfill of old actions needs."""
     record_values_max: Annotated[int, Field(ge=0)] = 0

@@ -163,6 +163,7 @@ def follow(
         float,
         typer.Option(
             min=0,
+            max=36_500,
             help="How long a user's sequence is kept after its last action, and the greatest age of an action: as the "
             "servers' setting record_retention_days. 0 is for ever.",
         ),
