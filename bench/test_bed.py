@@ -122,6 +122,13 @@ def without_surfaces(config: Path) -> str:
     return "\n".join(line for line in top.splitlines() if not line.startswith("model_store"))
 
 
+def recording_all(config: Path, settings: ServerConfig) -> str:
+    """Return settings as `without_surfaces` does, of a server that records whatever is sent, as fast as it can."""
+    text = without_surfaces(config) + f'\nmodel_store = "{Path(settings.model_store).absolute()}"\n'
+    text = text if settings.record_actions else f"{text}record_actions = true\n"
+    return f"{text}record_retention_days = 0\nrecord_new_users_per_s = 0\nrecord_user_actions_per_s = 0\n"
+
+
 async def fill_store(settings: ServerConfig, feature_store: str, pins: int | None) -> tuple[np.ndarray, np.ndarray]:
     models = open_model_store(settings.model_store)
     bundle = models.read(settings.model, models.resolve(settings.model, settings.labels[0]))

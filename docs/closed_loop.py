@@ -79,7 +79,7 @@ def visits(story: Story, count: int, seed: int) -> None:
                 activity.Record(activity_pb2.RecordRequest(actions=actions), timeout=20)
             if seen.any():
                 report = impressions_pb2.SeenRequest(
-                    request_id=answer.request_id, positions=np.flatnonzero(seen).tolist()
+                    request_id=answer.request_id, positions=np.flatnonzero(seen).tolist(), user_id=user
                 )
                 impressions.Seen(report, timeout=20)
                 reports += 1

@@ -36,6 +36,7 @@ model = "ml1m"
 feature_store = "{features}"
 admin_token_file = "token"
 record_actions = true
+record_user_actions_per_s = 0
 [swap]
 poll_s = 0.2
 retry_s = 6

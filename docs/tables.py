@@ -161,8 +161,10 @@ def _word(name: str, annotation: Any) -> str:
 
 
 def _unit(name: str) -> str | None:
-    """Return the unit that a setting's name says: `poll_s`, `warm_up_s_max`, `bytes_in_flight_max`."""
+    """Return the unit that a setting's name says: `poll_s`, `warm_up_s_max`, `bytes_in_flight_max`; a rate has none."""
     words = name.rpartition(".")[2].split("_")
+    if "per" in words:
+        return None
     return next((_UNITS[word] for word in reversed(words) if word in _UNITS), None)
 
 

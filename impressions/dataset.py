@@ -101,6 +101,7 @@ class Counts(_Part):
         reported_requests: requests of the dataset with a report of what the user looked at.
         seen_without_request: requests that such a report names and the log lacks.
         seen_beyond_answer: reported positions that the answers did not have.
+        seen_of_other_users: requests and users of reports whose user is not the request's; such reports do not count.
     """
 
     requests: int
@@ -118,6 +119,7 @@ class Counts(_Part):
     reported_requests: int
     seen_without_request: int
     seen_beyond_answer: int
+    seen_of_other_users: int = 0
 
 
 class Manifest(_Part):

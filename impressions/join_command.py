@@ -166,6 +166,7 @@ def _print_summary(joined: Joined, out: Path) -> None:
         ("repeated rows", joined.repeated_requests + joined.repeated_actions, "counted once"),
         ("seen reports of unknown requests", counts.seen_without_request, ""),
         ("seen positions beyond the answer", counts.seen_beyond_answer, ""),
+        ("seen reports of other users", counts.seen_of_other_users, "not counted; the answer was another user's"),
     ):
         if count:
             row(what, count, note)

@@ -14,7 +14,7 @@ from impressions.archive import DAMAGED, parquet_files
 from impressions.errors import LogError
 from impressions.places import SPOOL, Place, file_of, open_place
 from impressions.row_groups import outside
-from impressions.schema import FINGERPRINT_KEY, TABLES, fingerprint
+from impressions.schema import EARLIER, FINGERPRINT_KEY, TABLES, as_today, fingerprint
 from impressions.segments import ENDING, DamagedSegmentError, read_segment, segments, size_of
 
 #: A file that joined datasets have and logs do not.
@@ -165,7 +165,11 @@ def _segment(place: Place, path: Path, target: str, table: str) -> pa.Table:
         return _parquet(place, target, table)
     except (DamagedSegmentError, OSError) as error:
         raise LogError(f"{path}: the segment is damaged: {error}; move it away, and keep it for a repair") from error
-    _check(rows.schema.remove_metadata().equals(TABLES[table]), str(path), "other columns", table)
+    schema = rows.schema.remove_metadata()
+    if any(schema.equals(earlier) for earlier in EARLIER.get(table, ())):
+        return as_today(rows, table)
+    if not schema.equals(TABLES[table]):
+        raise _of_another_version(str(path), "other columns", table)
     return rows
 
 
@@ -182,11 +186,14 @@ def _parts(place: Place, path: str, table: str, wanted: Selection) -> Iterator[p
     try:
         with place.files.open_input_file(path) as file, pq.ParquetFile(file, pre_buffer=True) as parquet:
             found = (parquet.schema_arrow.metadata or {}).get(FINGERPRINT_KEY, b"none").decode(errors="replace")
-            _check(found == fingerprint(TABLES[table]), path, f"fingerprint {found}", table)
-            columns = None if wanted.columns is None else list(wanted.columns)
+            known = next((one for one in (TABLES[table], *EARLIER.get(table, ())) if fingerprint(one) == found), None)
+            if known is None:
+                raise _of_another_version(path, f"fingerprint {found}", table)
+            columns = None if wanted.columns is None else [name for name in wanted.columns if name in known.names]
             for groups in _row_groups(parquet.metadata, wanted):
                 # One by one: pyarrow cannot read lists of names from several row groups at once.
-                yield pa.concat_tables(parquet.read_row_group(group, columns) for group in groups)
+                part = pa.concat_tables(parquet.read_row_group(group, columns) for group in groups)
+                yield part if known is TABLES[table] else as_today(part, table, wanted.columns)
     except FileNotFoundError:  # retention has just deleted it
         return
     except (pa.ArrowException, OSError) as error:
@@ -209,9 +216,8 @@ def _row_groups(metadata: pq.FileMetaData, wanted: Selection) -> Iterator[list[i
         yield some
 
 
-def _check(fits: bool, path: str, found: str, table: str) -> None:
-    if not fits:
-        raise LogError(
-            f"{path}: written by another version of pinrank: it has {found}, and this version reads {table} with "
-            f"fingerprint {fingerprint(TABLES[table])}; read it with the version that wrote it"
-        )
+def _of_another_version(path: str, found: str, table: str) -> LogError:
+    return LogError(
+        f"{path}: written by another version of pinrank: it has {found}, and this version reads {table} with "
+        f"fingerprint {fingerprint(TABLES[table])}; read it with the version that wrote it"
+    )

@@ -9,6 +9,7 @@ row-major.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import pyarrow as pa
 
@@ -73,11 +74,15 @@ SEEN = pa.schema(
         pa.field("request_id", pa.uint64(), nullable=False),
         pa.field("received_ms", pa.int64(), nullable=False),
         pa.field("positions", pa.list_(pa.uint32()), nullable=False),  # of the answer, from 0
+        pa.field("user_id", pa.uint64()),  # who looked; null if the frontend did not say
     ]
 )
 
 #: The tables by the name of their folder.
 TABLES = {"impressions": IMPRESSIONS, "actions": ACTIONS, "seen": SEEN}
+
+#: Earlier versions of a table whose rows this version reads: each lacks columns at the end, and these may be null.
+EARLIER = {"seen": (pa.schema(list(SEEN)[:3]),)}
 
 #: The key of a file's metadata that holds its table's fingerprint.
 FINGERPRINT_KEY = b"pinrank.fingerprint"
@@ -87,6 +92,20 @@ def fingerprint(schema: pa.Schema) -> str:
     """Return 16 hex digits that name the version of a table: the SHA-256 of its fields, types and order."""
     fields = "\n".join(f"{field.name} {_named(field.type)}{'' if field.nullable else ' not null'}" for field in schema)
     return hashlib.sha256(fields.encode()).hexdigest()[:16]
+
+
+def as_today(table: pa.Table, name: str, wanted: Sequence[str] | None = None) -> pa.Table:
+    """Return rows of an earlier version of a table as rows of this version: the columns that it lacked are null.
+
+    Args:
+        table: the rows.
+        name: the table, a name of `TABLES`.
+        wanted: the columns to return; None for all.
+    """
+    for field in TABLES[name]:
+        if field.name not in table.column_names and (wanted is None or field.name in wanted):
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table.replace_schema_metadata({FINGERPRINT_KEY: fingerprint(TABLES[name]).encode()})
 
 
 def _named(kind: pa.DataType) -> str:

@@ -36,10 +36,10 @@ from server.proving.admit_version import VersionAdmitter
 from server.proving.prover import Prover
 from server.proving.recent_requests import RecentRequests
 from server.proving.refusals import Refusals
-from server.request.feature_metrics import NearCacheCollector, store_collectors
+from server.request.feature_metrics import NearCacheCollector, SweepCollector, store_collectors
 from server.request.features import FeatureReader
 from server.request.pipeline import Pipeline
-from server.request.recording import Recording
+from server.request.recording import Recording, RecordingRules
 from server.request.routing import ServedModels
 from server.request.store_watch import StoreWatch
 from server.rollout.hot_swap import HotSwap
@@ -47,7 +47,7 @@ from server.rollout.installed_models import InstalledModels
 from server.rollout.model_metrics import ModelCollector
 from server.rollout.shadow import SHADOW_LANE, Shadow
 from server.rollout.status import ServerStatus
-from server.runtime.listening import ListenError, http_shown, http_sockets, shown
+from server.runtime.listening import ListenError, http_shown, shown
 from server.runtime.supervisor import Supervisor
 from server.runtime.tasks import BackgroundTasks
 from server.scheduling.admission import Admission, Overload
@@ -58,9 +58,7 @@ from server.scheduling.in_flight_metrics import InFlightCollector
 from server.scheduling.lanes import Lane
 from server.scheduling.pace import Pace
 from server.telemetry.metrics import Metrics
-from server.web.channel import handed
-from server.web.http_port import HttpPort, listening
-from server.web.pages import MetricsPage, families_of, site
+from server.web.open_site import open_site
 from server.web.probes import Heartbeat, Probes, ProcessState
 
 if TYPE_CHECKING:
@@ -115,7 +113,14 @@ class Server:
         self.store: Store = open_store(
             config.feature_store.get_secret_value(), read_only=not config.record_actions, create=False
         )
-        self.recording = Recording(self.store, self.metrics.actions.future_actions.inc)
+        self.recording = Recording(
+            self.store,
+            self.metrics.actions.future_actions.inc,
+            RecordingRules(
+                config.record_lasts_s, config.record_new_users_per_s, config.record_user_actions_per_s,
+                config.record_values_max,
+            ),
+        )  # fmt: skip
         self.calls = Calls()
         #: Closes the opened parts, in reverse order.
         self._opened = AsyncExitStack()
@@ -169,6 +174,7 @@ class Server:
         try:
             self._open_http(certificates)  # before the models are loaded, so that /healthz shows the start's progress
             await self.swap.start()
+            self._watch_recording()
             _check_surfaces(config, models)
             opened.push_async_callback(self._endpoint.stop)
             await self._endpoint.start(config.host, config.grpc_port)
@@ -191,6 +197,18 @@ class Server:
             streams=self._streams,
             feature_store=redacted(config.feature_store.get_secret_value()),
         )
+
+    def _watch_recording(self) -> None:
+        """Start what keeps the recorded sequences within their bounds."""
+        if not self._config.record_actions:
+            return
+        tasks = BackgroundTasks()
+        if self.recording.sweeper is not None:
+            self.metrics.register(SweepCollector(self.recording.sweeper))
+            tasks.start(self._supervisor.loop("recorded-sequences", self.recording.sweeper.run))
+        if self.recording.rules.values_max:
+            tasks.start(self._supervisor.loop("store-size", self.recording.watch_size))
+        self._opened.push_async_callback(tasks.cancel)
 
     def _engine_factory(self) -> EngineFactory:
         try:
@@ -292,15 +310,9 @@ class Server:
             state, self.status.loading_lines, self.status.lines,
             without_features=config.ready_without_features, silence_s_max=config.http.loop_silence_s_max,
         )  # fmt: skip
-        metrics = MetricsPage(families_of(self.metrics.registry), config.http.metrics_age_s_max)
-        if self._channel is not None:
-            doors, self.http_port = [handed(self._channel)], config.http_port
-        else:
-            opened = http_sockets(config.host, config.http_port)
-            doors, self.http_port = [listening(one) for one in opened], opened[0].getsockname()[1]
-        pages = site({"/metrics": metrics.answer, **probes.pages()})
-        tls = None if certificates is None else lambda: certificates.current.http
-        port = HttpPort(doors, pages, config.http, self._supervisor, tls)
+        port, self.http_port = open_site(
+            config, self.metrics.registry, probes, self._channel, self._supervisor, certificates
+        )
         self._opened.callback(Heartbeat(state).close)
         port.start()
         self._opened.callback(port.close)

@@ -20,6 +20,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from feature_client.action_times import DAY_S
 from feature_client.groups import Name
 from feature_client.redaction import secrets_of
 from kernels.engines import LOWERS_PRODUCTS, ON_GPU, known_engine
@@ -171,6 +172,19 @@ class ServerConfig(BaseSettings):
 
     record_actions: bool = False
     """Whether `ActivityService` writes users' actions into the feature store."""
+    record_retention_days: Annotated[float, Field(ge=0, le=36_500)] = 90
+    """Time after which a user's recorded sequence is deleted if nothing new came, and the greatest age of an action.
+    Sequences that were loaded in bulk stay until the user's first recorded action. 0 keeps all sequences, and takes
+    actions of any age. Give `features follow` the same time."""
+    record_new_users_per_s: Annotated[float, Field(ge=0, le=1e9)] = 1_000
+    """Maximum rate at which users who have no sequence yet get one, per process and sequence; ten seconds' worth may
+    come at once. Further actions of such users are refused, and those of known users are stored. 0 has no limit."""
+    record_user_actions_per_s: Annotated[float, Field(ge=0, le=1e9)] = 10
+    """Maximum rate of a user's new actions, per process and sequence; ten seconds' worth may come at once. Further ones
+    are refused. 0 has no limit, as a backfill of old actions needs."""
+    record_values_max: Annotated[int, Field(ge=0)] = 0
+    """Number of values in the feature store, of users, pins and sequences together, from which users who have no
+    sequence yet are refused. The server counts every 5 s. 0 has no limit."""
 
     explore: bool = True
     """Whether models with an exploration table explore; `false` answers every request in the tuned order."""
@@ -268,6 +282,11 @@ class ServerConfig(BaseSettings):
                 "tls.certificate and tls.key; or, if the network is trusted or a proxy ends TLS, set insecure = true "
                 f"(--insecure, {PREFIX}INSECURE=true)"
             )
+
+    @property
+    def record_lasts_s(self) -> float | None:
+        """How long recorded sequences are kept; None for ever."""
+        return self.record_retention_days * DAY_S or None
 
     @property
     def devices(self) -> tuple[int, ...]:

@@ -5,9 +5,9 @@ RankError
 ├── OverloadedError          the server refused the request on arrival; says when to retry
 ├── DeadlineError            no scores before the deadline; the server never answers late
 ├── QuotaError               the caller has used its quota
-├── RecordingFullError       too many actions are waiting to be stored
+├── RecordingFullError       too many actions are waiting to be stored, or limits refused all of a call
 ├── NotRecordingError        this server does not record actions
-├── LogFullError             the queue of the impression log is full
+├── LogFullError             the queue of the impression log is full, or an answer has too many reports
 ├── NotLoggingError          this server keeps no impression log
 ├── StoreDownError           the feature store did not accept the actions
 ├── DrainingError            the server is shutting down

@@ -33,7 +33,7 @@ from bench.awake import kept_awake
 from bench.features.synthetic import fill
 from bench.harness import Claim, Conclusion, Raw
 from bench.processes import server_process, single_process
-from bench.test_bed import CONFIG, SEED, without_surfaces
+from bench.test_bed import CONFIG, SEED, recording_all
 from feature_client.codec import decode_sequence
 from feature_client.groups import SequenceGroup
 from feature_client.stores.open_store import open_store
@@ -80,8 +80,7 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Iterator[Raw]:
         url = stack.enter_context(running(folder)).url
         pin_ids = asyncio.run(_fill(url, bundle, plan))
         own = folder / "pinrank.toml"
-        text = without_surfaces(config) + f'\nmodel_store = "{Path(settings.model_store).absolute()}"\n'
-        own.write_text(text if settings.record_actions else f"{text}record_actions = true\n")
+        own.write_text(recording_all(config, settings))
         with server_process(own, url, folder / "fresh.log") as server:
             caller = stack.enter_context(single_process(calls_max=1))
             fresh_ms = caller.submit(_fresh, server.address, plan, sequence, pin_ids).result()
@@ -285,7 +284,7 @@ def _stream_while_killing(
     client = redis.Redis.from_url(url)
     command = [
         sys.executable, "-c", "from server.cli.main import app; app()", "features", "follow", "--feature-store", url,
-        "--model-store", str(model_store), "--model", model,
+        "--model-store", str(model_store), "--model", model, "--retention-days", "0",
     ]  # fmt: skip
     start_s = time.monotonic()
     sending = threading.Thread(target=_send_stream, args=(client, plan, group, pin_ids))

@@ -26,7 +26,7 @@ from bench.awake import kept_awake
 from bench.features.synthetic import fill
 from bench.harness import Claim, Conclusion, Raw
 from bench.processes import ServerProcess, server_process, single_process
-from bench.test_bed import CONFIG, SEED, known_median, known_ratio, median, without_surfaces
+from bench.test_bed import CONFIG, SEED, known_median, known_ratio, median, recording_all
 from feature_client.groups import SequenceGroup
 from feature_client.stores.open_store import open_store
 from loadtest.arrivals import poisson
@@ -78,8 +78,7 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Iterator[Raw]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pinrank-recording-")))
         redis = stack.enter_context(running(folder))
         own = folder / "pinrank.toml"
-        text = without_surfaces(config) + f'\nmodel_store = "{Path(settings.model_store).absolute()}"\n'
-        own.write_text(text if settings.record_actions else f"{text}record_actions = true\n")
+        own.write_text(recording_all(config, settings))
         urls = {"redis": redis.url, "lmdb": f"lmdb://{folder / 'features'}"}
         for name in plan.stores:
             url = urls[name]

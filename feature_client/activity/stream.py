@@ -66,6 +66,7 @@ class StreamFollower:
         batch: int = 256,
         abandoned_ms: int = 5_000,
         now_ms: Callable[[], int] = clock_ms,
+        lasts_s: float | None = None,
     ) -> None:
         """Prepare a member; `follow` connects it.
 
@@ -80,12 +81,13 @@ class StreamFollower:
             batch: how many entries to read at once.
             abandoned_ms: how long an entry must be read but unacknowledged before another member can take it over.
             now_ms: returns the Unix time in milliseconds.
+            lasts_s: the retention of the sequences, which is also the greatest age of an action; None for ever.
         """
         self._server = RedisStore(url, timeout_s=_TIMEOUT_S)
         self._stream, self._consumer_group, self._name = stream, consumer_group, name
         self._store, self._group, self._batch = store, group, batch
         self._abandoned_ms, self._now_ms = abandoned_ms, now_ms
-        self._vocabulary = Vocabulary(group)
+        self._vocabulary, self._lasts_s = Vocabulary(group, lasts_s), lasts_s
         self._joined, self._claim_at_s, self._claim_from = False, 0.0, b"0-0"
         self.counts = FollowerCounts()
 
@@ -213,11 +215,12 @@ class StreamFollower:
                 np.array([action.user_id for action in actions], np.uint64),
                 np.array([action.event for action in actions], SequenceGroup.dtype),
                 now_ms,
+                lasts_s=self._lasts_s,
             )
-            added, repeated, too_old = np.bincount(written.outcomes, minlength=len(ActionOutcome)).tolist()
-            self.counts.added += added
-            self.counts.repeated += repeated
-            self.counts.too_old += too_old
+            outcomes = np.bincount(written.outcomes, minlength=len(ActionOutcome)).tolist()
+            self.counts.added += outcomes[ActionOutcome.ADDED]
+            self.counts.repeated += outcomes[ActionOutcome.REPEATED]
+            self.counts.too_old += outcomes[ActionOutcome.TOO_OLD]
             self.counts.future_dropped += written.dropped
         left = await self._set_aside(refused)
         done = [entry.number for entry in entries if entry.number not in left]

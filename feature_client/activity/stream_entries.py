@@ -91,7 +91,9 @@ def _entry(item: Any) -> StreamEntry:
 class Vocabulary:
     """The names of a group's actions and surfaces in entries, and the codes under which they are stored."""
 
-    def __init__(self, group: SequenceGroup) -> None:
+    def __init__(self, group: SequenceGroup, lasts_s: float | None = None) -> None:
+        """Create the vocabulary of a group, whose sequences take no actions older than `lasts_s`."""
+        self._lasts_s = lasts_s
         self._codes: Mapping[bytes, Mapping[bytes, int]] = {
             b"action": {name.encode(): i for i, name in enumerate(group.actions)},
             b"surface": {name.encode(): i for i, name in enumerate(group.surfaces)},
@@ -115,7 +117,7 @@ class Vocabulary:
             numbers[name] = int(digits)
         if not numbers[b"event_id"]:
             return Refusal("event_id", "0; give every action a unique id")
-        if problem := time_problem(numbers[b"time_ms"], now_ms):
+        if problem := time_problem(numbers[b"time_ms"], now_ms, self._lasts_s):
             return Refusal("time_ms", problem)
         codes: dict[bytes, int] = {}
         for name, known in self._codes.items():

@@ -12,6 +12,7 @@ import numpy as np
 import structlog
 
 from feature_client.action_times import clock_ms, without_future
+from feature_client.activity.limits import Grants, WriteLimits
 from feature_client.codec import decode_sequence, encode_sequence
 from feature_client.groups import SequenceGroup
 from feature_client.stores.store import Store
@@ -36,6 +37,10 @@ class ActionOutcome(IntEnum):
     REPEATED = 1
     #: It is older than every action of a full sequence.
     TOO_OLD = 2
+    #: Its user has no sequence yet, and too many users got one lately, or the store has no room for more.
+    REFUSED_NEW_USER = 3
+    #: Its user had too many new actions in a short time.
+    REFUSED_TOO_MANY = 4
 
 
 def fold(
@@ -85,14 +90,73 @@ def fold(
     return after, outcome[first_new:], dropped
 
 
+def fold_granted(
+    group: SequenceGroup,
+    users: np.ndarray,
+    events: np.ndarray,
+    before: Sequence[bytes | None],
+    now_ms: int,
+    grants: Grants,
+    positions: np.ndarray,
+) -> tuple[list[bytes | None], np.ndarray, np.ndarray]:
+    """Merge events into stored sequences as `fold` does, as far as limits admit new users and new actions.
+
+    Takes and returns what `fold` does, and `grants`, what the write was granted so far, with the int64[U] `positions`
+    in it of each user. Refused events are in no value.
+    """
+    new = np.array([value is None for value in before], bool)
+    admitted = ~new
+    if new.any():
+        admitted[new] = grants.new_users(positions[new])
+    outcome = np.full(len(events), ActionOutcome.REFUSED_NEW_USER, np.uint8)
+    fits = admitted[users]
+    after, outcome[fits], dropped = fold(group, users[fits], events[fits], before, now_ms)
+    added = np.flatnonzero(outcome == ActionOutcome.ADDED)
+    wanted = np.bincount(users[added], minlength=len(before))
+    granted = grants.actions(positions, wanted)
+    if (granted == wanted).all():
+        return after, outcome, dropped
+    stored, refused = [], set()
+    for i in added.tolist():
+        user = int(users[i])
+        if granted[user]:
+            granted[user] -= 1
+            stored.append(i)
+        else:
+            refused.add((user, int(events["event_id"][i])))
+            outcome[i] = ActionOutcome.REFUSED_TOO_MANY
+    for i in np.flatnonzero(outcome == ActionOutcome.REPEATED).tolist():
+        if (int(users[i]), int(events["event_id"][i])) in refused:
+            outcome[i] = ActionOutcome.REFUSED_TOO_MANY
+    after, _, dropped = fold(group, users[stored], events[stored], before, now_ms)
+    return after, outcome, dropped
+
+
 class ActivityWriter:
     """Writes the actions of many callers to a store in shared batches. A writer belongs to one event loop."""
 
-    def __init__(self, store: Store, group: SequenceGroup, on_dropped: Callable[[int], None] = lambda _: None) -> None:
-        """Prepare a writer; it calls `on_dropped` with how many stored actions in the future a write dropped."""
+    def __init__(
+        self,
+        store: Store,
+        group: SequenceGroup,
+        on_dropped: Callable[[int], None] = lambda _: None,
+        *,
+        lasts_s: float | None = None,
+        limits: WriteLimits | None = None,
+    ) -> None:
+        """Prepare a writer.
+
+        Args:
+            store: a started store that holds the sequences.
+            group: the group of the sequences.
+            on_dropped: called with how many stored actions in the future a write dropped.
+            lasts_s: how long after its last write a sequence lasts, in a store that expires values; None is for ever.
+            limits: what is stored at most in a short time; None has no limit.
+        """
         self._store = store
         self._on_dropped = on_dropped
         self._group = group
+        self._lasts_s, self._limits = lasts_s, limits
         self._waiting: deque[_QueuedActions] = deque()
         self._waiting_actions = 0
         self._writing: asyncio.Task[None] | None = None
@@ -137,6 +201,8 @@ class ActivityWriter:
                     np.concatenate([waiting.user_ids[part] for waiting, part in batch]),
                     np.concatenate([waiting.events[part] for waiting, part in batch]),
                     clock_ms(),
+                    lasts_s=self._lasts_s,
+                    limits=self._limits,
                 )
             except Exception as error:  # noqa: BLE001 - any error goes to the callers, and the next batch is written
                 for waiting, _ in batch:
@@ -199,20 +265,35 @@ class WriteResult:
 
 
 async def write_events(
-    store: Store, group: SequenceGroup, user_ids: np.ndarray, events: np.ndarray, now_ms: int
+    store: Store,
+    group: SequenceGroup,
+    user_ids: np.ndarray,
+    events: np.ndarray,
+    now_ms: int,
+    *,
+    lasts_s: float | None = None,
+    limits: WriteLimits | None = None,
 ) -> WriteResult:
-    """Fold events into stored sequences. See `ActivityWriter.record` and `fold` for the arguments and errors."""
+    """Fold events into stored sequences. See `ActivityWriter` and `fold` for the arguments and errors."""
     distinct, owner = np.unique(user_ids, return_inverse=True)
     outcomes, dropped = np.zeros(len(events), np.uint8), np.zeros(len(distinct), np.int64)
+    grants = None if limits is None else limits.begin(distinct, now_ms / 1e3)
 
     def change(positions: Sequence[int], before: Sequence[bytes | None]) -> list[bytes | None]:
+        asked = np.asarray(positions)
         place = np.full(len(distinct), -1)
-        place[positions] = np.arange(len(positions))
+        place[asked] = np.arange(len(asked))
         own = np.flatnonzero(place[owner] >= 0)
-        after, outcomes[own], dropped[positions] = fold(group, place[owner[own]], events[own], before, now_ms)
+        users = place[owner[own]]
+        if grants is None:
+            after, outcomes[own], dropped[asked] = fold(group, users, events[own], before, now_ms)
+        else:
+            after, outcomes[own], dropped[asked] = fold_granted(
+                group, users, events[own], before, now_ms, grants, asked
+            )
         return after
 
-    await store.update(group.keys(distinct), change)
+    await store.update(group.keys(distinct), change, lasts_s)
     if dropped.any():
         users, count = int(np.count_nonzero(dropped)), int(dropped.sum())
         _log.warning("stored_actions_in_the_future_dropped", group=group.ref, users=users, actions=count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import itertools
 import os
 import stat
@@ -17,7 +18,7 @@ import lmdb
 import structlog
 
 from feature_client.stores.lmdb_file import open_file, read_values
-from feature_client.stores.store import Change, StoreConfigError, StoreUnavailableError
+from feature_client.stores.store import Change, StoreConfigError, StoreUnavailableError, Swept
 
 _log = structlog.get_logger(__name__)
 
@@ -62,6 +63,8 @@ class EmbeddedStore:
         self._reopen_at_s = float("-inf")
         #: Held by a thread while it uses the file, and by the event loop while it closes and opens files.
         self._in_use = threading.Lock()
+        #: The descriptor of the lock file, if this process sweeps.
+        self._sweeping: int | None = None
         self.reopened = 0
 
     async def start(self) -> None:
@@ -106,6 +109,9 @@ class EmbeddedStore:
 
     async def close(self) -> None:
         self._started = False
+        if self._sweeping is not None:
+            os.close(self._sweeping)
+            self._sweeping = None
         # A cancelled caller may have left a thread at work; unmapping the memory that it uses would kill the process.
         await asyncio.to_thread(self._in_use.acquire)
         try:
@@ -134,8 +140,41 @@ class EmbeddedStore:
     async def multi_put(self, items: Iterable[tuple[bytes, bytes]]) -> int:
         return await self._in_thread("write", partial(_put, items))
 
-    async def update(self, keys: Sequence[bytes], change: Change) -> None:
+    async def update(
+        self,
+        keys: Sequence[bytes],
+        change: Change,
+        lasts_s: float | None = None,  # noqa: ARG002 - values are swept
+    ) -> None:
         await self._in_thread("write", partial(_update, keys, change))
+
+    async def count(self) -> int:
+        return int(self._current().stat()["entries"])
+
+    async def sweep(
+        self, prefix: bytes, start: bytes, count: int, is_over: Callable[[bytes | memoryview], bool]
+    ) -> Swept | None:
+        if not self._may_sweep():
+            return None
+        keys, over, following = await self._in_thread("read", partial(_over, prefix, start, count, is_over))
+        # The writers of other processes wait for a transaction, so there is none if there is nothing to delete.
+        deleted = await self._in_thread("write", partial(_delete, over, is_over)) if over else 0
+        return Swept(keys, deleted, following)
+
+    def _may_sweep(self) -> bool:
+        """Return whether this process is the one that sweeps: it keeps a file in the store's folder locked."""
+        if self._sweeping is None:
+            try:
+                descriptor = os.open(self._path / "sweep.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            except OSError as error:
+                raise self._failed("lock sweep.lock", error) from error
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                return False
+            self._sweeping = descriptor
+        return True
 
     async def scan(self) -> AsyncIterator[list[bytes]]:
         start: bytes | None = b""
@@ -244,6 +283,34 @@ def _keys_from(start: bytes, env: lmdb.Environment) -> tuple[list[bytes], bytes 
             return [], None
         keys = list(itertools.islice(cursor.iternext(keys=True, values=False), _SCAN_KEYS + 1))
     return (keys, None) if len(keys) <= _SCAN_KEYS else (keys[:-1], keys[-1])
+
+
+def _over(
+    prefix: bytes, start: bytes, count: int, is_over: Callable[[bytes | memoryview], bool], env: lmdb.Environment
+) -> tuple[int, list[bytes], bytes | None]:
+    """Look at values; return how many, the keys of those whose time is over, and the key to continue from."""
+    over: list[bytes] = []
+    seen = 0
+    with env.begin(buffers=True) as transaction, transaction.cursor() as cursor:
+        found = cursor.set_range(max(start, prefix))
+        while found and (key := bytes(cursor.key())).startswith(prefix):
+            if seen == count:
+                return seen, over, key
+            seen += 1
+            if is_over(cursor.value()):
+                over.append(key)
+            found = cursor.next()
+    return seen, over, None
+
+
+def _delete(keys: Sequence[bytes], is_over: Callable[[bytes | memoryview], bool], env: lmdb.Environment) -> int:
+    deleted = 0
+    with env.begin(write=True) as transaction:
+        for key in keys:
+            value = transaction.get(key)
+            if value is not None and is_over(value):  # the user may just have acted
+                deleted += transaction.delete(key)
+    return deleted
 
 
 def _update(keys: Sequence[bytes], change: Change, env: lmdb.Environment) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+import heapq
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 
-from feature_client.stores.store import Change, StoreUnavailableError
+from feature_client.stores.store import Change, StoreUnavailableError, Swept
 
 
 class MemoryStore:
@@ -39,10 +40,27 @@ class MemoryStore:
         self.values.update(written)
         return len(written)
 
-    async def update(self, keys: Sequence[bytes], change: Change) -> None:
+    async def update(
+        self,
+        keys: Sequence[bytes],
+        change: Change,
+        lasts_s: float | None = None,  # noqa: ARG002 - values are swept
+    ) -> None:
         before = [self.values.get(key) for key in keys]
         after = change(range(len(keys)), before)
         self.values.update((key, new) for key, new in zip(keys, after, strict=True) if new is not None)
 
     async def scan(self) -> AsyncIterator[list[bytes]]:
         yield list(self.values)
+
+    async def count(self) -> int:
+        return len(self.values)
+
+    async def sweep(
+        self, prefix: bytes, start: bytes, count: int, is_over: Callable[[bytes | memoryview], bool]
+    ) -> Swept:
+        keys = heapq.nsmallest(count + 1, (key for key in self.values if key >= start and key.startswith(prefix)))
+        over = [key for key in keys[:count] if is_over(self.values[key])]
+        for key in over:
+            del self.values[key]
+        return Swept(len(keys[:count]), len(over), keys[count] if len(keys) > count else None)

@@ -6,7 +6,8 @@ A store knows nothing about groups or rows: `codec` interprets the bytes, and `f
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 
 class StoreError(Exception):
@@ -60,12 +61,14 @@ class Store(Protocol):
     async def multi_put(self, items: Iterable[tuple[bytes, bytes]]) -> int:
         """Write values, replacing any existing ones, and return how many. They are as durable as the store itself."""
 
-    async def update(self, keys: Sequence[bytes], change: Change) -> None:
+    async def update(self, keys: Sequence[bytes], change: Change, lasts_s: float | None = None) -> None:
         """Read keys, all different, and write the values that `change` returns for them. Each key changes atomically.
 
         Args:
             keys: the keys.
-            change: is called with the positions of keys and their values.
+            change: is called with the positions of keys and their values. Calls of one store never overlap.
+            lasts_s: how long each written value lasts, in a store that expires values; None is for ever, also for a
+                value that had an end.
 
         Raises:
             StoreUnavailableError: some keys may not have been written.
@@ -73,3 +76,44 @@ class Store(Protocol):
 
     def scan(self) -> AsyncIterator[list[bytes]]:
         """Yield all keys in batches of thousands, in no order. A key may occur twice. Raises StoreUnavailableError."""
+
+    async def count(self) -> int:
+        """Return how many values there are, of whatever kind, in constant time. Raises StoreUnavailableError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What one step of a sweep did.
+
+    Attributes:
+        read: how many values it looked at.
+        deleted: how many of them it deleted.
+        next: the key to go on with; None at the end.
+    """
+
+    read: int
+    deleted: int
+    next: bytes | None
+
+
+@runtime_checkable
+class SweptStore(Store, Protocol):
+    """A store that does not expire values: its values must be looked through."""
+
+    async def sweep(
+        self, prefix: bytes, start: bytes, count: int, is_over: Callable[[bytes | memoryview], bool]
+    ) -> Swept | None:
+        """Delete some of the values whose time is over, in one small transaction.
+
+        Args:
+            prefix: what the keys begin with.
+            start: the key to begin with.
+            count: how many values to look at.
+            is_over: says whether the time of a value is over. It is asked again before the value is deleted.
+
+        Returns:
+            What was done; None if another process sweeps this store.
+
+        Raises:
+            StoreUnavailableError: nothing was deleted.
+        """

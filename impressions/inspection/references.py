@@ -49,16 +49,18 @@ class References:
         """Take the rows of a file of actions or of seen."""
         ids = rows["request_id"].fill_null(0).to_numpy()
         at = np.flatnonzero(ids)
+        users, stated = rows["user_id"].fill_null(0).to_numpy(), rows["user_id"].is_valid().to_numpy()
         if file.table == "actions":
-            users, pins = rows["user_id"].to_numpy(), rows["pin_id"].to_numpy()
+            pins = rows["pin_id"].to_numpy()
             positions = rows["position"].cast(pa.int64()).fill_null(-1).to_numpy()
         else:
-            users = pins = np.zeros(len(ids), np.uint64)
+            pins = np.zeros(len(ids), np.uint64)
             positions = _highest(rows["positions"])
         self._parts.append(
             {
                 "request_id": ids[at],
                 "user_id": users[at],
+                "stated": stated[at],
                 "pin_id": pins[at],
                 "position": positions[at],
                 "row": at.astype(np.int32),
@@ -79,9 +81,9 @@ class References:
         rows["known"][own] = True
         lengths, position = answers.lengths("pin_ids"), rows["position"][own]
         acted = rows["acted"][own]
-        rows["beyond"][own[~acted & (position >= lengths[answer])]] = True
-        other = acted & (rows["user_id"][own] != answers.numbers("user_id")[answer])
+        other = rows["stated"][own] & (rows["user_id"][own] != answers.numbers("user_id")[answer])
         rows["other_user"][own[other]] = True
+        rows["beyond"][own[~acted & ~other & (position >= lengths[answer])]] = True
         left = np.flatnonzero(acted & ~other)
         step = max(1, _PAIRS_MAX // max(1, int(lengths.max(initial=1))))
         starts, pins = np.cumsum(lengths) - lengths, answers.flat("pin_ids")
@@ -131,7 +133,10 @@ class References:
     def _sorted(self) -> dict[str, np.ndarray]:
         """Return the rows by request id."""
         if not self._rows:
-            kinds = {"request_id": np.uint64, "user_id": np.uint64, "pin_id": np.uint64, "position": np.int64}
+            kinds = {
+                "request_id": np.uint64, "user_id": np.uint64, "stated": np.bool_, "pin_id": np.uint64,
+                "position": np.int64,
+            }  # fmt: skip
             parts = [*self._parts, {name: np.empty(0, kinds.get(name, np.int32)) for name in (*kinds, "row", "file")}]
             self._parts = []
             order = np.argsort(np.concatenate([part["request_id"] for part in parts]), kind="stable")

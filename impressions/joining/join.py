@@ -271,6 +271,7 @@ class _Work:
             reported_requests=int((self._seen.reported & self._kept).sum()),
             seen_without_request=self._seen.unknown_requests,
             seen_beyond_answer=self._seen.beyond_answer,
+            seen_of_other_users=self._seen.other_users,
         )
 
     def _left_out(self) -> dict[str, int]:

@@ -189,6 +189,7 @@ class SeenPins:
         seen: bool[N], what the reports say.
         unknown_requests: how many requests that are not among the R have a report.
         beyond_answer: how many positions were reported that the answers did not have.
+        other_users: how many pairs of a request and another user than its own have a report, which does not count.
     """
 
     splits: np.ndarray
@@ -196,6 +197,7 @@ class SeenPins:
     seen: np.ndarray
     unknown_requests: int
     beyond_answer: int
+    other_users: int
 
     def of(self, numbers: np.ndarray) -> np.ndarray:
         """Return bool[n], whether each pin of the requests int64[r] was seen; all of a request without a report."""
@@ -208,7 +210,7 @@ class SeenPins:
 def seen_pins(
     tables: Iterable[pa.Table], requests: Requests, counts: np.ndarray, usable: np.ndarray, elsewhere: np.ndarray
 ) -> SeenPins:
-    """Return the union of the reported positions of each request.
+    """Return the union of the positions that the reports of each request name, without those of other users.
 
     Args:
         tables: the reports.
@@ -222,11 +224,15 @@ def seen_pins(
     """
     splits = np.concatenate([[0], np.cumsum(counts)])
     reported, seen = np.zeros(len(counts), bool), np.zeros(splits[-1], bool)
-    unknown, beyond = np.empty(0, np.uint64), np.empty((0, 2), np.int64)
+    unknown, beyond, others = np.empty(0, np.uint64), np.empty((0, 2), np.int64), np.empty((0, 2), np.uint64)
     for table in checked(tables, "seen"):
         ids = table["request_id"].to_numpy()
         numbers = requests.numbers(ids)
         unknown = np.union1d(unknown, ids[(numbers < 0) & (positions_in(elsewhere, ids) < 0)])
+        users, stated = table["user_id"].fill_null(0).to_numpy(), table["user_id"].is_valid().to_numpy()
+        foreign = (numbers >= 0) & stated & (users != requests.user_ids[numbers])
+        others = np.unique(np.concatenate([others, np.stack([ids[foreign], users[foreign]], axis=1)]), axis=0)
+        numbers[foreign] = -1
         reported[numbers[numbers >= 0]] = True
         owners = np.repeat(numbers, np.diff(row_splits(table["positions"])))
         counted = (owners >= 0) & usable[owners]
@@ -235,4 +241,4 @@ def seen_pins(
         outside = np.stack([owners[~inside], places[~inside]], axis=1)
         beyond = np.unique(np.concatenate([beyond, outside]), axis=0)
         seen[splits[owners[inside]] + places[inside]] = True
-    return SeenPins(splits, reported, seen, len(unknown), len(beyond))
+    return SeenPins(splits, reported, seen, len(unknown), len(beyond), len(others))

@@ -102,6 +102,7 @@ def seen_batch(reports: Sequence[SeenReport]) -> pa.RecordBatch:
         pa.array([r.request_id for r in reports], pa.uint64()),
         pa.array([r.received_ms for r in reports], pa.int64()),
         _lists(np.array([len(r.positions) for r in reports]), np.concatenate([r.positions for r in reports])),
+        pa.array([r.user_id for r in reports], pa.uint64()),
     ]
     return pa.record_batch(columns, schema=SEEN)
 

@@ -136,8 +136,9 @@ class RecordedActions:
 
 @dataclass(frozen=True, slots=True)
 class SeenReport:
-    """What a user looked at: positions, uint32[S], of one answer."""
+    """What a user looked at: positions, uint32[S], of one answer. The user is None if the frontend did not say."""
 
     request_id: int
     received_ms: int
     positions: np.ndarray
+    user_id: int | None = None

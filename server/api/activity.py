@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import grpc
@@ -38,6 +39,8 @@ _VIOLATIONS_MAX = 10
 _SHOWN_MAX = 100
 #: Check this many actions (half a millisecond), then yield to the event loop.
 _SLICE = 256
+#: When a caller whose actions were all refused should send them again.
+_RETRY_S = 1.0
 
 _Context = grpc.aio.ServicerContext[activity_pb2.RecordRequest, activity_pb2.RecordResponse]
 
@@ -78,17 +81,37 @@ class ActivityEdge:
         async for request in requests:
             self._gate.charge(caller, "actions", len(request.actions))
             counts += await self._store(request.actions)
+        new_users, too_many = counts[ActionOutcome.REFUSED_NEW_USER], counts[ActionOutcome.REFUSED_TOO_MANY]
+        if 0 < new_users + too_many == counts.sum():
+            raise RecordingFullError(self._refusal(new_users, too_many), _RETRY_S)
         return activity_pb2.RecordResponse(
             added=counts[ActionOutcome.ADDED],
             repeated_actions=counts[ActionOutcome.REPEATED],
             too_old=counts[ActionOutcome.TOO_OLD],
+            refused_new_users=new_users,
+            refused_too_many=too_many,
         )
+
+    def _refusal(self, new_users: int, too_many: int) -> str:
+        rules = self._recording.rules
+        parts = []
+        if new_users:
+            parts.append(
+                f"{new_users} actions are of users without a sequence, and the server admits no more now "
+                f"(record_new_users_per_s = {rules.new_users_per_s:g}, record_values_max = {rules.values_max})"
+            )
+        if too_many:
+            parts.append(
+                f"{too_many} actions are of users with too many new ones "
+                f"(record_user_actions_per_s = {rules.user_actions_per_s:g})"
+            )
+        return f"{'; '.join(parts)}; nothing was stored, send the call again later"
 
     async def _store(self, actions: Sequence[activity_pb2.Action]) -> np.ndarray:
         """Store actions in every sequence whose vocabularies contain them.
 
         Returns:
-            int64[3], the number of actions by `ActionOutcome`; an action counts once, with its best outcome.
+            int64[5], the number of actions by `ActionOutcome`; an action counts once, with its best outcome.
         """
         self._calls.check()
         sequences = self._recording.sequences
@@ -96,7 +119,7 @@ class ActivityEdge:
             raise NotRecordingError("this server does not record actions; set record_actions = true")
         if not actions:
             return np.zeros(len(ActionOutcome), np.int64)
-        users, known = await checked_actions(sequences, actions)
+        users, known = await checked_actions(sequences, actions, self._recording.rules.lasts_s)
         best = np.full(len(actions), len(ActionOutcome))
         for sequence, (events, into) in zip(sequences, known, strict=True):
             if not len(into):
@@ -108,8 +131,9 @@ class ActivityEdge:
             except StoreError as error:
                 raise StoreDownError(f"the actions may not have been stored; send them again: {error}") from error
             best[into] = np.minimum(best[into], outcomes)
-        if self._log is not None:
-            self._log.recorded(actions, clock_ms())
+        stored = best < ActionOutcome.REFUSED_NEW_USER
+        if self._log is not None and stored.any():
+            self._log.recorded(actions if stored.all() else list(compress(actions, stored)), clock_ms())
         counts = np.bincount(best, minlength=len(ActionOutcome))
         for outcome in ActionOutcome:
             self._metrics.outcomes[outcome].inc(int(counts[outcome]))
@@ -117,9 +141,11 @@ class ActivityEdge:
 
 
 async def checked_actions(
-    sequences: Sequence[RecordedSequence], actions: Sequence[activity_pb2.Action]
+    sequences: Sequence[RecordedSequence], actions: Sequence[activity_pb2.Action], lasts_s: float | None = None
 ) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
     """Check a call's actions, and yield to the event loop after every `_SLICE` of them.
+
+    No action may be older than `lasts_s`; None is any age.
 
     Returns:
         uint64[E], the users; and for each sequence the events that its vocabularies contain, structured[K], with their
@@ -146,8 +172,8 @@ async def checked_actions(
                     events.append((a.pin_id, a.time_ms, a.event_id, action, surface))
                     into.append(i)
             unnamed = not a.request_id and a.HasField("position")
-            if not known or a.event_id == 0 or unnamed or time_problem(a.time_ms, now_ms):
-                of_one = _problems(sequences, f"actions[{i}]", a, now_ms, known=known)
+            if not known or a.event_id == 0 or unnamed or time_problem(a.time_ms, now_ms, lasts_s):
+                of_one = _problems(sequences, f"actions[{i}]", a, now_ms, lasts_s, known=known)
                 room = max(0, _VIOLATIONS_MAX - len(problems))
                 problems += of_one[:room]
                 more += len(of_one[room:])
@@ -157,7 +183,13 @@ async def checked_actions(
 
 
 def _problems(
-    sequences: Sequence[RecordedSequence], where: str, action: activity_pb2.Action, now_ms: int, *, known: bool
+    sequences: Sequence[RecordedSequence],
+    where: str,
+    action: activity_pb2.Action,
+    now_ms: int,
+    lasts_s: float | None,
+    *,
+    known: bool,
 ) -> list[FieldViolation]:
     problems = [] if known else _unknown(sequences, where, action)
     if action.event_id == 0:
@@ -166,7 +198,7 @@ def _problems(
         problems.append(
             FieldViolation(f"{where}.position", "the position is in no answer; send its request_id, or no position")
         )
-    if problem := time_problem(action.time_ms, now_ms):
+    if problem := time_problem(action.time_ms, now_ms, lasts_s):
         problems.append(FieldViolation(f"{where}.time_ms", problem))
     return problems
 

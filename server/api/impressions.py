@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import grpc
@@ -9,6 +10,7 @@ import grpc.aio
 import numpy as np
 
 from feature_client.action_times import clock_ms
+from feature_client.activity.limits import BURST_S, KeyedRates
 from pinrank.v1 import impressions_pb2
 from server.access.callers import Permission
 from server.access.gate import Gate
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 SERVICE = "pinrank.v1.ImpressionService"
 _POSITIONS_MAX = 10_000
+#: How many reports of one answer the log takes; those of ten seconds may come at once.
+_REPORTS_PER_S = 10.0
 
 _Context = grpc.aio.ServicerContext[impressions_pb2.SeenRequest, impressions_pb2.SeenResponse]
 
@@ -34,6 +38,7 @@ class ImpressionEdge:
         self._log = log
         self._candidates_max = candidates_max
         self._gate = gate
+        self._reports = KeyedRates(_REPORTS_PER_S)
 
     def methods(self) -> Methods:
         parse, serialise = impressions_pb2.SeenRequest.FromString, impressions_pb2.SeenResponse.SerializeToString
@@ -69,6 +74,14 @@ class ImpressionEdge:
             )
         if problems:
             raise InvalidRequestError(problems)
-        if not self._log.seen(request.request_id, clock_ms(), positions):
+        of_answer, now_s = np.array([request.request_id], np.uint64), time.monotonic()
+        if not self._reports.take(of_answer, np.ones(1, np.int64), now_s)[0]:
+            raise LogFullError(
+                f"more than {_REPORTS_PER_S * BURST_S:g} reports of this answer came in {BURST_S:g} s; the report was "
+                "not logged. Report the positions that a user looks at together",
+                1.0,
+            )
+        user_id = request.user_id if request.HasField("user_id") else None
+        if not self._log.seen(request.request_id, clock_ms(), np.unique(positions), user_id):
             raise LogFullError("the queue of the impression log is full; the report was not logged", 1.0)
         return impressions_pb2.SeenResponse()

@@ -159,12 +159,22 @@ def follow(
         str, typer.Option(help="The consumer group. Its members share the entries of the stream.")
     ] = "pinrank",
     name: Annotated[str, typer.Option(help="The name of this member. Keep it across restarts.")] = "1",
+    retention_days: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=36_500,
+            help="How long a user's sequence is kept after its last action, and the greatest age of an action: as the "
+            "servers' setting record_retention_days. 0 is for ever.",
+        ),
+    ] = 90.0,
 ) -> None:
     """Fold actions from a Redis stream into the users' sequences until SIGTERM or Ctrl-C.
 
     Each entry has the fields of pinrank.v1.Action: event_id, user_id, pin_id, action, surface, time_ms. Entries that
     are not valid actions are moved to the stream STREAM:refused, with the reason.
     """
+    from feature_client.action_times import DAY_S  # noqa: PLC0415
     from feature_client.activity.stream import FollowerCounts, StreamFollower  # noqa: PLC0415
     from feature_client.redaction import redacted, secrets_of  # noqa: PLC0415
     from server.telemetry.logs import configure_logs  # noqa: PLC0415
@@ -184,7 +194,9 @@ def follow(
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         async with started_store(feature_store, create=False) as store:
-            follower = StreamFollower(url, stream, consumer_group, name, store, sequence)
+            follower = StreamFollower(
+                url, stream, consumer_group, name, store, sequence, lasts_s=retention_days * DAY_S or None
+            )
             await follower.follow(stop)
             return follower.counts
 

@@ -75,9 +75,9 @@ class AnswerLog:
         """Log actions that were stored. They must not change any more."""
         self._log.offer_actions(RecordedActions(len(actions), partial(_rows, actions, now_ms)))
 
-    def seen(self, request_id: int, now_ms: int, positions: np.ndarray) -> bool:
+    def seen(self, request_id: int, now_ms: int, positions: np.ndarray, user_id: int | None) -> bool:
         """Log a report, uint32[S]; return False if the queue is full."""
-        return self._log.offer_seen(SeenReport(request_id, now_ms, positions))
+        return self._log.offer_seen(SeenReport(request_id, now_ms, positions, user_id))
 
     def _constants_of(self, served: ServedModel, surface: str) -> Constants:
         of_model = self._constants.setdefault(served, {})

@@ -10,6 +10,7 @@ from functools import singledispatch
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from feature_client.activity.retention import Sweeper
 from feature_client.near_cache import NearCache
 from feature_client.stores.lmdb_store import EmbeddedStore
 from feature_client.stores.redis.store import RedisStore
@@ -44,6 +45,24 @@ class NearCacheCollector(Collector):
         yield evicted
         yield held
         yield age
+
+
+class SweepCollector(Collector):
+    """Exports how far the sweep of recorded sequences has come."""
+
+    def __init__(self, sweeper: Sweeper) -> None:
+        self._sweeper = sweeper
+
+    def collect(self) -> Iterator[Metric]:
+        swept = CounterMetricFamily(
+            "pinrank_swept_sequences",
+            "Recorded sequences that the retention looked at, and those that it deleted, in a store that does not "
+            "expire values; one process sweeps a store",
+            labels=["outcome"],
+        )
+        swept.add_metric(["kept"], self._sweeper.read - self._sweeper.deleted)
+        swept.add_metric(["deleted"], self._sweeper.deleted)
+        yield swept
 
 
 class RedisCollector(Collector):

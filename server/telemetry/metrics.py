@@ -179,7 +179,8 @@ class ActionMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         actions = Counter(
             "pinrank_actions",
-            "Recorded actions, by outcome: added, repeated or too old",
+            "Recorded actions, by outcome: added, repeated, too old, or refused because of a limit on new users or on "
+            "a user's actions",
             ["outcome"],
             registry=registry,
         )

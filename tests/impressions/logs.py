@@ -58,8 +58,8 @@ def action(event_id: int, user_id: int, pin_id: int, time_ms: int, **fields: Any
     return {**row, **fields}
 
 
-def seen(request_id: int, *positions: int) -> Row:
-    return {"request_id": request_id, "received_ms": 1, "positions": list(positions)}
+def seen(request_id: int, *positions: int, user_id: int | None = None) -> Row:
+    return {"request_id": request_id, "received_ms": 1, "positions": list(positions), "user_id": user_id}
 
 
 def table(name: str, rows: Sequence[Row]) -> pa.Table:

@@ -63,7 +63,9 @@ def logs() -> st.SearchStrategy[Log]:
         request_id=st.one_of(st.none(), st.integers(1, 14)),
         position=st.one_of(st.none(), st.integers(0, 4)),
     )
-    reports = st.builds(seen, st.integers(1, 14), st.integers(0, 4), st.integers(0, 4))
+    reports = st.builds(
+        seen, st.integers(1, 14), st.integers(0, 4), st.integers(0, 4), user_id=st.one_of(st.none(), users)
+    )
     return st.builds(
         Log, st.lists(answers, min_size=1, max_size=14), st.lists(actions, max_size=16), st.lists(reports, max_size=4)
     )

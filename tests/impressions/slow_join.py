@@ -46,7 +46,8 @@ def slow_join(
         else:
             result.attributed[event] = found
     for number, request in requests.items():
-        reports = [row["positions"] for row in seen if row["request_id"] == number]
+        own = (None, request["user_id"])
+        reports = [row["positions"] for row in seen if row["request_id"] == number and row["user_id"] in own]
         places = range(_scored(request) or 0)
         result.seen[number] = [not reports or any(place in report for report in reports) for place in places]
     return result

@@ -224,6 +224,29 @@ def test_reports_of_unknown_requests_and_positions_are_counted(tmp_path: Path) -
     assert (counts.reported_requests, counts.seen_without_request, counts.seen_beyond_answer) == (1, 1, 1)
 
 
+def test_reports_of_other_users_are_dropped_and_counted_once(tmp_path: Path) -> None:
+    rows = [
+        impression(1, BASE_MS, 7, [10, 11, 12]),
+        impression(2, BASE_MS, 8, [10, 11]),
+        impression(3, BASE_MS, 0, [9]),
+    ]
+    forged = [seen(1, 1, user_id=8), seen(1, 2, user_id=8), seen(1, 1, 2, 9, user_id=9), seen(2, 0, user_id=7)]
+    own = [seen(1, 0, user_id=7), seen(3, 0), seen(5, 0, user_id=3)]
+    manifest = joined(Log(rows, [], [*forged, *own, forged[0]]), tmp_path / "out")
+    assert seen_of(tmp_path / "out") == {1: [True, False, False], 2: [True, True], 3: [True]}
+    counts = manifest.counts
+    assert (counts.reported_requests, counts.seen_of_other_users) == (2, 3)
+    assert (counts.seen_without_request, counts.seen_beyond_answer) == (1, 0)
+
+
+def test_repeated_reports_of_an_answer_change_nothing(tmp_path: Path) -> None:
+    rows = [impression(1, BASE_MS, 7, [10, 11, 12])]
+    report = seen(1, 0, 2, user_id=7)
+    for name, reports in {"once": [report], "often": [report] * 5_000}.items():
+        join_log(log_of(rows, [], reports), tmp_path / name, Wanted(WINDOW))
+    assert content(tmp_path / "once") == content(tmp_path / "often")
+
+
 def test_slates_hold_what_was_logged_and_what_became_of_it(tmp_path: Path) -> None:
     rows = [
         impression(2, BASE_MS + 1, 8, [12, 10], arm="a", party_weights=[1.0, 0.7], order_propensity=0.25),

@@ -185,6 +185,15 @@ def test_the_summary_says_what_was_cut(tmp_path: Path) -> None:
     assert "cut 1 at their last pin with scores; 2 pins lack them" in output
 
 
+def test_the_summary_says_that_reports_were_of_other_users(tmp_path: Path) -> None:
+    rows = [impression(1, BASE_MS, 7, [10, 11])]
+    log = write_log(tmp_path / "log", impressions=rows, seen=[seen(1, 0, user_id=8), seen(1, 1, user_id=9)])
+    code, output = run("join", log, "--window", "30m", "--out", tmp_path / "j")
+    assert code == 0, output
+    assert "seen reports of other users 2 not counted; the answer was another user's" in output
+    assert "with a report of what was seen 0" in output
+
+
 @pytest.mark.parametrize(
     ("text", "expected_ms"), [("30m", 1_800_000), ("1800s", 1_800_000), ("2h", 7_200_000), ("1d", 86_400_000)]
 )

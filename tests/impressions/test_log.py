@@ -30,7 +30,7 @@ def test_rows_of_all_tables_come_back_as_they_were_offered(tmp_path):
     log = opened(tmp_path)
     row = answered(1, degradation={"missing_pins": 2}, query_pin_id=9, query_vector=np.array([1, 2], np.float32))
     assert log.offer_impression(row)
-    assert log.offer_seen(SeenReport(1, 5, np.array([0, 2], np.uint32)))
+    assert log.offer_seen(SeenReport(1, 5, np.array([0, 2], np.uint32), 4))
     action = RecordedAction(3, 4, 5, "save", "home", 6, 7, None, None)
     assert log.offer_actions(RecordedActions(1, lambda: [action]))
     log.flush()
@@ -45,7 +45,7 @@ def test_rows_of_all_tables_come_back_as_they_were_offered(tmp_path):
     assert found["probabilities"] == row.scores.probabilities[order].ravel().tolist()
     assert found["attribute_values"] == row.attribute_values.T[order].ravel().tolist()
     assert (found["degradation"], found["query_vector"]) == ([("missing_pins", 2)], [1.0, 2.0])
-    assert after["seen"] == [[{"request_id": 1, "received_ms": 5, "positions": [0, 2]}]]
+    assert after["seen"] == [[{"request_id": 1, "received_ms": 5, "positions": [0, 2], "user_id": 4}]]
     assert after["actions"][0][0]["request_id"] is None
 
 

@@ -74,6 +74,11 @@ def test_reported_positions_beyond_the_returned_pins_are_a_problem(shown):
     assert found(shown) == ([(str(path), 2, "positions", "request 9 returned fewer pins than a position says")], [])
 
 
+def test_a_report_of_another_user_than_the_answers_is_a_problem(shown):
+    path = write_file(shown, "seen", [seen(9, 0, user_id=7), seen(9, 1), seen(9, 1, user_id=8), seen(9, 9, user_id=8)])
+    assert found(shown) == ([(str(path), row, "user_id", "request 9 was another user's") for row in (2, 3)], [])
+
+
 def test_an_answer_without_pins_has_no_position(tmp_path):
     write_file(tmp_path, "impressions", [impression(9, NOW_MS, 7, [])])
     write_file(tmp_path, "seen", [seen(9, 0), seen(9)])
@@ -150,7 +155,11 @@ def test_contradictions_are_those_of_a_comparison_row_by_row(tmp_path_factory, l
         elif row["position"] is not None and row["position"] not in places:
             expected["position"] += 1
     for row in log.seen:
-        if row["request_id"] in known:
+        if (answer := known.get(row["request_id"])) is None:
+            continue
+        if row["user_id"] not in (None, answer["user_id"]):
+            expected["user_id"] += 1
+        else:
             expected["positions"] += max(row["positions"]) >= len(known[row["request_id"]]["pin_ids"])
     problems, _ = found(folder)
     counted = dict.fromkeys(expected, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from collections import Counter
@@ -12,7 +13,7 @@ import grpc.aio
 import numpy as np
 import pytest
 
-from impressions.dataset import read_slates
+from impressions.dataset import read_requests, read_slates
 from impressions.joining.attribution import Window
 from impressions.joining.join import Wanted, join_log
 from impressions.reading import read_tables
@@ -167,6 +168,66 @@ async def test_reports_of_what_was_seen_are_logged(logging):
     ]
 
 
+async def test_a_report_names_its_user_and_each_position_once(logging):
+    _, frontend, rows = await logging()
+    answer = await frontend.rank(user_id=0)
+    for user in ({}, {"user_id": 0}, {"user_id": 2**64 - 1}):
+        report = impressions_pb2.SeenRequest(request_id=answer.request_id, positions=[4, 1, 4, 1, 1], **user)
+        await frontend.impressions.Seen(report)
+    logged = await rows("seen")
+    assert [row["user_id"] for row in logged] == [None, 0, 2**64 - 1]
+    assert {tuple(row["positions"]) for row in logged} == {(1, 4)}
+
+
+async def test_an_answer_has_a_bounded_number_of_reports_and_others_go_on(logging):
+    _, frontend, rows = await logging()
+    answers = [await frontend.rank() for _ in range(2)]
+    reports = [impressions_pb2.SeenRequest(request_id=a.request_id, positions=[0], user_id=1) for a in answers]
+    start_s, taken, refused = time.monotonic(), 0, None
+    while refused is None:
+        try:
+            await frontend.impressions.Seen(reports[0])
+            taken += 1
+        except grpc.aio.AioRpcError as error:
+            refused = error
+    assert refused.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert refused.details().startswith("more than 100 reports of this answer came in 10 s")
+    assert 100 <= taken <= 100 + 10 * (time.monotonic() - start_s + 1)
+    await frontend.impressions.Seen(reports[1])
+    logged = Counter(row["request_id"] for row in await rows("seen"))
+    assert logged == {answers[0].request_id: taken, answers[1].request_id: 1}
+
+
+async def test_what_one_user_sends_of_another_users_answer_is_not_attributed(logging, tmp_path):
+    """A forger who has got another user's request id, through a real server, log and join."""
+    _, frontend, rows = await logging()
+    answers = {user: await frontend.rank(user_id=user) for user in (1, 2)}
+    victims, own = answers[1], answers[2]
+    now_ms = int(time.time() * 1e3)
+
+    def save(event_id, user, answer, position):
+        return activity_pb2.Action(
+            event_id=event_id, user_id=user, pin_id=answer.pin_ids[position], action="save", surface="home",
+            time_ms=now_ms, request_id=answer.request_id, position=position,
+        )  # fmt: skip
+
+    forged = [save(1, 2, victims, 0), save(2, 2, victims, 3)]
+    await frontend.activity.Record(activity_pb2.RecordRequest(actions=[*forged, save(3, 2, own, 1)]))
+    for answer, user, positions in ((victims, 2, [0, 1]), (victims, 3, [2]), (own, 2, [5]), (victims, 1, [9])):
+        report = impressions_pb2.SeenRequest(request_id=answer.request_id, positions=positions, user_id=user)
+        await frontend.impressions.Seen(report)
+    await rows()
+    log, out = f"file://{tmp_path / 'log'}", tmp_path / "joined"
+    joined = join_log(lambda name, needed: read_tables(log, name, wanted=needed), out, Wanted(Window(60_000, 60_000)))
+    counts = joined.manifest.counts
+    assert (counts.attributed, counts.unattributed, counts.seen_of_other_users) == (1, {"other_user": 2}, 2)
+    found = {row["request_id"]: row for part in read_requests(out) for row in part.to_pylist()}
+    assert [place for place, was in enumerate(found[victims.request_id]["seen"]) if was] == [9]
+    assert [place for place, was in enumerate(found[own.request_id]["seen"]) if was] == [5]
+    assert found[victims.request_id]["outcomes"] == []
+    assert [outcome["event_id"] for outcome in found[own.request_id]["outcomes"]] == [3]
+
+
 @pytest.mark.parametrize(
     ("report", "told"),
     [
@@ -201,8 +262,10 @@ async def test_a_server_without_a_log_says_so(channel):
 
 
 async def report_until_refused(frontend):
-    while True:
-        await frontend.impressions.Seen(impressions_pb2.SeenRequest(request_id=1, positions=[0] * 10_000))
+    for request_id in itertools.count(1):  # of one answer, the log takes a few
+        await frontend.impressions.Seen(
+            impressions_pb2.SeenRequest(request_id=request_id, positions=range(5_000), user_id=1)
+        )
 
 
 class StuckDisk:

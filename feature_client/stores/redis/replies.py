@@ -261,6 +261,7 @@ def _of_types(found: Iterable[Reply], *types: type) -> bool:
 _ANSWERS: Mapping[str, Callable[[Command, Reply], bool]] = {
     "ASKING": _is_ok,
     "CLUSTER": _is_layout,
+    "DBSIZE": _is_number,
     "EVAL": _is_number,
     "GET": _is_value,
     "MGET": _are_values,

@@ -26,9 +26,12 @@ _GET_CHUNK = 1_000
 _SCAN_KEYS = 5_000
 _UPDATE_TRIES = 20
 
-#: Sets a key if it still has the value that was read. An absent key counts as empty; no stored value is empty.
-_SET_IF_UNCHANGED = (
-    "if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end redis.call('SET', KEYS[1], ARGV[2]) return 1"
+#: Sets a key if it still has the value that was read. An absent key counts as empty; no stored value is empty. A SET
+#: without PX also removes the end that the value had.
+_SET_IF_UNCHANGED, _SET_IF_UNCHANGED_UNTIL = (
+    "if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end "
+    f"redis.call('SET', KEYS[1], ARGV[2]{options}) return 1"
+    for options in ("", ", 'PX', ARGV[3]")
 )
 
 
@@ -142,13 +145,15 @@ class RedisStore:
         else:
             await self._on_owners([("SET", key, value) for key, value in chunk], [key for key, _ in chunk])
 
-    async def update(self, keys: Sequence[bytes], change: Change) -> None:
+    async def update(self, keys: Sequence[bytes], change: Change, lasts_s: float | None = None) -> None:
         left = list(range(len(keys)))
+        script = _SET_IF_UNCHANGED if lasts_s is None else _SET_IF_UNCHANGED_UNTIL
+        ends: tuple[int, ...] = () if lasts_s is None else (max(1, round(lasts_s * 1e3)),)
         for _ in range(_UPDATE_TRIES):
             before = await self.multi_get([keys[i] for i in left])
             after = change(left, before)
-            changes = [
-                (i, ("EVAL", _SET_IF_UNCHANGED, 1, keys[i], old or b"", new))
+            changes: list[tuple[int, Command]] = [
+                (i, ("EVAL", script, 1, keys[i], old or b"", new, *ends))
                 for i, old, new in zip(left, before, after, strict=True)
                 if new is not None and new != old
             ]
@@ -172,6 +177,16 @@ class RedisStore:
                 yield keys
                 if cursor == b"0":
                     break
+
+    async def count(self) -> int:
+        await self._topology.ready(None)
+        found = 0
+        for node in self._topology.primaries():
+            (reply,) = await node.call([("DBSIZE",)], None, idempotent=True)
+            if isinstance(reply, ResponseError):
+                raise failure_of(reply, "a count", node.name)
+            found += int(reply)
+        return found
 
     async def _on_owners(
         self, commands: Sequence[Command], keys: Sequence[bytes], what: str = "a write"

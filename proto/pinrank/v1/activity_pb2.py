@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19pinrank/v1/activity.proto\x12\npinrank.v1\"4\n\rRecordRequest\x12#\n\x07\x61\x63tions\x18\x01 \x03(\x0b\x32\x12.pinrank.v1.Action\"\xa5\x01\n\x06\x41\x63tion\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\x06\x12\x0f\n\x07user_id\x18\x02 \x01(\x06\x12\x0e\n\x06pin_id\x18\x03 \x01(\x06\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12\x0f\n\x07surface\x18\x05 \x01(\t\x12\x0f\n\x07time_ms\x18\x06 \x01(\x03\x12\x12\n\nrequest_id\x18\x07 \x01(\x06\x12\x15\n\x08position\x18\x08 \x01(\rH\x00\x88\x01\x01\x42\x0b\n\t_position\"J\n\x0eRecordResponse\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x01 \x01(\x04\x12\x18\n\x10repeated_actions\x18\x02 \x01(\x04\x12\x0f\n\x07too_old\x18\x03 \x01(\x04\x32\x9b\x01\n\x0f\x41\x63tivityService\x12?\n\x06Record\x12\x19.pinrank.v1.RecordRequest\x1a\x1a.pinrank.v1.RecordResponse\x12G\n\x0cRecordStream\x12\x19.pinrank.v1.RecordRequest\x1a\x1a.pinrank.v1.RecordResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19pinrank/v1/activity.proto\x12\npinrank.v1\"4\n\rRecordRequest\x12#\n\x07\x61\x63tions\x18\x01 \x03(\x0b\x32\x12.pinrank.v1.Action\"\xa5\x01\n\x06\x41\x63tion\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\x06\x12\x0f\n\x07user_id\x18\x02 \x01(\x06\x12\x0e\n\x06pin_id\x18\x03 \x01(\x06\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12\x0f\n\x07surface\x18\x05 \x01(\t\x12\x0f\n\x07time_ms\x18\x06 \x01(\x03\x12\x12\n\nrequest_id\x18\x07 \x01(\x06\x12\x15\n\x08position\x18\x08 \x01(\rH\x00\x88\x01\x01\x42\x0b\n\t_position\"\x7f\n\x0eRecordResponse\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x01 \x01(\x04\x12\x18\n\x10repeated_actions\x18\x02 \x01(\x04\x12\x0f\n\x07too_old\x18\x03 \x01(\x04\x12\x19\n\x11refused_new_users\x18\x04 \x01(\x04\x12\x18\n\x10refused_too_many\x18\x05 \x01(\x04\x32\x9b\x01\n\x0f\x41\x63tivityService\x12?\n\x06Record\x12\x19.pinrank.v1.RecordRequest\x1a\x1a.pinrank.v1.RecordResponse\x12G\n\x0cRecordStream\x12\x19.pinrank.v1.RecordRequest\x1a\x1a.pinrank.v1.RecordResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,7 +36,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ACTION']._serialized_start=96
   _globals['_ACTION']._serialized_end=261
   _globals['_RECORDRESPONSE']._serialized_start=263
-  _globals['_RECORDRESPONSE']._serialized_end=337
-  _globals['_ACTIVITYSERVICE']._serialized_start=340
-  _globals['_ACTIVITYSERVICE']._serialized_end=495
+  _globals['_RECORDRESPONSE']._serialized_end=390
+  _globals['_ACTIVITYSERVICE']._serialized_start=393
+  _globals['_ACTIVITYSERVICE']._serialized_end=548
 # @@protoc_insertion_point(module_scope)

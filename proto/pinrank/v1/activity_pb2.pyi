@@ -33,11 +33,15 @@ class Action(_message.Message):
     def __init__(self, event_id: _Optional[int] = ..., user_id: _Optional[int] = ..., pin_id: _Optional[int] = ..., action: _Optional[str] = ..., surface: _Optional[str] = ..., time_ms: _Optional[int] = ..., request_id: _Optional[int] = ..., position: _Optional[int] = ...) -> None: ...
 
 class RecordResponse(_message.Message):
-    __slots__ = ("added", "repeated_actions", "too_old")
+    __slots__ = ("added", "repeated_actions", "too_old", "refused_new_users", "refused_too_many")
     ADDED_FIELD_NUMBER: _ClassVar[int]
     REPEATED_ACTIONS_FIELD_NUMBER: _ClassVar[int]
     TOO_OLD_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_NEW_USERS_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_TOO_MANY_FIELD_NUMBER: _ClassVar[int]
     added: int
     repeated_actions: int
     too_old: int
-    def __init__(self, added: _Optional[int] = ..., repeated_actions: _Optional[int] = ..., too_old: _Optional[int] = ...) -> None: ...
+    refused_new_users: int
+    refused_too_many: int
+    def __init__(self, added: _Optional[int] = ..., repeated_actions: _Optional[int] = ..., too_old: _Optional[int] = ..., refused_new_users: _Optional[int] = ..., refused_too_many: _Optional[int] = ...) -> None: ...

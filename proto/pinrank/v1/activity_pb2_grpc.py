@@ -35,7 +35,8 @@ class ActivityServiceStub:
     Errors (google.rpc.Status; INVALID_ARGUMENT carries google.rpc.BadRequest field violations):
     INVALID_ARGUMENT     an action is invalid; no action of the call was stored
     FAILED_PRECONDITION  this server does not record actions (setting `record_actions`)
-    RESOURCE_EXHAUSTED   too many actions are waiting to be stored; no action of the call was stored
+    RESOURCE_EXHAUSTED   too many actions are waiting to be stored, or a limit refused every action of the call (see
+    RecordResponse); no action of the call was stored, send it again after the pushback
     UNAVAILABLE          the feature store is unreachable, or the server is draining; send the call again
     """
 
@@ -67,7 +68,8 @@ class ActivityServiceServicer:
     Errors (google.rpc.Status; INVALID_ARGUMENT carries google.rpc.BadRequest field violations):
     INVALID_ARGUMENT     an action is invalid; no action of the call was stored
     FAILED_PRECONDITION  this server does not record actions (setting `record_actions`)
-    RESOURCE_EXHAUSTED   too many actions are waiting to be stored; no action of the call was stored
+    RESOURCE_EXHAUSTED   too many actions are waiting to be stored, or a limit refused every action of the call (see
+    RecordResponse); no action of the call was stored, send it again after the pushback
     UNAVAILABLE          the feature store is unreachable, or the server is draining; send the call again
     """
 
@@ -117,7 +119,8 @@ class ActivityService:
     Errors (google.rpc.Status; INVALID_ARGUMENT carries google.rpc.BadRequest field violations):
     INVALID_ARGUMENT     an action is invalid; no action of the call was stored
     FAILED_PRECONDITION  this server does not record actions (setting `record_actions`)
-    RESOURCE_EXHAUSTED   too many actions are waiting to be stored; no action of the call was stored
+    RESOURCE_EXHAUSTED   too many actions are waiting to be stored, or a limit refused every action of the call (see
+    RecordResponse); no action of the call was stored, send it again after the pushback
     UNAVAILABLE          the feature store is unreachable, or the server is draining; send the call again
     """
 

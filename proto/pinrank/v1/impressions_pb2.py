@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpinrank/v1/impressions.proto\x12\npinrank.v1\"4\n\x0bSeenRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\x06\x12\x11\n\tpositions\x18\x02 \x03(\r\"\x0e\n\x0cSeenResponse2N\n\x11ImpressionService\x12\x39\n\x04Seen\x12\x17.pinrank.v1.SeenRequest\x1a\x18.pinrank.v1.SeenResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpinrank/v1/impressions.proto\x12\npinrank.v1\"V\n\x0bSeenRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\x06\x12\x11\n\tpositions\x18\x02 \x03(\r\x12\x14\n\x07user_id\x18\x03 \x01(\x06H\x00\x88\x01\x01\x42\n\n\x08_user_id\"\x0e\n\x0cSeenResponse2N\n\x11ImpressionService\x12\x39\n\x04Seen\x12\x17.pinrank.v1.SeenRequest\x1a\x18.pinrank.v1.SeenResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,9 +32,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pinrank.v1.impressions_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SEENREQUEST']._serialized_start=44
-  _globals['_SEENREQUEST']._serialized_end=96
-  _globals['_SEENRESPONSE']._serialized_start=98
-  _globals['_SEENRESPONSE']._serialized_end=112
-  _globals['_IMPRESSIONSERVICE']._serialized_start=114
-  _globals['_IMPRESSIONSERVICE']._serialized_end=192
+  _globals['_SEENREQUEST']._serialized_end=130
+  _globals['_SEENRESPONSE']._serialized_start=132
+  _globals['_SEENRESPONSE']._serialized_end=146
+  _globals['_IMPRESSIONSERVICE']._serialized_start=148
+  _globals['_IMPRESSIONSERVICE']._serialized_end=226
 # @@protoc_insertion_point(module_scope)

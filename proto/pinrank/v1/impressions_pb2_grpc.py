@@ -28,12 +28,14 @@ if _version_not_supported:
 class ImpressionServiceStub:
     """Records which pins of an answer a user looked at, for training and evaluation. Only frontends know that.
 
-    Reports of one answer add up, so sending one again changes nothing.
+    Reports of one answer add up, so sending one again changes nothing. A report says whose it is, and counts only for the
+    user who got the answer.
 
     Errors (google.rpc.Status; INVALID_ARGUMENT carries google.rpc.BadRequest field violations):
     INVALID_ARGUMENT     the report is invalid; do not send it again unchanged
     FAILED_PRECONDITION  this server keeps no impression log (settings `impressions`)
-    RESOURCE_EXHAUSTED   the log's queue is full; the report was not logged, send it again later
+    RESOURCE_EXHAUSTED   the log's queue is full, or too many reports of this answer came in a short time; the report was
+    not logged, send it again later
     UNAVAILABLE          the server is starting or draining; try another replica
     """
 
@@ -53,12 +55,14 @@ class ImpressionServiceStub:
 class ImpressionServiceServicer:
     """Records which pins of an answer a user looked at, for training and evaluation. Only frontends know that.
 
-    Reports of one answer add up, so sending one again changes nothing.
+    Reports of one answer add up, so sending one again changes nothing. A report says whose it is, and counts only for the
+    user who got the answer.
 
     Errors (google.rpc.Status; INVALID_ARGUMENT carries google.rpc.BadRequest field violations):
     INVALID_ARGUMENT     the report is invalid; do not send it again unchanged
     FAILED_PRECONDITION  this server keeps no impression log (settings `impressions`)
-    RESOURCE_EXHAUSTED   the log's queue is full; the report was not logged, send it again later
+    RESOURCE_EXHAUSTED   the log's queue is full, or too many reports of this answer came in a short time; the report was
+    not logged, send it again later
     UNAVAILABLE          the server is starting or draining; try another replica
     """
 
@@ -87,12 +91,14 @@ def add_ImpressionServiceServicer_to_server(servicer, server):
 class ImpressionService:
     """Records which pins of an answer a user looked at, for training and evaluation. Only frontends know that.
 
-    Reports of one answer add up, so sending one again changes nothing.
+    Reports of one answer add up, so sending one again changes nothing. A report says whose it is, and counts only for the
+    user who got the answer.
 
     Errors (google.rpc.Status; INVALID_ARGUMENT carries google.rpc.BadRequest field violations):
     INVALID_ARGUMENT     the report is invalid; do not send it again unchanged
     FAILED_PRECONDITION  this server keeps no impression log (settings `impressions`)
-    RESOURCE_EXHAUSTED   the log's queue is full; the report was not logged, send it again later
+    RESOURCE_EXHAUSTED   the log's queue is full, or too many reports of this answer came in a short time; the report was
+    not logged, send it again later
     UNAVAILABLE          the server is starting or draining; try another replica
     """
 

@@ -74,6 +74,23 @@ async def test_entries_are_folded_acknowledged_and_trimmed(scene):
     assert client.xpending(stream, "fold")["pending"] == 0
 
 
+async def test_a_follower_gives_sequences_their_end_and_sets_aside_what_is_older(scene):
+    _, stream, client, follower = scene
+    day_s = 86_400
+    now_ms = FIRST_MS + 40 * day_s * 1_000
+    send(client, stream, 1, user_id=8)
+    send(client, stream, 2, user_id=9, time_ms=now_ms)
+    one = follower(now_ms=lambda: now_ms, lasts_s=30.0 * day_s)
+    await follow_until(one, lambda: client.xlen(stream) == 0)
+    assert (one.counts.added, one.counts.refused) == (1, 1)
+    assert 0.99 * 30 * day_s < client.ttl(tiny.ACTIONS.key(9)) <= 30 * day_s
+    ((_, refused),) = client.xrange(f"{stream}:refused")
+    assert refused[b"reason"].endswith(
+        b"is older than the 30 days for which sequences are kept; raise record_retention_days (of a follower: "
+        b"--retention-days) to record older actions"
+    )
+
+
 async def test_an_entry_sent_twice_counts_once(scene):
     store, stream, client, follower = scene
     for number in (1, 1, 4, 1):

@@ -134,7 +134,7 @@ async def test_a_store_that_fails_fails_the_callers_and_the_next_batch_goes_thro
     store = MemoryStore()
     writer = ActivityWriter(store, GROUP)
 
-    async def fail(keys, change):
+    async def fail(keys, *rest):
         raise StoreUnavailableError("told to fail")
 
     works, store.update = store.update, fail
@@ -148,9 +148,9 @@ async def test_a_caller_that_hangs_up_leaves_the_others_their_answers():
     store, gate = MemoryStore(), asyncio.Event()
     works = store.update
 
-    async def wait(keys, change):
+    async def wait(keys, *rest):
         await gate.wait()
-        await works(keys, change)
+        await works(keys, *rest)
 
     store.update = wait
     writer = ActivityWriter(store, GROUP)
@@ -164,7 +164,7 @@ async def test_a_caller_that_hangs_up_leaves_the_others_their_answers():
 async def test_more_than_a_writer_holds_is_refused():
     store, gate, asked = MemoryStore(), asyncio.Event(), []
 
-    async def wait(keys, change):
+    async def wait(keys, *rest):
         asked.append(keys)
         await gate.wait()
 
@@ -185,8 +185,8 @@ async def test_who_sends_one_action_does_not_wait_for_all_of_who_sends_thousands
     store, written = MemoryStore(), []
     works = store.update
 
-    async def note(keys, change):
-        await works(keys, change)
+    async def note(keys, *rest):
+        await works(keys, *rest)
         written.append(len(keys))
 
     store.update = note
@@ -205,7 +205,7 @@ async def test_who_sends_one_action_does_not_wait_for_all_of_who_sends_thousands
 async def test_of_a_caller_that_hung_up_nothing_more_is_written():
     store, gate, written = MemoryStore(), asyncio.Event(), []
 
-    async def note(keys, change):
+    async def note(keys, *rest):
         written.append(len(keys))
         await gate.wait()
 
@@ -237,7 +237,7 @@ async def test_a_fault_in_a_write_reaches_its_callers_and_the_next_are_served():
     store = MemoryStore()
     writer = ActivityWriter(store, GROUP)
 
-    async def fail(keys, change):
+    async def fail(keys, *rest):
         raise TypeError("told to fail")
 
     works, store.update = store.update, fail

@@ -133,7 +133,7 @@ async def test_a_store_that_fails_is_unavailable_and_the_action_can_be_sent_agai
     server, activity, _ = stubs
     works = server.store.update
 
-    async def fail(keys, change):
+    async def fail(*_):
         raise StoreUnavailableError("told to fail")
 
     server.store.update = fail
@@ -171,11 +171,11 @@ async def test_other_calls_are_answered_between_the_slices_of_a_long_record(stub
     server, activity, ranking = stubs
     works, slices, answered = server.store.update, [], []
 
-    async def note(keys, change):
+    async def note(keys, *rest):
         # No slice is written before a ranking was answered that was asked for after the slice before.
         answered.append(await utilities(ranking, 1))
         slices.append(len(keys))
-        await works(keys, change)
+        await works(keys, *rest)
 
     server.store.update = note
     assert (await activity.Record(many(1_000))).added == 1_000

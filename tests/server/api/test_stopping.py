@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import time
 from collections import Counter
 
 import grpc
@@ -144,7 +145,7 @@ async def test_actions_that_are_being_stored_are_waited_for(start_server, monkey
 
     monkeypatch.setattr(writer, "record", slow_record)
     action = activity_pb2.Action(
-        user_id=1, pin_id=2, time_ms=1_700_000_000_000, event_id=3, action="save", surface="home"
+        user_id=1, pin_id=2, time_ms=int(time.time() * 1e3), event_id=3, action="save", surface="home"
     )
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         record_call = activity_pb2_grpc.ActivityServiceStub(channel).Record

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 
 import grpc.aio
 import pytest
@@ -144,7 +145,7 @@ def action(event_id):
                 pin_id=event_id,
                 action=tiny.ACTIONS.actions[0],
                 surface=tiny.ACTIONS.surfaces[0],
-                time_ms=1_700_000_000_000 + event_id,
+                time_ms=int(time.time() * 1e3) + event_id,
             )
         ]
     )
