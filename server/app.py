@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Hashable
+from collections.abc import Callable, Coroutine, Hashable
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -49,7 +49,6 @@ from server.rollout.shadow import SHADOW_LANE, Shadow
 from server.rollout.status import ServerStatus
 from server.runtime.listening import ListenError, http_shown, shown
 from server.runtime.supervisor import Supervisor
-from server.runtime.tasks import BackgroundTasks
 from server.scheduling.admission import Admission, Overload
 from server.scheduling.cost import CostModel
 from server.scheduling.earliest_deadline import EarliestDeadlineFirst
@@ -183,7 +182,7 @@ class Server:
             raise StartError(str(error)) from error
         self.state.started = self.state.serving = True
         await self._show_readiness()
-        self._watch_store()
+        self._keep("store-watch", StoreWatch(self.store, self._outage).run)  # shows outages of the feature store
         _log.info(
             "serving",
             grpc=shown(config.host, self.listens_on),
@@ -296,13 +295,14 @@ class Server:
 
     def _open_gate(self) -> Gate:
         config = self._config
-        token = read_token(config.admin_token_file) if config.admin_token_file else None
-        gate = Gate(config.callers_file, token, self.metrics.callers)
+        gate = Gate(config.callers_file, read_token(config.admin_token_file), self.metrics.callers)
         if config.callers_file is not None:
-            tasks = BackgroundTasks()
-            tasks.start(self._supervisor.loop("callers", partial(gate.follow, config.callers_reload_s)))
-            self._opened.callback(tasks.cancel)
+            self._keep("callers", partial(gate.follow, config.callers_reload_s))
         return gate
+
+    def _keep(self, name: str, work: Callable[[], Coroutine[object, object, None]]) -> None:
+        """Run a loop until the server ends."""
+        self._opened.callback(asyncio.create_task(self._supervisor.loop(name, work)).cancel)
 
     def _open_http(self, certificates: Certificates | None) -> None:
         config, state = self._config, self.state
@@ -316,11 +316,6 @@ class Server:
         self._opened.callback(Heartbeat(state).close)
         port.start()
         self._opened.callback(port.close)
-
-    def _watch_store(self) -> None:
-        """Show outages of the feature store until the server ends."""
-        watch = asyncio.create_task(self._supervisor.loop("store-watch", StoreWatch(self.store, self._outage).run))
-        self._opened.callback(watch.cancel)
 
     async def _outage(self, reason: str) -> None:
         self.state.outage = reason

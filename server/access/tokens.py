@@ -37,12 +37,14 @@ class TokenDigest:
         return hmac.compare_digest(hashlib.sha256(given[len(BEARER) :]).digest(), self._digest) and bearer
 
 
-def read_token(path: Path) -> TokenDigest | None:
-    """Read the token from a file; return None if the file is empty.
+def read_token(path: Path | None) -> TokenDigest | None:
+    """Read the token from a file; return None if the file is empty, or there is none.
 
     Raises:
         ConfigError: the file cannot be read, or its content is not a valid token.
     """
+    if path is None:
+        return None
     try:
         token = token_in(path.read_bytes())
     except OSError as error:
