@@ -49,6 +49,7 @@ from server.rollout.shadow import SHADOW_LANE, Shadow
 from server.rollout.status import ServerStatus
 from server.runtime.listening import ListenError, http_shown, shown
 from server.runtime.supervisor import Supervisor
+from server.runtime.tasks import BackgroundTasks
 from server.scheduling.admission import Admission, Overload
 from server.scheduling.cost import CostModel
 from server.scheduling.earliest_deadline import EarliestDeadlineFirst
@@ -201,13 +202,11 @@ class Server:
         """Start what keeps the recorded sequences within their bounds."""
         if not self._config.record_actions:
             return
-        tasks = BackgroundTasks()
         if self.recording.sweeper is not None:
             self.metrics.register(SweepCollector(self.recording.sweeper))
-            tasks.start(self._supervisor.loop("recorded-sequences", self.recording.sweeper.run))
+            self._keep("recorded-sequences", self.recording.sweeper.run)
         if self.recording.rules.values_max:
-            tasks.start(self._supervisor.loop("store-size", self.recording.watch_size))
-        self._opened.push_async_callback(tasks.cancel)
+            self._keep("store-size", self.recording.watch_size)
 
     def _engine_factory(self) -> EngineFactory:
         try:
@@ -302,7 +301,9 @@ class Server:
 
     def _keep(self, name: str, work: Callable[[], Coroutine[object, object, None]]) -> None:
         """Run a loop until the server ends."""
-        self._opened.callback(asyncio.create_task(self._supervisor.loop(name, work)).cancel)
+        tasks = BackgroundTasks()
+        tasks.start(self._supervisor.loop(name, work))
+        self._opened.push_async_callback(tasks.cancel)
 
     def _open_http(self, certificates: Certificates | None) -> None:
         config, state = self._config, self.state
