@@ -20,7 +20,7 @@ COPY model_store model_store
 COPY server server
 COPY ranker ranker
 COPY loadtest loadtest
-RUN /opt/pinrank/bin/pip install --no-cache-dir -c constraints.txt '.[s3,signing,impressions]'
+RUN /opt/pinrank/bin/pip install --no-cache-dir -c constraints.txt '.[s3,signing,jwt,impressions]'
 
 FROM python:3.11-slim-bookworm
 RUN apt-get update && apt-get install -y --no-install-recommends libnghttp2-14 && rm -rf /var/lib/apt/lists/*
