@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import time
+import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import Literal
 
 from server.access.token_bucket import TokenBucket
@@ -37,7 +40,7 @@ class Caller:
         claim: its claim on the engine's time, beside the other callers of a surface.
         quotas: by unit, how much it may use; a unit without a bucket is not limited.
         flow: who it is to the scheduler. It differs from the name for calls without an identity: these share their
-            quotas, but each of their connections has a share of its own.
+            quotas, but each machine that they come from has a share of its own.
     """
 
     name: str
@@ -47,7 +50,7 @@ class Caller:
     flow: str = ""
 
 
-#: Connections without an identity are spread over so many flows, to bound what the scheduler must compare.
+#: Calls without an identity are spread over so many flows, to bound what the scheduler must compare.
 _FLOWS = 64
 #: What everybody may do if no callers are named.
 EVERYTHING_BUT_MODELS = frozenset(Permission) - {Permission.MODELS}
@@ -67,8 +70,28 @@ class Anonymous:
         )
 
     def from_peer(self, peer: str) -> Caller:
-        """Return the caller that a connection from an address is."""
-        return self._by_flow[hash(peer) % _FLOWS]
+        """Return the caller that a connection from an address is, as gRPC writes addresses."""
+        return self._by_flow[hash(origin(peer)) % _FLOWS]
+
+
+@lru_cache(maxsize=4_096)
+def origin(peer: str) -> str:
+    """Return where a connection without an identity comes from: the machine, or this machine's connection itself.
+
+    Connections cost a client nothing, and neither do the addresses of an IPv6 network of 64 bits, so they count as one.
+    """
+    kind, _, address = urllib.parse.unquote(peer).partition(":")
+    host = address.rpartition(":")[0].strip("[]")
+    if kind not in ("ipv4", "ipv6"):
+        return peer
+    try:
+        found = ipaddress.ip_address(host)
+    except ValueError:  # no address: count the connection
+        return peer
+    found = getattr(found, "ipv4_mapped", None) or found
+    if found.is_loopback:
+        return peer
+    return str(found if found.version == 4 else ipaddress.ip_network((found, 64), strict=False))
 
 
 @dataclass(frozen=True, slots=True)
