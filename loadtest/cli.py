@@ -11,6 +11,7 @@ from rich.text import Text
 
 from loadtest.errors import LoadError
 from pinrank.tls import ClientTls, with_tls_options
+from pinrank.tokens import Metadata, TokenFileError, authorization
 
 if TYPE_CHECKING:
     from loadtest.open_loop import Samples
@@ -63,6 +64,10 @@ def load(
         bool, typer.Option("--retry", help="Retry calls that end with UNAVAILABLE, as frontends do.")
     ] = False,
     allow_remote: Annotated[bool, typer.Option(help="Allow a server on another machine.")] = False,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File with a caller's token, if the server names callers.", envvar="PINRANK_TOKEN_FILE"),
+    ] = None,
     *,
     tls: ClientTls | None = None,
 ) -> None:
@@ -86,8 +91,9 @@ def load(
     try:
         _check_outputs(json, report)
         check_address(address, allow_remote=allow_remote)
-        results = run(_connected(address, settings.offer(), settings, console, tls))
-    except LoadError as error:
+        metadata = authorization(token_file)
+        results = run(_connected(address, settings.offer(), settings, console, tls, metadata))
+    except (LoadError, TokenFileError) as error:
         _fail(str(error))
     found_per_s = found_by(results) if search else None
     if found_per_s is not None:
@@ -128,7 +134,12 @@ def _check_outputs(json: Path | None, report: Path | None) -> None:
 
 
 async def _connected(
-    address: str, offer: Offer, settings: LoadSettings, console: Console, tls: ClientTls | None
+    address: str,
+    offer: Offer,
+    settings: LoadSettings,
+    console: Console,
+    tls: ClientTls | None,
+    metadata: Metadata,
 ) -> list[tuple[Summary, Samples]]:
     """Offer load over one channel after the server has answered a first request."""
     import asyncio  # noqa: PLC0415
@@ -138,9 +149,9 @@ async def _connected(
     from pinrank.channels import open_aio_channel  # noqa: PLC0415
 
     async with open_aio_channel(address, retry=settings.retry, tls=tls) as channel:
-        await _probe(channel, address, offer.requests[0], tls)
+        await _probe(channel, address, offer.requests[0], tls, metadata)
         results: list[tuple[Summary, Samples]] = []
-        steps = offer.steps(sender(channel, settings.deadline_ms / 1e3), settings.rates())
+        steps = offer.steps(sender(channel, settings.deadline_ms / 1e3, metadata), settings.rates())
         while True:
             progress = asyncio.create_task(_show_progress(offer.warmup_s + offer.duration_s))
             try:
@@ -153,7 +164,7 @@ async def _connected(
             console.print(table(result[0], f"load on {address}"))
 
 
-async def _probe(channel: Any, address: str, content: bytes, tls: ClientTls | None) -> None:
+async def _probe(channel: Any, address: str, content: bytes, tls: ClientTls | None, metadata: Metadata) -> None:
     """Check before the clock starts that a server answers and accepts such requests."""
     import asyncio  # noqa: PLC0415
 
@@ -165,7 +176,7 @@ async def _probe(channel: Any, address: str, content: bytes, tls: ClientTls | No
     try:
         async with asyncio.timeout(CONNECT_S):
             await channel.channel_ready()
-        await channel.unary_unary(RANK)(content, timeout=CONNECT_S)
+        await channel.unary_unary(RANK)(content, timeout=CONNECT_S, metadata=metadata)
     except TimeoutError as error:
         raise LoadError(parse_address(address).unanswered(tls=tls)) from error
     except grpc.aio.AioRpcError as error:

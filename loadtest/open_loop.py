@@ -20,6 +20,7 @@ import grpc.aio
 import numpy as np
 
 from pinrank import answers
+from pinrank.tokens import Metadata
 from pinrank.v1 import ranking_pb2
 
 RANK = "/pinrank.v1.RankingService/Rank"
@@ -153,13 +154,13 @@ class _Recorder:
         )
 
 
-def sender(channel: grpc.aio.Channel, deadline_s: float) -> Send:
-    """Return a function that sends raw bytes over a channel, with a gRPC deadline for each call."""
+def sender(channel: grpc.aio.Channel, deadline_s: float, metadata: Metadata = ()) -> Send:
+    """Return a function that sends raw bytes over a channel, with a gRPC deadline and metadata for each call."""
     rank: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(RANK)
 
     async def send(content: bytes) -> tuple[str, bytes]:
         try:
-            return OK, await rank(content, timeout=deadline_s)
+            return OK, await rank(content, timeout=deadline_s, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             return error.code().name, b""
 

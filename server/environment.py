@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 
 PREFIX = "PINRANK_"
-#: File with the token that `pinrank model status`, `load` and `unload` send; a server reads `admin_token_file` instead.
+#: File with the token that commands send which call a server; a server reads `admin_token_file` instead.
 TOKEN_FILE = f"{PREFIX}TOKEN_FILE"
 #: TLS of the commands that call a server: authorities, the client's own certificate and key, the server's name.
 TLS_CA, TLS_CERT, TLS_KEY, TLS_NAME = (f"{PREFIX}TLS_{name}" for name in ("CA", "CERT", "KEY", "NAME"))

@@ -13,10 +13,11 @@ import grpc
 import grpc.aio
 import structlog
 
+from pinrank.tokens import BEARER
 from server.access.caller_file import read_callers
 from server.access.callers import ADMIN, Caller, Permission, Unit, token_digest, unnamed
 from server.access.jwts import JwtError, JwtVerifier
-from server.access.tokens import BEARER, TokenDigest
+from server.access.tokens import TokenDigest
 from server.config import ConfigError
 from server.errors import QuotaError, StatusError
 

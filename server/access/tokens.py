@@ -6,22 +6,8 @@ import hashlib
 import hmac
 from pathlib import Path
 
+from pinrank.tokens import BEARER, token_in
 from server.config import ConfigError
-
-#: Prefix of the `authorization` metadata value.
-BEARER = b"Bearer "
-
-
-def token_in(content: bytes) -> bytes:
-    """Return the token in a file's content; an empty file contains an empty token.
-
-    Raises:
-        ValueError: gRPC metadata cannot carry the content as a token. The message does not quote it.
-    """
-    token = content.strip()
-    if not all(0x21 <= byte <= 0x7E for byte in token):
-        raise ValueError("a token is one line of printable ASCII without spaces")
-    return token
 
 
 class TokenDigest:

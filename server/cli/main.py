@@ -16,6 +16,7 @@ from server.cli import model_calls, model_diff, model_retune, plans  # noqa: F40
 from server.cli.console import console, fail
 from server.cli.features import features
 from server.cli.models import models
+from server.environment import TOKEN_FILE
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -140,6 +141,9 @@ def rank(
     deadline_ms: Annotated[float, typer.Option(help="Deadline of the call, in milliseconds.")] = 1000,
     address: Annotated[str, typer.Option(help="Server address: host:port or unix:/path.")] = "127.0.0.1:50051",
     json: Annotated[bool, typer.Option("--json", help="Print the whole response as JSON.")] = False,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with a caller's token, if the server names callers.", envvar=TOKEN_FILE)
+    ] = None,
     *,
     tls: ClientTls | None = None,
 ) -> None:
@@ -172,7 +176,7 @@ def rank(
     if query_pin_id is not None:
         request.query.pin_id = query_pin_id
     try:
-        response = call_rank(address, request, deadline_ms / 1e3, tls)
+        response = call_rank(address, request, deadline_ms / 1e3, tls, token_file)
     except RankCallError as error:
         fail(str(error))
     if json:

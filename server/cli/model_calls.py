@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from pinrank.tls import ClientTls, with_tls_options
+from pinrank.tokens import TokenFileError, authorization
 from server.cli.console import console, fail
 from server.cli.models import VersionArgument, models
 from server.environment import TOKEN_FILE
@@ -109,24 +110,15 @@ def _call(address: str, tls: ClientTls | None, token_file: Path, name: str, requ
 
     from pinrank.channels import AddressError, open_channel, parse_address  # noqa: PLC0415
     from pinrank.v1 import models_pb2_grpc  # noqa: PLC0415
-    from server.access.tokens import BEARER, token_in  # noqa: PLC0415
 
     try:
-        token = token_in(token_file.read_bytes())  # gRPC's own error would quote it
-    except OSError as error:
-        fail(f"{token_file}: {error.strerror}")
-    except ValueError as error:
-        fail(f"{token_file} does not hold a valid token: {error}")
-    if not token:
-        fail(f"{token_file} does not hold a valid token: it is empty")
-    try:
-        there = parse_address(address)
-    except AddressError as error:
+        metadata, there = authorization(token_file), parse_address(address)
+    except (TokenFileError, AddressError) as error:
         fail(str(error))
     with open_channel(address, tls=tls) as channel:
         try:
             method = getattr(models_pb2_grpc.ModelServiceStub(channel), name)
-            return method(request, timeout=300, metadata=(("authorization", (BEARER + token).decode()),))
+            return method(request, timeout=300, metadata=metadata)
         except grpc.RpcError as error:
             code, details = error.code(), error.details()
             fail(f"{code.name}: {there.unanswered(details, tls) if code == grpc.StatusCode.UNAVAILABLE else details}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import grpc
 from rich.box import SIMPLE_HEAD
@@ -13,6 +14,7 @@ from rich.text import Text
 from pinrank.answers import STAGES
 from pinrank.channels import AddressError, open_channel, parse_address
 from pinrank.tls import ClientTls
+from pinrank.tokens import TokenFileError, authorization
 from pinrank.v1 import ranking_pb2, ranking_pb2_grpc
 
 
@@ -21,17 +23,21 @@ class RankCallError(Exception):
 
 
 def call_rank(
-    address: str, request: ranking_pb2.RankRequest, timeout_s: float, tls: ClientTls | None = None
+    address: str,
+    request: ranking_pb2.RankRequest,
+    timeout_s: float,
+    tls: ClientTls | None = None,
+    token_file: Path | None = None,
 ) -> ranking_pb2.RankResponse:
     """Make one Rank call, and retry it when the server is unavailable. Raises RankCallError."""
     try:
-        there = parse_address(address)
-    except AddressError as error:
+        there, metadata = parse_address(address), authorization(token_file)
+    except (AddressError, TokenFileError) as error:
         raise RankCallError(str(error)) from error
     with open_channel(address, retry=True, tls=tls) as channel:
         stub = ranking_pb2_grpc.RankingServiceStub(channel)
         try:
-            response: ranking_pb2.RankResponse = stub.Rank(request, timeout=timeout_s)
+            response: ranking_pb2.RankResponse = stub.Rank(request, timeout=timeout_s, metadata=metadata)
         except grpc.RpcError as error:
             code, details = error.code(), error.details()
             if code == grpc.StatusCode.UNAVAILABLE:
