@@ -147,6 +147,7 @@ _OPERATORS: Mapping[str, Operator] = {
     **{name: getattr(torch, f"logical_{name.lower()}") for name in ("And", "Not", "Or", "Xor")},
     **{f"Reduce{name}": _reduced(operator) for name, operator in _REDUCTIONS.items()},
     "Cast": lambda values, to, **_: values.to(_dtype(to)),
+    "Clip": lambda values, low=None, high=None: torch.clamp(values, low, high),
     "Concat": lambda *values, axis: torch.cat(values, dim=axis),
     "Equal": torch.eq,
     "Expand": lambda values, shape: values * torch.ones(_sizes(shape), dtype=values.dtype, device=values.device),

@@ -16,6 +16,7 @@ from server.edge.tls import TlsPort
 if TYPE_CHECKING:
     from server.api.calls import Services
     from server.config import ServerConfig
+    from server.telemetry.metrics import ConnectionMetrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +55,25 @@ class Endpoint(ABC):
     kind: ClassVar[str]
 
     def __init__(
-        self, services: Services, limits: PortLimits, *, shared_port: bool, tls: TlsPort | None = None
+        self,
+        services: Services,
+        limits: PortLimits,
+        metrics: ConnectionMetrics,
+        *,
+        shared_port: bool,
+        tls: TlsPort | None = None,
     ) -> None:
         """Create the endpoint without opening its port.
 
         Args:
             services: the services; health is added to them.
             limits: the port's limits.
+            metrics: tells of the connections, if this kind of port knows them.
             shared_port: whether other processes of this server listen on the same port.
             tls: what clients that connect are served with; without it, the port speaks plain text.
         """
         self._limits = limits
+        self._metrics = metrics
         self._shared_port = shared_port
         self._tls = tls
         self._names = tuple(services)

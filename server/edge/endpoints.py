@@ -55,7 +55,7 @@ def new_endpoint(
                 raise ConfigError(f"grpc_edge: {error}; or set grpc_edge to auto or grpcio") from error
             _log.warning("grpc_edge_not_native", reason=str(error), serving_with="grpcio")
     _check_grpcio(config.tls)
-    return GrpcioEndpoint(every, limits, shared_port=shared_port, tls=tls)
+    return GrpcioEndpoint(every, limits, metrics, shared_port=shared_port, tls=tls)
 
 
 def _check_grpcio(tls: TlsConfig) -> None:

@@ -35,12 +35,12 @@ class NativeEndpoint(Endpoint):
         shared_port: bool,
         tls: TlsPort | None = None,
     ) -> None:
-        """Create the endpoint without opening its port, as `Endpoint` does; `metrics` tells of its connections.
+        """Create the endpoint without opening its port, as `Endpoint` does.
 
         Raises:
             NativeLibraryError: the library is not built, or nghttp2 is not installed.
         """
-        super().__init__(services, limits, shared_port=shared_port, tls=tls)
+        super().__init__(services, limits, metrics, shared_port=shared_port, tls=tls)
         handlers = {
             f"/{service}/{name}": handler
             for service, methods in self._services.items()

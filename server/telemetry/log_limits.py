@@ -18,6 +18,10 @@ _OURS = frozenset({"server", "feature_client", "model_store"})
 _PLAIN = (OSError, MemoryError)
 
 
+#: Events of which every line is written: what operators did. Only who may manage models can cause them.
+AUDITED = frozenset({"model_call"})
+
+
 @dataclass(frozen=True, slots=True)
 class WriteLine:
     """Write the line; `withheld` lines of its event were left out since the last one."""
@@ -56,6 +60,8 @@ class EventRates:
 
     def decide(self, event: str, now_s: float) -> WriteLine | WithholdLine:
         """Decide whether a line of an event may be written now."""
+        if event in AUDITED:
+            return WriteLine(0)
         if event not in self._events and len(self._events) >= self.events_max:
             event = "other events"
         known = self._events.setdefault(event, _Event(self.burst, now_s))

@@ -7,9 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kernels.cpu.numpy_engine import NumpyEngine
-from kernels.cpu.openvino_engine import OpenVinoEngine
-from kernels.engine import EngineFactory
+from kernels.engines import engine_factory
 from model_store.bundle.files import UTILITY, Bundle
 from model_store.bundle.golden import decode_golden
 from model_store.model.loaded import load_model
@@ -17,6 +15,7 @@ from model_store.model.utility import load_utility
 from model_store.registry.store import open_model_store
 from ranker.data.embeddings import decode_embeddings
 from ranker.data.features import Groups
+from tests.conftest import needs_training
 
 DEMO = Path(__file__).parents[3] / "deploy" / "demo"
 STORE = open_model_store(DEMO / "models")
@@ -35,9 +34,9 @@ def test_the_store_holds_both_twins() -> None:
     assert stable.sequence_length == 50
 
 
-@pytest.mark.parametrize("factory", [NumpyEngine, OpenVinoEngine])
-def test_each_engine_proves_the_bundle_on_its_golden_requests(bundle: Bundle, factory: EngineFactory) -> None:
-    model = load_model(bundle, factory, streams=1)
+@pytest.mark.parametrize("engine", ["numpy", "openvino", pytest.param("torch", marks=needs_training)])
+def test_each_engine_proves_the_bundle_on_its_golden_requests(bundle: Bundle, engine: str) -> None:
+    model = load_model(bundle, engine_factory(engine), streams=1)
     assert model.engine.cost_s(100) > 0
     model.engine.close()
 

@@ -13,7 +13,9 @@ import pytest
 from google.protobuf.message import DecodeError
 
 from server.api.calls import guarded
+from server.edge.endpoint import PortLimits
 from server.errors import DrainingError, InvalidRequestError, OverloadedError, StatusError, StoreDownError
+from server.telemetry.metrics import Metrics
 from tests.server.edges import EDGES
 
 KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
@@ -49,7 +51,7 @@ class Service:
 async def served(request) -> AsyncIterator[tuple[Service, grpc.aio.Channel]]:
     service = Service()
     methods = {kind: getattr(grpc, f"{kind}_rpc_method_handler")(getattr(service, kind), parse, None) for kind in KINDS}
-    endpoint = request.param({"test": methods}, 1 << 20, 0, shared_port=False)
+    endpoint = request.param({"test": methods}, PortLimits(1 << 20), Metrics().connections, shared_port=False)
     await endpoint.start("127.0.0.1", 0)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{endpoint.listens_on}") as channel:
         yield service, channel

@@ -12,8 +12,6 @@ import grpc
 import grpc.aio
 
 from server.edge.endpoint import Endpoint, PortLimits
-from server.edge.grpcio_endpoint import GrpcioEndpoint
-from server.edge.native_endpoint import NativeEndpoint
 from server.edge.tls import TlsPort
 from server.runtime.tls import Certificates, TlsFiles
 from server.telemetry.metrics import Metrics
@@ -52,12 +50,7 @@ class SecuredPort:
         }
         port = TlsPort(self.certificates, self.metrics.tls)
         limits = PortLimits(BYTES_MAX, connection_age_s_max=age_s_max)
-        if kind is NativeEndpoint:
-            self.endpoint: Endpoint = NativeEndpoint(
-                {"test": methods}, limits, self.metrics.connections, shared_port=False, tls=port
-            )
-        else:
-            self.endpoint = GrpcioEndpoint({"test": methods}, limits, shared_port=False, tls=port)
+        self.endpoint = kind({"test": methods}, limits, self.metrics.connections, shared_port=False, tls=port)
 
     async def start(self, host: str = "127.0.0.1") -> SecuredPort:
         await self.endpoint.start(host, 0)
