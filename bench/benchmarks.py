@@ -39,6 +39,8 @@ BENCHMARKS = {
         Benchmark("capacity", "serving", _SERVER),
         # It compares packages that are installed beside pinrank.
         Benchmark("edges", "edges", ("bench/edges/edge_server.py",), on_request=True),
+        # It takes ten minutes.
+        Benchmark("rolling_restart", "edges", (*_SERVER, "deploy/envoy"), on_request=True),
         Benchmark("tls", "edges", _SERVER),
         Benchmark("exploration", "serving", ("model_store/exploration", "model_store/model")),
         Benchmark("faults", "serving", _SERVER),

@@ -79,7 +79,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         values = tomllib.loads(path.read_text(encoding="utf-8"))  # TOML is UTF-8 in every locale
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
-    for key in ("model_store", "utility", "admin_token_file", "state_folder"):
+    for key in ("model_store", "utility", "admin_token_file", "callers_file", "state_folder"):
         if isinstance(values.get(key), str) and "://" not in values[key]:
             values[key] = path.parent / values[key]
     tls = values.get("tls")

@@ -60,6 +60,7 @@ class _CallerSettings(_Rights):
     certificates: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     tokens_sha256: tuple[Annotated[str, AfterValidator(_is_sha256)], ...] = ()
     subjects: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    speaks_for_others: bool = False
 
     @model_validator(mode="after")
     def _can_be_known(self) -> _CallerSettings:
@@ -149,7 +150,7 @@ def _named(path: Path, name: str, given: _CallerSettings) -> Caller:
             f"callers_file {path}: callers.{name}: use a name of small letters, digits, '.', '_' and '-', at most 63, "
             f"and none of {', '.join(_RESERVED)}"
         )
-    return Caller(name, frozenset(given.may), given.claim, given.quotas(), name)
+    return Caller(name, frozenset(given.may), given.claim, given.quotas(), name, given.speaks_for_others)
 
 
 def _by(path: Path, given: _CallerFile, kind: str, named: dict[str, Caller]) -> dict[str, Caller]:

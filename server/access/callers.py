@@ -41,6 +41,8 @@ class Caller:
         quotas: by unit, how much it may use; a unit without a bucket is not limited.
         flow: who it is to the scheduler. It differs from the name for calls without an identity: these share their
             quotas, but each machine that they come from has a share of its own.
+        speaks_for_others: whether its calls are those of the callers that it names in `x-pinrank-caller`: a proxy.
+        via: the proxy that named this caller, if one did.
     """
 
     name: str
@@ -48,6 +50,13 @@ class Caller:
     claim: Lane = field(default_factory=Lane)
     quotas: Mapping[Unit, TokenBucket] = field(default_factory=dict)
     flow: str = ""
+    speaks_for_others: bool = False
+    via: str = ""
+
+    @property
+    def route(self) -> str:
+        """Its name, and that of the proxy that it calls through, for logs."""
+        return f"{self.name} via {self.via}" if self.via else self.name
 
 
 #: Calls without an identity are spread over so many flows, to bound what the scheduler must compare.
@@ -111,6 +120,10 @@ class Callers:
     by_token: Mapping[bytes, Caller] = field(default_factory=dict)
     by_subject: Mapping[str, Caller] = field(default_factory=dict)
     by_flow: Mapping[str, Caller] = field(default_factory=dict)
+
+    def named(self, name: str) -> Caller | None:
+        """Return the caller that a proxy names: by a name in its certificate, or by its own; None if there is none."""
+        return self.by_certificate.get(name) or self.by_flow.get(name)
 
     @property
     def are_named(self) -> bool:

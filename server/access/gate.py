@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,9 @@ _log = structlog.get_logger(__name__)
 
 #: Verified JWTs that are remembered, so that each is verified once.
 _REMEMBERED = 4_096
+#: Metadata in which a proxy names the caller whose call it passes on.
+SPOKEN_FOR = "x-pinrank-caller"
+_SHOWN_MAX = 200
 _FIXES = {"requests": "requests_per_s", "rows": "rows_per_s", "actions": "actions_per_s"}
 
 
@@ -112,8 +116,9 @@ class Gate:
         """
         try:
             caller = self._caller_of(context, permission)
-        except StatusError:
-            self._metrics.count("unknown", "unauthenticated")
+        except StatusError as error:
+            if error.code is not grpc.StatusCode.PERMISSION_DENIED:  # of a known caller, and counted as its
+                self._metrics.count("unknown", "unauthenticated")
             raise
         if permission not in caller.may:
             self._metrics.count(caller.name, "denied")
@@ -141,22 +146,55 @@ class Gate:
         managing = permission is Permission.MODELS
         if not callers.are_named and not managing:
             return callers.anonymous.from_peer(context.peer())
-        if given := dict(context.invocation_metadata() or ()).get("authorization", ""):
-            return self._by_authorization(given if isinstance(given, bytes) else given.encode(errors="replace"))
+        metadata: Any = context.invocation_metadata() or ()
         certified = _names_in(context.auth_context()) if callers.by_certificate else ()
-        for name in certified:
-            if caller := callers.by_certificate.get(name):
-                return caller
+        connected = next(filter(None, map(callers.by_certificate.get, certified)), None)
+        if given := dict(metadata).get("authorization", ""):
+            caller = self._by_authorization(given if isinstance(given, bytes) else given.encode(errors="replace"))
+        else:
+            caller = connected or self._without_identity(context, certified, managing=managing)
+        if callers.are_named and (names := [value for name, value in metadata if name == SPOKEN_FOR]):
+            return self._spoken_for(caller, connected, names)
+        return caller
+
+    def _spoken_for(self, caller: Caller, connected: Caller | None, names: Sequence[str]) -> Caller:
+        """Return the caller that a proxy names; `connected` is who has the connection's certificate."""
+        if not caller.speaks_for_others:
+            # A token says more than a certificate: that of a call which a proxy passes on, too.
+            if connected is not None and connected.speaks_for_others:
+                return replace(caller, via=connected.name)
+            self._metrics.count(caller.name, "denied")
+            raise StatusError(
+                grpc.StatusCode.PERMISSION_DENIED,
+                f"caller {caller.name!r} may not speak for others: do not send {SPOKEN_FOR}, or, if it is a proxy, set "
+                "`speaks_for_others = true` for it in the server's callers_file",
+            )
+        if len(names) > 1:
+            raise StatusError(
+                grpc.StatusCode.UNAUTHENTICATED,
+                f"{SPOKEN_FOR} is there {len(names)} times; the proxy {caller.name!r} must replace what clients send",
+            )
+        if (found := self._callers.named(names[0])) is None:
+            raise StatusError(
+                grpc.StatusCode.UNAUTHENTICATED,
+                f"{SPOKEN_FOR} {names[0][:_SHOWN_MAX]!r}, which {caller.name!r} sends, is neither the name of a caller "
+                "in callers_file nor one of its `certificates`",
+            )
+        return replace(found, via=caller.name)
+
+    def _without_identity(
+        self, context: grpc.aio.ServicerContext[Any, Any], certified: Sequence[str], *, managing: bool
+    ) -> Caller:
         if managing:
             raise self._no_identity()
-        if not callers.anonymous.may:
+        if not self._callers.anonymous.may:
             known = f"; the names in its certificate are {', '.join(certified)}" if certified else ""
             raise StatusError(
                 grpc.StatusCode.UNAUTHENTICATED,
                 f"this server answers only callers that it knows{known}: send `authorization: Bearer TOKEN` as "
                 "metadata, or a client certificate, of a caller in callers_file",
             )
-        return callers.anonymous.from_peer(context.peer())
+        return self._callers.anonymous.from_peer(context.peer())
 
     def _no_identity(self) -> StatusError:
         if self._admin_token is None and not self._callers.are_named:

@@ -81,7 +81,7 @@ class ModelEdge:
         async def checked(message: _Request, context: _Context) -> _Response:
             outcome, caller = "failed", ""
             try:
-                caller = self._gate.enter(context, Permission.MODELS).name
+                caller = self._gate.enter(context, Permission.MODELS).route
                 answered = await answer(message, context)
                 outcome = "done"
             except (ModelStoreError, BundleError) as error:

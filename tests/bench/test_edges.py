@@ -1,8 +1,11 @@
 from __future__ import annotations
 
-from bench.edges import tls
+import pytest
+
+from bench.edges import rolling_restart, tls
 from bench.edges.edges import conclude, measure
 from bench.harness import whole
+from tests.proxied import why_not
 from tests.server.edges import needs_native_edge
 
 
@@ -22,3 +25,16 @@ def test_a_quick_run_measures_servers_with_and_without_tls(config_file):
     assert set(only) == {tls.PLAIN, tls.TLS, tls.MUTUAL}
     found = tls.conclude(raw)
     assert [claim.target for claim in found.claims] == [1.05, 1.05]
+
+
+@pytest.mark.skipif(bool(why_not()), reason=why_not())
+def test_a_quick_run_restarts_servers_and_counts_what_failed(config_file):
+    raw = whole(rolling_restart.measure(quick=True, config=config_file))
+    found = rolling_restart.conclude(raw)
+    assert (found.summary["requests"], found.summary["failed"]) == (rolling_restart.QUICK.requests, 0)
+    assert raw["restarts"] > 0
+    raw["statuses"]["UNAVAILABLE"] = 3
+    (claim,) = rolling_restart.conclude(raw | {"restarts": 2}).claims
+    assert (claim.measured, claim.holds) == (3, False)
+    (claim,) = rolling_restart.conclude(raw | {"restarts": 1}).claims
+    assert claim.measured is None

@@ -212,6 +212,13 @@ def test_hosts(file, host):
     assert load_config(file, {"host": host}).host == host
 
 
+@pytest.mark.parametrize("name", ["admin_token_file", "callers_file", "utility"])
+def test_files_are_relative_to_the_settings(file, name):
+    (file.parent / "a").touch()
+    file.write_text(f'{name} = "a"\n{FILE}')
+    assert getattr(load_config(file), name) == file.parent / "a"
+
+
 def test_certificate_files_are_relative_to_the_settings(file, monkeypatch):
     for name in ("a.crt", "a.key", "ca.crt"):
         (file.parent / name).touch()
