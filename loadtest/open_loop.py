@@ -153,13 +153,13 @@ class _Recorder:
         )
 
 
-def sender(channel: grpc.aio.Channel, deadline_s: float) -> Send:
-    """Return a function that sends raw bytes over a channel, with a gRPC deadline for each call."""
+def sender(channel: grpc.aio.Channel, deadline_s: float, metadata: Sequence[tuple[str, str]] = ()) -> Send:
+    """Return a function that sends raw bytes over a channel, with a gRPC deadline and metadata for each call."""
     rank: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(RANK)
 
     async def send(content: bytes) -> tuple[str, bytes]:
         try:
-            return OK, await rank(content, timeout=deadline_s)
+            return OK, await rank(content, timeout=deadline_s, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             return error.code().name, b""
 
