@@ -10,7 +10,6 @@ DATA, HEADERS, RST_STREAM, SETTINGS = 0, 1, 3, 4
 END_STREAM, END_HEADERS = 1, 4
 CANCEL = 8
 FRAME_HEADER_BYTES = 9
-_STREAM_MAX = 0x7FFF_FFFF
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
@@ -31,13 +30,14 @@ def call_headers(path: bytes, more: Iterable[tuple[bytes, bytes]] = ()) -> list[
     ]  # fmt: skip
 
 
-def resets(first: int, count: int, block: bytes) -> bytes:
-    """Return calls that begin, without a body, and are given up at once; `first` is the first one's stream, odd."""
-    cancel = struct.pack(">I", CANCEL)
-    return b"".join(
-        frame(HEADERS, END_HEADERS, stream, block) + frame(RST_STREAM, 0, stream, cancel)
-        for stream in range(first, min(first + 2 * count, _STREAM_MAX), 2)
-    )
+def begun(streams: Iterable[int], block: bytes) -> bytes:
+    """Return the beginnings of calls that have no body yet."""
+    return b"".join(frame(HEADERS, END_HEADERS, stream, block) for stream in streams)
+
+
+def given_up(streams: Iterable[int]) -> bytes:
+    """Return the resets of calls."""
+    return b"".join(frame(RST_STREAM, 0, stream, struct.pack(">I", CANCEL)) for stream in streams)
 
 
 def frames_in(content: bytes) -> Iterable[tuple[int, bytes]]:

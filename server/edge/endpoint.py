@@ -65,6 +65,8 @@ class Endpoint(ABC):
         self._names = tuple(services)
         self._health = health.aio.HealthServicer()
         checks = registered(health_pb2_grpc.add_HealthServicer_to_server, self._health)
+        for methods in checks.values():
+            methods.pop("List", None)  # the health package has none for asyncio: its default fails, whoever calls
         #: The guarded methods of all services.
         self._services = {
             service: {name: guarded(handler, f"/{service}/{name}") for name, handler in methods.items()}
