@@ -1,9 +1,8 @@
-"""Hostile inputs for both ports, each drawn from its number alone: calls, HTTP/2 frames, TLS greetings, HTTP requests."""
+"""Hostile inputs for both ports, each drawn from its number: calls, HTTP/2 frames, TLS greetings, HTTP requests."""
 
 from __future__ import annotations
 
 import random
-import ssl
 import string
 import struct
 from collections.abc import Sequence
@@ -20,13 +19,24 @@ from pinrank.v1 import activity_pb2, impressions_pb2, models_pb2, ranking_pb2
 
 _FILES = (ranking_pb2, activity_pb2, impressions_pb2, models_pb2, health_pb2, reflection_pb2)
 METHODS: tuple[MethodDescriptor, ...] = tuple(
-    method
-    for file in _FILES
-    for service in file.DESCRIPTOR.services_by_name.values()
-    for method in service.methods
+    method for file in _FILES for service in file.DESCRIPTOR.services_by_name.values() for method in service.methods
 )
 RANK = next(method for method in METHODS if method.name == "Rank")
-_WORDS = ("", "home", "related", "stable", "canary", "save", "hide", "tiny@1", "*", "é" * 20, "\0", "../..", "a" * 5_000)
+_WORDS = (
+    "",
+    "home",
+    "related",
+    "stable",
+    "canary",
+    "save",
+    "hide",
+    "tiny@1",
+    "*",
+    "é" * 20,
+    "\0",
+    "../..",
+    "a" * 5_000,
+)
 _TEXT = string.ascii_letters + string.digits + " !#$%&'()*+,-./:;<=>?@[]^_`{|}~"
 _KEY = string.ascii_lowercase + string.digits + "-_."
 _DEPTH_MAX = 4
@@ -57,7 +67,8 @@ def case(number: int, seed: int, tokens: Sequence[str]) -> RpcCase | RawCase:
     """Return a case.
 
     Args:
-        number, seed: equal ones give the same case.
+        number: the case; equal numbers and seeds give equal cases.
+        seed: of all cases.
         tokens: valid tokens, some of which are sent whole, and more of them changed.
     """
     rng = random.Random(f"{seed}:{number}")
@@ -117,6 +128,7 @@ def _message(rng: random.Random, kind: Descriptor, depth: int) -> Any:
 def _value(rng: random.Random, field: FieldDescriptor, depth: int) -> Any:
     match field.cpp_type:
         case FieldDescriptor.CPPTYPE_MESSAGE:
+            assert field.message_type is not None  # noqa: S101 - a message has a type
             return _message(rng, field.message_type, depth + 1)
         case FieldDescriptor.CPPTYPE_STRING:
             if field.type == FieldDescriptor.TYPE_BYTES:
@@ -125,6 +137,7 @@ def _value(rng: random.Random, field: FieldDescriptor, depth: int) -> Any:
         case FieldDescriptor.CPPTYPE_BOOL:
             return rng.random() < 0.5
         case FieldDescriptor.CPPTYPE_ENUM:
+            assert field.enum_type is not None  # noqa: S101 - an enumeration has one
             return rng.choice(field.enum_type.values).number
         case FieldDescriptor.CPPTYPE_FLOAT | FieldDescriptor.CPPTYPE_DOUBLE:
             return rng.choice((0.0, 1.0, -1e30, float("nan"), float("inf"), rng.random()))
@@ -187,13 +200,14 @@ def _conversation(rng: random.Random, tokens: Sequence[str]) -> bytes:
         method = RANK if rng.random() < 0.5 else rng.choice(METHODS)
         more = [(b"authorization", _authorization(rng, tokens).encode())]
         for _ in range(rng.randrange(4)):
-            more.append(rng.choice((
+            further: tuple[tuple[bytes, bytes], ...] = (
                 (b"grpc-timeout", rng.choice((b"1S", b"10m", b"-1S", b"99999999H", b"", b"1"))),
                 (b"grpc-encoding", rng.choice((b"gzip", b"snappy", b"identity"))),
                 (rng.randbytes(rng.randrange(9)), rng.randbytes(rng.randrange(40))),
                 (b"Upper", b"case"), (b"connection", b"close"), (b":path", b"/twice"), (b"x", b"y" * 9_000),
                 (b"content-length", b"5"), (b"te", b"gzip"), (b"a-bin", b"!!!"),
-            )))  # fmt: skip
+            )  # fmt: skip
+            more.append(rng.choice(further))
         path = f"/{method.containing_service.full_name}/{method.name}".encode()
         block = frames.header_block(frames.call_headers(path, more))
         parts.append(frames.frame(frames.HEADERS, frames.END_HEADERS, stream, block))
@@ -205,7 +219,9 @@ def _conversation(rng: random.Random, tokens: Sequence[str]) -> bytes:
         parts.append(frames.frame(frames.DATA, frames.END_STREAM, stream, body))
     for _ in range(rng.randrange(3)):
         # Streams, flags and kinds that make no sense where they are.
-        wild = frames.frame(rng.randrange(14), rng.getrandbits(8), rng.choice((0, 1, 2, 3, 2**31 - 1)), rng.randbytes(9))
+        wild = frames.frame(
+            rng.randrange(14), rng.getrandbits(8), rng.choice((0, 1, 2, 3, 2**31 - 1)), rng.randbytes(9)
+        )
         parts.insert(rng.randrange(len(parts) + 1), wild)
     at = rng.randrange(len(parts))
     if rng.random() < 0.5:
@@ -215,21 +231,32 @@ def _conversation(rng: random.Random, tokens: Sequence[str]) -> bytes:
 
 
 def _hello(rng: random.Random) -> bytes:
-    """Return how a client begins TLS, as it is or changed."""
+    """Return how a client begins TLS 1.3 (RFC 8446, section 4.1.2): as it is, changed, or mostly random."""
     if rng.random() < 0.2:
-        return b"\x16\x03" + rng.randbytes(1) + struct.pack(">H", rng.randrange(600)) + rng.randbytes(rng.randrange(600))
-    sent = ssl.MemoryBIO()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    if rng.random() < 0.7:
-        context.set_alpn_protocols(["h2", "http/1.1"])
-    try:
-        context.wrap_bio(ssl.MemoryBIO(), sent, server_hostname="localhost").do_handshake()
-    except ssl.SSLWantReadError:
-        pass
-    content = sent.read()
-    return mutated(rng, content) if rng.random() < 0.7 else content
+        return (
+            b"\x16\x03" + rng.randbytes(1) + struct.pack(">H", rng.randrange(600)) + rng.randbytes(rng.randrange(600))
+        )
+    extensions = {
+        0: _sized(2, b"\0" + _sized(2, b"localhost")),  # server_name
+        10: _sized(2, b"\0\x1d"),  # supported_groups: x25519
+        13: _sized(2, b"\x04\x03\x08\x04"),  # signature_algorithms
+        16: _sized(2, _sized(1, b"h2") + _sized(1, b"http/1.1")),  # application_layer_protocol_negotiation
+        43: _sized(1, b"\x03\x04\x03\x03"),  # supported_versions
+        51: _sized(2, b"\0\x1d" + _sized(2, rng.randbytes(32))),  # key_share
+        rng.randrange(1 << 16): rng.randbytes(rng.randrange(40)),
+    }
+    chosen = rng.sample(sorted(extensions), rng.randrange(3, len(extensions) + 1))
+    body = (
+        b"\x03\x03" + rng.randbytes(32) + _sized(1, rng.randbytes(rng.choice((0, 32))))
+        + _sized(2, b"\x13\x01\x13\x02\xc0\x2f") + _sized(1, b"\0")
+        + _sized(2, b"".join(struct.pack(">H", kind) + _sized(2, extensions[kind]) for kind in chosen))
+    )  # fmt: skip
+    content = b"\x16\x03\x01" + _sized(2, b"\x01" + _sized(3, body))
+    return mutated(rng, content) if rng.random() < 0.6 else content
+
+
+def _sized(length_bytes: int, content: bytes) -> bytes:
+    return len(content).to_bytes(length_bytes, "big") + content
 
 
 def _http(rng: random.Random, tokens: Sequence[str]) -> bytes:

@@ -75,7 +75,7 @@ def crowd(address: str, duration_s: float) -> dict[str, int]:
     while (passed_s := time.monotonic() - start_s) < duration_s:
         while opened < passed_s * _OPENED_PER_S and len(held.get_map()) < _CONNECTIONS:
             own = socket.socket()
-            own.setblocking(False)
+            own.settimeout(0)
             with contextlib.suppress(BlockingIOError):
                 own.connect((host, int(port)))
             held.register(own, selectors.EVENT_READ)

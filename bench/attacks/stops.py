@@ -26,7 +26,7 @@ from tests.redis_servers import cluster_ports
 
 _CANDIDATES, _DEADLINE_S, _LAME_DUCK_S = 64, 1.0, 1.0
 _CHUNK_S = 2.0
-_ROUND_ROBIN = {"loadBalancingConfig": [{"round_robin": {}}]}
+_ROUND_ROBIN: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
 _POLICIES = {"with": SERVICE_CONFIG | _ROUND_ROBIN, "without": _ROUND_ROBIN}
 #: Time for clients to find a server again that was started anew.
 _BACK_S, _LOOK_S = 30.0, 0.2
