@@ -47,7 +47,7 @@ BENCHMARKS = {
         Benchmark("load_tools", "serving", (*_SERVER, "loadtest")),
         Benchmark("overload", "serving", _SERVER),
         Benchmark("recording", "serving", _SERVER),
-        Benchmark("scrapes", "serving", _SERVER),
+        Benchmark("scrapes", "attacks", _SERVER),
         Benchmark("serving", "serving", _SERVER),
         Benchmark("swap_kills", "serving", _SERVER),
         Benchmark("swaps", "serving", _SERVER),

@@ -26,7 +26,6 @@ from loadtest.report import Percentiles
 
 #: Time for processes to start and to connect.
 _START_S = 120.0
-_CHUNK_S = 2.0
 
 #: What a client's process shares with the benchmark.
 _shared: list[tuple[Barrier, Event]] = []

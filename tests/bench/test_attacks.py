@@ -7,7 +7,7 @@ from pathlib import Path
 import hpack
 import pytest
 
-from bench.attacks import callers, frames, fuzz_ports, greedy, idle_connections, resets, retries, soak, stops
+from bench.attacks import callers, frames, fuzz_ports, greedy, idle_connections, resets, retries, scrapes, soak, stops
 from bench.attacks.clients import Load, begin, clients, is_over, offer, outcome, results_of, steady
 from bench.attacks.fuzz_cases import METHODS, RawCase, RpcCase, case
 from bench.attacks.place import callers_file, place, token_of
@@ -203,9 +203,13 @@ def test_growth_is_judged_after_the_first_quarter():
 
 def test_failures_count_unless_redis_was_down():
     failures = [[31.0, "Record", "UNAVAILABLE"], [29.0, "Rank", "INTERNAL"], [50.0, "Record", "UNAVAILABLE"]]
-    concluded = soak.conclude(soaked(failures=failures))
+    statuses = {"Rank": {"OK": 9, "INTERNAL": 1}, "Record": {"UNAVAILABLE": 2}}
+    concluded = soak.conclude(soaked(failures=failures, statuses=statuses))
     assert concluded.claims[-1].measured == 2
     assert concluded.summary["calls that failed during Redis restarts"] == 1
+    statuses["Record"]["UNAVAILABLE"] = 7
+    beyond_those_kept = soak.conclude(soaked(failures=failures, statuses=statuses)).claims[-1]
+    assert beyond_those_kept.measured == 7
 
 
 def fuzzed(**more):
@@ -261,3 +265,11 @@ def test_a_quick_run_measures_every_part(bench, config_file):
         assert raw["rounds"][0]["connecting again"]["closed_by_server"] >= 1
     if bench is idle_connections:
         assert all(crowd["opened"] > 100 for crowd in raw["rounds"][0]["crowded"]["crowds"])
+
+
+def test_what_scrapes_and_a_flood_cost_is_measured_beside_ranking(config_file):
+    raw = whole(scrapes.measure(quick=True, config=config_file))
+    (only,) = raw["rounds"]
+    assert (only["0 scrapes/s"]["scrapes"], only["50 scrapes/s"]["scrapes"] > 1) == (0, True)
+    assert only["flood"]["checks"]
+    assert {claim.unit for claim in scrapes.conclude(raw).claims} == {"ratio", "share"}
