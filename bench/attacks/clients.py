@@ -22,10 +22,12 @@ from bench.harness import BenchmarkError
 from bench.processes import cpu_seconds
 from loadtest import open_loop
 from loadtest.open_loop import OK, Samples, Send
-from loadtest.report import Percentiles
+from loadtest.report import REFUSED, Percentiles
 
 #: Time for processes to start and to connect.
 _START_S = 120.0
+#: Pause of a caller after a refusal.
+_PAUSE_S = 0.1
 
 #: What a client's process shares with the benchmark.
 _shared: list[tuple[Barrier, Event]] = []
@@ -150,7 +152,7 @@ def offer_until_over(loads: tuple[Load, ...]) -> list[list[dict[str, int]]]:
 
 
 def saturate(load: Load, callers: int, tokens: tuple[str, ...], warmup_s: float, duration_s: float, pid: int) -> Any:
-    """Send with callers that do not pause, with the tokens in turn.
+    """Send with callers that pause only after a refusal, with the tokens in turn.
 
     Returns:
         The samples of the time after the warm-up, and the CPU seconds that process `pid` used in it.
@@ -163,7 +165,10 @@ def saturate(load: Load, callers: int, tokens: tuple[str, ...], warmup_s: float,
         )
 
         async def send(content: bytes) -> tuple[str, bytes]:
-            return await next(senders)(content)
+            status, answer = await next(senders)(content)
+            if status == REFUSED:  # without a pause, this would be a flood of refusals instead
+                await asyncio.sleep(_PAUSE_S)
+            return status, answer
 
         samples = await open_loop.saturate(
             send, load.requests, callers, warmup_s, duration_s, on_window=lambda: used_s.append(cpu_seconds(pid))

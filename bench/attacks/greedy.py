@@ -1,7 +1,8 @@
 """Put a greedy caller beside ten modest ones on one surface: named by tokens, and known only by their connections.
 
-The greedy one always has 12 calls of 5,000 candidates in flight, with deadlines of 30 s. Each modest one makes 5 calls
-of 100 candidates a second, with deadlines of 100 ms. All have a connection of their own.
+The greedy one always has 12 calls of 5,000 candidates in flight, with deadlines of 30 s, and waits 100 ms after a
+refusal. Each modest one makes 5 calls of 100 candidates a second, with deadlines of 100 ms. All have a connection of
+their own.
 """
 
 from __future__ import annotations
