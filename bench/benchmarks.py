@@ -50,7 +50,7 @@ BENCHMARKS = {
         Benchmark("load_tools", "serving", (*_SERVER, "loadtest")),
         Benchmark("overload", "serving", _SERVER),
         Benchmark("recording", "serving", _SERVER),
-        Benchmark("scrapes", "serving", _SERVER),
+        Benchmark("scrapes", "attacks", _SERVER),
         Benchmark("serving", "serving", _SERVER),
         Benchmark("swap_kills", "serving", _SERVER),
         Benchmark("swaps", "serving", _SERVER),
@@ -88,6 +88,17 @@ BENCHMARKS = {
         # It trains for half an hour, on data of `lift`.
         Benchmark("size_curve", "rankers", ("ranker",), on_request=True),
         Benchmark("tuning", "tuning", ("model_store/model", "ranker/tuning")),
+        Benchmark("callers", "attacks", _SERVER),
+        Benchmark("resets", "attacks", _SERVER),
+        Benchmark("idle_connections", "attacks", _SERVER),
+        Benchmark("greedy", "attacks", _SERVER),
+        Benchmark("retries", "attacks", _SERVER),
+        # A quarter of an hour.
+        Benchmark("stops", "attacks", _SERVER, on_request=True),
+        # A million requests.
+        Benchmark("fuzz_ports", "attacks", _SERVER, on_request=True),
+        # Two hours.
+        Benchmark("soak", "attacks", (*_SERVER, "impressions"), on_request=True),
         Benchmark("fuzz_atomic", "fuzz", ("ranker/data",)),
         Benchmark("fuzz_parquet", "fuzz", ("feature_client",)),
         Benchmark("fuzz_stream", "fuzz", ("feature_client",)),

@@ -68,8 +68,10 @@ def server_process(
     start_s: float = _START_S,
     metrics_age_s_max: float = 0.0,
     tls: ClientTls | None = None,
+    ports: tuple[int, int] | None = None,
+    descriptors_max: int | None = None,
 ) -> Iterator[ServerProcess]:
-    """Run `pinrank serve` on free loopback ports, and stop it afterwards in any case.
+    """Run `pinrank serve` on loopback, and stop it afterwards in any case.
 
     Args:
         config: TOML file with the server's settings.
@@ -78,6 +80,8 @@ def server_process(
         start_s: longest time until it is ready, in seconds.
         metrics_age_s_max: its setting; by default, what is read around a load is of that moment.
         tls: how to call it, if its settings say that it speaks TLS.
+        ports: its gRPC and HTTP port; by default, two free ones.
+        descriptors_max: maximum number of its descriptors; by default, that of this process.
 
     Yields:
         The running server.
@@ -85,9 +89,14 @@ def server_process(
     Raises:
         BenchmarkError: it exited or is not ready in time. The message holds the end of its log.
     """
-    grpc_port, http_port = _free_ports(2)
+    grpc_port, http_port = ports or free_ports(2)
+    program = "from server.cli.main import app; app()"
+    if descriptors_max is not None:
+        # Both limits: the server raises the first to the second.
+        limited = f"resource.setrlimit(resource.RLIMIT_NOFILE, ({descriptors_max}, {descriptors_max}))"
+        program = f"import resource; {limited}; {program}"
     command = [
-        sys.executable, "-c", "from server.cli.main import app; app()", "serve", "--config", str(config),
+        sys.executable, "-c", program, "serve", "--config", str(config),
         "--host", "127.0.0.1", "--grpc-port", str(grpc_port), "--http-port", str(http_port),
         "--feature-store", feature_store,
     ]  # fmt: skip
@@ -165,7 +174,14 @@ def memory(pid: int) -> Memory:
     return Memory(own, sum(shared))
 
 
-def _free_ports(count: int) -> list[int]:
+def descriptors_and_threads(pid: int) -> tuple[int, int]:
+    """Return the numbers of open descriptors and of threads of a running process."""
+    process = Path(f"/proc/{pid}")
+    return len(list((process / "fd").iterdir())), len(list((process / "task").iterdir()))
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports of loopback on which nothing listens."""
     listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [listener.getsockname()[1] for listener in listeners]
     for listener in listeners:

@@ -85,9 +85,7 @@ def scene(
     Raises:
         BenchmarkError: the server did not start, or the environment overrides its settings.
     """
-    outside = sorted(name for name in os.environ.keys() - service_links(os.environ) if name.startswith(PREFIX))
-    if outside:
-        raise BenchmarkError(f"{outside[0]} is set, but benchmarks must not depend on the environment; unset it")
+    check_environment()
     with ExitStack() as stack:
         awake = stack.enter_context(kept_awake())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pinrank-bench-")))
@@ -114,6 +112,13 @@ def scene(
         client = stack.enter_context(single_process(calls_max=1))
         engine = stack.enter_context(single_process())
         yield TestBed(settings, subject, server, client, engine, user_ids, pin_ids, awake)
+
+
+def check_environment() -> None:
+    """Raise BenchmarkError if the environment overrides a server's settings."""
+    outside = sorted(name for name in os.environ.keys() - service_links(os.environ) if name.startswith(PREFIX))
+    if outside:
+        raise BenchmarkError(f"{outside[0]} is set, but benchmarks must not depend on the environment; unset it")
 
 
 def without_surfaces(config: Path) -> str:

@@ -20,7 +20,6 @@ import grpc.aio
 import numpy as np
 
 from pinrank import answers
-from pinrank.tokens import Metadata
 from pinrank.v1 import ranking_pb2
 
 RANK = "/pinrank.v1.RankingService/Rank"
@@ -154,7 +153,7 @@ class _Recorder:
         )
 
 
-def sender(channel: grpc.aio.Channel, deadline_s: float, metadata: Metadata = ()) -> Send:
+def sender(channel: grpc.aio.Channel, deadline_s: float, metadata: Sequence[tuple[str, str]] = ()) -> Send:
     """Return a function that sends raw bytes over a channel, with a gRPC deadline and metadata for each call."""
     rank: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(RANK)
 

@@ -78,11 +78,13 @@ class Endpoint(ABC):
         self._tls = tls
         self._names = tuple(services)
         self._health = health.aio.HealthServicer()
-        checks = registered(health_pb2_grpc.add_HealthServicer_to_server, self._health)
+        (health_service, checks), *_ = registered(health_pb2_grpc.add_HealthServicer_to_server, self._health).items()
+        # The package has no List for asyncio: each call of its default would be logged as a failure of this server.
+        checks = {name: handler for name, handler in checks.items() if name != "List"}
         #: The guarded methods of all services.
         self._services = {
             service: {name: guarded(handler, f"/{service}/{name}") for name, handler in methods.items()}
-            for service, methods in {**services, **checks}.items()
+            for service, methods in {**services, health_service: checks}.items()
         }
         self.listens_on: int | str = 0
 

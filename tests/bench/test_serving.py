@@ -11,7 +11,7 @@ import pytest
 from bench.features.synthetic import PINS, fill
 from bench.harness import BenchmarkError, Claim, run, whole
 from bench.processes import cpu_seconds, server_process
-from bench.serving import capacity, overload, scrapes
+from bench.serving import capacity, overload
 from bench.serving.serving import DEADLINES, conclude, goodput_claims, measure
 from bench.test_bed import on_a_quiet_machine
 from feature_client.features import MissingFeatures
@@ -165,11 +165,3 @@ def test_an_overload_is_measured_beside_an_echo(config_file):
     assert (refusals.measured is None) == all(
         step["refused_ms"] is None for step in only["steps"] if step["factor"] == 3
     )
-
-
-def test_what_scrapes_and_a_flood_cost_is_measured_beside_ranking(config_file):
-    raw = whole(scrapes.measure(quick=True, config=config_file))
-    (only,) = raw["rounds"]
-    assert (only["0 scrapes/s"]["scrapes"], only["50 scrapes/s"]["scrapes"] > 1) == (0, True)
-    assert only["flood"]["checks"]
-    assert {claim.unit for claim in scrapes.conclude(raw).claims} == {"ratio", "share"}

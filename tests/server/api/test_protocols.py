@@ -48,6 +48,12 @@ async def test_health_service_says_serving(channel):
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
+async def test_a_method_of_the_health_service_that_its_package_lacks_is_unknown_and_no_failure(channel):
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await health_pb2_grpc.HealthStub(channel).List(health_pb2.HealthListRequest())
+    assert raised.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
 async def test_reflection_describes_the_ranking_service(channel):
     stub = reflection_pb2_grpc.ServerReflectionStub(channel)
     request = reflection_pb2.ServerReflectionRequest(file_containing_symbol="pinrank.v1.RankingService")

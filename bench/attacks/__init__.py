@@ -1,0 +1,1 @@
+"""Benchmarks of a server that is attacked, crowded, stopped or run for hours: what docs/security.md claims."""
