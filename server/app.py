@@ -282,9 +282,9 @@ class Server:
             ranking.SERVICE: RankingEdge(
                 pipeline, models, config, metrics.requests, recent, shadow, self.calls, log, gate
             ).methods(),
-            activity.SERVICE: ActivityEdge(metrics.actions, self.calls, self.recording, log, gate).methods(),
-            impressions.SERVICE: ImpressionEdge(self.calls, log, config.candidates_max, gate).methods(),
-            model_service.SERVICE: ModelEdge(self.swap, self.status, config, gate).methods(),
+            activity.SERVICE: ActivityEdge(metrics.actions, self.calls, self.recording, log, gate, config).methods(),
+            impressions.SERVICE: ImpressionEdge(self.calls, log, config.candidates_max).methods(),
+            model_service.SERVICE: ModelEdge(self.swap, self.status, config).methods(),
         }
         tls = None if certificates is None else TlsPort(certificates, metrics.tls)
         self._endpoint = new_endpoint(

@@ -172,6 +172,8 @@ class ServerConfig(BaseSettings):
 
     record_actions: bool = False
     """Whether `ActivityService` writes users' actions into the feature store."""
+    record_actions_max: Annotated[int, Field(ge=1)] = 10_000
+    """Maximum number of actions in a Record call, or in a message of RecordStream."""
     record_retention_days: Annotated[float, Field(ge=0, le=36_500)] = 90
     """Time after which a user's recorded sequence is deleted if nothing new came, and the greatest age of an action.
     Sequences that were loaded in bulk stay until the user's first recorded action. 0 keeps all sequences, and takes

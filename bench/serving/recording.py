@@ -20,6 +20,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+from pydantic import SecretStr
 
 from bench import client
 from bench.awake import kept_awake
@@ -38,6 +39,7 @@ from pinrank.v1 import activity_pb2, activity_pb2_grpc
 from server.access.gate import Gate
 from server.api.activity import ActivityEdge
 from server.api.draining import Calls
+from server.config import ServerConfig
 from server.config_sources import load_config
 from server.request.recording import Recording
 from server.telemetry.metrics import Metrics
@@ -130,7 +132,8 @@ async def _held_ms(url: str, group: SequenceGroup, users: np.ndarray, plan: Reco
     metrics = Metrics()
     recording = Recording(store, metrics.actions.future_actions.inc)
     recording.write_into([group])
-    edge = ActivityEdge(metrics.actions, Calls(), recording, None, Gate(None, None, metrics.callers))
+    config = ServerConfig(model_store="none", model="none", feature_store=SecretStr(url), record_actions_max=1 << 20)
+    edge = ActivityEdge(metrics.actions, Calls(), recording, None, Gate(None, None, metrics.callers), config)
     longest_ms = []
     gc.freeze()  # the server does the same
     for _ in range(plan.held_calls):

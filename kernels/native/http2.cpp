@@ -46,7 +46,9 @@ struct Event {
 struct Endpoint {
   std::unordered_map<string, int> methods;
   std::vector<bool> takes_stream;
-  size_t message_bytes_max, header_bytes_max, kept_bytes_max;
+  size_t message_bytes_max, header_bytes_max, kept_bytes_max, all_kept_bytes_max;
+  // The bytes that all connections keep.
+  mutable size_t all_kept_bytes = 0;
   uint32_t streams_max;
   int32_t window_bytes;
   nghttp2_session_callbacks* callbacks = nullptr;
@@ -70,6 +72,8 @@ struct Call {
   string path;
   // name, 0, value, 0, and so on.
   string metadata;
+  // How much of it is counted in the connection's kept bytes.
+  size_t kept_metadata = 0;
   // Received bytes that are no whole message yet; for a method that takes one message, all of them.
   string received;
   size_t untaken = 0, owed = 0;
@@ -95,7 +99,7 @@ struct Connection {
   // A deque, as its strings stay where they are when others join them.
   std::deque<string> messages;
   string output;
-  // The bytes that all calls have in `received` and `answer`.
+  // The bytes that all calls have in `metadata`, `received` and `answer`.
   size_t kept_bytes = 0;
   bool settings_received = false;
   // Calls that ended before they were answered: the client gave them up, or made nghttp2 do so (CVE-2023-44487,
@@ -103,7 +107,25 @@ struct Connection {
   int64_t resets = 0;
   View view = {};
 
-  ~Connection() { nghttp2_session_del(session); }
+  ~Connection() {
+    nghttp2_session_del(session);
+    drop(kept_bytes);
+  }
+
+  bool has_room(size_t size) const {
+    return kept_bytes + size <= endpoint->kept_bytes_max &&
+           endpoint->all_kept_bytes + size <= endpoint->all_kept_bytes_max;
+  }
+
+  void keep(size_t size) {
+    kept_bytes += size;
+    endpoint->all_kept_bytes += size;
+  }
+
+  void drop(size_t size) {
+    kept_bytes -= size;
+    endpoint->all_kept_bytes -= size;
+  }
 
   Call* call(int32_t stream) {
     const auto found = calls.find(stream);
@@ -140,7 +162,7 @@ ssize_t read_answer(nghttp2_session* session, int32_t stream, uint8_t* to, size_
   std::memcpy(to, call.answer.data() + call.sent, size);
   call.sent += size;
   if (call.sent < call.answer.size()) return (ssize_t)size;
-  connection.kept_bytes -= call.answer.size();
+  connection.drop(call.answer.size());
   call.answer.clear();
   call.sent = 0;
   if (size > 0 && !call.answered) connection.tell(SENT, call);
@@ -188,7 +210,7 @@ int end(Connection& connection, Call& call, int code, string_view message, strin
 // Ends a call whose request cannot be understood. If its handler runs, CLOSED will tell it.
 int fail(Connection& connection, Call& call, int code, string_view message) {
   call.failed = true;
-  connection.kept_bytes -= call.received.size();
+  connection.drop(call.received.size());
   call.received.clear();
   return end(connection, call, code, message);
 }
@@ -197,7 +219,7 @@ void append_message(Connection& connection, Call& call, const uint8_t* message, 
   const uint8_t prefix[PREFIX_BYTES] = {0, (uint8_t)(size >> 24), (uint8_t)(size >> 16), (uint8_t)(size >> 8),
                                         (uint8_t)size};
   call.answer.append((const char*)prefix, PREFIX_BYTES).append((const char*)message, size);
-  connection.kept_bytes += PREFIX_BYTES + size;
+  connection.keep(PREFIX_BYTES + size);
 }
 
 // Returns the microseconds of a grpc-timeout, at most 8 digits and a unit; -1 if it is malformed.
@@ -241,7 +263,9 @@ int on_header(nghttp2_session*, const nghttp2_frame* frame, const uint8_t* name_
   if (call == nullptr || frame->headers.cat != NGHTTP2_HCAT_REQUEST) return 0;  // a request's trailers say nothing
   const string_view name((const char*)name_bytes, name_size), value((const char*)value_bytes, value_size);
   call->header_bytes += name_size + value_size + HEADER_OVERHEAD;
-  if (call->header_bytes > connection.endpoint->header_bytes_max) return 0;
+  if (call->header_bytes > connection.endpoint->header_bytes_max)
+    // A few references to a long entry of the compression's table make megabytes: stop to look at them.
+    return call->header_bytes > 4 * connection.endpoint->header_bytes_max ? NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE : 0;
   if (name == ":path") {
     call->path = value;
   } else if (name == "content-type") {
@@ -264,6 +288,10 @@ int begin(Connection& connection, Call& call) {
   if (call.header_bytes > endpoint.header_bytes_max)
     return fail(connection, call, RESOURCE_EXHAUSTED,
                 "the metadata exceeds " + std::to_string(endpoint.header_bytes_max) + " bytes");
+  if (!connection.has_room(call.metadata.size()))
+    return fail(connection, call, RESOURCE_EXHAUSTED, "too many bytes are in unanswered calls");
+  call.kept_metadata = call.metadata.size();
+  connection.keep(call.kept_metadata);
   if (!call.is_grpc) {
     call.answered = call.failed = true;
     const nghttp2_nv unsupported[] = {header(":status", "415")};
@@ -300,7 +328,7 @@ int take_messages(Connection& connection, Call& call) {
     at += PREFIX_BYTES + size;
   }
   call.received.erase(0, at);
-  connection.kept_bytes -= at;
+  connection.drop(at);
   return 0;
 }
 
@@ -344,11 +372,11 @@ int on_data_chunk_recv(nghttp2_session* session, uint8_t, int32_t stream, const 
   if (nghttp2_session_consume_connection(session, size)) return NGHTTP2_ERR_CALLBACK_FAILURE;
   Call* const call = connection.call(stream);
   if (call == nullptr || call->failed) return 0;
-  if (connection.kept_bytes + size > connection.endpoint->kept_bytes_max)
-    return fail(connection, *call, RESOURCE_EXHAUSTED, "this connection has too many bytes in unanswered calls")
+  if (!connection.has_room(size))
+    return fail(connection, *call, RESOURCE_EXHAUSTED, "too many bytes are in unanswered calls")
                ? NGHTTP2_ERR_CALLBACK_FAILURE
                : 0;
-  connection.kept_bytes += size;
+  connection.keep(size);
   call->received.append((const char*)data, size);
   // A prefix bounds what follows it, so that at most one message and what nghttp2 hands over at once are kept.
   if (take_messages(connection, *call)) return NGHTTP2_ERR_CALLBACK_FAILURE;
@@ -377,7 +405,7 @@ int on_stream_close(nghttp2_session*, int32_t stream, uint32_t, void* user_data)
   Connection& connection = of(user_data);
   if (Call* const call = connection.call(stream)) {
     connection.resets += !call->answered;
-    connection.kept_bytes -= call->received.size() + call->answer.size();
+    connection.drop(call->kept_metadata + call->received.size() + call->answer.size());
     // Its message must outlive it: the caller of this library has not looked at the events yet.
     connection.messages.push_back(std::move(call->received));
     for (Event& event : connection.events)
@@ -426,7 +454,7 @@ PINRANK_API const char* pinrank_sources() { return PINRANK_SOURCES; }
 // whether method i takes a stream of messages.
 PINRANK_API Endpoint* pinrank_h2_endpoint(int64_t methods, const char* paths, const uint8_t* takes_stream,
                                           int64_t message_bytes_max, int64_t header_bytes_max, int64_t kept_bytes_max,
-                                          int64_t streams_max, int64_t window_bytes) {
+                                          int64_t all_kept_bytes_max, int64_t streams_max, int64_t window_bytes) {
   auto endpoint = std::make_unique<Endpoint>();
   for (int64_t i = 0; i < methods; i++) {
     const string path(paths);
@@ -437,6 +465,7 @@ PINRANK_API Endpoint* pinrank_h2_endpoint(int64_t methods, const char* paths, co
   endpoint->message_bytes_max = (size_t)message_bytes_max;
   endpoint->header_bytes_max = (size_t)header_bytes_max;
   endpoint->kept_bytes_max = (size_t)kept_bytes_max;
+  endpoint->all_kept_bytes_max = (size_t)all_kept_bytes_max;
   endpoint->streams_max = (uint32_t)streams_max;
   endpoint->window_bytes = (int32_t)window_bytes;
   if (nghttp2_session_callbacks_new(&endpoint->callbacks) || nghttp2_option_new(&endpoint->options)) return nullptr;

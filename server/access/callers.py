@@ -7,7 +7,7 @@ import ipaddress
 import time
 import urllib.parse
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import lru_cache
 from typing import Literal
@@ -48,7 +48,7 @@ class Caller:
     name: str
     may: frozenset[Permission]
     claim: Lane = field(default_factory=Lane)
-    quotas: Mapping[Unit, TokenBucket] = field(default_factory=dict)
+    quotas: dict[Unit, TokenBucket] = field(default_factory=dict)
     flow: str = ""
     speaks_for_others: bool = False
     via: str = ""
@@ -63,6 +63,8 @@ class Caller:
 _FLOWS = 64
 #: What everybody may do if no callers are named.
 EVERYTHING_BUT_MODELS = frozenset(Permission) - {Permission.MODELS}
+#: The server itself, and tests.
+NOBODY = Caller("", frozenset(Permission))
 #: The caller with the token of `admin_token_file`.
 ADMIN = Caller("admin", frozenset({Permission.MODELS, Permission.REFLECTION}))
 
@@ -71,12 +73,12 @@ class Anonymous:
     """Calls without an identity."""
 
     def __init__(
-        self, may: frozenset[Permission], claim: Lane | None = None, quotas: Mapping[Unit, TokenBucket] | None = None
+        self, may: frozenset[Permission], claim: Lane | None = None, quotas: dict[Unit, TokenBucket] | None = None
     ) -> None:
-        self.may = may
-        self._by_flow = tuple(
-            Caller("anonymous", may, claim or Lane(), quotas or {}, f"anonymous {i}") for i in range(_FLOWS)
-        )
+        self.may, self.quotas = may, quotas or {}
+        # They share one claim, or whoever has many machines would have many shares.
+        shared = replace(claim or Lane(), group="anonymous")
+        self._by_flow = tuple(Caller("anonymous", may, shared, self.quotas, f"anonymous {i}") for i in range(_FLOWS))
 
     def from_peer(self, peer: str) -> Caller:
         """Return the caller that a connection from an address is, as gRPC writes addresses."""
@@ -138,6 +140,14 @@ def unnamed() -> Callers:
 
 def token_digest(token: bytes) -> bytes:
     return hashlib.sha256(token).digest()
+
+
+def keep_used(new: dict[Unit, TokenBucket], before: Mapping[Unit, TokenBucket]) -> None:
+    """Keep the buckets of quotas that have not changed, with what is in them."""
+    for unit, bucket in new.items():
+        known = before.get(unit)
+        if known is not None and (known.per_s, known.size) == (bucket.per_s, bucket.size):
+            new[unit] = known
 
 
 def buckets(per_s: Mapping[Unit, float | None], burst_s: float) -> dict[Unit, TokenBucket]:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ import structlog
 
 from pinrank.tokens import BEARER
 from server.access.caller_file import read_callers
-from server.access.callers import ADMIN, Caller, Permission, Unit, token_digest, unnamed
+from server.access.callers import ADMIN, NOBODY, Caller, Permission, Unit, keep_used, token_digest, unnamed
 from server.access.jwts import JwtError, JwtVerifier
 from server.access.tokens import TokenDigest
 from server.config import ConfigError
@@ -27,6 +28,13 @@ if TYPE_CHECKING:
     from server.telemetry.metrics import CallerMetrics
 
 _log = structlog.get_logger(__name__)
+_audit = structlog.get_logger("audit")
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+#: Lets a call of a method in, or raises a RankError.
+Door = Callable[[str, _Context], None]
+#: Who makes the call that this task answers.
+CALLER: ContextVar[Caller] = ContextVar("caller", default=NOBODY)
 
 #: Verified JWTs that are remembered, so that each is verified once.
 _REMEMBERED = 4_096
@@ -79,6 +87,10 @@ class Gate:
         callers, verifier, content = read_callers(self._file)
         if content == self._content:
             return False
+        for flow, caller in callers.by_flow.items():  # what a caller has used, it has used under new settings too
+            if (before := self._callers.by_flow.get(flow)) is not None:
+                keep_used(caller.quotas, before.quotas)
+        keep_used(callers.anonymous.quotas, self._callers.anonymous.quotas)
         self._callers, self._verifier, self._content = callers, verifier, content
         self._by_jwt.clear()
         return True
@@ -107,13 +119,32 @@ class Gate:
         caller = self._callers.by_flow.get(flow)
         return (caller or self._callers.anonymous.from_peer("")).claim
 
-    def enter(self, context: grpc.aio.ServicerContext[Any, Any], permission: Permission) -> Caller:
-        """Let a call in.
+    def door(self, permission: Permission) -> Door:
+        """Return the door of a service: it lets a call in, before anything of the request is read, and sets `CALLER`.
 
-        Raises:
-            StatusError: the call has no identity, or a wrong one, or its caller may not do this.
-            QuotaError: the caller has used its quota of requests.
+        The door raises StatusError if the call has no identity, or a wrong one, or its caller may not do this; and
+        QuotaError if the caller has used its quota of requests.
         """
+
+        def enter(method: str, context: _Context) -> None:
+            try:
+                caller = self.check(context, permission)
+                self.charge(caller, "requests", 1)
+            except (StatusError, QuotaError) as error:
+                if permission is Permission.MODELS:
+                    # An event of its own, so that many of them cannot crowd out calls that were let in.
+                    code = error.code if isinstance(error, StatusError) else grpc.StatusCode.RESOURCE_EXHAUSTED
+                    _audit.info(
+                        "model_call_refused", method=method, peer=context.peer(), outcome=code.name, reason=str(error)
+                    )
+                raise
+            self._metrics.count(caller.name, "admitted")
+            CALLER.set(caller)
+
+        return enter
+
+    def check(self, context: _Context, permission: Permission) -> Caller:
+        """Return who calls. Raises StatusError as a door does; a long call asks again, as a file may have changed."""
         try:
             caller = self._caller_of(context, permission)
         except StatusError as error:
@@ -123,8 +154,6 @@ class Gate:
         if permission not in caller.may:
             self._metrics.count(caller.name, "denied")
             raise self._denied(caller, permission)
-        self.charge(caller, "requests", 1)
-        self._metrics.count(caller.name, "admitted")
         return caller
 
     def charge(self, caller: Caller, unit: Unit, amount: int) -> None:
@@ -141,7 +170,7 @@ class Gate:
             )
         bucket.take(amount)
 
-    def _caller_of(self, context: grpc.aio.ServicerContext[Any, Any], permission: Permission) -> Caller:
+    def _caller_of(self, context: _Context, permission: Permission) -> Caller:
         callers = self._callers
         managing = permission is Permission.MODELS
         if not callers.are_named and not managing:
@@ -149,8 +178,8 @@ class Gate:
         metadata: Any = context.invocation_metadata() or ()
         certified = _names_in(context.auth_context()) if callers.by_certificate else ()
         connected = next(filter(None, map(callers.by_certificate.get, certified)), None)
-        if given := dict(metadata).get("authorization", ""):
-            caller = self._by_authorization(given if isinstance(given, bytes) else given.encode(errors="replace"))
+        if tokens := [value for name, value in metadata if name == "authorization"]:
+            caller = self._by_authorization(tokens)
         else:
             caller = connected or self._without_identity(context, certified, managing=managing)
         if callers.are_named and (names := [value for name, value in metadata if name == SPOKEN_FOR]):
@@ -182,9 +211,7 @@ class Gate:
             )
         return replace(found, via=caller.name)
 
-    def _without_identity(
-        self, context: grpc.aio.ServicerContext[Any, Any], certified: Sequence[str], *, managing: bool
-    ) -> Caller:
+    def _without_identity(self, context: _Context, certified: Sequence[str], *, managing: bool) -> Caller:
         if managing:
             raise self._no_identity()
         if not self._callers.anonymous.may:
@@ -206,10 +233,13 @@ class Gate:
             grpc.StatusCode.UNAUTHENTICATED, "send the server's token as metadata `authorization: Bearer TOKEN`"
         )
 
-    def _by_authorization(self, given: bytes) -> Caller:
-        """Return the caller with a token. A wrong one never counts as none."""
+    def _by_authorization(self, values: Sequence[str | bytes]) -> Caller:
+        """Return the caller with a token. A wrong one never counts as none, and neither do several."""
         if self._admin_token is None and not self._callers.are_named:
             raise self._no_identity()
+        if len(values) > 1:
+            raise StatusError(grpc.StatusCode.UNAUTHENTICATED, "`authorization` is there twice; send one token")
+        given = values[0] if isinstance(values[0], bytes) else values[0].encode(errors="replace")
         if self._admin_token is not None and self._admin_token.is_in(given):
             return ADMIN
         if given.startswith(BEARER):
@@ -255,8 +285,10 @@ class Gate:
 
 
 def _names_in(certificate: Any) -> tuple[str, ...]:
-    """Return the names in a verified client certificate: the alternative ones, then the common name."""
-    found: list[str] = []
-    for kind in ("x509_subject_alternative_name", "x509_common_name"):
-        found += [name.decode(errors="replace") for name in certificate.get(kind, ()) if name]
-    return tuple(found)
+    """Return the names in a verified client certificate: the alternative ones, or the common name if it has none.
+
+    An authority may let clients choose the common name, and check only the alternative ones (RFC 9525, 2).
+    """
+    alternative = certificate.get("x509_subject_alternative_name", ())
+    given = alternative or certificate.get("x509_common_name", ())
+    return tuple(name.decode(errors="replace") for name in given if name)

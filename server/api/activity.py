@@ -17,9 +17,10 @@ from feature_client.groups import SequenceGroup
 from feature_client.stores.store import StoreError
 from pinrank.v1 import activity_pb2
 from server.access.callers import Permission
-from server.access.gate import Gate
+from server.access.gate import CALLER, Gate
 from server.api.draining import Calls
 from server.api.status import listed, within
+from server.config import ServerConfig
 from server.errors import (
     FieldViolation,
     InvalidRequestError,
@@ -49,13 +50,20 @@ class ActivityEdge:
     """Answers Record calls. Each served model's sequence receives the actions that its vocabularies contain."""
 
     def __init__(
-        self, metrics: ActionMetrics, calls: Calls, recording: Recording, log: AnswerLog | None, gate: Gate
+        self,
+        metrics: ActionMetrics,
+        calls: Calls,
+        recording: Recording,
+        log: AnswerLog | None,
+        gate: Gate,
+        config: ServerConfig,
     ) -> None:
         self._log = log
         self._metrics = metrics
         self._calls = calls
         self._recording = recording
         self._gate = gate
+        self._actions_max = config.record_actions_max
 
     def methods(self) -> Methods:
         parse, serialise = activity_pb2.RecordRequest.FromString, activity_pb2.RecordResponse.SerializeToString
@@ -66,20 +74,29 @@ class ActivityEdge:
 
     async def record(self, request: activity_pb2.RecordRequest, context: _Context) -> activity_pb2.RecordResponse:
         self._calls.take(context)
-        return await self._answer(_one(request), context)
+        return await self._answer(_one(request))
 
     async def record_stream(
         self, requests: AsyncIterator[activity_pb2.RecordRequest], context: _Context
     ) -> activity_pb2.RecordResponse:
-        return await self._answer(requests, context)
+        return await self._answer(self._permitted(requests, context))
 
-    async def _answer(
+    async def _permitted(
         self, requests: AsyncIterator[activity_pb2.RecordRequest], context: _Context
-    ) -> activity_pb2.RecordResponse:
-        caller = self._gate.enter(context, Permission.RECORD)
+    ) -> AsyncIterator[activity_pb2.RecordRequest]:
+        """Yield a stream's messages as long as its caller may record: a stream may outlive a token."""
+        async for request in requests:
+            self._gate.check(context, Permission.RECORD)
+            yield request
+
+    async def _answer(self, requests: AsyncIterator[activity_pb2.RecordRequest]) -> activity_pb2.RecordResponse:
+        caller = CALLER.get()
         counts = np.zeros(len(ActionOutcome), np.int64)
         async for request in requests:
-            self._gate.charge(caller, "actions", len(request.actions))
+            if len(request.actions) > self._actions_max:
+                problem = f"{len(request.actions)} actions; send at most {self._actions_max} at a time"
+                raise InvalidRequestError([FieldViolation("actions", problem)])
+            self._gate.charge(caller, "actions", max(1, len(request.actions)))  # an empty message costs something, too
             counts += await self._store(request.actions)
         new_users, too_many = counts[ActionOutcome.REFUSED_NEW_USER], counts[ActionOutcome.REFUSED_TOO_MANY]
         if 0 < new_users + too_many == counts.sum():

@@ -23,6 +23,8 @@ from server.errors import FieldViolation, InternalError, InvalidRequestError, Ra
 _log = structlog.get_logger(__name__)
 
 if TYPE_CHECKING:
+    from server.access.gate import Door
+
     Handler = grpc.RpcMethodHandler[Any, Any]
     #: A service's handlers, by method name.
     Methods = Mapping[str, Handler]
@@ -31,31 +33,44 @@ if TYPE_CHECKING:
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
-def guarded(handler: Handler, method: str) -> Handler:
+class Deferred:
+    """A request whose bytes cost something to have, such as a compressed one."""
+
+    async def content(self) -> bytes:
+        """Return them. Raises grpc.aio.AbortError, if the call was ended."""
+        raise NotImplementedError
+
+
+def guarded(handler: Handler, method: str, door: Door | None = None) -> Handler:
     """Return a method's handler that ends each call with the right status, whatever the given one raises.
 
-    It takes raw bytes, so that it also handles parse errors.
+    It takes raw bytes, so that it also handles parse errors, and so that nothing of a request is parsed or decompressed
+    for a caller that is not let in.
 
     Args:
         handler: the handler.
         method: the method's path, for the log.
+        door: lets callers in; None lets everybody in.
     """
     parse = handler.request_deserializer or _as_it_is
     kind = kind_of(handler)
     answer = getattr(handler, kind)
 
-    def parsed(request: Any) -> Any:
-        return _messages(request, parse) if handler.request_streaming else _message(request, parse)
+    async def let_in(request: Any, context: _Context) -> Any:
+        if door is not None:
+            door(method, context)
+        content: Any = await request.content() if isinstance(request, Deferred) else request
+        return _messages(content, parse) if handler.request_streaming else _message(content, parse)
 
     async def answered(request: Any, context: _Context) -> Any:
         try:
-            return await answer(parsed(request), context)
+            return await answer(await let_in(request, context), context)
         except Exception as error:  # noqa: BLE001 - the boundary
             await _end(error, method, context)
 
     async def streamed(request: Any, context: _Context) -> AsyncIterator[Any]:
         try:
-            async with aclosing(answer(parsed(request), context)) as messages:
+            async with aclosing(answer(await let_in(request, context), context)) as messages:
                 async for message in messages:
                     yield message
         except Exception as error:  # noqa: BLE001 - the boundary

@@ -12,8 +12,6 @@ import numpy as np
 from feature_client.action_times import clock_ms
 from feature_client.activity.limits import BURST_S, KeyedRates
 from pinrank.v1 import impressions_pb2
-from server.access.callers import Permission
-from server.access.gate import Gate
 from server.api.draining import Calls
 from server.errors import FieldViolation, InvalidRequestError, LogFullError, NotLoggingError
 
@@ -32,12 +30,11 @@ _Context = grpc.aio.ServicerContext[impressions_pb2.SeenRequest, impressions_pb2
 class ImpressionEdge:
     """Answers Seen calls."""
 
-    def __init__(self, calls: Calls, log: AnswerLog | None, candidates_max: int, gate: Gate) -> None:
+    def __init__(self, calls: Calls, log: AnswerLog | None, candidates_max: int) -> None:
         """Create; no answer has more than `candidates_max` pins."""
         self._calls = calls
         self._log = log
         self._candidates_max = candidates_max
-        self._gate = gate
         self._reports = KeyedRates(_REPORTS_PER_S)
 
     def methods(self) -> Methods:
@@ -51,7 +48,6 @@ class ImpressionEdge:
             RankError: the report was not logged; the error says why.
         """
         self._calls.take(context)
-        self._gate.enter(context, Permission.SEEN)
         if self._log is None:
             raise NotLoggingError("this server keeps no impression log; set impressions.to")
         problems, positions = [], np.array(request.positions, np.uint32)

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import grpc
 import grpc.aio
 import structlog
-from google.protobuf import text_format
 from google.protobuf.message import Message
 
 from model_store.bundle.files import BundleError
 from model_store.registry.history import share_of
 from model_store.registry.objects import ModelStoreError, MovedError, NoVersionError, RefusedError
 from pinrank.v1 import models_pb2
-from server.access.callers import Permission
-from server.access.gate import Gate
+from server.access.gate import CALLER
 from server.api.status import code_of, within
 from server.config import ServerConfig
 from server.errors import RankError, StatusError
@@ -41,8 +39,6 @@ _STATUS: dict[type[Exception], grpc.StatusCode] = {
     ModelStoreError: grpc.StatusCode.UNAVAILABLE,
 }
 _CALLER_MAX = 80
-#: What the log shows of a call's request.
-_REQUEST_BYTES_MAX = 500
 #: An error about a network can name thousands of tensors.
 _REASON_BYTES_MAX = 4_000
 
@@ -56,11 +52,10 @@ _Response = TypeVar("_Response", bound=Message)
 class ModelEdge:
     """Answers ModelService calls of callers that may manage models, and writes each into the log."""
 
-    def __init__(self, swap: HotSwap, status: ServerStatus, config: ServerConfig, gate: Gate) -> None:
+    def __init__(self, swap: HotSwap, status: ServerStatus, config: ServerConfig) -> None:
         self._swap = swap
         self._server = status
         self._config = config
-        self._gate = gate
 
     def methods(self) -> Methods:
         pb = models_pb2
@@ -79,9 +74,8 @@ class ModelEdge:
         response: type[_Response],
     ) -> grpc.RpcMethodHandler[_Request, _Response]:
         async def checked(message: _Request, context: _Context) -> _Response:
-            outcome, caller = "failed", ""
+            outcome = "failed"
             try:
-                caller = self._gate.enter(context, Permission.MODELS).route
                 answered = await answer(message, context)
                 outcome = "done"
             except (ModelStoreError, BundleError) as error:
@@ -92,12 +86,9 @@ class ModelEdge:
                 outcome = code_of(error).name
                 raise
             finally:
-                # Calls that were not let in have an event of their own, so that many of them cannot crowd out others.
-                event = "model_call" if caller else "model_call_refused"
-                shown = within(text_format.MessageToString(message, as_one_line=True), _REQUEST_BYTES_MAX)
                 _audit.log(
-                    logging.DEBUG if caller and name == "Status" else logging.INFO,
-                    event, method=name, caller=caller, peer=context.peer(), outcome=outcome, request=shown,
+                    logging.DEBUG if name == "Status" else logging.INFO, "model_call", method=name,
+                    caller=CALLER.get().route, peer=context.peer(), outcome=outcome, request=_shown(message),
                 )  # fmt: skip
             return answered
 
@@ -173,6 +164,11 @@ class ModelEdge:
             memory_bytes=held.report.memory_bytes,
             checks=checks,
         )
+
+
+def _shown(message: Message) -> str:
+    """Return a request's fields for the log, each cut before it is quoted, as it may be a megabyte."""
+    return ", ".join(f"{field.name}={str(value)[:_CALLER_MAX]!r}" for field, value in message.ListFields())
 
 
 def _verdict(verdict: Healthy | TooEarly | Breach | None) -> str:

@@ -11,8 +11,7 @@ import grpc
 import grpc.aio
 
 from feature_client.action_times import clock_ms
-from server.access.callers import Permission
-from server.access.gate import Gate
+from server.access.gate import CALLER, Gate
 from server.api.draining import Calls
 from server.api.status import code_of
 from server.api.wire import parse_request, to_query, to_response
@@ -77,7 +76,7 @@ class RankingEdge:
         surface, label, code = "unknown", "", grpc.StatusCode.INTERNAL
         try:
             self._calls.take(context)
-            caller = self._gate.enter(context, Permission.RANK)
+            caller = CALLER.get()
             remaining_s, now_s = context.time_remaining(), time.monotonic()
             self._pipeline.check_queue(math.inf if remaining_s is None else now_s + remaining_s)
             query = to_query(parse_request(content), self._models, self._config, now_s, remaining_s)

@@ -62,10 +62,12 @@ def status_of(error: RankError, remaining_s: float | None = None) -> Status:
 
 def within(text: str, bytes_max: int) -> str:
     """Return a text of at most `bytes_max` header bytes; a longer one is cut, and its original length appended."""
-    text = text.encode(errors="replace").decode()  # a file name may not be valid UTF-8
-    if _header_bytes(text) <= bytes_max:
+    whole = len(text)
+    # A character takes a byte at least, so the rest of a long text need not be looked at.
+    text = text[: bytes_max + 1].encode(errors="replace").decode()  # a file name may not be valid UTF-8
+    if whole == len(text) and _header_bytes(text) <= bytes_max:
         return text
-    note = f"... ({len(text)} characters)"
+    note = f"... ({whole} characters)"
     room, kept = bytes_max - len(note), 0
     for character in text:
         room -= _header_bytes(character)

@@ -54,7 +54,11 @@ class Call:
         self._auth_context = auth_context
         self.deadline_s = None if timeout_us < 0 else time.monotonic() + timeout_us / 1e6
         self.task: asyncio.Task[None] | None = None
+        #: Until when the whole request must have come.
+        self.asks_until_s = float("inf")
         self.answered = False
+        #: Whether the time to take the answer runs.
+        self.is_taking = False
         self._done_callbacks: list[Callable[[Call], None]] = []
         self._inbox: asyncio.Queue[tuple[bytes, bool] | None] | None = None
         self._sent: asyncio.Event | None = None

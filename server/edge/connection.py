@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 
 from server.access.token_bucket import TokenBucket
-from server.api.calls import kind_of
+from server.api.calls import Deferred, kind_of
 from server.edge.call import Call
 from server.edge.crowd import RESETS_AT_ONCE, RESETS_PER_S, Crowd
 from server.edge.http2 import ConnectionBrokenError, Event, EventKind, Http2Connection, Http2Endpoint
@@ -33,8 +33,12 @@ RETIREMENT_S = 1.0
 CLOSING_S = 0.5
 _HANGING_UP = "the server is shutting down; retry on another replica"
 
-#: Time for a client without a deadline to take an answer.
+#: Time for a client to take an answer, whatever its deadline.
 _TAKING_S = 20.0
+#: Time for a client to send a whole request, whatever its deadline.
+_ASKING_S = 20.0
+#: Methods whose calls are not work: a connection that has only these makes room for others.
+_IDLE_METHODS = frozenset({"/grpc.health.v1.Health/Watch"})
 _CALL, _BEGUN = EventKind.CALL.value, EventKind.BEGUN.value
 
 
@@ -46,19 +50,22 @@ class Method(NamedTuple):
         serialise: turns a message of an answer into bytes.
         takes_stream: whether a request is a stream of messages.
         answers_stream: whether an answer is.
+        is_work: whether a call keeps its connection from being closed for another.
     """
 
     behaviour: Callable[[Any, Any], Any]
     serialise: Callable[[Any], bytes]
     takes_stream: bool
     answers_stream: bool
+    is_work: bool
 
     @classmethod
-    def of(cls, handler: Handler) -> Method:
+    def of(cls, path: str, handler: Handler) -> Method:
         """Return the method of a guarded handler."""
         behaviour = getattr(handler, kind_of(handler))
         serialise = handler.response_serializer or bytes
-        return cls(behaviour, serialise, handler.request_streaming, handler.response_streaming)
+        sides = handler.request_streaming, handler.response_streaming
+        return cls(behaviour, serialise, *sides, path not in _IDLE_METHODS)
 
 
 @dataclass(slots=True)
@@ -90,6 +97,8 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._http2 = Http2Connection(served.http2)
         self._calls: dict[int, Call] = {}
+        #: The calls that were let begin and are work.
+        self._working: set[int] = set()
         self._transport: asyncio.Transport
         self._is_writable = True
         self._has_ended = False
@@ -201,8 +210,6 @@ class Connection(asyncio.Protocol):
         method, bytes_max = self._served.methods[event.method], self._served.limits.message_bytes_max
         call = self._calls.get(event.stream)
         if call is None:
-            if not self._calls:
-                self._served.crowd.works(self)
             call = self._calls[event.stream] = Call(
                 self._http2,
                 event.stream,
@@ -213,11 +220,15 @@ class Connection(asyncio.Protocol):
                 self._auth_context,
             )
         if event.kind == _BEGUN or call.answered:
+            call.asks_until_s = self._loop.time() + _ASKING_S
             return
+        if method.is_work:
+            self._working.add(event.stream)
+            self._served.crowd.works(self)
         if method.takes_stream:
             answer = _run(method, call.requests(bytes_max), call)
         elif event.compressed:
-            answer = _run_compressed(method, event.message, call, bytes_max)
+            answer = _run(method, _Compressed(event.message, call, bytes_max), call)
         else:
             answer = _run(method, event.message, call)
         call.task = self._loop.create_task(answer)
@@ -227,8 +238,10 @@ class Connection(asyncio.Protocol):
             case EventKind.CLOSED:
                 del self._calls[event.stream]
                 call.over()
+                self._working.discard(event.stream)
                 if not self._calls:
                     self._idle_since_s = self._loop.time()
+                if not self._working:
                     self._served.crowd.rests(self)
             case EventKind.SENT:
                 call.sent()
@@ -260,16 +273,7 @@ class Connection(asyncio.Protocol):
         Args:
             now_s: `time.monotonic()`, which is the event loop's time too.
         """
-        for stream, call in tuple(self._calls.items()):
-            if call.answered and call.deadline_s is None:
-                call.deadline_s = now_s + _TAKING_S
-            if call.deadline_s is None or now_s <= call.deadline_s:
-                continue
-            if call.answered:  # the client does not take its answer
-                self._http2.reset(stream)
-                self.flush()
-            else:
-                self._cut_off(call, grpc.StatusCode.DEADLINE_EXCEEDED, "the call's deadline has passed")
+        self._watch_calls(now_s)
         if now_s > self._greeted_by_s and not self._http2.is_greeted and not self._transport.is_closing():
             self._served.crowd.metrics.closed("silent")
             self._transport.abort()
@@ -285,6 +289,21 @@ class Connection(asyncio.Protocol):
             self._goes_away_at_s = float("inf")
             self._http2.go_away()
             self.flush()
+
+    def _watch_calls(self, now_s: float) -> None:
+        """End calls whose time is over: to send a request, to answer it, or to take the answer."""
+        for stream, call in tuple(self._calls.items()):
+            if call.task is None and now_s > call.asks_until_s:
+                self._cut_off(call, grpc.StatusCode.DEADLINE_EXCEEDED, f"no whole request came within {_ASKING_S:g} s")
+            if call.answered and not call.is_taking:
+                call.is_taking, call.deadline_s = True, min(call.deadline_s or float("inf"), now_s + _TAKING_S)
+            if call.deadline_s is None or now_s <= call.deadline_s:
+                continue
+            if call.answered:  # the client does not take its answer
+                self._http2.reset(stream)
+                self.flush()
+            else:
+                self._cut_off(call, grpc.StatusCode.DEADLINE_EXCEEDED, "the call's deadline has passed")
 
     def retire(self) -> None:
         """Tell the client to use another connection; calls that come meanwhile are answered."""
@@ -325,7 +344,7 @@ class Connection(asyncio.Protocol):
                 call.task.cancel()
 
 
-async def _run(method: Method, request: bytes | AsyncIterator[bytes], call: Call) -> None:
+async def _run(method: Method, request: bytes | _Compressed | AsyncIterator[bytes], call: Call) -> None:
     """Run a guarded handler and send what it answers."""
     try:
         result = method.behaviour(request, call)
@@ -346,13 +365,14 @@ async def _run(method: Method, request: bytes | AsyncIterator[bytes], call: Call
         call.end(grpc.StatusCode.INTERNAL, "the call ended without an answer")
 
 
-async def _run_compressed(method: Method, message: bytes, call: Call, bytes_max: int) -> None:
-    """Run a handler whose request is compressed; one call after the other, so that few are decompressed at a time."""
-    try:
-        request = await call.decompressed(message, bytes_max)
-    except grpc.aio.AbortError:
-        return
-    await _run(method, request, call)
+class _Compressed(Deferred):
+    """A request that is decompressed when its caller was let in; one after the other, so that few are at a time."""
+
+    def __init__(self, message: bytes, call: Call, bytes_max: int) -> None:
+        self._message, self._call, self._bytes_max = message, call, bytes_max
+
+    async def content(self) -> bytes:
+        return await self._call.decompressed(self._message, self._bytes_max)
 
 
 def _peer(name: tuple[Any, ...] | str | bytes | None) -> str:

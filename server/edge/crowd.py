@@ -72,11 +72,11 @@ class Crowd(Generic[Member]):
         self.metrics.open = len(self.open)
 
     def works(self, one: Member) -> None:
-        """Note that a connection has its first call, or one again."""
+        """Note that a connection has work: its first call, or one again."""
         self._unused.pop(one, None)
         self._idle.pop(one, None)
 
     def rests(self, one: Member) -> None:
-        """Note that a connection has no calls any more."""
-        if one in self.open:
+        """Note that a connection has no work any more."""
+        if one in self.open and one not in self._unused:
             self._idle[one] = None

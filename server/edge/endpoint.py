@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, ClassVar
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from server.api.calls import guarded
-from server.edge.http2 import HEADER_BYTES_MAX, STREAMS_MAX
+from server.edge.http2 import ALL_KEPT_BYTES_MAX, HEADER_BYTES_MAX, STREAMS_MAX
 from server.edge.reflection import registered
 from server.edge.tls import TlsPort
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from server.access.gate import Door
     from server.api.calls import Services
     from server.config import ServerConfig
     from server.telemetry.metrics import ConnectionMetrics
@@ -29,6 +32,7 @@ class PortLimits:
         connections_max: maximum number of connections; 0 for as many as there are descriptors for.
         connection_calls_max: maximum number of calls at once on a connection; clients let further ones wait.
         connection_age_s_max: age from which connections are closed, in seconds; 0 for never.
+        bytes_in_flight_max: maximum size of what all connections keep of unanswered calls.
         connection_idle_s_max: time without a call after which connections are closed, in seconds; 0 for never.
     """
 
@@ -36,6 +40,7 @@ class PortLimits:
     header_bytes_max: int = HEADER_BYTES_MAX
     connections_max: int = 0
     connection_calls_max: int = STREAMS_MAX
+    bytes_in_flight_max: int = ALL_KEPT_BYTES_MAX
     connection_age_s_max: float = 0
     connection_idle_s_max: float = 0
 
@@ -62,6 +67,7 @@ class Endpoint(ABC):
         *,
         shared_port: bool,
         tls: TlsPort | None = None,
+        doors: Mapping[str, Door] | None = None,
     ) -> None:
         """Create the endpoint without opening its port.
 
@@ -71,6 +77,7 @@ class Endpoint(ABC):
             metrics: tells of the connections, if this kind of port knows them.
             shared_port: whether other processes of this server listen on the same port.
             tls: what clients that connect are served with; without it, the port speaks plain text.
+            doors: by service, what lets its callers in; a service without one lets everybody in.
         """
         self._limits = limits
         self._metrics = metrics
@@ -83,7 +90,10 @@ class Endpoint(ABC):
         checks = {name: handler for name, handler in checks.items() if name != "List"}
         #: The guarded methods of all services.
         self._services = {
-            service: {name: guarded(handler, f"/{service}/{name}") for name, handler in methods.items()}
+            service: {
+                name: guarded(handler, f"/{service}/{name}", (doors or {}).get(service))
+                for name, handler in methods.items()
+            }
             for service, methods in {**services, health_service: checks}.items()
         }
         self.listens_on: int | str = 0

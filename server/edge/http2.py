@@ -20,6 +20,8 @@ HEADER_BYTES_MAX = 16 << 10
 STREAMS_MAX = 2_000
 #: Bytes of all unanswered calls of a connection, as a multiple of the largest message; and at least so many.
 _KEPT_MESSAGES, KEPT_BYTES_MIN = 16, 64 << 20
+#: The same of all connections together.
+ALL_KEPT_BYTES_MAX = 256 << 20
 #: Bytes that a client may send on a stream before we say that we took them.
 _WINDOW_BYTES = 64 << 10
 _EVENT_WORDS = 7
@@ -73,6 +75,7 @@ class Http2Endpoint:
         message_bytes_max: int,
         header_bytes_max: int = HEADER_BYTES_MAX,
         streams_max: int = STREAMS_MAX,
+        all_kept_bytes_max: int = ALL_KEPT_BYTES_MAX,
     ) -> None:
         """Create an endpoint.
 
@@ -81,6 +84,7 @@ class Http2Endpoint:
             message_bytes_max: maximum size of a message; a call with a larger one ends with RESOURCE_EXHAUSTED.
             header_bytes_max: maximum size of a call's metadata.
             streams_max: maximum number of calls at once on a connection.
+            all_kept_bytes_max: maximum size of what all connections keep of unanswered calls.
 
         Raises:
             NativeLibraryError: the library is not built.
@@ -88,8 +92,8 @@ class Http2Endpoint:
         self._native = _native()
         self.address = self._native.pinrank_h2_endpoint(
             len(takes_stream), b"".join(path.encode() + b"\0" for path in takes_stream), bytes(takes_stream.values()),
-            message_bytes_max, header_bytes_max, max(KEPT_BYTES_MIN, _KEPT_MESSAGES * message_bytes_max), streams_max,
-            _WINDOW_BYTES,
+            message_bytes_max, header_bytes_max, max(KEPT_BYTES_MIN, _KEPT_MESSAGES * message_bytes_max),
+            all_kept_bytes_max, streams_max, _WINDOW_BYTES,
         )  # fmt: skip
         if not self.address:
             raise MemoryError
@@ -233,7 +237,7 @@ def _native() -> ctypes.PyDLL:
     native = http2_library()
     word, text, place = ctypes.c_int64, ctypes.c_char_p, ctypes.c_void_p
     for name, result, arguments in (
-        ("endpoint", place, (word, text, text, word, word, word, word, word)),
+        ("endpoint", place, (word, text, text, word, word, word, word, word, word)),
         ("endpoint_free", None, (place,)),
         ("connect", place, (place, place)),
         ("free", None, (place,)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from server.edge.tls import HANDSHAKE_S_MAX, TlsPort
 from server.runtime.listening import BACKLOG, grpc_sockets, listening_again, socket_path
 
 if TYPE_CHECKING:
+    from server.access.gate import Door
     from server.api.calls import Services
     from server.telemetry.metrics import ConnectionMetrics
 
@@ -34,13 +35,14 @@ class NativeEndpoint(Endpoint):
         *,
         shared_port: bool,
         tls: TlsPort | None = None,
+        doors: Mapping[str, Door] | None = None,
     ) -> None:
         """Create the endpoint without opening its port, as `Endpoint` does.
 
         Raises:
             NativeLibraryError: the library is not built, or nghttp2 is not installed.
         """
-        super().__init__(services, limits, metrics, shared_port=shared_port, tls=tls)
+        super().__init__(services, limits, metrics, shared_port=shared_port, tls=tls, doors=doors)
         handlers = {
             f"/{service}/{name}": handler
             for service, methods in self._services.items()
@@ -52,8 +54,9 @@ class NativeEndpoint(Endpoint):
                 limits.message_bytes_max,
                 limits.header_bytes_max,
                 limits.connection_calls_max,
+                limits.bytes_in_flight_max,
             ),
-            tuple(map(Method.of, handlers.values())),
+            tuple(Method.of(path, handler) for path, handler in handlers.items()),
             limits,
             Crowd(connections_that_fit(limits.connections_max), metrics),
             tls,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -10,35 +10,16 @@ from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from pinrank.v1 import activity_pb2, models_pb2, ranking_pb2  # noqa: F401 - reflection answers from the registered descriptors
-from server.access.callers import Permission
-from server.api.calls import kind_of
 
 if TYPE_CHECKING:
-    from server.access.gate import Gate
-    from server.api.calls import Handler, Methods, Services
+    from server.api.calls import Methods, Services
 
 
-def reflection_of(services: Services, gate: Gate) -> Services:
+def reflection_of(services: Services) -> Services:
     """Return the service that describes others, health and itself."""
     names = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME)
     servicer = reflection.aio.ReflectionServicer(names)
-    found = registered(reflection_pb2_grpc.add_ServerReflectionServicer_to_server, servicer)
-    return {
-        service: {name: _gated(handler, gate) for name, handler in methods.items()}
-        for service, methods in found.items()
-    }
-
-
-def _gated(handler: Handler, gate: Gate) -> Handler:
-    """Return the handler of the only method there is, which takes and answers streams, behind the gate."""
-    answer_all: Callable[[Any, Any], AsyncIterator[Any]] = getattr(handler, kind_of(handler))
-
-    async def answered(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-        gate.enter(context, Permission.REFLECTION)
-        async for answer in answer_all(requests, context):
-            yield answer
-
-    return grpc.stream_stream_rpc_method_handler(answered, handler.request_deserializer, handler.response_serializer)
+    return registered(reflection_pb2_grpc.add_ServerReflectionServicer_to_server, servicer)
 
 
 def registered(add: Callable[[Any, Any], None], servicer: object) -> dict[str, Methods]:

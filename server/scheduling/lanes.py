@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right, insort
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -29,10 +29,12 @@ class Lane:
     Attributes:
         priority: those with a higher priority go first while they are within their shares.
         share: weight of its share of the engine's time under overload, relative to the others with work.
+        group: callers of one group have one share together; empty for none.
     """
 
     priority: int = 0
     share: float = 1.0
+    group: str = ""
 
 
 _UNCONFIGURED = Lane()
@@ -181,9 +183,11 @@ class Lanes:
             working[key].claim = self._callers(newcomer.caller)
         if len(working) <= 1:  # alone, nobody has a share to keep to
             return {key: self._rank(flow) for key, flow in working.items()}
-        shares = defaultdict[str, float](float)
-        for flow in working.values():
-            shares[flow.lane] += flow.claim.share
+        together = Counter((flow.lane, flow.claim.group) for flow in working.values() if flow.claim.group)
+        shares, own = defaultdict[str, float](float), dict[_Key, float]()
+        for key, flow in working.items():
+            own[key] = flow.claim.share / together.get((flow.lane, flow.claim.group), 1)
+            shares[flow.lane] += own[key]
         whole_s = self._capacity_s / sum(self._lane(name).share for name in shares)
         found = {}
         for key, flow in working.items():
@@ -191,8 +195,8 @@ class Lanes:
             found[key] = self._rank(
                 flow,
                 lane_beyond=len(shares) > 1 and self._used[flow.lane].at(now_s) > lane_s,
-                caller_beyond=shares[flow.lane] > flow.claim.share
-                and flow.used.at(now_s) > lane_s * flow.claim.share / shares[flow.lane],
+                caller_beyond=shares[flow.lane] > own[key]
+                and flow.used.at(now_s) > lane_s * own[key] / shares[flow.lane],
             )
         return found
 
