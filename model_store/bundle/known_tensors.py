@@ -15,7 +15,7 @@ from model_store.bundle.operator_sizes import CONSTANT_VALUES, VARYING_VALUES
 
 #: Tensors that sizes are computed from have a handful of numbers. Larger ones are data.
 _ELEMENTS_MAX = 1_024
-#: Largest size that may be computed from sizes: from there on, int32 wraps around.
+#: Limit on sizes that others are computed from: from there on, int32 wraps around.
 _SIZE_MAX = float(1 << 31)
 _WIDE_INTEGERS = frozenset({TensorProto.INT32, TensorProto.INT64})
 
@@ -83,6 +83,8 @@ def add_value(node: NodeProto, known: KnownTensors, version: int) -> None:
     try:
         found = _evaluated(node, given if varies else given[:1], version)
     except Exception:  # noqa: BLE001 - what cannot be computed is not known, and refused where it is a size
+        return
+    if varies and any(np.any(value >= _SIZE_MAX) for value in found):
         return
     found = found if varies else found * len(given)
     if all(v.dtype.kind in "iub" and v.shape == dims for v, dims in zip(found, known.dims[output], strict=True)):

@@ -313,7 +313,7 @@ def _check_reshape(node: NodeProto, known: KnownTensors) -> None:
     for before, after in zip(taken, made, strict=True):
         if math.prod(before) != math.prod(after):
             raise NetworkError(f"{where(node)}: a Reshape cannot make {list(after)} of {list(before)}")
-    if len(node.input) > 1:
+    if len(node.input) > 1 and node.input[1]:
         shape = known.values[node.input[1]][0].ravel().tolist()
     else:  # opset 4 and older
         shape = [size for a in node.attribute if a.name == "shape" for size in a.ints]

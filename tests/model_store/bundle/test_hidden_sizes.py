@@ -140,7 +140,7 @@ HIDDEN = {
         network(make("Cast", "n", "real", to=TensorProto.FLOAT), make("Sub", "real middle", "away"),
                 make("Mul", "away away", "squared"), make("Neg", "squared", "below"), make("Exp", "below", "bell"),
                 make("Mul", "bell most", "size"), make("Cast", "size", "count", to=TensorProto.INT64), ZEROS,
-                middle=np.float32([77]), most=np.float32([1e6])),
+                middle=np.array([77.0], np.float32), most=np.array([1e6], np.float32)),
         (77, 1), 100,
     ),
     "a range from N": (
@@ -200,6 +200,17 @@ def test_a_size_that_is_largest_between_the_batches_that_are_looked_at_is_refuse
         assert runs.largest(*corner) < LIMIT
     with pytest.raises(NetworkError, match="cannot be told|can be told|is not allowed|must be a constant"):
         check_network(content, SPECS, RunLimits(most, LIMIT))
+
+
+def test_a_size_that_wraps_around_in_int32_is_refused():
+    """It would be 2^32 at 4,096 rows, which wraps around to 0, and almost 2^31 at 2,047."""
+    nodes = make("Concat", "n wide", "count", axis=0), ZEROS, make("Size", "zeros", "size")
+    narrow = make("Cast", "size", "narrow", to=TensorProto.INT32), make("Cast", "narrow", "again", to=TensorProto.INT64)
+    last = make("Unsqueeze", "again axis", "count2"), make("ConstantOfShape", "count2", "zeros2")
+    content = network(*nodes, *narrow, *last, wide=[1 << 20], axis=[0])
+    with pytest.raises(NetworkError, match="tensor 'count2', whose largest value cannot be told"):
+        check_network(content, SPECS, RunLimits(4_096, 1 << 50))
+    check_network(content, SPECS, RunLimits(2_047, 1 << 50))
 
 
 ROWS = 12

@@ -222,7 +222,7 @@ def positions(m, sequence, actions, user, pin, row):
 def newest_action(m, sequence, actions, user, pin, row):
     last = ((actions > 0).sum(1) - 1).clamp(min=0)
     newest = sequence[torch.arange(sequence.shape[0]), last]
-    gathered = sequence.gather(1, last.view(-1, 1, 1).expand(-1, 1, DIM)).squeeze(1)
+    gathered = sequence.gather(1, last.view(-1, 1, 1).expand(-1, 1, DIM))[:, 0]
     return m.narrow((newest + gathered)[row] * pin)
 
 
