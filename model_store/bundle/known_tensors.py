@@ -1,89 +1,111 @@
-"""What is known of a network's tensors before it runs: their sizes with the largest batch, and small values."""
+"""What is known of a network's tensors before it runs: their sizes in the batches that show most, and small values."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from onnx import NodeProto, TensorProto, TypeProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from model_store.bundle.operator_sizes import CONSTANT_VALUES, GROWING_VALUES
+from model_store.bundle.batches import Batches
+from model_store.bundle.operator_sizes import CONSTANT_VALUES, VARYING_VALUES
 
 #: Tensors that sizes are computed from have a handful of numbers. Larger ones are data.
 _ELEMENTS_MAX = 1_024
-#: Largest size that may be computed from sizes: from there on, int32 wraps around and no longer grows.
+#: Limit on sizes that others are computed from: from there on, int32 wraps around.
 _SIZE_MAX = float(1 << 31)
 _WIDE_INTEGERS = frozenset({TensorProto.INT32, TensorProto.INT64})
 
 
 @dataclass(slots=True)
 class KnownTensors:
-    """What is known of the tensors so far, by name."""
+    """What is known of the tensors so far, by name. Lists have one element for each batch."""
 
-    types: dict[str, TypeProto] = field(default_factory=dict)
-    #: Values of the small integer tensors that constants and sizes decide, with the largest batch.
-    values: dict[str, np.ndarray] = field(default_factory=dict)
+    batches: Batches
+    types: dict[str, list[TypeProto]] = field(default_factory=dict)
+    dims: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
+    #: Values of the small tensors that constants and sizes decide. Each number is a constant, or a size of at least 1.
+    values: dict[str, list[np.ndarray]] = field(default_factory=dict)
     #: Tensors whose values depend on the values of inputs, and not on their sizes alone.
     data: set[str] = field(default_factory=set)
-    #: Tensors whose size, and tensors whose known value, varies with the batch.
-    varying: set[str] = field(default_factory=set)
-    growing: set[str] = field(default_factory=set)
 
-    def dims(self, name: str) -> list[int]:
-        return [dim.dim_value for dim in self.types[name].tensor_type.shape.dim]
-
-    def bytes_of(self, name: str) -> int:
-        """Return the bytes of a tensor; a dimension of 0 counts as 1, so that none beside it is without a bound."""
-        dtype = helper.tensor_dtype_to_np_dtype(self.types[name].tensor_type.elem_type)
-        return math.prod(max(1, dim) for dim in self.dims(name)) * dtype.itemsize
+    def add_types(self, name: str, types: Sequence[TypeProto]) -> None:
+        self.types[name] = list(types)
+        self.dims[name] = [tuple(dim.dim_value for dim in found.tensor_type.shape.dim) for found in types]
 
     def add_constant(self, name: str, tensor: TensorProto) -> None:
-        self.types[name] = helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
+        count = len(self.batches.pairs)
+        self.add_types(name, [helper.make_tensor_type_proto(tensor.data_type, tensor.dims)] * count)
         if math.prod(tensor.dims) <= _ELEMENTS_MAX:
-            self.values[name] = numpy_helper.to_array(tensor)
+            self.values[name] = [numpy_helper.to_array(tensor)] * count
+
+    def axis(self, name: str, axis: int) -> list[int]:
+        """Return the size of one axis in each batch."""
+        return [dims[axis] for dims in self.dims[name]]
+
+    def varying_axes(self, name: str) -> list[int]:
+        """Return the axes whose size varies with the batch."""
+        first, *others = self.dims[name]
+        return [axis for axis, size in enumerate(first) if any(dims[axis] != size for dims in others)]
+
+    def value_varies(self, name: str) -> bool:
+        """Whether a known value varies with the batch."""
+        first, *others = self.values.get(name, [None])
+        return any(value is not first for value in others) and bool(np.any(_varying(self.values[name])))
+
+    def bytes_of(self, name: str) -> list[int]:
+        """Return a tensor's bytes in each batch; a size of 0 counts as 1, so that none beside it is without a bound."""
+        dtype = helper.tensor_dtype_to_np_dtype(self.types[name][0].tensor_type.elem_type)
+        return [math.prod(max(1, size) for size in dims) * dtype.itemsize for dims in self.dims[name]]
 
 
 def add_value(node: NodeProto, known: KnownTensors, version: int) -> None:
-    """Compute the value of a small integer tensor with the largest batch, if it follows from known ones."""
+    """Compute the value of a small integer tensor in each batch, if it follows from known ones."""
     if node.op_type == "Constant" or len(node.output) != 1:
         return
     (output,) = node.output
-    if math.prod(known.dims(output)) > _ELEMENTS_MAX:
+    if known.varying_axes(output) or math.prod(known.dims[output][0]) > _ELEMENTS_MAX:
         return
+    names = [name for name in node.input if name]
     if node.op_type in {"Shape", "Size"}:
-        grows = node.input[0] in known.varying
-        values: Mapping[str, np.ndarray] = {node.input[0]: np.broadcast_to(np.int8(0), known.dims(node.input[0]))}
+        varies = bool(known.varying_axes(names[0]))
+        given = [{names[0]: np.broadcast_to(np.int8(0), dims)} for dims in known.dims[names[0]]]
     else:
-        values = {name: known.values[name] for name in node.input if name in known.values}
-        if any(name and name not in values for name in node.input):
+        if any(name not in known.values for name in names):
             return
-        grows = any(name in known.growing for name in node.input)
-        if not (_grows(node, known, values) if grows else _is_plain(node, values)):
+        varies = any(known.value_varies(name) for name in names)
+        given = [{name: known.values[name][batch] for name in names} for batch in range(len(known.batches.pairs))]
+        if not (_stays_convex(node, known) if varies else _is_plain(node, given[0])):
             return
-    made = helper.make_model(
-        helper.make_graph(
-            [node],
-            "size",
-            [
-                helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
-                for n, v in values.items()
-            ],
-            [helper.make_empty_tensor_value_info(output)],
-        ),
-        opset_imports=[helper.make_opsetid("", version)],
-    )
     try:
-        with np.errstate(all="ignore"):
-            value = np.asarray(ReferenceEvaluator(made).run(None, dict(values))[0])  # type: ignore[index]
+        found = _evaluated(node, given if varies else given[:1], version)
     except Exception:  # noqa: BLE001 - what cannot be computed is not known, and refused where it is a size
         return
-    if value.dtype.kind in "iub" and list(value.shape) == known.dims(output):
-        known.values[output] = value
-        if grows:
-            known.growing.add(output)
+    if varies and any(np.any(value >= _SIZE_MAX) for value in found):
+        return
+    found = found if varies else found * len(given)
+    if all(v.dtype.kind in "iub" and v.shape == dims for v, dims in zip(found, known.dims[output], strict=True)):
+        known.values[output] = found
+
+
+def _evaluated(node: NodeProto, given: Sequence[Mapping[str, np.ndarray]], version: int) -> list[np.ndarray]:
+    inputs = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim)
+        for name, value in given[0].items()
+    ]
+    graph = helper.make_graph([node], "size", inputs, [helper.make_empty_tensor_value_info(node.output[0])])
+    evaluator = ReferenceEvaluator(helper.make_model(graph, opset_imports=[helper.make_opsetid("", version)]))
+    with np.errstate(all="ignore"):
+        return [np.asarray(evaluator.run(None, dict(values))[0]) for values in given]  # type: ignore[index]
+
+
+def _varying(values: Sequence[np.ndarray]) -> np.ndarray:
+    """Return which numbers of a value vary with the batch."""
+    varying: np.ndarray = np.any(np.stack(values) != values[0], axis=0)
+    return varying
 
 
 def _is_plain(node: NodeProto, values: Mapping[str, np.ndarray]) -> bool:
@@ -91,20 +113,31 @@ def _is_plain(node: NodeProto, values: Mapping[str, np.ndarray]) -> bool:
     return node.op_type in CONSTANT_VALUES and all(value.dtype.kind in "iub" for value in values.values())
 
 
-def _grows(node: NodeProto, known: KnownTensors, values: Mapping[str, np.ndarray]) -> bool:
-    """Whether the node's value grows with the batch, and is nowhere below 0, given values of which some do."""
-    if node.op_type not in GROWING_VALUES:
+def _stays_convex(node: NodeProto, known: KnownTensors) -> bool:
+    """Whether each number of the node's value is a constant or a sum of products again (see `batches`)."""
+    if node.op_type not in VARYING_VALUES:
         return False
-    places = GROWING_VALUES[node.op_type]
-    if places is not None and any(n in known.growing for i, n in enumerate(node.input) if i not in places):
+    places = VARYING_VALUES[node.op_type]
+    if any(known.value_varies(n) for i, n in enumerate(node.input) if places is not None and i not in places):
         return False
-    numbers = [values[n] for i, n in enumerate(node.input) if n and (places is None or i in places)]
-    if any(v.dtype.kind not in "iu" or np.any(v < 0) for v in numbers):
+    operands = [known.values[n] for i, n in enumerate(node.input) if n and (places is None or i in places)]
+    if any(value.dtype.kind not in "iu" for value, *_ in operands):
         return False
     match node.op_type:
         case "Cast":
             return all(a.i in _WIDE_INTEGERS for a in node.attribute if a.name == "to")
-        case "Add" | "Mul" | "Sum" | "ReduceProd" | "ReduceSum":
-            # A product of all of them bounds each result.
-            return math.prod(float(np.prod(np.maximum(v, 2).astype(np.float64))) for v in numbers) < _SIZE_MAX
-    return True
+        case "Equal":
+            return _never_equal(*operands)
+        case "Add" | "Mul" | "Sum" | "Max":
+            bounds = [max(float(np.max(value, initial=2)) for value in values) for values in operands]
+        case "ReduceProd" | "ReduceSum" | "ReduceMax":
+            bounds = [max(float(np.prod(np.maximum(value, 2).astype(np.float64))) for value in operands[0])]
+        case _:
+            return True  # it only moves numbers
+    return all(np.all(value >= 0) for values in operands for value in values) and math.prod(bounds) < _SIZE_MAX
+
+
+def _never_equal(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> bool:
+    """Whether each number that varies, and so is at least 1, meets a constant below 1: exporters ask for -1."""
+    pairs = (first, second), (second, first)
+    return all(np.all(~_varying(one) | (~_varying(other) & (other[0] < 1))) for one, other in pairs)

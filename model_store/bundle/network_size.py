@@ -1,14 +1,15 @@
 """Bound the memory of a run: how large each tensor of a network becomes with the largest batch.
 
 A size that is counted in a caller's data has no bound that a proof could find, so every size must follow from constants
-and from the sizes of the inputs, and grow with these: then it is largest with the largest batch. The walk computes the
-sizes of each node's results with that batch. It refuses what it cannot follow, and so needs no list of all the ways in
-which a network could hide a size.
+and from the sizes of the inputs. Of these it must be made by sums, products, maxima and exact quotients: then three
+batches show the largest memory of all (`batches`). The walk computes the sizes of each node's results in these. It
+refuses what it cannot follow, and so needs no list of all the ways in which a network could hide a size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,15 +18,17 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 from onnx.inliner import inline_local_functions
 
 from kernels.engine import ROW_REQUEST, TensorSpec
+from model_store.bundle.batches import Batches
 from model_store.bundle.known_tensors import KnownTensors, add_value
 from model_store.bundle.operator_sizes import (
+    CLIPPING,
     COUNTING,
+    DIVIDING,
     FOLLOWING,
-    GROWING_VALUES,
-    MAY_GROW,
+    MAY_VARY,
     REFUSED,
     SIZED,
-    WINDOWED,
+    VARYING_VALUES,
 )
 
 NODES_MAX = 100_000
@@ -35,7 +38,6 @@ _NUMBER_MAX = 1 << 31
 _OPEN_ENDED = frozenset({"Constant", "Shape", "Slice"})
 #: Functions of the standard without shape inference. The result is as large as the first input.
 _LIKE_FIRST = frozenset({"GroupNormalization", "MeanVarianceNormalization"})
-_STRETCH = helper.make_attribute("keep_aspect_ratio_policy", "stretch")
 
 
 class NetworkError(Exception):
@@ -74,7 +76,7 @@ def check_sizes(model: ModelProto, inputs: Sequence[TensorSpec], limits: RunLimi
     last_use |= {output.name: len(graph.node) for output in graph.output}
     weights = {tensor.name for tensor in graph.initializer}
     held = {name: known.bytes_of(name) for name in known.types if name not in weights}
-    total = sum(held.values())
+    total = [sum(sizes) for sizes in zip(*held.values(), strict=True)] or [0] * len(known.batches.pairs)
     ending: dict[int, list[str]] = {}
     for name, place in last_use.items():
         ending.setdefault(place, []).append(name)
@@ -82,16 +84,19 @@ def check_sizes(model: ModelProto, inputs: Sequence[TensorSpec], limits: RunLimi
         _infer(node, known, version)
         made = {name: known.bytes_of(name) for name in node.output if name}
         held |= made
-        total += sum(made.values())
-        if total > limits.bytes_max:
-            largest = max(held, key=held.__getitem__)
+        total = [sum(sizes) for sizes in zip(total, *made.values(), strict=True)]
+        if max(total) > limits.bytes_max:
+            batch = total.index(max(total))
+            rows, requests = known.batches.pairs[batch]
+            largest = max(held, key=lambda name: held[name][batch])
             raise NetworkError(
-                f"{where(node)}: a run of {limits.rows:,} rows (candidates_max) holds {total:,} bytes here, the limit "
-                f"is {limits.bytes_max:,} (swap.run_bytes_max); the largest tensor is {largest!r} with the shape "
-                f"{known.dims(largest)}"
+                f"{where(node)}: a run of {rows:,} rows (candidates_max) of {requests:,} requests holds "
+                f"{total[batch]:,} bytes here, the limit is {limits.bytes_max:,} (swap.run_bytes_max); the largest "
+                f"tensor is {largest!r} with the shape {list(known.dims[largest][batch])}"
             )
         for name in (*ending.get(place, ()), *(name for name in made if name not in last_use)):
-            total -= held.pop(name, 0)
+            if name in held:
+                total = [before - ended for before, ended in zip(total, held.pop(name), strict=True)]
 
 
 def where(node: NodeProto) -> str:
@@ -107,7 +112,7 @@ def check_operator(node: NodeProto) -> None:
             f"{where(node)}: operator {operator} is not allowed: the size of tensor {next(iter(node.output), '')!r} "
             "would be counted in a request's data, so that a request could make a run of any size"
         )
-    if operator in REFUSED or not (operator in SIZED or operator in WINDOWED or operator in FOLLOWING):
+    if operator in REFUSED or not (operator in SIZED or operator in DIVIDING or operator in FOLLOWING):
         raise NetworkError(f"{where(node)}: operator {operator} is not allowed")
 
 
@@ -136,17 +141,17 @@ def _inlined(model: ModelProto) -> ModelProto:
 
 
 def _given(graph: GraphProto, inputs: Sequence[TensorSpec], limits: RunLimits) -> KnownTensors:
-    """Return what is known before the first node: the inputs with the largest batch, and the weights."""
-    known = KnownTensors()
+    """Return what is known before the first node: the inputs in each batch, and the weights."""
+    known = KnownTensors(Batches.up_to(limits.rows))
     specs = {spec.name: spec for spec in (*inputs, TensorSpec(ROW_REQUEST, "candidate", "int64", ()))}
     for value in graph.input:
         spec = specs.get(value.name)
         if spec is None:
             raise NetworkError(f"the network takes an input {value.name!r}, which the manifest does not declare")
         dtype = helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
-        known.types[value.name] = helper.make_tensor_type_proto(dtype, [limits.rows, *spec.shape])
+        counts = [rows if spec.side == "candidate" else requests for rows, requests in known.batches.pairs]
+        known.add_types(value.name, [helper.make_tensor_type_proto(dtype, [n, *spec.shape]) for n in counts])
         known.data.add(value.name)
-        known.varying.add(value.name)
     if graph.sparse_initializer:
         raise NetworkError("the network has sparse weights; store them as plain tensors")
     for tensor in graph.initializer:
@@ -169,23 +174,16 @@ def _infer(node: NodeProto, known: KnownTensors, version: int) -> None:
         raise NetworkError(f"{where(node)}: operator {operator} has no subgraph")
     _check_size_inputs(node, known)
     _check_numbers(node, known)
-    _check_shrinking(node, known)
+    _check_varying(node, known)
     _add_types(node, known, version)
-    outputs = [name for name in node.output if name]
-    sizing = {name for place, name in enumerate(node.input) if place in SIZED.get(operator, ())}
-    if operator in {"Shape", "Size"}:
-        add_value(node, known, version)
-        return
-    if any(name in known.varying or (name in known.growing and name in sizing) for name in node.input):
-        known.varying.update(outputs)
-    if any(name in known.data for name in node.input):
-        known.data.update(outputs)
-    elif not known.varying.intersection(outputs):
+    if operator not in {"Shape", "Size"} and any(name in known.data for name in node.input):
+        known.data.update(name for name in node.output if name)
+    else:
         add_value(node, known, version)
 
 
 def _check_size_inputs(node: NodeProto, known: KnownTensors) -> None:
-    """Refuse a size that is not known, or that may shrink with the batch."""
+    """Refuse a size that is not known, or varies where it must not."""
     for place in SIZED.get(node.op_type, ()):
         name = node.input[place] if place < len(node.input) else ""
         if not name:
@@ -200,9 +198,9 @@ def _check_size_inputs(node: NodeProto, known: KnownTensors) -> None:
             raise NetworkError(
                 f"{where(node)}: the size of what {node.op_type} makes is read from tensor {name!r}, whose largest "
                 "value cannot be told; compute it from constants and shapes, with no operators but "
-                f"{', '.join(sorted(GROWING_VALUES))}"
+                f"{', '.join(sorted(VARYING_VALUES))}, and without numbers below 0"
             )
-        if name in known.growing and place not in MAY_GROW.get(node.op_type, ()):
+        if known.value_varies(name) and place not in MAY_VARY.get(node.op_type, ()):
             raise NetworkError(
                 f"{where(node)}: input {place} of {node.op_type}, tensor {name!r}, varies with the batch, but must be "
                 "a constant"
@@ -215,82 +213,114 @@ def _check_numbers(node: NodeProto, known: KnownTensors) -> None:
     numbers = [number for a in node.attribute for number in (a.i, *a.ints)]
     for place in SIZED.get(node.op_type, ()):
         if place < len(node.input) and node.input[place]:
-            numbers += known.values[node.input[place]].ravel().tolist()
+            numbers += [number for value in known.values[node.input[place]] for number in value.ravel().tolist()]
     beyond = [number for number in numbers if not abs(number) < _NUMBER_MAX]
     if beyond:
         raise NetworkError(f"{where(node)}: {beyond[0]:,} is no size for {node.op_type}, the limit is {_NUMBER_MAX:,}")
 
 
-def _check_shrinking(node: NodeProto, known: KnownTensors) -> None:
-    """Refuse results that may be larger for a smaller batch: what is found with the largest would be no bound."""
-    if shrinking := _shrinking(node, known):
-        raise NetworkError(
-            f"{where(node)}: a {node.op_type} with {shrinking} may make more of a smaller batch, so that the size of "
-            f"tensor {node.output[0]!r} has no bound"
-        )
+def _check_varying(node: NodeProto, known: KnownTensors) -> None:
+    """Refuse inputs that vary with the batch where the result's size would not be made by sums and products."""
+    operator, names = node.op_type, [name for name in node.input if name]
+    if operator == "Range" and len(names) == 3 and known.value_varies(names[1]):
+        start, _, step = (known.values[name][0] for name in names)
+        if np.any(start > 0) or np.any(step != 1):
+            raise _unbounded(node, names[1], "it varies with the batch, so start at 0 and count by 1")
+    without_axes = len(names) == 1 and all(a.name != "axes" for a in node.attribute)
+    if operator == "Squeeze" and without_axes and known.varying_axes(names[0]):
+        raise _unbounded(node, names[0], "it varies with the batch; state the axes")
+    if operator in CLIPPING or operator in DIVIDING:
+        for name in names[1:]:
+            if any(known.varying_axes(name)):  # any but the first axis
+                raise _unbounded(node, name, f"axis {max(known.varying_axes(name))} varies with the batch")
 
 
-def _shrinking(node: NodeProto, known: KnownTensors) -> str:
-    """Say what may make more of a smaller batch; empty if nothing may."""
-    operator, inputs = node.op_type, [*node.input]
-    attributes = {a.name: a for a in node.attribute}
-    if operator in WINDOWED or operator == "STFT":
-        return "a window that varies" if any(name in known.varying for name in inputs[1:]) else ""
-    second = inputs[1] if len(inputs) > 1 else ""
-    if second in known.growing:
-        if operator == "Reshape" and not ("allowzero" in attributes and attributes["allowzero"].i):
-            return "a shape that varies with the batch, but without allowzero=1,"
-        if operator == "Range" and not (np.all(known.values[inputs[0]] >= 0) and np.all(known.values[inputs[2]] > 0)):
-            return "a start below 0 or a step that is not above 0"
-    if not inputs or inputs[0] not in known.varying:
-        return ""
-    match operator:
-        case "Squeeze" if not second and "axes" not in attributes:
-            return "no axes"
-        case "Split" if not second and "split" not in attributes:
-            return "no sizes of the parts"
-        case "Slice" if _slices_both_ends(node, known):
-            return "one end counted from the start and one from the end"
-        case "Resize" if attributes.get("keep_aspect_ratio_policy", _STRETCH).s != _STRETCH.s:
-            return "a fixed aspect ratio"
-    return ""
-
-
-def _slices_both_ends(node: NodeProto, known: KnownTensors) -> bool:
-    if len(node.input) < 3:  # opset 9 has attributes
-        given = {a.name: list(a.ints) for a in node.attribute}
-        starts, ends, steps = given.get("starts", []), given.get("ends", []), []
-    else:
-        values = [known.values[name].ravel().tolist() if name else [] for name in node.input[1:]]
-        starts, ends, steps = values[0], values[1], values[3] if len(values) > 3 else []
-    longest = max(known.dims(node.input[0]), default=0)
-    for start, end, step in zip(starts, ends, steps or [1] * len(starts), strict=False):
-        if step > 0 and start < 0 <= end < longest:
-            return True
-        if step < 0 and 0 <= start < longest and -longest < end < 0:
-            return True
-    return False
+def _unbounded(node: NodeProto, name: str, why: str) -> NetworkError:
+    return NetworkError(
+        f"{where(node)}: the size of what {node.op_type} makes of tensor {name!r} has no bound that can be told: {why}"
+    )
 
 
 def _add_types(node: NodeProto, known: KnownTensors, version: int) -> None:
     if node.op_type == "Constant":
         known.add_constant(node.output[0], _constant(node))
         return
-    if node.op_type in _LIKE_FIRST:
-        found = {node.output[0]: known.types[node.input[0]]}
-    else:
-        given = {name: known.types[name] for name in node.input if name}
-        data = {name: numpy_helper.from_array(known.values[name], name) for name in given if name in known.values}
-        try:
-            schema = onnx.defs.get_schema(node.op_type, version)
-            found = onnx.shape_inference.infer_node_outputs(
-                schema, node, given, data, opset_imports=[helper.make_opsetid("", version)]
-            )
-        except Exception as error:  # whatever onnx's C++ raises for inputs that do not fit each other
-            raise NetworkError(f"{where(node)}: its inputs do not fit {node.op_type}: {_first_line(error)}") from error
+    names = [name for name in node.input if name]
+    sizing = {name for place, name in enumerate(node.input) if name and place in SIZED.get(node.op_type, ())}
+    found: dict[object, Mapping[str, TypeProto]] = {}
+    keys: list[object] = []
+    for batch in range(len(known.batches.pairs)):
+        values = {name: known.values[name][batch] for name in sizing}
+        key = (*(known.dims[name][batch] for name in names), *(value.tobytes() for value in values.values()))
+        if key not in found:
+            found[key] = _inferred(node, {name: known.types[name][batch] for name in names}, values, version)
+        keys.append(key)
     for name in node.output:
         if name:
-            known.types[name] = _certain(node, name, found.get(name))
+            known.add_types(name, [_certain(node, name, found[key].get(name)) for key in keys])
+    if len(found) > 1 and (node.op_type in CLIPPING or node.op_type in DIVIDING):
+        _check_passed_on(node, known)
+    if node.op_type == "Reshape":
+        _check_reshape(node, known)
+    for name in node.output:
+        if name and len(found) > 1:
+            _check_alike(node, name, known)
+
+
+def _inferred(
+    node: NodeProto, types: dict[str, TypeProto], values: Mapping[str, np.ndarray], version: int
+) -> Mapping[str, TypeProto]:
+    if node.op_type in _LIKE_FIRST:
+        return {node.output[0]: types[node.input[0]]}
+    data = {name: numpy_helper.from_array(value, name) for name, value in values.items()}
+    try:
+        schema = onnx.defs.get_schema(node.op_type, version)
+        return onnx.shape_inference.infer_node_outputs(
+            schema, node, types, data, opset_imports=[helper.make_opsetid("", version)]
+        )
+    except Exception as error:  # whatever onnx's C++ raises for inputs that do not fit each other
+        raise NetworkError(f"{where(node)}: its inputs do not fit {node.op_type}: {_first_line(error)}") from error
+
+
+def _check_alike(node: NodeProto, name: str, known: KnownTensors) -> None:
+    """Refuse a tensor that has other axes, or no elements, in some batches only."""
+    if len({len(dims) for dims in known.dims[name]}) > 1 or any(
+        min(known.axis(name, axis)) < 1 for axis in known.varying_axes(name)
+    ):
+        shapes = " or ".join(str(list(dims)) for dims in dict.fromkeys(known.dims[name]))
+        raise _unbounded(node, name, f"it is {shapes}, depending on the batch")
+
+
+def _check_passed_on(node: NodeProto, known: KnownTensors) -> None:
+    """Refuse an axis that varies with the batch and does not come out of the operator as it is."""
+    first = next(name for name in node.input if name)
+    rank = len(known.dims[first][0])
+    for place, output in enumerate(node.output):
+        alike = output and all(len(dims) == rank for dims in known.dims[output])
+        if (place == 0 and not alike) or (
+            alike and any(known.axis(output, axis) != known.axis(first, axis) for axis in known.varying_axes(first))
+        ):
+            raise _unbounded(node, first, "it changes an axis that varies with the batch; change constant ones only")
+
+
+def _check_reshape(node: NodeProto, known: KnownTensors) -> None:
+    """Refuse a Reshape that does not keep the number of elements, or infers a size of which no bound can be told.
+
+    The size that -1 stands for is the number of elements divided by the other sizes. That is a sum of products again if
+    the others are one product.
+    """
+    taken, made = known.dims[node.input[0]], known.dims[node.output[0]]
+    for before, after in zip(taken, made, strict=True):
+        if math.prod(before) != math.prod(after):
+            raise NetworkError(f"{where(node)}: a Reshape cannot make {list(after)} of {list(before)}")
+    if len(node.input) > 1 and node.input[1]:
+        shape = known.values[node.input[1]][0].ravel().tolist()
+    else:  # opset 4 and older
+        shape = [size for a in node.attribute if a.name == "shape" for size in a.ints]
+    if -1 in shape:
+        others = [math.prod(size for axis, size in enumerate(dims) if axis != shape.index(-1)) for dims in made]
+        if len(set(others)) > 1 and not known.batches.is_product(others):
+            raise _unbounded(node, node.input[0], "-1 stands beside a sum that varies with the batch; state all sizes")
 
 
 def _certain(node: NodeProto, name: str, found: TypeProto | None) -> TypeProto:

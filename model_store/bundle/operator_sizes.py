@@ -1,6 +1,6 @@
 """What decides the sizes of each ONNX operator's results: the tables that `network_size` reads.
 
-Each operator of the ONNX standard is in exactly one of `REFUSED`, `COUNTING`, `SIZED`, `WINDOWED` and `FOLLOWING`, and
+Each operator of the ONNX standard is in exactly one of `REFUSED`, `COUNTING`, `SIZED`, `DIVIDING` and `FOLLOWING`, and
 a test walks over the standard to hold that. A later ONNX may bring an operator that is in none; networks that use it
 are refused by name until somebody has read its specification and put it into one of these tables.
 """
@@ -63,12 +63,9 @@ SIZED: Mapping[str, tuple[int, ...]] = MappingProxyType(
         "Upsample": (1,),
     }
 )
-#: Of these, the inputs whose values may grow with the batch, because the results then grow with it, too. The others
-#: must be constants: a result that is larger for a smaller batch would have no bound.
-MAY_GROW: Mapping[str, tuple[int, ...]] = MappingProxyType(
+#: Of these, the inputs whose values may vary with the batch. The others must be constants.
+MAY_VARY: Mapping[str, tuple[int, ...]] = MappingProxyType(
     {
-        "AffineGrid": (1,),
-        "CenterCropPad": (1,),
         "ConstantOfShape": (0,),
         "Expand": (1,),
         "OneHot": (1,),
@@ -78,60 +75,58 @@ MAY_GROW: Mapping[str, tuple[int, ...]] = MappingProxyType(
         "TopK": (1,),
     }
 )
-
-#: Operators that slide a window: a larger window gives a smaller result, so only the first input may vary in size.
-WINDOWED = frozenset(
+#: And of these, the operators that subtract from a size or divide it.
+CLIPPING = frozenset(
     {
-        *("AveragePool", "CausalConvWithState", "Conv", "ConvInteger", "ConvTranspose", "DeformConv", "LpPool"),
-        *("MaxPool", "MaxRoiPool", "QLinearConv", "RoiAlign"),
+        *("AffineGrid", "BlackmanWindow", "CenterCropPad", "Col2Im", "DFT", "HammingWindow", "HannWindow", "MaxUnpool"),
+        *("MelWeightMatrix", "Pad", "Resize", "STFT", "Slice", "Split", "Upsample"),
     }
 )
 
-#: Operators whose results are as large as the sizes of their inputs and their attributes say, and grow with them.
+#: Operators that slide a window over an axis, or divide it. An axis that varies with the batch must come out as it is.
+DIVIDING = frozenset(
+    {
+        *("Attention", "AveragePool", "BitCast", "CausalConvWithState", "Conv", "ConvInteger", "ConvTranspose"),
+        *("DeformConv", "DepthToSpace", "LinearAttention", "LpPool", "MaxPool", "MaxRoiPool", "QLinearConv"),
+        *("RoiAlign", "SpaceToDepth", "SwiGLU"),
+    }
+)
+
+#: Operators of which each size is a constant, a size of an input, or a sum, product or maximum of those.
 FOLLOWING = frozenset(
     {
-        *("Abs", "Acos", "Acosh", "Add", "And", "ArgMax", "ArgMin", "Asin", "Asinh", "Atan", "Atanh", "Attention"),
-        *("BatchNormalization", "BitCast", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor"),
+        *("Abs", "Acos", "Acosh", "Add", "And", "ArgMax", "ArgMin", "Asin", "Asinh", "Atan", "Atanh"),
+        *("BatchNormalization", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor"),
         *("Cast", "CastLike", "Ceil", "Celu", "Clip", "Concat", "Constant", "Cos", "Cosh", "CumProd", "CumSum"),
-        *("DepthToSpace", "DequantizeLinear", "Det", "Div", "Dropout", "DynamicQuantizeLinear"),
+        *("DequantizeLinear", "Det", "Div", "Dropout", "DynamicQuantizeLinear"),
         *("Einsum", "Elu", "Equal", "Erf", "Exp", "EyeLike", "Flatten", "Floor"),
         *("GRU", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm", "GlobalAveragePool", "GlobalLpPool"),
         *("GlobalMaxPool", "Greater", "GreaterOrEqual", "GridSample", "GroupNormalization"),
         *("HardSigmoid", "HardSwish", "Hardmax", "Identity", "InstanceNormalization", "IsInf", "IsNaN"),
-        *("LRN", "LSTM", "LayerNormalization", "LeakyRelu", "Less", "LessOrEqual", "LinearAttention", "Log"),
+        *("LRN", "LSTM", "LayerNormalization", "LeakyRelu", "Less", "LessOrEqual", "Log"),
         *("LogSoftmax", "LpNormalization", "MatMul", "MatMulInteger", "Max", "Mean", "MeanVarianceNormalization"),
         *("Min", "Mish", "Mod", "Mul", "Neg", "NegativeLogLikelihoodLoss", "Not", "Or", "PRelu", "Pow"),
         *("QLinearMatMul", "QuantizeLinear", "RMSNormalization", "RNN", "Reciprocal", "Relu", "ReverseSequence"),
         *("RotaryEmbedding", "Round", "Scatter", "ScatterElements", "ScatterND", "Selu", "Shape", "Shrink", "Sigmoid"),
         *("Sign", "Sin", "Sinh", "Size", "Softmax", "SoftmaxCrossEntropyLoss", "Softplus", "Softsign"),
-        *("SpaceToDepth", "Sqrt", "Sub", "Sum", "SwiGLU", "Swish", "Tan", "Tanh", "TensorScatter"),
+        *("Sqrt", "Sub", "Sum", "Swish", "Tan", "Tanh", "TensorScatter"),
         *("ThresholdedRelu", "Transpose", "Trilu", "Where", "Xor"),
     }
 )
 
-#: Operators by which a size may be computed from sizes: applied to sizes and to constants that are not negative, the
-#: results grow with the sizes. Each comes with the places of the inputs that may do so; the others must be constants.
-GROWING_VALUES: Mapping[str, tuple[int, ...] | None] = MappingProxyType(
+#: Operators by which a size may be computed from sizes: they move numbers, add, multiply or take the largest. Each
+#: comes with the places of the inputs that may vary with the batch; the others must be constants.
+VARYING_VALUES: Mapping[str, tuple[int, ...] | None] = MappingProxyType(
     {
-        **dict.fromkeys(("Add", "Mul", "Max", "Min", "Sum", "Concat"), None),  # all of them
-        **dict.fromkeys(("Cast", "Identity", "Flatten", "Gather", "Reshape", "Slice", "Squeeze"), (0,)),
-        **dict.fromkeys(("Unsqueeze", "ReduceProd", "ReduceSum", "ReduceMax", "ReduceMin"), (0,)),
+        **dict.fromkeys(("Add", "Mul", "Max", "Sum", "Concat", "Equal"), None),  # all of them
+        **dict.fromkeys(
+            ("Cast", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Tile"), (0,)
+        ),
+        **dict.fromkeys(("Transpose", "Unsqueeze", "ReduceMax", "ReduceProd", "ReduceSum"), (0,)),
+        "Where": (1, 2),
     }
 )
 #: And those by which it may be computed from constants alone.
 CONSTANT_VALUES = frozenset(
-    {
-        *GROWING_VALUES,
-        "Sub",
-        "Div",
-        "Neg",
-        "Abs",
-        "Mod",
-        "Equal",
-        "Where",
-        "ConstantOfShape",
-        "Expand",
-        "Range",
-        "Transpose",
-    }
+    {*VARYING_VALUES, "Abs", "ConstantOfShape", "Div", "Min", "Mod", "Neg", "Range", "ReduceMin", "Sub"}
 )

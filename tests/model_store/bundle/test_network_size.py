@@ -23,7 +23,7 @@ from model_store.model.loaded import load_model
 from tests import tiny
 
 SPECS = tiny.manifest().specs
-TABLES = ("REFUSED", "COUNTING", "SIZED", "WINDOWED", "FOLLOWING")
+TABLES = ("REFUSED", "COUNTING", "SIZED", "DIVIDING", "FOLLOWING")
 
 
 def network(*nodes, **constants):
@@ -50,11 +50,13 @@ def test_every_operator_of_the_standard_is_in_one_table():
     assert set().union(*tables.values()) <= names
 
 
-def test_the_places_of_sizes_exist_and_those_that_may_grow_are_among_them():
+def test_the_places_of_sizes_exist_and_those_that_may_vary_are_among_them():
     for operator, places in operator_sizes.SIZED.items():
         most = max(len(s.inputs) for s in onnx.defs.get_all_schemas_with_history() if s.name == operator)
         assert max(places) < most, operator
-        assert set(operator_sizes.MAY_GROW.get(operator, ())) <= set(places)
+        assert set(operator_sizes.MAY_VARY.get(operator, ())) <= set(places)
+    assert operator_sizes.CLIPPING | operator_sizes.MAY_VARY.keys() <= operator_sizes.SIZED.keys()
+    assert not operator_sizes.CLIPPING & operator_sizes.MAY_VARY.keys()
 
 
 def test_an_operator_that_no_table_knows_is_refused(monkeypatch):
@@ -95,7 +97,7 @@ def test_a_size_that_counts_the_query_is_refused_by_operator_and_tensor(tmp_path
 
 
 DATA = "is computed from a request's data"
-SHRINKS = "may make more of a smaller batch"
+UNBOUNDED = "has no bound that can be told: "
 REFUSED_NETWORKS = {
     "magnitude": (counted_by(*MAGNITUDE), f"tensor 'count', which {DATA}"),
     "nonzero": (
@@ -128,11 +130,14 @@ REFUSED_NETWORKS = {
                 most=[5_000]),
         "tensor 'left', whose largest value cannot be told",
     ),
-    "squeezed": (network(make("Squeeze", "surface", "t")), f"Squeeze with no axes {SHRINKS}"),
-    "split": (network(make("Split", "query", "a b", num_outputs=2)), f"no sizes of the parts {SHRINKS}"),
+    "squeezed": (network(make("Squeeze", "surface", "t")), f"{UNBOUNDED}it varies with the batch; state the axes"),
+    "split": (
+        network(make("Split", "query", "a b", num_outputs=2)),
+        f"Split makes of tensor 'query' {UNBOUNDED}it changes an axis that varies with the batch",
+    ),
     "sliced from both ends": (
         network(make("Slice", "query starts ends axes", "t"), starts=[-5], ends=[3], axes=[0]),
-        f"one end counted from the start and one from the end {SHRINKS}",
+        f"Slice makes of tensor 'query' {UNBOUNDED}it changes an axis that varies with the batch",
     ),
     "sliced by the batch": (
         network(make("Shape", "surface", "s"), make("Slice", "query s ends axes", "t"), ends=[9_999], axes=[0]),
@@ -142,13 +147,14 @@ REFUSED_NETWORKS = {
     "rows times rows times rows": (
         network(make("Shape", "surface", "s"), make("Concat", "s s s", "c", axis=0), make("Mul", "c two", "d"),
                 make("ConstantOfShape", "d", "t"), two=[2]),
-        "cannot be told",
+        r"the largest tensor is 't' with the shape \[10000, 10000, 10000\]",
     ),
     "an outer product of the batch": (
         network(make("Unsqueeze", "surface ones", "a"), make("Mul", "a surface", "b"), make("Unsqueeze", "b two", "c"),
                 make("Mul", "c surface", "d"), ones=[1], two=[2]),
-        (r"node 'Mul': a run of 5,000 rows \(candidates_max\) holds 1,000,\d{3},\d{3},\d{3} bytes here, the limit is "
-        r"2,147,483,648 \(swap.run_bytes_max\); the largest tensor is 'd' with the shape \[5000, 5000, 5000\]"),
+        (r"node 'Mul': a run of 5,000 rows \(candidates_max\) of 5,000 requests holds 1,000,\d{3},\d{3},\d{3} bytes "
+        r"here, the limit is 2,147,483,648 \(swap.run_bytes_max\); the largest tensor is 'd' with the shape "
+        r"\[5000, 5000, 5000\]"),
     ),
     "a large one among many": (
         network(make("Expand", "one wide", "t"), one=[1.0], wide=[30_000, 30_000]),
@@ -296,14 +302,14 @@ FUZZED = RunLimits(rows=3, bytes_max=1 << 20)
 
 
 def tensors_of_runs(content):
-    """Yield every tensor of the smallest run and of the largest, as far as the runs do not fail."""
+    """Yield every tensor of a few runs, as far as the runs do not fail."""
     model = onnx.load_model_from_string(content)
     made = [output for node in model.graph.node for output in node.output if output]
     del model.graph.output[:]
     model.graph.output.extend(helper.make_empty_tensor_value_info(output) for output in made)
     assembler = Assembler(tiny.manifest())
-    for pins in ((1,), (1, 2, 3)):
-        batch = FeatureBatch.concat([assembler.assemble(tiny.fetched([pin], [4, 5]), "home") for pin in pins])
+    for requests in ([[1]], [[1, 2, 3]], [[1], [2], [3]], [[1], [2, 3]]):
+        batch = FeatureBatch.concat([assembler.assemble(tiny.fetched(pins, [4, 5]), "home") for pins in requests])
         given = {**batch.request, **batch.candidate, ROW_REQUEST: batch.row_request()}
         feeds = {value.name: given[value.name] for value in model.graph.input}
         try:
