@@ -41,6 +41,8 @@ async def test_a_callers_certificate_says_what_it_may(serve, tmp_path, edge):
     assert (await status(feed, "ActivityService/Record"))[0] == "PERMISSION_DENIED"
     assert (await status(tracker, "ActivityService/Record"))[0] == "FAILED_PRECONDITION", "nothing is recorded here"
     assert (await status(tracker, "RankingService/Rank"))[0] == "PERMISSION_DENIED"
+    disguised = authority.client("disguised", [uri("spiffe://prod/other")], common="spiffe://prod/feed")
+    assert (await status(disguised, "RankingService/Rank"))[0] == "UNAUTHENTICATED", "its alternative name counts"
     code, text = await status(nobody, "RankingService/Rank")
     assert code == "UNAUTHENTICATED"
     assert "the names in its certificate are spiffe://prod/nobody: send" in text

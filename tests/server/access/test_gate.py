@@ -281,3 +281,52 @@ async def test_a_key_that_was_taken_out_of_the_set_opens_nothing_any_more(behind
     (tmp_path / "jwks.json").write_text(key_set(ec.generate_private_key(ec.SECP256R1())))
     await eventually(lambda: server.metrics.value("pinrank_callers_reloads_total", outcome="done") == 1)
     assert (await call("RankingService/Rank", token=token))[0] == "UNAUTHENTICATED"
+
+
+@pytest.mark.parametrize("tokens", [(FEED, ""), ("", FEED), ("wrong", FEED), (FEED, FEED)])
+async def test_several_tokens_are_none(behind, tokens):
+    server, _ = await behind('[anonymous]\nmay = ["rank"]\n' + NAMED)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        made = channel.unary_unary("/pinrank.v1.RankingService/Rank")(
+            MESSAGES["RankingService/Rank"].SerializeToString(), timeout=20,
+            metadata=tuple(("authorization", f"Bearer {token}") for token in tokens),
+        )  # fmt: skip
+        assert await made.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_stream_does_not_outlive_its_callers_permission(behind, tmp_path):
+    server, _ = await behind(record_actions=True)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        metadata = (("authorization", f"Bearer {WRITER}"),)
+        stream = channel.stream_unary("/pinrank.v1.ActivityService/RecordStream")(metadata=metadata, timeout=60)
+        one = activity_pb2.Action(
+            user_id=1, pin_id=1, action="save", surface="home", time_ms=int(time.time() * 1e3), event_id=1
+        )
+        message = activity_pb2.RecordRequest(actions=[one]).SerializeToString()
+        await stream.write(message)
+        await eventually(lambda: server.metrics.value("pinrank_actions_total", outcome="added") == 1)
+        (tmp_path / "callers.toml").write_text(section("feed", FEED, ["rank"]))
+        await eventually(lambda: server.metrics.value("pinrank_callers_reloads_total", outcome="done") == 1)
+        await stream.write(message)
+        assert await stream.code() == grpc.StatusCode.UNAUTHENTICATED
+    assert server.metrics.value("pinrank_actions_total", outcome="added") == 1
+
+
+async def test_a_changed_file_refills_no_quota_that_it_leaves_as_it_was(behind, tmp_path):
+    quota = "requests_per_s = 0.001\nburst_s = 2000"
+    server, call = await behind(section("feed", FEED, ["rank"], quota))
+    for _ in range(2):
+        assert (await call("RankingService/Rank", token=FEED))[0] == "OK"
+    (tmp_path / "callers.toml").write_text(section("feed", FEED, ["rank"], quota) + section("new", WRITER, ["rank"]))
+    await eventually(lambda: server.metrics.value("pinrank_callers_reloads_total", outcome="done") == 1)
+    assert (await call("RankingService/Rank", token=FEED))[0] == "RESOURCE_EXHAUSTED"
+    (tmp_path / "callers.toml").write_text(section("feed", FEED, ["rank"], "requests_per_s = 0.001\nburst_s = 3000"))
+    await eventually(lambda: server.metrics.value("pinrank_callers_reloads_total", outcome="done") == 2)
+    assert (await call("RankingService/Rank", token=FEED))[0] == "OK", "a changed quota begins full"
+
+
+async def test_a_message_of_too_many_actions_is_refused(behind):
+    _, call = await behind(record_actions=True, record_actions_max=3)
+    four = activity_pb2.RecordRequest(actions=[activity_pb2.Action()] * 4)
+    code, text, _ = await call("ActivityService/Record", four, WRITER)
+    assert (code, "actions: 4 actions; send at most 3 at a time" in text) == ("INVALID_ARGUMENT", True)

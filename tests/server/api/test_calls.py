@@ -12,7 +12,7 @@ import grpc.aio
 import pytest
 from google.protobuf.message import DecodeError
 
-from server.api.calls import guarded
+from server.api.calls import Deferred, guarded
 from server.edge.endpoint import PortLimits
 from server.errors import DrainingError, InvalidRequestError, OverloadedError, StatusError, StoreDownError
 from server.telemetry.metrics import Metrics
@@ -160,3 +160,40 @@ async def test_a_status_that_nobody_takes_ends_its_call_as_a_cancelled_one(error
     handler = guarded(grpc.unary_unary_rpc_method_handler(fail), "/test/one")
     with pytest.raises(asyncio.CancelledError):
         await handler.unary_unary(b"", ContextOfNobody())
+
+
+class Costly(Deferred):
+    """A request that must not be read."""
+
+    async def content(self):
+        raise AssertionError("it was read")
+
+
+@pytest.mark.parametrize("kind", ["unary_unary", "unary_stream"])
+async def test_nothing_of_a_request_is_read_for_who_is_not_let_in(kind):
+    parsed, ended = [], []
+
+    def door(method, context):
+        raise StatusError(grpc.StatusCode.UNAUTHENTICATED, f"not for {method}")
+
+    class Context(ContextOfNobody):
+        async def abort(self, code, details="", trailing_metadata=()):
+            ended.append((code, details))
+            raise grpc.aio.AbortError
+
+    async def one(request, context):
+        parsed.append(request)
+
+    async def many(request, context):
+        parsed.append(request)
+        yield request
+
+    answer = one if kind == "unary_unary" else many
+    handler = guarded(getattr(grpc, f"{kind}_rpc_method_handler")(answer, parsed.append), "/test/one", door)
+    behaviour = getattr(handler, kind)
+    for request in (b"bytes", Costly()):
+        made = behaviour(request, Context())
+        with pytest.raises(grpc.aio.AbortError):
+            await (made if kind == "unary_unary" else anext(made))
+    assert parsed == []
+    assert ended == [(grpc.StatusCode.UNAUTHENTICATED, "not for /test/one")] * 2

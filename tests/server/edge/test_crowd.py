@@ -14,7 +14,7 @@ import pytest
 
 from server.edge.native_endpoint import NativeEndpoint
 from tests.conftest import eventually
-from tests.server.edge.service import Service, begin, raw_client, start
+from tests.server.edge.service import Service, answers, begin, raw_client, start
 
 
 @pytest.fixture
@@ -164,4 +164,34 @@ async def test_what_is_no_http2_is_counted(service):
     await eventually(lambda: closed(endpoint, "broken") == 1)
     await eventually(is_closed(other))
     other.close()
+    await endpoint.stop()
+
+
+async def test_calls_that_are_begun_and_not_made_keep_nobody_out_and_end(service, monkeypatch):
+    monkeypatch.setattr("server.edge.connection._ASKING_S", 0.3)
+    endpoint = await start(service, connections_max=2)
+    async with raw_client(endpoint) as (one, own), raw_client(endpoint) as (two, other):
+        for client, connection in ((one, own), (two, other)):
+            begin(client, "/test/Hang", b"ab", end=False, **{"grpc-timeout": "99999999H"})
+            connection.sendall(client.data_to_send())
+        await eventually(lambda: sum(connection.calls for connection in endpoint.connections) == 2)
+        newcomer = idle(endpoint)
+        await eventually(lambda: closed(endpoint, "crowded") == 1)
+        assert not is_closed(newcomer)()
+        assert service.running == 0
+        newcomer.close()
+        (status,) = await asyncio.to_thread(answers, two, other, 1)
+        assert status.startswith(("4 no%20whole%20request", "4 no whole request"))
+    await endpoint.stop()
+
+
+async def test_an_answer_that_is_not_taken_is_given_up_whatever_the_deadline(service, monkeypatch):
+    monkeypatch.setattr("server.edge.connection._TAKING_S", 0.2)
+    endpoint = await start(service)
+    async with raw_client(endpoint, window=10) as (client, own):
+        begin(client, "/test/Reverse", bytes(1_000), **{"grpc-timeout": "99999999H"})
+        own.sendall(client.data_to_send())
+        await eventually(lambda: service.done == 1)
+        (connection,) = endpoint.connections
+        await eventually(lambda: connection.calls == 0)
     await endpoint.stop()

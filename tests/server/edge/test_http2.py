@@ -41,8 +41,8 @@ HEADERS = {
 class Pair:
     """A client, which is h2, and the server's side of its connection."""
 
-    def __init__(self) -> None:
-        self.server = Http2Connection(Http2Endpoint({ONE: False, MANY: True}, MESSAGE_BYTES_MAX))
+    def __init__(self, endpoint: Http2Endpoint | None = None) -> None:
+        self.server = Http2Connection(endpoint or Http2Endpoint({ONE: False, MANY: True}, MESSAGE_BYTES_MAX))
         self.client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
         self.client.initiate_connection()
         self.client.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 1 << 24})
@@ -257,6 +257,52 @@ def test_calls_that_end_without_an_answer_are_counted_whoever_ended_them():
     pair.server.answer(late, b"done")
     pair.exchange()
     assert pair.server.resets == 2
+
+
+def test_what_all_connections_keep_of_unanswered_calls_is_bounded():
+    endpoint = Http2Endpoint({ONE: False, MANY: True}, MESSAGE_BYTES_MAX, all_kept_bytes_max=30_000)
+    pairs = [Pair(endpoint) for _ in range(2)]
+    streams = [pairs[number % 2].begin(MANY, **{"x-long": "a" * 9_000}) for number in range(4)]
+    for pair in pairs:
+        pair.exchange()
+    statuses = [pairs[number % 2].trailers(stream).get("grpc-status") for number, stream in enumerate(streams)]
+    assert sorted(statuses, key=str) == ["8", None, None, None], "three fit"
+    full = pairs[1]
+    begun = full.call(message(bytes(9_000)))
+    full.exchange()
+    assert full.trailers(begun)["grpc-status"] == "8", "a request's own bytes count, too"
+    for number, stream in enumerate(streams):
+        pairs[number % 2].server.end(stream, 0)
+    for pair in pairs:
+        pair.exchange()
+    again = full.call(message(bytes(9_000)))
+    full.exchange()
+    assert full.trailers(again) == {}
+    assert full.calls()[-1].stream == again
+
+
+def test_a_connection_that_ends_gives_back_what_it_kept():
+    endpoint = Http2Endpoint({ONE: False, MANY: True}, MESSAGE_BYTES_MAX, all_kept_bytes_max=10_000)
+    for _ in range(3):
+        pair = Pair(endpoint)
+        stream = pair.begin(MANY, **{"x-long": "a" * 9_000})
+        pair.exchange()
+        assert pair.trailers(stream) == {}
+        del pair
+
+
+def test_metadata_far_beyond_the_limit_is_not_looked_at_to_its_end():
+    pair = Pair()
+    pair.client.update_settings({})
+    over = pair.begin(**{"x-long": "a" * (HEADER_BYTES_MAX + 1)})
+    pair.exchange()
+    assert pair.trailers(over)["grpc-status"] == "8"
+    assert pair.server.resets == 0
+    far = pair.begin(**{f"x-{i}": "a" * HEADER_BYTES_MAX for i in range(5)})
+    pair.exchange()
+    ended = [event for event in pair.answered if isinstance(event, h2.events.StreamReset)]
+    assert [event.stream_id for event in ended if event.stream_id == far] == [far]
+    assert pair.server.resets == 1
 
 
 def test_a_client_that_asks_for_too_much_is_told_so():

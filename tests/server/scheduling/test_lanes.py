@@ -234,3 +234,15 @@ def test_callers_that_come_no_more_are_forgotten():
         lanes.add(one, float(number))
         lanes.remove(one)
     assert len(lanes._flows) <= 64
+
+
+def test_callers_of_a_group_have_one_share_together():
+    claims = {"feed": Lane(), "": Lane()} | {f"anonymous {i}": Lane(group="anonymous") for i in range(9)}
+    crowd = [ticket(i, caller=f"anonymous {i}", deadline_s=1.0) for i in range(9)]
+    lanes = lanes_with(*crowd, ticket(9, caller="feed", deadline_s=2.0), callers=claims)
+    lanes.charge(ticket(-1, caller="feed"), 0.49, 0.0)
+    for one in crowd:
+        lanes.charge(one, 0.056, 0.0)  # together a little more than half
+    assert lanes.ordered(0.0)[0].ticket.caller == "feed"
+    lanes.charge(ticket(-1, caller="feed"), 0.02, 0.0)
+    assert lanes.ordered(0.0)[0].ticket.caller == "anonymous 0", "all are beyond their shares now"
