@@ -88,6 +88,7 @@ def check_sizes(model: ModelProto, inputs: Sequence[TensorSpec], limits: RunLimi
         if max(total) > limits.bytes_max:
             batch = total.index(max(total))
             rows, requests = known.batches.pairs[batch]
+            of = "one request" if requests == 1 else f"{requests:,} requests"
             largest = max(held, key=lambda name: held[name][batch])
             raise NetworkError(
                 f"{where(node)}: a run of {rows:,} rows (candidates_max) of {requests:,} {'request' if requests == 1 else 'requests'} holds "

@@ -129,7 +129,7 @@ def test_one_that_requests_left_no_time_for_is_not_the_bundles_fault(claim):
         (
             hungry,
             {"run_bytes_max": 1 << 30},
-            r"a run of 5,000 rows \(candidates_max\) of 1 requests? holds .* the limit is 1,073,741,824",
+            r"a run of 5,000 rows \(candidates_max\) of one request holds .* the limit is 1,073,741,824",
         ),
         (
             endless,
