@@ -91,7 +91,7 @@ def check_sizes(model: ModelProto, inputs: Sequence[TensorSpec], limits: RunLimi
             of = "one request" if requests == 1 else f"{requests:,} requests"
             largest = max(held, key=lambda name: held[name][batch])
             raise NetworkError(
-                f"{where(node)}: a run of {rows:,} rows (candidates_max) of {requests:,} {'request' if requests == 1 else 'requests'} holds "
+                f"{where(node)}: a run of {rows:,} rows (candidates_max) of {of} holds "
                 f"{total[batch]:,} bytes here, the limit is {limits.bytes_max:,} (swap.run_bytes_max); the largest "
                 f"tensor is {largest!r} with the shape {list(known.dims[largest][batch])}"
             )
