@@ -74,6 +74,8 @@ class Gate:
         self._content = b""
         #: Callers by their JWT, with its end in Unix time; the one used last is at the end.
         self._by_jwt: OrderedDict[bytes, tuple[Caller, float]] = OrderedDict()
+        #: Callers by the `authorization` of a token in the file, so that it need not be hashed again.
+        self._by_value: dict[bytes, Caller] = {}
         self.reload()
 
     def reload(self) -> bool:
@@ -93,6 +95,7 @@ class Gate:
         keep_used(callers.anonymous.quotas, self._callers.anonymous.quotas)
         self._callers, self._verifier, self._content = callers, verifier, content
         self._by_jwt.clear()
+        self._by_value.clear()
         return True
 
     async def follow(self, every_s: float) -> None:
@@ -175,18 +178,17 @@ class Gate:
         managing = permission is Permission.MODELS
         if not callers.are_named and not managing:
             return callers.anonymous.from_peer(context.peer())
-        metadata: Any = context.invocation_metadata() or ()
         certified = _names_in(context.auth_context()) if callers.by_certificate else ()
         connected = next(filter(None, map(callers.by_certificate.get, certified)), None)
-        if tokens := [value for name, value in metadata if name == "authorization"]:
+        if tokens := _values(context, "authorization"):
             caller = self._by_authorization(tokens)
         else:
             caller = connected or self._without_identity(context, certified, managing=managing)
-        if callers.are_named and (names := [value for name, value in metadata if name == SPOKEN_FOR]):
+        if callers.are_named and (names := _values(context, SPOKEN_FOR)):
             return self._spoken_for(caller, connected, names)
         return caller
 
-    def _spoken_for(self, caller: Caller, connected: Caller | None, names: Sequence[str]) -> Caller:
+    def _spoken_for(self, caller: Caller, connected: Caller | None, names: Sequence[bytes]) -> Caller:
         """Return the caller that a proxy names; `connected` is who has the connection's certificate."""
         if not caller.speaks_for_others:
             # A token says more than a certificate: that of a call which a proxy passes on, too.
@@ -203,10 +205,11 @@ class Gate:
                 grpc.StatusCode.UNAUTHENTICATED,
                 f"{SPOKEN_FOR} is there {len(names)} times; the proxy {caller.name!r} must replace what clients send",
             )
-        if (found := self._callers.named(names[0])) is None:
+        name = names[0].decode(errors="replace")
+        if (found := self._callers.named(name)) is None:
             raise StatusError(
                 grpc.StatusCode.UNAUTHENTICATED,
-                f"{SPOKEN_FOR} {names[0][:_SHOWN_MAX]!r}, which {caller.name!r} sends, is neither the name of a caller "
+                f"{SPOKEN_FOR} {name[:_SHOWN_MAX]!r}, which {caller.name!r} sends, is neither the name of a caller "
                 "in callers_file nor one of its `certificates`",
             )
         return replace(found, via=caller.name)
@@ -233,13 +236,15 @@ class Gate:
             grpc.StatusCode.UNAUTHENTICATED, "send the server's token as metadata `authorization: Bearer TOKEN`"
         )
 
-    def _by_authorization(self, values: Sequence[str | bytes]) -> Caller:
+    def _by_authorization(self, values: Sequence[bytes]) -> Caller:
         """Return the caller with a token. A wrong one never counts as none, and neither do several."""
         if self._admin_token is None and not self._callers.are_named:
             raise self._no_identity()
         if len(values) > 1:
             raise StatusError(grpc.StatusCode.UNAUTHENTICATED, "`authorization` is there twice; send one token")
-        given = values[0] if isinstance(values[0], bytes) else values[0].encode(errors="replace")
+        given = values[0]
+        if (known := self._by_value.get(given)) is not None:
+            return known
         if self._admin_token is not None and self._admin_token.is_in(given):
             return ADMIN
         if given.startswith(BEARER):
@@ -247,6 +252,7 @@ class Gate:
             digest = token_digest(token)
             # A lookup by digest tells nothing of the tokens by the time that it takes.
             if caller := self._callers.by_token.get(digest):
+                self._by_value[given] = caller  # there are no more of them than in the file
                 return caller
             if self._verifier is not None and token.count(b".") == 2:  # the three parts of a JWT
                 return self._by_jwt_of(digest, token)
@@ -282,6 +288,17 @@ class Gate:
             grpc.StatusCode.PERMISSION_DENIED,
             f"caller {caller.name!r} may not {permission} (it may: {may}); the server's callers_file says who may",
         )
+
+
+def _values(context: _Context, name: str) -> list[bytes]:
+    """Return the values of one name in a call's metadata."""
+    if (values := getattr(context, "values", None)) is not None:  # of our own port
+        found: list[bytes] = values(name)
+        return found
+    metadata: Any = context.invocation_metadata() or ()
+    return [
+        value if isinstance(value, bytes) else value.encode(errors="replace") for key, value in metadata if key == name
+    ]
 
 
 def _names_in(certificate: Any) -> tuple[str, ...]:

@@ -79,6 +79,10 @@ class Call:
             if not name.startswith("grpc-") and name not in _OF_THE_PROTOCOL
         )
 
+    def values(self, name: str) -> list[bytes]:
+        """Return the values of one name in the call's metadata."""
+        return self._http2.values(self._stream, name.encode())
+
     def peer(self) -> str:
         """Return the caller's address as gRPC writes it."""
         return self._peer

@@ -199,10 +199,26 @@ class Http2Connection:
 
     def metadata(self, stream: int) -> tuple[tuple[str, str], ...]:
         """Return a call's metadata; nothing if the call is over."""
+        parts = self._metadata(stream).decode("latin-1").split("\0")[:-1]
+        return tuple(zip(parts[::2], parts[1::2], strict=True))
+
+    def values(self, stream: int, name: bytes) -> list[bytes]:
+        """Return the values of one name in a call's metadata; faster than to make all of it."""
+        block = b"\0" + self._metadata(stream)
+        key = b"\0%b\0" % name
+        found = []
+        at = block.find(key)
+        while at >= 0:
+            if not block.count(b"\0", 0, at) & 1:  # else it is a value that reads like the name
+                start = at + len(key)
+                found.append(block[start : block.index(b"\0", start)])
+            at = block.find(key, at + len(key) - 1)
+        return found
+
+    def _metadata(self, stream: int) -> bytes:
         size = ctypes.c_int64()
         found = self._native.pinrank_h2_metadata(self._address, stream, ctypes.byref(size))
-        parts = ctypes.string_at(found, size.value).decode("latin-1").split("\0")[:-1] if size.value else []
-        return tuple(zip(parts[::2], parts[1::2], strict=True))
+        return ctypes.string_at(found, size.value) if size.value else b""
 
     def retire(self) -> None:
         """Announce that the connection will take no further calls. Those on their way are still taken."""

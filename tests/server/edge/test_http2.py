@@ -259,6 +259,26 @@ def test_calls_that_end_without_an_answer_are_counted_whoever_ended_them():
     assert pair.server.resets == 2
 
 
+def test_the_values_of_one_name_are_found_and_nothing_that_reads_like_it():
+    pair = Pair()
+    stream = pair.begin(MANY, **{"x-first": "authorization", "authorization": "one", "x-last": "authorization"})
+    pair.exchange()
+    assert pair.server.values(stream, b"authorization") == [b"one"]
+    assert pair.server.values(stream, b"x-first") == [b"authorization"]
+    assert pair.server.values(stream, b"one") == []
+    assert pair.server.values(99, b"authorization") == []
+    two = pair.client.get_next_available_stream_id()
+    twice = [
+        *(HEADERS | {":path": MANY}).items(),
+        ("authorization", "a"),
+        ("authorization", ""),
+        ("authorization", "b"),
+    ]
+    pair.client.send_headers(two, twice)
+    pair.exchange()
+    assert pair.server.values(two, b"authorization") == [b"a", b"", b"b"]
+
+
 def test_what_all_connections_keep_of_unanswered_calls_is_bounded():
     endpoint = Http2Endpoint({ONE: False, MANY: True}, MESSAGE_BYTES_MAX, all_kept_bytes_max=30_000)
     pairs = [Pair(endpoint) for _ in range(2)]
