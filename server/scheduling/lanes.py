@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from operator import attrgetter
-from typing import NamedTuple
 
 from feature_client.estimates import DecayingMean, DecayingSum
 from server.scheduling.contract import Ticket
@@ -87,19 +86,9 @@ class _Flow:
         return bool(self.waiting) or now_s - self.last_came_s < _MEMORY_S
 
 
-class _Rank(NamedTuple):
-    """Where a flow's tickets stand; the lowest goes first."""
-
-    lane_beyond_share: bool
-    minus_lane_priority: int
-    caller_beyond_share: bool
-    minus_caller_priority: int
-
-    @property
-    def beyond(self) -> tuple[bool, bool]:
-        return self.lane_beyond_share, self.caller_beyond_share
-
-
+#: Where a flow's tickets stand; the lowest goes first: whether its lane is beyond its share, minus the lane's priority,
+#: whether its caller is beyond its share, minus the caller's priority. Plain tuples, as there are many.
+_Rank = tuple[bool, int, bool, int]
 #: A lane's name and a caller's.
 _Key = tuple[str, str]
 
@@ -172,7 +161,7 @@ class Lanes:
         cut = bisect_right(queue, place, key=_PLACE)
         before = [waiting for rank in sorted(queues) if rank < own for waiting in queues[rank]]
         # Who is beyond a share has no claim to be in time, unless the new ticket's lane and caller are so too.
-        behind = [w for rank in sorted(queues) if rank > own and rank.beyond <= own.beyond for w in queues[rank]]
+        behind = [w for rank in sorted(queues) if rank > own and rank[::2] <= own[::2] for w in queues[rank]]
         return before + queue[:cut], queue[cut:] + behind
 
     def _ranks(self, now_s: float, newcomer: Ticket | None = None) -> dict[_Key, _Rank]:
@@ -182,26 +171,34 @@ class Lanes:
             working[key] = self._flows.get(key) or _Flow(newcomer.lane)
             working[key].claim = self._callers(newcomer.caller)
         if len(working) <= 1:  # alone, nobody has a share to keep to
-            return {key: self._rank(flow) for key, flow in working.items()}
+            return {
+                key: (False, -self._lane(flow.lane).priority, False, -flow.claim.priority)
+                for key, flow in working.items()
+            }
         together = Counter((flow.lane, flow.claim.group) for flow in working.values() if flow.claim.group)
-        shares, own = defaultdict[str, float](float), dict[_Key, float]()
+        shares, own = dict[str, float](), dict[_Key, float]()
         for key, flow in working.items():
-            own[key] = flow.claim.share / together.get((flow.lane, flow.claim.group), 1)
-            shares[flow.lane] += own[key]
-        whole_s = self._capacity_s / sum(self._lane(name).share for name in shares)
-        found = {}
-        for key, flow in working.items():
-            lane_s = self._lane(flow.lane).share * whole_s
-            found[key] = self._rank(
-                flow,
-                lane_beyond=len(shares) > 1 and self._used[flow.lane].at(now_s) > lane_s,
-                caller_beyond=shares[flow.lane] > own[key]
-                and flow.used.at(now_s) > lane_s * own[key] / shares[flow.lane],
+            claim = flow.claim
+            own[key] = claim.share / together[flow.lane, claim.group] if claim.group else claim.share
+            shares[flow.lane] = shares.get(flow.lane, 0.0) + own[key]
+        of_lanes = {name: self._lane(name) for name in shares}
+        whole_s = self._capacity_s / sum([lane.share for lane in of_lanes.values()])
+        #: For each lane: whether it is beyond its share, its rank, and what a caller gets of it for each unit of share.
+        lanes = {
+            name: (
+                len(shares) > 1 and self._used[name].at(now_s) > lane.share * whole_s,
+                -lane.priority,
+                lane.share * whole_s / shares[name],
             )
+            for name, lane in of_lanes.items()
+        }
+        found: dict[_Key, _Rank] = {}
+        for key, flow in working.items():
+            beyond, rank, unit_s = lanes[flow.lane]
+            share = own[key]
+            greedy = share < shares[flow.lane] and flow.used.at(now_s) > unit_s * share
+            found[key] = beyond, rank, greedy, -flow.claim.priority
         return found
-
-    def _rank(self, flow: _Flow, *, lane_beyond: bool = False, caller_beyond: bool = False) -> _Rank:
-        return _Rank(lane_beyond, -self._lane(flow.lane).priority, caller_beyond, -flow.claim.priority)
 
     def _lane(self, name: str) -> Lane:
         return self._claims.get(name, _UNCONFIGURED)
