@@ -18,7 +18,7 @@ BURST_S = 10.0
 _PLACE_BITS = 16
 
 
-class TokenBucket:
+class Rate:
     """Admits so many per second, and those of `BURST_S` seconds at once."""
 
     def __init__(self, per_s: float) -> None:
@@ -90,7 +90,7 @@ class WriteLimits:
             user_actions_per_s: how many new actions of each user are stored.
         """
         self.full = False
-        self._new_users = TokenBucket(new_users_per_s)
+        self._new_users = Rate(new_users_per_s)
         self._user_rates = KeyedRates(user_actions_per_s)
 
     def begin(self, user_ids: np.ndarray, now_s: float) -> Grants:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -33,12 +34,12 @@ if TYPE_CHECKING:
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class Deferred:
+class Deferred(ABC):
     """A request whose bytes cost something to have, such as a compressed one."""
 
+    @abstractmethod
     async def content(self) -> bytes:
         """Return them. Raises grpc.aio.AbortError, if the call was ended."""
-        raise NotImplementedError
 
 
 def guarded(handler: Handler, method: str, door: Door | None = None) -> Handler:

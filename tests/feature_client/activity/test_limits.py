@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from feature_client.activity.limits import KeyedRates, TokenBucket, WriteLimits
+from feature_client.activity.limits import KeyedRates, Rate, WriteLimits
 
 
 def test_a_bucket_admits_its_burst_and_then_its_rate():
-    bucket = TokenBucket(3.0)
+    bucket = Rate(3.0)
     assert bucket.take(100, 1_000.0) == 30
     assert bucket.take(1, 1_000.0) == 0
     assert bucket.take(100, 1_001.0) == 3
@@ -17,12 +17,12 @@ def test_a_bucket_admits_its_burst_and_then_its_rate():
 
 
 def test_a_bucket_of_a_slow_rate_admits_one_at_once():
-    bucket = TokenBucket(0.01)
+    bucket = Rate(0.01)
     assert [bucket.take(1, now_s) for now_s in (0.0, 50.0, 101.0, 202.0)] == [1, 0, 1, 1]
 
 
 def test_a_clock_that_steps_back_takes_no_tokens_and_gives_none():
-    bucket, rates = TokenBucket(1.0), KeyedRates(1.0)
+    bucket, rates = Rate(1.0), KeyedRates(1.0)
     keys, one = np.array([7], np.uint64), np.ones(1, np.int64)
     for now_s in (1_000.0, 900.0, 900.0):
         assert bucket.take(1, now_s) == 1
@@ -50,7 +50,7 @@ def test_who_shares_a_place_is_secret():
 
 def test_a_rate_of_0_admits_everything():
     keys, many = np.array([7], np.uint64), np.array([10_000])
-    assert TokenBucket(0.0).take(10_000, 0.0) == 10_000
+    assert Rate(0.0).take(10_000, 0.0) == 10_000
     assert KeyedRates(0.0).take(keys, many, 0.0).tolist() == [10_000]
 
 

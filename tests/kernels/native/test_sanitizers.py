@@ -33,6 +33,7 @@ TESTS = (
     "tests/model_store/model/test_similarities.py",
     "tests/server/api/test_native_parsing.py",
     "tests/server/edge/test_http2.py",
+    "tests/server/edge/test_http2_limits.py",
     "tests/server/request/test_scoring.py",
 )
 _OPTIONS = {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-
 import h2.config
 import h2.connection
 import h2.errors
@@ -13,102 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.server.edges import needs_native_edge
-
-pytestmark = needs_native_edge
-
-from server.edge.http2 import (  # noqa: E402 - after the mark
+from server.edge.http2 import (
     HEADER_BYTES_MAX,
     ConnectionBrokenError,
-    Event,
     EventKind,
     Http2Connection,
     Http2Endpoint,
 )
+from tests.server.edge.pair import HEADERS, MANY, MESSAGE_BYTES_MAX, ONE, Pair, message
+from tests.server.edges import needs_native_edge
 
-MESSAGE_BYTES_MAX = 100_000
-ONE, MANY = "/test/One", "/test/Many"
-HEADERS = {
-    ":method": "POST",
-    ":scheme": "http",
-    ":path": ONE,
-    ":authority": "test",
-    "te": "trailers",
-    "content-type": "application/grpc",
-}
-
-
-class Pair:
-    """A client, which is h2, and the server's side of its connection."""
-
-    def __init__(self, endpoint: Http2Endpoint | None = None) -> None:
-        self.server = Http2Connection(endpoint or Http2Endpoint({ONE: False, MANY: True}, MESSAGE_BYTES_MAX))
-        self.client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
-        self.client.initiate_connection()
-        self.client.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 1 << 24})
-        self.client.increment_flow_control_window(1 << 24)
-        #: What happened at the server, and at the client.
-        self.served: list[Event] = []
-        self.answered: list[h2.events.Event] = []
-        self.exchange()
-
-    def exchange(self, cuts: list[int] | None = None) -> None:
-        """Carry bytes both ways until nobody has any. `cuts` are the sizes in which they reach the server."""
-        sizes = iter(cuts or [])
-        while True:
-            to_server = self.client.data_to_send()
-            left = to_server
-            while left:
-                size = next(sizes, len(left))
-                self.served += self.server.receive(left[:size])
-                left = left[size:]
-            content, events = self.server.send()
-            self.served += events
-            if content:
-                self.answered += self.client.receive_data(content)
-            elif not to_server:
-                return
-
-    def begin(self, path: str = ONE, **headers: str) -> int:
-        stream: int = self.client.get_next_available_stream_id()
-        self.client.send_headers(stream, list((HEADERS | {":path": path} | headers).items()))
-        return stream
-
-    def send(self, stream: int, content: bytes, *, end: bool = True) -> None:
-        """Send bytes in frames that the server's windows have room for."""
-        while content:
-            room = min(self.client.local_flow_control_window(stream), self.client.max_outbound_frame_size)
-            if not room:
-                self.exchange()
-                continue
-            self.client.send_data(stream, content[:room])
-            content = content[room:]
-        if end:
-            self.client.end_stream(stream)
-
-    def call(self, content: bytes, **headers: str) -> int:
-        stream = self.begin(**headers)
-        self.send(stream, content)
-        return stream
-
-    def calls(self) -> list[Event]:
-        return [event for event in self.served if event.kind == EventKind.CALL]
-
-    def trailers(self, stream: int) -> dict[str, str]:
-        """Return the status that the client got."""
-        for event in self.answered:
-            headers = dict(getattr(event, "headers", None) or ())
-            if getattr(event, "stream_id", 0) == stream and "grpc-status" in headers:
-                return headers
-        return {}
-
-    def data(self, stream: int) -> bytes:
-        received = (event for event in self.answered if isinstance(event, h2.events.DataReceived))
-        return b"".join(event.data for event in received if event.stream_id == stream)
-
-
-def message(content: bytes, compressed: int = 0, size: int | None = None) -> bytes:
-    return struct.pack(">BI", compressed, len(content) if size is None else size) + content
+pytestmark = needs_native_edge
 
 
 @given(st.lists(st.binary(max_size=300), max_size=5), st.lists(st.integers(1, 50), max_size=200))
@@ -238,27 +151,6 @@ def test_a_call_that_its_caller_gives_up_is_closed_and_takes_no_answer():
     assert pair.trailers(stream) == {}
 
 
-def test_calls_that_end_without_an_answer_are_counted_whoever_ended_them():
-    pair = Pair()
-    streams = [pair.call(message(b"a")) for _ in range(3)]
-    pair.exchange()
-    pair.server.answer(streams[0], b"done")
-    pair.exchange()
-    assert pair.server.resets == 0
-    pair.client.reset_stream(streams[1], h2.errors.ErrorCodes.CANCEL)
-    pair.exchange()
-    assert pair.server.resets == 1
-    # A window of more than 2**31 - 1 bytes is an error of the stream, which nghttp2 then closes by itself.
-    pair.served += pair.server.receive(struct.pack(">HBBBII", 0, 4, 8, 0, streams[2], 2**31 - 1))
-    pair.exchange()
-    assert pair.server.resets == 2
-    late = pair.call(message(b"b"))
-    pair.exchange()
-    pair.server.answer(late, b"done")
-    pair.exchange()
-    assert pair.server.resets == 2
-
-
 def test_the_values_of_one_name_are_found_and_nothing_that_reads_like_it():
     pair = Pair()
     stream = pair.begin(MANY, **{"x-first": "authorization", "authorization": "one", "x-last": "authorization"})
@@ -277,100 +169,6 @@ def test_the_values_of_one_name_are_found_and_nothing_that_reads_like_it():
     pair.client.send_headers(two, twice)
     pair.exchange()
     assert pair.server.values(two, b"authorization") == [b"a", b"", b"b"]
-
-
-def test_what_all_connections_keep_of_unanswered_calls_is_bounded():
-    endpoint = Http2Endpoint({ONE: False, MANY: True}, MESSAGE_BYTES_MAX, all_kept_bytes_max=30_000)
-    pairs = [Pair(endpoint) for _ in range(2)]
-    streams = [pairs[number % 2].begin(MANY, **{"x-long": "a" * 9_000}) for number in range(4)]
-    for pair in pairs:
-        pair.exchange()
-    statuses = [pairs[number % 2].trailers(stream).get("grpc-status") for number, stream in enumerate(streams)]
-    assert sorted(statuses, key=str) == ["8", None, None, None], "three fit"
-    full = pairs[1]
-    begun = full.call(message(bytes(9_000)))
-    full.exchange()
-    assert full.trailers(begun)["grpc-status"] == "8", "a request's own bytes count, too"
-    for number, stream in enumerate(streams):
-        pairs[number % 2].server.end(stream, 0)
-    for pair in pairs:
-        pair.exchange()
-    again = full.call(message(bytes(9_000)))
-    full.exchange()
-    assert full.trailers(again) == {}
-    assert full.calls()[-1].stream == again
-
-
-def test_a_connection_that_ends_gives_back_what_it_kept():
-    endpoint = Http2Endpoint({ONE: False, MANY: True}, MESSAGE_BYTES_MAX, all_kept_bytes_max=10_000)
-    for _ in range(3):
-        pair = Pair(endpoint)
-        stream = pair.begin(MANY, **{"x-long": "a" * 9_000})
-        pair.exchange()
-        assert pair.trailers(stream) == {}
-        del pair
-
-
-def test_metadata_far_beyond_the_limit_is_not_looked_at_to_its_end():
-    pair = Pair()
-    pair.client.update_settings({})
-    over = pair.begin(**{"x-long": "a" * (HEADER_BYTES_MAX + 1)})
-    pair.exchange()
-    assert pair.trailers(over)["grpc-status"] == "8"
-    assert pair.server.resets == 0
-    far = pair.begin(**{f"x-{i}": "a" * HEADER_BYTES_MAX for i in range(5)})
-    pair.exchange()
-    ended = [event for event in pair.answered if isinstance(event, h2.events.StreamReset)]
-    assert [event.stream_id for event in ended if event.stream_id == far] == [far]
-    assert pair.server.resets == 1
-
-
-def test_a_client_that_asks_for_too_much_is_told_so():
-    pair = Pair()
-    pair.server.go_away(calm=True)
-    pair.exchange()
-    ended = [event for event in pair.answered if isinstance(event, h2.events.ConnectionTerminated)]
-    assert [event.error_code for event in ended] == [h2.errors.ErrorCodes.ENHANCE_YOUR_CALM]
-
-
-def test_a_client_waits_until_its_messages_are_taken():
-    pair = Pair()
-    stream = pair.begin(MANY)
-    sent = 0
-    while pair.client.local_flow_control_window(stream) >= 16_384:
-        pair.send(stream, message(bytes(16_379)), end=False)
-        sent += 1
-        pair.exchange()
-        assert sent < 100
-    messages = [event for event in pair.served if event.kind == EventKind.MESSAGE]
-    assert len(messages) == sent >= 16
-    for event in messages:
-        pair.server.taken(stream, len(event.message))
-    pair.exchange()
-    assert pair.client.local_flow_control_window(stream) >= 16_384
-
-
-def test_a_connection_keeps_a_limited_number_of_bytes(monkeypatch):
-    monkeypatch.setattr("server.edge.http2.KEPT_BYTES_MIN", 0)
-    pair = Pair()
-    unfinished = message(bytes(MESSAGE_BYTES_MAX))[:-1]
-    streams = []
-    for _ in range(17):
-        streams.append(pair.begin())
-        pair.send(streams[-1], unfinished, end=False)
-        pair.exchange()
-    assert [pair.trailers(stream).get("grpc-status") for stream in streams] == [None] * 15 + ["8", "8"]
-    assert "too many bytes" in pair.trailers(streams[-1])["grpc-message"]
-    pair.send(streams[0], b"a")
-    pair.exchange()
-    pair.server.answer(streams[0], b"done")
-    pair.exchange()
-    assert pair.trailers(streams[0])["grpc-status"] == "0"
-    pair.exchange()
-    assert pair.calls()[0].message == unfinished[5:] + b"a"
-    stream = pair.call(message(b"a" * 90_000))
-    pair.exchange()
-    assert pair.calls()[-1].stream == stream
 
 
 def test_an_answer_larger_than_the_windows_arrives_whole():
