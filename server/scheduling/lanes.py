@@ -91,6 +91,8 @@ class _Flow:
 _Rank = tuple[bool, int, bool, int]
 #: A lane's name and a caller's.
 _Key = tuple[str, str]
+#: A mean ticket size in rows, and whose it is.
+_Smallest = tuple[float, _Key | None]
 
 
 class Lanes:
@@ -104,6 +106,13 @@ class Lanes:
         #: Those that had a ticket recently.
         self._flows: dict[_Key, _Flow] = {}
         self._capacity_s = streams * _MEMORY_S
+        #: Counts what `_smallest` does not know of: it is of one moment.
+        self._changes = 0
+        self._smallest_at: tuple[float, int] = (math.nan, 0)
+        self._smallest: tuple[_Smallest, _Smallest] = (
+            (math.inf, None),
+            (math.inf, None),
+        )
 
     def add(self, waiting: WaitingTicket, now_s: float) -> None:
         ticket = waiting.ticket
@@ -112,6 +121,7 @@ class Lanes:
         flow.claim = self._callers(ticket.caller)  # it may have changed
         flow.rows.observe(ticket.rows)
         flow.last_came_s = now_s
+        self._changes += 1
 
     def _new_flow(self, ticket: Ticket, now_s: float) -> _Flow:
         if len(self._flows) >= _FLOWS_KEPT:
@@ -121,6 +131,7 @@ class Lanes:
 
     def remove(self, waiting: WaitingTicket) -> None:
         self._flows[waiting.ticket.lane, waiting.ticket.caller].waiting.remove(waiting)
+        self._changes += 1
 
     def charge(self, ticket: Ticket, seconds: float, now_s: float) -> None:
         """Add engine seconds to what a ticket's lane and caller used; a negative correction gives some back."""
@@ -134,11 +145,21 @@ class Lanes:
 
     def typical_rows_of_others(self, ticket: Ticket, now_s: float) -> float:
         """Return the smallest mean ticket size, in rows, of others at work than its caller; infinite without any."""
-        typical, own = math.inf, (ticket.lane, ticket.caller)
+        known = now_s, self._changes
+        if known != self._smallest_at:  # one decision asks for many tickets
+            self._smallest_at, self._smallest = known, self._two_smallest(now_s)
+        (rows, key), (next_rows, _) = self._smallest
+        return next_rows if key == (ticket.lane, ticket.caller) else rows
+
+    def _two_smallest(self, now_s: float) -> tuple[_Smallest, _Smallest]:
+        """Return the two smallest mean ticket sizes of flows at work, and whose they are."""
+        first: _Smallest = (math.inf, None)
+        second = first
         for key, flow in self._flows.items():
-            if key != own and flow.rows.value < typical and flow.active(now_s):
-                typical = flow.rows.value
-        return typical
+            rows = flow.rows.value
+            if rows < second[0] and flow.active(now_s):
+                first, second = ((rows, key), first) if rows < first[0] else (first, (rows, key))
+        return first, second
 
     def ordered(self, now_s: float) -> list[WaitingTicket]:
         """Return the waiting tickets in the order to run.
