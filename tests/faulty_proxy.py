@@ -7,6 +7,8 @@ import contextlib
 import ssl
 from collections.abc import AsyncIterator
 
+from tests.tcp_server import TcpServer
+
 
 class FaultyProxy:
     """Forwards connections to a port on loopback.
@@ -21,13 +23,18 @@ class FaultyProxy:
     def __init__(self, target_port: int, tls: ssl.SSLContext | None = None) -> None:
         self._target_port = target_port
         self._tls = tls
-        self._writers: set[asyncio.StreamWriter] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._server = TcpServer(self._handle)
         self.delay_s = 0.0
         self.silent = False
-        self.connections = 0
-        self.port = 0
         self._refusing = False
+
+    @property
+    def connections(self) -> int:
+        return self._server.connections
+
+    @property
+    def port(self) -> int:
+        return self._server.port
 
     @property
     def url(self) -> str:
@@ -41,26 +48,19 @@ class FaultyProxy:
     def refusing(self, refusing: bool) -> None:
         self._refusing = refusing
         if refusing:
-            for writer in self._writers:
-                writer.transport.abort()
+            self._server.cut()
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
+    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._refusing:
-            writer.transport.abort()
             return
         try:
             to_reader, to_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
         except OSError:
-            writer.transport.abort()
             return
-        self._writers |= {writer, to_writer}
         try:
             await asyncio.gather(self._pump(reader, to_writer, 0.0), self._pump(to_reader, writer, None))
         finally:
-            for end in (writer, to_writer):
-                self._writers.discard(end)
-                end.transport.abort()
+            to_writer.transport.abort()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay_s: float | None) -> None:
         with contextlib.suppress(ConnectionError):
@@ -73,20 +73,8 @@ class FaultyProxy:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[FaultyProxy]:
-        server = await asyncio.start_server(self._track, "127.0.0.1", 0, ssl=self._tls)
-        self.port = server.sockets[0].getsockname()[1]
+        await self._server.start(self._tls)
         try:
             yield self
         finally:
-            server.close()
-            self.refusing = True
-            await asyncio.gather(*self._tasks)
-
-    async def _track(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        try:
-            await self._accept(reader, writer)
-        finally:
-            self._tasks.discard(task)
+            await self._server.stop()

@@ -10,6 +10,7 @@ from typing import Self
 
 from feature_client.stores.redis.resp import Incomplete, ReplyReader
 from feature_client.stores.redis.slots import SLOTS
+from tests.tcp_server import TcpServer
 
 #: Takes a command (its name and arguments) and returns the bytes of the answer; None answers as an empty Redis would.
 Answer = Callable[[list[bytes]], bytes | None]
@@ -33,19 +34,22 @@ class ScriptedRedis:
         self.pause_s: float | None = None
         self.commands: list[list[bytes]] = []
         self.asked_on: list[int] = []
-        self.connections = 0
-        self.port = 0
-        self._server: asyncio.Server
-        self._writers: set[asyncio.StreamWriter] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._server = TcpServer(self._handle)
+
+    @property
+    def connections(self) -> int:
+        return self._server.connections
+
+    @property
+    def port(self) -> int:
+        return self._server.port
 
     @property
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._track, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
+        await self._server.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -53,26 +57,13 @@ class ScriptedRedis:
 
     async def stop(self) -> None:
         """Cut all connections, and accept no more."""
-        self._server.close()
-        for writer in self._writers:
-            writer.transport.abort()
-        await asyncio.gather(*self._tasks)
+        await self._server.stop()
 
-    async def _track(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        self._writers.add(writer)
-        try:
-            with contextlib.suppress(ConnectionError):
-                await self._serve(reader, writer)
-        finally:
-            self._tasks.discard(task)
-            self._writers.discard(writer)
-            writer.transport.abort()
+    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            await self._serve(reader, writer)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
         own_number = self.connections
         writer.write(self.greeting)
         commands = ReplyReader(ValueError)  # a command has the form of an array reply

@@ -330,7 +330,7 @@ async def test_a_cluster_that_is_gone_and_comes_back_is_logged_once_each(scripte
             for server in cluster.servers:
                 server.answer = lambda command: b"-ERR gone\r\n"
             looks = looked(cluster)
-            while looked(cluster) < looks + 5:
+            while looked(cluster) <= looks + 2 * 6:  # two whole looks: each asks three nodes, and each of them twice
                 with pytest.raises(StoreUnavailableError):
                     await store.multi_get(KEYS)
                 await asyncio.sleep(0.01)
