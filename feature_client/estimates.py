@@ -54,7 +54,16 @@ class DecayingSum:
         self._sum = self.at(now_s) + amount
         self._at_s = max(self._at_s, now_s)
 
+    @property
+    def at_most(self) -> float:
+        """A bound on the sum from the latest amount on: it only falls with time."""
+        return self._sum
+
     def at(self, now_s: float) -> float:
         """Return what is left of the sum at a time."""
         past_s = now_s - self._at_s
         return self._sum * math.exp(-past_s / self._memory_s) if past_s > 0 else self._sum
+
+    def exceeds(self, limit: float, now_s: float) -> bool:
+        """Return whether the sum at a time is greater; for a limit of at least 0."""
+        return self._sum > limit and self.at(now_s) > limit

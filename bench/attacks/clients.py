@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier, Event
 from threading import BrokenBarrierError
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc.aio
 import numpy as np
@@ -23,6 +23,7 @@ from bench.processes import cpu_seconds
 from loadtest import open_loop
 from loadtest.open_loop import OK, Samples, Send
 from loadtest.report import REFUSED, Percentiles
+from pinrank.tls import ClientTls
 
 #: Time for processes to start and to connect.
 _START_S = 120.0
@@ -92,6 +93,7 @@ class Load:
         deadline_s: of each call.
         token: of the caller; empty for none.
         service_config: gRPC's, with a policy of retries; None for no retries.
+        tls: how to connect; None in plain text.
         due_s: float64[K], when they are due, in seconds.
     """
 
@@ -101,15 +103,18 @@ class Load:
     due_s: np.ndarray
     token: str = ""
     service_config: Mapping[str, Any] | None = None
+    tls: ClientTls | None = None
 
     def open(self) -> grpc.aio.Channel:
-        return own_channel(self.target, self.service_config)
+        return own_channel(self.target, self.service_config, self.tls)
 
     def sender(self, channel: grpc.aio.Channel) -> Send:
         return open_loop.sender(channel, self.deadline_s, bearer(self.token))
 
 
-def own_channel(target: str, service_config: Mapping[str, Any] | None = None) -> grpc.aio.Channel:
+def own_channel(
+    target: str, service_config: Mapping[str, Any] | None = None, tls: ClientTls | None = None
+) -> grpc.aio.Channel:
     """Open a channel that shares its connection with no other one, and connects again soon after a failure."""
     options: list[tuple[str, Any]] = [
         ("grpc.use_local_subchannel_pool", 1),
@@ -121,7 +126,9 @@ def own_channel(target: str, service_config: Mapping[str, Any] | None = None) ->
     ]
     if service_config is not None:
         options.append(("grpc.service_config", json.dumps(service_config)))
-    return grpc.aio.insecure_channel(target, options)
+    if tls is None:
+        return grpc.aio.insecure_channel(target, options)
+    return grpc.aio.secure_channel(target, tls.credentials(), options + tls.options())
 
 
 def bearer(token: str) -> tuple[tuple[str, str], ...]:
@@ -151,17 +158,31 @@ def offer_until_over(loads: tuple[Load, ...]) -> list[list[dict[str, int]]]:
     return _beside(loads, offered)
 
 
-def saturate(load: Load, callers: int, tokens: tuple[str, ...], warmup_s: float, duration_s: float, pid: int) -> Any:
-    """Send with callers that pause only after a refusal, with the tokens in turn.
+@dataclass(frozen=True, slots=True)
+class Saturation:
+    """A server that callers saturate: each sends its next call as soon as its last was answered.
 
-    Returns:
-        The samples of the time after the warm-up, and the CPU seconds that process `pid` used in it.
+    Attributes:
+        load: without times at which calls are due.
+        pid: of the server.
+        callers: so many calls are in flight.
+        tokens: of the calls, in turn; none for the load's own.
     """
-    used_s: list[float] = []
 
-    async def saturated(load: Load, channel: grpc.aio.Channel) -> tuple[Samples, float]:
+    load: Load
+    pid: int
+    callers: int
+    tokens: tuple[str, ...] = ()
+
+    def open(self) -> grpc.aio.Channel:
+        return self.load.open()
+
+    def sender(self, channel: grpc.aio.Channel) -> Send:
         senders = itertools.cycle(
-            [open_loop.sender(channel, load.deadline_s, bearer(token)) for token in tokens or ("",)]
+            [
+                open_loop.sender(channel, self.load.deadline_s, bearer(token))
+                for token in self.tokens or (self.load.token,)
+            ]
         )
 
         async def send(content: bytes) -> tuple[str, bytes]:
@@ -170,16 +191,31 @@ def saturate(load: Load, callers: int, tokens: tuple[str, ...], warmup_s: float,
                 await asyncio.sleep(_PAUSE_S)
             return status, answer
 
+        return send
+
+
+_Caller = TypeVar("_Caller", Load, Saturation)
+
+
+def saturate(some: tuple[Saturation, ...], warmup_s: float, duration_s: float) -> list[tuple[Samples, float]]:
+    """Saturate servers, all at the same time.
+
+    Returns:
+        For each, the samples of the time after the warm-up, and the CPU seconds that it used in it.
+    """
+
+    async def saturated(one: Saturation, channel: grpc.aio.Channel) -> tuple[Samples, float]:
+        used_s: list[float] = []
         samples = await open_loop.saturate(
-            send, load.requests, callers, warmup_s, duration_s, on_window=lambda: used_s.append(cpu_seconds(pid))
-        )
-        return samples, cpu_seconds(pid) - used_s[0]
+            one.sender(channel), one.load.requests, one.callers, warmup_s, duration_s,
+            on_window=lambda: used_s.append(cpu_seconds(one.pid)),
+        )  # fmt: skip
+        return samples, cpu_seconds(one.pid) - used_s[0]
 
-    (found,) = _beside((load,), saturated)
-    return found
+    return _beside(some, saturated)
 
 
-def _beside(loads: tuple[Load, ...], do: Callable[[Load, grpc.aio.Channel], Awaitable[Any]]) -> list[Any]:
+def _beside(loads: tuple[_Caller, ...], do: Callable[[_Caller, grpc.aio.Channel], Awaitable[Any]]) -> list[Any]:
     async def main() -> list[Any]:
         channels = [load.open() for load in loads]
         try:

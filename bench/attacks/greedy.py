@@ -7,7 +7,7 @@ their own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.attacks.clients import Load, offer, outcome, results_of, saturate, steady
+from bench.attacks.clients import Load, Saturation, offer, outcome, results_of, saturate, steady
 from bench.attacks.place import Place, callers_file, place, token_of
 from bench.harness import Claim, Conclusion, Raw
 from bench.processes import ServerProcess
@@ -61,11 +61,10 @@ def _round(plan: GreedyPlan, ground: Place, server: ServerProcess, token: Any) -
     loads = tuple(
         Load(server.address, small, _DEADLINE_S, due, token(name)) for name, due in zip(_MODEST, due_s, strict=True)
     )
-    hungry = Load(server.address, large, _PATIENT_S, np.empty(0))
-    own = (token(_GREEDY),)
-    jobs = {
+    hungry = Saturation(Load(server.address, large, _PATIENT_S, np.empty(0), token(_GREEDY)), server.pid, _CALLS)
+    jobs: dict[str, Callable[[], Any]] = {
         "modest": partial(offer, loads),
-        "greedy": partial(saturate, hungry, _CALLS, own, plan.warmup_s, plan.step_s, server.pid),
+        "greedy": partial(saturate, (hungry,), plan.warmup_s, plan.step_s),
     }
     found: dict[str, Any] = {}
     for step, (modest, greedy) in _STEPS.items():
@@ -73,7 +72,7 @@ def _round(plan: GreedyPlan, ground: Place, server: ServerProcess, token: Any) -
         results = dict(zip(chosen, results_of(*(jobs[name] for name in chosen)), strict=True))
         found[step] = {
             "modest": [outcome(one.since(plan.warmup_s), _DEADLINE_S) for one in results.get("modest", ())],
-            "greedy": outcome(results["greedy"][0], _PATIENT_S) if greedy else None,
+            "greedy": outcome(results["greedy"][0][0], _PATIENT_S) if greedy else None,
         }
     return found
 

@@ -40,6 +40,7 @@ CALLER: ContextVar[Caller] = ContextVar("caller", default=NOBODY)
 _REMEMBERED = 4_096
 #: Metadata in which a proxy names the caller whose call it passes on.
 SPOKEN_FOR = "x-pinrank-caller"
+_WANTED = b"authorization", SPOKEN_FOR.encode()
 _SHOWN_MAX = 200
 _FIXES = {"requests": "requests_per_s", "rows": "rows_per_s", "actions": "actions_per_s"}
 
@@ -180,11 +181,12 @@ class Gate:
             return callers.anonymous.from_peer(context.peer())
         certified = _names_in(context.auth_context()) if callers.by_certificate else ()
         connected = next(filter(None, map(callers.by_certificate.get, certified)), None)
-        if tokens := _values(context, "authorization"):
+        tokens, names = _values(context)
+        if tokens:
             caller = self._by_authorization(tokens)
         else:
             caller = connected or self._without_identity(context, certified, managing=managing)
-        if callers.are_named and (names := _values(context, SPOKEN_FOR)):
+        if names and callers.are_named:
             return self._spoken_for(caller, connected, names)
         return caller
 
@@ -290,14 +292,19 @@ class Gate:
         )
 
 
-def _values(context: _Context, name: str) -> list[bytes]:
-    """Return the values of one name in a call's metadata."""
+def _values(context: _Context) -> Sequence[list[bytes]]:
+    """Return the values of `authorization` in a call's metadata, and those of `SPOKEN_FOR`."""
     if (values := getattr(context, "values", None)) is not None:  # of our own port
-        found: list[bytes] = values(name)
+        found: tuple[list[bytes], ...] = values(*_WANTED)
         return found
     metadata: Any = context.invocation_metadata() or ()
     return [
-        value if isinstance(value, bytes) else value.encode(errors="replace") for key, value in metadata if key == name
+        [
+            value if isinstance(value, bytes) else value.encode(errors="replace")
+            for key, value in metadata
+            if key == name.decode()
+        ]
+        for name in _WANTED
     ]
 
 

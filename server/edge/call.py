@@ -79,9 +79,9 @@ class Call:
             if not name.startswith("grpc-") and name not in _OF_THE_PROTOCOL
         )
 
-    def values(self, name: str) -> list[bytes]:
-        """Return the values of one name in the call's metadata."""
-        return self._http2.values(self._stream, name.encode())
+    def values(self, *names: bytes) -> tuple[list[bytes], ...]:
+        """Return the values of each of some names in the call's metadata."""
+        return self._http2.values(self._stream, *names)
 
     def peer(self) -> str:
         """Return the caller's address as gRPC writes it."""

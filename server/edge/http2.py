@@ -202,18 +202,11 @@ class Http2Connection:
         parts = self._metadata(stream).decode("latin-1").split("\0")[:-1]
         return tuple(zip(parts[::2], parts[1::2], strict=True))
 
-    def values(self, stream: int, name: bytes) -> list[bytes]:
-        """Return the values of one name in a call's metadata; faster than to make all of it."""
-        block = b"\0" + self._metadata(stream)
-        key = b"\0%b\0" % name
-        found = []
-        at = block.find(key)
-        while at >= 0:
-            if not block.count(b"\0", 0, at) & 1:  # else it is a value that reads like the name
-                start = at + len(key)
-                found.append(block[start : block.index(b"\0", start)])
-            at = block.find(key, at + len(key) - 1)
-        return found
+    def values(self, stream: int, *names: bytes) -> tuple[list[bytes], ...]:
+        """Return the values of each of some names in a call's metadata; faster than to decode all of it."""
+        parts = self._metadata(stream).split(b"\0")
+        pairs = tuple(zip(parts[:-1:2], parts[1::2], strict=True))
+        return tuple([value for name, value in pairs if name == wanted] for wanted in names)
 
     def _metadata(self, stream: int) -> bytes:
         size = ctypes.c_int64()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right, insort
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -75,6 +75,8 @@ class _Flow:
 
     lane: str
     claim: Lane = _UNCONFIGURED
+    #: Of the claim that it works with.
+    kind: _Kind | None = None
     #: Waiting tickets by deadline.
     waiting: list[WaitingTicket] = field(default_factory=list)
     #: Engine seconds used recently.
@@ -86,13 +88,43 @@ class _Flow:
         return bool(self.waiting) or now_s - self.last_came_s < _MEMORY_S
 
 
+#: Flows of one kind have the same claim in one lane: the lane, and the claim's priority, share and group.
+_Kind = tuple[str, int, float, str]
 #: Where a flow's tickets stand; the lowest goes first: whether its lane is beyond its share, minus the lane's priority,
 #: whether its caller is beyond its share, minus the caller's priority. Plain tuples, as there are many.
 _Rank = tuple[bool, int, bool, int]
 #: A lane's name and a caller's.
 _Key = tuple[str, str]
-#: A mean ticket size in rows, and whose it is.
-_Smallest = tuple[float, _Key | None]
+
+
+class _Smallest:
+    """The two smallest mean ticket sizes, in rows, of flows at work, and whose they are. Found anew only when needed.
+
+    Attributes:
+        until_s: until when they are true, unless a ticket comes or goes that `touches` them.
+    """
+
+    __slots__ = ("key", "next_key", "next_rows", "rows", "until_s")
+
+    def __init__(self, flows: Mapping[_Key, _Flow], now_s: float) -> None:
+        self.rows = self.next_rows = self.until_s = math.inf
+        self.key: _Key | None = None
+        self.next_key: _Key | None = None
+        for key, flow in flows.items():
+            rows = flow.rows.value
+            if rows < self.next_rows and flow.active(now_s):
+                if rows < self.rows:
+                    self.next_rows, self.next_key = self.rows, self.key
+                    self.rows, self.key = rows, key
+                else:
+                    self.next_rows, self.next_key = rows, key
+        for found in (self.key, self.next_key):
+            if found is not None:
+                self.until_s = min(self.until_s, max(now_s, flows[found].last_came_s + _MEMORY_S))
+
+    def touches(self, key: _Key, rows: float) -> bool:
+        """Return whether a ticket of a flow may change them; `rows` is the flow's mean."""
+        return rows < self.next_rows or key in (self.key, self.next_key)
 
 
 class Lanes:
@@ -106,38 +138,67 @@ class Lanes:
         #: Those that had a ticket recently.
         self._flows: dict[_Key, _Flow] = {}
         self._capacity_s = streams * _MEMORY_S
-        #: Counts what `_smallest` does not know of: it is of one moment.
-        self._changes = 0
-        self._smallest_at: tuple[float, int] = (math.nan, 0)
-        self._smallest: tuple[_Smallest, _Smallest] = (
-            (math.inf, None),
-            (math.inf, None),
-        )
+        #: Those with a waiting ticket, how many there are of each kind, and a bound on what any of them used.
+        self._working: dict[_Key, _Flow] = {}
+        self._kinds: dict[_Kind, int] = {}
+        self._most_used_s = 0.0
+        #: All waiting tickets by deadline.
+        self._waiting: list[WaitingTicket] = []
+        #: None if it must be found anew.
+        self._smallest: _Smallest | None = None
 
     def add(self, waiting: WaitingTicket, now_s: float) -> None:
         ticket = waiting.ticket
-        flow = self._flows.get((ticket.lane, ticket.caller)) or self._new_flow(ticket, now_s)
+        key = ticket.lane, ticket.caller
+        flow = self._flows.get(key) or self._new_flow(key, now_s)
+        insort(self._waiting, waiting, key=_PLACE)
         insort(flow.waiting, waiting, key=_PLACE)
+        self._working[key] = flow
         flow.claim = self._callers(ticket.caller)  # it may have changed
+        self._set_kind(flow, _kind(flow))
+        self._most_used_s = max(self._most_used_s, flow.used.at_most)
         flow.rows.observe(ticket.rows)
         flow.last_came_s = now_s
-        self._changes += 1
+        self._touch(key, flow)
 
-    def _new_flow(self, ticket: Ticket, now_s: float) -> _Flow:
+    def _new_flow(self, key: _Key, now_s: float) -> _Flow:
         if len(self._flows) >= _FLOWS_KEPT:
             self._flows = {key: flow for key, flow in self._flows.items() if flow.active(now_s)}
-        flow = self._flows[ticket.lane, ticket.caller] = _Flow(ticket.lane)
+        flow = self._flows[key] = _Flow(key[0])
         return flow
 
     def remove(self, waiting: WaitingTicket) -> None:
-        self._flows[waiting.ticket.lane, waiting.ticket.caller].waiting.remove(waiting)
-        self._changes += 1
+        key = waiting.ticket.lane, waiting.ticket.caller
+        flow = self._working[key]
+        self._waiting.remove(waiting)
+        flow.waiting.remove(waiting)
+        if not flow.waiting:
+            del self._working[key]
+            self._set_kind(flow, None)
+        self._touch(key, flow)
+
+    def _set_kind(self, flow: _Flow, kind: _Kind | None) -> None:
+        if kind == flow.kind:
+            return
+        if flow.kind is not None:
+            self._kinds[flow.kind] -= 1
+            if not self._kinds[flow.kind]:
+                del self._kinds[flow.kind]
+        if kind is not None:
+            self._kinds[kind] = self._kinds.get(kind, 0) + 1
+        flow.kind = kind
+
+    def _touch(self, key: _Key, flow: _Flow) -> None:
+        if self._smallest is not None and self._smallest.touches(key, flow.rows.value):
+            self._smallest = None
 
     def charge(self, ticket: Ticket, seconds: float, now_s: float) -> None:
         """Add engine seconds to what a ticket's lane and caller used; a negative correction gives some back."""
         self._used[ticket.lane].add(seconds, now_s)
         if (flow := self._flows.get((ticket.lane, ticket.caller))) is not None:
             flow.used.add(seconds, now_s)
+            if flow.waiting:
+                self._most_used_s = max(self._most_used_s, flow.used.at_most)
 
     def load(self, now_s: float) -> float:
         """Return the fraction of the streams' recent time that was used."""
@@ -145,21 +206,10 @@ class Lanes:
 
     def typical_rows_of_others(self, ticket: Ticket, now_s: float) -> float:
         """Return the smallest mean ticket size, in rows, of others at work than its caller; infinite without any."""
-        known = now_s, self._changes
-        if known != self._smallest_at:  # one decision asks for many tickets
-            self._smallest_at, self._smallest = known, self._two_smallest(now_s)
-        (rows, key), (next_rows, _) = self._smallest
-        return next_rows if key == (ticket.lane, ticket.caller) else rows
-
-    def _two_smallest(self, now_s: float) -> tuple[_Smallest, _Smallest]:
-        """Return the two smallest mean ticket sizes of flows at work, and whose they are."""
-        first: _Smallest = (math.inf, None)
-        second = first
-        for key, flow in self._flows.items():
-            rows = flow.rows.value
-            if rows < second[0] and flow.active(now_s):
-                first, second = ((rows, key), first) if rows < first[0] else (first, (rows, key))
-        return first, second
+        smallest = self._smallest
+        if smallest is None or now_s >= smallest.until_s:
+            smallest = self._smallest = _Smallest(self._flows, now_s)
+        return smallest.next_rows if smallest.key == (ticket.lane, ticket.caller) else smallest.rows
 
     def ordered(self, now_s: float) -> list[WaitingTicket]:
         """Return the waiting tickets in the order to run.
@@ -167,14 +217,16 @@ class Lanes:
         Lanes within their share go first, by priority; in each lane, callers within their share, by priority; then
         tickets by deadline.
         """
-        working = [flow for flow in self._flows.values() if flow.waiting]
-        if len(working) == 1:
-            return working[0].waiting.copy()
+        if self._are_even(len(self._working), now_s):
+            return self._waiting.copy()
         queues = self._queues(self._ranks(now_s))
         return [waiting for rank in sorted(queues) for waiting in queues[rank]]
 
     def around(self, ticket: Ticket, now_s: float) -> tuple[list[WaitingTicket], list[WaitingTicket]]:
         """Return the tickets that would run before a new one, and those behind it that it must not make late."""
+        if self._is_even_with(ticket, now_s):
+            cut = bisect_right(self._waiting, (ticket.deadline_s, ticket.number), key=_PLACE)
+            return self._waiting[:cut], self._waiting[cut:]
         ranks = self._ranks(now_s, ticket)
         own, place = ranks[ticket.lane, ticket.caller], (ticket.deadline_s, ticket.number)
         queues = self._queues(ranks)
@@ -185,39 +237,65 @@ class Lanes:
         behind = [w for rank in sorted(queues) if rank > own and rank[::2] <= own[::2] for w in queues[rank]]
         return before + queue[:cut], queue[cut:] + behind
 
+    def _are_even(self, flows: int, now_s: float) -> bool:
+        """Return whether so many flows of the kind at work all have the same rank: they mostly have.
+
+        Then deadlines alone decide, and nobody needs to be ranked. Flows of several kinds are not even.
+        """
+        if flows <= 1:  # alone, nobody has a share to keep to
+            return True
+        if len(self._kinds) > 1:
+            return False
+        limit_s = self._capacity_s / flows
+        if self._most_used_s > limit_s:
+            self._most_used_s = max([flow.used.at(now_s) for flow in self._working.values()], default=0.0)
+        return self._most_used_s <= limit_s
+
+    def _is_even_with(self, newcomer: Ticket, now_s: float) -> bool:
+        """Return whether a new ticket has the same rank as all that wait."""
+        key = newcomer.lane, newcomer.caller
+        flows = len(self._working)
+        if key in self._working:
+            return self._are_even(flows, now_s)
+        flow = self._flows.get(key) or _Flow(newcomer.lane)
+        flow.claim = self._callers(newcomer.caller)
+        if not flows:
+            return True
+        return (
+            _kind(flow) in self._kinds
+            and self._are_even(flows + 1, now_s)
+            and not flow.used.exceeds(self._capacity_s / (flows + 1), now_s)
+        )
+
     def _ranks(self, now_s: float, newcomer: Ticket | None = None) -> dict[_Key, _Rank]:
         """Rank the flows with work, including that of a new ticket."""
-        working = {key: flow for key, flow in self._flows.items() if flow.waiting}
+        working = self._working
         if newcomer is not None and (key := (newcomer.lane, newcomer.caller)) not in working:
-            working[key] = self._flows.get(key) or _Flow(newcomer.lane)
-            working[key].claim = self._callers(newcomer.caller)
+            flow = self._flows.get(key) or _Flow(newcomer.lane)
+            flow.claim = self._callers(newcomer.caller)
+            working = {**working, key: flow}
         if len(working) <= 1:  # alone, nobody has a share to keep to
             return {
                 key: (False, -self._lane(flow.lane).priority, False, -flow.claim.priority)
                 for key, flow in working.items()
             }
-        together = Counter((flow.lane, flow.claim.group) for flow in working.values() if flow.claim.group)
-        shares, own = dict[str, float](), dict[_Key, float]()
-        for key, flow in working.items():
-            claim = flow.claim
-            own[key] = claim.share / together[flow.lane, claim.group] if claim.group else claim.share
-            shares[flow.lane] = shares.get(flow.lane, 0.0) + own[key]
-        of_lanes = {name: self._lane(name) for name in shares}
-        whole_s = self._capacity_s / sum([lane.share for lane in of_lanes.values()])
+        shares, whole = _shares(working)
+        of_lanes = {name: self._lane(name) for name in whole}
+        capacity_s = self._capacity_s / sum([lane.share for lane in of_lanes.values()])
         #: For each lane: whether it is beyond its share, its rank, and what a caller gets of it for each unit of share.
         lanes = {
             name: (
-                len(shares) > 1 and self._used[name].at(now_s) > lane.share * whole_s,
+                len(whole) > 1 and self._used[name].exceeds(lane.share * capacity_s, now_s),
                 -lane.priority,
-                lane.share * whole_s / shares[name],
+                lane.share * capacity_s / whole[name],
             )
             for name, lane in of_lanes.items()
         }
         found: dict[_Key, _Rank] = {}
         for key, flow in working.items():
             beyond, rank, unit_s = lanes[flow.lane]
-            share = own[key]
-            greedy = share < shares[flow.lane] and flow.used.at(now_s) > unit_s * share
+            share = shares[key]
+            greedy = share < whole[flow.lane] and flow.used.exceeds(unit_s * share, now_s)
             found[key] = beyond, rank, greedy, -flow.claim.priority
         return found
 
@@ -234,3 +312,23 @@ class Lanes:
             rank: some[0] if len(some) == 1 else sorted(chain.from_iterable(some), key=_PLACE)
             for rank, some in lists.items()
         }
+
+
+def _kind(flow: _Flow) -> _Kind:
+    claim = flow.claim
+    return flow.lane, claim.priority, claim.share, claim.group
+
+
+def _shares(flows: Mapping[_Key, _Flow]) -> tuple[dict[_Key, float], dict[str, float]]:
+    """Return the share of each flow, and the sum of each lane's flows; a group's callers in a lane divide theirs."""
+    members: dict[tuple[str, str], int] = {}
+    for flow in flows.values():
+        if group := flow.claim.group:
+            members[flow.lane, group] = members.get((flow.lane, group), 0) + 1
+    shares: dict[_Key, float] = {}
+    whole: dict[str, float] = {}
+    for key, flow in flows.items():
+        claim, lane = flow.claim, flow.lane
+        share = shares[key] = claim.share / members[lane, claim.group] if claim.group else claim.share
+        whole[lane] = whole.get(lane, 0.0) + share
+    return shares, whole

@@ -58,3 +58,12 @@ def test_decaying_sum_takes_time_that_runs_backwards_for_no_time():
     used.add(1.0, 1.0)
     assert used.at(1.0) == used.at(2.0) == 2.0
     assert used.at(3.0) == pytest.approx(2 / math.e)
+
+
+@pytest.mark.parametrize(("now_s", "exceeded"), [(0.0, True), (0.69, True), (0.70, False)])
+def test_decaying_sum_exceeds_half_of_itself_until_half_of_it_is_forgotten(now_s, exceeded):
+    total = DecayingSum(1.0)
+    total.add(2.0, 0.0)
+    assert total.at_most == 2.0
+    assert total.exceeds(1.0, now_s) is exceeded
+    assert not total.exceeds(2.0, 0.0)

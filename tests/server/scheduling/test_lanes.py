@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from server.scheduling.contract import Ticket
@@ -246,3 +247,54 @@ def test_callers_of_a_group_have_one_share_together():
     assert lanes.ordered(0.0)[0].ticket.caller == "feed"
     lanes.charge(ticket(-1, caller="feed"), 0.02, 0.0)
     assert lanes.ordered(0.0)[0].ticket.caller == "anonymous 0", "all are beyond their shares now"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_smallest_ticket_of_others_is_known_whatever_came_and_went(seed):
+    random = np.random.default_rng(seed)
+    lanes, now_s, waiting = lanes_with(), 0.0, []
+    means, came_s = {}, {}
+    for number in range(400):
+        now_s += random.exponential(0.1)
+        if waiting and random.random() < 0.5:
+            lanes.remove(waiting.pop(random.integers(len(waiting))))
+        else:
+            one = ticket(number, rows=int(random.integers(1, 300)), caller=f"caller {random.integers(12)}")
+            waiting.append(WaitingTicket(one))
+            lanes.add(waiting[-1], now_s)
+            came_s[one.caller] = now_s
+            before = means.get(one.caller, one.rows)
+            means[one.caller] = before + 0.1 * (one.rows - before)
+        asks = f"caller {random.integers(12)}"
+        at_work = {one.ticket.caller for one in waiting} | {name for name, at in came_s.items() if now_s - at < 1}
+        expected = min((means[name] for name in at_work - {asks}), default=math.inf)
+        assert lanes.typical_rows_of_others(ticket(-1, caller=asks), now_s) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_callers_with_equal_claims_are_ordered_as_if_each_were_ranked(seed, monkeypatch):
+    random = np.random.default_rng(seed)
+    claims = {f"caller {i}": Lane(group="g" * (i < 3)) if seed % 2 else Lane(share=2.0) for i in range(6)} | {
+        "": Lane()
+    }
+    even, ranked = lanes_with(callers=claims), lanes_with(callers=claims)
+    monkeypatch.setattr(ranked, "_are_even", lambda *_: False)
+    now_s, waiting = 0.0, []
+    for number in range(400):
+        now_s += random.exponential(0.05)
+        if waiting and random.random() < 0.5:
+            pair = waiting.pop(random.integers(len(waiting)))
+            even.remove(pair[0])
+            ranked.remove(pair[1])
+        else:
+            one = ticket(number, caller=f"caller {random.integers(6)}", deadline_s=now_s + random.exponential(1))
+            waiting.append((WaitingTicket(one), WaitingTicket(one)))
+            even.add(waiting[-1][0], now_s)
+            ranked.add(waiting[-1][1], now_s)
+        if random.random() < 0.5:
+            charged, seconds = ticket(-1, caller=f"caller {random.integers(6)}"), random.exponential(0.1)
+            even.charge(charged, seconds, now_s)
+            ranked.charge(charged, seconds, now_s)
+        new = ticket(number, caller=f"caller {random.integers(6)}", deadline_s=now_s + random.exponential(1))
+        assert numbers(even.ordered(now_s)) == numbers(ranked.ordered(now_s))
+        assert [*map(numbers, even.around(new, now_s))] == [*map(numbers, ranked.around(new, now_s))]
