@@ -2,7 +2,8 @@
 
 A shared machine's speed changes by a third within minutes, and with it the processor time of a call. Servers that take
 turns differ by several percent for that alone; side by side, they feel the same changes. What remains is which of them
-was started first (1 to 3%): each order is measured as often as the others.
+was started first (1 to 3%), so each order is measured as often as the others; and what a server learned of its engine
+in its first seconds, by which it joins more or fewer calls in a run (up to 10%), so they are started several times.
 """
 
 from __future__ import annotations
@@ -47,19 +48,21 @@ class Plan:
     """How long to compare.
 
     Attributes:
-        rounds: of each order in which the servers are started.
+        starts: how often the servers are started in each order.
+        rounds: after each start.
         in_flight: calls that each server has at any time.
         warmup_s: of a round.
         step_s: of a round, after that.
     """
 
-    rounds: int = 8
+    starts: int = 5
+    rounds: int = 2
     in_flight: int = 8
     warmup_s: float = 1.0
-    step_s: float = 5.0
+    step_s: float = 4.0
 
 
-QUICK = Plan(rounds=1, warmup_s=0.2, step_s=0.5)
+QUICK = Plan(starts=1, rounds=1, warmup_s=0.2, step_s=0.5)
 
 
 def compare(ground: Place, variants: Mapping[str, Variant], plan: Plan, candidates: int) -> Iterator[list[Any]]:
@@ -70,13 +73,14 @@ def compare(ground: Place, variants: Mapping[str, Variant], plan: Plan, candidat
     """
     rounds: list[Any] = []
     names = list(variants)
-    for first in range(len(names)):
+    for start in range(len(names) * plan.starts):
+        first = start % len(names)
         order = names[first:] + names[:first]
         with ExitStack() as stack:
             some = []
             for name in order:
                 how = variants[name]
-                server = stack.enter_context(ground.server(f"{first}-{name}", how.settings, how.tables, tls=how.tls))
+                server = stack.enter_context(ground.server(f"{start}-{name}", how.settings, how.tables, tls=how.tls))
                 load = Load(server.address, ground.requests(candidates), _DEADLINE_S, np.empty(0), tls=how.tls)
                 some.append(Saturation(load, server.pid, plan.in_flight, how.tokens))
             for _ in range(plan.rounds):
@@ -104,7 +108,7 @@ def core_ms(rounds: Sequence[Any], name: str) -> list[float | None]:
 def over(rounds: Sequence[Any], name: str, base: str) -> float | None:
     """Return the processor time of a call over that of the same call to `base`; None if an order has no such round.
 
-    It is the mean (of logarithms) over the orders of starts, and the median of each one's rounds.
+    It is the median of the rounds of each order of starts, and the (geometric) mean of the orders.
     """
     ratios = []
     for order in sorted({tuple(one["order"]) for one in rounds}):
