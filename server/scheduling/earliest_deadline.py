@@ -5,6 +5,7 @@ Every decision compares predicted seconds (`server.scheduling.cost.CostModel`); 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from heapq import heapify, heapreplace
@@ -39,7 +40,8 @@ class EarliestDeadlineFirst:
     - If no other ticket waits, a ticket is split over idle streams so that all pieces end together, provided that this
       gains more than the additional runs cost under the recent load (`splitting`). In a backlog, tickets run whole,
       because splitting would only cost time.
-    - A ticket much larger than those of other callers or lanes runs in small pieces, and leaves one stream to them.
+    - A ticket much larger than those of other callers or lanes runs in small pieces, and leaves one stream to them if
+      they come often.
     - A ticket joins a run if this saves more seconds, for it and all tickets behind it, than it delays those in the run
       (`joining`).
     - A ticket waits for another only if that one is expected sooner than the time that joining saves.
@@ -118,13 +120,37 @@ class EarliestDeadlineFirst:
             for ticket in expired:
                 self.cancel(ticket)
             return Expire(tuple(expired))
-        leave_one = free == 1 and self._streams > 1  # to others with smaller tickets
-        while order:
-            head = order.pop(0)
-            typical = self._lanes.typical_rows_of_others(head.ticket, now_s)
-            if not (leave_one and is_large(head.ticket.rows, typical)):
-                return self._run_or_wait(head, order, free, typical, now_s)
-        return Idle()
+        head = self._next_head(order, free, now_s)
+        if head is None:
+            return Idle()
+        order.remove(head)
+        return self._run_or_wait(head, order, free, self._lanes.typical_rows_of_others(head.ticket, now_s), now_s)
+
+    def _next_head(self, order: list[WaitingTicket], free: int, now_s: float) -> WaitingTicket | None:
+        """Return the ticket to run: the first one, but a large one leaves the last stream to those that are not.
+
+        They wait behind it, or are expected: then no ticket runs.
+        """
+        if free > 1 or self._streams == 1:
+            return order[0] if order else None
+        smaller = next((waiting for waiting in order if not self._is_large(waiting.ticket, now_s)), None)
+        if smaller is not None or not order:
+            return smaller
+        return None if self._worth_leaving(order, now_s) else order[0]
+
+    def _worth_leaving(self, large: list[WaitingTicket], now_s: float) -> bool:
+        """Return whether the last stream is better left to smaller tickets that are expected.
+
+        A piece of a large ticket would make those late that come while it runs, by half of it on average; without it,
+        all large ones are late by a whole one. What counts is by how much each is late, relative to its own time.
+        """
+        head = large[0]
+        typical, cost = self._lanes.typical_rows_of_others(head.ticket, now_s), self._cost(head.ticket.model)
+        piece_s = cost.predict_s(1, large_piece_rows(head.rows, typical, cost))
+        per_s = self._lanes.smaller_per_s(head.ticket, now_s)
+        theirs = per_s * piece_s / 2 / cost.predict_s(1, math.ceil(typical))
+        own = sum([1 / self._cost(one.ticket.model).predict_s(1, one.ticket.rows) for one in large])
+        return theirs > own
 
     def _run_or_wait(
         self, head: WaitingTicket, behind: list[WaitingTicket], free: int, typical: float, now_s: float

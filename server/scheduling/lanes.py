@@ -12,6 +12,7 @@ from operator import attrgetter
 
 from feature_client.estimates import DecayingMean, DecayingSum
 from server.scheduling.contract import Ticket
+from server.scheduling.splitting import is_large
 
 #: Period over which the lanes' use of the engine is compared, in seconds.
 _MEMORY_S = 1.0
@@ -81,6 +82,8 @@ class _Flow:
     waiting: list[WaitingTicket] = field(default_factory=list)
     #: Engine seconds used recently.
     used: DecayingSum = field(default_factory=lambda: DecayingSum(_MEMORY_S))
+    #: Number of tickets that came recently, and their mean size.
+    came: DecayingSum = field(default_factory=lambda: DecayingSum(_MEMORY_S))
     rows: DecayingMean = field(default_factory=lambda: DecayingMean(_TICKET_WEIGHT))
     last_came_s: float = -math.inf
 
@@ -158,6 +161,7 @@ class Lanes:
         self._set_kind(flow, _kind(flow))
         self._most_used_s = max(self._most_used_s, flow.used.at_most)
         flow.rows.observe(ticket.rows)
+        flow.came.add(1.0, now_s)
         flow.last_came_s = now_s
         self._touch(key, flow)
 
@@ -210,6 +214,16 @@ class Lanes:
         if smallest is None or now_s >= smallest.until_s:
             smallest = self._smallest = _Smallest(self._flows, now_s)
         return smallest.next_rows if smallest.key == (ticket.lane, ticket.caller) else smallest.rows
+
+    def smaller_per_s(self, ticket: Ticket, now_s: float) -> float:
+        """Return how many tickets a second came recently from others whose tickets are much smaller."""
+        own = ticket.lane, ticket.caller
+        came = [
+            flow.came.at(now_s)
+            for key, flow in self._flows.items()
+            if key != own and is_large(ticket.rows, flow.rows.value)
+        ]
+        return sum(came) / _MEMORY_S
 
     def ordered(self, now_s: float) -> list[WaitingTicket]:
         """Return the waiting tickets in the order to run.

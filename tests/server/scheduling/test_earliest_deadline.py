@@ -184,19 +184,22 @@ def test_a_lane_beyond_its_share_takes_what_is_left():
     assert sum(len(run) for run in drain(chosen)) == 100
 
 
-def test_a_large_ticket_runs_in_pieces_and_leaves_a_stream_to_smaller_lanes():
-    chosen = policy(streams=2)
-    chosen.offer(ticket(0, 1e9, rows=64), 0.0)
-    drained = chosen.next(0.0), chosen.next(0.0)
-    for run in drained:
-        if isinstance(run, Run):
-            chosen.finished(run, 0.001)
-    chosen.offer(ticket(1, 1e9, rows=2000, lane="bulk"), 0.002)
-    first = chosen.next(0.002)
-    assert first.pieces[0].rows <= 64
-    assert chosen.next(0.002) == Idle()
-    chosen.offer(ticket(2, 0.1, rows=64), 0.003)
-    assert chosen.next(0.003).pieces[0].ticket.number == 2
+@pytest.mark.parametrize(("came", "large", "leaves"), [(3, 1, True), (2, 1, False), (4, 2, False), (5, 2, True)])
+def test_large_tickets_run_in_pieces_and_leave_a_stream_to_smaller_ones_only_if_these_come_often(came, large, leaves):
+    # A piece takes 1/32 s, a small ticket 1/16 s, a large one 2 s: whoever comes during a piece is late by a quarter of
+    # its own time, and each large one by 1/64 without it.
+    chosen = exactly(streams=2, fixed_s=0.0, per_request_s=0.0, per_row_s=1 / 1024)
+    for number in range(came):
+        chosen.offer(ticket(number, 1e9, rows=64), 5.0)
+        chosen.cancel(ticket(number, 1e9, rows=64))
+    for number in range(large):
+        chosen.offer(ticket(100 + number, 1e9, rows=2048, lane="bulk"), 5.0)
+    assert chosen.next(5.0).pieces[0].rows == 32
+    following = chosen.next(5.0)
+    assert following == Idle() if leaves else following.pieces[0].rows == 32
+    if leaves:
+        chosen.offer(ticket(200, 99.0, rows=64), 5.0)
+        assert chosen.next(5.0).pieces[0].ticket.number == 200
 
 
 def test_what_is_left_of_a_split_waits_for_the_stream_that_is_free_first():

@@ -298,3 +298,12 @@ def test_callers_with_equal_claims_are_ordered_as_if_each_were_ranked(seed, monk
         new = ticket(number, caller=f"caller {random.integers(6)}", deadline_s=now_s + random.exponential(1))
         assert numbers(even.ordered(now_s)) == numbers(ranked.ordered(now_s))
         assert [*map(numbers, even.around(new, now_s))] == [*map(numbers, ranked.around(new, now_s))]
+
+
+def test_much_smaller_tickets_of_others_are_counted_by_the_second():
+    lanes = lanes_with(
+        ticket(0, rows=100), ticket(1, rows=100), ticket(2, "ads", rows=1), ticket(3, "bulk", rows=130), now_s=1.0
+    )
+    assert lanes.smaller_per_s(ticket(-1, "bulk", rows=250), 1.0) == 3
+    assert lanes.smaller_per_s(ticket(-1, "home", rows=250), 1.0) == 1, "not its own, nor those of half its size"
+    assert lanes.smaller_per_s(ticket(-1, "bulk", rows=250), 2.0) == pytest.approx(3 / math.e)
