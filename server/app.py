@@ -218,9 +218,7 @@ class Server:
         """Serve new certificates from now on when their files change."""
         if certificates is None:
             return
-        watch = CertificateWatch(
-            certificates, self._endpoint, self.metrics.tls, self._supervisor, self._config.tls.reload_s
-        )
+        watch = CertificateWatch(certificates, self.metrics.tls, self._supervisor, self._config.tls.reload_s)
         watch.start()
         self._opened.push_async_callback(watch.close)
 

@@ -6,7 +6,6 @@ import asyncio
 
 import structlog
 
-from server.edge.endpoint import Endpoint
 from server.runtime.supervisor import Supervisor
 from server.runtime.tasks import BackgroundTasks
 from server.runtime.tls import Certificates, TlsError
@@ -21,13 +20,11 @@ class CertificateWatch:
     def __init__(
         self,
         certificates: Certificates,
-        endpoint: Endpoint,
         metrics: TlsMetrics,
         supervisor: Supervisor,
         interval_s: float,
     ) -> None:
         self._certificates = certificates
-        self._endpoint = endpoint
         self._metrics = metrics
         self._supervisor = supervisor
         self._interval_s = interval_s
@@ -55,8 +52,7 @@ class CertificateWatch:
             self._metrics.refused.inc()
             _log.error("tls_certificate_refused", reason=str(error), serving=self._certificates.current.serial)
         current = self._certificates.current
-        if current is not self._served:  # also after a failure of the endpoint
-            await self._endpoint.renew_tls()
+        if current is not self._served:  # each handshake asks for the certificate
             self._served = current
             self._metrics.renewed.inc()
             self._metrics.serve(current.serial, current.expires_at_s)

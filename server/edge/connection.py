@@ -17,7 +17,7 @@ import grpc.aio
 from server.access.token_bucket import TokenBucket
 from server.api.calls import Deferred, kind_of
 from server.edge.call import Call
-from server.edge.crowd import RESETS_AT_ONCE, RESETS_PER_S, Crowd
+from server.edge.crowd import RESETS_AT_ONCE, RESETS_PER_S, Closable, Crowd
 from server.edge.http2 import ConnectionBrokenError, Event, EventKind, Http2Connection, Http2Endpoint
 from server.edge.tls import TlsPort, auth_context
 
@@ -76,7 +76,7 @@ class Served:
         http2: the native part of it.
         methods: the methods in the order in which `http2` has them.
         limits: the port's limits.
-        crowd: the open connections.
+        crowd: the open connections, those in a TLS handshake too.
         tls: what clients are served with; None if the port speaks plain text.
         stopped: whether connections that come from now on are closed at once.
     """
@@ -84,7 +84,7 @@ class Served:
     http2: Http2Endpoint
     methods: tuple[Method, ...]
     limits: PortLimits
-    crowd: Crowd[Connection]
+    crowd: Crowd[Closable]
     tls: TlsPort | None = None
     stopped: bool = False
 

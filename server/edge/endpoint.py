@@ -113,10 +113,6 @@ class Endpoint(ABC):
         """Tell clients to connect again, if this kind of port can, and go on answering."""
 
     @abstractmethod
-    async def renew_tls(self) -> None:
-        """Serve the present certificate to clients that connect from now on. Connections go on with their own."""
-
-    @abstractmethod
     async def hang_up(self) -> None:
         """End unanswered calls with UNAVAILABLE, so that callers try another server, and stop."""
 

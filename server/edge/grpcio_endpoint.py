@@ -54,9 +54,6 @@ class GrpcioEndpoint(Endpoint):
     def retire(self) -> None:
         """Do nothing: grpcio can tell clients only when it stops."""
 
-    async def renew_tls(self) -> None:
-        """Do nothing: gRPC asks for the certificate in every handshake."""
-
     async def hang_up(self) -> None:
         try:
             hang_up(self.listens_on)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from server.edge.connection import CLOSING_S, Connection, Method, Served
 from server.edge.crowd import Crowd, connections_that_fit
 from server.edge.endpoint import Endpoint, PortLimits
+from server.edge.handshakes import TlsListener
 from server.edge.http2 import Http2Endpoint
-from server.edge.tls import HANDSHAKE_S_MAX, TlsPort
-from server.runtime.listening import BACKLOG, grpc_sockets, listening_again, socket_path
+from server.edge.tls import TlsPort
+from server.runtime.listening import BACKLOG, grpc_sockets, socket_path
 
 if TYPE_CHECKING:
     from server.access.gate import Door
@@ -62,13 +63,15 @@ class NativeEndpoint(Endpoint):
             tls,
         )
         self._socket_path: Path | None = None
-        self._listeners: list[asyncio.Server] = []
+        self._listeners: list[asyncio.Server | TlsListener] = []
         self._watch: asyncio.TimerHandle | None = None
+        #: TLS handshakes that ended with their listener.
+        self._cut_off: list[asyncio.Task[None]] = []
 
     @property
     def connections(self) -> frozenset[Connection]:
-        """The open connections."""
-        return frozenset(self._served.crowd.open)
+        """The open connections, without those in a TLS handshake."""
+        return frozenset(one for one in self._served.crowd.open if isinstance(one, Connection))
 
     async def start(self, host: str, port: int) -> None:
         self._socket_path = socket_path(host)
@@ -77,26 +80,13 @@ class NativeEndpoint(Endpoint):
             self._listeners.append(await self._listen(bound))
         self._watch_connections()
 
-    async def _listen(self, bound: socket.socket) -> asyncio.Server:
+    async def _listen(self, bound: socket.socket) -> asyncio.Server | TlsListener:
+        if self._tls is not None:
+            return TlsListener(self._served, self._tls, bound)
         loop = asyncio.get_running_loop()
         make: Any = loop.create_unix_server if self._socket_path else loop.create_server
-        secured = {} if self._tls is None else {
-            "ssl": self._tls.context(), "ssl_handshake_timeout": HANDSHAKE_S_MAX, "ssl_shutdown_timeout": CLOSING_S
-        }  # fmt: skip
-        listener: asyncio.Server = await make(lambda: Connection(self._served), sock=bound, backlog=BACKLOG, **secured)
+        listener: asyncio.Server = await make(lambda: Connection(self._served), sock=bound, backlog=BACKLOG)
         return listener
-
-    async def renew_tls(self) -> None:
-        # The event loop gives all connections of a listener one context. A second listener takes over the socket, with
-        # the clients that wait to be accepted. uvloop makes a connection of whom it accepts at once, so that the first
-        # one has none left when it closes.
-        for at, before in enumerate(tuple(self._listeners)):
-            after = await self._listen(listening_again(before.sockets[0].fileno()))
-            if self._listeners[at : at + 1] != [before]:  # the server stopped meanwhile
-                after.close()
-                return
-            self._listeners[at] = after
-            before.close()
 
     def _watch_connections(self) -> None:
         loop = asyncio.get_running_loop()
@@ -121,6 +111,7 @@ class NativeEndpoint(Endpoint):
         self._stop_listening()
         self._served.stopped = True
         await asyncio.sleep(0)  # for connections that were accepted just now
+        await asyncio.gather(*self._cut_off, return_exceptions=True)
         connections = self.connections
         for connection in connections:
             connection.abort()
@@ -131,6 +122,8 @@ class NativeEndpoint(Endpoint):
         if self._listeners and self._socket_path is not None:
             self._socket_path.unlink(missing_ok=True)
         for listener in self._listeners:
+            if isinstance(listener, TlsListener):
+                self._cut_off += [one.task for one in listener.handshakes]
             listener.close()
         self._listeners.clear()
         if self._watch is not None:

@@ -7,6 +7,7 @@ import ssl
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import structlog
@@ -93,6 +94,7 @@ class TlsPort:
         return False
 
 
+@cache
 def _counting(metrics: TlsMetrics) -> type[ssl.SSLObject]:
     """Return the class of handshakes that count themselves, and log why they fail; an event loop only closes those."""
 

@@ -167,6 +167,7 @@ class VersionAdmitter:
             trusted=self._trust is not None,
             rows_max=config.candidates_max,
             run_bytes_max=swap.run_bytes_max,
+            run_s_max=swap.run_s_max,
             share=self._loader.share,
             device=config.devices[0],  # a version that is correct on one device is correct on all
         )

@@ -33,6 +33,7 @@ from model_store.registry.objects import ModelStoreError
 from model_store.registry.store import open_model_store
 from server.proving.confinement import confine
 from server.proving.prover import ANSWER_BYTES_MAX, PLAN_BYTES_MAX, ProofRequest, decoded, received, send
+from server.proving.run_time import check_run_time
 from server.scheduling.pace import Pace
 
 #: The constant of Linux's prctl(2); Python does not define it.
@@ -93,6 +94,7 @@ def _prove(claim: ProofRequest, sample: FeatureBatch | None) -> _Answer:
         read_statistics(bundle)
         logits = _scored(model, sample)
         memory = max(0, _peak_bytes() - before) + sum(map(len, bundle.files.values()))
+        check_run_time(model, bundle, claim.rows_max, claim.run_s_max)
         scores = logits.astype("<f4").tobytes()
         header = {"memory_bytes": memory, "shape": list(logits.shape), "unconfined": unconfined}
         return header, scores, model.engine.plan() or b""

@@ -52,7 +52,8 @@ class ProofRequest:
         memory_bytes_max: how much more memory the child may map than at its start.
         timeout_s: the child is killed after this many seconds.
         trusted: whether a trusted publisher signed the bundle, so that the plans in it may run.
-        rows_max, run_bytes_max: the largest run that the network must be fit for, in candidates and in bytes.
+        rows_max, run_bytes_max, run_s_max: the largest run that the network must be fit for, in candidates, bytes, and
+            seconds of processor time.
         share: fraction of one core's time that the child may use.
         device: the GPU's index, for engines that run on one.
     """
@@ -69,6 +70,7 @@ class ProofRequest:
     trusted: bool = False
     rows_max: int = 5_000
     run_bytes_max: int = 2 << 30
+    run_s_max: float = 5.0
     share: float = 1.0
     device: int = 0
 

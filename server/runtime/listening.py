@@ -185,11 +185,6 @@ def grpc_sockets(host: str, port: int, *, shared_port: bool) -> list[socket.sock
     return [_closed_first(one) for one in bound]
 
 
-def listening_again(listener: int) -> socket.socket:
-    """Return another descriptor of a listening socket: whoever connects is accepted through one of them."""
-    return _closed_first(socket.socket(fileno=os.dup(listener)))
-
-
 def _closed_first(opened: socket.socket) -> socket.socket:
     """Return a listener under a high descriptor, so that it is closed before its connections if the process is killed.
 

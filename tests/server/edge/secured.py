@@ -38,7 +38,7 @@ class Secured(Service):
 class SecuredPort:
     """An edge on a free port of loopback."""
 
-    def __init__(self, kind: type[Endpoint], files: TlsFiles, age_s_max: float = 0) -> None:
+    def __init__(self, kind: type[Endpoint], files: TlsFiles, age_s_max: float = 0, connections_max: int = 0) -> None:
         self.service, self.metrics = Secured(), Metrics()
         self.certificates = Certificates(files)
         unary = grpc.unary_unary_rpc_method_handler
@@ -49,7 +49,7 @@ class SecuredPort:
             "Many": unary(self.service.many),
         }
         port = TlsPort(self.certificates, self.metrics.tls)
-        limits = PortLimits(BYTES_MAX, connection_age_s_max=age_s_max)
+        limits = PortLimits(BYTES_MAX, connection_age_s_max=age_s_max, connections_max=connections_max)
         self.endpoint = kind({"test": methods}, limits, self.metrics.connections, shared_port=False, tls=port)
 
     async def start(self, host: str = "127.0.0.1") -> SecuredPort:

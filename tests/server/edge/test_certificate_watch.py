@@ -19,8 +19,6 @@ from tests.conftest import eventually
 from tests.server.edge.secured import SecuredPort, client_context
 from tests.server.edges import EDGES, needs_native_edge
 
-# A listener of asyncio (3.11) that is closed loses the clients that it accepted in the same turn of the loop.
-EVENT_LOOPS = ("uvloop",)
 RELOADS = "pinrank_tls_reloads_total"
 
 
@@ -43,7 +41,7 @@ async def watched(mounted):
             files = TlsFiles(mounted.certificate, mounted.key, mounted.client_ca, clients)
             port = await SecuredPort(kind, files).start(host)
             opened.push_async_callback(port.endpoint.stop)
-            watch = CertificateWatch(port.certificates, port.endpoint, port.metrics.tls, Supervisor(), interval_s)
+            watch = CertificateWatch(port.certificates, port.metrics.tls, Supervisor(), interval_s)
             watch.start()
             opened.push_async_callback(watch.close)
             return port, watch
@@ -144,28 +142,6 @@ async def test_the_authority_of_clients_is_replaced_and_connections_go_on(watche
 
 
 @needs_native_edge
-async def test_clients_that_wait_to_be_accepted_are_not_lost(watched, authority, mounted):
-    """They connect while the event loop is busy, and the listener is replaced before they are accepted."""
-    port, _ = await watched(NativeEndpoint, interval_s=3_600)
-    mounted.show(authority.server("second"), authority.file)
-    waiting = [socket.create_connection(("127.0.0.1", port.port), timeout=30) for _ in range(50)]
-    port.certificates.renew()
-    await port.endpoint.renew_tls()
-
-    def serials():
-        found = set()
-        for plain in waiting:
-            with client_context(authority).wrap_socket(plain, server_hostname="localhost") as secured:
-                found.add(secured.getpeercert()["serialNumber"])
-                assert secured.recv(1)
-        return found
-
-    found = await asyncio.to_thread(serials)
-    assert port.certificates.current.serial in found
-    assert port.count("done") == 50
-
-
-@needs_native_edge
 async def test_a_server_on_a_unix_socket_keeps_its_path_when_its_certificate_is_replaced(
     watched, authority, mounted, tmp_path
 ):
@@ -178,16 +154,3 @@ async def test_a_server_on_a_unix_socket_keeps_its_path_when_its_certificate_is_
         assert await channel.unary_unary("/test/Reverse")(b"ab", timeout=20) == b"ba"
     await port.endpoint.stop()
     assert not (tmp_path / "socket").exists()
-
-
-@needs_native_edge
-async def test_a_server_that_stops_while_its_certificate_is_replaced_frees_its_port(watched, authority, mounted):
-    port, _ = await watched(NativeEndpoint, interval_s=3_600)
-    number = port.port
-    await asyncio.gather(port.endpoint.renew_tls(), port.endpoint.hang_up(), port.endpoint.renew_tls())
-
-    def connect():
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", number), timeout=30)
-
-    await asyncio.to_thread(connect)

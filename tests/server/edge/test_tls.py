@@ -15,7 +15,7 @@ import grpc.aio
 import pytest
 from cryptography import x509
 
-from server.edge import grpcio_endpoint, native_endpoint
+from server.edge import grpcio_endpoint, handshakes
 from server.edge.native_endpoint import NativeEndpoint
 from server.runtime.tls import TlsFiles
 from tests.certificates import Authority
@@ -196,11 +196,32 @@ async def test_a_client_that_may_show_a_certificate_is_known_by_it_if_it_does(se
         await refusal(channel)
 
 
+@needs_native_edge
+async def test_unfinished_handshakes_count_as_connections_and_the_oldest_makes_room(secured, authority):
+    port = await secured(NativeEndpoint, connections_max=20)
+    stalled = [socket.create_connection(("127.0.0.1", port.port), timeout=60) for _ in range(20)]
+    await eventually(lambda: port.metrics.value("pinrank_connections") == 20)
+    assert not port.endpoint.connections
+    async with port.channel(authority.file) as channel:
+        assert await channel.unary_unary("/test/Reverse")(b"ab", timeout=20) == b"ba"
+        assert await asyncio.to_thread(received_until_closed, stalled[0]) == b""
+        assert port.metrics.value("pinrank_connections_closed_total", reason="crowded") == 1
+        assert port.metrics.value("pinrank_connections") == 20
+        stalled[1].close()
+        await eventually(lambda: port.metrics.value("pinrank_connections") == 19)
+    for one in stalled[2:]:
+        one.sendall(hello()[:10])
+    await port.endpoint.stop()
+    for one in stalled[2:]:
+        assert await asyncio.to_thread(received_until_closed, one) == b""
+    assert port.metrics.value("pinrank_connections") == 0
+
+
 @pytest.mark.parametrize("kind", EDGES)
 async def test_clients_that_do_not_finish_their_handshake_are_closed_and_hold_up_nobody(
     secured, authority, kind, monkeypatch
 ):
-    for module in (native_endpoint, grpcio_endpoint):
+    for module in (handshakes, grpcio_endpoint):
         monkeypatch.setattr(module, "HANDSHAKE_S_MAX", 0.5)
     port = await secured(kind)
     begun = hello()

@@ -52,6 +52,28 @@ def hungry():
     return model.SerializeToString()
 
 
+def slow():
+    """Computes 20,000 sines for each candidate: nothing for the golden ones, and much for 5,000."""
+    model = onnx.load_model_from_string(tiny.network(seed=1))
+    wide = np.linspace(0, 1, 4_000, dtype=np.float32)[None]
+    model.graph.initializer.extend(
+        [numpy_helper.from_array(wide, "wide"), numpy_helper.from_array(np.array(1e-12, np.float32), "hardly")]
+    )
+    make = helper.make_node
+    model.graph.node[-1].output[0] = "before"
+    model.graph.node.append(make("MatMul", ["pin_scalars", "wide"], ["s0"]))
+    for i in range(5):
+        model.graph.node.append(make("Sin", [f"s{i}"], [f"s{i + 1}"]))
+    model.graph.node.extend(
+        [
+            make("ReduceSum", ["s5", "axis1"], ["sum"], keepdims=1),
+            make("Mul", ["sum", "hardly"], ["less"]),
+            make("Add", ["before", "less"], ["logits"]),
+        ]
+    )
+    return model.SerializeToString()
+
+
 def endless():
     """Computes for minutes."""
     model = onnx.load_model_from_string(tiny.network(seed=1))
@@ -135,6 +157,11 @@ def test_one_that_requests_left_no_time_for_is_not_the_bundles_fault(claim):
             endless,
             {"timeout_s": 3.0, "engine": "numpy"},
             "tiny@1: the proof did not finish within 3 s: it used .* raise swap.proof_timeout_s",
+        ),
+        (
+            slow,
+            {"run_s_max": 0.02},
+            "tiny@1: a run of 5,000 candidates .* takes .* s of processor time here, the limit is 0.02 s",
         ),
         (None, {"bundle_bytes_max": 10}, "the limit is 10"),
         (None, {"utility": "surfaces = {}"}, "surfaces"),
