@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import tomllib
+from collections.abc import Hashable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import (
@@ -21,8 +22,6 @@ from server.environment import OF_COMMANDS, PREFIX, service_links
 
 #: Settings that are tables of settings themselves.
 _NESTED = {name for name, field in ServerConfig.model_fields.items() if isinstance(field.default, BaseModel | dict)}
-
-_TLS_FILES = ("certificate", "key", "client_ca")
 
 
 def load_config(path: Path | None, options: dict[str, Any] | None = None) -> ServerConfig:
@@ -79,13 +78,36 @@ def _read_file(path: Path) -> dict[str, Any]:
         values = tomllib.loads(path.read_text(encoding="utf-8"))  # TOML is UTF-8 in every locale
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
-    for key in ("model_store", "utility", "admin_token_file", "callers_file", "state_folder"):
-        if isinstance(values.get(key), str) and "://" not in values[key]:
-            values[key] = path.parent / values[key]
-    tls = values.get("tls")
-    if isinstance(tls, dict):
-        values["tls"] = tls | {key: path.parent / tls[key] for key in _TLS_FILES if isinstance(tls.get(key), str)}
-    return values
+    store = values.get("model_store")
+    if isinstance(store, str) and "://" not in store:  # a folder
+        values["model_store"] = path.parent / store
+    return _under(path.parent, values, ServerConfig)
+
+
+def _under(folder: Path, values: dict[str, Any], settings: type[BaseModel]) -> dict[str, Any]:
+    """Return values of settings with all paths relative to a folder; what is no path is for the settings to judge."""
+    found = dict(values)
+    for name, field in settings.model_fields.items():
+        value, kinds = values.get(name), set(_kinds(field.annotation))
+        section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+        if isinstance(value, dict) and section is not None and dict not in kinds:
+            found[name] = _under(folder, value, section)
+        elif Path in kinds and isinstance(value, str) and value:
+            found[name] = folder / value
+        elif Path in kinds and isinstance(value, list):
+            found[name] = [folder / one if isinstance(one, str) else one for one in value]
+    return found
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """Return an annotation's types, those in a union, a tuple or an `Annotated` too."""
+    yield annotation
+    if get_origin(annotation) is dict:
+        yield dict
+    for one in get_args(annotation):
+        if not isinstance(one, Hashable):  # what `Annotated` says of a type
+            continue
+        yield from _kinds(one)
 
 
 def _problems(error: ValidationError | SettingsError) -> str:

@@ -212,11 +212,30 @@ def test_hosts(file, host):
     assert load_config(file, {"host": host}).host == host
 
 
-@pytest.mark.parametrize("name", ["admin_token_file", "callers_file", "utility"])
-def test_files_are_relative_to_the_settings(file, name):
+@pytest.mark.parametrize(
+    ("content", "value"),
+    [
+        pytest.param('admin_token_file = "a"', lambda found: found.admin_token_file, id="admin_token_file"),
+        pytest.param('callers_file = "a"', lambda found: found.callers_file, id="callers_file"),
+        pytest.param('utility = "a"', lambda found: found.utility, id="utility"),
+        pytest.param('state_folder = "a"', lambda found: found.state_folder, id="state_folder"),
+        pytest.param('[swap]\ntrusted_keys = ["a"]', lambda found: found.swap.trusted_keys[0], id="trusted_keys"),
+        pytest.param(
+            '[impressions]\nspool_folder = "a"', lambda found: found.impressions.spool_folder, id="spool_folder"
+        ),
+    ],
+)
+def test_files_are_relative_to_the_settings(file, content, value):
     (file.parent / "a").touch()
-    file.write_text(f'{name} = "a"\n{FILE}')
-    assert getattr(load_config(file), name) == file.parent / "a"
+    file.write_text(f"{content}\n{FILE}" if content[0] != "[" else f"{FILE}\n{content}")
+    assert value(load_config(file)) == file.parent / "a"
+    file.write_text(file.read_text().replace('"a"', f'"{file.parent / "a"}"'))
+    assert value(load_config(file)) == file.parent / "a"
+
+
+def test_an_empty_state_folder_is_none_and_not_the_folder_of_the_settings(file):
+    file.write_text(f'state_folder = ""\n{FILE}')
+    assert load_config(file).state_folder is None
 
 
 def test_certificate_files_are_relative_to_the_settings(file, monkeypatch):
