@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import struct
 import subprocess
 import sys
@@ -23,6 +24,7 @@ import numpy as np
 from kernels.engine import FeatureBatch
 from model_store.bundle.archives import decode_arrays
 from model_store.bundle.files import BundleError
+from server.environment import PREFIX
 from server.scheduling.pace import Pace
 
 _LENGTH = struct.Struct(">Q")
@@ -183,6 +185,8 @@ class Prover:
                     str(self._nice),
                     self._engine,
                 ],
+                # Its children parse what strangers made. The store's own variables (AWS_*) they need.
+                env={name: value for name, value in os.environ.items() if not name.startswith(PREFIX)},
                 pass_fds=[self.pace.file],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

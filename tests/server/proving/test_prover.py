@@ -121,6 +121,16 @@ def test_a_good_bundle_is_proven_and_scores_the_samples(prover, claim, engine):
     assert proof.memory_bytes > 0
 
 
+def test_the_settings_of_the_server_are_not_in_the_environment_of_the_process_that_proves(claim, monkeypatch):
+    monkeypatch.setenv("PINRANK_FEATURE_STORE", "redis://:secret@host")
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    with closing(Prover("numpy", nice=0)) as own:
+        own.prove(claim(engine="numpy"), None)
+        environment = Path(f"/proc/{own.helper_pid}/environ").read_bytes().split(b"\0")
+    assert b"AWS_REGION=eu-west-1" in environment
+    assert not [one for one in environment if one.startswith(b"PINRANK_")]
+
+
 def test_a_run_of_recent_requests_that_fails_quotes_nothing_of_them(prover, claim):
     batch = Assembler(tiny.manifest()).assemble(tiny.fetched([1, 2, 3], [4, 5]), "home")
     batch.candidate["pin_topic"][1] = 987_654  # beyond the network's eight
