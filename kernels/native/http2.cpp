@@ -31,21 +31,27 @@ constexpr size_t HEADER_OVERHEAD = 32;
 constexpr size_t OUTPUT_BYTES = 256 << 10;
 // Messages of a stream that its handler has not taken yet: beyond so many bytes the client must wait.
 constexpr size_t UNTAKEN_BYTES = 256 << 10;
+// What a connection remembers of its calls' credentials, each with so much for itself.
+constexpr size_t CREDENTIALS_BYTES = 8 << 10, CREDENTIALS_OVERHEAD = 100;
 // What a message costs whose handler has not taken it yet, beside its own bytes.
 constexpr size_t MESSAGE_OVERHEAD = 100;
 enum Kind : int64_t { CALL = 1, MESSAGE = 2, REQUEST_ENDED = 3, CLOSED = 4, BEGUN = 5, SENT = 6 };
 
 // What happened on a stream. `address`, `size` and `compressed` describe a message: of a call whose method takes one
 // message, CALL has it, and BEGUN comes before it if its bytes did not come at once. An address is valid until the next
-// call of `pinrank_h2_receive` or `pinrank_h2_send`.
+// call of `pinrank_h2_receive` or `pinrank_h2_send`. `credentials` is the same number for all calls of a connection that
+// have the same credentials: 0 for none, -1 if they are too long to be remembered. Its upper half changes when all
+// numbers before were forgotten; none comes again.
 struct Event {
-  int64_t kind, stream, method, timeout_us, address, size, compressed;
+  int64_t kind, stream, method, timeout_us, address, size, compressed, credentials;
 };
 
 // What all connections of a server share.
 struct Endpoint {
   std::unordered_map<string, int> methods;
   std::vector<bool> takes_stream;
+  // Names of the metadata that say who calls.
+  std::vector<string> credential_names;
   size_t message_bytes_max, header_bytes_max, kept_bytes_max, all_kept_bytes_max;
   // The bytes that all connections keep.
   mutable size_t all_kept_bytes = 0;
@@ -72,7 +78,10 @@ struct Call {
   string path;
   // name, 0, value, 0, and so on.
   string metadata;
-  // How much of it is counted in the connection's kept bytes.
+  // That of `credential_names`, until its number is known.
+  string credentials;
+  int64_t credentials_number = 0;
+  // How much of the metadata is counted in the connection's kept bytes.
   size_t kept_metadata = 0;
   // Received bytes that are no whole message yet; for a method that takes one message, all of them.
   string received;
@@ -102,6 +111,10 @@ struct Connection {
   // The bytes that all calls have in `metadata`, `received` and `answer`.
   size_t kept_bytes = 0;
   bool settings_received = false;
+  // Numbers of credentials, their bytes, and how often they were forgotten.
+  std::unordered_map<string, int64_t> credentials;
+  size_t credentials_bytes = 0;
+  int64_t credentials_forgotten = 0;
   // Calls that ended before they were answered: the client gave them up, or made nghttp2 do so (CVE-2023-44487,
   // CVE-2025-8671).
   int64_t resets = 0;
@@ -132,9 +145,24 @@ struct Connection {
     return found == calls.end() ? nullptr : found->second.get();
   }
 
+  int64_t number_of(const string& given) {
+    if (given.empty()) return 0;
+    if (const auto found = credentials.find(given); found != credentials.end()) return found->second;
+    const size_t size = given.size() + CREDENTIALS_OVERHEAD;
+    if (size > CREDENTIALS_BYTES) return -1;
+    if (credentials_bytes + size > CREDENTIALS_BYTES) {
+      credentials.clear();
+      credentials_bytes = 0;
+      credentials_forgotten++;
+    }
+    credentials_bytes += size;
+    return credentials[given] = credentials_forgotten << 32 | (int64_t)(credentials.size() + 1);
+  }
+
   void tell(Kind kind, Call& call, int64_t address = 0, int64_t size = 0, int64_t compressed = 0) {
     call.told = true;
-    events.push_back({kind, call.stream, call.method, call.timeout_us, address, size, compressed});
+    events.push_back(
+        {kind, call.stream, call.method, call.timeout_us, address, size, compressed, call.credentials_number});
   }
 };
 
@@ -278,6 +306,11 @@ int on_header(nghttp2_session*, const nghttp2_frame* frame, const uint8_t* name_
   if (name[0] != ':') {
     call->metadata.append(name).push_back(0);
     call->metadata.append(value).push_back(0);
+    const auto& names = connection.endpoint->credential_names;
+    if (std::find(names.begin(), names.end(), name) != names.end()) {
+      call->credentials.append(name).push_back(0);
+      call->credentials.append(value).push_back(0);
+    }
   }
   return 0;
 }
@@ -292,6 +325,7 @@ int begin(Connection& connection, Call& call) {
     return fail(connection, call, RESOURCE_EXHAUSTED, "too many bytes are in unanswered calls");
   call.kept_metadata = call.metadata.size();
   connection.keep(call.kept_metadata);
+  call.credentials_number = connection.number_of(std::exchange(call.credentials, {}));
   if (!call.is_grpc) {
     call.answered = call.failed = true;
     const nghttp2_nv unsupported[] = {header(":status", "415")};
@@ -451,8 +485,9 @@ int64_t show(Connection& connection) {
 PINRANK_API const char* pinrank_sources() { return PINRANK_SOURCES; }
 
 // Creates what a server's connections share. `paths` are `/service/method`, each ended by a 0; `takes_stream[i]` says
-// whether method i takes a stream of messages.
+// whether method i takes a stream of messages. `credential_names` are those of the metadata that says who calls.
 PINRANK_API Endpoint* pinrank_h2_endpoint(int64_t methods, const char* paths, const uint8_t* takes_stream,
+                                          int64_t credentials, const char* credential_names,
                                           int64_t message_bytes_max, int64_t header_bytes_max, int64_t kept_bytes_max,
                                           int64_t all_kept_bytes_max, int64_t streams_max, int64_t window_bytes) {
   auto endpoint = std::make_unique<Endpoint>();
@@ -461,6 +496,10 @@ PINRANK_API Endpoint* pinrank_h2_endpoint(int64_t methods, const char* paths, co
     paths += path.size() + 1;
     endpoint->methods[path] = (int)i;
     endpoint->takes_stream.push_back(takes_stream[i]);
+  }
+  for (int64_t i = 0; i < credentials; i++) {
+    endpoint->credential_names.emplace_back(credential_names);
+    credential_names += endpoint->credential_names.back().size() + 1;
   }
   endpoint->message_bytes_max = (size_t)message_bytes_max;
   endpoint->header_bytes_max = (size_t)header_bytes_max;

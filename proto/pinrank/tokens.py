@@ -8,6 +8,10 @@ from pathlib import Path
 Metadata = tuple[tuple[str, str], ...]
 #: Prefix of the `authorization` metadata value.
 BEARER = b"Bearer "
+#: Metadata in which a proxy names the caller whose call it passes on.
+SPOKEN_FOR = "x-pinrank-caller"
+#: Names of the metadata that say who calls.
+CREDENTIALS = b"authorization", SPOKEN_FOR.encode()
 
 
 class TokenFileError(ValueError):

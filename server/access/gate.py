@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 import structlog
 
-from pinrank.tokens import BEARER
+from pinrank.tokens import BEARER, CREDENTIALS, SPOKEN_FOR
 from server.access.caller_file import read_callers
 from server.access.callers import ADMIN, NOBODY, Caller, Permission, Unit, keep_used, token_digest, unnamed
 from server.access.jwts import JwtError, JwtVerifier
@@ -38,9 +38,6 @@ CALLER: ContextVar[Caller] = ContextVar("caller", default=NOBODY)
 
 #: Verified JWTs that are remembered, so that each is verified once.
 _REMEMBERED = 4_096
-#: Metadata in which a proxy names the caller whose call it passes on.
-SPOKEN_FOR = "x-pinrank-caller"
-_WANTED = b"authorization", SPOKEN_FOR.encode()
 _SHOWN_MAX = 200
 _FIXES = {"requests": "requests_per_s", "rows": "rows_per_s", "actions": "actions_per_s"}
 
@@ -181,7 +178,7 @@ class Gate:
             return callers.anonymous.from_peer(context.peer())
         certified = _names_in(context.auth_context()) if callers.by_certificate else ()
         connected = next(filter(None, map(callers.by_certificate.get, certified)), None)
-        tokens, names = _values(context)
+        tokens, names = _credentials(context)
         if tokens:
             caller = self._by_authorization(tokens)
         else:
@@ -292,10 +289,10 @@ class Gate:
         )
 
 
-def _values(context: _Context) -> Sequence[list[bytes]]:
-    """Return the values of `authorization` in a call's metadata, and those of `SPOKEN_FOR`."""
-    if (values := getattr(context, "values", None)) is not None:  # of our own port
-        found: tuple[list[bytes], ...] = values(*_WANTED)
+def _credentials(context: _Context) -> Sequence[list[bytes]]:
+    """Return the values of each of `CREDENTIALS` in a call's metadata."""
+    if (credentials := getattr(context, "credentials", None)) is not None:  # of our own port
+        found: tuple[list[bytes], ...] = credentials()
         return found
     metadata: Any = context.invocation_metadata() or ()
     return [
@@ -304,7 +301,7 @@ def _values(context: _Context) -> Sequence[list[bytes]]:
             for key, value in metadata
             if key == name.decode()
         ]
-        for name in _WANTED
+        for name in CREDENTIALS
     ]
 
 

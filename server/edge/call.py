@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 
 from server.api.status import MESSAGE_BYTES_MAX, within
-from server.edge.http2 import Http2Connection
+from server.edge.http2 import Credentials, Http2Connection
 
 #: zlib's window bits by the name of an encoding (zlib.decompressobj).
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}
@@ -30,6 +30,7 @@ class Call:
         http2: Http2Connection,
         stream: int,
         timeout_us: int,
+        credentials: int,
         serialise: Callable[[Any], bytes],
         flush: Callable[[], None],
         peer: str,
@@ -41,6 +42,7 @@ class Call:
             http2: its connection.
             stream: the call's number on it.
             timeout_us: time until its deadline, in microseconds; -1 if it has none.
+            credentials: their number on the connection.
             serialise: turns a message of the answer into bytes.
             flush: writes what is to be sent on the connection.
             peer: the caller's address as gRPC writes it.
@@ -48,6 +50,7 @@ class Call:
         """
         self._http2 = http2
         self._stream = stream
+        self._credentials = credentials
         self._serialise = serialise
         self._flush = flush
         self._peer = peer
@@ -79,9 +82,9 @@ class Call:
             if not name.startswith("grpc-") and name not in _OF_THE_PROTOCOL
         )
 
-    def values(self, *names: bytes) -> tuple[list[bytes], ...]:
-        """Return the values of each of some names in the call's metadata."""
-        return self._http2.values(self._stream, *names)
+    def credentials(self) -> Credentials:
+        """Return the values of each of `CREDENTIALS` in the call's metadata."""
+        return self._http2.credentials(self._stream, self._credentials)
 
     def peer(self) -> str:
         """Return the caller's address as gRPC writes it."""

@@ -214,6 +214,7 @@ class Connection(asyncio.Protocol):
                 self._http2,
                 event.stream,
                 event.timeout_us,
+                event.credentials,
                 method.serialise,
                 self.flush,
                 self._peer,

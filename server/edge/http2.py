@@ -12,6 +12,7 @@ from functools import cache
 from typing import NamedTuple
 
 from kernels.native.library import http2_library
+from pinrank.tokens import CREDENTIALS
 
 #: Maximum size of a call's metadata, gRPC's own default.
 HEADER_BYTES_MAX = 16 << 10
@@ -24,7 +25,12 @@ _KEPT_MESSAGES, KEPT_BYTES_MIN = 16, 64 << 20
 ALL_KEPT_BYTES_MAX = 256 << 20
 #: Bytes that a client may send on a stream before we say that we took them.
 _WINDOW_BYTES = 64 << 10
-_EVENT_WORDS = 7
+_EVENT_WORDS = 8
+
+
+#: The values of each of `CREDENTIALS` in a call's metadata.
+Credentials = tuple[list[bytes], ...]
+_NONE: Credentials = tuple([] for _ in CREDENTIALS)
 
 
 class ConnectionBrokenError(Exception):
@@ -56,6 +62,7 @@ class Event(NamedTuple):
         timeout_us: time that the caller gave the call, from its arrival, in microseconds; -1 if it did not say.
         message: the message that came, if one did.
         compressed: whether the message is compressed.
+        credentials: number of the call's credentials, for `Http2Connection.credentials`.
     """
 
     kind: int
@@ -64,6 +71,7 @@ class Event(NamedTuple):
     timeout_us: int
     message: bytes
     compressed: int
+    credentials: int
 
 
 class Http2Endpoint:
@@ -92,6 +100,7 @@ class Http2Endpoint:
         self._native = _native()
         self.address = self._native.pinrank_h2_endpoint(
             len(takes_stream), b"".join(path.encode() + b"\0" for path in takes_stream), bytes(takes_stream.values()),
+            len(CREDENTIALS), b"".join(name + b"\0" for name in CREDENTIALS),
             message_bytes_max, header_bytes_max, max(KEPT_BYTES_MIN, _KEPT_MESSAGES * message_bytes_max),
             all_kept_bytes_max, streams_max, _WINDOW_BYTES,
         )  # fmt: skip
@@ -114,6 +123,9 @@ class Http2Connection:
         if not self._address:
             raise MemoryError
         self._view = view.contents
+        #: The values of credentials by their number, and the upper half of these numbers.
+        self._credentials: dict[int, Credentials] = {}
+        self._credentials_from = 0
 
     def __del__(self) -> None:
         if getattr(self, "_address", None):
@@ -165,8 +177,8 @@ class Http2Connection:
         words = (ctypes.c_int64 * (count * _EVENT_WORDS)).from_address(self._view.events)[:]
         events = []
         for at in range(0, len(words), _EVENT_WORDS):
-            kind, stream, method, timeout_us, address, size, compressed = words[at : at + _EVENT_WORDS]
-            events.append(Event(kind, stream, method, timeout_us, ctypes.string_at(address, size), compressed))
+            kind, stream, method, timeout_us, address, size, compressed, who = words[at : at + _EVENT_WORDS]
+            events.append(Event(kind, stream, method, timeout_us, ctypes.string_at(address, size), compressed, who))
         return events
 
     def message(self, stream: int, message: bytes) -> None:
@@ -202,11 +214,36 @@ class Http2Connection:
         parts = self._metadata(stream).decode("latin-1").split("\0")[:-1]
         return tuple(zip(parts[::2], parts[1::2], strict=True))
 
-    def values(self, stream: int, *names: bytes) -> tuple[list[bytes], ...]:
-        """Return the values of each of some names in a call's metadata; faster than to decode all of it."""
+    def credentials(self, stream: int, number: int) -> Credentials:
+        """Return what a call's metadata says of who calls.
+
+        The machine numbers what it has seen on this connection, so that it is taken out of the metadata once.
+
+        Args:
+            stream: the call's number.
+            number: `Event.credentials` of the call.
+        """
+        if not number:
+            return _NONE
+        found = self._credentials.get(number)
+        if found is None:
+            found = self._credentials_in(stream)
+            if number > 0:
+                if number >> 32 != self._credentials_from:
+                    self._credentials.clear()
+                    self._credentials_from = number >> 32
+                self._credentials[number] = found
+        return found
+
+    @property
+    def remembered(self) -> int:
+        """How many of them are kept here."""
+        return len(self._credentials)
+
+    def _credentials_in(self, stream: int) -> Credentials:
         parts = self._metadata(stream).split(b"\0")
         pairs = tuple(zip(parts[:-1:2], parts[1::2], strict=True))
-        return tuple([value for name, value in pairs if name == wanted] for wanted in names)
+        return tuple([value for name, value in pairs if name == wanted] for wanted in CREDENTIALS)
 
     def _metadata(self, stream: int) -> bytes:
         size = ctypes.c_int64()
@@ -246,7 +283,7 @@ def _native() -> ctypes.PyDLL:
     native = http2_library()
     word, text, place = ctypes.c_int64, ctypes.c_char_p, ctypes.c_void_p
     for name, result, arguments in (
-        ("endpoint", place, (word, text, text, word, word, word, word, word, word)),
+        ("endpoint", place, (word, text, text, word, text, word, word, word, word, word, word)),
         ("endpoint_free", None, (place,)),
         ("connect", place, (place, place)),
         ("free", None, (place,)),

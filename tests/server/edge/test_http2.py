@@ -151,22 +151,55 @@ def test_a_call_that_its_caller_gives_up_is_closed_and_takes_no_answer():
     assert pair.trailers(stream) == {}
 
 
-def test_the_values_of_one_name_are_found_and_nothing_that_reads_like_it():
-    pair = Pair()
-    stream = pair.begin(MANY, **{"x-first": "authorization", "authorization": "one", "x-last": "authorization"})
-    pair.exchange()
-    assert pair.server.values(stream, b"authorization", b"x-first", b"one") == ([b"one"], [b"authorization"], [])
-    assert pair.server.values(99, b"authorization") == ([],)
-    two = pair.client.get_next_available_stream_id()
-    twice = [
-        *(HEADERS | {":path": MANY}).items(),
-        ("authorization", "a"),
-        ("authorization", ""),
-        ("authorization", "b"),
-    ]
-    pair.client.send_headers(two, twice)
-    pair.exchange()
-    assert pair.server.values(two, b"authorization") == ([b"a", b"", b"b"],)
+def credentials_of(pair, *headers):
+    """Make calls with headers; return what the server's side says of each one's credentials, and their numbers."""
+    before = len(pair.calls())
+    for some in headers:
+        stream = pair.client.get_next_available_stream_id()
+        pair.client.send_headers(stream, [*(HEADERS | {":path": MANY}).items(), *some])
+        pair.exchange()
+    found = pair.calls()[before:]
+    return [pair.server.credentials(event.stream, event.credentials) for event in found], [e.credentials for e in found]
+
+
+def test_credentials_are_found_and_nothing_that_reads_like_them():
+    token, caller = "authorization", "x-pinrank-caller"
+    found, _ = credentials_of(
+        Pair(),
+        [("x-first", token), (token, "one"), ("x-last", token)],
+        [(token, "a"), (token, ""), (token, "b"), (caller, token)],
+        [(caller, "c")],
+        [("x-authorization", "d"), ("authorizatio", "n")],
+    )
+    assert found == [([b"one"], []), ([b"a", b"", b"b"], [b"authorization"]), ([], [b"c"]), ([], [])]
+
+
+def test_calls_with_the_same_credentials_have_the_same_number_and_no_others():
+    token, caller = "authorization", "x-pinrank-caller"
+    calls = [[(token, "a")], [(token, "b")], [], [(token, "a"), ("x-other", "c")], [(caller, "a")],
+             [(token, "a"), (caller, "a")], [(caller, "a"), (token, "a")]]  # fmt: skip
+    found, numbers = credentials_of(pair := Pair(), *calls)
+    assert numbers == [1, 2, 0, 1, 3, 4, 5]
+    assert found[0] is found[3]
+    assert credentials_of(pair, calls[1], calls[0]) == ([found[1], found[0]], [2, 1])
+
+
+@given(st.lists(st.integers(0, 30), max_size=200), st.sampled_from([1, 500, 7_000]))
+def test_credentials_are_those_of_the_call_however_many_were_forgotten(tokens, size):
+    pair, by_number = Pair(), {}
+    for token in tokens:
+        value = f"{token}-" + "x" * size
+        (found,), (number,) = credentials_of(pair, [("authorization", value)])
+        assert found == ([value.encode()], [])
+        assert by_number.setdefault(number, found) == found
+    assert pair.server.remembered <= (8 << 10) // (100 + size)
+
+
+def test_credentials_that_are_too_long_are_found_and_not_remembered():
+    long = "a" * 9_000
+    found, numbers = credentials_of(pair := Pair(), [("authorization", long)], [("authorization", "b")])
+    assert (found, numbers) == ([([long.encode()], []), ([b"b"], [])], [-1, 1])
+    assert pair.server.remembered == 1
 
 
 def test_an_answer_larger_than_the_windows_arrives_whole():
