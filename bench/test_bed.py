@@ -178,6 +178,14 @@ def saturated(
     }
 
 
+def saturated_per_s(stage: TestBed, requests: tuple[bytes, ...], duration_s: float) -> float:
+    """Return how many such requests the server answers in a second when it always has some."""
+    window = stage.client.submit(
+        client.saturate, *stage.server[:2], requests, 4 * stage.subject.streams, duration_s / 4, duration_s
+    ).result()
+    return float(window.summary.achieved_per_s)
+
+
 def check_all_ok(what: str, summary: Summary) -> None:
     """Raise BenchmarkError unless every answer is complete: a partial answer is less work than the engine's."""
     if set(summary.statuses) != {OK} or summary.degraded:

@@ -71,9 +71,9 @@ class SwapConfig(BaseModel):
     run_bytes_max: Annotated[int, Field(ge=1 << 20)] = 2 << 30
     """Memory limit of one run of `candidates_max` candidates, without the weights. The server computes it from the
     network's file, and refuses a version that would exceed it. Each engine stream may use as much."""
-    run_s_max: Annotated[float, Field(gt=0, le=3_600)] = 5
+    run_s_max: Annotated[float, Field(gt=0, le=3_600)] = 2
     """Limit on the processor time of one run of `candidates_max` candidates, which the process that proves a bundle
-    tries. A run cannot be interrupted: meanwhile its stream answers nobody else."""
+    tries. A run cannot be interrupted: meanwhile its stream answers nobody else. A GPU's time is not counted."""
     memory_bytes_kept: Annotated[int, Field(ge=0)] = 256 << 20
     """Memory that must stay free for the rest of the server after a version has been loaded."""
     rank_correlation_min: Annotated[float, Field(ge=-1, le=1)] = 0.2

@@ -16,7 +16,7 @@ pytest.importorskip("cryptography", reason="the extra signing is not installed")
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 
 _DAY = dt.timedelta(days=1)
 SERVER_NAMES = (
@@ -68,8 +68,10 @@ class Authority:
         names: Sequence[x509.GeneralName] = (),
         common: str | None = "frontend",
         valid: dt.timedelta = _DAY,
+        raw_names: bytes = b"",
     ) -> Pair:
-        return self._sign(name, names, common, ExtendedKeyUsageOID.CLIENT_AUTH, valid)
+        """Return a client's certificate; `raw_names` is the content of a SubjectAlternativeName (DER)."""
+        return self._sign(name, names, common, ExtendedKeyUsageOID.CLIENT_AUTH, valid, raw_names)
 
     def _sign(
         self,
@@ -78,6 +80,7 @@ class Authority:
         common: str | None,
         use: x509.ObjectIdentifier,
         valid: dt.timedelta,
+        raw_names: bytes = b"",
     ) -> Pair:
         key = ec.generate_private_key(ec.SECP256R1())
         parts = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, "tests")]
@@ -85,6 +88,9 @@ class Authority:
         built = _builder(subject, self._name, key, valid).add_extension(x509.ExtendedKeyUsage([use]), critical=False)
         if names:
             built = built.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        if raw_names:
+            unchecked = x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, raw_names)
+            built = built.add_extension(unchecked, critical=False)
         signed = built.sign(self._key, hashes.SHA256())
         pair = Pair(self._folder / f"{name}.crt", self._folder / f"{name}.key", f"{signed.serial_number:X}")
         pair.certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))

@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 
 from bench import client
 from bench.harness import Claim, Conclusion, Raw
-from bench.test_bed import CONFIG, SEED, TestBed, known_median, known_ratio, one_run_p50_ms, scene
+from bench.test_bed import CONFIG, SEED, TestBed, known_median, known_ratio, saturated_per_s, scene
 
-#: Rate of Rank calls, as a share of what the engine streams could run.
+#: Rate of Rank calls, as a share of what a saturated server answers.
 _SHARE = 0.3
 _SCRAPES_PER_S = (0, 1, 50)
 _CHECKS_PER_S, _CHECK_S = 10, 1.0
@@ -32,20 +32,19 @@ _NONE = "no Rank call was answered, or no health check made"
 @dataclass(frozen=True, slots=True)
 class ScrapesPlan:
     rounds: int = 5
-    one_run_s: float = 2.0
+    saturated_s: float = 3.0
     warmup_s: float = 1.0
     step_s: float = 8.0
 
 
-QUICK = ScrapesPlan(rounds=1, one_run_s=0.2, warmup_s=0.1, step_s=1.0)
+QUICK = ScrapesPlan(rounds=1, saturated_s=0.3, warmup_s=0.1, step_s=1.0)
 
 
 def measure(*, quick: bool = False, config: Path = CONFIG) -> Iterator[Raw]:
     """Run the benchmark. Raises BenchmarkError if the server does not start."""
     plan = QUICK if quick else ScrapesPlan()
     with scene(config, metrics_age_s_max=1.0) as stage:
-        rate_per_s = _SHARE * stage.subject.streams / one_run_p50_ms(stage, plan.one_run_s) * 1e3
-        stage.client.submit(client.saturate, *stage.server[:2], stage.subject.requests, 2, 0.0, 1.0).result()
+        rate_per_s = _SHARE * saturated_per_s(stage, stage.subject.requests, plan.saturated_s)
         rounds: list[dict[str, Any]] = []
         for number in range(plan.rounds):
             rounds.append(_round(plan, number, stage, rate_per_s))

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from bench import client
-from bench.engines import engine_alone
 from bench.harness import Claim, Conclusion, Raw
-from bench.test_bed import CONFIG, SEED, TestBed, known_median, known_ratio, median, scene
+from bench.test_bed import CONFIG, SEED, TestBed, known_median, known_ratio, median, saturated_per_s, scene
 from loadtest.arrivals import poisson
 from loadtest.report import summarise
 from loadtest.workload import Workload
@@ -34,14 +33,14 @@ share = {_SHARE}
 @dataclass(frozen=True, slots=True)
 class IsolationPlan:
     rounds: int = 4
-    engine_s: float = 2.0
+    saturated_s: float = 2.0
     warmup_s: float = 1.0
     step_s: float = 8.0
-    #: Load of small requests, as a share of the engine's capacity.
-    small_share: float = 0.15
+    #: Load of small requests, as a share of how many of them a saturated server answers.
+    small_share: float = 0.25
 
 
-QUICK = IsolationPlan(rounds=1, engine_s=0.2, warmup_s=0.2, step_s=1.0)
+QUICK = IsolationPlan(rounds=1, saturated_s=0.3, warmup_s=0.2, step_s=1.0)
 
 
 def measure(*, quick: bool = False, config: Path = CONFIG) -> Iterator[Raw]:
@@ -68,9 +67,8 @@ def _related(stage: TestBed) -> list[bytes]:
 
 
 def _round(plan: IsolationPlan, number: int, stage: TestBed, large: tuple[bytes, ...]) -> dict[str, Any]:
-    alone = stage.engine.submit(engine_alone.throughput, stage.subject, plan.engine_s).result()
-    rows_per_s = alone.runs * _SMALL / alone.wall_s
-    small_per_s, large_per_s = plan.small_share * rows_per_s / _SMALL, _SHARE * rows_per_s / _LARGE
+    small_per_s = plan.small_share * saturated_per_s(stage, stage.subject.requests, plan.saturated_s)
+    large_per_s = _SHARE * saturated_per_s(stage, large, plan.saturated_s)
     total_s = plan.warmup_s + plan.step_s
     small_due_s = poisson(small_per_s, total_s, SEED + number)
     large_due_s = poisson(large_per_s, total_s, SEED + 50 + number)

@@ -32,7 +32,7 @@ constexpr size_t OUTPUT_BYTES = 256 << 10;
 // Messages of a stream that its handler has not taken yet: beyond so many bytes the client must wait.
 constexpr size_t UNTAKEN_BYTES = 256 << 10;
 // What a connection remembers of its calls' credentials, each with so much for itself.
-constexpr size_t CREDENTIALS_BYTES = 8 << 10, CREDENTIALS_OVERHEAD = 100;
+constexpr size_t CREDENTIALS_BYTES = 24 << 10, CREDENTIALS_OVERHEAD = 400;
 // What a message costs whose handler has not taken it yet, beside its own bytes.
 constexpr size_t MESSAGE_OVERHEAD = 100;
 enum Kind : int64_t { CALL = 1, MESSAGE = 2, REQUEST_ENDED = 3, CLOSED = 4, BEGUN = 5, SENT = 6 };

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import errno
 import socket
 
 import structlog
@@ -14,8 +14,11 @@ from server.runtime.listening import BACKLOG
 
 _log = structlog.get_logger(__name__)
 
-#: Connections accepted in one turn of the event loop.
-_ACCEPTED_AT_ONCE = 100
+#: Connections accepted in one turn of the event loop. One that makes room for another keeps its descriptor for some
+#: turns, and only so many are spare.
+_ACCEPTED_AT_ONCE = 16
+#: Errors of an accept that last until others close something. All others are of one connection.
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 #: Pause after an accept that failed for want of descriptors or memory.
 _PAUSE_S = 1.0
 
@@ -44,8 +47,7 @@ class Handshake:
             self._accepted.close()
 
     async def _secure(self) -> None:
-        # It fails if the client has gone, was too slow, or broke the handshake; `TlsPort` counts and logs those.
-        with contextlib.suppress(OSError):
+        try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: _Secured(self._served, self),
                 self._accepted,
@@ -53,6 +55,11 @@ class Handshake:
                 ssl_handshake_timeout=HANDSHAKE_S_MAX,
                 ssl_shutdown_timeout=CLOSING_S,
             )
+        except OSError:  # the client has gone, was too slow, or broke the handshake: `TlsPort` counts and logs that
+            pass
+        except ValueError as error:  # Python cannot read a name in the client's certificate
+            self._tls.metrics.failed.inc()
+            _log.warning("tls_handshake_failed", reason=f"the client's certificate cannot be read: {error}")
 
 
 class _Secured(Connection):
@@ -92,9 +99,10 @@ class TlsListener:
         for _ in range(_ACCEPTED_AT_ONCE):
             try:
                 accepted, _ = self._listening.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:  # out of descriptors or memory: do not try again in every turn
+            except OSError as error:
+                if error.errno not in _EXHAUSTED:
+                    return
+                # Do not try again in every turn.
                 _log.error("connections_not_accepted", reason=str(error))
                 self._loop.remove_reader(self._listening)
                 self._pausing = self._loop.call_later(_PAUSE_S, self._go_on)

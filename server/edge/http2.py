@@ -228,7 +228,7 @@ class Http2Connection:
         found = self._credentials.get(number)
         if found is None:
             found = self._credentials_in(stream)
-            if number > 0:
+            if number > 0 and any(found):  # a call that is over has no metadata
                 if number >> 32 != self._credentials_from:
                     self._credentials.clear()
                     self._credentials_from = number >> 32

@@ -72,7 +72,7 @@ class ProofRequest:
     trusted: bool = False
     rows_max: int = 5_000
     run_bytes_max: int = 2 << 30
-    run_s_max: float = 5.0
+    run_s_max: float = 2.0
     share: float = 1.0
     device: int = 0
 

@@ -184,7 +184,7 @@ def test_calls_with_the_same_credentials_have_the_same_number_and_no_others():
     assert credentials_of(pair, calls[1], calls[0]) == ([found[1], found[0]], [2, 1])
 
 
-@given(st.lists(st.integers(0, 30), max_size=200), st.sampled_from([1, 500, 7_000]))
+@given(st.lists(st.integers(0, 30), max_size=200), st.sampled_from([1, 500, 9_000]))
 def test_credentials_are_those_of_the_call_however_many_were_forgotten(tokens, size):
     pair, by_number = Pair(), {}
     for token in tokens:
@@ -192,14 +192,26 @@ def test_credentials_are_those_of_the_call_however_many_were_forgotten(tokens, s
         (found,), (number,) = credentials_of(pair, [("authorization", value)])
         assert found == ([value.encode()], [])
         assert by_number.setdefault(number, found) == found
-    assert pair.server.remembered <= (8 << 10) // (100 + size)
+    assert pair.server.remembered <= (24 << 10) // (400 + size)
 
 
 def test_credentials_that_are_too_long_are_found_and_not_remembered():
-    long = "a" * 9_000
-    found, numbers = credentials_of(pair := Pair(), [("authorization", long)], [("authorization", "b")])
+    long = "a" * 30_000
+    pair = Pair(Http2Endpoint({ONE: False, MANY: True}, MESSAGE_BYTES_MAX, header_bytes_max=64 << 10))
+    found, numbers = credentials_of(pair, [("authorization", long)], [("authorization", "b")])
     assert (found, numbers) == ([([long.encode()], []), ([b"b"], [])], [-1, 1])
     assert pair.server.remembered == 1
+
+
+def test_a_call_that_is_over_leaves_no_credentials_to_others():
+    pair = Pair()
+    stream = pair.begin(MANY, authorization="a")
+    pair.client.reset_stream(stream)
+    pair.exchange()
+    (begun,) = pair.calls()
+    assert pair.server.credentials(stream, begun.credentials) == ([], [])
+    found, numbers = credentials_of(pair, [("authorization", "a")])
+    assert (found, numbers) == ([([b"a"], [])], [begun.credentials])
 
 
 def test_an_answer_larger_than_the_windows_arrives_whole():

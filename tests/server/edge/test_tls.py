@@ -197,6 +197,17 @@ async def test_a_client_that_may_show_a_certificate_is_known_by_it_if_it_does(se
 
 
 @needs_native_edge
+async def test_a_client_whose_names_cannot_be_read_is_refused_and_leaves_nothing_behind(secured, authority, capfd):
+    port = await secured(NativeEndpoint, "require")
+    odd = authority.client("odd", raw_names=bytes.fromhex("3005 8203 61e962"))  # a DNS name that is not UTF-8
+    async with port.channel(authority.file, odd) as channel:
+        await refusal(channel)
+    await eventually(lambda: port.count("failed") >= 1)
+    assert "the client's certificate cannot be read" in capfd.readouterr().out
+    await eventually(lambda: port.metrics.value("pinrank_connections") == 0)
+
+
+@needs_native_edge
 async def test_unfinished_handshakes_count_as_connections_and_the_oldest_makes_room(secured, authority):
     port = await secured(NativeEndpoint, connections_max=20)
     stalled = [socket.create_connection(("127.0.0.1", port.port), timeout=60) for _ in range(20)]
