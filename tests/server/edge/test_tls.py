@@ -208,7 +208,8 @@ async def test_a_client_whose_names_cannot_be_read_is_refused_and_leaves_nothing
 
 
 @needs_native_edge
-async def test_unfinished_handshakes_count_as_connections_and_the_oldest_makes_room(secured, authority):
+async def test_unfinished_handshakes_count_as_connections_and_the_oldest_makes_room(secured, authority, monkeypatch):
+    monkeypatch.setattr(handshakes, "HANDSHAKE_S_MAX", 60.0)
     port = await secured(NativeEndpoint, connections_max=20)
     stalled = [socket.create_connection(("127.0.0.1", port.port), timeout=60) for _ in range(20)]
     await eventually(lambda: port.metrics.value("pinrank_connections") == 20)
