@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable
 
 Handle = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
+#: Time for handlers to end by themselves when their connections are cut.
+_HANDLERS_S = 1.0
 #: Turns of the event loop from the end of a connection to its closed socket.
 _TURNS_TO_CLOSE = 4
 
@@ -47,13 +49,19 @@ class TcpServer:
             writer.transport.abort()
 
     async def stop(self) -> None:
-        """Cut all connections, accept no more, and wait for the handlers; raises what one of them raised."""
+        """Cut all connections, accept no more, and end the handlers; raises what one of them raised."""
         if not self._stopped:
             self._stopped = True
             asyncio.get_running_loop().remove_reader(self._listening)
             self._listening.close()
         self.cut()
-        await asyncio.gather(*self._tasks)
+        if self._tasks:
+            ended, left = await asyncio.wait(self._tasks, timeout=_HANDLERS_S)
+            for one in left:  # they wait for somebody else than their client
+                one.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+            for one in ended:
+                one.result()
         for _ in range(_TURNS_TO_CLOSE):
             await asyncio.sleep(0)
 

@@ -49,6 +49,7 @@ class Plan:
 
     Attributes:
         starts: how often the servers are started in each order.
+        orders_max: so many of the orders in which they can be started, at most.
         rounds: after each start.
         in_flight: calls that each server has at any time.
         warmup_s: of a round.
@@ -56,13 +57,14 @@ class Plan:
     """
 
     starts: int = 5
+    orders_max: int = 100
     rounds: int = 2
     in_flight: int = 8
     warmup_s: float = 1.0
     step_s: float = 4.0
 
 
-QUICK = Plan(starts=1, rounds=1, warmup_s=0.2, step_s=0.5)
+QUICK = Plan(starts=1, orders_max=1, rounds=1, warmup_s=0.2, step_s=0.5)
 
 
 def compare(ground: Place, variants: Mapping[str, Variant], plan: Plan, candidates: int) -> Iterator[list[Any]]:
@@ -73,8 +75,9 @@ def compare(ground: Place, variants: Mapping[str, Variant], plan: Plan, candidat
     """
     rounds: list[Any] = []
     names = list(variants)
-    for start in range(len(names) * plan.starts):
-        first = start % len(names)
+    orders = min(len(names), plan.orders_max)
+    for start in range(orders * plan.starts):
+        first = start % orders
         order = names[first:] + names[:first]
         with ExitStack() as stack:
             some = []

@@ -44,10 +44,6 @@ class NetworkError(Exception):
     """A network contains something that servers refuse. The message names the node or tensor."""
 
 
-#: A runtime multiplies two inputs at a time. Of two, the product is no larger than the result and the inputs.
-_EINSUM_INPUTS_MAX = 2
-
-
 @dataclass(frozen=True, slots=True)
 class RunLimits:
     """The largest run that a network must be fit for.
@@ -112,11 +108,6 @@ def where(node: NodeProto) -> str:
 def check_operator(node: NodeProto) -> None:
     """Refuse an operator of the standard that the tables refuse, or do not know."""
     operator = node.op_type
-    if operator == "Einsum" and len(node.input) > _EINSUM_INPUTS_MAX:
-        raise NetworkError(
-            f"{where(node)}: an Einsum of {len(node.input)} inputs is not allowed, because what it holds meanwhile can "
-            f"be larger than all of them and its result; write it as Einsums of {_EINSUM_INPUTS_MAX}"
-        )
     if operator in COUNTING:
         raise NetworkError(
             f"{where(node)}: operator {operator} is not allowed: the size of tensor {next(iter(node.output), '')!r} "

@@ -22,7 +22,7 @@ def test_servers_that_are_not_installed_are_left_out(tmp_path):
 def test_a_quick_run_measures_servers_with_and_without_tls(config_file):
     raw = whole(tls.measure(quick=True, config=config_file))
     names = [tls.PLAIN, tls.TLS, tls.MUTUAL]
-    assert [one["order"] for one in raw["rounds"]] == [names, names[1:] + names[:1], names[2:] + names[:2]]
+    assert [one["order"] for one in raw["rounds"]] == [names]
     found = tls.conclude(raw)
     assert all(found.summary.values())
     assert [claim.target for claim in found.claims] == [1.05, 1.05]

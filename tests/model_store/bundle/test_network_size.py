@@ -143,10 +143,6 @@ REFUSED_NETWORKS = {
         network(make("Shape", "surface", "s"), make("Slice", "query s ends axes", "t"), ends=[9_999], axes=[0]),
         "input 1 of Slice, tensor 's', varies with the batch, but must be a constant",
     ),
-    "the product of three": (
-        network(make("Einsum", "query query query", "t", equation="ab,cb,db->a")),
-        "node 'Einsum': an Einsum of 3 inputs is not allowed, .* write it as Einsums of 2",
-    ),
     "a constant beyond all": (network(make("Tile", "query n", "t"), n=[1, 1 << 40]), "1,099,511,627,776 is no size"),
     "rows times rows times rows": (
         network(make("Shape", "surface", "s"), make("Concat", "s s s", "c", axis=0), make("Mul", "c two", "d"),
