@@ -19,6 +19,7 @@ from tests.conftest import eventually
 from tests.server.edge.secured import SecuredPort, client_context
 from tests.server.edges import EDGES, needs_native_edge
 
+EVENT_LOOPS = ("asyncio", "uvloop")
 RELOADS = "pinrank_tls_reloads_total"
 
 
@@ -154,3 +155,37 @@ async def test_a_server_on_a_unix_socket_keeps_its_path_when_its_certificate_is_
         assert await channel.unary_unary("/test/Reverse")(b"ab", timeout=20) == b"ba"
     await port.endpoint.stop()
     assert not (tmp_path / "socket").exists()
+
+
+@needs_native_edge
+async def test_clients_that_wait_to_be_accepted_are_not_lost_and_see_the_new_certificate(watched, authority, mounted):
+    """They connect while the event loop is busy, and the certificate is replaced before they are accepted."""
+    port, _ = await watched(NativeEndpoint, interval_s=3_600)
+    mounted.show(authority.server("second"), authority.file)
+    waiting = [socket.create_connection(("127.0.0.1", port.port), timeout=30) for _ in range(50)]
+    port.certificates.renew()
+
+    def serials():
+        found = set()
+        for plain in waiting:
+            with client_context(authority).wrap_socket(plain, server_hostname="localhost") as secured:
+                found.add(secured.getpeercert()["serialNumber"])
+                assert secured.recv(1)
+        return found
+
+    assert await asyncio.to_thread(serials) == {port.certificates.current.serial}
+    assert port.count("done") == 50
+
+
+@needs_native_edge
+async def test_a_server_that_stops_while_its_certificate_is_replaced_frees_its_port(watched, authority, mounted):
+    port, watch = await watched(NativeEndpoint, interval_s=3_600)
+    number = port.port
+    mounted.show(authority.server("second"), authority.file)
+    await asyncio.gather(watch.look(), port.endpoint.hang_up(), watch.look())
+
+    def connect():
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", number), timeout=30)
+
+    await asyncio.to_thread(connect)
