@@ -17,6 +17,7 @@ from impressions.segments import segments
 from tests.impressions import logs
 from tests.impressions.answers import answered
 from tests.impressions.log_files import archive_of, ids, opened, parquet, write_segment
+from tests.s3_server import s3_server
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,21 +92,15 @@ def test_a_table_without_rows_has_no_parts(tmp_path):
 
 @pytest.fixture(scope="module")
 def s3():
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    with pytest.MonkeyPatch.context() as patched:
-        host, port = server.get_host_and_port()
+    with s3_server() as endpoint, pytest.MonkeyPatch.context() as patched:
         for name, value in (
-            ("AWS_ENDPOINT_URL", f"http://{host}:{port}"),
+            ("AWS_ENDPOINT_URL", endpoint),
             ("AWS_ACCESS_KEY_ID", "test"),
             ("AWS_SECRET_ACCESS_KEY", "test"),
             ("AWS_REGION", "us-east-1"),
         ):
             patched.setenv(name, value)
-        yield server
-    server.stop()
+        yield
 
 
 def test_a_bucket_that_comes_late_gets_every_row(s3, tmp_path):

@@ -1,18 +1,15 @@
 from __future__ import annotations
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 from tests import tiny
+from tests.s3_server import s3_server
 
 
 @pytest.fixture(scope="session")
 def s3_endpoint():
-    """A real HTTP server that speaks S3, on loopback."""
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    yield "http://{}:{}".format(*server.get_host_and_port())
-    server.stop()
+    with s3_server() as endpoint:
+        yield endpoint
 
 
 @pytest.fixture

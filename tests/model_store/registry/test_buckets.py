@@ -4,33 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 
 import obstore
 import pytest
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import make_server
 
 from model_store.registry.objects import ModelStoreError
 from model_store.registry.store import open_model_store
+from tests.s3_server import s3_server
 
 
 @pytest.fixture
 def careless_endpoint():
-    """A bucket's server that ignores If-None-Match, as some do."""
-    moto = DomainDispatcherApplication(create_backend_app)
-
-    def careless(environ, start_response):
-        environ.pop("HTTP_IF_NONE_MATCH", None)
-        return moto(environ, start_response)
-
-    server = make_server("127.0.0.1", 0, careless, threaded=True)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with s3_server(ignores_conditions=True) as endpoint:
+        yield endpoint
 
 
 def test_a_bucket_that_ignores_conditions_is_refused_before_a_change_could_vanish(
