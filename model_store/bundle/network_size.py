@@ -19,6 +19,7 @@ from onnx.inliner import inline_local_functions
 
 from kernels.engine import ROW_REQUEST, TensorSpec
 from model_store.bundle.batches import Batches
+from model_store.bundle.einsum_sizes import INPUTS_MAX, elements_between
 from model_store.bundle.known_tensors import KnownTensors, add_value
 from model_store.bundle.operator_sizes import (
     CLIPPING,
@@ -85,6 +86,8 @@ def check_sizes(model: ModelProto, inputs: Sequence[TensorSpec], limits: RunLimi
         made = {name: known.bytes_of(name) for name in node.output if name}
         held |= made
         total = [sum(sizes) for sizes in zip(total, *made.values(), strict=True)]
+        if node.op_type == "Einsum":
+            _check_between(node, known, total, limits)
         if max(total) > limits.bytes_max:
             batch = total.index(max(total))
             rows, requests = known.batches.pairs[batch]
@@ -115,6 +118,23 @@ def check_operator(node: NodeProto) -> None:
         )
     if operator in REFUSED or not (operator in SIZED or operator in DIVIDING or operator in FOLLOWING):
         raise NetworkError(f"{where(node)}: operator {operator} is not allowed")
+
+
+def _check_between(node: NodeProto, known: KnownTensors, total: Sequence[int], limits: RunLimits) -> None:
+    """Refuse an Einsum that holds too much before all its inputs are multiplied."""
+    if len(node.input) > INPUTS_MAX:
+        raise NetworkError(f"{where(node)}: an Einsum of {len(node.input)} inputs, the limit is {INPUTS_MAX}; split it")
+    equation = next(a.s for a in node.attribute if a.name == "equation").decode()
+    itemsize = helper.tensor_dtype_to_np_dtype(known.types[node.output[0]][0].tensor_type.elem_type).itemsize
+    for batch, (rows, requests) in enumerate(known.batches.pairs):
+        elements = elements_between(equation, [known.dims[name][batch] for name in node.input])
+        holds = total[batch] + 2 * elements * itemsize  # once as it is made, once as the next product takes it
+        if holds > limits.bytes_max:
+            raise NetworkError(
+                f"{where(node)}: a run of {rows:,} rows (candidates_max) of {requests:,} requests holds {holds:,} "
+                f"bytes here, the limit is {limits.bytes_max:,} (swap.run_bytes_max): a product of some inputs of "
+                f"{equation!r} has {elements:,} elements; split it into two or more, of two inputs each"
+            )
 
 
 def _inlined(model: ModelProto) -> ModelProto:

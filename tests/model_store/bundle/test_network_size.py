@@ -168,6 +168,12 @@ REFUSED_NETWORKS = {
         ),
         "node 'Expand': a run of 5,000 rows",
     ),
+    "a product that is summed away again": (
+        network(make("Expand", "one wide", "t"), make("Einsum", "t t t", "u", equation="ab,bc,ca->a"),
+                one=[1.0], wide=[2_000, 2_000]),
+        (r"node 'Einsum': a run of 1 rows \(candidates_max\) of 1 requests holds 64,\d{3},\d{3},\d{3} bytes here, "
+        r".* a product of some inputs of 'ab,bc,ca->a' has 8,000,000,000 elements; split it"),
+    ),
     "an input that nobody declares": (
         network(make("Neg", "query", "t")).replace(b"surface", b"tempest"),
         "the network takes an input 'tempest', which the manifest does not declare",
@@ -201,6 +207,9 @@ ALLOWED_NETWORKS = {
     ),
     "the newest of a sequence": network(
         make("Slice", "sequence starts ends axes", "t"), starts=[-2], ends=[(1 << 63) - 1], axes=[1]
+    ),
+    "products of three": network(
+        make("Einsum", "sequence query square", "t", equation="nld,nd,de->ne"), square=np.ones((4, 4))
     ),
     "parts": network(make("Split", "query sizes", "a b", axis=1), sizes=[1, 3]),
     "the best": network(make("TopK", "query two", "t u"), two=[2]),
