@@ -13,10 +13,10 @@ from kernels.engine import Engine, EngineError, EngineFactory, FeatureBatch, Pro
 from model_store.bundle.files import GOLDEN, NETWORK, UTILITY, Bundle, BundleError
 from model_store.bundle.golden import GoldenRequest, decode_golden, query_norm_max
 from model_store.bundle.manifest import Manifest
-from model_store.bundle.network_check import NetworkError, RunLimits, check_network
 from model_store.model.assembly import Assembler
 from model_store.model.logistic import Logistic
 from model_store.model.products import Products, choose_products
+from model_store.network.check import NetworkError, RunLimits, check_network
 
 _LIMITS = RunLimits()
 

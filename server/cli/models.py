@@ -287,10 +287,10 @@ def named_bundle(store: ModelStore, model: str, name: str) -> Bundle:
 def proven(bundle: Bundle, engine: str) -> float:
     """Check a bundle as servers do. Return how long a run of 128 rows takes, in seconds."""
     from kernels.engines import engine_factory  # noqa: PLC0415
-    from model_store.bundle.network_check import RunLimits  # noqa: PLC0415
     from model_store.exploration.table import read_exploration  # noqa: PLC0415
     from model_store.model.loaded import load_model  # noqa: PLC0415
     from model_store.model.utility import check_time, load_utility  # noqa: PLC0415
+    from model_store.network.check import RunLimits  # noqa: PLC0415
 
     # Skip warming up shapes: nothing is served here, and only the cost of a run is needed.
     model = load_model(bundle, engine_factory(engine), streams=1, progress=lambda *_: False)

@@ -24,7 +24,7 @@ import numpy as np
 from kernels.engine import FeatureBatch, UnavailableError
 from kernels.engines import ON_GPU, bundled_plan, engine_factory
 from model_store.bundle.files import NETWORK, BundleError
-from model_store.bundle.network_check import NetworkError, RunLimits, check_network
+from model_store.network.check import NetworkError, RunLimits, check_network
 from model_store.bundle.statistics import read_statistics
 from model_store.exploration.table import read_exploration
 from model_store.model.loaded import LoadedModel, load_model

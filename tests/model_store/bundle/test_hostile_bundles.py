@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from kernels.cpu.numpy_engine import NumpyEngine
 from model_store.bundle.archives import decode_arrays
 from model_store.bundle.files import BundleError, read_bundle
-from model_store.bundle.network_check import NetworkError, check_network
 from model_store.model.loaded import load_model
+from model_store.network.check import NetworkError, check_network
 from tests import tiny
 
 SPECS = tiny.manifest().specs

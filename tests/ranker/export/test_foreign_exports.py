@@ -16,7 +16,7 @@ from bench.rankers.inputs import Shape
 from bench.rankers.sasrec import SasRec
 from kernels.cpu.numpy_engine import NumpyEngine
 from kernels.engine import LOGITS, ROW_REQUEST, FeatureBatch, TensorSpec
-from model_store.bundle.network_check import NetworkError, check_network
+from model_store.network.check import NetworkError, check_network
 from tests.ranker.export.foreign_rankers import DIM, HEADS, LENGTH, RANKERS, Ranker
 
 SHAPE = Shape(HEADS, DIM, user_scalars=4, pin_scalars=4, surfaces=2, actions=4, length=LENGTH, pins=50)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model_store.bundle.network_check import RunLimits, check_network
+from model_store.network.check import RunLimits, check_network
 from ranker.export.bundle import Form, export_onnx
 from ranker.network.model import NetworkConfig, RankerNetwork
 from ranker.network.variants import VARIANTS, network_overrides, sequence_length

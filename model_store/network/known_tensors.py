@@ -10,8 +10,8 @@ import numpy as np
 from onnx import NodeProto, TensorProto, TypeProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from model_store.bundle.batches import Batches
-from model_store.bundle.operator_sizes import CONSTANT_VALUES, VARYING_VALUES
+from model_store.network.batches import Batches
+from model_store.network.operator_sizes import CONSTANT_VALUES, VARYING_VALUES
 
 #: Tensors that sizes are computed from have a handful of numbers. Larger ones are data.
 _ELEMENTS_MAX = 1_024

@@ -15,11 +15,11 @@ from onnx.reference import ReferenceEvaluator
 
 from kernels.cpu.numpy_engine import NumpyEngine
 from kernels.engine import ROW_REQUEST, FeatureBatch
-from model_store.bundle import operator_sizes
 from model_store.bundle.files import BundleError, read_bundle
-from model_store.bundle.network_check import NetworkError, RunLimits, check_network
 from model_store.model.assembly import Assembler
 from model_store.model.loaded import load_model
+from model_store.network import operator_sizes
+from model_store.network.check import NetworkError, RunLimits, check_network
 from tests import tiny
 
 SPECS = tiny.manifest().specs
@@ -61,7 +61,7 @@ def test_the_places_of_sizes_exist_and_those_that_may_vary_are_among_them():
 
 def test_an_operator_that_no_table_knows_is_refused(monkeypatch):
     monkeypatch.setattr(
-        "model_store.bundle.network_size.FOLLOWING", operator_sizes.FOLLOWING - {"Erf"}
+        "model_store.network.sizes.FOLLOWING", operator_sizes.FOLLOWING - {"Erf"}
     )  # as if ONNX had just brought it
     with pytest.raises(NetworkError, match="operator Erf is not allowed"):
         check_network(network(make("Erf", "query", "unused")), SPECS)

@@ -15,8 +15,8 @@ from onnx.inliner import inline_local_functions
 from onnx.reference import ReferenceEvaluator
 
 from kernels.engine import TensorSpec
-from model_store.bundle.batches import Batches
-from model_store.bundle.network_check import NetworkError, RunLimits, check_network
+from model_store.network.batches import Batches
+from model_store.network.check import NetworkError, RunLimits, check_network
 
 SPECS = [TensorSpec("pin", "candidate", "float32", (2,)), TensorSpec("user", "request", "float32", (2,))]
 LIMIT = 650_000

@@ -18,10 +18,10 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 from onnx.inliner import inline_local_functions
 
 from kernels.engine import ROW_REQUEST, TensorSpec
-from model_store.bundle.batches import Batches
-from model_store.bundle.einsum_sizes import INPUTS_MAX, elements_between
-from model_store.bundle.known_tensors import KnownTensors, add_value
-from model_store.bundle.operator_sizes import (
+from model_store.network.batches import Batches
+from model_store.network.einsum_sizes import INPUTS_MAX, elements_between
+from model_store.network.known_tensors import KnownTensors, add_value
+from model_store.network.operator_sizes import (
     CLIPPING,
     COUNTING,
     DIVIDING,
