@@ -11,18 +11,19 @@ import structlog
 from kernels.engine import EngineFactory, FeatureBatch, UnavailableError
 from model_store.bundle.files import UTILITY, Bundle, BundleError
 from model_store.bundle.manifest import Manifest
-from model_store.bundle.network_check import RunLimits
 from model_store.bundle.statistics import read_statistics
 from model_store.exploration.table import read_exploration
 from model_store.model.assembly import Assembler
 from model_store.model.compatibility import breaks_callers
 from model_store.model.loaded import LoadedModel, load_model
 from model_store.model.utility import UtilityTable, load_utility
+from model_store.network.check import RunLimits
+from model_store.registry.objects import ModelStoreError
 from model_store.registry.signing import TrustedKeys
 from model_store.registry.store import ModelStore
 from server.config import ServerConfig
 from server.proving.loader import Loader
-from server.proving.prover import HelperEndedError, Proof, ProofRequest, Prover
+from server.proving.prover import HelperEndedError, Proof, ProofLimits, Prover
 from server.proving.recent_requests import RecentRequests
 from server.proving.refusals import Refusals
 from server.proving.replay import NotReadyError, Sample, check_features, check_scores
@@ -154,14 +155,15 @@ class VersionAdmitter:
             report.checks.append(check_features(manifest, samples, swap.pins_missing_max))
         else:
             report.checks.append("features and scores: not checked, because there are no recent requests")
-        claim = ProofRequest(
-            store=self._store.where,
-            model=config.model,
-            version=version,
-            digest=digest,
+        bundle = await self._loader.ask(swap.proof_timeout_s, self._read, version)
+        if bundle.digest != digest or bundle.manifest != manifest:
+            raise ModelStoreError(
+                f"{manifest.ref} changed in the store while it was loaded: the digest was {digest}, and is now "
+                f"{bundle.digest}; find out who wrote to {self._store.where}"
+            )
+        limits = ProofLimits(
             engine=config.engine,
             utility=self._utility.decode() if self._utility else None,
-            bundle_bytes_max=swap.bundle_bytes_max,
             memory_bytes_max=swap.proof_memory_bytes_max,
             timeout_s=swap.proof_timeout_s,
             trusted=self._trust is not None,
@@ -172,16 +174,10 @@ class VersionAdmitter:
             device=config.devices[0],  # a version that is correct on one device is correct on all
         )
         sample = FeatureBatch.concat([sample.batch for sample in samples]) if samples else None
-        proof = await self._proven(claim, sample)
-        report.checks.append("digests, network, utility table, golden scores: correct (checked in a separate process)")
+        proof = await self._proven(bundle, limits, sample)
+        report.checks.append("digests, network, utility table, golden scores: correct (the network in another process)")
         self._note_confinement(proof, report)
         report.memory_bytes = proof.memory_bytes
-        bundle = await self._loader.ask(swap.proof_timeout_s, self._read, version)
-        if bundle.digest != digest or bundle.manifest != manifest:
-            raise BundleError(
-                f"{manifest.ref} changed in the store after it was proven: the digest {digest} was proven, and "
-                f"{bundle.digest} was read to be served; find out who wrote to {self._store.where}"
-            )
         utility = await self._loader.do(load_utility, self._utility or bundle.files[UTILITY], manifest)
         if samples:
             report.checks += await self._loader.do(
@@ -193,9 +189,9 @@ class VersionAdmitter:
         warming()
         return await self._loader.do(self._compiled, bundle, utility, sample, proof.plan, report)
 
-    async def _proven(self, claim: ProofRequest, sample: FeatureBatch | None) -> Proof:
+    async def _proven(self, bundle: Bundle, limits: ProofLimits, sample: FeatureBatch | None) -> Proof:
         try:
-            return await self._loader.do(self._prover.prove, claim, sample)
+            return await self._loader.do(self._prover.prove, bundle, limits, sample)
         except HelperEndedError as error:
             if not self.closed:
                 self._supervisor.note("prover", error)

@@ -27,8 +27,10 @@ _ALLOW, _ERROR = 0x7FFF0000, 0x00050000
 _NUMBER_AT, _ARCHITECTURE_AT, _ARGUMENTS_AT = 0, 4, 16
 _AF_UNIX, _CLONE_THREAD = 1, 0x10000
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-#: They put characters into the terminal's input, as if somebody had typed them.
-_TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+#: The first two put characters into the terminal's input, as if somebody had typed them. The others let the kernel send
+#: a signal to another process when something happens to a file.
+_TIOCSTI, _TIOCLINUX, _FIOSETOWN, _SIOCSPGRP = 0x5412, 0x541C, 0x8901, 0x8902
+_F_SETOWN, _F_SETSIG, _F_SETOWN_EX = 8, 10, 15
 
 _LANDLOCK_VERSION, _PATH_BENEATH = 1, 1
 _READ_FILE, _READ_DIR = 1 << 2, 1 << 3
@@ -110,13 +112,19 @@ def _filter(architecture: int, machine: int, *, on_gpu: bool) -> list[_Instructi
         argument = _ARGUMENTS_AT + 8 * place  # its lower word, on machines with the lower word first
         return (_LOAD, 0, 0, argument), (test, 0, 1, operand), (_RETURN, 0, 0, then), (_RETURN, 0, 0, otherwise)
 
+    def unless(place: int, *operands: int) -> tuple[_Instruction, ...]:
+        """Allow the call unless an argument is one of the operands."""
+        argument = _ARGUMENTS_AT + 8 * place
+        tests = ((_EQUAL, len(operands) - i, 0, operand) for i, operand in enumerate(operands))
+        return (_LOAD, 0, 0, argument), *tests, (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, refused)
+
     for numbers in (*calls.NEVER.values(), *(() if on_gpu else calls.NEVER_ON_CPU.values())):
         add(numbers[machine], (_RETURN, 0, 0, refused))
     own = os.getpid()
     add(calls.TGKILL[machine], *where(0, _EQUAL, own, _ALLOW, refused))  # abort()
     add(calls.PRLIMIT[machine], *where(0, _EQUAL, 0, _ALLOW, refused))
-    ioctl = (_LOAD, 0, 0, _ARGUMENTS_AT + 8), (_EQUAL, 1, 0, _TIOCSTI), (_EQUAL, 0, 1, _TIOCLINUX)
-    add(calls.IOCTL[machine], *ioctl, (_RETURN, 0, 0, refused), (_RETURN, 0, 0, _ALLOW))
+    add(calls.IOCTL[machine], *unless(1, _TIOCSTI, _TIOCLINUX, _FIOSETOWN, _SIOCSPGRP))
+    add(calls.FCNTL[machine], *unless(1, _F_SETOWN, _F_SETSIG, _F_SETOWN_EX))
     if on_gpu:
         add(calls.SOCKET[machine], *where(0, _EQUAL, _AF_UNIX, _ALLOW, refused))  # CUDA's own services
     else:

@@ -17,22 +17,29 @@ import struct
 import sys
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import IO, Any
 
 import numpy as np
 
 from kernels.engine import FeatureBatch, UnavailableError
 from kernels.engines import ON_GPU, bundled_plan, engine_factory
-from model_store.bundle.files import NETWORK, BundleError
-from model_store.network.check import NetworkError, RunLimits, check_network
+from model_store.bundle.files import NETWORK, Bundle, BundleError, parse_manifest, sha256
 from model_store.bundle.statistics import read_statistics
 from model_store.exploration.table import read_exploration
 from model_store.model.loaded import LoadedModel, load_model
 from model_store.model.utility import UtilityError, check_time, load_utility
-from model_store.registry.objects import ModelStoreError
-from model_store.registry.store import open_model_store
+from model_store.network.check import NetworkError, RunLimits, check_network
 from server.proving.confinement import confine
-from server.proving.prover import ANSWER_BYTES_MAX, PLAN_BYTES_MAX, ProofRequest, decoded, received, send
+from server.proving.prover import (
+    ANSWER_BYTES_MAX,
+    CLAIM_BYTES_MAX,
+    PLAN_BYTES_MAX,
+    ProofLimits,
+    decoded,
+    received,
+    send,
+)
 from server.proving.run_time import check_run_time
 from server.scheduling.pace import Pace
 
@@ -65,44 +72,58 @@ class _LogLines(logging.Handler):
             self.lines.append((record.name, record.levelno, record.getMessage()[: self._LENGTH_MAX]))
 
 
-def _prove(claim: ProofRequest, sample: FeatureBatch | None) -> _Answer:
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """What the server asks to prove: bytes that nobody has parsed yet."""
+
+    ref: str
+    limits: ProofLimits
+    sample: bytes
+    manifest_json: bytes
+    files: dict[str, bytes]
+
+    @classmethod
+    def received(cls, pipe: IO[bytes]) -> _Claim:
+        header = json.loads(received(pipe, CLAIM_BYTES_MAX))
+        sample, manifest_json = (received(pipe, CLAIM_BYTES_MAX) for _ in range(2))
+        files = {name: received(pipe, CLAIM_BYTES_MAX) for name in header["files"]}
+        return cls(header["ref"], ProofLimits(**header["limits"]), sample, manifest_json, files)
+
+
+def _prove(claim: _Claim) -> _Answer:
     """Prove a version in this process, and score the sample with it."""
+    ref, limits = claim.ref, claim.limits
     try:
-        factory = engine_factory(claim.engine, (claim.device,))
+        factory = engine_factory(limits.engine, (limits.device,))
     except ValueError as error:
         return {"fault": "environment", "error": str(error)}, b"", b""
     try:
-        _bound_memory(claim)
-        ref = f"{claim.model}@{claim.version}"
-        bundle = open_model_store(claim.store).read(claim.model, claim.version, claim.bundle_bytes_max)
-        if bundle.digest != claim.digest:
-            raise ModelStoreError(
-                f"{ref} changed in the store while it was loaded: its digest is {bundle.digest}, not {claim.digest}"
-            )
-        # Not before: a store in a bucket is read over the network. So far, the manifest alone was parsed.
-        unconfined = confine(on_gpu=claim.engine in ON_GPU)
+        _bound_memory(limits)
+        unconfined = confine(on_gpu=limits.engine in ON_GPU)
         before = _resident_bytes()
-        limits = RunLimits(claim.rows_max, claim.run_bytes_max)
-        name = bundled_plan(claim.engine, (claim.device,)) if claim.trusted else None
+        manifest = parse_manifest(claim.manifest_json, ref)
+        bundle = Bundle(manifest, claim.manifest_json, sha256(claim.manifest_json), claim.files)
+        run = RunLimits(limits.rows_max, limits.run_bytes_max)
+        name = bundled_plan(limits.engine, (limits.device,)) if limits.trusted else None
         plan = bundle.files.get(name) if name else None
         if plan is not None:  # it spares compiling the network, and not checking it
-            check_network(bundle.files[NETWORK], bundle.manifest.specs, limits)
-        model = load_model(bundle, factory, streams=1, warm=False, plan=plan, limits=limits)
-        utility = load_utility(claim.utility.encode() if claim.utility else model.utility_toml, model.manifest)
-        check_time(utility, claim.rows_max)
+            check_network(bundle.files[NETWORK], manifest.specs, run)
+        model = load_model(bundle, factory, streams=1, warm=False, plan=plan, limits=run)
+        utility = load_utility(limits.utility.encode() if limits.utility else model.utility_toml, manifest)
+        check_time(utility, limits.rows_max)
         read_exploration(bundle, utility)
         read_statistics(bundle)
-        logits = _scored(model, sample)
+        logits = _scored(model, decoded(claim.sample) if claim.sample else None)
         memory = max(0, _peak_bytes() - before) + sum(map(len, bundle.files.values()))
-        check_run_time(model, bundle, claim.rows_max, claim.run_s_max)
+        check_run_time(model, bundle, limits.rows_max, limits.run_s_max)
         scores = logits.astype("<f4").tobytes()
         header = {"memory_bytes": memory, "shape": list(logits.shape), "unconfined": unconfined}
         return header, scores, model.engine.plan() or b""
-    except (ModelStoreError, UnavailableError) as error:
+    except UnavailableError as error:
         return {"fault": "environment", "error": str(error)}, b"", b""
     except MemoryError:
         return (
-            {"fault": "bundle", "error": f"{ref} needs more than {claim.memory_bytes_max:,} bytes of memory"},
+            {"fault": "bundle", "error": f"{ref} needs more than {limits.memory_bytes_max:,} bytes of memory"},
             b"",
             b"",
         )
@@ -127,10 +148,10 @@ def _scored(model: LoadedModel, sample: FeatureBatch | None) -> np.ndarray:
         ) from error
 
 
-def _bound_memory(claim: ProofRequest) -> None:
+def _bound_memory(limits: ProofLimits) -> None:
     # CUDA reserves address space for all memory of the machine, so for GPU engines only writable memory is limited.
-    kind, column = (resource.RLIMIT_DATA, 5) if claim.engine in ON_GPU else (resource.RLIMIT_AS, 0)
-    most = int(_statm()[column]) * resource.getpagesize() + claim.memory_bytes_max
+    kind, column = (resource.RLIMIT_DATA, 5) if limits.engine in ON_GPU else (resource.RLIMIT_AS, 0)
+    most = int(_statm()[column]) * resource.getpagesize() + limits.memory_bytes_max
     resource.setrlimit(kind, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
@@ -169,16 +190,16 @@ def _keep_only(writer: int) -> None:
     os.closerange(writer + 1, os.sysconf("SC_OPEN_MAX"))
 
 
-def _in_a_child(claim: ProofRequest, content: bytes, pace: Pace, claims: IO[bytes], logged: _LogLines) -> _Answer:
+def _in_a_child(claim: _Claim, pace: Pace, claims: IO[bytes], logged: _LogLines) -> _Answer:
     """Prove in a forked child; return its answer or how it ended. Raises EOFError when the server is gone."""
-    ref = f"{claim.model}@{claim.version}"
+    ref = claim.ref
     reader, writer = os.pipe()
     helper = os.getpid()
     child = os.fork()
     if child == 0:
         _end_with(helper)
         _keep_only(writer)
-        header, *others = _prove(claim, decoded(content) if content else None)
+        header, *others = _prove(claim)
         header["log_lines"] = logged.lines
         with os.fdopen(writer, "wb") as pipe:
             for part in (json.dumps(header).encode(), *others):
@@ -186,18 +207,22 @@ def _in_a_child(claim: ProofRequest, content: bytes, pace: Pace, claims: IO[byte
         os._exit(0)
     os.close(writer)
     logged.lines.clear()  # the child's answer has the lines logged before the fork
-    answer, ended, held_back_s = _answer_of(reader, child, claim, pace, claims)
+    answer, ended, held_back_s = _answer_of(reader, child, claim.limits, pace, claims)
     used_s = cpu_s(child)
     if not ended:
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     if not ended:
         error = (
-            f"{ref}: the proof did not finish within {claim.timeout_s:g} s: it used {used_s:.3g} s of processor time "
-            f"and was paused for {held_back_s:.3g} s in favour of requests; if it needs more time, raise "
+            f"{ref}: the proof did not finish within {claim.limits.timeout_s:g} s: it used {used_s:.3g} s of processor "
+            f"time and was paused for {held_back_s:.3g} s in favour of requests; if it needs more time, raise "
             "swap.proof_timeout_s or swap.cpu_share"
         )
-        return {"fault": "environment" if held_back_s > claim.timeout_s / 2 else "bundle", "error": error}, b"", b""
+        return (
+            {"fault": "environment" if held_back_s > claim.limits.timeout_s / 2 else "bundle", "error": error},
+            b"",
+            b"",
+        )
     if os.WIFSIGNALED(status):
         name = signal.Signals(os.WTERMSIG(status)).name
         return {"fault": "bundle", "error": f"{ref}: the proving process was killed by {name}"}, b"", b""
@@ -211,7 +236,7 @@ def _in_a_child(claim: ProofRequest, content: bytes, pace: Pace, claims: IO[byte
 
 
 def _answer_of(
-    reader: int, child: int, claim: ProofRequest, pace: Pace, claims: IO[bytes]
+    reader: int, child: int, limits: ProofLimits, pace: Pace, claims: IO[bytes]
 ) -> tuple[bytes, bool, float]:
     """Collect a child's answer, and let the child run only for its share of the time.
 
@@ -225,7 +250,7 @@ def _answer_of(
         EOFError: the server is gone; the child is killed.
     """
     answer = bytearray()
-    until_s = time.monotonic() + claim.timeout_s
+    until_s = time.monotonic() + limits.timeout_s
     paused_at_s = held_back_s = 0.0
     with os.fdopen(reader, "rb", buffering=0) as pipe:
         while time.monotonic() < until_s and len(answer) <= ANSWER_BYTES_MAX + PLAN_BYTES_MAX:
@@ -238,9 +263,9 @@ def _answer_of(
                 if not part:
                     return bytes(answer), True, held_back_s
                 answer += part
-            elif claim.share < 1 and (used_s := cpu_s(child) - paused_at_s) >= _SLICE_S:
+            elif limits.share < 1 and (used_s := cpu_s(child) - paused_at_s) >= _SLICE_S:
                 os.kill(child, signal.SIGSTOP)
-                held_back_s += pace.pause(used_s, claim.share)
+                held_back_s += pace.pause(used_s, limits.share)
                 paused_at_s += used_s
                 os.kill(child, signal.SIGCONT)
     return bytes(answer), False, held_back_s
@@ -271,9 +296,7 @@ def main() -> None:
         engine_factory(engine)
     while True:
         try:
-            claim = ProofRequest(**json.loads(received(claims, ANSWER_BYTES_MAX)))
-            content = received(claims, 1 << 40)
-            header, *others = _in_a_child(claim, content, pace, claims, logged)
+            header, *others = _in_a_child(_Claim.received(claims), pace, claims, logged)
             for part in (json.dumps(header).encode(), *others):
                 send(answers, part)
         except (EOFError, BrokenPipeError):

@@ -2,8 +2,9 @@
 
 A network file is a program from elsewhere: compiling or running it may crash, use all memory or never end. This happens
 in a child of a small helper process (`server.proving.helper`), and the server learns whether it failed, and why. The
-helper has imported the engine and waits at the lowest priority. This file has the server's side of the proof, and the
-messages between the two processes.
+helper has imported the engine and waits at the lowest priority. It gets the bundle's bytes from the server, and so
+needs no access to the model store. This file has the server's side of the proof, and the messages between the two
+processes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import io
 import json
 import logging
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -23,14 +25,22 @@ import numpy as np
 
 from kernels.engine import FeatureBatch
 from model_store.bundle.archives import decode_arrays
-from model_store.bundle.files import BundleError
-from server.environment import PREFIX
+from model_store.bundle.files import Bundle, BundleError
 from server.scheduling.pace import Pace
 
+#: Variables that interpreters, libraries and engines read. The helper's children parse what strangers made, so it gets
+#: none of the others: they may hold secrets.
+_INHERITED = re.compile(
+    r"(PATH|HOME|TMPDIR|LANG|TZ|LD_LIBRARY_PATH|LD_PRELOAD|GLIBC_TUNABLES|VIRTUAL_ENV|XDG_CACHE_HOME|PYTHON[A-Z]+)$"
+    r"|(LC|MALLOC|OMP|GOMP|KMP|MKL|OPENBLAS|ONEDNN|DNNL|OV|OPENVINO|TBB|CUDA|NVIDIA|TRT|TENSORRT|TRITON|TORCH|PYTORCH"
+    r"|TORCHINDUCTOR|ASAN|UBSAN|LSAN|TSAN)_"
+)
 _LENGTH = struct.Struct(">Q")
 #: An answer has a few numbers and the scores of the sample.
 ANSWER_BYTES_MAX = 256 << 20
 PLAN_BYTES_MAX = 4 << 30
+#: What the server sends has been checked before.
+CLAIM_BYTES_MAX = 1 << 40
 
 
 class ProvingError(Exception):
@@ -42,15 +52,12 @@ class HelperEndedError(ProvingError):
 
 
 @dataclass(frozen=True, slots=True)
-class ProofRequest:
-    """A version to prove, and the limits of the proof.
+class ProofLimits:
+    """How to prove a version, and the limits of the proof.
 
     Attributes:
-        store: the model store's URL.
-        model, version, digest: the bundle to prove.
         engine: the engine's name.
         utility: a utility table (TOML) that replaces the bundle's own; None keeps that.
-        bundle_bytes_max: larger bundles are refused.
         memory_bytes_max: how much more memory the child may map than at its start.
         timeout_s: the child is killed after this many seconds.
         trusted: whether a trusted publisher signed the bundle, so that the plans in it may run.
@@ -60,13 +67,8 @@ class ProofRequest:
         device: the GPU's index, for engines that run on one.
     """
 
-    store: str
-    model: str
-    version: int
-    digest: str
     engine: str
     utility: str | None
-    bundle_bytes_max: int
     memory_bytes_max: int
     timeout_s: float
     trusted: bool = False
@@ -124,7 +126,7 @@ class Prover:
         with self._lock:
             self._started()
 
-    def prove(self, claim: ProofRequest, sample: FeatureBatch | None) -> Proof:
+    def prove(self, bundle: Bundle, limits: ProofLimits, sample: FeatureBatch | None) -> Proof:
         """Prove a version in a process of its own, and score a sample of requests with it.
 
         Raises:
@@ -136,8 +138,11 @@ class Prover:
             assert helper.stdin is not None  # noqa: S101 - both were asked for
             assert helper.stdout is not None  # noqa: S101
             try:
-                send(helper.stdin, json.dumps(asdict(claim)).encode())
-                send(helper.stdin, encoded(sample) if sample else b"")
+                header = {"limits": asdict(limits), "ref": bundle.manifest.ref, "files": list(bundle.files)}
+                for part in (json.dumps(header).encode(), encoded(sample) if sample else b"", bundle.manifest_json):
+                    send(helper.stdin, part)
+                for part in bundle.files.values():
+                    send(helper.stdin, part)
                 answer = json.loads(received(helper.stdout, ANSWER_BYTES_MAX))
                 content = received(helper.stdout, ANSWER_BYTES_MAX)
                 plan = received(helper.stdout, PLAN_BYTES_MAX)
@@ -158,7 +163,7 @@ class Prover:
             } if len(content) == 4 * rows * heads:
                 logits = np.frombuffer(bytearray(content), np.float32).reshape(rows, heads)
                 return Proof(memory, logits, plan or None, unconfined)
-        raise BundleError(f"{claim.model}@{claim.version}: the prover returned a malformed answer")
+        raise BundleError(f"{bundle.manifest.ref}: the prover returned a malformed answer")
 
     def close(self) -> None:
         """Kill the helper and the proof in progress. No proof may follow."""
@@ -185,8 +190,7 @@ class Prover:
                     str(self._nice),
                     self._engine,
                 ],
-                # Its children parse what strangers made. The store's own variables (AWS_*) they need.
-                env={name: value for name, value in os.environ.items() if not name.startswith(PREFIX)},
+                env={name: value for name, value in os.environ.items() if _INHERITED.match(name)},
                 pass_fds=[self.pace.file],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -134,11 +134,14 @@ NEVER_ON_CPU: Mapping[str, tuple[int, int | None]] = {
     "lremovexattr": (198, 15),
     "fremovexattr": (199, 16),
     "connect": (42, 203),
+    "inotify_init": (253, None),
+    "inotify_init1": (294, 26),
+    "inotify_add_watch": (254, 27),
 }
 
 #: Calls that are allowed with some arguments only.
 SOCKET, CLONE, CLONE3 = (41, 198), (56, 220), (435, 435)
 OPEN, OPENAT, OPENAT2 = (2, None), (257, 56), (437, 437)
-IOCTL, PRLIMIT, TGKILL = (16, 29), (302, 261), (234, 131)
+IOCTL, FCNTL, PRLIMIT, TGKILL = (16, 29), (72, 25), (302, 261), (234, 131)
 #: Those that the confinement itself makes.
 SECCOMP, LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = (317, 277), (444, 444), (445, 445), (446, 446)

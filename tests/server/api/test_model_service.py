@@ -85,7 +85,7 @@ async def test_status_says_what_was_checked_and_done(serve, calls, store, tmp_pa
     checks = "\n".join(version.checks)
     for expected in (
         "ABI: compatible with existing callers", "features: 0.0% of 30",
-        "golden scores: correct (checked in a separate process)",
+        "golden scores: correct (the network in another process)",
         "finite for all 30", "rank correlation", "memory: about",
     ):  # fmt: skip
         assert expected in checks

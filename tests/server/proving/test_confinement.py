@@ -13,11 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from model_store.bundle.files import BundleError
-from model_store.registry.store import open_model_store
+from model_store.bundle.files import BundleError, read_bundle
 from server.proving import system_calls
 from server.proving.confinement import confine
-from server.proving.prover import ProofRequest, Prover
+from server.proving.prover import ProofLimits, Prover
 from tests import tiny
 
 ROOT = str(Path(__file__).parents[3])
@@ -26,7 +25,9 @@ pytestmark = pytest.mark.skipif(
 )
 #: What somebody who has taken over the process could try. `PORT`, `SECRET`, `NEW` and `OTHER` are given.
 ATTEMPTS = """
-import ctypes, os, socket, sys, threading
+import ctypes, fcntl, os, socket, struct, sys, threading
+pair = socket.socketpair()
+watching = ctypes.CDLL(None).inotify_init1(0)
 def attempts(port, secret, new, other):
     libc = ctypes.CDLL(None, use_errno=True)
     def call(function, *arguments):
@@ -70,7 +71,13 @@ def attempts(port, secret, new, other):
         "a key ring": lambda: call(libc.syscall, {"x86_64": 250, "aarch64": 219}[os.uname().machine], 0, -3, 0),
         "bpf": lambda: call(libc.syscall, {"x86_64": 321, "aarch64": 280}[os.uname().machine], 0, None, 0),
         "a call from after the tables": lambda: call(libc.syscall, 463, 0, 0, 0),
-        "type into the terminal": lambda: __import__("fcntl").ioctl(2, 0x5412, b"x"),
+        "type into the terminal": lambda: fcntl.ioctl(2, 0x5412, b"x"),
+        "own a file's signals": lambda: fcntl.fcntl(2, fcntl.F_SETOWN, other),
+        "own a file's signals, as a group": lambda: fcntl.fcntl(2, 15, struct.pack("=2i", 1, other)),  # F_SETOWN_EX
+        "choose a file's signal": lambda: fcntl.fcntl(2, 10, 9),  # F_SETSIG
+        "own a socket's signals": lambda: fcntl.ioctl(pair[0], 0x8901, struct.pack("=i", other)),  # FIOSETOWN
+        "own a socket's signals, as a group": lambda: fcntl.ioctl(pair[0], 0x8902, struct.pack("=i", other)),
+        "watch a folder": lambda: call(libc.inotify_add_watch, watching, os.path.dirname(secret).encode(), 0xFFF),
         "THREAD": thread,
         "READ ITS LIBRARIES": lambda: open(os.__file__).close(),
         "READ ITS STATUS": lambda: open("/proc/self/status").close(),
@@ -178,12 +185,11 @@ def test_the_process_that_proves_is_confined_when_it_reads_the_network(target, t
         "class InferRequest: pass\nclass Tensor: pass\n"
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(package.parent), ROOT, f"{ROOT}/proto"]))
-    store = open_model_store(tmp_path / "models")
     tiny.write_tiny_bundle(tmp_path / "bundle", 1)
-    bundle = store.publish(tmp_path / "bundle")
-    claim = ProofRequest(store.where, "tiny", 1, bundle.digest, "openvino", None, 1 << 30, 4 << 30, 60.0)
+    bundle = read_bundle(tmp_path / "bundle")
+    limits = ProofLimits("openvino", None, 4 << 30, 60.0)
     with closing(Prover("openvino", nice=0)) as prover, pytest.raises(BundleError, match="succeeded: ") as failed:
-        prover.prove(claim, None)
+        prover.prove(bundle, limits, None)
     succeeded = str(failed.value).partition("succeeded: ")[2]
     assert "connect" not in succeeded
     assert succeeded.strip() == str(NEEDED)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +17,10 @@ import pytest
 from onnx import helper, numpy_helper
 
 from kernels.engine import FeatureBatch
-from model_store.bundle.files import BundleError
+from model_store.bundle.files import BundleError, read_bundle
 from model_store.model.assembly import Assembler
-from model_store.registry.store import open_model_store
 from server.proving.helper import cpu_s
-from server.proving.prover import ProofRequest, Prover, ProvingError
+from server.proving.prover import ProofLimits, Prover, ProvingError
 from tests import tiny
 from tests.conftest import needs_training
 from tests.processes import children, ends_of
@@ -95,15 +93,12 @@ def endless():
 
 @pytest.fixture
 def claim(tmp_path):
-    """Make claims of tiny@1, each in a model store of its own, with a network of its own."""
+    """Make claims of tiny@1, with networks of their own: a bundle, and the limits of its proof."""
 
     def make(network=None, **changes):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        store = open_model_store(folder / "models")
-        tiny.write_tiny_bundle(folder / "bundle", 1, **({"network.onnx": network} if network else {}))
-        bundle = store.publish(folder / "bundle")
-        made = ProofRequest(store.where, "tiny", 1, bundle.digest, "openvino", None, 1 << 30, 4 << 30, 60.0)
-        return replace(made, **changes)
+        tiny.write_tiny_bundle(folder, 1, **({"network.onnx": network} if network else {}))
+        return read_bundle(folder), replace(ProofLimits("openvino", None, 4 << 30, 60.0), **changes)
 
     return make
 
@@ -114,35 +109,41 @@ def test_a_good_bundle_is_proven_and_scores_the_samples(prover, claim, engine):
         Assembler(tiny.manifest()).assemble(tiny.fetched(pins, [4, 5]), "home")
         for pins in ([1, 2, 3], [7], list(range(1, 20)))
     ]
-    proof = prover.prove(claim(engine=engine, share=0.5), FeatureBatch.concat(samples))
+    proof = prover.prove(*claim(engine=engine, share=0.5), FeatureBatch.concat(samples))
     assert proof.logits.shape == (23, 2)
     assert np.isfinite(proof.logits).all()
     assert (proof.plan is not None) == (engine == "openvino")
     assert proof.memory_bytes > 0
 
 
-def test_the_settings_of_the_server_are_not_in_the_environment_of_the_process_that_proves(claim, monkeypatch):
-    monkeypatch.setenv("PINRANK_FEATURE_STORE", "redis://:secret@host")
-    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+def test_what_the_servers_environment_holds_is_not_in_that_of_the_process_that_proves(claim, monkeypatch):
+    secrets = {
+        "PINRANK_FEATURE_STORE": "redis://:planted@host",
+        "AWS_SECRET_ACCESS_KEY": "planted",
+        "OVERALL_PASSWORD": "planted",
+        "PYTHON_INDEX_TOKEN": "planted",
+    }
+    for name, value in (*secrets.items(), ("OMP_NUM_THREADS", "1")):
+        monkeypatch.setenv(name, value)
     with closing(Prover("numpy", nice=0)) as own:
-        own.prove(claim(engine="numpy"), None)
-        environment = Path(f"/proc/{own.helper_pid}/environ").read_bytes().split(b"\0")
-    assert b"AWS_REGION=eu-west-1" in environment
-    assert not [one for one in environment if one.startswith(b"PINRANK_")]
+        own.prove(*claim(engine="numpy"), None)
+        environment = Path(f"/proc/{own.helper_pid}/environ").read_bytes()
+    assert b"OMP_NUM_THREADS=1" in environment.split(b"\0")
+    assert b"planted" not in environment
 
 
 def test_a_run_of_recent_requests_that_fails_quotes_nothing_of_them(prover, claim):
     batch = Assembler(tiny.manifest()).assemble(tiny.fetched([1, 2, 3], [4, 5]), "home")
     batch.candidate["pin_topic"][1] = 987_654  # beyond the network's eight
     with pytest.raises(BundleError, match="tiny@1: scoring recent requests failed with .*Error") as failed:
-        prover.prove(claim(engine="numpy"), batch)
+        prover.prove(*claim(engine="numpy"), batch)
     assert "987654" not in str(failed.value)
 
 
 def test_a_bundle_is_proven_also_while_requests_leave_nothing_idle(claim):
     with closing(Prover("openvino")) as own:
         own.pace.busy = True
-        assert own.prove(claim(share=0.5), None).memory_bytes > 0
+        assert own.prove(*claim(share=0.5), None).memory_bytes > 0
 
 
 def test_one_that_requests_left_no_time_for_is_not_the_bundles_fault(claim):
@@ -151,7 +152,7 @@ def test_one_that_requests_left_no_time_for_is_not_the_bundles_fault(claim):
         with pytest.raises(
             ProvingError, match="tiny@1: the proof did not finish within 2 s: .* paused for .* s in favour of requests"
         ):
-            own.prove(claim(endless(), timeout_s=2.0, engine="numpy", share=0.05), None)
+            own.prove(*claim(endless(), timeout_s=2.0, engine="numpy", share=0.05), None)
 
 
 @pytest.mark.parametrize(
@@ -173,15 +174,14 @@ def test_one_that_requests_left_no_time_for_is_not_the_bundles_fault(claim):
             {"run_s_max": 0.02},
             "tiny@1: a run of 5,000 candidates .* takes .* s of processor time here, the limit is 0.02 s",
         ),
-        (None, {"bundle_bytes_max": 10}, "the limit is 10"),
         (None, {"utility": "surfaces = {}"}, "surfaces"),
     ],
 )
 def test_what_harms_is_refused_and_the_next_proof_works(prover, claim, network, changes, message):
     good = claim()
     with pytest.raises(BundleError, match=message):
-        prover.prove(claim(network and network(), **changes), None)
-    assert prover.prove(good, None).memory_bytes >= 0
+        prover.prove(*claim(network and network(), **changes), None)
+    assert prover.prove(*good, None).memory_bytes >= 0
 
 
 def _while_proving(prover, claim, act):
@@ -190,7 +190,7 @@ def _while_proving(prover, claim, act):
 
     def prove():
         try:
-            outcome.append(prover.prove(claim, None))
+            outcome.append(prover.prove(*claim, None))
         except (BundleError, ProvingError) as error:
             outcome.append(error)
 
@@ -210,7 +210,7 @@ def test_a_crash_of_the_network_is_the_bundles_fault(prover, claim):
     found = _while_proving(prover, slow, lambda child: os.kill(child, signal.SIGSEGV))
     assert isinstance(found, BundleError)
     assert "the proving process was killed by SIGSEGV" in str(found)
-    assert prover.prove(claim(), None).memory_bytes >= 0
+    assert prover.prove(*claim(), None).memory_bytes >= 0
 
 
 def test_a_helper_that_dies_is_nobodys_fault_and_is_replaced_by_one_for_the_same_engine(claim):
@@ -226,18 +226,20 @@ def test_a_helper_that_dies_is_nobodys_fault_and_is_replaced_by_one_for_the_same
                 os.kill(own.helper_pid, signal.SIGKILL)
 
         assert isinstance(_while_proving(own, slow, kill), ProvingError)
-        assert own.prove(claim(), None).memory_bytes >= 0
+        assert own.prove(*claim(), None).memory_bytes >= 0
         assert Path(f"/proc/{own.helper_pid}/cmdline").read_bytes().split(b"\0")[-2] == b"numpy"
 
 
-def test_the_helper_and_what_it_tries_end_with_a_server_that_is_killed(claim):
-    slow = json.dumps(asdict(claim(endless(), engine="numpy")))
+def test_the_helper_and_what_it_tries_end_with_a_server_that_is_killed(tmp_path):
+    tiny.write_tiny_bundle(tmp_path / "slow", 1, **{"network.onnx": endless()})
     script = (
-        "import json, sys; from server.proving.prover import ProofRequest, Prover; prover = Prover('numpy');"
-        "prover.start();"
-        "print(prover.helper_pid, flush=True); prover.prove(ProofRequest(**json.loads(sys.argv[1])), None)"
+        "import sys; from pathlib import Path; from model_store.bundle.files import read_bundle;"
+        "from server.proving.prover import ProofLimits, Prover; prover = Prover('numpy'); prover.start();"
+        "print(prover.helper_pid, flush=True); limits = ProofLimits('numpy', None, 4 << 30, 60.0);"
+        "prover.prove(read_bundle(Path(sys.argv[1])), limits, None)"
     )
-    with subprocess.Popen([sys.executable, "-c", script, slow], stdout=subprocess.PIPE, text=True) as server:
+    command = [sys.executable, "-c", script, str(tmp_path / "slow")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         helper = int(server.stdout.readline())
         while not (found := children(helper)):
             assert server.poll() is None
@@ -254,16 +256,16 @@ def test_the_helper_imports_the_engine_that_is_served_and_a_proof_by_one_that_is
     monkeypatch.setenv("PYTHONPATH", str(package.parent))
     for engine in ("numpy", "openvino"):
         with closing(Prover(engine)) as own:
-            assert own.prove(claim(engine="numpy"), None).memory_bytes > 0
+            assert own.prove(*claim(engine="numpy"), None).memory_bytes > 0
             with pytest.raises(ProvingError, match="engine 'openvino' lacks openvino; pip install openvino"):
-                own.prove(claim(), None)
+                own.prove(*claim(), None)
 
 
 @needs_training
 def test_what_a_proof_logs_is_in_the_servers_log_and_in_its_form(claim, caplog, capfd, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # the engine warns where it finds no GPU
     with closing(Prover("torch")) as prover:
-        prover.prove(claim(engine="torch"), None)
+        prover.prove(*claim(engine="torch"), None)
     (record,) = caplog.records
     assert (record.name, record.levelname) == ("kernels.gpu.torch_backend", "WARNING")
     assert record.getMessage().startswith("PyTorch finds no GPU")
@@ -272,9 +274,4 @@ def test_what_a_proof_logs_is_in_the_servers_log_and_in_its_form(claim, caplog, 
 
 def test_a_gpu_that_is_not_there_is_not_the_bundles_fault(prover, claim):
     with pytest.raises(ProvingError, match="there is no CUDA device|is not installed|pip install"):
-        prover.prove(claim(engine="tensorrt", device=63), None)
-
-
-def test_another_bundle_than_was_claimed_is_not_proven(prover, claim):
-    with pytest.raises(ProvingError, match="its digest is .*, not 000"):
-        prover.prove(replace(claim(), digest="0" * 64), None)
+        prover.prove(*claim(engine="tensorrt", device=63), None)

@@ -16,7 +16,7 @@ from feature_client.codec import encode_rows
 from feature_client.stores.open_store import open_store
 from model_store.bundle.manifest import Head, Surface
 from model_store.registry.open_objects import open_objects
-from model_store.registry.store import open_model_store
+from model_store.registry.store import ModelStore, open_model_store
 from pinrank.v1 import ranking_pb2
 from server.proving.prover import Prover
 from tests import tiny
@@ -231,34 +231,66 @@ class SwappedStore(Prover):
         super().__init__("openvino", nice=0)
         self._folder, self._other = folder, other
 
-    def prove(self, claim, sample):
-        proof = super().prove(claim, sample)
-        if claim.version == 2:
-            self._folder.rename(self._folder.with_name("before"))
-            self._other.rename(self._folder)
+    def prove(self, bundle, limits, sample):
+        proof = super().prove(bundle, limits, sample)
+        if bundle.manifest.version == 2:
+            swap_places(self._folder, self._other)
         return proof
 
 
-async def test_a_bundle_that_changes_between_its_proof_and_its_load_is_not_served(serve, calls, store, tmp_path):
+def swap_places(folder, other):
+    before = folder.with_name("before")
+    folder.rename(before)
+    other.rename(folder)
+    before.rename(other)
+
+
+@pytest.fixture
+def two_stores(store, tmp_path):
+    """The store and another, whose tiny@2 has another network; and the bundles of both."""
     other = open_model_store(tmp_path / "other")
     publish(other, tmp_path / "first", 1)
-    proven = publish(store, tmp_path, 2, **own_golden(tiny.network(seed=5)))
-    read = publish(other, tmp_path / "second", 2, **own_golden(tiny.network(seed=6)))
+    own = publish(store, tmp_path, 2, **own_golden(tiny.network(seed=5)))
+    others = publish(other, tmp_path / "second", 2, **own_golden(tiny.network(seed=6)))
     for one in (store, other):
         one.set_label("tiny", "stable", 2)
     store.set_label("tiny", "stable", 1)
-    with closing(SwappedStore(Path(store.where), Path(other.where))) as prover:
+    return Path(store.where), Path(other.where), own, others
+
+
+async def test_what_was_proven_is_served_whatever_becomes_of_the_store(serve, calls, store, two_stores):
+    folder, other, own, others = two_stores
+    with closing(SwappedStore(folder, other)) as prover:
         server = await serve(own_prover=prover)
         call = calls(server)
         assert await call.version() == 1
         store.set_label("tiny", "stable", 2)
-        await eventually(lambda: held(server, 2) == "failed", 30)
-        reason = await call.reason(2)
-        assert f"changed in the store after it was proven: the digest {proven.digest} was proven, and" in reason
-        assert read.digest in reason
-        assert await call.version() == 1
-        assert sample(server, "pinrank_model_swaps_total", outcome="failed_bundle") == 1
+        await eventually(lambda: server.status.default.version == 2, 30)
+        assert (await call.rank()).versions.model_digest == own.digest != others.digest
         await server.drain_and_close()
+
+
+async def test_a_bundle_that_changes_while_it_is_loaded_is_not_proven(serve, calls, store, two_stores, monkeypatch):
+    folder, other, own, others = two_stores
+    read = ModelStore.read
+
+    def read_late(self, model, version, bytes_max=None):
+        if bytes_max is not None and version == 2 and other.exists():  # the server, and not `set_label`
+            swap_places(folder, other)
+            other.rename(other.with_name("done"))
+        return read(self, model, version, bytes_max)
+
+    server = await serve(swap={"retry_s": 1.0})
+    call = calls(server)
+    monkeypatch.setattr(ModelStore, "read", read_late)
+    store.set_label("tiny", "stable", 2)
+    await eventually(lambda: held(server, 2) == "failed", 30)
+    reason = await call.reason(2)
+    assert (
+        f"changed in the store while it was loaded: the digest was {own.digest}, and is now {others.digest}" in reason
+    )
+    await eventually(lambda: server.status.default.version == 2, 30)
+    assert (await call.rank()).versions.model_digest == others.digest
 
 
 async def test_features_that_are_not_there_yet_delay_a_roll_over_and_no_request_mixes_spaces(
