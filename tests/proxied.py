@@ -75,10 +75,15 @@ class Envoy:
         """Return the number of servers that get calls."""
         return self.statistics()["cluster.pinrank.membership_healthy"]
 
-    def access_log(self) -> list[dict[str, Any]]:
-        """Return the lines of the access log so far."""
-        self._ask("POST", "/reopen_logs")  # writes what it still holds
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
+    def access_log(self, lines_min: int = 0) -> list[dict[str, Any]]:
+        """Return the lines of the access log so far, once there are so many. A thread of Envoy's writes them."""
+        until_s = time.monotonic() + 30
+        while True:
+            self._ask("POST", "/reopen_logs")  # asks it to write what it still holds
+            *lines, _ = self.log.read_text().split("\n")  # the last may not be whole yet
+            if len(lines) >= lines_min or time.monotonic() > until_s:
+                return [json.loads(line) for line in lines]
+            time.sleep(0.05)
 
     def _ask(self, method: str, path: str) -> bytes:
         asked = _UnixConnection(self.admin)

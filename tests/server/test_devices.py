@@ -18,7 +18,7 @@ from tests.server.swapping import held, publish, sample
 async def test_every_version_is_compiled_for_all_devices_and_proven_on_the_first(
     serve, calls, store, tmp_path, prover, monkeypatch
 ):
-    opened, claims, prove = [], [], prover.prove
+    opened, proven, prove = [], [], prover.prove
 
     def factory(name, devices, _products):
         opened.append((name, devices))
@@ -28,9 +28,9 @@ async def test_every_version_is_compiled_for_all_devices_and_proven_on_the_first
 
         return engine
 
-    def on_the_processor(claim, sample):
-        claims.append(claim)
-        return prove(replace(claim, engine="numpy", device=0), sample)
+    def on_the_processor(bundle, limits, sample):
+        proven.append((bundle.manifest.version, limits.engine, limits.device))
+        return prove(bundle, replace(limits, engine="numpy", device=0), sample)
 
     monkeypatch.setattr("server.app.engine_factory", factory)
     monkeypatch.setattr(prover, "prove", on_the_processor)
@@ -40,7 +40,7 @@ async def test_every_version_is_compiled_for_all_devices_and_proven_on_the_first
     await eventually(lambda: held(server, 2) == "serving", 30)
     assert await calls(server).version() == 2
     assert opened == [("torch", (2, 5))]
-    assert [(claim.version, claim.engine, claim.device) for claim in claims] == [(1, "torch", 2), (2, "torch", 2)]
+    assert proven == [(1, "torch", 2), (2, "torch", 2)]
     assert server.status.default.model.engine.streams == server.status.idle_streams == 6  # three on each
 
 
