@@ -33,8 +33,11 @@ constexpr size_t OUTPUT_BYTES = 256 << 10;
 constexpr size_t UNTAKEN_BYTES = 256 << 10;
 // What a connection remembers of its calls' credentials, each with so much for itself.
 constexpr size_t CREDENTIALS_BYTES = 24 << 10, CREDENTIALS_OVERHEAD = 400;
-// What a message costs whose handler has not taken it yet, beside its own bytes.
-constexpr size_t MESSAGE_OVERHEAD = 100;
+// What a message of a stream costs until its handler is done with it: its own bytes, and the objects that they become,
+// which take several times as many.
+constexpr size_t MESSAGE_OVERHEAD = 100, OBJECT_BYTES = 4;
+// What a call costs beside its bytes: this library's and nghttp2's memory for it, and its handler's.
+constexpr size_t CALL_BYTES = 4 << 10;
 enum Kind : int64_t { CALL = 1, MESSAGE = 2, REQUEST_ENDED = 3, CLOSED = 4, BEGUN = 5, SENT = 6 };
 
 // What happened on a stream. `address`, `size` and `compressed` describe a message: of a call whose method takes one
@@ -81,8 +84,9 @@ struct Call {
   // That of `credential_names`, until its number is known.
   string credentials;
   int64_t credentials_number = 0;
-  // How much of the metadata is counted in the connection's kept bytes.
-  size_t kept_metadata = 0;
+  // What is counted in the connection's kept bytes for the call itself with its metadata, and for messages that its
+  // handler is not done with.
+  size_t kept_call = 0, kept_messages = 0;
   // Received bytes that are no whole message yet; for a method that takes one message, all of them.
   string received;
   size_t untaken = 0, owed = 0;
@@ -108,7 +112,7 @@ struct Connection {
   // A deque, as its strings stay where they are when others join them.
   std::deque<string> messages;
   string output;
-  // The bytes that all calls have in `metadata`, `received` and `answer`.
+  // The bytes of all calls: `kept_call`, `kept_messages`, and those in `received` and `answer`.
   size_t kept_bytes = 0;
   bool settings_received = false;
   // Numbers of credentials, their bytes, and how often they were forgotten.
@@ -125,9 +129,10 @@ struct Connection {
     drop(kept_bytes);
   }
 
+  // A connection may hold no more than is left for all others, so that it cannot take the last of it from them.
   bool has_room(size_t size) const {
     return kept_bytes + size <= endpoint->kept_bytes_max &&
-           endpoint->all_kept_bytes + size <= endpoint->all_kept_bytes_max;
+           (kept_bytes + size) + (endpoint->all_kept_bytes + size) <= endpoint->all_kept_bytes_max;
   }
 
   void keep(size_t size) {
@@ -321,10 +326,10 @@ int begin(Connection& connection, Call& call) {
   if (call.header_bytes > endpoint.header_bytes_max)
     return fail(connection, call, RESOURCE_EXHAUSTED,
                 "the metadata exceeds " + std::to_string(endpoint.header_bytes_max) + " bytes");
-  if (!connection.has_room(call.metadata.size()))
+  if (!connection.has_room(CALL_BYTES + call.metadata.size()))
     return fail(connection, call, RESOURCE_EXHAUSTED, "too many bytes are in unanswered calls");
-  call.kept_metadata = call.metadata.size();
-  connection.keep(call.kept_metadata);
+  call.kept_call = CALL_BYTES + call.metadata.size();
+  connection.keep(call.kept_call);
   call.credentials_number = connection.number_of(std::exchange(call.credentials, {}));
   if (!call.is_grpc) {
     call.answered = call.failed = true;
@@ -343,6 +348,9 @@ int begin(Connection& connection, Call& call) {
   return 0;
 }
 
+// What a message of a stream costs until its handler is done with it.
+size_t cost_of(size_t size) { return MESSAGE_OVERHEAD + (1 + OBJECT_BYTES) * size; }
+
 // Takes whole messages out of the received bytes, for a method that takes a stream of them.
 int take_messages(Connection& connection, Call& call) {
   size_t at = 0;
@@ -358,6 +366,8 @@ int take_messages(Connection& connection, Call& call) {
     if (call.received.size() - at - PREFIX_BYTES < size) break;
     connection.messages.push_back(call.received.substr(at + PREFIX_BYTES, size));
     call.untaken += size + MESSAGE_OVERHEAD;
+    call.kept_messages += cost_of(size);
+    connection.keep(cost_of(size));
     connection.tell(MESSAGE, call, (int64_t)connection.messages.back().data(), (int64_t)size, prefix[0]);
     at += PREFIX_BYTES + size;
   }
@@ -439,7 +449,7 @@ int on_stream_close(nghttp2_session*, int32_t stream, uint32_t, void* user_data)
   Connection& connection = of(user_data);
   if (Call* const call = connection.call(stream)) {
     connection.resets += !call->answered;
-    connection.drop(call->kept_metadata + call->received.size() + call->answer.size());
+    connection.drop(call->kept_call + call->kept_messages + call->received.size() + call->answer.size());
     // Its message must outlive it: the caller of this library has not looked at the events yet.
     connection.messages.push_back(std::move(call->received));
     for (Event& event : connection.events)
@@ -608,12 +618,25 @@ PINRANK_API void pinrank_h2_reset(Connection* connection, int32_t stream) {
     nghttp2_submit_rst_stream(connection->session, NGHTTP2_FLAG_NONE, stream, NGHTTP2_CANCEL);
 }
 
-// Gives a client's stream room for further messages, after its handler has taken one.
-PINRANK_API void pinrank_h2_taken(Connection* connection, int32_t stream, int64_t size) {
+// Counts further bytes for a call's message, such as what it is when decompressed. Returns whether there is room.
+PINRANK_API int32_t pinrank_h2_keep(Connection* connection, int32_t stream, int64_t size) {
   Call* const call = connection->call(stream);
-  if (call == nullptr || call->failed) return;
+  if (call == nullptr || !connection->has_room(cost_of((size_t)size))) return 0;
+  call->kept_messages += cost_of((size_t)size);
+  connection->keep(cost_of((size_t)size));
+  return 1;
+}
+
+// Gives a client's stream room for further messages, after its handler is done with one. `kept` is what was counted for
+// it by `pinrank_h2_keep`, or -1.
+PINRANK_API void pinrank_h2_taken(Connection* connection, int32_t stream, int64_t size, int64_t kept) {
+  Call* const call = connection->call(stream);
+  if (call == nullptr) return;
   call->untaken -= (size_t)size + MESSAGE_OVERHEAD;
-  if (call->untaken <= UNTAKEN_BYTES && call->owed)
+  const size_t cost = cost_of((size_t)size) + (kept < 0 ? 0 : cost_of((size_t)kept));
+  call->kept_messages -= cost;
+  connection->drop(cost);
+  if (!call->failed && call->untaken <= UNTAKEN_BYTES && call->owed)
     nghttp2_session_consume_stream(connection->session, stream, std::exchange(call->owed, 0));
 }
 

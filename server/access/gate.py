@@ -179,6 +179,8 @@ class Gate:
         certified = _names_in(context.auth_context()) if callers.by_certificate else ()
         connected = next(filter(None, map(callers.by_certificate.get, certified)), None)
         tokens, names = _credentials(context)
+        if connected is not None and connected.speaks_for_others:
+            _note_proxy(connected)
         if tokens:
             caller = self._by_authorization(tokens)
         else:
@@ -189,7 +191,9 @@ class Gate:
 
     def _spoken_for(self, caller: Caller, connected: Caller | None, names: Sequence[bytes]) -> Caller:
         """Return the caller that a proxy names; `connected` is who has the connection's certificate."""
-        if not caller.speaks_for_others:
+        if caller.speaks_for_others:
+            _note_proxy(caller)
+        else:
             # A token says more than a certificate: that of a call which a proxy passes on, too.
             if connected is not None and connected.speaks_for_others:
                 return replace(caller, via=connected.name)
@@ -287,6 +291,11 @@ class Gate:
             grpc.StatusCode.PERMISSION_DENIED,
             f"caller {caller.name!r} may not {permission} (it may: {may}); the server's callers_file says who may",
         )
+
+
+def _note_proxy(proxy: Caller) -> None:
+    """Note who passes the call on, so that a refusal is not held against the proxy's connection."""
+    CALLER.set(replace(NOBODY, via=proxy.name))
 
 
 def _credentials(context: _Context) -> Sequence[list[bytes]]:

@@ -5,21 +5,59 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import inspect
 import time
 import urllib.parse
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import grpc
 import grpc.aio
 
+from server.access.gate import CALLER
+from server.api.calls import Deferred, kind_of
 from server.api.status import MESSAGE_BYTES_MAX, within
 from server.edge.http2 import Credentials, Http2Connection
+
+if TYPE_CHECKING:
+    from server.api.calls import Handler
 
 #: zlib's window bits by the name of an encoding (zlib.decompressobj).
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}
 _SHOWN_MAX = 60
+#: Methods whose calls are no work: a connection that has only these makes room for others.
+_IDLE_METHODS = frozenset({"/grpc.health.v1.Health/Watch"})
+_FREE_SERVICES = ("/grpc.health.", "/grpc.reflection.")
+_REFUSALS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+
+
+class Method(NamedTuple):
+    """A method's behaviour, from bytes to bytes.
+
+    Attributes:
+        behaviour: takes the request (bytes, or an iterator of them) and the `Call`.
+        serialise: turns a message of an answer into bytes.
+        takes_stream: whether a request is a stream of messages.
+        answers_stream: whether an answer is.
+        is_work: whether a call keeps its connection from being closed for another.
+        is_free: whether no quota or limit bounds its calls.
+    """
+
+    behaviour: Callable[[Any, Any], Any]
+    serialise: Callable[[Any], bytes]
+    takes_stream: bool
+    answers_stream: bool
+    is_work: bool
+    is_free: bool
+
+    @classmethod
+    def of(cls, path: str, handler: Handler) -> Method:
+        """Return the method of a guarded handler."""
+        behaviour = getattr(handler, kind_of(handler))
+        serialise = handler.response_serializer or bytes
+        sides = handler.request_streaming, handler.response_streaming
+        return cls(behaviour, serialise, *sides, path not in _IDLE_METHODS, path.startswith(_FREE_SERVICES))
 
 
 class Call:
@@ -57,6 +95,10 @@ class Call:
         self._auth_context = auth_context
         self.deadline_s = None if timeout_us < 0 else time.monotonic() + timeout_us / 1e6
         self.task: asyncio.Task[None] | None = None
+        #: The method, once the call has begun.
+        self.begun: Method | None = None
+        #: Whether it was not let in, on a connection that its client has for itself: not on a proxy's.
+        self.is_refused = False
         #: Until when the whole request must have come.
         self.asks_until_s = float("inf")
         self.answered = False
@@ -124,6 +166,8 @@ class Call:
         if self.answered:
             return
         self.answered = True
+        # In the call's own task, which knows of a proxy as soon as its gate does.
+        self.is_refused = code in _REFUSALS and not CALLER.get().via
         trailers = [(name.encode(), _header_value(value)) for name, value in trailing_metadata]
         quoted = urllib.parse.quote(within(details, MESSAGE_BYTES_MAX), safe=_UNQUOTED)
         self._http2.end(self._stream, code.value[0], quoted, trailers)
@@ -146,10 +190,15 @@ class Call:
         for callback in self._done_callbacks:
             callback(self)
 
-    def requests(self, bytes_max: int) -> AsyncIterator[bytes]:
-        """Return the messages of a request that is a stream of them; `receive` brings them."""
+    def requests(self, bytes_max: int, rests: Callable[[], None]) -> AsyncIterator[bytes]:
+        """Return the messages of a request that is a stream of them; `receive` brings them.
+
+        Args:
+            bytes_max: maximum size of a message when decompressed.
+            rests: called whenever there is no further message yet.
+        """
         self._inbox = asyncio.Queue()
-        return self._received(self._inbox, bytes_max)
+        return self._received(self._inbox, bytes_max, rests)
 
     def receive(self, message: bytes, *, compressed: bool) -> None:
         """Take a message of the request."""
@@ -161,12 +210,20 @@ class Call:
         if self._inbox is not None:
             self._inbox.put_nowait(None)
 
-    async def _received(self, inbox: asyncio.Queue[tuple[bytes, bool] | None], bytes_max: int) -> AsyncIterator[bytes]:
-        while (received := await inbox.get()) is not None:
+    async def _received(
+        self, inbox: asyncio.Queue[tuple[bytes, bool] | None], bytes_max: int, rests: Callable[[], None]
+    ) -> AsyncIterator[bytes]:
+        while True:
+            if inbox.empty():
+                rests()
+            if (received := await inbox.get()) is None:
+                return
             message, compressed = received
-            self._http2.taken(self._stream, len(message))
+            content = await self.decompressed(message, bytes_max) if compressed else message
+            yield content
+            # Not before: meanwhile it takes memory.
+            self._http2.taken(self._stream, len(message), len(content) if compressed else -1)
             self._flush()
-            yield await self.decompressed(message, bytes_max) if compressed else message
             await asyncio.sleep(0)  # a client's messages must not hold up the calls of others
 
     async def decompressed(self, message: bytes, bytes_max: int) -> bytes:
@@ -188,7 +245,50 @@ class Call:
             await self.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
         if not machine.eof:
             await self.abort(grpc.StatusCode.INTERNAL, "cannot decompress a message: it is cut off")
+        if not self._http2.keep(self._stream, len(content)):
+            await self.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many bytes are in unanswered calls")
         return content
+
+
+async def run(method: Method, request: bytes | Compressed | AsyncIterator[bytes], call: Call) -> None:
+    """Run a guarded handler and send what it answers."""
+    try:
+        result = method.behaviour(request, call)
+        if not method.answers_stream:
+            call.answer(await result)
+        elif inspect.isasyncgen(result):
+            async for message in result:
+                await call.write(message)
+            call.end(grpc.StatusCode.OK)
+        else:
+            await result
+            call.end(grpc.StatusCode.OK)
+    except grpc.aio.AbortError:  # the call has its status
+        pass
+    except asyncio.CancelledError:  # the caller is gone, or the call was cut off
+        call.end(grpc.StatusCode.CANCELLED)
+    finally:  # no effect on a call that was answered
+        call.end(grpc.StatusCode.INTERNAL, "the call ended without an answer")
+
+
+class Compressed(Deferred):
+    """A request that is decompressed when its caller was let in; one after the other, so that few are at a time."""
+
+    def __init__(self, message: bytes, call: Call, bytes_max: int) -> None:
+        self._message, self._call, self._bytes_max = message, call, bytes_max
+
+    async def content(self) -> bytes:
+        return await self._call.decompressed(self._message, self._bytes_max)
+
+
+def peer_name(name: tuple[Any, ...] | str | bytes | None) -> str:
+    """Return a peer's address as gRPC writes it."""
+    match name:
+        case (str(host), int(port)):
+            return f"ipv4:{host}:{port}"
+        case (str(host), int(port), *_):
+            return f"ipv6:[{host}]:{port}"
+    return "unix:"
 
 
 #: Characters of a grpc-message that are sent as they are (gRPC over HTTP/2, "Status-Message").

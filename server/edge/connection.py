@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import random
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from functools import partial
+from typing import TYPE_CHECKING, cast
 
 import grpc
 import grpc.aio
 
 from server.access.token_bucket import TokenBucket
-from server.api.calls import Deferred, kind_of
-from server.edge.call import Call
-from server.edge.crowd import RESETS_AT_ONCE, RESETS_PER_S, Closable, Crowd
+from server.edge.call import Call, Compressed, Method, peer_name, run
+from server.edge.crowd import (
+    FREE_CALLS_AT_ONCE,
+    FREE_CALLS_PER_S,
+    RESETS_AT_ONCE,
+    RESETS_PER_S,
+    Closable,
+    Crowd,
+)
 from server.edge.http2 import ConnectionBrokenError, Event, EventKind, Http2Connection, Http2Endpoint
 from server.edge.tls import TlsPort, auth_context
 
 if TYPE_CHECKING:
-    from server.api.calls import Handler
     from server.edge.endpoint import PortLimits
 
 #: Maximum time between a connection and its first HTTP/2 frame.
@@ -31,41 +37,18 @@ _GREETING_S_MAX = 20.0
 RETIREMENT_S = 1.0
 #: Time for clients to close a connection on which we send nothing more.
 CLOSING_S = 0.5
+_RETIRED = "the connection is too old, or the server shuts down; call again over another connection"
 _HANGING_UP = "the server is shutting down; retry on another replica"
 
 #: Time for a client to take an answer, whatever its deadline.
 _TAKING_S = 20.0
 #: Time for a client to send a whole request, whatever its deadline.
 _ASKING_S = 20.0
-#: Methods whose calls are not work: a connection that has only these makes room for others.
-_IDLE_METHODS = frozenset({"/grpc.health.v1.Health/Watch"})
+#: Calls of methods that are no work, such as Health/Watch, last for ever; one connection needs few of them.
+_IDLE_CALLS_MAX = 8
+#: Calls to begin before other connections have their turn.
+_BEGUN_A_TURN = 32
 _CALL, _BEGUN = EventKind.CALL.value, EventKind.BEGUN.value
-
-
-class Method(NamedTuple):
-    """A method's behaviour, from bytes to bytes.
-
-    Attributes:
-        behaviour: takes the request (bytes, or an iterator of them) and the `Call`.
-        serialise: turns a message of an answer into bytes.
-        takes_stream: whether a request is a stream of messages.
-        answers_stream: whether an answer is.
-        is_work: whether a call keeps its connection from being closed for another.
-    """
-
-    behaviour: Callable[[Any, Any], Any]
-    serialise: Callable[[Any], bytes]
-    takes_stream: bool
-    answers_stream: bool
-    is_work: bool
-
-    @classmethod
-    def of(cls, path: str, handler: Handler) -> Method:
-        """Return the method of a guarded handler."""
-        behaviour = getattr(handler, kind_of(handler))
-        serialise = handler.response_serializer or bytes
-        sides = handler.request_streaming, handler.response_streaming
-        return cls(behaviour, serialise, *sides, path not in _IDLE_METHODS)
 
 
 @dataclass(slots=True)
@@ -97,15 +80,18 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._http2 = Http2Connection(served.http2)
         self._calls: dict[int, Call] = {}
-        #: The calls that were let begin and are work.
+        #: The calls that are work: not those that wait for their client's next message, or to be told something.
         self._working: set[int] = set()
+        self._idle_calls = 0
+        #: What happened and waits until other connections have had their turn.
+        self._waiting: deque[Event] = deque()
         self._transport: asyncio.Transport
-        self._is_writable = True
+        self._unread_since_s = self._reads_from_s = now_s = self._loop.time()
+        self._is_writable, self._is_throttled = True, False
         self._has_ended = False
         self.closed = asyncio.Event()
         self._peer = ""
         self._auth_context: Mapping[str, list[bytes]] = {}
-        now_s = self._loop.time()
         self._greeted_by_s = now_s + _GREETING_S_MAX
         # Connections that were opened together must not all come back together.
         spread = random.uniform(0.9, 1.1)
@@ -114,8 +100,9 @@ class Connection(asyncio.Protocol):
         self._idle_s_max = served.limits.connection_idle_s_max or float("inf")
         self._idle_since_s = now_s
         self._resets = TokenBucket(RESETS_PER_S, RESETS_AT_ONCE / RESETS_PER_S, now_s)
+        self._free_calls = TokenBucket(FREE_CALLS_PER_S, FREE_CALLS_AT_ONCE / FREE_CALLS_PER_S, now_s)
         self._resets_seen = 0
-        self._goes_away_at_s = self._closes_at_s = float("inf")
+        self._goes_away_at_s = self._ends_idle_at_s = self._closes_at_s = float("inf")
 
     @property
     def is_reading(self) -> bool:
@@ -134,7 +121,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._peer = _peer(transport.get_extra_info("peername"))
+        self._peer = peer_name(transport.get_extra_info("peername"))
         if self._served.stopped or not self._served.crowd.enter(self):  # or it was accepted before the listener closed
             self.abort()
         elif self._is_secured():
@@ -154,22 +141,28 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, _: Exception | None) -> None:
         self._served.crowd.leave(self)
         self._is_writable = False
+        self._waiting.clear()
         self.closed.set()
         calls, self._calls = self._calls, {}
         for call in calls.values():
             call.over()
 
     def pause_writing(self) -> None:
-        self._is_writable = False
-        # A client that does not read its answers cannot ask for more of them.
-        if not self._transport.is_closing():
-            self._transport.pause_reading()
+        self._is_writable, self._unread_since_s = False, self._loop.time()
+        self._read_or_not()
 
     def resume_writing(self) -> None:
         self._is_writable = True
-        if not self._transport.is_closing():
-            self._transport.resume_reading()
+        self._read_or_not()
         self.flush()
+
+    def _read_or_not(self) -> None:
+        """Read what the client sends, unless it does not read its answers, or had more than its turn."""
+        if self._transport.is_closing():
+            return
+        reads = self._is_writable and not self._waiting and not self._is_throttled
+        if reads != self._transport.is_reading():
+            (self._transport.resume_reading if reads else self._transport.pause_reading)()
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -199,11 +192,22 @@ class Connection(asyncio.Protocol):
 
     def _heed(self, events: list[Event]) -> None:
         # Nothing may be sent meanwhile: what is sent causes events too, and they would overtake the others.
-        for event in events:
+        self._waiting.extend(events)
+        if len(self._waiting) == len(events):  # or they follow those that wait already
+            self._heed_waiting()
+
+    def _heed_waiting(self) -> None:
+        begun = 0
+        while self._waiting and begun < _BEGUN_A_TURN:
+            event = self._waiting.popleft()
             if event.kind in (_CALL, _BEGUN):
                 self._begin(event)
+                begun += 1
             elif (call := self._calls.get(event.stream)) is not None:
                 self._go_on(call, event)
+        if self._waiting:
+            self._loop.call_soon(self._heed_waiting)
+        self._read_or_not()
 
     def _begin(self, event: Event) -> None:
         """Begin a call, or only note it as long as its message has not come."""
@@ -223,33 +227,72 @@ class Connection(asyncio.Protocol):
         if event.kind == _BEGUN or call.answered:
             call.asks_until_s = self._loop.time() + _ASKING_S
             return
-        if method.is_work:
-            self._working.add(event.stream)
-            self._served.crowd.works(self)
+        call.begun = method
+        if not method.is_work:
+            self._idle_calls += 1
+            if self._idle_calls > _IDLE_CALLS_MAX:
+                problem = f"a connection may have {_IDLE_CALLS_MAX} calls of this method at once; end others first"
+                call.end(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
+                return
         if method.takes_stream:
-            answer = _run(method, call.requests(bytes_max), call)
-        elif event.compressed:
-            answer = _run(method, _Compressed(event.message, call, bytes_max), call)
+            answer = run(method, call.requests(bytes_max, partial(self._rest, event.stream)), call)
         else:
-            answer = _run(method, event.message, call)
+            self._work(event.stream, call)
+            answer = run(
+                method, Compressed(event.message, call, bytes_max) if event.compressed else event.message, call
+            )
         call.task = self._loop.create_task(answer)
+
+    def _work(self, stream: int, call: Call) -> None:
+        """Note that a call has something to do, so that its connection does not make room for another."""
+        if call.begun is not None and call.begun.is_work and stream not in self._working:
+            self._working.add(stream)
+            self._served.crowd.works(self)
+
+    def _rest(self, stream: int) -> None:
+        """Note that a call is over, or waits for its client's next message."""
+        self._working.discard(stream)
+        if not self._working:
+            self._served.crowd.rests(self)
 
     def _go_on(self, call: Call, event: Event) -> None:
         match event.kind:
             case EventKind.CLOSED:
                 del self._calls[event.stream]
                 call.over()
-                self._working.discard(event.stream)
+                self._rest(event.stream)
+                if call.begun is not None:
+                    self._idle_calls -= not call.begun.is_work
+                    if call.begun.is_free or call.is_refused:
+                        self._charge()
                 if not self._calls:
                     self._idle_since_s = self._loop.time()
-                if not self._working:
-                    self._served.crowd.rests(self)
             case EventKind.SENT:
                 call.sent()
             case EventKind.MESSAGE:
+                self._work(event.stream, call)
                 call.receive(event.message, compressed=bool(event.compressed))
             case EventKind.REQUEST_ENDED:
+                self._work(event.stream, call)
                 call.end_of_request()
+
+    def _charge(self) -> None:
+        """Count a call that no quota or limit bounds. Beyond a rate, the client's further calls wait."""
+        now_s = self._loop.time()
+        self._free_calls.take(1)
+        if (wait_s := self._free_calls.wait_s(1, now_s)) > 0:
+            self._reads_from_s = now_s + wait_s
+            if not self._is_throttled:
+                self._is_throttled = True
+                self._read_or_not()
+                self._loop.call_at(self._reads_from_s, self._end_throttle)
+
+    def _end_throttle(self) -> None:
+        if self._loop.time() < self._reads_from_s:  # calls have ended meanwhile
+            self._loop.call_at(self._reads_from_s, self._end_throttle)
+        else:
+            self._is_throttled = False
+            self._read_or_not()
 
     def flush(self) -> None:
         """Write what is to be sent, as long as the client reads it."""
@@ -284,12 +327,18 @@ class Connection(asyncio.Protocol):
             self.retire()
         if now_s > self._closes_at_s:
             self._transport.abort()
+        if not self._is_writable and now_s > self._unread_since_s + _TAKING_S and not self.closed.is_set():
+            self._served.crowd.metrics.closed("unread")
+            self._transport.abort()
         if now_s > self._retires_at_s:
             self.retire()
         if now_s > self._goes_away_at_s:
-            self._goes_away_at_s = float("inf")
+            self._goes_away_at_s, self._ends_idle_at_s = float("inf"), now_s + _TAKING_S
             self._http2.go_away()
             self.flush()
+        if now_s > self._ends_idle_at_s:
+            for stream in self._calls.keys() - self._working:
+                self._cut_off(self._calls[stream], grpc.StatusCode.UNAVAILABLE, _RETIRED)
 
     def _watch_calls(self, now_s: float) -> None:
         """End calls whose time is over: to send a request, to answer it, or to take the answer."""
@@ -314,6 +363,8 @@ class Connection(asyncio.Protocol):
 
     def hang_up(self) -> None:
         """End unanswered calls with UNAVAILABLE, and send nothing after what was written."""
+        while self._waiting:
+            self._heed_waiting()
         for call in tuple(self._calls.values()):
             self._cut_off(call, grpc.StatusCode.UNAVAILABLE, _HANGING_UP)
         self._http2.go_away()
@@ -343,44 +394,3 @@ class Connection(asyncio.Protocol):
             call.end(code, message)
             if call.task is not None:
                 call.task.cancel()
-
-
-async def _run(method: Method, request: bytes | _Compressed | AsyncIterator[bytes], call: Call) -> None:
-    """Run a guarded handler and send what it answers."""
-    try:
-        result = method.behaviour(request, call)
-        if not method.answers_stream:
-            call.answer(await result)
-        elif inspect.isasyncgen(result):
-            async for message in result:
-                await call.write(message)
-            call.end(grpc.StatusCode.OK)
-        else:
-            await result
-            call.end(grpc.StatusCode.OK)
-    except grpc.aio.AbortError:  # the call has its status
-        pass
-    except asyncio.CancelledError:  # the caller is gone, or the call was cut off
-        call.end(grpc.StatusCode.CANCELLED)
-    finally:  # no effect on a call that was answered
-        call.end(grpc.StatusCode.INTERNAL, "the call ended without an answer")
-
-
-class _Compressed(Deferred):
-    """A request that is decompressed when its caller was let in; one after the other, so that few are at a time."""
-
-    def __init__(self, message: bytes, call: Call, bytes_max: int) -> None:
-        self._message, self._call, self._bytes_max = message, call, bytes_max
-
-    async def content(self) -> bytes:
-        return await self._call.decompressed(self._message, self._bytes_max)
-
-
-def _peer(name: tuple[Any, ...] | str | bytes | None) -> str:
-    """Return a peer's address as gRPC writes it."""
-    match name:
-        case (str(host), int(port)):
-            return f"ipv4:{host}:{port}"
-        case (str(host), int(port), *_):
-            return f"ipv6:[{host}]:{port}"
-    return "unix:"

@@ -15,6 +15,9 @@ _CONNECTIONS_MIN = 16
 #: A connection may end so many unanswered calls at once, and so many a second: as many as may be in flight on it when
 #: their common deadline passes, and more than a client that works gives up.
 RESETS_AT_ONCE, RESETS_PER_S = 2_000, 100.0
+#: A connection may have so many calls at once, and so many a second, that no quota bounds: refused ones, of health and
+#: of reflection. Beyond that, its calls wait.
+FREE_CALLS_AT_ONCE, FREE_CALLS_PER_S = 200, 100.0
 
 
 class Closable(Protocol):

@@ -205,9 +205,19 @@ class Http2Connection:
         """Give up a call, whatever of its answer is still to be sent."""
         self._native.pinrank_h2_reset(self._address, stream)
 
-    def taken(self, stream: int, size: int) -> None:
-        """Note that a message of `size` bytes was taken, so that the client may send more."""
-        self._native.pinrank_h2_taken(self._address, stream, size)
+    def keep(self, stream: int, size: int) -> bool:
+        """Count further bytes for a call, such as those of a decompressed message. Return whether there is room."""
+        return bool(self._native.pinrank_h2_keep(self._address, stream, size))
+
+    def taken(self, stream: int, size: int, kept: int = -1) -> None:
+        """Note that a handler is done with a message, so that the client may send more.
+
+        Args:
+            stream: the call's number.
+            size: the message's bytes as they came.
+            kept: what was counted for it by `keep`; -1 if nothing was.
+        """
+        self._native.pinrank_h2_taken(self._address, stream, size, kept)
 
     def metadata(self, stream: int) -> tuple[tuple[str, str], ...]:
         """Return a call's metadata; nothing if the call is over."""
@@ -293,7 +303,8 @@ def _native() -> ctypes.PyDLL:
         ("answer", None, (place, ctypes.c_int32, text, word)),
         ("end", None, (place, ctypes.c_int32, ctypes.c_int32, text, text, word)),
         ("reset", None, (place, ctypes.c_int32)),
-        ("taken", None, (place, ctypes.c_int32, word)),
+        ("keep", ctypes.c_int32, (place, ctypes.c_int32, word)),
+        ("taken", None, (place, ctypes.c_int32, word, word)),
         ("metadata", place, (place, ctypes.c_int32, place)),
         ("retire", None, (place,)),
         ("go_away", None, (place, ctypes.c_int32)),

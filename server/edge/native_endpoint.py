@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from server.edge.connection import CLOSING_S, Connection, Method, Served
+from server.edge.call import Method
+from server.edge.connection import CLOSING_S, Connection, Served
 from server.edge.crowd import Crowd, connections_that_fit
 from server.edge.endpoint import Endpoint, PortLimits
 from server.edge.handshakes import TlsListener

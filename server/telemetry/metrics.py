@@ -99,7 +99,8 @@ class ConnectionMetrics(Collector):
         self._closed = CallCounter(
             "pinrank_connections_closed",
             "Connections that the server closed, by reason: broken (no HTTP/2), crowded (more than connections_max; "
-            "the one that did least), idle, resets (calls begun only to be ended), silent (no HTTP/2 within 20 s)",
+            "the one that did least), idle, resets (calls begun only to be ended), silent (no HTTP/2 within 20 s), "
+            "unread (takes no answers for 20 s)",
             ("reason",),
             registry,
         )

@@ -7,6 +7,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -15,6 +16,8 @@ import h2.connection
 import h2.settings
 from prometheus_client import CollectorRegistry
 
+from server.access.callers import NOBODY
+from server.access.gate import CALLER
 from server.edge.endpoint import PortLimits
 from server.edge.native_endpoint import NativeEndpoint
 from server.telemetry.metrics import ConnectionMetrics
@@ -31,10 +34,14 @@ class Service:
         self.done = 0
         self.reading = 0
         self.read = 0
+        self.denied = 0
+        #: How many calls hung when each call of `reverse` began.
+        self.running_beside: list[int] = []
         self.contexts: list[tuple[tuple[tuple[str, str | bytes], ...], str, float | None]] = []
         self.gate = asyncio.Event()
 
     async def reverse(self, request, context):
+        self.running_beside.append(self.running)
         self.contexts.append((context.invocation_metadata(), context.peer(), context.time_remaining()))
         context.add_done_callback(lambda _: setattr(self, "done", self.done + 1))
         return request[::-1]
@@ -62,11 +69,18 @@ class Service:
     async def refuse(self, _, context):
         await context.abort(grpc.StatusCode.ABORTED, "\xe9" * 100_000)
 
+    async def deny(self, request, context):
+        if request == b"by a proxy":  # as a gate notes it
+            CALLER.set(replace(NOBODY, via="proxy"))
+        self.denied += 1
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "who are you?")
+
 
 async def start(service: Service, host: str = "127.0.0.1", **limits: Any) -> NativeEndpoint:
     methods: dict[str, Any] = {
         "Reverse": grpc.unary_unary_rpc_method_handler(service.reverse),
         "Hang": grpc.unary_unary_rpc_method_handler(service.hang),
+        "Deny": grpc.unary_unary_rpc_method_handler(service.deny),
         "Refuse": grpc.unary_unary_rpc_method_handler(service.refuse),
         "Sizes": grpc.stream_stream_rpc_method_handler(service.sizes),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
 
@@ -11,6 +12,8 @@ import h2.connection
 import h2.errors
 import h2.events
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from server.edge.native_endpoint import NativeEndpoint
 from tests.conftest import eventually
@@ -194,4 +197,129 @@ async def test_an_answer_that_is_not_taken_is_given_up_whatever_the_deadline(ser
         await eventually(lambda: service.done == 1)
         (connection,) = endpoint.connections
         await eventually(lambda: connection.calls == 0)
+    await endpoint.stop()
+
+
+async def test_streams_that_say_nothing_keep_nobody_out(service):
+    endpoint = await start(service, connections_max=2)
+    service.gate.set()
+    async with raw_client(endpoint) as (one, own), raw_client(endpoint) as (two, other):
+        for client, connection in ((one, own), (two, other)):
+            begin(client, "/test/Sizes", b"ab", end=False)  # all of a message but its last byte
+            connection.sendall(client.data_to_send())
+        await eventually(lambda: service.reading == 2)
+        newcomer = idle(endpoint)
+        await eventually(lambda: closed(endpoint, "crowded") == 1)
+        assert not is_closed(newcomer)()
+        newcomer.close()
+    await endpoint.stop()
+
+
+async def test_a_stream_whose_message_is_being_handled_keeps_its_place(service):
+    endpoint = await start(service, connections_max=1)
+    async with raw_client(endpoint) as (client, own):
+        begin(client, "/test/Sizes", b"abc")
+        own.sendall(client.data_to_send())
+        await eventually(lambda: sum(len(connection._working) for connection in endpoint.connections) == 1)
+        newcomer = idle(endpoint)
+        await eventually(is_closed(newcomer))
+        service.gate.set()
+        assert await asyncio.to_thread(answers, client, own, 1) == ["0"]
+        newcomer.close()
+    await endpoint.stop()
+
+
+async def test_an_old_connection_whose_streams_say_nothing_is_closed(service, monkeypatch):
+    monkeypatch.setattr("server.edge.connection.RETIREMENT_S", 0.05)
+    monkeypatch.setattr("server.edge.connection._TAKING_S", 0.2)
+    endpoint = await start(service, connection_age_s_max=0.1)
+    service.gate.set()
+    async with raw_client(endpoint) as (client, own):
+        begin(client, "/test/Sizes", b"abc", end=False)
+        own.sendall(client.data_to_send())
+        await eventually(lambda: service.reading == 1)
+        await eventually(lambda: not endpoint.connections)
+        assert service.reading == 0
+    await endpoint.stop()
+
+
+async def test_a_client_that_reads_nothing_loses_its_connection(service, monkeypatch):
+    monkeypatch.setattr("server.edge.connection._TAKING_S", 0.2)
+    endpoint = await start(service)
+    async with raw_client(endpoint, window=1 << 30) as (client, own):
+        own.settimeout(0)
+
+        async def call() -> None:
+            loop = asyncio.get_running_loop()
+            while client.outbound_flow_control_window < 1 << 30:  # what the server says at first
+                client.receive_data(await loop.sock_recv(own, 1 << 16))
+            client.increment_flow_control_window(1 << 30)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                for _ in range(200):
+                    begin(client, "/test/Reverse", bytes(60_000))
+                    await loop.sock_sendall(own, client.data_to_send())
+
+        calling = asyncio.create_task(call())
+        await eventually(lambda: closed(endpoint, "unread") == 1)
+        await eventually(lambda: not endpoint.connections)
+        await calling
+    await endpoint.stop()
+
+
+async def test_a_clients_many_calls_leave_others_their_turn(service, monkeypatch):
+    monkeypatch.setattr("server.edge.connection._BEGUN_A_TURN", 10)
+    endpoint = await start(service)
+    async with raw_client(endpoint) as (many, own), raw_client(endpoint) as (few, other):
+        await eventually(lambda: len(endpoint.connections) == 2)
+        for _ in range(300):
+            begin(many, "/test/Hang", b"")
+        begin(few, "/test/Reverse", b"ab")
+        # Both have sent all before the server, which runs in this thread, reads anything.
+        own.sendall(many.data_to_send())
+        other.sendall(few.data_to_send())
+        service.gate.set()
+        assert len(await asyncio.to_thread(answers, many, own, 300)) == 300
+        assert await asyncio.to_thread(answers, few, other, 1) == ["0"]
+        (running,) = service.running_beside
+        assert running <= 50
+    await endpoint.stop()
+
+
+@pytest.mark.parametrize(("content", "answered"), [(b"", 20), (b"by a proxy", 300)])
+async def test_refused_calls_wait_beyond_a_rate_unless_a_proxy_passes_them_on(service, monkeypatch, content, answered):
+    monkeypatch.setattr("server.edge.connection.FREE_CALLS_AT_ONCE", 20)
+    monkeypatch.setattr("server.edge.connection.FREE_CALLS_PER_S", 0.001)
+    monkeypatch.setattr("server.edge.connection._BEGUN_A_TURN", 1)
+    endpoint = await start(service)
+    async with raw_client(endpoint) as (client, own):
+        own.settimeout(0)
+        loop = asyncio.get_running_loop()
+        await eventually(lambda: endpoint.connections)
+        (connection,) = endpoint.connections
+        for number in range(300):
+            if not connection.is_reading:
+                break
+            begin(client, "/test/Deny", content)
+            await loop.sock_sendall(own, client.data_to_send())
+            await eventually(lambda number=number: service.denied > number)
+        assert service.denied == answered
+        assert connection.is_reading == (content == b"by a proxy")
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{endpoint.listens_on}") as channel:
+            assert await channel.unary_unary("/test/Reverse")(b"ab") == b"ba"
+    await endpoint.stop()
+
+
+async def test_a_connection_has_few_calls_that_only_wait(service):
+    endpoint = await start(service)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{endpoint.listens_on}") as channel:
+        watch = HealthStub(channel).Watch
+        watching = [watch(HealthCheckRequest()) for _ in range(8)]
+        for one in watching:
+            assert (await one.read()).status == HealthCheckResponse.SERVING
+        more = watch(HealthCheckRequest())
+        assert await more.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        watching[0].cancel()
+        (connection,) = endpoint.connections
+        await eventually(lambda: connection.calls == 7)
+        assert (await watch(HealthCheckRequest()).read()).status == HealthCheckResponse.SERVING
     await endpoint.stop()

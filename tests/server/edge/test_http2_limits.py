@@ -43,7 +43,7 @@ def test_calls_that_end_without_an_answer_are_counted_whoever_ended_them():
 
 
 def test_what_all_connections_keep_of_unanswered_calls_is_bounded():
-    endpoint = Http2Endpoint({ONE: False, MANY: True}, MESSAGE_BYTES_MAX, all_kept_bytes_max=30_000)
+    endpoint = Http2Endpoint({ONE: False, MANY: True}, MESSAGE_BYTES_MAX, all_kept_bytes_max=70_000)
     pairs = [Pair(endpoint) for _ in range(2)]
     streams = [pairs[number % 2].begin(MANY, **{"x-long": "a" * 9_000}) for number in range(4)]
     for pair in pairs:
@@ -65,7 +65,7 @@ def test_what_all_connections_keep_of_unanswered_calls_is_bounded():
 
 
 def test_a_connection_that_ends_gives_back_what_it_kept():
-    endpoint = Http2Endpoint({ONE: False, MANY: True}, MESSAGE_BYTES_MAX, all_kept_bytes_max=10_000)
+    endpoint = Http2Endpoint({ONE: False, MANY: True}, MESSAGE_BYTES_MAX, all_kept_bytes_max=30_000)
     for _ in range(3):
         pair = Pair(endpoint)
         stream = pair.begin(MANY, **{"x-long": "a" * 9_000})
@@ -114,7 +114,9 @@ def test_a_client_waits_until_its_messages_are_taken():
 
 
 def test_a_connection_keeps_a_limited_number_of_bytes(monkeypatch):
-    monkeypatch.setattr("server.edge.http2.KEPT_BYTES_MIN", 0)
+    each = MESSAGE_BYTES_MAX + (4 << 10) + 200  # with the call itself and its metadata
+    monkeypatch.setattr("server.edge.http2._KEPT_MESSAGES", 0)
+    monkeypatch.setattr("server.edge.http2.KEPT_BYTES_MIN", 15 * each + MESSAGE_BYTES_MAX)
     pair = Pair()
     unfinished = message(bytes(MESSAGE_BYTES_MAX))[:-1]
     streams = []
@@ -134,3 +136,39 @@ def test_a_connection_keeps_a_limited_number_of_bytes(monkeypatch):
     stream = pair.call(message(b"a" * 90_000))
     pair.exchange()
     assert pair.calls()[-1].stream == stream
+
+
+def test_messages_count_until_their_handler_is_done_with_them():
+    endpoint = Http2Endpoint({ONE: False, MANY: True}, MESSAGE_BYTES_MAX, all_kept_bytes_max=200_000)
+    pair = Pair(endpoint)
+    streams = [pair.begin(MANY) for _ in range(2)]
+    for stream in streams:
+        pair.send(stream, message(bytes(12_000)), end=False)  # 60,000 bytes with the objects that they become
+        pair.exchange()
+    assert [pair.trailers(stream).get("grpc-status") for stream in streams] == [None, None]
+    late = pair.begin(MANY)
+    pair.send(late, message(bytes(12_000)), end=False)
+    pair.exchange()
+    assert pair.trailers(late)["grpc-status"] == "8"
+    assert not pair.server.keep(streams[0], 12_000), "nor is there room for a message that was compressed"
+    pair.server.taken(streams[0], 12_000)
+    assert pair.server.keep(streams[1], 1_000)
+    pair.server.taken(streams[1], 12_000, 1_000)
+    again = pair.begin(MANY)
+    pair.send(again, message(bytes(12_000)), end=False)
+    pair.exchange()
+    assert pair.trailers(again) == {}
+
+
+def test_a_connection_cannot_take_the_last_of_what_all_may_keep():
+    endpoint = Http2Endpoint({ONE: False, MANY: True}, MESSAGE_BYTES_MAX, all_kept_bytes_max=200_000)
+    greedy, modest = Pair(endpoint), Pair(endpoint)
+    statuses = []
+    for _ in range(30):
+        statuses.append(greedy.begin(MANY))
+        greedy.exchange()
+    held = [stream for stream in statuses if greedy.trailers(stream) == {}]
+    assert 20 <= len(held) < 30, "half of it, at 4,096 bytes a call and its metadata"
+    stream = modest.call(message(bytes(30_000)))
+    modest.exchange()
+    assert modest.trailers(stream) == {}
