@@ -39,6 +39,8 @@ _NUMBER_MAX = 1 << 31
 _OPEN_ENDED = frozenset({"Constant", "Shape", "Slice"})
 #: Functions of the standard without shape inference. The result is as large as the first input.
 _LIKE_FIRST = frozenset({"GroupNormalization", "MeanVarianceNormalization"})
+#: Recurrent operators, with the products of a step that runtimes compute for all steps at once.
+_GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 
 
 class NetworkError(Exception):
@@ -81,13 +83,14 @@ def check_sizes(model: ModelProto, inputs: Sequence[TensorSpec], limits: RunLimi
     ending: dict[int, list[str]] = {}
     for name, place in last_use.items():
         ending.setdefault(place, []).append(name)
-    for place, node in enumerate(graph.node):
+    for place, plain in enumerate(graph.node):
+        node = _with_all_steps(plain, place)
         _infer(node, known, version)
         made = {name: known.bytes_of(name) for name in node.output if name}
         held |= made
         total = [sum(sizes) for sizes in zip(total, *made.values(), strict=True)]
-        if node.op_type == "Einsum":
-            _check_between(node, known, total, limits)
+        if node.op_type == "Einsum" or node.op_type in _GATES:
+            _check_scratch(node, known, total, limits)
         if max(total) > limits.bytes_max:
             batch = total.index(max(total))
             rows, requests = known.batches.pairs[batch]
@@ -120,21 +123,40 @@ def check_operator(node: NodeProto) -> None:
         raise NetworkError(f"{where(node)}: operator {operator} is not allowed")
 
 
-def _check_between(node: NodeProto, known: KnownTensors, total: Sequence[int], limits: RunLimits) -> None:
-    """Refuse an Einsum that holds too much before all its inputs are multiplied."""
-    if len(node.input) > INPUTS_MAX:
-        raise NetworkError(f"{where(node)}: an Einsum of {len(node.input)} inputs, the limit is {INPUTS_MAX}; split it")
-    equation = next(a.s for a in node.attribute if a.name == "equation").decode()
-    itemsize = helper.tensor_dtype_to_np_dtype(known.types[node.output[0]][0].tensor_type.elem_type).itemsize
+def _check_scratch(node: NodeProto, known: KnownTensors, total: Sequence[int], limits: RunLimits) -> None:
+    """Refuse an operator that holds too much while it computes."""
+    if node.op_type == "Einsum":
+        if len(node.input) > INPUTS_MAX:
+            inputs = len(node.input)
+            raise NetworkError(f"{where(node)}: an Einsum of {inputs} inputs, the limit is {INPUTS_MAX}; split it")
+        equation = next(a.s for a in node.attribute if a.name == "equation").decode()
+        fix = f"a product of some inputs of {equation!r} is that large; split it into two or more, of two inputs each"
+    else:
+        fix = "all gates of all steps are that large; shorten its sequence, or make it narrower"
     for batch, (rows, requests) in enumerate(known.batches.pairs):
-        elements = elements_between(equation, [known.dims[name][batch] for name in node.input])
-        holds = total[batch] + 2 * elements * itemsize  # once as it is made, once as the next product takes it
+        if node.op_type == "Einsum":  # once as it is made, once as the next product takes it
+            elements = 2 * elements_between(equation, [known.dims[name][batch] for name in node.input])
+            itemsize = helper.tensor_dtype_to_np_dtype(known.types[node.output[0]][0].tensor_type.elem_type).itemsize
+            scratch = elements * itemsize
+        else:
+            scratch = _GATES[node.op_type] * known.bytes_of(node.output[0])[batch]
+        holds = total[batch] + scratch
         if holds > limits.bytes_max:
             raise NetworkError(
                 f"{where(node)}: a run of {rows:,} rows (candidates_max) of {requests:,} requests holds {holds:,} "
-                f"bytes here, the limit is {limits.bytes_max:,} (swap.run_bytes_max): a product of some inputs of "
-                f"{equation!r} has {elements:,} elements; split it into two or more, of two inputs each"
+                f"bytes here, the limit is {limits.bytes_max:,} (swap.run_bytes_max): {fix}"
             )
+
+
+def _with_all_steps(node: NodeProto, place: int) -> NodeProto:
+    """Return a recurrent node with a name for its first output, the states of all steps: runtimes make it anyway."""
+    if node.op_type not in _GATES or (node.output and node.output[0]):
+        return node
+    whole = NodeProto()
+    whole.CopyFrom(node)
+    del whole.output[:]
+    whole.output.extend([f"all steps of node {place}", *node.output[1:]])
+    return whole
 
 
 def _inlined(model: ModelProto) -> ModelProto:

@@ -31,6 +31,7 @@ from model_store.model.loaded import LoadedModel, load_model
 from model_store.model.utility import UtilityError, check_time, load_utility
 from model_store.network.check import NetworkError, RunLimits, check_network
 from server.proving.confinement import confine
+from server.proving.largest_run import check_largest_run
 from server.proving.prover import (
     ANSWER_BYTES_MAX,
     CLAIM_BYTES_MAX,
@@ -40,7 +41,6 @@ from server.proving.prover import (
     received,
     send,
 )
-from server.proving.run_time import check_run_time
 from server.scheduling.pace import Pace
 
 #: The constant of Linux's prctl(2); Python does not define it.
@@ -114,8 +114,8 @@ def _prove(claim: _Claim) -> _Answer:
         read_exploration(bundle, utility)
         read_statistics(bundle)
         logits = _scored(model, decoded(claim.sample) if claim.sample else None)
+        check_largest_run(model, bundle, run, limits.run_s_max, on_gpu=limits.engine in ON_GPU)
         memory = max(0, _peak_bytes() - before) + sum(map(len, bundle.files.values()))
-        check_run_time(model, bundle, limits.rows_max, limits.run_s_max)
         scores = logits.astype("<f4").tobytes()
         header = {"memory_bytes": memory, "shape": list(logits.shape), "unconfined": unconfined}
         return header, scores, model.engine.plan() or b""

@@ -172,7 +172,14 @@ REFUSED_NETWORKS = {
         network(make("Expand", "one wide", "t"), make("Einsum", "t t t", "u", equation="ab,bc,ca->a"),
                 one=[1.0], wide=[2_000, 2_000]),
         (r"node 'Einsum': a run of 1 rows \(candidates_max\) of 1 requests holds 64,\d{3},\d{3},\d{3} bytes here, "
-        r".* a product of some inputs of 'ab,bc,ca->a' has 8,000,000,000 elements; split it"),
+        r".* a product of some inputs of 'ab,bc,ca->a' is that large; split it"),
+    ),
+    "the steps of a recurrent layer that nobody reads": (
+        network(make("Expand", "one wide", "x"),
+                helper.make_node("LSTM", ["x", "weight", "again"], ["", "last"], hidden_size=100),
+                one=[1.0], wide=[2_000, 3_000, 2], weight=np.ones((1, 400, 2)), again=np.ones((1, 400, 100))),
+        (r"node 'LSTM': a run of .* rows .* holds 12,\d{3},\d{3},\d{3} bytes here, .* all gates of all steps are that "
+        r"large"),
     ),
     "an input that nobody declares": (
         network(make("Neg", "query", "t")).replace(b"surface", b"tempest"),

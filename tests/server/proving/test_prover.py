@@ -72,6 +72,33 @@ def slow():
     return model.SerializeToString()
 
 
+def reordered():
+    """Is small in the order of its file. OpenVINO computes all the wide tensors before it reduces the first."""
+    model = onnx.load_model_from_string(tiny.network(seed=1))
+    make = helper.make_node
+    model.graph.node[-1].output[0] = "before"
+    reduced = [f"{which}{i}" for which in ("most", "least") for i in range(20)]
+    for i in range(20):
+        wide = np.linspace(i, i + 1, 2_500, dtype=np.float32)[None]
+        model.graph.initializer.append(numpy_helper.from_array(wide, f"wide{i}"))
+        model.graph.node.extend(
+            [
+                make("Add", ["pin_scalars", f"wide{i}"], [f"sum{i}"]),
+                make("ReduceMax", [f"sum{i}", "axis1"], [f"most{i}"], keepdims=1),
+                make("ReduceMin", [f"sum{i}", "axis1"], [f"least{i}"], keepdims=1),
+            ]
+        )
+    model.graph.initializer.append(numpy_helper.from_array(np.array(1e-12, np.float32), "hardly"))
+    model.graph.node.extend(
+        [
+            make("Sum", reduced, ["all"]),
+            make("Mul", ["all", "hardly"], ["less"]),
+            make("Add", ["before", "less"], ["logits"]),
+        ]
+    )
+    return model.SerializeToString()
+
+
 def endless():
     """Computes for minutes."""
     model = onnx.load_model_from_string(tiny.network(seed=1))
@@ -173,6 +200,11 @@ def test_one_that_requests_left_no_time_for_is_not_the_bundles_fault(claim):
             slow,
             {"run_s_max": 0.02},
             "tiny@1: a run of 5,000 candidates .* takes .* s of processor time here, the limit is 0.02 s",
+        ),
+        (
+            reordered,
+            {"run_bytes_max": 256 << 20},
+            r"a run of 5,000 candidates \(candidates_max\) of 1 requests fails with 268,435,456 bytes",
         ),
         (None, {"utility": "surfaces = {}"}, "surfaces"),
     ],
