@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from model_store.bundle.plain_files import UnfitFileError, read_plain
 from server.access.callers import Anonymous, Caller, Callers, Permission, Unit, buckets
 from server.access.jwts import JwtVerifier
 from server.access.token_bucket import TokenBucket
@@ -121,7 +122,7 @@ def read_callers(path: Path) -> tuple[Callers, JwtVerifier | None, bytes]:
         content += b"\0" + keys
         try:
             verifier = JwtVerifier(json.loads(keys), given.jwt.issuer, given.jwt.audience)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"callers_file {path}: jwt.jwks {given.jwt.jwks}: {error}") from error
     callers = Callers(
         Anonymous(frozenset(given.anonymous.may), given.anonymous.claim, given.anonymous.quotas()),
@@ -135,13 +136,11 @@ def read_callers(path: Path) -> tuple[Callers, JwtVerifier | None, bytes]:
 
 def _content(path: Path) -> bytes:
     try:
-        with path.open("rb") as opened:
-            content = opened.read(_BYTES_MAX + 1)
+        return read_plain(path, _BYTES_MAX, follow_links=True)  # a pipe would hold up the event loop
+    except UnfitFileError as error:
+        raise ConfigError(f"callers_file: {path}: {error}") from error
     except OSError as error:
         raise ConfigError(f"callers_file: cannot read {path}: {error.strerror}") from error
-    if len(content) > _BYTES_MAX:
-        raise ConfigError(f"callers_file: {path} has more than {_BYTES_MAX} bytes")
-    return content
 
 
 def _named(path: Path, name: str, given: _CallerSettings) -> Caller:

@@ -20,6 +20,7 @@ class Permission(StrEnum):
     """What a caller may do."""
 
     RANK = "rank"
+    LABELS = "labels"
     RECORD = "record"
     SEEN = "seen"
     MODELS = "models"

@@ -152,10 +152,14 @@ class Gate:
             if error.code is not grpc.StatusCode.PERMISSION_DENIED:  # of a known caller, and counted as its
                 self._metrics.count("unknown", "unauthenticated")
             raise
+        self.require(caller, permission)
+        return caller
+
+    def require(self, caller: Caller, permission: Permission) -> None:
+        """Raise StatusError with PERMISSION_DENIED if a caller may not do something."""
         if permission not in caller.may:
             self._metrics.count(caller.name, "denied")
             raise self._denied(caller, permission)
-        return caller
 
     def charge(self, caller: Caller, unit: Unit, amount: int) -> None:
         """Take an amount from a caller's quota of a unit, if it has one. Raises QuotaError."""

@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 
 from feature_client.action_times import clock_ms
+from server.access.callers import Permission
 from server.access.gate import CALLER, Gate
 from server.api.draining import Calls
 from server.api.status import code_of
@@ -79,7 +80,10 @@ class RankingEdge:
             caller = CALLER.get()
             remaining_s, now_s = context.time_remaining(), time.monotonic()
             self._pipeline.check_queue(math.inf if remaining_s is None else now_s + remaining_s)
-            query = to_query(parse_request(content), self._models, self._config, now_s, remaining_s)
+            request = parse_request(content)
+            if request.message.WhichOneof("model"):  # a label's guard judges the calls that name it
+                self._gate.require(caller, Permission.LABELS)
+            query = to_query(request, self._models, self._config, now_s, remaining_s)
             self._gate.charge(caller, "rows", len(query.pin_ids))
             query.request_id, query.caller = self._ids.next(), caller.flow
             surface, label = query.surface, query.label

@@ -61,15 +61,15 @@ class _LogLines(logging.Handler):
         lines: logger, level and message of the first lines, each message cut to a length limit.
     """
 
-    _LINES_MAX, _LENGTH_MAX = 20, 1_000
+    LINES_MAX, LENGTH_MAX = 20, 1_000
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.lines: list[tuple[str, int, str]] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        if len(self.lines) < self._LINES_MAX:
-            self.lines.append((record.name, record.levelno, record.getMessage()[: self._LENGTH_MAX]))
+        if len(self.lines) < self.LINES_MAX:
+            self.lines.append((record.name, record.levelno, record.getMessage()[: self.LENGTH_MAX]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,23 +182,26 @@ def _end_with(helper: int) -> None:
         os._exit(1)
 
 
-def _keep_only(writer: int) -> None:
-    """Close what the helper has open, above all its pipes to and from the server; standard error stays."""
+def _keep_only(writer: int, errors: int) -> None:
+    """Close what the helper has open, above all its pipes to and from the server, and its standard error."""
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
+    os.dup2(errors, 1)
+    os.dup2(errors, 2)
     os.closerange(3, writer)
     os.closerange(writer + 1, os.sysconf("SC_OPEN_MAX"))
 
 
 def _in_a_child(claim: _Claim, pace: Pace, claims: IO[bytes], logged: _LogLines) -> _Answer:
     """Prove in a forked child; return its answer or how it ended. Raises EOFError when the server is gone."""
-    ref = claim.ref
     reader, writer = os.pipe()
+    # Not the server's standard error, into which the child could write lines of a log. What does not fit is lost.
+    said, errors = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     helper = os.getpid()
     child = os.fork()
     if child == 0:
         _end_with(helper)
-        _keep_only(writer)
+        _keep_only(writer, errors)
         header, *others = _prove(claim)
         header["log_lines"] = logged.lines
         with os.fdopen(writer, "wb") as pipe:
@@ -206,7 +209,29 @@ def _in_a_child(claim: _Claim, pace: Pace, claims: IO[bytes], logged: _LogLines)
                 send(pipe, part)
         os._exit(0)
     os.close(writer)
+    os.close(errors)
     logged.lines.clear()  # the child's answer has the lines logged before the fork
+    try:
+        header, *others = _outcome(child, reader, claim, pace, claims)
+        header["log_lines"] = [*header.get("log_lines", ()), *_lines_of(said)]
+    finally:
+        os.close(said)
+    return header, others[0], others[1]
+
+
+def _lines_of(said: int) -> list[tuple[str, int, str]]:
+    """Return what a child that has ended wrote to standard output and standard error, as lines for the log."""
+    try:
+        text = os.read(said, 1 << 16).decode(errors="replace")
+    except BlockingIOError:
+        return []
+    lines = text.splitlines()[-_LogLines.LINES_MAX :]
+    return [(__name__, logging.WARNING, f"the proving process says: {line[: _LogLines.LENGTH_MAX]}") for line in lines]
+
+
+def _outcome(child: int, reader: int, claim: _Claim, pace: Pace, claims: IO[bytes]) -> _Answer:
+    """Wait for a child's end; return its answer or how it ended. Raises EOFError when the server is gone."""
+    ref = claim.ref
     answer, ended, held_back_s = _answer_of(reader, child, claim.limits, pace, claims)
     used_s = cpu_s(child)
     if not ended:

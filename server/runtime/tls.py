@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from model_store.bundle.plain_files import UnfitFileError, read_plain
+
 #: Files are replaced one after the other, or all at once through a symbolic link: read again so often until they stay.
 _READS_MAX = 5
+_BYTES_MAX = 4 << 20
 _MINIMUM = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _CLIENTS = {"off": ssl.CERT_NONE, "ask": ssl.CERT_OPTIONAL, "require": ssl.CERT_REQUIRED}
 #: HTTP/2 forbids the other suites of TLS 1.2 (RFC 9113, 9.2.2).
@@ -181,7 +184,9 @@ class Certificates:
 
 def _read(name: str, path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_plain(path, _BYTES_MAX, follow_links=True)  # a pipe would hold up the event loop
+    except UnfitFileError as error:
+        raise TlsError(f"{name}: {path}: {error}") from error
     except OSError as error:
         raise TlsError(f"{name}: cannot read {path} ({error.strerror})") from error
 

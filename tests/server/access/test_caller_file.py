@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 
 import pytest
 
@@ -63,7 +64,7 @@ def test_without_a_section_calls_without_an_identity_may_nothing(tmp_path):
         (b"[callers]", "callers: Dictionary should have at least 1 item"),
         (b'[callers.a]\nmay = ["rank"]', "nothing tells its calls from others; give certificates, tokens_sha256"),
         (b'[callers.a]\ncertificates = ["a"]', "callers.a.may: Field required"),
-        (b'[callers.a]\nmay = ["fly"]\ncertificates = ["a"]', "callers.a.may.0: Input should be 'rank', 'record'"),
+        (b'[callers.a]\nmay = ["fly"]\ncertificates = ["a"]', "callers.a.may.0: Input should be 'rank', 'labels'"),
         (b'[callers.a]\nmay = []\ncertificates = ["a"]\nrequest_per_s = 3', "callers.a.request_per_s: Extra inputs"),
         (b'[callers.a]\nmay = []\ncertificates = ["a"]\nrows_per_s = 0', "callers.a.rows_per_s: Input should be gre"),
         (b'[callers.a]\nmay = []\ntokens_sha256 = ["a"]', "callers.a.tokens_sha256.0: Value error, use the SHA-256"),
@@ -82,7 +83,7 @@ def test_without_a_section_calls_without_an_identity_may_nothing(tmp_path):
             b'[jwt]\njwks = "none.json"\nissuer = "i"\naudience = "a"\n[callers.a]\nmay = []\nsubjects = ["x"]',
             "none.json: No such file",
         ),
-        (b"#" * (1 << 20) + b"#", "has more than 1048576 bytes"),
+        (b"#" * (1 << 20) + b"#", "it has 1,048,577 bytes, the limit is 1,048,576"),
     ],
 )
 def test_what_is_wrong_is_said_with_the_place(tmp_path, content, problem):
@@ -115,3 +116,18 @@ def test_keys_that_cannot_be_used(tmp_path, keys, problem):
     with pytest.raises(ConfigError, match="jwt.jwks") as raised:
         read_callers(tmp_path / "callers.toml")
     assert problem in str(raised.value)
+
+
+def test_a_pipe_is_no_file_of_callers(tmp_path):
+    os.mkfifo(tmp_path / "callers.toml")
+    with pytest.raises(ConfigError, match=r"callers.toml: it is a pipe, not a regular file"):
+        read_callers(tmp_path / "callers.toml")
+
+
+def test_keys_that_are_nested_too_deeply_are_refused(tmp_path):
+    (tmp_path / "callers.toml").write_text(
+        '[callers.a]\nsubjects = ["a"]\nmay = ["rank"]\n[jwt]\njwks = "keys"\nissuer = "i"\naudience = "a"\n'
+    )
+    (tmp_path / "keys").write_text("[" * 200_000)
+    with pytest.raises(ConfigError, match="jwt.jwks keys: maximum recursion depth"):
+        read_callers(tmp_path / "callers.toml")

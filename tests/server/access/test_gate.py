@@ -86,6 +86,22 @@ async def test_each_caller_may_what_the_file_says_and_nothing_else(behind):
     assert counted(server, "feed", "admitted") == 2
 
 
+async def test_a_label_or_version_is_named_only_by_who_may(behind):
+    """Calls that name a canary's label are judged by its guard, which moves labels in the model store."""
+    named = []
+    for choice in ({"label": "stable"}, {"version": 1}):
+        named.append(ranking_pb2.RankRequest())
+        named[-1].CopyFrom(MESSAGES["RankingService/Rank"])
+        named[-1].MergeFrom(ranking_pb2.RankRequest(**choice))
+    server, call = await behind(NAMED + section("tester", "of-the-tester", ["rank", "labels"]))
+    for message in named:
+        code, text, _ = await call("RankingService/Rank", message, token=FEED)
+        assert (code, "caller 'feed' may not labels" in text) == ("PERMISSION_DENIED", True)
+    assert counted(server, "feed", "denied") == 2
+    for message in named:
+        assert (await call("RankingService/Rank", message, token="of-the-tester"))[0] == "OK"
+
+
 @pytest.mark.parametrize("token", ["", "wrong", FEED[:-1], FEED + "x", "a.b.c"])
 async def test_a_wrong_token_is_no_caller_and_never_counts_as_none(behind, token):
     server, call = await behind('[anonymous]\nmay = ["rank"]\n' + NAMED)

@@ -307,3 +307,21 @@ def test_what_a_proof_logs_is_in_the_servers_log_and_in_its_form(claim, caplog, 
 def test_a_gpu_that_is_not_there_is_not_the_bundles_fault(prover, claim):
     with pytest.raises(ProvingError, match="there is no CUDA device|is not installed|pip install"):
         prover.prove(*claim(engine="tensorrt", device=63), None)
+
+
+def test_the_process_that_proves_cannot_write_into_the_servers_log(claim, tmp_path, monkeypatch, caplog, capfd):
+    package = tmp_path / "stand-in/openvino"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(
+        "import os\nclass Core:\n    def read_model(self, network):\n"
+        "        os.write(2, b'forged\\n' * 100_000)\n        os.write(1, b'too late')\n"
+        "class InferRequest: pass\nclass Tensor: pass\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(package.parent), *sys.path]))
+    with closing(Prover("openvino", nice=0)) as own, pytest.raises(BundleError, match="BlockingIOError"):
+        own.prove(*claim(), None)
+    told = {(record.name, record.getMessage()) for record in caplog.records}
+    assert ("server.proving.helper", "the proving process says: forged") in told or (
+        "__main__", "the proving process says: forged"
+    ) in told  # fmt: skip
+    assert "forged" not in capfd.readouterr().err
