@@ -14,7 +14,14 @@ from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from feature_client.values.keys import KeyRun
 from feature_client.values.native_values import Check, RowLayout
@@ -43,6 +50,10 @@ class EmbeddingSpace(Frozen):
     """The vector space of an embedding. Only vectors of the same space can be compared.
 
     A stored number `x` represents `x * scale`. An `int8` space needs a scale; a float space keeps the default of 1.
+
+    `content` tells trainings apart that share a name: the first 16 hex digits of a digest of what produced the space
+    (data, code, seed, parameters). It is empty for spaces whose producer has no such digest. These keep the fingerprint
+    that they had before there was a `content`, because descriptions leave it out if it is empty.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=60)]
@@ -50,10 +61,19 @@ class EmbeddingSpace(Frozen):
     dim: Annotated[int, Field(ge=1, le=4096)]
     dtype: Literal["float32", "float16", "int8"] = "float16"
     scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    content: Annotated[str, Field(pattern=r"^([0-9a-f]{16})?$")] = ""
 
     @property
     def ref(self) -> str:
-        return f"{self.name}@{self.version}"
+        """`name@version`, and `+content` if there is any."""
+        return f"{self.name}@{self.version}{self.content and f'+{self.content}'}"
+
+    @model_serializer(mode="wrap")
+    def _without_empty_content(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialize(self)
+        if not self.content:
+            fields.pop("content", None)
+        return fields
 
 
 class Scalar(Frozen):

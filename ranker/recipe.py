@@ -29,6 +29,7 @@ from ranker.evaluation.gates import Gates, check_rate_gates, losses, miscalibrat
 from ranker.evaluation.scoring import score_test
 from ranker.export.bundle import BundleParts, export_bundle
 from ranker.export.golden import golden_inputs
+from ranker.export.manifest import in_space
 from ranker.network.calibration import fit_calibration
 from ranker.network.model import RankerNetwork
 from ranker.progress import Reporter, StepProgress
@@ -56,6 +57,7 @@ def make_bundle(
     impressions: Impressions | None = None,
     *,
     baseline_requests_max: int = 0,
+    published: Sequence[Manifest] = (),
 ) -> Bundle:
     """Train on a dataset and write the bundle into a folder that does not exist yet.
 
@@ -72,6 +74,8 @@ def make_bundle(
         baseline_requests_max: approximate maximum number of the training requests that baselines learn from; the model
             is compared with them, and the lineage holds their HIT@3, and where the model is not at least as good. 0
             compares with none.
+        published: manifests of versions whose features may be in the same store. Groups of the same description keep
+            their version; others get a free one.
 
     Raises:
         GateError: the new model fails a gate; no bundle is written.
@@ -93,6 +97,8 @@ def make_bundle(
         check_rate_gates(gates.rates, source.heads, target.parties)
     answers = GateAnswers.of(source.shown, recipe.split) if parent and gates and gates.rates else None
     embeddings = parent.embeddings if parent else _embed(source, recipe, reporter)
+    others = [*published, parent.bundle.manifest] if parent else published
+    target = replace(target, draft=in_space(target.draft, embeddings.space, others))
     network, validation = _learn(source, embeddings, recipe, target, reporter, execution or Execution(), parent)
     logits = predict(network, validation)
     calibrations = [fit_calibration(logits[:, i], validation.labels[:, i]) for i in range(len(source.heads))]
@@ -223,8 +229,10 @@ def assist(
 def _embed(source: _Source, recipe: Recipe, reporter: Reporter) -> PinEmbeddings:
     with reporter.step("embeddings"):
         if source.shown is None:
-            return svd_embeddings(source.log, producer_until_ms(source.log, recipe.split), recipe.training.seed)
-        return svd_embeddings(source.shown.dataset, int(source.shown.requests.time_ms[0]), recipe.training.seed)
+            log, until_ms = source.log, producer_until_ms(source.log, recipe.split)
+        else:
+            log, until_ms = source.shown.dataset, int(source.shown.requests.time_ms[0])
+        return svd_embeddings(log, until_ms, recipe.training.seed, recipe.dataset)
 
 
 def _learn(
@@ -321,7 +329,7 @@ def _bundle_parts(
     return BundleParts(
         name=recipe.name,
         version=recipe.version,
-        dataset=recipe.dataset,
+        groups=draft.groups,
         schema=source.log.schema,
         described=source.log.described,
         heads=source.heads,

@@ -151,7 +151,7 @@ def target_of(recipe: Recipe, log: ActionLog, parent: Parent | None, heads: tupl
         raise SettingError(f"{parent.bundle.manifest.ref} has the heads {known}, but the data has {', '.join(heads)}")
     draft = draft_manifest(
         recipe.name,
-        space_of(recipe.dataset),
+        parent.embeddings.space if parent else space_of(recipe.dataset),
         log.schema,
         heads,
         sequence_length=parent.bundle.manifest.sequence_length if parent else recipe.length(),

@@ -27,7 +27,7 @@ from bench.engines.lift_conclusions import CANDIDATES, conclude
 from bench.harness import ROOT, BenchmarkError, Raw
 from feature_client.stores.open_store import open_store
 from kernels.cpu.openvino_engine import OpenVinoEngine
-from model_store.bundle.files import EMBEDDINGS, Bundle, read_bundle
+from model_store.bundle.files import Bundle, read_bundle
 from pinrank.channels import open_channel
 from pinrank.v1 import ranking_pb2
 from ranker.baselines.score import BaselinePlan
@@ -36,7 +36,7 @@ from ranker.cli.console import ConsoleReporter
 from ranker.data import movielens
 from ranker.data.actions import ActionLog, action_log
 from ranker.data.atomic.recbole import AtomicDataset, read_atomic
-from ranker.data.embeddings import decode_embeddings
+from ranker.data.embeddings import embeddings_of
 from ranker.data.features import Groups, fill_store
 from ranker.data.requests import Split
 from ranker.data.schema import ActionSchema
@@ -263,7 +263,7 @@ def _latency(
 async def _fill(address: str, bundle: Bundle, log: ActionLog) -> None:
     store = open_store(address)
     await store.start()
-    embeddings = decode_embeddings(bundle.files[EMBEDDINGS])
+    embeddings = embeddings_of(bundle)
     await fill_store(store, log, embeddings, Groups.served_by(bundle.manifest))
     await store.close()
 

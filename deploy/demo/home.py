@@ -20,12 +20,12 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from feature_client.groups import SequenceGroup
 from feature_client.stores.lmdb_store import EmbeddedStore
-from model_store.bundle.files import EMBEDDINGS, Bundle
+from model_store.bundle.files import Bundle
 from model_store.registry.store import open_model_store
 from ranker.cache_folder import default_cache_dir
 from ranker.data.actions import ActionLog, action_log
 from ranker.data.atomic.recbole import AtomicDataset, read_atomic
-from ranker.data.embeddings import decode_embeddings
+from ranker.data.embeddings import embeddings_of
 from ranker.data.features import Groups, fill_store
 from ranker.data.movielens import LICENCE, obtain
 from ranker.data.schema import RATINGS, ActionSchema
@@ -182,7 +182,7 @@ def fill(home: Home, data: Path) -> None:
 async def _fill(path: Path, log: ActionLog, home: Home, progress: Callable[[str, int], None]) -> None:
     store = EmbeddedStore(path)
     await store.start()
-    embeddings = decode_embeddings(home.bundle.files[EMBEDDINGS])
+    embeddings = embeddings_of(home.bundle)
     await fill_store(store, log, embeddings, Groups.served_by(home.bundle.manifest), progress)
     await store.close()
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from feature_client.bulk.source import CHUNK_ROWS, Source, SourceError
+from feature_client.bulk.write import refuse_foreign
 from feature_client.codec import Rows, RowState, decode_rows, encode_rows
 from feature_client.groups import FINGERPRINT_BYTES, FeatureGroup
 from feature_client.stores.store import Store
@@ -39,6 +40,8 @@ async def load(
     source: Source,
     progress: Callable[[int], None],
     checking: Callable[[int], None] = lambda _done: None,
+    *,
+    replace: bool = False,
 ) -> Announcement:
     """Check a source's rows, write them, read a sample back, and announce the group.
 
@@ -52,8 +55,10 @@ async def load(
         source: a source of the same group.
         progress: is called with the number of rows written so far.
         checking: is called with the number of rows checked so far.
+        replace: whether rows of this version that have another description may be replaced.
 
     Raises:
+        ForeignValuesError: there are such rows, and they may not. Nothing was written.
         SourceError: the source is not valid and nothing was written; or the file changed during the load, and the
             message says how many rows were written.
         VerificationError: rows that were read back differ. The group was not announced.
@@ -66,6 +71,9 @@ async def load(
     source.check_unchanged()
     if not done:  # an interrupted load of this content has checked all rows
         source.check(checking)
+        if not replace:
+            first = next((ids for ids, _ in source.chunks(0)), np.empty(0, np.uint64))
+            await refuse_foreign(store, group, first)
     progress(done)
     try:
         for ids, rows in source.chunks(done):

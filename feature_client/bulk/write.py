@@ -11,6 +11,35 @@ from feature_client.codec import encode_rows, encode_sequence
 from feature_client.groups import FeatureGroup, SequenceGroup
 from feature_client.stores.store import Store
 
+_SAMPLE = 1_000
+
+
+class ForeignValuesError(Exception):
+    """Writing would replace values of another description, which a server may still read."""
+
+
+async def refuse_foreign(store: Store, group: FeatureGroup | SequenceGroup, entity_ids: np.ndarray) -> None:
+    """Check in a sample of entities that writing a group replaces no values of another description.
+
+    Args:
+        store: a started store.
+        group: the group to write.
+        entity_ids: uint64[N], the entities to write.
+
+    Raises:
+        ForeignValuesError: there are such values. The message says how to keep both.
+    """
+    sampled = np.random.default_rng(0).permutation(entity_ids)[:_SAMPLE]
+    found = await store.multi_get(group.keys(sampled))
+    foreign = [value for value in found if value is not None and not value.startswith(group.fingerprint)]
+    if foreign:
+        raise ForeignValuesError(
+            f"the store has {group.ref} of another description ({len(foreign)} of {len(sampled)} sampled ids), such as "
+            "with vectors of another space, and its readers would miss their features; use another feature store for "
+            f"this model, or a model that reads {group.name} in another version, or replace them (--replace) once "
+            "nobody reads them"
+        )
+
 
 async def write_rows(store: Store, group: FeatureGroup, entity_ids: np.ndarray, rows: np.ndarray) -> int:
     """Write one row per entity, replacing any existing one; return how many were written.

@@ -154,6 +154,11 @@ def fill(
         str | None, typer.Option(help="Label of the model version (default: stable, or the model's only label).")
     ] = None,
     actions: ActionsOption = None,
+    *,
+    replace: Annotated[
+        bool,
+        typer.Option("--replace", help="Replace features of the same version that another training wrote."),
+    ] = False,
 ) -> None:
     """Write the features of every pin, user and action sequence of a dataset to a feature store, for one model version.
 
@@ -161,6 +166,7 @@ def fill(
     """
     with explained():
         from feature_client.action_times import clock_ms  # noqa: PLC0415
+        from feature_client.bulk.write import ForeignValuesError  # noqa: PLC0415
         from feature_client.redaction import redacted  # noqa: PLC0415
         from feature_client.stores.open_store import open_store  # noqa: PLC0415
         from feature_client.stores.store import StoreError  # noqa: PLC0415
@@ -183,13 +189,13 @@ def fill(
             target = open_store(feature_store, lasting=True)
             await target.start()
             try:
-                return await fill_store(target, log, embeddings, groups)
+                return await fill_store(target, log, embeddings, groups, replace=replace)
             finally:
                 await target.close()
 
         try:
             written = asyncio.run(write())
-        except StoreError as error:
+        except (StoreError, ForeignValuesError) as error:
             fail(str(error))
     counts = ", ".join(f"{count:,} {what}" for what, count in written.items())
     where = f"{counts} for {bundle.manifest.ref} in {redacted(feature_store)}"

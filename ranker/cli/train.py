@@ -64,6 +64,7 @@ def train(
     """
     _refuse_contradictions(bundle, parent, data, training, checkpoints)
     with explained():
+        from ranker.export.publishing import published_manifests  # noqa: PLC0415
         from ranker.recipe import assist, make_bundle  # noqa: PLC0415
         from ranker.training.ranks import joined  # noqa: PLC0415
         from ranker.training.settings import Execution  # noqa: PLC0415
@@ -90,6 +91,7 @@ def train(
                     made = make_bundle(
                         *(folder, dataset, recipe, reporter, work, origin, gates, impressions),
                         baseline_requests_max=bundle.baseline_requests_max if models is not None else 0,
+                        published=published_manifests(models, bundle.name),
                     )
                     _publish(folder, bundle, models)
     _show(made, models, bundle.label)

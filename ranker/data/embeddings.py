@@ -5,12 +5,13 @@ Loading requires only NumPy; producing requires scikit-learn.
 
 from __future__ import annotations
 
+import hashlib
 import io
 from dataclasses import dataclass
 
 import numpy as np
 
-from feature_client.groups import EmbeddingSpace
+from feature_client.groups import Embedding, EmbeddingSpace
 from model_store.bundle.archives import decode_arrays
 from model_store.bundle.files import EMBEDDINGS, Bundle, BundleError
 from ranker.data.actions import ActionLog
@@ -18,7 +19,7 @@ from ranker.errors import DatasetError
 
 DIM = 32
 
-#: Version of the producer. Vectors of different versions must not be compared.
+#: Version of the producer. Raise it when the same data would give other vectors.
 #: 2: dimensions are weighted by the square root of their singular values.
 PRODUCER_VERSION = 2
 
@@ -30,10 +31,12 @@ class PinEmbeddings:
     Attributes:
         pin_ids: uint64[K], ascending.
         vectors: float16[K, D], rows of length one; zeros for a pin that received only actions without affinity.
+        space: the space of the vectors.
     """
 
     pin_ids: np.ndarray
     vectors: np.ndarray
+    space: EmbeddingSpace
 
     def of(self, pin_ids: np.ndarray) -> np.ndarray:
         """Return float16[N, D], zeros for pins without a vector."""
@@ -52,23 +55,53 @@ def embeddings_of(bundle: Bundle) -> PinEmbeddings:
             "them with `pinrank features load` from the source of its vectors"
         )
     try:
-        return decode_embeddings(bundle.files[EMBEDDINGS])
+        return decode_embeddings(bundle.files[EMBEDDINGS], _space_in(bundle))
     except ValueError as error:
         raise BundleError(f"{bundle.manifest.ref}: {EMBEDDINGS}: {error}") from error
 
 
-def space_of(name: str) -> EmbeddingSpace:
-    """Return the embedding space that the SVD producer creates from a dataset."""
-    return EmbeddingSpace(name=f"{name}-svd", version=PRODUCER_VERSION, dim=DIM, dtype="float16")
+def _space_in(bundle: Bundle) -> EmbeddingSpace:
+    spaces = {
+        field.space: None
+        for group in bundle.manifest.groups
+        for field in group.fields
+        if group.entity == "pin" and isinstance(field, Embedding)
+    }
+    if len(spaces) != 1:
+        raise ValueError(f"its pins have vectors of {len(spaces)} spaces, and the file says nothing of theirs")
+    return next(iter(spaces))
 
 
-def svd_embeddings(log: ActionLog, before_ms: int, seed: int) -> PinEmbeddings:
+def space_of(name: str, content: str = "") -> EmbeddingSpace:
+    """Return the embedding space that the SVD producer creates from a dataset.
+
+    Args:
+        name: name of the dataset.
+        content: digest of what produced it; empty before anything has.
+    """
+    return EmbeddingSpace(name=f"{name}-svd", version=PRODUCER_VERSION, dim=DIM, dtype="float16", content=content)
+
+
+def _content(*parts: object) -> str:
+    """Return the digest by which an embedding space is known: of settings and arrays, in this order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            digest.update(f"{part.dtype.str}{part.shape}".encode())
+            digest.update(np.ascontiguousarray(part).data)
+        else:
+            digest.update(f"{part!r};".encode())
+    return digest.hexdigest()[:16]
+
+
+def svd_embeddings(log: ActionLog, before_ms: int, seed: int, name: str) -> PinEmbeddings:
     """Factorise the matrix of users' actions on pins, so that pins of similar users are close to each other.
 
     Args:
         log: the history; only events strictly before `before_ms` are read.
         before_ms: end of the producer's window, Unix time in milliseconds.
         seed: seed of the randomised solver.
+        name: name of the dataset, after which the space is named.
 
     Raises:
         DatasetError: the window has too few interactions.
@@ -94,7 +127,9 @@ def svd_embeddings(log: ActionLog, before_ms: int, seed: int) -> PinEmbeddings:
     vectors = np.zeros((len(pins), DIM), np.float32)
     vectors[:, :dim] = components * (np.sign(components.sum(axis=0)) + (components.sum(axis=0) == 0))
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return PinEmbeddings(log.pin_ids[pins], vectors.astype(np.float16))
+    given = log.user_ids[users][user], log.pin_ids[pins][pin], weight
+    content = _content("svd", PRODUCER_VERSION, DIM, seed, *given)
+    return PinEmbeddings(log.pin_ids[pins], vectors.astype(np.float16), space_of(name, content))
 
 
 def encode_embeddings(embeddings: PinEmbeddings) -> bytes:
@@ -104,10 +139,10 @@ def encode_embeddings(embeddings: PinEmbeddings) -> bytes:
     return buffer.getvalue()
 
 
-def decode_embeddings(content: bytes) -> PinEmbeddings:
+def decode_embeddings(content: bytes, space: EmbeddingSpace) -> PinEmbeddings:
     """Decode the result of `encode_embeddings`. Raises ValueError for anything else, including pickles."""
     try:
         arrays = decode_arrays(content)
-        return PinEmbeddings(arrays["pin_ids"], arrays["vectors"])
+        return PinEmbeddings(arrays["pin_ids"], arrays["vectors"], space)
     except KeyError as error:
         raise ValueError(f"not an archive of embeddings: {error}") from error

@@ -12,7 +12,7 @@ import numpy as np
 
 from feature_client.action_times import clock_ms
 from feature_client.bulk.columns import ColumnError, field_values
-from feature_client.bulk.write import write_rows, write_sequences
+from feature_client.bulk.write import refuse_foreign, write_rows, write_sequences
 from feature_client.codec import Rows, RowState
 from feature_client.groups import Embedding, EmbeddingSpace, FeatureGroup, Scalar, SequenceGroup
 from feature_client.stores.store import Store
@@ -226,6 +226,8 @@ async def fill_store(
     groups: Groups,
     progress: Callable[[str, int], None] = lambda _what, _count: None,
     before_ms: int | None = None,
+    *,
+    replace: bool = False,
 ) -> dict[str, int]:
     """Write every pin, user and sequence as of a time; return the number written of each.
 
@@ -239,13 +241,19 @@ async def fill_store(
         groups: groups to write; those of a bundle are `Groups.served_by(manifest)`.
         progress: called after each kind with its name and count.
         before_ms: only events strictly before this Unix time in milliseconds are read; None reads all.
+        replace: whether values of other descriptions under the same names and versions may be replaced.
 
     Raises:
+        ForeignValuesError: there are such values, and they may not. Nothing was written.
         DatasetError: the groups and the data have different actions, or the data has actions in the future, which
             every server would ignore. Nothing was written.
     """
     refuse_future(log.time_ms, clock_ms())
     end_ms = int(log.time_ms[-1]) + 1 if before_ms is None else before_ms
+    if not replace:
+        for group, ids in ((groups.pin, log.pin_ids), (groups.user, log.user_ids), (groups.sequence, log.user_ids)):
+            if group is not None:
+                await refuse_foreign(store, group, ids)
     vectors = embeddings.of(log.pin_ids)
     written = {}
     pins, users = pin_rows(log, groups.pin, vectors, end_ms), user_rows(log, groups.user, vectors, end_ms)

@@ -16,6 +16,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from feature_client.features import FetchedFeatures
+from feature_client.groups import FeatureGroup
 from kernels.cpu.numpy_engine import NumpyEngine
 from kernels.cpu.openvino_engine import OpenVinoEngine
 from kernels.engine import LOGITS, ROW_REQUEST, EngineFactory, FeatureBatch
@@ -36,7 +37,7 @@ from model_store.model.assembly import Assembler
 from model_store.model.loaded import calibrate
 from ranker.data.actions import ActionSchema
 from ranker.data.atomic.described import Described
-from ranker.data.embeddings import PinEmbeddings, encode_embeddings, space_of
+from ranker.data.embeddings import PinEmbeddings, encode_embeddings
 from ranker.errors import ParityError
 from ranker.export.manifest import manifest_fields
 from ranker.network.encoder import EPSILON, EarlyFusion
@@ -65,7 +66,7 @@ class BundleParts:
 
     name: str
     version: int
-    dataset: str
+    groups: tuple[FeatureGroup, ...]
     schema: ActionSchema
     described: Described
     heads: Sequence[str]
@@ -83,10 +84,10 @@ class BundleParts:
     explore_toml: bytes = b""
 
     def manifest_fields(self, network: NetworkConfig) -> dict[str, object]:
-        return manifest_fields(
+        fields = manifest_fields(
             self.name,
             self.version,
-            space_of(self.dataset),
+            self.embeddings.space,
             self.schema,
             self.heads,
             self.lineage,
@@ -96,6 +97,7 @@ class BundleParts:
             described=self.described,
             calibrations=self.calibrations,
         )
+        return fields | {"groups": self.groups}
 
 
 def export_bundle(folder: Path, network: RankerNetwork, parts: BundleParts) -> Manifest:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import count
 from typing import Any
 
-from feature_client.groups import EmbeddingSpace
+from feature_client.groups import Embedding, EmbeddingSpace, FeatureGroup
 from model_store.bundle.manifest import Calibration, Head, Lineage, Manifest, Surface
 from ranker.data.actions import ActionSchema
 from ranker.data.atomic.described import Described
@@ -58,6 +59,28 @@ def manifest_fields(
         "surfaces": tuple(Surface(name=surface, query=surface == "related") for surface in SURFACES),
         "lineage": lineage,
     }
+
+
+def in_space(draft: Manifest, space: EmbeddingSpace, published: Iterable[Manifest]) -> Manifest:
+    """Return a draft whose groups hold vectors of a space, each under a version at which it overwrites no other's rows.
+
+    Rows are stored by name and version. A group of another description than a published one, such as with vectors of
+    another space, gets a free version, so that servers can read both. One of the same description keeps its version.
+    """
+    others = [group for manifest in published for group in manifest.groups]
+    groups = []
+    for group in draft.groups:
+        own = tuple(f.model_copy(update={"space": space}) if isinstance(f, Embedding) else f for f in group.fields)
+        groups.append(_beside(group.model_copy(update={"fields": own}), others))
+    return draft.model_copy(update={"groups": tuple(groups)})
+
+
+def _beside(group: FeatureGroup, others: Iterable[FeatureGroup]) -> FeatureGroup:
+    taken = {other.version: other.fingerprint for other in others if other.name == group.name}
+    for version, fingerprint in taken.items():
+        if (known := group.model_copy(update={"version": version})).fingerprint == fingerprint:
+            return known
+    return group.model_copy(update={"version": next(v for v in count(group.version) if v not in taken)})
 
 
 def draft_manifest(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from model_store.bundle.files import Bundle, copy_out, read_bundle
+from model_store.bundle.manifest import Manifest
 from model_store.registry.objects import ModelStoreError
 from model_store.registry.store import ModelStore
 from ranker.errors import GateError, SettingError
@@ -29,6 +30,11 @@ def free_version(models: ModelStore | None, name: str, wanted: int | None) -> in
             f"{name}@{wanted} is {what}, and versions never change; use --version {state.next_version()}, which is free"
         )
     return wanted or state.next_version()
+
+
+def published_manifests(models: ModelStore | None, name: str) -> list[Manifest]:
+    """Return the manifests of a model's versions, the oldest first. Raises ModelStoreError, BundleError."""
+    return [] if models is None else [models.manifest(name, version) for version in models.versions(name)]
 
 
 def publish_bundle(

@@ -66,6 +66,13 @@ def load(
     model_store: ModelStoreOption = None,
     model: ModelOption = None,
     label: LabelOption = "stable",
+    *,
+    replace: Annotated[
+        bool,
+        typer.Option(
+            "--replace", help="Replace rows of this version that have another description, such as another space."
+        ),
+    ] = False,
 ) -> None:
     """Write the rows of a group, verify a sample, and announce the group.
 
@@ -100,7 +107,7 @@ def load(
                     progress.update(task, description=what, completed=done, speed=speed)
 
                 checking, writing = partial(show, f"checking {source.name}"), partial(show, described.ref)
-                return await bulk.load(store, described, opened, writing, checking)
+                return await bulk.load(store, described, opened, writing, checking, replace=replace)
 
     announced = run_store_work(run())
     typer.echo(f"loaded and verified {announced.ref}: {announced.rows} rows, fingerprint {announced.fingerprint}")
@@ -214,11 +221,12 @@ def run_store_work(work: Coroutine[Any, Any, Any]) -> Any:
 
     from feature_client.bulk.load import VerificationError  # noqa: PLC0415
     from feature_client.bulk.source import SourceError  # noqa: PLC0415
+    from feature_client.bulk.write import ForeignValuesError  # noqa: PLC0415
     from feature_client.stores.store import StoreError  # noqa: PLC0415
 
     try:
         return uvloop.run(work)
-    except (StoreError, SourceError, VerificationError) as error:
+    except (StoreError, SourceError, VerificationError, ForeignValuesError) as error:
         fail(str(error))
 
 

@@ -12,6 +12,7 @@ import pytest
 from bench.fuzz import fuzz_parquet
 from feature_client.bulk.load import VerificationError, load, stat
 from feature_client.bulk.source import CHUNK_ROWS, Source, SourceError
+from feature_client.bulk.write import ForeignValuesError
 from feature_client.codec import decode_rows
 from feature_client.groups import Categorical, Embedding, EmbeddingSpace, FeatureGroup, Scalar
 from feature_client.stores.memory_store import MemoryStore
@@ -119,6 +120,22 @@ async def test_two_versions_stand_side_by_side_and_each_model_reads_its_own(tmp_
     assert set(await stat(store, lambda seen: None)) == {tiny.PINS.ref, new.ref}
     for group in (tiny.PINS, new):
         assert decode_rows(group, await store.multi_get(group.keys(found["id"]))).rows.tobytes() == rows.tobytes()
+
+
+async def test_rows_of_another_space_are_not_replaced_unless_it_is_said(tmp_path):
+    store = MemoryStore()
+    field = tiny.PINS.fields[0]
+    space = field.space.model_copy(update={"content": "0123456789abcdef"})
+    other = tiny.changed(tiny.PINS, fields=(tiny.changed(field, space=space), *tiny.PINS.fields[1:]))
+    found, rows = columns(60)
+    await load(store, tiny.PINS, Source(npz(tmp_path / "a.npz", found), tiny.PINS), lambda done: None)
+    source = Source(npz(tmp_path / "b.npz", found), other)
+    with pytest.raises(ForeignValuesError, match=r"the store has pin_core@1 of another description \(60 of 60 sampled"):
+        await load(store, other, source, lambda done: None)
+    assert decode_rows(tiny.PINS, await store.multi_get(tiny.PINS.keys(found["id"]))).rows.tobytes() == rows.tobytes()
+    await load(store, other, source, lambda done: None, replace=True)
+    await load(store, other, source, lambda done: None)  # its own rows it may replace
+    assert decode_rows(other, await store.multi_get(other.keys(found["id"]))).rows.tobytes() == rows.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -303,7 +320,9 @@ async def test_a_load_whose_rows_were_overwritten_meanwhile_writes_them_all_when
         store.values[key] = b"another writer's"
     with pytest.raises(VerificationError, match="load again"):
         await load(store, tiny.PINS, source, lambda done: None)
-    await load(store, tiny.PINS, source, lambda done: None)
+    with pytest.raises(ForeignValuesError, match=r"or replace them \(--replace\)"):
+        await load(store, tiny.PINS, source, lambda done: None)
+    await load(store, tiny.PINS, source, lambda done: None, replace=True)
     read = decode_rows(tiny.PINS, await store.multi_get(tiny.PINS.keys(found["id"])))
     assert read.rows.tobytes() == rows.tobytes()
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from feature_client.codec import RowState, decode_rows, encode_rows
 from feature_client.groups import Categorical, Embedding, EmbeddingSpace, FeatureGroup, Scalar, SequenceGroup
 from tests import tiny
 
@@ -53,6 +54,26 @@ def test_fingerprint_is_the_same_on_every_machine():
 )
 def test_anything_that_changes_a_rows_meaning_changes_the_fingerprint(changed):
     assert changed.fingerprint != group().fingerprint
+
+
+def test_a_space_without_content_has_the_description_that_it_had_before_there_was_one():
+    assert SPACE.model_dump() == {"name": "pinsage", "version": 5, "dim": 3, "dtype": "int8", "scale": 0.01}
+    assert EmbeddingSpace.model_validate_json(SPACE.model_dump_json()) == SPACE
+    assert (SPACE.ref, group().fingerprint.hex()) == ("pinsage@5", "2e30fa39bf2eef34")
+
+
+def test_what_produced_a_space_is_part_of_it():
+    ours, theirs = (SPACE.model_copy(update={"content": digit * 16}) for digit in "0a")
+    assert (ours.ref, theirs.ref) == ("pinsage@5+0000000000000000", "pinsage@5+aaaaaaaaaaaaaaaa")
+    assert EmbeddingSpace.model_validate_json(ours.model_dump_json()) == ours
+    groups = [group(fields=(Embedding(name="e", space=space), *group().fields[1:])) for space in (SPACE, ours, theirs)]
+    assert len({one.fingerprint for one in groups}) == 3
+    row = np.zeros(1, groups[1].dtype)
+    (stored,) = encode_rows(groups[1], row)
+    read = [decode_rows(one, [stored]).states.tolist() for one in groups]
+    assert read == [[RowState.FOREIGN], [RowState.PRESENT], [RowState.FOREIGN]]
+    with pytest.raises(ValidationError, match="content"):
+        EmbeddingSpace(name="pinsage", version=5, dim=3, content="of today")
 
 
 def test_action_vocabulary_is_part_of_a_sequences_fingerprint():

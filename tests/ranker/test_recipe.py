@@ -23,7 +23,7 @@ from ranker.baselines.score import NO_LIGHTGBM, BaselinePlan
 from ranker.baselines.scores import DOT_PRODUCT, ITEM_KNN, RANKING_TREES, TREES
 from ranker.data.actions import RATINGS, ActionLog, action_log
 from ranker.data.atomic.recbole import AtomicDataset, read_atomic
-from ranker.data.embeddings import decode_embeddings, space_of
+from ranker.data.embeddings import embeddings_of, space_of
 from ranker.data.requests import Split
 from ranker.errors import ParityError, SettingError
 from ranker.evaluation.evaluate import evaluate
@@ -257,7 +257,7 @@ def test_a_utility_without_a_surface_of_the_requests_leaves_that_order_out(twin:
 
 def test_popularity_is_counted_before_the_slice_only(log: ActionLog, full: Bundle) -> None:
     manifest = draft_manifest("toy", space_of("toy"), RATINGS, ["save"], sequence_length=0)
-    embeddings = decode_embeddings(full.files[EMBEDDINGS])
+    embeddings = embeddings_of(full)
     sampling = Sampling(candidates=len(log.pin_ids))
     examples = ExampleBuilder(log, embeddings, manifest, Split(test_slices=1), sampling, 1).build("test")
     saves_before = np.bincount(log.pin[: int(0.9 * len(log.pin))], log.labels[: int(0.9 * len(log.pin)), 0])

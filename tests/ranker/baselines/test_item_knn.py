@@ -19,7 +19,7 @@ SPLIT = Split(train_slices=2, validation_slices=1, test_slices=3)
 
 def built(folder: Path) -> tuple[ActionLog, Examples]:
     log = action_log(read_atomic(write_atomic(folder, per_user=20)))
-    embeddings = svd_embeddings(log, producer_until_ms(log, SPLIT), 1)
+    embeddings = svd_embeddings(log, producer_until_ms(log, SPLIT), 1, name="toy")
     manifest = draft_manifest("toy", space_of("toy"), RATINGS, HEADS, sequence_length=100)
     sampling = Sampling(candidates=10, requests_max=12)
     return log, ExampleBuilder(log, embeddings, manifest, SPLIT, sampling, 2).build("test")

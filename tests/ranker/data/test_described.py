@@ -99,7 +99,7 @@ async def test_a_store_holds_the_pins_and_users_that_no_event_names(folder: Path
     (folder / "tiny-taste.user").write_text(USERS + "newcomer\tpaid\t20\n")
     log = action_log(read_atomic(folder))
     groups = Groups.of(space_of("toy"), log.schema, log.described)
-    embeddings = PinEmbeddings(log.pin_ids, np.zeros((len(log.pin_ids), 32), np.float16))
+    embeddings = PinEmbeddings(log.pin_ids, np.zeros((len(log.pin_ids), 32), np.float16), space_of("toy"))
     store = MemoryStore()
     written = await fill_store(store, log, embeddings, groups)
     assert (written["pins"], written["users"]) == (len(log.pin_ids) + 1, len(log.user_ids) + 1)

@@ -3,14 +3,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from feature_client.bulk.write import ForeignValuesError
 from feature_client.codec import RowState
 from feature_client.fetch import fetch
 from feature_client.groups import Embedding, EmbeddingSpace, FeatureGroup, FeatureNeeds, Scalar, SequenceGroup
 from feature_client.stores.memory_store import MemoryStore
+from model_store.bundle.manifest import Manifest
 from ranker.data.actions import RATINGS, ActionLog, action_log
 from ranker.data.atomic.recbole import AtomicDataset
 from ranker.data.embeddings import DIM, PinEmbeddings, decode_embeddings, encode_embeddings, space_of, svd_embeddings
 from ranker.data.features import (
+    PIN_GROUP,
     PRIOR_ACTIONS,
     Groups,
     events_of,
@@ -22,6 +25,7 @@ from ranker.data.features import (
 )
 from ranker.data.schema import ActionRule, ActionSchema
 from ranker.errors import DatasetError
+from ranker.export.manifest import draft_manifest, in_space
 from tests.ranker.data.test_actions import dataset_of
 
 VOCABULARY = ("closeup", "hide", "like", "save")
@@ -35,7 +39,7 @@ def axes(*pins: int) -> PinEmbeddings:
     """Give each pin its own axis."""
     vectors = np.zeros((len(pins), DIM), np.float16)
     vectors[np.arange(len(pins)), np.arange(len(pins))] = 1
-    return PinEmbeddings(np.array(pins, np.uint64), vectors)
+    return PinEmbeddings(np.array(pins, np.uint64), vectors, space_of("toy"))
 
 
 EMBEDDINGS = axes(10, 11)
@@ -151,12 +155,12 @@ def test_what_the_data_does_not_know_is_refused_by_name() -> None:
 def test_embeddings_survive_their_archive_and_the_bytes_repeat() -> None:
     content = encode_embeddings(EMBEDDINGS)
     assert content == encode_embeddings(axes(10, 11))
-    read = decode_embeddings(content)
+    read = decode_embeddings(content, EMBEDDINGS.space)
     np.testing.assert_array_equal(
         read.of(np.array([11, 7, 10], np.uint64)), EMBEDDINGS.vectors[[1, 0, 0]] * [[1], [0], [1]]
     )
     with pytest.raises(ValueError, match="not an archive of embeddings"):
-        decode_embeddings(b"PK\x05\x06" + bytes(18))
+        decode_embeddings(b"PK\x05\x06" + bytes(18), EMBEDDINGS.space)
 
 
 def two_tastes() -> ActionLog:
@@ -167,7 +171,7 @@ def two_tastes() -> ActionLog:
 
 
 def test_pins_of_one_taste_point_the_same_way() -> None:
-    embeddings = svd_embeddings(two_tastes(), 10_000, seed=1)
+    embeddings = svd_embeddings(two_tastes(), 10_000, seed=1, name="toy")
     vectors = embeddings.vectors.astype(np.float32)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-2)
     similar = vectors @ vectors.T
@@ -179,14 +183,14 @@ def test_pins_of_one_taste_point_the_same_way() -> None:
 
 def test_the_producer_reads_nothing_after_its_window() -> None:
     log = two_tastes()
-    early = svd_embeddings(log, 120, seed=1)
+    early = svd_embeddings(log, 120, seed=1, name="toy")
     changed = dataset_of([
         (int(log.user_ids[u]), int(log.pin_ids[p]), 5 if t < 120 else 1, int(t))
         for u, p, t in zip(log.user, log.pin, log.time_ms, strict=True)
     ])  # fmt: skip
-    assert encode_embeddings(early) == encode_embeddings(svd_embeddings(action_log(changed), 120, seed=1))
+    assert encode_embeddings(early) == encode_embeddings(svd_embeddings(action_log(changed), 120, seed=1, name="toy"))
     with pytest.raises(DatasetError, match=r"^the 0 interactions before"):
-        svd_embeddings(log, 0, seed=1)
+        svd_embeddings(log, 0, seed=1, name="toy")
 
 
 def test_pins_that_the_producer_never_saw_get_the_vector_of_their_users() -> None:
@@ -227,3 +231,45 @@ async def test_a_log_with_actions_in_the_future_is_refused_before_anything_is_wr
     with pytest.raises(DatasetError, match="1 interactions lie in the future, the newest on 58692-"):
         await fill_store(store, log, EMBEDDINGS, GROUPS)
     assert not store.values
+
+
+def test_a_space_is_known_by_the_events_and_the_seed_that_made_it() -> None:
+    log = two_tastes()
+    made = svd_embeddings(log, 10_000, seed=1, name="toy").space
+    assert made.ref.startswith("toy-svd@2+")
+    assert svd_embeddings(two_tastes(), 10_000, seed=1, name="toy").space == made
+    assert svd_embeddings(log, 10_000, seed=2, name="toy").space.content != made.content
+    shorter = svd_embeddings(log, int(log.time_ms[len(log.time_ms) // 2]), seed=1, name="toy")
+    assert shorter.space.content != made.content
+    assert svd_embeddings(log, 10_000, seed=1, name="other").space.name == "other-svd"
+
+
+async def test_features_of_another_training_are_not_replaced_unless_it_is_said() -> None:
+    store = MemoryStore()
+    await fill_store(store, LOG, EMBEDDINGS, GROUPS)
+    other = Groups.of(space_of("toy", "0123456789abcdef"), RATINGS)
+    with pytest.raises(ForeignValuesError, match=r"the store has pin_core@2 of another description"):
+        await fill_store(store, LOG, EMBEDDINGS, other)
+    (value,) = await store.multi_get([other.pin.key(10)])
+    assert value is not None
+    assert value.startswith(GROUPS.pin.fingerprint)
+    await fill_store(store, LOG, EMBEDDINGS, GROUPS)  # its own it may replace
+    await fill_store(store, LOG, EMBEDDINGS, other, replace=True)
+    (value,) = await store.multi_get([other.pin.key(10)])
+    assert value is not None
+    assert value.startswith(other.pin.fingerprint)
+
+
+def test_groups_of_another_description_get_a_version_of_their_own() -> None:
+    draft = draft_manifest("toy", space_of("toy"), RATINGS, RATINGS.heads, sequence_length=100)
+    contents = [digit * 16 for digit in "0123"]
+    published: list[Manifest] = []
+    for number, content in enumerate(contents):
+        made = in_space(draft, space_of("toy", content), published)
+        assert [group.version for group in made.groups] == [2 + number] * 2
+        assert made.embedding_field(PIN_GROUP, "embedding").space.content == content
+        assert made.sequence == draft.sequence
+        published.append(made)
+    for made, content in zip(published, contents, strict=True):
+        again = in_space(draft, space_of("toy", content), published)
+        assert [group.fingerprint for group in again.groups] == [group.fingerprint for group in made.groups]

@@ -26,7 +26,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> ActionLog:
 
 
 def examples(log: ActionLog, attributes: tuple[str, ...] = ()) -> Examples:
-    embeddings = svd_embeddings(log, producer_until_ms(log, SPLIT), seed=1)
+    embeddings = svd_embeddings(log, producer_until_ms(log, SPLIT), seed=1, name="toy")
     builder = ExampleBuilder(log, embeddings, manifest(), SPLIT, Sampling(candidates=20), seed=5)
     return builder.build("test", attributes=attributes)
 

@@ -13,7 +13,7 @@ from model_store.bundle.golden import decode_golden
 from model_store.model.loaded import load_model
 from model_store.model.utility import load_utility
 from model_store.registry.store import open_model_store
-from ranker.data.embeddings import decode_embeddings
+from ranker.data.embeddings import embeddings_of
 from ranker.data.features import Groups
 from tests.conftest import needs_training
 
@@ -51,7 +51,7 @@ def test_the_twins_read_the_same_stored_features() -> None:
 
 
 def test_embeddings_are_vectors_of_length_one_or_of_pins_that_were_only_hidden(bundle: Bundle) -> None:
-    vectors = decode_embeddings(bundle.files["embeddings.npz"]).vectors.astype(np.float32)
+    vectors = embeddings_of(bundle).vectors.astype(np.float32)
     lengths = np.linalg.norm(vectors, axis=1)
     np.testing.assert_allclose(lengths[lengths > 0], 1, atol=2e-3)
     assert np.mean(lengths > 0) > 0.97

@@ -58,7 +58,7 @@ def log() -> ActionLog:
 
 @pytest.fixture(scope="module")
 def embeddings(log: ActionLog) -> PinEmbeddings:
-    return svd_embeddings(log, producer_until_ms(log, SPLIT), seed=1)
+    return svd_embeddings(log, producer_until_ms(log, SPLIT), seed=1, name="toy")
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_nothing_at_or_after_a_request_moves_its_tensors_its_scores_or_the_embed
         again = request_at(changed, span, request.user, request.time_ms)
         assert not np.array_equal(changed.pin[again.chosen], log.pin[request.chosen])
         assert (again.query_pin, again.activity) == (request.query_pin, request.activity)
-        refitted = svd_embeddings(changed, producer_until_ms(changed, SPLIT), seed=1)
+        refitted = svd_embeddings(changed, producer_until_ms(changed, SPLIT), seed=1, name="toy")
         np.testing.assert_array_equal(refitted.of(log.pin_ids), embeddings.of(log.pin_ids))
         before = offline(log, embeddings, span, request, candidates)
         after = offline(changed, refitted, span, again, candidates)

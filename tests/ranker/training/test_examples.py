@@ -27,7 +27,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> ActionLog:
 
 
 def build(log: ActionLog, part: Part = "train", sampling: Sampling | None = None) -> Examples:
-    embeddings = svd_embeddings(log, producer_until_ms(log, SPLIT), seed=1)
+    embeddings = svd_embeddings(log, producer_until_ms(log, SPLIT), seed=1, name="toy")
     builder = ExampleBuilder(log, embeddings, MANIFEST, SPLIT, sampling or Sampling(candidates=40), seed=5)
     return builder.build(part)
 
@@ -126,7 +126,7 @@ def test_examples_know_who_asked_how_active_they_were_and_how_old_their_actions_
     events = [(3, pin, 5, 1_000 * pin) for pin in range(1, 151)] + [(4, 500, 5, 149_500)]
     log = action_log(dataset_of(sorted(events, key=lambda event: event[3])))
     split = Split(producer_until=0.5, train_until=0.96, validation_until=0.98, train_slices=1, validation_slices=1)
-    embeddings = PinEmbeddings(log.pin_ids, np.ones((len(log.pin_ids), 32), np.float16))
+    embeddings = PinEmbeddings(log.pin_ids, np.ones((len(log.pin_ids), 32), np.float16), space_of("toy"))
     builder = ExampleBuilder(log, embeddings, MANIFEST, split, Sampling(), 5)
     train, test = builder.build("train"), builder.build("test")
     assert train.users.tolist() == [0] * train.batch.requests
@@ -166,8 +166,10 @@ def test_the_future_moves_no_tensor(log: ActionLog) -> None:
     first, second, _ = part_slices(log, SPLIT, "train")
     changed = rerated(log, second.start_ms)
     only_first = Split(producer_until=SPLIT.producer_until, train_slices=3)
-    embeddings = svd_embeddings(log, producer_until_ms(log, SPLIT), seed=1)
-    assert np.array_equal(embeddings.vectors, svd_embeddings(changed, producer_until_ms(log, SPLIT), seed=1).vectors)
+    embeddings = svd_embeddings(log, producer_until_ms(log, SPLIT), seed=1, name="toy")
+    assert np.array_equal(
+        embeddings.vectors, svd_embeddings(changed, producer_until_ms(log, SPLIT), seed=1, name="toy").vectors
+    )
 
     def first_slice(history: ActionLog) -> list[dict[str, np.ndarray]]:
         builder = ExampleBuilder(history, embeddings, MANIFEST, only_first, Sampling(negatives=0), seed=5)
@@ -187,7 +189,7 @@ def test_what_a_request_led_to_shows_in_its_labels_only(log: ActionLog) -> None:
     changed = replace(log, labels=log.labels.copy(), action=log.action.copy())
     own = slice(log.before(first.start_ms), log.before(first.stop_ms))
     builders = [
-        ExampleBuilder(h, svd_embeddings(log, first.start_ms, 1), MANIFEST, SPLIT, Sampling(), 5)
+        ExampleBuilder(h, svd_embeddings(log, first.start_ms, 1, name="toy"), MANIFEST, SPLIT, Sampling(), 5)
         for h in (log, changed)
     ]
     requests = slice_requests(log, first, 64, np.random.default_rng(0))
@@ -208,7 +210,7 @@ def test_what_a_request_led_to_shows_in_its_labels_only(log: ActionLog) -> None:
 
 def test_a_part_without_requests_is_refused() -> None:
     log = action_log(dataset_of([(1, pin, 5, 7) for pin in range(20)]))
-    builder = ExampleBuilder(log, svd_embeddings(two_users(), 100, 1), MANIFEST, Split(), Sampling(), 5)
+    builder = ExampleBuilder(log, svd_embeddings(two_users(), 100, 1, name="toy"), MANIFEST, Split(), Sampling(), 5)
     with pytest.raises(DatasetError, match="the train part of the data has no request"):
         builder.build("train")
 

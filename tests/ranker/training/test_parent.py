@@ -70,6 +70,7 @@ def test_a_successor_learns_only_what_is_newer_and_stays_in_its_parents_space(
     assert (second.manifest.lineage.learned_until_ms or 0) > parent.learned_until_ms
     assert second.files[EMBEDDINGS] == first.files[EMBEDDINGS]
     assert [g.fingerprint for g in second.manifest.groups] == [g.fingerprint for g in first.manifest.groups]
+    assert first.manifest.embedding_field("pin_core", "embedding").space.content
     before, after = (decode_parameters(b.files[PARAMETERS])[1] for b in (first, second))
     assert before.keys() == after.keys()
     moved = max(float((before[name] - after[name]).abs().max()) for name in before)

@@ -14,13 +14,13 @@ from feature_client.codec import RowState
 from impressions.joining.attribution import Window
 from impressions.joining.join import Wanted, join_log
 from kernels.cpu.openvino_engine import OpenVinoEngine
-from model_store.bundle.files import EMBEDDINGS, Bundle
+from model_store.bundle.files import Bundle
 from model_store.bundle.golden import GoldenRequest, encode_golden
 from model_store.model.loaded import load_model
 from ranker.data.actions import RATINGS, ActionLog, action_log
 from ranker.data.atomic.identifiers import token_id
 from ranker.data.atomic.recbole import AtomicDataset, read_atomic
-from ranker.data.embeddings import PinEmbeddings, decode_embeddings, space_of, svd_embeddings
+from ranker.data.embeddings import PinEmbeddings, embeddings_of, space_of, svd_embeddings
 from ranker.data.requests import Part, Split
 from ranker.data.shown import Impressions, Shown, read_shown
 from ranker.errors import DatasetError, SettingError
@@ -64,7 +64,7 @@ def joined(folder: Path, impressions: Sequence[Row], actions: Sequence[Row] = ()
 
 
 def built(shown: Shown, log: ActionLog, part: Part = "train") -> Examples:
-    embeddings = svd_embeddings(log, int(log.time_ms[-1]) + 1, seed=1)
+    embeddings = svd_embeddings(log, int(log.time_ms[-1]) + 1, seed=1, name="toy")
     return ShownExampleBuilder(shown, embeddings, MANIFEST, SPLIT, Sampling(), seed=5).build(part)
 
 
@@ -167,7 +167,7 @@ def test_a_related_request_starts_from_its_query_pin(tmp_path: Path, log: Action
 
 def test_stored_rows_of_a_request_replace_those_of_a_later_world(tmp_path: Path, log: ActionLog) -> None:
     plain = read_shown(Impressions(joined(tmp_path / "plain", four_requests())), log)
-    embeddings = svd_embeddings(log, int(log.time_ms[-1]) + 1, seed=1)
+    embeddings = svd_embeddings(log, int(log.time_ms[-1]) + 1, seed=1, name="toy")
     builder = ShownExampleBuilder(plain, embeddings, MANIFEST, SPLIT, Sampling(), seed=5)
     # The server read seven candidates, of which it returned four; all rows are those of another time.
     rng = np.random.default_rng(3)
@@ -272,7 +272,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory, dataset: AtomicDataset, im
 
 
 def embeddings_in(bundle: Bundle) -> PinEmbeddings:
-    return decode_embeddings(bundle.files[EMBEDDINGS])
+    return embeddings_of(bundle)
 
 
 def test_what_only_the_impressions_show_is_learned(learned: Bundle, log: ActionLog, impressions: Impressions) -> None:
