@@ -33,11 +33,12 @@ constexpr size_t OUTPUT_BYTES = 256 << 10;
 constexpr size_t UNTAKEN_BYTES = 256 << 10;
 // What a connection remembers of its calls' credentials, each with so much for itself.
 constexpr size_t CREDENTIALS_BYTES = 24 << 10, CREDENTIALS_OVERHEAD = 400;
-// What a message of a stream costs until its handler is done with it: its own bytes, and the objects that they become,
-// which take several times as many.
-constexpr size_t MESSAGE_OVERHEAD = 100, OBJECT_BYTES = 4;
+// What a message of a stream costs until its handler is done with it, beside its own bytes.
+constexpr size_t MESSAGE_OVERHEAD = 100;
 // What a call costs beside its bytes: this library's and nghttp2's memory for it, and its handler's.
 constexpr size_t CALL_BYTES = 4 << 10;
+// What one call may have beside its largest message.
+constexpr size_t ONE_CALL_BYTES = 64 << 10;
 enum Kind : int64_t { CALL = 1, MESSAGE = 2, REQUEST_ENDED = 3, CLOSED = 4, BEGUN = 5, SENT = 6 };
 
 // What happened on a stream. `address`, `size` and `compressed` describe a message: of a call whose method takes one
@@ -129,10 +130,11 @@ struct Connection {
     drop(kept_bytes);
   }
 
-  // A connection may hold no more than is left for all others, so that it cannot take the last of it from them.
+  // A connection with more than one large message may hold no more than is left, so that it cannot take the last of it.
   bool has_room(size_t size) const {
-    return kept_bytes + size <= endpoint->kept_bytes_max &&
-           (kept_bytes + size) + (endpoint->all_kept_bytes + size) <= endpoint->all_kept_bytes_max;
+    const size_t own = kept_bytes + size, all = endpoint->all_kept_bytes + size, most = endpoint->all_kept_bytes_max;
+    return own <= endpoint->kept_bytes_max && all <= most &&
+           (own + all <= most || own <= endpoint->message_bytes_max + ONE_CALL_BYTES);
   }
 
   void keep(size_t size) {
@@ -349,7 +351,7 @@ int begin(Connection& connection, Call& call) {
 }
 
 // What a message of a stream costs until its handler is done with it.
-size_t cost_of(size_t size) { return MESSAGE_OVERHEAD + (1 + OBJECT_BYTES) * size; }
+size_t cost_of(size_t size) { return MESSAGE_OVERHEAD + size; }
 
 // Takes whole messages out of the received bytes, for a method that takes a stream of them.
 int take_messages(Connection& connection, Call& call) {
@@ -621,23 +623,28 @@ PINRANK_API void pinrank_h2_reset(Connection* connection, int32_t stream) {
 // Counts further bytes for a call's message, such as what it is when decompressed. Returns whether there is room.
 PINRANK_API int32_t pinrank_h2_keep(Connection* connection, int32_t stream, int64_t size) {
   Call* const call = connection->call(stream);
-  if (call == nullptr || !connection->has_room(cost_of((size_t)size))) return 0;
-  call->kept_messages += cost_of((size_t)size);
-  connection->keep(cost_of((size_t)size));
+  if (call == nullptr || !connection->has_room((size_t)size)) return 0;
+  call->kept_messages += (size_t)size;
+  connection->keep((size_t)size);
   return 1;
 }
 
 // Gives a client's stream room for further messages, after its handler is done with one. `kept` is what was counted for
-// it by `pinrank_h2_keep`, or -1.
+// it by `pinrank_h2_keep`.
 PINRANK_API void pinrank_h2_taken(Connection* connection, int32_t stream, int64_t size, int64_t kept) {
   Call* const call = connection->call(stream);
   if (call == nullptr) return;
   call->untaken -= (size_t)size + MESSAGE_OVERHEAD;
-  const size_t cost = cost_of((size_t)size) + (kept < 0 ? 0 : cost_of((size_t)kept));
+  const size_t cost = cost_of((size_t)size) + (size_t)kept;
   call->kept_messages -= cost;
   connection->drop(cost);
   if (!call->failed && call->untaken <= UNTAKEN_BYTES && call->owed)
     nghttp2_session_consume_stream(connection->session, stream, std::exchange(call->owed, 0));
+}
+
+// Returns whether a call is in progress.
+PINRANK_API int32_t pinrank_h2_is_open(Connection* connection, int32_t stream) {
+  return connection->call(stream) != nullptr;
 }
 
 // Returns where a call's metadata is (name, 0, value, 0, and so on) and how long; null for an unknown stream.

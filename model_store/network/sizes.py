@@ -9,6 +9,7 @@ refuses what it cannot follow, and so needs no list of all the ways in which a n
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,8 @@ _NUMBER_MAX = 1 << 31
 _OPEN_ENDED = frozenset({"Constant", "Shape", "Slice"})
 #: Functions of the standard without shape inference. The result is as large as the first input.
 _LIKE_FIRST = frozenset({"GroupNormalization", "MeanVarianceNormalization"})
+_LABELS = rb" *(?:[A-Za-z] *)*(?:\.\.\. *(?:[A-Za-z] *)*)?"
+_EQUATION = re.compile(_LABELS + rb"(?:," + _LABELS + rb")*(?:->" + _LABELS + rb")?")
 #: Recurrent operators, with the products of a step that runtimes compute for all steps at once.
 _GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 
@@ -148,6 +151,13 @@ def _check_scratch(node: NodeProto, known: KnownTensors, total: Sequence[int], l
             )
 
 
+def _check_equation(node: NodeProto) -> None:
+    """Refuse an equation that is none. onnx's shape inference never returns from some of them."""
+    equation = next((a.s for a in node.attribute if a.name == "equation"), b"")
+    if not _EQUATION.fullmatch(equation):
+        raise NetworkError(f"{where(node)}: {equation[:80]!r} is no equation of an Einsum, such as 'nd,nd->n'")
+
+
 def _with_all_steps(node: NodeProto, place: int) -> NodeProto:
     """Return a recurrent node with a name for its first output, the states of all steps: runtimes make it anyway."""
     if node.op_type not in _GATES or (node.output and node.output[0]):
@@ -218,6 +228,8 @@ def _infer(node: NodeProto, known: KnownTensors, version: int) -> None:
     _check_size_inputs(node, known)
     _check_numbers(node, known)
     _check_varying(node, known)
+    if operator == "Einsum":
+        _check_equation(node)
     _add_types(node, known, version)
     if operator not in {"Shape", "Size"} and any(name in known.data for name in node.input):
         known.data.update(name for name in node.output if name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
@@ -160,6 +160,11 @@ class Gate:
         if permission not in caller.may:
             self._metrics.count(caller.name, "denied")
             raise self._denied(caller, permission)
+
+    def is_proxy(self, auth_context: Mapping[str, Sequence[bytes]]) -> bool:
+        """Whether the names in a certificate are those of a caller that speaks for others."""
+        found = map(self._callers.by_certificate.get, _names_in(auth_context))
+        return any(caller is not None and caller.speaks_for_others for caller in found)
 
     def charge(self, caller: Caller, unit: Unit, amount: int) -> None:
         """Take an amount from a caller's quota of a unit, if it has one. Raises QuotaError."""

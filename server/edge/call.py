@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 #: zlib's window bits by the name of an encoding (zlib.decompressobj).
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}
 _SHOWN_MAX = 60
+#: Bytes of the objects that a message becomes, for each of its own.
+_OBJECTS_BYTES = 4
 #: Methods whose calls are no work: a connection that has only these makes room for others.
 _IDLE_METHODS = frozenset({"/grpc.health.v1.Health/Watch"})
 _FREE_SERVICES = ("/grpc.health.", "/grpc.reflection.")
@@ -97,8 +99,8 @@ class Call:
         self.task: asyncio.Task[None] | None = None
         #: The method, once the call has begun.
         self.begun: Method | None = None
-        #: Whether it was not let in, on a connection that its client has for itself: not on a proxy's.
-        self.is_refused = False
+        #: Whether it was not let in; and whether a proxy passed it on that speaks for others.
+        self.is_refused = self.by_proxy = False
         #: Until when the whole request must have come.
         self.asks_until_s = float("inf")
         self.answered = False
@@ -167,7 +169,8 @@ class Call:
             return
         self.answered = True
         # In the call's own task, which knows of a proxy as soon as its gate does.
-        self.is_refused = code in _REFUSALS and not CALLER.get().via
+        self.by_proxy = bool(CALLER.get().via)
+        self.is_refused = code in _REFUSALS
         trailers = [(name.encode(), _header_value(value)) for name, value in trailing_metadata]
         quoted = urllib.parse.quote(within(details, MESSAGE_BYTES_MAX), safe=_UNQUOTED)
         self._http2.end(self._stream, code.value[0], quoted, trailers)
@@ -220,9 +223,11 @@ class Call:
                 return
             message, compressed = received
             content = await self.decompressed(message, bytes_max) if compressed else message
+            objects_bytes = _OBJECTS_BYTES * len(content)
+            await self._keep(objects_bytes)
             yield content
             # Not before: meanwhile it takes memory.
-            self._http2.taken(self._stream, len(message), len(content) if compressed else -1)
+            self._http2.taken(self._stream, len(message), objects_bytes + (len(content) if compressed else 0))
             self._flush()
             await asyncio.sleep(0)  # a client's messages must not hold up the calls of others
 
@@ -245,9 +250,13 @@ class Call:
             await self.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
         if not machine.eof:
             await self.abort(grpc.StatusCode.INTERNAL, "cannot decompress a message: it is cut off")
-        if not self._http2.keep(self._stream, len(content)):
-            await self.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many bytes are in unanswered calls")
+        await self._keep(len(content))
         return content
+
+    async def _keep(self, size: int) -> None:
+        """Count further bytes for the call. If there is no room, end the call and raise AbortError."""
+        if not self._http2.keep(self._stream, size):
+            await self.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many bytes are in unanswered calls")
 
 
 async def run(method: Method, request: bytes | Compressed | AsyncIterator[bytes], call: Call) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import random
 import ssl
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, cast
@@ -15,16 +15,8 @@ from typing import TYPE_CHECKING, cast
 import grpc
 import grpc.aio
 
-from server.access.token_bucket import TokenBucket
 from server.edge.call import Call, Compressed, Method, peer_name, run
-from server.edge.crowd import (
-    FREE_CALLS_AT_ONCE,
-    FREE_CALLS_PER_S,
-    RESETS_AT_ONCE,
-    RESETS_PER_S,
-    Closable,
-    Crowd,
-)
+from server.edge.crowd import Closable, Crowd, free_calls, resets
 from server.edge.http2 import ConnectionBrokenError, Event, EventKind, Http2Connection, Http2Endpoint
 from server.edge.tls import TlsPort, auth_context
 
@@ -60,6 +52,7 @@ class Served:
         methods: the methods in the order in which `http2` has them.
         limits: the port's limits.
         crowd: the open connections, those in a TLS handshake too.
+        is_proxy: says by a client certificate's names whether it speaks for others.
         tls: what clients are served with; None if the port speaks plain text.
         stopped: whether connections that come from now on are closed at once.
     """
@@ -68,6 +61,7 @@ class Served:
     methods: tuple[Method, ...]
     limits: PortLimits
     crowd: Crowd[Closable]
+    is_proxy: Callable[[Mapping[str, list[bytes]]], bool]
     tls: TlsPort | None = None
     stopped: bool = False
 
@@ -83,6 +77,8 @@ class Connection(asyncio.Protocol):
         #: The calls that are work: not those that wait for their client's next message, or to be told something.
         self._working: set[int] = set()
         self._idle_calls = 0
+        #: Whether others speak over it, too, so that what one of them does must not hold up the connection.
+        self._is_proxys = False
         #: What happened and waits until other connections have had their turn.
         self._waiting: deque[Event] = deque()
         self._transport: asyncio.Transport
@@ -99,8 +95,7 @@ class Connection(asyncio.Protocol):
         self._retires_at_s = now_s + age_s * spread if age_s else float("inf")
         self._idle_s_max = served.limits.connection_idle_s_max or float("inf")
         self._idle_since_s = now_s
-        self._resets = TokenBucket(RESETS_PER_S, RESETS_AT_ONCE / RESETS_PER_S, now_s)
-        self._free_calls = TokenBucket(FREE_CALLS_PER_S, FREE_CALLS_AT_ONCE / FREE_CALLS_PER_S, now_s)
+        self._resets, self._free_calls = resets(now_s), free_calls(now_s)
         self._resets_seen = 0
         self._goes_away_at_s = self._ends_idle_at_s = self._closes_at_s = float("inf")
 
@@ -136,6 +131,7 @@ class Connection(asyncio.Protocol):
             return True
         secured: ssl.SSLObject = self._transport.get_extra_info("ssl_object")
         self._auth_context = auth_context(secured.getpeercert())
+        self._is_proxys = self._served.is_proxy(self._auth_context)
         return tls.has_h2(secured)
 
     def connection_lost(self, _: Exception | None) -> None:
@@ -196,17 +192,19 @@ class Connection(asyncio.Protocol):
         if len(self._waiting) == len(events):  # or they follow those that wait already
             self._heed_waiting()
 
-    def _heed_waiting(self) -> None:
+    def _heed_waiting(self, *, is_late: bool = False) -> None:
         begun = 0
         while self._waiting and begun < _BEGUN_A_TURN:
             event = self._waiting.popleft()
             if event.kind in (_CALL, _BEGUN):
+                if is_late and not self._http2.is_in_progress(event.stream):
+                    continue
                 self._begin(event)
                 begun += 1
             elif (call := self._calls.get(event.stream)) is not None:
                 self._go_on(call, event)
         if self._waiting:
-            self._loop.call_soon(self._heed_waiting)
+            self._loop.call_soon(partial(self._heed_waiting, is_late=True))
         self._read_or_not()
 
     def _begin(self, event: Event) -> None:
@@ -230,7 +228,7 @@ class Connection(asyncio.Protocol):
         call.begun = method
         if not method.is_work:
             self._idle_calls += 1
-            if self._idle_calls > _IDLE_CALLS_MAX:
+            if self._idle_calls > _IDLE_CALLS_MAX and not self._is_proxys:
                 problem = f"a connection may have {_IDLE_CALLS_MAX} calls of this method at once; end others first"
                 call.end(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
                 return
@@ -261,9 +259,10 @@ class Connection(asyncio.Protocol):
                 del self._calls[event.stream]
                 call.over()
                 self._rest(event.stream)
+                self._is_proxys |= call.by_proxy
                 if call.begun is not None:
                     self._idle_calls -= not call.begun.is_work
-                    if call.begun.is_free or call.is_refused:
+                    if (call.begun.is_free or call.is_refused) and not self._is_proxys:
                         self._charge()
                 if not self._calls:
                     self._idle_since_s = self._loop.time()
@@ -370,6 +369,8 @@ class Connection(asyncio.Protocol):
         self._http2.go_away()
         self.flush()
         self._end()
+        self._is_throttled = False
+        self._read_or_not()  # to notice that the client closes
 
     def _end(self) -> None:
         """Send nothing after what was written, and let the client close the connection.

@@ -6,6 +6,8 @@ import os
 import resource
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
+from server.access.token_bucket import TokenBucket
+
 if TYPE_CHECKING:
     from server.telemetry.metrics import ConnectionMetrics
 
@@ -14,10 +16,10 @@ _DESCRIPTORS_KEPT = 128
 _CONNECTIONS_MIN = 16
 #: A connection may end so many unanswered calls at once, and so many a second: as many as may be in flight on it when
 #: their common deadline passes, and more than a client that works gives up.
-RESETS_AT_ONCE, RESETS_PER_S = 2_000, 100.0
+_RESETS_AT_ONCE, _RESETS_PER_S = 2_000, 100.0
 #: A connection may have so many calls at once, and so many a second, that no quota bounds: refused ones, of health and
 #: of reflection. Beyond that, its calls wait.
-FREE_CALLS_AT_ONCE, FREE_CALLS_PER_S = 200, 100.0
+_FREE_CALLS_AT_ONCE, _FREE_CALLS_PER_S = 200, 100.0
 
 
 class Closable(Protocol):
@@ -25,6 +27,16 @@ class Closable(Protocol):
 
     def abort(self) -> None:
         """Close it at once."""
+
+
+def resets(now_s: float) -> TokenBucket:
+    """Return what counts a connection's calls that end unanswered."""
+    return TokenBucket(_RESETS_PER_S, _RESETS_AT_ONCE / _RESETS_PER_S, now_s)
+
+
+def free_calls(now_s: float) -> TokenBucket:
+    """Return what counts a connection's calls that no quota bounds."""
+    return TokenBucket(_FREE_CALLS_PER_S, _FREE_CALLS_AT_ONCE / _FREE_CALLS_PER_S, now_s)
 
 
 Member = TypeVar("Member", bound=Closable)

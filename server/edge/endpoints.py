@@ -62,7 +62,9 @@ def new_endpoint(
     doors = {service: gate.door(permission) for service, permission in _PERMISSIONS.items()}
     if config.grpc_edge != "grpcio":
         try:
-            return NativeEndpoint(every, limits, metrics, shared_port=shared_port, tls=tls, doors=doors)
+            return NativeEndpoint(
+                every, limits, metrics, shared_port=shared_port, tls=tls, doors=doors, is_proxy=gate.is_proxy
+            )
         except NativeLibraryError as error:
             if config.grpc_edge == "native":
                 raise ConfigError(f"grpc_edge: {error}; or set grpc_edge to auto or grpcio") from error

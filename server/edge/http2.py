@@ -205,17 +205,21 @@ class Http2Connection:
         """Give up a call, whatever of its answer is still to be sent."""
         self._native.pinrank_h2_reset(self._address, stream)
 
+    def is_in_progress(self, stream: int) -> bool:
+        """Whether a call is neither answered nor given up."""
+        return bool(self._native.pinrank_h2_is_open(self._address, stream))
+
     def keep(self, stream: int, size: int) -> bool:
-        """Count further bytes for a call, such as those of a decompressed message. Return whether there is room."""
+        """Count further bytes for a call's message, such as those of what it becomes. Return whether there is room."""
         return bool(self._native.pinrank_h2_keep(self._address, stream, size))
 
-    def taken(self, stream: int, size: int, kept: int = -1) -> None:
+    def taken(self, stream: int, size: int, kept: int = 0) -> None:
         """Note that a handler is done with a message, so that the client may send more.
 
         Args:
             stream: the call's number.
             size: the message's bytes as they came.
-            kept: what was counted for it by `keep`; -1 if nothing was.
+            kept: what was counted for it by `keep`.
         """
         self._native.pinrank_h2_taken(self._address, stream, size, kept)
 
@@ -304,6 +308,7 @@ def _native() -> ctypes.PyDLL:
         ("end", None, (place, ctypes.c_int32, ctypes.c_int32, text, text, word)),
         ("reset", None, (place, ctypes.c_int32)),
         ("keep", ctypes.c_int32, (place, ctypes.c_int32, word)),
+        ("is_open", ctypes.c_int32, (place, ctypes.c_int32)),
         ("taken", None, (place, ctypes.c_int32, word, word)),
         ("metadata", place, (place, ctypes.c_int32, place)),
         ("retire", None, (place,)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +38,11 @@ class NativeEndpoint(Endpoint):
         shared_port: bool,
         tls: TlsPort | None = None,
         doors: Mapping[str, Door] | None = None,
+        is_proxy: Callable[[Mapping[str, list[bytes]]], bool] = lambda _: False,
     ) -> None:
         """Create the endpoint without opening its port, as `Endpoint` does.
+
+        `is_proxy` says by the names in a client's certificate (`Call.auth_context`) whether it speaks for others.
 
         Raises:
             NativeLibraryError: the library is not built, or nghttp2 is not installed.
@@ -61,6 +64,7 @@ class NativeEndpoint(Endpoint):
             tuple(Method.of(path, handler) for path, handler in handlers.items()),
             limits,
             Crowd(connections_that_fit(limits.connections_max), metrics),
+            is_proxy,
             tls,
         )
         self._socket_path: Path | None = None

@@ -168,6 +168,7 @@ class VersionAdmitter:
             timeout_s=swap.proof_timeout_s,
             trusted=self._trust is not None,
             rows_max=config.candidates_max,
+            requests_max=config.requests_in_flight_max,
             run_bytes_max=swap.run_bytes_max,
             run_s_max=swap.run_s_max,
             share=self._loader.share,

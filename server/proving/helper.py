@@ -16,8 +16,10 @@ import signal
 import struct
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import IO, Any
 
 import numpy as np
@@ -49,6 +51,8 @@ _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 #: Processor time that a child may use between pauses.
 _SLICE_S = 0.004
+#: What is kept of a child's words.
+_SAID_BYTES_MAX = 16 << 10
 
 #: The header (a JSON object), the sample's logits as float32 bytes, and the engine's plan.
 _Answer = tuple[dict[str, Any], bytes, bytes]
@@ -114,7 +118,8 @@ def _prove(claim: _Claim) -> _Answer:
         read_exploration(bundle, utility)
         read_statistics(bundle)
         logits = _scored(model, decoded(claim.sample) if claim.sample else None)
-        check_largest_run(model, bundle, run, limits.run_s_max, on_gpu=limits.engine in ON_GPU)
+        on_gpu = limits.engine in ON_GPU
+        check_largest_run(model, bundle, run, limits.requests_max, limits.run_s_max, on_gpu=on_gpu)
         memory = max(0, _peak_bytes() - before) + sum(map(len, bundle.files.values()))
         scores = logits.astype("<f4").tobytes()
         header = {"memory_bytes": memory, "shape": list(logits.shape), "unconfined": unconfined}
@@ -195,7 +200,7 @@ def _keep_only(writer: int, errors: int) -> None:
 def _in_a_child(claim: _Claim, pace: Pace, claims: IO[bytes], logged: _LogLines) -> _Answer:
     """Prove in a forked child; return its answer or how it ended. Raises EOFError when the server is gone."""
     reader, writer = os.pipe()
-    # Not the server's standard error, into which the child could write lines of a log. What does not fit is lost.
+    # Not the server's standard error, into which the child could write lines of a log.
     said, errors = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     helper = os.getpid()
     child = os.fork()
@@ -212,27 +217,33 @@ def _in_a_child(claim: _Claim, pace: Pace, claims: IO[bytes], logged: _LogLines)
     os.close(errors)
     logged.lines.clear()  # the child's answer has the lines logged before the fork
     try:
-        header, *others = _outcome(child, reader, claim, pace, claims)
-        header["log_lines"] = [*header.get("log_lines", ()), *_lines_of(said)]
+        words = bytearray()
+        header, *others = _outcome(child, reader, claim, pace, claims, partial(_hear, said, words))
+        _hear(said, words)
+        header["log_lines"] = [*header.get("log_lines", ()), *_lines_of(bytes(words))]
     finally:
         os.close(said)
     return header, others[0], others[1]
 
 
-def _lines_of(said: int) -> list[tuple[str, int, str]]:
-    """Return what a child that has ended wrote to standard output and standard error, as lines for the log."""
-    try:
-        text = os.read(said, 1 << 16).decode(errors="replace")
-    except BlockingIOError:
-        return []
-    lines = text.splitlines()[-_LogLines.LINES_MAX :]
+def _hear(said: int, words: bytearray) -> None:
+    """Take what the child wrote to standard output and standard error, and keep the beginning."""
+    with suppress(BlockingIOError):
+        while part := os.read(said, 1 << 16):
+            words += part[: _SAID_BYTES_MAX - len(words)]
+
+
+def _lines_of(words: bytes) -> list[tuple[str, int, str]]:
+    lines = words.decode(errors="replace").splitlines()[: _LogLines.LINES_MAX]
     return [(__name__, logging.WARNING, f"the proving process says: {line[: _LogLines.LENGTH_MAX]}") for line in lines]
 
 
-def _outcome(child: int, reader: int, claim: _Claim, pace: Pace, claims: IO[bytes]) -> _Answer:
+def _outcome(
+    child: int, reader: int, claim: _Claim, pace: Pace, claims: IO[bytes], hear: Callable[[], None]
+) -> _Answer:
     """Wait for a child's end; return its answer or how it ended. Raises EOFError when the server is gone."""
     ref = claim.ref
-    answer, ended, held_back_s = _answer_of(reader, child, claim.limits, pace, claims)
+    answer, ended, held_back_s = _answer_of(reader, child, claim.limits, pace, claims, hear)
     used_s = cpu_s(child)
     if not ended:
         os.kill(child, signal.SIGKILL)
@@ -261,7 +272,7 @@ def _outcome(child: int, reader: int, claim: _Claim, pace: Pace, claims: IO[byte
 
 
 def _answer_of(
-    reader: int, child: int, limits: ProofLimits, pace: Pace, claims: IO[bytes]
+    reader: int, child: int, limits: ProofLimits, pace: Pace, claims: IO[bytes], hear: Callable[[], None]
 ) -> tuple[bytes, bool, float]:
     """Collect a child's answer, and let the child run only for its share of the time.
 
@@ -279,6 +290,7 @@ def _answer_of(
     paused_at_s = held_back_s = 0.0
     with os.fdopen(reader, "rb", buffering=0) as pipe:
         while time.monotonic() < until_s and len(answer) <= ANSWER_BYTES_MAX + PLAN_BYTES_MAX:
+            hear()
             ready = select.select([pipe, claims], [], [], _SLICE_S)[0]
             if claims in ready:  # the server sends nothing while it waits, so its end of the pipe closed
                 os.kill(child, signal.SIGKILL)

@@ -31,8 +31,8 @@ from server.scheduling.pace import Pace
 #: Variables that interpreters, libraries and engines read. The helper's children parse what strangers made, so it gets
 #: none of the others: they may hold secrets.
 _INHERITED = re.compile(
-    r"(PATH|HOME|TMPDIR|LANG|TZ|LD_LIBRARY_PATH|LD_PRELOAD|GLIBC_TUNABLES|VIRTUAL_ENV|XDG_CACHE_HOME|PYTHON[A-Z]+)$"
-    r"|(LC|MALLOC|OMP|GOMP|KMP|MKL|OPENBLAS|ONEDNN|DNNL|OV|OPENVINO|TBB|CUDA|NVIDIA|TRT|TENSORRT|TRITON|TORCH|PYTORCH"
+    r"(PATH|HOME|TMPDIR|LANG|TZ|LD_LIBRARY_PATH|LD_PRELOAD|GLIBC_TUNABLES|VIRTUAL_ENV|XDG_CACHE_HOME|PYTHON[A-Z]+|USER|LOGNAME)$"
+    r"|(LC|MALLOC|_RJEM_MALLOC|OMP|GOMP|KMP|MKL|OPENBLAS|ONEDNN|DNNL|OV|OPENVINO|TBB|BLIS|CUDA|CUDNN|CUBLAS|CUBLASLT|NVIDIA|TRT|TENSORRT|TRITON|TORCH|PYTORCH"
     r"|TORCHINDUCTOR|ASAN|UBSAN|LSAN|TSAN)_"
 )
 _LENGTH = struct.Struct(">Q")
@@ -61,8 +61,8 @@ class ProofLimits:
         memory_bytes_max: how much more memory the child may map than at its start.
         timeout_s: the child is killed after this many seconds.
         trusted: whether a trusted publisher signed the bundle, so that the plans in it may run.
-        rows_max, run_bytes_max, run_s_max: the largest run that the network must be fit for, in candidates, bytes, and
-            seconds of processor time.
+        rows_max, requests_max, run_bytes_max, run_s_max: the largest run that the network must be fit for, in
+            candidates, requests, bytes, and seconds of processor time.
         share: fraction of one core's time that the child may use.
         device: the GPU's index, for engines that run on one.
     """
@@ -73,6 +73,7 @@ class ProofLimits:
     timeout_s: float
     trusted: bool = False
     rows_max: int = 5_000
+    requests_max: int = 256
     run_bytes_max: int = 2 << 30
     run_s_max: float = 2.0
     share: float = 1.0

@@ -174,6 +174,10 @@ REFUSED_NETWORKS = {
         (r"node 'Einsum': a run of 1 rows \(candidates_max\) of 1 requests holds 64,\d{3},\d{3},\d{3} bytes here, "
         r".* a product of some inputs of 'ab,bc,ca->a' is that large; split it"),
     ),
+    "an equation that is none": (
+        network(make("Einsum", "query query query", "t", equation="a.b,bc,cd->ad")),
+        "node 'Einsum': b'a.b,bc,cd->ad' is no equation of an Einsum",
+    ),
     "the steps of a recurrent layer that nobody reads": (
         network(make("Expand", "one wide", "x"),
                 helper.make_node("LSTM", ["x", "weight", "again"], ["", "last"], hidden_size=100),

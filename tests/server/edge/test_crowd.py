@@ -287,8 +287,8 @@ async def test_a_clients_many_calls_leave_others_their_turn(service, monkeypatch
 
 @pytest.mark.parametrize(("content", "answered"), [(b"", 20), (b"by a proxy", 300)])
 async def test_refused_calls_wait_beyond_a_rate_unless_a_proxy_passes_them_on(service, monkeypatch, content, answered):
-    monkeypatch.setattr("server.edge.connection.FREE_CALLS_AT_ONCE", 20)
-    monkeypatch.setattr("server.edge.connection.FREE_CALLS_PER_S", 0.001)
+    monkeypatch.setattr("server.edge.crowd._FREE_CALLS_AT_ONCE", 20)
+    monkeypatch.setattr("server.edge.crowd._FREE_CALLS_PER_S", 0.001)
     monkeypatch.setattr("server.edge.connection._BEGUN_A_TURN", 1)
     endpoint = await start(service)
     async with raw_client(endpoint) as (client, own):
@@ -322,4 +322,9 @@ async def test_a_connection_has_few_calls_that_only_wait(service):
         (connection,) = endpoint.connections
         await eventually(lambda: connection.calls == 7)
         assert (await watch(HealthCheckRequest()).read()).status == HealthCheckResponse.SERVING
+        # Behind a proxy, they are many clients'.
+        with pytest.raises(grpc.aio.AioRpcError, match="who are you"):
+            await channel.unary_unary("/test/Deny")(b"by a proxy")
+        for _ in range(4):
+            assert (await watch(HealthCheckRequest()).read()).status == HealthCheckResponse.SERVING
     await endpoint.stop()

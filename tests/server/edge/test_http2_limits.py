@@ -43,7 +43,7 @@ def test_calls_that_end_without_an_answer_are_counted_whoever_ended_them():
 
 
 def test_what_all_connections_keep_of_unanswered_calls_is_bounded():
-    endpoint = Http2Endpoint({ONE: False, MANY: True}, MESSAGE_BYTES_MAX, all_kept_bytes_max=70_000)
+    endpoint = Http2Endpoint({ONE: False, MANY: True}, MESSAGE_BYTES_MAX, all_kept_bytes_max=45_000)
     pairs = [Pair(endpoint) for _ in range(2)]
     streams = [pairs[number % 2].begin(MANY, **{"x-long": "a" * 9_000}) for number in range(4)]
     for pair in pairs:
@@ -65,7 +65,7 @@ def test_what_all_connections_keep_of_unanswered_calls_is_bounded():
 
 
 def test_a_connection_that_ends_gives_back_what_it_kept():
-    endpoint = Http2Endpoint({ONE: False, MANY: True}, MESSAGE_BYTES_MAX, all_kept_bytes_max=30_000)
+    endpoint = Http2Endpoint({ONE: False, MANY: True}, MESSAGE_BYTES_MAX, all_kept_bytes_max=15_000)
     for _ in range(3):
         pair = Pair(endpoint)
         stream = pair.begin(MANY, **{"x-long": "a" * 9_000})
@@ -139,36 +139,39 @@ def test_a_connection_keeps_a_limited_number_of_bytes(monkeypatch):
 
 
 def test_messages_count_until_their_handler_is_done_with_them():
-    endpoint = Http2Endpoint({ONE: False, MANY: True}, MESSAGE_BYTES_MAX, all_kept_bytes_max=200_000)
+    endpoint = Http2Endpoint({ONE: False, MANY: True}, MESSAGE_BYTES_MAX, all_kept_bytes_max=60_000)
     pair = Pair(endpoint)
     streams = [pair.begin(MANY) for _ in range(2)]
     for stream in streams:
-        pair.send(stream, message(bytes(12_000)), end=False)  # 60,000 bytes with the objects that they become
+        pair.send(stream, message(bytes(12_000)), end=False)
         pair.exchange()
     assert [pair.trailers(stream).get("grpc-status") for stream in streams] == [None, None]
+    assert pair.server.keep(streams[0], 24_000), "what its objects take"
+    assert not pair.server.keep(streams[1], 24_000)
     late = pair.begin(MANY)
     pair.send(late, message(bytes(12_000)), end=False)
     pair.exchange()
     assert pair.trailers(late)["grpc-status"] == "8"
-    assert not pair.server.keep(streams[0], 12_000), "nor is there room for a message that was compressed"
-    pair.server.taken(streams[0], 12_000)
-    assert pair.server.keep(streams[1], 1_000)
-    pair.server.taken(streams[1], 12_000, 1_000)
-    again = pair.begin(MANY)
-    pair.send(again, message(bytes(12_000)), end=False)
+    pair.server.taken(streams[0], 12_000, 24_000)
+    assert pair.server.keep(streams[1], 24_000)
+    pair.server.end(streams[1], 0)
+    pair.client.reset_stream(streams[1])
     pair.exchange()
-    assert pair.trailers(again) == {}
+    again = pair.begin(MANY)
+    pair.send(again, message(bytes(40_000)), end=False)
+    pair.exchange()
+    assert pair.trailers(again) == {}, "a call that is over gives back all"
 
 
 def test_a_connection_cannot_take_the_last_of_what_all_may_keep():
-    endpoint = Http2Endpoint({ONE: False, MANY: True}, MESSAGE_BYTES_MAX, all_kept_bytes_max=200_000)
+    endpoint = Http2Endpoint({ONE: False, MANY: True}, MESSAGE_BYTES_MAX, all_kept_bytes_max=600_000)
     greedy, modest = Pair(endpoint), Pair(endpoint)
-    statuses = []
-    for _ in range(30):
-        statuses.append(greedy.begin(MANY))
+    streams = []
+    for _ in range(200):
+        streams.append(greedy.begin(MANY))
         greedy.exchange()
-    held = [stream for stream in statuses if greedy.trailers(stream) == {}]
-    assert 20 <= len(held) < 30, "half of it, at 4,096 bytes a call and its metadata"
-    stream = modest.call(message(bytes(30_000)))
+    held = [stream for stream in streams if greedy.trailers(stream) == {}]
+    assert 65 <= len(held) <= 73, "half of it, at 4,096 bytes a call and its metadata"
+    stream = modest.call(message(bytes(90_000)))
     modest.exchange()
     assert modest.trailers(stream) == {}
