@@ -120,7 +120,7 @@ def own_channel(
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_http_proxy", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 2_000),  # which is also how long an attempt to connect may take
         ("grpc.max_reconnect_backoff_ms", 500),
         ("grpc.enable_retries", int(service_config is not None)),
     ]
