@@ -10,7 +10,8 @@ from google.protobuf.message import DecodeError
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from kernels.engine import LOGITS, TensorSpec
-from model_store.network.sizes import NODES_MAX, NetworkError, RunLimits, check_operator, check_sizes, where
+from model_store.network.errors import NetworkError, where
+from model_store.network.sizes import NODES_MAX, RunLimits, check_operator, check_sizes
 
 #: Operators whose results are probabilities already.
 _SQUASHING = frozenset({"Sigmoid", "HardSigmoid", "Softmax", "Hardmax"})

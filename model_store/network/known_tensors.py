@@ -58,8 +58,11 @@ class KnownTensors:
 
     def bytes_of(self, name: str) -> list[int]:
         """Return a tensor's bytes in each batch; a size of 0 counts as 1, so that none beside it is without a bound."""
-        dtype = helper.tensor_dtype_to_np_dtype(self.types[name][0].tensor_type.elem_type)
-        return [math.prod(max(1, size) for size in dims) * dtype.itemsize for dims in self.dims[name]]
+        return [math.prod(max(1, size) for size in dims) * self.itemsize(name) for dims in self.dims[name]]
+
+    def itemsize(self, name: str) -> int:
+        """Return the bytes of one of a tensor's numbers."""
+        return helper.tensor_dtype_to_np_dtype(self.types[name][0].tensor_type.elem_type).itemsize
 
 
 def add_value(node: NodeProto, known: KnownTensors, version: int) -> None:

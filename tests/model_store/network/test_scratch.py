@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_store.network.einsum_sizes import elements_between
+from model_store.network.scratch import elements_between
 
 SIZES = {"a": 2, "b": 3, "c": 5, "d": 7, "e": 11}
 labels = partial(st.lists, st.sampled_from(sorted(SIZES)), max_size=3)
