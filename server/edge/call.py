@@ -181,7 +181,7 @@ class Call:
         if self.answered:
             return
         content = self._serialise(message)
-        self.answered = True
+        self.answered, self.by_proxy = True, bool(CALLER.get().via)
         self._http2.answer(self._stream, content)
         self._flush()
 

@@ -101,7 +101,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def is_reading(self) -> bool:
-        """Whether the client's bytes are read; not while it leaves too many of its answers unread."""
+        """Whether the client's bytes are read; not while it reads no answers, or has had more than its turn."""
         return self._transport.is_reading()
 
     @property

@@ -42,6 +42,7 @@ class Service:
 
     async def reverse(self, request, context):
         self.running_beside.append(self.running)
+        _note_proxy(request)
         self.contexts.append((context.invocation_metadata(), context.peer(), context.time_remaining()))
         context.add_done_callback(lambda _: setattr(self, "done", self.done + 1))
         return request[::-1]
@@ -70,10 +71,15 @@ class Service:
         await context.abort(grpc.StatusCode.ABORTED, "\xe9" * 100_000)
 
     async def deny(self, request, context):
-        if request == b"by a proxy":  # as a gate notes it
-            CALLER.set(replace(NOBODY, via="proxy"))
+        _note_proxy(request)
         self.denied += 1
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, "who are you?")
+
+
+def _note_proxy(request: bytes) -> None:
+    """Do as a gate does for a call that a proxy passes on."""
+    if request == b"by a proxy":
+        CALLER.set(replace(NOBODY, via="proxy"))
 
 
 async def start(service: Service, host: str = "127.0.0.1", **limits: Any) -> NativeEndpoint:
