@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from socket import create_connection
 from typing import Any
 from urllib.parse import urlsplit
 
 from bench import client
+from bench.attacks.clients import begin, clients, is_over
 from bench.harness import Claim, Conclusion, Raw
 from bench.test_bed import CONFIG, SEED, TestBed, known_median, known_ratio, saturated_per_s, scene
 
@@ -24,7 +26,7 @@ from bench.test_bed import CONFIG, SEED, TestBed, known_median, known_ratio, sat
 _SHARE = 0.3
 _SCRAPES_PER_S = (0, 1, 50)
 _CHECKS_PER_S, _CHECK_S = 10, 1.0
-#: Connections that the flood makes before it closes them, by each of its threads.
+#: Connections that the flood makes before it closes them, by each of its processes.
 _FLOOD, _FLOODS = 200, 2
 _NONE = "no Rank call was answered, or no health check made"
 
@@ -104,23 +106,20 @@ def _regularly(per_s: int, do: Callable[[], bool]) -> Iterator[list[bool]]:
 
 @contextmanager
 def _flood(url: str) -> Iterator[None]:
-    """Open connections that say nothing, and close them, over and over."""
-    where, ended = urlsplit(url), threading.Event()
+    """Open connections that say nothing, and close them, over and over, from processes of their own."""
+    where = urlsplit(url)
+    with clients(*(partial(_connect, where.hostname or "", where.port or 0) for _ in range(_FLOODS))) as floods:
+        yield
+    for one in floods:
+        one.result()
 
-    def work() -> None:
-        while not ended.is_set():
-            with ExitStack() as opened:
-                for _ in range(_FLOOD):
-                    opened.enter_context(create_connection((where.hostname or "", where.port or 0), timeout=10))
 
-    with ThreadPoolExecutor(_FLOODS) as pool:
-        floods = [pool.submit(work) for _ in range(_FLOODS)]
-        try:
-            yield
-        finally:
-            ended.set()
-        for one in floods:
-            one.result()
+def _connect(host: str, port: int) -> None:
+    begin()
+    while not is_over():
+        with ExitStack() as opened:
+            for _ in range(_FLOOD):
+                opened.enter_context(create_connection((host, port), timeout=10))
 
 
 def conclude(raw: Raw) -> Conclusion:

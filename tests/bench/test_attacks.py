@@ -153,15 +153,16 @@ def test_the_worst_modest_caller_is_judged_over_all_rounds():
 
 def test_goodput_with_retries_is_held_against_none_in_the_same_round():
     def round_of(*goods):
-        names = ("none", "documented", "RESOURCE_EXHAUSTED too")
+        names = ("none", "documented", "RESOURCE_EXHAUSTED too", "never")
         steps = {name: result(good=good, calls_at_server_per_call=1.0) for name, good in zip(names, goods, strict=True)}
         return {"holds_per_s": 9.0, **steps}
 
-    raw = {"step_s": 2.0, "rounds": [round_of(100, 95, 20), round_of(10, 10, 1)]}
+    raw = {"step_s": 2.0, "rounds": [round_of(100, 95, 20, 90), round_of(10, 10, 1, 9)]}
     concluded = retries.conclude(raw)
     assert [claim.measured for claim in concluded.claims] == [pytest.approx(0.975)]
-    assert concluded.summary["goodput when RESOURCE_EXHAUSTED is retried too, over without"] == pytest.approx(0.15)
-    assert retries.conclude({"step_s": 2.0, "rounds": [round_of(0, 0, 0)]}).claims[0].measured is None
+    assert concluded.summary["retries: RESOURCE_EXHAUSTED too, goodput over without"] == pytest.approx(0.15)
+    assert concluded.summary["retries: never, goodput over without"] == pytest.approx(0.9)
+    assert retries.conclude({"step_s": 2.0, "rounds": [round_of(0, 0, 0, 0)]}).claims[0].measured is None
 
 
 def test_the_documented_policy_is_left_as_it_is():

@@ -130,6 +130,28 @@ def test_the_oldest_idle_connection_makes_room_and_one_that_is_answered_does_not
         assert [one.result()[0] for one in [first, *rest]] == [200] * 4
 
 
+def test_connections_that_are_closed_before_they_are_accepted_take_no_place(open_port):
+    asked, go_on = threading.Event(), threading.Event()
+
+    async def page(request):
+        if request.path == "/hold":
+            asked.set()
+            go_on.wait(30)  # holds the port's loop, so that nothing is accepted
+        return text(HTTPStatus.OK, "alive")
+
+    port = open_port(page, connections_max=4, request_s_max=60)
+    with idle_connections(port, 3) as idle, ThreadPoolExecutor(1) as clients:
+        held = clients.submit(fetch, port, "/hold")
+        assert asked.wait(30)
+        with idle_connections(port, 100):
+            pass
+        go_on.set()
+        assert held.result()[0] == 200
+        assert fetch(port, "/")[0] == 200
+        idle[0].sendall(b"GET / HTTP/1.1\r\n\r\n")
+        assert received(idle[0]).endswith(b"alive\n")
+
+
 def cut_off(opened, piece):
     """Send pieces until the server has closed the connection."""
     ends_s = time.monotonic() + 30
