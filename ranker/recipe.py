@@ -23,7 +23,8 @@ from ranker.data.atomic.recbole import AtomicDataset
 from ranker.data.embeddings import PinEmbeddings, svd_embeddings
 from ranker.data.requests import Part, Slice, Split, part_slices, producer_until_ms
 from ranker.data.shown import Impressions, Shown, read_shown
-from ranker.errors import GateError
+from ranker.embedding.vector_file import SavedVectors
+from ranker.errors import GateError, SettingError
 from ranker.evaluation.evaluate import evaluate
 from ranker.evaluation.gates import Gates, check_rate_gates, losses, miscalibrated, refusal, shortfalls
 from ranker.evaluation.scoring import score_test
@@ -58,6 +59,7 @@ def make_bundle(
     *,
     baseline_requests_max: int = 0,
     published: Sequence[Manifest] = (),
+    vectors: SavedVectors | None = None,
 ) -> Bundle:
     """Train on a dataset and write the bundle into a folder that does not exist yet.
 
@@ -76,10 +78,12 @@ def make_bundle(
             compares with none.
         published: manifests of versions whose features may be in the same store. Groups of the same description keep
             their version; others get a free one.
+        vectors: of the pins, instead of the SVD; of the parent's embedding space, if there is a parent.
 
     Raises:
         GateError: the new model fails a gate; no bundle is written.
-        DatasetError: the data is not enough to learn from.
+        DatasetError: the data is not enough to learn from, or `vectors` are made of events that the model is trained or
+            measured on.
         PropensityError: no logged answer can tell what the gates ask; raised before any work.
         SettingError: a head weight, a gate, the variant or the utility table names something unknown; raised before any
             work.
@@ -92,11 +96,12 @@ def make_bundle(
         reporter.note(note)
     log = source.log
     recipe = _of_parent(recipe, parent, source)
-    target = target_of(recipe, log, parent, source.heads)
+    parent = _with_vectors(parent, vectors)
+    target = target_of(recipe, log, parent, source.heads, vectors.embeddings.space if vectors else None)
     if gates:
         check_rate_gates(gates.rates, source.heads, target.parties)
     answers = GateAnswers.of(source.shown, recipe.split) if parent and gates and gates.rates else None
-    embeddings = parent.embeddings if parent else _embed(source, recipe, reporter)
+    embeddings = _embeddings(source, recipe, reporter, parent, vectors)
     others = [*published, parent.bundle.manifest] if parent else published
     target = replace(target, draft=in_space(target.draft, embeddings.space, others))
     network, validation = _learn(source, embeddings, recipe, target, reporter, execution or Execution(), parent)
@@ -214,6 +219,7 @@ def assist(
     execution: Execution,
     parent: Parent | None = None,
     impressions: Impressions | None = None,
+    vectors: SavedVectors | None = None,
 ) -> None:
     """Run `make_bundle` on a rank other than 0: learn from a share of every minibatch and leave the rest to rank 0.
 
@@ -221,17 +227,39 @@ def assist(
     """
     source = _source(dataset, parent, impressions)
     recipe = _of_parent(recipe, parent, source)
-    target = target_of(recipe, source.log, parent, source.heads)
-    embeddings = parent.embeddings if parent else _embed(source, recipe, reporter)
+    parent = _with_vectors(parent, vectors)
+    target = target_of(recipe, source.log, parent, source.heads, vectors.embeddings.space if vectors else None)
+    embeddings = _embeddings(source, recipe, reporter, parent, vectors)
     _learn(source, embeddings, recipe, target, reporter, execution, parent)
 
 
-def _embed(source: _Source, recipe: Recipe, reporter: Reporter) -> PinEmbeddings:
+def _with_vectors(parent: Parent | None, vectors: SavedVectors | None) -> Parent | None:
+    """Return the parent with a refresh of its vectors. Raises SettingError if they are of another space."""
+    if parent is None or vectors is None:
+        return parent
+    own, theirs = vectors.embeddings.space, parent.embeddings.space
+    if own != theirs:
+        raise SettingError(
+            f"{parent.bundle.manifest.ref} reads vectors of {theirs.ref}, and the file has vectors of {own.ref}; "
+            "rotate them with `pinrank embed align`, or train without --parent"
+        )
+    return replace(parent, embeddings=vectors.embeddings)
+
+
+def _embeddings(
+    source: _Source, recipe: Recipe, reporter: Reporter, parent: Parent | None, vectors: SavedVectors | None
+) -> PinEmbeddings:
+    """Return the vectors of pins to learn from: given ones, the parent's, or those of an SVD."""
+    if source.shown is None:
+        log, until_ms = source.log, producer_until_ms(source.log, recipe.split)
+    else:
+        log, until_ms = source.shown.dataset, int(source.shown.requests.time_ms[0])
+    if vectors is not None:
+        vectors.refuse_after(until_ms)
+        return vectors.embeddings
+    if parent is not None:
+        return parent.embeddings
     with reporter.step("embeddings"):
-        if source.shown is None:
-            log, until_ms = source.log, producer_until_ms(source.log, recipe.split)
-        else:
-            log, until_ms = source.shown.dataset, int(source.shown.requests.time_ms[0])
         return svd_embeddings(log, until_ms, recipe.training.seed, recipe.dataset)
 
 

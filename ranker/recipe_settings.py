@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from feature_client.groups import EmbeddingSpace
 from model_store.bundle.manifest import RECENCY_NAMES, Manifest, Scalars, similarity_count
 from model_store.exploration.table import ExplorationError, load_exploration
 from model_store.model.utility import UtilityError, UtilityTable, load_utility
@@ -67,14 +68,19 @@ class Recipe:
         """Approximate number of validation requests, of which every other one is learned from; 0 if none is."""
         return self.validation_requests_max if self.training.newest_epochs else 0
 
-    def network_config(self, log: ActionLog, heads: Sequence[str]) -> NetworkConfig:
-        """Return the network's sizes. Raises SettingError for an unknown variant or an invalid size."""
+    def network_config(self, log: ActionLog, heads: Sequence[str], dim: int) -> NetworkConfig:
+        """Return the network's sizes for vectors of `dim` numbers.
+
+        Raises:
+            SettingError: the variant is unknown, or a size is invalid.
+        """
         schema = log.schema
         sizes = {**network_overrides(self.variant), **self.sizes}
         length = self.length()
         if length and sizes.get("readout_rows", 0) > length:
             raise SettingError(f"readout_rows can be at most {length}, the length of a sequence")
         return NetworkConfig(
+            dim=dim,
             similarities=similarity_count(length, len(schema.actions)) if length else 0,
             recency=len(RECENCY_NAMES) if length else 0,
             heads=len(heads),
@@ -127,7 +133,13 @@ class Target:
         return tuple(dict.fromkeys(party for surface in self.utility.surfaces.values() for party in surface.parties))
 
 
-def target_of(recipe: Recipe, log: ActionLog, parent: Parent | None, heads: tuple[str, ...] | None = None) -> Target:
+def target_of(
+    recipe: Recipe,
+    log: ActionLog,
+    parent: Parent | None,
+    heads: tuple[str, ...] | None = None,
+    space: EmbeddingSpace | None = None,
+) -> Target:
     """Check a recipe against the data before any work, so that no model is made that a server would reject.
 
     Args:
@@ -135,6 +147,7 @@ def target_of(recipe: Recipe, log: ActionLog, parent: Parent | None, heads: tupl
         log: the data.
         parent: the version to continue from.
         heads: the heads to predict; None means all that occur in the data.
+        space: of the pins' vectors; None for those of the parent, or of the SVD that the recipe will fit.
 
     Raises:
         SettingError: a head weight, the utility table or the variant names something unknown, or the parent has other
@@ -145,13 +158,14 @@ def target_of(recipe: Recipe, log: ActionLog, parent: Parent | None, heads: tupl
     if not heads:
         raise DatasetError(f"no interaction is one of the actions to predict: {', '.join(log.schema.heads)}")
     recipe.training.weights_of(heads)
-    sizes = parent.config if parent else recipe.network_config(log, heads)
+    space = space or (parent.embeddings.space if parent else space_of(recipe.dataset))
+    sizes = parent.config if parent else recipe.network_config(log, heads, space.dim)
     if parent and [head.name for head in parent.bundle.manifest.heads] != list(heads):
         known = ", ".join(head.name for head in parent.bundle.manifest.heads)
         raise SettingError(f"{parent.bundle.manifest.ref} has the heads {known}, but the data has {', '.join(heads)}")
     draft = draft_manifest(
         recipe.name,
-        parent.embeddings.space if parent else space_of(recipe.dataset),
+        space,
         log.schema,
         heads,
         sequence_length=parent.bundle.manifest.sequence_length if parent else recipe.length(),

@@ -154,6 +154,13 @@ def fill(
         str | None, typer.Option(help="Label of the model version (default: stable, or the model's only label).")
     ] = None,
     actions: ActionsOption = None,
+    pin_vectors: Annotated[
+        Path | None,
+        typer.Option(
+            help="Vectors of pins that `pinrank embed` wrote, in the model's embedding space. Default: those of the "
+            "bundle."
+        ),
+    ] = None,
     *,
     replace: Annotated[
         bool,
@@ -167,6 +174,7 @@ def fill(
     with explained():
         from feature_client.action_times import clock_ms  # noqa: PLC0415
         from feature_client.bulk.write import ForeignValuesError  # noqa: PLC0415
+        from feature_client.groups import Embedding  # noqa: PLC0415
         from feature_client.redaction import redacted  # noqa: PLC0415
         from feature_client.stores.open_store import open_store  # noqa: PLC0415
         from feature_client.stores.store import StoreError  # noqa: PLC0415
@@ -175,10 +183,18 @@ def fill(
         from ranker.data.embeddings import embeddings_of  # noqa: PLC0415
         from ranker.data.features import Groups, fill_store  # noqa: PLC0415
         from ranker.data.problems import refuse_future  # noqa: PLC0415
+        from ranker.embedding.vector_file import read_vectors  # noqa: PLC0415
 
         models = open_model_store(store)
         bundle = models.read(model, models.resolve(model, label or _only_label(models.labels(model))))
-        embeddings, groups = embeddings_of(bundle), Groups.served_by(bundle.manifest)
+        groups = Groups.served_by(bundle.manifest)
+        embeddings = embeddings_of(bundle) if pin_vectors is None else read_vectors(pin_vectors).embeddings
+        theirs = groups.pin.field("embedding")
+        if isinstance(theirs, Embedding) and embeddings.space != theirs.space:
+            fail(
+                f"{pin_vectors} has vectors of {embeddings.space.ref}, and {bundle.manifest.ref} reads "
+                f"{theirs.space.ref}; rotate them with `pinrank embed align`"
+            )
         reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True))
         dataset = read_dataset(folder, actions, reporter)
         note_problems(dataset, reporter)

@@ -73,14 +73,14 @@ def train(
         models = bundle.open_store()
         origin = parent.read(models, bundle.name)
         recipe = _recipe(bundle, data, network, training, execution, models, origin)
-        gates, plan, impressions = parent.gates(), checkpoints.plan(), data.shown()
+        gates, plan, impressions, vectors = parent.gates(), checkpoints.plan(), data.shown(), data.vectors()
         bundle.check_places(models)
         tracking.check_places()
         with joined(execution.device) as ranks:
             reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True, quiet=not ranks.leads))
             if not ranks.leads:
                 work = Execution(ranks, plan, threads=execution.threads)
-                assist(_dataset(data, reporter, ranks), recipe, reporter, work, origin, impressions)
+                assist(_dataset(data, reporter, ranks), recipe, reporter, work, origin, impressions, vectors)
                 return
             with tracked(tracking.tensorboard, tracking.mlflow, bundle.name, recipe.described(), reporter.note) as told:
                 dataset = _dataset(data, reporter, ranks)
@@ -92,6 +92,7 @@ def train(
                         *(folder, dataset, recipe, reporter, work, origin, gates, impressions),
                         baseline_requests_max=bundle.baseline_requests_max if models is not None else 0,
                         published=published_manifests(models, bundle.name),
+                        vectors=vectors,
                     )
                     _publish(folder, bundle, models)
     _show(made, models, bundle.label)

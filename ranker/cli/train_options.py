@@ -20,6 +20,7 @@ from ranker.network.variants import VARIANTS, parse_sizes
 if TYPE_CHECKING:
     from model_store.registry.store import ModelStore
     from ranker.data.shown import Impressions
+    from ranker.embedding.vector_file import SavedVectors
     from ranker.evaluation.gates import Gates
     from ranker.training.checkpoint import CheckpointPlan
     from ranker.training.examples import Sampling
@@ -188,6 +189,19 @@ class DataOptions(OptionGroup):
         bool,
         typer.Option("--with-unseen", help="Also learn from shown pins that the user did not look at, as reported."),
     ] = False
+
+    pin_vectors: Annotated[
+        Path | None,
+        typer.Option(
+            help="Vectors of pins that `pinrank embed` wrote, made of events before the training's (--before "
+            "training), instead of an SVD. With --parent: of its embedding space."
+        ),
+    ] = None
+
+    def vectors(self) -> SavedVectors | None:
+        from ranker.embedding.vector_file import read_vectors  # noqa: PLC0415
+
+        return None if self.pin_vectors is None else read_vectors(self.pin_vectors)
 
     def shown(self) -> Impressions | None:
         from ranker.data.shown import Impressions  # noqa: PLC0415
