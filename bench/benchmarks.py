@@ -58,6 +58,7 @@ BENCHMARKS = {
         Benchmark("actions", "features", _SERVER),
         Benchmark("bulk_load", "features", ("feature_client",)),
         Benchmark("feature_reads", "features", _SERVER),
+        Benchmark("walks", "embeddings", ("ranker/embedding",)),
         Benchmark("near_cache", "features", ("feature_client/near_cache.py", "kernels/native")),
         Benchmark("join", "impressions", ("impressions",)),
         Benchmark("simulator", "counterfactual", ("ranker/counterfactual", "ranker/evaluation/bootstrap.py")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bench.embeddings import walks
 from bench.features import actions, bulk_load, feature_reads, near_cache
 from bench.harness import whole
 from bench.serving import faults, recording
@@ -45,6 +46,17 @@ def test_no_call_fails_while_redis_misbehaves(config_file):
 def test_bulk_loads_are_verified_and_timed_beside_a_plain_client():
     raw = whole(bulk_load.measure(quick=True))
     assert all(rate > 0 for rate in raw["rounds"][0].values())
+
+
+def test_walks_are_timed_and_their_memory_is_taken():
+    raw = whole(walks.measure(quick=True))
+    for found in (raw["whole"], *raw["growing"]):
+        assert found["graph_bytes"] > 0
+        assert 10e6 < found["peak_own_bytes"] <= found["peak_bytes"]
+    raw["whole"]["seconds"] = 660
+    late, *others = walks.conclude(raw).claims
+    assert (late.measured, late.holds) == (11, False)
+    assert all(claim.measured for claim in others)
 
 
 def test_rankings_are_timed_with_and_without_long_records(config_file):

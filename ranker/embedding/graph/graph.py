@@ -114,7 +114,7 @@ def open_graph(folder: Path) -> Graph:
             for name in ("pins", "contexts")
         }
         pin_ids = _mapped(folder / "pin_ids.npy")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError) as error:
         raise DatasetError(f"{folder} holds no complete graph ({error}); remove it, and build it again") from error
     return Graph(pin_ids, sides["pins"], sides["contexts"], about["content"], about["until_ms"])
 
@@ -129,9 +129,9 @@ def _nodes(edges: Edges) -> tuple[np.ndarray, np.ndarray, int, str]:
     known = [np.zeros(0, np.uint64), np.zeros(0, np.uint64)]
     waiting: tuple[list[np.ndarray], ...] = ([], [])
     count, held = 0, 0
-    digest = hashlib.sha256()
+    digests = hashlib.sha256(), hashlib.sha256()  # one for each side, so that batches make no difference
     for contexts, pins in edges.batches():
-        for part in (contexts, pins):
+        for digest, part in zip(digests, (contexts, pins), strict=True):
             digest.update(np.ascontiguousarray(part, "<u8").data)
         for found, ids in zip(waiting, (contexts, pins), strict=True):
             found.append(np.unique(ids))
@@ -143,7 +143,8 @@ def _nodes(edges: Edges) -> tuple[np.ndarray, np.ndarray, int, str]:
     for what, ids in (("pins", pin_ids), ("contexts", context_ids)):
         if len(ids) > np.iinfo(np.uint32).max:
             raise DatasetError(f"the edges have {len(ids):,} {what}; a graph has at most 2^32 of each")
-    return pin_ids, context_ids, count, digest.hexdigest()[:16]
+    content = hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()[:16]
+    return pin_ids, context_ids, count, content
 
 
 def _merged(known: list[np.ndarray], waiting: tuple[list[np.ndarray], ...]) -> list[np.ndarray]:

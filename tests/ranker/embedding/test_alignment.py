@@ -9,13 +9,14 @@ from ranker.embedding.alignment import Limits, align, aligned
 from ranker.errors import DatasetError
 
 
-def space(name: str, dim: int = 8, dtype: str = "float32") -> EmbeddingSpace:
-    return EmbeddingSpace(name=name, version=1, dim=dim, dtype=dtype, scale=0.1 if dtype == "int8" else 1.0)
+def space(name: str, dim: int = 8) -> EmbeddingSpace:
+    return EmbeddingSpace(name=name, version=1, dim=dim, dtype="float32")
 
 
 def vectors(count: int, dim: int = 8, seed: int = 0) -> np.ndarray:
     made = np.random.default_rng(seed).standard_normal((count, dim))
-    return (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
+    unit: np.ndarray = made / np.linalg.norm(made, axis=1, keepdims=True)
+    return unit.astype(np.float32)
 
 
 def embeddings(held: np.ndarray, name: str, first: int = 0) -> PinEmbeddings:
@@ -25,7 +26,8 @@ def embeddings(held: np.ndarray, name: str, first: int = 0) -> PinEmbeddings:
 def turned(held: np.ndarray, dim: int | None = None, seed: int = 5) -> np.ndarray:
     width = dim or held.shape[1]
     rotation = np.linalg.qr(np.random.default_rng(seed).standard_normal((width, width)))[0]
-    return (held @ rotation[: held.shape[1]]).astype(np.float32)
+    made: np.ndarray = held @ rotation[: held.shape[1]]
+    return made.astype(np.float32)
 
 
 def test_a_rotation_is_found_and_undone_exactly():
@@ -89,4 +91,4 @@ def test_too_few_shared_pins_are_no_ground_for_a_rotation():
 def test_vectors_are_not_rotated_into_whole_numbers():
     new = embeddings(vectors(100), "new")
     with pytest.raises(DatasetError, match="stores int8"):
-        aligned(new, np.eye(8), space("old", dtype="int8"))
+        aligned(new, np.eye(8), EmbeddingSpace(name="old", version=1, dim=8, dtype="int8", scale=0.1))

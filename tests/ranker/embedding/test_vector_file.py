@@ -39,7 +39,9 @@ def test_a_dataset_can_name_such_a_file_as_its_own_vectors(tmp_path):
 
 def test_vectors_are_not_written_under_another_space(tmp_path):
     with pytest.raises(ValueError, match="cannot be written as"):
-        write_vectors(tmp_path / "v.parquet", HELD, VectorsOrigin(space=SPACE.model_copy(update={"version": 3}), until_ms=1))
+        write_vectors(
+            tmp_path / "v.parquet", HELD, VectorsOrigin(space=SPACE.model_copy(update={"version": 3}), until_ms=1)
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -62,7 +64,7 @@ def changed(path, edit):
             r"row 1 \(the first is 0\): nan",
         ),
         (lambda table: table.set_column(1, "vector", pa.array([[1.0, 2.0], [1.0, 2.0]])), "3"),
-        (lambda table: table.set_column(0, "item_id", pa.array(["a", "b"])), "ids are whole numbers"),
+        (lambda table: table.set_column(0, "item_id", pa.array(["a", "b"])), "holds string; the field needs numbers"),
     ],
 )
 def test_files_that_are_not_understood_are_refused(tmp_path, edit, message):

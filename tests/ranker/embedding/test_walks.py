@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -69,7 +70,7 @@ def test_any_division_of_the_pins_gives_the_same_neighbours(tmp_path_factory, cu
         whole = neighbours_of(graph, 0, 200, settings)
         patch.setattr("ranker.embedding.graph.walks._WALKS_MAX", at_once)
         bounds = sorted({0, 200, *cuts})
-        parts = [neighbours_of(graph, a, b, settings) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        parts = [neighbours_of(graph, a, b, settings) for a, b in pairwise(bounds)]
         for name in ("pins", "weights"):
             assert np.array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name))
         counts = np.concatenate([np.diff(part.splits) for part in parts])

@@ -1,0 +1,245 @@
+"""`pinrank embed` from the data to the vectors that a ranker reads."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from feature_client.codec import RowState, decode_rows
+from feature_client.groups import Embedding
+from feature_client.stores.open_store import open_store
+from model_store.bundle.files import Bundle
+from model_store.registry.store import open_model_store
+from ranker.data.actions import action_log
+from ranker.data.atomic.recbole import read_atomic
+from ranker.data.embeddings import embeddings_of
+from ranker.data.requests import Split, producer_until_ms
+from ranker.embedding.graph.neighbours import open_neighbours
+from ranker.embedding.vector_file import read_vectors, write_vectors
+from ranker.errors import DatasetError, SettingError
+from ranker.recipe import make_bundle
+from ranker.training.parent import Parent
+from tests.ranker.commands import run
+from tests.ranker.interactions import write_atomic
+from tests.ranker.test_recipe import RECIPE, SPLIT, Notes
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_atomic(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def vectors(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("vectors") / "v.parquet"
+    code, output = run("embed", "svd", data, "--out", path, "--before", "training")
+    assert code == 0, output
+    return path
+
+
+def narrower(path: Path, target: Path, dim: int) -> Path:
+    """Write the first numbers of vectors, at length one again, as a space of their own."""
+    found = read_vectors(path)
+    space = found.origin.space.model_copy(update={"dim": dim, "name": "narrow", "content": "00000000000000aa"})
+    numbers = found.embeddings.vectors[:, :dim].astype(np.float32)
+    numbers /= np.maximum(np.linalg.norm(numbers, axis=1, keepdims=True), 1e-12)
+    held = replace(found.embeddings, vectors=numbers.astype(np.float16), space=space)
+    write_vectors(target, held, found.origin.model_copy(update={"space": space}))
+    return target
+
+
+@pytest.fixture(scope="module")
+def published(data: Path, vectors: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model store with a ranker that was trained on vectors of 8 numbers, instead of its own SVD's 32."""
+    folder = tmp_path_factory.mktemp("published")
+    own = read_vectors(narrower(vectors, folder / "narrow.parquet", 8))
+    dataset = read_atomic(data)
+    until_ms = producer_until_ms(action_log(dataset), SPLIT)
+    own = replace(own, origin=own.origin.model_copy(update={"until_ms": until_ms}))
+    make_bundle(folder / "bundle", dataset, replace(RECIPE, variant="base"), Notes(), vectors=own)
+    models = open_model_store(folder / "models")
+    models.publish(folder / "bundle")
+    models.set_label("toy", "stable", 3)
+    return folder / "models"
+
+
+def test_svd_reads_only_the_window(data: Path, vectors: Path, tmp_path: Path) -> None:
+    log = action_log(read_atomic(data))
+    found = read_vectors(vectors)
+    assert found.origin.until_ms == producer_until_ms(log, Split())
+    assert found.origin.space.name == "tiny-taste-svd"
+    code, _ = run("embed", "svd", data, "--out", tmp_path / "all.parquet")
+    assert code == 0
+    everything = read_vectors(tmp_path / "all.parquet")
+    assert everything.origin.until_ms == int(log.time_ms[-1]) + 1
+    assert everything.origin.space.content != found.origin.space.content
+    date = ("embed", "svd", data, "--out", tmp_path / "day.parquet", "--before")
+    assert run(*date, "1970-01-01T05:00")[0] == 0
+    assert read_vectors(tmp_path / "day.parquet").origin.until_ms == 5 * 3_600_000
+    code, output = run(*date, "yesterday")
+    assert (code, "--before yesterday is no date; write one such as 2026-03-31" in output) == (1, True)
+
+
+def test_walks_go_on_where_they_ended(data: Path, tmp_path: Path) -> None:
+    walked = (
+        "embed",
+        "walks",
+        data,
+        "--out",
+        tmp_path / "n",
+        "--walks",
+        "20",
+        "--neighbours",
+        "5",
+        "--before",
+        "training",
+    )
+    code, output = run(*walked)
+    assert code == 0
+    made = open_neighbours(tmp_path / "n")
+    assert f"wrote the neighbours of {made.pins:,} pins" in output
+    assert made.until_ms == producer_until_ms(action_log(read_atomic(data)), Split())
+    (path,) = made.paths
+    before = path.read_bytes()
+    path.unlink()
+    assert run(*walked)[0] == 0
+    assert path.read_bytes() == before
+    code, output = run(*walked, "--restart", "0.9")
+    assert (code, "has neighbours of other settings or edges" in output) == (1, True)
+
+
+def test_walks_take_edges_without_times(tmp_path: Path) -> None:
+    (tmp_path / "boards.txt").write_text("1 10 11\n2 11 12\n")
+    out = tmp_path / "n"
+    assert run("embed", "walks", tmp_path / "boards.txt", "--out", out, "--processes", "1")[0] == 0
+    ((pins, splits, found, _),) = open_neighbours(out).batches()
+    assert pins.tolist() == [10, 11, 12]
+    assert [set(found[a:b].tolist()) for a, b in pairwise(splits)] == [
+        {11, 12},
+        {10, 12},
+        {10, 11},
+    ]
+    code, output = run("embed", "walks", tmp_path / "boards.txt", "--out", out, "--before", "2026-01-01")
+    assert (code, "has no times and no actions; leave out --before and --actions" in output) == (1, True)
+
+
+def rotated(path: Path, target: Path, noise: float) -> Path:
+    """Write vectors of a new training: the same, but for a rotation and some noise."""
+    rng = np.random.default_rng(7)
+    found = read_vectors(path)
+    held = found.embeddings.vectors.astype(np.float64)
+    rotation = np.linalg.qr(rng.standard_normal((held.shape[1], held.shape[1])))[0]
+    moved = held @ rotation + noise * rng.standard_normal(held.shape)
+    space = found.origin.space.model_copy(update={"content": "00000000000000bb"})
+    write_vectors(
+        target,
+        replace(found.embeddings, vectors=moved.astype(np.float16), space=space),
+        found.origin.model_copy(update={"space": space}),
+    )
+    return target
+
+
+async def stored_vectors(url: str, bundle: Bundle, pin_ids: np.ndarray) -> np.ndarray:
+    group = bundle.manifest.group("pin_core")
+    store = open_store(url)
+    await store.start()
+    try:
+        rows = decode_rows(group, await store.multi_get(group.keys(pin_ids)))
+    finally:
+        await store.close()
+    assert (rows.states == RowState.PRESENT).all()
+    return rows.rows["embedding"]
+
+
+def test_a_refresh_is_a_revision_of_the_space_that_the_ranker_goes_on_reading(
+    data: Path, vectors: Path, published: Path, tmp_path: Path
+) -> None:
+    bundle = open_model_store(published).read("toy", 3)
+    old = embeddings_of(bundle)
+    new = rotated(narrower(vectors, tmp_path / "narrow.parquet", 8), tmp_path / "new.parquet", noise=0.01)
+    url, out = f"lmdb://{tmp_path / 'features'}", tmp_path / "refreshed.parquet"
+    fill = ("data", "fill", data, "--store", published, "--model", "toy", "--feature-store", url, "--pin-vectors")
+    code, output = run(*fill, new)
+    assert code == 1
+    assert f"has vectors of {read_vectors(new).origin.space.ref}, and toy@3 reads {old.space.ref}; rotate" in output
+    code, output = run("embed", "align", new, "--to", "toy@stable", "--store", published, "--out", out)
+    assert code == 0, output
+    assert f"wrote revision 2 of {old.space.ref}" in output
+    found = read_vectors(out)
+    assert found.origin.space == old.space
+    assert found.origin.made_of == read_vectors(new).origin.space.ref
+    assert found.origin.until_ms == read_vectors(new).origin.until_ms
+    code, output = run(*fill, out)
+    assert code == 0, output
+    known = found.embeddings.vectors.any(axis=1)
+    stored = asyncio.run(stored_vectors(url, bundle, found.embeddings.pin_ids[known]))
+    assert np.array_equal(stored, found.embeddings.vectors[known])
+    cosines = np.sum(stored.astype(np.float64) * old.of(found.embeddings.pin_ids[known]).astype(np.float64), axis=1)
+    assert cosines.mean() > 0.95
+    again = rotated(narrower(vectors, tmp_path / "narrow.parquet", 8), tmp_path / "newer.parquet", noise=0.0)
+    third = tmp_path / "third.parquet"
+    code, output = run("embed", "align", again, "--to", out, "--out", third)
+    assert (code, read_vectors(third).origin.revision) == (0, 3)
+    code, output = run("embed", "align", third, "--to", out, "--out", tmp_path / "none.parquet")
+    assert (code, "there is nothing to align" in output) == (1, True)
+
+
+def test_vectors_that_have_moved_too_far_are_a_new_space_and_nothing_is_written(
+    vectors: Path, published: Path, tmp_path: Path
+) -> None:
+    new = rotated(narrower(vectors, tmp_path / "narrow.parquet", 8), tmp_path / "new.parquet", noise=0.5)
+    out = tmp_path / "refreshed.parquet"
+    align = ("embed", "align", new, "--to", "toy@stable", "--store", published, "--out", out)
+    code, output = run(*align)
+    assert code == 1
+    assert "+00000000000000bb is a new space, not a refresh of narrow@2+00000000000000aa: the mean cosine is" in output
+    assert "toy@stable read narrow@2+00000000000000aa" in output
+    assert "pinrank train --pin-vectors" in output
+    assert not out.exists()
+    assert run(*align, "--mean-cosine-min", "-1", "--moved-share-max", "1")[0] == 0
+    code, output = run("embed", "align", new, "--to", "toy@stable", "--out", out)
+    assert (code, "--to toy@stable names a version in a model store; add --store DIR" in output) == (1, True)
+
+
+def test_a_ranker_learns_from_given_vectors(data: Path, vectors: Path, published: Path, tmp_path: Path) -> None:
+    bundle = open_model_store(published).read("toy", 3)
+    (space,) = {
+        field.space for group in bundle.manifest.groups for field in group.fields if isinstance(field, Embedding)
+    }
+    assert space.ref == "narrow@2+00000000000000aa"
+    assert embeddings_of(bundle).vectors.shape[1] == 8
+    utility = tmp_path / "utility.toml"
+    utility.write_bytes(RECIPE.utility_toml)
+    train = (
+        "train", "--data", data, "--name", "toy", "--utility", utility, "--out", tmp_path / "bundle", "--epochs", "1",
+        "--variant", "base", "--size", "hidden=16", "--requests-max", "40", "--pin-vectors",
+    )  # fmt: skip
+    run("embed", "svd", data, "--out", tmp_path / "late.parquet")
+    code, output = run(*train, tmp_path / "late.parquet")
+    assert code == 1
+    assert "the vectors were made of events until 1970-01-01, and the model may know only events before" in output
+    code, output = run(*train, vectors)
+    assert code == 0, output
+
+
+def test_a_successor_takes_a_refresh_of_its_parents_space_only(
+    data: Path, vectors: Path, published: Path, tmp_path: Path
+) -> None:
+    parent = Parent.of(open_model_store(published).read("toy", 3))
+    later = read_atomic(write_atomic(tmp_path / "later", seed=4, start_s=100_000))
+    new = read_vectors(narrower(vectors, tmp_path / "narrow.parquet", 8))
+    turned = -new.embeddings.vectors
+    refreshed = replace(new, embeddings=replace(new.embeddings, vectors=turned))
+    recipe = replace(RECIPE, variant="base", version=4)
+    made = make_bundle(tmp_path / "next", later, recipe, Notes(), parent=parent, vectors=refreshed)
+    assert np.array_equal(embeddings_of(made).vectors, turned)
+    with pytest.raises(SettingError, match=r"toy@3 reads vectors of narrow@2\+00000000000000aa, .*embed align"):
+        make_bundle(tmp_path / "other", later, recipe, Notes(), parent=parent, vectors=read_vectors(vectors))
+    unknown = replace(refreshed, origin=refreshed.origin.model_copy(update={"until_ms": None}))
+    with pytest.raises(DatasetError, match="the vectors do not say until when"):
+        make_bundle(tmp_path / "unknown", later, recipe, Notes(), parent=parent, vectors=unknown)
