@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from feature_client.groups import EmbeddingSpace
-from model_store.bundle.manifest import RECENCY_NAMES, Manifest, Scalars, similarity_count
+from model_store.bundle.manifest import Manifest
+from model_store.bundle.tensor_sources import RECENCY_NAMES, Scalars, similarity_count
 from model_store.exploration.table import ExplorationError, load_exploration
 from model_store.model.utility import UtilityError, UtilityTable, load_utility
 from ranker.data.actions import ActionLog

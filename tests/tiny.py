@@ -15,19 +15,14 @@ from feature_client.groups import Categorical, Embedding, EmbeddingSpace, Featur
 from kernels.cpu.numpy_engine import NumpyEngine
 from model_store.bundle.files import write_bundle
 from model_store.bundle.golden import GoldenRequest, encode_golden
-from model_store.bundle.manifest import (
-    Calibration,
+from model_store.bundle.manifest import Calibration, FileEntry, Head, Lineage, Manifest, Surface
+from model_store.bundle.tensor_sources import (
     Category,
     EmbeddingVector,
-    FileEntry,
-    Head,
-    Lineage,
-    Manifest,
     QueryVector,
     Scalars,
     SequenceActions,
     SequenceEmbeddings,
-    Surface,
     SurfaceIndex,
     TensorInput,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -21,100 +21,25 @@ from feature_client.groups import (
     SequenceGroup,
 )
 from kernels.engine import Side, TensorSpec
+from model_store.bundle.tensor_sources import (
+    RECENCY_NAMES,
+    Category,
+    EmbeddingSet,
+    EmbeddingVector,
+    QueryVector,
+    Recency,
+    Scalars,
+    SequenceActions,
+    SequenceEmbeddings,
+    SetSimilarities,
+    Similarities,
+    Source,
+    SurfaceIndex,
+    TensorInput,
+    similarity_count,
+)
 
-
-class Scalars(Frozen):
-    """Scalar fields of one group, concatenated in the order of `fields`: float32[F]."""
-
-    kind: Literal["scalars"] = "scalars"
-    group: Name
-    fields: Annotated[tuple[Name, ...], Field(min_length=1)]
-
-
-class Category(Frozen):
-    """The code of a categorical field: int64."""
-
-    kind: Literal["category"] = "category"
-    group: Name
-    field: Name
-
-
-class EmbeddingVector(Frozen):
-    """An embedding field, multiplied by its scale: float32[D]."""
-
-    kind: Literal["embedding"] = "embedding"
-    group: Name
-    field: Name
-
-
-class SequenceEmbeddings(Frozen):
-    """Embeddings of the pins of the newest actions, newest first: float32[L, D], padded with zeros."""
-
-    kind: Literal["sequence_embeddings"] = "sequence_embeddings"
-    group: Name
-    field: Name
-
-
-class SequenceActions(Frozen):
-    """The newest actions, newest first: int64[L], the code of each action plus one, padded with 0."""
-
-    kind: Literal["sequence_actions"] = "sequence_actions"
-
-
-class SurfaceIndex(Frozen):
-    """The index of the request's surface in the manifest's `surfaces`: int64."""
-
-    kind: Literal["surface"] = "surface"
-
-
-class QueryVector(Frozen):
-    """The embedding of the query, in the space of a pin group's embedding field: float32[D], zeros without a query."""
-
-    kind: Literal["query"] = "query"
-    group: Name
-    field: Name
-
-
-class Recency(Frozen):
-    """How recently the user acted, of `model_store.model.recency`: float32[4]."""
-
-    kind: Literal["recency"] = "recency"
-
-
-class Similarities(Frozen):
-    """What `model_store.model.similarities` computes of a candidate from other inputs, which it names: float32[K]."""
-
-    kind: Literal["similarities"] = "similarities"
-    user: Name
-    query: Name
-    pin: Name
-    #: Both or none; without them, K is 2.
-    sequence: Name | None = None
-    actions: Name | None = None
-
-
-#: Columns of the input `recency`: the age of the newest action, and how many lie in the last hour, day and week.
-RECENCY_NAMES = ("newest_age", "last_hour", "last_day", "last_week")
-
-Source = Annotated[
-    Scalars
-    | Category
-    | EmbeddingVector
-    | SequenceEmbeddings
-    | SequenceActions
-    | SurfaceIndex
-    | QueryVector
-    | Recency
-    | Similarities,
-    Field(discriminator="kind"),
-]
-
-
-class TensorInput(Frozen):
-    """One input tensor of the network. Its source determines its side, dtype and shape."""
-
-    name: Name
-    source: Source
+_Source = TypeVar("_Source", bound=Source)
 
 
 class Calibration(Frozen):
@@ -189,16 +114,6 @@ class Lineage(Frozen):
     shortfalls: tuple[str, ...] = Field(default=(), exclude_if=lambda shortfalls: not shortfalls)
     #: By surface.
     tuning: dict[Name, Tuning] = Field(default_factory=dict, exclude_if=lambda tuning: not tuning)
-
-
-def similarity_count(length: int, actions: int) -> int:
-    """Return the number of similarities for a sequence of this length, and so many kinds of action."""
-    return 6 + 2 * actions if length else 2
-
-
-def compared_actions(similarities: int) -> int:
-    """Return the number of kinds of action that give so many similarities, with a sequence."""
-    return (similarities - 6) // 2
 
 
 class FileEntry(Frozen):
@@ -311,8 +226,8 @@ class Manifest(Frozen):
         dtype = "float32"
         shape: tuple[int, ...] = ()
         match tensor.source:
-            case Similarities() as source:
-                side, shape = "candidate", (self._similarity_count(source),)
+            case Similarities() | SetSimilarities() as source:
+                side, shape = "candidate", (self._compared(source),)
             case Recency():
                 self._sequence_length()  # there must be one
                 shape = (len(RECENCY_NAMES),)
@@ -322,8 +237,8 @@ class Manifest(Frozen):
             case Category(group=group, field=field):
                 self._check_categorical(group, field)
                 side, dtype = _side(self.group(group)), "int64"
-            case EmbeddingVector(group=group, field=field):
-                side, shape = _side(self.group(group)), (self.embedding_field(group, field).space.dim,)
+            case EmbeddingVector(group=group) | EmbeddingSet(group=group) as source:
+                side, shape = _side(self.group(group)), self._vectors(source)
             case SequenceEmbeddings(group=group, field=field):
                 shape = (self._sequence_length(), self.embedding_field(group, field).space.dim)
             case SequenceActions():
@@ -347,24 +262,52 @@ class Manifest(Frozen):
         if not isinstance(self.group(group).field(field), Categorical):
             raise KeyError(f"{group}.{field} is not categorical")
 
+    def _vectors(self, source: EmbeddingVector | EmbeddingSet) -> tuple[int, ...]:
+        """Return the shape of stored vectors."""
+        if isinstance(source, EmbeddingVector):
+            return (self.embedding_field(source.group, source.field).space.dim,)
+        fields = source.fields
+        spaces = {self.embedding_field(source.group, field).space for field in fields}
+        if len(spaces) > 1 or len(set(fields)) < len(fields):
+            raise KeyError(f"fields {list(fields)} of group {source.group!r} are not distinct vectors of one space")
+        return len(fields), spaces.pop().dim
+
+    def _compared(self, source: Similarities | SetSimilarities) -> int:
+        """Return the number of columns of similarities."""
+        return self._similarity_count(source) if isinstance(source, Similarities) else self._set_size(source)
+
+    def _set_size(self, source: SetSimilarities) -> int:
+        held, pin = self._source(source.set, EmbeddingSet), self._source(source.pin, EmbeddingVector)
+        if (self.group(held.group).entity, self.group(pin.group).entity) != ("user", "pin"):
+            raise KeyError("similarities compare a user's embedding set with a pin's embedding")
+        theirs = self.embedding_field(held.group, held.fields[0]).space
+        own = self.embedding_field(pin.group, pin.field).space
+        if theirs != own:
+            raise KeyError(f"similarities compare vectors of different spaces: {theirs.ref}, {own.ref}")
+        return len(held.fields)
+
+    def _source(self, name: str, kind: type[_Source]) -> _Source:
+        """Return the source of an input that similarities compare. Raises KeyError if there is none of this kind."""
+        source = next((one.source for one in self.inputs if one.name == name), None)
+        if not isinstance(source, kind):
+            raise KeyError(f"similarities compare an input {name!r} of the kind {kind.__name__}, and there is none")
+        return source
+
     def _similarity_count(self, source: Similarities) -> int:
         if (source.sequence is None) != (source.actions is None):
             raise KeyError("similarities to a sequence need both `sequence` and `actions`")
-        wanted: list[tuple[str | None, type]] = [
+        wanted: list[tuple[str | None, type[Source]]] = [
             (source.user, EmbeddingVector),
             (source.query, QueryVector),
             (source.pin, EmbeddingVector),
             (source.sequence, SequenceEmbeddings),
             (source.actions, SequenceActions),
         ]
-        specs: dict[str, TensorSpec] = {}
-        for name, kind in wanted:
-            if name is None:
-                continue
-            tensor = next((one for one in self.inputs if one.name == name), None)
-            if tensor is None or not isinstance(tensor.source, kind):
-                raise KeyError(f"similarities compare an input {name!r} of the kind {kind.__name__}, and there is none")
-            specs[name] = self.spec(tensor)
+        specs = {
+            name: self.spec(TensorInput(name=name, source=self._source(name, kind)))
+            for name, kind in wanted
+            if name is not None
+        }
         if (specs[source.user].side, specs[source.pin].side) != ("request", "candidate"):
             raise KeyError("similarities compare a user's embedding with a pin's")
         dims = {name: spec.shape[-1] for name, spec in specs.items() if name != source.actions}

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from kernels.engine import FeatureBatch
 from model_store.bundle.files import STATISTICS, Bundle, BundleError
-from model_store.bundle.manifest import RECENCY_NAMES, Manifest, Recency, Scalars, SequenceActions
+from model_store.bundle.manifest import Manifest
+from model_store.bundle.tensor_sources import RECENCY_NAMES, Recency, Scalars, SequenceActions
 
 _PARTS = 10
 #: Limit on the file; one number takes about 500 bytes.

@@ -11,21 +11,23 @@ from feature_client.features import FetchedFeatures
 from feature_client.groups import EmbeddingSpace, FloatBlock, SequenceGroup
 from kernels.engine import FeatureBatch
 from kernels.native.library import library_if_built
-from model_store.bundle.manifest import (
+from model_store.bundle.manifest import Manifest
+from model_store.bundle.tensor_sources import (
     Category,
+    EmbeddingSet,
     EmbeddingVector,
-    Manifest,
     QueryVector,
     Recency,
     Scalars,
     SequenceActions,
     SequenceEmbeddings,
+    SetSimilarities,
     Similarities,
     SurfaceIndex,
     TensorInput,
 )
 from model_store.model.recency import recency
-from model_store.model.similarities import similarities_in_numpy
+from model_store.model.similarities import set_similarities_in_numpy, similarities_in_numpy
 from model_store.model.tensor_plan import TensorPlan
 
 
@@ -97,6 +99,7 @@ class NumpyAssembly:
         self._specs = {spec.name: spec for spec in manifest.specs}
         groups = {group.name: group for group in manifest.groups}
         self._similarities: dict[str, Similarities] = {}
+        self._set_similarities: dict[str, SetSimilarities] = {}
         self._blocks: dict[str, tuple[FloatBlock, ...]] = {}
         self._spaces: dict[str, EmbeddingSpace] = {}
         for tensor in manifest.inputs:
@@ -105,10 +108,14 @@ class NumpyAssembly:
                     self._blocks[tensor.name] = groups[name].blocks_of(fields)
                 case EmbeddingVector(group=name, field=field) | SequenceEmbeddings(group=name, field=field):
                     self._spaces[tensor.name] = manifest.embedding_field(name, field).space
+                case EmbeddingSet(group=name, fields=fields):
+                    self._spaces[tensor.name] = manifest.embedding_field(name, fields[0]).space
                 case QueryVector(group=name, field=field):
                     self._spaces[tensor.name] = manifest.embedding_field(name, field).space
                 case Similarities() as source:
                     self._similarities[tensor.name] = source
+                case SetSimilarities() as own:
+                    self._set_similarities[tensor.name] = own
 
     def batch(self, fetched: FetchedFeatures, surface: str, query: np.ndarray | None) -> FeatureBatch:
         """Build the batch of one request, as `Assembler.assemble` describes."""
@@ -116,7 +123,7 @@ class NumpyAssembly:
         candidate: dict[str, np.ndarray] = {}
         for tensor in self._manifest.inputs:
             spec = self._specs[tensor.name]
-            if isinstance(tensor.source, Similarities):
+            if isinstance(tensor.source, Similarities | SetSimilarities):
                 candidate[tensor.name] = np.empty(0, np.float32)  # keeps its place; what it compares may come later
                 continue
             if isinstance(tensor.source, Recency):
@@ -129,6 +136,8 @@ class NumpyAssembly:
                 candidate[tensor.name] = value
         for name, source in self._similarities.items():
             candidate[name] = self._compared(source, request, candidate)
+        for name, own in self._set_similarities.items():
+            candidate[name] = set_similarities_in_numpy(candidate[own.pin], request[own.set][0])
         return FeatureBatch(request, candidate, np.array([0, fetched.candidates], np.int32))
 
     def _compared(
@@ -155,6 +164,9 @@ class NumpyAssembly:
                 return np.asarray(self._column(fetched, group, field), np.int64)
             case EmbeddingVector(group=group, field=field):
                 return _real_values(self._column(fetched, group, field), self._spaces[tensor.name])
+            case EmbeddingSet(group=group, fields=fields):
+                columns = [self._column(fetched, group, field) for field in fields]
+                return _real_values(np.stack(columns, axis=-2), self._spaces[tensor.name])
             case SequenceEmbeddings(group=group, field=field):
                 found = _real_values(fetched.event_rows(group)[field], self._spaces[tensor.name])
                 return _padded(found, self._manifest.sequence_length)
@@ -163,12 +175,9 @@ class NumpyAssembly:
             case SurfaceIndex():
                 return np.asarray(self._surface_index[surface], np.int64)
             case QueryVector(group=group, field=field):
-                if query is not None:
-                    return np.asarray(query, np.float32)
-                row = fetched.query_row(group)
-                space = self._spaces[tensor.name]
-                return np.zeros(space.dim, np.float32) if row is None else _real_values(row[field], space)
-            case Recency() | Similarities():
+                row = fetched.query_row(group) if query is None else None
+                return _query_vector(query, None if row is None else row[field], self._spaces[tensor.name])
+            case Recency() | Similarities() | SetSimilarities():
                 raise TypeError(f"{tensor.name} is not made of stored rows")
 
     def _scalars(self, tensor: str, rows: np.ndarray, fields: Sequence[str]) -> np.ndarray:
@@ -188,6 +197,13 @@ class NumpyAssembly:
 
     def _rows(self, fetched: FetchedFeatures, group: str) -> np.ndarray:
         return fetched.user[group].rows if group in fetched.user else fetched.candidate_rows(group)
+
+
+def _query_vector(given: np.ndarray | None, stored: np.ndarray | None, space: EmbeddingSpace) -> np.ndarray:
+    """Return float32[D]: the vector that was given, or that of the query's pin, or zeros without either."""
+    if given is not None:
+        return np.asarray(given, np.float32)
+    return np.zeros(space.dim, np.float32) if stored is None else _real_values(stored, space)
 
 
 def _real_values(stored: np.ndarray, space: EmbeddingSpace) -> np.ndarray:

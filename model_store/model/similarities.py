@@ -17,7 +17,7 @@ import numpy as np
 
 from kernels.engine import FeatureBatch
 from kernels.native.library import address, library_if_built
-from model_store.bundle.manifest import similarity_count
+from model_store.bundle.tensor_sources import similarity_count
 
 #: The newest actions that have columns of their own; as in similarities.cpp.
 NEWEST = 5
@@ -105,6 +105,38 @@ def similarities_in_numpy(
             mean = np.add.accumulate(past[member])[-1] / np.float32(np.count_nonzero(member))
             found[:, 3 + 2 * place] = _products(candidates, mean[None])[:, 0]
     return found
+
+
+def set_similarities(pins: np.ndarray, held: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """Compare the candidates of one request with each vector of an embedding set.
+
+    Args:
+        pins: float32[N, D], vectors of the candidates.
+        held: float32[K, D], the vectors of the set, zeros for those that are left out.
+        out: float32[N, K], for the result.
+
+    Returns:
+        float32[N, K], cosines; 0 with a vector of zeros. What is not finite in a vector stays not finite.
+
+    Raises:
+        ValueError: the vectors differ in their dimensions.
+
+    Cost: about 15 us for 128 candidates, 5 vectors and 32 dimensions.
+    """
+    nothing, kinds = np.zeros(pins.shape[1], np.float32), len(held)
+    # Each vector is the only action of its own kind, whose largest cosine is the one with it.
+    codes = np.arange(1, kinds + 1, dtype=np.int64)
+    found = similarities(pins, nothing, nothing, held, codes, kinds)[:, 6::2]
+    if out is None:
+        return np.ascontiguousarray(found)
+    out[:] = found
+    return out
+
+
+def set_similarities_in_numpy(pins: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """Do the same in NumPy: the reference."""
+    # Zeros of both signs are equal, so their order must not matter.
+    return _products(_unit(pins), _unit(held)) + np.float32(0)
 
 
 def similarities_of_batch(batch: FeatureBatch, actions: int) -> np.ndarray:

@@ -21,21 +21,23 @@ from feature_client.groups import Embedding
 from feature_client.packed_fetch import Packed
 from kernels.engine import FeatureBatch, TensorSpec
 from kernels.native.library import address, library
-from model_store.bundle.manifest import (
+from model_store.bundle.manifest import Manifest
+from model_store.bundle.tensor_sources import (
     Category,
+    EmbeddingSet,
     EmbeddingVector,
-    Manifest,
     QueryVector,
     Recency,
     Scalars,
     SequenceActions,
     SequenceEmbeddings,
+    SetSimilarities,
     Similarities,
     Source,
     SurfaceIndex,
 )
 from model_store.model.recency import recency
-from model_store.model.similarities import native_similarities
+from model_store.model.similarities import native_similarities, set_similarities
 
 #: How numbers are stored, in the order of the enum `Stored` in assembly.cpp.
 _STORED = ("float16", "float32", "float64", "int8", "int32", "int64", "uint8", "uint16", "uint32")
@@ -137,6 +139,11 @@ class TensorPlan:
             for tensor in manifest.inputs
             if isinstance(tensor.source, Similarities)
         ]
+        self._set_similarities = [
+            (tensor.source.pin, tensor.source.set, tensor.name)
+            for tensor in manifest.inputs
+            if isinstance(tensor.source, SetSimilarities)
+        ]
         self._program = (_Part * len(parts))(*parts)
         self._program_at = ctypes.addressof(self._program)
 
@@ -176,6 +183,8 @@ class TensorPlan:
         }
         for compared in self._similarities:
             compared.fill(at + start - self._request_bytes, at + start, rows, rounded)
+        for pin, held, name in self._set_similarities:
+            set_similarities(candidate[pin], request[held][0], candidate[name])
         return FeatureBatch(request, candidate, np.array([0, rows], np.int32))
 
     def _block(self, fetched: FetchedFeatures, surface: str, *, with_query: bool) -> bytes:
@@ -217,6 +226,8 @@ class TensorPlan:
                 yield from self._fields(spec, group, fields, _CANDIDATES)
             case Category(group=group, field=field) | EmbeddingVector(group=group, field=field):
                 yield from self._fields(spec, group, (field,), _CANDIDATES)
+            case EmbeddingSet(group=group, fields=fields):
+                yield from self._fields(spec, group, fields, _CANDIDATES)
             case SequenceEmbeddings(group=group, field=field):
                 yield from self._fields(spec, group, (field,), _EVENTS)
             case QueryVector(group=group, field=field):
@@ -227,7 +238,7 @@ class TensorPlan:
                 yield self._part(spec, 1, source=_SURFACE, stored="int64")
             case Recency():
                 return  # Python computes it
-            case Similarities():
+            case Similarities() | SetSimilarities():
                 return  # they are computed from the other tensors
 
     def _fields(self, spec: TensorSpec, name: str, fields: tuple[str, ...], use: int) -> Iterator[_Part]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from model_store.bundle.manifest import (
+from model_store.bundle.manifest import Manifest
+from model_store.bundle.tensor_sources import (
     EmbeddingVector,
-    Manifest,
     QueryVector,
     Recency,
     Scalars,

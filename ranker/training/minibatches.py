@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kernels.engine import ROW_REQUEST, FeatureBatch
-from model_store.bundle.manifest import compared_actions
+from model_store.bundle.tensor_sources import compared_actions
 from model_store.model.recency import recency_of_ages
 from model_store.model.similarities import similarities_of_batch
 from ranker.training.examples import Examples

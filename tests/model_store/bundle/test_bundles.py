@@ -10,15 +10,8 @@ from pydantic import ValidationError
 from kernels.cpu.numpy_engine import NumpyEngine
 from model_store.bundle.files import BundleError, read_bundle
 from model_store.bundle.golden import decode_golden, encode_golden
-from model_store.bundle.manifest import (
-    Calibration,
-    EmbeddingVector,
-    Head,
-    Manifest,
-    Scalars,
-    SequenceActions,
-    TensorInput,
-)
+from model_store.bundle.manifest import Calibration, Head, Manifest
+from model_store.bundle.tensor_sources import EmbeddingVector, Scalars, SequenceActions, TensorInput
 from model_store.model.assembly import Assembler
 from model_store.model.loaded import calibrate, load_model
 from tests import tiny

@@ -8,18 +8,18 @@ import numpy as np
 from hypothesis import strategies as st
 
 from feature_client.groups import Categorical, Embedding, EmbeddingSpace, FeatureGroup, Scalar
-from model_store.bundle.manifest import (
+from model_store.bundle.manifest import Lineage, Manifest, Surface
+from model_store.bundle.tensor_sources import (
     Category,
+    EmbeddingSet,
     EmbeddingVector,
-    Lineage,
-    Manifest,
     QueryVector,
     Recency,
     Scalars,
     SequenceActions,
     SequenceEmbeddings,
+    SetSimilarities,
     Similarities,
-    Surface,
     SurfaceIndex,
     TensorInput,
 )
@@ -42,7 +42,7 @@ def groups(draw, name, entity, shared):
     """Draw a group; `shared` is an embedding space that several groups may have."""
     spaces = st.one_of(st.just(shared), SPACES)
     fields = [
-        *(Embedding(name=f"e{i}", space=space) for i, space in enumerate(draw(st.lists(spaces, max_size=2)))),
+        *(Embedding(name=f"e{i}", space=space) for i, space in enumerate(draw(st.lists(spaces, max_size=3)))),
         *(Scalar(name=f"s{i}", dtype=dtype) for i, dtype in enumerate(draw(st.lists(SCALARS, max_size=5)))),
         *(Categorical(name=f"c{i}", cardinality=c) for i, c in enumerate(draw(st.lists(CARDINALITIES, max_size=2)))),
     ]
@@ -56,6 +56,10 @@ def sources(draw, group):
     if scalars:
         for _ in range(2):
             yield Scalars(group=group.name, fields=tuple(draw(st.lists(st.sampled_from(scalars), min_size=1))))
+    spaces = {field.space: None for field in group.fields if isinstance(field, Embedding)}
+    for space in spaces:
+        held = [field.name for field in group.fields if isinstance(field, Embedding) and field.space == space]
+        yield EmbeddingSet(group=group.name, fields=tuple(draw(st.permutations(held))[: draw(st.integers(1, 3))]))
     for field in group.fields:
         if isinstance(field, Categorical):
             yield Category(group=group.name, field=field.name)
@@ -77,11 +81,16 @@ def compared(described, inputs):
     def dim(tensor):
         return groups_of[tensor.source.group].field(tensor.source.field).space.dim
 
+    def space(tensor):
+        first = tensor.source.fields[0] if isinstance(tensor.source, EmbeddingSet) else tensor.source.field
+        return groups_of[tensor.source.group].field(first).space
+
+    sets = product(of(EmbeddingSet, "user"), of(EmbeddingVector))
+    found = [SetSimilarities(set=held.name, pin=pin.name) for held, pin in sets if space(held) == space(pin)]
     queries = of(QueryVector)
     if len({dim(query) for query in queries}) != 1:  # a caller's vector is in the space of all of them
-        return []
+        queries = []
     actions = [one.name for one in inputs if isinstance(one.source, SequenceActions)]
-    found = []
     for user, query, pin in product(of(EmbeddingVector, "user"), queries, of(EmbeddingVector)):
         sequences = [one.name for one in of(SequenceEmbeddings) if dim(one) == dim(query)]
         if dim(user) == dim(query) == dim(pin):

@@ -12,15 +12,16 @@ from hypothesis import strategies as st
 from feature_client.codec import Rows, RowState
 from feature_client.features import FetchedFeatures
 from feature_client.groups import Embedding, EmbeddingSpace, FeatureGroup, Scalar, SequenceGroup
-from model_store.bundle.manifest import (
+from model_store.bundle.manifest import Manifest, Surface
+from model_store.bundle.tensor_sources import (
+    EmbeddingSet,
     EmbeddingVector,
-    Manifest,
     QueryVector,
     Scalars,
     SequenceActions,
     SequenceEmbeddings,
+    SetSimilarities,
     Similarities,
-    Surface,
     TensorInput,
 )
 from model_store.model import assembly
@@ -158,6 +159,67 @@ def test_similarities_of_inputs_that_are_not_there_are_refused(changes, message)
     )
     with pytest.raises(ValueError, match=message):
         Manifest(**{**manifest.model_dump(), "inputs": wrong})
+
+
+def with_set(**changes):
+    """Return a manifest in which a user has three vectors, which candidates are compared with."""
+    space = EmbeddingSpace(name="s", version=1, dim=4)
+    other = space.model_copy(update={"content": "0123456789abcdef"})
+    held = tuple(Embedding(name=f"e{i}", space=space) for i in range(3))
+    found = {
+        "interests": EmbeddingSet(group="u", fields=("e0", "e1", "e2")),
+        "pin": EmbeddingVector(group="p", field="e"),
+        "similar": SetSimilarities(set="interests", pin="pin"),
+    } | changes
+    return Manifest(
+        **tiny.manifest_fields()
+        | {
+            "groups": (
+                FeatureGroup(name="u", version=1, entity="user", fields=(*held, Embedding(name="e3", space=other))),
+                FeatureGroup(name="p", version=1, entity="pin", fields=(Embedding(name="e", space=space),)),
+                FeatureGroup(
+                    name="w",
+                    version=1,
+                    entity="pin",
+                    fields=(Embedding(name="e", space=EmbeddingSpace(name="w", version=1, dim=4)),),
+                ),
+            ),
+            "inputs": tuple(TensorInput(name=name, source=source) for name, source in found.items()),
+            "surfaces": [Surface(name="home")],
+        },
+        files={},
+    )
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_set_is_its_vectors_in_their_order_and_candidates_are_compared_with_each(native):
+    manifest = with_set(interests=EmbeddingSet(group="u", fields=("e2", "e0")))
+    fetched = features(manifest, 5, 0, None, 0)
+    user, pins = fetched.user["u"].rows, fetched.pins["p"].rows
+    user["e0"], user["e2"], pins["e"] = 0, [3, 0, 4, 0], [0, 0, 2, 0]
+    pins["e"][1] = [1, 1, 1, 1]
+    batch = Assembler(manifest, native=native).assemble(fetched, "home")
+    np.testing.assert_array_equal(batch.request["interests"], [[[3, 0, 4, 0], [0, 0, 0, 0]]])
+    np.testing.assert_allclose(batch.candidate["similar"], [[0.8, 0], [0.7, 0], *[[0.8, 0]] * 3], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"interests": EmbeddingSet(group="u", fields=("e0", "e3"))}, "are not distinct vectors of one space"),
+        ({"interests": EmbeddingSet(group="u", fields=("e0", "e0"))}, "are not distinct vectors of one space"),
+        ({"interests": EmbeddingSet(group="u", fields=("e0", "none"))}, "'none'"),
+        ({"similar": SetSimilarities(set="pin", pin="pin")}, "an input 'pin' of the kind EmbeddingSet"),
+        (
+            {"interests": EmbeddingSet(group="p", fields=("e",))},
+            "compare a user's embedding set with a pin's embedding",
+        ),
+        ({"pin": EmbeddingVector(group="w", field="e")}, "compare vectors of different spaces: s@1, w@1"),
+    ],
+)
+def test_sets_that_cannot_be_compared_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        with_set(**changes)
 
 
 def one_field(field, source):

@@ -7,9 +7,10 @@ from feature_client.bulk.coverage import coverage
 from feature_client.codec import encode_rows
 from feature_client.stores.memory_store import MemoryStore
 from model_store.bundle.files import read_bundle
-from model_store.bundle.manifest import Calibration, Head, QueryVector, Surface, TensorInput
+from model_store.bundle.manifest import Calibration, Head, Surface
 from model_store.bundle.stability import stability_index
 from model_store.bundle.statistics import Distribution, Statistics, make_statistics, observed
+from model_store.bundle.tensor_sources import QueryVector, TensorInput
 from model_store.model.compatibility import Effect, breaks_callers, compare
 from tests import tiny
 

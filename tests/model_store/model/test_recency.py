@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_store.bundle.golden import GoldenRequest, decode_golden, encode_golden
-from model_store.bundle.manifest import RECENCY_NAMES, Recency, TensorInput
+from model_store.bundle.tensor_sources import RECENCY_NAMES, Recency, TensorInput
 from model_store.model.assembly import Assembler
 from model_store.model.recency import log2_1p, recency, recency_of_ages
 from tests import tiny

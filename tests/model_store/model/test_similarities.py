@@ -10,6 +10,8 @@ from model_store.model import similarities as module
 from model_store.model.similarities import (
     NEWEST,
     native_similarities,
+    set_similarities,
+    set_similarities_in_numpy,
     similarities,
     similarities_in_numpy,
     similarities_of_batch,
@@ -114,6 +116,42 @@ def test_native_code_and_numpy_give_the_same_bits(candidates, dim, length, entri
     with np.errstate(all="ignore"):
         ours, reference = (way(*of_one, kinds, actions) for way in (similarities, similarities_in_numpy))
     assert ours.shape == reference.shape == (candidates, 6 + 2 * actions if length else 2)
+    nans = np.isnan(reference)
+    np.testing.assert_array_equal(np.isnan(ours), nans)
+    np.testing.assert_array_equal(ours[~nans].view(np.uint32), reference[~nans].view(np.uint32))
+
+
+@pytest.mark.parametrize("way", [set_similarities, set_similarities_in_numpy])
+def test_each_vector_of_a_set_has_its_own_cosine(way):
+    rng = np.random.default_rng(5)
+    pins, held = vectors(rng, 6, DIM), vectors(rng, 3, DIM)
+    pins[2], held[1] = 0, 0
+    found = way(pins, held)
+    assert (found.dtype, found.flags.c_contiguous) == (np.float32, True)
+    lengths = np.linalg.norm(pins, axis=1)[:, None] * np.linalg.norm(held, axis=1)
+    np.testing.assert_allclose(found, pins @ held.T / np.where(lengths == 0, np.inf, lengths), atol=1e-6)
+    out = np.empty((6, 3), np.float32)
+    if way is set_similarities:
+        assert way(pins, held, out) is out
+        np.testing.assert_array_equal(out, found)
+
+
+@given(
+    candidates=st.integers(0, 20),
+    dim=st.sampled_from([1, 2, 16, 31, 32]),
+    count=st.integers(1, 20),
+    odd=st.sampled_from([0.0, -0.0, np.inf, -np.inf, np.nan, 1e-30, 3e38]),
+    share=st.sampled_from([0, 0.02, 0.5, 1]),
+    seed=st.integers(0, 1 << 32),
+)
+def test_native_code_and_numpy_give_the_same_bits_for_sets(candidates, dim, count, odd, share, seed):
+    rng = np.random.default_rng(seed)
+    pins, held = vectors(rng, candidates, dim), vectors(rng, count, dim)
+    for array in (pins, held):
+        array[rng.random(array.shape) < share] = odd
+    with np.errstate(all="ignore"):
+        ours, reference = (way(pins, held) for way in (set_similarities, set_similarities_in_numpy))
+    assert ours.shape == reference.shape == (candidates, count)
     nans = np.isnan(reference)
     np.testing.assert_array_equal(np.isnan(ours), nans)
     np.testing.assert_array_equal(ours[~nans].view(np.uint32), reference[~nans].view(np.uint32))

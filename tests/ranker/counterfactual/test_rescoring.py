@@ -14,7 +14,8 @@ from impressions.dataset import read_slates
 from kernels.cpu.numpy_engine import NumpyEngine
 from model_store.bundle.files import read_bundle
 from model_store.bundle.golden import encode_golden
-from model_store.bundle.manifest import Head, Manifest, QueryVector, TensorInput
+from model_store.bundle.manifest import Head, Manifest
+from model_store.bundle.tensor_sources import QueryVector, TensorInput
 from model_store.exploration.hashing import mixed
 from model_store.registry.store import open_model_store
 from ranker.counterfactual.chosen_policy import StoredAnswers, read_comparison

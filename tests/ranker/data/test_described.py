@@ -13,7 +13,7 @@ from feature_client.fetch import fetch
 from feature_client.groups import FeatureNeeds
 from feature_client.stores.memory_store import MemoryStore
 from model_store.bundle.files import Bundle
-from model_store.bundle.manifest import Scalars
+from model_store.bundle.tensor_sources import Scalars
 from ranker.data.actions import RATINGS, action_log
 from ranker.data.atomic.described import Column, Described, fields_of, read_described
 from ranker.data.atomic.identifiers import token_id

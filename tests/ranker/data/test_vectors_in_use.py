@@ -13,7 +13,7 @@ from feature_client.fetch import fetch
 from feature_client.stores.memory_store import MemoryStore
 from kernels.cpu.numpy_engine import NumpyEngine
 from model_store.bundle.files import Bundle
-from model_store.bundle.manifest import Scalars
+from model_store.bundle.tensor_sources import Scalars
 from model_store.model.assembly import Assembler
 from model_store.model.loaded import load_model
 from ranker.baselines.tree_rows import TreeRows

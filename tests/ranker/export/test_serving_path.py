@@ -15,7 +15,7 @@ from feature_client.bulk.write import write_sequences
 from feature_client.fetch import fetch
 from feature_client.stores.memory_store import MemoryStore
 from kernels.engine import FeatureBatch
-from model_store.bundle.manifest import RECENCY_NAMES, similarity_count
+from model_store.bundle.tensor_sources import RECENCY_NAMES, similarity_count
 from model_store.model.assembly import Assembler
 from ranker.data.actions import ActionLog, ActionRule, ActionSchema, action_log, strongest_action
 from ranker.data.embeddings import PinEmbeddings, space_of, svd_embeddings
