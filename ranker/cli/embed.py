@@ -45,6 +45,7 @@ def register(app: typer.Typer) -> None:
     commands = typer.Typer(no_args_is_help=True, help="Make vectors of pins, and refresh those that rankers read.")
     commands.command()(svd)
     commands.command()(walks)
+    commands.command()(materialise)
     commands.command()(align)
     app.add_typer(commands, name="embed")
 
@@ -116,6 +117,31 @@ def walks(
         with reporter.step("walks") as progress:
             made = make_neighbours(out, WalkSettings(walks, restart, neighbours, seed), processes or cores(), progress)
     _say(f"wrote the neighbours of {made.pins:,} pins, of {graph.edges:,} edges, to {out}")
+
+
+def materialise(
+    neighbours: Annotated[Path, typer.Argument(help="Folder that `pinrank embed walks` wrote.")],
+    features: Annotated[
+        list[Path],
+        typer.Option(
+            help="Vectors of pins that `pinrank embed` wrote, as their features; repeat it for several files."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the result; a run goes on where it ended.")],
+) -> None:
+    """Join every pin and its neighbours with their features, into files that are read from front to end.
+
+    Example: [bold]pinrank embed materialise neighbours --features vectors.parquet --out neighbourhoods[/]
+    """
+    with explained():
+        from ranker.embedding.graph.materialised import materialise as join  # noqa: PLC0415
+        from ranker.embedding.graph.neighbours import open_neighbours  # noqa: PLC0415
+        from ranker.embedding.vector_file import read_vectors  # noqa: PLC0415
+
+        reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True))
+        with reporter.step("neighbourhoods") as progress:
+            made = join(open_neighbours(neighbours), [read_vectors(path) for path in features], out, progress)
+    _say(f"wrote the neighbourhoods of {made.pins:,} pins to {out}")
 
 
 def align(

@@ -19,7 +19,8 @@ from ranker.data.actions import action_log
 from ranker.data.atomic.recbole import read_atomic
 from ranker.data.embeddings import embeddings_of
 from ranker.data.requests import Split, producer_until_ms
-from ranker.embedding.graph.neighbours import open_neighbours
+from ranker.embedding.graph.materialised import open_neighbourhoods, read_neighbourhoods
+from ranker.embedding.graph.neighbours import open_neighbours, read_neighbours
 from ranker.embedding.vector_file import read_vectors, write_vectors
 from ranker.errors import DatasetError, SettingError
 from ranker.recipe import make_bundle
@@ -110,14 +111,28 @@ def test_walks_go_on_where_they_ended(data: Path, tmp_path: Path) -> None:
     assert run(*walked)[0] == 0
     assert path.read_bytes() == before
     code, output = run(*walked, "--restart", "0.9")
-    assert (code, "has neighbours of other settings or edges" in output) == (1, True)
+    assert (code, "has neighbours of other settings or data" in output) == (1, True)
+
+
+def test_pins_and_their_neighbours_are_joined_with_their_features(data: Path, vectors: Path, tmp_path: Path) -> None:
+    assert run("embed", "walks", data, "--out", tmp_path / "n", "--before", "training")[0] == 0
+    made = ("embed", "materialise", tmp_path / "n", "--features", vectors, "--out", tmp_path / "m")
+    code, output = run(*made)
+    assert code == 0, output
+    joined = open_neighbourhoods(tmp_path / "m")
+    assert f"wrote the neighbourhoods of {joined.pins:,} pins" in output
+    assert joined.until_ms == read_vectors(vectors).origin.until_ms
+    (found,) = read_neighbourhoods(joined)
+    assert np.array_equal(found.features, read_vectors(vectors).embeddings.of(found.pin_ids))
+    code, output = run("embed", "materialise", tmp_path / "none", "--features", vectors, "--out", tmp_path / "m")
+    assert (code, "make them with `pinrank embed walks`" in output) == (1, True)
 
 
 def test_walks_take_edges_without_times(tmp_path: Path) -> None:
     (tmp_path / "boards.txt").write_text("1 10 11\n2 11 12\n")
     out = tmp_path / "n"
     assert run("embed", "walks", tmp_path / "boards.txt", "--out", out, "--processes", "1")[0] == 0
-    ((pins, splits, found, _),) = open_neighbours(out).batches()
+    ((pins, splits, found, _),) = read_neighbours(open_neighbours(out))
     assert pins.tolist() == [10, 11, 12]
     assert [set(found[a:b].tolist()) for a, b in pairwise(splits)] == [
         {11, 12},

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ranker.embedding.graph import neighbours as files
-from ranker.embedding.graph.graph import build_graph
-from ranker.embedding.graph.neighbours import graph_folder, make_neighbours, open_neighbours
+from ranker.embedding.graph import parts
+from ranker.embedding.graph.graph import build_graph, open_graph
+from ranker.embedding.graph.neighbours import graph_folder, make_neighbours, open_neighbours, read_neighbours
 from ranker.embedding.graph.walks import WalkSettings, neighbours_of
 from ranker.errors import DatasetError, SettingError
 from tests.ranker.embedding.edges import EdgeList, random_edges
@@ -31,7 +31,7 @@ def test_one_process_and_eight_make_the_same_files(tmp_path):
 
 @pytest.fixture
 def many_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "PINS_PER_FILE", 32)
+    monkeypatch.setattr(parts, "PINS_PER_FILE", 32)
     build_graph(graph_folder(tmp_path), random_edges(5, 30, 100, 300))
     return tmp_path
 
@@ -58,9 +58,9 @@ def test_a_run_that_was_interrupted_makes_the_files_that_are_missing(many_files)
 
 def test_files_are_read_as_they_were_walked(many_files):
     made = make_neighbours(many_files, SETTINGS)
-    graph = files.open_graph(graph_folder(many_files))
+    graph = open_graph(graph_folder(many_files))
     expected = neighbours_of(graph, 0, 100, SETTINGS)
-    read = list(made.batches())
+    read = list(read_neighbours(made))
     assert [len(pins) for pins, *_ in read] == [32, 32, 32, 4]
     assert np.array_equal(np.concatenate([pins for pins, *_ in read]), graph.pin_ids)
     assert np.array_equal(np.concatenate([np.diff(splits) for _, splits, *_ in read]), np.diff(expected.splits))
@@ -70,7 +70,7 @@ def test_files_are_read_as_they_were_walked(many_files):
 
 def test_neighbours_of_other_settings_or_edges_do_not_mix(many_files):
     made = make_neighbours(many_files, SETTINGS)
-    with pytest.raises(SettingError, match="has neighbours of other settings or edges"):
+    with pytest.raises(SettingError, match="has neighbours of other settings or data"):
         make_neighbours(many_files, WalkSettings(walks=4, neighbours=4, seed=2))
     other = many_files / "other"
     build_graph(graph_folder(other), EdgeList([(1, 2), (1, 3)]))
@@ -83,4 +83,4 @@ def test_a_folder_without_neighbours_or_with_damaged_ones_says_what_to_do(many_f
     made = make_neighbours(many_files, SETTINGS)
     made.paths[1].write_bytes(made.paths[1].read_bytes()[:-9])
     with pytest.raises(DatasetError, match="cannot be read: .*; run `pinrank embed walks` again"):
-        list(made.batches())
+        list(read_neighbours(made))
