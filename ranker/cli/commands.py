@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from ranker.cli.data import register as register_data
-from ranker.cli.embed import register as register_embed
+from ranker.cli.embed.commands import register as register_embed
 from ranker.cli.evaluate import evaluate
 from ranker.cli.explore import register as register_explore
 from ranker.cli.train import train

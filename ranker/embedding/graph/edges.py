@@ -43,15 +43,23 @@ class Edges(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LogEdges:
-    """The events of a log whose action says that the user liked the pin; the contexts are its users."""
+    """The events of a log whose action says that the user liked the pin; the contexts are its users.
+
+    Attributes:
+        log: the log.
+        until_ms: only events before this Unix time in milliseconds; None for all.
+        since_ms: only events from this time on; None for all.
+    """
 
     log: ActionLog
     until_ms: int | None
+    since_ms: int | None = None
 
     def batches(self) -> Iterator[Batch]:
+        first = 0 if self.since_ms is None else self.log.before(self.since_ms)
         stop = len(self.log.time_ms) if self.until_ms is None else self.log.before(self.until_ms)
         liked = self.log.schema.affinities > 0
-        for start in range(0, stop, _BATCH_EDGES):
+        for start in range(first, stop, _BATCH_EDGES):
             part = slice(start, min(start + _BATCH_EDGES, stop))
             chosen = liked[self.log.action[part]]
             yield self.log.user_ids[self.log.user[part][chosen]], self.log.pin_ids[self.log.pin[part][chosen]]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +28,7 @@ from ranker.errors import DatasetError, SettingError
 from ranker.recipe import make_bundle
 from ranker.training.parent import Parent
 from tests.ranker.commands import run
-from tests.ranker.interactions import write_atomic
+from tests.ranker.interactions import KINDS, write_atomic
 from tests.ranker.test_recipe import RECIPE, SPLIT, Notes
 
 
@@ -126,6 +128,49 @@ def test_pins_and_their_neighbours_are_joined_with_their_features(data: Path, ve
     assert np.array_equal(found.features, read_vectors(vectors).embeddings.of(found.pin_ids))
     code, output = run("embed", "materialise", tmp_path / "none", "--features", vectors, "--out", tmp_path / "m")
     assert (code, "make them with `pinrank embed walks`" in output) == (1, True)
+
+
+def test_vectors_are_measured_against_popularity_and_other_vectors(data: Path, vectors: Path, tmp_path: Path) -> None:
+    other = rotated(vectors, tmp_path / "noise.parquet", noise=3.0)
+    code, output = run("embed", "evaluate", vectors, other, "--data", data, "--json", tmp_path / "e.json")
+    assert code == 0, output
+    found = json.loads((tmp_path / "e.json").read_text())
+    assert found["scorers"].keys() == {"popularity", "v.parquet", "noise.parquet"}
+    log = action_log(read_atomic(data))
+    until_ms = producer_until_ms(log, Split())
+    liked = log.schema.affinities[log.action] > 0
+    assert found["held_out"] < np.count_nonzero(liked & (log.time_ms >= until_ms))
+    recalls = {name: one["recall"]["20"]["value"] for name, one in found["scorers"].items()}
+    # Users like pins of one of three kinds, which an SVD finds and popularity does not.
+    assert recalls["v.parquet"] > 1.2 * max(recalls["popularity"], recalls["noise.parquet"])
+    assert found["recall_at_20_over"]["popularity"]["low"] > 0
+    assert "recall@20 of v.parquet over noise.parquet: +" in output
+    assert "not shown: held-out pins are the only right answers" in output
+    code, output = run("embed", "evaluate", vectors, "--data", data, "--known", vectors)
+    assert (code, "pass either --data, or both --known and --held" in output) == (1, True)
+
+
+def test_edges_without_times_are_held_out_by_files(vectors: Path, tmp_path: Path) -> None:
+    pins = read_vectors(vectors).embeddings.pin_ids
+    for name, held in (("known", pins[:20]), ("held", pins[20:30])):
+        (tmp_path / f"{name}.txt").write_text(f"1 {' '.join(map(str, held))}\n")
+    edges = ("--known", tmp_path / "known.txt", "--held", tmp_path / "held.txt")
+    code, output = run("embed", "evaluate", vectors, *edges)
+    assert code == 0, output
+    assert f"1 contexts, 10 held-out pins among {len(pins)}" in output
+
+
+def test_similar_pins_are_shown_by_title(data: Path, vectors: Path) -> None:
+    code, output = run("embed", "similar", vectors, "--data", data, "--pin", "p7", "--count", "5")
+    assert code == 0
+    assert "similar to Pin number 7" in output
+    shown = [int(word) for word in re.findall(r"Pin number (\d+)", output)[1:]]
+    assert len(shown) == 5
+    assert [pin % KINDS for pin in shown].count(7 % KINDS) >= 4
+    code, output = run("embed", "similar", vectors, "--data", data)
+    assert output.count("similar to Pin number") == 5
+    code, output = run("embed", "similar", vectors, "--data", data, "--pin", "nobody")
+    assert (code, "has no vector in tiny-taste-svd@2" in output) == (1, True)
 
 
 def test_walks_take_edges_without_times(tmp_path: Path) -> None:

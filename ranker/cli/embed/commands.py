@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from ranker.cli.console import (
-    ActionsOption,
-    ConsoleReporter,
-    explained,
-    fail,
-    note_problems,
-    read_dataset,
-    read_version,
-)
+from ranker.cli.console import ActionsOption, ConsoleReporter, explained, fail, read_version
+from ranker.cli.embed.edges import BeforeOption, command_line, edges_of, log_of, say, until_ms_of
+from ranker.cli.embed.evaluate import evaluate, similar
 from ranker.cli.places import check_file
 
 if TYPE_CHECKING:
     from model_store.registry.store import ModelStore
-    from ranker.data.actions import ActionLog
     from ranker.embedding.alignment import Alignment
-    from ranker.embedding.graph.edges import Edges
     from ranker.embedding.vector_file import SavedVectors
-
-BeforeOption = Annotated[
-    str | None,
-    typer.Option(
-        "--before",
-        help="Read only events before this time: a date such as 2026-03-31 (UTC), or [bold]training[/] for the end of "
-        "the window that `pinrank train` gives its own producer of vectors. Default: read all events.",
-    ),
-]
-_TRAINING = "training"
 
 
 def register(app: typer.Typer) -> None:
@@ -46,6 +25,8 @@ def register(app: typer.Typer) -> None:
     commands.command()(svd)
     commands.command()(walks)
     commands.command()(materialise)
+    commands.command()(evaluate)
+    commands.command()(similar)
     commands.command()(align)
     app.add_typer(commands, name="embed")
 
@@ -68,12 +49,12 @@ def svd(
 
         check_file(out)
         reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True))
-        log, dataset_name = _log(folder, actions, reporter)
-        until_ms = _until_ms(before, log) or int(log.time_ms[-1]) + 1
+        log, dataset_name = log_of(folder, actions, reporter)
+        until_ms = until_ms_of(before, log) or int(log.time_ms[-1]) + 1
         with reporter.step("embeddings"):
             found = svd_embeddings(log, until_ms, seed, name or dataset_name)
-        write_vectors(out, found, VectorsOrigin(space=found.space, until_ms=until_ms, made_by=_command()))
-    _say(f"wrote vectors of {len(found.pin_ids):,} pins in {found.space.ref} to {out}")
+        write_vectors(out, found, VectorsOrigin(space=found.space, until_ms=until_ms, made_by=command_line()))
+    say(f"wrote vectors of {len(found.pin_ids):,} pins in {found.space.ref} to {out}")
 
 
 def walks(
@@ -111,12 +92,12 @@ def walks(
         from ranker.embedding.graph.walks import WalkSettings  # noqa: PLC0415
 
         reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True))
-        source = _edges(edges, actions, before, reporter)
+        source = edges_of(edges, actions, before, reporter)
         with reporter.step("graph") as progress:
             graph = build_graph(graph_folder(out), source, progress)
         with reporter.step("walks") as progress:
             made = make_neighbours(out, WalkSettings(walks, restart, neighbours, seed), processes or cores(), progress)
-    _say(f"wrote the neighbours of {made.pins:,} pins, of {graph.edges:,} edges, to {out}")
+    say(f"wrote the neighbours of {made.pins:,} pins, of {graph.edges:,} edges, to {out}")
 
 
 def materialise(
@@ -141,7 +122,7 @@ def materialise(
         reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True))
         with reporter.step("neighbourhoods") as progress:
             made = join(open_neighbours(neighbours), [read_vectors(path) for path in features], out, progress)
-    _say(f"wrote the neighbourhoods of {made.pins:,} pins to {out}")
+    say(f"wrote the neighbourhoods of {made.pins:,} pins to {out}")
 
 
 def align(
@@ -182,7 +163,7 @@ def align(
             fail(f"{new} has vectors of {theirs.space.ref} already; there is nothing to align")
         limits = Limits(mean_cosine_min, moved_share_max)
         found = align(own, theirs)
-        _say(_described(found, fresh, old))
+        say(_described(found, fresh, old))
         beyond = found.exceeds(limits)
         if beyond:
             _refuse(beyond, fresh, old, models)
@@ -190,11 +171,11 @@ def align(
             space=theirs.space,
             until_ms=fresh.origin.until_ms,
             revision=old.origin.revision + 1,
-            made_by=_command(),
+            made_by=command_line(),
             made_of=own.space.ref,
         )
         write_vectors(out, aligned(own, found.rotation, theirs.space), origin)
-    _say(f"wrote revision {origin.revision} of {theirs.space.ref} to {out}; the rankers that read it need no training")
+    say(f"wrote revision {origin.revision} of {theirs.space.ref} to {out}; the rankers that read it need no training")
 
 
 def _described(found: Alignment, new: SavedVectors, old: SavedVectors) -> str:
@@ -241,46 +222,3 @@ def _old_vectors(text: str, models: ModelStore | None) -> SavedVectors:
         fail(f"--to {text} names a version in a model store; add --store DIR")
     found = embeddings_of(read_version(models, text))
     return SavedVectors(found, VectorsOrigin(space=found.space, until_ms=None))
-
-
-def _edges(text: str, actions: Path | None, before: str | None, reporter: ConsoleReporter) -> Edges:
-    from ranker.embedding.graph.edges import ListEdges, LogEdges, ParquetEdges  # noqa: PLC0415
-
-    path = Path(text)
-    if path.is_file():
-        if before is not None or actions is not None:
-            fail(f"{path} has no times and no actions; leave out --before and --actions")
-        return ListEdges(path) if path.suffix == ".txt" else ParquetEdges(path)
-    log, _ = _log(text, actions, reporter)
-    return LogEdges(log, _until_ms(before, log) or int(log.time_ms[-1]) + 1)
-
-
-def _log(folder: str, actions: Path | None, reporter: ConsoleReporter) -> tuple[ActionLog, str]:
-    from ranker.data.actions import action_log  # noqa: PLC0415
-
-    dataset = read_dataset(folder, actions, reporter)
-    note_problems(dataset, reporter)
-    return action_log(dataset), dataset.name
-
-
-def _until_ms(before: str | None, log: ActionLog) -> int | None:
-    """Return the end of the window that an option names, in Unix milliseconds; None if it names none."""
-    from ranker.data.requests import Split, producer_until_ms  # noqa: PLC0415
-
-    if before is None:
-        return None
-    if before == _TRAINING:
-        return producer_until_ms(log, Split())
-    try:
-        time = datetime.fromisoformat(before)
-    except ValueError:
-        fail(f"--before {before} is no date; write one such as 2026-03-31 or 2026-03-31T12:00, or {_TRAINING}")
-    return round((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1e3)
-
-
-def _command() -> str:
-    return shlex.join(["pinrank", *sys.argv[1:]])
-
-
-def _say(text: str) -> None:
-    Console(markup=False, emoji=False).print(text, highlight=False, soft_wrap=True)

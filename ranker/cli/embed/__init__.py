@@ -1,0 +1,1 @@
+"""`pinrank embed`: makes vectors of pins, measures them, and refreshes those that rankers read."""
