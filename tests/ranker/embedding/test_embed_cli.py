@@ -143,7 +143,9 @@ def test_vectors_are_measured_against_popularity_and_other_vectors(data: Path, v
     recalls = {name: one["recall"]["20"]["value"] for name, one in found["scorers"].items()}
     # Users like pins of one of three kinds, which an SVD finds and popularity does not.
     assert recalls["v.parquet"] > 1.2 * max(recalls["popularity"], recalls["noise.parquet"])
-    assert found["recall_at_20_over"]["popularity"]["low"] > 0
+    over = found["recall_at_20_over"]["popularity"]
+    assert over["value"] == pytest.approx(recalls["v.parquet"] / recalls["popularity"] - 1)
+    assert over["low"] < over["value"] < over["high"]
     assert "recall@20 of v.parquet over noise.parquet: +" in output
     assert "not shown: held-out pins are the only right answers" in output
     code, output = run("embed", "evaluate", vectors, "--data", data, "--known", vectors)
