@@ -58,9 +58,10 @@ class SavedVectors:
         if own_ms is not None and own_ms <= until_ms:
             return
         made = "do not say until when" if own_ms is None else f"were made of events until {date_of(own_ms)}"
+        date = date_of(until_ms)
         raise DatasetError(
-            f"the vectors {made}, and the model may know only events before {date_of(until_ms)} when it reads them; "
-            f"make them with `pinrank embed ... --before training`, or --before {date_of(until_ms)}"
+            f"the vectors {made}, and here they may know only events before {date}, so that nothing is measured on what "
+            f"they have seen; make them with `pinrank embed ... --before training`, or --before {date}"
         )
 
 

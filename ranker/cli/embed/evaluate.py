@@ -76,10 +76,16 @@ def evaluate(
         if json_path is not None:
             check_file(json_path)
         reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True))
-        own = {path.name: read_vectors(path).embeddings for path in vectors}
-        if len(own) < len(vectors):
+        files = {path.name: read_vectors(path) for path in vectors}
+        if len(files) < len(vectors):
             fail("two files have the same name; rename one of them")
-        asked = questions(*_both(data, known, held, actions, before, reporter), [*own.values()], contexts_max, seed)
+        edges = _both(data, known, held, actions, before, reporter)
+        until_ms = edges[0].until_ms
+        if until_ms is not None:
+            for file in files.values():
+                file.refuse_after(until_ms)
+        own = {name: file.embeddings for name, file in files.items()}
+        asked = questions(*edges, [*own.values()], contexts_max, seed)
         scorers: dict[str, Scorer] = {_POPULARITY: by_popularity(asked)}
         scorers |= {name: by_vectors(asked, found) for name, found in own.items()}
         ranks: dict[str, Ranks] = {}

@@ -284,7 +284,9 @@ def test_a_ranker_learns_from_given_vectors(data: Path, vectors: Path, published
     run("embed", "svd", data, "--out", tmp_path / "late.parquet")
     code, output = run(*train, tmp_path / "late.parquet")
     assert code == 1
-    assert "the vectors were made of events until 1970-01-01, and the model may know only events before" in output
+    assert "the vectors were made of events until 1970-01-01, and here they may know only events before" in output
+    code, output = run("embed", "evaluate", tmp_path / "late.parquet", "--data", data)
+    assert (code, "so that nothing is measured on what they have seen" in output) == (1, True)
     code, output = run(*train, vectors)
     assert code == 0, output
 
