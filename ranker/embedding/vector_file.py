@@ -60,8 +60,8 @@ class SavedVectors:
         made = "do not say until when" if own_ms is None else f"were made of events until {date_of(own_ms)}"
         date = date_of(until_ms)
         raise DatasetError(
-            f"the vectors {made}, and here they may know only events before {date}, so that nothing is measured on what "
-            f"they have seen; make them with `pinrank embed ... --before training`, or --before {date}"
+            f"the vectors {made}, and here they may know only events before {date}, so that nothing is measured on "
+            f"what they have seen; make them with `pinrank embed ... --before training`, or --before {date}"
         )
 
 
