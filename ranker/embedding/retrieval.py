@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from ranker.data.embeddings import PinEmbeddings
 from ranker.embedding.graph.edges import Edges
+from ranker.embedding.interests import InterestSettings, interests_of
 from ranker.errors import DatasetError
 from ranker.evaluation.bootstrap import RESAMPLES, Estimate, Resampling, resample
 
@@ -143,6 +145,31 @@ def by_vectors(asked: Questions, vectors: PinEmbeddings) -> Scorer:
         found = sums @ numbers.T
         found[:, ~findable] = -np.inf
         found[~sums.any(axis=1)] = -np.inf
+        return found
+
+    return Scorer(scores, findable)
+
+
+def by_interests(asked: Questions, vectors: PinEmbeddings, settings: InterestSettings) -> Scorer:
+    """Return the scores by the largest cosine with one of the medoids of a context's known pins.
+
+    The pins of a context have no times here, so a cluster is as important as it is large.
+    """
+    numbers = vectors.of(asked.pin_ids).astype(np.float32)
+    lengths = np.linalg.norm(numbers, axis=1, keepdims=True)
+    findable = lengths[:, 0] > 0
+    unit = numbers / np.where(lengths > 0, lengths, 1)
+
+    def scores(contexts: np.ndarray) -> np.ndarray:
+        number, pins = asked.known.of(contexts)
+        splits = np.searchsorted(number, np.arange(len(contexts) + 1))
+        found = np.full((len(contexts), len(unit)), -np.inf, np.float32)
+        for row, (first, stop) in enumerate(pairwise(splits)):
+            own = pins[first:stop][findable[pins[first:stop]]][: settings.pins_max]
+            if len(own):
+                medoids = interests_of(unit[own], np.zeros(len(own), np.int64), settings).medoids
+                found[row] = (unit[own[medoids]] @ unit.T).max(axis=0)
+        found[:, ~findable] = -np.inf
         return found
 
     return Scorer(scores, findable)

@@ -48,6 +48,13 @@ def evaluate(
         typer.Option(help="Edges to ask with, instead of --data: a Parquet or text file as for `embed walks`."),
     ] = None,
     held: Annotated[Path | None, typer.Option(help="Edges that should be found; with --known.")] = None,
+    interests: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1,
+            help="Also ask with so many clusters of the known pins, instead of their mean; repeat it for several.",
+        ),
+    ] = None,
     actions: ActionsOption = None,
     before: BeforeOption = "training",
     contexts_max: Annotated[
@@ -63,7 +70,9 @@ def evaluate(
     Example: [bold]pinrank embed evaluate vectors.parquet --known train.txt --held test.txt[/]
     """
     with explained():
+        from ranker.embedding.interests import InterestSettings  # noqa: PLC0415
         from ranker.embedding.retrieval import (  # noqa: PLC0415
+            by_interests,
             by_popularity,
             by_vectors,
             questions,
@@ -88,6 +97,11 @@ def evaluate(
         asked = questions(*edges, [*own.values()], contexts_max, seed)
         scorers: dict[str, Scorer] = {_POPULARITY: by_popularity(asked)}
         scorers |= {name: by_vectors(asked, found) for name, found in own.items()}
+        for count in interests or []:
+            of_count = InterestSettings(clusters_max=count)
+            scorers |= {
+                f"{name}, {count} interests": by_interests(asked, found, of_count) for name, found in own.items()
+            }
         ranks: dict[str, Ranks] = {}
         for name, scorer in scorers.items():
             with reporter.step(name) as progress:

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from feature_client.groups import EmbeddingSpace
 from ranker.data.embeddings import PinEmbeddings
 from ranker.embedding import retrieval as module
+from ranker.embedding.interests import InterestSettings
 from ranker.embedding.retrieval import (
     NOWHERE,
+    by_interests,
     by_popularity,
     by_vectors,
     questions,
@@ -90,6 +92,19 @@ def test_ranks_are_those_of_a_slow_search(seed, dim, scores_max):
         shown |= set(order[:10]) if len(order) <= 10 else set()
     assert found.ranks.tolist() == expected
     assert shown <= set(np.flatnonzero(found.shown).tolist())
+
+
+def test_interests_ask_with_each_of_their_medoids_and_not_with_their_mean():
+    held = vectors({10: [1, 0], 11: [0, 1], 12: [1, 1], 13: [1, 0.1], 14: [-0.1, 1], 15: [0, 0]})
+    known, right = EdgeList([(1, 10), (1, 11), (2, 15)]), EdgeList([(1, 13), (1, 14), (2, 10)])
+    asked = questions(known, right, [held])
+    by_mean = ranked(asked, by_vectors(asked, held))
+    assert by_mean.ranks.tolist() == [1, 2, NOWHERE]  # between both interests lies 12
+    two = ranked(asked, by_interests(asked, held, InterestSettings(distance=0.5)))
+    assert two.ranks.tolist() == [0, 1, NOWHERE]
+    one = ranked(asked, by_interests(asked, held, InterestSettings(distance=0.5, clusters_max=1)))
+    assert one.ranks.tolist() == [0, 2, NOWHERE]
+    assert by_interests(asked, held, InterestSettings()).findable.tolist() == [True] * 5 + [False]
 
 
 def test_popularity_answers_alike_for_everybody():
