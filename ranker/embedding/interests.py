@@ -123,17 +123,24 @@ def interests_of_log(
         The interests of every user who liked a pin with a vector, in the order of the log's users. A pin that was liked
         several times counts once, at its last time.
     """
-    numbers = vectors.of(log.pin_ids).astype(np.float32)
-    known = np.asarray(numbers.any(axis=1))
-    liked = (log.schema.affinities > 0)[log.action] & known[log.pin] & (log.time_ms < before_ms)
     for user in range(len(log.user_ids)):
-        events = log.by_user[log.user_splits[user] : log.user_splits[user + 1]][::-1]
-        events = events[liked[events]]
-        pins, first = np.unique(log.pin[events], return_index=True)
-        newest = np.sort(first)[: settings.pins_max]
-        if not len(pins):
-            continue
-        chosen = events[newest]
-        pins = log.pin[chosen]
-        found = interests_of(numbers[pins], before_ms - log.time_ms[chosen], settings)
-        yield UserInterests(user, pins, found)
+        found = interests_of_user(log, vectors, before_ms, settings, user)
+        if found is not None:
+            yield found
+
+
+def interests_of_user(
+    log: ActionLog, vectors: PinEmbeddings, before_ms: int, settings: InterestSettings, user: int
+) -> UserInterests | None:
+    """Return the interests of the user at a position; None if the user liked no pin that has a vector."""
+    events = log.by_user[log.user_splits[user] : log.user_splits[user + 1]][::-1]
+    events = events[(log.time_ms[events] < before_ms) & (log.schema.affinities[log.action[events]] > 0)]
+    _, first = np.unique(log.pin[events], return_index=True)
+    events = events[np.sort(first)]
+    numbers = vectors.of(log.pin_ids[log.pin[events]]).astype(np.float32)
+    known = np.flatnonzero(numbers.any(axis=1))[: settings.pins_max]
+    if not len(known):
+        return None
+    chosen = events[known]
+    found = interests_of(numbers[known], before_ms - log.time_ms[chosen], settings)
+    return UserInterests(user, log.pin[chosen], found)

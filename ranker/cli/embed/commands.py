@@ -10,7 +10,8 @@ from rich.console import Console
 
 from ranker.cli.console import ActionsOption, ConsoleReporter, explained, fail, read_version
 from ranker.cli.embed.edges import BeforeOption, command_line, edges_of, log_of, say, until_ms_of
-from ranker.cli.embed.evaluate import evaluate, similar
+from ranker.cli.embed.evaluate import evaluate
+from ranker.cli.embed.explain import explain, similar
 from ranker.cli.places import check_file
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def register(app: typer.Typer) -> None:
     commands.command()(materialise)
     commands.command()(evaluate)
     commands.command()(similar)
+    commands.command()(explain)
     commands.command()(align)
     app.add_typer(commands, name="embed")
 
@@ -50,7 +52,7 @@ def svd(
         check_file(out)
         reporter = ConsoleReporter(Console(markup=False, emoji=False, stderr=True))
         log, dataset_name = log_of(folder, actions, reporter)
-        until_ms = until_ms_of(before, log) or int(log.time_ms[-1]) + 1
+        until_ms = until_ms_of(before, log)
         with reporter.step("embeddings"):
             found = svd_embeddings(log, until_ms, seed, name or dataset_name)
         write_vectors(out, found, VectorsOrigin(space=found.space, until_ms=until_ms, made_by=command_line()))

@@ -47,7 +47,7 @@ def edges_of(text: str, actions: Path | None, before: str | None, reporter: Cons
             fail(f"{path} has no times and no actions; leave out --before and --actions")
         return file_edges(path)
     log, _ = log_of(text, actions, reporter)
-    return LogEdges(log, until_ms_of(before, log) or int(log.time_ms[-1]) + 1)
+    return LogEdges(log, until_ms_of(before, log))
 
 
 def file_edges(path: Path) -> Edges:
@@ -57,12 +57,12 @@ def file_edges(path: Path) -> Edges:
     return ListEdges(path) if path.suffix == ".txt" else ParquetEdges(path)
 
 
-def until_ms_of(before: str | None, log: ActionLog) -> int | None:
-    """Return the end of the window that --before names, in Unix milliseconds; None if it names none."""
+def until_ms_of(before: str | None, log: ActionLog) -> int:
+    """Return the end of the window that --before names, in Unix milliseconds; without it, that of all events."""
     from ranker.data.requests import Split, producer_until_ms  # noqa: PLC0415
 
     if before is None:
-        return None
+        return int(log.time_ms[-1]) + 1
     if before == _TRAINING:
         return producer_until_ms(log, Split())
     try:

@@ -1,4 +1,4 @@
-"""`pinrank embed evaluate` and `similar`: what vectors of pins find, in numbers and for people to look at."""
+"""`pinrank embed evaluate`: what vectors of pins find."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ranker.cli.console import ActionsOption, ConsoleReporter, explained, fail, read_dataset
+from ranker.cli.console import ActionsOption, ConsoleReporter, explained, fail
 from ranker.cli.embed.edges import BeforeOption, file_edges, log_of, say, until_ms_of
 from ranker.cli.places import check_file
 
@@ -118,38 +118,6 @@ def evaluate(
         json_path.write_text(json.dumps(_as_json(asked, measured, first, against), indent=2, allow_nan=False) + "\n")
 
 
-def similar(
-    vectors: Annotated[Path, typer.Argument(help="Vectors that `pinrank embed` wrote.")],
-    data: Annotated[str, typer.Option("--data", help="Folder of RecBole atomic files, or ml-1m; gives the titles.")],
-    pin: Annotated[
-        list[str] | None,
-        typer.Option(help="Pin to look at, as it appears in the files; repeat it. Default: the five most popular."),
-    ] = None,
-    count: Annotated[int, typer.Option(min=1, max=100, help="How many similar pins to show.")] = 10,
-    actions: ActionsOption = None,
-) -> None:
-    """Show the pins whose vectors are most similar to a pin's, by title.
-
-    Example: [bold]pinrank embed similar vectors.parquet --data ml-1m --pin 2571[/]
-    """
-    with explained():
-        from ranker.data.atomic.identifiers import token_id  # noqa: PLC0415
-        from ranker.embedding.retrieval import most_popular, most_similar  # noqa: PLC0415
-        from ranker.embedding.vector_file import read_vectors  # noqa: PLC0415
-
-        own = read_vectors(vectors).embeddings
-        dataset = read_dataset(data, actions, ConsoleReporter(Console(markup=False, emoji=False, stderr=True)))
-        wanted = [token_id(token) for token in pin] if pin else most_popular(dataset.pins, own, 5)
-        for number in wanted:
-            found = most_similar(own, number, count)
-            table = Table(title=f"similar to {dataset.titles.get(number, str(number))}", title_justify="left")
-            table.add_column("cosine", justify="right")
-            table.add_column("pin")
-            for other, cosine in found:
-                table.add_row(f"{cosine:.3f}", dataset.titles.get(other, str(other)))
-            Console(markup=False, emoji=False).print(table)
-
-
 def _both(
     data: str | None,
     known: Path | None,
@@ -167,8 +135,6 @@ def _both(
         fail("pass either --data, or both --known and --held")
     log, _ = log_of(data, actions, reporter)
     until_ms = until_ms_of(before, log)
-    if until_ms is None:
-        fail("--before says where the held-out events begin; it cannot be empty")
     return LogEdges(log, until_ms), LogEdges(log, None, since_ms=until_ms)
 
 

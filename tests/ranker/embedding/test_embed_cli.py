@@ -175,6 +175,19 @@ def test_similar_pins_are_shown_by_title(data: Path, vectors: Path) -> None:
     assert (code, "has no vector in tiny-taste-svd@2" in output) == (1, True)
 
 
+def test_a_users_interests_are_shown_by_title(data: Path, vectors: Path) -> None:
+    code, output = run("embed", "explain", vectors, "--data", data, "--user", "u4", "--distance", "1.0")
+    assert code == 0, output
+    shares = [float(share) for share in re.findall(r"([0-9.]+)% │ Pin number", output)]
+    assert len(shares) >= 1
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) == pytest.approx(100, abs=0.2)
+    code, output = run("embed", "explain", vectors, "--data", data, "--user", "nobody")
+    assert (code, "is of user 'nobody'" in output) == (1, True)
+    code, output = run("embed", "explain", vectors, "--data", data, "--user", "u4", "--before", "1970-01-01")
+    assert (code, "liked no pin that has a vector in tiny-taste-svd@2" in output) == (1, True)
+
+
 def test_walks_take_edges_without_times(tmp_path: Path) -> None:
     (tmp_path / "boards.txt").write_text("1 10 11\n2 11 12\n")
     out = tmp_path / "n"
