@@ -20,7 +20,7 @@ from ranker.errors import DatasetError
 _ABOUT = "graph.json"
 _VERSION = 1
 #: Ids that are gathered before they are merged with those that are known.
-_IDS_MERGED = 1 << 22
+_IDS_MERGED = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
