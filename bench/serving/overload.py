@@ -17,7 +17,7 @@ import numpy as np
 from bench import client
 from bench.engines.peers import echo_process, plain_process
 from bench.harness import Claim, Conclusion, Raw, markdown_table
-from bench.serving.serving import DEADLINES
+from bench.serving.serving import deadline_ms
 from bench.test_bed import CONFIG, SEED, TestBed, cores_got, known_median, on_a_quiet_machine, one_run_p50_ms, scene
 from loadtest.arrivals import poisson
 from loadtest.open_loop import OK, Samples
@@ -48,7 +48,7 @@ def measure(*, quick: bool = False, config: Path = CONFIG) -> Iterator[Raw]:
     """Run the benchmark. Raises BenchmarkError if the server does not start."""
     plan = QUICK if quick else OverloadPlan()
     with scene(config) as stage:
-        target_ms = DEADLINES["loose"] * one_run_p50_ms(stage, plan.one_run_s)
+        target_ms = deadline_ms("loose", one_run_p50_ms(stage, plan.one_run_s))
         stage.client.submit(client.saturate, *stage.server[:2], stage.subject.requests, 2, 0.0, 1.0).result()
         rounds: list[dict[str, Any]] = []
         for number in range(plan.rounds):

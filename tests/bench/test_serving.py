@@ -12,7 +12,7 @@ from bench.features.synthetic import PINS, fill
 from bench.harness import BenchmarkError, Claim, run, whole
 from bench.processes import cpu_seconds, server_process
 from bench.serving import capacity, overload
-from bench.serving.serving import DEADLINES, conclude, goodput_claims, measure
+from bench.serving.serving import DEADLINES, conclude, deadline_ms, goodput_claims, measure
 from bench.test_bed import on_a_quiet_machine
 from feature_client.features import MissingFeatures
 from feature_client.fetch import fetch
@@ -113,7 +113,7 @@ def test_a_quick_run_measures_every_part_and_keeps_no_path(config_file, tmp_path
     assert len(concluded.claims) == 12
     assert only["goodput"].keys() == DEADLINES.keys()
     one_run_ms = raw["setup"]["one_run_ms"]
-    assert raw["setup"]["deadlines_ms"] == {name: times * one_run_ms for name, times in DEADLINES.items()}
+    assert raw["setup"]["deadlines_ms"] == {name: deadline_ms(name, one_run_ms) for name in DEADLINES}
     assert all(tried["offered_per_s"] > 0 for found in only["goodput"].values() for tried in found["tried"])
     text = (tmp_path / "results" / "serving.json").read_text()
     assert str(tmp_path) not in text
@@ -165,3 +165,8 @@ def test_an_overload_is_measured_beside_an_echo(config_file):
     assert (refusals.measured is None) == all(
         step["refused_ms"] is None for step in only["steps"] if step["factor"] == 3
     )
+
+
+def test_a_deadline_is_a_multiple_of_a_run_and_never_shorter_than_a_call_takes():
+    assert (deadline_ms("tight", 4.0), deadline_ms("loose", 4.0)) == (10.0, 24.0)
+    assert (deadline_ms("tight", 0.5), deadline_ms("loose", 0.5)) == (5.0, 10.0)
