@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from feature_client.bulk.columns import ColumnError, entity_ids, field_values
+from feature_client.bulk.row_groups import batches
 from feature_client.groups import FeatureGroup
 
 CHUNK_ROWS = 20_000
@@ -155,7 +156,7 @@ class Source:
             kinds = {name: schema.field(name).type for name in self._wanted}
             yield 0, {name: pa.array([], kind) for name, kind in kinds.items()}
         position = 0
-        for batch in self._parquet.iter_batches(batch_size=CHUNK_ROWS, columns=self._wanted):
+        for batch in batches(self._parquet, CHUNK_ROWS, self._wanted):
             first = max(0, start - position)
             if first < len(batch):
                 yield position + first, {name: batch.column(name)[first:] for name in self._wanted}

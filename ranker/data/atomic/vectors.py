@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feature_client.bulk.columns import ColumnError, field_values
+from feature_client.bulk.row_groups import batches
 from feature_client.groups import Embedding, EmbeddingSpace
 from ranker.data.atomic.described import FILE, WORDS_MAX, Column, Values, Vectors, columns_of, vectors_of
 from ranker.data.atomic.identifiers import distinct_ids, misspelt
@@ -62,7 +63,7 @@ class VectorFile:
         width = 0
         with _named(self.path):
             parquet = pq.ParquetFile(self.path, page_checksum_verification=True)
-            for batch in parquet.iter_batches(_BATCH_ROWS, columns=[self.id_column, self.vector_column]):
+            for batch in batches(parquet, _BATCH_ROWS, [self.id_column, self.vector_column]):
                 if not len(batch):
                     continue
                 lists = batch.column(self.vector_column)

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feature_client.bulk.columns import ColumnError, entity_ids
+from feature_client.bulk.row_groups import batches
 from ranker.data.actions import ActionLog
 from ranker.errors import DatasetError
 
@@ -80,7 +81,7 @@ class ParquetEdges:
                 raise DatasetError(
                     f"{self.path} lacks the column {min(lacking)}; edges have {CONTEXT} and {PIN}, whole numbers"
                 )
-            for batch in parquet.iter_batches(_BATCH_EDGES, columns=[CONTEXT, PIN]):
+            for batch in batches(parquet, _BATCH_EDGES, [CONTEXT, PIN]):
                 yield self._ids(batch, CONTEXT), self._ids(batch, PIN)
         except (OSError, pa.ArrowException) as error:
             raise DatasetError(f"{self.path} cannot be read as a Parquet file: {error}; write it again") from error

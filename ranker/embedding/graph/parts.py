@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from feature_client.bulk.row_groups import batches
 from ranker.errors import DatasetError, SettingError
 
 #: Pins of a file, and of a part of a file that can be read alone.
@@ -85,7 +86,7 @@ class Parts:
         for path in self.paths if paths is None else paths:
             try:
                 parquet = pq.ParquetFile(path, page_checksum_verification=True)
-                yield from parquet.iter_batches(_PINS_READ, columns=columns)
+                yield from batches(parquet, _PINS_READ, columns)
             except (OSError, KeyError, pa.ArrowException) as error:
                 raise DatasetError(f"{path} cannot be read: {error}; run `{self.command}` again") from error
 

@@ -176,7 +176,7 @@ def test_similar_pins_are_shown_by_title(data: Path, vectors: Path) -> None:
 
 
 def test_a_users_interests_are_shown_by_title(data: Path, vectors: Path) -> None:
-    code, output = run("embed", "explain", vectors, "--data", data, "--user", "u4", "--distance", "1.0")
+    code, output = run("embed", "explain", vectors, "--data", data, "--user", "u4", "--clusters", "99")
     assert code == 0, output
     shares = [float(share) for share in re.findall(r"([0-9.]+)% │ Pin number", output)]
     assert len(shares) >= 1
