@@ -19,8 +19,8 @@ from ranker.errors import DatasetError
 
 _ABOUT = "graph.json"
 _VERSION = 1
-#: Ids that are gathered before they are merged with those that are known.
-_IDS_MERGED = 1 << 20
+#: The least number of ids that are gathered before they are merged with those that are known, if these are few.
+_IDS_MERGED = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ def _nodes(edges: Edges) -> tuple[np.ndarray, np.ndarray, int, str]:
             found.append(np.unique(ids))
             held += len(found[-1])
         count += len(pins)
-        if held > _IDS_MERGED:
+        if held > max(_IDS_MERGED, sum(map(len, known))):  # so that all merges cost what a few large ones do
             known, waiting, held = _merged(known, waiting), ([], []), 0
     context_ids, pin_ids = _merged(known, waiting)
     for what, ids in (("pins", pin_ids), ("contexts", context_ids)):
