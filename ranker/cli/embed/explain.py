@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -70,6 +69,8 @@ def explain(
     Example: [bold]pinrank embed explain vectors.parquet --data ml-1m --user 4169[/]
     """
     with explained():
+        import numpy as np  # noqa: PLC0415
+
         from ranker.data.actions import action_log  # noqa: PLC0415
         from ranker.data.atomic.identifiers import token_id  # noqa: PLC0415
         from ranker.embedding.interests import InterestSettings, interests_of_user  # noqa: PLC0415
