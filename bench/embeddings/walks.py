@@ -27,7 +27,7 @@ from bench.test_bed import SEED
 
 _LOOK_S = 0.25
 _BATCH = 1_000_000
-#: The last numbers of the issue that asked for it.
+#: What one machine of two cores should do with a graph of this size.
 _MINUTES_MAX, _GB_MAX = 10.0, 2.0
 
 

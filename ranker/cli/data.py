@@ -190,7 +190,7 @@ def fill(
         groups = Groups.served_by(bundle.manifest)
         embeddings = embeddings_of(bundle) if pin_vectors is None else read_vectors(pin_vectors).embeddings
         theirs = groups.pin.field("embedding")
-        if isinstance(theirs, Embedding) and embeddings.space != theirs.space:
+        if pin_vectors is not None and isinstance(theirs, Embedding) and embeddings.space != theirs.space:
             fail(
                 f"{pin_vectors} has vectors of {embeddings.space.ref}, and {bundle.manifest.ref} reads "
                 f"{theirs.space.ref}; rotate them with `pinrank embed align`"

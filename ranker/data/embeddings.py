@@ -82,8 +82,15 @@ def space_of(name: str, content: str = "") -> EmbeddingSpace:
     return EmbeddingSpace(name=f"{name}-svd", version=PRODUCER_VERSION, dim=DIM, dtype="float16", content=content)
 
 
-def _content(*parts: object) -> str:
-    """Return the digest by which an embedding space is known: of settings and arrays, in this order."""
+def content_digest(*parts: object) -> str:
+    """Return the digest by which an embedding space, or what goes into one, is known.
+
+    Args:
+        parts: settings, of which the representation counts, and arrays; their order counts, too.
+
+    Returns:
+        16 hex digits.
+    """
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):
@@ -128,7 +135,7 @@ def svd_embeddings(log: ActionLog, before_ms: int, seed: int, name: str) -> PinE
     vectors[:, :dim] = components * (np.sign(components.sum(axis=0)) + (components.sum(axis=0) == 0))
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     given = log.user_ids[users][user], log.pin_ids[pins][pin], weight
-    content = _content("svd", PRODUCER_VERSION, DIM, seed, *given)
+    content = content_digest("svd", PRODUCER_VERSION, DIM, seed, *given)
     return PinEmbeddings(log.pin_ids[pins], vectors.astype(np.float16), space_of(name, content))
 
 

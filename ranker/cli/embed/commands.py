@@ -181,11 +181,14 @@ def align(
 
 
 def _described(found: Alignment, new: SavedVectors, old: SavedVectors) -> str:
+    from ranker.embedding.alignment import MOVED_BELOW  # noqa: PLC0415
+
     return (
         f"{found.shared:,} pins have a vector in both, {found.new:,} only in {new.origin.space.ref}, "
         f"{found.gone:,} only in {old.origin.space.ref}\n"
         f"after the rotation, the mean cosine of a pin's two vectors is {found.mean_cosine:.3f}, and "
-        f"{found.moved_share:.1%} of the pins are below 0.9; each was judged by a rotation that was fitted without it"
+        f"{found.moved_share:.1%} of the pins are below {MOVED_BELOW:g}; each was judged by a rotation that was fitted "
+        "without it"
     )
 
 

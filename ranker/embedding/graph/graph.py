@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -80,27 +81,37 @@ def build_graph(folder: Path, edges: Edges, progress: Callable[[int, int], None]
         return found
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "pin_ids.npy", pin_ids)
-    sides = {"pins": (pin_ids, 1, context_ids), "contexts": (context_ids, 0, pin_ids)}
-    total, done = (len(sides) + 1) * count, count
-    for name, (own_ids, own, other_ids) in sides.items():
-        counts = np.zeros(len(own_ids), np.int64)
-        for batch in edges.batches():
-            counts += np.bincount(np.searchsorted(own_ids, batch[own]), minlength=len(own_ids))
-        starts = np.concatenate([[0], np.cumsum(counts)])
-        np.save(folder / f"{name}_starts.npy", starts)
-        others = np.lib.format.open_memmap(folder / f"{name}_others.npy", mode="w+", dtype=np.uint32, shape=(count,))
-        free = starts[:-1].copy()
-        for batch in edges.batches():
-            _place(others, free, np.searchsorted(own_ids, batch[own]), np.searchsorted(other_ids, batch[1 - own]))
-            done += len(batch[own])
-            progress(done, total)
-        others.flush()
-        del others
+    _write_sides(folder, edges, {"contexts": context_ids, "pins": pin_ids}, count, progress)
     about = {"version": _VERSION, "content": content, "edges": count, "until_ms": edges.until_ms}
     unfinished = folder / f".{_ABOUT}"
     unfinished.write_text(json.dumps(about))
     unfinished.replace(folder / _ABOUT)  # last, so that a graph which lacks it is not complete
     return open_graph(folder)
+
+
+def _write_sides(
+    folder: Path, edges: Edges, ids: dict[str, np.ndarray], count: int, progress: Callable[[int, int], None]
+) -> None:
+    """Write the rows of both sides: count what each node has, then put it there."""
+    counts = {name: np.zeros(len(own), np.int64) for name, own in ids.items()}
+    done, total = count, 3 * count
+    for batch in edges.batches():
+        for (name, own), ends in zip(ids.items(), batch, strict=True):
+            counts[name] += np.bincount(np.searchsorted(own, ends), minlength=len(own))
+        done += len(batch[0])
+        progress(done, total)
+    starts = {name: np.concatenate([[0], np.cumsum(held)]) for name, held in counts.items()}
+    free = {name: own[:-1].copy() for name, own in starts.items()}
+    others = {name: _new_map(folder / f"{name}_others.npy", count) for name in ids}
+    for batch in edges.batches():
+        contexts, pins = (np.searchsorted(own, ends) for own, ends in zip(ids.values(), batch, strict=True))
+        _place(others["contexts"], free["contexts"], contexts, pins)
+        _place(others["pins"], free["pins"], pins, contexts)
+        done += len(pins)
+        progress(done, total)
+    for name, own in starts.items():
+        np.save(folder / f"{name}_starts.npy", own)
+        others[name].flush()
 
 
 def open_graph(folder: Path) -> Graph:
@@ -117,6 +128,10 @@ def open_graph(folder: Path) -> Graph:
     except (OSError, EOFError, ValueError, KeyError) as error:
         raise DatasetError(f"{folder} holds no complete graph ({error}); remove it, and build it again") from error
     return Graph(pin_ids, sides["pins"], sides["contexts"], about["content"], about["until_ms"])
+
+
+def _new_map(path: Path, count: int) -> np.memmap[Any, np.dtype[np.uint32]]:
+    return np.lib.format.open_memmap(path, mode="w+", dtype=np.uint32, shape=(count,))
 
 
 def _mapped(path: Path) -> np.ndarray:

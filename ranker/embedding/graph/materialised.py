@@ -6,7 +6,6 @@ made of (the offline sampling of PinSage's successor at Pinterest).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from ranker.data.embeddings import PinEmbeddings
+from ranker.data.embeddings import PinEmbeddings, content_digest
 from ranker.embedding.graph.neighbours import NEIGHBOURS, PIN, WEIGHTS, read_neighbours
 from ranker.embedding.graph.parts import Parts, open_parts, write_part
 from ranker.embedding.vector_file import SavedVectors
@@ -101,8 +100,8 @@ def materialise(
     """
     if not features:
         raise DatasetError("pins need features; pass at least one file of vectors")
-    spaces = [f"{one.origin.space.ref} {one.origin.revision} {one.origin.made_of}" for one in features]
-    content = hashlib.sha256("\n".join([neighbours.content, *spaces]).encode()).hexdigest()[:16]
+    spaces = [(one.origin.space.ref, one.origin.revision, one.origin.made_of) for one in features]
+    content = content_digest(_KIND, neighbours.content, spaces)
     times = [neighbours.until_ms, *(one.origin.until_ms for one in features)]
     known = [time for time in times if time is not None]
     until_ms = max(known) if len(known) == len(times) else None

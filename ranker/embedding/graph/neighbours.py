@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -13,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from ranker.embedding.graph.graph import Graph, open_graph
+from ranker.data.embeddings import content_digest
+from ranker.embedding.graph.graph import open_graph
 from ranker.embedding.graph.parts import Parts, open_parts, write_part
 from ranker.embedding.graph.walks import WalkSettings, neighbours_of
 
@@ -74,7 +73,8 @@ def make_neighbours(
         DatasetError: there is no graph.
     """
     graph = open_graph(graph_folder(folder))
-    made = Parts(folder, _KIND, _COMMAND, _content(graph, settings), len(graph.pin_ids), graph.until_ms)
+    content = content_digest(_KIND, _VERSION, graph.content, asdict(settings))
+    made = Parts(folder, _KIND, _COMMAND, content, len(graph.pin_ids), graph.until_ms)
     ranges = made.ranges
     missing = {path: ranges[path] for path in made.begin({"settings": asdict(settings)})}
     done = made.pins - sum(stop - first for first, stop in missing.values())
@@ -84,11 +84,6 @@ def make_neighbours(
         done += stop - first
         progress(done, made.pins)
     return made
-
-
-def _content(graph: Graph, settings: WalkSettings) -> str:
-    made_of = json.dumps([_VERSION, graph.content, asdict(settings)], sort_keys=True)
-    return hashlib.sha256(made_of.encode()).hexdigest()[:16]
 
 
 def _written(

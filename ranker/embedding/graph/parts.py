@@ -67,7 +67,7 @@ class Parts:
             unfinished = path.with_name(f".{path.name}")
             unfinished.write_text(json.dumps(about))
             unfinished.replace(path)
-        elif json.loads(path.read_text())["content"] != self.content:
+        elif _content_in(path) != self.content:
             raise SettingError(
                 f"{self.folder} has {self.kind} of other settings or data; choose another folder, or remove it"
             )
@@ -89,6 +89,15 @@ class Parts:
                 yield from batches(parquet, _PINS_READ, columns)
             except (OSError, KeyError, pa.ArrowException) as error:
                 raise DatasetError(f"{path} cannot be read: {error}; run `{self.command}` again") from error
+
+
+def _content_in(about: Path) -> str | None:
+    """Return of what a folder was begun; None if that cannot be read."""
+    try:
+        content: str = json.loads(about.read_text())["content"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return content
 
 
 def open_parts(folder: Path, kind: str, command: str) -> Parts:

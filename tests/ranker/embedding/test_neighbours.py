@@ -77,6 +77,13 @@ def test_neighbours_of_other_settings_or_edges_do_not_mix(many_files):
     assert make_neighbours(other, SETTINGS).content != made.content
 
 
+def test_a_folder_that_does_not_say_of_what_it_has_begun_is_not_gone_on_with(many_files):
+    make_neighbours(many_files, SETTINGS)
+    (many_files / "neighbours.json").write_text("{")
+    with pytest.raises(SettingError, match="has neighbours of other settings or data"):
+        make_neighbours(many_files, SETTINGS)
+
+
 def test_a_folder_without_neighbours_or_with_damaged_ones_says_what_to_do(many_files):
     with pytest.raises(DatasetError, match="holds no neighbours .*; make them with `pinrank embed walks`"):
         open_neighbours(many_files)
