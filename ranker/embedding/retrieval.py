@@ -16,6 +16,7 @@ import numpy as np
 from ranker.data.embeddings import PinEmbeddings
 from ranker.embedding.graph.edges import Edges
 from ranker.embedding.interests import InterestSettings, interests_of
+from ranker.embedding.lists import Lists
 from ranker.errors import DatasetError
 from ranker.evaluation.bootstrap import RESAMPLES, Estimate, Resampling, resample
 
@@ -27,26 +28,6 @@ SLICES = (0, 1, 10, 100)
 NOWHERE = np.iinfo(np.int64).max
 #: Scores in memory at a time.
 _SCORES_MAX = 1 << 24
-
-
-@dataclass(frozen=True, slots=True)
-class Lists:
-    """A list of pins for each context.
-
-    Attributes:
-        splits: int64[C + 1]; context c has the pins from `splits[c]` to `splits[c + 1]`.
-        pins: int64[E], positions of pins, distinct in a list.
-    """
-
-    splits: np.ndarray
-    pins: np.ndarray
-
-    def of(self, contexts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return for each pin of these contexts, in their order, the number of its context among them, and the pin."""
-        counts = np.diff(self.splits)[contexts]
-        numbers = np.repeat(np.arange(len(contexts)), counts)
-        first = np.repeat(self.splits[contexts] - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts)
-        return numbers, self.pins[first + np.arange(len(first))]
 
 
 @dataclass(frozen=True, slots=True)

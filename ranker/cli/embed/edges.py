@@ -39,22 +39,15 @@ def log_of(folder: str, actions: Path | None, reporter: ConsoleReporter) -> tupl
 
 def edges_of(text: str, actions: Path | None, before: str | None, reporter: ConsoleReporter) -> Edges:
     """Return the edges of a dataset's folder, or of a file, whose edges have no times."""
-    from ranker.embedding.graph.edges import LogEdges  # noqa: PLC0415
+    from ranker.embedding.graph.edges import LogEdges, edges_in  # noqa: PLC0415
 
     path = Path(text)
     if path.is_file():
         if before is not None or actions is not None:
             fail(f"{path} has no times and no actions; leave out --before and --actions")
-        return file_edges(path)
+        return edges_in(path)
     log, _ = log_of(text, actions, reporter)
     return LogEdges(log, until_ms_of(before, log))
-
-
-def file_edges(path: Path) -> Edges:
-    """Return the edges of a Parquet file, or of a text file of lists."""
-    from ranker.embedding.graph.edges import ListEdges, ParquetEdges  # noqa: PLC0415
-
-    return ListEdges(path) if path.suffix == ".txt" else ParquetEdges(path)
 
 
 def until_ms_of(before: str | None, log: ActionLog) -> int:

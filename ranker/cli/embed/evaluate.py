@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ranker.cli.console import ActionsOption, ConsoleReporter, explained, fail
-from ranker.cli.embed.edges import BeforeOption, file_edges, log_of, say, until_ms_of
+from ranker.cli.embed.edges import BeforeOption, log_of, say, until_ms_of
 from ranker.cli.places import check_file
 
 if TYPE_CHECKING:
@@ -127,10 +127,10 @@ def _both(
     reporter: ConsoleReporter,
 ) -> tuple[Edges, Edges]:
     """Return the edges to ask with, and those to find."""
-    from ranker.embedding.graph.edges import LogEdges  # noqa: PLC0415
+    from ranker.embedding.graph.edges import LogEdges, edges_in  # noqa: PLC0415
 
     if known is not None and held is not None and data is None:
-        return file_edges(known), file_edges(held)
+        return edges_in(known), edges_in(held)
     if data is None or known is not None or held is not None:
         fail("pass either --data, or both --known and --held")
     log, _ = log_of(data, actions, reporter)

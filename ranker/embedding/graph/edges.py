@@ -123,3 +123,8 @@ class ListEdges:
                     f"pins, with blanks between them ({error})"
                 ) from error
         return np.concatenate(contexts), np.concatenate(pins)
+
+
+def edges_in(path: Path) -> Edges:
+    """Return the edges of a Parquet file, or of a text file of lists."""
+    return ListEdges(path) if path.suffix == ".txt" else ParquetEdges(path)

@@ -6,6 +6,7 @@ made of (the offline sampling of PinSage's successor at Pinterest).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,15 @@ class Neighbourhoods:
 def open_neighbourhoods(folder: Path) -> Parts:
     """Open the neighbourhoods in a folder. Raises DatasetError if there are none, or not all."""
     return open_parts(folder, _KIND, _COMMAND)
+
+
+def features_in(files: Parts) -> list[str]:
+    """Return the spaces of the features of neighbourhoods. Raises DatasetError if their folder does not say."""
+    try:
+        found: list[str] = json.loads((files.folder / f"{_KIND}.json").read_text())["features"]
+    except (OSError, ValueError, KeyError) as error:
+        raise DatasetError(f"{files.folder} holds no {_KIND} ({error}); make them with `{_COMMAND}`") from error
+    return found
 
 
 def read_neighbourhoods(files: Parts) -> Iterator[Neighbourhoods]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ranker.embedding.graph.graph import Graph
+from ranker.embedding.graph.graph import Graph, Side
 
 #: SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014).
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -94,10 +94,10 @@ def visits(graph: Graph, first: int, stop: int, settings: WalkSettings) -> tuple
     pins = np.uint64(len(graph.pin_ids))
     while len(at):
         keys = keys + _GOLDEN
-        at = _other_end(graph.pins.starts, graph.pins.others, at, _mixed(keys) >> _HALF)
+        at = other_end(graph.pins, at, _mixed(keys) >> _HALF)
         keys = keys + _GOLDEN
         drawn = _mixed(keys)
-        at = _other_end(graph.contexts.starts, graph.contexts.others, at, drawn >> _HALF)
+        at = other_end(graph.contexts, at, drawn >> _HALF)
         found.append(start.astype(np.uint64) * pins + at.astype(np.uint64))
         goes_on = (drawn & np.uint64(0xFFFFFFFF)) < goes_on_below
         at, start, keys = at[goes_on], start[goes_on], keys[goes_on]
@@ -105,11 +105,11 @@ def visits(graph: Graph, first: int, stop: int, settings: WalkSettings) -> tuple
     return (visited // pins).astype(np.int64), (visited % pins).astype(np.int64), counts
 
 
-def _other_end(starts: np.ndarray, others: np.ndarray, at: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """Return int64[N], a node on the other side for each of N nodes, by N random numbers below 2^32."""
-    first = starts[at]
-    degree = (starts[at + 1] - first).astype(np.uint64)
-    chosen: np.ndarray = others[first + ((drawn * degree) >> _HALF).astype(np.int64)].astype(np.int64)
+def other_end(side: Side, at: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """Return int64[N], a node on the other side for each of N nodes, by N random uint64 below 2^32."""
+    first = side.starts[at]
+    degree = (side.starts[at + 1] - first).astype(np.uint64)
+    chosen: np.ndarray = side.others[first + ((drawn * degree) >> _HALF).astype(np.int64)].astype(np.int64)
     return chosen
 
 

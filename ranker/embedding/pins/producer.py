@@ -1,0 +1,78 @@
+"""From neighbourhoods, a graph and tasks to a trained network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from ranker.data.embeddings import content_digest
+from ranker.embedding.graph.graph import Graph
+from ranker.embedding.graph.materialised import features_in
+from ranker.embedding.graph.parts import Parts
+from ranker.embedding.pins.inputs import read_inputs
+from ranker.embedding.pins.network import PinNetworkSettings
+from ranker.embedding.pins.tasks import GRAPH, Tasks, examples_of
+from ranker.embedding.pins.trained import VERSION, AboutNetwork, TrainedPins, weights_of
+from ranker.embedding.pins.training import PinEpoch, PinTraining, train_pins
+from ranker.errors import DatasetError
+
+
+def train_producer(
+    name: str,
+    neighbourhoods: Parts,
+    graph: Graph,
+    tasks: Tasks,
+    folder: Path,
+    sizes: PinNetworkSettings,
+    training: PinTraining,
+    made_by: str = "",
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    note: Callable[[PinEpoch], None] = lambda _epoch: None,
+) -> TrainedPins:
+    """Train a network.
+
+    Args:
+        name: of the spaces of its vectors.
+        neighbourhoods: of the pins of `graph`.
+        graph: whose contexts are examples.
+        tasks: what to train for.
+        folder: where the files that tasks name are.
+        sizes: of the network.
+        training: how to train.
+        made_by: the command, which the file of the network will hold.
+        progress: called with the number of steps done, and how many there are at most.
+        note: called after each epoch.
+
+    Raises:
+        DatasetError: a file cannot be read, or the neighbourhoods are of other pins than the graph.
+        DivergedError: the loss is no longer finite.
+    """
+    inputs = read_inputs(neighbourhoods)
+    if inputs.pin_ids.tolist() != graph.pin_ids.tolist():
+        raise DatasetError(f"{neighbourhoods.folder} has other pins than the graph; pass the one that it was made of")
+    examples = examples_of(tasks, graph, folder)
+    network = train_pins(inputs, graph, examples, sizes, training, progress, note)
+    # Files of tasks do not say when their edges came to be.
+    dated = all(task.sets == GRAPH for task in tasks.tasks)
+    given = content_digest(asdict(training), graph.content, *(one.content for one in examples))
+    weights = [part for item in weights_of(network).items() for part in item]
+    about = AboutNetwork(
+        version=VERSION,
+        name=name,
+        settings=asdict(sizes),
+        tasks=tuple(task.name for task in tasks.tasks),
+        features=tuple(features_in(neighbourhoods)),
+        width=inputs.features.shape[1],
+        neighbours=inputs.index.shape[1],
+        content=content_digest(VERSION, neighbourhoods.content, given, inputs.pin_ids, *weights),
+        until_ms=latest(graph.until_ms, neighbourhoods.until_ms) if dated else None,
+        made_by=made_by,
+    )
+    return TrainedPins(network, inputs.pin_ids, about)
+
+
+def latest(*times_ms: int | None) -> int | None:
+    """Return the latest of times; None if one of them is not known."""
+    known = [time for time in times_ms if time is not None]
+    return max(known) if len(known) == len(times_ms) else None

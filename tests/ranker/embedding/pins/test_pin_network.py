@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ranker.embedding.pins.inputs import read_inputs, uniform_hops
+from ranker.embedding.pins.network import Hop, PinNetwork, PinNetworkSettings, _Layer, _mean
+from tests.ranker.embedding.pins.planted import planted
+
+VARIANTS = ("khop", "pooled", "transformer")
+
+
+def network(variant, neighbours=4, tasks=("a", "b")):
+    torch.manual_seed(3)
+    settings = PinNetworkSettings(variant=variant, dim=8, trained_dim=2, hidden=16, layers=2)
+    return PinNetwork(settings, 3, neighbours, 10, tasks).eval()
+
+
+def hops(variant, rng):
+    shape = (6, 4)
+    found = [
+        Hop(torch.from_numpy(rng.integers(0, 10, shape)), torch.from_numpy(rng.random(shape).astype(np.float32)))
+        for _ in range(2 if variant == "khop" else 1)
+    ]
+    for hop in found:
+        hop.weights[1, 2:] = 0
+        hop.weights[2] = 0
+    return found
+
+
+def test_a_mean_is_weighted_by_visits_and_zero_without_neighbours():
+    table = torch.arange(20.0).reshape(10, 2)
+    hop = Hop(torch.tensor([[1, 3], [2, 0], [0, 0]]), torch.tensor([[3.0, 1.0], [0.5, 0.0], [0.0, 0.0]]))
+    assert _mean(table, hop).tolist() == [[3.0, 4.0], [4.0, 5.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_vectors_have_length_one_and_do_not_depend_on_neighbours_that_are_not_there(variant):
+    rng = np.random.default_rng(0)
+    own, table = (torch.from_numpy(rng.standard_normal((n, 5)).astype(np.float32)) for n in (6, 10))
+    found = hops(variant, rng)
+    with torch.no_grad():
+        before = network(variant)(own, table, found)
+        for hop in found:
+            hop.index[hop.weights == 0] = 9
+        after = network(variant)(own, table, found)
+    for task in ("a", "b"):
+        assert torch.allclose(before[task].norm(dim=1), torch.ones(6), atol=1e-6)
+        assert torch.equal(before[task], after[task])
+    assert not torch.allclose(before["a"], before["b"])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_neighbour_that_is_there_counts(variant):
+    rng = np.random.default_rng(0)
+    own, table = (torch.from_numpy(rng.standard_normal((n, 5)).astype(np.float32)) for n in (6, 10))
+    found = hops(variant, rng)
+    with torch.no_grad():
+        before = network(variant)(own, table, found)["a"]
+        found[0].index[0, 0] = (found[0].index[0, 0] + 1) % 10
+        after = network(variant)(own, table, found)["a"]
+    assert not torch.allclose(before[0], after[0], atol=1e-4)
+    assert torch.equal(before[1:], after[1:])
+
+
+def test_a_layer_that_computes_its_first_rows_computes_them_as_one_that_computes_all():
+    torch.manual_seed(0)
+    layer = _Layer(8).eval()
+    tokens, bias = torch.randn(3, 5, 8), torch.randn(3, 5)
+    with torch.no_grad():
+        assert torch.allclose(layer(tokens, bias, rows=1), layer(tokens, bias, rows=5)[:, :1], atol=1e-6)
+
+
+def test_pins_of_uniform_hops_share_a_context(tmp_path):
+    made = planted(tmp_path)
+    own = np.arange(len(made.graph.pin_ids))
+    one, two = uniform_hops(made.graph, own, np.random.default_rng(0))
+    assert (tuple(one.index.shape), tuple(two.index.shape)) == ((60, 10), (60, 50))
+    group = made.graph.pin_ids % np.uint64(6)
+    for hop in (one, two):
+        assert (group[hop.index.numpy()] == group[:, None]).all()
+    assert len(np.unique(one.index.numpy()[0])) > 3
+
+
+def test_inputs_in_memory_are_the_neighbourhoods_of_the_files(tmp_path):
+    made = planted(tmp_path)
+    inputs = read_inputs(made.neighbourhoods)
+    assert np.array_equal(inputs.pin_ids, made.graph.pin_ids)
+    assert inputs.index.shape == (60, 5)
+    assert inputs.weights.sum(axis=1) == pytest.approx(1, abs=0.5)
+    group = made.graph.pin_ids % np.uint64(6)
+    assert (
+        group[inputs.index][inputs.weights > 0] == np.broadcast_to(group[:, None], (60, 5))[inputs.weights > 0]
+    ).all()

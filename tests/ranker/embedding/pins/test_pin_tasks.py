@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ranker.embedding.pins.tasks import CO_SAVE, chosen, examples_of, held_out, read_tasks
+from ranker.errors import DatasetError, SettingError
+from tests.ranker.embedding.edges import EdgeList, graph_of
+
+TASKS = """
+[[tasks]]
+name = "co-save"
+sets = "graph"
+
+[[tasks]]
+name = "substitute"
+pairs = "substitutes.parquet"
+weight = 0.5
+"""
+
+
+@pytest.fixture
+def graph(tmp_path):
+    return graph_of(tmp_path, EdgeList([(1, 10), (1, 20), (1, 20), (2, 30), (3, 40), (3, 10), (3, 30)]))
+
+
+def lists_in(examples):
+    found = examples.lists
+    return [found.pins[a:b].tolist() for a, b in zip(found.splits[:-1], found.splits[1:], strict=True)]
+
+
+def test_sets_are_contexts_of_at_least_two_pins_and_pairs_are_gathered_by_the_pin_that_asks(graph, tmp_path):
+    (tmp_path / "tasks.toml").write_text(TASKS)
+    pairs = {"context_id": [20, 20, 10, 10, 99, 40, 10], "pin_id": [30, 10, 40, 40, 10, 99, 10]}
+    pq.write_table(
+        pa.table({name: pa.array(ids, pa.uint64()) for name, ids in pairs.items()}), tmp_path / "substitutes.parquet"
+    )
+    co_save, substitute = examples_of(read_tasks(tmp_path / "tasks.toml"), graph, tmp_path)
+    assert lists_in(co_save) == [[0, 1], [0, 2, 3]]  # the edge that is there twice once, and no list of a single pin
+    assert co_save.asking is None
+    # Pins 99 are not in the graph, and no pin belongs to itself.
+    assert (substitute.asking.tolist(), lists_in(substitute)) == ([0, 1], [[3], [0, 2]])
+    assert substitute.task.weight == 0.5
+    own = chosen(substitute, np.array([1]))
+    assert (own.asking.tolist(), lists_in(own)) == ([1], [[0, 2]])
+    assert own.content != substitute.content
+
+
+def test_sets_may_come_from_a_file_of_lists(graph, tmp_path):
+    (tmp_path / "lists.txt").write_text("7 10 20 99\n8 30\n9 40 30\n")
+    (tmp_path / "tasks.toml").write_text('[[tasks]]\nname = "list"\nsets = "lists.txt"\n')
+    (found,) = examples_of(read_tasks(tmp_path / "tasks.toml"), graph, tmp_path)
+    assert lists_in(found) == [[0, 1], [2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[[tasks]]\nname = "a"\n', "task 'a' needs either sets or pairs"),
+        ('[[tasks]]\nname = "a"\nsets = "graph"\npairs = "p.parquet"\n', "task 'a' needs either sets or pairs"),
+        ('[[tasks]]\nname = "a"\nsets = "graph"\n' * 2, "two tasks have the same name"),
+        ('[[tasks]]\nname = "a"\nsets = "graph"\nwieght = 2\n', r"tasks\[0\].wieght: Extra inputs"),
+        ('[[tasks]]\nname = "A b"\nsets = "graph"\n', r"tasks\[0\].name: String should match"),
+        ("tasks = []\n", "tasks: Tuple should have at least 1 item"),
+    ],
+)
+def test_mistakes_in_tasks_are_named(tmp_path, text, message):
+    (tmp_path / "tasks.toml").write_text(text)
+    with pytest.raises(SettingError, match=message):
+        read_tasks(tmp_path / "tasks.toml")
+
+
+def test_a_task_without_examples_is_an_error_that_names_it(graph, tmp_path):
+    (tmp_path / "lists.txt").write_text("7 98 99\n8 10\n")
+    (tmp_path / "tasks.toml").write_text('[[tasks]]\nname = "list"\nsets = "lists.txt"\n')
+    with pytest.raises(DatasetError, match="task 'list': lists.txt has no example whose pins are in the graph"):
+        examples_of(read_tasks(tmp_path / "tasks.toml"), graph, tmp_path)
+
+
+def test_examples_are_learned_from_or_judge_and_never_both(tmp_path):
+    graph = graph_of(tmp_path, EdgeList([(context, pin) for context in range(100) for pin in (context, context + 1)]))
+    ((learned, judges),) = held_out(examples_of(CO_SAVE, graph, tmp_path), 0.2, 10, seed=3)
+    assert (learned.count, judges.count) == (90, 10)
+    assert sorted(lists_in(learned) + lists_in(judges)) == [[context, context + 1] for context in range(100)]
+    ((other, _),) = held_out(examples_of(CO_SAVE, graph, tmp_path), 0.2, 10, seed=4)
+    assert lists_in(other) != lists_in(learned)
