@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -22,6 +23,27 @@ DIM = 32
 #: Version of the producer. Raise it when the same data would give other vectors.
 #: 2: dimensions are weighted by the square root of their singular values.
 PRODUCER_VERSION = 2
+
+
+class PinVectors(Protocol):
+    """Vectors of pins as of any time, in one embedding space."""
+
+    @property
+    def space(self) -> EmbeddingSpace:
+        """The space of the vectors."""
+        ...
+
+    def as_of(self, log: ActionLog, before_ms: int) -> np.ndarray:
+        """Return the vectors of a log's pins as of a time.
+
+        Args:
+            log: the history; only events strictly before `before_ms` are read.
+            before_ms: Unix time in milliseconds.
+
+        Returns:
+            float16[P, D], in the order of `log.pin_ids`; zeros for pins without a vector.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +67,10 @@ class PinEmbeddings:
         index = np.searchsorted(self.pin_ids, pin_ids).clip(max=len(self.pin_ids) - 1)
         found = self.pin_ids[index] == pin_ids
         return np.where(found[:, None], self.vectors[index], np.float16(0))
+
+    def as_of(self, log: ActionLog, before_ms: int) -> np.ndarray:  # noqa: ARG002 - they stay the same
+        """Do what `PinVectors.as_of` says."""
+        return self.of(log.pin_ids)
 
 
 def embeddings_of(bundle: Bundle) -> PinEmbeddings:

@@ -98,7 +98,7 @@ def pins(
     with explained():
         from ranker.embedding.graph.graph import open_graph  # noqa: PLC0415
         from ranker.embedding.graph.materialised import open_neighbourhoods  # noqa: PLC0415
-        from ranker.embedding.graph.neighbours import graph_folder  # noqa: PLC0415
+        from ranker.embedding.graph.neighbours import graph_folder, open_neighbours, walk_settings_in  # noqa: PLC0415
         from ranker.embedding.pins.network import PinNetworkSettings  # noqa: PLC0415
         from ranker.embedding.pins.producer import latest, train_producer  # noqa: PLC0415
         from ranker.embedding.pins.tasks import CO_SAVE, read_tasks  # noqa: PLC0415
@@ -123,6 +123,7 @@ def pins(
                     name,
                     files,
                     edges,
+                    walk_settings_in(open_neighbours(graph)),
                     wanted,
                     folder,
                     sizes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from ranker.data.embeddings import content_digest
 from ranker.embedding.graph.graph import open_graph
 from ranker.embedding.graph.parts import Parts, open_parts, write_part
 from ranker.embedding.graph.walks import WalkSettings, neighbours_of
+from ranker.errors import DatasetError
 
 #: Version of the walks. Raise it when the same graph and settings would give other neighbours.
 _VERSION = 1
@@ -31,6 +33,14 @@ def graph_folder(folder: Path) -> Path:
 def open_neighbours(folder: Path) -> Parts:
     """Open the neighbours in a folder. Raises DatasetError if there are none, or not all."""
     return open_parts(folder, _KIND, _COMMAND)
+
+
+def walk_settings_in(files: Parts) -> WalkSettings:
+    """Return how neighbours were found. Raises DatasetError if their folder does not say."""
+    try:
+        return WalkSettings(**json.loads((files.folder / f"{_KIND}.json").read_text())["settings"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DatasetError(f"{files.folder} holds no {_KIND} ({error}); make them with `{_COMMAND}`") from error
 
 
 #: uint64[N] pins; int64[N + 1] splits; uint64[K] neighbours, a pin's nearest first; float32[K] weights.
@@ -106,7 +116,7 @@ def _written(
 
 def _write(folder: Path, settings: WalkSettings, path: Path, first: int, stop: int) -> Path:
     graph = open_graph(graph_folder(folder))
-    found = neighbours_of(graph, first, stop, settings)
+    found = neighbours_of(graph, np.arange(first, stop), settings)
     splits = pa.array(found.splits.astype(np.int32))
     columns = {
         PIN: pa.array(graph.pin_ids[first:stop]),

@@ -47,62 +47,58 @@ class Neighbours:
     """The most visited pins of each of several pins, the most visited first; at equal counts, the lower position.
 
     Attributes:
-        first: position of the first of these pins.
-        splits: int64[N + 1]; pin `first + i` has the neighbours from `splits[i]` to `splits[i + 1]`.
+        splits: int64[N + 1]; pin i of these has the neighbours from `splits[i]` to `splits[i + 1]`.
         pins: int64[K], positions of the neighbours. A pin is not its own neighbour.
         weights: float32[K], the share of the pin's visits of other pins that were of this one.
     """
 
-    first: int
     splits: np.ndarray
     pins: np.ndarray
     weights: np.ndarray
 
 
-def neighbours_of(graph: Graph, first: int, stop: int, settings: WalkSettings) -> Neighbours:
-    """Walk from the pins at positions from `first` to `stop`, and keep those that were visited most.
+def neighbours_of(graph: Graph, pins: np.ndarray, settings: WalkSettings) -> Neighbours:
+    """Walk from the pins at int64[N], which are distinct, and keep those that were visited most.
 
     Cost: about 1 / restart steps a walk, and a sort of all visits; memory for half a million walks at a time.
     """
     at_once = max(1, _WALKS_MAX // settings.walks)
-    parts = [_most_visited(graph, start, min(start + at_once, stop), settings) for start in range(first, stop, at_once)]
-    counts, pins, weights = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    return Neighbours(first, np.concatenate([[0], np.cumsum(counts)]), pins, weights)
+    parts = [_most_visited(graph, pins[n : n + at_once], settings) for n in range(0, len(pins), at_once)]
+    counts, found, weights = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    return Neighbours(np.concatenate([[0], np.cumsum(counts)]), found, weights)
 
 
-def visits(graph: Graph, first: int, stop: int, settings: WalkSettings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def visits(graph: Graph, pins: np.ndarray, settings: WalkSettings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Count the visits of the walks from some pins.
 
     Args:
         graph: the graph.
-        first: position of the first pin to walk from.
-        stop: position after the last.
+        pins: int64[N], positions of the pins to walk from.
         settings: how to walk.
 
     Returns:
-        Three int64[K] with an entry for each pin and pin visited from it, in ascending order: the pin walked from, less
-        `first`; the position of the pin visited; and how often it was.
+        Three int64[K] with an entry for each pin and pin visited from it, in ascending order: the number of the pin
+        walked from, among `pins`; the position of the pin visited; and how often it was.
     """
-    own = np.repeat(np.arange(first, stop, dtype=np.uint64), settings.walks)
-    numbers = np.tile(np.arange(settings.walks, dtype=np.uint64), stop - first)
+    start = np.repeat(np.arange(len(pins)), settings.walks)
+    at = pins[start]
+    numbers = np.tile(np.arange(settings.walks, dtype=np.uint64), len(pins))
     seed = np.uint64(settings.seed * int(_GOLDEN) % 2**64)
-    keys = _mixed(np.repeat(_mixed(graph.pin_ids[first:stop] + seed), settings.walks) + numbers)
-    start = (own - np.uint64(first)).astype(np.int64)
-    at = own.astype(np.int64)
+    keys = _mixed(_mixed(graph.pin_ids[pins] + seed)[start] + numbers)
     goes_on_below = np.uint64(round((1 - settings.restart) * 2**32))
     found = []
-    pins = np.uint64(len(graph.pin_ids))
+    everything = np.uint64(len(graph.pin_ids))
     while len(at):
         keys = keys + _GOLDEN
         at = other_end(graph.pins, at, _mixed(keys) >> _HALF)
         keys = keys + _GOLDEN
         drawn = _mixed(keys)
         at = other_end(graph.contexts, at, drawn >> _HALF)
-        found.append(start.astype(np.uint64) * pins + at.astype(np.uint64))
+        found.append(start.astype(np.uint64) * everything + at.astype(np.uint64))
         goes_on = (drawn & np.uint64(0xFFFFFFFF)) < goes_on_below
         at, start, keys = at[goes_on], start[goes_on], keys[goes_on]
     visited, counts = np.unique(np.concatenate(found), return_counts=True)
-    return (visited // pins).astype(np.int64), (visited % pins).astype(np.int64), counts
+    return (visited // everything).astype(np.int64), (visited % everything).astype(np.int64), counts
 
 
 def other_end(side: Side, at: np.ndarray, drawn: np.ndarray) -> np.ndarray:
@@ -113,20 +109,18 @@ def other_end(side: Side, at: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     return chosen
 
 
-def _most_visited(
-    graph: Graph, first: int, stop: int, settings: WalkSettings
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _most_visited(graph: Graph, pins: np.ndarray, settings: WalkSettings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the number of neighbours of each of the pins, and the positions and weights of all of these."""
-    start, pin, count = visits(graph, first, stop, settings)
-    others = pin != start + first
+    start, pin, count = visits(graph, pins, settings)
+    others = pin != pins[start]
     start, pin, count = start[others], pin[others], count[others]
-    totals = np.bincount(start, count, stop - first)
+    totals = np.bincount(start, count, len(pins))
     order = np.lexsort((pin, -count, start))
     start, pin, count = start[order], pin[order], count[order]
-    before = np.searchsorted(start, np.arange(stop - first))
+    before = np.searchsorted(start, np.arange(len(pins)))
     kept = np.arange(len(start)) - before[start] < settings.neighbours
     start, pin, count = start[kept], pin[kept], count[kept]
-    return np.bincount(start, minlength=stop - first), pin, (count / totals[start]).astype(np.float32)
+    return np.bincount(start, minlength=len(pins)), pin, (count / totals[start]).astype(np.float32)
 
 
 def _mixed(numbers: np.ndarray) -> np.ndarray:

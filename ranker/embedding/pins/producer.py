@@ -6,10 +6,13 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+
 from ranker.data.embeddings import content_digest
 from ranker.embedding.graph.graph import Graph
 from ranker.embedding.graph.materialised import features_in
 from ranker.embedding.graph.parts import Parts
+from ranker.embedding.graph.walks import WalkSettings
 from ranker.embedding.pins.inputs import read_inputs
 from ranker.embedding.pins.network import PinNetworkSettings
 from ranker.embedding.pins.tasks import GRAPH, Tasks, examples_of
@@ -22,6 +25,7 @@ def train_producer(
     name: str,
     neighbourhoods: Parts,
     graph: Graph,
+    walks: WalkSettings,
     tasks: Tasks,
     folder: Path,
     sizes: PinNetworkSettings,
@@ -36,6 +40,7 @@ def train_producer(
         name: of the spaces of its vectors.
         neighbourhoods: of the pins of `graph`.
         graph: whose contexts are examples.
+        walks: how the neighbours were found.
         tasks: what to train for.
         folder: where the files that tasks name are.
         sizes: of the network.
@@ -49,7 +54,7 @@ def train_producer(
         DivergedError: the loss is no longer finite.
     """
     inputs = read_inputs(neighbourhoods)
-    if inputs.pin_ids.tolist() != graph.pin_ids.tolist():
+    if not np.array_equal(inputs.pin_ids, graph.pin_ids):
         raise DatasetError(f"{neighbourhoods.folder} has other pins than the graph; pass the one that it was made of")
     examples = examples_of(tasks, graph, folder)
     network = train_pins(inputs, graph, examples, sizes, training, progress, note)
@@ -65,11 +70,12 @@ def train_producer(
         features=tuple(features_in(neighbourhoods)),
         width=inputs.features.shape[1],
         neighbours=inputs.index.shape[1],
+        walks=asdict(walks),
         content=content_digest(VERSION, neighbourhoods.content, given, inputs.pin_ids, *weights),
         until_ms=latest(graph.until_ms, neighbourhoods.until_ms) if dated else None,
         made_by=made_by,
     )
-    return TrainedPins(network, inputs.pin_ids, about)
+    return TrainedPins(network, inputs.pin_ids, inputs.features.astype(np.float16), about)
 
 
 def latest(*times_ms: int | None) -> int | None:

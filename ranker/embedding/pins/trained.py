@@ -25,7 +25,7 @@ from ranker.errors import DatasetError
 
 #: Version of the producer. Raise it when the same weights would give other vectors.
 VERSION = 1
-_ABOUT, _PIN_IDS, _WEIGHT = "about", "pin_ids", "weight."
+_ABOUT, _PIN_IDS, _FEATURES, _WEIGHT = "about", "pin_ids", "features", "weight."
 #: Pins whose vectors are computed at a time.
 _AT_ONCE = 4_096
 
@@ -41,6 +41,7 @@ class AboutNetwork(Frozen):
         features: the spaces of the pins' features, in their order.
         width: F, the numbers of these features.
         neighbours: K, the most neighbours of a pin.
+        walks: fields of WalkSettings, with which these were found.
         content: digest of the weights, and of all that they were trained with.
         until_ms: Unix time in milliseconds; it has learned from events before it. None if they have no times.
         made_by: the command that trained it.
@@ -53,6 +54,7 @@ class AboutNetwork(Frozen):
     features: tuple[str, ...]
     width: Annotated[int, Field(ge=1)]
     neighbours: Annotated[int, Field(ge=1)]
+    walks: dict[str, int | float]
     content: str
     until_ms: int | None
     made_by: str = ""
@@ -71,11 +73,13 @@ class TrainedPins:
     Attributes:
         network: in evaluation mode.
         pin_ids: uint64[P], ascending, the pins of its training.
+        features: float16[P, F], their features.
         about: what its file says.
     """
 
     network: PinNetwork
     pin_ids: np.ndarray
+    features: np.ndarray
     about: AboutNetwork
 
     def known_of(self, features: np.ndarray, pin_ids: np.ndarray) -> torch.Tensor:
@@ -91,7 +95,8 @@ def write_network(path: Path, trained: TrainedPins) -> None:
     buffer = io.BytesIO()
     about = np.frombuffer(trained.about.model_dump_json().encode(), np.uint8)
     weights = {_WEIGHT + name: array for name, array in weights_of(trained.network).items()}
-    np.savez(buffer, **{_ABOUT: about, _PIN_IDS: trained.pin_ids}, **weights)  # type: ignore[arg-type]  # of NumPy
+    given = {_ABOUT: about, _PIN_IDS: trained.pin_ids, _FEATURES: trained.features}
+    np.savez(buffer, **given, **weights)  # type: ignore[arg-type]  # of NumPy
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
         unfinished.write_bytes(buffer.getvalue())
@@ -111,7 +116,7 @@ def read_network(path: Path) -> TrainedPins:
     try:
         arrays = decode_arrays(path.read_bytes())
         about = AboutNetwork.model_validate(json.loads(arrays.pop(_ABOUT).tobytes()))
-        pin_ids = arrays.pop(_PIN_IDS)
+        pin_ids, features = arrays.pop(_PIN_IDS), arrays.pop(_FEATURES)
         settings = PinNetworkSettings(**about.settings)  # type: ignore[arg-type]  # the network refuses other values
         network = PinNetwork(settings, about.width, about.neighbours, len(pin_ids), about.tasks)
         weights = {name.removeprefix(_WEIGHT): torch.from_numpy(np.array(array)) for name, array in arrays.items()}
@@ -120,7 +125,7 @@ def read_network(path: Path) -> TrainedPins:
         raise DatasetError(f"{path} holds no network of pins ({error}); train it with `pinrank embed pins`") from error
     if about.version != VERSION:
         raise DatasetError(f"{path} is of version {about.version}, and this pinrank reads {VERSION}; train it again")
-    return TrainedPins(network.eval(), pin_ids, about)
+    return TrainedPins(network.eval(), pin_ids, features, about)
 
 
 def weights_of(network: PinNetwork) -> dict[str, np.ndarray]:
@@ -156,7 +161,7 @@ def vectors_of(
             raise DatasetError("a network of the variant khop draws neighbours from the graph, which is missing")
         batches = _by_hops(trained, neighbourhoods, graph)
     else:
-        batches = (_by_neighbours(trained, part) for part in read_neighbourhoods(neighbourhoods))
+        batches = ((part.pin_ids, by_neighbours(trained, part)) for part in read_neighbourhoods(neighbourhoods))
     pins: list[np.ndarray] = []
     vectors: dict[str, list[np.ndarray]] = {task: [] for task in trained.about.tasks}
     done = 0
@@ -173,19 +178,20 @@ def vectors_of(
     }
 
 
-_Vectors = tuple[np.ndarray, dict[str, torch.Tensor]]
-
-
 @torch.no_grad()
-def _by_neighbours(trained: TrainedPins, part: Neighbourhoods) -> _Vectors:
+def by_neighbours(trained: TrainedPins, part: Neighbourhoods) -> dict[str, torch.Tensor]:
+    """Return float32[N, dim] by task, the vectors of some pins."""
     own = trained.known_of(part.features, part.pin_ids)
     table = trained.known_of(part.neighbour_features, part.neighbours)
     if not len(table):  # no pin has a neighbour: what is never read has to be there
         table = own[:1]
-    return part.pin_ids, trained.network(own, table, [rows_of(part, trained.about.neighbours)])
+    found: dict[str, torch.Tensor] = trained.network(own, table, [rows_of(part, trained.about.neighbours)])
+    return found
 
 
-def _by_hops(trained: TrainedPins, neighbourhoods: Parts, graph: Graph) -> Iterator[_Vectors]:
+def _by_hops(
+    trained: TrainedPins, neighbourhoods: Parts, graph: Graph
+) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
     parts = [(part.pin_ids, part.features) for part in read_neighbourhoods(neighbourhoods)]
     pin_ids, features = (np.concatenate(column) for column in zip(*parts, strict=True))
     if not np.array_equal(pin_ids, graph.pin_ids):

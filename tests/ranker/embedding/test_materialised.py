@@ -55,7 +55,7 @@ def test_what_is_materialised_is_what_a_lookup_on_the_fly_finds(neighbours, tmp_
     read = list(read_neighbourhoods(made))
     assert max(len(one.pin_ids) for one in read) == 9  # a few pins at a time
     graph = open_graph(graph_folder(neighbours.folder))
-    walked = neighbours_of(graph, 0, 100, SETTINGS)
+    walked = neighbours_of(graph, np.arange(100), SETTINGS)
     embeddings = [one.embeddings for one in features]
     expected = joined(graph.pin_ids, walked.splits, graph.pin_ids[walked.pins], walked.weights, embeddings)
     found = whole(read)

@@ -59,7 +59,7 @@ def test_a_run_that_was_interrupted_makes_the_files_that_are_missing(many_files)
 def test_files_are_read_as_they_were_walked(many_files):
     made = make_neighbours(many_files, SETTINGS)
     graph = open_graph(graph_folder(many_files))
-    expected = neighbours_of(graph, 0, 100, SETTINGS)
+    expected = neighbours_of(graph, np.arange(100), SETTINGS)
     read = list(read_neighbours(made))
     assert [len(pins) for pins, *_ in read] == [32, 32, 32, 4]
     assert np.array_equal(np.concatenate([pins for pins, *_ in read]), graph.pin_ids)

@@ -43,7 +43,7 @@ def counted(graph: Graph, settings: WalkSettings) -> np.ndarray:
     """Return float64[P, P], visits of each pin by the walks from each pin."""
     pins = len(graph.pin_ids)
     found = np.zeros((pins, pins))
-    start, pin, count = visits(graph, 0, pins, settings)
+    start, pin, count = visits(graph, np.arange(pins), settings)
     found[start, pin] = count
     return found
 
@@ -67,10 +67,10 @@ def test_any_division_of_the_pins_gives_the_same_neighbours(tmp_path_factory, cu
     with pytest.MonkeyPatch.context() as patch:
         graph = graph_of(tmp_path_factory.mktemp("graph"), random_edges(1, 40, 200, 800))
         settings = WalkSettings(walks=9, neighbours=5, seed=4)
-        whole = neighbours_of(graph, 0, 200, settings)
+        whole = neighbours_of(graph, np.arange(200), settings)
         patch.setattr("ranker.embedding.graph.walks._WALKS_MAX", at_once)
         bounds = sorted({0, 200, *cuts})
-        parts = [neighbours_of(graph, a, b, settings) for a, b in pairwise(bounds)]
+        parts = [neighbours_of(graph, np.arange(a, b), settings) for a, b in pairwise(bounds)]
         for name in ("pins", "weights"):
             assert np.array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name))
         counts = np.concatenate([np.diff(part.splits) for part in parts])
@@ -79,9 +79,9 @@ def test_any_division_of_the_pins_gives_the_same_neighbours(tmp_path_factory, cu
 
 def test_the_walks_of_a_pin_do_not_depend_on_pins_that_they_do_not_meet(tmp_path):
     settings = WalkSettings(walks=50, seed=3)
-    before = neighbours_of(graph_of(tmp_path / "a", SMALL), 0, 6, settings)
+    before = neighbours_of(graph_of(tmp_path / "a", SMALL), np.arange(6), settings)
     graph = graph_of(tmp_path / "b", EdgeList([(0, 1), (0, 2), *SMALL.edges]))
-    after = neighbours_of(graph, 2, 8, settings)
+    after = neighbours_of(graph, np.arange(2, 8), settings)
     assert np.array_equal(after.pins - 2, before.pins)
     assert np.array_equal(after.weights, before.weights)
 
@@ -89,7 +89,7 @@ def test_the_walks_of_a_pin_do_not_depend_on_pins_that_they_do_not_meet(tmp_path
 def test_neighbours_are_the_most_visited_other_pins_with_their_shares(tmp_path):
     graph = graph_of(tmp_path, SMALL)
     settings = WalkSettings(walks=300, neighbours=2, seed=1)
-    found, counts = neighbours_of(graph, 0, 6, settings), counted(graph, settings)
+    found, counts = neighbours_of(graph, np.arange(6), settings), counted(graph, settings)
     np.fill_diagonal(counts, 0)
     for pin in range(6):
         own = slice(found.splits[pin], found.splits[pin + 1])
@@ -103,5 +103,5 @@ def test_neighbours_are_the_most_visited_other_pins_with_their_shares(tmp_path):
 
 def test_another_seed_gives_other_walks(tmp_path):
     graph, settings = graph_of(tmp_path, random_edges(1, 40, 200, 800)), WalkSettings(walks=9, neighbours=5, seed=4)
-    one, other = (neighbours_of(graph, 0, 200, replace(settings, seed=seed)) for seed in (4, 2**63))
+    one, other = (neighbours_of(graph, np.arange(200), replace(settings, seed=seed)) for seed in (4, 2**63))
     assert not np.array_equal(one.pins, other.pins)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from ranker.embedding.vector_file import SavedVectors, VectorsOrigin
 from tests.ranker.embedding.edges import EdgeList
 
 GROUPS, PINS = 6, 60
+WALKS = WalkSettings(walks=40, neighbours=5)
 
 
 @dataclass(frozen=True)
@@ -47,5 +48,5 @@ def features(dim: int = 4, seed: int = 1) -> SavedVectors:
 
 def planted(folder: Path, found: EdgeList | None = None, neighbours: int = 5) -> Planted:
     graph = build_graph(graph_folder(folder / "n"), found or edges())
-    made = make_neighbours(folder / "n", WalkSettings(walks=40, neighbours=neighbours))
+    made = make_neighbours(folder / "n", replace(WALKS, neighbours=neighbours))
     return Planted(graph, materialise(made, [features()], folder / "m"))

@@ -10,7 +10,6 @@ import torch
 
 from ranker.embedding.graph.materialised import materialise
 from ranker.embedding.graph.neighbours import make_neighbours
-from ranker.embedding.graph.walks import WalkSettings
 from ranker.embedding.pins.candidates import SampleSettings
 from ranker.embedding.pins.inputs import read_inputs
 from ranker.embedding.pins.network import PinNetworkSettings
@@ -21,14 +20,14 @@ from ranker.embedding.pins.training import PinTraining
 from ranker.embedding.retrieval import by_popularity, by_vectors, questions, ranked, retrieval
 from ranker.errors import DatasetError, DivergedError
 from tests.ranker.embedding.edges import EdgeList
-from tests.ranker.embedding.pins.planted import GROUPS, PINS, edges, features, planted
+from tests.ranker.embedding.pins.planted import GROUPS, PINS, WALKS, edges, features, planted
 
 SIZES = PinNetworkSettings(variant="pooled", dim=8, trained_dim=4, hidden=16)
 SHORT = PinTraining(epochs_max=3, batch=32, learning_rate=1e-2)
 
 
 def train(made, sizes=SIZES, training=SHORT, tasks=CO_SAVE, folder=None):
-    return train_producer("toy", made.neighbourhoods, made.graph, tasks, folder, sizes, training)
+    return train_producer("toy", made.neighbourhoods, made.graph, WALKS, tasks, folder, sizes, training)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +145,7 @@ def test_other_features_and_other_graphs_are_refused(made, trained, tmp_path):
     space = other.embeddings.space.model_copy(update={"name": "other"})
     origin = other.origin.model_copy(update={"space": space})
     other = replace(other, embeddings=replace(other.embeddings, space=space), origin=origin)
-    neighbours = make_neighbours(made.neighbourhoods.folder.parent / "n", WalkSettings(walks=40, neighbours=5))
+    neighbours = make_neighbours(made.neighbourhoods.folder.parent / "n", WALKS)
     foreign = materialise(neighbours, [other], tmp_path / "m")
     with pytest.raises(
         DatasetError, match=r"the network reads random@1\+00000000000000ab as features, and .* has other@1"
@@ -154,7 +153,7 @@ def test_other_features_and_other_graphs_are_refused(made, trained, tmp_path):
         vectors_of(trained, foreign)
     later = planted(tmp_path / "later", edges(more=[(0, 5_000)]))
     with pytest.raises(DatasetError, match="has other pins than the graph"):
-        train_producer("toy", made.neighbourhoods, later.graph, CO_SAVE, tmp_path, SIZES, SHORT)
+        train_producer("toy", made.neighbourhoods, later.graph, WALKS, CO_SAVE, tmp_path, SIZES, SHORT)
     more = planted(tmp_path / "more", neighbours=9)
     with pytest.raises(DatasetError, match="neighbours, and the network was trained with 5; walk with --neighbours 5"):
         vectors_of(trained, more.neighbourhoods)

@@ -1,0 +1,117 @@
+"""The vectors of pins as of any time, by one network: what a ranker learns from is what a store will hold.
+
+The graph grows with each action, the network and its space stay. A pin that is newer than the network has a vector from
+its first edge on.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from feature_client.groups import EmbeddingSpace
+from ranker.data.actions import ActionLog
+from ranker.data.embeddings import PinEmbeddings
+from ranker.embedding.graph.edges import Edges, LogEdges
+from ranker.embedding.graph.graph import Graph, build_graph
+from ranker.embedding.graph.materialised import joined
+from ranker.embedding.graph.walks import WalkSettings, neighbours_of
+from ranker.embedding.pins.inputs import uniform_hops
+from ranker.embedding.pins.trained import TrainedPins, by_neighbours
+from ranker.errors import SettingError
+
+#: Pins whose neighbours are in memory at a time.
+_AT_ONCE = 2_048
+
+
+def vectors_over(trained: TrainedPins, edges: Edges, task: str, pin_ids: np.ndarray | None = None) -> PinEmbeddings:
+    """Walk over a graph and return the vectors of its pins.
+
+    Args:
+        trained: the network, whose file says how to walk.
+        edges: of the graph.
+        task: whose vectors.
+        pin_ids: uint64[N], the pins that are wanted; None for all of the graph.
+
+    Returns:
+        Vectors of the pins that are wanted and in the graph.
+
+    Raises:
+        DatasetError: there is no edge.
+    """
+    features = PinEmbeddings(
+        trained.pin_ids,
+        trained.features,
+        EmbeddingSpace(name="features", version=1, dim=trained.about.width),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        graph = build_graph(Path(folder) / "graph", edges)
+        pins = np.arange(len(graph.pin_ids))
+        if pin_ids is not None:
+            pins = pins[np.isin(graph.pin_ids, pin_ids)]
+        by_batch = _by_batch(trained, graph, features, pins)
+        found = [by_task[task].numpy().astype(np.float16) for by_task in by_batch]
+        space = trained.about.space(task)
+        return PinEmbeddings(graph.pin_ids[pins], np.concatenate([np.zeros((0, space.dim), np.float16), *found]), space)
+
+
+def _by_batch(
+    trained: TrainedPins, graph: Graph, features: PinEmbeddings, pins: np.ndarray
+) -> Iterator[dict[str, torch.Tensor]]:
+    if trained.network.settings.variant == "khop":
+        table = trained.known_of(features.of(graph.pin_ids), graph.pin_ids)
+        for first in range(0, len(pins), _AT_ONCE):
+            some = pins[first : first + _AT_ONCE]
+            with torch.no_grad():
+                hops = uniform_hops(graph, some, np.random.default_rng(first))
+                yield trained.network(table[torch.from_numpy(some)], table, hops)
+        return
+    walks = WalkSettings(**trained.about.walks)  # type: ignore[arg-type]  # its file was checked
+    for first in range(0, len(pins), _AT_ONCE):
+        some = pins[first : first + _AT_ONCE]
+        found = neighbours_of(graph, some, walks)
+        part = joined(graph.pin_ids[some], found.splits, graph.pin_ids[found.pins], found.weights, [features])
+        yield by_neighbours(trained, part)
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkVectors:
+    """Vectors of pins that a network makes anew for each time: `ranker.data.embeddings.PinVectors`.
+
+    Attributes:
+        trained: the network.
+        task: whose vectors.
+    """
+
+    trained: TrainedPins
+    task: str
+    _known: dict[int, tuple[ActionLog, np.ndarray]] = field(default_factory=dict, repr=False, compare=False)
+
+    @staticmethod
+    def of(trained: TrainedPins, task: str | None = None) -> NetworkVectors:
+        """Return the vectors of a task; of the first one by default. Raises SettingError for an unknown task."""
+        tasks = trained.about.tasks
+        if task is not None and task not in tasks:
+            raise SettingError(f"the network has no task {task!r}; it has {', '.join(tasks)}")
+        return NetworkVectors(trained, task or tasks[0])
+
+    @property
+    def space(self) -> EmbeddingSpace:
+        return self.trained.about.space(self.task)
+
+    def as_of(self, log: ActionLog, before_ms: int) -> np.ndarray:
+        """Return float16[P, D], zeros for pins without an edge. The result is kept: several models ask for the same."""
+        stop = log.before(before_ms)
+        known = self._known.get(stop)
+        if known is not None and known[0] is log:
+            return known[1]
+        found = np.zeros((len(log.pin_ids), self.space.dim), np.float16)
+        if (log.schema.affinities[log.action[:stop]] > 0).any():
+            found = vectors_over(self.trained, LogEdges(log, before_ms), self.task).of(log.pin_ids)
+        self._known[stop] = log, found
+        return found
