@@ -46,6 +46,8 @@ class Recipe:
     variant: str = "late"
     #: How many of the user's last actions the network reads; None means as many as the variant does.
     sequence_length: int | None = None
+    #: How many of a user's interests the network reads.
+    interests: int = 0
     #: Fields of `NetworkConfig` that override the variant's.
     sizes: Mapping[str, Any] = field(default_factory=dict)
     parent: str | None = None
@@ -84,6 +86,7 @@ class Recipe:
             dim=dim,
             similarities=similarity_count(length, len(schema.actions)) if length else 0,
             recency=len(RECENCY_NAMES) if length else 0,
+            interests=self.interests,
             heads=len(heads),
             actions=len(schema.actions),
             surfaces=len(SURFACES),
@@ -104,8 +107,8 @@ class Recipe:
         """Return the settings that distinguish one training from another, as text by name."""
         sizes = {f"size_{name}": str(value) for name, value in self.sizes.items()}
         settings = {name: str(value) for name, value in asdict(self.training).items()}
-        length = {"sequence_length": str(self.length())}
-        return {"version": str(self.version), "variant": self.variant, **length, **sizes, **settings}
+        reads = {"sequence_length": str(self.length()), "interests": str(self.interests)}
+        return {"version": str(self.version), "variant": self.variant, **reads, **sizes, **settings}
 
 
 def _check_features(parent: Parent, draft: Manifest) -> None:
@@ -152,7 +155,7 @@ def target_of(
 
     Raises:
         SettingError: a head weight, the utility table or the variant names something unknown, or the parent has other
-            heads.
+            heads, or reads another number of interests than the recipe asks for.
         DatasetError: the data has no action to predict.
     """
     heads = log.heads if heads is None else heads
@@ -161,6 +164,11 @@ def target_of(
     recipe.training.weights_of(heads)
     space = space or (parent.embeddings.space if parent else space_of(recipe.dataset))
     sizes = parent.config if parent else recipe.network_config(log, heads, space.dim)
+    if parent and recipe.interests not in (0, sizes.interests):
+        raise SettingError(
+            f"{parent.bundle.manifest.ref} reads {sizes.interests} interests, and its successor reads as many; leave "
+            "out --interests, or train a first version without --parent"
+        )
     if parent and [head.name for head in parent.bundle.manifest.heads] != list(heads):
         known = ", ".join(head.name for head in parent.bundle.manifest.heads)
         raise SettingError(f"{parent.bundle.manifest.ref} has the heads {known}, but the data has {', '.join(heads)}")
@@ -172,6 +180,7 @@ def target_of(
         sequence_length=parent.bundle.manifest.sequence_length if parent else recipe.length(),
         similarities=sizes.similarities > 0,
         recency=sizes.recency > 0,
+        interests=sizes.interests,
         described=log.described,
     )
     if parent:

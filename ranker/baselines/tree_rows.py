@@ -8,11 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from model_store.model.similarities import similarities_of_batch, similarity_names
+from ranker.data.users.rows import INTEREST_IMPORTANCES, INTEREST_SIMILARITIES
 from ranker.training.examples import Examples
 
 #: Inputs of the network, by side. The sequence itself has no fixed columns; its similarities stand for it.
 _OF_REQUEST = ("user_embedding", "user_scalars", "surface", "query", "recency")
 _OF_ROW = ("pin_embedding", "pin_scalars")
+#: Of networks that read interests. Their vectors are left out; the similarities stand for them.
+_OPTIONAL = frozenset({INTEREST_IMPORTANCES, INTEREST_SIMILARITIES})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,7 @@ class TreeRows:
         names: list[str] = []
         parts: list[np.ndarray] = []
         for tensors, wanted, rows in ((batch.request, _OF_REQUEST, request), (batch.candidate, _OF_ROW, slice(None))):
-            for name in wanted:
+            for name in (*wanted, *(own for own in tensors if own in _OPTIONAL)):
                 tensor = tensors[name]
                 columns = tensor.reshape(len(tensor), -1).astype(np.float32)
                 parts.append(columns[rows])

@@ -145,6 +145,7 @@ def _recipe(
         explore_toml=bundle.exploration_table(origin),
         variant=network.variant,
         sequence_length=network.sequence_length,
+        interests=network.interests,
         sizes=network.sizes(),
         sampling=data.sampling(),
         training=training.config(execution.precision, from_parent=origin is not None),

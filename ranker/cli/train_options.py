@@ -177,7 +177,6 @@ class DataOptions(OptionGroup):
         int,
         typer.Option(min=1, help="Pins sampled as negatives per training request; each adds a row."),
     ] = 64
-
     impressions: Annotated[
         Path | None,
         typer.Option(
@@ -189,7 +188,6 @@ class DataOptions(OptionGroup):
         bool,
         typer.Option("--with-unseen", help="Also learn from shown pins that the user did not look at, as reported."),
     ] = False
-
     pin_vectors: Annotated[
         Path | None,
         typer.Option(
@@ -229,6 +227,14 @@ class NetworkOptions(OptionGroup):
             min=1, max=256, help="How many of the user's last actions the network reads. Default: as the variant does."
         ),
     ] = None
+    interests: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=64,
+            help="How many of a user's interests the network reads: clusters of the pins that the user liked last.",
+        ),
+    ] = 0
     size: Annotated[
         list[str] | None,
         typer.Option(
@@ -292,7 +298,6 @@ class TrainingOptions(OptionGroup):
     time_window_share: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the requests to which --time-window-h applies.")
     ] = 1.0
-
     off_policy: Annotated[
         bool,
         typer.Option(

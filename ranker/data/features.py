@@ -22,6 +22,7 @@ from ranker.data.atomic.described import FILE as FEATURES_FILE
 from ranker.data.atomic.described import Described, Values, fields_of
 from ranker.data.embeddings import PinEmbeddings
 from ranker.data.problems import refuse_future
+from ranker.data.users.rows import INTEREST_GROUP, InterestRows, UserRows, interest_group, rows_by_group
 from ranker.errors import DatasetError
 
 PIN_GROUP = "pin_core"
@@ -43,15 +44,28 @@ _HOME = np.uint8(0)
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """The groups of a dataset's model; `sequence` is None if the model reads no sequence."""
+    """The groups of a dataset's model.
+
+    Attributes:
+        pin: of pins.
+        user: of users: what both have, and the data's own columns.
+        sequence: None if the model reads no sequence.
+        further: what makes the rows of further groups of users.
+    """
 
     pin: FeatureGroup
     user: FeatureGroup
     sequence: SequenceGroup | None
+    further: tuple[UserRows, ...] = ()
 
     @staticmethod
-    def of(space: EmbeddingSpace, schema: ActionSchema, described: Described | None = None) -> Groups:
-        """Return the groups of a schema's actions and of the data's own columns, with embeddings in `space`."""
+    def of(
+        space: EmbeddingSpace, schema: ActionSchema, described: Described | None = None, interests: int = 0
+    ) -> Groups:
+        """Return the groups of a schema's actions and of the data's own columns, with embeddings in `space`.
+
+        With `interests`, users also have so many of these.
+        """
         described = described or Described()
         counts = tuple(Scalar(name=name) for name in scalar_names(schema))
         embedding = Embedding(name="embedding", space=space)
@@ -61,18 +75,26 @@ class Groups:
             FeatureGroup(name=PIN_GROUP, version=2, entity="pin", fields=(embedding, *counts, *pins, *parties)),
             FeatureGroup(name=USER_GROUP, version=2, entity="user", fields=(embedding, *counts, *users)),
             SequenceGroup(name="actions", version=2, actions=schema.names, surfaces=SURFACES, length_max=LENGTH_MAX),
+            (InterestRows(interest_group(space, interests)),) if interests else (),
         )
 
     @staticmethod
     def served_by(manifest: Manifest) -> Groups:
         """Return the groups that a bundle trained here reads. Raises DatasetError for any other bundle."""
         try:
-            return Groups(manifest.group(PIN_GROUP), manifest.group(USER_GROUP), manifest.sequence)
+            pin, user = manifest.group(PIN_GROUP), manifest.group(USER_GROUP)
         except KeyError as error:
             raise DatasetError(
                 f"{manifest.ref} reads features that are not made from interactions ({error.args[0]}); load them with "
                 "`pinrank features load`"
             ) from error
+        further = tuple(InterestRows(group) for group in manifest.groups if group.name == INTEREST_GROUP)
+        return Groups(pin, user, manifest.sequence, further)
+
+    @property
+    def of_users(self) -> tuple[FeatureGroup, ...]:
+        """All groups of users."""
+        return self.user, *(one.group for one in self.further)
 
     @property
     def pin_scalars(self) -> tuple[str, ...]:
@@ -232,7 +254,7 @@ async def fill_store(
     """Write every pin, user and sequence as of a time; return the number written of each.
 
     Pins and users without an event before that time are written if the data's own files list them, with the features
-    that these have of them. Sequences are not written if `groups` has none.
+    that these have of them. Users have a row in every further group. Sequences are not written if `groups` has none.
 
     Args:
         store: a started store.
@@ -251,18 +273,29 @@ async def fill_store(
     refuse_future(log.time_ms, clock_ms())
     end_ms = int(log.time_ms[-1]) + 1 if before_ms is None else before_ms
     if not replace:
-        for group, ids in ((groups.pin, log.pin_ids), (groups.user, log.user_ids), (groups.sequence, log.user_ids)):
+        for group, ids in (
+            (groups.pin, log.pin_ids),
+            *((group, log.user_ids) for group in groups.of_users),
+            (groups.sequence, log.user_ids),
+        ):
             if group is not None:
                 await refuse_foreign(store, group, ids)
     vectors = embeddings.of(log.pin_ids)
     written = {}
     pins, users = pin_rows(log, groups.pin, vectors, end_ms), user_rows(log, groups.user, vectors, end_ms)
-    for what, group, ids, rows, described, values in (
-        ("pins", groups.pin, log.pin_ids, pins, log.described.pins, log.pin_values),
-        ("users", groups.user, log.user_ids, users, log.described.users, log.user_values),
+    further = rows_by_group(groups.further, log, pins.rows["embedding"], end_ms)
+    # Every user gets a row in each further group, so that a row that is missing means that the store has lost it.
+    listed_users = Values(log.user_values.ids, log.user_values.numbers[:, :0])
+    for what, group, ids, rows, own, values in (
+        ("pins", groups.pin, log.pin_ids, pins, fields_of(log.described.pins), log.pin_values),
+        ("users", groups.user, log.user_ids, users, fields_of(log.described.users), log.user_values),
+        *(
+            (g.name, g, log.user_ids, Rows(further[g.name], users.states), (), listed_users)
+            for g in groups.of_users[1:]
+        ),
     ):
         present = rows.states == RowState.PRESENT
-        others, listed = _listed_only(group, ids, fields_of(described), values)
+        others, listed = _listed_only(group, ids, own, values)
         ids_written, rows_written = np.concatenate([ids[present], others]), np.concatenate([rows.rows[present], listed])
         written[what] = await write_rows(store, group, ids_written, rows_written)
         progress(what, written[what])

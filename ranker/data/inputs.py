@@ -43,7 +43,7 @@ SIMILARITIES = TensorInput(
 def network_inputs(groups: Groups, *, sequence: bool, similarities: bool, recency: bool) -> tuple[TensorInput, ...]:
     """Return the inputs of a network that reads the vectors and scalars of these groups, and the sequence or not.
 
-    Similarities to the sequence and its recency need the sequence.
+    Similarities to the sequence and its recency need the sequence. Further groups of users have inputs of their own.
     """
     return (
         TensorInput(name="user_embedding", source=EmbeddingVector(group=USER_GROUP, field="embedding")),
@@ -55,6 +55,7 @@ def network_inputs(groups: Groups, *, sequence: bool, similarities: bool, recenc
         *(_SEQUENCE_INPUTS if sequence else ()),
         *((RECENCY,) if recency else ()),
         *((SIMILARITIES,) if similarities else ()),
+        *(tensor for one in groups.further for tensor in one.inputs),
     )
 
 

@@ -14,8 +14,8 @@ from itertools import pairwise
 import numpy as np
 
 from ranker.data.embeddings import PinEmbeddings
+from ranker.data.users.interests import InterestSettings, interests_of
 from ranker.embedding.graph.edges import Edges
-from ranker.embedding.interests import InterestSettings, interests_of
 from ranker.embedding.lists import Lists
 from ranker.errors import DatasetError
 from ranker.evaluation.bootstrap import RESAMPLES, Estimate, Resampling, resample

@@ -94,6 +94,7 @@ class BundleParts:
             sequence_length=self.sequence_length,
             similarities=network.similarities > 0,
             recency=network.recency > 0,
+            interests=network.interests,
             described=self.described,
             calibrations=self.calibrations,
         )

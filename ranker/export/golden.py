@@ -6,11 +6,13 @@ actions and all rows are drawn from a seed; only the pin vectors are real, and t
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from feature_client.codec import Rows, RowState
 from feature_client.features import FetchedFeatures
-from feature_client.groups import FeatureGroup, Scalar, SequenceGroup
+from feature_client.groups import Embedding, FeatureGroup, Scalar, SequenceGroup
 from model_store.bundle.manifest import Manifest
 from ranker.data.embeddings import PinEmbeddings
 from ranker.data.features import PIN_GROUP, USER_GROUP, Groups
@@ -34,7 +36,9 @@ def golden_inputs(manifest: Manifest, embeddings: PinEmbeddings, seed: int) -> l
     for candidates, fill, surface in _SHAPES:
         known = surface == "home" or fill > 0.1
         actions = round(fill * manifest.sequence_length)
-        requests.append((_invent(rng, groups, embeddings, candidates, actions, surface, known), surface))
+        fetched = _invent(rng, groups, embeddings, candidates, actions, surface, known)
+        further = {g.name: _invent_further(rng, g, embeddings, fill, known) for g in groups.of_users[1:]}
+        requests.append((replace(fetched, user={**fetched.user, **further}), surface))
     return requests
 
 
@@ -75,6 +79,27 @@ def _invent_user(rng: np.random.Generator, group: FeatureGroup, known: bool) -> 
         return Rows(np.array([group.default_row], group.dtype), np.array([RowState.MISSING], np.uint8))
     vector = rng.normal(size=(1, *group.dtype["embedding"].shape))
     return Rows(_invent_rows(rng, group, vector / np.linalg.norm(vector)), np.array([RowState.PRESENT], np.uint8))
+
+
+def _invent_further(
+    rng: np.random.Generator, group: FeatureGroup, embeddings: PinEmbeddings, fill: float, known: bool
+) -> Rows:
+    """Return a user's row of a further group: vectors of pins, and shares that add up to 1.
+
+    Fields beyond a share `fill` of them keep their zeros, as they do for users with few interests.
+    """
+    rows, fields = np.array([group.default_row], group.dtype), group.fields
+    if not known:
+        return Rows(rows, np.array([RowState.MISSING], np.uint8))
+    vectors = [field.name for field in fields if isinstance(field, Embedding)]
+    held = max(1, round(fill * len(vectors)))
+    for name in vectors[:held]:
+        rows[name] = embeddings.vectors[rng.integers(len(embeddings.vectors))]
+    scalars = [field.name for field in fields if isinstance(field, Scalar)][:held]
+    shares = np.sort(rng.dirichlet(np.ones(len(scalars))))[::-1]
+    for name, share in zip(scalars, shares, strict=True):
+        rows[name] = share
+    return Rows(rows, np.array([RowState.PRESENT], np.uint8))
 
 
 def _invent_rows(rng: np.random.Generator, group: FeatureGroup, vectors: np.ndarray) -> np.ndarray:

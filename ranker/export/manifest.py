@@ -25,6 +25,7 @@ def manifest_fields(
     sequence_length: int,
     similarities: bool = False,
     recency: bool = False,
+    interests: int = 0,
     described: Described | None = None,
     calibrations: Sequence[Calibration] | None = None,
 ) -> dict[str, Any]:
@@ -40,15 +41,16 @@ def manifest_fields(
         sequence_length: how many of the user's last actions the network reads; 0 for none.
         similarities: whether it reads what `model_store.model.similarities` computes.
         recency: whether it reads what `model_store.model.recency` computes.
+        interests: how many of a user's interests it reads.
         described: the data's own columns that are features.
         calibrations: one per head; None leaves the logits unchanged.
     """
-    groups = Groups.of(space, schema, described)
+    groups = Groups.of(space, schema, described, interests)
     calibrations = calibrations or [Calibration()] * len(heads)
     return {
         "name": name,
         "version": version,
-        "groups": (groups.user, groups.pin),
+        "groups": (groups.user, groups.pin, *groups.of_users[1:]),
         "sequence": groups.sequence if sequence_length else None,
         "sequence_length": sequence_length,
         "inputs": network_inputs(groups, sequence=sequence_length > 0, similarities=similarities, recency=recency),
@@ -92,6 +94,7 @@ def draft_manifest(
     sequence_length: int,
     similarities: bool = False,
     recency: bool = False,
+    interests: int = 0,
     described: Described | None = None,
 ) -> Manifest:
     """Return a manifest without files, which suffices to assemble the tensors for training."""
@@ -101,6 +104,7 @@ def draft_manifest(
         sequence_length=sequence_length,
         similarities=similarities,
         recency=recency,
+        interests=interests,
         described=described,
     )
     return Manifest(**fields, files={})

@@ -43,6 +43,8 @@ class NetworkConfig:
     recency: int = 0
     #: Columns of `model_store.model.similarities`; 0 for a network that does not read them.
     similarities: int = 0
+    #: A user's interests; 0 for a network that does not read them.
+    interests: int = 0
     #: Pieces into which the range of each scalar and similarity is divided; 0 for a network without pieces.
     pieces: int = 0
     #: Width to which the pieces are mapped before they are crossed with the other features.
@@ -73,6 +75,11 @@ class NetworkConfig:
     @property
     def sequence(self) -> bool:
         return self.fusion != "none"
+
+    @property
+    def compared(self) -> int:
+        """How many vectors, or means of vectors, each candidate is compared with."""
+        return self.similarities + self.interests
 
 
 #: The initial weight of the product of user and pin on every head's logit.
@@ -161,11 +168,11 @@ class RankerNetwork(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
-        of_user = config.scalars + config.user_features + config.recency
+        of_user = config.scalars + config.user_features + config.recency + config.interests
         of_pin = config.scalars + config.pin_features
         standardised = {"user": of_user, "pin": of_pin}
-        if config.similarities:
-            standardised["similarities"] = config.similarities
+        if config.compared:
+            standardised["similarities"] = config.compared
         for name, width in standardised.items():
             self.register_buffer(f"{name}_mean", torch.zeros(width))
             self.register_buffer(f"{name}_deviation", torch.ones(width))
@@ -174,11 +181,11 @@ class RankerNetwork(nn.Module):
         self.surface = nn.Embedding(config.surfaces, config.surface_dim)
         request_width = 2 * config.dim + of_user + config.surface_dim
         # Pieces of the similarities are crossed in their place.
-        row_width = 3 * config.dim + of_pin + (0 if config.pieces else config.similarities)
+        row_width = 3 * config.dim + of_pin + (0 if config.pieces else config.compared)
         # Past all layers, so that a network orders by them before it has learned anything else.
-        direct = config.similarities
+        direct = config.compared
         if config.pieces:
-            of_row = of_pin + config.similarities
+            of_row = of_pin + config.compared
             self.user_pieces, self.row_pieces = Pieces(of_user, config.pieces), Pieces(of_row, config.pieces)
             self.user_number = nn.Linear(of_user * config.pieces, config.pieces_dim)
             self.row_number = nn.Linear(of_row * config.pieces, config.pieces_dim)
@@ -221,6 +228,9 @@ class RankerNetwork(nn.Module):
         sequence_embeddings: Tensor | None = None,
         similarities: Tensor | None = None,
         recency: Tensor | None = None,
+        interests: Tensor | None = None,
+        interest_importances: Tensor | None = None,
+        interest_similarities: Tensor | None = None,
     ) -> Tensor:
         """Return float32[N, H] logits.
 
@@ -236,6 +246,9 @@ class RankerNetwork(nn.Module):
             sequence_embeddings: float32[R, L, D].
             similarities: float32[N, K]; required if the network reads them.
             recency: float32[R, 4]; required if the network reads it.
+            interests: float32[R, I, D]; what the similarities to interests are made of, and read only there.
+            interest_importances: float32[R, I]; required if the network reads interests.
+            interest_similarities: float32[N, I]; required if the network reads interests.
         """
         read = None
         if sequence_actions is not None and sequence_embeddings is not None:
@@ -245,6 +258,9 @@ class RankerNetwork(nn.Module):
             read=read,
             similarities=similarities,
             recency=recency,
+            interests=interests,
+            interest_importances=interest_importances,
+            interest_similarities=interest_similarities,
         )
 
     def encode(self, actions: Tensor, embeddings: Tensor, pin_embedding: Tensor, row_request: Tensor) -> Tensor:
@@ -279,10 +295,12 @@ class RankerNetwork(nn.Module):
         read: Tensor | None,
         similarities: Tensor | None = None,
         recency: Tensor | None = None,
+        interests: Tensor | None = None,  # noqa: ARG002 - an input of the network all the same
+        interest_importances: Tensor | None = None,
+        interest_similarities: Tensor | None = None,
     ) -> Tensor:
         """Return logits from all other inputs and from `read`, what `encode` returns."""
-        if recency is not None:
-            user_scalars = torch.cat([user_scalars, recency], dim=-1)
+        user_scalars = _joined(user_scalars, recency, interest_importances)
         asked, user = per_row(query, row_request), per_row(user_embedding, row_request)
         of_request = [
             user_embedding,
@@ -299,7 +317,8 @@ class RankerNetwork(nn.Module):
         ]
         direct: list[Tensor] = []
         numbers = [pin_scalars]
-        if similarities is not None:
+        if similarities is not None or interest_similarities is not None:
+            similarities = _joined(similarities, interest_similarities)
             numbers.append(similarities)
             direct.append((similarities - self.similarities_mean) / self.similarities_deviation)
             of_row += [] if self.config.pieces else direct
@@ -320,7 +339,13 @@ class RankerNetwork(nn.Module):
         return logits if self.direct is None else logits + self.direct(torch.cat(direct, dim=-1))
 
     def standardise(self, user_scalars: Tensor, pin_scalars: Tensor, similarities: Tensor | None = None) -> None:
-        """Set the constants of standardisation from float32[R, S], recency included, float32[N, S], float32[N, K]."""
+        """Set the constants of standardisation.
+
+        Args:
+            user_scalars: float32[R, S], with recency and the importances of interests.
+            pin_scalars: float32[N, S].
+            similarities: float32[N, K], with those to interests.
+        """
         for side, values in (("user", user_scalars), ("pin", pin_scalars), ("similarities", similarities)):
             if values is None:
                 continue
@@ -331,6 +356,12 @@ class RankerNetwork(nn.Module):
         if self.config.pieces:
             self.user_pieces.fit(user_scalars)
             self.row_pieces.fit(pin_scalars if similarities is None else torch.cat([pin_scalars, similarities], dim=-1))
+
+
+def _joined(*columns: Tensor | None) -> Tensor:
+    """Return the columns that are given, side by side."""
+    given = [one for one in columns if one is not None]
+    return given[0] if len(given) == 1 else torch.cat(given, dim=-1)  # not one more operator in the exported network
 
 
 def _direct(config: NetworkConfig, width: int) -> nn.Linear | None:

@@ -18,6 +18,7 @@ from ranker.data.actions import ActionLog
 from ranker.data.embeddings import PinEmbeddings
 from ranker.data.features import PIN_GROUP, SURFACES, USER_GROUP, Groups, events_of, folded_in, pin_rows, user_rows
 from ranker.data.requests import Part, Request, Slice, Split, part_slices, slice_requests
+from ranker.data.users.rows import rows_by_group
 from ranker.errors import DatasetError
 
 
@@ -207,7 +208,8 @@ class ExampleBuilder:
         rng = np.random.default_rng([self._seed, span.number])
         requests = slice_requests(log, span, self._manifest.sequence_length, rng)
         keep = rng.random(len(requests)) < share
-        snapshot = FeatureSnapshot.at(span, log, self._groups, self._vectors, self._columns)
+        asking = np.unique([request.user for request, kept in zip(requests, keep, strict=True) if kept]).astype(int)
+        snapshot = FeatureSnapshot.at(span, log, self._groups, self._vectors, self._columns, asking)
         new_to_users = [self._without_repeats(request) for request, kept in zip(requests, keep, strict=True) if kept]
         return [
             self._build_request(request, snapshot, part, rng, attributes)
@@ -258,14 +260,16 @@ class ExampleBuilder:
             {name: snapshot.pins.rows[name][candidates[order]] for name in attributes},
         )
 
-    def fetched(self, request: Request, candidates: np.ndarray, pins: Rows, users: Rows) -> FetchedFeatures:
+    def fetched(
+        self, request: Request, candidates: np.ndarray, pins: Rows, users: Mapping[str, Rows]
+    ) -> FetchedFeatures:
         """Return what a fetch at the time of the request would have returned.
 
         Args:
             request: the request.
             candidates: int64[N], positions in `log.pin_ids`.
             pins: rows of all pins at that time.
-            users: rows of all users at that time.
+            users: by group, rows of all users at that time.
         """
         log = self._log
         query, sequence = request.query_pin, self._groups.sequence
@@ -273,7 +277,7 @@ class ExampleBuilder:
         acted = log.pin[request.history][: len(events)]
         wanted = np.concatenate([candidates, acted, [] if query is None else [query]]).astype(np.int64)
         return FetchedFeatures(
-            user={USER_GROUP: Rows(users.rows[[request.user]], users.states[[request.user]])},
+            user={name: Rows(own.rows[[request.user]], own.states[[request.user]]) for name, own in users.items()},
             pins={PIN_GROUP: Rows(pins.rows[wanted], pins.states[wanted])},
             candidates=len(candidates),
             events=events,
@@ -305,7 +309,7 @@ class FeatureSnapshot:
     Attributes:
         as_of_ms: Unix time in milliseconds; no later event is read.
         pins: in the order of `log.pin_ids`.
-        users: in the order of `log.user_ids`.
+        users: by group, in the order of `log.user_ids`.
         popularity: float32[P, H].
         known: bool[P], pins with an event before the slice.
         new_pins: int64[K], pins whose first event lies in the slice.
@@ -314,17 +318,37 @@ class FeatureSnapshot:
 
     as_of_ms: int
     pins: Rows
-    users: Rows
+    users: Mapping[str, Rows]
     popularity: np.ndarray
     known: np.ndarray
     new_pins: np.ndarray
     new_share: float
 
     @staticmethod
-    def at(span: Slice, log: ActionLog, groups: Groups, vectors: np.ndarray, columns: Sequence[int]) -> FeatureSnapshot:
+    def at(
+        span: Slice,
+        log: ActionLog,
+        groups: Groups,
+        vectors: np.ndarray,
+        columns: Sequence[int],
+        asking: np.ndarray | None = None,
+    ) -> FeatureSnapshot:
+        """Compute the features as of the start of a slice.
+
+        Args:
+            span: the slice.
+            log: the history.
+            groups: the groups of the features.
+            vectors: float16[P, D], the embeddings of the pins, zeros for pins newer than the producer's window.
+            columns: which actions of the schema are counted for `popularity`.
+            asking: int64[N], positions of users, each once: others have the default rows in further groups, which
+                take about 1 ms a user. None for all.
+        """
         stop = log.before(span.start_ms)
         folded = folded_in(log, vectors, stop)
         pins = pin_rows(log, groups.pin, vectors, span.start_ms, folded)
+        users = user_rows(log, groups.user, vectors, span.start_ms, folded)
+        further = rows_by_group(groups.further, log, pins.rows["embedding"], span.start_ms, asking)
         acted = log.pin[stop : log.before(span.stop_ms)]
         known = np.bincount(log.pin[:stop], minlength=len(log.pin_ids)) > 0
         on_new = ~known[acted]
@@ -332,7 +356,7 @@ class FeatureSnapshot:
         return FeatureSnapshot(
             span.start_ms,
             pins,
-            user_rows(log, groups.user, vectors, span.start_ms, folded),
+            {USER_GROUP: users, **{name: Rows(rows, users.states) for name, rows in further.items()}},
             np.stack(counts, axis=-1).astype(np.float32),
             known,
             np.unique(acted[on_new]),

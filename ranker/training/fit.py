@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kernels.engine import ROW_REQUEST
 from model_store.model.utility import UtilityTable
+from ranker.data.users.rows import INTEREST_IMPORTANCES, INTEREST_SIMILARITIES
 from ranker.errors import DivergedError, SettingError
 from ranker.network.model import NetworkConfig, RankerNetwork
 from ranker.training.checkpoint import (
@@ -149,12 +150,13 @@ class _Training:
         device = self._ranks.device
         self._network = RankerNetwork(network_config)
         if parameters is None:
-            request, similarities = examples.batch.request, examples.batch.candidate.get("similarities")
-            of_user = [request[name] for name in ("user_scalars", "recency") if name in request]
+            request, candidate = examples.batch.request, examples.batch.candidate
+            of_user = [request[name] for name in ("user_scalars", "recency", INTEREST_IMPORTANCES) if name in request]
+            compared = [candidate[name] for name in ("similarities", INTEREST_SIMILARITIES) if name in candidate]
             self._network.standardise(
                 torch.from_numpy(np.concatenate(of_user, axis=1)),
-                torch.from_numpy(examples.batch.candidate["pin_scalars"]),
-                None if similarities is None else torch.from_numpy(similarities),
+                torch.from_numpy(candidate["pin_scalars"]),
+                torch.from_numpy(np.concatenate(compared, axis=1)) if compared else None,
             )
         else:
             self._network.load_state_dict(dict(parameters))

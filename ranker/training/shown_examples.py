@@ -77,7 +77,8 @@ class ShownExampleBuilder:
     def _build_slice(self, span: Slice, numbers: np.ndarray, attributes: Sequence[str]) -> list[Examples]:
         if not len(numbers):
             return []
-        snapshot = FeatureSnapshot.at(span, self._shown.dataset, self._groups, self._vectors, self._columns)
+        asking = np.unique(self._shown.requests.users[numbers])
+        snapshot = FeatureSnapshot.at(span, self._shown.dataset, self._groups, self._vectors, self._columns, asking)
         return [self._build_request(int(number), snapshot, attributes) for number in numbers]
 
     def _build_request(self, number: int, snapshot: FeatureSnapshot, attributes: Sequence[str]) -> Examples:
@@ -134,11 +135,12 @@ class ShownExampleBuilder:
         try:
             (golden,) = decode_golden(stored)
             fetched = golden.fetched
-            for group in (self._groups.pin, self._groups.user):
-                found = (fetched.user if group.entity == "user" else fetched.pins)[group.name].rows.dtype
-                if found != group.dtype:
+            for group in (self._groups.pin, *self._groups.of_users):
+                found = (fetched.user if group.entity == "user" else fetched.pins).get(group.name)
+                if found is None or found.rows.dtype != group.dtype:
+                    names = () if found is None else found.rows.dtype.names
                     raise DatasetError(
-                        f"a request's stored rows of group {group.name} have the fields {found.names}, and the model "
+                        f"a request's stored rows of group {group.name} have the fields {names}, and the model "
                         f"reads {group.dtype.names}; join from when servers read the present groups on (--since)"
                     )
             length = self._manifest.sequence_length or len(fetched.events)

@@ -79,7 +79,7 @@ def test_train_publishes_and_labels_and_evaluate_compares(
         "train", "--data", data, "--name", "toy", "--version", "4", "--utility", utility, "--store", store,
         "--label", "canary", "--epochs", "1", "--variant", "base", "--head-weight", "save=4", "--size", "hidden=16",
         "--requests-max", "40", "--tensorboard", tmp_path / "runs", "--resume", tmp_path / "run",
-        "--explore", explore, "--force",
+        "--explore", explore, "--force", "--interests", "2",
     )  # fmt: skip
     assert code == 0, output
     assert "toy@4: " in output
@@ -96,6 +96,7 @@ def test_train_publishes_and_labels_and_evaluate_compares(
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint.pt"]
     assert len(list((tmp_path / "runs").iterdir())) == 1
     bundle = open_model_store(store).read("toy", 4)
+    assert len(bundle.manifest.group("user_interests").fields) == 4
     # A server takes it: it computes what it says, and its utility table fits its heads.
     model = load_model(bundle, NumpyEngine, streams=1)
     exploration = read_exploration(bundle, load_utility(model.utility_toml, model.manifest))

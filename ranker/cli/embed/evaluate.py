@@ -70,7 +70,7 @@ def evaluate(
     Example: [bold]pinrank embed evaluate vectors.parquet --known train.txt --held test.txt[/]
     """
     with explained():
-        from ranker.embedding.interests import InterestSettings  # noqa: PLC0415
+        from ranker.data.users.interests import InterestSettings  # noqa: PLC0415
         from ranker.embedding.retrieval import (  # noqa: PLC0415
             by_interests,
             by_popularity,

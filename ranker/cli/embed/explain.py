@@ -73,7 +73,7 @@ def explain(
 
         from ranker.data.actions import action_log  # noqa: PLC0415
         from ranker.data.atomic.identifiers import token_id  # noqa: PLC0415
-        from ranker.embedding.interests import InterestSettings, interests_of_user  # noqa: PLC0415
+        from ranker.data.users.interests import InterestSettings, interests_of_user  # noqa: PLC0415
         from ranker.embedding.vector_file import read_vectors  # noqa: PLC0415
 
         own = read_vectors(vectors).embeddings

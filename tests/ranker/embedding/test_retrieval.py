@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from feature_client.groups import EmbeddingSpace
 from ranker.data.embeddings import PinEmbeddings
+from ranker.data.users.interests import InterestSettings
 from ranker.embedding import retrieval as module
-from ranker.embedding.interests import InterestSettings
 from ranker.embedding.retrieval import (
     NOWHERE,
     by_interests,

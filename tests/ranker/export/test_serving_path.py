@@ -37,7 +37,7 @@ SCHEMA = ActionSchema(
     )
 )
 MANIFEST = draft_manifest(
-    "songs", space_of("songs"), SCHEMA, SCHEMA.heads, sequence_length=100, similarities=True, recency=True
+    "songs", space_of("songs"), SCHEMA, SCHEMA.heads, sequence_length=100, similarities=True, recency=True, interests=3
 )
 SPLIT = Split(train_slices=2, validation_slices=1, test_slices=2)
 GROUPS = Groups.served_by(MANIFEST)
@@ -71,6 +71,7 @@ def network() -> RankerNetwork:
         scalars=len(scalar_names(SCHEMA)),
         similarities=similarity_count(100, len(SCHEMA.actions)),
         recency=len(RECENCY_NAMES),
+        interests=3,
     )
     return RankerNetwork(sizes).eval()
 
@@ -130,16 +131,17 @@ async def test_logged_requests_replayed_through_store_and_fetch_give_the_tensors
             fetched = await fetch(store, MANIFEST.needs, int(user_id[0]), log.pin_ids[candidates], query)
             served = Assembler(MANIFEST).assemble(fetched, request.surface)
             assert_same(served, offline(log, embeddings, span, request, candidates))
-            replayed.append(
-                (request.surface, len(request.history), fetched.missing().candidates, fetched.missing().user)
-            )
-    surfaces, histories, pins_missing, users_missing = map(set, zip(*replayed, strict=True))
-    # The replay reached every path: both surfaces, full and short sequences, unknown pins and users.
+            missing, interests = fetched.missing(), np.count_nonzero(served.request["interest_importances"])
+            replayed.append((request.surface, len(request.history), missing.candidates, missing.user, interests))
+    surfaces, histories, pins_missing, users_missing, interests_held = map(set, zip(*replayed, strict=True))
+    # The replay reached every path: both surfaces, full and short sequences, unknown pins and users, no interests and
+    # all of them.
     assert surfaces == {"home", "related"}
     assert max(histories) == SEQUENCE_LENGTH
     assert min(histories) < 20
     assert max(pins_missing) > 0
     assert users_missing == {True, False}
+    assert interests_held == {0, 3}
 
 
 def with_other_future(log: ActionLog, from_ms: int) -> ActionLog:

@@ -188,6 +188,35 @@ def test_stored_rows_of_a_request_replace_those_of_a_later_world(tmp_path: Path,
     assert not np.allclose(again.build("train").batch.candidate["pin_scalars"][:3, 0], expected)
 
 
+def test_interests_are_as_of_the_slice_or_those_that_the_server_read(tmp_path: Path, log: ActionLog) -> None:
+    manifest = draft_manifest("toy", space_of("toy"), RATINGS, RATINGS.heads, sequence_length=100, interests=3)
+    embeddings = svd_embeddings(log, int(log.time_ms[-1]) + 1, seed=1, name="toy")
+
+    def builder_of(shown: Shown) -> ShownExampleBuilder:
+        return ShownExampleBuilder(shown, embeddings, manifest, SPLIT, Sampling(), seed=5)
+
+    plain = read_shown(Impressions(joined(tmp_path / "plain", four_requests())), log)
+    fetched = _fetched(builder_of(plain), plain, [pin(n) for n in range(4)])
+    own = fetched.user["user_interests"]
+    examples = builder_of(plain).build("train")
+    assert own.rows["importance_1"][0] > 0
+    assert examples.batch.request["interest_importances"][0, 0] == own.rows["importance_1"][0]
+    np.testing.assert_array_equal(examples.batch.request["interests"][0, 0], own.rows["interest_1"][0])
+    own.rows["importance_1"] = 0.125  # the server read another row
+    without = replace(fetched, user={"user_core": fetched.user["user_core"]})
+    for read, name in ((fetched, "read"), (without, "lost")):
+        stored = encode_golden([GoldenRequest(read, "home", np.zeros((4, 4), np.float32))])
+        folder = joined(tmp_path / name, four_requests(features=stored))
+        builder = builder_of(read_shown(Impressions(folder), log, stored_rows=True))
+        if read is without:
+            with pytest.raises(
+                DatasetError, match=r"stored rows of group user_interests have the fields \(\), and the"
+            ):
+                builder.build("train")
+        else:
+            assert builder.build("train").batch.request["interest_importances"][0, 0] == 0.125
+
+
 def _fetched(builder: ShownExampleBuilder, shown: Shown, pins: Sequence[int]) -> Any:
     from ranker.data.requests import Slice
     from ranker.training.examples import FeatureSnapshot

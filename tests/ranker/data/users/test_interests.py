@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from ranker.data.actions import action_log
 from ranker.data.atomic.recbole import read_atomic
 from ranker.data.embeddings import svd_embeddings
-from ranker.embedding.interests import InterestSettings, interests_of, interests_of_log
+from ranker.data.users.interests import InterestSettings, interests_of, interests_of_log
 from tests.ranker.interactions import write_atomic
 
 DAY_MS = 86_400_000
